@@ -77,9 +77,9 @@ os.environ.setdefault("GLOG_v", "3")
 
 
 class _Face(ModuleType):
-    """This package as its users see it: `train` is the function, although a folder has the same name.
+    """Module type of this package, which keeps public names visible: `train` is the function, although a folder has the same name.
 
-    Importing a folder sets an attribute of the package; that must not hide a public name. Code of the project writes `from
+    Importing a folder sets an attribute of the package, which must not hide a public name. Code of the project writes `from
     pangu_sigma.train.loop import …`, which does not read attributes.
     """
 

@@ -1,4 +1,4 @@
-"""Python interface: what `import pangu_sigma as ps` offers and what the commands call. Each function is a thin layer over the
+"""Python interface: the functions of `import pangu_sigma as ps`, which the commands call too. Each is a thin layer over the
 folder that does the work. docs/commands.md lists commands and functions side by side.
 
 An argument `model` is a `Model` or the path of a folder; paths may be strings or `pathlib.Path`. An error that the user can fix is
@@ -47,10 +47,10 @@ def _changes(overrides: Overrides) -> list[config_file.Override]:
 
 
 def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
-    """Load a configuration: a shipped one by its name, such as "sigma_tiny", one from a YAML file, or that of a run folder.
+    """Load a configuration from a shipped name, such as "sigma_tiny", from a YAML file, or from a run folder.
 
     overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces the whole
-    section. Raises UserError for an unknown name, with a list of the shipped ones, and for unknown keys and invalid values.
+    section. Raises UserError, which lists the shipped names, for an unknown name, and for unknown keys and invalid values.
     """
     if Path(config).is_dir():
         from pangu_sigma.checkpoint.run_folder import run_config
@@ -76,8 +76,8 @@ def prepare_data(config: Config, input: Paths = ()) -> Result:
 def resolve_run(
     config: Config | AnyPath, output: AnyPath | None = None, overrides: Overrides = ()
 ) -> tuple[Config, Path]:
-    """Return the configuration and the run folder for `train` and `launch`. A folder is a run, with its own configuration;
-    anything else is a configuration, and its run folder is `output`, by default runs/NAME."""
+    """Return the configuration and the run folder for `train` and `launch`. A folder is a run folder, with its configuration;
+    any other argument is a configuration, and the run folder is `output`, by default runs/NAME."""
     if isinstance(config, Config):
         return config, Path(output or f"runs/{config.name}")
     loaded = load_config(config, overrides)
@@ -100,9 +100,9 @@ def train(
 ) -> Model:
     """Train a configuration in the run folder `output`, by default runs/NAME, and return the trained model.
 
-    config: a configuration, or a run folder to resume. A run folder with a checkpoint resumes from the newest one; changed keys
-    are logged. A run that is at its last step is only opened. Metrics, checkpoints and a report are in the run folder; the model's
-    `outcome` is the summary, or None if SIGTERM stopped the training.
+    config: a configuration, or a run folder to resume. A run folder with checkpoints resumes from the newest; changed keys
+    are logged. A run at its last step is only opened. Metrics, checkpoints and a report are in the run folder. The model's
+    `outcome` is the summary of the training, or None if SIGTERM stopped it.
 
     start_over: move the folder's contents aside and begin at step 0. allow_data_change: resume although the training text differs
     from the checkpoint's. lock: False to write without a lock, for file systems that have none; a second writer is then not
@@ -160,13 +160,13 @@ def benchmark(
     allow_code_execution: bool = False,
     json: AnyPath | None = None,
 ) -> Result:
-    """Run benchmarks and return their metrics by name: {metric: value, …, "n": …, "skipped": …, "truncated": …}.
+    """Run benchmarks on a model and return the metrics by benchmark: {metric: value, …, "n": …, "skipped": …, "truncated": …}.
 
     model: a run, which keeps the metrics for its report, or an exported model. names: benchmarks of evaluate/README.md, or any of
     lm-evaluation-harness. files: folder with the published files of each benchmark in files/NAME/. domain: domain that answers, by
-    default zh; for programs the first code domain, for translations the first bilingual one, for dialogue the first one of plain
-    text. limit: number of items, the first ones. num_fewshot: examples before each item, by default the benchmark's.
-    samples_per_problem: programs for each problem. temperature: of programs, translations and dialogue. allow_code_execution: run
+    default zh; for programs the first code domain, for translations the first bilingual domain, for dialogue the first plain text
+    domain. limit: number of first items to run. num_fewshot: number of examples before each item, by default the benchmark's.
+    samples_per_problem: programs per problem. temperature: for programs, translations and dialogue. allow_code_execution: run
     the model's programs even where they cannot be isolated from this machine. json: file for the result; progress is saved beside
     it, so that the same call resumes after a kill.
     """
@@ -190,7 +190,7 @@ def benchmark(
 
 
 def report(model: AnyPath, against: Paths = ()) -> Result | Results:
-    """Summarise a run and redraw its report. With other runs: plot and summarise these too, with the loss differences."""
+    """Summarise a run and redraw its report. against: other runs to plot and summarise too, with the differences in loss."""
     from pangu_sigma.train.log.report import write_report
     from pangu_sigma.train.log.summary import format_comparison, format_summary, loss_differences, summarise
 
@@ -247,12 +247,12 @@ def inherit(
     reinit_ratio: float = 0.0,
     moments: bool = False,
 ) -> Receipt:
-    """Make `output`, by default runs/NAME, a run of `config` whose step 0 answers as the dense `model`; `train` resumes it.
+    """Create a run of `config` in `output`, by default runs/NAME, that answers at step 0 as the dense `model`; `train` resumes it.
 
     model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md lists them). heads, activation:
-    needed if the model's files do not contain them. noise, reinit_ratio: variation between copies of an expert at the start, by
-    default none (inherit/variation.py). moments: also copy the Adam moments, which a run of this project has. Returns the receipt,
-    which is saved in the folder as lineage.json. Raises UserError if `output` exists, and for a model that is sparse, damaged, of
+    needed if the model's files do not state them. noise, reinit_ratio: variation between copies of an expert at the start, by
+    default none (inherit/variation.py). moments: also copy the Adam moments, which a run of this project has. Returns the receipt
+    of the weights' origin, saved as lineage.json. Raises UserError if `output` exists, and for a model that is sparse, damaged, of
     another shape, or of an unknown layout.
     """
     _, folder = resolve_run(config, output)
@@ -278,7 +278,7 @@ def planned_inheritance(
     reinit_ratio: float = 0.0,
     moments: bool = False,
 ) -> Results:
-    """Return the origin of every tensor that `inherit` would write, for its --dry-run."""
+    """Return the origin of every tensor that `inherit` would write, for --dry-run. Arguments: as in `inherit`."""
     from pangu_sigma.inherit import from_alpha
     from pangu_sigma.inherit.parent import open_parent
     from pangu_sigma.inherit.receipt import format_mapping
@@ -301,8 +301,8 @@ def extend(
     activation: Activation | None = None,
     skip_graph_check: bool = False,
 ) -> Receipt:
-    """Make `output`, by default runs/NAME, a run of `config`, which has more domains, slots, English pieces or experts than the
-    trained run `model`.
+    """Create a run of `config` in `output`, by default runs/NAME, from the trained run `model`, which has fewer domains, slots,
+    English pieces or experts.
 
     Old domains answer as before, bit for bit, and keep their Adam moments; `train` resumes from step 0. Give one origin of the new
     domains: from_domain: a domain of `model`, with its experts and routing; from_dense: a dense model as in `inherit`, with heads
@@ -352,7 +352,7 @@ def extract(
 
 
 def is_model(what: AnyPath) -> bool:
-    """Return True if `inspect` takes a path as a model: a folder, or a file with the suffix of a file of weights."""
+    """Return True if `inspect` treats a path as a model: a folder, or a file with the suffix of a file of weights."""
     return Path(what).is_dir() or Path(what).suffix in (".safetensors", ".ckpt", ".pt", ".bin")
 
 
@@ -398,7 +398,7 @@ def plan(
 
     devices: number of NPUs. compile: also compile the step for Ascend with MindSpore, and compare; takes minutes. factors: also
     simulate the smallest parallel.capacity_factor and arrival_factor that drop no row. scan: also find the fastest layouts on 8 to
-    4,096 NPUs, and plot them if it is a file. The result is not `ok` if the plan does not fit, or differs from what was compiled.
+    4,096 NPUs, and plot them if it is a file. The result is not `ok` if the plan does not fit, or differs from the compiled step.
     """
     if devices is None and (scan is False or compile or factors):
         raise ConfigError("plan needs --devices N, for a plan on N NPUs; or --scan, for a table of 8 to 4,096 NPUs")
@@ -475,7 +475,7 @@ def chat(
     seed: int | None = None,
     weights: Precision | None = None,
 ) -> int:
-    """Run a chat on standard input and output, and return the exit status. domain: the first to answer."""
+    """Run a chat on standard input and output, and return the exit status. domain: domain that answers first."""
     from pangu_sigma.generate.text import open_engine
     from pangu_sigma.serve.terminal import ChatSettings, run_chat
 

@@ -2,7 +2,7 @@
 
 910A is the paper's chip. 910B, in bins 1 to 4, is in Atlas 800T A2 and 900 A2; 910_93 is half of the package of Atlas 900 A3, whose
 two dies are two NPUs to all software. Each figure has its source beside it; data sheets were read in copies that others made.
-"Third party" marks figures that others published, "reported" those that were read about a source and not in it. Rates are for dense
+"Third party" marks figures that others published, "reported" figures that were read about a source, not in it. Rates are for dense
 products; bandwidths are one way.
 """
 
@@ -19,14 +19,14 @@ Chip = Literal["910a", "910b", "910b1", "910b2", "910b3", "910b4", "910_93"]
 
 @dataclass(frozen=True)
 class ChipData:
-    """One NPU and the server it is in.
+    """Data sheet of one type of NPU and of its server.
 
-    title: its name in messages. soc: CANN's name of it, without the bin where software does not tell bins apart.
-    memory: bytes. flops: floating-point operations per second by dtype. half: the 16-bit dtype that trains best on it.
-    hbm, pcie, hccs, network: bandwidths in bytes per second, of its memory, to or from its host, to NPUs of its host, and to other
-    hosts. per_host: NPUs of a server. host_memory: bytes. host_cores: CPU cores of a server.
-    dropless: True if CANN has GroupedMatmul, and collectives of uneven parts, for it. saturates: True if overflow gives the largest
-    number and a flag, not infinity.
+    title: name of the NPU in messages. soc: CANN's name of the NPU, without the bin if software does not tell bins apart.
+    memory: bytes of the NPU. flops: floating-point operations per second, by dtype. half: 16-bit dtype that trains best.
+    hbm, pcie, hccs, network: bandwidths in bytes per second: of the NPU's memory, to or from the host, to NPUs of the same host,
+    and to other hosts. per_host: number of NPUs of a server. host_memory: bytes of a server. host_cores: CPU cores of a server.
+    dropless: True if CANN has GroupedMatmul, and collectives of uneven parts, for the NPU. saturates: True if overflow gives the
+    largest number and a flag, not infinity.
     """
 
     title: str
@@ -121,7 +121,7 @@ CHIP_DATA: dict[Chip, ChipData] = {
         saturates=False,
     ),
 }
-"""Data of each chip."""
+"""Data of each chip, by name."""
 
 CHIP_NAMES: tuple[Chip, ...] = get_args(Chip)
 """Names of all chips, the paper's first."""

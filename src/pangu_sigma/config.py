@@ -18,11 +18,11 @@ from pangu_sigma.errors import UserError
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot be used; the message is complete and meant for the user."""
+    """Error of a configuration that cannot be used; the message is complete and meant for the user."""
 
 
 class Section(BaseModel):
-    """Base class of the sections of the tree: it refuses unknown keys, silent type conversions, infinity and NaN."""
+    """Base class of the sections of the configuration tree: refuses unknown keys, silent type conversions, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -30,23 +30,23 @@ class Section(BaseModel):
 # Upper bounds are far above any real model. They exist so that a slip of the pen is an error here and not a loop or an allocation
 # without end; whether a model fits the machine is asked elsewhere (host_memory.py, planning/).
 MOST = 10**12
-"""Upper limit of all counts, such as steps: about 10⁵ times those of the paper's run."""
+"""Upper limit of all counts, such as steps: about 10⁵ times the counts of the paper's run."""
 MOST_RANKS = 1 << 20
 """Upper limit of the number of ranks; the paper's run had 512."""
 MOST_ROWS = 1 << 26
-"""Upper limit of the rows of all embedding slots together, 67 million: each has its token in a table in memory. The paper's run has
-about 138,000 (derived)."""
+"""Upper limit of the rows of all embedding slots together, 67 million: a table in memory holds the token of each. The paper's run
+has about 138,000 (derived)."""
 
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 NonNegative = Annotated[int, Field(ge=0, le=MOST)]
 Width = Annotated[int, Field(ge=1, le=1 << 20)]
-"""A size of the network, of a batch or of the cluster: at most 1,048,576; the paper's largest is its FFN, of 20,480."""
+"""Size of the network, of a batch or of the cluster: at most 1,048,576. The paper's largest is the FFN's width, 20,480."""
 Layers = Annotated[int, Field(ge=0, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
-"""A random seed of 32 bits, the most that NumPy accepts from MindSpore."""
+"""Random seed of 32 bits, the most that NumPy accepts from MindSpore."""
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30)]
-"""A positive number far enough within float32's range to be multiplied."""
+"""Positive number far enough within float32's range to be multiplied."""
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
 
 
@@ -58,7 +58,7 @@ fast_gelu: x · sigmoid(1.702 x). tanh: x/2 · (1 + tanh(√(2/π) (x + 0.044715
 
 
 class ModelConfig(Section):
-    """The network: dense layers inherited from PanGu-α, then RRE layers, whose FFNs are Random Routed Experts."""
+    """Section `model`, the network: dense layers inherited from PanGu-α, then RRE layers, whose FFNs are Random Routed Experts."""
 
     hidden: Width
     """H, width of the residual stream."""
@@ -70,7 +70,7 @@ class ModelConfig(Section):
     """Number of dense layers at the bottom, which all domains share."""
     rre_layers: Layers
     """N, number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer; it
-    is one of these if N > 0."""
+    is an RRE layer if N > 0."""
     activation: Activation = "fast_gelu"
     """Activation of every FFN, of a dense layer and of an expert alike. `fast_gelu`: PanGu-Σ (reported), and PanGu-α in MindSpore's
     model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its ports to Hugging Face. Use the activation that the weights were
@@ -84,10 +84,10 @@ class ModelConfig(Section):
     """R, number of word-embedding rows in each embedding slot, which is also the number of classes of a domain's output head."""
     dropout: Rate = 0.0
     """Dropout probability, at embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1, the paper
-    gives none. The masks follow from the seed, the number of the sample among all that the run takes, and the position in it, so a
-    run that was stopped goes on with the same masks, on any number of ranks."""
+    gives none. The masks follow from the seed, the number of the sample in the run and the position in the sample, so a stopped
+    run goes on with the same masks, on any number of ranks."""
     init_std: PositiveFloat = 0.02
-    """Standard deviation of initial weights and tables (PanGu-α); that of output projections is divided by sqrt(2 · layers)."""
+    """Standard deviation of initial weights and tables (PanGu-α); for output projections it is divided by sqrt(2 · layers)."""
     expert_init: Literal["replicated", "independent"] = "replicated"
     """`replicated`: the experts of a layer start with equal weights, as after inheriting. `independent`: each draws its own."""
 
@@ -107,7 +107,7 @@ class ModelConfig(Section):
 
 
 class DomainConfig(Section):
-    """One domain: its experts, its embedding slot and its sample format."""
+    """Section `domains`, one entry: a domain's name, sample format, language, embedding slot and sampling weight."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
     format: Literal["text", "bilingual", "code"] = "text"
@@ -122,19 +122,19 @@ class DomainConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """Vocabulary: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces.
+    """Section `vocabulary`: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces.
 
-    Bytes spell characters of Chinese text that have no piece or no row in the slot, and those that PanGu-α leaves out, such as tabs
-    and ideographic spaces; all text comes back, Chinese up to NFKC (our choice)."""
+    Bytes spell characters of Chinese text that have no piece or no row in the slot, and characters that PanGu-α drops, such as tabs
+    and ideographic spaces. All text is restored by decoding, Chinese text up to NFKC (our choice)."""
 
     english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
-    """Number of English pieces to learn from the English and code text; pieces that PanGu-α has already are not added again."""
+    """Number of English pieces to learn from the English and code text; pieces that PanGu-α has are not added again."""
     english_model: FilePath | None = None
     """Path of a SentencePiece model with the English pieces; null: learn them."""
 
 
 class RoutingConfig(Section):
-    """Second level of RRE: token id → expert of the domain's group, by one fixed table per RRE layer."""
+    """Section `routing`, the second level of RRE: token id → expert of the domain, by one fixed table per RRE layer."""
 
     table: Literal["random", "balanced"] = "random"
     """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
@@ -144,7 +144,7 @@ class RoutingConfig(Section):
 
 
 class EcssConfig(Section):
-    """Expert Computation and Storage Separation (ECSS): where experts are stored, and how they reach the device."""
+    """Section `ecss`, Expert Computation and Storage Separation: storage of the experts, and their copy to the device."""
 
     enabled: bool = True
     """true: experts and their Adam state are in the host's memory, and only the active ones are copied to the device.
@@ -154,10 +154,10 @@ class EcssConfig(Section):
     path: FilePath | None = None
     """Folder of the files with `store: file`; null: `experts` in the run folder."""
     cache_gib: Annotated[float, Field(gt=0.0, le=1e6)] = 4.0
-    """GiB of these files that may stay in memory; the experts used longest ago are released."""
+    """GiB of the mapped files that may stay in memory; the experts used longest ago are released."""
     prefetch: bool = True
-    """true: the experts of the next step are copied while a step computes, except those that both steps use. false: each step
-    copies all of its experts when it starts; on Ascend it does so with either value. The results are the same."""
+    """true: the experts of the next step are copied while a step computes, except experts that both steps use. false: each step
+    copies all its experts when it starts, as on Ascend with either value. The results are the same."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Precision of the Adam moments of experts. `float32`: an expert takes 12 bytes a parameter, its weight included. `bfloat16`: 8
     bytes; needs train.optimizer.beta2 <= 0.99."""
@@ -170,22 +170,22 @@ class EcssConfig(Section):
 
 
 class DataConfig(Section):
-    """Prepared text, held-out text, and how samples of several domains make a batch."""
+    """Section `data`: prepared text, held-out text, and the domains of a batch."""
 
     path: FilePath = "data/prepared"
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
     max_mib_per_domain: PositiveFloat | None = None
-    """Most MiB of text, as UTF-8, that `prepare-data` keeps of a domain; null: all of your own text, 6 MiB of packaged text."""
+    """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null: all of your own text, 6 MiB of packaged text."""
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
     max_overlap: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    """Largest fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain. Documents
-    above it are trained on, and others are held out instead. 1: all may be held out."""
+    """Maximum fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain. Documents
+    above the limit are trained on, and others are held out instead. 1: no limit."""
     min_held_out_tokens: Positive = 10_000
-    """Smallest number of held-out tokens of a domain. To reach it, more documents than `held_out` says are held out, up to five
-    times as many or half of all; if that is not enough, `prepare-data` refuses the text."""
+    """Smallest number of held-out tokens of a domain. To reach this number, up to five times as many documents as `held_out`
+    says are held out, or half of all; if that is not enough, `prepare-data` refuses the text."""
     domains_per_step: Width = 1
-    """Number of blocks of a batch. Each block holds samples of one domain, so this is the most domains that a step has."""
+    """Number of blocks of a batch. Each block holds samples of one domain, so this is the maximum number of domains of a step."""
     domain_sets: Width = 1
     """Number of sets into which the domains are divided: equally many domains in each, of near-equal weight. Block m of a batch
     draws its domain from set m modulo this number. Groups of ranks store whole sets, so each group has samples in every step. The
@@ -193,7 +193,7 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Adam with decoupled weight decay, and different ε for dense parameters and for experts (reported of the paper)."""
+    """Section `train.optimizer`: Adam with decoupled weight decay, and different ε for dense parameters and experts (reported)."""
 
     peak_lr: PositiveFloat = 1e-4
     """Peak learning rate, at the end of the warm-up."""
@@ -202,7 +202,7 @@ class OptimizerConfig(Section):
     warmup_steps: NonNegative = 5_000
     """Number of warm-up updates, in which the rate rises linearly from 0 to `peak_lr`."""
     decay_steps: Positive = 180_000
-    """Number of updates in which the rate falls from the peak to `end_lr` along a half cosine; after them it stays at `end_lr`."""
+    """Number of updates in which the rate falls from the peak to `end_lr` along a half cosine; afterwards it stays at `end_lr`."""
     beta1: Rate = 0.8
     """Decay of the first Adam moment (reported of the paper)."""
     beta2: Rate = 0.95
@@ -210,11 +210,11 @@ class OptimizerConfig(Section):
     eps_dense: PositiveFloat = 1e-8
     """ε of dense parameters (reported of the paper)."""
     eps_experts: PositiveFloat = 1e-20
-    """ε of experts (reported of the paper), whose gradients are smaller. In float32 it is only a guard against 0/0."""
+    """ε of experts (reported of the paper), whose gradients are smaller. In float32 this ε only guards against 0/0."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1e30)] = 0.01
     """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
-    """Largest global norm of the gradients of dense parameters and active experts; larger gradients are scaled down to it."""
+    """Maximum global norm of the gradients of dense parameters and active experts; larger gradients are scaled down to it."""
 
 
 def _chip_name(chip: Any) -> Any:
@@ -223,45 +223,44 @@ def _chip_name(chip: Any) -> Any:
 
 
 class ParallelConfig(Section):
-    """Layout of the ranks, one process and one device each: stages · groups · expert · data · tensor of them. The last axis varies
-    fastest, so that the ranks of a tensor group share a host."""
+    """Section `parallel`, the layout of stages · groups · expert · data · tensor ranks, one process and one device each. The last
+    axis varies fastest, so that the ranks of a tensor group share a host."""
 
     chip: Chip = "910a"
-    """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, and `910b` for the most common of these; `910_93`. It decides the
-    memory and speed that plans assume, the type that `half` means, and the operators of the Ascend step. The CPU ignores it."""
+    """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, or `910b` for the most common of these; `910_93`. The chip decides
+    memory and speed in plans, the dtype that `half` means, and the operators of the Ascend step. The CPU ignores this key."""
     stages: Width = 1
-    """Number of pipeline stages. Each has some of the network's layers, on ranks of its own; the `train.accumulation` micro-batches
-    of an update go through the stages one after another. Only on Ascend."""
+    """Number of pipeline stages. Each stage has some of the network's layers, on its own ranks; the `train.accumulation`
+    micro-batches of an update go through the stages one after another. Only on Ascend."""
     groups: Width = 1
-    """Number of groups of ranks. Each stores the experts of its own sets of domains and takes their blocks of a batch."""
+    """Number of groups of ranks. Each group stores the experts of its sets of domains and computes the blocks of these domains."""
     expert: Width = 1
-    """Number of ranks in a group that divide the experts of every domain among them; tokens travel among them by all-to-all."""
+    """Number of expert-parallel ranks, which divide the experts of every domain; tokens travel between them by all-to-all."""
     data: Width = 1
-    """Number of data-parallel replicas, experts included. Each takes other sequences of every block."""
+    """Number of data-parallel replicas, experts included. Each replica computes other sequences of every block."""
     tensor: Width = 1
-    """Number of tensor-parallel ranks, which divide every matrix: attention heads, FFN columns and rows (PanGu-α). Only on
-    Ascend."""
+    """Number of tensor-parallel ranks, which divide every matrix: attention heads, FFN columns, rows (PanGu-α). Only on Ascend."""
     optimizer: bool = True
-    """true: ranks that need the same dense parameter divide it and its Adam state among them (ZeRO), which saves memory. false:
-    each keeps all of it, as ranks on the CPU do with either value."""
+    """true: ranks with the same dense parameter divide it and its Adam state among them (ZeRO), which saves memory. false: each
+    rank keeps the whole parameter and state, as ranks on the CPU do with either value."""
     recompute: bool = False
     """true: keep only the inputs of layers for the backward pass and recompute everything else, which saves memory and takes time.
     false: keep everything. Only on Ascend."""
     fusion_mib: NonNegative = 64
     """MiB of gradients that one all-reduce sums over ranks; 0: each gradient has its own."""
     capacity_factor: Annotated[float, Field(gt=0.0, le=1e6)] = 2.0
-    """Most rows that a rank can send to one expert, as a multiple of an even share. Only with expert > 1, or on Ascend."""
+    """Maximum rows (tokens) that a rank sends to one expert, as a multiple of an even share. Only with expert > 1, or on Ascend."""
     arrival_factor: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
-    """Most rows that an expert multiplies in a pass, as a multiple of an even share; on a chip with grouped products, all experts
-    of a rank together. Only on Ascend. An expert receives rows from all ranks of its group, whose loads even out, so that it can be
-    much lower than `capacity_factor`, which is the value for null. `plan --factors` prints the smallest one that suffices."""
+    """Maximum number of rows that an expert multiplies in a pass, as a multiple of an even share; on a chip with grouped products,
+    of all experts of a rank together. Only on Ascend. The loads of a group's ranks even out, so this factor can be much lower than
+    `capacity_factor`, which is the value for null. `plan --factors` prints the smallest factor that suffices."""
     gather: Literal["ours", "cann"] | None = None
     """Operator that moves rows to experts and back on NPUs: the kernel of `ascend_ops/` (`ours`), which must be built and installed
-    there, or CANN's own Gather (`cann`), which needs one more copy of the rows, with a row of zeros before them. null: CANN's on
-    910B and later without stages, else ours, the only one possible there."""
+    there, or CANN's own Gather (`cann`), which needs one more copy of the rows, with a row of zeros before them. null: `cann` on
+    910B and later without stages, else `ours`, the only one possible there."""
     overflow: Literal["refuse", "drop"] = "refuse"
     """Treatment of rows beyond `capacity_factor` or `arrival_factor`, which are known before the step. `refuse`: the run ends with
-    an error that names the factor needed. `drop`: these rows skip the FFN; they are counted and reported."""
+    an error that names the needed factor. `drop`: these rows skip the FFN, and are counted and reported."""
 
     @field_validator("chip", mode="before")
     @classmethod
@@ -285,7 +284,7 @@ class ParallelConfig(Section):
 
 
 class LossScaleConfig(Section):
-    """Dynamic loss scale; a step with gradients that are not finite changes only the scale. In bfloat16 the scale is always 1."""
+    """Section `train.loss_scale`, dynamic loss scale: a step with non-finite gradients changes only it. In bfloat16 it is 1."""
 
     initial: PositiveFloat = 65_536.0
     """Loss scale of the first step."""
@@ -294,13 +293,13 @@ class LossScaleConfig(Section):
 
 
 class SpikesConfig(Section):
-    """Detection of loss spikes: steps in which a domain's loss is far above its own running mean (our choice)."""
+    """Section `train.spikes`: detection of steps in which a domain's loss is far above its running mean (our choice)."""
 
     factor: PositiveFloat | None = 6.0
     """Number of standard deviations above the running mean from which a domain's loss is a spike; a deviation counts as at least 1
     % of the mean. null: no detection."""
     window: Positive = 50
-    """Window of the running mean and deviation, in steps with the domain. None of its first `window` steps is a spike."""
+    """Window of the running mean and deviation, in steps with the domain. The domain's first `window` steps are no spikes."""
     skip: bool = False
     """true: a batch with a spike changes neither weights nor moments nor the loss scale. false: spikes are only logged; the only
     value on Ascend."""
@@ -313,7 +312,7 @@ class SpikesConfig(Section):
 
 
 class TrainConfig(Section):
-    """The training loop."""
+    """Section `train`: the training loop."""
 
     steps: Positive = 1_000
     """Number of steps of the run."""
@@ -322,16 +321,16 @@ class TrainConfig(Section):
     accumulation: Width = 1
     """Number of micro-batches per update (gradient accumulation); each token has the same weight."""
     compute_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision of matrix products; parameters are float32. A file may say `half`, which becomes the 16-bit type of parallel.chip:
+    """Precision of matrix products; parameters are float32. A YAML file may say `half`, the 16-bit type of parallel.chip:
     float16 on 910A, which has no bfloat16, and bfloat16 on later chips. A CPU computes in float32, or slowly in float16."""
     eval_interval: Positive = 100
     """Number of steps between evaluations on held-out text."""
     eval_batches: Positive = 8
-    """Most batches, of `batch_size` samples, that an evaluation reads of each domain."""
+    """Maximum number of batches, of `batch_size` samples, that an evaluation reads of each domain."""
     checkpoint_interval: Positive = 500
     """Number of steps between checkpoints."""
     keep_checkpoints: Positive = 2
-    """Number of checkpoints to keep, the latest ones."""
+    """Number of latest checkpoints to keep."""
     async_save: bool = True
     """true: a checkpoint is copied in memory and written while training goes on; the last one of a run is written before it ends.
     The copy takes, on every rank, the bytes of the files that this rank writes: 12 for each parameter of its experts, 8 with
@@ -339,11 +338,11 @@ class TrainConfig(Section):
     checkpoint is written. It also waits, with a message, where memory has no room for the copy, with ecss.store=file, and on
     Ascend, where the experts fill the host's memory. The checkpoints are the same, bit for bit."""
     log_interval: Positive = 10
-    """Number of steps between lines of the log. Each evaluation and checkpoint has one before it, too."""
+    """Number of steps between lines of the log. A line also precedes each evaluation and checkpoint."""
     max_skipped_steps: Positive = 50
     """Number of consecutive steps with a domain that may be skipped before the run stops with an error. Each domain has its own
     count, because one bad expert skips the steps of its domain only. The loss scale of a new run, 2³² at most in the shipped
-    configurations, comes down to 1 in 32 steps; a run that still skips after that does not train."""
+    configurations, falls to 1 in 32 steps; a run that still skips then does not train."""
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     spikes: SpikesConfig = SpikesConfig()
@@ -356,12 +355,12 @@ class TrainConfig(Section):
 
 
 MessageTemplate = Annotated[str, Field(max_length=1_000, pattern=r"^[^{}]*\{content\}[^{}]*$")]
-"""A text with the placeholder `{content}` for the content of a message."""
+"""Text with the placeholder `{content}` for the content of a message."""
 
 
 class ChatConfig(Section):
-    """Chat template: turns the messages of a chat into a text that the model continues, and ends its answer. A key that is null
-    takes the template of the domain's language (generate/chat_template.py)."""
+    """Section `chat`, the chat template: turns the messages of a chat into a text that the model continues, and ends the answer. A
+    null key takes the template of the domain's language (generate/chat_template.py)."""
 
     system: MessageTemplate | None = None
     """Template of a system message, such as "{content}\\n"."""
@@ -374,28 +373,28 @@ class ChatConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """Fine-tuning to a task, on samples of which only the answers count in the loss. null in a run that trains on text."""
+    """Section `finetune`: fine-tuning on a task's samples, whose answers alone count in the loss. null for training on text."""
 
     task: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
     """Name of the task."""
     domain: str
-    """Domain of samples that name none."""
+    """Domain of samples that do not name a domain."""
     learn: Literal["all", "experts", "experts+slot"] = "all"
     """Parameters that learn. `all`: every parameter that samples reach. `experts`: the experts of the samples' domains, which
-    routing tells in advance (RRE); all other parameters and their Adam state keep their bits. `experts+slot`: these, and the rows
-    of the embedding slots of these domains."""
+    routing tells in advance (RRE); all other parameters and their Adam state keep their bits. `experts+slot`: these experts, and
+    the rows of the embedding slots of these domains."""
     domains: list[str] = []
     """Domains of the samples; `finetune` writes this key."""
     epochs: Annotated[float, Field(gt=0.0, le=1e6)] = 3.0
-    """Number of epochs over the samples, from which train.steps is computed unless it is set."""
+    """Number of epochs over the samples; train.steps is computed from it unless set."""
     warmup: Rate = 0.1
     """Warm-up as a fraction of the steps, unless train.optimizer.warmup_steps is set."""
     packed: bool = True
     """true: several samples share a sequence, without attention between them (our choice: only the time changes). false: one sample
     per sequence, padded with <pad>."""
     cut: Literal["messages", "prompt", "none"] = "messages"
-    """Truncation of a sample that is too long. `messages`: the oldest messages are cut, as in serving. `prompt`: the beginning of
-    the prompt. `none`: nothing. A sample that is still too long is left out; its answer is never cut."""
+    """Truncation of a sample that is too long. `messages`: cut the oldest messages, as in serving. `prompt`: cut the beginning of
+    the prompt. `none`: cut nothing. A sample that is still too long is left out; answers are never cut."""
     patience: Positive = 3
     """Number of consecutive evaluations without a better loss after which the run ends (early stopping)."""
     metric: Annotated[str, Field(pattern=r"^[a-z0-9_+]+$", max_length=100)] = "loss"
@@ -404,7 +403,7 @@ class FinetuneConfig(Section):
 
 @dataclass(frozen=True)
 class ParamCount:
-    """Numbers of parameters. active_per_token excludes embedding tables, as PanGu-α quotes the size of a model."""
+    """Parameter counts of a model. active_per_token excludes embedding tables, as PanGu-α's model sizes do."""
 
     total: int
     dense: int
@@ -414,7 +413,7 @@ class ParamCount:
 
 
 class Config(Section):
-    """The whole configuration of a run."""
+    """Whole configuration of a run: the root of the configuration tree."""
 
     name: str
     """Name of the run, and of its folder: `runs/<name>` unless --output names another."""
@@ -523,7 +522,7 @@ class Config(Section):
             )
 
     def check_divisible(self) -> None:
-        """Raise ValueError for the first number that ranks or blocks cannot divide evenly."""
+        """Raise ValueError for the first size, such as heads or batch_size, that ranks or blocks do not divide evenly."""
         m, p, sets = self.model, self.parallel, self.data.domain_sets
         sequences = self.train.batch_size // self.data.domains_per_step
         for key, value, by, number in (
@@ -541,7 +540,7 @@ class Config(Section):
 
     @property
     def slots(self) -> int:
-        """Number of embedding slots: different slot names among the domains."""
+        """Number of embedding slots: distinct slot names of the domains."""
         return len({d.slot for d in self.domains})
 
     @property
@@ -551,7 +550,7 @@ class Config(Section):
 
     @property
     def active_experts(self) -> int:
-        """A, largest number of experts of one RRE layer that a step can activate."""
+        """A, maximum number of experts of one RRE layer that a step can activate."""
         return self.experts if not self.ecss.enabled else self.data.domains_per_step * self.model.experts_per_domain
 
     def on_one_rank(self) -> Config:

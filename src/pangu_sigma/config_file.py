@@ -1,4 +1,4 @@
-"""Read and write configuration files: YAML in, overrides of single keys, one line for each problem, YAML out."""
+"""Reader and writer of configuration files in YAML, with overrides of single keys and one error line per problem."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pydantic import BaseModel, ValidationError
 from pangu_sigma.config import Config, ConfigError
 
 MOST_BYTES = 256 << 10
-"""Largest size of a file in bytes; 1,024 domains take half of it. PyYAML reads that much in a second or two."""
+"""Maximum bytes of a configuration file; 1,024 domains take half of them. PyYAML reads that many in a second or two."""
 MOST_NODES = 100_000
-"""Most values and keys after expanding aliases: nine lines of aliases can expand to a billion."""
+"""Maximum number of values and keys after expanding YAML aliases: nine lines of aliases can expand to a billion."""
 MOST_NESTED = 100
-"""Deepest nesting of brackets; the tree of a configuration has four levels."""
+"""Maximum nesting of brackets in a YAML file; the tree of a configuration has four levels."""
 _SHOWN_PROBLEMS = 20
-"""Most problems that a message lists; a file of another kind has thousands."""
+"""Maximum number of problems that a message lists; a file of another kind has thousands."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,16 +49,16 @@ _Loader.add_implicit_resolver(
 
 
 Override = str | tuple[str, Any]
-"""An override of one key: "key.path=value", whose value is YAML, or (key.path, value)."""
+"""Override of one configuration key: "key.path=value", whose value is YAML, or (key.path, value)."""
 
 
 def load_config(path: str | Path, overrides: Sequence[Override] | None = None) -> Config:
-    """Load a YAML file as a validated configuration. Raises ConfigError as `read_tree` and `parse_config`."""
+    """Load a YAML file as a validated configuration. Raises ConfigError for a file that cannot be read, and for invalid keys."""
     return parse_config(read_tree(path, overrides))
 
 
 def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> dict[str, Any]:
-    """Read a YAML file and apply the overrides in order.
+    """Read a configuration's YAML file as a plain tree, and apply the overrides in order.
 
     Raises ConfigError for a missing file, a pipe, broken YAML, an override that is not `key=value`, or an impossible key.
     """
@@ -77,9 +77,9 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
 
 
 def config_in_text(text: str, named: str) -> Config:
-    """Parse the configuration that `dump_config` wrote as text, such as in a file's metadata. named: its name in messages.
+    """Parse a configuration from text that `dump_config` returned, such as a file's metadata. named: name of the text in messages.
 
-    Raises ConfigError.
+    Raises ConfigError for text that is no valid configuration.
     """
     return parse_config(_mapping(text.encode(errors="surrogatepass"), f"{named}: its configuration"))
 
@@ -95,7 +95,7 @@ def _mapping(content: bytes, named: str) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
-    """Apply overrides in order to a plain tree, which is changed and returned. Raises as `read_tree`."""
+    """Apply overrides to a configuration's plain tree, in order; the tree is changed and returned. Raises ConfigError."""
     for each in overrides:
         if isinstance(each, str):
             key, value = _key_and_value(each)
@@ -107,7 +107,7 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
 
 
 def parse_config(tree: dict[str, Any]) -> Config:
-    """Validate a plain tree. Raises ConfigError, which lists every problem on a line of its own."""
+    """Validate a plain tree as a configuration. Raises ConfigError, which lists one problem per line."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -119,7 +119,7 @@ def parse_config(tree: dict[str, Any]) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """Return the whole tree as YAML, with every default filled in; `load_config` reads it back to an equal tree."""
+    """Return a configuration as YAML, with every default filled in; `load_config` reads it back to an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

@@ -1,4 +1,4 @@
-"""Set up MindSpore's device and mode."""
+"""Setup of MindSpore's device and mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ mindspore_lock = threading.RLock()
 
 
 def use_cpu(seed: int = 0) -> None:
-    """Set MindSpore to the CPU and graph mode; PyNative is some thirty times slower there. seed: of initialisers and dropout."""
+    """Set MindSpore to the CPU and graph mode; PyNative is some thirty times slower. seed: seed of initialisers and dropout."""
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device("CPU")
     ms.set_seed(seed)
@@ -21,7 +21,7 @@ def use_cpu(seed: int = 0) -> None:
 
 @contextmanager
 def plain_graphs() -> Iterator[None]:
-    """Compile the graphs of this block without auto-parallel, which expects the inputs and stages of the training step."""
+    """Compile the graphs of this block without MindSpore's auto-parallel, which expects the training step's inputs and stages."""
     before = {name: ms.get_auto_parallel_context(name) for name in ("parallel_mode", "pipeline_stages")}
     ms.set_auto_parallel_context(parallel_mode="stand_alone", pipeline_stages=1)
     try:

@@ -1,4 +1,4 @@
-"""Checks of this machine: is it able to run the project? A check that fails names the fix."""
+"""Checks of this machine for `doctor`: is it able to run the project? A failed check names the fix."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from pangu_sigma.stored.open import kind_of
 _REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 _GIB = 1 << 30
 _MEMORY_GIB = 4.0
-"""Memory that sigma_tiny and MindSpore's compiler need."""
+"""GiB of memory that sigma_tiny and MindSpore's compiler need."""
 _DISK_GIB = 2.0
-"""Disk space that the prepared data and checkpoints of sigma_tiny need."""
+"""GiB of disk space that the prepared data and checkpoints of sigma_tiny need."""
 _TOLERANCE = 1e-4
 
 
@@ -43,9 +43,9 @@ def run_checks(
 ) -> list[Check]:
     """Run all checks of a machine, in the order to read them. A check that raises counts as a failed check.
 
-    host: a host that must have NPUs and everything that they need. None: NPUs are optional, but where they are, CANN and the
-    plugin are required. chip: type of the NPUs; None for PANGU_SIGMA_CHIP, else the run's, else whichever is found. run: a run
-    folder whose storage is checked. speed: True to measure the speed too.
+    host: host that must have NPUs and their software; None: NPUs are optional, but existing NPUs need CANN and MindSpore's plugin.
+    chip: type of the NPUs; None for PANGU_SIGMA_CHIP, else the run's, else the type that is found. run: run folder whose storage is
+    checked. speed: True to measure the speed too.
     """
     checks: list[_CheckMaker] = [
         *(_python, _requirements, _compiler, _kernels, _cores, _memory, _disk),

@@ -1,7 +1,7 @@
 """Domains: the first level of Random Routed Experts.
 
-Every sample carries a domain. The domain selects its group of experts, its embedding slot, and the format of its text, as in the
-paper. This file knows no tensors or devices.
+Every sample carries a domain. The domain selects a group of experts, an embedding slot, and the format of the text, as in the
+paper. This module uses no tensors or devices.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pangu_sigma.config import Config, ConfigError
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain of a run.
+    """Domain of a run, with its experts and its embedding slot.
 
     index: position in the configuration's list, which is its number in data and plans.
     first_expert: experts ``first_expert … first_expert + experts - 1`` of every RRE layer belong to this domain.
@@ -32,7 +32,7 @@ class Domain:
 
 
 class Domains:
-    """The domains of a configuration, by index and by name."""
+    """Collection of a configuration's domains, by index and by name."""
 
     def __init__(self, domains: list[Domain], slot_names: list[str]):
         self.all = domains
@@ -49,17 +49,18 @@ class Domains:
         return self.all[index]
 
     def named(self, name: str) -> Domain:
-        """Return the domain called `name`. Raises ConfigError, which lists the existing names."""
+        """Return the domain called `name`. Raises ConfigError, which lists the existing names, for an unknown name."""
         if name not in self._by_name:
             raise ConfigError(f"unknown domain {name!r}; this configuration has {', '.join(self._by_name)}")
         return self._by_name[name]
 
     def in_slot(self, slot: int) -> list[Domain]:
+        """Return the domains that share an embedding slot. slot: index of the slot."""
         return [d for d in self.all if d.slot == slot]
 
 
 def domains_of(config: Config) -> Domains:
-    """Return the domains of `config`: experts are numbered domain by domain, slots in order of first use."""
+    """Return the domains of a configuration: experts are numbered domain by domain, slots in order of first use."""
     slot_names = list(dict.fromkeys(d.slot for d in config.domains))
     experts = config.model.experts_per_domain
     return Domains(
@@ -72,9 +73,9 @@ def domains_of(config: Config) -> Domains:
 
 
 def chosen_domains(config: Config, keep: Sequence[str], drop: Sequence[str]) -> list[str]:
-    """Names of the domains to keep, in the configuration's order. Give either those to keep or those to drop.
+    """Return the names of the domains to keep, in the configuration's order. Either `keep` or `drop` names domains.
 
-    Raises ConfigError for a domain that is not there, none, or all dropped.
+    Raises ConfigError for an unknown domain, for both or no arguments, and if all domains are dropped.
     """
     if bool(keep) == bool(drop):
         raise ConfigError(
@@ -92,7 +93,7 @@ def chosen_domains(config: Config, keep: Sequence[str], drop: Sequence[str]) -> 
 def domain_sets(config: Config) -> list[list[int]]:
     """Divide the domains into `data.domain_sets` sets, and return the indices of each set, ascending.
 
-    Sets have equally many domains, and weights as equal as a greedy packing makes them. This is our choice: the paper says that
+    Sets have equally many domains, and nearly equal total weights by greedy packing. This is our choice: the paper says that
     domains share groups of ranks, not how.
     """
     sets: list[list[int]] = [[] for _ in range(config.data.domain_sets)]

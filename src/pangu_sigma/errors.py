@@ -1,4 +1,4 @@
-"""Errors that a user can mend: their base class, errors that several folders raise, and the exit status of a command.
+"""Errors that a user can fix: base class, errors that several folders raise, and the exit status of a command.
 
 `UserError` is defined in `ascend_ops`, whose kernels may fail to build and which imports nothing of this package.
 """
@@ -16,7 +16,7 @@ from ascend_ops.errors import UserError
 __all__ = ["DataError", "UserError", "exit_status"]
 
 INTERRUPTED, NO_READER = 130, 141
-"""Exit statuses after Ctrl-C, and after the reader of the output has closed its pipe; shells use the same (SIGINT, SIGPIPE)."""
+"""Exit statuses after Ctrl-C (SIGINT) and after the output's pipe was closed (SIGPIPE), as shells use them."""
 
 _OF_THE_MACHINE = {
     errno.ENOSPC: "free space on that disk",
@@ -36,11 +36,11 @@ looked for, is a bug and keeps its traceback."""
 
 
 class DataError(UserError, ValueError):
-    """Text, a token file or a tokenizer folder that cannot be used."""
+    """Error of text, a token file or a tokenizer folder that cannot be used."""
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Run a command and return its exit status: its own, or 2 after one message on standard error for what the user can mend."""
+    """Run a command and return its own exit status, or 2, after a message on standard error, for an error that the user can fix."""
     try:
         status = command()
         sys.stdout.flush()  # here, where a reader that is gone can still be noticed

@@ -1,4 +1,4 @@
-"""Python's garbage collection, limited because most objects stay: MindSpore and MindFormers alone are 340,000 of them (our choice).
+"""Limits of Python's garbage collection, because most objects stay: MindSpore and MindFormers alone have 340,000 (our choice).
 
 MindSpore asks for a full collection before each compilation, and Python collects everything once more when the process ends. Of a
 training of 30 steps these were 1.8 of 16.4 seconds of processor time, and 1.1 seconds of its end.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Disable garbage collection in this block: imports make objects by the thousand, none of them garbage."""
+    """Disable garbage collection in this block: imports create thousands of objects, none of them garbage."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -27,8 +27,8 @@ def gc_disabled() -> Iterator[None]:
 def gc_frozen() -> Iterator[None]:
     """Limit garbage collection in this block to objects that it creates (gc.freeze).
 
-    Garbage from before is freed first; older objects that become garbage meanwhile are freed after the block. If objects are frozen
-    already, nothing is changed: they could not be told from those of the block.
+    Existing garbage is freed first; older objects that become garbage in the block are freed after it. If objects are frozen
+    already, nothing is changed, because older and newer frozen objects could not be told apart.
     """
     if gc.get_freeze_count():
         yield

@@ -1,7 +1,7 @@
 """Memory that a run needs on this machine, compared with the memory that is free before anything is allocated.
 
-The need is a lower bound: parameters, optimizer state, and tensors that a training step keeps for certain. A run that is refused
-would be killed by the system in the middle, without a message. A run that is not may still need too much. `planning/` counts NPUs.
+The need is a lower bound: parameters, optimizer state, and tensors that a training step keeps for certain. The system
+would kill a refused run in the middle, without a message. An accepted run may still need too much. `planning/` counts NPU memory.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _GIB = 1 << 30
 _FLOAT32 = 4
 _INT16 = 2
 _ALPHA_PIECES = 40_000
-"""Smallest size of a vocabulary, PanGu-α's pieces; a routing table has a number for each."""
+"""Minimum size of a vocabulary, PanGu-α's pieces; a routing table has one entry for each."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that one process needs for one purpose. fix: the keys that make it smaller."""
+    """Host memory that one process needs for one purpose. name: purpose. nbytes: bytes. fix: configuration keys that reduce it."""
 
     name: str
     nbytes: int
@@ -37,7 +37,7 @@ def check_training_fits(config: Config, processes: int = 1, root: Path = Path("/
 
 
 def check_reading_fits(config: Config, root: Path = Path("/")) -> None:
-    """Raise ConfigError if the weights of `config` do not fit in memory here; experts stay in the files of their checkpoint."""
+    """Raise ConfigError if the weights of `config` do not fit in this machine's memory; experts stay in the checkpoint's files."""
     dense = config.num_params()
     needs = [
         Need("dense weights", (dense.dense + dense.embeddings) * _FLOAT32, "read it on a larger machine"),
@@ -47,7 +47,7 @@ def check_reading_fits(config: Config, root: Path = Path("/")) -> None:
 
 
 def training_needs(config: Config) -> list[Need]:
-    """Return the least memory that one rank of a training run on CPUs needs at once, item by item."""
+    """Return the minimum host memory that one rank of a training run on CPUs needs at once, purpose by purpose."""
     m, count, ecss, p = config.model, config.num_params(), config.ecss, config.parallel
     shares = p.groups * p.expert
     gradients = count.experts * config.active_experts // config.experts // shares * _FLOAT32
@@ -77,8 +77,8 @@ def training_needs(config: Config) -> list[Need]:
 
 
 def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
-    """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of our
-    cgroup's limit. None if the system does not say. swap: False for memory that must not be swapped out."""
+    """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of this
+    process's cgroup limit. None if the system does not say. swap: False to leave out swap."""
     try:
         kib = dict(re.findall(r"^(\w+):\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE))
         free = 1024 * (int(kib["MemAvailable"]) + (int(kib.get("SwapFree", 0)) if swap else 0))

@@ -1,4 +1,4 @@
-"""A model that was loaded: text that it generates, logits and scores, held-out loss, exports."""
+"""Loaded model: generates text, returns logits and scores, measures held-out loss, and is exported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _Prompt = TypeVar("_Prompt", str, list[str])
 
 
 def to_paths(paths: Paths) -> list[Path]:
-    """Return a list of paths, also for a single one."""
+    """Return a list of paths from one path or several."""
     return [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
 
@@ -38,8 +38,8 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
     """Measure each domain's held-out loss in nats per token: {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}.
 
     model: a run, or an exported model, which is evaluated on its run's text. se: standard error over samples. unigram: loss of a
-    unigram model on the same tokens. all_samples: read all held-out samples, not only those that training evaluates. against: as
-    many other runs as `model` names, evaluated on the same tokens. Then the result has "pairs", with the losses of both runs and
+    unigram model on the same tokens. all_samples: read all held-out samples, not only the samples that training evaluates. against:
+    as many other runs as `model` names, evaluated on the same tokens. Then the result has "pairs", with the losses of both runs and
     their differences, paired by sample, and the "mean" over the pairs. Raises UserError if the text is missing, or if the runs
     differ in text or tokenizer.
     """
@@ -61,8 +61,8 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
 def load(model: AnyPath, weights: Precision | None = None) -> Model:
     """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote.
 
-    weights: precision of the matrices in memory, "float32", "float16" or "int8"; None: the stored one for an export, float32 for
-    others. Raises UserError if the folder is neither.
+    weights: precision of the matrices in memory, "float32", "float16" or "int8"; None: the stored precision for an export, float32
+    for a run. Raises UserError for any other folder.
     """
     loaded = Model(model, weights)
     _ = loaded.engine  # raises if the folder is no model
@@ -133,8 +133,8 @@ class Model:
         stop: Sequence[str] = (),
         **sampling: float,
     ) -> Results:
-        """Generate as `generate` does, and return `generate.text.Generated` for each prompt, with ids and whether the text has
-        ended. Invalid numbers and texts are refused before the model is loaded."""
+        """Generate as `generate` does, and return `generate.text.Generated` for each prompt: text, ids and whether it has ended.
+        Invalid numbers and texts are refused before the model is loaded."""
         for option, texts in (("--prompt", prompt), ("--stop", stop)):
             for text in texts:
                 check_text(text, option)
@@ -179,7 +179,7 @@ class Model:
         return self.engine.logits(known, [int(token) for token in text_or_ids])
 
     def score(self, text: str, domain: str) -> Score:
-        """Return the log-probability, in nats, of each token of a text given those before it, except the first. In code and
+        """Return the log-probability, in nats, of each token of a text given the tokens before it, except the first. In code and
         bilingual text the first token is the language tag."""
         from pangu_sigma.generate.score import score
 

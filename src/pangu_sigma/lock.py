@@ -1,4 +1,4 @@
-"""Lock that lets one process write in a folder; the system releases it when the process ends in any way."""
+"""Lock that lets only one process write to a folder; the system releases it whenever the process ends."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LOCK = "LOCK"
 """Name of the lock file; it names the writer, and stays behind unlocked."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY)
-"""Errors of file systems without locks."""
+"""Error numbers of file systems without locks."""
 
 
 class LockError(UserError, RuntimeError):
-    """Another process writes in the folder, or its file system has no locks."""
+    """Error of a folder in which another process writes, or whose file system has no locks."""
 
 
 class FolderLock:
     """Context manager that holds the write lock of a folder. Readers need no lock.
 
-    Raises LockError if another process, or another `FolderLock` of this one, holds it; the message says who and since when.
+    Raises LockError if another process, or another `FolderLock` of this one, holds the lock; the message says who and since when.
     """
 
     def __init__(self, folder: Path, required: bool = True):

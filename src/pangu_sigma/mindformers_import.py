@@ -1,4 +1,4 @@
-"""Import MindFormers without side effects: it opens log files in the working directory and warns of parts not installed."""
+"""Import of MindFormers without its side effects: log files in the working directory and warnings of missing packages."""
 
 from __future__ import annotations
 

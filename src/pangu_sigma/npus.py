@@ -1,4 +1,4 @@
-"""Detect the NPUs of this machine, their driver, CANN and MindSpore's plugin, from files and without loading any of them."""
+"""Detection of this machine's NPUs, their driver, CANN and MindSpore's plugin, from files and without loading libraries."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import NamedTuple
 _CANN_VARIABLES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
 """Environment variables that CANN's set_env.sh sets to its folder."""
 DRIVER_NODES = ("davinci_manager", "devmm_svm", "hisi_hdc")
-"""Device nodes of the driver itself: its manager, memory shared with the host, and the channel to the NPUs."""
+"""Device nodes of the NPUs' driver: its manager, memory shared with the host, and the channel to the NPUs."""
 
 DEV = Path("/dev")
 
 
 class MissingRequirement(NamedTuple):
-    """A missing requirement of NPUs. fix: what to do."""
+    """Requirement of NPUs that this machine lacks. fix: advice to the user."""
 
     problem: str
     fix: str
 
 
 def npus(dev: Path = DEV) -> list[str]:
-    """Return the names of the driver's device nodes, one for each NPU."""
+    """Return the names of the NPUs' device nodes, one for each NPU. dev: folder of the device nodes."""
     return sorted(path.name for path in dev.glob("davinci[0-9]*"))
 
 
 def cann(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Return the folder of CANN that this shell has set up; None if none is. The folder may not exist any more."""
+    """Return the folder of CANN from the environment of this shell; None if CANN is not set up. The folder may be missing."""
     return next((Path(environment[name]) for name in _CANN_VARIABLES if environment.get(name)), None)
 
 
@@ -38,13 +38,13 @@ def missing_for_ascend(
 ) -> MissingRequirement | None:
     """Return the first missing requirement for running on NPUs; None if nothing is missing, as far as files tell.
 
-    mindspore: folder of the package; None: the installed one.
+    mindspore: folder of the MindSpore package; None: the installed package.
     """
     return missing_devices(dev) or missing_cann(environment) or missing_plugin(mindspore)
 
 
 def missing_devices(dev: Path = DEV) -> MissingRequirement | None:
-    """Return the reason why this user cannot use NPUs: there are none, or no permission; None if they can be used."""
+    """Return the reason why this user cannot use NPUs: no NPUs, or no permission; None if NPUs can be used."""
     devices = npus(dev)
     if not devices:
         return MissingRequirement(
@@ -60,7 +60,7 @@ def missing_devices(dev: Path = DEV) -> MissingRequirement | None:
 
 
 def missing_cann(environment: Mapping[str, str] = os.environ) -> MissingRequirement | None:
-    """Return the reason why programs of this shell cannot use CANN; None if they can."""
+    """Return the reason why programs of this shell cannot use CANN; None if CANN can be used."""
     toolkit = cann(environment)
     if toolkit is None:
         return MissingRequirement(
@@ -76,7 +76,7 @@ def missing_cann(environment: Mapping[str, str] = os.environ) -> MissingRequirem
 
 
 def missing_plugin(mindspore: Path | None = None) -> MissingRequirement | None:
-    """Return the problem if MindSpore lacks its Ascend plugin, else None. mindspore: folder of the package; None: installed one."""
+    """Return the problem if MindSpore lacks its Ascend plugin, else None. mindspore: package folder; None: installed package."""
     plugin = (mindspore or _mindspore()) / "lib" / "plugin"
     if not any(plugin.glob("libmindspore_ascend.so*")):
         return MissingRequirement(

@@ -1,4 +1,4 @@
-"""What calls of the Python interface return: plain values that print as the command's table."""
+"""Results of the Python interface: plain values that print as the command's table."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class _Printed:
 
 
 class Result(_Printed, dict[str, Any]):
-    """Result of a call, values by name; prints as the command's table."""
+    """Result of a call of the Python interface, a dictionary; prints as the command's table."""
 
 
 class Results(_Printed, list[Any]):
-    """Result of a call, values in order; prints as the command's table."""
+    """Result of a call of the Python interface, a list; prints as the command's table."""

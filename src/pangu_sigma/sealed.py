@@ -1,7 +1,7 @@
 """Files that are read whole or refused: written by a rename, with content hashes in a manifest that carries its own hash.
 
-A *sealed* JSON file contains the hash of its other contents, so that any changed bit is noticed. A *sealed folder* has such a file,
-`seal.json`, with size and content hash of other files of the folder.
+A *sealed* JSON file contains the hash of its other contents, so that any changed bit is noticed. A *sealed folder* has a sealed
+JSON file, `seal.json`, with size and content hash of the folder's other files.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import xxhash
 from pangu_sigma.errors import UserError
 
 SEAL = "seal.json"
-"""Name of the manifest of a sealed folder."""
+"""Name of the seal (manifest with its own hash) of a sealed folder."""
 UNFINISHED = ".unfinished-"
-"""Prefix of files and folders that are being written, or that a killed process has left incomplete."""
+"""Prefix of the names of files and folders that are being written, or that a killed process left incomplete."""
 
 _OWN_HASH = "manifest"
 """Key of a sealed file's hash of itself."""
@@ -28,7 +28,7 @@ _READ_BYTES = 8 << 20
 
 
 class DamagedFile(UserError, RuntimeError):
-    """A file that differs from what was written; the message names it, the difference and the fix."""
+    """Error of a file that differs from what was written; the message names the file, the difference and the fix."""
 
 
 def fingerprint(file: Path) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def fingerprint(file: Path) -> dict[str, Any]:
 
 
 def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True) -> None:
-    """Raise DamagedFile if a file is missing, or differs from its recorded fingerprint. fix: what the user can do.
+    """Raise DamagedFile if a file is missing, or differs from its recorded fingerprint. fix: advice to the user.
 
     content: False to compare the size alone.
     """
@@ -57,12 +57,12 @@ def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True)
 
 
 def sealed(body: dict[str, Any]) -> bytes:
-    """Return `body` as JSON that contains its own hash. Raises ValueError or TypeError if JSON cannot represent it."""
+    """Return `body` as sealed JSON, which contains its own hash. Raises ValueError or TypeError if JSON cannot represent `body`."""
     return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body))})
 
 
 def unsealed(file: Path, fix: str) -> dict[str, Any]:
-    """Read the contents of a sealed file. Raises DamagedFile unless its bytes are exactly those that `sealed` returns."""
+    """Read a JSON file that `sealed` wrote, without its hash. fix: advice to the user. Raises DamagedFile if a byte was changed."""
     try:
         content = file.read_bytes()
         tree = json.loads(content)
@@ -80,10 +80,10 @@ def unsealed(file: Path, fix: str) -> dict[str, Any]:
 def seal_folder(
     folder: Path, names: Iterable[str], facts: dict[str, Any], known: dict[str, dict[str, Any]] | None = None
 ) -> None:
-    """Write `seal.json` over existing files of a folder, and flush all of them to the disk.
+    """Write `seal.json` with size and hash of existing files of a folder, and flush all files to the disk.
 
-    facts: other contents of the seal, under other keys than "files". known: fingerprints of files that their writer has computed,
-    so that large ones are not read again.
+    facts: other contents of the seal, under other keys than "files". known: fingerprints that the writer of a file has computed, so
+    that large files are not read again.
     """
     files = {name: (known or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
     for name in files:
@@ -92,9 +92,9 @@ def seal_folder(
 
 
 def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = True) -> dict[str, Any]:
-    """Verify every file of a sealed folder, and return the contents of its seal. Raises DamagedFile.
+    """Verify the files of a sealed folder, and return the contents of the seal. Raises DamagedFile if one is missing or differs.
 
-    beginning: the beginning of the names of the files to verify, in place of all. content: as of `verify`.
+    beginning: prefix of the names of the files to verify; "" for all. content: False to compare sizes alone.
     """
     file = folder / SEAL
     body = unsealed(file, fix)
@@ -126,7 +126,7 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
+    """Flush a file or a folder to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -135,5 +135,5 @@ def sync(path: Path) -> None:
 
 
 def as_json(tree: dict[str, Any]) -> bytes:
-    """Return JSON with sorted keys, equal for equal trees. Raises ValueError or TypeError if JSON cannot represent the tree."""
+    """Return a tree as JSON with sorted keys, equal for equal trees. Raises ValueError or TypeError if JSON cannot represent it."""
     return json.dumps(tree, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Configurations that ship with the package, by name: `model_configs/` of a checkout, or its copy in a wheel."""
+"""Configurations that ship with the package, by name: files of `model_configs/` of a checkout, or of its copy in a wheel."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _ENDINGS = (".yaml", ".yml")
 
 
 def shipped_configs(kind: str = "") -> dict[str, Path]:
-    """Return the files of the shipped configurations, by the name that `config_path` takes. kind: "finetune" for those of tasks."""
+    """Return the files of the shipped configurations, by the name that `config_path` takes. kind: "finetune" for tasks."""
     folder = Path(str(files("pangu_sigma") / "model_configs"))  # a link in a checkout, a folder of files in a wheel
     return {file.stem: file for file in sorted((folder / kind).glob("*.yaml"))}
 
 
 def config_path(name_or_path: str | os.PathLike[str], kind: str = "") -> Path:
-    """Return the file of a shipped configuration, or the path unchanged; an existing file wins over a shipped name.
+    """Return the file of a shipped configuration by its name, or a path unchanged; an existing file wins over a shipped name.
 
     kind: as in `shipped_configs`.
-    Raises ConfigError, which lists the shipped names, for a bare name that is neither.
+    Raises ConfigError, which lists the shipped names, for a bare name that is neither a shipped name nor a file.
     """
     path = Path(name_or_path)
     if path.suffix in _ENDINGS or path.name != str(path) or path.is_file():

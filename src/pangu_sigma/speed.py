@@ -18,16 +18,16 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.launching.host.check import Check
 
 _COPIED = 1 << 26
-"""Number of float32 values that are copied."""
+"""Number of float32 values that the memory benchmark copies."""
 _EXPERTS, _EXPERT_SIZE = 4, 1 << 22
-"""Experts that Adam updates, and parameters of each. Adam reads and writes 28 bytes a parameter: weight, moments, gradient."""
+"""Experts in the Adam benchmark, and parameters of each. Adam moves 28 bytes a parameter: weight, moments, gradient."""
 _SIDE = 2048
-"""Rows and columns of a matrix product."""
+"""Number of rows and columns of the benchmarked matrix product."""
 _TOKENS, _HIDDEN, _FFN = 2048, 512, 2048
 
 
 def speed_checks() -> list[Check]:
-    """Run the benchmarks and return them as checks that always pass. Imports MindSpore and compiles the CPU kernels."""
+    """Run the benchmarks and return their results as checks that always pass. Imports MindSpore and compiles the CPU kernels."""
     use_cpu()
     products = ", ".join(f"{name} {2 * _SIDE**3 / seconds / 1e9:.0f}" for name, seconds in _products().items())
     ffn = 4 * _TOKENS * _HIDDEN * _FFN / _grouped_ffn() / 1e9

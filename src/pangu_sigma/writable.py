@@ -1,4 +1,4 @@
-"""Check that files and folders can be written, before hours of work depend on it."""
+"""Check that output files and folders can be written, before hours of work depend on them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pangu_sigma.errors import UserError
 
 
 class NotWritable(UserError):
-    """A file or folder that cannot be written; the message names it, the reason and the option to change."""
+    """Error of a file or folder that cannot be written; the message names the path, the reason and the option to change."""
 
 
 def check_folder_writable(folder: Path, option: str) -> None:
     """Raise NotWritable unless `folder` can be created, or exists and can be written into; nothing is left behind.
 
-    option: name of the command's option in messages, such as "--output".
+    option: command-line option that gave the path, for messages, such as "--output".
     """
     fix = f"name another folder with {option}"
     existing = folder.absolute()

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from pangu_sigma.config import Config, ConfigError
 
 Change = tuple[str, Any, Any]
-"""Key, old value and new value; None where there is none."""
+"""Key path, old value and new value of a changed configuration key; None for a value that does not exist."""
 
 
 class Rule(NamedTuple):
-    """Rule of a key, and of the keys below it without a rule of their own.
+    """Rule for changes of a configuration key when a run resumes; it also holds for keys below without a rule.
 
     free: True if a run may resume with another value.
-    why: reason why the key is not free; for a free key the effect of a change, or "".
+    why: reason why the key must not change; for a free key the effect of a change, or "".
     """
 
     free: bool
@@ -57,11 +57,11 @@ RULES = {
     "chat": Rule(True),
     "finetune": Rule(False, "its samples are chosen and cut by it, and what it does not name has kept its bits so far"),
 }
-"""Rules of all keys by their path; * is any index."""
+"""Rules of all configuration keys, by key path; * is any index."""
 
 
 def rule_of(key: str) -> Rule:
-    """Return the rule of a key: its own, or that of the nearest key above it. Raises KeyError if none has a rule."""
+    """Return the rule of a configuration key, or of the nearest key above with a rule. Raises KeyError if no key above has one."""
     words = ["*" if word.isdigit() else word for word in key.split(".")]
     for end in range(len(words), 0, -1):
         if rule := RULES.get(".".join(words[:end])):
@@ -70,7 +70,7 @@ def rule_of(key: str) -> Rule:
 
 
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """Flatten a configuration tree: path, such as train.optimizer.beta1 → value."""
+    """Flatten a configuration tree: return key path, such as train.optimizer.beta1 → value."""
     if not isinstance(tree, dict | list):
         return {path: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
@@ -78,7 +78,7 @@ def leaves(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
-    """Return the keys whose values differ between two configurations as plain trees, in the order of the new one."""
+    """Return the keys whose values differ between two configurations, given as plain trees, in the order of the new one."""
     before, after = leaves(old), leaves(new)
     return [
         (key, before.get(key), after.get(key))
@@ -101,14 +101,14 @@ def refuse_changes(run: Path, changes: list[Change]) -> None:
 
 
 def change_text(change: Change) -> str:
-    """Format a change as one line of text."""
+    """Format a configuration change as one line of text."""
     key, *values = change
     old, new = (json.dumps(value, ensure_ascii=False) for value in values)
     return f"{key}: {old} → {new}"
 
 
 def absolute_paths(config: Config) -> Config:
-    """Return the configuration with absolute paths."""
+    """Return the configuration with its paths made absolute."""
     data = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
     ecss = config.ecss.model_copy(update={"path": config.ecss.path and str(Path(config.ecss.path).absolute())})
     return config.model_copy(update={"data": data, "ecss": ecss})

@@ -1,4 +1,4 @@
-"""Reader of checkpoints, which are verified byte by byte, or refused. The promises are in README.md.
+"""Reader of checkpoints: every byte is verified, and a damaged checkpoint is refused. The promises are in README.md.
 
     <root>/step_00000400/<shard>.safetensors …  arrays
                          state.json             counters, random state, data cursor
@@ -6,8 +6,8 @@
     <root>/LATEST                               name of the newest whole checkpoint
     <root>/unhealthy_00000500/                  a state with values that are not finite; kept for inspection, never loaded
 
-A shard is a named group of arrays: the dense parameters, the experts of a layer. A shard that several ranks write has a file of
-each rank, `<shard>.<rank>.safetensors`, whose metadata say which part of the whole array each array is (parts.py).
+A shard is a named group of arrays: the dense parameters, the experts of a layer. A shard that several ranks write has one file per
+rank, `<shard>.<rank>.safetensors`, whose metadata say which part of the whole array each array is (parts.py).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Checkpoint whose files are verified. Its arrays are memory-mapped; writing to one changes memory only."""
+    """Checkpoint with verified files and memory-mapped arrays; writing to an array changes memory only."""
 
     step: int
     state: dict[str, Any]
@@ -62,7 +62,7 @@ class Checkpoint:
         return parts
 
     def array(self, shard: str, name: str) -> LazyArray | None:
-        """Return an array of a shard, joined from its parts; None if the checkpoint has none of that name."""
+        """Return an array of a shard, joined from its saved parts; None if the checkpoint has no array of that name."""
         saved = self.saved(shard).get(name)
         return None if saved is None else whole_array(saved, name)
 
@@ -75,12 +75,12 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a checkpoint and verify its files.
 
-    path: one checkpoint's directory, where damage is an error; or a root, where the newest whole checkpoint is loaded, with a
-        warning that names the damaged or missing one if it is not the one that LATEST names.
+    path: one checkpoint's directory, where damage is an error; or a root, where the newest whole checkpoint is loaded. A warning
+        then names the checkpoint in LATEST if that one is damaged or missing.
     expected: identity of the run to resume; another vocabulary or routing hash is refused. Configurations and data may differ.
-    ranks: all of them call this. Each verifies some of the files, and all load the same checkpoint.
+    ranks: every rank calls this function, verifies some of the files, and loads the same checkpoint.
     verified: False to compare sizes and no hashes, which reads headers only; in a root the newest checkpoint by name is loaded.
-    Raises CheckpointError when there is no whole checkpoint or it is not the expected one.
+    Raises CheckpointError if there is no whole checkpoint, or if its identity is not the expected one.
     """
     if CHECKPOINT_NAME.fullmatch(path.name) or (path / MANIFEST).exists():
         return _load_directory(path, expected, ranks, verified)
@@ -93,7 +93,7 @@ def load_checkpoint(
 
 
 def newest_identity(root: Path) -> Identity | None:
-    """Return the identity in the newest checkpoint whose manifest is whole, without reading other files; None if there is none."""
+    """Return the identity in the newest checkpoint with an undamaged manifest, the only file read; None if a root has none."""
     for directory in candidates(root) if root.is_dir() else ():
         try:
             return Identity(**read_manifest(directory)["identity"])
@@ -162,7 +162,7 @@ def _refuse_other(path: Path, found: Identity, expected: Identity) -> None:
 
 
 def whole_array(saved: list[SavedArray], name: str) -> LazyArray:
-    """Join the saved parts of an array. Each row can be read alone. name: for messages.
+    """Join the saved parts of a checkpoint's array; each row can be read alone. name: array's name in messages.
 
     Raises CheckpointError, when values are read, if a part of the array is in no file.
     """

@@ -1,4 +1,4 @@
-"""Composer of a checkpoint's files from arrays, without a network and tensor by tensor, for models larger than the memory."""
+"""Composer of a checkpoint's files from existing arrays, tensor by tensor and without a network, for models larger than memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pangu_sigma.ecss.store import array_specs
 from pangu_sigma.parallel.parameters import dense_weights
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
-"""find(shard, name, shape) returns the array of that name and shape; None if it starts from zero, as weights never do."""
+"""find(shard, name, shape) returns the array of that name and shape; None, never for weights, if it starts from zero."""
 
 
 def compose(config: Config, find: Find) -> Files:
     """Return the files of a checkpoint of `config` in one process, with the names, shapes and dtypes that training saves.
 
-    find: returns the weights, and Adam state and loss scale as far as they exist; the rest is as in a new run.
+    find: returns the weights, and existing Adam state and loss scale; missing state is that of a new run.
     """
     config = config.on_one_rank()
     dense = [(array.name, array.shape) for array in dense_weights(config)]

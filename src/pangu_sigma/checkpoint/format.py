@@ -12,14 +12,14 @@ from pangu_sigma.errors import UserError
 from pangu_sigma.sealed import DamagedFile, unsealed
 
 FORMAT = 2
-"""Version of the layout; others are refused."""
+"""Format version of a checkpoint; others are refused."""
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 UNHEALTHY = "unhealthy.json"
-"""Manifest of a state that is not healthy, under another name so that nothing takes it for a checkpoint."""
+"""Manifest of a saved state with NaN or infinity; the other name keeps it from being read as a checkpoint."""
 PARTS = "parts"
-"""Metadata key of a file for the parts that its arrays are (parts.py); arrays without an entry are whole."""
+"""Metadata key of a checkpoint's file: part of the whole array that each saved array is (parts.py); arrays not listed are whole."""
 CHECKPOINT_NAME = re.compile(r"step_(\d{8,18})")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 ANOTHER = "use another checkpoint"
@@ -30,14 +30,14 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class DamagedCheckpoint(CheckpointError):
-    """Error of a checkpoint with a file that differs from what was saved."""
+    """Error of a checkpoint in which a file differs from what was saved."""
 
 
 class UnhealthyState(UserError, RuntimeError):
-    """Error of a save whose weights or moments are not finite, so that it made no checkpoint; all ranks raise it.
+    """Error of a save whose weights or moments hold NaN or infinity: no checkpoint was made. All ranks raise it.
 
-    step: step of the state. found: the arrays of all ranks that are not finite. folder: where the state is kept for inspection;
-    None if that failed. healthy: the newest checkpoint, which is older; None if there is none.
+    step: step of the state. found: arrays of all ranks with NaN or infinity. folder: folder in which the state is kept for
+    inspection; None if that failed. healthy: newest checkpoint, from before; None if there is none.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class UnhealthyState(UserError, RuntimeError):
 class Identity:
     """Vocabulary, routing table, configuration and data that a checkpoint belongs to.
 
-    With another vocabulary or routing table the same weights mean something else; with other data the run is another one.
+    With another vocabulary or routing table the same weights have another meaning; with other data the run is another run.
     config: the resolved configuration as a plain tree (`Config.model_dump(mode="json")`).
-    data_hash: content hash of the prepared data (`Manifest.content_hash`); None if the model was trained on none, or unknown.
+    data_hash: content hash of the prepared data (`Manifest.content_hash`); None if unknown or not trained.
     """
 
     vocabulary_hash: str

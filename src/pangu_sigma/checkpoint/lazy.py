@@ -1,4 +1,4 @@
-"""Lazy arrays: values are computed while they are written or read, because a checkpoint may be larger than the memory.
+"""Lazy arrays of a checkpoint: values are computed while they are written or read, because a checkpoint may be larger than memory.
 
 Savers and loaders accept a `LazyArray` wherever they accept a NumPy array.
 """
@@ -18,10 +18,10 @@ from pangu_sigma.checkpoint.mapped_file import release_pages
 class LazyArray:
     """Array whose values are computed at each access.
 
-    content: yields arrays whose values, end to end, are those of the whole in C order.
+    content: yields arrays whose values, end to end, are those of the whole array in C order.
     origin: source of the values for messages, such as a file and the name in it.
     holes: True if all values are zero, so that a file may leave them out.
-    row: returns a row of the first axis by its number, where that can be read alone.
+    row: returns a row of the first axis by its index; None if rows cannot be read alone.
     """
 
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class LazyArray:
         return self.size * self.itemsize
 
     def read(self) -> np.ndarray:
-        """Return all values. If `content` yields one array, it is returned; else the whole and one of them are in memory."""
+        """Return all values. If `content` yields one array, it is returned itself; several are copied into the whole one by one."""
         whole, position = None, 0
         for values in self.content():
             flat = np.asarray(values, self.dtype)
@@ -64,7 +64,7 @@ class LazyArray:
 
     @classmethod
     def of(cls, values: np.ndarray, origin: str = "") -> LazyArray:
-        """Wrap an existing array; the memory of a mapped one is released after each read."""
+        """Wrap an existing array as a lazy one; the memory of a mapped array is released after each read."""
 
         def content() -> Iterator[np.ndarray]:
             yield values
@@ -86,7 +86,7 @@ class LazyArray:
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], dtype: np.dtype | str) -> LazyArray:
-        """Return an array of zeros, which needs neither memory nor space in a file."""
+        """Return a lazy array of zeros, which needs neither memory nor space in a file."""
 
         def content() -> Iterator[np.ndarray]:
             chunk, left = np.zeros(_ZEROS, dtype), math.prod(shape)

@@ -25,7 +25,7 @@ _MAP_NORESERVE = 0x4000
 
 
 class _Region:
-    """Mapped region of memory for NumPy; it is unmapped when no array of it is left."""
+    """Mapped region of memory for NumPy; it is unmapped when the last array in it is deleted."""
 
     def __init__(self, address: int, size: int):
         self.__array_interface__ = {"data": (address, False), "shape": (size,), "typestr": "|u1", "version": 3}
@@ -48,7 +48,7 @@ def map_file(path: Path) -> np.ndarray:
 def release_pages(values: np.ndarray) -> None:
     """Release the memory of an array of a mapped file; the next access reads the file again.
 
-    Values written to the array may be lost. Pages that it shares with its neighbours in the file stay.
+    Values written to the array may be lost. Pages that the array shares with its neighbours in the file stay in memory.
     """
     base: object = values
     while isinstance(base, np.ndarray):

@@ -26,7 +26,7 @@ from pangu_sigma.sealed import UNFINISHED, DamagedFile, check_folder, seal_folde
 from pangu_sigma.text.tokenizer import Tokenizer
 
 FILES_FORMAT = 2
-"""Version of the layout above; others are refused."""
+"""Format version of these files; others are refused."""
 CONFIG_FILE = "config.yaml"
 ROUTING_FILE = "routing.npz"
 TOKENIZER_FOLDER = "tokenizer"
@@ -35,9 +35,9 @@ _FIRST_LINE = re.compile(rb"# pangu-sigma (run|export), format (\d+); xxh3_128 o
 
 
 def write_model_files(folder: Path, config: Config, tokenizer: Path, table: RoutingTable) -> None:
-    """Write the files of a run over existing ones, config.yaml last: a folder that has it has all of them.
+    """Write configuration, tokenizer and routing tables of a run folder; config.yaml comes last, so a folder with it is complete.
 
-    tokenizer: folder of a tokenizer. Raises OSError.
+    tokenizer: folder of a saved tokenizer, which is copied. Raises OSError.
     """
     fresh = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -54,7 +54,7 @@ def write_model_files(folder: Path, config: Config, tokenizer: Path, table: Rout
 
 
 def seal_model_files(folder: Path, facts: dict[str, Any], others: Iterable[str] = ()) -> None:
-    """Seal tokenizer, tables and other files of a folder. facts: other contents of the seal."""
+    """Write the seal (seal.json) of tokenizer, routing tables and other files of a folder. facts: other contents of the seal."""
     tokenizer = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
     seal_folder(folder, [*tokenizer, ROUTING_FILE, *others], {"format": FILES_FORMAT, **facts})
 
@@ -69,9 +69,9 @@ def write_config(folder: Path, config: Config, kind: str) -> None:
 
 
 def read_config(folder: Path, kind: str, fix: str) -> Config:
-    """Read the configuration of a folder. fix: advice for a file that differs from what was written.
+    """Read config.yaml of a run folder or an export. kind: "run" or "export". fix: advice to the user for an edited file.
 
-    Raises DamagedFile for a file that was edited or damaged; ConfigError for another kind of folder, and as `load_config`.
+    Raises DamagedFile for a file that was edited or damaged; ConfigError for another kind of folder or an invalid configuration.
     """
     file = folder / CONFIG_FILE
     try:
@@ -98,19 +98,19 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
 
 
 def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:
-    """Read tokenizer and routing tables of a folder. fix: advice for damage. Raises DamagedFile; DataError as `Tokenizer.load`."""
+    """Read tokenizer and routing tables of a folder. fix: advice for damage. Raises DamagedFile, or DataError for the tokenizer."""
     table = read_table(folder, fix)
     return read_tokenizer(folder, fix), table
 
 
 def read_tokenizer(folder: Path, fix: str) -> Tokenizer:
-    """Read the tokenizer of a folder, verified by its seal. Raises as `read_model_files`."""
+    """Read the tokenizer of a folder, verified by the folder's seal. Raises DamagedFile or DataError."""
     check_folder(folder, fix, f"{TOKENIZER_FOLDER}/")
     return Tokenizer.load(folder / TOKENIZER_FOLDER)
 
 
 def read_table(folder: Path, fix: str) -> RoutingTable:
-    """Read the routing tables of a folder, verified by its seal. Raises DamagedFile."""
+    """Read the routing tables of a folder, verified by the folder's seal. Raises DamagedFile."""
     check_folder(folder, fix, ROUTING_FILE)
     try:
         return RoutingTable.load(folder / ROUTING_FILE)

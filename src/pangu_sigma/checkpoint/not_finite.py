@@ -13,7 +13,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, SavedArray
 from pangu_sigma.checkpoint.safetensors_file import chunks
 
 _EXPONENT = np.uint16(0x7F80)
-"""Bits of a bfloat16 that are all set in NaN and infinity, and in nothing else."""
+"""Exponent bits of a bfloat16: all of them are set in NaN and infinity, and in no other value."""
 _NAMED = 8
 """Number of experts, and of tensors, that a message names one by one."""
 
@@ -22,9 +22,9 @@ _NAMED = 8
 class NotFinite:
     """Array of a checkpoint's file that holds NaN or infinity.
 
-    file: name of the file, without its ending. name: of the array. count: number of NaN and infinite values.
-    first: index of the first of them in the whole array, whatever part of it the file holds; () for a scalar.
-    experts: numbers of the experts that have such values, ascending; () if the array is not one of experts.
+    file: name of the file, without its ending. name: name of the array. count: number of NaN and infinite values.
+    first: index of the first such value in the whole array, of which the file may hold a part; () for a scalar.
+    experts: numbers of the experts that have such values, ascending; () for an array of dense parameters.
     """
 
     file: str
@@ -40,7 +40,7 @@ class NotFinite:
 
 
 class Watch:
-    """Examiner of the arrays of one file, chunk by chunk, without copies. `found` are the arrays not finite so far."""
+    """Search for NaN and infinity in the arrays of one file while it is written, chunk by chunk. found: arrays that hold some."""
 
     def __init__(self, file: str, arrays: dict[str, SavedArray]):
         self._file, self._arrays = file, arrays
@@ -84,7 +84,7 @@ def count_not_finite(values: np.ndarray) -> int:
 
 
 def describe(found: Iterable[NotFinite], config: dict[str, Any]) -> str:
-    """Describe arrays that are not finite for a message: tensors, layers, experts with their domains, and counts.
+    """Describe arrays with NaN or infinity for a message: tensors, layers, experts with their domains, and counts.
 
     config: the configuration as a plain tree (`Identity.config`), which names the domains.
     """

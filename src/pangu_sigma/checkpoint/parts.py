@@ -1,4 +1,4 @@
-"""Parts of arrays: several ranks write a whole array together, and other ranks may read it divided in another way."""
+"""Parts of a checkpoint's arrays: several ranks write a whole array together, and other ranks may read it divided differently."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ OPTIMIZER, LOSS_SCALE = "dense_optimizer", "loss_scale"
 """Names of the shards of the dense parameters' Adam state, and of the loss scale."""
 
 Count = Annotated[int, Field(ge=0, lt=1 << 48)]
-"""Number of rows or columns, or an index of one."""
+"""Number of rows or columns, or the index of a row or column."""
 
 
 @dataclass(frozen=True)
 class Part:
     """Position of a saved array in the whole array: rows of the first axis, and an interval of each other axis.
 
-    A part is the experts of a rank, a slice of a matrix, or the whole array.
+    Such a part holds the experts of a rank, a slice of a matrix, or the whole array.
 
-    whole: shape of the whole array.
-    rows: intervals (first, end) of the first axis, ascending.
-    offset: first index on each other axis; the saved array's shape gives the length.
+    whole: shape of the whole array. rows: intervals (first, end) of the first axis, ascending. offset: first index on each other
+    axis; the saved array's shape gives the length.
     """
 
     whole: tuple[Count, ...]
@@ -41,7 +40,7 @@ class Part:
 
     @classmethod
     def everything(cls, shape: tuple[int, ...]) -> Part:
-        """Return the part that is a whole array of this shape."""
+        """Return the part that covers a whole array of this shape."""
         return cls(shape, ((0, shape[0]),) if shape else (), (0,) * (len(shape) - 1))
 
     @classmethod
@@ -68,7 +67,7 @@ class Part:
 
 
 class SavedArray(NamedTuple):
-    """Array of a checkpoint's file, and its part of the whole array. values: a LazyArray only for writing, never when read."""
+    """Array in a checkpoint's file. part: its part of the whole array. values: the array; a LazyArray only for writing."""
 
     part: Part
     values: np.ndarray
@@ -90,12 +89,12 @@ _PARTS_BY_NAME = TypeAdapter(dict[str, Part])
 
 
 def encode_parts(parts: dict[str, Part]) -> str:
-    """Return the parts of arrays, by name, as JSON for a file's metadata."""
+    """Return the parts (`Part`) of a file's arrays, by array name, as JSON for the file's metadata."""
     return _PARTS_BY_NAME.dump_json(parts).decode()
 
 
 def decode_parts(text: str) -> dict[str, Part]:
-    """Return the parts that `encode_parts` wrote as JSON. Raises DamagedFile for any other text."""
+    """Parse the JSON of `encode_parts` into parts by array name. Raises DamagedFile for any other text."""
     try:
         return _PARTS_BY_NAME.validate_json(text, strict=True)
     except ValueError as error:
@@ -103,9 +102,9 @@ def decode_parts(text: str) -> dict[str, Part]:
 
 
 def copy_part(saved: SavedArray, target: np.ndarray, wanted: Part, after_row: Callable[[], None] = lambda: None) -> int:
-    """Copy the elements that `saved` and `target` share, row by row, so that only one row of a mapped file is in memory.
+    """Copy the elements that a saved array and `target` share, row by row, so that only one row of a mapped file is in memory.
 
-    wanted: the part that `target` is of the same whole array. after_row: called after each row.
+    wanted: part of the same whole array that `target` holds. after_row: called after each row.
     Returns the number of elements copied.
     """
     part, value = saved

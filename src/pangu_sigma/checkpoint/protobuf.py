@@ -1,6 +1,6 @@
 """Reader of protobuf's wire format, as far as MindSpore's files use it: fields of a message, with long values left in the file.
 
-The library reads a message whole, and a message of a checkpoint is as large as a tensor.
+The protobuf library reads whole messages, and a message of a MindSpore checkpoint is as large as a tensor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Content = bytes | memoryview
 
 
 class Field(NamedTuple):
-    """Field of a message. way: its wire type. value: a number, or the length of its bytes. begin, end: position of its value."""
+    """Field of a protobuf message. way: wire type. value: number, or length of the bytes. begin, end: position of the value."""
 
     number: int
     way: int
@@ -26,7 +26,7 @@ class Field(NamedTuple):
 
 
 def varint(content: Content, at: int, end: int) -> tuple[int, int]:
-    """Read a varint (seven bits a byte). Returns the number and the position after it. Raises ValueError if it does not end."""
+    """Read a protobuf varint (seven bits a byte). Returns number and next position. Raises ValueError if it does not end."""
     value = shift = 0
     while at < end:
         byte = content[at]
@@ -41,9 +41,9 @@ def varint(content: Content, at: int, end: int) -> tuple[int, int]:
 
 
 def field_at(content: Content, at: int, end: int, whole: int) -> Field:
-    """Read the field at a position. end: end of the content at hand. whole: end of the message, which may be beyond it.
+    """Read the protobuf field at a position. end: end of the available content. whole: end of the message, which may be later.
 
-    Raises ValueError when the field is not inside the message, or has an unknown wire type.
+    Raises ValueError for a field that ends outside of the message, or has an unknown wire type.
     """
     key, at = varint(content, at, end)
     number, way = key >> 3, key & 7
@@ -62,7 +62,7 @@ def field_at(content: Content, at: int, end: int, whole: int) -> Field:
 
 
 def fields(content: Content, begin: int, end: int) -> Iterator[Field]:
-    """Yield the fields of a message that is at hand whole. Raises ValueError as `field_at` does."""
+    """Yield the fields of a protobuf message that is wholly in `content`. Raises ValueError as `field_at` does."""
     while begin < end:
         found = field_at(content, begin, end, end)
         yield found
@@ -70,7 +70,7 @@ def fields(content: Content, begin: int, end: int) -> Iterator[Field]:
 
 
 def numbers(content: Content, found: Field) -> list[int]:
-    """Return the signed numbers of a repeated field: one, or several packed into bytes."""
+    """Return the signed numbers of a repeated protobuf field: one number, or several packed into bytes."""
     if found.way == OF_NUMBER:
         return [_signed(found.value)]
     if found.way != OF_BYTES:

@@ -1,6 +1,6 @@
-"""Checkpoints of a root: listing, the newest one, making one the newest, and pruning.
+"""Folder of a run's checkpoints (root): list checkpoints, find the newest one, make one the newest, and prune.
 
-LATEST is a hint. The folders that exist decide: a folder gets its name only when it is whole.
+LATEST is a hint. The folders that exist decide: a checkpoint's folder is renamed to its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _ASIDE = f"{UNFINISHED}replaced-"
 
 
 def has_checkpoints(root: Path) -> bool:
-    """Return True if a root holds checkpoints, whole or not, or a LATEST that names one.
+    """Return True if a root holds checkpoints, damaged ones included, or a LATEST that names a checkpoint.
 
-    A run may start from nothing only if this is False; otherwise `load_checkpoint` returns the newest whole checkpoint or raises.
+    A run may start at step 0 only if this is False; otherwise `load_checkpoint` returns the newest whole checkpoint or raises.
     Raises CheckpointError when the root cannot be read.
     """
     try:
@@ -42,11 +42,11 @@ def latest_checkpoint(root: Path) -> Path | None:
 
 
 def candidates(root: Path) -> list[Path]:
-    """Return the checkpoints of a root in the order to try.
+    """Return the checkpoints of a root in the order in which loading tries them.
 
-    The one that LATEST names comes first, then older ones, newest first. Newer ones are of a branch that the run has left by
-    resuming further back; they come last, and only if LATEST names a missing checkpoint. Without a readable LATEST, all are tried,
-    newest first. The next LATEST of a killed save counts as LATEST if its checkpoint exists, which is whole and healthy then.
+    The checkpoint that LATEST names comes first, then older checkpoints, newest first. A run that resumed further back has newer
+    checkpoints too; they come last, and only if LATEST names a missing checkpoint. Without a readable LATEST all are returned,
+    newest first. A killed save may leave the next LATEST, which counts as LATEST if its checkpoint exists: it is whole and healthy.
     """
     found = _checkpoints(root)
     names = [path.name.removeprefix(_ASIDE) for path in found]
@@ -72,7 +72,7 @@ def candidates(root: Path) -> list[Path]:
 
 
 def make_latest(unfinished: Path, target: Path) -> None:
-    """Rename the folder of a save to `target`, then the next LATEST, which is written before so that a kill in between shows."""
+    """Make a save the newest checkpoint: write the next LATEST, so a kill shows, rename the folder to `target`, then LATEST."""
     root = target.parent
     note = root / NEXT_LATEST
     note.write_text(f"{target.name}\n", encoding="utf-8")
@@ -102,7 +102,7 @@ def _move_into_place(unfinished: Path, target: Path) -> None:
 
 
 def recover_interrupted_save(root: Path) -> None:
-    """Complete a killed save if its folder has its name, else remove its files. Nobody may be reading or saving."""
+    """Complete a killed save if its folder has the checkpoint's name, else remove its files. No process may read or save then."""
     for aside in root.glob(f"{_ASIDE}*"):
         if not (target := root / aside.name.removeprefix(_ASIDE)).exists():
             aside.rename(target)
@@ -113,7 +113,7 @@ def recover_interrupted_save(root: Path) -> None:
 
 
 def keep_only(root: Path, step: int) -> None:
-    """Make the checkpoint of a step the newest, and remove all others. Raises OSError."""
+    """Make the checkpoint of a step the newest, and remove all other checkpoints. Raises OSError."""
     note = root / NEXT_LATEST
     note.write_text(f"step_{step:08d}\n", encoding="utf-8")
     sync(note)
@@ -124,9 +124,9 @@ def keep_only(root: Path, step: int) -> None:
 
 
 def prune(root: Path, step: int, keep: int, spared: Collection[int] = ()) -> None:
-    """Rename all but the `keep` newest checkpoints up to `step`, so that they are leftovers. A failure is logged, not raised.
+    """Prune all but the `keep` newest checkpoints up to `step`, by renaming them to leftovers. A failure is logged, not raised.
 
-    spared: steps whose checkpoints stay besides these.
+    spared: further steps whose checkpoints are kept.
     """
     old_ones = [path for path in _checkpoints(root) if step_of(path) <= step and step_of(path) not in spared]
     for old in old_ones[keep:]:
@@ -138,7 +138,7 @@ def prune(root: Path, step: int, keep: int, spared: Collection[int] = ()) -> Non
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove files of interrupted saves, and replaced and pruned checkpoints. A failure is logged, not raised."""
+    """Remove the files of interrupted saves and of replaced and pruned checkpoints. A failure is logged, not raised."""
     for path in root.glob(f"{UNFINISHED}*"):
         try:
             if path.is_dir():

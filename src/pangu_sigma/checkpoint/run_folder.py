@@ -30,12 +30,12 @@ WAY_BACK_OF_CONFIG = (
     "change keys with --set; to have it as it was, remove the file: `pangu-sigma train` writes that of the newest checkpoint "
     "again"
 )
-"""Advice for a config.yaml that differs from what was written."""
+"""Advice to the user for a config.yaml that differs from what was written."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Open run folder. data_hash: content hash of the prepared text that training reads; None without training."""
+    """Open run folder of a run. data_hash: content hash of the prepared text that training reads; None without training."""
 
     path: Path
     config: Config
@@ -52,10 +52,10 @@ class RunFolder:
         return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"), self.data_hash)
 
     def newest_checkpoint(self, ranks: Ranks = SINGLE_PROCESS) -> Checkpoint | None:
-        """Load the newest whole checkpoint of this run, verified; None if the run has saved none yet.
+        """Load and verify the newest whole checkpoint of this run; None if the run has saved none yet.
 
-        ranks: all of them call this, and all get the same checkpoint.
-        Raises CheckpointError when no checkpoint is whole, or when they belong to another vocabulary or routing table.
+        ranks: every rank calls this method and gets the same checkpoint.
+        Raises CheckpointError if all checkpoints are damaged, or have another vocabulary or routing table.
         """
         if not has_checkpoints(self.checkpoints):
             return None
@@ -63,9 +63,9 @@ class RunFolder:
 
 
 def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
-    """Read the configuration of a run folder, and override some keys. A missing one is read from the newest checkpoint.
+    """Read the configuration of a run folder, and override some keys. A missing config.yaml is read from the newest checkpoint.
 
-    Raises ConfigError when `path` is no run, DamagedFile for a config.yaml that was edited by hand or damaged.
+    Raises ConfigError if `path` is no run folder, DamagedFile for a config.yaml that was edited by hand or damaged.
     """
     if (path / CONFIG_FILE).exists():
         read_config(path, "run", WAY_BACK_OF_CONFIG)
@@ -80,9 +80,9 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
 
 @contextmanager
 def one_writer(path: Path, required: bool = True, ranks: Ranks = SINGLE_PROCESS) -> Iterator[None]:
-    """Hold the lock of a run folder, which is made if it is missing, during the block. Rank 0 locks it for all ranks.
+    """Hold the write lock of a run folder in this block. A missing folder is created. Rank 0 takes the lock for all ranks.
 
-    required: False to go on where the file system has no locks. Raises LockError, or ConfigError for a folder that cannot be.
+    required: False to go on where the file system has no locks. Raises LockError, or ConfigError if the folder cannot be created.
     """
     with ExitStack() as held:
         with ranks.fail_together(f"locking {path}"), name_unwritable(path):
@@ -93,7 +93,7 @@ def one_writer(path: Path, required: bool = True, ranks: Ranks = SINGLE_PROCESS)
 
 @contextmanager
 def name_unwritable(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block, which writes into the run folder `path`, into a ConfigError that names the file and the fix."""
+    """Turn an OSError of this block, which writes to the run folder `path`, into a ConfigError that names the file and the fix."""
     try:
         yield
     except OSError as error:
@@ -104,5 +104,5 @@ def name_unwritable(path: Path) -> Iterator[None]:
 
 
 def way_back(path: Path) -> str:
-    """Return the advice for another file of a run that differs from what was written."""
+    """Return the advice to the user for a damaged file of a run folder, other than config.yaml."""
     return f"`pangu-sigma train {path}` makes it again if data.path still gives the same"

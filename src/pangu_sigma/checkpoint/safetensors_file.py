@@ -1,7 +1,7 @@
 """Reader and writer of safetensors files that need no second copy of the arrays in memory.
 
-The library's own `save_file` copies every array first, and its `load_file` reads all of them: experts may fill the memory, or be
-larger than it. The format is the library's: eight bytes of header length, a JSON header, the arrays end to end. Arrays of the
+The library's own `save_file` copies every array first, and its `load_file` reads all arrays: experts may fill the memory, or be
+larger than memory. The format is the library's: eight bytes of header length, a JSON header, the arrays end to end. Arrays of the
 widest elements come first, as in the library's files, so that every array begins at a multiple of its elements' size.
 """
 
@@ -32,7 +32,7 @@ _DTYPES = {
     "BOOL": "bool",
 }
 _OTHERS = {"BF16": 2}
-"""Bytes of an element of the dtypes that NumPy lacks; only `array_extents` returns these."""
+"""Bytes of an element of the dtypes that NumPy lacks; only `array_extents` returns such dtypes."""
 _CHUNK = 64 << 20
 """Number of bytes written between two calls of `after_chunk`."""
 _MOST_HEADER = 100 << 20
@@ -42,7 +42,7 @@ _MOST_AXES, _MOST_BYTES = 32, 1 << 62
 
 
 class DamagedArrays(DamagedFile, ValueError):
-    """Error of a safetensors file that does not fit its header."""
+    """Error of a safetensors file whose contents do not fit its header."""
 
 
 def write_arrays(
@@ -52,11 +52,11 @@ def write_arrays(
     metadata: dict[str, str] | None = None,
     seen: Callable[[str, int, np.ndarray], None] = lambda name, first, values: None,
 ) -> dict[str, Any]:
-    """Write arrays into a file. Returns the file's fingerprint, as `sealed.fingerprint`, computed from the values.
+    """Write arrays into a safetensors file. Returns the file's size and hash, as `sealed.fingerprint` does.
 
-    Zeros of a LazyArray with `holes` are left out: where the file system can, a hole takes no space.
-    after_chunk: called after each array, and every 64 MiB of a large one, to release memory that was read for it.
-    seen: called with each chunk: name of the array, position of the first value in the flattened array, values.
+    Zeros of a LazyArray with `holes` are left out: such a hole takes no space if the file system supports holes.
+    after_chunk: called after each array, and after every 64 MiB of a large array, to release memory.
+    seen: called for each chunk with the array's name, the position of the first value in the flattened array, and the values.
     """
     text, extents = _header({name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata)
     digest, size = xxhash.xxh3_128(text), len(text)
@@ -114,7 +114,7 @@ def _header(
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """Read the metadata of a file. Raises DamagedArrays as `map_arrays` does."""
+    """Read the metadata of a safetensors file. Raises DamagedArrays if the file does not fit its header."""
     metadata = _read_header(path)[1].get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise DamagedArrays(f"{path}: its metadata are not texts by name")
@@ -122,9 +122,9 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 def map_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Map the arrays of a file into memory; writing to one changes memory and never the file.
+    """Map the arrays of a safetensors file into memory; writing to an array changes memory and never the file.
 
-    Raises DamagedArrays when the file does not fit its header.
+    Raises DamagedArrays if the file does not fit its header.
     """
     content = map_file(path)
     arrays: dict[str, np.ndarray] = {}
@@ -136,9 +136,9 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def array_extents(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """Return dtype (as the format names it: "F32", …), shape, first byte and end in the file of each of its arrays.
+    """Return dtype (in safetensors' names: "F32", …), shape, first byte and end of each array of a safetensors file, by name.
 
-    Raises DamagedArrays when the file does not fit its header.
+    Raises DamagedArrays if the file does not fit its header.
     """
     start, header = _read_header(path)
     header.pop("__metadata__", None)

@@ -1,6 +1,6 @@
 """Writer of a checkpoint: files are written under another name, flushed, renamed, and only then named by LATEST.
 
-Collective calls of the ranks and slow file operations are separate, so that the latter can run in a thread (saver.py).
+Collective calls of the ranks and slow file operations are separate, so that file operations can run in a thread (saver.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pangu_sigma.sealed import UNFINISHED, DamagedFile, as_json, fingerprint, se
 logger = logging.getLogger(__name__)
 
 RANK_NOTE = ".written-"
-"""Prefix of the files in which ranks report to rank 0 what they wrote."""
+"""Prefix of the files in which ranks report the files that they wrote to rank 0."""
 _UNHEALTHY_FOLDER = "unhealthy_"
 
 
@@ -50,15 +50,15 @@ def save_checkpoint(
     after_chunk: Callable[[], None] = lambda: None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Path:
-    """Write the checkpoint of `step`, make it the latest, then prune to the `keep` newest. Returns its directory.
+    """Write the checkpoint of `step`, make it the latest, then prune to the `keep` newest. Returns the checkpoint's directory.
 
-    A checkpoint of the same step is replaced. Checkpoints of later steps (of a run that was resumed further back) are neither
-    counted nor removed.
+    A checkpoint of the same step is replaced. Checkpoints of later steps, of a run that resumed further back, are neither counted
+    nor removed.
     files: arrays that this rank writes. state: values that JSON can hold.
     after_chunk: called as the arrays are written, so that arrays of mapped files need not stay in memory.
-    ranks: all of them call this, each with the files that it writes; rank 0 does everything else.
-    Raises CheckpointError, on all ranks, when the name of a file or a state value is not allowed, or the disk refuses; LATEST does
-    not change then. Raises UnhealthyState, on all ranks, when an array holds NaN or infinity: LATEST does not change, nothing is
+    ranks: every rank calls this function with the files that it writes; rank 0 does everything else.
+    Raises CheckpointError, on all ranks, for a file name or state value that is not allowed, and for disk errors; LATEST does not
+    change then. Raises UnhealthyState, on all ranks, if an array holds NaN or infinity: LATEST does not change, nothing is
     pruned, and the state is kept under another name.
     """
     save = Save(root, step, list(files), state, identity, keep, ranks)
@@ -71,7 +71,7 @@ def save_checkpoint(
 
 @dataclass(frozen=True)
 class Written:
-    """Report of one rank: fingerprints of the files that it wrote, by name, and the arrays that are not finite."""
+    """Report of one rank on its part of a checkpoint: size and hash of its files, by name, and arrays with NaN or infinity."""
 
     files: dict[str, Any] = field(default_factory=dict)
     not_finite: list[NotFinite] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Written:
 
     @staticmethod
     def decode(note: bytes) -> Written:
-        """Return the report that `encode` wrote as JSON."""
+        """Parse a report from the JSON of `encode`."""
         return _WRITTEN.validate_json(note)
 
 
@@ -90,10 +90,10 @@ _WRITTEN = TypeAdapter(Written)
 
 
 class Save:
-    """Save of one checkpoint: `begin`, `write`, `gather`, `finish`, `complete`, `clean`, once each and in this order.
+    """Save of one checkpoint: all ranks call `begin`, `write`, `gather`, `finish`, `complete`, `clean`, once each, in this order.
 
-    All ranks call all of them. `begin`, `gather` and `complete` are collective, and raise on all ranks or on none, as
-    `save_checkpoint` does. `write`, `finish` and `clean` only work with files, and may run in a thread.
+    `begin`, `gather` and `complete` are collective, and raise on all ranks or on none, as `save_checkpoint` does. `write`, `finish`
+    and `clean` only work with files, and may run in a thread.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Save:
         self._written = Written()
 
     def begin(self) -> None:
-        """Make the directory in which all ranks write."""
+        """Create the checkpoint's directory, under another name, in which all ranks write."""
         with self._refused(), self._ranks.fail_together("making the folder of a checkpoint"):
             if self._ranks.first:
                 if not self._root.is_dir():
@@ -126,7 +126,7 @@ class Save:
                 self._unfinished.mkdir()
 
     def write(self, files: Files, after_chunk: Callable[[], None]) -> Written:
-        """Write this rank's files. Raises OSError; give the result to `gather`."""
+        """Write this rank's files, and return the report for `gather`. Raises OSError."""
         written = _write_files(self._unfinished, files, after_chunk)
         if not self._ranks.first:
             (self._unfinished / f"{RANK_NOTE}{self._ranks.rank}").write_bytes(written.encode())
@@ -138,12 +138,12 @@ class Save:
             shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def gather(self, written: Callable[[], Written]) -> None:
-        """Wait until all ranks have written. written: returns the result of `write`, or raises its error."""
+        """Wait until all ranks have written their files. written: returns the result of `write`, or raises the error of `write`."""
         with self._refused(), self._ranks.fail_together("writing a checkpoint"):
             self._written = written()
 
     def finish(self) -> None:
-        """On rank 0, gather the reports, add the manifest, rename, change LATEST and prune. Raises OSError, for `complete`."""
+        """On rank 0, gather the reports, write the manifest, rename the directory, change LATEST and prune. Raises OSError."""
         if self._ranks.first:
             for note in sorted(self._unfinished.glob(f"{RANK_NOTE}*")):
                 other = Written.decode(note.read_bytes())
@@ -156,9 +156,9 @@ class Save:
                 prune(self._root, self._step, self._keep, self._spared)
 
     def complete(self, finished: Callable[[], None]) -> Path:
-        """Wait until rank 0 has finished, and return the directory. finished: calls `finish`, or raises its error.
+        """Wait until rank 0 has finished, and return the checkpoint's directory. finished: calls `finish`, or raises its error.
 
-        Raises UnhealthyState if a rank found values that are not finite.
+        Raises UnhealthyState if a rank found NaN or infinity.
         """
         with self._refused(), self._ranks.fail_together("completing a checkpoint"):
             finished()
@@ -167,7 +167,7 @@ class Save:
         return self.target
 
     def clean(self) -> None:
-        """Remove pruned checkpoints and leftovers, which may take long; it must end before another save begins."""
+        """Remove pruned checkpoints and leftovers, which may take long. The call must end before another save begins."""
         if self._ranks.first:
             remove_leftovers(self._root)
 

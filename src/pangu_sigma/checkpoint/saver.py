@@ -1,8 +1,8 @@
 """Asynchronous saver of a training run: a thread writes a copy of the arrays while the training continues.
 
-The thread uses NumPy and files only: MindSpore is not called from two threads, and collectives run in the main threads. So the
-ranks ask each other between later steps (`poll`) whether all have written; then the thread of rank 0 renames, and after another
-step all ranks know that the checkpoint is complete. The copy's memory is kept, because new pages take longer than the copy.
+The thread uses NumPy and files only: MindSpore is not called from two threads, and collectives run in the main threads. Between
+later steps the ranks check (`poll`) whether all have written their files. Then the thread of rank 0 renames the checkpoint, and
+after another step all ranks know that it is complete. The copy's memory is kept, because new pages take longer than the copy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _GIB = 1 << 30
 
 
 class Saver:
-    """Saver of a run's checkpoints. All ranks call the same methods in the same order; as a context manager it ends its thread.
+    """Saver of a run's checkpoints. All ranks call the same methods in the same order. Leaving the context manager ends the thread.
 
     Raises the errors of `save_checkpoint`, on all ranks; an error of the thread is raised by the call that completes the save.
     """
@@ -46,7 +46,7 @@ class Saver:
         after_chunk: Callable[[], None] = lambda: None,
         ranks: Ranks = SINGLE_PROCESS,
     ):
-        """behind: True to write in a thread; False to write in `begin`. after_chunk: called by a save that writes at once."""
+        """behind: True to write in a thread; False to write in `begin`. after_chunk: as in `save_checkpoint`."""
         self._root, self._identity, self._keep = root, identity, keep
         self._behind, self._after_chunk, self._ranks = behind, after_chunk, ranks
         self._threads = ThreadPoolExecutor(_THREADS, "checkpoint")
@@ -73,7 +73,7 @@ class Saver:
         return path
 
     def begin(self, step: int, files: Files, state: dict[str, Any]) -> None:
-        """Copy the arrays and let a thread write them; they may change when this returns. A pending checkpoint is completed first.
+        """Copy the arrays of a checkpoint, and write the copy in a thread. A pending checkpoint is completed first.
 
         Writes at once if the saver has no thread, or if memory has no room for the copy, which is logged once.
         """
@@ -91,13 +91,13 @@ class Saver:
         self._writing = save, self._threads.submit(save.write, self._copy, lambda: None)
 
     def poll(self) -> None:
-        """Advance the pending checkpoint if all ranks are ready for it; called between steps."""
+        """Advance the pending checkpoint to its next stage if all ranks are ready; called between training steps."""
         now = self._writing or self._finishing
         if now is not None and not self._ranks.any(not now[1].done()):
             self._go_on()
 
     def wait(self) -> None:
-        """Complete the pending checkpoint, if there is one, when all ranks have written it."""
+        """Wait until all ranks have written the pending checkpoint, if there is one, and complete it."""
         while self.pending:
             self._go_on()
 
@@ -170,12 +170,12 @@ class Saver:
 
 
 def bytes_of(files: Files) -> int:
-    """Return the number of bytes of the arrays."""
+    """Return the number of bytes of a checkpoint's arrays."""
     return sum(array.values.nbytes for arrays in files.values() for array in arrays.values())
 
 
 def shapes_of(files: Files) -> dict[tuple[str, str], tuple[Part, np.dtype, tuple[int, ...]]]:
-    """Return part, dtype and shape of each array: if they are equal, one set of arrays can hold a copy of the other."""
+    """Return part, dtype and shape of each array of a checkpoint; sets with equal results can hold copies of each other."""
     return {
         (file, name): (part, values.dtype, values.shape)
         for file, arrays in files.items()

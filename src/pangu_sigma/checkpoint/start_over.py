@@ -1,4 +1,4 @@
-"""Starting a run over in its folder: the contents are moved aside, and nothing is deleted."""
+"""Restart of a run at step 0 in its run folder: the contents are moved aside, and nothing is deleted."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 LINEAGE_FILE = "lineage.json"
-"""Receipt of a run whose weights come from another model: inherited, extended, extracted, converted."""
+"""Receipt (origin of the weights) of a run whose weights were inherited, extended, extracted or converted from another model."""
 SET_ASIDE = "set_aside_"
-"""Prefix of the names of the folders, numbered from 1, that hold earlier contents."""
+"""Prefix of the names of the folders, numbered from 1, that hold earlier contents of a run."""
 
 _METRICS = "metrics.jsonl"
 _MOVED = (CHECKPOINTS, _METRICS, "tensorboard", "report")
@@ -27,9 +27,9 @@ _COPIED = (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, SEAL)
 
 
 def start_over(run: Path) -> None:
-    """Move the contents of a run aside, so that it starts at step 0.
+    """Move the checkpoints and logs of a run folder aside, so that the run starts at step 0.
 
-    Raises ConfigError for a run whose weights come from another model, because starting over cannot restore them.
+    Raises ConfigError for a run whose weights come from another model, because a restart cannot restore these weights.
     """
     if (run / LINEAGE_FILE).exists():
         raise ConfigError(
@@ -40,9 +40,9 @@ def start_over(run: Path) -> None:
 
 
 def set_aside(run: Path) -> Path | None:
-    """Move checkpoints, metrics and reports of a run into a run folder inside of it. Returns that folder; None if there are none.
+    """Move checkpoints, metrics and reports of a run into a new run folder inside its own, and return it; None if there are none.
 
-    Checkpoints go first, so that after an interruption the run has started over.
+    Checkpoints are moved first, so that an interrupted call has the run start at step 0 too.
     """
     there = [name for name in _MOVED if (run / name).exists()]
     if not there:
@@ -64,7 +64,7 @@ def set_aside(run: Path) -> Path | None:
 
 
 def set_aside_lines_without_checkpoint(run: Path) -> None:
-    """Move the log of a run without a checkpoint aside if it has steps after 0, with a warning that counts its lines."""
+    """Move the metrics log of a run without a checkpoint aside if it has steps after 0. A warning counts the lines."""
     lines = _lines_of_steps(run / _METRICS)
     if lines:
         logger.warning(

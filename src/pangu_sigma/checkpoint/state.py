@@ -1,4 +1,4 @@
-"""State dict of a checkpoint: the parameters of each shard, and how they are saved and restored."""
+"""State dict of a checkpoint: collect the parameters of each shard, save and restore them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.ranks import Ranks
 
 Shards = dict[str, dict[str, Parameter]]
-"""Shard → path in the structure → parameter: MindSpore renames a parameter whenever its cell joins another one."""
+"""Shard → path in the network → parameter. MindSpore's own names change whenever a parameter's cell joins another cell."""
 
 
 def shards_of(
     network: PanGuSigma, store: ExpertStore, optimizer: AdamState | None = None, scale: LossScale | None = None
 ) -> Shards:
-    """Return the parameters that a checkpoint holds; without `optimizer` and `scale` the weights alone."""
+    """Return the parameters that a checkpoint holds, by shard; without `optimizer` and `scale` the weights alone."""
     dense = dict(network.parameters_and_names())
     if optimizer is not None:  # the optimizer of a pipeline stage has the parameters of its layers only
         own = {id(p) for p in optimizer.weights}
@@ -43,11 +43,11 @@ def shards_of(
 
 
 Parts = dict[str, dict[str, Part]]
-"""Shard → name of the parameter → part of the whole array that it is."""
+"""Shard → name of the parameter → part of the whole array that the parameter holds."""
 
 
 def parts_of(shards: Shards, store: ExpertStore) -> Parts:
-    """Return the parts that this rank's parameters are, in the shards that are divided among ranks; other shards are left out."""
+    """Return the part of the whole array that each parameter of this rank holds, for shards that are divided among ranks."""
     if len(store.held) == store.experts:
         return {}
     return {
@@ -60,8 +60,8 @@ def parts_of(shards: Shards, store: ExpertStore) -> Parts:
 def files_of(shards: Shards, parts: Parts, ranks: Ranks, writes_experts: bool) -> Files:
     """Return the files of a checkpoint that this rank writes. Rank 0 writes the shards that are not divided.
 
-    parts: parts of the shards that are divided, as `parts_of`.
-    writes_experts: True if this rank is the one of the replicas that writes the experts that all of them store.
+    parts: parts of the divided shards, as `parts_of` returns them.
+    writes_experts: True if this rank writes the experts for all data-parallel replicas that store them.
     """
     files: Files = {}
     for shard, parameters in shards.items():
@@ -74,7 +74,7 @@ def files_of(shards: Shards, parts: Parts, ranks: Ranks, writes_experts: bool) -
 
 
 def file_of_rank(shard: str, rank: int) -> str:
-    """Return the name of the file in which a rank writes its parts of a shard."""
+    """Return the name of the file to which a rank writes its parts of a shard."""
     return f"{shard}.{rank:05d}"
 
 
@@ -86,7 +86,7 @@ def restore(
 ) -> None:
     """Copy the values of a checkpoint into the memory of every parameter.
 
-    after_row: called after each row of an array. parts: parts of the parameters that are not whole, as `parts_of`.
+    after_row: called after each row of an array. parts: parts of the divided parameters, as `parts_of` returns them.
     Raises CheckpointError for a parameter that is missing, or of another shape or dtype.
     """
     for parameter, part, saved, what in _matched(shards, checkpoint, parts or {}):
@@ -94,7 +94,7 @@ def restore(
 
 
 def fill_from(checkpoint: Checkpoint, shards: Shards, parts: Parts) -> Iterator[tuple[Parameter, np.ndarray]]:
-    """Yield each parameter with its values in the checkpoint, for parameters in device memory. Raises as `restore`."""
+    """Yield each parameter with its values in the checkpoint, for parameters in device memory. Raises CheckpointError."""
     for parameter, part, saved, what in _matched(shards, checkpoint, parts):
         array = np.empty_like(parameter.asnumpy())
         _fill(array, part, saved, what)

@@ -26,9 +26,9 @@ _ITSELF = {"hf": "a Hugging Face style folder", "run": "a run"}
 
 
 def convert_model(source: Path, output: Path, to: Form) -> Path:
-    """Write the model in `source` to the folder `output` in another form, atomically.
+    """Convert the model in `source` to the folder `output`, which is created atomically. to: "hf" or "run".
 
-    Raises ConfigError when `output` exists or `source` has that form already, and as `open_model` and the model's properties.
+    Raises ConfigError if `output` exists or `source` has that form already, and the errors of a missing or damaged model.
     """
     if to not in _ITSELF:
         raise ConfigError(f"to={to!r} is not known; use 'hf' or 'run'")
@@ -44,7 +44,7 @@ def write_run(model: StoredModel, folder: Path) -> Path:
     """Write a model to `folder` as a run at step 0. Prepared data is not needed until the run is trained.
 
     Adam state and the position in the data start from zero, which is logged. The folder is created atomically. Raises ConfigError
-    when it exists or cannot be made.
+    if the folder exists or cannot be created.
     """
     check_absent(folder)
     config = model.config.model_copy(update={"finetune": None})  # it can be trained again

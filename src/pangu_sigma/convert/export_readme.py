@@ -45,7 +45,7 @@ print(answer)
 def readme(
     config: Config, tokenizer: Tokenizer, signature: dict[str, Any], at_rest: AtRest, openings: dict[str, list[int]]
 ) -> str:
-    """Return the README's text. openings: ids of a prompt of each domain."""
+    """Return the text of an export's README. at_rest: dtype of stored matrices. openings: domain → token ids of a prompt."""
     domains, model = domains_of(config), config.model
     first = domains[0]
     names = ", ".join(f"`{axis}` {meaning}" for axis, meaning in _AXES.items())

@@ -23,13 +23,13 @@ from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 CARD = "README.md"
 SHARD_BYTES = 4 << 30
-"""Maximum bytes of tensors in a file, unless one tensor has more."""
+"""Maximum bytes of tensors in a file of weights, unless one tensor alone has more."""
 
 
 def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_BYTES) -> Path:
     """Write a model to the folder `output`, atomically and tensor by tensor. shard_bytes: maximum bytes of tensors in a file.
 
-    Raises ConfigError when `output` exists or cannot be made, CheckpointError when a tensor cannot be read.
+    Raises ConfigError if `output` exists or cannot be created, CheckpointError if a tensor cannot be read.
     """
     check_absent(output)
     tensors = {**model.tensors, **_table_tensors(model)}

@@ -40,23 +40,23 @@ from pangu_sigma.train.first_checkpoint import unfinished_folder
 logger = logging.getLogger(__name__)
 
 OPENINGS = {"zh": "今天", "en": "The ", "mixed": "文件", "python": "import ", "java": "public "}
-"""Prompts by language, which exports continue when they are verified."""
+"""Prompt of each language, for comparing an exported model with its run."""
 
 TABLES_FILE = "tables.safetensors"
 README_FILE = "README.md"
 
 
 class ExportError(UserError, RuntimeError):
-    """Error of an export that does not answer like the model it came from."""
+    """Error of an exported model that generates other tokens than the run it came from."""
 
 
 def export_mindir(
     run_path: Path, output: Path, at_rest: AtRest = "float32", use_device: Callable[[], None] = use_cpu
 ) -> Path:
-    """Export the newest intact checkpoint of a run to the folder `output`. The graph takes any batch size and sequence length.
+    """Export the newest intact checkpoint of a run as a MindIR folder `output`. The graph takes any batch size and sequence length.
 
-    at_rest: dtype in which matrices are kept. use_device: sets the device whose operators the graph has. The folder is created
-    atomically. Raises ConfigError when `output` exists and is not an exported model, or, before any work, cannot be written.
+    at_rest: dtype of the stored matrices. use_device: sets the device whose operators the graph uses. The folder is created
+    atomically. Raises ConfigError, before any work, if `output` cannot be written, or exists and is not an exported model.
     """
     if output.exists() and kind_of(output) != "export":
         raise ConfigError(f"{output} exists and is not an exported model; choose another folder with --output")
@@ -84,7 +84,7 @@ def export_mindir(
 
 
 def write_graph(graph: CachedGraph, folder: Path) -> None:
-    """Write a graph as GRAPH_FILE, with shortened names."""
+    """Write a graph as the MindIR file GRAPH_FILE, with shortened parameter names."""
     stem_file = folder / GRAPH_FILE
     ms.export(graph, *open_inputs(), file_name=str(stem_file), file_format="MINDIR", custom_func=_shorten_names)
     alone = stem_file.with_name(f"{stem_file.stem}_graph.mindir")
@@ -95,7 +95,7 @@ def write_graph(graph: CachedGraph, folder: Path) -> None:
 
 
 def tables(run: StoredModel) -> dict[str, np.ndarray]:
-    """Return the lookup tables of the graph as plain tensors, by name."""
+    """Return the lookup tables of an exported model, from token ids to experts and embedding rows, as arrays by name."""
     tokenizer, domains = run.tokenizer, domains_of(run.config)
     group_D1 = np.array([domain.first_expert for domain in domains], np.int32)[:, None]
     return {
@@ -134,9 +134,9 @@ def _rename(message: Any, short: Callable[[str], str]) -> None:
 def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
     """Reload an exported graph and compare its greedy tokens with those of the decoder without MindSpore, one prompt per domain.
 
-    The decoder reads the run's checkpoint for an export in float32, otherwise the weights of the export, which are rounded.
+    The decoder reads the run's checkpoint for an export in float32, otherwise the export's rounded weights.
 
-    Returns the number of generated tokens, all equal; an <eot> that ends an answer counts. Raises ExportError when one differs.
+    Returns the number of generated tokens, including an <eot> that ends an answer. Raises ExportError if a token differs.
     """
     export = open_model(output, "export")
     model = run_path if export.facts["weights"] == "float32" else output
@@ -144,7 +144,7 @@ def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
 
 
 def compare_greedy(expected: Decoder, found: Decoder, output: Path, tokens: int) -> int:
-    """Compare the greedy tokens of two decoders, as `verify_export`. output: path of the second one, for messages."""
+    """Compare the greedy tokens of two decoders, as `verify_export` does. output: path of the second one, for messages."""
     domains, tokenizer = domains_of(expected.config), expected.tokenizer
     prompts = [(domain.name, OPENINGS[domain.language]) for domain in domains]
     answers = (generate(Engine(decoder), prompts, tokens) for decoder in (expected, found))

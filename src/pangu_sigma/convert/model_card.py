@@ -16,7 +16,7 @@ _LANGUAGES = {"zh": ["zh"], "en": ["en"], "mixed": ["zh", "en"], "python": ["cod
 
 
 def model_card(model: StoredModel) -> str:
-    """Return the card's text, with the Hub's YAML header. The licence of the weights is given as unknown."""
+    """Return the text of a model card, with the Hugging Face Hub's YAML header. It states the licence of the weights as unknown."""
     config = model.config
     languages = [each for domain in config.domains for each in _LANGUAGES[domain.language]]
     kinds = ["mixture-of-experts"] if config.model.rre_layers else []

@@ -18,10 +18,10 @@ from pangu_sigma.writable import check_file_writable, check_folder_writable
 
 
 def export_safetensors(run_path: Path, output: Path) -> Path:
-    """Write all weights of a run's newest intact checkpoint into one file, whose metadata hold the configuration.
+    """Write all weights of a run's newest intact checkpoint into one safetensors file, with the configuration in its metadata.
 
     Names are those of the network's parameters, and `experts.<layer>.<name>` of shape [experts, …]. The file is written atomically,
-    tensor by tensor. Raises NotWritable, before any work, when it cannot be written.
+    tensor by tensor. Raises NotWritable, before any work, if the file cannot be written.
     """
     run = open_model(run_path, "run")
     unfinished = output.with_name(f".{output.name}.unfinished")

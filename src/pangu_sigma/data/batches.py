@@ -1,10 +1,10 @@
 """Training batches as arrays: embedding rows, positions, documents, labels, loss weights and the routing plan.
 
-Shape suffixes: G micro-batches of an update, B sequences of one, S sequence, T = B·S, M blocks (one domain each), N RRE layers,
-K experts stored in a layer, A entries of the active list.
+Shape suffixes: G micro-batches of an update, B sequences of a micro-batch, S sequence length, T = B·S, M blocks (sequences of one
+domain), N RRE layers, K experts stored in a layer, A entries in the list of active experts.
 
-Every rank of a run makes the same whole batch and takes its share: some blocks, and some sequences of each. An error in a batch is
-therefore raised on all ranks, and none waits for one that stopped.
+Every rank of a run assembles the same whole batch and keeps its share: some blocks, and some sequences of each. An error in a batch
+is therefore raised on all ranks, and no rank waits for another that stopped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Batch:
-    """Batch of one update on the host: arrays of this rank's share, and statistics of the whole batch, equal on all ranks."""
+    """Training batch of one update, on the host: arrays of this rank's sequences, and statistics of the whole batch."""
 
     slots_GM: np.ndarray
     ids_GBS: np.ndarray
@@ -42,26 +42,26 @@ class Batch:
     documents_GBS: np.ndarray
     labels_GBS: np.ndarray
     weights_GBS: np.ndarray
-    """Loss mask divided by `counted`, so that losses and gradients of ranks add up."""
+    """Loss mask divided by `counted`, so that the losses and gradients of the ranks add up to those of the batch."""
     draws_GB4: np.ndarray
     plan: UpdatePlan = field(repr=False)
     blocks: np.ndarray
-    """Numbers of the blocks of the whole batch of which this rank has sequences."""
+    """Indices, in the whole batch, of the blocks that this rank has sequences of."""
 
     domains_M: np.ndarray
     block_weights_GM: np.ndarray
-    """Weight of each block in the loss; they add up to 1."""
+    """Weight of each block in the loss; the weights add up to 1."""
     tokens: int
     counted: int
-    """Number of tokens of the whole batch whose successor is predicted."""
+    """Number of predictions of a next token that count in the loss of the whole batch."""
     load_NK: np.ndarray
     """Number of tokens routed to each stored expert over the whole update, int64."""
     digest: str
-    """Hash of the token ids and their domains: equal for the same samples in the same order."""
+    """Hash of token ids and domains of the whole batch: equal for the same samples in the same order."""
 
     @property
     def active_NA(self) -> np.ndarray:
-        """Active experts of the update in each RRE layer, as rows of the rank's store; unused entries hold the number of rows."""
+        """Active experts of the update in each RRE layer, as rows of the rank's expert store, padded with the number of rows."""
         return self.plan.plans[0].active_NA
 
     def arrays(self) -> StepArrays:
@@ -86,7 +86,7 @@ class Batch:
 
 
 class BatchLoader:
-    """Data loader: one rank's share of the batches of one split of prepared data."""
+    """Data loader of one rank: its share of each batch of one split of the prepared data."""
 
     def __init__(
         self,
@@ -98,9 +98,9 @@ class BatchLoader:
         rank: int = 0,
         layout: DispatchLayout | None = None,
     ):
-        """folder: prepared data. rank: whose share is returned. layout: of the routing plans; None: that of a run on the CPU.
+        """folder: folder of prepared data. rank: rank that loads. layout: layout of the routing plans; None: that of CPU runs.
 
-        Raises DataError as `open_samples`.
+        Raises DataError for missing or damaged data, as `open_samples`.
         """
         self.config, self.rank, self.folder = config, rank, folder
         self.planner = Planner(config, rank, layout or dispatch_layout(config))
@@ -116,7 +116,7 @@ class BatchLoader:
         return self.order.start()
 
     def next(self, cursor: Cursor) -> Batch:
-        """Return the training batch at `cursor`, and advance the cursor past it. Raises as `assemble`."""
+        """Return the training batch at `cursor`, and advance the cursor past it. Raises the errors of `assemble`."""
         train, first = self.config.train, sum(cursor.taken)
         taken = self.order.take(cursor)
         chosen = [(domain, number) for domain, numbers in taken for number in numbers]
@@ -134,10 +134,9 @@ class BatchLoader:
     ) -> Batch:
         """Assemble a batch from token ids; the sequences of block m belong to domain domains_M[m].
 
-        ids_GBS1: one id more than the sequence, because each token predicts the next.
-        first: number of samples that the run has taken before, for the seeds of dropout.
-        counted_GBS: loss mask, as in `assemble_share`.
-        Raises DataError for an id that the domain's slot has no row for, and CapacityError as `Planner.plan`.
+        ids_GBS1: token ids of each sequence, and the one after it, because each token predicts the next. first: number of samples
+        that the run has used so far, for the seeds of dropout. counted_GBS: loss mask, as in `assemble_share`. Raises DataError for
+        an id without a row in the domain's slot, CapacityError if experts get too many rows (`Planner.plan`).
         """
         room = room_of(self.config, self.planner.layout)
         return self.assemble_share(ids_GBS1, domains_M, data_rank_of_sequences(self.config), room, counted_GBS, first)
@@ -151,10 +150,10 @@ class BatchLoader:
         counted_GBS: np.ndarray | None = None,
         first: int = 0,
     ) -> Batch:
-        """Assemble a batch, as `assemble`, from the sequences of one group or of all groups.
+        """Assemble a batch, as `assemble` does, from the sequences of one group of ranks or of all groups.
 
-        taker_B: data-parallel index that each sequence belongs to, from `data_rank_of_sequences`. room: capacity for rows.
-        counted_GBS: loss mask, True where the prediction of the next token counts, or what broadcasts to it; None: all True. The
+        taker_B: data-parallel index of the ranks that train on each sequence. room: expert capacity, as in `Planner.plan`.
+        counted_GBS: loss mask, True where the prediction of the next token counts, or broadcastable to it; None: all True. The
         beginning of a document and padding are never predicted. first: as in `assemble`.
         """
         ids, labels = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
@@ -196,7 +195,7 @@ class BatchLoader:
         )
 
     def frequencies(self) -> np.ndarray:
-        """Return the token counts [D, V] of the training text. Raises DataError as `read_frequencies`."""
+        """Return the token counts [D, V] of the training text. Raises DataError if they are damaged or of another shape."""
         return read_frequencies(self.folder, len(self.domains), self.tokenizer.size)
 
     def experts(self, ids_GBS: np.ndarray, domains_M: np.ndarray) -> np.ndarray:

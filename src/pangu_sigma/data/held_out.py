@@ -1,9 +1,9 @@
-"""Held-out batches and their baselines. Samples are spread evenly over the text of each domain, the same in every evaluation and on
-any number of ranks, so that a loss is always a mean over the same tokens. A *unit* is a sample, or a block of samples, for which a
-graph returns one loss.
+"""Held-out batches and their unigram baselines. Samples are spread evenly over the text of each domain. They are the same in every
+evaluation and on any number of ranks, so a loss is always a mean over the same tokens. A *unit* is a sample, or a block of samples,
+for which a graph returns one loss.
 
-Shape suffixes: G micro-batches of an update, B sequences of one, S sequence, M blocks of a batch, Q sequences of a block,
-D domains, V vocabulary, R rows of a slot, U units.
+Shape suffixes: G micro-batches of an update, B sequences of a micro-batch, S sequence length, M blocks of a batch, Q sequences of a
+block, D domains, V vocabulary, R rows of a slot, U units.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class HeldOutBatch:
-    """Held-out batch, and the unit that each loss belongs to that a graph returns for it.
+    """Held-out batch, with the unit (sample or block of samples) of each loss that a graph returns for the batch.
 
-    domains_U: domain of each loss. units_U: number of its unit in that domain, counted over all ranks. Padding samples have weight
-    0, whatever their unit.
+    domains_U: domain of each loss. units_U: number of the loss's unit in that domain, counted over all ranks. Padding samples have
+    weight 0, whatever their unit.
     """
 
     batch: Batch
@@ -37,14 +37,14 @@ class HeldOutBatch:
 
 
 class HeldOut:
-    """Held-out set of the domains of a rank's group: the rank's share of the batches, in two forms with the same samples.
+    """Held-out set of the domains of a rank's group, as the rank's share of the batches, in two shapes with the same samples.
 
-    `of_domain` is for a forward graph, which returns a loss per sequence, so that a unit is a sample; `like_training` is for the
-    graph of a training step, which returns a loss per block, so that a unit is `block` samples.
+    `of_domain` is for a forward graph, which returns a loss per sequence, so that a unit is a sample; `training_shaped_batches`
+    is for the graph of a training step, which returns a loss per block, so that a unit is `block` samples.
     """
 
     def __init__(self, batches: BatchLoader, most: int):
-        """batches: of the held-out split. most: maximum number of samples of a domain."""
+        """batches: loader of the held-out split. most: maximum number of samples of a domain."""
         self._batches, self._config = batches, batches.config
         everybody = data_rank_of_sequences(self._config)
         self._takers_B = everybody[np.isin(everybody, batches.planner.group)]
@@ -55,7 +55,7 @@ class HeldOut:
 
     @cached_property
     def domains(self) -> list[int]:
-        """Domains of the rank's group: set by set, ascending within a set."""
+        """Indices of the domains of the rank's group: domain set by domain set (`domain_sets`), ascending within a set."""
         sets = self._batches.domain_sets
         return [domain for s in share_of(self._config, self._batches.rank).sets for domain in sets[s]]
 
@@ -69,7 +69,7 @@ class HeldOut:
         return [-(-wanted // size) for wanted in self._wanted]
 
     def digests(self, size: int = 1) -> dict[str, str]:
-        """Return a hash per domain over samples, tokenizer and unit size: losses can be compared if it is equal."""
+        """Return one hash per domain of samples, tokenizer and unit size: losses are comparable if the hashes are equal."""
         digests_by_domain = {}
         for domain in self._batches.domains:
             digest = xxhash.xxh3_64(f"{self._batches.tokenizer.hash} {domain.slot} {size}".encode())
@@ -79,10 +79,10 @@ class HeldOut:
         return digests_by_domain
 
     def of_domain(self, domain: int) -> list[HeldOutBatch]:
-        """Return this rank's share of the batches of one domain, a loss per sample; none for a domain of another group.
+        """Return this rank's share of the batches of one domain, with a loss per sample; empty for a domain of another group.
 
-        The last batch is padded with samples of weight 0. No row is dropped: the capacity is what the batches of all domains of
-        the group need.
+        The last batch is padded with samples of weight 0. No row is dropped: the expert capacity is large enough for the
+        batches of all domains of the group.
         """
         if domain not in self.domains:
             return []
@@ -98,9 +98,9 @@ class HeldOut:
         return batches
 
     def training_shaped_batches(self) -> list[HeldOutBatch]:
-        """Return this rank's batches in the shapes of training: its micro-batches, blocks and expert capacity; a loss per block.
+        """Return this rank's batches with the micro-batches, blocks and expert capacity of training, and a loss per block.
 
-        Blocks are padded with samples of weight 0. Raises CapacityError as training does.
+        Blocks are padded with samples of weight 0. Raises CapacityError if experts get too many rows, as training does.
         """
         passes, batches, size = self._config.train.accumulation, [], self.block
         for first in range(0, len(self.domains), self._blocks):
@@ -150,12 +150,12 @@ class HeldOut:
 
 
 def samples_of_evaluation(config: Config) -> int:
-    """Return the maximum number of samples per domain of an evaluation during training."""
+    """Return the maximum number of held-out samples per domain that an evaluation during training reads."""
     return config.train.eval_batches * config.train.batch_size
 
 
 class UnigramBaseline:
-    """Unigram loss and byte counts of held-out tokens, which their loss is compared with and normalised by."""
+    """Unigram baseline of the held-out loss, and byte counts of held-out tokens for bits per byte."""
 
     def __init__(self, tokenizer: Tokenizer, domains: Iterable[Domain], frequencies_DV: np.ndarray):
         """frequencies_DV: token counts of each domain's training text."""
@@ -166,7 +166,7 @@ class UnigramBaseline:
         )
 
     def of(self, held_out: HeldOutBatch) -> np.ndarray:
-        """Return for each unit of a batch: number of predicted tokens, their bytes, and their unigram loss in nats, [U, 3]."""
+        """Return the number, the bytes and the unigram loss in nats of the predicted tokens of each unit of a batch, [U, 3]."""
         batch = held_out.batch
         passes, sequences = batch.labels_GBS.shape[:2]
         domains_B = np.repeat(batch.domains_M[batch.blocks], sequences // len(batch.blocks))

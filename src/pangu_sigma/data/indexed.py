@@ -1,10 +1,9 @@
 """Token files in Megatron's `.bin`/`.idx` format, which MindFormers and Megatron can read too.
 
-`.bin`: the ids of all documents, int32 little-endian, end to end. `.idx`: magic MMIDIDX, version 1, dtype code 4,
-number of sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document
-bounds. MindFormers writes them. Reading checks the index for consistency and against the sizes of both files, which MindFormers
-does not do. Ids are read with `pread` and not through a memory map: a file that is truncated meanwhile is then an error that names
-it instead of a SIGBUS, and reading is as fast.
+`.bin`: the ids of all documents, int32 little-endian, end to end. `.idx`: magic MMIDIDX, version 1, dtype code 4, number of
+sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document bounds. MindFormers
+writes them. Unlike MindFormers, reading checks the index for consistency and against the sizes of both files. Ids are read with
+`pread` and not through a memory map: a truncated file then raises an error that names the file, and no SIGBUS; reading is as fast.
 
 If hashes are given, each *chunk* of a `.bin` is verified when it is first read, and again after the file has changed.
 """
@@ -24,7 +23,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.mindformers_import import quiet_mindformers
 
 CHUNK_BYTES = 1 << 20
-"""Bytes of a chunk of a `.bin`, hashed and verified together: the first sample read from it waits for 1 MiB at most."""
+"""Bytes of a chunk of a `.bin`, the unit of hashing and verification: the first sample of a chunk waits for 1 MiB at most."""
 
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -41,7 +40,7 @@ def paths_of(prefix: Path) -> tuple[Path, Path]:
 
 
 def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray]) -> None:
-    """Write documents to a token file, each as one sequence. documents: token ids, <eot> included."""
+    """Write documents to a token file, each as one sequence. documents: token ids of each document, with its <eot>."""
     with quiet_mindformers():
         from mindformers.dataset.blended_datasets.indexed_dataset import IndexedDatasetBuilder
 
@@ -62,8 +61,8 @@ class TokenFile:
     """Token file of one domain and split, opened for reading as one array of tokens.
 
     tokens: number of tokens. documents: number of documents. lengths: number of tokens of each document, int32.
-    vocabulary: size V; every id must be in 0 … V - 1; None: ids are not checked. chunks: hashes as `hashes_of_chunks` returns, of
-    every `chunk_bytes` bytes: hash and ids of a chunk are checked when it is first read; None: all ids are checked at once.
+    vocabulary: size V; every id must be in 0 … V - 1; None: ids are not checked. chunks: hash of every `chunk_bytes` bytes, as in
+    `hashes_of_chunks`. Hash and ids of a chunk are checked when the chunk is first read; None: all ids are checked at once.
     Raises DataError with file and byte offset if the index does not fit the files or an id is not in the vocabulary.
     """
 

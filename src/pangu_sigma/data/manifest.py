@@ -1,6 +1,6 @@
 """Manifest of a prepared data folder, manifest.json: sources, statistics of each domain, and size and hash of every other file.
 
-It carries a hash of itself.
+The manifest contains a hash of itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Record(BaseModel):
 
 
 class Source(_Record):
-    """Source of text. sha256: hash of the archive or file; None for the standard library of the running Python."""
+    """Source of training text in the manifest. sha256: hash of the archive or file; None for Python's standard library."""
 
     name: str
     version: str
@@ -37,7 +37,7 @@ class Source(_Record):
 class SplitCounts(_Record):
     """Statistics of one split of a domain: documents, tokens (<eot> and tags included), bytes of UTF-8, and <unk> tokens.
 
-    folded: characters that normalisation changed (`Tokenizer.changed_by_normalisation`).
+    folded: number of characters that normalisation changed (`Tokenizer.changed_by_normalisation`).
     """
 
     documents: int
@@ -50,10 +50,10 @@ class SplitCounts(_Record):
 class OverlapRecord(_Record):
     """Overlap of a domain's held-out text with its training text, measured in n-grams, called windows (see `overlap`).
 
-    window: tokens of a window. windows: number of windows in the held-out text. share: fraction of them that occurs in the training
-    text. by_hash_alone: the same fraction if no document were passed over.
-    wanted: number of documents that data.held_out asks for.
-    passed_over, passed_over_tokens: number of candidates, and of their tokens, that are trained on because they repeat others.
+    window: number of tokens of a window. windows: number of windows in the held-out text. share: fraction of the windows that also
+    occur in the training text. by_hash_alone: the same fraction if no document were passed over.
+    wanted: number of held-out documents that data.held_out asks for. passed_over, passed_over_tokens: number of candidates for the
+    held-out text that are trained on because they repeat other documents, and of their tokens.
     """
 
     window: int
@@ -68,11 +68,11 @@ class OverlapRecord(_Record):
 class DomainRecord(_Record):
     """Statistics of a domain in the manifest.
 
-    rows: number of rows in use of its embedding slot.
-    unigram_entropy: nats per held-out token under training counts plus ½ for every row of the slot, the baseline a model must beat.
-    offered: number of documents read. Each is kept or counted in one of: duplicates (exact copies), too_long (longer than
-    data.max_mib_per_domain by itself), over_limit (left out because others fill that limit).
-    offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of those too long or over the limit.
+    rows: number of rows in use in the domain's embedding slot. unigram_entropy: baseline that a model must beat, in nats per
+    held-out token: loss of a unigram model with the training counts plus ½ for every row of the slot.
+    offered: number of documents read. Each is kept or counted in one of: duplicates (exact copies), too_long (one document
+    longer than data.max_mib_per_domain), over_limit (left out because other documents fill that limit).
+    offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the documents too long or over the limit.
     """
 
     slot: str
@@ -93,7 +93,7 @@ class DomainRecord(_Record):
 class FileRecord(_Record):
     """Size and content hash of a file in the manifest.
 
-    chunks: hash of every `chunk_bytes` bytes of a token file, so that each is verified when first read; the last may be shorter.
+    chunks: hash of every `chunk_bytes` bytes of a token file, to verify each chunk when it is first read; the last may be shorter.
     """
 
     bytes: int
@@ -106,8 +106,8 @@ class Manifest(_Record):
     """Manifest of a prepared data folder.
 
     config: settings, inputs and versions that decide the content of the folder. fingerprint: sha256 of `config`.
-    quarantined: number of unusable lines by reason. examples: file, offset and detail of the first line of each reason.
-    files: every other file of the folder, by relative path.
+    quarantined: number of unusable lines, by reason. examples: file, offset and detail of the first unusable line, by reason.
+    files: size and hash of every other file of the folder, by relative path.
     """
 
     fingerprint: str
@@ -131,7 +131,7 @@ class Manifest(_Record):
         return xxhash.xxh3_128_hexdigest(as_json(content))
 
     def save(self, folder: Path) -> None:
-        """Write manifest.json with its own hash. Raises OSError."""
+        """Write manifest.json, with its own hash, into a folder. Raises OSError."""
         write_atomically(folder / MANIFEST_FILE, sealed(self.model_dump(mode="json")))
 
 

@@ -1,6 +1,6 @@
 """Sampling order of training: a function of the seed and of the number of samples taken of each domain, which a `Cursor` holds.
 
-It does not depend on the number of processes or on when a run was stopped.
+The order does not depend on the number of processes or on when a run was stopped.
 
 Shape suffix: M blocks (one domain each).
 """
@@ -19,7 +19,7 @@ from pangu_sigma.domains import domain_sets
 
 @dataclass
 class Cursor:
-    """Position in the training data: the number of samples taken so far of each domain, by its index."""
+    """Position in the training data: the number of samples taken so far of each domain, by domain index."""
 
     taken: list[int]
 
@@ -34,10 +34,10 @@ class Cursor:
 
 
 class SampleOrder:
-    """Sampler: picks the domains of a batch by weight, and shuffles the samples of a domain anew in every epoch over its text."""
+    """Sampler of training: picks the domains of a batch by weight, and shuffles the samples of each domain in every epoch."""
 
     def __init__(self, config: Config, counts: list[int], weights: Sequence[float] | None = None):
-        """counts: number of samples of each domain. weights: of sampling, 0 to leave a domain out; None: the configuration's."""
+        """counts: samples of each domain. weights: sampling weight of each, 0 to leave it out; None: the configuration's."""
         self._counts, self._seed = counts, config.seed
         self._blocks = config.data.domains_per_step
         self._per_block = config.train.batch_size // self._blocks * config.train.accumulation
@@ -59,7 +59,7 @@ class SampleOrder:
         return taken
 
     def sample(self, domain: int, number: int) -> int:
-        """Return which sample of a domain is its `number`-th in training, counted from 0 over all epochs."""
+        """Return the index of the sample that training takes from a domain as its `number`-th, counted from 0 over all epochs."""
         epoch, at = divmod(number, self._counts[domain])
         if (domain, epoch) not in self._shuffles:
             self._shuffles = {key: shuffle for key, shuffle in self._shuffles.items() if key[0] != domain}

@@ -25,9 +25,9 @@ _FIX = "the prepared data is damaged or is of another preparation, run prepare-d
 
 
 class PreparedData:
-    """Files of a folder that `prepare-data` wrote, with its `manifest`.
+    """Prepared data folder, written by `prepare-data`, with its `manifest`.
 
-    Raises DataError as `load_manifest`.
+    Raises DataError for a manifest that is missing, damaged or of another format.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +35,7 @@ class PreparedData:
         self.manifest = load_manifest(folder)
 
     def tokens(self, domain: str, split: str, vocabulary: int) -> TokenFile:
-        """Open a token file. vocabulary: its size V. Raises DataError as `TokenFile`, and if a file differs from the manifest."""
+        """Open a token file. vocabulary: number of ids V. Raises DataError if it is damaged or an id is not below V."""
         prefix = self.folder / f"{domain}.{split}"
         data, index = paths_of(prefix)
         self.verify(index.name)
@@ -43,7 +43,7 @@ class PreparedData:
         return TokenFile(prefix, vocabulary, record.chunks, record.chunk_bytes)
 
     def frequencies(self) -> np.ndarray:
-        """Return the count of every token id in the training text of each domain, [D, V] int64. Raises DataError."""
+        """Return the count of every token id in the training text of each domain, [D, V] int64. Raises DataError for damage."""
         file = self.folder / FREQUENCIES_NAME
         self.verify(FREQUENCIES_NAME)
         try:
@@ -52,7 +52,7 @@ class PreparedData:
             raise DataError(f"{file}: cannot be read: {error}; run prepare-data again") from error
 
     def tokenizer(self) -> Tokenizer:
-        """Load the tokenizer that encoded the text. Raises DataError."""
+        """Load the tokenizer that encoded the text. Raises DataError if a file of it differs from the manifest."""
         folder = self.folder / TOKENIZER_NAME
         for name in self.manifest.files:
             if name.startswith(f"{TOKENIZER_NAME}/"):
@@ -65,7 +65,7 @@ class PreparedData:
         return tokenizer
 
     def verify(self, name: str) -> None:
-        """Check size and hash of a file against the manifest. Raises DataError if they differ."""
+        """Check size and hash of the file `name` against the manifest. Raises DataError if they differ."""
         recorded = self._record(name)
         try:
             verify(self.folder / name, {"bytes": recorded.bytes, "xxh3_128": recorded.xxh3_128}, _FIX)
@@ -99,7 +99,7 @@ def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
 def read_prepared_tokenizer(config: Config) -> Tokenizer:
     """Load the tokenizer of a configuration's prepared data.
 
-    Raises ConfigError if it was made for other embedding slots, DataError if the data is missing or damaged.
+    Raises ConfigError if the tokenizer was made for other embedding slots, DataError if the data is missing or damaged.
     """
     prepared = Path(config.data.path)
     if not prepared.exists():
@@ -117,7 +117,7 @@ def read_prepared_tokenizer(config: Config) -> Tokenizer:
 
 
 def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
-    """Draw the routing tables of a configuration for a vocabulary; balanced ones also for the token counts of the prepared text."""
+    """Draw the routing tables of a configuration for a tokenizer's ids; balanced tables use token counts of the prepared text."""
     return draw_tables(
         config.routing,
         config.model.rre_layers,

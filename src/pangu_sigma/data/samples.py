@@ -1,6 +1,6 @@
 """Samples of one split of prepared data: each domain's tokens, cut one after another into sequences of equal length.
 
-Shape suffix: S sequence.
+Shape suffix: S sequence length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pangu_sigma.errors import DataError
 
 
 class TokenSource(Protocol):
-    """Tokens of a domain that can be read by position, such as a `TokenFile`."""
+    """Interface of a domain's tokens that are read by position, such as a `TokenFile`. tokens: number of tokens."""
 
     tokens: int
 
@@ -28,13 +28,13 @@ class TokenSource(Protocol):
 class Samples:
     """Samples of every domain of a configuration, in file order.
 
-    files: token files, one per domain. counts: number of samples of each domain. Sample n of a domain is its tokens n·S … n·S + S,
-    one more than the sequence, because each token predicts the next. weights: sampling weight of each domain.
+    files: token files, one per domain. counts: number of samples of each domain. Sample n of a domain is its tokens n·S … n·S + S:
+    a sequence and the token after it, because each token predicts the next. weights: sampling weight of each domain.
     Raises DataError if a domain has fewer tokens than one sample.
     """
 
     def __init__(self, config: Config, files: Sequence[TokenSource], split: str):
-        """split: name of the split, for the error."""
+        """split: name of the split, for error messages."""
         self.files = files
         self._length = config.model.seq_length
         self.weights = [domain.weight for domain in config.domains]
@@ -56,9 +56,9 @@ class Samples:
 
 
 def open_samples(config: Config, folder: Path, split: str, vocabulary: int) -> Samples:
-    """Open the samples of one split of a prepared data folder. vocabulary: its size V.
+    """Open the samples of one split of a prepared data folder. vocabulary: number of ids V.
 
-    Raises DataError as `PreparedData.tokens` and `Samples`.
+    Raises DataError for a missing or damaged file, and for a domain with fewer tokens than one sample.
     """
     prepared = PreparedData(folder)
     return Samples(config, [prepared.tokens(domain.name, split, vocabulary) for domain in config.domains], split)

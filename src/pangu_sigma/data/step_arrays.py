@@ -3,8 +3,8 @@
 Inside a graph they are plain arguments, because MindSpore 2.9 silently gives a NamedTuple that is built inside `construct` a
 gradient of zero. A test ties the fields to the arguments of `TrainStep.construct`.
 
-Shape suffixes: G micro-batches of an update, B sequences of one, S sequence, T = B·S, M blocks (one domain each), N RRE layers,
-A active experts.
+Shape suffixes: G micro-batches of an update, B sequences of a micro-batch, S sequence length, T = B·S, M blocks (sequences of one
+domain), N RRE layers, A active experts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class StepArrays(NamedTuple):
-    """Arguments of `TrainStep.construct` after the learning rate, in its order: NumPy arrays or tensors."""
+    """Input arrays of a training step, in the order of `TrainStep.construct` after the learning rate: NumPy arrays or tensors."""
 
     rows_GBS: Any
     """Row of each token in the flattened embedding slots, int32."""
@@ -41,7 +41,7 @@ class StepArrays(NamedTuple):
     """Offsets of the active experts' tokens, summed over the micro-batches and over the ranks of the group, int32."""
 
     def of_pass(self, micro_batch: int) -> tuple[Any, ...]:
-        """Return the arguments of `NextTokenLoss` before the experts, for one micro-batch."""
+        """Return the input arrays of `NextTokenLoss` for one micro-batch (a forward-backward pass), without the experts."""
         return tuple(getattr(self, name)[micro_batch] for name in PASS_FIELDS)
 
 
@@ -50,9 +50,9 @@ PASS_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_NA")]
 
 
 def draws_of(seed: int, samples: np.ndarray) -> np.ndarray:
-    """Return seeds for `ascend_ops.dropout.CounterDropout`, int32 [*, 4]: run seed and sample number, two words each.
+    """Return the dropout seeds of samples for `CounterDropout`, int32 [*, 4]: run seed and sample number, two words each.
 
-    samples: number of each sample among all that the run takes, int64 [*].
+    samples: number of each sample in the order in which the run takes samples, int64 [*].
     """
     numbers = np.stack([np.full(samples.shape, seed % (1 << 64), np.uint64), samples.astype(np.uint64)], axis=-1)
     words = np.stack([numbers & 0xFFFFFFFF, numbers >> 32], axis=-1)  # low word first, on any machine

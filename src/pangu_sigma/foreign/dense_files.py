@@ -1,4 +1,4 @@
-"""Opener of dense PanGu-α checkpoints of other projects, which finds out the layout of their files."""
+"""Opener of dense PanGu-α checkpoints of other projects, which detects the layout of their files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LAYOUTS = {
     "mindspore": "one .ckpt, or filerted_<rank>.ckpt with a strategy file; word_embedding.npy, position_embedding.npy and "
     "top_query_embedding.npy where the checkpoints lack them",
 }
-"""Files by which each layout is recognised."""
+"""Layout of other projects' files → files by which it is recognised."""
 _OPENERS = ((is_huggingface, open_huggingface), (is_megatron, open_megatron), (is_mindspore, open_mindspore))
 
 
 def open_dense_model(path: Path, *, heads: int | None = None, activation: Activation | None = None) -> DenseModel:
-    """Open a model in one of LAYOUTS; values are read when a tensor is read.
+    """Open a dense PanGu-α in one of LAYOUTS; the values of a tensor are read when they are first needed.
 
-    heads, activation: of the model, where the files do not give them.
-    Raises LayoutError when no layout fits, or when a tensor is missing, unknown, damaged, or not of the same model.
+    heads, activation: number of attention heads and activation of the model, needed if the files do not state them.
+    Raises LayoutError if no layout fits, or if a tensor is missing, unknown, damaged, or of another model.
     """
     if not path.exists():
         raise LayoutError(f"{path} does not exist; give a folder or file in one of these layouts: {_listed()}")

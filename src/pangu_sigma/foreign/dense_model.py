@@ -1,4 +1,4 @@
-"""Dense PanGu-α in the files of another project: its sizes, and its tensors by our names, in our orientation.
+"""Dense PanGu-α in the files of another project: sizes, and tensors under our names and in our orientation.
 
 The names are those of `PanGuSigma.parameters_and_names` for a configuration with `rre_layers=0`:
 
@@ -7,7 +7,7 @@ The names are those of `PanGuSigma.parameters_and_names` for a configuration wit
     layers.<i>.attention.query|key|value|output.weight [H in, H out], .bias [H]
     layers.<i>.ffn.w1 [F, H], .b1 [F], .w2 [F, H], .b2 [H]
 
-The last layer is the query layer, and `norm` comes before it.
+The last layer is the query layer; `norm` is applied before it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LayoutError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Unused:
-    """Entry of a file that is not read as a weight. reason: why not, in a few words."""
+    """Entry of a file of weights that is not read as a weight. reason: reason for that, in a few words."""
 
     name: str
     reason: str
@@ -34,15 +34,15 @@ class Unused:
 
 @dataclass(frozen=True)
 class DenseModel:
-    """Dense model in files.
+    """Dense model in the files of another project.
 
     path: folder or file that was opened. layout: name of its layout, such as "mindspore" or "megatron".
-    hidden, ffn, heads, layers, seq_length, vocabulary: sizes, as in `ModelConfig`; `layers` counts the query layer, and
-    `vocabulary` the rows of the embedding table. heads: None where the files do not give it.
-    activation: activation of the FFN; assumed where `activation_known` is False, because the files do not give it.
+    hidden, ffn, heads, layers, seq_length, vocabulary: sizes, as in `ModelConfig`; `layers` includes the query layer, and
+    `vocabulary` is the number of rows of the embedding table. heads: None if the files do not state it.
+    activation: activation of the FFN; assumed if `activation_known` is False, because the files do not state it.
     tensors: every weight, by the names above; float32 or float16 as stored.
-    made_from: for each tensor "<its name in the files>: <how>", with how one of copied, transposed, joined.
-    unused: other entries of the files.
+    made_from: tensor → "<name in the files>: <how>", where <how> is copied, transposed or joined.
+    unused: entries of the files that are no weights.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class DenseModel:
 
 
 def tensor_shapes(hidden: int, ffn: int, layers: int, seq_length: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a dense model, by our names."""
+    """Return the shape of every tensor of a dense model of these sizes, by our names."""
     shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, hidden)}
     shapes |= {"positions": (seq_length, hidden), "query_positions": (seq_length, hidden)}
     for layer in range(layers):
@@ -77,8 +77,8 @@ def tensor_shapes(hidden: int, ffn: int, layers: int, seq_length: int, vocabular
 
 
 def check_tensors(model: DenseModel) -> DenseModel:
-    """Return the model if it has exactly the tensors of its sizes. Raises LayoutError for one that is missing, of another shape, or
-    unknown."""
+    """Check that a dense model has exactly the tensors of its sizes, and return it. Raises LayoutError for a missing or unknown
+    tensor, or another shape."""
     wanted = tensor_shapes(model.hidden, model.ffn, model.layers, model.seq_length, model.vocabulary)
     for name, shape in wanted.items():
         if name not in model.tensors:

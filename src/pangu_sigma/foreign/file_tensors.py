@@ -1,7 +1,7 @@
 """Tensors in files: positions of their bytes, and lazy joining and transposing into the tensors of a model.
 
-Values are read in slices of rows, so that a tensor that is joined from 512 files or transposed takes little more memory than
-itself.
+Values are read in slices of rows, so that a tensor that is joined from 512 files, or transposed, takes little more memory than its
+own size.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ KINDS: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.float32),
 }
-"""Dtype of a weight in a file → dtype it is read as: NumPy has no bfloat16, and float32 holds it exactly."""
+"""Dtype of a weight in a file → dtype of the array that is read: NumPy has no bfloat16; float32 holds its values exactly."""
 _SLICE = 4 << 20
-"""Number of bytes of a slice that is read at a time."""
+"""Number of bytes of a slice of rows, read at a time."""
 _MOST_SIZE = 1 << 40
-"""Maximum size of an axis that is accepted."""
+"""Maximum accepted size of an axis of a tensor."""
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """Tensor in a file.
+    """Position of a tensor's values in a file of another project.
 
-    offset: byte of its first value. kind: dtype of its values; one that is not in KINDS is refused when it is used.
-    strides: in values, not bytes. name: its name in the file.
+    offset: byte of the first value. kind: dtype of the values; a dtype that is not in KINDS is refused when the tensor is used.
+    strides: strides in values, not bytes. name: name of the tensor in the file.
     """
 
     file: Path
@@ -49,7 +49,7 @@ class FileTensor:
 
     @property
     def origin(self) -> str:
-        """File and name, for messages."""
+        """File and name of the tensor, for messages."""
         return f"{self.file}: {self.name}"
 
     @property
@@ -57,7 +57,7 @@ class FileTensor:
         return math.prod(self.shape)
 
     def values(self) -> np.ndarray:
-        """Map the values; bfloat16 as uint16."""
+        """Map the values into memory; bfloat16 as uint16."""
         raw = np.dtype("<u2" if self.kind == "bfloat16" else KINDS[self.kind].newbyteorder("<"))
         if not self.size:
             return np.empty(self.shape, raw)
@@ -72,7 +72,7 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def checked_sizes(file: Path, name: str, sizes: Sequence[object]) -> tuple[int, ...]:
-    """Return the sizes of a tensor's axes. Raises LayoutError when they are no counts, negative, or huge."""
+    """Return the sizes of a tensor's axes. Raises LayoutError for a size that is no integer, negative, or huge."""
     if len(sizes) > 8 or not all(type(n) is int and 0 <= n <= _MOST_SIZE for n in sizes):
         raise LayoutError(f"{file}: {name} has the shape {str(sizes)[:80]}, which no tensor has; the file is damaged")
     if math.prod(max(1, n) for n in sizes) > _MOST_SIZE:  # type: ignore[call-overload]
@@ -82,8 +82,8 @@ def checked_sizes(file: Path, name: str, sizes: Sequence[object]) -> tuple[int, 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Tensor of a file that is a part of a larger one. first: index of its first value in the whole, by axis.
-    rows: number of its first rows that are used; None: all."""
+    """Tensor of a file that is a part of a larger tensor. first: index of its first value in the whole tensor, by axis.
+    rows: number of rows of the file's tensor that are used, from the first on; None: all."""
 
     stored: FileTensor
     first: tuple[int, ...]
@@ -102,11 +102,11 @@ def assembled(
     same: Sequence[FileTensor] = (),
     strict: bool = False,
 ) -> LazyArray:
-    """Return a tensor of a model that is joined from fragments when it is read.
+    """Return a lazy tensor of a model that is joined from fragments of files when it is read.
 
-    shape: shape of the whole, before it is transposed. same: other tensors that must have the same values as the only fragment;
-    they are compared when it is read, and a difference is logged as a warning, or raises LayoutError if strict.
-    Raises LayoutError when the fragments have different dtypes or do not fill the shape.
+    shape: shape of the whole tensor, before transposing. same: copies of the only fragment, which must have the same values.
+    Reading compares them; a difference is logged as a warning, or raises LayoutError if strict.
+    Raises LayoutError if the fragments have different dtypes or do not fill the shape.
     """
     first = fragments[0].stored
     for fragment in fragments:

@@ -1,7 +1,7 @@
 """Layout of the Hugging Face ports of PanGu-α (GPTPangu): `config.json` beside safetensors or `pytorch_model*.bin`.
 
-Names: those of `modeling_gptpangu.py` in the repositories imone/pangu_2_6B and sunzeyeah/pangu-*; the first calls the attention's
-output `out_proj`, the others `c_proj`. `nn.Linear` has its weights as [out, in].
+Names: those of `modeling_gptpangu.py` in the repositories imone/pangu_2_6B and sunzeyeah/pangu-*; the first names the attention's
+output `out_proj`, the others `c_proj`. Weights of `nn.Linear` are [out, in].
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PORT_LAYER = {
     **weight_and_bias("mlp.c_fc", "ffn.w1", "ffn.b1"),
     **weight_and_bias("mlp.c_proj", "ffn.w2", "ffn.b2", transposed=True),
 }
-"""Tensors of a layer, after `transformer.h.<i>.`; the last layer is the query layer."""
+"""Port's name of each tensor of a layer, after `transformer.h.<i>.`, → our tensor; the last layer is the query layer."""
 PORT_SHARED = {
     "wte.weight": Counterpart("embedding"),
     "wpe.weight": Counterpart("positions"),
@@ -46,7 +46,7 @@ PORT_SHARED = {
     "ln_f.weight": Counterpart("norm.gain"),
     "ln_f.bias": Counterpart("norm.bias"),
 }
-"""Tensors that are not of a layer, after `transformer.`."""
+"""Port's name of each tensor outside of the layers, after `transformer.`, → our tensor."""
 _ACTIVATIONS: dict[str, Activation] = {
     **dict.fromkeys(("gelu", "gelu_python"), "erf"),
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), "tanh"),
@@ -56,18 +56,18 @@ _ACTIVATIONS: dict[str, Activation] = {
 _KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MODEL_TYPE = "gpt_pangu"
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Files of weights; the first that exists is read."""
+"""Names of the files of weights; the first file that exists is read."""
 _MOST_BYTES = 16 << 20
 """Maximum bytes of a JSON file."""
 
 
 def is_huggingface(path: Path) -> bool:
-    """Return True if a folder looks like this layout."""
+    """Return True if a folder looks like a Hugging Face port of PanGu-α."""
     return path.is_dir() and (path / "config.json").is_file() and any((path / file).is_file() for file in _FILES)
 
 
 def open_huggingface(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
-    """Open a folder of this layout. Raises LayoutError that names the file or tensor."""
+    """Open a folder of a Hugging Face port of PanGu-α. Raises LayoutError, which names the file or tensor."""
     config = _json(path / "config.json")
     facts = _facts(path / "config.json", config)
     file, *others = [path / name for name in _FILES if (path / name).is_file()]

@@ -1,6 +1,6 @@
-"""Conversion of tensors in files to a `DenseModel`, shared by all layouts.
+"""Conversion of tensors in files of other projects to a `DenseModel`, shared by all layouts.
 
-A layout maps each of its tensors to one of ours; here a missing or unknown tensor on either side is refused.
+A layout maps each of its tensors to one of ours; this module refuses a missing or unknown tensor on either side.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, ch
 
 
 class Counterpart(NamedTuple):
-    """Our tensor for one of a layout. cut: axis of theirs along which tensor ranks split it; None: all ranks have it whole."""
+    """Our tensor for a tensor of a layout. ours: our name. cut: axis along which their tensor ranks split it; None: not split."""
 
     ours: str
     transposed: bool = False
@@ -29,7 +29,7 @@ class Counterpart(NamedTuple):
 def weight_and_bias(
     theirs: str, weight: str, bias: str, transposed: bool = False, cut: int | None = None
 ) -> dict[str, Counterpart]:
-    """Return the counterparts of `theirs`.weight and .bias; tensor ranks split a bias only along the outputs, axis 0."""
+    """Return our tensors for the layout's `theirs`.weight and `theirs`.bias; a bias is split only along the outputs, axis 0."""
     return {
         f"{theirs}.weight": Counterpart(weight, transposed, cut),
         f"{theirs}.bias": Counterpart(bias, cut=0 if cut == 0 else None),
@@ -37,7 +37,7 @@ def weight_and_bias(
 
 
 def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) -> dict[str, Counterpart]:
-    """Return the counterparts of all layers. tensors: those of one layer. prefixes: prefix of their names for each layer."""
+    """Return our tensors for a layout's tensors of all layers. tensors: the same for one layer. prefixes: name prefix of each."""
     return {
         f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}")
         for layer, prefix in enumerate(prefixes)
@@ -47,8 +47,8 @@ def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class Joined:
-    """Whole tensor of a layout, joined from fragments. same: copies that must have the same values; strict: a difference is refused
-    and not only logged. parts: number of files that hold it, for people."""
+    """Whole tensor of a layout, joined from fragments of files. same: copies that must have the same values. strict: True to refuse
+    a difference, not only log it. parts: number of files with a fragment, for messages."""
 
     shape: tuple[int, ...]
     fragments: Sequence[Fragment]
@@ -59,9 +59,9 @@ class Joined:
 
 @dataclass
 class Facts:
-    """Properties of a model that its tensors do not show. heads, activation: given by the caller, or by the files.
+    """Properties of a dense model that its tensors do not show. heads, activation: from the caller or the files.
 
-    said: sizes that the files state, (name in the file, value) by the field of `DenseModel`; they are compared with the tensors.
+    said: sizes that the files state, to compare with the tensors: field of `DenseModel` → (name in the file, value).
     """
 
     heads: int | None = None
@@ -72,12 +72,12 @@ class Facts:
 
 
 def only(stored: FileTensor) -> Joined:
-    """Wrap a tensor that one file holds whole."""
+    """Return a whole tensor of a layout from a single file's tensor."""
     return Joined(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
 
 
 def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
-    """Count the layers whose names match a pattern with one group, the index. Raises LayoutError when an index is missing."""
+    """Count the layers in tensor names. pattern: its one group is the layer's index. Raises LayoutError if an index is missing."""
     compiled = re.compile(pattern)
     found = {match[1] for name in names if (match := compiled.match(name))}
     for index in range(len(found)):
@@ -89,7 +89,7 @@ def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
 
 
 def chosen(path: Path, facts: Facts, heads: int | None, activation: Activation | None) -> Facts:
-    """Return the facts with the caller's values. Raises LayoutError when the files contradict them."""
+    """Return the facts with the caller's heads and activation. Raises LayoutError if the files contradict these."""
     if heads is not None and facts.heads is not None and heads != facts.heads:
         raise LayoutError(f"{path}: heads={heads} was given, the files say {facts.heads}; leave it out")
     if activation is not None and facts.activation_known and activation != facts.activation:
@@ -108,7 +108,7 @@ def dense_model_of(
     facts: Facts,
     unused: list[Unused],
 ) -> DenseModel:
-    """Build the model. Raises LayoutError for a tensor of the files that is missing, unknown, or of another shape or type."""
+    """Build a dense model from a layout's tensors. Raises LayoutError for a missing or unknown tensor, shape or type."""
     for name in sources:
         if name not in rules:
             raise LayoutError(
@@ -186,7 +186,7 @@ def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Fac
 
 
 def plain_name(path: Path, name: object, what: str) -> Path:
-    """Return the path of a name inside a folder. Raises LayoutError when the name leads out of it, or nothing is there."""
+    """Return the path of a file named in a folder's files. Raises LayoutError if it is missing, or outside of the folder."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
         raise LayoutError(
             f"{path}: {what} is {str(name)[:80]!r}, which is no name of a file in this folder; download it again"
@@ -197,7 +197,7 @@ def plain_name(path: Path, name: object, what: str) -> Path:
 
 
 def npy_source(file: Path) -> Joined:
-    """Open the array of an .npy file; no code in its header is run. Raises LayoutError unless it is floats in C order."""
+    """Open the array of an .npy file without running code in its header. Raises LayoutError unless it has floats in C order."""
     try:
         with open(file, "rb") as stream:
             version = np.lib.format.read_magic(stream)

@@ -42,7 +42,7 @@ MEGATRON_LAYER = {
     **weight_and_bias("mlp.dense_h_to_4h", "ffn.w1", "ffn.b1", False, 0),
     **weight_and_bias("mlp.dense_4h_to_h", "ffn.w2", "ffn.b2", True, 1),
 }
-"""Tensors of a layer, after `transformer.layers.<i>.` or `transformer.topQueryLayer.`."""
+"""Megatron's name of each tensor of a layer, after `transformer.layers.<i>.` or `transformer.topQueryLayer.`, → our tensor."""
 WORD_TABLE = "language_model.embedding.word_embeddings.weight"
 MEGATRON_SHARED = {
     WORD_TABLE: Counterpart("embedding", False, 0),
@@ -51,7 +51,7 @@ MEGATRON_SHARED = {
     "language_model.transformer.final_layernorm.weight": Counterpart("norm.gain"),
     "language_model.transformer.final_layernorm.bias": Counterpart("norm.bias"),
 }
-"""Tensors outside of the layers."""
+"""Megatron's name of each tensor outside of the layers → our tensor."""
 ALPHA_VOCABULARY = 40_000
 """Size of PanGu-α's vocabulary. Megatron pads its table to a multiple of 128 times the number of ranks."""
 _MOST_PADDING = 128 * 64
@@ -62,13 +62,13 @@ _RANK, _STATES = re.compile(r"mp_rank_(\d{2,4})$"), re.compile(r"mp_rank_(\d{2,4
 
 
 def layer_rules(layers: int) -> dict[str, Counterpart]:
-    """Return our tensor for each of theirs. layers: number of layers with the query layer, which is the last of ours."""
+    """Return our tensor for each of Megatron's. layers: number of layers, including the query layer, which is our last one."""
     names = [*(f"layers.{layer}" for layer in range(layers - 1)), "topQueryLayer"]
     return MEGATRON_SHARED | counterparts(MEGATRON_LAYER, [f"language_model.transformer.{name}" for name in names])
 
 
 def is_megatron(path: Path) -> bool:
-    """Return True if a file or folder looks like one of these layouts."""
+    """Return True if a file or folder looks like a Megatron or DeepSpeed checkpoint of PanGu-α."""
     if path.is_file():
         return path.suffix in (".pt", ".pth")
     names = [file.name for file in path.iterdir()]
@@ -76,7 +76,7 @@ def is_megatron(path: Path) -> bool:
 
 
 def open_megatron(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
-    """Open a file or folder of these layouts. Raises LayoutError that names the file or tensor."""
+    """Open a Megatron or DeepSpeed checkpoint of PanGu-α. Raises LayoutError, which names the file or tensor."""
     files, unused = _files(path)
     opened = [open_torch_file(file) for file in files]
     key = _weights_key(opened[0])
@@ -190,7 +190,7 @@ def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
 
 
 def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Counterpart | None) -> Joined:
-    """Return a tensor from those of the ranks: joined along the axis of its split, or the tensor of rank 0."""
+    """Return a whole tensor from the ranks' tensors: joined along the axis of its split, or the tensor of rank 0."""
     held = [weights[name] for weights in ranks if name in weights]
     first = held[0]
     for other in held[1:]:

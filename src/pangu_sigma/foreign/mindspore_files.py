@@ -1,8 +1,8 @@
-"""Reader of MindSpore's checkpoint files (`.ckpt`): a protobuf `Checkpoint` of values, each a tag and a tensor.
+"""Reader of MindSpore's checkpoint files (`.ckpt`): a protobuf `Checkpoint` of values, each with a tag and a tensor.
 
     Checkpoint  value = 1*:  Value  tag = 1, tensor = 2:  TensorProto  dims = 1*, tensor_type = 2, tensor_content = 3
 
-A tensor of more than 512 MB is written as several values of one tag, each with the dims of the whole. Tensors stay on the disk.
+A tensor of more than 512 MB is written as several values with one tag, each with the dims of the whole. Tensors stay on the disk.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHECKSUM = b"crc_num"
 
 @dataclass
 class CkptTensor:
-    """Tensor of a file. extents: (first byte, number of bytes) of each value that holds a part of it, in order."""
+    """Tensor in a MindSpore checkpoint file. extents: (first byte, number of bytes) of each value with a part of it, in order."""
 
     file: Path
     name: str
@@ -37,9 +37,10 @@ class CkptTensor:
     extents: list[tuple[int, int]] = field(default_factory=list)
 
     def fragments(self, first: tuple[int, ...] | None = None, file: Path | None = None) -> list[Fragment]:
-        """Return the tensor as fragments of a whole in which it begins at `first`. file: a file alike, to read the values from.
+        """Return the tensor as fragments of a whole tensor, in which it begins at index `first`; None: at 0.
 
-        Raises LayoutError when it is not of floats, or has more or fewer bytes than its shape says.
+        file: file to read the values from, with the same structure (`is_alike`); None: this tensor's file.
+        Raises LayoutError for a tensor that is not of floats, or does not have the bytes of its shape.
         """
         file = file or self.file
         origin = f"{file}: {self.name}"
@@ -85,7 +86,7 @@ class CkptTensor:
 
 @dataclass
 class CkptFile:
-    """Checkpoint file of MindSpore. tensors: by name. heads: (position, bytes) of everything in the file that is no tensor."""
+    """Checkpoint file of MindSpore. tensors: its tensors by name. heads: (position, bytes) of everything except tensor values."""
 
     path: Path
     size: int
@@ -102,7 +103,7 @@ class CkptFile:
 
 
 def open_ckpt(path: Path) -> CkptFile:
-    """Read everything of a checkpoint file except the values. Raises LayoutError when it is damaged, encrypted or no such file."""
+    """Read a MindSpore checkpoint file except the tensors' values. Raises LayoutError for a damaged, encrypted or other file."""
     found, at = CkptFile(path, path.stat().st_size), 0
     with open(path, "rb", buffering=0) as stream:
         descriptor = stream.fileno()

@@ -1,7 +1,7 @@
 """Layout of MindSpore's PanGu-α: one `.ckpt`, or a folder of them cut by a strategy file, with three tables as `.npy`.
 
-Names: those of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; of the tables also those of a merged file
-(`pcl_pangu/model/alpha/alpha.py`) and of the later model zoo. `nn.Dense` has its weights as [out, in], `Mapping` as [in, out].
+Names: those of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; for the tables also those of a merged file
+(`pcl_pangu/model/alpha/alpha.py`) and of the later model zoo. Weights of `nn.Dense` are [out, in], of `Mapping` [in, out].
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BLOCK_TENSORS = {
     **weight_and_bias("output.mapping", "ffn.w1", "ffn.b1", transposed=True),
     **weight_and_bias("output.projection", "ffn.w2", "ffn.b2"),
 }
-"""Tensors of a layer, after `backbone.blocks.<i>.` or `backbone.top_query_layer.`."""
+"""MindSpore's name of each tensor of a layer, after `backbone.blocks.<i>.` or `backbone.top_query_layer.`, → our tensor."""
 TABLES = {
     "embedding": (
         "word_embedding.npy",
@@ -56,7 +56,7 @@ TABLES = {
         *("backbone.top_query_embedding_table", "backbone.top_query_embedding.embedding_table"),
     ),
 }
-"""File of each table, and its names in a checkpoint: of the release, of a merged file, of the later model zoo."""
+"""Our table → its .npy file, and its names in a checkpoint: in the release, in a merged file, in the later model zoo."""
 _STATE = re.compile(
     r"(adam_[mv]|moment[12s]?|accu_grads)\.|scale_sense$|global_step$|current_iterator_step$|last_overflow_iterator_step$|"
     r"(epoch|step)_num$|learning_rate$|beta[12]_power$|.*\.(key|value)_past$|.*is_first_iteration$"
@@ -67,14 +67,14 @@ _PART = re.compile(r"fil(?:ert|ter)ed_(\d{1,6})\.ckpt$")
 
 
 def is_mindspore(path: Path) -> bool:
-    """Return True if a file or folder looks like this layout."""
+    """Return True if a file or folder looks like a MindSpore checkpoint of PanGu-α."""
     if path.is_file():
         return path.suffix == ".ckpt"
     return any(file.suffix == ".ckpt" for file in path.iterdir())
 
 
 def open_mindspore(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
-    """Open a file or folder of this layout. Raises LayoutError that names the file or tensor."""
+    """Open a MindSpore checkpoint of PanGu-α, a file or folder. Raises LayoutError, which names the file or tensor."""
     folder = path if path.is_dir() else None
     files = sorted(path.glob("*.ckpt")) if folder else [path]
     strategies = [file for file in files if "strategy" in file.name.lower()] if folder else []

@@ -1,9 +1,9 @@
-"""Unpickler that cannot execute anything, because it has no instruction that does.
+"""Unpickler for files of weights that cannot execute code, because none of its instructions does.
 
 Python's own unpickler imports and calls what a file names. This one builds the few objects of files of weights itself: numbers,
 texts, containers, `argparse.Namespace`, and *descriptions* of tensors. It imports nothing and calls nothing. Objects of random
 states and optimizers (NumPy's arrays, loss scalers) become an `OpaqueObject`, which holds the name only. Any other name in a file
-is a LayoutError.
+raises LayoutError.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from pangu_sigma.foreign.dense_model import LayoutError
 
 MOST_PICKLED = 64 << 20
-"""Maximum bytes of a pickle: that of a 13B model with its optimizer has less than a hundredth."""
+"""Maximum bytes of a pickle: the pickle of a 13B model with its optimizer has less than a hundredth."""
 MOST_STEPS = 2_000_000
 """Maximum number of instructions of a pickle."""
 
@@ -57,14 +57,14 @@ _INERT_MODULES = ("megatron.", "fp16.", "deepspeed.", "apex.")
 
 @dataclass(frozen=True)
 class OpaqueObject:
-    """Placeholder for an object of a pickle that is not built; it holds the name only."""
+    """Placeholder for an object of a pickle that is not built; name: class or function that makes it."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Storage of a torch tensor. kind: dtype of its values. key: its name among the storages. size: number of values."""
+    """Storage of a torch tensor. kind: dtype of the values. key: name of the storage in the file. size: number of values."""
 
     kind: str
     key: str
@@ -73,7 +73,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class PickledTensor:
-    """Tensor described by a pickle: a view of a storage. offset, shape, strides: as in the file, unchecked."""
+    """Torch tensor that a pickle describes: a view of a storage. offset, shape, strides: values in the file, unchecked."""
 
     storage: Storage
     offset: Any
@@ -83,13 +83,13 @@ class PickledTensor:
 
 @dataclass(frozen=True)
 class _Global:
-    """Global name that a pickle may use."""
+    """Name of a class or function that a pickle may use."""
 
     name: str
 
 
 class _Mark:
-    """Mark on the stack before a group of values."""
+    """Mark on the unpickler's stack before a group of values."""
 
 
 _ALLOWED = frozenset(
@@ -102,8 +102,8 @@ _ALLOWED = frozenset(
 
 
 def load_pickle(stream: BinaryIO, file: Path) -> Any:
-    """The value of the pickle at a stream's position, which is then behind it. Raises LayoutError that names the file and what
-    cannot be read."""
+    """Read the pickle at a stream's position without executing it, and return its value; the stream is then after the pickle.
+    Raises LayoutError, which names the file and the problem."""
     machine = _Machine(file)
     try:
         return machine.run(stream)
@@ -114,7 +114,7 @@ def load_pickle(stream: BinaryIO, file: Path) -> Any:
 
 
 class _Limited:
-    """What the reader of instructions sees of a stream: no more than MOST_PICKLED from its position on."""
+    """Stream limited to MOST_PICKLED bytes from its position on, for the reader of instructions."""
 
     def __init__(self, stream: BinaryIO):
         self._stream, self._left, self.tell = stream, MOST_PICKLED, stream.tell
@@ -132,7 +132,7 @@ class _Limited:
 
 
 class _Machine:
-    """A stack, a memory, and one method for each instruction that needs one."""
+    """Stack machine of the unpickler: a stack, a memo, and one method for each instruction that needs one."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -162,7 +162,7 @@ class _Machine:
         raise ValueError("it has no end")
 
     def to_mark(self) -> list[Any]:
-        """Values above the newest mark, which are taken off the stack with it."""
+        """Pop the values above the newest mark, and the mark, from the stack, and return the values."""
         group: list[Any] = []
         while not isinstance(value := self.stack.pop(), _Mark):
             group.append(value)
@@ -178,7 +178,7 @@ class _Machine:
         self.stack.append(self.memory[index])
 
     def named(self, name: str) -> None:
-        """Push a name, if it is one that may be used."""
+        """Push the class or function of a name. Raises LayoutError for a name that a pickle may not use."""
         module, _, attribute = name.partition(" ")
         if module in ("torch", "torch.storage") and attribute in STORAGES:
             self.stack.append(_Global(attribute))
@@ -211,7 +211,7 @@ class _Machine:
         self.stack.append(self.made(function, arguments))
 
     def made(self, function: Any, arguments: Any) -> Any:
-        """What one of the known names makes of its arguments."""
+        """Return the object that a known class or function makes of its arguments."""
         if isinstance(function, OpaqueObject):
             return function
         if not isinstance(function, _Global) or type(arguments) is not tuple:
@@ -234,7 +234,7 @@ class _Machine:
         raise ValueError(f"a call of {function.name}")
 
     def storage(self, _: Any) -> None:
-        """Push the storage that a persistent id is about."""
+        """Push the storage that a persistent id describes."""
         match self.stack.pop():
             case ("storage", _Global(name=kind), str(key), str(), int(size), *view) if (
                 kind in STORAGES and 0 <= size < 1 << 48 and view in ([], [None])
@@ -246,7 +246,7 @@ class _Machine:
                 raise ValueError("a persistent id that is not of a storage")
 
     def state(self, _: Any) -> None:
-        """Give a Namespace its values. The state of all else is not kept: `_metadata` of modules, states of loss scalers."""
+        """Set the values of a Namespace. The state of other objects is dropped: `_metadata` of modules, states of loss scalers."""
         values, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Namespace):
             if type(values) is not dict or not all(isinstance(key, str) for key in values):
@@ -256,7 +256,7 @@ class _Machine:
             raise ValueError(f"a state of a {type(target).__name__}")
 
     def filled(self, target: Any, group: list[Any]) -> Any:
-        """A dictionary with more keys and values."""
+        """Add keys and values to a dictionary."""
         if isinstance(target, OpaqueObject):
             return target
         if type(target) is not dict or len(group) % 2:
@@ -269,7 +269,7 @@ class _Machine:
         return target
 
     def extended(self, target: Any, group: list[Any]) -> Any:
-        """A list with more values."""
+        """Add values to a list."""
         if isinstance(target, OpaqueObject):
             return target
         if type(target) is not list:
@@ -318,7 +318,7 @@ _VALUES = frozenset(
         *("BINBYTES8", "BYTEARRAY8"),
     )
 )
-"""Instructions that push what they carry."""
+"""Instructions that push their own argument."""
 _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "PROTO": lambda machine, _: None,
     "FRAME": lambda machine, _: None,

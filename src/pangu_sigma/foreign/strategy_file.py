@@ -25,8 +25,8 @@ _MOST_RANKS = 1 << 16
 
 @dataclass(frozen=True)
 class Cut:
-    """Split of one tensor among ranks. grid, axes: `dev_matrix` and `tensor_map`. part: `param_split_shape`, or empty.
-    step, stretches: of the optimizer's split; stretches is 1 where there is none."""
+    """Split of one tensor among ranks. grid, axes: `dev_matrix` and `tensor_map` of the file. part: `param_split_shape`, or empty.
+    step, stretches: `opt_weight_shard_step` and `opt_weight_shard_size`; stretches is 1 without the optimizer's split."""
 
     grid: tuple[int, ...]
     axes: tuple[int, ...]
@@ -36,19 +36,20 @@ class Cut:
 
     @property
     def ranks(self) -> int:
+        """Number of ranks among which the tensor is split."""
         return math.prod(self.grid)
 
     def counts(self) -> tuple[int, ...]:
-        """Return the number of parts of each axis, without the optimizer's split."""
+        """Return the number of parts along each axis of the tensor, without the optimizer's split."""
         return tuple(1 if axis < 0 else self.grid[-1 - axis] for axis in self.axes)
 
     def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the whole tensor. shape: shape of a rank's part."""
+        """Return the shape of the whole tensor. shape: shape of one rank's part."""
         sizes = [n * count for n, count in zip(shape, self.counts(), strict=True)]
         return (sizes[0] * self.stretches, *sizes[1:])
 
     def first(self, rank: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the first index of a rank's part in the whole. shape: shape of a rank's part."""
+        """Return the index in the whole tensor of the first value of a rank's part. shape: shape of the part."""
         at = []
         for axis in self.axes:
             behind = math.prod(self.grid[len(self.grid) - axis :]) if axis > 0 else 1
@@ -58,7 +59,7 @@ class Cut:
 
 
 def read_strategy(file: Path) -> dict[str, Cut]:
-    """Read the split of each parameter, by its name. Raises LayoutError when the file is no strategy, or an unsupported one."""
+    """Read the split of each parameter, by name, from a strategy file. Raises LayoutError for another or an unsupported file."""
     if file.stat().st_size > _MOST_BYTES:
         raise LayoutError(f"{file}: a strategy file of {file.stat().st_size:,} bytes is none; it holds no weights")
     content, cuts = file.read_bytes(), {}

@@ -32,15 +32,15 @@ _DAMAGED = "it is damaged or cut short: download it again"
 
 @dataclass(frozen=True)
 class TorchFile:
-    """File of `torch.save`. value: the saved value, with a `PickledTensor` for each tensor. extents: first byte and number of bytes
-    of each storage, by its key."""
+    """File that `torch.save` wrote. value: saved value, with a `PickledTensor` for each tensor. extents: first byte and number of
+    bytes of each storage, by the storage's key."""
 
     path: Path
     value: Any
     extents: dict[str, tuple[int, int]]
 
     def stored(self, tensor: PickledTensor, name: str) -> FileTensor:
-        """Locate a tensor in the file. Raises LayoutError when it is not inside its storage, or its storage not in the file."""
+        """Locate a tensor in the file. Raises LayoutError if the storage, or the tensor's values in it, are missing."""
         storage = tensor.storage
         if storage.key not in self.extents:
             raise LayoutError(f"{self.path}: the storage {storage.key[:40]} of {name} is missing; {_DAMAGED}")
@@ -63,7 +63,7 @@ class TorchFile:
 
 
 def open_torch_file(path: Path) -> TorchFile:
-    """Read everything except the values. Raises LayoutError for a damaged file, or one with other objects than tensors."""
+    """Read a `torch.save` file except the tensors' values. Raises LayoutError for damage, or objects other than tensors."""
     try:
         with open(path, "rb") as stream:
             magic = stream.read(4)

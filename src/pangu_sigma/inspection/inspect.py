@@ -1,4 +1,4 @@
-"""The size of a configuration without building it: parameters, and bytes on the host and on the device."""
+"""Size of a configuration, without building the network: parameters, and bytes on the host and on the device."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from pangu_sigma.domains import chosen_domains
 
 _FLOAT32 = 4
 _STORED_COPIES = 3
-"""Number of arrays that are stored for a parameter: its weight and two Adam moments."""
+"""Number of stored arrays per parameter: its weight and two Adam moments."""
 
 
 def inspect(config: Config) -> dict[str, Any]:
-    """Counts and bytes of `config` as a plain tree.
+    """Return the parameter counts and bytes of a configuration as a plain tree.
 
     expert_store: weights and both Adam moments of all experts in float32; on the host with ECSS, on the device without.
-    active_expert_*: float32 weights and gradients of the experts that one step can activate, all that ECSS holds on the
-    device.
+    active_expert_*: float32 weights and gradients of the experts that a step can activate, all that ECSS holds on the device.
     All bytes are sums over the cluster, not per device.
     """
     m, count = config.model, config.num_params()
@@ -48,9 +47,9 @@ def inspect(config: Config) -> dict[str, Any]:
 
 
 def extraction(config: Config, keep: Sequence[str], drop: Sequence[str]) -> dict[str, Any]:
-    """The size of a model before and after some of its domains are extracted: shared layers stay, those domains' experts and slots.
+    """Return the size of a model before and after some domains are extracted with their experts, slots and the shared layers.
 
-    Raises ConfigError as `chosen_domains`.
+    keep, drop: names of the domains to keep or to remove. Raises ConfigError for an unknown domain, or none left.
     """
     kept = chosen_domains(config, keep, drop)
     smaller = config.model_copy(update={"domains": [d for d in config.domains if d.name in kept]})
@@ -62,7 +61,7 @@ def extraction(config: Config, keep: Sequence[str], drop: Sequence[str]) -> dict
 
 
 def format_extraction(found: dict[str, Any]) -> str:
-    """`extraction`'s result as lines for people."""
+    """Format the result of `extraction` as lines of text."""
     lines = [f"extracting {', '.join(found['domains'])} leaves"]
     for key, label in (
         ("total", "parameters"),
@@ -76,7 +75,7 @@ def format_extraction(found: dict[str, Any]) -> str:
 
 
 def format_inspection(inspection: dict[str, Any]) -> str:
-    """`inspect`'s result as a table for people."""
+    """Format the result of `inspect` as a table."""
     params, layers, experts, size = (inspection[key] for key in ("params", "layers", "experts", "bytes"))
     slots = inspection["embedding_slots"]
     rows = [
@@ -106,7 +105,7 @@ def format_inspection(inspection: dict[str, Any]) -> str:
 
 
 def _short_number(number: int) -> str:
-    """A number, short and in full: 1085405440000 gives '1.0854T (1,085,405,440,000)'."""
+    """Format a number, short and in full: 1085405440000 gives '1.0854T (1,085,405,440,000)'."""
     for unit, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
         if number >= unit:
             return f"{number / unit:.5g}{letter} ({number:,})"
@@ -114,7 +113,7 @@ def _short_number(number: int) -> str:
 
 
 def _binary_size(number: int) -> str:
-    """A size in binary units: 2 ** 30 gives '1.0 GiB'."""
+    """Format a size in binary units: 2 ** 30 gives '1.0 GiB'."""
     value, unit = float(number), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:

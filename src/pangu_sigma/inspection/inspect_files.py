@@ -1,12 +1,12 @@
-"""What files of weights hold: parameters by their role, types, hashes, lineage, and whether `inherit` would take them.
+"""Inspection of files of weights: parameters by role, dtypes, hashes, lineage, and whether `inherit` accepts the model.
 
-Headers and small files are read, and no values unless they are to be verified.
+Headers and small files are read; the values of weights are read only for verification.
 
     run, checkpoint       the newest checkpoint by its name; with verification the newest intact one
-    export                counted by its configuration: the weights are inside of the graph
-    file of weights       what `export --format safetensors` wrote
-    hf                    what `export --format hf` wrote
-    anything else         a released PanGu-α, if it is one: foreign/README.md says which
+    export                counted by its configuration: the weights are inside the graph
+    file of weights       file that `export --format safetensors` wrote
+    hf                    folder that `export --format hf` wrote
+    other files           a released PanGu-α in one of the layouts of foreign/README.md
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pangu_sigma.stored.open import StoredAlpha, open_model
 
 @dataclass
 class FileInspection:
-    """What a folder or file holds.
+    """Contents of a folder or file of weights.
 
-    kind: "run", "checkpoint", "export", "weights", "hf", or the layout of a foreign model. step: of the checkpoint, if it is known.
-    roles: tensors, parameters, bytes and types of each role in the network. hashes: by what they are of. verified: what was
-    compared with its hash. lineage: the receipt of how it got its weights. refusal: why `inherit` would not take it; None if it
-    would. notes: what else there is to say. config: of the model, if the files have one.
+    kind: "run", "checkpoint", "export", "weights", "hf", or the layout of a foreign model. step: step of the checkpoint, if known.
+    roles: number of tensors, parameters and bytes, and dtypes, by role in the network. hashes: content hashes, by the name of what
+    was hashed. verified: names of the files compared with their hashes. lineage: receipt of the weights' origin. refusal: reason
+    why `inherit` refuses the model; None if it accepts. notes: further remarks. config: the model's configuration, if known.
     """
 
     path: str
@@ -46,14 +46,14 @@ class FileInspection:
     config: Config | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """It as plain values, the configuration by its name."""
+        """Return the inspection as plain values, with the configuration's name in place of the configuration."""
         return {**vars(self), "config": self.config and self.config.name}
 
 
 def inspect_files(path: Path, verify: bool = False) -> FileInspection:
-    """What is in a folder or file. verify: True to compare every file with its hash, which reads all of it.
+    """Inspect a folder or file of weights. verify: True to compare every file with its hash, which reads all bytes.
 
-    Raises UserError for damage, and for what is nothing of the list above.
+    Raises UserError for a damaged file, and for a path that holds no model of the list above.
     """
     model = open_model(path, verified=verify)
     roles = _count((_role_of(shard, name), name, shape, dtype) for shard, name, shape, dtype in model.listed())
@@ -78,11 +78,11 @@ _VERIFIED: dict[Kind, tuple[str, str]] = {
     "weights": ("nothing", "the whole file"),
     "alpha": ("nothing", "nothing"),
 }
-"""What is verified without and with hashes."""
+"""Kind of model → names of the files that are verified, without and with `verify`."""
 
 
 def _notes(model: StoredAlpha, verify: bool) -> list[str]:
-    """What there is to say of a PanGu-α in the files of others."""
+    """Return remarks on a PanGu-α in the files of another project."""
     sizes = model.sizes
     notes = [
         f"{sizes.layers} layers, hidden {sizes.hidden}, FFN {sizes.ffn}, {sizes.heads or 'an unknown number of'} heads, context "
@@ -95,11 +95,11 @@ def _notes(model: StoredAlpha, verify: bool) -> list[str]:
 
 
 ADAM, EXPERT_ROLE = "Adam state", "experts"
-"""Roles that are no dense weights'."""
+"""Roles of arrays that are not dense weights."""
 
 
 def _role_of(shard: str, name: str) -> str:
-    """The role of an array. shard: of a checkpoint; "" elsewhere."""
+    """Return the role of an array in the network. shard: the array's shard in a checkpoint; "" in other files."""
     if shard == LOSS_SCALE:
         return "loss scale"
     if shard == OPTIMIZER or name == "step" or name.endswith((".moment", ".variance")):
@@ -129,7 +129,7 @@ def _count(tensors: Listed) -> dict[str, dict[str, Any]]:
 
 
 def format_file_inspection(found: FileInspection) -> str:
-    """It as a table for people."""
+    """Format an inspection as a table."""
     head = f"{found.path}: {found.kind}" + ("" if found.step is None else f", step {found.step}")
     rows = [(f"  {role}", _role_text(counts)) for role, counts in found.roles.items()]
     dense_and_experts = [c for role, c in found.roles.items() if role not in (ADAM, "loss scale")]

@@ -1,4 +1,4 @@
-"""Exported model: the weights are inside of its MindIR graph, and are read without MindSpore.
+"""Exported model: the weights are inside its MindIR graph, and are read without MindSpore.
 
 model.mindir          the graph: a protobuf ModelProto  graph = 7:  GraphProto  parameter = 3*:  TensorProto
                       dims = 1*, data_type = 2, name = 7, raw_data = 9, external_data = 12:  location = 1, offset = 2, length = 3
@@ -29,16 +29,16 @@ EXPORT_AGAIN = "run `pangu-sigma export` again, or copy the folder again"
 """Advice for a damaged export."""
 
 SCALE_ENDING = ".scale"
-"""Suffix of the name of an array with the row scales of an int8 array."""
+"""Suffix of the name of the array with the row scales of an int8 matrix."""
 
 _KINDS: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 3: np.dtype("i1"), 6: np.dtype("<i4"), 10: np.dtype("<f2")}
-"""data_type of a TensorProto → dtype."""
+"""data_type of a TensorProto → NumPy dtype."""
 
 
 class StoredExport(StoredModel):
-    """Folder that `export` wrote. Raises DamagedFile for a file that differs from what was written.
+    """Exported model: folder that `export` wrote. Raises DamagedFile for a file that differs from what was written.
 
-    `array` returns weights in float32, converted at each read. `matrix` and `arrays` return them as stored.
+    `array` returns weights converted to float32 at each read. `matrix` and `arrays` return weights as stored.
     """
 
     kind: Kind = "export"
@@ -47,14 +47,14 @@ class StoredExport(StoredModel):
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """Contents of its seal: `signature` of the graph and `weights`, the dtype of matrices. Every file is verified."""
+        """Contents of the export's seal: `signature` of the graph and `weights`, the dtype of matrices. Every file is verified."""
         return check_folder(self.path, EXPORT_AGAIN)
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays of its graph as stored, float32, float16 or int8, unaligned.
+        """Weights in the graph of the export, by name, as stored: float32, float16 or int8, unaligned in memory.
 
-        Names are those of dense tensors, and `experts.<layer>.<name>`, [experts, …]; the scales of the rows of NAME are NAME.scale.
+        Names: those of dense tensors, and `experts.<layer>.<name>`, [experts, …]. NAME.scale has the row scales of an int8 NAME.
         """
         _ = self.facts  # verifies
         try:
@@ -78,11 +78,11 @@ class StoredExport(StoredModel):
 
     @property
     def precision(self) -> Precision:
-        """Dtype of its matrices."""
+        """Dtype of the export's matrices."""
         return cast(Precision, self.arrays["embedding"].dtype.name)
 
     def matrix(self, name: str, number: int | None = None) -> Matrix:
-        """Return a matrix as stored: a dense one, or that of expert `number` of `experts.<layer>.<name>`."""
+        """Return a matrix as stored: a dense matrix, or the matrix of expert `number` in the array `experts.<layer>.<name>`."""
         which, scales = ... if number is None else number, self.arrays.get(f"{name}{SCALE_ENDING}")
         return Matrix(self.arrays[name][which], None if scales is None else scales[which])
 
@@ -94,7 +94,7 @@ class StoredExport(StoredModel):
 
 
 def _parameters(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield name and values of each parameter of a graph, without the prefix of the network."""
+    """Yield name and values of each parameter of a graph; the network's prefix is removed from the name."""
     map_once = cache(partial(_map, folder))
     graph = memoryview(map_once(GRAPH_FILE))  # type: ignore[arg-type]
     model = next((each for each in fields(graph, 0, len(graph)) if each.number == 7), None)

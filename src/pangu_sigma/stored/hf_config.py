@@ -1,7 +1,7 @@
 """JSON files of a Hugging Face style folder: `config.json`, `generation_config.json`, and the check of their consistency.
 
-`config.json` has sizes, domains and routing under the names that readers of such folders look for, and the whole resolved
-configuration, from which these are computed, under `pangu_sigma`. A folder in which they differ is refused, by key.
+`config.json` has sizes, domains and routing under the names that readers of such folders look for. They are computed from the whole
+resolved configuration, which is under `pangu_sigma`. A folder in which the two differ is refused; the error names the key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import EOT, PAD
 
 HF_FORMAT = 1
-"""Format version of the folder; others are refused."""
+"""Format version of a Hugging Face style folder; others are refused."""
 MODEL_TYPE = "pangu_sigma"
 WHOLE = "pangu_sigma"
 """Key of the whole configuration in config.json."""
@@ -26,7 +26,7 @@ FORMAT_KEY = "pangu_sigma_format"
 ROUTING_KEY = "routing_hash"
 
 GENERATION = {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": 64}
-"""Contents of `generation_config.json`: greedy decoding. There is no token that begins a text."""
+"""Contents of `generation_config.json`: greedy decoding, without a token that begins a text."""
 
 
 def size_keys(config: Config) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def config_json(model: StoredModel) -> dict[str, Any]:
-    """Return the contents of `config.json`."""
+    """Return the contents of a model's `config.json`."""
     whole = {"step": model.step, "data_hash": model.data_hash, "config": model.config.model_dump(mode="json")}
     hashed = tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
     return size_keys(model.config) | hashed | {WHOLE: whole}
@@ -104,7 +104,7 @@ def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str 
 
 
 def compare_keys(file: Path, tree: dict[str, Any], wanted: dict[str, Any], source: str, fix: str) -> None:
-    """Raise LayoutError for the first key of `config.json` whose value is not that of `source`, for the message."""
+    """Raise LayoutError for the first `config.json` key that differs from `wanted`. source: origin of `wanted`, for the message."""
     for key, value in wanted.items():
         if key not in tree or tree[key] != value or type(tree[key]) is not type(value):
             raise LayoutError(f"{file}: {key} is {_short(tree.get(key))}, {source} says {_short(value)}; {fix}")

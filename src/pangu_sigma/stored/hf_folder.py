@@ -1,16 +1,16 @@
-"""Hugging Face style folder of a model, with its verification.
+"""Reader of a Hugging Face style folder of a model, which it verifies.
 
     config.json                             sizes, domains, routing; the whole configuration (hf_config.py)
     model-00001-of-00003.safetensors …      weights by name (model.py), and the routing table
     model.safetensors.index.json            file of each tensor
     generation_config.json                  greedy; ids of <eot> and <pad>
-    tokenizer/                              the run's, file by file
+    tokenizer/                              files of the run's tokenizer
     lineage.json                            receipt of the weights' origin, if there is one
-    README.md                               model card, which people edit: it is not sealed
+    README.md                               model card, which people edit; not in the seal
     seal.json                               size and hash of every other file, and its own hash
 
 The routing table is two int32 tensors. `tid2eid` [N, D, V], named as in DeepSeek-V4's hash-routed layers: expert of each token id,
-numbered over the whole layer. `tid2eid_spread` [D, V]: number of experts of the domain's group that an id is spread over by
+numbered over the whole layer. `tid2eid_spread` [D, V]: number of experts of the domain over which a token id is spread by
 position; always 1 for a random table.
 
 Shape suffixes: N RRE layers, D domains, V vocabulary.
@@ -49,10 +49,10 @@ _FIX = (
 
 
 class StoredFolder(StoredModel):
-    """Folder that `write_hf_folder` wrote.
+    """Model in a Hugging Face style folder, which `write_hf_folder` wrote.
 
     Names, shapes and sizes of weights are always checked, hashes if `verified`. Raises DamagedFile for a file that was changed,
-    LayoutError for contradictions.
+    LayoutError for files that contradict each other.
     """
 
     kind: Kind = "hf"
@@ -177,7 +177,7 @@ def _check_shapes(
 
 
 def _read_table(path: Path, config: Config, table_NDV: np.ndarray, spread_DV: np.ndarray) -> RoutingTable:
-    """Build the routing table from its two tensors. Raises LayoutError for experts outside of the domain's group."""
+    """Build the routing table from its two tensors. Raises LayoutError for experts of another domain."""
     experts = config.model.experts_per_domain
     first_NDV = np.empty(table_NDV.shape, np.int16)
     for domain, name in enumerate(each.name for each in config.domains):

@@ -1,15 +1,15 @@
 """Model on the disk, independent of its file format: configuration, tokenizer, routing table, and weights by name.
 
     run          run folder: the newest intact checkpoint; only this kind has Adam state
-    checkpoint   folder of a checkpoint inside of a run, without tokenizer
-    export       folder of `export`: the weights are inside of its graph
+    checkpoint   folder of a checkpoint inside a run, without tokenizer
+    export       folder of `export`: the weights are inside its graph
     hf           Hugging Face style folder of this project
     weights      file of `export --format safetensors`, without tokenizer
     alpha        dense PanGu-α in the files of another project, without configuration and tokenizer
 
-All have the same names for weights: those of the network's parameters, and `layers.<i>.ffn.experts.<e>.<w1|b1|w2|b2>` for experts,
-where i counts all layers of the network and e the experts of the layer, domain after domain. Each expert has tensors of its own: a
-domain is then a list of names, and one tensor with the paper's 640 experts of a layer would have half a terabyte.
+All kinds name weights alike: by the network's parameters, and `layers.<i>.ffn.experts.<e>.<w1|b1|w2|b2>` for experts, where i
+counts all layers of the network and e the experts of the layer, domain after domain. Each expert has its own tensors: a domain is
+then a list of names, and one tensor with the paper's 640 experts of a layer would have half a terabyte.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from pangu_sigma.text.tokenizer import Tokenizer
 Kind = Literal["run", "checkpoint", "export", "hf", "weights", "alpha"]
 
 Listed = Iterator[tuple[str, str, tuple[int, ...], str]]
-"""Shard ("" where there is none), name, shape and dtype of each array in the files."""
+"""Shard of a checkpoint ("" in other files), name, shape and dtype of each array in a model's files."""
 
 
 class StoredModel:
-    """Model on the disk, which `open_model` returns. Properties read their files when they are first used.
+    """Model on the disk, as `open_model` returns it. Properties read their files when first used.
 
     table: routing table. step: step of the checkpoint. data_hash: content hash of the training text. Both are None if unknown.
-    hash: hash of the file that holds the hashes of all others. hashes: hashes of tokenizer, routing table and the like, by name.
-    made_from: origin of each weight in the files of another project; unused: other entries of these. activation_known: False if
-    the activation is assumed.
+    hash: hash of the file that holds the hashes of all other files. hashes: content hashes, by the name of what was hashed.
+    made_from: origin of each weight, for files of another project. unused: entries of such files that are no weights.
+    activation_known: False if the files do not state the activation and it is assumed.
     """
 
     kind: Kind
@@ -59,7 +59,7 @@ class StoredModel:
 
     @property
     def fix(self) -> str:
-        """Advice for a damaged file. Raises LayoutError for a kind without tokenizer."""
+        """Advice to the user for a damaged file of the model. Raises LayoutError for a kind of model without tokenizer."""
         raise LayoutError(f"{self.path}: only a folder of this project has a tokenizer; name the run that it came from")
 
     @cached_property
@@ -88,12 +88,12 @@ class StoredModel:
 
     @property
     def layout(self) -> str:
-        """Kind of the model; for files of another project the layout."""
+        """Name of the file format: the model's kind, or, for files of another project, their layout, such as "megatron"."""
         return self.kind
 
     @property
     def sizes(self) -> ModelConfig | DenseModel:
-        """Sizes: hidden, ffn, heads, layers, seq_length and activation."""
+        """Sizes of the network: hidden, ffn, heads, layers, seq_length, and the activation."""
         return self.config.model
 
     @property
@@ -102,7 +102,7 @@ class StoredModel:
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
-        """Receipt of the weights' origin; None if it has none. Raises LayoutError if it cannot be read."""
+        """Receipt of the weights' origin; None if the model has none. Raises LayoutError if the receipt cannot be read."""
         return read_lineage(self.path)
 
     @cached_property
@@ -111,7 +111,7 @@ class StoredModel:
         return _Tensors(self)
 
     def array(self, shard: str, name: str) -> LazyArray | None:
-        """Return an array as in a checkpoint, [experts, …] for those of experts; None if there is none. Weights always exist."""
+        """Return an array by its name in a checkpoint, [experts, …] for experts; None if the model lacks it, as Adam state."""
         if not shard.startswith(EXPERTS):
             return self.tensors.get(name) if shard == WEIGHTS else None
         layer = self.config.model.dense_layers + int(shard.removeprefix(EXPERTS))
@@ -128,7 +128,7 @@ class StoredModel:
         )
 
     def required(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray:
-        """Return an array as `array`. Raises LayoutError if it is missing or of another shape."""
+        """Return an array, as `array` does. Raises LayoutError if the array is missing or has another shape."""
         found = self.array(shard, name)
         if found is None or found.shape != shape:
             has = "is missing" if found is None else f"is of shape {found.shape}"
@@ -143,16 +143,16 @@ class StoredModel:
         return self.tensors[name].read()
 
     def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        """Read the values of an expert's weight. layer: number of the RRE layer. number: number of the expert in the layer."""
+        """Read the values of one weight of one expert. layer: index of the RRE layer. number: index of the expert in it."""
         return self.tensor(expert_name(self.config.model.dense_layers + layer, number, name))
 
     def listed(self) -> Listed:
-        """List the arrays of its files; if `verified`, these are verified by their hashes first."""
+        """List the arrays of the model's files. If `verified`, the files are verified by their hashes first."""
         return (("", name, tensor.shape, tensor.dtype.name) for name, tensor in self.tensors.items())
 
 
 class _Tensors(Mapping[str, LazyArray]):
-    """Weights of a model by name, each taken lazily from the array that a checkpoint would have."""
+    """Weights of a model by name, each read lazily from the array that a checkpoint would have."""
 
     def __init__(self, model: StoredModel):
         self._model, self._shapes = model, weight_shapes(model.config)
@@ -173,7 +173,7 @@ class _Tensors(Mapping[str, LazyArray]):
 
 
 def expert_name(layer: int, expert: int, name: str) -> str:
-    """Name of a tensor of an expert. layer: of the network. expert: of all experts of the layer."""
+    """Return the name of an expert's tensor. layer: index in the whole network. expert: index among all experts of the layer."""
     return f"layers.{layer}.ffn.experts.{expert}.{name}"
 
 
@@ -199,7 +199,7 @@ def _rank(name: str, order: dict[str, int]) -> tuple[int, int]:
 
 
 def read_lineage(folder: Path) -> dict[str, Any] | None:
-    """Read a folder's receipt of the weights' origin; None if there is none. Raises LayoutError if it cannot be read."""
+    """Read the receipt of the weights' origin in a folder; None if there is none. Raises LayoutError if it cannot be read."""
     file = folder / LINEAGE_FILE
     try:
         tree = json.loads(file.read_bytes())

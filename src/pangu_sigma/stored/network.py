@@ -1,4 +1,4 @@
-"""Network and expert store of a model, as in training, with the weights of its checkpoint."""
+"""Builder of network and expert store from a model on the disk, as in training."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pangu_sigma.stored.model import StoredModel
 
 
 def build_network(model: StoredModel) -> tuple[PanGuSigma, ExpertStore]:
-    """Build network and expert store in one process, for any number of ranks that wrote the checkpoint.
+    """Build network and expert store of a model in one process, whatever number of ranks wrote its checkpoint.
 
-    Experts that one rank wrote stay in its files and are read when they are used.
+    Experts that a single rank wrote stay in the checkpoint's files, and are read when they are used.
     """
     check_reading_fits(model.config)
     network, store = build(model.config.on_one_rank(), tier=UninitializedTier(), dtype=ms.float32)

@@ -1,4 +1,4 @@
-"""Opener of models on the disk, which finds out the kind of a folder or file."""
+"""Opener of models on the disk, which detects the kind of a folder or file."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _SIGNS: dict[Kind, tuple[str, str]] = {
     "export": (GRAPH_FILE, "`export`"),
     "hf": (CONFIG_JSON, "`export --format hf`"),
 }
-"""File that the folder of a kind must have, and the command that writes it."""
+"""Kind of model → file that its folder must have, and command that writes the folder."""
 
 
 class StoredAlpha(StoredModel):
-    """Dense PanGu-α in the files of another project. Everything except the values of its tensors is read at once."""
+    """Dense PanGu-α in the files of another project. Opening reads everything except the values of the tensors."""
 
     kind: Kind = "alpha"
 
     def __init__(self, path: Path, heads: int | None = None, activation: Activation | None = None):
-        """heads, activation: given where its files lack them. Raises as `open_dense_model`."""
+        """heads, activation: needed if the files do not state them. Raises LayoutError as `open_dense_model`."""
         super().__init__(path)
         self.files = open_dense_model(path, heads=heads, activation=activation)
         self.tensors, self.made_from, self.unused = self.files.tensors, self.files.made_from, self.files.unused
@@ -86,11 +86,11 @@ def open_model(
     activation: Activation | None = None,
     verified: bool = True,
 ) -> StoredModel:
-    """Open the model in a folder or file; only the files that decide its kind are read.
+    """Open the model in a folder or file; only the files that decide the model's kind are read.
 
-    wanted: kinds that the caller accepts; none: all. heads, activation: given where files of a PanGu-α lack them.
+    wanted: kinds that the caller accepts; none: all. heads, activation: needed if the files of a PanGu-α do not state them.
     verified: False to skip the hashes of the weights' files, whose verification reads them whole.
-    Raises ConfigError for a model of another kind, and as `open_dense_model` for other files.
+    Raises ConfigError for a model of another kind, and LayoutError for files that are no model.
     """
     kind = kind_of(path)
     if wanted and kind not in wanted:
@@ -105,7 +105,7 @@ def open_model(
 
 
 def kind_of(path: Path) -> Kind:
-    """Return the kind of a model, by the files that it must have; "alpha" for files of another project."""
+    """Return the kind of a model on the disk, by the files that each kind must have; "alpha" for files of another project."""
     if (path / GRAPH_FILE).exists():
         return "export"
     if (path / CONFIG_FILE).exists() or has_checkpoints(path / CHECKPOINTS):

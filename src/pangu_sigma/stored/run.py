@@ -1,4 +1,4 @@
-"""Run as a model: the newest intact checkpoint of a run folder, written by any number of ranks; and a checkpoint's folder."""
+"""Models in a run folder, opened from its newest intact checkpoint, and in the folder of one checkpoint."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pangu_sigma.stored.model import Kind, Listed, StoredModel
 
 
 class StoredRun(StoredModel):
-    """Run folder. checkpoint: the newest intact one, loaded when weights, step or data_hash are first used.
+    """Model in a run folder. checkpoint: newest intact checkpoint, loaded when weights, step or data_hash are first used.
 
-    Raises ConfigError for a missing file of the run. Properties raise DamagedFile for one that differs from what was written, and
-    as `load_checkpoint`.
+    Raises ConfigError for a missing file of the run. Properties raise DamagedFile for a file that differs from what was written,
+    and CheckpointError if no checkpoint is whole.
     """
 
     kind: Kind = "run"
@@ -38,6 +38,7 @@ class StoredRun(StoredModel):
 
     @property
     def fix(self) -> str:
+        """Advice to the user for a damaged file of the run folder."""
         return way_back(self.path)
 
     @cached_property
@@ -50,11 +51,12 @@ class StoredRun(StoredModel):
 
     @property
     def latest(self) -> Path | None:
-        """Folder of the newest checkpoint, by its name; None if the run has saved none yet."""
+        """Folder of the newest checkpoint by name, unverified; None if the run has saved none yet."""
         return latest_checkpoint(self.checkpoints)
 
     @property
     def identity(self) -> Identity:
+        """Vocabulary, routing table and configuration that the run's checkpoints must have."""
         return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"))
 
     @cached_property
@@ -90,7 +92,7 @@ class StoredRun(StoredModel):
 
 
 class StoredCheckpoint(StoredRun):
-    """Folder of one checkpoint."""
+    """Model in the folder of one checkpoint."""
 
     kind: Kind = "checkpoint"
 

@@ -1,6 +1,6 @@
-"""File of `export --format safetensors`: all weights, with the configuration in the metadata.
+"""Reader of the file of `export --format safetensors`: all weights, with the configuration in the metadata.
 
-The metadata also hold `xxh3_128`, the hash of the whole file with zeros in place of these 32 digits.
+The metadata also hold `xxh3_128`, the hash of the whole file with zeros in place of the hash's 32 digits.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.model import Kind, Listed, StoredModel
 
 HASH = "xxh3_128"
-"""Metadata key of the file's hash."""
+"""Metadata key of the hash of a file of weights."""
 NO_HASH = "0" * 32
-"""Placeholder of the hash while it is computed."""
+"""Placeholder of the hash of a file of weights while the hash is computed."""
 
 
 class StoredWeights(StoredModel):
-    """File that `export_safetensors` wrote: names are those of dense tensors, and `experts.<layer>.<name>` [experts, …]."""
+    """Model in a file that `export_safetensors` wrote; its arrays are dense tensors, and `experts.<layer>.<name>` [experts, …]."""
 
     kind: Kind = "weights"
 
@@ -57,7 +57,7 @@ class StoredWeights(StoredModel):
 
 
 def verify_weights(file: Path) -> None:
-    """Verify a file of weights by its hash. Raises DamagedFile if a bit of it changed, or if it has no hash."""
+    """Verify a file of weights by the hash in its metadata. Raises DamagedFile if a bit changed, or if the file has no hash."""
     try:
         digits, at = hash_of_weights(file)
         with open(file, "rb") as stream:
@@ -70,7 +70,7 @@ def verify_weights(file: Path) -> None:
 
 
 def hash_of_weights(file: Path) -> tuple[str, int]:
-    """Compute the hash of a file. Returns it, and the byte at which the file holds it."""
+    """Compute the hash of a file of weights. Returns the hash, and the offset in bytes at which the file holds its hash."""
     written = metadata_of(file)[HASH].encode()
     digest = xxhash.xxh3_128()
     with open(file, "rb") as stream:

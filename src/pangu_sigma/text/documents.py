@@ -1,4 +1,4 @@
-"""Reader of JSON lines (`*.jsonl`, `*.jsonl.gz`): documents, one {"text": …, "domain": …} a line, or what another parser returns.
+"""Reader of JSON lines (`*.jsonl`, `*.jsonl.gz`): documents, one {"text": …, "domain": …} a line, or the items of another parser.
 
 A line that cannot be used is never repaired, guessed or moved to another domain: it becomes a `Rejected` with the file, the byte
 offset of the line's start (in the uncompressed stream) and the reason.
@@ -31,7 +31,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """UTF-8 byte order mark, removed from the start of a file."""
 
 MAX_LINE_BYTES = 64 << 20
-"""Maximum length of a line in bytes, about ten long novels. A longer line is no document but a file without newlines."""
+"""Maximum length of a line in bytes, about ten long novels. A longer line is a file without newlines, not a document."""
 
 _SKIP_BYTES = 1 << 20
 _SHOWN = 200
@@ -47,7 +47,7 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Document:
-    """Document of a domain. text: plain text, or the sides of a bilingual document. origin: where it was read, for messages."""
+    """Document of a domain. text: plain text, or the sides of a bilingual document. origin: file and offset, for messages."""
 
     domain: str
     text: str | Segments
@@ -66,7 +66,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Input line that cannot be used. `reason` is one of a few fixed phrases, to be counted; `detail` describes this line."""
+    """Input line that cannot be used. reason: one of a few fixed phrases, for counting. detail: description of this line."""
 
     file: str
     offset: int
@@ -75,7 +75,7 @@ class Rejected:
 
 
 class RejectedLine(Exception):
-    """Raised by a parser for a line to be rejected; arguments: reason and detail, as in `Rejected`."""
+    """Exception of a parser for a line that cannot be used; arguments: reason and detail, as in `Rejected`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail if len(detail) <= _SHOWN else f"{detail[:_SHOWN]}…")
@@ -103,7 +103,7 @@ def check_input(path: Path, option: str = "--input") -> None:
 def read_jsonl(
     path: Path, domains: Domains, progress: Callable[[int], object] = lambda _: None
 ) -> Iterator[Document | Rejected]:
-    """Yield documents and rejected lines of one file, in order, as `read_lines`."""
+    """Yield the documents and the rejected lines of one file of documents, in order. Raises the errors of `read_lines`."""
     return read_lines(path, lambda line, at: _document(line, domains, f"{path}:{at}"), progress)
 
 
@@ -113,11 +113,11 @@ def read_lines(
     progress: Callable[[int], object] = lambda _: None,
     option: str = "--input",
 ) -> Iterator[_Item | Rejected]:
-    """Yield the item that `parse` returns for each line of a file, or a `Rejected` if it raises RejectedLine, in order.
+    """Yield, for each line of a file in order, the item that `parse` returns, or a `Rejected` if `parse` raises RejectedLine.
 
     parse: takes a line and its offset. progress: called with the number of bytes of each line. option: as in `check_input`.
-    Blank lines are skipped. A truncated gzip stream yields its whole lines, then one `Rejected`. Raises DataError as `check_input`,
-    if the disk fails, and if a gzip stream is damaged, because its lines may then be other text.
+    Blank lines are skipped. A truncated gzip stream yields its whole lines, then one `Rejected`. Raises DataError if the file
+    cannot be read, and if a gzip stream is damaged, because its lines may then be other text.
     """
     check_input(path, option)
     offset = 0
@@ -174,7 +174,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """Parse the JSON object in a line. Raises RejectedLine for anything else."""
+    """Parse a line that is a JSON object. Raises RejectedLine for any other line."""
     try:
         record = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
@@ -187,7 +187,7 @@ def json_object(line: bytes) -> dict[str, Any]:
 
 
 def known_domain(name: Any, domains: Domains) -> str:
-    """Return the domain name of a line. Raises RejectedLine unless it is a domain of the configuration."""
+    """Check the domain `name` of a line and return it. Raises RejectedLine unless the configuration has this domain."""
     if not isinstance(name, str):
         raise RejectedLine("domain missing or not a string", f"domain is {name!r}")
     if name not in (domain.name for domain in domains):

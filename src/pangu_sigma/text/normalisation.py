@@ -1,8 +1,8 @@
-"""Characters that PanGu-α's normaliser changes; encoding and decoding change nothing else in Chinese text.
+"""Characters that PanGu-α's text normaliser changes; encoding and decoding change no other characters of Chinese text.
 
 SentencePiece's rules `nmt_nfkc`, which are in PanGu-α's model, fold a character to its NFKC form: `，` to `,`, `１` to `1`, `㎏` to
 `kg`. Some characters become a blank or nothing instead; these vanish, because PanGu-α's blanks only separate words. Characters are
-never composed with each other, because jieba makes a word of each that could be.
+never composed with each other, because jieba makes each composable character a word of its own.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _VANISHING = (
 )
 """Characters that PanGu-α's normaliser drops, as the inside of a regular expression's [ ].
 
-They decide ids: changing them needs a new format version of the tokenizer.
+These characters decide token ids: a change needs a new format version of the tokenizer.
 """
 
 VANISHING = re.compile(f"[{_VANISHING}{SPACE}{NEWLINE}]")
-"""Pattern of characters that PanGu-α's model loses: a vanishing one, or a ▂ or ▃, which it takes for a blank or newline."""
+"""Pattern of characters that PanGu-α's model loses: vanishing characters, and ▂ and ▃, which it reads as blank and newline."""
 
 VANISHING_IN_RUN = re.compile(f"  [{SPACE}{NEWLINE}]|[{_VANISHING}]")
-"""Pattern of these characters in a `Run`, where ▂ and ▃ stand for blank and newline, and those of the text follow two blanks."""
+"""Pattern of the same characters in a `Run`, where ▂ and ▃ mean blank and newline; a ▂ or ▃ of the text follows two blanks."""
 
 _END = 0x30000
 """Code point from which on no character changes under NFKC."""

@@ -1,7 +1,7 @@
 """Segmentation of text into runs, each for PanGu-α's SentencePiece model or for the English one.
 
 A run for PanGu-α is already segmented into words, exactly as PanGu-α did it. Words do not depend on the slot's SentencePiece
-model, so they are found once for each document. Nothing here knows ids.
+model, so they are found once for each document. This module does not use token ids.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _MARK = re.compile(f"([{SPACE}{NEWLINE}])")
 class Run(NamedTuple):
     """Stretch of text for one SentencePiece model: PanGu-α's if `alpha`, else the English one.
 
-    `text` of a run for PanGu-α is jieba's words, joined with a blank. As in PanGu-α, ▂ and ▃ in it stand for the text's blanks and
-    newlines; a ▂ or ▃ of the text itself follows two blanks, which SentencePiece reads as one. `spelled`: True if there are such
-    marks or vanishing characters in it, which only bytes can spell.
+    text: for PanGu-α, jieba's words joined with a blank. As in PanGu-α, ▂ and ▃ then stand for blanks and newlines; a ▂ or ▃ of the
+    text itself follows two blanks, which SentencePiece reads as one. spelled: True if the run has a ▂ or ▃ of the text itself, or
+    vanishing characters, which only bytes can spell.
     """
 
     alpha: bool
@@ -38,11 +38,11 @@ class Run(NamedTuple):
 
 
 def runs_of(text: str, language: str) -> tuple[Run, ...]:
-    """Split text into runs, in order, by the language of its domain.
+    """Split text into runs, each for one SentencePiece model, in order. language: language of the domain.
 
-    `zh`: one run for PanGu-α. `en`, `python`, `java`: one run for the English model. `mixed`: by script. There a Chinese run is Han
-    and Chinese punctuation, with digits, blanks and marks between them; Latin words, even single ones inside a Chinese sentence,
-    are English runs, where a word is a token or two and not one token a letter as in PanGu-α.
+    `zh`: one run for PanGu-α. `en`, `python`, `java`: one run for the English model. `mixed`: by script. A Chinese run is then Han
+    and Chinese punctuation, with digits, blanks and marks between them. Latin words, even single ones inside a Chinese sentence,
+    are English runs: there a word is a token or two, in PanGu-α one token a letter.
     """
     if not text:
         return ()
@@ -71,5 +71,5 @@ def _chinese(text: str) -> Run:
 
 
 def is_chinese(text: str) -> bool:
-    """Return True if text has more Han characters than Latin words; decides the tag of text without a stated language."""
+    """Return True if text has more Han characters than Latin words; this decides the tag of text without a stated language."""
     return len(_HAN.findall(text)) > len(_LATIN_WORD.findall(text))

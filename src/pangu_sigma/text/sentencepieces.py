@@ -1,4 +1,4 @@
-"""SentencePiece models: find PanGu-α's, train or import English pieces, restrict a model to some pieces."""
+"""SentencePiece models: find PanGu-α's model, train or import English pieces, restrict a model to some pieces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TRAINING_LINE = 2_000
 
 
 def parse_model(data: bytes) -> Any:
-    """Parse a SentencePiece model file into its protobuf message. Raises DataError if it is none."""
+    """Parse a SentencePiece model file into its protobuf message. Raises DataError for data that is no model."""
     model = sentencepiece_model.ModelProto()
     try:
         model.ParseFromString(data)
@@ -40,7 +40,7 @@ def parse_model(data: bytes) -> Any:
 
 
 def byte_names() -> list[str]:
-    """Return the names of the 256 byte pieces, in order."""
+    """Return the SentencePiece names of the 256 byte pieces, <0x00> … <0xFF>."""
     return [f"<0x{value:02X}>" for value in range(256)]
 
 
@@ -92,7 +92,7 @@ def train_english(texts: Iterable[str], pieces: int) -> bytes:
 def read_english(path: Path) -> bytes:
     """Read a user's SentencePiece model (unigram or BPE) and return its pieces as a compact model.
 
-    Its normaliser, dummy prefix and control symbols are dropped, so that text decodes exactly. Raises ConfigError.
+    Its normaliser, dummy prefix and control symbols are dropped, so that text decodes exactly. Raises ConfigError if unusable.
     """
     key = f"vocabulary.english_model={str(path)!r}"
     try:
@@ -124,7 +124,7 @@ def _normal_pieces(model: Any) -> list[tuple[str, float]]:
 def compact_model(pieces: list[tuple[str, float]], kind: int) -> bytes:
     """Make a SentencePiece model, without normalisation, of <unk>, the 256 bytes, a newline and `pieces` (name, score).
 
-    A blank is added if it is not among them: byte fallback would spell it as ▁. kind: `model_type` of SentencePiece.
+    A blank is added if `pieces` has none: byte fallback would spell it as ▁. kind: `model_type` of SentencePiece.
     """
     kinds = sentencepiece_model.ModelProto.SentencePiece
     model = sentencepiece_model.ModelProto()
@@ -147,7 +147,7 @@ def compact_model(pieces: list[tuple[str, float]], kind: int) -> bytes:
 
 
 def restricted_model(model: Any, keep: Iterable[bool]) -> bytes:
-    """Return `model` restricted to the pieces to keep: the others are marked unused, ids stay the same."""
+    """Return a SentencePiece model restricted to the pieces to keep: the others are marked unused, ids stay the same."""
     kinds = sentencepiece_model.ModelProto.SentencePiece
     copy = sentencepiece_model.ModelProto()
     copy.CopyFrom(model)
@@ -158,9 +158,9 @@ def restricted_model(model: Any, keep: Iterable[bool]) -> bytes:
 
 
 def append_bytes(model: bytes, controls: Iterable[str]) -> bytes:
-    """Append control pieces and the 256 bytes to a model, so that bytes spell what would be <unk>; other encodings do not change.
+    """Append control pieces and the 256 bytes to a SentencePiece model, so that bytes spell characters that would be <unk>.
 
-    Concatenated protobuf messages are merged, so nothing has to be parsed.
+    Other encodings do not change. Concatenated protobuf messages are merged, so the model is not parsed.
     """
     kinds = sentencepiece_model.ModelProto.SentencePiece
     added = sentencepiece_model.ModelProto()

@@ -1,8 +1,8 @@
 """Tokenizer of the merged vocabulary, restricted for each domain to the ids that its embedding slot has rows for.
 
-Chinese text is encoded as PanGu-α does (jieba words, then its SentencePiece model), with its ids. Characters that are <unk> there
-or vanish are spelled by bytes, so that decoding returns every character or its NFKC form. English text and code are encoded by
-English pieces and bytes, and decode exactly. `segmentation` decides which model reads which text.
+Chinese text is encoded as PanGu-α does (jieba words, then its SentencePiece model), with its ids. Characters that PanGu-α encodes
+as <unk> or drops are spelled by bytes, so that decoding returns every character or its NFKC form. English text and code are encoded
+by English pieces and bytes, and decode exactly. `segmentation` decides which model reads which text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pangu_sigma.text.sentencepieces import META, append_bytes, restricted_model
 from pangu_sigma.text.vocabulary import EOT, FIRST_BYTE, FIRST_ENGLISH, PAD, TAG_OF_LANGUAGE, TAGS, UNK, Vocabulary
 
 SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
-"""Segments of a document after word segmentation: (language or "", runs) for each of them."""
+"""Segments of a document after word segmentation: a pair (language or "", runs) for each segment."""
 
 _META_BYTES = [FIRST_BYTE + value for value in META.encode()]
 _FORMAT = 2
@@ -36,7 +36,7 @@ _FORMAT = 2
 class Tokenizer:
     """Tokenizer of the merged vocabulary, with the embedding rows of every slot.
 
-    size: V. hash: hex sha256 over everything that decides ids and rows.
+    size: number of ids V. hash: sha256, in hex, of everything that decides ids and rows.
     slot_rows: [slots, R] row → id, -1 beyond the rows in use. row_of: [slots, V] id → row, -1 if the slot has no row for it.
     Raises ValueError if a slot lacks rows for the bytes.
     """
@@ -57,12 +57,12 @@ class Tokenizer:
 
     @classmethod
     def whole(cls, alpha: bytes, english: bytes, slots: int) -> Tokenizer:
-        """Make a tokenizer whose slots have a row for every id, the row of the same number."""
+        """Make a tokenizer whose slots have a row for every id: row i for id i. alpha, english: SentencePiece models."""
         size = len(_vocabulary(alpha, english))
         return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)))
 
     def of_slots(self, slots: Sequence[int]) -> Tokenizer:
-        """Return a tokenizer with only these slots, in this order; ids and rows stay the same."""
+        """Return a tokenizer with only these embedding slots, in this order; ids and rows stay the same."""
         return Tokenizer(self._alpha, self._english, self.slot_rows[list(slots)])
 
     def encode(self, text: str, domain: Domain) -> list[int]:
@@ -70,7 +70,7 @@ class Tokenizer:
         return self.encode_runs(runs_of(text, domain.language), domain)
 
     def encode_runs(self, runs: Iterable[Run], domain: Domain) -> list[int]:
-        """Encode runs of text, as `runs_of` returns them, for a domain. Raises DataError as `encode`."""
+        """Encode runs of text, as `runs_of` returns them, for a domain. Raises DataError for a lone surrogate."""
         models = self._slot_models(domain.slot)
         ids: list[int] = []
         for run in runs:
@@ -82,22 +82,22 @@ class Tokenizer:
         return ids
 
     def changed_by_normalisation(self, segments: SegmentedText) -> int:
-        """Return the number of characters that decoding does not restore: those folded to their NFKC form."""
+        """Return the number of characters that decoding does not restore, because they are folded to their NFKC form."""
         return sum(folded_characters(run.text) for _, runs in segments for run in runs if run.alpha)
 
     def sample(self, document: Document, domain: Domain) -> list[int]:
-        """Encode a document for training.
+        """Encode a document as token ids for training.
 
         Format text: ids, <eot>. bilingual: tag and ids of every side, <eot>. code: <Python> or <Java>, ids, <eot>.
         """
         return self.sample_runs(segment(document.segments, domain), domain)
 
     def sample_runs(self, segments: SegmentedText, domain: Domain) -> list[int]:
-        """Encode a document for training from its segments, as `segment` returns them."""
+        """Encode a document, given as the segments that `segment` returns, as token ids for training."""
         return [*self._tagged(segments, domain), EOT]
 
     def prompt(self, text: str | Segments, domain: Domain) -> list[int]:
-        """Encode a prompt for generation: as `sample`, without <eot>.
+        """Encode a prompt as token ids for generation: as `sample` does, without <eot>.
 
         In a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side. An empty code prompt is its tag.
         """
@@ -141,7 +141,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Load a tokenizer from a folder that `save` wrote. Raises DataError if it is incomplete or damaged."""
+        """Load a tokenizer from a folder that `save` wrote. Raises DataError if the folder is incomplete or damaged."""
         try:
             alpha, english = (folder / "pangu_alpha.model").read_bytes(), (folder / "english.model").read_bytes()
             content = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
@@ -257,7 +257,7 @@ def segment(segments: Segments, domain: Domain) -> SegmentedText:
 
 
 def tag_language(language: str, text: str, domain: Domain) -> str:
-    """Return the language whose tag precedes a segment, or "". language: the stated one, or "". May raise ConfigError."""
+    """Return the language whose tag precedes a segment, or "". language: stated language, or "". May raise ConfigError."""
     if domain.format == "text":
         return ""
     if domain.format == "bilingual":

@@ -6,8 +6,8 @@ ids      0 …  39,999   PanGu-α's pieces, unchanged, so that inherited embeddi
     40,260 …           English pieces that PanGu-α does not have
 
 Every id has a *surface*, the bytes that it decodes to; decoding joins surfaces. A blank is written in two ways: in PanGu-α's
-pieces "▁" only separates words and "▂" is the blank, in English pieces "▁" is the blank. An English piece whose surface PanGu-α
-has already is not added again.
+pieces "▁" only separates words and "▂" is the blank, in English pieces "▁" is the blank. An English piece whose surface is that
+of a PanGu-α piece is not added again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pangu_sigma.text.sentencepieces import META, byte_names, parse_model
 from pangu_sigma.text.words import NEWLINE, SPACE
 
 UNK, NEWLINE_ID, SPACE_ID, PAD, EOT, WORD_MARK = 0, 3, 4, 6, 9, 13
-"""Ids of PanGu-α's <unk> ▃ ▂ <pad> <eot>, and of the lone ▁ that it writes before a character starting a word."""
+"""Ids of PanGu-α's <unk> ▃ ▂ <pad> <eot>, and of the lone ▁ that PanGu-α writes before a character starting a word."""
 
 ALPHA_SIZE = 40_000
 """Number of PanGu-α's pieces."""
@@ -45,9 +45,9 @@ _ALPHA_CONTROLS = range(1, 10)
 class Vocabulary:
     """Merged vocabulary of PanGu-α's model and one English model.
 
-    pieces: [V] names of the ids; surfaces: [V] the bytes they decode to (none for controls and tags).
+    pieces: [V] names of the ids. surfaces: [V] bytes that the ids decode to (none for controls and tags).
     english_ids: SentencePiece id of the English model → merged id. character_ids: character → id of PanGu-α's piece for it.
-    word_starts: ids of PanGu-α's pieces that begin with "▁"; every word begins with one and has no other. May raise DataError.
+    word_starts: ids of PanGu-α's pieces that begin with "▁", as only the first piece of a word does. May raise DataError.
     """
 
     def __init__(self, alpha: bytes, english: bytes) -> None:
@@ -89,7 +89,7 @@ class Vocabulary:
         return known
 
     def producible(self, languages: Iterable[str]) -> set[int]:
-        """Return the ids that encoding text of these domain languages can produce."""
+        """Return the token ids that encoding text in these domain languages can produce."""
         ids: set[int] = set()
         for language in languages:
             if language in ("zh", "mixed"):
@@ -108,7 +108,7 @@ def _alpha_surface(index: int, piece: str) -> bytes:
 
 
 def special_ids(domains: list[Domain]) -> list[int]:
-    """Return the ids that a slot of these domains always has rows for.
+    """Return the token ids that an embedding slot of these domains always has rows for.
 
     They are <unk> <pad> <eot>, newline, blank, the tags and the bytes; with Chinese the word mark.
     """
@@ -119,11 +119,11 @@ def special_ids(domains: list[Domain]) -> list[int]:
 
 
 def choose_rows(vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int) -> np.ndarray:
-    """Choose the ids of one slot's rows, int32 [rows]: specials, common characters, most frequent pieces (ties by id), then -1.
+    """Choose the token id of each row of one embedding slot, int32 [rows]: special ids, characters, frequent pieces, then -1.
 
     counts: [V] token counts of the training text of the slot's domains, encoded with the whole vocabulary.
-    A word that has no row is spelled by its characters, so these come before frequent words (see `_characters`).
-    Rows left over go to other pieces that the slot's languages can produce, lowest id first. Raises ConfigError for too few rows.
+    A word without a row is spelled by its characters, so characters come before frequent words (see `_characters`). Pieces are
+    taken by frequency, then by id, among all that the slot's languages can produce. Raises ConfigError for too few rows.
     """
     special = special_ids(domains)
     if rows < 2 * len(special):

@@ -1,8 +1,8 @@
-"""Chinese word segmentation, identical to jieba's (accurate mode with HMM) and many times faster.
+"""Chinese word segmentation, identical to jieba's (accurate mode with HMM) and many times faster than jieba.
 
 `words.cc` is jieba's algorithm with jieba's own dictionary and tables, read from the installed package: doubles are added in the
-same order, so that ties break the same way too. Other fast libraries do not serve, because PanGu-α's ids depend on every word and
-each of them segments some text differently: rjieba rounds the HMM's tables to six digits, breaks ties differently and takes rare
+same order, so that ties break the same way. Other fast libraries do not serve: PanGu-α's ids depend on every word, and each of
+these libraries segments some text differently. rjieba rounds the HMM's tables to six digits, breaks ties differently and takes rare
 Han characters into its blocks; jieba_next and jieba_fast_dat differ on real text.
 """
 
@@ -37,7 +37,7 @@ class _Jieba(NamedTuple):
 
 
 def words(text: str) -> str:
-    """Segment Chinese text with jieba: words joined with blanks, PanGu-α's input to SentencePiece.
+    """Segment Chinese text as jieba does, and return the words joined with blanks, PanGu-α's input to SentencePiece.
 
     Blanks and newlines of the text become SPACE and NEWLINE. Lone surrogates pass through, as in jieba. Raises DataError if the C++
     code cannot be compiled.
