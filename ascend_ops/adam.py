@@ -20,7 +20,7 @@ overflowed). zero_grad = 1: gradients are set to zero afterwards, for callers th
 
 
 class AdamRows(nn.Cell):
-    """In-place AdamW of the active rows of several tensors that share step counts (the tensors of one layer's experts).
+    """In-place AdamW of the active rows of G tensors that share step counts (those of one layer's experts); `*`: any shape.
 
     construct(w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay, copy=(), next_A=None) -> float32 [1], rows updated
         w, m, v: tuples of G Parameters [K, *], changed in place: w float32; m and v both float32, or both bfloat16 as the uint16 of

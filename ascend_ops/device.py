@@ -19,7 +19,7 @@ _ROWS = (DataType.F32_Default, DataType.F16_Default, DataType.BF16_Default)
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs of an operator, by name in `op_host/`, with their numbers of axes. rows: the float ones; others: int32."""
+    """Inputs and outputs of an operator, by name in `op_host/`, with their numbers of axes. rows: float ones; all others: int32."""
 
     name: str
     inputs: dict[str, int]

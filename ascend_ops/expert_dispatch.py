@@ -29,7 +29,7 @@ FLOATS = (ms.float32, ms.float16, ms.bfloat16)
 
 
 class ExpertDispatch(nn.Cell):
-    """Dispatch: gather the rows of the tokens in expert order.
+    """Dispatch: gather the rows of T tokens, or padding, into M rows in expert order.
 
     construct(x_TH, order_M, inverse_T) -> rows_MH
         rows[i] = x[order[i]], or zeros where order[i] < 0 (padding to a capacity).
@@ -51,7 +51,7 @@ class ExpertDispatch(nn.Cell):
 
 
 class ExpertCombine(nn.Cell):
-    """Combine: gather the experts' rows back into token order, and add the residual in the same pass.
+    """Combine: gather the experts' M rows back into token order, and add the residual in the same pass.
 
     construct(rows_MH, inverse_T, order_M, residual_TH=None) -> out_TH
         out[t] = residual[t] + rows[inverse[t]]; a token without a row (inverse[t] < 0) is its residual, or zeros.

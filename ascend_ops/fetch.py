@@ -8,7 +8,7 @@ from ascend_ops.host import host_op
 
 
 class FetchRows(nn.Cell):
-    """Lookup of rows of several tensors that share row numbers (the tensors of one layer's experts).
+    """Lookup of rows of G tensors that share row numbers (the tensors of one layer's experts); `*`: any shape.
 
     construct(w, active_A, like) -> tuple of G tensors [A, *], with the shapes and dtypes of `like`
         w: tuple of G Parameters [K, *], float32. active: int32 row numbers; K is an unused entry and gives zeros.
@@ -18,7 +18,7 @@ class FetchRows(nn.Cell):
     """
 
     def __init__(self, tensors: int):
-        """tensors: G."""
+        """tensors: the number of tensors, G."""
         super().__init__()
         self.op = host_op("FetchRows", lambda *shapes: shapes[tensors + 1 :], lambda *dtypes: dtypes[tensors + 1 :])
 

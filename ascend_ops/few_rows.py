@@ -128,7 +128,7 @@ def _fields_of(layer: Projection) -> _ProjectionFields:
 
 
 class TiedHead:
-    """Output head of decoding: logits [T, R] = x [T, H] · weight [R, H]. call(rows, logits) writes `logits`."""
+    """Output head of decoding: logits [T, R] = x [T, H] · weight [R, H]. call(rows, logits) writes the first rows of `logits`."""
 
     def __init__(self, x: np.ndarray, weight: Matrix):
         self._kept = x, weight
@@ -180,7 +180,7 @@ class _FfnFields(ctypes.Structure):
 
 
 class FFN:
-    """FFN of each row's expert, added to y. call(rows, experts: address of int32 [T], the expert of each row; 0 if there is one)"""
+    """FFN of decoding: y += expert(x), row by row. call(rows, experts): address of int32 [T], each row's expert; 0 for only one."""
 
     def __init__(self, experts: Sequence[FfnWeights], activation: str, x: np.ndarray, y: np.ndarray):
         ffn, hidden = experts[0].w1.values.shape
@@ -223,9 +223,9 @@ class _AttentionFields(ctypes.Structure):
 
 
 class LaneAttention:
-    """Causal attention with a KV cache. It stores k and v [T, n·d] of new tokens, then attends within documents.
+    """Causal attention with a KV cache. It stores k and v [T, n·d] of new tokens (n heads), then attends within documents.
 
-    keys, values: the cache, [L, n, S, d]. call(rows, lanes, at, asking, asking_lanes, asking_at, first): lanes and at are addresses
+    keys, values: L lanes, [L, n, S, d]. call(rows, lanes, at, asking, asking_lanes, asking_at, first): lanes and at are addresses
     of int32 [T], lane and position of each new token. asking is the number of query tokens, which are among the new ones; the
     others are addresses of int32 [asking]: their lanes, positions and documents' first positions. Query tokens have the first
     rows of q and out. A lane's tokens are adjacent, in order.

@@ -88,7 +88,7 @@ class Emulator:
         return self._run(op, source_RH, index_M, residual_NH, cores, source_rows=source_rows, rows=rows)
 
     def transfers(self, kind: str) -> np.ndarray:
-        """Return the bytes of each transfer of the last call: "load" and "store" between GM and the UB, "scalar" reads of GM."""
+        """Return the bytes of each global memory transfer of the last call. kind: "load", "store", or "scalar" (one read value)."""
         number = ("load", "store", "scalar").index(kind)
         count = self.library.transfers(number, None, ctypes.c_int64(0))
         sizes = np.zeros(count, np.int64)
@@ -96,7 +96,7 @@ class Emulator:
         return sizes
 
     def bytes_moved(self) -> int:
-        """Return the bytes that crossed the GM bus in the last call."""
+        """Return the bytes that the last call read from global memory and wrote to it."""
         return int(sum(self.transfers(kind).sum() for kind in ("load", "store", "scalar")))
 
     def _run(

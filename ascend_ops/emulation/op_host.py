@@ -51,7 +51,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Argument:
-    """An operator's declaration of an argument for one chip. contiguous: AutoContiguous. dtypes, formats: one per variant."""
+    """An operator's declaration of an argument for one chip. contiguous: True if CANN makes it so. dtypes, formats: by variant."""
 
     operator: str
     chip: str
@@ -68,7 +68,7 @@ class TilingError(Exception):
 
 
 class OpHost:
-    """Host sides (tiling, inference) of both Ascend C operators, from a library of `compile_host`; None: of the shipped sources."""
+    """Host functions (tiling, shape inference) of both Ascend C operators. library: made by `compile_host`; None if as shipped."""
 
     def __init__(self, library: Path | None = None):
         self._library = ctypes.CDLL(str(library or compile_host()))
@@ -118,7 +118,7 @@ class OpHost:
     def traffic(
         self, operator: str, chip: str, dtype: str, shapes: Shapes, read: int, cores: int | None = None
     ) -> tuple[int, int]:
-        """Return (bytes moved by the tiling, fewest possible). read: number of rows whose index is not negative."""
+        """Return the bytes that an operator moves under its tiling, and the fewest possible. read: rows with an index >= 0."""
         soc, most = SOCS[chip]
         moved, minimum = ctypes.c_int64(), ctypes.c_int64()
         self._library.traffic(
@@ -135,7 +135,7 @@ class OpHost:
 
 
 def compile_host(project: Path = PROJECT, folder: Path | None = None) -> Path:
-    """Compile the host sides of `project` to a shared library, kept in `folder` (None: the cache)."""
+    """Compile the host sides of `project` to a shared library in `folder` (None for `library.cache_folder`)."""
     return compile_harness("host.cpp", {}, project, folder)
 
 

@@ -58,7 +58,7 @@ class ActiveExperts(nn.Cell):
         return self.multiply(loss_M, self.scale)
 
     def by_layer(self, plans):
-        """Group the plan arrays by RRE layer. Returns order, inverse and ends, tuples over layers; ends is None unless dropless."""
+        """Group the plan arrays by RRE layer. Returns order, inverse and ends (None unless dropless), tuples over layers."""
         order: tuple = ()
         inverse: tuple = ()
         ends: tuple = ()
@@ -72,7 +72,7 @@ class ActiveExperts(nn.Cell):
 
 
 class FetchExperts(nn.Cell):
-    """Copy of the active experts' weights from the host store to the NPU. construct() reads the rows that `settings` names."""
+    """Copy of the active experts' weights from the host store to the NPU. `StepSettings` lists their rows."""
 
     def __init__(self, store: HostStore, settings: StepSettings, buffers: list[Parameter]):
         """buffers: the NPU's buffers; for each layer of the store, one for each tensor of FFN_TENSORS."""
@@ -104,7 +104,7 @@ def _buffers(config: Config) -> list[Parameter]:
 
 
 class RankTier(HostTier):
-    """Storage of a rank's experts in host memory, zeros until `fill`. MindSpore allocates it to load the graph, not to compile."""
+    """Host memory of an Ascend rank's experts, zeros until `fill`. MindSpore allocates it to run a graph, not to compile one."""
 
     def __init__(self) -> None:
         self._made: dict[str, Parameter] = {}

@@ -58,7 +58,7 @@ class AscendBackend(Backend):
         return StepResult((loss_M,), norm, applied, scale)
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
-        """Return True if this rank's losses are counted: only the last stage has losses, and a tensor group has them once."""
+        """Return True if this rank's losses are counted: it is in the last stage, the first of its tensor group."""
         at = Layout(config.parallel).coordinates(ranks.rank)
         return at.tensor == 0 and at.stage == config.parallel.stages - 1
 

@@ -40,10 +40,10 @@ from pangu_sigma.rre.experts import ActivatedFFN, Experts
 def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: bool) -> Experts:
     """Return the Ascend cells that dispatch rows, compute experts and combine, in the layout `dropless`.
 
-    hidden: H. cann: True to gather rows with CANN's operator, False with ours.
+    hidden: hidden width H. cann: True to gather rows with CANN's operator, False with ours.
 
-    `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W). `ends_A`, the row after the last row
-    of each expert, takes the place of the offsets.
+    For P expert ranks and W rows to multiply, `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W),
+    as in `ExchangePlan`. `ends_A`, the row after the last row of each expert, takes the place of the offsets.
     """
     travels = groups.size("expert") > 1
     there, back = (AllToAllV(groups, hidden) if travels else None for _ in range(2))
@@ -53,7 +53,7 @@ def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: 
 def on_one_rank(cell: nn.Cell, shape: Callable) -> ops.Morph:
     """Wrap a cell as a Morph: an operator of the graph of all ranks that runs the cell on each rank's slices.
 
-    shape: function from the inputs' shapes to the output's, all of all ranks together. The output has the first input's dtype.
+    shape: function from the inputs' shapes to the output's, all for all ranks together. The output has the first input's dtype.
     """
     return ops.Morph(cell.construct, shape, _dtype_of_first).add_prim_attr("self_define_shard", True)
 
@@ -175,7 +175,7 @@ def grouped_matmul() -> ops.Primitive:
 
 
 class AllToAllV(nn.Cell):
-    """All-to-all of rows in the expert group, with a different number of rows for each rank (AlltoAllV).
+    """All-to-all of rows among the P ranks of an expert group, with a different number of rows for each rank (AlltoAllV).
 
     construct(rows, out_P, in_P) -> rows in the order of their senders; out_P rows go to each rank, in_P come from each. Rows after
     the last one sent are not read. The gradient goes the way back.

@@ -27,18 +27,18 @@ def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activa
     """Return the Ascend cells that dispatch rows to experts and combine, in the layout `compacted` of rre/capacity.py.
 
     entries: A. The cells take two pairs of indices from an `ExchangePlan`: (order_R, arrive_W) as `order`, and (inverse_T,
-    leave_R) as `inverse`.
+    leave_R) as `inverse`. A rank sends R rows, and its experts multiply W rows.
     """
     return Experts(CompactedDispatch(parallel, entries), PaddedFFN(activation), CompactedCombine(parallel, entries))
 
 
 class ColumnGather(Gather):
-    """Gather of rows whose columns are divided among tensor ranks; it has another parallel strategy than `Gather`."""
+    """Gather of rows whose columns are divided among tensor ranks. Only its parallel strategy differs from that of `Gather`."""
 
 
 class CompactedDispatch(nn.Cell):
-    """Ascend dispatch of the compacted layout: sends hidden states to the ranks of their experts. construct(x_TH, (order_R,
-    arrive_W), (inverse_T, leave_R)) -> rows [G·P·A, D·W/A, H], D·W/A for each expert"""
+    """Ascend dispatch, compacted layout. construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> rows [G·P·A, D·W/A, H]
+    for G groups, P expert ranks and D data replicas; a rank sends R rows, and its experts multiply W rows."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -51,7 +51,7 @@ class CompactedDispatch(nn.Cell):
 
 
 class CompactedCombine(nn.Cell):
-    """Ascend combine, compacted layout. construct(rows [G·P·A, D·W/A, H], inverse, order, residual_TH) -> [T, H]"""
+    """Ascend combine of the rows that `CompactedDispatch` returns. construct(rows, inverse, order, residual_TH) -> [T, H]"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -64,7 +64,7 @@ class CompactedCombine(nn.Cell):
 
 
 class ToExperts(nn.Cell):
-    """Exchange of rows to the ranks of their experts. construct(rows_RH, arrive_W, leave_R) -> [G·P·A, D·W/A, H]"""
+    """Exchange of rows to the ranks of their experts. construct(rows_RH, arrive_W, leave_R) -> as `CompactedDispatch`"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -85,7 +85,7 @@ class ToExperts(nn.Cell):
 
 
 class ToTokens(nn.Cell):
-    """Exchange of rows back to the ranks of their tokens. construct(rows [G·P·A, D·W/A, H], leave_R, arrive_W) -> rows_RH"""
+    """Exchange of rows back to the ranks of their tokens. construct(rows of `ToExperts`, leave_R, arrive_W) -> rows_RH"""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()

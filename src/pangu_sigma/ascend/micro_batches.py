@@ -49,7 +49,7 @@ class MicroBatches(nn.Cell):
 class GradientAccumulation(nn.Cell):
     """Loss and gradients of the Ascend step over all micro-batches of an update.
 
-    construct(scale, *inputs) -> (loss of each block times scale, gradients of the weights, gradients of the received weights)
+    construct(scale, *inputs) -> (scale · loss of each block, gradients of this stage's weights, gradients of other stages' weights)
     """
 
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):

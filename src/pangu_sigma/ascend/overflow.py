@@ -33,9 +33,9 @@ def saturates(chip: Chip) -> bool:
 
 
 class OverflowFlag(nn.Cell):
-    """Reads and clears the overflow flag of the chip.
+    """Overflow flag of a rank's NPU: reads the flag, then clears it.
 
-    construct(after) -> float32 (), above 0 if any operator before `after` overflowed on this rank since the last call.
+    construct(after) -> float32 (), above 0 if any operator before the tensor `after` overflowed on this rank since the last call.
     """
 
     def __init__(self):

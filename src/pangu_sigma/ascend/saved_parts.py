@@ -35,12 +35,12 @@ def parameter_parts(
 
 
 def dense_of(shards: Shards, name: str) -> Parameter | None:
-    """Return the dense weight that this array of a checkpoint is, or whose moment or variance it is; None for any other array."""
+    """Return the dense weight to which a checkpoint's array belongs, as weight, moment or variance; None for any other array."""
     return shards[WEIGHTS].get(name.removesuffix(".moment").removesuffix(".variance"))
 
 
 def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Part:
-    """Return the part of a dense parameter, or of its moments, that a rank holds, by the marks of `mark_slices`."""
+    """Return the part of a dense parameter, or of its moments, that a rank holds, from the attributes of `mark_slices`."""
     rank %= parallel.stage_ranks
     whole, held = parameter.whole_shape, list(parameter.slice_shape)
     offset = [rank % parallel.tensor * size if size < full else 0 for size, full in zip(held, whole, strict=True)]

@@ -194,9 +194,9 @@ def apply_strategies(network: ActiveExperts, config: Config) -> None:
 def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
     """Return the cells that run on the ranks of a pipeline stage.
 
-    Operators outside of these cells follow their inputs; the attention mask, which has none from another stage, is made on every
-    stage. The cells are parts of layers, never whole layers: MindSpore 2.9 fails if a tensor that a stage receives goes into a cell
-    with an operator inside that has a gradient rule of ours.
+    Operators outside of these cells follow their inputs; the attention mask, which has no input from another stage, is made on all
+    stages. The cells are parts of layers, never whole layers: MindSpore 2.9 fails if a tensor that a stage receives goes into a
+    cell with an operator inside that has a gradient rule of ours.
     """
     cells: list[nn.Cell] = [network.embed] if stage == 0 else []
     for layer in (network.layers[i] for i in layers_of_stage(config, stage)):
@@ -226,7 +226,7 @@ def _divides(parameter: Parameter, name: str, parallel: ParallelConfig) -> bool:
 
 
 def mark_slices(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
-    """Record on a parameter, as attributes, how ranks divide it. axes: strategy symbol of each axis. divide: True if ZeRO may.
+    """Record on a parameter, as attributes, how ranks divide it. axes: strategy symbol of each axis. divide: True to allow ZeRO.
 
     whole_shape: shape in the whole model.
     slice_shape: shape of the slice that one rank computes with.

@@ -53,8 +53,8 @@ class AscendStep(nn.Cell):
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of train/step.py
-        The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`); losses are sums over them, and zero on
-        the ranks of all stages but the last. `tell` sets everything else that changes from step to step.
+        The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`). Losses are summed over micro-batches,
+        and zero on the ranks of all stages but the last. `tell` sets the learning rate and the active experts of a step.
     Raises ConfigError for the settings that supported.py lists.
     """
 
@@ -119,9 +119,9 @@ class AscendStep(nn.Cell):
 
 
 class Update(nn.Cell):
-    """Optimizer update: Adam of dense parameters and experts, and the loss scale.
+    """Optimizer update of an Ascend rank: Adam of its dense parameters and its experts, and the loss scale.
 
-    construct(grads, norm, finite, scale) -> (1.0 if the update was applied, else 0.0; a value that depends on all updates)
+    construct(grads, norm, finite, scale) -> (1.0 if the update was applied, else 0.0; a value that is computed after all updates)
         finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale in the gradients.
     """
 

@@ -13,7 +13,7 @@ from pangu_sigma.parallel.layout import axes_text, dispatch_layout, tokens_of_ra
 
 
 def check_ascend(config: Config) -> None:
-    """Raise ConfigError if the Ascend step does not support the configuration. `plan` also takes dropout and all storage tiers."""
+    """Raise ConfigError if the Ascend step does not support the configuration. `plan` also takes dropout and any ecss.store."""
     check_layout(config)
     if config.model.dropout > 0:
         raise ConfigError(
@@ -55,7 +55,7 @@ def check_machine() -> None:
 
 
 def check_layout(config: Config) -> None:
-    """Raise ConfigError if MindSpore does not support the numbers of ranks in the parallel section."""
+    """Raise ConfigError if MindSpore cannot run `parallel`: its number of ranks, or the tokens of a block over its tensor ranks."""
     ranks, tensor = config.parallel.ranks, config.parallel.tensor
     if ranks not in (1, 2, 4) and ranks % 8:
         raise ConfigError(

@@ -17,8 +17,8 @@ def build(
 ) -> tuple[PanGuSigma, ExpertStore]:
     """Build the network and the expert store of one rank, at their initial values, drawn in this order.
 
-    tier: where the experts' arrays are kept; None: in the host's memory.
-    dtype: type that the network computes in; None: `train.compute_dtype`.
+    tier: storage of the experts' arrays; None for host memory.
+    dtype: type that the network computes in; None for `train.compute_dtype`.
     """
     return make_network(config, ranks, dtype), make_store(config, tier, ranks.rank)
 

@@ -46,7 +46,7 @@ class PrefetchedExperts(NamedTuple):
 
 @dataclass(frozen=True)
 class Traffic:
-    """Traffic of a step between host and device. Experts are counted in each layer."""
+    """Bytes of experts that a training step moves between host and device, and its prefetch hits, summed over RRE layers."""
 
     fetched_bytes: int
     """Bytes of weights copied from the store, in the dtype of the network."""
@@ -65,7 +65,7 @@ class Prefetcher:
     """Prefetcher of a training step's active experts from the host store. Call `transfer` before each step."""
 
     def __init__(self, store: HostStore, entries: int, in_place: bool = True):
-        """entries: A. in_place: True to read experts from the store if possible; False to copy them always, as a device must."""
+        """entries: length of an active list. in_place: True to read experts in the store if possible; False to copy them all."""
         self._store = store
         self._stored = store.weights[0].shape[0]
         dtype = np.float16 if store.dtype == ms.float16 else np.float32

@@ -82,7 +82,7 @@ class ExpertStore(nn.Cell):
 
 
 class HostStore(ExpertStore):
-    """Expert store with ECSS: rows of host tables, fetched and updated by row number."""
+    """Expert store with ECSS: host arrays with one row per expert, fetched and updated by row number."""
 
     def __init__(self, config: Config, tier: HostTier, rank: int = 0):
         super().__init__(config, tier, rank)

@@ -31,7 +31,7 @@ _GIB = 1 << 30
 
 
 class StoreError(UserError, RuntimeError):
-    """A file store that cannot be used; the message names the key, what is wrong and the fix."""
+    """Error of a file store (`FileTier`) that cannot be used; the message names the key, the problem and the fix."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class HostTier:
 
 
 class UninitializedTier(HostTier):
-    """Storage in host memory for arrays that a checkpoint fills: zeros, without drawn initial values."""
+    """Host memory of an expert store whose arrays a checkpoint fills: zeros, without drawn initial values."""
 
     def parameter(self, spec: ArraySpec) -> Parameter:
         array = np.zeros(spec.shape, spec.dtype)  # pages of zeros: no memory until written
@@ -110,7 +110,7 @@ class FileTier(HostTier):
 
     At most about `cache_gib` GiB stays mapped: the experts used longest ago are released. The files are working space: a run
     resumes from its checkpoint, which is whole whenever the process ends (checkpoint/save.py), and makes the files anew. Their
-    blocks are reserved at the start, so that a full disk is an error here and not a crash in the middle of a step.
+    disk space is reserved at the start, so that a full disk is an error here and not a crash in the middle of a step.
 
     Raises StoreError if the folder is in use, holds another model's experts, or has no room.
     """
@@ -190,7 +190,7 @@ class FileTier(HostTier):
 
 
 def _large_pages(spec: ArraySpec) -> np.ndarray:
-    """Allocate zeros in large pages, if the kernel has them: rows are read after a long pause, and with small pages address
+    """Allocate zeros in large pages, if Linux has them: rows are read after a long pause, and with small pages address
     translation takes most of the time."""
     memory = mmap.mmap(-1, max(spec.nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without them

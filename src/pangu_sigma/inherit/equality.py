@@ -34,7 +34,7 @@ GRAPH_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Agreement:
-    """Differences between the logits of the child and of the parent in one domain.
+    """Differences between the logits of a new run (child) and of the model that it was made of (parent) in one domain.
 
     text: text that both models read. tokens: its length; after each token, logits of the vocabulary that both have are compared.
     exact: largest |Δlogit| on the path that adds in one order. fast: largest |Δlogit| of the graph; None if it was not computed.
@@ -100,7 +100,7 @@ class _Reader:
 def agreements(
     model: StoredModel, slots: list[SlotRows], child: Path, tokens: int = COMPARED_TOKENS
 ) -> dict[str, Agreement]:
-    """Compare each domain of a child with its dense parent `model`, on held-out text. child: run folder. slots: its rows."""
+    """Compare each domain of a child with its dense parent `model`, on held-out text. child: run folder. slots: their rows."""
     run, activation = open_model(child, "run"), model.sizes.activation
     sizes = run.config.model.model_copy(update={"dense_layers": run.config.model.layers, "rre_layers": 0})
     parent = ExactModel(sizes, model, activation)

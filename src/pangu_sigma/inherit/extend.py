@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Origin:
-    """Source of new domains and slots: a domain of the run, a dense parent, or a random draw. Raises ConfigError for several."""
+    """Source of an extension's domains and slots: a domain of the run, a dense parent, or drawn. Raises ConfigError for several."""
 
     domain: str | None = None
     dense: StoredModel | None = None

@@ -24,7 +24,7 @@ ReceiptKind = Literal["inherit", "extend", "extract", "finetune"]
 
 @dataclass(frozen=True)
 class SlotReceipt:
-    """Embedding slot of the child. rows: number of rows in use. copied: rows whose token the parent's slot has. new: all others."""
+    """Row counts of an embedding slot in a `Receipt`. rows: rows in use. copied: of tokens that the parent has. new: others."""
 
     name: str
     parent_slot: str
@@ -35,7 +35,7 @@ class SlotReceipt:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Receipt of a run that was made of another model; numbers count parameters of the child.
+    """Receipt: record in a run (child) of the model that it was made of (parent). Numbers count parameters of the child.
 
     kind: inherit, extend, extract or finetune.
     parent, layout, parent_step: path of the parent, file format of the parent, step of the parent's checkpoint or None.
@@ -77,7 +77,7 @@ class Receipt:
 
 
 def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
-    """Return the receipt of a child whose tensors have all been read."""
+    """Return the receipt of an inherited run, after all tensors of `child` were read. agreement: logits' differences, by domain."""
     model, variation = child.parent, child.variation
     return Receipt(
         parent=str(model.path),
@@ -110,7 +110,7 @@ def count_by_kind(child: Child) -> dict[str, int]:
 
 
 def count_rows(slots: Sequence[SlotRows], size: int, hidden: int) -> dict[str, int]:
-    """Count the parameters of an embedding table by the origin of their row. size: number of all. hidden: number in a row."""
+    """Count the parameters of an embedding table by the origin of their row. size: parameters of the table. hidden: of a row."""
     copied, used = sum(slot.copied for slot in slots) * hidden, sum(slot.used for slot in slots) * hidden
     return {"rows copied": copied, "rows drawn anew": used - copied, "rows without a token": size - used}
 

@@ -36,7 +36,7 @@ _ROWS_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class TensorOrigin:
-    """Origin of a tensor of the child.
+    """Origin of a tensor of a new run (child) in the files of its dense parent.
 
     kind: copied, transposed, joined (as the parent's layout needs it), replicated (to K experts), rows (of the same tokens).
     made_from: tensors of the parent's files.
@@ -51,7 +51,7 @@ class TensorOrigin:
 
 @dataclass(frozen=True)
 class SlotRows:
-    """Rows of one embedding slot of the child, [R]: token ids, and rows of the parent's flattened table; -1: none."""
+    """Rows of an embedding slot of the child, [R]: token ids, and their rows in the parent's flattened table; -1 for none."""
 
     name: str
     parent_slot: str
@@ -71,7 +71,7 @@ class SlotRows:
 
 @dataclass
 class Child:
-    """Tensors of a child of the dense model `parent`; `compose` calls `find` to write a checkpoint.
+    """Tensors of a new run (child) that inherits from the dense model `parent`; `compose` calls `find` to write a checkpoint.
 
     slots: rows of the child's embedding slots; None if no text is prepared yet, so that only the mapping is known.
     hashes: hashes of the parent's tensors that were read so far, by name.

@@ -45,8 +45,8 @@ from pangu_sigma.train.first_checkpoint import write_step_0
 
 @dataclass(frozen=True)
 class SlotSource:
-    """Source of a child's embedding slot. rows: rows in the parent's flattened embedding table. alpha: True if the parent is the
-    dense one. own: True if the slot is the trained run's, whose rows keep their Adam state."""
+    """Source of a new run's embedding slot. rows: rows in the parent's flattened table. alpha: True if that parent is the dense
+    model. own: True if the slot is the trained run's, whose rows keep their Adam state."""
 
     rows: SlotRows
     own: bool = True
@@ -55,10 +55,10 @@ class SlotSource:
 
 @dataclass
 class ChildTensors:
-    """Tensors of a run of `config` made of the trained run `parent`; `compose` calls `find` to write a checkpoint.
+    """Tensors of a new run (child) that is made of the trained run `parent`; `compose` calls `find` to write a checkpoint.
 
     experts_K: the parent's number of each expert, -1 for none. own_K: True for experts that keep moments and step count.
-    alpha: dense model with experts and rows that `parent` lacks; None: they are drawn.
+    alpha: dense model with experts and rows that `parent` lacks; None if they are drawn.
     origins: domain of the child → domain of the parent that it is, or is made of.
     """
 

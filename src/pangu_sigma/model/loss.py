@@ -18,7 +18,7 @@ class NextTokenLoss(nn.Cell):
     *experts)
         -> sum of weight · negative log-likelihood over the tokens of each block [M], or of each sequence [B]
     labels: next tokens, as rows of the block's slot. weights: the loss mask divided by its sum over the whole
-    update, so that micro-batches add up. draws: as in `PanGuSigma`.
+    update, so that micro-batches add up. Other inputs: as in `PanGuSigma.construct`.
     """
 
     def __init__(self, network: PanGuSigma, by_sequence: bool = False):

@@ -157,7 +157,7 @@ class Layer(nn.Cell):
     def construct(self, x_TH, query_TH, hidden_from_B1SS, draws_B4, *routed):
         """query_TH: position rows for the query layer; None in other layers, whose query is the hidden state.
 
-        routed: in an RRE layer, the arguments of `RoutedFFN` after draws_B4.
+        routed: in an RRE layer, the arguments of `RoutedFFN` after draws_B4. hidden_from: `AttentionMask`. draws: `CounterDropout`.
         """
         normed = F.cast(self.attention_norm(x_TH), self.dtype)
         asked_TH = normed if query_TH is None else query_TH
@@ -166,7 +166,7 @@ class Layer(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """Token embedding plus position embedding.
+    """Token embedding plus position embedding, rows of the tables `words` and `positions_SH`.
 
     construct(words, positions_SH, rows_T, positions_T) -> x_TH
     """
@@ -194,7 +194,7 @@ class QueryEmbedding(nn.Cell):
 class Head(nn.Cell):
     """Output head, tied to the word table: logits [M, T/M, R] of each block over the rows of its slot.
 
-    construct(words, hidden_TH, slots_M) -> logits
+    construct(words, hidden_TH, slots_M) -> logits. words: the word table. slots_M: number of each block's slot.
     """
 
     def __init__(self, slots: int, dtype: ms.Type):
@@ -250,7 +250,7 @@ class PanGuSigma(nn.Cell):
         """Return the hidden states [T, H] after the query layer.
 
         rows: row of each token in the flattened slots [slots·R]. positions: restart at every document. documents: number of the
-        document each token belongs to; tokens attend within their document. draws: as in `Dropout`; None without dropout. order,
+        document each token belongs to; tokens attend within their document. draws: as in `CounterDropout`, or None. order,
         inverse, offsets: the routing plan; offsets may be None, see `Experts`. experts: FFN_TENSORS of the active experts for each
         RRE layer, bottom layer first.
         """
@@ -284,7 +284,7 @@ class PanGuSigma(nn.Cell):
 
 
 EMBEDDING_SITE = 0
-"""Dropout site of the embeddings."""
+"""Site number, as of `dropout_site`, of the dropout of the embeddings."""
 
 
 def dropout_site(layer: int, which: int) -> int:
@@ -295,8 +295,8 @@ def dropout_site(layer: int, which: int) -> int:
 class Dropout(nn.Cell):
     """Dropout on the CPU, absent from the graph at rate 0 and outside training.
 
-    construct(x, draws_B4) -> like x: see `CounterDropout`. A mask is a function of seed, sample, site and position in the sample,
-    so resuming, ranks and micro-batches do not change it (our choice).
+    construct(x, draws_B4) -> like x: see `CounterDropout`. A mask is a function of seed, sample, site (`dropout_site`) and
+    position in the sample, so resuming, ranks and micro-batches do not change it (our choice).
     """
 
     def __init__(self, rate: float, site: int):

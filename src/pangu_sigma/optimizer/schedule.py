@@ -15,8 +15,8 @@ from pangu_sigma.mindformers_import import quiet_mindformers
 class Schedule:
     """Learning-rate schedule with MindFormers' cosine, evaluated on the host.
 
-    The rate is an input of the step graph: MindFormers' schedules branch on the step, and a branch inside a heterogeneous graph
-    cuts it into several.
+    The rate is an input of the step graph: MindFormers' schedules branch on the step, and a branch inside a graph of CPU and NPU
+    operators cuts it into several.
     """
 
     def __init__(self, config: OptimizerConfig):

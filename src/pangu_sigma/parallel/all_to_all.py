@@ -25,7 +25,7 @@ class AllToAll(nn.Cell):
     """
 
     def __init__(self, group: str, peers: int, peer: int):
-        """group: name of the communication group. peers: P. peer: index of this rank in the group."""
+        """group: name of the communication group. peers: number of its ranks, P. peer: index of this rank in the group."""
         super().__init__()
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
         self.before, self.after, self.peer = peer, peers - 1 - peer, peer

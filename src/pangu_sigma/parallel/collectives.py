@@ -20,7 +20,7 @@ class BucketedAllReduce(nn.Cell):
     def __init__(self, group: str, shapes: list[tuple[int, ...]], bucket_elements: int):
         """group: name of the communication group. shapes: shapes of the tensors, which have one dtype.
 
-        bucket_elements: largest number of elements of a bucket; 0: a bucket for each tensor.
+        bucket_elements: largest number of elements of a bucket; 0 to give each tensor a bucket.
         """
         super().__init__()
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)

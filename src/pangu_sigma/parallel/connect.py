@@ -39,8 +39,8 @@ class Groups:
 
 
 class ConnectedRanks(Ranks):
-    """Ranks of a run with several processes; made by `connect`. group(*axes) is the name of the communication group of the ranks
-    that differ from this one in `axes` only."""
+    """Ranks of a run with several processes; made by `connect`. group(*axes) returns the name of the communication group of
+    the ranks that differ from this one in `axes` only."""
 
     def __init__(self, parallel: ParallelConfig):
         self.rank, self.world = communication.get_rank(), communication.get_group_size()
@@ -61,7 +61,7 @@ def connect(parallel: ParallelConfig, ascend: bool = False) -> Ranks:
     one process. In msrun's scheduler process this function does not return.
 
     Call it after `use_cpu` and before any tensor is made. ascend: True if the ranks are NPUs.
-    Raises ConfigError if the `parallel` section lays out another number of ranks, or a layout that the CPU cannot run.
+    Raises ConfigError if the `parallel` section has another number of ranks than the run, or a layout that the CPU cannot run.
     """
     started = int(os.environ.get("MS_WORKER_NUM", "1"))
     for key, what in (("tensor", "shares no matrices"), ("stages", "cuts no network into stages")):

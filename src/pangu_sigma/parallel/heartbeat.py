@@ -52,7 +52,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Beat:
-    """Last beat of a rank. number: beats so far. at: its time, in seconds of the clock. doing: activity that the rank began."""
+    """Content of a rank's heartbeat file. number: writes so far. at: time of the last, Unix seconds. doing: activity begun then."""
 
     number: int
     at: float

@@ -152,7 +152,7 @@ def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
     """Return the layout of a run's routing plans. ascend: True for training on NPUs, where the chip decides.
 
     With stages every chip has the layout of 910A: MindSpore 2.9 adds gradients of micro-batches in a circle if a weight goes into a
-    Morph, and compiles no such graph.
+    Morph (an operator that wraps a graph), and compiles no such graph.
     """
     if ascend:
         return "dropless" if CHIP_DATA[config.parallel.chip].dropless and config.parallel.stages == 1 else "compacted"
@@ -166,12 +166,12 @@ def gather_operator(config: Config) -> Literal["ours", "cann"]:
 
 
 def even_rows_received(config: Config, layout: DispatchLayout) -> float:
-    """Return the rows that arrive at each of a rank's experts under an even load; in the dropless layout, at all together."""
+    """Return the rows that arrive at each of a rank's experts under an even load; if dropless, at all of them together."""
     return tokens_of_rank(config) / (1 if layout == "dropless" else active_entries(config))
 
 
 def room_of(config: Config, layout: DispatchLayout) -> Capacity:
-    """Return the configured capacity in a dispatch layout: the most rows that a rank sends to an expert, the most that arrive."""
+    """Return the configured capacity in a dispatch layout: the most rows that a rank sends to an expert, and receives."""
     if layout in ("local", "all_to_all"):
         return Capacity(capacity(config))
     factor = config.parallel.arrival_factor or config.parallel.capacity_factor

@@ -35,7 +35,7 @@ ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 
 @dataclass(frozen=True)
 class Array:
-    """One array of the training state, with its shape in the whole model and on a rank."""
+    """Weight, Adam state or gradient accumulator of a training run, with its shape in the whole model and on one rank."""
 
     name: str
     kind: Literal["weight", "moment", "variance", "step", "accumulator"]
@@ -53,7 +53,7 @@ class Array:
     and gradients that are summed over ranks have this dtype."""
     device: str
     count: int = 1
-    """Number of arrays that this one represents: with `alike` all of its kind of layer, else 1."""
+    """Number of arrays that this one represents: with the argument `alike`, those of all layers of its kind; else 1."""
 
     @property
     def divided(self) -> bool:
@@ -106,7 +106,7 @@ def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[A
 def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Return weights and Adam state of the experts that a rank stores: on its host with ECSS, on the NPU without.
 
-    The first axis counts experts. Moments have the dtype `ecss.moments` on the host, and float32 on the NPU. alike: as above.
+    The first axis counts experts. Moments have the dtype `ecss.moments` on the host, float32 on the NPU. alike: see `all_arrays`.
     """
     device = HOST if config.ecss.enabled else NPU
     moments = config.ecss.moments if config.ecss.enabled else "float32"
@@ -146,7 +146,7 @@ def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[
 def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Return the arrays that accumulate gradients of micro-batches, if an update has several: whole slices, in the weights' dtype.
 
-    The last stage has one more, for the word table that it receives.
+    The last stage has one more, for the word table that it receives. alike: as in `all_arrays`.
     """
     if config.train.accumulation == 1:
         return []

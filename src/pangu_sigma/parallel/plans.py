@@ -70,7 +70,7 @@ class Planner:
         self._senders = self.group[self._taker % parallel.data :: parallel.data]  # those whose rows come to this rank
 
     def needed_capacity(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> int:
-        """Return the most rows that any rank sends to one expert: the capacity that these tokens need."""
+        """Return the most rows that any rank sends to one expert: the capacity that these tokens need. taker_B: as in `plan`."""
         return int(sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts).max())
 
     def own(self, taker_B: np.ndarray) -> np.ndarray:
@@ -78,9 +78,9 @@ class Planner:
         return np.flatnonzero(taker_B == self._taker)
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray, room: Capacity) -> UpdatePlan:
-        """Return the plans of one update. experts_NGBS: the expert of each token of the whole batch.
+        """Return the plans of one update. experts_NGBS: the expert of each token of the whole batch, in G micro-batches.
 
-        taker_B: data-parallel index of each sequence (`data_rank_of_sequences`). room: capacity for rows, where there is a limit.
+        taker_B: data-parallel index of each sequence (`data_rank_of_sequences`). room: limits on exchanged rows.
 
         Raises CapacityError, on every rank or on none, if the batch does not fit and `parallel.overflow` is refuse.
         """

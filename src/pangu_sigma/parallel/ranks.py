@@ -60,7 +60,7 @@ class Ranks:
 
     @contextmanager
     def fail_together(self, what: str) -> Iterator[None]:
-        """Run a block that fails on all ranks if it fails on one. The others raise RankError, which names the block `what`."""
+        """Run the body of a `with` statement, failing on all ranks if it fails on one: the others raise RankError with `what`."""
         try:
             yield
         except Exception:

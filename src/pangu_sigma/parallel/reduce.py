@@ -18,7 +18,7 @@ from pangu_sigma.parallel.ranks import Ranks
 
 
 class LocalGradients(nn.Cell):
-    """Gradients of a run of one process, which need no reduction."""
+    """Gradient reduction of a run of one process, which sums nothing over ranks."""
 
     chained = False
 

@@ -48,7 +48,7 @@ class CompiledCollective(CollectiveCalls):
 
 @dataclass(frozen=True)
 class PlacedParameter:
-    """Slice of a parameter that one rank holds.
+    """Slice of a parameter that one rank holds in a compiled step.
 
     device: the host if only operators on the host use the parameter, else the NPU.
     """

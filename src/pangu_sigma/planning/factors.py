@@ -34,7 +34,7 @@ _LAW = "the law 1 / (rank + 2.7) in every domain, for want of prepared data"
 
 @dataclass(frozen=True)
 class Factors:
-    """Smallest capacity and arrival factors that drop no row. arrival: of an expert or a rank, as for `parallel.arrival_factor`.
+    """Smallest `parallel.capacity_factor` and `parallel.arrival_factor` of a configuration that drop no row in simulated steps.
 
     steps: number of simulated steps. frequencies: source of the token frequencies, as text.
     """
@@ -46,7 +46,7 @@ class Factors:
 
 
 def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) -> Factors:
-    """Simulate the routing of steps of a laid-out configuration, and return its factors. Raises DataError for unusable data."""
+    """Return the smallest capacity and arrival factors that drop no row in simulated steps. Raises DataError for bad data."""
     shares_NDE, source = _shares(config)
     tokens = tokens_of_rank(config) * config.parallel.groups // config.data.domains_per_step
     rng, sent, arrived = np.random.default_rng(seed), 0, 0

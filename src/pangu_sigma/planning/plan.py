@@ -175,7 +175,7 @@ class Plan:
     almost_fits: AlmostFits | None
     """Keys with which the plan fits the NPUs but not a host; None if `what_fits` or the plan itself fits, or if no keys help."""
     enough_devices: int | None
-    """Smallest number of NPUs, 2, 4, 8, … times as many, on which a plan fits; None if this plan or `what_fits` fits, or none."""
+    """Smallest number of NPUs, 2, 4, 8, … times as many, on which a plan fits; None if `what_fits` or this plan fits, or none."""
     variants: dict[str, Variant]
     """Memory of an NPU with one setting changed, by the name of the change."""
     all_experts: AllExperts | None

@@ -103,7 +103,7 @@ class PredictedCollective(CollectiveCalls):
 
 @dataclass(frozen=True)
 class LinkBytes:
-    """Bytes that a rank sends in a training step, by link. pcie: bytes of both directions together."""
+    """Bytes that a rank sends in a training step: to its host and back (pcie), inside the host (hccs), between hosts (network)."""
 
     pcie: int
     hccs: int

@@ -34,8 +34,8 @@ class CapacityError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Capacity:
-    """Capacity for rows. sent: C, the most rows from one rank for one expert; None: no limit. arrived: the most rows that arrive
-    for one expert, or in the dropless layout for all experts of a rank together; None: no further limit."""
+    """Limits on the rows that ranks exchange. sent: C, the most rows from one rank for one expert, None without a limit. arrived:
+    the most rows that arrive for one expert, or if dropless for all experts of a rank together; None without a further limit."""
 
     sent: int | None
     arrived: int | None = None
@@ -43,12 +43,12 @@ class Capacity:
 
 @dataclass(frozen=True)
 class ExchangePlan(RoutingPlan):
-    """Routing plan whose rows are exchanged between ranks. All arrays are int32.
+    """Routing plan of a rank that sends R rows to the P ranks of its expert group, and multiplies W rows. All arrays are int32.
 
     active_NA: active list of this rank, as rows of its store.
     order_NR: token of each sent row, -1 for an empty row. inverse_NT: row of each token, -1 for a dropped one.
     offsets_NA1: first multiplied row of each entry, and the end of the last entry; empty rows are included.
-    arrive_NW: arrived row at each multiplied row, -1 for none.
+    arrive_NW: arrived row that is copied to each multiplied row, -1 for none.
     leave_NR: multiplied row of each arrived row, -1 for an empty one; in the dropless layout always W + 1 long.
     sent_NP, taken_NP: number of rows to each rank of the group, and from each.
     """
@@ -179,7 +179,7 @@ def _bring_together(
 
 
 def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored: int) -> np.ndarray:
-    """Count the rows for each expert from each data-parallel rank, int64 [N, G, takers, K].
+    """Count the rows for each expert from each data-parallel rank, int64 [N, G, takers, K], in G micro-batches.
 
     taker_B: data-parallel rank of each sequence. takers: number of these ranks. stored: K.
     """
@@ -191,7 +191,7 @@ def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored
 
 @dataclass(frozen=True)
 class Receivers:
-    """Receivers of the rows that `sent_rows` counts: which rows fit the capacity, and how many arrive.
+    """Ranks that receive the rows counted by `sent_rows`: which rows fit the capacity, and how many arrive.
 
     groups: number of groups; data-parallel ranks are numbered by group, expert rank, replica. holder_K: for each expert the
     expert rank that stores it.
@@ -202,7 +202,7 @@ class Receivers:
     holder_K: np.ndarray
 
     def kept(self, sent_NGDK: np.ndarray, room: Capacity) -> np.ndarray:
-        """Return the numbers of rows within the capacity, same shape: a sender's first rows, and the first senders' rows."""
+        """Return the numbers of rows within the capacity, in the same shape: a sender's first rows, and first senders' rows."""
         kept = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
         if room.arrived is None:
             return kept

@@ -71,7 +71,7 @@ class ActivatedFFN(nn.Cell):
 
 
 class PaddedFFN(ActivatedFFN):
-    """The FFN of `ascend_ops.grouped_ffn.GroupedFFN` for rows padded to [A, C, H]. It ignores the offsets, which may be None.
+    """Expert FFN of standard operators on rows padded to [A, C, H], C for each expert. The offsets are unused and may be None.
 
     The biases have an axis for the rows, [A, 1, F] and [A, 1, H]: a reshape in here would need a strategy of its own under
     auto-parallel.

@@ -39,7 +39,7 @@ class RoutingPlan:
 
 
 def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray:
-    """Return the expert of each token in each RRE layer, int32 [N, G, B, S]. domains_GB: index of each sequence's domain."""
+    """Return the expert of each token in each RRE layer, int32 [N, G, B, S]; G micro-batches. domains_GB: sequences' domains."""
     return table.route(ids_GBS, np.broadcast_to(domains_GB[..., None], ids_GBS.shape), positions_GBS)
 
 

@@ -27,7 +27,7 @@ from pangu_sigma.rre.experts import Experts
 class Exchange(NamedTuple):
     """The two cells that send rows to the ranks of their experts, and back.
 
-    to_experts(rows_RH) -> [A, P·C, H]: the rows that arrive at this rank's experts.
+    to_experts(rows_RH) -> [A, P·C, H]: of R rows sent, the C rows from each of P ranks that arrive for each of this rank's experts.
     to_tokens(rows [A, P·C, H]) -> rows_RH: each row at the rank and in the order that it came from.
     """
 
@@ -38,7 +38,7 @@ class Exchange(NamedTuple):
 def exchanged_experts(exchange: Exchange, ffn: nn.Cell) -> Experts:
     """Return the cells of an RRE layer in the all-to-all layout.
 
-    exchange: cells that send rows between ranks. ffn: cell for rows [A, P·C, H], with the arguments of `GroupedFFN`.
+    exchange: cells that send rows between ranks. ffn: cell for the rows that they return, with the arguments of `GroupedFFN`.
     """
     return Experts(_Dispatch(exchange), ffn, _Combine(exchange))
 
@@ -46,7 +46,7 @@ def exchanged_experts(exchange: Exchange, ffn: nn.Cell) -> Experts:
 def exchange(peers: int, entries: int, all_to_all: nn.Cell | None = None) -> Exchange:
     """Return the cells that exchange rows in a group of expert ranks.
 
-    peers: P. entries: A. all_to_all: cell that exchanges [P, …] in the expert group; None if P is 1.
+    peers: number of these ranks, P. entries: length A of an active list. all_to_all: cell that exchanges [P, …]; None if P is 1.
     """
     return Exchange(_ToExperts(peers, entries, all_to_all), _ToTokens(peers, entries, all_to_all))
 
@@ -87,7 +87,7 @@ class _Dispatch(nn.Cell):
 
 
 class UniformFFN(nn.Cell):
-    """Expert FFN by the grouped kernel over rows [A, P·C, H], an equal number for each expert. The offsets must agree."""
+    """Expert FFN by `GroupedFFN` on rows [A, P·C, H], C for each expert from each of P ranks, so offsets[a] = a · P · C."""
 
     def __init__(self, activation: Activation):
         super().__init__()
