@@ -308,7 +308,7 @@ def extend(
     domains: from_domain: a domain of `model`, with its experts and routing; from_dense: a dense model as in `inherit`, with heads
     and activation if its files do not contain them; from_scratch: random weights. skip_graph_check: compare logits without
     compiling graphs. The text of `config` must be prepared before, with vocabulary.english_model set to tokenizer/english.model of
-    `model`, so that tokens keep their ids. Returns the receipt, which is saved in the folder as lineage.json. Raises UserError if
+    `model`, so that tokens keep their ids. Returns the record of the weights' origin, saved as lineage.json. Raises UserError if
     `output` exists, and for each key that cannot be extended.
     """
     _, folder = resolve_run(config, output)
@@ -337,8 +337,8 @@ def extract(
 
     keep: names of the domains to keep; or drop: names of those to remove. format: "run" writes a run folder with its text, from
     which `train` resumes at step 0 with its Adam moments; "mindir" writes an exported model. data: folder of the prepared text of
-    `model` if it has moved from data.path. skip_graph_check: compare logits without compiling graphs. Returns the receipt, which
-    is saved in the folder as lineage.json. Raises UserError if `output` exists, and for an unknown domain.
+    `model` if it has moved from data.path. skip_graph_check: compare logits without compiling graphs. Returns the record of
+    the weights' origin, saved as lineage.json. Raises UserError if `output` exists, and for an unknown domain.
     """
     if format not in ("run", "mindir"):
         raise ConfigError(f"format={format!r} is not known; use 'run' or 'mindir'")
@@ -454,7 +454,7 @@ def serve(
     limits: Sequence[str] = (),
     weights: Precision | None = None,
 ) -> int:
-    """Serve a model over HTTP until SIGINT or SIGTERM, and return the exit status. limits: changes as in `Limits.changed`."""
+    """Serve a model over HTTP until SIGINT or SIGTERM, and return the status. limits, weights: as in `Limits.changed`, `load`."""
     from pangu_sigma.generate.text import open_engine
     from pangu_sigma.serve import server
     from pangu_sigma.serve.limits import Limits

@@ -1,7 +1,7 @@
 """Data of the chips that are sold as "Ascend 910", for planning, configuration and launching. Pure data.
 
-910A is the paper's chip. 910B, in bins 1 to 4, is in Atlas 800T A2 and 900 A2; 910_93 is half of the package of Atlas 900 A3, whose
-two dies are two NPUs to all software. Each figure has its source beside it; data sheets were read in copies that others made.
+910A is the paper's chip. 910B, in bins (speed grades) 1 to 4, is in Atlas 800T A2 and 900 A2; 910_93 is one of the two dies in a
+chip of Atlas 900 A3; software sees each die as an NPU. Each figure has its source beside it; data sheets were read in copies.
 "Third party" marks figures that others published, "reported" figures that were read about a source, not in it. Rates are for dense
 products; bandwidths are one way.
 """
@@ -14,14 +14,14 @@ from typing import Literal, get_args
 GIB = 1 << 30
 
 Chip = Literal["910a", "910b", "910b1", "910b2", "910b3", "910b4", "910_93"]
-"""Names of chips. `910b` is the bin of the servers that are sold as Atlas 800T A2, `910b3`."""
+"""Names of chips. `910b` is the bin (speed grade) of the servers that are sold as Atlas 800T A2, `910b3`."""
 
 
 @dataclass(frozen=True)
 class ChipData:
     """Data sheet of one type of NPU and of its server.
 
-    title: name of the NPU in messages. soc: CANN's name of the NPU, without the bin if software does not tell bins apart.
+    title: name of the NPU in messages. soc: CANN's name of the NPU, without the bin (speed grade) if software does not tell it.
     memory: bytes of the NPU. flops: floating-point operations per second, by dtype. half: 16-bit dtype that trains best.
     hbm, pcie, hccs, network: bandwidths in bytes per second: of the NPU's memory, to or from the host, to NPUs of the same host,
     and to other hosts. per_host: number of NPUs of a server. host_memory: bytes of a server. host_cores: CPU cores of a server.

@@ -72,9 +72,9 @@ class ModelConfig(Section):
     """N, number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer; it
     is an RRE layer if N > 0."""
     activation: Activation = "fast_gelu"
-    """Activation of every FFN, of a dense layer and of an expert alike. `fast_gelu`: PanGu-Σ (reported), and PanGu-α in MindSpore's
-    model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its ports to Hugging Face. Use the activation that the weights were
-    trained with."""
+    """Activation of every FFN, of a dense layer and of an expert alike. `fast_gelu`: PanGu-Σ (as others report), PanGu-α in
+    MindSpore's model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its Hugging Face ports. Use the activation that the
+    weights were trained with."""
     experts_per_domain: Annotated[int, Field(ge=1, le=32_767)] = 1
     """Number of experts of one domain in one RRE layer; a layer stores this number times the number of domains. At most 32,767:
     routing tables hold 16-bit numbers."""
@@ -130,11 +130,11 @@ class VocabularyConfig(Section):
     english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
     """Number of English pieces to learn from the English and code text; pieces that PanGu-α has are not added again."""
     english_model: FilePath | None = None
-    """Path of a SentencePiece model with the English pieces; null: learn them."""
+    """Path of a SentencePiece model with the English pieces; with null they are learned."""
 
 
 class RoutingConfig(Section):
-    """Section `routing`, the second level of RRE: token id → expert of the domain, by one fixed table per RRE layer."""
+    """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per RRE layer."""
 
     table: Literal["random", "balanced"] = "random"
     """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
@@ -175,7 +175,7 @@ class DataConfig(Section):
     path: FilePath = "data/prepared"
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
     max_mib_per_domain: PositiveFloat | None = None
-    """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null: all of your own text, 6 MiB of packaged text."""
+    """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null keeps all of your own text, 6 MiB of packaged text."""
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
     max_overlap: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
@@ -193,7 +193,7 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Section `train.optimizer`: Adam with decoupled weight decay, and different ε for dense parameters and experts (reported)."""
+    """Section `train.optimizer`: Adam with decoupled weight decay, and another ε for experts (as reported of the PanGu-Σ paper)."""
 
     peak_lr: PositiveFloat = 1e-4
     """Peak learning rate, at the end of the warm-up."""
@@ -204,13 +204,13 @@ class OptimizerConfig(Section):
     decay_steps: Positive = 180_000
     """Number of updates in which the rate falls from the peak to `end_lr` along a half cosine; afterwards it stays at `end_lr`."""
     beta1: Rate = 0.8
-    """Decay of the first Adam moment (reported of the paper)."""
+    """Decay of the first Adam moment (as reported of the PanGu-Σ paper)."""
     beta2: Rate = 0.95
-    """Decay of the second Adam moment (reported of the paper)."""
+    """Decay of the second Adam moment (as reported of the PanGu-Σ paper)."""
     eps_dense: PositiveFloat = 1e-8
-    """ε of dense parameters (reported of the paper)."""
+    """ε of dense parameters (as reported of the PanGu-Σ paper)."""
     eps_experts: PositiveFloat = 1e-20
-    """ε of experts (reported of the paper), whose gradients are smaller. In float32 this ε only guards against 0/0."""
+    """ε of experts (as reported of the PanGu-Σ paper), whose gradients are smaller. In float32 this ε only guards against 0/0."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1e30)] = 0.01
     """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
@@ -255,7 +255,7 @@ class ParallelConfig(Section):
     of all experts of a rank together. Only on Ascend. The loads of a group's ranks even out, so this factor can be much lower than
     `capacity_factor`, which is the value for null. `plan --factors` prints the smallest factor that suffices."""
     gather: Literal["ours", "cann"] | None = None
-    """Operator that moves rows to experts and back on NPUs: the kernel of `ascend_ops/` (`ours`), which must be built and installed
+    """Operator that moves rows to experts and back on NPUs: that of `ascend_ops/` (`ours`), which must be built and installed
     there, or CANN's own Gather (`cann`), which needs one more copy of the rows, with a row of zeros before them. null: `cann` on
     910B and later without stages, else `ours`, the only one possible there."""
     overflow: Literal["refuse", "drop"] = "refuse"
@@ -284,7 +284,7 @@ class ParallelConfig(Section):
 
 
 class LossScaleConfig(Section):
-    """Section `train.loss_scale`, dynamic loss scale: a step with non-finite gradients changes only it. In bfloat16 it is 1."""
+    """Section `train.loss_scale`, dynamic loss scale: NaN or infinite gradients change the scale alone. In bfloat16 it is 1."""
 
     initial: PositiveFloat = 65_536.0
     """Loss scale of the first step."""

@@ -21,7 +21,7 @@ def use_cpu(seed: int = 0) -> None:
 
 @contextmanager
 def plain_graphs() -> Iterator[None]:
-    """Compile the graphs of this block without MindSpore's auto-parallel, which expects the training step's inputs and stages."""
+    """Compile graphs in a `with` statement without MindSpore's auto-parallel, which expects a training step's inputs and stages."""
     before = {name: ms.get_auto_parallel_context(name) for name in ("parallel_mode", "pipeline_stages")}
     ms.set_auto_parallel_context(parallel_mode="stand_alone", pipeline_stages=1)
     try:

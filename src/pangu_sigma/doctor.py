@@ -44,7 +44,7 @@ def run_checks(
     """Run all checks of a machine, in the order to read them. A check that raises counts as a failed check.
 
     host: host that must have NPUs and their software; None: NPUs are optional, but existing NPUs need CANN and MindSpore's plugin.
-    chip: type of the NPUs; None for PANGU_SIGMA_CHIP, else the run's, else the type that is found. run: run folder whose storage is
+    chip: type of the NPUs; None: that of PANGU_SIGMA_CHIP, else the run's, else the detected one. run: run folder whose storage is
     checked. speed: True to measure the speed too.
     """
     checks: list[_CheckMaker] = [

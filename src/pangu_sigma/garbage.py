@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Disable garbage collection in this block: imports create thousands of objects, none of them garbage."""
+    """Disable garbage collection in a `with` statement: imports create thousands of objects, none of them garbage."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -25,9 +25,9 @@ def gc_disabled() -> Iterator[None]:
 
 @contextmanager
 def gc_frozen() -> Iterator[None]:
-    """Limit garbage collection in this block to objects that it creates (gc.freeze).
+    """Limit garbage collection in a `with` statement to objects created in it (gc.freeze).
 
-    Existing garbage is freed first; older objects that become garbage in the block are freed after it. If objects are frozen
+    Existing garbage is freed first; older objects that become garbage meanwhile are freed at its end. If objects are frozen
     already, nothing is changed, because older and newer frozen objects could not be told apart.
     """
     if gc.get_freeze_count():

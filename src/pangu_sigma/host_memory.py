@@ -31,7 +31,7 @@ class Need:
 def check_training_fits(config: Config, processes: int = 1, root: Path = Path("/")) -> None:
     """Raise ConfigError if this machine has too little memory to train `config` on its CPU.
 
-    processes: ranks that this machine runs, each with its share of the experts. root: folder of the system's proc and sys.
+    processes: ranks that this machine runs, each with its share of the experts. root: folder of Linux's proc and sys.
     """
     _check(f"training {config.name}", training_needs(config), processes, root)
 

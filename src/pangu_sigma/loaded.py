@@ -61,7 +61,7 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
 def load(model: AnyPath, weights: Precision | None = None) -> Model:
     """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote.
 
-    weights: precision of the matrices in memory, "float32", "float16" or "int8"; None: the stored precision for an export, float32
+    weights: precision of the matrices in memory, "float32", "float16" or "int8"; by default the stored one of an export, float32
     for a run. Raises UserError for any other folder.
     """
     loaded = Model(model, weights)

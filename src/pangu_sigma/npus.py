@@ -38,7 +38,7 @@ def missing_for_ascend(
 ) -> MissingRequirement | None:
     """Return the first missing requirement for running on NPUs; None if nothing is missing, as far as files tell.
 
-    mindspore: folder of the MindSpore package; None: the installed package.
+    mindspore: folder of the MindSpore package, by default the installed one.
     """
     return missing_devices(dev) or missing_cann(environment) or missing_plugin(mindspore)
 
@@ -76,7 +76,7 @@ def missing_cann(environment: Mapping[str, str] = os.environ) -> MissingRequirem
 
 
 def missing_plugin(mindspore: Path | None = None) -> MissingRequirement | None:
-    """Return the problem if MindSpore lacks its Ascend plugin, else None. mindspore: package folder; None: installed package."""
+    """Return the problem if MindSpore lacks its Ascend plugin, else None. mindspore: its folder, by default the installed one."""
     plugin = (mindspore or _mindspore()) / "lib" / "plugin"
     if not any(plugin.glob("libmindspore_ascend.so*")):
         return MissingRequirement(

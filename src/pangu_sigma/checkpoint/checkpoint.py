@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Checkpoint with verified files and memory-mapped arrays; writing to an array changes memory only."""
+    """Checkpoint on the disk, with verified files and memory-mapped arrays; writing to an array changes memory only."""
 
     step: int
     state: dict[str, Any]

@@ -13,7 +13,7 @@ from pangu_sigma.ecss.store import array_specs
 from pangu_sigma.parallel.parameters import dense_weights
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
-"""find(shard, name, shape) returns the array of that name and shape; None, never for weights, if it starts from zero."""
+"""find(shard, name, shape) returns the array of that name and shape; None for Adam state and loss scale of a new run."""
 
 
 def compose(config: Config, find: Find) -> Files:

@@ -37,7 +37,7 @@ class UnhealthyState(UserError, RuntimeError):
     """Error of a save whose weights or moments hold NaN or infinity: no checkpoint was made. All ranks raise it.
 
     step: step of the state. found: arrays of all ranks with NaN or infinity. folder: folder in which the state is kept for
-    inspection; None if that failed. healthy: newest checkpoint, from before; None if there is none.
+    inspection; None if that failed. healthy: newest earlier checkpoint; None if the run has none.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ def write_model_files(folder: Path, config: Config, tokenizer: Path, table: Rout
 
 
 def seal_model_files(folder: Path, facts: dict[str, Any], others: Iterable[str] = ()) -> None:
-    """Write the seal (seal.json) of tokenizer, routing tables and other files of a folder. facts: other contents of the seal."""
+    """Write seal.json, hashes of tokenizer, routing tables and `others`, names of files, of a folder. facts: its other contents."""
     tokenizer = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
     seal_folder(folder, [*tokenizer, ROUTING_FILE, *others], {"format": FILES_FORMAT, **facts})
 
@@ -104,13 +104,13 @@ def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:
 
 
 def read_tokenizer(folder: Path, fix: str) -> Tokenizer:
-    """Read the tokenizer of a folder, verified by the folder's seal. Raises DamagedFile or DataError."""
+    """Read the tokenizer of a folder, verified by the hashes in seal.json. Raises DamagedFile or DataError."""
     check_folder(folder, fix, f"{TOKENIZER_FOLDER}/")
     return Tokenizer.load(folder / TOKENIZER_FOLDER)
 
 
 def read_table(folder: Path, fix: str) -> RoutingTable:
-    """Read the routing tables of a folder, verified by the folder's seal. Raises DamagedFile."""
+    """Read the routing tables of a folder, verified by the hashes in seal.json. Raises DamagedFile."""
     check_folder(folder, fix, ROUTING_FILE)
     try:
         return RoutingTable.load(folder / ROUTING_FILE)

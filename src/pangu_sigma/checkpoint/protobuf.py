@@ -16,7 +16,7 @@ Content = bytes | memoryview
 
 
 class Field(NamedTuple):
-    """Field of a protobuf message. way: wire type. value: number, or length of the bytes. begin, end: position of the value."""
+    """Field of a protobuf message. number: its tag. way: wire type. value: integer, or length in bytes. begin, end: its bytes."""
 
     number: int
     way: int

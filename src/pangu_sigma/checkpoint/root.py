@@ -72,7 +72,7 @@ def candidates(root: Path) -> list[Path]:
 
 
 def make_latest(unfinished: Path, target: Path) -> None:
-    """Make a save the newest checkpoint: write the next LATEST, so a kill shows, rename the folder to `target`, then LATEST."""
+    """Make a save the newest checkpoint: write NEXT_LATEST, which shows a kill, rename the folder to `target`, then to LATEST."""
     root = target.parent
     note = root / NEXT_LATEST
     note.write_text(f"{target.name}\n", encoding="utf-8")
@@ -124,7 +124,7 @@ def keep_only(root: Path, step: int) -> None:
 
 
 def prune(root: Path, step: int, keep: int, spared: Collection[int] = ()) -> None:
-    """Prune all but the `keep` newest checkpoints up to `step`, by renaming them to leftovers. A failure is logged, not raised.
+    """Prune all but the `keep` newest checkpoints up to `step`: rename them for `remove_leftovers`. A failure is only logged.
 
     spared: further steps whose checkpoints are kept.
     """

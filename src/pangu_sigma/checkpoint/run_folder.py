@@ -80,7 +80,7 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
 
 @contextmanager
 def one_writer(path: Path, required: bool = True, ranks: Ranks = SINGLE_PROCESS) -> Iterator[None]:
-    """Hold the write lock of a run folder in this block. A missing folder is created. Rank 0 takes the lock for all ranks.
+    """Hold the write lock of a run folder in a `with` statement. A missing folder is created. Rank 0 takes the lock for all ranks.
 
     required: False to go on where the file system has no locks. Raises LockError, or ConfigError if the folder cannot be created.
     """
@@ -93,7 +93,7 @@ def one_writer(path: Path, required: bool = True, ranks: Ranks = SINGLE_PROCESS)
 
 @contextmanager
 def name_unwritable(path: Path) -> Iterator[None]:
-    """Turn an OSError of this block, which writes to the run folder `path`, into a ConfigError that names the file and the fix."""
+    """Turn an OSError in a `with` statement that writes to the run folder `path` into a ConfigError with file and fix."""
     try:
         yield
     except OSError as error:

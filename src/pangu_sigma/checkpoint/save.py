@@ -90,7 +90,7 @@ _WRITTEN = TypeAdapter(Written)
 
 
 class Save:
-    """Save of one checkpoint: all ranks call `begin`, `write`, `gather`, `finish`, `complete`, `clean`, once each, in this order.
+    """Save of one checkpoint. All ranks call `begin`, `write`, `gather`, `finish`, `complete`, `clean`, once, in this order.
 
     `begin`, `gather` and `complete` are collective, and raise on all ranks or on none, as `save_checkpoint` does. `write`, `finish`
     and `clean` only work with files, and may run in a thread.

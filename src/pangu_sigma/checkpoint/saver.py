@@ -91,7 +91,7 @@ class Saver:
         self._writing = save, self._threads.submit(save.write, self._copy, lambda: None)
 
     def poll(self) -> None:
-        """Advance the pending checkpoint to its next stage if all ranks are ready; called between training steps."""
+        """Advance the pending checkpoint (written, renamed, complete) if all ranks are ready; called between training steps."""
         now = self._writing or self._finishing
         if now is not None and not self._ranks.any(not now[1].done()):
             self._go_on()
@@ -175,7 +175,7 @@ def bytes_of(files: Files) -> int:
 
 
 def shapes_of(files: Files) -> dict[tuple[str, str], tuple[Part, np.dtype, tuple[int, ...]]]:
-    """Return part, dtype and shape of each array of a checkpoint; sets with equal results can hold copies of each other."""
+    """Return part, dtype and shape of each array of a checkpoint; arrays with equal results fit into the same copy."""
     return {
         (file, name): (part, values.dtype, values.shape)
         for file, arrays in files.items()

@@ -1,4 +1,4 @@
-"""Model card, README.md of a Hugging Face style folder: sizes, domains, lineage, data sources and use of the model."""
+"""Model card, README.md of a Hugging Face style folder: sizes, domains, origin of the weights, data sources and use."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class BatchLoader:
         rank: int = 0,
         layout: DispatchLayout | None = None,
     ):
-        """folder: folder of prepared data. rank: rank that loads. layout: layout of the routing plans; None: that of CPU runs.
+        """folder: folder of prepared data. rank: rank that loads. layout: layout of the routing plans; with None that of CPU runs.
 
         Raises DataError for missing or damaged data, as `open_samples`.
         """
@@ -112,11 +112,11 @@ class BatchLoader:
         self.order = SampleOrder(config, self.samples.counts, self.samples.weights)
 
     def start(self) -> Cursor:
-        """Return the cursor before the first batch."""
+        """Return the data position (`Cursor`) before the first batch."""
         return self.order.start()
 
     def next(self, cursor: Cursor) -> Batch:
-        """Return the training batch at `cursor`, and advance the cursor past it. Raises the errors of `assemble`."""
+        """Return the training batch at a data position, and advance `cursor` past it. Raises the errors of `assemble`."""
         train, first = self.config.train, sum(cursor.taken)
         taken = self.order.take(cursor)
         chosen = [(domain, number) for domain, numbers in taken for number in numbers]
@@ -134,9 +134,9 @@ class BatchLoader:
     ) -> Batch:
         """Assemble a batch from token ids; the sequences of block m belong to domain domains_M[m].
 
-        ids_GBS1: token ids of each sequence, and the one after it, because each token predicts the next. first: number of samples
-        that the run has used so far, for the seeds of dropout. counted_GBS: loss mask, as in `assemble_share`. Raises DataError for
-        an id without a row in the domain's slot, CapacityError if experts get too many rows (`Planner.plan`).
+        ids_GBS1: token ids of sequences, [G micro-batches, B, S + 1]; the last id is only predicted. first: number of samples that
+        the run has used so far, for the seeds of dropout. counted_GBS: loss mask, as in `assemble_share`. Raises DataError for
+        an id without an embedding row in the domain's slot, CapacityError if experts get too many tokens (`Planner.plan`).
         """
         room = room_of(self.config, self.planner.layout)
         return self.assemble_share(ids_GBS1, domains_M, data_rank_of_sequences(self.config), room, counted_GBS, first)
@@ -153,7 +153,7 @@ class BatchLoader:
         """Assemble a batch, as `assemble` does, from the sequences of one group of ranks or of all groups.
 
         taker_B: data-parallel index of the ranks that train on each sequence. room: expert capacity, as in `Planner.plan`.
-        counted_GBS: loss mask, True where the prediction of the next token counts, or broadcastable to it; None: all True. The
+        counted_GBS: loss mask, True where the prediction of the next token counts, or broadcastable to it; with None all count. The
         beginning of a document and padding are never predicted. first: as in `assemble`.
         """
         ids, labels = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
@@ -199,7 +199,7 @@ class BatchLoader:
         return read_frequencies(self.folder, len(self.domains), self.tokenizer.size)
 
     def experts(self, ids_GBS: np.ndarray, domains_M: np.ndarray) -> np.ndarray:
-        """Return the expert of each token in each RRE layer, [N, G, B, S]. domains_M: as in `assemble`."""
+        """Return the expert of each token in each RRE layer, [N, G micro-batches, B, S]. domains_M: as in `assemble`."""
         _, positions = documents_and_positions(ids_GBS, self.tokenizer.eot)
         domains_B = np.repeat(domains_M, ids_GBS.shape[1] // len(domains_M))
         return route(self.table, ids_GBS, np.broadcast_to(domains_B, ids_GBS.shape[:2]), positions)

@@ -27,8 +27,8 @@ from pangu_sigma.text.tokenizer import Tokenizer
 class HeldOutBatch:
     """Held-out batch, with the unit (sample or block of samples) of each loss that a graph returns for the batch.
 
-    domains_U: domain of each loss. units_U: number of the loss's unit in that domain, counted over all ranks. Padding samples have
-    weight 0, whatever their unit.
+    domains_U: domain of each of the U losses. units_U: number of the loss's unit in that domain, counted over all ranks. Padding
+    samples have weight 0, whatever their unit.
     """
 
     batch: Batch
@@ -40,7 +40,7 @@ class HeldOut:
     """Held-out set of the domains of a rank's group, as the rank's share of the batches, in two shapes with the same samples.
 
     `of_domain` is for a forward graph, which returns a loss per sequence, so that a unit is a sample; `training_shaped_batches`
-    is for the graph of a training step, which returns a loss per block, so that a unit is `block` samples.
+    is for the graph of a training step, which returns a loss per block, so that a unit is a block of samples.
     """
 
     def __init__(self, batches: BatchLoader, most: int):
@@ -65,7 +65,7 @@ class HeldOut:
         return (2 * np.arange(wanted) + 1) * count // (2 * wanted)
 
     def units(self, size: int) -> list[int]:
-        """Return the number of units of each domain. size: number of samples of a unit."""
+        """Return the number of units (samples or blocks with one loss) of each domain. size: number of samples of a unit."""
         return [-(-wanted // size) for wanted in self._wanted]
 
     def digests(self, size: int = 1) -> dict[str, str]:
@@ -155,7 +155,7 @@ def samples_of_evaluation(config: Config) -> int:
 
 
 class UnigramBaseline:
-    """Unigram baseline of the held-out loss, and byte counts of held-out tokens for bits per byte."""
+    """Unigram model of each domain, the baseline of its held-out loss, and the bytes of each token id, for bits per byte."""
 
     def __init__(self, tokenizer: Tokenizer, domains: Iterable[Domain], frequencies_DV: np.ndarray):
         """frequencies_DV: token counts of each domain's training text."""
@@ -166,7 +166,7 @@ class UnigramBaseline:
         )
 
     def of(self, held_out: HeldOutBatch) -> np.ndarray:
-        """Return the number, the bytes and the unigram loss in nats of the predicted tokens of each unit of a batch, [U, 3]."""
+        """Return number, bytes and unigram loss in nats of the predicted tokens, [U, 3] for the U units (losses) of a batch."""
         batch = held_out.batch
         passes, sequences = batch.labels_GBS.shape[:2]
         domains_B = np.repeat(batch.domains_M[batch.blocks], sequences // len(batch.blocks))

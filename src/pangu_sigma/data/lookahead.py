@@ -10,7 +10,7 @@ from pangu_sigma.data.order import Cursor
 
 
 class Lookahead:
-    """Iterator over the training batches after a cursor, each with the next batch, whose experts can then be prefetched."""
+    """Iterator over the training batches after a data position, each with the next batch, whose experts can be prefetched."""
 
     def __init__(self, batches: BatchLoader, cursor: Cursor):
         self._batches = batches
@@ -19,7 +19,7 @@ class Lookahead:
         self._coming: deque[Future[tuple[Batch, Cursor]]] = deque()
 
     def take(self) -> tuple[Batch, Cursor, Batch]:
-        """Return the next batch, the cursor after it, and the batch that follows. Raises the errors of `BatchLoader.next`."""
+        """Return the next batch, the data position after it, and the following batch. Raises the errors of `BatchLoader.next`."""
         while len(self._coming) < 3:
             self._coming.append(self._thread.submit(self._make))
         batch, cursor = self._coming.popleft().result()

@@ -26,7 +26,7 @@ class _Record(BaseModel):
 
 
 class Source(_Record):
-    """Source of training text in the manifest. sha256: hash of the archive or file; None for Python's standard library."""
+    """Source of training text in the manifest. sha256: hash of the archive or file; None for text of Python's standard library."""
 
     name: str
     version: str
@@ -51,7 +51,7 @@ class OverlapRecord(_Record):
     """Overlap of a domain's held-out text with its training text, measured in n-grams, called windows (see `overlap`).
 
     window: number of tokens of a window. windows: number of windows in the held-out text. share: fraction of the windows that also
-    occur in the training text. by_hash_alone: the same fraction if no document were passed over.
+    occur in the training text. by_hash_alone: this fraction for documents held out by their hash alone, none passed over.
     wanted: number of held-out documents that data.held_out asks for. passed_over, passed_over_tokens: number of candidates for the
     held-out text that are trained on because they repeat other documents, and of their tokens.
     """
@@ -122,7 +122,7 @@ class Manifest(_Record):
 
     @property
     def content_hash(self) -> str:
-        """Hash over the hashes of the token files and of the frequencies."""
+        """Hash of the data: over the hashes of the token files and of the file of token counts."""
         content = {
             name: record.xxh3_128
             for name, record in self.files.items()

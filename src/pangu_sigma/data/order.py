@@ -29,7 +29,7 @@ class Cursor:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Cursor:
-        """Restore the cursor from what `state` returned."""
+        """Restore the cursor from the plain data that `state` returned."""
         return cls(list(state["taken"]))
 
 
@@ -37,7 +37,7 @@ class SampleOrder:
     """Sampler of training: picks the domains of a batch by weight, and shuffles the samples of each domain in every epoch."""
 
     def __init__(self, config: Config, counts: list[int], weights: Sequence[float] | None = None):
-        """counts: samples of each domain. weights: sampling weight of each, 0 to leave it out; None: the configuration's."""
+        """counts: samples of each domain. weights: sampling weight of each, 0 to leave it out; with None the configuration's."""
         self._counts, self._seed = counts, config.seed
         self._blocks = config.data.domains_per_step
         self._per_block = config.train.batch_size // self._blocks * config.train.accumulation
@@ -46,7 +46,7 @@ class SampleOrder:
         self._shuffles: dict[tuple[int, int], np.ndarray] = {}
 
     def start(self) -> Cursor:
-        """Return the cursor before the first sample."""
+        """Return the data position (`Cursor`) before the first sample."""
         return Cursor([0] * len(self._counts))
 
     def take(self, cursor: Cursor) -> list[tuple[int, list[int]]]:

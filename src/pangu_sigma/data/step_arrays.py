@@ -41,7 +41,7 @@ class StepArrays(NamedTuple):
     """Offsets of the active experts' tokens, summed over the micro-batches and over the ranks of the group, int32."""
 
     def of_pass(self, micro_batch: int) -> tuple[Any, ...]:
-        """Return the input arrays of `NextTokenLoss` for one micro-batch (a forward-backward pass), without the experts."""
+        """Return the input arrays of `NextTokenLoss` for one micro-batch (a forward-backward pass), without expert weights."""
         return tuple(getattr(self, name)[micro_batch] for name in PASS_FIELDS)
 
 
@@ -50,7 +50,7 @@ PASS_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_NA")]
 
 
 def draws_of(seed: int, samples: np.ndarray) -> np.ndarray:
-    """Return the dropout seeds of samples for `CounterDropout`, int32 [*, 4]: run seed and sample number, two words each.
+    """Return the dropout seeds of samples for `CounterDropout`, int32 [*, 4]: run seed and sample number, two 32-bit words each.
 
     samples: number of each sample in the order in which the run takes samples, int64 [*].
     """

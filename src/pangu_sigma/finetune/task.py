@@ -29,7 +29,7 @@ TASK_SECTIONS = ("finetune", "chat", "train")
 
 @dataclass(frozen=True)
 class Task:
-    """Fine-tuning task with the user's overrides. tree: the task's keys. given: paths of the keys that task or user sets."""
+    """Fine-tuning task with the user's overrides. tree: its configuration keys. given: paths of the keys that task or user sets."""
 
     tree: dict[str, Any]
     given: frozenset[str]

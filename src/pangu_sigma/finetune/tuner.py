@@ -44,7 +44,7 @@ class Tuner(Trainer):
     """Trainer that fine-tunes a run on a task, in one CPU process. `best`: best state so far; its checkpoint is never pruned."""
 
     def __init__(self, run: RunFolder, training: TaskSamples, dev: TaskSamples | None):
-        """run: run folder with a checkpoint. dev: the dev set; with None nothing is evaluated, and the last state is the best."""
+        """run: run folder with a checkpoint. dev: the dev set; without one nothing is evaluated, and the last state is the best."""
         nothing = TaskSamples(run.config, [[] for _ in run.config.domains], run.tokenizer)
         self._opened, self._training, self._dev = run, training, nothing if dev is None else dev
         super().__init__(run.config, run.path)

@@ -83,7 +83,7 @@ def checked_sizes(file: Path, name: str, sizes: Sequence[object]) -> tuple[int, 
 @dataclass(frozen=True)
 class Fragment:
     """Tensor of a file that is a part of a larger tensor. first: index of its first value in the whole tensor, by axis.
-    rows: number of rows of the file's tensor that are used, from the first on; None: all."""
+    rows: number of rows of the file's tensor that are used, from the first on; None: all are used."""
 
     stored: FileTensor
     first: tuple[int, ...]

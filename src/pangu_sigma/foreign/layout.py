@@ -19,7 +19,7 @@ from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, ch
 
 
 class Counterpart(NamedTuple):
-    """Our tensor for a tensor of a layout. ours: our name. cut: axis along which their tensor ranks split it; None: not split."""
+    """Our tensor for one of another project. ours: its name. cut: axis that tensor-parallel ranks split; None if not split."""
 
     ours: str
     transposed: bool = False
@@ -47,7 +47,7 @@ def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class Joined:
-    """Whole tensor of a layout, joined from fragments of files. same: copies that must have the same values. strict: True to refuse
+    """Whole tensor of another project, joined from fragments of files. same: copies, compared with it. strict: True to refuse
     a difference, not only log it. parts: number of files with a fragment, for messages."""
 
     shape: tuple[int, ...]
@@ -59,7 +59,7 @@ class Joined:
 
 @dataclass
 class Facts:
-    """Properties of a dense model that its tensors do not show. heads, activation: from the caller or the files.
+    """Properties of another project's dense model that its tensors do not show. heads, activation: from the caller or the files.
 
     said: sizes that the files state, to compare with the tensors: field of `DenseModel` → (name in the file, value).
     """
@@ -186,7 +186,7 @@ def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Fac
 
 
 def plain_name(path: Path, name: object, what: str) -> Path:
-    """Return the path of a file named in a folder's files. Raises LayoutError if it is missing, or outside of the folder."""
+    """Return the path of a file that a folder's index names. what: key, for messages. Raises LayoutError if not in the folder."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
         raise LayoutError(
             f"{path}: {what} is {str(name)[:80]!r}, which is no name of a file in this folder; download it again"

@@ -37,9 +37,9 @@ class CkptTensor:
     extents: list[tuple[int, int]] = field(default_factory=list)
 
     def fragments(self, first: tuple[int, ...] | None = None, file: Path | None = None) -> list[Fragment]:
-        """Return the tensor as fragments of a whole tensor, in which it begins at index `first`; None: at 0.
+        """Return the tensor as fragments of a whole tensor, in which it begins at index `first`, by default 0.
 
-        file: file to read the values from, with the same structure (`is_alike`); None: this tensor's file.
+        file: file to read the values from, with the same structure (`is_alike`), by default this tensor's file.
         Raises LayoutError for a tensor that is not of floats, or does not have the bytes of its shape.
         """
         file = file or self.file

@@ -30,7 +30,7 @@ class FileInspection:
 
     kind: "run", "checkpoint", "export", "weights", "hf", or the layout of a foreign model. step: step of the checkpoint, if known.
     roles: number of tensors, parameters and bytes, and dtypes, by role in the network. hashes: content hashes, by the name of what
-    was hashed. verified: names of the files compared with their hashes. lineage: receipt of the weights' origin. refusal: reason
+    was hashed. verified: names of the files compared with their hashes. lineage: record of the weights' origin. refusal: reason
     why `inherit` refuses the model; None if it accepts. notes: further remarks. config: the model's configuration, if known.
     """
 

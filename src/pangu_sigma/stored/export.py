@@ -47,7 +47,7 @@ class StoredExport(StoredModel):
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """Contents of the export's seal: `signature` of the graph and `weights`, the dtype of matrices. Every file is verified."""
+        """Contents of seal.json: `signature` (inputs, outputs) of the graph, `weights` (dtype). Every file is verified."""
         return check_folder(self.path, EXPORT_AGAIN)
 
     @cached_property
@@ -87,7 +87,7 @@ class StoredExport(StoredModel):
         return Matrix(self.arrays[name][which], None if scales is None else scales[which])
 
     def listed(self) -> Listed:
-        """List the weights of its configuration."""
+        """List shard "", name, shape and dtype of the weights that the export's configuration implies."""
         if self._verified:
             _ = self.facts
         return (("", array.name, array.shape, "float32") for array in weights(self.config.on_one_rank()))

@@ -5,7 +5,7 @@
     model.safetensors.index.json            file of each tensor
     generation_config.json                  greedy; ids of <eot> and <pad>
     tokenizer/                              files of the run's tokenizer
-    lineage.json                            receipt of the weights' origin, if there is one
+    lineage.json                            record of the weights' origin, if there is one
     README.md                               model card, which people edit; not in the seal
     seal.json                               size and hash of every other file, and its own hash
 

@@ -42,8 +42,8 @@ Listed = Iterator[tuple[str, str, tuple[int, ...], str]]
 class StoredModel:
     """Model on the disk, as `open_model` returns it. Properties read their files when first used.
 
-    table: routing table. step: step of the checkpoint. data_hash: content hash of the training text. Both are None if unknown.
-    hash: hash of the file that holds the hashes of all other files. hashes: content hashes, by the name of what was hashed.
+    table: routing table. step, data_hash: step of the checkpoint, content hash of the training text; None if unknown.
+    hash: hash of the file that holds the hashes of all other files. hashes: content hashes, by name of the content.
     made_from: origin of each weight, for files of another project. unused: entries of such files that are no weights.
     activation_known: False if the files do not state the activation and it is assumed.
     """
@@ -102,7 +102,7 @@ class StoredModel:
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
-        """Receipt of the weights' origin; None if the model has none. Raises LayoutError if the receipt cannot be read."""
+        """Record of the weights' origin (lineage.json); None if the model has none. Raises LayoutError if it cannot be read."""
         return read_lineage(self.path)
 
     @cached_property
@@ -111,7 +111,7 @@ class StoredModel:
         return _Tensors(self)
 
     def array(self, shard: str, name: str) -> LazyArray | None:
-        """Return an array by its name in a checkpoint, [experts, …] for experts; None if the model lacks it, as Adam state."""
+        """Return an array by its name in a checkpoint, [experts, …] for experts; None if the files lack it, such as Adam state."""
         if not shard.startswith(EXPERTS):
             return self.tensors.get(name) if shard == WEIGHTS else None
         layer = self.config.model.dense_layers + int(shard.removeprefix(EXPERTS))
@@ -147,7 +147,7 @@ class StoredModel:
         return self.tensor(expert_name(self.config.model.dense_layers + layer, number, name))
 
     def listed(self) -> Listed:
-        """List the arrays of the model's files. If `verified`, the files are verified by their hashes first."""
+        """List shard, name, shape and dtype of each array in the model's files. If `verified`, their hashes are checked first."""
         return (("", name, tensor.shape, tensor.dtype.name) for name, tensor in self.tensors.items())
 
 
@@ -199,7 +199,7 @@ def _rank(name: str, order: dict[str, int]) -> tuple[int, int]:
 
 
 def read_lineage(folder: Path) -> dict[str, Any] | None:
-    """Read the receipt of the weights' origin in a folder; None if there is none. Raises LayoutError if it cannot be read."""
+    """Read lineage.json, the record of the weights' origin, in a folder, or None. Raises LayoutError if it cannot be read."""
     file = folder / LINEAGE_FILE
     try:
         tree = json.loads(file.read_bytes())

@@ -88,7 +88,7 @@ def open_model(
 ) -> StoredModel:
     """Open the model in a folder or file; only the files that decide the model's kind are read.
 
-    wanted: kinds that the caller accepts; none: all. heads, activation: needed if the files of a PanGu-α do not state them.
+    wanted: kinds that the caller accepts; without any, all. heads, activation: needed if the files of a PanGu-α do not state them.
     verified: False to skip the hashes of the weights' files, whose verification reads them whole.
     Raises ConfigError for a model of another kind, and LayoutError for files that are no model.
     """

@@ -92,7 +92,7 @@ class StoredRun(StoredModel):
 
 
 class StoredCheckpoint(StoredRun):
-    """Model in the folder of one checkpoint."""
+    """Model in the folder of one checkpoint inside a run."""
 
     kind: Kind = "checkpoint"
 

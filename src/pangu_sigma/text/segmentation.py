@@ -25,7 +25,7 @@ _MARK = re.compile(f"([{SPACE}{NEWLINE}])")
 
 
 class Run(NamedTuple):
-    """Stretch of text for one SentencePiece model: PanGu-α's if `alpha`, else the English one.
+    """Run of text: a stretch that one SentencePiece model encodes, PanGu-α's if `alpha`, else the English one.
 
     text: for PanGu-α, jieba's words joined with a blank. As in PanGu-α, ▂ and ▃ then stand for blanks and newlines; a ▂ or ▃ of the
     text itself follows two blanks, which SentencePiece reads as one. spelled: True if the run has a ▂ or ▃ of the text itself, or
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 def runs_of(text: str, language: str) -> tuple[Run, ...]:
-    """Split text into runs, each for one SentencePiece model, in order. language: language of the domain.
+    """Split text into runs, stretches that one SentencePiece model encodes, in order. language: language of the domain.
 
     `zh`: one run for PanGu-α. `en`, `python`, `java`: one run for the English model. `mixed`: by script. A Chinese run is then Han
     and Chinese punctuation, with digits, blanks and marks between them. Latin words, even single ones inside a Chinese sentence,
@@ -71,5 +71,5 @@ def _chinese(text: str) -> Run:
 
 
 def is_chinese(text: str) -> bool:
-    """Return True if text has more Han characters than Latin words; this decides the tag of text without a stated language."""
+    """Return True if text has more Han characters than Latin words; this decides the tag where no language is stated."""
     return len(_HAN.findall(text)) > len(_LATIN_WORD.findall(text))

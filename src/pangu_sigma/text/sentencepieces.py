@@ -56,9 +56,9 @@ def alpha_model() -> bytes:
 
 
 def train_english(texts: Iterable[str], pieces: int) -> bytes:
-    """Train `pieces` English pieces (SentencePiece unigram) and return them as a compact model.
+    """Train `pieces` English pieces (SentencePiece unigram) and return them as a compact model (see `compact_model`).
 
-    Blanks and runs of blanks are pieces, digits are split, a newline is always a piece of its own, and other characters fall back
+    Single and repeated blanks are pieces, digits are split, a newline is always a piece of its own, and other characters fall back
     to bytes. The same texts give the same model. Too little text gives fewer pieces.
     """
     buffer = io.BytesIO()
@@ -90,7 +90,7 @@ def train_english(texts: Iterable[str], pieces: int) -> bytes:
 
 
 def read_english(path: Path) -> bytes:
-    """Read a user's SentencePiece model (unigram or BPE) and return its pieces as a compact model.
+    """Read a user's SentencePiece model (unigram or BPE) and return its pieces as a compact model (see `compact_model`).
 
     Its normaliser, dummy prefix and control symbols are dropped, so that text decodes exactly. Raises ConfigError if unusable.
     """

@@ -26,7 +26,7 @@ from pangu_sigma.text.sentencepieces import META, append_bytes, restricted_model
 from pangu_sigma.text.vocabulary import EOT, FIRST_BYTE, FIRST_ENGLISH, PAD, TAG_OF_LANGUAGE, TAGS, UNK, Vocabulary
 
 SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
-"""Segments of a document after word segmentation: a pair (language or "", runs) for each segment."""
+"""Segments of a document after word segmentation: for each segment, a pair of its language (or "") and its runs of text."""
 
 _META_BYTES = [FIRST_BYTE + value for value in META.encode()]
 _FORMAT = 2
@@ -66,7 +66,7 @@ class Tokenizer:
         return Tokenizer(self._alpha, self._english, self.slot_rows[list(slots)])
 
     def encode(self, text: str, domain: Domain) -> list[int]:
-        """Encode text for a domain, without tag and <eot>. Raises DataError for a lone surrogate."""
+        """Encode text for a domain, without language tag and <eot>. Raises DataError for a lone surrogate."""
         return self.encode_runs(runs_of(text, domain.language), domain)
 
     def encode_runs(self, runs: Iterable[Run], domain: Domain) -> list[int]:
@@ -88,7 +88,7 @@ class Tokenizer:
     def sample(self, document: Document, domain: Domain) -> list[int]:
         """Encode a document as token ids for training.
 
-        Format text: ids, <eot>. bilingual: tag and ids of every side, <eot>. code: <Python> or <Java>, ids, <eot>.
+        Format text: ids, <eot>. bilingual: language tag and ids of every side, <eot>. code: <Python> or <Java>, ids, <eot>.
         """
         return self.sample_runs(segment(document.segments, domain), domain)
 
@@ -99,7 +99,7 @@ class Tokenizer:
     def prompt(self, text: str | Segments, domain: Domain) -> list[int]:
         """Encode a prompt as token ids for generation: as `sample` does, without <eot>.
 
-        In a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side. An empty code prompt is its tag.
+        In a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side. An empty code prompt is its language tag.
         """
         segments = (("", text),) if isinstance(text, str) else text
         return self._tagged(segment(segments, domain), domain)
@@ -252,12 +252,12 @@ class _Models:
 
 
 def segment(segments: Segments, domain: Domain) -> SegmentedText:
-    """Segment the text of a document into words: return each segment with its tag language and its runs."""
+    """Segment a document into words: return the language of its tag, or "", and the runs of text of each segment."""
     return tuple((tag_language(language, text, domain), runs_of(text, domain.language)) for language, text in segments)
 
 
 def tag_language(language: str, text: str, domain: Domain) -> str:
-    """Return the language whose tag precedes a segment, or "". language: stated language, or "". May raise ConfigError."""
+    """Return the language of the tag before a segment, or "" for none. language: stated language, or "". May raise ConfigError."""
     if domain.format == "text":
         return ""
     if domain.format == "bilingual":

@@ -110,7 +110,7 @@ def _alpha_surface(index: int, piece: str) -> bytes:
 def special_ids(domains: list[Domain]) -> list[int]:
     """Return the token ids that an embedding slot of these domains always has rows for.
 
-    They are <unk> <pad> <eot>, newline, blank, the tags and the bytes; with Chinese the word mark.
+    They are <unk> <pad> <eot>, newline, blank, the language tags and the 256 bytes; with Chinese also ▁ (WORD_MARK).
     """
     ids = [UNK, NEWLINE_ID, SPACE_ID, PAD, EOT]
     if any(d.language in ("zh", "mixed") for d in domains):
