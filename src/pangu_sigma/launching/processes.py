@@ -58,7 +58,7 @@ class FailedProcess:
 
 
 class Processes:
-    """Ranks and scheduler that MindSpore's `msrun` starts on this node. A context manager, which kills the remaining ones."""
+    """Ranks and scheduler that MindSpore's `msrun` starts on this node. A context manager, which kills those that remain."""
 
     def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
         """Start `command`, an msrun that starts worker.py for each of `ranks`. gate: locked file that they wait at."""

@@ -20,7 +20,7 @@ class Matrices:
     """
 
     def __init__(self, weights: Weights, precision: Precision, mapped: bool, room: LargePages):
-        """mapped: True to return float32 matrices in place, without copies in `room`, a memory of large pages."""
+        """mapped: True to return float32 matrices in place, without copies in `room`. room: memory of large pages for copies."""
         assert not mapped or precision == "float32"
         self._weights, self._precision, self._mapped, self._room = weights, precision, mapped, room
         self._kept: StoredExport | None = None
