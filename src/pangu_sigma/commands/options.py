@@ -32,8 +32,8 @@ def add_command(
     *examples: str,
     run: Callable[[argparse.Namespace], int] | None = None,
 ) -> argparse.ArgumentParser:
-    """Declare a command. function: function of `api` that the command calls and whose defaults its options have. run: used in place
-    of `call_and_show`, returns the exit status. examples: arguments for the examples in the command's --help."""
+    """Declare a command. function: function of `api` that the command calls and whose defaults its options have. run: called in
+    place of `call_and_show`; returns the exit status. examples: arguments for the examples in the command's --help."""
     lines = [f"  pangu-sigma {name} {example}".rstrip() for example in examples]
     command = commands.add_parser(
         name,
@@ -146,7 +146,7 @@ def load_or_print_config(options: argparse.Namespace) -> bool:
 
 
 def call(function: Callable[..., Any], options: argparse.Namespace) -> Any:
-    """Call a function of `api` with those options of a command that are named as its parameters."""
+    """Call a function of `api` with the options of a command that have the names of its parameters."""
     given = vars(options)
     return function(**{name: given[name] for name in inspect.signature(function).parameters if name in given})
 

@@ -26,7 +26,7 @@ from pangu_sigma.config import ConfigError
 
 
 def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
-    """Declare the commands inspect, plan, doctor and completion. parser: the program's, which completion reads."""
+    """Declare the commands inspect, plan, doctor and completion. parser: the program's parser, which completion reads."""
     _add_inspect(commands)
     _add_plan(commands)
 

@@ -49,7 +49,7 @@ class Decoder(Protocol):
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
         """Read new tokens of several lanes, at most one chunk of each, together.
 
-        Returns for each chunk float32 [W, R]: logits over the rows of the domain's slot, -inf for rows that hold no token.
+        Returns for each chunk the logits over the rows of the domain's slot, float32 [wanted, R]; -inf for rows without a token.
         Raises ConfigError, before anything is read, for an id that does not exist or has no row in the slot, and for more than
         model.seq_length tokens in a lane.
         """

@@ -24,7 +24,7 @@ class RunningText:
 
     lane: lane of the decoder. read: number of the text's tokens in that lane. to_read: number of prompt tokens that the model must
     read for this request. leader: another text with the same first `shared` tokens, which reads them for both. finish: finish
-    reason of the answer; None before.
+    reason of the answer; None until it is finished.
     """
 
     def __init__(self, answer: Answer, decoder: Decoder, on_change: Callable[[Answer], None] | None):

@@ -44,7 +44,7 @@ class UnknownChip(UserError, ValueError):
 
 @dataclass(frozen=True)
 class ChosenChip:
-    """Chip of the NPUs. by: source that names the chip."""
+    """Chip of the NPUs on this node. by: origin of the name, such as `npu-smi info`, for messages."""
 
     name: Chip
     by: str

@@ -92,7 +92,7 @@ class Job:
         return Path(tempfile.gettempdir()) / f"pangu_sigma_{os.getuid()}" / f"port_{self.port}_node_{self.node}.gate"
 
     def msrun(self, folder: Path) -> list[str]:
-        """Return the command that starts this node's ranks."""
+        """Return the command that starts this node's ranks by MindSpore's launcher. folder: folder of their logs."""
         bind = ["--bind-cores", str(self.local)] if self.ascend else []
         return [
             "msrun",

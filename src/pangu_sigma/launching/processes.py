@@ -58,10 +58,10 @@ class FailedProcess:
 
 
 class Processes:
-    """Processes that `msrun` starts on this node. As a context manager it kills the remaining processes at the end."""
+    """Ranks and scheduler that MindSpore's `msrun` starts on this node. A context manager, which kills those that remain."""
 
     def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
-        """Start `command`, an msrun that starts worker.py with `gate` for each of `ranks`, and logs to the folder `logs`."""
+        """Start `command`, an msrun that starts worker.py for each of `ranks`. gate: locked file that they wait at."""
         _adopt_orphans()
         self._logs, self._ranks = logs, ranks
         self._gate = _locked(gate)
@@ -107,7 +107,7 @@ class Processes:
         return "\n".join([line for line in lines if line.strip()][-_LAST_LINES:])
 
     def failures(self) -> list[FailedProcess]:
-        """Return the processes that failed since the last call, in the order in which the kernel reports them."""
+        """Return the processes that failed since the last call, in the order in which Linux reports them."""
         bad = []
         for pid, status in _ended_children():
             name = self._names.pop(pid, None)
@@ -188,7 +188,7 @@ def _ended_children() -> Iterator[tuple[int, int]]:
 
 
 def children_of(parent: int) -> Iterator[int]:
-    """Yield the process ids of a process's children, read from /proc: not every kernel has `/proc/<id>/task/<id>/children`."""
+    """Yield the process ids of a process's children, read from /proc: not every Linux has `/proc/<id>/task/<id>/children`."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             after_name = (folder / "stat").read_bytes().rpartition(b")")[2].split()

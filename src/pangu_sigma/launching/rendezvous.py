@@ -144,7 +144,7 @@ class Peers:
 def rendezvous(
     node: int, nodes: int, address: str, port: int, facts: dict[str, str], folder: str, seconds: float
 ) -> Peers:
-    """Wait for the launchers of all nodes, at most `seconds`, and check that they launch the same run (rendezvous).
+    """Wait for the launchers of all nodes, at most `seconds`, and check that they launch the same run.
 
     facts: values that must be equal on all nodes, by name.
     folder: name of the log folder; all nodes use the name of node 0.

@@ -113,7 +113,7 @@ def training_command(
 
 def with_known_chip(config: Path, overrides: Sequence[str]) -> list[str]:
     """Return the overrides with parallel.chip added: from PANGU_SIGMA_CHIP, else from npu-smi if the configuration names no chip.
-    An override that names a chip stays. A run folder has a chip. Raises ConfigError for an invalid configuration."""
+    An override that names a chip stays. A run folder names a chip. Raises ConfigError for an invalid configuration."""
     if _names_a_chip(override({}, overrides)):
         return [*overrides]
     host = Host()

@@ -20,7 +20,7 @@ _STOPPED = ("T", "t")
 
 
 class Watchdog:
-    """Watchdog of a node's ranks, by their heartbeats."""
+    """Watchdog of a node's ranks. It reads their heartbeats: files in which each rank notes its current activity."""
 
     def __init__(self, folder: Path, seconds: float):
         """folder: folder of the heartbeat files. seconds: limit for one activity of a rank, such as a step; 0: no limit."""
@@ -28,7 +28,7 @@ class Watchdog:
         self._next_look = 0.0
 
     def hung(self, pids: dict[int, int]) -> str | None:
-        """Return a message if ranks hang, else None. If they do, all ranks are first asked to write their stacks to their logs.
+        """Return a message if ranks hang, else None. With a message, all ranks were asked to write their call stacks to their logs.
 
         pids: process ids of this node's ranks, by rank. A rank is watched from its first heartbeat on: imports do not hang.
         """
@@ -45,7 +45,7 @@ class Watchdog:
         return _explain(late, states, self._seconds)
 
     def stopped(self, pids: dict[int, int]) -> str | None:
-        """Return a message if a signal has stopped ranks, else None. If so, all ranks are first asked to write their stacks.
+        """Return a message if a signal has stopped ranks, else None. With a message, all ranks were asked for their call stacks.
 
         Call it when another process has failed: MindSpore's scheduler ends 30 s after the last message of a stopped rank, which may
         be before `seconds` are over, and names no rank.

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
 
 
 def end_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies. Linux only, like MindSpore's Ascend backend."""
+    """Ask Linux to kill this process when its parent dies. It works only on Linux, like MindSpore on Ascend."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 

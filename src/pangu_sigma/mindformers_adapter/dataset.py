@@ -23,7 +23,7 @@ samples taken of each domain after the step [D]."""
 
 
 class StepRows:
-    """Iterable over `steps` batches from a cursor on, as rows of a MindSpore dataset; only once, because training is one epoch."""
+    """Batches of the next `steps` training steps, as DATASET_COLUMNS of a MindSpore dataset, to iterate over only once."""
 
     def __init__(self, batches: BatchLoader, cursor: Cursor, steps: int):
         self._lookahead = Lookahead(batches, cursor)

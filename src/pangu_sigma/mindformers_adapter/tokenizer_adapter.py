@@ -17,7 +17,7 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 @MindFormerRegister.register(MindFormerModuleType.TOKENIZER)
 class PanGuSigmaTokenizer(PreTrainedTokenizer):
-    """MindFormers tokenizer for the text of one domain. It adds no tag and no <eot>, and no text encodes to a control id.
+    """MindFormers tokenizer for the text of one domain. It adds no language tag and no <eot>, and no text encodes to a control id.
 
     A token's name is its piece; if PanGu-α and the English model have the same piece, the later id is named `piece#id`.
     """

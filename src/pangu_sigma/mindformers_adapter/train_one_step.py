@@ -41,7 +41,7 @@ class PanGuSigmaAdam:
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
 class PanGuSigmaTrainOneStepCell(nn.Cell):
-    """One-step cell on the dataset's columns. Returns loss, overflow, loss scale, rate and gradient norm, for MFLossMonitor.
+    """One-step cell on rows of DATASET_COLUMNS. Returns loss, overflow, loss scale, rate and gradient norm, for MFLossMonitor.
 
     It works on the host before the graph of the step, so it is called, and never compiled into another cell.
     """

@@ -18,7 +18,7 @@ from pangu_sigma.serve.responses import FinishReason
 
 @dataclass(frozen=True)
 class AnswerDelta:
-    """New tokens of one answer. first: True for the answer's first delta. finish: reason of the answer's end; None before."""
+    """New tokens of one answer to an HTTP request. first: True for its first tokens. finish: why it ended; None while it runs."""
 
     index: int
     answer: Answer

@@ -27,7 +27,7 @@ _STREAM = "a stream, each event a chunk; the last line is [DONE]"
 
 
 def make_app(served: Served, names: HostNames, key: str | None = None) -> FastAPI:
-    """Make the application that serves a model. names: allowed host names. key: API key that clients must send; None for none."""
+    """Make the application that serves a model. names: allowed host names. key: API key of the clients; None if they need none."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -67,7 +67,7 @@ class Guard:
     """ASGI middleware that reads a request's whole body and passes the request on, or refuses it.
 
     A path may begin with the name of a served model: /sigma-zh/tokenize is /tokenize with model=sigma-zh, for clients that have no
-    such parameter. Handlers find the name in scope["model"].
+    such parameter. Handlers find the name in the ASGI scope, as scope["model"].
     """
 
     def __init__(self, app: ASGIApp, names: HostNames, key: str | None, limits: Limits, models: Collection[str]):

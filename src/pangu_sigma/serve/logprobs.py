@@ -14,7 +14,7 @@ MIN_LOGPROB = -9999.0
 
 
 class TokenTexts:
-    """Texts of single tokens, as log-probabilities show them."""
+    """Texts of single tokens of a vocabulary, in the form in which responses show them beside log-probabilities."""
 
     def __init__(self, vocabulary: Vocabulary):
         self.surfaces, self._pieces = vocabulary.surfaces, vocabulary.pieces

@@ -69,7 +69,7 @@ class Metrics:
 
 
 class AnswerWatch:
-    """Latency measurement of one answer, for the Prometheus histograms."""
+    """Latency measurement of one answer of the HTTP server, for the Prometheus histograms."""
 
     def __init__(self, metrics: Metrics, name: str, prompt: int):
         self.name, self.started = name, time.monotonic()

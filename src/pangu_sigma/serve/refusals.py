@@ -21,7 +21,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 
 
 class Problem(BaseModel):
-    """Error of a request, as OpenAI reports it. param: the parameter at fault. code: a word for programs."""
+    """Error of a request, as OpenAI reports it. param: the parameter at fault. code: short name of the error, for programs."""
 
     model_config = ConfigDict(extra="forbid")
 

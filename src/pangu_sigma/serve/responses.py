@@ -28,7 +28,7 @@ class Usage(ResponseBody):
 
 
 class ResponseBase(ResponseBody):
-    """Fields that every response begins with. warnings (ours): text that was left out or replaced, and the remedy."""
+    """Fields that every response begins with. warnings (not OpenAI's): text that was left out or replaced, and the remedy."""
 
     id: str
     created: int
@@ -42,8 +42,8 @@ class CompletionLogprobs(ResponseBody):
     """Log-probabilities of a completion's tokens, and with `echo` of the prompt's. The first token of the text has none.
 
     text_offset: number of characters before each token. tokens: text of each token; `bytes:\\xe4` for a part of a character.
-    top_logprobs: alternatives by their text, most likely first, and the token itself. experts (ours): the expert of each token in
-    each RRE layer, numbered within the domain's group.
+    top_logprobs: alternatives by their text, most likely first, and the token itself. experts (not OpenAI's): the expert of
+    each token in each RRE layer, numbered within the domain's group.
     """
 
     text_offset: list[int]
@@ -138,7 +138,7 @@ class ChatChunk(ResponseBase):
 
 
 class ServedModel(ResponseBody):
-    """Model in GET /v1/models, one for each domain. max_model_len (as in vLLM): tokens of prompt and answer. domain: ours."""
+    """Model in GET /v1/models, one per domain. max_model_len (as in vLLM): tokens of prompt and answer. domain: not OpenAI's."""
 
     id: str
     object: Literal["model"]

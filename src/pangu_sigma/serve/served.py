@@ -82,7 +82,7 @@ class Served:
         return self.domains[name]
 
     def head(self, prefix: str, model: str) -> dict[str, Any]:
-        """Return the fields that every response begins with. prefix: of the response's id. model: model name in the request."""
+        """Return the fields that every response begins with. prefix: first part of the id. model: model name in the request."""
         fields = {"created": int(time.time()), "model": model, "system_fingerprint": self.fingerprint}
         return {"id": f"{prefix}-{uuid.uuid4().hex}", **fields}
 
@@ -117,7 +117,7 @@ class Served:
         new: Sequence[int],
         extra: dict[str, Any],
     ) -> list[TextRequest]:
-        """Make the engine's requests, n for each prompt. new: maximum new tokens of each prompt. extra: further arguments."""
+        """Make the engine's requests, n for each prompt. new: maximum new tokens of each prompt. extra: fields of `Request`."""
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         self.check("n", body.n or 1, "n")
         self.check("stop", len(stop), "stops")

@@ -60,7 +60,7 @@ class Backend(ABC):
 
     @abstractmethod
     def layout(self, config: Config) -> DispatchLayout:
-        """Return the dispatch layout of the routing plans."""
+        """Return the layout in which routing plans dispatch tokens to experts, such as "local" or "dropless"."""
 
     @abstractmethod
     def connect(self, config: Config) -> Ranks:
@@ -75,7 +75,7 @@ class Backend(ABC):
 
     @abstractmethod
     def prefetcher(self, built: TrainingSetup) -> Prefetcher | None:
-        """Make the prefetcher of the next step's experts; None if the step looks them up itself."""
+        """Make the prefetcher of the next step's experts; None if the step itself reads them from the expert store."""
 
     @abstractmethod
     def take_step(
@@ -83,12 +83,12 @@ class Backend(ABC):
     ) -> StepResult:
         """Take one training step. rate: learning rate. fed: batch and experts.
 
-        limit_D: for train.spikes.skip, the weighted loss of each domain above which the batch is a spike, float32.
+        limit_D: limits of `Health.limits`, above which the batch is a loss spike and skipped; None to skip no spike.
         """
 
     @abstractmethod
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
-        """Return True if this rank's losses are added to the total: one of the ranks that see the same tokens does so."""
+        """Return True if this rank's losses are added to the total, as on one of the ranks that read the same tokens."""
 
     @abstractmethod
     def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
@@ -100,7 +100,7 @@ class Backend(ABC):
 
     @abstractmethod
     def cannot_copy(self, config: Config) -> str | None:
-        """Return the reason why the arrays of `files` cannot be copied for `train.async_save`; None if they can."""
+        """Return why the arrays of `files` cannot be copied for background saves (train.async_save); None if they can."""
 
     @abstractmethod
     def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:

@@ -23,8 +23,8 @@ from pangu_sigma.train.log.losses import HeldOutLoss, ratio
 
 
 class EvaluationStep(nn.Cell):
-    """Step of a held-out evaluation, which looks up experts and runs a forward pass: construct(active_NA, batch arguments of
-    NextTokenLoss) -> weighted loss of each sequence [B]."""
+    """Step of a held-out evaluation, which looks up experts and runs a forward pass: construct(active_NA,
+    *arguments of NextTokenLoss without experts) -> weighted loss of each sequence [B]."""
 
     def __init__(self, network: PanGuSigma, store: ExpertStore):
         super().__init__()
@@ -41,17 +41,17 @@ class EvaluationStep(nn.Cell):
 
 
 class LossGraph(Protocol):
-    """Graph that computes the losses of a held-out batch, such as `EvaluationStep`."""
+    """Interface to the forward pass by which an `Evaluator` gets the losses of a held-out batch; see `EvaluationStep`."""
 
     def of(self, batch: Batch) -> np.ndarray:
-        """Return the weighted loss of each unit of a batch: a sequence, or a block if the graph is that of training."""
+        """Return the weighted loss of each unit of a batch: of each sequence, or with the training graph of each block."""
 
     def set_train(self, mode: bool) -> object:
         """Switch dropout on for training (True) or off (False)."""
 
 
 class HasTrainMode(Protocol):
-    """Cell with a training mode."""
+    """Network with a training mode, in which dropout is on, such as any `nn.Cell`."""
 
     training: bool
 
@@ -59,7 +59,7 @@ class HasTrainMode(Protocol):
 
 
 class Evaluator:
-    """Evaluator of the held-out loss of each domain. It does not change the network."""
+    """Evaluator of the held-out loss of each domain, in training and afterwards. It does not change the network."""
 
     def __init__(
         self,
@@ -72,10 +72,10 @@ class Evaluator:
         counts: bool = True,
     ):
         """batches: batches of the held-out split. most: maximum number of samples of each domain. forward: graph of `network`.
-        ranks: processes that evaluate together; each evaluates its share of the batches of its group's domains.
+        ranks: processes that evaluate together; each evaluates its share of the batches of its expert group.
         together: True if `forward` is the training graph, which takes batches shaped as in training and has collectives.
-        counts: True if this rank's losses are added to the total: one of the ranks that see the same tokens does so.
-        Raises DataError for damaged token counts, and with `together` CapacityError for too many rows on an expert's rank.
+        counts: True if this rank's losses are added to the total: one of the ranks that read the same tokens does so.
+        Raises DataError for damaged token counts, and with `together` CapacityError for too many tokens on an expert's rank.
         """
         held_out = HeldOut(batches, most)
         if together:

@@ -27,10 +27,10 @@ class StepInput(NamedTuple):
 
 
 class InputPipeline:
-    """Input pipeline of training: batches from a cursor on, each with its experts. Call `take` and run the step, in turn."""
+    """Input pipeline of training: batches in the order of training, each with its experts. Call `take` before each step."""
 
     def __init__(self, batches: BatchLoader, cursor: Cursor, store: ExpertStore, prefetcher: Prefetcher | None):
-        """cursor: position in the data at which the first batch begins. prefetcher: None if the step looks experts up itself."""
+        """cursor: position in the data at which the first batch begins. prefetcher: None if the step itself reads the store."""
         self._lookahead = Lookahead(batches, cursor)
         self._store = store
         self._prefetcher = prefetcher

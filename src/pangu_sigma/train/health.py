@@ -42,8 +42,8 @@ class UnhealthyRun(UserError, RuntimeError):
 class Spike:
     """Loss spike: a step in which the loss of a domain is above its limit.
 
-    loss, mean, limit: nats per token; the running mean and the limit are those before the step. samples: `Batch.digest`. skipped:
-    True if the step updated nothing.
+    loss, mean, limit: nats per token; mean is the running mean, and like the limit it is from before the step. samples: hash of the
+    batch (`Batch.digest`). skipped: True if the step updated nothing.
     """
 
     step: int
@@ -68,14 +68,14 @@ class DomainHealth:
     variance: float = 0.0
 
     def limit(self, options: SpikesConfig) -> float:
-        """Return the loss above which a step is a loss spike; infinity for the first `window` losses, or if detection is off."""
+        """Return the loss above which a step is a spike; infinity for the first options.window losses, or without detection."""
         if options.factor is None or self.seen < options.window:
             return math.inf
         deviation = max(math.sqrt(self.variance), LEAST_DEVIATION * self.mean)
         return self.mean + options.factor * deviation
 
     def take(self, loss: float, options: SpikesConfig) -> None:
-        """Update mean and variance with a loss: the first `window` losses have equal weights, later ones 1 / window.
+        """Update mean and variance with a loss. The first options.window losses have equal weights, later ones 1 / window.
 
         A loss above the limit counts as the limit: a spike changes little, and a loss that stays high soon becomes the normal one.
         """
@@ -88,10 +88,10 @@ class DomainHealth:
 
 
 class Health:
-    """Health monitor of a run. `spikes`, `stuck` and `suspect` describe the last step."""
+    """Health monitor of a training run. `spikes`, `stuck` and `suspect` are findings about the last step."""
 
     def __init__(self, options: TrainConfig, domains: list[str], state: dict[str, Any] | None = None):
-        """state: what `state` returned, or None; a domain that is not in it begins anew."""
+        """state: earlier result of `state`; None for a new run. A domain that is missing in it begins anew."""
         self.options = options
         known = (state or {}).get("domains", {})
         self.domains = {name: DomainHealth(**known.get(name, {})) for name in domains}
@@ -111,7 +111,7 @@ class Health:
         return {"domains": {name: asdict(domain) for name, domain in self.domains.items()}}
 
     def limits(self, domains_M: np.ndarray, weight_M: np.ndarray) -> np.ndarray:
-        """Return the weighted loss of each domain above which a batch is a spike, float32 [D]; infinity for absent domains.
+        """Return the limit of each domain's weighted loss, float32 [D]; above it a batch is a spike. Absent domains: infinity.
 
         domains_M, weight_M: domain of each block of the batch, and weight of the block in the loss.
         """
@@ -123,8 +123,8 @@ class Health:
     def observe(self, step: int, losses: dict[str, float], samples: str, skipped: bool, spiked: bool = False) -> None:
         """Update the health after a step.
 
-        losses: nats per token of the domains in its batch. samples: `Batch.digest`. spiked: True if the step was skipped although
-        its gradients are finite; if no loss is above its limit here, because of rounding, the nearest one counts as the spike.
+        losses: nats per token of the domains in its batch. samples: hash of the batch (`Batch.digest`). spiked: True if the step
+        was skipped with finite gradients; if rounding hides a loss above its limit here, the nearest loss counts as the spike.
         """
         options = self.options.spikes
         self.spikes, self.stuck, self.suspect = [], None, False
@@ -194,8 +194,8 @@ def examine(
 ) -> None:
     """Check the health after a step: log its spikes, look for values that are not finite, and stop an unhealthy run.
 
-    After a loss that is not finite, the dense parameters and the experts of the step are checked; if a domain is stuck, all experts
-    are. Their Adam moments are checked too. The results are logged.
+    After a loss that is not finite, the dense parameters and the experts of the step are checked. If a domain is
+    stuck (too many skipped steps in a row), all experts are. Adam moments are checked too. The results are logged.
     active_NA: experts of the step, as `Batch.active_NA`.
     Raises UnhealthyRun, on all ranks, if any rank has values that are not finite, or a domain is stuck.
     """

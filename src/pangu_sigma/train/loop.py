@@ -104,7 +104,7 @@ class Trainer:
         return self.progress.step >= self.config.train.steps
 
     def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
-        """Hook for subclasses, called with the held-out losses of each evaluation; does nothing here."""
+        """Hook for subclasses, called with the held-out losses of each evaluation. This class does nothing."""
 
     def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
         """Take one step. Returns its batch, learning rate, result, and prefetch traffic."""

@@ -49,7 +49,7 @@ class StepResult(NamedTuple):
 
 
 class SpikeLimits(NamedTuple):
-    """Loss limits of the domains, with which a training step skips spikes (train.spikes.skip)."""
+    """Loss limits of the domains, by which a training step recognizes a loss spike and skips it (train.spikes.skip)."""
 
     limits_D: Tensor | None = None
     """Weighted loss of each domain above which the batch is a spike, float32."""
@@ -58,7 +58,7 @@ class SpikeLimits(NamedTuple):
 
 
 class ScaledLoss(nn.Cell):
-    """Loss times the loss scale, the function that a step differentiates.
+    """Loss of a micro-batch times the loss scale: the function that a training step differentiates.
 
     construct(scale, *arguments of NextTokenLoss) -> (scale · sum of the block losses, block losses [M])
     """
@@ -79,7 +79,7 @@ FIRST_EXPERT = 1 + len(PASS_FIELDS)
 class TrainStep(nn.Cell):
     """Training step: forward pass, backward pass and update.
 
-    construct(lr, *StepArrays, *SpikeLimits, *Brought.arguments()) -> fields of StepResult
+    construct(lr, *StepArrays, *SpikeLimits, *PrefetchedExperts.arguments()) -> fields of StepResult
         active: experts of all micro-batches. offsets: their tokens in each micro-batch. used: their tokens in all of them.
         experts_and_buffers: prefetched experts, then the buffers for the experts of the next step; empty without a `Prefetcher`.
     The arguments are plain tensors and not the NamedTuples of the host: see data/step_arrays.py.
@@ -182,7 +182,7 @@ class TrainStep(nn.Cell):
         brought: PrefetchedExperts | None = None,
         limits: SpikeLimits | None = None,
     ) -> StepResult:
-        """Run one step. rate: learning rate. brought: prefetched experts; None to look them up. limits: spike limits."""
+        """Run one step. rate: learning rate. brought: prefetched experts; None to read the store. limits: None to skip no spike."""
         groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()).arguments())
         return StepResult(*self(Tensor(rate, ms.float32), *groups))
 

@@ -11,7 +11,7 @@ from typing import Any
 class StopRequest:
     """Context manager in which SIGTERM sets `requested` instead of ending the process.
 
-    Python lets only the main thread handle signals. In any other thread this does nothing, and `requested` stays False.
+    Python lets only the main thread handle signals. In another thread the manager does nothing, and `requested` stays False.
     """
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ LANES = 8
 
 @dataclass(frozen=True)
 class OwnTask:
-    """Benchmark that runs without the harness.
+    """Benchmark of this project, which runs without lm-evaluation-harness.
 
     run: called with (engine, domain, folder, limit=…, temperature=…, …). format: text format of the default domain. file: argument
     of `run` for a readable file of the answers, and suffix of the file's name. runs_programs: `run` takes samples and unsafe.
@@ -106,7 +106,7 @@ def run_benchmarks(
 ) -> dict[str, TaskResult]:
     """Run benchmarks on a run's newest checkpoint or an exported model, and return results by task; a task group has a result too.
 
-    kept: cache of answers. beside: file of the result; readable answers of tasks of `OWN_TASKS` are written beside it.
+    kept: cache of answers; None for no cache. beside: file of the result, beside which readable answers of `OWN_TASKS` go.
 
     Raises ConfigError for an unknown task or domain, and DataError, before anything is computed, for missing or invalid files.
     """

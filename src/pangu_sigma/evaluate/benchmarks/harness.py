@@ -54,7 +54,7 @@ Pair = tuple[list[int], list[int]]
 class HarnessModel(LM):
     """Model of lm-evaluation-harness: one domain of a model of this project.
 
-    truncated: (task name, item number) of requests that were cut, or scored in windows, because they exceed the model's length.
+    truncated: (task name, item number) of requests that were cut, or scored in windows, because they exceed model.seq_length.
     kept: cache of the answers, with which a killed evaluation resumes; None for no cache.
     """
 

@@ -29,7 +29,7 @@ class _Unusable(ValueError):
 
 
 def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
-    """Return the path of a benchmark's file, the first of `names` in the folder. Raises DataError, naming its source."""
+    """Return the path of a benchmark's file, the first of `names` in the folder. Raises DataError, naming the download page."""
     for name in names:
         if (folder / name).is_file():
             return folder / name

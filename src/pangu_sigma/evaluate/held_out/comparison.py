@@ -34,7 +34,7 @@ Losses = dict[str, HeldOutLoss]
 
 
 def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False) -> dict[str, Any]:
-    """Compare the losses of each run and its counterpart on the same held-out tokens.
+    """Compare the losses of each of `runs` with its counterpart in `others` on the same held-out tokens.
 
     all: True to read all held-out samples, False for as many as the training of the first run evaluates.
     Returns {"pairs": [{"run", "against", "domains"}, …], "mean"}. Each domain of a pair has the metrics of `evaluate_run`, those of

@@ -20,7 +20,7 @@ from pangu_sigma.train.log.losses import HeldOutLoss
 
 
 class DecodedForward:
-    """Forward pass of a held-out `Evaluator` by a decoder, one sequence at a time."""
+    """Forward pass of an `Evaluator` of an exported model, by its decoder: one held-out sequence at a time."""
 
     training = False
 

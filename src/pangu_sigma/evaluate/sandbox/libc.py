@@ -41,7 +41,7 @@ def unmount(target: str) -> None:
 
 
 def die_with_parent(signal: int) -> None:
-    """Ask the kernel to send this process a signal when the thread that started it ends."""
+    """Ask Linux to send this process a signal when the thread that started it ends."""
     _prctl(_PDEATHSIG, signal)
 
 

@@ -22,7 +22,7 @@ class ProgramLimits:
     files: int = 64
 
     def apply(self) -> None:
-        """Apply the limits to this process, once it has its user id: the kernel does not limit root's number of processes."""
+        """Apply the limits to this process, once it has its user id: Linux does not limit root's number of processes."""
         for what, most in (
             (resource.RLIMIT_AS, self.memory_bytes),
             (resource.RLIMIT_FSIZE, self.folder_bytes),

@@ -29,14 +29,14 @@ _FOR_THE_JAIL = 30
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a program. passed: True if it ran to its end. why: "passed", the limit that was reached, or the last output."""
+    """Outcome of a sandboxed program. passed: True if it ran to its end. why: "passed", the limit reached, or its last output."""
 
     passed: bool
     why: str
 
 
 class Sandbox:
-    """Sandbox that runs Python programs, each in one process with its own user id, root and namespaces, within limits.
+    """Sandbox that runs Python programs, each in one process with its own user id, root folder, Linux namespaces and limits.
 
     A program sees Python's standard library and an empty folder; no network, no other process, no file of the user's.
     """

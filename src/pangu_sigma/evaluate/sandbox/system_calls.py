@@ -66,7 +66,7 @@ class _Program(ctypes.Structure):
 
 
 def deny_calls() -> None:
-    """Deny the system calls `DENIED`, with EPERM, to this process and its children. Raises OSError if that is not possible."""
+    """Deny the system calls `DENIED`, with error EPERM, to this process and its children. Raises OSError if that is impossible."""
     if platform.machine() not in _MACHINES:
         raise OSError(
             errno.ENOSYS, f"system calls can be filtered on {' and '.join(_MACHINES)}, not on {platform.machine()}"

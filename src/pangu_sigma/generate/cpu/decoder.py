@@ -54,7 +54,7 @@ class _NewTokens:
 
 
 class CpuDecoder:
-    """`Decoder` on the CPU. Its weights are mapped files, or copies in memory of the chosen precision."""
+    """`Decoder` on the CPU, without MindSpore. Its weights are memory-mapped files, or copies in the chosen precision."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class CpuDecoder:
         return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
-        """Read new tokens of several lanes together, and return the logits of each chunk, float32 [W, R]."""
+        """Read new tokens of several lanes together, and return the logits of each chunk, float32 [wanted, R]."""
         if not chunks:
             return []
         texts = self._texts_after(chunks)

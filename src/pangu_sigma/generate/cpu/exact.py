@@ -46,7 +46,7 @@ class ExactModel:
         return logits_TR
 
     def hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray, last: int = 0) -> np.ndarray:
-        """Return the hidden states after the query layer, float32 [T, H]; arguments as in `logits`."""
+        """Return the hidden states after the query layer (the last one), float32 [T, H]; arguments as in `logits`."""
         asking_A = np.arange(len(rows_T))[-last:]
         return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT, asking_A)
 

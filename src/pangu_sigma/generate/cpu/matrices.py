@@ -12,7 +12,7 @@ from pangu_sigma.stored.export import StoredExport
 
 
 class Matrices:
-    """Weights for kernels: matrices in one precision, vectors in float32.
+    """Weights of a model for the CPU kernels of few_rows.py: matrices in one precision, vectors in float32.
 
     Matrices of an export with this precision are used bit for bit; others are rounded from float32.
 
@@ -20,7 +20,7 @@ class Matrices:
     """
 
     def __init__(self, weights: Weights, precision: Precision, mapped: bool, room: LargePages):
-        """mapped: True to return float32 matrices in place, without copies in `room`."""
+        """mapped: True to return float32 matrices in place, without copies in `room`. room: memory of large pages for copies."""
         assert not mapped or precision == "float32"
         self._weights, self._precision, self._mapped, self._room = weights, precision, mapped, room
         self._kept: StoredExport | None = None

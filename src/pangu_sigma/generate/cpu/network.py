@@ -25,7 +25,7 @@ class Operators(Protocol[HostRows]):
     """Interface to the operators of the network. An operator may modify `residual`, and the rows that it returned before."""
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> HostRows:
-        """Return the sum of rows of the word table, numbered over all slots, and of the position table."""
+        """Return the sum of rows of the word table, numbered over all slots, and of the position table, [T, H]."""
 
     def queries(self, positions_T: np.ndarray) -> HostRows:
         """Return rows of the query layer's position embedding table."""
@@ -38,7 +38,7 @@ class Operators(Protocol[HostRows]):
     ) -> HostRows:
         """Return residual + causal attention of a layer. query: rows for the queries; `normed` is for keys and values.
 
-        asking_A: rows whose result is needed, in order; the later operators have only these. None for all.
+        asking_A: numbers of the A rows to return, in order, which later operators get; None for all.
         """
 
     def ffn(self, layer: int, residual: HostRows, normed: HostRows) -> HostRows:
@@ -56,11 +56,11 @@ def hidden_states(
     experts_NT: np.ndarray,
     asking_A: np.ndarray | None = None,
 ) -> HostRows:
-    """Run the network without MindSpore, and return the hidden states [A, H] after the query layer.
+    """Run the network without MindSpore, and return the hidden states [T, H] after the query layer (the last one).
 
     rows_T: row of each token in the flattened slots. positions_T: position of the token in its document. experts_NT: its expert in
-    each RRE layer, numbered over the layer. asking_A: numbers of the tokens whose hidden states are needed, in order; None for all.
-    Of the other tokens the query layer needs only keys and values.
+    each RRE layer, numbered over the layer. asking_A: numbers of the tokens to return hidden states of, in order, as [A, H]; None
+    for all. The query layer computes only keys and values of the other tokens.
     """
     x_TH = operators.embed(rows_T, positions_T)
     for layer in range(model.layers):

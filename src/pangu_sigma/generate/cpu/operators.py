@@ -31,7 +31,7 @@ PASS_TOKENS = 512
 class CpuOperators:
     """CPU operators of the network, with a KV cache that has a lane for each text.
 
-    weight_bytes: bytes of the weights that they read, mapped files too. copied_bytes: bytes of the copies in memory.
+    weight_bytes: bytes of the weights that the operators read, mapped files too. copied_bytes: bytes of the copies in memory.
     cache_bytes: size of the full KV cache.
     """
 
@@ -78,7 +78,7 @@ class CpuOperators:
                 cache_LnSd[target, :, :tokens] = cache_LnSd[source, :, :tokens]
 
     def logits(self, hidden_TH: np.ndarray, wanted_W: np.ndarray, slot: int) -> np.ndarray:
-        """Return the logits [W, R] over the rows of a slot, for some tokens of the pass."""
+        """Return the logits [W, R] over the rows of a slot. wanted_W: numbers of W tokens of the pass."""
         np.take(hidden_TH, wanted_W, axis=0, out=self._mixed_TH[: len(wanted_W)])
         logits_WR = np.empty((len(wanted_W), self._model.slot_rows), np.float32)
         self._heads[slot](len(wanted_W), logits_WR)

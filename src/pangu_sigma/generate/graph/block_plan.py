@@ -1,6 +1,6 @@
 """Routing plan of a call, computed in the graph from token ids and domains.
 
-Shape suffixes: T tokens, D domains, V vocabulary, N RRE layers, K experts stored, A blocks, b rows of a block.
+Shape suffixes: T tokens, D domains, V vocabulary, N RRE layers, K experts stored, A blocks of b rows of one expert.
 
 The rows of each expert are split into blocks of b rows: dropless, with at most b - 1 rows of padding per expert. b is 1 when each
 token can have an expert of its own (decoding), and grows with the tokens per expert of the call. The cells of the padded layout
@@ -18,11 +18,11 @@ from pangu_sigma.rre.table import RoutingTable
 
 
 class BlockPlan(nn.Cell):
-    """Routing plan of an exported graph, in blocks of rows of a single expert each.
+    """Routing plan of a call of an exported graph. A block, here, is b rows of one expert; a row is a token or padding.
 
     construct(ids_T, domains_T, positions_T, texts) -> active_NA, order_NAb, inverse_NT
-        texts: number of texts, each of one domain. active: expert of each block. order: token of each row. inverse: row of each
-        token.
+        texts: number of texts, each of one domain. active: expert of each of A blocks. order: token of each row. inverse: row
+        of each token.
     """
 
     def __init__(self, table: RoutingTable):

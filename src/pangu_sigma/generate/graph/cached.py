@@ -35,9 +35,9 @@ class CachedGraph(nn.Cell):
     """Inference graph for export: returns the logits of the next token, and the most likely token.
 
     construct(ids_BC, lengths_B, start_B, lane_B, domain_B, wanted_W) -> logits float32 [W, R], token int32 [W]
-        ids: new tokens of each text, with any padding. lengths: number of new tokens, 1 … C. start: number of tokens in the text's
+        ids: new tokens of B texts, padded to C. lengths: number of new tokens, 1 … C. start: number of tokens in the text's
         lane (part of the KV cache) before the call; 0 begins a new text. lane, domain: their numbers; each text has its own lane.
-        wanted: indices among the B·C new tokens of those whose successors are wanted. All inputs are int32.
+        wanted: indices, among the B·C new tokens, of the W tokens to return the next one for. All inputs are int32.
 
     Logits are over the rows of the text's slot, -inf for rows without a token. They are NaN for a text with a new id that does not
     exist or has no row in the slot.
@@ -150,5 +150,5 @@ def inputs_and_outputs(config: Config) -> dict[str, Any]:
 
 
 def open_inputs() -> tuple[Tensor, ...]:
-    """Return placeholder inputs of `CachedGraph` with dynamic shapes, for `set_inputs` and export."""
+    """Return placeholder inputs of `CachedGraph` with dynamic shapes, for `Cell.set_inputs` and export."""
     return tuple(Tensor(shape=[None] * axes, dtype=ms.int32) for axes in (2, 1, 1, 1, 1, 1))

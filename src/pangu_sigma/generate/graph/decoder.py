@@ -35,7 +35,7 @@ class _Text:
 
 
 class GraphDecoder:
-    """`Decoder` that runs an exported graph, whose parameters are the weights and the KV cache."""
+    """`Decoder` that runs an exported graph with MindSpore; the graph's parameters are the weights and the KV cache."""
 
     def __init__(self, graph: nn.Cell, config: Config, tokenizer: Tokenizer, table: RoutingTable, lanes: int):
         """graph: graph with the signature of `CachedGraph`. Its KV cache has one lane (one text), and is enlarged to `lanes`."""
@@ -79,7 +79,7 @@ class GraphDecoder:
         return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
-        """Read new tokens of several lanes in one call, and return the logits of each chunk, float32 [W, R]."""
+        """Read new tokens of several lanes, and return the logits of each chunk, float32 [wanted, R]."""
         for chunk in chunks:
             self._check(chunk)
         found: list[list[np.ndarray]] = [[np.empty((0, self.config.model.slot_rows), np.float32)] for _ in chunks]
@@ -135,7 +135,7 @@ class GraphDecoder:
 
 
 def is_cache(name: str) -> bool:
-    """Return True if the name of a parameter of an exported graph is that of a part of the KV cache."""
+    """Return True if an exported graph's parameter of this name belongs to the KV cache, and not to the weights."""
     return name.rsplit(".", 1)[-1] in ("keys", "values", "ended")
 
 

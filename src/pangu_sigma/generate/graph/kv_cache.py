@@ -21,7 +21,7 @@ from pangu_sigma.model.pangu_sigma import MASKED, Attention
 class CachedAttention(Attention):
     """Attention of an exported graph over its KV cache, which first stores the keys and values of the new tokens.
 
-    construct(query_TH, x_TH, seen, draws_B4) -> [T, H], where `seen` comes from `Lanes`.
+    construct(query_TH, x_TH, seen, draws_B4) -> [T, H]. seen: mask, lanes and indices from `Lanes`. draws: None (no dropout).
     """
 
     def __init__(self, config: ModelConfig, dtype: ms.Type, layer: int):
@@ -48,10 +48,10 @@ class Lanes(nn.Cell):
     """Positions, attention mask and KV cache indices of the new tokens of a call of an exported graph.
 
     construct(ids_BC, index_BC, start_B, lane_B) -> positions_BC, (unseen_B1CS, lane_B, where)
-        index: index of each token in its lane. start: number of tokens in the lane before the call. positions: position of each
-        token in its document. unseen: attention mask in the form of `HiddenFrom`. where: lane, head and index, [T·n, 3].
+        index: index of each of C new tokens of B texts in its lane. start: number of tokens in the lane before the call. unseen:
+        added to the scores of S positions, 0 or `MASKED`. where: lane, head (of n) and index of each key and value, [T·n, 3].
 
-    A document ends with <eot>: later tokens do not attend to it, and their positions begin at 0, as in data/sequences.py. A
+    A document ends with <eot>: later tokens do not attend to it, and their positions start again at 0, as in data/sequences.py. A
     parameter holds, for each token of a lane, the number of <eot> before it.
     """
 

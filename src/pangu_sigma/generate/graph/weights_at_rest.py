@@ -64,8 +64,8 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
 class KeptExperts(nn.Cell):
     """Expert weights of an exported graph, in the stored precision.
 
-    construct(active_NA) -> FFN_TENSORS of each block's expert, for each RRE layer from the lowest: float32 [A, F, H], [A, 1, F],
-    [A, F, H], [A, 1, H]
+    construct(active_NA) -> FFN_TENSORS of each RRE layer from the lowest: float32 [A, F, H], [A, 1, F], [A, F, H], [A, 1, H].
+    active: expert of each of the A blocks of a `BlockPlan`.
     """
 
     def __init__(self, config: Config, weights: Weights, at_rest: AtRest):

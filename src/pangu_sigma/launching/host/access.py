@@ -28,7 +28,7 @@ class ToolError(Exception):
 class Host:
     """Host to check. root: folder that stands for / of the host. environment: variables of this shell, with the PATH of the tools.
 
-    mindspore: folder of the package; None: the installed package. mindspore_version: its version, empty if not installed.
+    mindspore: folder of MindSpore; None for the installed one. mindspore_version: MindSpore's version; empty if not installed.
     """
 
     root: Path = Path("/")
@@ -52,7 +52,7 @@ class Host:
         return assignments(self.read(name) or "")
 
     def tool(self, name: str) -> str | None:
-        """Return the path of a tool; None if it is neither on PATH nor in the driver's folders."""
+        """Return the path of a tool; None if it is neither on PATH nor in the NPU driver's folders."""
         folders = [self.environment.get("PATH", os.defpath), *(str(self.root / folder) for folder in _TOOL_FOLDERS)]
         return shutil.which(name, path=os.pathsep.join(folders))
 
@@ -93,7 +93,7 @@ def assignments(text: str) -> dict[str, str]:
 
 
 def listed_numbers(text: str) -> Iterator[int]:
-    """Yield the numbers of a list in the kernel's notation, such as 0-3,8."""
+    """Yield the numbers of a list, such as Linux's CPU list "0-3,8": 0, 1, 2, 3, 8."""
     for numbers in text.strip().split(","):
         first, _, last = numbers.partition("-")
         if first:

@@ -20,7 +20,7 @@ from pangu_sigma.launching.host.npu_smi import Npu, chip_called, list_npus
 def host_checks(host: Host, wanted: Chip | None = None, by: str = "", run: Path | None = None) -> Iterator[Check]:
     """Run all checks of an Ascend host. A fault is reported once; checks that it makes impossible are skipped.
 
-    wanted: the expected chip; None for any chip. by: source that expects it. run: run folder whose storage is checked.
+    wanted: the expected chip; None for any chip. by: origin of `wanted`, for messages. run: run folder whose storage is checked.
     """
     listed: list[Npu] = []
     checks: list[tuple[str, Callable[[], Check]]] = [("NPU devices", lambda: npu.devices(host, listed))]

@@ -37,7 +37,7 @@ def addresses(host: Host, listed: list[Npu]) -> Check:
 
 
 def links(host: Host, listed: list[Npu]) -> Check:
-    """Check that the RoCE port of each NPU is up. Hosts of a super pod of 910_93 are connected by HCCS, and need no RoCE."""
+    """Check that the RoCE port of each NPU is up. 910_93 hosts of one super pod need none: HCCS links connect them."""
     states = {npu.number: _answer(host, npu.number, "-link").removeprefix("link status:").strip() for npu in listed}
     down = [number for number, state in states.items() if state != "UP"]
     if len(down) == len(listed) and chip_called(listed[0].name) == "910_93":
@@ -49,7 +49,7 @@ def links(host: Host, listed: list[Npu]) -> Check:
 
 
 def tls(host: Host, listed: list[Npu]) -> Check:
-    """Check that the TLS switch is equal on the ports of all NPUs; otherwise connections time out (EI0006)."""
+    """Check that TLS is on for the ports of all NPUs or of none; otherwise connections time out (error EI0006)."""
     matches = {npu.number: re.search(r"tls switch\[(\d)\]", _answer(host, npu.number, "-tls")) for npu in listed}
     switches = {number: match[1] if match else "0" for number, match in matches.items()}  # no certificate: off
     on = [number for number, switch in switches.items() if switch == "1"]
@@ -83,7 +83,7 @@ def interface(host: Host) -> Check:
 
 
 def ports(host: Host) -> Check:
-    """Check that the host does not give HCCL's ports to outgoing connections."""
+    """Check that Linux does not give HCCL's TCP ports to outgoing connections of the host."""
     first = int(host.environment.get("HCCL_IF_BASE_PORT") or 60_000)
     needed = range(first, first + _PORTS)
     low, high = map(int, (host.read("/proc/sys/net/ipv4/ip_local_port_range") or "0 0").split())

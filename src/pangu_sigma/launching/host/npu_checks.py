@@ -34,7 +34,7 @@ def devices(host: Host, listed: list[Npu]) -> Check:
 def chip(listed: list[Npu], wanted: Chip | None, by: str) -> Check:
     """Check that the chip is the expected one, and that the number of NPUs and their memory are those of a server.
 
-    wanted: the expected chip; None for any chip. by: source that expects it.
+    wanted: the expected chip; None for any chip. by: origin of `wanted`, for messages.
     """
     names = sorted({npu.name for npu in listed})
     known = chip_called(names[0])

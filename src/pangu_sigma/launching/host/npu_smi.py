@@ -24,7 +24,7 @@ _USED = re.compile(r"(\d+)\s*/\s*(\d+)")
 
 @dataclass(frozen=True)
 class Npu:
-    """NPU of a host. number: as in /dev/davinci0 and hccn_tool. used, total: HBM in MB. processes: ids of processes that use it."""
+    """NPU of a host. number: as in /dev/davinci0. used, total: device memory (HBM) in MB. processes: ids of those that use it."""
 
     number: int
     card: int

@@ -16,7 +16,7 @@ from pangu_sigma.npus import cann, missing_cann, missing_plugin
 
 @dataclass(frozen=True)
 class Suite:
-    """Software that a version of MindSpore was released with. cann, driver: versions listed for that release; None: unknown.
+    """Versions of CANN and NPU driver for one MindSpore release, from MindSpore's tables; driver None if a table has none.
 
     takes: versions of CANN with which MindSpore loads without a warning (its own `run_check/_check_version.py`).
     """
@@ -41,7 +41,7 @@ _OURS = "pangu_sigma"
 
 
 def driver(host: Host, chip: Chip | None) -> Check:
-    """Check the version of the NPU driver against the suite. No suite lists 910A, so any working driver passes for 910A."""
+    """Check the version of the NPU driver against MindSpore's table (`Suite`). It has none for 910A, so any version passes."""
     file = f"{_driver_folder(host)}/driver/version.info"
     version = host.values(file).get("Version")
     suite = _suite(host)
@@ -57,7 +57,7 @@ def driver(host: Host, chip: Chip | None) -> Check:
 
 
 def firmware(host: Host, listed: list[Npu]) -> Check:
-    """Check the version of the NPU firmware against the range that the driver names."""
+    """Check the version of the NPU firmware against the range that the driver's version file names."""
     folder = _driver_folder(host)
     compatible = host.values(f"{folder}/driver/version.info").get("compatible_version_fw", "")
     version = host.values(f"{folder}/firmware/version.info").get("Version")
@@ -72,7 +72,7 @@ def firmware(host: Host, listed: list[Npu]) -> Check:
 
 
 def toolkit(host: Host) -> Check:
-    """Check that CANN is set up in this shell, and that its version is the suite's."""
+    """Check that CANN is set up in this shell, in a version that fits the installed MindSpore (`Suite`)."""
     folder, suite = cann(host.environment), _suite(host)
     if missing := missing_cann(host.environment):
         return failed(missing.problem, missing.fix)
@@ -90,7 +90,7 @@ def toolkit(host: Host) -> Check:
 
 
 def kernels(host: Host, chip: Chip) -> Check:
-    """Check that CANN's package of compiled operators for the chip is installed."""
+    """Check that CANN's compiled operators for the chip are installed."""
     folder, unit = cann(host.environment), COMPUTE_UNITS[family(chip)]
     path = Path(host.environment.get("ASCEND_OPP_PATH") or (folder or Path("CANN")) / "opp") / _KERNELS / unit
     if path.is_dir() and any(path.iterdir()):
@@ -107,7 +107,7 @@ def plugin(host: Host) -> Check:
 
 
 def operators(host: Host, chip: Chip) -> Check:
-    """Check that this project's operators (`ascend_ops/`) are where CANN and MindSpore look for them."""
+    """Check that this project's compiled operators (`ascend_ops/`) are where CANN and MindSpore look for them."""
     fix = "bash ascend_ops/build.sh, bash ascend_ops/install.sh FOLDER, and the two export lines that it prints"
     path = next((p for p in _paths(host, "ASCEND_CUSTOM_OPP_PATH") if p.name == _OURS), None)
     if path is None and CHIP_DATA[chip].dropless:

@@ -37,7 +37,7 @@ class Difference(NamedTuple):
     """Difference in bits per byte."""
 
     def figures(self) -> dict[str, float | None]:
-        """Return the difference as values for JSON, by `DIFFERENCE_FIGURES`; None for values that are not finite."""
+        """Return the difference as values for JSON, by the names of `DIFFERENCE_FIGURES`; None for values that are not finite."""
         return dict(zip(DIFFERENCE_FIGURES, map(finite_or_none, (*self.nats, *self.bits)), strict=True))
 
 
@@ -49,7 +49,7 @@ DIFFERENCE_FIGURES = ("nats_per_token", "se", "bits_per_byte", "bits_per_byte_se
 class HeldOutLoss:
     """Loss of a domain on its held-out samples.
 
-    nats_U, tokens_U, bytes_U: for each unit the loss, the number of predicted tokens, and the number of bytes of their text.
+    nats_U, tokens_U, bytes_U: loss, number of predicted tokens, and bytes of their text, of each unit: a sample, or a block.
     unigram: unigram loss of the same tokens under the frequencies of the training text, in nats per token.
     digest: hash over the samples; two losses with the same digest have the same units.
     """
@@ -106,7 +106,7 @@ _DIGITS = 4
 
 
 def ratio(values_U: np.ndarray, weights_U: np.ndarray) -> Estimate:
-    """Return Σ values ÷ Σ weights with its standard error, for units that are drawn independently."""
+    """Return Σ values ÷ Σ weights with its standard error, for samples (or blocks) that are drawn independently."""
     units, total = len(values_U), float(weights_U.sum())
     if not total:
         return Estimate(math.nan, math.nan)

@@ -72,8 +72,8 @@ class StepMetrics:
 
     step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite if
     gradients overflowed. skipped: True if the step updated nothing. load_NK: number of tokens of each expert.
-    samples: `Batch.digest`. dropped: rows beyond an expert's capacity. norm_dense, norm_experts: norms of the dense and of the
-    expert gradients; None if not measured.
+    samples: hash of the batch (`Batch.digest`). dropped: token rows beyond an expert's capacity. norm_dense, norm_experts: norms
+    of the dense and of the expert gradients; None if not measured.
     """
 
     step: int

@@ -131,7 +131,7 @@ def draw_speed(runs: Sequence[RunLog]) -> Figure | None:
 
 
 def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
-    """Draw the ECSS traffic per step, and hit rate and stall of the prefetcher; None if no run has a prefetcher."""
+    """Draw the experts' traffic per step, and the prefetcher's hit rate and stall time; None if no run has a prefetcher."""
     if not any(_of_steps(run, TRAFFIC[0]) for run in runs):
         return None
     figure = Figure(figsize=(10, 5), layout="constrained")
@@ -151,7 +151,7 @@ def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
 
 
 def draw_load(run: RunLog) -> Figure | None:
-    """Draw a heat map, layers × experts, of the load relative to the fair share of the expert's domain; None without load."""
+    """Draw a heat map, layers × experts, of the tokens per expert over the mean of its domain; None without load lines."""
     domains, total_NK = run.domains, expert_load(run.loads)
     if total_NK is None or not total_NK.any():
         return None

@@ -42,7 +42,7 @@ BENCHMARKS = "benchmarks.json"
 
 @dataclass(frozen=True)
 class _Run:
-    """Run of a report: log, configuration by key path, domains of the data manifest, benchmarks by task; empty if missing."""
+    """Run in a report: log, configuration by key path, domains of the data manifest, benchmarks by task; empty if missing."""
 
     log: RunLog
     config: dict[str, Any]

@@ -48,7 +48,7 @@ class NoTimeline:
         """Write nothing: nothing was seen."""
 
     def span(self, name: str) -> AbstractContextManager[None]:
-        """Record the time of a `with` block under a name."""
+        """Record the time of a `with` block under a name, such as "save"."""
         return nullcontext()
 
     def step_done(self, step: int) -> None:
@@ -56,7 +56,7 @@ class NoTimeline:
 
 
 class Timeline(NoTimeline):
-    """Profiler timeline of the steps after this process's first. A context manager, because a run may end before it is full."""
+    """Profiler timeline of the steps after this process's first. A context manager, since a run may end before it has them all."""
 
     def __init__(self, run: Path, start: int):
         """run: run folder. start: number of steps that the run has already taken."""

@@ -30,7 +30,7 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Return a prediction's best F1 over the correct answers, by the longest common run of words; a Chinese character is a word.
+    """Return a prediction's best F1 over the correct answers, by the longest common substring of words or Chinese characters.
 
     The published script first splits Latin text into sentences, with a downloaded model. That separates each sentence's full stop
     from the word before it; here only the last full stop is separated.
@@ -137,6 +137,6 @@ def long_answer(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any
 
 
 def begins(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Score an item for lm-evaluation-harness: 1 if the model's answer begins with the word, without punctuation and blanks."""
+    """Score an item for lm-evaluation-harness: 1 if the answer begins with the expected word, without punctuation and blanks."""
     own, word = ("".join(_bare(text).split()) for text in (results[0], doc["answer"]))
     return {doc["metric"]: float(own.startswith(word))}
