@@ -30,7 +30,7 @@ from pangu_sigma.rre.table import draw_tables
 
 def test_held_out_batches_read_every_sample_once_and_weigh_what_fills_them_up_nothing(folder, tokenizer):
     batches = open_batches(config_of(blocks=2, batch=4), folder, tokenizer, "held_out")
-    found = HeldOut(batches, 8 * 4).of_domain(1)
+    found = HeldOut(batches, 8 * 4).domain_batches(1)
     assert len(found) == 3, "11 samples fill 3 batches of 4"
     numbers = []
     for batch in (held_out.batch for held_out in found):
@@ -40,7 +40,7 @@ def test_held_out_batches_read_every_sample_once_and_weigh_what_fills_them_up_no
         assert batch.weights_GBS.sum() == pytest.approx(1, abs=1e-6)
     assert numbers == list(range(11))
     assert (found[-1].batch.weights_GBS[0, 3] == 0).all()
-    assert len(HeldOut(batches, 2 * 4).of_domain(1)) == 2
+    assert len(HeldOut(batches, 2 * 4).domain_batches(1)) == 2
 
 
 def test_the_samples_are_spread_evenly_over_the_held_out_text(folder, tokenizer):
@@ -49,7 +49,7 @@ def test_the_samples_are_spread_evenly_over_the_held_out_text(folder, tokenizer)
     held_out = HeldOut(batches, 4)
     assert held_out.numbers(0).tolist() == [2, 7, 12, 17], "of 20: the middle of each quarter"
     assert held_out.numbers(2).tolist() == [3, 11, 18, 26], "of 30"
-    (found,) = held_out.of_domain(2)
+    (found,) = held_out.domain_batches(2)
     assert samples_of(found.batch.ids_GBS, found.batch.domains_M) == [(2, n) for n in (3, 11, 18, 26)]
     assert found.units_U.tolist() == [0, 1, 2, 3]
     assert [(d, n) for d, n in counted_samples(held_out.training_shaped_batches()) if d == 2] == [
@@ -98,7 +98,7 @@ def test_unigram_and_bytes_are_of_exactly_the_tokens_that_count(folder, tokenize
     found = (
         held_out.training_shaped_batches()
         if form == "like_training"
-        else [b for d in range(3) for b in held_out.of_domain(d)]
+        else [b for d in range(3) for b in held_out.domain_batches(d)]
     )
     size = held_out.block if form == "like_training" else 1
     sums = {(d, u): np.zeros(3) for d, n in enumerate(held_out.units(size)) for u in range(n)}
@@ -152,8 +152,10 @@ def test_held_out_batches_of_ranks_are_the_samples_of_one_process(four, tokenize
     table = draw_tables(config.routing, 2, 4, VOCABULARY, 2, None)
     ranks = [BatchLoader(config, four, tokenizer, table, "held_out", rank) for rank in range(4)]  # type: ignore[arg-type]
     for domain in range(4):
-        expected = Counter(r.tobytes() for b in HeldOut(whole, 32).of_domain(domain) for r in counted_rows(b.batch))
-        found = [HeldOut(batches, 32).of_domain(domain) for batches in ranks]
+        expected = Counter(
+            r.tobytes() for b in HeldOut(whole, 32).domain_batches(domain) for r in counted_rows(b.batch)
+        )
+        found = [HeldOut(batches, 32).domain_batches(domain) for batches in ranks]
         assert sorted(u for share in found for b in share for u in b.units_U[weighs(b)]) == list(
             range(sum(expected.values()))
         )

@@ -68,7 +68,7 @@ class AscendBackend(Backend):
         most = samples_of_evaluation(built.config)
         return Evaluator(held_out, most, built.step, built.network, built.ranks, together=True, counts=counts)
 
-    def files(self, built: TrainingSetup) -> Files:
+    def checkpoint_files(self, built: TrainingSetup) -> Files:
         rank, parallel = built.ranks.rank, built.config.parallel
         files: Files = {}
         for shard, name, parameter, part in parameter_parts(built.shards, built.store, parallel, rank):

@@ -118,7 +118,7 @@ class DroplessFFN(nn.Cell):
 
 
 class LocalDispatch(nn.Cell):
-    """Dropless dispatch on the slices of one rank, which `DroplessDispatch` wraps as one operator."""
+    """Dropless dispatch on one rank: rows go to their experts' ranks. `DroplessDispatch` has the arguments, and wraps it."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()
@@ -133,7 +133,7 @@ class LocalDispatch(nn.Cell):
 
 
 class LocalCombine(nn.Cell):
-    """Dropless combine on the slices of one rank, which `DroplessCombine` wraps as one operator."""
+    """Dropless combine on one rank: rows go back to their tokens' ranks. `DroplessCombine` has the arguments, and wraps it."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()

@@ -37,10 +37,10 @@ class HeldOutBatch:
 
 
 class HeldOut:
-    """Held-out set of the domains of a rank's group, as the rank's share of the batches, in two shapes with the same samples.
+    """Held-out batches that a rank evaluates, of the domains of its group. Two methods give the same samples.
 
-    `of_domain` is for a forward graph, which returns a loss per sequence, so that a unit is a sample; `training_shaped_batches`
-    is for the graph of a training step, which returns a loss per block, so that a unit is a block of samples.
+    `domain_batches` is for a forward graph, which returns a loss per sample. `training_shaped_batches` is for the graph of a
+    training step, which returns a loss per block of samples. What has one loss is called a unit.
     """
 
     def __init__(self, batches: BatchLoader, most: int):
@@ -78,7 +78,7 @@ class HeldOut:
             digests_by_domain[domain.name] = digest.hexdigest()
         return digests_by_domain
 
-    def of_domain(self, domain: int) -> list[HeldOutBatch]:
+    def domain_batches(self, domain: int) -> list[HeldOutBatch]:
         """Return this rank's share of the batches of one domain, with a loss per sample; empty for a domain of another group.
 
         The last batch is padded with samples of weight 0. No row is dropped: the expert capacity is large enough for the

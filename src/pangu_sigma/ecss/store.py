@@ -102,7 +102,7 @@ class HostStore(ExpertStore):
         return fetched
 
     def updated_rows(self, active_A, offsets_A1):
-        """Return the rows of the experts that the routing plan activated."""
+        """Return the row numbers of the experts that the step updates, those that the plan activated, and their token offsets."""
         return active_A, offsets_A1
 
 
@@ -120,7 +120,7 @@ class DeviceStore(ExpertStore):
         return weights
 
     def updated_rows(self, active_A, offsets_A1):
-        """Return all rows, whether their experts had tokens or not."""
+        """Return the row numbers of all experts, which are all updated, and offsets that say so."""
         return self.all_rows, self.all_offsets
 
 

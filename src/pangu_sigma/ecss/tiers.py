@@ -143,6 +143,7 @@ class FileTier(HostTier):
             self._used(active)
 
     def release(self) -> None:
+        """Release the memory of all experts until they are used again; their files stay."""
         with self._counting:
             for maps in self._maps.values():
                 for mapped, _ in maps:

@@ -186,7 +186,7 @@ def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Fac
 
 
 def plain_name(path: Path, name: object, what: str) -> Path:
-    """Return the path of a file that a folder's index names. what: key, for messages. Raises LayoutError if not in the folder."""
+    """Return `path / name`. path: folder. name: file name, read from an index. what: key, for messages. Raises LayoutError."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
         raise LayoutError(
             f"{path}: {what} is {str(name)[:80]!r}, which is no name of a file in this folder; download it again"

@@ -79,7 +79,7 @@ def _host_fits(config: Config) -> bool:
 
 
 def devices_that_fit(config: Config) -> int | None:
-    """Return the smallest number of NPUs, 2, 4, 8, … times as many, on which a layout fits; None if none does."""
+    """Return the smallest number of NPUs on which a layout fits: 2, 4, 8, … times the configured one; None if none does."""
     devices = config.parallel.ranks
     while (devices := 2 * devices) <= _MOST_TRIED:
         if any(map(fits, _layouts(config, devices))):

@@ -202,7 +202,7 @@ class Receivers:
     holder_K: np.ndarray
 
     def kept(self, sent_NGDK: np.ndarray, room: Capacity) -> np.ndarray:
-        """Return the numbers of rows within the capacity, in the same shape: a sender's first rows, and first senders' rows."""
+        """Return how many of the sent rows fit the capacity, in the same shape; earlier senders and rows go first."""
         kept = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
         if room.arrived is None:
             return kept

@@ -31,7 +31,7 @@ class TokenTexts:
 
 
 class CompletionTokens:
-    """Log-probabilities of one answer of /v1/completions, converted in the order of its tokens."""
+    """Converter of one answer's log-probabilities to those of /v1/completions. It takes the tokens in order."""
 
     def __init__(self, texts: TokenTexts, experts: bool):
         self._texts, self._experts = texts, experts

@@ -95,7 +95,7 @@ class Backend(ABC):
         """Make the evaluator of the network's losses on held-out batches."""
 
     @abstractmethod
-    def files(self, built: TrainingSetup) -> Files:
+    def checkpoint_files(self, built: TrainingSetup) -> Files:
         """Return the files of a checkpoint that this rank writes, with their arrays."""
 
     @abstractmethod
@@ -144,7 +144,7 @@ class CpuBackend(Backend):
         step, most = EvaluationStep(built.network, built.store), samples_of_evaluation(built.config)
         return Evaluator(held_out, most, step, built.network, built.ranks)
 
-    def files(self, built: TrainingSetup) -> Files:
+    def checkpoint_files(self, built: TrainingSetup) -> Files:
         first_replica = Layout(built.config.parallel).coordinates(built.ranks.rank).data == 0
         return files_of(built.shards, parts_of(built.shards, built.store), built.ranks, first_replica)
 

@@ -81,7 +81,7 @@ class Evaluator:
         if together:
             self._batches = held_out.training_shaped_batches()
         else:
-            self._batches = [batch for d in batches.domains for batch in held_out.of_domain(d.index)]
+            self._batches = [batch for d in batches.domains for batch in held_out.domain_batches(d.index)]
         self._together, self._counts = together, counts
         self._ranks, self._network, self._step = ranks, network, forward
         size = held_out.block if together else 1

@@ -163,7 +163,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the last step synchronously. Raises CheckpointError, or UnhealthyState for values not finite."""
-        return self.saver.save(self.progress.step, self.backend.files(self.built), self.state())
+        return self.saver.save(self.progress.step, self.backend.checkpoint_files(self.built), self.state())
 
     def save_in_turn(self, last: bool) -> None:
         """Write a checkpoint after the last step, in the background if train.async_save is set and more steps follow.
@@ -178,7 +178,7 @@ class Trainer:
             self.save()
             return
         with self._going_on():
-            self.saver.begin(self.progress.step, self.backend.files(self.built), self.state())
+            self.saver.begin(self.progress.step, self.backend.checkpoint_files(self.built), self.state())
 
     def complete_save(self, now: bool = False) -> None:
         """Complete the checkpoint that is written in the background, if all ranks have written it. Call it between steps.

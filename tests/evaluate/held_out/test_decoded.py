@@ -22,7 +22,7 @@ def test_where_every_row_has_a_token_it_is_the_loss_of_the_run(tiny_run, tiny_gr
     forward = DecodedForward(tiny_graph, domains_of(run.config))
     for domain in domains_of(run.config):
         nats, tokens = 0.0, 0
-        for found in HeldOut(batches, 8).of_domain(domain.index):
+        for found in HeldOut(batches, 8).domain_batches(domain.index):
             nats += (forward.of(found.batch) * found.batch.counted).sum()
             tokens += found.batch.counted
         of_run = expected[domain.name]["loss"]

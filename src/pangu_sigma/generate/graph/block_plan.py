@@ -18,7 +18,7 @@ from pangu_sigma.rre.table import RoutingTable
 
 
 class BlockPlan(nn.Cell):
-    """Routing plan of a call of an exported graph. A block, here, is b rows of one expert; a row is a token or padding.
+    """Cell of an exported graph that sorts tokens by expert, into blocks (here: b rows of one expert, tokens or padding).
 
     construct(ids_T, domains_T, positions_T, texts) -> active_NA, order_NAb, inverse_NT
         texts: number of texts, each of one domain. active: expert of each of A blocks. order: token of each row. inverse: row
