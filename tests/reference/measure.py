@@ -1,4 +1,4 @@
-"""What the code computes, held against what an earlier commit computed: `python tests/reference/measure.py [--write FILE]`.
+"""What the code computes, held against what an earlier commit computed: `python -m tests.reference.measure [--write FILE]`.
 
 Five short trainings (dense, RRE, balanced tables, experts in files, float16), the arrays of their last checkpoints, and the greedy
 answers of an export. Everything goes through the Python face and files are read with the safetensors library, so that a change of
