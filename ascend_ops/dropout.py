@@ -27,7 +27,7 @@ class CounterDropout(nn.Cell):
     have its shape and dtype, rounded once. A dropped value is 0 even where x is not finite.
     draws: int32 [B, 4]: seed and number of the sample, 64 bits each, low words first. Value i = 64 t + 16 w + l of a sequence reads
     word w of the counter (16 t + l, site, sample), and is dropped if the word is below rate · 2³².
-    Raises RuntimeError if the sequences do not divide x evenly (kernel check 4), or for another dtype (2).
+    Raises RuntimeError if the sequences do not divide x evenly (the kernel returns 4), or for another dtype (2).
     """
 
     def __init__(self, rate: float, site: int):

@@ -37,7 +37,7 @@ class ExpertDispatch(nn.Cell):
         dx[t] = drows[inverse[t]], or zeros.
     x: float32, float16, or bfloat16 where the device has it. order, inverse: int32.
     Raises TypeError or ValueError that names operator, argument and value for a wrong dtype, rank or length; RuntimeError
-    (kernel check 4) for an index past the last row.
+    (the kernel returns 4) for an index past the last row.
     """
 
     def __init__(self):
@@ -79,8 +79,8 @@ class MakeRoutingPlan(nn.Cell):
     The device has no such operator: the plans of Random Routed Experts are known before the step, where the batch is read.
 
     construct(experts_T) -> order_T, inverse_T, offsets_K1, int32: expert k has the sorted rows offsets[k] … offsets[k + 1] - 1.
-    experts: K, at least 1. Raises TypeError or ValueError as `ExpertDispatch`, RuntimeError (kernel check 4) for an id outside 0 …
-    K - 1. Not differentiable; it has no float input.
+    experts: K, at least 1. Raises TypeError or ValueError as `ExpertDispatch`, RuntimeError (the kernel returns 4) for an id
+    outside 0 … K - 1. Not differentiable; it has no float input.
     """
 
     def __init__(self, experts: int):

@@ -14,7 +14,7 @@ class FetchRows(nn.Cell):
         w: tuple of G Parameters [K, *], float32. active: int32 row numbers; K is an unused entry and gives zeros.
         like: tuple of G tensors [A, *], float32 or float16, of which only shape and dtype are read. They are inputs because
         a parallel plan cuts tensors after shapes were inferred, while a host store has its rank's shape from the start.
-    Raises RuntimeError for a row outside the store (kernel check 4), sizes that do not fit (3) or another dtype (2).
+    Raises RuntimeError for a row outside the store (the kernel returns 4), sizes that do not fit (3) or another dtype (2).
     """
 
     def __init__(self, tensors: int):

@@ -27,7 +27,7 @@ class GroupedFFN(nn.Cell):
         once, to nearest even, when written. A value beyond 65,504 is then infinite: the step sees it in the norm, skips its update
         and halves the loss scale.
         An expert without rows costs nothing forward and gets zero gradients.
-    Raises RuntimeError if sizes do not fit or offsets do not cut the rows (kernel check 3), or for another dtype (2).
+    Raises RuntimeError if sizes do not fit or offsets do not cut the rows (the kernel returns 3), or for another dtype (2).
     """
 
     def __init__(self, activation: str = "fast_gelu"):

@@ -68,7 +68,8 @@ class TilingError(Exception):
 
 
 class OpHost:
-    """Host functions (tiling, shape inference) of both Ascend C operators. library: made by `compile_host`; None if as shipped."""
+    """Host functions (tiling, shape inference) of both Ascend C operators. library: made by
+    `compile_host`; None for the one of the shipped sources."""
 
     def __init__(self, library: Path | None = None):
         self._library = ctypes.CDLL(str(library or compile_host()))

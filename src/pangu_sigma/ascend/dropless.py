@@ -75,7 +75,11 @@ def _dtype_of_first(first, *rest):
 
 
 class DroplessDispatch(nn.Cell):
-    """Ascend dispatch, dropless layout. construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH"""
+    """Ascend dispatch, dropless layout. construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH
+
+    order, inverse: sort by expert and back. sent, taken: number of rows to and from each of P expert ranks. arrive, leave: place
+    of each of the W rows that this rank's experts multiply among those that arrived, and back.
+    """
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         """travel: all-to-all of the expert group; None if a rank has all experts of its tokens. cann: True for CANN's gather."""
@@ -90,7 +94,10 @@ class DroplessDispatch(nn.Cell):
 
 
 class DroplessCombine(nn.Cell):
-    """Ascend combine, dropless layout. construct(rows_WH, inverse, order, residual_TH) -> [T, H]. Indices: `DroplessDispatch`."""
+    """Ascend combine, dropless layout. construct(rows_WH, inverse, order, residual_TH) -> [T, H]
+
+    rows: outputs of the W rows that this rank's experts multiplied. inverse, order: the pairs of indices of `DroplessDispatch`.
+    """
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         """travel: all-to-all of the expert group; None if a rank has all experts of its tokens. cann: True for CANN's gather."""
@@ -106,7 +113,10 @@ class DroplessCombine(nn.Cell):
 
 
 class DroplessFFN(nn.Cell):
-    """Ascend expert FFN, dropless. construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> rows of outputs [W, H]"""
+    """Ascend expert FFN, dropless. construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> rows of outputs [W, H]
+
+    W: rows that a rank's experts multiply, sorted by expert. ends: the row after the last row of each expert.
+    """
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__()
@@ -118,7 +128,8 @@ class DroplessFFN(nn.Cell):
 
 
 class LocalDispatch(nn.Cell):
-    """Dropless dispatch on one rank: rows go to their experts' ranks. `DroplessDispatch` has the arguments, and wraps it."""
+    """One rank's part of `DroplessDispatch`, whose arguments it has: sends h of the H columns of the rank's tokens to the ranks of
+    their experts, and returns the rows that arrive, [W, h], sorted by expert."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()
@@ -133,7 +144,8 @@ class LocalDispatch(nn.Cell):
 
 
 class LocalCombine(nn.Cell):
-    """Dropless combine on one rank: rows go back to their tokens' ranks. `DroplessCombine` has the arguments, and wraps it."""
+    """One rank's part of `DroplessCombine`: sends h of the H columns of its experts' outputs back to the ranks of their tokens, and
+    returns the rows of its own tokens, [T, h]."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()

@@ -64,7 +64,10 @@ class CompactedCombine(nn.Cell):
 
 
 class ToExperts(nn.Cell):
-    """Exchange of rows to the ranks of their experts. construct(rows_RH, arrive_W, leave_R) -> as `CompactedDispatch`"""
+    """Exchange of rows to the ranks of their experts. construct(rows_RH, arrive_W, leave_R) -> as `CompactedDispatch`
+
+    A rank sends R rows, and its experts multiply W rows. arrive: the sent row at each of the W; leave: the way back.
+    """
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -85,7 +88,10 @@ class ToExperts(nn.Cell):
 
 
 class ToTokens(nn.Cell):
-    """Exchange of rows back to the ranks of their tokens. construct(rows of `ToExperts`, leave_R, arrive_W) -> rows_RH"""
+    """Exchange of rows back to the ranks of their tokens. construct(rows of `ToExperts`, leave_R, arrive_W) -> rows_RH
+
+    R, W, arrive and leave: as in `ToExperts`.
+    """
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()

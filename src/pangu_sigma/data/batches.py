@@ -152,7 +152,8 @@ class BatchLoader:
     ) -> Batch:
         """Assemble a batch, as `assemble` does, from the sequences of one group of ranks or of all groups.
 
-        taker_B: data-parallel index of the ranks that train on each sequence. room: expert capacity, as in `Planner.plan`.
+        ids_GBS1: token ids of G micro-batches. taker_B: data-parallel index of the ranks that train on each sequence. room: expert
+        capacity, as in `Planner.plan`.
         counted_GBS: loss mask, True where the prediction of the next token counts, or broadcastable to it; with None all count. The
         beginning of a document and padding are never predicted. first: as in `assemble`.
         """

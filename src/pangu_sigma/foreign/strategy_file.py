@@ -25,7 +25,9 @@ _MOST_RANKS = 1 << 16
 
 @dataclass(frozen=True)
 class Cut:
-    """Split of one tensor among ranks. grid, axes: `dev_matrix` and `tensor_map` of the file. part: `param_split_shape`, or empty.
+    """Split of one tensor among ranks, as a MindSpore strategy file states it.
+
+    grid, axes: `dev_matrix` and `tensor_map` of the file. part: `param_split_shape`, or empty.
     step, stretches: `opt_weight_shard_step` and `opt_weight_shard_size`; stretches is 1 without the optimizer's split."""
 
     grid: tuple[int, ...]

@@ -102,9 +102,10 @@ def extract_run(
 ) -> Receipt:
     """Write `folder`, atomically, as a run of some domains of the run in `path`; `train` resumes from its step 0 with Adam state.
 
+    The receipt compares the logits of both runs for held-out text.
     kept, dropped: names of domains; one of both is given. data: prepared text of the run, by default data.path of the run; without
-    it the new run cannot be trained, which is logged. graphs: False to compare logits on the exact path alone, which compiles
-    nothing. Raises ConfigError, CheckpointError and DataError.
+    it the new run cannot be trained, which is logged. graphs: False to compare logits by the NumPy network of generate/cpu/exact.py
+    alone, which compiles nothing. Raises ConfigError, CheckpointError and DataError.
     """
     check_absent(folder)
     parent = open_model(path, "run")

@@ -133,7 +133,7 @@ def active_entries(config: Config) -> int:
 
 
 def active_in_group(config: Config) -> int:
-    """Return the number of experts of a layer that share a group's tokens: those of the domains in the group's blocks."""
+    """Return how many experts of a layer a group of ranks uses in a step: all experts of the domains that it trains on."""
     return config.data.domains_per_step * config.model.experts_per_domain // config.parallel.groups
 
 

@@ -144,7 +144,9 @@ def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[
 
 
 def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return the arrays that accumulate gradients of micro-batches, if an update has several: whole slices, in the weights' dtype.
+    """Return the arrays that accumulate gradients of micro-batches, if an update has several; each has its weight's dtype.
+
+    Their size is that of the rank's tensor-parallel slice of the weight: ZeRO does not divide them among data-parallel ranks.
 
     The last stage has one more, for the word table that it receives. alike: as in `all_arrays`.
     """

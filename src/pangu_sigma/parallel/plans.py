@@ -70,7 +70,10 @@ class Planner:
         self._senders = self.group[self._taker % parallel.data :: parallel.data]  # those whose rows come to this rank
 
     def needed_capacity(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> int:
-        """Return the most rows that any rank sends to one expert: the capacity that these tokens need. taker_B: as in `plan`."""
+        """Return the most rows that any rank sends to one expert: the capacity that these tokens need.
+
+        experts_NGBS: expert of each token of G micro-batches. taker_B: as in `plan`.
+        """
         return int(sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts).max())
 
     def own(self, taker_B: np.ndarray) -> np.ndarray:

@@ -193,8 +193,8 @@ def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored
 class Receivers:
     """Ranks that receive the rows counted by `sent_rows`: which rows fit the capacity, and how many arrive.
 
-    groups: number of groups; data-parallel ranks are numbered by group, expert rank, replica. holder_K: for each expert the
-    expert rank that stores it.
+    G micro-batches, P expert ranks. groups: number of groups; data-parallel ranks are numbered by group, expert rank, replica.
+    holder_K: for each expert the expert rank that stores it.
     """
 
     layout: DispatchLayout
@@ -239,7 +239,8 @@ _ADVICE = "for this batch (routing.table=balanced lowers what is needed), or par
 def check_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int) -> None:
     """Raise CapacityError if a rank sends more rows to an expert than `capacity`.
 
-    tokens: tokens of a data-parallel rank in a micro-batch. active: number of experts that share them under an even load.
+    sent: rows in each of G micro-batches. tokens: tokens of a data-parallel rank in one. active: number of experts that share them
+    under an even load.
     """
     most = int(sent_NGDK.max())
     if most > capacity:

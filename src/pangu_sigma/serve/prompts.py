@@ -23,7 +23,7 @@ _FOLDED = 4
 
 
 class PromptTokenizer:
-    """Tokenizer of the prompts of HTTP requests. It works in its own thread, so that no text blocks the event loop."""
+    """Tokenizer of the prompts of HTTP requests. It works in its own threads, so that no text blocks the event loop."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
         self.tokenizer = tokenizer
@@ -47,7 +47,7 @@ class PromptTokenizer:
         threading.Thread(target=load, name="warm-up").start()
 
     def close(self) -> None:
-        """Stop the tokenizer's threads, after any tokenizer model that is being loaded."""
+        """Stop the tokenizer's threads; a tokenizer model that is being loaded is waited for."""
         self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 

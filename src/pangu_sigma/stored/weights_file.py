@@ -70,7 +70,10 @@ def verify_weights(file: Path) -> None:
 
 
 def hash_of_weights(file: Path) -> tuple[str, int]:
-    """Compute the hash of a file of weights. Returns the hash, and the offset in bytes at which the file holds its hash."""
+    """Compute the hash of a safetensors file of an export, over all bytes but those of the hash that is stored in its header.
+
+    Returns the computed hash, and the offset of the stored one in bytes.
+    """
     written = metadata_of(file)[HASH].encode()
     digest = xxhash.xxh3_128()
     with open(file, "rb") as stream:

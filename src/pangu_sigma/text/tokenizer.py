@@ -93,7 +93,7 @@ class Tokenizer:
         return self.sample_runs(segment(document.segments, domain), domain)
 
     def sample_runs(self, segments: SegmentedText, domain: Domain) -> list[int]:
-        """Encode a document, given as the segments that `segment` returns, as token ids for training."""
+        """Return the token ids of a training sample, with <eot>, for a document that `segment` has already cut into segments."""
         return [*self._tagged(segments, domain), EOT]
 
     def prompt(self, text: str | Segments, domain: Domain) -> list[int]:

@@ -49,7 +49,7 @@ DIFFERENCE_FIGURES = ("nats_per_token", "se", "bits_per_byte", "bits_per_byte_se
 class HeldOutLoss:
     """Loss of a domain on its held-out samples.
 
-    nats_U, tokens_U, bytes_U: loss, number of predicted tokens, and bytes of their text, of each unit: a sample, or a block.
+    nats_U, tokens_U, bytes_U: loss, number of predicted tokens, and bytes of their text, of each of U units: samples, or blocks.
     unigram: unigram loss of the same tokens under the frequencies of the training text, in nats per token.
     digest: hash over the samples; two losses with the same digest have the same units.
     """
@@ -106,7 +106,7 @@ _DIGITS = 4
 
 
 def ratio(values_U: np.ndarray, weights_U: np.ndarray) -> Estimate:
-    """Return Σ values ÷ Σ weights with its standard error, for samples (or blocks) that are drawn independently."""
+    """Return Σ values ÷ Σ weights with its standard error, for U samples (or blocks) that are drawn independently."""
     units, total = len(values_U), float(weights_U.sum())
     if not total:
         return Estimate(math.nan, math.nan)

@@ -76,7 +76,7 @@ def bleu_4(pairs: Iterable[tuple[str, Sequence[str]]]) -> float:
 
 
 def segments(text: str) -> list[str]:
-    """Split a text into words without punctuation: single Chinese characters, and English words between them."""
+    """Split an answer into words without punctuation, to be scored: single Chinese characters, and English words between them."""
     found, other = [], ""
     for character in text.lower().strip():
         if character in _PUNCTUATION:
