@@ -11,4 +11,4 @@ class UserError(Exception):
 
 
 class BuildError(UserError, RuntimeError):
-    """Kernels that could not be compiled; the message holds the compiler's output, or says that there is no compiler."""
+    """C++ kernels for the CPU that could not be compiled; the message has the compiler's output, or says that there is none."""

@@ -29,7 +29,7 @@ class ActiveExperts(nn.Cell):
     """Loss of the Ascend step's network, with the active experts of all ranks as parameters. Each step overwrites them.
 
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> scale · loss of each block [M]
-        plans: the arrays that `inputs.plan_arrays` names; of each array, one for every RRE layer.
+        plans: the arrays that `inputs.plan_arrays` names, each once for every RRE layer.
     scale: the loss scale. It is a parameter, because inputs of the network are cut into micro-batches, and has one axis, because
         MindSpore 2.9 crashes on a network with a scalar parameter.
     """
@@ -72,7 +72,8 @@ class ActiveExperts(nn.Cell):
 
 
 class FetchExperts(nn.Cell):
-    """Copy of the active experts' weights from the host store to the NPU. `StepSettings` lists their rows."""
+    """Copy of the active experts' weights from the host store to the NPU. Their row numbers in the store are in `StepSettings`,
+    which the host sets before each step."""
 
     def __init__(self, store: HostStore, settings: StepSettings, buffers: list[Parameter]):
         """buffers: the NPU's buffers; for each layer of the store, one for each tensor of FFN_TENSORS."""

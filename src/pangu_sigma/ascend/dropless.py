@@ -160,7 +160,8 @@ class LocalCombine(nn.Cell):
 
 
 class LocalFFN(ActivatedFFN):
-    """Expert FFN on the slices of one rank, inside `DroplessFFN`. Outputs are summed over the tensor group, which divides F."""
+    """Expert FFN on one rank's slices of the active experts' weights, inside `DroplessFFN`. Outputs are
+    summed over the tensor group, which divides F."""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__(activation)

@@ -70,7 +70,7 @@ def fields(content: Content, begin: int, end: int) -> Iterator[Field]:
 
 
 def numbers(content: Content, found: Field) -> list[int]:
-    """Return the signed numbers of a repeated protobuf field: one number, or several packed into bytes."""
+    """Return the signed numbers of a repeated field of MindSpore's checkpoint files: one number, or several packed into bytes."""
     if found.way == OF_NUMBER:
         return [_signed(found.value)]
     if found.way != OF_BYTES:

@@ -120,7 +120,7 @@ class DeviceStore(ExpertStore):
         return weights
 
     def updated_rows(self, active_A, offsets_A1):
-        """Return the row numbers of all experts, which are all updated, and offsets that say so."""
+        """Return the row numbers of all experts, and offsets that give each of them tokens, so that Adam updates them all."""
         return self.all_rows, self.all_offsets
 
 

@@ -94,7 +94,7 @@ class HostTier:
         """Mark the experts of each layer that this step or the next one uses. The experts used longest ago may be released."""
 
     def release(self) -> None:
-        """Release the memory of all experts until they are used again."""
+        """Give back memory if the values of the experts are also in files, from which the next use reads them; else do nothing."""
 
 
 class UninitializedTier(HostTier):
@@ -143,7 +143,7 @@ class FileTier(HostTier):
             self._used(active)
 
     def release(self) -> None:
-        """Release the memory of all experts until they are used again; their files stay."""
+        """Give back the memory of all experts. Their values are in the files, from which the next use reads them."""
         with self._counting:
             for maps in self._maps.values():
                 for mapped, _ in maps:

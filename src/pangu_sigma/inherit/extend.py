@@ -160,8 +160,9 @@ def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> Child
 def extend_run(path: Path, config: Config, folder: Path, origin: Origin, graphs: bool = True) -> Receipt:
     """Write `folder`, atomically, as a run of `config` that extends the run in `path`; `train` resumes from its step 0.
 
-    origin: source of new domains and slots. graphs: False to compare logits on the exact path alone, which compiles nothing.
-    Raises ConfigError if a key cannot be extended or `folder` exists, DataError without prepared text.
+    The receipt compares the logits of both models for the old domains' text. origin: source of new domains and slots.
+    graphs: False to compare logits by the NumPy network of generate/cpu/exact.py alone, which compiles nothing.
+    Raises ConfigError if a key of the configuration cannot be extended or `folder` exists, DataError without prepared text.
     """
     check_absent(folder)
     parent = open_model(path, "run")

@@ -72,6 +72,7 @@ class ReducedGradients(nn.Cell):
         return dense, experts, squares, of_dense, of_experts
 
     def over_ranks(self, values, after):
+        """Return other values, such as losses, summed over all ranks; the collective waits for `after`."""
         return self.all_reduce(ops.depend(values, after))
 
 

@@ -59,7 +59,7 @@ class StoredModel:
 
     @property
     def fix(self) -> str:
-        """Advice to the user for a damaged file of the model. Raises LayoutError for a kind of model without tokenizer."""
+        """Advice to the user for a damaged tokenizer or configuration. Raises LayoutError for a kind of model that has none."""
         raise LayoutError(f"{self.path}: only a folder of this project has a tokenizer; name the run that it came from")
 
     @cached_property

@@ -184,7 +184,7 @@ def members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def tar_members(archive: tarfile.TarFile, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the files in an open tar archive whose names match a pattern, sorted by name."""
+    """Yield (name, content) of the files in a package's open tar archive whose names match a pattern, sorted by name."""
     contents = {}
     for entry in archive:
         if entry.isfile() and name.search(entry.name):

@@ -23,10 +23,11 @@ _FIGURES = ("se", "unigram", "bits_per_byte", "tokens", "samples")
 def summarise(path: Path) -> dict[str, Any]:
     """Return the summary of a run's metrics log as plain values; nothing is written.
 
-    By domain it has the held-out loss in nats per token at the first and at the last evaluation (step `evaluated_at`; None if not
-    finite), and for the last evaluation the standard error, the unigram loss of the same tokens, and bits per byte. For the run it
-    has tokens per second, max/mean of the expert load, the number of rows dropped beyond an expert's capacity, and the prefetch
-    traffic (medians of the log lines; None without a prefetcher). "report" is the path that `write_report` writes to.
+    By domain it has the held-out loss in nats per token at the first and at the last evaluation, which is of step `evaluated_at`; a
+    loss that is not finite is None. For the last evaluation it also has the standard error, the unigram loss of the same tokens,
+    and bits per byte. For the run it has tokens per second, max/mean of the expert load, the number of rows dropped beyond an
+    expert's capacity, and the prefetch traffic (medians of the log lines; None without a prefetcher). "report" is the path that
+    `write_report` writes to.
 
     Raises EmptyLogError if the run has not reached its first checkpoint, or its log is missing.
     """
