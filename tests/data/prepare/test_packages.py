@@ -25,6 +25,7 @@ from pangu_sigma.data.prepare.packages import (
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
+from pangu_sigma.shipped import config_path
 
 
 def domain(name: str, form: str, language: str) -> Domain:
@@ -89,7 +90,7 @@ def test_bilingual_text_is_also_in_files_of_the_same_name(tmp_path):
 
 @pytest.mark.slow  # downloads 250 MB, unless the quickstart has
 def test_the_quickstart_has_a_million_and_a_half_training_tokens_in_every_domain(tmp_path):
-    manifest = prepare(load_config("sigma_tiny"), [], tmp_path / "prepared")
+    manifest = prepare(load_config(config_path("sigma_tiny")), [], tmp_path / "prepared")
     assert min(record.train.tokens for record in manifest.domains.values()) >= 1_500_000
 
 
