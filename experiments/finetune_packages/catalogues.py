@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.finetune_packages.decontaminate import Example, TaskSplit
-from pangu_sigma.data.prepare.packages import CHINESE_CATALOGUE, Archive, catalogue_pairs, members
+from pangu_sigma.data.prepare.packages import CHINESE_CATALOGUE, Archive, members
+from pangu_sigma.data.prepare.translations import catalogue_pairs
 
 _TUNING = (
     Archive(

@@ -22,9 +22,15 @@ def prefix(tmp_path: Path) -> Path:
     return tmp_path / "zh.train"
 
 
-def test_what_is_written_is_read_and_mindformers_reads_the_same(prefix):
-    from mindformers.dataset.blended_datasets.indexed_dataset import IndexedDataset
+def test_what_is_written_is_read_and_mindformers_reads_and_writes_the_same(prefix):
+    from mindformers.dataset.blended_datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
+    theirs = paths_of(prefix.with_name("theirs"))
+    builder = IndexedDatasetBuilder(str(theirs[0]), dtype=np.int32)
+    for ids in DOCUMENTS:
+        builder.add_document(np.array(ids, np.int32), [len(ids)])
+    builder.finalize(str(theirs[1]))
+    assert [path.read_bytes() for path in paths_of(prefix)] == [path.read_bytes() for path in theirs]
     file = TokenFile(prefix, vocabulary=201)
     assert (file.tokens, file.documents, file.lengths.tolist()) == (8, 3, [4, 1, 3])
     assert file.read(0, 8).tolist() == list(chain(*DOCUMENTS))

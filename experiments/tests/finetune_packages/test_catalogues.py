@@ -5,7 +5,7 @@ from __future__ import annotations
 from helpers.archives import catalogue, write_wheel
 
 from experiments.finetune_packages.catalogues import PROGRAMS, translations
-from pangu_sigma.data.prepare.packages import CATALOGUES
+from pangu_sigma.data.prepare.packages import BILINGUAL
 
 MESSAGES = {
     "menu\x04Save": "保存",
@@ -31,5 +31,5 @@ def test_messages_and_their_translations_are_examples(tmp_path):
 
 
 def test_no_program_is_in_two_splits_or_in_pre_training():
-    names = [archive.name.casefold() for each in (*PROGRAMS.values(), CATALOGUES) for archive in each]
+    names = [archive.name.casefold() for each in (*PROGRAMS.values(), BILINGUAL) for archive in each]
     assert len(set(names)) == len(names)

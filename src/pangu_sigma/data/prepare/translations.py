@@ -1,0 +1,67 @@
+"""Pairs of a Chinese text and its English original, from gettext catalogues, JSON files and pages of documentation."""
+
+from __future__ import annotations
+
+import gettext
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_HAN = re.compile("[\u4e00-\u9fff]")
+_WORD = re.compile("[A-Za-z]{2}")
+_IDENTIFIER = re.compile(r"[a-z0-9]+(?:[_.-][a-z0-9]+)+")
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_CUTS = (re.compile(r"\n(?=#+ )"), re.compile(r"\n\s*\n"))
+"""Where a page is cut into parts: before headings, and these parts at blank lines."""
+
+
+def catalogue_pairs(catalogue: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the (zh, en) pairs of a gettext catalogue whose translation has Han characters and whose original has words."""
+    translations = gettext.GNUTranslations(io.BytesIO(catalogue))
+    for key, value in translations._catalog.items():  # type: ignore[attr-defined]
+        original = key[0] if isinstance(key, tuple) else key  # (singular, plural form) when it has plurals
+        yield from _pair(value, original.rpartition("\x04")[2])  # context, \x04, text
+
+
+def json_pairs(chinese: bytes, english: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the (zh, en) pairs of the texts that stand under the same keys of two JSON files, as in `catalogue_pairs`."""
+    originals = dict(_texts(json.loads(english)))
+    for keys, text in _texts(json.loads(chinese)):
+        yield from _pair(text, originals.get(keys, ""))
+
+
+def page_pairs(chinese: bytes, english: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the (zh, en) pairs of a page's paragraphs, or of larger parts where not both languages have as many, as in
+    `catalogue_pairs`."""
+    translation, original = (_FRONT_MATTER.sub("", page.decode().replace("\r\n", "\n")) for page in (chinese, english))
+    for pair in _parts(translation, original, *_CUTS):
+        yield from _pair(*pair)
+
+
+def _pair(chinese: str, english: str) -> Iterator[tuple[str, str]]:
+    """Yield the pair if both sides are text."""
+    pair = chinese.strip(), english.strip()
+    if _HAN.search(pair[0]) and _WORD.search(pair[1]) and not _IDENTIFIER.fullmatch(pair[1]):
+        yield pair
+
+
+def _texts(tree: dict[str, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the texts of nested JSON objects, each with its keys from the outside in."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _texts(value, (*keys, key))
+        else:
+            yield (*keys, key), str(value)
+
+
+def _parts(chinese: str, english: str, *cuts: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+    """Yield the parts of a text and of its translation: cut wherever both give equally many parts."""
+    if not cuts:
+        yield chinese, english
+        return
+    first, *others = cuts
+    sides = first.split(chinese), first.split(english)
+    for pair in zip(*sides, strict=True) if len(sides[0]) == len(sides[1]) else [(chinese, english)]:
+        yield from _parts(*pair, *others)
