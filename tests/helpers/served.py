@@ -40,7 +40,7 @@ EOT_EVERY = 37
 
 @cache
 def tokenizer_in(prepared: Path) -> Tokenizer:
-    """The tokenizer of prepared data, loaded once: the models of its slots take a second each."""
+    """The tokenizer of prepared data, loaded once."""
     return Tokenizer.load(prepared / "tokenizer")
 
 
