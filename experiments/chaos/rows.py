@@ -16,6 +16,7 @@ from experiments.chaos import (
     not_finite,
     resumes,
     soak,
+    stops,
 )
 from experiments.chaos.cases import FaultRow
 
@@ -36,6 +37,7 @@ ROWS = {
         ),
         FaultRow("R4-disk-full", "goes on or one message; nothing lost, nothing left", partial(disk.cases, "ENOSPC")),
         FaultRow("R4-io-error", "goes on or one message; nothing lost, nothing left", partial(disk.cases, "EIO")),
+        FaultRow("R17-server-stopped", "every request finishes or is told; none is cut", stops.cases, alone=True),
         FaultRow("R7-hung", "named with its stack, restarted, same bits", launches.hung, alone=True),
         FaultRow("R10-layouts", "same samples, every array whole, weights within rounding", layouts.cases),
         FaultRow("R8-not-finite", "exactly those steps skipped on all ranks, scale halved", not_finite.cases),

@@ -27,6 +27,7 @@ from pangu_sigma.launching.training_job import with_known_chip as with_known_chi
 from pangu_sigma.loaded import AnyPath, Model, Paths, to_paths
 from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import load as load
+from pangu_sigma.parallel.ranks import is_rank
 from pangu_sigma.results import Result, Results
 from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_folder_writable
@@ -117,10 +118,14 @@ def train(
     else:
         check_machine()
     check_folder_writable(folder, "--output")
+    from pangu_sigma.train.start import StartOptions, check_start
+
+    options = StartOptions(start_over, allow_data_change, lock)
+    if not is_rank():  # whose launcher has checked it
+        check_start(folder, config, options)
     from pangu_sigma.device import mindspore_lock
     from pangu_sigma.train.backend import Backend, CpuBackend
     from pangu_sigma.train.loop import train as train_run
-    from pangu_sigma.train.start import StartOptions
 
     backend: Backend = CpuBackend()
     if device == "ascend":
@@ -128,7 +133,7 @@ def train(
 
         backend = AscendBackend()
     with mindspore_lock:
-        trainer = train_run(config, folder, backend, StartOptions(start_over, allow_data_change, lock), profile)
+        trainer = train_run(config, folder, backend, options, profile)
     outcome = _summary(folder) if trainer.finished and trainer.ranks.first else None
     trainer.ranks.leave()
     return Model(folder, outcome=outcome)
@@ -195,11 +200,12 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     from pangu_sigma.train.log.summary import format_comparison, format_summary, loss_differences, summarise
 
     run, others = Path(model), to_paths(against)
-    summary = summarise(run)
+    summary, *summaries = (summarise(each) for each in (run, *others))  # says what is no run, before it is drawn
     write_report(run, others)
     if not others:
         return Result(summary, format_summary(summary))
-    summaries = [summarise(other) | {"differences": loss_differences(run, other)} for other in others]
+    for each, other in zip(summaries, others, strict=True):
+        each["differences"] = loss_differences(run, other)
     return Results([summary, *summaries], "\n\n".join(format_comparison(summary, other) for other in summaries))
 
 

@@ -677,7 +677,7 @@ def tokenizer_target(folder: Path) -> Target:
         ),
         load,
         "damaged",
-        share=0.05,  # parsing a model takes a second
+        share=0.05,  # a model is read each time
     )
 
 

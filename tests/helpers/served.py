@@ -40,7 +40,7 @@ EOT_EVERY = 37
 
 @cache
 def tokenizer_in(prepared: Path) -> Tokenizer:
-    """The tokenizer of prepared data, loaded once: the models of its slots take a second each."""
+    """The tokenizer of prepared data, loaded once."""
     return Tokenizer.load(prepared / "tokenizer")
 
 
@@ -86,7 +86,7 @@ class DrawnDecoder:
         return np.where(used_R, drawn_R, np.float32(-np.inf))
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        return np.array([np.array(ids) % 2, np.array(ids) // 2 % 2])
+        return domain.first_expert + np.array([np.array(ids) % 2, np.array(ids) // 2 % 2])
 
 
 def toy_decoder(prepared: Path, lanes: int = 4, seq_length: int = LENGTH) -> CpuDecoder:

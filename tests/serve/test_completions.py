@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.served import LENGTH, client_of, events
+from helpers.served import LENGTH, client_of, events, toy_decoder
 
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
@@ -163,6 +163,46 @@ def test_max_tokens_of_0_scores_a_prompt(client):
     assert len(choice["logprobs"]["tokens"]) == found["usage"]["prompt_tokens"]
     assert found["usage"]["completion_tokens"] == 0
     assert events(ask(client, max_tokens=0, echo=True, stream=True).text)[0]["choices"][0]["text"] == PROMPT
+
+
+HARMLESS = {
+    "user": "me",
+    "safety_identifier": "me",
+    "store": False,
+    "metadata": {"a": "b"},
+    "service_tier": "auto",
+    "prompt_cache_key": "k",
+    "reasoning_effort": "low",
+    "parallel_tool_calls": True,
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_harmless_parameters_of_clients_are_taken_with_a_warning(client, path):
+    asked = {"prompt": PROMPT} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "hi"}]}
+    body = {"model": "sigma-en", "max_tokens": 3, "seed": 5} | asked
+    plain, found = (client.post(path, json=body | more).json() for more in ({}, HARMLESS))
+    assert found["choices"] == plain["choices"]
+    assert found["warnings"] == [f"{', '.join(HARMLESS)}: without effect on this server"]
+    assert "warnings" not in plain
+    for name, value in {"tool_choice": "auto", "response_format": {"type": "json_object"}, "verbosity": "low"}.items():
+        refused = client.post(path, json=body | {name: value})
+        assert refused.status_code == 400 and name in refused.json()["error"]["param"], "it would change the answer"
+
+
+def test_no_two_domains_have_the_same_expert(tiny_data):
+    with client_of(toy_decoder(tiny_data)) as client:
+        seen = [
+            {
+                (layer, expert)
+                for of_token in whole(client, model=f"sigma-{domain}", experts=True)["choices"][0]["logprobs"][
+                    "experts"
+                ]
+                for layer, expert in enumerate(of_token)
+            }
+            for domain in ("en", "zh")
+        ]
+    assert seen[0] and seen[1] and not seen[0] & seen[1]
 
 
 def test_experts_are_those_of_the_tokens(client, decoder):

@@ -37,7 +37,7 @@ class PageDecoder(DrawnDecoder):
     said: tuple[int, ...] = ()
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        return np.array([np.array(ids) % EXPERTS, np.array(ids) // 2 % EXPERTS])
+        return domain.index * EXPERTS + np.array([np.array(ids) % EXPERTS, np.array(ids) // 2 % EXPERTS])
 
     def logits(self, domain: Domain, ids: list[int]) -> np.ndarray:
         drawn_R = super().logits(domain, ids)
@@ -359,6 +359,11 @@ def test_two_domains_stand_side_by_side(page, served, slowly):
         assert page.locator(".new").nth(article).text_content() == expected["text"]
         assert [experts for _, experts in shown(page, article)] == expected["logprobs"]["experts"]
         expect(page.locator(".text").nth(article)).to_have_attribute("lang", domain)
+    one, other = ({expert for _, experts in shown(page, article) for expert in experts} for article in (0, 1))
+    assert one and other and not one & other, "the experts of two domains are never the same"
+    marks = "(marks) => marks.map((mark) => getComputedStyle(mark).backgroundColor)"
+    colours = [set(page.locator("article").nth(at).locator(".token .expert").evaluate_all(marks)) for at in (0, 1)]
+    assert not colours[0] & colours[1]
     boxes = [page.locator("article").nth(article).bounding_box() for article in (0, 1)]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.served import LENGTH
+from helpers.served import LENGTH, DrawnDecoder
 
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
@@ -11,6 +11,8 @@ from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.refusals import ApiError
 from pangu_sigma.serve.requests import CompletionRequest
 from pangu_sigma.serve.served import Served
+from pangu_sigma.text import tokenizer
+from pangu_sigma.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,37 @@ def test_a_domain_is_a_model(served):
         with pytest.raises(ApiError) as refused:
             served.domain(name, path)
         assert refused.value.status_code == status
+
+
+def test_ready_means_warm(tiny_data, monkeypatch):
+    """After the warm-up nothing is loaded any more, whatever domain is asked, and each has answered."""
+    decoder = DrawnDecoder(tiny_data)
+    decoder.tokenizer = Tokenizer.load(tiny_data / "tokenizer")
+    served = Served(Engine(decoder))
+    served.warm_up()
+    assert decoder.read_ids >= len(served.domains)
+    for name in ("restricted_model", "append_bytes", "sentencepiece"):
+        monkeypatch.setattr(tokenizer, name, None)
+    for domain in served.domains.values():
+        assert served.prompts.read("今天 the cat", domain)
+
+
+def test_what_is_harmless_is_named_and_logged_once(served, caplog):
+    caplog.set_level("INFO")
+    body = CompletionRequest(model="sigma-en", prompt="x", store=True, user="me", reasoning_effort=None)
+    assert served.without_effect(body) == ["user, store: without effect on this server"]
+    assert served.without_effect(CompletionRequest(model="sigma-en", prompt="x", metadata={}, store=False))
+    assert [record.message.split()[3] for record in caplog.records] == ["user,", "metadata,"]
+    assert served.without_effect(CompletionRequest(model="sigma-en", prompt="x")) == []
+
+
+@pytest.mark.parametrize("name", ["logit_bias", "stop_token_ids"])
+def test_a_token_out_of_range_is_told_by_the_name_of_its_parameter(served, name):
+    wrong = {"logit_bias": {"9999999": 1.0}, "stop_token_ids": [9999999]}[name]
+    body = CompletionRequest(model="sigma-en", prompt="x", **{name: wrong})
+    with pytest.raises(ApiError, match=f"{name}: token id 9999999 does not exist") as refused:
+        served.requests(body, served.domain("sigma-en"), [[1]], [1], {})
+    assert refused.value.param == name
 
 
 def test_room_is_what_fits_or_what_is_wanted(served):

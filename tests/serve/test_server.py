@@ -17,9 +17,10 @@ import httpx2
 import pytest
 from helpers.served import DrawnDecoder, server_of, start_server
 
+from experiments.chaos.stops import STOP_SECONDS, stop_while_asked
 from pangu_sigma.config import ConfigError
 from pangu_sigma.serve.limits import Limits
-from pangu_sigma.serve.server import KEY_VARIABLE, LAST_SECONDS, Address, bind, read_key, warn_if_open
+from pangu_sigma.serve.server import KEY_VARIABLE, LAST_SECONDS, Address, bind, make_server, read_key, warn_if_open
 
 ASKED = {"model": "sigma-en", "prompt": "the cat", "max_tokens": 3}
 
@@ -103,6 +104,8 @@ def test_100_mb_are_refused_early(impatient):
         + b"\r\n",
         b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n{}",
         b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2,2\r\n\r\n{}",
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\ncontent-length: 2\r\nContent-Length : 2\r\n\r\n{}",
         b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
@@ -118,6 +121,38 @@ def test_what_is_no_request_is_no_harm(impatient, sent):
     assert b"HTTP/1.1 5" not in found
     assert not found or found.startswith(b"HTTP/1.1 4") or b"Upgrade: websocket" in sent
     check_answers(impatient)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        (b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"send one of them"),
+        (b"Content-Length: 5,5\r\n", b"Content-Length has two values"),
+        (b"Content-Length: 5\r\nX: 1\r\ncontent-length: 5\r\n", b"Content-Length has two values"),
+    ],
+)
+def test_two_lengths_of_a_body_close_the_connection(impatient, lengths, said):
+    """RFC 9112, 6.3: what follows may be a part of the body for a proxy in front, and is not read as a request."""
+    smuggled = b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connect(impatient) as raw:
+        raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + lengths + b"\r\n" + smuggled)
+        found = all_of(raw)
+    assert found.startswith(b"HTTP/1.1 400") and said in found
+    assert found.count(b"HTTP/1.1 ") == 1
+
+
+def test_what_is_no_http_is_told_in_json(impatient):
+    with connect(impatient) as raw:
+        raw.sendall(b"hello\r\n\r\n")
+        head, _, body = all_of(raw).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400") and b"application/json" in head
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+def test_an_upgrade_is_answered_without_advice_to_install_packages(impatient, caplog):
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    assert httpx2.get(f"{impatient}/health", headers=headers).status_code == 200
+    assert "pip install" not in caplog.text
 
 
 def test_connections_have_a_limit(impatient):
@@ -282,6 +317,53 @@ def test_sigterm_ends_all_streams_of_a_network(start, tokens, stop_seconds, fini
             assert found["choices"][0]["finish_reason"] == "length"
         else:
             assert "the server ends" in found["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "moment", [0.001, 0.1, *(pytest.param(0.003 * 1.12**i, marks=pytest.mark.slow) for i in range(50))]
+)
+def test_sigterm_from_the_first_millisecond_on_cuts_no_request(start, moment):
+    process, url = start(stop_seconds=STOP_SECONDS, decoder=NETWORK)
+    print(stop_while_asked(process, url, moment, 1000))
+
+
+def test_sigterm_while_requests_are_being_read_tells_each_of_them(start):
+    """A head or body that is on its way is waited for; what does not come in time is refused, and silence is just closed."""
+    process, url = start(stop_seconds=1)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    body = json.dumps(ASKED).encode()
+    whole = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with ExitStack() as opened:
+        half_body, half_head, silent, late, again = (opened.enter_context(connect(url)) for _ in range(5))
+        half_body.sendall(whole[:-5])
+        half_head.sendall(head)
+        again.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answered = b""
+        while b'"ok"}' not in answered:
+            answered += again.recv(65536)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        late.sendall(whole)
+        again.sendall(whole)
+        for connection in (late, again):
+            found = all_of(connection)
+            assert found.startswith(b"HTTP/1.1 200") and b"\r\nconnection: close\r\n" in found.lower()
+        assert all_of(half_head).startswith(b"HTTP/1.1 408")
+        assert all_of(silent) == b""
+        found = all_of(half_body)
+    assert found.startswith(b"HTTP/1.1 503") and b'"code":"broken_off"' in found
+    assert process.wait(60) == 0
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_two_servers_that_start_at_once_do_not_take_one_port(tiny_data):
+    """Both are bound before the first listens: the second one says so."""
+    with bind(Address(port=0)) as first:
+        address = Address(port=first.getsockname()[1])
+        with bind(address) as second:
+            first.listen()
+            with pytest.raises(ConfigError, match=f"port {address.port}: Address already in use"):
+                make_server(DrawnDecoder(tiny_data), address, None, Limits()).run([second])
 
 
 def test_a_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):

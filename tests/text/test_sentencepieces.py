@@ -6,12 +6,14 @@ from helpers.texts import ENGLISH
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError
 from pangu_sigma.text.sentencepieces import (
     alpha_model,
     append_bytes,
     byte_names,
     compact_model,
     parse_model,
+    piece_names,
     read_english,
     restricted_model,
     train_english,
@@ -60,15 +62,28 @@ def test_files_that_are_no_model_are_refused(tmp_path):
 
 def test_restricted_models_use_kept_pieces_only():
     kind = parse_model(alpha_model()).trainer_spec.model_type
-    model = parse_model(compact_model([("a", -1.0), ("b", -1.0), ("ab", -0.5)], kind))
-    names = [piece.piece for piece in model.pieces]
-    processor = sentencepiece.SentencePieceProcessor(
-        model_proto=restricted_model(model, [name != "ab" for name in names])
-    )
+    long = "ab" * 70  # its length takes two bytes, and so do many before it
+    model = compact_model([("a", -1.0), ("b", -1.0), ("ab", -0.5), (long, -2.0)], kind)
+    names = piece_names(model)
+    restricted = restricted_model(model, [name not in ("ab", long) for name in names])
+    processor = sentencepiece.SentencePieceProcessor(model_proto=restricted)
     assert [names[i] for i in processor.encode("abc")] == ["a", "b", "<0x63>"]
-    assert [piece.type for piece in model.pieces] == [
-        piece.type for piece in parse_model(model.SerializeToString()).pieces
-    ]
+    assert piece_names(restricted) == names
+    assert restricted_model(model, [True] * len(names)) == model
+
+
+def test_restricting_by_bytes_is_restricting_by_protobuf():
+    expected = parse_model(alpha_model())
+    keep = [i % 3 == 0 for i in range(len(expected.pieces))]
+    for piece, kept in zip(expected.pieces, keep, strict=True):
+        if not kept:
+            piece.type = piece.UNUSED
+    assert parse_model(restricted_model(alpha_model(), keep)) == expected
+
+
+def test_a_model_whose_pieces_are_elsewhere_is_refused():
+    with pytest.raises(DataError, match="pieces do not come first"):
+        restricted_model(alpha_model()[-1000:], [True])
 
 
 def test_bytes_behind_a_model_spell_what_is_unknown_and_change_no_other_id():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.text.sentencepieces import alpha_model, parse_model
+from pangu_sigma.text.sentencepieces import alpha_model, parse_model, piece_names
 from pangu_sigma.text.vocabulary import (
     ALPHA_SIZE,
     EOT,
@@ -36,18 +36,18 @@ def test_ids_are_alpha_then_tags_then_bytes_then_english(vocabulary):
     assert len(vocabulary) > FIRST_ENGLISH
 
 
-def test_no_english_surface_is_there_twice(vocabulary):
-    english = vocabulary.surfaces[FIRST_ENGLISH:]
-    assert len(set(english)) == len(english)
-    assert not set(english) & set(vocabulary.surfaces[:ALPHA_SIZE])
-    names = [piece.piece for piece in vocabulary.english.pieces]
+def test_no_english_surface_is_there_twice(vocabulary, english):
+    surfaces = vocabulary.surfaces[FIRST_ENGLISH:]
+    assert len(set(surfaces)) == len(surfaces)
+    assert not set(surfaces) & set(vocabulary.surfaces[:ALPHA_SIZE])
+    names = piece_names(english)
     assert [vocabulary.surfaces[i] for i in vocabulary.english_ids[257:]] == [
         name.replace("▁", " ").encode() for name in names[257:]
     ]
 
 
-def test_shared_surfaces_use_alphas_undecorated_piece(vocabulary):
-    names = [piece.piece for piece in vocabulary.english.pieces]
+def test_shared_surfaces_use_alphas_undecorated_piece(vocabulary, english):
+    names = piece_names(english)
     assert vocabulary.pieces[vocabulary.english_ids[names.index("\n")]] == "▃"
     assert vocabulary.pieces[vocabulary.english_ids[names.index("▁")]] == "▂"
     assert vocabulary.pieces[vocabulary.english_ids[names.index("a")]] == "a"

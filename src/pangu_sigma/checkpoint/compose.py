@@ -9,7 +9,6 @@ import numpy as np
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, SavedArray
 from pangu_sigma.config import Config
-from pangu_sigma.ecss.store import array_specs
 from pangu_sigma.parallel.parameters import dense_weights
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
@@ -21,6 +20,8 @@ def compose(config: Config, find: Find) -> Files:
 
     find: returns the weights, and existing Adam state and loss scale; missing state is that of a new run.
     """
+    from pangu_sigma.ecss.store import array_specs
+
     config = config.on_one_rank()
     dense = [(array.name, array.shape) for array in dense_weights(config)]
     files: Files = {WEIGHTS: {name: SavedArray.whole(_weight(find, WEIGHTS, name, shape)) for name, shape in dense}}

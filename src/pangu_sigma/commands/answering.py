@@ -9,6 +9,7 @@ from typing import Any
 
 from pangu_sigma import api
 from pangu_sigma.commands.options import add_command, defaults_of, show, with_json, with_model, with_set, with_weights
+from pangu_sigma.config import ConfigError
 
 
 def add_commands(commands: Any) -> None:
@@ -93,4 +94,9 @@ def _lines(file: Path) -> list[str]:
     """Return the lines of a file or of standard input. Invalid UTF-8 is kept as surrogates, and then refused as a prompt."""
     if file == Path("-"):
         return sys.stdin.read().removesuffix("\n").split("\n")
-    return file.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
+    try:
+        return file.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise ConfigError(
+            f"--prompts {file}: cannot be read: {error.strerror}; name a file with a prompt a line"
+        ) from None

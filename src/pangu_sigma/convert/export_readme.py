@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.config import Config
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.graph.weights_at_rest import AtRest
 from pangu_sigma.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pangu_sigma.generate.graph.weights_at_rest import AtRest
 
 _AXES = {
     "B": "texts of the call",

@@ -13,9 +13,8 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mindspore as ms
 import numpy as np
 
 from pangu_sigma.checkpoint.model_files import ROUTING_FILE, TOKENIZER_FOLDER, seal_model_files, write_config
@@ -27,15 +26,16 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, inputs_and_outputs, open_inputs
-from pangu_sigma.generate.graph.decoder import GraphDecoder
-from pangu_sigma.generate.graph.weights_at_rest import AtRest
 from pangu_sigma.generate.text import generate, open_decoder
 from pangu_sigma.stored.export import GRAPH_FILE
 from pangu_sigma.stored.hf_folder import ROUTES, SPREAD
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.train.first_checkpoint import unfinished_folder
+
+if TYPE_CHECKING:
+    from pangu_sigma.generate.graph.cached import CachedGraph
+    from pangu_sigma.generate.graph.weights_at_rest import AtRest
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ def export_mindir(
         raise ConfigError(f"{output} exists and is not an exported model; choose another folder with --output")
     run = open_model(run_path, "run")
     with unfinished_folder(output) as folder:
+        from pangu_sigma.generate.graph.cached import cached_graph, inputs_and_outputs
+
         use_device()
         graph = cached_graph(run, at_rest)
         logger.info("compiling the graph of %s", run.config.name)
@@ -85,6 +87,10 @@ def export_mindir(
 
 def write_graph(graph: CachedGraph, folder: Path) -> None:
     """Write a graph as the MindIR file GRAPH_FILE, with shortened parameter names."""
+    import mindspore as ms
+
+    from pangu_sigma.generate.graph.cached import open_inputs
+
     stem_file = folder / GRAPH_FILE
     ms.export(graph, *open_inputs(), file_name=str(stem_file), file_format="MINDIR", custom_func=_shorten_names)
     alone = stem_file.with_name(f"{stem_file.stem}_graph.mindir")
@@ -138,6 +144,8 @@ def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
 
     Returns the number of generated tokens, including an <eot> that ends an answer. Raises ExportError if a token differs.
     """
+    from pangu_sigma.generate.graph.decoder import GraphDecoder
+
     export = open_model(output, "export")
     model = run_path if export.facts["weights"] == "float32" else output
     return compare_greedy(open_decoder(model), GraphDecoder.of(export), output, tokens)

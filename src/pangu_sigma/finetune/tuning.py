@@ -14,7 +14,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.checkpoint.changes import change_text, changed_keys, refuse_changes
 from pangu_sigma.checkpoint.checkpoint import newest_identity
@@ -29,7 +29,6 @@ from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.finetune.forgetting import format_forgetting, measure_forgetting
 from pangu_sigma.finetune.task import learned_parameters, read_task
 from pangu_sigma.finetune.task_file import TaskFile, format_file, read_task_file
-from pangu_sigma.finetune.tuner import Tuner
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.trained import WARM
@@ -38,7 +37,9 @@ from pangu_sigma.stored.model import StoredModel, read_lineage
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.train.log.losses import format_number
-from pangu_sigma.train.loop import train_to_end
+
+if TYPE_CHECKING:
+    from pangu_sigma.finetune.tuner import Tuner
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,9 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
 
 def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None) -> Tuner | None:
     """Train to the end and keep only the best checkpoint. Returns None if SIGTERM came before."""
+    from pangu_sigma.finetune.tuner import Tuner
+    from pangu_sigma.train.loop import train_to_end
+
     tuner = train_to_end(Tuner(run, training.sequences, None if dev is None else dev.sequences))
     assert isinstance(tuner, Tuner)
     tuner.ranks.leave()

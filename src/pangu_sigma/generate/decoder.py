@@ -55,7 +55,7 @@ class Decoder(Protocol):
         """
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        """Return the expert of each token of a text in each RRE layer, numbered within the domain's group, int [N, T]."""
+        """Return the expert of each token of a text in each RRE layer, numbered over the whole layer, int [N, T]."""
 
 
 def experts_by_table(table: RoutingTable, tokenizer: Tokenizer, domain: Domain, ids: list[int]) -> np.ndarray:
@@ -63,4 +63,4 @@ def experts_by_table(table: RoutingTable, tokenizer: Tokenizer, domain: Domain, 
     tokenizer.rows(ids, domain)
     ids_T = np.asarray(ids, np.int64)
     _, positions_T = documents_and_positions(ids_T, tokenizer.eot)
-    return table.route(ids_T, np.full_like(ids_T, domain.index), positions_T) - domain.first_expert
+    return table.route(ids_T, np.full_like(ids_T, domain.index), positions_T)

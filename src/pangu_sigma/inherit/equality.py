@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -18,11 +19,13 @@ from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.inherit.parent import parent_ids
 from pangu_sigma.inherit.tensor_origin import SlotRows
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
+
+if TYPE_CHECKING:
+    from pangu_sigma.generate.graph.decoder import GraphDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +184,8 @@ def _graph(run: StoredModel) -> GraphDecoder | None:
             GRAPH_BYTES / (1 << 30),
         )
         return None
+    from pangu_sigma.generate.graph.decoder import GraphDecoder
+
     return GraphDecoder.of(run, 1)
 
 

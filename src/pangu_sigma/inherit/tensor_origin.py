@@ -26,7 +26,6 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.inherit.parent import ParentWords, parent_slot
 from pangu_sigma.inherit.variation import Variation
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -86,6 +85,8 @@ class Child:
 
     def find(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
         """Return the child's array `name` of a checkpoint shard, or None for Adam state that starts from zero."""
+        from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+
         if shard == WEIGHTS:
             table = self._read(name)
             if name != "embedding":

@@ -34,7 +34,6 @@ from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.inherit.equality import Agreement
 from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt, count_rows
 from pangu_sigma.inherit.tensor_origin import SlotRows, table_rows
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
@@ -96,6 +95,8 @@ class ChildTensors:
             release_pages(own)
 
     def _experts(self, stored: LazyArray, layer: int, name: str, shape: tuple[int, ...]) -> LazyArray:
+        from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+
         row_of = stored.row
         assert row_of is not None
         weight = name in FFN_TENSORS

@@ -82,7 +82,8 @@ def launch_training(
     check_folder_writable(output, "--output")
     if not job.ascend:
         check_training_fits(config, job.local)
-    check_start(output, config, StartOptions(start_over, allow_data_change))
+    for change in check_start(output, config, StartOptions(start_over, allow_data_change)):
+        logger.info("%s", change)
     if start_over and job.node == 0:
         with one_writer(output, lock):
             move_aside(output)  # before ranks start, so that a restart after a failure resumes

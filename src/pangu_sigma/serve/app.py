@@ -32,7 +32,6 @@ def make_app(served: Served, names: HostNames, key: str | None = None) -> FastAP
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         served.thread.start()
-        served.prompts.warm_up(served.domains.values())
         yield
         served.thread.end()
         served.prompts.close()
@@ -48,7 +47,7 @@ def make_app(served: Served, names: HostNames, key: str | None = None) -> FastAP
     install_error_handlers(app)
     app.include_router(_text_routes(served))
     app.include_router(_other_routes(served))
-    app.add_middleware(Guard, names=names, key=key, limits=served.limits, models=served.domains)
+    app.add_middleware(Guard, names=names, key=key, served=served)
     return app
 
 

@@ -42,7 +42,7 @@ async def answer_chat(served: Served, request: Request, body: ChatRequest) -> Re
     alternatives = (body.top_logprobs or 0) if body.logprobs else None
     extra = {"logprobs": alternatives, "stop": template.stop}
     answers = served.ask(served.requests(body, domain, [ids], served.room([ids], wanted, served.length), extra))
-    chat = _Chat(served, body, answers, warnings)
+    chat = _Chat(served, body, answers, served.without_effect(body) + warnings)
     if body.stream:
         return EventStream(chat.chunks(), served.limits.send_seconds, answers.close)
     try:

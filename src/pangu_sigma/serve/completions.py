@@ -44,7 +44,7 @@ async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> t
     single = isinstance(body.prompt, str) or isinstance(body.prompt[0], int)
     inputs: list[Any] = [body.prompt] if single else [*body.prompt]
     served.check("prompt", len(inputs), "prompts")
-    prompts, warnings = [], []
+    prompts, warnings = [], served.without_effect(body)
     for prompt in inputs:
         if isinstance(prompt, str):
             tags = body.add_special_tokens is not False

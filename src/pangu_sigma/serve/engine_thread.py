@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 
 from pangu_sigma.generate.engine import Engine
@@ -58,13 +57,8 @@ class EngineThread:
         self.engine.cancel(answer)
         self._wake.set()
 
-    def finish_within(self, seconds: float) -> None:
-        """Wait up to `seconds` for the submitted answers, then cancel those that are not finished."""
-        until = time.monotonic() + seconds
-        while self._open and not self.failed and time.monotonic() < until:
-            time.sleep(0.02)
-        if self._open:
-            logger.warning("%d answers were not finished after %g s, and are cancelled", len(self._open), seconds)
+    def cancel_all(self) -> None:
+        """Cancel the submitted answers that are not finished."""
         for answer in list(self._open):
             self.cancel(answer)
 

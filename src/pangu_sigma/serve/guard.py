@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.refusals import ApiError, error_response
+from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.streams import ClientDisconnected
 
 PUBLIC_PATHS = ("/", "/health")
@@ -24,6 +24,9 @@ _POLITE_BYTES, _POLITE_SECONDS = 256 << 20, 5.0
 """Limits in bytes and seconds for draining a refused body, so that the client reads the reason."""
 
 _PROTECTING = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+_CLOSE = (b"connection", b"close")
+
+_STOPPED = ApiError(503, "the server ends, and broke off this request before its answer began", code="broken_off")
 
 
 class HostNames:
@@ -70,8 +73,8 @@ class Guard:
     such parameter. Handlers find the name in the ASGI scope, as scope["model"].
     """
 
-    def __init__(self, app: ASGIApp, names: HostNames, key: str | None, limits: Limits, models: Collection[str]):
-        self._app, self._names, self._limits, self._models = app, names, limits, models
+    def __init__(self, app: ASGIApp, names: HostNames, key: str | None, served: Served):
+        self._app, self._names, self._served, self._limits = app, names, served, served.limits
         self._key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,28 +84,49 @@ class Guard:
 
         async def send_protected(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *_PROTECTING]}
+                added = [*_PROTECTING, *([_CLOSE] if self._served.stopping else [])]
+                message = {**message, "headers": [*message.get("headers", []), *added]}
             await send(message)
 
+        async def send_in_time(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._served.unanswered.discard(waiting)
+                waiting.reschedule(None)
+            await send_protected(message)
+
+        try:
+            async with asyncio.timeout_at(0 if self._served.broken_off else None) as waiting:
+                self._served.unanswered.add(waiting)
+                await self._answer(scope, receive, send_in_time)
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+            await error_response(_STOPPED)(scope, receive, send_protected)
+        finally:
+            self._served.unanswered.discard(waiting)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or refuse a request."""
         try:
             scope = self._of_model(scope)
+            _check_framing(Headers(scope=scope))
             self._check_names(Headers(scope=scope))
             self._check_key(scope)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = _again(await self._body(scope, receive), receive)
         except _TooLarge as refused:
-            await _refuse_politely(refused, receive, send_protected)
+            await _refuse_politely(refused, receive, send)
             return
         except ApiError as refused:
-            await error_response(refused)(scope, receive, send_protected)
+            await error_response(refused)(scope, receive, send)
             return
         except ClientDisconnected:
             return
-        await self._app(scope, receive, send_protected)
+        await self._app(scope, receive, send)
 
     def _of_model(self, scope: Scope) -> Scope:
         first, slash, rest = scope["path"].removeprefix("/").partition("/")
-        if not slash or first not in self._models:
+        if not slash or first not in self._served.domains:
             return scope
         return {**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode(), "model": first}
 
@@ -164,6 +188,17 @@ class _TooLarge(ApiError):
         reason = f"the body has more than {kib} KiB; send less, or start the server with --set body_kib=N"
         super().__init__(413, reason, headers={"Connection": "close"})
         self.more = more
+
+
+def _check_framing(headers: Headers) -> None:
+    """Refuse two lengths of one body, and close: a proxy in front may believe the other one, and see another next request."""
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise ApiError(
+            400,
+            "Content-Length and Transfer-Encoding are both there; send one of them",
+            code="two_lengths",
+            headers={"Connection": "close"},
+        )
 
 
 def _netloc(origin: str) -> str:

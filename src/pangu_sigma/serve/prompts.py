@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -23,7 +22,7 @@ _FOLDED = 4
 
 
 class PromptTokenizer:
-    """Tokenizer of the prompts of HTTP requests. It works in its own threads, so that no text blocks the event loop."""
+    """Tokenizer of the prompts of HTTP requests. It works in its own thread, so that no text blocks the event loop."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
         self.tokenizer = tokenizer
@@ -32,23 +31,9 @@ class PromptTokenizer:
         longest = max(len(surface.decode(errors="replace")) for surface in tokenizer.vocabulary.surfaces)
         self._most_characters = _FOLDED * longest * self.length
         self._thread = ThreadPoolExecutor(1, "tokenizer")
-        self._closed = threading.Event()
-
-    def warm_up(self, domains: Iterable[Domain]) -> None:
-        """Load the dictionaries and tokenizer models of the domains in a further thread, before the first request."""
-
-        def load() -> None:
-            for domain in domains:
-                if self._closed.is_set():
-                    return
-                self.tokenizer.encode("a 中", domain)
-
-        # Not a daemon thread: the process aborts if it ends while one is in C++.
-        threading.Thread(target=load, name="warm-up").start()
 
     def close(self) -> None:
-        """Stop the tokenizer's threads; a tokenizer model that is being loaded is waited for."""
-        self._closed.set()
+        """Stop the tokenizer's thread, after the text that it reads."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def in_thread(self, work: Callable[..., _Result], *arguments: object) -> _Result:

@@ -58,7 +58,25 @@ class StreamOptions(RequestBody):
     include_usage: bool | None = Field(None, description="One more chunk before the last line: the numbers of tokens.")
 
 
-class GenerationRequest(RequestBody):
+class WithoutEffect(RequestBody):
+    """Parameters that clients of OpenAI send and that do not change an answer. They are taken, and the response warns of them."""
+
+    user: Annotated[str, Field(max_length=512)] | None = Field(None, description="Whom you answer; not used, not kept.")
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = Field(None, description="The newer name of user.")
+    store: bool | None = Field(None, description="Nothing is kept here.")
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = Field(None, description="Nothing is kept here.")
+    service_tier: str | None = Field(None, description="There is one tier.")
+    prompt_cache_key: str | None = Field(None, description="Prompts are not cached.")
+    reasoning_effort: str | None = Field(None, description="These models do not reason.")
+    parallel_tool_calls: bool | None = Field(None, description="These models call no tools.")
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Names of these parameters that the client gave."""
+        return [name for name in WithoutEffect.model_fields if getattr(self, name) is not None]
+
+
+class GenerationRequest(WithoutEffect):
     """Parameters that requests for completions and for chats share. null means the default."""
 
     model: ModelName
@@ -76,7 +94,6 @@ class GenerationRequest(RequestBody):
     ignore_eos: bool | None = Field(None, description="Go on after the end of a document.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Annotated[str, Field(max_length=512)] | None = Field(None, description="Whom you answer; not used, not kept.")
     logit_bias: dict[BiasedToken, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         None, max_length=1024, description="Added to the logits of token ids."
     )

@@ -43,7 +43,7 @@ class CompletionLogprobs(ResponseBody):
 
     text_offset: number of characters before each token. tokens: text of each token; `bytes:\\xe4` for a part of a character.
     top_logprobs: alternatives by their text, most likely first, and the token itself. experts (not OpenAI's): the expert of
-    each token in each RRE layer, numbered within the domain's group.
+    each token in each RRE layer, numbered over the whole layer: no two domains have one with the same number.
     """
 
     text_offset: list[int]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
+import logging
 import secrets
 import time
 import uuid
@@ -27,13 +29,19 @@ from pangu_sigma.serve.refusals import ApiError
 from pangu_sigma.serve.requests import GenerationRequest
 from pangu_sigma.serve.responses import Usage
 
+logger = logging.getLogger(__name__)
+
 PREFIX = "sigma-"
 """Prefix of model names: `sigma-zh` is the domain zh."""
 
 
 @dataclass
 class Served:
-    """Model with its engine, for request handlers. Each domain is a model of OpenAI's interface: `sigma-zh` is the domain zh."""
+    """Model with its engine, for request handlers. Each domain is a model of OpenAI's interface: `sigma-zh` is the domain zh.
+
+    stopping: True once the server stops; every response then closes its connection. unanswered: a timeout for each request that has
+    no response yet. broken_off: True once `break_off` has ended them.
+    """
 
     engine: Engine
     limits: Limits = field(default_factory=Limits)
@@ -48,8 +56,24 @@ class Served:
         self.prompts = PromptTokenizer(self.tokenizer, self.config)
         self.texts = TokenTexts(self.tokenizer.vocabulary)
         self.started = int(time.time())
+        self.stopping = self.broken_off = False
+        self.unanswered: set[asyncio.Timeout] = set()
+        self._logged: set[str] = set()
         self.fingerprint = f"{self.config.name}-{self.tokenizer.hash[:12]}"
         """System fingerprint: configuration and tokenizer. Answers with the same seed are equal if it is."""
+
+    def warm_up(self) -> None:
+        """Let every domain answer with a token, so that no request waits for dictionaries, tokenizer models or kernels to load."""
+        for domain in self.domains.values():
+            self.tokenizer.encode("a 中", domain)
+        self.engine.complete([TextRequest(domain, (self.tokenizer.eot,), 1) for domain in self.domains.values()])
+
+    def break_off(self) -> None:
+        """End what is not finished: requests without a response are refused by `Guard`, and streams end with an error event."""
+        self.broken_off = True
+        for waiting in self.unanswered:
+            waiting.reschedule(0)
+        self.thread.cancel_all()
 
     def domain(self, name: str | None, of_path: str | None = None) -> Domain:
         """Return the domain of a model name. of_path: model name in the request's path.
@@ -123,6 +147,8 @@ class Served:
         self.check("stop", len(stop), "stops")
         self.check("stop", max(map(len, stop), default=0), "stop_characters")
         self.check("stop_token_ids", len(body.stop_token_ids or ()), "stops")
+        self._check_ids("stop_token_ids", body.stop_token_ids or (), domain)
+        self._check_ids("logit_bias", list(map(int, body.logit_bias or ())), domain)
         sampling, seed = _sampling(body), secrets.randbits(53) if body.seed is None else body.seed
         bias = tuple((int(token), float(value)) for token, value in (body.logit_bias or {}).items())
         return [
@@ -154,6 +180,20 @@ class Served:
                 "invalid_value",
             )
         return Answers(self.thread, self.metrics, requests)
+
+    def without_effect(self, body: GenerationRequest) -> list[str]:
+        """Return a warning that names the parameters of a request that have no effect here. The log has each of them once."""
+        names = body.without_effect
+        if new := [name for name in names if name not in self._logged]:
+            self._logged.update(new)
+            logger.info("a client sends %s, which is taken and has no effect", ", ".join(new))
+        return [f"{', '.join(names)}: without effect on this server"] if names else []
+
+    def _check_ids(self, parameter: str, ids: Sequence[int], domain: Domain) -> None:
+        try:
+            self.tokenizer.rows(ids, domain)
+        except ConfigError as error:
+            raise ApiError(400, f"{parameter}: {error}", parameter, "invalid_value") from error
 
     def usage(self, answers: Sequence[Answer], n: int) -> Usage:
         """Count the tokens of a request with n answers to each prompt."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import re
 import socket
-import threading
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -22,6 +25,7 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.serve.app import make_app
 from pangu_sigma.serve.guard import HostNames, is_local
 from pangu_sigma.serve.limits import Limits
+from pangu_sigma.serve.refusals import ApiError, error_response
 from pangu_sigma.serve.served import Served
 
 logger = logging.getLogger(__name__)
@@ -31,6 +35,8 @@ KEY_VARIABLE = "PANGU_SIGMA_API_KEY"
 
 _HEAD_BYTES = 64 << 10
 """Maximum size of request line and headers together."""
+_LAST_HEAD_SECONDS = 0.5
+"""Timeout in seconds for the request line and headers of a connection that is open when the server stops."""
 LAST_SECONDS = 2
 """Timeout in seconds for connections to close after the last answer when the server stops."""
 
@@ -45,7 +51,10 @@ class Address:
 
 
 def bind(address: Address) -> socket.socket:
-    """Bind a listening socket. Raises ConfigError if that fails. The port of a killed server can be bound again at once."""
+    """Bind a socket; the server listens there once it is ready, and refuses connections before. Raises ConfigError if that fails.
+
+    The port of a killed server can be bound again at once.
+    """
     if not 0 <= address.port < 1 << 16:
         raise ConfigError(f"--port {address.port} is not allowed: 0 (any that is free) to 65535")
     try:
@@ -58,14 +67,17 @@ def bind(address: Address) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(where)
-        bound.listen(2048)
     except OSError as error:
         bound.close()
-        raise ConfigError(
-            f"cannot listen at {address.host}, port {address.port}: {error.strerror}; stop what listens there, or choose another "
-            "--port (0: any that is free) or --host"
-        ) from error
+        raise _cannot_listen(address.host, address.port, error) from error
     return bound
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot listen at {host}, port {port}: {error.strerror}; stop what listens there, or choose another "
+        "--port (0: any that is free) or --host"
+    )
 
 
 def read_key(file: Path | None) -> str | None:
@@ -93,13 +105,11 @@ def read_key(file: Path | None) -> str | None:
 def serve(decoder: Decoder, listening: socket.socket, address: Address, key: str | None, limits: Limits) -> int:
     """Serve until SIGINT or SIGTERM, and return the exit status: 1 if the model failed, else 0.
 
-    Answers that run at the signal have limits.stop_seconds to finish.
+    Requests that were accepted before the signal have limits.stop_seconds to finish.
     """
     server = make_server(decoder, address, key, limits)
     warn_if_open(address, key)
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    logger.info("serving %s at http://%s:%d", ", ".join(server.served.domains), shown, port)
+    server.served.warm_up()
     server.run([listening])
     return 1 if server.served.thread.failed else 0
 
@@ -120,7 +130,7 @@ def make_server(decoder: Decoder, address: Address, key: str | None, limits: Lim
     app = make_app(served, HostNames(address.host, address.others), key)
     config = uvicorn.Config(
         app,
-        http=_protocol(limits),
+        http=_protocol(served),
         ws="none",
         log_config=None,
         log_level=logging.WARNING,
@@ -134,7 +144,7 @@ def make_server(decoder: Decoder, address: Address, key: str | None, limits: Lim
 
 
 class Server(uvicorn.Server):
-    """Uvicorn server that lets running answers finish before it stops."""
+    """Uvicorn server that answers every request that reached it before it stops: in full, or with an error."""
 
     def __init__(self, config: uvicorn.Config, served: Served):
         super().__init__(config)
@@ -145,18 +155,57 @@ class Server(uvicorn.Server):
         if not self.should_exit:
             logger.info("stopping; what runs may go on for %d s", self.served.limits.stop_seconds)
             self.stop()
-            threading.Thread(
-                target=self.served.thread.finish_within, args=(self.served.limits.stop_seconds,), daemon=True
-            ).start()
         else:
             super().handle_exit(sig, frame)
 
     def stop(self) -> None:
         """Accept no more requests, and stop after the current requests."""
-        self.should_exit = True
+        self.should_exit = self.served.stopping = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and log the address."""
+        host, port = (sockets or [])[0].getsockname()[:2]
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another server was bound to this port at the same time, and listened first
+            raise _cannot_listen(host, port, error) from error
+        shown = f"[{host}]" if ":" in host else host
+        logger.info("serving %s at http://%s:%d", ", ".join(self.served.domains), shown, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Give the requests limits.stop_seconds to finish, then break them off."""
+        end = asyncio.get_running_loop().call_later(self.served.limits.stop_seconds, self._break_off)
+        for listening in sockets or []:
+            await self._accept_the_last(listening)
+        await super().shutdown(sockets)
+        end.cancel()
+
+    async def _accept_the_last(self, listening: socket.socket) -> None:
+        """Accept the connections that wait in the kernel: it would reset them, with the requests that they have sent already."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening)
+        waiting = []
+        with contextlib.suppress(OSError):  # of an empty queue
+            while True:
+                waiting.append(listening.accept()[0])
+        listening.shutdown(socket.SHUT_RD)  # from here on connections are refused
+        protocol = partial(self.config.http_protocol_class, self.config, self.server_state, self.lifespan.state)  # type: ignore[call-arg]
+        for connection in waiting:
+            await loop.connect_accepted_socket(protocol, connection)
+        await asyncio.sleep(
+            0
+        )  # asyncio drops connections that it has accepted and not yet begun when it closes the socket
+
+    def _break_off(self) -> None:
+        seconds, open_requests = self.served.limits.stop_seconds, len(self.server_state.tasks)
+        if open_requests:
+            logger.warning("%d requests were not finished after %d s, and are broken off", open_requests, seconds)
+        self.served.break_off()
 
 
-def _protocol(limits: Limits) -> type[asyncio.Protocol]:
+def _protocol(served: Served) -> type[asyncio.Protocol]:
+    limits = served.limits
+
     class Patient(H11Protocol):
         """HTTP protocol that closes connections that send no request in time or exceed the limit of connections."""
 
@@ -169,24 +218,66 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
                 return
             self._wait_for_head()
 
+        def handle_events(self) -> None:
+            if self.conn.their_state is h11.IDLE and _has_two_lengths(self.conn.trailing_data[0]):
+                self.send_400_response("Content-Length has two values; send one")
+            else:
+                super().handle_events()
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(ApiError(400, msg, code="invalid_http"))
+
         def on_response_complete(self) -> None:
             super().on_response_complete()
             self._wait_for_head()
+
+        def shutdown(self) -> None:
+            """Let a request finish that has begun, and wait shortly for one that is on its way."""
+            if self._is_idle:
+                self._wait_for_head()
+            else:
+                super().shutdown()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
             super().connection_lost(exc)
 
+        def _should_upgrade(self) -> bool:
+            return False  # and uvicorn logs no advice to install packages for WebSockets
+
+        @property
+        def _is_idle(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
         def _wait_for_head(self) -> None:
             self._stop_waiting()
-            self._deadline = self.loop.call_later(limits.head_seconds, self._give_up)
+            seconds = _LAST_HEAD_SECONDS if served.stopping else limits.head_seconds
+            self._deadline = self.loop.call_later(seconds, self._give_up)
 
         def _stop_waiting(self) -> None:
             if self._deadline is not None:
                 self._deadline.cancel()
 
         def _give_up(self) -> None:
-            if self.cycle is None or self.cycle.response_complete:
+            if self._is_idle and self.conn.trailing_data[0]:
+                self._refuse(ApiError(408, "the request line and headers did not come in time", code="too_slow"))
+            elif self._is_idle:
                 self.transport.close()
 
+        def _refuse(self, refused: ApiError) -> None:
+            """Answer what is no request yet."""
+            response = error_response(refused)
+            head = h11.Response(
+                status_code=response.status_code, headers=[*response.raw_headers, (b"connection", b"close")]
+            )
+            for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+            self.transport.close()
+
     return Patient
+
+
+def _has_two_lengths(received: bytes) -> bool:
+    """Return True if a head has two values of Content-Length, of which h11 takes equal ones as one."""
+    head = re.split(rb"\n\r?\n", received, maxsplit=1)[0]
+    return b"," in b",".join(re.findall(rb"(?im)^content-length[ \t]*:(.*)", head))

@@ -25,6 +25,9 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 META = "\u2581"
 """SentencePiece's character for a blank, ▁."""
 
+_PIECE, _UNUSED = b"\x0a", b"\x18\x05"
+"""Protobuf's tag before each piece of a model, and the field of a piece that gives it the type UNUSED."""
+
 _TRAINING_LINE = 2_000
 """Maximum characters of a line of training text for the English pieces; SentencePiece drops lines above 4,192 bytes."""
 
@@ -37,6 +40,16 @@ def parse_model(data: bytes) -> Any:
     except DecodeError as error:
         raise DataError(f"not a SentencePiece model: {error}") from error
     return model
+
+
+def piece_names(model: bytes) -> list[str]:
+    """Return the pieces of a SentencePiece model file in the order of their ids. Raises DataError for data that is no model."""
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise DataError(f"not a SentencePiece model: {error}") from error
+    names: list[str] = processor.id_to_piece(list(range(processor.get_piece_size())))
+    return names
 
 
 def byte_names() -> list[str]:
@@ -146,15 +159,36 @@ def compact_model(pieces: list[tuple[str, float]], kind: int) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def restricted_model(model: Any, keep: Iterable[bool]) -> bytes:
-    """Return a SentencePiece model restricted to the pieces to keep: the others are marked unused, ids stay the same."""
-    kinds = sentencepiece_model.ModelProto.SentencePiece
-    copy = sentencepiece_model.ModelProto()
-    copy.CopyFrom(model)
-    for piece, kept in zip(copy.pieces, keep, strict=True):
-        if not kept and piece.type in (kinds.NORMAL, kinds.USER_DEFINED):
-            piece.type = kinds.UNUSED
-    return copy.SerializeToString(deterministic=True)
+def restricted_model(model: bytes, keep: Iterable[bool]) -> bytes:
+    """Return a SentencePiece model restricted to the pieces to keep: the others are marked unused, ids stay the same.
+
+    The bytes of the file are edited, because protobuf's Python objects for PanGu-α's 40,000 pieces take a second. A message may
+    have a field twice, and then the last value counts. Raises DataError for a file that does not begin with its pieces.
+    """
+    parts, position = [], 0
+    for kept in keep:
+        if model[position : position + 1] != _PIECE:
+            raise DataError("not a SentencePiece model: its pieces do not come first; take the file from a copy")
+        size, begin = _read_varint(model, position + 1)
+        position = begin + size
+        piece = model[begin:position] + (b"" if kept else _UNUSED)
+        parts += [_PIECE, _varint(len(piece)), piece]
+    return b"".join([*parts, model[position:]])
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """Read protobuf's number of variable length: return it, and the position behind it."""
+    value = shift = 0
+    while data[position] & 0x80:
+        value |= (data[position] & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+    return value | data[position] << shift, position + 1
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes([value])
+    return bytes([value & 0x7F | 0x80]) + _varint(value >> 7)
 
 
 def append_bytes(model: bytes, controls: Iterable[str]) -> bytes:

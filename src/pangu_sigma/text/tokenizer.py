@@ -23,7 +23,17 @@ from pangu_sigma.text.documents import Document, Segments
 from pangu_sigma.text.normalisation import VANISHING_IN_RUN, folded_characters
 from pangu_sigma.text.segmentation import Run, is_chinese, runs_of
 from pangu_sigma.text.sentencepieces import META, append_bytes, restricted_model
-from pangu_sigma.text.vocabulary import EOT, FIRST_BYTE, FIRST_ENGLISH, PAD, TAG_OF_LANGUAGE, TAGS, UNK, Vocabulary
+from pangu_sigma.text.vocabulary import (
+    ALPHA_SIZE,
+    EOT,
+    FIRST_BYTE,
+    FIRST_ENGLISH,
+    PAD,
+    TAG_OF_LANGUAGE,
+    TAGS,
+    UNK,
+    Vocabulary,
+)
 
 SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
 """Segments of a document after word segmentation: for each segment, a pair of its language (or "") and its runs of text."""
@@ -217,8 +227,8 @@ class Tokenizer:
             rows = self.row_of[slot]
             alpha, english = self._alpha, self._english
             if key is not None:
-                alpha = restricted_model(self.vocabulary.alpha, rows[: len(self.vocabulary.alpha.pieces)] >= 0)
-                english = restricted_model(self.vocabulary.english, rows[self.vocabulary.english_ids] >= 0)
+                alpha = restricted_model(alpha, rows[:ALPHA_SIZE] >= 0)
+                english = restricted_model(english, rows[self.vocabulary.english_ids] >= 0)
             self._models[key] = _Models(append_bytes(alpha, TAGS), english)
         return self._models[key]
 
@@ -232,7 +242,7 @@ class Tokenizer:
 
 @functools.lru_cache(maxsize=2)
 def _vocabulary(alpha: bytes, english: bytes) -> Vocabulary:
-    """Parse two models into a vocabulary, cached: preparing makes two tokenizers, and parsing takes half a second."""
+    """Parse two models into a vocabulary, cached: preparing makes two tokenizers."""
     return Vocabulary(alpha, english)
 
 

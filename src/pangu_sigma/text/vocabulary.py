@@ -20,7 +20,7 @@ import numpy as np
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
-from pangu_sigma.text.sentencepieces import META, byte_names, parse_model
+from pangu_sigma.text.sentencepieces import META, byte_names, piece_names
 from pangu_sigma.text.words import NEWLINE, SPACE
 
 UNK, NEWLINE_ID, SPACE_ID, PAD, EOT, WORD_MARK = 0, 3, 4, 6, 9, 13
@@ -51,30 +51,27 @@ class Vocabulary:
     """
 
     def __init__(self, alpha: bytes, english: bytes) -> None:
-        self.alpha = parse_model(alpha)
-        self.english = parse_model(english)
-        if len(self.alpha.pieces) != ALPHA_SIZE:
-            raise DataError(
-                f"PanGu-α's model has {len(self.alpha.pieces)} pieces instead of {ALPHA_SIZE}; reinstall pcl-pangu"
-            )
-        self.pieces = [piece.piece for piece in self.alpha.pieces] + list(TAGS) + byte_names()
-        self.surfaces = [_alpha_surface(i, piece.piece) for i, piece in enumerate(self.alpha.pieces)]
+        names = piece_names(alpha)
+        if len(names) != ALPHA_SIZE:
+            raise DataError(f"PanGu-α's model has {len(names)} pieces instead of {ALPHA_SIZE}; reinstall pcl-pangu")
+        self.pieces = [*names, *TAGS, *byte_names()]
+        self.surfaces = [_alpha_surface(i, name) for i, name in enumerate(names)]
         self.surfaces += [b""] * len(TAGS) + [bytes([value]) for value in range(256)]
         by_surface = self._alpha_by_surface()
         self.character_ids = {text: i for surface, i in by_surface.items() if len(text := surface.decode()) == 1}
         self.word_starts = frozenset(i for i, piece in enumerate(self.pieces) if piece.startswith(META))
-        self.english_ids = self._add_english(by_surface)
+        self.english_ids = self._add_english(piece_names(english), by_surface)
 
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def _add_english(self, known: dict[bytes, int]) -> list[int]:
+    def _add_english(self, names: list[str], known: dict[bytes, int]) -> list[int]:
         ids = [UNK, *range(FIRST_BYTE, FIRST_ENGLISH)]
-        for piece in self.english.pieces[len(ids) :]:
-            surface = piece.piece.replace(META, " ").encode()
+        for name in names[len(ids) :]:
+            surface = name.replace(META, " ").encode()
             if surface not in known:
                 known[surface] = len(self.pieces)
-                self.pieces.append(piece.piece)
+                self.pieces.append(name)
                 self.surfaces.append(surface)
             ids.append(known[surface])
         return ids

@@ -10,21 +10,23 @@ import logging
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.not_finite import count_not_finite
+from pangu_sigma.checkpoint.parts import EXPERTS
 from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.config import SpikesConfig, TrainConfig
 from pangu_sigma.errors import UserError
 from pangu_sigma.parallel.ranks import Ranks
-from pangu_sigma.train.backend import TrainingSetup
 from pangu_sigma.train.log.metrics import MetricsLog, NoLog
+
+if TYPE_CHECKING:
+    from pangu_sigma.train.backend import TrainingSetup
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.root import recover_interrupted_save
 from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
 from pangu_sigma.checkpoint.saver import Saver
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.prepared import read_prepared_tokenizer
 from pangu_sigma.ecss.prefetch import Traffic
@@ -32,7 +32,7 @@ from pangu_sigma.train.log.metrics import EmptyLogError, MetricsLog, NoLog, Step
 from pangu_sigma.train.log.report import write_report
 from pangu_sigma.train.log.timeline import NoTimeline, Timeline
 from pangu_sigma.train.progress import changes_since_checkpoint, resume
-from pangu_sigma.train.start import DEFAULT_START, StartOptions, start_run
+from pangu_sigma.train.start import DEFAULT_START, StartOptions, refuse_tuned, start_run
 from pangu_sigma.train.step import StepResult
 from pangu_sigma.train.stop import StopRequest
 
@@ -236,11 +236,7 @@ def train(
     After SIGTERM to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. In a run of
     several ranks, the caller calls `ranks.leave` once it no longer needs the trainer.
     """
-    if config.finetune is not None:
-        raise ConfigError(
-            f"finetune.task={config.finetune.task}: {folder} is tuned to a task; go on with the `pangu-sigma finetune` command "
-            "that made it, or make a run to train of it, with `pangu-sigma extract`"
-        )
+    refuse_tuned(folder, config)
     ranks = backend.connect(config)
     with ranks.fail_together(f"reading {config.data.path}"):
         read_prepared_tokenizer(config)  # without prepared data no run folder is left behind

@@ -83,17 +83,27 @@ def start_run(
     return RunFolder(path, config, prepared, table, data_hash)
 
 
-def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_START) -> None:
-    """Check that `start_run` would succeed, and log what it would change in a run with checkpoints; nothing is written.
+def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_START) -> list[str]:
+    """Check that `start_run` would succeed, and return what it would change in a run with checkpoints; nothing is written.
 
-    A launcher calls this before ranks start. Raises ConfigError for a start that would be refused, DataError for invalid data.
+    This is called before ranks start, and before MindSpore is loaded. Raises ConfigError for a start that would be refused,
+    DataError for invalid data.
     """
+    refuse_tuned(path, config)
     prepared, data_hash = read_prepared_tokenizer(config), load_manifest(Path(config.data.path)).content_hash
     if options.start_over or not has_checkpoints(path / CHECKPOINTS):
-        return
+        return []
     saved = newest_identity(path / CHECKPOINTS)
-    if saved is not None:
-        _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
+    return [] if saved is None else _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
+
+
+def refuse_tuned(path: Path, config: Config) -> None:
+    """Raise ConfigError for a run that is tuned to a task."""
+    if config.finetune is not None:
+        raise ConfigError(
+            f"finetune.task={config.finetune.task}: {path} is tuned to a task; go on with the `pangu-sigma finetune` command "
+            "that made it, or make a run to train of it, with `pangu-sigma extract`"
+        )
 
 
 def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:
@@ -106,7 +116,8 @@ def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, opt
     saved = newest_identity(path / CHECKPOINTS)
     if saved is None:
         return True  # none of them is whole, which loading them says
-    _compare(path, saved, config, prepared, data_hash, options)
+    for change in _compare(path, saved, config, prepared, data_hash, options):
+        logger.warning("%s", change)
     if not _mend(path, saved, config, prepared) and read_config(path, "run", WAY_BACK_OF_CONFIG) != config:
         write_config(path, config, "run")
     return True
@@ -114,22 +125,19 @@ def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, opt
 
 def _compare(
     path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions
-) -> None:
-    """Log the keys that change. Raises ConfigError for keys that must not change, and for another vocabulary or text."""
+) -> list[str]:
+    """Return the keys that change, and a change of text. Raises ConfigError for those that are not allowed."""
     changes = changed_keys(run_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
     refuse_changes(path, changes)
-    for change in changes:
-        why = rule_of(change[0]).why
-        logger.info("%s%s", change_text(change), f" ({why})" if why else "")
+    whys = [rule_of(change[0]).why for change in changes]
+    texts = [change_text(change) + (f" ({why})" if why else "") for change, why in zip(changes, whys, strict=True)]
     if prepared.hash != saved.vocabulary_hash:
         raise ConfigError(
             f"{path} holds a run with another vocabulary than data.path={config.data.path}: its token ids mean other text; set "
             "data.path back, choose another folder with --output, or add --start-over"
         )
     if saved.data_hash is None:
-        logger.warning(
-            "%s: its checkpoint has no hash of its text, so it could not be checked that it is the same", path
-        )
+        texts.append(f"{path}: its checkpoint has no hash of its text, so it could not be checked that it is the same")
     elif saved.data_hash != data_hash and not options.allow_data_change:
         raise ConfigError(
             f"data.path={config.data.path} holds other text than {path} was trained on (content hash {data_hash[:12]}…, not "
@@ -137,7 +145,8 @@ def _compare(
             "the run will say"
         )
     elif saved.data_hash != data_hash:
-        logger.warning("%s goes on with other text, that of data.path=%s", path, config.data.path)
+        texts.append(f"{path} goes on with other text, that of data.path={config.data.path}")
+    return texts
 
 
 def _mend(path: Path, saved: Identity, config: Config, prepared: Tokenizer) -> bool:

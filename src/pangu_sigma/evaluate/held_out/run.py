@@ -13,11 +13,8 @@ from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.device import use_cpu
-from pangu_sigma.evaluate.held_out.decoded import measure_export
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.stored.network import build_network
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.train.log.losses import HeldOutLoss, finite_or_none, format_number
 
 DomainFigures = dict[str, dict[str, Any]]
@@ -31,6 +28,8 @@ def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
     """
     model = open_model(path, "run", "export")
     batches = held_out_batches(model)
+    from pangu_sigma.evaluate.held_out.decoded import measure_export
+
     measure_kind = measure_export if model.kind == "export" else measure
     losses = measure_kind(model, batches, samples_read(model, batches, all))
     return {name: figures_with_perplexity(loss) for name, loss in losses.items()}
@@ -65,6 +64,9 @@ def samples_read(run: StoredModel, batches: BatchLoader, all: bool) -> int:
 
 def measure(run: StoredModel, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
     """Measure the loss of each domain on at most `most` held-out samples, with the newest checkpoint of a run."""
+    from pangu_sigma.stored.network import build_network
+    from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
+
     use_cpu()
     network, store = build_network(run)
     return Evaluator(batches, most, EvaluationStep(network, store), network).losses()

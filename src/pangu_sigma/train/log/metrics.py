@@ -33,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -42,10 +42,12 @@ from tqdm import tqdm
 from pangu_sigma.checkpoint.changes import Change
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.config import ConfigError
-from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.train.log.board import TensorBoardWriter
 from pangu_sigma.train.log.losses import HeldOutLoss, evaluation_line
+
+if TYPE_CHECKING:
+    from pangu_sigma.ecss.prefetch import Traffic
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,174 @@
+"""Mistakes that need no model to be seen are told before MindSpore is loaded, which takes seconds: here it cannot be imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import contextlib, io, json, sys
+sys.modules["mindspore"] = None
+from pangu_sigma.cli import main
+for arguments in json.load(sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            status = main(arguments)
+        except SystemExit as end:
+            status = end.code
+        except Exception as bug:
+            status = f"{type(bug).__name__}: {bug}"
+    print(json.dumps([status, said.getvalue()]))
+"""
+"""Runs commands one after another in one process, and prints status and output of each."""
+
+MISTAKES = {
+    "train nix": "nix",
+    "train bad.yaml": "bad.yaml",
+    "train sigma_tiny --set train.stepz=3": "train.stepz",
+    "train sigma_tiny --set train.steps=x": "train.steps",
+    "train sigma_tiny --set train.compute_dtype=bfloat16 --set data.path=DATA": "train.compute_dtype=bfloat16",
+    "train sigma_tiny --set data.path=nix": "data.path=nix",
+    "train sigma_tiny -o file": "--output file",
+    "train sigma_tiny -o file/run": "--output file/run",
+    "train sigma_tiny --device npu": "--device",
+    "train RUN --set model.hidden=96": "model.hidden",
+    "train RUN --set data.path=nix": "data.path=nix",
+    "train RUN -o other": "--output other",
+    "train EXPORT": "EXPORT",
+    "train full": "full",
+    "launch sigma_tiny --processes 3": "--processes 3",
+    "launch sigma_tiny --nodes 2": "--node-rank",
+    "launch RUN --set model.hidden=96": "model.hidden",
+    "inherit nix sigma_tiny -o new": "nix",
+    "inherit nix sigma_tiny --dry-run": "nix",
+    "inherit file sigma_tiny -o new": "file",
+    "inherit RUN sigma_tiny -o new": "model.rre_layers",
+    "inherit EXPORT sigma_tiny -o new": "EXPORT",
+    "inherit RUN sigma_tiny -o full": "full exists",
+    "inherit RUN nix -o new": "nix",
+    "inherit RUN sigma_tiny -o new --noise x": "--noise",
+    "extend nix sigma_tiny -o new": "nix",
+    "extend RUN sigma_tiny -o full": "full exists",
+    "extend RUN sigma_tiny -o new": "model.hidden",
+    "extend RUN sigma_tiny -o new --from-domain zh --from-scratch": "--from-domain",
+    "extend RUN sigma_tiny -o new --from-dense nix": "nix",
+    "extend EXPORT sigma_tiny -o new": "EXPORT",
+    "extract nix --keep zh -o new": "nix",
+    "extract RUN --keep xx -o new": "xx",
+    "extract RUN -o new": "--keep",
+    "extract RUN --keep zh --drop en -o new": "--drop",
+    "extract RUN --keep zh -o full": "full exists",
+    "extract RUN --keep zh -o full --format mindir": "full exists",
+    "extract RUN --keep zh -o new --data nix": "--data nix",
+    "extract EXPORT --keep zh -o new": "EXPORT",
+    "export nix -o new": "nix",
+    "export RUN -o full": "full exists",
+    "export RUN -o file/new": "file/new",
+    "export EXPORT -o new": "EXPORT",
+    "export RUN -o new --format onnx": "--format",
+    "export RUN -o new --format hf --weights int8": "int8",
+    "export RUN -o new --format run": "RUN",
+    "evaluate nix": "nix",
+    "evaluate full": "full",
+    "evaluate RUN RUN": "--against",
+    "evaluate RUN --against nix": "nix",
+    "evaluate RUN --against RUN RUN": "--against",
+    "evaluate RUN --against EXPORT": "EXPORT",
+    "evaluate RUN --json nix/x.json": "--json nix/x.json",
+    "benchmark nix ocnli --files full": "nix",
+    "benchmark RUN ocnli --files nix": "nix",
+    "benchmark RUN ocnli --files full --domain xx": "xx",
+    "benchmark RUN ocnli --files full --limit 0": "--limit",
+    "report nix": "nix",
+    "report EXPORT": "EXPORT",
+    "report RUN --against nix": "nix",
+    "report RUN --against EXPORT": "EXPORT",
+    "finetune nix --task qa --train-file file.jsonl -o new": "nix",
+    "finetune RUN --task nix --train-file file.jsonl -o new": "nix",
+    "finetune RUN --task qa --train-file nix.jsonl -o new": "nix.jsonl",
+    "finetune RUN --task qa --train-file file.jsonl -o new": "file.jsonl",
+    "finetune RUN --task qa --train-file file -o new": "file",
+    "finetune RUN --task qa --train-file file.jsonl -o full": "full exists",
+    "finetune RUN --task qa --train-file file.jsonl -o new --domain xx": "xx",
+    "finetune RUN --task qa --train-file file.jsonl -o new --set finetune.epochz=1": "finetune.epochz",
+    "finetune RUN --task qa --train-file file.jsonl": "--output",
+    "generate nix --domain en --prompt x": "nix",
+    "generate RUN --domain xx --prompt x": "xx",
+    "generate RUN --domain en --prompt x --temperature -1": "temperature",
+    "generate RUN --domain en --domain zh --prompt x": "domain has 2 names",
+    "generate RUN --domain en --prompts nix": "--prompts nix",
+    "chat nix": "nix",
+    "chat RUN --domain xx": "xx",
+    "chat RUN --temperature -1": "temperature",
+    "serve nix --port 0": "nix",
+    "serve RUN --port 99999999": "--port 99999999",
+    "serve RUN --set lanez=1": "lanez",
+    "serve RUN --host 203.0.113.7": "203.0.113.7",
+    "serve RUN --api-key-file nix": "--api-key-file nix",
+    "plan nix --devices 8": "nix",
+    "plan sigma_1t": "--devices",
+    "plan sigma_1t --devices 7": "7",
+    "prepare-data nix": "nix",
+    "prepare-data sigma_tiny --input nix.jsonl": "nix.jsonl",
+    "prepare-data sigma_tiny --input file": "file",
+    "prepare-data sigma_tiny --set data.held_out=2": "data.held_out",
+    "inspect nix": "nix",
+    "inspect full": "full",
+    "inspect sigma_tiny --verify": "--verify",
+    "inspect sigma_tiny --keep xx": "xx",
+    "inspect RUN --set x=1": "--set",
+    "doctor nix": "nix",
+    "doctor --chip 910b": "--chip 910b",
+}
+"""Command → words that its message has. RUN, EXPORT and DATA are a run, an exported model and prepared data; `nix` is nothing."""
+
+
+@pytest.fixture(scope="module")
+def told(tiny_run, tiny_export, tiny_data, tmp_path_factory) -> dict[str, tuple[int | str, str]]:
+    """Status and output of each command, with the names of the table for its paths."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    for name, text in {"file": "hello", "file.jsonl": "hello\n" * 9, "bad.yaml": "name: [1\n", "full/x": ""}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    paths = {"RUN": tiny_run, "EXPORT": tiny_export, "DATA": tiny_data}
+    commands = []
+    for line in MISTAKES:
+        for name, path in paths.items():
+            line = line.replace(name, str(path))
+        commands.append(shlex.split(line))
+    before = sorted(folder.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(commands),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT)))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sorted(folder.rglob("*")) == before, "a refused command leaves nothing behind"
+    found = {}
+    for line, answer in zip(MISTAKES, done.stdout.splitlines(), strict=True):
+        status, said = json.loads(answer)
+        for name, path in paths.items():
+            said = said.replace(str(path), name)
+        found[line] = status, said
+    return found
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_told_before_mindspore_is_loaded(told, line):
+    status, said = told[line]
+    assert status == 2, f"{status}: {said}"
+    message = said[said.rindex("error: ") :]
+    assert MISTAKES[line] in message
+    assert "Traceback" not in said
