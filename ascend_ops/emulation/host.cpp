@@ -50,10 +50,21 @@ extern "C" const char *definitions() {
         for (const auto &own : config.declared) {
           if (own->name == common->name && own->output == common->output) argument = own.get();
         }
-        all += name + " " + chip + " " + Describe(*argument) + "\n";
+        const bool dynamic = config.compileStatic && config.rank && config.shape;
+        all += name + " " + chip + (dynamic ? " dynamic " : " static ") + Describe(*argument) + "\n";
       }
     }
   }
+  return all.c_str();
+}
+
+// The functions that an operator lacks, and CANN needs.
+extern "C" const char *missing(const char *op) {
+  static std::string all;
+  const ops::OpDef &definition = emulation::Operators().at(op);
+  all = definition.inferShape ? "" : " InferShape";
+  all += definition.inferType ? "" : " InferDataType";
+  all += definition.aicore.tile ? "" : " Tiling";
   return all.c_str();
 }
 

@@ -51,10 +51,15 @@ class Launch:
 
 @dataclass(frozen=True)
 class Argument:
-    """An operator's declaration of an argument for one chip. contiguous: True if CANN makes it so. dtypes, formats: by variant."""
+    """An operator's declaration of an argument for one chip.
+
+    dynamic: True if the operator has the three flags with which CANN gives it shapes and ranks that a graph does not know.
+    contiguous: True if CANN makes it so. dtypes, formats: by variant.
+    """
 
     operator: str
     chip: str
+    dynamic: bool
     output: bool
     name: str
     required: bool
@@ -64,29 +69,42 @@ class Argument:
 
 
 class TilingError(Exception):
-    """Raised if a tiling or inference function of an operator returns GRAPH_FAILED."""
+    """Raised if a tiling or inference function of an operator returns GRAPH_FAILED, or an operator has none."""
 
 
 class OpHost:
-    """Host functions (tiling, shape inference) of both Ascend C operators. library: made by
-    `compile_host`; None for the one of the shipped sources."""
+    """Host functions (tiling, shape inference) of both Ascend C operators. Raises TilingError if an operator lacks a function.
+
+    library: made by `compile_host`; None for the one of the shipped sources.
+    """
 
     def __init__(self, library: Path | None = None):
         self._library = ctypes.CDLL(str(library or compile_host()))
-        self._library.definitions.restype = ctypes.c_char_p
+        self._library.definitions.restype = self._library.missing.restype = ctypes.c_char_p
         self._library.tile.restype = ctypes.c_int64
+        for operator in dict.fromkeys(argument.operator for argument in self.definitions()):
+            if missing := self._library.missing(operator.encode()).decode():
+                raise TilingError(f"{operator} has no{missing}, which CANN would call")
 
     def definitions(self) -> list[Argument]:
         """Return the arguments of every operator for every chip that it supports, in the order of declaration."""
         arguments = []
         for line in self._library.definitions().decode().splitlines():
-            operator, chip, way, name, need, layout, *variants = line.split()
+            operator, chip, shapes, way, name, need, layout, *variants = line.split()
             pairs = [tuple(map(int, variant.split(":"))) for variant in variants]
             dtypes = tuple(_NAMES.get(dtype, "?") for dtype, _ in pairs)
             formats = tuple(_FORMATS.get(form, "?") for _, form in pairs)
             arguments.append(
                 Argument(
-                    operator, chip, way == "out", name, need == "required", layout == "contiguous", dtypes, formats
+                    operator,
+                    chip,
+                    shapes == "dynamic",
+                    way == "out",
+                    name,
+                    need == "required",
+                    layout == "contiguous",
+                    dtypes,
+                    formats,
                 )
             )
         return arguments

@@ -84,6 +84,7 @@ class AscendHost:
             "ASCEND_OPP_PATH": str(self.cann / "opp"),
             "ASCEND_CUSTOM_OPP_PATH": f"{vendor}:",
             "LD_LIBRARY_PATH": f"{vendor}/op_api/lib:{self.cann}/lib64",
+            "MS_COMPILER_CACHE_PATH": str(folder / "tmp/kernels"),
         }
         self._files(vendor, COMPUTE_UNITS[chip if chip in COMPUTE_UNITS else "910b"])
         self._tools()
@@ -179,6 +180,7 @@ tls alarm time threshold[60]days" ;;
         )
         for file in ("lib64/libascendcl.so", f"opp/built-in/op_impl/ai_core/tbe/kernel/{unit}/ops_math/add/Add.o"):
             self.write(str((self.cann / file).relative_to(self.root)))
+        self.write(f"{ascend}/cann-9.0.0/include/acl/acl_base.h")
         self.write(f"{ascend}/cann-9.0.0/compiler/version.info", "Version=9.0.0\nversion_dir=cann-9.0.0\n")
         self.write("mindspore/lib/plugin/libmindspore_ascend.so.2")
         for folder in ("op_api/lib", f"op_impl/ai_core/tbe/kernel/{unit}"):
@@ -198,4 +200,5 @@ tls alarm time threshold[60]days" ;;
         self.hccn_tool()
         self.interfaces(enp61s0f0="10.0.0.5", docker0="172.17.0.1")
         self.tool("taskset", "")
+        self.tool("g++", "")
         self.tool("timedatectl", "echo NTPSynchronized=yes")

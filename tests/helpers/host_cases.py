@@ -113,6 +113,7 @@ def check_definitions(host: OpHost) -> None:
             assert each.dtypes == (types if rows else ("int32",) * len(types)), f"wrong dtypes: {name} on {chip}"
             assert each.formats == ("ND",) * len(types), f"wrong formats: {name} on {chip}"
             assert each.contiguous or output, f"{name} on {chip} may be a strided view"
+            assert each.dynamic, f"{operator} on {chip} takes no dynamic shapes"
 
 
 def check_inference(host: OpHost) -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def test_overflow_and_determinism_are_the_chip_s(chip):
     assert ("HCCL_DETERMINISTIC" in found) == (chip != "910a")
     assert int(found["HCCL_EXEC_TIMEOUT"]) % 68 == 0
     assert 120 <= int(found["HCCL_CONNECT_TIMEOUT"]) <= 7200
+    assert Path(found["MS_COMPILER_CACHE_PATH"]).is_relative_to(tempfile.gettempdir()), "a disk of the host"
 
 
 def test_a_chip_is_known_by_its_name_only():

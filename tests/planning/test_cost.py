@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, replace
 
 import pytest
 from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
@@ -15,7 +16,10 @@ from pangu_sigma.planning import cost
 from pangu_sigma.planning.cost import (
     MEASURED_UPDATE_BANDWIDTH,
     flops,
+    host_rate_note,
     host_update_bytes,
+    most_sensitive,
+    rates_of,
     step_time,
     step_time_all_experts,
     tokens_per_second,
@@ -106,7 +110,8 @@ def test_a_chip_computes_at_its_rate_in_the_compute_dtype():
 
 def test_adam_as_measured_only_changes_adam():
     config = load_config(MODEL_CONFIGS / "sigma_1t.yaml")
-    fitted, measured = step_time(config), step_time(config, update_bandwidth=MEASURED_UPDATE_BANDWIDTH)
+    rates = replace(rates_of(config), host_update_bandwidth=MEASURED_UPDATE_BANDWIDTH)
+    fitted, measured = step_time(config), step_time(config, rates=rates)
     assert measured.host_update == pytest.approx(fitted.host_update * 10 / 36)
     assert fitted.step - measured.step == pytest.approx(fitted.host_update - measured.host_update)
 
@@ -143,9 +148,33 @@ def test_more_tokens_take_longer_but_not_in_proportion(config: Config):
     assert one.step < two.step <= 2 * one.step
 
 
-def test_a_slower_host_only_slows_the_host(monkeypatch):
-    before = step_time(by_hand())
-    monkeypatch.setattr(cost, "HOST_UPDATE_BANDWIDTH", cost.HOST_UPDATE_BANDWIDTH / 2)
-    after = step_time(by_hand())
+@pytest.mark.parametrize("chip", ["910a", "910_93"])
+def test_the_constant_that_time_hangs_on_most_is_found_by_halving_and_doubling(chip: str):
+    """Of the trillion it is Adam's rate on a host, which is the same for a host of 8 NPUs and of 16."""
+    config = load_config(MODEL_CONFIGS / "sigma_1t.yaml", [("parallel.chip", chip)])
+    found, time, rates = most_sensitive(config), step_time(config), rates_of(config)
+    assert (found.constant, found.value) == ("host_update_bandwidth", cost.HOST_UPDATE_BANDWIDTH)
+    assert found.seconds_at_half == pytest.approx(time.step + time.host_update)
+    assert found.seconds_at_double == pytest.approx(time.step - time.host_update / 2)
+    for name, value in asdict(rates).items():
+        half, double = (step_time(config, rates=replace(rates, **{name: value * f})).step for f in (0.5, 2))
+        assert abs(half - double) <= found.seconds_at_half - found.seconds_at_double
+
+
+def test_a_host_of_16_npus_looks_slower_and_that_is_said():
+    assert host_rate_note("910a") is host_rate_note("910b") is None
+    assert "fitted to 910A with 8 NPUs a host; one of Ascend 910_93 has 16, on the same 10 GB/s" in host_rate_note(
+        "910_93"
+    )
+    on_host = [
+        step_time(load_config(MODEL_CONFIGS / "sigma_38b.yaml", [("parallel.chip", chip)])).host_update
+        for chip in ("910b", "910_93")
+    ]
+    assert on_host[1] == pytest.approx(2 * on_host[0])
+
+
+def test_a_slower_host_only_slows_the_host():
+    before, rates = step_time(by_hand()), rates_of(by_hand())
+    after = step_time(by_hand(), rates=replace(rates, host_update_bandwidth=rates.host_update_bandwidth / 2))
     assert after.host_update == 2 * before.host_update
     assert after.step - before.step == pytest.approx(before.host_update)

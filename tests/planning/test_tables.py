@@ -60,6 +60,24 @@ def test_what_time_was_fitted_to_stands_where_it_is_printed():
     assert "fitted to the paper's 7.5 s and 6.3x on 512 NPUs of 910A" in text
 
 
+@pytest.mark.parametrize("chip", ["910b", "910_93"])
+def test_what_the_time_hangs_on_most_is_printed_with_half_and_double(chip: str):
+    plan = make_plan(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [("parallel.chip", chip)]), 512)
+    half, double = plan.hangs_on.seconds_at_half, plan.hangs_on.seconds_at_double
+    text = format_plan(plan)
+    assert (
+        f"\n  hangs most on Adam on a host at 10 GB/s: at half of that {half:.3g} s, at double {double:.3g} s\n" in text
+    )
+    assert ("one of Ascend 910_93 has 16, on the same 10 GB/s, so NPUs look slower" in text) == (chip == "910_93")
+    assert plan.as_dict()["hangs_on"]["constant"] == "host_update_bandwidth"
+
+
+def test_a_dense_model_hangs_on_another_constant():
+    text = format_plan(make_plan(load_config(MODEL_CONFIGS / "alpha_13b.yaml", [("parallel.chip", "910_93")]), 64))
+    assert "hangs most on matrix products at 45.7% of the chip's peak: at half of that" in text
+    assert "Adam's rate is a host's" not in text
+
+
 def test_the_measured_adam_is_that_of_the_table():
     """Its `kernel` row: milliseconds for 48 tensors of 2**20 parameters of 28 bytes."""
     tables = (Path(__file__).parents[2] / "docs/experiments/speed.md").read_text(encoding="utf-8")

@@ -124,14 +124,18 @@ struct Arguments {
 };
 
 struct OpAICoreConfig : Arguments {
-  OpAICoreConfig &DynamicCompileStaticFlag(bool) { return *this; }
-  OpAICoreConfig &DynamicRankSupportFlag(bool) { return *this; }
-  OpAICoreConfig &DynamicShapeSupportFlag(bool) { return *this; }
+  OpAICoreConfig &DynamicCompileStaticFlag(bool flag) { return compileStatic = flag, *this; }
+  OpAICoreConfig &DynamicRankSupportFlag(bool flag) { return rank = flag, *this; }
+  OpAICoreConfig &DynamicShapeSupportFlag(bool flag) { return shape = flag, *this; }
+  bool compileStatic{false}, rank{false}, shape{false};
 };
 
 struct OpAICoreDef {
   OpAICoreDef &SetTiling(ge::graphStatus (*function)(gert::TilingContext *)) { return tile = function, *this; }
-  OpAICoreDef &AddConfig(const char *chip) { return chips[chip], *this; }
+  OpAICoreDef &AddConfig(const char *chip) {  // without a list of its own a chip has all three flags
+    OpAICoreConfig config;
+    return AddConfig(chip, config.DynamicCompileStaticFlag(true).DynamicRankSupportFlag(true).DynamicShapeSupportFlag(true));
+  }
   OpAICoreDef &AddConfig(const char *chip, OpAICoreConfig &config) { return chips[chip] = std::move(config), *this; }
   ge::graphStatus (*tile)(gert::TilingContext *){nullptr};
   std::map<std::string, OpAICoreConfig> chips;

@@ -9,7 +9,8 @@ import os
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.npus import missing_for_ascend
-from pangu_sigma.parallel.layout import axes_text, dispatch_layout, tokens_of_rank
+from pangu_sigma.parallel.communicators import check_layout
+from pangu_sigma.parallel.layout import dispatch_layout
 
 
 def check_ascend(config: Config) -> None:
@@ -51,19 +52,4 @@ def check_machine() -> None:
         raise ConfigError(
             f"--device ascend: {missing.problem}; {missing.fix}, or train on the CPU: --device cpu. `pangu-sigma doctor --device "
             "ascend` checks all of it"
-        )
-
-
-def check_layout(config: Config) -> None:
-    """Raise ConfigError if MindSpore cannot run `parallel`: its number of ranks, or the tokens of a block over its tensor ranks."""
-    ranks, tensor = config.parallel.ranks, config.parallel.tensor
-    if ranks not in (1, 2, 4) and ranks % 8:
-        raise ConfigError(
-            f"parallel: {axes_text(config.parallel)} is {ranks}; MindSpore takes 1, 2, 4 or a multiple of 8 NPUs"
-        )
-    tokens = tokens_of_rank(config) // (config.data.domains_per_step // config.parallel.groups)
-    if tokens % tensor:
-        raise ConfigError(
-            f"parallel.tensor={tensor} does not divide the {tokens} tokens that a rank has of a block, whose logits the ranks of a "
-            "tensor group share equally; change parallel.tensor, model.seq_length or train.batch_size"
         )

@@ -23,6 +23,9 @@ from pangu_sigma.launching.host.npu_smi import chip_called, list_npus
 CHIP_VARIABLE = "PANGU_SIGMA_CHIP"
 """Environment variable with the name of the Ascend chip."""
 
+KERNELS_VARIABLE = "MS_COMPILER_CACHE_PATH"
+"""Environment variable with the folder that MindSpore compiles calls of operators into."""
+
 _EVERY_CHIP = {
     # Seconds that a rank waits for the others when a group is first used. They come there after compiling, which takes minutes and
     # not equally long on all nodes; HCCL's own limit of 120 s would end a run that is only slow to start.
@@ -35,6 +38,9 @@ _EVERY_CHIP = {
     "HCCL_BUFFSIZE": "200",
     # CANN writes a log a process, to ~/ascend/log unless told otherwise: on a cluster that is one folder for all nodes' processes.
     "ASCEND_PROCESS_LOG_PATH": str(Path(tempfile.gettempdir()) / f"ascend_log_{os.getuid()}"),
+    # Every rank runs g++ for each of our operators, into rank_N of this folder: without it, into ./custom_kernel_meta, which on a
+    # cluster is on the storage that all nodes share.
+    KERNELS_VARIABLE: str(Path(tempfile.gettempdir()) / f"mindspore_kernels_{os.getuid()}"),
 }
 
 

@@ -18,6 +18,7 @@ from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.launching import launch
 from pangu_sigma.launching.environment import chip_in_environment, chip_of_host
 from pangu_sigma.launching.host.access import Host
+from pangu_sigma.parallel.communicators import check_layout
 from pangu_sigma.parallel.layout import axes_text
 from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_folder_writable
@@ -57,6 +58,8 @@ def launch_training(
     from pangu_sigma.train.start import StartOptions, check_start
 
     check_ranks(config, processes)
+    if device == "ascend":
+        check_layout(config)
     if nodes > 1 and not dry_run:
         for name, value in (("--node-rank", node_rank), ("--master-address", master_address)):
             if value is None:

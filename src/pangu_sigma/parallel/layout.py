@@ -63,6 +63,12 @@ class Layout:
         index = tuple(slice(None) if name in axes else own[i] for i, name in enumerate(AXES))
         return sorted(self._grid[index].ravel().tolist())
 
+    def groups(self, *axes: str) -> np.ndarray:
+        """Return all groups of ranks that differ in these axes only, [groups, ranks of each], the ranks ascending."""
+        inner = [i for i, name in enumerate(AXES) if name in axes]
+        size = math.prod(self._grid.shape[i] for i in inner)
+        return np.moveaxis(self._grid, inner, range(-len(inner), 0)).reshape(-1, size)
+
 
 def layers_of_stage(config: Config, stage: int) -> range:
     """Return the layers of the network that a pipeline stage runs: equally many on each, and one more on the first stages."""

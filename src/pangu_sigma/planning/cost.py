@@ -20,8 +20,9 @@ to be 910A's, for small models (launching operators costs nothing here), or for 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
+from pangu_sigma.chips import CHIP_DATA, Chip
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import (
     layers_of_stage,
@@ -50,6 +51,46 @@ bytes (`kernel` in docs/experiments/speed.md). `pangu-sigma doctor --speed` meas
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Constants of the estimate: three that are fitted, and the chip's, each as in `ChipData` or in the constant of its name."""
+
+    matmul_efficiency: float
+    message_seconds: float
+    host_update_bandwidth: float
+    peak_flops: float
+    hbm_bandwidth: float
+    pcie_bandwidth: float
+    hccs_bandwidth: float
+    network_bandwidth: float
+
+
+def rates_of(config: Config) -> Rates:
+    """Return the constants for a configuration: its chip's, in the compute dtype, and the fitted ones."""
+    chip = chip_of(config)
+    return Rates(
+        matmul_efficiency=MATMUL_EFFICIENCY,
+        message_seconds=MESSAGE_SECONDS,
+        host_update_bandwidth=HOST_UPDATE_BANDWIDTH,
+        peak_flops=chip.flops[config.train.compute_dtype],
+        hbm_bandwidth=chip.hbm,
+        pcie_bandwidth=chip.pcie,
+        hccs_bandwidth=chip.hccs,
+        network_bandwidth=chip.network,
+    )
+
+
+def host_rate_note(chip: Chip) -> str | None:
+    """Return a warning if the hosts of a chip have another number of NPUs than those of 910A, to which Adam's rate is fitted."""
+    data, fitted = CHIP_DATA[chip], CHIP_DATA["910a"].per_host
+    if data.per_host == fitted:
+        return None
+    return (
+        f"Adam's rate is a host's, fitted to 910A with {fitted} NPUs a host; one of {data.title} has {data.per_host}, on the same "
+        f"{HOST_UPDATE_BANDWIDTH / 1e9:.0f} GB/s, so NPUs look slower than they may be: measure a host with doctor --speed"
+    )
+
+
+@dataclass(frozen=True)
 class StepTime:
     """Estimated seconds of one training step on the ranks of a stage, item by item; `step` is their sum.
 
@@ -73,19 +114,37 @@ class StepTime:
         return on_npu + (self.fetch + self.gradients_back + self.host_update)
 
 
-def step_time(config: Config, experts_moved: float = 1.0, update_bandwidth: float | None = None) -> StepTime:
+def step_time(config: Config, experts_moved: float = 1.0, rates: Rates | None = None) -> StepTime:
     """Estimate the step time of the slowest stage, with ECSS as configured.
 
-    experts_moved: number of experts moved and updated, divided by the number of active experts. update_bandwidth: bytes per second
-    of Adam on a host; None: HOST_UPDATE_BANDWIDTH.
+    experts_moved: number of experts moved and updated, divided by the number of active experts. rates: constants to use instead of
+    `rates_of`.
     """
-    p = config.parallel.stages
-    sent = [_sent(config, stage) for stage in range(p)]
-    passes = (_compute(config, s) + sum(c.seconds for c in calls if c.in_passes) for s, calls in enumerate(sent))
+    p, rates = config.parallel.stages, rates or rates_of(config)
+    sent = [_sent(config, stage, rates) for stage in range(p)]
+    passes = (_compute(config, s, rates) + sum(c.seconds for c in calls if c.in_passes) for s, calls in enumerate(sent))
     bubble = (p - 1) / config.train.accumulation * max(passes)
-    update = experts_moved / (update_bandwidth or HOST_UPDATE_BANDWIDTH)
-    times = (_stage_time(config, s, calls, experts_moved, update, bubble) for s, calls in enumerate(sent))
+    times = (_stage_time(config, s, calls, experts_moved, rates, bubble) for s, calls in enumerate(sent))
     return max(times, key=lambda time: time.step)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Constant with the largest effect on the step time: its name in `Rates`, and the step at half and at double of its value."""
+
+    constant: str
+    value: float
+    seconds_at_half: float
+    seconds_at_double: float
+
+
+def most_sensitive(config: Config) -> Sensitivity:
+    """Return the constant whose half and double change the estimated step time most; of equal ones the first in `Rates`."""
+    rates, found = rates_of(config), []
+    for name, value in asdict(rates).items():
+        half, double = (step_time(config, rates=replace(rates, **{name: value * factor})).step for factor in (0.5, 2.0))
+        found.append(Sensitivity(name, value, half, double))
+    return max(found, key=lambda each: abs(each.seconds_at_half - each.seconds_at_double))
 
 
 def step_time_all_experts(config: Config) -> StepTime:
@@ -138,39 +197,39 @@ class _Sent:
         return self.hccs + self.network
 
 
-def _sent(config: Config, stage: int) -> list[_Sent]:
-    chip, times = chip_of(config), []
+def _sent(config: Config, stage: int, rates: Rates) -> list[_Sent]:
+    times = []
     for c in collectives(config, stage):
         hccs, network = sent_bytes(config, c, stage)
         in_passes = c.phase in ("forward", "backward", "recompute")
         messages = c.count * (c.group_size - ranks_here(config, c.axes)) if c.op in EXCHANGES else 0
-        times.append(_Sent(c.op, in_passes, hccs / chip.hccs, network / chip.network + messages * MESSAGE_SECONDS))
+        seconds = network / rates.network_bandwidth + messages * rates.message_seconds
+        times.append(_Sent(c.op, in_passes, hccs / rates.hccs_bandwidth, seconds))
     return times
 
 
 def _stage_time(
-    config: Config, stage: int, sent: list[_Sent], experts_moved: float, update: float, bubble: float
+    config: Config, stage: int, sent: list[_Sent], experts_moved: float, rates: Rates, bubble: float
 ) -> StepTime:
-    """update: seconds of Adam on the host for a byte of an active expert."""
-    chip, (there, back) = chip_of(config), pcie_bytes(config, stage)
-    host = stage * config.parallel.stage_ranks // chip.per_host
-    ranks = Counter(stages_of_host(config.parallel, host, chip.per_host))
+    per_host, (there, back) = chip_of(config).per_host, pcie_bytes(config, stage)
+    host = stage * config.parallel.stage_ranks // per_host
+    ranks = Counter(stages_of_host(config.parallel, host, per_host))
     updated = sum(count * host_update_bytes(config, s) for s, count in ranks.items())
     return StepTime(
-        compute=_compute(config, stage),
+        compute=_compute(config, stage, rates),
         hccs=sum(c.hccs for c in sent),
         network=sum(c.network for c in sent),
-        npu_update=_npu_update_bytes(config, stage) / chip.hbm,
-        fetch=experts_moved * there / chip.pcie,
-        gradients_back=experts_moved * back / chip.pcie,
-        host_update=update * updated,
+        npu_update=_npu_update_bytes(config, stage) / rates.hbm_bandwidth,
+        fetch=experts_moved * there / rates.pcie_bandwidth,
+        gradients_back=experts_moved * back / rates.pcie_bandwidth,
+        host_update=experts_moved * updated / rates.host_update_bandwidth,
         bubble=bubble,
         all_to_all=sum(c.seconds for c in sent if c.op in EXCHANGES),
     )
 
 
-def _compute(config: Config, stage: int) -> float:
-    return flops(config, stage) / (chip_of(config).flops[config.train.compute_dtype] * MATMUL_EFFICIENCY)
+def _compute(config: Config, stage: int, rates: Rates) -> float:
+    return flops(config, stage) / (rates.peak_flops * rates.matmul_efficiency)
 
 
 def _npu_update_bytes(config: Config, stage: int) -> int:

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 
 from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config
+from pangu_sigma.parallel.communicators import ALL, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
 from pangu_sigma.parallel.layout import (
     layers_of_stage,
     multiplied_rows,
@@ -62,7 +63,6 @@ from pangu_sigma.planning.machine import (
     PROCESS_RESERVE,
     chip_of,
 )
-from pangu_sigma.planning.traffic import ALL, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
 
 
 @dataclass(frozen=True)

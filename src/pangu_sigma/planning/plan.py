@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pangu_sigma.ascend.supported import check_ascend, check_layout
+from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.chips import CHIP_DATA, GIB, ChipData
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.parallel.communicators import check_layout
 from pangu_sigma.parallel.layout import (
     dispatch_layout,
     exchanged_rows,
@@ -22,11 +23,12 @@ from pangu_sigma.parallel.layout import (
 from pangu_sigma.parallel.parameters import Array, accumulator_arrays, active_buffers, all_arrays
 from pangu_sigma.planning.compile import Compiled
 from pangu_sigma.planning.cost import (
-    HOST_UPDATE_BANDWIDTH,
-    MATMUL_EFFICIENCY,
     MEASURED_UPDATE_BANDWIDTH,
-    MESSAGE_SECONDS,
+    Rates,
+    Sensitivity,
     StepTime,
+    most_sensitive,
+    rates_of,
     step_time,
     step_time_all_experts,
     tokens_per_second,
@@ -182,6 +184,10 @@ class Plan:
     """Step time if all experts are moved and updated; None without ECSS, and if all experts are active."""
     seconds: StepTime
     """Step time of the slowest stage."""
+    constants: Rates
+    """Constants of the estimated times."""
+    hangs_on: Sensitivity
+    """Constant on which the step time depends most."""
     measured_adam: MeasuredAdam | None
     """Step time with Adam as fast as measured; None if no experts are on the host."""
     tokens_per_second: float
@@ -221,7 +227,6 @@ class Plan:
             "stages": [_stage_tree(stage) for stage in self.stages],
             "tight": [name for name, table in (("npu", self.npu), ("host", self.host)) if table.is_tight],
             "step_seconds": self.seconds.step,
-            "constants": _constants(self.chip, self.compute_dtype),
             "compiled": self.compiled is not None,
             "differences": None,
             "collectives": [
@@ -275,6 +280,8 @@ def make_plan(config: Config, devices: int) -> Plan:
         variants=_variants(planned),
         all_experts=_all_experts(planned),
         seconds=time,
+        constants=rates_of(planned),
+        hangs_on=most_sensitive(planned),
         measured_adam=_measured_adam(planned) if time.host_update else None,
         tokens_per_second=tokens_per_second(planned, time),
         traffic_bytes=max(
@@ -341,7 +348,8 @@ def _all_experts(config: Config) -> AllExperts | None:
 
 
 def _measured_adam(config: Config) -> MeasuredAdam:
-    time = step_time(config, update_bandwidth=MEASURED_UPDATE_BANDWIDTH)
+    rates = dataclasses.replace(rates_of(config), host_update_bandwidth=MEASURED_UPDATE_BANDWIDTH)
+    time = step_time(config, rates=rates)
     return MeasuredAdam(MEASURED_UPDATE_BANDWIDTH, time.host_update, time.step)
 
 
@@ -391,17 +399,4 @@ def _compiled_tree(compiled: CompiledPlan, predicted: list[dict[str, Any]]) -> d
         "host_operators": [step.host_operators for step in compiled.steps],
         "operators": [step.operators for step in compiled.steps],
         "differences": compiled.differences,
-    }
-
-
-def _constants(chip: ChipData, dtype: str) -> dict[str, float]:
-    return {
-        "peak_flops": chip.flops[dtype],
-        "hbm_bandwidth": chip.hbm,
-        "pcie_bandwidth": chip.pcie,
-        "hccs_bandwidth": chip.hccs,
-        "network_bandwidth": chip.network,
-        "matmul_efficiency": MATMUL_EFFICIENCY,
-        "message_seconds": MESSAGE_SECONDS,
-        "host_update_bandwidth": HOST_UPDATE_BANDWIDTH,
     }

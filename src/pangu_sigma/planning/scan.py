@@ -9,7 +9,7 @@ from typing import Any
 
 from pangu_sigma.chips import CHIP_DATA, GIB, Chip
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
-from pangu_sigma.planning.cost import step_time, tokens_per_second
+from pangu_sigma.planning.cost import host_rate_note, step_time, tokens_per_second
 from pangu_sigma.planning.machine import TIGHT_FRACTION, chip_of
 from pangu_sigma.planning.memory import host_items, npu_items, peak_host, peak_stage, total
 from pangu_sigma.planning.suggest import least_devices, suggest_layout, with_parallel
@@ -126,6 +126,7 @@ def format_scan(result: Scan) -> str:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     sides = ">", "<", "<", ">", ">", ">", ">", ">", "<"
     cells = ((f"{text:{side}{width}}" for text, side, width in zip(r, sides, widths, strict=True)) for r in table)
+    note = host_rate_note(result.chip)
     room = f"an NPU has {chip.memory / GIB:.2f} GiB, a host {chip.host_memory / GIB:.2f}"
     return "\n".join(
         [
@@ -133,6 +134,7 @@ def format_scan(result: Scan) -> str:
             *(f"  {'  '.join(line)}".rstrip() for line in cells),
             f"  {room}; tight: less than {TIGHT_FRACTION:.0%} of one is left",
             "  times are estimates; what to trust: planning/cost.py",
+            *([f"  {note}"] if note else []),
         ]
     )
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from pangu_sigma.ascend.supported import check_layout
 from pangu_sigma.checkpoint.changes import leaves
+from pangu_sigma.chips import family
 from pangu_sigma.config import MOST_RANKS, Config, ConfigError, ParallelConfig
 from pangu_sigma.config_file import override, parse_config
+from pangu_sigma.parallel.communicators import check_layout
 from pangu_sigma.planning.cost import step_time
 from pangu_sigma.planning.machine import chip_of
 from pangu_sigma.planning.memory import host_items, npu_items, peak_host, peak_stage, total
@@ -164,8 +165,10 @@ def _cannot(config: Config, devices: int) -> str:
     fewer = next((n for n in range(min(devices - 1, most), 0, -1) if any(_layouts(config, n))), None)
     more = next((n for n in range(max(devices + 1, 1), most + 1) if any(_layouts(config, n))), None)
     nearest = " or ".join(str(n) for n in (fewer, more) if n)
+    groups = ", on 910A in groups of the same NPUs of each host" if family(config.parallel.chip) == "910a" else ""
     return (
-        f"--devices {devices}: {config.name} cannot be laid out on so many NPUs. MindSpore takes 1, 2, 4 or a multiple of 8; each "
-        f"needs an equal part of data.domain_sets={config.data.domain_sets}, of the {sequences} sequences of a block and, up to "
-        f"{chip_of(config).per_host} ways, of attention heads, hidden and ffn. The nearest numbers that can be are {nearest}"
+        f"--devices {devices}: {config.name} cannot be laid out on so many NPUs. MindSpore takes 1, 2, 4 or a multiple of 8"
+        f"{groups}; each needs an equal part of data.domain_sets={config.data.domain_sets}, of the {sequences} sequences of a "
+        f"block and, up to {chip_of(config).per_host} ways, of attention heads, hidden and ffn. The nearest numbers that can be "
+        f"are {nearest}"
     )

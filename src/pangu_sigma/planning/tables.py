@@ -10,7 +10,7 @@ import yaml
 from pangu_sigma.chips import GIB
 from pangu_sigma.config import ParallelConfig
 from pangu_sigma.parallel.layout import AXES
-from pangu_sigma.planning.cost import HOST_UPDATE_BANDWIDTH
+from pangu_sigma.planning.cost import HOST_UPDATE_BANDWIDTH, host_rate_note
 from pangu_sigma.planning.machine import TIGHT_FRACTION
 from pangu_sigma.planning.plan import CompiledPlan, MemoryTable, Plan
 from pangu_sigma.planning.traffic import CollectiveCalls
@@ -29,6 +29,18 @@ _PARTS_OF_A_STEP = {
     "gradients_back": "gradients to the host",
     "host_update": "Adam on the host",
 }
+
+_CONSTANTS = {
+    "matmul_efficiency": ("matrix products at {:.1f}% of the chip's peak", 100),
+    "message_seconds": ("{:.2g} ms for a message of an AlltoAll to another host", 1e3),
+    "host_update_bandwidth": ("Adam on a host at {:.3g} GB/s", 1e-9),
+    "peak_flops": ("the chip's peak of {:.3g} TFLOPS", 1e-12),
+    "hbm_bandwidth": ("the NPU's memory at {:.3g} GB/s", 1e-9),
+    "pcie_bandwidth": ("PCIe at {:.3g} GB/s", 1e-9),
+    "hccs_bandwidth": ("HCCS at {:.3g} GB/s", 1e-9),
+    "network_bandwidth": ("the network at {:.3g} GB/s", 1e-9),
+}
+"""Text and factor of the unit in it, for each field of `Rates`."""
 
 
 def format_plan(plan: Plan) -> str:
@@ -180,6 +192,11 @@ def _format_time(plan: Plan) -> list[str]:
             f"  Adam on the host at {adam.bytes_per_second / 1e9:.0f} GB/s, which was measured on 2 cores (doctor --speed), not at "
             f"{HOST_UPDATE_BANDWIDTH / 1e9:.0f}: {adam.host_update:.3g} s, the step {adam.step_seconds:.3g} s"
         )
+    hangs_on, (text, unit) = plan.hangs_on, _CONSTANTS[plan.hangs_on.constant]
+    times = f"at half of that {hangs_on.seconds_at_half:.3g} s, at double {hangs_on.seconds_at_double:.3g} s"
+    rows.append(f"  hangs most on {text.format(hangs_on.value * unit)}: {times}")
+    if plan.seconds.host_update and (note := host_rate_note(plan.parallel.chip)):
+        rows.append(f"  {note}")
     if plan.all_experts:
         slow = plan.all_experts.step_seconds
         rows.append(f"  moving and updating all experts, not only the active: {slow:.3g} s, {slow / step:.1f}x")

@@ -38,6 +38,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
+from pangu_sigma.parallel.communicators import ALL, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
 from pangu_sigma.parallel.layout import (
     AXES,
     dispatch_layout,
@@ -57,17 +58,6 @@ from pangu_sigma.parallel.parameters import (
     word_table,
 )
 from pangu_sigma.planning.machine import chip_of
-
-TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = (
-    ("tensor",),
-    ("expert",),
-    ("data",),
-    ("data", "tensor"),
-    ("groups", "expert", "data"),
-    ("groups", "expert", "data", "tensor"),
-    AXES,
-)
-"""Communication groups, each as the axes along which its ranks differ."""
 
 EXCHANGES = ("AlltoAll", "AlltoAllV")
 """Collectives that exchange rows with experts on other ranks, and serve no other purpose."""

@@ -42,8 +42,8 @@ def test_a_healthy_host_passes_every_check(tmp_path, chip, npus):
     assert [check for check in checks if not check.ok] == []
     assert [check.name for check in checks] == [
         *("NPU devices", "driver", "firmware", "chip", "NPU health", "free HBM", "CANN", "MindSpore's plugin"),
-        *("CANN's operators", "ascend_ops", "hccn.conf", "NPU links", "NPU TLS", "HCCL interface", "HCCL ports"),
-        *("connections", "cores", "large pages", "clock", "run folder"),
+        *("CANN's operators", "ascend_ops", "graph level", "hccn.conf", "NPU links", "NPU TLS", "HCCL interface"),
+        *("HCCL ports", "connections", "cores", "large pages", "clock", "run folder"),
     ]
     found = {check.name: check.found for check in checks}
     assert found["chip"].startswith(f"{npus} x Ascend 910")
@@ -51,6 +51,9 @@ def test_a_healthy_host_passes_every_check(tmp_path, chip, npus):
     assert found["hccn.conf"].startswith(f"{npus} addresses, 10.20.0.2")
     assert found["HCCL interface"] == "enp61s0f0 (10.0.0.5), HCCL_SOCKET_IFNAME not set"
     assert "nfs4, with locks" in found["run folder"]
+    assert found["graph level"].startswith("O0, kernel by kernel, which the step asks for")
+    assert found["graph level"].endswith("MindSpore alone would take O2 for 910A") == (chip == "910a")
+    assert found["ascend_ops"].endswith(f"calls of them are compiled into {machine.root}/tmp/kernels")
 
 
 def gone(*names: str) -> Callable[[AscendHost], None]:
@@ -154,6 +157,22 @@ FAULTS = {
     "our operators not loaded": (
         variable(LD_LIBRARY_PATH="/usr/lib"),
         "ascend_ops: LD_LIBRARY_PATH has no .*/op_api/lib.*; .*the two export lines",
+    ),
+    "no compiler for calls of our operators": (
+        gone("tools/g++"),
+        r"ascend_ops: g\+\+ is not on PATH, and MindSpore runs it on every rank for each operator; install g\+\+",
+    ),
+    "no header for calls of our operators": (
+        gone("usr/local/Ascend/cann-9.0.0/include/acl/acl_base.h"),
+        "ascend_ops: .*/include/acl/acl_base.h is not there, which MindSpore's g.. needs .*; install CANN's toolkit",
+    ),
+    "no folder for calls of our operators": (
+        variable(MS_COMPILER_CACHE_PATH="/proc/kernels"),
+        "ascend_ops: MindSpore's g.. needs a folder: MS_COMPILER_CACHE_PATH /proc/kernels: cannot write into /proc: .*; export MS_",
+    ),
+    "a rank table, with which MindSpore takes one graph": (
+        variable(RANK_TABLE_FILE="/etc/hccl_8p.json"),
+        "graph level: RANK_TABLE_FILE is set: MindSpore takes O2, one graph without operators on the host; unset RANK_TABLE_FILE",
     ),
     # networks
     "no hccn.conf": (gone("etc/hccn.conf"), "hccn.conf: /etc/hccn.conf cannot be read; .*hccn_tool.*mount it"),

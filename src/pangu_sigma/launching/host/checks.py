@@ -41,6 +41,7 @@ def host_checks(host: Host, wanted: Chip | None = None, by: str = "", run: Path 
         checks += [
             ("CANN's operators", partial(versions.kernels, host, chip)),
             ("ascend_ops", partial(versions.operators, host, chip)),
+            ("graph level", partial(versions.graph_level, host, chip)),
         ]
     if listed:
         checks += [

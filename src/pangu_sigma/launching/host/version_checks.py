@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.chips import CHIP_DATA, Chip, family
+from pangu_sigma.launching.environment import KERNELS_VARIABLE, chip_environment
 from pangu_sigma.launching.host.access import Host, ToolError, assignments
 from pangu_sigma.launching.host.check import Check, failed, passed
 from pangu_sigma.launching.host.npu_smi import Npu
 from pangu_sigma.npus import cann, missing_cann, missing_plugin
+from pangu_sigma.writable import NotWritable, check_folder_writable
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def plugin(host: Host) -> Check:
 
 
 def operators(host: Host, chip: Chip) -> Check:
-    """Check that this project's compiled operators (`ascend_ops/`) are where CANN and MindSpore look for them."""
+    """Check that this project's compiled operators (`ascend_ops/`) are where CANN and MindSpore look for them, and that MindSpore
+    can compile its calls of them: every rank runs g++ when it starts."""
     fix = "bash ascend_ops/build.sh, bash ascend_ops/install.sh FOLDER, and the two export lines that it prints"
     path = next((p for p in _paths(host, "ASCEND_CUSTOM_OPP_PATH") if p.name == _OURS), None)
     if path is None and CHIP_DATA[chip].dropless:
@@ -121,7 +124,31 @@ def operators(host: Host, chip: Chip) -> Check:
         return failed(f"LD_LIBRARY_PATH has no {path}/op_api/lib, which MindSpore loads", fix)
     if not (path / "op_impl/ai_core/tbe/kernel" / unit).is_dir():
         return failed(f"{path} was not built for {unit}", f"bash ascend_ops/build.sh {unit}, then install.sh again")
-    return passed(f"in {path}, built for {unit}")
+    if host.tool("g++") is None:
+        return failed("g++ is not on PATH, and MindSpore runs it on every rank for each operator", "install g++")
+    header = Path(host.environment.get("ASCEND_OPP_PATH", "").split("opp")[0]) / "include/acl/acl_base.h"
+    if not header.is_file():
+        fix = "install CANN's toolkit, which has it, and source its set_env.sh"
+        return failed(f"{header} is not there, which MindSpore's g++ needs for each operator", fix)
+    folder = Path(host.environment.get(KERNELS_VARIABLE) or chip_environment(chip)[KERNELS_VARIABLE])
+    try:
+        check_folder_writable(folder, KERNELS_VARIABLE)
+    except NotWritable as problem:
+        return failed(
+            f"MindSpore's g++ needs a folder: {problem}", f"export {KERNELS_VARIABLE}=FOLDER, on a disk of the host"
+        )
+    return passed(f"in {path}, built for {unit}; calls of them are compiled into {folder}")
+
+
+def graph_level(host: Host, chip: Chip) -> Check:
+    """Check that nothing makes MindSpore run the step as one graph, level O2, which has no operators on the host."""
+    for name in ("RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH"):
+        if host.environment.get(name):
+            return failed(
+                f"{name} is set: MindSpore takes O2, one graph without operators on the host", f"unset {name}"
+            )
+    alone = "; MindSpore alone would take O2 for 910A" if family(chip) == "910a" else ""
+    return passed(f"O0, kernel by kernel, which the step asks for{alone}")
 
 
 def _suite(host: Host) -> Suite | None:
