@@ -19,6 +19,7 @@ pangu-sigma evaluate $run
 echo "== one sample per domain"
 pangu-sigma generate $run "${prompts[@]}" --max-new-tokens 40 "${sampling[@]}" --json $run/samples.json
 echo "== export"
+rm -rf $model
 pangu-sigma export $run -o $model
 pangu-sigma generate $model "${prompts[@]}" --max-new-tokens 40 "${sampling[@]}"
 echo "== summary"

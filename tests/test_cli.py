@@ -250,7 +250,7 @@ def test_export_there_and_back_says_what_it_wrote_and_inspect_looks_into_it(tiny
     found = json.loads(prints(capsys, "inspect", tmp_path / "again", "--verify", "--json", "-"))
     assert (found["kind"], found["step"], found["lineage"]["parent_step"]) == ("run", 0, STEPS)
     again = ["export", tmp_path / "hf", "-o", tmp_path / "again", "--format", "run"]
-    assert "again exists; choose another folder" in fails(capsys, *again)
+    assert "again exists; choose another path" in fails(capsys, *again)
 
 
 def test_evaluate_prints_the_loss_of_each_domain(tiny_run, capsys):

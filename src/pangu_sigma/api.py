@@ -252,14 +252,16 @@ def inherit(
     noise: float = 0.0,
     reinit_ratio: float = 0.0,
     moments: bool = False,
+    drop_rows: bool = False,
 ) -> Receipt:
     """Create a run of `config` in `output`, by default runs/NAME, that answers at step 0 as the dense `model`; `train` resumes it.
 
     model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md lists them). heads, activation:
-    needed if the model's files do not state them. noise, reinit_ratio: variation between copies of an expert at the start, by
-    default none (inherit/variation.py). moments: also copy the Adam moments, which a run of this project has. Returns the receipt
-    of the weights' origin, saved as lineage.json. Raises UserError if `output` exists, and for a model that is sparse, damaged, of
-    another shape, or of an unknown layout.
+    needed if the model's files do not state them. The run computes the model's GELU unless `config` names one. noise, reinit_ratio:
+    variation between copies of an expert at the start, by default none (inherit/variation.py). moments: also copy the Adam moments,
+    which a run of this project has. drop_rows: leave out rows of a run that the prepared text has none for; the same text then
+    becomes other tokens. Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists,
+    for such rows, and for a model that is sparse, damaged, of another shape, or of an unknown layout.
     """
     _, folder = resolve_run(config, output)
     check_folder_writable(folder, "--output")
@@ -271,7 +273,8 @@ def inherit(
     from_alpha.check_absent(folder)
     with mindspore_lock:
         parent = open_parent(Path(model), heads, activation)
-        return from_alpha.inherit(parent, config, folder, Variation(noise, reinit_ratio, config.seed), moments)
+        variation = Variation(noise, reinit_ratio, config.seed)
+        return from_alpha.inherit(parent, config, folder, variation, moments, drop_rows)
 
 
 def planned_inheritance(
@@ -283,6 +286,7 @@ def planned_inheritance(
     noise: float = 0.0,
     reinit_ratio: float = 0.0,
     moments: bool = False,
+    drop_rows: bool = False,
 ) -> Results:
     """Return the origin of every tensor that `inherit` would write, for --dry-run. Arguments: as in `inherit`."""
     from pangu_sigma.inherit import from_alpha
@@ -291,7 +295,8 @@ def planned_inheritance(
     from pangu_sigma.inherit.variation import Variation
 
     parent = open_parent(Path(model), heads, activation)
-    child = from_alpha.plan_inheritance(parent, config, Variation(noise, reinit_ratio, config.seed), moments)
+    variation = Variation(noise, reinit_ratio, config.seed)
+    child = from_alpha.plan_inheritance(parent, config, variation, moments, drop_rows)
     return Results(child.descents(), format_mapping(child))
 
 
@@ -313,8 +318,8 @@ def extend(
     Old domains answer as before, bit for bit, and keep their Adam moments; `train` resumes from step 0. Give one origin of the new
     domains: from_domain: a domain of `model`, with its experts and routing; from_dense: a dense model as in `inherit`, with heads
     and activation if its files do not contain them; from_scratch: random weights. skip_graph_check: compare logits without
-    compiling graphs. The text of `config` must be prepared before, with vocabulary.english_model set to tokenizer/english.model of
-    `model`, so that tokens keep their ids. Returns the record of the weights' origin, saved as lineage.json. Raises UserError if
+    compiling graphs. The text of `config` must be prepared before, with vocabulary.keep set to `model`, so that tokens keep their
+    ids and rows. Returns the record of the weights' origin, saved as lineage.json. Raises UserError if
     `output` exists, and for each key that cannot be extended.
     """
     _, folder = resolve_run(config, output)

@@ -130,7 +130,10 @@ class VocabularyConfig(Section):
     english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
     """Number of English pieces to learn from the English and code text; pieces that PanGu-α has are not added again."""
     english_model: FilePath | None = None
-    """Path of a SentencePiece model with the English pieces; with null they are learned."""
+    """Path of a SentencePiece model with the English pieces; with null they are learned, or are those of `keep`."""
+    keep: FilePath | None = None
+    """Folder of a run whose vocabulary is kept, for runs that inherit from it or extend it: its English pieces, and in each slot
+    the rows of its slot of that name, or of its only slot. Rows that are left go to other tokens."""
 
 
 class RoutingConfig(Section):

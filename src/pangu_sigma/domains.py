@@ -58,6 +58,10 @@ class Domains:
         """Return the domains that share an embedding slot. slot: index of the slot."""
         return [d for d in self.all if d.slot == slot]
 
+    def languages(self, slot: int) -> set[str]:
+        """Return the languages of the domains that share an embedding slot."""
+        return {d.language for d in self.in_slot(slot)}
+
 
 def domains_of(config: Config) -> Domains:
     """Return the domains of a configuration: experts are numbered domain by domain, slots in order of first use."""
@@ -70,6 +74,13 @@ def domains_of(config: Config) -> Domains:
         ],
         slot_names,
     )
+
+
+def matching_slot(name: str, names: Sequence[str]) -> int | None:
+    """Return the number of another run's slot `name`, else of its only slot, else None. names: of its slots."""
+    if name in names:
+        return names.index(name)
+    return 0 if len(names) == 1 else None
 
 
 def chosen_domains(config: Config, keep: Sequence[str], drop: Sequence[str]) -> list[str]:

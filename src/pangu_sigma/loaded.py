@@ -200,7 +200,8 @@ class Model:
         format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "safetensors" writes
         all weights to one file; "hf" writes a Hugging Face style folder of weights, tokenizer and routing table. "run" converts
         such a folder to a run with fresh Adam moments; a round trip keeps the bits of the weights. weights: precision of the
-        matrices in "mindir": "float32", "float16" or "int8". Raises UserError for a model that the format cannot hold.
+        matrices in "mindir": "float32", "float16" or "int8". Raises UserError if `output` exists, and for a model that the format
+        cannot hold.
         """
         if format not in ("mindir", "safetensors", "hf", "run"):
             raise ConfigError(f"format={format!r} is not known; use 'mindir', 'safetensors', 'hf' or 'run'")

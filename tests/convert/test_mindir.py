@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import pangu_sigma as ps
 from experiments.chaos.runs import opened_whole
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
@@ -22,6 +23,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.convert import mindir as module
 from pangu_sigma.convert.mindir import ExportError, compare_greedy, export_mindir, verify_export
 from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import UserError
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.request import Request
@@ -98,20 +100,18 @@ def test_verifying_tells_a_model_from_another(tiny_run, tiny_export, tmp_path):
         compare_greedy(other, open_decoder(tiny_export), tiny_export, 4)
 
 
-def test_exporting_again_replaces_and_strangers_are_left_alone(tiny_run, tmp_path, monkeypatch):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "precious.txt").write_text("x")
-    with pytest.raises(ConfigError, match="exists and is not an exported model; choose another folder"):
-        export_mindir(tiny_run, tmp_path / "mine")
-    monkeypatch.setattr(module.ms, "export", lambda *_, file_name, **__: Path(file_name).write_text("of now"))
-    old = tmp_path / "old"
-    old.mkdir()
-    (old / "model.mindir").write_text("of an earlier version")
-    (old / "stale").write_text("x")
-    assert export_mindir(tiny_run, old) == old
-    assert not (old / "stale").exists()
-    assert (old / "model.mindir").read_text() == "of now"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "old"]
+@pytest.mark.parametrize("format", ["mindir", "safetensors", "hf", "run"])
+def test_export_over_another_models_export_is_refused(tiny_run, tiny_export, tmp_path, format):
+    """Also over one of the same model, a file, or anything else: one rule for every format and every command."""
+    other, file = tmp_path / "other", tmp_path / "weights.safetensors"
+    shutil.copytree(tiny_export, other)
+    file.write_text("of another model")
+    for output in (other, file):
+        with pytest.raises(UserError, match=rf"{output.name} exists; choose another path with --output, or remove it"):
+            ps.load(tiny_run).export(output, format=format)
+    opened_whole(other, "export")
+    assert file.read_text() == "of another model"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "weights.safetensors"]
 
 
 def test_a_failure_leaves_nothing_behind(tiny_run, tmp_path, monkeypatch):
@@ -156,7 +156,7 @@ def test_each_flipped_bit_of_an_exported_graph_is_found_before_use(copied, numbe
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "routing.npz", "seal.json", "tokenizer/english.model", "tables.safetensors", "README.md"]
+    "name", ["config.yaml", "routing.npz", "seal.json", "tokenizer/english.model", "tables.safetensors"]
 )
 @pytest.mark.parametrize("fault", ["flipped first", "flipped last", "cut", "empty", "gone"])
 def test_each_damaged_file_of_an_export_is_named_before_use(copied, name, fault):
@@ -169,6 +169,11 @@ def test_each_damaged_file_of_an_export_is_named_before_use(copied, name, fault)
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2 if fault == "cut" else 0])
     with pytest.raises(DamagedFile, match=rf"{name}: .*run `pangu-sigma export` again"):
         opened_whole(copied, "export")
+
+
+def test_an_edited_readme_of_an_export_is_no_damage(copied):
+    (copied / "README.md").write_text("my own words")
+    assert open_model(copied, "export").facts["weights"] == "float32"
 
 
 def test_the_signature_of_an_export_says_what_the_graph_takes_and_gives(tiny_export):

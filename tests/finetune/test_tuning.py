@@ -196,7 +196,7 @@ def test_what_stands_in_the_way_is_refused_and_leaves_nothing(tiny_run, tmp_path
     with pytest.raises(ConfigError, match="is a run that is not tuned to a task; choose another folder with --output"):
         finetune_run(tiny_run, asked, shutil.copytree(tiny_run, tmp_path / "other"))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match="exists; choose another folder with --output"):
+    with pytest.raises(ConfigError, match="exists; choose another path with --output"):
         finetune_run(tiny_run, asked, tmp_path / "folder")
     with pytest.raises(DataError, match=r"(?s)has no sample that can be used.*2 lines are unusable"):
         write_lines(asked.train_file, BAD)

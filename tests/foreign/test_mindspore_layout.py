@@ -93,6 +93,7 @@ def test_a_rank_whose_file_is_arranged_otherwise_is_read_as_well(tmp_path: Path)
             "backbone.top_query_embedding.embedding_table",
             "fast_gelu",
         ),
+        ("word_embedding_table", "position_embedding_table", "query_embedding_table", "fast_gelu"),
     ],
 )
 def test_tables_under_their_other_names_are_read(

@@ -115,6 +115,17 @@ def test_what_is_damaged_is_refused_by_the_name_of_the_file(tmp_path: Path, name
     assert [one.name for one in tmp_path.iterdir()] == ["a.pt"]
 
 
+@pytest.mark.parametrize("entry", ["data/0", "data/1", "data.pkl"])
+def test_a_flipped_bit_of_a_torch_zip_is_refused_by_the_name_of_its_entry(tmp_path: Path, entry: str):
+    file, content = tmp_path / "a.pt", bytearray(torch_zip(value()))
+    name = f"archive/{entry}".encode()
+    content[content.index(name) + len(name) + 5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(LayoutError, match=rf"a\.pt: its member archive/{entry} has the CRC32 \w+, \w+ was written"):
+        for name in VALUES:
+            read(file, name)
+
+
 def test_a_view_of_a_storage_is_read_as_its_strides_say(tmp_path: Path):
     file = tmp_path / "a.pt"
     file.write_bytes(changed(SHAPE + b"q", SHAPE + b"q"))

@@ -25,15 +25,15 @@ def write_law(path: Path, text: Path) -> None:
     path.write_text(lines, encoding="utf-8")
 
 
-def law_tree(data: Path, english: Path | None = None) -> dict[str, Any]:
-    """The configuration with the new domain in front, in a slot of its own. english: the English pieces of a run."""
+def law_tree(data: Path, run: Path | None = None) -> dict[str, Any]:
+    """The configuration with the new domain in front, in a slot of its own. run: whose vocabulary is kept."""
     tree = tiny_tree(data)
     tree["name"] = "law"
     tree["domains"] = [LAW, *tree["domains"]]
     tree["train"] |= {"batch_size": 6}
     tree["data"]["domains_per_step"] = 3
-    if english is not None:
-        tree["vocabulary"] = {"english_model": str(english)}
+    if run is not None:
+        tree["vocabulary"] = {"keep": str(run)}
     return tree
 
 

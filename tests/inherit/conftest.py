@@ -17,7 +17,7 @@ def law_config(tiny_data, tiny_run, made_once) -> Config:
     from pangu_sigma.data.prepare.prepare import prepare
 
     def config_in(folder: Path) -> Config:
-        return parse_config(law_tree(folder / "prepared", tiny_run / "tokenizer" / "english.model"))
+        return parse_config(law_tree(folder / "prepared", tiny_run))
 
     def make(folder: Path) -> None:
         write_law(folder / "law.jsonl", tiny_data.parent / "text.jsonl")

@@ -242,9 +242,7 @@ def test_origins_that_cannot_be_are_refused(tiny_run, law_config, tiny_data, den
 
 def test_tokens_that_would_be_lost_are_named_with_the_way_to_keep_them(tiny_run, law_config, tmp_path, monkeypatch):
     parent = open_model(tiny_run, "run")
-    with pytest.raises(
-        DataError, match=r"is not there; .*\n.*prepare-data .*english_model=.*/tokenizer/english\.model"
-    ):
+    with pytest.raises(DataError, match=r"is not there; .*\n.*prepare-data .*vocabulary\.keep="):
         plan_extension(parent, parse_config(law_tree(tmp_path / "nothing")), Origin("zh"))
     prepared = open_model(tiny_run, "run").tokenizer
     rows = np.concatenate([prepared.slot_rows[:1], prepared.slot_rows])
@@ -276,7 +274,7 @@ def test_the_command_makes_the_same_run_and_refuses_to_make_it_twice(tiny_run, e
     one, other = saved_arrays(extended), saved_arrays(tmp_path / "run")
     assert all(one[name].tobytes() == other[name].tobytes() for name in one)
     assert main([*arguments, "--from-domain", "zh"]) == 2
-    assert "exists; choose another folder with --output" in capsys.readouterr().err
+    assert "exists; choose another path with --output" in capsys.readouterr().err
 
 
 def test_the_tree_of_the_new_domain_is_the_old_one_and_more(tmp_path):

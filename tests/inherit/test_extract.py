@@ -141,9 +141,9 @@ def test_domains_that_cannot_be_chosen_are_refused(tiny_data, kept, dropped, mes
 
 
 def test_what_stands_in_the_way_is_refused_and_left_as_it_is(tiny_run, extracted, tiny_export, tmp_path):
-    with pytest.raises(ConfigError, match="exists; choose another folder with --output"):
+    with pytest.raises(ConfigError, match="exists; choose another path with --output"):
         extract_run(tiny_run, extracted, ["zh"])
-    with pytest.raises(ConfigError, match="exists; choose another folder with --output"):
+    with pytest.raises(ConfigError, match="exists; choose another path with --output"):
         extract_export(tiny_run, tiny_export, ["zh"])
     with pytest.raises(ConfigError, match="is not a run folder"):
         extract_run(tmp_path, tmp_path / "run", ["zh"])

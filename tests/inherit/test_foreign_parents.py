@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import foreign_files as foreign
+from helpers.dense_runs import write_dense_run
 
 from experiments.tiny import tiny_config
 from pangu_sigma.cli import main
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent
 from pangu_sigma.inherit.receipt import Receipt
+from pangu_sigma.stored.open import open_model
 
 SIZES = {"hidden": foreign.HIDDEN, "ffn": 4 * foreign.HIDDEN, "heads": foreign.HEADS, "seq_length": foreign.LENGTH}
 ALPHA_WORDS = 40_000
@@ -92,14 +98,84 @@ def test_half_precision_is_taken_as_it_is(tiny_data, tmp_path):
     assert {agreement.exact for agreement in receipt.agreement.values()} == {0.0}
 
 
-def test_another_gelu_of_the_child_is_counted_in_nats_and_the_parents_own_is_compared(tiny_data, tmp_path):
-    parent = open_parent(foreign.write_release(tmp_path / "parent", foreign.parent(words=ALPHA_WORDS), 1, 1), 8, "erf")
-    receipt = inherit(parent, child_of(tiny_data), tmp_path / "run")
+@pytest.fixture(scope="module")
+def huggingface(tmp_path_factory) -> Path:
+    """A parent in a zip file of torch, whose config.json says 8 heads and erf."""
+    folder = tmp_path_factory.mktemp("huggingface") / "a"
+    foreign.write_huggingface(folder, foreign.in_huggingface(foreign.parent(words=ALPHA_WORDS)), "bin")
+    (folder / "config.json").write_text(json.dumps(foreign.huggingface_config(vocab_size=ALPHA_WORDS)))
+    return folder
+
+
+def test_the_parents_gelu_is_taken_unless_another_is_asked_for(huggingface, tiny_data, tmp_path):
+    receipt = inherit(open_parent(huggingface), child_of(tiny_data), tmp_path / "run")
+    assert open_model(tmp_path / "run", "run").config.model.activation == receipt.activation == "erf"
+    assert {agreement.own_activation for agreement in receipt.agreement.values()} == {None}
+    assert re.search(r"GELU +erf, the parent's\n", repr(receipt))
+
+
+def test_another_gelu_that_is_asked_for_is_told_first_and_counted_in_nats(huggingface, tiny_data, tmp_path, caplog):
+    receipt = inherit(open_parent(huggingface), child_of(tiny_data, activation="fast_gelu"), tmp_path / "run")
     assert (receipt.activation, receipt.parent_activation) == ("fast_gelu", "erf")
+    assert "model.activation=fast_gelu is asked for, the parent computes erf" in caplog.text
     for agreement in receipt.agreement.values():
         assert agreement.exact == 0.0
+        assert agreement.own_activation is not None
+        assert agreement.own_activation > 1e-4
         assert agreement.activation_nats is not None
         assert abs(agreement.activation_nats) > 1e-6
+        assert f"largest |Δlogit| {agreement.own_activation:.2g} with fast_gelu, which costs" in repr(receipt)
+
+
+def test_heads_or_activation_against_what_the_files_say_are_refused(huggingface, tiny_data, tmp_path):
+    """In others' files and in a run; what agrees is taken."""
+    dense = {"dense_layers": 3, "rre_layers": 0}
+    run = write_dense_run(tiny_config(tiny_data, model=dense), tmp_path / "dense")
+    with pytest.raises(LayoutError, match="heads=4 was given, the files say 8; leave it out"):
+        open_parent(huggingface, heads=4)
+    with pytest.raises(ConfigError, match=r"--heads 8: .*dense says 2; leave the option out"):
+        open_parent(run, heads=8)
+    with pytest.raises(ConfigError, match=r"--activation erf: .*dense says fast_gelu"):
+        open_parent(run, activation="erf")
+    assert open_parent(run, heads=2, activation="fast_gelu").sizes.heads == 2
+
+
+def test_a_damaged_entry_of_a_torch_file_is_named_and_leaves_nothing(huggingface, tiny_data, tmp_path):
+    copy = shutil.copytree(huggingface, tmp_path / "copy")
+    content = bytearray((copy / "pytorch_model.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(LayoutError, match=r"pytorch_model\.bin: its member archive/data/\d+ has the CRC32"):
+        inherit(open_parent(copy), child_of(tiny_data), tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_tokens_of_a_released_alpha_without_a_row_are_counted_and_the_same_texts_compared(
+    tiny_data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(foreign, "LENGTH", 64)
+    values = foreign.in_mindspore(foreign.parent(words=ALPHA_WORDS))
+    (tmp_path / "a.ckpt").write_bytes(foreign.ckpt(values))
+    receipt = inherit(open_parent(tmp_path / "a.ckpt", 8), child_of(tiny_data, seq_length=64), tmp_path / "run")
+    zh, en = receipt.slots
+    assert zh.lost == ALPHA_WORDS - zh.copied
+    assert en.lost == 0, "PanGu-α reads no English pieces"
+    for agreement in receipt.agreement.values():
+        assert agreement.text in tiny_text(tiny_data), "a text as it was written, nothing left out"
+        assert agreement.cutting is not None
+        assert agreement.cutting.texts > 5
+    english = receipt.agreement["en"].cutting
+    assert english is not None
+    assert english.other == english.texts, "PanGu-α cuts English by its own pieces"
+    assert (english.example or "") in tiny_text(tiny_data)
+    assert english.delta is not None
+    assert english.delta > 0
+    assert f"cut into other tokens than the parent's: largest |Δlogit| {english.delta:.2g} after '" in repr(receipt)
+
+
+def tiny_text(data: Path) -> str:
+    lines = (data.parent / "text.jsonl").read_text(encoding="utf-8").splitlines()
+    return "\n".join(json.loads(line)["text"] for line in lines)
 
 
 def test_another_vocabulary_or_number_of_heads_is_refused_and_leaves_nothing(tiny_data, tmp_path):

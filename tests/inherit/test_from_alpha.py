@@ -20,7 +20,7 @@ from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
-from pangu_sigma.inherit.parent import open_parent, parent_ids, parent_slot
+from pangu_sigma.inherit.parent import open_parent, parent_slot
 from pangu_sigma.inherit.tensor_origin import Child
 from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.stored.network import build_network
@@ -108,8 +108,73 @@ def test_children_of_every_form_equal_their_parent(no_graph, tmp_path, model, sl
     prepare(parse_config(tree), [text], data)
     prepare(parse_config(dense), [text], tmp_path / "parent_data")
     parent = write_dense_run(parse_config(dense), tmp_path / "parent")
-    receipt = inherit(open_parent(parent), parse_config(tree), tmp_path / "child")
+    drop = slots == (
+        "a",
+        "b",
+        "c",
+    )  # `only` has rows for letters of the English text, which Chinese text alone does not need
+    receipt = inherit(open_parent(parent), parse_config(tree), tmp_path / "child", drop_rows=drop)
     assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0, 0.0, 0.0]
+
+
+def test_the_receipt_compares_text_that_a_person_can_read(child, tiny_data):
+    written = (tiny_data.parent / "text.jsonl").read_text(encoding="utf-8").replace("\\n", "\n")
+    for agreement in child.receipt.agreement.values():
+        assert agreement.text.strip() in written, "as it was written, nothing left out"
+        assert agreement.cutting is not None
+        assert agreement.cutting.texts > 5
+        assert agreement.cutting.other == 0
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A dense run of Chinese alone, and configuration and input of a child whose slot zh a second Chinese domain shares."""
+    folder = tmp_path_factory.mktemp("shared")
+    tree, text = tiny_tree(folder / "parent_data"), folder / "text.jsonl"
+    write_text(text)
+    poems = "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少床前明月光疑是地上霜举头望山低头思故乡"
+    draw = np.random.default_rng(2)
+    lines = text.read_text(encoding="utf-8")
+    for _ in range(120):
+        poem = "".join(draw.choice(list(poems), 60))
+        lines += json.dumps({"domain": "poems", "text": poem}, ensure_ascii=False) + "\n"
+    text.write_text(lines, encoding="utf-8")
+    dense = tree | {"domains": tree["domains"][:1], "data": tree["data"] | {"domains_per_step": 1}}
+    dense["model"] = tree["model"] | {"dense_layers": 3, "rre_layers": 0}
+    only = folder / "zh.jsonl"
+    only.write_text("".join(line for line in lines.splitlines(True) if '"domain": "zh"' in line), encoding="utf-8")
+    prepare(parse_config(dense), [only], folder / "parent_data")
+    run = write_dense_run(parse_config(dense), folder / "dense")
+    tree["domains"] = [tree["domains"][0], {"name": "poems", "language": "zh", "slot": "zh"}]
+    tree["data"] |= {"domains_per_step": 2}
+    return SimpleNamespace(run=run, tree=tree, text=text, only=only)
+
+
+def test_rows_of_a_parent_that_a_shared_slot_drops_are_refused_or_told(no_graph, shared, tmp_path):
+    tree = shared.tree | {"data": shared.tree["data"] | {"path": str(tmp_path / "data")}}
+    prepare(parse_config(tree), [shared.text], tmp_path / "data")
+    parent = open_parent(shared.run)
+    refusal = (
+        r"slot zh: (\d+) tokens of the parent's slot zh \(.*\) have no row\n.*vocabulary\.keep=.*dense.*--drop-rows"
+    )
+    with pytest.raises(ConfigError, match=refusal) as refused:
+        inherit(parent, parse_config(tree), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    receipt = inherit(parent, parse_config(tree), tmp_path / "run", drop_rows=True)
+    (slot,) = receipt.slots
+    assert slot.lost == int(re.search(refusal, str(refused.value))[1]) > 10
+    assert f"{slot.lost} of the parent's tokens have no row" in repr(receipt)
+
+
+def test_rows_of_a_run_that_are_kept_lose_nothing_and_text_is_cut_as_the_parent_cuts_it(no_graph, shared, tmp_path):
+    tree = shared.tree | {"data": shared.tree["data"] | {"path": str(tmp_path / "data")}}
+    tree["vocabulary"] = {"keep": str(shared.run)}
+    prepare(parse_config(tree), [shared.text], tmp_path / "data")
+    receipt = inherit(open_parent(shared.run), parse_config(tree), tmp_path / "run")
+    assert [slot.lost for slot in receipt.slots] == [0]
+    for agreement in receipt.agreement.values():
+        assert (agreement.exact, agreement.cutting.other) == (0.0, 0)
+    assert receipt.agreement["poems"].cutting.texts > 5
 
 
 def test_the_receipt_accounts_for_every_parameter_and_is_kept(parent, child):
@@ -200,7 +265,7 @@ def test_what_cannot_be_inherited_is_refused_by_key_and_leaves_nothing(parent, c
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(LayoutError, match=r"is not there; a parent is a dense run .*\n.*\n.*filerted_\*\.ckpt"):
         open_parent(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="exists; choose another folder"):
+    with pytest.raises(ConfigError, match="exists; choose another path"):
         inherit(open_parent(parent), child.config, child.path)
 
 
@@ -213,7 +278,7 @@ def test_the_command_prints_the_receipt_of_the_same_run(parent, child, tiny_data
     for (name, mine), its in zip(arrays(child.path)[0].items(), arrays(tmp_path / "run")[0].values(), strict=True):
         assert (mine == its).all(), name
     assert main(["inherit", str(parent), *options]) == 2
-    assert "exists; choose another folder with --output" in capsys.readouterr().err
+    assert "exists; choose another path with --output" in capsys.readouterr().err
 
 
 def test_who_has_no_parent_is_told_where_parents_are(capsys):
@@ -228,12 +293,3 @@ def test_a_slot_comes_from_the_parents_of_that_name_or_from_its_only_one():
     assert parent_slot("law", ["zh"]) == 0
     with pytest.raises(ConfigError, match=r"slot 'law' has no parent: the parent's slots are zh, en"):
         parent_slot("law", ["zh", "en"])
-
-
-def test_english_pieces_are_matched_by_what_they_stand_for():
-    shared = [b""] * 40_260
-    parent = SimpleNamespace(surfaces=[*shared, b"the", b"cat"])
-    child = SimpleNamespace(surfaces=[*shared, b"cat", b"dog", b"the"])
-    ids = parent_ids(parent, child)
-    assert ids[:40_260].tolist() == list(range(40_260))
-    assert ids[40_260:].tolist() == [40_261, -1, 40_260]

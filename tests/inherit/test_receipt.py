@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from pangu_sigma.inherit.equality import Agreement
+from pangu_sigma.inherit.equality import Agreement, Cutting
 from pangu_sigma.inherit.receipt import LINEAGE_FILE, Receipt, SlotReceipt, format_receipt
 
 RECEIPT = Receipt(
@@ -18,16 +19,16 @@ RECEIPT = Receipt(
         "rows without a token": 0,
     },
     copies=6,
-    slots=[SlotReceipt("zh", "alpha", rows=100, copied=90, new=10)],
+    slots=[SlotReceipt("zh", "alpha", rows=100, copied=90, new=10, lost=929)],
     unused={"optimizer.step": "Adam's state", "rng_state": "random state", "moment": "Adam's state"},
     activation="fast_gelu",
     parent_activation="tanh",
     heads_known=False,
     activation_known=False,
-    options={"noise": 0.0, "reinit_ratio": 0.0, "moments": False},
+    options={"noise": 0.02, "reinit_ratio": 0.5, "moments": True},
     agreement={
-        "zh": Agreement("今天\n天气", 16, 0.0, activation_nats=0.0125),
-        "en": Agreement("the cat", 16, 0.0, 2.5e-6),
+        "zh": Agreement("今天\n天气", 16, 0.0, None, 0.08, 0.0125, Cutting(38, 22, "今天天气\n不错", 1.88)),
+        "en": Agreement("the cat", 16, 0.0, 2.5e-6, cutting=Cutting(38)),
     },
 )
 
@@ -36,13 +37,15 @@ def test_it_is_kept_with_every_number(tmp_path):
     RECEIPT.save(tmp_path)
     kept = json.loads((tmp_path / LINEAGE_FILE).read_text(encoding="utf-8"))
     assert kept["parent_hash"] == "ab12"
-    assert kept["slots"] == [{"name": "zh", "parent_slot": "alpha", "rows": 100, "copied": 90, "new": 10}]
+    assert kept["slots"] == [{"name": "zh", "parent_slot": "alpha", "rows": 100, "copied": 90, "new": 10, "lost": 929}]
     assert kept["agreement"]["en"] == {
         "text": "the cat",
         "tokens": 16,
         "exact": 0.0,
         "fast": 2.5e-6,
+        "own_activation": None,
         "activation_nats": None,
+        "cutting": {"texts": 38, "other": 0, "example": None, "delta": None},
     }
 
 
@@ -53,11 +56,26 @@ def test_people_read_where_everything_came_from_what_was_assumed_and_how_equal_i
         "replicated       890 parameters",
         "rows copied      10 parameters",
         "rows drawn anew  2 parameters",
-        "experts          each upper FFN is 6 experts",
+        "experts          each upper FFN is 6 experts, varied: weights times 1 + 0.02 · N(0, 1), 50% of the inner units drawn anew",
+        "Adam             its moments are the parent's",
         "unused           2 (Adam's state); 1 (random state)",
         "heads            the parent's files do not say how many; taken from the configuration",
-        "GELU             fast_gelu; the parent's tanh, assumed: its files do not say it (--activation)",
-        "slot zh          90 of 100 rows copied from slot alpha, 10 drawn anew",
-        "domain zh        largest |Δlogit| 0, the other GELU costs +0.0125 nats; 16 tokens: '今天 天气'",
+        "GELU             fast_gelu, as the configuration asks (model.activation); the parent's is tanh, assumed: its files do not "
+        "say it (--activation)",
+        "slot zh          90 of 100 rows copied from slot alpha, 10 drawn anew; 929 of the parent's tokens have no row",
+        "domain zh        largest |Δlogit| 0.08 with fast_gelu, which costs +0.0125 nats, 0 with the parent's tanh; "
+        "16 tokens: '今天 天气'",
+        "text of zh       22 of 38 held-out texts are cut into other tokens than the parent's: largest |Δlogit| 1.9 after "
+        "'今天天气 不错'",
         "domain en        largest |Δlogit| 0, 2.5e-06 by the graph, which adds in another order; 16 tokens: 'the cat'",
+        "text of en       all 38 held-out texts are cut into the parent's tokens",
     ]
+
+
+def test_noise_reinit_ratio_and_moments_are_in_the_printed_receipt():
+    """And what was not asked for is told from what was."""
+    plain = replace(RECEIPT, options={"noise": 0.0, "reinit_ratio": 0.0, "moments": False})
+    told, printed = format_receipt(plain), format_receipt(RECEIPT)
+    assert "each upper FFN is 6 experts\n" in told
+    assert "starts with zero state" in told
+    assert all(word in printed for word in ("0.02", "50%", "moments are the parent's"))

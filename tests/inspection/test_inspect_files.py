@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.dense_runs import write_dense_run
+from helpers.foreign_files import WORDS, FakeTensor, in_huggingface, parent, torch_zip, write_huggingface
 
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.format import CheckpointError, DamagedCheckpoint
@@ -17,7 +18,8 @@ from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.safetensors import export_safetensors
-from pangu_sigma.foreign.dense_model import DenseModel, Unused, tensor_shapes
+from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused, tensor_shapes
+from pangu_sigma.inherit import parent as parent_module
 from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored import open as module
@@ -117,6 +119,7 @@ def test_a_foreign_model_says_its_sizes_and_what_it_does_not_say(tmp_path, monke
     tensors = {name: LazyArray.zeros(shape, np.dtype(np.float16)) for name, shape in shapes.items()}
     model = DenseModel(
         *(tmp_path, "megatron", 8, 32, None, 2, 4, 40_000, "fast_gelu", False, tensors),
+        kinds=dict.fromkeys(shapes, "float16"),
         unused=[Unused("rng_state", "random state")],
     )
     monkeypatch.setattr(module, "open_dense_model", lambda path, **_: model)
@@ -136,6 +139,26 @@ def test_a_foreign_model_says_its_sizes_and_what_it_does_not_say(tmp_path, monke
     other = DenseModel(*(tmp_path, "megatron", 8, 32, 2, 2, 4, 50_000, "erf", True, {}))
     monkeypatch.setattr(module, "open_dense_model", lambda path, **_: other)
     assert "has 50000 rows" in (inspect_files(tmp_path).refusal or "")
+
+
+def test_inspect_of_a_bfloat16_file_says_bfloat16_and_its_bytes(tmp_path):
+    short = {name: FakeTensor(v.astype(np.float16), "BFloat16") for name, v in in_huggingface(parent()).items()}
+    folder = write_huggingface(tmp_path / "a", {}, "bin")
+    (folder / "pytorch_model.bin").write_bytes(torch_zip(short))
+    roles = inspect_files(folder).roles
+    assert roles["word tables"] == {"tensors": 1, "parameters": 640, "bytes": 1_280, "types": ["bfloat16"]}
+
+
+def test_inspect_of_an_untied_head_does_not_promise_that_inherit_takes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(parent_module, "ALPHA_SIZE", WORDS)
+    values = parent()
+    for name, head in (("tied", values["embedding"]), ("untied", values["embedding"] + 1)):
+        write_huggingface(tmp_path / name, {**in_huggingface(values), "lm_head.weight": head}, "safetensors")
+    told = format_file_inspection(inspect_files(tmp_path / "untied"))
+    assert told.endswith("takes it, as far as headers tell (--verify reads the values)")
+    assert format_file_inspection(inspect_files(tmp_path / "tied", verify=True)).endswith("takes it")
+    with pytest.raises(LayoutError, match=r"lm_head\.weight is not equal to transformer\.wte\.weight"):
+        inspect_files(tmp_path / "untied", verify=True)
 
 
 def test_the_command_takes_what_it_finds_and_refuses_options_that_do_not_go_with_it(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from pangu_sigma.text.vocabulary import (
     UNK,
     WORD_MARK,
     choose_rows,
+    parent_ids,
     special_ids,
 )
 
@@ -34,6 +37,15 @@ def test_ids_are_alpha_then_tags_then_bytes_then_english(vocabulary):
     assert vocabulary.pieces[FIRST_BYTE] == "<0x00>"
     assert vocabulary.pieces[FIRST_ENGLISH - 1] == "<0xFF>"
     assert len(vocabulary) > FIRST_ENGLISH
+
+
+def test_english_pieces_are_matched_by_what_they_stand_for():
+    shared = [b""] * 40_260
+    parent = SimpleNamespace(surfaces=[*shared, b"the", b"cat"])
+    child = SimpleNamespace(surfaces=[*shared, b"cat", b"dog", b"the"])
+    ids = parent_ids(parent, child)
+    assert ids[:40_260].tolist() == list(range(40_260))
+    assert ids[40_260:].tolist() == [40_261, -1, 40_260]
 
 
 def test_no_english_surface_is_there_twice(vocabulary, english):

@@ -2,7 +2,7 @@
 
     config.yaml              `# pangu-sigma run, format 2; xxh3_128 of the lines below: …`, then the resolved tree
     tokenizer/ routing.npz   vocabulary, and the expert of each token id
-    seal.json                size and hash of those two (of an export: of every file), and its own hash
+    seal.json                size and hash of those two (of an export: of every file but README.md), and its own hash
 
 config.yaml has its own hash because a run may change it; the others never change.
 """

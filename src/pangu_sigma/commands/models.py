@@ -41,6 +41,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--noise", type=float, help="multiply the experts' weights by 1 + NOISE · N(0, 1)")
     command.add_argument("--reinit-ratio", type=float, help="fraction of each expert's inner units to draw anew")
     flag(command, "--moments", "also copy the Adam moments of a dense run")
+    flag(command, "--drop-rows", "leave out rows of a run that the prepared text has none for")
     with_json(command)
     _add_extend(commands)
     _add_extract(commands)
@@ -113,7 +114,7 @@ def _add_export(commands: Any) -> None:
         run=_export,
     )
     with_model(command, "run folder, or a folder written by --format hf")
-    with_output(command, "folder or file to write", required=True)
+    with_output(command, "new folder or file; it must not exist", required=True)
     command.add_argument("--format", choices=["mindir", "safetensors", "hf", "run"], help="run: of a folder from hf")
     command.add_argument("--weights", choices=["float32", "float16", "int8"], help="matrices in mindir")
 

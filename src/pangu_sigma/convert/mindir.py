@@ -3,8 +3,8 @@
 model.mindir           the graph: `generate/graph/cached.py`; if it has more than 1 GiB, its values are in model_variables/
 tables.safetensors     lookup tables from token ids to experts and embedding rows, as plain tensors
 config.yaml  tokenizer/  routing.npz       as in a run folder
-README.md              inputs and outputs of the graph, and a program of MindSpore alone that runs it
-seal.json              size and hash of every file, and the signature of the graph; all are verified before use
+README.md              inputs and outputs of the graph, and a program of MindSpore alone that runs it; it may be edited
+seal.json              size and hash of every other file, and the signature of the graph; all are verified before use
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 
 from pangu_sigma.checkpoint.model_files import ROUTING_FILE, TOKENIZER_FOLDER, seal_model_files, write_config
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
-from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.export_readme import readme
 from pangu_sigma.device import use_cpu
 from pangu_sigma.domains import domains_of
@@ -30,8 +29,8 @@ from pangu_sigma.generate.text import generate, open_decoder
 from pangu_sigma.stored.export import GRAPH_FILE
 from pangu_sigma.stored.hf_folder import ROUTES, SPREAD
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.stored.open import kind_of, open_model
-from pangu_sigma.train.first_checkpoint import unfinished_folder
+from pangu_sigma.stored.open import open_model
+from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 if TYPE_CHECKING:
     from pangu_sigma.generate.graph.cached import CachedGraph
@@ -56,10 +55,9 @@ def export_mindir(
     """Export the newest intact checkpoint of a run as a MindIR folder `output`. The graph takes any batch size and sequence length.
 
     at_rest: dtype of the stored matrices. use_device: sets the device whose operators the graph uses. The folder is created
-    atomically. Raises ConfigError, before any work, if `output` cannot be written, or exists and is not an exported model.
+    atomically. Raises ConfigError, before any work, if `output` exists or cannot be written.
     """
-    if output.exists() and kind_of(output) != "export":
-        raise ConfigError(f"{output} exists and is not an exported model; choose another folder with --output")
+    check_absent(output)
     run = open_model(run_path, "run")
     with unfinished_folder(output) as folder:
         from pangu_sigma.generate.graph.cached import cached_graph, inputs_and_outputs
@@ -74,14 +72,12 @@ def export_mindir(
         write_config(folder, run.config, "export")
         signature = inputs_and_outputs(run.config)
         openings = {d.name: run.tokenizer.prompt(OPENINGS[d.language], d) for d in domains_of(run.config)}
-        text = readme(run.config, run.tokenizer, signature, at_rest, openings)
-        (folder / README_FILE).write_text(text, encoding="utf-8")
         files = [
             str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()
         ]  # large graphs have several
         seal_model_files(folder, {"signature": signature, "weights": at_rest}, files)
-        if output.exists():
-            output.rename(folder.parent / "replaced")
+        text = readme(run.config, run.tokenizer, signature, at_rest, openings)
+        (folder / README_FILE).write_text(text, encoding="utf-8")
     return output
 
 

@@ -14,20 +14,21 @@ from pangu_sigma.parallel.parameters import weights
 from pangu_sigma.sealed import sync
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.weights_file import HASH, NO_HASH, hash_of_weights, verify_weights
-from pangu_sigma.writable import check_file_writable, check_folder_writable
+from pangu_sigma.train.first_checkpoint import check_absent
+from pangu_sigma.writable import check_folder_writable
 
 
 def export_safetensors(run_path: Path, output: Path) -> Path:
     """Write all weights of a run's newest intact checkpoint into one safetensors file, with the configuration in its metadata.
 
     Names are those of the network's parameters, and `experts.<layer>.<name>` of shape [experts, …]. The file is written atomically,
-    tensor by tensor. Raises NotWritable, before any work, if the file cannot be written.
+    tensor by tensor. Raises ConfigError if `output` exists, and NotWritable if it cannot be written, before any work.
     """
+    check_absent(output)
     run = open_model(run_path, "run")
     unfinished = output.with_name(f".{output.name}.unfinished")
     check_folder_writable(output.parent, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
-    check_file_writable(output, "--output")
     arrays: dict[str, LazyArray] = {}
     for array in weights(run.config.on_one_rank()):
         words = array.name.split(".")

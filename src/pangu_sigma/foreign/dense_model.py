@@ -42,7 +42,7 @@ class DenseModel:
     activation: activation of the FFN; assumed if `activation_known` is False, because the files do not state it.
     tensors: every weight, by the names above; float32 or float16 as stored.
     made_from: tensor → "<name in the files>: <how>", where <how> is copied, transposed or joined.
-    unused: entries of the files that are no weights.
+    kinds: tensor → dtype in the files. unused: entries of the files that are no weights.
     """
 
     path: Path
@@ -57,6 +57,7 @@ class DenseModel:
     activation_known: bool
     tensors: dict[str, LazyArray]
     made_from: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
     unused: list[Unused] = field(default_factory=list)
 
 

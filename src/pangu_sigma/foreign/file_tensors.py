@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class FileTensor:
     """Position of a tensor's values in a file of another project.
 
     offset: byte of the first value. kind: dtype of the values; a dtype that is not in KINDS is refused when the tensor is used.
-    strides: strides in values, not bytes. name: name of the tensor in the file.
+    strides: strides in values, not bytes. name: name of the tensor in the file. check: compares a checksum before values are read,
+    and raises LayoutError; None if the format has none.
     """
 
     file: Path
@@ -46,6 +47,7 @@ class FileTensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     name: str
+    check: Callable[[], None] | None = None
 
     @property
     def origin(self) -> str:
@@ -61,6 +63,8 @@ class FileTensor:
         raw = np.dtype("<u2" if self.kind == "bfloat16" else KINDS[self.kind].newbyteorder("<"))
         if not self.size:
             return np.empty(self.shape, raw)
+        if self.check is not None:
+            self.check()
         count = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         mapped = map_file(self.file)[self.offset :][: count * raw.itemsize]
         return np.ndarray(self.shape, raw, mapped, 0, tuple(step * raw.itemsize for step in self.strides))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import NamedTuple
@@ -114,7 +114,7 @@ def dense_model_of(
             raise LayoutError(
                 f"{path}: {name[:120]} is no tensor of PanGu-α in the {layout} layout; these files are of another model"
             )
-    tensors, made_from = {}, {}
+    tensors, made_from, kinds = {}, {}, {}
     for name, rule in rules.items():
         if name not in sources:
             raise LayoutError(f"{path}: {name} is missing ({rule.ours}); take the whole release")
@@ -138,7 +138,8 @@ def dense_model_of(
         how = [f"joined from {source.parts} files"] if source.parts > 1 else []
         how += ["transposed"] if rule.transposed else []
         made_from[rule.ours] = f"{fragments[0].stored.name}: {', '.join(how) or 'copied'}"
-    return _checked(path, layout, tensors, made_from, facts, unused)
+        kinds[rule.ours] = fragments[0].stored.kind
+    return replace(_checked(path, layout, tensors, made_from, facts, unused), kinds=kinds)
 
 
 def _first_rows(fragments: Sequence[Fragment], rows: int) -> list[Fragment]:

@@ -38,25 +38,29 @@ BLOCK_TENSORS = {
     **weight_and_bias("output.projection", "ffn.w2", "ffn.b2"),
 }
 """MindSpore's name of each tensor of a layer, after `backbone.blocks.<i>.` or `backbone.top_query_layer.`, → our tensor."""
+_LATER = ("backbone.embedding.word_embedding.embedding_table", "word_embedding_table")
+"""Names of the word table in the later model zoo; the second of a network that was given its tables as .npy files (mPanGu's, and
+MindFormers' converter)."""
 TABLES = {
     "embedding": (
         "word_embedding.npy",
         "embedding_table",
         "backbone.word_embedding.embedding_table",
-        "backbone.embedding.word_embedding.embedding_table",
+        *_LATER,
     ),
     "positions": (
         "position_embedding.npy",
         "backbone.embedding.embedding.position_embedding.embedding_table",
         "backbone.position_embedding.embedding_table",
-        "backbone.embedding.position_embedding.embedding_table",
+        *("backbone.embedding.position_embedding.embedding_table", "position_embedding_table"),
     ),
     "query_positions": (
         "top_query_embedding.npy",
-        *("backbone.top_query_embedding_table", "backbone.top_query_embedding.embedding_table"),
+        "backbone.top_query_embedding_table",
+        *("backbone.top_query_embedding.embedding_table", "query_embedding_table"),
     ),
 }
-"""Our table → its .npy file, and its names in a checkpoint: in the release, in a merged file, in the later model zoo."""
+"""Our table → its .npy file, and its names in a checkpoint: in the release, in a merged file, and two in the later model zoo."""
 _STATE = re.compile(
     r"(adam_[mv]|moment[12s]?|accu_grads)\.|scale_sense$|global_step$|current_iterator_step$|last_overflow_iterator_step$|"
     r"(epoch|step)_num$|learning_rate$|beta[12]_power$|.*\.(key|value)_past$|.*is_first_iteration$"
@@ -96,7 +100,7 @@ def open_mindspore(path: Path, heads: int | None, activation: Activation | None)
     rules = {names: Counterpart(ours) for ours, names in tables.items()}
     rules |= counterparts(BLOCK_TENSORS, [*(f"backbone.blocks.{i}" for i in range(layers)), "backbone.top_query_layer"])
     rules |= {"backbone.layernorm.gamma": Counterpart("norm.gain"), "backbone.layernorm.beta": Counterpart("norm.bias")}
-    later = "backbone.embedding.word_embedding.embedding_table" in sources  # its network computes fast GELU
+    later = any(name in sources for name in _LATER)  # its network computes fast GELU
     facts = chosen(path, Facts(activation="fast_gelu" if later else "tanh"), heads, activation)
     return dense_model_of(path, "mindspore", sources, rules, facts, unused)
 

@@ -4,7 +4,8 @@
     older     pickles of a magic number, a version, facts about the machine, the value, and the list of storage keys; then for each
               key, in that order, the number of values in eight bytes, and the values
 
-Values stay on the disk: a tensor becomes a `FileTensor` with the byte of its first value.
+Values stay on the disk: a tensor becomes a `FileTensor` with the byte of its first value. In a zip file every member has a CRC32,
+which is compared when a value of the member is first read; the older format has no checksums.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import io
 import math
 import struct
 import zipfile
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.foreign.file_tensors import FileTensor, checked_sizes
@@ -27,24 +31,33 @@ _BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfl
 """Bytes of a value by dtype; 1 for other dtypes."""
 _LOCAL = struct.Struct("<4s5H3I2H")
 """Header before each member of a zip file."""
+_READ_BYTES = 8 << 20
 _DAMAGED = "it is damaged or cut short: download it again"
+
+
+class _Extent(NamedTuple):
+    """First byte and number of bytes of a storage. check: raises LayoutError if they have another checksum; None without one."""
+
+    begin: int
+    length: int
+    check: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """File that `torch.save` wrote. value: saved value, with a `PickledTensor` for each tensor. extents: first byte and number of
-    bytes of each storage, by the storage's key."""
+    """File that `torch.save` wrote. value: saved value, with a `PickledTensor` for each tensor. extents: of each storage, by its
+    key."""
 
     path: Path
     value: Any
-    extents: dict[str, tuple[int, int]]
+    extents: dict[str, _Extent]
 
     def stored(self, tensor: PickledTensor, name: str) -> FileTensor:
         """Locate a tensor in the file. Raises LayoutError if the storage, or the tensor's values in it, are missing."""
         storage = tensor.storage
         if storage.key not in self.extents:
             raise LayoutError(f"{self.path}: the storage {storage.key[:40]} of {name} is missing; {_DAMAGED}")
-        begin, length = self.extents[storage.key]
+        begin, length, check = self.extents[storage.key]
         itemsize = _BYTES.get(storage.kind, 1)
         if storage.size * itemsize > length:
             raise LayoutError(
@@ -59,7 +72,7 @@ class TorchFile:
             raise LayoutError(
                 f"{self.path}: {name} of shape {shape} reaches beyond its storage of {storage.size} values; {_DAMAGED}"
             )
-        return FileTensor(self.path, begin + offset * itemsize, storage.kind, shape, tuple(strides), name)
+        return FileTensor(self.path, begin + offset * itemsize, storage.kind, shape, tuple(strides), name, check)
 
 
 def open_torch_file(path: Path) -> TorchFile:
@@ -92,20 +105,19 @@ def _open_zip(path: Path, stream: BinaryIO) -> TorchFile:
     found = {
         member.filename: _member(path, stream, member, size) for member in members if member.filename.startswith(root)
     }
-    if _content(path, stream, *found.get(f"{root}byteorder", (0, 0))) == b"big":
+    if f"{root}byteorder" in found and _content(path, stream, found[f"{root}byteorder"]) == b"big":
         raise LayoutError(
             f"{path}: its values are big-endian, which is not read; save it again on a little-endian machine"
         )
-    begin, length = found[f"{root}data.pkl"]
-    value = load_pickle(io.BytesIO(_content(path, stream, begin, length)), path)
+    value = load_pickle(io.BytesIO(_content(path, stream, found[f"{root}data.pkl"])), path)
     prefix = f"{root}data/"
     return TorchFile(
         path, value, {name.removeprefix(prefix): at for name, at in found.items() if name.startswith(prefix)}
     )
 
 
-def _member(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) -> tuple[int, int]:
-    """Return first byte and number of bytes of a member. Raises LayoutError if it is compressed, encrypted or not in the file."""
+def _member(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) -> _Extent:
+    """Return the extent of a member. Raises LayoutError if it is compressed, encrypted or not in the file."""
     name = member.filename[:80]
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.compress_size != member.file_size:
         raise LayoutError(
@@ -118,16 +130,32 @@ def _member(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) ->
     begin = member.header_offset + _LOCAL.size + name_length + extra_length
     if signature != b"PK\3\4" or begin + member.file_size > size:
         raise LayoutError(f"{path}: its member {name} is not inside the file; {_DAMAGED}")
-    return begin, member.file_size
+    return _Extent(begin, member.file_size, cache(partial(_check_crc, path, member, begin)))
 
 
-def _content(path: Path, stream: BinaryIO, begin: int, length: int) -> bytes:
-    if length > MOST_PICKLED:
+def _check_crc(path: Path, member: zipfile.ZipInfo, begin: int) -> None:
+    """Raise LayoutError if a member, which begins at a byte of the file, does not have the CRC32 that the directory says."""
+    crc, left = 0, member.file_size
+    with open(path, "rb") as stream:
+        stream.seek(begin)
+        while left and (content := stream.read(min(left, _READ_BYTES))):
+            crc, left = zlib.crc32(content, crc), left - len(content)
+    if crc != member.CRC:
         raise LayoutError(
-            f"{path}: its pickle has {length:,} bytes, more than the {MOST_PICKLED:,} that are read; save the weights alone"
+            f"{path}: its member {member.filename[:80]} has the CRC32 {crc:08x}, {member.CRC:08x} was written; it is damaged: "
+            "download it again; if torch.save was told to compute none (set_crc32_options), save it again with it"
         )
-    stream.seek(begin)
-    return stream.read(length)
+
+
+def _content(path: Path, stream: BinaryIO, extent: _Extent) -> bytes:
+    if extent.length > MOST_PICKLED:
+        raise LayoutError(
+            f"{path}: its pickle has {extent.length:,} bytes, more than the {MOST_PICKLED:,} that are read; save the weights alone"
+        )
+    if extent.check is not None:
+        extent.check()
+    stream.seek(extent.begin)
+    return stream.read(extent.length)
 
 
 def _open_older(path: Path, stream: BinaryIO) -> TorchFile:
@@ -144,14 +172,15 @@ def _open_older(path: Path, stream: BinaryIO) -> TorchFile:
     if type(keys) is not list or not all(isinstance(key, str) for key in keys):
         raise LayoutError(f"{path}: its list of storages is none; {_DAMAGED}")
     kinds = _storage_kinds(value)
-    extents, at, size = {}, stream.tell(), path.stat().st_size
+    extents: dict[str, _Extent] = {}
+    at, size = stream.tell(), path.stat().st_size
     for key in keys:
         stream.seek(at)
         count = int.from_bytes(stream.read(8), "little")
         length = count * _BYTES.get(kinds.get(key, ""), 1)
         if key not in kinds or at + 8 + length > size:
             raise LayoutError(f"{path}: its storage {key[:40]} is not inside the file; {_DAMAGED}")
-        extents[key] = (at + 8, length)
+        extents[key] = _Extent(at + 8, length)
         at += 8 + length
     return TorchFile(path, value, extents)
 

@@ -19,10 +19,11 @@ from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.inherit.parent import parent_ids
-from pangu_sigma.inherit.tensor_origin import SlotRows
+from pangu_sigma.inherit.parent import ParentWords, parent_slot
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.vocabulary import parent_ids
 
 if TYPE_CHECKING:
     from pangu_sigma.generate.graph.decoder import GraphDecoder
@@ -31,85 +32,101 @@ logger = logging.getLogger(__name__)
 
 COMPARED_TOKENS = 16
 """Number of held-out tokens of each domain on which logits are compared."""
+COMPARED_TEXTS = 100
+"""Number of held-out texts, of at most as many tokens each, that both models cut."""
 GRAPH_BYTES = 2 << 30
 """Maximum bytes of weights of a model whose graph is compared too: it is in memory whole, and copied when it is compiled."""
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How a new run (child) cuts held-out texts into tokens, beside the model that it was made of (parent).
+
+    texts: number of texts. other: number of those that become other tokens than the parent's. example: the first of them. delta:
+    largest |Δlogit| after it, each model reading its own tokens; None without one, or if the parent has no row for a token.
+    """
+
+    texts: int
+    other: int = 0
+    example: str | None = None
+    delta: float | None = None
 
 
 @dataclass(frozen=True)
 class Agreement:
     """Differences between the logits of a new run (child) and of the model that it was made of (parent) in one domain.
 
-    text: text that both models read. tokens: its length; after each token, logits of the vocabulary that both have are compared.
-    exact: largest |Δlogit| on the path that adds in one order. fast: largest |Δlogit| of the graph; None if it was not computed.
-    activation_nats: loss that the child's other activation adds, in nats per token; None if the activations are equal.
+    text: text that both models read, as the same tokens. tokens: its length; after each token, logits of the vocabulary that both
+    have are compared. exact: largest |Δlogit| on the path that adds in one order, with the parent's activation. fast: largest
+    |Δlogit| of the graph; None if it was not computed. own_activation: largest |Δlogit| with the child's activation.
+    activation_nats: loss that it adds, in nats per token; both None if the activations are equal. cutting: None without text.
     """
 
     text: str
     tokens: int
     exact: float
     fast: float | None = None
+    own_activation: float | None = None
     activation_nats: float | None = None
-
-
-@dataclass(frozen=True)
-class _Text:
-    """Text that both models read, as rows of a slot of the child: its tokens, and the rows whose logits are compared."""
-
-    rows_T: np.ndarray
-    wanted_W: np.ndarray
+    cutting: Cutting | None = None
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Model that reads a text.
-
-    rows_R: its row, in its flattened slots, for each row of the child's slot; -1 if it has none. The other fields are of a trained
-    run, and None for a dense model: ids_R, its token id of each row; domain of the text; graph, if it is compared.
-    """
+    """Model that reads text. ids_R: its token id of each row of the child's slot, -1 for none. tokenizer, domain: how it cuts text.
+    run: model whose tables route the tokens; None for a dense model. graph: None if it is not compared."""
 
     model: ExactModel
-    rows_R: np.ndarray
-    ids_R: np.ndarray | None = None
+    ids_R: np.ndarray
+    tokenizer: Tokenizer
+    domain: Domain
     run: StoredModel | None = None
-    domain: Domain | None = None
     graph: GraphDecoder | None = None
 
-    @classmethod
-    def trained(
-        cls, run: StoredModel, model: ExactModel, domain: Domain, ids_R: np.ndarray, graph: GraphDecoder | None
-    ) -> _Reader:
-        rows_R = run.tokenizer.row_of[domain.slot, np.maximum(ids_R, 0)]
-        first = domain.slot * run.config.model.slot_rows
-        return cls(model, np.where((ids_R >= 0) & (rows_R >= 0), first + rows_R, -1), ids_R, run, domain, graph)
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Return the row of each token in the flattened slots, -1 for none."""
+        rows = self.tokenizer.row_of[self.domain.slot, np.maximum(ids, 0)]
+        return np.where((ids >= 0) & (rows >= 0), self.domain.slot * self.model.model.slot_rows + rows, -1)
 
-    def logits(self, text: _Text) -> np.ndarray:
-        """Return logits by the exact path, float32 [T, W]."""
-        experts_NT = np.empty((0, len(text.rows_T)), np.int32)
-        if self.run is not None and self.ids_R is not None and self.domain is not None:
-            ids_T = self.ids_R[text.rows_T]
+    def cut(self, text: str) -> np.ndarray:
+        return np.array(self.tokenizer.encode(text, self.domain), np.int64)
+
+    @property
+    def cuts_by(self) -> tuple[str, list[str], set[int]]:
+        """What decides into which tokens a text is cut: language, vocabulary, and tokens with a row in the slot."""
+        tokens = set(self.tokenizer.slot_rows[self.domain.slot].tolist()) - {-1}
+        return self.domain.language, self.tokenizer.vocabulary.pieces, tokens
+
+    def logits(self, ids_T: np.ndarray, wanted_W: np.ndarray, last: int = 0) -> np.ndarray:
+        """Return logits by the exact path, float32 [T, W]. wanted_W: rows of the child's slot. last: as in `ExactModel.logits`."""
+        experts_NT = np.empty((0, len(ids_T)), np.int32)
+        if self.run is not None:
             experts_NT = self.run.table.route(ids_T, np.full_like(ids_T, self.domain.index), np.arange(len(ids_T)))
-        return self.model.logits(self.rows_R[text.rows_T], experts_NT, self.rows_R[text.wanted_W])
+        return self.model.logits(self.rows(ids_T), experts_NT, self.rows(self.ids_R[wanted_W]), last)
 
-    def graph_logits(self, text: _Text) -> np.ndarray | None:
+    def graph_logits(self, ids_T: np.ndarray, wanted_W: np.ndarray) -> np.ndarray | None:
         """Return logits by the graph, float32 [T, W]; None if it is not compared."""
-        if self.graph is None or self.ids_R is None or self.domain is None:
+        if self.graph is None:
             return None
-        first = self.domain.slot * self.model.model.slot_rows
         self.graph.begin(0, self.domain)
-        (logits_TR,) = self.graph.read([Chunk(0, self.ids_R[text.rows_T].tolist(), len(text.rows_T))])
-        return logits_TR[:, self.rows_R[text.wanted_W] - first]
+        (logits_TR,) = self.graph.read([Chunk(0, ids_T.tolist(), len(ids_T))])
+        return logits_TR[:, self.tokenizer.row_of[self.domain.slot, self.ids_R[wanted_W]]]
 
 
-def agreements(
-    model: StoredModel, slots: list[SlotRows], child: Path, tokens: int = COMPARED_TOKENS
-) -> dict[str, Agreement]:
-    """Compare each domain of a child with its dense parent `model`, on held-out text. child: run folder. slots: their rows."""
-    run, activation = open_model(child, "run"), model.sizes.activation
+def agreements(model: StoredModel, child: Path, tokens: int = COMPARED_TOKENS) -> dict[str, Agreement]:
+    """Compare each domain of a child with its dense parent `model`, on held-out text. child: run folder."""
+    run, activation, words = open_model(child, "run"), model.sizes.activation, ParentWords(model)
     sizes = run.config.model.model_copy(update={"dense_layers": run.config.model.layers, "rre_layers": 0})
-    parent = ExactModel(sizes, model, activation)
+    parent = ExactModel(sizes if model.kind == "alpha" else model.config.model, model, activation)
+    domains, known_V = domains_of(run.config), words.ids(run.tokenizer.vocabulary)
+
+    def parent_of(domain: Domain) -> _Reader:
+        slot, ids_R = parent_slot(domains.slot_names[domain.slot], words.slots), run.tokenizer.slot_rows[domain.slot]
+        its_ids_R = np.where(ids_R >= 0, known_V[np.maximum(ids_R, 0)], -1)
+        return _Reader(parent, its_ids_R, *words.reading(run.tokenizer, domain, slot))
+
     graph = _graph(run) if activation == run.config.model.activation else None
-    domains, data = domains_of(run.config).all, Path(run.config.data.path)
-    return _compare(run, domains, lambda d: _Reader(parent, slots[d.slot].parent_R), activation, graph, data, tokens)
+    return _compare(run, domains.all, parent_of, activation, graph, Path(run.config.data.path), tokens)
 
 
 def compare_trained(
@@ -133,7 +150,8 @@ def compare_trained(
     def parent_of(domain: Domain) -> _Reader:
         ids_R = child.tokenizer.slot_rows[domain.slot]
         its_ids_R = np.where(ids_R >= 0, known_V[np.maximum(ids_R, 0)], -1)
-        return _Reader.trained(old, parent, domains_of(old.config).named(origins[domain.name]), its_ids_R, its_graph)
+        its = replace(domains_of(old.config).named(origins[domain.name]), language=domain.language)
+        return _Reader(parent, its_ids_R, old.tokenizer, its, old, its_graph)
 
     domains = [domains_of(child.config).named(name) for name in origins]
     return _compare(child, domains, parent_of, activation, graph, data, tokens)
@@ -157,20 +175,32 @@ def _compare(
     mine, changed = (ExactModel(model, child, each) for each in (activation, model.activation))
     found = {}
     for domain in tqdm(domains, desc="comparing", unit="domain", disable=None):
-        parent, ids_R = parent_of(domain), child.tokenizer.slot_rows[domain.slot]
-        reader = _Reader.trained(child, mine, domain, ids_R, graph)
-        text = _text(child, domain, parent.rows_R >= 0, tokens, data)
-        its_TW, own_TW, graph_TW = parent.logits(text), reader.logits(text), reader.graph_logits(text)
-        fast = nats = None
+        parent = parent_of(domain)
+        reader = _Reader(mine, child.tokenizer.slot_rows[domain.slot], child.tokenizer, domain, child, graph)
+        wanted_W = np.flatnonzero(parent.rows(parent.ids_R) >= 0)
+        held_out_T = None if data is None else _held_out(child, domain, data, tokens)
+        ids_T = _common(child, held_out_T, reader.ids_R[wanted_W], tokens)
+        rows_T = child.tokenizer.row_of[domain.slot, ids_T]
+        its_TW, own_TW = parent.logits(parent.ids_R[rows_T], wanted_W), reader.logits(ids_T, wanted_W)
+        graph_TW, its_graph_TW = (
+            reader.graph_logits(ids_T, wanted_W),
+            parent.graph_logits(parent.ids_R[rows_T], wanted_W),
+        )
+        fast = own_activation = nats = None
         if graph_TW is not None:
-            its_graph_TW = parent.graph_logits(text)
-            fast = float(np.abs(graph_TW - (its_TW if its_graph_TW is None else its_graph_TW)).max())
+            fast = _largest(graph_TW, its_TW if its_graph_TW is None else its_graph_TW)
         if activation != model.activation:
-            nats = _nats(replace(reader, model=changed).logits(text), text) - _nats(own_TW, text)
-        words = child.tokenizer.decode(ids_R[text.rows_T].tolist())
-        exact = float(np.abs(own_TW - its_TW).max())
-        found[domain.name] = Agreement(words, len(text.rows_T), exact, fast, nats)
+            changed_TW = replace(reader, model=changed).logits(ids_T, wanted_W)
+            own_activation, columns = _largest(changed_TW, its_TW), np.searchsorted(wanted_W, rows_T[1:])
+            nats = _nats(changed_TW, columns) - _nats(own_TW, columns)
+        words, exact = child.tokenizer.decode(ids_T.tolist()), _largest(own_TW, its_TW)
+        cutting = None if held_out_T is None else _cutting(parent, reader, held_out_T, wanted_W, tokens)
+        found[domain.name] = Agreement(words, len(ids_T), exact, fast, own_activation, nats, cutting)
     return found
+
+
+def _largest(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).max())
 
 
 def _graph(run: StoredModel) -> GraphDecoder | None:
@@ -189,29 +219,54 @@ def _graph(run: StoredModel) -> GraphDecoder | None:
     return GraphDecoder.of(run, 1)
 
 
-def _text(run: StoredModel, domain: Domain, both_R: np.ndarray, tokens: int, data: Path | None) -> _Text:
-    """Return the first tokens of a domain's held-out text, without <eot> and tokens that the parent lacks.
+def _held_out(run: StoredModel, domain: Domain, data: Path, tokens: int) -> np.ndarray:
+    """Return the first held-out tokens of a domain, int64: enough for COMPARED_TEXTS texts. data: folder of prepared text."""
+    prepared = PreparedData(data).tokens(domain.name, "held_out", run.tokenizer.size)
+    return prepared.read(0, min(prepared.tokens, COMPARED_TEXTS * tokens)).astype(np.int64)
 
-    both_R: True for rows of the slot that both have. data: folder of that text; None: tokens are drawn.
+
+def _common(run: StoredModel, held_out_T: np.ndarray | None, known: np.ndarray, tokens: int) -> np.ndarray:
+    """Return the beginning of the longest text without <eot> and tokens that the parent lacks.
+
+    held_out_T: held-out tokens; None: tokens are drawn. known: tokens that both models have. tokens: maximum length.
     """
-    wanted_W = np.flatnonzero(both_R)
-    known, eot = run.tokenizer.slot_rows[domain.slot, wanted_W], run.tokenizer.eot
     most = min(tokens, run.config.model.seq_length)
-    if data is None:
-        words = known[known != eot].astype(np.int64)
-        ids_T = np.random.default_rng(run.config.seed).choice(words, most)
-    else:
-        prepared = PreparedData(data).tokens(domain.name, "held_out", run.tokenizer.size)
-        ids_T = prepared.read(0, min(prepared.tokens, 50 * tokens)).astype(np.int64)
-        ids_T = ids_T[np.isin(ids_T, known) & (ids_T != eot)][:most]
-    return _Text(run.tokenizer.row_of[domain.slot, ids_T if len(ids_T) else known[:1]], wanted_W)
+    if held_out_T is None:
+        words = known[known != run.tokenizer.eot].astype(np.int64)
+        return np.random.default_rng(run.config.seed).choice(words, most)
+    readable = _stretches(held_out_T, np.isin(held_out_T, known) & (held_out_T != run.tokenizer.eot))
+    return max(readable, key=len, default=known[:1].astype(np.int64))[:most]
 
 
-def _nats(logits_TW: np.ndarray, text: _Text) -> float:
-    """Return the mean loss of the next token in a text, in nats, over the tokens that both have."""
-    if len(text.rows_T) < 2:
+def _stretches(ids_T: np.ndarray, kept_T: np.ndarray) -> list[np.ndarray]:
+    """Return the stretches of tokens that are kept, in order."""
+    return np.split(ids_T, np.flatnonzero(np.diff(kept_T)) + 1)[0 if kept_T[0] else 1 :: 2]
+
+
+def _cutting(parent: _Reader, child: _Reader, held_out_T: np.ndarray, wanted_W: np.ndarray, tokens: int) -> Cutting:
+    """Cut held-out texts as both models do. wanted_W: rows of the child's slot whose logits are compared."""
+    longest, tokenizer = child.model.model.seq_length, child.tokenizer
+    most = min(tokens, longest)
+    documents = _stretches(held_out_T, held_out_T != tokenizer.eot)
+    texts = [tokenizer.decode(each[at : at + most].tolist()) for each in documents for at in range(0, len(each), most)]
+    if parent.cuts_by == child.cuts_by:
+        return Cutting(len(texts))
+    row_of = tokenizer.row_of[child.domain.slot]
+    cut = [(text, child.cut(text), parent.cut(text)) for text in texts]
+    other = [each for each in cut if not np.array_equal(parent.ids_R[row_of[each[1]]], each[2])]
+    if not other:
+        return Cutting(len(texts))
+    text, own_T, its_T = other[0]
+    delta = None
+    if (parent.rows(its_T) >= 0).all() and max(len(own_T), len(its_T)) <= longest:
+        delta = _largest(child.logits(own_T, wanted_W, 1), parent.logits(its_T, wanted_W, 1))
+    return Cutting(len(texts), len(other), text, delta)
+
+
+def _nats(logits_TW: np.ndarray, columns: np.ndarray) -> float:
+    """Return the mean loss, in nats, of the next token in a text. columns: columns of these tokens, [T - 1]."""
+    if not len(columns):
         return 0.0
-    columns = np.searchsorted(text.wanted_W, text.rows_T[1:])
     logits = logits_TW[:-1].astype(np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
     logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))

@@ -24,7 +24,6 @@ import numpy as np
 import xxhash
 
 from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of
-from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData, read_prepared_tokenizer
@@ -32,7 +31,7 @@ from pangu_sigma.data.samples import open_samples
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.equality import compare_trained
-from pangu_sigma.inherit.parent import ParentWords, parent_ids, parent_slot
+from pangu_sigma.inherit.parent import ParentWords, parent_slot
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.tensor_origin import SlotRows
 from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_in_turn, write_child
@@ -40,6 +39,7 @@ from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.vocabulary import parent_ids
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ _OWN_RULE = {
     "model.slot_rows": "may grow",
     "vocabulary.english_pieces": "tokens are compared, not keys",
     "vocabulary.english_model": "tokens are compared, not keys",
+    "vocabulary.keep": "tokens are compared, not keys",
 }
 """Keys that an extension may change, though a resumed run may not, and why."""
 
@@ -231,10 +232,7 @@ def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
 
 
 def _keep_ids(path: Path) -> str:
-    return (
-        "to keep the tokens of the run: pangu-sigma prepare-data CONFIG --set "
-        f"vocabulary.english_model={path / TOKENIZER_FOLDER / 'english.model'}"
-    )
+    return f"to keep the tokens of the run and their rows: pangu-sigma prepare-data CONFIG --set vocabulary.keep={path}"
 
 
 def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray) -> None:
@@ -251,8 +249,7 @@ def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer,
             some = ", ".join(repr(had.vocabulary.pieces[token]) for token in lost[:5])
             raise ConfigError(
                 f"slot {name}: {len(lost)} of its {len(ids)} tokens have no row in data.path={config.data.path} any more ({some}). "
-                "Which tokens have rows follows from the text of a slot's domains: prepare the same text for these, give new "
-                f"domains a slot of their own, or set model.slot_rows to {tokenizer.size} or more, which holds every token;\n"
+                f"Keep them, or set model.slot_rows to {tokenizer.size} or more, which holds every token;\n"
                 f"{_keep_ids(parent.path)}"
             )
     same = [each.name for each in config.domains] == [each.name for each in parent.config.domains]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from pangu_sigma.checkpoint.compose import compose
@@ -11,41 +12,63 @@ from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.equality import agreements
 from pangu_sigma.inherit.receipt import Receipt, make_receipt
-from pangu_sigma.inherit.tensor_origin import Child, check_child, slot_rows
+from pangu_sigma.inherit.tensor_origin import Child, check_child, check_rows, slot_rows
 from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.train.first_checkpoint import check_absent, new_run, write_step_0
 
+logger = logging.getLogger(__name__)
 
-def plan_inheritance(parent: StoredModel, config: Config, variation: Variation, moments: bool = False) -> Child:
+
+def plan_inheritance(
+    parent: StoredModel, config: Config, variation: Variation, moments: bool = False, drop_rows: bool = False
+) -> Child:
     """Plan a sparse run that inherits from `parent`, without reading values. moments: True to copy Adam state.
 
-    Without prepared text the embedding rows are unknown. Raises ConfigError if a key does not fit the parent, or it lacks moments.
+    The child computes the parent's GELU unless the configuration names one. drop_rows: True to leave out rows of a run that the
+    prepared text has none for; of the 40,000 rows of a released PanGu-α, slots have those of their text in any case. Without
+    prepared text the rows are unknown. Raises ConfigError if a key does not fit the parent, if it lacks moments, or for such rows.
     """
+    activation = parent.sizes.activation
+    if "activation" not in config.model.model_fields_set:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"activation": activation})})
+    if config.model.activation != activation:
+        logger.warning(
+            "model.activation=%s is asked for, the parent computes %s, so step 0 answers otherwise; leave the key out to take it",
+            *(config.model.activation, activation),
+        )
     check_child(parent, config, moments)
     try:
         slots = slot_rows(parent, config, read_prepared_tokenizer(config))
     except DataError:
-        slots = None
+        return Child(parent, config, None, variation, moments)
+    if parent.kind != "alpha" and not drop_rows:
+        check_rows(parent, config, slots)
     return Child(parent, config, slots, variation, moments)
 
 
 def inherit(
-    parent: StoredModel, config: Config, folder: Path, variation: Variation | None = None, moments: bool = False
+    parent: StoredModel,
+    config: Config,
+    folder: Path,
+    variation: Variation | None = None,
+    moments: bool = False,
+    drop_rows: bool = False,
 ) -> Receipt:
     """Write `folder`, atomically, as a run of `config` whose step 0 answers as `parent`; `train` resumes from it.
 
-    variation: variation of experts against the parent's FFN; None: exact copies. moments: True to copy Adam state. Raises
-    ConfigError if `folder` exists or a key does not fit the parent; DataError without prepared text; LayoutError or
+    variation: variation of experts against the parent's FFN; None: exact copies. moments, drop_rows: as in `plan_inheritance`.
+    Raises ConfigError if `folder` exists or a key does not fit the parent; DataError without prepared text; LayoutError or
     CheckpointError if the parent cannot be read.
     """
     check_absent(folder)
-    child = plan_inheritance(parent, config, variation or Variation(seed=config.seed), moments)
+    child = plan_inheritance(parent, config, variation or Variation(seed=config.seed), moments, drop_rows)
+    config = child.config
     tokenizer = read_prepared_tokenizer(config)  # raises what is wrong
     open_samples(config, Path(config.data.path), "train", tokenizer.size)  # too little text is refused before any work
     with new_run(folder, config) as run:
         write_step_0(run, compose(run.config, child.find))
-        agreement = agreements(parent, child.slots or [], run.path)
+        agreement = agreements(parent, run.path)
         receipt = make_receipt(child, agreement)
         receipt.save(run.path)
     return receipt

@@ -7,16 +7,18 @@ files of a released PanGu-α        one embedding table of 40,000 rows, whose ro
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pangu_sigma.config import Activation, ConfigError
-from pangu_sigma.domains import domains_of
+from pangu_sigma.domains import Domain, domains_of, matching_slot
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.open import StoredAlpha, open_model
-from pangu_sigma.text.vocabulary import ALPHA_SIZE, FIRST_ENGLISH, Vocabulary
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.vocabulary import ALPHA_SIZE, Vocabulary, parent_ids
 
 PUBLISHED = """\
 a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigma_tiny with model.rre_layers=0), a folder that
@@ -44,13 +46,42 @@ class ParentWords:
 
     def __init__(self, parent: StoredModel):
         self._own = None if parent.kind == "alpha" else parent
+        self._whole: Tokenizer | None = None
         self.slots = domains_of(self._own.config).slot_names if self._own else ["alpha"]
+
+    def lost(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray, languages: set[str]) -> list[str]:
+        """Return the pieces with a row in a slot of the parent that a slot of the child lacks, though text in a language of both
+        can meet them. vocabulary, ids, languages: of the child, of the rows of its slot, and of that slot's domains."""
+        if self._own is None:
+            its, there, languages = vocabulary, set(range(ALPHA_SIZE)), languages & {"zh", "mixed"}
+        else:
+            its, there = self._own.tokenizer.vocabulary, set(self._own.tokenizer.slot_rows[slot].tolist())
+            languages = languages & domains_of(self._own.config).languages(slot)
+        kept = set(self.ids(vocabulary)[ids].tolist())
+        return [its.pieces[token] for token in sorted((there & its.producible(languages)) - kept)]
+
+    def ids(self, vocabulary: Vocabulary) -> np.ndarray:
+        """Return the parent's id of each token of the child's `vocabulary`, -1 for none, int64 [V]."""
+        if self._own is None:
+            return np.where(np.arange(len(vocabulary)) < ALPHA_SIZE, np.arange(len(vocabulary)), -1)
+        return parent_ids(self._own.tokenizer.vocabulary, vocabulary)
+
+    def reading(self, tokenizer: Tokenizer, domain: Domain, slot: int) -> tuple[Tokenizer, Domain]:
+        """Return how the parent cuts text of a domain of the child: its tokenizer, and the domain in a slot of the parent.
+
+        A released PanGu-α cuts all text as Chinese. tokenizer: the child's."""
+        if self._own is not None:
+            return self._own.tokenizer, replace(domain, slot=slot)
+        if self._whole is None:
+            self._whole = tokenizer.whole_again()
+            self._whole.row_of[:, ALPHA_SIZE:] = -1  # its table ends there: characters that it drops have no row
+        return self._whole, replace(domain, language="zh", slot=0)
 
     def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
         """Return the row of the flattened table for each id of the child's `vocabulary` in a slot of the parent; -1: none."""
+        known = self.ids(vocabulary)[ids]
         if self._own is None:
-            return np.where(ids < ALPHA_SIZE, ids, -1)
-        known = parent_ids(self._own.tokenizer.vocabulary, vocabulary)[ids]
+            return known
         rows = self._own.tokenizer.row_of[slot, np.maximum(known, 0)]
         return np.where((known >= 0) & (rows >= 0), slot * self._own.config.model.slot_rows + rows, -1)
 
@@ -58,13 +89,20 @@ class ParentWords:
 def open_parent(path: Path, heads: int | None = None, activation: Activation | None = None) -> StoredModel:
     """Open a dense parent model in a folder or file. heads, activation: used if the files do not record them.
 
-    Raises ConfigError unless it is a dense model with a vocabulary, LayoutError for files that cannot be used.
+    Raises ConfigError unless it is a dense model with a vocabulary, and if the files record other heads or another activation;
+    LayoutError for files that cannot be used.
     """
     if not path.exists():
         raise LayoutError(f"{path} is not there; {PUBLISHED}")
     parent = open_model(path, heads=heads, activation=activation)
     if refusal := parent_refusal(parent):
         raise ConfigError(f"{path}: {refusal}")
+    for option, given, has in (
+        ("--heads", heads, parent.sizes.heads),
+        ("--activation", activation, parent.sizes.activation),
+    ):
+        if given is not None and given != has:
+            raise ConfigError(f"{option} {given}: {path} says {has}; leave the option out")
     return parent
 
 
@@ -89,21 +127,11 @@ def parent_refusal(model: StoredModel) -> str | None:
     )
 
 
-def parent_ids(parent: Vocabulary, child: Vocabulary) -> np.ndarray:
-    """Return the parent's id of each of the child's tokens, -1 for none, int64 [V].
-
-    PanGu-α's pieces, tags and bytes have the same ids everywhere; English pieces are matched by the bytes they stand for.
-    """
-    english = {surface: FIRST_ENGLISH + i for i, surface in enumerate(parent.surfaces[FIRST_ENGLISH:])}
-    return np.array([*range(FIRST_ENGLISH), *(english.get(s, -1) for s in child.surfaces[FIRST_ENGLISH:])])
-
-
 def parent_slot(name: str, parent_names: list[str]) -> int:
     """Return the number of the parent's slot `name`, else of its only slot. Raises ConfigError if there is neither."""
-    if name in parent_names:
-        return parent_names.index(name)
-    if len(parent_names) == 1:
-        return 0
-    raise ConfigError(
-        f"domains: slot {name!r} has no parent: the parent's slots are {', '.join(parent_names)}; use one of these names"
-    )
+    slot = matching_slot(name, parent_names)
+    if slot is None:
+        raise ConfigError(
+            f"domains: slot {name!r} has no parent: the parent's slots are {', '.join(parent_names)}; use one of these names"
+        )
+    return slot

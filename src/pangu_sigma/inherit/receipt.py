@@ -14,7 +14,7 @@ from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.sealed import write_atomically
 
 if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
-    from pangu_sigma.inherit.equality import Agreement
+    from pangu_sigma.inherit.equality import Agreement, Cutting
     from pangu_sigma.inherit.tensor_origin import Child, SlotRows, TensorOrigin
 
 
@@ -24,13 +24,21 @@ ReceiptKind = Literal["inherit", "extend", "extract", "finetune"]
 
 @dataclass(frozen=True)
 class SlotReceipt:
-    """Row counts of an embedding slot in a `Receipt`. rows: rows in use. copied: of tokens that the parent has. new: others."""
+    """Row counts of an embedding slot in a `Receipt`. rows: rows in use. copied: of tokens that the parent has. new: others.
+
+    lost: number of the parent's tokens that text of the slot's domains can meet, and that have no row in it.
+    """
 
     name: str
     parent_slot: str
     rows: int
     copied: int
     new: int
+    lost: int = 0
+
+    @classmethod
+    def of(cls, slot: SlotRows) -> SlotReceipt:
+        return cls(slot.name, slot.parent_slot, slot.used, slot.copied, slot.used - slot.copied, len(slot.lost))
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
         parent_hash=child.parent_hash(),
         parameters=count_by_kind(child),
         copies=child.config.experts if child.config.model.rre_layers else 0,
-        slots=[SlotReceipt(s.name, s.parent_slot, s.used, s.copied, s.used - s.copied) for s in child.slots or ()],
+        slots=[SlotReceipt.of(slot) for slot in child.slots or ()],
         unused={each.name: each.reason for each in model.unused},
         activation=child.config.model.activation,
         parent_activation=model.sizes.activation,
@@ -125,34 +133,68 @@ def format_receipt(receipt: Receipt) -> str:
     rows += [(kind, f"{count:,} parameters") for kind, count in receipt.parameters.items() if count]
     rows += [(f"domain {name}", what) for name, what in receipt.domains.items()]
     if receipt.copies:
-        rows.append(("experts", f"each upper FFN is {receipt.copies} experts"))
+        rows.append(("experts", f"each upper FFN is {receipt.copies} experts{_format_variation(receipt.options)}"))
+    if "moments" in receipt.options:
+        rows.append(
+            ("Adam", "its moments are the parent's" if receipt.options["moments"] else "starts with zero state")
+        )
     if receipt.unused:
         reasons = Counter(receipt.unused.values())
         rows.append(("unused", "; ".join(f"{n} ({reason})" for reason, n in reasons.items())))
     if not receipt.heads_known:
         rows.append(("heads", "the parent's files do not say how many; taken from the configuration"))
     known = "" if receipt.activation_known else ", assumed: its files do not say it (--activation)"
-    if receipt.activation != receipt.parent_activation or known:
-        rows.append(("GELU", f"{receipt.activation}; the parent's {receipt.parent_activation}{known}"))
-    rows += [
-        (f"slot {s.name}", f"{s.copied:,} of {s.rows:,} rows copied from slot {s.parent_slot}, {s.new:,} drawn anew")
-        for s in receipt.slots
-    ]
-    rows += [(f"domain {name}", _format_agreement(each, receipt.kind)) for name, each in receipt.agreement.items()]
+    differs = receipt.activation != receipt.parent_activation
+    asked = "as the configuration asks (model.activation); the parent's is " if differs else "the parent's"
+    rows.append(("GELU", f"{receipt.activation}, {asked}{receipt.parent_activation if differs else ''}{known}"))
+    rows += [(f"slot {slot.name}", _format_slot(slot)) for slot in receipt.slots]
+    for name, each in receipt.agreement.items():
+        rows.append((f"domain {name}", _format_agreement(each, receipt)))
+        if each.cutting is not None:
+            rows.append((f"text of {name}", _format_cutting(each.cutting)))
     rows += [("note", each) for each in receipt.notes]
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
-def _format_agreement(each: Agreement, kind: ReceiptKind) -> str:
-    text = " ".join(each.text.split())
-    parts = [f"largest |Δlogit| {each.exact:.2g}"]
+def _format_variation(options: dict[str, Any]) -> str:
+    noise, ratio = options.get("noise"), options.get("reinit_ratio")
+    varied = [f"weights times 1 + {noise:g} · N(0, 1)"] if noise else []
+    varied += [f"{ratio:.0%} of the inner units drawn anew"] if ratio else []
+    return f", varied: {', '.join(varied)}" if varied else ""
+
+
+def _format_slot(slot: SlotReceipt) -> str:
+    copied = f"{slot.copied:,} of {slot.rows:,} rows copied from slot {slot.parent_slot}, {slot.new:,} drawn anew"
+    return copied + (f"; {slot.lost:,} of the parent's tokens have no row" if slot.lost else "")
+
+
+def _format_agreement(each: Agreement, receipt: Receipt) -> str:
+    parts = [f"{each.exact:.2g}"]
+    if each.own_activation is not None:
+        other = f"{each.own_activation:.2g} with {receipt.activation}, which costs {each.activation_nats:+.4f} nats"
+        parts = [other, f"{each.exact:.2g} with the parent's {receipt.parent_activation}"]
     if each.fast is not None:
-        other = "by the graph, which adds in another order" if kind == "inherit" else "between the graphs of both"
-        parts.append(f"{each.fast:.2g} {other}")
-    if each.activation_nats is not None:
-        parts.append(f"the other GELU costs {each.activation_nats:+.4f} nats")
-    return f"{', '.join(parts)}; {each.tokens} tokens: {text[:60]!r}"
+        inherits = receipt.kind == "inherit"
+        parts.append(
+            f"{each.fast:.2g} "
+            + ("by the graph, which adds in another order" if inherits else "between the graphs of both")
+        )
+    return f"largest |Δlogit| {', '.join(parts)}; {each.tokens} tokens: {_short(each.text)}"
+
+
+def _format_cutting(cutting: Cutting) -> str:
+    if not cutting.other:
+        return f"all {cutting.texts} held-out texts are cut into the parent's tokens"
+    delta = "" if cutting.delta is None else f"largest |Δlogit| {cutting.delta:.2g} "
+    return (
+        f"{cutting.other} of {cutting.texts} held-out texts are cut into other tokens than the parent's: {delta}after "
+        f"{_short(cutting.example or '')}"
+    )
+
+
+def _short(text: str) -> str:
+    return repr(" ".join(text.split())[:60])
 
 
 def format_mapping(child: Child) -> str:

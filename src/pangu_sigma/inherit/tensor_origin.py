@@ -13,7 +13,7 @@ Shape suffixes: R rows of a slot, H hidden, K experts of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -50,12 +50,15 @@ class TensorOrigin:
 
 @dataclass(frozen=True)
 class SlotRows:
-    """Rows of an embedding slot of the child, [R]: token ids, and their rows in the parent's flattened table; -1 for none."""
+    """Rows of an embedding slot of the child, [R]: token ids, and their rows in the parent's flattened table; -1 for none.
+
+    lost: tokens of the parent's slot that the text of the slot's domains can meet, and that have no row in it."""
 
     name: str
     parent_slot: str
     ids_R: np.ndarray
     parent_R: np.ndarray
+    lost: Sequence[str] = ()
 
     @property
     def used(self) -> int:
@@ -191,12 +194,30 @@ def table_rows(values: np.ndarray, rows_R: np.ndarray, draw: np.random.Generator
 
 def slot_rows(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> list[SlotRows]:
     """Return the rows of each slot of the child. Raises ConfigError for a slot that has no parent."""
-    slots, words = [], ParentWords(parent)
-    for slot, name in enumerate(domains_of(config).slot_names):
+    slots, words, domains = [], ParentWords(parent), domains_of(config)
+    for slot, name in enumerate(domains.slot_names):
         source, ids_R = parent_slot(name, words.slots), tokenizer.slot_rows[slot]
         rows_R = words.rows(source, tokenizer.vocabulary, np.maximum(ids_R, 0))
-        slots.append(SlotRows(name, words.slots[source], ids_R, np.where(ids_R >= 0, rows_R, -1)))
+        lost = words.lost(source, tokenizer.vocabulary, ids_R[ids_R >= 0], domains.languages(slot))
+        slots.append(SlotRows(name, words.slots[source], ids_R, np.where(ids_R >= 0, rows_R, -1), lost))
     return slots
+
+
+def check_rows(parent: StoredModel, config: Config, slots: Sequence[SlotRows]) -> None:
+    """Raise ConfigError if slots of the child lack rows of a run's slots, without which the same text is cut into other tokens."""
+    problems = [
+        f"slot {slot.name}: {len(slot.lost):,} tokens of the parent's slot {slot.parent_slot} ("
+        f"{', '.join(map(repr, slot.lost[:5]))}) have no row"
+        for slot in slots
+        if slot.lost
+    ]
+    if problems:
+        listed = "\n  ".join(problems)
+        raise ConfigError(
+            f"data.path={config.data.path}: text would be cut into other tokens than {parent.path} cuts it:\n  {listed}\n"
+            f"keep them: pangu-sigma prepare-data CONFIG --set vocabulary.keep={parent.path}, with a larger model.slot_rows or "
+            "slots of their own for what is new; or accept the loss with --drop-rows"
+        )
 
 
 def check_child(parent: StoredModel, config: Config, moments: bool) -> None:

@@ -171,7 +171,7 @@ def child_receipt(
         parent_step=parent.step,
         parent_hash=parent.hash,
         parameters=parameters_by_kind(child),
-        slots=[SlotReceipt(s.name, s.parent_slot, s.used, s.copied, s.used - s.copied) for s in rows],
+        slots=[SlotReceipt.of(slot) for slot in rows],
         activation=activation,
         parent_activation=activation,
         agreement=agreement,

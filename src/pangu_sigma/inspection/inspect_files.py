@@ -62,7 +62,7 @@ def inspect_files(path: Path, verify: bool = False) -> FileInspection:
         *(model.lineage, parent_refusal(model)),
     )
     if isinstance(model, StoredAlpha):
-        found.notes = _notes(model, verify)
+        found.notes = _notes(model)
     else:
         found.config = model.config
     if model.kind == "export":
@@ -76,12 +76,12 @@ _VERIFIED: dict[Kind, tuple[str, str]] = {
     "export": ("configuration", "configuration, all files"),
     "hf": ("all files but those of the weights", "all files"),
     "weights": ("nothing", "the whole file"),
-    "alpha": ("nothing", "nothing"),
+    "alpha": ("nothing", "checksums of torch's zip files, tensors that must be equal; other files have no hashes"),
 }
 """Kind of model → names of the files that are verified, without and with `verify`."""
 
 
-def _notes(model: StoredAlpha, verify: bool) -> list[str]:
+def _notes(model: StoredAlpha) -> list[str]:
     """Return remarks on a PanGu-α in the files of another project."""
     sizes = model.sizes
     notes = [
@@ -90,8 +90,7 @@ def _notes(model: StoredAlpha, verify: bool) -> list[str]:
         f"GELU {sizes.activation}" + ("" if sizes.activation_known else ", assumed: the files do not say it"),
         *(f"unused: {each.name} ({each.reason})" for each in model.unused),
     ]
-    notes += ["`inherit` needs --heads"] if sizes.heads is None else []
-    return notes + (["files of this layout have no hashes to verify by"] if verify else [])
+    return notes + (["`inherit` needs --heads"] if sizes.heads is None else [])
 
 
 ADAM, EXPERT_ROLE = "Adam state", "experts"
@@ -138,7 +137,8 @@ def format_file_inspection(found: FileInspection) -> str:
     rows.append(("verified", found.verified))
     rows.append(("lineage", _lineage_text(found.lineage)))
     rows += [("", note) for note in found.notes]
-    rows.append(("inherit", found.refusal or "takes it"))
+    unread = ", as far as headers tell (--verify reads the values)" if found.verified == "nothing" else ""
+    rows.append(("inherit", found.refusal or f"takes it{unread}"))
     width = max(len(label) for label, _ in rows)
     return "\n".join([head, *(f"  {label:<{width}}  {value}" for label, value in rows)])
 

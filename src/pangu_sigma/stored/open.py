@@ -17,7 +17,7 @@ from pangu_sigma.sealed import SEAL, DamagedFile
 from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
 from pangu_sigma.stored.hf_config import MODEL_TYPE
 from pangu_sigma.stored.hf_folder import CONFIG_JSON, StoredFolder
-from pangu_sigma.stored.model import Kind, StoredModel
+from pangu_sigma.stored.model import Kind, Listed, StoredModel
 from pangu_sigma.stored.run import StoredCheckpoint, StoredRun
 from pangu_sigma.stored.weights_file import HASH, StoredWeights
 
@@ -42,9 +42,11 @@ class StoredAlpha(StoredModel):
 
     kind: Kind = "alpha"
 
-    def __init__(self, path: Path, heads: int | None = None, activation: Activation | None = None):
+    def __init__(
+        self, path: Path, heads: int | None = None, activation: Activation | None = None, verified: bool = True
+    ):
         """heads, activation: needed if the files do not state them. Raises LayoutError as `open_dense_model`."""
-        super().__init__(path)
+        super().__init__(path, verified)
         self.files = open_dense_model(path, heads=heads, activation=activation)
         self.tensors, self.made_from, self.unused = self.files.tensors, self.files.made_from, self.files.unused
         self.activation_known = self.files.activation_known
@@ -56,6 +58,15 @@ class StoredAlpha(StoredModel):
     @property
     def sizes(self) -> DenseModel:
         return self.files
+
+    def listed(self) -> Listed:
+        """List shard "", name, shape and dtype in the files of each tensor. If `verified`, every value is read first, which raises
+        LayoutError for an entry with another checksum and for a head that is not the word table."""
+        if self._verified:
+            for tensor in self.tensors.values():
+                for _ in tensor.content():
+                    pass
+        return (("", name, tensor.shape, self.files.kinds[name]) for name, tensor in self.tensors.items())
 
 
 _CLASSES: dict[Kind, type[StoredModel]] = {
@@ -101,7 +112,7 @@ def open_model(
         raise ConfigError(
             f"{path} is not {needs}: it has no {' and no '.join(files)}; pass a folder that {' or '.join(makers)} wrote"
         )
-    return StoredAlpha(path, heads, activation) if kind == "alpha" else _CLASSES[kind](path, verified)
+    return StoredAlpha(path, heads, activation, verified) if kind == "alpha" else _CLASSES[kind](path, verified)
 
 
 def kind_of(path: Path) -> Kind:

@@ -13,7 +13,7 @@ of a PanGu-α piece is not added again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -115,10 +115,22 @@ def special_ids(domains: list[Domain]) -> list[int]:
     return [*ids, *range(ALPHA_SIZE, FIRST_ENGLISH)]
 
 
-def choose_rows(vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int) -> np.ndarray:
+def parent_ids(parent: Vocabulary, child: Vocabulary) -> np.ndarray:
+    """Return the parent's id of each of the child's tokens, -1 for none, int64 [V].
+
+    PanGu-α's pieces, tags and bytes have the same ids everywhere; English pieces are matched by the bytes they stand for.
+    """
+    english = {surface: FIRST_ENGLISH + i for i, surface in enumerate(parent.surfaces[FIRST_ENGLISH:])}
+    return np.array([*range(FIRST_ENGLISH), *(english.get(s, -1) for s in child.surfaces[FIRST_ENGLISH:])])
+
+
+def choose_rows(
+    vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int, kept: Sequence[int] = ()
+) -> np.ndarray:
     """Choose the token id of each row of one embedding slot, int32 [rows]: special ids, characters, frequent pieces, then -1.
 
-    counts: [V] token counts of the training text of the slot's domains, encoded with the whole vocabulary.
+    counts: [V] token counts of the training text of the slot's domains, encoded with the whole vocabulary. kept: ids that have rows
+    in any case, and come first.
     A word without a row is spelled by its characters, so characters come before frequent words (see `_characters`). Pieces are
     taken by frequency, then by id, among all that the slot's languages can produce. Raises ConfigError for too few rows.
     """
@@ -128,8 +140,15 @@ def choose_rows(vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarra
             f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)} needs {len(special)} rows for "
             f"control pieces, tags and bytes alone; raise it to {2 * len(special)} or more"
         )
-    characters = [i for i in _characters(vocabulary, counts) if i not in special] if WORD_MARK in special else []
-    first = special + characters[: (rows - len(special)) // 2]
+    first = list(dict.fromkeys([*kept, *special]))
+    if rows < len(first):
+        raise ConfigError(
+            f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)} needs {len(first)} rows for those of "
+            f"vocabulary.keep, control pieces, tags and bytes; raise it to {len(first)} or more"
+        )
+    known = set(first)
+    characters = [i for i in _characters(vocabulary, counts) if i not in known] if WORD_MARK in special else []
+    first += characters[: (rows - len(first)) // 2]
     rest = np.array(sorted(vocabulary.producible(d.language for d in domains).difference(first)), dtype=np.int32)
     by_frequency = rest[np.argsort(-counts[rest], kind="stable")]
     used = np.concatenate([np.array(first, dtype=np.int32), by_frequency])[:rows]

@@ -19,10 +19,12 @@ from pangu_sigma.train.progress import Progress
 from pangu_sigma.train.start import start_run
 
 
-def check_absent(folder: Path) -> None:
-    """Raise ConfigError if the run folder to be created exists already."""
-    if folder.exists() or folder.is_symlink():
-        raise ConfigError(f"{folder} exists; choose another folder with --output")
+def check_absent(output: Path) -> None:
+    """Raise ConfigError if the folder or file to be created exists already."""
+    if output.exists() or output.is_symlink():
+        raise ConfigError(
+            f"{output} exists; choose another path with --output, or remove it first: nothing is replaced"
+        )
 
 
 @contextmanager

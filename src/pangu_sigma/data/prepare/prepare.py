@@ -33,6 +33,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.held_out import unigram_nats
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, SplitCounts, load_manifest
+from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.overlap import HeldOutSize, choose_held_out
 from pangu_sigma.data.prepare.overview import warnings_of
 from pangu_sigma.data.prepare.packages import (
@@ -122,21 +123,21 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     inputs: the user's *.jsonl and *.jsonl.gz files; none: the packaged text. A folder that holds this very result already is left
     alone, an older result is replaced. Raises ConfigError or DataError for what the user can fix.
     """
-    domains = domains_of(config)
+    domains, kept = domains_of(config), KeptVocabulary.of(config)
     for domain in domains:
         tag_language("", "", domain)  # refuses a code domain that has no tag, before anything is downloaded
     for path in inputs:
         check_input(path)
     existing = _existing(output)
     files = [_InputFile.of(path) for path in inputs]
-    decisive = _decisive(config, files)
+    decisive = _decisive(config, files, kept)
     fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     if existing and existing.fingerprint == fingerprint and _intact(output):
         logger.info("%s already holds this data; nothing to do", output)
         manifest = existing
     else:
         with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl")) as quarantine:
-            manifest = _prepare(config, domains, files, output, quarantine, fingerprint, decisive)
+            manifest = _prepare(config, domains, files, output, quarantine, fingerprint, decisive, kept)
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
     return manifest
@@ -150,6 +151,7 @@ def _prepare(
     quarantine: Quarantine,
     fingerprint: str,
     decisive: dict[str, Any],
+    kept: KeptVocabulary | None,
 ) -> Manifest:
     if files:
         check_room([file.path for file in files], _limit(config, files), len(domains))
@@ -157,7 +159,7 @@ def _prepare(
     else:
         selections, sources = _from_packages(config, domains)
     corpora = _cut(config, domains, selections, sources)
-    tokenizer = _build_tokenizer(config, domains, corpora)
+    tokenizer = _build_tokenizer(config, domains, corpora, kept)
     with _replacing(output) as folder:
         records, frequencies = _write_domains(config, folder, domains, tokenizer, corpora)
         tokenizer.save(folder / TOKENIZER_NAME)
@@ -177,7 +179,7 @@ def _prepare(
     return manifest
 
 
-def _decisive(config: Config, files: list[_InputFile]) -> dict[str, Any]:
+def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | None) -> dict[str, Any]:
     """Return all that decides the content of the folder: settings, hashes of the text, and versions of the programs that cut it."""
     english = config.vocabulary.english_model
     return {
@@ -186,6 +188,7 @@ def _decisive(config: Config, files: list[_InputFile]) -> dict[str, Any]:
         "slot_rows": config.model.slot_rows,
         "english_pieces": config.vocabulary.english_pieces,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
+        "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
         "max_mib_per_domain": config.data.max_mib_per_domain,
         "held_out": config.data.held_out,
         "max_overlap": config.data.max_overlap,
@@ -280,10 +283,13 @@ def _cut(
     return corpora
 
 
-def _build_tokenizer(config: Config, domains: Domains, corpora: list[_Corpus]) -> Tokenizer:
+def _build_tokenizer(
+    config: Config, domains: Domains, corpora: list[_Corpus], kept: KeptVocabulary | None
+) -> Tokenizer:
     """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot."""
-    if config.vocabulary.english_model:
-        english = read_english(Path(config.vocabulary.english_model))
+    english_model = config.vocabulary.english_model or (kept and kept.english_model)
+    if english_model:
+        english = read_english(Path(english_model))
     else:
         text = list(_learning_text(corpora))
         pieces, mib = config.vocabulary.english_pieces, sum(map(len, text)) / (1 << 20)
@@ -298,7 +304,10 @@ def _build_tokenizer(config: Config, domains: Domains, corpora: list[_Corpus]) -
     for domain, corpus in zip(domains, corpora, strict=True):
         for ids in _encoded(whole, domain, corpus.certain, "counting"):
             counts[domain.slot] += np.bincount(ids, minlength=whole.size)
-    chosen = [choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows) for slot in range(len(counts))]
+    chosen = []
+    for slot in range(len(counts)):
+        ids = kept.ids(whole.vocabulary, domains, slot) if kept else []
+        chosen.append(choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows, ids))
     return Tokenizer(alpha_model(), english, np.stack(chosen))
 
 
