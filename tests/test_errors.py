@@ -70,6 +70,18 @@ def test_full_memory_is_one_message(capsys):
     assert (status, "Unable to allocate 9 TiB" in message) == (2, True)
 
 
+def test_out_of_memory_in_mindspore_is_one_message_with_status_2(capsys):
+    text = "Memory isn't enough and alloc failed, kernel name: kernel_graph_1, alloc size: 1B.\n\n----\n- C++ Call Stack: ..."
+    status, message = ends(capsys, RuntimeError(text))
+    assert (status, "alloc size: 1B.); close other programs" in message) == (2, True)
+    with pytest.raises(RuntimeError, match="Compile failed"):
+        exit_status(lambda: raised(RuntimeError("Compile failed")))
+
+
+def raised(error: Exception) -> int:
+    raise error
+
+
 def test_ctrl_c_is_one_line(capsys):
     assert ends(capsys, KeyboardInterrupt()) == (130, "interrupted\n")
 

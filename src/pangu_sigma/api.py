@@ -232,13 +232,16 @@ def finetune(
     """
     folder = Path(output)
     check_folder_writable(folder, "--output")
+    from pangu_sigma.finetune.seconds import Seconds
+
+    seconds = Seconds()  # from here on, as what is imported next takes seconds
     from pangu_sigma.device import mindspore_lock
     from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, format_result
 
     dev = None if dev_file is None else Path(dev_file)
     request = TuningRequest(Path(task), Path(train_file), dev, learn, domain, _changes(overrides))
     with mindspore_lock:
-        result = finetune_run(Path(model), request, folder, lock)
+        result = finetune_run(Path(model), request, folder, lock, seconds)
     return Model(folder, outcome=None if result is None else Result(result, format_result(result)))
 
 

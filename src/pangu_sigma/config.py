@@ -510,7 +510,8 @@ class Config(Section):
         for key, listed in (("domain", [options.domain]), ("domains", options.domains)):
             if unknown := [name for name in listed if name not in names]:
                 raise ValueError(
-                    f"finetune.{key}={unknown[0]} is not a domain of this run; it has {', '.join(names)} (--domain)"
+                    f"finetune.{key}={unknown[0]} is not a domain of this run; it has {', '.join(names)}: add --domain with one of "
+                    "them, which lines take that name no domain of their own"
                 )
         if train.eval_interval % train.checkpoint_interval:
             raise ValueError(
@@ -559,6 +560,12 @@ class Config(Section):
     def on_one_rank(self) -> Config:
         """Return the configuration of the same run, data and model in one process."""
         return self.model_copy(update={"parallel": ParallelConfig()})
+
+    def with_batches_of(self, other: Config) -> Config:
+        """Return the configuration of the same run in one process, with batches as in another one: a graph of the same shape."""
+        train = self.train.model_copy(update={"batch_size": other.train.batch_size})
+        shape = {key: getattr(other.data, key) for key in ("domains_per_step", "domain_sets")}
+        return self.on_one_rank().model_copy(update={"train": train, "data": self.data.model_copy(update=shape)})
 
     def num_params(self) -> ParamCount:
         """Count the parameters of the model."""

@@ -35,6 +35,10 @@ _OF_THE_MACHINE = {
 looked for, is a bug and keeps its traceback."""
 
 
+_NO_MEMORY = "Memory isn't enough and alloc failed"
+"""What MindSpore says in a RuntimeError when its allocator gets no memory."""
+
+
 class DataError(UserError, ValueError):
     """Error of text, a token file or a tokenizer folder that cannot be used."""
 
@@ -57,8 +61,11 @@ def exit_status(command: Callable[[], int]) -> int:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
         return _say(f"error: {where}{error.strerror}; {_OF_THE_MACHINE[error.errno]}", 2)
-    except MemoryError as error:
-        return _say(f"error: memory is full ({error}); close other programs, or use a smaller configuration", 2)
+    except (MemoryError, RuntimeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        if isinstance(error, RuntimeError) and _NO_MEMORY not in first:
+            raise
+        return _say(f"error: memory is full ({first}); close other programs, or use a smaller configuration", 2)
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
 

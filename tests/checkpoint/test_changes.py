@@ -56,13 +56,13 @@ def test_a_refusal_names_every_key_with_old_new_and_reason_and_the_way_out():
     changes = changed_keys(CONFIG.model_dump(mode="json"), other.model_dump(mode="json"))
     assert changes == [("model.ffn", 32, 40), ("routing.seed", 0, 3), ("parallel.data", 2, 1)]
     with pytest.raises(ConfigError) as refused:
-        refuse_changes(Path("runs/a"), changes)
+        refuse_changes(Path("runs/a"), changes, "or add --start-over")
     lines = str(refused.value).splitlines()
     assert lines[0] == "runs/a has checkpoints that do not go with"
     assert lines[1].startswith("  model.ffn: 32 → 40: the saved arrays")
     assert lines[2].startswith("  routing.seed: 0 → 3: which expert")
-    assert "--start-over" in lines[3]
-    refuse_changes(Path("runs/a"), changes[2:])
+    assert lines[3] == "or add --start-over"
+    refuse_changes(Path("runs/a"), changes[2:], "")
 
 
 def test_domains_that_come_or_go_differ():
@@ -71,7 +71,7 @@ def test_domains_that_come_or_go_differ():
     assert ("domains.2.name", "code", None) in changes
     assert change_text(("domains.2.name", "code", None)) == 'domains.2.name: "code" → null'
     with pytest.raises(ConfigError, match=r"domains\.2\.name"):
-        refuse_changes(Path("a"), changes)
+        refuse_changes(Path("a"), changes, "")
 
 
 def test_paths_are_made_absolute(monkeypatch, tmp_path):

@@ -335,11 +335,8 @@ def test_a_weight_that_is_not_finite_is_named_and_never_a_checkpoint(tmp_path: P
     assert load_checkpoint(tmp_path).step == 100
     error = caught.value
     assert error.found == [NotFinite("experts_layer_1", "w1", 1, (3, 2), (3,))]
-    assert (error.step, error.folder, error.healthy) == (
-        300,
-        tmp_path / "unhealthy_00000300",
-        tmp_path / "step_00000100",
-    )
+    assert (error.step, error.folder) == (300, tmp_path / "unhealthy_00000300")
+    assert f"whose values are all finite is {tmp_path / 'step_00000100'}: start the same command again" in str(error)
     message = "experts_layer_1.safetensors: w1 has 1, first at [3, 2] (layer 1, expert 3 of domain en)"
     assert message in str(error)
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
@@ -440,6 +437,21 @@ def test_leftovers_of_an_interrupted_save_are_never_loaded_and_removed_by_the_ne
     assert_is(load_checkpoint(tmp_path), 100)
     save(tmp_path, 300)
     assert names(tmp_path) == ["LATEST", "step_00000100", "step_00000300"]
+
+
+def test_a_link_in_the_place_of_an_unfinished_save_is_told_as_what_it_is(tmp_path: Path, caplog):
+    """It is removed, so that no checkpoint is lost; what it points to is neither read nor changed."""
+    root, outside = tmp_path / "checkpoints", tmp_path / "outside"
+    save(root, 100)
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    for step, target in ((200, outside), (300, tmp_path / "nothing")):
+        link = root / f".unfinished-step_{step:08d}"
+        link.symlink_to(target)
+        assert_is(load_checkpoint(save(root, step)), step)
+        assert f"removing the link {link} to {target}, where checkpoints are written" in caplog.text
+    assert names(outside) == ["file"]
+    assert names(root) == ["LATEST", "step_00000100", "step_00000200", "step_00000300"]
 
 
 def interrupt(*_: object) -> None:

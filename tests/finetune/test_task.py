@@ -8,6 +8,7 @@ from helpers.tasks import write_task
 from experiments.tiny import tiny_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
+from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate.benchmarks.translation import TEMPLATES
 from pangu_sigma.finetune.task import learned_parameters, read_task
@@ -72,7 +73,7 @@ def test_each_choice_says_how_many_parameters_learn(parent, task):
         (["finetune.lern=all"], r"finetune\.lern: unknown key .*nearest valid key: learn"),
         (["finetune.learn=lora"], r"finetune\.learn: 'lora' is not allowed"),
         (["finetune.epochs=0"], r"finetune\.epochs: 0"),
-        (["finetune.domain=fr"], r"finetune\.domain=fr is not a domain of this run; it has zh, en, code \(--domain\)"),
+        (["finetune.domain=fr"], r"finetune\.domain=fr is not a domain of this run; it has zh, en, code: add --domain"),
         (["ecss.enabled=false", "finetune.learn=experts"], r"needs experts that are updated alone, and ecss\.enabled=false"),
         (["train.eval_interval=5", "train.checkpoint_interval=2"], r"eval_interval=5 is not a multiple of .*=2"),
     ],
@@ -104,6 +105,7 @@ def test_a_shipped_task_is_named_as_its_file_and_says_all_that_a_task_should(nam
     assert config.finetune.metric != "loss"
     assert None not in (config.chat.user, config.chat.assistant, config.chat.stop)
     assert config.train.steps == 375
+    assert samples_of_evaluation(config) == samples_of_evaluation(parent), "evaluate reads as many of both"
     assert config.train.optimizer.peak_lr < parent.train.optimizer.peak_lr
 
 

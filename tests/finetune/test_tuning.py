@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import extract_run
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.train.health import UnhealthyRun
 from pangu_sigma.train.log.metrics import read_metrics
 from pangu_sigma.train.loop import Trainer, train
 
@@ -95,6 +97,9 @@ def test_what_came_of_it_is_counted_measured_and_kept(tiny_run, tuned):
     forgotten = {name: own["difference"]["nats_per_token"] for name, own in result["forgetting"]["domains"].items()}
     assert (forgotten["zh"], forgotten["code"]) == (0.0, 0.0)
     assert forgotten["en"] != 0.0
+    assert result["parent"] == str(tiny_run)
+    assert result["losses"] == {"before": best["before"], "after": best["loss"]}
+    assert {"start", "compile", "training", "before", "after"} == result["seconds"].keys()
     lineage = json.loads((tuned / "lineage.json").read_text(encoding="utf-8"))
     assert (lineage["kind"], lineage["parent"], lineage["parent_step"]) == ("finetune", str(tiny_run), 30)
     assert lineage["options"]["task"] == "test"
@@ -102,7 +107,7 @@ def test_what_came_of_it_is_counted_measured_and_kept(tiny_run, tuned):
     assert lineage["domains"] == {"zh": "as it was", "en": "learns the task", "code": "as it was"}
 
 
-def test_a_tuned_run_is_a_run(tuned, tmp_path):
+def test_a_tuned_run_is_a_run(tiny_run, tuned, tmp_path):
     """It generates, is evaluated, and what is cut out of it can be trained; it itself is not trained on text."""
     answers = generate(
         open_engine(tuned), [("en", "the cat"), ("en", "a red house"), ("zh", "今天"), ("code", "return")], 4
@@ -110,6 +115,10 @@ def test_a_tuned_run_is_a_run(tuned, tmp_path):
     assert any(answer.text for answer in answers), "not all end at once"
     losses = evaluate_run(tuned)
     assert losses["zh"]["loss"] == result_of(tuned)["forgetting"]["domains"]["zh"]["after"]["loss"]
+    for name, parent in evaluate_run(tiny_run).items():
+        before = result_of(tuned)["forgetting"]["domains"][name]["before"]
+        assert before["samples"] == parent["samples"], "what evaluate says of the parent"
+        assert before["loss"] == pytest.approx(parent["loss"], rel=1e-6)
     extract_run(tuned, tmp_path / "en", ["en"], graphs=False)
     assert open_model(tmp_path / "en", "run").config.finetune is None
     with pytest.raises(ConfigError, match=r"finetune\.task=test: .* is tuned to a task; go on with .*finetune"):
@@ -129,7 +138,7 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_ru
             raise Stop
         return advance(self)
 
-    monkeypatch.setattr(tuning, "measure_forgetting", lambda *unused: {"skipped": "it was measured before"})
+    monkeypatch.setattr(tuning, "measure_forgetting", lambda *unused: {"skipped": "it is measured elsewhere"})
     folder = shutil.copytree(tuned.parent / "asked", tmp_path / "asked")
     asked = TuningRequest(folder / "test.yaml", folder / "train.jsonl", folder / "dev.jsonl", learn="experts")
     with monkeypatch.context() as patch, pytest.raises(Stop):
@@ -143,8 +152,43 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_ru
     with pytest.raises(ConfigError, match="was begun on other samples: --train-file or --dev-file"):
         write_lines(folder / "train.jsonl", pairs(0, 23))
         finetune_run(tiny_run, asked, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"finetune\.learn: \"experts\" → \"all\""):
-        finetune_run(tiny_run, TuningRequest(asked.task, asked.train_file, asked.dev_file, "all"), tmp_path / "run")
+
+
+def again(tuned: Path, learn: str = "experts", **overrides: Any) -> TuningRequest:
+    """The request that tuned the run, with other options."""
+    folder = tuned.parent / "asked"
+    files = [folder / name for name in ("test.yaml", "train.jsonl", "dev.jsonl")]
+    return TuningRequest(*files, learn, overrides=[f"train.{key}={value}" for key, value in overrides.items()])
+
+
+def test_finetune_again_with_other_learn_advises_what_finetune_has(tiny_run, tuned):
+    with pytest.raises(ConfigError, match=r"finetune\.learn: \"experts\" → \"all\"(?s:.*)give the options") as refused:
+        finetune_run(tiny_run, again(tuned, "all"), tuned)
+    assert "--start-over" not in str(refused.value)
+    assert "train" not in str(refused.value).splitlines()[-1]
+
+
+def test_other_steps_for_a_finished_fine_tuning_leave_its_configuration_alone(tiny_run, tuned):
+    before = (tuned / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"is finished, and was tuned with\n  train\.steps: 20 → 40"):
+        finetune_run(tiny_run, again(tuned, steps=40), tuned)
+    with pytest.raises(ConfigError, match=r"train\.steps=1: .* is at step \d+, nothing to do"):
+        finetune_run(tiny_run, again(tuned, steps=1), tuned)
+    assert (tuned / "config.yaml").read_bytes() == before
+
+
+def test_a_run_tuned_into_itself_is_told_so(tuned, tmp_path):
+    (tmp_path / "link").symlink_to(tuned)
+    with pytest.raises(ConfigError, match="link is the run to tune, which stays as it is; name another folder"):
+        finetune_run(tuned, again(tuned), tmp_path / "link")
+
+
+def test_a_diverged_fine_tuning_without_a_dev_set_is_an_error(tiny_run, tmp_path):
+    """A state whose loss is not finite is no success."""
+    asked = ask(tmp_path / "asked", learn="experts", overrides=["train.optimizer.peak_lr=1e20", "train.steps=2"])
+    with pytest.raises(UnhealthyRun, match=r"training samples is not finite after step 2.* lower .*peak_lr=1e\+20"):
+        finetune_run(tiny_run, replace(asked, dev_file=None), tmp_path / "run")
+    assert not (tmp_path / "run" / "finetune" / "result.json").exists()
 
 
 def same_end(run: Path, other: Path) -> None:
@@ -201,7 +245,7 @@ def test_what_stands_in_the_way_is_refused_and_leaves_nothing(tiny_run, tmp_path
     with pytest.raises(DataError, match=r"(?s)has no sample that can be used.*2 lines are unusable"):
         write_lines(asked.train_file, BAD)
         finetune_run(tiny_run, asked, tmp_path / "run")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked", "folder", "other", "run.quarantine.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked", "folder", "other"]
 
 
 @pytest.mark.slow
@@ -218,6 +262,7 @@ def test_with_everything_learning_the_forgetting_of_every_domain_is_printed(tiny
     printed = capsys.readouterr().out
     assert "no dev set (--dev-file): the last state is kept, that after step" in printed
     result = result_of(tmp_path / "run")
+    assert result["losses"]["after"] < result["losses"]["before"], "of the training samples"
     for name, own in result["forgetting"]["domains"].items():
         if name != "en":
             assert own["difference"]["nats_per_token"] > 0.01, f"{name} is forgotten, its layers are shared"

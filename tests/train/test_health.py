@@ -20,6 +20,7 @@ from experiments.chaos import rank_processes
 from experiments.chaos.runs import digests
 from experiments.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.format import UnhealthyState
+from pangu_sigma.checkpoint.healthy import last_healthy
 from pangu_sigma.config import SpikesConfig, TrainConfig
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS
 from pangu_sigma.train.health import (
@@ -28,7 +29,6 @@ from pangu_sigma.train.health import (
     UnhealthyRun,
     count_not_finite,
     examine,
-    last_healthy,
     unhealthy_tensors,
 )
 from pangu_sigma.train.log.metrics import NoLog, read_metrics
@@ -294,18 +294,6 @@ def test_skips_without_an_end_stop_the_run_and_say_what_it_is_not(well):
     for part in ("the last 3 steps with domain", "train.max_skipped_steps", "all weights and moments are finite"):
         assert part in str(stopped.value)
     assert max(domain.skipped for domain in well.health.domains.values()) == 3
-
-
-def test_the_last_healthy_checkpoint_is_older_than_damaged_and_poisoned_ones(well, tmp_path):
-    root = tmp_path / "checkpoints"
-    source = well.run.checkpoints / f"step_{SAVED_AT:08d}"
-    shutil.copytree(source, root / source.name)
-    damaged = shutil.copytree(source, root / "step_00000999")
-    (damaged / "dense.safetensors").write_bytes(b"")
-    assert last_healthy(root, SINGLE_PROCESS) == (root / source.name, [damaged])
-    shutil.rmtree(root / source.name)
-    assert last_healthy(root, SINGLE_PROCESS) == (None, [damaged])
-    assert last_healthy(tmp_path / "nothing", SINGLE_PROCESS) == (None, [])
 
 
 # --- whole runs -----------------------------------------------------------------------------------------------------

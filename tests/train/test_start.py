@@ -268,6 +268,16 @@ def test_what_differs_is_said_as_old_and_new(tiny_data, run, caplog):
     assert "train.batch_size: 4 → 8 (no sample is lost or taken twice)" in caplog.text
 
 
+def test_train_steps_below_what_was_reached_are_refused_and_the_configuration_is_left_alone(tiny_data, run):
+    before = contents(run)
+    with pytest.raises(
+        ConfigError, match=r"train\.steps=2: .*run is at step 3, nothing to do, and nothing was changed"
+    ):
+        start_run(run, tiny_config(tiny_data, train={"steps": 2}))
+    assert contents(run) == before
+    start_run(run, tiny_config(tiny_data, train={"steps": 3}))
+
+
 def test_other_text_is_refused_unless_asked_for(tiny_data, run, monkeypatch, caplog):
     def text(name: str) -> None:
         monkeypatch.setattr(Manifest, "content_hash", property(lambda _: name * 32))

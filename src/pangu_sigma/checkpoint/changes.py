@@ -87,17 +87,15 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     ]
 
 
-def refuse_changes(run: Path, changes: list[Change]) -> None:
-    """Raise ConfigError if changes would give the saved state of a run another meaning; the message names all of them."""
+def refuse_changes(run: Path, changes: list[Change], fix: str) -> None:
+    """Raise ConfigError if changes would give the saved state of a run another meaning; the message names all of them.
+
+    fix: advice to the user, the end of the message.
+    """
     refused = [change for change in changes if not rule_of(change[0]).free]
     if refused:
         lines = [f"{change_text(change)}: {rule_of(change[0]).why}" for change in refused]
-        raise ConfigError(
-            f"{run} has checkpoints that do not go with\n  "
-            + "\n  ".join(lines)
-            + "\nleave the run's values (`train RUN` "
-            "takes all of them), choose another folder with --output, or add --start-over"
-        )
+        raise ConfigError(f"{run} has checkpoints that do not go with\n  " + "\n  ".join(lines) + f"\n{fix}")
 
 
 def change_text(change: Change) -> str:

@@ -37,18 +37,15 @@ class UnhealthyState(UserError, RuntimeError):
     """Error of a save whose weights or moments hold NaN or infinity: no checkpoint was made. All ranks raise it.
 
     step: step of the state. found: arrays of all ranks with NaN or infinity. folder: folder in which the state is kept for
-    inspection; None if that failed. healthy: newest earlier checkpoint; None if the run has none.
+    inspection; None if that failed. way_on: advice to the user, which names the checkpoint to go back to.
     """
 
-    def __init__(
-        self, step: int, found: list[NotFinite], config: dict[str, Any], folder: Path | None, healthy: Path | None
-    ):
-        self.step, self.found, self.folder, self.healthy = step, found, folder, healthy
+    def __init__(self, step: int, found: list[NotFinite], config: dict[str, Any], folder: Path | None, way_on: str):
+        self.step, self.found, self.folder = step, found, folder
         kept = f"; the state is kept in {folder} for looking at" if folder else ""
-        back = f"the newest healthy checkpoint is {healthy}" if healthy else "there is no checkpoint before it"
         super().__init__(
             f"the state after step {step} has values that are not finite and was not saved as a checkpoint: "
-            f"{describe(found, config)}{kept}; {back}: go on from there with a lower train.optimizer.peak_lr, or other data"
+            f"{describe(found, config)}{kept}. {way_on} If it comes back, lower train.optimizer.peak_lr, or use other data."
         )
 
 

@@ -138,10 +138,16 @@ def prune(root: Path, step: int, keep: int, spared: Collection[int] = ()) -> Non
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove the files of interrupted saves and of replaced and pruned checkpoints. A failure is logged, not raised."""
+    """Remove the files of interrupted saves and of replaced and pruned checkpoints. A failure is logged, not raised.
+
+    A link in their place would receive the next save of that name: it is removed, and what it points to is left alone.
+    """
     for path in root.glob(f"{UNFINISHED}*"):
         try:
-            if path.is_dir():
+            if path.is_symlink():
+                logger.warning("removing the link %s to %s, where checkpoints are written", path, path.readlink())
+                path.unlink()
+            elif path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()

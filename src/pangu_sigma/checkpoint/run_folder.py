@@ -14,10 +14,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pangu_sigma.checkpoint.changes import Change
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_identity
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
-from pangu_sigma.checkpoint.root import has_checkpoints
+from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint, step_of
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, override, parse_config, read_tree
@@ -76,6 +77,16 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
             f"{path} is not a run folder: it has no {CONFIG_FILE}; pass a configuration to start a run there"
         )
     return parse_config(override(saved.config, overrides))
+
+
+def refuse_fewer_steps(path: Path, changes: Sequence[Change]) -> None:
+    """Raise ConfigError if changes set train.steps below the step of a run's newest checkpoint: the run folder would deny it."""
+    for key, _, steps in changes:
+        if key == "train.steps" and (newest := latest_checkpoint(path / CHECKPOINTS)) and steps < step_of(newest):
+            raise ConfigError(
+                f"train.steps={steps}: {path} is at step {step_of(newest)}, nothing to do, and nothing was changed; raise "
+                "train.steps to train on, or leave it as the run has it"
+            )
 
 
 @contextmanager

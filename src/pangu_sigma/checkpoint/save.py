@@ -26,9 +26,10 @@ from pangu_sigma.checkpoint.format import (
     Identity,
     UnhealthyState,
 )
+from pangu_sigma.checkpoint.healthy import way_on
 from pangu_sigma.checkpoint.not_finite import NotFinite, Watch
 from pangu_sigma.checkpoint.parts import Files, encode_parts
-from pangu_sigma.checkpoint.root import candidates, make_latest, prune, recover_interrupted_save, remove_leftovers
+from pangu_sigma.checkpoint.root import make_latest, prune, recover_interrupted_save, remove_leftovers
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, RankError, Ranks
 from pangu_sigma.sealed import UNFINISHED, DamagedFile, as_json, fingerprint, sealed, sync, unsealed
@@ -195,8 +196,8 @@ class Save:
             logger.warning("cannot keep the unhealthy state of step %d: %s", self._step, error)
             self.abandon()
             kept = None
-        healthy = next(iter(candidates(self._root)), None)
-        unhealthy = UnhealthyState(self._step, written.not_finite, self._identity.config, kept, healthy)
+        way = way_on(self._root, self._ranks)
+        unhealthy = UnhealthyState(self._step, written.not_finite, self._identity.config, kept, way)
         if self._ranks.first:
             logger.error("%s", unhealthy)
         return unhealthy

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.held_out.comparison import compare_runs
-from pangu_sigma.stored.open import open_model
+from pangu_sigma.evaluate.held_out.run import held_out_batches
+from pangu_sigma.finetune.tuner import Tuner
 from pangu_sigma.train.log.losses import format_number
 
 _KEPT = ("loss", "tokens", "samples")
 
 
-def measure_forgetting(run: Path, parent: Path, parent_hash: str) -> dict[str, Any]:
+def measure_forgetting(tuner: Tuner, most: int) -> dict[str, Any]:
     """Measure each domain's held-out loss before and after tuning, in nats per token, and the difference with its standard error.
 
-    parent_hash: `hash` of the model that the run started from. Returns {"domains": …}, or {"skipped": reason} if the parent has
-    changed, or if it or its text is missing.
+    most: maximum number of samples of a domain. Returns {"domains": …}, where "changed" is the number of samples whose loss is
+    another one, or {"skipped": reason} if the parent's text is missing.
     """
     try:
-        if open_model(parent, "run").hash != parent_hash:
-            return {"skipped": f"{parent} has been trained on since"}
-        pair = compare_runs([run], [parent])["pairs"][0]
+        batches = held_out_batches(tuner.run)
     except (ConfigError, DataError) as error:
         return {"skipped": str(error)}
+    before, after = tuner.before_and_after(batches, most)
     return {
         "domains": {
             name: {
-                "before": {key: own["against"][key] for key in _KEPT},
-                "after": {key: own[key] for key in _KEPT},
-                "difference": own["difference"],
+                "before": {key: before[name].figures()[key] for key in _KEPT},
+                "after": {key: own.figures()[key] for key in _KEPT},
+                "difference": own.minus(before[name]).figures(),
+                "changed": int(np.count_nonzero(own.nats_U != before[name].nats_U)),
             }
-            for name, own in pair["domains"].items()
+            for name, own in after.items()
         }
     }
 
@@ -47,6 +48,12 @@ def format_forgetting(found: dict[str, Any]) -> str:
     ]
     for name, own in found["domains"].items():
         change = own["difference"]
-        values = (own["before"]["loss"], own["after"]["loss"], change["nats_per_token"], change["se"])
-        lines.append(f"{name:12} {' '.join(format_number(v, 9, 4) for v in values)}")
+        cells = [
+            format_number(v, 9, 4) for v in (own["before"]["loss"], own["after"]["loss"], change["nats_per_token"])
+        ]
+        if not own["changed"]:
+            cells[2] = "exactly 0"
+        lines.append(f"{name:12} {' '.join(cells)} {format_number(change['se'], 9, 4)}")
+        if own["after"]["loss"] is None and own["before"]["loss"] is not None:
+            lines.append(f"  {name} is lost: its loss is not finite any more; lower train.optimizer.peak_lr")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from typing import Any
 from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, leaves, rule_of
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.config_file import Override, override, parse_config, read_tree
+from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.domains import domains_of
 from pangu_sigma.shipped import config_path
 
@@ -77,6 +78,7 @@ class Task:
             "train.eval_interval": interval,
             "train.checkpoint_interval": interval,
             "train.log_interval": min(max(pass_steps // 10, 1), 10),
+            "train.eval_batches": math.ceil(samples_of_evaluation(parent) / train.batch_size),
             "data.domains_per_step": next(count for count in blocks if train.batch_size % count == 0),
         }
 

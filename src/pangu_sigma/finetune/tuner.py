@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.ecss.store import ExpertStore
+from pangu_sigma.finetune.seconds import Seconds
 from pangu_sigma.finetune.task_batches import TaskBatches, TaskSamples
+from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.train.log.losses import HeldOutLoss
 from pangu_sigma.train.loop import Trainer
 from pangu_sigma.train.start import StartOptions
+from pangu_sigma.train.step import StepResult
 
 
 @dataclass
@@ -40,16 +49,35 @@ class BestState:
             self.stale += 1
 
 
-class Tuner(Trainer):
-    """Trainer that fine-tunes a run on a task, in one CPU process. `best`: best state so far; its checkpoint is never pruned."""
+class TimedEvaluation(EvaluationStep):
+    """Evaluation step whose first pass, in which its graph is compiled, counts to the phase "compile"."""
 
-    def __init__(self, run: RunFolder, training: TaskSamples, dev: TaskSamples | None):
+    def __init__(self, network: PanGuSigma, store: ExpertStore, seconds: Seconds):
+        super().__init__(network, store)
+        self._seconds, self._compiled = seconds, False
+
+    def of(self, batch: Batch) -> np.ndarray:
+        with nullcontext() if self._compiled else self._seconds.of("compile"):
+            self._compiled = True
+            return super().of(batch)
+
+
+class Tuner(Trainer):
+    """Trainer that fine-tunes a run on a task, in one CPU process. `best`: best state so far.
+
+    The checkpoints of the best state and of step 0, the parent's state, are never pruned. All losses are of one graph, in which
+    equal weights have equal losses bit for bit.
+    """
+
+    def __init__(self, run: RunFolder, training: TaskSamples, dev: TaskSamples | None, seconds: Seconds):
         """run: run folder with a checkpoint. dev: the dev set; without one nothing is evaluated, and the last state is the best."""
         nothing = TaskSamples(run.config, [[] for _ in run.config.domains], run.tokenizer)
         self._opened, self._training, self._dev = run, training, nothing if dev is None else dev
         super().__init__(run.config, run.path)
+        self.seconds, self._in_memory, self._compiled = seconds, self.progress.step, False
+        self._forward = TimedEvaluation(self.network, self.store, seconds)
         self.best = BestState(**self.resumed.get("best", {}))
-        self.saver.spared = frozenset([self.best.step])
+        self.saver.spared = frozenset([0, self.best.step])
 
     def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
         """Return the run folder that is already open."""
@@ -62,8 +90,31 @@ class Tuner(Trainer):
 
     def evaluator(self) -> Evaluator:
         """Return the evaluator of the whole dev set."""
-        forward = EvaluationStep(self.network, self.store)
-        return Evaluator(self.open_batches("held_out"), max(self._dev.counts), forward, self.network)
+        return Evaluator(self.open_batches("held_out"), max(self._dev.counts), self._forward, self.network)
+
+    def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
+        """Take one step. The first one, in which the graph is compiled, counts to the phase "compile"."""
+        with nullcontext() if self._compiled else self.seconds.of("compile"):
+            taken = super().advance()
+        self._compiled, self._in_memory = True, self.progress.step
+        return taken
+
+    def before_and_after(
+        self, batches: BatchLoader, most: int
+    ) -> tuple[dict[str, HeldOutLoss], dict[str, HeldOutLoss]]:
+        """Measure the losses of the parent's state and of the best state, on at most `most` samples of each domain.
+
+        Afterwards one of these states is in memory, and the training cannot go on. Raises CheckpointError.
+        """
+        evaluator = Evaluator(batches, most, self._forward, self.network)
+        losses = {}
+        for step in sorted({0, self.best.step}, key=lambda step: step != self._in_memory):
+            with self.seconds.of("after" if step else "before"):
+                if step != self._in_memory:
+                    self.backend.restore(self.built, load_checkpoint(self.run.checkpoints / f"step_{step:08d}"))
+                    self._in_memory = step
+                losses[step] = evaluator.losses()
+        return losses[0], losses[self.best.step]
 
     @property
     def finished(self) -> bool:
@@ -74,13 +125,17 @@ class Tuner(Trainer):
     def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
         """Update the best state with the dev loss."""
         if losses:
-            nats = sum(float(loss.nats_U.sum()) for loss in losses.values())
-            tokens = sum(float(loss.tokens_U.sum()) for loss in losses.values())
-            self.best.take(self.progress.step, nats / tokens)
+            self.best.take(self.progress.step, mean_loss(losses))
         else:
             self.best.step = self.progress.step
-        self.saver.spared = frozenset([self.best.step])
+        self.saver.spared = frozenset([0, self.best.step])
 
     def state(self) -> dict[str, Any]:
         """Return the trainer's state for a checkpoint, with the best state."""
         return {**super().state(), "best": asdict(self.best)}
+
+
+def mean_loss(losses: dict[str, HeldOutLoss]) -> float:
+    """Return the mean loss over the tokens of all domains, in nats per token."""
+    nats = sum(float(loss.nats_U.sum()) for loss in losses.values())
+    return nats / sum(float(loss.tokens_U.sum()) for loss in losses.values())

@@ -22,21 +22,24 @@ from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_config, write_model_files
 from pangu_sigma.checkpoint.root import keep_only
-from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
+from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer, refuse_fewer_steps
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
+from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.finetune.forgetting import format_forgetting, measure_forgetting
+from pangu_sigma.finetune.seconds import Seconds
 from pangu_sigma.finetune.task import learned_parameters, read_task
 from pangu_sigma.finetune.task_file import TaskFile, format_file, read_task_file
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.trained import WARM
 from pangu_sigma.sealed import write_atomically
-from pangu_sigma.stored.model import StoredModel, read_lineage
+from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
-from pangu_sigma.train.log.losses import format_number
+from pangu_sigma.train.health import UnhealthyRun
+from pangu_sigma.train.log.losses import finite_or_none, format_number
 
 if TYPE_CHECKING:
     from pangu_sigma.finetune.tuner import Tuner
@@ -45,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 TUNING_FOLDER = "finetune"
 QUARANTINE, RESULT = "quarantine.jsonl", "result.json"
+_FIX = "give the options that it was begun with, or choose another folder with --output"
 
 
 @dataclass(frozen=True)
@@ -59,19 +63,24 @@ class TuningRequest:
     overrides: Sequence[Override] = ()
 
 
-def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True) -> dict[str, Any] | None:
+def finetune_run(
+    path: Path, asked: TuningRequest, into: Path, lock: bool = True, seconds: Seconds | None = None
+) -> dict[str, Any] | None:
     """Fine-tune the run in `path` on a task, in the run folder `into`; the same call resumes a stopped run.
 
-    lock: False to write even if the file system has no locks.
+    lock: False to write even if the file system has no locks. seconds: stopwatch of the caller; by default one that begins here.
     Returns the result that `format_result` formats; None if SIGTERM stopped the run. A finished run is not trained again.
     Raises ConfigError, DataError, CheckpointError for errors that the user can fix, and UnhealthyRun if training fails.
     """
+    seconds = seconds or Seconds()
     parent, task = open_model(path, "run"), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
+    if into.resolve() == path.resolve():
+        raise ConfigError(f"{into} is the run to tune, which stays as it is; name another folder with --output")
     first, begins = task.config(parent.config), kind_of(into) != "run"
     if begins:
         check_absent(into)
     check_training_fits(first)
-    with Quarantine(into.with_name(f"{into.name}.{QUARANTINE}")) as quarantine:
+    with Quarantine(into.with_name(f".{into.name}.{QUARANTINE}"), kept=False) as quarantine:
         training = read_task_file(asked.train_file, "--train-file", first, parent.tokenizer, quarantine)
         dev = None
         if asked.dev_file is not None:
@@ -92,14 +101,14 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
         file = into / TUNING_FOLDER / RESULT
         logger.info("%s", learns_text(_learned(config)))
         if not file.exists():
-            tuner = _train(run, training, dev)
+            tuner = _train(run, training, dev, seconds)
             if tuner is None:
                 return None
-            _write_result(file, _result(config, training, dev, tuner))
+            result = _result(config, training, dev, tuner, samples_of_evaluation(parent.config))
+            text = json.dumps({"parent": str(parent.path.absolute()), **result}, ensure_ascii=False, indent=2)
+            write_atomically(file, f"{text}\n".encode())
         result = json.loads(file.read_bytes())
-        if "forgetting" not in result:
-            result["forgetting"] = measure_forgetting(into, parent.path, (read_lineage(into) or {})["parent_hash"])
-            _write_result(file, result)
+        keep_only(run.checkpoints, result["best"]["step"])  # last: a killed call does so the next time
     return result
 
 
@@ -114,12 +123,17 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
             f"{into} began with {lineage.get('parent')}, not with {path}; choose another folder with --output"
         )
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
-    refuse_changes(into, changes)
+    refuse_changes(into, changes, _FIX)
     saved = newest_identity(run.checkpoints)
     if saved is not None and saved.data_hash != data_hash:
         raise ConfigError(
             f"{into} was begun on other samples: --train-file or --dev-file is another file, or its lines have changed; name the "
             "files that it was begun with, or choose another folder with --output"
+        )
+    refuse_fewer_steps(into, changes)
+    if changes and (into / TUNING_FOLDER / RESULT).exists():
+        raise ConfigError(
+            "\n  ".join([f"{into} is finished, and was tuned with", *map(change_text, changes)]) + f"\n{_FIX}"
         )
     for change in changes:
         logger.info("%s", change_text(change))
@@ -128,13 +142,14 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
     return RunFolder(into, config, run.tokenizer, run.table, data_hash)
 
 
-def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None) -> Tuner | None:
-    """Train to the end and keep only the best checkpoint. Returns None if SIGTERM came before."""
+def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None, seconds: Seconds) -> Tuner | None:
+    """Train to the end. Returns None if SIGTERM came before."""
     from pangu_sigma.finetune.tuner import Tuner
     from pangu_sigma.train.loop import train_to_end
 
-    tuner = train_to_end(Tuner(run, training.sequences, None if dev is None else dev.sequences))
-    assert isinstance(tuner, Tuner)
+    tuner = Tuner(run, training.sequences, None if dev is None else dev.sequences, seconds)
+    with seconds.of("training"):
+        train_to_end(tuner)
     tuner.ranks.leave()
     if not tuner.finished:
         return None
@@ -143,7 +158,6 @@ def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None) -> Tuner | 
             f"{run.path}: the best state, that after step {tuner.best.step}, was not saved, as the log says; make room on the "
             "disk, remove the folder and tune again"
         )
-    keep_only(run.checkpoints, tuner.best.step)
     return tuner
 
 
@@ -169,9 +183,26 @@ def _receipt(parent: StoredModel, config: Config, training: TaskFile, dev: TaskF
     )
 
 
-def _result(config: Config, training: TaskFile, dev: TaskFile | None, tuner: Tuner) -> dict[str, Any]:
-    """Return the result of a fine-tuning run as values for JSON."""
+def _result(config: Config, training: TaskFile, dev: TaskFile | None, tuner: Tuner, most: int) -> dict[str, Any]:
+    """Return the result of a fine-tuning run as values for JSON. Raises UnhealthyRun if its state has no finite loss.
+
+    most: maximum number of sequences of a domain whose losses are measured before and after.
+    """
+    from pangu_sigma.finetune.tuner import mean_loss
+
     assert config.finetune is not None
+    losses = {"before": tuner.best.before, "after": tuner.best.loss}
+    if dev is None:
+        pair = tuner.before_and_after(tuner.batches, most)
+        losses = {key: finite_or_none(mean_loss(own)) for key, own in zip(losses, pair, strict=True)}
+    if losses["after"] is None:
+        samples = "training samples" if dev is None else "dev set"
+        raise UnhealthyRun(
+            f"{tuner.run.path}: the loss of the {samples} is not finite after step {tuner.best.step}: the tuning diverged, and "
+            f"there is no better state to keep; remove the folder, lower train.optimizer.peak_lr="
+            f"{config.train.optimizer.peak_lr:g} and tune again, with --dev-file to keep the best state"
+        )
+    forgetting = measure_forgetting(tuner, most)
     return {
         "task": config.finetune.task,
         **_learned(config),
@@ -179,13 +210,11 @@ def _result(config: Config, training: TaskFile, dev: TaskFile | None, tuner: Tun
         "dev_file": None if dev is None else dev.facts(),
         "steps": tuner.progress.step,
         "best": asdict(tuner.best),
+        "losses": losses,
         "metric": config.finetune.metric,
+        "forgetting": forgetting,
+        "seconds": tuner.seconds.figures(),
     }
-
-
-def _write_result(file: Path, result: dict[str, Any]) -> None:
-    text = json.dumps(result, ensure_ascii=False, indent=2)
-    write_atomically(file, f"{text}\n".encode())
 
 
 def _learned(config: Config) -> dict[str, Any]:
@@ -202,14 +231,20 @@ def learns_text(result: dict[str, Any]) -> str:
 
 def format_result(result: dict[str, Any]) -> str:
     """Format a fine-tuning result as the tables that `pangu-sigma finetune` prints."""
-    best = result["best"]
+    best, losses = result["best"], [format_number(loss, 0, 4) for loss in result["losses"].values()]
     lines = [format_file(result[name]) for name in ("train_file", "dev_file") if result[name] is not None]
     lines.append(learns_text(result))
-    if best["loss"] is None:
-        lines.append(f"no dev set (--dev-file): the last state is kept, that after step {best['step']}")
+    if result["dev_file"] is None:
+        lines.append(
+            f"no dev set (--dev-file): the last state is kept, that after step {best['step']}; loss of the training samples "
+            f"{losses[0]} before, {losses[1]} after; nats per token of the answers"
+        )
     else:
         lines.append(
-            f"dev loss {format_number(best['before'], 0, 4)} before, {format_number(best['loss'], 0, 4)} at its best, "
-            f"after step {best['step']} of {result['steps']}; nats per token of the answers"
+            f"dev loss {losses[0]} before, {losses[1]} at its best, after step {best['step']} of {result['steps']}; nats per token "
+            "of the answers"
         )
-    return "\n".join([*lines, format_forgetting(result["forgetting"])])
+        if not best["step"]:
+            lines.append("no state was better than the parent's, which is kept")
+    seconds = ", ".join(f"{phase} {spent:.1f}" for phase, spent in result["seconds"].items())
+    return "\n".join([*lines, format_forgetting(result["forgetting"]), f"seconds: {seconds}"])

@@ -9,20 +9,16 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.healthy import way_on
 from pangu_sigma.checkpoint.not_finite import count_not_finite
 from pangu_sigma.checkpoint.parts import EXPERTS
-from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import SpikesConfig, TrainConfig
 from pangu_sigma.errors import UserError
-from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.train.log.metrics import MetricsLog, NoLog
 
 if TYPE_CHECKING:
@@ -218,16 +214,16 @@ def examine(
         named = "\n  ".join([*texts, *(["…"] if number > len(texts) else [])])
         raise UnhealthyRun(
             f"step {step}: values that are not finite in\n  {named}\nNo step that uses them can change anything, so the run stops. "
-            f"{_way_on(run, built.ranks)} If it comes back, lower train.optimizer.peak_lr, or leave such batches out with "
-            "train.spikes.skip=true."
+            f"{way_on(run.checkpoints, built.ranks)} If it comes back, lower train.optimizer.peak_lr, or leave such batches out "
+            "with train.spikes.skip=true."
         )
     if health.stuck is not None:
         scale = float(built.step.scale.value.asnumpy())
         raise UnhealthyRun(
             f"step {step}: the last {health.domains[health.stuck].skipped} steps with domain {health.stuck} were skipped, which is "
             f"train.max_skipped_steps; all weights and moments are finite, the loss scale is {scale:g}. "
-            f"{_way_on(run, built.ranks)} Lower train.optimizer.peak_lr, or train.loss_scale.initial if the run has just begun, or "
-            "raise train.spikes.factor if they were spikes that train.spikes.skip left out."
+            f"{way_on(run.checkpoints, built.ranks)} Lower train.optimizer.peak_lr, or train.loss_scale.initial if the run has "
+            "just begun, or raise train.spikes.factor if they were spikes that train.spikes.skip left out."
         )
 
 
@@ -241,32 +237,3 @@ def _text_of(spike: Spike) -> str:
         f"step {spike.step}: the loss of domain {spike.domain} is {spike.loss:.3f}, above {spike.limit:.3f}, its limit at a "
         f"running mean of {spike.mean:.3f} (train.spikes.factor); samples {spike.samples}; {done}"
     )
-
-
-def _way_on(run: RunFolder, ranks: Ranks) -> str:
-    healthy, ill = last_healthy(run.checkpoints, ranks)
-    if healthy is None:
-        return (
-            f"No checkpoint in {run.checkpoints} has only finite values: start again in another folder, with --output."
-        )
-    remove = f"remove {', '.join(map(str, ill))}, and " if ill else ""
-    again = "start the same command again, which goes on from it."
-    return f"The last checkpoint whose values are all finite is {healthy}: {remove}{again}"
-
-
-def last_healthy(root: Path, ranks: Ranks) -> tuple[Path | None, list[Path]]:
-    """Return the newest intact, finite checkpoint of a run, or None, and the newer ones, which are damaged or not finite.
-
-    All ranks call this; each checks some of the files.
-    """
-    ill: list[Path] = []
-    for path in sorted(root.glob("step_*"), key=step_of, reverse=True):
-        try:
-            files = list(load_checkpoint(path, ranks=ranks).files.values())[ranks.rank :: ranks.world]
-        except CheckpointError:
-            ill.append(path)
-            continue
-        if not ranks.any(any(count_not_finite(array.values) for arrays in files for array in arrays.values())):
-            return path, ill
-        ill.append(path)
-    return None, ill

@@ -20,7 +20,14 @@ from pangu_sigma.checkpoint.model_files import (
     write_model_files,
 )
 from pangu_sigma.checkpoint.root import has_checkpoints
-from pangu_sigma.checkpoint.run_folder import WAY_BACK_OF_CONFIG, RunFolder, name_unwritable, run_config, way_back
+from pangu_sigma.checkpoint.run_folder import (
+    WAY_BACK_OF_CONFIG,
+    RunFolder,
+    name_unwritable,
+    refuse_fewer_steps,
+    run_config,
+    way_back,
+)
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside_lines_without_checkpoint, start_over
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
@@ -128,7 +135,9 @@ def _compare(
 ) -> list[str]:
     """Return the keys that change, and a change of text. Raises ConfigError for those that are not allowed."""
     changes = changed_keys(run_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
-    refuse_changes(path, changes)
+    fix = "leave the run's values (`train RUN` takes all of them), choose another folder with --output, or add --start-over"
+    refuse_changes(path, changes, fix)
+    refuse_fewer_steps(path, changes)
     whys = [rule_of(change[0]).why for change in changes]
     texts = [change_text(change) + (f" ({why})" if why else "") for change, why in zip(changes, whys, strict=True)]
     if prepared.hash != saved.vocabulary_hash:

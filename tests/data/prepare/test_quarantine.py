@@ -36,6 +36,14 @@ def test_a_failure_keeps_them_and_says_why_and_where(tmp_path):
     assert json.loads((tmp_path / "q.jsonl").read_text())["reason"] == "unknown domain"
 
 
+def test_a_failure_of_what_keeps_no_file_says_why_and_leaves_nothing(tmp_path):
+    with pytest.raises(DataError) as failed, Quarantine(tmp_path / "q.jsonl", kept=False) as quarantine:
+        quarantine.add(LINE)
+        raise DataError("no sample")
+    assert str(failed.value).splitlines()[2:] == ["  1 × unknown domain, first a.jsonl:7: domain 'fr'"]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ConfigError])
 def test_every_other_failure_keeps_its_kind_and_a_warning_says_where(tmp_path, caplog, error):
     with pytest.raises(error), Quarantine(tmp_path / "q.jsonl") as quarantine:

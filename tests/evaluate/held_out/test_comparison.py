@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.tiny import SAVED_AT
+from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate.held_out import comparison
 from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
@@ -59,6 +60,17 @@ def test_both_are_evaluated_on_the_same_tokens_and_paired_by_sample(compared, ti
         assert mean_of_one["se_of_text"] == pytest.approx(difference["se"])
 
 
+def test_runs_of_other_batch_sizes_are_compared_in_graphs_of_one_shape(tiny_run, tmp_path):
+    """The same weights, so each sample has the same loss bit for bit."""
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    config = open_model(tiny_run, "run").config
+    train = config.train.model_copy(update={"batch_size": 6})
+    write_config(copy, config.model_copy(update={"train": train}), "run")
+    (pair,) = compare_runs([copy], [tiny_run])["pairs"]
+    for name, row in pair["domains"].items():
+        assert set(row["difference"].values()) == {0.0}, name
+
+
 def test_over_pairs_the_mean_has_an_error_of_its_own(tiny_run, earlier, monkeypatch):
     """Three seeds: how far they lie apart, and beside it what other text would change in their mean."""
     rng, losses = np.random.default_rng(0), {}
@@ -67,11 +79,11 @@ def test_over_pairs_the_mean_has_an_error_of_its_own(tiny_run, earlier, monkeypa
     for name in names:
         nats_U = hard_U + rng.normal(-5.0 if name.startswith("sparse") else 0.0, 2.0, 50)
         losses[name] = {"zh": HeldOutLoss(nats_U, np.full(50, 256), np.full(50, 800), 7.0, "d")}
-    monkeypatch.setattr(comparison, "open_model", lambda path, kind: path)
-    monkeypatch.setattr(comparison, "held_out_batches", lambda run: run)
+    monkeypatch.setattr(comparison, "open_model", lambda path, kind: SimpleNamespace(path=path, config=None))
+    monkeypatch.setattr(comparison, "held_out_batches", lambda run, like: run)
     monkeypatch.setattr(comparison, "samples_read", lambda run, batches, all: 50)
     monkeypatch.setattr(comparison, "_check_same_text", lambda *arguments: None)
-    monkeypatch.setattr(comparison, "measure", lambda run, batches, most: losses[str(run)])
+    monkeypatch.setattr(comparison, "measure", lambda run, batches, most: losses[str(run.path)])
     paths = [Path(name) for name in names]
     found = compare_runs(paths[:3], paths[3:])
     gaps_PU = np.array(

@@ -22,12 +22,12 @@ class Quarantine:
     """Writer of the unusable lines of one preparation, as a context manager around it.
 
     file: one JSON object a line. It is removed if the block succeeds, after `copy_to` has put it into the prepared folder. If the
-    block fails and there are such lines, it stays, and the error says so.
+    block fails and there are such lines, it stays if `kept`, and the error says so.
     counts: number of lines by reason. examples: the first line of each reason, `file:offset: detail`.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, kept: bool = True) -> None:
+        self.file, self._kept = file, kept
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
 
@@ -56,10 +56,12 @@ class Quarantine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
-        if error is None or not self.counts:
+        if error is None or not self.counts or not self._kept:
             self.file.unlink()
+        if error is None or not self.counts:
             return
-        summary = f"{format_reasons(dict(self.counts), self.examples)}\nall of them are in {self.file}"
+        where = f"\nall of them are in {self.file}" if self._kept else ""
+        summary = f"{format_reasons(dict(self.counts), self.examples)}{where}"
         if isinstance(error, DataError):
             raise DataError(f"{error}\n{summary}") from error
         logger.warning("%s", summary)

@@ -48,10 +48,10 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
 
 
 def measure_together(runs: Sequence[Path], all: bool = False) -> dict[Path, Losses]:
-    """Measure the losses of each run on the same held-out tokens. Arguments and errors as in `compare_runs`."""
-    opened = {path: open_model(path, "run") for path in runs}
-    batches = {path: held_out_batches(run) for path, run in opened.items()}
-    first = runs[0]
+    """Measure the losses of each run on the same held-out tokens, in batches as in the first run, so that equal weights have equal
+    losses bit for bit. Arguments and errors as in `compare_runs`."""
+    opened, first = {path: open_model(path, "run") for path in runs}, runs[0]
+    batches = {path: held_out_batches(run, opened[first].config) for path, run in opened.items()}
     most = samples_read(opened[first], batches[first], all)
     for path in opened:
         _check_same_text(opened[first], opened[path], batches[first], batches[path], most)

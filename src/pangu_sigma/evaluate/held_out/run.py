@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE
-from pangu_sigma.config import ConfigError
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.data.prepared import PreparedData
@@ -41,8 +42,8 @@ def figures_with_perplexity(loss: HeldOutLoss) -> dict[str, Any]:
     return loss.figures() | {"perplexity": finite_or_none(math.exp(nats)) if nats < 700 else None}
 
 
-def held_out_batches(run: StoredModel) -> BatchLoader:
-    """Open the held-out batches of a stored model for one process.
+def held_out_batches(run: StoredModel | RunFolder, like: Config | None = None) -> BatchLoader:
+    """Open the held-out batches of a model for one process. like: configuration whose shape of batches they have; None: its own.
 
     Raises DataError if the prepared text is missing, ConfigError if it was prepared again with another vocabulary.
     """
@@ -54,7 +55,8 @@ def held_out_batches(run: StoredModel) -> BatchLoader:
             f"not {run.tokenizer.hash[:12]}…): its token ids mean other text; put back the data that the run was trained on, or "
             f"prepare them there again as they were: pangu-sigma prepare-data {run.path / CONFIG_FILE}, with the same --input"
         )
-    return BatchLoader(run.config.on_one_rank(), folder, run.tokenizer, run.table, "held_out")
+    config = run.config.on_one_rank() if like is None else run.config.with_batches_of(like)
+    return BatchLoader(config, folder, run.tokenizer, run.table, "held_out")
 
 
 def samples_read(run: StoredModel, batches: BatchLoader, all: bool) -> int:

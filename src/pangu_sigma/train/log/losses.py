@@ -149,5 +149,5 @@ def finite_or_none(value: float) -> float | None:
 
 
 def format_number(value: float | None, width: int, digits: int = 3) -> str:
-    """Format a number for a table; – if it is None or not finite."""
-    return f"{'–':>{width}}" if value is None or not math.isfinite(value) else f"{value:{width},.{digits}f}"
+    """Format a number for a table; – if it is None or not finite. What rounds to zero has no sign."""
+    return f"{'–':>{width}}" if value is None or not math.isfinite(value) else f"{value:z{width},.{digits}f}"
