@@ -60,17 +60,24 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
     return config_file.load_config(config_path(config), _changes(overrides))
 
 
-def prepare_data(config: Config, input: Paths = ()) -> Result:
+def prepare_data(config: Config, input: Paths = (), check: bool = False) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
 
     input: *.jsonl or *.jsonl.gz files, one {"text": …, "domain": …} a line; by default text from ordinary software packages.
     Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. A folder that
     already holds this result is left unchanged.
-    """
-    from pangu_sigma.data.prepare.overview import format_overview
-    from pangu_sigma.data.prepare.prepare import prepare
 
-    manifest = prepare(config, to_paths(input), Path(config.data.path))
+    check: only examine the text, and write nothing but packages that are downloaded. The result has the manifest that would be
+    written, and under "problems" why domains would be refused; then `ok` is False, and the command exits with status 1.
+    """
+    from pangu_sigma.data.prepare import prepare as preparation
+    from pangu_sigma.data.prepare.overview import format_overview
+
+    if check:
+        manifest, problems = preparation.check(config, to_paths(input))
+        table = "\n".join([format_overview(manifest), *problems])
+        return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
+    manifest = preparation.prepare(config, to_paths(input), Path(config.data.path))
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 

@@ -47,6 +47,8 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30)]
 """Positive number far enough within float32's range to be multiplied."""
+HeldOut = Annotated[float, Field(gt=0.0, lt=0.5)]
+Overlap = Annotated[float, Field(ge=0.0, le=1.0)]
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
 
 
@@ -119,6 +121,12 @@ class DomainConfig(Section):
     """Name of the embedding slot; domains with the same name share one."""
     weight: PositiveFloat = 1.0
     """Sampling weight of the domain in training, relative to the other domains' weights."""
+    held_out: HeldOut | None = None
+    """data.held_out of this domain alone; null: as in `data`. Up to five times `data.held_out` it keeps the vocabulary."""
+    max_overlap: Overlap | None = None
+    """data.max_overlap of this domain alone; null: as in `data`."""
+    min_held_out_tokens: Positive | None = None
+    """data.min_held_out_tokens of this domain alone; null: as in `data`."""
 
 
 class VocabularyConfig(Section):
@@ -179,14 +187,19 @@ class DataConfig(Section):
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
     max_mib_per_domain: PositiveFloat | None = None
     """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null keeps all of your own text, 6 MiB of packaged text."""
-    held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    held_out: HeldOut = 0.05
     """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
-    max_overlap: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    """Maximum fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain. Documents
-    above the limit are trained on, and others are held out instead. 1: no limit."""
+    max_overlap: Overlap = 0.01
+    """Maximum fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain, boilerplate
+    not counted. Documents above the limit are trained on, and others are held out instead. 1: no limit."""
+    boilerplate_documents: Positive = 10
+    """Number of documents of a domain above which a window that occurs in all of them is boilerplate, such as a footer or a line of
+    blanks: it belongs to the domain, and what touches it does not count as overlap. A document of nothing else is trained on."""
     min_held_out_tokens: Positive = 10_000
     """Smallest number of held-out tokens of a domain. To reach this number, up to five times as many documents as `held_out`
     says are held out, or half of all; if that is not enough, `prepare-data` refuses the text."""
+    max_held_out_tokens: Positive = 1_000_000
+    """Largest number of held-out tokens of a domain, whatever `held_out` says: it bounds what is kept in memory to find overlap."""
     domains_per_step: Width = 1
     """Number of blocks of a batch. Each block holds samples of one domain, so this is the maximum number of domains of a step."""
     domain_sets: Width = 1
@@ -480,6 +493,12 @@ class Config(Section):
             raise ValueError(
                 f"data.domains_per_step={blocks} is more than the {len(self.domains)} domains; lower it to at most that"
             )
+        for index, domain in enumerate(self.domains):
+            if (least := self.data_of(index).min_held_out_tokens) > self.data.max_held_out_tokens:
+                raise ValueError(
+                    f"domain {domain.name}: min_held_out_tokens={least} is above data.max_held_out_tokens="
+                    f"{self.data.max_held_out_tokens}; lower the one or raise the other"
+                )
         rows = self.slots * self.model.slot_rows
         if rows > MOST_ROWS:
             raise ValueError(
@@ -490,6 +509,11 @@ class Config(Section):
         self._check_stages()
         self._check_finetune()
         return self
+
+    def data_of(self, domain: int) -> DataConfig:
+        """Return section `data` with the values that stand in a domain in their place. domain: its index."""
+        own = self.domains[domain].model_dump(include=set(DataConfig.model_fields), exclude_none=True)
+        return self.data.model_copy(update=own)
 
     def _check_stages(self) -> None:
         stages, layers, passes = self.parallel.stages, self.model.layers, self.train.accumulation

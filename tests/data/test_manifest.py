@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, Source, SplitCounts, load_manifest
+from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, Passage, Source, SplitCounts, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import sealed
 
@@ -23,12 +23,26 @@ def manifest() -> Manifest:
         train=counts,
         held_out=counts.model_copy(update={"documents": 0}),
         unigram_entropy=4.25,
+        shift=0.5,
+        shift_deviation=0.25,
         sources=[Source(name="诗", version="1.0", licence="MIT", sha256=None)],
         over_limit=0,
         offered_bytes=400,
         left_out_bytes=0,
         overlap=OverlapRecord(
-            window=13, windows=9, share=0.0, by_hash_alone=0.1, wanted=1, passed_over=0, passed_over_tokens=0
+            window=13,
+            windows=9,
+            boilerplate=0.5,
+            share=0.0,
+            by_hash_alone=0.1,
+            wanted=1,
+            max_overlap=0.01,
+            min_tokens=7,
+            passed_over=0,
+            passed_over_tokens=0,
+            boilerplate_windows=2,
+            by_boilerplate=1,
+            passages=[Passage(text="床前", documents=12)],
         ),
     )
     return Manifest(

@@ -125,7 +125,7 @@ def test_a_file_that_changes_while_it_is_open_is_verified_again(copy):
 
 def test_a_lost_manifest_or_one_of_another_format_is_refused(copy):
     reseal(copy, format=1)
-    with pytest.raises(DataError, match=r"manifest\.json: data format 1, this version reads 2; run prepare-data again"):
+    with pytest.raises(DataError, match=r"manifest\.json: data format 1, this version reads 3; run prepare-data again"):
         use(copy)
     (copy / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"manifest\.json: No such file.*run prepare-data first"):

@@ -42,6 +42,7 @@ RULES = {
     "domains.*.format": Rule(False, "the model was trained on text that is written so"),
     "domains.*.language": Rule(False, "the model was trained on text that is segmented so"),
     "domains.*.weight": Rule(True, _CATCHES_UP),
+    **{f"domains.*.{key}": Rule(True) for key in ("held_out", "max_overlap", "min_held_out_tokens")},
     "vocabulary": Rule(False, "the run keeps the vocabulary that it was started with"),
     "routing": Rule(False, "which expert a token goes to is decided before the first step, once and for all"),
     "ecss": Rule(True),

@@ -31,9 +31,11 @@ def add_commands(commands: Any) -> None:
         "convert text to token files, tokenizer and statistics, in the folder data.path",
         "sigma_tiny",
         "sigma_tiny --input mine.jsonl --set data.path=data/mine",
+        "sigma_tiny --input mine.jsonl --check",
     )
     with_config(command)
     command.add_argument("--input", type=Path, action="append", metavar="JSONL", help="your own text; may be repeated")
+    flag(command, "--check", "print the table and all problems of the text, and write nothing")
 
     command = add_command(
         commands,

@@ -15,7 +15,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import DamagedFile, as_json, sealed, unsealed, write_atomically
 
 MANIFEST_FILE = "manifest.json"
-DATA_FORMAT = 2
+DATA_FORMAT = 3
 """Format version of a prepared data folder; others are refused."""
 
 _FIX = "the folder is damaged, run prepare-data again"
@@ -47,22 +47,39 @@ class SplitCounts(_Record):
     folded: int
 
 
+class Passage(_Record):
+    """Text, shortened, and the number of documents of its domain that have it."""
+
+    text: str
+    documents: int
+
+
 class OverlapRecord(_Record):
     """Overlap of a domain's held-out text with its training text, measured in n-grams, called windows (see `overlap`).
 
-    window: number of tokens of a window. windows: number of windows in the held-out text. share: fraction of the windows that also
-    occur in the training text. by_hash_alone: this fraction for documents held out by their hash alone, none passed over.
-    wanted: number of held-out documents that data.held_out asks for. passed_over, passed_over_tokens: number of candidates for the
+    window: number of tokens of a window. windows: number of windows in the held-out text. share: fraction of them that also occur
+    in the training text and touch no boilerplate. boilerplate: fraction of the tokens that are in boilerplate, windows that occur
+    in more than data.boilerplate_documents documents. by_hash_alone: `share` of documents held out by their hash alone.
+    wanted: number of held-out documents that the fraction held_out is. max_overlap, min_tokens: limits that the domain had.
+    passed_over, passed_over_tokens: number of candidates for the
     held-out text that are trained on because they repeat other documents, and of their tokens.
+    boilerplate_windows, passages: number of different boilerplate windows in the candidates, and the most frequent text of them.
+    by_boilerplate: number of held-out documents that would be passed over if boilerplate counted as overlap.
     """
 
     window: int
     windows: int
+    boilerplate: float
     share: float
     by_hash_alone: float
     wanted: int
+    max_overlap: float
+    min_tokens: int
     passed_over: int
     passed_over_tokens: int
+    boilerplate_windows: int
+    by_boilerplate: int
+    passages: list[Passage]
 
 
 class DomainRecord(_Record):
@@ -70,6 +87,8 @@ class DomainRecord(_Record):
 
     rows: number of rows in use in the domain's embedding slot. unigram_entropy: baseline that a model must beat, in nats per
     held-out token: loss of a unigram model with the training counts plus ½ for every row of the slot.
+    shift, shift_deviation: how much this loss is above that of as much text drawn at random from the domain, and the standard
+    deviation of such draws, in nats.
     offered: number of documents read. Each is kept or counted in one of: duplicates (exact copies), too_long (one document
     longer than data.max_mib_per_domain), over_limit (left out because other documents fill that limit).
     offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the documents too long or over the limit.
@@ -83,6 +102,8 @@ class DomainRecord(_Record):
     train: SplitCounts
     held_out: SplitCounts
     unigram_entropy: float
+    shift: float
+    shift_deviation: float
     sources: list[Source]
     over_limit: int
     offered_bytes: int

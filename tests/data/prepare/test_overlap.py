@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.data.indexed import TokenFile
-from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.manifest import OverlapRecord, load_manifest
 from pangu_sigma.data.prepare.overlap import WINDOW, HeldOutSize, choose_held_out
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.errors import DataError
@@ -32,9 +34,46 @@ def stands_in(window: tuple[int, ...], document: list[int]) -> bool:
     return any(ids[i : i + size] == window for i in range(len(ids) - size + 1))
 
 
-def share(document: list[int], others: list[list[int]]) -> float:
-    own = windows(document)
-    return sum(any(stands_in(window, other) for other in others) for window in own) / len(own) if own else 1.0
+def counts(document: list[int], documents: list[list[int]]) -> list[int]:
+    """In how many documents each of its windows stands, itself included."""
+    return [sum(stands_in(window, other) for other in documents) for window in windows(document)]
+
+
+def common_tokens(document: list[int], documents: list[list[int]], boilerplate: int) -> list[bool]:
+    """Which of its tokens, without <eot>, are in a window that stands in more documents than that."""
+    common = [False] * (len(document) - 1)
+    for start, count in enumerate(counts(document, documents)):
+        if count > boilerplate:
+            common[start : start + WINDOW] = [True] * len(common[start : start + WINDOW])
+    return common
+
+
+def own_windows(document: list[int], documents: list[list[int]], boilerplate: int) -> list[tuple[int, ...]]:
+    """Its windows without boilerplate."""
+    common = common_tokens(document, documents, boilerplate)
+    return [w for start, w in enumerate(windows(document)) if not any(common[start : start + len(w)])]
+
+
+def overlap(document: list[int], documents: list[list[int]], boilerplate: int) -> float:
+    own = own_windows(document, documents, boilerplate)
+    repeated = [window for window in own if sum(stands_in(window, other) for other in documents) > 1]
+    return len(repeated) / len(windows(document)) if own else 1.0
+
+
+def size(
+    documents: int, tokens: int = 1, limit: float = 0.01, boilerplate: int = 1_000, most: int = 10**6
+) -> HeldOutSize:
+    return HeldOutSize(documents, tokens, most, 5, limit, boilerplate)
+
+
+def choose(documents: list[np.ndarray], candidates: list[int], demand: HeldOutSize) -> tuple[list[int], OverlapRecord]:
+    choice = choose_held_out(documents, candidates, demand, words, "domains.0")
+    assert choice.shortage == ""
+    return choice.numbers, choice.overlap
+
+
+def words(ids: np.ndarray) -> str:
+    return " ".join(map(str, ids.tolist()))
 
 
 def arrays(documents: list[list[int]]) -> list[np.ndarray]:
@@ -55,25 +94,36 @@ def repeating(draw) -> list[list[int]]:
     return documents
 
 
-@given(repeating(), st.integers(1, 4), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.randoms(use_true_random=False))
-def test_the_first_candidates_that_repeat_too_little_are_held_out(documents, wanted, limit, order):
+@given(
+    repeating(),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    st.sampled_from([1, 2, 3, 100]),
+    st.randoms(use_true_random=False),
+)
+def test_the_first_candidates_that_repeat_too_little_are_held_out(documents, wanted, limit, boilerplate, order):
     candidates = order.sample(range(len(documents)), max(1, len(documents) // 2))
-    good = [c for c in candidates if share(documents[c], documents[:c] + documents[c + 1 :]) <= limit]
-    demand = HeldOutSize(min(wanted, len(candidates)), 1, limit)
-    if not good:
-        with pytest.raises(DataError, match="0 tokens can be held out"):
-            choose_held_out("d", arrays(documents), candidates, demand)
-        return
-    held_out, record = choose_held_out("d", arrays(documents), candidates, demand)
-    assert held_out == sorted(good[: demand.documents])
-    training = [document for number, document in enumerate(documents) if number not in held_out]
-    own = [window for number in held_out for window in windows(documents[number])]
+    good = [c for c in candidates if overlap(documents[c], documents, boilerplate) <= limit]
+    demand = size(min(wanted, len(candidates)), limit=limit, boilerplate=boilerplate)
+    choice = choose_held_out(arrays(documents), candidates, demand, words, "domains.0")
+    assert choice.numbers == sorted(good[: demand.documents])
+    assert ("0 tokens can be held out" in choice.shortage) == (not good)
+    training = [document for number, document in enumerate(documents) if number not in choice.numbers]
+    count = sum(len(windows(documents[number])) for number in choice.numbers)
+    own = [w for number in choice.numbers for w in own_windows(documents[number], documents, boilerplate)]
+    common = [token for number in choice.numbers for token in common_tokens(documents[number], documents, boilerplate)]
     standing = [window for window in own if any(stands_in(window, document) for document in training)]
-    assert record.windows == len(own)
-    assert record.share == pytest.approx(len(standing) / max(1, len(own)))
+    record = choice.overlap
+    assert record.windows == count
+    assert record.boilerplate == pytest.approx(sum(common) / max(1, len(common)))
+    assert record.share == pytest.approx(len(standing) / max(1, count))
     assert record.share <= limit or not own
-    last = candidates.index(good[: demand.documents][-1])
-    assert record.passed_over == len([c for c in candidates[:last] if c not in good])
+    before = candidates[: candidates.index(good[: demand.documents][-1])] if good else candidates
+    assert record.passed_over == len([c for c in before if c not in good])
+    seen = {window for number in candidates for window in windows(documents[number])}
+    assert record.boilerplate_windows == sum(
+        sum(stands_in(window, document) for document in documents) > boilerplate for window in seen
+    )
 
 
 def test_text_of_several_chunks_is_compared_as_a_whole():
@@ -81,7 +131,7 @@ def test_text_of_several_chunks_is_compared_as_a_whole():
     documents = [np.append(rng.integers(0, 40_000, 20_000), EOT).astype(np.int32) for _ in range(12)]
     documents[11][5_000:5_400] = documents[0][100:500]  # 388 windows of 19,988: 1.9 %
     documents[10][5_000:5_100] = documents[1][7:107]  # 88: 0.4 %
-    taken, record = choose_held_out("d", documents, [11, 10, 9], HeldOutSize(2, 1, 0.01))
+    taken, record = choose(documents, [11, 10, 9], size(2))
     assert taken == [9, 10]
     assert (record.passed_over, record.passed_over_tokens, record.wanted) == (1, 20_001, 2)
     assert record.share == 88 / (2 * 19_988)
@@ -92,15 +142,96 @@ def test_more_documents_are_held_out_until_there_are_tokens_enough():
     rng = np.random.default_rng(0)
     documents = [np.append(rng.integers(0, 40_000, 99), EOT).astype(np.int32) for _ in range(20)]
     candidates = list(range(10))
-    assert choose_held_out("d", documents, candidates, HeldOutSize(2, 650, 0.01))[0] == list(range(7))
-    assert choose_held_out("d", documents, candidates, HeldOutSize(2, 1, 0.01))[0] == [0, 1]
-    assert choose_held_out("d", documents, candidates, HeldOutSize(2, 1_000, 0.01))[0] == candidates
-    with pytest.raises(
-        DataError,
-        match=r"domain d: 1,000 tokens can be held out, data\.min_held_out_tokens=1,001 are wanted; of the 10 documents .*, 0 have "
-        r"more than data\.max_overlap=0\.01 .* pass more --input text of this domain, raise data\.held_out",
-    ):
-        choose_held_out("d", documents, candidates, HeldOutSize(2, 1_001, 0.01))
+    assert choose(documents, candidates, size(2, 650))[0] == list(range(7))
+    assert choose(documents, candidates, size(2))[0] == [0, 1]
+    assert choose(documents, candidates, size(2, 1_000))[0] == candidates
+    shortage = choose_held_out(documents, candidates, size(2, 1_001), words, "domains.0").shortage
+    assert shortage == (
+        "1,000 tokens can be held out, min_held_out_tokens=1,001 are wanted; of the 10 documents that may be held out, 0 have "
+        "more than max_overlap=0.01 of their windows of 13 tokens in other documents, or are boilerplate; set "
+        "domains.0.min_held_out_tokens=1000; or pass more --input text of this domain"
+    )
+
+
+def with_footer(documents: int, footer: int, common: int, seed: int = 0) -> list[np.ndarray]:
+    """Documents of 99 new ids, the first `common` of them with the same `footer` ids at the end."""
+    rng = np.random.default_rng(seed)
+    last = rng.integers(0, 40_000, footer)
+    return [
+        np.concatenate([rng.integers(0, 40_000, 99), last if n < common else [], [EOT]]).astype(np.int32)
+        for n in range(documents)
+    ]
+
+
+def test_windows_in_more_than_k_documents_are_boilerplate_and_pass_no_document_over():
+    documents = with_footer(30, footer=30, common=12)
+    candidates = list(range(15))
+    numbers, record = choose(documents, candidates, size(5, boilerplate=11))
+    assert (numbers, record.passed_over) == ([0, 1, 2, 3, 4], 0)
+    assert (record.share, record.by_hash_alone, record.by_boilerplate) == (0.0, 0.0, 5)
+    assert record.boilerplate == 30 / (99 + 30), "and windows that touch the footer do not count"
+    numbers, record = choose(documents, candidates, size(5, boilerplate=12))
+    assert (numbers, record.passed_over) == ([12, 13, 14], 12), "12 documents are not more than 12"
+    assert (record.boilerplate, record.boilerplate_windows) == (0.0, 0)
+    assert record.by_hash_alone == 18 / 117
+
+
+def test_boilerplate_is_shown_with_its_text_and_number_of_documents():
+    documents = with_footer(30, footer=30, common=12)
+    header = np.arange(50_000, 50_020, dtype=np.int32)
+    documents = [np.concatenate([header, ids]) if n % 2 else ids for n, ids in enumerate(documents)]
+    _, record = choose(documents, list(range(12)), size(5, boilerplate=10))
+    assert record.boilerplate_windows == 18 + 8
+    assert [passage.documents for passage in record.passages] == [15, 12], "the footer is one passage, not 18 windows"
+    assert record.passages[0].text == words(header)
+    assert record.passages[1].text == words(documents[0][-31:-11]) + "…", "shortened"
+
+
+def test_a_document_that_is_nothing_but_boilerplate_is_passed_over():
+    """Such as a licence in copies that differ in a date: all of it has been read, though windows with the date are new."""
+    licence = np.random.default_rng(1).integers(0, 40_000, 200).astype(np.int32)
+    copies = [np.concatenate([licence[:100], [50_000 + n], licence[100:], [EOT]]) for n in range(12)]
+    documents = [*copies, *with_footer(18, footer=0, common=0)]
+    candidates = list(range(15))
+    numbers, record = choose(documents, candidates, size(5, boilerplate=10))
+    assert (numbers, record.passed_over) == ([12, 13, 14], 12)
+    assert choose(documents, candidates, size(5, limit=1.0, boilerplate=10))[0] == [0, 1, 2, 3, 4], "1 is no limit"
+
+
+def test_text_between_much_boilerplate_is_held_out_if_it_is_new():
+    """Such as a table of blanks and lines."""
+    documents = with_footer(30, footer=500, common=12)
+    numbers, record = choose(documents, list(range(15)), size(5, boilerplate=10))
+    assert (numbers, record.share) == ([0, 1, 2, 3, 4], 0.0)
+    assert record.boilerplate == 500 / 599
+
+
+def test_held_out_tokens_are_capped_also_by_documents_that_are_too_long():
+    documents = with_footer(20, footer=0, common=0)
+    candidates = list(range(10))
+    assert choose(documents, candidates, size(8, tokens=150, most=450))[0] == [0, 1, 2, 3]
+    documents[0] = np.concatenate([documents[0][:-1]] * 5 + [[EOT]]).astype(np.int32)
+    assert choose(documents, candidates, size(8, tokens=150, most=450))[0] == [1, 2, 3, 4], "the first is skipped"
+    shortage = choose_held_out(documents, [0], size(1, most=450), words, "domains.0").shortage
+    assert "; 1 of them longer than data.max_held_out_tokens=450; " in shortage
+    (most,) = re.findall(r"set data\.max_held_out_tokens=(\d+);", shortage)
+    assert choose(documents, [0], size(1, most=int(most)))[0] == [0]
+
+
+def test_a_shortage_tells_what_repeats_and_remedies_that_work():
+    documents = with_footer(30, footer=30, common=12)
+    candidates = list(range(13))
+    demand = size(2, tokens=300)
+    shortage = choose_held_out(documents, candidates, demand, words, "domains.3").shortage
+    assert shortage.startswith(
+        "100 tokens can be held out, min_held_out_tokens=300 are wanted; of the 13 documents that"
+    )
+    assert f"; 12 documents have '{words(documents[0][-31:-11])}…'" in shortage
+    tokens, limit = re.findall(r"domains\.3\.(?:min_held_out_tokens|max_overlap)=([\d.]+)", shortage)
+    assert choose(documents, candidates, replace(demand, tokens=int(tokens)))[0] == [12]
+    assert len(choose(documents, candidates, replace(demand, limit=float(limit)))[0]) == 3
+    shortage = choose_held_out(documents, candidates, replace(demand, sample=101), words, "domains.3").shortage
+    assert "min_held_out_tokens=100" not in shortage, "training needs a sample"
 
 
 NAMES = ("zh", "en", "bilingual", "code")
@@ -155,8 +286,6 @@ def test_text_that_repeats_itself_everywhere_is_refused_with_the_way_out(tmp_pat
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = tiny_config()
     data = config.data.model_copy(update={"max_overlap": 0.01})
-    with pytest.raises(
-        DataError, match=r"domain zh: 0 tokens can be held out.*20 have more than data\.max_overlap=0\.01"
-    ):
+    with pytest.raises(DataError, match=r"domain zh: 0 tokens can be held out.*20 have more than max_overlap=0\.01"):
         prepare(config.model_copy(update={"data": data}), [tmp_path / "a.jsonl"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, SplitCounts
+from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, Passage, SplitCounts
 from pangu_sigma.data.prepare.overview import format_overview, warnings_of
 
 MIB = 1 << 20
@@ -10,8 +10,9 @@ MIB = 1 << 20
 
 def overlap(wanted: int = 10, share: float = 0.002) -> OverlapRecord:
     return OverlapRecord(
-        window=13, windows=180, share=share, by_hash_alone=0.1354, wanted=wanted, passed_over=7, passed_over_tokens=90
-    )
+        window=13, windows=180, share=share, by_hash_alone=0.1354, wanted=wanted, passed_over=7, passed_over_tokens=90,
+        max_overlap=0.25, min_tokens=10_000, boilerplate=0.58, boilerplate_windows=0, by_boilerplate=0, passages=[],
+    )  # fmt: skip
 
 
 def manifest(
@@ -21,11 +22,12 @@ def manifest(
     held_out = SplitCounts(documents=10, tokens=200, bytes=MIB, unknown=1, folded=70)
     record = DomainRecord(
         slot="zh", rows=600, offered=130, duplicates=5, too_long=1, train=counts, held_out=held_out, unigram_entropy=4.0,
-        sources=[], over_limit=24, offered_bytes=30 * MIB, left_out_bytes=24 * MIB, overlap=overlap(),
+        shift=0.25, shift_deviation=0.5, sources=[], over_limit=24, offered_bytes=30 * MIB,
+        left_out_bytes=24 * MIB, overlap=overlap(),
     )  # fmt: skip
     config = {
         "domains": [["zh"], ["en"]], "max_mib_per_domain": limit, "inputs": inputs or [],
-        "max_overlap": 0.25, "min_held_out_tokens": 10_000,
+        "boilerplate_documents": 10, "max_held_out_tokens": 1_000,
     }  # fmt: skip
     domains = {"en": record, "zh": record.model_copy(update=changes)}
     return Manifest(
@@ -37,9 +39,22 @@ def manifest(
 def test_the_table_says_what_became_of_the_text_in_the_order_of_the_configuration():
     lines = format_overview(manifest(quarantined={"not JSON": 2})).splitlines()
     assert lines[0].split("  ")[0] == "domain"
-    assert " ".join(lines[1].split()) == "zh 130 30.0 5 1 24 100 6.0 10 7 13.54% → 0.20% 1,200 0.17% 770"
+    assert (
+        " ".join(lines[1].split())
+        == "zh 130 30.0 5 1 24 100 6.0 10 7 13.54% → 0.20% 58.0% +0.25 ± 0.50 1,200 0.17% 770"
+    )
     assert [line.split()[0] for line in lines[1:3]] == ["zh", "en"]
-    assert lines[3:] == ["2 lines are unusable and quarantined:", "  2 × not JSON, first a.jsonl:3: what"]
+    assert lines[3].startswith("shift: unigram loss of the held-out text above that of random text of its domain")
+    assert lines[4:] == ["2 lines are unusable and quarantined:", "  2 × not JSON, first a.jsonl:3: what"]
+
+
+def test_boilerplate_is_printed_with_its_text_and_number_of_documents():
+    passages = [Passage(text="本页面中文版", documents=1_699), Passage(text="END\n", documents=12)]
+    shown = overlap().model_copy(update={"boilerplate_windows": 26, "by_boilerplate": 3, "passages": passages})
+    assert format_overview(manifest(overlap=shown)).splitlines()[4] == (
+        "zh: 26 windows of 13 tokens are boilerplate, in more than data.boilerplate_documents=10 documents: "
+        "'本页面中文版' in 1,699, 'END\\n' in 12; 3 documents are held out that would be passed over if it counted as overlap"
+    )
 
 
 def test_text_that_is_left_out_is_said_with_the_key():
@@ -59,11 +74,19 @@ def test_text_that_is_left_out_is_said_with_the_key():
         ),
         (
             {"overlap": overlap(wanted=12)},
-            "zh: 10 documents are held out, and not 12 as data.held_out says, because the others repeat text of",
+            "zh: 10 documents are held out, and not 12 as held_out says, because the others repeat text of",
         ),
         (
             {"overlap": overlap(wanted=8)},
-            "zh: 10 documents are held out, and not 8 as data.held_out says, to have data.min_held_out_tokens=10,000",
+            "zh: 10 documents are held out, and not 8 as held_out says, to have min_held_out_tokens=10,000",
+        ),
+        (
+            {"overlap": overlap(wanted=12).model_copy(update={"passed_over": 0})},
+            "zh: 10 documents are held out, and not 12 as held_out says, to have at most data.max_held_out_tokens=1,000",
+        ),
+        (
+            {"shift": 3.5},
+            "zh: its held-out text is no fair sample of it: its unigram loss is 3.50 nats a token above that of random documents",
         ),
         (
             {"overlap": overlap(share=0.2)},

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.prepared import reseal
 from helpers.texts import ENGLISH, tiny_config
 
+import pangu_sigma as ps
 from experiments.chaos.poisoned import POISONED_LINES
 from pangu_sigma.config import Config
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import prepare as prepare_module
@@ -176,6 +181,113 @@ def test_a_domain_without_text_is_one_error(tmp_path, config):
         prepare(config, [path], tmp_path / "out")
     with pytest.raises(DataError, match=r"--input .*none\.jsonl: cannot be read"):
         prepare(config, [tmp_path / "none.jsonl"], tmp_path / "out")
+
+
+def real_collections(path: Path) -> Path:
+    """Documents of every domain: of `zh` with one footer, of `en` with copies of each other, two of `code`, none of `bilingual`."""
+    rng = random.Random(0)
+
+    def new(letters: str, words: int) -> str:
+        return " ".join("".join(rng.choices(letters, k=4)) for _ in range(words))
+
+    footer = "本页面中文版由中文手册页计划提供。翻译人请见各页。最新更新见网址所列。"
+    records = [{"domain": "zh", "text": f"{new('天地玄黄宇宙洪荒日月盈昃辰宿列张', 20)}\n{footer}"} for _ in range(40)]
+    same = new("abcdefghijklmnopqrstuvwxyz", 12)
+    records += [{"domain": "en", "text": f"{new('abcdefghijklmnopqrstuvwxyz', 30)} {same}"} for _ in range(8)]
+    records += [{"domain": "code", "text": f"x = {i}\n"} for i in range(2)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def strict(**own: dict[str, Any]) -> Config:
+    """Documents are passed over as by default. own: keys of domains."""
+    tree = tiny_config().model_dump(exclude_none=True)
+    tree["data"] |= {"max_overlap": 0.01, "min_held_out_tokens": 40}
+    tree["model"]["seq_length"] = 8
+    tree["domains"] = [domain | own.get(domain["name"], {}) for domain in tree["domains"]]
+    return parse_config(tree)
+
+
+def test_problems_of_all_domains_are_one_message_each_with_a_remedy_that_works(tmp_path):
+    path = real_collections(tmp_path / "a.jsonl")
+    with pytest.raises(DataError) as refused:
+        prepare(strict(), [path], tmp_path / "out")
+    lines = str(refused.value).splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == ["domain en", "domain bilingual", "domain code"]
+    assert lines[1].endswith('pass --input your.jsonl with more lines {"domain": "bilingual", "text": …}')
+    assert lines[-1] == "--check prints what there is of every domain, and writes nothing"
+    assert not (tmp_path / "out").exists()
+    with path.open("a") as file:
+        for i in range(20):
+            file.write(json.dumps({"domain": "bilingual", "text": {"zh": f"你好 {i}", "en": f"hello {i}"}}) + "\n")
+            file.write(json.dumps({"domain": "code", "text": f"y = {i}\n" * 9}) + "\n")
+    remedy = re.search(r"set domains\.1\.max_overlap=([\d.]+)", lines[0])
+    assert remedy is not None and "8 documents have" in lines[0]
+    own = {name: {"min_held_out_tokens": 8, "max_overlap": 1.0} for name in ("bilingual", "code")}
+    done = prepare(strict(en={"max_overlap": float(remedy[1])}, **own), [path], tmp_path / "out").domains
+    assert done["en"].held_out.tokens >= 40
+    assert (done["zh"].overlap.passed_over, done["zh"].overlap.passages[0].documents) == (0, 40)
+    assert done["zh"].overlap.passages[0].text.startswith("\n本页面中文版由中文手册页计划提供")
+
+
+def test_check_prints_the_table_and_the_problems_and_writes_nothing(tmp_path, monkeypatch):
+    path = real_collections(tmp_path / "a.jsonl")
+    with path.open("a") as file:
+        file.write("{\n")
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    config = strict()
+    found = ps.prepare_data(config, path, check=True)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    assert [problem.split(":")[0] for problem in found["problems"]] == ["domain en", "domain bilingual", "domain code"]
+    assert not found.ok and found["quarantined"] == {"not JSON": 1}
+    lines = str(found).splitlines()
+    assert [line.split()[:2] for line in lines[1:5]] == [["zh", "40"], ["en", "8"], ["bilingual", "0"], ["code", "2"]]
+    assert lines[-3:] == found["problems"]
+
+
+def test_check_finds_what_is_prepared(text, prepared, tmp_path, config):
+    found = ps.prepare_data(
+        config.model_copy(update={"data": config.data.model_copy(update={"path": "x"})}), text, check=True
+    )
+    assert found.ok and found["problems"] == []
+    written = load_manifest(prepared).model_dump(mode="json")
+    assert {key: found[key] for key in written if key != "files"} == {k: written[k] for k in written if k != "files"}
+
+
+@pytest.mark.parametrize(
+    "own", [{"max_overlap": 0.9}, {"min_held_out_tokens": 400}, {"held_out": 0.45}, {"held_out": 0.05}]
+)
+def test_held_out_keys_of_one_domain_leave_the_others_untouched(tmp_path, own):
+    path = tmp_path / "a.jsonl"
+    rng, tail = random.Random(0), "the same again and again " * 9
+    with path.open("w") as file:
+        for i in range(40):
+            for name in ("zh", "en", "bilingual", "code"):
+                words = " ".join("".join(rng.choices("abcdefghij", k=4)) for _ in range(12))
+                file.write(json.dumps({"domain": name, "text": f"{words} {tail * (i % 5 == 0)}"}) + "\n")
+    folders = [tmp_path / "usual", tmp_path / "own"]
+    for folder, keys in zip(folders, ({}, own), strict=True):
+        prepare(strict(en=keys), [path], folder)
+    changed = {
+        file.name
+        for file in folders[0].rglob("*.*")
+        if file.read_bytes() != (folders[1] / file.relative_to(folders[0])).read_bytes()
+    }
+    ours = {f"en.{split}.{kind}" for split in ("train", "held_out") for kind in ("bin", "idx")}
+    assert changed == ours | {"frequencies.npy", "manifest.json"}
+
+
+def test_held_out_tokens_of_a_domain_are_capped_and_it_is_said(text, tmp_path, caplog):
+    data = {"held_out": 0.4, "max_held_out_tokens": 150}
+    config = tiny_config()
+    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    records = prepare(config, [text], tmp_path / "out").domains
+    assert all(0 < record.held_out.tokens <= 150 for record in records.values())
+    assert (
+        "documents are held out, and not 4 as held_out says, to have at most data.max_held_out_tokens=150"
+        in caplog.text
+    )
 
 
 def test_damaged_manifests_are_refused_by_the_reader_and_replaced_by_prepare(text, tmp_path, config):

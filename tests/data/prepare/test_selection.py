@@ -5,7 +5,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.prepare.selection import CANDIDATES_PER_DOCUMENT, Selection, held_out_candidates
+from pangu_sigma.config import DataConfig
+from pangu_sigma.data.prepare.selection import CANDIDATES_PER_DOCUMENT, Candidates, Selection, held_out_candidates
 from pangu_sigma.text.documents import Document
 
 
@@ -38,21 +39,40 @@ def test_copies_and_giants_are_counted_and_left_out():
     assert [document.text for document in selection.documents()] == ["a", "b"]
 
 
+def candidates(documents: list[Document], held_out: float, own: float | None = None, most: int = 10**6) -> Candidates:
+    return held_out_candidates(documents, DataConfig(held_out=held_out, max_held_out_tokens=most), own or held_out)
+
+
 def test_candidates_are_several_for_each_that_is_wanted_and_do_not_depend_on_order():
     documents = [Document("zh", str(i), "") for i in range(100)]
-    numbers, wanted = held_out_candidates(documents, 0.05)
-    assert (len(set(numbers)), wanted) == (5 * CANDIDATES_PER_DOCUMENT, 5)
+    found = candidates(documents, 0.05)
+    assert (len(set(found.numbers)), found.wanted) == (5 * CANDIDATES_PER_DOCUMENT, 5)
+    assert sorted(found.order) == list(range(100))
     shuffled = random.Random(0).sample(documents, 100)
-    assert [shuffled[number] for number in held_out_candidates(shuffled, 0.05)[0]] == [
-        documents[number] for number in numbers
-    ]
-    assert held_out_candidates(documents, 0.01)[0] == numbers[:CANDIDATES_PER_DOCUMENT]
+    assert [shuffled[number] for number in candidates(shuffled, 0.05).order] == [documents[n] for n in found.order]
+    assert candidates(documents, 0.01).numbers == found.numbers[:CANDIDATES_PER_DOCUMENT]
 
 
-@given(st.integers(2, 60), st.floats(0.001, 0.499))
-def test_at_least_one_document_is_wanted_and_one_is_trained_on_in_any_case(count, share):
-    numbers, wanted = held_out_candidates([Document("zh", str(i), "") for i in range(count)], share)
-    assert 1 <= wanted <= len(numbers) <= max(wanted, count // 2) < count
+@given(st.integers(2, 60), st.floats(0.001, 0.499), st.floats(0.001, 0.499))
+def test_at_least_one_document_is_wanted_and_one_is_trained_on_in_any_case(count, share, own):
+    found = candidates([Document("zh", str(i), "") for i in range(count)], share, own)
+    assert 1 <= found.wanted <= found.count <= max(found.wanted, count // 2) < count
+
+
+def test_a_domains_own_fraction_keeps_the_candidates_unless_it_needs_more():
+    documents = [Document("zh", str(i), "") for i in range(100)]
+    usual = candidates(documents, 0.05)
+    for own in (0.01, 0.1, 0.25):
+        found = candidates(documents, 0.05, own)
+        assert (found.numbers, found.wanted) == (usual.numbers, round(100 * own))
+    assert candidates(documents, 0.05, 0.4).count == 40
+
+
+def test_candidates_have_no_more_text_than_the_most_that_is_held_out_needs():
+    documents = [Document("zh", f"{i:04}", "") for i in range(1_000)]
+    assert candidates(documents, 0.05, most=20).count == 20 * CANDIDATES_PER_DOCUMENT, "four bytes a token"
+    assert candidates(documents, 0.05, most=1).count == CANDIDATES_PER_DOCUMENT
+    assert candidates(documents, 0.05, most=1_000).count == 250
 
 
 @given(st.lists(st.text(min_size=1, max_size=12), max_size=30), st.none() | st.integers(0, 60))

@@ -108,11 +108,12 @@ def with_what_happened(folder: Path) -> Path:
     (folder / "config.yaml").write_text(f"name: mine\ndata: {{ path: {folder} }}\ntrain: {{ batch_size: 8 }}\n")
     split = SplitCounts(documents=10, tokens=1000, bytes=5000, unknown=10, folded=0)
     overlap = OverlapRecord(
-        window=13, windows=9, share=0, by_hash_alone=0, wanted=1, passed_over=0, passed_over_tokens=0
-    )
+        window=13, windows=9, share=0.002, by_hash_alone=0, wanted=1, passed_over=0, passed_over_tokens=0,
+        max_overlap=0.01, min_tokens=1, boilerplate=0.58, boilerplate_windows=1, by_boilerplate=0, passages=[],
+    )  # fmt: skip
     record = DomainRecord(
         slot="zh", rows=600, offered=1023, duplicates=1, too_long=2, train=split, held_out=split, unigram_entropy=6.5,
-        sources=[], over_limit=0, offered_bytes=9, left_out_bytes=0, overlap=overlap,
+        shift=1.83, shift_deviation=0.584, sources=[], over_limit=0, offered_bytes=9, left_out_bytes=0, overlap=overlap,
     )  # fmt: skip
     Manifest(
         fingerprint="", vocabulary_hash="", vocabulary_size=1, domains={"zh": record}, quarantined={}, config={}
@@ -129,7 +130,9 @@ def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text
         "<td>7</td><td>en</td><td>9.250</td><td>3.500</td><td>4.125</td><td>abcd</td><td>yes</td>",
         "<td>4</td><td>train.batch_size</td><td>4</td><td>8</td>",
         "<td>data.path</td><td>&#34;&lt;a&gt;&#34;</td>",
-        "<td>zh</td><td>1,023</td><td>1</td><td>2</td><td>0</td><td>20</td><td>2,000</td><td>1,000</td><td>1.00%</td>",
+        "<td>zh</td><td>1,023</td><td>1</td><td>2</td><td>0</td><td>20</td><td>2,000</td><td>1,000</td><td>1.00%</td>"
+        "<td>0.20%</td><td>58.0%</td><td>+1.83 ± 0.58</td></tr>",
+        "<p>Shift: unigram loss of the held-out text above that of random text of its domain",
         "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td><td>4.000</td><td>2</td><td>0</td>",
         "<summary>Configuration</summary>",
         "<td>train.batch_size</td><td>8</td>",

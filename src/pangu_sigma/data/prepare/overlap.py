@@ -1,27 +1,34 @@
 """Decontamination of the held-out set: documents that repeat other text of their domain are not held out.
 
-A *window* is an n-gram of 13 tokens of a document, without its <eot>; a shorter document is one window. The *overlap* of a document
-is the fraction of its windows that occur in another document of the domain, trained on or not. Counting all others, not only those
-that are trained on, makes the choice simple: whether another document is held out changes no overlap.
+A *window* is an n-gram of 13 tokens of a document, without its <eot>; a shorter document is one window. *Boilerplate* are
+windows that occur in more than data.boilerplate_documents documents: footers, licences, lines of blanks. They belong to the domain,
+held out or not. The *overlap* of a document is the fraction of its windows that occur in another document of the domain, trained on
+or not, and touch no boilerplate; it is 1 if all touch boilerplate. Counting all others, not only those that are trained on, makes
+the choice simple: whether another document is held out changes no overlap.
 
 Other domains do not count, so that the held-out set of a domain depends on its own text only. Windows are compared by hashes of 64
 bits: different windows with the same hash count as equal, never the other way round.
 
-Shape suffixes: T tokens of some documents end to end, C candidates, K their windows, U their distinct windows, P occurrences.
+Shape suffixes: T tokens of some documents end to end, C candidates, K their windows, U their distinct windows, P pairs of a
+candidate and a window that occurs in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
-from pangu_sigma.data.manifest import OverlapRecord
-from pangu_sigma.errors import DataError
+from pangu_sigma.data.manifest import OverlapRecord, Passage
 
 WINDOW = 13
 """Number of tokens of a window: long enough that equal ones are copies and not chance (our choice; GPT-3 compared 13 words)."""
+
+_PASSAGES, _PASSAGE_TOKENS = 3, 20
+"""Number of passages that are shown, and of tokens of each."""
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK = 1 << 16
@@ -30,72 +37,146 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class HeldOutSize:
-    """Size of the held-out set: target number of documents, minimum number of tokens, and maximum overlap `limit` of a document."""
+    """Size of the held-out set: target number of documents, minimum `tokens`, maximum `most`, and maximum overlap `limit` of a
+    document. boilerplate: number of documents above which a window that occurs in all of them is boilerplate. sample: number of
+    tokens that training needs, below which no remedy may go."""
 
     documents: int
     tokens: int
+    most: int
+    sample: int
     limit: float
+    boilerplate: int
+
+
+@dataclass(frozen=True)
+class HeldOutChoice:
+    """Numbers of the documents to hold out, ascending, and their overlap with the others. shortage: why they have fewer tokens than
+    the minimum, and which changes give enough; "" if they do not."""
+
+    numbers: list[int]
+    overlap: OverlapRecord
+    shortage: str
 
 
 def choose_held_out(
-    name: str, documents: Sequence[np.ndarray], candidates: Sequence[int], demand: HeldOutSize
-) -> tuple[list[int], OverlapRecord]:
-    """Choose the documents to hold out. Return their numbers, ascending, and their overlap with the others.
+    documents: Sequence[np.ndarray],
+    candidates: Sequence[int],
+    demand: HeldOutSize,
+    decode: Callable[[np.ndarray], str],
+    prefix: str,
+) -> HeldOutChoice:
+    """Choose the documents to hold out of a domain.
 
     Candidates within the overlap limit are taken in order until documents and tokens suffice; too few documents are accepted.
-    name: the domain's. documents: token ids of each, its <eot> last. candidates: numbers of documents, first choice first.
-    Raises DataError if there are too few tokens.
+    documents: token ids of each, its <eot> last. candidates: numbers of documents, first choice first. decode: from token ids to
+    text. prefix: key path of the domain's own values, for `shortage`.
     """
     others = sorted(set(range(len(documents))) - set(candidates))
-    windows = _Windows([documents[number] for number in candidates], (documents[number] for number in others))
-    sizes_C = np.array([len(documents[number]) for number in candidates])
-    good_C = windows.overlaps() <= demand.limit
-    good = np.flatnonzero(good_C)
-    enough = int(np.searchsorted(np.cumsum(sizes_C[good]), demand.tokens)) + 1
-    taken = good[: max(demand.documents, enough)].tolist()
-    tokens = int(sizes_C[taken].sum())
-    if not taken or tokens < demand.tokens:
-        raise DataError(_too_few(name, tokens, good_C, demand))
-    passed_over = np.flatnonzero(~good_C[: taken[-1]])
-    count, share = windows.in_training(taken)
+    windows = _Windows(
+        [documents[number] for number in candidates], (documents[number] for number in others), demand.boilerplate
+    )
+    sizes_C = np.array([len(documents[number]) for number in candidates], np.int64)
+    overlaps_C = windows.overlaps()
+    taken = _taken(sizes_C, overlaps_C, demand)
+    passed_over = [c for c in range(taken[-1] if taken else len(candidates)) if overlaps_C[c] > demand.limit]
+    count, share, boilerplate = windows.in_training(taken)
     record = OverlapRecord(
         window=WINDOW,
         windows=count,
         share=share,
         by_hash_alone=windows.in_training(range(demand.documents))[1],
         wanted=demand.documents,
+        max_overlap=demand.limit,
+        min_tokens=demand.tokens,
         passed_over=len(passed_over),
         passed_over_tokens=int(sizes_C[passed_over].sum()),
+        boilerplate=boilerplate,
+        boilerplate_windows=int(windows.boilerplate_U.sum()),
+        by_boilerplate=int((windows.overlaps(boilerplate=True)[taken] > demand.limit).sum()),
+        passages=_passages(windows, windows.boilerplate_U, decode),
     )
-    return sorted(candidates[candidate] for candidate in taken), record
+    shortage = ""
+    if sizes_C[taken].sum() < demand.tokens:
+        repeated = _passages(windows, (windows.documents_U > 1) & ~windows.boilerplate_U, decode)
+        shortage = _shortage(sizes_C, overlaps_C, demand, prefix, repeated)
+    return HeldOutChoice(sorted(candidates[candidate] for candidate in taken), record, shortage)
 
 
-def _too_few(name: str, tokens: int, good_C: np.ndarray, demand: HeldOutSize) -> str:
-    return (
-        f"domain {name}: {tokens:,} tokens can be held out, data.min_held_out_tokens={demand.tokens:,} are wanted; of the "
-        f"{len(good_C):,} documents that may be held out, {(~good_C).sum():,} have more than data.max_overlap={demand.limit:g} of "
-        f"their windows of {WINDOW} tokens in other documents; pass more --input text of this domain, raise data.held_out, or "
-        "lower data.min_held_out_tokens; a higher data.max_overlap makes losses those of text that was trained on"
+def _taken(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> list[int]:
+    """Return the candidates to hold out. Documents that exceed the maximum are skipped only while there are too few tokens."""
+    taken, tokens = list[int](), 0
+    for candidate in np.flatnonzero(overlaps_C <= demand.limit).tolist():
+        size, enough = int(sizes_C[candidate]), tokens >= demand.tokens
+        if enough and (len(taken) >= demand.documents or tokens + size > demand.most):
+            break
+        if tokens + size <= demand.most:
+            taken.append(candidate)
+            tokens += size
+    return taken
+
+
+def _shortage(
+    sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize, prefix: str, repeated: list[Passage]
+) -> str:
+    """Return why candidates have too few tokens, and the changes of keys, all tried, that give enough."""
+    tokens = int(sizes_C[_taken(sizes_C, overlaps_C, demand)].sum())
+    text = (
+        f"{tokens:,} tokens can be held out, min_held_out_tokens={demand.tokens:,} are wanted; of the {len(sizes_C):,} documents "
+        f"that may be held out, {(overlaps_C > demand.limit).sum():,} have more than max_overlap={demand.limit:g} of their windows "
+        f"of {WINDOW} tokens in other documents, or are boilerplate"
     )
+    too_long = (sizes_C > demand.most).sum()
+    text += f"; {too_long:,} of them longer than data.max_held_out_tokens={demand.most:,}" if too_long else ""
+    text += "".join(f"; {passage.documents:,} documents have {passage.text!r}" for passage in repeated)
+    remedies = [f"{prefix}.min_held_out_tokens={tokens}"] if tokens >= demand.sample else []
+    uncapped = int(sizes_C[_taken(sizes_C, overlaps_C, replace(demand, most=sizes_C.sum()))].sum())
+    if uncapped >= demand.tokens:
+        remedies.append(f"data.max_held_out_tokens={uncapped + uncapped // 10}")
+    limits = np.unique(np.ceil(overlaps_C * 1_000) / 1_000).tolist()
+    least = bisect_left(
+        limits,
+        demand.tokens,
+        key=lambda limit: sizes_C[_taken(sizes_C, overlaps_C, replace(demand, limit=limit))].sum(),
+    )
+    if least < len(limits):
+        remedies.append(
+            f"{prefix}.max_overlap={limits[least]:g}, whose losses are partly those of text that was trained on"
+        )
+    return f"{text}; {''.join(f'set {remedy}; or ' for remedy in remedies)}pass more --input text of this domain"
+
+
+def _passages(windows: _Windows, chosen_U: np.ndarray, decode: Callable[[np.ndarray], str]) -> list[Passage]:
+    """Return the passages whose windows are chosen and occur in most documents, with their text, shortened."""
+    found = []
+    for ids, documents in islice(windows.passages(chosen_U), _PASSAGES):
+        text = decode(ids[:_PASSAGE_TOKENS]) + ("…" if len(ids) > _PASSAGE_TOKENS else "")
+        found.append(Passage(text=text, documents=documents))
+    return found
 
 
 class _Windows:
-    """Windows of the candidates, and where they occur: in which candidates, and whether in another document.
+    """Windows of the candidates, and in how many documents of the domain they occur.
 
-    owner_K, which_K: candidate of each window, and its number among the distinct windows. finder_P, found_P: the same for each
-    occurrence in any candidate, such as a short document inside a longer one. others_U: True if it occurs in another document.
+    owner_K, which_K, start_K, end_K: candidate of each window, its number among the distinct windows, and its tokens, numbered
+    over all candidates. finder_P, found_P: candidate and distinct window, such as a short document inside a longer one.
+    documents_U: number of documents. boilerplate_U, boilerplate_T: True for boilerplate windows, and for the tokens in them. own_K:
+    True for windows without such a token.
     """
 
-    def __init__(self, candidates: Sequence[np.ndarray], others: Iterable[np.ndarray]) -> None:
-        self._candidates = len(candidates)
-        self._lengths = sorted({min(len(ids) - 1, WINDOW) for ids in candidates} - {0})
-        owners, hashes = [np.empty(0, np.int32)], [np.empty(0, np.uint64)]
+    def __init__(self, candidates: Sequence[np.ndarray], others: Iterable[np.ndarray], boilerplate: int) -> None:
+        self._candidates = candidates
+        self._sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
+        self._lengths = sorted(set(np.minimum(self._sizes_C, WINDOW).tolist()) - {0})
+        owners, starts, hashes = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
         for first, text in _texts(candidates):
             for length, hashes_T in text.hashes(self._lengths):
-                starts = text.own_windows(length)
-                owners.append(first + text.numbers(starts))
-                hashes.append(hashes_T[starts])
-        self._owner_K = np.concatenate(owners)
+                own = text.own_windows(length)
+                owners.append(first + text.numbers(own))
+                starts.append(int(self._sizes_C[:first].sum()) + own)
+                hashes.append(hashes_T[own])
+        self._owner_K, self._start_K = np.concatenate(owners), np.concatenate(starts)
+        self._end_K = self._start_K + np.minimum(self._sizes_C[self._owner_K], WINDOW)
         self._hashes_U, which_K = np.unique(np.concatenate(hashes), return_inverse=True)
         self._which_K = which_K.astype(np.int32)
         # Nearly all hashes of other text match no window here: their first bits show it without a search.
@@ -105,38 +186,73 @@ class _Windows:
         self._first_bits[self._hashes_U >> self._shift] = True
         finders, found = zip((np.empty(0, np.int32),) * 2, *self._find(candidates), strict=True)
         self._finder_P, self._found_P = np.concatenate(finders), np.concatenate(found)
-        self._others_U = np.zeros(len(self._hashes_U), bool)
-        for _, found_U in self._find(others):
-            self._others_U[found_U] = True
+        self.documents_U = np.bincount(self._found_P, minlength=len(self._hashes_U))
+        for _, found_P in self._find(others):
+            np.add.at(self.documents_U, found_P, 1)
+        self.boilerplate_U = self.documents_U > boilerplate
+        common_K = self.boilerplate_U[self._which_K]
+        first_T, last_T = (
+            np.bincount(tokens_K[common_K], minlength=int(self._sizes_C.sum()) + 1)
+            for tokens_K in (self._start_K, self._end_K)
+        )
+        self._boilerplate_T = np.cumsum(first_T - last_T)[:-1] > 0
+        before_T = np.concatenate([[0], np.cumsum(self._boilerplate_T)])
+        self._own_K = before_T[self._end_K] == before_T[self._start_K]
 
     def _find(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Find the windows in some documents. Yields numbers of the documents, and of the windows that occur in them."""
+        """Find the windows in some documents. Yields pairs of a document's number and a window that occurs in it, each once."""
         for first, text in _texts(documents):
+            pairs = [np.empty(0, np.int64)]
             for length, hashes_T in text.hashes(self._lengths):
                 starts = np.flatnonzero(text.whole(length) & self._first_bits[hashes_T >> self._shift])
                 hashes = hashes_T[starts]
                 which = np.searchsorted(self._hashes_U, hashes).clip(max=len(self._hashes_U) - 1)
                 equal = self._hashes_U[which] == hashes
-                yield first + text.numbers(starts[equal]), which[equal].astype(np.int32)
+                pairs.append(text.numbers(starts[equal]).astype(np.int64) << 32 | which[equal])
+            pairs_P = np.unique(np.concatenate(pairs))
+            yield (first + (pairs_P >> 32)).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
 
-    def overlaps(self) -> np.ndarray:
-        """Return the fraction of each candidate's windows that occur in any other document, [C]; 1 for one without tokens."""
-        some_U = np.zeros(len(self._hashes_U), np.int32)
-        some_U[self._found_P] = self._finder_P
-        standing_U = self._others_U.copy()
-        standing_U[self._found_P[some_U[self._found_P] != self._finder_P]] = True
-        found_C = np.bincount(self._owner_K, standing_U[self._which_K], self._candidates)
-        count_C = np.bincount(self._owner_K, minlength=self._candidates)
-        return np.where(count_C, found_C / np.maximum(count_C, 1), 1.0)
+    def overlaps(self, boilerplate: bool = False) -> np.ndarray:
+        """Return the overlap of each candidate with all other documents, [C]; 1 for one without windows of its own.
 
-    def in_training(self, held_out: Sequence[int]) -> tuple[int, float]:
-        """Return the number of windows of these candidates, and the fraction of them that occurs in all other documents."""
-        chosen_C = np.isin(np.arange(self._candidates), held_out)
-        standing_U = self._others_U.copy()
-        standing_U[self._found_P[~chosen_C[self._finder_P]]] = True
-        own_K = chosen_C[self._owner_K]
-        count = int(own_K.sum())
-        return count, float(standing_U[self._which_K[own_K]].sum() / max(1, count))
+        boilerplate: True to count boilerplate as well.
+        """
+        own_K = self._own_K | boilerplate
+        found_C, own_C, windows_C = (
+            np.bincount(self._owner_K, counted_K, len(self._candidates))
+            for counted_K in (own_K & (self.documents_U[self._which_K] > 1), own_K, np.ones(len(own_K)))
+        )
+        return np.where(own_C > 0, found_C / np.maximum(windows_C, 1), 1.0)
+
+    def in_training(self, held_out: Sequence[int]) -> tuple[int, float, float]:
+        """Return the number of windows of these candidates, their overlap with documents that are not held out, and the fraction of
+        their tokens that is boilerplate."""
+        chosen_C = np.isin(np.arange(len(self._candidates)), held_out)
+        held_out_U = np.bincount(self._found_P[chosen_C[self._finder_P]], minlength=len(self._hashes_U))
+        chosen_K = chosen_C[self._owner_K]
+        count = int(chosen_K.sum())
+        standing = (self.documents_U > held_out_U)[self._which_K[chosen_K & self._own_K]].sum()
+        common_T = self._boilerplate_T[np.repeat(chosen_C, self._sizes_C)]
+        return count, float(standing / max(1, count)), float(common_T.sum() / max(1, len(common_T)))
+
+    def passages(self, chosen_U: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield the token ids and number of documents of passages of chosen windows, those of most documents first.
+
+        A passage is a window together with its neighbours that occur in at least half as many documents, each in one passage only.
+        """
+        documents_U = np.where(chosen_U, self.documents_U, 0)
+        while documents_U.any():
+            documents_K = documents_U[self._which_K]
+            window = int(documents_K.argmax())
+            most, owner = int(documents_K[window]), int(self._owner_K[window])
+            first = int((self._owner_K == owner).argmax())
+            rarer = np.flatnonzero((2 * documents_K < most) | (self._owner_K != owner))
+            start, end = rarer[rarer < window].max(initial=-1) + 1, rarer[rarer > window].min(initial=len(documents_K))
+            yield (
+                self._candidates[owner][start - first : end - first + WINDOW - 1][: len(self._candidates[owner]) - 1],
+                most,
+            )
+            documents_U[self._which_K[start:end]] = 0
 
 
 class _Text:

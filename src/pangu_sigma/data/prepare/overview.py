@@ -9,8 +9,9 @@ from pangu_sigma.data.manifest import DomainRecord, Manifest
 from pangu_sigma.data.prepare.packages import PACKAGED_MIB
 from pangu_sigma.data.prepare.quarantine import format_reasons
 
-_MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP = 0.005, 0.1, 0.01
-"""Thresholds of the warnings: fraction of <unk> tokens, of exact copies, and of held-out windows found in the training text."""
+_MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP, _MUCH_SHIFT = 0.005, 0.1, 0.01, 0.3
+"""Thresholds of the warnings: fraction of <unk> tokens, of exact copies, of held-out windows found in the training text; and nats
+of the shift, which must also be two standard deviations."""
 
 
 def _mib(value: int) -> str:
@@ -28,13 +29,18 @@ _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
     "held out": lambda record: f"{record.held_out.documents:,}",
     "passed over": lambda record: f"{record.overlap.passed_over:,}",
     "overlap": lambda record: f"{record.overlap.by_hash_alone:.2%} → {record.overlap.share:.2%}",
+    "boilerplate": lambda record: f"{record.overlap.boilerplate:.1%}",
+    "shift": lambda record: f"{record.shift:+.2f} ± {record.shift_deviation:.2f}",
     "tokens": lambda record: f"{record.train.tokens + record.held_out.tokens:,}",
     "unknown": lambda record: f"{_unknown(record):.2%}",
     "folded": lambda record: f"{record.train.folded + record.held_out.folded:,}",
 }
 """Columns of the table: title → function of a domain's record. They count documents unless the title says something else. `folded`
 counts characters that decode to another form, as `，` to `,`. `passed over` documents are trained on because they repeat others.
-`overlap` is the fraction of the held-out text that occurs in the training text; before the arrow, if none were passed over."""
+`overlap` is the fraction of the held-out text that occurs in the training text; before the arrow, if none were passed over. It
+leaves out `boilerplate`, the fraction that stands in many documents of the domain. `shift`: see `_SHIFT`."""
+
+_SHIFT = "shift: unigram loss of the held-out text above that of random text of its domain ± its standard deviation, nats per token"
 
 
 def overview(manifest: Manifest) -> list[dict[str, str]]:
@@ -47,7 +53,7 @@ def overview(manifest: Manifest) -> list[dict[str, str]]:
 
 
 def format_overview(manifest: Manifest) -> str:
-    """Return the table as text, with a line for each reason why lines are quarantined."""
+    """Return the table as text, with lines for the most frequent boilerplate, and for each reason why lines are quarantined."""
     rows = overview(manifest)
     titles = dict.fromkeys(title for row in rows for title in row)
     widths = {title: max(len(title), *(len(row[title]) for row in rows)) for title in titles}
@@ -55,6 +61,16 @@ def format_overview(manifest: Manifest) -> str:
         "  ".join(f"{row[title]:{'<' if title == 'domain' else '>'}{widths[title]}}" for title in titles)
         for row in ({title: title for title in titles}, *rows)
     ]
+    lines.append(_SHIFT)
+    for row in rows:
+        overlap = manifest.domains[row["domain"]].overlap
+        if overlap.passages:
+            shown = ", ".join(f"{passage.text!r} in {passage.documents:,}" for passage in overlap.passages)
+            lines.append(
+                f"{row['domain']}: {overlap.boilerplate_windows:,} windows of {overlap.window} tokens are boilerplate, in more "
+                f"than data.boilerplate_documents={manifest.config['boilerplate_documents']} documents: {shown}; "
+                f"{overlap.by_boilerplate:,} documents are held out that would be passed over if it counted as overlap"
+            )
     if manifest.quarantined:
         lines.append(format_reasons(manifest.quarantined, manifest.examples))
     return "\n".join(lines)
@@ -62,7 +78,7 @@ def format_overview(manifest: Manifest) -> str:
 
 def warnings_of(manifest: Manifest) -> list[str]:
     """Return the warnings about a preparation, a sentence each: text left out, copies, <unk> tokens, unusable lines, and a held-out
-    set of another size or that overlaps the training text."""
+    set of another size, that overlaps the training text, or that is unlike the domain."""
     sentences = []
     for row in overview(manifest):
         name, record = row["domain"], manifest.domains[row["domain"]]
@@ -88,16 +104,23 @@ def warnings_of(manifest: Manifest) -> list[str]:
 def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[str]:
     overlap, count = record.overlap, record.held_out.documents
     if count != overlap.wanted:
-        why = (
-            f"to have data.min_held_out_tokens={config['min_held_out_tokens']:,}"
-            if count > overlap.wanted
-            else f"because the others repeat text of their domain (data.max_overlap={config['max_overlap']:g})"
-        )
-        yield f"{count:,} documents are held out, and not {overlap.wanted:,} as data.held_out says, {why}"
+        if count > overlap.wanted:
+            why = f"to have min_held_out_tokens={overlap.min_tokens:,}"
+        elif overlap.passed_over:
+            why = f"because the others repeat text of their domain (max_overlap={overlap.max_overlap:g})"
+        else:
+            why = f"to have at most data.max_held_out_tokens={config['max_held_out_tokens']:,}"
+        yield f"{count:,} documents are held out, and not {overlap.wanted:,} as held_out says, {why}"
     if overlap.share > _MUCH_OVERLAP:
         yield (
             f"{overlap.share:.1%} of the held-out text stands in the training text (windows of {overlap.window} tokens), which "
-            f"data.max_overlap={config['max_overlap']:g} allows: its loss is partly that of text that was trained on"
+            f"max_overlap={overlap.max_overlap:g} allows: its loss is partly that of text that was trained on"
+        )
+    if abs(record.shift) > max(_MUCH_SHIFT, 2 * record.shift_deviation):
+        yield (
+            f"its held-out text is no fair sample of it: its unigram loss is {abs(record.shift):.2f} nats a token "
+            f"{'above' if record.shift > 0 else 'below'} that of random documents (± {record.shift_deviation:.2f}), and a model's "
+            "loss is likely to be, too"
         )
 
 

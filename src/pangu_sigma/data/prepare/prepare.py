@@ -19,8 +19,8 @@ import json
 import logging
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,6 @@ import numpy as np
 from tqdm import tqdm
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.held_out import unigram_nats
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, SplitCounts, load_manifest
 from pangu_sigma.data.prepare.kept import KeptVocabulary
@@ -46,7 +45,8 @@ from pangu_sigma.data.prepare.packages import (
 )
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.data.prepare.room import check_room
-from pangu_sigma.data.prepare.selection import Selection, held_out_candidates
+from pangu_sigma.data.prepare.selection import Candidates, Selection, held_out_candidates
+from pangu_sigma.data.prepare.shift import held_out_shift
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError
@@ -61,8 +61,11 @@ logger = logging.getLogger(__name__)
 _LEARNING_BYTES = 4 << 20
 """Amount of English text and code that pieces are trained on; more changes few pieces and takes longer."""
 
-_FORMAT = 3
+_FORMAT = 4
 """Version in the fingerprint: raise it when the same text would give a different folder."""
+
+_HELD_OUT_KEYS = ("held_out", "max_overlap", "boilerplate_documents", "min_held_out_tokens", "max_held_out_tokens")
+"""Keys of the section `data` that decide what is held out."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,17 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Documents of a domain and their sources. candidates, wanted: as `selection.held_out_candidates` returns them."""
+    """Documents of a domain, their sources, and which of them may be held out."""
 
     selection: Selection
     sources: list[Source]
     cuts: list[_Cut]
-    candidates: list[int]
-    wanted: int
+    candidates: Candidates
 
     @property
     def certain(self) -> list[_Cut]:
         """Documents that are no candidates for the held-out set, and so are trained on."""
-        uncertain = set(self.candidates)
+        uncertain = set(self.candidates.numbers)
         return [cut for number, cut in enumerate(self.cuts) if number not in uncertain]
 
 
@@ -123,36 +125,53 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     inputs: the user's *.jsonl and *.jsonl.gz files; none: the packaged text. A folder that holds this very result already is left
     alone, an older result is replaced. Raises ConfigError or DataError for what the user can fix.
     """
-    domains, kept = domains_of(config), KeptVocabulary.of(config)
-    for domain in domains:
-        tag_language("", "", domain)  # refuses a code domain that has no tag, before anything is downloaded
-    for path in inputs:
-        check_input(path)
+    _check_before_reading(config, inputs)
+    kept = KeptVocabulary.of(config)
     existing = _existing(output)
     files = [_InputFile.of(path) for path in inputs]
     decisive = _decisive(config, files, kept)
-    fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    if existing and existing.fingerprint == fingerprint and _intact(output):
+    if existing and existing.fingerprint == _fingerprint(decisive) and _intact(output):
         logger.info("%s already holds this data; nothing to do", output)
         manifest = existing
     else:
         with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl")) as quarantine:
-            manifest = _prepare(config, domains, files, output, quarantine, fingerprint, decisive, kept)
+            manifest, _ = _prepare(config, files, output, quarantine, decisive, kept)
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
     return manifest
 
 
+def check(config: Config, inputs: list[Path]) -> tuple[Manifest, list[str]]:
+    """Examine text as `prepare` does and write nothing, except packaged text that has to be downloaded.
+
+    Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain.
+    """
+    _check_before_reading(config, inputs)
+    kept, files = KeptVocabulary.of(config), [_InputFile.of(path) for path in inputs]
+    with Quarantine(None) as quarantine:
+        manifest, problems = _prepare(config, files, None, quarantine, _decisive(config, files, kept), kept)
+    for remark in warnings_of(manifest):
+        logger.warning("%s", remark)
+    return manifest, problems
+
+
+def _check_before_reading(config: Config, inputs: list[Path]) -> None:
+    for domain in domains_of(config):
+        tag_language("", "", domain)  # refuses a code domain that has no tag, before anything is downloaded
+    for path in inputs:
+        check_input(path)
+
+
 def _prepare(
     config: Config,
-    domains: Domains,
     files: list[_InputFile],
-    output: Path,
+    output: Path | None,
     quarantine: Quarantine,
-    fingerprint: str,
     decisive: dict[str, Any],
     kept: KeptVocabulary | None,
-) -> Manifest:
+) -> tuple[Manifest, list[str]]:
+    """Return the manifest and the problems of domains. output: folder to write unless there are problems; None: write nothing."""
+    domains = domains_of(config)
     if files:
         check_room([file.path for file in files], _limit(config, files), len(domains))
         selections, sources = _from_inputs(config, domains, files, quarantine)
@@ -160,23 +179,31 @@ def _prepare(
         selections, sources = _from_packages(config, domains)
     corpora = _cut(config, domains, selections, sources)
     tokenizer = _build_tokenizer(config, domains, corpora, kept)
-    with _replacing(output) as folder:
-        records, frequencies = _write_domains(config, folder, domains, tokenizer, corpora)
-        tokenizer.save(folder / TOKENIZER_NAME)
-        np.save(folder / FREQUENCIES_NAME, frequencies)
-        quarantine.copy_to(folder / QUARANTINE_NAME)
+    with nullcontext() if output is None else _replacing(output) as folder:
+        records, frequencies, problems = _write_domains(config, folder, domains, tokenizer, corpora)
         manifest = Manifest(
-            fingerprint=fingerprint,
+            fingerprint=_fingerprint(decisive),
             vocabulary_hash=tokenizer.hash,
             vocabulary_size=tokenizer.size,
             domains=records,
             quarantined=dict(quarantine.counts),
             examples=quarantine.examples,
             config=decisive,
-            files=file_records(folder),
         )
+        if folder is None:
+            return manifest, problems
+        if problems:
+            raise DataError("\n".join([*problems, "--check prints what there is of every domain, and writes nothing"]))
+        tokenizer.save(folder / TOKENIZER_NAME)
+        np.save(folder / FREQUENCIES_NAME, frequencies)
+        quarantine.copy_to(folder / QUARANTINE_NAME)
+        manifest = manifest.model_copy(update={"files": file_records(folder)})
         manifest.save(folder)
-    return manifest
+    return manifest, []
+
+
+def _fingerprint(decisive: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | None) -> dict[str, Any]:
@@ -184,15 +211,16 @@ def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | No
     english = config.vocabulary.english_model
     return {
         "format": _FORMAT,
-        "domains": [[d.name, d.format, d.language, d.slot] for d in config.domains],
+        "domains": [
+            [d.name, d.format, d.language, d.slot, d.held_out, d.max_overlap, d.min_held_out_tokens]
+            for d in config.domains
+        ],
         "slot_rows": config.model.slot_rows,
         "english_pieces": config.vocabulary.english_pieces,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
         "max_mib_per_domain": config.data.max_mib_per_domain,
-        "held_out": config.data.held_out,
-        "max_overlap": config.data.max_overlap,
-        "min_held_out_tokens": config.data.min_held_out_tokens,
+        **{key: getattr(config.data, key) for key in _HELD_OUT_KEYS},
         "inputs": [[str(file.path), file.sha256] for file in files],
         "packages": [] if files else [archive.file for archive in archives_of(list(domains_of(config)))],
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
@@ -270,17 +298,21 @@ def _cut(
     for domain in domains:
         documents = selections[domain.name].documents()
         if len(documents) < 2:
-            raise DataError(
-                f"domain {domain.name}: {len(documents)} usable documents; at least 2 are needed, one of them to hold "
-                f'out; pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
-            )
+            logger.warning("%s; the other domains are examined before this is refused", _too_few(domain, documents))
         cuts = [
             _Cut(document, segment(document.segments, domain))
             for document in _progress(documents, "segmenting", domain)
         ]
-        chosen = held_out_candidates(documents, config.data.held_out)
-        corpora.append(_Corpus(selections[domain.name], sources[domain.name], cuts, *chosen))
+        candidates = held_out_candidates(documents, config.data, config.data_of(domain.index).held_out)
+        corpora.append(_Corpus(selections[domain.name], sources[domain.name], cuts, candidates))
     return corpora
+
+
+def _too_few(domain: Domain, documents: Sequence[Any]) -> str:
+    return (
+        f"domain {domain.name}: {len(documents)} usable documents; at least 2 are needed, one of them to hold out; pass "
+        f'--input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
+    )
 
 
 def _build_tokenizer(
@@ -360,23 +392,39 @@ def _replacing(output: Path) -> Iterator[Path]:
 
 
 def _write_domains(
-    config: Config, folder: Path, domains: Domains, tokenizer: Tokenizer, corpora: list[_Corpus]
-) -> tuple[dict[str, DomainRecord], np.ndarray]:
-    """Write the token files. Return the record of each domain, and the training frequencies [D, V]."""
+    config: Config, folder: Path | None, domains: Domains, tokenizer: Tokenizer, corpora: list[_Corpus]
+) -> tuple[dict[str, DomainRecord], np.ndarray, list[str]]:
+    """Write the token files. Return the record of each domain, the training frequencies [D, V], and why domains are refused.
+
+    folder: None to write nothing.
+    """
     frequencies = np.zeros((len(domains), tokenizer.size), dtype=np.int64)
-    records = {}
+    records, problems = {}, []
     for domain, corpus in zip(domains, corpora, strict=True):
         documents = [np.array(ids, np.int32) for ids in _encoded(tokenizer, domain, corpus.cuts, "encoding")]
-        demand = HeldOutSize(corpus.wanted, config.data.min_held_out_tokens, config.data.max_overlap)
-        unseen, overlap = choose_held_out(domain.name, documents, corpus.candidates, demand)
-        seen = sorted(set(range(len(documents))) - set(unseen))
-        train, frequencies[domain.index] = _write_split(folder, "train", domain, tokenizer, corpus, documents, seen)
-        held_out, counts = _write_split(folder, "held_out", domain, tokenizer, corpus, documents, unseen)
+        data, candidates = config.data_of(domain.index), corpus.candidates
+        demand = HeldOutSize(
+            documents=candidates.wanted,
+            tokens=data.min_held_out_tokens,
+            most=data.max_held_out_tokens,
+            sample=config.model.seq_length + 1,
+            limit=data.max_overlap,
+            boilerplate=data.boilerplate_documents,
+        )
+        choice = choose_held_out(documents, candidates.numbers, demand, tokenizer.decode, f"domains.{domain.index}")
+        if len(documents) < 2:
+            problems.append(_too_few(domain, documents))
+        elif choice.shortage:
+            problems.append(f"domain {domain.name}: {choice.shortage}")
+        seen = sorted(set(range(len(documents))) - set(choice.numbers))
+        train, counts = _write_split(folder, "train", domain, tokenizer, corpus, documents, seen)
+        held_out, unseen = _write_split(folder, "held_out", domain, tokenizer, corpus, documents, choice.numbers)
+        frequencies[domain.index] = counts
         rows = tokenizer.slot_rows[domain.slot]
-        ids = rows[rows >= 0]
+        loss, shift, deviation = held_out_shift(counts, unseen, [documents[n] for n in candidates.order], rows)
         records[domain.name] = DomainRecord(
             slot=domains.slot_names[domain.slot],
-            rows=len(ids),
+            rows=int((rows >= 0).sum()),
             offered=corpus.selection.offered,
             duplicates=corpus.selection.duplicates,
             too_long=corpus.selection.too_long,
@@ -385,15 +433,17 @@ def _write_domains(
             left_out_bytes=corpus.selection.left_out_bytes,
             train=train,
             held_out=held_out,
-            unigram_entropy=float(counts[ids] @ unigram_nats(frequencies[domain.index], rows)[ids] / counts[ids].sum()),
+            unigram_entropy=loss,
+            shift=shift,
+            shift_deviation=deviation,
             sources=corpus.sources,
-            overlap=overlap,
+            overlap=choice.overlap,
         )
-    return records, frequencies
+    return records, frequencies, problems
 
 
 def _write_split(
-    folder: Path,
+    folder: Path | None,
     name: str,
     domain: Domain,
     tokenizer: Tokenizer,
@@ -404,8 +454,9 @@ def _write_split(
     """Write the documents `numbers` to one token file. Return their statistics and frequencies [V] int64. ids: of all documents."""
     documents = [ids[number] for number in numbers]
     cuts = [corpus.cuts[number] for number in numbers]
-    write_tokens(folder / f"{domain.name}.{name}", documents)
-    frequencies = np.bincount(np.concatenate(documents), minlength=tokenizer.size)
+    if folder is not None:
+        write_tokens(folder / f"{domain.name}.{name}", documents)
+    frequencies = np.bincount(np.concatenate([np.empty(0, np.int32), *documents]), minlength=tokenizer.size)
     counts = SplitCounts(
         documents=len(documents),
         tokens=int(frequencies.sum()),

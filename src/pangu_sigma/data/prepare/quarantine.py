@@ -21,17 +21,19 @@ _SHOWN = 3
 class Quarantine:
     """Writer of the unusable lines of one preparation, as a context manager around it.
 
-    file: one JSON object a line. It is removed if the block succeeds, after `copy_to` has put it into the prepared folder. If the
-    block fails and there are such lines, it stays if `kept`, and the error says so.
+    file: one JSON object a line; None: lines are only counted. It is removed if the block succeeds, after `copy_to` has put it into
+    the prepared folder. If the block fails and there are such lines, it stays if `kept`, and the error says so.
     counts: number of lines by reason. examples: the first line of each reason, `file:offset: detail`.
     """
 
-    def __init__(self, file: Path, kept: bool = True) -> None:
+    def __init__(self, file: Path | None, kept: bool = True) -> None:
         self.file, self._kept = file, kept
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
 
     def __enter__(self) -> Quarantine:
+        if self.file is None:
+            return self
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             # line by line, so that a killed process leaves them too; names of files may hold bytes that are no text
@@ -43,18 +45,22 @@ class Quarantine:
         return self
 
     def add(self, line: Rejected) -> None:
-        """Write a rejected line. Raises OSError."""
+        """Count a rejected line and write it. Raises OSError."""
         self.counts[line.reason] += 1
         self.examples.setdefault(line.reason, f"{line.file}:{line.offset}: {line.detail}")
-        self._stream.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+        if self.file is not None:
+            self._stream.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
 
     def copy_to(self, file: Path) -> None:
         """Copy the lines written so far to another file. Raises OSError."""
+        assert self.file is not None, "there is nothing to copy"
         file.write_bytes(self.file.read_bytes())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.file is None:
+            return
         self._stream.close()
         if error is None or not self.counts or not self._kept:
             self.file.unlink()

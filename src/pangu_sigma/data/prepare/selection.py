@@ -9,12 +9,18 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
+from pangu_sigma.config import DataConfig
 from pangu_sigma.text.documents import Document
 
 CANDIDATES_PER_DOCUMENT = 5
 """Number of candidates for each held-out document: of the packaged code only a quarter repeat nothing. Candidates do not contribute
 to the vocabulary, so that no vocabulary is made from text that it is measured on."""
+
+_BYTES_PER_TOKEN = 4
+"""Bytes of UTF-8 of a token, about: in packaged text 2.6 to 4.5."""
 
 
 class Selection:
@@ -71,17 +77,40 @@ class Selection:
         return [document for _, _, document in sorted(self._heap, key=lambda entry: entry[1])]
 
 
-def held_out_candidates(documents: Sequence[Document], held_out: float) -> tuple[list[int], int]:
-    """Return the numbers of the candidates for the held-out set, first choice first, and how many of them to hold out.
+@dataclass(frozen=True)
+class Candidates:
+    """Candidates for the held-out set: the first `count` documents of `order`, which are numbers of documents by their hash.
+
+    wanted: number of documents to hold out. As order is by hash, any stretch of it is a random sample of the documents.
+    """
+
+    order: list[int]
+    count: int
+    wanted: int
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the candidates, first choice first."""
+        return self.order[: self.count]
+
+
+def held_out_candidates(documents: Sequence[Document], data: DataConfig, held_out: float) -> Candidates:
+    """Choose the candidates for the held-out set of a domain. data: section `data`. held_out: the domain's own fraction.
 
     The number to hold out is the fraction `held_out` of all, at least one. Candidates are the documents of the lowest hashes,
-    `CANDIDATES_PER_DOCUMENT` times that number, but not over half of the documents unless more are to be held out; one is always
-    left to train on.
+    `CANDIDATES_PER_DOCUMENT` times the number that `data.held_out` asks for, but not over half of the documents unless more are to
+    be held out, and of no more text than data.max_held_out_tokens needs; one is always left to train on. All other documents make
+    the vocabulary, so that a domain's own fraction does not change it unless it needs more candidates.
     """
-    wanted = min(max(1, round(held_out * len(documents))), len(documents) - 1)
+    wanted, usual = (
+        max(0, min(max(1, round(f * len(documents))), len(documents) - 1)) for f in (held_out, data.held_out)
+    )
     hashes = [_hash("hold out", document) for document in documents]
     order = sorted(range(len(documents)), key=hashes.__getitem__)
-    return order[: max(wanted, min(CANDIDATES_PER_DOCUMENT * wanted, len(documents) // 2))], wanted
+    count = max(wanted, min(CANDIDATES_PER_DOCUMENT * usual, len(documents) // 2))
+    text = CANDIDATES_PER_DOCUMENT * _BYTES_PER_TOKEN * data.max_held_out_tokens
+    within = sum(size <= text for size in accumulate(documents[number].bytes for number in order[:count]))
+    return Candidates(order, min(count, max(within, CANDIDATES_PER_DOCUMENT)), wanted)
 
 
 def _hash(purpose: str, document: Document) -> int:

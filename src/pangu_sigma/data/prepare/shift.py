@@ -1,0 +1,54 @@
+"""Shift of the held-out text: how far it is from a random sample of its domain, measured with a unigram model.
+
+Passing documents over may leave held-out text that is unlike the rest, whose losses then say little about the domain.
+
+Shape suffixes: V vocabulary, R rows of a slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pangu_sigma.data.held_out import unigram_nats
+
+_DRAWS = 20
+"""Maximum number of random samples."""
+
+
+def held_out_shift(
+    train_V: np.ndarray, held_out_V: np.ndarray, documents: Sequence[np.ndarray], slot_R: np.ndarray
+) -> tuple[float, float, float]:
+    """Return the unigram loss of the held-out tokens in nats, how much that is above random samples, and their standard deviation.
+
+    A sample are documents that follow one another in `documents`, until they have as many tokens. Its loss is what it would be if
+    it were held out: the model counts all other tokens of the domain. train_V, held_out_V: token counts. documents: token ids of
+    all documents in random order. slot_R: id of each row of the domain's slot, -1 for a row without one.
+    """
+    total_V = train_V + held_out_V
+    loss = _loss(train_V, held_out_V, slot_R)
+    losses = [_loss(total_V - sample_V, sample_V, slot_R) for sample_V in _samples(documents, held_out_V)]
+    if not losses:
+        return loss, 0.0, 0.0
+    return loss, loss - float(np.mean(losses)), float(np.std(losses))
+
+
+def _samples(documents: Sequence[np.ndarray], held_out_V: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the token counts [V] of random samples with at least the number of held-out tokens each."""
+    size, drawn = int(held_out_V.sum()), 0
+    some, tokens = list[np.ndarray](), 0
+    for ids in documents if size else ():
+        some.append(ids)
+        tokens += len(ids)
+        if tokens >= size:
+            yield np.bincount(np.concatenate(some), minlength=len(held_out_V))
+            drawn, some, tokens = drawn + 1, [], 0
+        if drawn == _DRAWS:
+            return
+
+
+def _loss(rest_V: np.ndarray, part_V: np.ndarray, slot_R: np.ndarray) -> float:
+    """Return the loss of a part of the tokens in nats, with a unigram model of the rest; 0 for no tokens."""
+    ids = slot_R[slot_R >= 0]
+    return float(part_V[ids] @ unigram_nats(rest_V, slot_R)[ids] / max(1, part_V[ids].sum()))
