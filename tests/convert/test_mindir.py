@@ -103,7 +103,7 @@ def test_exporting_again_replaces_and_strangers_are_left_alone(tiny_run, tmp_pat
     (tmp_path / "mine" / "precious.txt").write_text("x")
     with pytest.raises(ConfigError, match="exists and is not an exported model; choose another folder"):
         export_mindir(tiny_run, tmp_path / "mine")
-    monkeypatch.setattr(module.ms, "export", lambda *_, file_name, **__: Path(file_name).write_text("of now"))
+    monkeypatch.setattr("mindspore.export", lambda *_, file_name, **__: Path(file_name).write_text("of now"))
     old = tmp_path / "old"
     old.mkdir()
     (old / "model.mindir").write_text("of an earlier version")
@@ -115,7 +115,7 @@ def test_exporting_again_replaces_and_strangers_are_left_alone(tiny_run, tmp_pat
 
 
 def test_a_failure_leaves_nothing_behind(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.ms, "export", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("mindspore.export", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_mindir(tiny_run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -197,6 +197,6 @@ def test_the_inputs_of_the_graph_have_these_names_and_nothing_has_long_ones(tiny
 def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch, output):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_text("x")
-    monkeypatch.setattr(module, "cached_graph", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr("pangu_sigma.generate.graph.cached.cached_graph", lambda *_: pytest.fail("it began to work"))
     with pytest.raises(ConfigError, match=r"cannot be written: .*; choose another folder"):
         export_mindir(tiny_run, Path(output.format(tmp_path)))
