@@ -161,6 +161,7 @@ TESTED_ELSEWHERE = {
     "experiments/chaos/launched.py": "tests/launching/test_launch.py",
     "experiments/chaos/rank_processes.py": "tests/parallel/test_ranks.py",
     "experiments/chaos/runs.py": "hashes of a run; tests/train/test_loop.py compares by them",
+    "experiments/chaos/stops.py": "tests/serve/test_server.py",
     "experiments/tiny.py": "a configuration; tests/train/test_loop.py and many others train with it",
 }
 """Modules without a test of their own name, and where they are tested; {a,b} stands for one and the other."""

@@ -115,7 +115,7 @@ def test_export_over_another_models_export_is_refused(tiny_run, tiny_export, tmp
 
 
 def test_a_failure_leaves_nothing_behind(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.ms, "export", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("mindspore.export", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_mindir(tiny_run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -202,6 +202,6 @@ def test_the_inputs_of_the_graph_have_these_names_and_nothing_has_long_ones(tiny
 def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch, output):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_text("x")
-    monkeypatch.setattr(module, "cached_graph", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr("pangu_sigma.generate.graph.cached.cached_graph", lambda *_: pytest.fail("it began to work"))
     with pytest.raises(ConfigError, match=r"cannot be written: .*; choose another folder"):
         export_mindir(tiny_run, Path(output.format(tmp_path)))
