@@ -8,7 +8,7 @@ import numpy as np
 
 
 def activation_oracle(x: np.ndarray, activation: str) -> np.ndarray:
-    """Apply the activation in NumPy, in the precision of x."""
+    """Apply the activation in NumPy, in the precision of x, for tests of the kernels and for the reference network."""
     if activation == "fast_gelu":
         return x / (1 + np.exp(-1.702 * x))
     if activation == "tanh":  # x/2 · (1 + tanh(z/2)), without cancellation

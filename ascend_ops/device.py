@@ -19,7 +19,8 @@ _ROWS = (DataType.F32_Default, DataType.F16_Default, DataType.BF16_Default)
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs of an operator, by name in `op_host/`, with their numbers of axes. rows: float ones; all others: int32."""
+    """Declaration of an operator. inputs, outputs: number of axes of each, by its name in `op_host/`. rows: names of those that
+    have a float dtype; all others are int32."""
 
     name: str
     inputs: dict[str, int]
@@ -28,7 +29,8 @@ class Signature:
 
 
 def device_op(signature: Signature, shapes: Callable, dtypes: Callable) -> ops.Custom:
-    """Return the operator for the current device target. shapes, dtypes: as in `host_op`.
+    """Return the operator for the current device target. shapes, dtypes: functions from the shapes and dtypes of the inputs to
+    those of the outputs.
 
     The target is read here, so construct operators after `set_device`.
     """

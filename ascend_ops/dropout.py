@@ -22,7 +22,6 @@ DRAWN = 64
 
 class CounterDropout(nn.Cell):
     """Dropout on the CPU: construct(x, draws_B4) -> y, with y = x / (1 - rate) where the value is kept, and 0 elsewhere.
-
     x: float32 or float16 in any shape [B, …] or [B · …]; it is cut into B sequences of equally many values. y and the gradient of x
     have its shape and dtype, rounded once. A dropped value is 0 even where x is not finite.
     draws: int32 [B, 4]: seed and number of the sample, 64 bits each, low words first. Value i = 64 t + 16 w + l of a sequence reads
@@ -45,12 +44,12 @@ class CounterDropout(nn.Cell):
 
 
 def threshold(rate: float) -> int:
-    """Return the number of words, of 2³², that drop a value."""
+    """Return the number of the 2³² random words that drop a value at this rate: the lowest ones."""
     return min(round(rate * WORDS), WORDS - 1)
 
 
 def kept_oracle(rate: float, site: int, draws_B4: np.ndarray, size: int) -> np.ndarray:
-    """Compute the mask in NumPy: True where a value is kept, [B, size]."""
+    """Compute the mask of `CounterDropout` in NumPy: True where a value is kept, [B, size]."""
     index = np.arange(size)
     block = index // DRAWN * 16 + index % 16
     seed_low, seed_high, low, high = draws_B4.view(np.uint32).astype(np.uint64).T[..., None]

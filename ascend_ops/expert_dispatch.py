@@ -30,7 +30,6 @@ FLOATS = (ms.float32, ms.float16, ms.bfloat16)
 
 class ExpertDispatch(nn.Cell):
     """Dispatch: gather the rows of T tokens, or padding, into M rows in expert order.
-
     construct(x_TH, order_M, inverse_T) -> rows_MH
         rows[i] = x[order[i]], or zeros where order[i] < 0 (padding to a capacity).
         inverse[t] is the row of token t, negative for a token without an expert; only the gradient reads it:
@@ -52,7 +51,6 @@ class ExpertDispatch(nn.Cell):
 
 class ExpertCombine(nn.Cell):
     """Combine: gather the experts' M rows back into token order, and add the residual in the same pass.
-
     construct(rows_MH, inverse_T, order_M, residual_TH=None) -> out_TH
         out[t] = residual[t] + rows[inverse[t]]; a token without a row (inverse[t] < 0) is its residual, or zeros.
         order is read by the gradient only: drows[i] = dout[order[i]], or zeros; dresidual = dout.
@@ -74,11 +72,10 @@ class ExpertCombine(nn.Cell):
 
 
 class MakeRoutingPlan(nn.Cell):
-    """Stable counting sort of expert ids on the host: the operator `RoutingPlan`, for a router inside the graph.
-
-    The device has no such operator: the plans of Random Routed Experts are known before the step, where the batch is read.
-
+    """Stable counting sort of tokens by expert id on the host: the operator `RoutingPlan`, for graphs that route tokens themselves.
     construct(experts_T) -> order_T, inverse_T, offsets_K1, int32: expert k has the sorted rows offsets[k] … offsets[k + 1] - 1.
+
+    Ascend has no such operator, because the plans of Random Routed Experts are known before the step, where the batch is read.
     experts: K, at least 1. Raises TypeError or ValueError as `ExpertDispatch`, RuntimeError (the kernel returns 4) for an id
     outside 0 … K - 1. Not differentiable; it has no float input.
     """
@@ -99,7 +96,7 @@ def _gather():
 
 
 class CannGather(nn.Cell):
-    """Gather by CANN's operator, x[index] or zeros where index < 0, for NPUs without our operators installed.
+    """Gather by CANN's operator, x[index] or zeros where index < 0, for which none of our operators need be installed.
 
     CANN has operators for rows of experts too, but none for these plans: `moe_token_permute` sorts what the host has sorted
     already, `moe_token_unpermute` and `moe_finalize_routing` cannot repeat a row or leave one empty, and the latter has no
@@ -131,7 +128,8 @@ class Gather(nn.Cell):
 
 
 class GatherAdd(nn.Cell):
-    """Differentiable gather of rows, plus the residual. back: inverse of `index`, by which the gradient gathers."""
+    """Differentiable gather of rows, plus the residual: construct(x, index, back, residual) -> x[index] + residual, the residual
+    alone where index < 0. back: inverse of `index`, by which the gradient gathers."""
 
     def __init__(self):
         super().__init__()
@@ -174,7 +172,8 @@ def _refuse_residual(rows, tokens, residual, rows_dtype, residual_dtype):
 
 
 def check(operator, x, x_name, index, index_name):
-    """Check dtype and shape of rows x and index. Raises TypeError or ValueError, which name operator, x_name and index_name."""
+    """Check dtypes and shapes of an operator's rows `x` and `index`. Raises TypeError or ValueError that names operator, x_name and
+    index_name."""
     _refuse_rows(operator, x_name, x.dtype, x.shape)
     _refuse_index(operator, index_name, index.dtype, index.shape, None, "")
 

@@ -9,7 +9,6 @@ from ascend_ops.host import host_op
 
 class FetchRows(nn.Cell):
     """Lookup of rows of G tensors that share row numbers (the tensors of one layer's experts); `*`: any shape.
-
     construct(w, active_A, like) -> tuple of G tensors [A, *], with the shapes and dtypes of `like`
         w: tuple of G Parameters [K, *], float32. active: int32 row numbers; K is an unused entry and gives zeros.
         like: tuple of G tensors [A, *], float32 or float16, of which only shape and dtype are read. They are inputs because

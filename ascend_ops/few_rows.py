@@ -64,6 +64,7 @@ class Matrix:
 
     @property
     def kind(self) -> int:
+        """Number of the storage format for the kernels."""
         return _KINDS[self.values.dtype.name]
 
     @property
@@ -180,7 +181,8 @@ class _FfnFields(ctypes.Structure):
 
 
 class FFN:
-    """FFN of decoding: y += expert(x), row by row. call(rows, experts): address of int32 [T], each row's expert; 0 for only one."""
+    """FFN of decoding: y += expert(x), row by row. call(rows, experts): number of rows, and address of int32 [T], the expert of
+    each row; 0 if there is only one expert."""
 
     def __init__(self, experts: Sequence[FfnWeights], activation: str, x: np.ndarray, y: np.ndarray):
         ffn, hidden = experts[0].w1.values.shape

@@ -19,7 +19,6 @@ KERNELS = {"fast_gelu": "GroupedFfn", "tanh": "GroupedFfnTanh", "erf": "GroupedF
 
 class GroupedFFN(nn.Cell):
     """Grouped expert FFN on the CPU: no padding, no sorting, no graph node per expert.
-
     construct(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> y_TH
         Rows offsets[a] … offsets[a + 1] - 1 of x go through expert a; offsets int32, ascending from 0 to T.
         x float32 or float16, y and the gradient of x like it. Weights and biases float32 or float16, their gradients like them.

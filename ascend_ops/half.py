@@ -14,7 +14,8 @@ from ascend_ops.library import cpu_library
 
 
 class CastWeights(nn.Cell):
-    """Cast of weights to float32 or float16, to nearest even; on Ascend by MindSpore's Cast. construct(weight). No gradient."""
+    """Cast of weights to float32 or float16, rounded to nearest even: construct(weight). It has no gradient. On Ascend it is
+    MindSpore's Cast."""
 
     def __init__(self, dtype: ms.Type):
         super().__init__()

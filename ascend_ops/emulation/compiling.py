@@ -13,7 +13,7 @@ FOLDERS = ("emulation", "op_host", "op_kernel")
 
 
 def compile_harness(source: str, macros: dict[str, str], project: Path = PROJECT, folder: Path | None = None) -> Path:
-    """Compile `emulation/<source>` of `project`, with the sources that it includes, to a shared library, and return its path.
+    """Compile the C++ file `emulation/<source>` of `project`, with what it includes, to a shared library, and return its path.
 
     macros: names and values to define. folder: where the library is kept; None: the folder of all compiled libraries
     (`library.cache_folder`).

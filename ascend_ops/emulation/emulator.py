@@ -25,13 +25,13 @@ DTYPES = {"float32": ("float", np.float32), "float16": ("half", np.float16), "bf
 
 
 class KernelError(Exception):
-    """Raised if a kernel breaks a rule of the hardware; the text begins with the rule in brackets (listed in machine.h)."""
+    """Error of an emulated kernel that breaks a rule of the hardware; it begins with the rule's name in brackets (machine.h)."""
 
 
 def compile_emulator(chip: str, dtype: str, project: Path = PROJECT, folder: Path | None = None) -> Path:
     """Compile the kernels of `project` for a chip ("910A", "910B") and dtype to a shared library.
 
-    folder: as in `compile_harness`. Raises BuildError for features that the chip lacks.
+    folder: where the library is kept; None: the folder of all compiled libraries. Raises BuildError for features the chip lacks.
     """
     return compile_harness("harness.cpp", {**CHIPS[chip], "DTYPE": DTYPES[dtype][0]}, project, folder)
 
@@ -55,6 +55,7 @@ class Emulator:
     def expert_dispatch(
         self, x_TH: np.ndarray, order_M: np.ndarray, *, cores: int | None = None, reverse: bool = False
     ) -> np.ndarray:
+        """Return what `ExpertDispatch` returns: M rows [M, H]."""
         return self._run("ExpertDispatch", x_TH, order_M, None, cores, reverse=reverse)
 
     def expert_combine(
@@ -66,6 +67,7 @@ class Emulator:
         cores: int | None = None,
         reverse: bool = False,
     ) -> np.ndarray:
+        """Return what `ExpertCombine` returns for M rows of experts: [T, H]."""
         return self._run("ExpertCombine", rows_MH, inverse_T, residual_TH, cores, reverse=reverse)
 
     def last_rows(
@@ -79,16 +81,17 @@ class Emulator:
         *,
         cores: int | None = None,
     ) -> np.ndarray:
-        """Return the last `rows` = N rows of an output [M, H] that may be larger than this machine's memory; only the last block
-        runs.
+        """Run only the last block of operator `op`, and return the last N rows (`rows`) of its output [M, H]. Its tensors may be
+        larger than this machine's memory.
 
-        source: its last R rows of `source_rows`; residual: its last N rows. The rows before them are addresses without memory: a
+        source: the last R of `source_rows` rows. residual: its last N rows. The rows before them are addresses without memory: a
         transfer there is checked against the bounds of its tensor, and moves nothing.
         """
         return self._run(op, source_RH, index_M, residual_NH, cores, source_rows=source_rows, rows=rows)
 
     def transfers(self, kind: str) -> np.ndarray:
-        """Return the bytes of each global memory transfer of the last call. kind: "load", "store", or "scalar" (one read value)."""
+        """Return the size in bytes of each transfer of a kind between global memory and cores in the last call. kind: "load",
+        "store", or "scalar" (one value is read)."""
         number = ("load", "store", "scalar").index(kind)
         count = self.library.transfers(number, None, ctypes.c_int64(0))
         sizes = np.zeros(count, np.int64)

@@ -26,12 +26,12 @@ from pangu_sigma.parallel.layout import active_entries, dispatch_layout
 
 
 class ActiveExperts(nn.Cell):
-    """Loss of the Ascend step's network, with the active experts of all ranks as parameters. Each step overwrites them.
+    """Network of the Ascend step and its loss. The active experts of all ranks are its parameters, which each step overwrites.
+    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> loss scale · loss of each block [M]
+        plans: for each name of `inputs.plan_arrays`, its arrays of all RRE layers. Other inputs: as in `NextTokenLoss`.
 
-    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> scale · loss of each block [M]
-        plans: the arrays that `inputs.plan_arrays` names, each once for every RRE layer.
-    scale: the loss scale. It is a parameter, because inputs of the network are cut into micro-batches, and has one axis, because
-        MindSpore 2.9 crashes on a network with a scalar parameter.
+    The loss scale is a parameter, because inputs of the network are cut into micro-batches, and has one axis, because MindSpore
+    2.9 crashes on a network with a scalar parameter.
     """
 
     def __init__(self, config: Config, loss: NextTokenLoss):
@@ -58,7 +58,7 @@ class ActiveExperts(nn.Cell):
         return self.multiply(loss_M, self.scale)
 
     def by_layer(self, plans):
-        """Group the plan arrays by RRE layer. Returns order, inverse and ends (None unless dropless), tuples over layers."""
+        """Group the plan arrays of `construct`: return order, inverse and ends (None unless dropless), tuples over RRE layers."""
         order: tuple = ()
         inverse: tuple = ()
         ends: tuple = ()
@@ -72,8 +72,8 @@ class ActiveExperts(nn.Cell):
 
 
 class FetchExperts(nn.Cell):
-    """Copy of the active experts' weights from the host store to the NPU. Their row numbers in the store are in `StepSettings`,
-    which the host sets before each step."""
+    """Cell that copies the weights of a step's active experts from host memory to the NPU. The host writes the row numbers of
+    these experts in its store into `StepSettings` before each step."""
 
     def __init__(self, store: HostStore, settings: StepSettings, buffers: list[Parameter]):
         """buffers: the NPU's buffers; for each layer of the store, one for each tensor of FFN_TENSORS."""
@@ -105,12 +105,13 @@ def _buffers(config: Config) -> list[Parameter]:
 
 
 class RankTier(HostTier):
-    """Host memory of an Ascend rank's experts, zeros until `fill`. MindSpore allocates it to run a graph, not to compile one."""
+    """Storage of an Ascend rank's experts in host memory. MindSpore allocates the memory to run a graph, not to compile one."""
 
     def __init__(self) -> None:
         self._made: dict[str, Parameter] = {}
 
     def parameter(self, spec: ArraySpec) -> Parameter:
+        """Create the parameter of an array, of zeros until `fill` draws its initial values."""
         zeros = initializer(Zero(), spec.shape, getattr(ms, spec.dtype))
         parameter = Parameter(zeros, name=spec.key, requires_grad=False)
         parameter.weight_decays = spec.decay

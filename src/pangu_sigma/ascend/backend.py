@@ -54,11 +54,12 @@ class AscendBackend(Backend):
     def take_step(
         self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
     ) -> StepResult:
+        """Take one training step. rate: learning rate. fed: batch and experts. limit_D: unused, see `check_ascend`."""
         loss_M, norm, applied, scale = built.step.take(rate, fed.batch)
         return StepResult((loss_M,), norm, applied, scale)
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
-        """Return True if this rank's losses are counted: it is in the last stage, the first of its tensor group."""
+        """Return True if this rank adds its losses to the total: if it is the first of a tensor group in the last stage."""
         at = Layout(config.parallel).coordinates(ranks.rank)
         return at.tensor == 0 and at.stage == config.parallel.stages - 1
 

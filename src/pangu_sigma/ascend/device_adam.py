@@ -13,8 +13,8 @@ from pangu_sigma.model.declare import has_weight_decay
 class DeviceAdam(nn.Cell):
     """AdamW of the dense parameters on the NPU, with their moments and step count.
 
-    MindSpore's fused operator has no bias correction. Corrected rate, ε and decay give the same update: lr · c · m / (√v + ε·√(1 −
-    β2ᵗ)) with c = √(1 − β2ᵗ) / (1 − β1ᵗ).
+    MindSpore's fused operator has no bias correction, so it gets a corrected rate, ε and decay, with which it makes the same
+    update: lr · c · m / (√v + ε·√(1 − β2ᵗ)) with c = √(1 − β2ᵗ) / (1 − β1ᵗ).
     """
 
     def __init__(self, config: Config, parameters: list[Parameter]):
@@ -29,6 +29,8 @@ class DeviceAdam(nn.Cell):
         self.map = ops.HyperMap()  # for MindSpore: a loop would become hundreds of nested calls
 
     def update(self, grads, lr, grad_scale, applied):
+        """Update the parameters in place, and return tensors that depend on it. lr: learning rate. grad_scale: factor for the
+        gradients. applied: 1.0, or 0.0 to change nothing."""
         counted = ops.assign(self.step, self.step + ops.cast(applied, ms.int32))
         step = ops.reshape(ops.cast(counted, ms.float32), ())
         power1, power2 = ops.pow(self.beta1, ops.maximum(step, 1.0)), ops.pow(self.beta2, ops.maximum(step, 1.0))

@@ -38,12 +38,11 @@ from pangu_sigma.rre.experts import ActivatedFFN, Experts
 
 
 def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: bool) -> Experts:
-    """Return the Ascend cells that dispatch rows, compute experts and combine, in the layout `dropless`.
+    """Return the three cells of an RRE layer on Ascend, dispatch, FFN and combine, for the layout `dropless`.
 
-    hidden: hidden width H. cann: True to gather rows with CANN's operator, False with ours.
-
-    For P expert ranks and W rows to multiply, `order` is (order_T, arrive_W, sent_P, taken_P), `inverse` is (inverse_T, leave_W),
-    as in `ExchangePlan`. `ends_A`, the row after the last row of each expert, takes the place of the offsets.
+    groups: communication groups of this rank. hidden: hidden width H. cann: True to gather rows with CANN's operator, False with
+    ours. In the arguments of the cells, `order` is (order_T, arrive_W, sent_P, taken_P) and `inverse` is (inverse_T, leave_W) of
+    an `ExchangePlan`; `ends_A`, the row after the last row of each expert, replaces the offsets.
     """
     travels = groups.size("expert") > 1
     there, back = (AllToAllV(groups, hidden) if travels else None for _ in range(2))
@@ -53,7 +52,8 @@ def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: 
 def on_one_rank(cell: nn.Cell, shape: Callable) -> ops.Morph:
     """Wrap a cell as a Morph: an operator of the graph of all ranks that runs the cell on each rank's slices.
 
-    shape: function from the inputs' shapes to the output's, all for all ranks together. The output has the first input's dtype.
+    shape: function from the shapes of the inputs to the shape of the output; a shape here is that of all ranks' slices together.
+    The output has the first input's dtype.
     """
     return ops.Morph(cell.construct, shape, _dtype_of_first).add_prim_attr("self_define_shard", True)
 
@@ -75,11 +75,10 @@ def _dtype_of_first(first, *rest):
 
 
 class DroplessDispatch(nn.Cell):
-    """Ascend dispatch, dropless layout. construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH
-
-    order, inverse: sort by expert and back. sent, taken: number of rows to and from each of P expert ranks. arrive, leave: place
-    of each of the W rows that this rank's experts multiply among those that arrived, and back.
-    """
+    """Dispatch cell of an RRE layer on Ascend, dropless layout: sends the rows of a rank's tokens to the ranks of their experts.
+    construct(x_TH, (order_T, arrive_W, sent_P, taken_P), (inverse_T, leave_W)) -> rows_WH, the W rows that this rank's experts
+    multiply. order: token of each row sorted by expert; inverse: row of each token. sent, taken: number of rows to, and from, each
+    of P expert ranks. arrive: the row that arrived for each of the W; leave: its inverse."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         """travel: all-to-all of the expert group; None if a rank has all experts of its tokens. cann: True for CANN's gather."""
@@ -94,10 +93,9 @@ class DroplessDispatch(nn.Cell):
 
 
 class DroplessCombine(nn.Cell):
-    """Ascend combine, dropless layout. construct(rows_WH, inverse, order, residual_TH) -> [T, H]
-
-    rows: outputs of the W rows that this rank's experts multiplied. inverse, order: the pairs of indices of `DroplessDispatch`.
-    """
+    """Combine cell of an RRE layer on Ascend, dropless layout: sends the outputs of experts back to the ranks of their tokens, and
+    adds the residual. construct(rows_WH, inverse, order, residual_TH) -> [T, H]. rows: outputs for the W rows that this rank's
+    experts multiplied. inverse, order: the tuples of indices that `DroplessDispatch` takes."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         """travel: all-to-all of the expert group; None if a rank has all experts of its tokens. cann: True for CANN's gather."""
@@ -113,10 +111,8 @@ class DroplessCombine(nn.Cell):
 
 
 class DroplessFFN(nn.Cell):
-    """Ascend expert FFN, dropless. construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> rows of outputs [W, H]
-
-    W: rows that a rank's experts multiply, sorted by expert. ends: the row after the last row of each expert.
-    """
+    """Expert FFN of an RRE layer on Ascend, dropless layout: construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> outputs
+    [W, H] of the W rows, which are sorted by expert. ends: the row after the last row of each expert."""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__()
@@ -128,8 +124,9 @@ class DroplessFFN(nn.Cell):
 
 
 class LocalDispatch(nn.Cell):
-    """One rank's part of `DroplessDispatch`, whose arguments it has: sends h of the H columns of the rank's tokens to the ranks of
-    their experts, and returns the rows that arrive, [W, h], sorted by expert."""
+    """Cell inside `DroplessDispatch` that computes on the slices of one rank: sends h of the H columns of the rank's tokens to the
+    P ranks of the expert group, and returns the W rows that arrive for its own experts, [W, h], sorted by expert. The arguments
+    are those of `DroplessDispatch`."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()
@@ -144,8 +141,9 @@ class LocalDispatch(nn.Cell):
 
 
 class LocalCombine(nn.Cell):
-    """One rank's part of `DroplessCombine`: sends h of the H columns of its experts' outputs back to the ranks of their tokens, and
-    returns the rows of its own tokens, [T, h]."""
+    """Cell inside `DroplessCombine` that computes on the slices of one rank: sends h of the H columns of its experts' outputs, W
+    rows, back to the P ranks of the expert group, and returns the rows of its own tokens, [T, h]. Indices: as in
+    `DroplessDispatch`."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()
@@ -160,8 +158,8 @@ class LocalCombine(nn.Cell):
 
 
 class LocalFFN(ActivatedFFN):
-    """Expert FFN on one rank's slices of the active experts' weights, inside `DroplessFFN`. Outputs are
-    summed over the tensor group, which divides F."""
+    """Cell inside `DroplessFFN`, whose arguments it has, that computes on the slices of weights that one rank holds. It sums its
+    outputs over the tensor group, whose ranks divide F."""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__(activation)
@@ -178,7 +176,7 @@ class LocalFFN(ActivatedFFN):
         return out_WH if self.sum_of_parts is None else self.sum_of_parts(out_WH)
 
     def product(self, x, w, ends):
-        """Multiply the rows of each expert by the expert's matrix. ends: row after the last row of each expert."""
+        """Multiply the rows of x by the matrices of their experts, [A, in, out]. ends: row after the last row of each expert."""
         return self.grouped([x], [w], None, None, None, None, None, ends)[0]
 
 
@@ -189,10 +187,8 @@ def grouped_matmul() -> ops.Primitive:
 
 class AllToAllV(nn.Cell):
     """All-to-all of rows among the P ranks of an expert group, with a different number of rows for each rank (AlltoAllV).
-
-    construct(rows, out_P, in_P) -> rows in the order of their senders; out_P rows go to each rank, in_P come from each. Rows after
-    the last one sent are not read. The gradient goes the way back.
-    """
+    construct(rows, out_P, in_P) -> the rows that arrive, in the order of their senders. out, in: number of rows that go to each
+    rank, and that come from each. `rows` may have more than are sent; the gradient goes the way back."""
 
     def __init__(self, groups: Groups, hidden: int):
         super().__init__()
@@ -207,7 +203,7 @@ class AllToAllV(nn.Cell):
         return self.exchange(dout, in_P, out_P), F.zeros_like(out_P), F.zeros_like(in_P)
 
     def exchange(self, rows, out_P, in_P):
-        """Send rows to the ranks of the expert group, and return the rows that arrive. The graph does not know their number."""
+        """Return what `construct` describes. How many rows arrive is not known when the graph is compiled."""
         hidden = F.shape(rows)[-1]
         sizes_out = self.to_host(F.cast(out_P, ms.int64), "CPU", True)
         sizes_in = self.to_host(F.cast(in_P, ms.int64), "CPU", True)

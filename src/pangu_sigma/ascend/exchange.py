@@ -24,10 +24,10 @@ from pangu_sigma.rre.experts import Experts, PaddedFFN
 
 
 def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activation) -> Experts:
-    """Return the Ascend cells that dispatch rows to experts and combine, in the layout `compacted` of rre/capacity.py.
+    """Return the three cells of an RRE layer on Ascend, dispatch, FFN and combine, for the layout `compacted`.
 
-    entries: A. The cells take two pairs of indices from an `ExchangePlan`: (order_R, arrive_W) as `order`, and (inverse_T,
-    leave_R) as `inverse`. A rank sends R rows, and its experts multiply W rows.
+    entries: length A of a rank's active list. In the arguments of the cells, `order` is (order_R, arrive_W) and `inverse` is
+    (inverse_T, leave_R) of an `ExchangePlan`. A rank sends R rows, and its experts multiply W rows.
     """
     return Experts(CompactedDispatch(parallel, entries), PaddedFFN(activation), CompactedCombine(parallel, entries))
 
@@ -37,8 +37,9 @@ class ColumnGather(Gather):
 
 
 class CompactedDispatch(nn.Cell):
-    """Ascend dispatch, compacted layout. construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> rows [G·P·A, D·W/A, H]
-    for G groups, P expert ranks and D data replicas; a rank sends R rows, and its experts multiply W rows."""
+    """Dispatch cell of an RRE layer on Ascend, compacted layout: sends the rows of tokens to the ranks of their experts.
+    construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> rows [G·P·A, D·W/A, H] for G groups, P expert ranks and D data
+    replicas. A rank sends R rows, and its experts multiply W rows. The indices are fields of an `ExchangePlan`."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -51,7 +52,8 @@ class CompactedDispatch(nn.Cell):
 
 
 class CompactedCombine(nn.Cell):
-    """Ascend combine of the rows that `CompactedDispatch` returns. construct(rows, inverse, order, residual_TH) -> [T, H]"""
+    """Combine cell of an RRE layer on Ascend, compacted layout: sends the experts' outputs back to the ranks of their tokens, and
+    adds the residual. construct(rows, inverse, order, residual_TH) -> [T, H], with the indices of `CompactedDispatch`."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -64,10 +66,9 @@ class CompactedCombine(nn.Cell):
 
 
 class ToExperts(nn.Cell):
-    """Exchange of rows to the ranks of their experts. construct(rows_RH, arrive_W, leave_R) -> as `CompactedDispatch`
-
-    A rank sends R rows, and its experts multiply W rows. arrive: the sent row at each of the W; leave: the way back.
-    """
+    """Cell inside `CompactedDispatch` that sends rows to the ranks of their experts: construct(rows_RH, arrive_W, leave_R) -> the
+    rows that `CompactedDispatch` returns. A rank sends R rows, and its experts multiply W rows. arrive: the sent row that becomes
+    each of the W rows; leave: its inverse."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -88,10 +89,8 @@ class ToExperts(nn.Cell):
 
 
 class ToTokens(nn.Cell):
-    """Exchange of rows back to the ranks of their tokens. construct(rows of `ToExperts`, leave_R, arrive_W) -> rows_RH
-
-    R, W, arrive and leave: as in `ToExperts`.
-    """
+    """Cell inside `CompactedCombine` that sends rows back to the ranks of their tokens: construct(rows, leave_R, arrive_W) ->
+    rows_RH. rows: in the shape that `ToExperts` returns. R, W, arrive and leave: as in `ToExperts`."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()

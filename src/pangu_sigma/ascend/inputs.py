@@ -18,7 +18,7 @@ from pangu_sigma.parallel.layout import (
 
 
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
-    """Return the parallel strategy of each input of the Ascend step: batch arrays are cut by sequence, plans by rank."""
+    """Return the number of slices along each axis of each input of the Ascend step: MindSpore's parallel strategies."""
     ranks = config.parallel.stage_ranks // config.parallel.tensor
     by_row, by_rank = (ranks, 1), (ranks,)
     batch = (by_row, by_row, by_row, by_rank, by_row, by_row)
@@ -41,7 +41,8 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
 
 
 def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
-    """Return the Ascend step's inputs, micro-batches concatenated. batch: the rank's sequences, planned in an Ascend layout."""
+    """Return a batch as the inputs of the Ascend step, its micro-batches concatenated. batch: sequences of this rank, with routing
+    plans in an Ascend layout."""
     a, layers = batch.arrays(), range(config.model.rre_layers)  # a batch for a dense model has plans of zeros
     arrays = (a.rows_GBS, a.positions_GBS, a.documents_GBS, a.slots_GM, a.labels_GBS, a.weights_GBS)
     plans = [np.stack([getattr(plan, name) for plan in batch.plan.plans]) for name in plan_arrays(config) if layers]
@@ -62,7 +63,7 @@ def plan_arrays(config: Config) -> dict[str, int]:
 
 
 class StepSettings(nn.Cell):
-    """Settings of an Ascend step that the network does not read: the learning rate, and the active experts of the rank.
+    """Settings of an Ascend step that the network does not read: learning rate, active experts of the rank, whether it learns.
 
     They are parameters and not inputs, because auto-parallel wants every input of the step to be one of the network.
     """
@@ -77,7 +78,7 @@ class StepSettings(nn.Cell):
         self.used = _host_table("used", len(layers), entries + 1)
 
     def write(self, rate: float, batch: Batch, learns: float) -> None:
-        """Write the settings of the next step, which takes `batch`. learns: 1.0, or 0.0 to update nothing."""
+        """Write the settings of the next step, which takes `batch`. rate: learning rate. learns: 1.0, or 0.0 to update nothing."""
         arrays = batch.arrays()
         self.rate.set_data(Tensor(rate, ms.float32))
         self.learns.set_data(Tensor(learns, ms.float32))

@@ -17,10 +17,8 @@ from pangu_sigma.config import Config, ParallelConfig
 
 
 class MicroBatches(nn.Cell):
-    """Network of the Ascend step, run on each micro-batch: construct(*inputs) -> sum of the network's results.
-
-    Inputs have one axis or two; the first is cut into micro-batches.
-    """
+    """Network of the Ascend step, run on each micro-batch: construct(*inputs) -> sum of the network's results. Inputs have one axis
+    or two; the first is cut into micro-batches."""
 
     def __init__(self, network: nn.Cell, count: int, parallel: ParallelConfig):
         super().__init__(auto_prefix=False)
@@ -48,9 +46,8 @@ class MicroBatches(nn.Cell):
 
 class GradientAccumulation(nn.Cell):
     """Loss and gradients of the Ascend step over all micro-batches of an update.
-
     construct(scale, *inputs) -> (scale · loss of each block, gradients of this stage's weights, gradients of other stages' weights)
-    """
+    scale: the loss scale. inputs: the inputs of the step."""
 
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):
         """network: cell that returns the loss times its parameter `scale`.

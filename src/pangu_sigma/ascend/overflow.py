@@ -23,8 +23,8 @@ INFINITY = ("ascend910b", "ascend910_93", "ascend950")
 
 
 def saturates(chip: Chip) -> bool:
-    """Return True if the NPU saturates on overflow instead of giving infinity. chip: the configured chip, used if MindSpore names
-    none, as when it only compiles."""
+    """Return True if the NPU saturates on overflow instead of giving infinity. chip: the configured chip, which decides if
+    MindSpore names none, because it only compiles."""
     if ms.get_context("device_target") != "Ascend":
         return False
     named = MSContext.get_instance().get_ascend_soc_version()
@@ -33,10 +33,8 @@ def saturates(chip: Chip) -> bool:
 
 
 class OverflowFlag(nn.Cell):
-    """Overflow flag of a rank's NPU: reads the flag, then clears it.
-
-    construct(after) -> float32 (), above 0 if any operator before the tensor `after` overflowed on this rank since the last call.
-    """
+    """Cell that reads the overflow flag of a rank's NPU, then clears it. construct(after) -> float32 (), above 0 if since the last
+    call an operator overflowed on this rank. The flag is read after the tensor `after` has been computed."""
 
     def __init__(self):
         super().__init__()
@@ -52,10 +50,8 @@ class OverflowFlag(nn.Cell):
 
 class OverflowCheck(nn.Cell):
     """Global gradient norm of an Ascend step, and whether all gradients are finite.
-
     construct(grads, scale, sent_back) -> (norm without the loss scale, 1.0 if no gradient overflowed on any rank, else 0.0)
-        sent_back: gradients that go to another stage. They are checked for overflow, but not in the norm.
-    """
+    scale: the loss scale. sent_back: gradients that go to another stage; they are checked for overflow, but not in the norm."""
 
     def __init__(self, weights: list[Parameter], parallel: ParallelConfig):
         """weights: the weights whose gradients are checked, marked by `sharding.mark_slices`."""

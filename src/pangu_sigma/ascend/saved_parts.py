@@ -20,7 +20,8 @@ SPLIT_BY_FFN = ("w1", "b1", "w2")
 def parameter_parts(
     shards: Shards, store: ExpertStore, parallel: ParallelConfig, rank: int
 ) -> Iterator[tuple[str, str, Parameter, Part]]:
-    """Yield (shard, name, parameter, part) for every array of a checkpoint. part: slice of the whole array that this rank holds."""
+    """Yield (shard, array's name, parameter, part) for every array of a checkpoint on Ascend ranks. part: the slice of the whole
+    array that `rank` holds, in the parameter."""
     assert isinstance(store, HostStore)
     for shard, parameters in shards.items():
         for name, parameter in parameters.items():
@@ -40,7 +41,7 @@ def dense_of(shards: Shards, name: str) -> Parameter | None:
 
 
 def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Part:
-    """Return the part of a dense parameter, or of its moments, that a rank holds, from the attributes of `mark_slices`."""
+    """Return the part of a dense parameter, or of its Adam moments, that a rank holds, as `mark_slices` recorded it."""
     rank %= parallel.stage_ranks
     whole, held = parameter.whole_shape, list(parameter.slice_shape)
     offset = [rank % parallel.tensor * size if size < full else 0 for size, full in zip(held, whole, strict=True)]
@@ -54,7 +55,8 @@ def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Par
 def expert_part(
     shape: tuple[int, ...], held: np.ndarray, experts: int, name: str, parallel: ParallelConfig, rank: int
 ) -> Part:
-    """Return the part of an expert array [experts, …] that a rank holds: rows of the experts `held`, and its FFN columns."""
+    """Return the part of an expert array [experts, …] that a rank holds: rows of the experts `held`, and the FFN columns of the
+    rank. shape: shape on the rank. experts: number of experts of the whole array. name: the array's name."""
     columns = parallel.tensor if name.split(".")[0] in SPLIT_BY_FFN else 1
     rest = (shape[1] * columns, *shape[2:]) if len(shape) > 1 else ()
     rows = Part.of_rows((experts, *rest), held).rows
@@ -63,7 +65,8 @@ def expert_part(
 
 
 def writes_part(parameter: Parameter | None, shard: str, name: str, parallel: ParallelConfig, rank: int) -> bool:
-    """Return True if this rank, the first that holds the part, writes it to the checkpoint. parameter: as `dense_of` returns."""
+    """Return True if `rank` writes its part of the array `name` of a shard to the checkpoint: the first of the ranks with the same
+    part does. parameter: the array's dense weight, as `dense_of` returns it."""
     at, columns = Layout(parallel).coordinates(rank), name.split(".")[0] in SPLIT_BY_FFN
     if shard.startswith(EXPERTS):
         return at.data == 0 and (columns or at.tensor == 0)

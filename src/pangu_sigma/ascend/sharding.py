@@ -162,7 +162,8 @@ EXPERT_TENSORS = {"w1": ("up", 1), "b1": ("add_up", 1), "w2": ("down", 1), "b2":
 
 
 def apply_strategies(network: ActiveExperts, config: Config) -> None:
-    """Set the strategy of every operator of the network and its loss, the cut of every parameter, and the stage of every cell.
+    """Set MindSpore's parallel strategy of every operator of the network and its loss; mark how ranks cut every parameter, and the
+    pipeline stage of every cell.
 
     Raises ConfigError for an operator or a parameter without an entry in the tables, naming its cell.
     """
@@ -194,9 +195,9 @@ def apply_strategies(network: ActiveExperts, config: Config) -> None:
 def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
     """Return the cells that run on the ranks of a pipeline stage.
 
-    Operators outside of these cells follow their inputs; the attention mask, which has no input from another stage, is made on all
-    stages. The cells are parts of layers, never whole layers: MindSpore 2.9 fails if a tensor that a stage receives goes into a
-    cell with an operator inside that has a gradient rule of ours.
+    Operators outside of these cells run on the stages of their inputs; the attention mask, which has no input from another stage,
+    is made on all stages. The cells are parts of layers and never whole layers, because MindSpore 2.9 fails if a tensor that a
+    stage receives goes into a cell with an operator whose gradient rule is ours.
     """
     cells: list[nn.Cell] = [network.embed] if stage == 0 else []
     for layer in (network.layers[i] for i in layers_of_stage(config, stage)):
@@ -226,7 +227,8 @@ def _divides(parameter: Parameter, name: str, parallel: ParallelConfig) -> bool:
 
 
 def mark_slices(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
-    """Record on a parameter, as attributes, how ranks divide it. axes: strategy symbol of each axis. divide: True to allow ZeRO.
+    """Record on a parameter, as attributes, how ranks divide it. axes: for each axis, the ranks that cut it, as a symbol of the
+    tables in this file (1: it is whole). divide: True to allow ZeRO, which divides Adam's state further. The attributes:
 
     whole_shape: shape in the whole model.
     slice_shape: shape of the slice that one rank computes with.

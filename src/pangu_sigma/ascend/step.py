@@ -50,7 +50,6 @@ from pangu_sigma.rre.experts import Experts
 
 class AscendStep(nn.Cell):
     """Training step of one Ascend rank: forward pass, backward pass and update.
-
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of train/step.py
         The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`). Losses are summed over micro-batches,
@@ -92,12 +91,12 @@ class AscendStep(nn.Cell):
         return ops.depend((scaled_M / scale, norm, applied, scale), done)
 
     def take(self, rate: float, batch: Batch) -> tuple[Tensor, ...]:
-        """Run one step on the rank's share of a batch. rate: learning rate."""
+        """Run one step on the rank's share of a batch, and return the result of `construct`. rate: learning rate."""
         self.tell(rate, batch)
         return self(*map(as_tensor, inputs_of(batch, self.config)))
 
     def of(self, batch: Batch) -> np.ndarray:
-        """Return the weighted loss of each block (sequences of one domain) of the rank, by the training graph without an update.
+        """Return the weighted loss of each block (sequences of one domain) of the rank. The training graph runs without updating.
 
         A graph for losses alone would need another compilation, and auto-parallel would shard its operators outside the network.
         """
@@ -109,7 +108,7 @@ class AscendStep(nn.Cell):
         self.settings.write(rate, batch, learns)
 
     def fill(self, seed: int) -> None:
-        """Initialise the experts from a seed; the values do not depend on the number of stages, groups and expert ranks."""
+        """Draw the experts' initial values from a seed; they do not depend on the number of stages, groups and expert ranks."""
         parallel = self.config.parallel
         if parallel.tensor > 1:  # each tensor rank draws its own columns
             ms.set_seed(seed + 1 + Layout(parallel).coordinates(self.rank).tensor)
@@ -120,10 +119,8 @@ class AscendStep(nn.Cell):
 
 class Update(nn.Cell):
     """Optimizer update of an Ascend rank: Adam of its dense parameters and its experts, and the loss scale.
-
     construct(grads, norm, finite, scale) -> (1.0 if the update was applied, else 0.0; a value that is computed after all updates)
-        finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale in the gradients.
-    """
+    norm: global gradient norm, without the loss scale. finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale."""
 
     def __init__(self, config: Config, dense: DeviceAdam, store: HostStore, scale: LossScale, settings: StepSettings):
         super().__init__(auto_prefix=False)

@@ -14,7 +14,8 @@ from pangu_sigma.parallel.layout import dispatch_layout
 
 
 def check_ascend(config: Config) -> None:
-    """Raise ConfigError if the Ascend step does not support the configuration. `plan` also takes dropout and any ecss.store."""
+    """Raise ConfigError if the Ascend step does not support the configuration. `pangu-sigma plan` prints the error and, unless it
+    comes from `check_layout`, plans the configuration all the same."""
     check_layout(config)
     if config.model.dropout > 0:
         raise ConfigError(

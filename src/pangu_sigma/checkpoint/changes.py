@@ -71,7 +71,7 @@ def rule_of(key: str) -> Rule:
 
 
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """Flatten a configuration tree: return key path, such as train.optimizer.beta1 → value."""
+    """Flatten a configuration tree: return key path, such as train.optimizer.beta1 → value. path: key path of the tree itself."""
     if not isinstance(tree, dict | list):
         return {path: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)

@@ -18,7 +18,7 @@ Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
 def compose(config: Config, find: Find) -> Files:
     """Return the files of a checkpoint of `config` in one process, with the names, shapes and dtypes that training saves.
 
-    find: returns the weights, and existing Adam state and loss scale; missing state is that of a new run.
+    find: function from (shard, name, shape) to the array, or to None for Adam state and loss scale that are to be as in a new run.
     """
     from pangu_sigma.ecss.store import array_specs
 

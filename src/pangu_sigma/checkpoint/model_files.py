@@ -54,7 +54,7 @@ def write_model_files(folder: Path, config: Config, tokenizer: Path, table: Rout
 
 
 def seal_model_files(folder: Path, facts: dict[str, Any], others: Iterable[str] = ()) -> None:
-    """Write seal.json, hashes of tokenizer, routing tables and `others`, names of files, of a folder. facts: its other contents."""
+    """Write a folder's seal.json: the hashes of its tokenizer, its routing tables and its files named in `others`, and `facts`."""
     tokenizer = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
     seal_folder(folder, [*tokenizer, ROUTING_FILE, *others], {"format": FILES_FORMAT, **facts})
 
@@ -98,19 +98,21 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
 
 
 def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:
-    """Read tokenizer and routing tables of a folder. fix: advice for damage. Raises DamagedFile, or DataError for the tokenizer."""
+    """Read tokenizer and routing tables of a run folder or an export. Arguments and errors: see `read_tokenizer`, `read_table`."""
     table = read_table(folder, fix)
     return read_tokenizer(folder, fix), table
 
 
 def read_tokenizer(folder: Path, fix: str) -> Tokenizer:
-    """Read the tokenizer of a folder, verified by the hashes in seal.json. Raises DamagedFile or DataError."""
+    """Read the tokenizer of a run folder or an export, verified by the hashes in seal.json. fix: advice to the user if it is
+    damaged, for the message. Raises DamagedFile or DataError."""
     check_folder(folder, fix, f"{TOKENIZER_FOLDER}/")
     return Tokenizer.load(folder / TOKENIZER_FOLDER)
 
 
 def read_table(folder: Path, fix: str) -> RoutingTable:
-    """Read the routing tables of a folder, verified by the hashes in seal.json. Raises DamagedFile."""
+    """Read the routing tables of a run folder or an export, verified by the hashes in seal.json. fix: advice to the user if they
+    are damaged, for the message. Raises DamagedFile."""
     check_folder(folder, fix, ROUTING_FILE)
     try:
         return RoutingTable.load(folder / ROUTING_FILE)

@@ -16,7 +16,8 @@ Content = bytes | memoryview
 
 
 class Field(NamedTuple):
-    """Field of a protobuf message. number: its tag. way: wire type. value: integer, or length in bytes. begin, end: its bytes."""
+    """Field of a protobuf message of a MindSpore checkpoint file. number: field number. way: wire type. value:
+    integer, or length in bytes. begin, end: its bytes in the content."""
 
     number: int
     way: int
@@ -41,7 +42,7 @@ def varint(content: Content, at: int, end: int) -> tuple[int, int]:
 
 
 def field_at(content: Content, at: int, end: int, whole: int) -> Field:
-    """Read the protobuf field at a position. end: end of the available content. whole: end of the message, which may be later.
+    """Read the protobuf field at position `at`. end: end of the available content. whole: end of the message, which may be later.
 
     Raises ValueError for a field that ends outside of the message, or has an unknown wire type.
     """

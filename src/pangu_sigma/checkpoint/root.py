@@ -72,7 +72,8 @@ def candidates(root: Path) -> list[Path]:
 
 
 def make_latest(unfinished: Path, target: Path) -> None:
-    """Make a save the newest checkpoint: write NEXT_LATEST, which shows a kill, rename the folder to `target`, then to LATEST."""
+    """Make the folder of a complete save the newest checkpoint, in this order: write its name to NEXT_LATEST, by which a killed
+    save is recognised; rename the folder `unfinished` to `target`; rename NEXT_LATEST to LATEST."""
     root = target.parent
     note = root / NEXT_LATEST
     note.write_text(f"{target.name}\n", encoding="utf-8")

@@ -36,7 +36,9 @@ WAY_BACK_OF_CONFIG = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Open run folder of a run. data_hash: content hash of the prepared text that training reads; None without training."""
+    """Folder of a run, with what was read from it when it was opened: configuration, tokenizer and routing table. checkpoints: path
+    of the folder of its checkpoints. identity: what the checkpoints of this run belong to. data_hash: content hash of the prepared
+    text that training reads; None without training."""
 
     path: Path
     config: Config
@@ -104,7 +106,7 @@ def one_writer(path: Path, required: bool = True, ranks: Ranks = SINGLE_PROCESS)
 
 @contextmanager
 def name_unwritable(path: Path) -> Iterator[None]:
-    """Turn an OSError in a `with` statement that writes to the run folder `path` into a ConfigError with file and fix."""
+    """Turn an OSError in a `with` statement that writes to the run folder `path` into a ConfigError that names file and fix."""
     try:
         yield
     except OSError as error:
@@ -115,5 +117,5 @@ def name_unwritable(path: Path) -> Iterator[None]:
 
 
 def way_back(path: Path) -> str:
-    """Return the advice to the user for a damaged file of a run folder, other than config.yaml."""
+    """Return advice to the user on how to restore a damaged file of a run folder, other than config.yaml."""
     return f"`pangu-sigma train {path}` makes it again if data.path still gives the same"

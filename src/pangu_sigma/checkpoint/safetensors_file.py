@@ -136,7 +136,7 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def array_extents(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """Return dtype (in safetensors' names: "F32", …), shape, first byte and end of each array of a safetensors file, by name.
+    """Return (dtype in safetensors' names, such as "F32", shape, first byte, end) of each array of a safetensors file, by name.
 
     Raises DamagedArrays if the file does not fit its header.
     """

@@ -134,7 +134,7 @@ class Save:
         return written
 
     def abandon(self) -> None:
-        """Remove the directory that `begin` made; called instead of `gather`."""
+        """Give the save up: remove the directory that `begin` made. Called instead of `gather`."""
         if self._ranks.first:
             shutil.rmtree(self._unfinished, ignore_errors=True)
 

@@ -91,7 +91,7 @@ class Saver:
         self._writing = save, self._threads.submit(save.write, self._copy, lambda: None)
 
     def poll(self) -> None:
-        """Advance the pending checkpoint (written, renamed, complete) if all ranks are ready; called between training steps."""
+        """Advance the pending checkpoint to its next state (written, renamed, complete) if all ranks are ready. Call it often."""
         now = self._writing or self._finishing
         if now is not None and not self._ranks.any(not now[1].done()):
             self._go_on()

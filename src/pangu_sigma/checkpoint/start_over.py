@@ -40,9 +40,10 @@ def start_over(run: Path) -> None:
 
 
 def set_aside(run: Path) -> Path | None:
-    """Move checkpoints, metrics and reports of a run into a new run folder inside its own, and return it; None if there are none.
+    """Move checkpoints, metrics and reports of a run into a new folder inside its run folder, which becomes a run folder too, and
+    return that; None if there are none.
 
-    Checkpoints are moved first, so that an interrupted call has the run start at step 0 too.
+    Checkpoints are moved first, so that after an interrupted call the run also starts at step 0.
     """
     there = [name for name in _MOVED if (run / name).exists()]
     if not there:

@@ -94,7 +94,7 @@ def restore(
 
 
 def fill_from(checkpoint: Checkpoint, shards: Shards, parts: Parts) -> Iterator[tuple[Parameter, np.ndarray]]:
-    """Yield each parameter with its values in the checkpoint, for parameters in device memory. Raises CheckpointError."""
+    """Yield each parameter with its values in the checkpoint, which the caller copies to the device. Raises CheckpointError."""
     for parameter, part, saved, what in _matched(shards, checkpoint, parts):
         array = np.empty_like(parameter.asnumpy())
         _fill(array, part, saved, what)

@@ -15,7 +15,7 @@ from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 def build(
     config: Config, ranks: Ranks = SINGLE_PROCESS, tier: HostTier | None = None, dtype: ms.Type | None = None
 ) -> tuple[PanGuSigma, ExpertStore]:
-    """Build the network and the expert store of one rank, at their initial values, drawn in this order.
+    """Build the network and the expert store of one rank. The initial values of the network are drawn first, then the experts'.
 
     tier: storage of the experts' arrays; None for host memory.
     dtype: type that the network computes in; None for `train.compute_dtype`.

@@ -40,7 +40,7 @@ class PrefetchedExperts(NamedTuple):
     """Buffers of the next step's experts, in the same order and shapes."""
 
     def arguments(self) -> tuple[Any, ...]:
-        """Return the last arguments of `TrainStep`, in its order."""
+        """Return these tensors as the last arguments of the graph of `TrainStep`, in its order."""
         return self.next_NA, *self.experts, *self.buffers
 
 
@@ -163,7 +163,8 @@ class Prefetcher:
 
 
 def make_prefetcher(config: Config, store: ExpertStore, in_place: bool = True) -> Prefetcher | None:
-    """Make the prefetcher of a host store; None for other stores or without `ecss.prefetch`. in_place: as in `Prefetcher`."""
+    """Make the prefetcher of a host store; None for other stores or without `ecss.prefetch`. in_place: True to let the network read
+    experts in the store, without a copy, where it can."""
     if not isinstance(store, HostStore) or not store.layers or not config.ecss.prefetch:
         return None
     return Prefetcher(store, active_entries(config), in_place)

@@ -27,10 +27,9 @@ from pangu_sigma.parallel.layout import share_of
 
 
 class ExpertStore(nn.Cell):
-    """Weights and Adam state of the experts of a rank's RRE layers; the module's docstring describes the two kinds.
-
+    """Weights and Adam state of the experts of a rank's RRE layers: `HostStore` with ECSS, `DeviceStore` without.
     fetch(active_NA, brought) -> FFN_TENSORS of every layer, [A, …], in the network's dtype: arguments of `PanGuSigma`.
-    update(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> rows updated, float32 [1]; changes the store in place.
+    update(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> number of rows updated, float32 [1]; runs Adam in place.
     updated_rows(active_A, offsets_A1) -> the rows of a layer that `update` changes, as `AdamRows` takes them.
     brought, next_NA, copies: `PrefetchedExperts.experts`, `.next_NA` and `.buffers` of a `Prefetcher`; else (), None and ().
     """
@@ -61,6 +60,8 @@ class ExpertStore(nn.Cell):
         return {spec.name: parameter for spec, parameter in self._made if spec.layer == layer}
 
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
+        """Update experts in place by Adam, and return the number of updated rows, float32 [1]. grads: gradients of what `fetch`
+        returned. hyper: as `Hyper` returns. next_NA, copies: `PrefetchedExperts.next_NA` and `.buffers`, if there are any."""
         updated = 0.0
         for layer in range(self.layers):
             own = slice(layer * self.tensors, (layer + 1) * self.tensors)
@@ -91,6 +92,7 @@ class HostStore(ExpertStore):
         self.last = len(self.held) - 1
 
     def fetch(self, active_NA, brought=()):
+        """Return the weights of the active experts for the network, or `brought`, if a prefetcher has fetched them already."""
         if brought:
             return brought
         # unused entries hold K: they read some row, and nobody reads theirs
@@ -102,7 +104,7 @@ class HostStore(ExpertStore):
         return fetched
 
     def updated_rows(self, active_A, offsets_A1):
-        """Return the row numbers of the experts that the step updates, those that the plan activated, and their token offsets."""
+        """Return the arguments unchanged, because only active experts are updated: their row numbers, and their token offsets."""
         return active_A, offsets_A1
 
 
@@ -114,13 +116,14 @@ class DeviceStore(ExpertStore):
         self.all_rows, self.all_offsets = every_row(len(self.held))
 
     def fetch(self, active_NA, brought=()):
+        """Return the weights of all experts for the network."""
         weights: tuple = ()
         for weight in self.weights:
             weights += (self.cast(weight),)
         return weights
 
     def updated_rows(self, active_A, offsets_A1):
-        """Return the row numbers of all experts, and offsets that give each of them tokens, so that Adam updates them all."""
+        """Return the row numbers of all experts, and token offsets by which each expert has a token, so that Adam updates it."""
         return self.all_rows, self.all_offsets
 
 

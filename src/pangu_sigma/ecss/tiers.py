@@ -31,7 +31,7 @@ _GIB = 1 << 30
 
 
 class StoreError(UserError, RuntimeError):
-    """Error of a file store (`FileTier`) that cannot be used; the message names the key, the problem and the fix."""
+    """Error of a file store of experts (`FileTier`) that cannot be used; the message names the key, the problem and the fix."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class ArraySpec:
 
     @property
     def key(self) -> str:
+        """Name of the array, which is that of its parameter, and of its file in a file store."""
         return f"experts.{self.layer}.{self.name}"
 
     @property
@@ -61,7 +62,7 @@ class ArraySpec:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     def fill(self, array: np.ndarray) -> Iterator[None]:
-        """Initialise an array of zeros. Yields after every row, so that the memory of a file can be released."""
+        """Write the initial values into an array of zeros. Yields after every row, so that the memory of a file can be released."""
         if self.init is None:
             return
         one = np.empty(self.shape[1:], self.dtype)
@@ -88,10 +89,10 @@ class HostTier:
         return wrap_array(spec.key, array, decay=spec.decay)
 
     def prefetch(self, layer: int, expert: int) -> None:
-        """Read an expert ahead that the next step will use; nothing to do for experts in memory."""
+        """Start to read an expert from its file, because the next step will use it; do nothing for an expert in memory."""
 
     def used(self, active: list[np.ndarray]) -> None:
-        """Mark the experts of each layer that this step or the next one uses. The experts used longest ago may be released."""
+        """Note which experts of each layer this step or the next one uses. Memory of those used longest ago may be released."""
 
     def release(self) -> None:
         """Give back memory if the values of the experts are also in files, from which the next use reads them; else do nothing."""
@@ -101,6 +102,7 @@ class UninitializedTier(HostTier):
     """Host memory of an expert store whose arrays a checkpoint fills: zeros, without drawn initial values."""
 
     def parameter(self, spec: ArraySpec) -> Parameter:
+        """Create the parameter of an array, of zeros."""
         array = np.zeros(spec.shape, spec.dtype)  # pages of zeros: no memory until written
         return wrap_array(spec.key, array, decay=spec.decay)
 

@@ -56,6 +56,7 @@ class FileTensor:
 
     @property
     def size(self) -> int:
+        """Number of values."""
         return math.prod(self.shape)
 
     def values(self) -> np.ndarray:
@@ -86,8 +87,8 @@ def checked_sizes(file: Path, name: str, sizes: Sequence[object]) -> tuple[int, 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Tensor of a file that is a part of a larger tensor. first: index of its first value in the whole tensor, by axis.
-    rows: number of rows of the file's tensor that are used, from the first on; None: all are used."""
+    """Tensor in a file of another project (`stored`) that is part of a larger tensor. first: index of its first value in the larger
+    one, by axis. rows: number of its rows that are used, from the first on; None: all."""
 
     stored: FileTensor
     first: tuple[int, ...]
@@ -95,6 +96,7 @@ class Fragment:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the rows that are used."""
         return self.stored.shape if self.rows is None else (self.rows, *self.stored.shape[1:])
 
 

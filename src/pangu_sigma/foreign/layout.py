@@ -29,7 +29,8 @@ class Counterpart(NamedTuple):
 def weight_and_bias(
     theirs: str, weight: str, bias: str, transposed: bool = False, cut: int | None = None
 ) -> dict[str, Counterpart]:
-    """Return our tensors for the layout's `theirs`.weight and `theirs`.bias; a bias is split only along the outputs, axis 0."""
+    """Return our tensors, `weight` and `bias`, for the layout's `theirs`.weight and `theirs`.bias. transposed, cut: those of the
+    weight; if ranks split the weight along its outputs, axis 0, they split the bias too."""
     return {
         f"{theirs}.weight": Counterpart(weight, transposed, cut),
         f"{theirs}.bias": Counterpart(bias, cut=0 if cut == 0 else None),
@@ -72,7 +73,7 @@ class Facts:
 
 
 def only(stored: FileTensor) -> Joined:
-    """Return a whole tensor of a layout from a single file's tensor."""
+    """Return a tensor that one file holds whole as a `Joined` of a single fragment."""
     return Joined(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
 
 

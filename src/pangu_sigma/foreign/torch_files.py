@@ -53,7 +53,8 @@ class TorchFile:
     extents: dict[str, _Extent]
 
     def stored(self, tensor: PickledTensor, name: str) -> FileTensor:
-        """Locate a tensor in the file. Raises LayoutError if the storage, or the tensor's values in it, are missing."""
+        """Return where in the file the values of a tensor are. name: its name, for messages. Raises LayoutError if the file lacks
+        its storage, or values of it."""
         storage = tensor.storage
         if storage.key not in self.extents:
             raise LayoutError(f"{self.path}: the storage {storage.key[:40]} of {name} is missing; {_DAMAGED}")

@@ -22,7 +22,8 @@ CONTENT = "{content}"
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """Chat template: a text for each role, with `{content}` in it, and the strings before which an answer ends."""
+    """Template that turns the messages of a chat into a prompt: for each role a text in which `{content}` stands for the message,
+    and the stop strings, before which a generated answer ends."""
 
     system: str
     user: str
@@ -31,19 +32,19 @@ class ChatTemplate:
 
     @staticmethod
     def of(domain: Domain, chosen: ChatConfig) -> ChatTemplate:
-        """Return the template of a domain: that of the configuration, with the defaults of the language for missing texts."""
+        """Return the template of a domain: `chosen`, the configuration's, completed by the defaults of the domain's language."""
         own = {name: value for name, value in chosen if value is not None}
         if chosen.stop is not None:
             own["stop"] = tuple(chosen.stop)
         return replace(_USUAL[domain.language], **own)
 
     def prompt(self, messages: Iterable[tuple[Role, str]]) -> str:
-        """Format the messages of a chat, followed by the beginning of an answer."""
+        """Format (role, text) messages of a chat as a prompt, which ends where the model's answer begins."""
         formatted = "".join(getattr(self, role).replace(CONTENT, text) for role, text in messages)
         return formatted + self._beginning.rstrip(" ")
 
     def answer(self, text: str) -> str:
-        """Return the text that a model generates after `prompt` for an answer: with the blanks that the prompt lacks."""
+        """Return an answer as the model generates it after `prompt`: with the blanks in front that `prompt` omits at its end."""
         return self._beginning[len(self._beginning.rstrip(" ")) :] + text
 
     @property
@@ -52,7 +53,7 @@ class ChatTemplate:
         return self.assistant.partition(CONTENT)[0]
 
     def jinja(self) -> str:
-        """Return an equivalent chat template in Jinja."""
+        """Return this template in Jinja, the form in which Hugging Face tokenizers hold chat templates."""
         roles = {"system": self.system, "user": self.user, "assistant": self.assistant}
         cases = []
         for number, (role, text) in enumerate(roles.items()):

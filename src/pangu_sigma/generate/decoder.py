@@ -59,7 +59,8 @@ class Decoder(Protocol):
 
 
 def experts_by_table(table: RoutingTable, tokenizer: Tokenizer, domain: Domain, ids: list[int]) -> np.ndarray:
-    """Look up the result of `Decoder.experts` in a routing table. Raises ConfigError for an id that the domain cannot read."""
+    """Return the experts of a text's tokens, as `Decoder.experts` does, from a routing table. Raises ConfigError for an id that
+    the domain cannot read."""
     tokenizer.rows(ids, domain)
     ids_T = np.asarray(ids, np.int64)
     _, positions_T = documents_and_positions(ids_T, tokenizer.eot)

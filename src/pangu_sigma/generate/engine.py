@@ -67,6 +67,7 @@ class Engine:
     def submit(self, request: Request, on_change: OnChange | None = None) -> Answer:
         """Add a request to the queue and return its answer, which `step` generates.
 
+        on_change: called with the answer after each new token and at the end, by the thread that steps.
         Raises ConfigError for a request that this model cannot answer, and QueueFull if the queue is full.
         """
         self.check(request)
@@ -104,7 +105,8 @@ class Engine:
             return True
 
     def complete(self, requests: Sequence[Request], on_change: OnChange | None = None) -> list[Answer]:
-        """Submit requests and step until all are answered. If interrupted, cancel their unfinished answers.
+        """Submit requests and step until all are answered. If interrupted, cancel their unfinished answers. on_change: called with
+        an answer after each new token.
 
         Raises ConfigError, before anything is read, for a request that this model cannot answer.
         """

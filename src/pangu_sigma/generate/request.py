@@ -65,8 +65,8 @@ class Token:
 class Answer:
     """Answer to a request; only the thread that steps the engine changes it.
 
-    prompt: tokens of the prompt if `prompt_logprobs` requests them, filled before the first new token: from the one before
-    `scored_from` on, by default the first of all.
+    prompt: tokens of the prompt if `prompt_logprobs` requests them, filled before the first new token. They begin with the token
+    before number `scored_from`: by default with the first.
     tokens: new tokens; the last one of a finished answer may be the <eot> or the stop id that ended it, whose own text is not in
     the answer. text: the answer so far, without an incomplete character or stop string at its end.
     finish: None while it grows; "stop" after <eot>, a stop string or a stop id, "length" after max_new_tokens or at

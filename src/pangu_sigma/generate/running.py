@@ -20,11 +20,11 @@ Scored = tuple[float | None, tuple[tuple[int, float], ...]]
 
 
 class RunningText:
-    """State of one request in the engine: its prompt, and the answer so far.
+    """State of one request in the engine: its prompt, and the answer so far. Its `leader` is another text whose prompt begins with
+    the same `shared` tokens, and which reads these for both; None if it has none or they are read.
 
     lane: lane of the decoder. read: number of the text's tokens in that lane. to_read: number of prompt tokens that the model must
-    read for this request. leader: another text with the same first `shared` tokens, which reads them for both. finish: finish
-    reason of the answer; None until it is finished.
+    read for this request. finish: finish reason of the answer; None until it is finished.
     """
 
     def __init__(self, answer: Answer, decoder: Decoder, on_change: Callable[[Answer], None] | None):
@@ -48,7 +48,7 @@ class RunningText:
         return len(self._ids) > self._prompt
 
     def shared_with(self, other: RunningText) -> int:
-        """Return the length of the common prefix, if `other` has still to read it and can do so for both texts; else 0."""
+        """Return the length of the prefix that both prompts share, if `other` has yet to read it and can be the leader; else 0."""
         mine, its = self.request, other.request
         if other.leader is not None or mine.domain != its.domain:
             return 0
@@ -61,13 +61,14 @@ class RunningText:
         return shared if shared > other.read and (scored_alike or not self._scores_up_to(shared - 1)) else 0
 
     def take_part_of_prefix(self, leader: RunningText, number: int) -> None:
-        """Take over the first `number` tokens that the leader has read, fewer than the shared ones."""
+        """Count the first `number` tokens, fewer than `shared`, as read, because the leader has read them for both texts; copy the
+        leader's scores of them."""
         self.read = number
         self._scores = leader._scores[: number + 1 - self.request.scored_from] if self._scores_up_to(number) else []
 
     def join_prefix(self, leader: RunningText, logits_1R: np.ndarray) -> None:
-        """Take over the `shared` tokens, the last of which the leader has just read. logits_1R: logits of the token after the
-        prefix, which may differ between the two texts; no row if this text does not need them."""
+        """Count all `shared` tokens as read, after the leader has read the last of them. logits_1R: logits of the token after them,
+        which may be another one in the leader's text; no row if this text does not need them."""
         self.take_part_of_prefix(leader, self.shared - 1)
         last = self.chunk(self.shared)
         self.take(last, logits_1R[: last.wanted])
@@ -86,14 +87,15 @@ class RunningText:
         return self.request.prompt_logprobs is not None and self.request.scored_from <= number
 
     def chunk(self, end: int, followed: bool = False) -> Chunk:
-        """Return the tokens to read up to `end`, and the number of logits needed. followed: a follower needs the last logits."""
+        """Return the chunk to read next, up to token number `end`. followed: True if another text, whose leader this one is, needs
+        the last logits."""
         wanted = int(followed or self.wants(end))
         if self.request.prompt_logprobs is not None and not self.is_generating:
             wanted = max(wanted, end - max(self.read, self.request.scored_from - 1))
         return Chunk(self.lane, self._ids[self.read : end], wanted)
 
     def take(self, chunk: Chunk, logits_WR: np.ndarray) -> None:
-        """Use the logits of a chunk: score prompt tokens, or sample the next token."""
+        """Use the logits that the decoder returned for a chunk of this text: score prompt tokens, or sample the next token."""
         self.read += len(chunk.ids)
         if not self.is_generating:
             if self.request.prompt_logprobs is not None:

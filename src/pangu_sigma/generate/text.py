@@ -40,14 +40,15 @@ class Generated:
 
 
 def open_engine(path: Path, lanes: int = 8, weights: Precision | None = None) -> Engine:
-    """Open the engine of a run's newest intact checkpoint, or of an exported model. Arguments and errors as in `open_decoder`."""
+    """Make the engine of a model that `open_decoder` can open. Arguments and errors are those of `open_decoder`."""
     return Engine(open_decoder(path, lanes, weights))
 
 
 def open_decoder(path: Path, lanes: int = 4, weights: Precision | None = None) -> Decoder:
-    """Open a CPU decoder for a run folder, an exported model or a Hugging Face style folder. lanes: texts in one batch.
+    """Open a CPU decoder for a run folder (its newest intact checkpoint), an exported model or a Hugging Face style folder.
 
-    weights: precision of the matrices in memory; None: an export's stored precision, else float32. Errors: see `open_model`.
+    lanes: number of texts that it can read at a time. weights: precision of the matrices in memory; None: the precision in which
+    an export stores them, else float32. Errors: see `open_model`.
     """
     model = open_model(path, "run", "export", "hf")
     precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")

@@ -17,8 +17,8 @@ _STORED_COPIES = 3
 def inspect(config: Config) -> dict[str, Any]:
     """Return the parameter counts and bytes of a configuration as a plain tree.
 
-    expert_store: weights and both Adam moments of all experts in float32; on the host with ECSS, on the device without.
-    active_expert_*: float32 weights and gradients of the experts that a step can activate, all that ECSS holds on the device.
+    Its keys expert_store…: weights and both Adam moments of all experts in float32; on the host with ECSS, on the device without.
+    active_expert_…: float32 weights and gradients of the experts that a step can activate, all that ECSS holds on the device.
     All bytes are sums over the cluster, not per device.
     """
     m, count = config.model, config.num_params()

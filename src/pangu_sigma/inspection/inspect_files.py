@@ -53,7 +53,7 @@ class FileInspection:
 def inspect_files(path: Path, verify: bool = False) -> FileInspection:
     """Inspect a folder or file of weights. verify: True to compare every file with its hash, which reads all bytes.
 
-    Raises UserError for a damaged file, and for a path that holds no model of the list above.
+    Raises UserError for a damaged file, and for a path that holds no model of a known kind (`FileInspection.kind`).
     """
     model = open_model(path, verified=verify)
     roles = _count((_role_of(shard, name), name, shape, dtype) for shard, name, shape, dtype in model.listed())

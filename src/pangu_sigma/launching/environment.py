@@ -50,7 +50,7 @@ class UnknownChip(UserError, ValueError):
 
 @dataclass(frozen=True)
 class ChosenChip:
-    """Chip of the NPUs on this node. by: origin of the name, such as `npu-smi info`, for messages."""
+    """Chip of the NPUs on this node. by: source that named it, such as `npu-smi info`, for messages."""
 
     name: Chip
     by: str

@@ -88,11 +88,11 @@ class Job:
 
     @property
     def gate(self) -> Path:
-        """Lock file that ranks wait at before they start. It is on the node's own disk: not every shared file system has locks."""
+        """Lock file that ranks wait for before they start. It is on the node's own disk: not every shared file system has locks."""
         return Path(tempfile.gettempdir()) / f"pangu_sigma_{os.getuid()}" / f"port_{self.port}_node_{self.node}.gate"
 
     def msrun(self, folder: Path) -> list[str]:
-        """Return the command that starts this node's ranks by MindSpore's launcher. folder: folder of their logs."""
+        """Return the command that starts this node's ranks with `msrun`, MindSpore's launcher. folder: folder of their logs."""
         bind = ["--bind-cores", str(self.local)] if self.ascend else []
         return [
             "msrun",

@@ -43,7 +43,7 @@ class FailedProcess:
     """Failed process of a launch.
 
     name: `rank 3`, `scheduler` or `msrun`.
-    status: exit status, or minus the number of the signal that killed it; None if it ended before its name was known.
+    status: exit status, or minus the number of the signal that killed it; None for a rank that was gone when msrun had started all.
     """
 
     name: str
@@ -95,7 +95,8 @@ class Processes:
         return {int(name.removeprefix("rank ")): pid for pid, name in self._names.items() if name.startswith("rank ")}
 
     def log(self, name: str) -> Path:
-        """Return the log file of a process, as msrun names it; msrun's has the first rank's number: nodes may share the folder."""
+        """Return the path of the log file of a process: `rank 3`, `scheduler` or `msrun`. The name of msrun's log has the number of
+        this node's first rank in it, because nodes may share the folder."""
         log = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")
         return self._logs / f"{log}.log"
 
@@ -188,7 +189,7 @@ def _ended_children() -> Iterator[tuple[int, int]]:
 
 
 def children_of(parent: int) -> Iterator[int]:
-    """Yield the process ids of a process's children, read from /proc: not every Linux has `/proc/<id>/task/<id>/children`."""
+    """Yield the process ids of a process's children. Reads all of /proc, as not every Linux has `/proc/<id>/task/<id>/children`."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             after_name = (folder / "stat").read_bytes().rpartition(b")")[2].split()

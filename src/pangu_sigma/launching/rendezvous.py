@@ -125,7 +125,7 @@ class Peers:
             link.send(stop=[stop.reason, stop.status])
 
     def done(self) -> None:
-        """Report that the ranks of this node have ended well. `ended` becomes True when the ranks of all nodes have."""
+        """Report that the ranks of this node have ended well. `ended` becomes True once all nodes have reported it."""
         if self._node == 0:
             self._finish(0)
         else:

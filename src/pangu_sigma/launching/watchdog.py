@@ -45,10 +45,11 @@ class Watchdog:
         return _explain(late, states, self._seconds)
 
     def stopped(self, pids: dict[int, int]) -> str | None:
-        """Return a message if a signal has stopped ranks, else None. With a message, all ranks were asked for their call stacks.
+        """Return a message if a signal has paused processes of ranks, else None. With a message, all ranks were asked to write
+        their call stacks to their logs. pids: process ids by rank.
 
-        Call it when another process has failed: MindSpore's scheduler ends 30 s after the last message of a stopped rank, which may
-        be before `seconds` are over, and names no rank.
+        Call it when another process has failed: MindSpore's scheduler ends 30 s after the last message of a paused rank, which may
+        be before the limit of `hung` is over, and it names no rank.
         """
         states = {rank: _state(pid) for rank, pid in pids.items()}
         stopped = {rank: last_beat(self._folder, rank) for rank in pids if states[rank] in _STOPPED}

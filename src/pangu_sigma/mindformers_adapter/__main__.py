@@ -17,7 +17,7 @@ from pangu_sigma.mindformers_adapter.yaml_keys import sigma_config
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train with MindFormers from a YAML, and return the exit status: 2 for an error that the user can fix."""
+    """Train with MindFormers from the YAML that the arguments name. Returns the exit status: 2 for an error that users can fix."""
     parser = argparse.ArgumentParser(
         prog="python -m pangu_sigma.mindformers_adapter", description="train PanGu-Σ with mindformers.Trainer"
     )

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK)
 class PanGuSigmaCheckpoint(Callback):
-    """MindFormers callback that saves every `save_checkpoint_steps` steps and at the end. It keeps `keep_checkpoint_max`."""
+    """MindFormers callback that saves a checkpoint every `save_checkpoint_steps` steps and at the end, and keeps the newest
+    `keep_checkpoint_max` of them."""
 
     def __init__(self, save_checkpoint_steps: int = 500, keep_checkpoint_max: int = 2):
         super().__init__()

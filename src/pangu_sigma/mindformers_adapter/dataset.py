@@ -23,7 +23,8 @@ samples taken of each domain after the step [D]."""
 
 
 class StepRows:
-    """Batches of the next `steps` training steps, as DATASET_COLUMNS of a MindSpore dataset, to iterate over only once."""
+    """Iterable of the batches of the next `steps` training steps, as rows of a MindSpore dataset with the columns DATASET_COLUMNS.
+    It can be iterated over once."""
 
     def __init__(self, batches: BatchLoader, cursor: Cursor, steps: int):
         self._lookahead = Lookahead(batches, cursor)
@@ -40,9 +41,10 @@ class StepRows:
 
 @MindFormerRegister.register(MindFormerModuleType.DATASET, alias="PanGuSigmaDataset")
 def make_dataset(dataset_config: Any, batches: BatchLoader, cursor: Cursor, steps: int) -> GeneratorDataset:
-    """Make a dataset with DATASET_COLUMNS that yields one row per step, without further batching.
+    """Make a MindSpore dataset with the columns DATASET_COLUMNS and a row for each of the next `steps` training steps: a row is a
+    whole batch.
 
-    dataset_config: the YAML's `train_dataset`, which yaml_keys.py has read already.
+    dataset_config: the YAML's `train_dataset`, which `sigma_config` has read. cursor: position in the data at which they begin.
     """
     return GeneratorDataset(
         StepRows(batches, cursor, steps), list(DATASET_COLUMNS), shuffle=False, python_multiprocessing=False

@@ -20,7 +20,7 @@ from pangu_sigma.mindformers_adapter.yaml_keys import SECTIONS
 class PanGuSigmaConfig(PretrainedConfig):
     """MindFormers configuration: the section `model.model_config` of a YAML, with the keys of `ModelConfig` and of `SECTIONS`.
 
-    tree: whole configuration, in place of the keys. `PanGuSigmaTrainer` sets it: the expert store needs the weight decay.
+    tree: whole configuration, in place of the keys. `PanGuSigmaTrainer` sets it, because the expert store needs the weight decay.
     """
 
     model_type = "pangu_sigma"
@@ -44,10 +44,11 @@ class PanGuSigmaConfig(PretrainedConfig):
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
 class PanGuSigmaForCausalLM(PreTrainedModel):
-    """MindFormers model: the network and its expert store. Training differentiates `network` by experts passed to it
-    (train_one_step.py). Arguments are those of `PanGuSigma`; active: store rows of the experts.
-
+    """Model for MindFormers: the network, and the expert store from which construct fetches the active experts.
     construct(rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA) -> logits [M, T/M, R]
+    active_NA: rows of the active experts in the store. slots_M: slot of each block. Others: as in `PanGuSigma.construct`.
+
+    In training `TrainStep` runs `network` and `store`, not construct.
     """
 
     config_class = PanGuSigmaConfig

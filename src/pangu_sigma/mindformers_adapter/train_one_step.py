@@ -41,9 +41,10 @@ class PanGuSigmaAdam:
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
 class PanGuSigmaTrainOneStepCell(nn.Cell):
-    """One-step cell on rows of DATASET_COLUMNS. Returns loss, overflow, loss scale, rate and gradient norm, for MFLossMonitor.
+    """Cell with which MindFormers makes one training step: called with a row of DATASET_COLUMNS, it returns loss, overflow (True or
+    False), loss scale, learning rate and gradient norm, as MFLossMonitor takes them.
 
-    It works on the host before the graph of the step, so it is called, and never compiled into another cell.
+    It works on the host before it runs the graph of the step, and so must not be compiled into another cell.
     """
 
     def __init__(

@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
     """MindFormers trainer: trains in the folder `output_dir`, resuming from its newest checkpoint if it has one.
 
-    Raises ConfigError for a YAML that yaml_keys.py refuses and for more than one process, DataError, and CheckpointError.
+    Raises ConfigError for a YAML that `sigma_config` refuses and for more than one process, DataError for unusable prepared data,
+    and CheckpointError if no checkpoint of a run to resume can be used.
     """
 
     def train(self, config: Any, **kwargs: Any) -> None:

@@ -99,9 +99,9 @@ def sigma_config(yaml: dict[str, Any]) -> Config:
     """Convert a YAML in MindFormers' style to the project's configuration.
 
     yaml: tree of the file, or of the file with the keys that MindFormers adds.
-    Raises ConfigError, naming the YAML's key: for an unknown key, a key of FIXED that is missing or has another value, a value in
-    EMPTY, MindFormers' CheckpointMonitor (checkpoint_monitor.py says why), the file store (`pangu-sigma train` has it), and invalid
-    values.
+    Raises ConfigError, which names the YAML's key, for an unknown or missing key, a value that is invalid, or unlike the only
+    allowed one (in FIXED), a key that must be empty (in EMPTY), the callback CheckpointMonitor of MindFormers, and the file store
+    for experts.
     """
     given = dict(_leaves(_by_type(yaml), ""))
     for path, value in FIXED.items():

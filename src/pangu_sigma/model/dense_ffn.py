@@ -14,9 +14,7 @@ from pangu_sigma.rre.experts import ActivatedFFN
 
 class OneExpertFFN(nn.Cell):
     """FFN of a dense layer, by the kernel of experts: a single expert, to which every token goes.
-
-    construct(x_TH, w1_FH, b1_F, w2_FH, b2_H) -> y_TH
-    """
+    construct(x_TH, w1_FH, b1_F, w2_FH, b2_H) -> y_TH"""
 
     def __init__(self, activation: Activation):
         super().__init__()
@@ -28,7 +26,7 @@ class OneExpertFFN(nn.Cell):
 
 
 class MatMulFFN(ActivatedFFN):
-    """FFN of a dense layer by standard operators, for exported graphs and for Ascend; arguments as `OneExpertFFN`."""
+    """FFN of a dense layer by standard operators, for exported graphs and for Ascend, with the arguments of `OneExpertFFN`."""
 
     def __init__(self, activation: Activation):
         super().__init__(activation)

@@ -12,13 +12,10 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 
 
 class NextTokenLoss(nn.Cell):
-    """Weighted cross-entropy of the next token over the rows of each block's slot, in float32.
-
-    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, draws_B4, order, inverse_NT, offsets_NA1,
-    *experts)
-        -> sum of weight · negative log-likelihood over the tokens of each block [M], or of each sequence [B]
-    labels: next tokens, as rows of the block's slot. weights: the loss mask divided by its sum over the whole
-    update, so that micro-batches add up. Other inputs: as in `PanGuSigma.construct`.
+    """Weighted cross-entropy of the next token over the rows of each block's slot, in float32. construct runs the network, and
+    returns the sum of weight · negative log-likelihood over the tokens of each block [M], or of each sequence [B].
+    slots: slot of each block. labels: next tokens, as rows of the block's slot. weights: the loss mask divided by its sum over the
+    whole update, so that micro-batches add up. Other inputs: as in `PanGuSigma.construct`.
     """
 
     def __init__(self, network: PanGuSigma, by_sequence: bool = False):

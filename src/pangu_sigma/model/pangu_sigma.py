@@ -60,7 +60,8 @@ class Linear(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Causal multi-head attention, shared by all domains."""
+    """Causal multi-head attention, shared by all domains. construct(query_TH, x_TH, hidden_from_B1SS, draws_B4) -> [T, H]
+    Queries are made of query_TH, keys and values of x_TH. hidden_from: mask to add to the scores. draws: of `CounterDropout`."""
 
     def __init__(self, config: ModelConfig, dtype: ms.Type, layer: int):
         super().__init__()
@@ -100,7 +101,7 @@ class Attention(nn.Cell):
 
 
 class DenseFFN(nn.Cell):
-    """FFN of a dense layer with its weights; all tokens share it.
+    """FFN of a dense layer with its weights; all tokens share it. construct returns residual_TH + FFN(x_TH).
 
     Its tensors have no axis for experts: optimizer parallelism divides the first axis of a parameter, which would be 1.
     """
@@ -118,7 +119,8 @@ class DenseFFN(nn.Cell):
 
 
 class RoutedFFN(nn.Cell):
-    """FFN of an RRE layer: each token's row goes to its expert, and the result comes back unweighted (there is no gate)."""
+    """FFN of an RRE layer: construct sends each row of x_TH to its token's expert, and returns residual_TH + the result, unweighted
+    (there is no gate). order, inverse, offsets: the routing plan, as `Experts` takes it. w1 … b2: weights of the active experts."""
 
     def __init__(self, config: ModelConfig, experts: Experts, layer: int):
         super().__init__()
@@ -155,9 +157,9 @@ class Layer(nn.Cell):
         self.dtype = dtype
 
     def construct(self, x_TH, query_TH, hidden_from_B1SS, draws_B4, *routed):
-        """query_TH: position rows for the query layer; None in other layers, whose query is the hidden state.
+        """Return the layer's output [T, H]. query_TH: position rows in the query layer; None in others, whose query is x_TH.
 
-        routed: in an RRE layer, the arguments of `RoutedFFN` after draws_B4. hidden_from: `AttentionMask`. draws: `CounterDropout`.
+        hidden_from, draws: as `AttentionMask` returns and `CounterDropout` takes. routed: the further arguments of `RoutedFFN`.
         """
         normed = F.cast(self.attention_norm(x_TH), self.dtype)
         asked_TH = normed if query_TH is None else query_TH
@@ -166,10 +168,8 @@ class Layer(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """Token embedding plus position embedding, rows of the tables `words` and `positions_SH`.
-
-    construct(words, positions_SH, rows_T, positions_T) -> x_TH
-    """
+    """Sum of token and position embedding: construct(words, positions_SH, rows_T, positions_T) -> x_TH
+    words, positions_SH: the two tables. rows_T, positions_T: row of each token in them."""
 
     def __init__(self):
         super().__init__()
@@ -181,7 +181,7 @@ class Embedding(nn.Cell):
 
 
 class QueryEmbedding(nn.Cell):
-    """Queries of the query layer, looked up by position in a table. construct(positions_SH, positions_T) -> query_TH"""
+    """Queries of the query layer, looked up by position: construct(positions_SH: the table, positions_T) -> query_TH"""
 
     def __init__(self):
         super().__init__()
@@ -192,10 +192,8 @@ class QueryEmbedding(nn.Cell):
 
 
 class Head(nn.Cell):
-    """Output head, tied to the word table: logits [M, T/M, R] of each block over the rows of its slot.
-
-    construct(words, hidden_TH, slots_M) -> logits. words: the word table. slots_M: number of each block's slot.
-    """
+    """Output head, tied to the word table: construct(words, hidden_TH, slots_M) -> logits [M, T/M, R] of each block over the rows
+    of its slot. words: the word table. slots_M: number of each block's slot."""
 
     def __init__(self, slots: int, dtype: ms.Type):
         super().__init__()
@@ -249,8 +247,8 @@ class PanGuSigma(nn.Cell):
     def construct(self, rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_NT, offsets_NA1, *experts):
         """Return the hidden states [T, H] after the query layer.
 
-        rows: row of each token in the flattened slots [slots·R]. positions: restart at every document. documents: number of the
-        document each token belongs to; tokens attend within their document. draws: as in `CounterDropout`, or None. order,
+        rows: row of each token in the word table of all slots [slots·R, H]. positions: restart at every document. documents:
+        number of each token's document; tokens attend within their document. draws: as in `CounterDropout`, or None. order,
         inverse, offsets: the routing plan; offsets may be None, see `Experts`. experts: FFN_TENSORS of the active experts for each
         RRE layer, bottom layer first.
         """
@@ -263,7 +261,7 @@ class PanGuSigma(nn.Cell):
         return self.through_layers(x_TH, positions_T, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts)
 
     def through_layers(self, x_TH, positions_T, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts):
-        """Return the hidden states [T, H] of embedded tokens x_TH. unseen: the attention mask, as the attention cell takes it."""
+        """Return the hidden states [T, H] for embedded tokens x_TH. unseen: mask for attention. Others: as in `construct`."""
         for i in range(self.last + 1):
             query_TH = None
             if i == self.last:
@@ -279,7 +277,7 @@ class PanGuSigma(nn.Cell):
         return x_TH
 
     def logits(self, hidden_TH, slots_M):
-        """Return the logits [M, T/M, R] of each block over the rows of its slot, number slots_M."""
+        """Return the logits [M, T/M, R] of each block over the rows of its slot. slots_M: number of each block's slot."""
         return self.head(self.embedding, hidden_TH, slots_M)
 
 
@@ -293,11 +291,9 @@ def dropout_site(layer: int, which: int) -> int:
 
 
 class Dropout(nn.Cell):
-    """Dropout on the CPU, absent from the graph at rate 0 and outside training.
-
-    construct(x, draws_B4) -> like x: see `CounterDropout`. A mask is a function of seed, sample, site (`dropout_site`) and
-    position in the sample, so resuming, ranks and micro-batches do not change it (our choice).
-    """
+    """Dropout on the CPU, absent from the graph at rate 0 and outside training. construct(x, draws_B4) -> as x
+    draws: as in `CounterDropout`. A mask is a function of seed, sample, site (`dropout_site`) and position in the sample, so
+    resuming, ranks and micro-batches do not change it (our choice)."""
 
     def __init__(self, rate: float, site: int):
         super().__init__()

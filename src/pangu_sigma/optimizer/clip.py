@@ -10,7 +10,7 @@ SMALLEST_NORM = 1e-12
 
 
 def is_finite(norm):
-    """Return 1.0 if the global norm is finite, so that no gradient overflowed, else 0.0."""
+    """Return 1.0 if the global gradient norm is finite, which means that no gradient overflowed, else 0.0."""
     return ops.cast(ops.isfinite(norm), ms.float32)
 
 

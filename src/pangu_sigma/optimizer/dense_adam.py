@@ -19,7 +19,7 @@ APPLY = HYPER.index("apply")
 
 
 class AdamState(Protocol):
-    """Attributes of every dense Adam: the dense parameters, and their Adam state. step: number of updates."""
+    """Interface to the Adam of the dense parameters: these parameters and their Adam state. step: number of updates."""
 
     weights: ParameterTuple
     moments: ParameterTuple
@@ -28,7 +28,7 @@ class AdamState(Protocol):
 
 
 class DenseAdam(nn.Cell):
-    """Adam of the dense parameters. Each parameter is a store of one row for `AdamRows`, and always active.
+    """Adam of the dense parameters, by `AdamRows`, which takes each of them as a store of one row that is always active.
 
     learned: parameters whose gradients `update(grads, hyper)` takes, in this order; others and their state keep their bits.
     """
@@ -68,7 +68,7 @@ class FrozenAdam(DenseAdam):
 
 
 class SlotAdam(DenseAdam):
-    """Adam of chosen embedding slots; all other dense parameters are frozen. `AdamRows` updates single rows of the word table."""
+    """Adam of the rows of the word table in chosen embedding slots; all other dense parameters are frozen."""
 
     def __init__(self, config: Config, parameters: list[Parameter], table: Parameter, slots: list[int]):
         """table: the word table, one of the parameters. slots: numbers of the slots that learn, ascending."""

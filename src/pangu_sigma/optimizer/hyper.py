@@ -10,7 +10,8 @@ from pangu_sigma.config import OptimizerConfig
 
 
 class Hyper(nn.Cell):
-    """Hyperparameter vector of one Adam update. construct(lr, grad_scale, applied: 1.0 or 0.0) -> `hyper` of ascend_ops.adam.
+    """Hyperparameter vector of one Adam update: construct(lr, grad_scale, applied) -> `hyper` for `AdamRows`. lr: learning rate.
+    grad_scale: factor for the gradients. applied: 1.0, or 0.0 to change nothing.
 
     The vector is a sum of constants: MindSpore's Stack would need types that gradients do not have yet when the graph is made.
     """

@@ -26,7 +26,8 @@ class LossScale(nn.Cell):
         self.window = options.window if needed else NO_END
 
     def update(self, finite, learns=1.0):
-        """Update the scale after a step. finite: 1.0 if the gradients were finite, else 0.0. learns: 0.0 to keep the scale."""
+        """Update the scale after a step. finite: 1.0 if the gradients were finite, else 0.0. learns: 0.0 if the step was run for
+        its losses alone, so that the scale stays."""
         finite = 1.0 - learns * (1.0 - finite)
         good = (self.good_steps + ops.cast(learns, ms.int32)) * ops.cast(finite, ms.int32)
         grow = ops.cast(good >= self.window, ms.float32)

@@ -49,7 +49,8 @@ class AllToAll(nn.Cell):
 
 
 def make_experts_for(config: Config, ranks: Ranks) -> Callable[[Activation], Experts]:
-    """Return the function that makes an RRE layer's cells from an activation: local, or with the expert group's all-to-all."""
+    """Return the function that makes the cells of an RRE layer from an activation: cells that compute on this rank alone, or with
+    several expert ranks cells that exchange rows among them."""
     if config.parallel.expert == 1:
         return grouped_experts
     assert isinstance(ranks, ConnectedRanks)

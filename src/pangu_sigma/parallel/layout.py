@@ -58,7 +58,7 @@ class Layout:
         return RankCoordinates(*(int(i) for i in np.unravel_index(rank, self._grid.shape)))
 
     def peers(self, rank: int, *axes: str) -> list[int]:
-        """Return the ranks that have `rank`'s coordinates on all other axes than these, itself included, ascending."""
+        """Return the ranks whose coordinates differ from those of `rank` on `axes` only, `rank` included, ascending."""
         own = np.unravel_index(rank, self._grid.shape)
         index = tuple(slice(None) if name in axes else own[i] for i, name in enumerate(AXES))
         return sorted(self._grid[index].ravel().tolist())
@@ -129,12 +129,12 @@ def data_rank_of_sequences(config: Config) -> np.ndarray:
 
 
 def data_rank_of(config: Config, rank: int) -> int:
-    """Return the data-parallel index of a rank among all groups of its stage; a tensor group has one index and one set of data."""
+    """Return the data-parallel index of a rank, counted over all groups of its stage; it is the same in a tensor group."""
     return rank % config.parallel.stage_ranks // config.parallel.tensor
 
 
 def active_entries(config: Config) -> int:
-    """Return A', the length of a layer's active list on one rank; without ECSS every stored expert has an entry."""
+    """Return the length of a layer's list of active experts on one rank; without ECSS every stored expert has an entry."""
     return config.active_experts // (config.parallel.groups * config.parallel.expert)
 
 
@@ -150,15 +150,15 @@ def tokens_of_rank(config: Config) -> int:
 
 
 def capacity(config: Config) -> int:
-    """Return C, the most rows that a rank sends to one expert: `capacity_factor` times an even share of the rank's tokens."""
+    """Return C, the most rows that a rank may send to one expert: `capacity_factor` times an even share of the rank's tokens."""
     return math.ceil(config.parallel.capacity_factor * tokens_of_rank(config) / active_in_group(config))
 
 
 def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
     """Return the layout of a run's routing plans. ascend: True for training on NPUs, where the chip decides.
 
-    With stages every chip has the layout of 910A: MindSpore 2.9 adds gradients of micro-batches in a circle if a weight goes into a
-    Morph (an operator that wraps a graph), and compiles no such graph.
+    With stages every chip has the layout of 910A, because the other one needs a Morph (an operator that wraps a graph): if a weight
+    goes into one, MindSpore 2.9 adds gradients of micro-batches in a circle, and does not compile the graph.
     """
     if ascend:
         return "dropless" if CHIP_DATA[config.parallel.chip].dropless and config.parallel.stages == 1 else "compacted"
@@ -166,18 +166,18 @@ def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
 
 
 def gather_operator(config: Config) -> Literal["ours", "cann"]:
-    """Return the operator that gathers rows on NPUs (`parallel.gather`). CANN's operator cannot be restricted to the rows of its
-    rank, so it is only for graphs that spell out the work of each rank."""
+    """Return whose operator gathers rows on NPUs: that of `parallel.gather`, by default CANN's in the dropless layout, whose graph
+    spells out the work of one rank, and else ours, because CANN's cannot be restricted to the rows of its rank."""
     return config.parallel.gather or ("cann" if dispatch_layout(config, ascend=True) == "dropless" else "ours")
 
 
 def even_rows_received(config: Config, layout: DispatchLayout) -> float:
-    """Return the rows that arrive at each of a rank's experts under an even load; if dropless, at all of them together."""
+    """Return how many rows arrive at each of a rank's experts under an even load; if dropless, at all of them together."""
     return tokens_of_rank(config) / (1 if layout == "dropless" else active_entries(config))
 
 
 def room_of(config: Config, layout: DispatchLayout) -> Capacity:
-    """Return the configured capacity in a dispatch layout: the most rows that a rank sends to an expert, and receives."""
+    """Return the limits of a dispatch layout by the configuration: on the rows that a rank sends to an expert, and receives."""
     if layout in ("local", "all_to_all"):
         return Capacity(capacity(config))
     factor = config.parallel.arrival_factor or config.parallel.capacity_factor
@@ -186,13 +186,14 @@ def room_of(config: Config, layout: DispatchLayout) -> Capacity:
 
 
 def exchanged_rows(config: Config) -> int:
-    """Return R, the rows that an Ascend rank sends in an RRE layer: its capacity for all experts; if dropless, its tokens + 1."""
+    """Return R, the number of rows that an Ascend rank sends in an RRE layer: as many as the capacity for each expert of its group;
+    in the layout dropless, one for each of its tokens, and an empty one."""
     dropless = dispatch_layout(config, ascend=True) == "dropless"
     return tokens_of_rank(config) + 1 if dropless else active_in_group(config) * capacity(config)
 
 
 def multiplied_rows(config: Config) -> int:
-    """Return W, the rows that the experts of an Ascend rank multiply in an RRE layer, padding included."""
+    """Return W, the number of rows that the experts of an Ascend rank multiply in an RRE layer, padding included."""
     layout = dispatch_layout(config, ascend=True)
     room = room_of(config, layout).arrived
     assert room is not None, "on Ascend rows are brought together"

@@ -57,7 +57,7 @@ class Array:
 
     @property
     def divided(self) -> bool:
-        """True if the `replicas` ranks divide the slice among them (ZeRO), so that each keeps some of its rows."""
+        """True if the ranks that have this same slice divide it among them (ZeRO), so that each keeps some of its rows."""
         return self.kept != self.computed
 
     @property

@@ -37,8 +37,8 @@ class UpdatePlan:
     """Routing plans of one update for a rank.
 
     plans: one for each micro-batch.
-    used_NA: tokens of the whole group at each entry of the active list, summed over the micro-batches.
-    dropped: number of rows of the whole batch that exceed the capacities.
+    used_NA: number of tokens that the whole group has for each entry of the active list, in all micro-batches together.
+    dropped: number of rows of the whole batch that exceed the capacities, so that their tokens have no expert.
     """
 
     plans: Sequence[RoutingPlan]

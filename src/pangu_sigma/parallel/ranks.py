@@ -22,7 +22,7 @@ from pangu_sigma.errors import UserError
 
 
 class RankError(UserError, RuntimeError):
-    """Ranks that disagree, or a rank that failed. The message says which and where to look."""
+    """Error if ranks disagree or another rank failed. The message says which rank, and where to look."""
 
 
 class Ranks:
@@ -60,7 +60,7 @@ class Ranks:
 
     @contextmanager
     def fail_together(self, what: str) -> Iterator[None]:
-        """Run the body of a `with` statement, failing on all ranks if it fails on one: the others raise RankError with `what`."""
+        """Run the body of a `with` statement. If it fails on one rank, others raise RankError. what: its name in the message."""
         try:
             yield
         except Exception:
@@ -93,7 +93,7 @@ def is_rank() -> bool:
 
 
 def end_as_rank(command: Callable[[], int]) -> NoReturn:
-    """Run a command in a rank's process, and end the process with its status, which is 1 after the traceback of a bug.
+    """Run a command in a rank's process, and end the process with the status that the command returns, or 1 after a traceback.
 
     Exit handlers are skipped: taking down MindSpore's threads and sockets ends in SIGSEGV now and then, and the launcher would
     report the whole run as failed. So the command must have written everything when it returns.

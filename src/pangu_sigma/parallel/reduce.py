@@ -18,7 +18,7 @@ from pangu_sigma.parallel.ranks import Ranks
 
 
 class LocalGradients(nn.Cell):
-    """Gradient reduction of a run of one process, which sums nothing over ranks."""
+    """Gradient reduction of a run of one process: as `ReducedGradients`, but there are no other ranks to sum over."""
 
     chained = False
 
@@ -33,12 +33,14 @@ class LocalGradients(nn.Cell):
         return dense, experts, sums[0], of_dense, of_experts
 
     def over_ranks(self, values, after):
+        """Return `values` unchanged: with one rank, they are the sum over all ranks."""
         return values
 
 
 class ReducedGradients(nn.Cell):
     """Gradient reduction of a run of several ranks: dense gradients are summed over all ranks, those of experts over the ranks that
-    store the same experts."""
+    store the same experts. construct(dense, experts) -> (summed dense gradients, summed gradients of experts, sum of the squares of
+    all gradients of the run, the dense part of that sum, the experts' part)."""
 
     chained = True
     """True if micro-batches contain collectives, so that they must run one after another."""
@@ -72,12 +74,12 @@ class ReducedGradients(nn.Cell):
         return dense, experts, squares, of_dense, of_experts
 
     def over_ranks(self, values, after):
-        """Return other values, such as losses, summed over all ranks; the collective waits for `after`."""
+        """Return other values than gradients, such as losses, summed over all ranks once the tensor `after` has been computed."""
         return self.all_reduce(ops.depend(values, after))
 
 
 def make_gradient_reduction(
     config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]
 ) -> nn.Cell:
-    """Return the gradient reduction for these ranks. dense, experts: shapes of the gradients, as in `ReducedGradients`."""
+    """Return the gradient reduction for these ranks. dense, experts: shapes of the gradients of dense parameters and of experts."""
     return ReducedGradients(config, ranks, dense, experts) if isinstance(ranks, ConnectedRanks) else LocalGradients()

@@ -29,7 +29,7 @@ others are those of this module, whose group may be a single rank."""
 
 
 class CapacityError(UserError, ValueError):
-    """Raised if a batch's rows for experts exceed the capacity, and `parallel.overflow` does not allow dropping them."""
+    """Error of a batch whose rows for experts exceed the capacity, if `parallel.overflow` does not allow dropping them."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def exchange_plans(
     experts_NGT: expert of each of the rank's tokens, by its number among all K.
     ids_PNA: expert at each entry of the active list of each rank of the group, -1 for unused entries. active_NA: the rank's own
         list, as rows of its store. peer: number of this rank in its group.
-    kept_NGPK: number of rows from each rank of the group to each expert that fit the capacity (`Receivers.kept`).
+    kept_NGPK: number of rows from each rank of the group to each expert that fit the capacity `room` (`Receivers.kept`).
     """
     kind = RoutingPlan if layout == "all_to_all" else ExchangePlan
     plans = []
@@ -179,10 +179,10 @@ def _bring_together(
 
 
 def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored: int) -> np.ndarray:
-    """Count the rows for each expert from each data-parallel rank, int64 [N, G, takers, K], in G micro-batches.
+    """Count the rows that each data-parallel rank sends to each expert in each of G micro-batches, int64 [N, G, takers, K].
 
-    taker_B: data-parallel rank of each sequence. takers: number of these ranks. stored: K.
-    """
+    experts_NGBS: expert of each token. taker_B: data-parallel rank that trains on each sequence. takers: number of these ranks.
+    stored: K."""
     layers, micro = experts_NGBS.shape[:2]
     bins = experts_NGBS + stored * taker_B[:, None]
     counts = [np.bincount(b.ravel(), minlength=takers * stored) for b in bins.reshape(layers * micro, -1)]
@@ -191,10 +191,11 @@ def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored
 
 @dataclass(frozen=True)
 class Receivers:
-    """Ranks that receive the rows counted by `sent_rows`: which rows fit the capacity, and how many arrive.
+    """Ranks that receive the rows counted by `sent_rows`, which its methods take as sent_NGDK: rows that each of D data-parallel
+    ranks sends to each of K experts, in each of N RRE layers and G micro-batches.
 
-    G micro-batches, P expert ranks. groups: number of groups; data-parallel ranks are numbered by group, expert rank, replica.
-    holder_K: for each expert the expert rank that stores it.
+    groups: number of groups; data-parallel ranks are numbered by group, expert rank, replica.
+    holder_K: for each expert, which of the P expert ranks of its group stores it.
     """
 
     layout: DispatchLayout
@@ -219,8 +220,8 @@ class Receivers:
         return within.reshape(sent_NGDK.shape)
 
     def arrived(self, sent_NGDK: np.ndarray) -> np.ndarray:
-        """Return the number of rows that arrive for each expert [N, G, groups, replicas, K], or in the dropless layout on each rank
-        of a group [N, G, groups, replicas, P]."""
+        """Return the number of rows that arrive for each expert [N, G, groups, replicas, K], or in the dropless layout on each of
+        the P expert ranks of a group [N, G, groups, replicas, P]."""
         arrived = self._by_sender(sent_NGDK).sum(axis=3)
         if self.layout != "dropless":
             return arrived
@@ -239,8 +240,8 @@ _ADVICE = "for this batch (routing.table=balanced lowers what is needed), or par
 def check_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int) -> None:
     """Raise CapacityError if a rank sends more rows to an expert than `capacity`.
 
-    sent: rows in each of G micro-batches. tokens: tokens of a data-parallel rank in one. active: number of experts that share them
-    under an even load.
+    sent_NGDK: rows that each of D data-parallel ranks sends to each expert in each of G micro-batches. tokens: number of tokens of
+    such a rank in a micro-batch. active: number of experts that share them under an even load.
     """
     most = int(sent_NGDK.max())
     if most > capacity:

@@ -44,15 +44,15 @@ def grouped_experts(activation: Activation) -> Experts:
 
 
 def padded_experts(activation: Activation) -> Experts:
-    """Return the cells of an RRE layer in the padded layout (C rows for each expert), for exported graphs."""
+    """Return the cells of an RRE layer in the padded layout (equally many rows, C, for each expert), for exported graphs."""
     return Experts(_PaddedDispatch(), PaddedFFN(activation), _PaddedCombine())
 
 
 class ActivatedFFN(nn.Cell):
     """Base class of FFNs that are built of standard MindSpore operators. It applies the activation.
 
-    `fast_gelu` and `tanh` are one operator each. `erf` is four operators, among them erfc, which has no cancellation where
-    x · Φ(x) is small.
+    The activations `fast_gelu` and `tanh` take one operator each. `erf` takes four, among them erfc, because it has no cancellation
+    where x · Φ(x) is small.
     """
 
     def __init__(self, activation: Activation):
@@ -71,7 +71,8 @@ class ActivatedFFN(nn.Cell):
 
 
 class PaddedFFN(ActivatedFFN):
-    """Expert FFN of standard operators on rows padded to [A, C, H], C for each expert. The offsets are unused and may be None.
+    """Expert FFN of standard operators on rows [A, C, H]: C rows for each expert, padding included. It does not read the offsets,
+    which may be None.
 
     The biases have an axis for the rows, [A, 1, F] and [A, 1, H]: a reshape in here would need a strategy of its own under
     auto-parallel.

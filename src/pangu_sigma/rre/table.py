@@ -43,6 +43,7 @@ class RoutingTable:
 
     @property
     def layers(self) -> int:
+        """Number of RRE layers."""
         return self.first_NDV.shape[0]
 
     @property
@@ -54,6 +55,7 @@ class RoutingTable:
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
+        """Write the tables to an .npz file."""
         np.savez_compressed(path, first_NDV=self.first_NDV, spread_DV=self.spread_DV, experts=self.experts)
 
     @classmethod
@@ -123,9 +125,9 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def draw_tables(
     routing: RoutingConfig, layers: int, domains: int, vocabulary: int, experts: int, frequencies_DV: np.ndarray | None
 ) -> RoutingTable:
-    """Draw the routing tables of `layers` RRE layers, layer l with seed + l.
+    """Draw the routing tables of `layers` RRE layers, layer l with the seed routing.seed + l.
 
-    frequencies_DV: token counts of the training text, which only `balanced` needs. Raises ConfigError if it lacks them.
+    frequencies_DV: token counts of the training text, which only routing.table=balanced needs. Raises ConfigError if it has none.
     """
     if routing.table == "random":
         spread_DV = np.ones((domains, vocabulary), np.int16)

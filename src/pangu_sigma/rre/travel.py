@@ -87,7 +87,8 @@ class _Dispatch(nn.Cell):
 
 
 class UniformFFN(nn.Cell):
-    """Expert FFN by `GroupedFFN` on rows [A, P·C, H], C for each expert from each of P ranks, so offsets[a] = a · P · C."""
+    """Expert FFN by `GroupedFFN` for equally many rows of each expert: construct takes rows [A, P·C, H], C from each of P ranks,
+    and returns their outputs in the same shape. offsets[a] must be a · P · C."""
 
     def __init__(self, activation: Activation):
         super().__init__()

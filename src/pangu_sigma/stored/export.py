@@ -87,7 +87,7 @@ class StoredExport(StoredModel):
         return Matrix(self.arrays[name][which], None if scales is None else scales[which])
 
     def listed(self) -> Listed:
-        """List shard "", name, shape and dtype of the weights that the export's configuration implies."""
+        """List ("", name, shape, dtype) of each weight that the export's configuration implies."""
         if self._verified:
             _ = self.facts
         return (("", array.name, array.shape, "float32") for array in weights(self.config.on_one_rank()))

@@ -30,7 +30,7 @@ GENERATION = {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "d
 
 
 def size_keys(config: Config) -> dict[str, Any]:
-    """Return the entries of `config.json` that are computed from a configuration."""
+    """Return the entries of a Hugging Face style folder's `config.json` that follow from the configuration."""
     model = config.model
     return {
         "architectures": ["PanGuSigmaForCausalLM"],
@@ -61,7 +61,7 @@ def size_keys(config: Config) -> dict[str, Any]:
 
 
 def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the entries of `config.json` about the tokenizer."""
+    """Return the entries of a Hugging Face style folder's `config.json` that describe the tokenizer."""
     return {
         "vocab_size": tokenizer.size,
         "eos_token_id": tokenizer.eot,
@@ -71,14 +71,15 @@ def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def config_json(model: StoredModel) -> dict[str, Any]:
-    """Return the contents of a model's `config.json`."""
+    """Return the contents of the `config.json` of a model's Hugging Face style folder."""
     whole = {"step": model.step, "data_hash": model.data_hash, "config": model.config.model_dump(mode="json")}
     hashed = tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
     return size_keys(model.config) | hashed | {WHOLE: whole}
 
 
 def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str | None]:
-    """Parse a `config.json` into configuration, step and data hash. Raises LayoutError for another format or contradictions."""
+    """Parse a Hugging Face style folder's `config.json`, read as `tree`, into configuration, step and data hash. Raises LayoutError
+    for another format or contradictions. fix: advice to the user, for the message."""
     if not isinstance(tree, dict):
         raise LayoutError(f"{file}: holds no keys; {fix}")
     if tree.get("model_type") != MODEL_TYPE:
@@ -104,7 +105,8 @@ def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str 
 
 
 def compare_keys(file: Path, tree: dict[str, Any], wanted: dict[str, Any], source: str, fix: str) -> None:
-    """Raise LayoutError for the first `config.json` key that differs from `wanted`. source: origin of `wanted`, for the message."""
+    """Raise LayoutError for the first key of a `config.json`, read as `tree`, that differs from `wanted`. source, fix: origin of
+    `wanted` and advice to the user, for the message."""
     for key, value in wanted.items():
         if key not in tree or tree[key] != value or type(tree[key]) is not type(value):
             raise LayoutError(f"{file}: {key} is {_short(tree.get(key))}, {source} says {_short(value)}; {fix}")

@@ -42,8 +42,6 @@ Listed = Iterator[tuple[str, str, tuple[int, ...], str]]
 class StoredModel:
     """Model on the disk, as `open_model` returns it. Properties read their files when first used.
 
-    table: routing table. step, data_hash: step of the checkpoint, content hash of the training text; None if unknown.
-    hash: hash of the file that holds the hashes of all other files. hashes: content hashes, by name of the content.
     made_from: origin of each weight, for files of another project. unused: entries of such files that are no weights.
     activation_known: False if the files do not state the activation and it is assumed.
     """
@@ -72,18 +70,22 @@ class StoredModel:
 
     @cached_property
     def table(self) -> RoutingTable:
+        """Routing tables of the model."""
         return read_table(self.path, self.fix)
 
     @cached_property
     def step(self) -> int | None:
+        """Training step of the checkpoint that the weights are from; None if unknown."""
         return None
 
     @cached_property
     def data_hash(self) -> str | None:
+        """Content hash of the prepared text that the model was trained on; None if unknown."""
         return None
 
     @cached_property
     def hash(self) -> str:
+        """Hash that identifies the model: that of the file that holds the hashes of all its other files."""
         return str(fingerprint(self.path / SEAL)["xxh3_128"])
 
     @property
@@ -98,6 +100,7 @@ class StoredModel:
 
     @property
     def hashes(self) -> dict[str, str]:
+        """Content hashes, by the name of what was hashed, such as "tokenizer" or "file"."""
         return {}
 
     @cached_property
@@ -147,7 +150,7 @@ class StoredModel:
         return self.tensor(expert_name(self.config.model.dense_layers + layer, number, name))
 
     def listed(self) -> Listed:
-        """List shard, name, shape and dtype of each array in the model's files. If `verified`, their hashes are checked first."""
+        """List (shard, name, shape, dtype) of each array in the model's files. If `verified`, their hashes are checked first."""
         return (("", name, tensor.shape, tensor.dtype.name) for name, tensor in self.tensors.items())
 
 

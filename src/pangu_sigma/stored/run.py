@@ -20,6 +20,7 @@ from pangu_sigma.stored.model import Kind, Listed, StoredModel
 
 class StoredRun(StoredModel):
     """Model in a run folder. checkpoint: newest intact checkpoint, loaded when weights, step or data_hash are first used.
+    checkpoints: path of the folder of all checkpoints.
 
     Raises ConfigError for a missing file of the run. Properties raise DamagedFile for a file that differs from what was written,
     and CheckpointError if no checkpoint is whole.

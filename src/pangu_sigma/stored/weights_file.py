@@ -26,7 +26,8 @@ NO_HASH = "0" * 32
 
 
 class StoredWeights(StoredModel):
-    """Model in a file that `export_safetensors` wrote; its arrays are dense tensors, and `experts.<layer>.<name>` [experts, …]."""
+    """Model in one safetensors file that `export_safetensors` wrote. The file's arrays are the dense tensors, and of experts
+    `experts.<layer>.<name>`, [experts, …]."""
 
     kind: Kind = "weights"
 
@@ -36,6 +37,7 @@ class StoredWeights(StoredModel):
 
     @cached_property
     def hash(self) -> str:
+        """Hash of the file, as its metadata states it."""
         return metadata_of(self.path)[HASH]
 
     @property

@@ -113,7 +113,7 @@ class Tokenizer:
     def prompt(self, text: str | Segments, domain: Domain) -> list[int]:
         """Encode a prompt as token ids for generation: as `sample` does, without <eot>.
 
-        In a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side. An empty code prompt is its language tag.
+        In a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side. In a code domain, "" gives the tag alone.
         """
         segments = (("", text),) if isinstance(text, str) else text
         return self._tagged(segment(segments, domain), domain)

@@ -40,8 +40,9 @@ LANES = 8
 class OwnTask:
     """Benchmark of this project, which runs without lm-evaluation-harness.
 
-    run: called with (engine, domain, folder, limit=…, temperature=…, …). format: text format of the default domain. file: argument
-    of `run` for a readable file of the answers, and suffix of the file's name. runs_programs: `run` takes samples and unsafe.
+    run: function that runs it, called with (engine, domain, folder, limit=…, temperature=…, …). format: text format of domains that
+    can answer. file: name of the argument of `run` for the path of a readable file of the answers, and that file's ending.
+    runs_programs: True if it runs programs, so that `run` also takes `samples` and `unsafe` of `CodeOptions`.
     """
 
     run: Callable[..., TaskResult]
@@ -106,7 +107,8 @@ def run_benchmarks(
 ) -> dict[str, TaskResult]:
     """Run benchmarks on a run's newest checkpoint or an exported model, and return results by task; a task group has a result too.
 
-    kept: cache of answers; None for no cache. beside: file of the result, beside which readable answers of `OWN_TASKS` go.
+    kept: cache of answers; None for no cache. beside: path of the result's file, in whose folder the tasks of `OWN_TASKS` write
+    readable files of their answers; None to write none.
 
     Raises ConfigError for an unknown task or domain, and DataError, before anything is computed, for missing or invalid files.
     """
@@ -143,7 +145,7 @@ def _harness_model(model: Path, request: BenchmarkRequest, kept: ResultCache | N
 
 
 def kept_beside(file: Path, model: Path, request: BenchmarkRequest) -> ResultCache:
-    """Open the cache of answers beside a result file; an interrupted run with the same model and options may have filled it."""
+    """Open the cache of answers beside a result file; it has answers if a run with the same model and options was interrupted."""
     stored = open_model(model, "run", "export", verified=False)
     header = asdict(request) | {"tasks": list(request.tasks), "model": stored.hash}
     return ResultCache(file.with_name(f"{file.name}.partial"), header)

@@ -35,7 +35,7 @@ def run(
     max_new_tokens: int | None = None,
     temperature: float = 0.9,
 ) -> TaskResult:
-    """Run the dialogue benchmark: distinct-1 and -2 over a domain's answers to all first messages. folder: folder of the input.
+    """Run the dialogue benchmark: distinct-1 and -2 over a domain's answers to first messages, which a file in `folder` has.
 
     limit: maximum number of first messages, from the beginning of the file.
     transcripts: Markdown file for chats of the model with itself, one for each first message. turns: messages of such a chat, with

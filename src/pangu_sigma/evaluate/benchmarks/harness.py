@@ -102,7 +102,7 @@ class HarnessModel(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Name for the harness's cache of requests: the tokenizer and the domain."""
+        """Name of tokenizer and domain, under which lm-evaluation-harness caches requests."""
         return f"pangu-sigma-{self.tokenizer.hash[:16]}-{self.domain.name}"
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -154,7 +154,7 @@ class HarnessModel(LM):
             )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return for each (context, options of the task) the generated text, without the string that ended it."""
+        """Return for each request, (context, options of the task), the generated text, without the stop string that ended it."""
         reader = _Reader(self)
         own_requests = []
         for request in requests:

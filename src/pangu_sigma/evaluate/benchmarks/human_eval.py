@@ -23,7 +23,7 @@ _PROBLEMS = 164
 
 
 def run(engine: Engine, domain: str, folder: Path, limit: int | None = None, **options: Any) -> TaskResult:
-    """Run HumanEval: pass@k of a domain. folder: folder of the file. limit: maximum number of problems. options: `CodeOptions`.
+    """Run HumanEval: pass@k of a domain. folder: folder of its file. limit: maximum number of problems. options: of `CodeOptions`.
 
     Raises DataError for a missing or unusable file, ConfigError for invalid options, and where programs cannot be isolated.
     """

@@ -59,7 +59,7 @@ class CodeOptions:
 
     @property
     def ks(self) -> list[int]:
-        """Numbers k of pass@k that `samples` allows."""
+        """Numbers k for which pass@k is reported: the usual ones up to `samples`."""
         return [k for k in _KS if k <= self.samples]
 
 
@@ -101,7 +101,7 @@ def pass_at_k(
 
 
 def warn_missing(found: int, published: int, what: str) -> None:
-    """Warn if a benchmark's file lacks problems of the published file, since the scores are then not comparable."""
+    """Warn if not all problems of a benchmark's published file are used, since scores are then not comparable. what: its name."""
     if found != published:
         logger.warning(
             "%d problems are used, and the published %s has %d: pass@k is not comparable with what others print",

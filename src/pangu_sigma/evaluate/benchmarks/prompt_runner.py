@@ -36,7 +36,8 @@ def complete_in_parts(
 
 
 class PromptRunner:
-    """Prompt runner of a benchmark, which reserves room for whole answers. truncated: number of prompts cut to fit so far."""
+    """Runner of a benchmark's prompts: cuts them so that model.seq_length has room for whole answers, and generates the answers.
+    truncated: number of prompts cut so far."""
 
     def __init__(
         self,
@@ -74,9 +75,9 @@ class PromptRunner:
         return len(self._ids(prompt)) <= self._room
 
     def truncate(self, text: str, prompt: Callable[[str], str]) -> str:
-        """Return the prompt of a text; the end of the text is cut off if the prompt does not fit.
+        """Return prompt(text); the end of the text is cut off if the prompt does not fit.
 
-        prompt: formats the prompt of a text. Raises ConfigError if not even the prompt of an empty text fits.
+        prompt: function that returns the prompt for a text. Raises ConfigError if not even that for an empty text fits.
         """
         if self.fits(whole := prompt(text)):
             return whole
@@ -103,9 +104,9 @@ class PromptRunner:
     def answers(
         self, prompts: Sequence[str], times: int = 1, what: str = "answers", passed_over: int = 0
     ) -> list[list[str]]:
-        """Generate `times` answers to each prompt, with seeds from `passed_over` on. A prompt that is too long loses its beginning.
+        """Generate `times` answers to each prompt. A prompt that is too long loses its beginning.
 
-        what: label of the progress bar.
+        what: label of the progress bar. passed_over: seed of the first answer to each prompt; the others have the seeds after it.
         """
         requests, cut = [], 0
         for prompt in prompts:

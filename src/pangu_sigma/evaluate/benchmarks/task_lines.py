@@ -29,7 +29,8 @@ class _Unusable(ValueError):
 
 
 def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
-    """Return the path of a benchmark's file, the first of `names` in the folder. Raises DataError, naming the download page."""
+    """Return the path of a benchmark's file: the first of `names` that the folder has. Raises DataError, naming the download page,
+    `published`, if it has none."""
     for name in names:
         if (folder / name).is_file():
             return folder / name

@@ -39,10 +39,10 @@ def run(
     temperature: float = 0.0,
     translations: Path | None = None,
 ) -> TaskResult:
-    """Run the translation benchmark: BLEU and chrF, from 0 to 100. folder: folder of the files, named as a key of `TEMPLATES`.
+    """Run the translation benchmark: BLEU and chrF, from 0 to 100. folder: folder of its files; its name is a key of `TEMPLATES`.
 
     limit: maximum number of sentences, the first ones. A source that does not fit loses its end. max_new_tokens: maximum tokens of
-    a translation; by default 256, or half of model.seq_length if less. translations: output file, one a line, for other scorers.
+    a translation; by default 256, or half of model.seq_length if less. translations: file to write them to, one a line; or None.
     Raises DataError for files that are missing or have no usable line, ConfigError for invalid options.
     """
     if folder.name not in TEMPLATES:

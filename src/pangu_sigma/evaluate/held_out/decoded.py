@@ -20,7 +20,7 @@ from pangu_sigma.train.log.losses import HeldOutLoss
 
 
 class DecodedForward:
-    """Forward pass of an `Evaluator` of an exported model, by its decoder: one held-out sequence at a time."""
+    """Forward pass by which an `Evaluator` measures an exported model: its decoder reads one held-out sequence at a time."""
 
     training = False
 
@@ -28,7 +28,7 @@ class DecodedForward:
         self._decoder, self._domains = decoder, domains
 
     def set_train(self, mode: bool) -> None:
-        """Do nothing: a decoder has no dropout."""
+        """Do nothing, because a decoder has no dropout to switch on or off."""
 
     def of(self, batch: Batch) -> np.ndarray:
         """Return the weighted loss of each sequence, float64 [B]."""

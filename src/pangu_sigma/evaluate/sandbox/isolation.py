@@ -27,7 +27,7 @@ _KEPT = {option: getattr(libc, option.upper()) for option in _OPTIONS}
 
 
 def enter_namespaces() -> None:
-    """Enter new namespaces of mounts, IPC, network and, for children, processes. Raises OSError if that is not allowed."""
+    """Enter new Linux namespaces of mounts, IPC, network and, for children, processes. Raises OSError if that is not allowed."""
     namespaces = libc.NEWNS | libc.NEWIPC | libc.NEWNET | libc.NEWPID
     if os.geteuid() == 0:
         libc.unshare(namespaces)
@@ -53,7 +53,8 @@ def unused_user_id() -> int:
 
 
 def make_minimal_root(limits: ProgramLimits, user: int) -> None:
-    """Make a read-only root folder with libraries, Python and an empty folder, and unmount the old root. Raises OSError."""
+    """Give this process, before it runs a program in the sandbox, a root folder with libraries, Python and an empty folder that
+    alone is writable, and unmount the old root. limits: sizes of that folder. user: its owner. Raises OSError."""
     libc.mount(None, "/", flags=libc.REC | libc.PRIVATE)
     libc.mount("tmpfs", "/tmp", "tmpfs", libc.NOSUID, "mode=755,size=1m")
     Path("/tmp/old").mkdir()

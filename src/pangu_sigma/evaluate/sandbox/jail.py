@@ -56,7 +56,7 @@ def run_program(task: dict[str, Any]) -> dict[str, Any]:
     """Run a program in the sandbox. Returns {"passed": bool, "why": str}, or {"missing": str} where it cannot be isolated.
 
     task: "program": text of the program; "limits": fields of `ProgramLimits`; "unsafe": True to run the program even where it
-    cannot be isolated, under the user's own id and in an own folder.
+    cannot be isolated, then under the user's own id, in a folder of its own.
     """
     limits, isolated = ProgramLimits(**task["limits"]), True
     user = os.geteuid()

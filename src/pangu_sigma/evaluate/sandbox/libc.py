@@ -19,7 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(namespaces: int) -> None:
-    """Enter new Linux namespaces. A new process namespace holds only the children of this process."""
+    """Enter new Linux namespaces, by flags such as NEWNET. A new process namespace holds only the children of this process."""
     _call("unshare", ctypes.c_int(namespaces))
 
 

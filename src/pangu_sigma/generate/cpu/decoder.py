@@ -95,6 +95,7 @@ class CpuDecoder:
         return self._operators.weight_bytes + self.cache_bytes
 
     def begin(self, lane: int, domain: Domain) -> None:
+        """Empty a lane of the KV cache for a new text of a domain."""
         self._check_lane(lane)
         self._texts[lane] = _Text(domain)
 
@@ -109,7 +110,7 @@ class CpuDecoder:
         return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
-        """Read new tokens of several lanes together, and return the logits of each chunk, float32 [wanted, R]."""
+        """Read new tokens of several lanes together, and return for each chunk its `wanted` rows of logits, float32 [wanted, R]."""
         if not chunks:
             return []
         texts = self._texts_after(chunks)

@@ -22,7 +22,8 @@ from pangu_sigma.generate.weights import Weights
 
 
 class ExactModel:
-    """Reference network of one text, whose result has the same bits however tokens share experts: operators of `hidden_states`."""
+    """Reference network in NumPy for one text, and its operators for `hidden_states`. It computes the FFN of each token alone, so
+    that the result has the same bits whatever number of tokens goes to an expert."""
 
     def __init__(self, model: ModelConfig, weights: Weights, activation: str):
         """model: sizes of the network. activation: the GELU variant to use in place of that of `model`."""
@@ -31,8 +32,8 @@ class ExactModel:
     def logits(self, rows_T: np.ndarray, experts_NT: np.ndarray, wanted_R: np.ndarray, last: int = 0) -> np.ndarray:
         """Return the logits of the token after each token, float32 [T, R].
 
-        rows_T: row of each token in the flattened slots. experts_NT: expert of each token in each RRE layer; dense: [0, T].
-        wanted_R: rows of the flattened slots to return logits for. last: number of tokens at the end to return logits for; 0: all.
+        rows_T: row of each token in the word table of all slots. experts_NT: expert of each token in each RRE layer, [0, T] for a
+        dense model. wanted_R: rows of that table to return logits for. last: number of last tokens to return logits for; 0: all.
         """
         hidden_TH = self.hidden(rows_T, experts_NT, last)
         table = self.weights.tensor("embedding")
@@ -51,6 +52,7 @@ class ExactModel:
         return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT, asking_A)
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+        """Return the sum of rows of the word table of all slots and of the position table, float32 [T, H]."""
         table = self.weights.tensor("embedding")
         x_TH = np.asarray(table[rows_T], np.float32) + self._tensor("positions")[positions_T]
         release_pages(table)
@@ -92,7 +94,8 @@ class ExactModel:
     def attention(
         self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
     ) -> np.ndarray:
-        """Compute attention for all rows, then select: BLAS adds in another order for few rows."""
+        """Return residual + causal attention of a layer, rows `asking_A` only (None: all). It is computed for all rows first,
+        because BLAS adds in another order for few rows."""
         at, heads = f"layers.{layer}.attention", self.model.heads
         q, k, v = (
             self._linear(f"{at}.{name}", source).reshape(len(normed), heads, -1).transpose(1, 0, 2)
@@ -113,6 +116,7 @@ class ExactModel:
         return y_TH
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Apply the LayerNorm of the network's cell `name` to rows."""
         centred_TH = x - x.mean(axis=-1, keepdims=True)
         variance_T1 = (centred_TH * centred_TH).mean(axis=-1, keepdims=True)
         scaled_TH = centred_TH / np.sqrt(variance_T1 + np.float32(LAYER_NORM_EPSILON)) * self._tensor(f"{name}.gain")

@@ -14,7 +14,7 @@ from pangu_sigma.stored.export import StoredExport
 class Matrices:
     """Weights of a model for the CPU kernels of few_rows.py: matrices in one precision, vectors in float32.
 
-    Matrices of an export with this precision are used bit for bit; others are rounded from float32.
+    Matrices of an export that is stored in this precision are used bit for bit; others are rounded from float32.
 
     weight_bytes: bytes of the weights returned so far, mapped files too. copied_bytes: bytes of the copies in memory.
     """

@@ -38,7 +38,7 @@ class Operators(Protocol[HostRows]):
     ) -> HostRows:
         """Return residual + causal attention of a layer. query: rows for the queries; `normed` is for keys and values.
 
-        asking_A: numbers of the A rows to return, in order, which later operators get; None for all.
+        asking_A: numbers of the A rows to return, in order; later operators get only these rows. None: all rows.
         """
 
     def ffn(self, layer: int, residual: HostRows, normed: HostRows) -> HostRows:
@@ -58,7 +58,7 @@ def hidden_states(
 ) -> HostRows:
     """Run the network without MindSpore, and return the hidden states [T, H] after the query layer (the last one).
 
-    rows_T: row of each token in the flattened slots. positions_T: position of the token in its document. experts_NT: its expert in
+    rows_T: row of each token in the word table of all slots. positions_T: its position in its document. experts_NT: its expert in
     each RRE layer, numbered over the layer. asking_A: numbers of the tokens to return hidden states of, in order, as [A, H]; None
     for all. The query layer computes only keys and values of the other tokens.
     """

@@ -78,13 +78,14 @@ class CpuOperators:
                 cache_LnSd[target, :, :tokens] = cache_LnSd[source, :, :tokens]
 
     def logits(self, hidden_TH: np.ndarray, wanted_W: np.ndarray, slot: int) -> np.ndarray:
-        """Return the logits [W, R] over the rows of a slot. wanted_W: numbers of W tokens of the pass."""
+        """Return the logits [W, R] over the rows of a slot, for the W tokens of the pass with the numbers `wanted_W`."""
         np.take(hidden_TH, wanted_W, axis=0, out=self._mixed_TH[: len(wanted_W)])
         logits_WR = np.empty((len(wanted_W), self._model.slot_rows), np.float32)
         self._heads[slot](len(wanted_W), logits_WR)
         return logits_WR
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+        """Return the sum of rows of the word table of all slots and of the position table, [T, H]."""
         words_TH = self._table_RH.rows(rows_T).as_float32()
         np.add(words_TH, self._positions_SH[positions_T], out=self._x_TH[: len(rows_T)])
         return self._x_TH
@@ -95,6 +96,7 @@ class CpuOperators:
         return self._mixed_TH
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Apply the LayerNorm of the network's cell `name` to rows."""
         norm, y = self._norms[name]
         norm(self._tokens)
         return y
@@ -102,6 +104,7 @@ class CpuOperators:
     def attention(
         self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
     ) -> np.ndarray:
+        """Add causal attention over the KV cache to `residual`, and return it; rows `asking_A` only, which move to the front."""
         project, ask, remember, attend, output = self._layers[layer]
         tokens, where = self._tokens, self._where
         if asking_A is None:

@@ -18,12 +18,10 @@ from pangu_sigma.rre.table import RoutingTable
 
 
 class BlockPlan(nn.Cell):
-    """Cell of an exported graph that sorts tokens by expert, into blocks (here: b rows of one expert, tokens or padding).
-
-    construct(ids_T, domains_T, positions_T, texts) -> active_NA, order_NAb, inverse_NT
-        texts: number of texts, each of one domain. active: expert of each of A blocks. order: token of each row. inverse: row
-        of each token.
-    """
+    """Routing plan inside an exported graph: sorts T tokens by expert, into A blocks. A block here is b rows for one expert, each
+    a token or padding. construct(ids_T, domains_T, positions_T, texts) -> active_NA, order_NAb, inverse_NT
+    texts: number of texts in the call. active: expert of each block. order: token of each row. inverse: row of each
+    token, counted over all blocks."""
 
     def __init__(self, table: RoutingTable):
         super().__init__()
@@ -85,5 +83,6 @@ def fixed_parameter(name: str, values: np.ndarray) -> Parameter:
 
 
 def numbered(length):
-    """Return int32 0 … length - 1 in a graph. With dynamic shapes, `ops.arange` keeps the first call's length (MindSpore 2.9)."""
+    """Return the int32 tensor 0 … length - 1 in a graph, in place of `ops.arange`, which with dynamic shapes keeps the length of
+    the first call (MindSpore 2.9)."""
     return ops.cumsum(F.ones((length,), ms.int32), 0) - 1

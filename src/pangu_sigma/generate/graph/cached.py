@@ -33,7 +33,6 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 class CachedGraph(nn.Cell):
     """Inference graph for export: returns the logits of the next token, and the most likely token.
-
     construct(ids_BC, lengths_B, start_B, lane_B, domain_B, wanted_W) -> logits float32 [W, R], token int32 [W]
         ids: new tokens of B texts, padded to C. lengths: number of new tokens, 1 … C. start: number of tokens in the text's
         lane (part of the KV cache) before the call; 0 begins a new text. lane, domain: their numbers; each text has its own lane.
@@ -84,7 +83,7 @@ class CachedGraph(nn.Cell):
 
 
 def cached_graph(model: StoredModel, at_rest: AtRest = "float32") -> CachedGraph:
-    """Build the inference graph of a stored model, with its weights, for the current device."""
+    """Build the inference graph of a stored model, with its weights, on the current device. at_rest: dtype of stored matrices."""
     return CachedGraph(model.config, model.tokenizer, model.table, model, at_rest)
 
 
@@ -139,7 +138,7 @@ class _WantedHead(nn.Cell):
 
 def inputs_and_outputs(config: Config) -> dict[str, Any]:
     """Return the signature of the exported graph as plain values: name, dtype and axes of its inputs and outputs, and the size of
-    the fixed axis. All other axes are dynamic."""
+    axis R, the rows of a slot. All other axes are dynamic."""
     arguments = list(inspect.signature(CachedGraph.construct).parameters)[1:]
     inputs = [dict(zip(("name", "axes"), name.rsplit("_", 1), strict=True), dtype="int32") for name in arguments]
     outputs = [

@@ -48,7 +48,7 @@ class GraphDecoder:
 
     @classmethod
     def of(cls, model: StoredModel, lanes: int = 4) -> GraphDecoder:
-        """Make the decoder of an exported model, or of the graph that an export of a run would hold.
+        """Make the decoder of an exported model; of a run, that of the graph that its export would hold. lanes: texts in the cache.
 
         Raises ConfigError if the exported graph has another signature, DamagedFile for damaged files of the model.
         """
@@ -65,10 +65,12 @@ class GraphDecoder:
         return cls(graph, model.config, model.tokenizer, model.table, lanes)
 
     def begin(self, lane: int, domain: Domain) -> None:
+        """Empty a lane of the KV cache for a new text of a domain."""
         self._check_lane(lane)
         self._texts[lane] = _Text(domain)
 
     def copy(self, source: int, target: int) -> None:
+        """Copy the KV cache of lane `source` to lane `target`."""
         self._check_lane(target)
         self._texts[target] = replace(self._texts[source])
         with mindspore_lock:
@@ -79,7 +81,7 @@ class GraphDecoder:
         return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
-        """Read new tokens of several lanes, and return the logits of each chunk, float32 [wanted, R]."""
+        """Read new tokens of several lanes, and return for each chunk its `wanted` rows of logits, float32 [wanted, R]."""
         for chunk in chunks:
             self._check(chunk)
         found: list[list[np.ndarray]] = [[np.empty((0, self.config.model.slot_rows), np.float32)] for _ in chunks]

@@ -19,10 +19,9 @@ from pangu_sigma.model.pangu_sigma import MASKED, Attention
 
 
 class CachedAttention(Attention):
-    """Attention of an exported graph over its KV cache, which first stores the keys and values of the new tokens.
-
-    construct(query_TH, x_TH, seen, draws_B4) -> [T, H]. seen: mask, lanes and indices from `Lanes`. draws: None (no dropout).
-    """
+    """Attention of an exported graph over its KV cache, in which it first stores the keys and values of the new tokens.
+    construct(query_TH, x_TH, seen, draws_B4) -> [T, H]. query: rows that become queries; x: rows that become keys and values.
+    seen: the second result of `Lanes`. draws: None (no dropout)."""
 
     def __init__(self, config: ModelConfig, dtype: ms.Type, layer: int):
         super().__init__(config, dtype, layer)
@@ -45,11 +44,10 @@ class CachedAttention(Attention):
 
 
 class Lanes(nn.Cell):
-    """Positions, attention mask and KV cache indices of the new tokens of a call of an exported graph.
-
+    """Cell of an exported graph that computes positions, attention mask and KV cache indices of the new tokens of a call.
     construct(ids_BC, index_BC, start_B, lane_B) -> positions_BC, (unseen_B1CS, lane_B, where)
         index: index of each of C new tokens of B texts in its lane. start: number of tokens in the lane before the call. unseen:
-        added to the scores of S positions, 0 or `MASKED`. where: lane, head (of n) and index of each key and value, [T·n, 3].
+        mask to add to attention scores, 0 or `MASKED`. where: lane, head (of n) and index of each key and value, [T·n, 3].
 
     A document ends with <eot>: later tokens do not attend to it, and their positions start again at 0, as in data/sequences.py. A
     parameter holds, for each token of a lane, the number of <eot> before it.

@@ -39,7 +39,8 @@ def rows_in_int8(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
-    """Replace the dense weights of a network by export parameters in the stored precision. The network must not have run before."""
+    """Replace the dense weights of a network by `weights` in the precision `at_rest`, in which the exported graph stores them. The
+    network must not have run before."""
     scales: dict[str, Parameter] = {}
     for name, cell in list(network.cells_and_names()):
         for attribute, old in list(cell._params.items()):
@@ -62,11 +63,9 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
 
 
 class KeptExperts(nn.Cell):
-    """Expert weights of an exported graph, in the stored precision.
-
+    """Expert weights of an exported graph, stored in float32, float16 or int8.
     construct(active_NA) -> FFN_TENSORS of each RRE layer from the lowest: float32 [A, F, H], [A, 1, F], [A, F, H], [A, 1, H].
-    active: expert of each of the A blocks of a `BlockPlan`.
-    """
+    active: expert of each of the A blocks of a `BlockPlan`."""
 
     def __init__(self, config: Config, weights: Weights, at_rest: AtRest):
         super().__init__()
@@ -82,7 +81,7 @@ class KeptExperts(nn.Cell):
         self.pick = ops.Gather()
 
     def construct(self, active_NA):
-        """Select the weights of the blocks. Two of the four tensors of a layer are matrices, which have scales."""
+        """Return the weights of the experts `active_NA`. Two of the four tensors are matrices, which have scales in int8."""
         found: tuple = ()
         for i in range(len(self.tensors)):
             active_A = active_NA[i // len(FFN_TENSORS)]

@@ -37,7 +37,7 @@ def addresses(host: Host, listed: list[Npu]) -> Check:
 
 
 def links(host: Host, listed: list[Npu]) -> Check:
-    """Check that the RoCE port of each NPU is up. 910_93 hosts of one super pod need none: HCCS links connect them."""
+    """Check that the RoCE port of each NPU is up. 910_93 hosts pass with no port up, because HCCS connects those of a super pod."""
     states = {npu.number: _answer(host, npu.number, "-link").removeprefix("link status:").strip() for npu in listed}
     down = [number for number, state in states.items() if state != "UP"]
     if len(down) == len(listed) and chip_called(listed[0].name) == "910_93":
@@ -49,7 +49,7 @@ def links(host: Host, listed: list[Npu]) -> Check:
 
 
 def tls(host: Host, listed: list[Npu]) -> Check:
-    """Check that TLS is on for the ports of all NPUs or of none; otherwise connections time out (error EI0006)."""
+    """Check that TLS is on for the RoCE ports of all NPUs or of none; otherwise connections time out (error EI0006)."""
     matches = {npu.number: re.search(r"tls switch\[(\d)\]", _answer(host, npu.number, "-tls")) for npu in listed}
     switches = {number: match[1] if match else "0" for number, match in matches.items()}  # no certificate: off
     on = [number for number, switch in switches.items() if switch == "1"]
@@ -96,7 +96,7 @@ def ports(host: Host) -> Check:
 
 
 def backlog(host: Host) -> Check:
-    """Check that the host's queue of incoming connections is long enough for node 0 of a launch."""
+    """Check that the host's queue of incoming connections is long enough for node 0 of a launch, to which all ranks connect."""
     value = int(host.read("/proc/sys/net/core/somaxconn") or 0)
     if 0 < value < _BACKLOG:
         fix = "sysctl -w net.core.somaxconn=65535 net.ipv4.tcp_max_syn_backlog=65535 on node 0"

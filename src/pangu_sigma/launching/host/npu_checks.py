@@ -16,7 +16,8 @@ _RESERVED = 0.1
 
 
 def devices(host: Host, listed: list[Npu]) -> Check:
-    """Check the NPUs' device nodes in /dev, and their number against `listed`, npu-smi's NPUs. listed: empty if npu-smi failed."""
+    """Check that /dev has the device nodes of the NPUs and their driver, open to this user, and as many NPUs as npu-smi lists.
+    listed: npu-smi's NPUs; empty if npu-smi failed."""
     dev = host.path("/dev")
     nodes = npus(dev)
     absent = [node for node in DRIVER_NODES if nodes and not (dev / node).exists()]

@@ -72,7 +72,7 @@ def clock(host: Host) -> Check:
 
 
 def run_folder(host: Host, folder: Path) -> Check:
-    """Check that all nodes share the run folder, and see a lock in it."""
+    """Check that the run folder is on storage that all nodes share, where a lock that one node holds is seen by the others."""
     if not folder.is_dir():
         return failed(f"{folder} is not there", "make it, or mount the shared storage, on every node at the same path")
     kind, options = _mount_of(host, folder.resolve())

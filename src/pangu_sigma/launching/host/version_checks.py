@@ -18,7 +18,7 @@ from pangu_sigma.writable import NotWritable, check_folder_writable
 
 @dataclass(frozen=True)
 class Suite:
-    """Versions of CANN and NPU driver for one MindSpore release, from MindSpore's tables; driver None if a table has none.
+    """Versions of CANN and NPU driver for one MindSpore release, from tables of MindSpore Transformers. driver: None if not listed.
 
     takes: versions of CANN with which MindSpore loads without a warning (its own `run_check/_check_version.py`).
     """
@@ -43,7 +43,8 @@ _OURS = "pangu_sigma"
 
 
 def driver(host: Host, chip: Chip | None) -> Check:
-    """Check the version of the NPU driver against MindSpore's table (`Suite`). It has none for 910A, so any version passes."""
+    """Check that the NPU driver is not older than the one listed for this MindSpore (`Suite`); for 910A any version passes, because
+    none is listed."""
     file = f"{_driver_folder(host)}/driver/version.info"
     version = host.values(file).get("Version")
     suite = _suite(host)

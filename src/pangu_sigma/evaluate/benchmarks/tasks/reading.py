@@ -36,11 +36,12 @@ ItemRows = Iterator[tuple[str, Any]]
 
 
 class NoItem(ValueError):
-    """Error of a line of a benchmark's file that is no item; the message names what was expected."""
+    """Error of a line or entry of a benchmark's file of which no item can be made; the message names what was expected."""
 
 
 class TaskFiles(NamedTuple):
-    """Location of a benchmark's files. published: URL of the page with the files and their format."""
+    """Location of a benchmark's files. data: folder of all benchmarks. folder: name of this one's folder in it. published: URL of
+    the page with the files and their format. seq_length: maximum number of tokens of a text, one counted for each character."""
 
     data: str | None
     folder: str
@@ -62,11 +63,11 @@ class TaskFiles(NamedTuple):
         return path
 
     def room(self, *others: str | int) -> int:
-        """Return the maximum characters, at least 1, of a text beside `others` (texts or lengths), an <eot> and one new token."""
+        """Return how many characters of a text, at least 1, fit beside `others` (texts or lengths), an <eot> and one new token."""
         return max(1, self.seq_length - 2 - sum(o if isinstance(o, int) else len(o) for o in others))
 
     def json_lines(self, file: str) -> ItemRows:
-        """Yield the objects of a JSON Lines file."""
+        """Yield the objects of a JSON Lines file, each after its location: file and line number."""
         for number, line in enumerate(self.path(file).read_bytes().split(b"\n"), 1):
             if line.strip():
                 yield f"{file}:{number}", _parsed(line)
@@ -82,7 +83,8 @@ class TaskFiles(NamedTuple):
             ) from error
 
     def items(self, rows: ItemRows, item: Callable[[Any], Iterable[Item]]) -> DatasetDict:
-        """Convert rows of a file to items, and collect the rows without an item. Raises ValueError if no row has an item."""
+        """Make a data set of the splits "items" and "skipped". item: function that makes the items of a row; if it raises NoItem,
+        the row goes to "skipped". Raises ValueError if there is no item."""
         items, skipped = list[Item](), list[dict[str, str]]()
         for where, row in rows:
             try:
@@ -120,9 +122,9 @@ def labelled(
 ) -> DatasetDict:
     """Load a classification task, as a template with each label's word: CMNLI, OCNLI, AFQMC, CSL, CLUEWSC2020, TNEWS, IFLYTEK.
 
-    template: its fields are those of a line, or of the object "target" in it, and {label}. labels: the word of each label, or the
-    name of a file with them. cut: field to cut if the text is too long. candidates: number of labels to choose from: the true one,
-    and those whose SHA-256 with the text is smallest, so that each item has its own reproducible draw.
+    template: text with fields of a line in braces, or of the object "target" in it, and {label}. labels: the word of each label, or
+    the name of a file with them. cut: field to cut if the text is too long. candidates: number of labels to choose from: the true
+    one, and those whose SHA-256 with the text is smallest, so that each item has its own reproducible draw. None: all labels.
     """
     of = _task_files(source)
     words = dict(_labels(of, labels)) if isinstance(labels, str) else dict(labels)
@@ -164,7 +166,8 @@ def squad(file: str, answer: int, **source: Any) -> DatasetDict:
 
 
 def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
-    """Load DuReader's questions of a search engine. The text is the first document that a person selected, all paragraphs."""
+    """Load DuReader's search engine questions for lm-evaluation-harness. An item has a question, its answers, and as document all
+    paragraphs of the first one marked as selected, cut to leave room for an answer. answer: maximum tokens of that answer."""
     of = _task_files(source)
 
     def item(row: Any) -> list[Item]:
@@ -181,7 +184,7 @@ def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
 
 
 def webqa(file: str, **source: Any) -> DatasetDict:
-    """Load WebQA's questions without a text. The answers are those of all evidences that have one."""
+    """Load WebQA's questions, without a text to read. An item's answers are those of all its evidences that have one."""
     of = _task_files(source)
     tree = of.json_file(file)
     if not isinstance(tree, dict):
@@ -203,8 +206,8 @@ def webqa(file: str, **source: Any) -> DatasetDict:
 def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **source: Any) -> DatasetDict:
     """Load passages with a missing word: PD&CFT, CMRC2017. The prompt is the passage up to that word.
 
-    files: file names by the name of the metric; items alternate between files, so that the first ones are from all. answers: file
-    of the answers, if separate from the questions. These files have blanks between words; the blanks are removed.
+    files: file names by the name of the metric; items alternate between files, so that the first ones are from all. answer: maximum
+    tokens of an answer. answers: file of the answers, if separate from the questions. Blanks between words are removed.
     """
     of = _task_files(source)
     known = dict(_answers(of, answers)) if answers else None
@@ -227,7 +230,8 @@ def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **s
 
 
 def chid(file: str, answers: str, **source: Any) -> DatasetDict:
-    """Load passages with a missing idiom and ten candidates: ChID in CLUE's version. Other blanks of a passage are removed."""
+    """Load passages with a missing idiom and ten candidates: ChID in CLUE's version. file, answers: names of the two files. The
+    marks of a passage's other missing idioms are removed."""
     of = _task_files(source)
     known = of.json_file(answers)
 
@@ -251,7 +255,7 @@ def chid(file: str, answers: str, **source: Any) -> DatasetDict:
 
 
 def sentence_cloze(file: str, before: int, after: int, **source: Any) -> DatasetDict:
-    """Load passages with missing sentences: CMRC2019, an item for each blank. before, after: maximum characters around it."""
+    """Load passages with missing sentences: CMRC2019, an item for each blank. before, after: maximum characters on its sides."""
     of = _task_files(source)
 
     def item(row: Any) -> list[Item]:
@@ -271,7 +275,7 @@ def sentence_cloze(file: str, before: int, after: int, **source: Any) -> Dataset
 
 
 def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
-    """Load multiple-choice questions on dialogues and other passages: C3. Its files are nested lists."""
+    """Load multiple-choice questions on dialogues and other passages: C3. template: text with {passage}, {question}, {choice}."""
     of = _task_files(source)
 
     def rows() -> ItemRows:
