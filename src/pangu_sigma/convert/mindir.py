@@ -24,7 +24,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.export_readme import readme
 from pangu_sigma.device import use_cpu
 from pangu_sigma.domains import domains_of
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import UserError, argument
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, inputs_and_outputs, open_inputs
@@ -59,7 +59,9 @@ def export_mindir(
     atomically. Raises ConfigError, before any work, if `output` cannot be written, or exists and is not an exported model.
     """
     if output.exists() and kind_of(output) != "export":
-        raise ConfigError(f"{output} exists and is not an exported model; choose another folder with --output")
+        raise ConfigError(
+            f"{output} exists and is not an exported model; choose another folder with {argument('--output')}"
+        )
     run = open_model(run_path, "run")
     with unfinished_folder(output) as folder:
         use_device()

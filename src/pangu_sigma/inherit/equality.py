@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import Activation
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
@@ -153,7 +153,7 @@ def _compare(
     model = child.config.model
     mine, changed = (ExactModel(model, child, each) for each in (activation, model.activation))
     found = {}
-    for domain in tqdm(domains, desc="comparing", unit="domain", disable=None):
+    for domain in Bar(domains, desc="comparing", unit="domain"):
         parent, ids_R = parent_of(domain), child.tokenizer.slot_rows[domain.slot]
         reader = _Reader.trained(child, mine, domain, ids_R, graph)
         text = _text(child, domain, parent.rows_R >= 0, tokens, data)

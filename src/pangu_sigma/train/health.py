@@ -21,7 +21,7 @@ from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.config import SpikesConfig, TrainConfig
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import UserError, argument
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.train.backend import TrainingSetup
 from pangu_sigma.train.log.metrics import MetricsLog, NoLog
@@ -244,9 +244,7 @@ def _text_of(spike: Spike) -> str:
 def _way_on(run: RunFolder, ranks: Ranks) -> str:
     healthy, ill = last_healthy(run.checkpoints, ranks)
     if healthy is None:
-        return (
-            f"No checkpoint in {run.checkpoints} has only finite values: start again in another folder, with --output."
-        )
+        return f"No checkpoint in {run.checkpoints} has only finite values: name another folder with {argument('--output')}."
     remove = f"remove {', '.join(map(str, ill))}, and " if ill else ""
     again = "start the same command again, which goes on from it."
     return f"The last checkpoint whose values are all finite is {healthy}: {remove}{again}"

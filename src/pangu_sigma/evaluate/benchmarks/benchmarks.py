@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.evaluate.benchmarks import dialogue, human_eval, mbpp, translation
 from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
 from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
@@ -90,14 +90,16 @@ class BenchmarkRequest:
         first = next((domain.name for domain in config.domains if domain.format == needed), None)
         if first is None:
             raise ConfigError(
-                f"{name} asks a domain of format {needed}, and the model has none; say with --domain which answers"
+                f"{name} asks a domain of format {needed}, and the model has none; say with {argument('--domain')} which answers"
             )
         return first
 
     def folder_of(self, name: str) -> Path:
         """Return the folder of a task's files. Raises ConfigError if `files` was not given."""
         if self.files is None:
-            raise ConfigError(f"{name} reads files; say with --files in which folder its folder {name} is")
+            raise ConfigError(
+                f"{name} reads files; say with {argument('--files')} in which folder its folder {name} is"
+            )
         return Path(self.files) / name
 
 
@@ -197,8 +199,8 @@ def _load(names: list[str], request: BenchmarkRequest, seq_length: int) -> tuple
         items = len(task.eval_docs) if "skipped" in task.dataset else math.inf
         if request.num_fewshot and request.num_fewshot >= items:
             raise ConfigError(
-                f"--num-fewshot {request.num_fewshot} is not possible: {name} has {items} items, and examples are others than the "
-                "one that is asked; give a smaller number"
+                f"{argument('--num-fewshot')} {request.num_fewshot} is not possible: {name} has {items} items, and "
+                "examples are others than the one that is asked; give a smaller number"
             )
     return manager, loaded
 
