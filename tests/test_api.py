@@ -162,7 +162,7 @@ def test_training_without_a_configuration_goes_on_with_that_of_the_run(tiny_run,
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert ps.train("run").config == ps.load(tiny_run).config
-    with pytest.raises(ps.UserError, match="run is a run, which goes on where it is: leave --output other out"):
+    with pytest.raises(ps.UserError, match="run is a run, which goes on where it is: leave output other out"):
         ps.train("run", "other")
     with pytest.raises(ps.UserError, match=r"model\.hidden: 24 → 48"):
         ps.train(ps.load_config(copy / "config.yaml", {"model.hidden": 48}), copy)

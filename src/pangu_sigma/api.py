@@ -2,9 +2,8 @@
 folder that does the work. docs/commands.md lists commands and functions side by side.
 
 An argument `model` is a `Model` or the path of a folder, `config` a `Config` or what `load_config` takes; paths may be strings or
-`pathlib.Path`. An error that the user can fix is
-raised as `UserError`, whose message names the fix. All functions may be called from any thread. MindSpore computes one thing at a
-time, so calls from several threads wait for each other.
+`pathlib.Path`. An error that the user can fix is raised as `UserError`, whose message names the fix. All functions may be called
+from any thread. MindSpore computes one thing at a time, so calls from several threads wait for each other.
 """
 
 from __future__ import annotations
@@ -201,17 +200,31 @@ def benchmark(
 
 
 def report(model: AnyPath, against: Paths = ()) -> Result | Results:
-    """Summarise a run and redraw its report. against: other runs to plot and summarise too, with the differences in loss."""
+    """Summarise a run and redraw its report. against: other runs to plot and summarise too; the differences in loss are always
+    those of `model` minus theirs."""
+    from pangu_sigma.train.log.differences import loss_differences
     from pangu_sigma.train.log.report import write_report
-    from pangu_sigma.train.log.summary import format_comparison, format_summary, loss_differences, summarise
+    from pangu_sigma.train.log.summary import format_comparison, format_summary, summarise
 
     run, others = to_path(model, "model"), to_paths(against, "--against")
     summary = summarise(run)
-    write_report(run, others)
+    differences = [loss_differences(run, other) for other in others]
+    page = write_report(run, others, differences)
     if not others:
-        return Result(summary, format_summary(summary))
-    summaries = [summarise(other) | {"differences": loss_differences(run, other)} for other in others]
-    return Results([summary, *summaries], "\n\n".join(format_comparison(summary, other) for other in summaries))
+        return Result(summary, format_summary(summary) + _forgetting(summary))
+    summaries = [summarise(other) | {"differences": each} for other, each in zip(others, differences, strict=True)]
+    tables = [format_comparison(summary, other) for other in summaries]
+    return Results([summary, *summaries], "\n\n".join([*tables, f"{'report':12} {page}"]))
+
+
+def _forgetting(summary: dict[str, Any]) -> str:
+    """Return the table of forgetting in the summary of a tuned run that is finished; "" for any other."""
+    found = (summary["finetune"] or {}).get("forgetting")
+    if found is None:
+        return ""
+    from pangu_sigma.finetune.forgetting import format_forgetting
+
+    return f"\n\n{format_forgetting(found)}"
 
 
 def finetune(

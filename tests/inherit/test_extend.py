@@ -220,10 +220,10 @@ def test_origins_that_cannot_be_are_refused(tiny_run, law_config, tiny_data, den
     parent = open_model(tiny_run, "run")
     with pytest.raises(
         ConfigError,
-        match=r"law: say what new domains begin as: --from-domain DOMAIN .*, --from-dense MODEL .*, or --from-scratch",
+        match=r"law: say what new domains begin as: from_domain DOMAIN .*, from_dense MODEL .*, or from_scratch",
     ):
         plan_extension(parent, law_config, Origin())
-    with pytest.raises(ConfigError, match=r"--from-domain fr: the run has the domains zh, en, code"):
+    with pytest.raises(ConfigError, match=r"from_domain fr: the run has the domains zh, en, code"):
         plan_extension(parent, law_config, Origin("fr"))
     with pytest.raises(ConfigError, match="give one of them"):
         Origin("zh", scratch=True)
@@ -235,7 +235,7 @@ def test_origins_that_cannot_be_are_refused(tiny_run, law_config, tiny_data, den
         plan_extension(parent, tiny_config(tiny_data), Origin())
     alpha = open_parent(dense)
     alpha.sizes.__dict__["ffn"] = 64
-    with pytest.raises(ConfigError, match=r"--from-dense .*: its ffn is 64, this run's is 32"):
+    with pytest.raises(ConfigError, match=r"from_dense .*: its ffn is 64, this run's is 32"):
         plan_extension(parent, law_config, Origin(dense=alpha))
     assert list(tmp_path.iterdir()) == []
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,14 @@ from pangu_sigma.stored.model import StoredModel, read_lineage
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.train.log.losses import format_number
+from pangu_sigma.train.log.metrics import EmptyLogError
+from pangu_sigma.train.log.report import TUNING_RESULT, write_report
 from pangu_sigma.train.loop import train_to_end
 
 logger = logging.getLogger(__name__)
 
 TUNING_FOLDER = "finetune"
-QUARANTINE, RESULT = "quarantine.jsonl", "result.json"
+QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
                     quarantine.copy_to(fresh / TUNING_FOLDER / QUARANTINE)
     with one_writer(into, lock):
         run = _take_up(into, config, parent.path.absolute(), data_hash)
-        file = into / TUNING_FOLDER / RESULT
+        file = into / TUNING_RESULT
         logger.info("%s", learns_text(_learned(config)))
         if not file.exists():
             tuner = _train(run, training, dev)
@@ -99,6 +102,8 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
         if "forgetting" not in result:
             result["forgetting"] = measure_forgetting(into, parent.path, (read_lineage(into) or {})["parent_hash"])
             _write_result(file, result)
+            with suppress(EmptyLogError):  # which the end of the training has said
+                write_report(into)
     return result
 
 

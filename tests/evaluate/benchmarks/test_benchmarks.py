@@ -90,7 +90,7 @@ def test_a_limit_takes_the_first_items_and_examples_stand_before_each(tiny_run, 
     found = run_benchmarks(tiny_run, asked(data, "ocnli", limit=2, num_fewshot=1))["ocnli"]
     assert (found.n, found.skipped) == (2, 1)
     assert all(text.endswith("\n") and text.count("?") == 1 for text in texts)
-    with pytest.raises(ConfigError, match="--num-fewshot 5 is not possible: ocnli has 5 items"):
+    with pytest.raises(ConfigError, match="num_fewshot 5 is not possible: ocnli has 5 items"):
         run_benchmarks(tiny_run, asked(data, "ocnli", num_fewshot=5))
 
 
@@ -126,11 +126,11 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
     assert calls == [(Engine, "code", data / "mine", options)], "the first domain of its format"
     assert run_benchmarks(tiny_run, asked(data, "mine")) == result
     assert calls[1:] == [(Engine, "zh", data / "mine", {"limit": None, "samples": 1, "unsafe": False})]
-    with pytest.raises(ConfigError, match="mine reads files; say with --files in which folder its folder mine is"):
+    with pytest.raises(ConfigError, match="mine reads files; say with files in which folder its folder mine is"):
         run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None))
     monkeypatch.setitem(OWN_TASKS, "mine", OwnTask(run, "bilingual", ("translations", "txt")))
     with pytest.raises(
-        ConfigError, match="mine asks a domain of format bilingual, and the model has none; say with --domain"
+        ConfigError, match="mine asks a domain of format bilingual, and the model has none; say with domain"
     ):
         run_benchmarks(tiny_run, BenchmarkRequest(("mine",), str(data)))
 
