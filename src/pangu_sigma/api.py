@@ -339,6 +339,9 @@ def extend(
     `output` exists, and for each key that cannot be extended.
     """
     config = _loaded(config)
+    for option, value in (("--heads", heads), ("--activation", activation)):
+        if value is not None and from_dense is None:
+            raise ConfigError(f"{argument(option)} {value} is of the model of {argument('--from-dense')}; leave it out")
     _, folder = resolve_run(config, output)
     check_folder_writable(folder, "--output")
     from pangu_sigma.device import mindspore_lock

@@ -175,7 +175,7 @@ def _yaml_problem(error: Exception) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return str(error)
     within = f" ({error.context} of line {error.context_mark.line + 1})" if error.context and error.context_mark else ""
-    fix = next((f"; {fix}" for part, fix in _YAML_FIXES.items() if part in str(error.problem)), "")
+    fix = next((f"; {fix}" for said, fix in _YAML_FIXES.items() if said in str(error.problem)), "")
     return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{within}{fix}"
 
 

@@ -128,7 +128,7 @@ def evaluations(run):
 @pytest.mark.parametrize(
     ("kept", "dropped", "message"),
     [
-        ([], [], r"--keep, or those to leave away with --drop, not neither; there are zh, en, code"),
+        ([], [], r"keep, or those to leave away with drop, not neither; there are zh, en, code"),
         (["zh"], ["en"], r"not both"),
         (["fr"], [], r"unknown domain 'fr'; this configuration has zh, en, code"),
         ([], ["fr"], r"unknown domain 'fr'"),

@@ -40,7 +40,7 @@ def evaluation_of(run: StoredRun, lines: list[dict[str, Any]]) -> dict[str, Any]
     return next((line for line in evaluations if line["step"] == step), evaluations[-1] if evaluations else None)
 
 
-def format_reasons(differences: dict[str, dict[str, Any]]) -> list[str]:
+def format_missing(differences: dict[str, dict[str, Any]]) -> list[str]:
     """Return a sentence for each reason why domains have no difference."""
     reasons: dict[str, list[str]] = {}
     for name, values in differences.items():

@@ -127,9 +127,9 @@ def draw_optimizer(runs: Sequence[RunLog]) -> Figure:
         of_run = f"{run.name}: " if len(runs) > 1 else ""
         look = {"linestyle": style, "linewidth": 1.0}
         rates.plot(*_of_steps(run, "learning_rate"), color=f"C{3 * number}", label=run.name, **look)
-        for part, (key, name) in enumerate(_NORMS.items()):
+        for shade, (key, name) in enumerate(_NORMS.items()):
             if points := _of_steps(run, key):
-                norms.plot(*points, color=f"C{3 * number + part}", label=f"{of_run}{name}", **look)
+                norms.plot(*points, color=f"C{3 * number + shade}", label=f"{of_run}{name}", **look)
         for axes in scales:
             axes.plot(*_of_steps(run, "loss_scale"), color=f"C{3 * number}", **look)
     titles = ["Learning rate", "gradient norm before clipping", *(["loss scale"] if scaled else [])]
@@ -173,16 +173,16 @@ def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
     ]
     if not changing:
         return None
-    parts = [[key for key in changing if key.endswith("_mib") == mib] for mib in (True, False)]
-    parts = [keys for keys in parts if keys]
-    figure = Figure(figsize=(10, 2.5 * len(parts)), layout="constrained")
-    rows = figure.subplots(len(parts), sharex=True, squeeze=False)[:, 0]
-    for axes, keys in zip(rows, parts, strict=True):
+    panels = [[key for key in changing if key.endswith("_mib") == mib] for mib in (True, False)]
+    panels = [keys for keys in panels if keys]
+    figure = Figure(figsize=(10, 2.5 * len(panels)), layout="constrained")
+    rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, keys in zip(rows, panels, strict=True):
         for number, (run, style) in enumerate(_styled(runs)):
             of_run = f"{run.name}: " if len(runs) > 1 else ""
-            for part, key in enumerate(keys):
+            for shade, key in enumerate(keys):
                 if points := _of_steps(run, key):
-                    look = {"linestyle": style, "color": f"C{3 * number + part}", "linewidth": 1.0}
+                    look = {"linestyle": style, "color": f"C{3 * number + shade}", "linewidth": 1.0}
                     axes.plot(*points, label=f"{of_run}{_LABELS[key]}", **look)
         first, last = axes is rows[0], axes is rows[-1]
         title = "ECSS: experts moved between the store and the device" if first else ""

@@ -25,7 +25,7 @@ from pangu_sigma.config_file import read_tree
 from pangu_sigma.data.manifest import DomainRecord, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
-from pangu_sigma.train.log.differences import format_reasons
+from pangu_sigma.train.log.differences import format_missing
 from pangu_sigma.train.log.metrics import EmptyLogError, read_metrics
 from pangu_sigma.train.log.pictures import (
     Line,
@@ -74,8 +74,9 @@ class _Run:
 
     @property
     def constants(self) -> str:
-        """What `pictures.constants` says, in words."""
-        return ", ".join(f"{name} {value:,.4g}" for name, value in constants(self.log).items())
+        """Values of `pictures.constants`, in words."""
+        values = {name: f"{value:,.3f}".rstrip("0").rstrip(".") for name, value in constants(self.log).items()}
+        return ", ".join(f"{name} {value}" for name, value in values.items())
 
     @property
     def unbalanced(self) -> str:
@@ -119,6 +120,8 @@ def write_report(
     page = run_folder / PAGE
     page.parent.mkdir(exist_ok=True)
     pictures = {name: _save(figure, page.with_name(f"{name}.png")) for name, figure in figures.items() if figure}
+    for name in figures.keys() - pictures.keys():
+        page.with_name(f"{name}.png").unlink(missing_ok=True)  # of an earlier report
     values = {
         key: [_text(run.config.get(key)) for run in runs] for key in sorted({k for run in runs for k in run.config})
     }
@@ -126,7 +129,7 @@ def write_report(
         names=", ".join(log.name for log in logs),
         runs=runs,
         compared=[(run.log, differences_of) for run, differences_of in zip(runs[1:], differences, strict=True)],
-        reasons=list(dict.fromkeys(reason for each in differences for reason in format_reasons(each))),
+        reasons=list(dict.fromkeys(reason for each in differences for reason in format_missing(each))),
         pictures=[
             (_ALT[name.rstrip("_0123456789")], base64.b64encode(content).decode()) for name, content in pictures.items()
         ],

@@ -9,7 +9,7 @@ import numpy as np
 
 from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.log.differences import evaluation_of, format_reasons
+from pangu_sigma.train.log.differences import evaluation_of, format_missing
 from pangu_sigma.train.log.losses import format_number
 from pangu_sigma.train.log.metrics import FILE, TRAFFIC, EmptyLogError, load_max_over_mean, read_metrics
 from pangu_sigma.train.log.pictures import expert_load
@@ -123,7 +123,7 @@ def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
         )
     for key, title in (("steps", "steps"), ("tokens_per_second", "tokens/s")):
         lines.append(f"{title:12} {summary[key] or 0:{width},.0f} {other[key] or 0:{width},.0f}")
-    return "\n".join([*lines, *format_reasons(other["differences"])])
+    return "\n".join([*lines, *format_missing(other["differences"])])
 
 
 def _median(values: list[float | None]) -> float | None:
