@@ -13,7 +13,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepare.quarantine import Quarantine, format_reasons
 from pangu_sigma.domains import domains_of
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.finetune.conversation import parse_conversation
 from pangu_sigma.finetune.encoding import EncodedSample, SampleEncoder, TooLong
 from pangu_sigma.finetune.task_batches import TaskSamples
@@ -121,7 +121,7 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
         left_out = sum((Counter(account.left_out) for account in accounts.values()), Counter[str]())
         why = "; ".join(f"{count:,} × {reason}" for reason, count in left_out.items())
         raise DataError(
-            f"{option} {path}: has no sample that can be used"
+            f"{argument(option)} {path}: has no sample that can be used"
             + (f": {why}; model.seq_length is {config.model.seq_length}" if why else "")
         )
     for name, account in accounts.items():
