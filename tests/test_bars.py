@@ -21,7 +21,6 @@ def clock(monkeypatch) -> list[float]:
     """The time that bars see, in seconds; a test moves it."""
     now = [time.time()]
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    monkeypatch.setattr(Bar, "monitor_interval", 0)
     return now
 
 

@@ -19,7 +19,7 @@ class Bar(tqdm):
     def __init__(self, *arguments: Any, disable: bool = False, **options: Any):
         self._in_file = not sys.stderr.isatty()
         if self._in_file:
-            options = {"delay": _SECONDS, **options, "mininterval": _SECONDS, "file": _Lines()}
+            options = {"delay": _SECONDS, **options, "mininterval": _SECONDS, "miniters": 1, "file": _Lines()}
         super().__init__(*arguments, disable=disable or Bar.quiet, **options)
 
     def moveto(self, n: int) -> None:
