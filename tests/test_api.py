@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pydoc
 import re
 import shutil
 import subprocess
@@ -110,6 +111,83 @@ def test_load_config_takes_names_files_and_a_mapping(tmp_path, monkeypatch):
         ps.load_config("sigma")
     with pytest.raises(ps.UserError, match=r"train\.stepz: unknown key .* nearest valid key: steps"):
         ps.load_config("sigma_tiny", {"train.stepz": 7})
+    for overrides in (["train.steps=7"], "train.steps=7", [("train.steps", 7)]):
+        assert ps.load_config("sigma_tiny", overrides).train.steps == 7
+    with pytest.raises(
+        ps.UserError, match=r"^override 'steps' is not key\.path=value, for example override train\.steps"
+    ):
+        ps.load_config("sigma_tiny", "steps")
+
+
+def test_a_configuration_may_be_given_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls: list[Callable[..., Any]] = [ps.train, ps.prepare_data, lambda name: ps.inherit("runs/x", name)]
+    for call in [*calls, lambda name: ps.extend("runs/x", name), lambda name: ps.plan(name, devices=8)]:
+        with pytest.raises(ps.UserError, match="'sigma_tinny' is neither shipped nor a file; shipped: alpha_13b"):
+            call("sigma_tinny")
+        with pytest.raises(ps.UserError, match="config=None is not allowed: a path"):
+            call(None)
+    assert ps.plan("sigma_38b", devices=32) == ps.plan(ps.load_config("sigma_38b"), devices=32)
+
+
+def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_path):
+    generate, none = model.generate, tmp_path / "none"
+    for call, message in (
+        (
+            lambda: generate("the ", "en", temprature=1),
+            "temprature: unknown argument; nearest: temperature; allowed here",
+        ),
+        (lambda: generate(None, "en"), "prompt=None is not allowed: a text"),
+        (lambda: generate(["a", 3], "en"), "prompt=3 is not allowed: a text"),
+        (lambda: generate("a", None), "domain=None is not allowed: a text"),
+        (lambda: generate("a", "en", stop=[b"x"]), "stop=b'x' is not allowed: a text"),
+        (lambda: generate("\ud800", "en"), "prompt is not Unicode text: character 0"),
+        (lambda: model.stream(["a", "b"], "en"), r"prompt=\['a', 'b'\] is not allowed: a text"),
+        (lambda: model.stream("a", "en", temprature=1), "temprature: unknown argument; nearest: temperature"),
+        (lambda: model.logits([1.7], "en"), "text_or_ids=1.7 is not allowed: a whole number"),
+        (lambda: model.logits(None, "en"), "text_or_ids=None is not allowed: a whole number"),
+        (lambda: model.score(3, "en"), "text=3 is not allowed: a text"),
+        (lambda: model.score("a", None), "domain=None is not allowed: a text"),
+        (lambda: ps.load(None), "model=None is not allowed: a path"),
+        (lambda: ps.evaluate(None), "model=None is not allowed: a path"),
+        (lambda: ps.evaluate([model, model]), "2 models without against; evaluate them one at a time"),
+        (lambda: ps.report(3), "model=3 is not allowed: a path"),
+        (lambda: ps.inspect(None), "what=None is not allowed: a path"),
+        (lambda: ps.inspect(model.config, verify=True), "verify is for files of weights"),
+        (lambda: ps.plan(model.config), "plan needs devices N, .*; or scan, for a table"),
+        (lambda: ps.benchmark(none, [3]), "names=3 is not allowed: a text"),
+        (lambda: ps.prepare_data(model.config, [3]), "input=3 is not allowed: a path"),
+        (lambda: ps.prepare_data(model.config, none), r"input .*none: the name must end in \.jsonl"),
+        (lambda: ps.finetune(model, None, none, none), "task=None is not allowed: a path"),
+        (lambda: ps.finetune(model, "qa", None, none), "train_file=None is not allowed: a path"),
+        (lambda: ps.extract(model, None, keep="en"), "output=None is not allowed: a path"),
+        (lambda: ps.extract(model, none, keep="fr"), "unknown domain 'fr'; this configuration has zh, en, code"),
+        (lambda: ps.extract(model, none), "name the domains to keep with keep, or those to leave away with drop"),
+        (lambda: ps.inspect(model, drop=["zh", "en", "code"]), "^drop zh, en, code: no domain would be left"),
+    ):
+        with pytest.raises(ps.UserError, match=message):
+            call()
+
+
+def test_one_name_is_a_name_and_not_its_letters(model, tmp_path):
+    assert ps.inspect(model, keep="en")["extract"] == ps.inspect(model, keep=["en"])["extract"]
+    whole = model.generate("the cat", "en", max_new_tokens=8)
+    assert model.generate("the cat", "en", max_new_tokens=8, stop=whole[2:4]) == whole.split(whole[2:4])[0]
+
+
+def test_sampling_that_does_nothing_is_refused(model):
+    for option in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
+        ((name, value),) = option.items()
+        with pytest.raises(ps.UserError, match=f"^{name}={value} does nothing at temperature=0, .*; raise it"):
+            model.generate("the ", "en", **option)
+        assert model.generate("the ", "en", max_new_tokens=1, temperature=1.0, **option) is not None
+
+
+def test_help_begins_with_the_functions():
+    text = pydoc.render_doc(ps, renderer=pydoc.plaintext)
+    before = text[: text.index("CLASSES")]
+    for name in set(ps.__all__) - {"__version__"}:
+        assert re.search(rf"\b{name}\b", before), name
 
 
 @pytest.mark.usefixtures("graph_mode")
@@ -162,7 +240,7 @@ def test_training_without_a_configuration_goes_on_with_that_of_the_run(tiny_run,
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert ps.train("run").config == ps.load(tiny_run).config
-    with pytest.raises(ps.UserError, match="run is a run, which goes on where it is: leave --output other out"):
+    with pytest.raises(ps.UserError, match="run is a run, which goes on where it is: leave output other out"):
         ps.train("run", "other")
     with pytest.raises(ps.UserError, match=r"model\.hidden: 24 → 48"):
         ps.train(ps.load_config(copy / "config.yaml", {"model.hidden": 48}), copy)
@@ -221,8 +299,6 @@ def test_sampling_options_are_keywords(model):
     assert "".join(model.stream("the ", "en", seed=1, **options)) == drawn[2]
     with pytest.raises(ps.UserError, match=r"top_p=2 is not allowed"):
         model.generate("the ", "en", top_p=2)
-    with pytest.raises(TypeError, match="temprature"):
-        model.generate("the ", "en", temprature=1)
 
 
 def test_logits_are_of_the_token_that_greedy_generation_takes(model):

@@ -100,7 +100,8 @@ def test_inspect_counts_as_json_and_as_text(file, capsys, tmp_path):
     assert found["experts"]["active_per_layer_at_most"] == 4
     assert found["bytes"]["expert_store_on"] == "host"
     assert f"{count.total:,}" in prints(capsys, "inspect", file)
-    assert prints(capsys, "inspect", file, "--json", tmp_path / "out.json") == ""
+    table = prints(capsys, "inspect", file)
+    assert prints(capsys, "inspect", file, "--json", tmp_path / "out.json") == table, "a file silences nothing"
     assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == found
 
 
@@ -281,7 +282,9 @@ def test_report_compares_with_several_runs(tiny_run, tmp_path, capsys):
     assert [set(summary) - set(found[0]) for summary in found] == [set(), {"differences"}, {"differences"}]
     assert found[1]["differences"]["en"]["se"] == 0.0
     assert (other / "report" / "report.html").stat().st_mtime_ns == drawn, "the page of another run stays as it is"
-    assert prints(capsys, "report", tiny_run, "--against", tiny_run, tiny_run).count("difference") == 2
+    text = prints(capsys, "report", tiny_run, "--against", other, tiny_run)
+    assert text.count("first − second") == 2
+    assert text.splitlines()[-1] == f"report       {tiny_run / 'report' / 'report.html'}"
 
 
 def test_report_prints_the_summary_and_draws_the_page_anew(tiny_run, capsys):
@@ -580,3 +583,39 @@ def test_ctrl_c_and_a_reader_that_is_gone_end_without_a_traceback(file):
     )
     done = subprocess.run([sys.executable, "-c", code, "inspect", str(file)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_print_config_is_not_taken_for_json(file, capsys, tmp_path):
+    told = fails(capsys, "inspect", file, "--print-config", "--json", tmp_path / "out.json")
+    assert "--print-config prints YAML and stops, so nothing is written to --json" in told
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_messages_of_a_command_name_options(tiny_run, capsys):
+    """And those of Python arguments: tests/test_api.py."""
+    every = [word for name in ("zh", "en", "code") for word in ("--drop", name)]
+    assert "error: --drop zh, en, code: no domain would be left" in fails(capsys, "inspect", tiny_run, *every)
+    assert "2 models without --against" in fails(capsys, "evaluate", tiny_run, tiny_run)
+    assert "--output /proc/x: cannot write" in fails(capsys, "extract", tiny_run, "-o", "/proc/x", "--keep", "zh")
+    assert "--set 'steps' is not key.path=value" in fails(capsys, "inspect", "sigma_tiny", "--set", "steps")
+
+
+def test_quiet_leaves_warnings_errors_and_the_result(file, tiny_data, tmp_path):
+    """In processes of their own: how much is logged is a setting of the process."""
+    command = [
+        sys.executable,
+        "-m",
+        "pangu_sigma",
+        "train",
+        str(file),
+        "-o",
+        str(tmp_path / "run"),
+        "--set",
+        "train.steps=2",
+    ]
+    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert "held-out loss" in done.stdout
+    loud = subprocess.run([*command, "--start-over"], capture_output=True, text=True, check=True)
+    assert "train 0/2" in loud.stderr.splitlines()
+    assert "\r" not in loud.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,8 @@ from experiments.chaos.config_faults import (
     missing_words,
 )
 from pangu_sigma.cli import main
-from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import load_config, read_tree
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import _PATTERNS, load_config, read_tree
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_the_later_override_wins_in_either_form(file: Path):
 
 def test_a_value_is_taken_as_it_is_and_no_yaml(file: Path):
     assert read_tree(file, [("data.path", "a: b")])["data"]["path"] == "a: b"
-    with pytest.raises(ConfigError, match=r"^train\.steps: '7' is not allowed: Input should be a valid integer"):
+    with pytest.raises(ConfigError, match=r"^train\.steps: '7' is not allowed: it must be a whole number"):
         load_config(file, [("train.steps", "7")])
 
 
@@ -130,3 +131,59 @@ def test_a_name_that_decides_a_path_is_refused(file: Path, name: str):
 def test_a_number_of_any_size_is_shown_short(file: Path):
     with pytest.raises(ConfigError, match=r"^seed: a number of 20001 bits is not allowed"):
         load_config(file, [("seed", 1 << 20_000)])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param(
+            "name: a\nmodel:\n\thidden: 3\n", "line 3, column 1: .*; indent with blanks, not with tabs", id="a tab"
+        ),
+        pytest.param(
+            "seed: 1\nname: a\nseed: 2\n", "line 3, column 1: key 'seed' is written twice, first in line 1", id="twice"
+        ),
+        pytest.param(
+            "data: [1, 2\nseed: 3\n",
+            r"line 2, .* \(.* of line 1\); close the bracket, or write the comma",
+            id="a bracket",
+        ),
+        pytest.param("name: a: b\n", "line 1, column 8: .*; .* quote a text with a colon", id="a colon"),
+        pytest.param("a: 1\n b: 2\n", "line 2, column 3: .*; indent the keys of a section alike", id="indentation"),
+    ],
+)
+def test_broken_yaml_is_told_with_file_line_and_fix(tmp_path: Path, text: str, said: str):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"^configuration {path} is not valid YAML: {said}"):
+        load_config(path)
+
+
+def test_bytes_that_are_no_utf_8_are_told_with_their_line(tmp_path: Path):
+    (tmp_path / "config.yaml").write_bytes(b"name: a\nseed: \xff\n")
+    with pytest.raises(ConfigError, match=r"line 2: byte 14 is no UTF-8; save the file as UTF-8"):
+        load_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        (("domains.0.name", "A b"), "it must have a to z, 0 to 9 and _ only"),
+        (("train.steps", 1.5), "it must be a whole number"),
+        (("ecss.enabled", "maybe"), "it must be true or false"),
+        (("data.path", 3), "it must be a text; put it into quotes"),
+        (("train.optimizer.peak_lr", [1]), "it must be a number"),
+        (("model", 3), "it must be a section of keys"),
+        (("domains", {}), "it must be a list"),
+        (("domains.0.format", "x"), "it must be 'text', "),
+    ],
+)
+def test_what_a_value_must_be_is_said_in_words_and_not_in_pydantics(file: Path, pair: Any, said: str):
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, [pair])
+    assert said in str(refused.value)
+    assert not re.search("Input|pattern|valid|instance", str(refused.value))
+
+
+def test_every_pattern_of_the_configuration_is_said_in_words():
+    patterns = re.findall(r"'pattern': '(.*?)'", str(Config.model_json_schema()))
+    assert {re.sub(r"\\\\", r"\\", pattern) for pattern in patterns} == _PATTERNS.keys()

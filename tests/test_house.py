@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     [
         *(
+            "bars",
             "errors",
             "garbage",
             "chips",

@@ -59,7 +59,7 @@ def test_without_locks_in_the_file_system_only_who_asks_may_write(tmp_path, monk
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.raises(LockError, match=r"no locks .*--no-lock"):
+    with pytest.raises(LockError, match=r"no locks .*lock=False"):
         FolderLock(tmp_path).__enter__()
     with FolderLock(tmp_path, required=False):
         pass

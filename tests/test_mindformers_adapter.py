@@ -179,7 +179,7 @@ def test_every_key_means_its_own():
         ("model.model_config.routing.tabel=random", "model.model_config.routing.tabel: unknown key (value 'random')"),
         ("model.model_config.ecss.store=file", "model.model_config.ecss.store: 'file' is not allowed"),
         ("optimizer.beta=0.9", "optimizer.beta: unknown key; nearest valid key: optimizer.betas"),
-        ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1: 1.5 is not allowed: Input should be less than 1"),
+        ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1: 1.5 is not allowed: it must be less than 1"),
         ("optimizer.type=AdamW", "optimizer.type: 'AdamW' is not allowed: it must be 'PanGuSigmaAdam'"),
         ("lr_schedule.total_steps=20", "lr_schedule.total_steps: 20 must be more than lr_schedule.warmup_steps=50"),
         ("lr_schedule.warmup_ratio=0.1", "lr_schedule.warmup_ratio: unknown key"),

@@ -19,14 +19,14 @@ def test_a_file_in_place_of_a_folder_is_refused_by_name(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(
-            NotWritable, match=rf"^--output {folder}: {tmp_path / 'file'} is a file and no folder; name another"
+            NotWritable, match=rf"^output {folder}: {tmp_path / 'file'} is a file and no folder; name another"
         ):
             check_folder_writable(folder, "--output")
 
 
 def test_a_folder_of_the_kernel_is_refused():
     with pytest.raises(
-        NotWritable, match=r"^--output /proc/run: cannot write into /proc: .*; name another folder with --output"
+        NotWritable, match=r"^output /proc/run: cannot write into /proc: .*; name another folder with output"
     ):
         check_folder_writable(Path("/proc/run"), "--output")
 
@@ -40,7 +40,7 @@ def test_a_name_that_cannot_be_is_refused(tmp_path: Path):
 def test_a_file_needs_its_folder(tmp_path: Path):
     check_file_writable(tmp_path / "a.json", "--json")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(NotWritable, match=rf"--json .*: the folder {tmp_path / 'none'} is not there; make it"):
+    with pytest.raises(NotWritable, match=rf"json .*: the folder {tmp_path / 'none'} is not there; make it"):
         check_file_writable(tmp_path / "none" / "a.json", "--json")
     with pytest.raises(NotWritable, match="is a folder"):
         check_file_writable(tmp_path, "--json")

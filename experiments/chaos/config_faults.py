@@ -86,11 +86,11 @@ UNKNOWN = [
     _unknown("parallel", "overflows", "overflow"),
 ]
 _TYPES = [
-    _wrong("seed", "x", "'x'", "integer"),
+    _wrong("seed", "x", "'x'", "whole number"),
     _wrong("seed", "1.5", "1.5"),
     _wrong("seed", "null", "None"),
-    _wrong("model.hidden", "'24'", "'24'", "integer"),
-    _wrong("model.hidden", "24.0", "24.0", "integer"),
+    _wrong("model.hidden", "'24'", "'24'", "whole number"),
+    _wrong("model.hidden", "24.0", "24.0", "whole number"),
     _wrong("model.heads", "[2]", "[2]"),
     _wrong("model.dropout", "often", "'often'"),
     _wrong("model.activation", "gelu", "'fast_gelu', 'tanh' or 'erf'"),
@@ -104,7 +104,7 @@ _TYPES = [
     _wrong("domains.0.language", "klingon", "'klingon'"),
     _wrong("domains.0.weight", "heavy", "'heavy'"),
     _wrong("routing.table", "hash", "'random' or 'balanced'"),
-    _wrong("ecss.enabled", "1", "boolean"),
+    _wrong("ecss.enabled", "1", "true or false"),
     _wrong("ecss.store", "tape", "'host' or 'file'"),
     _wrong("ecss.moments", "float16", "'float32' or 'bfloat16'"),
     _set(

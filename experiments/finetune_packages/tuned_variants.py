@@ -16,8 +16,8 @@ from typing import Any
 from experiments.compare.variants import is_certain
 from experiments.finetune_packages.answering import answer_test
 from pangu_sigma.config import ConfigError
-from pangu_sigma.finetune.tuning import RESULT, TUNING_FOLDER
 from pangu_sigma.train.log.losses import finite_or_none, format_number, mean_of
+from pangu_sigma.train.log.report import TUNING_RESULT
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,9 @@ def best_rate(tried: Mapping[str, Path]) -> str:
 def result_of(run: Path) -> dict[str, Any]:
     """What came of a tuned run, as `finetune_run` returns it. Raises ConfigError for one that is not finished."""
     try:
-        return json.loads((run / TUNING_FOLDER / RESULT).read_bytes())
+        return json.loads((run / TUNING_RESULT).read_bytes())
     except FileNotFoundError:
-        raise ConfigError(
-            f"{run} is not finished: it has no {TUNING_FOLDER}/{RESULT}; tune it to its end first"
-        ) from None
+        raise ConfigError(f"{run} is not finished: it has no {TUNING_RESULT}; tune it to its end first") from None
 
 
 def compare_tuned(variants: Sequence[TunedVariant], test: Path, kept: Path) -> dict[str, Any]:

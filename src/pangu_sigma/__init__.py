@@ -7,7 +7,10 @@
     print(model.generate("The ", domain="en", max_new_tokens=32, temperature=0.8))
     model.export("exports/mine", format="mindir")
 
-`__all__` lists the stable names, documented in `api.py`. Importing this package is quick: dependencies are imported at first use.
+Text and training: load_config, prepare_data, train, finetune. Measures: evaluate, benchmark, report, inspect, plan. Models from
+models: inherit, extend, extract. A trained one: load. help(ps.train) explains a function, help(ps.Model) what a loaded model does;
+Config is a configuration, Receipt what inherit, extend and extract return, Score what Model.score does, UserError any mistake that
+its message says how to mend. Importing this package is quick: dependencies are imported at first use.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Python interface: the functions of `import pangu_sigma as ps`, which the commands call too. Each is a thin layer over the
 folder that does the work. docs/commands.md lists commands and functions side by side.
 
-An argument `model` is a `Model` or the path of a folder; paths may be strings or `pathlib.Path`. An error that the user can fix is
-raised as `UserError`, whose message names the fix. All functions may be called from any thread. MindSpore computes one thing at a
-time, so calls from several threads wait for each other.
+An argument `model` is a `Model` or the path of a folder, `config` a `Config` or what `load_config` takes; paths may be strings or
+`pathlib.Path`. An error that the user can fix is raised as `UserError`, whose message names the fix. All functions may be called
+from any thread. MindSpore computes one thing at a time, so calls from several threads wait for each other.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pangu_sigma.ascend.supported import check_machine
 from pangu_sigma.chips import Chip
 from pangu_sigma.config import Activation, Config, ConfigError
 from pangu_sigma.errors import UserError as UserError  # a public name
+from pangu_sigma.errors import argument
 from pangu_sigma.generate.sampling import Sampling as Sampling  # for the command `generate`
 from pangu_sigma.generate.score import Score as Score  # a public name
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.launching.training_job import launch_training as launch_training  # for the command `launch`
 from pangu_sigma.launching.training_job import with_known_chip as with_known_chip
-from pangu_sigma.loaded import AnyPath, Model, Paths, to_paths
+from pangu_sigma.loaded import AnyPath, Model, Paths, to_path, to_paths, to_texts
 from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import load as load
 from pangu_sigma.parallel.ranks import is_rank
@@ -44,7 +45,14 @@ Device = Literal["cpu", "ascend"]
 
 
 def _changes(overrides: Overrides) -> list[config_file.Override]:
+    if isinstance(overrides, str):
+        return [overrides]
     return list(overrides.items() if isinstance(overrides, Mapping) else overrides)
+
+
+def _loaded(config: Config | AnyPath) -> Config:
+    """Return a configuration, which an argument may name as that of `load_config` does."""
+    return config if isinstance(config, Config) else load_config(config)
 
 
 def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
@@ -53,14 +61,15 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
     overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces the whole
     section. Raises UserError, which lists the shipped names, for an unknown name, and for unknown keys and invalid values.
     """
-    if Path(config).is_dir():
+    path = to_path(config, "config")
+    if path.is_dir():
         from pangu_sigma.checkpoint.run_folder import run_config
 
-        return run_config(Path(config), _changes(overrides))
-    return config_file.load_config(config_path(config), _changes(overrides))
+        return run_config(path, _changes(overrides))
+    return config_file.load_config(config_path(path), _changes(overrides))
 
 
-def prepare_data(config: Config, input: Paths = (), check: bool = False) -> Result:
+def prepare_data(config: Config | AnyPath, input: Paths = (), check: bool = False) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
 
     input: *.jsonl or *.jsonl.gz files, one {"text": …, "domain": …} a line; by default text from ordinary software packages.
@@ -73,11 +82,13 @@ def prepare_data(config: Config, input: Paths = (), check: bool = False) -> Resu
     from pangu_sigma.data.prepare import prepare as preparation
     from pangu_sigma.data.prepare.overview import format_overview
 
+    config = _loaded(config)
+    files = to_paths(input, "--input")
     if check:
-        manifest, problems = preparation.check(config, to_paths(input))
+        manifest, problems = preparation.check(config, files)
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
-    manifest = preparation.prepare(config, to_paths(input), Path(config.data.path))
+    manifest = preparation.prepare(config, files, Path(config.data.path))
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 
@@ -92,7 +103,7 @@ def resolve_run(
     if not Path(config).is_dir():
         return resolve_run(loaded, output)
     if output is not None:
-        raise ConfigError(f"{config} is a run, which goes on where it is: leave --output {output} out")
+        raise ConfigError(f"{config} is a run, which goes on where it is: leave {argument('--output')} {output} out")
     return loaded, Path(config)
 
 
@@ -187,7 +198,7 @@ def benchmark(
     from pangu_sigma.evaluate.evaluation import benchmark_model
 
     request = BenchmarkRequest(
-        tuple(dict.fromkeys(names)),
+        tuple(dict.fromkeys(to_texts(names, "names"))),
         None if files is None else str(files),
         domain,
         limit,
@@ -197,23 +208,37 @@ def benchmark(
         allow_code_execution,
     )
     with mindspore_lock:
-        metrics = benchmark_model(Path(model), request, None if json is None else Path(json))
+        metrics = benchmark_model(to_path(model, "model"), request, None if json is None else Path(json))
     return Result(metrics, format_tasks(metrics))
 
 
 def report(model: AnyPath, against: Paths = ()) -> Result | Results:
-    """Summarise a run and redraw its report. against: other runs to plot and summarise too, with the differences in loss."""
+    """Summarise a run and redraw its report. against: other runs to plot and summarise too; the differences in loss are always
+    those of `model` minus theirs."""
+    from pangu_sigma.train.log.differences import loss_differences
     from pangu_sigma.train.log.report import write_report
-    from pangu_sigma.train.log.summary import format_comparison, format_summary, loss_differences, summarise
+    from pangu_sigma.train.log.summary import format_comparison, format_summary, summarise
 
-    run, others = Path(model), to_paths(against)
+    run, others = to_path(model, "model"), to_paths(against, "--against")
     summary, *summaries = (summarise(each) for each in (run, *others))  # says what is no run, before it is drawn
-    write_report(run, others)
+    differences = [loss_differences(run, other) for other in others]
+    page = write_report(run, others, differences)
     if not others:
-        return Result(summary, format_summary(summary))
-    for each, other in zip(summaries, others, strict=True):
-        each["differences"] = loss_differences(run, other)
-    return Results([summary, *summaries], "\n\n".join(format_comparison(summary, other) for other in summaries))
+        return Result(summary, format_summary(summary) + _forgetting(summary))
+    for each, found in zip(summaries, differences, strict=True):
+        each["differences"] = found
+    tables = [format_comparison(summary, other) for other in summaries]
+    return Results([summary, *summaries], "\n\n".join([*tables, f"{'report':12} {page}"]))
+
+
+def _forgetting(summary: dict[str, Any]) -> str:
+    """Return the table of forgetting in the summary of a tuned run that is finished; "" for any other."""
+    found = (summary["finetune"] or {}).get("forgetting")
+    if found is None:
+        return ""
+    from pangu_sigma.finetune.forgetting import format_forgetting
+
+    return f"\n\n{format_forgetting(found)}"
 
 
 def finetune(
@@ -237,7 +262,7 @@ def finetune(
     same call resumes a stopped run. The model's `outcome`, also in finetune/result.json of `output`, is the result. Raises
     UserError for an invalid task, key or domain, for a file without usable samples, and if `output` is a different run.
     """
-    folder = Path(output)
+    folder = to_path(output, "--output")
     check_folder_writable(folder, "--output")
     from pangu_sigma.finetune.seconds import Seconds
 
@@ -245,16 +270,17 @@ def finetune(
     from pangu_sigma.device import mindspore_lock
     from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, format_result
 
-    dev = None if dev_file is None else Path(dev_file)
-    request = TuningRequest(Path(task), Path(train_file), dev, learn, domain, _changes(overrides))
+    dev = None if dev_file is None else to_path(dev_file, "--dev-file")
+    chosen, lines = to_path(task, "--task"), to_path(train_file, "--train-file")
+    request = TuningRequest(chosen, lines, dev, learn, domain, _changes(overrides))
     with mindspore_lock:
-        result = finetune_run(Path(model), request, folder, lock, seconds)
+        result = finetune_run(to_path(model, "model"), request, folder, lock, seconds)
     return Model(folder, outcome=None if result is None else Result(result, format_result(result)))
 
 
 def inherit(
     model: AnyPath,
-    config: Config,
+    config: Config | AnyPath,
     output: AnyPath | None = None,
     *,
     heads: int | None = None,
@@ -273,6 +299,7 @@ def inherit(
     becomes other tokens. Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists,
     for such rows, and for a model that is sparse, damaged, of another shape, or of an unknown layout.
     """
+    config = _loaded(config)
     _, folder = resolve_run(config, output)
     check_folder_writable(folder, "--output")
     from pangu_sigma.device import mindspore_lock
@@ -282,14 +309,14 @@ def inherit(
 
     from_alpha.check_absent(folder)
     with mindspore_lock:
-        parent = open_parent(Path(model), heads, activation)
+        parent = open_parent(to_path(model, "model"), heads, activation)
         variation = Variation(noise, reinit_ratio, config.seed)
         return from_alpha.inherit(parent, config, folder, variation, moments, drop_rows)
 
 
 def planned_inheritance(
     model: AnyPath,
-    config: Config,
+    config: Config | AnyPath,
     *,
     heads: int | None = None,
     activation: Activation | None = None,
@@ -304,7 +331,8 @@ def planned_inheritance(
     from pangu_sigma.inherit.receipt import format_mapping
     from pangu_sigma.inherit.variation import Variation
 
-    parent = open_parent(Path(model), heads, activation)
+    config = _loaded(config)
+    parent = open_parent(to_path(model, "model"), heads, activation)
     variation = Variation(noise, reinit_ratio, config.seed)
     child = from_alpha.plan_inheritance(parent, config, variation, moments, drop_rows)
     return Results(child.descents(), format_mapping(child))
@@ -312,7 +340,7 @@ def planned_inheritance(
 
 def extend(
     model: AnyPath,
-    config: Config,
+    config: Config | AnyPath,
     output: AnyPath | None = None,
     *,
     from_domain: str | None = None,
@@ -332,6 +360,10 @@ def extend(
     ids and rows. Returns the record of the weights' origin, saved as lineage.json. Raises UserError if
     `output` exists, and for each key that cannot be extended.
     """
+    config = _loaded(config)
+    for option, value in (("--heads", heads), ("--activation", activation)):
+        if value is not None and from_dense is None:
+            raise ConfigError(f"{argument(option)} {value} is of the model of {argument('--from-dense')}; leave it out")
     _, folder = resolve_run(config, output)
     check_folder_writable(folder, "--output")
     from pangu_sigma.device import mindspore_lock
@@ -341,7 +373,7 @@ def extend(
     with mindspore_lock:
         dense = None if from_dense is None else open_parent(Path(from_dense), heads, activation)
         origin = Origin(from_domain, dense, from_scratch)
-        return extend_run(Path(model), config, folder, origin, not skip_graph_check)
+        return extend_run(to_path(model, "model"), config, folder, origin, not skip_graph_check)
 
 
 def extract(
@@ -363,18 +395,19 @@ def extract(
     """
     if format not in ("run", "mindir"):
         raise ConfigError(f"format={format!r} is not known; use 'run' or 'mindir'")
-    check_folder_writable(Path(output), "--output")
+    check_folder_writable(to_path(output, "--output"), "--output")
     from pangu_sigma.device import mindspore_lock
     from pangu_sigma.inherit.extract import extract_export, extract_run
 
     make = extract_run if format == "run" else extract_export
+    path, text = to_path(model, "model"), None if data is None else to_path(data, "--data")
     with mindspore_lock:
-        return make(Path(model), Path(output), keep, drop, None if data is None else Path(data), not skip_graph_check)
+        return make(path, Path(output), to_texts(keep, "--keep"), to_texts(drop, "--drop"), text, not skip_graph_check)
 
 
 def is_model(what: AnyPath) -> bool:
     """Return True if `inspect` treats a path as a model: a folder, or a file with the suffix of a file of weights."""
-    return Path(what).is_dir() or Path(what).suffix in (".safetensors", ".ckpt", ".pt", ".bin")
+    return to_path(what, "what").is_dir() or Path(what).suffix in (".safetensors", ".ckpt", ".pt", ".bin")
 
 
 def inspect(
@@ -389,8 +422,10 @@ def inspect(
 
     if isinstance(what, Config) or not is_model(what):
         if verify:
-            raise ConfigError("--verify is for files of weights, and this is a configuration; leave it out")
-        config: Config | None = what if isinstance(what, Config) else load_config(what)
+            raise ConfigError(
+                f"{argument('--verify')} is for files of weights, and this is a configuration; leave it out"
+            )
+        config: Config | None = _loaded(what)
         assert config is not None
         tree = inspection.inspect(config)
         text = inspection.format_inspection(tree)
@@ -401,14 +436,15 @@ def inspect(
         config, tree, text = files.config, files.as_dict(), format_file_inspection(files)
     if keep or drop:
         if config is None:
-            raise ConfigError(f"--keep, --drop: {what} is a dense model without domains; leave them out")
-        tree["extract"] = inspection.extraction(config, keep, drop)
+            named = f"{argument('--keep')}, {argument('--drop')}"
+            raise ConfigError(f"{named}: {what} is a dense model without domains; leave them out")
+        tree["extract"] = inspection.extraction(config, to_texts(keep, "--keep"), to_texts(drop, "--drop"))
         text += f"\n{inspection.format_extraction(tree['extract'])}"
     return Result(tree, text)
 
 
 def plan(
-    config: Config,
+    config: Config | AnyPath,
     *,
     devices: int | None = None,
     compile: bool = False,
@@ -422,13 +458,16 @@ def plan(
     4,096 NPUs, and plot them if it is a file. The result is not `ok` if the plan does not fit, or differs from the compiled step.
     """
     if devices is None and (scan is False or compile or factors):
-        raise ConfigError("plan needs --devices N, for a plan on N NPUs; or --scan, for a table of 8 to 4,096 NPUs")
+        raise ConfigError(
+            f"plan needs {argument('--devices')} N, for a plan on N NPUs; or {argument('--scan')}, for a table of 8 to 4,096 NPUs"
+        )
     from pangu_sigma.planning import scan as scanning
     from pangu_sigma.planning.differences import compile_plan
     from pangu_sigma.planning.factors import format_factors, needed_factors
     from pangu_sigma.planning.plan import laid_out, make_plan
     from pangu_sigma.planning.tables import format_plan
 
+    config = _loaded(config)
     tree: dict[str, Any] = {}
     texts: list[str] = []
     ok = True

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import pangu_sigma
+from pangu_sigma.bars import Bar
 from pangu_sigma.commands import answering, measuring, models, tools, training
 from pangu_sigma.commands.options import check_json
 from pangu_sigma.errors import exit_status
@@ -39,7 +40,9 @@ def program() -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status, one of EXIT_STATUSES."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.WARNING if options.quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    Bar.quiet = options.quiet
     return exit_status(lambda: _run(options))
 
 

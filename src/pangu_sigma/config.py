@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES, Chip
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import UserError, argument
 
 
 class ConfigError(UserError, ValueError):
@@ -534,8 +534,8 @@ class Config(Section):
         for key, listed in (("domain", [options.domain]), ("domains", options.domains)):
             if unknown := [name for name in listed if name not in names]:
                 raise ValueError(
-                    f"finetune.{key}={unknown[0]} is not a domain of this run; it has {', '.join(names)}: add --domain with one of "
-                    "them, which lines take that name no domain of their own"
+                    f"finetune.{key}={unknown[0]} is not a domain of this run; it has {', '.join(names)}: add "
+                    f"{argument('--domain')} with one of them, which lines take that name no domain of their own"
                 )
         if train.eval_interval % train.checkpoint_interval:
             raise ValueError(

@@ -7,7 +7,6 @@ import os
 import re
 import reprlib
 import stat
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.errors import argument
 
 MOST_BYTES = 256 << 10
 """Maximum bytes of a configuration file; 1,024 domains take half of them. PyYAML reads that many in a second or two."""
@@ -31,10 +31,12 @@ class _Loader(yaml.SafeLoader):
     """Loader of YAML 1.2 where PyYAML differs: `2e-5` is a number without the `.0` too, and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        times = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        twice = [key for key, count in times.items() if count > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is written twice", node.start_mark)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in lines:
+                problem = f"key {key.value!r} is written twice, first in line {lines[key.value]}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
@@ -88,7 +90,7 @@ def _mapping(content: bytes, named: str) -> dict[str, Any]:
     try:
         tree = _parse_yaml(content.decode("utf-8"))
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{named} is not valid YAML: {error}") from error
+        raise ConfigError(f"{named} is not valid YAML: {_yaml_problem(error)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{named} must be a mapping of keys, not {type(tree).__name__}")
     return tree
@@ -99,7 +101,7 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
     for each in overrides:
         if isinstance(each, str):
             key, value = _key_and_value(each)
-            _set(tree, key, value, f"--set {key}")
+            _set(tree, key, value, f"{argument('--set', 'override')} {key}")
         else:
             key, value = each
             _set(tree, str(key), os.fspath(value) if isinstance(value, os.PathLike) else value, f"override {key}")
@@ -126,11 +128,14 @@ def dump_config(config: Config) -> str:
 def _key_and_value(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {_short(text)} is not key.path=value, for example --set train.steps=100")
+        set_ = argument("--set", "override")
+        raise ConfigError(f"{set_} {_short(text)} is not key.path=value, for example {set_} train.steps=100")
     try:
         return key, _parse_yaml(value)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"--set {key}: {_short(value)} is not a YAML value: {error}") from error
+        raise ConfigError(
+            f"{argument('--set', 'override')} {key}: {_short(value)} is not a YAML value: {_yaml_problem(error)}"
+        ) from error
 
 
 def _parse_yaml(text: str) -> Any:
@@ -149,6 +154,29 @@ def _parse_yaml(text: str) -> Any:
         raise ValueError(f"a value is not of the kind that its tag names ({type(error).__name__}: {error})") from error
     finally:
         loader.dispose()
+
+
+_YAML_FIXES = {
+    "'\\t'": "indent with blanks, not with tabs",
+    "mapping values are not allowed": "indent the keys of a section alike, and quote a text with a colon",
+    "expected <block end>": "indent the keys of a section alike, and the items of a list",
+    "could not find expected ':'": "write KEY: VALUE, with a blank after the colon",
+    "expected ',' or": "close the bracket, or write the comma that is missing",
+}
+"""Fixes of errors of YAML, by what PyYAML's message has."""
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Return what is wrong in a YAML text, with its line and a fix if one is known."""
+    if isinstance(error, UnicodeDecodeError):
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        return f"line {line}: byte {error.start} is no UTF-8; save the file as UTF-8"
+    mark = getattr(error, "problem_mark", None)
+    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+        return str(error)
+    within = f" ({error.context} of line {error.context_mark.line + 1})" if error.context and error.context_mark else ""
+    fix = next((f"; {fix}" for said, fix in _YAML_FIXES.items() if said in str(error.problem)), "")
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{within}{fix}"
 
 
 def _nodes(node: yaml.Node, counted: dict[int, int | None]) -> int:
@@ -208,6 +236,28 @@ def _list_index(node: list[Any], key: str, named: str) -> int:
     return int(key)
 
 
+_PATTERNS = {
+    r"^[a-z0-9_]+$": "it must have a to z, 0 to 9 and _ only",
+    r"^[a-z0-9_+]+$": "it must have a to z, 0 to 9, _ and + only",
+    r"^[^\x00]*$": "it must have no null character",
+    r"^[^{}]*\{content\}[^{}]*$": "it must have {content} once, and no other brace",
+}
+"""What the patterns of `config.py` mean."""
+_WORDS = {
+    "Input should be": "it must be",
+    "a valid integer, got a number with a fractional part": "a whole number",
+    "a valid integer, unable to parse string as an integer": "a whole number",
+    "a valid integer": "a whole number",
+    "a valid number, unable to parse string as a number": "a number",
+    "a valid number": "a number",
+    "a valid string": "a text; put it into quotes",
+    "a valid boolean, unable to interpret input": "true or false",
+    "a valid boolean": "true or false",
+    "a valid list": "a list",
+}
+"""Words of pydantic's messages, in the order in which they are replaced, and ours."""
+
+
 def _explain(problem: Any) -> str:
     """Return a line for one pydantic error that tells a user what to do."""
     path = ".".join(str(key)[:100] for key in problem["loc"]) or "configuration"
@@ -224,6 +274,12 @@ def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{path}: {message}"
+    if kind == "string_pattern_mismatch":
+        message = _PATTERNS[problem["ctx"]["pattern"]]
+    elif kind == "model_type":
+        message = "it must be a section of keys"
+    for words, ours in _WORDS.items():
+        message = message.replace(words, ours)
     return f"{path}: {_short(value)} is not allowed: {message}"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.errors import argument
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,14 @@ def chosen_domains(config: Config, keep: Sequence[str], drop: Sequence[str]) -> 
     """
     if bool(keep) == bool(drop):
         raise ConfigError(
-            f"name the domains to keep with --keep, or those to leave away with --drop, not {'both' if keep else 'neither'}; there "
-            f"are {', '.join(each.name for each in config.domains)}"
+            f"name the domains to keep with {argument('--keep')}, or those to leave away with {argument('--drop')}, not "
+            f"{'both' if keep else 'neither'}; there are {', '.join(each.name for each in config.domains)}"
         )
     for name in (*keep, *drop):
         domains_of(config).named(name)
     chosen = [each.name for each in config.domains if (each.name in keep if keep else each.name not in drop)]
     if not chosen:
-        raise ConfigError(f"--drop {', '.join(drop)}: no domain would be left; leave at least one")
+        raise ConfigError(f"{argument('--drop')} {', '.join(drop)}: no domain would be left; leave at least one")
     return chosen
 
 

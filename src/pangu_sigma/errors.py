@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ascend_ops.errors import UserError
 
-__all__ = ["DataError", "UserError", "exit_status"]
+__all__ = ["DataError", "UserError", "argument", "exit_status"]
 
 INTERRUPTED, NO_READER = 130, 141
 """Exit statuses after Ctrl-C (SIGINT) and after the output's pipe was closed (SIGPIPE), as shells use them."""
@@ -43,8 +43,29 @@ class DataError(UserError, ValueError):
     """Error of text, a token file or a tokenizer folder that cannot be used."""
 
 
+_on_command_line = False
+"""True while a command runs, whose options messages name."""
+
+
+def argument(option: str, python: str = "") -> str:
+    """Return the name of an argument for a message: "--from-domain" while a command runs, "from_domain" in Python.
+
+    python: name of the argument in Python where it differs.
+    """
+    return option if _on_command_line else python or option.removeprefix("--").replace("-", "_")
+
+
 def exit_status(command: Callable[[], int]) -> int:
     """Run a command and return its own exit status, or 2, after a message on standard error, for an error that the user can fix."""
+    global _on_command_line
+    _on_command_line = True
+    try:
+        return _exit_status(command)
+    finally:
+        _on_command_line = False
+
+
+def _exit_status(command: Callable[[], int]) -> int:
     try:
         status = command()
         sys.stdout.flush()  # here, where a reader that is gone can still be noticed

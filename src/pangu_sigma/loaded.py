@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.generate.sampling import Sampling, check_request, check_text
+from pangu_sigma.errors import argument
+from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
 from pangu_sigma.generate.score import Score
 from pangu_sigma.results import Result, Results
 
@@ -29,9 +32,48 @@ Paths = AnyPath | Iterable[AnyPath]
 _Prompt = TypeVar("_Prompt", str, list[str])
 
 
-def to_paths(paths: Paths) -> list[Path]:
-    """Return a list of paths from one path or several."""
-    return [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+def to_path(path: AnyPath, name: str) -> Path:
+    """Return an argument as a path. name: of the argument. Raises ConfigError if it is something else."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"{argument(name)}={path!r} is not allowed: a path, as text or pathlib.Path")
+    return Path(path)
+
+
+def to_paths(paths: Paths, name: str) -> list[Path]:
+    """Return an argument of one path or several as a list. name: of the argument. Raises ConfigError if it is something else."""
+    if isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable):
+        return [to_path(paths, name)]
+    return [to_path(path, name) for path in paths]
+
+
+def to_text(text: str, name: str) -> str:
+    """Return an argument that is a text. name: of the argument. Raises ConfigError if it is something else, or no Unicode."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{argument(name)}={text!r} is not allowed: a text")
+    check_text(text, argument(name))
+    return text
+
+
+def to_texts(texts: str | Iterable[str], name: str) -> list[str]:
+    """Return an argument of one text or several as a list. name: of the argument. Raises ConfigError if it is something else."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        return [to_text(texts, name)]
+    return [to_text(text, name) for text in texts]
+
+
+def to_sampling(options: Mapping[str, Any]) -> Sampling:
+    """Return sampling options given as keywords. Raises ConfigError for an unknown one, and for one without effect."""
+    known = [field.name for field in fields(Sampling)]
+    for name in options.keys() - set(known):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise ConfigError(f"{name}: unknown argument; nearest: {near[0]}; allowed here: {', '.join(known)}")
+    sampling = Sampling(**options)
+    for name in ("top_k", "top_p", "min_p"):
+        if sampling.temperature == 0 and getattr(sampling, name) != getattr(Sampling, name):
+            raise ConfigError(
+                f"{name}={getattr(sampling, name)} does nothing at temperature=0, which takes the likeliest token; raise it"
+            )
+    return sampling
 
 
 def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Result:
@@ -47,9 +89,11 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
     from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
     from pangu_sigma.evaluate.held_out.run import evaluate_run, format_losses
 
-    models, others = to_paths(model), to_paths(against)
+    models, others = to_paths(model, "model"), to_paths(against, "--against")
     if not others and len(models) > 1:
-        raise ConfigError(f"{len(models)} models without --against; evaluate them one at a time, or compare them")
+        raise ConfigError(
+            f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
+        )
     with mindspore_lock:
         if others:
             comparison = compare_runs(models, others, all_samples)
@@ -77,7 +121,7 @@ class Model:
     """
 
     def __init__(self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None):
-        self.path, self._weights, self.outcome = Path(path).absolute(), weights, outcome
+        self.path, self._weights, self.outcome = to_path(path, "model").absolute(), weights, outcome
 
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r})"
@@ -120,13 +164,12 @@ class Model:
         sampling: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, as in
         `generate.sampling.Sampling`; by default greedy.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        texts = [answer.text for answer in self.answers(prompts, domain, max_new_tokens, seed, stop, **sampling)]
+        texts = [answer.text for answer in self.answers(prompt, domain, max_new_tokens, seed, stop, **sampling)]
         return texts[0] if isinstance(prompt, str) else texts
 
     def answers(
         self,
-        prompt: list[str],
+        prompt: str | list[str],
         domain: str | list[str],
         max_new_tokens: int = 64,
         seed: int = 0,
@@ -135,20 +178,19 @@ class Model:
     ) -> Results:
         """Generate as `generate` does, and return `generate.text.Generated` for each prompt: text, ids and whether it has ended.
         Invalid numbers and texts are refused before the model is loaded."""
-        for option, texts in (("--prompt", prompt), ("--stop", stop)):
-            for text in texts:
-                check_text(text, option)
-        domains = [domain] * len(prompt) if isinstance(domain, str) else domain
-        if len(domains) != len(prompt):
+        prompts, stops, domains = to_texts(prompt, "--prompt"), to_texts(stop, "--stop"), to_texts(domain, "--domain")
+        if isinstance(domain, str):
+            domains *= len(prompts)
+        if len(domains) != len(prompts):
             raise ConfigError(
-                f"domain has {len(domains)} names for {len(prompt)} prompts; give one name for all, or one for each"
+                f"domain has {len(domains)} names for {len(prompts)} prompts; give one name for all, or one for each"
             )
-        options = Sampling(**sampling)  # type: ignore[arg-type]
+        options = to_sampling(sampling)
         check_request(max_new_tokens, seed)
         from pangu_sigma.generate.text import generate
 
-        pairs = list(zip(domains, prompt, strict=True))
-        answers = generate(self.engine, pairs, max_new_tokens, options, seed, stop)
+        pairs = list(zip(domains, prompts, strict=True))
+        answers = generate(self.engine, pairs, max_new_tokens, options, seed, stops)
         return Results(answers, "\n".join(f"[{each.domain}] {each.prompt}|{each.text}" for each in answers))
 
     def stream(
@@ -163,7 +205,8 @@ class Model:
         """Yield the text that `generate` returns for the same arguments, in parts, as tokens are generated."""
         from pangu_sigma.generate.text import stream
 
-        return stream(self.engine, (domain, prompt), max_new_tokens, Sampling(**sampling), seed, stop)  # type: ignore[arg-type]
+        asked = to_text(domain, "domain"), to_text(prompt, "prompt")
+        return stream(self.engine, asked, max_new_tokens, to_sampling(sampling), seed, to_texts(stop, "stop"))
 
     def logits(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
         """Return the logits of the token after a text or after token ids, float32 [R].
@@ -176,14 +219,17 @@ class Model:
         known = self._domain(domain)
         if isinstance(text_or_ids, str):
             return self.engine.logits(known, prompt_ids(self.tokenizer, text_or_ids, known))
-        return self.engine.logits(known, [int(token) for token in text_or_ids])
+        ids = [*text_or_ids] if isinstance(text_or_ids, Iterable) else [text_or_ids]
+        for token in ids:
+            check_count("text_or_ids", token)
+        return self.engine.logits(known, [int(token) for token in ids])
 
     def score(self, text: str, domain: str) -> Score:
         """Return the log-probability, in nats, of each token of a text given the tokens before it, except the first. In code and
         bilingual text the first token is the language tag."""
         from pangu_sigma.generate.score import score
 
-        return score(self.engine, text, self._domain(domain))
+        return score(self.engine, to_text(text, "text"), self._domain(domain))
 
     def evaluate(self, against: Paths = (), all_samples: bool = False) -> Result:
         """Measure the held-out loss of each domain, as the function `evaluate` does."""
@@ -229,4 +275,4 @@ class Model:
     def _domain(self, name: str) -> Domain:
         from pangu_sigma.domains import domains_of
 
-        return domains_of(self.config).named(name)
+        return domains_of(self.config).named(to_text(name, "domain"))

@@ -9,7 +9,7 @@ import socket
 import time
 from pathlib import Path
 
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import UserError, argument
 
 LOCK = "LOCK"
 """Name of the lock file; it names the writer, and stays behind unlocked."""
@@ -64,6 +64,6 @@ def _explain(file: Path, error: OSError, holder: str) -> str:
     if error.errno in _NO_LOCKS:
         return (
             f"{file}: this file system has no locks ({error.strerror}), so a second writer would not be noticed; put the folder on "
-            "another one, or take care of it yourself and add --no-lock"
+            f"another one, or take care of it yourself and add {argument('--no-lock', 'lock=False')}"
         )
     return f"{file.parent} is written by {holder or 'another process'}; wait until it ends, or choose another folder"

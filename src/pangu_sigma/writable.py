@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import UserError, argument
 
 
 class NotWritable(UserError):
@@ -18,6 +18,7 @@ def check_folder_writable(folder: Path, option: str) -> None:
 
     option: command-line option that gave the path, for messages, such as "--output".
     """
+    option = argument(option)
     fix = f"name another folder with {option}"
     existing = folder.absolute()
     try:
@@ -37,12 +38,13 @@ def check_folder_writable(folder: Path, option: str) -> None:
 
 def check_file_writable(file: Path, option: str) -> None:
     """Raise NotWritable unless `file` can be written: its folder exists, and it is no folder itself. The file is not touched."""
-    fix = f"name another file with {option}"
+    named = argument(option)
+    fix = f"name another file with {named}"
     if file.is_dir():
-        raise NotWritable(f"{option} {file}: is a folder; {fix}")
+        raise NotWritable(f"{named} {file}: is a folder; {fix}")
     if not file.parent.is_dir():
-        raise NotWritable(f"{option} {file}: the folder {file.parent} is not there; make it, or {fix}")
+        raise NotWritable(f"{named} {file}: the folder {file.parent} is not there; make it, or {fix}")
     if not file.exists():
         check_folder_writable(file.parent, option)
     elif not os.access(file, os.W_OK):
-        raise NotWritable(f"{option} {file}: may not be written by this user; {fix}")
+        raise NotWritable(f"{named} {file}: may not be written by this user; {fix}")

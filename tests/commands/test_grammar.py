@@ -29,6 +29,7 @@ DIFFERENCES = {
     "overrides": "an argument of `ps.load_config`, which makes the configuration",
     "print_config": "`print(config)`",
     "json": "`json.dump` of the result",
+    "quiet": "the level of Python's `logging`",
     "plan chip": "a --set of parallel.chip",
     "inherit dry_run": "prints where tensors would come from; Python has the receipt of what was done",
     "generate prompts": "the lines of a file; a list in Python",

@@ -485,5 +485,5 @@ def test_a_conversion_to_itself_or_of_nothing_is_refused(request, tmp_path, sour
     with pytest.raises(UserError, match=message):
         convert_model(path, tmp_path / "out", to)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigError, match="out exists; choose another path with --output"):
+    with pytest.raises(ConfigError, match="out exists; choose another path with output"):
         convert_model(path, tmp_path / "out", to)

@@ -107,7 +107,7 @@ def test_export_over_another_models_export_is_refused(tiny_run, tiny_export, tmp
     shutil.copytree(tiny_export, other)
     file.write_text("of another model")
     for output in (other, file):
-        with pytest.raises(UserError, match=rf"{output.name} exists; choose another path with --output, or remove it"):
+        with pytest.raises(UserError, match=rf"{output.name} exists; choose another path with output, or remove it"):
             ps.load(tiny_run).export(output, format=format)
     opened_whole(other, "export")
     assert file.read_text() == "of another model"

@@ -52,7 +52,7 @@ def test_every_line_is_accounted_for_by_domain(read, tmp_path):
 
 def test_a_file_without_a_sample_that_can_be_used_is_refused(read, tmp_path):
     with pytest.raises(
-        DataError, match=r"(?s)--train-file .*a\.jsonl: has no sample that can be used\n1 lines are unusable"
+        DataError, match=r"(?s)train_file .*a\.jsonl: has no sample that can be used\n1 line is unusable"
     ):
         read("nothing")
     assert (tmp_path / "quarantine.jsonl").exists(), "the bad lines are kept for looking at"
@@ -60,7 +60,7 @@ def test_a_file_without_a_sample_that_can_be_used_is_refused(read, tmp_path):
         DataError, match=r"no sample that can be used: 1 × the answer is too long; model\.seq_length is 32"
     ):
         read({"prompt": "a", "response": "the cat " * 40})
-    with pytest.raises(DataError, match=r"--train-file .*none\.jsonl: cannot be read"):
+    with pytest.raises(DataError, match=r"train_file .*none\.jsonl: cannot be read"):
         read_task_file(tmp_path / "none.jsonl", "--train-file", read(*pairs(0, 1)).config, None, None)
 
 

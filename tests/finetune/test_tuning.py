@@ -237,10 +237,10 @@ def test_a_run_that_was_killed_ends_in_the_bits_of_the_one_that_was_not(tiny_run
 
 def test_what_stands_in_the_way_is_refused_and_leaves_nothing(tiny_run, tmp_path):
     asked = ask(tmp_path / "asked")
-    with pytest.raises(ConfigError, match="is a run that is not tuned to a task; choose another folder with --output"):
+    with pytest.raises(ConfigError, match="is a run that is not tuned to a task; choose another folder with output"):
         finetune_run(tiny_run, asked, shutil.copytree(tiny_run, tmp_path / "other"))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match="exists; choose another path with --output"):
+    with pytest.raises(ConfigError, match="exists; choose another path with output"):
         finetune_run(tiny_run, asked, tmp_path / "folder")
     with pytest.raises(DataError, match=r"(?s)has no sample that can be used.*2 lines are unusable"):
         write_lines(asked.train_file, BAD)
@@ -298,3 +298,27 @@ def test_thirty_two_dialogues_are_learned_by_heart(tiny_run, tmp_path):
     prompts = [("en", template.prompt((("user", pair["prompt"]),))) for pair in pairs(0, 32)]
     answers = generate(engine, prompts, 12, stop=template.stop)
     assert [answer.text.strip() for answer in answers] == [pair["response"] for pair in pairs(0, 32)]
+
+
+def test_the_report_of_a_tuned_run_tells_parent_dev_loss_and_forgetting(tiny_run, tuned, tmp_path, capsys):
+    result = result_of(tuned)
+    rows = {
+        name: [f"{own[when]['loss']:.4f}" for when in ("before", "after")]
+        for name, own in result["forgetting"]["domains"].items()
+    }
+    page = (tuned / "report" / "report.html").read_text(encoding="utf-8")
+    for part in (f"<td>parent</td><td>{tiny_run}, step 30</td>", "<td>task</td><td>test</td>", "loss on dev set"):
+        assert part in page, part
+    for name, (before, after) in rows.items():
+        assert f"<td>{name}</td><td>{before}</td><td>{after}</td>" in page
+    copy = shutil.copytree(tuned, tmp_path / "run")
+    assert main(["report", str(copy)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("loss on the dev set, nats per token")
+    assert lines[1].split()[:3] == ["en", *(f"{result['best'][when]:.3f}" for when in ("before", "loss"))]
+    for name, losses in rows.items():
+        assert [line.split()[1:3] for line in lines if line.startswith(name)][-1] == losses
+    assert main(["report", str(copy), "--against", str(tiny_run)]) == 0
+    printed = capsys.readouterr().out
+    assert f"no difference for en: the losses of {copy} are of a task's answers; pangu-sigma evaluate" in printed
+    assert f"no difference for zh, code: {copy} has no held-out loss of it" in printed

@@ -1,11 +1,15 @@
-"""Configurations of runs, edited so that they are those of the run all the same."""
+"""Configurations and logs of runs, edited so that they are those of the run all the same."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, write_config
 from pangu_sigma.config_file import load_config
+from pangu_sigma.train.log.metrics import FILE, read_metrics
 
 
 def edit_config(run: Path, changes: dict[str, str]) -> None:
@@ -16,3 +20,14 @@ def edit_config(run: Path, changes: dict[str, str]) -> None:
         text = text.replace(old, new)
     (run / CONFIG_FILE).write_text(text, encoding="utf-8")
     write_config(run, load_config(run / CONFIG_FILE), "run")
+
+
+def edit_evaluations(tiny_run: Path, folder: Path, change: Callable[[dict], object]) -> Path:
+    """A copy of the run whose evaluation lines `change` has changed."""
+    run = shutil.copytree(tiny_run, folder)
+    lines = read_metrics(run)
+    for line in lines:
+        if line["kind"] == "evaluation":
+            change(line)
+    (run / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return run

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from helpers.grown import law_tree, saved_arrays
 
+import pangu_sigma as ps
 from experiments.tiny import tiny_config, tiny_tree
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
@@ -220,10 +221,10 @@ def test_origins_that_cannot_be_are_refused(tiny_run, law_config, tiny_data, den
     parent = open_model(tiny_run, "run")
     with pytest.raises(
         ConfigError,
-        match=r"law: say what new domains begin as: --from-domain DOMAIN .*, --from-dense MODEL .*, or --from-scratch",
+        match=r"law: say what new domains begin as: from_domain DOMAIN .*, from_dense MODEL .*, or from_scratch",
     ):
         plan_extension(parent, law_config, Origin())
-    with pytest.raises(ConfigError, match=r"--from-domain fr: the run has the domains zh, en, code"):
+    with pytest.raises(ConfigError, match=r"from_domain fr: the run has the domains zh, en, code"):
         plan_extension(parent, law_config, Origin("fr"))
     with pytest.raises(ConfigError, match="give one of them"):
         Origin("zh", scratch=True)
@@ -235,8 +236,13 @@ def test_origins_that_cannot_be_are_refused(tiny_run, law_config, tiny_data, den
         plan_extension(parent, tiny_config(tiny_data), Origin())
     alpha = open_parent(dense)
     alpha.sizes.__dict__["ffn"] = 64
-    with pytest.raises(ConfigError, match=r"--from-dense .*: its ffn is 64, this run's is 32"):
+    with pytest.raises(ConfigError, match=r"from_dense .*: its ffn is 64, this run's is 32"):
         plan_extension(parent, law_config, Origin(dense=alpha))
+    with pytest.raises(ConfigError, match=r"no new domain: from_domain, .* do nothing; leave them out"):
+        plan_extension(parent, tiny_config(tiny_data), Origin("zh"))
+    for options in ({"heads": 2}, {"activation": "erf"}):
+        with pytest.raises(ConfigError, match=r"(heads 2|activation erf) is of the model of from_dense; leave it out"):
+            ps.extend(tiny_run, law_config, tmp_path / "run", from_domain="zh", **options)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -128,7 +128,7 @@ def evaluations(run):
 @pytest.mark.parametrize(
     ("kept", "dropped", "message"),
     [
-        ([], [], r"--keep, or those to leave away with --drop, not neither; there are zh, en, code"),
+        ([], [], r"keep, or those to leave away with drop, not neither; there are zh, en, code"),
         (["zh"], ["en"], r"not both"),
         (["fr"], [], r"unknown domain 'fr'; this configuration has zh, en, code"),
         ([], ["fr"], r"unknown domain 'fr'"),
@@ -141,9 +141,9 @@ def test_domains_that_cannot_be_chosen_are_refused(tiny_data, kept, dropped, mes
 
 
 def test_what_stands_in_the_way_is_refused_and_left_as_it_is(tiny_run, extracted, tiny_export, tmp_path):
-    with pytest.raises(ConfigError, match="exists; choose another path with --output"):
+    with pytest.raises(ConfigError, match="exists; choose another path with output"):
         extract_run(tiny_run, extracted, ["zh"])
-    with pytest.raises(ConfigError, match="exists; choose another path with --output"):
+    with pytest.raises(ConfigError, match="exists; choose another path with output"):
         extract_export(tiny_run, tiny_export, ["zh"])
     with pytest.raises(ConfigError, match="is not a run folder"):
         extract_run(tmp_path, tmp_path / "run", ["zh"])
@@ -174,7 +174,7 @@ def test_without_its_text_it_is_made_all_the_same_and_said(tiny_run, tiny_data, 
     write_config(config.parent, changed, "run")
     receipt = extract_run(run, tmp_path / "without", ["zh"], graphs=False)
     assert receipt.agreement["zh"].exact == 0.0
-    assert "cannot be trained; to have it, name the text with --data" in caplog.text
+    assert "cannot be trained; to have it, name the text with data" in caplog.text
     assert not (tmp_path / "without" / "data").exists()
     extract_run(run, tmp_path / "with", ["zh"], data=tiny_data, graphs=False)
     assert (tmp_path / "with" / "data" / "zh.train.bin").exists()

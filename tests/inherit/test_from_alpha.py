@@ -219,7 +219,7 @@ def test_noise_and_units_drawn_anew_part_the_experts(no_graph, parent, tiny_data
     receipt = json.loads((tmp_path / "run" / "lineage.json").read_text(encoding="utf-8"))
     assert receipt["agreement"]["zh"]["exact"] > 0, "and then step 0 is not the parent any more, which is said"
     assert receipt["options"] == {"noise": 0.01, "reinit_ratio": 0.5, "moments": False}
-    with pytest.raises(ConfigError, match=r"--reinit-ratio is 1\.5; it must be from 0 to 1"):
+    with pytest.raises(ConfigError, match=r"reinit_ratio is 1\.5; it must be from 0 to 1"):
         Variation(reinit_ratio=1.5)
 
 

@@ -238,5 +238,5 @@ def test_smaller_moments_are_suggested_where_only_the_host_is_short():
 
 
 def test_a_number_beyond_any_cluster_is_refused_at_once():
-    with pytest.raises(ConfigError, match="--devices 1000000000: at most 1,048,576 are planned"):
+    with pytest.raises(ConfigError, match="devices 1000000000: at most 1,048,576 are planned"):
         suggest_layout(shipped("sigma_tiny"), 10**9)

@@ -53,9 +53,9 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
         (line(text="x"), "domain missing or not a string", "None"),
         (line(text="x", domain=3), "domain missing or not a string", "3"),
         (line(text="x", domain="fr"), "unknown domain", "'fr'; the configuration has zh, en, bilingual, code"),
-        (line(domain="zh"), "text missing or not a string", "NoneType"),
-        (line(domain="zh", text=1), "text missing or not a string", "int"),
-        (line(domain="zh", text={"zh": "x"}), "text missing or not a string", "dict"),
+        (line(domain="zh"), "text missing or not a string", "text is null or missing"),
+        (line(domain="zh", text=1), "text missing or not a string", "text is a number"),
+        (line(domain="zh", text={"zh": "x"}), "text missing or not a string", "text is an object"),
         (line(domain="zh", text=" \n\u3000"), "empty text", "text"),
         (line(domain="bilingual", text={"zh": "你", "en": ""}), "empty text", "text.en"),
         (line(domain="bilingual", text={"zh": "你", "fr": "x"}), "wrong sides", "fr"),
@@ -68,7 +68,8 @@ def test_bad_lines_are_rejected_with_their_place(tmp_path, domains, bad, reason,
     items = list(read_jsonl(write(tmp_path / "a.jsonl", good, bad, good), domains))
     assert [type(item) for item in items] == [Document, Rejected, Document]
     rejected = items[1]
-    assert (rejected.file, rejected.offset, rejected.reason) == (str(tmp_path / "a.jsonl"), len(good) + 1, reason)
+    assert (rejected.file, rejected.line, rejected.offset) == (str(tmp_path / "a.jsonl"), 2, len(good) + 1)
+    assert rejected.reason == reason
     assert detail in rejected.detail
 
 
@@ -81,12 +82,13 @@ def test_a_cut_gzip_file_gives_its_whole_lines_and_says_where_it_breaks(tmp_path
     assert all(isinstance(item, Document) for item in documents)
     assert rejected.reason == "broken gzip stream"
     assert rejected.offset == sum(len(text) + 1 for text in lines[: len(documents)])
+    assert rejected.line == len(documents) + 1
     path.write_bytes(b"not gzip")
     assert [item.reason for item in read_jsonl(path, domains)] == ["broken gzip stream"]
 
 
 def test_files_that_cannot_be_read_are_one_error(tmp_path, domains):
-    with pytest.raises(DataError, match=r"--input .*none\.jsonl: cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"input .*none\.jsonl: cannot be read: No such file"):
         list(read_jsonl(tmp_path / "none.jsonl", domains))
     with pytest.raises(DataError, match=r"must end in \.jsonl or \.jsonl\.gz"):
         list(read_jsonl(write(tmp_path / "a.txt"), domains))
@@ -116,7 +118,7 @@ def test_a_poisoned_file_is_quarantined_or_refused(tmp_path, domains, case: Pois
     path = tmp_path / case.file
     path.write_bytes(case.content)
     if case.error:
-        with pytest.raises(DataError, match=f"--input .*{case.error}"):
+        with pytest.raises(DataError, match=f"input .*{case.error}"):
             list(read_jsonl(path, domains))
     else:
         *good, last = read_jsonl(path, domains)
@@ -150,6 +152,7 @@ def test_a_line_without_end_is_skipped_in_bounded_memory(tmp_path, domains, monk
     items = list(read_jsonl(write(tmp_path / "a.jsonl", GOOD, long, GOOD, long), domains))
     assert [getattr(item, "reason", "") for item in items] == ["", "line too long", "", "line too long"]
     assert items[1].offset == len(GOOD) + 1
+    assert [items[1].line, items[3].line] == [2, 4], "a long line is one line"
     assert items[3].offset == 2 * (len(GOOD) + 1) + len(long) + 1
     assert f"{len(long) + 1:,} bytes" in items[1].detail
 
@@ -175,12 +178,12 @@ def test_what_is_no_file_is_refused_without_being_opened(tmp_path, domains, kind
 
             socket.socket(socket.AF_UNIX).bind(str(path))
     for read in (check_input, lambda path: list(read_jsonl(path, domains))):
-        with pytest.raises(DataError, match=rf"--input {path}: is a {kind}, not a file"):
+        with pytest.raises(DataError, match=rf"input {path}: is a {kind}, not a file"):
             read(path)
 
 
 def test_a_name_that_no_file_can_have_is_one_error():
-    with pytest.raises(DataError, match=r"--input a.* cannot be read"):
+    with pytest.raises(DataError, match=r"input a.* cannot be read"):
         check_input(Path("a\0.jsonl"))
 
 

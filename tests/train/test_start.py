@@ -290,7 +290,7 @@ def test_other_text_is_refused_unless_asked_for(tiny_data, run, monkeypatch, cap
     save_checkpoint(run / "checkpoints", 4, {}, state, opened.identity, 2)
     text("b")
     with pytest.raises(
-        ConfigError, match=r"holds other text than .* \(content hash b+…, not a+…\); .*--allow-data-change"
+        ConfigError, match=r"holds other text than .* \(content hash b+…, not a+…\); .*allow_data_change"
     ):
         start_run(run, tiny_config(tiny_data))
     start_run(run, tiny_config(tiny_data), options=StartOptions(allow_data_change=True))

@@ -68,7 +68,7 @@ def _at_least_one(text: str) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    """Run the command. Unlike in other commands, `benchmark` itself writes the file of --json, and the table is printed too."""
+    """Run the command. Unlike in other commands, the function of `api` writes the file of --json."""
     to_output = "-" if options.json == "-" else None
     options.json = None if to_output else options.json
     show(call(api.benchmark, options), to_output)

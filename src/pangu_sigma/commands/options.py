@@ -42,6 +42,7 @@ def add_command(
         epilog="\n".join(["example:" if len(lines) == 1 else "examples:", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    flag(command, "--quiet", "print warnings, errors and the result only")
     command.set_defaults(run_command=run or partial(call_and_show, function), **defaults_of(function))
     return command
 
@@ -117,7 +118,7 @@ def _check_chip(options: argparse.Namespace) -> None:
 
 def with_json(command: argparse.ArgumentParser) -> None:
     """Add the option --json to a command."""
-    command.add_argument("--json", metavar="FILE", help="write the result as JSON; - is standard output")
+    command.add_argument("--json", metavar="FILE", help="also write the result as JSON; -: instead, to standard output")
 
 
 def with_weights(command: argparse.ArgumentParser) -> None:
@@ -141,6 +142,10 @@ def load_or_print_config(options: argparse.Namespace) -> bool:
         options.config = api.load_config(options.config, options.overrides)
     _check_chip(options)
     if options.print_config:
+        if getattr(options, "json", None) is not None:
+            raise ConfigError(
+                "--print-config prints YAML and stops, so nothing is written to --json; leave one of them out"
+            )
         print(dump_config(options.config), end="")
     return options.print_config
 
@@ -166,12 +171,8 @@ def call_and_show(function: Callable[..., Any], options: argparse.Namespace) -> 
 
 
 def show(result: Any, file: str | None) -> None:
-    """Print the result of a command, or write it as JSON to the file of --json."""
-    if file is None:
-        print(result)
-        return
-    text = json.dumps(result, ensure_ascii=False, indent=2, default=asdict)
-    if file == "-":
-        print(text)
-    else:
+    """Print the result of a command, and write it as JSON to the file of --json; to standard output in place of the table."""
+    text = json.dumps(result, ensure_ascii=False, indent=2, default=asdict) if file else ""
+    print(text if file == "-" else result)
+    if file not in (None, "-"):
         Path(file).write_text(f"{text}\n", encoding="utf-8")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
@@ -84,7 +84,7 @@ def _write_shards(
 ) -> dict[str, dict[str, Any]]:
     """Write the files of the weights. Returns their fingerprints."""
     total, written = sum(tensor.nbytes for tensor in tensors.values()), {}
-    with tqdm(total=total, desc="writing", unit="B", unit_scale=True, disable=None) as bar:
+    with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:
         for file, names in shards.items():
             arrays = {name: tensors[name] for name in names}
             # the reader of `transformers` requires the metadata

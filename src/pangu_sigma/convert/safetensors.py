@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqdm import tqdm
-
+from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
@@ -35,7 +34,7 @@ def export_safetensors(run_path: Path, output: Path) -> Path:
         shard, name = (f"{EXPERTS}{words[1]}", words[2]) if words[0] == "experts" else (WEIGHTS, array.name)
         arrays[array.name] = run.required(shard, name, array.shape)
     metadata = {"config": dump_config(run.config.on_one_rank()), HASH: NO_HASH}
-    with tqdm(total=sum(array.nbytes for array in arrays.values()), desc="export", unit="B", leave=False) as bar:
+    with Bar(total=sum(array.nbytes for array in arrays.values()), desc="export", unit="B", leave=False) as bar:
         write_arrays(unfinished, arrays, lambda: None, metadata, lambda name, first, values: bar.update(values.nbytes))
     digits, at = hash_of_weights(unfinished)
     with open(unfinished, "r+b") as stream:

@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepare.quarantine import Quarantine, format_reasons
 from pangu_sigma.domains import domains_of
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.finetune.conversation import parse_conversation
 from pangu_sigma.finetune.encoding import EncodedSample, SampleEncoder, TooLong
 from pangu_sigma.finetune.task_batches import TaskSamples
@@ -54,7 +53,7 @@ class TaskFile:
     """Contents of a fine-tuning task's file of samples, tokenized.
 
     samples: tokenized samples of each domain. accounts: counts by the domain's name. skipped: number of unusable lines by reason.
-    examples: file:offset and detail of the first such line by reason. xxh3_128: hash of the file.
+    examples: file, line and detail of the first such line by reason. xxh3_128: hash of the file.
     """
 
     path: Path
@@ -100,12 +99,12 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
     accounts: dict[str, SampleCounts] = {}
     skipped: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    with tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+    with Bar(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
         for item in read_lines(path, lambda line, at: parse_conversation(line, domains, usual), bar.update, option):
             if isinstance(item, Rejected):
                 quarantine.add(item)
                 skipped[item.reason] += 1
-                examples.setdefault(item.reason, f"{item.file}:{item.offset}: {item.detail}")
+                examples.setdefault(item.reason, str(item))
                 continue
             account, domain = accounts.setdefault(item.domain, SampleCounts()), domains.named(item.domain)
             account.lines += 1
@@ -122,7 +121,7 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
         left_out = sum((Counter(account.left_out) for account in accounts.values()), Counter[str]())
         why = "; ".join(f"{count:,} × {reason}" for reason, count in left_out.items())
         raise DataError(
-            f"{option} {path}: has no sample that can be used"
+            f"{argument(option)} {path}: has no sample that can be used"
             + (f": {why}; model.seq_length is {config.model.seq_length}" if why else "")
         )
     for name, account in accounts.items():

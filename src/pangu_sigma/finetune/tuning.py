@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.data.prepare.quarantine import Quarantine
+from pangu_sigma.errors import argument
 from pangu_sigma.finetune.forgetting import format_forgetting, measure_forgetting
 from pangu_sigma.finetune.seconds import Seconds
 from pangu_sigma.finetune.task import learned_parameters, read_task
@@ -40,6 +42,8 @@ from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.train.health import UnhealthyRun
 from pangu_sigma.train.log.losses import finite_or_none, format_number
+from pangu_sigma.train.log.metrics import EmptyLogError
+from pangu_sigma.train.log.report import TUNING_RESULT, write_report
 
 if TYPE_CHECKING:
     from pangu_sigma.finetune.tuner import Tuner
@@ -47,8 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TUNING_FOLDER = "finetune"
-QUARANTINE, RESULT = "quarantine.jsonl", "result.json"
-_FIX = "give the options that it was begun with, or choose another folder with --output"
+QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ def finetune_run(
     seconds = seconds or Seconds()
     parent, task = open_model(path, "run"), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
     if into.resolve() == path.resolve():
-        raise ConfigError(f"{into} is the run to tune, which stays as it is; name another folder with --output")
+        raise ConfigError(
+            f"{into} is the run to tune, which stays as it is; name another folder with {argument('--output')}"
+        )
     first, begins = task.config(parent.config), kind_of(into) != "run"
     if begins:
         check_absent(into)
@@ -98,7 +103,7 @@ def finetune_run(
                     quarantine.copy_to(fresh / TUNING_FOLDER / QUARANTINE)
     with one_writer(into, lock):
         run = _take_up(into, config, parent.path.absolute(), data_hash)
-        file = into / TUNING_FOLDER / RESULT
+        file = into / TUNING_RESULT
         logger.info("%s", learns_text(_learned(config)))
         if not file.exists():
             tuner = _train(run, training, dev, seconds)
@@ -107,6 +112,8 @@ def finetune_run(
             result = _result(config, training, dev, tuner, samples_of_evaluation(parent.config))
             text = json.dumps({"parent": str(parent.path.absolute()), **result}, ensure_ascii=False, indent=2)
             write_atomically(file, f"{text}\n".encode())
+            with suppress(EmptyLogError):  # which the end of the training has said
+                write_report(into)
         result = json.loads(file.read_bytes())
         keep_only(run.checkpoints, result["best"]["step"])  # last: a killed call does so the next time
     return result
@@ -116,24 +123,27 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
     """Open a fine-tuning run to resume it. Raises ConfigError for another parent, other samples, or changes of fixed keys."""
     run = open_model(into, "run")
     if run.config.finetune is None:
-        raise ConfigError(f"{into} is a run that is not tuned to a task; choose another folder with --output")
+        raise ConfigError(
+            f"{into} is a run that is not tuned to a task; choose another folder with {argument('--output')}"
+        )
     lineage = run.lineage or {}
     if lineage.get("parent") != str(path):
         raise ConfigError(
-            f"{into} began with {lineage.get('parent')}, not with {path}; choose another folder with --output"
+            f"{into} began with {lineage.get('parent')}, not with {path}; choose another folder with {argument('--output')}"
         )
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
-    refuse_changes(into, changes, _FIX)
+    fix = f"give the options that it was begun with, or choose another folder with {argument('--output')}"
+    refuse_changes(into, changes, fix)
     saved = newest_identity(run.checkpoints)
     if saved is not None and saved.data_hash != data_hash:
         raise ConfigError(
-            f"{into} was begun on other samples: --train-file or --dev-file is another file, or its lines have changed; name the "
-            "files that it was begun with, or choose another folder with --output"
+            f"{into} was begun on other samples: {argument('--train-file')} or {argument('--dev-file')} is another file, or its "
+            f"lines have changed; name the files that it was begun with, or choose another folder with {argument('--output')}"
         )
     refuse_fewer_steps(into, changes)
-    if changes and (into / TUNING_FOLDER / RESULT).exists():
+    if changes and (into / TUNING_RESULT).exists():
         raise ConfigError(
-            "\n  ".join([f"{into} is finished, and was tuned with", *map(change_text, changes)]) + f"\n{_FIX}"
+            "\n  ".join([f"{into} is finished, and was tuned with", *map(change_text, changes)]) + f"\n{fix}"
         )
     for change in changes:
         logger.info("%s", change_text(change))

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ascend_ops.few_rows import Precision
+from pangu_sigma.bars import Bar
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Decoder
@@ -74,7 +73,7 @@ def generate(
     for prompt in prompts:
         requests.append(_request(engine, prompt, max_new_tokens, sampling, seed + times[prompt], stop))
         times[prompt] += 1
-    with tqdm(total=len(prompts) * max_new_tokens, desc="generate", unit="token", leave=False) as bar:
+    with Bar(total=len(prompts) * max_new_tokens, desc="generate", unit="token", leave=False) as bar:
 
         def advance(answer: Answer) -> None:
             bar.update(1 if answer.finish is None else max_new_tokens - max(len(answer.tokens) - 1, 0))

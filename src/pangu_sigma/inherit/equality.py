@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import Activation
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
@@ -174,7 +174,7 @@ def _compare(
     model = child.config.model
     mine, changed = (ExactModel(model, child, each) for each in (activation, model.activation))
     found = {}
-    for domain in tqdm(domains, desc="comparing", unit="domain", disable=None):
+    for domain in Bar(domains, desc="comparing", unit="domain"):
         parent = parent_of(domain)
         reader = _Reader(mine, child.tokenizer.slot_rows[domain.slot], child.tokenizer, domain, child, graph)
         wanted_W = np.flatnonzero(parent.rows(parent.ids_R) >= 0)

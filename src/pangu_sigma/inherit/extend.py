@@ -29,7 +29,7 @@ from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData, read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.domains import domains_of
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.parent import ParentWords, parent_slot
 from pangu_sigma.inherit.receipt import Receipt
@@ -56,7 +56,8 @@ class Origin:
     def __post_init__(self) -> None:
         if sum((self.domain is not None, self.dense is not None, self.scratch)) > 1:
             raise ConfigError(
-                "--from-domain, --from-dense and --from-scratch say where new domains come from; give one of them"
+                f"{argument('--from-domain')}, {argument('--from-dense')} and {argument('--from-scratch')} say where new domains "
+                "come from; give one of them"
             )
 
     @property
@@ -184,16 +185,18 @@ def _check_origin(old: Config, new: Config, origin: Origin) -> None:
     added = [each.name for each in new.domains if each.name not in names]
     if added and not origin.given:
         raise ConfigError(
-            f"domains: {', '.join(added)}: say what new domains begin as: --from-domain DOMAIN (experts of "
-            f"{', '.join(sorted(names))}), --from-dense MODEL (FFN of a dense parent), or --from-scratch (drawn)"
+            f"domains: {', '.join(added)}: say what new domains begin as: {argument('--from-domain')} DOMAIN (experts of "
+            f"{', '.join(sorted(names))}), {argument('--from-dense')} MODEL (FFN of a dense parent), or "
+            f"{argument('--from-scratch')} (drawn)"
         )
     if origin.domain is not None and origin.domain not in names:
         raise ConfigError(
-            f"--from-domain {origin.domain}: the run has the domains {', '.join(each.name for each in old.domains)}"
+            f"{argument('--from-domain')} {origin.domain}: the run has the domains {', '.join(each.name for each in old.domains)}"
         )
     if origin.given and not added:
-        logger.warning(
-            "the configuration has no new domain: --from-domain, --from-dense and --from-scratch change nothing"
+        raise ConfigError(
+            f"the configuration has no new domain: {argument('--from-domain')}, {argument('--from-dense')} and "
+            f"{argument('--from-scratch')} do nothing; leave them out"
         )
     if origin.dense is not None:
         _check_dense(new, origin.dense)
@@ -204,11 +207,12 @@ def _check_dense(config: Config, dense: StoredModel) -> None:
         has, wants = getattr(dense.sizes, key), getattr(config.model, key)
         if has != wants:
             raise ConfigError(
-                f"--from-dense {dense.path}: its {key} is {has}, this run's is {wants}; they must be equal"
+                f"{argument('--from-dense')} {dense.path}: its {key} is {has}, this run's is {wants}; they must be equal"
             )
     if dense.sizes.activation != config.model.activation:
         logger.warning(
-            "--from-dense %s computes GELU as %s, this run as %s: new domains do not answer quite as it does",
+            "%s %s computes GELU as %s, this run as %s: new domains do not answer quite as it does",
+            argument("--from-dense"),
             dense.path,
             dense.sizes.activation,
             config.model.activation,

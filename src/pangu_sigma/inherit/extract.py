@@ -20,7 +20,7 @@ from pangu_sigma.convert.mindir import export_mindir, verify_export
 from pangu_sigma.data.prepare.subset import write_subset
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import chosen_domains, domains_of
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.tensor_origin import SlotRows
@@ -169,11 +169,10 @@ def _own_text(parent: StoredModel, data: Path | None) -> Path | None:
     if found is not None and found.hash == parent.tokenizer.hash:
         return folder
     if data is not None:
-        raise DataError(f"--data {data}: is not the prepared text of {parent.path}: {problem}")
+        raise DataError(f"{argument('--data')} {data}: is not the prepared text of {parent.path}: {problem}")
     logger.warning(
         "the text of %s is not at hand (%s): logits are compared on tokens that are drawn, and a run without text cannot be "
-        "trained; to have it, name the text with --data and extract again",
-        parent.path,
-        problem,
+        "trained; to have it, name the text with %s and extract again",
+        *(parent.path, problem, argument("--data")),
     )
     return None

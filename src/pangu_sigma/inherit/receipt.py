@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
+from pangu_sigma.errors import argument
 from pangu_sigma.sealed import write_atomically
 
 if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
@@ -143,7 +144,7 @@ def format_receipt(receipt: Receipt) -> str:
         rows.append(("unused", "; ".join(f"{n} ({reason})" for reason, n in reasons.items())))
     if not receipt.heads_known:
         rows.append(("heads", "the parent's files do not say how many; taken from the configuration"))
-    known = "" if receipt.activation_known else ", assumed: its files do not say it (--activation)"
+    known = "" if receipt.activation_known else f", assumed: its files do not say it ({argument('--activation')})"
     differs = receipt.activation != receipt.parent_activation
     asked = "as the configuration asks (model.activation); the parent's is " if differs else "the parent's"
     rows.append(("GELU", f"{receipt.activation}, {asked}{receipt.parent_activation if differs else ''}{known}"))

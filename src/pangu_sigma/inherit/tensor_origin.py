@@ -24,6 +24,7 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER, WEIGHTS
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import argument
 from pangu_sigma.inherit.parent import ParentWords, parent_slot
 from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.stored.model import StoredModel
@@ -230,8 +231,8 @@ def check_child(parent: StoredModel, config: Config, moments: bool) -> None:
                 f"model.{name} is {wants}, the parent's is {has}; they must be equal: change the child's configuration"
             )
     if moments and parent.array(OPTIMIZER, "step") is None:
-        raise ConfigError(f"{parent.path}: has no Adam state; leave --moments out")
+        raise ConfigError(f"{parent.path}: has no Adam state; leave {argument('--moments')} out")
     if moments and config.ecss.moments != "float32":
-        raise ConfigError("--moments carries float32 moments over; use ecss.moments=float32")
+        raise ConfigError(f"{argument('--moments')} carries float32 moments over; use ecss.moments=float32")
     for name in domains_of(config).slot_names:
         parent_slot(name, ParentWords(parent).slots)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import argument
 
 MATRICES = ("w1", "w2")
 
@@ -31,7 +32,7 @@ class Variation:
     def __post_init__(self) -> None:
         for option, value in (("--noise", self.noise), ("--reinit-ratio", self.reinit_ratio)):
             if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{option} is {value}; it must be from 0 to 1")
+                raise ConfigError(f"{argument(option)} is {value}; it must be from 0 to 1")
 
     @property
     def none(self) -> bool:

@@ -22,8 +22,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
+from pangu_sigma.bars import Bar
 from pangu_sigma.launching.processes import LaunchError
 
 logger = logging.getLogger(__name__)
@@ -170,7 +169,7 @@ class _Host:
     def gather(self, address: str, port: int) -> list[_Link]:
         with (
             _server(address, port, self._nodes) as server,
-            tqdm(total=self._nodes, initial=1, desc="nodes here", unit="node", disable=None, leave=False) as progress,
+            Bar(total=self._nodes, initial=1, desc="nodes here", unit="node", leave=False) as progress,
         ):
             while len(self._present) < self._nodes - 1 and time.monotonic() < self._deadline:
                 self._listen(server)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import override, read_tree
 from pangu_sigma.data.manifest import load_manifest
@@ -112,6 +113,7 @@ def training_command(
         *(text for change in overrides for text in ("--set", change)),
         *(["--allow-data-change"] if allow_data_change else []),
         *([] if lock else ["--no-lock"]),
+        *(["--quiet"] if Bar.quiet else []),
     ]
 
 

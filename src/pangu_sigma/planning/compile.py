@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pangu_sigma.ascend.supported import check_ascend
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.errors import UserError
@@ -220,7 +220,7 @@ def _nbytes_of(types: str) -> int:
 def _wait(process: subprocess.Popen[bytes], what: str) -> None:
     """Wait for the process with a progress bar. An interrupt also ends the process."""
     try:
-        with tqdm(desc=what, unit="s", bar_format="{desc}: {elapsed}", leave=False) as bar:
+        with Bar(desc=what, unit="s", bar_format="{desc}: {elapsed}", leave=False) as bar:
             while process.poll() is None:
                 time.sleep(0.5)
                 bar.update()

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepared import PreparedData, read_frequencies
 from pangu_sigma.domains import domain_sets
@@ -51,7 +51,7 @@ def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) 
     tokens = tokens_of_rank(config) * config.parallel.groups // config.data.domains_per_step
     rng, sent, arrived = np.random.default_rng(seed), 0, 0
     drawn = _domains_of_steps(config, steps, rng)
-    with tqdm(desc="simulate steps", total=len(shares_NDE) * len(drawn), unit="group", leave=False) as bar:
+    with Bar(desc="simulate steps", total=len(shares_NDE) * len(drawn), unit="group", leave=False) as bar:
         for shares_DE in shares_NDE:
             for of_group in drawn:
                 for first in range(0, steps, 500):

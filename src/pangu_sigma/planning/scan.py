@@ -9,6 +9,7 @@ from typing import Any
 
 from pangu_sigma.chips import CHIP_DATA, GIB, Chip
 from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.errors import argument
 from pangu_sigma.planning.cost import host_rate_note, step_time, tokens_per_second
 from pangu_sigma.planning.machine import TIGHT_FRACTION, chip_of
 from pangu_sigma.planning.memory import host_items, npu_items, peak_host, peak_stage, total
@@ -80,7 +81,7 @@ def scan(config: Config, picture: Path | None = None) -> Scan:
     """
     if picture is not None:
         if picture.suffix not in (".svg", ".png", ".pdf"):
-            raise ConfigError(f"--scan {picture}: a picture is a .svg, .png or .pdf file")
+            raise ConfigError(f"{argument('--scan')} {picture}: a picture is a .svg, .png or .pdf file")
         check_file_writable(picture, "--scan")
     rows, chip = [], chip_of(config)
     for devices in SCANNED:

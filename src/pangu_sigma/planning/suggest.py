@@ -11,6 +11,7 @@ from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.chips import family
 from pangu_sigma.config import MOST_RANKS, Config, ConfigError, ParallelConfig
 from pangu_sigma.config_file import override, parse_config
+from pangu_sigma.errors import argument
 from pangu_sigma.parallel.communicators import check_layout
 from pangu_sigma.planning.cost import step_time
 from pangu_sigma.planning.machine import chip_of
@@ -60,7 +61,7 @@ def suggest_layout(config: Config, devices: int, layouts: list[TimedLayout] | No
     nearest numbers that can.
     """
     if devices > MOST_RANKS:
-        raise ConfigError(f"--devices {devices}: at most {MOST_RANKS:,} are planned")
+        raise ConfigError(f"{argument('--devices')} {devices}: at most {MOST_RANKS:,} are planned")
     layouts = fastest_layouts(config, devices) if layouts is None else layouts
     if layouts:
         return layouts[0].parallel
@@ -167,8 +168,8 @@ def _cannot(config: Config, devices: int) -> str:
     nearest = " or ".join(str(n) for n in (fewer, more) if n)
     groups = ", on 910A in groups of the same NPUs of each host" if family(config.parallel.chip) == "910a" else ""
     return (
-        f"--devices {devices}: {config.name} cannot be laid out on so many NPUs. MindSpore takes 1, 2, 4 or a multiple of 8"
-        f"{groups}; each needs an equal part of data.domain_sets={config.data.domain_sets}, of the {sequences} sequences of a "
-        f"block and, up to {chip_of(config).per_host} ways, of attention heads, hidden and ffn. The nearest numbers that can be "
-        f"are {nearest}"
+        f"{argument('--devices')} {devices}: {config.name} cannot be laid out on so many NPUs. MindSpore takes 1, 2, 4 or a "
+        f"multiple of 8{groups}; each needs an equal part of data.domain_sets={config.data.domain_sets}, of the {sequences} "
+        f"sequences of a block and, up to {chip_of(config).per_host} ways, of attention heads, hidden and ffn. The nearest numbers "
+        f"that can be are {nearest}"
     )

@@ -1,7 +1,7 @@
 """Reader of JSON lines (`*.jsonl`, `*.jsonl.gz`): documents, one {"text": …, "domain": …} a line, or the items of another parser.
 
-A line that cannot be used is never repaired, guessed or moved to another domain: it becomes a `Rejected` with the file, the byte
-offset of the line's start (in the uncompressed stream) and the reason.
+A line that cannot be used is never repaired, guessed or moved to another domain: it becomes a `Rejected` with the file, the line's
+number, the byte offset of its start (in the uncompressed stream) and the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pangu_sigma.domains import Domains
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 
 _Item = TypeVar("_Item")
 
@@ -36,6 +36,11 @@ MAX_LINE_BYTES = 64 << 20
 _SKIP_BYTES = 1 << 20
 _SHOWN = 200
 """Maximum characters of a `Rejected.detail`: people read the quarantine."""
+_JSON_KINDS: dict[Any, str] = {
+    **{dict: "an object", list: "a list", str: "a string", bool: "true or false"},
+    **{int: "a number", float: "a number", type(None): "null or missing"},
+}
+"""Names of the kinds of JSON values for messages, in the order in which they are asked for: a bool is an int, too."""
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -66,12 +71,17 @@ class Document:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Input line that cannot be used. reason: one of a few fixed phrases, for counting. detail: description of this line."""
+    """Input line that cannot be used. line: number from 1. offset: bytes of the uncompressed file before the line. reason: one of a
+    few fixed phrases, for counting. detail: description of this line."""
 
     file: str
+    line: int
     offset: int
     reason: str
     detail: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} (byte {self.offset:,}): {self.detail}"
 
 
 class RejectedLine(Exception):
@@ -86,6 +96,7 @@ def check_input(path: Path, option: str = "--input") -> None:
 
     option: command-line option that gave the path, for the error.
     """
+    option = argument(option)
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise DataError(f"{option} {path}: the name must end in .jsonl or .jsonl.gz, one JSON object a line")
     try:
@@ -120,17 +131,18 @@ def read_lines(
     cannot be read, and if a gzip stream is damaged, because its lines may then be other text.
     """
     check_input(path, option)
-    offset = 0
+    number = offset = 0
     with _open(path) as file:
         while True:
             try:
                 line, size = _line(file)
             except (EOFError, OSError, zlib.error) as error:
-                yield _broken(path, offset, error, option)
+                yield _broken(path, number + 1, offset, error, option)
                 return
+            number += 1
             if not line:
                 if not offset:
-                    yield Rejected(str(path), 0, "empty file", "there is no line in it")
+                    yield Rejected(str(path), 1, 0, "empty file", "there is no line in it")
                 return
             content = line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line
             if content.strip():
@@ -142,7 +154,7 @@ def read_lines(
                     yield parse(content, offset)
                 except RejectedLine as why:
                     reason, detail = why.args
-                    yield Rejected(str(path), offset, reason, detail)
+                    yield Rejected(str(path), number, offset, reason, detail)
             offset += size
             progress(size)
 
@@ -157,16 +169,16 @@ def _line(file: BinaryIO) -> tuple[bytes, int]:
     return line, size
 
 
-def _broken(path: Path, offset: int, error: Exception, option: str) -> Rejected:
+def _broken(path: Path, line: int, offset: int, error: Exception, option: str) -> Rejected:
     """Return a `Rejected` for a truncated gzip stream. Raises DataError for every other failed read."""
     if isinstance(error, EOFError) or (isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error)):
-        return Rejected(str(path), offset, "broken gzip stream", str(error))
+        return Rejected(str(path), line, offset, "broken gzip stream", str(error))
     if isinstance(error, gzip.BadGzipFile | zlib.error):
         raise DataError(
-            f"{option} {path}: the gzip stream is damaged before byte {offset} of its text ({error}), so that any line of it may "
-            "be other text; copy the file again"
+            f"{argument(option)} {path}: the gzip stream is damaged before byte {offset} of its text ({error}), so any line of it "
+            "may be other text; copy the file again"
         ) from error
-    raise DataError(f"{option} {path}: cannot be read at byte {offset}: {error}; check the disk") from error
+    raise DataError(f"{argument(option)} {path}: cannot be read at byte {offset}: {error}; check the disk") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -182,8 +194,12 @@ def json_object(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RejectedLine("not JSON", str(error)) from None
     if not isinstance(record, dict):
-        raise RejectedLine("not a JSON object", f"the line holds a {type(record).__name__}")
+        raise RejectedLine("not a JSON object", f"the line holds {_kind_of(record)}")
     return record
+
+
+def _kind_of(value: Any) -> str:
+    return next(name for kind, name in _JSON_KINDS.items() if isinstance(value, kind))
 
 
 def known_domain(name: Any, domains: Domains) -> str:
@@ -239,7 +255,7 @@ def _sides(value: dict[str, Any]) -> Segments:
 def visible_text(value: Any, key: str) -> str:
     """Check the text under `key` of a line and return it. Raises RejectedLine unless it is Unicode with a visible character."""
     if not isinstance(value, str):
-        raise RejectedLine("text missing or not a string", f"{key} is a {type(value).__name__}")
+        raise RejectedLine("text missing or not a string", f"{key} is {_kind_of(value)}")
     if not any(character.isprintable() and not character.isspace() for character in value):
         raise RejectedLine("empty text", f"{key} has no visible character")
     try:

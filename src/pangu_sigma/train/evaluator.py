@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 from mindspore import nn
-from tqdm import tqdm
 
+from pangu_sigma.bars import Bar
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.held_out import HeldOut, HeldOutBatch, UnigramBaseline
 from pangu_sigma.ecss.store import ExpertStore
@@ -116,7 +116,7 @@ class Evaluator:
         """Return the loss in nats of each unit, summed over this rank's tokens, [U]; the domains follow each other."""
         nats_U, own = np.zeros(len(self._text_U3)), len(self._batches)
         passes = self._ranks.max(own) if self._together else own
-        with tqdm(total=passes, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first) as progress:
+        with Bar(total=passes, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first) as progress:
             for number in range(passes):
                 held_out = self._batches[min(number, own - 1)]
                 loss_U = self._step.of(held_out.batch)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
+from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.parts import Files
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.order import Cursor
+from pangu_sigma.errors import argument
 from pangu_sigma.train.health import Health
 from pangu_sigma.train.progress import Progress
 from pangu_sigma.train.start import start_run
@@ -23,7 +23,7 @@ def check_absent(output: Path) -> None:
     """Raise ConfigError if the folder or file to be created exists already."""
     if output.exists() or output.is_symlink():
         raise ConfigError(
-            f"{output} exists; choose another path with --output, or remove it first: nothing is replaced"
+            f"{output} exists; choose another path with {argument('--output')}, or remove it first: nothing is replaced"
         )
 
 
@@ -63,7 +63,7 @@ def write_step_0(run: RunFolder, files: Files) -> None:
     start = Cursor([0] * len(config.domains))
     health = Health(config.train, [domain.name for domain in config.domains]).state()
     total = sum(array.values.nbytes for arrays in files.values() for array in arrays.values())
-    with tqdm(total=total, desc="writing", unit="B", unit_scale=True, disable=None) as bar:
+    with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:
         save_checkpoint(
             run.checkpoints,
             0,

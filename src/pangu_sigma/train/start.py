@@ -32,7 +32,7 @@ from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_asi
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import DamagedFile
@@ -143,15 +143,15 @@ def _compare(
     if prepared.hash != saved.vocabulary_hash:
         raise ConfigError(
             f"{path} holds a run with another vocabulary than data.path={config.data.path}: its token ids mean other text; set "
-            "data.path back, choose another folder with --output, or add --start-over"
+            f"data.path back, choose another folder with {argument('--output')}, or add {argument('--start-over')}"
         )
     if saved.data_hash is None:
         texts.append(f"{path}: its checkpoint has no hash of its text, so it could not be checked that it is the same")
     elif saved.data_hash != data_hash and not options.allow_data_change:
         raise ConfigError(
             f"data.path={config.data.path} holds other text than {path} was trained on (content hash {data_hash[:12]}…, not "
-            f"{saved.data_hash[:12]}…); set data.path back, or add --allow-data-change to train on with it, which the history of "
-            "the run will say"
+            f"{saved.data_hash[:12]}…); set data.path back, or add {argument('--allow-data-change')} to train on with it, which "
+            "the history of the run will say"
         )
     elif saved.data_hash != data_hash:
         texts.append(f"{path} goes on with other text, that of data.path={config.data.path}")

@@ -119,7 +119,7 @@ def test_code_is_filtered(content, good):
 
 
 def test_domains_without_packaged_text_say_what_to_pass():
-    with pytest.raises(ConfigError, match=r"no packaged text for 'law' \(there is for zh, en.*--input your\.jsonl"):
+    with pytest.raises(ConfigError, match=r"no packaged text for 'law' \(there is for zh, en.*input your\.jsonl"):
         archives_of([domain("law", "text", "zh")])
     with pytest.raises(ConfigError, match=r"'zh' is format: text, language: zh; the configuration says text, en"):
         archives_of([domain("zh", "text", "en")])

@@ -177,9 +177,9 @@ def test_folders_of_others_are_left_alone(text, tmp_path, config):
 def test_a_domain_without_text_is_one_error(tmp_path, config):
     path = tmp_path / "a.jsonl"
     path.write_text('{"domain": "zh", "text": "你好"}\n')
-    with pytest.raises(DataError, match=r"domain zh: 1 usable documents; at least 2.*--input your\.jsonl"):
+    with pytest.raises(DataError, match=r"domain zh: 1 usable documents; at least 2.*input your\.jsonl"):
         prepare(config, [path], tmp_path / "out")
-    with pytest.raises(DataError, match=r"--input .*none\.jsonl: cannot be read"):
+    with pytest.raises(DataError, match=r"input .*none\.jsonl: cannot be read"):
         prepare(config, [tmp_path / "none.jsonl"], tmp_path / "out")
 
 
@@ -337,7 +337,7 @@ def test_the_reason_is_seen_when_everything_was_quarantined(tmp_path, config):
         prepare(config, [path], tmp_path / "out")
     message = str(refused.value)
     assert "domain zh: 0 usable documents" in message
-    assert f"30 × unknown domain, first {path}:0: domain 'chinese'; the configuration has zh, en" in message
+    assert f"30 × unknown domain, first {path}:1 (byte 0): domain 'chinese'; the configuration has zh, en" in message
     assert str(tmp_path / "out.quarantine.jsonl") in message
     assert len((tmp_path / "out.quarantine.jsonl").read_text().splitlines()) == 30
 
@@ -373,7 +373,7 @@ def test_packaged_text_is_limited_and_the_users_only_when_asked(config, asked, i
 def test_text_that_does_not_fit_into_memory_is_refused_before_it_is_read(text, tmp_path, config, monkeypatch):
     monkeypatch.setattr("pangu_sigma.data.prepare.room.available_memory", lambda swap: 100_001_000)
     monkeypatch.setattr("pangu_sigma.data.prepare.prepare.read_jsonl", None)
-    with pytest.raises(DataError, match=r"--input: .* GB of memory to prepare, and 0\.10 GB are free"):
+    with pytest.raises(DataError, match=r"input: .* GB of memory to prepare, and 0\.10 GB are free"):
         prepare(config, [text], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

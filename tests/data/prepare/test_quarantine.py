@@ -10,7 +10,7 @@ from pangu_sigma.data.prepare.quarantine import Quarantine, format_reasons
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Rejected
 
-LINE = Rejected("a.jsonl", 7, "unknown domain", "domain 'fr'")
+LINE = Rejected("a.jsonl", 2, 7007, "unknown domain", "domain 'fr'")
 
 
 def test_lines_are_written_as_they_come_and_gone_when_all_went_well(tmp_path):
@@ -19,18 +19,18 @@ def test_lines_are_written_as_they_come_and_gone_when_all_went_well(tmp_path):
         assert (tmp_path / "new" / "q.jsonl").read_text().endswith("}\n"), "a killed process leaves it, too"
         quarantine.copy_to(tmp_path / "copy.jsonl")
         assert dict(quarantine.counts) == {"unknown domain": 1}
-    assert json.loads((tmp_path / "copy.jsonl").read_text())["offset"] == 7
+    assert json.loads((tmp_path / "copy.jsonl").read_text())["offset"] == 7007
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_failure_keeps_them_and_says_why_and_where(tmp_path):
+def test_a_failure_keeps_them_and_says_why_and_in_which_line(tmp_path):
     with pytest.raises(DataError) as failed, Quarantine(tmp_path / "q.jsonl") as quarantine:
         quarantine.add(LINE)
         raise DataError("domain zh: 0 usable documents")
     assert str(failed.value).splitlines() == [
         "domain zh: 0 usable documents",
-        "1 lines are unusable and quarantined:",
-        "  1 × unknown domain, first a.jsonl:7: domain 'fr'",
+        "1 line is unusable and quarantined:",
+        "  1 × unknown domain, first a.jsonl:2 (byte 7,007): domain 'fr'",
         f"all of them are in {tmp_path / 'q.jsonl'}",
     ]
     assert json.loads((tmp_path / "q.jsonl").read_text())["reason"] == "unknown domain"
@@ -60,7 +60,7 @@ def test_without_such_lines_nothing_is_left(tmp_path):
 
 def test_names_that_are_no_text_are_written_down_too(tmp_path):
     with Quarantine(tmp_path / "q.jsonl") as quarantine:
-        quarantine.add(Rejected("a\udcff.jsonl", 0, "not JSON", ""))
+        quarantine.add(Rejected("a\udcff.jsonl", 1, 0, "not JSON", ""))
         quarantine.copy_to(tmp_path / "copy.jsonl")
     assert (
         b"a\\\\udcff" in (tmp_path / "copy.jsonl").read_bytes() or b"a\\udcff" in (tmp_path / "copy.jsonl").read_bytes()

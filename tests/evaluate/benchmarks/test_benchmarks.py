@@ -90,7 +90,7 @@ def test_a_limit_takes_the_first_items_and_examples_stand_before_each(tiny_run, 
     found = run_benchmarks(tiny_run, asked(data, "ocnli", limit=2, num_fewshot=1))["ocnli"]
     assert (found.n, found.skipped) == (2, 1)
     assert all(text.endswith("\n") and text.count("?") == 1 for text in texts)
-    with pytest.raises(ConfigError, match="--num-fewshot 5 is not possible: ocnli has 5 items"):
+    with pytest.raises(ConfigError, match="num_fewshot 5 is not possible: ocnli has 5 items"):
         run_benchmarks(tiny_run, asked(data, "ocnli", num_fewshot=5))
 
 
@@ -126,13 +126,51 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
     assert calls == [(Engine, "code", data / "mine", options)], "the first domain of its format"
     assert run_benchmarks(tiny_run, asked(data, "mine")) == result
     assert calls[1:] == [(Engine, "zh", data / "mine", {"limit": None, "samples": 1, "unsafe": False})]
-    with pytest.raises(ConfigError, match="mine reads files; say with --files in which folder its folder mine is"):
+    with pytest.raises(ConfigError, match="mine reads files; say with files in which folder its folder mine is"):
         run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None))
     monkeypatch.setitem(OWN_TASKS, "mine", OwnTask(run, "bilingual", ("translations", "txt")))
     with pytest.raises(
-        ConfigError, match="mine asks a domain of format bilingual, and the model has none; say with --domain"
+        ConfigError, match="mine asks a domain of format bilingual, and the model has none; say with domain"
     ):
         run_benchmarks(tiny_run, BenchmarkRequest(("mine",), str(data)))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "option", "said"),
+    [
+        (
+            ["ocnli"],
+            {"samples_per_problem": 2},
+            "samples_per_problem is for humaneval and mbpp, and does nothing in ocnli",
+        ),
+        (
+            ["dialogue"],
+            {"allow_code_execution": True},
+            "allow_code_execution is for humaneval and mbpp, and does nothing",
+        ),
+        (["ocnli", "c3"], {"temperature": 0.5}, "temperature is for humaneval, .*, and does nothing in ocnli, c3"),
+        (["mbpp"], {"num_fewshot": 2}, "num_fewshot is for tasks other than humaneval, .*, and does nothing in mbpp"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(tmp_path, tasks, option, said):
+    """Before the model is looked at, which is none here."""
+    with pytest.raises(ConfigError, match=f"^{said}.*; leave it out"):
+        run_benchmarks(tmp_path, BenchmarkRequest(tuple(tasks), None, **option))
+
+
+def test_a_model_without_the_usual_domain_is_told_how_to_name_another(tiny_run, data, monkeypatch):
+    monkeypatch.setattr(benchmarks, "CHINESE", "han")
+    with pytest.raises(
+        ConfigError,
+        match="ocnli asks a domain called han, and the model has none; say with domain which answers: zh, en, code",
+    ):
+        run_benchmarks(tiny_run, BenchmarkRequest(("ocnli",), str(data)))
+
+
+def test_git_is_not_asked_where_there_is_no_repository(tiny_run, data, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    run_benchmarks(tiny_run, asked(data, "ocnli", limit=1))
+    assert "fatal" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", OWN_TASKS)

@@ -40,8 +40,11 @@ def test_another_model_begins_anew_and_says_so(tmp_path, caplog):
     file = tmp_path / "out.json.partial"
     ResultCache(file, OF).put("a", 1)
     with caplog.at_level(logging.INFO):
-        assert ResultCache(file, OF | {"model": "xyz"}).get("a") is None
+        other = ResultCache(file, OF | {"model": "xyz"})
+    assert other.get("a") is None
     assert caplog.messages == [f"{file} is of another model or of other options, and is begun anew"]
+    assert ResultCache(file, OF).get("a") == 1, "nothing is lost before there is something new"
+    other.put("b", 2)
     assert ResultCache(file, OF).get("a") is None
 
 
@@ -50,3 +53,9 @@ def test_it_is_gone_when_the_evaluation_is_finished(tmp_path: Path):
     kept.put("a", 1)
     kept.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_call_that_fails_leaves_no_partial_result(tmp_path: Path):
+    ResultCache(tmp_path / "out.json.partial", OF)
+    assert list(tmp_path.iterdir()) == []
+    ResultCache(tmp_path / "out.json.partial", OF).remove()

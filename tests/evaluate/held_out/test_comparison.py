@@ -120,7 +120,7 @@ def test_runs_with_other_held_out_text_or_another_tokenizer_are_refused(tiny_run
     theirs = comparison.held_out_batches(run)
     theirs.samples.counts[1] -= 1
     refuse("the held-out text of en in .* differs", theirs=theirs)
-    with pytest.raises(ConfigError, match="1 runs against 2; --against takes as many as there are runs"):
+    with pytest.raises(ConfigError, match="1 runs against 2; against takes as many as there are runs"):
         compare_runs([tiny_run], [tiny_run, earlier])
 
 

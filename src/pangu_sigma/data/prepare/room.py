@@ -7,7 +7,7 @@ import math
 import zlib
 from pathlib import Path
 
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.host_memory import available_memory
 
 PER_BYTE, PER_DOCUMENT, ALWAYS = 16, 1_300, 100_000_000
@@ -40,8 +40,9 @@ def check_room(inputs: list[Path], most: int | None, domains: int) -> None:
         fitting = 0.95 * (there - ALWAYS) / per_byte / domains / (1 << 20)
         way_out = f"set data.max_mib_per_domain to {fitting:.2g} or less, or " if fitting > 0.01 else ""
         raise DataError(
-            f"--input: {size / 1e6:,.1f} MB of text or more, in {lines:,} lines or more, need about {needed / 1e9:,.2f} GB of "
-            f"memory to prepare, and {there / 1e9:,.2f} GB are free; {way_out}prepare it on a machine with more memory"
+            f"{argument('--input')}: {size / 1e6:,.1f} MB of text or more, in {lines:,} lines or more, need about "
+            f"{needed / 1e9:,.2f} GB of memory to prepare, and {there / 1e9:,.2f} GB are free; {way_out}prepare it on a machine "
+            "with more memory"
         )
 
 

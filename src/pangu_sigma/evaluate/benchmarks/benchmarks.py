@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.evaluate.benchmarks import dialogue, human_eval, mbpp, translation
 from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
 from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
@@ -85,20 +85,22 @@ class BenchmarkRequest:
         """Return the domain that answers in a task. Raises ConfigError if the model has no domain of the task's format."""
         if self.domain is not None:
             return self.domain
-        if name not in OWN_TASKS:
-            return CHINESE
-        needed = OWN_TASKS[name].format
-        first = next((domain.name for domain in config.domains if domain.format == needed), None)
-        if first is None:
+        own = OWN_TASKS.get(name)
+        wanted = f"of format {own.format}" if own else f"called {CHINESE}"
+        names = [each.name for each in config.domains if (each.format == own.format if own else each.name == CHINESE)]
+        if not names:
             raise ConfigError(
-                f"{name} asks a domain of format {needed}, and the model has none; say with --domain which answers"
+                f"{name} asks a domain {wanted}, and the model has none; say with {argument('--domain')} which answers: "
+                f"{', '.join(each.name for each in config.domains)}"
             )
-        return first
+        return names[0]
 
     def folder_of(self, name: str) -> Path:
         """Return the folder of a task's files. Raises ConfigError if `files` was not given."""
         if self.files is None:
-            raise ConfigError(f"{name} reads files; say with --files in which folder its folder {name} is")
+            raise ConfigError(
+                f"{name} reads files; say with {argument('--files')} in which folder its folder {name} is"
+            )
         return Path(self.files) / name
 
 
@@ -113,6 +115,7 @@ def run_benchmarks(
     Raises ConfigError for an unknown task or domain, and DataError, before anything is computed, for missing or invalid files.
     """
     others = [name for name in request.tasks if name not in OWN_TASKS]
+    _check_options(request)
     lm = _harness_model(model, request, kept) if others else None
     engine = open_engine(model, lanes=LANES) if lm is None else lm.engine
     manager, loaded = _load(others, request, engine.decoder.config.model.seq_length) if others else (None, {})
@@ -133,13 +136,31 @@ def run_benchmarks(
     return results
 
 
+def _check_options(request: BenchmarkRequest) -> None:
+    """Raise ConfigError for an option that none of the tasks uses."""
+    own = [OWN_TASKS[name] for name in request.tasks if name in OWN_TASKS]
+    programs, harness = any(task.runs_programs for task in own), len(own) < len(request.tasks)
+    for option, given, used, tasks in (
+        ("--samples-per-problem", request.samples_per_problem != 1, programs, "humaneval and mbpp"),
+        ("--allow-code-execution", request.allow_code_execution, programs, "humaneval and mbpp"),
+        ("--temperature", request.temperature is not None, bool(own), ", ".join(OWN_TASKS)),
+        ("--num-fewshot", request.num_fewshot is not None, harness, f"tasks other than {', '.join(OWN_TASKS)}"),
+    ):
+        if given and not used:
+            raise ConfigError(
+                f"{argument(option)} is for {tasks}, and does nothing in {', '.join(request.tasks)}; leave it out"
+            )
+
+
 def _harness_model(model: Path, request: BenchmarkRequest, kept: ResultCache | None) -> HarnessModel:
     from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     advice = "Custom kwargs can be passed"  # to pass metadata, which `_load` does
     logging.getLogger("lm_eval.api.task").addFilter(lambda record: advice not in record.getMessage())
-    lm = HarnessModel(str(model), request.domain or CHINESE, batch_size=LANES)
+    name = next(name for name in request.tasks if name not in OWN_TASKS)
+    domain = request.domain_of(name, open_model(model, "run", "export", verified=False).config)
+    lm = HarnessModel(str(model), domain, batch_size=LANES)
     lm.kept = kept
     return lm
 
@@ -199,8 +220,8 @@ def _load(names: list[str], request: BenchmarkRequest, seq_length: int) -> tuple
         items = len(task.eval_docs) if "skipped" in task.dataset else math.inf
         if request.num_fewshot and request.num_fewshot >= items:
             raise ConfigError(
-                f"--num-fewshot {request.num_fewshot} is not possible: {name} has {items} items, and examples are others than the "
-                "one that is asked; give a smaller number"
+                f"{argument('--num-fewshot')} {request.num_fewshot} is not possible: {name} has {items} items, and "
+                "examples are others than the one that is asked; give a smaller number"
             )
     return manager, loaded
 
@@ -220,9 +241,12 @@ def _run_own(engine: Engine, name: str, request: BenchmarkRequest, beside: Path 
 
 
 def _run_harness(lm: Any, manager: Any, loaded: dict[str, Any], request: BenchmarkRequest) -> dict[str, TaskResult]:
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval import evaluator
 
-    evaluated = simple_evaluate(
+    evaluator.get_git_commit_hash = lambda: (
+        None
+    )  # it asks git, which complains where the user's folder is no repository
+    evaluated = evaluator.simple_evaluate(
         model=lm,
         tasks=[*(loaded["groups"] or loaded["tasks"]).values()],
         num_fewshot=request.num_fewshot,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from tqdm import tqdm
 
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate.benchmarks.prompt_runner import complete_in_parts
@@ -207,7 +207,7 @@ class HarnessModel(LM):
         results: list[Any] = [self.kept.get(name) if self.kept else None for name in names]
         order = [number for number in _in_order(requests) if results[number] is None]
         total = len(requests)
-        with tqdm(total=total, initial=total - len(order), desc=what, unit="request", disable=quiet) as bar:
+        with Bar(total=total, initial=total - len(order), desc=what, unit="request", disable=quiet) as bar:
 
             def finished(position: int, value: Any) -> None:
                 results[order[position]] = value

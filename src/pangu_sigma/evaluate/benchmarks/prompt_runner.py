@@ -6,8 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
@@ -124,7 +123,7 @@ class PromptRunner:
             )
         self.truncated += cut
         texts = [""] * len(requests)
-        with tqdm(total=len(requests), desc=what, unit="answer", leave=False) as bar:
+        with Bar(total=len(requests), desc=what, unit="answer", leave=False) as bar:
 
             def finished(number: int, text: str) -> None:
                 texts[number] = text

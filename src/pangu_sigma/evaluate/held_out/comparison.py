@@ -18,6 +18,7 @@ import numpy as np
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import HeldOut
+from pangu_sigma.errors import argument
 from pangu_sigma.evaluate.held_out.run import (
     DomainFigures,
     figures_with_perplexity,
@@ -27,8 +28,8 @@ from pangu_sigma.evaluate.held_out.run import (
 )
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.train.log.differences import why_incomparable
 from pangu_sigma.train.log.losses import Difference, HeldOutLoss, finite_or_none, format_number, mean_of
-from pangu_sigma.train.log.summary import why_incomparable
 
 Losses = dict[str, HeldOutLoss]
 
@@ -43,7 +44,9 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
     Raises ConfigError if the numbers of runs differ, or if a run has another tokenizer or other held-out text than the first.
     """
     if len(runs) != len(others):
-        raise ConfigError(f"{len(runs)} runs against {len(others)}; --against takes as many as there are runs")
+        raise ConfigError(
+            f"{len(runs)} runs against {len(others)}; {argument('--against')} takes as many as there are runs"
+        )
     return differences_of(measure_together([*runs, *others], all), runs, others)
 
 

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from logging import getLogger
 from pathlib import Path
 
-from tqdm import tqdm
-
 import pangu_sigma
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import argument
 from pangu_sigma.evaluate.sandbox.program_limits import ProgramLimits
 
 logger = getLogger(__name__)
@@ -66,7 +66,7 @@ class Sandbox:
         threads = ThreadPoolExecutor(self._workers, "sandbox")
         try:
             outcomes = threads.map(self.run, programs)
-            return list(tqdm(outcomes, "run programs", len(programs), leave=False, unit="program"))
+            return list(Bar(outcomes, "run programs", len(programs), leave=False, unit="program"))
         finally:
             threads.shutdown(cancel_futures=True)
 
@@ -112,6 +112,6 @@ def _refusal(missing: str) -> str:
     return (
         f"programs cannot be isolated here: {missing}. It takes Linux on x86_64 or aarch64, and either root with the capability "
         "SYS_ADMIN, or any user where user namespaces are allowed (/proc/sys/user/max_user_namespaces is above 0, and nothing "
-        "else forbids them). With --allow-code-execution they run all the same, within the limits, but as you and with your files "
-        "in reach"
+        f"else forbids them). With {argument('--allow-code-execution')} they run all the same, within the limits, but as you and "
+        "with your files in reach"
     )

@@ -8,7 +8,6 @@ Shape suffixes: T tokens of a pass, H hidden, L lanes, n heads, S tokens of a la
 from __future__ import annotations
 
 import numpy as np
-from tqdm import tqdm
 
 from ascend_ops.few_rows import (
     FFN,
@@ -20,6 +19,7 @@ from ascend_ops.few_rows import (
     TiedHead,
 )
 from ascend_ops.large_pages import LargePages
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
 from pangu_sigma.generate.cpu.matrices import Matrices
 from pangu_sigma.generate.weights import Weights
@@ -59,7 +59,7 @@ class CpuOperators:
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
         self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
-        numbers = tqdm(range(model.layers), desc="weights", unit="layer", disable=None, leave=False)
+        numbers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
         self._layers = [self._layer(i) for i in numbers]
         self._ffns = [self._ffn(i, config.experts) for i in range(model.layers)]
         slots = (slice(slot * model.slot_rows, (slot + 1) * model.slot_rows) for slot in range(config.slots))
@@ -170,7 +170,7 @@ class CpuOperators:
         if routed < 0:
             weights = [self._weights.ffn(layer)]
         else:
-            numbers = tqdm(range(experts), desc=f"experts of layer {layer}", unit="expert", disable=None, leave=False)
+            numbers = Bar(range(experts), desc=f"experts of layer {layer}", unit="expert", leave=False)
             weights = [self._weights.expert(routed, number) for number in numbers]
         return FFN(weights, self._model.activation, normed_TH, residual_TH)
 

@@ -26,7 +26,6 @@ import json
 import logging
 import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,8 +36,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
-from tqdm import tqdm
 
+from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.changes import Change
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.config import ConfigError
@@ -123,13 +122,14 @@ class MetricsLog:
         self._dropped = self._skipped = 0
         self._steps_total = steps_total
         self._pace = _Pace()
-        self._progress = tqdm(
+        self._progress = Bar(
             total=steps_total,
             initial=resumed_step,
             unit="step",
             desc="train",
             dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,
+            mininterval=0.5,
+            delay=0,
             bar_format="{desc} {n_fmt}/{total_fmt} {postfix}",
         )
         if self._fresh:
@@ -316,7 +316,7 @@ class _Pace:
         """Return the time that `steps` more steps need, with their share of pauses, as text."""
         if self._seconds is None:
             return "?"
-        return tqdm.format_interval(steps * (self._seconds + self._paused / self._steps))
+        return Bar.format_interval(steps * (self._seconds + self._paused / self._steps))
 
 
 class NoLog:

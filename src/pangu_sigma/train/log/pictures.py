@@ -15,16 +15,42 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
+from matplotlib.lines import Line2D
 
 from pangu_sigma.train.log.metrics import TRAFFIC
 
 Line = dict[str, Any]
 """Line of metrics.jsonl, parsed."""
+Look = dict[str, Any]
+"""Arguments of matplotlib for a line or a mark."""
 
 _FEW_DOMAINS = 8
 """Maximum number of domains whose names are written large and side by side."""
 _ANNOTATE_MAX = 40
 """Maximum number of experts in a layer for which each cell of the heat map shows its value."""
+_NORMS = {
+    "gradient_norm": "all gradients",
+    "gradient_norm_dense": "dense parameters",
+    "gradient_norm_experts": "experts",
+}
+"""Norms that are drawn, by their keys in `step` lines, with their names in legends."""
+_LABELS = {
+    "loss_scale": "loss scale",
+    **dict(
+        zip(
+            TRAFFIC,
+            ("MiB fetched", "MiB refreshed", "MiB returned", "prefetch hit rate", "prefetch stall"),
+            strict=True,
+        )
+    ),
+}
+"""Names for people of keys of `step` lines that often do not change."""
+_TRAINING: Look = {"linewidth": 1.0, "alpha": 0.55}
+_EVALUATED: Look = {"marker": "o", "markersize": 4}
+_COUNTING: Look = {"linestyle": (0, (1, 4)), "linewidth": 1.0}
+_SPIKE: Look = {"marker": "^", "markersize": 6, "linestyle": ""}
+_SKIPPED: Look = {"marker": "x", "color": "red", "linestyle": ""}
+"""Lines and marks of the figure of losses."""
 _STYLES = ("-", "--", ":", "-.")
 """Line styles of the runs of a figure, in turn."""
 
@@ -33,7 +59,7 @@ _STYLES = ("-", "--", ":", "-.")
 class RunLog:
     """Metrics log of a run, for figures. steps, evaluations, loads, spikes, changes, unhealthy: log lines of these kinds, in order.
 
-    unigram: unigram loss of the held-out tokens by domain; None if unknown.
+    unigram: unigram loss of the held-out tokens by domain; None if unknown. evaluated: name of what `evaluations` are of.
     """
 
     name: str
@@ -46,67 +72,77 @@ class RunLog:
     changes: list[Line]
     unhealthy: list[Line]
     unigram: dict[str, float | None]
+    evaluated: str = "held-out text"
 
 
 def draw_losses(runs: Sequence[RunLog]) -> Figure:
-    """Draw the training and held-out losses by domain, spikes, skipped steps, and the unigram loss."""
+    """Draw the training and held-out losses by domain, spikes, skipped steps, and the unigram loss of the first run."""
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     axes = figure.subplots()
     domains = list(dict.fromkeys(name for run in runs for name in run.domains))
     many = len(domains) > 10
     palette = colormaps["turbo"](np.linspace(0, 1, len(domains))) if many else colormaps["tab10"](range(len(domains)))
     colors = dict(zip(domains, palette, strict=True))
+    marks: dict[str, Look] = {run.name: {"linestyle": style} for run, style in _styled(runs) if len(runs) > 1}
     for run, style in _styled(runs):
         for name in run.domains:
             color, label = colors[name], name
-            for lines, look in (
-                (run.steps, {"linewidth": 1.0, "alpha": 0.55}),
-                (run.evaluations, {"marker": "o", "markersize": 4}),
+            for lines, kind, look in (
+                (run.steps, "training", _TRAINING),
+                (run.evaluations, run.evaluated, _EVALUATED),
             ):
                 points = _points((line["step"], line["per_domain_loss"].get(name)) for line in lines)
                 if points:
                     axes.plot(*points, color=color, linestyle=style, label=label if run is runs[0] else "_", **look)
                     label = "_"  # one legend entry a domain
+                    marks[kind] = look
             counting = run.unigram.get(name)
             if counting is not None and run is runs[0] and len(domains) <= _FEW_DOMAINS:
-                axes.axhline(counting, color=color, linestyle=(0, (1, 4)), linewidth=1.0)
+                marks["unigram, by counting tokens"] = _COUNTING
+                axes.axhline(counting, color=color, **_COUNTING)
         for spike in run.spikes:
-            color = colors.get(spike["domain"], "black")
-            axes.plot(spike["step"], spike["loss"], marker="^", markersize=6, color=color)
+            marks["spike"] = _SPIKE
+            axes.plot(spike["step"], spike["loss"], color=colors.get(spike["domain"], "black"), **_SPIKE)
         if skipping := [line["step"] for line in run.steps if line["skipped"]]:
-            axes.plot(skipping, [0.01] * len(skipping), "x", color="red", transform=axes.get_xaxis_transform())
-    title = "Loss: thin line training, dots held-out text, dotted level counting; ▲ spike, red × skipped steps"
-    _axes(axes, "step", "loss (nats per token)", title + _run_names(runs))
+            marks["skipped steps"] = _SKIPPED
+            axes.plot(skipping, [0.01] * len(skipping), transform=axes.get_xaxis_transform(), **_SKIPPED)
+    _axes(axes, "step", "loss (nats per token)", "Loss")
     if not axes.get_legend_handles_labels()[0]:
         return figure  # no loss was finite
     columns, size = math.ceil(len(domains) / 24), 10 if len(domains) <= _FEW_DOMAINS else 8
     legend = figure.legend(title="domain", loc="outside right upper", ncols=columns, fontsize=size)
     for line in legend.get_lines():
         line.set(alpha=1.0, linewidth=2.0)
+    handles = [Line2D([], [], label=name, **(Look(color="black") | look)) for name, look in marks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9)
     return figure
 
 
 def draw_optimizer(runs: Sequence[RunLog]) -> Figure:
-    """Draw learning rate, gradient norms and loss scale over the steps of the runs."""
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    rates, norms, scales = figure.subplots(3, sharex=True)
-    for run, style in _styled(runs):
-        rates.plot(*_of_steps(run, "learning_rate"), linestyle=style, color="C0")
-        for key, name, color in (
-            ("gradient_norm", "all gradients", "C0"),
-            ("gradient_norm_dense", "dense parameters", "C1"),
-            ("gradient_norm_experts", "experts", "C2"),
-        ):
+    """Draw learning rate and gradient norms over the steps of the runs, and the loss scale if it changes."""
+    scaled = any("loss scale" not in constants(run) for run in runs)
+    figure = Figure(figsize=(10, 7.5 if scaled else 5), layout="constrained")
+    rates, norms, *scales = figure.subplots(3 if scaled else 2, sharex=True)
+    for number, (run, style) in enumerate(_styled(runs)):
+        of_run = f"{run.name}: " if len(runs) > 1 else ""
+        look = {"linestyle": style, "linewidth": 1.0}
+        rates.plot(*_of_steps(run, "learning_rate"), color=f"C{3 * number}", label=run.name, **look)
+        for shade, (key, name) in enumerate(_NORMS.items()):
             if points := _of_steps(run, key):
-                norms.plot(*points, linestyle=style, color=color, label=name if run is runs[0] else "_", linewidth=1.0)
-        scales.plot(*_of_steps(run, "loss_scale"), linestyle=style, color="C0")
-    _axes(rates, "", "learning rate", "Learning rate, gradient norm before clipping, loss scale" + _run_names(runs))
-    _axes(norms, "", "gradient norm", "")
+                norms.plot(*points, color=f"C{3 * number + shade}", label=f"{of_run}{name}", **look)
+        for axes in scales:
+            axes.plot(*_of_steps(run, "loss_scale"), color=f"C{3 * number}", **look)
+    titles = ["Learning rate", "gradient norm before clipping", *(["loss scale"] if scaled else [])]
+    _axes(rates, "", "learning rate", ", ".join(titles))
+    rates.set_ylim(bottom=0)
+    _axes(norms, "" if scaled else "step", "gradient norm", "")
     norms.set_yscale("log")
-    if norms.lines:
-        norms.legend(loc="upper right")
-    _axes(scales, "step", "loss scale", "")
-    scales.set_yscale("log", base=2)
+    for axes in (rates, norms):
+        if axes.lines and (axes is norms or len(runs) > 1):
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    for axes in scales:
+        _axes(axes, "step", "loss scale", "")
+        axes.set_yscale("log", base=2)
     return figure
 
 
@@ -131,23 +167,39 @@ def draw_speed(runs: Sequence[RunLog]) -> Figure | None:
 
 
 def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
-    """Draw the experts' traffic per step, and the prefetcher's hit rate and stall time; None if no run has a prefetcher."""
-    if not any(_of_steps(run, TRAFFIC[0]) for run in runs):
+    """Draw the experts' traffic per step, and the prefetcher's hit rate and stall time; None if no value changes in any run."""
+    changing = [
+        key for key in TRAFFIC if any(_of_steps(run, key) and _LABELS[key] not in constants(run) for run in runs)
+    ]
+    if not changing:
         return None
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    moved, rates = figure.subplots(2, sharex=True)
-    for run, style in _styled(runs):
-        for number, key in enumerate(TRAFFIC):
-            axes = moved if key.endswith("_mib") else rates
-            if points := _of_steps(run, key):
-                name = key.removesuffix("_mib").replace("_", " ") if run is runs[0] else "_"
-                axes.plot(*points, linestyle=style, color=f"C{number}", linewidth=1.0, label=name)
-    _axes(moved, "", "MiB a step", "ECSS: experts moved between the store and the device" + _run_names(runs))
-    _axes(rates, "step", "share", "")
-    for axes in (moved, rates):
+    panels = [[key for key in changing if key.endswith("_mib") == mib] for mib in (True, False)]
+    panels = [keys for keys in panels if keys]
+    figure = Figure(figsize=(10, 2.5 * len(panels)), layout="constrained")
+    rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, keys in zip(rows, panels, strict=True):
+        for number, (run, style) in enumerate(_styled(runs)):
+            of_run = f"{run.name}: " if len(runs) > 1 else ""
+            for shade, key in enumerate(keys):
+                if points := _of_steps(run, key):
+                    look = {"linestyle": style, "color": f"C{3 * number + shade}", "linewidth": 1.0}
+                    axes.plot(*points, label=f"{of_run}{_LABELS[key]}", **look)
+        first, last = axes is rows[0], axes is rows[-1]
+        title = "ECSS: experts moved between the store and the device" if first else ""
+        _axes(axes, "step" if last else "", "MiB" if keys[0].endswith("_mib") else "share", title)
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper right")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure
+
+
+def constants(run: RunLog) -> dict[str, float]:
+    """Return the loss scale and the figures of ECSS that no step of a run changes by a thousandth, by their names for people."""
+    found = {}
+    for key, label in _LABELS.items():
+        _, values = _of_steps(run, key) or ((), ())
+        if values and max(values) - min(values) <= 1e-3 * max(1.0, *map(abs, values)):
+            found[label] = values[-1]
+    return found
 
 
 def draw_load(run: RunLog) -> Figure | None:
@@ -204,11 +256,6 @@ def _styled(runs: Sequence[RunLog]) -> list[tuple[RunLog, str]]:
     return [(run, _STYLES[number % len(_STYLES)]) for number, run in enumerate(runs)]
 
 
-def _run_names(runs: Sequence[RunLog]) -> str:
-    """Return the line styles of the runs, for a title; "" for a single run."""
-    return "\n" + ", ".join(f"{style} {run.name}" for run, style in _styled(runs)) if len(runs) > 1 else ""
-
-
 def _of_steps(run: RunLog, key: str) -> tuple[list[float], list[float]] | tuple[()]:
     """Return steps and values of a key in the `step` lines that have it; empty without any."""
     return _points((line["step"], line.get(key)) for line in run.steps)
@@ -221,5 +268,6 @@ def _points(pairs: Iterable[tuple[float, float | None]]) -> tuple[list[float], l
 
 def _axes(axes: Axes, x: str, y: str, title: str) -> None:
     axes.set(xlabel=x, ylabel=y)
+    axes.ticklabel_format(useOffset=False)
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3)

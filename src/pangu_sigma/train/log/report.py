@@ -12,42 +12,84 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
 from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
+from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import read_tree
 from pangu_sigma.data.manifest import DomainRecord, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
+from pangu_sigma.train.log.differences import format_missing
 from pangu_sigma.train.log.metrics import EmptyLogError, read_metrics
 from pangu_sigma.train.log.pictures import (
     Line,
     RunLog,
+    constants,
     draw_load,
     draw_losses,
     draw_optimizer,
     draw_speed,
     draw_traffic,
+    expert_load,
+    relative_load,
 )
 
 PAGE = Path("report/report.html")
 """Path of the HTML report in a run folder."""
 BENCHMARKS = "benchmarks.json"
 """File of benchmark results in a run folder: metrics, counts, answering domain and checkpoint step of each task."""
+TUNING_RESULT = Path("finetune/result.json")
+"""File of the result of a fine-tuning in a run folder: files, dev loss, forgetting."""
+
+_UNBALANCED = 1.5
+"""Load of an expert, over its fair share, from which the report names a way to balance it."""
+_ALT = {
+    "loss": "training and held-out loss of each domain over the steps",
+    "optimizer": "learning rate and gradient norms over the steps, and the loss scale if it changes",
+    "tokens_per_second": "training speed in tokens per second over the steps",
+    "ecss": "MiB of experts moved in a step, and the prefetcher's hit rate and stall, over the steps",
+    "expert_load": "tokens of each expert over its fair share, by RRE layer and domain",
+}
+"""Descriptions of the figures for those who do not see them."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Run in a report: log, configuration by key path, domains of the data manifest, benchmarks by task; empty if missing."""
+    """Run in a report: log, configuration by key path, domains of the data manifest, benchmarks by task; empty if missing.
+
+    tuning: `read_tuning` of the run; a tuned run has no `data`, which are those of its parent.
+    """
 
     log: RunLog
     config: dict[str, Any]
     data: dict[str, DomainRecord]
     benchmarks: dict[str, dict[str, Any]]
+    tuning: dict[str, Any] | None
+
+    @property
+    def constants(self) -> str:
+        """Values of `pictures.constants`, in words."""
+        values = {name: f"{value:,.3f}".rstrip("0").rstrip(".") for name, value in constants(self.log).items()}
+        return ", ".join(f"{name} {value}" for name, value in values.items())
+
+    @property
+    def unbalanced(self) -> str:
+        """Load of the most loaded expert, if it is high and `routing.table` can lower it; else ""."""
+        total_NK = expert_load(self.log.loads)
+        if total_NK is None or not total_NK.any() or self.config.get("routing.table") != "random":
+            return ""
+        relative_NK = np.nan_to_num(relative_load(total_NK, len(self.log.domains)))
+        layer, expert = np.unravel_index(relative_NK.argmax(), relative_NK.shape)
+        if relative_NK[layer, expert] < _UNBALANCED:
+            return ""
+        domain = self.log.domains[expert * len(self.log.domains) // total_NK.shape[1]]
+        return f"{relative_NK[layer, expert]:.2f} times its fair share, in {domain}, RRE layer {layer}"
 
     @property
     def samples(self) -> str:
@@ -55,10 +97,13 @@ class _Run:
         return xxhash.xxh3_64_hexdigest("".join(line.get("samples", "") for line in self.log.steps).encode())
 
 
-def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
+def write_report(
+    run_folder: Path, others: Sequence[Path] = (), differences: Sequence[dict[str, dict[str, Any]]] = ()
+) -> Path:
     """Write `report/` in `run_folder`: the page report.html and its figures loss, optimizer, tokens_per_second, ecss, expert_load.
 
     others: folders of further runs, shown in the same figures and in further tables; nothing is written to these folders.
+    differences: `loss_differences` of the run and each of the others.
     Returns the path of the page, which needs no other file. A figure without data is left out (a model without RRE layers has no
     expert load). Each file is written atomically, and replaces that of an earlier report.
     Raises FileNotFoundError if a run has no metrics.jsonl, EmptyLogError if the log has no step, OSError for errors of the disk.
@@ -75,13 +120,19 @@ def write_report(run_folder: Path, others: Sequence[Path] = ()) -> Path:
     page = run_folder / PAGE
     page.parent.mkdir(exist_ok=True)
     pictures = {name: _save(figure, page.with_name(f"{name}.png")) for name, figure in figures.items() if figure}
+    for name in figures.keys() - pictures.keys():
+        page.with_name(f"{name}.png").unlink(missing_ok=True)  # of an earlier report
     values = {
         key: [_text(run.config.get(key)) for run in runs] for key in sorted({k for run in runs for k in run.config})
     }
     html = _template().render(
         names=", ".join(log.name for log in logs),
         runs=runs,
-        pictures={name: base64.b64encode(content).decode() for name, content in pictures.items()},
+        compared=[(run.log, differences_of) for run, differences_of in zip(runs[1:], differences, strict=True)],
+        reasons=list(dict.fromkeys(reason for each in differences for reason in format_missing(each))),
+        pictures=[
+            (_ALT[name.rstrip("_0123456789")], base64.b64encode(content).decode()) for name, content in pictures.items()
+        ],
         differing=[[key, *texts] for key, texts in values.items() if len(set(texts)) > 1],
     )
     write_atomically(page, html.encode())
@@ -94,8 +145,8 @@ def _read(folder: Path) -> _Run:
         by_kind.setdefault(line["kind"], []).append(line)
     if "run" not in by_kind or "step" not in by_kind:
         raise EmptyLogError(f"{folder} has no logged step; train it for at least train.log_interval steps")
-    config = _config(folder)
-    data = _data(folder, config.get("data.path"))
+    config, tuning = _config(folder), read_tuning(folder)
+    data = {} if tuning else _data(folder, config.get("data.path"))
     evaluations = by_kind.get("evaluation", [])
     counted = {name: record.unigram_entropy for name, record in data.items()}
     counted |= evaluations[-1]["unigram"] if evaluations else {}
@@ -111,17 +162,27 @@ def _read(folder: Path) -> _Run:
         changes=by_kind.get("config", []),
         unhealthy=by_kind.get("unhealthy", []),
         unigram={name: counted.get(name) for name in domains},
+        evaluated="dev set" if tuning else "held-out text",
     )
-    return _Run(log, config, data, _benchmarks(folder))
+    tasks = _read_json(folder / BENCHMARKS)
+    return _Run(log, config, data, tasks if all(isinstance(task, dict) for task in tasks.values()) else {}, tuning)
 
 
-def _benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the results that `benchmark` has written to a run folder; empty if missing or invalid."""
+def read_tuning(folder: Path) -> dict[str, Any] | None:
+    """Return parent, parent_step and options of a tuned run, and its result once it is finished; None for other runs."""
+    lineage = _read_json(folder / LINEAGE_FILE)
+    if lineage.get("kind") != "finetune":
+        return None
+    return {key: lineage.get(key) for key in ("parent", "parent_step", "options")} | _read_json(folder / TUNING_RESULT)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; empty if missing or invalid."""
     try:
-        tasks = json.loads((folder / BENCHMARKS).read_text(encoding="utf-8"))
+        tree = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return tasks if isinstance(tasks, dict) and all(isinstance(task, dict) for task in tasks.values()) else {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def _config(folder: Path) -> dict[str, Any]:

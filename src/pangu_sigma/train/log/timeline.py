@@ -29,6 +29,7 @@ TRACE = "trace.json"
 """Folder of the profiler timeline in a run folder, and file in it."""
 STEPS = 5
 """Number of training steps in a profiler timeline."""
+_NO_STEP = "no timeline: this run took no step after its first, which compiles"
 _LOOP_ROW = {"pid": 1, "tid": 0}
 """Process and thread id in the trace for the row of the loop; MindSpore's processes begin with 2."""
 
@@ -66,6 +67,8 @@ class Timeline(NoTimeline):
         self._begun = 0
 
     def __exit__(self, *_: object) -> None:
+        if not self._begun:
+            logger.warning(_NO_STEP)
         self._write()
 
     @contextmanager
@@ -103,7 +106,7 @@ class Timeline(NoTimeline):
         self._profiler = None
         if not self._events:  # the run ended with its first step
             shutil.rmtree(self._folder)
-            logger.warning("no timeline: this run took no step after its first, which compiles")
+            logger.warning(_NO_STEP)
             return
         named = {"ph": "M", "name": "process_name", **_LOOP_ROW, "args": {"name": "training loop"}}
         events = [named, *self._events]

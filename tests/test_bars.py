@@ -1,0 +1,61 @@
+"""Progress is a bar in a terminal, a few lines in a file, and nothing where it was not asked for."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+
+import pytest
+
+from pangu_sigma.bars import Bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """The time that bars see, in seconds; a test moves it."""
+    now = [time.time()]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    return now
+
+
+def count(clock: list[float], seconds: float, **options) -> str:
+    """What 100 updates write to standard error, `seconds` in all, with a nested bar."""
+    with Bar(total=100, desc="count", **options) as bar, Bar(total=100, desc="inner", leave=False) as inner:
+        for _ in range(100):
+            clock[0] += seconds / 100
+            inner.update()
+            bar.update()
+    return sys.stderr.getvalue()
+
+
+def test_bars_into_a_file_are_a_few_lines(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    written = count(clock, 60, leave=False)
+    assert "\r" not in written and "\x1b" not in written
+    lines = written.splitlines()
+    assert 4 <= len([line for line in lines if line.startswith("count:")]) <= 6
+    assert all(line.startswith(("count:", "inner:")) for line in lines)
+
+
+def test_what_is_done_in_ten_seconds_writes_no_line(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert count(clock, 5) == ""
+    assert [line[:10] for line in count(clock, 5, delay=0).splitlines()] == ["count:   0", "count: 100"]
+
+
+def test_bars_in_a_terminal_are_bars(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert count(clock, 60).count("\r") > 50
+
+
+def test_quiet_shows_no_bars(clock, monkeypatch):
+    monkeypatch.setattr(Bar, "quiet", True)
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert count(clock, 60) == ""
