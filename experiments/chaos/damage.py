@@ -147,4 +147,5 @@ def _is_read(kind: str, path: Path) -> bool:
     """True for the files that a reader of this kind of folder needs; the others say nothing to it."""
     if kind == "run":
         return path.parts[0] in ("config.yaml", "tokenizer", "routing.npz", "seal.json")
-    return kind != "data" or path.name not in ("quarantine.jsonl", "frequencies.npy")
+    unread = {"data": ("quarantine.jsonl", "frequencies.npy"), "export": ("README.md",)}
+    return path.name not in unread.get(kind, ())

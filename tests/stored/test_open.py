@@ -143,7 +143,9 @@ def test_each_kind_is_known_by_a_hash_of_all_that_it_holds(forms):
     assert found["run"] == open_model(forms["run"], verified=False).hash
 
 
-def test_another_kind_than_is_wanted_is_refused_by_its_name(forms, tmp_path):
+def test_another_kind_than_is_wanted_is_refused_by_its_name(forms, tmp_path, tmp_path_factory):
+    file = tmp_path_factory.mktemp("others") / "alpha.ckpt"
+    file.touch()
     for path, wanted, message in (
         (forms["export"], ("run",), "is an exported model, not a run folder"),
         (forms["run"], ("export",), "is a run folder, not an exported model"),
@@ -151,6 +153,11 @@ def test_another_kind_than_is_wanted_is_refused_by_its_name(forms, tmp_path):
         (forms["weights"], ("run",), "is a file of weights, not a run folder"),
         (forms["checkpoint"], ("run",), "is the folder of a checkpoint, not a run folder"),
         (tmp_path, ("run",), r"is not a run folder: it has no config\.yaml; pass a folder that `train` wrote"),
+        (
+            file,
+            ("run",),
+            "is a PanGu-α in the files of others, not a run folder; `pangu-sigma inherit` makes a run of it",
+        ),
         (tmp_path / "nothing", ("export",), r"has no model\.mindir; pass a folder that `export` wrote"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -106,5 +106,5 @@ the
   layer; an id whose `tid2eid_spread` [domains, vocabulary] is s takes, at position p of its document, the expert p mod s further on
   in its domain's group. `slot_of_domain`, `row_of_id` [slots, vocabulary] (-1: none), `id_of_row` [slots, R].
 * `config.yaml`, `routing.npz`: the configuration, and the routing tables again, as pangu-sigma reads them.
-* `seal.json`: size and xxh3_128 hash of every file, and this table of inputs and outputs.
+* `seal.json`: size and xxh3_128 hash of every other file, and this table of inputs and outputs.
 """

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.run import held_out_batches
-from pangu_sigma.finetune.tuner import Tuner
 from pangu_sigma.train.log.losses import format_number
+
+if TYPE_CHECKING:
+    from pangu_sigma.finetune.tuner import Tuner
 
 _KEPT = ("loss", "tokens", "samples")
 

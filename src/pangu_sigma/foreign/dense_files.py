@@ -21,6 +21,11 @@ LAYOUTS = {
 _OPENERS = ((is_huggingface, open_huggingface), (is_megatron, open_megatron), (is_mindspore, open_mindspore))
 
 
+def is_dense_model(path: Path) -> bool:
+    """Return True if a path looks like one of LAYOUTS."""
+    return path.exists() and any(fits(path) for fits, _ in _OPENERS)
+
+
 def open_dense_model(path: Path, *, heads: int | None = None, activation: Activation | None = None) -> DenseModel:
     """Open a dense PanGu-α in one of LAYOUTS; the values of a tensor are read when they are first needed.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from pangu_sigma.config import Activation, ConfigError
 from pangu_sigma.domains import Domain, domains_of, matching_slot
+from pangu_sigma.errors import argument
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.open import StoredAlpha, open_model
@@ -102,7 +103,7 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
         ("--activation", activation, parent.sizes.activation),
     ):
         if given is not None and given != has:
-            raise ConfigError(f"{option} {given}: {path} says {has}; leave the option out")
+            raise ConfigError(f"{argument(option)} {given}: {path} says {has}; leave the option out")
     return parent
 
 

@@ -144,10 +144,8 @@ def format_receipt(receipt: Receipt) -> str:
         rows.append(("unused", "; ".join(f"{n} ({reason})" for reason, n in reasons.items())))
     if not receipt.heads_known:
         rows.append(("heads", "the parent's files do not say how many; taken from the configuration"))
-    known = "" if receipt.activation_known else f", assumed: its files do not say it ({argument('--activation')})"
-    differs = receipt.activation != receipt.parent_activation
-    asked = "as the configuration asks (model.activation); the parent's is " if differs else "the parent's"
-    rows.append(("GELU", f"{receipt.activation}, {asked}{receipt.parent_activation if differs else ''}{known}"))
+    if receipt.kind == "inherit":
+        rows.append(("GELU", _format_activation(receipt)))
     rows += [(f"slot {slot.name}", _format_slot(slot)) for slot in receipt.slots]
     for name, each in receipt.agreement.items():
         rows.append((f"domain {name}", _format_agreement(each, receipt)))
@@ -163,6 +161,14 @@ def _format_variation(options: dict[str, Any]) -> str:
     varied = [f"weights times 1 + {noise:g} · N(0, 1)"] if noise else []
     varied += [f"{ratio:.0%} of the inner units drawn anew"] if ratio else []
     return f", varied: {', '.join(varied)}" if varied else ""
+
+
+def _format_activation(receipt: Receipt) -> str:
+    known = "" if receipt.activation_known else f", assumed: its files do not say it ({argument('--activation')})"
+    if receipt.activation == receipt.parent_activation:
+        return f"{receipt.activation}, the parent's{known}"
+    asked = "as the configuration asks (model.activation)"
+    return f"{receipt.activation}, {asked}; the parent's is {receipt.parent_activation}{known}"
 
 
 def _format_slot(slot: SlotReceipt) -> str:

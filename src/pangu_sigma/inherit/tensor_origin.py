@@ -217,7 +217,7 @@ def check_rows(parent: StoredModel, config: Config, slots: Sequence[SlotRows]) -
         raise ConfigError(
             f"data.path={config.data.path}: text would be cut into other tokens than {parent.path} cuts it:\n  {listed}\n"
             f"keep them: pangu-sigma prepare-data CONFIG --set vocabulary.keep={parent.path}, with a larger model.slot_rows or "
-            "slots of their own for what is new; or accept the loss with --drop-rows"
+            f"slots of their own for what is new; or accept the loss with {argument('--drop-rows')}"
         )
 
 

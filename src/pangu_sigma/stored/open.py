@@ -11,7 +11,7 @@ from pangu_sigma.checkpoint.root import has_checkpoints
 from pangu_sigma.checkpoint.safetensors_file import metadata_of
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
 from pangu_sigma.config import Activation, ConfigError
-from pangu_sigma.foreign.dense_files import open_dense_model
+from pangu_sigma.foreign.dense_files import is_dense_model, open_dense_model
 from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.sealed import SEAL, DamagedFile
 from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
@@ -108,6 +108,8 @@ def open_model(
         needs = " or ".join(_NAMES[each] for each in wanted)
         if kind != "alpha":
             raise ConfigError(f"{path} is {_NAMES[kind]}, not {needs}")
+        if is_dense_model(path):
+            raise ConfigError(f"{path} is {_NAMES[kind]}, not {needs}; `pangu-sigma inherit` makes a run of it")
         files, makers = zip(*(_SIGNS[each] for each in wanted), strict=True)
         raise ConfigError(
             f"{path} is not {needs}: it has no {' and no '.join(files)}; pass a folder that {' or '.join(makers)} wrote"
