@@ -73,7 +73,7 @@ def prepare_data(config: Config, input: Paths = (), check: bool = False) -> Resu
     from pangu_sigma.data.prepare.overview import format_overview
 
     if check:
-        manifest, problems = preparation.examine(config, to_paths(input))
+        manifest, problems = preparation.preview(config, to_paths(input))
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
     manifest = preparation.prepare(config, to_paths(input), Path(config.data.path))
