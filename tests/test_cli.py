@@ -448,9 +448,14 @@ def test_prepare_data_reads_the_users_text(file, capsys, tmp_path):
     lines = [{"domain": d, "text": f"text {i} of {d}"} for i in range(20) for d in ("zh", "en", "code")]
     text.write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = ["--set", "vocabulary.english_pieces=270", "--input"]
+    assert main(["prepare-data", str(file), "--check", *options, str(text)]) == 0
+    assert "shift" in capsys.readouterr().out and not (tmp_path / "none").exists()
     assert main(["prepare-data", str(file), *options, str(text)]) == 0
     assert json.loads((tmp_path / "none" / "manifest.json").read_text())["domains"]["en"]["train"]["documents"] == 18
+    text.write_text(json.dumps(lines[0]))
     capsys.readouterr()
+    assert main(["prepare-data", str(file), "--check", *options, str(text)]) == 1
+    assert "domain en: 0 usable documents" in capsys.readouterr().out
     assert "cannot be read" in fails(capsys, "prepare-data", file, *options, tmp_path / "b.jsonl")
 
 

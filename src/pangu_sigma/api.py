@@ -85,7 +85,7 @@ def prepare_data(config: Config | AnyPath, input: Paths = (), check: bool = Fals
     config = _loaded(config)
     files = to_paths(input, "--input")
     if check:
-        manifest, problems = preparation.check(config, files)
+        manifest, problems = preparation.preview(config, files)
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
     manifest = preparation.prepare(config, files, Path(config.data.path))

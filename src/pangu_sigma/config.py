@@ -47,7 +47,7 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30)]
 """Positive number far enough within float32's range to be multiplied."""
-HeldOut = Annotated[float, Field(gt=0.0, lt=0.5)]
+HeldOutFraction = Annotated[float, Field(gt=0.0, lt=0.5)]
 Overlap = Annotated[float, Field(ge=0.0, le=1.0)]
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
 
@@ -121,7 +121,7 @@ class DomainConfig(Section):
     """Name of the embedding slot; domains with the same name share one."""
     weight: PositiveFloat = 1.0
     """Sampling weight of the domain in training, relative to the other domains' weights."""
-    held_out: HeldOut | None = None
+    held_out: HeldOutFraction | None = None
     """data.held_out of this domain alone; null: as in `data`. Up to five times `data.held_out` it keeps the vocabulary."""
     max_overlap: Overlap | None = None
     """data.max_overlap of this domain alone; null: as in `data`."""
@@ -187,7 +187,7 @@ class DataConfig(Section):
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
     max_mib_per_domain: PositiveFloat | None = None
     """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null keeps all of your own text, 6 MiB of packaged text."""
-    held_out: HeldOut = 0.05
+    held_out: HeldOutFraction = 0.05
     """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
     max_overlap: Overlap = 0.01
     """Maximum fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain, boilerplate

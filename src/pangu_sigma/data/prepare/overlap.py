@@ -158,10 +158,9 @@ def _passages(windows: _Windows, chosen_U: np.ndarray, decode: Callable[[np.ndar
 class _Windows:
     """Windows of the candidates, and in how many documents of the domain they occur.
 
-    owner_K, which_K, start_K, end_K: candidate of each window, its number among the distinct windows, and its tokens, numbered
-    over all candidates. finder_P, found_P: candidate and distinct window, such as a short document inside a longer one.
-    documents_U: number of documents. boilerplate_U, boilerplate_T: True for boilerplate windows, and for the tokens in them. own_K:
-    True for windows without such a token.
+    owner_K, which_K: candidate of each window, and its number among the distinct windows. finder_P, found_P: candidate and distinct
+    window, such as a short document inside a longer one. documents_U: number of documents. boilerplate_U, boilerplate_T: True for
+    boilerplate windows, and for the tokens in them. own_K: True for windows without such a token.
     """
 
     def __init__(self, candidates: Sequence[np.ndarray], others: Iterable[np.ndarray], boilerplate: int) -> None:
@@ -175,8 +174,8 @@ class _Windows:
                 owners.append(first + text.numbers(own))
                 starts.append(int(self._sizes_C[:first].sum()) + own)
                 hashes.append(hashes_T[own])
-        self._owner_K, self._start_K = np.concatenate(owners), np.concatenate(starts)
-        self._end_K = self._start_K + np.minimum(self._sizes_C[self._owner_K], WINDOW)
+        self._owner_K, start_K = np.concatenate(owners), np.concatenate(starts)
+        end_K = start_K + np.minimum(self._sizes_C[self._owner_K], WINDOW)
         self._hashes_U, which_K = np.unique(np.concatenate(hashes), return_inverse=True)
         self._which_K = which_K.astype(np.int32)
         # Nearly all hashes of other text match no window here: their first bits show it without a search.
@@ -192,12 +191,11 @@ class _Windows:
         self.boilerplate_U = self.documents_U > boilerplate
         common_K = self.boilerplate_U[self._which_K]
         first_T, last_T = (
-            np.bincount(tokens_K[common_K], minlength=int(self._sizes_C.sum()) + 1)
-            for tokens_K in (self._start_K, self._end_K)
+            np.bincount(tokens_K[common_K], minlength=int(self._sizes_C.sum()) + 1) for tokens_K in (start_K, end_K)
         )
         self._boilerplate_T = np.cumsum(first_T - last_T)[:-1] > 0
         before_T = np.concatenate([[0], np.cumsum(self._boilerplate_T)])
-        self._own_K = before_T[self._end_K] == before_T[self._start_K]
+        self._own_K = before_T[end_K] == before_T[start_K]
 
     def _find(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Find the windows in some documents. Yields pairs of a document's number and a window that occurs in it, each once."""

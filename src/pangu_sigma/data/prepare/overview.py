@@ -97,8 +97,8 @@ def warnings_of(manifest: Manifest) -> list[str]:
         sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
     if manifest.quarantined:
         sentences.append(
-            f"unusable lines of {argument('--input')}: {sum(manifest.quarantined.values()):,}; they are in quarantine.jsonl with "
-            "the reason"
+            f"{sum(manifest.quarantined.values()):,} lines of {argument('--input')} are unusable; quarantine.jsonl of the folder says "
+            "why"
         )
     return sentences
 

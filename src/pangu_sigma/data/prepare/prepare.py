@@ -143,7 +143,7 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     return manifest
 
 
-def check(config: Config, inputs: list[Path]) -> tuple[Manifest, list[str]]:
+def preview(config: Config, inputs: list[Path]) -> tuple[Manifest, list[str]]:
     """Examine text as `prepare` does and write nothing, except packaged text that has to be downloaded.
 
     Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain.
