@@ -16,8 +16,8 @@ from typing import Any
 from experiments.compare.variants import is_certain
 from experiments.finetune_packages.answering import answer_test
 from pangu_sigma.config import ConfigError
+from pangu_sigma.stored.model import TUNING_RESULT
 from pangu_sigma.train.log.losses import finite_or_none, format_number, mean_of
-from pangu_sigma.train.log.report import TUNING_RESULT
 
 
 @dataclass(frozen=True)

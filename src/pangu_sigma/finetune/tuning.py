@@ -37,13 +37,11 @@ from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.trained import WARM
 from pangu_sigma.sealed import write_atomically
-from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.model import TUNING_RESULT, StoredModel
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.train.health import UnhealthyRun
 from pangu_sigma.train.log.losses import finite_or_none, format_number
-from pangu_sigma.train.log.metrics import EmptyLogError
-from pangu_sigma.train.log.report import TUNING_RESULT, write_report
 
 if TYPE_CHECKING:
     from pangu_sigma.finetune.tuner import Tuner
@@ -112,11 +110,19 @@ def finetune_run(
             result = _result(config, training, dev, tuner, samples_of_evaluation(parent.config))
             text = json.dumps({"parent": str(parent.path.absolute()), **result}, ensure_ascii=False, indent=2)
             write_atomically(file, f"{text}\n".encode())
-            with suppress(EmptyLogError):  # which the end of the training has said
-                write_report(into)
+            _draw_report(into)
         result = json.loads(file.read_bytes())
         keep_only(run.checkpoints, result["best"]["step"])  # last: a killed call does so the next time
     return result
+
+
+def _draw_report(run: Path) -> None:
+    """Draw the report of a tuned run with its result; the end of the training has drawn one without it, or has said why not."""
+    from pangu_sigma.train.log.metrics import EmptyLogError
+    from pangu_sigma.train.log.report import write_report
+
+    with suppress(EmptyLogError):
+        write_report(run)
 
 
 def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolder:

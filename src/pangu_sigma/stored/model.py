@@ -33,6 +33,9 @@ from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, fingerprint
 from pangu_sigma.text.tokenizer import Tokenizer
 
+TUNING_RESULT = Path("finetune/result.json")
+"""File of the result of a fine-tuning in a run folder: files, dev loss, forgetting."""
+
 Kind = Literal["run", "checkpoint", "export", "hf", "weights", "alpha"]
 
 Listed = Iterator[tuple[str, str, tuple[int, ...], str]]

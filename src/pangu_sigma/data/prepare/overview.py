@@ -97,8 +97,8 @@ def warnings_of(manifest: Manifest) -> list[str]:
         sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
     if manifest.quarantined:
         sentences.append(
-            f"{sum(manifest.quarantined.values()):,} lines of {argument('--input')} are unusable; quarantine.jsonl of the folder says "
-            "why"
+            f"{sum(manifest.quarantined.values()):,} lines of {argument('--input')} are unusable; quarantine.jsonl of the folder "
+            "says why"
         )
     return sentences
 

@@ -25,6 +25,7 @@ from pangu_sigma.config_file import read_tree
 from pangu_sigma.data.manifest import DomainRecord, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
+from pangu_sigma.stored.model import TUNING_RESULT
 from pangu_sigma.train.log.differences import format_missing
 from pangu_sigma.train.log.metrics import EmptyLogError, read_metrics
 from pangu_sigma.train.log.pictures import (
@@ -44,8 +45,6 @@ PAGE = Path("report/report.html")
 """Path of the HTML report in a run folder."""
 BENCHMARKS = "benchmarks.json"
 """File of benchmark results in a run folder: metrics, counts, answering domain and checkpoint step of each task."""
-TUNING_RESULT = Path("finetune/result.json")
-"""File of the result of a fine-tuning in a run folder: files, dev loss, forgetting."""
 
 _UNBALANCED = 1.5
 """Load of an expert, over its fair share, from which the report names a way to balance it."""
