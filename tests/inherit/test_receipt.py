@@ -61,7 +61,7 @@ def test_people_read_where_everything_came_from_what_was_assumed_and_how_equal_i
         "unused           2 (Adam's state); 1 (random state)",
         "heads            the parent's files do not say how many; taken from the configuration",
         "GELU             fast_gelu, as the configuration asks (model.activation); the parent's is tanh, assumed: its files do not "
-        "say it (--activation)",
+        "say it (activation)",
         "slot zh          90 of 100 rows copied from slot alpha, 10 drawn anew; 929 of the parent's tokens have no row",
         "domain zh        largest |Δlogit| 0.08 with fast_gelu, which costs +0.0125 nats, 0 with the parent's tanh; "
         "16 tokens: '今天 天气'",

@@ -20,7 +20,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 def test_what_is_there_already_is_kept(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "file").touch()
-    with pytest.raises(ConfigError, match="run exists; choose another folder with output"):
+    with pytest.raises(ConfigError, match="run exists; choose another path with output"):
         check_absent(tmp_path / "run")
     with pytest.raises(ConfigError, match="somebody else"), unfinished_folder(tmp_path / "run"):
         pass

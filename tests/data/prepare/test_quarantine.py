@@ -40,7 +40,7 @@ def test_a_failure_of_what_keeps_no_file_says_why_and_leaves_nothing(tmp_path):
     with pytest.raises(DataError) as failed, Quarantine(tmp_path / "q.jsonl", kept=False) as quarantine:
         quarantine.add(LINE)
         raise DataError("no sample")
-    assert str(failed.value).splitlines()[2:] == ["  1 × unknown domain, first a.jsonl:7: domain 'fr'"]
+    assert str(failed.value).splitlines()[2:] == ["  1 × unknown domain, first a.jsonl:2 (byte 7,007): domain 'fr'"]
     assert list(tmp_path.iterdir()) == []
 
 

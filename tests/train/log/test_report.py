@@ -182,7 +182,17 @@ def tuned_run(folder: Path) -> Path:
     result = files | {
         "parameters": {"learn": 1_000, "all": 7_930},
         "best": {"step": 20, "loss": 6.0588, "before": 6.1085, "stale": 0},
-        "forgetting": {"domains": {"en": {"before": {"loss": 5.0}, "after": {"loss": 5.125}, "difference": change}}},
+        "forgetting": {
+            "domains": {
+                "en": {"before": {"loss": 5.0}, "after": {"loss": 5.125}, "difference": change, "changed": 9},
+                "zh": {
+                    "before": {"loss": 5.5},
+                    "after": {"loss": 5.5},
+                    "difference": change | {"nats_per_token": 0.0, "se": 0.0},
+                    "changed": 0,
+                },
+            }
+        },
     }
     options = {"task": "qa", "learn": "experts"}
     lineage = {"kind": "finetune", "parent": "/runs/five", "parent_step": 80, "options": options}
@@ -206,6 +216,7 @@ def test_a_tuned_runs_report_shows_its_own_data_and_forgetting_above_all(tmp_pat
         "<td>zh</td><td>40</td><td>41</td><td>2</td><td>7</td><td>900</td><td>300</td><td>3</td>",
         "<h2>Forgetting: held-out text of the parent, nats per token</h2>",
         "<td>en</td><td>5.0000</td><td>5.1250</td><td>0.1250</td><td>0.0300</td>",
+        "<td>zh</td><td>5.5000</td><td>5.5000</td><td>exactly 0</td><td>0.0000</td>",
         "<th>loss on dev set</th>",
     ):
         assert part in text, part
