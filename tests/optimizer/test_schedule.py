@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import math
 
+import mindspore as ms
+import numpy as np
 import pytest
+from mindspore import Tensor
 
 from pangu_sigma.config import OptimizerConfig
+from pangu_sigma.mindformers_import import quiet_mindformers
 from pangu_sigma.optimizer.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -24,6 +28,19 @@ def test_warm_up_then_half_a_cosine_then_constant(graph_mode, warmup, decay):
     schedule = Schedule(OptimizerConfig(peak_lr=peak, end_lr=end, warmup_steps=warmup, decay_steps=decay))
     for update in [*range(1, warmup + decay + 1), warmup + decay + 1, 10 * (warmup + decay)]:
         assert schedule(update) == pytest.approx(rate_at(update, peak, end, warmup, decay), rel=1e-4), update
+
+
+@pytest.mark.parametrize(
+    ("peak", "end", "warmup", "decay"), [(1e-3, 1e-4, 50, 450), (1e-4, 2e-5, 5_000, 180_000), (5e-5, 5e-6, 0, 7)]
+)
+def test_the_rate_is_mindformers_own_bit_for_bit(graph_mode, peak, end, warmup, decay):
+    with quiet_mindformers():
+        from mindformers.core.lr import CosineWithWarmUpLR
+
+    theirs = CosineWithWarmUpLR(learning_rate=peak, warmup_steps=warmup, total_steps=warmup + decay, lr_end=end)
+    ours = Schedule(OptimizerConfig(peak_lr=peak, end_lr=end, warmup_steps=warmup, decay_steps=decay))
+    for update in np.unique(np.geomspace(1, warmup + decay + 3, 300).astype(int)).tolist():
+        assert ours(update) == float(theirs(Tensor(update, ms.float32))), update
 
 
 def test_the_papers_numbers(graph_mode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 from pydantic import Field, TypeAdapter
@@ -85,6 +85,8 @@ class SavedArray(NamedTuple):
 Files = dict[str, dict[str, SavedArray]]
 """Arrays of a checkpoint: file name without its ending → name of the array → array."""
 
+_BLOCK = 1 << 20
+"""Bytes of small rows that are copied together: each release of mapped memory takes a microsecond or more."""
 _PARTS_BY_NAME = TypeAdapter(dict[str, Part])
 
 
@@ -102,16 +104,16 @@ def decode_parts(text: str) -> dict[str, Part]:
 
 
 def copy_part(saved: SavedArray, target: np.ndarray, wanted: Part, after_row: Callable[[], None] = lambda: None) -> int:
-    """Copy the elements that a saved array and `target` share, row by row, so that only one row of a mapped file is in memory.
+    """Copy the elements that a saved array and `target` share, so that a row of a mapped file, or _BLOCK bytes, are in memory.
 
-    wanted: part of the same whole array that `target` holds. after_row: called after each row.
+    wanted: part of the same whole array that `target` holds. after_row: called after each row, or _BLOCK bytes of smaller ones.
     Returns the number of elements copied.
     """
     part, value = saved
     if not part.whole:
         target[...] = value
         return 1
-    source, goal, box = [], [], 1
+    source, goal, box = list[Any](), list[Any](), 1
     for theirs, length, ours, room in zip(part.offset, value.shape[1:], wanted.offset, target.shape[1:], strict=True):
         first, end = max(theirs, ours), min(theirs + length, ours + room)
         if end <= first:
@@ -120,8 +122,12 @@ def copy_part(saved: SavedArray, target: np.ndarray, wanted: Part, after_row: Ca
         goal.append(slice(first - ours, end - ours))
         box *= end - first
     _, rows, targets = np.intersect1d(part.numbers(), wanted.numbers(), assume_unique=True, return_indices=True)
-    for row, at in zip(rows.tolist(), targets.tolist(), strict=True):
-        target[at, *goal] = value[row, *source]
+    size = max(1, _BLOCK // max(1, box * value.itemsize))
+    for first in range(0, len(rows), size):
+        if size == 1:
+            target[targets[first], *goal] = value[rows[first], *source]  # a view: a row may be large
+        else:
+            target[targets[first : first + size], *goal] = value[rows[first : first + size], *source]
         release_pages(value)
         after_row()
     return len(rows) * box

@@ -5,29 +5,29 @@ The lengths and the final rate are the paper's numbers in the configuration; the
 
 from __future__ import annotations
 
-import mindspore as ms
-from mindspore import Tensor
+import math
+
+from numpy import float32
 
 from pangu_sigma.config import OptimizerConfig
-from pangu_sigma.mindformers_import import quiet_mindformers
 
 
 class Schedule:
-    """Learning-rate schedule with MindFormers' cosine, evaluated on the host.
+    """Learning-rate schedule: MindFormers' CosineWithWarmUpLR bit for bit, without the seconds that importing MindFormers takes.
 
-    The rate is an input of the step graph: MindFormers' schedules branch on the step, and a branch inside a graph of CPU and NPU
-    operators cuts it into several.
+    The rate is an input of the step graph: a branch on the step inside a graph of CPU and NPU operators cuts it into several.
     """
 
     def __init__(self, config: OptimizerConfig):
-        with quiet_mindformers():
-            from mindformers.core.lr import CosineWithWarmUpLR
-
-        steps = config.warmup_steps + config.decay_steps
-        self._cell = CosineWithWarmUpLR(
-            learning_rate=config.peak_lr, warmup_steps=config.warmup_steps, total_steps=steps, lr_end=config.end_lr
-        )
+        self._peak, self._end = float32(config.peak_lr), float32(config.end_lr)
+        self._warmup, self._decay = float32(config.warmup_steps), float32(config.decay_steps)
 
     def __call__(self, update: int) -> float:
-        """Return the learning rate of update number `update`, counted from 1."""
-        return float(self._cell(Tensor(update, ms.float32)))
+        """Return the learning rate of update number `update`, counted from 1. Each operation is rounded to float32."""
+        step = float32(update)
+        if step < self._warmup:
+            return float(self._peak * (step / self._warmup))
+        if step >= self._warmup + self._decay:
+            return float(self._end)
+        cosine = float32(math.cos(float32(math.pi) * ((step - self._warmup) / self._decay)))
+        return float(self._end + (self._peak - self._end) * (float32(0.5) * (float32(1.0) + cosine)))
