@@ -1,5 +1,7 @@
-"""Program of test_910a_runs_kernel_by_kernel_because_one_graph_has_no_operators_on_the_host: the step of one rank of 910A goes to
-MindSpore's backend, at the graph level of the first argument, or, if that is empty, of `use_ascend`. Other arguments: keys."""
+"""Build the step of one rank with MindSpore's backend, for test_910a_runs_kernel_by_kernel….
+
+Arguments: the graph level, or nothing for that of `use_ascend`; the configuration and its keys.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from pangu_sigma.ascend.step import AscendStep
 from pangu_sigma.config_file import load_config
 from pangu_sigma.planning.cann_stub import name_soc
 
-level, config = sys.argv[1], load_config("sigma_tiny", sys.argv[2:])
+level, config = sys.argv[1], load_config(sys.argv[2], sys.argv[3:])
 name_soc(config.parallel.chip)
 use_ascend(config)
 if level:

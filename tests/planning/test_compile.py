@@ -264,8 +264,8 @@ def test_910a_runs_kernel_by_kernel_because_one_graph_has_no_operators_on_the_ho
 ):
     """MindSpore's own choice for 910A is O2. With simulation level 1 the graph goes to the backend."""
     program = Path(__file__).parents[1] / "helpers" / "graph_level.py"
-    logs = {"MS_SIMULATION_LEVEL": "1", "MS_SUBMODULE_LOG_v": "{PIPELINE:1}"}
-    command = [sys.executable, str(program), level, *SMALL, "data.domain_sets=1", "data.domains_per_step=1"]
+    logs = {"MS_SIMULATION_LEVEL": "1", "GLOG_v": "1"}
+    command = [sys.executable, str(program), level, str(TINY), *SMALL, "data.domain_sets=1", "data.domains_per_step=1"]
     done = subprocess.run(command, cwd=tmp_path, env=ascend_environment(1) | logs, capture_output=True, text=True)
     assert message in done.stdout + done.stderr
 
