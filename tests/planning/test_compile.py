@@ -5,18 +5,22 @@ Every case starts a process that compiles; the shipped configurations at their f
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.small_clusters import MODEL_CONFIGS
 
-from pangu_sigma.chips import CHIP_DATA
-from pangu_sigma.config import Config
+from pangu_sigma.chips import CHIP_DATA, GIB
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import dispatch_layout, gather_operator, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import accumulator_arrays, dense_weights
 from pangu_sigma.planning import compile as compile_module
-from pangu_sigma.planning.compile import Compiled, PlanRefused, compile_step, read_graph
+from pangu_sigma.planning.cann_stub import ascend_environment
+from pangu_sigma.planning.compile import Compiled, PlanRefused, compile_memory, compile_step, read_graph
 from pangu_sigma.planning.differences import add_compiled
 from pangu_sigma.planning.plan import laid_out, make_plan
 
@@ -43,6 +47,7 @@ def check(config: Config) -> list[Compiled]:
     assert plan.compiled is not None
     assert plan.compiled.differences == []
     for stage, compiled in enumerate(stages):
+        assert 2 / 3 < compiled.peak_gib / (compile_memory(config, compiled.rank) / GIB) < 4 / 3
         routed = len(rre_layers_of_stage(config, stage))
         assert compiled.host_operators == ({"FetchRows": routed, "AdamRows": routed} if routed else {})
         exchanges = 2 * routed * passes if parallel.expert > 1 else 0
@@ -158,6 +163,22 @@ def test_nor_do_more_of_them(name: str):
     check(laid(axes, *overrides))
 
 
+@pytest.mark.parametrize(
+    ("free", "told"), [(8.0, "; 8.0 GiB are free here"), (0.5, "; 0.5 GiB are free here, and it may be killed")]
+)
+def test_the_memory_of_a_compilation_is_said_before_it_starts(free: float, told: str, monkeypatch, caplog):
+    """The announcement of sigma_38b on 32 NPUs, whose compilation took 20 GiB once."""
+    monkeypatch.setattr(compile_module, "available_memory", lambda: int(free * GIB))
+    monkeypatch.setattr(compile_module, "ascend_environment", lambda *_: pytest.fail("it starts"))
+    axes = ("parallel.expert=4", "parallel.data=2", "parallel.tensor=4", "parallel.recompute=false")
+    config = load_config(MODEL_CONFIGS / "sigma_38b.yaml", [*axes, "train.accumulation=2", ("parallel.chip", "910_93")])
+    with caplog.at_level("INFO"), pytest.raises(pytest.fail.Exception, match="it starts"):
+        compile_step(config)
+    assert caplog.messages == [
+        f"compiling sigma_38b for 32 ranks takes about {compile_memory(config) / GIB:.1f} GiB of memory{told}"
+    ]
+
+
 def test_a_dense_model_has_neither_experts_nor_host_operators():
     config = load_config(TINY, [*SMALL, "model.rre_layers=0", "model.dense_layers=2", "parallel={data: 4, tensor: 2}"])
     (compiled,) = check(config)
@@ -180,7 +201,7 @@ def test_dense_stages_send_hidden_states_and_the_word_table(layers: int):
 
 def test_a_plan_that_mindspore_refuses_says_why_in_one_message(monkeypatch: pytest.MonkeyPatch):
     started = compile_module.ascend_environment
-    monkeypatch.setattr(compile_module, "ascend_environment", lambda ranks, *rest: started(ranks // 2, *rest))
+    monkeypatch.setattr(compile_module, "ascend_environment", lambda ranks, rank: started(ranks // 2, rank))
     with pytest.raises(PlanRefused, match=r"^MindSpore refuses this plan: .*device number in one stage 4") as refused:
         compile_step(laid({"groups": 4, "expert": 2}))
     assert "\n" not in str(refused.value)
@@ -227,6 +248,39 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
     assert found["host_operators"] == {"FetchRows": 1}
     assert found["additions"] == {"layers.0.norm.gain": 1}
     assert found["operators"]["GroupedMatmul"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        ("", "Run graph mode with kernel by kernel by configuration"),  # after it the stand-ins end the process
+        ("O2", "The GE backend does not support subgraph sink and heterogeneous scenarios"),
+    ],
+    ids=["ours", "O2"],
+)
+def test_910a_runs_kernel_by_kernel_because_one_graph_has_no_operators_on_the_host(
+    level: str, message: str, tmp_path: Path
+):
+    """MindSpore's own choice for 910A is O2. With simulation level 1 the graph goes to the backend."""
+    program = Path(__file__).parents[1] / "helpers" / "graph_level.py"
+    logs = {"MS_SIMULATION_LEVEL": "1", "GLOG_v": "1"}
+    command = [sys.executable, str(program), level, str(TINY), *SMALL, "data.domain_sets=1", "data.domains_per_step=1"]
+    done = subprocess.run(command, cwd=tmp_path, env=ascend_environment(1) | logs, capture_output=True, text=True)
+    assert message in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["910a", "910b", "910_93"])
+@pytest.mark.parametrize(("devices", "batch"), [(12, 48), (24, 48), (40, 80), (48, 48), (96, 96)])
+def test_odd_numbers_of_npus_compile_as_suggested(devices: int, batch: int, chip: str):
+    """24 NPUs of 910A were once suggested as data 3 and tensor 2, of which MindSpore refuses the group of ranks 0, 2 and 4."""
+    config = load_config(TINY, [*SMALL, f"train.batch_size={batch}", ("parallel.chip", chip)])
+    if devices == 12:
+        with pytest.raises(ConfigError, match="MindSpore takes 1, 2, 4 or a multiple of 8"):
+            laid_out(config, devices)
+        return
+    check(laid_out(config, devices))
 
 
 @pytest.mark.slow

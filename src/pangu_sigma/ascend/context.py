@@ -23,6 +23,9 @@ def use_ascend(config: Config, save_graphs: str | None = None) -> None:
     if "MS_SIMULATION_LEVEL" in os.environ:
         GlobalComm.CHECK_ENVS = False  # it would look for HCCL's Python package
     ms.set_context(mode=ms.GRAPH_MODE, device_target="Ascend")
+    # The step has operators on the host, fetch and Adam of the experts, between those of the NPU. Kernel by kernel, level O0, runs
+    # both. Left alone, MindSpore takes O2 for 910A: one graph of CANN's GraphEngine, which has no operators on the host.
+    ms.set_context(jit_config={"jit_level": "O0"})
     if save_graphs is not None:
         ms.set_context(save_graphs=1, save_graphs_path=save_graphs)
     init()

@@ -68,13 +68,16 @@ class GradientAccumulation(nn.Cell):
         scaled_M, grads = self.loss_and_grads(*inputs)
         return scaled_M, grads[: self.own], grads[self.own :]
 
-    def clear(self, after):
-        """Reset the gradient accumulators to zero for the next step, once the tensor `after` has been computed."""
-        return after if self.accumulators is None else self.map(ops.partial(_clear, after), self.accumulators)
+    def clear(self, applied):
+        """Reset the gradient accumulators to zero for the next step, once `applied`, 0.0 or 1.0, has been computed."""
+        return (
+            applied if self.accumulators is None else self.map(ops.partial(_clear, applied >= 0.0), self.accumulators)
+        )
 
 
-def _clear(after, total):
-    return ops.assign(total, ops.depend(ops.zeros_like(total), after))
+def _clear(always, total):
+    # MindSpore would make a constant of zeros_like(total), and keep as much memory again for all accumulators
+    return ops.assign(total, ops.masked_fill(total, always, 0.0))
 
 
 def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Primitive]:

@@ -4,12 +4,14 @@ With them `device_target="Ascend"` is accepted and `MS_SIMULATION_LEVEL=0` compi
 MindSpore's own passes place the collectives and slice the parameters. Nothing runs and no kernel exists: this checks the layout of
 a step and no number that it computes.
 
-A process that uses the stand-ins must turn off the check for HCCL's Python package (`GlobalComm.CHECK_ENVS`), and exit through
-`os._exit`, because unloading them crashes. The compiled graph is the last `*_validate_*.ir` that MindSpore saved.
+A process that uses the stand-ins must turn off the check for HCCL's Python package (`GlobalComm.CHECK_ENVS`), call `name_soc`,
+because MindSpore decides several things by the NPU's name and under simulation asks nobody for it, and exit through `os._exit`,
+because unloading the stand-ins crashes. The compiled graph is the last `*_validate_*.ir` that MindSpore saved.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
@@ -20,7 +22,8 @@ from pathlib import Path
 
 from ascend_ops.errors import BuildError
 from ascend_ops.library import cache_folder
-from pangu_sigma.chips import CHIP_DATA, Chip
+from pangu_sigma.chips import CHIP_DATA, Chip, family
+from pangu_sigma.launching.host.version_checks import COMPUTE_UNITS
 
 MINDSPORE_LIB = Path(sysconfig.get_paths()["purelib"]) / "mindspore" / "lib"
 
@@ -50,10 +53,8 @@ _LOOKED_UP = re.compile(r"(acl\w*|hal[A-Z]\w+|Hccl\w+|Hcom\w+)")
 
 _STATUS_FACTORY = """
 #include <cstdint>
-#include <cstdlib>
 #include <map>
 #include <string>
-extern "C" const char *aclrtGetSocName() { return getenv("PANGU_SIGMA_SOC"); }
 namespace ge {  // used by inline code at load time, so it needs a real map, of the old C++ ABI that CANN is built with
 struct StatusFactory { static StatusFactory *Instance(); };
 StatusFactory *StatusFactory::Instance() {
@@ -62,10 +63,36 @@ StatusFactory *StatusFactory::Instance() {
 }
 }
 """
-_DEFINED_THERE = {"aclrtGetSocName", "_ZN2ge13StatusFactory8InstanceEv"}
+_DEFINED_THERE = {"_ZN2ge13StatusFactory8InstanceEv"}
+
+_NAMES = """
+#include <memory>
+#include <string>
+namespace mindspore {
+struct MsContext {
+  static std::shared_ptr<MsContext> GetInstance();
+  std::string ascend_soc_version() const;
+  void set_ascend_soc_name(const std::string &);
+  void set_ascend_soc_version(const std::string &);
+};
+}
+extern "C" void name_soc(const char *name, const char *version) {
+  auto context = mindspore::MsContext::GetInstance();
+  context->ascend_soc_version();  // asks once in a process, and under simulation notes that there is no name
+  context->set_ascend_soc_name(name);
+  context->set_ascend_soc_version(version);
+}
+"""
+"""Source of a library that gives MindSpore's context the name of an NPU."""
 
 
-def ascend_environment(ranks: int, rank: int = 0, chip: Chip = "910a") -> dict[str, str]:
+def name_soc(chip: Chip) -> None:
+    """Give MindSpore in this process the name of the NPU, as CANN would. Call it after importing MindSpore and first of all."""
+    library = ctypes.CDLL(str(build_cann_stub() / "cann" / "lib64" / "libname_soc.so"))
+    library.name_soc(CHIP_DATA[chip].soc.encode(), COMPUTE_UNITS[family(chip)].encode())
+
+
+def ascend_environment(ranks: int, rank: int = 0) -> dict[str, str]:
     """Return the environment for compiling `rank` of `ranks` Ascend ranks. The first call builds the stand-ins."""
     root = build_cann_stub()
     lib64 = root / "cann" / "lib64"
@@ -75,7 +102,6 @@ def ascend_environment(ranks: int, rank: int = 0, chip: Chip = "910a") -> dict[s
         "LD_LIBRARY_PATH": ":".join(map(str, paths)),
         "ASCEND_OPP_PATH": str(root / "cann" / "opp"),
         "MS_SIMULATION_LEVEL": "0",
-        "PANGU_SIGMA_SOC": CHIP_DATA[chip].soc,
         "RANK_SIZE": str(ranks),
         "RANK_ID": str(rank),
         "GLOG_v": "3",
@@ -92,7 +118,11 @@ def build_cann_stub() -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
             root = Path(temporary) / target.name
             _build(root)
-            root.rename(target)
+            try:
+                root.rename(target)
+            except OSError:
+                if not target.exists():  # else another process was faster
+                    raise
     return target
 
 
@@ -111,8 +141,9 @@ def _build(root: Path) -> None:
     (work / "late.c").write_text("".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(looked_up)))
     (work / "status.cc").write_text(_STATUS_FACTORY)
     (work / "empty.c").write_text("")
+    (work / "name_soc.cc").write_text(_NAMES)
     _run_tool(work, "gcc", "-w", "-c", "-fPIC", "linked.c", "late.c", "empty.c")
-    _run_tool(work, "g++", "-w", "-c", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "status.cc")
+    _run_tool(work, "g++", "-w", "-c", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "status.cc", "name_soc.cc")
     objects = {"libascendcl": ["linked.o", "late.o", "status.o"]}
     for name in ("libacl_op_compiler", "libacl_tdt_channel", "libmsprofiler", "driver/libascend_hal"):
         objects[name] = ["late.o"]
@@ -121,12 +152,15 @@ def _build(root: Path) -> None:
         _run_tool(
             work, "g++", "-shared", "-o", f"{lib64}/{name}.so", *objects.get(name, ["empty.o"]), f"-Wl,-soname,{soname}"
         )
+    core = [f"-L{MINDSPORE_LIB}", "-lmindspore_core"]
+    _run_tool(work, "g++", "-shared", "-o", f"{lib64}/libname_soc.so", "name_soc.o", *core)
 
 
 def _plugin_libraries() -> list[str]:
     plugin = MINDSPORE_LIB / "plugin"
     parts = sorted((plugin / "ascend").rglob("*.so*"))
-    return [str(path) for path in [*parts, plugin / "libmindspore_ascend.so.2", plugin / "libmindspore_ops_ascend.so"]]
+    whole = [plugin / "libmindspore_ascend.so.2", plugin / "libmindspore_ops_ascend.so"]
+    return [str(path) for path in [*parts, *whole, MINDSPORE_LIB / "libmindspore_ge_backend.so"]]
 
 
 def _missing_symbols(libraries: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ A process of its own compiles (`python -m pangu_sigma.planning.compile`); cann_s
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -23,13 +24,18 @@ import numpy as np
 
 from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.bars import Bar
+from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.errors import UserError
+from pangu_sigma.host_memory import available_memory
 from pangu_sigma.launching.worker import end_with_parent
+from pangu_sigma.parallel.layout import Layout, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import HOST, ITEM_SIZE, NPU
-from pangu_sigma.planning.cann_stub import ascend_environment
+from pangu_sigma.planning.cann_stub import ascend_environment, name_soc
 from pangu_sigma.planning.traffic import CollectiveCalls
+
+logger = logging.getLogger(__name__)
 
 COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "AlltoAllV", "ReduceScatter", "Send", "Receive")
 
@@ -77,17 +83,39 @@ class Compiled:
     """Number of operators of the whole step, by name."""
 
 
+def compile_memory(config: Config, rank: int = 0) -> int:
+    """Return the bytes of memory, within a third, that compiling the step of `rank` takes: those of MindSpore, and of the graph, in
+    which every layer is once for each micro-batch. The measured layouts are in planning/README.md."""
+    stage = Layout(config.parallel).coordinates(rank).stage
+    routed = len(rre_layers_of_stage(config, stage))
+    dense = len(layers_of_stage(config, stage)) - routed
+    passes = config.train.accumulation
+    return int((_BASE_GIB + passes * (_DENSE_GIB * dense + _RRE_GIB * routed)) * GIB)
+
+
+_BASE_GIB, _DENSE_GIB, _RRE_GIB = 0.7, 0.05, 0.12
+"""GiB that compiling takes in any case, and for a dense and an RRE layer of a micro-batch, with recompute or without."""
+
+
 def compile_step(config: Config, rank: int = 0) -> Compiled:
-    """Compile the training step of `rank` under `config.parallel`.
+    """Compile the training step of `rank` under `config.parallel`. Before it starts, the log says how much memory it takes.
 
     Raises ConfigError if the Ascend step does not support the configuration, and PlanRefused with MindSpore's reason. The largest
     plans take minutes and gigabytes; a progress bar counts the seconds.
     """
     check_ascend(config)
+    needed, free = compile_memory(config, rank), available_memory()
+    room = "" if free is None else f"; {free / GIB:.1f} GiB are free here"
+    short = free is not None and needed > free
+    logger.log(
+        logging.WARNING if short else logging.INFO,
+        "compiling %s for %d ranks takes about %.1f GiB of memory%s%s",
+        *(config.name, config.parallel.ranks, needed / GIB, room, ", and it may be killed" if short else ""),
+    )
     with tempfile.TemporaryDirectory(prefix="pangu_sigma_plan_") as folder:
         work = Path(folder)
         (work / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        environment = ascend_environment(config.parallel.ranks, rank, config.parallel.chip)
+        environment = ascend_environment(config.parallel.ranks, rank)
         environment["MS_DEV_DUMP_IR_PASSES"] = "validate"  # else MindSpore saves a hundred graphs
         command = [sys.executable, "-m", "pangu_sigma.planning.compile", "config.yaml"]
         with open(work / "log", "w", encoding="utf-8") as log:
@@ -245,8 +273,11 @@ def main() -> None:
     end_with_parent()
     started = time.perf_counter()
     config = load_config(sys.argv[1])
+    from mindspore.common.initializer import Zero
+
     from pangu_sigma.ascend.context import use_ascend
 
+    name_soc(config.parallel.chip)
     use_ascend(config, save_graphs="graphs")
     from pangu_sigma.ascend.inputs import step_inputs
     from pangu_sigma.ascend.step import AscendStep
@@ -255,6 +286,9 @@ def main() -> None:
     try:
         step = AscendStep(config, int(os.environ["RANK_ID"]))
         step.set_train()
+        for parameter in step.get_parameters():
+            if parameter.has_init:
+                parameter.init_mode.init = Zero()  # nobody reads the values, and pages of zeros take no memory
         step.compile(*step_inputs(config))
         peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
         seconds = round(time.perf_counter() - started, 1)
