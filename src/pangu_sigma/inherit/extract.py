@@ -103,7 +103,7 @@ def extract_run(
     """Write `folder`, atomically, as a run of some domains of the run in `path`; `train` resumes from its step 0 with Adam state.
 
     The receipt compares the logits of both runs for held-out text.
-    kept, dropped: names of domains; one of both is given. data: prepared text of the run, by default data.path of the run; without
+    kept, dropped: names of domains; give one of the two. data: prepared text of the run, by default data.path of the run; without
     it the new run cannot be trained, which is logged. graphs: False to compare logits by the NumPy network of generate/cpu/exact.py
     alone, which compiles nothing. Raises ConfigError, CheckpointError and DataError.
     """
