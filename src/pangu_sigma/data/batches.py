@@ -61,7 +61,7 @@ class Batch:
 
     @property
     def active_NA(self) -> np.ndarray:
-        """Active experts of the update in each RRE layer, as row numbers of the rank's store; padding: one past the last."""
+        """Active experts of the update in each RRE layer, as row numbers of the rank's store, padded with one past the last."""
         return self.plan.plans[0].active_NA
 
     def arrays(self) -> StepArrays:

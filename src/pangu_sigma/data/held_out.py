@@ -166,7 +166,7 @@ class UnigramBaseline:
         )
 
     def of(self, held_out: HeldOutBatch) -> np.ndarray:
-        """Return number, bytes and unigram loss in nats of the predicted tokens, [U, 3] for the U units (losses) of a batch."""
+        """Return, for each unit of a held-out batch, the number, bytes and unigram loss in nats of its predicted tokens, [U, 3]."""
         batch = held_out.batch
         passes, sequences = batch.labels_GBS.shape[:2]
         domains_B = np.repeat(batch.domains_M[batch.blocks], sequences // len(batch.blocks))

@@ -30,8 +30,8 @@ class Counterpart(NamedTuple):
 def weight_and_bias(
     theirs: str, weight: str, bias: str, transposed: bool = False, cut: int | None = None
 ) -> dict[str, Counterpart]:
-    """Return that `theirs`.weight and `theirs`.bias of another project become our tensors `weight` and `bias`. transposed, cut: of
-    the weight, as in `Counterpart`; if ranks split the weight along axis 0, its outputs, they split the bias too."""
+    """Return the counterparts of `theirs`.weight and `theirs`.bias: our tensors `weight` and `bias`. transposed, cut: as in
+    `Counterpart`, for the weight; if ranks split the weight along axis 0, its outputs, they split the bias too."""
     return {
         f"{theirs}.weight": Counterpart(weight, transposed, cut),
         f"{theirs}.bias": Counterpart(bias, cut=0 if cut == 0 else None),
@@ -190,7 +190,7 @@ def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Fac
 
 
 def plain_name(path: Path, name: object, what: str) -> Path:
-    """Return the path of a file that an index in folder `path` names. what: its key. Raises LayoutError if there is no such file."""
+    """Return the path of the file `name` of a folder. what: what names it, for messages. Raises LayoutError without such a file."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
         raise LayoutError(
             f"{path}: {what} is {str(name)[:80]!r}, which is no name of a file in this folder; download it again"

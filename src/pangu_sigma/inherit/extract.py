@@ -38,9 +38,9 @@ DATA_FOLDER = "data"
 
 
 def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
-    """Return the configuration of a run with the domains `kept`. data: folder of its text.
+    """Return `config` changed for a run that has the domains `kept` only. data: folder of its text.
 
-    Keys that fewer domains do not allow are lowered as little as possible, and a file store is put into the new run's folder.
+    Keys that fewer domains do not allow are lowered as little as possible. Experts in files go into the new run's folder.
     Changes are logged.
     """
     tree = absolute_paths(config).model_dump(mode="json")

@@ -58,7 +58,7 @@ def inherit(
 ) -> Receipt:
     """Write `folder`, atomically, as a run of `config` whose step 0 answers as `parent`; `train` resumes from it.
 
-    variation: variation of experts against the parent's FFN; None: exact copies. moments, drop_rows: as in `plan_inheritance`.
+    variation: random differences between the copies of an FFN; None: exact copies. moments, drop_rows: as in `plan_inheritance`.
     Raises ConfigError if `folder` exists or a key does not fit the parent; DataError without prepared text; LayoutError or
     CheckpointError if the parent cannot be read.
     """

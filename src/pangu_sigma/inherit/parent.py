@@ -52,7 +52,8 @@ class ParentWords:
 
     def lost(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray, languages: set[str]) -> list[str]:
         """Return the pieces that have a row in slot `slot` of the parent and none in a slot of the child, although text in a
-        language of both slots can contain them. vocabulary: the child's. ids, languages: of the child's slot."""
+        language of both slots can contain them. vocabulary: the child's. ids: tokens with a row in the
+        child's slot. languages: those of its domains."""
         if self._own is None:
             its, there, languages = vocabulary, set(range(ALPHA_SIZE)), languages & {"zh", "mixed"}
         else:

@@ -207,7 +207,7 @@ def slot_rows(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> list
 
 
 def check_rows(parent: StoredModel, config: Config, slots: Sequence[SlotRows]) -> None:
-    """Raise ConfigError if `slots` lack rows that slots of the parent run have: the same text would be cut into other tokens."""
+    """Raise ConfigError if `slots` lack rows of the parent run's slots, because the same text would be cut into other tokens."""
     problems = [
         f"slot {slot.name}: {len(slot.lost):,} tokens of the parent's slot {slot.parent_slot} ("
         f"{', '.join(map(repr, slot.lost[:5]))}) have no row"

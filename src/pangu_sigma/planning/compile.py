@@ -241,7 +241,7 @@ def _reason(log: str) -> str:
 
 
 def main() -> None:
-    """Be the process of `compile_step`: compile, write result.json, exit at once, because unloading the stand-ins would crash."""
+    """Be the process of `compile_step`: compile, write result.json, exit at once: unloading the stand-ins for CANN would crash."""
     end_with_parent()
     started = time.perf_counter()
     config = load_config(sys.argv[1])

@@ -237,7 +237,7 @@ def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
 
 
 def layer_bytes(config: Config, stage: int = 0) -> list[int]:
-    """Return the bytes of each layer of a stage that its backward pass reads on one rank, if none of them are recomputed."""
+    """Return, for each layer of a stage, the bytes that its backward pass reads on one rank, if nothing is recomputed."""
     m, t, c = config.model, config.parallel.tensor, _item(config)
     tokens, rows = tokens_of_rank(config), multiplied_rows(config)
     scores = _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))

@@ -183,7 +183,7 @@ class Served:
         return Answers(self.thread, self.metrics, requests)
 
     def without_effect(self, body: GenerationRequest) -> list[str]:
-        """Return a list of one warning, which names the request's parameters without effect, or of none. New ones are logged."""
+        """Return a list of one warning that names the request's parameters without effect; else []. New names are logged."""
         names = body.without_effect
         if new := [name for name in names if name not in self._logged]:
             self._logged.update(new)

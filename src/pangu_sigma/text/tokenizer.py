@@ -107,7 +107,7 @@ class Tokenizer:
         return self.sample_runs(segment(document.segments, domain), domain)
 
     def sample_runs(self, segments: SegmentedText, domain: Domain) -> list[int]:
-        """Return the token ids of a training sample, with <eot>, for a document that `segment` has already cut into segments."""
+        """Return the token ids of a training sample, with <eot>, for a document that `segment` has already cut into runs."""
         return [*self._tagged(segments, domain), EOT]
 
     def prompt(self, text: str | Segments, domain: Domain) -> list[int]:

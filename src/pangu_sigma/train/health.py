@@ -122,8 +122,8 @@ class Health:
         """Update the health after a step.
 
         losses: loss of each domain in its batch, in nats per token. samples: hash of the batch (`Batch.digest`). spiked: True if
-        the step itself found a spike and skipped the batch. If no loss is above its limit here, because the step rounds otherwise,
-        the loss nearest to its limit is recorded as the spike.
+        the step itself found a spike and skipped the batch. If no loss is above its limit by the numbers of this call, which are
+        rounded otherwise, the loss nearest to its limit is recorded as the spike.
         """
         options = self.options.spikes
         self.spikes, self.stuck, self.suspect = [], None, False
