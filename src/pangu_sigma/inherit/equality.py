@@ -59,9 +59,9 @@ class Agreement:
 
     text, tokens: text that both models read as the same tokens, and its length; logits are compared after each token, for the
     tokens that both models have. exact: largest |Δlogit| if both compute by the NumPy network of generate/cpu/exact.py, with the
-    parent's activation. fast: the same if the child computes by its compiled graph; None if none was compiled. own_activation: as
-    `exact`, but with the child's activation. activation_nats: loss that the child's activation adds, in nats per token; both None
-    if the activations are equal. cutting: comparison of the tokens; None without held-out text.
+    parent's activation. fast: the same by compiled graphs, that of the child and the parent's if it has one; None without graphs.
+    own_activation: as `exact`, but with the child's activation. activation_nats: loss that the child's activation adds, in nats
+    per token; both None if the activations are equal. cutting: comparison of the tokens; None without held-out text.
     """
 
     text: str
