@@ -295,9 +295,10 @@ def inherit(
     model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md lists them). heads, activation:
     needed if the model's files do not state them. The run computes the model's GELU unless `config` names one. noise, reinit_ratio:
     variation between copies of an expert at the start, by default none (inherit/variation.py). moments: also copy the Adam moments,
-    which a run of this project has. drop_rows: leave out rows of a run that the prepared text has none for; the same text then
-    becomes other tokens. Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists,
-    for such rows, and for a model that is sparse, damaged, of another shape, or of an unknown layout.
+    which a run of this project has. drop_rows: leave out embedding rows of a run whose tokens the prepared text lacks, although
+    the same text then becomes other tokens. Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if
+    `output` exists, if rows would be left out without drop_rows, and for a model that is sparse, damaged, of another shape, or of
+    an unknown layout.
     """
     config = _loaded(config)
     _, folder = resolve_run(config, output)

@@ -23,7 +23,7 @@ class Bar(tqdm):
         super().__init__(*arguments, disable=disable or Bar.quiet, **options)
 
     def moveto(self, n: int) -> None:
-        """Move the cursor to the line of a nested bar. A file has no cursor."""
+        """Move the cursor to the line of the n-th nested bar; in a file, which has no cursor, do nothing."""
         if not self._in_file:
             super().moveto(n)
 

@@ -95,6 +95,7 @@ class ModelConfig(Section):
 
     @property
     def layers(self) -> int:
+        """Number of all layers, dense and RRE."""
         return self.dense_layers + self.rre_layers
 
     @model_validator(mode="after")
@@ -296,6 +297,7 @@ class ParallelConfig(Section):
 
     @property
     def ranks(self) -> int:
+        """Number of all ranks of a run."""
         return self.stages * self.stage_ranks
 
 
@@ -511,7 +513,7 @@ class Config(Section):
         return self
 
     def data_of(self, domain: int) -> DataConfig:
-        """Return section `data` with the values that stand in a domain in their place. domain: its index."""
+        """Return section `data` for a domain: with the values that the domain gives to keys of the section. domain: its index."""
         own = self.domains[domain].model_dump(include=set(DataConfig.model_fields), exclude_none=True)
         return self.data.model_copy(update=own)
 
@@ -582,11 +584,11 @@ class Config(Section):
         return self.experts if not self.ecss.enabled else self.data.domains_per_step * self.model.experts_per_domain
 
     def on_one_rank(self) -> Config:
-        """Return the configuration of the same run, data and model in one process."""
+        """Return this configuration with one process in place of the parallel ranks."""
         return self.model_copy(update={"parallel": ParallelConfig()})
 
     def with_batches_of(self, other: Config) -> Config:
-        """Return the configuration of the same run in one process, with batches as in another one: a graph of the same shape."""
+        """Return this configuration for one process, with the batch size and blocks of `other`, for a graph of the same shape."""
         train = self.train.model_copy(update={"batch_size": other.train.batch_size})
         shape = {key: getattr(other.data, key) for key in ("domains_per_step", "domain_sets")}
         return self.on_one_rank().model_copy(update={"train": train, "data": self.data.model_copy(update=shape)})

@@ -78,7 +78,7 @@ def domains_of(config: Config) -> Domains:
 
 
 def matching_slot(name: str, names: Sequence[str]) -> int | None:
-    """Return the number of another run's slot `name`, else of its only slot, else None. names: of its slots."""
+    """Return the number of another run's slot `name`, or else of its only slot; None if it has neither. names: its slots."""
     if name in names:
         return names.index(name)
     return 0 if len(names) == 1 else None

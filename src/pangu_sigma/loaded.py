@@ -33,21 +33,21 @@ _Prompt = TypeVar("_Prompt", str, list[str])
 
 
 def to_path(path: AnyPath, name: str) -> Path:
-    """Return an argument as a path. name: of the argument. Raises ConfigError if it is something else."""
+    """Return a caller's argument as a path. name: of the argument. Raises ConfigError for other types."""
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"{argument(name)}={path!r} is not allowed: a path, as text or pathlib.Path")
     return Path(path)
 
 
 def to_paths(paths: Paths, name: str) -> list[Path]:
-    """Return an argument of one path or several as a list. name: of the argument. Raises ConfigError if it is something else."""
+    """Return a caller's argument, one path or several, as a list. name: of the argument. Raises ConfigError for other types."""
     if isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable):
         return [to_path(paths, name)]
     return [to_path(path, name) for path in paths]
 
 
 def to_text(text: str, name: str) -> str:
-    """Return an argument that is a text. name: of the argument. Raises ConfigError if it is something else, or no Unicode."""
+    """Return a caller's argument if it is a text. name: of the argument. Raises ConfigError for other types and bad Unicode."""
     if not isinstance(text, str):
         raise ConfigError(f"{argument(name)}={text!r} is not allowed: a text")
     check_text(text, argument(name))
@@ -55,7 +55,7 @@ def to_text(text: str, name: str) -> str:
 
 
 def to_texts(texts: str | Iterable[str], name: str) -> list[str]:
-    """Return an argument of one text or several as a list. name: of the argument. Raises ConfigError if it is something else."""
+    """Return a caller's argument, one text or several, as a list. name: of the argument. Raises ConfigError for other types."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         return [to_text(texts, name)]
     return [to_text(text, name) for text in texts]
@@ -131,12 +131,14 @@ class Model:
 
     @cached_property
     def engine(self) -> Engine:
+        """Engine that generates text, loaded at first use."""
         from pangu_sigma.generate.text import open_engine
 
         return open_engine(self.path, weights=self._weights)
 
     @cached_property
     def config(self) -> Config:
+        """Configuration of the model."""
         from pangu_sigma.stored.open import open_model
 
         return open_model(self.path).config

@@ -14,7 +14,7 @@ from pangu_sigma.garbage import gc_disabled
 
 @contextmanager
 def quiet_mindformers() -> Iterator[None]:
-    """Import from MindFormers inside a `with` statement, without its logs and warnings, and only where needed: it takes seconds."""
+    """Silence MindFormers while a `with` statement imports from it. Import it only where needed, because that takes seconds."""
     os.environ.setdefault("LOG_MF_PATH", str(Path(tempfile.gettempdir()) / "mindformers_log"))
     logging.disable(logging.WARNING)
     try:

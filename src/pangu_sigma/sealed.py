@@ -94,7 +94,7 @@ def seal_folder(
 def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = True) -> dict[str, Any]:
     """Verify the files of a sealed folder, and return the contents of the seal. Raises DamagedFile if one is missing or differs.
 
-    beginning: prefix of the names of the files to verify; "" for all. content: False to compare sizes alone.
+    fix: advice to the user. beginning: prefix of the names of files to verify; "" for all. content: False for sizes alone.
     """
     file = folder / SEAL
     body = unsealed(file, fix)

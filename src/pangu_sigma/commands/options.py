@@ -32,8 +32,8 @@ def add_command(
     *examples: str,
     run: Callable[[argparse.Namespace], int] | None = None,
 ) -> argparse.ArgumentParser:
-    """Declare a command. function: function of `api` that the command calls and whose defaults its options have. run: called in
-    place of `call_and_show`; returns the exit status. examples: arguments for the examples in the command's --help."""
+    """Declare a command. function: function of `api` that the command calls and whose defaults its options have. run: function
+    to call in place of `call_and_show`, for the exit status. examples: arguments for the examples in the command's --help."""
     lines = [f"  pangu-sigma {name} {example}".rstrip() for example in examples]
     command = commands.add_parser(
         name,
@@ -83,7 +83,7 @@ def with_overrides(command: argparse.ArgumentParser) -> None:
 
 
 def with_set(command: argparse.ArgumentParser, help: str, dest: str = "overrides") -> None:
-    """Add the option --set to a command."""
+    """Add the option --set to a command. dest: attribute of the parsed options that gets its values."""
     command.add_argument("--set", dest=dest, action="append", metavar="KEY=VALUE", help=help)
 
 
@@ -171,7 +171,7 @@ def call_and_show(function: Callable[..., Any], options: argparse.Namespace) -> 
 
 
 def show(result: Any, file: str | None) -> None:
-    """Print the result of a command, and write it as JSON to the file of --json; to standard output in place of the table."""
+    """Print the result of a command. file: file of --json, which gets the result too; "-": print JSON instead of the table."""
     text = json.dumps(result, ensure_ascii=False, indent=2, default=asdict) if file else ""
     print(text if file == "-" else result)
     if file not in (None, "-"):

@@ -26,7 +26,7 @@ _ITSELF = {"hf": "a Hugging Face style folder", "run": "a run"}
 
 
 def convert_model(source: Path, output: Path, to: Form) -> Path:
-    """Convert the model in `source` to the folder `output`, which is created atomically. to: "hf" or "run".
+    """Convert the model in `source` to the folder `output`, which is created atomically. to: "hf" (Hugging Face style) or "run".
 
     Raises ConfigError if `output` exists or `source` has that form already, and the errors of a missing or damaged model.
     """

@@ -47,7 +47,8 @@ print(answer)
 def readme(
     config: Config, tokenizer: Tokenizer, signature: dict[str, Any], at_rest: AtRest, openings: dict[str, list[int]]
 ) -> str:
-    """Return the text of an export's README. at_rest: dtype of stored matrices. openings: domain → token ids of a prompt."""
+    """Return the text of the README of a MindIR export. signature: inputs and outputs of its graph. at_rest: dtype of the stored
+    matrices. openings: domain → token ids of an example prompt."""
     domains, model = domains_of(config), config.model
     first = domains[0]
     names = ", ".join(f"`{axis}` {meaning}" for axis, meaning in _AXES.items())

@@ -27,7 +27,7 @@ SHARD_BYTES = 4 << 30
 
 
 def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_BYTES) -> Path:
-    """Write a model to the folder `output`, atomically and tensor by tensor. shard_bytes: maximum bytes of tensors in a file.
+    """Write a model as a Hugging Face style folder, atomically and tensor by tensor. shard_bytes: maximum tensor bytes of a file.
 
     Raises ConfigError if `output` exists or cannot be created, CheckpointError if a tensor cannot be read.
     """

@@ -82,7 +82,7 @@ def export_mindir(
 
 
 def write_graph(graph: CachedGraph, folder: Path) -> None:
-    """Write a graph as the MindIR file GRAPH_FILE, with shortened parameter names."""
+    """Write the graph of an export as the MindIR file GRAPH_FILE of a folder, with shortened parameter names."""
     import mindspore as ms
 
     from pangu_sigma.generate.graph.cached import open_inputs
@@ -148,7 +148,8 @@ def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
 
 
 def compare_greedy(expected: Decoder, found: Decoder, output: Path, tokens: int) -> int:
-    """Compare the greedy tokens of two decoders, as `verify_export` does. output: path of the second one, for messages."""
+    """Compare the greedy tokens of two decoders, and return their number, as `verify_export` does. output: path of the second
+    one's model, for messages."""
     domains, tokenizer = domains_of(expected.config), expected.tokenizer
     prompts = [(domain.name, OPENINGS[domain.language]) for domain in domains]
     answers = (generate(Engine(decoder), prompts, tokens) for decoder in (expected, found))

@@ -61,7 +61,7 @@ class Batch:
 
     @property
     def active_NA(self) -> np.ndarray:
-        """Active experts of the update in each RRE layer, as rows of the rank's expert store, padded with the number of rows."""
+        """Active experts of the update in each RRE layer, as row numbers of the rank's store, padded with one past the last."""
         return self.plan.plans[0].active_NA
 
     def arrays(self) -> StepArrays:
@@ -154,7 +154,7 @@ class BatchLoader:
 
         ids_GBS1: token ids of G micro-batches. taker_B: data-parallel index of the ranks that train on each sequence. room: expert
         capacity, as in `Planner.plan`.
-        counted_GBS: loss mask, True where the prediction of the next token counts, or broadcastable to it; with None all count. The
+        counted_GBS: loss mask, broadcastable to [G, B, S]: True where the prediction of the next token counts; None: all. The
         beginning of a document and padding are never predicted. first: as in `assemble`.
         """
         ids, labels = ids_GBS1[..., :-1], ids_GBS1[..., 1:]

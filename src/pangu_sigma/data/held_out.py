@@ -37,7 +37,7 @@ class HeldOutBatch:
 
 
 class HeldOut:
-    """Held-out batches that a rank evaluates, of the domains of its group. Two methods give the same samples.
+    """Held-out batches that one rank evaluates. Their domains are those of its group of ranks. Two methods give the same samples.
 
     `domain_batches` is for a forward graph, which returns a loss per sample. `training_shaped_batches` is for the graph of a
     training step, which returns a loss per block of samples. What has one loss is called a unit.
@@ -60,7 +60,7 @@ class HeldOut:
         return [domain for s in share_of(self._config, self._batches.rank).sets for domain in sets[s]]
 
     def numbers(self, domain: int) -> np.ndarray:
-        """Return the numbers of a domain's held-out samples, ascending: the middles of equal stretches of its text."""
+        """Return the numbers of a domain's samples that are evaluated, ascending: the middles of equal stretches of its text."""
         count, wanted = self._batches.samples.counts[domain], self._wanted[domain]
         return (2 * np.arange(wanted) + 1) * count // (2 * wanted)
 
@@ -79,7 +79,7 @@ class HeldOut:
         return digests_by_domain
 
     def domain_batches(self, domain: int) -> list[HeldOutBatch]:
-        """Return this rank's share of the batches of one domain, with a loss per sample; empty for a domain of another group.
+        """Return this rank's share of a domain's batches, for a graph with a loss per sample; [] for a domain of other ranks.
 
         The last batch is padded with samples of weight 0. No row is dropped: the expert capacity is large enough for the
         batches of all domains of the group.
@@ -98,7 +98,7 @@ class HeldOut:
         return batches
 
     def training_shaped_batches(self) -> list[HeldOutBatch]:
-        """Return this rank's batches with the micro-batches, blocks and expert capacity of training, and a loss per block.
+        """Return this rank's batches in the shape and with the expert capacity of training, for a graph with a loss per block.
 
         Blocks are padded with samples of weight 0. Raises CapacityError if experts get too many rows, as training does.
         """
@@ -166,7 +166,7 @@ class UnigramBaseline:
         )
 
     def of(self, held_out: HeldOutBatch) -> np.ndarray:
-        """Return number, bytes and unigram loss in nats of the predicted tokens, [U, 3] for the U units (losses) of a batch."""
+        """Return, for each unit of a held-out batch, the number, bytes and unigram loss in nats of its predicted tokens, [U, 3]."""
         batch = held_out.batch
         passes, sequences = batch.labels_GBS.shape[:2]
         domains_B = np.repeat(batch.domains_M[batch.blocks], sequences // len(batch.blocks))

@@ -48,7 +48,7 @@ class SplitCounts(_Record):
 
 
 class Passage(_Record):
-    """Text, shortened, and the number of documents of its domain that have it."""
+    """Repeated text, shortened, and the number of documents of its domain that contain it."""
 
     text: str
     documents: int
@@ -60,9 +60,9 @@ class OverlapRecord(_Record):
     window: number of tokens of a window. windows: number of windows in the held-out text. share: fraction of them that also occur
     in the training text and touch no boilerplate. boilerplate: fraction of the tokens that are in boilerplate, windows that occur
     in more than data.boilerplate_documents documents. by_hash_alone: `share` of documents held out by their hash alone.
-    wanted: number of held-out documents that the fraction held_out is. max_overlap, min_tokens: limits that the domain had.
-    passed_over, passed_over_tokens: number of candidates for the
-    held-out text that are trained on because they repeat other documents, and of their tokens.
+    wanted: number of held-out documents that the fraction held_out asks for. max_overlap, min_tokens: the domain's limits.
+    passed_over, passed_over_tokens: number of candidates for the held-out text that are trained on, because they repeat other
+    documents, and number of their tokens.
     boilerplate_windows, passages: number of different boilerplate windows in the candidates, and the most frequent text of them.
     by_boilerplate: number of held-out documents that would be passed over if boilerplate counted as overlap.
     """

@@ -25,7 +25,7 @@ class TooLong(Exception):
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """Tokenized fine-tuning sample. ids_T: prompt, answer, <eot>. answer: index of its start. cut: True if the prompt was cut."""
+    """Tokenized sample. ids_T: prompt, answer, <eot>. answer: index of the answer's start. cut: True if the prompt was cut."""
 
     ids_T: np.ndarray
     answer: int

@@ -20,8 +20,8 @@ _KEPT = ("loss", "tokens", "samples")
 def measure_forgetting(tuner: Tuner, most: int) -> dict[str, Any]:
     """Measure each domain's held-out loss before and after tuning, in nats per token, and the difference with its standard error.
 
-    most: maximum number of samples of a domain. Returns {"domains": …}, where "changed" is the number of samples whose loss is
-    another one, or {"skipped": reason} if the parent's text is missing.
+    most: maximum number of samples of a domain. Returns {"domains": …}, where "changed" is the number of samples whose loss
+    has changed, or {"skipped": reason} if the parent's text is missing.
     """
     try:
         batches = held_out_batches(tuner.run)
@@ -42,7 +42,7 @@ def measure_forgetting(tuner: Tuner, most: int) -> dict[str, Any]:
 
 
 def format_forgetting(found: dict[str, Any]) -> str:
-    """Format the result of `measure_forgetting` as a table."""
+    """Format what `measure_forgetting` returned as a table of each domain's held-out loss before and after fine-tuning."""
     if "skipped" in found:
         return f"forgetting was not measured: {found['skipped']}"
     lines = [

@@ -25,7 +25,7 @@ class Seconds:
             self._enter(outer)
 
     def figures(self) -> dict[str, float]:
-        """Return the seconds of each phase so far, in the order in which they were first left."""
+        """Return the seconds of each phase so far, in the order in which they first ended or were interrupted."""
         self._enter(self._phase)
         return {phase: round(seconds, 1) for phase, seconds in self._spent.items()}
 

@@ -22,7 +22,7 @@ _OPENERS = ((is_huggingface, open_huggingface), (is_megatron, open_megatron), (i
 
 
 def is_dense_model(path: Path) -> bool:
-    """Return True if a path looks like one of LAYOUTS."""
+    """Return True if a path looks like a dense PanGu-α in the files of another project, in one of LAYOUTS."""
     return path.exists() and any(fits(path) for fits, _ in _OPENERS)
 
 

@@ -26,7 +26,7 @@ class LayoutError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Unused:
-    """Entry of a file of weights that is not read as a weight. reason: reason for that, in a few words."""
+    """Entry of a file of weights that is not read as a weight, and the reason for that in a few words."""
 
     name: str
     reason: str
@@ -40,7 +40,7 @@ class DenseModel:
     hidden, ffn, heads, layers, seq_length, vocabulary: sizes, as in `ModelConfig`; `layers` includes the query layer, and
     `vocabulary` is the number of rows of the embedding table. heads: None if the files do not state it.
     activation: activation of the FFN; assumed if `activation_known` is False, because the files do not state it.
-    tensors: every weight, by the names above; float32 or float16 as stored.
+    tensors: every weight, by the names of `tensor_shapes`; float32 or float16 as stored.
     made_from: tensor → "<name in the files>: <how>", where <how> is copied, transposed or joined.
     kinds: tensor → dtype in the files. unused: entries of the files that are no weights.
     """
@@ -62,7 +62,7 @@ class DenseModel:
 
 
 def tensor_shapes(hidden: int, ffn: int, layers: int, seq_length: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a dense model of these sizes, by our names."""
+    """Return the shape of every tensor of a dense model of these sizes, by this project's names."""
     shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, hidden)}
     shapes |= {"positions": (seq_length, hidden), "query_positions": (seq_length, hidden)}
     for layer in range(layers):

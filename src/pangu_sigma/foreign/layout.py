@@ -19,7 +19,8 @@ from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, ch
 
 
 class Counterpart(NamedTuple):
-    """Our tensor for one of another project. ours: its name. cut: axis that tensor-parallel ranks split; None if not split."""
+    """Tensor of this project that a tensor of another project becomes. ours: its name here. transposed: True if it is transposed.
+    cut: axis along which tensor-parallel ranks of the other project split their tensor; None if they do not."""
 
     ours: str
     transposed: bool = False
@@ -29,8 +30,8 @@ class Counterpart(NamedTuple):
 def weight_and_bias(
     theirs: str, weight: str, bias: str, transposed: bool = False, cut: int | None = None
 ) -> dict[str, Counterpart]:
-    """Return our tensors, `weight` and `bias`, for the layout's `theirs`.weight and `theirs`.bias. transposed, cut: those of the
-    weight; if ranks split the weight along its outputs, axis 0, they split the bias too."""
+    """Return the counterparts of `theirs`.weight and `theirs`.bias: our tensors `weight` and `bias`. transposed, cut: as in
+    `Counterpart`, for the weight; if ranks split the weight along axis 0, its outputs, they split the bias too."""
     return {
         f"{theirs}.weight": Counterpart(weight, transposed, cut),
         f"{theirs}.bias": Counterpart(bias, cut=0 if cut == 0 else None),
@@ -38,7 +39,7 @@ def weight_and_bias(
 
 
 def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) -> dict[str, Counterpart]:
-    """Return our tensors for a layout's tensors of all layers. tensors: the same for one layer. prefixes: name prefix of each."""
+    """Return the counterparts of the tensors of all layers. tensors: those of one layer. prefixes: prefix of each layer's names."""
     return {
         f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}")
         for layer, prefix in enumerate(prefixes)
@@ -73,12 +74,12 @@ class Facts:
 
 
 def only(stored: FileTensor) -> Joined:
-    """Return a tensor that one file holds whole as a `Joined` of a single fragment."""
+    """Return the `Joined` of a tensor that one file holds as a whole: its single fragment."""
     return Joined(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
 
 
 def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
-    """Count the layers in tensor names. pattern: its one group is the layer's index. Raises LayoutError if an index is missing."""
+    """Count the layers in tensor names. pattern: its one group is a layer's index. Raises LayoutError if an index is missing."""
     compiled = re.compile(pattern)
     found = {match[1] for name in names if (match := compiled.match(name))}
     for index in range(len(found)):
@@ -109,7 +110,8 @@ def dense_model_of(
     facts: Facts,
     unused: list[Unused],
 ) -> DenseModel:
-    """Build a dense model from a layout's tensors. Raises LayoutError for a missing or unknown tensor, shape or type."""
+    """Build a dense model from tensors of another project. sources: tensors by name. rules: counterpart of each name. unused:
+    entries of the files that are no weights. Raises LayoutError for a missing or unknown tensor, and for a wrong shape or type."""
     for name in sources:
         if name not in rules:
             raise LayoutError(
@@ -188,7 +190,7 @@ def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Fac
 
 
 def plain_name(path: Path, name: object, what: str) -> Path:
-    """Return `path / name`. path: folder. name: file name, read from an index. what: key, for messages. Raises LayoutError."""
+    """Return the path of the file `name` of a folder. what: what names it, for messages. Raises LayoutError without such a file."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
         raise LayoutError(
             f"{path}: {what} is {str(name)[:80]!r}, which is no name of a file in this folder; download it again"

@@ -62,7 +62,7 @@ _RANK, _STATES = re.compile(r"mp_rank_(\d{2,4})$"), re.compile(r"mp_rank_(\d{2,4
 
 
 def layer_rules(layers: int) -> dict[str, Counterpart]:
-    """Return our tensor for each of Megatron's. layers: number of layers, including the query layer, which is our last one."""
+    """Return our counterpart of each Megatron tensor, by its name. layers: number of layers with the query layer, our last one."""
     names = [*(f"layers.{layer}" for layer in range(layers - 1)), "topQueryLayer"]
     return MEGATRON_SHARED | counterparts(MEGATRON_LAYER, [f"language_model.transformer.{name}" for name in names])
 

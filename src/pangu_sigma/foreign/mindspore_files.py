@@ -28,7 +28,7 @@ _CHECKSUM = b"crc_num"
 
 @dataclass
 class CkptTensor:
-    """Tensor in a MindSpore checkpoint file. extents: (first byte, number of bytes) of each value with a part of it, in order."""
+    """Tensor in a MindSpore checkpoint file. extents: (first byte, number of bytes) of each of its parts, in order."""
 
     file: Path
     name: str

@@ -27,8 +27,9 @@ _MOST_RANKS = 1 << 16
 class Cut:
     """Split of one tensor among ranks, as a MindSpore strategy file states it.
 
-    grid, axes: `dev_matrix` and `tensor_map` of the file. part: `param_split_shape`, or empty.
-    step, stretches: `opt_weight_shard_step` and `opt_weight_shard_size`; stretches is 1 without the optimizer's split."""
+    grid: sizes of the grid of all ranks (`dev_matrix`). axes: for each axis of the tensor, the grid's axis that splits it, counted
+    from the last; -1: none (`tensor_map`). part: shape of a part (`param_split_shape`), or empty. stretches: number of parts into
+    which the optimizer splits axis 0 further, on ranks that are `step` apart (`opt_weight_shard_size`, `opt_weight_shard_step`)."""
 
     grid: tuple[int, ...]
     axes: tuple[int, ...]

@@ -45,8 +45,8 @@ class _Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class TorchFile:
-    """File that `torch.save` wrote. value: saved value, with a `PickledTensor` for each tensor. extents: of each storage, by its
-    key."""
+    """File that `torch.save` wrote. value: saved value, with a `PickledTensor` for each tensor. extents: place of
+    each storage in the file, by its key."""
 
     path: Path
     value: Any

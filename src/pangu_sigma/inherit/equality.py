@@ -40,10 +40,11 @@ GRAPH_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Cutting:
-    """How a new run (child) cuts held-out texts into tokens, beside the model that it was made of (parent).
+    """Comparison of how a new run (child) and the model that it was made of (parent) cut held-out texts into tokens.
 
-    texts: number of texts. other: number of those that become other tokens than the parent's. example: the first of them. delta:
-    largest |Δlogit| after it, each model reading its own tokens; None without one, or if the parent has no row for a token.
+    texts: number of texts. other: number of texts that the two cut differently. example: the first of these; None if there is none.
+    delta: largest |Δlogit| after the example, of which each model reads its own tokens; None without an example, if the parent has
+    no row for a token, or if the example is too long.
     """
 
     texts: int
@@ -56,10 +57,11 @@ class Cutting:
 class Agreement:
     """Differences between the logits of a new run (child) and of the model that it was made of (parent) in one domain.
 
-    text: text that both models read, as the same tokens. tokens: its length; after each token, logits of the vocabulary that both
-    have are compared. exact: largest |Δlogit| on the path that adds in one order, with the parent's activation. fast: largest
-    |Δlogit| of the graph; None if it was not computed. own_activation: largest |Δlogit| with the child's activation.
-    activation_nats: loss that it adds, in nats per token; both None if the activations are equal. cutting: None without text.
+    text, tokens: text that both models read as the same tokens, and its length; logits are compared after each token, for the
+    tokens that both models have. exact: largest |Δlogit| if both compute by the NumPy network of generate/cpu/exact.py, with the
+    parent's activation. fast: the same by compiled graphs, that of the child and the parent's if it has one; None without graphs.
+    own_activation: as `exact`, but with the child's activation. activation_nats: loss that the child's activation adds, in nats
+    per token; both None if the activations are equal. cutting: comparison of the tokens; None without held-out text.
     """
 
     text: str
@@ -114,7 +116,7 @@ class _Reader:
 
 
 def agreements(model: StoredModel, child: Path, tokens: int = COMPARED_TOKENS) -> dict[str, Agreement]:
-    """Compare each domain of a child with its dense parent `model`, on held-out text. child: run folder."""
+    """Compare each domain of a child with its dense parent `model`, on held-out text. child: run folder. tokens: most to read."""
     run, activation, words = open_model(child, "run"), model.sizes.activation, ParentWords(model)
     sizes = run.config.model.model_copy(update={"dense_layers": run.config.model.layers, "rre_layers": 0})
     parent = ExactModel(sizes if model.kind == "alpha" else model.config.model, model, activation)
@@ -140,7 +142,8 @@ def compare_trained(
     """Compare the logits of domains of a run with those of the trained run `old` that it was made of.
 
     origins: domain of `child` → domain of `old` whose answers it must give. data: folder of held-out text of the child; None:
-    tokens are drawn. graphs: False to compile nothing, and compare the exact path alone.
+    tokens are drawn. graphs: False to compare the NumPy networks of generate/cpu/exact.py alone, and compile no graph. tokens:
+    maximum number of tokens of a domain.
     """
     known_V = parent_ids(old.tokenizer.vocabulary, child.tokenizer.vocabulary)
     activation = child.config.model.activation

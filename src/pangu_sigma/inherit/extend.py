@@ -47,7 +47,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Origin:
-    """Source of an extension's domains and slots: a domain of the run, a dense parent, or drawn. Raises ConfigError for several."""
+    """Source of what is new in an extended run: a domain of the old run, a dense model, or random numbers (scratch). Raises
+    ConfigError if several are given."""
 
     domain: str | None = None
     dense: StoredModel | None = None
@@ -80,7 +81,7 @@ _OWN_RULE = {
 
 
 def check_extension(path: Path, old: Config, new: Config) -> None:
-    """Raise ConfigError, naming all keys that an extension cannot change and `new` does. path: path of the run, for messages."""
+    """Raise ConfigError, which names the keys, if `new` changes keys that an extension cannot change. path: of the run."""
     if old.model.rre_layers == 0:
         raise ConfigError(
             f"{path} is dense (model.rre_layers=0), so it has no experts to add to; `pangu-sigma inherit` makes a sparse run of it"
@@ -307,8 +308,8 @@ def extended_tables(
 
     known_V: the parent's id of each token, -1 for a new token, whose entries are drawn. origins: domain → domain of the parent.
 
-    Expert e of E becomes the experts e, e + E, e + 2E, …, so that neighbours stay neighbours modulo E, and a token that is spread
-    over experts by its position is still routed to an equal expert.
+    If domains get more experts, copies of expert e of the parent's E are the experts e, e + E, e + 2E, …, so that a token that is
+    spread over neighbouring experts by its position is still routed to an equal expert.
     """
     old, experts = parent.table, config.model.experts_per_domain
     frequencies_DV = PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None

@@ -38,9 +38,9 @@ DATA_FOLDER = "data"
 
 
 def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
-    """Return the configuration of a run with the domains `kept`. data: folder of its text.
+    """Return `config` changed for a run that has the domains `kept` only. data: folder of its text.
 
-    Keys that fewer domains do not allow are lowered as little as possible, and a file store is put into the new run's folder.
+    Keys that fewer domains do not allow are lowered as little as possible. Experts in files go into the new run's folder.
     Changes are logged.
     """
     tree = absolute_paths(config).model_dump(mode="json")
@@ -103,7 +103,7 @@ def extract_run(
     """Write `folder`, atomically, as a run of some domains of the run in `path`; `train` resumes from its step 0 with Adam state.
 
     The receipt compares the logits of both runs for held-out text.
-    kept, dropped: names of domains; one of both is given. data: prepared text of the run, by default data.path of the run; without
+    kept, dropped: names of domains; give one of the two. data: prepared text of the run, by default data.path of the run; without
     it the new run cannot be trained, which is logged. graphs: False to compare logits by the NumPy network of generate/cpu/exact.py
     alone, which compiles nothing. Raises ConfigError, CheckpointError and DataError.
     """

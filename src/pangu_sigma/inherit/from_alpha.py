@@ -25,9 +25,10 @@ def plan_inheritance(
 ) -> Child:
     """Plan a sparse run that inherits from `parent`, without reading values. moments: True to copy Adam state.
 
-    The child computes the parent's GELU unless the configuration names one. drop_rows: True to leave out rows of a run that the
-    prepared text has none for; of the 40,000 rows of a released PanGu-α, slots have those of their text in any case. Without
-    prepared text the rows are unknown. Raises ConfigError if a key does not fit the parent, if it lacks moments, or for such rows.
+    The new run computes the parent's GELU unless the configuration names one. drop_rows: True to leave out embedding rows of a
+    parent run whose tokens the prepared text does not have; False raises ConfigError for such rows. (Of a released PanGu-α only
+    the rows of the prepared text's tokens are ever copied.) Without prepared text, nothing is known of rows. Raises ConfigError
+    also if a key does not fit the parent, and if the parent lacks the moments.
     """
     activation = parent.sizes.activation
     if "activation" not in config.model.model_fields_set:
@@ -57,7 +58,7 @@ def inherit(
 ) -> Receipt:
     """Write `folder`, atomically, as a run of `config` whose step 0 answers as `parent`; `train` resumes from it.
 
-    variation: variation of experts against the parent's FFN; None: exact copies. moments, drop_rows: as in `plan_inheritance`.
+    variation: random differences between the copies of an FFN; None: exact copies. moments, drop_rows: as in `plan_inheritance`.
     Raises ConfigError if `folder` exists or a key does not fit the parent; DataError without prepared text; LayoutError or
     CheckpointError if the parent cannot be read.
     """

@@ -40,9 +40,9 @@ _NO_PARENTS: dict[Kind, str] = {
 
 
 class ParentWords:
-    """Lookup of a child's tokens in the parent's embedding table. slots: names of the parent's embedding slots.
+    """Lookup of the tokens of a new run (child) in the embedding table of the dense model that it inherits from (parent).
 
-    A released PanGu-α has a row for each token id. A table of this project has its slots end to end.
+    slots: names of the parent's slots. A released PanGu-α has a row for each id. A table of this project has its slots end to end.
     """
 
     def __init__(self, parent: StoredModel):
@@ -51,8 +51,9 @@ class ParentWords:
         self.slots = domains_of(self._own.config).slot_names if self._own else ["alpha"]
 
     def lost(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray, languages: set[str]) -> list[str]:
-        """Return the pieces with a row in a slot of the parent that a slot of the child lacks, though text in a language of both
-        can meet them. vocabulary, ids, languages: of the child, of the rows of its slot, and of that slot's domains."""
+        """Return the pieces that have a row in slot `slot` of the parent and none in a slot of the child, although text in a
+        language of both slots can contain them. vocabulary: the child's. ids: tokens with a row in the
+        child's slot. languages: those of its domains."""
         if self._own is None:
             its, there, languages = vocabulary, set(range(ALPHA_SIZE)), languages & {"zh", "mixed"}
         else:
@@ -68,9 +69,9 @@ class ParentWords:
         return parent_ids(self._own.tokenizer.vocabulary, vocabulary)
 
     def reading(self, tokenizer: Tokenizer, domain: Domain, slot: int) -> tuple[Tokenizer, Domain]:
-        """Return how the parent cuts text of a domain of the child: its tokenizer, and the domain in a slot of the parent.
+        """Return the parent's tokenizer, and `domain` as this tokenizer needs it: with the parent's slot number `slot`.
 
-        A released PanGu-α cuts all text as Chinese. tokenizer: the child's."""
+        A released PanGu-α cuts all text as Chinese. tokenizer, domain: the child's."""
         if self._own is not None:
             return self._own.tokenizer, replace(domain, slot=slot)
         if self._whole is None:
@@ -79,7 +80,7 @@ class ParentWords:
         return self._whole, replace(domain, language="zh", slot=0)
 
     def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
-        """Return the row of the flattened table for each id of the child's `vocabulary` in a slot of the parent; -1: none."""
+        """Return the row of the parent's whole table for each of the child's token ids, in the parent's slot `slot`; -1: no row."""
         known = self.ids(vocabulary)[ids]
         if self._own is None:
             return known
@@ -129,7 +130,7 @@ def parent_refusal(model: StoredModel) -> str | None:
 
 
 def parent_slot(name: str, parent_names: list[str]) -> int:
-    """Return the number of the parent's slot `name`, else of its only slot. Raises ConfigError if there is neither."""
+    """Return the number of the parent's slot called `name`, or else of its only slot. Raises ConfigError if there is neither."""
     slot = matching_slot(name, parent_names)
     if slot is None:
         raise ConfigError(

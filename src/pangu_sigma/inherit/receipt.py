@@ -25,9 +25,9 @@ ReceiptKind = Literal["inherit", "extend", "extract", "finetune"]
 
 @dataclass(frozen=True)
 class SlotReceipt:
-    """Row counts of an embedding slot in a `Receipt`. rows: rows in use. copied: of tokens that the parent has. new: others.
+    """Row counts of an embedding slot in a `Receipt`. rows: rows in use. copied: rows copied from the parent. new: the others.
 
-    lost: number of the parent's tokens that text of the slot's domains can meet, and that have no row in it.
+    lost: number of the parent's tokens that have no row in the slot, although text of its domains can contain them.
     """
 
     name: str
@@ -39,6 +39,7 @@ class SlotReceipt:
 
     @classmethod
     def of(cls, slot: SlotRows) -> SlotReceipt:
+        """Count the rows of a slot of the new run."""
         return cls(slot.name, slot.parent_slot, slot.used, slot.copied, slot.used - slot.copied, len(slot.lost))
 
 
@@ -52,7 +53,7 @@ class Receipt:
     parameters: number of parameters, by origin. copies: number of experts made of each upper FFN. slots: rows of each slot.
     unused: tensors of the parent that the child lacks, with the reason. activation, parent_activation: form of GELU of child and
     parent. heads_known, activation_known: False if the parent's files do not record it, so that a configured value was used.
-    options: arguments of an inheritance. agreement: differences of logits, by domain. domains: what became of each domain.
+    options: arguments of `inherit`. agreement: differences of logits, by domain. domains: what became of each domain.
     parent_parameters: parameters of the parent. notes: remarks for people. parent_lineage: content of the parent's lineage.json.
     """
 
@@ -107,7 +108,7 @@ def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
 
 
 def count_by_kind(child: Child) -> dict[str, int]:
-    """Count the parameters of a child by origin; if text is prepared, table rows are copied, drawn, or without a token."""
+    """Count a new run's parameters by origin. With prepared text, embedding rows count as copied, drawn, or without a token."""
     counts: Counter[str] = Counter()
     for descent in child.descents():
         size = math.prod(descent.shape)
@@ -119,7 +120,7 @@ def count_by_kind(child: Child) -> dict[str, int]:
 
 
 def count_rows(slots: Sequence[SlotRows], size: int, hidden: int) -> dict[str, int]:
-    """Count the parameters of an embedding table by the origin of their row. size: parameters of the table. hidden: of a row."""
+    """Count the parameters of an embedding table by the origin of the rows. size, hidden: parameters of the table, and of a row."""
     copied, used = sum(slot.copied for slot in slots) * hidden, sum(slot.used for slot in slots) * hidden
     return {"rows copied": copied, "rows drawn anew": used - copied, "rows without a token": size - used}
 

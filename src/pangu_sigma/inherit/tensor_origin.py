@@ -51,9 +51,10 @@ class TensorOrigin:
 
 @dataclass(frozen=True)
 class SlotRows:
-    """Rows of an embedding slot of the child, [R]: token ids, and their rows in the parent's flattened table; -1 for none.
+    """Rows of an embedding slot of a new run (child). ids_R: token id of each row. parent_R: row of the parent's whole table that
+    it is copied from. -1: none.
 
-    lost: tokens of the parent's slot that the text of the slot's domains can meet, and that have no row in it."""
+    lost: tokens of the parent's slot that have no row in this slot, although text of its domains can contain them."""
 
     name: str
     parent_slot: str
@@ -76,7 +77,7 @@ class SlotRows:
 class Child:
     """Tensors of a new run (child) that inherits from the dense model `parent`; `compose` calls `find` to write a checkpoint.
 
-    slots: rows of the child's embedding slots; None if no text is prepared yet, so that only the mapping is known.
+    slots: rows of the child's embedding slots; None if no text is prepared yet, so that only the origin of each tensor is known.
     hashes: hashes of the parent's tensors that were read so far, by name.
     """
 
@@ -181,7 +182,8 @@ class Child:
 
 
 def table_rows(values: np.ndarray, rows_R: np.ndarray, draw: np.random.Generator, std: float) -> Iterator[np.ndarray]:
-    """Yield rows of an embedding table by row number, some at a time. Rows of number -1 are drawn from N(0, std); std 0: zeros."""
+    """Yield the rows `rows_R` of an embedding table, some at a time. A row of number -1 is new: it is drawn from a normal
+    distribution of standard deviation `std`, or is zero if std is 0. values: the table."""
     hidden = values.shape[1]
     at_once = max(1, _ROWS_BYTES // (4 * hidden))
     for first in range(0, len(rows_R), at_once):
@@ -194,7 +196,7 @@ def table_rows(values: np.ndarray, rows_R: np.ndarray, draw: np.random.Generator
 
 
 def slot_rows(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> list[SlotRows]:
-    """Return the rows of each slot of the child. Raises ConfigError for a slot that has no parent."""
+    """Return the rows of each embedding slot of a new run of `config`. Raises ConfigError for a slot that the parent lacks."""
     slots, words, domains = [], ParentWords(parent), domains_of(config)
     for slot, name in enumerate(domains.slot_names):
         source, ids_R = parent_slot(name, words.slots), tokenizer.slot_rows[slot]
@@ -205,7 +207,7 @@ def slot_rows(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> list
 
 
 def check_rows(parent: StoredModel, config: Config, slots: Sequence[SlotRows]) -> None:
-    """Raise ConfigError if slots of the child lack rows of a run's slots, without which the same text is cut into other tokens."""
+    """Raise ConfigError if `slots` lack rows of the parent run's slots, because the same text would be cut into other tokens."""
     problems = [
         f"slot {slot.name}: {len(slot.lost):,} tokens of the parent's slot {slot.parent_slot} ("
         f"{', '.join(map(repr, slot.lost[:5]))}) have no row"
@@ -222,7 +224,7 @@ def check_rows(parent: StoredModel, config: Config, slots: Sequence[SlotRows]) -
 
 
 def check_child(parent: StoredModel, config: Config, moments: bool) -> None:
-    """Raise ConfigError, by key, for a configuration that cannot inherit from the parent."""
+    """Raise ConfigError, which names the key, if a run of `config` cannot inherit from `parent`. moments: also Adam state."""
     for key in ("hidden", "ffn", "heads", "seq_length", "layers"):
         has, wants = getattr(parent.sizes, key), getattr(config.model, key)
         if has is not None and has != wants:

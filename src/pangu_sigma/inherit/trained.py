@@ -44,8 +44,8 @@ from pangu_sigma.train.first_checkpoint import write_step_0
 
 @dataclass(frozen=True)
 class SlotSource:
-    """Source of a new run's embedding slot. rows: rows in the parent's flattened table. alpha: True if that parent is the dense
-    model. own: True if the slot is the trained run's, whose rows keep their Adam state."""
+    """Source of an embedding slot of a new run. rows: rows that are copied. own: True if the slot is one of the trained run, so
+    that its rows keep their Adam state. alpha: True if the rows are copied from a dense model instead."""
 
     rows: SlotRows
     own: bool = True
@@ -56,8 +56,8 @@ class SlotSource:
 class ChildTensors:
     """Tensors of a new run (child) that is made of the trained run `parent`; `compose` calls `find` to write a checkpoint.
 
-    experts_K: the parent's number of each expert, -1 for none. own_K: True for experts that keep moments and step count.
-    alpha: dense model with experts and rows that `parent` lacks; None if they are drawn.
+    experts_K: number of the parent's expert that each expert is copied from, -1 for none. own_K: True for experts that keep
+    moments and step count. alpha: dense model that gives experts and rows that `parent` lacks; None if they are drawn.
     origins: domain of the child → domain of the parent that it is, or is made of.
     """
 
@@ -143,7 +143,7 @@ def write_child(path: Path, child: ChildTensors, data_hash: str | None) -> Store
 
 
 def experts_in_turn(domain: Domain, wanted: int) -> np.ndarray:
-    """Return `wanted` numbers of a domain's experts in a layer, taken in turn."""
+    """Return `wanted` numbers of experts: those of a domain in a layer, again and again, such as 4, 5, 4 of the experts 4 and 5."""
     return domain.first_expert + np.arange(wanted) % domain.experts
 
 

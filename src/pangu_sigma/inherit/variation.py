@@ -23,7 +23,11 @@ MATRICES = ("w1", "w2")
 
 @dataclass(frozen=True)
 class Variation:
-    """Variation of experts against the parent's FFN, as in the module's docstring. Raises ConfigError for numbers outside 0 … 1."""
+    """Random difference between experts that are copies of one FFN. Raises ConfigError for numbers outside 0 … 1.
+
+    noise: standard deviation of the random factor 1 + noise · N(0, 1) of each weight. reinit_ratio: fraction of an expert's inner
+    units that are drawn anew.
+    """
 
     noise: float = 0.0
     reinit_ratio: float = 0.0
@@ -40,7 +44,7 @@ class Variation:
         return self.noise == 0.0 and self.reinit_ratio == 0.0
 
     def vary(self, value: np.ndarray, name: str, layer: int, expert: int) -> np.ndarray:
-        """Return the varied tensor `name` of an expert. value: the parent's, [F, H], [F] or [H]. layer: number of the RRE layer."""
+        """Return the varied tensor `name` of an expert. value: the FFN's, [F, H], [F] or [H]. layer: number of the RRE layer."""
         if self.none or name == "b2":
             return value
         varied = np.array(value, np.float32)

@@ -93,7 +93,7 @@ def name_soc(chip: Chip) -> None:
 
 
 def ascend_environment(ranks: int, rank: int = 0) -> dict[str, str]:
-    """Return the environment for compiling `rank` of `ranks` Ascend ranks. The first call builds the stand-ins."""
+    """Return the environment for compiling `rank` of `ranks` Ascend ranks. The first call builds the stand-ins for CANN."""
     root = build_cann_stub()
     lib64 = root / "cann" / "lib64"
     paths = [lib64, MINDSPORE_LIB, MINDSPORE_LIB / "plugin", MINDSPORE_LIB / "plugin" / "ascend"]
@@ -109,7 +109,7 @@ def ascend_environment(ranks: int, rank: int = 0) -> dict[str, str]:
 
 
 def build_cann_stub() -> Path:
-    """Build the CANN stand-ins with g++, once for each MindSpore version, and return the folder that holds `cann/lib64`."""
+    """Build stand-ins for CANN's libraries with g++, once for a MindSpore version, and return the folder that has `cann/lib64`."""
     version = (MINDSPORE_LIB.parent / "version.py").read_bytes()
     digest = hashlib.sha256(Path(__file__).read_bytes() + version).hexdigest()[:16]
     target = cache_folder() / f"cann_stub_{digest}"

@@ -269,7 +269,7 @@ def _reason(log: str) -> str:
 
 
 def main() -> None:
-    """Compile the step of the rank, write `result.json`, and exit at once: unloading the stand-ins would crash."""
+    """Be the process of `compile_step`: compile, write result.json, exit at once: unloading the stand-ins for CANN would crash."""
     end_with_parent()
     started = time.perf_counter()
     config = load_config(sys.argv[1])

@@ -52,7 +52,7 @@ bytes (`kernel` in docs/experiments/speed.md). `pangu-sigma doctor --speed` meas
 
 @dataclass(frozen=True)
 class Rates:
-    """Constants of the estimate: three that are fitted, and the chip's, each as in `ChipData` or in the constant of its name."""
+    """Constants of the step-time estimate: three that this file fits, and five of the chip, as in `ChipData`."""
 
     matmul_efficiency: float
     message_seconds: float
@@ -148,7 +148,7 @@ def most_sensitive(config: Config) -> Sensitivity:
 
 
 def step_time_all_experts(config: Config) -> StepTime:
-    """Estimate the step time of the paper's baseline, 6.3 times longer there: all experts on the host are moved and updated."""
+    """Estimate the step time if all experts on the host are moved and updated; in the paper this takes 6.3 times longer."""
     active = config.data.domains_per_step * config.model.experts_per_domain
     return step_time(config, experts_moved=config.experts / active)
 

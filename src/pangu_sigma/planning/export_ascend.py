@@ -49,7 +49,7 @@ def _compile(run: Path, output: Path, weights: Precision) -> int:
 
 
 def main() -> int:
-    """Export for Ascend in a new process. In that process, compile and exit at once: unloading the stand-ins would crash."""
+    """Export a run for Ascend. A new process compiles it and exits at once, for unloading the stand-ins for CANN would crash."""
     parser = argparse.ArgumentParser(prog="export_ascend.sh")
     parser.add_argument("run", type=Path)
     parser.add_argument("output", type=Path)

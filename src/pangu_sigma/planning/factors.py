@@ -124,7 +124,7 @@ def _shares(config: Config) -> tuple[np.ndarray, str]:
 
 
 def shares_of_experts(table: RoutingTable, frequencies_DV: np.ndarray) -> np.ndarray:
-    """Return the fraction of a domain's tokens that each of its E experts gets, [N, D, E]; a spread id's are divided evenly."""
+    """Return each expert's fraction of its domain's tokens, [N, D, E experts]; tokens of a spread id are divided evenly."""
     layers, domains, experts = table.layers, len(frequencies_DV), table.experts
     shares = np.zeros((layers, domains, experts))
     for domain in range(domains):

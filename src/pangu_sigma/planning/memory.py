@@ -146,7 +146,7 @@ def _active_bytes(config: Config, stage: int) -> int:
 def communicators(config: Config, stage: int = 0) -> set[tuple[str, ...]]:
     """Return the communication groups, of two or more ranks, of a stage's rank, each as the axes along which its ranks differ.
 
-    Stages send in the group of all ranks.
+    Sends between stages need no group of their own: they use the group of all ranks.
     """
     groups = [TENSOR, REPLICAS, STAGE, ALL]
     if rre_layers_of_stage(config, stage):
@@ -237,7 +237,7 @@ def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
 
 
 def layer_bytes(config: Config, stage: int = 0) -> list[int]:
-    """Return the bytes that the backward pass reads of each layer of a stage without recompute, by the formulas of this file."""
+    """Return, for each layer of a stage, the bytes that its backward pass reads on one rank, if nothing is recomputed."""
     m, t, c = config.model, config.parallel.tensor, _item(config)
     tokens, rows = tokens_of_rank(config), multiplied_rows(config)
     scores = _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))

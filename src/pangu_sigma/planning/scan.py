@@ -141,7 +141,7 @@ def format_scan(result: Scan) -> str:
 
 
 def draw_scan(result: Scan, path: Path) -> None:
-    """Plot tokens per second over NPUs: filled markers where a layout fits; dotted, linear scaling of the first one that fits."""
+    """Plot tokens per second over NPUs. Markers of layouts that fit are filled; the dotted line scales the first of them."""
     from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -95,7 +95,7 @@ def least_devices(config: Config) -> int | None:
 
 
 def what_fits(config: Config) -> dict[str, int | bool | str] | None:
-    """Return keys to set so that all NPUs and hosts have room on the same ranks; None if `config` fits already, or if none suffice.
+    """Return keys to set so that `config` fits on the NPUs and hosts of the same ranks; None if it fits already or none suffice.
 
     The keys are ECSS, recompute and, if a host has too little memory, expert moments in bfloat16; then the largest batch that
     suffices, with as many more passes for the same update.

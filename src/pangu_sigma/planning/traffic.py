@@ -149,7 +149,7 @@ def ranks_here(config: Config, axes: tuple[str, ...]) -> int:
 
 def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
     """Return the bytes of active experts' weights to the NPU, and of their gradients back, in the compute dtype; 0 without ECSS.
-    Not counted: copies of buffers to the host by the runtime, which a compiled graph does not show."""
+    Copies of buffers to the host by the runtime are not counted, because a compiled graph does not show them."""
     if not config.ecss.enabled:
         return 0, 0
     one_way = active_elements(config, stage) * ITEM_SIZE[config.train.compute_dtype]

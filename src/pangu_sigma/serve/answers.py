@@ -18,7 +18,8 @@ from pangu_sigma.serve.responses import FinishReason
 
 @dataclass(frozen=True)
 class AnswerDelta:
-    """New tokens of one answer to an HTTP request. first: True for its first tokens. finish: why it ended; None while it runs."""
+    """New tokens of one answer to an HTTP request, which may get several. index: number of the answer, from 0. first: True for the
+    answer's first tokens. finish: reason why the answer has ended; None while it goes on."""
 
     index: int
     answer: Answer

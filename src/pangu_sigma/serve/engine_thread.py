@@ -17,9 +17,9 @@ _FAILURES = 3
 
 
 class EngineThread:
-    """Thread that steps the engine. `submit` and `cancel` may be called from any thread.
+    """Thread that runs the steps of the engine, which generate text. `submit` and `cancel` may be called from any thread.
 
-    failed: True after repeated errors of the engine, which end the thread. on_failure: called once then, in that thread.
+    failed: True after repeated errors of the engine, which end the thread. on_failure: function that the thread then calls once.
     """
 
     def __init__(self, engine: Engine):
@@ -36,7 +36,11 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, request: Request, on_change: Callable[[Answer], None]) -> Answer:
-        """Submit a request as in `Engine.submit`; on_change is called in the engine's thread, and once more if the engine fails."""
+        """Submit a request to the engine, and return its answer, to which the engine's thread adds tokens.
+
+        on_change: function that this thread calls with the answer after each new token, at its end, and if the engine fails.
+        Raises the errors of `Engine.submit`.
+        """
 
         def changed(answer: Answer) -> None:
             if answer.finish is not None:

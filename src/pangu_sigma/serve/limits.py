@@ -36,7 +36,7 @@ class Limits:
 
     @classmethod
     def changed(cls, changes: Sequence[str]) -> Limits:
-        """Return the limits with `changes`, texts NAME=NUMBER. Raises ConfigError for an unknown name or a number out of range."""
+        """Return the default limits with changes, texts NAME=NUMBER. Raises ConfigError for unknown names and unfit numbers."""
         limits, names = cls(), [field.name for field in fields(cls)]
         for change in changes:
             name, _, number = change.partition("=")

@@ -20,7 +20,7 @@ class TokenTexts:
         self.surfaces, self._pieces = vocabulary.surfaces, vocabulary.pieces
 
     def shown(self, token: int) -> str:
-        """Return a token's text; the token's name if it has none, such as <eot>; `bytes:\\xe4` for a part of a character."""
+        """Return a token's text; for a token without text its name, such as <eot>; for a part of a character `bytes:\\xe4`."""
         surface = self.surfaces[token]
         if not surface:
             return self._pieces[token]
@@ -31,7 +31,7 @@ class TokenTexts:
 
 
 class CompletionTokens:
-    """Converter of one answer's log-probabilities to those of /v1/completions. It takes the tokens in order."""
+    """Converter of one answer's tokens, taken in order, to the log-probabilities in a response of /v1/completions."""
 
     def __init__(self, texts: TokenTexts, experts: bool):
         self._texts, self._experts = texts, experts
@@ -68,7 +68,7 @@ class CompletionTokens:
 
 
 def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> ChatLogprobs:
-    """Convert tokens to the log-probabilities of /v1/chat/completions."""
+    """Return the log-probabilities of an answer's tokens as a response of /v1/chat/completions has them."""
 
     def one(token: int, logprob: float | None) -> TopLogprob:
         return TopLogprob(

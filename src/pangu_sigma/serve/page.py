@@ -12,7 +12,7 @@ PAGE_FILE = Path(__file__).with_name("page.html")
 
 
 def policy(html: str) -> str:
-    """Return the Content-Security-Policy of a page, which allows its inline scripts and styles by their hashes, and its server."""
+    """Return a page's Content-Security-Policy: it allows its inline scripts and styles, by hash, and requests to the server."""
     rules = {
         "default-src": "'none'",
         "script-src": _hashes(html, "script"),

@@ -49,7 +49,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def refused(self, reason: str) -> None:
-        """Count a refused request. reason: label of the metric, one of a few words."""
+        """Count a refused request. reason: label of the metric, a word such as "busy"."""
         self._refused.labels(reason).inc()
 
     def watch(self, request: Request) -> AnswerWatch:
@@ -78,7 +78,7 @@ class AnswerWatch:
         self._open = True
 
     def record(self, tokens: int) -> None:
-        """Record that `tokens` new tokens are sent to the client at once."""
+        """Record that `tokens` new tokens are sent to the client together, now."""
         if not tokens:
             return
         now = time.monotonic()

@@ -22,7 +22,7 @@ _FOLDED = 4
 
 
 class PromptTokenizer:
-    """Tokenizer of the prompts of HTTP requests. It works in its own thread, so that no text blocks the event loop."""
+    """Tokenizer of the prompts of HTTP requests. It works in its own thread, so that a long text does not block the event loop."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
         self.tokenizer = tokenizer
@@ -33,7 +33,7 @@ class PromptTokenizer:
         self._thread = ThreadPoolExecutor(1, "tokenizer")
 
     def close(self) -> None:
-        """Stop the tokenizer's thread, after the text that it reads."""
+        """Stop the tokenizer's thread once it has read its present text. Texts that wait are not read."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def in_thread(self, work: Callable[..., _Result], *arguments: object) -> _Result:
@@ -41,7 +41,7 @@ class PromptTokenizer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def read(self, text: str, domain: Domain, tags: bool = True) -> list[int]:
-        """Tokenize a text. The text `<eot>`, the name of the end of a document, becomes that token.
+        """Tokenize a text. A text that is just `<eot>`, the name of the end-of-document token, becomes that token.
 
         tags: False to put no language tag before the text. Raises ApiError for invalid Unicode.
         """
@@ -54,7 +54,7 @@ class PromptTokenizer:
             raise ApiError(400, str(error), "prompt", "invalid_value") from error
 
     def text_prompt(self, text: str, domain: Domain, tags: bool) -> list[int]:
-        """Tokenize a prompt; an empty prompt becomes <eot>. Raises ApiError if the prompt exceeds model.seq_length."""
+        """Tokenize a prompt; an empty prompt becomes <eot>. tags: as in `read`. Raises ApiError above model.seq_length tokens."""
         if len(text) > self._most_characters:
             raise ApiError(
                 400,

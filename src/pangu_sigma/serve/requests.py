@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 
 class RequestBody(BaseModel):
-    """Base class of request bodies and their parts. Refuses unknown parameters, other types, infinity and NaN."""
+    """Base class of request bodies and their parts. It refuses unknown parameters, values of another type, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -59,7 +59,7 @@ class StreamOptions(RequestBody):
 
 
 class WithoutEffect(RequestBody):
-    """Parameters that clients of OpenAI send and that do not change an answer. They are taken, and the response warns of them."""
+    """Parameters that clients of OpenAI send and that change no answer. They are accepted, and the response warns of them."""
 
     user: Annotated[str, Field(max_length=512)] | None = Field(None, description="Whom you answer; not used, not kept.")
     safety_identifier: Annotated[str, Field(max_length=512)] | None = Field(None, description="The newer name of user.")

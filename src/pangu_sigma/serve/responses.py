@@ -15,7 +15,7 @@ class ResponseBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     def json_text(self) -> str:
-        """Return the body as JSON with every field that was given, null too."""
+        """Return the body as JSON. It has the fields that were set, null ones too, and no field that was left at its default."""
         return self.model_dump_json(exclude_unset=True)
 
 
@@ -122,7 +122,7 @@ class Delta(ResponseBody):
 
 
 class ChatChunkChoice(ResponseBody):
-    """Answer's part in one chunk of a chat's stream. finish_reason: null until the last chunk."""
+    """Part of an answer in one chunk of a chat's stream. finish_reason: null until the last chunk."""
 
     index: int
     delta: Delta

@@ -69,16 +69,16 @@ class Served:
         self.engine.complete([TextRequest(domain, (self.tokenizer.eot,), 1) for domain in self.domains.values()])
 
     def break_off(self) -> None:
-        """End what is not finished: requests without a response are refused by `Guard`, and streams end with an error event."""
+        """End all unfinished requests: `Guard` refuses those without a response yet, and streams end with an error event."""
         self.broken_off = True
         for waiting in self.unanswered:
             waiting.reschedule(0)
         self.thread.cancel_all()
 
     def domain(self, name: str | None, of_path: str | None = None) -> Domain:
-        """Return the domain of a model name. of_path: model name in the request's path.
+        """Return the domain that answers a request. name, of_path: model name in the request's body and in its path; None: missing.
 
-        Raises ApiError for an unknown name, and for a missing name if there are several domains.
+        Raises ApiError for an unknown name, for two different names, and without a name if there are several domains.
         """
         if name is not None and of_path is not None and name != of_path:
             raise ApiError(
@@ -106,7 +106,7 @@ class Served:
         return self.domains[name]
 
     def head(self, prefix: str, model: str) -> dict[str, Any]:
-        """Return the fields that every response begins with. prefix: first part of the id. model: model name in the request."""
+        """Return the fields that every response begins with. prefix: beginning of the id. model: model name in the request."""
         fields = {"created": int(time.time()), "model": model, "system_fingerprint": self.fingerprint}
         return {"id": f"{prefix}-{uuid.uuid4().hex}", **fields}
 
@@ -115,7 +115,7 @@ class Served:
         return ChatTemplate.of(domain, self.config.chat)
 
     def room(self, prompts: Sequence[list[int]], wanted: int | None, usual: int) -> list[int]:
-        """Return the number of new tokens for each prompt. wanted: the client's max_tokens; usual: the default without it.
+        """Return how many new tokens each prompt may get. wanted: the client's max_tokens; usual: the default without it.
 
         Raises ApiError if a prompt, or prompt and new tokens together, exceed model.seq_length.
         """
@@ -141,7 +141,8 @@ class Served:
         new: Sequence[int],
         extra: dict[str, Any],
     ) -> list[TextRequest]:
-        """Make the engine's requests, n for each prompt. new: maximum new tokens of each prompt. extra: fields of `Request`."""
+        """Make the engine's requests, body.n for each prompt. new: maximum number of new tokens of each prompt. extra: values of
+        `stop`, `logprobs` and `prompt_logprobs` of `TextRequest`, if the body sets them in its own way."""
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         self.check("n", body.n or 1, "n")
         self.check("stop", len(stop), "stops")
@@ -182,7 +183,7 @@ class Served:
         return Answers(self.thread, self.metrics, requests)
 
     def without_effect(self, body: GenerationRequest) -> list[str]:
-        """Return a warning that names the parameters of a request that have no effect here. The log has each of them once."""
+        """Return a list of one warning that names the request's parameters without effect; else []. New names are logged."""
         names = body.without_effect
         if new := [name for name in names if name not in self._logged]:
             self._logged.update(new)
@@ -196,7 +197,7 @@ class Served:
             raise ApiError(400, f"{parameter}: {error}", parameter, "invalid_value") from error
 
     def usage(self, answers: Sequence[Answer], n: int) -> Usage:
-        """Count the tokens of a request with n answers to each prompt."""
+        """Count the tokens of a request. answers: all its answers, n to each prompt, prompt by prompt."""
         prompt, new = sum(len(a.request.ids) for a in answers[::n]), sum(len(a.tokens) for a in answers)
         return Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
 

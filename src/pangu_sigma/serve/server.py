@@ -51,7 +51,7 @@ class Address:
 
 
 def bind(address: Address) -> socket.socket:
-    """Bind a socket; the server listens there once it is ready, and refuses connections before. Raises ConfigError if that fails.
+    """Return a socket bound to an address. Connections are refused until the server is ready. Raises ConfigError if it cannot bind.
 
     The port of a killed server can be bound again at once.
     """
@@ -125,7 +125,7 @@ def warn_if_open(address: Address, key: str | None) -> None:
 
 
 def make_server(decoder: Decoder, address: Address, key: str | None, limits: Limits) -> Server:
-    """Make a server, whose `run` takes listening sockets."""
+    """Make the HTTP server of a model. Its method `run` takes the sockets on which it listens."""
     served = Served(Engine(decoder, waiting=limits.waiting), limits)
     app = make_app(served, HostNames(address.host, address.others), key)
     config = uvicorn.Config(
@@ -152,6 +152,7 @@ class Server(uvicorn.Server):
         served.thread.on_failure = self.stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop after the current requests at the first SIGINT or SIGTERM, and at once at the second SIGINT."""
         if not self.should_exit:
             logger.info("stopping; what runs may go on for %d s", self.served.limits.stop_seconds)
             self.stop()
@@ -159,7 +160,7 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     def stop(self) -> None:
-        """Accept no more requests, and stop after the current requests."""
+        """Accept no more requests, and stop once the current requests are answered."""
         self.should_exit = self.served.stopping = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

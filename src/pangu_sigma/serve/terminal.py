@@ -33,7 +33,7 @@ Anything else is said to the model. Write // for a message that begins with /.""
 
 @dataclass
 class ChatSettings:
-    """Options of a chat in the terminal. None stands for the first domain, as many new tokens as fit, and a random seed."""
+    """Options of a chat in the terminal. None stands for the first domain, as many new tokens as fit, or a random seed."""
 
     domain: str | None = None
     temperature: float = 0.7

@@ -17,7 +17,7 @@ async def tokenize(served: Served, body: TokenizeRequest, of_path: str | None) -
 
 
 def detokenize(served: Served, body: DetokenizeRequest, of_path: str | None) -> Detokenized:
-    """Answer POST /detokenize: the text of token ids, which is the same in every domain. Raises ApiError."""
+    """Answer POST /detokenize with the text of token ids, which is the same in every domain. of_path: as in `Served.domain`."""
     if body.model is not None:
         served.domain(body.model, of_path)
     most = served.tokenizer.size - 1
@@ -27,7 +27,7 @@ def detokenize(served: Served, body: DetokenizeRequest, of_path: str | None) -> 
 
 
 def tokenizer_info(served: Served, name: str | None, of_path: str | None) -> TokenizerInfo:
-    """Answer GET /tokenizer_info: what a client needs to use token ids and format chats itself. Raises ApiError."""
+    """Answer GET /tokenizer_info with what a client needs to use token ids and chats. name, of_path: as in `Served.domain`."""
     names, tokenizer = served.tokenizer.vocabulary.pieces, served.tokenizer
     return TokenizerInfo(
         tokenizer_class="PanGuSigmaTokenizer",

@@ -60,7 +60,7 @@ class Document:
 
     @property
     def segments(self) -> Segments:
-        """Text as segments; plain text is one segment of language ""."""
+        """Text as pairs (language, text); plain text is one pair, of language ""."""
         return (("", self.text),) if isinstance(self.text, str) else self.text
 
     @property

@@ -28,8 +28,8 @@ class Run(NamedTuple):
     """Run of text: a stretch that one SentencePiece model encodes, PanGu-α's if `alpha`, else the English one.
 
     text: for PanGu-α, jieba's words joined with a blank. As in PanGu-α, ▂ and ▃ then stand for blanks and newlines; a ▂ or ▃ of the
-    text itself follows two blanks, which SentencePiece reads as one. spelled: True if the run has a ▂ or ▃ of the text itself, or
-    vanishing characters, which only bytes can spell.
+    text itself follows two blanks, which SentencePiece reads as one. spelled: True if the run has characters that only bytes can
+    spell: a ▂ or ▃ of the text itself, or one that PanGu-α's normaliser drops.
     """
 
     alpha: bool

@@ -162,8 +162,9 @@ def compact_model(pieces: list[tuple[str, float]], kind: int) -> bytes:
 def restricted_model(model: bytes, keep: Iterable[bool]) -> bytes:
     """Return a SentencePiece model restricted to the pieces to keep: the others are marked unused, ids stay the same.
 
-    The bytes of the file are edited, because protobuf's Python objects for PanGu-α's 40,000 pieces take a second. A message may
-    have a field twice, and then the last value counts. Raises DataError for a file that does not begin with its pieces.
+    keep: for each piece, True to keep it. The mark is appended to the bytes of the piece's protobuf message, in which the last
+    value of a field counts: Python objects for PanGu-α's 40,000 pieces would take a second. Raises DataError for a file that
+    does not begin with its pieces.
     """
     parts, position = [], 0
     for kept in keep:
@@ -194,7 +195,7 @@ def _varint(value: int) -> bytes:
 def append_bytes(model: bytes, controls: Iterable[str]) -> bytes:
     """Append control pieces and the 256 bytes to a SentencePiece model, so that bytes spell characters that would be <unk>.
 
-    Other encodings do not change. Concatenated protobuf messages are merged, so the model is not parsed.
+    Other characters are encoded as before. The model is not parsed: protobuf merges messages whose bytes are joined.
     """
     kinds = sentencepiece_model.ModelProto.SentencePiece
     added = sentencepiece_model.ModelProto()

@@ -72,7 +72,7 @@ class Tokenizer:
         return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)))
 
     def whole_again(self) -> Tokenizer:
-        """Return a tokenizer of one slot that has a row for every id."""
+        """Return a tokenizer of the same vocabulary, with one slot that has a row for every id."""
         return Tokenizer.whole(self._alpha, self._english, 1)
 
     def of_slots(self, slots: Sequence[int]) -> Tokenizer:
@@ -84,7 +84,7 @@ class Tokenizer:
         return self.encode_runs(runs_of(text, domain.language), domain)
 
     def encode_runs(self, runs: Iterable[Run], domain: Domain) -> list[int]:
-        """Encode runs of text, as `runs_of` returns them, for a domain. Raises DataError for a lone surrogate."""
+        """Encode runs of text (the stretches that `runs_of` returns) for a domain. Raises DataError for a lone surrogate."""
         models = self._slot_models(domain.slot)
         ids: list[int] = []
         for run in runs:
@@ -102,18 +102,19 @@ class Tokenizer:
     def sample(self, document: Document, domain: Domain) -> list[int]:
         """Encode a document as token ids for training.
 
-        Format text: ids, <eot>. bilingual: language tag and ids of every side, <eot>. code: <Python> or <Java>, ids, <eot>.
+        Format `text`: ids, <eot>. `bilingual`: language tag and ids of each side, <eot>. `code`: <Python> or <Java>, ids, <eot>.
         """
         return self.sample_runs(segment(document.segments, domain), domain)
 
     def sample_runs(self, segments: SegmentedText, domain: Domain) -> list[int]:
-        """Return the token ids of a training sample, with <eot>, for a document that `segment` has already cut into segments."""
+        """Return the token ids of a training sample, with <eot>, for a document that `segment` has already cut into runs."""
         return [*self._tagged(segments, domain), EOT]
 
     def prompt(self, text: str | Segments, domain: Domain) -> list[int]:
-        """Encode a prompt as token ids for generation: as `sample` does, without <eot>.
+        """Return the token ids of a prompt for generation: those that `sample` gives to the same text, without <eot>.
 
-        In a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side. In a code domain, "" gives the tag alone.
+        text: plain text, or pairs (language, text): in a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side.
+        In a code domain, "" gives the language tag alone.
         """
         segments = (("", text),) if isinstance(text, str) else text
         return self._tagged(segment(segments, domain), domain)
@@ -266,12 +267,12 @@ class _Models:
 
 
 def segment(segments: Segments, domain: Domain) -> SegmentedText:
-    """Segment a document into words: return the language of its tag, or "", and the runs of text of each segment."""
+    """Return, for each segment of a document, the language of its tag, "" for none, and its runs of text (`runs_of`)."""
     return tuple((tag_language(language, text, domain), runs_of(text, domain.language)) for language, text in segments)
 
 
 def tag_language(language: str, text: str, domain: Domain) -> str:
-    """Return the language of the tag before a segment, or "" for none. language: stated language, or "". May raise ConfigError."""
+    """Return the language of a segment's tag, "" for none. language: stated one, or "". Raises ConfigError if code has no tag."""
     if domain.format == "text":
         return ""
     if domain.format == "bilingual":

@@ -39,8 +39,8 @@ class _Jieba(NamedTuple):
 def words(text: str) -> str:
     """Segment Chinese text as jieba does, and return the words joined with blanks, PanGu-α's input to SentencePiece.
 
-    Blanks and newlines of the text become SPACE and NEWLINE. Lone surrogates pass through, as in jieba. Raises DataError if the C++
-    code cannot be compiled.
+    Blanks and newlines of the text become SPACE and NEWLINE. Lone surrogates pass through, as in jieba. Raises DataError if this
+    segmenter's C++ code cannot be compiled.
     """
     jieba = _jieba()
     out = bytearray(8 * len(text) + 4)  # a blank and a character for each; an empty buffer would have no address

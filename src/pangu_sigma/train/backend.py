@@ -83,12 +83,12 @@ class Backend(ABC):
     ) -> StepResult:
         """Take one training step. rate: learning rate. fed: batch and experts.
 
-        limit_D: limits of `Health.limits`, above which the batch is a loss spike and skipped; None to skip no spike.
+        limit_D: limits from `Health.limits`; a batch with a loss above its limit is a loss spike and is skipped. None: no limits.
         """
 
     @abstractmethod
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
-        """Return True if this rank's losses are added to the total, as on one of the ranks that read the same tokens."""
+        """Return True if this rank adds its losses to the total: exactly one of the ranks that read the same tokens does."""
 
     @abstractmethod
     def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
@@ -100,7 +100,7 @@ class Backend(ABC):
 
     @abstractmethod
     def cannot_copy(self, config: Config) -> str | None:
-        """Return why the arrays of `files` cannot be copied for background saves (train.async_save); None if they can."""
+        """Return why the arrays of `checkpoint_files` cannot be copied to be saved in the background; None if they can."""
 
     @abstractmethod
     def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:

@@ -32,6 +32,7 @@ class EvaluationStep(nn.Cell):
         self.store = store
 
     def construct(self, active_NA, *batch):
+        """Return the weighted loss of each sequence, [B]. active_NA: store rows of the experts that the batch needs."""
         return self.loss(*batch, *self.store.fetch(active_NA))
 
     def of(self, batch: Batch) -> np.ndarray:
@@ -44,7 +45,7 @@ class LossGraph(Protocol):
     """Interface to the forward pass by which an `Evaluator` gets the losses of a held-out batch; see `EvaluationStep`."""
 
     def of(self, batch: Batch) -> np.ndarray:
-        """Return the weighted loss of each unit of a batch: of each sequence, or with the training graph of each block."""
+        """Return the weighted loss of each unit of a batch. A unit is a sequence, or a block if the graph is that of training."""
 
     def set_train(self, mode: bool) -> object:
         """Switch dropout on for training (True) or off (False)."""
@@ -55,7 +56,8 @@ class HasTrainMode(Protocol):
 
     training: bool
 
-    def set_train(self, mode: bool) -> object: ...
+    def set_train(self, mode: bool) -> object:
+        """Switch the training mode on (True) or off (False)."""
 
 
 class Evaluator:

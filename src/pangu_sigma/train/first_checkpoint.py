@@ -52,7 +52,10 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
-    """Make a run folder as a training start does; the `with` block adds the weights. Raises ConfigError if that fails."""
+    """Make a run folder that has everything but weights, which the `with` block adds; it appears only if the block succeeds.
+
+    Raises the errors of `unfinished_folder` and `start_run`.
+    """
     with unfinished_folder(folder) as path:
         yield start_run(path, config)
 

@@ -57,7 +57,7 @@ class Spike:
 class DomainHealth:
     """Health of a domain: its skipped steps, and the running mean and variance of its loss.
 
-    skipped: number of its latest steps that were skipped in a row. seen: number of losses in the mean.
+    skipped: number of the domain's steps that were skipped since its last applied one. seen: number of losses in the mean.
     """
 
     skipped: int = 0
@@ -73,9 +73,9 @@ class DomainHealth:
         return self.mean + options.factor * deviation
 
     def take(self, loss: float, options: SpikesConfig) -> None:
-        """Update mean and variance with a loss. The first options.window losses have equal weights, later ones 1 / window.
+        """Update mean and variance with a step's loss. The first options.window losses have equal weights, later ones 1 / window.
 
-        A loss above the limit counts as the limit: a spike changes little, and a loss that stays high soon becomes the normal one.
+        A loss above `limit` counts as `limit`, so that one spike changes little, and a loss that stays high is soon below it.
         """
         loss = min(loss, self.limit(options))
         self.seen += 1
@@ -109,7 +109,7 @@ class Health:
         return {"domains": {name: asdict(domain) for name, domain in self.domains.items()}}
 
     def limits(self, domains_M: np.ndarray, weight_M: np.ndarray) -> np.ndarray:
-        """Return the limit of each domain's weighted loss, float32 [D]; above it a batch is a spike. Absent domains: infinity.
+        """Return the weighted loss of each domain above which a batch is a spike, float32 [D]; infinity for absent domains.
 
         domains_M, weight_M: domain of each block of the batch, and weight of the block in the loss.
         """
@@ -121,8 +121,9 @@ class Health:
     def observe(self, step: int, losses: dict[str, float], samples: str, skipped: bool, spiked: bool = False) -> None:
         """Update the health after a step.
 
-        losses: nats per token of the domains in its batch. samples: hash of the batch (`Batch.digest`). spiked: True if the step
-        was skipped with finite gradients; if rounding hides a loss above its limit here, the nearest loss counts as the spike.
+        losses: loss of each domain in its batch, in nats per token. samples: hash of the batch (`Batch.digest`). spiked: True if
+        the step itself found a spike and skipped the batch. If no loss is above its limit by the numbers of this call, which are
+        rounded otherwise, the loss nearest to its limit is recorded as the spike.
         """
         options = self.options.spikes
         self.spikes, self.stuck, self.suspect = [], None, False

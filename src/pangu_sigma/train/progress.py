@@ -46,7 +46,7 @@ class Progress:
 def resume(run: RunFolder, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:
     """Return the progress to resume from, and the newest checkpoint to restore; if there is none, step 0 at `start`, and None.
 
-    All ranks call this. Raises CheckpointError if no checkpoint is intact, or for another vocabulary or routing table.
+    All ranks call this. Raises CheckpointError if no checkpoint is intact, or if it is of another vocabulary or routing table.
     """
     checkpoint = run.newest_checkpoint(ranks)
     if checkpoint is None:

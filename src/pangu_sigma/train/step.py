@@ -68,6 +68,7 @@ class ScaledLoss(nn.Cell):
         self.loss = NextTokenLoss(network)
 
     def construct(self, scale, *batch):
+        """Return the scaled loss of a micro-batch, and the unscaled loss of each block, [M]."""
         loss_M = self.loss(*batch)
         return scale * ops.ReduceSum()(loss_M, 0), loss_M
 
@@ -187,11 +188,15 @@ class TrainStep(nn.Cell):
         return StepResult(*self(Tensor(rate, ms.float32), *groups))
 
     def grad_pair(self, grads):
-        """Return the pair (expert gradients, dense gradients); value_and_grad returns no pair if only one of the two learns."""
+        """Return (expert gradients, dense gradients) where only one of both learns. grads: the gradients of that one."""
         return (grads, ()) if self.sparse else ((), grads)
 
     def no_spike(self, block_loss, squares, limits_D, blocks_MD):
-        """Return 1.0 if no domain's loss over the whole batch is above its limit, else 0.0; the same on all ranks."""
+        """Return 1.0 if no domain's loss over the whole batch is above its limit, else 0.0; the same on all ranks.
+
+        block_loss: block losses [M] of each micro-batch. squares: tensor of another sum over ranks, which comes first. limits_D,
+        blocks_MD: as in `SpikeLimits`.
+        """
         loss_M = block_loss[0]
         for g in range(1, self.micro_batches):
             loss_M = loss_M + block_loss[g]
@@ -200,7 +205,7 @@ class TrainStep(nn.Cell):
 
 
 def add_gradients(left, right):
-    """Add two tuples of gradients."""
+    """Return the sums of two tuples of gradients, tensor by tensor."""
     total: tuple = ()
     for i in range(len(left)):
         total += (left[i] + right[i],)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KeptVocabulary:
-    """Tokenizer and domains of the run in the folder `run`."""
+    """Vocabulary that a preparation keeps: tokenizer and domains of the earlier run in the folder `run`."""
 
     run: Path
     tokenizer: Tokenizer
@@ -44,8 +44,8 @@ class KeptVocabulary:
     def ids(self, vocabulary: Vocabulary, domains: Domains, slot: int) -> list[int]:
         """Return the ids of `vocabulary` whose rows a slot keeps, in the order of the run's rows.
 
-        They are those of the run's slot of that name, else of its only slot, that text in a language of both slots can meet, and
-        those that every slot has.
+        The run's rows are those of its slot of the same name, or else of its only slot. A row is kept if text in a language of both
+        slots can contain its token, or if every slot has that token.
         """
         source = matching_slot(domains.slot_names[slot], self.domains.slot_names)
         if source is None:

@@ -37,9 +37,9 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class HeldOutSize:
-    """Size of the held-out set: target number of documents, minimum `tokens`, maximum `most`, and maximum overlap `limit` of a
-    document. boilerplate: number of documents above which a window that occurs in all of them is boilerplate. sample: number of
-    tokens that training needs, below which no remedy may go."""
+    """Demands on a held-out set. documents: number wanted. tokens, most: minimum and maximum number of tokens. limit: maximum
+    overlap of a document. boilerplate: number of documents above which a window that occurs in all of them is boilerplate. sample:
+    number of tokens that training needs, below which no remedy may go."""
 
     documents: int
     tokens: int
@@ -52,7 +52,7 @@ class HeldOutSize:
 @dataclass(frozen=True)
 class HeldOutChoice:
     """Numbers of the documents to hold out, ascending, and their overlap with the others. shortage: why they have fewer tokens than
-    the minimum, and which changes give enough; "" if they do not."""
+    the minimum, and which changes give enough; "" if they have enough."""
 
     numbers: list[int]
     overlap: OverlapRecord

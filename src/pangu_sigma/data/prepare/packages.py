@@ -178,7 +178,7 @@ def sha256_of(path: Path) -> str:
 
 
 def members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the files in a wheel or tar archive whose names match a pattern, sorted by name."""
+    """Yield (name, content) of the files in a package's wheel or tar archive whose names match a pattern, sorted by name."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as wheel:
             for member in sorted(filter(name.search, wheel.namelist())):

@@ -22,7 +22,7 @@ def held_out_shift(
 ) -> tuple[float, float, float]:
     """Return the unigram loss of the held-out tokens in nats, how much that is above random samples, and their standard deviation.
 
-    A sample are documents that follow one another in `documents`, until they have as many tokens. Its loss is what it would be if
+    A sample consists of successive documents with as many tokens as the held-out text. Its loss is what it would be if
     it were held out: the model counts all other tokens of the domain. train_V, held_out_V: token counts. documents: token ids of
     all documents in random order. slot_R: id of each row of the domain's slot, -1 for a row without one.
     """

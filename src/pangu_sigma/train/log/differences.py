@@ -17,8 +17,8 @@ from pangu_sigma.train.log.metrics import read_metrics
 def loss_differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
     """Return the held-out losses of the run in `path` minus those of `other`, by domain of either; negative: `path` is better.
 
-    nats_per_token, se, bits_per_byte, bits_per_byte_se: paired by sample. Without a common domain, samples and tokenizer there is
-    no difference, but `none`, the reason.
+    A domain has nats_per_token, se, bits_per_byte and bits_per_byte_se, of differences that are paired by sample. If domain,
+    samples or tokenizer are not common to both runs, it has `none`, the reason, instead.
     """
     runs = [open_model(run, "run") for run in (path, other)]
     mine, theirs = (losses_of(evaluation_of(run, read_metrics(run.path)) or {"per_sample": {}}) for run in runs)

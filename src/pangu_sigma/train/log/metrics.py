@@ -331,6 +331,7 @@ class NoLog:
     __exit__ = record = evaluation = changed = spike = unhealthy = flush = _ignore
 
     def paused(self) -> AbstractContextManager[None]:
+        """Do nothing: this log measures no speed."""
         return nullcontext()
 
 

@@ -59,7 +59,7 @@ _STYLES = ("-", "--", ":", "-.")
 class RunLog:
     """Metrics log of a run, for figures. steps, evaluations, loads, spikes, changes, unhealthy: log lines of these kinds, in order.
 
-    unigram: unigram loss of the held-out tokens by domain; None if unknown. evaluated: name of what `evaluations` are of.
+    unigram: unigram loss of the held-out tokens by domain; None if unknown. evaluated: name of the text of the `evaluations`.
     """
 
     name: str

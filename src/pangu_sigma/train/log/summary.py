@@ -22,10 +22,10 @@ _FIGURES = ("se", "unigram", "bits_per_byte", "tokens", "samples")
 def summarise(path: Path) -> dict[str, Any]:
     """Return the summary of a run's metrics log as plain values; nothing is written.
 
-    By domain it has the held-out loss in nats per token at the first evaluation and at that of the checkpoint, or else at the last,
-    which is of step `evaluated_at`; a loss that is not finite is None. For the latter it also has the standard error, the unigram
-    loss of the same tokens, and bits per byte. For the run it has tokens per second, max/mean of the expert load, the number of
-    rows dropped beyond an expert's capacity, and the prefetch traffic (medians of the log lines; None without a prefetcher).
+    For each domain it has the held-out loss in nats per token before and after training; None if it is not finite. "After" is the
+    evaluation at the newest checkpoint, or else the last one; its step is `evaluated_at`. That loss comes with its standard error,
+    the unigram loss of the same tokens, and bits per byte. For the run it has tokens per second, max/mean of the expert load, the
+    number of rows dropped beyond an expert's capacity, and the median prefetch traffic of a log line, None without a prefetcher.
     "report" is the path that `write_report` writes to; "finetune" is `read_tuning`: the losses of a tuned run are of its dev set.
 
     Raises EmptyLogError if the run has not reached its first checkpoint, or its log is missing.

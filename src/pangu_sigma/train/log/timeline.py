@@ -57,7 +57,7 @@ class NoTimeline:
 
 
 class Timeline(NoTimeline):
-    """Profiler timeline of the steps after this process's first. A context manager, since a run may end before it has them all."""
+    """Profiler timeline of a few steps after this process's first. It is a context manager, so that it ends with a shorter run."""
 
     def __init__(self, run: Path, start: int):
         """run: run folder. start: number of steps that the run has already taken."""
