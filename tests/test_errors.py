@@ -71,9 +71,17 @@ def test_full_memory_is_one_message(capsys):
 
 
 def test_out_of_memory_in_mindspore_is_one_message_with_status_2(capsys):
-    text = "Memory isn't enough and alloc failed, kernel name: kernel_graph_1, alloc size: 1B.\n\n----\n- C++ Call Stack: ..."
-    status, message = ends(capsys, RuntimeError(text))
-    assert (status, "alloc size: 1B.); close other programs" in message) == (2, True)
+    for said in (
+        "Memory isn't enough and alloc failed, alloc size: 8B.",
+        "std::bad_alloc",
+        "Resource temporarily unavailable",
+    ):
+        status, message = ends(
+            capsys, RuntimeError(f"\n----\n- Memory not enough:\n----\n{said}\n\n----\n- C++ Call Stack: …")
+        )
+        assert (status, f"memory is full ({said}); close other programs" in message) == (2, True)
+    assert ends(capsys, ImportError("a.so: failed to map segment from shared object"))[0] == 2
+    assert ends(capsys, MemoryError())[1].startswith("error: memory is full; close other programs")
     with pytest.raises(RuntimeError, match="Compile failed"):
         exit_status(lambda: raised(RuntimeError("Compile failed")))
 

@@ -16,7 +16,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.commands import answering, measuring, models, tools, training
 from pangu_sigma.commands.options import check_json
 from pangu_sigma.errors import exit_status
-from pangu_sigma.parallel.ranks import end_as_rank, is_rank
+from pangu_sigma.parallel.ranks import end_as_rank, end_process, is_rank
 
 EXIT_STATUSES = """\
 exit status:
@@ -29,10 +29,12 @@ exit status:
 
 
 def program() -> int:
-    """Run `main` as the process of a shell. As one of several ranks it does not return: see `end_as_rank`."""
+    """Run `main` as the process of a shell. As one of several ranks, or after an error, it does not return: see `end_process`."""
     if is_rank():
         end_as_rank(main)
     status = main()
+    if status == 2:
+        end_process(status)  # it may be that memory is full
     gc.freeze()  # no garbage collection at the end of the process (garbage.py)
     return status
 

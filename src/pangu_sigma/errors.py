@@ -35,8 +35,13 @@ _OF_THE_MACHINE = {
 looked for, is a bug and keeps its traceback."""
 
 
-_NO_MEMORY = "Memory isn't enough and alloc failed"
-"""What MindSpore says in a RuntimeError when its allocator gets no memory."""
+_NO_MEMORY = (
+    "Memory isn't enough and alloc failed",
+    "std::bad_alloc",
+    "Resource temporarily unavailable",
+    "failed to map segment from shared object",
+)
+"""What a RuntimeError of MindSpore, or an ImportError, says when memory is full; the third: for the stack of a thread."""
 
 
 class DataError(UserError, ValueError):
@@ -82,11 +87,14 @@ def _exit_status(command: Callable[[], int]) -> int:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
         return _say(f"error: {where}{error.strerror}; {_OF_THE_MACHINE[error.errno]}", 2)
-    except (MemoryError, RuntimeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        if isinstance(error, RuntimeError) and _NO_MEMORY not in first:
+    except (MemoryError, RuntimeError, ImportError) as error:
+        found = [line for line in str(error).splitlines() if any(text in line for text in _NO_MEMORY)]
+        if not isinstance(error, MemoryError) and not found:
             raise
-        return _say(f"error: memory is full ({first}); close other programs, or use a smaller configuration", 2)
+        why = f" ({found[0] if found else error})" if str(error) else ""
+        return _say(
+            f"error: memory is full{why}; close other programs, use a smaller configuration, or raise `ulimit -v`", 2
+        )
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
 

@@ -170,10 +170,9 @@ def test_finetune_again_with_other_learn_advises_what_finetune_has(tiny_run, tun
 
 def test_other_steps_for_a_finished_fine_tuning_leave_its_configuration_alone(tiny_run, tuned):
     before = (tuned / "config.yaml").read_bytes()
-    with pytest.raises(ConfigError, match=r"is finished, and was tuned with\n  train\.steps: 20 → 40"):
-        finetune_run(tiny_run, again(tuned, steps=40), tuned)
-    with pytest.raises(ConfigError, match=r"train\.steps=1: .* is at step \d+, nothing to do"):
-        finetune_run(tiny_run, again(tuned, steps=1), tuned)
+    for steps in (40, 1):
+        with pytest.raises(ConfigError, match=rf"is finished, and was tuned with\n  train\.steps: 20 → {steps}\n"):
+            finetune_run(tiny_run, again(tuned, steps=steps), tuned)
     assert (tuned / "config.yaml").read_bytes() == before
 
 

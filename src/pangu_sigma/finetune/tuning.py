@@ -146,11 +146,11 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
             f"{into} was begun on other samples: {argument('--train-file')} or {argument('--dev-file')} is another file, or its "
             f"lines have changed; name the files that it was begun with, or choose another folder with {argument('--output')}"
         )
-    refuse_fewer_steps(into, changes)
     if changes and (into / TUNING_RESULT).exists():
         raise ConfigError(
             "\n  ".join([f"{into} is finished, and was tuned with", *map(change_text, changes)]) + f"\n{fix}"
         )
+    refuse_fewer_steps(into, changes)
     for change in changes:
         logger.info("%s", change_text(change))
     if changes:

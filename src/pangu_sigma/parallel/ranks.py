@@ -93,11 +93,7 @@ def is_rank() -> bool:
 
 
 def end_as_rank(command: Callable[[], int]) -> NoReturn:
-    """Run a command in a rank's process, and end the process with the status that the command returns, or 1 after a traceback.
-
-    Exit handlers are skipped: taking down MindSpore's threads and sockets ends in SIGSEGV now and then, and the launcher would
-    report the whole run as failed. So the command must have written everything when it returns.
-    """
+    """Run a command in a rank's process, and end the process with the command's status, which is 1 after the traceback of a bug."""
     try:
         status = command()
     except SystemExit as leaving:  # argparse, which has said why
@@ -107,6 +103,15 @@ def end_as_rank(command: Callable[[], int]) -> NoReturn:
         status = 1
     if status != 0:
         time.sleep(PAUSE)  # the others are to hear of it: `leave` was not called
+    end_process(status)
+
+
+def end_process(status: int) -> NoReturn:
+    """End the process without its exit handlers; everything must have been written.
+
+    Taking down MindSpore's threads and sockets ends in SIGSEGV now and then, and the launcher would report the whole run as failed;
+    without memory it aborts.
+    """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more
