@@ -23,8 +23,8 @@ INFINITY = ("ascend910b", "ascend910_93", "ascend950")
 
 
 def saturates(chip: Chip) -> bool:
-    """Return True if the NPU saturates on overflow instead of giving infinity. chip: the configured chip, which decides if
-    MindSpore names none, because it only compiles."""
+    """Return True if the NPU saturates on overflow instead of giving infinity. chip: the configured chip, which is used where
+    MindSpore names none, as when it compiles without an NPU."""
     if ms.get_context("device_target") != "Ascend":
         return False
     named = MSContext.get_instance().get_ascend_soc_version()

@@ -46,7 +46,8 @@ def candidates(root: Path) -> list[Path]:
 
     The checkpoint that LATEST names comes first, then older checkpoints, newest first. A run that resumed further back has newer
     checkpoints too; they come last, and only if LATEST names a missing checkpoint. Without a readable LATEST all are returned,
-    newest first. A killed save may leave the next LATEST, which counts as LATEST if its checkpoint exists: it is whole and healthy.
+    newest first. A save that is killed before it renames its new LATEST leaves that file under another name; it then counts as
+    LATEST if the checkpoint that it names exists, because such a checkpoint is whole and healthy.
     """
     found = _checkpoints(root)
     names = [path.name.removeprefix(_ASIDE) for path in found]

@@ -157,9 +157,10 @@ class Save:
                 prune(self._root, self._step, self._keep, self._spared)
 
     def complete(self, finished: Callable[[], None]) -> Path:
-        """Wait until rank 0 has finished, and return the checkpoint's directory. finished: calls `finish`, or raises its error.
+        """Wait until rank 0 has finished, and return the checkpoint's directory.
 
-        Raises UnhealthyState if a rank found NaN or infinity.
+        finished: runs `finish` now; or, if a thread ran it before, raises the error that it met. Raises UnhealthyState if a
+        rank found NaN or infinity.
         """
         with self._refused(), self._ranks.fail_together("completing a checkpoint"):
             finished()

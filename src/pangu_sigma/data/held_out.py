@@ -27,8 +27,8 @@ from pangu_sigma.text.tokenizer import Tokenizer
 class HeldOutBatch:
     """Held-out batch, with the unit (sample or block of samples) of each loss that a graph returns for the batch.
 
-    domains_U: domain of each of the U losses. units_U: number of the loss's unit in that domain, counted over all ranks. Padding
-    samples have weight 0, whatever their unit.
+    domains_U: domain of each of the U losses. units_U: index of each loss's unit among all units of its domain, which the ranks
+    share. Padding samples have weight 0, whatever their unit.
     """
 
     batch: Batch

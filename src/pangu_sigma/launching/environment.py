@@ -92,9 +92,10 @@ def chip_of_host(host: Host) -> ChosenChip | None:
 
 
 def main(arguments: list[str], host: Host) -> str:
-    """Return shell `export` lines for the chip that the arguments, PANGU_SIGMA_CHIP or npu-smi name, in this order; else for 910A.
+    """Return the `export` lines that run_scripts/ascend_env.sh evaluates before ranks start: the environment for a chip.
 
-    Prints the chip to standard error. Raises UnknownChip.
+    The chip is named by the first argument, else by PANGU_SIGMA_CHIP, else by npu-smi; else it is 910A. It is printed
+    to standard error. Raises UnknownChip.
     """
     environment = host.environment
     if arguments and arguments[0]:  # a script that sources ours passes "", so that its own arguments are not ours
