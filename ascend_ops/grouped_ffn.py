@@ -25,7 +25,7 @@ class GroupedFFN(nn.Cell):
         Half precision saves memory traffic only: everything is computed and added in float32, and y and each gradient are rounded
         once, to nearest even, when written. A value beyond 65,504 is then infinite: the step sees it in the norm, skips its update
         and halves the loss scale.
-        An expert without rows costs nothing forward and gets zero gradients.
+        An expert without rows costs nothing forward and gets zero gradients. b2 may be None, for zeros.
     Raises RuntimeError if sizes do not fit or offsets do not cut the rows (the kernel returns 3), or for another dtype (2).
     """
 
@@ -44,6 +44,8 @@ class GroupedFFN(nn.Cell):
         self.differentiable = _Differentiable(self.forward, self.backward)
 
     def construct(self, x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1):
+        if b2_AH is None:
+            b2_AH = ops.zeros((w2_AFH.shape[0], w2_AFH.shape[2]), w2_AFH.dtype)
         return self.differentiable(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)[0]
 
 

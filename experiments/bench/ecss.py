@@ -242,7 +242,7 @@ class _Offloaded(HostStore):
         super().__init__(config, tier)
         self.all_rows, self.all_offsets = every_row(config.experts)
 
-    def updated_rows(self, active_A, offsets_A1):
+    def updated_rows(self, active_A, offsets_A1, n=0):
         return self.all_rows, self.all_offsets
 
 

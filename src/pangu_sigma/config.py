@@ -59,6 +59,10 @@ fast_gelu: x · sigmoid(1.702 x). tanh: x/2 · (1 + tanh(√(2/π) (x + 0.044715
 """
 
 
+Segment = Literal["own", "common"]
+"""Kind of a segment of experts: `own`, of a domain's group; `common`, shared by all domains."""
+
+
 class ModelConfig(Section):
     """Section `model`, the network: dense layers inherited from PanGu-α, then RRE layers, whose FFNs are Random Routed Experts."""
 
@@ -80,6 +84,12 @@ class ModelConfig(Section):
     experts_per_domain: Annotated[int, Field(ge=1, le=32_767)] = 1
     """Number of experts of one domain in one RRE layer; a layer stores this number times the number of domains. At most 32,767:
     routing tables hold 16-bit numbers."""
+    segments: Annotated[list[Segment], Field(min_length=1, max_length=16)] = ["own"]
+    """Segments of an RRE layer's FFN: its F inner units are cut evenly into so many parts, and a token has an expert of each, picked
+    by a table of the segment; the FFN is their sum. `own`: experts of the domain, experts_per_domain for each. `common`:
+    common_experts that all domains share. The first is `own` and adds the output bias b2, the only one. [own]: as in the paper."""
+    common_experts: Annotated[int, Field(ge=0, le=32_767)] = 0
+    """Number of experts of each common segment; 0 without one."""
     seq_length: Width = 1024
     """S, number of tokens of a sample, and of rows of both position tables."""
     slot_rows: Annotated[int, Field(ge=1, le=1 << 24)] = 40_000
@@ -98,6 +108,16 @@ class ModelConfig(Section):
         """Number of all layers, dense and RRE."""
         return self.dense_layers + self.rre_layers
 
+    @property
+    def routed(self) -> list[Segment]:
+        """Kind of each of the N segments of all RRE layers: number n is segment n % len(segments) of layer n // len(segments)."""
+        return self.segments * self.rre_layers
+
+    @property
+    def segment_ffn(self) -> int:
+        """Inner width of an expert of one segment."""
+        return self.ffn // len(self.segments)
+
     @model_validator(mode="after")
     def _combinations(self) -> ModelConfig:
         if self.hidden % self.heads:
@@ -105,6 +125,17 @@ class ModelConfig(Section):
         if self.layers < 1:
             raise ValueError(
                 "dense_layers + rre_layers is 0; the last layer is the query layer, so at least 1 is needed"
+            )
+        if self.ffn % len(self.segments):
+            raise ValueError(
+                f"ffn={self.ffn} is not divisible by the {len(self.segments)} segments; change one of them"
+            )
+        if self.segments[0] != "own":
+            raise ValueError("segments begins with common; the first one is own, because it has the output bias")
+        if ("common" in self.segments) != bool(self.common_experts):
+            raise ValueError(
+                f"common_experts={self.common_experts} with segments={self.segments}; give a number above 0 if a segment is "
+                "common, and else 0"
             )
         return self
 
@@ -554,7 +585,7 @@ class Config(Section):
     def check_divisible(self) -> None:
         """Raise ValueError for the first size, such as heads or batch_size, that ranks or blocks do not divide evenly."""
         m, p, sets = self.model, self.parallel, self.data.domain_sets
-        sequences = self.train.batch_size // self.data.domains_per_step
+        sequences, parts = self.train.batch_size // self.data.domains_per_step, len(m.segments)
         for key, value, by, number in (
             ("the number of domains", len(self.domains), "data.domain_sets", sets),
             ("data.domains_per_step", self.data.domains_per_step, "data.domain_sets", sets),
@@ -563,7 +594,7 @@ class Config(Section):
             ("sequences in a block", sequences, "parallel.expert · parallel.data", p.expert * p.data),
             ("model.heads", m.heads, "parallel.tensor", p.tensor),
             ("model.hidden", m.hidden, "parallel.tensor", p.tensor),
-            ("model.ffn", m.ffn, "parallel.tensor", p.tensor),
+            ("model.ffn" + f" / {parts} segments" * (parts > 1), m.segment_ffn, "parallel.tensor", p.tensor),
         ):
             if value % number:
                 raise ValueError(f"{key} ({value}) is not divisible by {by} ({number}); change one of them")
@@ -575,12 +606,16 @@ class Config(Section):
 
     @property
     def experts(self) -> int:
-        """K, number of experts stored in one RRE layer."""
+        """K, number of experts stored in one own segment of an RRE layer: of all domains together."""
         return len(self.domains) * self.model.experts_per_domain
+
+    def stored_experts(self, kind: Segment) -> int:
+        """Return K, the number of experts stored in one segment of this kind."""
+        return self.experts if kind == "own" else self.model.common_experts
 
     @property
     def active_experts(self) -> int:
-        """A, maximum number of experts of one RRE layer that a step can activate."""
+        """A, maximum number of experts of one own segment of an RRE layer that a step can activate."""
         return self.experts if not self.ecss.enabled else self.data.domains_per_step * self.model.experts_per_domain
 
     def on_one_rank(self) -> Config:
@@ -600,6 +635,8 @@ class Config(Section):
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
         norms = 2 * 2 * m.hidden
         dense = m.layers * (attention + norms) + m.dense_layers * ffn + 2 * m.hidden
-        experts = m.rre_layers * self.experts * ffn
+        segment = 2 * m.hidden * m.segment_ffn + m.segment_ffn
+        stored = sum(self.stored_experts(kind) for kind in m.segments)
+        experts = m.rre_layers * (stored * segment + self.experts * m.hidden)
         embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden
         return ParamCount(dense + experts + embeddings, dense, experts, embeddings, dense + m.rre_layers * ffn)

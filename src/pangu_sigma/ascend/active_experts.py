@@ -83,8 +83,8 @@ class FetchExperts(nn.Cell):
         self.fetch = FetchRows(len(FFN_TENSORS))
 
     def construct(self):
-        for layer in range(self.store.layers):
-            tensors = slice(layer * self.store.tensors, (layer + 1) * self.store.tensors)
+        for layer in range(self.store.segments):
+            tensors = self.store.spans[layer]
             buffers = self.buffers[tensors]
             rows = self.fetch(self.store.weights[tensors], self.settings.active_rows[layer], buffers)
             for i in range(len(buffers)):

@@ -135,7 +135,7 @@ class Update(nn.Cell):
         applied = finite * learns
         grad_scale = gradient_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)
-        if self.store.layers:
+        if self.store.segments:
             hyper = self.hyper_experts(lr, grad_scale, applied)
             active_rows, used = self.settings.active_rows, self.settings.used
             updated = (updated, self.store.update(grads[self.dense_count :], active_rows, used, hyper))

@@ -33,6 +33,11 @@ def check_ascend(config: Config) -> None:
         )
     if not config.model.rre_layers:
         return
+    if len(config.model.segments) > 1:
+        raise ConfigError(
+            f"model.segments={config.model.segments}: the Ascend step has one segment yet; train on the CPU, or set "
+            "model.segments=[own]"
+        )
     if not config.ecss.enabled:
         raise ConfigError("ecss.enabled=false: the Ascend step keeps experts on the host; set ecss.enabled=true")
     if config.parallel.gather == "cann" and dispatch_layout(config, ascend=True) != "dropless":

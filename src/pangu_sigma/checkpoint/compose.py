@@ -25,10 +25,10 @@ def compose(config: Config, find: Find) -> Files:
     config = config.on_one_rank()
     dense = [(array.name, array.shape) for array in dense_weights(config)]
     files: Files = {WEIGHTS: {name: SavedArray.whole(_weight(find, WEIGHTS, name, shape)) for name, shape in dense}}
-    for layer in range(config.model.rre_layers):
-        shard = f"{EXPERTS}{layer}"
+    for number in range(len(config.model.routed)):
+        shard = f"{EXPERTS}{number}"
         files[shard] = {}
-        for spec in (spec for spec in array_specs(config) if spec.layer == layer):
+        for spec in (spec for spec in array_specs(config) if spec.layer == number):
             found = find(shard, spec.name, spec.shape)
             if found is None and spec.kind == "weight":
                 raise KeyError(f"{shard}: {spec.name}")

@@ -29,8 +29,8 @@ def shards_of(
         own = {id(p) for p in optimizer.weights}
         dense = {name: p for name, p in dense.items() if id(p) in own}
     shards = {WEIGHTS: dense}
-    for layer in store.numbers:
-        shards[f"{EXPERTS}{layer}"] = store.layer_parameters(layer)
+    for number in store.numbers:
+        shards[f"{EXPERTS}{number}"] = store.parameters_of(number)
     if optimizer is not None:
         shards[OPTIMIZER] = {
             **{f"{name}.moment": p for name, p in zip(dense, optimizer.moments, strict=True)},

@@ -212,7 +212,7 @@ class BatchLoader:
         self, ids_GBS: np.ndarray, domains_M: np.ndarray, taker_B: np.ndarray, room: Capacity
     ) -> tuple[UpdatePlan, np.ndarray]:
         """Return the rank's routing plan, and the number of tokens of each expert in the whole batch [N, K]."""
-        stored = self.config.experts
+        stored = max(self.config.experts, self.config.model.common_experts)
         if not self.table.layers:
             # graphs cannot take empty tensors, so a model without RRE layers carries a plan of zeros
             plans = [RoutingPlan(*(np.zeros((1, 2), np.int32),) * 4) for _ in ids_GBS]

@@ -125,6 +125,8 @@ def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
         tokenizer.size,
         config.model.experts_per_domain,
         PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None,
+        config.model.segments,
+        config.model.common_experts,
     )
 
 

@@ -9,7 +9,7 @@ RRE makes this exact: the experts of a batch are known when it is read, so no pr
 If the device is the CPU, experts that are adjacent in the store (such as the whole group of a domain) are not copied at all: the
 network reads them in place, and Adam updates them there.
 
-Shape suffixes: N RRE layers, K experts stored in a layer, A entries of the active list.
+Shape suffixes: N segments of the RRE layers, K experts stored in a segment, A entries of the active list.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from mindspore import Tensor
 from ascend_ops.half import copy_rows
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, HostStore
-from pangu_sigma.parallel.layout import active_entries
 
 
 class PrefetchedExperts(NamedTuple):
@@ -64,12 +63,16 @@ class Traffic:
 class Prefetcher:
     """Prefetcher of a training step's active experts from the host store. Call `transfer` before each step."""
 
-    def __init__(self, store: HostStore, entries: int, in_place: bool = True):
-        """entries: length of an active list. in_place: True to read experts in the store if possible; False to copy them all."""
+    def __init__(self, store: HostStore, in_place: bool = True):
+        """in_place: True to read experts in the store if possible; False to copy them all."""
         self._store = store
-        self._stored = store.weights[0].shape[0]
+        self._stored_N1 = np.array(store.rows)[:, None]
         dtype = np.float16 if store.dtype == ms.float16 else np.float32
-        shapes = [(entries, *weight.shape[1:]) for weight in store.weights]
+        shapes = [
+            (entries, *store.weights[i].shape[1:])
+            for entries, span in zip(store.entries, store.spans, strict=True)
+            for i in range(span.start, span.stop)
+        ]
         self._sets = [[np.zeros(shape, dtype) for shape in shapes] for _ in range(2)]
         self._buffers = [[Tensor.from_numpy(a) for a in arrays] for arrays in self._sets]
         self._experts = [
@@ -77,11 +80,11 @@ class Prefetcher:
         ]  # the tensors that the network reads: buffers, or rows of the store
         self._in_place = in_place and dtype == np.float32 and ms.get_context("device_target") == "CPU"
         self._filling = 0  # the set that the thread fills for the coming step
-        self._row_bytes = sum(a[0].nbytes for a in self._sets[0]) // store.layers
+        self._row_bytes_N = np.array([sum(a[0].nbytes for a in self._sets[0][span]) for span in store.spans])
         self._thread = ThreadPoolExecutor(1, "prefetch")
         self._announced: np.ndarray | None = None
-        self._brought: Future[int] | None = None
-        self._hits = self._refreshed = 0
+        self._brought: Future[np.ndarray] | None = None
+        self._hits, self._refreshed_N = 0, np.zeros(store.segments, np.int64)
 
     def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[PrefetchedExperts, Traffic]:
         """Return the experts `active_NA` of the next step to run, and start to fetch the experts `coming_NA` of the step after it.
@@ -92,18 +95,18 @@ class Prefetcher:
         announced, self._announced = self._announced, None  # stays None if an error is raised below
         if announced is None or not np.array_equal(announced, active_NA):
             self._settle()
-            self._start(active_NA, np.full_like(active_NA, self._stored))
-        misses, hits, refreshed = self._settle(), self._hits, self._refreshed
+            self._start(active_NA, np.broadcast_to(self._stored_N1, active_NA.shape).astype(active_NA.dtype))
+        misses_N, hits, refreshed_N = self._settle(), self._hits, self._refreshed_N
         stall = time.perf_counter() - started
         front, self._filling = self._filling, 1 - self._filling
         next_NA = self._start(coming_NA, active_NA)
         self._announced = coming_NA.copy()
         traffic = Traffic(
-            fetched_bytes=misses * self._row_bytes,
-            refreshed_bytes=refreshed * self._row_bytes,
-            returned_bytes=int((active_NA < self._stored).sum()) * self._row_bytes,
-            hits=hits + refreshed,
-            misses=misses,
+            fetched_bytes=int(misses_N @ self._row_bytes_N),
+            refreshed_bytes=int(refreshed_N @ self._row_bytes_N),
+            returned_bytes=int((active_NA < self._stored_N1).sum(axis=1) @ self._row_bytes_N),
+            hits=hits + int(refreshed_N.sum()),
+            misses=int(misses_N.sum()),
             stall_seconds=stall,
         )
         return PrefetchedExperts(
@@ -115,23 +118,23 @@ class Prefetcher:
         next_NA = np.full_like(active_NA, -1)
         rows = [weight.asnumpy() for weight in self._store.weights]
         missing: list[tuple[int, int, int]] = []
-        self._hits = self._refreshed = 0
-        for layer, (coming_A, active_A) in enumerate(zip(coming_NA, active_NA, strict=True)):
-            tensors = range(layer * self._store.tensors, (layer + 1) * self._store.tensors)
-            in_place = self._in_place and coming_A[-1] < self._stored and (np.diff(coming_A) == 1).all()
-            for i in tensors:
+        self._hits, self._refreshed_N = 0, np.zeros(self._store.segments, np.int64)
+        for n, (coming_A, active_A) in enumerate(zip(coming_NA, active_NA, strict=True)):
+            coming_A, span, stored = coming_A[: self._store.entries[n]], self._store.spans[n], self._store.rows[n]
+            in_place = self._in_place and coming_A[-1] < stored and (np.diff(coming_A) == 1).all()
+            for i in range(span.start, span.stop):
                 view = Tensor.from_numpy(rows[i][coming_A[0] : coming_A[-1] + 1]) if in_place else None
                 self._experts[self._filling][i] = self._buffers[self._filling][i] if view is None else view
             if in_place:
                 self._hits += len(coming_A)
                 continue
             entries = {int(expert): entry for entry, expert in enumerate(active_A)}
-            for entry, expert in enumerate(coming_A[coming_A < self._stored].tolist()):
+            for entry, expert in enumerate(coming_A[coming_A < stored].tolist()):
                 if expert in entries:
-                    next_NA[layer, entries[expert]] = entry
-                    self._refreshed += 1
+                    next_NA[n, entries[expert]] = entry
+                    self._refreshed_N[n] += 1
                 else:
-                    missing.append((layer, entry, expert))
+                    missing.append((n, entry, expert))
         self._brought = self._thread.submit(
             self._bring, rows, self._sets[self._filling], missing, coming_NA.copy(), active_NA.copy()
         )
@@ -144,27 +147,27 @@ class Prefetcher:
         missing: list[tuple[int, int, int]],
         coming_NA: np.ndarray,
         active_NA: np.ndarray,
-    ) -> int:
+    ) -> np.ndarray:
         store = self._store
-        for layer, coming_A in enumerate(coming_NA):
-            for expert in coming_A[coming_A < self._stored].tolist():
-                store.tier.prefetch(layer, expert)
-        for layer, entry, expert in missing:
-            for i in range(layer * store.tensors, (layer + 1) * store.tensors):
+        for n, coming_A in enumerate(coming_NA):
+            for expert in coming_A[coming_A < store.rows[n]].tolist():
+                store.tier.prefetch(n, expert)
+        for n, entry, expert in missing:
+            for i in range(store.spans[n].start, store.spans[n].stop):
                 copy_rows(rows[i][expert], buffers[i][entry])
         needed_NA = np.concatenate([active_NA, coming_NA], axis=1)
-        store.tier.used([needed_A[needed_A < self._stored] for needed_A in needed_NA])
-        return len(missing)
+        store.tier.used([needed_A[needed_A < rows] for needed_A, rows in zip(needed_NA, store.rows, strict=True)])
+        return np.bincount([n for n, _, _ in missing], minlength=store.segments)
 
-    def _settle(self) -> int:
-        """Wait for the thread. Returns the number of experts that it fetched."""
+    def _settle(self) -> np.ndarray:
+        """Wait for the thread. Returns the number of experts that it fetched of each segment, [N]."""
         brought, self._brought = self._brought, None
-        return brought.result() if brought is not None else 0
+        return brought.result() if brought is not None else np.zeros(self._store.segments, np.int64)
 
 
 def make_prefetcher(config: Config, store: ExpertStore, in_place: bool = True) -> Prefetcher | None:
     """Make the prefetcher of a host store; None for other stores or without `ecss.prefetch`. in_place: True to let the network read
     experts in the store, without a copy, where it can."""
-    if not isinstance(store, HostStore) or not store.layers or not config.ecss.prefetch:
+    if not isinstance(store, HostStore) or not store.segments or not config.ecss.prefetch:
         return None
-    return Prefetcher(store, active_entries(config), in_place)
+    return Prefetcher(store, in_place)

@@ -1,6 +1,6 @@
 """Expert stores: they keep the experts' weights and Adam state, give the active ones to the network, and update them.
 
-Shape suffixes: N RRE layers, K experts that this rank stores in a layer (one process: all), A active experts.
+Shape suffixes: N segments of the RRE layers, K experts that this rank stores in a segment (one process: all), A active experts.
 
 Two stores have one contract, so that the training step does not depend on the kind:
 
@@ -22,15 +22,15 @@ from ascend_ops.adam import AdamRows, every_row
 from ascend_ops.half import CastWeights
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS, ffn_tensors
-from pangu_sigma.parallel.layout import share_of
+from pangu_sigma.model.pangu_sigma import ffn_tensors, tensor_spans
+from pangu_sigma.parallel.layout import entries_of_segments, share_of
 
 
 class ExpertStore(nn.Cell):
     """Weights and Adam state of the experts of a rank's RRE layers: `HostStore` with ECSS, `DeviceStore` without.
     fetch(active_NA, brought) -> FFN_TENSORS of every layer, [A, …], in the network's dtype: arguments of `PanGuSigma`.
     update(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> number of rows updated, float32 [1]; runs Adam in place.
-    updated_rows(active_A, offsets_A1) -> the rows of a layer that `update` changes, as `AdamRows` takes them.
+    updated_rows(active_A, offsets_A1, n) -> the rows of segment n that `update` changes, as `AdamRows` takes them.
     brought, next_NA, copies: `PrefetchedExperts.experts`, `.next_NA` and `.buffers` of a `Prefetcher`; else (), None and ().
     """
 
@@ -38,11 +38,15 @@ class ExpertStore(nn.Cell):
         super().__init__()
         share = share_of(config, rank)
         self.held, self.experts = share.held, config.experts
-        """Ids of the experts in the store's rows, ascending, and the number of experts on all ranks."""
-        self.numbers = share.layers
-        """Numbers of the store's RRE layers among those of the network: all of them, unless pipeline stages divide the layers."""
-        self.tensors = len(FFN_TENSORS)
-        self.layers = len(self.numbers)
+        """Ids of the experts in the rows of an own segment, ascending, and the number of such experts on all ranks."""
+        parts, entries = len(config.model.segments), entries_of_segments(config)
+        self.numbers = [layer * parts + part for layer in share.layers for part in range(parts)]
+        """Numbers of the store's segments among those of all RRE layers: all, unless pipeline stages divide the layers."""
+        self.segments = len(self.numbers)
+        self.spans = [slice(*span) for span in tensor_spans(config.model, self.segments)]
+        """Where the tensors of each segment stand in `weights`."""
+        self.entries = [entries[number] for number in self.numbers]
+        """Length of each segment's list of active experts. The lists of a plan are as long as the longest."""
         self.tier = tier
         self.dtype = getattr(ms, config.train.compute_dtype)
         self.cast = CastWeights(self.dtype)
@@ -52,32 +56,35 @@ class ExpertStore(nn.Cell):
             for kind in ("weight", "moment", "variance", "step")
         )
         rate = config.train.optimizer.weight_decay
-        self.decay = Tensor(np.array([rate * decay for *_, decay in ffn_tensors(config.model)], np.float32))
+        decay = np.array([rate * decay for *_, decay in ffn_tensors(config.model)], np.float32)
+        self.decay = [Tensor(decay[: span.stop - span.start]) for span in self.spans]
+        self.rows = [step.shape[0] for step in self.steps]
+        """Number of experts that the store has of each segment."""
         self.adam = AdamRows()
 
-    def layer_parameters(self, layer: int) -> dict[str, Parameter]:
-        """Return the parameters of the experts of the RRE layer with this number, by name."""
-        return {spec.name: parameter for spec, parameter in self._made if spec.layer == layer}
+    def parameters_of(self, number: int) -> dict[str, Parameter]:
+        """Return the parameters of the experts of the segment with this number, by name."""
+        return {spec.name: parameter for spec, parameter in self._made if spec.layer == number}
 
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
         """Update experts in place by Adam, and return the number of updated rows, float32 [1]. grads: gradients of what `fetch`
         returned. hyper: as `Hyper` returns. next_NA, copies: `PrefetchedExperts.next_NA` and `.buffers`, if there are any."""
         updated = 0.0
-        for layer in range(self.layers):
-            own = slice(layer * self.tensors, (layer + 1) * self.tensors)
-            active_A, offsets_A1 = self.updated_rows(active_NA[layer], offsets_NA1[layer])
+        for n in range(self.segments):
+            own, entries = self.spans[n], self.entries[n]
+            active_A, offsets_A1 = self.updated_rows(active_NA[n, :entries], offsets_NA1[n, : entries + 1], n)
             updated = updated + self.adam(
                 self.weights[own],
                 self.moments[own],
                 self.variances[own],
                 grads[own],
-                self.steps[layer],
+                self.steps[n],
                 active_A,
                 offsets_A1,
                 hyper,
-                self.decay,
+                self.decay[n],
                 copies[own],
-                None if next_NA is None else next_NA[layer],
+                None if next_NA is None else next_NA[n, :entries],
             )
         return updated
 
@@ -89,21 +96,20 @@ class HostStore(ExpertStore):
         super().__init__(config, tier, rank)
         self.lookup = ops.Gather()
         self.lookup.set_device("CPU")
-        self.last = len(self.held) - 1
 
     def fetch(self, active_NA, brought=()):
         """Return the weights of the active experts for the network, or `brought`, if a prefetcher has fetched them already."""
         if brought:
             return brought
         # unused entries hold K: they read some row, and nobody reads theirs
-        active_NA = ops.minimum(active_NA, self.last)
         fetched: tuple = ()
-        for i in range(len(self.weights)):
-            rows = self.lookup(self.weights[i], active_NA[i // self.tensors], 0)
-            fetched += (self.cast(rows),)
+        for n in range(self.segments):
+            active_A = ops.minimum(active_NA[n, : self.entries[n]], self.rows[n] - 1)
+            for i in range(self.spans[n].start, self.spans[n].stop):
+                fetched += (self.cast(self.lookup(self.weights[i], active_A, 0)),)
         return fetched
 
-    def updated_rows(self, active_A, offsets_A1):
+    def updated_rows(self, active_A, offsets_A1, n=0):
         """Return the arguments unchanged, because only active experts are updated: their row numbers, and their token offsets."""
         return active_A, offsets_A1
 
@@ -113,7 +119,7 @@ class DeviceStore(ExpertStore):
 
     def __init__(self, config: Config, tier: HostTier, rank: int = 0):
         super().__init__(config, tier, rank)
-        self.all_rows, self.all_offsets = every_row(len(self.held))
+        self.all_rows = [every_row(rows) for rows in self.rows]
 
     def fetch(self, active_NA, brought=()):
         """Return the weights of all experts for the network."""
@@ -122,9 +128,9 @@ class DeviceStore(ExpertStore):
             weights += (self.cast(weight),)
         return weights
 
-    def updated_rows(self, active_A, offsets_A1):
+    def updated_rows(self, active_A, offsets_A1, n=0):
         """Return the row numbers of all experts, and token offsets by which each expert has a token, so that Adam updates it."""
-        return self.all_rows, self.all_offsets
+        return self.all_rows[n]
 
 
 def make_store(config: Config, tier: HostTier | None = None, rank: int = 0) -> ExpertStore:
@@ -138,16 +144,19 @@ def array_specs(config: Config, rank: int = 0) -> list[ArraySpec]:
     share = share_of(config, rank)
     held = share.held
     drawn = tuple(np.isin(np.arange(config.experts), held).tolist())
+    model, parts = config.model, len(config.model.segments)
     moments = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # NumPy has no bfloat16: its bits
     replicated = config.model.expert_init == "replicated"
     specs = []
-    for layer in share.layers:
-        for name, shape, init, decay in ffn_tensors(config.model):
-            full = (len(held), *shape)
+    for n, part in ((layer * parts + part, part) for layer in share.layers for part in range(parts)):
+        own = model.segments[part] == "own"
+        rows = len(held) if own else model.common_experts
+        for name, shape, init, decay in ffn_tensors(model, part):
+            full = (rows, *shape)
             specs += [
-                ArraySpec(layer, name, "weight", full, "float32", init, replicated, decay, drawn),
-                ArraySpec(layer, f"{name}.moment", "moment", full, moments),
-                ArraySpec(layer, f"{name}.variance", "variance", full, moments),
+                ArraySpec(n, name, "weight", full, "float32", init, replicated, decay, drawn if own else ()),
+                ArraySpec(n, f"{name}.moment", "moment", full, moments),
+                ArraySpec(n, f"{name}.variance", "variance", full, moments),
             ]
-        specs.append(ArraySpec(layer, "step", "step", (len(held),), "int32"))
+        specs.append(ArraySpec(n, "step", "step", (rows,), "int32"))
     return specs

@@ -16,5 +16,5 @@ class Weights(Protocol):
     def tensor(self, name: str) -> np.ndarray:
         """Return a dense tensor by its name in the network."""
 
-    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        """Return a tensor of an expert. layer: index among the RRE layers. number: index of the expert in the layer."""
+    def expert(self, segment: int, number: int, name: str) -> np.ndarray:
+        """Return a tensor of an expert. segment: index among those of all RRE layers. number: index of the expert in it."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import mindspore as ms
@@ -37,6 +38,9 @@ from pangu_sigma.rre.experts import Experts, grouped_experts
 
 FFN_TENSORS = ("w1", "b1", "w2", "b2")
 """Names of the tensors of an FFN; for the active experts of a layer their shapes are [A, F, H], [A, F], [A, F, H] and [A, H]."""
+
+NO_BIAS = FFN_TENSORS[:-1]
+"""Names of the tensors of an expert of a further segment: the first segment's b2 is the output bias of the layer."""
 
 MASKED = -10_000.0
 """Number added to the attention scores of masked positions (PanGu-α's value; float16 can represent it)."""
@@ -120,7 +124,8 @@ class DenseFFN(nn.Cell):
 
 class RoutedFFN(nn.Cell):
     """FFN of an RRE layer: construct sends each row of x_TH to its token's expert, and returns residual_TH + the result, unweighted
-    (there is no gate). order, inverse, offsets: the routing plan, as `Experts` takes it. w1 … b2: weights of the active experts."""
+    (there is no gate). order, inverse, offsets: the routing plan, as `Experts` takes it. w1 … b2: weights of the active experts.
+    further: order, inverse, offsets, w1, b1 and w2 of each further segment, whose results are added."""
 
     def __init__(self, config: ModelConfig, experts: Experts, layer: int):
         super().__init__()
@@ -128,13 +133,20 @@ class RoutedFFN(nn.Cell):
         self.drop = Dropout(config.dropout, dropout_site(layer, 2))
         self.drops = config.dropout > 0
 
-    def construct(self, residual_TH, x_TH, draws_B4, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH):
-        rows = self.dispatch(x_TH, order, inverse_T)
-        rows = self.ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
-        if not self.drops or not self.training:
-            return self.combine(rows, inverse_T, order, residual_TH)
-        back_TH = self.combine(rows, inverse_T, order, F.zeros_like(residual_TH))  # dropped by token, not by row
-        return residual_TH + self.drop(back_TH, draws_B4)  # on the CPU only, so without a strategy
+    def construct(
+        self, residual_TH, x_TH, draws_B4, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH, *further
+    ):
+        drops = self.drops and self.training
+        rows = self.ffn(self.dispatch(x_TH, order, inverse_T), w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
+        start_TH = F.zeros_like(residual_TH) if drops else residual_TH  # dropped by token, not by row
+        sum_TH = self.combine(rows, inverse_T, order, start_TH)
+        for i in range(0, len(further), 6):
+            order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH = further[i : i + 6]
+            rows = self.ffn(self.dispatch(x_TH, order, inverse_T), w1_AFH, b1_AF, w2_AFH, None, offsets_A1)
+            sum_TH = self.combine(rows, inverse_T, order, sum_TH)
+        return (
+            residual_TH + self.drop(sum_TH, draws_B4) if drops else sum_TH
+        )  # drops on the CPU only, so without a strategy
 
 
 class Layer(nn.Cell):
@@ -241,6 +253,8 @@ class PanGuSigma(nn.Cell):
         self.head = head(slots, dtype)
         self.hidden_from = AttentionMask()
         self.first_routed = config.dense_layers
+        self.segments, self.spans = len(config.segments), tensor_spans(config, len(config.routed))
+        self.ragged = bool(config.common_experts)  # segments differ in the number of their active experts
         self.last = config.layers - 1
         self.dtype = dtype
 
@@ -270,10 +284,15 @@ class PanGuSigma(nn.Cell):
             if i < self.first_routed:
                 x_TH = self.layers[i](x_TH, query_TH, unseen, draws_B4)
             else:
-                n = i - self.first_routed
-                weights = experts[len(FFN_TENSORS) * n : len(FFN_TENSORS) * (n + 1)]
-                offsets_A1 = None if offsets_NA1 is None else offsets_NA1[n]
-                x_TH = self.layers[i](x_TH, query_TH, unseen, draws_B4, order[n], inverse_NT[n], offsets_A1, *weights)
+                routed: tuple = ()
+                for s in range(self.segments):
+                    n = (i - self.first_routed) * self.segments + s
+                    weights = experts[self.spans[n][0] : self.spans[n][1]]
+                    offsets_A1 = None if offsets_NA1 is None else offsets_NA1[n]
+                    if self.ragged and offsets_A1 is not None:
+                        offsets_A1 = offsets_A1[: F.shape(weights[0])[0] + 1]
+                    routed += (order[n], inverse_NT[n], offsets_A1, *weights)
+                x_TH = self.layers[i](x_TH, query_TH, unseen, draws_B4, *routed)
         return x_TH
 
     def logits(self, hidden_TH, slots_M):
@@ -320,12 +339,28 @@ class AttentionMask(nn.Cell):
         return self.heads(self.multiply(unseen_BSS, MASKED), 1)
 
 
-def ffn_tensors(config: ModelConfig) -> list[tuple[str, tuple[int, ...], ms.common.initializer.Initializer, bool]]:
-    """Return name, shape, initialiser and weight decay (True or False) of each tensor of one FFN, dense or expert."""
+def ffn_tensors(
+    config: ModelConfig, segment: int | None = None
+) -> list[tuple[str, tuple[int, ...], ms.common.initializer.Initializer, bool]]:
+    """Return name, shape, initialiser and weight decay (True or False) of each tensor of a dense layer's FFN, or of one expert.
+
+    segment: number of the expert's segment in its layer; only segment 0 has b2. None: a dense layer.
+    """
     down = Normal(config.init_std / math.sqrt(2 * config.layers))
-    return [
-        ("w1", (config.ffn, config.hidden), Normal(config.init_std), True),
-        ("b1", (config.ffn,), Zero(), False),
-        ("w2", (config.ffn, config.hidden), down, True),
+    width = config.ffn if segment is None else config.segment_ffn
+    tensors = [
+        ("w1", (width, config.hidden), Normal(config.init_std), True),
+        ("b1", (width,), Zero(), False),
+        ("w2", (width, config.hidden), down, True),
         ("b2", (config.hidden,), Zero(), False),
     ]
+    return tensors[: len(NO_BIAS)] if segment else tensors
+
+
+def tensor_spans(config: ModelConfig, segments: int) -> list[tuple[int, int]]:
+    """Return where the tensors of each segment stand in a list of the tensors of some: first and end. segments: their number, those
+    of whole layers."""
+    ends = [0]
+    for n in range(segments):
+        ends.append(ends[-1] + len(NO_BIAS if n % len(config.segments) else FFN_TENSORS))
+    return list(pairwise(ends))

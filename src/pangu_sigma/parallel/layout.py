@@ -138,6 +138,12 @@ def active_entries(config: Config) -> int:
     return config.active_experts // (config.parallel.groups * config.parallel.expert)
 
 
+def entries_of_segments(config: Config) -> list[int]:
+    """Return the length of the list of active experts on one rank, for each segment of all RRE layers."""
+    own, common = active_entries(config), config.model.common_experts
+    return [own if kind == "own" else common for kind in config.model.routed]
+
+
 def active_in_group(config: Config) -> int:
     """Return how many experts of a layer a group of ranks uses in a step: all experts of the domains that it trains on."""
     return config.data.domains_per_step * config.model.experts_per_domain // config.parallel.groups

@@ -113,14 +113,16 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
     layers = rre_layers_of_stage(config, stage)
     count = len(layers) if alike and layers else 1
     arrays = []
-    for layer in layers[::count]:
-        for name, shape, axis in _ffn_tensors(config):
+    parts = len(config.model.segments)
+    for n, part in ((layer * parts + part, part) for layer in layers[::count] for part in range(parts)):
+        stored = config.stored_experts(config.model.segments[part])
+        for name, shape, axis in _ffn_tensors(config, part):
             behind = None if axis is None else axis + 1
-            weight = _expert_array(config, count, f"experts.{layer}.{name}", (config.experts, *shape), behind, device)
+            weight = _expert_array(config, count, f"experts.{n}.{name}", (stored, *shape), behind, device)
             moment = replace(weight, name=f"{weight.name}.moment", kind="moment", dtype=moments)
             variance = replace(weight, name=f"{weight.name}.variance", kind="variance", dtype=moments)
             arrays += [weight, moment, variance]
-        step = _expert_array(config, count, f"experts.{layer}.step", (config.experts,), None, device)
+        step = _expert_array(config, count, f"experts.{n}.step", (stored,), None, device)
         arrays.append(replace(step, kind="step", dtype="int32"))
     return arrays
 
@@ -202,10 +204,15 @@ def _norm(name: str, hidden: int) -> Tensors:
     yield f"{name}.bias", (hidden,), None, "float32"
 
 
-def _ffn_tensors(config: Config) -> list[tuple[str, Shape, int | None]]:
-    """Return name, shape and tensor-parallel axis of each tensor of one FFN."""
-    hidden, ffn = config.model.hidden, config.model.ffn
-    return [("w1", (ffn, hidden), 0), ("b1", (ffn,), 0), ("w2", (ffn, hidden), 0), ("b2", (hidden,), None)]
+def _ffn_tensors(config: Config, segment: int | None = None) -> list[tuple[str, Shape, int | None]]:
+    """Return name, shape and tensor-parallel axis of each tensor of a dense layer's FFN, or of an expert of a segment."""
+    hidden, ffn = config.model.hidden, config.model.ffn if segment is None else config.model.segment_ffn
+    tensors: list[tuple[str, Shape, int | None]] = [
+        ("w1", (ffn, hidden), 0),
+        ("b1", (ffn,), 0),
+        ("w2", (ffn, hidden), 0),
+    ]
+    return tensors if segment else [*tensors, ("b2", (hidden,), None)]
 
 
 def _dense_array(config: Config, count: int, name: str, shape: Shape, axis: int | None, used_as: str) -> Array:

@@ -14,9 +14,9 @@ import numpy as np
 from pangu_sigma.config import Config
 from pangu_sigma.parallel.layout import (
     Layout,
-    active_entries,
     active_in_group,
     data_rank_of,
+    entries_of_segments,
     even_rows_received,
     share_of,
 )
@@ -58,7 +58,8 @@ class Planner:
         self._held_PK = np.stack([share_of(config, peer).held for peer in grid.peers(rank, "expert")])
         self._row_PK = np.full((parallel.expert, config.experts), -1)  # of each expert in the store of each peer
         np.put_along_axis(self._row_PK, self._held_PK, np.arange(self._held_PK.shape[1])[None], axis=1)
-        self._entries = active_entries(config)
+        self._entries_N = entries_of_segments(config)
+        self._common_N = [config.model.common_experts * (kind == "common") for kind in config.model.routed]
         stored = config.model.experts_per_domain  # of each domain; its ranks have equally many, in order
         holder_K = np.arange(config.experts) % stored // (stored // parallel.expert)
         self._receivers = Receivers(layout, parallel.groups, holder_K)
@@ -90,11 +91,12 @@ class Planner:
         layers, micro = experts_NGBS.shape[:2]
         group_NT = experts_NGBS[:, :, np.isin(taker_B, self.group)].reshape(layers, -1)
         own_NGT = experts_NGBS[:, :, self.own(taker_B)].reshape(layers, micro, -1)
-        active_PNA = np.stack([self._active(row_K[group_NT]) for row_K in self._row_PK])
+        active_PNA = np.stack([self._active(self._rows(row_K, group_NT)) for row_K in self._row_PK])
         row_K, active_NA = self._row_PK[self._peer], active_PNA[self._peer]
-        used_NA = np.stack([self._tokens(row_K[e_T])[a] for e_T, a in zip(group_NT, active_NA, strict=True)])
+        rows_NT = self._rows(row_K, group_NT)
+        used_NA = np.stack([_tokens(rows_T, a) for rows_T, a in zip(rows_NT, active_NA, strict=True)])
         if self.layout == "local":
-            return UpdatePlan(plan_rows(row_K[own_NGT], active_NA), used_NA, 0)
+            return UpdatePlan(plan_rows(self._rows(row_K, own_NGT), active_NA), used_NA, 0)
         sent = sent_rows(experts_NGBS, taker_B, self._takers, self._config.experts)
         kept = self._kept(sent, room, own_NGT.shape[-1])
         no_expert = np.full((len(self._held_PK), 1), -1)  # at unused entries
@@ -112,10 +114,18 @@ class Planner:
                 check_arrived(self._receivers.arrived(sent_NGDK), room.arrived, even)
         return self._receivers.kept(sent_NGDK, room)
 
-    def _active(self, rows_NT: np.ndarray) -> np.ndarray:
-        """Return the active list of each layer. rows_NT: row of each token's expert in a rank's store, -1 if it is not there."""
-        return active_lists([rows_T[rows_T >= 0] for rows_T in rows_NT], self._held_PK.shape[1], self._entries)
+    def _rows(self, row_K: np.ndarray, experts_N: np.ndarray) -> np.ndarray:
+        """Return the row of each expert in a rank's store, -1 if it is not there. In a common segment experts are rows as they are."""
+        return np.stack(
+            [experts if common else row_K[experts] for experts, common in zip(experts_N, self._common_N, strict=True)]
+        )
 
-    def _tokens(self, rows_T: np.ndarray) -> np.ndarray:
-        """Return the number of tokens of each row of the store, and 0 for the row number of unused entries."""
-        return np.bincount(rows_T[rows_T >= 0], minlength=self._held_PK.shape[1] + 1)
+    def _active(self, rows_NT: np.ndarray) -> np.ndarray:
+        """Return the active list of each segment. rows_NT: row of each token's expert in a rank's store, -1 if it is not there."""
+        stored_N = [common or self._held_PK.shape[1] for common in self._common_N]
+        return active_lists([rows_T[rows_T >= 0] for rows_T in rows_NT], stored_N, self._entries_N)
+
+
+def _tokens(rows_T: np.ndarray, active_A: np.ndarray) -> np.ndarray:
+    """Return the number of tokens of each entry of an active list, 0 for unused ones. rows_T: row of each token's expert, or -1."""
+    return np.bincount(rows_T[rows_T >= 0], minlength=active_A.max() + 1)[active_A]

@@ -86,7 +86,8 @@ class PaddedFFN(ActivatedFFN):
 
     def construct(self, x_ACH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, offsets_A1):
         inner_ACF = self.activated(self.add_up(self.up(x_ACH, w1_AFH), b1_A1F))
-        return self.add_down(self.down(inner_ACF, w2_AFH), b2_A1H)
+        outer_ACH = self.down(inner_ACF, w2_AFH)
+        return outer_ACH if b2_A1H is None else self.add_down(outer_ACH, b2_A1H)
 
 
 class _PaddedDispatch(nn.Cell):

@@ -1,6 +1,7 @@
 """Routing plan of a batch: its active experts, and the dispatch of every token. The host makes it from the token ids.
 
-Shape suffixes: N RRE layers, G micro-batches, B batch, S sequence, T tokens = B·S, A entries of the active list, C capacity.
+Shape suffixes: N segments of all RRE layers, G micro-batches, B batch, S sequence, T tokens = B·S, A entries of the active list, C
+capacity.
 
 The device never sorts, counts or compares: dispatch is a gather by `order`, combine is a gather by `inverse`, and each is the
 gradient of the other.
@@ -43,23 +44,24 @@ def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, posi
     return table.route(ids_GBS, np.broadcast_to(domains_GB[..., None], ids_GBS.shape), positions_GBS)
 
 
-def active_lists(experts_N: Sequence[np.ndarray] | np.ndarray, stored: int, entries: int) -> np.ndarray:
-    """Return the active list of each layer, int64 [N, A]: the distinct experts of its tokens, ascending.
+def active_lists(
+    experts_N: Sequence[np.ndarray] | np.ndarray, stored_N: Sequence[int], entries_N: Sequence[int]
+) -> np.ndarray:
+    """Return the active list of each segment, int64 [N, A]: the distinct experts of its tokens, ascending; A is the longest list.
 
-    stored: K, experts stored in a layer.
-    entries: A, length of the active list. If it is K, the entry of each expert is its own number.
-    Raises ConfigError if the batch activates more than `entries` experts.
+    stored_N: experts stored in each segment, K.
+    entries_N: length of each segment's list. If it is K, the entry of each expert is its own number.
+    Raises ConfigError if the batch activates more experts than the list has entries.
     """
-    used_N = [np.arange(stored) if entries == stored else np.unique(experts) for experts in experts_N]
-    most = max(len(used) for used in used_N)
-    if most > entries:
-        raise ConfigError(
-            f"the batch activates {most} experts of a layer, but the active list has {entries} entries; "
-            "raise data.domains_per_step, or put fewer domains in a batch"
-        )
-    # the same length for all layers and steps: a graph is compiled for fixed shapes
-    active_NA = np.full((len(used_N), entries), stored)
-    for active_A, used in zip(active_NA, used_N, strict=True):
+    # the same length for all segments and steps: a graph is compiled for fixed shapes
+    active_NA = np.full((len(experts_N), max(entries_N)), np.array(stored_N)[:, None])
+    for active_A, experts, stored, entries in zip(active_NA, experts_N, stored_N, entries_N, strict=True):
+        used = np.arange(stored) if entries == stored else np.unique(experts)
+        if len(used) > entries:
+            raise ConfigError(
+                f"the batch activates {len(used)} experts of a layer, but the active list has {entries} entries; "
+                "raise data.domains_per_step, or put fewer domains in a batch"
+            )
         active_A[: len(used)] = used
     return active_NA
 

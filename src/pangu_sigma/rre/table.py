@@ -1,6 +1,7 @@
 """Routing tables: level 2 of RRE, token id → expert of the domain's group, drawn once and never learned.
 
-Shape suffixes: N RRE layers, D domains, V vocabulary, E experts of one domain.
+Shape suffixes: N segments of all RRE layers (the layers themselves, if each has one), D domains, V vocabulary, E experts of one
+domain.
 
 `random` is the paper's table (a shuffled round robin: every expert gets the same number of token *ids*). Real text is Zipf
 distributed, so equal numbers of ids are not equal load; `balanced` packs ids by their frequency instead, and spreads an id that
@@ -14,14 +15,16 @@ import heapq
 import math
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pangu_sigma.config import ConfigError, RoutingConfig
+from pangu_sigma.config import ConfigError, RoutingConfig, Segment
 from pangu_sigma.errors import DataError
 
+_COMMON = ("common_N", "common_spread_V")
 _FIX = "the file is damaged, take it from a copy of the run or the export"
 _MOST_BYTES = 4 << 30
 """Size limit in bytes of a table that is read; that of `sigma_1t` has some 30 MB. A few kilobytes of zip can unpack to more than
@@ -30,16 +33,21 @@ any memory holds."""
 
 @dataclass(frozen=True)
 class RoutingTable:
-    """Routing tables of all RRE layers.
+    """Routing tables of all RRE layers, one for each segment.
 
-    first_NDV: expert within the domain's group for a token at position 0, int16.
+    first_NDV: expert within the domain's group for a token at position 0, int16; in a common segment it is one of all experts, and
+        the same for all domains.
     spread_DV: number of neighbouring experts over which the id is spread by position, int16; 1 for almost every id.
-    experts: E, experts of one domain in a layer.
+    experts: E, experts of one domain in a segment.
+    common_N: number of experts of each segment that is common, and 0 for the others, int16; None if none is common.
+    common_spread_V: as spread_DV, for common segments.
     """
 
     first_NDV: np.ndarray
     spread_DV: np.ndarray
     experts: int
+    common_N: np.ndarray | None = None
+    common_spread_V: np.ndarray | None = None
 
     @property
     def layers(self) -> int:
@@ -52,11 +60,14 @@ class RoutingTable:
         digest = hashlib.sha256(f"{self.first_NDV.shape} {self.experts}".encode())
         digest.update(np.ascontiguousarray(self.first_NDV).tobytes())
         digest.update(np.ascontiguousarray(self.spread_DV).tobytes())
+        for array in (self.common_N, self.common_spread_V):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the tables to an .npz file."""
-        np.savez_compressed(path, first_NDV=self.first_NDV, spread_DV=self.spread_DV, experts=self.experts)
+        common = {} if self.common_N is None else {name: getattr(self, name) for name in _COMMON}
+        np.savez_compressed(path, first_NDV=self.first_NDV, spread_DV=self.spread_DV, experts=self.experts, **common)
 
     @classmethod
     def load(cls, path: Path) -> RoutingTable:
@@ -66,17 +77,19 @@ class RoutingTable:
                 first_NDV, spread_DV, experts = (
                     _array(archive, name) for name in ("first_NDV", "spread_DV", "experts")
                 )
+                common = [_array(archive, name) for name in _COMMON if f"{name}.npy" in archive.namelist()]
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}; {_FIX}") from error
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, ValueError) as error:
             raise DataError(f"{path}: is not what was written ({error}); {_FIX}") from error
-        table = cls(first_NDV, spread_DV, int(experts) if experts.ndim == 0 and experts.dtype.kind == "i" else 0)
+        number = int(experts) if experts.ndim == 0 and experts.dtype.kind == "i" else 0
+        table = cls(first_NDV, spread_DV, number, *common)
         table._check(path)
         return table
 
     def _check(self, path: Path) -> None:
         """Check dtypes, shapes and ranges of loaded tables. Raises DataError if one is wrong."""
-        first, spread = self.first_NDV, self.spread_DV
+        first, spread, common = self.first_NDV, self.spread_DV, self._common
         for fits, wrong in (
             (first.dtype == spread.dtype == np.int16, "numbers are not of 16 bits"),
             (
@@ -84,24 +97,41 @@ class RoutingTable:
                 f"shapes {first.shape} and {spread.shape} do not fit",
             ),
             (self.experts >= 1, "the number of experts is missing"),
+            (
+                common.shape == first.shape[:1] and self._spread_of_common.shape == spread.shape[-1:],
+                "common segments do not fit",
+            ),
         ):
             if not fits:
                 raise DataError(f"{path}: {wrong}; {_FIX}")
         for name, values, least, most in (
-            ("first_NDV", first, 0, self.experts - 1),
+            ("first_NDV", first[common == 0], 0, self.experts - 1),
+            *[("first_NDV", first[n], 0, int(common[n]) - 1) for n in np.flatnonzero(common)],
             ("spread_DV", spread, 1, self.experts),
+            ("common_spread_V", self._spread_of_common, 1, max(int(common.max(initial=0)), 1)),
         ):
             if values.size and not (least <= values.min() and values.max() <= most):
                 raise DataError(f"{path}: {name} has numbers outside of {least} … {most}; {_FIX}")
+
+    @property
+    def _common(self) -> np.ndarray:
+        return np.zeros(self.layers, np.int16) if self.common_N is None else self.common_N
+
+    @property
+    def _spread_of_common(self) -> np.ndarray:
+        return np.ones(self.spread_DV.shape[-1], np.int16) if self.common_spread_V is None else self.common_spread_V
 
     def route(self, ids: np.ndarray, domains: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Return the expert of every token in every layer, numbered over the whole layer (0 … D·E − 1).
 
         ids, domains, positions: int arrays of one shape [...]. Returns int32 [N, ...].
         """
+        first = self.first_NDV[:, domains, ids]
         shift = positions % self.spread_DV[domains, ids]
-        local = (self.first_NDV[:, domains, ids] + shift) % self.experts
-        return (domains * self.experts + local).astype(np.int32)
+        experts = (domains * self.experts + (first + shift) % self.experts).astype(np.int32)
+        for n in np.flatnonzero(self._common):
+            experts[n] = (first[n] + positions % self._spread_of_common[ids]) % self._common[n]
+        return experts
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -123,11 +153,20 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def draw_tables(
-    routing: RoutingConfig, layers: int, domains: int, vocabulary: int, experts: int, frequencies_DV: np.ndarray | None
+    routing: RoutingConfig,
+    layers: int,
+    domains: int,
+    vocabulary: int,
+    experts: int,
+    frequencies_DV: np.ndarray | None,
+    segments: Sequence[Segment] = ("own",),
+    common: int = 0,
 ) -> RoutingTable:
-    """Draw the routing tables of `layers` RRE layers, layer l with the seed routing.seed + l.
+    """Draw the routing tables of `layers` RRE layers, layer l with the seed routing.seed + l, and with (that seed, s) for its
+    segment s above 0.
 
-    frequencies_DV: token counts of the training text, which only routing.table=balanced needs. Raises ConfigError if it has none.
+    frequencies_DV: token counts of the training text, which only routing.table=balanced needs. common: number of experts of a
+    common segment. Raises ConfigError if balanced tables have no frequencies.
     """
     if routing.table == "random":
         spread_DV = np.ones((domains, vocabulary), np.int16)
@@ -137,15 +176,34 @@ def draw_tables(
         )
     else:
         spread_DV = np.stack([_spread(counts_V, experts) for counts_V in frequencies_DV])
-    first_NDV = np.empty((layers, domains, vocabulary), np.int16)
-    for layer in range(layers):
-        rng = np.random.default_rng(routing.seed + layer)
+    counts_DV = None if routing.table == "random" else frequencies_DV
+    counts_V = None if counts_DV is None else counts_DV.sum(axis=0)
+    common_spread_V = np.ones(vocabulary, np.int16) if counts_V is None or not common else _spread(counts_V, common)
+    first_NDV = np.empty((layers * len(segments), domains, vocabulary), np.int16)
+    for n, kind in enumerate([*segments] * layers):
+        layer, segment = divmod(n, len(segments))
+        rng = np.random.default_rng([routing.seed + layer, segment] if segment else routing.seed + layer)
+        if kind == "common":
+            first_NDV[n] = _drawn(vocabulary, common, counts_V, common_spread_V, rng)
+            continue
         for domain in range(domains):
-            if frequencies_DV is None or routing.table == "random":
-                first_NDV[layer, domain, rng.permutation(vocabulary)] = np.arange(vocabulary) % experts
-            else:
-                first_NDV[layer, domain] = _pack(frequencies_DV[domain], spread_DV[domain], experts, rng)
-    return RoutingTable(first_NDV, spread_DV, experts)
+            counts = None if counts_DV is None else counts_DV[domain]
+            first_NDV[n, domain] = _drawn(vocabulary, experts, counts, spread_DV[domain], rng)
+    if not common:
+        return RoutingTable(first_NDV, spread_DV, experts)
+    common_N = np.array([common if kind == "common" else 0 for kind in segments] * layers, np.int16)
+    return RoutingTable(first_NDV, spread_DV, experts, common_N, common_spread_V)
+
+
+def _drawn(
+    vocabulary: int, experts: int, counts_V: np.ndarray | None, spread_V: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the expert of each id: dealt out at random, or packed by the counts of the ids."""
+    if counts_V is not None:
+        return _pack(counts_V, spread_V, experts, rng)
+    first_V = np.empty(vocabulary, np.int16)
+    first_V[rng.permutation(vocabulary)] = np.arange(vocabulary) % experts
+    return first_V
 
 
 def _spread(counts_V: np.ndarray, experts: int) -> np.ndarray:

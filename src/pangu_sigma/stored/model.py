@@ -120,8 +120,9 @@ class StoredModel:
         """Return an array by its name in a checkpoint, [experts, …] for experts; None if the files lack it, such as Adam state."""
         if not shard.startswith(EXPERTS):
             return self.tensors.get(name) if shard == WEIGHTS else None
-        layer = self.config.model.dense_layers + int(shard.removeprefix(EXPERTS))
-        names = [expert_name(layer, expert, name) for expert in range(self.config.experts)]
+        number, model = int(shard.removeprefix(EXPERTS)), self.config.model
+        stored = self.config.stored_experts(model.routed[number])
+        names = [expert_name(model, number, expert, name) for expert in range(stored)]
         if names[0] not in self.tensors:
             return None
         tensors = [self.tensors[each] for each in names]
@@ -129,7 +130,7 @@ class StoredModel:
             (len(tensors), *tensors[0].shape),
             tensors[0].dtype,
             lambda: (values for tensor in tensors for values in tensor.content()),
-            f"{name} of layer {layer}",
+            f"{name} of {shard}",
             row=lambda number: tensors[number].read(),
         )
 
@@ -148,9 +149,9 @@ class StoredModel:
         """Read the values of a weight, memory-mapped if they are contiguous in a file."""
         return self.tensors[name].read()
 
-    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        """Read the values of one weight of one expert. layer: index of the RRE layer. number: index of the expert in it."""
-        return self.tensor(expert_name(self.config.model.dense_layers + layer, number, name))
+    def expert(self, segment: int, number: int, name: str) -> np.ndarray:
+        """Read the values of one weight of one expert. segment: index among those of all RRE layers. number: of the expert in it."""
+        return self.tensor(expert_name(self.config.model, segment, number, name))
 
     def listed(self) -> Listed:
         """List (shard, name, shape, dtype) of each array in the model's files. If `verified`, their hashes are checked first."""
@@ -167,9 +168,11 @@ class _Tensors(Mapping[str, LazyArray]):
         shape, sizes, words = self._shapes[name], self._model.config.model, name.split(".")
         if "experts" not in words:
             return self._model.required(WEIGHTS, name, shape)
-        shard = f"{EXPERTS}{int(words[1]) - sizes.dense_layers}"
-        stack = self._model.required(shard, words[-1], (self._model.config.experts, *shape))
-        return stack.part(int(words[4]), name)
+        part = int(words[4]) if "segments" in words else 0
+        segment = (int(words[1]) - sizes.dense_layers) * len(sizes.segments) + part
+        stored = self._model.config.stored_experts(sizes.routed[segment])
+        stack = self._model.required(f"{EXPERTS}{segment}", words[-1], (stored, *shape))
+        return stack.part(int(words[-2]), name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -178,9 +181,10 @@ class _Tensors(Mapping[str, LazyArray]):
         return len(self._shapes)
 
 
-def expert_name(layer: int, expert: int, name: str) -> str:
-    """Return the name of an expert's tensor. layer: index in the whole network. expert: index among all experts of the layer."""
-    return f"layers.{layer}.ffn.experts.{expert}.{name}"
+def expert_name(model: ModelConfig, segment: int, expert: int, name: str) -> str:
+    """Return the name of an expert's tensor. segment: index among those of all RRE layers. expert: index among all of the segment."""
+    layer, part = divmod(segment, len(model.segments))
+    return f"layers.{model.dense_layers + layer}.ffn.{f'segments.{part}.' if part else ''}experts.{expert}.{name}"
 
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -188,20 +192,20 @@ def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     shapes = {array.name: array.shape for array in dense_weights(config.on_one_rank())}
     for array in expert_arrays(config.on_one_rank()):
         if array.kind == "weight":
-            _, layer, name = array.name.split(".")
-            at, (experts, *shape) = config.model.dense_layers + int(layer), array.shape
-            shapes |= {expert_name(at, expert, name): tuple(shape) for expert in range(experts)}
+            _, segment, name = array.name.split(".")
+            experts, *shape = array.shape
+            shapes |= {expert_name(config.model, int(segment), expert, name): tuple(shape) for expert in range(experts)}
     order = {f"layers.{layer}": layer for layer in range(config.model.layers)}
     return dict(sorted(shapes.items(), key=lambda item: _rank(item[0], order)))
 
 
-def _rank(name: str, order: dict[str, int]) -> tuple[int, int]:
+def _rank(name: str, order: dict[str, int]) -> tuple[int, int, int]:
     """Return the sort key of a weight: tables first, then layer by layer with its experts in order, and the last norm."""
     words = name.split(".")
     layer = order.get(".".join(words[:2]))
     if layer is None:
-        return (-1, 0) if words[0] != "norm" else (len(order), 0)
-    return layer, int(words[4]) + 1 if "experts" in words else 0
+        return (-1, 0, 0) if words[0] != "norm" else (len(order), 0, 0)
+    return layer, int(words[4]) if "segments" in words else 0, int(words[-2]) + 1 if "experts" in words else 0
 
 
 def read_lineage(folder: Path) -> dict[str, Any] | None:

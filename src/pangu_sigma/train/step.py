@@ -21,12 +21,11 @@ from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays
 from pangu_sigma.ecss.prefetch import PrefetchedExperts
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
+from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.optimizer.clip import gradient_factor, is_finite
 from pangu_sigma.optimizer.dense_adam import make_dense_adam
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
-from pangu_sigma.parallel.layout import active_entries
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.parallel.reduce import make_gradient_reduction
 
@@ -94,15 +93,18 @@ class TrainStep(nn.Cell):
         self.dense = make_dense_adam(config, network.trainable_params(), network.embedding)
         dense = self.dense.learned
         # value_and_grad selects gradients by the indices of arguments, so each expert tensor is an argument of its own
-        experts = tuple(range(FIRST_EXPERT, FIRST_EXPERT + len(FFN_TENSORS) * config.model.rre_layers))
+        experts = tuple(range(FIRST_EXPERT, FIRST_EXPERT + len(store.weights)))
         self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
         self.loss_and_grads = ms.value_and_grad(
             self.loss, grad_position=experts or None, weights=ParameterTuple(dense) if dense else None, has_aux=True
         )
         self.sparse, self.learns_dense = config.model.rre_layers > 0, bool(dense)
         self.scale = LossScale(config)
-        entries = active_entries(config)
-        of_experts = [(entries, *weight.shape[1:]) for weight in store.weights]
+        of_experts = [
+            (entries, *store.weights[i].shape[1:])
+            for entries, span in zip(store.entries, store.spans, strict=True)
+            for i in range(span.start, span.stop)
+        ]
         self.reduce = make_gradient_reduction(config, ranks, [p.shape for p in dense], of_experts)
         self.expert_tensors = len(store.weights)
         self.micro_batches = config.train.accumulation

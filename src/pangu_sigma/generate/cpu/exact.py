@@ -66,13 +66,24 @@ class ExactModel:
         """Return residual + the FFN of a dense layer, each token alone."""
         return residual + self._ffn(normed, lambda name: self.weights.tensor(f"layers.{layer}.ffn.{name}"))
 
-    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
-        """Return residual + the FFN of each token's expert, each token alone."""
+    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, experts_sT: np.ndarray) -> np.ndarray:
+        """Return residual + the FFN of each token's experts, each token alone. experts: one of each segment of the layer.
+
+        The units of all segments are one FFN with one accumulator, so segments cut from an FFN give its bits.
+        """
         y_TH = np.empty_like(normed)
-        for number in np.unique(expert_T).tolist():
-            mine = expert_T == number
-            y_TH[mine] = self._ffn(normed[mine], partial(self.weights.expert, layer, number))
+        for chosen in np.unique(experts_sT, axis=1).T:
+            mine = (experts_sT == chosen[:, None]).all(axis=0)
+            y_TH[mine] = self._ffn(normed[mine], partial(self._joined, layer, chosen.tolist()))
         return residual + y_TH
+
+    def _joined(self, layer: int, chosen: list[int], name: str) -> np.ndarray:
+        """Return a tensor of the FFN whose units are those of a token's experts, segment after segment; b2 is the first's."""
+        first = layer * len(chosen)
+        parts = [
+            self.weights.expert(first + part, e, name) for part, e in enumerate(chosen[: 1 if name == "b2" else None])
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _ffn(self, x_TH: np.ndarray, tensor: Callable[[str], np.ndarray]) -> np.ndarray:
         """Compute the FFN, token by token: w1 and w2 are [F, H]."""

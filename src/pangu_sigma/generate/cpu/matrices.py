@@ -44,16 +44,18 @@ class Matrices:
         b1, b2 = (self.vector(f"layers.{layer}.ffn.{name}") for name in ("b1", "b2"))
         return FfnWeights(w1, b1, w2, b2)
 
-    def expert(self, layer: int, number: int) -> FfnWeights:
-        """Return the FFN weights of an expert. layer: index among the RRE layers."""
-        w1, w2 = (self._expert_matrix(layer, number, name) for name in ("w1", "w2"))
-        b1, b2 = (self._plain(self._weights.expert(layer, number, name)) for name in ("b1", "b2"))
-        return FfnWeights(w1, b1, w2, b2)
+    def expert(self, segment: int, number: int, bias: bool) -> FfnWeights:
+        """Return the FFN weights of an expert. segment: index among those of all RRE layers. bias: False for a b2 of zeros."""
+        w1, w2 = (self._expert_matrix(segment, number, name) for name in ("w1", "w2"))
+        b1 = self._plain(self._weights.expert(segment, number, "b1"))
+        if not bias:
+            return FfnWeights(w1, b1, w2, np.zeros(w2.values.shape[1], np.float32))
+        return FfnWeights(w1, b1, w2, self._plain(self._weights.expert(segment, number, "b2")))
 
-    def _expert_matrix(self, layer: int, number: int, name: str) -> Matrix:
+    def _expert_matrix(self, segment: int, number: int, name: str) -> Matrix:
         if self._kept is not None:
-            return self._copied(self._kept.matrix(f"experts.{layer}.{name}", number))
-        return self._rounded(self._weights.expert(layer, number, name))
+            return self._copied(self._kept.matrix(f"experts.{segment}.{name}", number))
+        return self._rounded(self._weights.expert(segment, number, name))
 
     def _rounded(self, values: np.ndarray) -> Matrix:
         if self._mapped:

@@ -44,7 +44,7 @@ class Operators(Protocol[HostRows]):
     def ffn(self, layer: int, residual: HostRows, normed: HostRows) -> HostRows:
         """Return residual + the FFN of a dense layer."""
 
-    def routed_ffn(self, layer: int, residual: HostRows, normed: HostRows, expert_T: np.ndarray) -> HostRows:
+    def routed_ffn(self, layer: int, residual: HostRows, normed: HostRows, experts_sT: np.ndarray) -> HostRows:
         """Return residual + the FFN of each token's expert. layer: index among the RRE layers."""
 
 
@@ -80,5 +80,6 @@ def hidden_states(
         if routed < 0:
             x_TH = operators.ffn(layer, x_TH, normed_TH)
         else:
-            x_TH = operators.routed_ffn(routed, x_TH, normed_TH, experts_NT[routed])
+            own = slice(routed * len(model.segments), (routed + 1) * len(model.segments))
+            x_TH = operators.routed_ffn(routed, x_TH, normed_TH, experts_NT[own])
     return x_TH

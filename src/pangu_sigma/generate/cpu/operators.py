@@ -61,7 +61,8 @@ class CpuOperators:
         self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
         numbers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
         self._layers = [self._layer(i) for i in numbers]
-        self._ffns = [self._ffn(i, config.experts) for i in range(model.layers)]
+        self._ffns = [self._dense_ffn(i) for i in range(model.dense_layers)]
+        self._routed = [self._routed_ffns(i, config) for i in range(model.rre_layers)]
         slots = (slice(slot * model.slot_rows, (slot + 1) * model.slot_rows) for slot in range(config.slots))
         self._heads = [TiedHead(self._mixed_TH, self._table_RH.rows(slot)) for slot in slots]
         self.weight_bytes, self.copied_bytes = self._weights.weight_bytes, self._weights.copied_bytes
@@ -132,10 +133,11 @@ class CpuOperators:
         self._ffns[layer](self._tokens)
         return residual
 
-    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, expert_T: np.ndarray) -> np.ndarray:
-        """Return residual + the FFN of each token's expert."""
-        self._expert_T[: self._tokens] = expert_T
-        self._ffns[self._model.dense_layers + layer](self._tokens, self._expert_address)
+    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, experts_sT: np.ndarray) -> np.ndarray:
+        """Return residual + the FFN of each token's experts, one of each segment of the layer."""
+        for ffn, expert_T in zip(self._routed[layer], experts_sT, strict=True):
+            self._expert_T[: self._tokens] = expert_T
+            ffn(self._tokens, self._expert_address)
         return residual
 
     def _rows(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,15 +166,21 @@ class CpuOperators:
         project, remember = Projections([ask, key, value]), Projections([key, value])
         return project, Projections([ask]), remember, attend, Projections([output])
 
-    def _ffn(self, layer: int, experts: int) -> FFN:
+    def _dense_ffn(self, layer: int) -> FFN:
         residual_TH, normed_TH = self._rows(layer)
-        routed = layer - self._model.dense_layers
-        if routed < 0:
-            weights = [self._weights.ffn(layer)]
-        else:
-            numbers = Bar(range(experts), desc=f"experts of layer {layer}", unit="expert", leave=False)
-            weights = [self._weights.expert(routed, number) for number in numbers]
-        return FFN(weights, self._model.activation, normed_TH, residual_TH)
+        return FFN([self._weights.ffn(layer)], self._model.activation, normed_TH, residual_TH)
+
+    def _routed_ffns(self, layer: int, config: Config) -> list[FFN]:
+        """Return the FFN of each segment of an RRE layer; each adds to the residual. layer: index among the RRE layers."""
+        residual_TH, normed_TH = self._rows(self._model.dense_layers + layer)
+        ffns = []
+        for part, kind in enumerate(self._model.segments):
+            experts = range(config.stored_experts(kind))
+            numbers = Bar(experts, desc=f"experts of RRE layer {layer}", unit="expert", leave=False)
+            first = layer * len(self._model.segments)
+            weights = [self._weights.expert(first + part, number, bias=part == 0) for number in numbers]
+            ffns.append(FFN(weights, self._model.activation, normed_TH, residual_TH))
+        return ffns
 
     def _norm_weights(self, cell: str) -> tuple[np.ndarray, np.ndarray]:
         return self._weights.vector(f"{cell}.gain"), self._weights.vector(f"{cell}.bias")
