@@ -107,10 +107,23 @@ def _server(size: str, lanes: int) -> Iterator[str]:
         process.start()
         there.close()
         try:
-            yield here.recv()
+            yield _warm(here.recv())
         finally:
             process.terminate()
             process.join()
+
+
+def _warm(url: str) -> str:
+    """The address, once the server accepts connections: it does so when every domain has answered."""
+    while True:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc)
+        try:
+            connection.request("GET", "/health")
+            return url
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+        finally:
+            connection.close()
 
 
 def _serve(size: str, lanes: int, file: Path, told: Connection) -> None:

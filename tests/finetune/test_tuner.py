@@ -12,7 +12,7 @@ def test_the_best_is_the_first_of_the_lowest_losses():
     best = BestState()
     for step, loss in enumerate([3.0, 2.0, 2.5, 1.5, 1.5, math.nan, 1.6]):
         best.take(step, loss)
-    assert best == BestState(step=3, loss=1.5, before=3.0, stale=3)
+    assert best == BestState(step=3, loss=1.5, before=3.0, stale=3, diverged=1)
     assert BestState(**asdict(best)) == best, "as a checkpoint keeps it"
 
 
@@ -27,4 +27,4 @@ def test_a_loss_that_is_not_finite_is_never_the_best():
     best = BestState()
     for step, loss in enumerate([math.nan, math.inf, 2.0]):
         best.take(step, loss)
-    assert best == BestState(step=2, loss=2.0, before=None, stale=0)
+    assert best == BestState(step=2, loss=2.0, before=None, stale=0, diverged=2)

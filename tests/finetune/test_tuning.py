@@ -149,7 +149,7 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_ru
     same_end(tuned, tmp_path / "run")
     assert result["best"] == result_of(tuned)["best"]
     assert finetune_run(tiny_run, asked, tmp_path / "run") == result, "a finished run is not trained again"
-    with pytest.raises(ConfigError, match="was begun on other samples: --train-file or --dev-file"):
+    with pytest.raises(ConfigError, match="was begun on other samples: train_file or dev_file"):
         write_lines(folder / "train.jsonl", pairs(0, 23))
         finetune_run(tiny_run, asked, tmp_path / "run")
 

@@ -46,7 +46,7 @@ class SlowDecoder:
         return logits_WR
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        return self._route(domain, np.array(ids)) - domain.first_expert
+        return self._route(domain, np.array(ids))
 
     def _route(self, domain: Domain, ids_T: np.ndarray) -> np.ndarray:
         _, positions_T = documents_and_positions(ids_T, self.tokenizer.eot)

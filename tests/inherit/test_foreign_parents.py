@@ -133,9 +133,9 @@ def test_heads_or_activation_against_what_the_files_say_are_refused(huggingface,
     run = write_dense_run(tiny_config(tiny_data, model=dense), tmp_path / "dense")
     with pytest.raises(LayoutError, match="heads=4 was given, the files say 8; leave it out"):
         open_parent(huggingface, heads=4)
-    with pytest.raises(ConfigError, match=r"--heads 8: .*dense says 2; leave the option out"):
+    with pytest.raises(ConfigError, match=r"heads 8: .*dense says 2; leave the option out"):
         open_parent(run, heads=8)
-    with pytest.raises(ConfigError, match=r"--activation erf: .*dense says fast_gelu"):
+    with pytest.raises(ConfigError, match=r"activation erf: .*dense says fast_gelu"):
         open_parent(run, activation="erf")
     assert open_parent(run, heads=2, activation="fast_gelu").sizes.heads == 2
 

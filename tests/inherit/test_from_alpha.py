@@ -154,9 +154,7 @@ def test_rows_of_a_parent_that_a_shared_slot_drops_are_refused_or_told(no_graph,
     tree = shared.tree | {"data": shared.tree["data"] | {"path": str(tmp_path / "data")}}
     prepare(parse_config(tree), [shared.text], tmp_path / "data")
     parent = open_parent(shared.run)
-    refusal = (
-        r"slot zh: (\d+) tokens of the parent's slot zh \(.*\) have no row\n.*vocabulary\.keep=.*dense.*--drop-rows"
-    )
+    refusal = r"slot zh: (\d+) tokens of the parent's slot zh \(.*\) have no row\n.*vocabulary\.keep=.*dense.*drop_rows"
     with pytest.raises(ConfigError, match=refusal) as refused:
         inherit(parent, parse_config(tree), tmp_path / "run")
     assert not (tmp_path / "run").exists()

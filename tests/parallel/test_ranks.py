@@ -94,11 +94,11 @@ def test_shared_matrices_are_refused_on_the_cpu(monkeypatch):
     ids=["done", "refused", "usage", "a bug"],
 )
 def test_a_rank_keeps_its_status_whatever_happens_at_exit(tmp_path, arguments, status, said):
-    """Of one process everything runs at exit that Python would run."""
+    """Of one process everything runs at exit that Python would run, unless a command ended with an error: memory may be full."""
     broken = "import pangu_sigma.api as a; a.doctor = lambda: 1 / 0\n"
     (tmp_path / "sitecustomize.py").write_text(CRASHES_AT_EXIT + (broken if status == 1 else ""))
     variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "MS_ROLE": "MS_WORKER"}
-    for ranks, expected in (("2", status), ("1", -signal.SIGSEGV)):
+    for ranks, expected in (("2", status), ("1", 2 if said == "error: " else -signal.SIGSEGV)):
         done = subprocess.run(
             [sys.executable, "-m", "pangu_sigma", *arguments],
             env=os.environ | variables | {"MS_WORKER_NUM": ranks},

@@ -156,6 +156,7 @@ def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: Plan):
     assert capsys.readouterr().out == format_plan(trillion) + "\n"
     assert command(TRILLION, "--devices", 512, "--json", tmp_path / "plan.json") == 0
     assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == trillion.as_dict()
+    assert capsys.readouterr().out == format_plan(trillion) + "\n"
     assert command(TINY, "--devices", 4, "--set", "train.batch_size=16", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["tokens_of_rank"] == 4 * 256
 

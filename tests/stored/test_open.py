@@ -266,7 +266,8 @@ ALLOWED = {
     "foreign/huggingface_layout.py": "layouts of others",
     "data/prepare/prepare.py": "prepared text, which is no model",
     "train/start.py": "training starts a run, and takes it up again",
-    "train/health.py": "what is in memory is held against what was just saved",
+    "checkpoint/healthy.py": "the newest checkpoint whose arrays are all finite",
+    "finetune/tuner.py": "training goes back to the best state that it saved",
 }
 
 

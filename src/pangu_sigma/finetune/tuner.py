@@ -30,17 +30,19 @@ class BestState:
     """Best state of a fine-tuning run so far, by the loss on the dev set.
 
     step: step of the best state. loss: its loss on the dev set, in nats per token; None while unknown. before: loss at step 0.
-    stale: number of evaluations since the best state.
+    stale: number of evaluations since the best state. diverged: number of evaluations without a finite loss.
     """
 
     step: int = 0
     loss: float | None = None
     before: float | None = None
     stale: int = 0
+    diverged: int = 0
 
     def take(self, step: int, loss: float) -> None:
         """Update with the loss of an evaluation. A loss that is not finite is no improvement."""
         known = loss if math.isfinite(loss) else None
+        self.diverged += known is None
         if step == 0:
             self.before = known
         if known is not None and (self.loss is None or known < self.loss):

@@ -262,5 +262,9 @@ def format_result(result: dict[str, Any]) -> str:
         )
         if not best["step"]:
             lines.append("no state was better than the parent's, which is kept")
+        if best["diverged"]:
+            lines.append(
+                f"{best['diverged']} evaluations have no finite loss: it diverged; lower train.optimizer.peak_lr"
+            )
     seconds = ", ".join(f"{phase} {spent:.1f}" for phase, spent in result["seconds"].items())
     return "\n".join([*lines, format_forgetting(result["forgetting"]), f"seconds: {seconds}"])

@@ -101,4 +101,4 @@ def test_what_bites_is_said(changes, said):
 
 
 def test_unusable_lines_are_said():
-    assert warnings_of(manifest(quarantined={"not JSON": 2}))[-1].startswith("unusable lines of input: 2; they")
+    assert warnings_of(manifest(quarantined={"not JSON": 2}))[-1].startswith("2 lines of input are unusable")
