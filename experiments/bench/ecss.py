@@ -30,6 +30,7 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import DeviceStore, ExpertStore, HostStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.optimizer.clip import gradient_factor
 from pangu_sigma.optimizer.hyper import Hyper
 
@@ -267,7 +268,7 @@ class _Compute(nn.Cell):
         self._arrays = [as_tensor(array) for array in batch.arrays().of_pass(0)]
         self._experts = []
         for i, weight in enumerate(store.weights):
-            active_A = batch.active_NA[i // store.tensors]
+            active_A = batch.active_NA[i // len(FFN_TENSORS)]
             rows = weight.asnumpy()[active_A[0] : active_A[-1] + 1]
             self._experts.append(Tensor.from_numpy(rows.astype(run.config.train.compute_dtype, copy=False)))
 

@@ -102,7 +102,7 @@ def _watch_experts(config: Path, run: Path) -> str:
     trainer = Trainer(load_config(config), run)
     rested = 0
     arrays = [*trainer.store.weights, *trainer.store.moments, *trainer.store.variances, *trainer.store.steps]
-    layer_of = {id(p): n for n in trainer.store.numbers for p in trainer.store.layer_parameters(n).values()}
+    layer_of = {id(p): n for n in trainer.store.numbers for p in trainer.store.parameters_of(n).values()}
     before = [p.asnumpy().copy() for p in arrays]
     for _ in range(20):
         batch = trainer.advance()[0]

@@ -85,8 +85,8 @@ class ModelConfig(Section):
     """Number of experts of one domain in one RRE layer; a layer stores this number times the number of domains. At most 32,767:
     routing tables hold 16-bit numbers."""
     segments: Annotated[list[Segment], Field(min_length=1, max_length=16)] = ["own"]
-    """Segments of an RRE layer's FFN: its F inner units are cut evenly into so many parts, and a token has an expert of each, picked
-    by a table of the segment; the FFN is their sum. `own`: experts of the domain, experts_per_domain for each. `common`:
+    """Segments of an RRE layer's FFN: its F inner units are cut evenly into so many parts, and a token has an expert of each, as a
+    table of the segment says; the FFN is their sum. `own`: experts of the domain, experts_per_domain for each. `common`:
     common_experts that all domains share. The first is `own` and adds the output bias b2, the only one. [own]: as in the paper."""
     common_experts: Annotated[int, Field(ge=0, le=32_767)] = 0
     """Number of experts of each common segment; 0 without one."""

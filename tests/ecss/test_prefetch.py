@@ -20,6 +20,7 @@ from pangu_sigma.ecss.prefetch import PrefetchedExperts, Prefetcher
 from pangu_sigma.ecss.store import HostStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -67,7 +68,7 @@ def step_of(store: HostStore, active_NA: np.ndarray, brought: PrefetchedExperts,
     next_NA, copies = brought.next_NA.asnumpy(), brought.buffers
     for i, weight in enumerate(store.weights):
         stored, copy = weight.asnumpy(), copies[i].asnumpy()
-        layer = i // store.tensors
+        layer = i // len(FFN_TENSORS)
         for entry, expert in enumerate(active_NA[layer]):
             if expert < STORED:
                 stored[expert] = rng.standard_normal(stored.shape[1:])
@@ -78,7 +79,7 @@ def step_of(store: HostStore, active_NA: np.ndarray, brought: PrefetchedExperts,
 def assert_brought(store: HostStore, active_NA: np.ndarray, brought: PrefetchedExperts) -> None:
     for i, weight in enumerate(store.weights):
         buffer = brought.experts[i].asnumpy()
-        active_A = active_NA[i // store.tensors]
+        active_A = active_NA[i // len(FFN_TENSORS)]
         used = active_A < STORED
         assert buffer[used].tobytes() == weight.asnumpy()[active_A[used]].astype(buffer.dtype).tobytes()
 
@@ -103,7 +104,7 @@ def test_each_step_finds_the_rows_of_the_store_whatever_was_announced(
     tables: HostStore, sequence: list[np.ndarray], surprises: list[np.ndarray | None], late: bool, seed: int
 ):
     """late: the thread moves after the step has changed the store. surprises: steps that are announced and do not come."""
-    prefetcher, rng, tier = Prefetcher(tables, PLACES), np.random.default_rng(seed), tables.tier
+    prefetcher, rng, tier = Prefetcher(tables), np.random.default_rng(seed), tables.tier
     announced, size = None, ROW_BYTES * (1 if tables.dtype == ms.float32 else 0.5)
     before = NOTHING
     for active_NA, follows, surprise in zip(sequence, [*sequence[1:], NOTHING], surprises, strict=False):
@@ -143,7 +144,7 @@ def moved(active_A: np.ndarray, before_A: np.ndarray, whole: bool) -> tuple[int,
 def test_traffic_of_a_sequence_counted_by_hand(graph_mode: None):
     """Places without an expert count for nothing; a layer's expert is not another layer's."""
     store = make_store(toy_config(), SlowTier())
-    prefetcher, rng = Prefetcher(store, PLACES), np.random.default_rng(0)  # type: ignore[arg-type]
+    prefetcher, rng = Prefetcher(store), np.random.default_rng(0)  # type: ignore[arg-type]
     lists = [
         [[0, 1, 2, 3], [4]],
         [[2, 3, 4], [4, 5]],
@@ -170,7 +171,7 @@ def test_experts_that_fill_the_places_one_after_another_are_read_where_they_are(
     shared = []
     for dtype in ("float32", "float16"):
         store = make_store(toy_config(train={"compute_dtype": dtype}))
-        prefetcher = Prefetcher(store, PLACES)  # type: ignore[arg-type]
+        prefetcher = Prefetcher(store)  # type: ignore[arg-type]
         brought, _ = prefetcher.transfer(places_of([[2, 3, 4, 5], [0, 1, 3, 4]]), places_of([[2, 3, 4, 5]] * 2))
         rows = [t.asnumpy() for t in brought.experts]
         shared.append([np.shares_memory(row, w.asnumpy()) for row, w in zip(rows, store.weights, strict=True)])
@@ -181,7 +182,7 @@ def test_experts_that_fill_the_places_one_after_another_are_read_where_they_are(
 
 def test_the_tier_learns_which_experts_this_step_and_the_next_need(graph_mode: None):
     tier = SlowTier()
-    prefetcher = Prefetcher(make_store(toy_config(), tier), PLACES)  # type: ignore[arg-type]
+    prefetcher = Prefetcher(make_store(toy_config(), tier))  # type: ignore[arg-type]
     prefetcher.transfer(places_of([[0, 1], [7]]), places_of([[1, 2], [3, 4]]))
     prefetcher.transfer(places_of([[1, 2], [3, 4]]), places_of([[5], []]))
     prefetcher.transfer(places_of([[5], []]), NOTHING)  # what was begun by the call before is done by now
@@ -191,7 +192,7 @@ def test_the_tier_learns_which_experts_this_step_and_the_next_need(graph_mode: N
 def test_an_error_of_the_thread_reaches_the_caller_and_leaves_nothing_that_was_half_brought(graph_mode: None):
     tier = BrokenTier()
     store, rng = make_store(toy_config(), tier), np.random.default_rng(0)
-    prefetcher = Prefetcher(store, PLACES)  # type: ignore[arg-type]
+    prefetcher = Prefetcher(store)  # type: ignore[arg-type]
     first, second = places_of([[0, 1], [2]]), places_of([[1, 4], [2, 5]])
     brought, _ = prefetcher.transfer(first, NOTHING)
     step_of(store, first, brought, rng)  # type: ignore[arg-type]
@@ -223,7 +224,7 @@ def test_a_step_with_an_expert_that_is_not_a_number_changes_nothing_and_the_next
     expected = bits(toy.snapshot())
 
     toy.reset()
-    prefetcher = Prefetcher(toy.store, toy.config.active_experts)  # type: ignore[arg-type]
+    prefetcher = Prefetcher(toy.store)  # type: ignore[arg-type]
     batches = [batch_of(toy, domains, seed) for seed, domains in enumerate([*DOMAINS, DOMAINS[0]])]
     for t, (batch, coming) in enumerate(pairwise(batches)):
         before = toy.snapshot()

@@ -27,7 +27,7 @@ class Fetch(nn.Cell):
 def state_of(toy: Toy) -> list[dict[str, np.ndarray]]:
     """Per RRE layer, every array of the store, each [K, …]."""
     layers = range(toy.config.model.rre_layers)
-    return [{name: p.asnumpy().copy() for name, p in toy.store.layer_parameters(n).items()} for n in layers]
+    return [{name: p.asnumpy().copy() for name, p in toy.store.parameters_of(n).items()} for n in layers]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_fetch_returns_exactly_the_active_rows(graph_mode):
     assert len(fetched) == 2 * len(FFN_TENSORS)
     for i, found in enumerate(fetched):
         layer, tensor = divmod(i, len(FFN_TENSORS))
-        stored = store.layer_parameters(layer)[FFN_TENSORS[tensor]].asnumpy()
+        stored = store.parameters_of(layer)[FFN_TENSORS[tensor]].asnumpy()
         assert found.shape == (4, *stored.shape[1:])
         assert (found.asnumpy() == stored[active_NA[layer]]).all()
 
@@ -55,7 +55,7 @@ def test_unused_places_are_fetched_without_harm(graph_mode):
     fetched = Fetch(store)(as_tensor(np.array([[2, 8, 8, 8], [5, 8, 8, 8]], np.int32)))
     for i, found in enumerate(fetched):
         layer, tensor = divmod(i, len(FFN_TENSORS))
-        stored = store.layer_parameters(layer)[FFN_TENSORS[tensor]].asnumpy()
+        stored = store.parameters_of(layer)[FFN_TENSORS[tensor]].asnumpy()
         assert (found.asnumpy()[0] == stored[[2, 5][layer]]).all()
         assert np.isfinite(found.asnumpy()).all()
 
@@ -69,16 +69,16 @@ def test_the_configuration_chooses_the_store(graph_mode):
 def test_experts_start_as_copies_only_when_asked(graph_mode, kind):
     store = make_store(toy_config(model={"expert_init": kind}))
     for layer in range(2):
-        w1 = store.layer_parameters(layer)["w1"].asnumpy()
+        w1 = store.parameters_of(layer)["w1"].asnumpy()
         assert (w1[1:] == w1[0]).all() == (kind == "replicated")
         assert w1.std() == pytest.approx(0.02, rel=0.1)
-    assert (store.layer_parameters(0)["w1"].asnumpy() != store.layer_parameters(1)["w1"].asnumpy()).any()
+    assert (store.parameters_of(0)["w1"].asnumpy() != store.parameters_of(1)["w1"].asnumpy()).any()
 
 
 def test_a_store_knows_every_array_of_a_layer(graph_mode):
     store = make_store(toy_config())
     for layer in range(2):
-        named = store.layer_parameters(layer)
+        named = store.parameters_of(layer)
         assert sorted(named) == sorted(PARTS)
         assert all(p.shape[0] == 8 for p in named.values())
 

@@ -29,7 +29,7 @@ def tier_of(folder: Path, config: Config | None = None, identity: str = "tables"
 
 def content(store) -> dict[str, bytes]:
     layers = range(store.layers)
-    return {f"{n} {name}": p.asnumpy().tobytes() for n in layers for name, p in store.layer_parameters(n).items()}
+    return {f"{n} {name}": p.asnumpy().tobytes() for n in layers for name, p in store.parameters_of(n).items()}
 
 
 @pytest.mark.parametrize("kind", ["replicated", "independent"])
@@ -47,7 +47,7 @@ def test_a_parameter_is_its_file(tmp_path: Path):
     """What the one is given the other holds, also after the memory was let go."""
     tier = tier_of(tmp_path)
     store = make_store(toy_config(), tier)
-    w1 = store.layer_parameters(1)["w1"]
+    w1 = store.parameters_of(1)["w1"]
     file = tmp_path / "experts.1.w1.bin"
     assert file.read_bytes() == w1.asnumpy().tobytes()
     w1.asnumpy()[5] = 7
@@ -63,7 +63,7 @@ def test_letting_go_of_experts_changes_none_of_them(tmp_path: Path):
     config = toy_config()
     tier = FileTier(tmp_path, array_specs(config), "tables", cache_gib=1e-9)
     store, rng = make_store(config, tier), np.random.default_rng(0)
-    arrays = {name: p.asnumpy() for name, p in store.layer_parameters(0).items()}
+    arrays = {name: p.asnumpy() for name, p in store.parameters_of(0).items()}
     expected = {name: array.copy() for name, array in arrays.items()}
     for _ in range(20):
         active = rng.choice(8, 3, replace=False)
@@ -156,10 +156,10 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str
 
 def test_a_new_run_makes_the_files_of_an_ended_one_anew(tmp_path: Path):
     store = make_store(toy_config(), tier_of(tmp_path))
-    store.layer_parameters(0)["step"].asnumpy()[...] = 9
+    store.parameters_of(0)["step"].asnumpy()[...] = 9
     del store
     again = make_store(toy_config(), tier_of(tmp_path / ".." / tmp_path.name))
-    assert not again.layer_parameters(0)["step"].asnumpy().any()
+    assert not again.parameters_of(0)["step"].asnumpy().any()
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class Sequence(Toy):
         """Train on the sequence from the start. bad_step: one token of this step weighs NaN."""
         self.start()
         batches = [batch_of(self, domains, seed) for seed, domains in enumerate(sequence)]
-        fed = Prefetcher(self.store, self.config.active_experts) if prefetch else None
+        fed = Prefetcher(self.store) if prefetch else None
         results, moved, brought = [], [], None
         for number, batch in enumerate(batches):
             arrays = batch.arrays()

@@ -59,7 +59,8 @@ def toy_config(domains: int = 4, slots: int = 2, **sections: dict[str, Any]) -> 
 
 def toy_table(config: Config) -> RoutingTable:
     domains, experts = len(config.domains), config.model.experts_per_domain
-    return draw_tables(config.routing, config.model.rre_layers, domains, VOCABULARY, experts, None)
+    segments, common = config.model.segments, config.model.common_experts
+    return draw_tables(config.routing, config.model.rre_layers, domains, VOCABULARY, experts, None, segments, common)
 
 
 def toy_tokenizer(slots: int) -> SimpleNamespace:

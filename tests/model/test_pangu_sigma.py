@@ -67,13 +67,16 @@ class Oracle:
         normed = self.norm(f"{name}.ffn_norm", x)
         routed = index - self.config.dense_layers
         if routed < 0:
-            tensors = {t: self.w[f"{name}.ffn.{t}"][None] for t in FFN_TENSORS}
-            chosen = np.zeros(len(x), int)
-        else:
-            assert routes_NS is not None
-            tensors, chosen = self.experts[routed], routes_NS[routed]
-        rows = [self.ffn(row, {t: tensors[t][e] for t in FFN_TENSORS}) for row, e in zip(normed, chosen, strict=True)]
-        return x + self.drop(3 * index + 3, np.stack(rows))
+            rows = [self.ffn(row, {t: self.w[f"{name}.ffn.{t}"] for t in FFN_TENSORS}) for row in normed]
+            return x + self.drop(3 * index + 3, np.stack(rows))
+        assert routes_NS is not None
+        rows, parts = np.zeros_like(x), len(self.config.segments)
+        for n in range(parts * routed, parts * (routed + 1)):
+            no_bias = {"b2": np.zeros((len(self.experts[n]["w2"]), x.shape[1]))}
+            tensors = no_bias | self.experts[n]
+            for row, (x_H, e) in enumerate(zip(normed, routes_NS[n], strict=True)):
+                rows[row] += self.ffn(x_H, {t: tensors[t][e] for t in FFN_TENSORS})
+        return x + self.drop(3 * index + 3, rows)
 
     def drop(self, site: int, values: np.ndarray) -> np.ndarray:
         """Values of one sequence, of which the site drops some."""
@@ -117,15 +120,20 @@ class Model:
 
     def __call__(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Hidden states [T, H] and logits [M, T/M, R]."""
-        arrays, layers = batch.arrays(), self.config.model.rre_layers
-        inputs, active = logits_arguments(arrays), arrays.active_NA
-        experts = [self.store.weights[i].asnumpy()[active[i // 4] % self.config.experts] for i in range(4 * layers)]
-        hidden, logits = self.graph(*map(as_tensor, [*inputs, *experts]))
+        arrays = batch.arrays()
+        hidden, logits = self.graph(*map(as_tensor, [*logits_arguments(arrays), *self.active(arrays.active_NA)]))
         return hidden.asnumpy(), logits.asnumpy()
 
+    def active(self, active_NA: np.ndarray) -> list[np.ndarray]:
+        """Weights of the active experts, in the order of the network's arguments."""
+        store, found = self.store, []
+        for active_A, entries, rows, span in zip(active_NA, store.entries, store.rows, store.spans, strict=True):
+            found += [w.asnumpy()[active_A[:entries] % rows] for w in list(store.weights)[span]]
+        return found
+
     def oracle(self) -> Oracle:
-        layers = [self.store.layer_parameters(n) for n in range(self.config.model.rre_layers)]
-        experts = [{t: layer[t].asnumpy() for t in FFN_TENSORS} for layer in layers]
+        segments = [self.store.parameters_of(n) for n in self.store.numbers]
+        experts = [{t: found[t].asnumpy() for t in FFN_TENSORS if t in found} for found in segments]
         return Oracle(self.config, weights_of(self.network), experts)
 
     def batch(self, seed: int = 0, domains: tuple[int, ...] = (0, 3)) -> Batch:
@@ -152,7 +160,7 @@ def weights_of(network: PanGuSigma) -> Weights:
 def make(graph_mode, tmp_path_factory) -> Callable[..., Model]:
     """Models over the same kind of text."""
 
-    def made(domains: int, per_step: int, slots: int = 2, **model: float | str) -> Model:
+    def made(domains: int, per_step: int, slots: int = 2, **model: float | str | list[str]) -> Model:
         config = toy_config(domains, slots, model=model, data={"domains_per_step": per_step}, train={"batch_size": 4})
         return Model(config, toy_batches(config, tmp_path_factory.mktemp("toy")))
 
@@ -181,7 +189,7 @@ def one_expert(make, dense) -> Model:
     for n in range(2):
         for tensor in FFN_TENSORS:
             dense_tensor = source[f"layers.{n + 1}.ffn.{tensor}"].asnumpy()
-            model.store.layer_parameters(n)[tensor].set_data(as_tensor(dense_tensor[None]))
+            model.store.parameters_of(n)[tensor].set_data(as_tensor(dense_tensor[None]))
     return model
 
 
@@ -189,11 +197,12 @@ def routes(model: Model, batch: Batch) -> np.ndarray:
     """Expert of each token by the definition: the table's entry for the domain of the sequence and the token's id."""
     ids_BS = batch.ids_GBS[0]
     domains_B = np.repeat(batch.domains_M, len(ids_BS) // len(batch.domains_M))
-    first, experts = model.batches.table.first_NDV, model.config.model.experts_per_domain
+    first, sizes = model.batches.table.first_NDV, model.config.model
+    group = [sizes.experts_per_domain if kind == "own" else 0 for kind in sizes.routed]
     return np.array(
         [
             [[first[n, d, i] + d * experts for i in row] for d, row in zip(domains_B, ids_BS, strict=True)]
-            for n in range(len(first))
+            for n, experts in enumerate(group)
         ]
     )
 
@@ -224,6 +233,23 @@ def test_rre_layers_send_each_token_through_its_expert(routed):
     for block, slot, found in zip(blocks, batch.slots_GM[0], logits, strict=True):
         table = oracle.w["embedding"].reshape(-1, routed.config.model.slot_rows, expected.shape[-1])
         assert_close(found, block @ table[slot].T, 1e-5)
+
+
+SEGMENTS = [["own", "own"], ["own", "common"], ["own", "own", "common", "common"]]
+
+
+@pytest.mark.parametrize("segments", SEGMENTS, ids=" ".join)
+def test_the_segments_of_a_token_are_added_with_one_bias(make, segments):
+    model = make(4, 2, segments=segments, common_experts=3 * ("common" in segments))
+    batch = model.batch()
+    routes_NBS = routes(model, batch)
+    assert len(routes_NBS) == 2 * len(segments)
+    assert all((routes_NBS[n] != routes_NBS[m]).any() for n in range(len(routes_NBS)) for m in range(n))
+    assert {d for d, kind in enumerate(model.config.model.routed) if kind == "common"} == {
+        n for n, route in enumerate(routes_NBS) if model.store.rows[n] == 3 and route.max() < 3
+    }
+    hidden, _ = model(batch)
+    assert_close(hidden, model.oracle().hidden(batch, routes_NBS).reshape(hidden.shape), 1e-5)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "erf"])
@@ -285,7 +311,7 @@ def test_one_block_reads_and_predicts_with_its_own_slot(routed):
 def test_an_expert_touches_only_the_tokens_of_its_route(routed):
     batch = routed.batch()
     hidden, _ = routed(batch)
-    bias = routed.store.layer_parameters(1)["b2"]  # of the last layer: nothing mixes tokens after it
+    bias = routed.store.parameters_of(1)["b2"]  # of the last layer: nothing mixes tokens after it
     original = bias.asnumpy()
     moved = {}
     for expert in range(routed.config.experts):

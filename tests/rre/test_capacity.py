@@ -89,7 +89,7 @@ def test_each_token_takes_the_next_row_of_its_expert_until_none_is_left(data: st
     held_PK = np.stack([np.arange(0, stored, 2), np.arange(1, stored, 2)])
     experts_NGT = routes(data.draw, (LAYERS, 2, tokens), stored)
     rows = [[np.searchsorted(held, e[np.isin(e, held)]) for e in experts_NGT.reshape(LAYERS, -1)] for held in held_PK]
-    active_PNA = np.stack([active_lists(of_rank, 3, 4) for of_rank in rows])
+    active_PNA = np.stack([active_lists(of_rank, [3] * LAYERS, [4] * LAYERS) for of_rank in rows])
     for peer in range(2):
         ids_PNA = np.take_along_axis(np.pad(held_PK, ((0, 0), (0, 1)), constant_values=-1)[:, None], active_PNA, axis=2)
         kept = np.full((LAYERS, 2, 2, stored), capacity)

@@ -33,7 +33,7 @@ def plan_of() -> tuple[RoutingPlan, np.ndarray]:
     """The plan of 20 tokens, and the expert of each."""
     experts_T = np.random.default_rng(1).integers(0, STORED, 20)
     experts_NGT = experts_T[None, None]
-    return plan_rows(experts_NGT, active_lists(experts_NGT, STORED, STORED))[0], experts_T
+    return plan_rows(experts_NGT, active_lists(experts_NGT, [STORED], [STORED]))[0], experts_T
 
 
 def padded(plan: RoutingPlan) -> tuple[np.ndarray, np.ndarray]:

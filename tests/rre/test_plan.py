@@ -28,7 +28,8 @@ class Case:
     entries: int
 
     def plans(self) -> list[RoutingPlan]:
-        return plan_rows(self.experts(), active_lists(self.experts(), self.stored, self.entries))
+        experts = self.experts()
+        return plan_rows(experts, active_lists(experts, [self.stored] * len(experts), [self.entries] * len(experts)))
 
     def experts(self) -> np.ndarray:
         """[N, G, T], straight from the table."""
@@ -121,4 +122,4 @@ def test_plans_are_deterministic_and_int32(case: Case):
 
 def test_too_many_active_experts_is_an_error_with_the_fix():
     with pytest.raises(ValueError, match=r"activates 8 experts.*has 4 entries; raise data\.domains_per_step"):
-        active_lists([np.arange(8)], 8, 4)
+        active_lists([np.arange(8)], [8], [4])

@@ -359,7 +359,7 @@ def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer,
     """Behind the training: the error comes at a later step, and whatever is saved then is no checkpoint."""
     trainer.save()
     before = has_checkpoints(trainer.run.checkpoints), latest_checkpoint(trainer.run.checkpoints)
-    weight = trainer.store.layer_parameters(1)["w2"].asnumpy()
+    weight = trainer.store.parameters_of(1)["w2"].asnumpy()
     kept = weight[4].copy()
     weight[4, 3] = np.nan
     try:

@@ -115,7 +115,7 @@ class Planner:
         return self._receivers.kept(sent_NGDK, room)
 
     def _rows(self, row_K: np.ndarray, experts_N: np.ndarray) -> np.ndarray:
-        """Return the row of each expert in a rank's store, -1 if it is not there. In a common segment experts are rows as they are."""
+        """Return the row of each expert in a rank's store, -1 if it is not there. A common segment's experts are their own rows."""
         return np.stack(
             [experts if common else row_K[experts] for experts, common in zip(experts_N, self._common_N, strict=True)]
         )

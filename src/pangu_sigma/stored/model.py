@@ -150,7 +150,7 @@ class StoredModel:
         return self.tensors[name].read()
 
     def expert(self, segment: int, number: int, name: str) -> np.ndarray:
-        """Read the values of one weight of one expert. segment: index among those of all RRE layers. number: of the expert in it."""
+        """Read one weight of one expert. segment: index among those of all RRE layers. number: index of the expert in it."""
         return self.tensor(expert_name(self.config.model, segment, number, name))
 
     def listed(self) -> Listed:
@@ -182,7 +182,7 @@ class _Tensors(Mapping[str, LazyArray]):
 
 
 def expert_name(model: ModelConfig, segment: int, expert: int, name: str) -> str:
-    """Return the name of an expert's tensor. segment: index among those of all RRE layers. expert: index among all of the segment."""
+    """Return the name of an expert's tensor. segment: index among those of all RRE layers. expert: index in the segment."""
     layer, part = divmod(segment, len(model.segments))
     return f"layers.{model.dense_layers + layer}.ffn.{f'segments.{part}.' if part else ''}experts.{expert}.{name}"
 
