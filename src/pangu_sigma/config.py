@@ -585,7 +585,7 @@ class Config(Section):
     def check_divisible(self) -> None:
         """Raise ValueError for the first size, such as heads or batch_size, that ranks or blocks do not divide evenly."""
         m, p, sets = self.model, self.parallel, self.data.domain_sets
-        sequences, parts = self.train.batch_size // self.data.domains_per_step, len(m.segments)
+        sequences, count = self.train.batch_size // self.data.domains_per_step, len(m.segments)
         for key, value, by, number in (
             ("the number of domains", len(self.domains), "data.domain_sets", sets),
             ("data.domains_per_step", self.data.domains_per_step, "data.domain_sets", sets),
@@ -594,7 +594,7 @@ class Config(Section):
             ("sequences in a block", sequences, "parallel.expert · parallel.data", p.expert * p.data),
             ("model.heads", m.heads, "parallel.tensor", p.tensor),
             ("model.hidden", m.hidden, "parallel.tensor", p.tensor),
-            ("model.ffn" + f" / {parts} segments" * (parts > 1), m.segment_ffn, "parallel.tensor", p.tensor),
+            ("model.ffn" + f" / {count} segments" * (count > 1), m.segment_ffn, "parallel.tensor", p.tensor),
         ):
             if value % number:
                 raise ValueError(f"{key} ({value}) is not divisible by {by} ({number}); change one of them")

@@ -28,7 +28,7 @@ def tier_of(folder: Path, config: Config | None = None, identity: str = "tables"
 
 
 def content(store) -> dict[str, bytes]:
-    layers = range(store.layers)
+    layers = store.numbers
     return {f"{n} {name}": p.asnumpy().tobytes() for n in layers for name, p in store.parameters_of(n).items()}
 
 

@@ -127,7 +127,7 @@ class Model:
     def active(self, active_NA: np.ndarray) -> list[np.ndarray]:
         """Weights of the active experts, in the order of the network's arguments."""
         store, found = self.store, []
-        for active_A, entries, rows, span in zip(active_NA, store.entries, store.rows, store.spans, strict=True):
+        for active_A, entries, rows, span in zip(active_NA, store.entries, store.rows, store.spans, strict=False):
             found += [w.asnumpy()[active_A[:entries] % rows] for w in list(store.weights)[span]]
         return found
 

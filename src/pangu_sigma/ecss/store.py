@@ -39,8 +39,8 @@ class ExpertStore(nn.Cell):
         share = share_of(config, rank)
         self.held, self.experts = share.held, config.experts
         """Ids of the experts in the rows of an own segment, ascending, and the number of such experts on all ranks."""
-        parts, entries = len(config.model.segments), entries_of_segments(config)
-        self.numbers = [layer * parts + part for layer in share.layers for part in range(parts)]
+        count, entries = len(config.model.segments), entries_of_segments(config)
+        self.numbers = [layer * count + s for layer in share.layers for s in range(count)]
         """Numbers of the store's segments among those of all RRE layers: all, unless pipeline stages divide the layers."""
         self.segments = len(self.numbers)
         self.spans = [slice(*span) for span in tensor_spans(config.model, self.segments)]
@@ -144,14 +144,14 @@ def array_specs(config: Config, rank: int = 0) -> list[ArraySpec]:
     share = share_of(config, rank)
     held = share.held
     drawn = tuple(np.isin(np.arange(config.experts), held).tolist())
-    model, parts = config.model, len(config.model.segments)
+    model, count = config.model, len(config.model.segments)
     moments = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # NumPy has no bfloat16: its bits
     replicated = config.model.expert_init == "replicated"
     specs = []
-    for n, part in ((layer * parts + part, part) for layer in share.layers for part in range(parts)):
-        own = model.segments[part] == "own"
+    for n, s in ((layer * count + s, s) for layer in share.layers for s in range(count)):
+        own = model.segments[s] == "own"
         rows = len(held) if own else model.common_experts
-        for name, shape, init, decay in ffn_tensors(model, part):
+        for name, shape, init, decay in ffn_tensors(model, s):
             full = (rows, *shape)
             specs += [
                 ArraySpec(n, name, "weight", full, "float32", init, replicated, decay, drawn if own else ()),

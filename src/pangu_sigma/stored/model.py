@@ -168,8 +168,8 @@ class _Tensors(Mapping[str, LazyArray]):
         shape, sizes, words = self._shapes[name], self._model.config.model, name.split(".")
         if "experts" not in words:
             return self._model.required(WEIGHTS, name, shape)
-        part = int(words[4]) if "segments" in words else 0
-        segment = (int(words[1]) - sizes.dense_layers) * len(sizes.segments) + part
+        s = int(words[4]) if "segments" in words else 0
+        segment = (int(words[1]) - sizes.dense_layers) * len(sizes.segments) + s
         stored = self._model.config.stored_experts(sizes.routed[segment])
         stack = self._model.required(f"{EXPERTS}{segment}", words[-1], (stored, *shape))
         return stack.part(int(words[-2]), name)
@@ -183,8 +183,8 @@ class _Tensors(Mapping[str, LazyArray]):
 
 def expert_name(model: ModelConfig, segment: int, expert: int, name: str) -> str:
     """Return the name of an expert's tensor. segment: index among those of all RRE layers. expert: index in the segment."""
-    layer, part = divmod(segment, len(model.segments))
-    return f"layers.{model.dense_layers + layer}.ffn.{f'segments.{part}.' if part else ''}experts.{expert}.{name}"
+    layer, s = divmod(segment, len(model.segments))
+    return f"layers.{model.dense_layers + layer}.ffn.{f'segments.{s}.' if s else ''}experts.{expert}.{name}"
 
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
