@@ -24,7 +24,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.run import evaluate_run
-from pangu_sigma.finetune import tuning
+from pangu_sigma.finetune import forgetting
 from pangu_sigma.finetune.tuning import TuningRequest, finetune_run
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
@@ -99,7 +99,7 @@ def test_what_came_of_it_is_counted_measured_and_kept(tiny_run, tuned):
     assert forgotten["en"] != 0.0
     assert result["parent"] == str(tiny_run)
     assert result["losses"] == {"before": best["before"], "after": best["loss"]}
-    assert {"start", "compile", "training", "before", "after"} == result["seconds"].keys()
+    assert result["seconds"].keys() == {"start", "compile", "training", "after"}, "before is of the log"
     lineage = json.loads((tuned / "lineage.json").read_text(encoding="utf-8"))
     assert (lineage["kind"], lineage["parent"], lineage["parent_step"]) == ("finetune", str(tiny_run), 30)
     assert lineage["options"]["task"] == "test"
@@ -114,7 +114,9 @@ def test_a_tuned_run_is_a_run(tiny_run, tuned, tmp_path):
     )
     assert any(answer.text for answer in answers), "not all end at once"
     losses = evaluate_run(tuned)
-    assert losses["zh"]["loss"] == result_of(tuned)["forgetting"]["domains"]["zh"]["after"]["loss"]
+    after = {name: own["after"]["loss"] for name, own in result_of(tuned)["forgetting"]["domains"].items()}
+    assert losses["en"]["loss"] == after["en"]
+    assert losses["zh"]["loss"] == pytest.approx(after["zh"], rel=1e-6), "of the parent's log"
     for name, parent in evaluate_run(tiny_run).items():
         before = result_of(tuned)["forgetting"]["domains"][name]["before"]
         assert before["samples"] == parent["samples"], "what evaluate says of the parent"
@@ -138,7 +140,7 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_ru
             raise Stop
         return advance(self)
 
-    monkeypatch.setattr(tuning, "measure_forgetting", lambda *unused: {"skipped": "it is measured elsewhere"})
+    monkeypatch.setattr(forgetting, "logged_losses", lambda *unused: {})
     folder = shutil.copytree(tuned.parent / "asked", tmp_path / "asked")
     asked = TuningRequest(folder / "test.yaml", folder / "train.jsonl", folder / "dev.jsonl", learn="experts")
     with monkeypatch.context() as patch, pytest.raises(Stop):
@@ -148,6 +150,12 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_ru
     result = finetune_run(tiny_run, asked, tmp_path / "run")
     same_end(tuned, tmp_path / "run")
     assert result["best"] == result_of(tuned)["best"]
+    for name, own in result["forgetting"]["domains"].items():
+        known = result_of(tuned)["forgetting"]["domains"][name]
+        assert own["before"]["loss"] == pytest.approx(known["before"]["loss"], rel=1e-6), (
+            "measured, as the log is not read"
+        )
+        assert (own["changed"], own["after"]["samples"]) == (known["changed"], known["after"]["samples"])
     assert finetune_run(tiny_run, asked, tmp_path / "run") == result, "a finished run is not trained again"
     with pytest.raises(ConfigError, match="was begun on other samples: train_file or dev_file"):
         write_lines(folder / "train.jsonl", pairs(0, 23))

@@ -1,4 +1,8 @@
-"""Forgetting of a tuned run: held-out losses on the text of its parent, before and after the tuning."""
+"""Forgetting of a tuned run: held-out losses on the text of its parent, before and after the tuning.
+
+Nothing is measured twice. The losses before are in the parent's log, if its last evaluation read the same samples. Those after are
+the same bit for bit for a domain that uses no weight that has changed, which the checkpoints tell.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pangu_sigma.config import ConfigError
+from pangu_sigma.checkpoint.checkpoint import Checkpoint
+from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.held_out import HeldOut, samples_of_evaluation
+from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.run import held_out_batches
-from pangu_sigma.train.log.losses import format_number
+from pangu_sigma.stored.model import read_lineage
+from pangu_sigma.stored.run import StoredRun
+from pangu_sigma.train.log.losses import HeldOutLoss, format_number, losses_of
+from pangu_sigma.train.log.metrics import FILE, read_metrics
 
 if TYPE_CHECKING:
     from pangu_sigma.finetune.tuner import Tuner
@@ -17,28 +28,63 @@ if TYPE_CHECKING:
 _KEPT = ("loss", "tokens", "samples")
 
 
-def measure_forgetting(tuner: Tuner, most: int) -> dict[str, Any]:
+def measure_forgetting(tuner: Tuner, parent: StoredRun) -> dict[str, Any]:
     """Measure each domain's held-out loss before and after tuning, in nats per token, and the difference with its standard error.
 
-    most: maximum number of samples of a domain. Returns {"domains": …}, where "changed" is the number of samples whose loss
-    has changed, or {"skipped": reason} if the parent's text is missing.
+    Returns {"domains": …}, where "changed" tells if a weight that the domain uses has changed, and "logged" if the loss before is
+    of the parent's log, or {"skipped": reason} if the parent's text is missing.
     """
     try:
         batches = held_out_batches(tuner.run)
     except (ConfigError, DataError) as error:
         return {"skipped": str(error)}
-    before, after = tuner.before_and_after(batches, most)
+    most, best = samples_of_evaluation(parent.config), tuner.best.step
+    digests = HeldOut(batches, most).digests()
+    before = {name: loss for name, loss in logged_losses(tuner, parent).items() if loss.digest == digests.get(name)}
+    if unknown := digests.keys() - before.keys():
+        before |= tuner.losses_at(0, batches, most, unknown)
+    changed = changed_domains(tuner.config, tuner.checkpoint(0), tuner.checkpoint(best))
+    after = before | (tuner.losses_at(best, batches, most, changed) if changed else {})
     return {
         "domains": {
             name: {
                 "before": {key: before[name].figures()[key] for key in _KEPT},
                 "after": {key: own.figures()[key] for key in _KEPT},
                 "difference": own.minus(before[name]).figures(),
-                "changed": int(np.count_nonzero(own.nats_U != before[name].nats_U)),
+                "changed": name in changed,
+                "logged": name not in unknown,
             }
-            for name, own in after.items()
+            for name, own in ((name, after[name]) for name in digests if name in after)
         }
     }
+
+
+def logged_losses(tuner: Tuner, parent: StoredRun) -> dict[str, HeldOutLoss]:
+    """Return the losses of the state that the tuning began with, from the log of its parent; empty if it has none."""
+    lineage = read_lineage(tuner.run.path) or {}
+    if parent.hash != lineage.get("parent_hash") or not (parent.path / FILE).exists():
+        return {}
+    lines = [line for line in read_metrics(parent.path) if (line["kind"], line["step"]) == ("evaluation", parent.step)]
+    return losses_of(lines[-1]) if lines else {}
+
+
+def changed_domains(config: Config, before: Checkpoint, after: Checkpoint) -> set[str]:
+    """Return the domains with a weight that differs between two checkpoints: of their experts, their slot, or what all share."""
+    from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+
+    slots, experts = set[int](), set[int]()
+    for file, arrays in after.files.items():
+        names = arrays.keys() if file == WEIGHTS else FFN_TENSORS if file.startswith(EXPERTS) else ()
+        for name in names:
+            old, new = before.files[file][name].values, arrays[name].values
+            rows = np.flatnonzero((old != new).reshape(len(old), -1).any(axis=1))
+            if file != WEIGHTS:
+                experts.update((rows // config.model.experts_per_domain).tolist())
+            elif name == "embedding":
+                slots.update((rows // config.model.slot_rows).tolist())
+            elif len(rows):
+                return {domain.name for domain in config.domains}
+    return {domain.name for domain in domains_of(config) if domain.slot in slots or domain.index in experts}
 
 
 def format_forgetting(found: dict[str, Any]) -> str:
@@ -47,6 +93,7 @@ def format_forgetting(found: dict[str, Any]) -> str:
         return f"forgetting was not measured: {found['skipped']}"
     lines = [
         f"{'domain':12} {'before':>9} {'after':>9} {'change':>9} {'±':>9}   held-out text of the parent, nats per token"
+        + ("; before: from its log" if all(own["logged"] for own in found["domains"].values()) else "")
     ]
     for name, own in found["domains"].items():
         change = own["difference"]

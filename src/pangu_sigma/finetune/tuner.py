@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.ecss.prefetch import Traffic
@@ -101,22 +102,22 @@ class Tuner(Trainer):
         self._compiled, self._in_memory = True, self.progress.step
         return taken
 
-    def before_and_after(
-        self, batches: BatchLoader, most: int
-    ) -> tuple[dict[str, HeldOutLoss], dict[str, HeldOutLoss]]:
-        """Measure the losses of the parent's state and of the best state, on at most `most` samples of each domain.
+    def losses_at(
+        self, step: int, batches: BatchLoader, most: int, only: Collection[str] | None = None
+    ) -> dict[str, HeldOutLoss]:
+        """Measure the losses of the state after a step, on at most `most` samples of each domain. only: domains; None for all.
 
-        Afterwards one of these states is in memory, and the training cannot go on. Raises CheckpointError.
+        Afterwards this state is in memory, and the training cannot go on. Raises CheckpointError.
         """
-        evaluator = Evaluator(batches, most, self._forward, self.network)
-        losses = {}
-        for step in sorted({0, self.best.step}, key=lambda step: step != self._in_memory):
-            with self.seconds.of("after" if step else "before"):
-                if step != self._in_memory:
-                    self.backend.restore(self.built, load_checkpoint(self.run.checkpoints / f"step_{step:08d}"))
-                    self._in_memory = step
-                losses[step] = evaluator.losses()
-        return losses[0], losses[self.best.step]
+        with self.seconds.of("after" if step else "before"):
+            if step != self._in_memory:
+                self.backend.restore(self.built, self.checkpoint(step))
+                self._in_memory = step
+            return Evaluator(batches, most, self._forward, self.network, only=only).losses()
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """Load the checkpoint of a step. Raises CheckpointError."""
+        return load_checkpoint(self.run.checkpoints / f"step_{step:08d}")
 
     @property
     def finished(self) -> bool:

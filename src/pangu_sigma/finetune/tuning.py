@@ -39,6 +39,7 @@ from pangu_sigma.inherit.trained import WARM
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.stored.model import TUNING_RESULT, StoredModel
 from pangu_sigma.stored.open import kind_of, open_model
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.train.health import UnhealthyRun
 from pangu_sigma.train.log.losses import finite_or_none, format_number
@@ -107,8 +108,7 @@ def finetune_run(
             tuner = _train(run, training, dev, seconds)
             if tuner is None:
                 return None
-            result = _result(config, training, dev, tuner, samples_of_evaluation(parent.config))
-            text = json.dumps({"parent": str(parent.path.absolute()), **result}, ensure_ascii=False, indent=2)
+            text = json.dumps(_result(parent, config, training, dev, tuner), ensure_ascii=False, indent=2)
             write_atomically(file, f"{text}\n".encode())
             _draw_report(into)
         result = json.loads(file.read_bytes())
@@ -199,18 +199,20 @@ def _receipt(parent: StoredModel, config: Config, training: TaskFile, dev: TaskF
     )
 
 
-def _result(config: Config, training: TaskFile, dev: TaskFile | None, tuner: Tuner, most: int) -> dict[str, Any]:
-    """Return the result of a fine-tuning run as values for JSON. Raises UnhealthyRun if its state has no finite loss.
-
-    most: maximum number of sequences of a domain whose losses are measured before and after.
-    """
+def _result(
+    parent: StoredRun, config: Config, training: TaskFile, dev: TaskFile | None, tuner: Tuner
+) -> dict[str, Any]:
+    """Return the result of a fine-tuning run as values for JSON. Raises UnhealthyRun if its state has no finite loss."""
     from pangu_sigma.finetune.tuner import mean_loss
 
+    most = samples_of_evaluation(parent.config)
     assert config.finetune is not None
     losses = {"before": tuner.best.before, "after": tuner.best.loss}
     if dev is None:
-        pair = tuner.before_and_after(tuner.batches, most)
-        losses = {key: finite_or_none(mean_loss(own)) for key, own in zip(losses, pair, strict=True)}
+        steps = {"after": tuner.best.step, "before": 0}  # in this order, as the last state is in memory
+        losses |= {
+            key: finite_or_none(mean_loss(tuner.losses_at(at, tuner.batches, most))) for key, at in steps.items()
+        }
     if losses["after"] is None:
         samples = "training samples" if dev is None else "dev set"
         raise UnhealthyRun(
@@ -218,8 +220,9 @@ def _result(config: Config, training: TaskFile, dev: TaskFile | None, tuner: Tun
             f"there is no better state to keep; remove the folder, lower train.optimizer.peak_lr="
             f"{config.train.optimizer.peak_lr:g} and tune again, with --dev-file to keep the best state"
         )
-    forgetting = measure_forgetting(tuner, most)
+    forgetting = measure_forgetting(tuner, parent)
     return {
+        "parent": str(parent.path.absolute()),
         "task": config.finetune.task,
         **_learned(config),
         "train_file": training.facts(),
