@@ -234,7 +234,8 @@ def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
     except (DataError, ConfigError) as error:
         raise type(error)(f"{error}\n{_keep_ids(path)}") from error
     prepared = load_manifest(Path(config.data.path)).config.get("domains")
-    if prepared is not None and prepared != [[d.name, d.format, d.language, d.slot] for d in config.domains]:
+    cut_by = [[d.name, d.format, d.language, d.slot] for d in config.domains]
+    if prepared is not None and [each[: len(cut_by[0])] for each in prepared] != cut_by:
         names, wanted = (", ".join(each) for each in ([d[0] for d in prepared], [d.name for d in config.domains]))
         raise ConfigError(
             f"domains: data.path={config.data.path} was prepared for {names}, the configuration has {wanted}, or they differ in "
