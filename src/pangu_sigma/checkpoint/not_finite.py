@@ -99,9 +99,9 @@ def _describe(found: NotFinite, config: dict[str, Any]) -> str:
     if found.segment is None:
         return text
     segments = config.get("model", {}).get("segments", ["own"])
-    layer, part = divmod(found.segment, len(segments))
-    where = f"layer {layer}" + (f", {segments[part]} segment {part}" if len(segments) > 1 else "")
-    own = segments[part] == "own"
+    layer, s = divmod(found.segment, len(segments))
+    where = f"layer {layer}" + (f", {segments[s]} segment {s}" if len(segments) > 1 else "")
+    own = segments[s] == "own"
     names = [f"{expert}{_domain(expert, config) if own else ''}" for expert in found.experts[:_NAMED]]
     more = f" and {len(found.experts) - _NAMED} more" if len(found.experts) > _NAMED else ""
     return f"{text} ({where}, {'expert' if len(found.experts) == 1 else 'experts'} {', '.join(names)}{more})"

@@ -1,7 +1,7 @@
 """Extension of a trained Σ by domains, slots, English pieces or experts, which changes no bit of its answers for its domains.
 
     old domains      experts, rows of the routing tables, rows of slots, Adam state and step counts are copied
-    common segments  their experts are copied with Adam state, for new domains too; their tables keep the entries of all known tokens
+    common segments  their experts are copied with Adam state, and new domains share them; tables keep the entries of known tokens
     new domains      experts of a named domain and its row of the routing tables; or the FFN of a dense parent; or drawn. Adam state
                      starts from zero
     new slots        rows of the same tokens of the named domain's slot, or of the dense parent; the rest is drawn from
@@ -234,8 +234,8 @@ def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
     except (DataError, ConfigError) as error:
         raise type(error)(f"{error}\n{_keep_ids(path)}") from error
     prepared = load_manifest(Path(config.data.path)).config.get("domains")
-    cut_by = [[d.name, d.format, d.language, d.slot] for d in config.domains]
-    if prepared is not None and [each[: len(cut_by[0])] for each in prepared] != cut_by:
+    cut_as = [[d.name, d.format, d.language, d.slot] for d in config.domains]  # what is held out of them may differ
+    if prepared is not None and [each[:4] for each in prepared] != cut_as:
         names, wanted = (", ".join(each) for each in ([d[0] for d in prepared], [d.name for d in config.domains]))
         raise ConfigError(
             f"domains: data.path={config.data.path} was prepared for {names}, the configuration has {wanted}, or they differ in "

@@ -247,8 +247,8 @@ def _layer_of(descent: TensorOrigin, segments: int) -> tuple[int, str]:
     """Return a tensor's layer, -1 for none, and its name without the layer; for experts the number of the RRE layer. segments: of
     such a layer."""
     if descent.shard != "dense":
-        number, part = divmod(int(descent.shard.rpartition("_")[2]), segments)
-        return number, f"{f'segments.{part}.' if part else ''}experts.{descent.name}"
+        number, s = divmod(int(descent.shard.rpartition("_")[2]), segments)
+        return number, f"{f'segments.{s}.' if s else ''}experts.{descent.name}"
     if descent.name.startswith("layers."):
         _, layer, name = descent.name.split(".", 2)
         return int(layer), name

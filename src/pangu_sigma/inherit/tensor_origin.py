@@ -112,14 +112,14 @@ class Child:
             source, _, how = model.made_from.get(name, "copied").rpartition(": ")
             source = source or tensor.origin or name
             if layer is not None:
-                kind = "replicated" if self.variation.none else "replicated, varied"
+                how = "replicated" if self.variation.none else "replicated, varied"
                 tensor_name = name.removeprefix(upper[layer])
                 whole = tensor_name == "b2"
-                for part, segment in enumerate(child.segments[: 1 if whole else None]):
-                    number, rows = layer * len(child.segments) + part, child.hidden if whole else child.segment_ffn
-                    shape = (self.config.stored_experts(segment), rows, *tensor.shape[1:])
-                    cut = "" if rows == tensor.shape[0] else f", units {part * rows} … {(part + 1) * rows - 1}"
-                    yield TensorOrigin(f"{EXPERTS}{number}", tensor_name, shape, kind, source + cut)
+                for s, kind in enumerate(child.segments[: 1 if whole else None]):
+                    number, rows = layer * len(child.segments) + s, child.hidden if whole else child.segment_ffn
+                    shape = (self.config.stored_experts(kind), rows, *tensor.shape[1:])
+                    cut = "" if rows == tensor.shape[0] else f", units {s * rows} … {(s + 1) * rows - 1}"
+                    yield TensorOrigin(f"{EXPERTS}{number}", tensor_name, shape, how, source + cut)
             elif name == "embedding":
                 shape = (self.config.slots * self.config.model.slot_rows, tensor.shape[1])
                 yield TensorOrigin(WEIGHTS, name, shape, "rows", source)
@@ -190,9 +190,9 @@ class Child:
 
 def ffn_source(model: ModelConfig, segment: int, name: str) -> tuple[str, slice]:
     """Return the tensor of a dense parent that experts of a segment are copies of, and which of its rows: their inner units, in
-    order; all of b2. segment: its number among those of all RRE layers. name: of the tensor or of a moment of it, such as w1.moment."""
-    layer, part = divmod(segment, len(model.segments))
-    first = part * model.segment_ffn
+    order; all of b2. segment: its number among those of all RRE layers. name: of the tensor, or of a moment such as w1.moment."""
+    layer, s = divmod(segment, len(model.segments))
+    first = s * model.segment_ffn
     units = slice(None) if name.startswith("b2") else slice(first, first + model.segment_ffn)
     return f"layers.{model.dense_layers + layer}.ffn.{name}", units
 

@@ -56,8 +56,8 @@ class SlotSource:
 class ChildTensors:
     """Tensors of a new run (child) that is made of the trained run `parent`; `compose` calls `find` to write a checkpoint.
 
-    experts_K: number of the parent's expert that each expert of an own segment is copied from, -1 for none. own_K: True for experts that keep
-    moments and step count. alpha: dense model that gives experts and rows that `parent` lacks; None if they are drawn.
+    experts_K: number of the parent's expert that each expert of an own segment is copied from, -1 for none. own_K: True for experts
+    that keep moments and step count. alpha: dense model that gives experts and rows that `parent` lacks; None if they are drawn.
     origins: domain of the child → domain of the parent that it is, or is made of.
     """
 
@@ -157,7 +157,7 @@ WARM = (
 """Note in the receipt about the optimizer state of a run that is made of a trained one."""
 
 
-SHARED = "common segments are copied whole with their tables, as attention is: no domain owns their experts, and all domains train them"
+SHARED = "common segments are copied whole with their tables, as attention is, because all domains share their experts"
 """Note in the receipt of a run that is made of a trained one with common segments."""
 
 
