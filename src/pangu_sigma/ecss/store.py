@@ -75,7 +75,7 @@ class ExpertStore(nn.Cell):
 
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
         """Update experts in place by Adam, and return the number of updated rows, float32 [1]. grads: gradients of what `fetch`
-        returned of the segments that learn. hyper: as `Hyper` returns. next_NA, copies: `PrefetchedExperts.next_NA` and `.buffers`, if there are any."""
+        returned, of segments that learn. hyper: as `Hyper` returns. next_NA, copies: of `PrefetchedExperts`, if there are any."""
         updated = 0.0
         for i in range(len(self.learned)):
             n = self.learned[i]
