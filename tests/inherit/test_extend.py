@@ -122,6 +122,16 @@ def test_a_new_domain_has_own_segments_and_shares_the_common_ones_bit_for_bit(se
     assert open_model(tmp_path / "back", "run").table.hash == before.hash
 
 
+def test_more_experts_are_copies_in_own_segments_and_common_ones_stay(segmented_run, law_config, tmp_path):
+    config = segmented(law_config)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"experts_per_domain": 4})})
+    receipt = extend_run(segmented_run, config, tmp_path / "run", Origin("zh"), graphs=False)
+    assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0] * 4
+    old, new = saved_arrays(segmented_run), saved_arrays(tmp_path / "run")
+    assert (new["experts_layer_1 w1.variance"][4:8] == old["experts_layer_1 w1.variance"][[0, 1, 0, 1]]).all()
+    assert new["experts_layer_2 w1.variance"].tobytes() == old["experts_layer_2 w1.variance"].tobytes()
+
+
 def test_tables_of_common_segments_have_one_row_for_all_domains_also_where_tokens_are_new(segmented_run, law_config):
     parent, config = open_model(segmented_run, "run"), segmented(law_config)
     child = plan_extension(parent, config, Origin(scratch=True))
