@@ -97,6 +97,22 @@ def tiny_run(tiny_data, made_once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def segmented_run(tiny_data, made_once) -> Path:
+    """A whole run on that data with two own and two common segments of three experts, trained for a few steps. Read only."""
+    from experiments.tiny import tiny_config
+    from pangu_sigma.train.loop import train
+
+    model = {"segments": ["own", "own", "common", "common"], "common_experts": 3}
+    steps = {"steps": 4, "eval_interval": 4, "checkpoint_interval": 4}
+    return (
+        made_once(
+            "segmented_run", lambda folder: train(tiny_config(tiny_data, model=model, train=steps), folder / "run")
+        )
+        / "run"
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny_export(tiny_run, made_once) -> Path:
     """That run as an exported model. Read only."""
     from pangu_sigma.convert.mindir import export_mindir

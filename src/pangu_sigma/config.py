@@ -613,6 +613,17 @@ class Config(Section):
         """Return K, the number of experts stored in one segment of this kind."""
         return self.experts if kind == "own" else self.model.common_experts
 
+    def learns(self, kind: Segment) -> bool:
+        """Return True if experts of segments of this kind learn; common ones do not where fine-tuning names the experts that do."""
+        return kind == "own" or self.finetune is None or self.finetune.learn == "all"
+
+    @property
+    def domain_experts(self) -> int:
+        """Number of parameters of the experts of one domain, in all RRE layers."""
+        m, own = self.model, self.model.segments.count("own")
+        ffn = own * (2 * m.hidden * m.segment_ffn + m.segment_ffn) + m.hidden
+        return m.rre_layers * m.experts_per_domain * ffn
+
     @property
     def active_experts(self) -> int:
         """A, maximum number of experts of one own segment of an RRE layer that a step can activate."""
@@ -635,8 +646,7 @@ class Config(Section):
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
         norms = 2 * 2 * m.hidden
         dense = m.layers * (attention + norms) + m.dense_layers * ffn + 2 * m.hidden
-        segment = 2 * m.hidden * m.segment_ffn + m.segment_ffn
-        stored = sum(self.stored_experts(kind) for kind in m.segments)
-        experts = m.rre_layers * (stored * segment + self.experts * m.hidden)
+        common = m.routed.count("common") * m.common_experts * (2 * m.hidden * m.segment_ffn + m.segment_ffn)
+        experts = len(self.domains) * self.domain_experts + common
         embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden
         return ParamCount(dense + experts + embeddings, dense, experts, embeddings, dense + m.rre_layers * ffn)

@@ -65,8 +65,15 @@ def test_an_expert_has_the_number_that_it_has_on_all_ranks():
     part = Part((8, 6), ((1, 3), (5, 6)), (4,))
     (found,) = find_not_finite({"experts_layer_1.00003": {"w1.moment": SavedArray(part, values)}})
     assert found == NotFinite("experts_layer_1.00003", "w1.moment", 2, (2, 5), (2, 5))
-    assert found.layer == 1
+    assert found.segment == 1
     assert Written.decode(Written({}, [found]).encode()) == Written({}, [found]), "as a rank tells it rank 0"
+
+
+def test_words_name_the_segment_and_a_common_expert_has_no_domain():
+    config = CONFIG | {"model": {"experts_per_domain": 2, "segments": ["own", "common"]}}
+    own, common = (NotFinite(f"experts_layer_{number}", "w1", 1, (2, 0), (2,)) for number in (2, 3))
+    assert describe([own], config).endswith("(layer 1, own segment 0, expert 2 of domain en)")
+    assert describe([common], config).endswith("(layer 1, common segment 1, expert 2)")
 
 
 def test_words_name_file_tensor_layer_experts_and_their_domains():

@@ -239,3 +239,27 @@ def test_a_step_with_an_expert_that_is_not_a_number_changes_nothing_and_the_next
             assert after.pop("loss_scale/good_steps") == 0 != before.pop("loss_scale/good_steps")
             assert bits(after) == bits(before)
     assert bits(toy.snapshot()) == expected
+
+
+def test_common_experts_that_do_not_learn_are_fetched_and_not_expected_of_adam(graph_mode: None):
+    """With finetune.learn=experts no Adam writes their rows into the next step's buffers."""
+    config = toy_config(
+        model={"segments": ["own", "common"], "common_experts": 3},
+        finetune={"task": "t", "domain": "d0", "learn": "experts", "domains": ["d0"]},
+        train={"eval_interval": 100, "checkpoint_interval": 100},
+    )
+    store = make_store(config, SlowTier())
+    assert store.learned == [0, 2]
+    prefetcher = Prefetcher(store, in_place=False)  # type: ignore[arg-type]
+    active_NA = np.array([[0, 1, 8, 8], [0, 1, 2, 3]] * 2, np.int32)
+    own, common = 4 * (16 * 12 + 12 + 12 * 16 + 16), 4 * (16 * 12 + 12 + 12 * 16)
+    first, _ = prefetcher.transfer(active_NA, active_NA)
+    assert first.next_NA.asnumpy().tolist() == [[0, 1, -1, -1], [-1] * 4] * 2
+    for i in (*range(4), *range(7, 11)):  # what Adam does of the own segments of both layers
+        first.buffers[i].asnumpy()[:2] = store.weights[i].asnumpy()[:2]
+    second, traffic = prefetcher.transfer(active_NA, active_NA)
+    for i, weight in enumerate(store.weights):
+        rows = 2 if i in (*range(4), *range(7, 11)) else 3
+        assert second.experts[i].asnumpy()[:rows].tobytes() == weight.asnumpy()[:rows].tobytes(), i
+    assert (traffic.refreshed_bytes, traffic.fetched_bytes) == (4 * own, 6 * common)
+    assert traffic.returned_bytes == 4 * own, "gradients of own experts alone"

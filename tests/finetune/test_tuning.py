@@ -75,6 +75,30 @@ def test_only_the_experts_of_the_domain_change_and_they_do(tiny_run, tuned):
             assert values.tobytes() == old[name].tobytes(), name
 
 
+def test_common_segments_keep_their_bits_where_experts_learn(segmented_run, tmp_path):
+    """Their Adam state too, though the samples' tokens go to them; counts are of own experts."""
+    run = tmp_path / "tuned"
+    result = finetune_run(segmented_run, ask(tmp_path / "asked", learn="experts"), run)
+    old, new = saved_arrays(segmented_run), saved_arrays(run)
+    assert old.keys() == new.keys()
+    for name, values in new.items():
+        own = name.startswith("experts_layer_") and int(name.split()[0].rpartition("_")[2]) % 4 < 2
+        if own:
+            assert np.delete(values, [2, 3], 0).tobytes() == np.delete(old[name], [2, 3], 0).tobytes(), name
+            assert values[2:4].tobytes() != old[name][2:4].tobytes(), name
+        elif not name.startswith("loss_scale"):
+            assert values.tobytes() == old[name].tobytes(), name
+    unit = 2 * 24 * 8 + 8
+    assert result is not None
+    assert result["parameters"]["learn"] == 4 * (2 * unit + 24)
+    assert result["common_kept"] == 2 * 2 * 3 * unit
+    assert f"; the {2 * 2 * 3 * unit:,} of common segments keep their bits" in tuning.learns_text(result)
+    forgotten = {name: own["difference"]["nats_per_token"] for name, own in result["forgetting"]["domains"].items()}
+    assert (forgotten["zh"], forgotten["code"]) == (0.0, 0.0)
+    notes = json.loads((run / "lineage.json").read_text(encoding="utf-8"))["notes"]
+    assert notes[-1] == "experts of common segments keep their bits, because all domains share them"
+
+
 def test_the_other_domains_answer_as_before_bit_for_bit(tiny_run, tiny_data, tuned):
     parent, run = open_model(tiny_run, "run"), open_model(tuned, "run")
     found = compare_trained(parent, run, {n: n for n in ("zh", "en", "code")}, tiny_data, graphs=False)

@@ -90,6 +90,77 @@ def test_to_extract_what_was_extended_gives_the_run_back(tiny_run, extended, tmp
     assert receipt.parent_lineage["kind"] == "extend", "the receipt keeps that of its parent"
 
 
+def segmented(law_config):
+    model = law_config.model.model_copy(update={"segments": ["own", "own", "common", "common"], "common_experts": 3})
+    return law_config.model_copy(update={"model": model})
+
+
+def test_a_new_domain_has_own_segments_and_shares_the_common_ones_bit_for_bit(segmented_run, law_config, tmp_path):
+    receipt = extend_run(segmented_run, segmented(law_config), tmp_path / "run", Origin("zh"), graphs=False)
+    assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0] * 4
+    old, new = saved_arrays(segmented_run), saved_arrays(tmp_path / "run")
+    assert old.keys() == new.keys()
+    for name, values in new.items():
+        if not name.startswith("experts_layer_"):
+            continue
+        if int(name.split()[0].rpartition("_")[2]) % 4 >= 2:
+            assert values.tobytes() == old[name].tobytes(), f"{name}: with its Adam state"
+            continue
+        assert values[OLD].tobytes() == old[name].tobytes(), name
+        state = name.endswith(("moment", "variance", "step"))
+        assert (values[LAW] == (0 if state else values[ZH])).all(), name
+    before, after = (open_model(path, "run").table for path in (segmented_run, tmp_path / "run"))
+    assert (after.first_NDV[:, 1:] == before.first_NDV).all()
+    assert (after.first_NDV[:, 0] == after.first_NDV[:, 1]).all()
+    assert (after.common_spread_V == before.common_spread_V).all()
+    assert receipt.parameters["experts copied from domain zh"] == 4 * (2 * (2 * 24 * 8 + 8) + 24)
+    assert sum(receipt.parameters.values()) == segmented(law_config).num_params().total
+    back = extract_run(tmp_path / "run", tmp_path / "back", dropped=["law"], graphs=False)
+    again = saved_arrays(tmp_path / "back")
+    assert [agreement.exact for agreement in back.agreement.values()] == [0.0] * 3
+    assert all(old[name].tobytes() == again[name].tobytes() for name in old)
+    assert open_model(tmp_path / "back", "run").table.hash == before.hash
+
+
+def test_more_experts_are_copies_in_own_segments_and_common_ones_stay(segmented_run, law_config, tmp_path):
+    config = segmented(law_config)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"experts_per_domain": 4})})
+    receipt = extend_run(segmented_run, config, tmp_path / "run", Origin("zh"), graphs=False)
+    assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0] * 4
+    old, new = saved_arrays(segmented_run), saved_arrays(tmp_path / "run")
+    assert (new["experts_layer_1 w1.variance"][4:8] == old["experts_layer_1 w1.variance"][[0, 1, 0, 1]]).all()
+    assert new["experts_layer_2 w1.variance"].tobytes() == old["experts_layer_2 w1.variance"].tobytes()
+
+
+def test_tables_of_common_segments_have_one_row_for_all_domains_also_where_tokens_are_new(segmented_run, law_config):
+    parent, config = open_model(segmented_run, "run"), segmented(law_config)
+    child = plan_extension(parent, config, Origin(scratch=True))
+    known_V = np.arange(child.tokenizer.size)
+    known_V[-500:] = -1
+    same = {each.name: each.name for each in parent.config.domains}
+    table, common = extended_tables(parent, config, child.tokenizer, known_V, same), [2, 3, 6, 7]
+    assert (table.first_NDV[common] == table.first_NDV[common][:, :1]).all()
+    assert (table.first_NDV[common][:, 0, :-500] == parent.table.first_NDV[common][:, 0, :-500]).all()
+    assert (table.first_NDV[:, 1:, :-500] == parent.table.first_NDV[..., :-500]).all()
+    assert set(np.unique(table.first_NDV[2, 0, -500:])) == {0, 1, 2}
+    assert (table.first_NDV[2, 0, -500:] != table.first_NDV[3, 0, -500:]).any(), "segments are drawn independently"
+
+
+def test_a_dense_model_cannot_be_a_domain_of_a_run_with_common_segments(segmented_run, law_config, dense):
+    """Units of common segments are the run's, so the domain would not answer as the dense model."""
+    with pytest.raises(ConfigError, match=r"--from-dense|from_dense"):
+        plan_extension(open_model(segmented_run, "run"), segmented(law_config), Origin(dense=open_parent(dense)))
+
+
+def test_segments_cannot_be_changed_by_an_extension(segmented_run, law_config):
+    with pytest.raises(ConfigError, match=r"model\.common_experts: 3 → 4"):
+        config = segmented(law_config)
+        model = config.model.model_copy(update={"common_experts": 4})
+        plan_extension(
+            open_model(segmented_run, "run"), config.model_copy(update={"model": model}), Origin(scratch=True)
+        )
+
+
 @pytest.fixture(scope="module")
 def dense(law_config, tmp_path_factory):
     """A dense run that nobody has trained, whose text is that of the four domains."""

@@ -68,6 +68,27 @@ def test_any_domains_answer_as_before_bit_for_bit(tiny_run, tmp_path, kept):
     assert all(one[name].tobytes() == other[name].tobytes() for name in one), "--drop is the complement"
 
 
+@pytest.mark.parametrize("kept", [["en"], ["zh", "code"]], ids=len)
+def test_common_segments_are_taken_whole_and_own_ones_by_domain_bit_for_bit(segmented_run, tmp_path, kept):
+    receipt = extract_run(segmented_run, tmp_path / "run", kept, graphs=False)
+    assert {name: each.exact for name, each in receipt.agreement.items()} == dict.fromkeys(kept, 0.0)
+    rows = np.array([2 * ("zh", "en", "code").index(name) + i for name in kept for i in range(2)])
+    old, new = saved_arrays(segmented_run), saved_arrays(tmp_path / "run")
+    assert old.keys() == new.keys()
+    for name, values in new.items():
+        if name.startswith("experts_layer_"):
+            own = int(name.split()[0].rpartition("_")[2]) % 4 < 2
+            assert values.tobytes() == (old[name][rows] if own else old[name]).tobytes(), name
+    whole, mine = (open_model(path, "run").table for path in (segmented_run, tmp_path / "run"))
+    assert mine.first_NDV.tobytes() == whole.first_NDV[:, rows[::2] // 2].tobytes()
+    assert mine.common_N.tolist() == [0, 0, 3, 3] * 2
+    assert mine.common_spread_V.tobytes() == whole.common_spread_V.tobytes()
+    assert any("common segments are copied whole" in note for note in receipt.notes)
+    config = open_model(tmp_path / "run", "run").config
+    assert sum(receipt.parameters.values()) == config.num_params().total
+    assert receipt.parameters["experts copied"] == len(kept) * 4 * (2 * (2 * 24 * 8 + 8) + 24)
+
+
 def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
     receipt = extract_export(tiny_run, tmp_path / "zh", ["zh"], graphs=False)
     assert receipt.agreement["zh"].exact == 0.0

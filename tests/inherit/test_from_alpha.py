@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.dense_runs import write_dense_run
+from helpers.grown import saved_arrays
 
 from experiments.tiny import tiny_config, tiny_tree, write_text
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
@@ -19,8 +20,9 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.inherit import equality
-from pangu_sigma.inherit.from_alpha import inherit
+from pangu_sigma.inherit.from_alpha import inherit, plan_inheritance
 from pangu_sigma.inherit.parent import open_parent, parent_slot
+from pangu_sigma.inherit.receipt import format_mapping
 from pangu_sigma.inherit.tensor_origin import Child
 from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.stored.network import build_network
@@ -115,6 +117,49 @@ def test_children_of_every_form_equal_their_parent(no_graph, tmp_path, model, sl
     )  # `only` has rows for letters of the English text, which Chinese text alone does not need
     receipt = inherit(open_parent(parent), parse_config(tree), tmp_path / "child", drop_rows=drop)
     assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("segments", [["own", "own"], ["own", "own", "common", "common"]], ids=len)
+def test_segments_have_the_parents_units_in_order_and_answer_as_it_bit_for_bit(
+    no_graph, parent, tiny_data, tmp_path, segments
+):
+    """Moments too; the output bias is that of the first segment."""
+    model = {"segments": segments, "common_experts": 3 * ("common" in segments)}
+    receipt = inherit(open_parent(parent), tiny_config(tiny_data, model=model), tmp_path / "child", moments=True)
+    assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0, 0.0, 0.0]
+    old, new, width = saved_arrays(parent), saved_arrays(tmp_path / "child"), 32 // len(segments)
+    for number in range(2 * len(segments)):
+        layer, part = divmod(number, len(segments))
+        for name in ("w1", "b1", "w2", "b2") if part == 0 else ("w1", "b1", "w2"):
+            units = slice(None) if name == "b2" else slice(part * width, (part + 1) * width)
+            for state in ("", ".moment", ".variance"):
+                where = (
+                    f"dense_optimizer layers.{1 + layer}.ffn.{name}{state}"
+                    if state
+                    else f"dense layers.{1 + layer}.ffn.{name}"
+                )
+                made = new.pop(f"experts_layer_{number} {name}{state}")
+                assert made.shape[0] == (6 if segments[part] == "own" else 3)
+                assert all(expert.tobytes() == old[where][units].tobytes() for expert in made), (number, name, state)
+        assert (new.pop(f"experts_layer_{number} step") == 4).all()
+    assert not any(name.startswith("experts") for name in new), "b2 is that of the first segment alone"
+    kinds = ", ".join(f"{6 if kind == 'own' else 3} {kind}" for kind in segments)
+    assert f"each upper FFN is cut into {len(segments)} segments of {kinds} experts" in str(receipt)
+    assert sum(receipt.parameters.values()) == open_model(tmp_path / "child", "run").config.num_params().total
+
+
+def test_the_mapping_names_the_units_of_each_segment(parent, tiny_data):
+    config = tiny_config(tiny_data, model={"segments": ["own", "common"], "common_experts": 3})
+    lines = [
+        line.split() for line in format_mapping(plan_inheritance(open_parent(parent), config, Variation())).splitlines()
+    ]
+    (own,) = [line for line in lines if line[0] == "experts.w1"]
+    (common,) = [line for line in lines if line[0] == "segments.1.experts.w1"]
+    assert " ".join(own[:7]) == "experts.w1 0 … 1 (6, 16, 24)"
+    assert " ".join(common[:7]) == "segments.1.experts.w1 0 … 1 (3, 16, 24)"
+    assert "units 0 … 15" in " ".join(own)
+    assert "units 16 … 31" in " ".join(common)
+    assert not [line for line in lines if line[0] == "segments.1.experts.b2"]
 
 
 def test_the_receipt_compares_text_that_a_person_can_read(child, tiny_data):

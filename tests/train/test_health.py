@@ -282,6 +282,17 @@ def test_all_experts_are_looked_at_unless_some_are_asked_for(well):
     assert [tensor.expert for tensor in unhealthy_tensors(well.built)] == [4]
 
 
+def test_an_expert_is_named_with_its_segment_and_a_common_one_without_a_domain(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, model={"segments": ["own", "common"], "common_experts": 7})
+    trainer = Trainer(config, tmp_path / "run")
+    poison(trainer.shards["experts_layer_2"]["w1"], 3, math.nan)
+    poison(trainer.shards["experts_layer_3"]["w2.moment"], 6, math.nan)
+    own, common = unhealthy_tensors(trainer.built)
+    assert str(own) == "domain en, RRE layer 1, segment 0, expert 3, tensor w1: 1 of 384 values"
+    assert str(common) == "all domains, RRE layer 1, segment 1, expert 6, tensor w2.moment: 1 of 384 values"
+    assert (common.domain, common.layer, common.segment, common.expert) == (None, 1, 1, 6)
+
+
 def test_skips_without_an_end_stop_the_run_and_say_what_it_is_not(well):
     """Gradients that overflow at any scale: no weight is wrong, and going on is no use."""
     options = well.config.train.model_copy(update={"max_skipped_steps": 3})

@@ -34,8 +34,8 @@ class NotFinite:
     experts: tuple[int, ...] = ()
 
     @property
-    def layer(self) -> int | None:
-        """RRE layer of the experts; None for dense arrays."""
+    def segment(self) -> int | None:
+        """Number of the experts' segment among those of all RRE layers: with one segment, the layer; None for dense arrays."""
         return int(self.file.removeprefix(EXPERTS).partition(".")[0]) if self.file.startswith(EXPERTS) else None
 
 
@@ -96,13 +96,15 @@ def describe(found: Iterable[NotFinite], config: dict[str, Any]) -> str:
 def _describe(found: NotFinite, config: dict[str, Any]) -> str:
     at = f", first at [{', '.join(map(str, found.first))}]" if found.first else ""
     text = f"{found.file}.safetensors: {found.name} has {found.count}{at}"
-    if found.layer is None:
+    if found.segment is None:
         return text
-    names = [f"{expert}{_domain(expert, config)}" for expert in found.experts[:_NAMED]]
+    segments = config.get("model", {}).get("segments", ["own"])
+    layer, s = divmod(found.segment, len(segments))
+    where = f"layer {layer}" + (f", {segments[s]} segment {s}" if len(segments) > 1 else "")
+    own = segments[s] == "own"
+    names = [f"{expert}{_domain(expert, config) if own else ''}" for expert in found.experts[:_NAMED]]
     more = f" and {len(found.experts) - _NAMED} more" if len(found.experts) > _NAMED else ""
-    return (
-        f"{text} (layer {found.layer}, {'expert' if len(found.experts) == 1 else 'experts'} {', '.join(names)}{more})"
-    )
+    return f"{text} ({where}, {'expert' if len(found.experts) == 1 else 'experts'} {', '.join(names)}{more})"
 
 
 def _domain(expert: int, config: dict[str, Any]) -> str:

@@ -99,12 +99,12 @@ class Prefetcher:
         misses_N, hits, refreshed_N = self._settle(), self._hits, self._refreshed_N
         stall = time.perf_counter() - started
         front, self._filling = self._filling, 1 - self._filling
-        next_NA = self._start(coming_NA, active_NA)
+        next_NA, learned = self._start(coming_NA, active_NA), self._store.learned
         self._announced = coming_NA.copy()
         traffic = Traffic(
             fetched_bytes=int(misses_N @ self._row_bytes_N),
             refreshed_bytes=int(refreshed_N @ self._row_bytes_N),
-            returned_bytes=int((active_NA < self._stored_N1).sum(axis=1) @ self._row_bytes_N),
+            returned_bytes=int((active_NA < self._stored_N1).sum(axis=1)[learned] @ self._row_bytes_N[learned]),
             hits=hits + int(refreshed_N.sum()),
             misses=int(misses_N.sum()),
             stall_seconds=stall,
@@ -130,7 +130,7 @@ class Prefetcher:
                 continue
             entries = {int(expert): entry for entry, expert in enumerate(active_A)}
             for entry, expert in enumerate(coming_A[coming_A < stored].tolist()):
-                if expert in entries:
+                if expert in entries and n in self._store.learned:
                     next_NA[n, entries[expert]] = entry
                     self._refreshed_N[n] += 1
                 else:

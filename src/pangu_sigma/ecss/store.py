@@ -14,6 +14,8 @@ Two stores have one contract, so that the training step does not depend on the k
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -47,6 +49,11 @@ class ExpertStore(nn.Cell):
         """Where the tensors of each segment stand in `weights`."""
         self.entries = [entries[number] for number in self.numbers]
         """Length of each segment's list of active experts. The lists of a plan are as long as the longest."""
+        self.learned = [n for n, number in enumerate(self.numbers) if config.learns(config.model.routed[number])]
+        """Segments whose experts learn; the others keep their bits, and have no gradients."""
+        ends = [0, *accumulate(self.spans[n].stop - self.spans[n].start for n in self.learned)]
+        self.of_gradients = [slice(*span) for span in pairwise(ends)]
+        """Where the gradients of each segment that learns stand in those of all."""
         self.tier = tier
         self.dtype = getattr(ms, config.train.compute_dtype)
         self.cast = CastWeights(self.dtype)
@@ -68,16 +75,17 @@ class ExpertStore(nn.Cell):
 
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
         """Update experts in place by Adam, and return the number of updated rows, float32 [1]. grads: gradients of what `fetch`
-        returned. hyper: as `Hyper` returns. next_NA, copies: `PrefetchedExperts.next_NA` and `.buffers`, if there are any."""
+        returned, of segments that learn. hyper: as `Hyper` returns. next_NA, copies: of `PrefetchedExperts`, if there are any."""
         updated = 0.0
-        for n in range(self.segments):
+        for i in range(len(self.learned)):
+            n = self.learned[i]
             own, entries = self.spans[n], self.entries[n]
             active_A, offsets_A1 = self.updated_rows(active_NA[n, :entries], offsets_NA1[n, : entries + 1], n)
             updated = updated + self.adam(
                 self.weights[own],
                 self.moments[own],
                 self.variances[own],
-                grads[own],
+                grads[self.of_gradients[i]],
                 self.steps[n],
                 active_A,
                 offsets_A1,

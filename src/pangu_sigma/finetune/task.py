@@ -131,8 +131,8 @@ def learned_parameters(config: Config) -> int:
     """Return the number of parameters that a fine-tuning run trains: those that its samples reach."""
     assert config.finetune is not None
     options, model, count = config.finetune, config.model, config.num_params()
-    experts = count.experts // config.experts * model.experts_per_domain * len(options.domains)
+    experts = config.domain_experts * len(options.domains)
     if options.learn == "all":
-        return count.dense + count.embeddings + experts
+        return count.total - config.domain_experts * (len(config.domains) - len(options.domains))
     slots = {domains_of(config).named(name).slot for name in options.domains}
     return experts + (len(slots) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0)

@@ -179,7 +179,11 @@ def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None, seconds: Se
 
 def _receipt(parent: StoredModel, config: Config, training: TaskFile, dev: TaskFile | None) -> Receipt:
     assert config.finetune is not None
-    learned, total = _learned(config)["parameters"].values()
+    found = _learned(config)
+    learned, total = found["parameters"].values()
+    kept = (
+        ["experts of common segments keep their bits, because all domains share them"] if found["common_kept"] else []
+    )
     files = {"train_file": training, **({"dev_file": dev} if dev is not None else {})}
     fates = {each.name: "as it was" for each in config.domains} if config.finetune.learn == "experts" else {}
     return Receipt(
@@ -194,7 +198,7 @@ def _receipt(parent: StoredModel, config: Config, training: TaskFile, dev: TaskF
         options={**config.finetune.model_dump(mode="json"), **{name: each.hashes() for name, each in files.items()}},
         parent_parameters=total,
         domains={**fates, **dict.fromkeys(config.finetune.domains, "learns the task")},
-        notes=[WARM],
+        notes=[WARM, *kept],
         parent_lineage=parent.lineage,
     )
 
@@ -238,14 +242,17 @@ def _result(
 
 def _learned(config: Config) -> dict[str, Any]:
     assert config.finetune is not None
-    counts = {"learn": learned_parameters(config), "all": config.num_params().total}
-    return {"learn": config.finetune.learn, "parameters": counts}
+    count = config.num_params()
+    counts = {"learn": learned_parameters(config), "all": count.total}
+    common = 0 if config.learns("common") else count.experts - len(config.domains) * config.domain_experts
+    return {"learn": config.finetune.learn, "parameters": counts, "common_kept": common}
 
 
 def learns_text(result: dict[str, Any]) -> str:
     """Format the number of parameters that a fine-tuning run trains, in one line."""
     learned, total = result["parameters"]["learn"], result["parameters"]["all"]
-    return f"learn {result['learn']}: {learned:,} of {total:,} parameters ({learned / total:.1%})"
+    kept = f"; the {common:,} of common segments keep their bits" if (common := result["common_kept"]) else ""
+    return f"learn {result['learn']}: {learned:,} of {total:,} parameters ({learned / total:.1%}){kept}"
 
 
 def format_result(result: dict[str, Any]) -> str:

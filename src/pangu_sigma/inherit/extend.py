@@ -1,6 +1,7 @@
 """Extension of a trained Σ by domains, slots, English pieces or experts, which changes no bit of its answers for its domains.
 
     old domains      experts, rows of the routing tables, rows of slots, Adam state and step counts are copied
+    common segments  their experts are copied with Adam state, and new domains share them; tables keep the entries of known tokens
     new domains      experts of a named domain and its row of the routing tables; or the FFN of a dense parent; or drawn. Adam state
                      starts from zero
     new slots        rows of the same tokens of the named domain's slot, or of the dense parent; the rest is drawn from
@@ -9,9 +10,9 @@
     k times experts  every expert becomes k equal copies with its Adam state, and its ids are divided among them
 
 All of this is our choice; the paper says that domains can be added, not how. Tables are drawn from routing.seed and the *name* of
-a domain, so they do not depend on other domains or on the order of extensions.
+a domain, so they do not depend on other domains or on the order of extensions; those of common segments from routing.seed alone.
 
-Shape suffixes: N RRE layers, D domains, V vocabulary, K experts of a layer, R rows of a slot.
+Shape suffixes: N segments of all RRE layers, D domains, V vocabulary, K experts of a segment, R rows of a slot.
 """
 
 from __future__ import annotations
@@ -204,6 +205,12 @@ def _check_origin(old: Config, new: Config, origin: Origin) -> None:
 
 
 def _check_dense(config: Config, dense: StoredModel) -> None:
+    if config.model.common_experts:
+        raise ConfigError(
+            f"{argument('--from-dense')} {dense.path}: model.segments={config.model.segments}: units of common segments are the "
+            "run's, so a new domain cannot have the FFN of another model; use "
+            f"{argument('--from-domain')} or {argument('--from-scratch')}"
+        )
     for key in ("hidden", "ffn", "layers"):
         has, wants = getattr(dense.sizes, key), getattr(config.model, key)
         if has != wants:
@@ -314,21 +321,34 @@ def extended_tables(
     """
     old, experts = parent.table, config.model.experts_per_domain
     frequencies_DV = PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None
-    layers, size = config.model.rre_layers, tokenizer.size
-    first_NDV = np.empty((layers, len(config.domains), size), np.int16)
+    layers, size, segments = config.model.rre_layers, tokenizer.size, config.model.segments
+    first_NDV = np.empty((len(config.model.routed), len(config.domains), size), np.int16)
     spread_DV = np.empty((len(config.domains), size), np.int16)
     kept_V = known_V >= 0
+
+    def draw(seed: int, counts: np.ndarray | None) -> RoutingTable:
+        routing, common = config.routing.model_copy(update={"seed": seed}), config.model.common_experts
+        return draw_tables(routing, layers, 1, size, experts, counts, segments, common)
+
     for domain in domains_of(config):
         seed = xxhash.xxh3_64_intdigest(f"{config.routing.seed} {domain.name}".encode()) >> 2
         counts = None if frequencies_DV is None else frequencies_DV[[domain.index]]
-        drawn = draw_tables(config.routing.model_copy(update={"seed": seed}), layers, 1, size, experts, counts)
+        drawn = draw(seed, counts)
         first_NDV[:, domain.index], spread_DV[domain.index] = drawn.first_NDV[:, 0], drawn.spread_DV[0]
         if domain.name in origins:
             source = domains_of(parent.config).named(origins[domain.name]).index
             copy_NV = drawn.first_NDV[:, 0, kept_V] // old.experts
             first_NDV[:, domain.index, kept_V] = old.first_NDV[:, source, known_V[kept_V]] + old.experts * copy_NV
             spread_DV[domain.index, kept_V] = old.spread_DV[source, known_V[kept_V]]
-    return RoutingTable(first_NDV, spread_DV, experts)
+    if old.common_N is None or old.common_spread_V is None:
+        return RoutingTable(first_NDV, spread_DV, experts)
+    drawn = draw(config.routing.seed, None if frequencies_DV is None else frequencies_DV.sum(axis=0, keepdims=True))
+    common_N, spread_V = old.common_N > 0, old.common_spread_V[known_V]
+    drawn.first_NDV[:, 0, kept_V] = old.first_NDV[:, 0, known_V[kept_V]]
+    first_NDV[common_N] = drawn.first_NDV[common_N]  # one row for all domains
+    if drawn.common_spread_V is not None:
+        spread_V[~kept_V] = drawn.common_spread_V[~kept_V]
+    return RoutingTable(first_NDV, spread_DV, experts, old.common_N, spread_V)
 
 
 def _answers_as(child: ChildTensors, name: str, source: str) -> bool:

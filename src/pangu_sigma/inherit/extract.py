@@ -1,13 +1,15 @@
 """Extraction of domains from a trained Σ as a separate run with bit-identical answers, which can be trained further.
 
-A domain never uses experts of other domains, and no gate weighs an expert's output, so nothing is lost: shared layers, the experts
-of the domains, their slots with all rows, and their rows of the routing tables are copied. Tokens keep their ids.
+A domain never uses experts of other domains, and no gate weighs an expert's output, so nothing is lost: shared layers, common
+segments, the experts of the domains, their slots with all rows, and their rows of the routing tables are copied. Tokens keep their
+ids.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.tensor_origin import SlotRows
 from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_in_turn, write_child
-from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -84,7 +85,7 @@ def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Chi
     ]
     indices = [domain.index for domain in chosen]
     whole = parent.table
-    table = RoutingTable(whole.first_NDV[:, indices], whole.spread_DV[indices], whole.experts)
+    table = replace(whole, first_NDV=whole.first_NDV[:, indices], spread_DV=whole.spread_DV[indices])
     experts_K = np.concatenate([experts_in_turn(domain, domain.experts) for domain in chosen])
     own_K = np.ones(len(experts_K), bool)
     return ChildTensors(

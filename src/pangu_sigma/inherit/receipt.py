@@ -50,7 +50,8 @@ class Receipt:
     kind: inherit, extend, extract or finetune.
     parent, layout, parent_step: path of the parent, file format of the parent, step of the parent's checkpoint or None.
     parent_hash: hash of the values of the parent's tensors; for a sparse parent, that of its manifest, which has the files' hashes.
-    parameters: number of parameters, by origin. copies: number of experts made of each upper FFN. slots: rows of each slot.
+    parameters: number of parameters, by origin. copies: number of experts made of each upper FFN, in an own segment.
+    common_copies: the same in a common segment. segments: kinds of a layer's segments; empty for one. slots: rows of each slot.
     unused: tensors of the parent that the child lacks, with the reason. activation, parent_activation: form of GELU of child and
     parent. heads_known, activation_known: False if the parent's files do not record it, so that a configured value was used.
     options: arguments of `inherit`. agreement: differences of logits, by domain. domains: what became of each domain.
@@ -65,6 +66,8 @@ class Receipt:
     activation: str
     parent_activation: str
     copies: int = 0
+    common_copies: int = 0
+    segments: list[str] = field(default_factory=list)
     slots: list[SlotReceipt] = field(default_factory=list)
     unused: dict[str, str] = field(default_factory=dict)
     heads_known: bool = True
@@ -96,6 +99,8 @@ def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
         parent_hash=child.parent_hash(),
         parameters=count_by_kind(child),
         copies=child.config.experts if child.config.model.rre_layers else 0,
+        common_copies=child.config.model.common_experts,
+        segments=[*child.config.model.segments] if len(child.config.model.segments) > 1 else [],
         slots=[SlotReceipt.of(slot) for slot in child.slots or ()],
         unused={each.name: each.reason for each in model.unused},
         activation=child.config.model.activation,
@@ -135,7 +140,7 @@ def format_receipt(receipt: Receipt) -> str:
     rows += [(kind, f"{count:,} parameters") for kind, count in receipt.parameters.items() if count]
     rows += [(f"domain {name}", what) for name, what in receipt.domains.items()]
     if receipt.copies:
-        rows.append(("experts", f"each upper FFN is {receipt.copies} experts{_format_variation(receipt.options)}"))
+        rows.append(("experts", f"{_format_copies(receipt)}{_format_variation(receipt.options)}"))
     if "moments" in receipt.options:
         rows.append(
             ("Adam", "its moments are the parent's" if receipt.options["moments"] else "starts with zero state")
@@ -155,6 +160,14 @@ def format_receipt(receipt: Receipt) -> str:
     rows += [("note", each) for each in receipt.notes]
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def _format_copies(receipt: Receipt) -> str:
+    if not receipt.segments:
+        return f"each upper FFN is {receipt.copies} experts"
+    numbers = {"own": receipt.copies, "common": receipt.common_copies}
+    parts = [f"{numbers[kind]} {kind}" for kind in receipt.segments]
+    return f"each upper FFN is cut into {len(parts)} segments of {', '.join(parts)} experts"
 
 
 def _format_variation(options: dict[str, Any]) -> str:
@@ -209,7 +222,7 @@ def format_mapping(child: Child) -> str:
     """Format the origin of every tensor of the child, with equal layers in one line, and the parent's unused tensors."""
     groups: dict[tuple[str, ...], list[tuple[int, TensorOrigin]]] = {}
     for descent in child.descents():
-        layer, name = _layer_of(descent)
+        layer, name = _layer_of(descent, len(child.config.model.segments))
         groups.setdefault((name, descent.kind, str(descent.shape)), []).append((layer, descent))
     lines = [("child", "layers", "shape", "kind", "parent")]
     for (name, kind, shape), members in groups.items():
@@ -230,10 +243,12 @@ def format_mapping(child: Child) -> str:
     return "\n".join([*table, *unused, *counts])
 
 
-def _layer_of(descent: TensorOrigin) -> tuple[int, str]:
-    """Return a tensor's layer, -1 for none, and its name without the layer; for experts the number of the RRE layer."""
+def _layer_of(descent: TensorOrigin, segments: int) -> tuple[int, str]:
+    """Return a tensor's layer, -1 for none, and its name without the layer; for experts the number of the RRE layer. segments: of
+    such a layer."""
     if descent.shard != "dense":
-        return int(descent.shard.rpartition("_")[2]), f"experts.{descent.name}"
+        number, s = divmod(int(descent.shard.rpartition("_")[2]), segments)
+        return number, f"{f'segments.{s}.' if s else ''}experts.{descent.name}"
     if descent.name.startswith("layers."):
         _, layer, name = descent.name.split(".", 2)
         return int(layer), name

@@ -3,12 +3,14 @@
     parent, L + N dense layers                child, L dense + N RRE layers
     attention, LayerNorm, positions       →   the same, one to one
     FFN of the lower L layers             →   the same
-    FFN of the upper N layers             →   every expert of that layer, an equal copy; without a gate the sum is unchanged
+    FFN of the upper N layers             →   every expert of that layer, an equal copy; without a gate the sum is unchanged.
+                                              Of P segments each has the P-th part of the units, in order, and the first the
+                                              output bias b2
     embedding rows                        →   rows of the same tokens in every slot; tokens the parent lacks are drawn anew
 
 Our choice where the paper is silent: rows of new tokens are drawn from N(0, model.init_std), and Adam starts from nothing.
 
-Shape suffixes: R rows of a slot, H hidden, K experts of a layer.
+Shape suffixes: R rows of a slot, H hidden, K experts of a segment, F inner units.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import xxhash
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER, WEIGHTS
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config, ConfigError, ModelConfig
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import argument
 from pangu_sigma.inherit.parent import ParentWords, parent_slot
@@ -103,17 +105,21 @@ class Child:
 
     def descents(self) -> Iterator[TensorOrigin]:
         """Yield the origin of every weight of the child, dense ones first."""
-        model = self.parent
-        upper = [f"layers.{i}.ffn." for i in range(self.config.model.dense_layers, self.config.model.layers)]
+        model, child = self.parent, self.config.model
+        upper = [f"layers.{i}.ffn." for i in range(child.dense_layers, child.layers)]
         for name, tensor in model.tensors.items():
             layer = next((n for n, at in enumerate(upper) if name.startswith(at)), None)
             source, _, how = model.made_from.get(name, "copied").rpartition(": ")
             source = source or tensor.origin or name
             if layer is not None:
-                kind = "replicated" if self.variation.none else "replicated, varied"
+                how = "replicated" if self.variation.none else "replicated, varied"
                 tensor_name = name.removeprefix(upper[layer])
-                shape = (self.config.experts, *tensor.shape)
-                yield TensorOrigin(f"{EXPERTS}{layer}", tensor_name, shape, kind, source)
+                whole = tensor_name == "b2"
+                for s, kind in enumerate(child.segments[: 1 if whole else None]):
+                    number, rows = layer * len(child.segments) + s, child.hidden if whole else child.segment_ffn
+                    shape = (self.config.stored_experts(kind), rows, *tensor.shape[1:])
+                    cut = "" if rows == tensor.shape[0] else f", units {s * rows} … {(s + 1) * rows - 1}"
+                    yield TensorOrigin(f"{EXPERTS}{number}", tensor_name, shape, how, source + cut)
             elif name == "embedding":
                 shape = (self.config.slots * self.config.model.slot_rows, tensor.shape[1])
                 yield TensorOrigin(WEIGHTS, name, shape, "rows", source)
@@ -143,13 +149,14 @@ class Child:
             yield contiguous.astype(np.float32, copy=False)
         self.hashes[name] = digest.hexdigest()
 
-    def _experts(self, layer: int, name: str, shape: tuple[int, ...]) -> LazyArray:
-        source = self._read(f"layers.{self.config.model.dense_layers + layer}.ffn.{name}")
+    def _experts(self, segment: int, name: str, shape: tuple[int, ...]) -> LazyArray:
+        at, units = ffn_source(self.config.model, segment, name)
+        source = self._read(at)
 
         def content() -> Iterator[np.ndarray]:
-            value = source.read()
+            value = source.read()[units]
             for expert in range(shape[0]):
-                yield self.variation.vary(value, name, layer, expert)
+                yield self.variation.vary(value, name, segment, expert)
 
         return LazyArray(shape, source.dtype, content, source.origin)
 
@@ -174,11 +181,20 @@ class Child:
         if name == "step":
             step = self.parent.array(OPTIMIZER, "step")
             return None if step is None else LazyArray(shape, step.dtype, lambda: [np.repeat(step.read(), shape[0])])
-        layer = self.config.model.dense_layers + int(shard.removeprefix(EXPERTS))
-        found = self.parent.array(OPTIMIZER, f"layers.{layer}.ffn.{name}")
+        at, units = ffn_source(self.config.model, int(shard.removeprefix(EXPERTS)), name)
+        found = self.parent.array(OPTIMIZER, at)
         if found is None:
             return None
-        return LazyArray(shape, found.dtype, lambda: (found.read() for _ in range(shape[0])), found.origin)
+        return LazyArray(shape, found.dtype, lambda: (found.read()[units] for _ in range(shape[0])), found.origin)
+
+
+def ffn_source(model: ModelConfig, segment: int, name: str) -> tuple[str, slice]:
+    """Return the tensor of a dense parent that experts of a segment are copies of, and which of its rows: their inner units, in
+    order; all of b2. segment: its number among those of all RRE layers. name: of the tensor, or of a moment such as w1.moment."""
+    layer, s = divmod(segment, len(model.segments))
+    first = s * model.segment_ffn
+    units = slice(None) if name.startswith("b2") else slice(first, first + model.segment_ffn)
+    return f"layers.{model.dense_layers + layer}.ffn.{name}", units
 
 
 def table_rows(values: np.ndarray, rows_R: np.ndarray, draw: np.random.Generator, std: float) -> Iterator[np.ndarray]:

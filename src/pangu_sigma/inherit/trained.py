@@ -2,7 +2,7 @@
 
     of the parent                             in the child
     attention, LayerNorm, dense FFNs,      →  the same, with their Adam state
-      positions
+      positions, common segments
     experts of a domain                    →  the same, or equal copies; with moments and step counts where it is the same domain
     rows of a slot                         →  rows of the same tokens, with moments where it is the same slot
     loss scale, number of updates          →  the same
@@ -10,7 +10,7 @@
 Experts and rows that the parent lacks, of new domains, come from a dense parent, or are drawn. Values are read when they are
 written, an expert at a time.
 
-Shape suffixes: K experts of a layer, R rows of a slot.
+Shape suffixes: K experts of an own segment, R rows of a slot.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.inherit.equality import Agreement
 from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt, count_rows
-from pangu_sigma.inherit.tensor_origin import SlotRows, table_rows
+from pangu_sigma.inherit.tensor_origin import SlotRows, ffn_source, table_rows
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
@@ -56,8 +56,8 @@ class SlotSource:
 class ChildTensors:
     """Tensors of a new run (child) that is made of the trained run `parent`; `compose` calls `find` to write a checkpoint.
 
-    experts_K: number of the parent's expert that each expert is copied from, -1 for none. own_K: True for experts that keep
-    moments and step count. alpha: dense model that gives experts and rows that `parent` lacks; None if they are drawn.
+    experts_K: number of the parent's expert that each expert of an own segment is copied from, -1 for none. own_K: True for experts
+    that keep moments and step count. alpha: dense model that gives experts and rows that `parent` lacks; None if they are drawn.
     origins: domain of the child → domain of the parent that it is, or is made of.
     """
 
@@ -77,7 +77,9 @@ class ChildTensors:
         if found is None:
             return None
         if shard.startswith(EXPERTS):
-            return self._experts(found, int(shard.removeprefix(EXPERTS)), name, shape)
+            number = int(shard.removeprefix(EXPERTS))
+            own = self.config.model.routed[number] == "own"
+            return self._experts(found, number, name, shape) if own else found
         if name.partition(".")[0] == "embedding":
             return LazyArray(shape, found.dtype, partial(self._rows, found, shard == OPTIMIZER), name)
         return found
@@ -94,7 +96,7 @@ class ChildTensors:
             yield from table_rows(values, rows_R, np.random.default_rng([self.config.seed, number]), std)
             release_pages(own)
 
-    def _experts(self, stored: LazyArray, layer: int, name: str, shape: tuple[int, ...]) -> LazyArray:
+    def _experts(self, stored: LazyArray, segment: int, name: str, shape: tuple[int, ...]) -> LazyArray:
         from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 
         row_of = stored.row
@@ -109,24 +111,25 @@ class ChildTensors:
                     yield row
                     release_pages(row)
                 elif weight:
-                    yield self._new_expert(layer, name, expert, shape[1:])
+                    yield self._new_expert(segment, name, expert, shape[1:])
                 else:
                     yield np.zeros(shape[1:] or 1, stored.dtype)
 
         return LazyArray(shape, stored.dtype, content, name)
 
-    def _new_expert(self, layer: int, name: str, expert: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Return a tensor of an expert that the run lacks: the dense parent's, or drawn as in a new run."""
+    def _new_expert(self, segment: int, name: str, expert: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Return a tensor of an expert that the run lacks: the dense parent's, or drawn as in a new run. segment: its number among
+        those of all RRE layers."""
         model = self.config.model
         if self.alpha is not None:
-            values = self.alpha.tensors[f"layers.{model.dense_layers + layer}.ffn.{name}"].read()
-            return np.asarray(values, np.float32)
+            source, units = ffn_source(model, segment, name)
+            return np.asarray(self.alpha.tensors[source].read()[units], np.float32)
         if name not in ("w1", "w2"):
             return np.zeros(shape, np.float32)
         domain, local = divmod(expert, model.experts_per_domain)
         local = 0 if model.expert_init == "replicated" else local
         what = f"{self.config.domains[domain].name} {name}".encode()
-        draw = np.random.default_rng([self.config.seed, layer, local, *what])
+        draw = np.random.default_rng([self.config.seed, segment, local, *what])
         std = model.init_std / (np.sqrt(2 * model.layers) if name == "w2" else 1.0)
         return draw.standard_normal(shape, np.float32) * np.float32(std)
 
@@ -154,6 +157,10 @@ WARM = (
 """Note in the receipt about the optimizer state of a run that is made of a trained one."""
 
 
+SHARED = "common segments are copied whole with their tables, as attention is, because all domains share their experts"
+"""Note in the receipt of a run that is made of a trained one with common segments."""
+
+
 def child_receipt(
     kind: ReceiptKind,
     child: ChildTensors,
@@ -177,7 +184,7 @@ def child_receipt(
         agreement=agreement,
         parent_parameters=parent.config.num_params().total,
         domains=domains,
-        notes=[WARM, *notes],
+        notes=[WARM, *([SHARED] if parent.config.model.common_experts else []), *notes],
         parent_lineage=parent.lineage,
     )
 
@@ -187,12 +194,12 @@ def parameters_by_kind(child: ChildTensors) -> dict[str, int]:
     config = child.config
     count, table = config.num_params(), config.slots * config.model.slot_rows * config.model.hidden
     old = {domain.name for domain in child.parent.config.domains}
-    found = {"copied": count.total - count.experts - table}
+    found = {"copied": count.total - len(config.domains) * config.domain_experts - table}
     for domain in domains_of(config):
         source = child.origins.get(domain.name)
         if source:
             kind = "experts copied" if domain.name in old else f"experts copied from domain {source}"
         else:
             kind = "experts copied from the dense parent" if child.alpha else "experts drawn anew"
-        found[kind] = found.get(kind, 0) + count.experts // len(config.domains)
+        found[kind] = found.get(kind, 0) + config.domain_experts
     return found | count_rows([slot.rows for slot in child.slots], table, config.model.hidden)

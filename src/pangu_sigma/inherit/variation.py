@@ -43,26 +43,27 @@ class Variation:
         """True if experts are exact copies."""
         return self.noise == 0.0 and self.reinit_ratio == 0.0
 
-    def vary(self, value: np.ndarray, name: str, layer: int, expert: int) -> np.ndarray:
-        """Return the varied tensor `name` of an expert. value: the FFN's, [F, H], [F] or [H]. layer: number of the RRE layer."""
+    def vary(self, value: np.ndarray, name: str, segment: int, expert: int) -> np.ndarray:
+        """Return the varied tensor `name` of an expert. value: the FFN's, [F, H], [F] or [H]. segment: number among those of all
+        RRE layers."""
         if self.none or name == "b2":
             return value
         varied = np.array(value, np.float32)
         if self.reinit_ratio:
-            units = np.random.default_rng([self.seed, layer, expert]).permutation(len(value))
+            units = np.random.default_rng([self.seed, segment, expert]).permutation(len(value))
             units = units[: round(self.reinit_ratio * len(value))]
-            draw = self._generator(layer, expert, name)
+            draw = self._generator(segment, expert, name)
             if name in MATRICES:
                 drawn = draw.standard_normal((len(units), value.shape[1]), np.float32)
                 varied[units] = value.mean(dtype=np.float64) + value.std(dtype=np.float64) * drawn
             else:
                 varied[units] = 0.0
         if self.noise and name in MATRICES:
-            draw = self._generator(layer, expert, name, "noise")
+            draw = self._generator(segment, expert, name, "noise")
             for row in varied:
                 row *= 1 + self.noise * draw.standard_normal(row.shape, np.float32)
         return varied
 
-    def _generator(self, layer: int, expert: int, name: str, what: str = "fresh") -> np.random.Generator:
+    def _generator(self, segment: int, expert: int, name: str, what: str = "fresh") -> np.random.Generator:
         """Return the generator of one draw. what: part of its seed."""
-        return np.random.default_rng([self.seed, layer, expert, *f"{what} {name}".encode()])
+        return np.random.default_rng([self.seed, segment, expert, *f"{what} {name}".encode()])

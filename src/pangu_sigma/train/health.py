@@ -148,8 +148,9 @@ class Health:
 class UnhealthyTensor:
     """Tensor of a rank with values that are not finite.
 
-    domain, layer, expert: of an expert's tensor; layer is the number of the RRE layer, 0 the lowest, and expert the number in its
-    layer. They are None for a dense tensor. tensor: its path, with `.moment` or `.variance` for Adam state.
+    domain, layer, segment, expert: of an expert's tensor; layer is the number of the RRE layer, 0 the lowest, segment its number in
+    the layer, None if there is one only, and expert the number in its segment. They are None for a dense tensor; experts of common
+    segments have no domain. tensor: its path, with `.moment` or `.variance` for Adam state.
     values: number of values that are not finite. size: number of all values.
     """
 
@@ -159,9 +160,12 @@ class UnhealthyTensor:
     tensor: str
     values: int
     size: int
+    segment: int | None = None
 
     def __str__(self) -> str:
-        of_expert = f"domain {self.domain}, RRE layer {self.layer}, expert {self.expert}, tensor "
+        domain = "all domains" if self.domain is None else f"domain {self.domain}"
+        segment = "" if self.segment is None else f"segment {self.segment}, "
+        of_expert = f"{domain}, RRE layer {self.layer}, {segment}expert {self.expert}, tensor "
         return f"{'dense tensor ' if self.expert is None else of_expert}{self.tensor}: {self.values:,} of {self.size:,} values"
 
 
@@ -178,12 +182,16 @@ def unhealthy_tensors(built: TrainingSetup, active_NA: np.ndarray | None = None)
                 if bad := count_not_finite(values):
                     tensors.append(UnhealthyTensor(None, None, None, name, bad, values.size))
                 continue
-            layer = int(shard.removeprefix(EXPERTS))
-            for row in range(len(values)) if active_NA is None else active_NA[layer][active_NA[layer] < len(values)]:
+            n, segments = int(shard.removeprefix(EXPERTS)), built.config.model.segments
+            layer, s = divmod(n, len(segments))
+            for row in range(len(values)) if active_NA is None else active_NA[n][active_NA[n] < len(values)]:
                 if bad := count_not_finite(values[row]):
-                    expert = int(built.store.held[row])
-                    domain = built.config.domains[expert // built.config.model.experts_per_domain].name
-                    tensors.append(UnhealthyTensor(domain, layer, expert, name, bad, values[row].size))
+                    expert, domain = int(row), None
+                    if segments[s] == "own":
+                        expert = int(built.store.held[row])
+                        domain = built.config.domains[expert // built.config.model.experts_per_domain].name
+                    segment = s if len(segments) > 1 else None
+                    tensors.append(UnhealthyTensor(domain, layer, expert, name, bad, values[row].size, segment))
             built.store.tier.release()
     return tensors
 

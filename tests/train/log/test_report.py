@@ -100,7 +100,7 @@ def with_what_happened(folder: Path) -> Path:
         step,
         {"kind": "spike", **spike},
         {"kind": "unhealthy", "step": 7, "tensors": []},
-        {"kind": "unhealthy", "step": 8, "tensors": [tensor]},
+        {"kind": "unhealthy", "step": 8, "tensors": [tensor, tensor | {"domain": None, "segment": 2}]},
         {"kind": "config", "step": 4, "changes": [["train.batch_size", 4, 8], ["data.path", "<a>", "b"]]},
         {"kind": "of a later version", "step": 8},
     ]
@@ -127,7 +127,8 @@ def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text
     for part in (
         "2 steps skipped, which changed nothing; 2 of them without a finite loss",
         "1 loss spikes",
-        "After step 8: values that are not finite in w1 of expert 3 (zh), RRE layer 1",
+        "After step 8: values that are not finite in w1 of expert 3 (zh), RRE layer 1; w1 of expert 3 (all domains), RRE layer 1, "
+        "segment 2",
         "<td>7</td><td>en</td><td>9.250</td><td>3.500</td><td>4.125</td><td>abcd</td><td>yes</td>",
         "<td>4</td><td>train.batch_size</td><td>4</td><td>8</td>",
         "<td>data.path</td><td>&#34;&lt;a&gt;&#34;</td>",
@@ -181,6 +182,7 @@ def tuned_run(folder: Path) -> Path:
     change = {"nats_per_token": 0.125, "se": 0.03, "bits_per_byte": 0.1, "bits_per_byte_se": 0.01}
     result = files | {
         "parameters": {"learn": 1_000, "all": 7_930},
+        "common_kept": 2_000,
         "best": {"step": 20, "loss": 6.0588, "before": 6.1085, "stale": 0},
         "forgetting": {
             "domains": {
@@ -208,7 +210,7 @@ def test_a_tuned_runs_report_shows_its_own_data_and_forgetting_above_all(tmp_pat
     for part in (
         "<td>parent</td><td>/runs/five, step 80</td>",
         "<td>task</td><td>qa</td>",
-        "<td>learned</td><td>experts: 1,000 of 7,930 parameters</td>",
+        "<td>learned</td><td>experts: 1,000 of 7,930 parameters; the 2,000 of common segments keep their bits</td>",
         "<td>loss on the dev set before</td><td>6.109</td>",
         "<td>at its best, the state that is kept</td><td>6.059</td>",
         "<td>after step</td><td>20</td>",
