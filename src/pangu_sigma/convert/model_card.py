@@ -65,10 +65,10 @@ def tables_text(sizes: ModelConfig) -> str:
         "`tid2eid_common_spread` [vocabulary] is its s"
     )
     return (
-        f"{segments * several}The tensor `tid2eid` [RRE layers, {'segments, ' * several}domains, vocabulary] has the expert of each "
-        f"token id, numbered over the {'segment' if several else 'layer'}. An id whose `tid2eid_spread` [domains, vocabulary] is s "
-        "takes, at position p of its document, the expert p mod s further on in the domain's group, which goes on at its beginning"
-        f"{common * ('common' in sizes.segments)}"
+        f"{segments * several}The tensor `tid2eid` [RRE layers, {'segments, ' * several}domains, vocabulary] has the expert of "
+        f"each token id, numbered over the {'segment' if several else 'layer'}. An id whose `tid2eid_spread` [domains, vocabulary] "
+        "is s takes, at position p of its document, the expert p mod s further on in the domain's group, which goes on at its "
+        f"beginning{common * ('common' in sizes.segments)}"
     )
 
 
@@ -138,4 +138,5 @@ pangu-sigma generate runs/mine --domain DOMAIN --prompt TEXT
 
 The files `model-*.safetensors` have the weights by the names of the network's parameters; an expert's are
 `layers.<layer>.ffn.experts.<number>.<w1|b1|w2|b2>`; where a layer has several segments, those of segments 1, 2, … are
-`layers.<layer>.ffn.segments.<segment>.experts.<number>.<w1|b1|w2>`. This card may be edited: it is the one file that is not sealed."""
+`layers.<layer>.ffn.segments.<segment>.experts.<number>.<w1|b1|w2>`. This card may be edited: it is the one file that is not
+sealed."""
