@@ -118,6 +118,10 @@ class ModelConfig(Section):
         """Inner width of an expert of one segment."""
         return self.ffn // len(self.segments)
 
+    def expert_params(self, part: int) -> int:
+        """Return the number of parameters of one expert of segment `part` of an RRE layer: only those of segment 0 have b2."""
+        return (2 * self.hidden + 1) * self.segment_ffn + self.hidden * (part == 0)
+
     @model_validator(mode="after")
     def _combinations(self) -> ModelConfig:
         if self.hidden % self.heads:
@@ -618,6 +622,17 @@ class Config(Section):
         """A, maximum number of experts of one own segment of an RRE layer that a step can activate."""
         return self.experts if not self.ecss.enabled else self.data.domains_per_step * self.model.experts_per_domain
 
+    def active_of(self, kind: Segment) -> int:
+        """Return A, the maximum number of experts of one segment of this kind that a step can activate."""
+        return self.active_experts if kind == "own" else self.model.common_experts
+
+    @property
+    def active_expert_params(self) -> int:
+        """Maximum number of parameters of experts that a step can activate, in all RRE layers."""
+        m = self.model
+        active = (self.active_of(kind) * m.expert_params(part) for part, kind in enumerate(m.segments))
+        return m.rre_layers * sum(active)
+
     def on_one_rank(self) -> Config:
         """Return this configuration with one process in place of the parallel ranks."""
         return self.model_copy(update={"parallel": ParallelConfig()})
@@ -635,8 +650,7 @@ class Config(Section):
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
         norms = 2 * 2 * m.hidden
         dense = m.layers * (attention + norms) + m.dense_layers * ffn + 2 * m.hidden
-        segment = 2 * m.hidden * m.segment_ffn + m.segment_ffn
-        stored = sum(self.stored_experts(kind) for kind in m.segments)
-        experts = m.rre_layers * (stored * segment + self.experts * m.hidden)
+        stored = (self.stored_experts(kind) * m.expert_params(part) for part, kind in enumerate(m.segments))
+        experts = m.rre_layers * sum(stored)
         embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden
         return ParamCount(dense + experts + embeddings, dense, experts, embeddings, dense + m.rre_layers * ffn)
