@@ -113,6 +113,18 @@ def segmented_run(tiny_data, made_once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def drawn_segmented_run(tiny_data, made_once) -> Path:
+    """The folder of a run with drawn weights, whose RRE layers have two own and two common segments. Read only."""
+    from helpers.dense_runs import write_dense_run
+
+    from experiments.tiny import tiny_config
+
+    segments = {"segments": ["own", "own", "common", "common"], "common_experts": 3}
+    config = tiny_config(tiny_data, model=segments, routing={"table": "balanced", "seed": 3})
+    return made_once("drawn_segmented_run", lambda folder: write_dense_run(config, folder / "run")) / "run"
+
+
+@pytest.fixture(scope="session")
 def tiny_export(tiny_run, made_once) -> Path:
     """That run as an exported model. Read only."""
     from pangu_sigma.convert.mindir import export_mindir

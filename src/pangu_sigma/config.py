@@ -118,6 +118,10 @@ class ModelConfig(Section):
         """Inner width of an expert of one segment."""
         return self.ffn // len(self.segments)
 
+    def expert_params(self, s: int) -> int:
+        """Return the number of parameters of one expert of segment s of an RRE layer: only those of segment 0 have b2."""
+        return (2 * self.hidden + 1) * self.segment_ffn + self.hidden * (s == 0)
+
     @model_validator(mode="after")
     def _combinations(self) -> ModelConfig:
         if self.hidden % self.heads:
@@ -620,14 +624,25 @@ class Config(Section):
     @property
     def domain_experts(self) -> int:
         """Number of parameters of the experts of one domain, in all RRE layers."""
-        m, own = self.model, self.model.segments.count("own")
-        ffn = own * (2 * m.hidden * m.segment_ffn + m.segment_ffn) + m.hidden
-        return m.rre_layers * m.experts_per_domain * ffn
+        m = self.model
+        own = (m.expert_params(s) for s, kind in enumerate(m.segments) if kind == "own")
+        return m.rre_layers * m.experts_per_domain * sum(own)
 
     @property
     def active_experts(self) -> int:
         """A, maximum number of experts of one own segment of an RRE layer that a step can activate."""
         return self.experts if not self.ecss.enabled else self.data.domains_per_step * self.model.experts_per_domain
+
+    def active_of(self, kind: Segment) -> int:
+        """Return A, the maximum number of experts of one segment of this kind that a step can activate."""
+        return self.active_experts if kind == "own" else self.model.common_experts
+
+    @property
+    def active_expert_params(self) -> int:
+        """Maximum number of parameters of experts that a step can activate, in all RRE layers."""
+        m = self.model
+        active = (self.active_of(kind) * m.expert_params(s) for s, kind in enumerate(m.segments))
+        return m.rre_layers * sum(active)
 
     def on_one_rank(self) -> Config:
         """Return this configuration with one process in place of the parallel ranks."""
@@ -646,7 +661,8 @@ class Config(Section):
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
         norms = 2 * 2 * m.hidden
         dense = m.layers * (attention + norms) + m.dense_layers * ffn + 2 * m.hidden
-        common = m.routed.count("common") * m.common_experts * (2 * m.hidden * m.segment_ffn + m.segment_ffn)
-        experts = len(self.domains) * self.domain_experts + common
+        experts = m.rre_layers * sum(
+            self.stored_experts(kind) * m.expert_params(s) for s, kind in enumerate(m.segments)
+        )
         embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden
         return ParamCount(dense + experts + embeddings, dense, experts, embeddings, dense + m.rre_layers * ffn)

@@ -50,7 +50,7 @@ def training_needs(config: Config) -> list[Need]:
     """Return the minimum host memory that one rank of a training run on CPUs needs at once, purpose by purpose."""
     m, count, ecss, p = config.model, config.num_params(), config.ecss, config.parallel
     shares = p.groups * p.expert
-    gradients = count.experts * config.active_experts // config.experts // shares * _FLOAT32
+    gradients = config.active_expert_params // shares * _FLOAT32
     moments = 2 * (2 if ecss.moments == "bfloat16" else _FLOAT32)
     stored = 0 if ecss.store == "file" else count.experts // shares * (_FLOAT32 + moments)
     sequences = config.train.batch_size // min(p.stage_ranks // p.tensor, config.train.batch_size)
@@ -101,7 +101,7 @@ def _check(what: str, needs: list[Need], processes: int, root: Path) -> None:
 
 
 def _table_bytes(config: Config) -> int:
-    return config.model.rre_layers * len(config.domains) * _ALPHA_PIECES * _INT16
+    return len(config.model.routed) * len(config.domains) * _ALPHA_PIECES * _INT16
 
 
 def _left_in_groups(root: Path) -> list[int]:

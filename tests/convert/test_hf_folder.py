@@ -249,6 +249,72 @@ def test_a_failure_leaves_nothing_behind(run, folder, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_segments_go_there_and_back_and_every_file_says_what_they_are(drawn_segmented_run, tmp_path):
+    written = convert_model(drawn_segmented_run, tmp_path / "hf", "hf")
+    again = convert_model(written, tmp_path / "again", "run")
+    old, new = open_model(drawn_segmented_run, "run"), open_model(again, "run")
+    assert (old.config, old.table.hash) == (new.config, new.table.hash)
+    before, after = (whole(load_checkpoint(path / "checkpoints")) for path in (drawn_segmented_run, again))
+    assert before.keys() == after.keys()
+    assert all(value.tobytes() == after[name].tobytes() for name, value in before.items())
+    found = weights(written)
+    # layer 2 of the network has the segments 4 … 7 of all RRE layers
+    assert (found["layers.2.ffn.experts.5.w1"] == before["experts_layer_4/w1"][5]).all()
+    assert (found["layers.2.ffn.segments.3.experts.2.w1"] == before["experts_layer_7/w1"][2]).all()
+    assert "layers.2.ffn.segments.3.experts.3.w1" not in found
+    assert "layers.2.ffn.segments.3.experts.2.b2" not in found
+    tree, card = json.loads((written / "config.json").read_text()), (written / "README.md").read_text(encoding="utf-8")
+    assert (tree["expert_segments"], tree["num_common_experts"]) == (["own", "own", "common", "common"], 3)
+    assert (tree["num_experts_per_tok"], tree["n_routed_experts"]) == (4, 6)
+    assert "of 4 segments (own, own, common, common)" in card
+    assert "`layers.<layer>.ffn.segments.<segment>.experts.<number>" in card
+
+
+def test_the_tables_of_segments_route_as_the_run_does(drawn_segmented_run, tmp_path):
+    """By the sentences of the model card, and nothing of ours."""
+    found = weights(convert_model(drawn_segmented_run, tmp_path / "hf", "hf"))
+    table, first_LPDV = open_model(drawn_segmented_run, "run").table, found["tid2eid"]
+    vocabulary = table.first_NDV.shape[2]
+    assert first_LPDV.shape == (2, 4, 3, vocabulary)
+    ids = np.concatenate([np.arange(0, vocabulary, 97), np.argsort(-found["tid2eid_common_spread"])[:9]])
+    for domain, position in ((0, 0), (1, 1), (2, 5)):
+        start, its = 2 * domain, table.route(ids, np.full_like(ids, domain), np.full_like(ids, position))
+        spread, common_spread = found["tid2eid_spread"][domain, ids], found["tid2eid_common_spread"][ids]
+        own = start + (first_LPDV[:, :2, domain, ids] - start + position % spread) % 2
+        common = (first_LPDV[:, 2:, domain, ids] + position % common_spread) % 3
+        assert (np.concatenate([own, common], axis=1).reshape(8, -1) == its).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t["tid2eid"].__setitem__((1, 3, 1, 7), 3),
+            r"tid2eid has numbers outside of 0 … 2 in common segments",
+        ),
+        (lambda t: t["tid2eid"].__setitem__((1, 1, 1, 7), 4), r"tid2eid has numbers outside of 2 … 3 in domain en"),
+        (
+            lambda t: t["tid2eid"][0, 2, 0].__iadd__(1).__imod__(3),
+            r"tid2eid of a common segment is not the same in all",
+        ),
+        (lambda t: t["tid2eid_common_spread"].__setitem__(7, 4), r"tid2eid_common_spread has numbers outside of 1 … 3"),
+        (lambda t: t.pop("tid2eid_common_spread"), r"tid2eid_common_spread is not in it"),
+        (
+            lambda t: t.update(tid2eid=t["tid2eid"][:, :3]),
+            r"tid2eid is int32 of shape \(2, 3, 3, .* needs .* \(2, 4, 3",
+        ),
+    ],
+)
+def test_tables_of_segments_that_are_not_what_was_written_are_refused(drawn_segmented_run, tmp_path, change, message):
+    written = convert_model(drawn_segmented_run, tmp_path / "hf", "hf")
+    edit_tensors(written, change, "model-00001-of-00001.safetensors")
+    total = sum(value.nbytes for value in weights(written).values())
+    edit_json(written / "model.safetensors.index.json", lambda tree: tree["metadata"].update(total_size=total))
+    reseal(written)
+    with pytest.raises(LayoutError, match=message):
+        _ = open_model(written, "hf").table
+
+
 def test_a_dense_folder_is_a_parent_and_a_sparse_one_is_not(folder, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(equality, "GRAPH_BYTES", 0)
     dense = write_dense_run(tiny_config(tiny_data, model=DENSE), tmp_path / "dense")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.dense_runs import write_dense_run
 from safetensors.numpy import load_file
 
 import pangu_sigma as ps
@@ -24,6 +25,8 @@ from pangu_sigma.convert import mindir as module
 from pangu_sigma.convert.mindir import ExportError, compare_greedy, export_mindir, verify_export
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
+from pangu_sigma.generate.cpu.exact import ExactModel
+from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.request import Request
@@ -205,3 +208,39 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path,
     monkeypatch.setattr("pangu_sigma.generate.graph.cached.cached_graph", lambda *_: pytest.fail("it began to work"))
     with pytest.raises(ConfigError, match=r"cannot be written: .*; choose another folder"):
         export_mindir(tiny_run, Path(output.format(tmp_path)))
+
+
+def logits_of(decoder, domain, ids) -> np.ndarray:
+    decoder.begin(0, domain)
+    return decoder.read([Chunk(0, ids, len(ids))])[0]
+
+
+@pytest.mark.parametrize("at_rest", ["float32", "int8", pytest.param("float16", marks=pytest.mark.slow)])
+def test_a_graph_with_own_and_common_segments_computes_as_its_run(drawn_segmented_run, tmp_path, at_rest):
+    """Against the decoder without MindSpore, and against sums of one accumulator over all segments (exact.py)."""
+    folder = export_mindir(drawn_segmented_run, tmp_path / "out", at_rest)
+    assert verify_export(drawn_segmented_run, folder, 4) >= 3 * 4
+    export, run = open_model(folder, "export"), open_model(drawn_segmented_run, "run")
+    of_segment = [name for name in export.arrays if name.startswith("experts.3.") and not name.endswith(".scale")]
+    assert sorted(of_segment) == ["experts.3.b1", "experts.3.w1", "experts.3.w2"], "only the first segment has b2"
+    assert (export.arrays["experts.4.w1"].shape, export.arrays["experts.7.w1"].shape) == ((6, 8, 24), (3, 8, 24))
+    graph, exact = GraphDecoder.of(export, 1), ExactModel(run.config.model, export, run.config.model.activation)
+    for domain in domains_of(run.config):
+        ids = run.tokenizer.prompt("the cat 今天", domain)
+        experts_NT = run.table.route(np.array(ids), np.full(len(ids), domain.index), np.arange(len(ids)))
+        first = domain.slot * run.config.model.slot_rows
+        rows_T = first + run.tokenizer.row_of[domain.slot, ids]
+        found = logits_of(graph, domain, ids)
+        expected = exact.logits(rows_T, experts_NT, first + np.arange(run.config.model.slot_rows))
+        some = np.isfinite(found)
+        np.testing.assert_allclose(found[some], expected[some], rtol=0, atol=2e-4)
+
+
+def test_a_graph_with_two_own_segments_gives_the_tokens_of_its_run(tiny_data, tmp_path):
+    run = write_dense_run(tiny_config(tiny_data, model={"segments": ["own", "own"]}), tmp_path / "run")
+    assert verify_export(run, export_mindir(run, tmp_path / "out"), 4) >= 3 * 4
+    tables, its = load_file(tmp_path / "out" / "tables.safetensors"), open_model(run, "run").table
+    ids = np.arange(its.first_NDV.shape[2])
+    for domain in range(3):
+        expected_NV = its.route(ids, np.full_like(ids, domain), 0 * ids)
+        np.testing.assert_array_equal(tables["tid2eid"][:, :, domain].reshape(4, -1), expected_NV)

@@ -47,6 +47,23 @@ def test_it_holds_every_weight_and_the_configuration_and_nothing_else(tiny_run, 
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_segments_are_numbered_over_all_layers(drawn_segmented_run, tmp_path):
+    file, run = (
+        export_safetensors(drawn_segmented_run, tmp_path / "weights.safetensors"),
+        open_model(drawn_segmented_run, "run"),
+    )
+    found = load_file(file)
+    assert [name for name in found if name.startswith("experts.7.")] == [
+        f"experts.7.{name}" for name in ("b1", "w1", "w2")
+    ]
+    for segment, stored in ((4, 6), (5, 6), (7, 3)):
+        assert found[f"experts.{segment}.w2"].shape == (stored, 8, 24)
+        for number in range(stored):
+            for model in (run, open_model(file, "weights")):
+                mine = found[f"experts.{segment}.w2"][number]
+                assert mine.tobytes() == model.expert(segment, number, "w2").tobytes()
+
+
 def test_a_failure_leaves_no_file_and_the_next_attempt_is_whole(tiny_run, tmp_path, monkeypatch):
     file = tmp_path / "weights.safetensors"
 

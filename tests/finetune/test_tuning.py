@@ -25,7 +25,7 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.finetune import forgetting
-from pangu_sigma.finetune.tuning import TuningRequest, finetune_run
+from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, learns_text
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.inherit.equality import compare_trained
@@ -92,7 +92,7 @@ def test_common_segments_keep_their_bits_where_experts_learn(segmented_run, tmp_
     assert result is not None
     assert result["parameters"]["learn"] == 4 * (2 * unit + 24)
     assert result["common_kept"] == 2 * 2 * 3 * unit
-    assert f"; the {2 * 2 * 3 * unit:,} of common segments keep their bits" in tuning.learns_text(result)
+    assert f"; the {2 * 2 * 3 * unit:,} of common segments keep their bits" in learns_text(result)
     forgotten = {name: own["difference"]["nats_per_token"] for name, own in result["forgetting"]["domains"].items()}
     assert (forgotten["zh"], forgotten["code"]) == (0.0, 0.0)
     notes = json.loads((run / "lineage.json").read_text(encoding="utf-8"))["notes"]

@@ -26,7 +26,7 @@ def write_dense_run(config: Config, folder: Path, std: float = 0.1) -> Path:
         if shard != "dense" and name not in FFN_TENSORS:
             return None
         size = int(np.prod(shape))
-        start = sum(name.encode()) % 1000  # so that tensors of one shape differ
+        start = sum(f"{shard} {name}".encode()) % 1000  # so that tensors of one shape differ
 
         def content():
             left, at = size, start

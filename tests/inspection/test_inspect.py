@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def test_params_are_the_configs_and_json_can_hold_them():
 
 def test_bytes_of_the_trillion():
     found = inspect(load_config(FOLDER / "sigma_1t.yaml"))
-    assert found["experts"] == {"stored_per_layer": 640, "active_per_layer_at_most": 64, "params_each": 209_740_800}
+    segment = {"kind": "own", "stored": 640, "active_at_most": 64, "params_each": 209_740_800}
+    assert found["experts"] == {"stored_per_layer": 640, "active_per_layer_at_most": 64, "segments": [segment]}
     assert found["bytes"]["expert_store"] == 640 * 8 * 209_740_800 * 12
     assert found["bytes"]["active_expert_weights"] == 64 * 8 * 209_740_800 * 4
     assert found["bytes"]["expert_store_on"] == "host"
@@ -38,6 +40,31 @@ def test_bytes_of_the_trillion():
         assert part in text
 
 
+def test_segments_are_counted_one_by_one_and_common_experts_are_not_extracted_away():
+    overrides = ["model.segments=[own,own,common,common]", "model.common_experts=3"]
+    config = load_config(FOLDER / "sigma_tiny.yaml", overrides)
+    found, (hidden, ffn) = inspect(config), (config.model.hidden, config.model.ffn // 4)
+    each, domains = 2 * hidden * ffn + ffn, config.data.domains_per_step
+    assert found["experts"] == {
+        "stored_per_layer": 2 * 16 + 2 * 3,
+        "active_per_layer_at_most": 2 * 4 * domains + 2 * 3,
+        "segments": [
+            {"kind": "own", "stored": 16, "active_at_most": 4 * domains, "params_each": each + hidden},
+            {"kind": "own", "stored": 16, "active_at_most": 4 * domains, "params_each": each},
+            *[{"kind": "common", "stored": 3, "active_at_most": 3, "params_each": each}] * 2,
+        ],
+    }
+    stored = 2 * (38 * each + 16 * hidden)  # in two RRE layers
+    assert found["params"]["experts"] == stored
+    assert found["bytes"]["active_expert_weights"] == 2 * ((8 * domains + 6) * each + 4 * domains * hidden) * 4
+    text = format_inspection(found)
+    assert re.search(r"experts in a layer +38, at most 38 in a step", text)
+    assert re.search(r"segment 0 \(own\) +16, at most 16 in a step, each of", text)
+    assert re.search(r"segment 3 \(common\) +3, at most 3 in a step, each of", text)
+    left = extraction(config, [config.domains[0].name], [])["after"]["experts"]
+    assert left == 2 * ((2 * 4 + 2 * 3) * each + 4 * hidden)
+
+
 def test_without_ecss_every_expert_is_active_on_the_device():
     found = inspect(
         load_config(FOLDER / "sigma_tiny.yaml", ["ecss.enabled=false", "data.domains_per_step=1", "data.domain_sets=1"])
@@ -48,7 +75,7 @@ def test_without_ecss_every_expert_is_active_on_the_device():
 
 def test_a_dense_model_has_no_experts():
     found = inspect(load_config(FOLDER / "alpha_2_6b.yaml"))
-    assert found["experts"] == {"stored_per_layer": 0, "active_per_layer_at_most": 0, "params_each": 0}
+    assert found["experts"] == {"stored_per_layer": 0, "active_per_layer_at_most": 0, "segments": []}
     assert found["bytes"]["active_expert_weights"] == 0
     assert "2.6253B" in format_inspection(found)
 

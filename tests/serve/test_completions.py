@@ -9,6 +9,7 @@ from helpers.served import LENGTH, client_of, events, toy_decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.sampling import Sampling
+from pangu_sigma.generate.text import open_decoder
 
 PROMPT = "the cat sees 今天"
 
@@ -203,6 +204,24 @@ def test_no_two_domains_have_the_same_expert(tiny_data):
             for domain in ("en", "zh")
         ]
     assert seen[0] and seen[1] and not seen[0] & seen[1]
+
+
+def test_own_experts_are_never_shared_and_common_ones_are(drawn_segmented_run):
+    """Layer by layer, and in a layer segment by segment, as the list of models says."""
+    with client_of(open_decoder(drawn_segmented_run)) as client:
+        (segments,) = {tuple(model["segments"]) for model in client.get("/v1/models").json()["data"]}
+        assert segments == ("own", "own", "common", "common")
+        told = [
+            whole(client, model=f"sigma-{domain}", experts=True, echo=True)["choices"][0]["logprobs"]["experts"]
+            for domain in ("en", "zh")
+        ]
+    assert {len(of_token) for each in told for of_token in each} == {2 * len(segments)}
+    for at in range(8):
+        one, other = ({of_token[at] for of_token in each} for each in told)
+        if segments[at % 4] == "own":
+            assert one <= {2, 3} and other <= {0, 1}
+        else:
+            assert one <= {0, 1, 2} and one & other
 
 
 def test_experts_are_those_of_the_tokens(client, decoder):

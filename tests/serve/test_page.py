@@ -11,6 +11,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -20,6 +21,7 @@ from axe_playwright_python.sync_playwright import Axe
 from helpers.served import LENGTH, DrawnDecoder, server_of
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from experiments.tiny import tiny_config
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.serve.logprobs import TokenTexts
 from pangu_sigma.serve.page import PAGE_FILE, policy
@@ -228,6 +230,51 @@ def test_under_each_token_stand_its_experts(page, decoder, served):
         == len({number for number, _ in colours})
         == len(set(map(tuple, colours)))
     )
+
+
+class SegmentedDecoder(PageDecoder):
+    """Two RRE layers of an own and a common segment."""
+
+    def __init__(self, prepared: Path):
+        super().__init__(prepared, ends=False)
+        model = {"seq_length": LENGTH, "segments": ["own", "common"], "common_experts": 3}
+        self.config = tiny_config(prepared, model=model)
+
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        own_NT, common_T = super().experts(domain, ids), np.array(ids) % 3
+        return np.stack([own_NT[0], common_T, own_NT[1], 2 - common_T])
+
+
+def test_common_experts_look_otherwise_than_own_ones(opened, tiny_data):
+    decoder = SegmentedDecoder(tiny_data)
+    with server_of(decoder) as address:
+        page = opened(address)
+        ask(page, other="zh")
+        wait(page)
+        of_tokens = [experts for _, experts in shown(page)]
+        assert {len(experts) for experts in of_tokens} == {4}
+        looks = (
+            page.locator(".token")
+            .first.locator(".expert")
+            .evaluate_all("(marks) => marks.map((mark) => [mark.className, getComputedStyle(mark).outlineStyle])")
+        )
+        assert looks == [["expert", "none"], ["expert common", "dashed"]] * 2
+        expect(page.locator("article").first.locator(".load dt")).to_have_text(
+            [f"RRE layer {n}, segment {s}" for n in (1, 2) for s in ("1 (own)", "2 (common)")]
+        )
+        expect(page.locator(".legend").first).to_contain_text(
+            "1 … 2, downward, in each one of each segment (own, common); "
+        )
+        page.locator(".token").first.hover()
+        expect(page.locator(".detail .experts li").nth(3)).to_have_text(
+            f"RRE layer 2, segment 2 (common): expert {of_tokens[0][3]}"
+        )
+        expect(page.locator(".token").first).to_have_attribute(
+            "aria-label", re.compile(r"experts \d+, common \d, \d+, common")
+        )
+        zh = [experts for _, experts in shown(page, 1)]
+        assert not {e for experts in of_tokens for e in experts[::2]} & {e for experts in zh for e in experts[::2]}
+        assert Axe().run(page).violations_count == 0
 
 
 @pytest.mark.parametrize("way", ["hover", "tap", "focus"])

@@ -67,7 +67,7 @@ def test_chats(client, parameters):
 
 def test_models_have_two_fields_more(client):
     for tree in client.get("/v1/models").json()["data"]:
-        assert sorted(foreign(Model.model_validate(tree, strict=True))) == [".domain", ".max_model_len"]
+        assert sorted(foreign(Model.model_validate(tree, strict=True))) == [".domain", ".max_model_len", ".segments"]
 
 
 def test_what_was_not_given_is_not_there():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.config import Config
+from pangu_sigma.convert.model_card import tables_text
 from pangu_sigma.domains import domains_of
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -102,10 +103,8 @@ for name, parameter in graph.parameters_and_names():
 * `tokenizer/`: `vocabulary.json` has the text of each id (`pieces`), and the ids of each slot's rows; beside it are the
 SentencePiece
   models, PanGu-α's for Chinese and one for the rest.
-* `tables.safetensors`: what the graph looks up. `tid2eid` [RRE layers, domains, vocabulary]: the expert of each id, numbered over
-the
-  layer; an id whose `tid2eid_spread` [domains, vocabulary] is s takes, at position p of its document, the expert p mod s further on
-  in its domain's group. `slot_of_domain`, `row_of_id` [slots, vocabulary] (-1: none), `id_of_row` [slots, R].
+* `tables.safetensors`: what the graph looks up. {tables_text(model)}.
+  `slot_of_domain`, `row_of_id` [slots, vocabulary] (-1: none), `id_of_row` [slots, R].
 * `config.yaml`, `routing.npz`: the configuration, and the routing tables again, as pangu-sigma reads them.
 * `seal.json`: size and xxh3_128 hash of every other file, and this table of inputs and outputs.
 """

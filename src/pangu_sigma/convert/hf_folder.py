@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
@@ -17,7 +15,7 @@ from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.convert.model_card import model_card
 from pangu_sigma.sealed import seal_folder
 from pangu_sigma.stored.hf_config import GENERATION, MODEL_TYPE, config_json
-from pangu_sigma.stored.hf_folder import CONFIG_JSON, GENERATION_JSON, INDEX_JSON, ROUTES, SPREAD
+from pangu_sigma.stored.hf_folder import CONFIG_JSON, GENERATION_JSON, INDEX_JSON, table_tensors
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
@@ -32,7 +30,8 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
     Raises ConfigError if `output` exists or cannot be created, CheckpointError if a tensor cannot be read.
     """
     check_absent(output)
-    tensors = {**model.tensors, **_table_tensors(model)}
+    tables = table_tensors(model.table, model.config).items()
+    tensors = {**model.tensors, **{name: LazyArray.of(values, name) for name, values in tables}}
     shards = _divide({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)
     with unfinished_folder(output) as folder:
         shutil.copytree(model.path / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER)
@@ -49,21 +48,6 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
         tokenizer = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
         seal_folder(folder, [*trees, *shards, *tokenizer], {"kind": MODEL_TYPE}, written)
     return output
-
-
-def _table_tensors(model: StoredModel) -> dict[str, LazyArray]:
-    """Return the routing table's tensors, with experts numbered over the layer."""
-    table = model.table
-    first_D = np.arange(table.first_NDV.shape[1], dtype=np.int32) * table.experts
-    return {
-        ROUTES: LazyArray(
-            table.first_NDV.shape,
-            np.dtype(np.int32),
-            lambda: (first_DV.astype(np.int32) + first_D[:, None] for first_DV in table.first_NDV),
-            ROUTES,
-        ),
-        SPREAD: LazyArray.of(table.spread_DV.astype(np.int32), SPREAD),
-    }
 
 
 def _divide(sizes: dict[str, int], most: int) -> dict[str, list[str]]:

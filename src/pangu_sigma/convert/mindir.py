@@ -27,7 +27,7 @@ from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.text import generate, open_decoder
 from pangu_sigma.stored.export import GRAPH_FILE
-from pangu_sigma.stored.hf_folder import ROUTES, SPREAD
+from pangu_sigma.stored.hf_folder import table_tensors
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
@@ -98,12 +98,9 @@ def write_graph(graph: CachedGraph, folder: Path) -> None:
 
 def tables(run: StoredModel) -> dict[str, np.ndarray]:
     """Return the lookup tables of an exported model, from token ids to experts and embedding rows, as arrays by name."""
-    tokenizer, domains = run.tokenizer, domains_of(run.config)
-    group_D1 = np.array([domain.first_expert for domain in domains], np.int32)[:, None]
-    return {
-        ROUTES: run.table.first_NDV.astype(np.int32) + group_D1,
-        SPREAD: run.table.spread_DV.astype(np.int32),
-        "slot_of_domain": np.array([domain.slot for domain in domains], np.int32),
+    tokenizer = run.tokenizer
+    return table_tensors(run.table, run.config) | {
+        "slot_of_domain": np.array([domain.slot for domain in domains_of(run.config)], np.int32),
         "row_of_id": tokenizer.row_of.astype(np.int32),
         "id_of_row": tokenizer.slot_rows.astype(np.int32),
     }

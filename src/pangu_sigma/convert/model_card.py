@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pangu_sigma.config import ModelConfig
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
@@ -47,19 +48,37 @@ def _sizes(model: StoredModel) -> str:
     if sizes.rre_layers:
         lines.append(
             f"* routing: table `{config.routing.table}`, seed {config.routing.seed}, hash `{model.table.hash}`; no gate. "
-            "The tensor `tid2eid` [RRE layers, domains, vocabulary] has the expert of each token id, numbered over the layer. An "
-            "id whose `tid2eid_spread` [domains, vocabulary] is s takes, at position p, the expert p mod s further on in the "
-            "domain's group, which goes on at its beginning"
+            f"{tables_text(sizes)}"
         )
     return "\n".join(lines)
 
 
+def tables_text(sizes: ModelConfig) -> str:
+    """Return how to read the routing tables of a model, without a full stop."""
+    parts, several = len(sizes.segments), len(sizes.segments) > 1
+    segments = (
+        f"An RRE layer's FFN is the sum of {parts} segments ({', '.join(sizes.segments)}), each with {sizes.segment_ffn} of the "
+        f"{sizes.ffn} inner units; the first has the output bias b2. "
+    )
+    common = (
+        f". In a common segment it is one of the {sizes.common_experts} that all domains share, the same for all of them; "
+        "`tid2eid_common_spread` [vocabulary] is its s"
+    )
+    return (
+        f"{segments * several}The tensor `tid2eid` [RRE layers, {'segments, ' * several}domains, vocabulary] has the expert of "
+        f"each token id, numbered over the {'segment' if several else 'layer'}. An id whose `tid2eid_spread` [domains, vocabulary] "
+        "is s takes, at position p of its document, the expert p mod s further on in the domain's group, which goes on at its "
+        f"beginning{common * ('common' in sizes.segments)}"
+    )
+
+
 def _domains(model: StoredModel) -> str:
-    domains = domains_of(model.config)
-    rows = ["## Domains", "", "| domain | format | language | slot | experts of a layer |", "|---|---|---|---|---|"]
+    domains, sizes = domains_of(model.config), model.config.model
+    where = "a layer" if len(sizes.segments) == 1 else "each own segment"
+    rows = ["## Domains", "", f"| domain | format | language | slot | experts of {where} |", "|---|---|---|---|---|"]
     for domain in domains:
         last = domain.first_expert + domain.experts - 1
-        experts = f"{domain.first_expert} … {last}" if model.config.model.rre_layers else "–"
+        experts = f"{domain.first_expert} … {last}" if sizes.rre_layers else "–"
         rows.append(
             f"| {domain.name} | {domain.format} | {domain.language} | {domains.slot_names[domain.slot]} | {experts} |"
         )
@@ -118,4 +137,6 @@ pangu-sigma generate runs/mine --domain DOMAIN --prompt TEXT
 ```
 
 The files `model-*.safetensors` have the weights by the names of the network's parameters; an expert's are
-`layers.<layer>.ffn.experts.<number>.<w1|b1|w2|b2>`. This card may be edited: it is the one file that is not sealed."""
+`layers.<layer>.ffn.experts.<number>.<w1|b1|w2|b2>`; where a layer has several segments, those of segments 1, 2, … are
+`layers.<layer>.ffn.segments.<segment>.experts.<number>.<w1|b1|w2>`. This card may be edited: it is the one file that is not
+sealed."""

@@ -20,8 +20,9 @@ from pangu_sigma.writable import check_folder_writable
 def export_safetensors(run_path: Path, output: Path) -> Path:
     """Write all weights of a run's newest intact checkpoint into one safetensors file, with the configuration in its metadata.
 
-    Names are those of the network's parameters, and `experts.<layer>.<name>` of shape [experts, …]. The file is written atomically,
-    tensor by tensor. Raises ConfigError if `output` exists, and NotWritable if it cannot be written, before any work.
+    Names are those of the network's parameters, and `experts.<segment>.<name>` of shape [experts, …], with segments numbered over
+    all RRE layers. The file is written atomically, tensor by tensor. Raises ConfigError if `output` exists, and NotWritable if it
+    cannot be written, before any work.
     """
     check_absent(output)
     run = open_model(run_path, "run")

@@ -74,11 +74,11 @@ def changed_domains(config: Config, before: Checkpoint, after: Checkpoint) -> se
 
     slots, experts = set[int](), set[int]()
     for file, arrays in after.files.items():
-        names = arrays.keys() if file == WEIGHTS else FFN_TENSORS if file.startswith(EXPERTS) else ()
-        for name in names:
+        weights = FFN_TENSORS if file.startswith(EXPERTS) else arrays if file == WEIGHTS else ()
+        for name in [name for name in arrays if name in weights]:
             old, new = before.files[file][name].values, arrays[name].values
             rows = np.flatnonzero((old != new).reshape(len(old), -1).any(axis=1))
-            if file != WEIGHTS:
+            if file != WEIGHTS and config.model.routed[int(file.removeprefix(EXPERTS))] == "own":
                 experts.update((rows // config.model.experts_per_domain).tolist())
             elif name == "embedding":
                 slots.update((rows // config.model.slot_rows).tolist())

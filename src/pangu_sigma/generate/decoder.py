@@ -1,6 +1,6 @@
 """Interface of decoders: growing texts, each in a lane of a KV cache.
 
-Shape suffixes: N RRE layers, T tokens of a text, W wanted tokens, R rows of a slot.
+Shape suffixes: N segments of the RRE layers, T tokens of a text, W wanted tokens, R rows of a slot.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Decoder(Protocol):
         """
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        """Return the expert of each token of a text in each RRE layer, numbered over the whole layer, int [N, T]."""
+        """Return the expert of each token of a text in each segment of the RRE layers, numbered over the segment, int [N, T]."""
 
 
 def experts_by_table(table: RoutingTable, tokenizer: Tokenizer, domain: Domain, ids: list[int]) -> np.ndarray:

@@ -19,11 +19,20 @@ def inspect(config: Config) -> dict[str, Any]:
 
     Its keys expert_store…: weights and both Adam moments of all experts in float32; on the host with ECSS, on the device without.
     active_expert_…: float32 weights and gradients of the experts that a step can activate, all that ECSS holds on the device.
-    All bytes are sums over the cluster, not per device.
+    All bytes are sums over the cluster, not per device. experts.segments: kind and number of experts of each segment of an RRE
+    layer, and the parameters of one; empty for a dense model.
     """
     m, count = config.model, config.num_params()
-    per_expert = count.experts // (m.rre_layers * config.experts) if m.rre_layers else 0
-    active = m.rre_layers * config.active_experts * per_expert
+    segments = [
+        {
+            "kind": kind,
+            "stored": config.stored_experts(kind),
+            "active_at_most": config.active_of(kind),
+            "params_each": m.expert_params(part),
+        }
+        for part, kind in enumerate(m.segments if m.rre_layers else [])
+    ]
+    active = config.active_expert_params
     return {
         "name": config.name,
         "params": asdict(count),
@@ -31,9 +40,9 @@ def inspect(config: Config) -> dict[str, Any]:
         "domains": len(config.domains),
         "embedding_slots": {"count": config.slots, "rows_each": m.slot_rows},
         "experts": {
-            "stored_per_layer": config.experts if m.rre_layers else 0,
-            "active_per_layer_at_most": config.active_experts if m.rre_layers else 0,
-            "params_each": per_expert,
+            "stored_per_layer": sum(segment["stored"] for segment in segments),
+            "active_per_layer_at_most": sum(segment["active_at_most"] for segment in segments),
+            "segments": segments,
         },
         "tokens_per_step": config.train.batch_size * config.train.accumulation * m.seq_length,
         "bytes": {
@@ -91,7 +100,7 @@ def format_inspection(inspection: dict[str, Any]) -> str:
             "experts in a layer",
             f"{experts['stored_per_layer']}, at most {experts['active_per_layer_at_most']} in a step",
         ),
-        ("one expert", _short_number(experts["params_each"])),
+        *_segment_rows(experts["segments"]),
         ("tokens in a step", f"{inspection['tokens_per_step']:,}"),
         (
             "expert store",
@@ -102,6 +111,19 @@ def format_inspection(inspection: dict[str, Any]) -> str:
     ]
     width = max(len(label) for label, _ in rows)
     return "\n".join([inspection["name"], *(f"  {label:<{width}}  {value}" for label, value in rows)])
+
+
+def _segment_rows(segments: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return the lines of the experts of each segment; of a single segment only the size of an expert."""
+    if len(segments) <= 1:
+        return [("one expert", _short_number(segments[0]["params_each"] if segments else 0))]
+    return [
+        (
+            f"  segment {part} ({each['kind']})",
+            f"{each['stored']}, at most {each['active_at_most']} in a step, each of {_short_number(each['params_each'])}",
+        )
+        for part, each in enumerate(segments)
+    ]
 
 
 def _short_number(number: int) -> str:

@@ -134,6 +134,7 @@ def _model(served: Served, name: str) -> responses.ServedModel:
         owned_by="pangu-sigma",
         max_model_len=served.length,
         domain=served.domains[name].name,
+        segments=served.config.model.segments if served.config.model.rre_layers else [],
     )
 
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from pangu_sigma.config import Segment
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -42,8 +44,9 @@ class CompletionLogprobs(ResponseBody):
     """Log-probabilities of a completion's tokens, and with `echo` of the prompt's. The first token of the text has none.
 
     text_offset: number of characters before each token. tokens: text of each token; `bytes:\\xe4` for a part of a character.
-    top_logprobs: alternatives by their text, most likely first, and the token itself. experts (not OpenAI's): the expert of
-    each token in each RRE layer, numbered over the whole layer: no two domains have one with the same number.
+    top_logprobs: alternatives by their text, most likely first, and the token itself. experts (not OpenAI's): the
+    experts of each token, RRE layer by RRE layer and in it segment by segment, in the order of `ServedModel.segments`. Experts of
+    an own segment are numbered over all domains: no two have one with the same number. Those of a common one are shared by all.
     """
 
     text_offset: list[int]
@@ -138,7 +141,8 @@ class ChatChunk(ResponseBase):
 
 
 class ServedModel(ResponseBody):
-    """Model in GET /v1/models, one per domain. max_model_len (as in vLLM): tokens of prompt and answer. domain: not OpenAI's."""
+    """Model in GET /v1/models, one per domain. max_model_len (as in vLLM): tokens of prompt and answer.
+    Not OpenAI's: domain, and segments, the kind of each segment of an RRE layer; empty if there are no such layers."""
 
     id: str
     object: Literal["model"]
@@ -146,6 +150,7 @@ class ServedModel(ResponseBody):
     owned_by: str
     max_model_len: int
     domain: str
+    segments: list[Segment]
 
 
 class ModelList(ResponseBody):

@@ -54,7 +54,8 @@ class StoredExport(StoredModel):
     def arrays(self) -> dict[str, np.ndarray]:
         """Weights in the graph of the export, by name, as stored: float32, float16 or int8, unaligned in memory.
 
-        Names: those of dense tensors, and `experts.<layer>.<name>`, [experts, …]. NAME.scale has the row scales of an int8 NAME.
+        Names: those of dense tensors, and `experts.<segment>.<name>`, [experts, …], segments numbered over all RRE
+        layers. NAME.scale has the row scales of an int8 NAME.
         """
         _ = self.facts  # verifies
         try:
@@ -82,7 +83,7 @@ class StoredExport(StoredModel):
         return cast(Precision, self.arrays["embedding"].dtype.name)
 
     def matrix(self, name: str, number: int | None = None) -> Matrix:
-        """Return a matrix as stored: a dense matrix, or the matrix of expert `number` in the array `experts.<layer>.<name>`."""
+        """Return a matrix as stored: a dense matrix, or the matrix of expert `number` in the array `experts.<segment>.<name>`."""
         which, scales = ... if number is None else number, self.arrays.get(f"{name}{SCALE_ENDING}")
         return Matrix(self.arrays[name][which], None if scales is None else scales[which])
 

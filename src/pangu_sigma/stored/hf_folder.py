@@ -9,11 +9,12 @@
     README.md                               model card, which people edit; not in the seal
     seal.json                               size and hash of every other file, and its own hash
 
-The routing table is two int32 tensors. `tid2eid` [N, D, V], named as in DeepSeek-V4's hash-routed layers: expert of each token id,
-numbered over the whole layer. `tid2eid_spread` [D, V]: number of experts of the domain over which a token id is spread by
-position; always 1 for a random table.
+The routing table is int32 tensors. `tid2eid` [N, D, V], named as in DeepSeek-V4's hash-routed layers: expert of each token id,
+numbered over the whole layer; with several segments [layers, segments, D, V], numbered over the segment, and the same for all
+domains if it is common. `tid2eid_spread` [D, V]: number of experts of the domain over which a token id is spread by position;
+always 1 for a random table. `tid2eid_common_spread` [V], if there are common segments: the same in these.
 
-Shape suffixes: N RRE layers, D domains, V vocabulary.
+Shape suffixes: N segments of the RRE layers, D domains, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 CONFIG_JSON, GENERATION_JSON = "config.json", "generation_config.json"
 INDEX_JSON = "model.safetensors.index.json"
-ROUTES, SPREAD = "tid2eid", "tid2eid_spread"
+ROUTES, SPREAD, COMMON_SPREAD = "tid2eid", "tid2eid_spread", "tid2eid_common_spread"
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _FIX = (
@@ -96,7 +97,7 @@ class StoredFolder(StoredModel):
 
     @cached_property
     def table(self) -> RoutingTable:
-        table = _read_table(self.path, self.config, self._arrays[ROUTES], self._arrays[SPREAD])
+        table = _read_table(self.path, self.config, self._arrays)
         compare_keys(self.path / CONFIG_JSON, self._json, {ROUTING_KEY: table.hash}, "the folder", _FIX)
         return table
 
@@ -158,10 +159,8 @@ def _weight_map(path: Path) -> dict[str, str]:
 def _check_shapes(
     path: Path, config: Config, tokenizer: Tokenizer, index: dict[str, str], arrays: dict[str, np.ndarray]
 ) -> None:
-    domains = len(config.domains)
     wanted = {name: (shape, "float32") for name, shape in weight_shapes(config).items()}
-    wanted[ROUTES] = (config.model.rre_layers, domains, tokenizer.size), "int32"
-    wanted[SPREAD] = (domains, tokenizer.size), "int32"
+    wanted |= {name: (shape, "int32") for name, shape in _table_shapes(config, tokenizer.size).items()}
     for name, (shape, dtype) in wanted.items():
         if name not in arrays:
             where = f"{path / index[name]}: {name} is not in it, as {INDEX_JSON} says" if name in index else None
@@ -176,15 +175,50 @@ def _check_shapes(
         raise LayoutError(f"{path / index[name]}: {name} is no tensor of this model; {_FIX}")
 
 
-def _read_table(path: Path, config: Config, table_NDV: np.ndarray, spread_DV: np.ndarray) -> RoutingTable:
-    """Build the routing table from its two tensors. Raises LayoutError for experts of another domain."""
-    experts = config.model.experts_per_domain
+def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:
+    """Return the tensors of a routing table by name, int32: experts of own segments are numbered over all domains."""
+    first_D1 = np.arange(len(config.domains), dtype=np.int32)[:, None] * table.experts
+    own_N = np.array([kind == "own" for kind in config.model.routed], bool)
+    numbered_NDV = table.first_NDV + own_N[:, None, None] * first_D1
+    shapes = _table_shapes(config, table.spread_DV.shape[-1])
+    tensors = {ROUTES: numbered_NDV.reshape(shapes[ROUTES]), SPREAD: table.spread_DV.astype(np.int32)}
+    if table.common_spread_V is not None:
+        tensors[COMMON_SPREAD] = table.common_spread_V.astype(np.int32)
+    return tensors
+
+
+def _table_shapes(config: Config, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a routing table. The axis of segments is there if a layer has several."""
+    model, each = config.model, (len(config.domains), vocabulary)
+    segments = (len(model.segments),) if len(model.segments) > 1 else ()
+    shapes = {ROUTES: (model.rre_layers, *segments, *each), SPREAD: each}
+    return shapes | ({COMMON_SPREAD: (vocabulary,)} if model.common_experts else {})
+
+
+def _read_table(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> RoutingTable:
+    """Build the routing table from its tensors. Raises LayoutError for experts of another domain, or that there are not."""
+    experts, common, kinds = config.model.experts_per_domain, config.model.common_experts, config.model.routed
+    spread_DV = arrays[SPREAD]
+    table_NDV = arrays[ROUTES].reshape(len(kinds), *spread_DV.shape)
     first_NDV = np.empty(table_NDV.shape, np.int16)
+    own_N = np.array([kind == "own" for kind in kinds], bool)
     for domain, name in enumerate(each.name for each in config.domains):
-        first = domain * experts
-        checks = ((ROUTES, table_NDV[:, domain], first, first + experts - 1), (SPREAD, spread_DV[domain], 1, experts))
-        for what, values, least, most in checks:
-            if values.size and not (least <= values.min() and values.max() <= most):
-                raise LayoutError(f"{path}: {what} has numbers outside of {least} … {most} in domain {name}; {_FIX}")
-        first_NDV[:, domain] = table_NDV[:, domain] - first
-    return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts)
+        first, where = domain * experts, f" in domain {name}"
+        _check_numbers(path, ROUTES, table_NDV[own_N, domain], first, first + experts - 1, where)
+        _check_numbers(path, SPREAD, spread_DV[domain], 1, experts, where)
+        first_NDV[:, domain] = table_NDV[:, domain] - own_N[:, None] * first
+    if not common:
+        return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts)
+    shared_NDV = table_NDV[~own_N]
+    _check_numbers(path, ROUTES, shared_NDV, 0, common - 1, " in common segments")
+    _check_numbers(path, COMMON_SPREAD, arrays[COMMON_SPREAD], 1, common, "")
+    if (shared_NDV != shared_NDV[:, :1]).any():
+        raise LayoutError(f"{path}: {ROUTES} of a common segment is not the same in all domains; {_FIX}")
+    common_N = np.where(own_N, 0, common).astype(np.int16)
+    common_spread_V = arrays[COMMON_SPREAD].astype(np.int16)
+    return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts, common_N, common_spread_V)
+
+
+def _check_numbers(path: Path, name: str, values: np.ndarray, least: int, most: int, where: str) -> None:
+    if values.size and not (least <= values.min() and values.max() <= most):
+        raise LayoutError(f"{path}: {name} has numbers outside of {least} … {most}{where}; {_FIX}")

@@ -27,7 +27,7 @@ NO_HASH = "0" * 32
 
 class StoredWeights(StoredModel):
     """Model in one safetensors file that `export_safetensors` wrote. The file's arrays are the dense tensors, and of experts
-    `experts.<layer>.<name>`, [experts, …]."""
+    `experts.<segment>.<name>`, [experts, …], segments numbered over all RRE layers."""
 
     kind: Kind = "weights"
 

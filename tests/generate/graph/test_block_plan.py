@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from pangu_sigma.config import RoutingConfig
-from pangu_sigma.generate.graph.block_plan import BlockPlan
+from pangu_sigma.generate.graph.block_plan import block_plan
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 
@@ -22,7 +22,7 @@ class OfTexts(nn.Cell):
 
     def __init__(self, table: RoutingTable):
         super().__init__()
-        self.plan = BlockPlan(table)
+        self.plan = block_plan(table)
         one = Tensor(shape=[None], dtype=ms.int32)
         self.set_inputs(one, one, one, one)
 
@@ -60,3 +60,23 @@ def test_every_token_meets_its_expert_once(table, graph_mode):
         assert active_NA.max() < DOMAINS * EXPERTS
         assert rows == -(-length // EXPERTS), "one row where every token can have a block of its own"
         assert active_NA.shape[1] <= (len(ids_T) if rows == 1 else len(ids_T) / rows + texts * EXPERTS)
+
+
+def test_tokens_of_own_and_common_segments_meet_their_experts_once(graph_mode):
+    counts_DV = np.random.default_rng(0).zipf(1.5, (DOMAINS, VOCABULARY)).astype(float)
+    routing, kinds = RoutingConfig(table="balanced"), ["own", "common", "own"]
+    table = draw_tables(routing, LAYERS, DOMAINS, VOCABULARY, EXPERTS, counts_DV, kinds, 5)
+    assert table.common_spread_V.max() > 1
+    plan, rng = OfTexts(table), np.random.default_rng(1)
+    for texts, length in ((1, 1), (8, 1), (3, 5), (1, 64)):
+        ids_T = rng.integers(0, VOCABULARY, texts * length)
+        domains_T = np.repeat(rng.integers(0, DOMAINS, texts), length)
+        positions_T = rng.integers(0, 9, len(ids_T))
+        inputs = (ids_T, domains_T, positions_T, np.zeros(texts))
+        active, order, inverse = plan(*(as_tensor(each.astype(np.int32)) for each in inputs))
+        expected_NT = table.route(ids_T, domains_T, positions_T)
+        assert len(active) == len(order) == len(inverse) == len(expected_NT) == LAYERS * 3
+        for expected_T, active_A, order_Ab, inverse_T in zip(expected_NT, active, order, inverse, strict=True):
+            rows = order_Ab.shape[1]
+            np.testing.assert_array_equal(active_A.asnumpy()[inverse_T.asnumpy() // rows], expected_T)
+            np.testing.assert_array_equal(order_Ab.asnumpy().reshape(-1)[inverse_T.asnumpy()], np.arange(len(ids_T)))

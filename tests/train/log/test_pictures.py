@@ -36,6 +36,39 @@ def test_load_is_relative_to_the_fair_share_of_its_domain():
     assert np.array_equal(relative, [[0.5, 1.5, 1.0, 1.0, np.nan, np.nan]], equal_nan=True)
 
 
+def with_segments(segments: list[str], common: int, tokens_NK: list[list[int]]) -> RunLog:
+    """A run of two domains with two own experts each."""
+    stored = {"own": 4, "common": common}
+    return dataclasses.replace(log(loads=[{"tokens_NK": tokens_NK}]), segments=segments, stored=stored)
+
+
+@pytest.mark.parametrize("common", [3, 6])
+def test_own_and_common_segments_have_a_map_each(common):
+    """A log has as many columns as the largest segment has experts, and a column of no expert is not drawn."""
+    tokens_NK = np.zeros((4, max(4, common)), int)
+    tokens_NK[[0, 2], :4] = [[10, 30, 5, 5], [20, 20, 10, 0]]
+    tokens_NK[[1, 3], :3] = [[10, 20, 30], [60, 0, 0]]
+    figure = pictures.draw_load(with_segments(["own", "common"], common, tokens_NK.tolist()))
+    own, shared = (axes for axes in figure.axes if axes.images)
+    assert np.array_equal(own.images[0].get_array(), [[0.5, 1.5, 1.0, 1.0], [1.0, 1.0, 2.0, 0.0]])
+    assert np.array_equal(shared.images[0].get_array()[0, :3], np.array([10, 20, 30]) / (60 / common))
+    assert shared.images[0].get_array().shape == (2, common)
+    for axes, places in ((own, ["0.0", "1.0"]), (shared, ["0.1", "1.1"])):
+        assert [label.get_text() for label in axes.get_yticklabels()] == places
+    (top,) = own.child_axes
+    assert [label.get_text() for label in top.get_xticklabels()] == ["zh", "en"]
+    assert not shared.child_axes, "common experts are of no domain"
+    assert shared.get_xlabel() == "common expert (number in its segment)"
+    assert own.get_title() == "Load of each expert over the run (50 tokens)"
+
+
+def test_two_own_segments_share_a_map():
+    figure = pictures.draw_load(with_segments(["own", "own"], 0, [[10, 30, 5, 5]] * 4))
+    (own,) = (axes for axes in figure.axes if axes.images)
+    assert [label.get_text() for label in own.get_yticklabels()] == ["0.0", "0.1", "1.0", "1.1"]
+    assert own.get_ylabel() == "RRE layer.segment (0 = lowest)"
+
+
 def test_losses_skipped_steps_spikes_and_the_level_of_counting_are_drawn():
     spike = {"step": 7, "domain": "zh", "loss": 9.0}
     axes = pictures.draw_losses([log(spikes=[spike])]).axes[0]

@@ -241,6 +241,20 @@ def test_an_expert_with_much_of_the_text_is_named_with_what_would_help(tmp_path:
     assert "most loaded" not in report.write_report(folder).read_text()
 
 
+def test_a_common_expert_with_much_of_the_text_is_said_to_be_of_no_domain(tmp_path: Path):
+    folder = with_what_happened(tmp_path / "run")
+    config = (folder / "config.yaml").read_text()
+    model = "model: { segments: [own, common], common_experts: 6, experts_per_domain: 4 }\n"
+    (folder / "config.yaml").write_text(config + model + "routing: { table: random }\n")
+    load = {"kind": "load", "step": 8, "tokens_NK": [[0] * 8, [0, 90_000, 0, 0, 0, 0, 0, 0]]}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(load) + "\n")
+    text = report.write_report(folder).read_text()
+    assert re.search(
+        r"had 5\.\d\d times its fair share, in an expert common to all domains, RRE layer 0, segment 1: ", text
+    )
+
+
 def test_pictures_have_an_alternative_text_and_what_does_not_change_is_a_sentence(tmp_path: Path):
     made_up_run(tmp_path, ["zh"], 1, 4)
     text = report.write_report(tmp_path).read_text()

@@ -2,7 +2,7 @@
 
 A text gets the same bits alone and in any batch, whole and token by token: the kernels add in one order (`few_rows.py`).
 
-Shape suffixes: N RRE layers, T new tokens of all lanes, W wanted tokens, R rows of a slot, H hidden.
+Shape suffixes: N segments of the RRE layers, T new tokens of all lanes, W wanted tokens, R rows of a slot, H hidden.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class CpuDecoder:
         self._operators.copy(source, target, self._texts[source].length)
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        """Return the expert of each token of a text in each RRE layer, int [N, T]."""
+        """Return the expert of each token of a text in each segment of the RRE layers, int [N, T]."""
         return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:

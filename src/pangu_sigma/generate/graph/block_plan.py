@@ -1,6 +1,7 @@
 """Routing plan of a call, computed in the graph from token ids and domains.
 
-Shape suffixes: T tokens, D domains, V vocabulary, N RRE layers, K experts stored, A blocks of b rows of one expert.
+Shape suffixes: T tokens, D domains, V vocabulary, N segments of the RRE layers, K experts stored in one, A blocks of b rows of one
+expert.
 
 The rows of each expert are split into blocks of b rows: dropless, with at most b - 1 rows of padding per expert. b is 1 when each
 token can have an expert of its own (decoding), and grows with the tokens per expert of the call. The cells of the padded layout
@@ -58,7 +59,7 @@ class BlockPlan(nn.Cell):
         return F.minimum(active_NA, self.stored - 1), order_NAb, inverse_NT
 
     def _experts(self, ids_T, domains_T, positions_T):
-        """Return the expert of each token in each layer, numbered over the layer, as `RoutingTable.route`."""
+        """Return the expert of each token in each segment, numbered over the segment, as `RoutingTable.route`."""
         at_T = domains_T * self.vocabulary + ids_T
         expert_NT = self.lookup(self.first, at_T, 1)
         if self.spread is None:
@@ -75,6 +76,41 @@ class BlockPlan(nn.Cell):
         where = F.stack((F.reshape(layer_NT, (-1,)), F.reshape(inverse_NT, (-1,))), 1)
         order = self.spread_out(none_NAb, where, F.reshape(token_NT, (-1,)))
         return F.reshape(order, (self.layers, blocks, rows))
+
+
+class PlansByKind(nn.Cell):
+    """Routing plans of a table with own and common segments. construct: as `BlockPlan`, but each result is a tuple of one entry per
+    segment, because the two kinds of segments have different numbers of experts, and so of blocks."""
+
+    def __init__(self, table: RoutingTable):
+        super().__init__()
+        common_N, spread_V = table.common_N, table.common_spread_V
+        assert common_N is not None and spread_V is not None
+        first_N1V = table.first_NDV[common_N > 0, :1]  # the same for all domains
+        self.own = BlockPlan(RoutingTable(table.first_NDV[common_N == 0], table.spread_DV, table.experts))
+        self.common = BlockPlan(RoutingTable(first_N1V, spread_V[None], int(common_N.max())))
+        is_common = common_N > 0
+        self.is_common = tuple(is_common.tolist())
+        # of each segment among those of its kind
+        self.number = tuple((np.where(is_common, is_common.cumsum(), (~is_common).cumsum()) - 1).tolist())
+
+    def construct(self, ids_T, domains_T, positions_T, texts):
+        own = self.own(ids_T, domains_T, positions_T, texts)
+        common = self.common(ids_T, domains_T * 0, positions_T, 1)  # all texts share these experts
+        active: tuple = ()
+        order: tuple = ()
+        inverse: tuple = ()
+        for n in range(len(self.is_common)):
+            of_kind = common if self.is_common[n] else own
+            active += (of_kind[0][self.number[n]],)
+            order += (of_kind[1][self.number[n]],)
+            inverse += (of_kind[2][self.number[n]],)
+        return active, order, inverse
+
+
+def block_plan(table: RoutingTable) -> BlockPlan | PlansByKind:
+    """Make the cell that plans the routing of an exported graph."""
+    return BlockPlan(table) if table.common_N is None else PlansByKind(table)
 
 
 def fixed_parameter(name: str, values: np.ndarray) -> Parameter:

@@ -19,7 +19,7 @@ from mindspore.ops import functional as F
 
 from pangu_sigma.config import Config
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.graph.block_plan import BlockPlan, fixed_parameter, numbered
+from pangu_sigma.generate.graph.block_plan import block_plan, fixed_parameter, numbered
 from pangu_sigma.generate.graph.kv_cache import CachedAttention, Lanes
 from pangu_sigma.generate.graph.weights_at_rest import AtRest, KeptExperts, keep
 from pangu_sigma.generate.weights import Weights
@@ -52,7 +52,7 @@ class CachedGraph(nn.Cell):
             model, config.slots, routed=padded_experts, dense=MatMulFFN, attention=CachedAttention, head=_WantedHead
         )
         self.lanes = Lanes(model, tokenizer.eot)
-        self.plan = BlockPlan(table) if model.rre_layers else None
+        self.plan = block_plan(table) if model.rre_layers else None
         keep(self.network, weights, at_rest)
         self.experts = KeptExperts(config, weights, at_rest)
         self.words = _Words(config, tokenizer)

@@ -77,7 +77,7 @@ class GraphDecoder:
             self._copy(as_tensor(np.array([source], np.int32)), as_tensor(np.array([target], np.int32)))
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        """Return the expert of each token of a text in each RRE layer, int [N, T]."""
+        """Return the expert of each token of a text in each segment of the RRE layers, int [N, T]."""
         return experts_by_table(self._table, self.tokenizer, domain, ids)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:

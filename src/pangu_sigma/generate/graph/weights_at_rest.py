@@ -21,7 +21,7 @@ from mindspore.ops import functional as F
 
 from pangu_sigma.config import Config
 from pangu_sigma.generate.weights import Weights
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS, DenseFFN, Embedding, Linear, PanGuSigma
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS, DenseFFN, Embedding, Linear, PanGuSigma, tensor_spans
 from pangu_sigma.stored.export import SCALE_ENDING
 
 AtRest = Literal["float32", "float16", "int8"]
@@ -64,32 +64,38 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
 
 class KeptExperts(nn.Cell):
     """Expert weights of an exported graph, stored in float32, float16 or int8.
-    construct(active_NA) -> FFN_TENSORS of each RRE layer from the lowest: float32 [A, F, H], [A, 1, F], [A, F, H], [A, 1, H].
-    active: expert of each of the A blocks of a `BlockPlan`."""
+    construct(active_NA) -> FFN_TENSORS of each segment, without b2 if it is not the first of its RRE layer: float32 [A, F, H],
+    [A, 1, F], [A, F, H], [A, 1, H]. active: expert of each of the A blocks, as `block_plan` gives it."""
 
     def __init__(self, config: Config, weights: Weights, at_rest: AtRest):
         super().__init__()
         tensors: list[Parameter] = []
         scales: list[Parameter] = []
-        for layer in range(config.model.rre_layers):
-            for name in FFN_TENSORS:
-                values = np.stack([weights.expert(layer, number, name) for number in range(config.experts)])
-                kept, *scale = _kept(f"{layer}.{name}", values, at_rest if name in _MATRICES else "float32")
+        segment_of: list[int] = []  # of each tensor
+        kinds = config.model.routed
+        for n, (kind, (first, end)) in enumerate(zip(kinds, tensor_spans(config.model, len(kinds)), strict=True)):
+            for name in FFN_TENSORS[: end - first]:
+                values = np.stack([weights.expert(n, number, name) for number in range(config.stored_experts(kind))])
+                kept, *scale = _kept(f"{n}.{name}", values, at_rest if name in _MATRICES else "float32")
                 tensors.append(kept)
+                segment_of.append(n)
                 scales += scale
         self.tensors, self.scales = ParameterTuple(tensors), ParameterTuple(scales)
+        self.segment_of = tuple(segment_of)
         self.pick = ops.Gather()
 
     def construct(self, active_NA):
-        """Return the weights of the experts `active_NA`. Two of the four tensors are matrices, which have scales in int8."""
+        """Return the weights of the experts `active_NA`. The matrices, w1 and w2 of each segment, have scales in int8."""
         found: tuple = ()
+        scaled = 0
         for i in range(len(self.tensors)):
-            active_A = active_NA[i // len(FFN_TENSORS)]
+            active_A = active_NA[self.segment_of[i]]
             weight = F.cast(self.pick(self.tensors[i], active_A, 0), mstype.float32)
             if weight.ndim == 2:
                 weight = F.expand_dims(weight, 1)
             elif len(self.scales) > 0:
-                weight = weight * F.expand_dims(self.pick(self.scales[i // 2], active_A, 0), 2)
+                weight = weight * F.expand_dims(self.pick(self.scales[scaled], active_A, 0), 2)
+                scaled += 1
             found += (weight,)
         return found
 

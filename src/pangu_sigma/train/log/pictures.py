@@ -1,14 +1,14 @@
 """Figures of training runs from their logs: losses, optimizer, speed, ECSS traffic, and load of every expert.
 
 Several runs share a figure: colours distinguish the domains, and line styles the runs.
-Shape suffixes: N RRE layers, K experts stored in a layer, D domains.
+Shape suffixes: N segments of the RRE layers, K experts stored in a segment (in a log: in the largest), D domains.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
 from matplotlib.lines import Line2D
 
+from pangu_sigma.config import Segment
 from pangu_sigma.train.log.metrics import TRAFFIC
 
 Line = dict[str, Any]
@@ -60,6 +61,7 @@ class RunLog:
     """Metrics log of a run, for figures. steps, evaluations, loads, spikes, changes, unhealthy: log lines of these kinds, in order.
 
     unigram: unigram loss of the held-out tokens by domain; None if unknown. evaluated: name of the text of the `evaluations`.
+    segments: kind of each segment of an RRE layer. stored: experts in a segment of each kind; without, as many as the loads have.
     """
 
     name: str
@@ -73,6 +75,8 @@ class RunLog:
     unhealthy: list[Line]
     unigram: dict[str, float | None]
     evaluated: str = "held-out text"
+    segments: Sequence[Segment] = ("own",)
+    stored: Mapping[Segment, int] = field(default_factory=dict)
 
 
 def draw_losses(runs: Sequence[RunLog]) -> Figure:
@@ -203,28 +207,67 @@ def constants(run: RunLog) -> dict[str, float]:
 
 
 def draw_load(run: RunLog) -> Figure | None:
-    """Draw a heat map, layers × experts, of the tokens per expert over the mean of its domain; None without load lines."""
-    domains, total_NK = run.domains, expert_load(run.loads)
-    if total_NK is None or not total_NK.any():
+    """Draw heat maps, layers × experts, of the tokens per expert over its fair share: the mean of its domain, or in common segments
+    of all experts. One of own segments, and one of common ones if there are any; None without load lines."""
+    loads = segment_loads(run)
+    if not any(load.total_NK.any() for load in loads):
         return None
-    layers, experts = total_NK.shape
-    relative_NK = relative_load(total_NK, len(domains))
-    figure = Figure(figsize=(min(16, max(8, 0.5 * experts)), 2.2 + 0.5 * layers), layout="constrained")
-    axes = figure.subplots()
+    rows = [len(load.places) for load in loads]
+    widest = max(load.total_NK.shape[1] for load in loads)
+    figure = Figure(figsize=(min(16, max(8, 0.5 * widest)), 2.2 * len(loads) + 0.5 * sum(rows)), layout="constrained")
+    panels = figure.subplots(len(loads), squeeze=False, height_ratios=rows)[:, 0]
+    for axes, load in zip(panels, loads, strict=True):
+        _draw_segments(figure, axes, load, run.domains if load.kind == "own" else [])
+    panels[0].set_title(f"Load of each expert over the run ({loads[0].total_NK[0].sum():,.0f} tokens)")
+    return figure
+
+
+def _draw_segments(figure: Figure, axes: Axes, load: SegmentLoad, domains: list[str]) -> None:
+    """Draw a heat map of segments of one kind, divided by domains if there are any."""
+    relative_NK, experts = load.relative_NK, load.total_NK.shape[1]
     image = axes.imshow(relative_NK, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
-    figure.colorbar(image, label="tokens / fair share\n(1 = balanced)")
+    figure.colorbar(image, ax=axes, label="tokens / fair share\n(1 = balanced)")
+    if experts <= _ANNOTATE_MAX:
+        _write_numbers(axes, relative_NK)
+    axes.set_yticks(range(len(load.places)), load.places)
+    several = any("." in place for place in load.places)
+    expert = f"{'common ' * (load.kind == 'common')}expert (number in its {'segment' if several else 'layer'})"
+    axes.set(xlabel=expert, ylabel=f"RRE layer{'.segment' * several} (0 = lowest)")
+    if not domains:
+        return
     per_domain, few = experts // len(domains), len(domains) <= _FEW_DOMAINS
     for border in range(per_domain, experts, per_domain):
         axes.axvline(border - 0.5, color="white", linewidth=2.0 if few else 0.8)
-    if experts <= _ANNOTATE_MAX:
-        _write_numbers(axes, relative_NK)
-    axes.set_yticks(range(layers))
-    axes.set(xlabel="expert (number in its layer)", ylabel="RRE layer (0 = lowest)")
     top = axes.secondary_xaxis("top")
     top.set_xticks(np.arange(len(domains)) * per_domain + (per_domain - 1) / 2, domains, rotation=0 if few else 90)
     top.tick_params(length=0, labelsize=10 if few else 7)
-    axes.set_title(f"Load of each expert over the run ({total_NK.sum() / layers:,.0f} tokens)")
-    return figure
+
+
+@dataclass(frozen=True)
+class SegmentLoad:
+    """Load of the segments of one kind over a run. places: of each, the number of its RRE layer, or layer.segment if a layer has
+    several. total_NK, relative_NK: tokens of each expert, and these over the expert's fair share, NaN without tokens."""
+
+    kind: Segment
+    places: list[str]
+    total_NK: np.ndarray
+    relative_NK: np.ndarray
+
+
+def segment_loads(run: RunLog) -> list[SegmentLoad]:
+    """Return the load of the own segments of a run, then that of the common ones; none that it does not have."""
+    total_NK = expert_load(run.loads)
+    if total_NK is None:
+        return []
+    parts, found = len(run.segments), []
+    for kind in dict.fromkeys(run.segments):
+        numbers = [n for n in range(len(total_NK)) if run.segments[n % parts] == kind]
+        places = [f"{n // parts}.{n % parts}" if parts > 1 else str(n) for n in numbers]
+        stored = run.stored.get(kind, total_NK.shape[1])
+        of_kind_NK = total_NK[numbers, :stored]
+        relative_NK = relative_load(of_kind_NK, len(run.domains) if kind == "own" else 1)
+        found.append(SegmentLoad(kind, places, of_kind_NK, relative_NK))
+    return found
 
 
 def expert_load(loads: list[Line]) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
-from pangu_sigma.config import ConfigError
+from pangu_sigma.config import ConfigError, Segment
 from pangu_sigma.config_file import read_tree
 from pangu_sigma.data.manifest import DomainRecord, load_manifest
 from pangu_sigma.errors import DataError
@@ -37,8 +37,7 @@ from pangu_sigma.train.log.pictures import (
     draw_optimizer,
     draw_speed,
     draw_traffic,
-    expert_load,
-    relative_load,
+    segment_loads,
 )
 
 PAGE = Path("report/report.html")
@@ -80,15 +79,21 @@ class _Run:
     @property
     def unbalanced(self) -> str:
         """Load of the most loaded expert, if it is high and `routing.table` can lower it; else ""."""
-        total_NK = expert_load(self.log.loads)
-        if total_NK is None or not total_NK.any() or self.config.get("routing.table") != "random":
+        loads = segment_loads(self.log)
+        if not loads or self.config.get("routing.table") != "random":
             return ""
-        relative_NK = np.nan_to_num(relative_load(total_NK, len(self.log.domains)))
-        layer, expert = np.unravel_index(relative_NK.argmax(), relative_NK.shape)
-        if relative_NK[layer, expert] < _UNBALANCED:
+        load = max(loads, key=lambda load: np.nan_to_num(load.relative_NK).max())
+        relative_NK = np.nan_to_num(load.relative_NK)
+        n, expert = np.unravel_index(relative_NK.argmax(), relative_NK.shape)
+        if relative_NK[n, expert] < _UNBALANCED:
             return ""
-        domain = self.log.domains[expert * len(self.log.domains) // total_NK.shape[1]]
-        return f"{relative_NK[layer, expert]:.2f} times its fair share, in {domain}, RRE layer {layer}"
+        domains, place = self.log.domains, load.places[n].replace(".", ", segment ")
+        whose = (
+            "an expert common to all domains"
+            if load.kind == "common"
+            else domains[expert * len(domains) // relative_NK.shape[1]]
+        )
+        return f"{relative_NK[n, expert]:.2f} times its fair share, in {whose}, RRE layer {place}"
 
     @property
     def samples(self) -> str:
@@ -162,6 +167,8 @@ def _read(folder: Path) -> _Run:
         unhealthy=by_kind.get("unhealthy", []),
         unigram={name: counted.get(name) for name in domains},
         evaluated="dev set" if tuning else "held-out text",
+        segments=[kind for key, kind in config.items() if key.startswith("model.segments.")] or ["own"],
+        stored=_stored(config, len(domains)),
     )
     tasks = _read_json(folder / BENCHMARKS)
     return _Run(log, config, data, tasks if all(isinstance(task, dict) for task in tasks.values()) else {}, tuning)
@@ -198,6 +205,12 @@ def _data(folder: Path, path: Any) -> dict[str, DomainRecord]:
         return load_manifest(folder / path).domains if isinstance(path, str) else {}
     except DataError:
         return {}
+
+
+def _stored(config: dict[str, Any], domains: int) -> dict[Segment, int]:
+    """Return the number of experts in a segment of each kind, as far as the configuration tells."""
+    of_domain, common = config.get("model.experts_per_domain"), config.get("model.common_experts")
+    return {"own": domains * of_domain, "common": common} if of_domain and common else {}
 
 
 def _save(figure: Figure, file: Path) -> bytes:
