@@ -45,6 +45,12 @@ def forms(run, tmp_path_factory) -> dict[str, Path]:
     }
 
 
+def test_segments_are_named_with_their_experts(segmented_run):
+    found = inspect_files(segmented_run)
+    assert found.roles["experts"]["parameters"] == found.config.num_params().experts
+    assert "experts in the segments of an RRE layer: own 6, own 6, common 3, common 3" in format_file_inspection(found)
+
+
 @pytest.mark.parametrize("kind", ["run", "checkpoint", "hf", "weights"])
 def test_the_roles_add_up_to_the_configuration_whatever_holds_them(forms, kind):
     found, count = inspect_files(forms[kind]), open_model(forms["run"], "run").config.num_params()

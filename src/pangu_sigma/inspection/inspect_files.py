@@ -64,7 +64,10 @@ def inspect_files(path: Path, verify: bool = False) -> FileInspection:
     if isinstance(model, StoredAlpha):
         found.notes = _notes(model)
     else:
-        found.config = model.config
+        found.config, segments = model.config, model.config.model.segments
+        if len(segments) > 1:
+            stored = ", ".join(f"{kind} {model.config.stored_experts(kind)}" for kind in segments)
+            found.notes.append(f"experts in the segments of an RRE layer: {stored}")
     if model.kind == "export":
         found.notes.append("counted by its configuration")
     return found
