@@ -45,8 +45,8 @@ def forms(run, tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def test_segments_are_named_with_their_experts(segmented_run):
-    found = inspect_files(segmented_run)
+def test_segments_are_named_with_their_experts(drawn_segmented_run):
+    found = inspect_files(drawn_segmented_run)
     assert found.roles["experts"]["parameters"] == found.config.num_params().experts
     assert "experts in the segments of an RRE layer: own 6, own 6, common 3, common 3" in format_file_inspection(found)
 

@@ -28,9 +28,9 @@ def inspect(config: Config) -> dict[str, Any]:
             "kind": kind,
             "stored": config.stored_experts(kind),
             "active_at_most": config.active_of(kind),
-            "params_each": m.expert_params(part),
+            "params_each": m.expert_params(s),
         }
-        for part, kind in enumerate(m.segments if m.rre_layers else [])
+        for s, kind in enumerate(m.segments if m.rre_layers else [])
     ]
     active = config.active_expert_params
     return {
@@ -119,10 +119,10 @@ def _segment_rows(segments: list[dict[str, Any]]) -> list[tuple[str, str]]:
         return [("one expert", _short_number(segments[0]["params_each"] if segments else 0))]
     return [
         (
-            f"  segment {part} ({each['kind']})",
+            f"  segment {s} ({each['kind']})",
             f"{each['stored']}, at most {each['active_at_most']} in a step, each of {_short_number(each['params_each'])}",
         )
-        for part, each in enumerate(segments)
+        for s, each in enumerate(segments)
     ]
 
 

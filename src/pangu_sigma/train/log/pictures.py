@@ -212,7 +212,7 @@ def draw_load(run: RunLog) -> Figure | None:
     loads = segment_loads(run)
     if not any(load.total_NK.any() for load in loads):
         return None
-    rows = [len(load.places) for load in loads]
+    rows = [len(load.labels) for load in loads]
     widest = max(load.total_NK.shape[1] for load in loads)
     figure = Figure(figsize=(min(16, max(8, 0.5 * widest)), 2.2 * len(loads) + 0.5 * sum(rows)), layout="constrained")
     panels = figure.subplots(len(loads), squeeze=False, height_ratios=rows)[:, 0]
@@ -229,8 +229,8 @@ def _draw_segments(figure: Figure, axes: Axes, load: SegmentLoad, domains: list[
     figure.colorbar(image, ax=axes, label="tokens / fair share\n(1 = balanced)")
     if experts <= _ANNOTATE_MAX:
         _write_numbers(axes, relative_NK)
-    axes.set_yticks(range(len(load.places)), load.places)
-    several = any("." in place for place in load.places)
+    axes.set_yticks(range(len(load.labels)), load.labels)
+    several = any("." in label for label in load.labels)
     expert = f"{'common ' * (load.kind == 'common')}expert (number in its {'segment' if several else 'layer'})"
     axes.set(xlabel=expert, ylabel=f"RRE layer{'.segment' * several} (0 = lowest)")
     if not domains:
@@ -245,11 +245,11 @@ def _draw_segments(figure: Figure, axes: Axes, load: SegmentLoad, domains: list[
 
 @dataclass(frozen=True)
 class SegmentLoad:
-    """Load of the segments of one kind over a run. places: of each, the number of its RRE layer, or layer.segment if a layer has
+    """Load of the segments of one kind over a run. labels: of each, the number of its RRE layer, or layer.segment if a layer has
     several. total_NK, relative_NK: tokens of each expert, and these over the expert's fair share, NaN without tokens."""
 
     kind: Segment
-    places: list[str]
+    labels: list[str]
     total_NK: np.ndarray
     relative_NK: np.ndarray
 
@@ -262,11 +262,11 @@ def segment_loads(run: RunLog) -> list[SegmentLoad]:
     parts, found = len(run.segments), []
     for kind in dict.fromkeys(run.segments):
         numbers = [n for n in range(len(total_NK)) if run.segments[n % parts] == kind]
-        places = [f"{n // parts}.{n % parts}" if parts > 1 else str(n) for n in numbers]
+        labels = [f"{n // parts}.{n % parts}" if parts > 1 else str(n) for n in numbers]
         stored = run.stored.get(kind, total_NK.shape[1])
         of_kind_NK = total_NK[numbers, :stored]
         relative_NK = relative_load(of_kind_NK, len(run.domains) if kind == "own" else 1)
-        found.append(SegmentLoad(kind, places, of_kind_NK, relative_NK))
+        found.append(SegmentLoad(kind, labels, of_kind_NK, relative_NK))
     return found
 
 

@@ -87,13 +87,13 @@ class _Run:
         n, expert = np.unravel_index(relative_NK.argmax(), relative_NK.shape)
         if relative_NK[n, expert] < _UNBALANCED:
             return ""
-        domains, place = self.log.domains, load.places[n].replace(".", ", segment ")
+        domains, where = self.log.domains, load.labels[n].replace(".", ", segment ")
         whose = (
             "an expert common to all domains"
             if load.kind == "common"
             else domains[expert * len(domains) // relative_NK.shape[1]]
         )
-        return f"{relative_NK[n, expert]:.2f} times its fair share, in {whose}, RRE layer {place}"
+        return f"{relative_NK[n, expert]:.2f} times its fair share, in {whose}, RRE layer {where}"
 
     @property
     def samples(self) -> str:
