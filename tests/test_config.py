@@ -74,6 +74,21 @@ domains: [ { name: zh } ]
         ({"model.dense_layers": 0, "model.rre_layers": 0}, r"^model: .*dense_layers \+ rre_layers is 0.*at least 1"),
         ({"train.optimizer": {"peak_lr": 1e-6}}, r"^train: optimizer\.end_lr=2e-05 is above peak_lr=1e-06"),
         ({"domains.1.name": "zh"}, r"^configuration: domains: name 'zh' is used more than once"),
+        (
+            {
+                "model.segments": ["own", "common"],
+                "model.common_experts": 2,
+                "parallel.groups": 2,
+                "data.domain_sets": 2,
+            },
+            r"model\.segments=\['own', 'common'\] with parallel\.groups=2 and .*set both to 1",
+        ),
+        ({"model.segments": ["own", "own", "own"]}, r"ffn=\d+ is not divisible by the 3 segments"),
+        (
+            {"model.segments": ["common"], "model.common_experts": 2},
+            r"segments begins with common; the first one is own",
+        ),
+        ({"model.segments": ["own", "common"]}, r"common_experts=0 with segments=.*give a number above 0"),
         ({"train.batch_size": 7}, r"train\.batch_size=7 is not divisible by data\.domains_per_step=2"),
         ({"data.domains_per_step": 4}, r"data\.domains_per_step=4 is more than the 3 domains; lower it"),
     ],
