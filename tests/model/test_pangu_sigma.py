@@ -18,7 +18,7 @@ from helpers.toy import (
     toy_config,
     toy_network,
 )
-from mindspore import nn
+from mindspore import nn, ops
 
 from ascend_ops.activation import activation_oracle
 from ascend_ops.dropout import kept_oracle
@@ -250,6 +250,48 @@ def test_the_segments_of_a_token_are_added_with_one_bias(make, segments):
     }
     hidden, _ = model(batch)
     assert_close(hidden, model.oracle().hidden(batch, routes_NBS).reshape(hidden.shape), 1e-5)
+
+
+class Projected(nn.Cell):
+    """Hidden states of a network, each times a number, and added: a function whose gradient is easy to take by differences."""
+
+    def __init__(self, network: PanGuSigma, factors_TH: np.ndarray):
+        super().__init__()
+        self.hidden, self.factors = Hidden(network).set_train(False), as_tensor(factors_TH)
+
+    def construct(self, *arguments):
+        return ops.reduce_sum(self.hidden(*arguments) * self.factors)
+
+
+def test_gradients_of_segments_are_those_of_the_formula(make):
+    """Some elements of each tensor of an expert of each segment, by central differences of the oracle in float64."""
+    model = make(4, 2, segments=["own", "common"], common_experts=3)
+    batch, rng = model.batch(3), np.random.default_rng(0)
+    routes_NBS, active_NA = routes(model, batch), batch.active_NA
+    factors = rng.standard_normal((batch.tokens, model.config.model.hidden)).astype(np.float32)
+    rows, positions, documents, _, order, inverse, offsets = logits_arguments(batch.arrays())
+    experts = model.active(active_NA)
+    arguments = [rows, positions, documents, batch.draws_GB4[0], order, inverse, offsets, *experts]
+    wanted = tuple(range(7, len(arguments)))
+    gradients = ms.grad(Projected(model.network, factors), wanted)(*map(as_tensor, arguments))
+
+    oracle, by_tensor = model.oracle(), iter(gradients)
+
+    def value() -> float:
+        return float((oracle.hidden(batch, routes_NBS).reshape(factors.shape) * factors).sum())
+
+    for n, tensors in enumerate(oracle.experts):
+        entry = int(np.argmax(np.diff(offsets[n])))
+        for values in tensors.values():
+            gradient = next(by_tensor).asnumpy()[entry]
+            expert = values[active_NA[n][entry]]
+            at = tuple(int(rng.integers(size)) for size in expert.shape)
+            kept, step, found = expert[at], 1e-5, []
+            for sign in (1, -1):
+                expert[at] = kept + sign * step
+                found.append(value())
+            expert[at] = kept
+            assert (found[0] - found[1]) / (2 * step) == pytest.approx(gradient[at], rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "erf"])
