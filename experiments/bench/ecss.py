@@ -202,7 +202,7 @@ class Lab:
         """Seconds of the paper's Y: fetching as a store of that kind does it, norm and AdamW of every stored expert."""
         if kind not in self._fetch_seconds:
             fetch = _Fetch(kind(self._config(64), SharedTier(self._store)))
-            every_NK = Tensor(np.tile(np.arange(self._config(64).experts, dtype=np.int32), (self._store.layers, 1)))
+            every_NK = Tensor(np.tile(np.arange(self._config(64).experts, dtype=np.int32), (self._store.segments, 1)))
             work = {"fetch": lambda: fetch(every_NK)[-1].asnumpy()}
             self._fetch_seconds[kind] = statistics.median(take_turns(work, self._runs)["fetch"])
         return self._fetch_seconds[kind] + self.update_all
@@ -288,7 +288,7 @@ class _UpdateAll(nn.Cell):
         self.store = store
         self.square_sum, self.hyper = SquareSum(), Hyper(config.train.optimizer, config.train.optimizer.eps_experts)
         every_K, offsets_K1 = (t.asnumpy() for t in every_row(config.experts))
-        self._plan = [Tensor(np.tile(a, (store.layers, 1))) for a in (every_K, offsets_K1)]
+        self._plan = [Tensor(np.tile(a, (store.segments, 1))) for a in (every_K, offsets_K1)]
         dtype = config.train.compute_dtype
         self._grads = tuple(Tensor.from_numpy(np.full(w.shape, 1e-4, dtype)) for w in store.weights)
 

@@ -332,7 +332,7 @@ def test_one_bad_value_ends_a_whole_run_and_its_log_and_report_say_so(tiny_data,
     (found,) = [line for line in lines if line["kind"] == "unhealthy"]
     assert found["step"] == last["step"]
     assert found["tensors"] == [
-        {"domain": "en", "layer": 0, "expert": 3, "tensor": "w2", "values": 1, "size": 768},
+        {"domain": "en", "layer": 0, "expert": 3, "tensor": "w2", "values": 1, "size": 768, "segment": None},
     ]
     summary = summarise(copy)
     assert summary["skipped"] == 1

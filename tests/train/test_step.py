@@ -324,7 +324,7 @@ def evaluate(toy: Toy, batch: Batch, weights_from: Toy) -> float:
 def test_a_model_without_rre_layers_trains(graph_mode, tmp_path):
     config = toy_config(1, 1, model={"dense_layers": 2, "rre_layers": 0}, data={"domains_per_step": 1})
     toy = Toy.build(config, tmp_path)
-    assert toy_network(config)[1].layers == 0
+    assert toy_network(config)[1].segments == 0
     batch = first_batch(toy)
     losses = [float(toy.run(batch, 1e-2).block_loss_GM[0].asnumpy().sum()) for _ in range(10)]
     assert losses[-1] < losses[0]

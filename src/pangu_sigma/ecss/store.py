@@ -49,6 +49,8 @@ class ExpertStore(nn.Cell):
         """Where the tensors of each segment stand in `weights`."""
         self.entries = [entries[number] for number in self.numbers]
         """Length of each segment's list of active experts. The lists of a plan are as long as the longest."""
+        self.ragged = bool(config.model.common_experts)
+        """True if lists are longer than those of some segments. Only then are they cut: an operator more in the graph."""
         self.learned = [n for n, number in enumerate(self.numbers) if config.learns(config.model.routed[number])]
         """Segments whose experts learn; the others keep their bits, and have no gradients."""
         ends = [0, *accumulate(self.spans[n].stop - self.spans[n].start for n in self.learned)]
@@ -79,8 +81,12 @@ class ExpertStore(nn.Cell):
         updated = 0.0
         for i in range(len(self.learned)):
             n = self.learned[i]
-            own, entries = self.spans[n], self.entries[n]
-            active_A, offsets_A1 = self.updated_rows(active_NA[n, :entries], offsets_NA1[n, : entries + 1], n)
+            own, active_A, offsets_A1 = self.spans[n], active_NA[n], offsets_NA1[n]
+            next_A = None if next_NA is None else next_NA[n]
+            if self.ragged:
+                active_A, offsets_A1 = active_A[: self.entries[n]], offsets_A1[: self.entries[n] + 1]
+                next_A = None if next_A is None else next_A[: self.entries[n]]
+            active_A, offsets_A1 = self.updated_rows(active_A, offsets_A1, n)
             updated = updated + self.adam(
                 self.weights[own],
                 self.moments[own],
@@ -92,7 +98,7 @@ class ExpertStore(nn.Cell):
                 hyper,
                 self.decay[n],
                 copies[own],
-                None if next_NA is None else next_NA[n, :entries],
+                next_A,
             )
         return updated
 
@@ -112,7 +118,9 @@ class HostStore(ExpertStore):
         # unused entries hold K: they read some row, and nobody reads theirs
         fetched: tuple = ()
         for n in range(self.segments):
-            active_A = ops.minimum(active_NA[n, : self.entries[n]], self.rows[n] - 1)
+            active_A = ops.minimum(active_NA[n], self.rows[n] - 1)
+            if self.ragged:
+                active_A = active_A[: self.entries[n]]
             for i in range(self.spans[n].start, self.spans[n].stop):
                 fetched += (self.cast(self.lookup(self.weights[i], active_A, 0)),)
         return fetched

@@ -77,7 +77,8 @@ class RoutingTable:
                 first_NDV, spread_DV, experts = (
                     _array(archive, name) for name in ("first_NDV", "spread_DV", "experts")
                 )
-                common = [_array(archive, name) for name in _COMMON if f"{name}.npy" in archive.namelist()]
+                has_common = f"{_COMMON[0]}.npy" in archive.namelist()
+                common = [_array(archive, name) for name in _COMMON] if has_common else []
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}; {_FIX}") from error
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, ValueError) as error:
@@ -89,18 +90,21 @@ class RoutingTable:
 
     def _check(self, path: Path) -> None:
         """Check dtypes, shapes and ranges of loaded tables. Raises DataError if one is wrong."""
-        first, spread, common = self.first_NDV, self.spread_DV, self._common
+        first, spread = self.first_NDV, self.spread_DV
+        if not (first.ndim == 3 and first.shape[1:] == spread.shape):
+            raise DataError(f"{path}: shapes {first.shape} and {spread.shape} do not fit; {_FIX}")
+        common, common_spread_V = self._common, self._spread_of_common
         for fits, wrong in (
-            (first.dtype == spread.dtype == np.int16, "numbers are not of 16 bits"),
             (
-                first.ndim == 3 and first.shape[1:] == spread.shape,
-                f"shapes {first.shape} and {spread.shape} do not fit",
+                first.dtype == spread.dtype == common.dtype == common_spread_V.dtype == np.int16,
+                "numbers are not of 16 bits",
+            ),
+            (
+                common.shape == first.shape[:1] and common_spread_V.shape == spread.shape[-1:],
+                f"shapes {common.shape} and {common_spread_V.shape} of common segments do not fit",
             ),
             (self.experts >= 1, "the number of experts is missing"),
-            (
-                common.shape == first.shape[:1] and self._spread_of_common.shape == spread.shape[-1:],
-                "common segments do not fit",
-            ),
+            (not (common < 0).any(), "a segment has a negative number of experts"),
         ):
             if not fits:
                 raise DataError(f"{path}: {wrong}; {_FIX}")

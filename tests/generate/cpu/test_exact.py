@@ -49,7 +49,7 @@ def test_sums_do_not_depend_on_how_many_rows_an_expert_gets(trained):
     x_TH = np.random.default_rng(0).standard_normal((40, trained.config.model.hidden)).astype(np.float32)
 
     def ffn(x_TH: np.ndarray) -> np.ndarray:
-        return model.routed_ffn(0, np.zeros_like(x_TH), x_TH, np.zeros(len(x_TH), int))
+        return model.routed_ffn(0, np.zeros_like(x_TH), x_TH, np.zeros((1, len(x_TH)), int))
 
     for rows in ([3], [0, 39], range(7), range(1, 40, 2)):
         assert (ffn(x_TH[list(rows)]) == ffn(x_TH)[list(rows)]).all()
