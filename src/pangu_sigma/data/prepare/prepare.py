@@ -47,7 +47,14 @@ from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.data.prepare.room import check_room
 from pangu_sigma.data.prepare.selection import Candidates, Selection, held_out_candidates
 from pangu_sigma.data.prepare.shift import held_out_shift
-from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
+from pangu_sigma.data.prepared import (
+    FREQUENCIES_NAME,
+    QUARANTINE_NAME,
+    TOKENIZER_NAME,
+    PreparedData,
+    file_records,
+    preparation_settings,
+)
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.sealed import sync
@@ -63,9 +70,6 @@ _LEARNING_BYTES = 4 << 20
 
 _FORMAT = 4
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-
-_HELD_OUT_KEYS = ("held_out", "max_overlap", "boilerplate_documents", "min_held_out_tokens", "max_held_out_tokens")
-"""Keys of the section `data` that decide what is held out."""
 
 
 @dataclass(frozen=True)
@@ -222,16 +226,10 @@ def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | No
     english = config.vocabulary.english_model
     return {
         "format": _FORMAT,
-        "domains": [
-            [d.name, d.format, d.language, d.slot, d.held_out, d.max_overlap, d.min_held_out_tokens]
-            for d in config.domains
-        ],
+        **preparation_settings(config),
         "slot_rows": config.model.slot_rows,
-        "english_pieces": config.vocabulary.english_pieces,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
-        "max_mib_per_domain": config.data.max_mib_per_domain,
-        **{key: getattr(config.data, key) for key in _HELD_OUT_KEYS},
         "inputs": [[str(file.path), file.sha256] for file in files],
         "packages": [] if files else [archive.file for archive in archives_of(list(domains_of(config)))],
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
