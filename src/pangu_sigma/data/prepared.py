@@ -56,8 +56,8 @@ class PreparedData:
         if any(f"{name}.train.idx" not in files for name in names):
             there = [name.removesuffix(".train.idx") for name in files if name.endswith(".train.idx")]
             raise ConfigError(
-                f"data.path={self.folder} holds domains {', '.join(there)}, this configuration has {', '.join(names)}; set data.path "
-                "to data of these domains, or run prepare-data with this configuration and another data.path"
+                f"data.path={self.folder} holds domains {', '.join(there)}, this configuration has {', '.join(names)}; set "
+                "data.path to data of these domains, or run prepare-data with this configuration and another data.path"
             )
 
     def tokens(self, domain: str, split: str, vocabulary: int) -> TokenFile:
@@ -153,7 +153,8 @@ def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
 def read_prepared_tokenizer(config: Config) -> Tokenizer:
     """Load the tokenizer of a configuration's prepared data.
 
-    Raises ConfigError if a domain is missing or the tokenizer was made for other embedding slots, DataError if the data is missing or damaged.
+    Raises ConfigError if a domain is missing or the tokenizer was made for other embedding slots, DataError if the data is
+    missing or damaged.
     """
     prepared = Path(config.data.path)
     if not prepared.exists():

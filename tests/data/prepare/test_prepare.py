@@ -367,6 +367,17 @@ def test_no_poisoned_line_is_used_and_every_one_is_counted(tmp_path, config):
     assert {name: record.offered for name, record in manifest.domains.items()} == dict.fromkeys(manifest.domains, 5)
 
 
+def test_problems_are_said_once_and_their_cause_first(tmp_path, config, caplog):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"domain": "chinese", "text": "你好"}\n' * 30)
+    with pytest.raises(DataError) as refused:
+        prepare(config, [path], tmp_path / "out")
+    said = f"{caplog.text}{refused.value}"
+    assert [said.count(text) for text in ("domain zh: 0 usable", "30 × unknown domain")] == [1, 1]
+    assert said.index("unknown domain") < said.index("domain zh")
+    assert said.endswith("--check prints what there is of every domain, and writes nothing")
+
+
 def test_the_reason_is_seen_when_everything_was_quarantined(tmp_path, config):
     path = tmp_path / "a.jsonl"
     path.write_text('{"domain": "chinese", "text": "你好"}\n' * 30)

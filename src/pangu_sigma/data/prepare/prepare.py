@@ -257,8 +257,8 @@ def _other_domains(config: Config, output: Path, existing: Manifest | None) -> s
     if existing is None or existing.domains.keys() == set(names):
         return ""
     return (
-        f"data.path={output} holds domains {', '.join(existing.domains)}, this configuration has {', '.join(names)}; choose another "
-        "data.path, or remove the folder"
+        f"data.path={output} holds domains {', '.join(existing.domains)}, this configuration has {', '.join(names)}; choose "
+        "another data.path, or remove the folder"
     )
 
 
@@ -327,8 +327,6 @@ def _cut(
     corpora = []
     for domain in domains:
         documents = selections[domain.name].documents()
-        if len(documents) < 2:
-            logger.warning("%s; the other domains are examined before this is refused", _too_few(domain, documents))
         cuts = [
             _Cut(document, segment(document.segments, domain))
             for document in _progress(documents, "segmenting", domain)
