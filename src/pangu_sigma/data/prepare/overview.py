@@ -99,10 +99,12 @@ def warnings_of(manifest: Manifest) -> list[str]:
                 "or check that the domain's language is that of its text"
             )
         sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
-    if manifest.quarantined:
+    if (
+        manifest.quarantined and manifest.files
+    ):  # without files no folder is written, and the table is followed by the reasons
         sentences.append(
-            f"{sum(manifest.quarantined.values()):,} lines of {argument('--input')} are unusable; "
-            + ("quarantine.jsonl of the folder says why" if manifest.files else "below the table is why")
+            f"{sum(manifest.quarantined.values()):,} lines of {argument('--input')} are unusable; quarantine.jsonl of the folder "
+            "says why"
         )
     return sentences
 
