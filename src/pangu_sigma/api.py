@@ -74,10 +74,11 @@ def prepare_data(config: Config | AnyPath, input: Paths = (), check: bool = Fals
 
     input: *.jsonl or *.jsonl.gz files, one {"text": …, "domain": …} a line; by default text from ordinary software packages.
     Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. A folder that
-    already holds this result is left unchanged.
+    already holds this result is left unchanged, other data of the same domains is replaced with a warning, data of other domains is
+    an error.
 
     check: only examine the text, and write nothing but packages that are downloaded. The result has the manifest that would be
-    written, and under "problems" why domains would be refused; then `ok` is False, and the command exits with status 1.
+    written, and under "problems" why the text would be refused; then `ok` is False, and the command exits with status 1.
     """
     from pangu_sigma.data.prepare import prepare as preparation
     from pangu_sigma.data.prepare.overview import format_overview

@@ -11,8 +11,16 @@ import pytest
 from helpers.prepared import reseal, seal
 
 from experiments.tiny import tiny_config
+from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepared import SPLITS, PreparedData, read_frequencies
+from pangu_sigma.data.prepared import (
+    _DOMAIN_KEYS,
+    SPLITS,
+    PreparedData,
+    read_frequencies,
+    read_prepared_tokenizer,
+    unlike_prepared,
+)
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
 
@@ -97,6 +105,35 @@ def test_the_text_of_another_domain_is_refused(copy):
         use(copy)
     with pytest.raises(DataError, match=r"law\.train\.idx: is not among the files"):
         PreparedData(copy).tokens("law", "train", SIZE)
+
+
+def test_data_of_other_domains_are_refused_with_the_names_of_both(copy):
+    config = tiny_config(copy)
+    law = config.domains[0].model_copy(update={"name": "law"})
+    config = config.model_copy(update={"domains": [law, *config.domains[1:]]})
+    said = r"data\.path=.*prepared holds domains code, en, zh, this configuration has law, en, code; set data\.path to data of"
+    with pytest.raises(ConfigError, match=said):
+        read_prepared_tokenizer(config)
+    with pytest.raises(ConfigError, match=said):
+        open_samples(config, copy, "held_out", SIZE)
+
+
+def test_keys_that_the_data_were_not_prepared_with_are_said_once_each(copy):
+    config = tiny_config(copy)
+    assert unlike_prepared(config) == []
+    data = config.data.model_copy(update={"held_out": 0.3})
+    own = load_manifest(copy).config["domains"]
+    own[1][_DOMAIN_KEYS.index("max_overlap")] = 0.5
+    reseal(copy, config=load_manifest(copy).config | {"domains": own})
+    before = load_manifest(copy).config["held_out"]
+    assert unlike_prepared(config.model_copy(update={"data": data})) == [
+        f"data.held_out=0.3: {copy} was prepared with {before}; run prepare-data again to use it",
+        f"domains.1.max_overlap=null: {copy} was prepared with 0.5; run prepare-data again to use it",
+    ]
+    reordered = config.model_copy(update={"domains": [config.domains[n] for n in (1, 0, 2)]})
+    assert unlike_prepared(reordered)[0] == (
+        f'domains=["en", "zh", "code"]: {copy} was prepared with ["zh", "en", "code"]; run prepare-data again to use it'
+    )
 
 
 def test_a_vocabulary_that_is_whole_but_of_other_data_is_refused(copy):

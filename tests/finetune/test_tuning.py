@@ -273,7 +273,7 @@ def test_what_stands_in_the_way_is_refused_and_leaves_nothing(tiny_run, tmp_path
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match="exists; choose another path with output"):
         finetune_run(tiny_run, asked, tmp_path / "folder")
-    with pytest.raises(DataError, match=r"(?s)has no sample that can be used.*2 lines are unusable"):
+    with pytest.raises(DataError, match=r"(?s)2 lines are unusable.*has no sample that can be used"):
         write_lines(asked.train_file, BAD)
         finetune_run(tiny_run, asked, tmp_path / "run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["asked", "folder", "other"]

@@ -46,6 +46,15 @@ def test_what_was_created_is_opened(tiny_data, tmp_path):
     assert opened.table.first_NDV.shape == (2, 3, opened.tokenizer.size)
 
 
+def test_preparation_keys_of_training_that_the_data_do_not_have_are_warned_of(tiny_data, tmp_path, caplog):
+    config = tiny_config(tiny_data)
+    start_run(tmp_path / "usual", config)
+    assert "was prepared with" not in caplog.text
+    start_run(tmp_path / "run", config.model_copy(update={"data": config.data.model_copy(update={"held_out": 0.45})}))
+    said = [text for text in caplog.messages if "was prepared with" in text]
+    assert len(said) == 1 and said[0].startswith(f"data.held_out=0.45: {tiny_data} was prepared with ")
+
+
 def test_it_needs_the_prepared_data_no_more(tiny_data, tmp_path):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     start_run(tmp_path / "run", tiny_config(data))

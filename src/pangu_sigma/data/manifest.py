@@ -18,6 +18,9 @@ MANIFEST_FILE = "manifest.json"
 DATA_FORMAT = 3
 """Format version of a prepared data folder; others are refused."""
 
+SHORTENED = "…"
+"""End of the text of a passage that was cut."""
+
 _FIX = "the folder is damaged, run prepare-data again"
 
 
@@ -52,6 +55,20 @@ class Passage(_Record):
 
     text: str
     documents: int
+
+    @property
+    def blank(self) -> bool:
+        """True if the text is whitespace."""
+        return self.text.removesuffix(SHORTENED).isspace()
+
+    @property
+    def shown(self) -> str:
+        """Text as a literal; of whitespace only its length."""
+        if not self.blank:
+            return repr(self.text)
+        return (
+            f"{len(self.text.removesuffix(SHORTENED))}{' or more' * self.text.endswith(SHORTENED)} blanks and newlines"
+        )
 
 
 class OverlapRecord(_Record):

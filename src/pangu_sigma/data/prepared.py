@@ -5,7 +5,9 @@ Small files are verified when they are opened, token files as they are read (`in
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,20 @@ SPLITS = ("train", "held_out")
 _FIX = "the prepared data is damaged or is of another preparation, run prepare-data again"
 
 
+_KEYS = {
+    "english_pieces": "vocabulary",
+    "max_mib_per_domain": "data",
+    "held_out": "data",
+    "max_overlap": "data",
+    "boilerplate_documents": "data",
+    "min_held_out_tokens": "data",
+    "max_held_out_tokens": "data",
+}
+"""Keys that decide how text is prepared → their section."""
+_DOMAIN_KEYS = ("name", "format", "language", "slot", "held_out", "max_overlap", "min_held_out_tokens")
+"""Such keys of a domain, in the order of the manifest."""
+
+
 class PreparedData:
     """Prepared data folder, written by `prepare-data`, with its `manifest`.
 
@@ -33,6 +49,16 @@ class PreparedData:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = load_manifest(folder)
+
+    def require_domains(self, config: Config) -> None:
+        """Raise ConfigError if a domain of a configuration has no tokens here."""
+        names, files = [domain.name for domain in config.domains], self.manifest.files
+        if any(f"{name}.train.idx" not in files for name in names):
+            there = [name.removesuffix(".train.idx") for name in files if name.endswith(".train.idx")]
+            raise ConfigError(
+                f"data.path={self.folder} holds domains {', '.join(there)}, this configuration has {', '.join(names)}; set "
+                "data.path to data of these domains, or run prepare-data with this configuration and another data.path"
+            )
 
     def tokens(self, domain: str, split: str, vocabulary: int) -> TokenFile:
         """Open a token file. vocabulary: number of ids V. Raises DataError if it is damaged or an id is not below V."""
@@ -85,6 +111,34 @@ class PreparedData:
         return self.manifest.files[name]
 
 
+def preparation_settings(config: Config) -> dict[str, Any]:
+    """Return the values of the keys that decide how text is prepared, as the manifest records them."""
+    return {
+        "domains": [[getattr(domain, key) for key in _DOMAIN_KEYS] for domain in config.domains],
+        **{key: getattr(getattr(config, section), key) for key, section in _KEYS.items()},
+    }
+
+
+def unlike_prepared(config: Config) -> list[str]:
+    """Return a sentence for each such key whose value differs from that which the data of a configuration were prepared with."""
+    there, here = load_manifest(Path(config.data.path)).config, preparation_settings(config)
+    pairs = [(f"{section}.{key}", here[key], there.get(key, here[key])) for key, section in _KEYS.items()]
+    domains = {values[0]: values for values in there.get("domains", here["domains"])}
+    pairs.append(("domains", [values[0] for values in here["domains"]], [*domains]))
+    for number, values in enumerate(here["domains"]):
+        names = [f"domains.{number}.{key}" for key in _DOMAIN_KEYS]
+        pairs += zip(names, values, domains.get(values[0], values), strict=True)
+    return [
+        f"{key}={_text(value)}: {config.data.path} was prepared with {_text(prepared)}; run prepare-data again to use it"
+        for key, value, prepared in pairs
+        if value != prepared
+    ]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
     """Return the token counts [D, V] of the training text of a prepared data folder. Raises DataError for another shape."""
     counts = PreparedData(folder).frequencies()
@@ -99,14 +153,17 @@ def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
 def read_prepared_tokenizer(config: Config) -> Tokenizer:
     """Load the tokenizer of a configuration's prepared data.
 
-    Raises ConfigError if the tokenizer was made for other embedding slots, DataError if the data is missing or damaged.
+    Raises ConfigError if a domain is missing or the tokenizer was made for other embedding slots, DataError if the data is
+    missing or damaged.
     """
     prepared = Path(config.data.path)
     if not prepared.exists():
         raise DataError(
             f"data.path={config.data.path} is not there; run prepare-data first, or, if it was moved, --set data.path=…"
         )
-    tokenizer = PreparedData(prepared).tokenizer()
+    data = PreparedData(prepared)
+    data.require_domains(config)
+    tokenizer = data.tokenizer()
     if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
         raise ConfigError(
             f"data.path={config.data.path}: its tokenizer has {tokenizer.slot_rows.shape[0]} slots of "

@@ -58,7 +58,9 @@ class Samples:
 def open_samples(config: Config, folder: Path, split: str, vocabulary: int) -> Samples:
     """Open the samples of one split of a prepared data folder. vocabulary: number of ids V.
 
-    Raises DataError for a missing or damaged file, and for a domain with fewer tokens than one sample.
+    Raises ConfigError for a domain that is not there, DataError for a missing or damaged file, and for a domain with fewer tokens
+    than one sample.
     """
     prepared = PreparedData(folder)
+    prepared.require_domains(config)
     return Samples(config, [prepared.tokens(domain.name, split, vocabulary) for domain in config.domains], split)

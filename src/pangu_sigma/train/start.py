@@ -31,7 +31,7 @@ from pangu_sigma.checkpoint.run_folder import (
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside_lines_without_checkpoint, start_over
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer
+from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer, unlike_prepared
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable
@@ -64,6 +64,7 @@ def start_run(
 
     A folder without checkpoints gets the tokenizer of the prepared data and routing tables drawn for it. A run with checkpoints
     keeps its tokenizer and tables; changed keys are logged, damaged files rewritten. The same call completes an interrupted start.
+    Keys that the data were not prepared with are warned of.
 
     ranks: all of them call this; rank 0 writes, into a folder that all of them see.
     Raises ConfigError for changed keys that do not fit the checkpoints, other data, or a folder that is not writable; DamagedFile
@@ -72,6 +73,8 @@ def start_run(
     given, config = config, absolute_paths(config)
     with ranks.fail_together(f"reading {config.data.path}"):
         prepared, data_hash = read_prepared_tokenizer(given), load_manifest(Path(given.data.path)).content_hash
+    for remark in unlike_prepared(given) if ranks.first else ():
+        logger.warning("%s", remark)
     sections = {key: json.dumps(value) for key, value in given.model_dump(mode="json").items()}
     ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
     with ranks.fail_together(f"taking up {path}"), name_unwritable(path):

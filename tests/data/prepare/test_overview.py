@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, Passage, SplitCounts
+from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, OverlapRecord, Passage, SplitCounts
 from pangu_sigma.data.prepare.overview import format_overview, warnings_of
 
 MIB = 1 << 20
@@ -11,7 +11,7 @@ MIB = 1 << 20
 def overlap(wanted: int = 10, share: float = 0.002) -> OverlapRecord:
     return OverlapRecord(
         window=13, windows=180, share=share, by_hash_alone=0.1354, wanted=wanted, passed_over=7, passed_over_tokens=90,
-        max_overlap=0.25, min_tokens=10_000, boilerplate=0.58, boilerplate_windows=0, by_boilerplate=0, passages=[],
+        max_overlap=0.25, min_tokens=10_000, boilerplate=0.38, boilerplate_windows=0, by_boilerplate=0, passages=[],
     )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_the_table_says_what_became_of_the_text_in_the_order_of_the_configuratio
     assert lines[0].split("  ")[0] == "domain"
     assert (
         " ".join(lines[1].split())
-        == "zh 130 30.0 5 1 24 100 6.0 10 7 13.54% → 0.20% 58.0% +0.25 ± 0.50 1,200 0.17% 770"
+        == "zh 130 30.0 5 1 24 100 6.0 10 7 13.54% → 0.20% 38.0% +0.25 ± 0.50 1,200 0.17% 770"
     )
     assert [line.split()[0] for line in lines[1:3]] == ["zh", "en"]
     assert lines[3].startswith("shift: unigram loss of the held-out text above that of random text of its domain")
@@ -55,6 +55,21 @@ def test_boilerplate_is_printed_with_its_text_and_number_of_documents():
         "zh: 26 windows of 13 tokens are boilerplate, in more than data.boilerplate_documents=10 documents: "
         "'本页面中文版' in 1,699, 'END\\n' in 12; 3 documents are held out that would be passed over if it counted as overlap"
     )
+
+
+def written(previewed: Manifest) -> Manifest:
+    return previewed.model_copy(update={"files": {"quarantine.jsonl": FileRecord(bytes=0, xxh3_128="")}})
+
+
+def test_boilerplate_of_blanks_is_shown_short_and_not_after_success():
+    passages = [Passage(text=" \n" * 4 + " ", documents=20), Passage(text=" " * 24 + "…", documents=12)]
+    shown = overlap().model_copy(update={"boilerplate_windows": 26, "passages": passages})
+    previewed = manifest(overlap=shown)
+    assert "documents: 9 blanks and newlines in 20, 24 or more blanks and newlines in 12; 0 doc" in format_overview(
+        previewed
+    )
+    said = format_overview(written(previewed))
+    assert "blanks" not in said and "data.boilerplate_documents=10 documents; 0 documents are held out" in said
 
 
 def test_text_that_is_left_out_is_said_with_the_key():
@@ -89,6 +104,10 @@ def test_text_that_is_left_out_is_said_with_the_key():
             "zh: its held-out text is no fair sample of it: its unigram loss is 3.50 nats a token above that of random documents",
         ),
         (
+            {"overlap": overlap().model_copy(update={"boilerplate": 0.824})},
+            "zh: 82% of the tokens of its held-out text are boilerplate: collapse blanks",
+        ),
+        (
             {"overlap": overlap(share=0.2)},
             "zh: 20.0% of the held-out text stands in the training text (windows of 13",
         ),
@@ -100,5 +119,10 @@ def test_what_bites_is_said(changes, said):
     assert [text for text in warnings_of(manifest(**quiet, **changes)) if text.startswith(said)]
 
 
-def test_unusable_lines_are_said():
-    assert warnings_of(manifest(quarantined={"not JSON": 2}))[-1].startswith("2 lines of input are unusable")
+def test_unusable_lines_are_said_and_check_names_no_folder():
+    previewed = manifest(quarantined={"not JSON": 2})
+    assert not any("unusable" in text for text in warnings_of(previewed)), "no folder is written"
+    assert "2 lines are unusable" in format_overview(previewed)
+    assert (
+        warnings_of(written(previewed))[-1] == "2 lines of input are unusable; quarantine.jsonl of the folder says why"
+    )

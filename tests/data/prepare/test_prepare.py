@@ -15,7 +15,7 @@ from helpers.texts import ENGLISH, tiny_config
 
 import pangu_sigma as ps
 from experiments.chaos.poisoned import POISONED_LINES
-from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import load_manifest
@@ -117,6 +117,43 @@ def test_another_configuration_replaces_the_old_result(text, tmp_path):
     assert first.fingerprint != second.fingerprint
     assert load_manifest(tmp_path / "out") == second
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def with_data(config: Config, **keys: Any) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update=keys)})
+
+
+def test_prepared_data_of_another_collection_are_not_replaced(text, prepared, tmp_path, config):
+    out = shutil.copytree(prepared, tmp_path / "out")
+    tree = with_data(config, path=str(out)).model_dump(exclude_none=True)
+    tree["domains"][0]["name"] = "pod"
+    other = parse_config(tree)
+    said = (
+        f"data.path={out} holds domains bilingual, code, en, zh, this configuration has pod, en, bilingual, code; choose another "
+        "data.path, or remove the folder"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        prepare(other, [text], out)
+    assert load_manifest(out) == load_manifest(prepared)
+    found = ps.prepare_data(other, text, check=True)
+    assert found["problems"][0] == said and not found.ok
+
+
+def test_data_that_are_replaced_are_said_once_with_what_differs(text, prepared, tmp_path, config, caplog):
+    out = shutil.copytree(prepared, tmp_path / "out")
+    changed = with_data(config, path=str(out), held_out=0.3)
+    for call in (lambda: ps.prepare_data(changed, text, check=True), lambda: prepare(changed, [text], out)):
+        caplog.clear()
+        call()
+        assert (
+            caplog.messages.count(
+                f"{out} holds data that were prepared otherwise (held_out); prepare-data replaces them"
+            )
+            == 1
+        )
+    caplog.clear()
+    prepare(changed, [text], out)
+    assert "replaces" not in caplog.text
 
 
 def test_a_failure_leaves_nothing_behind_but_the_quarantine(text, prepared, tmp_path, config, monkeypatch, caplog):
@@ -328,6 +365,17 @@ def test_no_poisoned_line_is_used_and_every_one_is_counted(tmp_path, config):
     assert sum(manifest.quarantined.values()) == len(POISONED_LINES)
     assert manifest.examples.keys() == manifest.quarantined.keys()
     assert {name: record.offered for name, record in manifest.domains.items()} == dict.fromkeys(manifest.domains, 5)
+
+
+def test_problems_are_said_once_and_their_cause_first(tmp_path, config, caplog):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"domain": "chinese", "text": "你好"}\n' * 30)
+    with pytest.raises(DataError) as refused:
+        prepare(config, [path], tmp_path / "out")
+    said = f"{caplog.text}{refused.value}"
+    assert [said.count(text) for text in ("domain zh: 0 usable", "30 × unknown domain")] == [1, 1]
+    assert said.index("unknown domain") < said.index("domain zh")
+    assert said.endswith("--check prints what there is of every domain, and writes nothing")
 
 
 def test_the_reason_is_seen_when_everything_was_quarantined(tmp_path, config):

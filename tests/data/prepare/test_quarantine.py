@@ -23,15 +23,15 @@ def test_lines_are_written_as_they_come_and_gone_when_all_went_well(tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_failure_keeps_them_and_says_why_and_in_which_line(tmp_path):
+def test_a_failure_keeps_them_and_begins_with_why_and_in_which_line(tmp_path):
     with pytest.raises(DataError) as failed, Quarantine(tmp_path / "q.jsonl") as quarantine:
         quarantine.add(LINE)
         raise DataError("domain zh: 0 usable documents")
     assert str(failed.value).splitlines() == [
-        "domain zh: 0 usable documents",
         "1 line is unusable and quarantined:",
         "  1 × unknown domain, first a.jsonl:2 (byte 7,007): domain 'fr'",
         f"all of them are in {tmp_path / 'q.jsonl'}",
+        "domain zh: 0 usable documents",
     ]
     assert json.loads((tmp_path / "q.jsonl").read_text())["reason"] == "unknown domain"
 
@@ -40,7 +40,10 @@ def test_a_failure_of_what_keeps_no_file_says_why_and_leaves_nothing(tmp_path):
     with pytest.raises(DataError) as failed, Quarantine(tmp_path / "q.jsonl", kept=False) as quarantine:
         quarantine.add(LINE)
         raise DataError("no sample")
-    assert str(failed.value).splitlines()[2:] == ["  1 × unknown domain, first a.jsonl:2 (byte 7,007): domain 'fr'"]
+    assert str(failed.value).splitlines()[1:] == [
+        "  1 × unknown domain, first a.jsonl:2 (byte 7,007): domain 'fr'",
+        "no sample",
+    ]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,7 +22,7 @@ from itertools import islice
 
 import numpy as np
 
-from pangu_sigma.data.manifest import OverlapRecord, Passage
+from pangu_sigma.data.manifest import SHORTENED, OverlapRecord, Passage
 
 WINDOW = 13
 """Number of tokens of a window: long enough that equal ones are copies and not chance (our choice; GPT-3 compared 13 words)."""
@@ -128,7 +128,7 @@ def _shortage(
     )
     too_long = (sizes_C > demand.most).sum()
     text += f"; {too_long:,} of them longer than data.max_held_out_tokens={demand.most:,}" if too_long else ""
-    text += "".join(f"; {passage.documents:,} documents have {passage.text!r}" for passage in repeated)
+    text += "".join(f"; {passage.documents:,} documents have {passage.shown}" for passage in repeated)
     remedies = [f"{prefix}.min_held_out_tokens={tokens}"] if tokens >= demand.sample else []
     uncapped = int(sizes_C[_taken(sizes_C, overlaps_C, replace(demand, most=sizes_C.sum()))].sum())
     if uncapped >= demand.tokens:
@@ -150,7 +150,7 @@ def _passages(windows: _Windows, chosen_U: np.ndarray, decode: Callable[[np.ndar
     """Return the passages whose windows are chosen and occur in most documents, with their text, shortened."""
     found = []
     for ids, documents in islice(windows.passages(chosen_U), _PASSAGES):
-        text = decode(ids[:_PASSAGE_TOKENS]) + ("…" if len(ids) > _PASSAGE_TOKENS else "")
+        text = decode(ids[:_PASSAGE_TOKENS]) + (SHORTENED if len(ids) > _PASSAGE_TOKENS else "")
         found.append(Passage(text=text, documents=documents))
     return found
 

@@ -10,9 +10,9 @@ from pangu_sigma.data.prepare.packages import PACKAGED_MIB
 from pangu_sigma.data.prepare.quarantine import format_reasons
 from pangu_sigma.errors import argument
 
-_MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP, _MUCH_SHIFT = 0.005, 0.1, 0.01, 0.3
-"""Thresholds of the warnings: fraction of <unk> tokens, of exact copies, of held-out windows found in the training text; and nats
-of the shift, which must also be two standard deviations."""
+_MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP, _MUCH_BOILERPLATE, _MUCH_SHIFT = 0.005, 0.1, 0.01, 0.5, 0.3
+"""Thresholds of the warnings: fraction of <unk> tokens, of exact copies, of held-out windows found in the training text, of
+held-out tokens in boilerplate; and nats of the shift, which must also be two standard deviations."""
 
 
 def _mib(value: int) -> str:
@@ -54,7 +54,10 @@ def overview(manifest: Manifest) -> list[dict[str, str]]:
 
 
 def format_overview(manifest: Manifest) -> str:
-    """Return the table as text, with lines for the most frequent boilerplate, and for each reason why lines are quarantined."""
+    """Return the table as text, with lines for the most frequent boilerplate, and for each reason why lines are quarantined.
+
+    Boilerplate of whitespace alone has no sample once the data is prepared, only while it is examined.
+    """
     rows = overview(manifest)
     titles = dict.fromkeys(title for row in rows for title in row)
     widths = {title: max(len(title), *(len(row[title]) for row in rows)) for title in titles}
@@ -66,10 +69,11 @@ def format_overview(manifest: Manifest) -> str:
     for row in rows:
         overlap = manifest.domains[row["domain"]].overlap
         if overlap.passages:
-            shown = ", ".join(f"{passage.text!r} in {passage.documents:,}" for passage in overlap.passages)
+            passages = [passage for passage in overlap.passages if not (manifest.files and passage.blank)]
+            shown = ", ".join(f"{passage.shown} in {passage.documents:,}" for passage in passages)
             lines.append(
                 f"{row['domain']}: {overlap.boilerplate_windows:,} windows of {overlap.window} tokens are boilerplate, in more "
-                f"than data.boilerplate_documents={manifest.config['boilerplate_documents']} documents: {shown}; "
+                f"than data.boilerplate_documents={manifest.config['boilerplate_documents']} documents{': ' * bool(shown)}{shown}; "
                 f"{overlap.by_boilerplate:,} documents are held out that would be passed over if it counted as overlap"
             )
     if manifest.quarantined:
@@ -95,7 +99,9 @@ def warnings_of(manifest: Manifest) -> list[str]:
                 "or check that the domain's language is that of its text"
             )
         sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
-    if manifest.quarantined:
+    if (
+        manifest.quarantined and manifest.files
+    ):  # without files no folder is written, and the table is followed by the reasons
         sentences.append(
             f"{sum(manifest.quarantined.values()):,} lines of {argument('--input')} are unusable; quarantine.jsonl of the folder "
             "says why"
@@ -117,6 +123,11 @@ def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[st
         yield (
             f"{overlap.share:.1%} of the held-out text stands in the training text (windows of {overlap.window} tokens), which "
             f"max_overlap={overlap.max_overlap:g} allows: its loss is partly that of text that was trained on"
+        )
+    if overlap.boilerplate > _MUCH_BOILERPLATE:
+        yield (
+            f"{overlap.boilerplate:.0%} of the tokens of its held-out text are boilerplate: collapse blanks, and leave out tags "
+            "and footers of the source, before preparing"
         )
     if abs(record.shift) > max(_MUCH_SHIFT, 2 * record.shift_deviation):
         yield (

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.bars import Bar
-from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, SplitCounts, load_manifest
 from pangu_sigma.data.prepare.kept import KeptVocabulary
@@ -47,7 +47,14 @@ from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.data.prepare.room import check_room
 from pangu_sigma.data.prepare.selection import Candidates, Selection, held_out_candidates
 from pangu_sigma.data.prepare.shift import held_out_shift
-from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
+from pangu_sigma.data.prepared import (
+    FREQUENCIES_NAME,
+    QUARANTINE_NAME,
+    TOKENIZER_NAME,
+    PreparedData,
+    file_records,
+    preparation_settings,
+)
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.sealed import sync
@@ -63,9 +70,6 @@ _LEARNING_BYTES = 4 << 20
 
 _FORMAT = 4
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-
-_HELD_OUT_KEYS = ("held_out", "max_overlap", "boilerplate_documents", "min_held_out_tokens", "max_held_out_tokens")
-"""Keys of the section `data` that decide what is held out."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +129,20 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
 
     inputs: the user's *.jsonl and *.jsonl.gz files; none: the packaged text. A folder that holds this very result already is left
-    alone, an older result is replaced. Raises ConfigError or DataError for what the user can fix.
+    alone, an older result of the same domains is replaced. Raises ConfigError or DataError for what the user can fix.
     """
     _check_before_reading(config, inputs)
     kept = KeptVocabulary.of(config)
     existing = _existing(output)
+    if refused := _other_domains(config, output, existing):
+        raise ConfigError(refused)
     files = [_InputFile.of(path) for path in inputs]
     decisive = _decisive(config, files, kept)
     if existing and existing.fingerprint == _fingerprint(decisive) and _intact(output):
         logger.info("%s already holds this data; nothing to do", output)
         manifest = existing
     else:
+        _say_replaced(output, existing, decisive)
         with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl")) as quarantine:
             manifest, _ = _prepare(config, files, output, quarantine, decisive, kept)
     for remark in warnings_of(manifest):
@@ -146,15 +153,21 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
 def preview(config: Config, inputs: list[Path]) -> tuple[Manifest, list[str]]:
     """Examine text as `prepare` does and write nothing, except packaged text that has to be downloaded.
 
-    Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain.
+    Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
+    one of data.path if that holds other domains. Raises ConfigError or DataError for what leaves nothing to examine.
     """
     _check_before_reading(config, inputs)
+    output = Path(config.data.path)
+    existing = _existing(output)
     kept, files = KeptVocabulary.of(config), [_InputFile.of(path) for path in inputs]
+    decisive, refused = _decisive(config, files, kept), _other_domains(config, output, existing)
+    if not refused:
+        _say_replaced(output, existing, decisive)
     with Quarantine(None) as quarantine:
-        manifest, problems = _prepare(config, files, None, quarantine, _decisive(config, files, kept), kept)
+        manifest, problems = _prepare(config, files, None, quarantine, decisive, kept)
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
-    return manifest, problems
+    return manifest, [refused, *problems] if refused else problems
 
 
 def _check_before_reading(config: Config, inputs: list[Path]) -> None:
@@ -213,16 +226,10 @@ def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | No
     english = config.vocabulary.english_model
     return {
         "format": _FORMAT,
-        "domains": [
-            [d.name, d.format, d.language, d.slot, d.held_out, d.max_overlap, d.min_held_out_tokens]
-            for d in config.domains
-        ],
+        **preparation_settings(config),
         "slot_rows": config.model.slot_rows,
-        "english_pieces": config.vocabulary.english_pieces,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
-        "max_mib_per_domain": config.data.max_mib_per_domain,
-        **{key: getattr(config.data, key) for key in _HELD_OUT_KEYS},
         "inputs": [[str(file.path), file.sha256] for file in files],
         "packages": [] if files else [archive.file for archive in archives_of(list(domains_of(config)))],
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
@@ -242,6 +249,27 @@ def _existing(output: Path) -> Manifest | None:
     except DataError as error:
         logger.warning("%s; it will be replaced", error)
         return None
+
+
+def _other_domains(config: Config, output: Path, existing: Manifest | None) -> str:
+    """Return why the data in `output` is not replaced: it has other domains, so it is another collection; "" if it has not."""
+    names = [domain.name for domain in config.domains]
+    if existing is None or existing.domains.keys() == set(names):
+        return ""
+    return (
+        f"data.path={output} holds domains {', '.join(existing.domains)}, this configuration has {', '.join(names)}; choose "
+        "another data.path, or remove the folder"
+    )
+
+
+def _say_replaced(output: Path, existing: Manifest | None, decisive: dict[str, Any]) -> None:
+    """Log a warning with what differs, if the data in `output` were prepared otherwise."""
+    if existing is None or existing.fingerprint == _fingerprint(decisive):
+        return
+    keys = sorted(key for key in decisive | existing.config if decisive.get(key) != existing.config.get(key))
+    logger.warning(
+        "%s holds data that were prepared otherwise (%s); prepare-data replaces them", output, ", ".join(keys)
+    )
 
 
 def _intact(output: Path) -> bool:
@@ -299,8 +327,6 @@ def _cut(
     corpora = []
     for domain in domains:
         documents = selections[domain.name].documents()
-        if len(documents) < 2:
-            logger.warning("%s; the other domains are examined before this is refused", _too_few(domain, documents))
         cuts = [
             _Cut(document, segment(document.segments, domain))
             for document in _progress(documents, "segmenting", domain)

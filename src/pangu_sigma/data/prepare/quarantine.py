@@ -22,7 +22,7 @@ class Quarantine:
     """Writer of the unusable lines of one preparation, as a context manager around it.
 
     file: one JSON object a line; None: lines are only counted. It is removed if the block succeeds, after `copy_to` has put it into
-    the prepared folder. If the block fails and there are such lines, it stays if `kept`, and the error says so.
+    the prepared folder. If the block fails and there are such lines, it stays if `kept`, and the error begins with them.
     counts: number of lines by reason. examples: the first line of each reason, with its number and what is wrong.
     """
 
@@ -69,7 +69,7 @@ class Quarantine:
         where = f"\nall of them are in {self.file}" if self._kept else ""
         summary = f"{format_reasons(dict(self.counts), self.examples)}{where}"
         if isinstance(error, DataError):
-            raise DataError(f"{error}\n{summary}") from error
+            raise DataError(f"{summary}\n{error}") from error  # what is missing may be missing because of these lines
         logger.warning("%s", summary)
 
 
