@@ -31,7 +31,7 @@ from pangu_sigma.loaded import load as load
 from pangu_sigma.parallel.ranks import is_rank
 from pangu_sigma.results import Result, Results
 from pangu_sigma.shipped import config_path
-from pangu_sigma.writable import check_folder_writable
+from pangu_sigma.writable import check_file_writable, check_folder_writable
 
 if TYPE_CHECKING:
     from ascend_ops.few_rows import Precision
@@ -207,8 +207,11 @@ def benchmark(
         samples_per_problem,
         allow_code_execution,
     )
+    file = None if json is None else to_path(json, "--json")
+    if file is not None:
+        check_file_writable(file, "--json")
     with mindspore_lock:
-        metrics = benchmark_model(to_path(model, "model"), request, None if json is None else Path(json))
+        metrics = benchmark_model(to_path(model, "model"), request, file)
     return Result(metrics, format_tasks(metrics))
 
 

@@ -84,6 +84,9 @@ MISTAKES = {
     "evaluate RUN --against RUN RUN": "--against",
     "evaluate RUN --against EXPORT": "EXPORT",
     "evaluate RUN --json nix/x.json": "--json nix/x.json",
+    "evaluate RUN --json file": "file exists; choose another path with --json, or remove it: nothing is replaced",
+    "plan sigma_1t --scan old.svg": "old.svg exists; choose another path with --scan",
+    "benchmark RUN ocnli --files full --json file": "file exists; choose another path with --json",
     "benchmark nix ocnli --files full": "nix",
     "benchmark RUN ocnli --files nix": "nix",
     "benchmark RUN ocnli --files full --domain xx": "xx",
@@ -136,7 +139,13 @@ MISTAKES = {
 def told(tiny_run, tiny_export, tiny_data, tmp_path_factory) -> dict[str, tuple[int | str, str]]:
     """Status and output of each command, with the names of the table for its paths."""
     folder = tmp_path_factory.mktemp("mistakes")
-    for name, text in {"file": "hello", "file.jsonl": "hello\n" * 9, "bad.yaml": "name: [1\n", "full/x": ""}.items():
+    for name, text in {
+        "file": "hello",
+        "file.jsonl": "hello\n" * 9,
+        "bad.yaml": "name: [1\n",
+        "full/x": "",
+        "old.svg": "",
+    }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     paths = {"RUN": tiny_run, "EXPORT": tiny_export, "DATA": tiny_data}
