@@ -137,6 +137,10 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
             lambda: generate("the ", "en", temprature=1),
             "temprature: unknown argument; nearest: temperature; allowed here",
         ),
+        (
+            lambda: generate("the ", "en", max_tokens=3),
+            "max_tokens: unknown argument; nearest: max_new_tokens; allowed here: prompt, domain, max_new_tokens, seed, stop, temp",
+        ),
         (lambda: generate(None, "en"), "prompt=None is not allowed: a text"),
         (lambda: generate(["a", 3], "en"), "prompt=3 is not allowed: a text"),
         (lambda: generate("a", None), "domain=None is not allowed: a text"),
@@ -176,7 +180,7 @@ def test_one_name_is_a_name_and_not_its_letters(model, tmp_path):
 
 
 def test_sampling_that_does_nothing_is_refused(model):
-    for option in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
+    for option in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"seed": 3}):
         ((name, value),) = option.items()
         with pytest.raises(ps.UserError, match=f"^{name}={value} does nothing at temperature=0, .*; raise it"):
             model.generate("the ", "en", **option)

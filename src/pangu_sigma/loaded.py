@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.errors import argument
+from pangu_sigma.errors import argument, keyword
 from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
 from pangu_sigma.generate.score import Score
 from pangu_sigma.results import Result, Results
@@ -61,17 +61,20 @@ def to_texts(texts: str | Iterable[str], name: str) -> list[str]:
     return [to_text(text, name) for text in texts]
 
 
-def to_sampling(options: Mapping[str, Any]) -> Sampling:
-    """Return sampling options given as keywords. Raises ConfigError for an unknown one, and for one without effect."""
-    known = [field.name for field in fields(Sampling)]
-    for name in options.keys() - set(known):
+def to_sampling(options: Mapping[str, Any], seed: int) -> Sampling:
+    """Return sampling options given as keywords. Raises ConfigError for an unknown one, and for one or a seed without effect."""
+    known = ["prompt", "domain", "max_new_tokens", "seed", "stop", *(field.name for field in fields(Sampling))]
+    for name in options:
+        if name in known:
+            continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         raise ConfigError(f"{name}: unknown argument; nearest: {near[0]}; allowed here: {', '.join(known)}")
     sampling = Sampling(**options)
-    for name in ("top_k", "top_p", "min_p"):
-        if sampling.temperature == 0 and getattr(sampling, name) != getattr(Sampling, name):
+    without_effect = {name: getattr(sampling, name) for name in ("top_k", "top_p", "min_p")} | {"seed": seed}
+    for name, value in without_effect.items():
+        if sampling.temperature == 0 and value != getattr(Sampling, name, 0):
             raise ConfigError(
-                f"{name}={getattr(sampling, name)} does nothing at temperature=0, which takes the likeliest token; raise it"
+                f"{keyword(name)}={value} does nothing at {keyword('temperature')}=0, which takes the likeliest token; raise it"
             )
     return sampling
 
@@ -185,10 +188,10 @@ class Model:
             domains *= len(prompts)
         if len(domains) != len(prompts):
             raise ConfigError(
-                f"domain has {len(domains)} names for {len(prompts)} prompts; give one name for all, or one for each"
+                f"{argument('--domain')} has {len(domains)} names for {len(prompts)} prompts; give one for all, or one for each"
             )
-        options = to_sampling(sampling)
         check_request(max_new_tokens, seed)
+        options = to_sampling(sampling, seed)
         from pangu_sigma.generate.text import generate
 
         pairs = list(zip(domains, prompts, strict=True))
@@ -208,7 +211,7 @@ class Model:
         from pangu_sigma.generate.text import stream
 
         asked = to_text(domain, "domain"), to_text(prompt, "prompt")
-        return stream(self.engine, asked, max_new_tokens, to_sampling(sampling), seed, to_texts(stop, "stop"))
+        return stream(self.engine, asked, max_new_tokens, to_sampling(sampling, seed), seed, to_texts(stop, "stop"))
 
     def logits(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
         """Return the logits of the token after a text or after token ids, float32 [R].

@@ -50,6 +50,7 @@ MISTAKES = {
     "launch RUN --set model.hidden=96": "model.hidden",
     "inherit nix sigma_tiny -o new": "nix",
     "inherit nix sigma_tiny --dry-run": "nix",
+    "inherit nix sigma_tiny -o new --dry-run": "--output new does nothing with --dry-run",
     "inherit file sigma_tiny -o new": "file",
     "inherit RUN sigma_tiny -o new": "model.rre_layers",
     "inherit EXPORT sigma_tiny -o new": "EXPORT",
@@ -77,6 +78,7 @@ MISTAKES = {
     "export RUN -o new --format onnx": "--format",
     "export RUN -o new --format hf --weights int8": "int8",
     "export RUN -o new --format run": "RUN",
+    "export RUN -o new --format safetensors": "--output new: by its name nothing would open it as weights; name it new.safe",
     "evaluate nix": "nix",
     "evaluate full": "full",
     "evaluate RUN RUN": "--against",
@@ -103,11 +105,19 @@ MISTAKES = {
     "finetune RUN --task qa --train-file file.jsonl -o full": "full exists",
     "finetune RUN --task qa --train-file file.jsonl -o new --domain xx": "xx",
     "finetune RUN --task qa --train-file file.jsonl -o new --set finetune.epochz=1": "finetune.epochz",
+    "finetune RUN --task qa --train-file file.jsonl -o new --learn experts --set finetune.learn=all": (
+        "--learn experts, and by --set finetune.learn is all; leave one of them away"
+    ),
+    "finetune RUN --task qa --train-file file.jsonl -o new --domain zh --set finetune.domain=en": (
+        "--domain zh, and by --set finetune.domain is en; leave one of them away"
+    ),
     "finetune RUN --task qa --train-file file.jsonl": "--output",
     "generate nix --domain en --prompt x": "nix",
     "generate RUN --domain xx --prompt x": "xx",
-    "generate RUN --domain en --prompt x --temperature -1": "temperature",
-    "generate RUN --domain en --domain zh --prompt x": "domain has 2 names",
+    "generate RUN --domain en --prompt x --temperature -1": "--temperature=-1.0 is not allowed",
+    "generate RUN --domain en --prompt x --seed 3": "--seed=3 does nothing at --temperature=0",
+    "generate RUN --domain en --prompt x --top-p 0.9": "--top-p=0.9 does nothing at --temperature=0",
+    "generate RUN --domain en --domain zh --prompt x": "--domain has 2 names",
     "generate RUN --domain en --prompts nix": "--prompts nix",
     "chat nix": "nix",
     "chat RUN --domain xx": "xx",
