@@ -167,6 +167,24 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
         (lambda: ps.extract(model, None, keep="en"), "output=None is not allowed: a path"),
         (lambda: ps.extract(model, none, keep="fr"), "unknown domain 'fr'; this configuration has zh, en, code"),
         (lambda: ps.extract(model, none), "name the domains to keep with keep, or those to leave away with drop"),
+        (lambda: ps.train(model.config, none, start_over="no"), "start_over='no' is not allowed: True or False"),
+        (lambda: ps.train(model.config, none, lock=None), "lock=None is not allowed: True or False"),
+        (lambda: ps.evaluate(model, all_samples="no"), "all_samples='no' is not allowed: True or False"),
+        (lambda: model.evaluate(all_samples="no"), "all_samples='no' is not allowed: True or False"),
+        (lambda: ps.prepare_data(model.config, check="no"), "check='no' is not allowed: True or False"),
+        (lambda: ps.inherit(model, model.config, none, moments="no"), "moments='no' is not allowed: True or False"),
+        (lambda: ps.inherit(model, model.config, none, noise="0.1"), "noise='0.1' is not allowed: a number"),
+        (lambda: ps.inherit(model, model.config, none, heads="4"), "heads='4' is not allowed: a whole number or None"),
+        (
+            lambda: ps.inherit(model, model.config, none, activation="gelu"),
+            "activation='gelu' is not allowed: 'fast_gelu', 'tanh', 'erf' or None",
+        ),
+        (lambda: ps.extend(model, model.config, none, from_scratch="no"), "from_scratch='no' is not allowed: True or"),
+        (lambda: ps.extend(model, model.config, none, from_domain=3), "from_domain=3 is not allowed: a text or None"),
+        (lambda: ps.load(model, weights="int4"), "weights='int4' is not allowed: 'float32', 'float16', 'int8' or None"),
+        (lambda: model.export(none, weights="int4"), "weights='int4' is not allowed: 'float32', 'float16' or 'int8'"),
+        (lambda: ps.plan(model.config, devices="8"), "devices='8' is not allowed: a whole number or None"),
+        (lambda: ps.plan(model.config, devices=0), "devices 0 is not allowed: 1 or more"),
         (lambda: ps.inspect(model, drop=["zh", "en", "code"]), "^drop zh, en, code: no domain would be left"),
     ):
         with pytest.raises(ps.UserError, match=message):
@@ -355,12 +373,12 @@ def test_safetensors_is_a_format_and_others_are_refused(model, tmp_path):
     folder = model.export(str(tmp_path / "hf"), format="hf")
     again = ps.load(str(folder)).export(tmp_path / "again", format="run")
     assert ps.Model(again).config == model.config
-    with pytest.raises(ps.UserError, match="format='onnx' is not known; use 'mindir', 'safetensors', 'hf' or 'run'"):
+    with pytest.raises(ps.UserError, match="format='onnx' is not allowed: 'mindir', 'safetensors', 'hf' or 'run'"):
         model.export(tmp_path / "x", format="onnx")  # type: ignore[arg-type]
 
 
 def test_what_is_no_model_is_refused_when_it_is_loaded(tmp_path):
     with pytest.raises(ps.UserError, match="is not a run folder"):
         ps.load(tmp_path)
-    with pytest.raises(ps.UserError, match="device='gpu' is not known"):
+    with pytest.raises(ps.UserError, match="device='gpu' is not allowed: 'cpu' or 'ascend'"):
         ps.train(tiny_config(tmp_path), tmp_path, device="gpu")  # type: ignore[arg-type]

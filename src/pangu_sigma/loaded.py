@@ -11,16 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from ascend_ops.few_rows import Precision
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import argument, keyword
 from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
 from pangu_sigma.generate.score import Score
+from pangu_sigma.kinds import check_kinds
 from pangu_sigma.results import Result, Results
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ascend_ops.few_rows import Precision
     from pangu_sigma.domains import Domain
     from pangu_sigma.generate.engine import Engine
     from pangu_sigma.text.tokenizer import Tokenizer
@@ -79,6 +80,7 @@ def to_sampling(options: Mapping[str, Any], seed: int) -> Sampling:
     return sampling
 
 
+@check_kinds
 def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Result:
     """Measure each domain's held-out loss in nats per token: {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}.
 
@@ -105,6 +107,7 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
     return Result(losses, format_losses(losses))
 
 
+@check_kinds
 def load(model: AnyPath, weights: Precision | None = None) -> Model:
     """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote.
 
@@ -240,6 +243,7 @@ class Model:
         """Measure the held-out loss of each domain, as the function `evaluate` does."""
         return evaluate(self.path, against, all_samples)
 
+    @check_kinds
     def export(
         self,
         output: AnyPath,
@@ -254,8 +258,6 @@ class Model:
         matrices in "mindir": "float32", "float16" or "int8". Raises UserError if `output` exists, and for a model that the format
         cannot hold.
         """
-        if format not in ("mindir", "safetensors", "hf", "run"):
-            raise ConfigError(f"format={format!r} is not known; use 'mindir', 'safetensors', 'hf' or 'run'")
         if weights != "float32" and format != "mindir":
             raise ConfigError(f"weights={weights!r} is for format='mindir'; {format!r} has the weights as they are")
         from pangu_sigma.convert.conversion import convert_model
