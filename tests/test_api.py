@@ -114,7 +114,8 @@ def test_load_config_takes_names_files_and_a_mapping(tmp_path, monkeypatch):
     for overrides in (["train.steps=7"], "train.steps=7", [("train.steps", 7)]):
         assert ps.load_config("sigma_tiny", overrides).train.steps == 7
     with pytest.raises(
-        ps.UserError, match=r"^override 'steps' is not key\.path=value, for example override train\.steps"
+        ps.UserError,
+        match=r"^override 'steps' is not key\.path=value, for example overrides=\{\"train\.steps\": 100\}$",
     ):
         ps.load_config("sigma_tiny", "steps")
 
@@ -362,7 +363,9 @@ def test_an_export_answers_as_text_or_path_and_says_what_it_has_not(model, tiny_
     exported = ps.load(str(tiny_export))
     assert exported.generate("the cat", "en", max_new_tokens=4) == model.generate("the cat", "en", max_new_tokens=4)
     for call in (lambda: exported.evaluate(against=tiny_export), lambda: exported.export("elsewhere")):
-        with pytest.raises(ps.UserError, match="is an exported model, not a run folder"):
+        with pytest.raises(
+            ps.UserError, match="is an exported model, not a run folder; name the run that it came from"
+        ):
             call()
 
 

@@ -317,7 +317,7 @@ def test_generate_reads_a_prompt_a_line_from_a_file_or_from_standard_input(tiny_
     for source in (tmp_path / "lines.txt", "-"):
         assert json.loads(prints(capsys, "generate", tiny_run, *options, "--prompts", source)) == found
     (tmp_path / "lines.txt").write_bytes(b"a\n\xff")
-    assert "--prompt is not Unicode text" in fails(
+    assert "/lines.txt: line 2 is not Unicode text: character 0 is '\\udcff'" in fails(
         capsys, "generate", tiny_run, *options, "--prompts", tmp_path / "lines.txt"
     )
 

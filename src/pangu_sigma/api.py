@@ -30,6 +30,7 @@ from pangu_sigma.launching.training_job import with_known_chip as with_known_chi
 from pangu_sigma.loaded import AnyPath, Model, Paths, to_path, to_paths, to_texts
 from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import load as load
+from pangu_sigma.loaded import to_text as to_text  # for the command `generate`
 from pangu_sigma.parallel.ranks import is_rank
 from pangu_sigma.results import Result, Results
 from pangu_sigma.shipped import config_path

@@ -259,7 +259,8 @@ class Model:
         cannot hold.
         """
         if weights != "float32" and format != "mindir":
-            raise ConfigError(f"weights={weights!r} is for format='mindir'; {format!r} has the weights as they are")
+            named = f"{argument('--weights')}={weights} is for {argument('--format')}=mindir"
+            raise ConfigError(f"{named}; {format} has the weights as they are")
         from pangu_sigma.convert.conversion import convert_model
         from pangu_sigma.convert.mindir import export_mindir, verify_export
         from pangu_sigma.convert.safetensors import export_safetensors

@@ -31,7 +31,11 @@ for arguments in json.load(sys.stdin):
 """Runs commands one after another in one process, and prints status and output of each."""
 
 MISTAKES = {
+    "trian sigma_tiny": "nearest: train",
+    "train sigma_tiny --outptu new": "unrecognized arguments: --outptu new; nearest option: --output",
     "train nix": "nix",
+    "train empty.yaml": "configuration empty.yaml is empty; it must be a mapping of keys",
+    "train list.yaml": "configuration list.yaml is a list; it must be a mapping of keys",
     "train bad.yaml": "bad.yaml",
     "train sigma_tiny --set train.stepz=3": "train.stepz",
     "train sigma_tiny --set train.steps=x": "train.steps",
@@ -76,7 +80,7 @@ MISTAKES = {
     "export RUN -o file/new": "file/new",
     "export EXPORT -o new": "EXPORT",
     "export RUN -o new --format onnx": "--format",
-    "export RUN -o new --format hf --weights int8": "int8",
+    "export RUN -o new --format hf --weights int8": "--weights=int8 is for --format=mindir; hf has the weights",
     "export RUN -o new --format run": "RUN",
     "export RUN -o new --format safetensors": "--output new: by its name nothing would open it as weights; name it new.safe",
     "evaluate nix": "nix",
@@ -130,6 +134,7 @@ MISTAKES = {
     "plan nix --devices 8": "nix",
     "plan sigma_1t": "--devices",
     "plan sigma_1t --devices 7": "7",
+    "plan sigma_1t --devices 0": "--devices 0 is not allowed: 1 or more",
     "prepare-data nix": "nix",
     "prepare-data sigma_tiny --input nix.jsonl": "nix.jsonl",
     "prepare-data sigma_tiny --input file": "file",
@@ -155,6 +160,8 @@ def told(tiny_run, tiny_export, tiny_data, tmp_path_factory) -> dict[str, tuple[
         "bad.yaml": "name: [1\n",
         "full/x": "",
         "old.svg": "",
+        "empty.yaml": "",
+        "list.yaml": "- a",
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
