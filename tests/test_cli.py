@@ -360,8 +360,8 @@ def test_generate_refuses_what_it_cannot_do(tiny_run, capsys):
     generate = ["generate", tiny_run, "--domain", "en", "--prompt"]
     told = fails(capsys, "generate", tiny_run, "--domain", "fr", "--prompt", "bonjour")
     assert "unknown domain 'fr'; this configuration has zh, en, code" in told
-    assert "domain has 2 names for 1 prompts" in fails(capsys, *generate, "hello", "--domain", "zh")
-    assert "top_p=2.0 is not allowed" in fails(capsys, *generate, "a", "--top-p", 2)
+    assert "--domain has 2 names for 1 prompts" in fails(capsys, *generate, "hello", "--domain", "zh")
+    assert "--top-p=2.0 is not allowed" in fails(capsys, *generate, "a", "--top-p", 2)
     assert "a prompt has no tokens" in fails(capsys, *generate, "")
     assert "more than model.seq_length=32" in fails(capsys, *generate, "cat dog " * 40)
 
