@@ -17,6 +17,7 @@ pangu-sigma train $config -o $run >/dev/null
 echo "== held-out loss of the newest checkpoint"
 pangu-sigma evaluate $run
 echo "== one sample per domain"
+rm -f $run/samples.json
 pangu-sigma generate $run "${prompts[@]}" --max-new-tokens 40 "${sampling[@]}" --json $run/samples.json
 echo "== export"
 rm -rf $model

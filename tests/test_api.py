@@ -114,7 +114,8 @@ def test_load_config_takes_names_files_and_a_mapping(tmp_path, monkeypatch):
     for overrides in (["train.steps=7"], "train.steps=7", [("train.steps", 7)]):
         assert ps.load_config("sigma_tiny", overrides).train.steps == 7
     with pytest.raises(
-        ps.UserError, match=r"^override 'steps' is not key\.path=value, for example override train\.steps"
+        ps.UserError,
+        match=r"^override 'steps' is not key\.path=value, for example overrides=\{\"train\.steps\": 100\}$",
     ):
         ps.load_config("sigma_tiny", "steps")
 
@@ -136,6 +137,10 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
         (
             lambda: generate("the ", "en", temprature=1),
             "temprature: unknown argument; nearest: temperature; allowed here",
+        ),
+        (
+            lambda: generate("the ", "en", max_tokens=3),
+            "max_tokens: unknown argument; nearest: max_new_tokens; allowed here: prompt, domain, max_new_tokens, seed, stop, temp",
         ),
         (lambda: generate(None, "en"), "prompt=None is not allowed: a text"),
         (lambda: generate(["a", 3], "en"), "prompt=3 is not allowed: a text"),
@@ -163,6 +168,24 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
         (lambda: ps.extract(model, None, keep="en"), "output=None is not allowed: a path"),
         (lambda: ps.extract(model, none, keep="fr"), "unknown domain 'fr'; this configuration has zh, en, code"),
         (lambda: ps.extract(model, none), "name the domains to keep with keep, or those to leave away with drop"),
+        (lambda: ps.train(model.config, none, start_over="no"), "start_over='no' is not allowed: True or False"),
+        (lambda: ps.train(model.config, none, lock=None), "lock=None is not allowed: True or False"),
+        (lambda: ps.evaluate(model, all_samples="no"), "all_samples='no' is not allowed: True or False"),
+        (lambda: model.evaluate(all_samples="no"), "all_samples='no' is not allowed: True or False"),
+        (lambda: ps.prepare_data(model.config, check="no"), "check='no' is not allowed: True or False"),
+        (lambda: ps.inherit(model, model.config, none, moments="no"), "moments='no' is not allowed: True or False"),
+        (lambda: ps.inherit(model, model.config, none, noise="0.1"), "noise='0.1' is not allowed: a number"),
+        (lambda: ps.inherit(model, model.config, none, heads="4"), "heads='4' is not allowed: a whole number or None"),
+        (
+            lambda: ps.inherit(model, model.config, none, activation="gelu"),
+            "activation='gelu' is not allowed: 'fast_gelu', 'tanh', 'erf' or None",
+        ),
+        (lambda: ps.extend(model, model.config, none, from_scratch="no"), "from_scratch='no' is not allowed: True or"),
+        (lambda: ps.extend(model, model.config, none, from_domain=3), "from_domain=3 is not allowed: a text or None"),
+        (lambda: ps.load(model, weights="int4"), "weights='int4' is not allowed: 'float32', 'float16', 'int8' or None"),
+        (lambda: model.export(none, weights="int4"), "weights='int4' is not allowed: 'float32', 'float16' or 'int8'"),
+        (lambda: ps.plan(model.config, devices="8"), "devices='8' is not allowed: a whole number or None"),
+        (lambda: ps.plan(model.config, devices=0), "devices 0 is not allowed: 1 or more"),
         (lambda: ps.inspect(model, drop=["zh", "en", "code"]), "^drop zh, en, code: no domain would be left"),
     ):
         with pytest.raises(ps.UserError, match=message):
@@ -176,7 +199,7 @@ def test_one_name_is_a_name_and_not_its_letters(model, tmp_path):
 
 
 def test_sampling_that_does_nothing_is_refused(model):
-    for option in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
+    for option in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"seed": 3}):
         ((name, value),) = option.items()
         with pytest.raises(ps.UserError, match=f"^{name}={value} does nothing at temperature=0, .*; raise it"):
             model.generate("the ", "en", **option)
@@ -340,7 +363,9 @@ def test_an_export_answers_as_text_or_path_and_says_what_it_has_not(model, tiny_
     exported = ps.load(str(tiny_export))
     assert exported.generate("the cat", "en", max_new_tokens=4) == model.generate("the cat", "en", max_new_tokens=4)
     for call in (lambda: exported.evaluate(against=tiny_export), lambda: exported.export("elsewhere")):
-        with pytest.raises(ps.UserError, match="is an exported model, not a run folder"):
+        with pytest.raises(
+            ps.UserError, match="is an exported model, not a run folder; name the run that it came from"
+        ):
             call()
 
 
@@ -351,12 +376,12 @@ def test_safetensors_is_a_format_and_others_are_refused(model, tmp_path):
     folder = model.export(str(tmp_path / "hf"), format="hf")
     again = ps.load(str(folder)).export(tmp_path / "again", format="run")
     assert ps.Model(again).config == model.config
-    with pytest.raises(ps.UserError, match="format='onnx' is not known; use 'mindir', 'safetensors', 'hf' or 'run'"):
+    with pytest.raises(ps.UserError, match="format='onnx' is not allowed: 'mindir', 'safetensors', 'hf' or 'run'"):
         model.export(tmp_path / "x", format="onnx")  # type: ignore[arg-type]
 
 
 def test_what_is_no_model_is_refused_when_it_is_loaded(tmp_path):
     with pytest.raises(ps.UserError, match="is not a run folder"):
         ps.load(tmp_path)
-    with pytest.raises(ps.UserError, match="device='gpu' is not known"):
+    with pytest.raises(ps.UserError, match="device='gpu' is not allowed: 'cpu' or 'ascend'"):
         ps.train(tiny_config(tmp_path), tmp_path, device="gpu")  # type: ignore[arg-type]

@@ -108,8 +108,8 @@ def test_all_problems_are_reported_at_once():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "must be a mapping of keys, not NoneType"),
-        ("- a", "must be a mapping of keys, not list"),
+        ("", "is empty; it must be a mapping of keys, such as `name: mine`"),
+        ("- a", "is a list; it must be a mapping of keys"),
         ("a: [", "not valid YAML"),
         ("name: a\nname: b", r"not valid YAML: (?s:.*)key 'name' is written twice"),
         ("1: x", "1: .*not"),

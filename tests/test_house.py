@@ -30,6 +30,7 @@ FLOORS = [
             "domains",
             "device",
             "host_memory",
+            "kinds",
             "lock",
             "mindformers_import",
             "npus",

@@ -45,3 +45,10 @@ def test_a_file_needs_its_folder(tmp_path: Path):
     with pytest.raises(NotWritable, match="is a folder"):
         check_file_writable(tmp_path, "--json")
     check_file_writable(Path("/dev/stdout"), "--json")
+
+
+def test_json_over_an_existing_file_is_refused(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("mine")
+    with pytest.raises(NotWritable, match=r"config\.yaml exists; choose another path with json, or remove it: nothing"):
+        check_file_writable(tmp_path / "config.yaml", "--json")
+    check_file_writable(Path("/dev/null"), "--json")

@@ -179,8 +179,8 @@ _ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 _TINY = yaml.safe_dump(tiny_tree(Path("none")), allow_unicode=True)
 FAULTY_FILES = [
-    _file("empty", "", "must be a mapping of keys, not NoneType"),
-    _file("a list", "- a", "must be a mapping of keys, not list"),
+    _file("empty", "", "is empty; it must be a mapping of keys"),
+    _file("a list", "- a", "is a list; it must be a mapping of keys"),
     _file("open bracket", "a: [", "is not valid YAML"),
     _file("no UTF-8", b"\xff\xfe\x00", "is not valid YAML"),
     _file("aliases that stand for a billion values", _ALIASES, "aliases stand for", "at most 100,000"),

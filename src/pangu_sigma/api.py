@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ascend_ops.few_rows import Precision
 from pangu_sigma import config_file
 from pangu_sigma.ascend.supported import check_machine
 from pangu_sigma.chips import Chip
@@ -23,18 +24,19 @@ from pangu_sigma.errors import argument
 from pangu_sigma.generate.sampling import Sampling as Sampling  # for the command `generate`
 from pangu_sigma.generate.score import Score as Score  # a public name
 from pangu_sigma.host_memory import check_training_fits
+from pangu_sigma.kinds import check_kinds
 from pangu_sigma.launching.training_job import launch_training as launch_training  # for the command `launch`
 from pangu_sigma.launching.training_job import with_known_chip as with_known_chip
 from pangu_sigma.loaded import AnyPath, Model, Paths, to_path, to_paths, to_texts
 from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import load as load
+from pangu_sigma.loaded import to_text as to_text  # for the command `generate`
 from pangu_sigma.parallel.ranks import is_rank
 from pangu_sigma.results import Result, Results
 from pangu_sigma.shipped import config_path
-from pangu_sigma.writable import check_folder_writable
+from pangu_sigma.writable import check_file_writable, check_folder_writable
 
 if TYPE_CHECKING:
-    from ascend_ops.few_rows import Precision
     from pangu_sigma.inherit.receipt import Receipt
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
     return config_file.load_config(config_path(path), _changes(overrides))
 
 
+@check_kinds
 def prepare_data(config: Config | AnyPath, input: Paths = (), check: bool = False) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
 
@@ -108,6 +111,7 @@ def resolve_run(
     return loaded, Path(config)
 
 
+@check_kinds
 def train(
     config: Config | AnyPath,
     output: AnyPath | None = None,
@@ -129,8 +133,6 @@ def train(
     detected. profile: write a timeline of some steps to the run folder. Raises UserError if the data is not prepared or does not
     fit, if a changed key does not fit the checkpoints, or if another process trains in the folder.
     """
-    if device not in ("cpu", "ascend"):
-        raise ConfigError(f"device={device!r} is not known; use 'cpu' or 'ascend'")
     config, folder = resolve_run(config, output)
     if device == "cpu":
         check_training_fits(config)
@@ -171,6 +173,7 @@ def _summary(run: Path) -> Result | None:
     return Result(summary, format_summary(summary))
 
 
+@check_kinds
 def benchmark(
     model: AnyPath,
     names: Sequence[str],
@@ -208,8 +211,11 @@ def benchmark(
         samples_per_problem,
         allow_code_execution,
     )
+    file = None if json is None else to_path(json, "--json")
+    if file is not None:
+        check_file_writable(file, "--json")
     with mindspore_lock:
-        metrics = benchmark_model(to_path(model, "model"), request, None if json is None else Path(json))
+        metrics = benchmark_model(to_path(model, "model"), request, file)
     return Result(metrics, format_tasks(metrics))
 
 
@@ -242,6 +248,7 @@ def _forgetting(summary: dict[str, Any]) -> str:
     return f"\n\n{format_forgetting(found)}"
 
 
+@check_kinds
 def finetune(
     model: AnyPath,
     task: AnyPath,
@@ -279,6 +286,7 @@ def finetune(
     return Model(folder, outcome=None if result is None else Result(result, format_result(result)))
 
 
+@check_kinds
 def inherit(
     model: AnyPath,
     config: Config | AnyPath,
@@ -316,6 +324,7 @@ def inherit(
         return from_alpha.inherit(parent, config, folder, variation, moments, drop_rows)
 
 
+@check_kinds
 def planned_inheritance(
     model: AnyPath,
     config: Config | AnyPath,
@@ -340,6 +349,7 @@ def planned_inheritance(
     return Results(child.descents(), format_mapping(child))
 
 
+@check_kinds
 def extend(
     model: AnyPath,
     config: Config | AnyPath,
@@ -378,6 +388,7 @@ def extend(
         return extend_run(to_path(model, "model"), config, folder, origin, not skip_graph_check)
 
 
+@check_kinds
 def extract(
     model: AnyPath,
     output: AnyPath,
@@ -395,8 +406,6 @@ def extract(
     `model` if it has moved from data.path. skip_graph_check: compare logits without compiling graphs. Returns the record of
     the weights' origin, saved as lineage.json. Raises UserError if `output` exists, and for an unknown domain.
     """
-    if format not in ("run", "mindir"):
-        raise ConfigError(f"format={format!r} is not known; use 'run' or 'mindir'")
     check_folder_writable(to_path(output, "--output"), "--output")
     from pangu_sigma.device import mindspore_lock
     from pangu_sigma.inherit.extract import extract_export, extract_run
@@ -412,6 +421,7 @@ def is_model(what: AnyPath) -> bool:
     return to_path(what, "what").is_dir() or Path(what).suffix in (".safetensors", ".ckpt", ".pt", ".bin")
 
 
+@check_kinds
 def inspect(
     what: Config | AnyPath, *, keep: Sequence[str] = (), drop: Sequence[str] = (), verify: bool = False
 ) -> Result:
@@ -445,6 +455,7 @@ def inspect(
     return Result(tree, text)
 
 
+@check_kinds
 def plan(
     config: Config | AnyPath,
     *,
@@ -459,6 +470,8 @@ def plan(
     simulate the smallest parallel.capacity_factor and arrival_factor that drop no row. scan: also find the fastest layouts on 8 to
     4,096 NPUs, and plot them if it is a file. The result is not `ok` if the plan does not fit, or differs from the compiled step.
     """
+    if devices is not None and devices < 1:
+        raise ConfigError(f"{argument('--devices')} {devices} is not allowed: 1 or more")
     if devices is None and (scan is False or compile or factors):
         raise ConfigError(
             f"plan needs {argument('--devices')} N, for a plan on N NPUs; or {argument('--scan')}, for a table of 8 to 4,096 NPUs"
@@ -487,6 +500,7 @@ def plan(
     return Result(tree, "\n".join(texts), ok)
 
 
+@check_kinds
 def doctor(
     model: AnyPath | None = None, *, device: Device = "cpu", chip: Chip | None = None, speed: bool = False
 ) -> Results:
@@ -506,6 +520,7 @@ def doctor(
     return Results(checks, format_checks(checks), all(check.ok for check in checks))
 
 
+@check_kinds
 def serve(
     model: AnyPath,
     *,
@@ -528,6 +543,7 @@ def serve(
         return server.serve(decoder, listening, address, key, changed)
 
 
+@check_kinds
 def chat(
     model: AnyPath,
     *,

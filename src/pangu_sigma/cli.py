@@ -6,9 +6,11 @@ Commands import what they need when they run, so that an invalid configuration i
 from __future__ import annotations
 
 import argparse
+import difflib
 import gc
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import pangu_sigma
@@ -54,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pangu-sigma",
         description="PanGu-Σ on MindSpore",
         epilog=f"examples of a command: pangu-sigma COMMAND --help\n\n{EXIT_STATUSES}",
@@ -68,6 +70,30 @@ def _parser() -> argparse.ArgumentParser:
     answering.add_commands(commands)
     tools.add_commands(commands, parser)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser of the program and of its commands, whose messages name the nearest option, command or choice."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # said here, where a command's own options are known
+            near = _nearest(" option", next(iter(unknown)).partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+        return parsed, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += _nearest("", str(value), action.choices or ())
+            raise
+
+
+def _nearest(kind: str, word: str, known: Iterable[str]) -> str:
+    """Return the end of a message that names the word nearest to a mistyped one; "" if none is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; nearest{kind}: {near[0]}" if near else ""
 
 
 class _Version(argparse.Action):

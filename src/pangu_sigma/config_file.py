@@ -92,7 +92,8 @@ def _mapping(content: bytes, named: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{named} is not valid YAML: {_yaml_problem(error)}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{named} must be a mapping of keys, not {type(tree).__name__}")
+        what = "empty" if tree is None else "a list" if isinstance(tree, list) else "a single value"
+        raise ConfigError(f"{named} is {what}; it must be a mapping of keys, such as `name: mine`")
     return tree
 
 
@@ -128,8 +129,10 @@ def dump_config(config: Config) -> str:
 def _key_and_value(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        set_ = argument("--set", "override")
-        raise ConfigError(f"{set_} {_short(text)} is not key.path=value, for example {set_} train.steps=100")
+        example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
+        raise ConfigError(
+            f"{argument('--set', 'override')} {_short(text)} is not key.path=value, for example {example}"
+        )
     try:
         return key, _parse_yaml(value)
     except (yaml.YAMLError, ValueError) as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ascend_ops.errors import UserError
 
-__all__ = ["DataError", "UserError", "argument", "exit_status"]
+__all__ = ["DataError", "UserError", "argument", "exit_status", "keyword"]
 
 INTERRUPTED, NO_READER = 130, 141
 """Exit statuses after Ctrl-C (SIGINT) and after the output's pipe was closed (SIGPIPE), as shells use them."""
@@ -58,6 +58,11 @@ def argument(option: str, python: str = "") -> str:
     python: name of the argument in Python where it differs.
     """
     return option if _on_command_line else python or option.removeprefix("--").replace("-", "_")
+
+
+def keyword(name: str) -> str:
+    """Return the name of an argument for a message, as `argument` does, by its name in Python: "--top-p", or "top_p"."""
+    return argument(f"--{name.replace('_', '-')}")
 
 
 def exit_status(command: Callable[[], int]) -> int:

@@ -11,16 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from ascend_ops.few_rows import Precision
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.errors import argument
+from pangu_sigma.errors import argument, keyword
 from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
 from pangu_sigma.generate.score import Score
+from pangu_sigma.kinds import check_kinds
 from pangu_sigma.results import Result, Results
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ascend_ops.few_rows import Precision
     from pangu_sigma.domains import Domain
     from pangu_sigma.generate.engine import Engine
     from pangu_sigma.text.tokenizer import Tokenizer
@@ -61,21 +62,25 @@ def to_texts(texts: str | Iterable[str], name: str) -> list[str]:
     return [to_text(text, name) for text in texts]
 
 
-def to_sampling(options: Mapping[str, Any]) -> Sampling:
-    """Return sampling options given as keywords. Raises ConfigError for an unknown one, and for one without effect."""
-    known = [field.name for field in fields(Sampling)]
-    for name in options.keys() - set(known):
+def to_sampling(options: Mapping[str, Any], seed: int) -> Sampling:
+    """Return sampling options given as keywords. Raises ConfigError for an unknown one, and for one or a seed without effect."""
+    known = ["prompt", "domain", "max_new_tokens", "seed", "stop", *(field.name for field in fields(Sampling))]
+    for name in options:
+        if name in known:
+            continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         raise ConfigError(f"{name}: unknown argument; nearest: {near[0]}; allowed here: {', '.join(known)}")
     sampling = Sampling(**options)
-    for name in ("top_k", "top_p", "min_p"):
-        if sampling.temperature == 0 and getattr(sampling, name) != getattr(Sampling, name):
+    without_effect = {name: getattr(sampling, name) for name in ("top_k", "top_p", "min_p")} | {"seed": seed}
+    for name, value in without_effect.items():
+        if sampling.temperature == 0 and value != getattr(Sampling, name, 0):
             raise ConfigError(
-                f"{name}={getattr(sampling, name)} does nothing at temperature=0, which takes the likeliest token; raise it"
+                f"{keyword(name)}={value} does nothing at {keyword('temperature')}=0, which takes the likeliest token; raise it"
             )
     return sampling
 
 
+@check_kinds
 def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Result:
     """Measure each domain's held-out loss in nats per token: {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}.
 
@@ -102,6 +107,7 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
     return Result(losses, format_losses(losses))
 
 
+@check_kinds
 def load(model: AnyPath, weights: Precision | None = None) -> Model:
     """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote.
 
@@ -185,10 +191,10 @@ class Model:
             domains *= len(prompts)
         if len(domains) != len(prompts):
             raise ConfigError(
-                f"domain has {len(domains)} names for {len(prompts)} prompts; give one name for all, or one for each"
+                f"{argument('--domain')} has {len(domains)} names for {len(prompts)} prompts; give one for all, or one for each"
             )
-        options = to_sampling(sampling)
         check_request(max_new_tokens, seed)
+        options = to_sampling(sampling, seed)
         from pangu_sigma.generate.text import generate
 
         pairs = list(zip(domains, prompts, strict=True))
@@ -208,7 +214,7 @@ class Model:
         from pangu_sigma.generate.text import stream
 
         asked = to_text(domain, "domain"), to_text(prompt, "prompt")
-        return stream(self.engine, asked, max_new_tokens, to_sampling(sampling), seed, to_texts(stop, "stop"))
+        return stream(self.engine, asked, max_new_tokens, to_sampling(sampling, seed), seed, to_texts(stop, "stop"))
 
     def logits(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
         """Return the logits of the token after a text or after token ids, float32 [R].
@@ -237,6 +243,7 @@ class Model:
         """Measure the held-out loss of each domain, as the function `evaluate` does."""
         return evaluate(self.path, against, all_samples)
 
+    @check_kinds
     def export(
         self,
         output: AnyPath,
@@ -251,10 +258,9 @@ class Model:
         matrices in "mindir": "float32", "float16" or "int8". Raises UserError if `output` exists, and for a model that the format
         cannot hold.
         """
-        if format not in ("mindir", "safetensors", "hf", "run"):
-            raise ConfigError(f"format={format!r} is not known; use 'mindir', 'safetensors', 'hf' or 'run'")
         if weights != "float32" and format != "mindir":
-            raise ConfigError(f"weights={weights!r} is for format='mindir'; {format!r} has the weights as they are")
+            named = f"{argument('--weights')}={weights} is for {argument('--format')}=mindir"
+            raise ConfigError(f"{named}; {format} has the weights as they are")
         from pangu_sigma.convert.conversion import convert_model
         from pangu_sigma.convert.mindir import export_mindir, verify_export
         from pangu_sigma.convert.safetensors import export_safetensors

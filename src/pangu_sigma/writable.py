@@ -37,11 +37,13 @@ def check_folder_writable(folder: Path, option: str) -> None:
 
 
 def check_file_writable(file: Path, option: str) -> None:
-    """Raise NotWritable unless `file` can be written: its folder exists, and it is no folder itself. The file is not touched."""
+    """Raise NotWritable unless `file` can be made: its folder exists, and it does not. A device may exist, such as /dev/stdout."""
     named = argument(option)
     fix = f"name another file with {named}"
     if file.is_dir():
         raise NotWritable(f"{named} {file}: is a folder; {fix}")
+    if file.is_file() and not file.is_relative_to("/dev"):
+        raise NotWritable(f"{file} exists; choose another path with {named}, or remove it: nothing is replaced")
     if not file.parent.is_dir():
         raise NotWritable(f"{named} {file}: the folder {file.parent} is not there; make it, or {fix}")
     if not file.exists():

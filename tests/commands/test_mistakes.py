@@ -31,7 +31,11 @@ for arguments in json.load(sys.stdin):
 """Runs commands one after another in one process, and prints status and output of each."""
 
 MISTAKES = {
+    "trian sigma_tiny": "nearest: train",
+    "train sigma_tiny --outptu new": "unrecognized arguments: --outptu new; nearest option: --output",
     "train nix": "nix",
+    "train empty.yaml": "configuration empty.yaml is empty; it must be a mapping of keys",
+    "train list.yaml": "configuration list.yaml is a list; it must be a mapping of keys",
     "train bad.yaml": "bad.yaml",
     "train sigma_tiny --set train.stepz=3": "train.stepz",
     "train sigma_tiny --set train.steps=x": "train.steps",
@@ -50,6 +54,7 @@ MISTAKES = {
     "launch RUN --set model.hidden=96": "model.hidden",
     "inherit nix sigma_tiny -o new": "nix",
     "inherit nix sigma_tiny --dry-run": "nix",
+    "inherit nix sigma_tiny -o new --dry-run": "--output new does nothing with --dry-run",
     "inherit file sigma_tiny -o new": "file",
     "inherit RUN sigma_tiny -o new": "model.rre_layers",
     "inherit EXPORT sigma_tiny -o new": "EXPORT",
@@ -75,8 +80,9 @@ MISTAKES = {
     "export RUN -o file/new": "file/new",
     "export EXPORT -o new": "EXPORT",
     "export RUN -o new --format onnx": "--format",
-    "export RUN -o new --format hf --weights int8": "int8",
+    "export RUN -o new --format hf --weights int8": "--weights=int8 is for --format=mindir; hf has the weights",
     "export RUN -o new --format run": "RUN",
+    "export RUN -o new --format safetensors": "--output new: by its name nothing would open it as weights; name it new.safe",
     "evaluate nix": "nix",
     "evaluate full": "full",
     "evaluate RUN RUN": "--against",
@@ -84,6 +90,9 @@ MISTAKES = {
     "evaluate RUN --against RUN RUN": "--against",
     "evaluate RUN --against EXPORT": "EXPORT",
     "evaluate RUN --json nix/x.json": "--json nix/x.json",
+    "evaluate RUN --json file": "file exists; choose another path with --json, or remove it: nothing is replaced",
+    "plan sigma_1t --scan old.svg": "old.svg exists; choose another path with --scan",
+    "benchmark RUN ocnli --files full --json file": "file exists; choose another path with --json",
     "benchmark nix ocnli --files full": "nix",
     "benchmark RUN ocnli --files nix": "nix",
     "benchmark RUN ocnli --files full --domain xx": "xx",
@@ -100,11 +109,19 @@ MISTAKES = {
     "finetune RUN --task qa --train-file file.jsonl -o full": "full exists",
     "finetune RUN --task qa --train-file file.jsonl -o new --domain xx": "xx",
     "finetune RUN --task qa --train-file file.jsonl -o new --set finetune.epochz=1": "finetune.epochz",
+    "finetune RUN --task qa --train-file file.jsonl -o new --learn experts --set finetune.learn=all": (
+        "--learn experts, and by --set finetune.learn is all; leave one of them away"
+    ),
+    "finetune RUN --task qa --train-file file.jsonl -o new --domain zh --set finetune.domain=en": (
+        "--domain zh, and by --set finetune.domain is en; leave one of them away"
+    ),
     "finetune RUN --task qa --train-file file.jsonl": "--output",
     "generate nix --domain en --prompt x": "nix",
     "generate RUN --domain xx --prompt x": "xx",
-    "generate RUN --domain en --prompt x --temperature -1": "temperature",
-    "generate RUN --domain en --domain zh --prompt x": "domain has 2 names",
+    "generate RUN --domain en --prompt x --temperature -1": "--temperature=-1.0 is not allowed",
+    "generate RUN --domain en --prompt x --seed 3": "--seed=3 does nothing at --temperature=0",
+    "generate RUN --domain en --prompt x --top-p 0.9": "--top-p=0.9 does nothing at --temperature=0",
+    "generate RUN --domain en --domain zh --prompt x": "--domain has 2 names",
     "generate RUN --domain en --prompts nix": "--prompts nix",
     "chat nix": "nix",
     "chat RUN --domain xx": "xx",
@@ -117,6 +134,7 @@ MISTAKES = {
     "plan nix --devices 8": "nix",
     "plan sigma_1t": "--devices",
     "plan sigma_1t --devices 7": "7",
+    "plan sigma_1t --devices 0": "--devices 0 is not allowed: 1 or more",
     "prepare-data nix": "nix",
     "prepare-data sigma_tiny --input nix.jsonl": "nix.jsonl",
     "prepare-data sigma_tiny --input file": "file",
@@ -136,7 +154,15 @@ MISTAKES = {
 def told(tiny_run, tiny_export, tiny_data, tmp_path_factory) -> dict[str, tuple[int | str, str]]:
     """Status and output of each command, with the names of the table for its paths."""
     folder = tmp_path_factory.mktemp("mistakes")
-    for name, text in {"file": "hello", "file.jsonl": "hello\n" * 9, "bad.yaml": "name: [1\n", "full/x": ""}.items():
+    for name, text in {
+        "file": "hello",
+        "file.jsonl": "hello\n" * 9,
+        "bad.yaml": "name: [1\n",
+        "full/x": "",
+        "old.svg": "",
+        "empty.yaml": "",
+        "list.yaml": "- a",
+    }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     paths = {"RUN": tiny_run, "EXPORT": tiny_export, "DATA": tiny_data}

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from experiments.tiny import STEPS
+from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert import safetensors as module
 from pangu_sigma.convert.safetensors import export_safetensors, verify_weights
@@ -92,9 +93,17 @@ def test_the_file_carries_its_own_hash_and_every_flipped_bit_shows(tiny_run, tmp
             verify_weights(file)
 
 
-@pytest.mark.parametrize("output", ["/proc/weights", "{}/file/weights"])
+@pytest.mark.parametrize("output", ["/proc/weights.safetensors", "{}/file/weights.safetensors"])
 def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch, output):
     (tmp_path / "file").write_text("x")
     monkeypatch.setattr(module, "write_arrays", lambda *_: pytest.fail("it began to work"))
     with pytest.raises(NotWritable, match=r"name another (file|folder) with output"):
         export_safetensors(tiny_run, Path(output.format(tmp_path)))
+
+
+def test_a_file_without_the_suffix_is_refused(tiny_run, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"^output .*w: by its name nothing would open it .*; name it w\.safetensors$"
+    ):
+        export_safetensors(tiny_run, tmp_path / "w")
+    assert list(tmp_path.iterdir()) == []

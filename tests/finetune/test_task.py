@@ -83,6 +83,16 @@ def test_what_cannot_be_is_refused_by_key(parent, task, sets, message):
         read_task(task, overrides=sets).config(parent, ["en"], 30)
 
 
+def test_a_set_that_contradicts_learn_or_domain_is_refused(task):
+    message = r"^learn experts, and by overrides finetune\.learn is all; leave one of them away"
+    for sets in (["finetune.learn=all"], [("finetune", {"task": "a", "learn": "all", "domain": "en"})]):
+        with pytest.raises(ConfigError, match=message):
+            read_task(task, "experts", overrides=sets)
+    with pytest.raises(ConfigError, match=r"^domain zh, and by overrides finetune\.domain is left out; leave"):
+        read_task(task, domain="zh", overrides=["finetune={task: a}"])
+    assert read_task(task, "all", "zh", ["finetune.learn=all", "finetune.domain=zh"])
+
+
 def test_a_file_that_is_no_task_is_refused(tmp_path, parent):
     (tmp_path / "a.yaml").write_text("model: {}\nfinetune: {}")
     with pytest.raises(ConfigError, match="model is no section of a task; allowed: finetune, chat, train"):

@@ -274,7 +274,7 @@ def test_noise_and_units_drawn_anew_part_the_experts(no_graph, parent, tiny_data
 def test_a_dry_run_tells_every_tensor_and_writes_nothing(parent, tiny_data, tmp_path, capsys):
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny_tree(tiny_data), allow_unicode=True), encoding="utf-8")
-    assert main(["inherit", str(parent), str(config), "--output", str(tmp_path / "run"), "--dry-run"]) == 0
+    assert main(["inherit", str(parent), str(config), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"experts\.w1 +0 … 1 +\(6, 32, 24\) +replicated +layers\.1\.ffn\.w1 … layers\.2\.ffn\.w1", printed)
     assert re.search(r"attention\.query\.weight +0 … 2 +\(24, 24\) +copied", printed)
@@ -310,6 +310,11 @@ def test_what_cannot_be_inherited_is_refused_by_key_and_leaves_nothing(parent, c
     tree["domains"][0]["slot"] = "law"
     with pytest.raises(ConfigError, match=r"slot 'law' has no parent: the parent's slots are zh, en"):
         inherit(open_parent(parent), parse_config(tree), tmp_path / "run")
+    for variation in (Variation(noise=0.1), Variation(reinit_ratio=0.5)):
+        with pytest.raises(
+            ConfigError, match=r"noise .*, reinit_ratio .*: vary experts, and model\.rre_layers=0 has none"
+        ):
+            inherit(open_parent(parent), open_parent(parent).config, tmp_path / "run", variation)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(LayoutError, match=r"is not there; a parent is a dense run .*\n.*\n.*filerted_\*\.ckpt"):
         open_parent(tmp_path / "nowhere")

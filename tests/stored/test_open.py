@@ -147,11 +147,11 @@ def test_another_kind_than_is_wanted_is_refused_by_its_name(forms, tmp_path, tmp
     file = tmp_path_factory.mktemp("others") / "alpha.ckpt"
     file.touch()
     for path, wanted, message in (
-        (forms["export"], ("run",), "is an exported model, not a run folder"),
+        (forms["export"], ("run",), "is an exported model, not a run folder; name the run that it came from"),
         (forms["run"], ("export",), "is a run folder, not an exported model"),
         (forms["hf"], ("run", "export"), "is a Hugging Face style folder, not a run folder or an exported model"),
         (forms["weights"], ("run",), "is a file of weights, not a run folder"),
-        (forms["checkpoint"], ("run",), "is the folder of a checkpoint, not a run folder"),
+        (forms["checkpoint"], ("run",), "is the folder of a checkpoint, not a run folder; name the run that it is in"),
         (tmp_path, ("run",), r"is not a run folder: it has no config\.yaml; pass a folder that `train` wrote"),
         (
             file,

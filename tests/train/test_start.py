@@ -287,6 +287,31 @@ def test_train_steps_below_what_was_reached_are_refused_and_the_configuration_is
     start_run(run, tiny_config(tiny_data, train={"steps": 3}))
 
 
+def test_a_key_of_a_run_without_a_step_left_is_refused_and_its_place_is_not(tiny_data, run):
+    start_run(run, tiny_config(tiny_data, train={"steps": 3}))
+    before = contents(run)
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.peak_lr=1\.0: .*run is at step 3, nothing to do, and nothing was"
+    ):
+        start_run(run, run_config(run, ["train.optimizer.peak_lr=1"]))
+    assert contents(run) == before
+    start_run(run, run_config(run, ["name=other"]))
+    start_run(run, run_config(run, ["train.optimizer.peak_lr=1", "train.steps=4"]))
+
+
+def test_start_over_without_a_run_is_said(tiny_data, tmp_path, caplog):
+    start_run(tmp_path / "new", tiny_config(tiny_data), options=StartOptions(start_over=True))
+    assert f"start_over: {tmp_path / 'new'} holds no run, there was nothing to start over" in caplog.text
+
+
+def test_allow_data_change_without_a_change_is_said(tiny_data, run, caplog):
+    opened = start_run(run, tiny_config(tiny_data))
+    state = {"step": 4, "updates": 4, "cursor": {"taken": [4, 0, 0]}}
+    save_checkpoint(run / "checkpoints", 4, {}, state, opened.identity, 2)
+    start_run(run, tiny_config(tiny_data), options=StartOptions(allow_data_change=True))
+    assert "was trained on the same text, there was nothing to allow" in caplog.text
+
+
 def test_other_text_is_refused_unless_asked_for(tiny_data, run, monkeypatch, caplog):
     def text(name: str) -> None:
         monkeypatch.setattr(Manifest, "content_hash", property(lambda _: name * 32))

@@ -9,6 +9,7 @@ LOCK                                              lock of the process that write
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -81,14 +82,28 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
     return parse_config(override(saved.config, overrides))
 
 
-def refuse_fewer_steps(path: Path, changes: Sequence[Change]) -> None:
-    """Raise ConfigError if changes set train.steps below the step of a run's newest checkpoint: the run folder would deny it."""
-    for key, _, steps in changes:
-        if key == "train.steps" and (newest := latest_checkpoint(path / CHECKPOINTS)) and steps < step_of(newest):
-            raise ConfigError(
-                f"train.steps={steps}: {path} is at step {step_of(newest)}, nothing to do, and nothing was changed; raise "
-                "train.steps to train on, or leave it as the run has it"
-            )
+_NOT_OF_STEPS = ("name", "data.path", "ecss.path", "chat.", "train.steps")
+"""Beginnings of the keys that a run without a step to do may still change."""
+
+
+def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int) -> None:
+    """Raise ConfigError for changes of a run that has no step left, whose folder would say that it was trained so.
+
+    steps: train.steps, which must not be below the step of the newest checkpoint either.
+    """
+    newest = latest_checkpoint(path / CHECKPOINTS)
+    if newest is None or steps > (done := step_of(newest)):
+        return
+    idle = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for key, _, value in changes
+        if not key.startswith(_NOT_OF_STEPS) or (key == "train.steps" and steps < done)
+    ]
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)}: {path} is at step {done}, nothing to do, and nothing was changed; raise train.steps to train "
+            "on, or leave it as the run has it"
+        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.root import recover_interrupted_save
 from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import argument
 from pangu_sigma.sealed import SEAL, sync
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ def start_over(run: Path) -> None:
             f"{run} has its weights from another model ({LINEAGE_FILE}), and starting over would draw new ones; make it again in "
             "another folder, with the command that made it"
         )
-    set_aside(run)
+    if set_aside(run) is None:
+        logger.warning("%s: %s holds no run, there was nothing to start over", argument("--start-over"), run)
 
 
 def set_aside(run: Path) -> Path | None:

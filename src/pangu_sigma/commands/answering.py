@@ -91,12 +91,14 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _lines(file: Path) -> list[str]:
-    """Return the lines of a file or of standard input. Invalid UTF-8 is kept as surrogates, and then refused as a prompt."""
-    if file == Path("-"):
-        return sys.stdin.read().removesuffix("\n").split("\n")
+    """Return the lines of a file or of standard input. Raises ConfigError, which names the line, for what is no UTF-8."""
     try:
-        return file.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
+        text = sys.stdin.read() if file == Path("-") else file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise ConfigError(
             f"--prompts {file}: cannot be read: {error.strerror}; name a file with a prompt a line"
         ) from None
+    lines = text.removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        api.to_text(line, f"--prompts {file}: line {number}")
+    return lines

@@ -18,6 +18,7 @@ from pangu_sigma.commands.options import (
     with_model,
     with_output,
 )
+from pangu_sigma.config import ConfigError
 
 _NEW_RUN = "new run folder (default runs/NAME); it must not exist"
 
@@ -49,6 +50,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _inherit(options: argparse.Namespace) -> int:
+    if options.dry_run and options.output is not None:
+        raise ConfigError(f"--output {options.output} does nothing with --dry-run, which writes nothing; leave it out")
     return call_and_show(api.planned_inheritance if options.dry_run else api.inherit, options)
 
 

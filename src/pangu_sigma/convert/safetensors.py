@@ -8,7 +8,9 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
+from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import dump_config
+from pangu_sigma.errors import argument
 from pangu_sigma.parallel.parameters import weights
 from pangu_sigma.sealed import sync
 from pangu_sigma.stored.open import open_model
@@ -21,10 +23,14 @@ def export_safetensors(run_path: Path, output: Path) -> Path:
     """Write all weights of a run's newest intact checkpoint into one safetensors file, with the configuration in its metadata.
 
     Names are those of the network's parameters, and `experts.<segment>.<name>` of shape [experts, …], with segments numbered over
-    all RRE layers. The file is written atomically, tensor by tensor. Raises ConfigError if `output` exists, and NotWritable if it
-    cannot be written, before any work.
+    all RRE layers. The file is written atomically, tensor by tensor. Raises ConfigError if `output` exists or has another suffix,
+    and NotWritable if it cannot be written, before any work.
     """
     check_absent(output)
+    if output.suffix != ".safetensors":
+        raise ConfigError(
+            f"{argument('--output')} {output}: by its name nothing would open it as weights; name it {output.name}.safetensors"
+        )
     run = open_model(run_path, "run")
     unfinished = output.with_name(f".{output.name}.unfinished")
     check_folder_writable(output.parent, "--output")

@@ -20,6 +20,7 @@ from pangu_sigma.config import Config, ConfigError, ParallelConfig
 from pangu_sigma.config_file import Override, override, parse_config, read_tree
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import argument
 from pangu_sigma.shipped import config_path
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ def read_task(
 ) -> Task:
     """Read a shipped fine-tuning task by its name, or a task from a YAML file. learn, domain: the user's values for these keys.
 
-    Raises ConfigError for an unknown name, with a list of the shipped tasks, and for a file that is no task.
+    Raises ConfigError for an unknown name, with a list of the shipped tasks, for a file that is no task, and for overrides that
+    contradict learn or domain.
     """
     path = config_path(name_or_path, "finetune")
     tree = read_tree(path)
@@ -106,6 +108,11 @@ def read_task(
     chosen = [(f"finetune.{key}", value) for key, value in (("learn", learn), ("domain", domain)) if value is not None]
     every = (*chosen, *overrides)
     given = leaves(override(deepcopy(tree), every))
+    for key, value in chosen:
+        if given.get(key) != value:
+            option = argument(f"--{key.removeprefix('finetune.')}")
+            by = f"by {argument('--set', 'overrides')} {key} is {given.get(key, 'left out')}"
+            raise ConfigError(f"{option} {value}, and {by}; leave one of them away")
     return Task(tree, frozenset(given), every)
 
 

@@ -23,7 +23,7 @@ from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_config, write_model_files
 from pangu_sigma.checkpoint.root import keep_only
-from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer, refuse_fewer_steps
+from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer, refuse_idle_changes
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
 from pangu_sigma.data.held_out import samples_of_evaluation
@@ -150,7 +150,7 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
         raise ConfigError(
             "\n  ".join([f"{into} is finished, and was tuned with", *map(change_text, changes)]) + f"\n{fix}"
         )
-    refuse_fewer_steps(into, changes)
+    refuse_idle_changes(into, changes, config.train.steps)
     for change in changes:
         logger.info("%s", change_text(change))
     if changes:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import keyword
 
 _LEAST, _MOST = 1e-9, 1e9
 """Range of divisors and factors of logits: beyond it float64 may overflow, and the choice no longer changes."""
@@ -59,7 +60,7 @@ class Sampling:
             value = getattr(self, name)
             is_kind = _is_whole if name == "top_k" else _is_number
             if not (is_kind(value) and fits(value)):
-                raise ConfigError(f"{name}={value!r} is not allowed: {allowed}")
+                raise ConfigError(f"{keyword(name)}={value!r} is not allowed: {allowed}")
 
     def choose(
         self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int], rng: np.random.Generator
@@ -128,7 +129,7 @@ def check_request(max_new_tokens: int, seed: int) -> None:
 def check_count(name: str, value: object) -> None:
     """Raise ConfigError unless a value is a whole number of at least 0. name: name of the value, for the message."""
     if not (_is_whole(value) and value >= 0):  # type: ignore[operator]
-        raise ConfigError(f"{name}={value!r} is not allowed: a whole number, 0 or more")
+        raise ConfigError(f"{keyword(name)}={value!r} is not allowed: a whole number, 0 or more")
 
 
 def check_text(text: str, what: str) -> None:

@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 
 from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.prepared import read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.equality import agreements
 from pangu_sigma.inherit.receipt import Receipt, make_receipt
 from pangu_sigma.inherit.tensor_origin import Child, check_child, check_rows, slot_rows
@@ -39,6 +39,11 @@ def plan_inheritance(
             *(config.model.activation, activation),
         )
     check_child(parent, config, moments)
+    if not variation.none and not config.model.rre_layers:
+        raise ConfigError(
+            f"{argument('--noise')} {variation.noise:g}, {argument('--reinit-ratio')} {variation.reinit_ratio:g}: vary experts, "
+            "and model.rre_layers=0 has none; leave them out"
+        )
     try:
         slots = slot_rows(parent, config, read_prepared_tokenizer(config))
     except DataError:

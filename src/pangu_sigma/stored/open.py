@@ -107,7 +107,9 @@ def open_model(
     if wanted and kind not in wanted:
         needs = " or ".join(_NAMES[each] for each in wanted)
         if kind != "alpha":
-            raise ConfigError(f"{path} is {_NAMES[kind]}, not {needs}")
+            of = "that it is in" if kind == "checkpoint" else "that it came from"
+            fix = f"; name the run {of}" if "run" in wanted and kind != "run" else ""
+            raise ConfigError(f"{path} is {_NAMES[kind]}, not {needs}{fix}")
         if is_dense_model(path):
             raise ConfigError(f"{path} is {_NAMES[kind]}, not {needs}; `pangu-sigma inherit` makes a run of it")
         files, makers = zip(*(_SIGNS[each] for each in wanted), strict=True)

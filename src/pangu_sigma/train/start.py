@@ -24,7 +24,7 @@ from pangu_sigma.checkpoint.run_folder import (
     WAY_BACK_OF_CONFIG,
     RunFolder,
     name_unwritable,
-    refuse_fewer_steps,
+    refuse_idle_changes,
     run_config,
     way_back,
 )
@@ -140,7 +140,7 @@ def _compare(
     changes = changed_keys(run_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
     fix = "leave the run's values (`train RUN` takes all of them), choose another folder with --output, or add --start-over"
     refuse_changes(path, changes, fix)
-    refuse_fewer_steps(path, changes)
+    refuse_idle_changes(path, changes, config.train.steps)
     whys = [rule_of(change[0]).why for change in changes]
     texts = [change_text(change) + (f" ({why})" if why else "") for change, why in zip(changes, whys, strict=True)]
     if prepared.hash != saved.vocabulary_hash:
@@ -158,6 +158,10 @@ def _compare(
         )
     elif saved.data_hash != data_hash:
         texts.append(f"{path} goes on with other text, that of data.path={config.data.path}")
+    elif options.allow_data_change:
+        texts.append(
+            f"{argument('--allow-data-change')}: {path} was trained on the same text, there was nothing to allow"
+        )
     return texts
 
 
