@@ -168,7 +168,7 @@ def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: Plan):
         ((TINY, "--scan", "--compile"), "plan needs --devices N"),
         ((TINY, "--scan", "scan.txt"), "--scan scan.txt: a picture is a .svg, .png or .pdf file"),
         ((TINY, "--devices", 7), "The nearest numbers that can be are 4 or 8"),
-        ((TINY, "--devices", 0), "cannot be laid out"),
+        ((TINY, "--devices", 0), "--devices 0 is not allowed: 1 or more"),
         (
             (TINY, "--devices", 12, "--set", "train.batch_size=12"),
             "MindSpore takes 1, 2, 4 or a multiple of 8",
