@@ -45,6 +45,7 @@ MISTAKES = {
     "train sigma_tiny -o file/run": "--output file/run",
     "train sigma_tiny --device npu": "--device",
     "train RUN --set model.hidden=96": "model.hidden",
+    "train RUN --set train.optimizer.peak_lr=1": "nothing to do, and nothing was changed; raise train.steps to train on",
     "train RUN --set data.path=nix": "data.path=nix",
     "train RUN -o other": "--output other",
     "train EXPORT": "EXPORT",
