@@ -80,3 +80,8 @@ def test_what_cannot_be_laid_out_is_refused():
                 TINY, ["train.batch_size=4", "model.heads=1", "data.domain_sets=1", "model.experts_per_domain=3"]
             )
         )
+
+
+def test_segments_are_refused_because_no_plan_counts_them():
+    with pytest.raises(ConfigError, match=r"model\.segments=\['own', 'own'\]: the Ascend step has one segment yet"):
+        scan(load_config(TINY, ["model.segments=[own, own]"]))
