@@ -71,7 +71,7 @@ class SharedTier(HostTier):
         self._store = store
 
     def parameter(self, spec: ArraySpec) -> Parameter:
-        return wrap_array(spec.key, self._store.parameters_of(spec.layer)[spec.name].asnumpy(), decay=spec.decay)
+        return wrap_array(spec.key, self._store.parameters_of(spec.segment)[spec.name].asnumpy(), decay=spec.decay)
 
 
 class _DrawnText:

@@ -110,8 +110,17 @@ class ModelConfig(Section):
 
     @property
     def routed(self) -> list[Segment]:
-        """Kind of each of the N segments of all RRE layers: number n is segment n % len(segments) of layer n // len(segments)."""
+        """Kind of each of the N segments of all RRE layers, which are numbered layer by layer."""
         return self.segments * self.rre_layers
+
+    def segments_of(self, layer: int) -> range:
+        """Return the numbers of an RRE layer's segments among those of all RRE layers."""
+        count = len(self.segments)
+        return range(layer * count, (layer + 1) * count)
+
+    def in_layer(self, segment: int) -> tuple[int, int]:
+        """Return the RRE layer of a segment, and the segment's number there. segment: number among those of all RRE layers."""
+        return divmod(segment, len(self.segments))
 
     @property
     def segment_ffn(self) -> int:

@@ -28,7 +28,7 @@ def compose(config: Config, find: Find) -> Files:
     for number in range(len(config.model.routed)):
         shard = f"{EXPERTS}{number}"
         files[shard] = {}
-        for spec in (spec for spec in array_specs(config) if spec.layer == number):
+        for spec in (spec for spec in array_specs(config) if spec.segment == number):
             found = find(shard, spec.name, spec.shape)
             if found is None and spec.kind == "weight":
                 raise KeyError(f"{shard}: {spec.name}")

@@ -68,12 +68,7 @@ class Prefetcher:
         self._store = store
         self._stored_N1 = np.array(store.rows)[:, None]
         dtype = np.float16 if store.dtype == ms.float16 else np.float32
-        shapes = [
-            (entries, *store.weights[i].shape[1:])
-            for entries, span in zip(store.entries, store.spans, strict=True)
-            for i in range(span.start, span.stop)
-        ]
-        self._sets = [[np.zeros(shape, dtype) for shape in shapes] for _ in range(2)]
+        self._sets = [[np.zeros(shape, dtype) for shape in store.active_shapes] for _ in range(2)]
         self._buffers = [[Tensor.from_numpy(a) for a in arrays] for arrays in self._sets]
         self._experts = [
             list(buffers) for buffers in self._buffers

@@ -41,8 +41,7 @@ class ExpertStore(nn.Cell):
         share = share_of(config, rank)
         self.held, self.experts = share.held, config.experts
         """Ids of the experts in the rows of an own segment, ascending, and the number of such experts on all ranks."""
-        count, entries = len(config.model.segments), entries_of_segments(config)
-        self.numbers = [layer * count + s for layer in share.layers for s in range(count)]
+        self.numbers, entries = share.segments, entries_of_segments(config)
         """Numbers of the store's segments among those of all RRE layers: all, unless pipeline stages divide the layers."""
         self.segments = len(self.numbers)
         self.spans = [slice(*span) for span in tensor_spans(config.model, self.segments)]
@@ -71,9 +70,15 @@ class ExpertStore(nn.Cell):
         """Number of experts that the store has of each segment."""
         self.adam = AdamRows()
 
+    @property
+    def active_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the tensors of the active experts, in the order of `weights`."""
+        of_segments = zip(self.entries, self.spans, strict=True)
+        return [(entries, *weight.shape[1:]) for entries, span in of_segments for weight in self.weights[span]]
+
     def parameters_of(self, number: int) -> dict[str, Parameter]:
         """Return the parameters of the experts of the segment with this number, by name."""
-        return {spec.name: parameter for spec, parameter in self._made if spec.layer == number}
+        return {spec.name: parameter for spec, parameter in self._made if spec.segment == number}
 
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
         """Update experts in place by Adam, and return the number of updated rows, float32 [1]. grads: gradients of what `fetch`
@@ -160,12 +165,12 @@ def array_specs(config: Config, rank: int = 0) -> list[ArraySpec]:
     share = share_of(config, rank)
     held = share.held
     drawn = tuple(np.isin(np.arange(config.experts), held).tolist())
-    model, count = config.model, len(config.model.segments)
+    model = config.model
     moments = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # NumPy has no bfloat16: its bits
     replicated = config.model.expert_init == "replicated"
     specs = []
-    for n, s in ((layer * count + s, s) for layer in share.layers for s in range(count)):
-        own = model.segments[s] == "own"
+    for n in share.segments:
+        own, (_, s) = model.routed[n] == "own", model.in_layer(n)
         rows = len(held) if own else model.common_experts
         for name, shape, init, decay in ffn_tensors(model, s):
             full = (rows, *shape)

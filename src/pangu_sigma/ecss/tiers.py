@@ -1,7 +1,7 @@
 """Storage tiers for the arrays of an expert store: the host's memory, or files larger than it.
 
 Both give MindSpore a parameter whose memory is the array itself, so that code above does not depend on the tier, and results are
-the same bit for bit. Shape suffixes: N RRE layers, K experts stored in a layer, A active experts.
+the same bit for bit. Shape suffixes: N segments of the RRE layers, K experts stored in a segment, A active experts.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ class StoreError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Specification of an expert store's array [K, …]: one tensor of a layer's experts, or its Adam state; a row is an expert."""
+    """Specification of an expert store's array [K, …]: one tensor of a segment's experts, or its Adam state; a row is an expert."""
 
-    layer: int
+    segment: int
+    """Number of the segment among those of all RRE layers; with one segment, the layer."""
     name: str
     kind: Literal["weight", "moment", "variance", "step"]
     shape: tuple[int, ...]
@@ -49,13 +50,13 @@ class ArraySpec:
     """True if all rows are copies of one draw of `init`: experts that start as copies of one FFN. False: each row draws its own."""
     decay: bool = False
     drawn: tuple[bool, ...] = ()
-    """For each expert of the layer, True if it has a row here; (): every expert has one. Values are drawn for all experts in order,
+    """For each expert of the segment, True if it has a row here; (): all have one. Values are drawn for all experts in order,
     so that the values of an expert are the same on any number of ranks."""
 
     @property
     def key(self) -> str:
         """Name of the array, which is that of its parameter, and of its file in a file store."""
-        return f"experts.{self.layer}.{self.name}"
+        return f"experts.{self.segment}.{self.name}"
 
     @property
     def nbytes(self) -> int:
@@ -88,11 +89,11 @@ class HostTier:
             pass
         return wrap_array(spec.key, array, decay=spec.decay)
 
-    def prefetch(self, layer: int, expert: int) -> None:
+    def prefetch(self, segment: int, expert: int) -> None:
         """Start to read an expert from its file, because the next step will use it; do nothing for an expert in memory."""
 
     def used(self, active: list[np.ndarray]) -> None:
-        """Note which experts of each layer this step or the next one uses. Memory of those used longest ago may be released."""
+        """Note which experts of each segment this step or the next one uses. Memory of those used longest ago may be released."""
 
     def release(self) -> None:
         """Give back memory if the values of the experts are also in files, from which the next use reads them; else do nothing."""
@@ -130,14 +131,14 @@ class FileTier(HostTier):
         file, row = self._file(spec), spec.nbytes // spec.shape[0]
         with open(file, "r+b") as stream:
             mapped = mmap.mmap(stream.fileno(), spec.nbytes)
-        self._maps.setdefault(spec.layer, []).append((mapped, row))
+        self._maps.setdefault(spec.segment, []).append((mapped, row))
         array = np.frombuffer(mapped, spec.dtype).reshape(spec.shape)
         for _ in spec.fill(array):
             mapped.madvise(mmap.MADV_DONTNEED)
         return wrap_array(spec.key, array, decay=spec.decay)
 
-    def prefetch(self, layer: int, expert: int) -> None:
-        for mapped, row in self._maps[layer]:
+    def prefetch(self, segment: int, expert: int) -> None:
+        for mapped, row in self._maps[segment]:
             _advise(mapped, mmap.MADV_WILLNEED, expert * row, row)
 
     def used(self, active: list[np.ndarray]) -> None:
@@ -154,19 +155,19 @@ class FileTier(HostTier):
 
     def _used(self, active: list[np.ndarray]) -> None:
         keep = set()
-        for layer, experts in enumerate(active):
-            size = sum(row for _, row in self._maps[layer])
+        for segment, experts in enumerate(active):
+            size = sum(row for _, row in self._maps[segment])
             for expert in experts.tolist():
-                keep.add((layer, expert))
-                self._mapped[layer, expert] = size
-                self._mapped.move_to_end((layer, expert))
+                keep.add((segment, expert))
+                self._mapped[segment, expert] = size
+                self._mapped.move_to_end((segment, expert))
         total = sum(self._mapped.values())
-        for (layer, expert), size in list(self._mapped.items()):
-            if total <= self._budget or (layer, expert) in keep:
+        for (segment, expert), size in list(self._mapped.items()):
+            if total <= self._budget or (segment, expert) in keep:
                 break
-            for mapped, row in self._maps[layer]:
+            for mapped, row in self._maps[segment]:
                 _advise(mapped, mmap.MADV_DONTNEED, expert * row, row)
-            del self._mapped[layer, expert]
+            del self._mapped[segment, expert]
             total -= size
 
     def _file(self, spec: ArraySpec) -> Path:

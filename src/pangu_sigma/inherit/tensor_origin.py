@@ -116,7 +116,7 @@ class Child:
                 tensor_name = name.removeprefix(upper[layer])
                 whole = tensor_name == "b2"
                 for s, kind in enumerate(child.segments[: 1 if whole else None]):
-                    number, rows = layer * len(child.segments) + s, child.hidden if whole else child.segment_ffn
+                    number, rows = child.segments_of(layer)[s], child.hidden if whole else child.segment_ffn
                     shape = (self.config.stored_experts(kind), rows, *tensor.shape[1:])
                     cut = "" if rows == tensor.shape[0] else f", units {s * rows} … {(s + 1) * rows - 1}"
                     yield TensorOrigin(f"{EXPERTS}{number}", tensor_name, shape, how, source + cut)
@@ -191,7 +191,7 @@ class Child:
 def ffn_source(model: ModelConfig, segment: int, name: str) -> tuple[str, slice]:
     """Return the tensor of a dense parent that experts of a segment are copies of, and which of its rows: their inner units, in
     order; all of b2. segment: its number among those of all RRE layers. name: of the tensor, or of a moment such as w1.moment."""
-    layer, s = divmod(segment, len(model.segments))
+    layer, s = model.in_layer(segment)
     first = s * model.segment_ffn
     units = slice(None) if name.startswith("b2") else slice(first, first + model.segment_ffn)
     return f"layers.{model.dense_layers + layer}.ffn.{name}", units

@@ -94,12 +94,12 @@ class Share:
     """The data and the experts of one rank.
 
     sets: numbers of the domain sets (`domains.domain_sets`) whose text the rank's group trains on.
-    layers: RRE layers of the rank's stage, by their numbers among all RRE layers.
-    held: ids of the experts that the rank stores in each of these layers, ascending.
+    segments: segments of the RRE layers of the rank's stage, by their numbers among those of all RRE layers.
+    held: ids of the experts that the rank stores in each own segment, ascending.
     """
 
     sets: tuple[int, ...]
-    layers: list[int]
+    segments: list[int]
     held: np.ndarray
 
 
@@ -115,7 +115,7 @@ def share_of(config: Config, rank: int) -> Share:
     first = np.array(sorted(domain for s in mine for domain in sets[s])) * experts + at.expert * each
     return Share(
         sets=mine,
-        layers=rre_layers_of_stage(config, at.stage),
+        segments=[n for layer in rre_layers_of_stage(config, at.stage) for n in config.model.segments_of(layer)],
         held=(first[:, None] + np.arange(each)).ravel(),
     )
 

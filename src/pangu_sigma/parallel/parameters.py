@@ -113,10 +113,8 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
     layers = rre_layers_of_stage(config, stage)
     count = len(layers) if alike and layers else 1
     arrays = []
-    segments = config.model.segments
-    numbers = ((layer * len(segments) + s, s) for layer in layers[::count] for s in range(len(segments)))
-    for n, s in numbers:
-        stored = config.stored_experts(segments[s])
+    for n in (n for layer in layers[::count] for n in config.model.segments_of(layer)):
+        stored, (_, s) = config.stored_experts(config.model.routed[n]), config.model.in_layer(n)
         for name, shape, axis in _ffn_tensors(config, s):
             behind = None if axis is None else axis + 1
             weight = _expert_array(config, count, f"experts.{n}.{name}", (stored, *shape), behind, device)

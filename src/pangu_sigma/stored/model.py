@@ -169,7 +169,7 @@ class _Tensors(Mapping[str, LazyArray]):
         if "experts" not in words:
             return self._model.required(WEIGHTS, name, shape)
         s = int(words[4]) if "segments" in words else 0
-        segment = (int(words[1]) - sizes.dense_layers) * len(sizes.segments) + s
+        segment = sizes.segments_of(int(words[1]) - sizes.dense_layers)[s]
         stored = self._model.config.stored_experts(sizes.routed[segment])
         stack = self._model.required(f"{EXPERTS}{segment}", words[-1], (stored, *shape))
         return stack.part(int(words[-2]), name)
@@ -183,7 +183,7 @@ class _Tensors(Mapping[str, LazyArray]):
 
 def expert_name(model: ModelConfig, segment: int, expert: int, name: str) -> str:
     """Return the name of an expert's tensor. segment: index among those of all RRE layers. expert: index in the segment."""
-    layer, s = divmod(segment, len(model.segments))
+    layer, s = model.in_layer(segment)
     return f"layers.{model.dense_layers + layer}.ffn.{f'segments.{s}.' if s else ''}experts.{expert}.{name}"
 
 

@@ -182,15 +182,15 @@ def unhealthy_tensors(built: TrainingSetup, active_NA: np.ndarray | None = None)
                 if bad := count_not_finite(values):
                     tensors.append(UnhealthyTensor(None, None, None, name, bad, values.size))
                 continue
-            n, segments = int(shard.removeprefix(EXPERTS)), built.config.model.segments
-            layer, s = divmod(n, len(segments))
+            n, model = int(shard.removeprefix(EXPERTS)), built.config.model
+            layer, s = model.in_layer(n)
             for row in range(len(values)) if active_NA is None else active_NA[n][active_NA[n] < len(values)]:
                 if bad := count_not_finite(values[row]):
                     expert, domain = int(row), None
-                    if segments[s] == "own":
+                    if model.routed[n] == "own":
                         expert = int(built.store.held[row])
-                        domain = built.config.domains[expert // built.config.model.experts_per_domain].name
-                    segment = s if len(segments) > 1 else None
+                        domain = built.config.domains[expert // model.experts_per_domain].name
+                    segment = s if len(model.segments) > 1 else None
                     tensors.append(UnhealthyTensor(domain, layer, expert, name, bad, values[row].size, segment))
             built.store.tier.release()
     return tensors

@@ -93,16 +93,15 @@ class TrainStep(nn.Cell):
         self.dense = make_dense_adam(config, network.trainable_params(), network.embedding)
         dense = self.dense.learned
         # value_and_grad selects gradients by the indices of arguments, so each expert tensor is an argument of its own
-        spans = [(store.entries[n], store.spans[n]) for n in store.learned]
-        learned = [(entries, i) for entries, span in spans for i in range(span.start, span.stop)]
-        experts = tuple(FIRST_EXPERT + i for _, i in learned)
+        learned = [i for n in store.learned for i in range(store.spans[n].start, store.spans[n].stop)]
+        experts = tuple(FIRST_EXPERT + i for i in learned)
         self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
         self.loss_and_grads = ms.value_and_grad(
             self.loss, grad_position=experts or None, weights=ParameterTuple(dense) if dense else None, has_aux=True
         )
         self.sparse, self.learns_dense = config.model.rre_layers > 0, bool(dense)
         self.scale = LossScale(config)
-        of_experts = [(entries, *store.weights[i].shape[1:]) for entries, i in learned]
+        of_experts = [store.active_shapes[i] for i in learned]
         self.reduce = make_gradient_reduction(config, ranks, [p.shape for p in dense], of_experts)
         self.expert_tensors = len(store.weights)
         self.micro_batches = config.train.accumulation

@@ -79,8 +79,8 @@ class ExactModel:
 
     def _joined(self, layer: int, chosen: list[int], name: str) -> np.ndarray:
         """Return a tensor of the FFN whose units are those of a token's experts, segment after segment; b2 is the first's."""
-        first = layer * len(chosen)
-        tensors = [self.weights.expert(first + s, e, name) for s, e in enumerate(chosen[: 1 if name == "b2" else None])]
+        experts = list(zip(self.model.segments_of(layer), chosen, strict=True))
+        tensors = [self.weights.expert(n, e, name) for n, e in experts[: 1 if name == "b2" else None]]
         return tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
 
     def _ffn(self, x_TH: np.ndarray, tensor: Callable[[str], np.ndarray]) -> np.ndarray:

@@ -80,6 +80,6 @@ def hidden_states(
         if routed < 0:
             x_TH = operators.ffn(layer, x_TH, normed_TH)
         else:
-            own = slice(routed * len(model.segments), (routed + 1) * len(model.segments))
-            x_TH = operators.routed_ffn(routed, x_TH, normed_TH, experts_NT[own])
+            segments = model.segments_of(routed)
+            x_TH = operators.routed_ffn(routed, x_TH, normed_TH, experts_NT[segments.start : segments.stop])
     return x_TH

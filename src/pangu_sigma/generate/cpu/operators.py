@@ -174,11 +174,11 @@ class CpuOperators:
         """Return the FFN of each segment of an RRE layer; each adds to the residual. layer: index among the RRE layers."""
         residual_TH, normed_TH = self._rows(self._model.dense_layers + layer)
         ffns = []
-        for s, kind in enumerate(self._model.segments):
-            experts = range(config.stored_experts(kind))
+        segments = self._model.segments_of(layer)
+        for n in segments:
+            experts = range(config.stored_experts(self._model.routed[n]))
             numbers = Bar(experts, desc=f"experts of RRE layer {layer}", unit="expert", leave=False)
-            first = layer * len(self._model.segments)
-            weights = [self._weights.expert(first + s, number, bias=s == 0) for number in numbers]
+            weights = [self._weights.expert(n, number, bias=n == segments.start) for number in numbers]
             ffns.append(FFN(weights, self._model.activation, normed_TH, residual_TH))
         return ffns
 
