@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,19 +109,12 @@ def finetune_run(
                 return None
             text = json.dumps(_result(parent, config, training, dev, tuner), ensure_ascii=False, indent=2)
             write_atomically(file, f"{text}\n".encode())
-            _draw_report(into)
+            from pangu_sigma.train.loop import draw_report
+
+            draw_report(into)
         result = json.loads(file.read_bytes())
         keep_only(run.checkpoints, result["best"]["step"])  # last: a killed call does so the next time
     return result
-
-
-def _draw_report(run: Path) -> None:
-    """Draw the report of a tuned run with its result; the end of the training has drawn one without it, or has said why not."""
-    from pangu_sigma.train.log.metrics import EmptyLogError
-    from pangu_sigma.train.log.report import write_report
-
-    with suppress(EmptyLogError):
-        write_report(run)
 
 
 def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolder:

@@ -286,14 +286,19 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
                         log.flush()
                         trainer.save_in_turn(last or stopped)
                 trainer.timeline.step_done(step)
-    if ranks.first and trainer.finished:
-        try:
-            write_report(folder)
-        except EmptyLogError as lost:
-            logger.warning("no report is drawn: %s", lost)
+    if ranks.first and trainer.finished and trainer.config.finetune is None:  # that of a tuned run shows its result
+        draw_report(folder)
     elif not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
     return trainer
+
+
+def draw_report(folder: Path) -> None:
+    """Draw the report of a finished run. A log without lines to draw is logged as a warning, and no error."""
+    try:
+        write_report(folder)
+    except EmptyLogError as lost:
+        logger.warning("no report is drawn: %s", lost)
 
 
 def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -> None:
