@@ -8,6 +8,7 @@ from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.not_finite import count_not_finite
 from pangu_sigma.checkpoint.root import candidates
+from pangu_sigma.errors import argument
 from pangu_sigma.parallel.ranks import Ranks
 
 
@@ -15,7 +16,7 @@ def way_on(root: Path, ranks: Ranks) -> str:
     """Return the advice to the user of a run that cannot go on. All ranks call this."""
     healthy, ill = last_healthy(root, ranks)
     if healthy is None:
-        return f"No checkpoint in {root} has only finite values: start again in another folder, with --output."
+        return f"No checkpoint in {root} has only finite values: start again in another folder, with {argument('--output')}."
     remove = f"remove {', '.join(map(str, ill))}, and " if ill else ""
     again = "start the same command again, which goes on from it."
     return f"The last checkpoint whose values are all finite is {healthy}: {remove}{again}"
