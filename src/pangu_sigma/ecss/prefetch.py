@@ -70,9 +70,8 @@ class Prefetcher:
         dtype = np.float16 if store.dtype == ms.float16 else np.float32
         self._sets = [[np.zeros(shape, dtype) for shape in store.active_shapes] for _ in range(2)]
         self._buffers = [[Tensor.from_numpy(a) for a in arrays] for arrays in self._sets]
-        self._experts = [
-            list(buffers) for buffers in self._buffers
-        ]  # the tensors that the network reads: buffers, or rows of the store
+        # the tensors that the network reads: buffers, or rows of the store
+        self._experts = [list(buffers) for buffers in self._buffers]
         self._in_place = in_place and dtype == np.float32 and ms.get_context("device_target") == "CPU"
         self._filling = 0  # the set that the thread fills for the coming step
         self._row_bytes_N = np.array([sum(a[0].nbytes for a in self._sets[0][span]) for span in store.spans])

@@ -193,9 +193,8 @@ class Server(uvicorn.Server):
         protocol = partial(self.config.http_protocol_class, self.config, self.server_state, self.lifespan.state)  # type: ignore[call-arg]
         for connection in waiting:
             await loop.connect_accepted_socket(protocol, connection)
-        await asyncio.sleep(
-            0
-        )  # asyncio drops connections that it has accepted and not yet begun when it closes the socket
+        # asyncio drops connections that it has accepted and not yet begun when it closes the socket
+        await asyncio.sleep(0)
 
     def _break_off(self) -> None:
         seconds, open_requests = self.served.limits.stop_seconds, len(self.server_state.tasks)
