@@ -334,7 +334,8 @@ def test_the_command_prints_the_receipt_of_the_same_run(parent, child, tiny_data
     assert "exists; choose another path with --output" in capsys.readouterr().err
 
 
-def test_who_has_no_parent_is_told_where_parents_are(capsys):
+def test_who_has_no_parent_is_told_where_parents_are(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the quickstart leaves runs/sigma_tiny in the repository
     assert main(["inherit", "none", "sigma_tiny"]) == 2
     told = capsys.readouterr().err
     assert "none is not there; a parent is a dense run" in told
