@@ -25,7 +25,7 @@ from ascend_ops.adam import SquareSum, every_row
 from experiments.bench.adam import DEEPSPEED, Arrays, HostAdam, TorchAdam, deepspeed_adam, installed
 from experiments.bench.harness import MOST_STALL, RUNS, Row, absent, compare, figure, limit, take_turns
 from experiments.bench.synthetic import RATE, SharedTier, SyntheticRun, config_of
-from pangu_sigma.config import Config, EcssConfig
+from pangu_sigma.config import Config
 from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import DeviceStore, ExpertStore, HostStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
@@ -33,6 +33,7 @@ from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.optimizer.clip import gradient_factor
 from pangu_sigma.optimizer.hyper import Hyper
+from pangu_sigma.sections import EcssConfig
 
 DOMAINS = 10
 """Number of domains, one of which is active in a step."""

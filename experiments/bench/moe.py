@@ -18,9 +18,9 @@ from mindspore import Tensor, nn, ops
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch, plan_oracle
 from ascend_ops.grouped_ffn import GroupedFFN, one_expert
 from experiments.bench.harness import Row, absent, compare, take_turns
-from pangu_sigma.config import Activation, RoutingConfig
 from pangu_sigma.device import use_cpu
 from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.sections import Activation, RoutingConfig
 
 LAYER_TOKENS, LAYER_HIDDEN, LAYER_FFN, LAYER_EXPERTS = 4096, 512, 2048, 16
 LAYER_VOCABULARY = 40_000

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.harness import RUNS, Row, take_turns
-from pangu_sigma.config import DataConfig
 from pangu_sigma.data.prepare.packages import archives_of, download, packaged_documents
 from pangu_sigma.data.prepare.selection import Selection
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
+from pangu_sigma.sections import DataConfig
 from pangu_sigma.text.segmentation import runs_of
 from pangu_sigma.text.sentencepieces import alpha_model, train_english
 from pangu_sigma.text.tokenizer import Tokenizer

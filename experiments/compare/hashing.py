@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pangu_sigma.config import Config, RoutingConfig
+from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.train.loop import Trainer
 
 

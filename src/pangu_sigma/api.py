@@ -18,7 +18,7 @@ from ascend_ops.few_rows import Precision
 from pangu_sigma import config_file
 from pangu_sigma.ascend.supported import check_machine
 from pangu_sigma.chips import Chip
-from pangu_sigma.config import Activation, Config, ConfigError
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument
 from pangu_sigma.generate.sampling import Sampling as Sampling  # for the command `generate`
@@ -33,6 +33,7 @@ from pangu_sigma.loaded import load as load
 from pangu_sigma.loaded import to_text as to_text  # for the command `generate`
 from pangu_sigma.parallel.ranks import is_rank
 from pangu_sigma.results import Result, Results
+from pangu_sigma.sections import Activation
 from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_file_writable, check_folder_writable
 

@@ -245,7 +245,7 @@ _PATTERNS = {
     r"^[^\x00]*$": "it must have no null character",
     r"^[^{}]*\{content\}[^{}]*$": "it must have {content} once, and no other brace",
 }
-"""What the patterns of `config.py` mean."""
+"""What the patterns of `sections.py` mean."""
 _WORDS = {
     "Input should be": "it must be",
     "a valid integer, got a number with a fractional part": "a whole number",

@@ -15,9 +15,9 @@ from pangu_sigma.ascend import backend as ascend
 from pangu_sigma.ascend.backend import AscendBackend
 from pangu_sigma.ascend.saved_parts import dense_part, expert_part, writes_part
 from pangu_sigma.ascend.sharding import mark_slices
-from pangu_sigma.config import ParallelConfig
 from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.held_out.run import evaluate_run
+from pangu_sigma.sections import ParallelConfig
 from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

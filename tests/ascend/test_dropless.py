@@ -15,9 +15,9 @@ from mindspore import Tensor
 from ascend_ops.grouped_ffn import grouped_ffn_oracle
 from pangu_sigma.ascend import dropless
 from pangu_sigma.ascend.dropless import dropless_experts
-from pangu_sigma.config import ParallelConfig
 from pangu_sigma.parallel.connect import Groups
 from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.sections import ParallelConfig
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

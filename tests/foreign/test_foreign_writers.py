@@ -14,11 +14,11 @@ import pytest
 from helpers import foreign_files as foreign
 from helpers.alpha_peers import megatron_sizes, run_gptpangu, run_peers, run_release
 
-from pangu_sigma.config import ModelConfig
 from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.foreign.strategy_file import Cut, read_strategy
 from pangu_sigma.generate.cpu.exact import ExactModel
+from pangu_sigma.sections import ModelConfig
 
 MOST = 1e-5
 """Largest difference from another network's logit, over the largest logit."""

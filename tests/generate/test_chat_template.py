@@ -5,9 +5,10 @@ from __future__ import annotations
 import jinja2
 import pytest
 
-from pangu_sigma.config import ChatConfig, ConfigError
+from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.generate.chat_template import ChatTemplate
+from pangu_sigma.sections import ChatConfig
 
 MESSAGES = [("system", "Be {content}."), ("user", 'say "hi"\n'), ("assistant", "hi"), ("user", "今天")]
 

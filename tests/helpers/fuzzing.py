@@ -40,7 +40,6 @@ from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of, write_arrays
 from pangu_sigma.checkpoint.save import save_checkpoint
-from pangu_sigma.config import RoutingConfig
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import DATA_FORMAT, load_manifest
@@ -50,6 +49,7 @@ from pangu_sigma.finetune.conversation import parse_conversation
 from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sealed
+from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.documents import Rejected, read_jsonl, read_lines
 from pangu_sigma.text.sentencepieces import alpha_model, train_english

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from helpers.fake_decoder import EOT, FakeDecoder
 
-from pangu_sigma.config import ChatConfig
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.sections import ChatConfig
 
 
 class ToldDecoder(FakeDecoder):

@@ -8,9 +8,10 @@ import pytest
 from helpers.small_clusters import by_hand, clusters
 from hypothesis import given, settings
 
-from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.parallel.communicators import GROUPS, _refused_group, check_layout
 from pangu_sigma.parallel.layout import AXES, Layout
+from pangu_sigma.sections import ParallelConfig
 
 
 def is_feasible(ranks: list[int]) -> bool:

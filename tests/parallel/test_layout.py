@@ -8,7 +8,7 @@ import pytest
 from helpers.small_clusters import by_hand, clusters
 from hypothesis import given, settings
 
-from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.parallel.layout import (
     Layout,
     axes_text,
@@ -18,6 +18,7 @@ from pangu_sigma.parallel.layout import (
     share_of,
     stages_of_host,
 )
+from pangu_sigma.sections import ParallelConfig
 
 
 @settings(deadline=None)

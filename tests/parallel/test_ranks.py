@@ -12,9 +12,10 @@ import pytest
 from helpers.threads import on_ranks
 
 from experiments.chaos.rank_processes import CRASHES_AT_EXIT
-from pangu_sigma.config import ConfigError, ParallelConfig
+from pangu_sigma.config import ConfigError
 from pangu_sigma.parallel.connect import connect
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, RankError
+from pangu_sigma.sections import ParallelConfig
 
 
 def test_one_process_is_all_ranks():

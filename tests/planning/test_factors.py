@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from helpers.small_clusters import by_hand
 
-from pangu_sigma.config import RoutingConfig
 from pangu_sigma.parallel.layout import data_rank_of_sequences, dispatch_layout, room_of
 from pangu_sigma.parallel.plans import Planner
 from pangu_sigma.planning.factors import needed_factors, shares_of_experts
 from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.sections import RoutingConfig
 
 DOMAINS = [{"name": "a", "weight": 3.0}, {"name": "b"}]
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.chips import CHIP_DATA
-from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.planning.cost import step_time
 from pangu_sigma.planning.memory import host_items, npu_items, peak_host, total
@@ -26,6 +26,7 @@ from pangu_sigma.planning.suggest import (
     what_fits,
     with_parallel,
 )
+from pangu_sigma.sections import ParallelConfig
 
 
 def shipped(name: str) -> Config:

@@ -8,9 +8,9 @@ import pytest
 from mindspore import Tensor, nn
 
 from ascend_ops.grouped_ffn import grouped_ffn_oracle
-from pangu_sigma.config import Activation
 from pangu_sigma.rre.experts import Experts, grouped_experts, padded_experts
 from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
+from pangu_sigma.sections import Activation
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

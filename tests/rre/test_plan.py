@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.config import RoutingConfig
 from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
 from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.sections import RoutingConfig
 
 VOCABULARY = 40
 

@@ -21,8 +21,8 @@ from experiments.chaos.runs import digests
 from experiments.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.format import UnhealthyState
 from pangu_sigma.checkpoint.healthy import last_healthy
-from pangu_sigma.config import SpikesConfig, TrainConfig
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS
+from pangu_sigma.sections import SpikesConfig, TrainConfig
 from pangu_sigma.train.health import (
     DomainHealth,
     Health,

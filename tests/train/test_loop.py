@@ -27,7 +27,7 @@ from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.state import restore, shards_of
 from pangu_sigma.cli import main
-from pangu_sigma.config import ConfigError, RoutingConfig
+from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.ecss.build import build
@@ -35,6 +35,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.lock import FolderLock, LockError
 from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.log.metrics import read_metrics
 from pangu_sigma.train.loop import Trainer, train

@@ -32,9 +32,9 @@ from mindspore.ops import functional as F
 from mindspore.ops.auto_generate import GroupedMatmul
 
 from ascend_ops.expert_dispatch import Gather
-from pangu_sigma.config import Activation
 from pangu_sigma.parallel.connect import Groups
 from pangu_sigma.rre.experts import ActivatedFFN, Experts
+from pangu_sigma.sections import Activation
 
 
 def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: bool) -> Experts:

@@ -19,8 +19,8 @@ from mindspore import nn, ops
 from mindspore.ops import functional as F
 
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch, Gather
-from pangu_sigma.config import Activation, ParallelConfig
 from pangu_sigma.rre.experts import Experts, PaddedFFN
+from pangu_sigma.sections import Activation, ParallelConfig
 
 
 def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activation) -> Experts:

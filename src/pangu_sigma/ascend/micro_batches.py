@@ -13,7 +13,8 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from pangu_sigma.config import Config, ParallelConfig
+from pangu_sigma.config import Config
+from pangu_sigma.sections import ParallelConfig
 
 
 class MicroBatches(nn.Cell):

@@ -9,9 +9,9 @@ from mindspore import Parameter
 
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, Part
 from pangu_sigma.checkpoint.state import Shards
-from pangu_sigma.config import ParallelConfig
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.sections import ParallelConfig
 
 SPLIT_BY_FFN = ("w1", "b1", "w2")
 """Tensors of an expert that tensor ranks divide along the ffn axis."""

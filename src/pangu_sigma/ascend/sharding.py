@@ -25,7 +25,7 @@ from mindspore.parallel import Layout as DeviceLayout
 from ascend_ops.expert_dispatch import Gather, GatherAdd
 from pangu_sigma.ascend import dropless, exchange
 from pangu_sigma.ascend.active_experts import ActiveExperts
-from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import (
@@ -43,6 +43,7 @@ from pangu_sigma.model.pangu_sigma import (
 from pangu_sigma.model.rowwise import LayerNorm
 from pangu_sigma.parallel.layout import layers_of_stage
 from pangu_sigma.rre.experts import PaddedFFN
+from pangu_sigma.sections import ParallelConfig
 
 Strategy = tuple[tuple[str | int, ...], ...]
 

@@ -33,7 +33,7 @@ from pangu_sigma.ascend.micro_batches import GradientAccumulation
 from pangu_sigma.ascend.overflow import OverflowCheck
 from pangu_sigma.ascend.sharding import apply_strategies, parameters_of_stage, received_by_stage
 from pangu_sigma.ascend.supported import check_ascend
-from pangu_sigma.config import Activation, Config
+from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.ecss.store import HostStore, array_specs
 from pangu_sigma.model.declare import as_tensor
@@ -46,6 +46,7 @@ from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.connect import Groups
 from pangu_sigma.parallel.layout import Layout, active_entries, dispatch_layout, gather_operator
 from pangu_sigma.rre.experts import Experts
+from pangu_sigma.sections import Activation
 
 
 class AscendStep(nn.Cell):

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from pangu_sigma.config import ModelConfig
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
+from pangu_sigma.sections import ModelConfig
 from pangu_sigma.stored.model import StoredModel
 
 _LANGUAGES = {"zh": ["zh"], "en": ["en"], "mixed": ["zh", "en"], "python": ["code"], "java": ["code"]}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pangu_sigma.config import Activation
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
 from pangu_sigma.foreign.huggingface_layout import is_huggingface, open_huggingface
 from pangu_sigma.foreign.megatron_layout import is_megatron, open_megatron
 from pangu_sigma.foreign.mindspore_layout import is_mindspore, open_mindspore
+from pangu_sigma.sections import Activation
 
 LAYOUTS = {
     "huggingface": "config.json with model.safetensors or pytorch_model.bin, whole or by an index",

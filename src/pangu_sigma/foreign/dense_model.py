@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.config import Activation
 from pangu_sigma.errors import UserError
+from pangu_sigma.sections import Activation
 
 
 class LayoutError(UserError, ValueError):

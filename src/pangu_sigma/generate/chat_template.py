@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pangu_sigma.config import ChatConfig
 from pangu_sigma.domains import Domain
+from pangu_sigma.sections import ChatConfig
 
 Role = Literal["system", "user", "assistant"]
 

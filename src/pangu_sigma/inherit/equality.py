@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pangu_sigma.bars import Bar
-from pangu_sigma.config import Activation
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.inherit.parent import ParentWords, parent_slot
+from pangu_sigma.sections import Activation
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer

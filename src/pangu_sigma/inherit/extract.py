@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys
-from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert.mindir import export_mindir, verify_export
 from pangu_sigma.data.prepare.subset import write_subset
@@ -27,6 +27,7 @@ from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.tensor_origin import SlotRows
 from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_in_turn, write_child
+from pangu_sigma.sections import ParallelConfig
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_sigma.config import Activation, ConfigError
+from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain, domains_of, matching_slot
 from pangu_sigma.errors import argument
 from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.sections import Activation
 from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.open import StoredAlpha, open_model
 from pangu_sigma.text.tokenizer import Tokenizer

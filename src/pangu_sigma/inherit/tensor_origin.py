@@ -24,11 +24,12 @@ import xxhash
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER, WEIGHTS
-from pangu_sigma.config import Config, ConfigError, ModelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import argument
 from pangu_sigma.inherit.parent import ParentWords, parent_slot
 from pangu_sigma.inherit.variation import Variation
+from pangu_sigma.sections import ModelConfig
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.tokenizer import Tokenizer
 

@@ -10,10 +10,11 @@ from typing import Any
 from mindformers.models import PretrainedConfig, PreTrainedModel
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from pangu_sigma.config import Config, ModelConfig
+from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.ecss.build import build
 from pangu_sigma.mindformers_adapter.yaml_keys import SECTIONS
+from pangu_sigma.sections import ModelConfig
 
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)

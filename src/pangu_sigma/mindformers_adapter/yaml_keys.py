@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pangu_sigma.config import Config, ConfigError, ModelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import override, parse_config
+from pangu_sigma.sections import ModelConfig
 
 SECTIONS = ("domains", "vocabulary", "routing", "ecss")
 """Sections of the project's configuration that are keys of `model.model_config`, besides the keys of `ModelConfig`."""

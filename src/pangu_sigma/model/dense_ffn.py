@@ -8,8 +8,8 @@ from __future__ import annotations
 from mindspore import nn, ops
 
 from ascend_ops.grouped_ffn import GroupedFFN, one_expert
-from pangu_sigma.config import Activation
 from pangu_sigma.rre.experts import ActivatedFFN
+from pangu_sigma.sections import Activation
 
 
 class OneExpertFFN(nn.Cell):

@@ -30,11 +30,11 @@ from mindspore import nn, ops
 from mindspore.ops import functional as F
 
 from ascend_ops.dropout import CounterDropout
-from pangu_sigma.config import Activation, ModelConfig
 from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, make_parameter
 from pangu_sigma.model.dense_ffn import OneExpertFFN
 from pangu_sigma.model.rowwise import LayerNorm, softmax
 from pangu_sigma.rre.experts import Experts, grouped_experts
+from pangu_sigma.sections import Activation, ModelConfig
 
 FFN_TENSORS = ("w1", "b1", "w2", "b2")
 """Names of the tensors of an FFN; for the active experts of a layer their shapes are [A, F, H], [A, F], [A, F, H] and [A, H]."""

@@ -6,7 +6,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from ascend_ops.adam import HYPER
-from pangu_sigma.config import OptimizerConfig
+from pangu_sigma.sections import OptimizerConfig
 
 
 class Hyper(nn.Cell):

@@ -9,7 +9,7 @@ import math
 
 from numpy import float32
 
-from pangu_sigma.config import OptimizerConfig
+from pangu_sigma.sections import OptimizerConfig
 
 
 class Schedule:

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from mindspore import nn, ops
 from mindspore.ops import functional as F
 
-from pangu_sigma.config import Activation, Config
+from pangu_sigma.config import Config
 from pangu_sigma.parallel.connect import ConnectedRanks
 from pangu_sigma.parallel.layout import Layout, active_entries
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.rre.experts import Experts, grouped_experts
 from pangu_sigma.rre.travel import UniformFFN, exchange, exchanged_experts
+from pangu_sigma.sections import Activation
 
 
 class AllToAll(nn.Cell):

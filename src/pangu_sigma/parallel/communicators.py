@@ -14,8 +14,9 @@ from __future__ import annotations
 import numpy as np
 
 from pangu_sigma.chips import CHIP_DATA, family
-from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.parallel.layout import AXES, Layout, axes_text, tokens_of_rank
+from pangu_sigma.sections import ParallelConfig
 
 TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = GROUPS = (
     ("tensor",),

@@ -10,10 +10,11 @@ import time
 import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
-from pangu_sigma.config import ConfigError, ParallelConfig
+from pangu_sigma.config import ConfigError
 from pangu_sigma.device import plain_graphs
 from pangu_sigma.parallel.layout import Layout, axes_text
 from pangu_sigma.parallel.ranks import PAUSE, SINGLE_PROCESS, Ranks
+from pangu_sigma.sections import ParallelConfig
 
 
 class Groups:

@@ -21,9 +21,10 @@ from typing import Literal
 import numpy as np
 
 from pangu_sigma.chips import CHIP_DATA
-from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domain_sets
 from pangu_sigma.rre.capacity import Capacity, DispatchLayout
+from pangu_sigma.sections import ParallelConfig
 
 AXES = ("stages", "groups", "expert", "data", "tensor")
 """Keys of the parallel section that count ranks; the first varies slowest."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.chips import CHIP_DATA, GIB, ChipData
-from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.parallel.communicators import check_layout
 from pangu_sigma.parallel.layout import (
     dispatch_layout,
@@ -54,6 +54,7 @@ from pangu_sigma.planning.suggest import (
     with_parallel,
 )
 from pangu_sigma.planning.traffic import CollectiveCalls, LinkBytes, PredictedCollective, collectives, link_bytes
+from pangu_sigma.sections import ParallelConfig
 
 
 @dataclass(frozen=True)

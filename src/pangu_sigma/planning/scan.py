@@ -9,13 +9,14 @@ from typing import Any
 
 from pangu_sigma.ascend.supported import check_segments
 from pangu_sigma.chips import CHIP_DATA, GIB, Chip
-from pangu_sigma.config import Config, ConfigError, ParallelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import argument
 from pangu_sigma.planning.cost import host_rate_note, step_time, tokens_per_second
 from pangu_sigma.planning.machine import TIGHT_FRACTION, chip_of
 from pangu_sigma.planning.memory import host_items, npu_items, peak_host, peak_stage, total
 from pangu_sigma.planning.suggest import least_devices, suggest_layout, with_parallel
 from pangu_sigma.planning.tables import counted, layout_text
+from pangu_sigma.sections import ParallelConfig
 from pangu_sigma.writable import check_file_writable
 
 SCANNED = tuple(8 << power for power in range(10))

@@ -9,7 +9,7 @@ from functools import cache
 
 from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.chips import family
-from pangu_sigma.config import MOST_RANKS, Config, ConfigError, ParallelConfig
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import override, parse_config
 from pangu_sigma.errors import argument
 from pangu_sigma.parallel.communicators import check_layout
@@ -17,6 +17,7 @@ from pangu_sigma.planning.cost import step_time
 from pangu_sigma.planning.machine import chip_of
 from pangu_sigma.planning.memory import host_items, npu_items, peak_host, peak_stage, total
 from pangu_sigma.planning.traffic import link_bytes
+from pangu_sigma.sections import MOST_RANKS, ParallelConfig
 
 _MOST_TRIED = 4_096
 """Largest number of NPUs that is tried in a search for one that fits: a layout takes a millisecond or more."""

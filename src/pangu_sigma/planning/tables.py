@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import yaml
 
 from pangu_sigma.chips import GIB
-from pangu_sigma.config import ParallelConfig
 from pangu_sigma.parallel.layout import AXES
 from pangu_sigma.planning.cost import HOST_UPDATE_BANDWIDTH, host_rate_note
 from pangu_sigma.planning.machine import TIGHT_FRACTION
 from pangu_sigma.planning.plan import CompiledPlan, MemoryTable, Plan
 from pangu_sigma.planning.traffic import CollectiveCalls
+from pangu_sigma.sections import ParallelConfig
 
 _PHASES_IN_ORDER = ("forward", "recompute", "backward", "weight", "gradient", "norm")
 

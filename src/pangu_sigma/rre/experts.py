@@ -18,7 +18,7 @@ from mindspore import nn, ops
 
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from ascend_ops.grouped_ffn import GroupedFFN
-from pangu_sigma.config import Activation
+from pangu_sigma.sections import Activation
 
 
 class Experts(NamedTuple):

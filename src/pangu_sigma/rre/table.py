@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_sigma.config import ConfigError, RoutingConfig, Segment
+from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
+from pangu_sigma.sections import RoutingConfig, Segment
 
 _COMMON = ("common_N", "common_spread_V")
 _FIX = "the file is damaged, take it from a copy of the run or the export"

@@ -20,8 +20,8 @@ from mindspore.ops import functional as F
 
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from ascend_ops.grouped_ffn import GroupedFFN
-from pangu_sigma.config import Activation
 from pangu_sigma.rre.experts import Experts
+from pangu_sigma.sections import Activation
 
 
 class Exchange(NamedTuple):

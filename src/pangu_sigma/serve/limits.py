@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from pangu_sigma.config import MOST, ConfigError
+from pangu_sigma.config import ConfigError
+from pangu_sigma.sections import MOST
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pangu_sigma.config import Segment
+from pangu_sigma.sections import Segment
 
 FinishReason = Literal["stop", "length"]
 

@@ -26,11 +26,12 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import read_config, read_table, read_tokenizer
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
-from pangu_sigma.config import Config, ModelConfig
+from pangu_sigma.config import Config
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused
 from pangu_sigma.parallel.parameters import dense_weights, expert_arrays
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, fingerprint
+from pangu_sigma.sections import ModelConfig
 from pangu_sigma.text.tokenizer import Tokenizer
 
 TUNING_RESULT = Path("finetune/result.json")

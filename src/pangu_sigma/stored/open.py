@@ -10,10 +10,11 @@ from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.root import has_checkpoints
 from pangu_sigma.checkpoint.safetensors_file import metadata_of
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
-from pangu_sigma.config import Activation, ConfigError
+from pangu_sigma.config import ConfigError
 from pangu_sigma.foreign.dense_files import is_dense_model, open_dense_model
 from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.sealed import SEAL, DamagedFile
+from pangu_sigma.sections import Activation
 from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
 from pangu_sigma.stored.hf_config import MODEL_TYPE
 from pangu_sigma.stored.hf_folder import CONFIG_JSON, StoredFolder

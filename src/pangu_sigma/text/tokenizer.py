@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from pangu_sigma.config import MOST_ROWS, ConfigError
+from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
+from pangu_sigma.sections import MOST_ROWS
 from pangu_sigma.text.documents import Document, Segments
 from pangu_sigma.text.normalisation import VANISHING_IN_RUN, folded_characters
 from pangu_sigma.text.segmentation import Run, is_chinese, runs_of

@@ -17,8 +17,8 @@ from pangu_sigma.checkpoint.healthy import way_on
 from pangu_sigma.checkpoint.not_finite import count_not_finite
 from pangu_sigma.checkpoint.parts import EXPERTS
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.config import SpikesConfig, TrainConfig
 from pangu_sigma.errors import UserError
+from pangu_sigma.sections import SpikesConfig, TrainConfig
 from pangu_sigma.train.log.metrics import MetricsLog, NoLog
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.config import DataConfig
 from pangu_sigma.data.prepare.selection import CANDIDATES_PER_DOCUMENT, Candidates, Selection, held_out_candidates
+from pangu_sigma.sections import DataConfig
 from pangu_sigma.text.documents import Document
 
 

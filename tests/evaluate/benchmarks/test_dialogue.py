@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from helpers.told_decoder import told_engine
 
-from pangu_sigma.config import ChatConfig, ConfigError
+from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.benchmarks.dialogue import run
+from pangu_sigma.sections import ChatConfig
 
 CHAT = ChatConfig(user="U:{content}\n", assistant="A:{content}\n", stop=["\nU:"])
 

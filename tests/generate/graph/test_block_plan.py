@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from pangu_sigma.config import RoutingConfig
 from pangu_sigma.generate.graph.block_plan import block_plan
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.sections import RoutingConfig
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from pangu_sigma.config import DataConfig
+from pangu_sigma.sections import DataConfig
 from pangu_sigma.text.documents import Document
 
 CANDIDATES_PER_DOCUMENT = 5

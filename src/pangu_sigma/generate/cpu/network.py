@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from pangu_sigma.config import ModelConfig
+from pangu_sigma.sections import ModelConfig
 
 LAYER_NORM_EPSILON = 1e-5
 """Epsilon of LayerNorm, as in training."""

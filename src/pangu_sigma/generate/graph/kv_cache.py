@@ -14,8 +14,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops import functional as F
 
-from pangu_sigma.config import ModelConfig
 from pangu_sigma.model.pangu_sigma import MASKED, Attention
+from pangu_sigma.sections import ModelConfig
 
 
 class CachedAttention(Attention):

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
 from matplotlib.lines import Line2D
 
-from pangu_sigma.config import Segment
+from pangu_sigma.sections import Segment
 from pangu_sigma.train.log.metrics import TRAFFIC
 
 Line = dict[str, Any]

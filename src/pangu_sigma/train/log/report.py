@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
-from pangu_sigma.config import ConfigError, Segment
+from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import read_tree
 from pangu_sigma.data.manifest import DomainRecord, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
+from pangu_sigma.sections import Segment
 from pangu_sigma.stored.model import TUNING_RESULT
 from pangu_sigma.train.log.differences import format_missing
 from pangu_sigma.train.log.metrics import EmptyLogError, read_metrics

@@ -1,0 +1,451 @@
+"""Sections of the configuration tree (config.py): meaning, type and range of every YAML key below the root."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pangu_sigma.chips import Chip
+
+
+class Section(BaseModel):
+    """Base class of the sections of the configuration tree: refuses unknown keys, silent type conversions, infinity and NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+# Upper bounds are far above any real model. They exist so that a slip of the pen is an error here and not a loop or an allocation
+# without end; whether a model fits the machine is asked elsewhere (host_memory.py, planning/).
+MOST = 10**12
+"""Upper limit of all counts, such as steps: about 10⁵ times the counts of the paper's run."""
+MOST_RANKS = 1 << 20
+"""Upper limit of the number of ranks; the paper's run had 512."""
+MOST_ROWS = 1 << 26
+"""Upper limit of the rows of all embedding slots together, 67 million: a table in memory holds the token of each. The paper's run
+has about 138,000 (derived)."""
+
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+NonNegative = Annotated[int, Field(ge=0, le=MOST)]
+Width = Annotated[int, Field(ge=1, le=1 << 20)]
+"""Size of the network, of a batch or of the cluster: at most 1,048,576. The paper's largest is the FFN's width, 20,480."""
+Layers = Annotated[int, Field(ge=0, le=10_000)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+"""Random seed of 32 bits, the most that NumPy accepts from MindSpore."""
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30)]
+"""Positive number far enough within float32's range to be multiplied."""
+HeldOutFraction = Annotated[float, Field(gt=0.0, lt=0.5)]
+Overlap = Annotated[float, Field(ge=0.0, le=1.0)]
+FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
+
+
+Activation = Literal["fast_gelu", "tanh", "erf"]
+"""Activation function of the FFN; Φ is the distribution function of N(0, 1).
+
+fast_gelu: x · sigmoid(1.702 x). tanh: x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))). erf: x · Φ(x) = x/2 · (1 + erf(x/√2)).
+"""
+
+
+Segment = Literal["own", "common"]
+"""Kind of a segment of experts: `own`, of a domain's group; `common`, shared by all domains."""
+
+
+class ModelConfig(Section):
+    """Section `model`, the network: dense layers inherited from PanGu-α, then RRE layers, whose FFNs are Random Routed Experts."""
+
+    hidden: Width
+    """H, width of the residual stream."""
+    ffn: Annotated[int, Field(ge=1, le=1 << 22)]
+    """F, inner width of the FFN, of a dense layer and of one expert alike."""
+    heads: Width
+    """Number of attention heads; must divide `hidden`."""
+    dense_layers: Layers
+    """Number of dense layers at the bottom, which all domains share."""
+    rre_layers: Layers
+    """N, number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer; it
+    is an RRE layer if N > 0."""
+    activation: Activation = "fast_gelu"
+    """Activation of every FFN, of a dense layer and of an expert alike. `fast_gelu`: PanGu-Σ (as others report), PanGu-α in
+    MindSpore's model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its Hugging Face ports. Use the activation that the
+    weights were trained with."""
+    experts_per_domain: Annotated[int, Field(ge=1, le=32_767)] = 1
+    """Number of experts of one domain in one RRE layer; a layer stores this number times the number of domains. At most 32,767:
+    routing tables hold 16-bit numbers."""
+    segments: Annotated[list[Segment], Field(min_length=1, max_length=16)] = ["own"]
+    """Segments of an RRE layer's FFN: its F inner units are cut evenly into so many parts, and a token has an expert of each, as a
+    table of the segment says; the FFN is their sum. `own`: experts of the domain, experts_per_domain for each. `common`:
+    common_experts that all domains share. The first is `own` and adds the output bias b2, the only one. [own]: as in the paper."""
+    common_experts: Annotated[int, Field(ge=0, le=32_767)] = 0
+    """Number of experts of each common segment; 0 without one."""
+    seq_length: Width = 1024
+    """S, number of tokens of a sample, and of rows of both position tables."""
+    slot_rows: Annotated[int, Field(ge=1, le=1 << 24)] = 40_000
+    """R, number of word-embedding rows in each embedding slot, which is also the number of classes of a domain's output head."""
+    dropout: Rate = 0.0
+    """Dropout probability, at embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1, the paper
+    gives none. The masks follow from the seed, the number of the sample in the run and the position in the sample, so a stopped
+    run goes on with the same masks, on any number of ranks."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of initial weights and tables (PanGu-α); for output projections it is divided by sqrt(2 · layers)."""
+    expert_init: Literal["replicated", "independent"] = "replicated"
+    """`replicated`: the experts of a layer start with equal weights, as after inheriting. `independent`: each draws its own."""
+
+    @property
+    def layers(self) -> int:
+        """Number of all layers, dense and RRE."""
+        return self.dense_layers + self.rre_layers
+
+    @property
+    def routed(self) -> list[Segment]:
+        """Kind of each of the N segments of all RRE layers, which are numbered layer by layer."""
+        return self.segments * self.rre_layers
+
+    def segments_of(self, layer: int) -> range:
+        """Return the numbers of an RRE layer's segments among those of all RRE layers."""
+        count = len(self.segments)
+        return range(layer * count, (layer + 1) * count)
+
+    def in_layer(self, segment: int) -> tuple[int, int]:
+        """Return the RRE layer of a segment, and the segment's number there. segment: number among those of all RRE layers."""
+        return divmod(segment, len(self.segments))
+
+    @property
+    def segment_ffn(self) -> int:
+        """Inner width of an expert of one segment."""
+        return self.ffn // len(self.segments)
+
+    def expert_params(self, s: int) -> int:
+        """Return the number of parameters of one expert of segment s of an RRE layer: only those of segment 0 have b2."""
+        return (2 * self.hidden + 1) * self.segment_ffn + self.hidden * (s == 0)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> ModelConfig:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden={self.hidden} is not divisible by heads={self.heads}; choose a divisor of hidden")
+        if self.layers < 1:
+            raise ValueError(
+                "dense_layers + rre_layers is 0; the last layer is the query layer, so at least 1 is needed"
+            )
+        if self.ffn % len(self.segments):
+            raise ValueError(
+                f"ffn={self.ffn} is not divisible by the {len(self.segments)} segments; change one of them"
+            )
+        if self.segments[0] != "own":
+            raise ValueError("segments begins with common; the first one is own, because it has the output bias")
+        if ("common" in self.segments) != bool(self.common_experts):
+            raise ValueError(
+                f"common_experts={self.common_experts} with segments={self.segments}; give a number above 0 if a segment is "
+                "common, and else 0"
+            )
+        return self
+
+
+class DomainConfig(Section):
+    """Section `domains`, one entry: a domain's name, sample format, language, embedding slot and sampling weight."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
+    format: Literal["text", "bilingual", "code"] = "text"
+    """Sample format. `text`: text, then <eot>. `bilingual`: language tag before each side. `code`: language tag, then the code."""
+    language: Literal["zh", "en", "mixed", "python", "java"] = "en"
+    """Language of the text, which selects its tokenizer model. `zh`: PanGu-α's. `en`, `python`, `java`: the English pieces.
+    `mixed`: PanGu-α's for Chinese script, the English pieces for everything else."""
+    slot: Annotated[str, Field(max_length=100)] = "shared"
+    """Name of the embedding slot; domains with the same name share one."""
+    weight: PositiveFloat = 1.0
+    """Sampling weight of the domain in training, relative to the other domains' weights."""
+    held_out: HeldOutFraction | None = None
+    """data.held_out of this domain alone; null: as in `data`. Up to five times `data.held_out` it keeps the vocabulary."""
+    max_overlap: Overlap | None = None
+    """data.max_overlap of this domain alone; null: as in `data`."""
+    min_held_out_tokens: Positive | None = None
+    """data.min_held_out_tokens of this domain alone; null: as in `data`."""
+
+
+class VocabularyConfig(Section):
+    """Section `vocabulary`: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces.
+
+    Bytes spell characters of Chinese text that have no piece or no row in the slot, and characters that PanGu-α drops, such as tabs
+    and ideographic spaces. All text is restored by decoding, Chinese text up to NFKC (our choice)."""
+
+    english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
+    """Number of English pieces to learn from the English and code text; pieces that PanGu-α has are not added again."""
+    english_model: FilePath | None = None
+    """Path of a SentencePiece model with the English pieces; with null they are learned, or are those of `keep`."""
+    keep: FilePath | None = None
+    """Folder of a run whose vocabulary is kept, for runs that inherit from it or extend it: its English pieces, and in each slot
+    the rows of its slot of that name, or of its only slot. Rows that are left go to other tokens."""
+
+
+class RoutingConfig(Section):
+    """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per RRE layer."""
+
+    table: Literal["random", "balanced"] = "random"
+    """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
+    ids are packed by their frequency, and the most frequent are spread over several experts (our choice)."""
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    """Seed of the tables: layer l draws its table with seed + l."""
+
+
+class EcssConfig(Section):
+    """Section `ecss`, Expert Computation and Storage Separation: storage of the experts, and their copy to the device."""
+
+    enabled: bool = True
+    """true: experts and their Adam state are in the host's memory, and only the active ones are copied to the device.
+    false: every expert is an ordinary parameter of the device with ordinary Adam, for comparison."""
+    store: Literal["host", "file"] = "host"
+    """Storage of the experts. `host`: in memory. `file`: in mapped files, for more experts than memory holds; same results."""
+    path: FilePath | None = None
+    """Folder of the files with `store: file`; null: `experts` in the run folder."""
+    cache_gib: Annotated[float, Field(gt=0.0, le=1e6)] = 4.0
+    """GiB of the mapped files that may stay in memory; the experts used longest ago are released."""
+    prefetch: bool = True
+    """true: the experts of the next step are copied while a step computes, except experts that both steps use. false: each step
+    copies all its experts when it starts, as on Ascend with either value. The results are the same."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the Adam moments of experts. `float32`: an expert takes 12 bytes a parameter, its weight included. `bfloat16`: 8
+    bytes; needs train.optimizer.beta2 <= 0.99."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> EcssConfig:
+        if not self.enabled and self.store == "file":
+            raise ValueError("store=file needs enabled=true: without ECSS every expert is in the device's memory")
+        return self
+
+
+class DataConfig(Section):
+    """Section `data`: prepared text, held-out text, and the domains of a batch."""
+
+    path: FilePath = "data/prepared"
+    """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
+    max_mib_per_domain: PositiveFloat | None = None
+    """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null keeps all of your own text, 6 MiB of packaged text."""
+    held_out: HeldOutFraction = 0.05
+    """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
+    max_overlap: Overlap = 0.01
+    """Maximum fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain, boilerplate
+    not counted. Documents above the limit are trained on, and others are held out instead. 1: no limit."""
+    boilerplate_documents: Positive = 10
+    """Number of documents of a domain above which a window that occurs in all of them is boilerplate, such as a footer or a line of
+    blanks: it belongs to the domain, and what touches it does not count as overlap. A document of nothing else is trained on."""
+    min_held_out_tokens: Positive = 10_000
+    """Smallest number of held-out tokens of a domain. To reach this number, up to five times as many documents as `held_out`
+    says are held out, or half of all; if that is not enough, `prepare-data` refuses the text."""
+    max_held_out_tokens: Positive = 1_000_000
+    """Largest number of held-out tokens of a domain, whatever `held_out` says: it bounds what is kept in memory to find overlap."""
+    domains_per_step: Width = 1
+    """Number of blocks of a batch. Each block holds samples of one domain, so this is the maximum number of domains of a step."""
+    domain_sets: Width = 1
+    """Number of sets into which the domains are divided: equally many domains in each, of near-equal weight. Block m of a batch
+    draws its domain from set m modulo this number. Groups of ranks store whole sets, so each group has samples in every step. The
+    key is here and not in `parallel` because it decides the order of samples, which is the same on any number of ranks."""
+
+
+class OptimizerConfig(Section):
+    """Section `train.optimizer`: Adam with decoupled weight decay, and another ε for experts (as reported of the PanGu-Σ paper)."""
+
+    peak_lr: PositiveFloat = 1e-4
+    """Peak learning rate, at the end of the warm-up."""
+    end_lr: Annotated[float, Field(ge=0.0, le=1e30)] = 2e-5
+    """Final learning rate; at most `peak_lr`."""
+    warmup_steps: NonNegative = 5_000
+    """Number of warm-up updates, in which the rate rises linearly from 0 to `peak_lr`."""
+    decay_steps: Positive = 180_000
+    """Number of updates in which the rate falls from the peak to `end_lr` along a half cosine; afterwards it stays at `end_lr`."""
+    beta1: Rate = 0.8
+    """Decay of the first Adam moment (as reported of the PanGu-Σ paper)."""
+    beta2: Rate = 0.95
+    """Decay of the second Adam moment (as reported of the PanGu-Σ paper)."""
+    eps_dense: PositiveFloat = 1e-8
+    """ε of dense parameters (as reported of the PanGu-Σ paper)."""
+    eps_experts: PositiveFloat = 1e-20
+    """ε of experts (as reported of the PanGu-Σ paper), whose gradients are smaller. In float32 this ε only guards against 0/0."""
+    weight_decay: Annotated[float, Field(ge=0.0, le=1e30)] = 0.01
+    """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
+    clip_norm: PositiveFloat = 1.0
+    """Maximum global norm of the gradients of dense parameters and active experts; larger gradients are scaled down to it."""
+
+
+def chip_name(chip: Any) -> Any:
+    """Return a chip's name from YAML, which reads 910_93 without quotes as a number."""
+    return "910_93" if chip == 91_093 else chip
+
+
+class ParallelConfig(Section):
+    """Section `parallel`, the layout of stages · groups · expert · data · tensor ranks, one process and one device each. The last
+    axis varies fastest, so that the ranks of a tensor group share a host."""
+
+    chip: Chip = "910a"
+    """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, or `910b` for the most common of these; `910_93`. The chip decides
+    memory and speed in plans, the dtype that `half` means, and the operators of the Ascend step. The CPU ignores this key."""
+    stages: Width = 1
+    """Number of pipeline stages. Each stage has some of the network's layers, on its own ranks; the `train.accumulation`
+    micro-batches of an update go through the stages one after another. Only on Ascend."""
+    groups: Width = 1
+    """Number of groups of ranks. Each group stores the experts of its sets of domains and computes the blocks of these domains."""
+    expert: Width = 1
+    """Number of expert-parallel ranks, which divide the experts of every domain; tokens travel between them by all-to-all."""
+    data: Width = 1
+    """Number of data-parallel replicas, experts included. Each replica computes other sequences of every block."""
+    tensor: Width = 1
+    """Number of tensor-parallel ranks, which divide every matrix: attention heads, FFN columns, rows (PanGu-α). Only on Ascend."""
+    optimizer: bool = True
+    """true: ranks with the same dense parameter divide it and its Adam state among them (ZeRO), which saves memory. false: each
+    rank keeps the whole parameter and state, as ranks on the CPU do with either value."""
+    recompute: bool = False
+    """true: keep only the inputs of layers for the backward pass and recompute everything else, which saves memory and takes time.
+    false: keep everything. Only on Ascend."""
+    fusion_mib: NonNegative = 64
+    """MiB of gradients that one all-reduce sums over ranks; 0: each gradient has its own."""
+    capacity_factor: Annotated[float, Field(gt=0.0, le=1e6)] = 2.0
+    """Maximum rows (tokens) that a rank sends to one expert, as a multiple of an even share. Only with expert > 1, or on Ascend."""
+    arrival_factor: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
+    """Maximum number of rows that an expert multiplies in a pass, as a multiple of an even share; on a chip with grouped products,
+    of all experts of a rank together. Only on Ascend. The loads of a group's ranks even out, so this factor can be much lower than
+    `capacity_factor`, which is the value for null. `plan --factors` prints the smallest factor that suffices."""
+    gather: Literal["ours", "cann"] | None = None
+    """Operator that moves rows to experts and back on NPUs: that of `ascend_ops/` (`ours`), which must be built and installed
+    there, or CANN's own Gather (`cann`), which needs one more copy of the rows, with a row of zeros before them. null: `cann` on
+    910B and later without stages, else `ours`, the only one possible there."""
+    overflow: Literal["refuse", "drop"] = "refuse"
+    """Treatment of rows beyond `capacity_factor` or `arrival_factor`, which are known before the step. `refuse`: the run ends with
+    an error that names the needed factor. `drop`: these rows skip the FFN, and are counted and reported."""
+
+    @field_validator("chip", mode="before")
+    @classmethod
+    def _yaml_reads_a_number(cls, chip: Any) -> Any:
+        return chip_name(chip)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> ParallelConfig:
+        if self.ranks > MOST_RANKS:
+            raise ValueError(f"its axes make {self.ranks} ranks; at most {MOST_RANKS} are possible, lower them")
+        return self
+
+    @property
+    def stage_ranks(self) -> int:
+        """Number of ranks of one pipeline stage."""
+        return self.groups * self.expert * self.data * self.tensor
+
+    @property
+    def ranks(self) -> int:
+        """Number of all ranks of a run."""
+        return self.stages * self.stage_ranks
+
+
+class LossScaleConfig(Section):
+    """Section `train.loss_scale`, dynamic loss scale: NaN or infinite gradients change the scale alone. In bfloat16 it is 1."""
+
+    initial: PositiveFloat = 65_536.0
+    """Loss scale of the first step."""
+    window: Positive = 1_000
+    """Number of steps without overflow after which the scale doubles."""
+
+
+class SpikesConfig(Section):
+    """Section `train.spikes`: detection of steps in which a domain's loss is far above its running mean (our choice)."""
+
+    factor: PositiveFloat | None = 6.0
+    """Number of standard deviations above the running mean from which a domain's loss is a spike; a deviation counts as at least 1
+    % of the mean. null: no detection."""
+    window: Positive = 50
+    """Window of the running mean and deviation, in steps with the domain. The domain's first `window` steps are no spikes."""
+    skip: bool = False
+    """true: a batch with a spike changes neither weights nor moments nor the loss scale. false: spikes are only logged; the only
+    value on Ascend."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> SpikesConfig:
+        if self.skip and self.factor is None:
+            raise ValueError("skip=true needs a factor: without one nothing is a spike; set factor, or skip=false")
+        return self
+
+
+class TrainConfig(Section):
+    """Section `train`: the training loop."""
+
+    steps: Positive = 1_000
+    """Number of steps of the run."""
+    batch_size: Width = 8
+    """Number of sequences of a micro-batch over all ranks, which is one forward-backward pass."""
+    accumulation: Width = 1
+    """Number of micro-batches per update (gradient accumulation); each token has the same weight."""
+    compute_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of matrix products; parameters are float32. A YAML file may say `half`, the 16-bit type of parallel.chip:
+    float16 on 910A, which has no bfloat16, and bfloat16 on later chips. A CPU computes in float32, or slowly in float16."""
+    eval_interval: Positive = 100
+    """Number of steps between evaluations on held-out text."""
+    eval_batches: Positive = 8
+    """Maximum number of batches, of `batch_size` samples, that an evaluation reads of each domain."""
+    checkpoint_interval: Positive = 500
+    """Number of steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Number of latest checkpoints to keep."""
+    async_save: bool = True
+    """true: a checkpoint is copied in memory and written while training goes on; the last one of a run is written before it ends.
+    The copy takes, on every rank, the bytes of the files that this rank writes: 12 for each parameter of its experts, 8 with
+    ecss.moments=bfloat16, and on rank 0 another 12 for each dense one. Its memory is allocated once. false: training waits until a
+    checkpoint is written. It also waits, with a message, where memory has no room for the copy, with ecss.store=file, and on
+    Ascend, where the experts fill the host's memory. The checkpoints are the same, bit for bit."""
+    log_interval: Positive = 10
+    """Number of steps between lines of the log. A line also precedes each evaluation and checkpoint."""
+    max_skipped_steps: Positive = 50
+    """Number of consecutive steps with a domain that may be skipped before the run stops with an error. Each domain has its own
+    count, because one bad expert skips the steps of its domain only. The loss scale of a new run, 2³² at most in the shipped
+    configurations, falls to 1 in 32 steps; a run that still skips then does not train."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss_scale: LossScaleConfig = LossScaleConfig()
+    spikes: SpikesConfig = SpikesConfig()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> TrainConfig:
+        if self.optimizer.end_lr > self.optimizer.peak_lr:
+            raise ValueError(f"optimizer.end_lr={self.optimizer.end_lr} is above peak_lr={self.optimizer.peak_lr}")
+        return self
+
+
+MessageTemplate = Annotated[str, Field(max_length=1_000, pattern=r"^[^{}]*\{content\}[^{}]*$")]
+"""Text with the placeholder `{content}` for the content of a message."""
+
+
+class ChatConfig(Section):
+    """Section `chat`, the chat template: turns the messages of a chat into a text that the model continues, and ends the answer. A
+    null key takes the template of the domain's language (generate/chat_template.py)."""
+
+    system: MessageTemplate | None = None
+    """Template of a system message, such as "{content}\\n"."""
+    user: MessageTemplate | None = None
+    """Template of a user message, such as "User: {content}\\n"."""
+    assistant: MessageTemplate | None = None
+    """Template of an answer, such as "Assistant: {content}\\n". A new answer begins after the text before `{content}`."""
+    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=16)] | None = None
+    """Stop strings, before which an answer ends, such as "\\nUser:"."""
+
+
+class FinetuneConfig(Section):
+    """Section `finetune`: fine-tuning on a task's samples, whose answers alone count in the loss. null for training on text."""
+
+    task: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
+    """Name of the task."""
+    domain: str
+    """Domain of samples that do not name a domain."""
+    learn: Literal["all", "experts", "experts+slot"] = "all"
+    """Parameters that learn. `all`: every parameter that samples reach. `experts`: the experts of the samples' domains, which
+    routing tells in advance (RRE); all other parameters and their Adam state keep their bits. `experts+slot`: these experts, and
+    the rows of the embedding slots of these domains."""
+    domains: list[str] = []
+    """Domains of the samples; `finetune` writes this key."""
+    epochs: Annotated[float, Field(gt=0.0, le=1e6)] = 3.0
+    """Number of epochs over the samples; train.steps is computed from it unless set."""
+    warmup: Rate = 0.1
+    """Warm-up as a fraction of the steps, unless train.optimizer.warmup_steps is set."""
+    packed: bool = True
+    """true: several samples share a sequence, without attention between them (our choice: only the time changes). false: one sample
+    per sequence, padded with <pad>."""
+    cut: Literal["messages", "prompt", "none"] = "messages"
+    """Truncation of a sample that is too long. `messages`: cut the oldest messages, as in serving. `prompt`: cut the beginning of
+    the prompt. `none`: cut nothing. A sample that is still too long is left out; answers are never cut."""
+    patience: Positive = 3
+    """Number of consecutive evaluations without a better loss after which the run ends (early stopping)."""
+    metric: Annotated[str, Field(pattern=r"^[a-z0-9_+]+$", max_length=100)] = "loss"
+    """Name of the metric of the task."""
