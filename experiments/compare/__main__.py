@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from experiments.cases import log_to_terminal
 from experiments.compare import dense, inherit, methods
+from experiments.compare.arms import ARMS
 from experiments.small import add_options
 from pangu_sigma.errors import exit_status
 
-_RATES = ("7e-4", "2e-3", "6e-3")
+_RATES = {"dense": (), "inherit": ("7e-4", "2e-3", "6e-3"), "methods": ("2e-3", "6e-3", "1.2e-2", "2e-2")}
+"""Default learning rates."""
 
 
 def main() -> int:
@@ -29,13 +32,25 @@ def main() -> int:
     ):
         text = module.__doc__ or ""
         command = commands.add_parser(name, help=text.partition("\n")[0], description=text)
-        add_options(command, f"compare_{name}", () if name == "dense" else _RATES)
+        rates = add_options(command, f"compare_{name}", _RATES[name])
         if name == "methods":
-            command.add_argument("--steps", type=int, default=160)
+            _add_methods(command, rates)
         command.set_defaults(compare=compare)
     options = vars(parser.parse_args())
     print(options.pop("compare")(overrides=options.pop("set"), **options))
     return 0
+
+
+def _add_methods(command: argparse.ArgumentParser, rates: argparse._MutuallyExclusiveGroup) -> None:
+    rates.add_argument(
+        "--rates-of", type=Path, metavar="FOLDER", help="take each arm's best rate in the comparison there"
+    )
+    command.add_argument("--steps", type=int, default=160, help="2,048 tokens each")
+    arms = [name for name in ARMS if name != "leak"]
+    command.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), default=arms, help="all but leak; the first is compared"
+    )
+    command.add_argument("--jobs", type=int, default=1, help="cases at the same time, each on its share of the cores")
 
 
 if __name__ == "__main__":
