@@ -65,16 +65,14 @@ def drawn(seed: int, tables: int = 1) -> dict[str, Any]:
     return {"seed": seed, "routing.seed": tables * (seed - 1)}
 
 
-def add_options(
-    parser: argparse.ArgumentParser, folder: str, rates: Sequence[str] = ()
-) -> argparse._MutuallyExclusiveGroup:
+def add_options(parser: argparse.ArgumentParser, folder: str, rates: Sequence[str] = ()) -> argparse._ActionsContainer:
     """Declare what every comparison takes. folder: the default one, in runs/. rates: default learning rates; () for none.
 
-    Returns the group of --rates, for other ways to say them.
+    Returns the group of options of which one may be given: --rates, and other ways to say them.
     """
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    group = parser.add_mutually_exclusive_group()
+    group = parser.add_mutually_exclusive_group() if rates else parser  # no help is printed of an empty group
     if rates:
         group.add_argument(
             "--rates", nargs="+", default=list(rates), help="peak learning rates, of which each has its best"

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from experiments.cases import log_to_terminal
-from experiments.compare import dense, inherit, methods
+from experiments.compare import dense, inherit, methods, search
 from experiments.compare.arms import ARMS
 from experiments.small import add_options
 from pangu_sigma.errors import exit_status
 
-_RATES = {"dense": (), "inherit": ("7e-4", "2e-3", "6e-3"), "methods": ("2e-3", "6e-3", "1.2e-2", "2e-2")}
+_RATES = {"dense": (), "tiny": (), "inherit": ("7e-4", "2e-3", "6e-3"), "methods": ("2e-3", "6e-3", "1.2e-2", "2e-2")}
 """Default learning rates."""
 
 
@@ -29,27 +29,27 @@ def main() -> int:
         (dense, "dense", dense.compare_dense),
         (inherit, "inherit", inherit.compare_inherited),
         (methods, "methods", methods.compare_methods),
+        (search, "tiny", search.search_tiny),
     ):
         text = module.__doc__ or ""
         command = commands.add_parser(name, help=text.partition("\n")[0], description=text)
         rates = add_options(command, f"compare_{name}", _RATES[name])
         if name == "methods":
-            _add_methods(command, rates)
+            rates.add_argument(
+                "--rates-of", type=Path, metavar="FOLDER", help="take each arm's best rate in that folder"
+            )
+            _add_arms(command, 160, list(ARMS), [name for name in ARMS if name != "leak"])
+        elif name == "tiny":
+            _add_arms(command, 500, list(search.FORMS), ["dense", "rre", "own_own", "mixed"])
         command.set_defaults(compare=compare)
     options = vars(parser.parse_args())
     print(options.pop("compare")(overrides=options.pop("set"), **options))
     return 0
 
 
-def _add_methods(command: argparse.ArgumentParser, rates: argparse._MutuallyExclusiveGroup) -> None:
-    rates.add_argument(
-        "--rates-of", type=Path, metavar="FOLDER", help="take each arm's best rate in the comparison there"
-    )
-    command.add_argument("--steps", type=int, default=160, help="2,048 tokens each")
-    arms = [name for name in ARMS if name != "leak"]
-    command.add_argument(
-        "--arms", nargs="+", choices=list(ARMS), default=arms, help="all but leak; the first is compared"
-    )
+def _add_arms(command: argparse.ArgumentParser, steps: int, arms: list[str], default: list[str]) -> None:
+    command.add_argument("--steps", type=int, default=steps, help=f"2,048 tokens each; default {steps}")
+    command.add_argument("--arms", nargs="+", choices=arms, default=default, help=f"default: {' '.join(default)}")
     command.add_argument("--jobs", type=int, default=1, help="cases at the same time, each on its share of the cores")
 
 

@@ -1,6 +1,7 @@
 """Does the method learn? Ways to give a token its FFN (arms.py), on the same samples in the same order, with the same active size.
 
-With several seeds, each at several learning rates; compared at the best rate of each, on all held-out tokens, paired by sample.
+With several seeds, each at several learning rates; compared at the best rate of each, on all held-out tokens, paired by sample: the
+first of --arms with all others, and the dense one with all others.
 The best rate of an arm is that of the lowest held-out loss at the end, mean over seeds and domains. A longer comparison, with more
 seeds, takes each arm at the best rate of a shorter one, with --rates-of its folder. A seed decides initial values, the order of
 samples, and the tables. All have the same embedding slots and the same Adam; every step has all domains, so all experts are active,
@@ -60,8 +61,10 @@ def compare_methods(
     """Train what is not trained yet, compare, and return what differences.txt holds. The first arm is compared with the others.
 
     rates_of: folder of another comparison, whose best rates are taken in place of `rates`. jobs: cases at the same time. Raises
-    CaseError for fewer than 10 steps, for steps that lack a domain, and as `best_rates`.
+    CaseError for one arm, for fewer than 10 steps, for steps that lack a domain, and as `best_rates`.
     """
+    if len(set(arms)) < 2:
+        raise CaseError(f"--arms {' '.join(arms)}: give two at least, there is nothing to compare")
     if steps < 10:
         raise CaseError(f"--steps {steps}: a number of at least 10 is needed, a tenth of it is the warm-up")
     alike: list[Changes] = [

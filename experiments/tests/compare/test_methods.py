@@ -145,6 +145,7 @@ def test_arms_are_trained_alike(recorded, tmp_path, monkeypatch):
     assert [variant.name for variant in trained] == list(sizes) == [arm.title for arm in ARMS.values()]
     for wrong, message in (
         ({"steps": 7}, "at least 10"),
+        ({"arms": ["rre", "rre"]}, "give two at least"),
         ({"overrides": ["data.domains_per_step=2", "data.domain_sets=2"]}, "give 4, all"),
     ):
         with pytest.raises(CaseError, match=message):
