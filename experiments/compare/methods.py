@@ -206,7 +206,7 @@ def format_passes(config: Config) -> str:
     tokens = train.steps * train.batch_size * train.accumulation * config.model.seq_length
     counts_D = PreparedData(Path(config.data.path)).frequencies().sum(axis=1)
     passes = [
-        f"{domain.name} {tokens / len(counts_D) / count:.2f}"
+        f"{domain.name} {tokens / len(counts_D) / count:.3f}"
         for domain, count in zip(config.domains, counts_D.tolist(), strict=True)
     ]
     return f"{tokens:,} tokens of training; passes over the text: {', '.join(passes)}"

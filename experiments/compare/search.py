@@ -7,7 +7,6 @@ arms.py; the dense one is `alpha_tiny`. What comes out is in search.txt of the f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from experiments.compare.arms import ARMS
 from experiments.compare.dense import MODELS
 from experiments.compare.methods import cost_of
 from experiments.compare.peer_runs import train_peer
-from experiments.compare.variants import evaluations
+from experiments.compare.variants import TrainedVariant, evaluations
 from experiments.small import drawn, evaluated, tiny
 from pangu_sigma.config_file import Override
 from pangu_sigma.train.log.losses import format_number
@@ -39,9 +38,6 @@ OF_ALL = {_RATE, _WARMUP}
 
 FORMS = {name: arm.keys for name, arm in ARMS.items() if arm.peer == "ours"} | {"dense": MODELS["alpha_tiny"]}
 
-Values = tuple[str, ...]
-"""A value for each of SETTINGS."""
-
 
 def search_tiny(
     folder: Path, seeds: Sequence[int], steps: int, arms: Sequence[str], jobs: int = 1, overrides: Sequence[str] = ()
@@ -54,55 +50,47 @@ def search_tiny(
     )
     cases = Cases(folder, {"steps": steps, "set": list(overrides), "jobs": jobs}, total)
     ps.prepare_data(tiny(overrides))
-    tried: dict[str, dict[Values, list[Path]]] = {name: {} for name in arms}
-    best = dict.fromkeys(arms, tuple(values[0] for values in SETTINGS.values()))
+    tried: dict[str, dict[str, list[Path]]] = {name: {} for name in arms}
+    best = {name: [values[0] for values in SETTINGS.values()] for name in arms}
     for at, (key, values) in enumerate(SETTINGS.items()):
         works: dict[str, tuple[Any, ...]] = {}
         for name in [name for name in arms if name != "dense" or key in OF_ALL]:
             for value in values:
-                chosen = (*best[name][:at], value, *best[name][at + 1 :])
-                tried[name][chosen] = [folder / f"{name}_{'_'.join(chosen)}_{seed}" for seed in seeds]
-                for seed, run in zip(seeds, tried[name][chosen], strict=True):
+                chosen = [*best[name][:at], value, *best[name][at + 1 :]]
+                runs = [folder / f"{name}_{'_'.join(chosen)}_{seed}" for seed in seeds]
+                for seed, run in zip(seeds, runs, strict=True):
                     keys = settings_of(chosen, steps), evaluated(steps, 1_000_000, 250), drawn(seed, 2)
                     works[run.name] = (train_peer, "ours", tiny(*keys, FORMS[name], overrides), run)
+                tried[name][" ".join(chosen)] = runs
         cases.run_all(works, jobs)
-        for name, of in tried.items():
-            losses = {chosen: mean_loss(runs) for chosen, runs in of.items()}
-            best[name] = min(losses, key=losses.__getitem__)
-    text = format_search(tried, best)
+        best = {name: TrainedVariant(name, of).best_rate().split() for name, of in tried.items()}
+    text = format_search([TrainedVariant(name, of) for name, of in tried.items()])
     (folder / "search.txt").write_text(f"{text}\n", encoding="utf-8")
     return f"{text}\n{cases.summary()}"
 
 
-def settings_of(chosen: Values, steps: int) -> list[Override]:
-    """Chosen values as overrides; the rate falls from the end of the warm-up to the last step."""
+def settings_of(chosen: Sequence[str], steps: int) -> list[Override]:
+    """Values of SETTINGS as overrides; the rate falls from the end of the warm-up to the last step."""
     keys = dict(zip(SETTINGS, chosen, strict=True))
     keys |= {"train.steps": str(steps), "train.optimizer.decay_steps": str(steps - int(keys[_WARMUP]))}
     return [f"{key}={value}" for key, value in keys.items()]
 
 
-def losses_of(runs: Sequence[Path]) -> dict[str, float]:
-    """The last held-out loss of each domain, the mean over runs."""
-    last = [evaluations(run)[-1][1] for run in runs]
-    return {domain: float(np.mean([losses[domain] for losses in last])) for domain in last[0]}
+def format_search(forms: Sequence[TrainedVariant]) -> str:
+    """A table for people: all that was tried, form by form, in the order in which it was.
 
-
-def mean_loss(runs: Sequence[Path]) -> float:
-    """The mean over domains of `losses_of`; infinite if a run diverged."""
-    mean = float(np.mean(list(losses_of(runs).values())))
-    return mean if math.isfinite(mean) else math.inf
-
-
-def format_search(tried: dict[str, dict[Values, list[Path]]], best: dict[str, Values]) -> str:
-    """A table for people: all that was tried, form by form, in the order in which it was."""
-    domains = list(losses_of(next(iter(tried[next(iter(tried))].values()))))
+    forms: with the values of settings, with blanks between, where other variants have rates.
+    """
+    first = next(iter(forms[0].runs.values()))
     heads = [f"{key.rpartition('.')[2]:>12}" for key in SETTINGS]
-    heads += [f"{head:>9}" for head in (*domains, "mean", "tokens/s")]
+    heads += [f"{head:>9}" for head in (*evaluations(first[0])[-1][1], "mean", "tokens/s")]
     lines = [f"{'form':12} {' '.join(heads)}   held-out nats a token, mean over seeds; * the best of its form"]
-    for name, of in tried.items():
-        for chosen, runs in of.items():
-            losses = [format_number(loss, 9) for loss in (*losses_of(runs).values(), mean_loss(runs))]
-            cells = [*(f"{value:>12}" for value in chosen), *losses]
-            speed = format_number(cost_of(runs, [])["tokens_per_second"], 9, 0)
-            lines.append(f"{name:12} {' '.join(cells)} {speed}{' *' if chosen == best[name] else ''}")
+    for form in forms:
+        best, means = form.best_rate(), form.losses()
+        for chosen, runs in form.runs.items():
+            last = np.array([list(evaluations(run)[-1][1].values()) for run in runs])
+            cells = [f"{value:>12}" for value in chosen.split()]
+            cells += [format_number(loss, 9) for loss in (*last.mean(axis=0).tolist(), means[chosen])]
+            cells.append(format_number(cost_of(runs, [])["tokens_per_second"], 9, 0))
+            lines.append(f"{form.name:12} {' '.join(cells)}{' *' if chosen == best else ''}")
     return "\n".join(lines)
