@@ -65,13 +65,18 @@ def drawn(seed: int, tables: int = 1) -> dict[str, Any]:
     return {"seed": seed, "routing.seed": tables * (seed - 1)}
 
 
-def add_options(parser: argparse.ArgumentParser, folder: str, rates: Sequence[str] = ()) -> None:
-    """Declare what every comparison takes. folder: the default one, in runs/. rates: default learning rates; () for none."""
+def add_options(parser: argparse.ArgumentParser, folder: str, rates: Sequence[str] = ()) -> argparse._ActionsContainer:
+    """Declare what every comparison takes. folder: the default one, in runs/. rates: default learning rates; () for none.
+
+    Returns the group of options of which one may be given: --rates, and other ways to say them.
+    """
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    group = parser.add_mutually_exclusive_group() if rates else parser  # no help is printed of an empty group
     if rates:
-        parser.add_argument(
+        group.add_argument(
             "--rates", nargs="+", default=list(rates), help="peak learning rates, of which each has its best"
         )
     parser.add_argument("--folder", type=Path, default=Path("runs", folder), help="where runs and results are kept")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of all trainings")
+    return group

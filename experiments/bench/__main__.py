@@ -12,7 +12,10 @@ from experiments.bench.harness import format_rows
 from experiments.cases import log_to_terminal
 from pangu_sigma.errors import exit_status
 
-BENCHES = ("adam", "checkpoint", "decode", "ecss", "evaluate", "moe", "ops", "scale", "serve", "tokenizer", "train")
+BENCHES = (
+    *("adam", "checkpoint", "decode", "ecss", "evaluate", "moe", "ops", "scale", "segments", "serve", "tokenizer"),
+    "train",
+)
 """Modules beside this one, each with run(peers) -> rows."""
 
 

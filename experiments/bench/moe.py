@@ -105,32 +105,33 @@ class Dense(nn.Cell):
 
 
 class ForwardBackward(nn.Cell):
-    """Forward and backward of a layer: it returns y and the gradients of x and of the four weights, for a given gradient of y."""
+    """Forward and backward of a layer: it returns y and the gradients of x and of the weights, for a given gradient of y."""
 
-    def __init__(self, layer: nn.Cell):
+    def __init__(self, layer: nn.Cell, weights: int):
         super().__init__()
-        self.layer = layer
+        self.layer, self.gradients = layer, 1 + weights
 
     def construct(self, dy_TH, *inputs):
         y_TH, pull_back = ops.vjp(self.layer, *inputs)
-        return y_TH, pull_back(dy_TH)[:5]
+        return y_TH, pull_back(dy_TH)[: self.gradients]
 
 
 def ours(layer: RoutedLayer) -> Callable[[], list[np.ndarray]]:
     """The layer as the model has it."""
     plan = plan_oracle(layer.experts_T, len(layer.weights[0]))
-    return _layer_graph(Routed(), layer, layer.weights, map(Tensor, plan))
+    return layer_graph(Routed(), layer, layer.weights, map(Tensor, plan))
 
 
 def dense(layer: RoutedLayer, activation: Activation = "fast_gelu") -> Callable[[], list[np.ndarray]]:
     """The layer with all tokens through the first expert: as many multiplications, and nothing to route."""
-    return _layer_graph(Dense(activation), layer, tuple(w[:1] for w in layer.weights), [one_expert(len(layer.x_TH))])
+    return layer_graph(Dense(activation), layer, tuple(w[:1] for w in layer.weights), [one_expert(len(layer.x_TH))])
 
 
-def _layer_graph(
+def layer_graph(
     cell: nn.Cell, layer: RoutedLayer, weights: tuple[np.ndarray, ...], plan: Any
 ) -> Callable[[], list[np.ndarray]]:
-    step = ForwardBackward(cell)
+    """Forward and backward of a layer as a graph. cell: construct(x_TH, weights, residual_TH, the arrays of `plan`)."""
+    step = ForwardBackward(cell, len(weights))
     inputs = [Tensor(np.ascontiguousarray(a)) for a in (layer.dy_TH, layer.x_TH, *weights, layer.residual_TH)]
     inputs += plan
 

@@ -109,5 +109,6 @@ def _batches(config: Config) -> BatchLoader:
     row_of = np.tile(np.arange(rows, dtype=np.int32), (config.slots, 1))
     # everything that batches read of a tokenizer
     tokenizer: Any = SimpleNamespace(size=rows, eot=EOT_ID, pad=PAD_ID, row_of=row_of)
-    table = draw_tables(config.routing, model.rre_layers, len(config.domains), rows, model.experts_per_domain, None)
+    own, common = model.experts_per_domain, model.common_experts
+    table = draw_tables(config.routing, model.rre_layers, len(config.domains), rows, own, None, model.segments, common)
     return _DrawnBatches(config, tokenizer, table)

@@ -1,7 +1,11 @@
-"""One level of hashing as a peer of RRE: a token id has one of all K experts of a layer, the same in every domain.
+"""Keys that the product cannot be asked for: hashing as a peer of RRE, and a key that cheats.
 
-The first layers of DeepSeek-V4 route so, by a fixed table from token id to expert (`tid2eid`), after Hash Layers (Roller et al.,
-2021). The tables are drawn as `routing.table=random` draws those of one domain that has all experts.
+`hash`: a token id has one of all K experts of a layer, the same in every domain. The first layers of DeepSeek-V4 route so, by a
+fixed table from token id to expert (`tid2eid`), after Hash Layers (Roller et al., 2021). The tables are those that the product
+draws for a common segment.
+
+`leak`: the same table, read at the *next* token, which the model is to predict. It shows that the experiment would see a leak: its
+loss has to be far below that of all others (Roller et al. have such an oracle, too).
 """
 
 from __future__ import annotations
@@ -15,26 +19,34 @@ from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.train.loop import Trainer
 
 
-class HashTable(RoutingTable):
-    """Tables for a single pool: first_NDV and spread_DV have D = 1, and `experts` is K."""
+class LeakingTable(RoutingTable):
+    """Tables that are read one token too late."""
 
     def route(self, ids: np.ndarray, domains: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Expert of every token in every layer, 0 … K - 1; `domains` does not matter. As `RoutingTable.route` otherwise."""
-        return super().route(ids, np.zeros_like(domains), positions)
+        """Expert of the token after each one; the last of a sequence has the first's. As `RoutingTable.route` otherwise."""
+        return super().route(np.roll(ids, -1, axis=-1), domains, positions)
 
 
-def hash_table(config: Config, vocabulary: int) -> HashTable:
-    """The tables of a configuration, from routing.seed + layer."""
-    routing = RoutingConfig(table="random", seed=config.routing.seed)
-    drawn = draw_tables(routing, config.model.rre_layers, 1, vocabulary, config.experts, None)
-    return HashTable(drawn.first_NDV, drawn.spread_DV, drawn.experts)
+def hash_table(config: Config, vocabulary: int, kind: type[RoutingTable] = RoutingTable) -> RoutingTable:
+    """The tables of a configuration, from routing.seed + layer: one common segment of all its experts, and no own one."""
+    routing, layers = RoutingConfig(table="random", seed=config.routing.seed), config.model.rre_layers
+    drawn = draw_tables(routing, layers, len(config.domains), vocabulary, 1, None, ["common"], config.experts)
+    return kind(**vars(drawn))
 
 
 class HashTrainer(Trainer):
     """A run that is routed so."""
 
+    table: type[RoutingTable] = RoutingTable
+
     def open_batches(self, split: str) -> BatchLoader:
         """The product's batches, with another table. `ecss.enabled=false`: all experts have to be active in each step."""
         batches = super().open_batches(split)
-        batches.table = hash_table(self.config, batches.tokenizer.size)
+        batches.table = hash_table(self.config, batches.tokenizer.size, self.table)
         return batches
+
+
+class LeakTrainer(HashTrainer):
+    """A run whose routing key is the token to predict."""
+
+    table = LeakingTable

@@ -1,33 +1,36 @@
-"""Trains the variants of methods.py: the product's own as it is, and its peers with another network or other tables.
+"""Trains the arms of arms.py: the product's own as it is, and its peers with another network or other tables.
 
-When a peer's run has ended, its checkpoints are removed: the product would read them as its own network, with its own tables, and
-give wrong numbers without a word. What the run learned is in metrics.jsonl. A run that was stopped keeps them.
+When a run has ended, its checkpoints are removed: the product would read a peer's as its own network, with its own tables, and give
+wrong numbers without a word, and those of many runs fill a disk. What the run learned is in metrics.jsonl. A run that was stopped
+keeps them.
 """
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
-from experiments.cases import train_whole
-from experiments.compare.hashing import HashTrainer
-from experiments.compare.switch import GateBackend, GateTrainer
+from experiments.compare.gates import GateBackend, GateTrainer
+from experiments.compare.hashing import HashTrainer, LeakTrainer
 from pangu_sigma.config import Config
 from pangu_sigma.train.backend import Backend, CpuBackend
 from pangu_sigma.train.loop import Trainer, train
 
-PEERS: dict[str, tuple[Backend, type[Trainer]]] = {
+Peer = Literal["ours", "gate", "hash", "leak"]
+
+PEERS: dict[Peer, tuple[Backend, type[Trainer]]] = {
+    "ours": (CpuBackend(), Trainer),
     "gate": (GateBackend(), GateTrainer),
     "hash": (CpuBackend(), HashTrainer),
+    "leak": (CpuBackend(), LeakTrainer),
 }
-"""How each peer is trained; every other variant is the product's."""
+"""How the product and each peer are trained."""
 
 
-def train_peer(name: str, config: Config, run: Path) -> bool:
-    """Train a variant to the end. Returns False if it was asked to stop before. Raises as `train`."""
-    if name not in PEERS:
-        return train_whole(config, run)
-    backend, kind = PEERS[name]
+def train_peer(peer: Peer, config: Config, run: Path) -> bool:
+    """Train an arm to the end. Returns False if it was asked to stop before. Raises as `train`."""
+    backend, kind = PEERS[peer]
     trainer = train(config, run, backend, kind=kind)
     if trainer.finished:
         shutil.rmtree(trainer.run.checkpoints)

@@ -155,6 +155,18 @@ def mean_over_domains(comparison: Mapping[str, Any]) -> Estimate:
     return mean_of([float(np.mean(np.array(gap, float))) for gap in gaps])
 
 
+def format_rates(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table for people: the loss of each variant at each rate, – where it was not tried."""
+    width, rates = max(map(len, variants)), list(dict.fromkeys(r for v in variants.values() for r in v["losses"]))
+    lines = [f"{'rate':{width}} {' '.join(f'{rate:>9}' for rate in rates)}   last evaluation of training; * the best"]
+    for name, variant in variants.items():
+        cells = [
+            format_number(variant["losses"].get(rate), 8) + ("*" if rate == variant["best"] else " ") for rate in rates
+        ]
+        lines.append(f"{name:{width}} {' '.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
 def format_variants(compared: Mapping[str, Any]) -> str:
     """Two tables for people: the loss of each rate, and the differences, whose errors are over seeds and over samples of text.
 
@@ -162,18 +174,11 @@ def format_variants(compared: Mapping[str, Any]) -> str:
     """
     variants = compared["variants"]
     first, width = next(iter(variants)), max(map(len, variants))
-    rates = list(variants[first]["losses"])
-    lines = [f"{'rate':{width}} {' '.join(f'{rate:>9}' for rate in rates)}   last evaluation of training; * the best"]
-    for name, variant in variants.items():
-        cells = [
-            format_number(loss, 8) + ("*" if rate == variant["best"] else " ")
-            for rate, loss in variant["losses"].items()
-        ]
-        lines.append(f"{name:{width}} {' '.join(cells)}".rstrip())
     pairs = next(iter(compared["against"].values()))["pairs"]
     seeds, tokens = len(pairs), sum(row["tokens"] for row in pairs[0]["domains"].values())
     heads = [f"{head:>9}" for head in (first.rpartition(" ")[2], "against", "nats", "± seeds", "± samples")]
-    lines += [
+    lines = [
+        format_rates(variants),
         "",
         f"{'domain':12} {'against':{width}} {' '.join(heads)}   {tokens:,} held-out tokens, mean of {seeds} seeds",
     ]

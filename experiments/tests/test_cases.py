@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,36 @@ def test_a_case_that_ended_is_kept_and_the_others_run(tmp_path: Path, caplog: py
     assert list(found) == ["first", "second"]
     assert all(cpu > 0 and 0 < passed < 60 for passed, cpu in found.values())
     assert cases.summary() == "2 cases took 0 minutes, 0 of them CPU"
+
+
+def note_cores(folder: Path, name: str) -> bool:
+    """Work of a case: write its cores, and wait until the other one has written its own."""
+    (folder / name).write_text(str(sorted(os.sched_getaffinity(0))))
+    while len(list(folder.glob("case_*"))) < 2:
+        time.sleep(0.01)
+    return True
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_two_cases_run_at_the_same_time_on_cores_of_their_own(tmp_path: Path):
+    cores = os.sched_getaffinity(0)
+    cases = Cases(tmp_path, {}, 2)
+    cases.run_all({name: (note_cores, tmp_path, name) for name in ("case_a", "case_b")}, jobs=2)
+    shares = [set(json.loads((tmp_path / name).read_text())) for name in ("case_a", "case_b")]
+    assert shares[0] | shares[1] == cores
+    assert not shares[0] & shares[1]
+    assert set(cases.seconds) == {"case_a", "case_b"}
+    assert os.sched_getaffinity(0) == cores
+
+
+def test_after_a_failure_no_other_case_begins(tmp_path: Path):
+    cases = Cases(tmp_path, {}, 3)
+    works = {"good": (os.path.exists, tmp_path), "bad": (sys.exit, 7), "late": (os.path.exists, tmp_path)}
+    with pytest.raises(CaseError, match="bad ended with status 7"):
+        cases.run_all(works)
+    assert list(cases.seconds) == ["good"]
+    with pytest.raises(CaseError, match="--jobs 0: give 1 to"):
+        cases.run_all(works, jobs=0)
 
 
 def test_what_was_stopped_or_failed_is_an_error_and_runs_again(tmp_path: Path, capfd: pytest.CaptureFixture):

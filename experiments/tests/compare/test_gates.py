@@ -1,4 +1,4 @@
-"""The gate of the comparison against NumPy in float64: outputs, balance loss, and gradients by finite differences."""
+"""The gates of the comparison against NumPy in float64: outputs, balance loss, and gradients by finite differences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helpers.toy import toy_config
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from ascend_ops.grouped_ffn import grouped_ffn_oracle
-from experiments.compare.switch import GateBackend, GateTrainer, SwitchFFN, gated_network, received
+from experiments.compare.gates import GateBackend, GatedFFN, GateTrainer, gated_network, received
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.config import Config, ConfigError
@@ -22,27 +22,39 @@ from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
-T, H, F, K = 24, 6, 5, 8
-NAMES = ("x", "w1", "b1", "w2", "b2", "gate")
+T, H, F, E = 24, 6, 6, 8
 GATED = {"loss_scale": {"initial": 1.0, "window": 100}}
 
 
-def gated_config(**train: object) -> Config:
-    """A toy with K = 8 experts in a layer of H = 6, F = 5."""
-    model = toy_config().model.model_dump() | {"hidden": H, "ffn": F}
+def gated_config(groups: int = 1, **train: object) -> Config:
+    """A toy with E = 8 experts in each group of a layer of H = 6, F = 6."""
+    model = toy_config().model.model_dump() | {"hidden": H, "ffn": F, "segments": ["own"] * groups}
     return toy_config(model=model, ecss={"enabled": False}, train=GATED | train)
 
 
+def drawn(groups: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Inputs by name, the gate last; only the first group has an output bias."""
+    inner = F // groups
+    shapes = {"x": (T, H)}
+    for g in range(groups):
+        shapes |= {f"w1_{g}": (E, inner, H), f"b1_{g}": (E, inner), f"w2_{g}": (E, inner, H)}
+        shapes |= {"b2_0": (E, H)} if g == 0 else {}
+    return {name: rng.normal(size=shape) for name, shape in {**shapes, "gate": (groups * E, H)}.items()}
+
+
 def oracle(values: dict[str, np.ndarray], dy_TH: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-    """Output, Σ dy · y + 0.01 · K · Σ f · P, and the tokens of each expert, one token after another."""
+    """Output, Σ dy · y + 0.01 · K / G · Σ f · P, and the tokens of each expert, one token after another."""
     scores_TK = values["x"] @ values["gate"].T
-    p_TK = np.exp(scores_TK) / np.exp(scores_TK).sum(axis=1, keepdims=True)
-    y_TH = np.empty_like(values["x"])
-    for t, k in enumerate(p_TK.argmax(axis=1)):
-        expert = [values[name][k : k + 1] for name in ("w1", "b1", "w2", "b2")]
-        y_TH[t] = p_TK[t, k] * grouped_ffn_oracle(values["x"][t : t + 1], *expert, np.array([0, 1]))
-    load_K = np.bincount(p_TK.argmax(axis=1), minlength=K)
-    return y_TH, float((dy_TH * y_TH).sum() + 0.01 * K * (load_K / T) @ p_TK.mean(axis=0)), load_K
+    p_TGE = (np.exp(scores_TK) / np.exp(scores_TK).sum(axis=1, keepdims=True)).reshape(T, -1, E)
+    y_TH, load_GE, none = np.zeros_like(values["x"]), np.zeros(p_TGE.shape[1:]), np.zeros((E, H))
+    for t, best_G in enumerate(p_TGE.argmax(axis=2)):
+        for g, e in enumerate(best_G):
+            weights = (values[f"w1_{g}"], values[f"b1_{g}"], values[f"w2_{g}"], values.get(f"b2_{g}", none))
+            one = grouped_ffn_oracle(values["x"][t : t + 1], *(w[e : e + 1] for w in weights), np.array([0, 1]))
+            y_TH[t] += p_TGE[t, g, e] * one[0]
+            load_GE[g, e] += 1
+    balance = 0.01 * E * (load_GE / T * p_TGE.mean(axis=0)).sum()  # K / G = E
+    return y_TH, float((dy_TH * y_TH).sum() + balance), load_GE.ravel()
 
 
 def finite_differences(values: dict[str, np.ndarray], dy_TH: np.ndarray, name: str) -> np.ndarray:
@@ -59,40 +71,44 @@ def finite_differences(values: dict[str, np.ndarray], dy_TH: np.ndarray, name: s
 
 
 class Weighed(nn.Cell):
-    """construct(dy_TH, arguments of the FFN) -> Σ dy · y, y"""
+    """construct(dy_TH, x_TH, weights of one group or of two) -> Σ dy · y, y"""
 
     def __init__(self, ffn: nn.Cell):
         super().__init__()
         self.ffn = ffn
 
-    def construct(self, dy_TH, *arguments):
-        y_TH = self.ffn(*arguments, None)
+    def construct(self, dy_TH, x_TH, *weights):
+        segments = (None, None, None, *weights[:4])
+        if len(weights) > 4:
+            segments = (*segments, None, None, None, *weights[4:])
+        y_TH = self.ffn(ops.zeros_like(x_TH), x_TH, None, *segments)
         return (dy_TH * y_TH).sum(), y_TH
 
 
 class Differentiated(nn.Cell):
-    """construct(dy_TH, x, w1, b1, w2, b2) -> (loss, y), (their gradients, the gate's)"""
+    """construct(dy_TH, x, weights) -> (loss, y), (their gradients, the gate's)"""
 
-    def __init__(self, ffn: SwitchFFN):
+    def __init__(self, ffn: GatedFFN):
         super().__init__()
         self.weighed = Weighed(ffn)  # a cell of its own, so that `set_train` reaches it
-        self.of = ms.value_and_grad(self.weighed, (1, 2, 3, 4, 5), ParameterTuple([ffn.gate]), has_aux=True)
+        inputs = tuple(range(1, 6 if ffn.groups == 1 else 9))
+        self.of = ms.value_and_grad(self.weighed, inputs, ParameterTuple([ffn.gate]), has_aux=True)
 
     def construct(self, *arguments):
         return self.of(*arguments)
 
 
-def test_outputs_balance_and_gradients_are_those_of_the_formulas():
+@pytest.mark.parametrize("groups", [1, 2])
+def test_outputs_balance_and_gradients_are_those_of_the_formulas(groups: int):
     rng = np.random.default_rng(0)
-    shapes = ((T, H), (K, F, H), (K, F), (K, F, H), (K, H), (K, H))
-    values = {name: rng.normal(size=shape) for name, shape in zip(NAMES, shapes, strict=True)}
-    dy_TH = rng.normal(size=(T, H))
+    values, dy_TH = drawn(groups, rng), rng.normal(size=(T, H))
     expected_TH, _, load_K = oracle(values, dy_TH)
     assert 0 in load_K, "an expert without a token is a case, too"
-    ffn = SwitchFFN(gated_config(), seed=1)
+    ffn = GatedFFN(gated_config(groups), seed=1)
     ffn.gate.set_data(Tensor(values["gate"].astype(np.float32)))
     step = Differentiated(ffn)
-    arguments = [Tensor(a.astype(np.float32)) for a in (dy_TH, *(values[name] for name in NAMES[:-1]))]
+    inputs = [values[name] for name in values if name != "gate"]
+    arguments = [Tensor(a.astype(np.float32)) for a in (dy_TH, *inputs)]
 
     step.set_train(False)
     (loss, y_TH), _ = step(*arguments)
@@ -104,20 +120,19 @@ def test_outputs_balance_and_gradients_are_those_of_the_formulas():
     np.testing.assert_allclose(y_TH.asnumpy(), expected_TH, rtol=1e-4, atol=1e-5)
     assert float(loss.asnumpy()) == pytest.approx((dy_TH * expected_TH).sum(), rel=1e-4), "without the balance loss"
     assert ffn.received.asnumpy().tolist() == load_K.tolist()
-    for name, found in zip(NAMES, (*of_inputs, *of_gate), strict=True):
+    assert load_K.reshape(groups, E).sum(axis=1).tolist() == [T] * groups, "each group computes every token"
+    for name, found in zip(values, (*of_inputs, *of_gate), strict=True):
         expected = finite_differences(values, dy_TH, name)
         np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_the_balance_loss_alone_moves_the_gate():
-    rng = np.random.default_rng(1)
-    ffn = SwitchFFN(gated_config(), seed=1)
-    zeros = {"w1": (K, F, H), "b1": (K, F), "w2": (K, F, H), "b2": (K, H)}
-    values = {"x": rng.normal(size=(T, H)), "gate": ffn.gate.asnumpy().astype(float)}
-    values |= {name: np.zeros(shape) for name, shape in zeros.items()}
+    ffn = GatedFFN(gated_config(), seed=1)
+    values = {name: 0 * value for name, value in drawn(1, np.random.default_rng(1)).items()}
+    values |= {"x": np.random.default_rng(1).normal(size=(T, H)), "gate": ffn.gate.asnumpy().astype(float)}
     step = Differentiated(ffn)
     step.set_train()
-    arguments = [Tensor(values[name].astype(np.float32)) for name in NAMES[:-1]]
+    arguments = [Tensor(values[name].astype(np.float32)) for name in values if name != "gate"]
     _, (_, of_gate) = step(ops.zeros_like(arguments[0]), *arguments)
     expected = finite_differences(values, np.zeros((T, H)), "gate")
     assert abs(expected).max() > 1e-5
@@ -131,7 +146,7 @@ def test_all_that_a_gated_network_shares_with_the_product_is_drawn_alike():
     ms.set_seed(3)
     gated = {p.name: p.asnumpy() for p in gated_network(config).trainable_params()}
     gates = [gated.pop(name) for name in sorted(gated.keys() - plain.keys())]
-    assert [gate.shape for gate in gates] == [(K, H)] * 2
+    assert [gate.shape for gate in gates] == [(E, H)] * 2
     assert gates[0].std() > 0
     assert not np.array_equal(*gates)
     assert {name: values.tobytes() for name, values in gated.items()} == {n: v.tobytes() for n, v in plain.items()}
@@ -141,6 +156,7 @@ def test_all_that_a_gated_network_shares_with_the_product_is_drawn_alike():
     ("sections", "message"),
     [
         ({"ecss": {"enabled": True}}, "ecss.enabled=true: a learned gate needs all experts in each step: set false"),
+        ({"model": {"dropout": 0.1}}, "model.dropout=0.1: a learned gate needs no dropout: set 0"),
         ({"train": {"accumulation": 2}}, "train.accumulation=2: .* set 1"),
         ({"train": {"loss_scale": {"initial": 2.0, "window": 100}}}, "train.loss_scale.initial=2.0: .* set 1"),
         ({"train": {"steps": 100}}, "train.loss_scale.window=100: a learned gate needs one of more than train.steps"),

@@ -1,15 +1,17 @@
-"""A learned top-1 gate as a peer of RRE: the FFN of Switch Transformer (Fedus et al., 2021), in the product's own step and loop.
+"""Learned gates as peers of RRE, in the product's own step and loop: Switch Transformer's (Fedus et al., 2021), and MoGE's.
 
-Each token goes to one expert of a single pool of all K experts of the layer, whatever its domain: the one whose probability, of a
-float32 softmax over a linear gate, is the largest; its output is multiplied by that probability. For each layer the loss has
-0.01 · K · Σ f_k · P_k besides, f the share of the tokens and P the mean probability of expert k (its equations 4 to 6). So a token
-has the active size that it has under RRE. Unlike there, no token is dropped (there is no capacity), the gate's input has no noise,
-and the gate is drawn as all of our weights are.
+The gate is linear, with a float32 softmax over all experts of the layer, whatever a token's domain. With one segment a token goes
+to the most probable expert, as in Switch Transformer. With G segments of F / G inner units it goes to the most probable of each, as
+in Huawei's Mixture of Grouped Experts (Pangu Pro MoE, arXiv 2505.21411, with K' = 1), so that the load is even over groups. An
+expert's output is multiplied by its probability. For each layer the loss has 0.01 · K / G · Σ f_k · P_k besides, f the share of the
+tokens and P the mean probability of expert k (Switch's equations 4 to 6). So a token has the active size that it has under RRE.
+Unlike in Switch, no token is dropped (there is no capacity) and the gate's input has no noise; unlike in Pangu Pro MoE, there is no
+shared expert; and the output bias is that of the first group's experts. Gates are drawn as all of our weights are.
 
 The routing plan that the batch brings is not read: the graph makes its own. The balance loss is not in the losses that are
 reported; it is there as a gradient, which is all that an auxiliary loss is for.
 
-Shape suffixes: T tokens, H hidden, F ffn, K experts of a layer.
+Shape suffixes: T tokens, H hidden, G groups (segments), F inner units of an expert, E experts of a group, K = G · E of a layer.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from pangu_sigma.model.declare import Initializer, make_parameter
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.rowwise import softmax
 from pangu_sigma.parallel.ranks import Ranks
-from pangu_sigma.rre.experts import Experts
 from pangu_sigma.train.backend import CpuBackend, TrainingSetup
 from pangu_sigma.train.log.metrics import StepMetrics
 from pangu_sigma.train.loop import Trainer
@@ -41,40 +42,48 @@ BALANCE = 0.01
 """Weight of the balance loss (Switch Transformer)."""
 
 
-class SwitchFFN(nn.Cell):
+class GatedFFN(nn.Cell):
     """The gate, the experts, and the way there and back.
 
-    construct(x_TH, w1_KFH, b1_KF, w2_KFH, b2_KH, offsets) -> [T, H], by token; the offsets are ignored, and may be None.
-    `received` holds the number of tokens of each expert, int32 [K], in the last pass of training.
+    construct: as that of `RoutedFFN`, of whose arguments it ignores draws and plans. `received` holds the number of tokens of each
+    expert, int32 [K], in the last pass of training.
     """
 
     def __init__(self, config: Config, seed: int):
         """seed: of the gate's initial values, which have a generator of their own: all else is drawn as it is without a gate."""
         super().__init__()
-        experts, hidden = config.experts, config.model.hidden
-        self.gate = make_parameter("gate", (experts, hidden), _Drawn(seed, config.model.init_std), decay=True)
-        self.received = Parameter(Tensor(np.zeros(experts, np.int32)), name="received", requires_grad=False)
-        self.experts = experts
+        hidden, self.groups, self.each = config.model.hidden, len(config.model.segments), config.experts
+        self.experts = self.groups * self.each
+        self.gate = make_parameter("gate", (self.experts, hidden), _Drawn(seed, config.model.init_std), decay=True)
+        self.received = Parameter(Tensor(np.zeros(self.experts, np.int32)), name="received", requires_grad=False)
         self.scores = ops.MatMul(transpose_b=True)
         self.softmax = softmax()
-        self.best = ops.Argmax(-1, ms.int32)
-        self.plan, self.dispatch, self.combine = MakeRoutingPlan(experts), ExpertDispatch(), ExpertCombine()
+        self.best, self.join = ops.Argmax(-1, ms.int32), ops.Concat()
+        self.plan, self.dispatch, self.combine = MakeRoutingPlan(self.each), ExpertDispatch(), ExpertCombine()
         self.ffn = GroupedFFN(config.model.activation)
         self.pick, self.mean = ops.GatherD(), ops.ReduceMean()
         self.balanced = _AlsoMinimises()
 
-    def construct(self, x_TH, w1_KFH, b1_KF, w2_KFH, b2_KH, offsets):
+    def construct(self, residual_TH, x_TH, draws_B4, *segments):
         p_TK = self.softmax(self.scores(F.cast(x_TH, ms.float32), self.gate))
-        expert_T = self.best(F.stop_gradient(p_TK))
-        order_T, inverse_T, offsets_K1 = self.plan(expert_T)
-        received_K = offsets_K1[1:] - offsets_K1[:-1]
-        rows = self.ffn(self.dispatch(x_TH, order_T, inverse_T), w1_KFH, b1_KF, w2_KFH, b2_KH, offsets_K1)
-        y_TH = self.combine(rows, inverse_T, order_T) * self.pick(p_TK, 1, F.reshape(expert_T, (-1, 1)))
+        sum_TH = F.zeros_like(residual_TH)
+        received: tuple = ()
+        for g in range(self.groups):
+            p_TE = p_TK[:, g * self.each : (g + 1) * self.each]
+            expert_T = self.best(F.stop_gradient(p_TE))
+            order_T, inverse_T, offsets_E1 = self.plan(expert_T)
+            received += (offsets_E1[1:] - offsets_E1[:-1],)
+            first = 6 * g + (4 if g else 3)  # behind a plan of three arrays; only the first group has b2
+            weights = (*segments[first : first + 3], None) if g else segments[first : first + 4]
+            rows = self.ffn(self.dispatch(x_TH, order_T, inverse_T), *weights, offsets_E1)
+            y_TH = self.combine(rows, inverse_T, order_T) * self.pick(p_TE, 1, F.reshape(expert_T, (-1, 1)))
+            sum_TH = sum_TH + y_TH
         if not self.training:
-            return y_TH
+            return residual_TH + sum_TH
+        received_K = self.join(received)
         shares_K = F.stop_gradient(F.cast(received_K, ms.float32) / x_TH.shape[0])
-        balance = self.experts * ops.ReduceSum()(shares_K * self.mean(p_TK, 0), 0)
-        return F.depend(self.balanced(y_TH, BALANCE * balance), F.assign(self.received, received_K))
+        balance = self.experts / self.groups * ops.ReduceSum()(shares_K * self.mean(p_TK, 0), 0)
+        return residual_TH + F.depend(self.balanced(sum_TH, BALANCE * balance), F.assign(self.received, received_K))
 
 
 class _AlsoMinimises(nn.Cell):
@@ -98,20 +107,6 @@ class _Drawn(Initializer):
         arr[:] = self._drawn.normal(0.0, self._std, arr.shape)
 
 
-class _Rows(nn.Cell):
-    """The dispatch of `Experts` for a cell that dispatches by itself: the rows are the tokens."""
-
-    def construct(self, x_TH, order, inverse_T):
-        return x_TH
-
-
-class _Residual(nn.Cell):
-    """The combine that goes with it."""
-
-    def construct(self, y_TH, inverse_T, order, residual_TH):
-        return residual_TH + y_TH
-
-
 class GateBackend(CpuBackend):
     """The CPU, with a network whose routed FFNs have a gate."""
 
@@ -131,24 +126,25 @@ class GateTrainer(Trainer):
 
 def gated_network(config: Config) -> PanGuSigma:
     """The network with a gate in each RRE layer; drawn as the product draws it, and the gates from the seed and their layer."""
-    seeds = iter(np.random.SeedSequence(config.seed).generate_state(config.model.rre_layers).tolist())
-    return PanGuSigma(
-        config.model,
-        config.slots,
-        getattr(ms, config.train.compute_dtype),
-        routed=lambda _: Experts(_Rows(), SwitchFFN(config, next(seeds)), _Residual()),
-    )
+    network = PanGuSigma(config.model, config.slots, getattr(ms, config.train.compute_dtype))
+    seeds = np.random.SeedSequence(config.seed).generate_state(config.model.rre_layers).tolist()
+    for number, seed in enumerate(seeds, config.model.dense_layers):
+        network.layers[number].ffn = GatedFFN(config, seed)
+    network.update_parameters_name()  # by their places: a cell that is set later is named without its layer
+    return network
 
 
 def received(network: PanGuSigma) -> np.ndarray:
-    """Tokens of each expert in the last pass of training of a gated network, int64 [N, K]."""
-    cells = [layer.ffn.ffn for layer in network.layers]
-    return np.stack([cell.received.asnumpy() for cell in cells if isinstance(cell, SwitchFFN)]).astype(np.int64)
+    """Tokens of each expert in the last pass of training of a gated network, int64 [layers · G, E]."""
+    cells = [layer.ffn for layer in network.layers if isinstance(layer.ffn, GatedFFN)]
+    return np.concatenate([cell.received.asnumpy().reshape(cell.groups, -1) for cell in cells]).astype(np.int64)
 
 
 def _check(config: Config, ranks: Ranks) -> None:
     scale, train = config.train.loss_scale, config.train
     for fits, key, needed in (
+        (config.model.dropout == 0, f"model.dropout={config.model.dropout}", "no dropout: set 0"),
+        ("common" not in config.model.segments, f"model.segments={config.model.segments}", "own segments, its groups"),
         (ranks.world == 1, f"parallel has {ranks.world} ranks", "one process"),
         (not config.ecss.enabled, "ecss.enabled=true", "all experts in each step: set false"),
         (train.accumulation == 1, f"train.accumulation={train.accumulation}", "the whole batch in one pass: set 1"),
