@@ -136,14 +136,14 @@ def gated_network(config: Config) -> PanGuSigma:
         config.model,
         config.slots,
         getattr(ms, config.train.compute_dtype),
-        routed=lambda _: Experts(_Rows(), SwitchFFN(config, next(seeds)), _Residual()),
+        routed=lambda *_: Experts(_Rows(), SwitchFFN(config, next(seeds)), _Residual()),
     )
 
 
 def received(network: PanGuSigma) -> np.ndarray:
     """Tokens of each expert in the last pass of training of a gated network, int64 [N, K]."""
-    cells = [layer.ffn.ffn for layer in network.layers]
-    return np.stack([cell.received.asnumpy() for cell in cells if isinstance(cell, SwitchFFN)]).astype(np.int64)
+    cells = [cell for _, cell in network.cells_and_names() if isinstance(cell, SwitchFFN)]
+    return np.stack([cell.received.asnumpy() for cell in cells]).astype(np.int64)
 
 
 def _check(config: Config, ranks: Ranks) -> None:

@@ -113,6 +113,11 @@ class ModelConfig(Section):
         """Kind of each of the N segments of all RRE layers, which are numbered layer by layer."""
         return self.segments * self.rre_layers
 
+    @property
+    def kinds(self) -> list[Segment]:
+        """Kinds of the segments of a layer, each once; the first is own."""
+        return list(dict.fromkeys(self.segments))
+
     def segments_of(self, layer: int) -> range:
         """Return the numbers of an RRE layer's segments among those of all RRE layers."""
         count = len(self.segments)
@@ -121,6 +126,11 @@ class ModelConfig(Section):
     def in_layer(self, segment: int) -> tuple[int, int]:
         """Return the RRE layer of a segment, and the segment's number there. segment: number among those of all RRE layers."""
         return divmod(segment, len(self.segments))
+
+    def segment_name(self, segment: int) -> str:
+        """Return the name of a segment for messages. segment: number among those of all RRE layers."""
+        layer, s = self.in_layer(segment)
+        return f"RRE layer {layer}" + (f", segment {s} ({self.segments[s]})" if len(self.segments) > 1 else "")
 
     @property
     def segment_ffn(self) -> int:
@@ -598,17 +608,13 @@ class Config(Section):
     def check_divisible(self) -> None:
         """Raise ValueError for the first size, such as heads or batch_size, that ranks or blocks do not divide evenly."""
         m, p, sets = self.model, self.parallel, self.data.domain_sets
-        if m.common_experts and p.groups * p.expert > 1:
-            raise ValueError(
-                f"model.segments={m.segments} with parallel.groups={p.groups} and parallel.expert={p.expert}: ranks do not divide "
-                "common experts yet; set both to 1, or leave the common segments out"
-            )
         sequences, count = self.train.batch_size // self.data.domains_per_step, len(m.segments)
         for key, value, by, number in (
             ("the number of domains", len(self.domains), "data.domain_sets", sets),
             ("data.domains_per_step", self.data.domains_per_step, "data.domain_sets", sets),
             ("data.domain_sets", sets, "parallel.groups", p.groups),
             ("model.experts_per_domain", m.experts_per_domain, "parallel.expert", p.expert),
+            ("model.common_experts", m.common_experts, "parallel.expert", p.expert),
             ("sequences in a block", sequences, "parallel.expert · parallel.data", p.expert * p.data),
             ("model.heads", m.heads, "parallel.tensor", p.tensor),
             ("model.hidden", m.hidden, "parallel.tensor", p.tensor),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.toy import Toy, toy_config, toy_network, toy_table, toy_tokenizer
 
-from pangu_sigma.config import Activation, Config
+from pangu_sigma.config import Activation, Config, Segment
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.layout import active_entries
@@ -19,10 +19,9 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 
 def exchanged_toy(config: Config, like: Toy, folder) -> Toy:
     """A toy of the all-to-all layout on the text of another one, which `folder` holds."""
-    entries = active_entries(config)
 
-    def routed(activation: Activation) -> Experts:
-        return exchanged_experts(exchange(1, entries), UniformFFN(activation))
+    def routed(activation: Activation, kind: Segment) -> Experts:
+        return exchanged_experts(exchange(1, active_entries(config, kind)), UniformFFN(activation))
 
     network = PanGuSigma(config.model, config.slots, routed=routed)
     store = toy_network(config)[1]

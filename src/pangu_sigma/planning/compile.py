@@ -30,6 +30,7 @@ from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.errors import UserError
 from pangu_sigma.host_memory import available_memory
 from pangu_sigma.launching.worker import end_with_parent
+from pangu_sigma.parallel.communicators import OF_COPIES
 from pangu_sigma.parallel.layout import Layout, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import HOST, ITEM_SIZE, NPU
 from pangu_sigma.planning.cann_stub import ascend_environment, name_soc
@@ -225,6 +226,8 @@ def _phase(op: str, line: str) -> str:
         return "recompute"
     if op == "AlltoAllV":  # written by hand, as is its gradient, which alone has no node of the forward pass
         return "forward" if "forward_comm_node_unique_id" in line else "backward"
+    if f"{OF_COPIES}: Bool(1)" in line:
+        return "gradient"
     match, differentiated = re.search(r"instance name: (\w+)", line), "forward_node_name" in line
     name = match[1] if match else ""
     phase = next((p for start, p in _PHASE_OF_NAME if name.startswith(start)), "norm")

@@ -149,8 +149,7 @@ def most_sensitive(config: Config) -> Sensitivity:
 
 def step_time_all_experts(config: Config) -> StepTime:
     """Estimate the step time if all experts on the host are moved and updated; in the paper this takes 6.3 times longer."""
-    active = config.data.domains_per_step * config.model.experts_per_domain
-    return step_time(config, experts_moved=config.experts / active)
+    return step_time(config, experts_moved=config.num_params().experts / config.active_expert_params)
 
 
 def tokens_per_second(config: Config, time: StepTime) -> float:

@@ -267,7 +267,7 @@ def make_plan(config: Config, devices: int) -> Plan:
         refused=_refused(planned),
         passes=planned.train.accumulation,
         tokens_of_rank=tokens_of_rank(planned),
-        capacity=(room_of(planned, dispatch_layout(planned, ascend=True)).sent or 0) if routed else 0,
+        capacity=(room_of(planned, dispatch_layout(planned, ascend=True))["own"].sent or 0) if routed else 0,
         sent_rows=exchanged_rows(planned) if routed else 0,
         multiplied_rows=multiplied_rows(planned) if routed else 0,
         fits=room,
