@@ -41,7 +41,7 @@ def toys() -> dict[str, Toy]:
         pytest.param((2, "910b", None, ["own"]), id="two passes, dropless"),
         pytest.param((2, "910b", "ours", ["own"]), marks=pytest.mark.slow, id="two passes, dropless, our kernels"),
         pytest.param((2, "910a", None, ["own", "common"]), id="segments"),
-        pytest.param((2, "910b", None, ["own", "common", "own"]), id="segments, dropless"),
+        pytest.param((2, "910b", None, ["own", "common"]), id="segments, dropless"),
     ],
 )
 def toy(request, graph_mode, toys, tmp_path_factory) -> Toy:

@@ -90,12 +90,13 @@ def compile_memory(config: Config, rank: int = 0) -> int:
     stage = Layout(config.parallel).coordinates(rank).stage
     routed = len(rre_layers_of_stage(config, stage))
     dense = len(layers_of_stage(config, stage)) - routed
-    passes = config.train.accumulation
-    return int((_BASE_GIB + passes * (_DENSE_GIB * dense + _RRE_GIB * routed)) * GIB)
+    of_routed = _RRE_GIB + (len(config.model.segments) - 1) * _SEGMENT_GIB
+    return int((_BASE_GIB + config.train.accumulation * (_DENSE_GIB * dense + of_routed * routed)) * GIB)
 
 
-_BASE_GIB, _DENSE_GIB, _RRE_GIB = 0.7, 0.05, 0.12
-"""GiB that compiling takes in any case, and for a dense and an RRE layer of a micro-batch, with recompute or without."""
+_BASE_GIB, _DENSE_GIB, _RRE_GIB, _SEGMENT_GIB = 0.7, 0.05, 0.12, 0.04
+"""GiB that compiling takes in any case, and for a dense layer, an RRE layer and each further segment of one in a micro-batch, with
+recompute or without."""
 
 
 def compile_step(config: Config, rank: int = 0) -> Compiled:
