@@ -89,7 +89,8 @@ class ModelConfig(Section):
     table of the segment says; the FFN is their sum. `own`: experts of the domain, experts_per_domain for each. `common`:
     common_experts that all domains share. The first is `own` and adds the output bias b2, the only one. [own]: as in the paper."""
     common_experts: Annotated[int, Field(ge=0, le=32_767)] = 0
-    """Number of experts of each common segment; 0 without one."""
+    """Number of experts of each common segment; 0 without one. On several ranks each group has a copy of them, which its expert
+    ranks divide evenly."""
     seq_length: Width = 1024
     """S, number of tokens of a sample, and of rows of both position tables."""
     slot_rows: Annotated[int, Field(ge=1, le=1 << 24)] = 40_000

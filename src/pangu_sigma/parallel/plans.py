@@ -79,14 +79,14 @@ class Planner:
 
         Raises CapacityError, on every rank or on none, if the batch does not fit and `parallel.overflow` is refuse.
         """
-        parts = []
+        made = []
         for kind, each in self._of_kinds.items():
             # every copy of a common expert is updated alike, if any group has tokens for it
             users_B = np.isin(taker_B, self.group) | (kind == "common")
-            parts.append((each.numbers, each.plan(experts_NGBS, taker_B, self.own(taker_B), users_B, room[kind])))
-        plans = [_joined([(n, part.plans[g]) for n, part in parts]) for g in range(experts_NGBS.shape[1])]
-        used_NA = _in_order([(n, part.used_NA) for n, part in parts])
-        return UpdatePlan(plans, used_NA, sum(part.dropped for _, part in parts))
+            made.append((each.numbers, each.plan(experts_NGBS, taker_B, self.own(taker_B), users_B, room[kind])))
+        plans = [_joined([(n, update.plans[g]) for n, update in made]) for g in range(experts_NGBS.shape[1])]
+        used_NA = _in_order([(n, update.used_NA) for n, update in made])
+        return UpdatePlan(plans, used_NA, sum(update.dropped for _, update in made))
 
 
 class _PlannerOfKind:

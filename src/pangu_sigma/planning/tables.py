@@ -108,8 +108,8 @@ def _format_layout(plan: Plan) -> list[str]:
     passes = f" in each of {plan.passes} micro-batches" if plan.passes > 1 else " of a step"
     rows.append(f"  a rank sees {plan.tokens_of_rank:,} tokens{passes}{capacity}")
     if plan.sent_rows:
-        part = "each segment of an RRE layer" if plan.segments else "an RRE layer"
-        rows.append(f"  {part} sends {plan.sent_rows:,} rows of it, and multiplies {plan.multiplied_rows:,}")
+        what = "each segment of an RRE layer" if plan.segments else "an RRE layer"
+        rows.append(f"  {what} sends {plan.sent_rows:,} rows of it, and multiplies {plan.multiplied_rows:,}")
     return rows
 
 

@@ -165,7 +165,7 @@ def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
         back = {"AllGather": "ReduceScatter"}.get(op, op)
         forward = passes * count
         backward = count if purpose == LOSS and stages == 1 else forward
-        if purpose == TOKENS and dispatch_layout(config, ascend=True) == "dropless":
+        if purpose == TO_TOKENS and dispatch_layout(config, ascend=True) == "dropless":
             backward //= len(config.model.segments)  # a sum has one gradient, and here it travels as it is
         yield PredictedCollective(op, "forward", size, forward, forward * nbytes, axes, purpose)
         yield PredictedCollective(back, "backward", size, backward, backward * nbytes, axes, purpose)
@@ -180,7 +180,7 @@ def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
 
 
 LOSS, TABLE, TO_EXPERTS, FROM_EXPERTS = "loss of blocks", "word table", "rows to experts", "rows from experts"
-TOKENS = "rows of tokens, whole"
+TO_TOKENS = "rows of tokens, whole"
 """Purposes of collectives that have rules of their own."""
 
 
@@ -216,7 +216,7 @@ def _routed(config: Config, segments: int) -> Iterator[tuple[str, str, tuple[str
     back = multiplied + row if uneven else sent  # the graph knows the room for uneven rows, not how many there are
     yield FROM_EXPERTS, exchange, EXPERT, segments, back // tensor, False
     yield (
-        TOKENS,
+        TO_TOKENS,
         "AllGather",
         TENSOR,
         segments,
