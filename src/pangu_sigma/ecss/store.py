@@ -46,7 +46,9 @@ class ExpertStore(nn.Cell):
         self.spans = [slice(*span) for span in tensor_spans(config.model, self.segments)]
         """Where the tensors of each segment stand in `weights`."""
         self.entries = [entries[number] for number in self.numbers]
-        """Length of each segment's list of active experts. The lists of a plan may be longer: as long as the longest."""
+        """Length of each segment's list of active experts."""
+        self.ragged = len(set(entries)) > 1
+        """True if segments differ in that length; then the lists of a plan are as long as the longest."""
         self.learned = [n for n, number in enumerate(self.numbers) if config.learns(config.model.routed[number])]
         """Segments whose experts learn; the others keep their bits, and have no gradients."""
         ends = [0, *accumulate(self.spans[n].stop - self.spans[n].start for n in self.learned)]
@@ -73,6 +75,10 @@ class ExpertStore(nn.Cell):
         of_segments = zip(self.entries, self.spans, strict=True)
         return [(entries, *weight.shape[1:]) for entries, span in of_segments for weight in self.weights[span]]
 
+    def cut(self, values_A, length):
+        """Return the first `length` values of a list of a plan, if some lists are longer than those of their segments."""
+        return first_values(values_A, length) if self.ragged else values_A
+
     def held_of(self, number: int) -> tuple[np.ndarray, int]:
         """Return the ids of the experts in the rows of the segment with this number, ascending, and how many there are in all."""
         return self._held[self.kinds[number]]
@@ -88,9 +94,9 @@ class ExpertStore(nn.Cell):
         for i in range(len(self.learned)):
             n = self.learned[i]
             own, entries = self.spans[n], self.entries[n]
-            next_A = None if next_NA is None else first_values(next_NA[n], entries)
+            next_A = None if next_NA is None else self.cut(next_NA[n], entries)
             active_A, offsets_A1 = self.updated_rows(
-                first_values(active_NA[n], entries), first_values(offsets_NA1[n], entries + 1), n
+                self.cut(active_NA[n], entries), self.cut(offsets_NA1[n], entries + 1), n
             )
             updated = updated + self.adam(
                 self.weights[own],
@@ -123,7 +129,7 @@ class HostStore(ExpertStore):
         # unused entries hold K: they read some row, and nobody reads theirs
         fetched: tuple = ()
         for n in range(self.segments):
-            active_A = first_values(ops.minimum(active_NA[n], self.rows[n] - 1), self.entries[n])
+            active_A = self.cut(ops.minimum(active_NA[n], self.rows[n] - 1), self.entries[n])
             for i in range(self.spans[n].start, self.spans[n].stop):
                 fetched += (self.cast(self.lookup(self.weights[i], active_A, 0)),)
         return fetched
