@@ -185,13 +185,18 @@ def apply_strategies(network: ActiveExperts, config: Config) -> None:
                 parallel,
                 divide=parallel.optimizer and _divides(parameter, name, parallel),
             )
-    for (first, end), kind in zip(network.spans, config.model.routed, strict=True):
-        for parameter, (operator, index) in zip(network.active[first:end], EXPERT_TENSORS.values(), strict=False):
-            mark_slices(parameter, STRATEGIES[PaddedFFN][operator][index], parallel, divide=False)
-            parameter.copies = parallel.groups if kind == "common" else 1
+    mark_experts(network, config)
     for stage in range(parallel.stages) if parallel.stages > 1 else ():
         for cell in cells_of_stage(network.loss.network, config, stage):
             cell.pipeline_stage = stage
+
+
+def mark_experts(network: ActiveExperts, config: Config) -> None:
+    """Mark how ranks cut the buffers of active experts (`mark_slices`)."""
+    for (first, end), kind in zip(network.spans, config.model.routed, strict=True):
+        for parameter, (operator, index) in zip(network.active[first:end], EXPERT_TENSORS.values(), strict=False):
+            mark_slices(parameter, STRATEGIES[PaddedFFN][operator][index], config.parallel, divide=False)
+            parameter.copies = config.parallel.groups if kind == "common" else 1
 
 
 def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
