@@ -77,11 +77,11 @@ domains: [ { name: zh } ]
         (
             {
                 "model.segments": ["own", "common"],
-                "model.common_experts": 2,
-                "parallel.groups": 2,
-                "data.domain_sets": 2,
+                "model.common_experts": 3,
+                "model.experts_per_domain": 2,
+                "parallel.expert": 2,
             },
-            r"model\.segments=\['own', 'common'\] with parallel\.groups=2 and .*set both to 1",
+            r"model\.common_experts \(3\) is not divisible by parallel\.expert \(2\)",
         ),
         ({"model.segments": ["own", "own", "own"]}, r"ffn=\d+ is not divisible by the 3 segments"),
         (

@@ -17,10 +17,10 @@ from experiments.bench.harness import Row, compare, take_turns
 from experiments.bench.synthetic import SyntheticRun
 from experiments.compare.arms import ARMS
 from experiments.small import tiny
-from pangu_sigma.config import ModelConfig
 from pangu_sigma.device import use_cpu
 from pangu_sigma.model.pangu_sigma import RoutedFFN
 from pangu_sigma.rre.experts import grouped_experts
+from pangu_sigma.sections import ModelConfig
 
 ONE, FURTHER = "1 segment", (2, 4)
 STEPS = {"2 own": ARMS["own_own"].keys, "2 own + 2 common": ARMS["mixed"].keys}
@@ -53,7 +53,7 @@ class Segmented(nn.Cell):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.ffn = RoutedFFN(config, grouped_experts(config.activation), 0)
+        self.ffn = RoutedFFN(config, [grouped_experts(config.activation) for _ in config.segments], 0)
         self.segments = len(config.segments)
 
     def construct(self, x_TH, *inputs):

@@ -174,17 +174,13 @@ class Config(Section):
     def check_divisible(self) -> None:
         """Raise ValueError for the first size, such as heads or batch_size, that ranks or blocks do not divide evenly."""
         m, p, sets = self.model, self.parallel, self.data.domain_sets
-        if m.common_experts and p.groups * p.expert > 1:
-            raise ValueError(
-                f"model.segments={m.segments} with parallel.groups={p.groups} and parallel.expert={p.expert}: ranks do not divide "
-                "common experts yet; set both to 1, or leave the common segments out"
-            )
         sequences, count = self.train.batch_size // self.data.domains_per_step, len(m.segments)
         for key, value, by, number in (
             ("the number of domains", len(self.domains), "data.domain_sets", sets),
             ("data.domains_per_step", self.data.domains_per_step, "data.domain_sets", sets),
             ("data.domain_sets", sets, "parallel.groups", p.groups),
             ("model.experts_per_domain", m.experts_per_domain, "parallel.expert", p.expert),
+            ("model.common_experts", m.common_experts, "parallel.expert", p.expert),
             ("sequences in a block", sequences, "parallel.expert · parallel.data", p.expert * p.data),
             ("model.heads", m.heads, "parallel.tensor", p.tensor),
             ("model.hidden", m.hidden, "parallel.tensor", p.tensor),

@@ -77,7 +77,8 @@ class ModelConfig(Section):
     table of the segment says; the FFN is their sum. `own`: experts of the domain, experts_per_domain for each. `common`:
     common_experts that all domains share. The first is `own` and adds the output bias b2, the only one. [own]: as in the paper."""
     common_experts: Annotated[int, Field(ge=0, le=32_767)] = 0
-    """Number of experts of each common segment; 0 without one."""
+    """Number of experts of each common segment; 0 without one. On several ranks each group has a copy of them, which its expert
+    ranks divide evenly."""
     seq_length: Width = 1024
     """S, number of tokens of a sample, and of rows of both position tables."""
     slot_rows: Annotated[int, Field(ge=1, le=1 << 24)] = 40_000
@@ -101,6 +102,11 @@ class ModelConfig(Section):
         """Kind of each of the N segments of all RRE layers, which are numbered layer by layer."""
         return self.segments * self.rre_layers
 
+    @property
+    def kinds(self) -> list[Segment]:
+        """Kinds of the segments of a layer, each once; the first is own."""
+        return list(dict.fromkeys(self.segments))
+
     def segments_of(self, layer: int) -> range:
         """Return the numbers of an RRE layer's segments among those of all RRE layers."""
         count = len(self.segments)
@@ -109,6 +115,11 @@ class ModelConfig(Section):
     def in_layer(self, segment: int) -> tuple[int, int]:
         """Return the RRE layer of a segment, and the segment's number there. segment: number among those of all RRE layers."""
         return divmod(segment, len(self.segments))
+
+    def segment_name(self, segment: int) -> str:
+        """Return the name of a segment for messages. segment: number among those of all RRE layers."""
+        layer, s = self.in_layer(segment)
+        return f"RRE layer {layer}" + (f", segment {s} ({self.segments[s]})" if len(self.segments) > 1 else "")
 
     @property
     def segment_ffn(self) -> int:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.small_clusters import by_hand
 from mindspore import Parameter, Tensor
 
 from experiments.tiny import tiny_config
@@ -15,9 +16,11 @@ from pangu_sigma.ascend import backend as ascend
 from pangu_sigma.ascend.backend import AscendBackend
 from pangu_sigma.ascend.saved_parts import dense_part, expert_part, writes_part
 from pangu_sigma.ascend.sharding import mark_slices
+from pangu_sigma.config import Config
 from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.held_out.run import evaluate_run
-from pangu_sigma.sections import ParallelConfig
+from pangu_sigma.parallel.layout import share_of
+from pangu_sigma.sections import ParallelConfig, Segment
 from pangu_sigma.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -31,6 +34,17 @@ LAYOUTS = [
 ]
 
 
+def configured(axes: dict) -> Config:
+    """Eight own experts of two domains, and four common ones."""
+    groups = axes.get("groups", 1)
+    return by_hand(
+        model={"experts_per_domain": 4, "segments": ["own", "common"], "common_experts": 4},
+        data={"domain_sets": groups, "domains_per_step": groups},
+        train={"batch_size": 8, "accumulation": 2},
+        parallel={"expert": 1, "tensor": 1} | axes,
+    )
+
+
 def last_stage(parallel: ParallelConfig) -> range:
     """Ranks that hold the same layer."""
     return range(parallel.ranks - parallel.stage_ranks, parallel.ranks)
@@ -39,7 +53,8 @@ def last_stage(parallel: ParallelConfig) -> range:
 @pytest.mark.parametrize("axes", LAYOUTS, ids=str)
 @pytest.mark.parametrize("strategy", [(1, "T"), ("T", 1), (1, 1), ("T",), (1,)], ids=str)
 def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict, strategy: tuple):
-    parallel = ParallelConfig(**axes)
+    config = configured(axes)
+    parallel = config.parallel
     shape = (16, 8)[: len(strategy)]
     parameter = Parameter(Tensor(np.zeros(shape, np.float32)), name="p")
     mark_slices(parameter, strategy, parallel, divide=parallel.optimizer and len(shape) == 2)
@@ -48,26 +63,26 @@ def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict,
         part = dense_part(parameter, parallel, rank)
         assert part.whole == shape
         columns = slice(part.offset[0], part.offset[0] + parameter.slice_shape[1]) if part.offset else ...
-        if writes_part(parameter, "dense", "p", parallel, rank):
+        if writes_part(parameter, "dense", "p", config, rank):
             written[part.numbers(), columns] += 1
     assert (written == 1).all()
 
 
 @pytest.mark.parametrize("axes", LAYOUTS, ids=str)
+@pytest.mark.parametrize("kind", ["own", "common"])
 @pytest.mark.parametrize(("name", "shape"), [("w1", (8, 6)), ("b1.moment", (8,)), ("b2", (6,)), ("step", ())])
-def test_ranks_together_write_every_number_of_the_experts_once(axes: dict, name: str, shape: tuple):
-    parallel, experts = ParallelConfig(**axes), 8
+def test_ranks_together_write_every_number_of_the_experts_once(axes: dict, kind: Segment, name: str, shape: tuple):
+    config = configured(axes)
+    parallel, experts, number = config.parallel, 8 if kind == "own" else 4, ["own", "common"].index(kind)
     divided = parallel.tensor if name[:2] in ("w1", "b1") else 1
     own = (shape[0] // divided, *shape[1:]) if shape else ()
-    owners = parallel.groups * parallel.expert
     written = np.zeros((experts, *shape), int)
     for rank in last_stage(parallel):
-        owner = rank % parallel.stage_ranks // (parallel.data * parallel.tensor)
-        held = np.arange(owner, experts, owners)
+        held = share_of(config, rank).held[kind]
         part = expert_part((len(held), *own), held, experts, name, parallel, rank)
         assert part.whole == (experts, *shape)
         columns = slice(part.offset[0], part.offset[0] + own[0]) if shape else ...
-        if writes_part(None, "experts_layer_0", name, parallel, rank):
+        if writes_part(None, f"experts_layer_{number}", name, config, rank):
             written[part.numbers(), columns] += 1
     assert (written == 1).all()
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 
 import pytest
 from helpers.small_clusters import by_hand
 
-from pangu_sigma.ascend.sharding import cells_of_stage, parameters_of_stage, received_by_stage
+from pangu_sigma.ascend.active_experts import ActiveExperts
+from pangu_sigma.ascend.sharding import cells_of_stage, mark_experts, parameters_of_stage, received_by_stage
 from pangu_sigma.config import Config
+from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.parallel.parameters import dense_weights
+from pangu_sigma.parallel.parameters import active_buffers, dense_weights
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -37,6 +40,22 @@ def test_every_cell_with_parameters_runs_on_one_stage(config: Config):
     inside = {id(p) for cell in cells for p in cell.get_parameters()}
     tables = {id(network.embedding), id(network.positions), id(network.query_positions)}
     assert inside | tables == {id(p) for p in network.get_parameters()}
+
+
+def test_the_gradients_of_every_expert_count_once_in_the_norm():
+    """Ranks that hold a slice, and copies of common experts in every group, share the weight of its gradients."""
+    groups, model = 2, {"segments": ["own", "common"], "common_experts": 4}
+    parallel = {"groups": groups, "expert": 2, "data": 2, "tensor": 2}
+    data = {"domain_sets": groups, "domains_per_step": groups}
+    config = by_hand(model=model, data=data, train={"batch_size": 8}, parallel=parallel)
+    network = ActiveExperts(config, NextTokenLoss(PanGuSigma(config.model, config.slots)))
+    mark_experts(network, config)
+    for buffer, array in zip(network.active, active_buffers(config), strict=True):
+        assert (buffer.shape, buffer.slice_shape) == (array.shape, array.computed)
+        copies = groups if ".1." in array.name else 1
+        whole = math.prod(array.shape) // copies  # of different experts
+        counted = config.parallel.ranks * math.prod(buffer.slice_shape) / (buffer.replicas * buffer.copies)
+        assert (buffer.copies, counted) == (copies, whole)
 
 
 def test_only_the_last_stage_is_sent_the_word_table(config: Config):

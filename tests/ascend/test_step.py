@@ -28,31 +28,33 @@ RATE = 1e-2
 
 
 @pytest.fixture(scope="module")
-def toys() -> dict[int, Toy]:
-    """The `TrainStep` of each number of passes; a CPU alone knows neither chips nor capacity."""
+def toys() -> dict[str, Toy]:
+    """The `TrainStep` of each number of passes and segments; a CPU alone knows neither chips nor capacity."""
     return {}
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((1, "910a", None), marks=pytest.mark.slow),
-        (2, "910a", None),
-        (2, "910b", None),
-        pytest.param((2, "910b", "ours"), marks=pytest.mark.slow),
+        pytest.param((1, "910a", None, ["own"]), marks=pytest.mark.slow, id="one pass"),
+        pytest.param((2, "910a", None, ["own"]), id="two passes"),
+        pytest.param((2, "910b", None, ["own"]), id="two passes, dropless"),
+        pytest.param((2, "910b", "ours", ["own"]), marks=pytest.mark.slow, id="two passes, dropless, our kernels"),
+        pytest.param((2, "910a", None, ["own", "common"]), id="segments"),
+        pytest.param((2, "910b", None, ["own", "common"]), id="segments, dropless"),
     ],
-    ids=["one pass", "two passes", "two passes, dropless", "two passes, dropless, our kernels"],
 )
 def toy(request, graph_mode, toys, tmp_path_factory) -> Toy:
-    passes, chip, gather = request.param
+    passes, chip, gather, segments = request.param
     optimizer = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
     train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8 // passes}
     train["accumulation"] = passes
     parallel = {"chip": chip, "capacity_factor": 4.0, "arrival_factor": 4.0, "gather": gather}
-    config = toy_config(train=train, parallel=parallel)
-    if passes not in toys:
-        toys[passes] = Toy.build(config, tmp_path_factory.mktemp("toy"))
-    return replace(toys[passes], config=config)
+    model = {"segments": segments, "common_experts": 6 * ("common" in segments)}
+    config, key = toy_config(train=train, parallel=parallel, model=model), f"{passes} {segments}"
+    if key not in toys:
+        toys[key] = Toy.build(config, tmp_path_factory.mktemp("toy"))
+    return replace(toys[key], config=config)
 
 
 @pytest.fixture(scope="module")

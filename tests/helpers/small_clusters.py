@@ -46,6 +46,7 @@ def clusters(draw: st.DrawFn) -> Config:
     groups, sequences = axes["groups"], axes["expert"] * axes["data"] * draw(st.integers(1, 3))
     dense, routed = draw(st.integers(stages - 1, 2)), draw(st.integers(0, 2))
     dense = max(dense, stages - routed)
+    segments = draw(st.sampled_from([["own"], ["own", "own"], ["own", "common"]]))
     return by_hand(
         model={
             "hidden": 128,
@@ -54,6 +55,8 @@ def clusters(draw: st.DrawFn) -> Config:
             "dense_layers": dense,
             "rre_layers": routed,
             "experts_per_domain": 4,
+            "segments": segments,
+            "common_experts": 8 * ("common" in segments),
             "slot_rows": 256,
         },
         domains=[{"name": f"d{i}", "slot": f"s{i % 2}"} for i in range(2 * groups)],

@@ -78,9 +78,11 @@ def test_arrays_of_layers_that_are_alike_are_counted(config: Config):
 @settings(deadline=None)
 @given(clusters())
 def test_experts_of_a_rank_are_those_of_its_share(config: Config):
-    held = {len(share_of(config, rank).held) for rank in range(config.parallel.ranks)}
-    assert {a.kept[0] for a in expert_arrays(config)} <= held
-    assert len(held) == 1
+    for kind in config.model.kinds:
+        held = {len(share_of(config, rank).held[kind]) for rank in range(config.parallel.ranks)}
+        of_kind = [n for n, other in enumerate(config.model.routed) if other == kind]
+        assert {a.kept[0] for a in expert_arrays(config) if int(a.name.split(".")[1]) in of_kind} <= held
+        assert len(held) == 1
 
 
 def test_what_each_rank_of_the_paper_keeps():

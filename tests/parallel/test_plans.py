@@ -14,27 +14,33 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domain_sets
 from pangu_sigma.parallel.layout import (
     Layout,
+    Room,
     active_entries,
+    as_many_rows,
     capacity,
     data_rank_of,
     data_rank_of_sequences,
     dispatch_layout,
+    entries_of_segments,
     room_of,
     share_of,
 )
 from pangu_sigma.parallel.plans import Planner, UpdatePlan
 from pangu_sigma.rre.capacity import Capacity, CapacityError, DispatchLayout, ExchangePlan
+from pangu_sigma.sections import Segment
 
 LAYERS, LENGTH = 2, 12
 
 
-def config_of(groups: int, expert: int, data: int, **parallel: object) -> Config:
-    """Eight domains in four sets, four blocks, four experts a domain."""
+def config_of(groups: int, expert: int, data: int, segments: list[Segment] | None = None, **parallel: object) -> Config:
+    """Eight domains in four sets, four blocks, four experts a domain; in common segments twelve."""
+    segments = segments or ["own"]
     model = {"hidden": 8, "ffn": 8, "heads": 1, "dense_layers": 1, "rre_layers": LAYERS, "experts_per_domain": 4}
     return parse_config(
         {
             "name": "test",
-            "model": model | {"seq_length": LENGTH},
+            "model": model
+            | {"seq_length": LENGTH, "segments": segments, "common_experts": 12 * ("common" in segments)},
             "domains": [{"name": f"d{i}", "weight": 1.0 + i} for i in range(8)],
             "data": {"domains_per_step": 4, "domain_sets": 4},
             "train": {"batch_size": 4 * expert * data},
@@ -54,8 +60,17 @@ class Case:
     arrived: int = 10**6
 
     @property
-    def room(self) -> Capacity:
-        return Capacity(None if self.layout == "dropless" else self.capacity, self.arrived if self.travels_on else None)
+    def room(self) -> Room:
+        """Capacity and what may arrive are those of an own expert; of common ones as many rows, which are of more or fewer."""
+        sent = as_many_rows(self.config, dict.fromkeys(self.config.model.kinds, self.capacity))
+        arrived = dict.fromkeys(self.config.model.kinds, self.arrived)
+        arrived = arrived if self.layout == "dropless" else as_many_rows(self.config, arrived)
+        return {
+            kind: Capacity(
+                None if self.layout == "dropless" else sent[kind], arrived[kind] if self.travels_on else None
+            )
+            for kind in sent
+        }
 
     @property
     def travels_on(self) -> bool:
@@ -70,21 +85,27 @@ class Case:
     def own(self, rank: int) -> np.ndarray:
         """Experts of the rank's tokens [N, G, T]."""
         mine = data_rank_of_sequences(self.config) == data_rank_of(self.config, rank)
-        return self.experts[:, :, mine].reshape(LAYERS, self.experts.shape[1], -1)
+        return self.experts[:, :, mine].reshape(*self.experts.shape[:2], -1)
+
+    def held(self, rank: int, n: int) -> np.ndarray:
+        """Ids of the experts that the rank has of segment n."""
+        return share_of(self.config, rank).held[self.config.model.routed[n]]
 
 
 @st.composite
 def cases(draw: st.DrawFn, layouts_of_rows: tuple[DispatchLayout, ...] = ()) -> Case:
     layouts = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (4, 2, 2), (2, 4, 1), (1, 4, 2)]
-    config = config_of(*draw(st.sampled_from(layouts)))
+    segments = draw(st.sampled_from([["own"], ["own", "common"], ["own", "own"]]))
+    config = config_of(*draw(st.sampled_from(layouts)), segments)
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     blocks, micro = config.data.domains_per_step, draw(st.integers(1, 2))
     sets = domain_sets(config)
     domains_M = np.array([rng.choice(sets[m % 4]) for m in range(blocks)])
     domains_B = np.repeat(domains_M, config.train.batch_size // blocks)
-    shape = (LAYERS, micro, len(domains_B), LENGTH)
     some = draw(st.integers(1, 4))  # experts of a domain that have tokens
-    experts = domains_B[:, None] * 4 + rng.integers(0, some, shape)
+    shape = (micro, len(domains_B), LENGTH)
+    own, common = (rng.integers(0, some, shape) + domains_B[:, None] * 4 for _ in range(2))
+    experts = np.stack([own if kind == "own" else common % 12 for kind in config.model.routed])
     local = dispatch_layout(config)
     layout = draw(st.sampled_from(layouts_of_rows or (local, "all_to_all", "compacted", "dropless")))
     return Case(config, experts, draw(st.integers(1, 14)), layout, draw(st.sampled_from([5, 20, 10**4])))
@@ -97,7 +118,7 @@ def test_every_sequence_is_taken_once_by_ranks_that_store_its_experts(layout):
     ranks = range(config.parallel.ranks)
     assert sorted({data_rank_of(config, r) for r in ranks}) == sorted(set(taken.tolist()))
     assert len(set(np.bincount(taken).tolist())) == 1
-    experts = {r: set(share_of(config, r).held.tolist()) for r in ranks}
+    experts = {r: set(share_of(config, r).held["own"].tolist()) for r in ranks}
     for block, set_of_block in enumerate(np.arange(4) % 4):
         for taker in taken[block * len(taken) // 4 : (block + 1) * len(taken) // 4]:
             rank = next(r for r in ranks if data_rank_of(config, r) == taker)
@@ -110,37 +131,44 @@ def test_every_sequence_is_taken_once_by_ranks_that_store_its_experts(layout):
 @settings(deadline=None)
 @given(cases())
 def test_active_experts_of_all_ranks_are_those_of_the_batch(case: Case):
-    for layer in range(LAYERS):
+    for layer, kind in enumerate(case.config.model.routed):
         for data in range(case.config.parallel.data):
             found: dict[int, int] = {}
             for rank in range(case.config.parallel.ranks):
                 if Layout(case.config.parallel).coordinates(rank).data != data:
                     continue
-                plan, held = case.plan(rank), share_of(case.config, rank).held
+                plan, held = case.plan(rank), case.held(rank, layer)
                 active = plan.plans[0].active_NA[layer]
-                assert len(active) == active_entries(case.config)
+                assert len(active) == max(entries_of_segments(case.config))
+                assert (active[active_entries(case.config, kind) :] == len(held)).all()
                 used = active < len(held)
                 assert (np.diff(active[used]) > 0).all()
                 assert (active[~used] == len(held)).all()
                 assert (plan.used_NA[layer, ~used] == 0).all()
-                found |= dict(zip(held[active[used]].tolist(), plan.used_NA[layer, used].tolist(), strict=True))
+                for expert, tokens in zip(held[active[used]], plan.used_NA[layer, used], strict=True):
+                    assert found.setdefault(int(expert), int(tokens)) == tokens, "copies of an expert count alike"
             ids, counts = np.unique(case.experts[layer], return_counts=True)
-            assert found == dict(zip(ids.tolist(), counts.tolist(), strict=True))
+            assert {k: v for k, v in found.items() if v} == dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
 
 @settings(deadline=None)
 @given(cases(("all_to_all",)))
 def test_every_row_arrives_at_the_entry_of_its_expert(case: Case):
     """The exchange in NumPy: what peer p has for this rank lies in block p of what arrives."""
-    layout, entries, rows = Layout(case.config.parallel), active_entries(case.config), case.capacity
+    layout, routed = Layout(case.config.parallel), case.config.model.routed
     peers = case.config.parallel.expert
     plans = {rank: case.plan(rank).plans for rank in range(case.config.parallel.ranks)}
     for rank, of_rank in plans.items():
-        held = np.append(share_of(case.config, rank).held, -1)
         for g, plan in enumerate(of_rank):
-            for n in range(LAYERS):
+            for n, kind in enumerate(routed):
+                held, entries, rows = (
+                    np.append(case.held(rank, n), -1),
+                    active_entries(case.config, kind),
+                    case.room[kind].sent,
+                )
                 assert plan.order_NT.shape[1] == peers * entries * rows
-                assert np.array_equal(plan.offsets_NA1[n], np.arange(entries + 1) * peers * rows)
+                assert np.array_equal(plan.offsets_NA1[n, : entries + 1], np.arange(entries + 1) * peers * rows)
+                assert (plan.offsets_NA1[n, entries:] == entries * peers * rows).all()
                 for source in layout.peers(rank, "expert"):
                     sent = plans[source][g].order_NT[n].reshape(peers, entries, rows)[layout.coordinates(rank).expert]
                     for entry, tokens in enumerate(sent):
@@ -158,7 +186,7 @@ def test_a_token_has_one_row_or_its_expert_was_full(case: Case):
         update = case.plan(rank)
         lost = 0
         for g, plan in enumerate(update.plans):
-            for n in range(LAYERS):
+            for n, kind in enumerate(case.config.model.routed):
                 order, inverse, experts = plan.order_NT[n], plan.inverse_NT[n], case.own(rank)[n, g]
                 kept = np.flatnonzero(inverse >= 0)
                 assert np.array_equal(order[inverse[kept]], kept)
@@ -166,7 +194,7 @@ def test_a_token_has_one_row_or_its_expert_was_full(case: Case):
                 assert len(set(inverse[kept].tolist())) == len(kept)
                 for expert in np.unique(experts):
                     of_expert = np.flatnonzero(experts == expert)
-                    assert np.array_equal(np.intersect1d(of_expert, kept), of_expert[: case.capacity])
+                    assert np.array_equal(np.intersect1d(of_expert, kept), of_expert[: case.room[kind].sent])
                 lost += len(experts) - len(kept)
         counts.append((lost, update.dropped))
     assert {dropped for _, dropped in counts} == {sum(lost for lost, _ in counts)}, "every rank knows the total"
@@ -177,8 +205,10 @@ def test_a_token_has_one_row_or_its_expert_was_full(case: Case):
 def test_the_capacity_that_fullest_names_is_enough_and_one_less_is_not(case: Case):
     planner, everybody = Planner(case.config, 0, "all_to_all"), data_rank_of_sequences(case.config)
     needed = planner.needed_capacity(case.experts, everybody)
-    assert planner.plan(case.experts, everybody, Capacity(needed)).dropped == 0
-    assert planner.plan(case.experts, everybody, Capacity(needed - 1)).dropped > 0
+    enough = as_many_rows(case.config, needed)
+    assert planner.plan(case.experts, everybody, {k: Capacity(rows) for k, rows in enough.items()}).dropped == 0
+    if case.config.model.kinds == ["own"]:
+        assert planner.plan(case.experts, everybody, {"own": Capacity(needed["own"] - 1)}).dropped > 0
 
 
 def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
@@ -192,7 +222,9 @@ def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
     messages = set()
     for rank in range(4):
         with pytest.raises(CapacityError) as error:
-            Planner(config, rank, dispatch_layout(config)).plan(experts, data_rank_of_sequences(config), Capacity(rows))
+            Planner(config, rank, dispatch_layout(config)).plan(
+                experts, data_rank_of_sequences(config), {"own": Capacity(rows)}
+            )
         messages.add(str(error.value))
     assert len(messages) == 1
     message = messages.pop()
@@ -214,14 +246,14 @@ def test_rows_meet_their_expert_and_come_back_to_their_token(case: Case):
     updates = {rank: case.plan(rank) for rank in range(parallel.ranks)}
     lost = 0
     for g in range(case.experts.shape[1]):
-        for n in range(LAYERS):
+        for n in range(len(case.experts)):
             plans = {rank: update.plans[g] for rank, update in updates.items()}
             x = {rank: 1.0 + rank * 10_000 + np.arange(case.own(rank).shape[-1]) for rank in plans}
             arrived = travel(layout, plans, {r: take(x[r], p.order_NT[n]) for r, p in plans.items()}, n, case)
             out = {}
             for rank, plan in plans.items():
                 assert isinstance(plan, ExchangePlan)
-                held = np.append(share_of(case.config, rank).held, -1)
+                held = np.append(case.held(rank, n), -1)
                 rows = take(arrived[rank], plan.arrive_NW[n])
                 expert_W = np.repeat(held[plan.active_NA[n]], np.diff(plan.offsets_NA1[n]))
                 assert len(rows) == plan.offsets_NA1[n, -1]

@@ -169,6 +169,43 @@ def test_nor_do_they_with_other_options(run, sections):
     assert_same_run(run(MIXED | sections.get("parallel", {}), **keys), run(ONE, **keys))
 
 
+SEGMENTS = [
+    ("own common", {"groups": 2}),
+    *(
+        pytest.param(kinds, parallel, marks=pytest.mark.slow)
+        for kinds, parallel in [
+            ("own common", MIXED),
+            ("own common", {"groups": 2, "data": 2}),
+            ("own own common common", MIXED),
+        ]
+    ),
+]
+
+
+def with_segments(kinds: str) -> dict[str, Any]:
+    """Six common experts: a rank has more of them than own ones, or fewer."""
+    return {"model": {"segments": kinds.split(), "common_experts": 6}}
+
+
+@pytest.mark.parametrize(("kinds", "parallel"), SEGMENTS, ids=str)
+def test_neither_do_they_with_segments_nor_what_is_saved(run, kinds, parallel):
+    sections = with_segments(kinds)
+    found, alone, step = run(parallel, **sections), run(ONE, **sections), f"checkpoints/step_{SAVED_AT:08d}"
+    assert_same_run(found, alone)
+    assert_same_weights(found / step, alone / step, 1e-4)
+    number, writers = kinds.split().index("common"), ["", ".00000", ".00001"]
+    names = sorted(path.name for path in (found / step).glob(f"{EXPERTS}{number}*"))
+    writers = writers[1:] if "expert" in parallel else writers[:1]
+    assert names == [f"{EXPERTS}{number}{rank}.safetensors" for rank in writers], "one copy is written"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "parallel"), [(MIXED, ONE), (ONE, MIXED), (MIXED, {"groups": 2})], ids=str)
+def test_a_run_with_segments_goes_on_in_another_layout(run, start, parallel, tmp_path):
+    sections = with_segments("own common")
+    assert_same_run(resumed(run, start, parallel, tmp_path / "run", **sections), run(ONE, **sections))
+
+
 @pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
 def test_ranks_save_the_weights_of_one_process(run, parallel):
     step = f"checkpoints/step_{SAVED_AT:08d}"
@@ -203,14 +240,15 @@ def test_an_expert_without_tokens_keeps_every_bit(run):
     assert resting > STEPS
 
 
-def resumed(run, start: dict[str, int], parallel: dict[str, int], copy: Path) -> Path:
+def resumed(run, start: dict[str, int], parallel: dict[str, int], copy: Path, **sections: dict[str, Any]) -> Path:
     """A run as it was after SAVED_AT, which goes on in another layout."""
-    shutil.copytree(run(start), copy)
+    shutil.copytree(run(start, **sections), copy)
     for path in (copy / "checkpoints").glob("step_*"):
         if int(path.name.removeprefix("step_")) > SAVED_AT:
             shutil.rmtree(path)
     (copy / "checkpoints" / "LATEST").write_text(f"step_{SAVED_AT:08d}")
-    file = write_config(copy.parent / "config.yaml", Path(load_config(copy / "config.yaml").data.path), parallel)
+    data = Path(load_config(copy / "config.yaml").data.path)
+    file = write_config(copy.parent / "config.yaml", data, parallel, **sections)
     return start_run(file, copy)
 
 

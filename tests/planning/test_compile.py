@@ -48,7 +48,7 @@ def check(config: Config) -> list[Compiled]:
     assert plan.compiled.differences == []
     for stage, compiled in enumerate(stages):
         assert 2 / 3 < compiled.peak_gib / (compile_memory(config, compiled.rank) / GIB) < 4 / 3
-        routed = len(rre_layers_of_stage(config, stage))
+        routed = len(rre_layers_of_stage(config, stage)) * len(config.model.segments)
         assert compiled.host_operators == ({"FetchRows": routed, "AdamRows": routed} if routed else {})
         exchanges = 2 * routed * passes if parallel.expert > 1 else 0
         dropless = dispatch_layout(config, ascend=True) == "dropless"
@@ -60,7 +60,7 @@ def check(config: Config) -> list[Compiled]:
             assert counted(compiled, op=op, phase=phase, group_size=parallel.expert) == exchanges
         again = exchanges // 2 if parallel.recompute else 0  # the way back is not needed for any gradient
         assert counted(compiled, op=op, phase="recompute") == again
-        # two products of an RRE layer, two gradients of each; the first is computed again
+        # two products of a segment, two gradients of each; the first is computed again
         grouped = routed * passes * (2 + 4 + parallel.recompute)
         assert compiled.operators.get("GroupedMatmul", 0) == (grouped if dropless else 0)
         own = compiled.operators.get("Custom", 0) - sum(compiled.host_operators.values())
@@ -94,8 +94,14 @@ REPLICAS = {"expert": 2, "data": 2, "tensor": 2}
 
 B16 = ["parallel.chip=910b", "train.compute_dtype=bfloat16"]
 
+OWN, COMMON = "model.segments=[own, own]", "model.segments=[own, common]"
+SOME = [COMMON, "model.common_experts=8"]
+RANKS_64 = {"groups": 2, "expert": 4, "data": 2, "tensor": 4, "recompute": True}
+WIDE = ["model.heads=8", "train.batch_size=32"]
+
 OTHER_KEYS = {
     "910B": (ALL_AXES, B16),
+    "910B, common segments": (ALL_AXES, [*B16, *SOME]),
 }
 
 LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -108,6 +114,10 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "910B, every rank in the tensor group": ({"tensor": 8, "recompute": True}, [*B16, "model.heads=8"]),
     "910B, float16": (ALL_AXES, ["parallel.chip=910b"]),
     "910B, two stages, which are compacted": (STAGES, [*B16, "train.accumulation=2"]),
+    "910B, two own segments": (ALL_AXES, [*B16, OWN]),
+    "910B, two own segments, 64 ranks": (RANKS_64, [*B16, *WIDE, OWN]),
+    "910B, common segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *SOME]),
+    "910B, common segments, replicas, two passes": (REPLICAS, [*B16, *SOME, "train.accumulation=2"]),
     "910_93": (ALL_AXES, ["parallel.chip=910_93", "train.compute_dtype=bfloat16"]),
     "all axes": (ALL_AXES, []),
     "groups and experts": ({"groups": 4, "expert": 2}, []),
@@ -116,6 +126,19 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "replicas": (REPLICAS, []),
     "replicas, two passes": (REPLICAS, ["train.accumulation=2"]),
     "float32": (ALL_AXES, ["train.compute_dtype=float32"]),
+    "two own segments": (ALL_AXES, [OWN]),
+    "common segments": (ALL_AXES, SOME),
+    "common segments, groups alone": ({"groups": 2}, SOME),
+    "four segments, recompute": (
+        LAYOUTS["recompute"],
+        ["model.segments=[own, own, common, common]", "model.common_experts=6"],
+    ),
+    "two own segments, 64 ranks": (RANKS_64, [*WIDE, OWN]),
+    "common segments, 64 ranks": (RANKS_64, [*WIDE, *SOME]),
+    "common segments, two stages": (
+        {"stages": 2, "groups": 2, "expert": 2},
+        [*SOME, "train.accumulation=2", "model.rre_layers=2"],
+    ),
     "one and a half sequences a tensor rank": (ALL_AXES, ["train.batch_size=12"]),
     "bfloat16 moments": (ALL_AXES, ["ecss.moments=bfloat16"]),
     "erf": (ALL_AXES, ["model.activation=erf"]),

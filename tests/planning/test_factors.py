@@ -18,15 +18,15 @@ DOMAINS = [{"name": "a", "weight": 3.0}, {"name": "b"}]
 @pytest.mark.parametrize("kind", ["random", "balanced"])
 def test_shares_are_those_of_the_tokens_that_tables_route(kind):
     frequencies_DV = np.array([[900, 50, 30, 20, 0, 0], [1, 2, 3, 4, 5, 6]])
-    table = draw_tables(RoutingConfig(table=kind), 2, 2, 6, 4, frequencies_DV)
-    shares = shares_of_experts(table, frequencies_DV)
+    table = draw_tables(RoutingConfig(table=kind), 2, 2, 6, 4, frequencies_DV, ["own", "common"], 3)
     positions = np.arange(12)  # as often at each position
     for domain in range(2):
         ids, at = np.repeat(np.arange(6), frequencies_DV[domain])[:, None], positions[None]
         experts = table.route(np.broadcast_to(ids, (len(ids), 12)), np.full((len(ids), 12), domain), at + 0 * ids)
-        for layer in range(2):
-            counts = np.bincount(experts[layer].ravel() - 4 * domain, minlength=4)
-            np.testing.assert_allclose(shares[layer, domain], counts / counts.sum(), atol=1e-12)
+        for n, (first, count) in enumerate([(4 * domain, 4), (0, 3)] * 2):
+            counts = np.bincount(experts[n].ravel() - first, minlength=count)
+            shares_DE = shares_of_experts(*table.of_segment(n), frequencies_DV)
+            np.testing.assert_allclose(shares_DE[domain], counts / counts.sum(), atol=1e-12)
 
 
 @pytest.mark.parametrize("chip", ["910a", "910b"])
@@ -55,19 +55,21 @@ def test_a_balanced_table_needs_less():
     assert of_table["balanced"].arrival < of_table["balanced"].capacity, "ranks even out"
 
 
+@pytest.mark.parametrize("segments", [["own"], ["own", "common"]], ids=len)
 @pytest.mark.parametrize("chip", ["910a", "910b"])
-def test_with_these_factors_training_drops_no_row_and_with_a_tenth_less_it_does(chip):
+def test_with_these_factors_training_drops_no_row_and_with_a_tenth_less_it_does(chip, segments):
     """The planner of training, on tokens of the same frequencies; other steps than the simulated ones, and as many."""
     model = {"experts_per_domain": 4, "slot_rows": 500, "seq_length": 128}
     sections = {"model": model, "domains": DOMAINS, "routing": {"table": "balanced"}}
+    model |= {"segments": segments, "common_experts": 6 * ("common" in segments)}
     small = by_hand(**sections, parallel={"chip": chip})
     found = needed_factors(small, steps=300)
     frequencies = 1e9 / (np.arange(500) + 3.7)
-    table = draw_tables(small.routing, 1, 1, 500, 4, frequencies[None])
+    table = draw_tables(small.routing, 1, 1, 500, 4, frequencies[None], segments, small.model.common_experts)
     layout, rng, dropped = dispatch_layout(small, ascend=True), np.random.default_rng(1), {}
     ids = rng.choice(500, (300, 4, 128), p=frequencies / frequencies.sum())
     positions = np.broadcast_to(rng.integers(0, 1 << 20, ids.shape), ids.shape)
-    experts = table.route(ids, np.zeros_like(ids), positions)  # [1, 300, 4, 128]
+    experts = table.route(ids, np.zeros_like(ids), positions)  # [N, 300, 4, 128]
     for scale in (1.05, 0.9):
         factors = {"capacity_factor": scale * found.capacity, "arrival_factor": scale * found.arrival}
         config = by_hand(**sections, parallel={"chip": chip, "overflow": "drop"} | factors)

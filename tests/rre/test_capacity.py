@@ -41,18 +41,18 @@ def test_sent_rows_are_counts_by_taker_and_expert(data: st.DataObject):
 
 
 def test_refuse_names_the_layer_the_expert_and_the_factor_that_is_needed():
-    sent = np.zeros((2, 1, 2, 4), np.int64)
+    sent, names = np.zeros((2, 1, 2, 4), np.int64), ["RRE layer 0", "RRE layer 1"]
     sent[1, 0, 1, 2], sent[0, 0, 0, 0] = 7, 4
     arrived = Receivers("compacted", 1, np.array([0, 0, 1, 1])).arrived(sent)
-    check_sent(sent, 7, 12, 4)
-    check_arrived(arrived, 7, 3)
+    check_sent(sent, 7, 12, 4, names)
+    check_arrived(arrived, 7, 3, names)
     with pytest.raises(
         CapacityError, match=r"RRE layer 1: a rank has 7 rows for expert 2, whose capacity is 3"
     ) as error:
-        check_sent(sent, 3, 12, 4)
+        check_sent(sent, 3, 12, 4, names)
     assert "parallel.capacity_factor to 2.34 or more" in str(error.value), "7 rows of an even 3, rounded up"
     with pytest.raises(CapacityError, match=r"RRE layer 1: 7 rows arrive where 5 have room") as error:
-        check_arrived(arrived, 5, 3)
+        check_arrived(arrived, 5, 3, names)
     assert "parallel.arrival_factor to 2.34 or more" in str(error.value)
 
 

@@ -12,7 +12,7 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.layout import active_entries
 from pangu_sigma.rre.experts import Experts
 from pangu_sigma.rre.travel import UniformFFN, exchange, exchanged_experts
-from pangu_sigma.sections import Activation
+from pangu_sigma.sections import Activation, Segment
 from pangu_sigma.train.step import StepResult, TrainStep
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -20,10 +20,9 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 
 def exchanged_toy(config: Config, like: Toy, folder) -> Toy:
     """A toy of the all-to-all layout on the text of another one, which `folder` holds."""
-    entries = active_entries(config)
 
-    def routed(activation: Activation) -> Experts:
-        return exchanged_experts(exchange(1, entries), UniformFFN(activation))
+    def routed(activation: Activation, kind: Segment) -> Experts:
+        return exchanged_experts(exchange(1, active_entries(config, kind)), UniformFFN(activation))
 
     network = PanGuSigma(config.model, config.slots, routed=routed)
     store = toy_network(config)[1]

@@ -384,8 +384,9 @@ from pangu_sigma.cli import program
 from pangu_sigma.train import loop
 
 def advance(trainer):
-    if trainer.progress.step == 2 and 3 in trainer.store.held.tolist():
-        trainer.shards["experts_layer_0"]["w1"].asnumpy()[trainer.store.held.tolist().index(3), 0, 0] = np.nan
+    held = trainer.store.held_of(0)[0].tolist()
+    if trainer.progress.step == 2 and 3 in held:
+        trainer.shards["experts_layer_0"]["w1"].asnumpy()[held.index(3), 0, 0] = np.nan
     return whole(trainer)
 
 whole, loop.Trainer.advance = loop.Trainer.advance, advance

@@ -11,8 +11,8 @@ import pytest
 from helpers.toy import VOCABULARY, toy_config
 
 from experiments.compare.hashing import LeakingTable, hash_table
-from pangu_sigma.config import RoutingConfig, Segment
 from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.sections import RoutingConfig, Segment
 
 IDS_DV = np.tile(np.arange(VOCABULARY), (4, 1))
 DOMAINS_DV = np.repeat(np.arange(4), VOCABULARY).reshape(4, -1)

@@ -2,7 +2,7 @@
 
 Auto-parallel cuts only the parameters that a network multiplies with, so the active experts are parameters here and not arguments.
 
-Shape suffixes: N RRE layers, F ffn, H hidden; B, S, T and M as in model/loss.py, of all ranks of a stage.
+Shape suffixes: N segments of all RRE layers, F ffn, H hidden; B, S, T and M as in model/loss.py, of all ranks of a stage.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from pangu_sigma.ecss.store import HostStore
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import Zero
 from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS, ffn_tensors
+from pangu_sigma.model.pangu_sigma import ffn_tensors, tensor_spans
+from pangu_sigma.parallel.communicators import OF_COPIES
+from pangu_sigma.parallel.connect import Groups
 from pangu_sigma.parallel.layout import active_entries, dispatch_layout
 
 
 class ActiveExperts(nn.Cell):
     """Network of the Ascend step and its loss. The active experts of all ranks are its parameters, which each step overwrites.
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> loss scale · loss of each block [M]
-        plans: for each name of `inputs.plan_arrays`, its arrays of all RRE layers. Other inputs: as in `NextTokenLoss`.
+        plans: for each name of `inputs.plan_arrays`, its arrays of all segments. Other inputs: as in `NextTokenLoss`.
 
     The loss scale is a parameter, because inputs of the network are cut into micro-batches, and has one axis, because MindSpore
     2.9 crashes on a network with a scalar parameter.
@@ -40,15 +42,15 @@ class ActiveExperts(nn.Cell):
         self.scale = Parameter(Tensor([1.0], ms.float32), name="pass_scale", requires_grad=False)
         self.multiply = ops.Mul()
         self.active = ParameterTuple(_buffers(config))
-        self.layers, self.dropless = config.model.rre_layers, dispatch_layout(config, ascend=True) == "dropless"
+        self.segments, self.dropless = len(config.model.routed), dispatch_layout(config, ascend=True) == "dropless"
+        self.spans = tensor_spans(config.model, self.segments)
 
-    def of_layers(self, layers: list[int]) -> list[Parameter]:
-        """Return the NPU's buffers of some RRE layers: for each layer, one buffer for each tensor of FFN_TENSORS."""
-        size = len(FFN_TENSORS)
-        return [p for layer in layers for p in self.active[size * layer : size * (layer + 1)]]
+    def of_segments(self, numbers: list[int]) -> list[Parameter]:
+        """Return the NPU's buffers of some segments: for each, one buffer for each tensor of its experts."""
+        return [p for n in numbers for p in self.active[slice(*self.spans[n])]]
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
-        order, inverse, ends = self.by_layer(plans)
+        order, inverse, ends = self.by_segment(plans)
         experts: tuple = ()
         for i in range(len(self.active)):
             experts += (self.active[i],)
@@ -57,12 +59,12 @@ class ActiveExperts(nn.Cell):
         )
         return self.multiply(loss_M, self.scale)
 
-    def by_layer(self, plans):
-        """Group the plan arrays of `construct`: return order, inverse and ends (None unless dropless), tuples over RRE layers."""
+    def by_segment(self, plans):
+        """Group the plan arrays of `construct`: return order, inverse and ends (None unless dropless), tuples over segments."""
         order: tuple = ()
         inverse: tuple = ()
         ends: tuple = ()
-        count, first_back = self.layers, 4 if self.dropless else 2
+        count, first_back = self.segments, 4 if self.dropless else 2
         for n in range(count):
             arrays = plans[n::count]
             order += (arrays[:first_back],)
@@ -76,17 +78,17 @@ class FetchExperts(nn.Cell):
     these experts in its store into `StepSettings` before each step."""
 
     def __init__(self, store: HostStore, settings: StepSettings, buffers: list[Parameter]):
-        """buffers: the NPU's buffers; for each layer of the store, one for each tensor of FFN_TENSORS."""
+        """buffers: the NPU's buffers; for each segment of the store, one for each tensor of its experts."""
         super().__init__(auto_prefix=False)
         self.store, self.settings = store, settings
         self.buffers = ParameterTuple(buffers)
-        self.fetch = FetchRows(len(FFN_TENSORS))
+        self.fetch = nn.CellList([FetchRows(span.stop - span.start) for span in store.spans])
 
     def construct(self):
-        for layer in range(self.store.segments):
-            tensors = self.store.spans[layer]
+        for n in range(self.store.segments):
+            tensors = self.store.spans[n]
             buffers = self.buffers[tensors]
-            rows = self.fetch(self.store.weights[tensors], self.settings.active_rows[layer], buffers)
+            rows = self.fetch[n](self.store.weights[tensors], self.settings.active_rows[n], buffers)
             for i in range(len(buffers)):
                 ops.assign(buffers[i], rows[i])
 
@@ -94,14 +96,37 @@ class FetchExperts(nn.Cell):
 def _buffers(config: Config) -> list[Parameter]:
     parallel, model = config.parallel, config.model
     dtype = getattr(ms, config.train.compute_dtype)
-    count = parallel.groups * parallel.expert * active_entries(config)
     parameters = []
-    for layer in range(model.rre_layers):
-        for name, shape, _, _ in ffn_tensors(model):
+    for n, kind in enumerate(model.routed):
+        # common experts once for each group: only slices of their own let ranks of different groups compute apart
+        count = parallel.groups * parallel.expert * active_entries(config, kind)
+        for name, shape, _, _ in ffn_tensors(model, model.in_layer(n)[1]):
             # as PaddedFFN takes them: biases with an axis for rows
             whole = (count, *shape) if len(shape) == 2 else (count, 1, *shape)
-            parameters.append(Parameter(initializer(Zero(), whole, dtype), name=f"active.{layer}.{name}"))
+            parameters.append(Parameter(initializer(Zero(), whole, dtype), name=f"active.{n}.{name}"))
     return parameters
+
+
+class SumOverGroups(nn.Cell):
+    """Sum of the gradients of common experts over groups: construct(grads) -> grads, those of other weights as they are. Each group
+    has a copy of these experts, and equal gradients make equal updates."""
+
+    def __init__(self, weights: list[Parameter], groups: Groups):
+        """weights: the weights of the gradients, marked by `sharding.apply_strategies`."""
+        super().__init__(auto_prefix=False)
+        self.common = [weight.copies > 1 for weight in weights]
+        add = any(self.common)
+        self.add = (
+            ops.AllReduce(ops.ReduceOp.SUM, groups.name("groups")).add_prim_attr(OF_COPIES, True) if add else None
+        )
+
+    def construct(self, grads):
+        if self.add is None:
+            return grads
+        summed: tuple = ()
+        for i in range(len(grads)):
+            summed += (self.add(grads[i]) if self.common[i] else grads[i],)
+        return summed
 
 
 class RankTier(HostTier):
@@ -121,8 +146,8 @@ class RankTier(HostTier):
     def fill(self, specs: list[ArraySpec]) -> None:
         """Draw the initial values of the experts.
 
-        specs: the expert arrays of all layers. Values of other stages are drawn and thrown away, so that an expert starts with the
-            same values on any number of ranks.
+        specs: the expert arrays of all segments. Values of other stages are drawn and thrown away, so that an expert starts with
+            the same values on any number of ranks.
         """
         for spec in specs:
             parameter = self._made.get(spec.key)

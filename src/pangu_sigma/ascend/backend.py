@@ -70,10 +70,10 @@ class AscendBackend(Backend):
         return Evaluator(held_out, most, built.step, built.network, built.ranks, together=True, counts=counts)
 
     def checkpoint_files(self, built: TrainingSetup) -> Files:
-        rank, parallel = built.ranks.rank, built.config.parallel
+        rank, config = built.ranks.rank, built.config
         files: Files = {}
-        for shard, name, parameter, part in parameter_parts(built.shards, built.store, parallel, rank):
-            if writes_part(dense_of(built.shards, name), shard, name, parallel, rank):
+        for shard, name, parameter, part in parameter_parts(built.shards, built.store, config.parallel, rank):
+            if writes_part(dense_of(built.shards, name), shard, name, config, rank):
                 files.setdefault(file_of_rank(shard, rank), {})[name] = SavedArray(part, parameter.asnumpy())
         return files
 

@@ -112,15 +112,18 @@ class DroplessCombine(nn.Cell):
 
 class DroplessFFN(nn.Cell):
     """Expert FFN of an RRE layer on Ascend, dropless layout: construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> outputs
-    [W, H] of the W rows, which are sorted by expert. ends: the row after the last row of each expert."""
+    [W, H] of the W rows, which are sorted by expert. ends: the row after the last row of each expert. b2: None in a further
+    segment, which takes an operator of its own, because an input of one cannot be None."""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__()
         self.local = LocalFFN(groups, activation)
-        self.morph = on_one_rank(self.local, _shape_of_first)
+        self.morph, self.morph_further = (on_one_rank(self.local, _shape_of_first) for _ in range(2))
 
     def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A):
-        return self.morph(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A)
+        if b2_A1H is None:
+            return self.morph_further(rows_WH, w1_AFH, b1_A1F, w2_AFH, ends_A)
+        return self.morph(rows_WH, w1_AFH, b1_A1F, w2_AFH, ends_A, b2_A1H)
 
 
 class LocalDispatch(nn.Cell):
@@ -168,11 +171,13 @@ class LocalFFN(ActivatedFFN):
         self.share = 1.0 / tensor  # of the bias: each rank adds its share; of powers of two the sum is exact
         self.sum_of_parts = ops.AllReduce(ops.ReduceOp.SUM, groups.name("tensor")) if tensor > 1 else None
 
-    def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A):
+    def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, ends_A, b2_A1H=None):
         ends, own_WA = F.cast(ends_A, ms.int64), _expert_of_row(rows_WH, ends_A)
-        b1_AF, b2_AH = F.reshape(b1_A1F, (-1, F.shape(b1_A1F)[-1])), F.reshape(b2_A1H, (-1, F.shape(b2_A1H)[-1]))
+        b1_AF = F.reshape(b1_A1F, (-1, F.shape(b1_A1F)[-1]))
         inner_WF = self.product(rows_WH, F.transpose(w1_AFH, (0, 2, 1)), ends) + F.matmul(own_WA, b1_AF)
-        out_WH = self.product(self.activated(inner_WF), w2_AFH, ends) + F.matmul(own_WA, b2_AH) * self.share
+        out_WH = self.product(self.activated(inner_WF), w2_AFH, ends)
+        if b2_A1H is not None:
+            out_WH = out_WH + F.matmul(own_WA, F.reshape(b2_A1H, (-1, F.shape(b2_A1H)[-1]))) * self.share
         return out_WH if self.sum_of_parts is None else self.sum_of_parts(out_WH)
 
     def product(self, x, w, ends):

@@ -15,6 +15,7 @@ from pangu_sigma.parallel.layout import (
     multiplied_rows,
     tokens_of_rank,
 )
+from pangu_sigma.sections import Segment
 
 
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
@@ -22,7 +23,7 @@ def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
     ranks = config.parallel.stage_ranks // config.parallel.tensor
     by_row, by_rank = (ranks, 1), (ranks,)
     batch = (by_row, by_row, by_row, by_rank, by_row, by_row)
-    return (*batch, *[by_rank] * (len(plan_arrays(config)) * config.model.rre_layers))
+    return (*batch, *[by_rank] * (len(plan_arrays(config)) * len(config.model.routed)))
 
 
 def step_inputs(config: Config) -> tuple[Tensor, ...]:
@@ -31,7 +32,8 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
     sequences = passes * config.train.batch_size // (parallel.stage_ranks // parallel.tensor)
     blocks = passes * config.data.domains_per_step // parallel.groups
     ints = [(sequences, model.seq_length)] * 3 + [(blocks,), (sequences, model.seq_length)]
-    plans = [(passes * length,) for length in plan_arrays(config).values() for _ in range(model.rre_layers)]
+    lengths = {kind: plan_arrays(config, kind) for kind in model.kinds}
+    plans = [(passes * lengths[kind][name],) for name in lengths["own"] for kind in model.routed]
 
     def zeros(shape: tuple[int, ...]) -> Tensor:
         return Tensor(np.zeros(shape, np.int32))
@@ -43,23 +45,25 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
 def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
     """Return a batch as the inputs of the Ascend step, its micro-batches concatenated. batch: sequences of this rank, with routing
     plans in an Ascend layout."""
-    a, layers = batch.arrays(), range(config.model.rre_layers)  # a batch for a dense model has plans of zeros
+    a, routed = batch.arrays(), config.model.routed  # a batch for a dense model has plans of zeros
+    lengths = {kind: plan_arrays(config, kind) for kind in config.model.kinds}
     arrays = (a.rows_GBS, a.positions_GBS, a.documents_GBS, a.slots_GM, a.labels_GBS, a.weights_GBS)
-    plans = [np.stack([getattr(plan, name) for plan in batch.plan.plans]) for name in plan_arrays(config) if layers]
-    arrays = (*arrays, *(plan[:, layer] for plan in plans for layer in layers))
+    for name in lengths["own"] if routed else ():
+        of_passes = np.stack([getattr(plan, name) for plan in batch.plan.plans])
+        arrays = (*arrays, *(of_passes[:, n, : lengths[kind][name]] for n, kind in enumerate(routed)))
     inputs = (array.reshape(-1, *array.shape[2:]) for array in arrays)
     return tuple(inputs)
 
 
-def plan_arrays(config: Config) -> dict[str, int]:
-    """Return the lengths on a rank, by name, of the `ExchangePlan` fields that the graph takes for each RRE layer: the indices of
-    dispatch and of combine, and in the dropless layout the ends of the experts' rows."""
+def plan_arrays(config: Config, kind: Segment = "own") -> dict[str, int]:
+    """Return the lengths on a rank, by name, of the `ExchangePlan` fields that the graph takes for each segment of a kind: the
+    indices of dispatch and of combine, and in the dropless layout the ends of the experts' rows."""
     peers, tokens = config.parallel.expert, tokens_of_rank(config)
     sent, multiplied = exchanged_rows(config), multiplied_rows(config)
     if dispatch_layout(config, ascend=True) == "compacted":
         return {"order_NR": sent, "arrive_NW": multiplied, "inverse_NT": tokens, "leave_NR": sent}
     there = {"order_NR": sent, "arrive_NW": multiplied, "sent_NP": peers, "taken_NP": peers}
-    return there | {"inverse_NT": tokens, "leave_NR": multiplied + 1, "ends_NA": active_entries(config)}
+    return there | {"inverse_NT": tokens, "leave_NR": multiplied + 1, "ends_NA": active_entries(config, kind)}
 
 
 class StepSettings(nn.Cell):
@@ -68,26 +72,26 @@ class StepSettings(nn.Cell):
     They are parameters and not inputs, because auto-parallel wants every input of the step to be one of the network.
     """
 
-    def __init__(self, layers: list[int], entries: int):
-        """layers: numbers of the RRE layers of the rank's stage. entries: length of a layer's list of active experts."""
+    def __init__(self, segments: list[int], entries: list[int]):
+        """segments: numbers of the segments of the rank's stage. entries: length of the list of active experts of each."""
         super().__init__(auto_prefix=False)  # the plan knows these parameters by their names
-        self.layers = layers
+        self.segments, self.entries = segments, entries
         self.rate = Parameter(Tensor(0.0, ms.float32), name="rate", requires_grad=False)
         self.learns = Parameter(Tensor(1.0, ms.float32), name="learns", requires_grad=False)
-        self.active_rows = _host_table("active_rows", len(layers), entries)
-        self.used = _host_table("used", len(layers), entries + 1)
+        self.active_rows = _host_tables("active_rows", entries)
+        self.used = _host_tables("used", [length + 1 for length in entries])
 
     def write(self, rate: float, batch: Batch, learns: float) -> None:
         """Write the settings of the next step, which takes `batch`. rate: learning rate. learns: 1.0, or 0.0 to update nothing."""
         arrays = batch.arrays()
         self.rate.set_data(Tensor(rate, ms.float32))
         self.learns.set_data(Tensor(learns, ms.float32))
-        for rows, used, layer in zip(self.active_rows, self.used, self.layers, strict=True):
-            rows.set_data(Tensor(arrays.active_NA[layer]))
-            used.set_data(Tensor(arrays.used_NA1[layer]))
+        for rows, used, n, length in zip(self.active_rows, self.used, self.segments, self.entries, strict=True):
+            rows.set_data(Tensor(arrays.active_NA[n, :length]))
+            used.set_data(Tensor(arrays.used_NA1[n, : length + 1]))
 
 
-def _host_table(name: str, layers: int, entries: int) -> ParameterTuple:
-    """Return an int32 parameter [entries] for each layer, which only host operators read."""
-    zeros = np.zeros(entries, np.int32)
-    return ParameterTuple([Parameter(Tensor(zeros), f"{name}.{i}", requires_grad=False) for i in range(layers)])
+def _host_tables(name: str, lengths: list[int]) -> ParameterTuple:
+    """Return an int32 parameter of each length, which only host operators read."""
+    zeros = [Tensor(np.zeros(length, np.int32)) for length in lengths]
+    return ParameterTuple([Parameter(each, f"{name}.{i}", requires_grad=False) for i, each in enumerate(zeros)])

@@ -57,7 +57,7 @@ class OverflowCheck(nn.Cell):
         """weights: the weights whose gradients are checked, marked by `sharding.mark_slices`."""
         super().__init__(auto_prefix=False)
         # a gradient that several ranks hold counts once
-        self.norm_weights = tuple(1.0 / weight.replicas for weight in weights)
+        self.norm_weights = tuple(1.0 / (weight.replicas * weight.copies) for weight in weights)
         self.map, self.sum = ops.HyperMap(), ops.AddN()
         self.all_reduce = ops.AllReduce() if parallel.ranks > 1 else None
         self.overflow = OverflowFlag() if saturates(parallel.chip) else None

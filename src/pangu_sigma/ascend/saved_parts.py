@@ -9,8 +9,9 @@ from mindspore import Parameter
 
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, Part
 from pangu_sigma.checkpoint.state import Shards
+from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, HostStore
-from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.parallel.layout import writes_experts
 from pangu_sigma.sections import ParallelConfig
 
 SPLIT_BY_FFN = ("w1", "b1", "w2")
@@ -27,7 +28,8 @@ def parameter_parts(
         for name, parameter in parameters.items():
             dense = dense_of(shards, name)
             if shard.startswith(EXPERTS):
-                part = expert_part(parameter.shape, store.held, store.experts, name, parallel, rank)
+                held, stored = store.held_of(int(shard.removeprefix(EXPERTS)))
+                part = expert_part(parameter.shape, held, stored, name, parallel, rank)
             elif dense is not None:
                 part = dense_part(dense, parallel, rank)
             else:
@@ -64,12 +66,13 @@ def expert_part(
     return Part((experts, *rest), rows, offset)
 
 
-def writes_part(parameter: Parameter | None, shard: str, name: str, parallel: ParallelConfig, rank: int) -> bool:
+def writes_part(parameter: Parameter | None, shard: str, name: str, config: Config, rank: int) -> bool:
     """Return True if `rank` writes its part of the array `name` of a shard to the checkpoint: the first of the ranks with the same
     part does. parameter: the array's dense weight, as `dense_of` returns it."""
-    at, columns = Layout(parallel).coordinates(rank), name.split(".")[0] in SPLIT_BY_FFN
+    parallel, columns = config.parallel, name.split(".")[0] in SPLIT_BY_FFN
     if shard.startswith(EXPERTS):
-        return at.data == 0 and (columns or at.tensor == 0)
+        kind = config.model.routed[int(shard.removeprefix(EXPERTS))]
+        return writes_experts(config, rank, kind) and (columns or rank % parallel.tensor == 0)
     if parameter is None:
         return rank == 0
     rank %= parallel.stage_ranks  # a stage has its own dense parameters

@@ -16,7 +16,6 @@ the network is an error here, before MindSpore would guess.
 
 from __future__ import annotations
 
-import itertools
 import math
 
 from mindspore import Parameter, nn, ops
@@ -112,7 +111,8 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     exchange.ColumnGather: {"gather": (("D", "T"), ("D",), ("D", "T"))},
     dropless.DroplessDispatch: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T"))},
     dropless.DroplessFFN: {
-        "morph": (("D", 1), ("E", "T", 1), ("E", 1, "T"), ("E", "T", 1), ("E", 1, 1), ("D",), ("D", 1))
+        "morph": (("D", 1), ("E", "T", 1), ("E", 1, "T"), ("E", "T", 1), ("D",), ("E", 1, 1), ("D", 1)),
+        "morph_further": (("D", 1), ("E", "T", 1), ("E", 1, "T"), ("E", "T", 1), ("D",), ("D", 1)),
     },
     dropless.DroplessCombine: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T")), "add": (("D", 1), ("D", 1))},
     Embedding: {
@@ -159,7 +159,8 @@ PARAMETERS: dict[type[nn.Cell], dict[str, tuple[str, int]]] = {
 
 
 EXPERT_TENSORS = {"w1": ("up", 1), "b1": ("add_up", 1), "w2": ("down", 1), "b2": ("add_down", 1)}
-"""For each tensor of active experts, the operator of `PaddedFFN` that reads it and the number of that input."""
+"""For each tensor of active experts, in the order of FFN_TENSORS, the operator of `PaddedFFN` that reads it and the number of that
+input."""
 
 
 def apply_strategies(network: ActiveExperts, config: Config) -> None:
@@ -185,12 +186,18 @@ def apply_strategies(network: ActiveExperts, config: Config) -> None:
                 parallel,
                 divide=parallel.optimizer and _divides(parameter, name, parallel),
             )
-    for parameter, name in zip(network.active, itertools.cycle(EXPERT_TENSORS)):
-        operator, index = EXPERT_TENSORS[name]
-        mark_slices(parameter, STRATEGIES[PaddedFFN][operator][index], parallel, divide=False)
+    mark_experts(network, config)
     for stage in range(parallel.stages) if parallel.stages > 1 else ():
         for cell in cells_of_stage(network.loss.network, config, stage):
             cell.pipeline_stage = stage
+
+
+def mark_experts(network: ActiveExperts, config: Config) -> None:
+    """Mark how ranks cut the buffers of active experts (`mark_slices`)."""
+    for (first, end), kind in zip(network.spans, config.model.routed, strict=True):
+        for parameter, (operator, index) in zip(network.active[first:end], EXPERT_TENSORS.values(), strict=False):
+            mark_slices(parameter, STRATEGIES[PaddedFFN][operator][index], config.parallel, divide=False)
+            parameter.copies = config.parallel.groups if kind == "common" else 1
 
 
 def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
@@ -235,13 +242,14 @@ def mark_slices(parameter: Parameter, axes: tuple[str | int, ...], parallel: Par
     slice_shape: shape of the slice that one rank computes with.
     divided_among: number of ranks that divide that slice among them, with its Adam state (ZeRO).
     replicas: number of ranks that hold the same rows of a slice.
+    copies: number of slices with the same values; only common experts, of which each group has a copy, have several.
     """
     slices = [_sizes(parallel)[axis] for axis in axes]
     parameter.whole_shape = tuple(parameter.shape)
     parameter.slice_shape = tuple(size // count for size, count in zip(parameter.shape, slices, strict=True))
     same = parallel.stage_ranks // math.prod(slices)
     parameter.divided_among = same if divide and parameter.slice_shape[0] % same == 0 else 1
-    parameter.replicas = same // parameter.divided_among
+    parameter.replicas, parameter.copies = same // parameter.divided_among, 1
     parameter.parallel_optimizer = parameter.divided_among > 1
 
 

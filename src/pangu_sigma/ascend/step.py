@@ -3,6 +3,7 @@
     FetchExperts           host: look up the active experts of this rank             active_experts.py, ascend_ops/fetch.py
       → device             into the buffers that the network multiplies with
     GradientAccumulation   loss and gradients of every micro-batch                   micro_batches.py, model/, sharding.py
+    SumOverGroups          gradients of common experts, of which each group has a copy   active_experts.py
     OverflowCheck          global norm, overflow                                     overflow.py
     Update                 Adam of the dense parameters, loss scale                  here, device_adam.py
       → host               Adam of the experts that had tokens                       ascend_ops/adam.py
@@ -15,7 +16,7 @@ stage, so nothing outside the network may read one.
 No cell here prefixes the names of its parameters with its own (`auto_prefix=False`): checkpoints, accumulators and the plan use the
 names that they are declared with.
 
-Shape suffixes: N RRE layers, G micro-batches, M blocks; B, S and T as in train/step.py, of all ranks of a stage.
+Shape suffixes: N segments of all RRE layers, G micro-batches, M blocks; B, S and T as in train/step.py, of all ranks of a stage.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from pangu_sigma.ascend.active_experts import ActiveExperts, FetchExperts, RankTier
+from pangu_sigma.ascend.active_experts import ActiveExperts, FetchExperts, RankTier, SumOverGroups
 from pangu_sigma.ascend.device_adam import DeviceAdam
 from pangu_sigma.ascend.dropless import dropless_experts
 from pangu_sigma.ascend.exchange import compacted_experts
@@ -46,7 +47,7 @@ from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.connect import Groups
 from pangu_sigma.parallel.layout import Layout, active_entries, dispatch_layout, gather_operator
 from pangu_sigma.rre.experts import Experts
-from pangu_sigma.sections import Activation
+from pangu_sigma.sections import Activation, Segment
 
 
 class AscendStep(nn.Cell):
@@ -71,11 +72,12 @@ class AscendStep(nn.Cell):
         self.dense = DeviceAdam(config, dense)
         self.store = HostStore(_columns(config), self.tier, rank)
         self.scale = LossScale(config)
-        self.settings = StepSettings(self.store.numbers, active_entries(config))
-        active = self.network.of_layers(self.store.numbers)
+        self.settings = StepSettings(self.store.numbers, self.store.entries)
+        active = self.network.of_segments(self.store.numbers)
         weights = [*dense, *active]  # all are parameters for auto-parallel, so in one list; `Update` splits it again
         self.bring = FetchExperts(self.store, self.settings, active)
         self.passes = GradientAccumulation(self.network, weights, received_by_stage(network, config, stage), config)
+        self.sum_common = SumOverGroups(weights, Groups(Layout(config.parallel), rank))
         self.verdict = OverflowCheck(weights, config.parallel)
         self.update = Update(config, self.dense, self.store, self.scale, self.settings)
 
@@ -85,6 +87,7 @@ class AscendStep(nn.Cell):
         scaled_M, grads, sent_back = self.passes(
             scale, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans
         )
+        grads = self.sum_common(grads)
         norm, finite = self.verdict(grads, scale, sent_back)
         applied, updated = self.update(grads, norm, finite, scale)
         # accumulators are cleared after all readers: both updates, and the gradients that are sent to another stage
@@ -147,10 +150,10 @@ def _network(config: Config, rank: int) -> PanGuSigma:
     """Build the network for all ranks of a stage together, from operators that auto-parallel supports. rank: this process."""
     groups = Groups(Layout(config.parallel), rank)
 
-    def routed(activation: Activation) -> Experts:
+    def routed(activation: Activation, kind: Segment) -> Experts:
         if dispatch_layout(config, ascend=True) == "dropless":
             return dropless_experts(groups, config.model.hidden, activation, gather_operator(config) == "cann")
-        return compacted_experts(config.parallel, active_entries(config), activation)
+        return compacted_experts(config.parallel, active_entries(config, kind), activation)
 
     return PanGuSigma(
         config.model,

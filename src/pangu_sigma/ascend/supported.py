@@ -33,7 +33,6 @@ def check_ascend(config: Config) -> None:
         )
     if not config.model.rre_layers:
         return
-    check_segments(config)
     if not config.ecss.enabled:
         raise ConfigError("ecss.enabled=false: the Ascend step keeps experts on the host; set ecss.enabled=true")
     if config.parallel.gather == "cann" and dispatch_layout(config, ascend=True) != "dropless":
@@ -44,15 +43,6 @@ def check_ascend(config: Config) -> None:
     if config.ecss.store != "host":
         raise ConfigError(
             f"ecss.store={config.ecss.store}: the Ascend step keeps experts in the host's memory; set ecss.store=host"
-        )
-
-
-def check_segments(config: Config) -> None:
-    """Raise ConfigError for RRE layers of several segments, which neither the Ascend step nor the plans know."""
-    if len(config.model.segments) > 1:
-        raise ConfigError(
-            f"model.segments={config.model.segments}: the Ascend step has one segment yet; train on the CPU, or set "
-            "model.segments=[own]"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 from mindspore import Parameter
@@ -48,24 +48,23 @@ Parts = dict[str, dict[str, Part]]
 
 def parts_of(shards: Shards, store: ExpertStore) -> Parts:
     """Return the part of the whole array that each parameter of this rank holds, for shards that are divided among ranks."""
-    if len(store.held) == store.experts:
-        return {}
-    return {
-        shard: {name: Part.of_rows((store.experts, *p.shape[1:]), store.held) for name, p in parameters.items()}
-        for shard, parameters in shards.items()
-        if shard.startswith(EXPERTS)
-    }
+    parts: Parts = {}
+    for number in store.numbers:
+        shard, (held, stored) = f"{EXPERTS}{number}", store.held_of(number)
+        if len(held) < stored:
+            parts[shard] = {name: Part.of_rows((stored, *p.shape[1:]), held) for name, p in shards[shard].items()}
+    return parts
 
 
-def files_of(shards: Shards, parts: Parts, ranks: Ranks, writes_experts: bool) -> Files:
+def files_of(shards: Shards, parts: Parts, ranks: Ranks, left: Collection[str] = ()) -> Files:
     """Return the files of a checkpoint that this rank writes. Rank 0 writes the shards that are not divided.
 
-    parts: parts of the divided shards, as `parts_of` returns them.
-    writes_experts: True if this rank writes the experts for all data-parallel replicas that store them.
+    parts: parts of the divided shards, as `parts_of` returns them. left: divided shards that another rank writes, which stores the
+    same experts.
     """
     files: Files = {}
     for shard, parameters in shards.items():
-        if writes_experts if shard in parts else ranks.first:
+        if shard not in left if shard in parts else ranks.first:
             file = file_of_rank(shard, ranks.rank) if shard in parts else shard
             files[file] = {
                 name: SavedArray(_part(parts, shard, name, p), p.asnumpy()) for name, p in parameters.items()

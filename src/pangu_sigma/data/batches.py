@@ -23,9 +23,9 @@ from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.step_arrays import StepArrays, draws_of
 from pangu_sigma.domains import Domains, domain_sets, domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.parallel.layout import data_rank_of_sequences, dispatch_layout, room_of
+from pangu_sigma.parallel.layout import Room, data_rank_of_sequences, dispatch_layout, room_of
 from pangu_sigma.parallel.plans import Planner, UpdatePlan
-from pangu_sigma.rre.capacity import Capacity, DispatchLayout
+from pangu_sigma.rre.capacity import DispatchLayout
 from pangu_sigma.rre.plan import RoutingPlan, route
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -146,7 +146,7 @@ class BatchLoader:
         ids_GBS1: np.ndarray,
         domains_M: np.ndarray,
         taker_B: np.ndarray,
-        room: Capacity,
+        room: Room,
         counted_GBS: np.ndarray | None = None,
         first: int = 0,
     ) -> Batch:
@@ -209,7 +209,7 @@ class BatchLoader:
         return open_samples(self.config, folder, split, self.tokenizer.size)
 
     def _plan(
-        self, ids_GBS: np.ndarray, domains_M: np.ndarray, taker_B: np.ndarray, room: Capacity
+        self, ids_GBS: np.ndarray, domains_M: np.ndarray, taker_B: np.ndarray, room: Room
     ) -> tuple[UpdatePlan, np.ndarray]:
         """Return the rank's routing plan, and the number of tokens of each expert in the whole batch [N, K]."""
         stored = max(self.config.experts, self.config.model.common_experts)

@@ -18,7 +18,7 @@ import xxhash
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.domains import Domain
-from pangu_sigma.parallel.layout import data_rank_of_sequences, room_of, share_of
+from pangu_sigma.parallel.layout import Room, as_many_rows, data_rank_of_sequences, room_of, share_of
 from pangu_sigma.rre.capacity import Capacity
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -95,8 +95,7 @@ class HeldOut:
         for numbers_MGQ in self._numbers(domain):
             ids_GBS1, counted_GBS = self._read(domains_M, numbers_MGQ)
             counted_GBS &= _by_pass(numbers_MGQ <= last)[..., None]
-            room = Capacity(self._needed_capacity)
-            batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, room, counted_GBS)
+            batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, self._room, counted_GBS)
             units_U = _by_pass(numbers_MGQ)[0, own].clip(max=last)
             batches.append(HeldOutBatch(batch, np.full(len(own), domain), units_U))
         return batches
@@ -139,18 +138,18 @@ class HeldOut:
         return _by_pass(ids.reshape(*numbers_MGQ.shape, -1)), _by_pass(counted.reshape(*numbers_MGQ.shape, -1))
 
     @cached_property
-    def _needed_capacity(self) -> int:
-        """Expert capacity that the batches of all domains of the group need; 0 if the layout has none."""
-        batches = self._batches
+    def _room(self) -> Room:
+        """Expert capacity that the batches of all domains of the group need, by the kind of a segment; 0 if the layout has none."""
+        batches, most = self._batches, dict.fromkeys(self._config.model.kinds, 0)
         if batches.planner.layout == "local" or not batches.table.layers:
-            return 0
-        most = 0
+            return {kind: Capacity(0) for kind in most}
         for domain in self.domains:
             domains_M = np.full(self._blocks, domain)
             for numbers_MGQ in self._numbers(domain):
                 experts_NGBS = batches.experts(self._read(domains_M, numbers_MGQ)[0][..., :-1], domains_M)
-                most = max(most, batches.planner.needed_capacity(experts_NGBS, self._takers_B))
-        return most
+                needed = batches.planner.needed_capacity(experts_NGBS, self._takers_B)
+                most = {kind: max(rows, needed[kind]) for kind, rows in most.items()}
+        return {kind: Capacity(rows) for kind, rows in as_many_rows(self._config, most).items()}
 
 
 def samples_of_evaluation(config: Config) -> int:

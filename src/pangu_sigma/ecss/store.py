@@ -24,7 +24,7 @@ from ascend_ops.adam import AdamRows, every_row
 from ascend_ops.half import CastWeights
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
-from pangu_sigma.model.pangu_sigma import ffn_tensors, tensor_spans
+from pangu_sigma.model.pangu_sigma import ffn_tensors, first_values, tensor_spans
 from pangu_sigma.parallel.layout import entries_of_segments, share_of
 
 
@@ -38,18 +38,17 @@ class ExpertStore(nn.Cell):
 
     def __init__(self, config: Config, tier: HostTier, rank: int = 0):
         super().__init__()
-        share = share_of(config, rank)
-        self.held, self.experts = share.held, config.experts
-        """Ids of the experts in the rows of an own segment, ascending, and the number of such experts on all ranks."""
+        share, self.kinds = share_of(config, rank), config.model.routed
+        self._held = {kind: (held, config.stored_experts(kind)) for kind, held in share.held.items()}
         self.numbers, entries = share.segments, entries_of_segments(config)
         """Numbers of the store's segments among those of all RRE layers: all, unless pipeline stages divide the layers."""
         self.segments = len(self.numbers)
         self.spans = [slice(*span) for span in tensor_spans(config.model, self.segments)]
         """Where the tensors of each segment stand in `weights`."""
         self.entries = [entries[number] for number in self.numbers]
-        """Length of each segment's list of active experts. The lists of a plan are as long as the longest."""
-        self.ragged = bool(config.model.common_experts)
-        """True if lists are longer than those of some segments. Only then are they cut: an operator more in the graph."""
+        """Length of each segment's list of active experts."""
+        self.ragged = len(set(entries)) > 1
+        """True if segments differ in that length; then the lists of a plan are as long as the longest."""
         self.learned = [n for n, number in enumerate(self.numbers) if config.learns(config.model.routed[number])]
         """Segments whose experts learn; the others keep their bits, and have no gradients."""
         ends = [0, *accumulate(self.spans[n].stop - self.spans[n].start for n in self.learned)]
@@ -76,6 +75,14 @@ class ExpertStore(nn.Cell):
         of_segments = zip(self.entries, self.spans, strict=True)
         return [(entries, *weight.shape[1:]) for entries, span in of_segments for weight in self.weights[span]]
 
+    def cut(self, values_A, length):
+        """Return the first `length` values of a list of a plan, if some lists are longer than those of their segments."""
+        return first_values(values_A, length) if self.ragged else values_A
+
+    def held_of(self, number: int) -> tuple[np.ndarray, int]:
+        """Return the ids of the experts in the rows of the segment with this number, ascending, and how many there are in all."""
+        return self._held[self.kinds[number]]
+
     def parameters_of(self, number: int) -> dict[str, Parameter]:
         """Return the parameters of the experts of the segment with this number, by name."""
         return {spec.name: parameter for spec, parameter in self._made if spec.segment == number}
@@ -86,12 +93,11 @@ class ExpertStore(nn.Cell):
         updated = 0.0
         for i in range(len(self.learned)):
             n = self.learned[i]
-            own, active_A, offsets_A1 = self.spans[n], active_NA[n], offsets_NA1[n]
-            next_A = None if next_NA is None else next_NA[n]
-            if self.ragged:
-                active_A, offsets_A1 = active_A[: self.entries[n]], offsets_A1[: self.entries[n] + 1]
-                next_A = None if next_A is None else next_A[: self.entries[n]]
-            active_A, offsets_A1 = self.updated_rows(active_A, offsets_A1, n)
+            own, entries = self.spans[n], self.entries[n]
+            next_A = None if next_NA is None else self.cut(next_NA[n], entries)
+            active_A, offsets_A1 = self.updated_rows(
+                self.cut(active_NA[n], entries), self.cut(offsets_NA1[n], entries + 1), n
+            )
             updated = updated + self.adam(
                 self.weights[own],
                 self.moments[own],
@@ -123,9 +129,7 @@ class HostStore(ExpertStore):
         # unused entries hold K: they read some row, and nobody reads theirs
         fetched: tuple = ()
         for n in range(self.segments):
-            active_A = ops.minimum(active_NA[n], self.rows[n] - 1)
-            if self.ragged:
-                active_A = active_A[: self.entries[n]]
+            active_A = self.cut(ops.minimum(active_NA[n], self.rows[n] - 1), self.entries[n])
             for i in range(self.spans[n].start, self.spans[n].stop):
                 fetched += (self.cast(self.lookup(self.weights[i], active_A, 0)),)
         return fetched
@@ -162,20 +166,18 @@ def make_store(config: Config, tier: HostTier | None = None, rank: int = 0) -> E
 
 def array_specs(config: Config, rank: int = 0) -> list[ArraySpec]:
     """Return the specifications of the arrays in the store of `rank`, in the order in which they are initialised."""
-    share = share_of(config, rank)
-    held = share.held
-    drawn = tuple(np.isin(np.arange(config.experts), held).tolist())
-    model = config.model
+    share, model = share_of(config, rank), config.model
     moments = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # NumPy has no bfloat16: its bits
     replicated = config.model.expert_init == "replicated"
     specs = []
     for n in share.segments:
-        own, (_, s) = model.routed[n] == "own", model.in_layer(n)
-        rows = len(held) if own else model.common_experts
+        kind, (_, s) = model.routed[n], model.in_layer(n)
+        held, rows = share.held[kind], len(share.held[kind])
+        drawn = tuple(np.isin(np.arange(config.stored_experts(kind)), held).tolist())
         for name, shape, init, decay in ffn_tensors(model, s):
             full = (rows, *shape)
             specs += [
-                ArraySpec(n, name, "weight", full, "float32", init, replicated, decay, drawn if own else ()),
+                ArraySpec(n, name, "weight", full, "float32", init, replicated, decay, drawn),
                 ArraySpec(n, f"{name}.moment", "moment", full, moments),
                 ArraySpec(n, f"{name}.variance", "variance", full, moments),
             ]

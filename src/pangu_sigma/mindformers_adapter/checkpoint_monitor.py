@@ -48,7 +48,7 @@ class PanGuSigmaCheckpoint(Callback):
         path = save_checkpoint(
             cell.folder.checkpoints,
             cell.progress.step,
-            files_of(cell.shards, {}, SINGLE_PROCESS, writes_experts=True),
+            files_of(cell.shards, {}, SINGLE_PROCESS),
             cell.progress.state(),
             cell.folder.identity,
             self.keep,

@@ -34,7 +34,7 @@ from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, make_parame
 from pangu_sigma.model.dense_ffn import OneExpertFFN
 from pangu_sigma.model.rowwise import LayerNorm, softmax
 from pangu_sigma.rre.experts import Experts, grouped_experts
-from pangu_sigma.sections import Activation, ModelConfig
+from pangu_sigma.sections import Activation, ModelConfig, Segment
 
 FFN_TENSORS = ("w1", "b1", "w2", "b2")
 """Names of the tensors of an FFN; for the active experts of a layer their shapes are [A, F, H], [A, F], [A, F, H] and [A, H]."""
@@ -127,9 +127,10 @@ class RoutedFFN(nn.Cell):
     (there is no gate). order, inverse, offsets: the routing plan, as `Experts` takes it. w1 … b2: weights of the active experts.
     further: order, inverse, offsets, w1, b1 and w2 of each further segment, whose results are added."""
 
-    def __init__(self, config: ModelConfig, experts: Experts, layer: int):
+    def __init__(self, config: ModelConfig, experts: list[Experts], layer: int):
+        """experts: the cells of each segment."""
         super().__init__()
-        self.dispatch, self.ffn, self.combine = experts
+        self.dispatch, self.ffn, self.combine = (nn.CellList(list(cells)) for cells in zip(*experts, strict=True))
         self.drop = Dropout(config.dropout, dropout_site(layer, 2))
         self.drops = config.dropout > 0
 
@@ -137,13 +138,13 @@ class RoutedFFN(nn.Cell):
         self, residual_TH, x_TH, draws_B4, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH, *further
     ):
         drops = self.drops and self.training
-        rows = self.ffn(self.dispatch(x_TH, order, inverse_T), w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
+        rows = self.ffn[0](self.dispatch[0](x_TH, order, inverse_T), w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
         start_TH = F.zeros_like(residual_TH) if drops else residual_TH  # dropped by token, not by row
-        sum_TH = self.combine(rows, inverse_T, order, start_TH)
-        for i in range(0, len(further), 6):
-            order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH = further[i : i + 6]
-            rows = self.ffn(self.dispatch(x_TH, order, inverse_T), w1_AFH, b1_AF, w2_AFH, None, offsets_A1)
-            sum_TH = self.combine(rows, inverse_T, order, sum_TH)
+        sum_TH = self.combine[0](rows, inverse_T, order, start_TH)
+        for s in range(1, len(self.ffn)):
+            order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH = further[6 * s - 6 : 6 * s]
+            rows = self.ffn[s](self.dispatch[s](x_TH, order, inverse_T), w1_AFH, b1_AF, w2_AFH, None, offsets_A1)
+            sum_TH = self.combine[s](rows, inverse_T, order, sum_TH)
         return (
             residual_TH + self.drop(sum_TH, draws_B4) if drops else sum_TH
         )  # drops on the CPU only, so without a strategy
@@ -229,13 +230,14 @@ class PanGuSigma(nn.Cell):
         config: ModelConfig,
         slots: int,
         dtype: ms.Type = ms.float32,
-        routed: Callable[[Activation], Experts] = grouped_experts,
+        routed: Callable[[Activation, Segment], Experts] = grouped_experts,
         dense: Callable[[Activation], nn.Cell] = OneExpertFFN,
         attention: Callable[[ModelConfig, ms.Type, int], nn.Cell] = Attention,
         head: Callable[[int, ms.Type], nn.Cell] = Head,
     ):
-        """slots: number of embedding slots. routed, dense: functions that make the FFN cells of an RRE layer and of a dense layer
-        from an activation. attention, head: functions that make the attention of a layer and the output head."""
+        """slots: number of embedding slots. routed, dense: functions that make the FFN cells of a segment of an RRE layer from an
+        activation and the segment's kind, and of a dense layer from an activation. attention, head: functions that make the
+        attention of a layer and the output head."""
         super().__init__()
         tables = TruncatedNormal(config.init_std)
         self.embedding = make_parameter(
@@ -245,8 +247,11 @@ class PanGuSigma(nn.Cell):
         self.query_positions = make_parameter("query_positions", (config.seq_length, config.hidden), tables, decay=True)
         self.embed = Embedding()
         self.drop = Dropout(config.dropout, EMBEDDING_SITE) if config.dropout else None
-        ffns = [DenseFFN(config, dense(config.activation), i) for i in range(config.dense_layers)]
-        ffns += [RoutedFFN(config, routed(config.activation), i) for i in range(config.dense_layers, config.layers)]
+        ffns: list[nn.Cell] = [DenseFFN(config, dense(config.activation), i) for i in range(config.dense_layers)]
+        ffns += [
+            RoutedFFN(config, [routed(config.activation, kind) for kind in config.segments], i)
+            for i in range(config.dense_layers, config.layers)
+        ]
         self.layers = nn.CellList([Layer(config, dtype, ffn, i, attention) for i, ffn in enumerate(ffns)])
         self.norm = LayerNorm(config.hidden)
         self.ask = QueryEmbedding()
@@ -254,7 +259,6 @@ class PanGuSigma(nn.Cell):
         self.hidden_from = AttentionMask()
         self.first_routed = config.dense_layers
         self.segments, self.spans = len(config.segments), tensor_spans(config, len(config.routed))
-        self.ragged = bool(config.common_experts)  # segments differ in the number of their active experts
         self.last = config.layers - 1
         self.dtype = dtype
 
@@ -263,8 +267,8 @@ class PanGuSigma(nn.Cell):
 
         rows: row of each token in the word table of all slots [slots·R, H]. positions: restart at every document. documents:
         number of each token's document; tokens attend within their document. draws: as in `CounterDropout`, or None. order,
-        inverse, offsets: the routing plan; offsets may be None, see `Experts`. experts: FFN_TENSORS of the active experts for each
-        RRE layer, bottom layer first.
+        inverse, offsets: the routing plan; offsets may be None, see `Experts`, or a tuple; else they are as long as those of the
+        segment with most experts. experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
         """
         positions_T = F.reshape(positions_BS, (-1,))
         x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T)
@@ -289,8 +293,8 @@ class PanGuSigma(nn.Cell):
                     n = (i - self.first_routed) * self.segments + s
                     weights = experts[self.spans[n][0] : self.spans[n][1]]
                     offsets_A1 = None if offsets_NA1 is None else offsets_NA1[n]
-                    if self.ragged and offsets_A1 is not None:
-                        offsets_A1 = offsets_A1[: F.shape(weights[0])[0] + 1]
+                    if offsets_NA1 is not None and not isinstance(offsets_NA1, tuple):
+                        offsets_A1 = first_values(offsets_A1, F.shape(weights[0])[0] + 1)
                     routed += (order[n], inverse_NT[n], offsets_A1, *weights)
                 x_TH = self.layers[i](x_TH, query_TH, unseen, draws_B4, *routed)
         return x_TH
@@ -298,6 +302,11 @@ class PanGuSigma(nn.Cell):
     def logits(self, hidden_TH, slots_M):
         """Return the logits [M, T/M, R] of each block over the rows of its slot. slots_M: number of each block's slot."""
         return self.head(self.embedding, hidden_TH, slots_M)
+
+
+def first_values(values_A, length):
+    """Return the first `length` values. If these are all, there is no operator more in the graph."""
+    return values_A if F.shape(values_A)[0] == length else values_A[:length]
 
 
 EMBEDDING_SITE = 0

@@ -16,7 +16,7 @@ from pangu_sigma.parallel.layout import Layout, active_entries
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.rre.experts import Experts, grouped_experts
 from pangu_sigma.rre.travel import UniformFFN, exchange, exchanged_experts
-from pangu_sigma.sections import Activation
+from pangu_sigma.sections import Activation, Segment
 
 
 class AllToAll(nn.Cell):
@@ -49,12 +49,16 @@ class AllToAll(nn.Cell):
         return self.all_reduce(ops.concat(rows, 0))[:, self.peer]
 
 
-def make_experts_for(config: Config, ranks: Ranks) -> Callable[[Activation], Experts]:
-    """Return the function that makes the cells of an RRE layer from an activation: cells that compute on this rank alone, or with
-    several expert ranks cells that exchange rows among them."""
+def make_experts_for(config: Config, ranks: Ranks) -> Callable[[Activation, Segment], Experts]:
+    """Return the function that makes the cells of a segment of an RRE layer from its activation and kind: cells that compute on
+    this rank alone, or with several expert ranks cells that exchange rows among them."""
     if config.parallel.expert == 1:
         return grouped_experts
     assert isinstance(ranks, ConnectedRanks)
-    peers, entries = config.parallel.expert, active_entries(config)
+    peers = config.parallel.expert
     all_to_all = AllToAll(ranks.group("expert"), peers, Layout(config.parallel).coordinates(ranks.rank).expert)
-    return lambda activation: exchanged_experts(exchange(peers, entries, all_to_all), UniformFFN(activation))
+
+    def exchanging(activation: Activation, kind: Segment) -> Experts:
+        return exchanged_experts(exchange(peers, active_entries(config, kind), all_to_all), UniformFFN(activation))
+
+    return exchanging

@@ -16,18 +16,21 @@ import numpy as np
 from pangu_sigma.chips import CHIP_DATA, family
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.parallel.layout import AXES, Layout, axes_text, tokens_of_rank
-from pangu_sigma.sections import ParallelConfig
 
-TENSOR, EXPERT, DATA, HOLDERS, REPLICAS, STAGE, ALL = GROUPS = (
+TENSOR, EXPERT, DATA, HOLDERS, COPIES, REPLICAS, STAGE, ALL = GROUPS = (
     ("tensor",),
     ("expert",),
     ("data",),
     ("data", "tensor"),
+    ("groups",),
     ("groups", "expert", "data"),
     ("groups", "expert", "data", "tensor"),
     AXES,
 )
-"""Communication groups, each as the axes along which its ranks differ."""
+"""Communication groups, each as the axes along which its ranks differ; COPIES are there with common experts only."""
+
+OF_COPIES = "of_copies"
+"""Attribute of the operators that sum gradients over the copies of common experts, by which a compiled graph shows them."""
 
 _HOST = 8
 """Number of NPUs that MindSpore takes for a host of 910A."""
@@ -41,7 +44,7 @@ def check_layout(config: Config) -> None:
         raise ConfigError(
             f"parallel: {axes_text(parallel)} is {parallel.ranks}; MindSpore takes 1, 2, 4 or a multiple of 8 NPUs"
         )
-    if (group := _refused_group(parallel)) is not None:
+    if (group := _refused_group(config)) is not None:
         ranks = ", ".join(map(str, group[:6])) + (", …" if len(group) > 6 else "")
         raise ConfigError(
             f"parallel: {axes_text(parallel)} makes a communication group of ranks {ranks}; on {CHIP_DATA[parallel.chip].title} "
@@ -56,12 +59,13 @@ def check_layout(config: Config) -> None:
         )
 
 
-def _refused_group(parallel: ParallelConfig) -> list[int] | None:
+def _refused_group(config: Config) -> list[int] | None:
     """Return the ranks of a communication group that MindSpore refuses on the chip; None if there is none."""
+    parallel = config.parallel
     if family(parallel.chip) != "910a" or all(getattr(parallel, axis).bit_count() == 1 for axis in AXES):
         return None
     layout = Layout(parallel)
-    for axes in GROUPS:
+    for axes in (axes for axes in GROUPS if axes != COPIES or config.model.common_experts):
         groups = layout.groups(*axes)
         for first in np.unique(groups[:, 0] % _HOST, return_index=True)[
             1

@@ -24,7 +24,10 @@ from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domain_sets
 from pangu_sigma.rre.capacity import Capacity, DispatchLayout
-from pangu_sigma.sections import ParallelConfig
+from pangu_sigma.sections import ParallelConfig, Segment
+
+Room = dict[Segment, Capacity]
+"""Limits on the rows that ranks exchange, for each kind of segments."""
 
 AXES = ("stages", "groups", "expert", "data", "tensor")
 """Keys of the parallel section that count ranks; the first varies slowest."""
@@ -96,12 +99,13 @@ class Share:
 
     sets: numbers of the domain sets (`domains.domain_sets`) whose text the rank's group trains on.
     segments: segments of the RRE layers of the rank's stage, by their numbers among those of all RRE layers.
-    held: ids of the experts that the rank stores in each own segment, ascending.
+    held: ids of the experts that the rank stores in each segment of a kind, ascending. Own ones are divided among groups and expert
+        ranks; of common ones each group has a copy, which its expert ranks divide.
     """
 
     sets: tuple[int, ...]
     segments: list[int]
-    held: np.ndarray
+    held: dict[Segment, np.ndarray]
 
 
 def share_of(config: Config, rank: int) -> Share:
@@ -114,11 +118,21 @@ def share_of(config: Config, rank: int) -> Share:
     mine = tuple(range(at.group * per_group, (at.group + 1) * per_group))
     each = experts // parallel.expert
     first = np.array(sorted(domain for s in mine for domain in sets[s])) * experts + at.expert * each
+    held: dict[Segment, np.ndarray] = {"own": (first[:, None] + np.arange(each)).ravel()}
+    if config.model.common_experts:
+        held["common"] = np.split(np.arange(config.model.common_experts), parallel.expert)[at.expert]
     return Share(
         sets=mine,
         segments=[n for layer in rre_layers_of_stage(config, at.stage) for n in config.model.segments_of(layer)],
-        held=(first[:, None] + np.arange(each)).ravel(),
+        held=held,
     )
+
+
+def writes_experts(config: Config, rank: int, kind: Segment) -> bool:
+    """Return True if the rank writes its experts of segments of this kind to a checkpoint: the first of the ranks that store the
+    same ones does. Ranks of a tensor group divide each of them."""
+    at = Layout(config.parallel).coordinates(rank)
+    return at.data == 0 and (kind == "own" or at.group == 0)
 
 
 def data_rank_of_sequences(config: Config) -> np.ndarray:
@@ -134,19 +148,22 @@ def data_rank_of(config: Config, rank: int) -> int:
     return rank % config.parallel.stage_ranks // config.parallel.tensor
 
 
-def active_entries(config: Config) -> int:
-    """Return the length of a layer's list of active experts on one rank; without ECSS every stored expert has an entry."""
-    return config.active_experts // (config.parallel.groups * config.parallel.expert)
+def active_entries(config: Config, kind: Segment = "own") -> int:
+    """Return the length of a segment's list of active experts on one rank; without ECSS, and if they are common, every stored
+    expert has an entry."""
+    owners = config.parallel.expert * (config.parallel.groups if kind == "own" else 1)
+    return config.active_of(kind) // owners
 
 
 def entries_of_segments(config: Config) -> list[int]:
     """Return the length of the list of active experts on one rank, for each segment of all RRE layers."""
-    own, common = active_entries(config), config.model.common_experts
-    return [own if kind == "own" else common for kind in config.model.routed]
+    return [active_entries(config, kind) for kind in config.model.routed]
 
 
-def active_in_group(config: Config) -> int:
-    """Return how many experts of a layer a group of ranks uses in a step: all experts of the domains that it trains on."""
+def active_in_group(config: Config, kind: Segment = "own") -> int:
+    """Return how many experts of a segment a group of ranks uses in a step: all of the domains that it trains on, or all common."""
+    if kind == "common":
+        return config.model.common_experts
     return config.data.domains_per_step * config.model.experts_per_domain // config.parallel.groups
 
 
@@ -156,9 +173,20 @@ def tokens_of_rank(config: Config) -> int:
     return config.train.batch_size // (parallel.stage_ranks // parallel.tensor) * config.model.seq_length
 
 
-def capacity(config: Config) -> int:
-    """Return C, the most rows that a rank may send to one expert: `capacity_factor` times an even share of the rank's tokens."""
-    return math.ceil(config.parallel.capacity_factor * tokens_of_rank(config) / active_in_group(config))
+def capacity(config: Config, kind: Segment = "own") -> int:
+    """Return C, the most rows that a rank may send to one expert: `capacity_factor` times an even share of the rank's tokens,
+    raised by `as_many_rows`."""
+    sent = config.parallel.capacity_factor * tokens_of_rank(config)
+    return as_many_rows(config, {k: math.ceil(sent / active_in_group(config, k)) for k in config.model.kinds})[kind]
+
+
+def as_many_rows(config: Config, rows: dict[Segment, int]) -> dict[Segment, int]:
+    """Return numbers of rows for one expert, by the kind of its segment, raised until all experts of a rank have equally many
+    together in segments of each kind. Then the arrays of their plans are equally long (our choice). rows: the least numbers."""
+    entries = {kind: active_entries(config, kind) for kind in rows}
+    unit = math.lcm(*entries.values())
+    together = max(math.ceil(each * entries[kind] / unit) for kind, each in rows.items()) * unit
+    return {kind: together // count for kind, count in entries.items()}
 
 
 def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
@@ -178,30 +206,34 @@ def gather_operator(config: Config) -> Literal["ours", "cann"]:
     return config.parallel.gather or ("cann" if dispatch_layout(config, ascend=True) == "dropless" else "ours")
 
 
-def even_rows_received(config: Config, layout: DispatchLayout) -> float:
+def even_rows_received(config: Config, layout: DispatchLayout, kind: Segment = "own") -> float:
     """Return how many rows arrive at each of a rank's experts under an even load; if dropless, at all of them together."""
-    return tokens_of_rank(config) / (1 if layout == "dropless" else active_entries(config))
+    return tokens_of_rank(config) / (1 if layout == "dropless" else active_entries(config, kind))
 
 
-def room_of(config: Config, layout: DispatchLayout) -> Capacity:
-    """Return the limits of a dispatch layout by the configuration: on the rows that a rank sends to an expert, and receives."""
+def room_of(config: Config, layout: DispatchLayout) -> Room:
+    """Return the limits of a dispatch layout by the configuration, for each kind of segments: on the rows that a rank sends to an
+    expert, and receives."""
+    kinds = config.model.kinds
     if layout in ("local", "all_to_all"):
-        return Capacity(capacity(config))
+        return {kind: Capacity(capacity(config, kind)) for kind in kinds}
     factor = config.parallel.arrival_factor or config.parallel.capacity_factor
-    arrived = math.ceil(factor * even_rows_received(config, layout))
-    return Capacity(None if layout == "dropless" else capacity(config), arrived)
+    arrived = {kind: math.ceil(factor * even_rows_received(config, layout, kind)) for kind in kinds}
+    if layout == "dropless":
+        return {kind: Capacity(None, rows) for kind, rows in arrived.items()}
+    return {kind: Capacity(capacity(config, kind), rows) for kind, rows in as_many_rows(config, arrived).items()}
 
 
 def exchanged_rows(config: Config) -> int:
-    """Return R, the number of rows that an Ascend rank sends in an RRE layer: as many as the capacity for each expert of its group;
-    in the layout dropless, one for each of its tokens, and an empty one."""
+    """Return R, the number of rows that an Ascend rank sends in each segment of an RRE layer: as many as the capacity for each
+    expert of its group; in the layout dropless, one for each of its tokens, and an empty one."""
     dropless = dispatch_layout(config, ascend=True) == "dropless"
     return tokens_of_rank(config) + 1 if dropless else active_in_group(config) * capacity(config)
 
 
 def multiplied_rows(config: Config) -> int:
-    """Return W, the number of rows that the experts of an Ascend rank multiply in an RRE layer, padding included."""
+    """Return W, the number of rows that an Ascend rank's experts multiply in each segment of an RRE layer, padding included."""
     layout = dispatch_layout(config, ascend=True)
-    room = room_of(config, layout).arrived
+    room = room_of(config, layout)["own"].arrived
     assert room is not None, "on Ascend rows are brought together"
     return room if layout == "dropless" else active_entries(config) * room

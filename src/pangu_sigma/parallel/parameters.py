@@ -7,7 +7,8 @@ Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of th
   sum over ranks are whole on every rank. `ascend/sharding.py` says the same to MindSpore; a test compares the two.
 * Optimizer parallelism (ZeRO) as MindSpore does it: ranks that compute with the same slice of a matrix each keep some of its rows,
   if they divide evenly. Otherwise each keeps the whole slice. Vectors are never divided.
-* Experts are divided among groups and expert ranks, each of them among tensor ranks along the ffn axis.
+* Own experts are divided among groups and expert ranks; common ones among the expert ranks of each group, which has a copy of all;
+  each expert is divided among tensor ranks along the ffn axis.
 * A stage has the arrays of its layers. The first stage has the word table, undivided, because it is sent to the last stage.
 
 Common arguments. stage: the pipeline stage; without stages, 0. Layers and experts keep their numbers of the whole model.
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import active_in_group, layers_of_stage, rre_layers_of_stage
+from pangu_sigma.parallel.layout import active_entries, active_in_group, layers_of_stage, rre_layers_of_stage
 
 Shape = tuple[int, ...]
 
@@ -117,23 +118,23 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
         stored, (_, s) = config.stored_experts(config.model.routed[n]), config.model.in_layer(n)
         for name, shape, axis in _ffn_tensors(config, s):
             behind = None if axis is None else axis + 1
-            weight = _expert_array(config, count, f"experts.{n}.{name}", (stored, *shape), behind, device)
+            weight = _expert_array(config, count, n, name, (stored, *shape), behind, device)
             moment = replace(weight, name=f"{weight.name}.moment", kind="moment", dtype=moments)
             variance = replace(weight, name=f"{weight.name}.variance", kind="variance", dtype=moments)
             arrays += [weight, moment, variance]
-        step = _expert_array(config, count, f"experts.{n}.step", (stored,), None, device)
+        step = _expert_array(config, count, n, "step", (stored,), None, device)
         arrays.append(replace(step, kind="step", dtype="int32"))
     return arrays
 
 
 def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Return the NPU buffers of a stage's active experts (ECSS), in the network's argument order; biases are [experts, 1, …]."""
-    parallel, in_group = config.parallel, active_in_group(config)
-    count, local = parallel.groups * in_group, in_group // parallel.expert
     buffers = []
     for weight in expert_arrays(config, stage, alike) if config.ecss.enabled else []:
         if weight.kind == "weight":
+            local = active_entries(config, config.model.routed[int(weight.name.split(".")[1])])
             rows = (1,) if len(weight.shape) == 2 else ()
+            count = config.parallel.groups * config.parallel.expert * local
             shape, computed = (count, *rows, *weight.shape[1:]), (local, *rows, *weight.computed[1:])
             name = weight.name.replace("experts", "active", 1)
             buffers.append(
@@ -161,9 +162,11 @@ def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> l
 
 def active_elements(config: Config, stage: int = 0) -> int:
     """Return the largest number of elements of active experts' weights that a rank computes with in a step."""
-    tensor, local = config.parallel.tensor, active_in_group(config) // config.parallel.expert
-    of_expert = sum(math.prod(_divide(shape, axis, tensor)) for _, shape, axis in _ffn_tensors(config))
-    return local * of_expert * len(rre_layers_of_stage(config, stage))
+    of_layer = 0
+    for s, kind in enumerate(config.model.segments):
+        tensors, local = _ffn_tensors(config, s), active_in_group(config, kind) // config.parallel.expert
+        of_layer += local * sum(math.prod(_divide(shape, axis, config.parallel.tensor)) for _, shape, axis in tensors)
+    return of_layer * len(rre_layers_of_stage(config, stage))
 
 
 def word_table(config: Config) -> Array:
@@ -224,12 +227,14 @@ def _dense_array(config: Config, count: int, name: str, shape: Shape, axis: int 
     return Array(name, "weight", shape, computed, kept, replicas, "float32", used_as, NPU, count)
 
 
-def _expert_array(config: Config, count: int, name: str, shape: Shape, axis: int | None, device: str) -> Array:
-    parallel = config.parallel
-    held = _divide(shape, 0, parallel.groups * parallel.expert)
+def _expert_array(
+    config: Config, count: int, segment: int, name: str, shape: Shape, axis: int | None, device: str
+) -> Array:
+    parallel, own = config.parallel, config.model.routed[segment] == "own"
+    held = _divide(shape, 0, parallel.expert * (parallel.groups if own else 1))
     computed = _divide(held, axis, parallel.tensor)
-    replicas = parallel.data * (parallel.tensor if axis is None else 1)
-    used_as = config.train.compute_dtype
+    replicas = parallel.data * (parallel.tensor if axis is None else 1) * (1 if own else parallel.groups)
+    used_as, name = config.train.compute_dtype, f"experts.{segment}.{name}"
     return Array(name, "weight", shape, computed, computed, replicas, "float32", used_as, device, count)
 
 

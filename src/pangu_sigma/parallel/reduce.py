@@ -39,19 +39,30 @@ class LocalGradients(nn.Cell):
 
 class ReducedGradients(nn.Cell):
     """Gradient reduction of a run of several ranks: dense gradients are summed over all ranks, those of experts over the ranks that
-    store the same experts. construct(dense, experts) -> (summed dense gradients, summed gradients of experts, sum of the squares of
-    all gradients of the run, the dense part of that sum, the experts' part)."""
+    store the same experts: replicas on the data axis, and for common experts all groups. construct(dense, experts) -> (summed dense
+    gradients, summed gradients of experts, sum of the squares of all gradients of the run, the dense part of that sum, the experts'
+    part)."""
 
     chained = True
     """True if micro-batches contain collectives, so that they must run one after another."""
 
     def __init__(
-        self, config: Config, ranks: ConnectedRanks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]
+        self,
+        config: Config,
+        ranks: ConnectedRanks,
+        dense: list[tuple[int, ...]],
+        experts: list[tuple[int, ...]],
+        common: list[int],
     ):
-        """dense, experts: shapes of the gradients of dense parameters and of experts."""
+        """dense, experts: shapes of the gradients of dense parameters and of experts. common: numbers of those of common ones."""
         super().__init__()
         element = 2 if config.train.compute_dtype == "float16" else 4
         bucket, replicas = config.parallel.fusion_mib << 20, config.parallel.data
+        self.groups = config.parallel.groups
+        self.common = common if self.groups > 1 else []
+        self.own = [i for i in range(len(experts)) if i not in self.common]
+        shapes = [experts[i] for i in self.common]
+        self.over_groups = BucketedAllReduce(ranks.group("groups"), shapes, bucket // element) if self.common else None
         everybody = ranks.group("groups", "expert", "data", "tensor")
         self.dense_over_ranks = BucketedAllReduce(everybody, dense, bucket // 4)
         self.over_replicas = (
@@ -68,18 +79,42 @@ class ReducedGradients(nn.Cell):
         if self.sparse:
             if self.over_replicas is not None:
                 experts = self.over_replicas((ops.depend(experts[0], dense[-1]), *experts[1:]))
-            own = ops.depend(ops.reshape(self.square_sum(experts), (1,)), dense[-1])
+            experts = self.summed_over_groups(experts, dense[-1])
+            own = ops.depend(ops.reshape(self.square_sum(picked(experts, self.own)), (1,)), dense[-1])
+            if self.common:  # each group has the same sums, which count once
+                own = own + ops.reshape(self.square_sum(picked(experts, self.common)), (1,)) / self.groups
             of_experts = ops.reshape(self.all_reduce(own), ()) / self.replicas
             squares = of_dense + of_experts
         return dense, experts, squares, of_dense, of_experts
+
+    def summed_over_groups(self, experts, after):
+        """Return the experts' gradients, those of common experts summed over groups once `after` and all of them are computed."""
+        if self.over_groups is None:
+            return experts
+        first = ops.depend(experts[self.common[0]], (after, experts))
+        common = self.over_groups((first, *picked(experts, self.common[1:])))
+        summed: tuple = ()
+        for i in range(len(experts)):
+            summed += (common[self.common.index(i)] if i in self.common else experts[i],)
+        return summed
 
     def over_ranks(self, values, after):
         """Return other values than gradients, such as losses, summed over all ranks once the tensor `after` has been computed."""
         return self.all_reduce(ops.depend(values, after))
 
 
+def picked(tensors, numbers):
+    """Return the tensors with these numbers, a tuple."""
+    found: tuple = ()
+    for i in numbers:
+        found += (tensors[i],)
+    return found
+
+
 def make_gradient_reduction(
-    config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]]
+    config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]], common: list[int]
 ) -> nn.Cell:
-    """Return the gradient reduction for these ranks. dense, experts: shapes of the gradients of dense parameters and of experts."""
-    return ReducedGradients(config, ranks, dense, experts) if isinstance(ranks, ConnectedRanks) else LocalGradients()
+    """Return the gradient reduction for these ranks. dense, experts, common: as in `ReducedGradients`."""
+    if not isinstance(ranks, ConnectedRanks):
+        return LocalGradients()
+    return ReducedGradients(config, ranks, dense, experts, common)

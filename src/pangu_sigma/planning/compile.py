@@ -30,6 +30,7 @@ from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.errors import UserError
 from pangu_sigma.host_memory import available_memory
 from pangu_sigma.launching.worker import end_with_parent
+from pangu_sigma.parallel.communicators import OF_COPIES
 from pangu_sigma.parallel.layout import Layout, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import HOST, ITEM_SIZE, NPU
 from pangu_sigma.planning.cann_stub import ascend_environment, name_soc
@@ -89,12 +90,13 @@ def compile_memory(config: Config, rank: int = 0) -> int:
     stage = Layout(config.parallel).coordinates(rank).stage
     routed = len(rre_layers_of_stage(config, stage))
     dense = len(layers_of_stage(config, stage)) - routed
-    passes = config.train.accumulation
-    return int((_BASE_GIB + passes * (_DENSE_GIB * dense + _RRE_GIB * routed)) * GIB)
+    of_routed = _RRE_GIB + (len(config.model.segments) - 1) * _SEGMENT_GIB
+    return int((_BASE_GIB + config.train.accumulation * (_DENSE_GIB * dense + of_routed * routed)) * GIB)
 
 
-_BASE_GIB, _DENSE_GIB, _RRE_GIB = 0.7, 0.05, 0.12
-"""GiB that compiling takes in any case, and for a dense and an RRE layer of a micro-batch, with recompute or without."""
+_BASE_GIB, _DENSE_GIB, _RRE_GIB, _SEGMENT_GIB = 0.7, 0.05, 0.12, 0.04
+"""GiB that compiling takes in any case, and for a dense layer, an RRE layer and each further segment of one in a micro-batch, with
+recompute or without."""
 
 
 def compile_step(config: Config, rank: int = 0) -> Compiled:
@@ -225,6 +227,8 @@ def _phase(op: str, line: str) -> str:
         return "recompute"
     if op == "AlltoAllV":  # written by hand, as is its gradient, which alone has no node of the forward pass
         return "forward" if "forward_comm_node_unique_id" in line else "backward"
+    if f"{OF_COPIES}: Bool(1)" in line:
+        return "gradient"
     match, differentiated = re.search(r"instance name: (\w+)", line), "forward_node_name" in line
     name = match[1] if match else ""
     phase = next((p for start, p in _PHASE_OF_NAME if name.startswith(start)), "norm")

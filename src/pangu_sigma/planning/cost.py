@@ -19,6 +19,7 @@ to be 910A's, for small models (launching operators costs nothing here), or for 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 
@@ -31,7 +32,7 @@ from pangu_sigma.parallel.layout import (
     stages_of_host,
     tokens_of_rank,
 )
-from pangu_sigma.parallel.parameters import ITEM_SIZE, NPU, active_elements, all_arrays
+from pangu_sigma.parallel.parameters import ITEM_SIZE, NPU, active_elements, all_arrays, expert_arrays
 from pangu_sigma.planning.machine import chip_of
 from pangu_sigma.planning.traffic import EXCHANGES, collectives, pcie_bytes, ranks_here, sent_bytes
 
@@ -149,8 +150,10 @@ def most_sensitive(config: Config) -> Sensitivity:
 
 def step_time_all_experts(config: Config) -> StepTime:
     """Estimate the step time if all experts on the host are moved and updated; in the paper this takes 6.3 times longer."""
-    active = config.data.domains_per_step * config.model.experts_per_domain
-    return step_time(config, experts_moved=config.experts / active)
+    last = config.parallel.stages - 1  # one with experts, of which all such stages have the same part
+    stored = (a for a in expert_arrays(config, last, alike=True) if a.kind == "weight")
+    elements = sum(a.count * math.prod(a.computed) for a in stored)
+    return step_time(config, experts_moved=elements / active_elements(config, last))
 
 
 def tokens_per_second(config: Config, time: StepTime) -> float:

@@ -7,7 +7,8 @@ experts. Real text repeats its words within a document, so that a rank's tokens 
 Without prepared data every domain has the frequencies of a law of Zipf and Mandelbrot, p(r) ~ 1 / (r + 2.7), over the rows of its
 slot (our choice).
 
-Shape suffixes: N RRE layers, D domains, E experts of a domain, V vocabulary, P expert ranks of a group, S steps, R replicas.
+Shape suffixes: N segments of all RRE layers, D domains, E experts that share the tokens of a domain in a segment, V vocabulary, P
+expert ranks, S steps, R replicas.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.prepared import PreparedData, read_frequencies
 from pangu_sigma.domains import domain_sets
 from pangu_sigma.parallel.layout import active_in_group, dispatch_layout, even_rows_received, tokens_of_rank
-from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.sections import Segment
 
 SIMULATED_STEPS = 10_000
 """Number of steps that `needed_factors` simulates by default."""
@@ -47,21 +49,21 @@ class Factors:
 
 def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) -> Factors:
     """Return the smallest capacity and arrival factors that drop no row in simulated steps. Raises DataError for bad data."""
-    shares_NDE, source = _shares(config)
+    shares_N, source = _shares(config)
     tokens = tokens_of_rank(config) * config.parallel.groups // config.data.domains_per_step
-    rng, sent, arrived = np.random.default_rng(seed), 0, 0
+    rng, sent, arrived, layout = np.random.default_rng(seed), 0.0, 0.0, dispatch_layout(config, ascend=True)
     drawn = _domains_of_steps(config, steps, rng)
-    with Bar(desc="simulate steps", total=len(shares_NDE) * len(drawn), unit="group", leave=False) as bar:
-        for shares_DE in shares_NDE:
+    with Bar(desc="simulate steps", total=len(shares_N) * len(drawn), unit="group", leave=False) as bar:
+        for shares_DE, kind in zip(shares_N, config.model.routed, strict=True):
+            even = tokens_of_rank(config) / active_in_group(config, kind)
             for of_group in drawn:
                 for first in range(0, steps, 500):
-                    counts = _counts(config, shares_DE, of_group[:, first : first + 500], tokens, rng)
-                    sent = max(sent, int(counts.max()))
-                    arrived = max(arrived, int(_arrivals(config, counts).max()))
+                    counts = _counts(config, shares_DE, kind, of_group[:, first : first + 500], tokens, rng)
+                    sent = max(sent, counts.max() / even)
+                    most = _arrivals(config, counts).max()
+                    arrived = max(arrived, most / even_rows_received(config, layout, kind))
                 bar.update()
-    even = tokens_of_rank(config) / active_in_group(config)
-    layout = dispatch_layout(config, ascend=True)
-    return Factors(_up(sent / even), _up(arrived / even_rows_received(config, layout)), steps, source)
+    return Factors(_up(sent), _up(arrived), steps, source)
 
 
 def format_factors(factors: Factors) -> str:
@@ -90,12 +92,15 @@ def _domains_of_steps(config: Config, steps: int, rng: np.random.Generator) -> l
 
 
 def _counts(
-    config: Config, shares_DE: np.ndarray, domains: np.ndarray, tokens: int, rng: np.random.Generator
+    config: Config, shares_DE: np.ndarray, kind: Segment, domains: np.ndarray, tokens: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the rows that each rank of a group has for each expert, [blocks, S, P, R, E]. domains: of each block and step."""
+    """Draw the rows that each rank of a group has for each expert of a segment, [blocks, S, P, R, E]; common experts have those of
+    all blocks together, [1, S, P, R, E]. domains: of each block and step."""
     senders = (config.parallel.expert, config.parallel.data)
     shares = shares_DE[domains][:, :, None, None]
     counts = rng.multinomial(tokens, shares, size=(*domains.shape, *senders))
+    if kind == "common":  # blocks of all domains have the same experts
+        return counts.sum(axis=0, keepdims=True)
     for block, other in itertools.combinations(range(len(domains)), 2):
         same = domains[block] == domains[other]  # which have the same experts
         counts[block, same] += counts[other, same]
@@ -112,30 +117,29 @@ def _arrivals(config: Config, counts: np.ndarray) -> np.ndarray:
     return arrived
 
 
-def _shares(config: Config) -> tuple[np.ndarray, str]:
-    """Return each expert's fraction of its domain's tokens, [N, D, E], and the source of the frequencies."""
+def _shares(config: Config) -> tuple[list[np.ndarray], str]:
+    """Return each expert's fraction of a domain's tokens in each segment, [D, E], and the source of the frequencies."""
     frequencies_DV, source = _frequencies(config)
     rows = frequencies_DV if config.routing.table == "balanced" else None
-    layers, experts = config.model.rre_layers, config.model.experts_per_domain
-    domains, vocabulary = frequencies_DV.shape
-    table = draw_tables(config.routing, layers, domains, vocabulary, experts, rows)
-    shares_NDE = shares_of_experts(table, frequencies_DV)
-    return np.broadcast_to(shares_NDE, (layers, len(config.domains), experts)), source
+    m, (domains, vocabulary) = config.model, frequencies_DV.shape
+    sizes = (m.rre_layers, domains, vocabulary, m.experts_per_domain)
+    table = draw_tables(config.routing, *sizes, rows, m.segments, m.common_experts)
+    shares_N = [shares_of_experts(*table.of_segment(n), frequencies_DV) for n in range(table.layers)]
+    return [np.broadcast_to(shares_DE, (len(config.domains), shares_DE.shape[1])) for shares_DE in shares_N], source
 
 
-def shares_of_experts(table: RoutingTable, frequencies_DV: np.ndarray) -> np.ndarray:
-    """Return each expert's fraction of its domain's tokens, [N, D, E experts]; tokens of a spread id are divided evenly."""
-    layers, domains, experts = table.layers, len(frequencies_DV), table.experts
-    shares = np.zeros((layers, domains, experts))
-    for domain in range(domains):
-        spread_V = table.spread_DV[domain]
-        part_V = frequencies_DV[domain] / max(frequencies_DV[domain].sum(), 1) / spread_V
+def shares_of_experts(
+    first_DV: np.ndarray, spread_DV: np.ndarray, experts: int, frequencies_DV: np.ndarray
+) -> np.ndarray:
+    """Return each expert's fraction of each domain's tokens, [D, E experts]; tokens of a spread id are divided evenly. The other
+    arguments: as `RoutingTable.of_segment` returns them."""
+    shares_DE = np.zeros((len(frequencies_DV), experts))
+    for shares_E, first_V, spread_V, counts_V in zip(shares_DE, first_DV, spread_DV, frequencies_DV, strict=True):
+        part_V = counts_V / max(counts_V.sum(), 1) / spread_V
         for step in range(int(spread_V.max())):
             wide_V = spread_V > step
-            for layer in range(layers):
-                taker_V = (table.first_NDV[layer, domain, wide_V] + step) % experts
-                shares[layer, domain] += np.bincount(taker_V, part_V[wide_V], minlength=experts)
-    return shares / shares.sum(axis=-1, keepdims=True)
+            shares_E += np.bincount((first_V[wide_V] + step) % experts, part_V[wide_V], minlength=experts)
+    return shares_DE / shares_DE.sum(axis=-1, keepdims=True)
 
 
 def _frequencies(config: Config) -> tuple[np.ndarray, str]:

@@ -8,7 +8,7 @@ its forward pass:
                   4·c·T·H/t             q, k, v, and their mixture
                   B·n/t·S·S·(4 + c)     softmax in float32, and its cast (none when c is 4)
     dense FFN     c·T·H + 2·c·T·F/t     output of the second LayerNorm; before and after the activation
-    RRE FFN       c·W·H + 2·c·W·F/t     rows that arrived; before and after the activation
+    RRE FFN       N·c·W·H + 2·c·W·F/t   rows that arrived, for each of N segments; before and after the activation
     query layer   c·T·H                 the query table's rows, gathered over tensor ranks
     last norm     4·T·H                 its input in float32
 
@@ -37,7 +37,7 @@ from dataclasses import dataclass
 
 from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.communicators import ALL, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
+from pangu_sigma.parallel.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
 from pangu_sigma.parallel.layout import (
     layers_of_stage,
     multiplied_rows,
@@ -150,7 +150,7 @@ def communicators(config: Config, stage: int = 0) -> set[tuple[str, ...]]:
     """
     groups = [TENSOR, REPLICAS, STAGE, ALL]
     if rre_layers_of_stage(config, stage):
-        groups += [EXPERT, DATA, HOLDERS]
+        groups += [EXPERT, DATA, HOLDERS, *([COPIES] if config.model.common_experts else [])]
     return {real for axes in groups if (real := tuple(axis for axis in axes if getattr(config.parallel, axis) > 1))}
 
 
@@ -243,7 +243,7 @@ def layer_bytes(config: Config, stage: int = 0) -> list[int]:
     scores = _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))
     shared = tokens * m.hidden * (c + 8) + 4 * c * tokens * m.hidden // t + scores
     dense = shared + c * tokens * m.hidden + 2 * c * tokens * m.ffn // t
-    routed = shared + c * rows * m.hidden + 2 * c * rows * m.ffn // t
+    routed = shared + len(m.segments) * c * rows * m.hidden + 2 * c * rows * m.ffn // t
     query = c * tokens * m.hidden
     return [
         (dense if layer < m.dense_layers else routed) + (query if layer == m.layers - 1 else 0)

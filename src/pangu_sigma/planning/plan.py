@@ -42,6 +42,7 @@ from pangu_sigma.planning.memory import (
     peak_stage,
     total,
 )
+from pangu_sigma.planning.segments import SegmentComparison, compare_segments
 from pangu_sigma.planning.suggest import (
     TimedLayout,
     changes_that_fit_npus,
@@ -164,9 +165,9 @@ class Plan:
     capacity: int
     """Maximum number of rows that a rank sends to one expert; 0 without experts or without a limit."""
     sent_rows: int
-    """Number of rows that a rank sends to experts' ranks, and receives, in a pass of an RRE layer; 0 without experts."""
+    """Number of rows that a rank sends to experts' ranks, and receives, in a pass of a segment; 0 without experts."""
     multiplied_rows: int
-    """Number of rows that the experts of a rank multiply in a pass of an RRE layer; 0 without experts."""
+    """Number of rows that the experts of a rank multiply in a pass of a segment; 0 without experts."""
     fits: bool
     npu: MemoryTable
     """Memory of the NPU that needs the most memory."""
@@ -191,6 +192,8 @@ class Plan:
     """Constant on which the step time depends most."""
     measured_adam: MeasuredAdam | None
     """Step time with Adam as fast as measured; None if no experts are on the host."""
+    segments: SegmentComparison | None
+    """Costs of the segments of RRE layers, and of one in their place; None if there is only one."""
     tokens_per_second: float
     traffic_bytes: LinkBytes
     """Bytes that the NPU with most traffic moves in a step, by link."""
@@ -268,7 +271,7 @@ def make_plan(config: Config, devices: int) -> Plan:
         refused=_refused(planned),
         passes=planned.train.accumulation,
         tokens_of_rank=tokens_of_rank(planned),
-        capacity=(room_of(planned, dispatch_layout(planned, ascend=True)).sent or 0) if routed else 0,
+        capacity=(room_of(planned, dispatch_layout(planned, ascend=True))["own"].sent or 0) if routed else 0,
         sent_rows=exchanged_rows(planned) if routed else 0,
         multiplied_rows=multiplied_rows(planned) if routed else 0,
         fits=room,
@@ -284,6 +287,7 @@ def make_plan(config: Config, devices: int) -> Plan:
         constants=rates_of(planned),
         hangs_on=most_sensitive(planned),
         measured_adam=_measured_adam(planned) if time.host_update else None,
+        segments=compare_segments(planned),
         tokens_per_second=tokens_per_second(planned, time),
         traffic_bytes=max(
             (link_bytes(planned, s) for s in stages), key=lambda link: link.pcie + link.hccs + link.network

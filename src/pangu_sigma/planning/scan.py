@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.ascend.supported import check_segments
 from pangu_sigma.chips import CHIP_DATA, GIB, Chip
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import argument
@@ -79,13 +78,12 @@ def scan(config: Config, picture: Path | None = None) -> Scan:
     """Find the fastest layout on each number of NPUs in SCANNED, whatever the axes of the parallel section.
 
     picture: file that `draw_scan` draws the result into. Raises ConfigError if the configuration cannot be laid out on any of them,
-    for several segments, and for a file name without a picture's ending.
+    and for a file name without a picture's ending.
     """
     if picture is not None:
         if picture.suffix not in (".svg", ".png", ".pdf"):
             raise ConfigError(f"{argument('--scan')} {picture}: a picture is a .svg, .png or .pdf file")
         check_file_writable(picture, "--scan")
-    check_segments(config)
     rows, chip = [], chip_of(config)
     for devices in SCANNED:
         try:

@@ -12,6 +12,7 @@ from pangu_sigma.parallel.layout import AXES
 from pangu_sigma.planning.cost import HOST_UPDATE_BANDWIDTH, host_rate_note
 from pangu_sigma.planning.machine import TIGHT_FRACTION
 from pangu_sigma.planning.plan import CompiledPlan, MemoryTable, Plan
+from pangu_sigma.planning.segments import SegmentComparison
 from pangu_sigma.planning.traffic import CollectiveCalls
 from pangu_sigma.sections import ParallelConfig
 
@@ -42,6 +43,20 @@ _CONSTANTS = {
 }
 """Text and factor of the unit in it, for each field of `Rates`."""
 
+_SEGMENT_COSTS = {
+    "exchanges": ("exchanges of rows with other ranks", "{:,}", 1),
+    "exchange_bytes": ("their tensors, GB", "{:.3g}", 1e-9),
+    "exchange_seconds": ("their time, estimated seconds", "{:.3g}", 1),
+    "products": ("products of rows and experts", "{:,}", 1),
+    "width": ("inner units of an expert", "{:,}", 1),
+    "product_bytes": ("read and written by products, GB", "{:.4g}", 1e-9),
+    "flops_per_byte": ("operations of products a byte", "{:,.0f}", 1),
+    "common_bytes": ("common gradients summed over groups, GB", "{:.3g}", 1e-9),
+    "host_update_bytes": ("Adam on the host, GB", "{:.3g}", 1e-9),
+    "step_seconds": ("step, estimated seconds", "{:.3g}", 1),
+}
+"""Name, format and factor of the unit, for fields of `SegmentCosts`."""
+
 
 def format_plan(plan: Plan) -> str:
     """Format the whole plan as lines of text."""
@@ -61,6 +76,7 @@ def format_plan(plan: Plan) -> str:
             *_format_changes(plan),
             *_format_traffic(plan),
             *_format_time(plan),
+            *(_format_segments(plan.segments) if plan.segments else []),
             *(_format_compiled(plan.devices, plan.compiled) if plan.compiled else []),
         ]
     )
@@ -92,7 +108,8 @@ def _format_layout(plan: Plan) -> list[str]:
     passes = f" in each of {plan.passes} micro-batches" if plan.passes > 1 else " of a step"
     rows.append(f"  a rank sees {plan.tokens_of_rank:,} tokens{passes}{capacity}")
     if plan.sent_rows:
-        rows.append(f"  an RRE layer sends {plan.sent_rows:,} rows of it, and multiplies {plan.multiplied_rows:,}")
+        what = "each segment of an RRE layer" if plan.segments else "an RRE layer"
+        rows.append(f"  {what} sends {plan.sent_rows:,} rows of it, and multiplies {plan.multiplied_rows:,}")
     return rows
 
 
@@ -201,6 +218,20 @@ def _format_time(plan: Plan) -> list[str]:
         slow = plan.all_experts.step_seconds
         rows.append(f"  moving and updating all experts, not only the active: {slow:.3g} s, {slow / step:.1f}x")
     return [*rows, "  fitted to the paper's 7.5 s and 6.3x on 512 NPUs of 910A; what to trust: planning/cost.py"]
+
+
+def _format_segments(compared: SegmentComparison) -> list[str]:
+    """Format the costs of segments as a table: a column for the plan's, and one for a single segment in their place."""
+    both = compared.planned, compared.single
+    rows = [("segments: costs of an NPU in a step", *(" + ".join(costs.segments) for costs in both))]
+    for field, (name, form, unit) in _SEGMENT_COSTS.items():
+        rows.append((f"  {name}", *(form.format(getattr(costs, field) * unit) for costs in both)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        *(f"{name:<{widths[0]}}  {planned:>{widths[1]}}  {single:>{widths[2]}}" for name, planned, single in rows),
+        "  the estimate takes products of every width to be equally fast; with less than "
+        f"{compared.chip_flops_per_byte:,.0f} operations a byte they wait for the NPU's memory",
+    ]
 
 
 def _format_compiled(devices: int, compiled: CompiledPlan) -> list[str]:

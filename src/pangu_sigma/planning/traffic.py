@@ -7,10 +7,11 @@ compiled graphs, every call and byte.
     embeddings    AllGather [T, H] in the tensor group: of tables cut by hidden; once more for the LayerNorm, if it is float32 alone
     attention     AllReduce [T, H] of the output rows, in the tensor group
     dense FFN     AllReduce [T, H]
-    RRE FFN       AlltoAll [R, H/t] among the expert ranks, AllGather [W, H] in the tensor group: rows are there
+    RRE FFN       for each segment of the layer
+                  AlltoAll [R, H/t] among the expert ranks, AllGather [W, H] in the tensor group: rows are there
                   AllReduce [W, H] in the tensor group, AlltoAll [R, H/t], AllGather [R, H]: and back
                   with uneven parts AlltoAllV [T + 1, H/t] there and [W + 1, H/t] back, which is the room: about T rows travel;
-                  then AllGather [T, H]
+                  then AllGather [T, H], whose gradient is one for all segments
     logits        AllGather [V, H] of each block's slot; the ranks of a tensor group divide the tokens
     labels        AllGather of all labels and of their weights, if a tensor rank predicts neither whole sequences of a block nor
                   an even fraction of one
@@ -23,7 +24,8 @@ All of that happens for every micro-batch; without stages the loss has one AllRe
 all of them. Then come
 
     gradient      float32: ReduceScatter of every dense weight that optimizer parallelism divides, AllReduce of the others; and
-                  AllReduce of active experts' tensors that several ranks hold, in the compute dtype
+                  AllReduce of active experts' tensors that several ranks hold, in the compute dtype; of common experts, of which
+                  each group has a copy, once more over groups
 
 and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
 `parallel.fusion_mib` merges them. With stages the first stage sends the word table to the last, each tensor rank its columns.
@@ -38,7 +40,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.communicators import ALL, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
+from pangu_sigma.parallel.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
 from pangu_sigma.parallel.layout import (
     AXES,
     dispatch_layout,
@@ -163,6 +165,8 @@ def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
         back = {"AllGather": "ReduceScatter"}.get(op, op)
         forward = passes * count
         backward = count if purpose == LOSS and stages == 1 else forward
+        if purpose == TO_TOKENS and dispatch_layout(config, ascend=True) == "dropless":
+            backward //= len(config.model.segments)  # a sum has one gradient, and here it travels as it is
         yield PredictedCollective(op, "forward", size, forward, forward * nbytes, axes, purpose)
         yield PredictedCollective(back, "backward", size, backward, backward * nbytes, axes, purpose)
         if config.parallel.recompute and again:
@@ -176,6 +180,7 @@ def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
 
 
 LOSS, TABLE, TO_EXPERTS, FROM_EXPERTS = "loss of blocks", "word table", "rows to experts", "rows from experts"
+TO_TOKENS = "rows of tokens, whole"
 """Purposes of collectives that have rules of their own."""
 
 
@@ -194,23 +199,30 @@ def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, 
     yield "query positions", "AllGather", TENSOR, int(last), tokens, True
     yield "attention output", "AllReduce", TENSOR, layers, tokens, True
     yield "FFN output", "AllReduce", TENSOR, layers - routed, tokens, False
-    yield from _routed(config, routed)
+    yield from _routed(config, routed * len(m.segments))
     yield "slots of the logits", "AllGather", TENSOR, int(last), blocks * m.slot_rows * m.hidden * item, False
     yield LOSS, "AllReduce", TENSOR, int(last), 4 * blocks, False
 
 
-def _routed(config: Config, layers: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
-    """Yield the collectives of some RRE layers, in the form of `_forward`."""
+def _routed(config: Config, segments: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
+    """Yield the collectives of some segments, which are alike, in the form of `_forward`."""
     row = config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
     sent, multiplied = exchanged_rows(config) * row, multiplied_rows(config) * row
     uneven = dispatch_layout(config, ascend=True) == "dropless"
     exchange, tensor = ("AlltoAllV" if uneven else "AlltoAll"), config.parallel.tensor
-    yield TO_EXPERTS, exchange, EXPERT, layers, sent // tensor, True
-    yield "rows of experts, whole", "AllGather", TENSOR, layers, multiplied, True
-    yield "experts' output", "AllReduce", TENSOR, layers, multiplied, False
+    yield TO_EXPERTS, exchange, EXPERT, segments, sent // tensor, True
+    yield "rows of experts, whole", "AllGather", TENSOR, segments, multiplied, True
+    yield "experts' output", "AllReduce", TENSOR, segments, multiplied, False
     back = multiplied + row if uneven else sent  # the graph knows the room for uneven rows, not how many there are
-    yield FROM_EXPERTS, exchange, EXPERT, layers, back // tensor, False
-    yield "rows of tokens, whole", "AllGather", TENSOR, layers, tokens_of_rank(config) * row if uneven else sent, False
+    yield FROM_EXPERTS, exchange, EXPERT, segments, back // tensor, False
+    yield (
+        TO_TOKENS,
+        "AllGather",
+        TENSOR,
+        segments,
+        tokens_of_rank(config) * row if uneven else sent,
+        False,
+    )
 
 
 def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]:
@@ -250,6 +262,8 @@ def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
     for axes in (DATA, HOLDERS):
         held = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
         yield _of_arrays(config, "AllReduce", axes, held, "experts' gradients", "gradient")
+    common = [a for a in experts if config.model.routed[int(a.name.split(".")[1])] == "common"]
+    yield _of_arrays(config, "AllReduce", COPIES, common, "common experts' gradients", "gradient")
     calls = 1 + chip_of(config).saturates  # where overflow is infinity, the norm shows it
     purpose = "norm of all gradients, and overflow"
     yield PredictedCollective("AllReduce", "norm", _size(config, ALL), calls, 4 * calls, ALL, purpose)

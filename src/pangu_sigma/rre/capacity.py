@@ -15,6 +15,7 @@ fixed, so rows can exceed the capacity. Every rank knows it before the step, fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -237,29 +238,30 @@ class Receivers:
 _ADVICE = "for this batch (routing.table=balanced lowers what is needed), or parallel.overflow to drop"
 
 
-def check_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int) -> None:
+def check_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int, names: Sequence[str]) -> None:
     """Raise CapacityError if a rank sends more rows to an expert than `capacity`.
 
     sent_NGDK: rows that each of D data-parallel ranks sends to each expert in each of G micro-batches. tokens: number of tokens of
-    such a rank in a micro-batch. active: number of experts that share them under an even load.
+    such a rank in a micro-batch. active: number of experts that share them under an even load. names: of the segments.
     """
     most = int(sent_NGDK.max())
     if most > capacity:
         layer, _, _, expert = np.unravel_index(sent_NGDK.argmax(), sent_NGDK.shape)
         needed = np.ceil(most * active / tokens * 100) / 100
         raise CapacityError(
-            f"RRE layer {layer}: a rank has {most} rows for expert {expert}, whose capacity is {capacity}; "
+            f"{names[int(layer)]}: a rank has {most} rows for expert {expert}, whose capacity is {capacity}; "
             f"set parallel.capacity_factor to {needed:g} or more {_ADVICE}"
         )
 
 
-def check_arrived(arrived: np.ndarray, room: int, even: float) -> None:
-    """Raise CapacityError if more rows arrive than `room`. arrived: from `Receivers.arrived`. even: rows under an even load."""
+def check_arrived(arrived: np.ndarray, room: int, even: float, names: Sequence[str]) -> None:
+    """Raise CapacityError if more rows arrive than `room`. arrived: from `Receivers.arrived`. even: rows under an even load. names:
+    of the segments."""
     most = int(arrived.max())
     if most > room:
         layer = np.unravel_index(arrived.argmax(), arrived.shape)[0]
         needed = np.ceil(most / even * 100) / 100
         raise CapacityError(
-            f"RRE layer {layer}: {most} rows arrive where {room} have room; "
+            f"{names[int(layer)]}: {most} rows arrive where {room} have room; "
             f"set parallel.arrival_factor to {needed:g} or more {_ADVICE}"
         )

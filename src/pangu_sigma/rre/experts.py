@@ -18,11 +18,11 @@ from mindspore import nn, ops
 
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from ascend_ops.grouped_ffn import GroupedFFN
-from pangu_sigma.sections import Activation
+from pangu_sigma.sections import Activation, Segment
 
 
 class Experts(NamedTuple):
-    """The three cells of an RRE layer in one layout: dispatch, expert FFN, combine.
+    """The three cells of a segment of an RRE layer in one layout: dispatch, expert FFN, combine.
 
     dispatch(x_TH, order, inverse_T) -> rows: each row is the hidden state of its token.
     ffn(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> rows: each row is the output of its expert.
@@ -38,13 +38,15 @@ class Experts(NamedTuple):
     combine: nn.Cell
 
 
-def grouped_experts(activation: Activation) -> Experts:
-    """Return the cells of an RRE layer in the grouped layout (rows sorted by expert, no padding), for training."""
+def grouped_experts(activation: Activation, kind: Segment = "own") -> Experts:
+    """Return the cells of a segment in the grouped layout (rows sorted by expert, no padding), for training; the same for every
+    kind."""
     return Experts(ExpertDispatch(), GroupedFFN(activation), ExpertCombine())
 
 
-def padded_experts(activation: Activation) -> Experts:
-    """Return the cells of an RRE layer in the padded layout (equally many rows, C, for each expert), for exported graphs."""
+def padded_experts(activation: Activation, kind: Segment = "own") -> Experts:
+    """Return the cells of a segment in the padded layout (equally many rows, C, for each expert), for exported graphs; the same for
+    every kind."""
     return Experts(_PaddedDispatch(), PaddedFFN(activation), _PaddedCombine())
 
 

@@ -126,6 +126,13 @@ class RoutingTable:
     def _spread_of_common(self) -> np.ndarray:
         return np.ones(self.spread_DV.shape[-1], np.int16) if self.common_spread_V is None else self.common_spread_V
 
+    def of_segment(self, n: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return the rows of first_NDV and of the spread for segment n, both [D, V], and how many experts share a domain's tokens
+        there: its own, or all common ones."""
+        if not self._common[n]:
+            return self.first_NDV[n], self.spread_DV, self.experts
+        return self.first_NDV[n], np.broadcast_to(self._spread_of_common, self.spread_DV.shape), int(self._common[n])
+
     def route(self, ids: np.ndarray, domains: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Return the expert of every token in every layer, numbered over the whole layer (0 … D·E − 1).
 

@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
-from pangu_sigma.checkpoint.parts import Files
+from pangu_sigma.checkpoint.parts import EXPERTS, Files
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of
 from pangu_sigma.config import Config, ConfigError
@@ -28,7 +28,7 @@ from pangu_sigma.ecss.store import ExpertStore, array_specs
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.connect import connect
-from pangu_sigma.parallel.layout import Layout, dispatch_layout
+from pangu_sigma.parallel.layout import dispatch_layout, writes_experts
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.rre.capacity import DispatchLayout
 from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
@@ -145,8 +145,9 @@ class CpuBackend(Backend):
         return Evaluator(held_out, most, step, built.network, built.ranks)
 
     def checkpoint_files(self, built: TrainingSetup) -> Files:
-        first_replica = Layout(built.config.parallel).coordinates(built.ranks.rank).data == 0
-        return files_of(built.shards, parts_of(built.shards, built.store), built.ranks, first_replica)
+        config, rank, routed = built.config, built.ranks.rank, enumerate(built.config.model.routed)
+        left = {f"{EXPERTS}{number}" for number, kind in routed if not writes_experts(config, rank, kind)}
+        return files_of(built.shards, parts_of(built.shards, built.store), built.ranks, left)
 
     def cannot_copy(self, config: Config) -> str | None:
         return "ecss.store=file keeps more experts than memory holds" if config.ecss.store == "file" else None

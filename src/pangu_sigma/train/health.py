@@ -186,9 +186,8 @@ def unhealthy_tensors(built: TrainingSetup, active_NA: np.ndarray | None = None)
             layer, s = model.in_layer(n)
             for row in range(len(values)) if active_NA is None else active_NA[n][active_NA[n] < len(values)]:
                 if bad := count_not_finite(values[row]):
-                    expert, domain = int(row), None
+                    expert, domain = int(built.store.held_of(n)[0][row]), None
                     if model.routed[n] == "own":
-                        expert = int(built.store.held[row])
                         domain = built.config.domains[expert // model.experts_per_domain].name
                     segment = s if len(model.segments) > 1 else None
                     tensors.append(UnhealthyTensor(domain, layer, expert, name, bad, values[row].size, segment))
