@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import platform
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -68,6 +69,11 @@ logger = logging.getLogger(__name__)
 _LEARNING_BYTES = 4 << 20
 """Amount of English text and code that pieces are trained on; more changes few pieces and takes longer."""
 
+_WRITTEN = re.compile(
+    r"manifest\.json|frequencies\.npy|quarantine\.jsonl|tokenizer(/(pangu_alpha\.model|english\.model|vocabulary\.json))?|"
+    r"[a-z0-9_]+\.(train|held_out)\.(bin|idx)"
+)
+"""Names of all that a preparation writes into its folder; a folder with anything else is not replaced."""
 _FORMAT = 4
 """Version in the fingerprint: raise it when the same text would give a different folder."""
 
@@ -131,7 +137,7 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     inputs: the user's *.jsonl and *.jsonl.gz files; none: the packaged text. A folder that holds this very result already is left
     alone, an older result of the same domains is replaced. Raises ConfigError or DataError for what the user can fix.
     """
-    _check_before_reading(config, inputs)
+    _check_before_reading(config, inputs, output)
     kept = KeptVocabulary.of(config)
     existing = _existing(output)
     if refused := _other_domains(config, output, existing):
@@ -143,7 +149,7 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
         manifest = existing
     else:
         _say_replaced(output, existing, decisive)
-        with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl")) as quarantine:
+        with Quarantine(_quarantine_of(output)) as quarantine:
             manifest, _ = _prepare(config, files, output, quarantine, decisive, kept)
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
@@ -156,8 +162,8 @@ def preview(config: Config, inputs: list[Path]) -> tuple[Manifest, list[str]]:
     Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
     one of data.path if that holds other domains. Raises ConfigError or DataError for what leaves nothing to examine.
     """
-    _check_before_reading(config, inputs)
     output = Path(config.data.path)
+    _check_before_reading(config, inputs, output)
     existing = _existing(output)
     kept, files = KeptVocabulary.of(config), [_InputFile.of(path) for path in inputs]
     decisive, refused = _decisive(config, files, kept), _other_domains(config, output, existing)
@@ -170,11 +176,20 @@ def preview(config: Config, inputs: list[Path]) -> tuple[Manifest, list[str]]:
     return manifest, [refused, *problems] if refused else problems
 
 
-def _check_before_reading(config: Config, inputs: list[Path]) -> None:
+def _check_before_reading(config: Config, inputs: list[Path], output: Path) -> None:
     for domain in domains_of(config):
         tag_language("", "", domain)  # refuses a code domain that has no tag, before anything is downloaded
     for path in inputs:
         check_input(path)
+        if {output.resolve(), _quarantine_of(output).resolve()} & {path.resolve(), *path.resolve().parents}:
+            raise DataError(
+                f"{argument('--input')} {path}: prepare-data replaces this file when it writes data.path={output}; move it, or "
+                "choose another data.path"
+            )
+
+
+def _quarantine_of(output: Path) -> Path:
+    return output.parent / f"{output.name}.quarantine.jsonl"
 
 
 def _prepare(
@@ -237,12 +252,20 @@ def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | No
 
 
 def _existing(output: Path) -> Manifest | None:
-    """Return the manifest in `output`, or None if it is absent or damaged. Raises DataError if the folder is no prepared data."""
+    """Return the manifest in `output`, or None if it is absent or damaged. Raises DataError if the folder is no prepared data, or
+    has something else in it."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if not (output / "manifest.json").is_file():
         raise DataError(
             f"{output} exists and is not prepared data (no manifest.json); choose another folder or remove it"
+        )
+    found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*"))
+    if foreign := [name for name in found if not _WRITTEN.fullmatch(name)]:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise DataError(
+            f"data.path={output} also has {foreign[0]}{more}, which prepare-data did not write; move it, or choose another "
+            "data.path"
         )
     try:
         return load_manifest(output)
