@@ -31,11 +31,13 @@ from pangu_sigma.checkpoint.run_folder import (
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside_lines_without_checkpoint, start_over
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer, unlike_prepared
+from pangu_sigma.data.prepared import FREQUENCIES_NAME, drawn_tables, read_prepared_tokenizer, unlike_prepared
 from pangu_sigma.errors import DataError, argument
+from pangu_sigma.lock import LOCK
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import DamagedFile
+from pangu_sigma.sealed import SEAL, UNFINISHED, DamagedFile
+from pangu_sigma.stored.open import KIND_NAMES, kind_of
 from pangu_sigma.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     DataError for invalid data.
     """
     refuse_tuned(path, config)
+    refuse_foreign(path)
     prepared, data_hash = read_prepared_tokenizer(config), load_manifest(Path(config.data.path)).content_hash
     if options.start_over or not has_checkpoints(path / CHECKPOINTS):
         return []
@@ -114,6 +117,29 @@ def refuse_tuned(path: Path, config: Config) -> None:
             f"finetune.task={config.finetune.task}: {path} is tuned to a task; go on with the `pangu-sigma finetune` command "
             "that made it, or make a run to train of it, with `pangu-sigma extract`"
         )
+
+
+_BEFORE_CONFIG = {LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL}
+"""Names that a run folder may have before its config.yaml: of a start that was interrupted, which takes the lock first."""
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise ConfigError for a folder with files that is no run, and DamagedFile for one with a config.yaml of something else:
+    training would write over what is there."""
+    fix = f"name another folder with {argument('--output')}"
+    kind = kind_of(path)
+    if kind == "run":
+        if not has_checkpoints(path / CHECKPOINTS):
+            read_config(path, "run", fix)
+        return
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    begun = {"logs"} | (_BEFORE_CONFIG if LOCK in names else set())  # `launch` writes logs before a rank starts
+    foreign = sorted(name for name in names - begun if not name.startswith(UNFINISHED))
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        what = f"a folder with {foreign[0]}{more}" if kind == "alpha" else KIND_NAMES[kind]
+        what = "prepared data" if FREQUENCIES_NAME in names else what
+        raise ConfigError(f"{path} is {what}, not a run folder; {fix}")
 
 
 def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:
