@@ -25,7 +25,8 @@ _KINDS: dict[Any, tuple[type, str]] = {
 
 
 def check_kinds(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorate a function so that it raises UserError, which names the argument, for a value of a kind that its annotation has not.
+    """Decorate a function so that it raises UserError, which names the argument, for a value of a kind that its annotation has not,
+    and for an unknown or missing argument.
 
     Truth values, numbers, texts, None and literals are checked. Any other annotation, such as that of a path, takes all values.
     """
@@ -36,7 +37,12 @@ def check_kinds(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @wraps(function)
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            known = ", ".join(name for name in signature.parameters if name != "self")
+            raise UserError(f"{function.__name__}: {error}; allowed here: {known}") from None
+        for name, value in given.items():
             if name in allowed and not any(_takes(kind, value) for kind in allowed[name]):
                 raise UserError(f"{keyword(name)}={value!r} is not allowed: {_words(allowed[name])}")
         return function(*args, **kwargs)
