@@ -548,7 +548,7 @@ def serve(
 
     changed, path = Limits.changed(limits), to_path(model, "model")
     key = server.read_key(None if api_key_file is None else to_path(api_key_file, "--api-key-file"))
-    address = server.Address(host, port, list(allow_host))
+    address = server.Address(host, port, to_texts(allow_host, "--allow-host"))
     with server.bind(address) as listening:  # before the model is loaded, so that a busy port is reported at once
         decoder = open_engine(path, changed.lanes, weights).decoder
         return server.serve(decoder, listening, address, key, changed)
