@@ -183,6 +183,11 @@ def test_another_number_of_processes_than_laid_out_is_refused(tiny_data):
         (["--nodes", "2"], "1 processes cannot be divided among --nodes 2"),
         (["--nodes", "2", "--set", "parallel.data=2"], "--node-rank is missing"),
         (["--nodes", "2", "--node-rank", "0", "--set", "parallel.data=2"], "--master-address is missing"),
+        (
+            ["--nodes", "2", "--node-rank", "1", "--master-address", "", "--set", "parallel.data=2"],
+            "--master-address is missing",
+        ),
+        (["--node-rank", "1", "--dry-run"], "--node-rank 1 does not exist: with --nodes 1 it is 0 … 0"),
         (["--set", "parallel.expert=3"], "model.experts_per_domain (2) is not divisible by parallel.expert (3)"),
     ],
 )
