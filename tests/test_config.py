@@ -135,23 +135,13 @@ def test_floats_are_yaml_1_2(tmp_path: Path, text: str):
     assert config.train.optimizer.end_lr == 2e-5
 
 
-@pytest.mark.parametrize(
-    ("text", "steps"), [("010", 10), ("08", 8), ("0o10", 8), ("0x1F", 31), ("16_000", 16_000), ("+7", 7)]
-)
-def test_whole_numbers_are_yaml_1_2(tmp_path: Path, text: str, steps: int):
-    assert load_config(write(tmp_path, SMALL), [f"train.steps={text}"]).train.steps == steps
-
-
-@pytest.mark.parametrize("text", ["1:30", "0b11", "1__0", "_1"])
-def test_what_is_a_number_in_yaml_1_1_only_is_none(tmp_path: Path, text: str):
+@pytest.mark.parametrize("text", ["010", "08", "1:30", "0b11", "0x1F", "1__0", "_1"])
+def test_what_is_no_decimal_number_is_no_whole_number(tmp_path: Path, text: str):
     with pytest.raises(ConfigError, match=rf"train\.steps: '{text}' is not allowed: it must be a whole number"):
         load_config(write(tmp_path, SMALL), [f"train.steps={text}"])
-
-
-@pytest.mark.parametrize("path", ["010", "09", "1e5", "0o17", "1:30", "1_000", ".5", "yes", "~"])
-def test_a_text_that_looks_like_a_number_reads_back_as_a_text(tmp_path: Path, path: str):
-    config = load_config(write(tmp_path, SMALL), [("data.path", path)])
-    assert load_config(write(tmp_path, dump_config(config))).data.path == path
+    config = load_config(write(tmp_path, SMALL), ["train.steps=16_000", ("data.path", text)])
+    assert config.train.steps == 16_000
+    assert load_config(write(tmp_path, dump_config(config))) == config
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,7 @@ def _changes(overrides: Overrides) -> list[config_file.Override]:
     changes = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
     for each in changes:
         if not isinstance(each, str) and not (isinstance(each, tuple) and len(each) == 2):
-            raise ConfigError(
-                f'overrides: {each!r} is not allowed: values by key path, such as {{"train.steps": 100}}, or texts such as '
-                '"train.steps=100"'
-            )
+            raise ConfigError(f'overrides: {each!r} is not allowed: values by key path, such as {{"train.steps": 100}}')
     return changes
 
 

@@ -28,8 +28,8 @@ _SHOWN_PROBLEMS = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader of YAML 1.2 where PyYAML differs: numbers are decimal, `2e-5` is one without the `.0` too, and a repeated key is an
-    error. As in Python, `16_000` is a number."""
+    """Loader of YAML 1.2 where PyYAML differs: `2e-5` is a number without the `.0` too, `1:30` is none, and a repeated key is an
+    error. Nor is `010`, which is 8 in YAML 1.1 and 10 in 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -46,25 +46,15 @@ class _Loader(yaml.SafeLoader):
         super().fetch_flow_collection_start(token)
 
 
-class _Dumper(yaml.SafeDumper):
-    """Dumper that quotes a text that `_Loader` would read as a number, such as a run of the name 1e5."""
-
-
-_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_INT = "tag:yaml.org,2002:int"
 _Loader.yaml_implicit_resolvers = {
-    first: [each for each in known if each[0] not in (_INT, _FLOAT)]  # 010 would be 8, and 1:30 would be 90
+    first: [each for each in known if each[0] != _INT]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        _INT, re.compile("([-+]?[0-9]+(_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
-    )
-    _class.add_implicit_resolver(
-        _FLOAT,
-        re.compile(r"([-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
-        list("-+.0123456789"),
-    )
-_Loader.add_constructor(_INT, lambda loader, node: int(node.value, 0 if node.value[1:2].isalpha() else 10))
+_Loader.add_implicit_resolver(_INT, re.compile("[-+]?(0|[1-9][0-9]*(_[0-9]+)*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 Override = str | tuple[str, Any]
@@ -140,7 +130,7 @@ def parse_config(tree: dict[str, Any]) -> Config:
 
 def dump_config(config: Config) -> str:
     """Return a configuration as YAML, with every default filled in; `load_config` reads it back to an equal configuration."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _key_and_value(text: str) -> tuple[str, Any]:
@@ -166,17 +156,11 @@ def _parse_yaml(text: str) -> Any:
         if node is None:
             return None
         if (count := _nodes(node, {})) > MOST_NODES:
-            raise yaml.YAMLError(f"its aliases stand for {count:,} values; at most {MOST_NODES:,} are read")
+            raise ValueError(f"its aliases stand for {count:,} values; at most {MOST_NODES:,} are read")
         return loader.construct_document(node)
     except RecursionError:
         raise ValueError("brackets or sections are nested too deeply") from None
-    except (
-        LookupError,
-        AttributeError,
-        TypeError,
-        ArithmeticError,
-        ValueError,
-    ) as error:  # PyYAML's answer to `!!int ""`
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:  # PyYAML's answer to `!!int ""`
         raise ValueError(f"a value is not of the kind that its tag names ({type(error).__name__}: {error})") from error
     finally:
         loader.dispose()
@@ -213,7 +197,7 @@ def _nodes(node: yaml.Node, counted: dict[int, int | None]) -> int:
     if id(node) in counted:
         number = counted[id(node)]
         if number is None:
-            raise yaml.YAMLError("an alias stands inside of what it names")
+            raise ValueError("an alias stands inside of what it names")
         return number
     counted[id(node)] = None
     inner: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []

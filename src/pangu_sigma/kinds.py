@@ -25,10 +25,10 @@ _KINDS: dict[Any, tuple[type, str]] = {
 
 
 def check_kinds(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorate a function so that it raises UserError, which names the argument, for a value of a kind that its annotation has not,
-    and for an unknown or missing argument.
+    """Decorate a function so that it raises UserError, which names the argument, for a value of a kind that its annotation has not.
 
     Truth values, numbers, texts, None and literals are checked. Any other annotation, such as that of a path, takes all values.
+    Unknown and missing arguments are UserErrors too.
     """
     signature = inspect.signature(function)
     named = {name: each for name, each in function.__annotations__.items() if name != "return"}

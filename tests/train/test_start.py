@@ -211,7 +211,7 @@ def test_what_cannot_be_made_again_is_said(tiny_data, tmp_path):
         (["manifest.json", "frequencies.npy", "tokenizer/vocabulary.json"], "is prepared data, not a run folder"),
         (["LOCK", "report/mine.txt", "tokenizer/mine.model"], "is a folder with report, not a run folder"),
         (["tokenizer/mine.model", "logs/mine.txt"], "is a folder with tokenizer, not a run folder"),
-        (["kernel/config.yaml", "other/config.yaml"], "is a folder with kernel and 1 more, not a run folder"),
+        (["kernel/config.yaml", "other/config.yaml"], "is a folder with kernel, other, not a run folder"),
         (["config.yaml"], "config.yaml: its first line is not the one that was written"),
     ],
 )

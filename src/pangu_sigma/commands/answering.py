@@ -8,16 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma import api
-from pangu_sigma.commands.options import (
-    a_path,
-    add_command,
-    defaults_of,
-    show,
-    with_json,
-    with_model,
-    with_set,
-    with_weights,
-)
+from pangu_sigma.commands.options import add_command, defaults_of, show, with_json, with_model, with_set, with_weights
 from pangu_sigma.config import ConfigError
 
 
@@ -48,7 +39,7 @@ def add_commands(commands: Any) -> None:
     option("--host", help="address to listen on; 0.0.0.0: all of this machine")
     option("--port", type=int, help="port to listen on; 0: any free one, which is logged")
     option("--allow-host", action="append", metavar="NAME", help="another host name of this server; may be repeated")
-    option("--api-key-file", type=a_path, metavar="FILE", help="file with the API key; or set PANGU_SIGMA_API_KEY")
+    option("--api-key-file", type=Path, metavar="FILE", help="file with the API key; or set PANGU_SIGMA_API_KEY")
     with_set(command, "change a limit, such as lanes=16; may be repeated", dest="limits")
     with_weights(command)
 
@@ -70,7 +61,7 @@ def _add_generate(commands: Any) -> None:
     option("--domain", action="append", required=True, help="domain to answer: one for all, or one for each, in order")
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; may be repeated")
-    what.add_argument("--prompts", type=a_path, metavar="FILE", help="file with a prompt a line; - is standard input")
+    what.add_argument("--prompts", type=Path, metavar="FILE", help="file with a prompt a line; - is standard input")
     option("--max-new-tokens", type=int, help="maximum number of new tokens")
     option("--temperature", type=float, help="sampling temperature; 0 is greedy")
     option("--top-k", type=int, help="draw from this many most likely tokens; 0: from all")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from pangu_sigma import api
-from pangu_sigma.commands.options import a_path, add_command, call, flag, show, with_json, with_model
+from pangu_sigma.commands.options import add_command, call, flag, show, with_json, with_model
 
 
 def add_commands(commands: Any) -> None:
@@ -33,7 +34,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _with_against(command: argparse.ArgumentParser, help: str) -> None:
-    command.add_argument("--against", type=a_path, nargs="+", metavar="MODEL", help=help)
+    command.add_argument("--against", type=Path, nargs="+", metavar="MODEL", help=help)
 
 
 def _add_benchmark(commands: Any) -> None:
@@ -49,7 +50,7 @@ def _add_benchmark(commands: Any) -> None:
     usual = "zh; for programs the first code domain, for translations the first bilingual one, for dialogue the first one of text"
     option = command.add_argument
     option("names", nargs="+", metavar="NAME", help="benchmark of evaluate/README.md, or any of lm-evaluation-harness")
-    option("--files", type=a_path, metavar="FOLDER", help="published files of the benchmarks, in FOLDER/NAME/")
+    option("--files", type=Path, metavar="FOLDER", help="published files of the benchmarks, in FOLDER/NAME/")
     option("--domain", help=f"domain that answers; default {usual}")
     option("--limit", type=_at_least_one, metavar="N", help="run only the first N items of each benchmark")
     option("--num-fewshot", type=_at_least_one, metavar="K", help="examples before each item; default the benchmark's")

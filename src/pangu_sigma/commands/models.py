@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from pangu_sigma import api
 from pangu_sigma.commands.options import (
-    a_path,
     add_command,
     call,
     call_and_show,
@@ -75,7 +75,7 @@ def _add_extend(commands: Any) -> None:
     with_config(command)
     with_output(command, _NEW_RUN)
     command.add_argument("--from-domain", metavar="DOMAIN", help="copy new domains from this domain of the run")
-    command.add_argument("--from-dense", type=a_path, metavar="MODEL", help="make new domains from this dense model")
+    command.add_argument("--from-dense", type=Path, metavar="MODEL", help="make new domains from this dense model")
     flag(command, "--from-scratch", "initialise new domains at random")
     _with_dense(command, "--from-dense")
     flag(command, "--skip-graph-check", _SKIP_GRAPH_CHECK)
@@ -100,7 +100,7 @@ def _add_extract(commands: Any) -> None:
     which.add_argument("--drop", action="append", metavar="DOMAIN", help="domain to remove; may be repeated")
     with_output(command, "new folder of the run or export; it must not exist", required=True)
     command.add_argument("--format", choices=["run", "mindir"], help="run: a run with its text; mindir: an export")
-    command.add_argument("--data", type=a_path, help="the run's prepared text, if it has moved from data.path")
+    command.add_argument("--data", type=Path, help="the run's prepared text, if it has moved from data.path")
     flag(command, "--skip-graph-check", _SKIP_GRAPH_CHECK)
     with_json(command)
 

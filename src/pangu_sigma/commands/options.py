@@ -57,13 +57,6 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def a_path(text: str) -> Path:
-    """Return the value of an option as a path. Raises ArgumentTypeError for a blank one, which `Path` takes as this folder."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is blank; name a file or folder, such as . for this one")
-    return Path(text)
-
-
 def flag(command: argparse.ArgumentParser, name: str, help: str) -> None:
     """Add an option without a value to a command."""
     command.add_argument(name, action="store_true", help=help)
@@ -73,12 +66,12 @@ def with_model(
     command: argparse.ArgumentParser, help: str = "run folder or exported model", nargs: str | None = None
 ) -> None:
     """Add the argument MODEL to a command."""
-    command.add_argument("model", type=a_path, nargs=nargs, metavar="MODEL", help=help)
+    command.add_argument("model", type=Path, nargs=nargs, metavar="MODEL", help=help)
 
 
 def with_config(command: argparse.ArgumentParser, help: str = CONFIG_HELP) -> None:
     """Add the argument CONFIG, --set and --print-config to a command."""
-    command.add_argument("config", type=a_path, metavar="CONFIG", help=help)
+    command.add_argument("config", type=Path, metavar="CONFIG", help=help)
     with_overrides(command)
 
 
@@ -96,7 +89,7 @@ def with_set(command: argparse.ArgumentParser, help: str, dest: str = "overrides
 
 def with_output(command: argparse.ArgumentParser, help: str, required: bool = False) -> None:
     """Add the option --output to a command."""
-    command.add_argument("-o", "--output", type=a_path, required=required, metavar="PATH", help=help)
+    command.add_argument("-o", "--output", type=Path, required=required, metavar="PATH", help=help)
 
 
 class _SetChip(argparse.Action):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pangu_sigma import api
 from pangu_sigma.chips import CHIP_NAMES
 from pangu_sigma.commands.options import (
     CONFIG_HELP,
-    a_path,
     add_command,
     call_and_show,
     flag,
@@ -70,7 +70,7 @@ def _add_inspect(commands: Any) -> None:
         run=_inspect,
     )
     what = f"{CONFIG_HELP}; or a run, checkpoint, export, or folder or file of weights"
-    command.add_argument("what", type=a_path, metavar="CONFIG|MODEL", help=what)
+    command.add_argument("what", type=Path, metavar="CONFIG|MODEL", help=what)
     with_overrides(command)
     which = command.add_mutually_exclusive_group()
     for name in ("--keep", "--drop"):
@@ -105,7 +105,7 @@ def _add_plan(commands: Any) -> None:
     command.add_argument("--devices", type=int, metavar="N", help="number of NPUs")
     flag(command, "--factors", "simulate the smallest capacity_factor, arrival_factor that drop no row; with --devices")
     table = "find the fastest layouts on 8 to 4,096 NPUs; with a file, also plot them"
-    command.add_argument("--scan", nargs="?", type=a_path, const=True, metavar="FILE.svg", help=table)
+    command.add_argument("--scan", nargs="?", type=Path, const=True, metavar="FILE.svg", help=table)
     flag(command, "--compile", "also compile the step for Ascend, and compare; takes minutes")
     with_chip(command)
     with_json(command)
@@ -115,7 +115,7 @@ def _completion(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     import shtab
 
     for action in _actions(parser):
-        if action.type is a_path:
+        if action.type is Path:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(parser, options.shell))
     return 0

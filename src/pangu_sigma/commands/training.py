@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from pangu_sigma import api
 from pangu_sigma.commands.options import (
     CONFIG_HELP,
-    a_path,
     add_command,
     call_and_show,
     flag,
@@ -34,9 +34,7 @@ def add_commands(commands: Any) -> None:
         "sigma_tiny --input mine.jsonl --check",
     )
     with_config(command)
-    command.add_argument(
-        "--input", type=a_path, action="append", metavar="JSONL", help="your own text; may be repeated"
-    )
+    command.add_argument("--input", type=Path, action="append", metavar="JSONL", help="your own text; may be repeated")
     flag(command, "--check", "print the table and all problems of the text, and write nothing")
 
     command = add_command(
@@ -121,9 +119,9 @@ def _add_finetune(commands: Any) -> None:
     with_model(command, "the trained run")
     tasks, lines = ", ".join(shipped_configs("finetune")), "JSON lines with a prompt and response, or with messages"
     option = command.add_argument
-    option("--task", type=a_path, required=True, help=f"{tasks}, or a YAML file")
-    option("--train-file", type=a_path, required=True, metavar="JSONL", help=lines)
-    option("--dev-file", type=a_path, metavar="JSONL", help="development set; the best state on it is kept")
+    option("--task", type=Path, required=True, help=f"{tasks}, or a YAML file")
+    option("--train-file", type=Path, required=True, metavar="JSONL", help=lines)
+    option("--dev-file", type=Path, metavar="JSONL", help="development set; the best state on it is kept")
     with_output(command, "folder of the tuned run", required=True)
     option("--learn", choices=["all", "experts", "experts+slot"], help="parameters to train (default: the task's)")
     option("--domain", help="domain of lines that name none (default: the task's)")

@@ -45,10 +45,8 @@ class HostNames:
         self._local = is_local(host)
         for name in others:
             if not self.knows(name) and not self.knows(f"[{name}]"):
-                raise ConfigError(
-                    f"{argument('--allow-host')}={name!r} is no name of a host; give it without http://, port and path, such as "
-                    "proxy.example"
-                )
+                named = f"{argument('--allow-host')}={name!r}"
+                raise ConfigError(f"{named} is no name of a host; leave out http://, port and path")
 
     def knows(self, host: str) -> bool:
         """Return True if the value of a Host header, with or without a port, names this server."""

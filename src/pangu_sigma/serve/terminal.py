@@ -57,10 +57,8 @@ class Chat:
         self.config, self.prompts = decoder.config, PromptTokenizer(decoder.tokenizer, decoder.config)
         most, tokens = self.prompts.length - 1, self.settings.max_new_tokens
         if tokens is not None and not 1 <= tokens <= most:
-            raise ConfigError(
-                f"{argument('--max-new-tokens')}={tokens} is not allowed: 1 to {most}, as model.seq_length={most + 1} tokens have "
-                "to hold the chat and its answer; leave it out for as many as fit"
-            )
+            named = f"{argument('--max-new-tokens')}={tokens} is not allowed"
+            raise ConfigError(f"{named}: 1 to {most}, as model.seq_length={most + 1}; leave it out for as many as fit")
         self.domains = domains_of(self.config)
         name = self.settings.domain
         self.domain: Domain = self.domains[0] if name is None else self.domains.named(name)

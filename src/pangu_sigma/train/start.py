@@ -119,25 +119,18 @@ def refuse_tuned(path: Path, config: Config) -> None:
         )
 
 
-_BEFORE_CONFIG = {LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL}
-"""Names that a run folder may have before its config.yaml: of a start that was interrupted, which takes the lock first."""
-
-
 def refuse_foreign(path: Path) -> None:
     """Raise ConfigError for a folder with files that is no run, and DamagedFile for one with a config.yaml of something else:
     training would write over what is there."""
-    fix = f"name another folder with {argument('--output')}"
-    kind = kind_of(path)
-    if kind == "run":
-        if not has_checkpoints(path / CHECKPOINTS):
-            read_config(path, "run", fix)
-        return
+    kind, fix = kind_of(path), f"name another folder with {argument('--output')}"
+    if kind == "run" and not has_checkpoints(path / CHECKPOINTS):
+        read_config(path, "run", fix)
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    begun = {"logs"} | (_BEFORE_CONFIG if LOCK in names else set())  # `launch` writes logs before a rank starts
+    # `launch` writes logs before a rank starts, and an interrupted start has a lock and no config.yaml
+    begun = {"logs", *((LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL) if LOCK in names else ())}
     foreign = sorted(name for name in names - begun if not name.startswith(UNFINISHED))
-    if foreign:
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        what = f"a folder with {foreign[0]}{more}" if kind == "alpha" else KIND_NAMES[kind]
+    if kind != "run" and foreign:
+        what = f"a folder with {', '.join(foreign[:3])}" if kind == "alpha" else KIND_NAMES[kind]
         what = "prepared data" if FREQUENCIES_NAME in names else what
         raise ConfigError(f"{path} is {what}, not a run folder; {fix}")
 

@@ -226,7 +226,7 @@ def test_files_of_the_user_in_a_prepared_folder_are_not_deleted(text, prepared, 
 def test_an_input_that_would_be_replaced_is_refused(text, prepared, tmp_path, config, name):
     shutil.copytree(prepared, tmp_path / "data")
     mine = Path(shutil.copy(text, tmp_path / name))
-    with pytest.raises(DataError, match=r"prepare-data replaces this file when it writes data\.path="):
+    with pytest.raises(DataError, match="prepare-data replaces files of this name; rename it"):
         prepare(config, [mine], tmp_path / "data")
     assert mine.read_bytes() == text.read_bytes()
 

@@ -137,7 +137,7 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     inputs: the user's *.jsonl and *.jsonl.gz files; none: the packaged text. A folder that holds this very result already is left
     alone, an older result of the same domains is replaced. Raises ConfigError or DataError for what the user can fix.
     """
-    _check_before_reading(config, inputs, output)
+    _check_before_reading(config, inputs)
     kept = KeptVocabulary.of(config)
     existing = _existing(output)
     if refused := _other_domains(config, output, existing):
@@ -149,7 +149,7 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
         manifest = existing
     else:
         _say_replaced(output, existing, decisive)
-        with Quarantine(_quarantine_of(output)) as quarantine:
+        with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl")) as quarantine:
             manifest, _ = _prepare(config, files, output, quarantine, decisive, kept)
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
@@ -162,8 +162,8 @@ def preview(config: Config, inputs: list[Path]) -> tuple[Manifest, list[str]]:
     Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
     one of data.path if that holds other domains. Raises ConfigError or DataError for what leaves nothing to examine.
     """
+    _check_before_reading(config, inputs)
     output = Path(config.data.path)
-    _check_before_reading(config, inputs, output)
     existing = _existing(output)
     kept, files = KeptVocabulary.of(config), [_InputFile.of(path) for path in inputs]
     decisive, refused = _decisive(config, files, kept), _other_domains(config, output, existing)
@@ -176,20 +176,13 @@ def preview(config: Config, inputs: list[Path]) -> tuple[Manifest, list[str]]:
     return manifest, [refused, *problems] if refused else problems
 
 
-def _check_before_reading(config: Config, inputs: list[Path], output: Path) -> None:
+def _check_before_reading(config: Config, inputs: list[Path]) -> None:
     for domain in domains_of(config):
         tag_language("", "", domain)  # refuses a code domain that has no tag, before anything is downloaded
     for path in inputs:
         check_input(path)
-        if {output.resolve(), _quarantine_of(output).resolve()} & {path.resolve(), *path.resolve().parents}:
-            raise DataError(
-                f"{argument('--input')} {path}: prepare-data replaces this file when it writes data.path={output}; move it, or "
-                "choose another data.path"
-            )
-
-
-def _quarantine_of(output: Path) -> Path:
-    return output.parent / f"{output.name}.quarantine.jsonl"
+        if f".{path.name}".endswith(f".{QUARANTINE_NAME}"):
+            raise DataError(f"{argument('--input')} {path}: prepare-data replaces files of this name; rename it")
 
 
 def _prepare(
