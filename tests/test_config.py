@@ -182,7 +182,9 @@ def test_an_override_that_cannot_be_is_refused(tmp_path: Path, override: str, me
 
 
 def test_a_config_cannot_be_changed_after_it_was_checked():
-    with pytest.raises(UserError, match=r"hidden: .* load another one: ps\.load_config\(…, {'SECTION\.hidden': 7}\)"):
+    with pytest.raises(
+        UserError, match=r"hidden is frozen; load another: ps\.load_config\(…, {'SECTION\.hidden': 7}\)"
+    ):
         parse_config(tree()).model.hidden = 7
 
 

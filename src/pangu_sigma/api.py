@@ -543,11 +543,11 @@ def serve(
     from pangu_sigma.serve import server
     from pangu_sigma.serve.limits import Limits
 
-    changed, path = Limits.changed(limits), to_path(model, "model")
-    key = server.read_key(None if api_key_file is None else to_path(api_key_file, "--api-key-file"))
+    file = None if api_key_file is None else to_path(api_key_file, "--api-key-file")
+    changed, key = Limits.changed(limits), server.read_key(file)
     address = server.Address(host, port, to_texts(allow_host, "--allow-host"))
     with server.bind(address) as listening:  # before the model is loaded, so that a busy port is reported at once
-        decoder = open_engine(path, changed.lanes, weights).decoder
+        decoder = open_engine(to_path(model, "model"), changed.lanes, weights).decoder
         return server.serve(decoder, listening, address, key, changed)
 
 

@@ -28,8 +28,7 @@ _SHOWN_PROBLEMS = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader of YAML 1.2 where PyYAML differs: `2e-5` is a number without the `.0` too, `1:30` is none, and a repeated key is an
-    error. Nor is `010`, which is 8 in YAML 1.1 and 10 in 1.2."""
+    """Loader of YAML in which `2e-5` is a number, `1:30` (90 in YAML 1.1) and `010` (8) are none, and a key twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}

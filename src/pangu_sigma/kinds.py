@@ -40,7 +40,7 @@ def check_kinds(function: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            known = ", ".join(name for name in signature.parameters if name != "self")
+            known = ", ".join(signature.parameters).removeprefix("self, ")
             raise UserError(f"{function.__name__}: {error}; allowed here: {known}") from None
         for name, value in given.items():
             if name in allowed and not any(_takes(kind, value) for kind in allowed[name]):

@@ -34,8 +34,7 @@ _Prompt = TypeVar("_Prompt", str, list[str])
 
 
 def to_path(path: AnyPath, name: str) -> Path:
-    """Return a caller's argument as a path. name: of the argument. Raises ConfigError for other types, and for a blank text, which
-    `Path` would take as the current folder."""
+    """Return a caller's argument as a path. name: of the argument. Raises ConfigError for other types and blank text."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path).strip():
         raise ConfigError(f"{argument(name)}={path!r} is not allowed: a path, as text or pathlib.Path, not blank")
     return Path(path)

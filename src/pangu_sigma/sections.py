@@ -16,9 +16,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise UserError(
-            f"{name}: a configuration does not change; load another one: ps.load_config(…, {{'SECTION.{name}': {value!r}}})"
-        )
+        raise UserError(f"{name} is frozen; load another: ps.load_config(…, {{'SECTION.{name}': {value!r}}})")
 
 
 # Upper bounds are far above any real model. They exist so that a slip of the pen is an error here and not a loop or an allocation

@@ -39,8 +39,7 @@ class HostNames:
     """
 
     def __init__(self, host: str, others: Collection[str] = ()):
-        """host: the address on which the server listens. others: further names of the server. Raises ConfigError for one that no
-        Host header can have."""
+        """host: address on which the server listens. others: further names of it. Raises ConfigError for what is no name."""
         self._names = {name.lower().strip("[]") for name in ("localhost", host, *others)}
         self._local = is_local(host)
         for name in others:

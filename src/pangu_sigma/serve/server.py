@@ -53,8 +53,7 @@ class Address:
 
 
 def bind(address: Address) -> socket.socket:
-    """Return a socket bound to an address. Connections are refused until the server is ready. Raises ConfigError if it cannot bind,
-    and for names that no request can have.
+    """Return a socket bound to an address. Connections are refused until the server is ready. Raises ConfigError for a bad address.
 
     The port of a killed server can be bound again at once.
     """

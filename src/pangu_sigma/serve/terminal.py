@@ -146,8 +146,7 @@ class Chat:
 
 
 def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: TextIO) -> int:
-    """Run a chat in the terminal until `lines` ends, and return the exit status. Raises ConfigError for an unknown domain, and for
-    a number of new tokens that does not fit."""
+    """Run a chat in the terminal until `lines` ends, and return the exit status. Raises ConfigError for settings that cannot be."""
     people = lines.isatty()
 
     def write(text: str) -> None:

@@ -29,8 +29,6 @@ META = "\u2581"
 _PIECE, _UNUSED = b"\x0a", b"\x18\x05"
 """Protobuf's tag before each piece of a model, and the field of a piece that gives it the type UNUSED."""
 
-_BESIDE_PIECES = 257
-"""Number of pieces of a trained model that are no text: <unk> and the bytes."""
 _TRAINING_LINE = 2_000
 """Maximum characters of a line of training text for the English pieces; SentencePiece drops lines above 4,192 bytes."""
 
@@ -88,7 +86,7 @@ def train_english(texts: Iterable[str], pieces: int) -> bytes:
             sentence_iterator=itertools.chain([first], lines),
             model_writer=buffer,
             model_type="unigram",
-            vocab_size=pieces + _BESIDE_PIECES,
+            vocab_size=pieces + 257,
             hard_vocab_limit=False,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
@@ -106,11 +104,9 @@ def train_english(texts: Iterable[str], pieces: int) -> bytes:
     except RuntimeError as error:
         if (needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))) is None:
             raise
-        characters = int(needed[1]) - _BESIDE_PIECES
-        raise ConfigError(
-            f"vocabulary.english_pieces={pieces} is too few: this text has {characters} characters that need a piece; raise it to "
-            f"at least {characters}"
-        ) from None
+        least, key = int(needed[1]) - 257, f"vocabulary.english_pieces={pieces}"
+        named = f"{key} is too few: this text has {least} characters that need a piece"
+        raise ConfigError(f"{named}; raise it to at least {least}") from None
     model = parse_model(buffer.getvalue())
     return compact_model(_normal_pieces(model), model.trainer_spec.model_type)
 

@@ -120,8 +120,7 @@ def refuse_tuned(path: Path, config: Config) -> None:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise ConfigError for a folder with files that is no run, and DamagedFile for one with a config.yaml of something else:
-    training would write over what is there."""
+    """Raise ConfigError or DamagedFile for a folder with files that is no run: training would write over what is there."""
     kind, fix = kind_of(path), f"name another folder with {argument('--output')}"
     if kind == "run" and not has_checkpoints(path / CHECKPOINTS):
         read_config(path, "run", fix)
@@ -130,9 +129,8 @@ def refuse_foreign(path: Path) -> None:
     begun = {"logs", *((LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL) if LOCK in names else ())}
     foreign = sorted(name for name in names - begun if not name.startswith(UNFINISHED))
     if kind != "run" and foreign:
-        what = f"a folder with {', '.join(foreign[:3])}" if kind == "alpha" else KIND_NAMES[kind]
-        what = "prepared data" if FREQUENCIES_NAME in names else what
-        raise ConfigError(f"{path} is {what}, not a run folder; {fix}")
+        what = "prepared data" if FREQUENCIES_NAME in names else f"a folder with {', '.join(foreign[:3])}"
+        raise ConfigError(f"{path} is {what if kind == 'alpha' else KIND_NAMES[kind]}, not a run folder; {fix}")
 
 
 def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:

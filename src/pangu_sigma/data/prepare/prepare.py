@@ -245,8 +245,7 @@ def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | No
 
 
 def _existing(output: Path) -> Manifest | None:
-    """Return the manifest in `output`, or None if it is absent or damaged. Raises DataError if the folder is no prepared data, or
-    has something else in it."""
+    """Return the manifest in `output`, or None if it is absent or damaged. Raises DataError if anything else is in there."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if not (output / "manifest.json").is_file():
