@@ -117,6 +117,16 @@ def test_wrong_overrides_are_refused_with_the_key(file, capsys, override, messag
     assert message in fails(capsys, "inspect", file, "--set", override)
 
 
+@pytest.mark.parametrize(
+    "command", ["train FILE -o", "train", "generate --domain en --prompt x", "inspect", "prepare-data FILE --input"]
+)
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_path_is_not_this_folder(file, capsys, command, blank):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(file) if word == "FILE" else word for word in command.split()] + [blank])
+    assert f"{blank!r} is blank; name a file or folder" in capsys.readouterr().err
+
+
 def test_missing_files_and_folders_are_refused_by_name(file, capsys, tmp_path):
     assert "cannot read configuration" in fails(capsys, "inspect", tmp_path / "none.yaml")
     assert "run prepare-data" in fails(capsys, "train", file, "--output", tmp_path / "run")

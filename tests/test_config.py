@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, load_config, parse_config
+from pangu_sigma.errors import UserError
 
 TREE: dict[str, Any] = {
     "name": "test",
@@ -134,6 +135,15 @@ def test_floats_are_yaml_1_2(tmp_path: Path, text: str):
     assert config.train.optimizer.end_lr == 2e-5
 
 
+@pytest.mark.parametrize("text", ["010", "08", "1:30", "0b11", "0x1F", "1__0", "_1"])
+def test_what_is_no_decimal_number_is_no_whole_number(tmp_path: Path, text: str):
+    with pytest.raises(ConfigError, match=rf"train\.steps: '{text}' is not allowed: it must be a whole number"):
+        load_config(write(tmp_path, SMALL), [f"train.steps={text}"])
+    config = load_config(write(tmp_path, SMALL), ["train.steps=16_000", ("data.path", text)])
+    assert config.train.steps == 16_000
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
 @pytest.mark.parametrize(
     ("override", "value"),
     [
@@ -172,8 +182,10 @@ def test_an_override_that_cannot_be_is_refused(tmp_path: Path, override: str, me
 
 
 def test_a_config_cannot_be_changed_after_it_was_checked():
-    with pytest.raises(ValueError, match="frozen"):
-        parse_config(tree()).model.hidden = 7  # type: ignore[misc]
+    with pytest.raises(
+        UserError, match=r"hidden is frozen; load another: ps\.load_config\(…, {'SECTION\.hidden': 7}\)"
+    ):
+        parse_config(tree()).model.hidden = 7
 
 
 def test_dump_reads_back_equal_with_every_default_filled_in(tmp_path: Path):

@@ -10,7 +10,13 @@ import pytest
 from experiments.tiny import tiny_config
 from pangu_sigma import api
 from pangu_sigma.config import ConfigError
-from pangu_sigma.host_memory import available_memory, check_reading_fits, check_training_fits, training_needs
+from pangu_sigma.host_memory import (
+    available_memory,
+    check_cache_fits,
+    check_reading_fits,
+    check_training_fits,
+    training_needs,
+)
 
 GIB = 1 << 30
 
@@ -68,6 +74,15 @@ def test_a_run_that_does_not_fit_is_refused_with_both_numbers_and_the_keys(tmp_p
     check_reading_fits(config, root=machine(tmp_path, 8 * GIB))  # experts stay in the files of the checkpoint
     with pytest.raises(ConfigError, match="dense weights"):
         check_reading_fits(config, root=machine(tmp_path, GIB // 8))
+
+
+def test_a_cache_of_too_many_lanes_is_refused_with_both_numbers(tmp_path: Path):
+    config = tiny_config(tmp_path, model={"seq_length": 1024, "hidden": 64})
+    check_cache_fits(config, 1000, machine(tmp_path, 2 * GIB))
+    with pytest.raises(
+        ConfigError, match=r"2000 texts at a time needs at least 2\.9 GiB .* 2\.0 GiB are free here; lower lanes"
+    ):
+        check_cache_fits(config, 2000, machine(tmp_path, 2 * GIB))
 
 
 def test_every_process_of_this_machine_counts(tmp_path: Path):

@@ -47,6 +47,10 @@ def test_an_argument_of_another_kind_is_refused_by_name(given, message):
         called(**given)
 
 
-def test_an_unknown_argument_is_pythons_own_error():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
+def test_an_unknown_or_missing_argument_is_refused_with_those_there_are():
+    with pytest.raises(
+        UserError, match=r"^called: got an unexpected keyword argument 'other'; allowed here: path, check"
+    ):
         called(other=1)
+    with pytest.raises(UserError, match=r"^called: too many positional arguments; allowed here: path, check"):
+        called(1, 2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,9 +48,13 @@ Device = Literal["cpu", "ascend"]
 
 
 def _changes(overrides: Overrides) -> list[config_file.Override]:
-    if isinstance(overrides, str):
-        return [overrides]
-    return list(overrides.items() if isinstance(overrides, Mapping) else overrides)
+    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
+        overrides = [overrides]
+    changes = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
+    for each in changes:
+        if not isinstance(each, str) and not (isinstance(each, tuple) and len(each) == 2):
+            raise ConfigError(f'overrides: {each!r} is not allowed: values by key path, such as {{"train.steps": 100}}')
+    return changes
 
 
 def _loaded(config: Config | AnyPath) -> Config:
@@ -58,6 +62,7 @@ def _loaded(config: Config | AnyPath) -> Config:
     return config if isinstance(config, Config) else load_config(config)
 
 
+@check_kinds
 def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
     """Load a configuration from a shipped name, such as "sigma_tiny", from a YAML file, or from a run folder.
 
@@ -103,7 +108,7 @@ def resolve_run(
     """Return the configuration and the run folder for `train` and `launch`. A folder is a run folder, with its configuration;
     any other argument is a configuration, and the run folder is `output`, by default runs/NAME."""
     if isinstance(config, Config):
-        return config, Path(output or f"runs/{config.name}")
+        return config, to_path(f"runs/{config.name}" if output is None else output, "--output")
     loaded = load_config(config, overrides)
     if not Path(config).is_dir():
         return resolve_run(loaded, output)
@@ -204,7 +209,7 @@ def benchmark(
 
     request = BenchmarkRequest(
         tuple(dict.fromkeys(to_texts(names, "names"))),
-        None if files is None else str(files),
+        None if files is None else str(to_path(files, "--files")),
         domain,
         limit,
         num_fewshot,
@@ -220,6 +225,7 @@ def benchmark(
     return Result(metrics, format_tasks(metrics))
 
 
+@check_kinds
 def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     """Summarise a run and redraw its report. against: other runs to plot and summarise too; the differences in loss are always
     those of `model` minus theirs."""
@@ -384,7 +390,7 @@ def extend(
     from pangu_sigma.inherit.parent import open_parent
 
     with mindspore_lock:
-        dense = None if from_dense is None else open_parent(Path(from_dense), heads, activation)
+        dense = None if from_dense is None else open_parent(to_path(from_dense, "--from-dense"), heads, activation)
         origin = Origin(from_domain, dense, from_scratch)
         return extend_run(to_path(model, "model"), config, folder, origin, not skip_graph_check)
 
@@ -495,7 +501,7 @@ def plan(
             needed = needed_factors(laid_out(config, devices))
             tree, texts = tree | {"factors": vars(needed)}, [*texts, format_factors(needed)]
     if scan is not False:
-        scanned = scanning.scan(config, None if scan is True else Path(scan))
+        scanned = scanning.scan(config, None if scan is True else to_path(scan, "--scan"))
         tree, texts = tree | scanned.as_dict(), [*texts, scanning.format_scan(scanned)]
         ok = ok and scanned.least_devices is not None
     return Result(tree, "\n".join(texts), ok)
@@ -516,7 +522,7 @@ def doctor(
     from pangu_sigma.doctor import format_checks, run_checks
     from pangu_sigma.launching.host.access import Host
 
-    run = None if model is None else Path(model)
+    run = None if model is None else to_path(model, "model")
     checks = run_checks(Host() if device == "ascend" else None, chip, run, speed)
     return Results(checks, format_checks(checks), all(check.ok for check in checks))
 
@@ -537,10 +543,11 @@ def serve(
     from pangu_sigma.serve import server
     from pangu_sigma.serve.limits import Limits
 
-    changed, key = Limits.changed(limits), server.read_key(None if api_key_file is None else Path(api_key_file))
-    address = server.Address(host, port, list(allow_host))
+    file = None if api_key_file is None else to_path(api_key_file, "--api-key-file")
+    changed, key = Limits.changed(limits), server.read_key(file)
+    address = server.Address(host, port, to_texts(allow_host, "--allow-host"))
     with server.bind(address) as listening:  # before the model is loaded, so that a busy port is reported at once
-        decoder = open_engine(Path(model), changed.lanes, weights).decoder
+        decoder = open_engine(to_path(model, "model"), changed.lanes, weights).decoder
         return server.serve(decoder, listening, address, key, changed)
 
 
@@ -559,4 +566,4 @@ def chat(
     from pangu_sigma.serve.terminal import ChatSettings, run_chat
 
     settings = ChatSettings(domain, temperature, max_new_tokens, seed)
-    return run_chat(open_engine(Path(model), 1, weights).decoder, settings, sys.stdin, sys.stdout)
+    return run_chat(open_engine(to_path(model, "model"), 1, weights).decoder, settings, sys.stdin, sys.stdout)

@@ -11,6 +11,7 @@ import gc
 import logging
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pangu_sigma
@@ -81,6 +82,11 @@ class _Parser(argparse.ArgumentParser):
             near = _nearest(" option", next(iter(unknown)).partition("=")[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         return parsed, unknown
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if action.type is Path and not arg_string.strip():  # which `Path` takes as the current folder
+            raise argparse.ArgumentError(action, f"{arg_string!r} is blank; name a file or folder, such as .")
+        return super()._get_value(action, arg_string)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:

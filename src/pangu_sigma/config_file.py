@@ -28,7 +28,7 @@ _SHOWN_PROBLEMS = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader of YAML 1.2 where PyYAML differs: `2e-5` is a number without the `.0` too, and a repeated key is an error."""
+    """Loader of YAML in which `2e-5` is a number, `1:30` (90 in YAML 1.1) and `010` (8) are none, and a key twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -45,6 +45,12 @@ class _Loader(yaml.SafeLoader):
         super().fetch_flow_collection_start(token)
 
 
+_INT = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [each for each in known if each[0] != _INT]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile("[-+]?(0|[1-9][0-9]*(_[0-9]+)*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )

@@ -46,6 +46,13 @@ def check_reading_fits(config: Config, root: Path = Path("/")) -> None:
     _check(f"reading {config.name}", needs, 1, root)
 
 
+def check_cache_fits(config: Config, lanes: int, root: Path = Path("/")) -> None:
+    """Raise ConfigError if the keys and values of `lanes` full texts do not fit in this machine's memory."""
+    nbytes = 2 * config.model.layers * lanes * config.model.seq_length * config.model.hidden * _FLOAT32
+    what = f"answering {lanes} texts at a time"
+    _check(what, [Need("keys and values", nbytes, "lower lanes, such as `serve --set lanes=8`")], 1, root)
+
+
 def training_needs(config: Config) -> list[Need]:
     """Return the minimum host memory that one rank of a training run on CPUs needs at once, purpose by purpose."""
     m, count, ecss, p = config.model, config.num_params(), config.ecss, config.parallel

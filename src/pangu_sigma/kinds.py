@@ -28,6 +28,7 @@ def check_kinds(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorate a function so that it raises UserError, which names the argument, for a value of a kind that its annotation has not.
 
     Truth values, numbers, texts, None and literals are checked. Any other annotation, such as that of a path, takes all values.
+    Unknown and missing arguments are UserErrors too.
     """
     signature = inspect.signature(function)
     named = {name: each for name, each in function.__annotations__.items() if name != "return"}
@@ -36,7 +37,12 @@ def check_kinds(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @wraps(function)
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            known = ", ".join(signature.parameters).removeprefix("self, ")
+            raise UserError(f"{function.__name__}: {error}; allowed here: {known}") from None
+        for name, value in given.items():
             if name in allowed and not any(_takes(kind, value) for kind in allowed[name]):
                 raise UserError(f"{keyword(name)}={value!r} is not allowed: {_words(allowed[name])}")
         return function(*args, **kwargs)

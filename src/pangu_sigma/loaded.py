@@ -34,16 +34,16 @@ _Prompt = TypeVar("_Prompt", str, list[str])
 
 
 def to_path(path: AnyPath, name: str) -> Path:
-    """Return a caller's argument as a path. name: of the argument. Raises ConfigError for other types."""
-    if not isinstance(path, str | os.PathLike):
-        raise ConfigError(f"{argument(name)}={path!r} is not allowed: a path, as text or pathlib.Path")
+    """Return a caller's argument as a path. name: of the argument. Raises ConfigError for other types and blank text."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path).strip():
+        raise ConfigError(f"{argument(name)}={path!r} is not allowed: a path, as text or pathlib.Path, not blank")
     return Path(path)
 
 
 def to_paths(paths: Paths, name: str) -> list[Path]:
     """Return a caller's argument, one path or several, as a list. name: of the argument. Raises ConfigError for other types."""
-    if isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable):
-        return [to_path(paths, name)]
+    if isinstance(paths, str | bytes | Mapping | os.PathLike) or not isinstance(paths, Iterable):
+        return [to_path(paths, name)]  # type: ignore[arg-type]  # which refuses it
     return [to_path(path, name) for path in paths]
 
 
@@ -57,8 +57,8 @@ def to_text(text: str, name: str) -> str:
 
 def to_texts(texts: str | Iterable[str], name: str) -> list[str]:
     """Return a caller's argument, one text or several, as a list. name: of the argument. Raises ConfigError for other types."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        return [to_text(texts, name)]
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        return [to_text(texts, name)]  # type: ignore[arg-type]  # which refuses it
     return [to_text(text, name) for text in texts]
 
 
@@ -95,7 +95,7 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
     from pangu_sigma.evaluate.held_out.run import evaluate_run, format_losses
 
     models, others = to_paths(model, "model"), to_paths(against, "--against")
-    if not others and len(models) > 1:
+    if not others and len(models) != 1:
         raise ConfigError(
             f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
         )
@@ -266,17 +266,17 @@ class Model:
         from pangu_sigma.convert.safetensors import export_safetensors
         from pangu_sigma.device import mindspore_lock
 
+        path = to_path(output, "--output")
         if format == "mindir":
             with mindspore_lock:
-                written = export_mindir(self.path, Path(output), weights)
+                written = export_mindir(self.path, path, weights)
                 tokens = verify_export(self.path, written)
             reference = "of the checkpoint" if weights == "float32" else "that its weights give without MindSpore"
             logger.info("reloaded, and %d greedy tokens equal those %s", tokens, reference)
             return written
-        if format == "safetensors":
-            written = export_safetensors(self.path, Path(output))
-        else:
-            written = convert_model(self.path, Path(output), format)
+        written = (
+            export_safetensors(self.path, path) if format == "safetensors" else convert_model(self.path, path, format)
+        )
         logger.info("all weights of %s, without optimizer state", self.path)
         return written
 

@@ -7,12 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pangu_sigma.chips import Chip
+from pangu_sigma.errors import UserError
 
 
 class Section(BaseModel):
     """Base class of the sections of the configuration tree: refuses unknown keys, silent type conversions, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UserError(f"{name} is frozen; load another: ps.load_config(…, {{'SECTION.{name}': {value!r}}})")
 
 
 # Upper bounds are far above any real model. They exist so that a slip of the pen is an error here and not a loop or an allocation

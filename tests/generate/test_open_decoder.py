@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pangu_sigma import host_memory
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.cpu import decoder as host_decoder
@@ -49,6 +50,14 @@ def test_weights_without_room_for_a_copy_are_read_from_their_files(tiny_run, cap
         assert ("they are read from their files" in caplog.text) == (there == 1 << 10)
         caplog.clear()
     assert (logits[0] == logits[1]).all() and (logits[0] == logits[2]).all()
+
+
+def test_a_cache_that_does_not_fit_is_refused(tiny_run, monkeypatch):
+    there = open_decoder(tiny_run, lanes=3).cache_bytes
+    monkeypatch.setattr(host_memory, "available_memory", lambda root: there)
+    open_decoder(tiny_run, lanes=3)
+    with pytest.raises(ConfigError, match="answering 4 texts at a time needs at least"):
+        open_decoder(tiny_run, lanes=4)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

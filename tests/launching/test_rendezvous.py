@@ -73,9 +73,11 @@ def test_missing_nodes_are_named_to_those_that_came():
     assert "within 2 s: 1, 3;" in message
 
 
-def test_a_missing_node_0_is_named():
+def test_a_missing_node_0_is_named_and_waiting_for_it_is_said(caplog):
+    caplog.set_level("INFO")
     (message,) = refusals(meeting({1: FACTS}, 2, seconds=1.0))
     assert "node 0 did not answer at 127.0.0.1:" in message
+    assert "waiting up to 1 s for node 0 at 127.0.0.1:" in caplog.text
 
 
 def test_two_nodes_of_the_same_rank_are_refused():

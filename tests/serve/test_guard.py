@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from helpers.served import client_of
 
+from pangu_sigma.config import ConfigError
 from pangu_sigma.serve.guard import HostNames, is_local
+from pangu_sigma.serve.server import Address, bind
 
 ASKED = {"model": "sigma-en", "prompt": "the", "max_tokens": 1}
 
@@ -32,6 +34,13 @@ ASKED = {"model": "sigma-en", "prompt": "the", "max_tokens": 1}
 )
 def test_only_own_names_are_known(host, known):
     assert HostNames("127.0.0.1", ["Proxy.example"]).knows(host) is known
+
+
+@pytest.mark.parametrize("name", ["http://x.org/", "", "a b", "x.org:8000", "x.org/", "*", "*.x.org"])
+def test_a_name_that_no_request_can_have_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"allow_host={name!r} is no name of a host".replace("*", r"\*")):
+        bind(Address(port=0, others=[name]))
+    assert HostNames("127.0.0.1", ["[2001:db8::1]", "2001:db8::2"]).knows("[2001:DB8::1]:80")
 
 
 def test_a_server_for_all_knows_every_address_and_no_name():

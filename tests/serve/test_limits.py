@@ -10,6 +10,7 @@ from pangu_sigma.serve.limits import Limits
 
 def test_changes_come_by_name():
     assert Limits.changed([]) == Limits()
+    assert Limits.changed(["lanes=1000000000000"]) == Limits(lanes=10**12), "the most that a refusal names"
     assert Limits.changed(["n=3", "lanes=1", "n=4"]) == Limits(n=4, lanes=1)
 
 
@@ -22,6 +23,7 @@ def test_changes_come_by_name():
         ("n=-1", "'-1'"),
         ("n=1.5", "'1.5'"),
         ("n=²", "'²'"),
+        ("n=1000000000001", "is not a whole number from 1 to 1000000000000"),
         ("n=" + "9" * 20, "9"),
     ],
 )

@@ -378,8 +378,14 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
         file.write_text(text)
         with pytest.raises(ConfigError, match="--api-key-file"):
             read_key(file)
-    with pytest.raises(ConfigError, match="No such file"):
-        read_key(tmp_path / "none")
+    for endless in (Path("/dev/urandom"), Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=r"a key has 1 to 4,096 ASCII letters"):
+            read_key(endless)
+    file.write_text("k" * 4096 + "\n")
+    assert read_key(file) == "k" * 4096
+    for path, message in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ConfigError, match=message):
+            read_key(path)
     monkeypatch.setenv(KEY_VARIABLE, "")
     with pytest.raises(ConfigError, match=KEY_VARIABLE):
         read_key(None)

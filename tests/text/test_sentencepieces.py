@@ -30,6 +30,14 @@ def test_too_little_text_gives_fewer_pieces():
     assert len(parse_model(train_english([], 300)).pieces) == 259
 
 
+def test_fewer_pieces_than_characters_are_refused_with_the_number_that_is_enough():
+    with pytest.raises(
+        ConfigError, match=r"english_pieces=3 is too few: this text has 7 char.* raise it to at least 7"
+    ):
+        train_english(["ab cd ef"] * 20, 3)
+    train_english(["ab cd ef"] * 20, 7)
+
+
 @pytest.mark.parametrize("texts", [[], ["ab"], ["line\nline"]])
 def test_blanks_come_back_though_the_text_that_was_learned_from_had_none(texts):
     english = train_english(texts, 300)

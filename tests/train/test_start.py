@@ -9,6 +9,7 @@ import pytest
 from helpers.failing_files import killed_after
 from helpers.prepared import reseal
 
+import pangu_sigma as ps
 from experiments.chaos.runs import opened_whole
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.root import latest_checkpoint
@@ -21,7 +22,7 @@ from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.train.start import StartOptions, start_run
+from pangu_sigma.train.start import StartOptions, check_start, start_run
 
 
 def saved(run: Path, step: int = 3) -> Path:
@@ -201,6 +202,37 @@ def test_what_cannot_be_made_again_is_said(tiny_data, tmp_path):
         start_run(run, config, options=other)
 
 
+@pytest.mark.parametrize("start_over", [False, True])
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        (["config.yaml", "model.mindir", "tokenizer/vocabulary.json"], "is an exported model, not a run folder"),
+        (["config.json", "seal.json", "tokenizer/vocabulary.json"], "is a Hugging Face style folder, not a run folder"),
+        (["manifest.json", "frequencies.npy", "tokenizer/vocabulary.json"], "is prepared data, not a run folder"),
+        (["LOCK", "report/mine.txt", "tokenizer/mine.model"], "is a folder with report, not a run folder"),
+        (["tokenizer/mine.model", "logs/mine.txt"], "is a folder with tokenizer, not a run folder"),
+        (["kernel/config.yaml", "other/config.yaml"], "is a folder with kernel, other, not a run folder"),
+        (["config.yaml"], "config.yaml: its first line is not the one that was written"),
+    ],
+)
+def test_a_folder_with_files_that_is_no_run_is_refused_before_anything_is_written(
+    tiny_data, tmp_path, files, what, start_over
+):
+    folder = tmp_path / "folder"
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    before = contents(folder)
+    with pytest.raises((ConfigError, DamagedFile), match=rf"{what}; name another folder with output"):
+        ps.train(tiny_config(tiny_data), folder, start_over=start_over)
+    assert contents(folder) == before
+
+
+def test_a_folder_with_nothing_but_the_logs_of_a_launch_begins_a_run(tiny_data, tmp_path):
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    assert check_start(tmp_path / "run", tiny_config(tiny_data)) == []
+
+
 def test_a_first_start_that_is_killed_anywhere_is_no_obstacle(tiny_data, tmp_path):
     config, whole = tiny_config(tiny_data), tmp_path / "whole"
     start_run(whole, config)
@@ -209,6 +241,10 @@ def test_a_first_start_that_is_killed_anywhere_is_no_obstacle(tiny_data, tmp_pat
     while more:
         run = tmp_path / f"killed_{kills}"
         more = killed_after(kills, lambda: start_run(run, config))  # noqa: B023
+        if run.exists():
+            (run / "LOCK").touch()  # `train` takes it first
+            assert check_start(run, config) == []
+            (run / "LOCK").unlink()
         start_run(run, config)
         found = {file.relative_to(run): content for file, content in contents(run).items()}
         del found[Path("routing.npz")], found[Path("seal.json")]  # a zip file has times in it

@@ -76,9 +76,7 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
         return parse_config(read_tree(path / CONFIG_FILE, overrides))
     saved = newest_identity(path / CHECKPOINTS)
     if saved is None:
-        raise ConfigError(
-            f"{path} is not a run folder: it has no {CONFIG_FILE}; pass a configuration to start a run there"
-        )
+        raise ConfigError(f"{path} is not a run folder: it has no {CONFIG_FILE}; pass a configuration, or name a run")
     return parse_config(override(saved.config, overrides))
 
 

@@ -150,8 +150,6 @@ def dry_run(job: Job) -> str:
 def check_job(job: Job) -> None:
     """Raise LaunchError if this node cannot launch the job."""
     check_numbers(job)
-    if not 0 <= job.node < job.nodes:
-        raise LaunchError(f"--node-rank {job.node} does not exist: with --nodes {job.nodes} it is 0 … {job.nodes - 1}")
     if shutil.which("msrun", path=_environment(job)["PATH"]) is None:
         raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install -r requirements.txt")
     if job.ascend:
@@ -173,6 +171,8 @@ def check_numbers(job: Job) -> None:
         raise LaunchError(
             f"{job.ranks} processes cannot be divided among --nodes {job.nodes}: every node runs the same number; use a divisor"
         )
+    if not 0 <= job.node < job.nodes:
+        raise LaunchError(f"--node-rank {job.node} does not exist: with --nodes {job.nodes} it is 0 … {job.nodes - 1}")
     if job.ascend:
         _check_room(job)
     if not 1024 <= job.port < 65_535:

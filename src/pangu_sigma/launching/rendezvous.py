@@ -248,6 +248,7 @@ def _server(address: str, port: int, nodes: int) -> socket.socket:
 
 def _visit(node: int, address: str, port: int, facts: dict[str, str], seconds: float) -> Peers:
     """Run the rendezvous on a node other than 0."""
+    logger.info("waiting up to %g s for node 0 at %s:%d", seconds, address, port)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

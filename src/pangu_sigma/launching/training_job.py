@@ -63,7 +63,7 @@ def launch_training(
         check_layout(config)
     if nodes > 1 and not dry_run:
         for name, value in (("--node-rank", node_rank), ("--master-address", master_address)):
-            if value is None:
+            if value in (None, ""):
                 raise ConfigError(f"{name} is missing: with --nodes {nodes} each is told its rank and where node 0 is")
     job = launch.Job(
         command=training_command(source, output, overrides, device, allow_data_change, lock),

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import argument
 from pangu_sigma.serve.refusals import ApiError, error_response
 from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.streams import ClientDisconnected
@@ -37,13 +39,17 @@ class HostNames:
     """
 
     def __init__(self, host: str, others: Collection[str] = ()):
-        """host: the address on which the server listens. others: further names of the server."""
-        self._names = {"localhost", host.lower().strip("[]"), *(name.lower() for name in others)}
+        """host: address on which the server listens. others: further names of it. Raises ConfigError for what is no name."""
+        self._names = {name.lower().strip("[]") for name in ("localhost", host, *others)}
         self._local = is_local(host)
+        for name in others:
+            if not self.knows(name) and not self.knows(f"[{name}]"):
+                named = f"{argument('--allow-host')}={name!r}"
+                raise ConfigError(f"{named} is no name of a host; leave out http://, port and path")
 
     def knows(self, host: str) -> bool:
         """Return True if the value of a Host header, with or without a port, names this server."""
-        match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/@\s]+)(?::\d{1,5})?", host)
+        match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/@\s*]+)(?::\d{1,5})?", host)
         if not match:
             return False
         name = match[1].strip("[]").lower()

@@ -43,7 +43,7 @@ class Limits:
             name, _, number = change.partition("=")
             if name not in names:
                 raise ConfigError(f"--set {change}: there is no limit {name!r}; there are {', '.join(names)}")
-            if not (number.isascii() and number.isdigit() and len(number) < 13 and 1 <= int(number) <= MOST):
+            if not (number.isascii() and number.isdigit() and len(number) < 14 and 1 <= int(number) <= MOST):
                 raise ConfigError(f"--set {change}: {number!r} is not a whole number from 1 to {MOST}")
             limits = replace(limits, **{name: int(number)})
         return limits

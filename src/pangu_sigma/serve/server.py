@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 KEY_VARIABLE = "PANGU_SIGMA_API_KEY"
 """Environment variable with the API key that clients must send."""
 
+_KEY_BYTES = 4 << 10
+"""Maximum length of an API key."""
 _HEAD_BYTES = 64 << 10
 """Maximum size of request line and headers together."""
 _LAST_HEAD_SECONDS = 0.5
@@ -51,10 +53,11 @@ class Address:
 
 
 def bind(address: Address) -> socket.socket:
-    """Return a socket bound to an address. Connections are refused until the server is ready. Raises ConfigError if it cannot bind.
+    """Return a socket bound to an address. Connections are refused until the server is ready. Raises ConfigError for a bad address.
 
     The port of a killed server can be bound again at once.
     """
+    HostNames(address.host, address.others)
     if not 0 <= address.port < 1 << 16:
         raise ConfigError(f"--port {address.port} is not allowed: 0 (any that is free) to 65535")
     try:
@@ -86,19 +89,18 @@ def read_key(file: Path | None) -> str | None:
     Raises ConfigError for a file that cannot be read, and for a key that cannot be sent in a header.
     """
     if file is not None:
-        try:
-            key = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"--api-key-file {file}: {getattr(error, 'strerror', error)}; give a file with the key"
-            ) from error
         named = f"--api-key-file {file}"
+        try:
+            with open(file, "rb") as stream:
+                key = stream.read(_KEY_BYTES + 1).decode("latin-1").strip()  # a device may have no end
+        except OSError as error:
+            raise ConfigError(f"{named}: {error.strerror}; give a file with the key") from error
     elif KEY_VARIABLE in os.environ:
         key, named = os.environ[KEY_VARIABLE].strip(), KEY_VARIABLE
     else:
         return None
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError(f"{named}: a key has one or more ASCII letters, digits and marks, and no blanks")
+    if not 0 < len(key) <= _KEY_BYTES or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"{named}: a key has 1 to {_KEY_BYTES:,} ASCII letters, digits and marks, and no blanks")
     return key
 
 

@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import UserError, argument
 from pangu_sigma.generate.chat_template import ChatTemplate, Role
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
@@ -54,6 +55,10 @@ class Chat:
     def __post_init__(self):
         decoder = self.engine.decoder
         self.config, self.prompts = decoder.config, PromptTokenizer(decoder.tokenizer, decoder.config)
+        most, tokens = self.prompts.length - 1, self.settings.max_new_tokens
+        if tokens is not None and not 1 <= tokens <= most:
+            named = f"{argument('--max-new-tokens')}={tokens} is not allowed"
+            raise ConfigError(f"{named}: 1 to {most}, as model.seq_length={most + 1}; leave it out for as many as fit")
         self.domains = domains_of(self.config)
         name = self.settings.domain
         self.domain: Domain = self.domains[0] if name is None else self.domains.named(name)
@@ -141,7 +146,7 @@ class Chat:
 
 
 def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: TextIO) -> int:
-    """Run a chat in the terminal until `lines` ends, and return the exit status. Raises ConfigError for an unknown domain."""
+    """Run a chat in the terminal until `lines` ends, and return the exit status. Raises ConfigError for settings that cannot be."""
     people = lines.isatty()
 
     def write(text: str) -> None:
@@ -149,7 +154,7 @@ def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: Te
         output.flush()
 
     def say(text: str) -> None:
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{text.replace('max_tokens', argument('--max-new-tokens'))}\n")  # its name over HTTP
 
     chat = Chat(Engine(decoder), settings, write, say)
     if people:

@@ -22,7 +22,7 @@ from pangu_sigma.stored.model import Kind, Listed, StoredModel
 from pangu_sigma.stored.run import StoredCheckpoint, StoredRun
 from pangu_sigma.stored.weights_file import HASH, StoredWeights
 
-_NAMES: dict[Kind, str] = {
+KIND_NAMES: dict[Kind, str] = {
     "run": "a run folder",
     "checkpoint": "the folder of a checkpoint",
     "export": "an exported model",
@@ -106,13 +106,13 @@ def open_model(
     """
     kind = kind_of(path)
     if wanted and kind not in wanted:
-        needs = " or ".join(_NAMES[each] for each in wanted)
+        needs = " or ".join(KIND_NAMES[each] for each in wanted)
         if kind != "alpha":
             of = "that it is in" if kind == "checkpoint" else "that it came from"
             fix = f"; name the run {of}" if "run" in wanted and kind != "run" else ""
-            raise ConfigError(f"{path} is {_NAMES[kind]}, not {needs}{fix}")
+            raise ConfigError(f"{path} is {KIND_NAMES[kind]}, not {needs}{fix}")
         if is_dense_model(path):
-            raise ConfigError(f"{path} is {_NAMES[kind]}, not {needs}; `pangu-sigma inherit` makes a run of it")
+            raise ConfigError(f"{path} is {KIND_NAMES[kind]}, not {needs}; `pangu-sigma inherit` makes a run of it")
         files, makers = zip(*(_SIGNS[each] for each in wanted), strict=True)
         raise ConfigError(
             f"{path} is not {needs}: it has no {' and no '.join(files)}; pass a folder that {' or '.join(makers)} wrote"

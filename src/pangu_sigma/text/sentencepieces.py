@@ -7,6 +7,7 @@ import importlib.util
 import io
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,32 +73,40 @@ def train_english(texts: Iterable[str], pieces: int) -> bytes:
     """Train `pieces` English pieces (SentencePiece unigram) and return them as a compact model (see `compact_model`).
 
     Single and repeated blanks are pieces, digits are split, a newline is always a piece of its own, and other characters fall back
-    to bytes. The same texts give the same model. Too little text gives fewer pieces.
+    to bytes. The same texts give the same model. Too little text gives fewer pieces. Raises ConfigError for fewer pieces than the
+    text has characters.
     """
     buffer = io.BytesIO()
     lines = _training_lines(texts)
     first = next(lines, None)
     if first is None:
         return compact_model([], sentencepiece_model.TrainerSpec.UNIGRAM)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=itertools.chain([first], lines),
-        model_writer=buffer,
-        model_type="unigram",
-        vocab_size=pieces + 257,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        split_digits=True,
-        byte_fallback=True,
-        character_coverage=0.9995,
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=-1,
-        num_threads=2,  # fixed: the sums of the EM steps depend on it
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=itertools.chain([first], lines),
+            model_writer=buffer,
+            model_type="unigram",
+            vocab_size=pieces + 257,
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            byte_fallback=True,
+            character_coverage=0.9995,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=2,  # fixed: the sums of the EM steps depend on it
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if (needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))) is None:
+            raise
+        least, key = int(needed[1]) - 257, f"vocabulary.english_pieces={pieces}"
+        named = f"{key} is too few: this text has {least} characters that need a piece"
+        raise ConfigError(f"{named}; raise it to at least {least}") from None
     model = parse_model(buffer.getvalue())
     return compact_model(_normal_pieces(model), model.trainer_spec.model_type)
 

@@ -31,11 +31,13 @@ from pangu_sigma.checkpoint.run_folder import (
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside_lines_without_checkpoint, start_over
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer, unlike_prepared
+from pangu_sigma.data.prepared import FREQUENCIES_NAME, drawn_tables, read_prepared_tokenizer, unlike_prepared
 from pangu_sigma.errors import DataError, argument
+from pangu_sigma.lock import LOCK
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import DamagedFile
+from pangu_sigma.sealed import SEAL, UNFINISHED, DamagedFile
+from pangu_sigma.stored.open import KIND_NAMES, kind_of
 from pangu_sigma.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     DataError for invalid data.
     """
     refuse_tuned(path, config)
+    refuse_foreign(path)
     prepared, data_hash = read_prepared_tokenizer(config), load_manifest(Path(config.data.path)).content_hash
     if options.start_over or not has_checkpoints(path / CHECKPOINTS):
         return []
@@ -114,6 +117,20 @@ def refuse_tuned(path: Path, config: Config) -> None:
             f"finetune.task={config.finetune.task}: {path} is tuned to a task; go on with the `pangu-sigma finetune` command "
             "that made it, or make a run to train of it, with `pangu-sigma extract`"
         )
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise ConfigError or DamagedFile for a folder with files that is no run: training would write over what is there."""
+    kind, fix = kind_of(path), f"name another folder with {argument('--output')}"
+    if kind == "run" and not has_checkpoints(path / CHECKPOINTS):
+        read_config(path, "run", fix)
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    # `launch` writes logs before a rank starts, and an interrupted start has a lock and no config.yaml
+    begun = {"logs", *((LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL) if LOCK in names else ())}
+    foreign = sorted(name for name in names - begun if not name.startswith(UNFINISHED))
+    if kind != "run" and foreign:
+        what = "prepared data" if FREQUENCIES_NAME in names else f"a folder with {', '.join(foreign[:3])}"
+        raise ConfigError(f"{path} is {what if kind == 'alpha' else KIND_NAMES[kind]}, not a run folder; {fix}")
 
 
 def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:

@@ -211,6 +211,26 @@ def test_folders_of_others_are_left_alone(text, tmp_path, config):
     assert (tmp_path / "precious.txt").exists()
 
 
+@pytest.mark.parametrize("name", ["mine.jsonl", "runs/x/config.yaml", "tokenizer/mine.model"])
+def test_files_of_the_user_in_a_prepared_folder_are_not_deleted(text, prepared, tmp_path, config, name):
+    folder = shutil.copytree(prepared, tmp_path / "data")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    mine = Path(shutil.copy(text, folder / name))
+    where = "runs and 2 more" if name.startswith("runs") else name
+    with pytest.raises(DataError, match=rf"also has {where}, which prepare-data did not write; move it, or choose"):
+        prepare(config, [text], folder)
+    assert mine.read_bytes() == text.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["data/quarantine.jsonl", "data.quarantine.jsonl"])
+def test_an_input_that_would_be_replaced_is_refused(text, prepared, tmp_path, config, name):
+    shutil.copytree(prepared, tmp_path / "data")
+    mine = Path(shutil.copy(text, tmp_path / name))
+    with pytest.raises(DataError, match="prepare-data replaces files of this name; rename it"):
+        prepare(config, [mine], tmp_path / "data")
+    assert mine.read_bytes() == text.read_bytes()
+
+
 def test_a_domain_without_text_is_one_error(tmp_path, config):
     path = tmp_path / "a.jsonl"
     path.write_text('{"domain": "zh", "text": "你好"}\n')

@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import platform
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -68,6 +69,11 @@ logger = logging.getLogger(__name__)
 _LEARNING_BYTES = 4 << 20
 """Amount of English text and code that pieces are trained on; more changes few pieces and takes longer."""
 
+_WRITTEN = re.compile(
+    r"manifest\.json|frequencies\.npy|quarantine\.jsonl|tokenizer(/(pangu_alpha\.model|english\.model|vocabulary\.json))?|"
+    r"[a-z0-9_]+\.(train|held_out)\.(bin|idx)"
+)
+"""Names of all that a preparation writes into its folder; a folder with anything else is not replaced."""
 _FORMAT = 4
 """Version in the fingerprint: raise it when the same text would give a different folder."""
 
@@ -175,6 +181,8 @@ def _check_before_reading(config: Config, inputs: list[Path]) -> None:
         tag_language("", "", domain)  # refuses a code domain that has no tag, before anything is downloaded
     for path in inputs:
         check_input(path)
+        if f".{path.name}".endswith(f".{QUARANTINE_NAME}"):
+            raise DataError(f"{argument('--input')} {path}: prepare-data replaces files of this name; rename it")
 
 
 def _prepare(
@@ -237,12 +245,19 @@ def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | No
 
 
 def _existing(output: Path) -> Manifest | None:
-    """Return the manifest in `output`, or None if it is absent or damaged. Raises DataError if the folder is no prepared data."""
+    """Return the manifest in `output`, or None if it is absent or damaged. Raises DataError if anything else is in there."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if not (output / "manifest.json").is_file():
         raise DataError(
             f"{output} exists and is not prepared data (no manifest.json); choose another folder or remove it"
+        )
+    found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*"))
+    if foreign := [name for name in found if not _WRITTEN.fullmatch(name)]:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise DataError(
+            f"data.path={output} also has {foreign[0]}{more}, which prepare-data did not write; move it, or choose another "
+            "data.path"
         )
     try:
         return load_manifest(output)

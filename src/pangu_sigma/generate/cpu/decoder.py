@@ -20,7 +20,7 @@ from pangu_sigma.generate.cpu.network import hidden_states
 from pangu_sigma.generate.cpu.operators import PASS_TOKENS, CpuOperators
 from pangu_sigma.generate.decoder import Chunk, experts_by_table
 from pangu_sigma.generate.weights import Weights
-from pangu_sigma.host_memory import available_memory
+from pangu_sigma.host_memory import available_memory, check_cache_fits
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -68,10 +68,11 @@ class CpuDecoder:
         """precision: precision of the matrices of experts, attention, dense FFNs and output head. Sums are float32.
 
         Matrices are copied into large pages, which are faster than mapped files. float32 ones that would take more than half of
-        the free memory stay in their files, with a warning.
+        the free memory stay in their files, with a warning. Raises ConfigError if the KV cache does not fit in it.
         """
         self.config, self.tokenizer, self.lanes = config, tokenizer, lanes
         self._table = table
+        check_cache_fits(config, lanes)
         self._operators = CpuOperators(config, weights, lanes, precision, precision == "float32" and _is_large(config))
         self._unused = [np.flatnonzero(rows < 0) for rows in tokenizer.slot_rows]
         self._texts: dict[int, _Text] = {}
