@@ -31,10 +31,12 @@ from pangu_sigma.loaded import AnyPath, Model, Paths, to_path, to_paths, to_text
 from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import load as load
 from pangu_sigma.loaded import to_text as to_text  # for the command `generate`
+from pangu_sigma.parallel.layout import started_ranks
 from pangu_sigma.parallel.ranks import is_rank
 from pangu_sigma.results import Result, Results
 from pangu_sigma.sections import Activation
 from pangu_sigma.shipped import config_path
+from pangu_sigma.train.supported import check_cpu
 from pangu_sigma.writable import check_file_writable, check_folder_writable
 
 if TYPE_CHECKING:
@@ -136,10 +138,14 @@ def train(
     """
     config, folder = resolve_run(config, output)
     if device == "cpu":
+        check_cpu(config)
         check_training_fits(config)
     else:
         check_machine()
+    started_ranks(config.parallel)
     check_folder_writable(folder, "--output")
+    if config.ecss.path is not None:
+        check_folder_writable(Path(config.ecss.path), "ecss.path")
     from pangu_sigma.train.start import StartOptions, check_start
 
     options = StartOptions(start_over, allow_data_change, lock)

@@ -39,7 +39,12 @@ MISTAKES = {
     "train bad.yaml": "bad.yaml",
     "train sigma_tiny --set train.stepz=3": "train.stepz",
     "train sigma_tiny --set train.steps=x": "train.steps",
-    "train sigma_tiny --set train.compute_dtype=bfloat16 --set data.path=DATA": "train.compute_dtype=bfloat16",
+    "train sigma_tiny --set train.compute_dtype=bfloat16 --set data.path=DATA": "on a CPU set float32",
+    "train sigma_tiny --set parallel.chip=910b --set train.compute_dtype=half --set data.path=DATA": "bfloat16 needs Ascend",
+    "train sigma_tiny --set parallel.expert=2 --set data.path=DATA": "start 2 with `pangu-sigma launch`",
+    "train sigma_tiny --set ecss.path=/proc/x --set data.path=DATA": "ecss.path /proc/x: cannot write into /proc",
+    "train sigma_tiny --set steps=4": "steps: unknown key (value 4); nearest valid key: train.steps; allowed here",
+    "train sigma_tiny -o link": "--output link",
     "train sigma_tiny --set data.path=nix": "data.path=nix",
     "train sigma_tiny -o file": "--output file",
     "train sigma_tiny -o file/run": "--output file/run",
@@ -52,6 +57,7 @@ MISTAKES = {
     "train full": "full",
     "launch sigma_tiny --processes 3": "--processes 3",
     "launch sigma_tiny --nodes 2": "--node-rank",
+    "launch sigma_tiny --set parallel.tensor=2 --set data.path=DATA": "parallel.tensor=2 needs Ascend",
     "launch RUN --set model.hidden=96": "model.hidden",
     "inherit nix sigma_tiny -o new": "nix",
     "inherit nix sigma_tiny --dry-run": "nix",
@@ -166,6 +172,7 @@ def told(tiny_run, tiny_export, tiny_data, tmp_path_factory) -> dict[str, tuple[
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
+    (folder / "link").symlink_to("nowhere")
     paths = {"RUN": tiny_run, "EXPORT": tiny_export, "DATA": tiny_data}
     commands = []
     for line in MISTAKES:

@@ -9,7 +9,7 @@ import pytest
 from helpers.toy import toy_config
 
 from pangu_sigma.ascend.backend import AscendBackend
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.train.backend import CpuBackend, tier_of
@@ -68,9 +68,3 @@ def test_the_losses_of_ranks_that_see_the_same_tokens_count_once():
     assert counted == [4, 6], "of the last stage, one rank of each tensor group"
     cpu = toy_config(parallel={"data": 2})
     assert all(CpuBackend().adds_losses(cpu, Rank(rank, 2)) for rank in (0, 1))
-
-
-def test_the_cpu_multiplies_no_bfloat16():
-    config = toy_config(train={"compute_dtype": "bfloat16"}, parallel={"chip": "910b"})
-    with pytest.raises(ConfigError, match=r"compute_dtype=bfloat16 needs Ascend: .*; set it to float32"):
-        CpuBackend().connect(config)

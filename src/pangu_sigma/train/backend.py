@@ -18,7 +18,7 @@ from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import Files
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.device import use_cpu
@@ -34,6 +34,7 @@ from pangu_sigma.rre.capacity import DispatchLayout
 from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.train.feed import StepInput
 from pangu_sigma.train.step import SpikeLimits, StepResult, TrainStep
+from pangu_sigma.train.supported import check_cpu
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,7 @@ class CpuBackend(Backend):
         return dispatch_layout(config)
 
     def connect(self, config: Config) -> Ranks:
-        if config.train.compute_dtype == "bfloat16":
-            raise ConfigError(
-                "train.compute_dtype=bfloat16 needs Ascend: MindSpore multiplies no bfloat16 on the CPU; set it to float32"
-            )
+        check_cpu(config)
         use_cpu(config.seed)
         return connect(config.parallel)
 
