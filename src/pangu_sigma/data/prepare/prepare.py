@@ -19,7 +19,7 @@ import json
 import logging
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -192,6 +192,8 @@ def _prepare(
         selections, sources = _from_inputs(config, domains, files, quarantine)
     else:
         selections, sources = _from_packages(config, domains)
+    if output is not None and all(len(selection) < 2 for selection in selections.values()):
+        _refuse([_too_few(domain, selections[domain.name]) for domain in domains])
     corpora = _cut(config, domains, selections, sources)
     tokenizer = _build_tokenizer(config, domains, corpora, kept)
     with nullcontext() if output is None else _replacing(output) as folder:
@@ -207,8 +209,7 @@ def _prepare(
         )
         if folder is None:
             return manifest, problems
-        if problems:
-            raise DataError("\n".join([*problems, "--check prints what there is of every domain, and writes nothing"]))
+        _refuse(problems)
         tokenizer.save(folder / TOKENIZER_NAME)
         np.save(folder / FREQUENCIES_NAME, frequencies)
         quarantine.copy_to(folder / QUARANTINE_NAME)
@@ -336,11 +337,25 @@ def _cut(
     return corpora
 
 
-def _too_few(domain: Domain, documents: Sequence[Any]) -> str:
+def _too_few(domain: Domain, selection: Selection) -> str:
     return (
-        f"domain {domain.name}: {len(documents)} usable documents; at least 2 are needed, one of them to hold out; pass "
-        f'--input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
+        f"domain {domain.name}: {len(selection)} usable documents; at least 2 are needed, one of them to hold out; "
+        f"{_more_text(domain, selection)}"
     )
+
+
+def _more_text(domain: Domain, selection: Selection) -> str:
+    """Return advice on how to have more text of a domain."""
+    if selection.limit is None or not selection.left_out_bytes:
+        return f'pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
+    limit, left_out = (size / (1 << 20) for size in (selection.limit, selection.left_out_bytes))
+    return f"raise data.max_mib_per_domain={limit:.3g}, which left {left_out:.3g} MiB out"
+
+
+def _refuse(problems: list[str]) -> None:
+    """Raise DataError if there are problems, with all of them."""
+    if problems:
+        raise DataError("\n".join([*problems, "--check prints what there is of every domain, and writes nothing"]))
 
 
 def _build_tokenizer(
@@ -438,10 +453,11 @@ def _write_domains(
             sample=config.model.seq_length + 1,
             limit=data.max_overlap,
             boilerplate=data.boilerplate_documents,
+            more=_more_text(domain, corpus.selection),
         )
         choice = choose_held_out(documents, candidates.numbers, demand, tokenizer.decode, f"domains.{domain.index}")
         if len(documents) < 2:
-            problems.append(_too_few(domain, documents))
+            problems.append(_too_few(domain, corpus.selection))
         elif choice.shortage:
             problems.append(f"domain {domain.name}: {choice.shortage}")
         seen = sorted(set(range(len(documents))) - set(choice.numbers))
