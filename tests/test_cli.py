@@ -238,7 +238,9 @@ def test_wrong_usage_ends_with_status_2(capsys):
 
 def test_a_run_that_never_trained_is_refused_with_what_to_do(file, tiny_data, capsys, tmp_path):
     start_run(tmp_path / "run", load_config(file))
-    assert "cannot read checkpoints" in fails(capsys, "evaluate", tmp_path / "run")
+    assert "has no checkpoint yet; train the run, or wait for its first one" in fails(
+        capsys, "evaluate", tmp_path / "run"
+    )
     assert "train it first" in fails(capsys, "report", tmp_path / "run")
 
 

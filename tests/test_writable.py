@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from pangu_sigma.writable import NotWritable, check_file_writable, check_folder_writable
+from pangu_sigma.errors import exit_status
+from pangu_sigma.writable import NotWritable, check_file_writable, check_folder_writable, naming
 
 
 def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path):
@@ -22,6 +25,16 @@ def test_a_file_in_place_of_a_folder_is_refused_by_name(tmp_path: Path):
             NotWritable, match=rf"^output {folder}: {tmp_path / 'file'} is a file and no folder; name another"
         ):
             check_folder_writable(folder, "--output")
+
+
+def test_a_link_to_nowhere_is_told_as_what_it_is(tmp_path: Path):
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("link", "loop", "link/run"):
+        with pytest.raises(
+            NotWritable, match=rf"^output {tmp_path / name}: .* is a link to nowhere; remove it, or name"
+        ):
+            check_folder_writable(tmp_path / name, "--output")
 
 
 def test_a_folder_of_the_kernel_is_refused():
@@ -52,3 +65,12 @@ def test_json_over_an_existing_file_is_refused(tmp_path: Path):
     with pytest.raises(NotWritable, match=r"config\.yaml exists; choose another path with json, or remove it: nothing"):
         check_file_writable(tmp_path / "config.yaml", "--json")
     check_file_writable(Path("/dev/null"), "--json")
+
+
+def test_a_full_disk_is_named(capsys):
+    def command() -> int:
+        with naming(Path("result.json")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert exit_status(command) == 2
+    assert capsys.readouterr().err == "error: result.json: No space left on device; free space on that disk\n"

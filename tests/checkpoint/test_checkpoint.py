@@ -169,7 +169,8 @@ def test_fallback_passes_over_every_damaged_one_and_then_gives_up(tmp_path: Path
     damage_delete(tmp_path / "step_00000200")
     assert_is(load_checkpoint(tmp_path), 100)
     damage_empty(tmp_path / "step_00000100")
-    with pytest.raises(CheckpointError, match=r"(?s)no usable checkpoint.*dense.*experts.*state\.json"):
+    anew = rf"train this one anew: pangu-sigma train {tmp_path.parent} --start-over$"
+    with pytest.raises(CheckpointError, match=rf"(?s)no usable checkpoint.*dense.*experts.*state\.json.*{anew}"):
         load_checkpoint(tmp_path)
 
 
@@ -208,7 +209,7 @@ def test_a_latest_that_is_missing_empty_or_names_nothing_is_never_a_start_from_n
     for step in (100, 200):
         shutil.rmtree(tmp_path / f"step_{step:08d}")
     assert has_checkpoints(tmp_path), "LATEST says that there were some"
-    with pytest.raises(CheckpointError, match="it holds none"):
+    with pytest.raises(CheckpointError, match="has no checkpoint yet; train the run, or wait"):
         load_checkpoint(tmp_path)
 
 

@@ -17,6 +17,7 @@ from pangu_sigma.errors import argument
 from pangu_sigma.train.health import Health
 from pangu_sigma.train.progress import Progress
 from pangu_sigma.train.start import start_run
+from pangu_sigma.writable import naming
 
 
 def check_absent(output: Path) -> None:
@@ -38,7 +39,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         made = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
-    with made as unfinished:
+    with made as unfinished, naming(folder):
         path = Path(unfinished) / folder.name
         path.mkdir()
         yield path
