@@ -121,8 +121,9 @@ def test_missing_files_and_folders_are_refused_by_name(file, capsys, tmp_path):
     assert "cannot read configuration" in fails(capsys, "inspect", tmp_path / "none.yaml")
     assert "run prepare-data" in fails(capsys, "train", file, "--output", tmp_path / "run")
     for command in (["evaluate"], ["report"], ["export", "--output", tmp_path / "out"]):
-        said = fails(capsys, *command, tmp_path / "none")
-        assert "is not a run folder" in said and ": it has no config.yaml" in said
+        for path, why in ((tmp_path / "none", ": it is not there"), (tmp_path, ": it has no config.yaml")):
+            said = fails(capsys, *command, path)
+            assert "is not a run folder" in said and why in said
     generate = ["generate", tmp_path / "none", "--domain", "en", "--prompt", "a"]
     assert "is not a run folder" in fails(capsys, *generate)
 
@@ -238,9 +239,7 @@ def test_wrong_usage_ends_with_status_2(capsys):
 
 def test_a_run_that_never_trained_is_refused_with_what_to_do(file, tiny_data, capsys, tmp_path):
     start_run(tmp_path / "run", load_config(file))
-    assert "has no checkpoint yet; train the run, or wait for its first one" in fails(
-        capsys, "evaluate", tmp_path / "run"
-    )
+    assert "it holds none yet\ntrain the run, or wait for its first one" in fails(capsys, "evaluate", tmp_path / "run")
     assert "train it first" in fails(capsys, "report", tmp_path / "run")
 
 
@@ -468,6 +467,11 @@ def test_json_that_cannot_be_written_is_refused_before_the_work(file, capsys, tm
     assert f"--json {target}: the folder {tmp_path / 'none'} is not there" in message
     assert f"--json {tmp_path}: is a folder" in fails(capsys, "inspect", file, "--json", tmp_path)
     assert "cannot write into /proc" in fails(capsys, "inspect", file, "--json", "/proc/out.json")
+
+
+def test_a_full_disk_is_named(file, capsys):
+    assert main(["inspect", str(file), "--json", "/dev/full"]) == 2
+    assert "error: /dev/full: No space left on device; free space on that disk" in capsys.readouterr().err
 
 
 def test_a_run_folder_that_cannot_be_is_refused_by_name(file, tiny_data, capsys, tmp_path):

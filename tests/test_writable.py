@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 
 import pytest
 
-from pangu_sigma.errors import exit_status
-from pangu_sigma.writable import NotWritable, check_file_writable, check_folder_writable, naming
+from pangu_sigma.writable import NotWritable, check_file_writable, check_folder_writable
 
 
 def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path):
@@ -22,7 +19,7 @@ def test_a_file_in_place_of_a_folder_is_refused_by_name(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(
-            NotWritable, match=rf"^output {folder}: {tmp_path / 'file'} is a file and no folder; name another"
+            NotWritable, match=rf"^output {folder}: {tmp_path / 'file'} is a file and no folder; name another path"
         ):
             check_folder_writable(folder, "--output")
 
@@ -39,7 +36,7 @@ def test_a_link_to_nowhere_is_told_as_what_it_is(tmp_path: Path):
 
 def test_a_folder_of_the_kernel_is_refused():
     with pytest.raises(
-        NotWritable, match=r"^output /proc/run: cannot write into /proc: .*; name another folder with output"
+        NotWritable, match=r"^output /proc/run: cannot write into /proc: .*; name another path with output"
     ):
         check_folder_writable(Path("/proc/run"), "--output")
 
@@ -65,12 +62,3 @@ def test_json_over_an_existing_file_is_refused(tmp_path: Path):
     with pytest.raises(NotWritable, match=r"config\.yaml exists; choose another path with json, or remove it: nothing"):
         check_file_writable(tmp_path / "config.yaml", "--json")
     check_file_writable(Path("/dev/null"), "--json")
-
-
-def test_a_full_disk_is_named(capsys):
-    def command() -> int:
-        with naming(Path("result.json")):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    assert exit_status(command) == 2
-    assert capsys.readouterr().err == "error: result.json: No space left on device; free space on that disk\n"

@@ -31,12 +31,12 @@ from pangu_sigma.loaded import AnyPath, Model, Paths, to_path, to_paths, to_text
 from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import load as load
 from pangu_sigma.loaded import to_text as to_text  # for the command `generate`
-from pangu_sigma.parallel.layout import started_ranks
+from pangu_sigma.lock import LOCK, FolderLock
+from pangu_sigma.parallel.layout import check_cpu, started_ranks
 from pangu_sigma.parallel.ranks import is_rank
 from pangu_sigma.results import Result, Results
 from pangu_sigma.sections import Activation
 from pangu_sigma.shipped import config_path
-from pangu_sigma.train.supported import check_cpu
 from pangu_sigma.writable import check_file_writable, check_folder_writable
 
 if TYPE_CHECKING:
@@ -151,6 +151,9 @@ def train(
     options = StartOptions(start_over, allow_data_change, lock)
     if not is_rank():  # whose launcher has checked it
         check_start(folder, config, options)
+        if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
+            with FolderLock(folder, lock):
+                pass
     from pangu_sigma.device import mindspore_lock
     from pangu_sigma.train.backend import Backend, CpuBackend
     from pangu_sigma.train.loop import train as train_run

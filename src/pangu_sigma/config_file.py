@@ -71,10 +71,7 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:
-        files = [file.name for file in Path(path).parent.glob("*.y*ml")]
-        near = difflib.get_close_matches(Path(path).name, files, n=1)
-        fix = f"check the path{f', beside which is {near[0]}' if near else ''}"
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}; {fix}") from error
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}; check the path") from error
     if len(content) > MOST_BYTES:
         raise ConfigError(
             f"configuration {path} has more than {MOST_BYTES:,} bytes; it is something else, check the path"
@@ -301,9 +298,8 @@ def _paths(section: type[BaseModel], within: str = "") -> Iterator[str]:
     """Yield the path of every key of a section, those of its sections after it; "0" stands for each item of a list."""
     for key, field in section.model_fields.items():
         yield f"{within}{key}"
-        if (inner := _section(field.annotation)) is not None:
-            index = "0." if get_origin(field.annotation) is list else ""
-            yield from _paths(inner, f"{within}{key}.{index}")
+        if inner := _section(field.annotation):
+            yield from _paths(inner, f"{within}{key}.{'0.' * (get_origin(field.annotation) is list)}")
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

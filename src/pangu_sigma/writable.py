@@ -1,13 +1,10 @@
-"""Check that output files and folders can be written, before hours of work depend on them, and name the one that could not be."""
+"""Check that output files and folders can be written, before hours of work depend on them."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from pangu_sigma.errors import UserError, argument
 
@@ -16,13 +13,13 @@ class NotWritable(UserError):
     """Error of a file or folder that cannot be written; the message names the path, the reason and the option to change."""
 
 
-def check_folder_writable(folder: Path, option: str, kind: Literal["folder", "file"] = "folder") -> None:
+def check_folder_writable(folder: Path, option: str) -> None:
     """Raise NotWritable unless `folder` can be created, or exists and can be written into; nothing is left behind.
 
-    option: command-line option that gave the path, for messages, such as "--output". kind: of what the option names.
+    option: command-line option that gave the path, for messages, such as "--output".
     """
     option = argument(option)
-    fix = f"name another {kind} with {option}"
+    fix = f"name another path with {option}"
     existing = folder.absolute()
     try:
         if "\0" in str(folder):
@@ -52,16 +49,6 @@ def check_file_writable(file: Path, option: str) -> None:
     if not file.parent.is_dir():
         raise NotWritable(f"{named} {file}: the folder {file.parent} is not there; make it, or {fix}")
     if not file.exists():
-        check_folder_writable(file.parent, option, "file")
+        check_folder_writable(file.parent, option)
     elif not os.access(file, os.W_OK):
         raise NotWritable(f"{named} {file}: may not be written by this user; {fix}")
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Give an OSError in a `with` statement the name `path` if it names no file, as that of a write to a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise

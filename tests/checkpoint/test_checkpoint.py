@@ -209,7 +209,7 @@ def test_a_latest_that_is_missing_empty_or_names_nothing_is_never_a_start_from_n
     for step in (100, 200):
         shutil.rmtree(tmp_path / f"step_{step:08d}")
     assert has_checkpoints(tmp_path), "LATEST says that there were some"
-    with pytest.raises(CheckpointError, match="has no checkpoint yet; train the run, or wait"):
+    with pytest.raises(CheckpointError, match="it holds none yet\ntrain the run, or wait for its first one"):
         load_checkpoint(tmp_path)
 
 

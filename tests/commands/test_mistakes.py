@@ -63,6 +63,7 @@ MISTAKES = {
     "inherit nix sigma_tiny --dry-run": "nix",
     "inherit nix sigma_tiny -o new --dry-run": "--output new does nothing with --dry-run",
     "inherit file sigma_tiny -o new": "file",
+    "inherit list.yaml RUN -o new": "a configuration; MODEL comes first, CONFIG second",
     "inherit RUN sigma_tiny -o new": "model.rre_layers",
     "inherit EXPORT sigma_tiny -o new": "EXPORT",
     "inherit RUN sigma_tiny -o full": "full exists",
@@ -92,6 +93,11 @@ MISTAKES = {
     "export RUN -o new --format safetensors": "--output new: by its name nothing would open it as weights; name it new.safe",
     "evaluate nix": "nix",
     "evaluate full": "full",
+    "evaluate no.yaml": "no.yaml is not a run folder or an exported model: it is a configuration; `pangu-sigma train no.yaml`",
+    "evaluate sigma_tiny": "it is a configuration; `pangu-sigma train sigma_tiny` makes a run of it",
+    "evaluate runs/nope": "runs/nope is not a run folder or an exported model: it is not there; check the path",
+    "evaluate EXPORT/model.mindir": "it is a file of one; name its folder, EXPORT",
+    "inspect bad.safetensors": "bad.safetensors",
     "evaluate RUN RUN": "--against",
     "evaluate RUN --against nix": "nix",
     "evaluate RUN --against RUN RUN": "--against",
@@ -130,6 +136,8 @@ MISTAKES = {
     "generate RUN --domain en --prompt x --top-p 0.9": "--top-p=0.9 does nothing at --temperature=0",
     "generate RUN --domain en --domain zh --prompt x": "--domain has 2 names",
     "generate RUN --domain en --prompts nix": "--prompts nix",
+    "generate RUN --domain en --prompts old.svg": "--prompts old.svg: is empty; write a prompt a line",
+    "generate RUN --domain en --prompt x --stop ''": "stop: a stop string is empty",
     "chat nix": "nix",
     "chat RUN --domain xx": "xx",
     "chat RUN --temperature -1": "temperature",
@@ -169,6 +177,7 @@ def told(tiny_run, tiny_export, tiny_data, tmp_path_factory) -> dict[str, tuple[
         "old.svg": "",
         "empty.yaml": "",
         "list.yaml": "- a",
+        "bad.safetensors": "xxxxxxxxxxxxxxxxxx",
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)

@@ -42,8 +42,6 @@ from pangu_sigma.sealed import DamagedFile, verify
 
 logger = logging.getLogger(__name__)
 
-_NONE_YET = "has no checkpoint yet; train the run, or wait for its first one"
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -90,7 +88,7 @@ def load_checkpoint(
         return _newest_whole(path, expected, ranks)
     newest = latest_checkpoint(path)
     if newest is None:
-        raise CheckpointError(f"{path}: {_NONE_YET}")
+        raise CheckpointError(f"{path}: holds no checkpoint; train the run, or wait for its first one")
     return _load_directory(newest, expected, ranks, verified)
 
 
@@ -116,13 +114,10 @@ def _newest_whole(root: Path, expected: Identity | None, ranks: Ranks) -> Checkp
         except DamagedCheckpoint as error:
             logger.warning("%s; trying the checkpoint before it", error)
             problems.append(str(error))
-    if not problems:
-        raise CheckpointError(f"{root}: {_NONE_YET}")
-    found = "\n".join(problems)
-    raise CheckpointError(
-        f"no usable checkpoint in {root}: {found}\nname another run, or train this one anew: pangu-sigma train {root.parent} "
-        "--start-over"
-    )
+    found = "\n".join(problems) or "it holds none yet"
+    anew = f"name another run, or train this one anew: pangu-sigma train {root.parent} --start-over"
+    fix = anew if problems else "train the run, or wait for its first one"
+    raise CheckpointError(f"no usable checkpoint in {root}: {found}\n{fix}")
 
 
 def _load_directory(path: Path, expected: Identity | None, ranks: Ranks, verified: bool = True) -> Checkpoint:

@@ -18,7 +18,7 @@ from pangu_sigma import api
 from pangu_sigma.chips import CHIP_NAMES
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config
-from pangu_sigma.writable import check_file_writable, naming
+from pangu_sigma.writable import check_file_writable
 
 CONFIG_HELP = "YAML file, or the name of a shipped configuration, such as sigma_tiny"
 """Help text of the argument CONFIG."""
@@ -175,5 +175,7 @@ def show(result: Any, file: str | None) -> None:
     text = json.dumps(result, ensure_ascii=False, indent=2, default=asdict) if file else ""
     print(text if file == "-" else result)
     if file not in (None, "-"):
-        with naming(Path(file)):
+        try:
             Path(file).write_text(f"{text}\n", encoding="utf-8")
+        except OSError as error:  # that of a write, to a full disk, names no file
+            raise OSError(error.errno, error.strerror, file) from error

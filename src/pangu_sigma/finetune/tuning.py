@@ -42,7 +42,6 @@ from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.train.health import UnhealthyRun
 from pangu_sigma.train.log.losses import finite_or_none, format_number
-from pangu_sigma.train.supported import check_cpu
 
 if TYPE_CHECKING:
     from pangu_sigma.finetune.tuner import Tuner
@@ -83,7 +82,6 @@ def finetune_run(
     first, begins = task.config(parent.config), kind_of(into) != "run"
     if begins:
         check_absent(into)
-    check_cpu(first)
     check_training_fits(first)
     with Quarantine(into.with_name(f".{into.name}.{QUARANTINE}"), kept=False) as quarantine:
         training = read_task_file(asked.train_file, "--train-file", first, parent.tokenizer, quarantine)

@@ -20,9 +20,8 @@ from pangu_sigma.launching import launch
 from pangu_sigma.launching.environment import chip_in_environment, chip_of_host
 from pangu_sigma.launching.host.access import Host
 from pangu_sigma.parallel.communicators import check_layout
-from pangu_sigma.parallel.layout import axes_text
+from pangu_sigma.parallel.layout import axes_text, check_cpu
 from pangu_sigma.shipped import config_path
-from pangu_sigma.train.supported import check_cpu
 from pangu_sigma.writable import check_folder_writable
 
 logger = logging.getLogger(__name__)

@@ -37,6 +37,18 @@ def axes_text(parallel: ParallelConfig) -> str:
     return " · ".join(f"{name}={size}" for name, size in axes.items() if name != "stages" or size > 1)
 
 
+def check_cpu(config: Config) -> None:
+    """Raise ConfigError for the first key that needs Ascend."""
+    parallel = config.parallel
+    for key, value, allowed, what in (
+        ("train.compute_dtype", config.train.compute_dtype, ("float32", "float16"), "multiplies no bfloat16"),
+        ("parallel.tensor", parallel.tensor, (1,), "shares no matrices"),
+        ("parallel.stages", parallel.stages, (1,), "cuts no network into stages"),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{key}={value} needs Ascend: MindSpore {what} on the CPU; set it to {allowed[0]}")
+
+
 def started_ranks(parallel: ParallelConfig) -> int:
     """Return the number of ranks that msrun's variables say were started. Raises ConfigError if `parallel` has another number."""
     started = int(os.environ.get("MS_WORKER_NUM", "1"))

@@ -17,7 +17,6 @@ from pangu_sigma.errors import argument
 from pangu_sigma.train.health import Health
 from pangu_sigma.train.progress import Progress
 from pangu_sigma.train.start import start_run
-from pangu_sigma.writable import naming
 
 
 def check_absent(output: Path) -> None:
@@ -39,10 +38,13 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         made = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
-    with made as unfinished, naming(folder):
+    with made as unfinished:
         path = Path(unfinished) / folder.name
         path.mkdir()
-        yield path
+        try:
+            yield path
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
         try:
             path.rename(folder)
         except OSError as error:

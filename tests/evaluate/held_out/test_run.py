@@ -19,7 +19,7 @@ from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.comparison import compare_runs
-from pangu_sigma.evaluate.held_out.run import evaluate_run, format_losses, held_out_batches
+from pangu_sigma.evaluate.held_out.run import evaluate_run, format_losses
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.stored.open import open_model
@@ -57,21 +57,6 @@ def test_it_gives_the_losses_of_the_end_of_training_with_all_that_was_logged(tin
         assert all(values[key] == last[key][name] for key in FIGURES)
         assert values["samples"] == 8, "train.eval_batches · train.batch_size"
     assert files_of(tiny_run) == before
-
-
-def test_text_that_was_moved_is_named_with_what_the_run_can_be_told(tiny_run, tiny_export, tmp_path):
-    """`evaluate` has no --set; `train` of a finished run takes another data.path."""
-    for path, told in (
-        (tiny_run, f", or name its place: pangu-sigma train {tiny_run} --set data.path=…"),
-        (tiny_export, ""),
-    ):
-        model = open_model(path, "run", "export")
-        data = model.config.data.model_copy(update={"path": str(tmp_path / "moved")})
-        model.config = model.config.model_copy(update={"data": data})
-        with pytest.raises(
-            DataError, match=rf"^data\.path={tmp_path}/moved of {path} is not there; .* makes it\){told}$"
-        ):
-            held_out_batches(model)
 
 
 def test_all_counts_every_held_out_token_once_and_unigram_and_bytes_are_of_those(everything, tiny_run, tiny_data):
@@ -124,7 +109,9 @@ def test_a_run_whose_text_is_gone_says_how_to_get_it_back(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     data = open_model(run, "run").config.data.path
     edit_config(run, {str(data): str(tmp_path / "gone")})
-    with pytest.raises(DataError, match=r"gone.*prepare-data"):
+    with pytest.raises(
+        DataError, match=r"gone.*prepare-data first, .*`pangu-sigma train RUN --set data\.path=…` says where"
+    ):
         evaluate_run(run)
 
 

@@ -68,6 +68,7 @@ logger = logging.getLogger(__name__)
 _LEARNING_BYTES = 4 << 20
 """Amount of English text and code that pieces are trained on; more changes few pieces and takes longer."""
 
+_LOOK = "--check prints what there is of every domain, and writes nothing"
 _FORMAT = 4
 """Version in the fingerprint: raise it when the same text would give a different folder."""
 
@@ -192,8 +193,9 @@ def _prepare(
         selections, sources = _from_inputs(config, domains, files, quarantine)
     else:
         selections, sources = _from_packages(config, domains)
-    if output is not None and all(len(selection) < 2 for selection in selections.values()):
-        _refuse([_too_few(domain, selections[domain.name]) for domain in domains])
+    few = [_too_few(domain, each) for domain in domains if len((each := selections[domain.name]).documents()) < 2]
+    if output is not None and len(few) == len(domains):
+        raise DataError("\n".join([*few, _LOOK]))
     corpora = _cut(config, domains, selections, sources)
     tokenizer = _build_tokenizer(config, domains, corpora, kept)
     with nullcontext() if output is None else _replacing(output) as folder:
@@ -209,7 +211,8 @@ def _prepare(
         )
         if folder is None:
             return manifest, problems
-        _refuse(problems)
+        if problems:
+            raise DataError("\n".join([*problems, _LOOK]))
         tokenizer.save(folder / TOKENIZER_NAME)
         np.save(folder / FREQUENCIES_NAME, frequencies)
         quarantine.copy_to(folder / QUARANTINE_NAME)
@@ -339,7 +342,7 @@ def _cut(
 
 def _too_few(domain: Domain, selection: Selection) -> str:
     return (
-        f"domain {domain.name}: {len(selection)} usable documents; at least 2 are needed, one of them to hold out; "
+        f"domain {domain.name}: {len(selection.documents())} usable documents; at least 2 are needed, one of them to hold out; "
         f"{_more_text(domain, selection)}"
     )
 
@@ -350,12 +353,6 @@ def _more_text(domain: Domain, selection: Selection) -> str:
         return f'pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
     limit, left_out = (size / (1 << 20) for size in (selection.limit, selection.left_out_bytes))
     return f"raise data.max_mib_per_domain={limit:.3g}, which left {left_out:.3g} MiB out"
-
-
-def _refuse(problems: list[str]) -> None:
-    """Raise DataError if there are problems, with all of them."""
-    if problems:
-        raise DataError("\n".join([*problems, "--check prints what there is of every domain, and writes nothing"]))
 
 
 def _build_tokenizer(

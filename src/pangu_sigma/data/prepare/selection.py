@@ -72,10 +72,6 @@ class Selection:
         self.over_limit += 1
         self.left_out_bytes += size
 
-    def __len__(self) -> int:
-        """Return the number of kept documents."""
-        return len(self._heap)
-
     def documents(self) -> list[Document]:
         """Return the kept documents in order of arrival."""
         return [document for _, _, document in sorted(self._heap, key=lambda entry: entry[1])]

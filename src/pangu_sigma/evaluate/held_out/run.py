@@ -9,13 +9,11 @@ from typing import Any
 
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.device import use_cpu
-from pangu_sigma.errors import DataError
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.log.losses import HeldOutLoss, finite_or_none, format_number
@@ -50,12 +48,6 @@ def held_out_batches(run: StoredModel | RunFolder, like: Config | None = None) -
     Raises DataError if the prepared text is missing, ConfigError if it was prepared again with another vocabulary.
     """
     folder = Path(run.config.data.path)
-    if not folder.exists():
-        trains = run.config.finetune is None and (run.path / CHECKPOINTS).exists()
-        moved = f", or name its place: pangu-sigma train {run.path} --set data.path=…" if trains else ""
-        raise DataError(
-            f"data.path={folder} of {run.path} is not there; put the prepared text there again (prepare-data makes it){moved}"
-        )
     manifest = PreparedData(folder).manifest
     if manifest.vocabulary_hash != run.tokenizer.hash:
         raise ConfigError(
