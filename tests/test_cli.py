@@ -30,6 +30,7 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.lock import FolderLock
 from pangu_sigma.shipped import shipped_configs
+from pangu_sigma.train import loop
 from pangu_sigma.train.start import start_run
 
 
@@ -436,7 +437,8 @@ def test_train_goes_on_with_what_the_run_has(tiny_data, tiny_run, capsys, tmp_pa
     assert "run is a run, which goes on where it is: leave --output b out" in fails(capsys, "train", "run", "-o", "b")
 
 
-def test_a_second_writer_is_refused_with_status_2(tiny_run, capsys, tmp_path):
+def test_a_second_writer_is_refused_with_status_2_before_the_work(tiny_run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("the work has begun"))
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     with FolderLock(copy):
         assert f"{copy} is written by process {os.getpid()}" in fails(capsys, "train", copy)

@@ -178,4 +178,5 @@ def show(result: Any, file: str | None) -> None:
         try:
             Path(file).write_text(f"{text}\n", encoding="utf-8")
         except OSError as error:  # that of a write, to a full disk, names no file
-            raise OSError(error.errno, error.strerror, file) from error
+            error.filename = file
+            raise

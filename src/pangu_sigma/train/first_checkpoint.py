@@ -44,7 +44,8 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         try:
             yield path
         except OSError as error:
-            raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
+            error.filename = error.filename or str(folder)  # that of a write, to a full disk, names no file
+            raise
         try:
             path.rename(folder)
         except OSError as error:
