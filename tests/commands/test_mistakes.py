@@ -97,7 +97,7 @@ MISTAKES = {
     "evaluate sigma_tiny": "it is a configuration; `pangu-sigma train sigma_tiny` makes a run of it",
     "evaluate runs/nope": "runs/nope is not a run folder or an exported model: it is not there; check the path",
     "evaluate EXPORT/model.mindir": "it is a file of one; name its folder, EXPORT",
-    "inspect bad.safetensors": "is not in the file, which is damaged or cut off; copy it again",
+    "inspect bad.safetensors": "bytes is cut off; copy the file again",
     "evaluate RUN RUN": "--against",
     "evaluate RUN --against nix": "nix",
     "evaluate RUN --against RUN RUN": "--against",

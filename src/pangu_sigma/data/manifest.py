@@ -178,8 +178,7 @@ def load_manifest(path: Path) -> Manifest:
     file = path / MANIFEST_FILE
     if not file.exists():
         raise DataError(
-            f"{file}: No such file or directory; run prepare-data first, or set data.path to its output; if the text of a run was "
-            "moved, `pangu-sigma train RUN --set data.path=…` says where it is"
+            f"{file}: No such file or directory; run prepare-data first, or set data.path to that: train RUN --set data.path=…"
         )
     try:
         tree = unsealed(file, _FIX)

@@ -220,8 +220,9 @@ def _document(line: bytes, domains: Domains, origin: str) -> Document:
     check_unique_keys(record, ("domain", "text"))
     for key in ("domain", "text"):
         if key not in record:
-            keys = ", ".join(map(repr, record)) or "none"
-            raise RejectedLine(f"{key} missing or not a string", f"there is no key {key!r}; the keys are {keys}")
+            raise RejectedLine(
+                f"{key} missing or not a string", f"no key {key!r}; the keys are {', '.join(map(repr, record))}"
+            )
     name = known_domain(record.get("domain"), domains)
     value = record.get("text")
     if isinstance(value, dict) and domains.named(name).format == "bilingual":
