@@ -30,6 +30,7 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.lock import FolderLock
 from pangu_sigma.shipped import shipped_configs
+from pangu_sigma.train import loop
 from pangu_sigma.train.start import start_run
 
 
@@ -131,8 +132,9 @@ def test_missing_files_and_folders_are_refused_by_name(file, capsys, tmp_path):
     assert "cannot read configuration" in fails(capsys, "inspect", tmp_path / "none.yaml")
     assert "run prepare-data" in fails(capsys, "train", file, "--output", tmp_path / "run")
     for command in (["evaluate"], ["report"], ["export", "--output", tmp_path / "out"]):
-        said = fails(capsys, *command, tmp_path / "none")
-        assert "is not a run folder" in said and ": it has no config.yaml" in said
+        for path, why in ((tmp_path / "none", ": it is not there"), (tmp_path, ": it has no config.yaml")):
+            said = fails(capsys, *command, path)
+            assert "is not a run folder" in said and why in said
     generate = ["generate", tmp_path / "none", "--domain", "en", "--prompt", "a"]
     assert "is not a run folder" in fails(capsys, *generate)
 
@@ -248,7 +250,7 @@ def test_wrong_usage_ends_with_status_2(capsys):
 
 def test_a_run_that_never_trained_is_refused_with_what_to_do(file, tiny_data, capsys, tmp_path):
     start_run(tmp_path / "run", load_config(file))
-    assert "cannot read checkpoints" in fails(capsys, "evaluate", tmp_path / "run")
+    assert "it holds none yet\ntrain the run, or wait for its first one" in fails(capsys, "evaluate", tmp_path / "run")
     assert "train it first" in fails(capsys, "report", tmp_path / "run")
 
 
@@ -445,7 +447,8 @@ def test_train_goes_on_with_what_the_run_has(tiny_data, tiny_run, capsys, tmp_pa
     assert "run is a run, which goes on where it is: leave --output b out" in fails(capsys, "train", "run", "-o", "b")
 
 
-def test_a_second_writer_is_refused_with_status_2(tiny_run, capsys, tmp_path):
+def test_a_second_writer_is_refused_with_status_2_before_the_work(tiny_run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("the work has begun"))
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     with FolderLock(copy):
         assert f"{copy} is written by process {os.getpid()}" in fails(capsys, "train", copy)
@@ -476,6 +479,11 @@ def test_json_that_cannot_be_written_is_refused_before_the_work(file, capsys, tm
     assert f"--json {target}: the folder {tmp_path / 'none'} is not there" in message
     assert f"--json {tmp_path}: is a folder" in fails(capsys, "inspect", file, "--json", tmp_path)
     assert "cannot write into /proc" in fails(capsys, "inspect", file, "--json", "/proc/out.json")
+
+
+def test_a_full_disk_is_named(file, capsys):
+    assert main(["inspect", str(file), "--json", "/dev/full"]) == 2
+    assert "error: /dev/full: No space left on device; free space on that disk" in capsys.readouterr().err
 
 
 def test_a_run_folder_that_cannot_be_is_refused_by_name(file, tiny_data, capsys, tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.chaos.config_faults import (
@@ -65,6 +66,44 @@ def test_what_is_no_ordinary_file_is_refused_at_once(
     assert main(["prepare-data", str(tmp_path / "config.yaml")]) == 2
     assert f"{tmp_path / 'config.yaml'} {message}" in capsys.readouterr().err
     assert main(["prepare-data", "/dev/zero"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("steps", "nearest valid key: train.steps; "),
+        ("epochs", "nearest valid key: finetune.epochs; "),
+        ("optimizer.peak_lr", "nearest valid key: train.optimizer or parallel.optimizer; "),
+        ("weight", "nearest valid key: domains.0.weight; "),
+        ("TRAIN.STEPS", "nearest valid key: train; "),
+        ("train.optimizer.lr", ""),
+        ("xyzzy", ""),
+    ],
+)
+def test_an_unknown_key_is_looked_for_in_the_whole_tree_before_anything_like_it_is_guessed(
+    file: Path, key: str, hint: str
+):
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, [f"{key}=1"])
+    assert str(refused.value).partition("); ")[2].startswith(f"{hint}allowed here: ")
+
+
+def test_a_number_of_numpy_is_a_number(file: Path):
+    assert load_config(
+        file, [("train.steps", np.int64(5)), ("train.optimizer.peak_lr", np.float32(0.5))]
+    ) == load_config(file, ["train.steps=5", "train.optimizer.peak_lr=0.5"])
+
+
+def test_a_missing_file_is_one_of_a_wrong_path(file: Path):
+    with pytest.raises(ConfigError, match=r"config\.yml: No such file or directory; check the path$"):
+        load_config(file.with_suffix(".yml"))
+
+
+def test_an_empty_list_is_told_in_plain_words(file: Path):
+    with pytest.raises(
+        ConfigError, match=r"^model\.segments: \[\] is not allowed: it must have at least 1 item, not 0$"
+    ):
+        load_config(file, ["model.segments=[]"])
 
 
 def test_the_later_override_wins_in_either_form(file: Path):

@@ -19,14 +19,24 @@ def test_a_file_in_place_of_a_folder_is_refused_by_name(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(
-            NotWritable, match=rf"^output {folder}: {tmp_path / 'file'} is a file and no folder; name another"
+            NotWritable, match=rf"^output {folder}: {tmp_path / 'file'} is a file and no folder; name another path"
         ):
             check_folder_writable(folder, "--output")
 
 
+def test_a_link_to_nowhere_is_told_as_what_it_is(tmp_path: Path):
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("link", "loop", "link/run"):
+        with pytest.raises(
+            NotWritable, match=rf"^output {tmp_path / name}: .* is a link to nowhere; remove it, or name"
+        ):
+            check_folder_writable(tmp_path / name, "--output")
+
+
 def test_a_folder_of_the_kernel_is_refused():
     with pytest.raises(
-        NotWritable, match=r"^output /proc/run: cannot write into /proc: .*; name another folder with output"
+        NotWritable, match=r"^output /proc/run: cannot write into /proc: .*; name another path with output"
     ):
         check_folder_writable(Path("/proc/run"), "--output")
 

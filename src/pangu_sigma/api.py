@@ -31,6 +31,8 @@ from pangu_sigma.loaded import AnyPath, Model, Paths, to_path, to_paths, to_text
 from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import load as load
 from pangu_sigma.loaded import to_text as to_text  # for the command `generate`
+from pangu_sigma.lock import LOCK, FolderLock
+from pangu_sigma.parallel.layout import check_cpu, started_ranks
 from pangu_sigma.parallel.ranks import is_rank
 from pangu_sigma.results import Result, Results
 from pangu_sigma.sections import Activation
@@ -141,15 +143,22 @@ def train(
     """
     config, folder = resolve_run(config, output)
     if device == "cpu":
+        check_cpu(config)
         check_training_fits(config)
     else:
         check_machine()
+    started_ranks(config.parallel)
     check_folder_writable(folder, "--output")
+    if config.ecss.path is not None:
+        check_folder_writable(Path(config.ecss.path), "ecss.path")
     from pangu_sigma.train.start import StartOptions, check_start
 
     options = StartOptions(start_over, allow_data_change, lock)
     if not is_rank():  # whose launcher has checked it
         check_start(folder, config, options)
+        if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
+            with FolderLock(folder, lock):
+                pass
     from pangu_sigma.device import mindspore_lock
     from pangu_sigma.train.backend import Backend, CpuBackend
     from pangu_sigma.train.loop import train as train_run

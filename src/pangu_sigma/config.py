@@ -95,7 +95,7 @@ class Config(Section):
         if self.train.compute_dtype not in chip.flops:
             raise ValueError(
                 f"train.compute_dtype={self.train.compute_dtype}: {chip.title} has no {self.train.compute_dtype}; set "
-                f"train.compute_dtype={chip.half}, or a later chip, such as parallel.chip=910b (--chip 910b)"
+                f"train.compute_dtype={chip.half}, or a later chip, such as parallel.chip=910b (--chip 910b); on a CPU set float32"
             )
         twice = sorted(name for name, times in Counter(d.name for d in self.domains).items() if times > 1)
         if twice:

@@ -7,10 +7,11 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ValidationError
 
@@ -76,7 +77,7 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}; check the path") from error
     if len(content) > MOST_BYTES:
         raise ConfigError(
             f"configuration {path} has more than {MOST_BYTES:,} bytes; it is something else, check the path"
@@ -111,7 +112,8 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
             _set(tree, key, value, f"{argument('--set', 'override')} {key}")
         else:
             key, value = each
-            _set(tree, str(key), os.fspath(value) if isinstance(value, os.PathLike) else value, f"override {key}")
+            plain = value.item() if isinstance(value, np.generic) else value
+            _set(tree, str(key), os.fspath(plain) if isinstance(plain, os.PathLike) else plain, f"override {key}")
     return tree
 
 
@@ -263,6 +265,8 @@ _WORDS = {
     "a valid boolean, unable to interpret input": "true or false",
     "a valid boolean": "true or false",
     "a valid list": "a list",
+    "List should have": "it must have",
+    " after validation": "",
 }
 """Words of pydantic's messages, in the order in which they are replaced, and ours."""
 
@@ -273,11 +277,9 @@ def _explain(problem: Any) -> str:
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         allowed = _keys_at(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1])[:100], allowed, n=1, cutoff=0.0)
-        return (
-            f"{path}: unknown key (value {_short(value)}); nearest valid key: {near[0]}; "
-            f"allowed here: {', '.join(allowed)}"
-        )
+        near = _nearest(str(problem["loc"][-1])[:100].lower(), allowed)
+        hint = f"nearest valid key: {near}; " if near else ""
+        return f"{path}: unknown key (value {_short(value)}); {hint}allowed here: {', '.join(allowed)}"
     if kind == "missing":
         return f"{path}: required key is missing; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -292,14 +294,31 @@ def _explain(problem: Any) -> str:
     return f"{path}: {_short(value)} is not allowed: {message}"
 
 
+def _nearest(name: str, allowed: list[str]) -> str:
+    """Return the key that a user may mean: one like `name` here, or the path of one called `name` elsewhere; "" for none."""
+    like, less_like = (difflib.get_close_matches(name, allowed, n=1, cutoff=cutoff) for cutoff in (0.8, 0.6))
+    return " or ".join(like or [path for path in _paths(Config) if path.endswith(f".{name}")] or less_like)
+
+
+def _paths(section: type[BaseModel], within: str = "") -> Iterator[str]:
+    """Yield the path of every key of a section, those of its sections after it; "0" stands for each item of a list."""
+    for key, field in section.model_fields.items():
+        yield f"{within}{key}"
+        if inner := _section(field.annotation):
+            yield from _paths(inner, f"{within}{key}.{'0.' * (get_origin(field.annotation) is list)}")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a field holds, or the items of its list are; None if it holds a value."""
+    while arguments := get_args(annotation):
+        annotation = arguments[0]
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
 def _keys_at(location: tuple[Any, ...]) -> list[str]:
     """Return the keys that the section at `location` declares."""
     section: Any = Config
     for key in location:
-        if isinstance(key, int):
-            continue
-        annotation = section.model_fields[key].annotation
-        while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            annotation = get_args(annotation)[0]
-        section = annotation
+        if not isinstance(key, int):
+            section = _section(section.model_fields[key].annotation)
     return list(section.model_fields)

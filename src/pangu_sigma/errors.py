@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ascend_ops.errors import UserError
 
-__all__ = ["DataError", "UserError", "argument", "exit_status", "keyword"]
+__all__ = ["DataError", "UserError", "argument", "exit_status", "keyword", "remedy"]
 
 INTERRUPTED, NO_READER = 130, 141
 """Exit statuses after Ctrl-C (SIGINT) and after the output's pipe was closed (SIGPIPE), as shells use them."""
@@ -33,6 +33,11 @@ _OF_THE_MACHINE = {
 }
 """Errors that the operating system may raise at any time, with their fixes. Any other OSError, such as a missing file that nobody
 looked for, is a bug and keeps its traceback."""
+
+
+def remedy(error: OSError, otherwise: str) -> str:
+    """Return the fix of an error that the system may raise at any time; of any other, such as a missing file, `otherwise`."""
+    return _OF_THE_MACHINE.get(error.errno or 0, otherwise)
 
 
 _NO_MEMORY = (

@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import UserError, remedy
 
 SEAL = "seal.json"
 """Name of the seal (manifest with its own hash) of a sealed folder."""
@@ -50,7 +50,7 @@ def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True)
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         actual = fingerprint(file) if content else {"bytes": file.stat().st_size}
     except OSError as error:
-        raise DamagedFile(f"{file}: {error.strerror}; {fix}") from error
+        raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
     for what, value in actual.items():
         if value != recorded[what]:
             raise DamagedFile(f"{file}: {what} is {value}, {recorded[what]} was written; the file is damaged, {fix}")
@@ -69,7 +69,7 @@ def unsealed(file: Path, fix: str) -> dict[str, Any]:
         body = {key: value for key, value in tree.items() if key != _OWN_HASH}
         again = sealed(body)
     except OSError as error:
-        raise DamagedFile(f"{file}: {error.strerror}; {fix}") from error
+        raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
     if again != content:

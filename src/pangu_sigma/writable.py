@@ -19,12 +19,14 @@ def check_folder_writable(folder: Path, option: str) -> None:
     option: command-line option that gave the path, for messages, such as "--output".
     """
     option = argument(option)
-    fix = f"name another folder with {option}"
+    fix = f"name another path with {option}"
     existing = folder.absolute()
     try:
         if "\0" in str(folder):
             raise ValueError("a name has no null byte")
         while not existing.exists():
+            if existing.is_symlink():
+                raise NotWritable(f"{option} {folder}: {existing} is a link to nowhere; remove it, or {fix}")
             existing = existing.parent
         # permissions do not tell: root may do everything, but not on a read-only or full file system, or in /proc
         with tempfile.TemporaryDirectory(prefix=".pangu_sigma-", dir=existing):

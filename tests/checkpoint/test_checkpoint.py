@@ -169,7 +169,8 @@ def test_fallback_passes_over_every_damaged_one_and_then_gives_up(tmp_path: Path
     damage_delete(tmp_path / "step_00000200")
     assert_is(load_checkpoint(tmp_path), 100)
     damage_empty(tmp_path / "step_00000100")
-    with pytest.raises(CheckpointError, match=r"(?s)no usable checkpoint.*dense.*experts.*state\.json"):
+    anew = rf"train this one anew: pangu-sigma train {tmp_path.parent} --start-over$"
+    with pytest.raises(CheckpointError, match=rf"(?s)no usable checkpoint.*dense.*experts.*state\.json.*{anew}"):
         load_checkpoint(tmp_path)
 
 
@@ -208,7 +209,7 @@ def test_a_latest_that_is_missing_empty_or_names_nothing_is_never_a_start_from_n
     for step in (100, 200):
         shutil.rmtree(tmp_path / f"step_{step:08d}")
     assert has_checkpoints(tmp_path), "LATEST says that there were some"
-    with pytest.raises(CheckpointError, match="it holds none"):
+    with pytest.raises(CheckpointError, match="it holds none yet\ntrain the run, or wait for its first one"):
         load_checkpoint(tmp_path)
 
 
@@ -561,7 +562,9 @@ def test_a_disk_that_refuses_is_a_clean_error_and_keeps_the_old_one(tmp_path: Pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # writes beyond `limit` bytes of a file fail
     try:
-        with pytest.raises(CheckpointError, match=r"cannot save checkpoint .*step_00000200.*free space"):
+        with pytest.raises(
+            CheckpointError, match=r"cannot save checkpoint .*step_00000200.*, if there are any, .*free space"
+        ):
             save(tmp_path, 200)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

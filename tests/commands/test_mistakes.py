@@ -39,7 +39,12 @@ MISTAKES = {
     "train bad.yaml": "bad.yaml",
     "train sigma_tiny --set train.stepz=3": "train.stepz",
     "train sigma_tiny --set train.steps=x": "train.steps",
-    "train sigma_tiny --set train.compute_dtype=bfloat16 --set data.path=DATA": "train.compute_dtype=bfloat16",
+    "train sigma_tiny --set train.compute_dtype=bfloat16 --set data.path=DATA": "on a CPU set float32",
+    "train sigma_tiny --set parallel.chip=910b --set train.compute_dtype=half --set data.path=DATA": "bfloat16 needs Ascend",
+    "train sigma_tiny --set parallel.expert=2 --set data.path=DATA": "start 2 with `pangu-sigma launch`",
+    "train sigma_tiny --set ecss.path=/proc/x --set data.path=DATA": "ecss.path /proc/x: cannot write into /proc",
+    "train sigma_tiny --set steps=4": "steps: unknown key (value 4); nearest valid key: train.steps; allowed here",
+    "train sigma_tiny -o link": "--output link",
     "train sigma_tiny --set data.path=nix": "data.path=nix",
     "train sigma_tiny -o file": "--output file",
     "train sigma_tiny -o file/run": "--output file/run",
@@ -52,11 +57,13 @@ MISTAKES = {
     "train full": "full",
     "launch sigma_tiny --processes 3": "--processes 3",
     "launch sigma_tiny --nodes 2": "--node-rank",
+    "launch sigma_tiny --set parallel.tensor=2 --set data.path=DATA": "parallel.tensor=2 needs Ascend",
     "launch RUN --set model.hidden=96": "model.hidden",
     "inherit nix sigma_tiny -o new": "nix",
     "inherit nix sigma_tiny --dry-run": "nix",
     "inherit nix sigma_tiny -o new --dry-run": "--output new does nothing with --dry-run",
     "inherit file sigma_tiny -o new": "file",
+    "inherit list.yaml RUN -o new": "a configuration; MODEL comes first, CONFIG second",
     "inherit RUN sigma_tiny -o new": "model.rre_layers",
     "inherit EXPORT sigma_tiny -o new": "EXPORT",
     "inherit RUN sigma_tiny -o full": "full exists",
@@ -86,6 +93,11 @@ MISTAKES = {
     "export RUN -o new --format safetensors": "--output new: by its name nothing would open it as weights; name it new.safe",
     "evaluate nix": "nix",
     "evaluate full": "full",
+    "evaluate no.yaml": "no.yaml is not a run folder or an exported model: it is a configuration; `pangu-sigma train no.yaml`",
+    "evaluate sigma_tiny": "it is a configuration; `pangu-sigma train sigma_tiny` makes a run of it",
+    "evaluate runs/nope": "runs/nope is not a run folder or an exported model: it is not there; check the path",
+    "evaluate EXPORT/model.mindir": "it is a file of one; name its folder, EXPORT",
+    "inspect bad.safetensors": "bytes is cut off; copy the file again",
     "evaluate RUN RUN": "--against",
     "evaluate RUN --against nix": "nix",
     "evaluate RUN --against RUN RUN": "--against",
@@ -124,6 +136,8 @@ MISTAKES = {
     "generate RUN --domain en --prompt x --top-p 0.9": "--top-p=0.9 does nothing at --temperature=0",
     "generate RUN --domain en --domain zh --prompt x": "--domain has 2 names",
     "generate RUN --domain en --prompts nix": "--prompts nix",
+    "generate RUN --domain en --prompts old.svg": "--prompts old.svg: is empty; write a prompt a line",
+    "generate RUN --domain en --prompt x --stop ''": "stop: a stop string is empty",
     "chat nix": "nix",
     "chat RUN --domain xx": "xx",
     "chat RUN --temperature -1": "temperature",
@@ -163,9 +177,11 @@ def told(tiny_run, tiny_export, tiny_data, tmp_path_factory) -> dict[str, tuple[
         "old.svg": "",
         "empty.yaml": "",
         "list.yaml": "- a",
+        "bad.safetensors": "xxxxxxxxxxxxxxxxxx",
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
+    (folder / "link").symlink_to("nowhere")
     paths = {"RUN": tiny_run, "EXPORT": tiny_export, "DATA": tiny_data}
     commands = []
     for line in MISTAKES:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from itertools import chain
 from pathlib import Path
@@ -95,6 +97,15 @@ def test_ids_outside_the_vocabulary_are_found_with_their_place(prefix):
 def test_missing_files_are_one_error(tmp_path):
     with pytest.raises(DataError, match=r"none\.idx: No such file.*run prepare-data first"):
         TokenFile(tmp_path / "none")
+
+
+def test_an_unreadable_file_is_no_missing_one(prefix, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(DataError, match=r"zh\.train\.bin: Permission denied; change its permissions"):
+        TokenFile(prefix)
 
 
 def chunks_of(path: Path, size: int) -> list[str]:

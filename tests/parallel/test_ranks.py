@@ -78,12 +78,6 @@ def test_another_number_of_ranks_than_laid_out_is_refused_naming_both(monkeypatc
         connect(ParallelConfig(groups=3, data=2))
 
 
-def test_shared_matrices_are_refused_on_the_cpu(monkeypatch):
-    monkeypatch.setenv("MS_WORKER_NUM", "2")
-    with pytest.raises(ConfigError, match=r"parallel\.tensor=2 needs Ascend"):
-        connect(ParallelConfig(tensor=2))
-
-
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [

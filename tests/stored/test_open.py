@@ -158,7 +158,9 @@ def test_another_kind_than_is_wanted_is_refused_by_its_name(forms, tmp_path, tmp
             ("run",),
             "is a PanGu-α in the files of others, not a run folder; `pangu-sigma inherit` makes a run of it",
         ),
-        (tmp_path / "nothing", ("export",), r"has no model\.mindir; pass a folder that `export` wrote"),
+        (tmp_path, ("export",), r"has no model\.mindir; pass a folder that `export` wrote"),
+        (tmp_path / "nothing", ("export",), "is not an exported model: it is not there; check the path"),
+        (forms["export"] / "model.mindir", ("export",), f"it is a file of one; name its folder, {forms['export']}"),
     ):
         with pytest.raises(ConfigError, match=message):
             open_model(path, *wanted)

@@ -47,13 +47,24 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
     ("bad", "reason", "detail"),
     [
         (b'{"domain": "zh", "text": "\xff"}', "not UTF-8", "byte 26"),
+        (
+            "你".encode("gb18030"),
+            "not UTF-8",
+            "convert it with `iconv -f … -t UTF-8`, or name a compressed file *.jsonl.gz",
+        ),
         (b'{"domain": "zh", ', "not JSON", "column"),
+        (b"{", "not JSON", "a line holds a whole object, as `jq -c .` writes it"),
         (b"[" * 100_000, "not JSON", "recursion"),
         (b'["zh"]', "not a JSON object", "list"),
-        (line(text="x"), "domain missing or not a string", "None"),
+        (
+            line(text="x", Domain="zh"),
+            "domain missing or not a string",
+            "no key 'domain'; the keys are 'text', 'Domain'",
+        ),
         (line(text="x", domain=3), "domain missing or not a string", "3"),
         (line(text="x", domain="fr"), "unknown domain", "'fr'; the configuration has zh, en, bilingual, code"),
-        (line(domain="zh"), "text missing or not a string", "text is null or missing"),
+        (line(domain="zh"), "text missing or not a string", "no key 'text'; the keys are 'domain'"),
+        (line(domain="zh", text=None), "text missing or not a string", "text is null or missing"),
         (line(domain="zh", text=1), "text missing or not a string", "text is a number"),
         (line(domain="zh", text={"zh": "x"}), "text missing or not a string", "text is an object"),
         (line(domain="zh", text=" \n\u3000"), "empty text", "text"),
@@ -84,7 +95,9 @@ def test_a_cut_gzip_file_gives_its_whole_lines_and_says_where_it_breaks(tmp_path
     assert rejected.offset == sum(len(text) + 1 for text in lines[: len(documents)])
     assert rejected.line == len(documents) + 1
     path.write_bytes(b"not gzip")
-    assert [item.reason for item in read_jsonl(path, domains)] == ["broken gzip stream"]
+    (rejected,) = read_jsonl(path, domains)
+    assert rejected.reason == "broken gzip stream"
+    assert rejected.detail.endswith("; if it is not compressed, name the file *.jsonl")
 
 
 def test_files_that_cannot_be_read_are_one_error(tmp_path, domains):

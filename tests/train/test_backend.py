@@ -11,6 +11,7 @@ from helpers.toy import toy_config
 from pangu_sigma.ascend.backend import AscendBackend
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.ecss.tiers import FileTier, HostTier
+from pangu_sigma.parallel.layout import check_cpu
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.train.backend import CpuBackend, tier_of
 
@@ -70,7 +71,22 @@ def test_the_losses_of_ranks_that_see_the_same_tokens_count_once():
     assert all(CpuBackend().adds_losses(cpu, Rank(rank, 2)) for rank in (0, 1))
 
 
-def test_the_cpu_multiplies_no_bfloat16():
-    config = toy_config(train={"compute_dtype": "bfloat16"}, parallel={"chip": "910b"})
-    with pytest.raises(ConfigError, match=r"compute_dtype=bfloat16 needs Ascend: .*; set it to float32"):
-        CpuBackend().connect(config)
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"train": {"compute_dtype": "half"}, "parallel": {"chip": "910b"}},
+            r"^train\.compute_dtype=bfloat16 needs Ascend: MindSpore multiplies no bfloat16 on the CPU; set it to float32$",
+        ),
+        ({"parallel": {"tensor": 2}}, r"^parallel\.tensor=2 needs Ascend: .*; set it to 1$"),
+        (
+            {"parallel": {"stages": 2}, "train": {"accumulation": 2, "batch_size": 8}},
+            r"^parallel\.stages=2 needs Ascend: .*; set it to 1$",
+        ),
+    ],
+)
+def test_what_needs_ascend_is_refused_on_the_cpu(sections, message):
+    for check in (check_cpu, CpuBackend().connect):
+        with pytest.raises(ConfigError, match=message):
+            check(toy_config(**sections))
+    check_cpu(toy_config(train={"compute_dtype": "float16"}))

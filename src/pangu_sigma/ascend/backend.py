@@ -41,7 +41,7 @@ class AscendBackend(Backend):
     def connect(self, config: Config) -> Ranks:
         check_ascend(config)
         use_ascend(config)
-        return connect(config.parallel, ascend=True)
+        return connect(config.parallel)
 
     def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
         step = AscendStep(config, ranks.rank)

@@ -42,6 +42,8 @@ from pangu_sigma.sealed import DamagedFile, verify
 
 logger = logging.getLogger(__name__)
 
+_WAIT = "train the run, or wait for its first one"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -88,7 +90,7 @@ def load_checkpoint(
         return _newest_whole(path, expected, ranks)
     newest = latest_checkpoint(path)
     if newest is None:
-        raise CheckpointError(f"{path}: holds no checkpoint; train the run first")
+        raise CheckpointError(f"{path}: holds no checkpoint; {_WAIT}")
     return _load_directory(newest, expected, ranks, verified)
 
 
@@ -114,10 +116,9 @@ def _newest_whole(root: Path, expected: Identity | None, ranks: Ranks) -> Checkp
         except DamagedCheckpoint as error:
             logger.warning("%s; trying the checkpoint before it", error)
             problems.append(str(error))
-    found = "\n".join(problems) or "it holds none"
-    raise CheckpointError(
-        f"no usable checkpoint in {root}: {found}\nname another folder, or start the run without resuming"
-    )
+    found = "\n".join(problems) or "it holds none yet"
+    fix = f"name another run, or train this one anew: pangu-sigma train {root.parent} --start-over"
+    raise CheckpointError(f"no usable checkpoint in {root}: {found}\n{fix if problems else _WAIT}")
 
 
 def _load_directory(path: Path, expected: Identity | None, ranks: Ranks, verified: bool = True) -> Checkpoint:

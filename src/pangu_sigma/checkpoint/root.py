@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pangu_sigma.checkpoint.format import CHECKPOINT_NAME, LATEST, MANIFEST, CheckpointError
+from pangu_sigma.errors import remedy
 from pangu_sigma.sealed import UNFINISHED, sync
 
 logger = logging.getLogger(__name__)
@@ -28,12 +29,7 @@ def has_checkpoints(root: Path) -> bool:
     A run may start at step 0 only if this is False; otherwise `load_checkpoint` returns the newest whole checkpoint or raises.
     Raises CheckpointError when the root cannot be read.
     """
-    try:
-        return bool(_checkpoints(root)) or (root / LATEST).exists()
-    except CheckpointError:
-        if not root.exists():
-            return False
-        raise
+    return bool(_checkpoints(root)) or (root / LATEST).exists()
 
 
 def latest_checkpoint(root: Path) -> Path | None:
@@ -167,13 +163,15 @@ def _named(file: Path) -> str | None:
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    """List the checkpoint directories of a root, newest first, with those renamed for a replacement that never came."""
+    """List the checkpoint directories of a root, newest first, with those renamed for a replacement that never came; none if the
+    root is not there."""
     try:
         found = {path.name: path for path in root.iterdir()}
     except OSError as error:
-        raise CheckpointError(
-            f"cannot read checkpoints in {root}: {error.strerror}; name the folder of an earlier run"
-        ) from error
+        if not root.exists():
+            return []
+        fix = remedy(error, "name the folder of an earlier run")
+        raise CheckpointError(f"cannot read checkpoints in {root}: {error.strerror}; {fix}") from error
     whole = [
         path
         for name, path in found.items()

@@ -175,7 +175,7 @@ def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
     with open(path, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > min(path.stat().st_size, _MOST_HEADER):
-            raise DamagedArrays(f"{path}: its header of {length} bytes is not in the file")
+            raise DamagedArrays(f"{path}: its header of {length} bytes is cut off; copy the file again")
         text = stream.read(length)
     try:
         header = json.loads(text)

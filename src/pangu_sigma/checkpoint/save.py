@@ -210,8 +210,8 @@ class Save:
         except (OSError, RankError) as error:
             self.abandon()
             raise CheckpointError(
-                f"cannot save checkpoint {self.target}: {error}; earlier checkpoints are unchanged; "
-                "free space on that disk or make the folder writable, then resume"
+                f"cannot save checkpoint {self.target}: {error}; earlier checkpoints, if there are any, are unchanged; "
+                "free space on that disk or make the folder writable, then call the command again"
             ) from error
 
 

@@ -98,6 +98,8 @@ def _lines(file: Path) -> list[str]:
         raise ConfigError(
             f"--prompts {file}: cannot be read: {error.strerror}; name a file with a prompt a line"
         ) from None
+    if not text:
+        raise ConfigError(f"--prompts {file}: is empty; write a prompt a line")
     lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
         api.to_text(line, f"--prompts {file}: line {number}")

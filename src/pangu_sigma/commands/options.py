@@ -175,4 +175,8 @@ def show(result: Any, file: str | None) -> None:
     text = json.dumps(result, ensure_ascii=False, indent=2, default=asdict) if file else ""
     print(text if file == "-" else result)
     if file not in (None, "-"):
-        Path(file).write_text(f"{text}\n", encoding="utf-8")
+        try:
+            Path(file).write_text(f"{text}\n", encoding="utf-8")
+        except OSError as error:  # that of a write, to a full disk, names no file
+            error.filename = file
+            raise

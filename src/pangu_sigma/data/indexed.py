@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, remedy
 
 CHUNK_BYTES = 1 << 20
 """Bytes of a chunk of a `.bin`, the unit of hashing and verification: the first sample of a chunk waits for 1 MiB at most."""
@@ -82,7 +82,7 @@ class TokenFile:
         try:
             self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror}; run prepare-data first") from error
+            raise DataError(f"{self.path}: {error.strerror}; {remedy(error, 'run prepare-data first')}") from error
         weakref.finalize(self, os.close, self._file)
         self._seen = self._stamp()
         self._verified: set[int] = set()
@@ -161,7 +161,7 @@ class TokenFile:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}; run prepare-data first") from error
+            raise DataError(f"{path}: {error.strerror}; {remedy(error, 'run prepare-data first')}") from error
         size = len(data)
         if size < _HEADER.size:
             raise DataError(f"{path}: ends at byte {size}, inside the header of {_HEADER.size}; {_FIX}")

@@ -177,7 +177,9 @@ def load_manifest(path: Path) -> Manifest:
     """Load the manifest of a prepared data folder. Raises DataError if it is missing, damaged or of another format."""
     file = path / MANIFEST_FILE
     if not file.exists():
-        raise DataError(f"{file}: No such file or directory; run prepare-data first, or set data.path to its output")
+        raise DataError(
+            f"{file}: No such file or directory; run prepare-data first, or set data.path to that: train RUN --set data.path=…"
+        )
     try:
         tree = unsealed(file, _FIX)
         if tree.get("format") != DATA_FORMAT:

@@ -132,6 +132,7 @@ def _refuse_other_model(parent: Config, child: Config) -> None:
     refused = [c for c in changes if not rule_of(c[0]).free and not c[0].startswith(free)]
     if refused:
         lines = [f"{change_text(change)}: {rule_of(change[0]).why}" for change in refused]
+        lines.append("leave these keys out")
         raise ConfigError("\n  ".join(["a tuned run has the arrays of its parent, which do not go with", *lines]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pangu_sigma.checkpoint.safetensors_file import metadata_of
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
 from pangu_sigma.foreign.huggingface_layout import is_huggingface, open_huggingface
 from pangu_sigma.foreign.megatron_layout import is_megatron, open_megatron
@@ -37,6 +38,8 @@ def open_dense_model(path: Path, *, heads: int | None = None, activation: Activa
     for fits, opened in _OPENERS:
         if fits(path):
             return opened(path, heads, activation)
+    if path.is_file() and path.suffix == ".safetensors":
+        metadata_of(path)  # raises for a damaged file
     raise LayoutError(f"{path} is in no layout that is read: {_seen(path)}; give one of these: {_listed()}")
 
 
@@ -46,6 +49,8 @@ def _listed() -> str:
 
 def _seen(path: Path) -> str:
     """Describe the contents of a path for a message."""
+    if path.suffix in (".yaml", ".yml"):
+        return "a configuration; MODEL comes first, CONFIG second"
     if path.is_file():
         return f"a file that ends in {path.suffix or 'nothing'}"
     names = sorted(file.name for file in path.iterdir())

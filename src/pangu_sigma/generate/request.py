@@ -109,7 +109,7 @@ def check_fits(request: Request, tokenizer: Tokenizer, seq_length: int) -> None:
     for text in request.stop:
         check_text(text, "a stop string")
         if not text:
-            raise ConfigError("a stop string is empty; leave it away")
+            raise ConfigError("stop: a stop string is empty; leave it away")
     tokenizer.rows(request.stop_ids, request.domain)
     tokenizer.rows([token for token, _ in request.logit_bias], request.domain)
     for token, bias in request.logit_bias:

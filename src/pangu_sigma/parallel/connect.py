@@ -10,9 +10,8 @@ import time
 import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
-from pangu_sigma.config import ConfigError
 from pangu_sigma.device import plain_graphs
-from pangu_sigma.parallel.layout import Layout, axes_text
+from pangu_sigma.parallel.layout import Layout, started_ranks
 from pangu_sigma.parallel.ranks import PAUSE, SINGLE_PROCESS, Ranks
 from pangu_sigma.sections import ParallelConfig
 
@@ -57,24 +56,14 @@ class ConnectedRanks(Ranks):
         time.sleep(PAUSE)
 
 
-def connect(parallel: ParallelConfig, ascend: bool = False) -> Ranks:
+def connect(parallel: ParallelConfig) -> Ranks:
     """Join the communication that msrun's environment variables describe, and return the ranks; without the variables, a run of
     one process. In msrun's scheduler process this function does not return.
 
-    Call it after `use_cpu` and before any tensor is made. ascend: True if the ranks are NPUs.
-    Raises ConfigError if the `parallel` section has another number of ranks than the run, or a layout that the CPU cannot run.
+    Call it after `use_cpu` and before any tensor is made.
+    Raises ConfigError if the `parallel` section has another number of ranks than the run.
     """
-    started = int(os.environ.get("MS_WORKER_NUM", "1"))
-    for key, what in (("tensor", "shares no matrices"), ("stages", "cuts no network into stages")):
-        if getattr(parallel, key) > 1 and not ascend:
-            raise ConfigError(
-                f"parallel.{key}={getattr(parallel, key)} needs Ascend: MindSpore {what} on the CPU; set it to 1"
-            )
-    if started != parallel.ranks:
-        raise ConfigError(
-            f"the parallel section lays out {parallel.ranks} ranks ({axes_text(parallel)}), but {started} were started; start "
-            f"{parallel.ranks} with run_scripts/msrun_{'node' if ascend else 'cpu'}.sh, or change the section"
-        )
+    started = started_ranks(parallel)
     if started > 1 and not communication.GlobalComm.INITED:
         communication.init()
     if os.environ.get("MS_ROLE") == "MS_SCHED":

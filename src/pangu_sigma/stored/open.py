@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
 
@@ -15,6 +16,7 @@ from pangu_sigma.foreign.dense_files import is_dense_model, open_dense_model
 from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.sealed import SEAL, DamagedFile
 from pangu_sigma.sections import Activation
+from pangu_sigma.shipped import shipped_configs
 from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
 from pangu_sigma.stored.hf_config import MODEL_TYPE
 from pangu_sigma.stored.hf_folder import CONFIG_JSON, StoredFolder
@@ -113,11 +115,20 @@ def open_model(
             raise ConfigError(f"{path} is {KIND_NAMES[kind]}, not {needs}{fix}")
         if is_dense_model(path):
             raise ConfigError(f"{path} is {KIND_NAMES[kind]}, not {needs}; `pangu-sigma inherit` makes a run of it")
-        files, makers = zip(*(_SIGNS[each] for each in wanted), strict=True)
-        raise ConfigError(
-            f"{path} is not {needs}: it has no {' and no '.join(files)}; pass a folder that {' or '.join(makers)} wrote"
-        )
+        raise ConfigError(f"{path} is not {needs}: {_why_not(path, wanted)}")
     return StoredAlpha(path, heads, activation, verified) if kind == "alpha" else _CLASSES[kind](path, verified)
+
+
+def _why_not(path: Path, wanted: Sequence[Kind]) -> str:
+    """Return why a path is no model of the kinds `wanted`, and the fix."""
+    if path.suffix in (".yaml", ".yml") or (not path.exists() and str(path) in shipped_configs()):
+        return f"it is a configuration; `pangu-sigma train {path}` makes a run of it"
+    if not path.exists():
+        return "it is not there; check the path"
+    if path.is_file() and kind_of(path.parent) in wanted:
+        return f"it is a file of one; name its folder, {path.parent}"
+    files, makers = zip(*(_SIGNS[each] for each in wanted), strict=True)
+    return f"it has no {' and no '.join(files)}; pass a folder that {' or '.join(makers)} wrote"
 
 
 def kind_of(path: Path) -> Kind:

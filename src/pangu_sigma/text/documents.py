@@ -172,7 +172,8 @@ def _line(file: BinaryIO) -> tuple[bytes, int]:
 def _broken(path: Path, line: int, offset: int, error: Exception, option: str) -> Rejected:
     """Return a `Rejected` for a truncated gzip stream. Raises DataError for every other failed read."""
     if isinstance(error, EOFError) or (isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error)):
-        return Rejected(str(path), line, offset, "broken gzip stream", str(error))
+        plain = "" if offset or isinstance(error, EOFError) else "; if it is not compressed, name the file *.jsonl"
+        return Rejected(str(path), line, offset, "broken gzip stream", f"{error}{plain}")
     if isinstance(error, gzip.BadGzipFile | zlib.error):
         raise DataError(
             f"{argument(option)} {path}: the gzip stream is damaged before byte {offset} of its text ({error}), so any line of it "
@@ -190,9 +191,10 @@ def json_object(line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
-        raise RejectedLine("not UTF-8", f"byte {error.start} of the line: {error.reason}") from None
+        fix = "convert it with `iconv -f … -t UTF-8`, or name a compressed file *.jsonl.gz"
+        raise RejectedLine("not UTF-8", f"byte {error.start} of the line: {error.reason}; {fix}") from None
     except (ValueError, RecursionError) as error:
-        raise RejectedLine("not JSON", str(error)) from None
+        raise RejectedLine("not JSON", f"{error}; a line holds a whole object, as `jq -c .` writes it") from None
     if not isinstance(record, dict):
         raise RejectedLine("not a JSON object", f"the line holds {_kind_of(record)}")
     return record
@@ -216,6 +218,11 @@ def known_domain(name: Any, domains: Domains) -> str:
 def _document(line: bytes, domains: Domains, origin: str) -> Document:
     record = json_object(line)
     check_unique_keys(record, ("domain", "text"))
+    for key in ("domain", "text"):
+        if key not in record:
+            raise RejectedLine(
+                f"{key} missing or not a string", f"no key {key!r}; the keys are {', '.join(map(repr, record))}"
+            )
     name = known_domain(record.get("domain"), domains)
     value = record.get("text")
     if isinstance(value, dict) and domains.named(name).format == "bilingual":

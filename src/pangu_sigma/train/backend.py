@@ -18,7 +18,7 @@ from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import EXPERTS, Files
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.device import use_cpu
@@ -28,7 +28,7 @@ from pangu_sigma.ecss.store import ExpertStore, array_specs
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.connect import connect
-from pangu_sigma.parallel.layout import dispatch_layout, writes_experts
+from pangu_sigma.parallel.layout import check_cpu, dispatch_layout, writes_experts
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.rre.capacity import DispatchLayout
 from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
@@ -114,10 +114,7 @@ class CpuBackend(Backend):
         return dispatch_layout(config)
 
     def connect(self, config: Config) -> Ranks:
-        if config.train.compute_dtype == "bfloat16":
-            raise ConfigError(
-                "train.compute_dtype=bfloat16 needs Ascend: MindSpore multiplies no bfloat16 on the CPU; set it to float32"
-            )
+        check_cpu(config)
         use_cpu(config.seed)
         return connect(config.parallel)
 

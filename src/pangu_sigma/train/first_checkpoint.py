@@ -41,7 +41,11 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
     with made as unfinished:
         path = Path(unfinished) / folder.name
         path.mkdir()
-        yield path
+        try:
+            yield path
+        except OSError as error:
+            error.filename = error.filename or str(folder)  # that of a write, to a full disk, names no file
+            raise
         try:
             path.rename(folder)
         except OSError as error:

@@ -63,7 +63,7 @@ def overlap(document: list[int], documents: list[list[int]], boilerplate: int) -
 def size(
     documents: int, tokens: int = 1, limit: float = 0.01, boilerplate: int = 1_000, most: int = 10**6
 ) -> HeldOutSize:
-    return HeldOutSize(documents, tokens, most, 5, limit, boilerplate)
+    return HeldOutSize(documents, tokens, most, 5, limit, boilerplate, "pass more --input text of this domain")
 
 
 def choose(documents: list[np.ndarray], candidates: list[int], demand: HeldOutSize) -> tuple[list[int], OverlapRecord]:

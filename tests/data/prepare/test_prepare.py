@@ -240,6 +240,26 @@ def test_a_domain_without_text_is_one_error(tmp_path, config):
         prepare(config, [tmp_path / "none.jsonl"], tmp_path / "out")
 
 
+def test_too_few_documents_of_every_domain_are_told_before_words_are_cut(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(prepare_module, "segment", lambda *_: pytest.fail("text was cut"))
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"domain": "zh", "text": "你好"}\n')
+    with pytest.raises(DataError, match=r"(?s)domain zh: 1 usable documents; .*domain en: 0 usable documents; "):
+        prepare(config, [path], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("mib", "said"), [(1e-6, "0 usable documents"), (5e-4, "min_held_out_tokens=1,000 are wanted")]
+)
+def test_text_that_a_limit_left_out_is_no_reason_to_pass_more(text, tmp_path, config, mib, said):
+    data = config.data.model_copy(update={"max_mib_per_domain": mib, "min_held_out_tokens": 1_000})
+    with pytest.raises(DataError) as refused:
+        prepare(config.model_copy(update={"data": data}), [text], tmp_path / "out")
+    (zh,) = (line for line in str(refused.value).splitlines() if line.startswith("domain zh: "))
+    assert said in zh
+    assert re.search(r"; raise data\.max_mib_per_domain=\S+, which left 0\.00\d+ MiB out$", zh)
+
+
 def real_collections(path: Path) -> Path:
     """Documents of every domain: of `zh` with one footer, of `en` with copies of each other, two of `code`, none of `bilingual`."""
     rng = random.Random(0)

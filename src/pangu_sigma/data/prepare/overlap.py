@@ -39,7 +39,7 @@ _CHUNK = 1 << 16
 class HeldOutSize:
     """Demands on a held-out set. documents: number wanted. tokens, most: minimum and maximum number of tokens. limit: maximum
     overlap of a document. boilerplate: number of documents above which a window that occurs in all of them is boilerplate. sample:
-    number of tokens that training needs, below which no remedy may go."""
+    number of tokens that training needs, below which no remedy may go. more: advice on how to have more text."""
 
     documents: int
     tokens: int
@@ -47,6 +47,7 @@ class HeldOutSize:
     sample: int
     limit: float
     boilerplate: int
+    more: str
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _shortage(
         remedies.append(
             f"{prefix}.max_overlap={limits[least]:g}, whose losses are partly those of text that was trained on"
         )
-    return f"{text}; {''.join(f'set {remedy}; or ' for remedy in remedies)}pass more --input text of this domain"
+    return f"{text}; {''.join(f'set {remedy}; or ' for remedy in remedies)}{demand.more}"
 
 
 def _passages(windows: _Windows, chosen_U: np.ndarray, decode: Callable[[np.ndarray], str]) -> list[Passage]:

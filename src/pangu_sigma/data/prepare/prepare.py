@@ -20,7 +20,7 @@ import logging
 import platform
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -74,6 +74,7 @@ _WRITTEN = re.compile(
     r"[a-z0-9_]+\.(train|held_out)\.(bin|idx)"
 )
 """Names of all that a preparation writes into its folder; a folder with anything else is not replaced."""
+_LOOK = "--check prints what there is of every domain, and writes nothing"
 _FORMAT = 4
 """Version in the fingerprint: raise it when the same text would give a different folder."""
 
@@ -200,6 +201,9 @@ def _prepare(
         selections, sources = _from_inputs(config, domains, files, quarantine)
     else:
         selections, sources = _from_packages(config, domains)
+    few = [_too_few(domain, each) for domain in domains if len((each := selections[domain.name]).documents()) < 2]
+    if output is not None and len(few) == len(domains):
+        raise DataError("\n".join([*few, _LOOK]))
     corpora = _cut(config, domains, selections, sources)
     tokenizer = _build_tokenizer(config, domains, corpora, kept)
     with nullcontext() if output is None else _replacing(output) as folder:
@@ -216,7 +220,7 @@ def _prepare(
         if folder is None:
             return manifest, problems
         if problems:
-            raise DataError("\n".join([*problems, "--check prints what there is of every domain, and writes nothing"]))
+            raise DataError("\n".join([*problems, _LOOK]))
         tokenizer.save(folder / TOKENIZER_NAME)
         np.save(folder / FREQUENCIES_NAME, frequencies)
         quarantine.copy_to(folder / QUARANTINE_NAME)
@@ -351,11 +355,19 @@ def _cut(
     return corpora
 
 
-def _too_few(domain: Domain, documents: Sequence[Any]) -> str:
+def _too_few(domain: Domain, selection: Selection) -> str:
     return (
-        f"domain {domain.name}: {len(documents)} usable documents; at least 2 are needed, one of them to hold out; pass "
-        f'--input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
+        f"domain {domain.name}: {len(selection.documents())} usable documents; at least 2 are needed, one of them to hold out; "
+        f"{_more_text(domain, selection)}"
     )
+
+
+def _more_text(domain: Domain, selection: Selection) -> str:
+    """Return advice on how to have more text of a domain."""
+    if selection.limit is None or not selection.left_out_bytes:
+        return f'pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
+    limit, left_out = (size / (1 << 20) for size in (selection.limit, selection.left_out_bytes))
+    return f"raise data.max_mib_per_domain={limit:.3g}, which left {left_out:.3g} MiB out"
 
 
 def _build_tokenizer(
@@ -453,10 +465,11 @@ def _write_domains(
             sample=config.model.seq_length + 1,
             limit=data.max_overlap,
             boilerplate=data.boilerplate_documents,
+            more=_more_text(domain, corpus.selection),
         )
         choice = choose_held_out(documents, candidates.numbers, demand, tokenizer.decode, f"domains.{domain.index}")
         if len(documents) < 2:
-            problems.append(_too_few(domain, documents))
+            problems.append(_too_few(domain, corpus.selection))
         elif choice.shortage:
             problems.append(f"domain {domain.name}: {choice.shortage}")
         seen = sorted(set(range(len(documents))) - set(choice.numbers))

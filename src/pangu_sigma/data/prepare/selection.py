@@ -32,7 +32,7 @@ class Selection:
     """
 
     def __init__(self, limit: int | None) -> None:
-        self._limit = limit
+        self.limit = limit
         self._bytes = 0
         self._ceiling = 1 << 256  # hashes from here on were given up for good
         # (-hash, order of arrival, document): the highest hash on top
@@ -49,7 +49,7 @@ class Selection:
         key = _hash("keep", document)
         if key in self._hashes:
             self.duplicates += 1
-        elif self._limit is not None and size > self._limit:
+        elif self.limit is not None and size > self.limit:
             self.too_long += 1
             self.left_out_bytes += size
         elif key >= self._ceiling:
@@ -58,7 +58,7 @@ class Selection:
             self._hashes.add(key)
             heapq.heappush(self._heap, (-key, self.offered, document))
             self._bytes += size
-            while self._limit is not None and self._bytes > self._limit:
+            while self.limit is not None and self._bytes > self.limit:
                 self._drop_highest()
 
     def _drop_highest(self) -> None:

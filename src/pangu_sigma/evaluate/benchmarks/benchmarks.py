@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.evaluate.benchmarks import dialogue, human_eval, mbpp, translation
 from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
@@ -116,12 +117,14 @@ def run_benchmarks(
     """
     others = [name for name in request.tasks if name not in OWN_TASKS]
     _check_options(request)
-    lm = _harness_model(model, request, kept) if others else None
+    config = open_model(model, "run", "export", verified=False).config
+    for name in request.tasks:
+        domains_of(config).named(request.domain_of(name, config))
+        if name in OWN_TASKS:
+            request.folder_of(name)
+    manager, loaded = _load(others, request, config.model.seq_length) if others else (None, {})
+    lm = _harness_model(model, request.domain_of(others[0], config), kept) if others else None
     engine = open_engine(model, lanes=LANES) if lm is None else lm.engine
-    manager, loaded = _load(others, request, engine.decoder.config.model.seq_length) if others else (None, {})
-    for name in OWN_TASKS.keys() & request.tasks:
-        request.folder_of(name)
-        request.domain_of(name, engine.decoder.config)
     results: dict[str, TaskResult] = {}
     for name in request.tasks:
         done = kept.get(f"task {name}") if kept else None
@@ -152,14 +155,9 @@ def _check_options(request: BenchmarkRequest) -> None:
             )
 
 
-def _harness_model(model: Path, request: BenchmarkRequest, kept: ResultCache | None) -> HarnessModel:
+def _harness_model(model: Path, domain: str, kept: ResultCache | None) -> HarnessModel:
     from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
 
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    advice = "Custom kwargs can be passed"  # to pass metadata, which `_load` does
-    logging.getLogger("lm_eval.api.task").addFilter(lambda record: advice not in record.getMessage())
-    name = next(name for name in request.tasks if name not in OWN_TASKS)
-    domain = request.domain_of(name, open_model(model, "run", "export", verified=False).config)
     lm = HarnessModel(str(model), domain, batch_size=LANES)
     lm.kept = kept
     return lm
@@ -195,8 +193,11 @@ def figures_of(results: Mapping[str, TaskResult]) -> dict[str, dict[str, Any]]:
 
 def _load(names: list[str], request: BenchmarkRequest, seq_length: int) -> tuple[Any, dict[str, Any]]:
     """Return the harness's task manager, and the loaded tasks by name."""
-    from lm_eval.tasks import TaskManager
+    from pangu_sigma.evaluate.benchmarks.harness import TaskManager
 
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    advice = "Custom kwargs can be passed"  # to pass metadata, which is done below
+    logging.getLogger("lm_eval.api.task").addFilter(lambda record: advice not in record.getMessage())
     ours = {file.stem for file in TASKS.glob("*.yaml")} | {"pangu_alpha"}
     metadata = {"data": request.files, "seq_length": seq_length}
     manager = TaskManager(include_path=str(TASKS), include_defaults=not ours >= set(names), metadata=metadata)

@@ -30,6 +30,7 @@ try:
     import lm_eval.models  # noqa: F401 (the harness loads its own models only while none is registered)
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
+    from lm_eval.tasks import TaskManager  # noqa: F401 (from here, whose error says how the harness is installed)
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise ConfigError(
