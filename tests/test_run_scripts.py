@@ -78,7 +78,7 @@ def test_bash_can_parse_each_script(name):
 @pytest.mark.parametrize(
     ("script", "options", "commands"),
     [
-        ("msrun_cpu.sh", [], 1),
+        ("msrun_cpu.sh", ["--set", "parallel={expert: 2}"], 1),
         ("msrun_node.sh", ["--set", "parallel={tensor: 8}"], 1),
         ("msrun_cluster.sh", ["--nodes", "64"], 64),
     ],

@@ -18,7 +18,7 @@ from helpers.ascend_host import AscendHost
 
 from experiments.chaos.launched import PATIENCE, eventually, free_port, launched
 from pangu_sigma.chips import CHIP_DATA
-from pangu_sigma.launching.launch import Job, check_job, check_numbers, dry_run
+from pangu_sigma.launching.launch import Job, check_job, check_numbers, check_ports, dry_run
 from pangu_sigma.launching.processes import LaunchError
 
 SCRIPTS = Path(__file__).parents[2] / "run_scripts"
@@ -294,7 +294,6 @@ def test_npus_of_another_family_are_refused(tmp_path, monkeypatch):
         ({"grace": float("nan")}, "--grace nan is not allowed"),
         ({"grace": -1.0}, "--grace -1 is not allowed"),
         ({"wait": float("inf")}, "--wait inf is not allowed"),
-        ({"address": "192.0.2.1"}, "192.0.2.1:8118 cannot be used"),
         ({"ascend": True}, "has 0 NPUs and is to run 8 ranks"),
     ],
 )
@@ -310,8 +309,10 @@ def test_a_port_in_use_is_refused_on_node_0_alone(tmp_path, offset):
         with pytest.raises(
             LaunchError, match=f"127.0.0.1:{port + offset} cannot be used: .*choose another --master-port"
         ):
-            check_job(Job([], tmp_path, 8, 2, 0, port=port))
-        check_job(Job([], tmp_path, 8, 2, 1, port=port))
+            check_ports(Job([], tmp_path, 8, 2, 0, port=port))
+        check_ports(Job([], tmp_path, 8, 2, 1, port=port))
+    with pytest.raises(LaunchError, match="192.0.2.1:8118 cannot be used"):
+        check_ports(Job([], tmp_path, 8, address="192.0.2.1"))
 
 
 def test_a_missing_msrun_is_refused(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from helpers.small_clusters import by_hand, clusters
 from hypothesis import given, settings
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.parallel.communicators import GROUPS, _refused_group, check_layout
+from pangu_sigma.parallel.communicators import COPIES, GROUPS, _refused_group, check_layout
 from pangu_sigma.parallel.layout import AXES, Layout
 from pangu_sigma.sections import ParallelConfig
 
@@ -45,12 +45,19 @@ def every_layout(most: int) -> list[ParallelConfig]:
 def test_the_rule_is_mindspores_for_every_group_of_every_layout():
     verdicts = set()
     for parallel in every_layout(96):
-        groups = {tuple(Layout(parallel).peers(rank, *axes)) for axes in GROUPS for rank in range(parallel.ranks)}
-        taken = all(map(is_feasible, map(list, groups)))
-        assert (_refused_group(parallel) is None) == taken, parallel
-        verdicts.add(taken)
-        assert _refused_group(parallel.model_copy(update={"chip": "910b"})) is None, "only 910A's hosts have halves"
-    assert verdicts == {True, False}
+        layout = Layout(parallel)
+        taken = {
+            axes: all(map(is_feasible, {tuple(layout.peers(rank, *axes)) for rank in range(parallel.ranks)}))
+            for axes in GROUPS
+        }
+        for copies in (False, True):
+            of_all = all(fine for axes, fine in taken.items() if copies or axes != COPIES)
+            assert (_refused_group(parallel, copies) is None) == of_all, parallel
+            verdicts.add((copies, of_all))
+        assert _refused_group(parallel.model_copy(update={"chip": "910b"}), True) is None, (
+            "only 910A's hosts have halves"
+        )
+    assert len(verdicts) == 4
 
 
 @settings(deadline=None)
@@ -58,7 +65,7 @@ def test_the_rule_is_mindspores_for_every_group_of_every_layout():
 def test_layouts_of_powers_of_two_are_never_refused(config: Config):
     layout = Layout(config.parallel)
     assert all(is_feasible(layout.peers(0, *axes)) for axes in GROUPS)
-    assert _refused_group(config.parallel) is None
+    assert _refused_group(config.parallel, True) is None
 
 
 def test_groups_of_a_layout_are_those_of_its_ranks():

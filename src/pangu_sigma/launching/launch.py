@@ -117,6 +117,7 @@ def launch(job: Job) -> int:
     Raises LaunchError for errors that are found before ranks start.
     """
     check_job(job)
+    check_ports(job)
     launched = time.strftime("%Y%m%d-%H%M%S")
     for start in range(job.restarts + 1):
         if start > 0:
@@ -160,6 +161,10 @@ def check_job(job: Job) -> None:
                 f"node {job.node} ({socket.gethostname()}) has {devices} NPUs and is to run {job.local} ranks, one on each; "
                 "take more nodes (--nodes), or change the parallel section"
             )
+
+
+def check_ports(job: Job) -> None:
+    """Raise LaunchError if a port of the job, on node 0, is in use. Another program may hold it for a moment only."""
     if job.node == 0:
         for port in (job.port, job.port + 1)[: job.nodes]:
             _check_port(job.address, port)

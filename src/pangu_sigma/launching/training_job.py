@@ -81,12 +81,13 @@ def launch_training(
     )
     if dry_run:
         return launch.dry_run(job)
+    launch.check_job(job)
     check_folder_writable(output, "--output")
     if not job.ascend:
         check_training_fits(config, job.local)
     for change in check_start(output, config, StartOptions(start_over, allow_data_change)):
         logger.info("%s", change)
-    launch.check_job(job)  # last, because its port may be taken for a moment only
+    launch.check_ports(job)
     if start_over and job.node == 0:
         with one_writer(output, lock):
             move_aside(output)  # before ranks start, so that a restart after a failure resumes

@@ -16,6 +16,7 @@ import numpy as np
 from pangu_sigma.chips import CHIP_DATA, family
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.parallel.layout import AXES, Layout, axes_text, tokens_of_rank
+from pangu_sigma.sections import ParallelConfig
 
 TENSOR, EXPERT, DATA, HOLDERS, COPIES, REPLICAS, STAGE, ALL = GROUPS = (
     ("tensor",),
@@ -44,7 +45,7 @@ def check_layout(config: Config) -> None:
         raise ConfigError(
             f"parallel: {axes_text(parallel)} is {parallel.ranks}; MindSpore takes 1, 2, 4 or a multiple of 8 NPUs"
         )
-    if (group := _refused_group(config)) is not None:
+    if (group := _refused_group(parallel, bool(config.model.common_experts))) is not None:
         ranks = ", ".join(map(str, group[:6])) + (", …" if len(group) > 6 else "")
         raise ConfigError(
             f"parallel: {axes_text(parallel)} makes a communication group of ranks {ranks}; on {CHIP_DATA[parallel.chip].title} "
@@ -59,13 +60,13 @@ def check_layout(config: Config) -> None:
         )
 
 
-def _refused_group(config: Config) -> list[int] | None:
-    """Return the ranks of a communication group that MindSpore refuses on the chip; None if there is none."""
-    parallel = config.parallel
+def _refused_group(parallel: ParallelConfig, copies: bool) -> list[int] | None:
+    """Return the ranks of a communication group that MindSpore refuses on the chip; None if there is none. copies: True if there
+    are common experts, whose copies communicate, too."""
     if family(parallel.chip) != "910a" or all(getattr(parallel, axis).bit_count() == 1 for axis in AXES):
         return None
     layout = Layout(parallel)
-    for axes in (axes for axes in GROUPS if axes != COPIES or config.model.common_experts):
+    for axes in (axes for axes in GROUPS if axes != COPIES or copies):
         groups = layout.groups(*axes)
         for first in np.unique(groups[:, 0] % _HOST, return_index=True)[
             1
