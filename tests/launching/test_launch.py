@@ -311,7 +311,7 @@ def test_a_port_in_use_is_refused_on_node_0_alone(tmp_path, offset):
         ):
             check_ports(Job([], tmp_path, 8, 2, 0, port=port))
         check_ports(Job([], tmp_path, 8, 2, 1, port=port))
-    with pytest.raises(LaunchError, match="192.0.2.1:8118 cannot be used"):
+    with pytest.raises(LaunchError, match=r"192\.0\.2\.1:8118 cannot be used"):
         check_ports(Job([], tmp_path, 8, address="192.0.2.1"))
 
 
