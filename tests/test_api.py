@@ -267,6 +267,13 @@ def test_training_after_other_work_gives_the_same_numbers(tiny_data, tiny_run, t
     assert again.evaluate() == ps.load(tiny_run).evaluate()
 
 
+def test_an_answer_that_the_models_length_ends_is_told(model, caplog):
+    model.generate(["The ", "A "], domain="en", max_new_tokens=1)
+    assert "model.seq_length" not in caplog.text
+    answers = model.answers("The ", domain="en", max_new_tokens=10_000, temperature=1.0)
+    assert ("1 of 1 answers end because" in caplog.text) == (not answers[0].finished)
+
+
 def test_training_again_only_opens_a_finished_run(model, tiny_data, tiny_run):
     before = read_metrics(tiny_run)
     assert ps.train(tiny_config(tiny_data), tiny_run).path == model.path

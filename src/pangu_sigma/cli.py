@@ -80,6 +80,8 @@ class _Parser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:  # said here, where a command's own options are known
             near = _nearest(" option", next(iter(unknown)).partition("=")[0], self._option_string_actions)
+            if not unknown[0].startswith("-"):
+                near = "; an option takes one value: --set KEY=VALUE, and --keep A --keep B or --input A --input B for several"
             self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         return parsed, unknown
 

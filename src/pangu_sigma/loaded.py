@@ -199,6 +199,11 @@ class Model:
 
         pairs = list(zip(domains, prompts, strict=True))
         answers = generate(self.engine, pairs, max_new_tokens, options, seed, stops)
+        length = self.config.model.seq_length
+        if cut := sum(not each.finished and len(each.ids) >= length for each in answers):
+            logger.warning(
+                "%d of %d answers end because prompt and answer have model.seq_length=%d", cut, len(answers), length
+            )
         return Results(answers, "\n".join(f"[{each.domain}] {each.prompt}|{each.text}" for each in answers))
 
     def stream(
@@ -261,12 +266,17 @@ class Model:
         if weights != "float32" and format != "mindir":
             named = f"{argument('--weights')}={weights} is for {argument('--format')}=mindir"
             raise ConfigError(f"{named}; {format} has the weights as they are")
+        path = to_path(output, "--output")
+        if format != "safetensors" and path.suffix == ".safetensors":
+            raise ConfigError(
+                f"{argument('--output')} {path} is named as a file of weights, and {argument('--format')} is {format}, a folder; "
+                f"add {argument('--format')}=safetensors, or choose another name"
+            )
         from pangu_sigma.convert.conversion import convert_model
         from pangu_sigma.convert.mindir import export_mindir, verify_export
         from pangu_sigma.convert.safetensors import export_safetensors
         from pangu_sigma.device import mindspore_lock
 
-        path = to_path(output, "--output")
         if format == "mindir":
             with mindspore_lock:
                 written = export_mindir(self.path, path, weights)

@@ -33,6 +33,9 @@ for arguments in json.load(sys.stdin):
 MISTAKES = {
     "trian sigma_tiny": "nearest: train",
     "train sigma_tiny --outptu new": "unrecognized arguments: --outptu new; nearest option: --output",
+    "train sigma_tiny --set train.steps 10": "unrecognized arguments: 10; an option takes one value: --set KEY=VALUE",
+    "extract RUN --keep a b -o new": "unrecognized arguments: b; an option takes one value",
+    "export RUN -o new.safetensors": "add --format=safetensors",
     "train nix": "nix",
     "train empty.yaml": "configuration empty.yaml is empty; it must be a mapping of keys",
     "train list.yaml": "configuration list.yaml is a list; it must be a mapping of keys",

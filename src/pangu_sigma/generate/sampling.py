@@ -60,7 +60,8 @@ class Sampling:
             value = getattr(self, name)
             is_kind = _is_whole if name == "top_k" else _is_number
             if not (is_kind(value) and fits(value)):
-                raise ConfigError(f"{keyword(name)}={value!r} is not allowed: {allowed}")
+                kind = "" if is_kind(value) or name == "top_k" else "a number, "
+                raise ConfigError(f"{keyword(name)}={value!r} is not allowed: {kind}{allowed}")
 
     def choose(
         self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int], rng: np.random.Generator
