@@ -32,6 +32,15 @@ def test_a_pair_is_a_conversation_of_two_messages(domains):
     assert parse_conversation(named, domains, "en").domain == "zh"
 
 
+def test_a_mistyped_domain_is_refused_and_other_keys_are_ignored(domains):
+    pair = {"prompt": "a", "response": "b"}
+    for typo in ("domian", "Domain", "domains", "doman"):
+        with pytest.raises(RejectedLine, match=f"unknown key '{typo}', nearest 'domain'"):
+            parse_conversation(json.dumps({**pair, typo: "zh"}).encode(), domains, "en")
+    for other in ({"subdomain": "x", "main": 1, "prompt_id": 2}, {"domain": "en", "domains": ["zh"]}):
+        assert parse_conversation(json.dumps(pair | other).encode(), domains, "en").domain == "en"
+
+
 def test_each_answer_comes_with_all_that_was_said_before(domains):
     talk = parse_conversation(json.dumps({"messages": say("!s", "a", "b", "c", "d")}).encode(), domains, "en")
     system = ("system", "s")

@@ -214,6 +214,16 @@ def test_a_run_tuned_into_itself_is_told_so(tuned, tmp_path):
         finetune_run(tuned, again(tuned), tmp_path / "link")
 
 
+def test_training_samples_as_dev_set_are_refused(tiny_run, tmp_path):
+    asked = ask(tmp_path / "asked")
+    copy = shutil.copy(asked.train_file, tmp_path / "copy.jsonl")
+    with pytest.raises(
+        ConfigError, match=r"dev_file .*copy\.jsonl is the train_file: .* give other lines, or leave it"
+    ):
+        finetune_run(tiny_run, replace(asked, dev_file=copy), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_diverged_fine_tuning_without_a_dev_set_is_an_error(tiny_run, tmp_path):
     """A state whose loss is not finite is no success."""
     asked = ask(tmp_path / "asked", learn="experts", overrides=["train.optimizer.peak_lr=1e20", "train.steps=2"])

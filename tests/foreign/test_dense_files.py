@@ -416,3 +416,11 @@ def test_nothing_is_read_before_a_tensor_is(tmp_path: Path, monkeypatch: pytest.
         model = open_dense_model(path)
         with pytest.raises(AssertionError, match="was read"):
             model.tensors["norm.gain"].read()
+
+
+def test_prepared_data_is_told_from_a_model(tmp_path):
+    (tmp_path / "frequencies.npy").touch()
+    with pytest.raises(
+        LayoutError, match="is prepared data, not a model; give a run, a checkpoint, an export or files"
+    ):
+        open_dense_model(tmp_path)

@@ -54,8 +54,10 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
         ),
         (b'{"domain": "zh", ', "not JSON", "column"),
         (b"{", "not JSON", "a line holds a whole object, as `jq -c .` writes it"),
+        (b" [", "not JSON", "`jq -c '.[]' FILE > lines.jsonl` makes lines of an array"),
         (b"[" * 100_000, "not JSON", "recursion"),
-        (b'["zh"]', "not a JSON object", "list"),
+        (b'["zh"]', "not a JSON object", "a list; `jq -c '.[]' FILE > lines.jsonl` makes lines of an array"),
+        (b"3", "not a JSON object", "the line holds a number"),
         (
             line(text="x", Domain="zh"),
             "domain missing or not a string",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast, get_args
@@ -14,6 +15,8 @@ Messages = tuple[tuple[Role, str], ...]
 """Roles and texts of consecutive messages."""
 
 _PAIR, _CONVERSATION = ("prompt", "response"), ("messages",)
+_NEAR = 0.82
+"""Likeness above which a key is a mistyped "domain": "domian" and "Domain" are, "subdomain" and "main" are not."""
 _EXPECTED = '{"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]}'
 
 
@@ -34,10 +37,12 @@ class Conversation:
 def parse_conversation(line: bytes, domains: Domains, usual: str) -> Conversation:
     """Parse a fine-tuning line: `{"prompt", "response"}` or `{"messages"}`, optionally with `domain`; other keys are ignored.
 
-    usual: domain of a line that names none. Raises RejectedLine for any other line.
+    usual: domain of a line that names none. Raises RejectedLine for any other line, and for a mistyped `domain`.
     """
     record = json_object(line)
     check_unique_keys(record, (*_PAIR, *_CONVERSATION, "domain"))
+    if "domain" not in record and (near := difflib.get_close_matches("domain", record, n=1, cutoff=_NEAR)):
+        raise RejectedLine("unknown key", f"unknown key {near[0]!r}, nearest 'domain'")
     domain = known_domain(record["domain"], domains) if "domain" in record else usual
     keys = [key for key in (*_PAIR, *_CONVERSATION) if key in record]
     if keys == list(_PAIR):

@@ -88,6 +88,11 @@ def finetune_run(
         dev = None
         if asked.dev_file is not None:
             dev = read_task_file(asked.dev_file, "--dev-file", first, parent.tokenizer, quarantine)
+            if dev.sequences.hash == training.sequences.hash:
+                raise ConfigError(
+                    f"{argument('--dev-file')} {asked.dev_file} is the {argument('--train-file')}: its loss says nothing about "
+                    "new text; give other lines, or leave it out"
+                )
         config = task.config(parent.config, training.domains, sum(training.sequences.counts))
         data_hash = training.sequences.hash + ("" if dev is None else dev.sequences.hash)
         if begins:

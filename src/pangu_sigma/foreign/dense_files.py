@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pangu_sigma.checkpoint.safetensors_file import metadata_of
+from pangu_sigma.data.prepared import FREQUENCIES_NAME
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
 from pangu_sigma.foreign.huggingface_layout import is_huggingface, open_huggingface
 from pangu_sigma.foreign.megatron_layout import is_megatron, open_megatron
@@ -40,6 +41,10 @@ def open_dense_model(path: Path, *, heads: int | None = None, activation: Activa
             return opened(path, heads, activation)
     if path.is_file() and path.suffix == ".safetensors":
         metadata_of(path)  # raises for a damaged file
+    if (path / FREQUENCIES_NAME).exists():
+        raise LayoutError(
+            f"{path} is prepared data, not a model; give a run, a checkpoint, an export or files of weights"
+        )
     raise LayoutError(f"{path} is in no layout that is read: {_seen(path)}; give one of these: {_listed()}")
 
 

@@ -36,6 +36,7 @@ MAX_LINE_BYTES = 64 << 20
 _SKIP_BYTES = 1 << 20
 _SHOWN = 200
 """Maximum characters of a `Rejected.detail`: people read the quarantine."""
+_OF_AN_ARRAY = "`jq -c '.[]' FILE > lines.jsonl` makes lines of an array"
 _JSON_KINDS: dict[Any, str] = {
     **{dict: "an object", list: "a list", str: "a string", bool: "true or false"},
     **{int: "a number", float: "a number", type(None): "null or missing"},
@@ -194,9 +195,11 @@ def json_object(line: bytes) -> dict[str, Any]:
         fix = "convert it with `iconv -f … -t UTF-8`, or name a compressed file *.jsonl.gz"
         raise RejectedLine("not UTF-8", f"byte {error.start} of the line: {error.reason}; {fix}") from None
     except (ValueError, RecursionError) as error:
-        raise RejectedLine("not JSON", f"{error}; a line holds a whole object, as `jq -c .` writes it") from None
+        fix = _OF_AN_ARRAY if line.lstrip().startswith(b"[") else "a line holds a whole object, as `jq -c .` writes it"
+        raise RejectedLine("not JSON", f"{error}; {fix}") from None
     if not isinstance(record, dict):
-        raise RejectedLine("not a JSON object", f"the line holds {_kind_of(record)}")
+        fix = f"; {_OF_AN_ARRAY}" if isinstance(record, list) else ""
+        raise RejectedLine("not a JSON object", f"the line holds {_kind_of(record)}{fix}")
     return record
 
 

@@ -28,8 +28,9 @@ from pangu_sigma.train.evaluator import Evaluator
 from pangu_sigma.train.feed import InputPipeline
 from pangu_sigma.train.health import Health, examine
 from pangu_sigma.train.log.losses import HeldOutLoss
-from pangu_sigma.train.log.metrics import EmptyLogError, MetricsLog, NoLog, StepMetrics
+from pangu_sigma.train.log.metrics import EmptyLogError, MetricsLog, NoLog, StepMetrics, read_metrics
 from pangu_sigma.train.log.report import write_report
+from pangu_sigma.train.log.summary import format_divergence
 from pangu_sigma.train.log.timeline import NoTimeline, Timeline
 from pangu_sigma.train.progress import changes_since_checkpoint, resume
 from pangu_sigma.train.start import DEFAULT_START, StartOptions, refuse_tuned, start_run
@@ -288,6 +289,8 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
                 trainer.timeline.step_done(step)
     if ranks.first and trainer.finished and trainer.config.finetune is None:  # that of a tuned run shows its result
         draw_report(folder)
+        if diverged := format_divergence(read_metrics(folder), options.optimizer.peak_lr):
+            logger.warning("%s", diverged)
     elif not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
     return trainer

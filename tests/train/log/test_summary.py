@@ -13,7 +13,7 @@ from experiments.tiny import STEPS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.train.log.differences import loss_differences
 from pangu_sigma.train.log.metrics import FILE, read_metrics
-from pangu_sigma.train.log.summary import format_comparison, format_summary, summarise
+from pangu_sigma.train.log.summary import format_comparison, format_divergence, format_summary, summarise
 
 
 def test_the_summary_says_what_the_log_says(tiny_run):
@@ -86,3 +86,20 @@ def test_a_run_without_a_checkpoint_has_no_summary_yet(tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     with pytest.raises(ConfigError, match="no checkpoint or no losses to report yet; train it first"):
         summarise(copy)
+
+
+def test_a_loss_that_ends_above_that_of_step_0_in_all_domains_is_a_divergence():
+    def log(*losses: tuple[float, float | None], held_out: str = "") -> list[dict]:
+        named = [dict(zip(("zh", "en"), each, strict=True)) for each in losses]
+        return [
+            {"kind": "evaluation", "step": step, "per_domain_loss": each, "held_out": held_out and step}
+            for step, each in enumerate(named)
+        ]
+
+    assert format_divergence(log((9.026, 9), (3, 4), (12.3, 1e10)), 1e3) == (
+        "the held-out loss ended above that of step 0 in all domains (zh 9.026 → 12.3, en 9 → 1e+10): the training diverged; "
+        "lower train.optimizer.peak_lr=1000"
+    )
+    assert "en 9 → inf" in format_divergence(log((9, 9), (10, None)), 1)
+    for fine in (log((9, 9), (12, 8)), log((9, 9)), [], log((9, 9), (12, 12))[1:], log((9, 9), (10, 10), held_out="a")):
+        assert format_divergence(fine, 1) == ""

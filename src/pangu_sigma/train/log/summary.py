@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,24 @@ def format_summary(summary: dict[str, Any]) -> str:
         )
     lines += [f"{name:12} {summary[name]}" for name in ("checkpoint", "report")]
     return "\n".join(lines)
+
+
+def format_divergence(lines: list[dict[str, Any]], peak_lr: float) -> str:
+    """Format a warning of a log whose last held-out loss is above that of step 0 in all domains; "" for any other log."""
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    if not evaluations or evaluations[0]["step"] or evaluations[0]["held_out"] != evaluations[-1]["held_out"]:
+        return ""
+    before, after = (
+        {name: math.inf if loss is None else loss for name, loss in line["per_domain_loss"].items()}
+        for line in (evaluations[0], evaluations[-1])
+    )
+    if not after or any(loss <= before[name] for name, loss in after.items()):
+        return ""
+    changes = ", ".join(f"{name} {before[name]:.4g} → {loss:.4g}" for name, loss in after.items())
+    return (
+        f"the held-out loss ended above that of step 0 in all domains ({changes}): the training diverged; lower "
+        f"train.optimizer.peak_lr={peak_lr:g}"
+    )
 
 
 def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
