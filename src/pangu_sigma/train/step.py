@@ -101,12 +101,10 @@ class TrainStep(nn.Cell):
         )
         self.sparse, self.learns_dense = config.model.rre_layers > 0, bool(dense)
         self.scale = LossScale(config)
-        of_experts, of_kind = (
-            [store.active_shapes[i] for i in learned],
-            zip(store.learned, store.of_gradients, strict=True),
-        )
-        kinds = {n: config.model.routed[store.numbers[n]] for n in store.learned}
-        common = [i for n, at in of_kind if kinds[n] == "common" for i in range(at.start, at.stop)]
+        of_experts, common = [store.active_shapes[i] for i in learned], list[int]()
+        for n, own in zip(store.learned, store.of_gradients, strict=True):
+            if store.kinds[store.numbers[n]] == "common":
+                common.extend(range(own.start, own.stop))
         self.reduce = make_gradient_reduction(config, ranks, [p.shape for p in dense], of_experts, common)
         self.expert_tensors = len(store.weights)
         self.micro_batches = config.train.accumulation
