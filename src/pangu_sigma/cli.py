@@ -79,10 +79,12 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:  # said here, where a command's own options are known
-            near = _nearest(" option", next(iter(unknown)).partition("=")[0], self._option_string_actions)
-            if not unknown[0].startswith("-"):
-                near = "; an option takes one value: --set KEY=VALUE, and --keep A --keep B or --input A --input B for several"
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+            hint = (
+                "; an option takes one value: --set KEY=VALUE, and --keep A --keep B or --input A --input B for several"
+            )
+            if unknown[0].startswith("-"):
+                hint = _nearest(" option", unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed, unknown
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
