@@ -32,8 +32,7 @@ from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import load as load
 from pangu_sigma.loaded import to_text as to_text  # for the command `generate`
 from pangu_sigma.lock import LOCK, FolderLock
-from pangu_sigma.parallel.layout import check_cpu, started_ranks
-from pangu_sigma.parallel.ranks import is_rank
+from pangu_sigma.parallel.ranks import is_rank, started_ranks
 from pangu_sigma.results import Result, Results
 from pangu_sigma.sections import Activation
 from pangu_sigma.shipped import config_path
@@ -141,6 +140,8 @@ def train(
     detected. profile: write a timeline of some steps to the run folder. Raises UserError if the data is not prepared or does not
     fit, if a changed key does not fit the checkpoints, or if another process trains in the folder.
     """
+    from pangu_sigma.train.start import StartOptions, check_cpu, check_start
+
     config, folder = resolve_run(config, output)
     if device == "cpu":
         check_cpu(config)
@@ -151,8 +152,6 @@ def train(
     check_folder_writable(folder, "--output")
     if config.ecss.path is not None:
         check_folder_writable(Path(config.ecss.path), "ecss.path")
-    from pangu_sigma.train.start import StartOptions, check_start
-
     options = StartOptions(start_over, allow_data_change, lock)
     if not is_rank():  # whose launcher has checked it
         check_start(folder, config, options)

@@ -11,9 +11,9 @@ from helpers.toy import toy_config
 from pangu_sigma.ascend.backend import AscendBackend
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.ecss.tiers import FileTier, HostTier
-from pangu_sigma.parallel.layout import check_cpu
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.train.backend import CpuBackend, tier_of
+from pangu_sigma.train.start import check_cpu
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -20,7 +20,7 @@ from pangu_sigma.launching import launch
 from pangu_sigma.launching.environment import chip_in_environment, chip_of_host
 from pangu_sigma.launching.host.access import Host
 from pangu_sigma.parallel.communicators import check_layout
-from pangu_sigma.parallel.layout import axes_text, check_cpu
+from pangu_sigma.parallel.layout import axes_text
 from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_folder_writable
 
@@ -56,7 +56,7 @@ def launch_training(
     """
     from pangu_sigma.checkpoint.run_folder import one_writer
     from pangu_sigma.checkpoint.start_over import start_over as move_aside
-    from pangu_sigma.train.start import StartOptions, check_start
+    from pangu_sigma.train.start import StartOptions, check_cpu, check_start
 
     check_ranks(config, processes)
     (check_layout if device == "ascend" else check_cpu)(config)

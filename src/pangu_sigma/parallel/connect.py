@@ -11,8 +11,8 @@ import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
 from pangu_sigma.device import plain_graphs
-from pangu_sigma.parallel.layout import Layout, started_ranks
-from pangu_sigma.parallel.ranks import PAUSE, SINGLE_PROCESS, Ranks
+from pangu_sigma.parallel.layout import Layout
+from pangu_sigma.parallel.ranks import PAUSE, SINGLE_PROCESS, Ranks, started_ranks
 from pangu_sigma.sections import ParallelConfig
 
 

@@ -15,7 +15,6 @@ A rank has stage, group, expert, data and tensor coordinates; the last varies fa
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,28 +37,6 @@ def axes_text(parallel: ParallelConfig) -> str:
     """Return the layout as text, such as `groups=4 · expert=16 · data=1 · tensor=8`, with stages if there are several."""
     axes = {name: getattr(parallel, name) for name in AXES}
     return " · ".join(f"{name}={size}" for name, size in axes.items() if name != "stages" or size > 1)
-
-
-def check_cpu(config: Config) -> None:
-    """Raise ConfigError for the first key that needs Ascend."""
-    for key, value, allowed, what in (
-        ("train.compute_dtype", config.train.compute_dtype, ("float32", "float16"), "multiplies no bfloat16"),
-        ("parallel.tensor", config.parallel.tensor, (1,), "shares no matrices"),
-        ("parallel.stages", config.parallel.stages, (1,), "cuts no network into stages"),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"{key}={value} needs Ascend: MindSpore {what} on the CPU; set it to {allowed[0]}")
-
-
-def started_ranks(parallel: ParallelConfig) -> int:
-    """Return the number of ranks that msrun's variables say were started. Raises ConfigError if `parallel` has another number."""
-    started = int(os.environ.get("MS_WORKER_NUM", "1"))
-    if started != parallel.ranks:
-        raise ConfigError(
-            f"the parallel section lays out {parallel.ranks} ranks ({axes_text(parallel)}), but {started} were started; start "
-            f"{parallel.ranks} with `pangu-sigma launch`, or change the section"
-        )
-    return started
 
 
 @dataclass(frozen=True)

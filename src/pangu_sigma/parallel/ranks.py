@@ -18,7 +18,10 @@ from typing import NoReturn
 import numpy as np
 import xxhash
 
+from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import UserError
+from pangu_sigma.parallel.layout import axes_text
+from pangu_sigma.sections import ParallelConfig
 
 
 class RankError(UserError, RuntimeError):
@@ -85,6 +88,17 @@ class Ranks:
 
     def leave(self) -> None:
         """Wait at the end of a run until no rank needs another. Call this method last."""
+
+
+def started_ranks(parallel: ParallelConfig) -> int:
+    """Return the number of ranks that msrun's variables say were started. Raises ConfigError if `parallel` has another number."""
+    started = int(os.environ.get("MS_WORKER_NUM", "1"))
+    if started != parallel.ranks:
+        raise ConfigError(
+            f"the parallel section lays out {parallel.ranks} ranks ({axes_text(parallel)}), but {started} were started; start "
+            f"{parallel.ranks} with `pangu-sigma launch`, or change the section"
+        )
+    return started
 
 
 def is_rank() -> bool:

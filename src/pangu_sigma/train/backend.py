@@ -28,11 +28,12 @@ from pangu_sigma.ecss.store import ExpertStore, array_specs
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.connect import connect
-from pangu_sigma.parallel.layout import check_cpu, dispatch_layout, writes_experts
+from pangu_sigma.parallel.layout import dispatch_layout, writes_experts
 from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.rre.capacity import DispatchLayout
 from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.train.feed import StepInput
+from pangu_sigma.train.start import check_cpu
 from pangu_sigma.train.step import SpikeLimits, StepResult, TrainStep
 
 

@@ -95,6 +95,17 @@ def start_run(
     return RunFolder(path, config, prepared, table, data_hash)
 
 
+def check_cpu(config: Config) -> None:
+    """Raise ConfigError for the first key that needs Ascend."""
+    for key, value, allowed, what in (
+        ("train.compute_dtype", config.train.compute_dtype, ("float32", "float16"), "multiplies no bfloat16"),
+        ("parallel.tensor", config.parallel.tensor, (1,), "shares no matrices"),
+        ("parallel.stages", config.parallel.stages, (1,), "cuts no network into stages"),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{key}={value} needs Ascend: MindSpore {what} on the CPU; set it to {allowed[0]}")
+
+
 def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_START) -> list[str]:
     """Check that `start_run` would succeed, and return what it would change in a run with checkpoints; nothing is written.
 
