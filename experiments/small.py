@@ -1,4 +1,4 @@
-"""The configurations of comparisons: `sigma_tiny`, or smaller models on its four domains, and what their variants change."""
+"""The configurations of comparisons: `sigma_paper_tiny`, or smaller models on its four domains, and what their variants change."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ SMALL: dict[str, Any] = {
 """The Σ of a comparison in which many models are trained."""
 SMALL_DENSE = {"model.dense_layers": 4, "model.rre_layers": 0}
 """What makes it a dense model of the same active size; the embedding slots stay."""
-
+ALPHA = {"name": "alpha_tiny", "model.dense_layers": 6, "model.rre_layers": 0}
+"""What makes the shipped Σ a dense model of the same active size."""
 
 Changes = Mapping[str, Any] | Sequence[Override]
 """Changed keys of a configuration: values by key, or overrides as the command line has them."""
 
 
-def tiny(*changes: Changes) -> Config:
-    """`sigma_tiny` with changed keys, the later ones last."""
+def tiny(*changes: Changes, base: str = "sigma_paper_tiny") -> Config:
+    """A shipped configuration with changed keys, the later ones last."""
     overrides: list[Override] = []
     for each in changes:
         overrides += each.items() if isinstance(each, Mapping) else each
-    return load_config(config_path("sigma_tiny"), overrides)
+    return load_config(config_path(base), overrides)
 
 
 def schedule(steps: int, peak_lr: float, end_lr: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pangu_sigma.domains import domains_of
 FOLDER = Path(__file__).parents[1] / "model_configs"
 PATHS = sorted(FOLDER.glob("*.yaml"))
 TOTALS = {
+    "sigma_paper_tiny": 17.94e6,
     "sigma_tiny": 17.94e6,
     "sigma_small": 329.4e6,
     "alpha_2_6b": 2.625e9,
@@ -37,13 +38,18 @@ def tensor_sizes(config: Config) -> dict[str, int]:
         "query_positions": m.seq_length * m.hidden,
         "final_norm": m.hidden + m.hidden,
     }
-    one_ffn = m.ffn * m.hidden + m.ffn + m.hidden * m.ffn + m.hidden
     for layer in range(m.dense_layers + m.rre_layers):
         for name in ("query", "key", "value", "output"):
             sizes[f"{layer}.{name}"] = m.hidden * m.hidden + m.hidden
         sizes[f"{layer}.attention_norm"] = sizes[f"{layer}.ffn_norm"] = 2 * m.hidden
-        copies = 1 if layer < m.dense_layers else len(config.domains) * m.experts_per_domain
-        sizes[f"{layer}.ffn"] = copies * one_ffn
+        if layer < m.dense_layers:
+            sizes[f"{layer}.ffn"] = m.ffn * m.hidden + m.ffn + m.hidden * m.ffn + m.hidden
+            continue
+        own, width = len(config.domains) * m.experts_per_domain, m.ffn // len(m.segments)
+        sizes[f"{layer}.b2"] = own * m.hidden
+        for s, kind in enumerate(m.segments):
+            experts = own if kind == "own" else m.common_experts
+            sizes[f"{layer}.{s}.ffn"] = experts * (width * m.hidden + width + m.hidden * width)
     return sizes
 
 

@@ -41,6 +41,10 @@ def main() -> int:
             _add_arms(command, 160, list(ARMS), [name for name in ARMS if name != "leak"])
         elif name == "tiny":
             _add_arms(command, 500, list(search.FORMS), ["dense", "rre", "own_own", "mixed"])
+        if name != "inherit":
+            command.add_argument(
+                "--jobs", type=int, default=1, help="cases at the same time, each on its share of the cores"
+            )
         command.set_defaults(compare=compare)
     options = vars(parser.parse_args())
     print(options.pop("compare")(overrides=options.pop("set"), **options))
@@ -50,7 +54,6 @@ def main() -> int:
 def _add_arms(command: argparse.ArgumentParser, steps: int, arms: list[str], default: list[str]) -> None:
     command.add_argument("--steps", type=int, default=steps, help=f"2,048 tokens each; default {steps}")
     command.add_argument("--arms", nargs="+", choices=arms, default=default, help=f"default: {' '.join(default)}")
-    command.add_argument("--jobs", type=int, default=1, help="cases at the same time, each on its share of the cores")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Does RRE earn its place? `sigma_tiny` against a dense PanGu-α of the same active size.
+"""Do experts pay? `sigma_tiny` and `sigma_paper_tiny` against a dense PanGu-α of the same active size, and of the same time.
 
-Both are trained on the same tokens in the same order, with several seeds, and evaluated on all held-out tokens: paired differences
-with their errors, and their mean over seeds. The dense model keeps the embedding slots, so that experts are the only difference.
-A seed decides initial values and the order of samples, and the routing tables too, because they are drawn as the rest is:
-routing.seed is the seed less 1, so that seed 1 is sigma_tiny as it is shipped; `--set routing.seed=0` keeps the tables. Three seeds
-take over 20 minutes. What comes out is in differences.txt.
+All learn from the same tokens in the same order, with several seeds, each at its own best rate (`compare tiny`), and are compared
+on all held-out tokens when they end, paired by sample. The dense models keep the embedding slots, so that experts are the only
+difference; the second one takes as many steps as fit into the time of `sigma_tiny`. A seed decides initial values, the order of
+samples and the routing tables; seed 1 is each model as it is shipped. What comes out is in differences.txt, .json and .png.
 """
 
 from __future__ import annotations
@@ -14,27 +13,49 @@ from pathlib import Path
 from typing import Any
 
 import pangu_sigma as ps
-from experiments.cases import Cases, train_whole
-from experiments.small import drawn, tiny
-from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
+from experiments.cases import Cases
+from experiments.compare.arms import ARMS, Arm, sizes_of
+from experiments.compare.methods import write_methods
+from experiments.compare.peer_runs import train_peer
+from experiments.compare.variants import TrainedVariant
+from experiments.small import ALPHA, Changes, drawn, evaluated, tiny
+from pangu_sigma.config import Config
 
-MODELS: dict[str, dict[str, Any]] = {
-    "sigma_tiny": {},
-    "alpha_tiny": {"name": "alpha_tiny", "model.dense_layers": 6, "model.rre_layers": 0},
-}
-"""What makes each model of `sigma_tiny`."""
+STEP_TIME = 1.06
+"""Time of a step of sigma_tiny over that of the dense model of the same active size: docs/experiments/dense.md."""
+DENSE = {**ALPHA, "train.optimizer.peak_lr": 1e-3}
+"""The dense model, at its best rate."""
 
 
-def compare_dense(folder: Path, seeds: Sequence[int], overrides: Sequence[str] = ()) -> str:
-    """Train what is not trained yet, compare, and return what differences.txt holds."""
-    cases = Cases(folder, {"set": list(overrides)}, 2 * len(seeds))
+def models_of(seed: int, changes: Changes) -> dict[str, Config]:
+    """The configuration of each model, by its name in the tables."""
+    train = tiny(changes).train
+    steps = round(train.steps * STEP_TIME)
+    longer = {"train.steps": steps, "train.optimizer.decay_steps": steps - train.optimizer.warmup_steps}
+    alike = evaluated(1_000_000, 1_000_000, 250), drawn(seed, tables=2)
+    return {
+        "sigma_tiny": tiny(changes, *alike, base="sigma_tiny"),
+        "sigma_paper_tiny": tiny(changes, *alike),
+        ARMS["dense"].title: tiny(changes, *alike, DENSE),
+        "dense, same time": tiny(changes, *alike, DENSE, longer),
+    }
+
+
+def compare_dense(folder: Path, seeds: Sequence[int], jobs: int = 1, overrides: Sequence[str] = ()) -> str:
+    """Train what is not trained yet, compare, and return what differences.txt holds. jobs: cases at the same time."""
+    configs = {seed: models_of(seed, overrides) for seed in seeds}
+    names = list(configs[seeds[0]])
+    cases = Cases(folder, {"set": list(overrides), "jobs": jobs}, len(names) * len(seeds))
     ps.prepare_data(tiny(overrides))
-    runs: dict[str, list[Path]] = {name: [] for name in MODELS}
-    for seed in seeds:
-        for name, changes in MODELS.items():
-            run = folder / f"{name}_{seed}"
-            cases.run(run.name, train_whole, tiny(drawn(seed), changes, overrides), run)
-            runs[name].append(run)
-    text = format_differences(compare_runs(runs["sigma_tiny"], runs["alpha_tiny"], all=True))
-    (folder / "differences.txt").write_text(f"{text}\n", encoding="utf-8")
-    return f"{text}\n{cases.summary()}"
+    runs = {name: [folder / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}" for seed in seeds] for name in names}
+    works: dict[str, tuple[Any, ...]] = {
+        runs[name][at].name: (train_peer, "ours", configs[seed][name], runs[name][at])
+        for at, seed in enumerate(seeds)
+        for name in names
+    }
+    cases.run_all(works, jobs)
+    trained = [
+        TrainedVariant(name, {f"{configs[seeds[0]][name].train.optimizer.peak_lr:g}": runs[name]}) for name in names
+    ]
+    sizes = {name: sizes_of(Arm(name), configs[seeds[0]][name]) for name in names}
+    return f"{write_methods(trained, sizes, folder)}\n{cases.summary()}"

@@ -1,10 +1,11 @@
 """Does inheriting pay? A small dense PanGu-α learns Chinese, then goes on as a Σ, goes on dense, or a Σ begins with nothing.
 
-All three learn the same tokens of four domains in the same order, with several seeds, each at several learning rates; they are
-compared at the best rate of each, on all held-out tokens, paired by sample. The best rate of a variant is that of the lowest
-held-out loss, mean over seeds and domains, on the samples that training evaluates on. A seed decides initial values, the order of
-samples and the routing tables. The parent has the vocabulary of the four domains, but one domain and one embedding slot. What
-comes out is in the folder: differences.txt and .json, curves.png, and cases.json, the seconds of each case.
+It goes on as the paper's Σ, and as one in four segments. All learn the same tokens of four domains in the same order, with
+several seeds, each at several learning rates; they are compared at the best rate of each, on all held-out tokens, paired by
+sample. The best rate of a variant is that of the lowest held-out loss, mean over seeds and domains, on the samples that training
+evaluates on. A seed decides initial values, the order of samples and the routing tables. The parent has the vocabulary of the
+four domains, but one domain and one embedding slot. What comes out is in the folder: differences.txt and .json, curves.png, and
+cases.json, the seconds of each case.
 """
 
 from __future__ import annotations
@@ -16,16 +17,24 @@ from typing import Any
 
 import pangu_sigma as ps
 from experiments.cases import Cases, train_whole
+from experiments.compare.arms import ARMS
 from experiments.compare.variants import TrainedVariant, write_comparison
 from experiments.small import SMALL, SMALL_DENSE, Changes, drawn, evaluated, schedule, tiny
 from pangu_sigma.config import Config
 
-WAYS = {"inherited": "Σ inherited", "continued": "α continued", "scratch": "Σ from scratch"}
-"""What each variant is called in the tables."""
+WAYS = {
+    "inherited": "Σ inherited",
+    "segments": "Σ in segments",
+    "continued": "α continued",
+    "scratch": "Σ from scratch",
+}
+"""What each variant is called in the tables. The second one inherits, too: into two own and two common segments."""
 
 
-def compare_inherited(folder: Path, seeds: Sequence[int], rates: Sequence[str], overrides: Sequence[str] = ()) -> str:
-    """Train what is not trained yet, compare, and return what differences.txt holds."""
+def compare_inherited(
+    folder: Path, seeds: Sequence[int], rates: Sequence[str], jobs: int = 1, overrides: Sequence[str] = ()
+) -> str:
+    """Train what is not trained yet, compare, and return what differences.txt holds. jobs: cases at the same time."""
     data = Path("data", folder.name)  # of its own: its slots have fewer rows than sigma_tiny's
     sparse: list[Changes] = [
         SMALL,
@@ -34,24 +43,38 @@ def compare_inherited(folder: Path, seeds: Sequence[int], rates: Sequence[str], 
         {"data.path": str(data)},
         overrides,
     ]
-    networks: dict[str, list[Changes]] = {"inherited": sparse, "continued": [*sparse, SMALL_DENSE], "scratch": sparse}
+    networks = {
+        "inherited": sparse,
+        "segments": [*sparse, ARMS["mixed"].keys],
+        "continued": [*sparse, SMALL_DENSE],
+        "scratch": sparse,
+    }
     parent_keys = [*networks["continued"], chinese_only(data)]
-    cases = Cases(folder, {"set": list(overrides)}, len(seeds) * (3 + 3 * len(rates)))
+    total = len(seeds) * (len(WAYS) + len(WAYS) * len(rates))
+    cases = Cases(folder, {"set": list(overrides), "jobs": jobs}, total)
     ps.prepare_data(tiny(*sparse))
     ps.prepare_data(tiny(*parent_keys))
+    parents = {seed: folder / f"parent_{seed}" for seed in seeds}
+    cases.run_all(
+        {run.name: (train_whole, tiny(*parent_keys, drawn(seed)), run) for seed, run in parents.items()}, jobs
+    )
+    begun = {(name, seed): folder / f"{name}_{seed}" for seed in seeds for name in WAYS if name != "scratch"}
+    cases.run_all(
+        {
+            run.name: (inherit_once, parents[seed], tiny(*networks[name], drawn(seed)), run)
+            for (name, seed), run in begun.items()
+        },
+        jobs,
+    )
+    works: dict[str, tuple[Any, ...]] = {}
     for seed in seeds:
-        parent = folder / f"parent_{seed}"
-        cases.run(parent.name, train_whole, tiny(*parent_keys, drawn(seed)), parent)
-        for name in ("inherited", "continued"):
-            begun = folder / f"{name}_{seed}"
-            cases.run(begun.name, inherit_once, parent, tiny(*networks[name], drawn(seed)), begun)
         for rate in rates:
             for name, keys in networks.items():
                 run = folder / f"{name}_{seed}_{rate}"
                 if name != "scratch":
-                    _copy_once(folder / f"{name}_{seed}", run)
-                config = tiny(*keys, drawn(seed), {"train.optimizer.peak_lr": float(rate)})
-                cases.run(run.name, train_whole, config, run)
+                    _copy_once(begun[name, seed], run)
+                works[run.name] = (train_whole, tiny(*keys, drawn(seed), {"train.optimizer.peak_lr": float(rate)}), run)
+    cases.run_all(works, jobs)
     first, *others = (
         TrainedVariant(title, {rate: [folder / f"{name}_{seed}_{rate}" for seed in seeds] for rate in rates})
         for name, title in WAYS.items()

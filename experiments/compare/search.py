@@ -16,11 +16,10 @@ import numpy as np
 import pangu_sigma as ps
 from experiments.cases import CaseError, Cases
 from experiments.compare.arms import ARMS
-from experiments.compare.dense import MODELS
 from experiments.compare.methods import cost_of
 from experiments.compare.peer_runs import train_peer
 from experiments.compare.variants import TrainedVariant, evaluations
-from experiments.small import drawn, evaluated, tiny
+from experiments.small import ALPHA, drawn, evaluated, tiny
 from pangu_sigma.config_file import Override
 from pangu_sigma.train.log.losses import format_number
 
@@ -36,7 +35,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 OF_ALL = {_RATE, _WARMUP}
 """Keys that a dense model has, too."""
 
-FORMS = {name: arm.keys for name, arm in ARMS.items() if arm.peer == "ours"} | {"dense": MODELS["alpha_tiny"]}
+FORMS = {name: arm.keys for name, arm in ARMS.items() if arm.peer == "ours"} | {"dense": ALPHA}
 
 
 def search_tiny(

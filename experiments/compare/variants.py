@@ -96,11 +96,12 @@ def compare_variants(
 
     measure: how the losses of the runs at the best rates are found.
     Returns {"variants": {name: {"losses": by rate, "best": rate, "runs": at it, "held_out": by domain, the mean over seeds}},
-    "against": {name: `compare_runs`'s comparison}}. Raises ConfigError when a run was evaluated at other steps than the first one,
-    and as `TrainedVariant.best_rate` and `measure`.
+    "against": {name: `compare_runs`'s comparison}}. Raises ConfigError when a run of a variant was evaluated at other steps than
+    its first one, and as `TrainedVariant.best_rate` and `measure`.
     """
     variants = [first, *others]
-    _check_same_steps([run for variant in variants for runs in variant.runs.values() for run in runs])
+    for variant in variants:
+        _check_same_steps([run for runs in variant.runs.values() for run in runs])
     best = {variant.name: variant.best_rate() for variant in variants}
     runs = {variant.name: list(variant.runs[best[variant.name]]) for variant in variants}
     losses = measure([run for found in runs.values() for run in found])

@@ -69,7 +69,7 @@ def test_without_ecss_every_expert_is_active_on_the_device():
     found = inspect(
         load_config(FOLDER / "sigma_tiny.yaml", ["ecss.enabled=false", "data.domains_per_step=1", "data.domain_sets=1"])
     )
-    assert found["experts"]["active_per_layer_at_most"] == 16
+    assert found["experts"]["active_per_layer_at_most"] == 4 * 16, "16 of each segment"
     assert found["bytes"]["expert_store_on"] == "device"
 
 

@@ -83,5 +83,5 @@ def test_what_cannot_be_laid_out_is_refused():
 
 
 def test_segments_are_scanned_and_take_longer():
-    one, two = (scan(load_config(TINY, [f"model.segments={s}"])).rows for s in ("[own]", "[own, own]"))
+    one, two = (scan(load_config(MODEL_CONFIGS / f"{name}.yaml")).rows for name in ("sigma_paper_tiny", "sigma_tiny"))
     assert all(a.step_seconds < b.step_seconds for a, b in zip(one[1:], two[1:], strict=True))

@@ -1,4 +1,4 @@
-"""Both models are trained by the same seeds, and compared on all held-out tokens."""
+"""All models are trained by the same seeds; their networks, rates and, for one of them, steps are the only differences."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ from pathlib import Path
 from experiments.compare import dense
 
 
-def test_a_seed_is_both_models_and_nothing_else_differs(recorded, tmp_path: Path, monkeypatch):
+def test_a_seed_is_every_model_and_only_network_rate_and_time_differ(recorded, tmp_path: Path, monkeypatch):
     compared = []
-    monkeypatch.setattr(dense, "compare_runs", lambda *runs, all: compared.append((*runs, all)))
-    monkeypatch.setattr(dense, "format_differences", lambda _: "a table")
-    text = dense.compare_dense(tmp_path, [1, 3], ["train.steps=2", "data.path=data/x"])
+    monkeypatch.setattr(dense, "write_methods", lambda *found: compared.append(found) or "a table")
+    text = dense.compare_dense(tmp_path, [1, 3], overrides=["train.steps=100", "data.path=data/x"])
     assert text.startswith("a table\n0 cases took")
-    assert (tmp_path / "differences.txt").read_text() == "a table\n"
-    names = [[f"{model}_{seed}" for seed in (1, 3)] for model in ("sigma_tiny", "alpha_tiny")]
-    assert compared == [(*([tmp_path / name for name in some] for some in names), True)]
-    assert list(recorded.cases) == ["sigma_tiny_1", "alpha_tiny_1", "sigma_tiny_3", "alpha_tiny_3"]
-    for seed in (1, 3):
-        network = {"name", "model.dense_layers", "model.rre_layers"}
-        assert recorded.differing(f"sigma_tiny_{seed}", f"alpha_tiny_{seed}") == network
-        config = recorded.config(f"sigma_tiny_{seed}")
-        assert (config.seed, config.routing.seed, config.train.steps) == (seed, seed - 1, 2)
+    models = ["sigma_tiny", "sigma_paper_tiny", "dense", "dense_same_time"]
+    assert list(recorded.cases) == [f"{model}_{seed}" for seed in (1, 3) for model in models]
+    ((trained, sizes, folder),) = compared
+    assert (
+        [variant.name for variant in trained]
+        == list(sizes)
+        == ["sigma_tiny", "sigma_paper_tiny", "dense", "dense, same time"]
+    )
+    assert folder == tmp_path and [*trained[3].runs.values()] == [
+        [tmp_path / f"dense_same_time_{seed}" for seed in (1, 3)]
+    ]
+    assert recorded.differing("sigma_paper_tiny_1", "dense_1") <= dense.DENSE.keys()
     assert recorded.differing("sigma_tiny_1", "sigma_tiny_3") == {"seed", "routing.seed"}
+    assert recorded.differing("dense_1", "dense_same_time_1") == {"train.steps", "train.optimizer.decay_steps"}
+    longer = recorded.config("dense_same_time_1").train
+    assert longer.steps == round(100 * dense.STEP_TIME) == longer.optimizer.warmup_steps + longer.optimizer.decay_steps
     assert [config.data.path for config in recorded.prepared] == ["data/x"]
+    active = {recorded.config(f"{model}_1").num_params().active_per_token for model in models}
+    assert len(active) == 1, "all have the same active size"

@@ -9,6 +9,7 @@ import pytest
 from experiments.compare import inherit
 from pangu_sigma.config import Config
 
+BEGUN = ("inherited", "segments", "continued")
 RATE = "train.optimizer.peak_lr"
 
 
@@ -16,21 +17,21 @@ def test_all_variants_are_trained_alike(recorded, tmp_path: Path, monkeypatch: p
     compared = []
     monkeypatch.setattr(inherit, "write_comparison", lambda first, others, folder: compared.append([first, *others]))
     for seed in (1, 3):
-        for name in ("inherited", "continued"):
+        for name in BEGUN:
             (tmp_path / f"{name}_{seed}").mkdir()
             (tmp_path / f"{name}_{seed}" / "weights").write_text(name)
     (tmp_path / "inherited_1_1e-3.copy").mkdir()  # what was killed while it was copied
-    inherit.compare_inherited(tmp_path, [1, 3], ["1e-3", "2e-3"], ["train.steps=2"])
+    inherit.compare_inherited(tmp_path, [1, 3], ["1e-3", "2e-3"], overrides=["train.steps=2"])
 
-    expected = []
-    for seed in (1, 3):
-        expected += [f"parent_{seed}", f"inherited_{seed}", f"continued_{seed}"]
-        expected += [f"{name}_{seed}_{rate}" for rate in ("1e-3", "2e-3") for name in inherit.WAYS]
+    expected = [f"parent_{seed}" for seed in (1, 3)] + [f"{name}_{seed}" for seed in (1, 3) for name in BEGUN]
+    expected += [f"{name}_{seed}_{rate}" for seed in (1, 3) for rate in ("1e-3", "2e-3") for name in inherit.WAYS]
     assert list(recorded.cases) == expected
+    segments = {"model.common_experts", *(f"model.segments.{s}" for s in (1, 2, 3))}
     network, chinese = {"model.dense_layers", "model.rre_layers"}, set(inherit.chinese_only(tmp_path))
     for seed in (1, 3):
         inherited = f"inherited_{seed}"
         assert recorded.differing(inherited, f"continued_{seed}") == network
+        assert recorded.differing(inherited, f"segments_{seed}") == segments
         assert chinese <= recorded.differing(f"continued_{seed}", f"parent_{seed}") | chinese
         assert recorded.cases[inherited][1] == tmp_path / f"parent_{seed}"
         for rate in ("1e-3", "2e-3"):
@@ -47,7 +48,7 @@ def test_all_variants_are_trained_alike(recorded, tmp_path: Path, monkeypatch: p
     assert {config.train.steps for config in recorded.prepared} == {2}
     [variants] = compared
     assert [variant.name for variant in variants] == list(inherit.WAYS.values())
-    assert variants[2].runs["2e-3"] == [tmp_path / "scratch_1_2e-3", tmp_path / "scratch_3_2e-3"]
+    assert variants[3].runs["2e-3"] == [tmp_path / "scratch_1_2e-3", tmp_path / "scratch_3_2e-3"]
 
 
 def test_what_was_inherited_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
