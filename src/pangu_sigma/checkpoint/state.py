@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
-from mindspore import Parameter
+from mindspore import Parameter, nn
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, Part, SavedArray, copy_part
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.optimizer.dense_adam import AdamState
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.ranks import Ranks
 
@@ -21,7 +20,7 @@ Shards = dict[str, dict[str, Parameter]]
 
 
 def shards_of(
-    network: PanGuSigma, store: ExpertStore, optimizer: AdamState | None = None, scale: LossScale | None = None
+    network: PanGuSigma, store: ExpertStore, optimizer: nn.Cell | None = None, scale: LossScale | None = None
 ) -> Shards:
     """Return the parameters that a checkpoint holds, by shard; without `optimizer` and `scale` the weights alone."""
     dense = dict(network.parameters_and_names())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -16,15 +14,6 @@ from pangu_sigma.model.declare import has_weight_decay, make_parameter
 
 APPLY = HYPER.index("apply")
 """Index of `apply` in the hyperparameter vector of Adam."""
-
-
-class AdamState(Protocol):
-    """Interface to the Adam of the dense parameters: these parameters and their Adam state. step: number of updates."""
-
-    weights: ParameterTuple
-    moments: ParameterTuple
-    variances: ParameterTuple
-    step: Parameter
 
 
 class DenseAdam(nn.Cell):

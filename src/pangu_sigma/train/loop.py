@@ -23,7 +23,7 @@ from pangu_sigma.garbage import gc_frozen
 from pangu_sigma.optimizer.schedule import Schedule
 from pangu_sigma.parallel.heartbeat import Heartbeat
 from pangu_sigma.parallel.ranks import Ranks
-from pangu_sigma.train.backend import Backend, CpuBackend
+from pangu_sigma.train.backend import Backend
 from pangu_sigma.train.evaluator import Evaluator
 from pangu_sigma.train.feed import InputPipeline
 from pangu_sigma.train.health import Health, examine
@@ -39,7 +39,7 @@ from pangu_sigma.train.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 
-CPU = CpuBackend()
+CPU = Backend()
 """Default backend of training."""
 
 
