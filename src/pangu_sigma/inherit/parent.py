@@ -18,7 +18,7 @@ from pangu_sigma.errors import argument
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.sections import Activation
 from pangu_sigma.stored.model import Kind, StoredModel
-from pangu_sigma.stored.open import StoredAlpha, open_model
+from pangu_sigma.stored.open import StoredAlpha, kind_of, open_model
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import ALPHA_SIZE, Vocabulary, parent_ids
 
@@ -97,7 +97,8 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
     """
     if not path.exists():
         raise LayoutError(f"{path} is not there; {PUBLISHED}")
-    parent = open_model(path, heads=heads, activation=activation)
+    alpha = kind_of(path) == "alpha"
+    parent = StoredAlpha(path, heads=heads, activation=activation) if alpha else open_model(path)
     if refusal := parent_refusal(parent):
         raise ConfigError(f"{path}: {refusal}")
     for option, given, has in (

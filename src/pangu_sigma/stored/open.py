@@ -46,7 +46,7 @@ class StoredAlpha(StoredModel):
     kind: Kind = "alpha"
 
     def __init__(
-        self, path: Path, heads: int | None = None, activation: Activation | None = None, verified: bool = True
+        self, path: Path, verified: bool = True, heads: int | None = None, activation: Activation | None = None
     ):
         """heads, activation: needed if the files do not state them. Raises LayoutError as `open_dense_model`."""
         super().__init__(path, verified)
@@ -78,6 +78,7 @@ _CLASSES: dict[Kind, type[StoredModel]] = {
     "export": StoredExport,
     "hf": StoredFolder,
     "weights": StoredWeights,
+    "alpha": StoredAlpha,
 }
 
 
@@ -86,24 +87,12 @@ def open_model(path: Path, wanted: Literal["run"], /, *, verified: bool = True) 
 @overload
 def open_model(path: Path, wanted: Literal["export"], /, *, verified: bool = True) -> StoredExport: ...
 @overload
-def open_model(
-    path: Path,
-    *wanted: Kind,
-    heads: int | None = None,
-    activation: Activation | None = None,
-    verified: bool = True,
-) -> StoredModel: ...
-def open_model(
-    path: Path,
-    *wanted: Kind,
-    heads: int | None = None,
-    activation: Activation | None = None,
-    verified: bool = True,
-) -> StoredModel:
+def open_model(path: Path, *wanted: Kind, verified: bool = True) -> StoredModel: ...
+def open_model(path: Path, *wanted: Kind, verified: bool = True) -> StoredModel:
     """Open the model in a folder or file; only the files that decide the model's kind are read.
 
-    wanted: kinds that the caller accepts; without any, all. heads, activation: needed if the files of a PanGu-α do not state them.
-    verified: False to skip the hashes of the weights' files, whose verification reads them whole.
+    wanted: kinds that the caller accepts; without any, all. verified: False to skip the hashes of the weights' files, whose
+    verification reads them whole.
     Raises ConfigError for a model of another kind, and LayoutError for files that are no model.
     """
     kind = kind_of(path)
@@ -116,7 +105,7 @@ def open_model(
         if is_dense_model(path):
             raise ConfigError(f"{path} is {KIND_NAMES[kind]}, not {needs}; `pangu-sigma inherit` makes a run of it")
         raise ConfigError(f"{path} is not {needs}: {_why_not(path, wanted)}")
-    return StoredAlpha(path, heads, activation, verified) if kind == "alpha" else _CLASSES[kind](path, verified)
+    return _CLASSES[kind](path, verified)
 
 
 def _why_not(path: Path, wanted: Sequence[Kind]) -> str:
