@@ -279,6 +279,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda h: huggingface(h, without(HF, "transformer.h.1.ln_2.bias")),
         r"h\.1\.ln_2\.bias is missing",
     ),
+    "hf: no layers": (
+        lambda h: huggingface(h, {name: value for name, value in HF.items() if ".h." not in name}),
+        r"h\.0\.ln_1\.weight is missing",
+    ),
     "hf: a tensor too many": (
         lambda h: huggingface(h, {**HF, "transformer.extra": VALUES["norm.gain"]}),
         "extra is no tensor",

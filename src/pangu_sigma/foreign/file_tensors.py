@@ -16,7 +16,7 @@ import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import map_file
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.dense_model import MIXED, LayoutError
 
 logger = logging.getLogger(__name__)
 
@@ -115,15 +115,13 @@ def assembled(
     Raises LayoutError if the fragments have different dtypes or do not fill the shape.
     """
     first = fragments[0].stored
-    for fragment in fragments:
-        if fragment.stored.kind not in KINDS:
+    for stored in [fragment.stored for fragment in fragments]:
+        if stored.kind not in KINDS:
             raise LayoutError(
-                f"{fragment.stored.origin} ({name}) is {fragment.stored.kind}; weights are read as {', '.join(KINDS)}: convert it"
+                f"{stored.origin} ({name}) is {stored.kind}; weights are read as {', '.join(KINDS)}: convert it"
             )
-        if fragment.stored.kind != first.kind:
-            raise LayoutError(
-                f"{fragment.stored.origin} is {fragment.stored.kind}, {first.origin} is {first.kind}; they are not of one model"
-            )
+        if stored.kind != first.kind:
+            raise LayoutError(f"{stored.origin} is {stored.kind}, {first.origin} is {first.kind}; {MIXED}")
     if sum(math.prod(fragment.shape) for fragment in fragments) != math.prod(shape) or not _fit(shape, fragments):
         raise LayoutError(
             f"{first.origin} and {len(fragments) - 1} more do not fill {name} of shape {shape}; take the whole release"
@@ -178,9 +176,7 @@ class _Whole:
             if not np.array_equal(values, copy, equal_nan=True):
                 first = self.fragments[0].stored
                 if self.strict:
-                    raise LayoutError(
-                        f"{other.origin} is not equal to {first.name}, which it must be; this model cannot be used"
-                    )
+                    raise LayoutError(f"{other.origin} is not equal to {first.name}, as it must be: it cannot be used")
                 most = np.nanmax(np.abs(values.astype(np.float64) - copy)) if values.size else 0.0
                 logger.warning(
                     "%s differs from %s by up to %g; both should be one tensor: the latter is taken",

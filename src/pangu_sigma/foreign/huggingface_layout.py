@@ -74,7 +74,7 @@ def open_huggingface(path: Path, heads: int | None, activation: Activation | Non
     unused = [Unused(one.name, f"{file.name} is read instead") for one in others]
     found = _weights(path, file)
     sources, head = _named(path, found, unused)
-    layers = layer_count(path, sources, r"h\.(\d+)\.")
+    layers = layer_count(path, sources, r"h\.(\d+)\.") or 1
     rules = PORT_SHARED | counterparts(PORT_LAYER, [f"h.{layer}" for layer in range(layers)])
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
@@ -93,9 +93,7 @@ def _json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise LayoutError(f"{file}: it is not JSON ({str(error)[:80]}); download it again") from None
     if not isinstance(tree, dict):
-        raise LayoutError(
-            f"{file}: it holds a {type(tree).__name__} and must hold names with values; download it again"
-        )
+        raise LayoutError(f"{file}: it holds a {type(tree).__name__}, and must hold keys; download it again")
     return tree
 
 
@@ -158,9 +156,7 @@ def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
             found[tensor] = stored
     for tensor, name in index.items():
         if tensor not in found:
-            raise LayoutError(
-                f"{path}: {tensor[:120]} is not in {name}, where {file.name} says it is; download both again"
-            )
+            raise LayoutError(f"{path}: {tensor[:120]} is not in {name}, as {file.name} says; download both again")
     return found
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused, check_tensors
+from pangu_sigma.foreign.dense_model import MIXED, Activation, DenseModel, LayoutError, Unused, tensor_shapes
 from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, checked_sizes, row_major
 
 
@@ -114,9 +114,7 @@ def dense_model_of(
     entries of the files that are no weights. Raises LayoutError for a missing or unknown tensor, and for a wrong shape or type."""
     for name in sources:
         if name not in rules:
-            raise LayoutError(
-                f"{path}: {name[:120]} is no tensor of PanGu-α in the {layout} layout; these files are of another model"
-            )
+            raise LayoutError(f"{path}: {name[:120]} is no tensor of PanGu-α ({layout}): these are of another model")
     tensors, made_from, kinds = {}, {}, {}
     for name, rule in rules.items():
         if name not in sources:
@@ -134,9 +132,7 @@ def dense_model_of(
                 Unused(f"{name}, rows from {facts.vocabulary}", f"padding of the vocabulary: {source.shape[0]} rows")
             )
         if rule.transposed and len(shape) != 2:
-            raise LayoutError(
-                f"{path}: {name} is of shape {shape}, and must have two axes; the files are not of one model"
-            )
+            raise LayoutError(f"{path}: {name} is of shape {shape}, and must have two axes; {MIXED}")
         tensors[rule.ours] = assembled(rule.ours, shape, fragments, rule.transposed, source.same, source.strict)
         how = [f"joined from {source.parts} files"] if source.parts > 1 else []
         how += ["transposed"] if rule.transposed else []
@@ -155,11 +151,9 @@ def _first_rows(fragments: Sequence[Fragment], rows: int) -> list[Fragment]:
 
 
 def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Facts, unused: list[Unused]) -> DenseModel:
-    for name in ("embedding", "positions", "layers.0.ffn.w1"):
-        if tensors[name].ndim != 2 or 0 in tensors[name].shape:
-            raise LayoutError(
-                f"{path}: {tensors[name].origin} is of shape {tensors[name].shape} and must be a table; it is damaged"
-            )
+    for tensor in (tensors["embedding"], tensors["positions"], tensors["layers.0.ffn.w1"]):
+        if tensor.ndim != 2 or 0 in tensor.shape:
+            raise LayoutError(f"{path}: {tensor.origin} is of shape {tensor.shape}, and must be a table; it is damaged")
     vocabulary, hidden = tensors["embedding"].shape
     layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers."))
     model = DenseModel(
@@ -179,12 +173,16 @@ def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Fac
     )
     if model.heads is not None and (model.heads < 1 or hidden % model.heads):
         raise LayoutError(f"{path}: {model.heads} heads do not divide a hidden size of {hidden}; give the right heads")
-    check_tensors(model)
+    for name, shape in tensor_shapes(hidden, model.ffn, layers, model.seq_length, vocabulary).items():
+        found = tensors[name]
+        if found.shape != shape:
+            raise LayoutError(
+                f"{path}: {found.origin or name} is of shape {found.shape}, {name} must be {shape}; {MIXED}"
+            )
     for name, (key, value) in facts.said.items():
         if getattr(model, name) != value:
             raise LayoutError(
-                f"{path}: its tensors are of a model with {name}={getattr(model, name)}, {key} says {value}; the files are "
-                "not of one model"
+                f"{path}: its tensors are of a model with {name}={getattr(model, name)}, {key} says {value}; {MIXED}"
             )
     return model
 
@@ -192,9 +190,7 @@ def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Fac
 def plain_name(path: Path, name: object, what: str) -> Path:
     """Return the path of the file `name` of a folder. what: what names it, for messages. Raises LayoutError without such a file."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
-        raise LayoutError(
-            f"{path}: {what} is {str(name)[:80]!r}, which is no name of a file in this folder; download it again"
-        )
+        raise LayoutError(f"{path}: {what} is {str(name)[:80]!r}, no name of a file in this folder; download it again")
     if not (path / name).exists():
         raise LayoutError(f"{path}: {what} is {name}, which is not there; take the whole release")
     return path / name

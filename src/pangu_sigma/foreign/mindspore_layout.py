@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.dense_model import MIXED, Activation, DenseModel, LayoutError, Unused
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
@@ -113,9 +113,7 @@ def _in_order(path: Path, weights: list[Path]) -> list[Path]:
         if match is None:
             raise LayoutError(f"{path}: {file.name} is beside filerted_<rank>.ckpt and is none of them; move it away")
         if by_rank.setdefault(int(match[1]), file) is not file:
-            raise LayoutError(
-                f"{path}: {by_rank[int(match[1])].name} and {file.name} are of one rank; move one of them away"
-            )
+            raise LayoutError(f"{path}: {by_rank[int(match[1])].name} and {file.name} are of one rank; move one away")
     for rank in range(len(by_rank)):
         if rank not in by_rank:
             raise LayoutError(
@@ -141,9 +139,7 @@ def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict
     cuts = read_strategy(strategy)
     ranks = next(iter(cuts.values())).ranks
     if ranks != len(files):
-        raise LayoutError(
-            f"{path}: {len(files)} files of ranks, {strategy.name} is for {ranks}; take the whole release"
-        )
+        raise LayoutError(f"{path}: {len(files)} files of ranks, {strategy.name} is for {ranks}; take a whole release")
     one = open_ckpt(files[0])
     weights, unused = _split(one.tensors)
     held = [weights if one.is_alike(file) else _of_rank(file, files[0], weights) for file in files]
@@ -163,7 +159,7 @@ def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[st
         if (tensor.shape, tensor.kind) != (wanted.shape, wanted.kind):
             raise LayoutError(
                 f"{file}: {name[:120]} is {tensor.kind} of shape {tensor.shape}, in {other.name} it is {wanted.kind} of shape "
-                f"{wanted.shape}; the files are not of one model"
+                f"{wanted.shape}; {MIXED}"
             )
     return found
 
@@ -176,8 +172,7 @@ def _source(strategy: Path, name: str, held: list[dict[str, CkptTensor]], files:
     before = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
     if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, before)):
         raise LayoutError(
-            f"{files[0]}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; the files are not of one "
-            "model"
+            f"{files[0]}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; {MIXED}"
         )
     corners = _corners(cut, shape)
     fragments = [one for rank, first in corners for one in held[rank][name].fragments(first, files[rank])]

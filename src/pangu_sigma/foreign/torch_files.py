@@ -107,9 +107,7 @@ def _open_zip(path: Path, stream: BinaryIO) -> TorchFile:
         member.filename: _member(path, stream, member, size) for member in members if member.filename.startswith(root)
     }
     if f"{root}byteorder" in found and _content(path, stream, found[f"{root}byteorder"]) == b"big":
-        raise LayoutError(
-            f"{path}: its values are big-endian, which is not read; save it again on a little-endian machine"
-        )
+        raise LayoutError(f"{path}: its values are big-endian; save it again on a little-endian machine")
     value = load_pickle(io.BytesIO(_content(path, stream, found[f"{root}data.pkl"])), path)
     prefix = f"{root}data/"
     return TorchFile(
@@ -121,9 +119,7 @@ def _member(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) ->
     """Return the extent of a member. Raises LayoutError if it is compressed, encrypted or not in the file."""
     name = member.filename[:80]
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.compress_size != member.file_size:
-        raise LayoutError(
-            f"{path}: its member {name} is compressed or encrypted; torch stores without: save it again with torch.save"
-        )
+        raise LayoutError(f"{path}: its member {name} is compressed or encrypted; save it again with torch.save")
     if not 0 <= member.header_offset < size:  # zipfile takes the directory's word for it, negative numbers too
         raise LayoutError(f"{path}: its member {name} is not inside the file; {_DAMAGED}")
     stream.seek(member.header_offset)
