@@ -227,9 +227,7 @@ def _encode_state(state: dict[str, Any]) -> bytes:
     try:
         return as_json(state)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{STATE}: {error}; state must be plain finite JSON values, put arrays in a file"
-        ) from error
+        raise CheckpointError(f"{STATE}: {error}; state must be plain finite JSON; put arrays in a file") from error
 
 
 def _write_files(folder: Path, files: Files, after_chunk: Callable[[], None]) -> Written:

@@ -44,9 +44,7 @@ INDEX_JSON = "model.safetensors.index.json"
 ROUTES, SPREAD, COMMON_SPREAD = "tid2eid", "tid2eid_spread", "tid2eid_common_spread"
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_FIX = (
-    "the folder was changed or is damaged; take it again, or write it again with `pangu-sigma export RUN --format hf`"
-)
+_FIX = "it was changed or is damaged; take it again, or write it again with `pangu-sigma export RUN --format hf`"
 
 
 class StoredFolder(StoredModel):
