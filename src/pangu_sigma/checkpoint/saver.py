@@ -66,11 +66,7 @@ class Saver:
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
         """Write a checkpoint at once, and return its directory. A pending checkpoint is completed first."""
         self.wait()
-        save = self._opened(step, files, state)
-        save.gather(lambda: save.write(files, self._after_chunk))
-        path = save.complete(save.finish)
-        save.clean()
-        return path
+        return self._next(step, state).at_once(files, self._after_chunk)
 
     def begin(self, step: int, files: Files, state: dict[str, Any]) -> None:
         """Copy the arrays of a checkpoint, and write the copy in a thread. A pending checkpoint is completed first.
@@ -81,7 +77,8 @@ class Saver:
         if not self._behind or self._ranks.any(not self._has_room(files)):
             self.save(step, files, state)
             return
-        save = self._opened(step, files, state)
+        save = self._next(step, state)
+        save.begin()
         try:
             with self._ranks.fail_together("copying the state for a checkpoint"):
                 self._take(files)
@@ -129,12 +126,10 @@ class Saver:
         finally:
             self._threads.shutdown()
 
-    def _opened(self, step: int, files: Files, state: dict[str, Any]) -> Save:
+    def _next(self, step: int, state: dict[str, Any]) -> Save:
         if self._cleaning is not None:
             self._cleaning.result()
-        save = Save(self._root, step, list(files), state, self._identity, self._keep, self._ranks, self.spared)
-        save.begin()
-        return save
+        return Save(self._root, step, state, self._identity, self._keep, self._ranks, self.spared)
 
     def _take(self, files: Files) -> None:
         """Copy the arrays into the memory of the last copy, if they have the same shapes."""
