@@ -18,7 +18,7 @@ from pangu_sigma.errors import argument
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.sections import Activation
 from pangu_sigma.stored.model import Kind, StoredModel
-from pangu_sigma.stored.open import StoredAlpha, kind_of, open_model
+from pangu_sigma.stored.open import StoredAlpha, open_model
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import ALPHA_SIZE, Vocabulary, parent_ids
 
@@ -38,6 +38,11 @@ _NO_PARENTS: dict[Kind, str] = {
     "from the run that it came from, or from a folder of `pangu-sigma export RUN --format hf`",
 }
 """Reason why models of a kind cannot be parents."""
+
+
+def looked_up(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return values[indices], -1 where an index is -1."""
+    return np.where(indices >= 0, values[np.maximum(indices, 0)], -1)
 
 
 class ParentWords:
@@ -81,12 +86,12 @@ class ParentWords:
         return self._whole, replace(domain, language="zh", slot=0)
 
     def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
-        """Return the row of the parent's whole table for each of the child's token ids, in the parent's slot `slot`; -1: no row."""
-        known = self.ids(vocabulary)[ids]
+        """Return the row of the parent's whole table for each of the child's token ids, in the parent's slot `slot`; -1: none."""
+        known = looked_up(self.ids(vocabulary), ids)
         if self._own is None:
             return known
-        rows = self._own.tokenizer.row_of[slot, np.maximum(known, 0)]
-        return np.where((known >= 0) & (rows >= 0), slot * self._own.config.model.slot_rows + rows, -1)
+        rows = looked_up(self._own.tokenizer.row_of[slot], known)
+        return np.where(rows >= 0, slot * self._own.config.model.slot_rows + rows, -1)
 
 
 def open_parent(path: Path, heads: int | None = None, activation: Activation | None = None) -> StoredModel:
@@ -97,8 +102,9 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
     """
     if not path.exists():
         raise LayoutError(f"{path} is not there; {PUBLISHED}")
-    alpha = kind_of(path) == "alpha"
-    parent = StoredAlpha(path, heads=heads, activation=activation) if alpha else open_model(path)
+    parent = open_model(path)
+    if isinstance(parent, StoredAlpha) and (heads or activation):
+        parent = StoredAlpha(path, heads=heads, activation=activation)
     if refusal := parent_refusal(parent):
         raise ConfigError(f"{path}: {refusal}")
     for option, given, has in (
