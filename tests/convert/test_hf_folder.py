@@ -503,7 +503,7 @@ def test_what_a_reader_may_change_is_no_damage(folder, tmp_path):
 @pytest.mark.parametrize(
     ("source", "to", "message"),
     [
-        ("run", "run", "a run already"),
+        ("run", "run", "a run folder already"),
         ("folder", "hf", "folder already"),
         (
             "nothing",
