@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.file_tensors import assembled
 from pangu_sigma.foreign.layout import Facts, chosen, layer_count, npy_source, plain_name
 
 A = Path("a")
@@ -46,7 +45,7 @@ def test_an_array_of_numpy_is_a_source(tmp_path: Path):
     values = np.arange(6, dtype=np.float16).reshape(2, 3)
     np.save(tmp_path / "a.npy", values)
     source = npy_source(tmp_path / "a.npy")
-    np.testing.assert_array_equal(assembled("a", source.shape, source.fragments).read(), values)
+    np.testing.assert_array_equal(source.assembled("a").read(), values)
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,20 @@ output `out_proj`, the others `c_proj`. Weights of `nn.Linear` are [out, in].
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, array_extents
 from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, row_major
+from pangu_sigma.foreign.file_tensors import FileTensor, Joined, only, row_major
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
-    Joined,
     chosen,
     counterparts,
     dense_model_of,
     layer_count,
-    only,
     plain_name,
     weight_and_bias,
 )
@@ -81,7 +80,7 @@ def open_huggingface(path: Path, heads: int | None, activation: Activation | Non
             raise LayoutError(
                 f"{path}: lm_head.weight is of shape {head.shape}; PanGu-α predicts with its word table: it cannot be used"
             )
-        sources["wte.weight"] = Joined(head.shape, sources["wte.weight"].fragments, [head], strict=True)
+        sources["wte.weight"] = replace(sources["wte.weight"], same=[head], strict=True)
     return dense_model_of(path, "huggingface", sources, rules, chosen(path, facts, heads, activation), unused)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pangu_sigma.foreign.dense_model import MIXED, Activation, DenseModel, LayoutError, Unused, tensor_shapes
-from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, checked_sizes, row_major
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, Joined, checked_sizes, only, row_major
 
 
 class Counterpart(NamedTuple):
@@ -47,18 +47,6 @@ def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) ->
     }
 
 
-@dataclass(frozen=True)
-class Joined:
-    """Whole tensor of another project, joined from fragments of files. same: copies, compared with it. strict: True to refuse
-    a difference, not only log it. parts: number of files with a fragment, for messages."""
-
-    shape: tuple[int, ...]
-    fragments: Sequence[Fragment]
-    same: Sequence[FileTensor] = ()
-    strict: bool = False
-    parts: int = 1
-
-
 @dataclass
 class Facts:
     """Properties of another project's dense model that its tensors do not show. heads, activation: from the caller or the files.
@@ -71,11 +59,6 @@ class Facts:
     activation_known: bool = False
     vocabulary: int | None = None
     said: dict[str, tuple[str, int]] = field(default_factory=dict)
-
-
-def only(stored: FileTensor) -> Joined:
-    """Return the `Joined` of a tensor that one file holds as a whole: its single fragment."""
-    return Joined(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
 
 
 def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
@@ -120,24 +103,25 @@ def dense_model_of(
         if name not in sources:
             raise LayoutError(f"{path}: {name} is missing ({rule.ours}); take the whole release")
         source = sources[name]
-        fragments, shape = source.fragments, source.shape
+        shape = source.shape
         if (
             rule.ours == "embedding"
             and facts.vocabulary is not None
             and len(shape) == 2
             and facts.vocabulary < shape[0]
         ):
-            fragments, shape = _first_rows(fragments, facts.vocabulary), (facts.vocabulary, shape[1])
+            fragments = _first_rows(source.fragments, facts.vocabulary)
+            source = replace(source, shape=(facts.vocabulary, shape[1]), fragments=fragments)
             unused.append(
-                Unused(f"{name}, rows from {facts.vocabulary}", f"padding of the vocabulary: {source.shape[0]} rows")
+                Unused(f"{name}, rows from {facts.vocabulary}", f"padding of the vocabulary: {shape[0]} rows")
             )
         if rule.transposed and len(shape) != 2:
             raise LayoutError(f"{path}: {name} is of shape {shape}, and must have two axes; {MIXED}")
-        tensors[rule.ours] = assembled(rule.ours, shape, fragments, rule.transposed, source.same, source.strict)
+        tensors[rule.ours] = source.assembled(rule.ours, rule.transposed)
         how = [f"joined from {source.parts} files"] if source.parts > 1 else []
         how += ["transposed"] if rule.transposed else []
-        made_from[rule.ours] = f"{fragments[0].stored.name}: {', '.join(how) or 'copied'}"
-        kinds[rule.ours] = fragments[0].stored.kind
+        made_from[rule.ours] = f"{source.fragments[0].stored.name}: {', '.join(how) or 'copied'}"
+        kinds[rule.ours] = source.fragments[0].stored.kind
     return replace(_checked(path, layout, tensors, made_from, facts, unused), kinds=kinds)
 
 

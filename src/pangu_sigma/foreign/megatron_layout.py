@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pangu_sigma.foreign.dense_model import MIXED, Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, Fragment
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, Joined, only
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
-    Joined,
     chosen,
     counterparts,
     dense_model_of,
     layer_count,
-    only,
     plain_name,
     weight_and_bias,
 )
@@ -193,7 +192,7 @@ def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Cou
         if other.shape != first.shape:
             raise LayoutError(f"{other.origin} is of shape {other.shape}, of rank 0 it is {first.shape}; {MIXED}")
     if rule is None or rule.cut is None or len(held) == 1:
-        return Joined(only(first).shape, only(first).fragments, held[1:])
+        return replace(only(first), same=held[1:])
     axis = rule.cut
     if axis >= len(first.shape):
         raise LayoutError(f"{first.origin} is of shape {first.shape}, and must have an axis {axis}; {MIXED}")

@@ -11,10 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from pangu_sigma.foreign.dense_model import MIXED, Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.file_tensors import Joined
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
-    Joined,
     chosen,
     counterparts,
     dense_model_of,
