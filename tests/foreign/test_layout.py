@@ -51,7 +51,7 @@ def test_an_array_of_numpy_is_a_source(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.array([print], object), "it holds object"),
+        (np.array([print], object), "Python objects"),
         (np.zeros((2, 2), np.int32), "it holds int32"),
         (np.zeros((2, 2), ">f4"), "it holds >f4"),
         (np.asfortranarray(np.zeros((2, 3), np.float32)), "Fortran"),

@@ -183,21 +183,22 @@ def plain_name(path: Path, name: object, what: str) -> Path:
 def npy_source(file: Path) -> Joined:
     """Open the array of an .npy file without running code in its header. Raises LayoutError unless it has floats in C order."""
     try:
-        with open(file, "rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(stream)
-            begin = stream.tell()
-    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError, TokenError) as error:
-        raise LayoutError(f"{file}: no array of NumPy ({str(error)[:80]}); download it again") from None
+        array = np.lib.format.open_memmap(file, mode="r")
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        EOFError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
+        TokenError,
+    ) as error:
+        raise LayoutError(f"{file}: no array of NumPy, or cut short ({str(error)[:80]}); download it again") from None
+    dtype, fortran = array.dtype, not array.flags.c_contiguous
     if fortran or dtype.name not in ("float32", "float16") or dtype.byteorder == ">":
         raise LayoutError(
             f"{file}: it holds {dtype}{' in Fortran order' if fortran else ''}; convert it to float32 or float16 in C order"
         )
-    sizes = checked_sizes(file, file.name, shape)
-    stored = FileTensor(file, begin, dtype.name, sizes, row_major(sizes), file.name)
-    if begin + stored.size * dtype.itemsize > file.stat().st_size:
-        raise LayoutError(
-            f"{file}: {sizes} values do not fit into its {file.stat().st_size} bytes; it is cut short: download it again"
-        )
-    return only(stored)
+    sizes = checked_sizes(file, file.name, array.shape)
+    return only(FileTensor(file, array.offset, dtype.name, sizes, row_major(sizes), file.name))

@@ -101,10 +101,10 @@ _ALLOWED = frozenset(
 )
 
 
-def load_pickle(stream: BinaryIO, file: Path) -> Any:
+def load_pickle(stream: BinaryIO, file: Path, kinds: dict[str, str] | None = None) -> Any:
     """Read the pickle at a stream's position without executing it, and return its value; the stream is then after the pickle.
-    Raises LayoutError, which names the file and the problem."""
-    machine = _Machine(file)
+    kinds: gets the dtype of each storage, by its key. Raises LayoutError, which names the file and the problem."""
+    machine = _Machine(file, {} if kinds is None else kinds)
     try:
         return machine.run(stream)
     except LayoutError:
@@ -134,8 +134,8 @@ class _Limited:
 class _Machine:
     """Stack machine of the unpickler: a stack, a memo, and one method for each instruction that needs one."""
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, kinds: dict[str, str]):
+        self.file, self.kinds = file, kinds
         self.stack: list[Any] = []
         self.memory: dict[int, Any] = {}
 
@@ -220,6 +220,7 @@ class _Machine:
             case ("storage", _Global(name=kind), str(key), str(), int(size), *view) if (
                 kind in STORAGES and 0 <= size < 1 << 48 and view in ([], [None])
             ):
+                self.kinds[key] = STORAGES[kind]
                 self.stack.append(Storage(STORAGES[kind], key, size))
             case ("storage", OpaqueObject(name=name) | _Global(name=name), *_):
                 raise LayoutError(f"{self.file}: a storage is a {name}, which is not read")

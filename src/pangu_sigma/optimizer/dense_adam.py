@@ -26,11 +26,9 @@ class DenseAdam(nn.Cell):
         super().__init__()
         self.learned = parameters
         self.weights = ParameterTuple(parameters)
-        self.moments = ParameterTuple(
-            [make_parameter(f"{p.name}.moment", p.shape, Zero(), decay=False) for p in parameters]
-        )
-        self.variances = ParameterTuple(
-            [make_parameter(f"{p.name}.variance", p.shape, Zero(), decay=False) for p in parameters]
+        self.moments, self.variances = (
+            ParameterTuple([make_parameter(f"{p.name}.{kind}", p.shape, Zero(), decay=False) for p in parameters])
+            for kind in ("moment", "variance")
         )
         self.step = Parameter(Tensor(np.zeros(1, np.int32)), name="dense.step")
         rate = config.train.optimizer.weight_decay
