@@ -55,15 +55,10 @@ class FileTensor:
         """File and name of the tensor, for messages."""
         return f"{self.file}: {self.name}"
 
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
     def values(self) -> np.ndarray:
         """Map the values into memory; bfloat16 as uint16."""
         raw = np.dtype("<u2" if self.kind == "bfloat16" else KINDS[self.kind].newbyteorder("<"))
-        if not self.size:
+        if 0 in self.shape:
             return np.empty(self.shape, raw)
         if self.check is not None:
             self.check()

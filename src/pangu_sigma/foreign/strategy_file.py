@@ -42,13 +42,9 @@ class Cut:
         """Number of ranks among which the tensor is split."""
         return math.prod(self.grid)
 
-    def counts(self) -> tuple[int, ...]:
-        """Return the number of parts along each axis of the tensor, without the optimizer's split."""
-        return tuple(1 if axis < 0 else self.grid[-1 - axis] for axis in self.axes)
-
     def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the whole tensor. shape: shape of one rank's part."""
-        sizes = [n * count for n, count in zip(shape, self.counts(), strict=True)]
+        sizes = [n if axis < 0 else n * self.grid[-1 - axis] for n, axis in zip(shape, self.axes, strict=True)]
         return (sizes[0] * self.stretches, *sizes[1:])
 
     def first(self, rank: int, shape: tuple[int, ...]) -> tuple[int, ...]:
