@@ -8,7 +8,6 @@ import pytest
 from helpers.failing_files import killed_after
 
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.root import has_checkpoints
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.checkpoint.start_over import set_aside, start_over
 from pangu_sigma.config import ConfigError
@@ -42,7 +41,7 @@ def test_starting_over_deletes_nothing_and_what_is_set_aside_is_a_run(tiny_data,
     before = {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.is_file()}
     with caplog.at_level("INFO"):
         created = start_run(run, tiny_config(tiny_data, routing=OTHER), options=StartOptions(start_over=True))
-    assert not has_checkpoints(created.checkpoints)
+    assert created.newest_checkpoint() is None
     assert f"set aside checkpoints, metrics.jsonl, tensorboard, report of {run} in {run / 'set_aside_1'}" in caplog.text
     aside = open_model(run / "set_aside_1", "run")
     assert aside.config == tiny_config(tiny_data)

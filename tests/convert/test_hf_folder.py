@@ -226,8 +226,9 @@ def test_a_run_is_made_without_prepared_data_and_trains_on_with_it(run, folder, 
     with pytest.raises(DataError, match=r"data\.path=/nowhere is not there"):
         start_run(again, config)
     there = tiny_config(tiny_data, model=MODEL, routing=BALANCED)
-    started = start_run(again, there)
-    assert load_checkpoint(started.checkpoints, started.identity).step == 0
+    checkpoint = start_run(again, there).newest_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.step == 0
     with pytest.raises(ConfigError, match="starting over would draw new ones"):
         start_run(again, there, options=StartOptions(start_over=True))
 

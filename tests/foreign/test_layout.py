@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.layout import Facts, chosen, layer_count, npy_source, plain_name
+from pangu_sigma.foreign.layout import layer_count, npy_source, plain_name
 
 A = Path("a")
 
@@ -15,15 +15,6 @@ def test_layers_are_counted_and_one_that_is_left_out_is_named():
     assert layer_count(A, ["h.0.x", "h.1.x", "h.1.y", "other"], r"h\.(\d+)\.") == 2
     with pytest.raises(LayoutError, match="2 layers and none of index 1"):
         layer_count(A, ["h.0.x", "h.999999999999.x"], r"h\.(\d+)\.")
-
-
-def test_what_the_caller_gives_must_not_be_other_than_what_the_files_say():
-    assert chosen(A, Facts(), 4, "erf") == Facts(heads=4, activation="erf", activation_known=True)
-    assert chosen(A, Facts(heads=4, activation="erf", activation_known=True), 4, "erf").heads == 4
-    with pytest.raises(LayoutError, match="heads=4 was given, the files say 8"):
-        chosen(A, Facts(heads=8), 4, None)
-    with pytest.raises(LayoutError, match="activation=erf was given, the files say tanh"):
-        chosen(A, Facts(activation="tanh", activation_known=True), None, "erf")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.model import weight_shapes
-from pangu_sigma.stored.open import StoredAlpha, kind_of, open_model
+from pangu_sigma.stored.open import kind_of, open_model
 
 SOURCES = Path(__file__).parents[2] / "src" / "pangu_sigma"
 
@@ -94,7 +94,8 @@ def test_arrays_are_those_of_a_checkpoint_and_only_a_run_has_adams_state(forms, 
 
 
 def test_files_of_others_give_what_they_were_written_of(forms):
-    model = StoredAlpha(forms["alpha"], heads=foreign_files.HEADS, activation="erf")
+    model = open_model(forms["alpha"])
+    model.assume(foreign_files.HEADS, "erf")
     values = foreign_files.parent()
     assert (model.kind, model.layout) == ("alpha", "mindspore")
     assert (model.sizes.heads, model.sizes.activation, model.sizes.layers) == (

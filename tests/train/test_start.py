@@ -12,7 +12,6 @@ from helpers.prepared import reseal
 import pangu_sigma as ps
 from experiments.chaos.runs import opened_whole
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.root import latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.save import save_checkpoint
@@ -284,7 +283,9 @@ def test_a_missing_LATEST_is_no_reason_to_start_from_nothing(tiny_data, run):
             (run / "checkpoints" / "LATEST").write_text(name)
         opened = start_run(run, tiny_config(tiny_data))
         assert latest_checkpoint(opened.checkpoints) == whole
-        assert load_checkpoint(opened.checkpoints, opened.identity).step == 3
+        found = opened.newest_checkpoint()
+        assert found is not None
+        assert found.step == 3
 
 
 def test_a_refused_start_is_no_obstacle_to_the_next_one(tiny_data, tmp_path):

@@ -53,7 +53,7 @@ def candidates(root: Path) -> list[Path]:
         name = coming
     if name is None:
         if found:
-            logger.warning("%s is missing or names no checkpoint; using the newest whole one there", root / LATEST)
+            logger.warning("%s is missing or names none; using the newest whole checkpoint there", root / LATEST)
         return found
     older = [path for path in found if step_of(path) <= step_of(Path(name))]
     if name in names:

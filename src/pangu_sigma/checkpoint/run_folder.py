@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.checkpoint.changes import Change
-from pangu_sigma.checkpoint.checkpoint import newest_identity
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_identity
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
-from pangu_sigma.checkpoint.root import latest_checkpoint, step_of
+from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint, step_of
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, override, parse_config, read_tree
@@ -54,6 +54,16 @@ class RunFolder:
     @property
     def identity(self) -> Identity:
         return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"), self.data_hash)
+
+    def newest_checkpoint(self, ranks: Ranks = SINGLE_PROCESS) -> Checkpoint | None:
+        """Load and verify the newest whole checkpoint of this run; None if the run has saved none yet.
+
+        ranks: every rank calls this method and gets the same checkpoint.
+        Raises CheckpointError if all checkpoints are damaged, or have another vocabulary or routing table.
+        """
+        if not has_checkpoints(self.checkpoints):
+            return None
+        return load_checkpoint(self.checkpoints, self.identity, ranks)
 
 
 def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:

@@ -17,7 +17,6 @@ from pangu_sigma.foreign.file_tensors import FileTensor, Joined, only, row_major
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
-    chosen,
     counterparts,
     dense_model_of,
     layer_count,
@@ -65,7 +64,7 @@ def is_huggingface(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").is_file() and any((path / file).is_file() for file in _FILES)
 
 
-def open_huggingface(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
+def open_huggingface(path: Path) -> DenseModel:
     """Open a folder of a Hugging Face port of PanGu-α. Raises LayoutError, which names the file or tensor."""
     config = _json(path / "config.json")
     facts = _facts(path / "config.json", config)
@@ -81,7 +80,7 @@ def open_huggingface(path: Path, heads: int | None, activation: Activation | Non
                 f"{path}: lm_head.weight is of shape {head.shape}; PanGu-α predicts with its word table: it cannot be used"
             )
         sources["wte.weight"] = replace(sources["wte.weight"], same=[head], strict=True)
-    return dense_model_of(path, "huggingface", sources, rules, chosen(path, facts, heads, activation), unused)
+    return dense_model_of(path, "huggingface", sources, rules, facts, unused)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) ->
 
 @dataclass
 class Facts:
-    """Properties of another project's dense model that its tensors do not show. heads, activation: from the caller or the files.
+    """Properties of another project's dense model that its tensors do not show. heads: None if unknown.
 
     said: sizes that the files state, to compare with the tensors: field of `DenseModel` → (name in the file, value).
     """
@@ -71,18 +71,6 @@ def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
                 f"{path}: there are {len(found)} layers and none of index {index}; take the whole release"
             )
     return len(found)
-
-
-def chosen(path: Path, facts: Facts, heads: int | None, activation: Activation | None) -> Facts:
-    """Return the facts with the caller's heads and activation. Raises LayoutError if the files contradict these."""
-    if heads is not None and facts.heads is not None and heads != facts.heads:
-        raise LayoutError(f"{path}: heads={heads} was given, the files say {facts.heads}; leave it out")
-    if activation is not None and facts.activation_known and activation != facts.activation:
-        raise LayoutError(f"{path}: activation={activation} was given, the files say {facts.activation}; leave it out")
-    facts.heads = heads if heads is not None else facts.heads
-    if activation is not None:
-        facts.activation, facts.activation_known = activation, True
-    return facts
 
 
 def dense_model_of(

@@ -16,12 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.foreign.dense_model import MIXED, Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
 from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, Joined, only
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
-    chosen,
     counterparts,
     dense_model_of,
     layer_count,
@@ -74,7 +73,7 @@ def is_megatron(path: Path) -> bool:
     return any(name in (TRACKER, TAG_FILE, RANK_FILE) or name.startswith(("mp_rank_", "iter_")) for name in names)
 
 
-def open_megatron(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
+def open_megatron(path: Path) -> DenseModel:
     """Open a Megatron or DeepSpeed checkpoint of PanGu-α. Raises LayoutError, which names the file or tensor."""
     files, unused = _files(path)
     opened = [open_torch_file(file) for file in files]
@@ -95,7 +94,7 @@ def open_megatron(path: Path, heads: int | None, activation: Activation | None) 
         if name not in (key, "args")
     ]
     facts = _facts(path, top.get("args"), layers, len(files), sources.get(WORD_TABLE))
-    return dense_model_of(path, layout, sources, rules, chosen(path, facts, heads, activation), unused)
+    return dense_model_of(path, layout, sources, rules, facts, unused)
 
 
 def _files(path: Path) -> tuple[list[Path], list[Unused]]:

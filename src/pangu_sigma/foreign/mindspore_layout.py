@@ -10,12 +10,11 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from pangu_sigma.foreign.dense_model import MIXED, Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
 from pangu_sigma.foreign.file_tensors import Joined
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
-    chosen,
     counterparts,
     dense_model_of,
     layer_count,
@@ -77,7 +76,7 @@ def is_mindspore(path: Path) -> bool:
     return any(file.suffix == ".ckpt" for file in path.iterdir())
 
 
-def open_mindspore(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
+def open_mindspore(path: Path) -> DenseModel:
     """Open a MindSpore checkpoint of PanGu-α, a file or folder. Raises LayoutError, which names the file or tensor."""
     folder = path if path.is_dir() else None
     files = sorted(path.glob("*.ckpt")) if folder else [path]
@@ -101,7 +100,7 @@ def open_mindspore(path: Path, heads: int | None, activation: Activation | None)
     rules |= counterparts(BLOCK_TENSORS, [*(f"backbone.blocks.{i}" for i in range(layers)), "backbone.top_query_layer"])
     rules |= {"backbone.layernorm.gamma": Counterpart("norm.gain"), "backbone.layernorm.beta": Counterpart("norm.bias")}
     later = any(name in sources for name in _LATER)  # its network computes fast GELU
-    facts = chosen(path, Facts(activation="fast_gelu" if later else "tanh"), heads, activation)
+    facts = Facts(activation="fast_gelu" if later else "tanh")
     return dense_model_of(path, "mindspore", sources, rules, facts, unused)
 
 

@@ -103,8 +103,8 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
     if not path.exists():
         raise LayoutError(f"{path} is not there; {PUBLISHED}")
     parent = open_model(path)
-    if isinstance(parent, StoredAlpha) and (heads or activation):
-        parent = StoredAlpha(path, heads=heads, activation=activation)
+    if isinstance(parent, StoredAlpha):
+        parent.assume(heads, activation)
     if refusal := parent_refusal(parent):
         raise ConfigError(f"{path}: {refusal}")
     for option, given, has in (

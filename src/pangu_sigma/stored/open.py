@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -45,14 +46,18 @@ class StoredAlpha(StoredModel):
 
     kind: Kind = "alpha"
 
-    def __init__(
-        self, path: Path, verified: bool = True, heads: int | None = None, activation: Activation | None = None
-    ):
-        """heads, activation: needed if the files do not state them. Raises LayoutError as `open_dense_model`."""
+    def __init__(self, path: Path, verified: bool = True):
+        """Raises LayoutError as `open_dense_model`."""
         super().__init__(path, verified)
-        self.files = open_dense_model(path, heads=heads, activation=activation)
+        self.files = open_dense_model(path)
         self.tensors, self.made_from, self.unused = self.files.tensors, self.files.made_from, self.files.unused
         self.activation_known = self.files.activation_known
+
+    def assume(self, heads: int | None, activation: Activation | None) -> None:
+        """Take heads and activation that the files do not state; None: not given."""
+        self.files = replace(self.files, heads=self.files.heads or heads)
+        if activation is not None and not self.activation_known:
+            self.files, self.activation_known = replace(self.files, activation=activation), True
 
     @property
     def layout(self) -> str:

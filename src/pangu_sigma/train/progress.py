@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pangu_sigma.checkpoint.changes import Change, changed_keys
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from pangu_sigma.checkpoint.root import has_checkpoints
+from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
@@ -49,9 +48,9 @@ def resume(run: RunFolder, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tupl
 
     All ranks call this. Raises CheckpointError if no checkpoint is intact, or if it is of another vocabulary or routing table.
     """
-    if not has_checkpoints(run.checkpoints):
+    checkpoint = run.newest_checkpoint(ranks)
+    if checkpoint is None:
         return Progress(0, 0, start), None
-    checkpoint = load_checkpoint(run.checkpoints, run.identity, ranks)
     logger.info("resuming %s after step %d", run.path, checkpoint.step)
     return Progress.from_state(checkpoint.state), checkpoint
 

@@ -186,9 +186,9 @@ def _draw_keys(axes: Axes, runs: Sequence[RunLog], names: Mapping[str, str]) -> 
     for number, (run, style) in enumerate(_styled(runs)):
         for shade, (key, name) in enumerate(names.items()):
             if points := _of_steps(run, key):
-                label = ": ".join(part for part in (run.name if len(runs) > 1 else "", name) if part)
+                label = ": ".join(filter(None, (run.name if len(runs) > 1 else "", name)))
                 axes.plot(*points, linestyle=style, color=f"C{3 * number + shade}", linewidth=1.0, label=label)
-    if any(line.get_label() for line in axes.lines):
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
 
 
