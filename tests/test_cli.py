@@ -28,7 +28,7 @@ from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.cli import EXIT_STATUSES, main
 from pangu_sigma.config_file import load_config
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.lock import FolderLock
+from pangu_sigma.lock import folder_lock
 from pangu_sigma.shipped import shipped_configs
 from pangu_sigma.train import loop
 from pangu_sigma.train.start import start_run
@@ -450,7 +450,7 @@ def test_train_goes_on_with_what_the_run_has(tiny_data, tiny_run, capsys, tmp_pa
 def test_a_second_writer_is_refused_with_status_2_before_the_work(tiny_run, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("the work has begun"))
     copy = shutil.copytree(tiny_run, tmp_path / "run")
-    with FolderLock(copy):
+    with folder_lock(copy):
         assert f"{copy} is written by process {os.getpid()}" in fails(capsys, "train", copy)
         launch = ["launch", copy, "--start-over", "--master-port", free_port()]
         assert f"{copy} is written by process" in fails(capsys, *launch)

@@ -12,13 +12,13 @@ import sys
 
 import pytest
 
-from pangu_sigma.lock import LOCK, FolderLock, LockError
+from pangu_sigma.lock import LOCK, LockError, folder_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pangu_sigma.lock import FolderLock
-with FolderLock(Path(sys.argv[1])):
+from pangu_sigma.lock import folder_lock
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -37,20 +37,20 @@ def other(tmp_path):
 
 def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path, other):
     with pytest.raises(LockError, match=rf"written by process {other.pid} on {socket.gethostname()} since \d{{4}}-"):
-        FolderLock(tmp_path).__enter__()
+        folder_lock(tmp_path).__enter__()
 
 
 def test_a_killed_process_releases_the_lock(tmp_path, other):
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    with FolderLock(tmp_path):
+    with folder_lock(tmp_path):
         assert str(os.getpid()) in (tmp_path / LOCK).read_text()
 
 
 def test_the_lock_is_free_again_after_the_block(tmp_path):
-    with FolderLock(tmp_path), pytest.raises(LockError):
-        FolderLock(tmp_path).__enter__()
-    with FolderLock(tmp_path):
+    with folder_lock(tmp_path), pytest.raises(LockError):
+        folder_lock(tmp_path).__enter__()
+    with folder_lock(tmp_path):
         pass
 
 
@@ -60,6 +60,6 @@ def test_without_locks_in_the_file_system_only_who_asks_may_write(tmp_path, monk
 
     monkeypatch.setattr(fcntl, "flock", none)
     with pytest.raises(LockError, match=r"no locks .*lock=False"):
-        FolderLock(tmp_path).__enter__()
-    with FolderLock(tmp_path, required=False):
+        folder_lock(tmp_path).__enter__()
+    with folder_lock(tmp_path, required=False):
         pass

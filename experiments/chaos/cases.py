@@ -49,12 +49,12 @@ class FaultRow:
 
 def once(work: Path, name: str, make: Callable[[Path], Any]) -> Path:
     """A folder that make(folder) filled, made by the first who needs it and kept for all later ones."""
-    from pangu_sigma.lock import FolderLock, LockError
+    from pangu_sigma.lock import LockError, folder_lock
 
     folder, whole = work / name, work / f"{name}.whole"
     while not whole.exists():
         try:
-            with FolderLock(work / f"{name}.lock"):
+            with folder_lock(work / f"{name}.lock"):
                 if not whole.exists():
                     shutil.rmtree(folder, ignore_errors=True)
                     folder.mkdir(parents=True)

@@ -33,7 +33,7 @@ from pangu_sigma.model.declare import Initializer, make_parameter
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.rowwise import softmax
 from pangu_sigma.parallel.ranks import Ranks
-from pangu_sigma.train.backend import CpuBackend, TrainingSetup
+from pangu_sigma.train.backend import Backend, TrainingSetup
 from pangu_sigma.train.log.metrics import StepMetrics
 from pangu_sigma.train.loop import Trainer
 from pangu_sigma.train.step import TrainStep
@@ -107,7 +107,7 @@ class _Drawn(Initializer):
         arr[:] = self._drawn.normal(0.0, self._std, arr.shape)
 
 
-class GateBackend(CpuBackend):
+class GateBackend(Backend):
     """The CPU, with a network whose routed FFNs have a gate."""
 
     def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:

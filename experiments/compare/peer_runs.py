@@ -14,16 +14,16 @@ from typing import Literal
 from experiments.compare.gates import GateBackend, GateTrainer
 from experiments.compare.hashing import HashTrainer, LeakTrainer
 from pangu_sigma.config import Config
-from pangu_sigma.train.backend import Backend, CpuBackend
+from pangu_sigma.train.backend import Backend
 from pangu_sigma.train.loop import Trainer, train
 
 Peer = Literal["ours", "gate", "hash", "leak"]
 
 PEERS: dict[Peer, tuple[Backend, type[Trainer]]] = {
-    "ours": (CpuBackend(), Trainer),
+    "ours": (Backend(), Trainer),
     "gate": (GateBackend(), GateTrainer),
-    "hash": (CpuBackend(), HashTrainer),
-    "leak": (CpuBackend(), LeakTrainer),
+    "hash": (Backend(), HashTrainer),
+    "leak": (Backend(), LeakTrainer),
 }
 """How the product and each peer are trained."""
 

@@ -31,7 +31,7 @@ from pangu_sigma.loaded import AnyPath, Model, Paths, to_path, to_paths, to_text
 from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import load as load
 from pangu_sigma.loaded import to_text as to_text  # for the command `generate`
-from pangu_sigma.lock import LOCK, FolderLock
+from pangu_sigma.lock import LOCK, folder_lock
 from pangu_sigma.parallel.ranks import is_rank, started_ranks
 from pangu_sigma.results import Result, Results
 from pangu_sigma.sections import Activation
@@ -156,13 +156,13 @@ def train(
     if not is_rank():  # whose launcher has checked it
         check_start(folder, config, options)
         if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
-            with FolderLock(folder, lock):
+            with folder_lock(folder, lock):
                 pass
     from pangu_sigma.device import mindspore_lock
-    from pangu_sigma.train.backend import Backend, CpuBackend
+    from pangu_sigma.train.backend import Backend
     from pangu_sigma.train.loop import train as train_run
 
-    backend: Backend = CpuBackend()
+    backend = Backend()
     if device == "ascend":
         from pangu_sigma.ascend.backend import AscendBackend
 
@@ -423,12 +423,12 @@ def extract(
     """
     check_folder_writable(to_path(output, "--output"), "--output")
     from pangu_sigma.device import mindspore_lock
-    from pangu_sigma.inherit.extract import extract_export, extract_run
+    from pangu_sigma.inherit.extract import extract_domains
 
-    make = extract_run if format == "run" else extract_export
     path, text = to_path(model, "model"), None if data is None else to_path(data, "--data")
+    kept, dropped = to_texts(keep, "--keep"), to_texts(drop, "--drop")
     with mindspore_lock:
-        return make(path, Path(output), to_texts(keep, "--keep"), to_texts(drop, "--drop"), text, not skip_graph_check)
+        return extract_domains(path, Path(output), kept, dropped, text, not skip_graph_check, format == "mindir")
 
 
 def is_model(what: AnyPath) -> bool:

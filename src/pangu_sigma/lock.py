@@ -7,6 +7,8 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pangu_sigma.errors import UserError, argument
@@ -22,42 +24,30 @@ class LockError(UserError, RuntimeError):
     """Error of a folder in which another process writes, or whose file system has no locks."""
 
 
-class FolderLock:
-    """Context manager that holds the write lock of a folder. Readers need no lock.
+@contextmanager
+def folder_lock(folder: Path, required: bool = True) -> Iterator[None]:
+    """Hold the write lock of a folder, which is created, in a `with` statement. Readers need no lock.
 
-    Raises LockError if another process, or another `FolderLock` of this one, holds the lock; the message says who and since when.
+    required: False to go on without a lock if the file system has none.
+    Raises LockError if another process, or another call in this one, holds the lock; the message says who and since when.
     """
-
-    def __init__(self, folder: Path, required: bool = True):
-        """folder: created if it does not exist. required: False to go on without a lock if the file system has none."""
-        self._folder, self._required = folder, required
-        self._descriptor: int | None = None
-
-    def __enter__(self) -> FolderLock:
-        file = self._folder / LOCK
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    file = folder / LOCK
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(self._descriptor, 1000, 0).decode(errors="replace").strip()
-            self._close()
-            if error.errno in _NO_LOCKS and not self._required:
-                return self
-            raise LockError(_explain(file, error, holder)) from error
-        os.ftruncate(self._descriptor, 0)
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        writer = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
-        os.pwrite(self._descriptor, writer.encode(), 0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+            if required or error.errno not in _NO_LOCKS:
+                holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+                raise LockError(_explain(file, error, holder)) from error
+        else:
+            os.ftruncate(descriptor, 0)
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _explain(file: Path, error: OSError, holder: str) -> str:

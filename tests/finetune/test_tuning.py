@@ -29,7 +29,7 @@ from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, learns_text
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.inherit.equality import compare_trained
-from pangu_sigma.inherit.extract import extract_run
+from pangu_sigma.inherit.extract import extract_domains
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.health import UnhealthyRun
 from pangu_sigma.train.log.metrics import read_metrics
@@ -145,7 +145,7 @@ def test_a_tuned_run_is_a_run(tiny_run, tuned, tmp_path):
         before = result_of(tuned)["forgetting"]["domains"][name]["before"]
         assert before["samples"] == parent["samples"], "what evaluate says of the parent"
         assert before["loss"] == pytest.approx(parent["loss"], rel=1e-6)
-    extract_run(tuned, tmp_path / "en", ["en"], graphs=False)
+    extract_domains(tuned, tmp_path / "en", ["en"], graphs=False)
     assert open_model(tmp_path / "en", "run").config.finetune is None
     with pytest.raises(ConfigError, match=r"finetune\.task=test: .* is tuned to a task; go on with .*finetune"):
         train(open_model(tuned, "run").config, tuned)

@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "ms: an npy of objects": (
         lambda h: release(h, lambda f: np.save(f / "word_embedding.npy", np.array([_System()]), allow_pickle=True)),
-        r"word_embedding\.npy: it holds object",
+        r"word_embedding\.npy: .*Python objects",
     ),
     "ms: an npy of another hidden size": (
         lambda h: release(h, lambda f: np.save(f / "position_embedding.npy", np.zeros((6, 9), np.float32))),
@@ -278,6 +278,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "hf: a tensor is missing": (
         lambda h: huggingface(h, without(HF, "transformer.h.1.ln_2.bias")),
         r"h\.1\.ln_2\.bias is missing",
+    ),
+    "hf: no layers": (
+        lambda h: huggingface(h, {name: value for name, value in HF.items() if ".h." not in name}),
+        r"h\.0\.ln_1\.weight is missing",
     ),
     "hf: a tensor too many": (
         lambda h: huggingface(h, {**HF, "transformer.extra": VALUES["norm.gain"]}),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.foreign import file_tensors as module
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, checked_sizes, row_major
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, Joined, checked_sizes, only, row_major
 
 
 def written(folder: Path, values: np.ndarray, name: str = "a") -> FileTensor:
@@ -41,7 +42,7 @@ def test_blocks_are_joined_and_transposed_whatever_the_slices(
     fragments = blocks(values, rows, columns, folder)
     kept, module._SLICE = module._SLICE, length
     try:
-        found = assembled("w", values.shape, fragments[::-1], transposed)
+        found = Joined(values.shape, fragments[::-1]).assembled("w", transposed)
         wanted = values.T if transposed else values
         assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
         np.testing.assert_array_equal(found.read(), wanted)
@@ -56,12 +57,12 @@ def test_reading_takes_little_more_than_the_tensor(tmp_path: Path):
     del values
     for transposed in (False, True):
         tracemalloc.start()
-        whole = assembled("w", (8192, 2048), fragments, transposed).read()
+        whole = Joined((8192, 2048), fragments).assembled("w", transposed).read()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 1.2 * whole.nbytes
     tracemalloc.start()
-    for _ in assembled("w", (8192, 2048), fragments, transposed=True).content():
+    for _ in Joined((8192, 2048), fragments).assembled("w", transposed=True).content():
         pass
     assert tracemalloc.get_traced_memory()[1] < 0.2 * whole.nbytes
     tracemalloc.stop()
@@ -71,27 +72,27 @@ def test_fragments_that_overlap_leave_gaps_or_reach_out_are_refused(tmp_path: Pa
     one = written(tmp_path, np.zeros((2, 4), np.float32))
     for corners in ([(0, 0), (0, 0)], [(0, 0)], [(0, 0), (3, 0)]):
         with pytest.raises(LayoutError, match="do not fill w of shape"):
-            assembled("w", (4, 4), [Fragment(one, corner) for corner in corners])
+            Joined((4, 4), [Fragment(one, corner) for corner in corners]).assembled("w")
 
 
 def test_types_are_refused_by_name(tmp_path: Path):
     wide = written(tmp_path, np.zeros((2, 4), np.float64), "wide")
     with pytest.raises(LayoutError, match=r"wide \(w\) is float64; weights are read as float32, float16, bfloat16"):
-        assembled("w", (2, 4), [Fragment(wide, (0, 0))])
+        only(wide).assembled("w")
     one, half = written(tmp_path, np.zeros(2, np.float32), "one"), written(tmp_path, np.zeros(2, np.float16), "half")
     with pytest.raises(LayoutError, match=r"half is float16, .*one is float32"):
-        assembled("w", (4,), [Fragment(one, (0,)), Fragment(half, (2,))])
+        Joined((4,), [Fragment(one, (0,)), Fragment(half, (2,))]).assembled("w")
 
 
 def test_copies_that_differ_are_said_or_refused_when_they_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     one, other = np.zeros(4, np.float32), np.array([0, 0, 0.5, 0], np.float32)
     first, second = written(tmp_path, one, "one"), written(tmp_path, other, "other")
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(assembled("w", (4,), [Fragment(first, (0,))], same=[first]).read(), one)
+        np.testing.assert_array_equal(replace(only(first), same=[first]).assembled("w").read(), one)
         assert caplog.text == ""
-        np.testing.assert_array_equal(assembled("w", (4,), [Fragment(first, (0,))], same=[second]).read(), one)
+        np.testing.assert_array_equal(replace(only(first), same=[second]).assembled("w").read(), one)
     assert "other differs from" in caplog.text and "by up to 0.5" in caplog.text
-    strict = assembled("w", (4,), [Fragment(first, (0,))], same=[second], strict=True)
+    strict = replace(only(first), same=[second], strict=True).assembled("w")
     with pytest.raises(LayoutError, match="other is not equal to one"):
         strict.read()
 

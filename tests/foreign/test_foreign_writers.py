@@ -94,7 +94,7 @@ def release_of(folder: Path) -> DenseModel:
     for file in others:
         assert read_strategy(file) == read_strategy(first)
         file.unlink()
-    return open_dense_model(folder, heads=foreign.HEADS)
+    return open_dense_model(folder)
 
 
 def cut_by_mindspore(folder: Path, weights: dict[str, np.ndarray], ranks: int) -> None:
@@ -159,7 +159,7 @@ def test_what_deepspeed_saves_is_read(tmp_path: Path, ranks: int, dtype: str, ze
     sizes |= {"max_position_embeddings": foreign.LENGTH, "padded_vocab_size": foreign.WORDS}
     more = {"model_parallel_size": ranks, "fp16": dtype == "float16", "zero_stage": zero_stage, "nested": nested}
     run_peers("save_with_deepspeed", tmp_path, [*range(ranks)], megatron_sizes(**sizes, **more), needed="deepspeed")
-    model = open_dense_model(tmp_path / "saved", heads=foreign.HEADS)
+    model = open_dense_model(tmp_path / "saved")
     assert (model.layout, model.activation, model.activation_known) == ("deepspeed", "erf", False)
     assert_is(model, values)
     assert {"optimizer", "global_steps", "mp_world_size", "ds_config"} <= {one.name for one in model.unused}

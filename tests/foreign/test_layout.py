@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.file_tensors import assembled
-from pangu_sigma.foreign.layout import Facts, chosen, layer_count, npy_source, plain_name
+from pangu_sigma.foreign.layout import layer_count, npy_source, plain_name
 
 A = Path("a")
 
@@ -16,15 +15,6 @@ def test_layers_are_counted_and_one_that_is_left_out_is_named():
     assert layer_count(A, ["h.0.x", "h.1.x", "h.1.y", "other"], r"h\.(\d+)\.") == 2
     with pytest.raises(LayoutError, match="2 layers and none of index 1"):
         layer_count(A, ["h.0.x", "h.999999999999.x"], r"h\.(\d+)\.")
-
-
-def test_what_the_caller_gives_must_not_be_other_than_what_the_files_say():
-    assert chosen(A, Facts(), 4, "erf") == Facts(heads=4, activation="erf", activation_known=True)
-    assert chosen(A, Facts(heads=4, activation="erf", activation_known=True), 4, "erf").heads == 4
-    with pytest.raises(LayoutError, match="heads=4 was given, the files say 8"):
-        chosen(A, Facts(heads=8), 4, None)
-    with pytest.raises(LayoutError, match="activation=erf was given, the files say tanh"):
-        chosen(A, Facts(activation="tanh", activation_known=True), None, "erf")
 
 
 @pytest.mark.parametrize(
@@ -46,13 +36,13 @@ def test_an_array_of_numpy_is_a_source(tmp_path: Path):
     values = np.arange(6, dtype=np.float16).reshape(2, 3)
     np.save(tmp_path / "a.npy", values)
     source = npy_source(tmp_path / "a.npy")
-    np.testing.assert_array_equal(assembled("a", source.shape, source.fragments).read(), values)
+    np.testing.assert_array_equal(source.assembled("a").read(), values)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.array([print], object), "it holds object"),
+        (np.array([print], object), "Python objects"),
         (np.zeros((2, 2), np.int32), "it holds int32"),
         (np.zeros((2, 2), ">f4"), "it holds >f4"),
         (np.asfortranarray(np.zeros((2, 3), np.float32)), "Fortran"),

@@ -7,13 +7,13 @@ import pytest
 from helpers import foreign_files as foreign
 
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.file_tensors import assembled
+from pangu_sigma.foreign.file_tensors import Joined
 from pangu_sigma.foreign.mindspore_files import open_ckpt
 
 
 def read(file: Path, name: str) -> np.ndarray:
     tensor = open_ckpt(file).tensors[name]
-    return assembled(name, tensor.shape, tensor.fragments()).read()
+    return Joined(tensor.shape, tensor.fragments()).assembled(name).read()
 
 
 @pytest.mark.parametrize("checksum", [False, True])

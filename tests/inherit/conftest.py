@@ -37,6 +37,6 @@ def extended(tiny_run, law_config, made_once) -> Path:
 @pytest.fixture(scope="session")
 def extracted(tiny_run, made_once) -> Path:
     """The domain zh of the run; logits were compared with both graphs. Read only."""
-    from pangu_sigma.inherit.extract import extract_run
+    from pangu_sigma.inherit.extract import extract_domains
 
-    return made_once("extracted", lambda folder: extract_run(tiny_run, folder / "zh", ["zh"])) / "zh"
+    return made_once("extracted", lambda folder: extract_domains(tiny_run, folder / "zh", ["zh"])) / "zh"

@@ -17,7 +17,7 @@ from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit import extend
 from pangu_sigma.inherit.extend import Origin, check_extension, extend_run, extended_tables, plan_extension
-from pangu_sigma.inherit.extract import extract_run
+from pangu_sigma.inherit.extract import extract_domains
 from pangu_sigma.inherit.parent import open_parent
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.sentencepieces import alpha_model, parse_model
@@ -78,7 +78,7 @@ def test_all_domains_answer_as_before_and_the_new_one_as_the_named_bit_for_bit(e
 
 
 def test_to_extract_what_was_extended_gives_the_run_back(tiny_run, extended, tmp_path):
-    receipt = extract_run(extended, tmp_path / "back", dropped=["law"], graphs=False)
+    receipt = extract_domains(extended, tmp_path / "back", dropped=["law"], graphs=False)
     old, back = saved_arrays(tiny_run), saved_arrays(tmp_path / "back")
     assert old.keys() == back.keys()
     assert all(old[name].tobytes() == back[name].tobytes() for name in old)
@@ -115,7 +115,7 @@ def test_a_new_domain_has_own_segments_and_shares_the_common_ones_bit_for_bit(se
     assert (after.common_spread_V == before.common_spread_V).all()
     assert receipt.parameters["experts copied from domain zh"] == 4 * (2 * (2 * 24 * 8 + 8) + 24)
     assert sum(receipt.parameters.values()) == segmented(law_config).num_params().total
-    back = extract_run(tmp_path / "run", tmp_path / "back", dropped=["law"], graphs=False)
+    back = extract_domains(tmp_path / "run", tmp_path / "back", dropped=["law"], graphs=False)
     again = saved_arrays(tmp_path / "back")
     assert [agreement.exact for agreement in back.agreement.values()] == [0.0] * 3
     assert all(old[name].tobytes() == again[name].tobytes() for name in old)

@@ -18,7 +18,7 @@ from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.inherit import extract
 from pangu_sigma.inherit.equality import compare_trained
-from pangu_sigma.inherit.extract import chosen_domains, extract_export, extract_run, extracted_config
+from pangu_sigma.inherit.extract import chosen_domains, extract_domains, extracted_config
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.loop import train
 
@@ -57,20 +57,20 @@ def test_the_domain_answers_as_before_bit_for_bit_by_the_graph_too(extracted, ti
 
 @pytest.mark.parametrize("kept", [["en"], ["code"], ["zh", "code"], ["en", "code"]])
 def test_any_domains_answer_as_before_bit_for_bit(tiny_run, tmp_path, kept):
-    receipt = extract_run(tiny_run, tmp_path / "run", kept, graphs=False)
+    receipt = extract_domains(tiny_run, tmp_path / "run", kept, graphs=False)
     assert {name: each.exact for name, each in receipt.agreement.items()} == dict.fromkeys(kept, 0.0)
     run = open_model(tmp_path / "run", "run")
     assert [each.name for each in run.config.domains] == kept
     assert run.tokenizer.slot_rows.shape == (run.config.slots, 640)
     dropped = [name for name in ("zh", "en", "code") if name not in kept]
-    extract_run(tiny_run, tmp_path / "again", dropped=dropped, graphs=False)
+    extract_domains(tiny_run, tmp_path / "again", dropped=dropped, graphs=False)
     one, other = saved_arrays(tmp_path / "run"), saved_arrays(tmp_path / "again")
     assert all(one[name].tobytes() == other[name].tobytes() for name in one), "--drop is the complement"
 
 
 @pytest.mark.parametrize("kept", [["en"], ["zh", "code"]], ids=len)
 def test_common_segments_are_taken_whole_and_own_ones_by_domain_bit_for_bit(segmented_run, tmp_path, kept):
-    receipt = extract_run(segmented_run, tmp_path / "run", kept, graphs=False)
+    receipt = extract_domains(segmented_run, tmp_path / "run", kept, graphs=False)
     assert {name: each.exact for name, each in receipt.agreement.items()} == dict.fromkeys(kept, 0.0)
     rows = np.array([2 * ("zh", "en", "code").index(name) + i for name in kept for i in range(2)])
     old, new = saved_arrays(segmented_run), saved_arrays(tmp_path / "run")
@@ -90,7 +90,7 @@ def test_common_segments_are_taken_whole_and_own_ones_by_domain_bit_for_bit(segm
 
 
 def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
-    receipt = extract_export(tiny_run, tmp_path / "zh", ["zh"], graphs=False)
+    receipt = extract_domains(tiny_run, tmp_path / "zh", ["zh"], graphs=False, export=True)
     assert receipt.agreement["zh"].exact == 0.0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zh"]
     whole, part_of_it = (
@@ -163,13 +163,13 @@ def test_domains_that_cannot_be_chosen_are_refused(tiny_data, kept, dropped, mes
 
 def test_what_stands_in_the_way_is_refused_and_left_as_it_is(tiny_run, extracted, tiny_export, tmp_path):
     with pytest.raises(ConfigError, match="exists; choose another path with output"):
-        extract_run(tiny_run, extracted, ["zh"])
+        extract_domains(tiny_run, extracted, ["zh"])
     with pytest.raises(ConfigError, match="exists; choose another path with output"):
-        extract_export(tiny_run, tiny_export, ["zh"])
+        extract_domains(tiny_run, tiny_export, ["zh"], export=True)
     with pytest.raises(ConfigError, match="is not a run folder"):
-        extract_run(tmp_path, tmp_path / "run", ["zh"])
+        extract_domains(tmp_path, tmp_path / "run", ["zh"])
     with pytest.raises(ConfigError, match="is an exported model, not a run folder"):
-        extract_run(tiny_export, tmp_path / "run", ["zh"])
+        extract_domains(tiny_export, tmp_path / "run", ["zh"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,9 +179,9 @@ def test_what_is_interrupted_leaves_nothing(tiny_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(extract, "compare_trained", interrupt)  # everything is written by then
     with pytest.raises(KeyboardInterrupt):
-        extract_run(tiny_run, tmp_path / "run", ["zh"])
+        extract_domains(tiny_run, tmp_path / "run", ["zh"])
     with pytest.raises(KeyboardInterrupt):
-        extract_export(tiny_run, tmp_path / "export", ["zh"])
+        extract_domains(tiny_run, tmp_path / "export", ["zh"], export=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -193,14 +193,14 @@ def test_without_its_text_it_is_made_all_the_same_and_said(tiny_run, tiny_data, 
     opened = open_model(run, "run").config
     changed = opened.model_copy(update={"data": opened.data.model_copy(update={"path": str(data)})})
     write_config(config.parent, changed, "run")
-    receipt = extract_run(run, tmp_path / "without", ["zh"], graphs=False)
+    receipt = extract_domains(run, tmp_path / "without", ["zh"], graphs=False)
     assert receipt.agreement["zh"].exact == 0.0
     assert "cannot be trained; to have it, name the text with data" in caplog.text
     assert not (tmp_path / "without" / "data").exists()
-    extract_run(run, tmp_path / "with", ["zh"], data=tiny_data, graphs=False)
+    extract_domains(run, tmp_path / "with", ["zh"], data=tiny_data, graphs=False)
     assert (tmp_path / "with" / "data" / "zh.train.bin").exists()
     with pytest.raises(DataError, match="is not the prepared text of"):
-        extract_run(run, tmp_path / "other", ["zh"], data=tmp_path, graphs=False)
+        extract_domains(run, tmp_path / "other", ["zh"], data=tmp_path, graphs=False)
 
 
 def test_keys_that_fewer_domains_do_not_allow_are_lowered_and_said(tiny_data, tmp_path, caplog):
@@ -225,6 +225,6 @@ def test_the_command_prints_the_receipt(tiny_run, tmp_path, capsys):
     assert "domain zh             left away" in printed
     assert "largest |Δlogit| 0; 16 tokens" in printed
     assert main(["extract", str(tiny_run), *options, "--output", str(tmp_path / "two"), "--json", "-"]) == 0
-    receipt = extract_run(tiny_run, tmp_path / "three", ["en"], graphs=False)
+    receipt = extract_domains(tiny_run, tmp_path / "three", ["en"], graphs=False)
     assert json.loads(capsys.readouterr().out) == asdict(receipt)
     assert main(["extract", str(tiny_run), *options, "--output", str(tmp_path / "run")]) == 2

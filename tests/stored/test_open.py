@@ -94,7 +94,8 @@ def test_arrays_are_those_of_a_checkpoint_and_only_a_run_has_adams_state(forms, 
 
 
 def test_files_of_others_give_what_they_were_written_of(forms):
-    model = open_model(forms["alpha"], heads=foreign_files.HEADS, activation="erf")
+    model = open_model(forms["alpha"])
+    model.assume(foreign_files.HEADS, "erf")
     values = foreign_files.parent()
     assert (model.kind, model.layout) == ("alpha", "mindspore")
     assert (model.sizes.heads, model.sizes.activation, model.sizes.layers) == (

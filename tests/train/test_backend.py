@@ -12,7 +12,7 @@ from pangu_sigma.ascend.backend import AscendBackend
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
-from pangu_sigma.train.backend import CpuBackend, tier_of
+from pangu_sigma.train.backend import Backend, tier_of
 from pangu_sigma.train.start import check_cpu
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -68,7 +68,7 @@ def test_the_losses_of_ranks_that_see_the_same_tokens_count_once():
     counted = [rank for rank in ranks if AscendBackend().adds_losses(config, Rank(rank, len(ranks)))]
     assert counted == [4, 6], "of the last stage, one rank of each tensor group"
     cpu = toy_config(parallel={"data": 2})
-    assert all(CpuBackend().adds_losses(cpu, Rank(rank, 2)) for rank in (0, 1))
+    assert all(Backend().adds_losses(cpu, Rank(rank, 2)) for rank in (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_losses_of_ranks_that_see_the_same_tokens_count_once():
     ],
 )
 def test_what_needs_ascend_is_refused_on_the_cpu(sections, message):
-    for check in (check_cpu, CpuBackend().connect):
+    for check in (check_cpu, Backend().connect):
         with pytest.raises(ConfigError, match=message):
             check(toy_config(**sections))
     check_cpu(toy_config(train={"compute_dtype": "float16"}))

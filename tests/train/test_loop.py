@@ -33,7 +33,7 @@ from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.ecss.build import build
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.run import evaluate_run
-from pangu_sigma.lock import FolderLock, LockError
+from pangu_sigma.lock import LockError, folder_lock
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
@@ -302,7 +302,7 @@ def test_a_second_writer_is_refused_and_touches_nothing_of_the_first(tiny_data, 
     copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
     unfinished = copy / "checkpoints" / ".unfinished-step_00000030"
     unfinished.mkdir()
-    with FolderLock(copy):
+    with folder_lock(copy):
         before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
         with pytest.raises(LockError, match=rf"is written by process {os.getpid()} on .* since"):
             train(tiny_config(tiny_data, train={"steps": 7}), copy)

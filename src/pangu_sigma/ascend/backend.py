@@ -7,7 +7,7 @@ and a test covers the arithmetic of which rank writes what.
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 
 from pangu_sigma.ascend.context import use_ascend
 from pangu_sigma.ascend.inputs import step_inputs
@@ -17,7 +17,7 @@ from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import Files, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import Parts, file_of_rank, fill_from
+from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
@@ -85,5 +85,8 @@ class AscendBackend(Backend):
         parts: Parts = {}
         for shard, name, _, part in parameter_parts(built.shards, built.store, built.config.parallel, built.ranks.rank):
             parts.setdefault(shard, {})[name] = part
-        for parameter, array in fill_from(checkpoint, built.shards, parts):
-            parameter.set_data(Tensor(array), slice_shape=True)
+
+        def put(parameter: Parameter, values: np.ndarray) -> None:
+            parameter.set_data(Tensor(values), slice_shape=True)
+
+        restore(built.shards, checkpoint, parts=parts, put=put)

@@ -106,9 +106,7 @@ def newest_identity(root: Path) -> Identity | None:
 
 def _newest_whole(root: Path, expected: Identity | None, ranks: Ranks) -> Checkpoint:
     if (root / UNHEALTHY).exists():
-        raise CheckpointError(
-            f"{root} is no checkpoint: it is a state with values that are not finite; name a checkpoint beside it"
-        )
+        raise CheckpointError(f"{root} holds values that are not finite, and is no checkpoint; name one beside it")
     problems = []
     for directory in candidates(root):
         try:
@@ -179,7 +177,5 @@ def _row(saved: list[SavedArray], name: str, number: int) -> np.ndarray:
     wanted = Part(whole, ((number, number + 1),), (0,) * (len(whole) - 1))
     copied = sum(copy_part(array, row, wanted) for array in saved)
     if copied != row.size:
-        raise CheckpointError(
-            f"{name}[{number}] has {copied} of {row.size} values; a file is missing, use another checkpoint"
-        )
+        raise CheckpointError(f"{name}[{number}] has {copied} of {row.size} values; a file is missing; {ANOTHER}")
     return row[0]

@@ -91,9 +91,7 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
             f"did, the line is damaged: {fix}"
         )
     if xxhash.xxh3_128_hexdigest(content[found.end() :]) != found[3].decode():
-        raise DamagedFile(
-            f"{file}: it does not have the hash of its first line: it was edited by hand or is damaged; {fix}"
-        )
+        raise DamagedFile(f"{file}: not the hash of its first line: it was edited by hand or is damaged; {fix}")
     return load_config(file)
 
 

@@ -53,9 +53,7 @@ def candidates(root: Path) -> list[Path]:
         name = coming
     if name is None:
         if found:
-            logger.warning(
-                "%s is missing or names no checkpoint; using the newest whole checkpoint there", root / LATEST
-            )
+            logger.warning("%s is missing or names none; using the newest whole checkpoint there", root / LATEST)
         return found
     older = [path for path in found if step_of(path) <= step_of(Path(name))]
     if name in names:
@@ -72,9 +70,7 @@ def make_latest(unfinished: Path, target: Path) -> None:
     """Make the folder of a complete save the newest checkpoint, in this order: write its name to NEXT_LATEST, by which a killed
     save is recognised; rename the folder `unfinished` to `target`; rename NEXT_LATEST to LATEST."""
     root = target.parent
-    note = root / NEXT_LATEST
-    note.write_text(f"{target.name}\n", encoding="utf-8")
-    sync(note)
+    note = _note(root, target.name)
     try:
         _move_into_place(unfinished, target)
     except OSError:
@@ -83,6 +79,13 @@ def make_latest(unfinished: Path, target: Path) -> None:
     sync(root)
     note.replace(root / LATEST)
     sync(root)
+
+
+def _note(root: Path, name: str) -> Path:
+    note = root / NEXT_LATEST
+    note.write_text(f"{name}\n", encoding="utf-8")
+    sync(note)
+    return note
 
 
 def _move_into_place(unfinished: Path, target: Path) -> None:
@@ -112,10 +115,7 @@ def recover_interrupted_save(root: Path) -> None:
 
 def keep_only(root: Path, step: int) -> None:
     """Make the checkpoint of a step the newest, and remove all other checkpoints. Raises OSError."""
-    note = root / NEXT_LATEST
-    note.write_text(f"step_{step:08d}\n", encoding="utf-8")
-    sync(note)
-    note.replace(root / LATEST)
+    _note(root, f"step_{step:08d}").replace(root / LATEST)
     sync(root)
     prune(root, max(map(step_of, _checkpoints(root))), 0, [step])
     remove_leftovers(root)

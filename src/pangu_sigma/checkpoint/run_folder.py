@@ -23,7 +23,7 @@ from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint, step
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, override, parse_config, read_tree
-from pangu_sigma.lock import FolderLock
+from pangu_sigma.lock import folder_lock
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def one_writer(path: Path, required: bool = True, ranks: Ranks = SINGLE_PROCESS)
     with ExitStack() as held:
         with ranks.fail_together(f"locking {path}"), name_unwritable(path):
             if ranks.first:
-                held.enter_context(FolderLock(path, required))
+                held.enter_context(folder_lock(path, required))
         yield
 
 

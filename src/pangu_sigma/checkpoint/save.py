@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pangu_sigma.checkpoint.format import (
-    FILE_NAME,
     FORMAT,
     MANIFEST,
     PARTS,
@@ -58,16 +57,11 @@ def save_checkpoint(
     files: arrays that this rank writes. state: values that JSON can hold.
     after_chunk: called as the arrays are written, so that arrays of mapped files need not stay in memory.
     ranks: every rank calls this function with the files that it writes; rank 0 does everything else.
-    Raises CheckpointError, on all ranks, for a file name or state value that is not allowed, and for disk errors; LATEST does not
-    change then. Raises UnhealthyState, on all ranks, if an array holds NaN or infinity: LATEST does not change, nothing is
+    Raises CheckpointError, on all ranks, for a state value that is not allowed, and for disk errors; LATEST does not change then.
+    Raises UnhealthyState, on all ranks, if an array holds NaN or infinity: LATEST does not change, nothing is
     pruned, and the state is kept under another name.
     """
-    save = Save(root, step, list(files), state, identity, keep, ranks)
-    save.begin()
-    save.gather(lambda: save.write(files, after_chunk))
-    path = save.complete(save.finish)
-    save.clean()
-    return path
+    return Save(root, step, state, identity, keep, ranks).at_once(files, after_chunk)
 
 
 @dataclass(frozen=True)
@@ -76,15 +70,6 @@ class Written:
 
     files: dict[str, Any] = field(default_factory=dict)
     not_finite: list[NotFinite] = field(default_factory=list)
-
-    def encode(self) -> bytes:
-        """Return the report as JSON."""
-        return _WRITTEN.dump_json(self)
-
-    @staticmethod
-    def decode(note: bytes) -> Written:
-        """Parse a report from the JSON of `encode`."""
-        return _WRITTEN.validate_json(note)
 
 
 _WRITTEN = TypeAdapter(Written)
@@ -101,20 +86,26 @@ class Save:
         self,
         root: Path,
         step: int,
-        names: list[str],
         state: dict[str, Any],
         identity: Identity,
         keep: int,
         ranks: Ranks,
         spared: Collection[int] = (),
     ):
-        """names: names of the files that this rank will write. spared: steps whose checkpoints are not pruned."""
-        _check_arguments(step, names, keep)
+        """spared: steps whose checkpoints are not pruned."""
         self._root, self._step, self._keep, self._identity, self._ranks = root, step, keep, identity, ranks
         self._state, self._spared = _encode_state(state), spared
         self.target = root / f"step_{step:08d}"
         self._unfinished = root / f"{UNFINISHED}{self.target.name}"
         self._written = Written()
+
+    def at_once(self, files: Files, after_chunk: Callable[[], None]) -> Path:
+        """Write the checkpoint without a thread, and return its directory. Arguments and errors: see `save_checkpoint`."""
+        self.begin()
+        self.gather(lambda: self.write(files, after_chunk))
+        path = self.complete(self.finish)
+        self.clean()
+        return path
 
     def begin(self) -> None:
         """Create the checkpoint's directory, under another name, in which all ranks write."""
@@ -130,7 +121,7 @@ class Save:
         """Write this rank's files, and return the report for `gather`. Raises OSError."""
         written = _write_files(self._unfinished, files, after_chunk)
         if not self._ranks.first:
-            (self._unfinished / f"{RANK_NOTE}{self._ranks.rank}").write_bytes(written.encode())
+            (self._unfinished / f"{RANK_NOTE}{self._ranks.rank}").write_bytes(_WRITTEN.dump_json(written))
         return written
 
     def abandon(self) -> None:
@@ -147,7 +138,7 @@ class Save:
         """On rank 0, gather the reports, write the manifest, rename the directory, change LATEST and prune. Raises OSError."""
         if self._ranks.first:
             for note in sorted(self._unfinished.glob(f"{RANK_NOTE}*")):
-                other = Written.decode(note.read_bytes())
+                other = _WRITTEN.validate_json(note.read_bytes())
                 self._written.files.update(other.files)
                 self._written.not_finite.extend(other.not_finite)
                 note.unlink()
@@ -215,21 +206,11 @@ class Save:
             ) from error
 
 
-def _check_arguments(step: int, names: list[str], keep: int) -> None:
-    if step < 0 or keep < 1:
-        raise CheckpointError(f"step={step} must be at least 0 and keep={keep} at least 1 (train.keep_checkpoints)")
-    for name in names:
-        if not FILE_NAME.fullmatch(name):
-            raise CheckpointError(f"{name!r} cannot be the name of a file; use letters, digits, '_', '-' and '.'")
-
-
 def _encode_state(state: dict[str, Any]) -> bytes:
     try:
         return as_json(state)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{STATE}: {error}; state must be plain finite JSON values, put arrays in a file"
-        ) from error
+        raise CheckpointError(f"{STATE}: {error}; state must be plain finite JSON; put arrays in a file") from error
 
 
 def _write_files(folder: Path, files: Files, after_chunk: Callable[[], None]) -> Written:

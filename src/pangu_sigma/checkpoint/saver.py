@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -66,11 +65,7 @@ class Saver:
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
         """Write a checkpoint at once, and return its directory. A pending checkpoint is completed first."""
         self.wait()
-        save = self._opened(step, files, state)
-        save.gather(lambda: save.write(files, self._after_chunk))
-        path = save.complete(save.finish)
-        save.clean()
-        return path
+        return self._next(step, state).at_once(files, self._after_chunk)
 
     def begin(self, step: int, files: Files, state: dict[str, Any]) -> None:
         """Copy the arrays of a checkpoint, and write the copy in a thread. A pending checkpoint is completed first.
@@ -81,7 +76,8 @@ class Saver:
         if not self._behind or self._ranks.any(not self._has_room(files)):
             self.save(step, files, state)
             return
-        save = self._opened(step, files, state)
+        save = self._next(step, state)
+        save.begin()
         try:
             with self._ranks.fail_together("copying the state for a checkpoint"):
                 self._take(files)
@@ -115,9 +111,7 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Complete the pending checkpoint. After an error, only a run of one process can: other ranks may not come here."""
         try:
             if error is None or self._ranks.world == 1:
@@ -129,12 +123,10 @@ class Saver:
         finally:
             self._threads.shutdown()
 
-    def _opened(self, step: int, files: Files, state: dict[str, Any]) -> Save:
+    def _next(self, step: int, state: dict[str, Any]) -> Save:
         if self._cleaning is not None:
             self._cleaning.result()
-        save = Save(self._root, step, list(files), state, self._identity, self._keep, self._ranks, self.spared)
-        save.begin()
-        return save
+        return Save(self._root, step, state, self._identity, self._keep, self._ranks, self.spared)
 
     def _take(self, files: Files) -> None:
         """Copy the arrays into the memory of the last copy, if they have the same shapes."""

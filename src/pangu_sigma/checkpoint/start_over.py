@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -64,26 +63,3 @@ def set_aside(run: Path) -> Path | None:
     sync(run)
     logger.info("set aside %s of %s in %s", ", ".join(there), run, folder)
     return folder
-
-
-def set_aside_lines_without_checkpoint(run: Path) -> None:
-    """Move the metrics log of a run without a checkpoint aside if it has steps after 0. A warning counts the lines."""
-    lines = _lines_of_steps(run / _METRICS)
-    if lines:
-        logger.warning(
-            "%s has no checkpoint, but %d logged lines of later steps than 0: it begins at step 0", run, lines
-        )
-        set_aside(run)
-
-
-def _lines_of_steps(file: Path) -> int:
-    """Count the lines of a log that are about a step after 0."""
-    if not file.exists():
-        return 0
-    found = 0
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            found += json.loads(line)["step"] > 0
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off by a crash
-    return found

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
-from mindspore import Parameter
+from mindspore import Parameter, nn
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.format import ANOTHER, CheckpointError
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, Part, SavedArray, copy_part
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.optimizer.dense_adam import AdamState
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.ranks import Ranks
 
@@ -21,7 +20,7 @@ Shards = dict[str, dict[str, Parameter]]
 
 
 def shards_of(
-    network: PanGuSigma, store: ExpertStore, optimizer: AdamState | None = None, scale: LossScale | None = None
+    network: PanGuSigma, store: ExpertStore, optimizer: nn.Cell | None = None, scale: LossScale | None = None
 ) -> Shards:
     """Return the parameters that a checkpoint holds, by shard; without `optimizer` and `scale` the weights alone."""
     dense = dict(network.parameters_and_names())
@@ -82,34 +81,21 @@ def restore(
     checkpoint: Checkpoint,
     after_row: Callable[[], None] = lambda: None,
     parts: Parts | None = None,
+    put: Callable[[Parameter, np.ndarray], None] | None = None,
 ) -> None:
-    """Copy the values of a checkpoint into the memory of every parameter.
+    """Copy the values of a checkpoint into every parameter.
 
-    after_row: called after each row of an array. parts: parts of the divided parameters, as `parts_of` returns them.
+    after_row: called after each row of an array. parts: parts of the divided parameters, as `parts_of` returns them. put: copies
+    values to the device; None if parameters are in the memory of the host.
     Raises CheckpointError for a parameter that is missing, or of another shape or dtype.
     """
     for parameter, part, saved, what in _matched(shards, checkpoint, parts or {}):
-        _fill(parameter.asnumpy(), part, saved, what, after_row)
-
-
-def fill_from(checkpoint: Checkpoint, shards: Shards, parts: Parts) -> Iterator[tuple[Parameter, np.ndarray]]:
-    """Yield each parameter with its values in the checkpoint, which the caller copies to the device. Raises CheckpointError."""
-    for parameter, part, saved, what in _matched(shards, checkpoint, parts):
-        array = np.empty_like(parameter.asnumpy())
-        _fill(array, part, saved, what)
-        yield parameter, array
-
-
-def _fill(
-    target: np.ndarray,
-    wanted: Part,
-    saved: list[SavedArray],
-    what: str,
-    after_row: Callable[[], None] = lambda: None,
-) -> None:
-    copied = sum(copy_part(array, target, wanted, after_row) for array in saved)
-    if copied != target.size:
-        raise CheckpointError(f"{what} has {copied} of {target.size} values; a file is missing, use another checkpoint")
+        target = parameter.asnumpy() if put is None else np.empty_like(parameter.asnumpy())
+        copied = sum(copy_part(array, target, part, after_row) for array in saved)
+        if copied != target.size:
+            raise CheckpointError(f"{what} has {copied} of {target.size} values; a file is missing, {ANOTHER}")
+        if put is not None:
+            put(parameter, target)
 
 
 def _matched(

@@ -15,14 +15,13 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.hf_folder import write_hf_folder
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.open import KIND_NAMES, open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.writable import check_folder_writable
 
 logger = logging.getLogger(__name__)
 
 Form = Literal["hf", "run"]
-_ITSELF = {"hf": "a Hugging Face style folder", "run": "a run"}
 
 
 def convert_model(source: Path, output: Path, to: Form) -> Path:
@@ -30,13 +29,11 @@ def convert_model(source: Path, output: Path, to: Form) -> Path:
 
     Raises ConfigError if `output` exists or `source` has that form already, and the errors of a missing or damaged model.
     """
-    if to not in _ITSELF:
-        raise ConfigError(f"to={to!r} is not known; use 'hf' or 'run'")
     check_absent(output)
     check_folder_writable(output, "--output")
     model = open_model(source, "run", "hf")
     if model.kind == to:
-        raise ConfigError(f"{source} is {_ITSELF[to]} already; to have it twice, copy the folder")
+        raise ConfigError(f"{source} is {KIND_NAMES[to]} already; to have it twice, copy the folder")
     return write_hf_folder(model, output) if to == "hf" else write_run(model, output)
 
 
@@ -44,9 +41,8 @@ def write_run(model: StoredModel, folder: Path) -> Path:
     """Write a model to `folder` as a run at step 0. Prepared data is not needed until the run is trained.
 
     Adam state and the position in the data start from zero, which is logged. The folder is created atomically. Raises ConfigError
-    if the folder exists or cannot be created.
+    if it cannot be created.
     """
-    check_absent(folder)
     config = model.config.model_copy(update={"finetune": None})  # it can be trained again
     with unfinished_folder(folder) as path:
         write_model_files(path, config, model.path / TOKENIZER_FOLDER, model.table)

@@ -17,7 +17,7 @@ from pangu_sigma.sealed import seal_folder
 from pangu_sigma.stored.hf_config import GENERATION, MODEL_TYPE, config_json
 from pangu_sigma.stored.hf_folder import CONFIG_JSON, GENERATION_JSON, INDEX_JSON, table_tensors
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
+from pangu_sigma.train.first_checkpoint import unfinished_folder
 
 CARD = "README.md"
 SHARD_BYTES = 4 << 30
@@ -27,9 +27,8 @@ SHARD_BYTES = 4 << 30
 def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_BYTES) -> Path:
     """Write a model as a Hugging Face style folder, atomically and tensor by tensor. shard_bytes: maximum tensor bytes of a file.
 
-    Raises ConfigError if `output` exists or cannot be created, CheckpointError if a tensor cannot be read.
+    Raises ConfigError if `output` cannot be created, CheckpointError if a tensor cannot be read.
     """
-    check_absent(output)
     tables = table_tensors(model.table, model.config).items()
     tensors = {**model.tensors, **{name: LazyArray.of(values, name) for name, values in tables}}
     shards = _divide({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)

@@ -10,7 +10,6 @@ from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
 from pangu_sigma.foreign.huggingface_layout import is_huggingface, open_huggingface
 from pangu_sigma.foreign.megatron_layout import is_megatron, open_megatron
 from pangu_sigma.foreign.mindspore_layout import is_mindspore, open_mindspore
-from pangu_sigma.sections import Activation
 
 LAYOUTS = {
     "huggingface": "config.json with model.safetensors or pytorch_model.bin, whole or by an index",
@@ -28,17 +27,16 @@ def is_dense_model(path: Path) -> bool:
     return path.exists() and any(fits(path) for fits, _ in _OPENERS)
 
 
-def open_dense_model(path: Path, *, heads: int | None = None, activation: Activation | None = None) -> DenseModel:
+def open_dense_model(path: Path) -> DenseModel:
     """Open a dense PanGu-α in one of LAYOUTS; the values of a tensor are read when they are first needed.
 
-    heads, activation: number of attention heads and activation of the model, needed if the files do not state them.
     Raises LayoutError if no layout fits, or if a tensor is missing, unknown, damaged, or of another model.
     """
     if not path.exists():
         raise LayoutError(f"{path} does not exist; give a folder or file in one of these layouts: {_listed()}")
     for fits, opened in _OPENERS:
         if fits(path):
-            return opened(path, heads, activation)
+            return opened(path)
     if path.is_file() and path.suffix == ".safetensors":
         metadata_of(path)  # raises for a damaged file
     if (path / FREQUENCIES_NAME).exists():

@@ -19,6 +19,9 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.errors import UserError
 from pangu_sigma.sections import Activation
 
+MIXED = "the files are not of one model"
+"""Reason in the messages of files that contradict each other."""
+
 
 class LayoutError(UserError, ValueError):
     """Error of a folder or file of weights that cannot be used; the message names the tensor or file, the problem and the fix."""
@@ -75,26 +78,3 @@ def tensor_shapes(hidden: int, ffn: int, layers: int, seq_length: int, vocabular
         shapes |= {f"{at}.ffn.w1": (ffn, hidden), f"{at}.ffn.b1": (ffn,)}
         shapes |= {f"{at}.ffn.w2": (ffn, hidden), f"{at}.ffn.b2": (hidden,)}
     return shapes | {"norm.gain": (hidden,), "norm.bias": (hidden,)}
-
-
-def check_tensors(model: DenseModel) -> DenseModel:
-    """Check that a dense model has exactly the tensors of its sizes, and return it. Raises LayoutError for a missing or unknown
-    tensor, or another shape."""
-    wanted = tensor_shapes(model.hidden, model.ffn, model.layers, model.seq_length, model.vocabulary)
-    for name, shape in wanted.items():
-        if name not in model.tensors:
-            raise LayoutError(
-                f"{model.path}: {name} of shape {shape} is missing; the {model.layout} layout needs it: take the whole release"
-            )
-        found = model.tensors[name]
-        if found.shape != shape:
-            raise LayoutError(
-                f"{model.path}: {found.origin or name} is of shape {found.shape}, {name} must be {shape}; the files are not of one "
-                "model"
-            )
-    for name in model.tensors:
-        if name not in wanted:
-            raise LayoutError(
-                f"{model.path}: {name} is no tensor of a model of {model.layers} layers; the files are not of one model"
-            )
-    return model

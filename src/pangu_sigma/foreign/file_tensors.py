@@ -10,13 +10,14 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import map_file
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.dense_model import MIXED, LayoutError
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +55,10 @@ class FileTensor:
         """File and name of the tensor, for messages."""
         return f"{self.file}: {self.name}"
 
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
     def values(self) -> np.ndarray:
         """Map the values into memory; bfloat16 as uint16."""
         raw = np.dtype("<u2" if self.kind == "bfloat16" else KINDS[self.kind].newbyteorder("<"))
-        if not self.size:
+        if 0 in self.shape:
             return np.empty(self.shape, raw)
         if self.check is not None:
             self.check()
@@ -78,10 +74,9 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
 
 def checked_sizes(file: Path, name: str, sizes: Sequence[object]) -> tuple[int, ...]:
     """Return the sizes of a tensor's axes. Raises LayoutError for a size that is no integer, negative, or huge."""
-    if len(sizes) > 8 or not all(type(n) is int and 0 <= n <= _MOST_SIZE for n in sizes):
+    numbers = all(type(n) is int and n >= 0 for n in sizes)
+    if len(sizes) > 8 or not numbers or math.prod(max(1, n) for n in sizes) > _MOST_SIZE:  # type: ignore[call-overload]
         raise LayoutError(f"{file}: {name} has the shape {str(sizes)[:80]}, which no tensor has; the file is damaged")
-    if math.prod(max(1, n) for n in sizes) > _MOST_SIZE:  # type: ignore[call-overload]
-        raise LayoutError(f"{file}: {name} has the shape {str(sizes)[:80]}, which is too large; the file is damaged")
     return tuple(sizes)  # type: ignore[arg-type]
 
 
@@ -100,62 +95,54 @@ class Fragment:
         return self.stored.shape if self.rows is None else (self.rows, *self.stored.shape[1:])
 
 
-def assembled(
-    name: str,
-    shape: tuple[int, ...],
-    fragments: Sequence[Fragment],
-    transposed: bool = False,
-    same: Sequence[FileTensor] = (),
-    strict: bool = False,
-) -> LazyArray:
-    """Return a lazy tensor of a model that is joined from fragments of files when it is read.
-
-    shape: shape of the whole tensor, before transposing. same: copies of the only fragment, which must have the same values.
-    Reading compares them; a difference is logged as a warning, or raises LayoutError if strict.
-    Raises LayoutError if the fragments have different dtypes or do not fill the shape.
-    """
-    first = fragments[0].stored
-    for fragment in fragments:
-        if fragment.stored.kind not in KINDS:
-            raise LayoutError(
-                f"{fragment.stored.origin} ({name}) is {fragment.stored.kind}; weights are read as {', '.join(KINDS)}: convert it"
-            )
-        if fragment.stored.kind != first.kind:
-            raise LayoutError(
-                f"{fragment.stored.origin} is {fragment.stored.kind}, {first.origin} is {first.kind}; they are not of one model"
-            )
-    if sum(math.prod(fragment.shape) for fragment in fragments) != math.prod(shape) or not _fit(shape, fragments):
-        raise LayoutError(
-            f"{first.origin} and {len(fragments) - 1} more do not fill {name} of shape {shape}; take the whole release"
-        )
-    whole = _Whole(shape, tuple(fragments), transposed, tuple(same), strict)
-    return LazyArray(shape[::-1] if transposed else shape, KINDS[first.kind], whole.slices, origin=first.origin)
-
-
-def _fit(shape: tuple[int, ...], fragments: Sequence[Fragment]) -> bool:
-    """Return True if every fragment is inside and no two begin at one position; with equal counts, they then fill the whole."""
-    inside = all(
-        len(f.shape) == len(shape)
-        and all(at + n <= whole for at, n, whole in zip(f.first, f.shape, shape, strict=True))
-        for f in fragments
-    )
-    return inside and len({f.first for f in fragments if math.prod(f.shape)}) == sum(
-        math.prod(f.shape) > 0 for f in fragments
-    )
-
-
 @dataclass(frozen=True)
-class _Whole:
-    shape: tuple[int, ...]
-    fragments: tuple[Fragment, ...]
-    transposed: bool
-    same: tuple[FileTensor, ...]
-    strict: bool
+class Joined:
+    """Whole tensor of another project, joined from fragments of files. parts: number of files with a fragment, for messages.
 
-    def slices(self) -> Iterator[np.ndarray]:
+    same: copies of the only fragment, which are compared with it when it is read. A difference is logged as a warning, or raises
+    LayoutError if `strict`.
+    """
+
+    shape: tuple[int, ...]
+    fragments: Sequence[Fragment]
+    same: Sequence[FileTensor] = ()
+    strict: bool = False
+    parts: int = 1
+
+    def assembled(self, name: str, transposed: bool = False) -> LazyArray:
+        """Return the tensor `name` of a model, which is joined when it is read. Raises LayoutError if the fragments have different
+        dtypes or do not fill the shape."""
+        first = self.fragments[0].stored
+        for stored in [fragment.stored for fragment in self.fragments]:
+            if stored.kind not in KINDS:
+                raise LayoutError(
+                    f"{stored.origin} ({name}) is {stored.kind}; weights are read as {', '.join(KINDS)}: convert it"
+                )
+            if stored.kind != first.kind:
+                raise LayoutError(f"{stored.origin} is {stored.kind}, {first.origin} is {first.kind}; {MIXED}")
+        if not self._is_filled():
+            raise LayoutError(
+                f"{first.origin} and {len(self.fragments) - 1} more do not fill {name} of shape {self.shape}; take the whole "
+                "release"
+            )
+        shape = self.shape[::-1] if transposed else self.shape
+        return LazyArray(shape, KINDS[first.kind], partial(self._slices, transposed), origin=first.origin)
+
+    def _is_filled(self) -> bool:
+        """Return True if every fragment is inside and no two begin at one position; with equal counts, they then fill the whole."""
+        inside = all(
+            len(f.shape) == len(self.shape)
+            and all(at + n <= whole for at, n, whole in zip(f.first, f.shape, self.shape, strict=True))
+            for f in self.fragments
+        )
+        sizes = [math.prod(fragment.shape) for fragment in self.fragments]
+        corners = [fragment.first for fragment, size in zip(self.fragments, sizes, strict=True) if size]
+        return inside and sum(sizes) == math.prod(self.shape) and len(set(corners)) == len(corners)
+
+    def _slices(self, transposed: bool) -> Iterator[np.ndarray]:
         """Yield slices of rows, or of columns where the tensor is transposed."""
         kind = self.fragments[0].stored.kind
-        dtype, axis = KINDS[kind], len(self.shape) - 1 if self.transposed else 0
+        dtype, axis = KINDS[kind], len(self.shape) - 1 if transposed else 0
         if not self.shape:
             yield _decoded(self.fragments[0].stored.values(), kind)
             return
@@ -167,7 +154,7 @@ class _Whole:
             for fragment in self.fragments:
                 _fill(values, fragment, axis, begin, end)
             self._compare(values, begin, end)
-            yield values.T if self.transposed else values
+            yield values.T if transposed else values
         if 0 in self.shape:
             yield np.empty((0,), dtype)
 
@@ -178,16 +165,17 @@ class _Whole:
             if not np.array_equal(values, copy, equal_nan=True):
                 first = self.fragments[0].stored
                 if self.strict:
-                    raise LayoutError(
-                        f"{other.origin} is not equal to {first.name}, which it must be; this model cannot be used"
-                    )
+                    raise LayoutError(f"{other.origin} is not equal to {first.name}, as it must be: it cannot be used")
                 most = np.nanmax(np.abs(values.astype(np.float64) - copy)) if values.size else 0.0
                 logger.warning(
                     "%s differs from %s by up to %g; both should be one tensor: the latter is taken",
-                    other.origin,
-                    first.origin,
-                    most,
+                    *(other.origin, first.origin, most),
                 )
+
+
+def only(stored: FileTensor) -> Joined:
+    """Return the `Joined` of a tensor that one file holds as a whole: its single fragment."""
+    return Joined(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
 
 
 def _fill(values: np.ndarray, fragment: Fragment, axis: int, begin: int, end: int) -> None:

@@ -7,21 +7,19 @@ output `out_proj`, the others `c_proj`. Weights of `nn.Linear` are [out, in].
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, array_extents
 from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, row_major
+from pangu_sigma.foreign.file_tensors import FileTensor, Joined, only, row_major
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
-    Joined,
-    chosen,
     counterparts,
     dense_model_of,
     layer_count,
-    only,
     plain_name,
     weight_and_bias,
 )
@@ -66,7 +64,7 @@ def is_huggingface(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").is_file() and any((path / file).is_file() for file in _FILES)
 
 
-def open_huggingface(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
+def open_huggingface(path: Path) -> DenseModel:
     """Open a folder of a Hugging Face port of PanGu-α. Raises LayoutError, which names the file or tensor."""
     config = _json(path / "config.json")
     facts = _facts(path / "config.json", config)
@@ -74,15 +72,15 @@ def open_huggingface(path: Path, heads: int | None, activation: Activation | Non
     unused = [Unused(one.name, f"{file.name} is read instead") for one in others]
     found = _weights(path, file)
     sources, head = _named(path, found, unused)
-    layers = layer_count(path, sources, r"h\.(\d+)\.")
+    layers = layer_count(path, sources, r"h\.(\d+)\.") or 1
     rules = PORT_SHARED | counterparts(PORT_LAYER, [f"h.{layer}" for layer in range(layers)])
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
             raise LayoutError(
                 f"{path}: lm_head.weight is of shape {head.shape}; PanGu-α predicts with its word table: it cannot be used"
             )
-        sources["wte.weight"] = Joined(head.shape, sources["wte.weight"].fragments, [head], strict=True)
-    return dense_model_of(path, "huggingface", sources, rules, chosen(path, facts, heads, activation), unused)
+        sources["wte.weight"] = replace(sources["wte.weight"], same=[head], strict=True)
+    return dense_model_of(path, "huggingface", sources, rules, facts, unused)
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -93,9 +91,7 @@ def _json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise LayoutError(f"{file}: it is not JSON ({str(error)[:80]}); download it again") from None
     if not isinstance(tree, dict):
-        raise LayoutError(
-            f"{file}: it holds a {type(tree).__name__} and must hold names with values; download it again"
-        )
+        raise LayoutError(f"{file}: it holds a {type(tree).__name__}, and must hold keys; download it again")
     return tree
 
 
@@ -158,9 +154,7 @@ def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
             found[tensor] = stored
     for tensor, name in index.items():
         if tensor not in found:
-            raise LayoutError(
-                f"{path}: {tensor[:120]} is not in {name}, where {file.name} says it is; download both again"
-            )
+            raise LayoutError(f"{path}: {tensor[:120]} is not in {name}, as {file.name} says; download both again")
     return found
 
 

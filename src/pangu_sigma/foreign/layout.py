@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused, check_tensors
-from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, assembled, checked_sizes, row_major
+from pangu_sigma.foreign.dense_model import MIXED, Activation, DenseModel, LayoutError, Unused, tensor_shapes
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, Joined, checked_sizes, only, row_major
 
 
 class Counterpart(NamedTuple):
@@ -47,21 +47,9 @@ def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) ->
     }
 
 
-@dataclass(frozen=True)
-class Joined:
-    """Whole tensor of another project, joined from fragments of files. same: copies, compared with it. strict: True to refuse
-    a difference, not only log it. parts: number of files with a fragment, for messages."""
-
-    shape: tuple[int, ...]
-    fragments: Sequence[Fragment]
-    same: Sequence[FileTensor] = ()
-    strict: bool = False
-    parts: int = 1
-
-
 @dataclass
 class Facts:
-    """Properties of another project's dense model that its tensors do not show. heads, activation: from the caller or the files.
+    """Properties of another project's dense model that its tensors do not show. heads: None if unknown.
 
     said: sizes that the files state, to compare with the tensors: field of `DenseModel` → (name in the file, value).
     """
@@ -71,11 +59,6 @@ class Facts:
     activation_known: bool = False
     vocabulary: int | None = None
     said: dict[str, tuple[str, int]] = field(default_factory=dict)
-
-
-def only(stored: FileTensor) -> Joined:
-    """Return the `Joined` of a tensor that one file holds as a whole: its single fragment."""
-    return Joined(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
 
 
 def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
@@ -90,18 +73,6 @@ def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
     return len(found)
 
 
-def chosen(path: Path, facts: Facts, heads: int | None, activation: Activation | None) -> Facts:
-    """Return the facts with the caller's heads and activation. Raises LayoutError if the files contradict these."""
-    if heads is not None and facts.heads is not None and heads != facts.heads:
-        raise LayoutError(f"{path}: heads={heads} was given, the files say {facts.heads}; leave it out")
-    if activation is not None and facts.activation_known and activation != facts.activation:
-        raise LayoutError(f"{path}: activation={activation} was given, the files say {facts.activation}; leave it out")
-    facts.heads = heads if heads is not None else facts.heads
-    if activation is not None:
-        facts.activation, facts.activation_known = activation, True
-    return facts
-
-
 def dense_model_of(
     path: Path,
     layout: str,
@@ -114,34 +85,31 @@ def dense_model_of(
     entries of the files that are no weights. Raises LayoutError for a missing or unknown tensor, and for a wrong shape or type."""
     for name in sources:
         if name not in rules:
-            raise LayoutError(
-                f"{path}: {name[:120]} is no tensor of PanGu-α in the {layout} layout; these files are of another model"
-            )
+            raise LayoutError(f"{path}: {name[:120]} is no tensor of PanGu-α ({layout}): these are of another model")
     tensors, made_from, kinds = {}, {}, {}
     for name, rule in rules.items():
         if name not in sources:
             raise LayoutError(f"{path}: {name} is missing ({rule.ours}); take the whole release")
         source = sources[name]
-        fragments, shape = source.fragments, source.shape
+        shape = source.shape
         if (
             rule.ours == "embedding"
             and facts.vocabulary is not None
             and len(shape) == 2
             and facts.vocabulary < shape[0]
         ):
-            fragments, shape = _first_rows(fragments, facts.vocabulary), (facts.vocabulary, shape[1])
+            fragments = _first_rows(source.fragments, facts.vocabulary)
+            source = replace(source, shape=(facts.vocabulary, shape[1]), fragments=fragments)
             unused.append(
-                Unused(f"{name}, rows from {facts.vocabulary}", f"padding of the vocabulary: {source.shape[0]} rows")
+                Unused(f"{name}, rows from {facts.vocabulary}", f"padding of the vocabulary: {shape[0]} rows")
             )
         if rule.transposed and len(shape) != 2:
-            raise LayoutError(
-                f"{path}: {name} is of shape {shape}, and must have two axes; the files are not of one model"
-            )
-        tensors[rule.ours] = assembled(rule.ours, shape, fragments, rule.transposed, source.same, source.strict)
+            raise LayoutError(f"{path}: {name} is of shape {shape}, and must have two axes; {MIXED}")
+        tensors[rule.ours] = source.assembled(rule.ours, rule.transposed)
         how = [f"joined from {source.parts} files"] if source.parts > 1 else []
         how += ["transposed"] if rule.transposed else []
-        made_from[rule.ours] = f"{fragments[0].stored.name}: {', '.join(how) or 'copied'}"
-        kinds[rule.ours] = fragments[0].stored.kind
+        made_from[rule.ours] = f"{source.fragments[0].stored.name}: {', '.join(how) or 'copied'}"
+        kinds[rule.ours] = source.fragments[0].stored.kind
     return replace(_checked(path, layout, tensors, made_from, facts, unused), kinds=kinds)
 
 
@@ -155,11 +123,9 @@ def _first_rows(fragments: Sequence[Fragment], rows: int) -> list[Fragment]:
 
 
 def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Facts, unused: list[Unused]) -> DenseModel:
-    for name in ("embedding", "positions", "layers.0.ffn.w1"):
-        if tensors[name].ndim != 2 or 0 in tensors[name].shape:
-            raise LayoutError(
-                f"{path}: {tensors[name].origin} is of shape {tensors[name].shape} and must be a table; it is damaged"
-            )
+    for tensor in (tensors["embedding"], tensors["positions"], tensors["layers.0.ffn.w1"]):
+        if tensor.ndim != 2 or 0 in tensor.shape:
+            raise LayoutError(f"{path}: {tensor.origin} is of shape {tensor.shape}, and must be a table; it is damaged")
     vocabulary, hidden = tensors["embedding"].shape
     layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers."))
     model = DenseModel(
@@ -179,12 +145,16 @@ def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Fac
     )
     if model.heads is not None and (model.heads < 1 or hidden % model.heads):
         raise LayoutError(f"{path}: {model.heads} heads do not divide a hidden size of {hidden}; give the right heads")
-    check_tensors(model)
+    for name, shape in tensor_shapes(hidden, model.ffn, layers, model.seq_length, vocabulary).items():
+        found = tensors[name]
+        if found.shape != shape:
+            raise LayoutError(
+                f"{path}: {found.origin or name} is of shape {found.shape}, {name} must be {shape}; {MIXED}"
+            )
     for name, (key, value) in facts.said.items():
         if getattr(model, name) != value:
             raise LayoutError(
-                f"{path}: its tensors are of a model with {name}={getattr(model, name)}, {key} says {value}; the files are "
-                "not of one model"
+                f"{path}: its tensors are of a model with {name}={getattr(model, name)}, {key} says {value}; {MIXED}"
             )
     return model
 
@@ -192,9 +162,7 @@ def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Fac
 def plain_name(path: Path, name: object, what: str) -> Path:
     """Return the path of the file `name` of a folder. what: what names it, for messages. Raises LayoutError without such a file."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
-        raise LayoutError(
-            f"{path}: {what} is {str(name)[:80]!r}, which is no name of a file in this folder; download it again"
-        )
+        raise LayoutError(f"{path}: {what} is {str(name)[:80]!r}, no name of a file in this folder; download it again")
     if not (path / name).exists():
         raise LayoutError(f"{path}: {what} is {name}, which is not there; take the whole release")
     return path / name
@@ -203,21 +171,22 @@ def plain_name(path: Path, name: object, what: str) -> Path:
 def npy_source(file: Path) -> Joined:
     """Open the array of an .npy file without running code in its header. Raises LayoutError unless it has floats in C order."""
     try:
-        with open(file, "rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(stream)
-            begin = stream.tell()
-    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError, TokenError) as error:
-        raise LayoutError(f"{file}: no array of NumPy ({str(error)[:80]}); download it again") from None
+        array = np.lib.format.open_memmap(file, mode="r")
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        EOFError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
+        TokenError,
+    ) as error:
+        raise LayoutError(f"{file}: no array of NumPy, or cut short ({str(error)[:80]}); download it again") from None
+    dtype, fortran = array.dtype, not array.flags.c_contiguous
     if fortran or dtype.name not in ("float32", "float16") or dtype.byteorder == ">":
         raise LayoutError(
             f"{file}: it holds {dtype}{' in Fortran order' if fortran else ''}; convert it to float32 or float16 in C order"
         )
-    sizes = checked_sizes(file, file.name, shape)
-    stored = FileTensor(file, begin, dtype.name, sizes, row_major(sizes), file.name)
-    if begin + stored.size * dtype.itemsize > file.stat().st_size:
-        raise LayoutError(
-            f"{file}: {sizes} values do not fit into its {file.stat().st_size} bytes; it is cut short: download it again"
-        )
-    return only(stored)
+    sizes = checked_sizes(file, file.name, array.shape)
+    return only(FileTensor(file, array.offset, dtype.name, sizes, row_major(sizes), file.name))

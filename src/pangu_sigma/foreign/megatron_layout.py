@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, Fragment
+from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, Joined, only
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
-    Joined,
-    chosen,
     counterparts,
     dense_model_of,
     layer_count,
-    only,
     plain_name,
     weight_and_bias,
 )
@@ -75,7 +73,7 @@ def is_megatron(path: Path) -> bool:
     return any(name in (TRACKER, TAG_FILE, RANK_FILE) or name.startswith(("mp_rank_", "iter_")) for name in names)
 
 
-def open_megatron(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
+def open_megatron(path: Path) -> DenseModel:
     """Open a Megatron or DeepSpeed checkpoint of PanGu-α. Raises LayoutError, which names the file or tensor."""
     files, unused = _files(path)
     opened = [open_torch_file(file) for file in files]
@@ -88,9 +86,7 @@ def open_megatron(path: Path, heads: int | None, activation: Activation | None) 
     for file, weights in zip(files, ranks, strict=True):
         if weights.keys() != ranks[0].keys():
             name = min(weights.keys() ^ ranks[0].keys())
-            raise LayoutError(
-                f"{path}: {name[:120]} is in only one of {files[0]} and {file}; the files are not of one model"
-            )
+            raise LayoutError(f"{path}: {name[:120]} is in only one of {files[0]} and {file}; {MIXED}")
     top = opened[0].value
     unused += [
         Unused(name, "random state, not built" if "rng" in name else "state of training, not built")
@@ -98,7 +94,7 @@ def open_megatron(path: Path, heads: int | None, activation: Activation | None) 
         if name not in (key, "args")
     ]
     facts = _facts(path, top.get("args"), layers, len(files), sources.get(WORD_TABLE))
-    return dense_model_of(path, layout, sources, rules, chosen(path, facts, heads, activation), unused)
+    return dense_model_of(path, layout, sources, rules, facts, unused)
 
 
 def _files(path: Path) -> tuple[list[Path], list[Unused]]:
@@ -137,7 +133,7 @@ def _of_ranks(folder: Path) -> list[Path]:
             by_rank[int(match[1])] = file
         elif file.name.startswith("mp_rank_"):
             raise LayoutError(
-                f"{folder}: {file.name} is not of a tensor rank alone (pipeline stages?); give a model without them"
+                f"{folder}: {file.name} is not of a tensor rank alone; give a model without pipeline stages"
             )
     if not by_rank:
         raise LayoutError(f"{folder}: no mp_rank_<rank>; give the folder that has mp_rank_00")
@@ -167,9 +163,7 @@ def _weights_key(file: TorchFile) -> str:
 def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
     """Return the tensors of a file by dotted name. Raises LayoutError when anything else is among them."""
     if not isinstance(file.value, dict) or not isinstance(file.value.get(key), dict):
-        raise LayoutError(
-            f"{file.path}: it has no weights under `{key}`, as other ranks have; the files are not of one model"
-        )
+        raise LayoutError(f"{file.path}: it has no weights under `{key}`, as other ranks have; {MIXED}")
     found: dict[str, FileTensor] = {}
     waiting: list[tuple[str, Any, int]] = [("", file.value[key], 0)]
     while waiting:
@@ -184,7 +178,7 @@ def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
             opaque = isinstance(value, OpaqueObject)
             what = f"a {value.name}, which is not built" if opaque else f"a {type(value).__name__}"
             raise LayoutError(
-                f"{file.path}: {name[:120]} is {what}, and no tensor; save the weights alone and use that file"
+                f"{file.path}: {name[:120]} is {what}, and no tensor; save the weights alone, and use those"
             )
     return found
 
@@ -195,16 +189,12 @@ def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Cou
     first = held[0]
     for other in held[1:]:
         if other.shape != first.shape:
-            raise LayoutError(
-                f"{other.origin} is of shape {other.shape}, of rank 0 it is {first.shape}; the files are not of one model"
-            )
+            raise LayoutError(f"{other.origin} is of shape {other.shape}, of rank 0 it is {first.shape}; {MIXED}")
     if rule is None or rule.cut is None or len(held) == 1:
-        return Joined(only(first).shape, only(first).fragments, held[1:])
+        return replace(only(first), same=held[1:])
     axis = rule.cut
     if axis >= len(first.shape):
-        raise LayoutError(
-            f"{first.origin} is of shape {first.shape}, and must have an axis {axis}; the files are not of one model"
-        )
+        raise LayoutError(f"{first.origin} is of shape {first.shape}, and must have an axis {axis}; {MIXED}")
     fragments = [
         Fragment(one, tuple(rank * n if other == axis else 0 for other, n in enumerate(one.shape)))
         for rank, one in enumerate(held)

@@ -60,9 +60,7 @@ class CkptTensor:
         """Return a fragment for the whole rows of each value, and for each part of a row at its beginning or end."""
         row, origin = math.prod(self.shape[1:]), f"{file}: {self.name}"
         if len(self.shape) not in (1, 2):
-            raise LayoutError(
-                f"{origin} is written in {len(self.extents)} values and has {len(self.shape)} axes; convert it"
-            )
+            raise LayoutError(f"{origin} is in {len(self.extents)} values and has {len(self.shape)} axes; convert it")
         found, at = [], 0
         for begin, length in self.extents:
             if length % itemsize:

@@ -10,12 +10,11 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
+from pangu_sigma.foreign.file_tensors import Joined
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
-    Joined,
-    chosen,
     counterparts,
     dense_model_of,
     layer_count,
@@ -77,7 +76,7 @@ def is_mindspore(path: Path) -> bool:
     return any(file.suffix == ".ckpt" for file in path.iterdir())
 
 
-def open_mindspore(path: Path, heads: int | None, activation: Activation | None) -> DenseModel:
+def open_mindspore(path: Path) -> DenseModel:
     """Open a MindSpore checkpoint of PanGu-α, a file or folder. Raises LayoutError, which names the file or tensor."""
     folder = path if path.is_dir() else None
     files = sorted(path.glob("*.ckpt")) if folder else [path]
@@ -101,7 +100,7 @@ def open_mindspore(path: Path, heads: int | None, activation: Activation | None)
     rules |= counterparts(BLOCK_TENSORS, [*(f"backbone.blocks.{i}" for i in range(layers)), "backbone.top_query_layer"])
     rules |= {"backbone.layernorm.gamma": Counterpart("norm.gain"), "backbone.layernorm.beta": Counterpart("norm.bias")}
     later = any(name in sources for name in _LATER)  # its network computes fast GELU
-    facts = chosen(path, Facts(activation="fast_gelu" if later else "tanh"), heads, activation)
+    facts = Facts(activation="fast_gelu" if later else "tanh")
     return dense_model_of(path, "mindspore", sources, rules, facts, unused)
 
 
@@ -113,9 +112,7 @@ def _in_order(path: Path, weights: list[Path]) -> list[Path]:
         if match is None:
             raise LayoutError(f"{path}: {file.name} is beside filerted_<rank>.ckpt and is none of them; move it away")
         if by_rank.setdefault(int(match[1]), file) is not file:
-            raise LayoutError(
-                f"{path}: {by_rank[int(match[1])].name} and {file.name} are of one rank; move one of them away"
-            )
+            raise LayoutError(f"{path}: {by_rank[int(match[1])].name} and {file.name} are of one rank; move one away")
     for rank in range(len(by_rank)):
         if rank not in by_rank:
             raise LayoutError(
@@ -141,9 +138,7 @@ def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict
     cuts = read_strategy(strategy)
     ranks = next(iter(cuts.values())).ranks
     if ranks != len(files):
-        raise LayoutError(
-            f"{path}: {len(files)} files of ranks, {strategy.name} is for {ranks}; take the whole release"
-        )
+        raise LayoutError(f"{path}: {len(files)} files of ranks, {strategy.name} is for {ranks}; take a whole release")
     one = open_ckpt(files[0])
     weights, unused = _split(one.tensors)
     held = [weights if one.is_alike(file) else _of_rank(file, files[0], weights) for file in files]
@@ -163,7 +158,7 @@ def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[st
         if (tensor.shape, tensor.kind) != (wanted.shape, wanted.kind):
             raise LayoutError(
                 f"{file}: {name[:120]} is {tensor.kind} of shape {tensor.shape}, in {other.name} it is {wanted.kind} of shape "
-                f"{wanted.shape}; the files are not of one model"
+                f"{wanted.shape}; {MIXED}"
             )
     return found
 
@@ -176,8 +171,7 @@ def _source(strategy: Path, name: str, held: list[dict[str, CkptTensor]], files:
     before = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
     if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, before)):
         raise LayoutError(
-            f"{files[0]}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; the files are not of one "
-            "model"
+            f"{files[0]}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; {MIXED}"
         )
     corners = _corners(cut, shape)
     fragments = [one for rank, first in corners for one in held[rank][name].fragments(first, files[rank])]

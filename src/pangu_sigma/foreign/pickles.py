@@ -101,10 +101,10 @@ _ALLOWED = frozenset(
 )
 
 
-def load_pickle(stream: BinaryIO, file: Path) -> Any:
+def load_pickle(stream: BinaryIO, file: Path, kinds: dict[str, str] | None = None) -> Any:
     """Read the pickle at a stream's position without executing it, and return its value; the stream is then after the pickle.
-    Raises LayoutError, which names the file and the problem."""
-    machine = _Machine(file)
+    kinds: gets the dtype of each storage, by its key. Raises LayoutError, which names the file and the problem."""
+    machine = _Machine(file, {} if kinds is None else kinds)
     try:
         return machine.run(stream)
     except LayoutError:
@@ -134,8 +134,8 @@ class _Limited:
 class _Machine:
     """Stack machine of the unpickler: a stack, a memo, and one method for each instruction that needs one."""
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, kinds: dict[str, str]):
+        self.file, self.kinds = file, kinds
         self.stack: list[Any] = []
         self.memory: dict[int, Any] = {}
 
@@ -156,9 +156,7 @@ class _Machine:
             elif name in _INSTRUCTIONS:
                 _INSTRUCTIONS[name](self, argument)
             else:
-                raise LayoutError(
-                    f"{self.file}: its pickle uses the instruction {name}, which no file of weights needs"
-                )
+                raise LayoutError(f"{self.file}: its pickle uses the instruction {name}, which no weights need")
         raise ValueError("it has no end")
 
     def to_mark(self) -> list[Any]:
@@ -168,14 +166,13 @@ class _Machine:
             group.append(value)
         return group[::-1]
 
-    def keep(self, index: int) -> None:
-        self.memory[index] = self.stack[-1]
-
-    def remember(self, _: Any) -> None:
-        self.memory[len(self.memory)] = self.stack[-1]
-
-    def recall(self, index: int) -> None:
-        self.stack.append(self.memory[index])
+    def last(self, count: int) -> list[Any]:
+        """Pop the last values of the stack, and return them."""
+        if len(self.stack) < count:
+            raise ValueError("fewer values than are needed")
+        group = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return group
 
     def named(self, name: str) -> None:
         """Push the class or function of a name. Raises LayoutError for a name that a pickle may not use."""
@@ -194,33 +191,17 @@ class _Machine:
                 "save the weights alone and use that file"
             )
 
-    def stacked_name(self, _: Any) -> None:
-        attribute, module = self.stack.pop(), self.stack.pop()
-        if not isinstance(attribute, str) or not isinstance(module, str):
-            raise ValueError("a name that is no text")
-        self.named(f"{module} {attribute}")
-
-    def call(self, _: Any) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(self.made(function, arguments))
-
-    def call_with_names(self, _: Any) -> None:
-        names, arguments, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
-        if names != {}:
-            raise ValueError("arguments by name")
-        self.stack.append(self.made(function, arguments))
-
-    def made(self, function: Any, arguments: Any) -> Any:
-        """Return the object that a known class or function makes of its arguments."""
+    def made(self, function: Any, arguments: Any, names: Any = None) -> Any:
+        """Return the object that a known class or function makes of its arguments. names: arguments by name; there may be none."""
         if isinstance(function, OpaqueObject):
             return function
-        if not isinstance(function, _Global) or type(arguments) is not tuple:
+        if not isinstance(function, _Global) or type(arguments) is not tuple or names:
             raise ValueError(f"a call of {type(function).__name__}")
         match function.name.split(" ")[-1], arguments:
             case "OrderedDict", ():
                 return {}
             case "OrderedDict", ([*pairs],):
-                return self.filled({}, [value for key, item in pairs for value in (key, item)])
+                return self.filled([value for key, item in pairs for value in (key, item)], {})
             case "Namespace", ():
                 return Namespace()
             case "_reconstructor", (_Global(name="argparse Namespace"), _, None):
@@ -239,6 +220,7 @@ class _Machine:
             case ("storage", _Global(name=kind), str(key), str(), int(size), *view) if (
                 kind in STORAGES and 0 <= size < 1 << 48 and view in ([], [None])
             ):
+                self.kinds[key] = STORAGES[kind]
                 self.stack.append(Storage(STORAGES[kind], key, size))
             case ("storage", OpaqueObject(name=name) | _Global(name=name), *_):
                 raise LayoutError(f"{self.file}: a storage is a {name}, which is not read")
@@ -255,8 +237,8 @@ class _Machine:
         elif type(target) is not dict and not isinstance(target, OpaqueObject):
             raise ValueError(f"a state of a {type(target).__name__}")
 
-    def filled(self, target: Any, group: list[Any]) -> Any:
-        """Add keys and values to a dictionary."""
+    def filled(self, group: list[Any], target: Any) -> Any:
+        """Add keys and values, in turn, to a dictionary, and return that."""
         if isinstance(target, OpaqueObject):
             return target
         if type(target) is not dict or len(group) % 2:
@@ -268,40 +250,12 @@ class _Machine:
                 raise ValueError(f"a key that is a {type(key).__name__}")
         return target
 
-    def extended(self, target: Any, group: list[Any]) -> Any:
+    def extend(self, group: list[Any], target: Any) -> None:
         """Add values to a list."""
-        if isinstance(target, OpaqueObject):
-            return target
-        if type(target) is not list:
+        if type(target) is list:
+            target.extend(group)
+        elif not isinstance(target, OpaqueObject):
             raise ValueError("values for what is no list")
-        target.extend(group)
-        return target
-
-    def one_pair(self, _: Any) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.filled(self.stack[-1], [key, value])
-
-    def one_value(self, _: Any) -> None:
-        value = self.stack.pop()
-        self.extended(self.stack[-1], [value])
-
-    def pairs(self, _: Any) -> None:
-        group = self.to_mark()
-        self.filled(self.stack[-1], group)
-
-    def more(self, _: Any) -> None:
-        group = self.to_mark()
-        self.extended(self.stack[-1], group)
-
-    def last(self, count: int) -> None:
-        if len(self.stack) < count:
-            raise ValueError("a tuple of more values than there are")
-        group = self.stack[len(self.stack) - count :]
-        del self.stack[len(self.stack) - count :]
-        self.stack.append(tuple(group))
-
-    def skip_set(self, _: Any) -> None:
-        self.to_mark()
 
 
 _CONSTANTS: dict[str, Any] = {
@@ -320,38 +274,35 @@ _VALUES = frozenset(
 )
 """Instructions that push their own argument."""
 _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
-    "PROTO": lambda machine, _: None,
-    "FRAME": lambda machine, _: None,
+    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None),
     "MARK": lambda machine, _: machine.stack.append(_Mark()),
     "POP": lambda machine, _: machine.stack.pop(),
-    "POP_MARK": lambda machine, _: machine.to_mark(),
     "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
     "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
     "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
     "LIST": lambda machine, _: machine.stack.append(machine.to_mark()),
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.to_mark())),
-    "DICT": lambda machine, _: machine.stack.append(machine.filled({}, machine.to_mark())),
+    "DICT": lambda machine, _: machine.stack.append(machine.filled(machine.to_mark(), {})),
     "FROZENSET": lambda machine, _: machine.stack.append(OpaqueObject(f"frozenset of {len(machine.to_mark())}")),
-    "TUPLE1": lambda machine, _: machine.last(1),
-    "TUPLE2": lambda machine, _: machine.last(2),
-    "TUPLE3": lambda machine, _: machine.last(3),
-    "APPEND": _Machine.one_value,
-    "APPENDS": _Machine.more,
-    "SETITEM": _Machine.one_pair,
-    "SETITEMS": _Machine.pairs,
-    "ADDITEMS": _Machine.skip_set,
-    "GET": _Machine.recall,
-    "BINGET": _Machine.recall,
-    "LONG_BINGET": _Machine.recall,
-    "PUT": _Machine.keep,
-    "BINPUT": _Machine.keep,
-    "LONG_BINPUT": _Machine.keep,
-    "MEMOIZE": _Machine.remember,
+    "TUPLE1": lambda machine, _: machine.stack.append(tuple(machine.last(1))),
+    "TUPLE2": lambda machine, _: machine.stack.append(tuple(machine.last(2))),
+    "TUPLE3": lambda machine, _: machine.stack.append(tuple(machine.last(3))),
+    "APPEND": lambda machine, _: machine.extend(machine.last(1), machine.stack[-1]),
+    "APPENDS": lambda machine, _: machine.extend(machine.to_mark(), machine.stack[-1]),
+    "SETITEM": lambda machine, _: machine.filled(machine.last(2), machine.stack[-1]),
+    "SETITEMS": lambda machine, _: machine.filled(machine.to_mark(), machine.stack[-1]),
+    **dict.fromkeys(("POP_MARK", "ADDITEMS"), lambda machine, _: machine.to_mark()),  # sets are not built
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"), lambda machine, index: machine.stack.append(machine.memory[index])
+    ),
+    **dict.fromkeys(
+        ("PUT", "BINPUT", "LONG_BINPUT"), lambda machine, index: machine.memory.update({index: machine.stack[-1]})
+    ),
+    "MEMOIZE": lambda machine, _: machine.memory.update({len(machine.memory): machine.stack[-1]}),
     "GLOBAL": _Machine.named,
-    "STACK_GLOBAL": _Machine.stacked_name,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "NEWOBJ_EX": _Machine.call_with_names,
+    "STACK_GLOBAL": lambda machine, _: machine.named(" ".join(machine.last(2))),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda machine, _: machine.stack.append(machine.made(*machine.last(2)))),
+    "NEWOBJ_EX": lambda machine, _: machine.stack.append(machine.made(*machine.last(3))),
     "BUILD": _Machine.state,
     "BINPERSID": _Machine.storage,
 }

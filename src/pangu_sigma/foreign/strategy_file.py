@@ -42,13 +42,9 @@ class Cut:
         """Number of ranks among which the tensor is split."""
         return math.prod(self.grid)
 
-    def counts(self) -> tuple[int, ...]:
-        """Return the number of parts along each axis of the tensor, without the optimizer's split."""
-        return tuple(1 if axis < 0 else self.grid[-1 - axis] for axis in self.axes)
-
     def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the whole tensor. shape: shape of one rank's part."""
-        sizes = [n * count for n, count in zip(shape, self.counts(), strict=True)]
+        sizes = [n if axis < 0 else n * self.grid[-1 - axis] for n, axis in zip(shape, self.axes, strict=True)]
         return (sizes[0] * self.stretches, *sizes[1:])
 
     def first(self, rank: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -78,9 +74,7 @@ def read_strategy(file: Path) -> dict[str, Cut]:
     if not cuts:
         raise LayoutError(f"{file}: it says of no parameter how it was cut; take the strategy file of the release")
     if len({cut.ranks for cut in cuts.values()}) > 1:
-        raise LayoutError(
-            f"{file}: its parameters are on different numbers of ranks (pipeline stages), which is not read"
-        )
+        raise LayoutError(f"{file}: its parameters are on different numbers of ranks (pipeline stages), and not read")
     return cuts
 
 
@@ -94,9 +88,7 @@ def _item(file: Path, content: bytes, item: Field) -> tuple[str, Cut]:
     for found in fields(content, inner[2].begin, inner[2].end):
         if found.number in dims and found.way == OF_BYTES:
             if found.number == 2 and dims[2]:
-                raise LayoutError(
-                    f"{file}: {name[:80]} is cut along several axes of the grid at once, which is not read"
-                )
+                raise LayoutError(f"{file}: {name[:80]} is cut along several axes of the grid at once, and not read")
             dims[found.number] += [n for d in fields(content, found.begin, found.end) for n in numbers(content, d)]
         elif found.number in single and found.way == OF_NUMBER:
             single[found.number] = numbers(content, found)[0]
@@ -112,7 +104,7 @@ def _cut(file: Path, name: str, dims: dict[int, list[int]], rows: int, step: int
         )
     if rows:
         raise LayoutError(
-            f"{file}: {name[:80]} is cut by fields of its rows, which PanGu-α is not; these files are of another model"
+            f"{file}: {name[:80]} is cut by fields of its rows, as PanGu-α is not: this is of another model"
         )
     used = [axis for axis in axes if axis >= 0]
     equal = ranks // math.prod(grid[-1 - axis] for axis in set(used))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import zipfile
 import zlib
@@ -97,33 +98,24 @@ def _open_zip(path: Path, stream: BinaryIO) -> TorchFile:
         members = archive.infolist()
     if len({member.filename for member in members}) < len(members):
         raise LayoutError(f"{path}: two of its members have one name; {_DAMAGED}")
-    pickled = [
-        member for member in members if member.filename.count("/") == 1 and member.filename.endswith("/data.pkl")
-    ]
+    pickled = [member for member in members if re.fullmatch(r"[^/]*/data\.pkl", member.filename)]
     if len(pickled) != 1:
         raise LayoutError(f"{path}: it has {len(pickled)} members data.pkl and must have one; it is no file of torch")
     root = pickled[0].filename.removesuffix("data.pkl")
-    found = {
-        member.filename: _member(path, stream, member, size) for member in members if member.filename.startswith(root)
-    }
+    found = {m.filename: _member(path, stream, m, size) for m in members if m.filename.startswith(root)}
     if f"{root}byteorder" in found and _content(path, stream, found[f"{root}byteorder"]) == b"big":
-        raise LayoutError(
-            f"{path}: its values are big-endian, which is not read; save it again on a little-endian machine"
-        )
+        raise LayoutError(f"{path}: its values are big-endian; save it again on a little-endian machine")
     value = load_pickle(io.BytesIO(_content(path, stream, found[f"{root}data.pkl"])), path)
     prefix = f"{root}data/"
-    return TorchFile(
-        path, value, {name.removeprefix(prefix): at for name, at in found.items() if name.startswith(prefix)}
-    )
+    extents = {name.removeprefix(prefix): at for name, at in found.items() if name.startswith(prefix)}
+    return TorchFile(path, value, extents)
 
 
 def _member(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) -> _Extent:
     """Return the extent of a member. Raises LayoutError if it is compressed, encrypted or not in the file."""
     name = member.filename[:80]
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.compress_size != member.file_size:
-        raise LayoutError(
-            f"{path}: its member {name} is compressed or encrypted; torch stores without: save it again with torch.save"
-        )
+        raise LayoutError(f"{path}: its member {name} is compressed or encrypted; save it again with torch.save")
     if not 0 <= member.header_offset < size:  # zipfile takes the directory's word for it, negative numbers too
         raise LayoutError(f"{path}: its member {name} is not inside the file; {_DAMAGED}")
     stream.seek(member.header_offset)
@@ -168,11 +160,11 @@ def _open_older(path: Path, stream: BinaryIO) -> TorchFile:
     machine = load_pickle(stream, path)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise LayoutError(f"{path}: its values are not little-endian; save it again on a little-endian machine")
-    value = load_pickle(stream, path)
+    kinds: dict[str, str] = {}
+    value = load_pickle(stream, path, kinds)
     keys = load_pickle(stream, path)
     if type(keys) is not list or not all(isinstance(key, str) for key in keys):
         raise LayoutError(f"{path}: its list of storages is none; {_DAMAGED}")
-    kinds = _storage_kinds(value)
     extents: dict[str, _Extent] = {}
     at, size = stream.tell(), path.stat().st_size
     for key in keys:
@@ -184,17 +176,3 @@ def _open_older(path: Path, stream: BinaryIO) -> TorchFile:
         extents[key] = _Extent(at + 8, length)
         at += 8 + length
     return TorchFile(path, value, extents)
-
-
-def _storage_kinds(value: Any) -> dict[str, str]:
-    """Return the dtype of each storage that a tensor of `value` uses, by its key; each container is visited once."""
-    kinds: dict[str, str] = {}
-    waiting, seen = [value], set()
-    while waiting:
-        here = waiting.pop()
-        if isinstance(here, PickledTensor):
-            kinds[here.storage.key] = here.storage.kind
-        elif isinstance(here, dict | list | tuple) and id(here) not in seen:
-            seen.add(id(here))
-            waiting.extend(here.values() if isinstance(here, dict) else here)
-    return kinds

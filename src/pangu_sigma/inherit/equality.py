@@ -18,7 +18,7 @@ from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.inherit.parent import ParentWords, parent_slot
+from pangu_sigma.inherit.parent import ParentWords, looked_up, parent_slot
 from pangu_sigma.sections import Activation
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
@@ -87,8 +87,8 @@ class _Reader:
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Return the row of each token in the flattened slots, -1 for none."""
-        rows = self.tokenizer.row_of[self.domain.slot, np.maximum(ids, 0)]
-        return np.where((ids >= 0) & (rows >= 0), self.domain.slot * self.model.model.slot_rows + rows, -1)
+        rows = looked_up(self.tokenizer.row_of[self.domain.slot], ids)
+        return np.where(rows >= 0, self.domain.slot * self.model.model.slot_rows + rows, -1)
 
     def cut(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(text, self.domain), np.int64)
@@ -124,8 +124,7 @@ def agreements(model: StoredModel, child: Path, tokens: int = COMPARED_TOKENS) -
 
     def parent_of(domain: Domain) -> _Reader:
         slot, ids_R = parent_slot(domains.slot_names[domain.slot], words.slots), run.tokenizer.slot_rows[domain.slot]
-        its_ids_R = np.where(ids_R >= 0, known_V[np.maximum(ids_R, 0)], -1)
-        return _Reader(parent, its_ids_R, *words.reading(run.tokenizer, domain, slot))
+        return _Reader(parent, looked_up(known_V, ids_R), *words.reading(run.tokenizer, domain, slot))
 
     graph = _graph(run) if activation == run.config.model.activation else None
     return _compare(run, domains.all, parent_of, activation, graph, Path(run.config.data.path), tokens)
@@ -152,9 +151,8 @@ def compare_trained(
 
     def parent_of(domain: Domain) -> _Reader:
         ids_R = child.tokenizer.slot_rows[domain.slot]
-        its_ids_R = np.where(ids_R >= 0, known_V[np.maximum(ids_R, 0)], -1)
         its = replace(domains_of(old.config).named(origins[domain.name]), language=domain.language)
-        return _Reader(parent, its_ids_R, old.tokenizer, its, old, its_graph)
+        return _Reader(parent, looked_up(known_V, ids_R), old.tokenizer, its, old, its_graph)
 
     domains = [domains_of(child.config).named(name) for name in origins]
     return _compare(child, domains, parent_of, activation, graph, data, tokens)

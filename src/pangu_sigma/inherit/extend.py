@@ -32,7 +32,7 @@ from pangu_sigma.data.samples import open_samples
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.equality import compare_trained
-from pangu_sigma.inherit.parent import ParentWords, parent_slot
+from pangu_sigma.inherit.parent import ParentWords, looked_up, parent_slot
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.tensor_origin import SlotRows
 from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_in_turn, write_child
@@ -256,7 +256,7 @@ def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer,
     names = domains_of(config).slot_names
     for slot, name in enumerate(domains_of(parent.config).slot_names):
         ids = had.slot_rows[slot][had.slot_rows[slot] >= 0]
-        rows = np.where(child_of[ids] >= 0, tokenizer.row_of[names.index(name), np.maximum(child_of[ids], 0)], -1)
+        rows = looked_up(tokenizer.row_of[names.index(name)], child_of[ids])
         lost = ids[rows < 0]
         if len(lost):
             some = ", ".join(repr(had.vocabulary.pieces[token]) for token in lost[:5])
@@ -292,15 +292,13 @@ def _given_rows(
     if name not in old.slot_names and origin.dense is not None:
         words = ParentWords(origin.dense)
         slot = parent_slot(name, words.slots)
-        rows_R = words.rows(slot, tokenizer.vocabulary, np.maximum(ids_R, 0))
-        rows_R = np.where(ids_R >= 0, rows_R, -1)
+        rows_R = words.rows(slot, tokenizer.vocabulary, ids_R)
         return SlotSource(SlotRows(name, words.slots[slot], ids_R, rows_R), own=False, alpha=True)
     own = name in old.slot_names
     if not own and origin.domain is None:
         return SlotSource(SlotRows(name, "nothing", ids_R, np.full_like(ids_R, -1)), own=False)
     slot = old.slot_names.index(name) if own else old.named(origin.domain or "").slot
-    known_R = np.where(ids_R >= 0, known_V[np.maximum(ids_R, 0)], -1)
-    rows_R = np.where(known_R >= 0, parent.tokenizer.row_of[slot, np.maximum(known_R, 0)], -1)
+    rows_R = looked_up(parent.tokenizer.row_of[slot], looked_up(known_V, ids_R))
     if own:  # rows without a token keep their values, too
         its_R = parent.tokenizer.slot_rows[slot]
         unused = (ids_R[: len(its_R)] < 0) & (its_R < 0)

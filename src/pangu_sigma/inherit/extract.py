@@ -94,60 +94,43 @@ def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Chi
     )
 
 
-def extract_run(
-    path: Path,
-    folder: Path,
-    kept: Sequence[str] = (),
-    dropped: Sequence[str] = (),
-    data: Path | None = None,
-    graphs: bool = True,
-) -> Receipt:
-    """Write `folder`, atomically, as a run of some domains of the run in `path`; `train` resumes from its step 0 with Adam state.
-
-    The receipt compares the logits of both runs for held-out text.
-    kept, dropped: names of domains; give one of the two. data: prepared text of the run, by default data.path of the run; without
-    it the new run cannot be trained, which is logged. graphs: False to compare logits by the NumPy network of generate/cpu/exact.py
-    alone, which compiles nothing. Raises ConfigError, CheckpointError and DataError.
-    """
-    check_absent(folder)
-    parent = open_model(path, "run")
-    names = chosen_domains(parent.config, kept, dropped)
-    child = plan_extraction(parent, names, folder / DATA_FOLDER)
-    text = _own_text(parent, data)
-    with unfinished_folder(folder) as fresh:
-        data_hash, own = None, None
-        if text is not None:
-            own = fresh / DATA_FOLDER
-            domains = [each.name for each in parent.config.domains]
-            data_hash = write_subset(text, own, domains, names, child.tokenizer).content_hash
-        receipt = _write(child, fresh, data_hash, own, graphs)
-        receipt.save(fresh)
-    return receipt
-
-
-def extract_export(
+def extract_domains(
     path: Path,
     output: Path,
     kept: Sequence[str] = (),
     dropped: Sequence[str] = (),
     data: Path | None = None,
     graphs: bool = True,
+    export: bool = False,
 ) -> Receipt:
-    """Write `output` as an exported model (MindIR) of some domains of the run in `path`; arguments as `extract_run`.
+    """Write `output`, atomically, as a run of some domains of the run in `path`; `train` resumes from its step 0 with Adam state.
 
-    graphs: False also skips comparing the export's greedy tokens. Raises ConfigError, CheckpointError and DataError.
+    The receipt compares the logits of both runs for held-out text.
+    kept, dropped: names of domains; give one of the two. data: prepared text of the run, by default data.path of the run; without
+    it the new run cannot be trained, which is logged. graphs: False to compare logits by the NumPy network of generate/cpu/exact.py
+    alone, which compiles nothing, and to skip comparing an export's greedy tokens. export: True to write an exported model (MindIR)
+    instead of a run. Raises ConfigError, CheckpointError and DataError.
     """
     check_absent(output)
     parent = open_model(path, "run")
     names = chosen_domains(parent.config, kept, dropped)
-    child = plan_extraction(parent, names, Path(parent.config.data.path))
+    child = plan_extraction(parent, names, Path(parent.config.data.path) if export else output / DATA_FOLDER)
+    text = _own_text(parent, data)
     with unfinished_folder(output) as fresh:
-        run = fresh.parent / "run"
-        receipt = _write(child, run, None, _own_text(parent, data), graphs)
-        fresh.rmdir()  # an export makes its own folder
-        export_mindir(run, fresh)
-        if graphs:
-            verify_export(run, fresh)
+        if export:
+            run = fresh.parent / "run"
+            receipt = _write(child, run, None, text, graphs)
+            fresh.rmdir()  # an export makes its own folder
+            export_mindir(run, fresh)
+            if graphs:
+                verify_export(run, fresh)
+        else:
+            data_hash, own = None, None
+            if text is not None:
+                own = fresh / DATA_FOLDER
+                domains = [each.name for each in parent.config.domains]
+                data_hash = write_subset(text, own, domains, names, child.tokenizer).content_hash
+            receipt = _write(child, fresh, data_hash, own, graphs)
         receipt.save(fresh)
     return receipt
 

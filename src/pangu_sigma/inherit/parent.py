@@ -40,6 +40,11 @@ _NO_PARENTS: dict[Kind, str] = {
 """Reason why models of a kind cannot be parents."""
 
 
+def looked_up(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return values[indices], -1 where an index is -1."""
+    return np.where(indices >= 0, values[np.maximum(indices, 0)], -1)
+
+
 class ParentWords:
     """Lookup of the tokens of a new run (child) in the embedding table of the dense model that it inherits from (parent).
 
@@ -81,12 +86,12 @@ class ParentWords:
         return self._whole, replace(domain, language="zh", slot=0)
 
     def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
-        """Return the row of the parent's whole table for each of the child's token ids, in the parent's slot `slot`; -1: no row."""
-        known = self.ids(vocabulary)[ids]
+        """Return the row of the parent's whole table for each of the child's token ids, in the parent's slot `slot`; -1: none."""
+        known = looked_up(self.ids(vocabulary), ids)
         if self._own is None:
             return known
-        rows = self._own.tokenizer.row_of[slot, np.maximum(known, 0)]
-        return np.where((known >= 0) & (rows >= 0), slot * self._own.config.model.slot_rows + rows, -1)
+        rows = looked_up(self._own.tokenizer.row_of[slot], known)
+        return np.where(rows >= 0, slot * self._own.config.model.slot_rows + rows, -1)
 
 
 def open_parent(path: Path, heads: int | None = None, activation: Activation | None = None) -> StoredModel:
@@ -97,7 +102,9 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
     """
     if not path.exists():
         raise LayoutError(f"{path} is not there; {PUBLISHED}")
-    parent = open_model(path, heads=heads, activation=activation)
+    parent = open_model(path)
+    if isinstance(parent, StoredAlpha):
+        parent.assume(heads, activation)
     if refusal := parent_refusal(parent):
         raise ConfigError(f"{path}: {refusal}")
     for option, given, has in (

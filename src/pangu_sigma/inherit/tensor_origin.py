@@ -217,9 +217,9 @@ def slot_rows(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> list
     slots, words, domains = [], ParentWords(parent), domains_of(config)
     for slot, name in enumerate(domains.slot_names):
         source, ids_R = parent_slot(name, words.slots), tokenizer.slot_rows[slot]
-        rows_R = words.rows(source, tokenizer.vocabulary, np.maximum(ids_R, 0))
+        rows_R = words.rows(source, tokenizer.vocabulary, ids_R)
         lost = words.lost(source, tokenizer.vocabulary, ids_R[ids_R >= 0], domains.languages(slot))
-        slots.append(SlotRows(name, words.slots[source], ids_R, np.where(ids_R >= 0, rows_R, -1), lost))
+        slots.append(SlotRows(name, words.slots[source], ids_R, rows_R, lost))
     return slots
 
 

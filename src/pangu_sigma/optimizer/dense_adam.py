@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -18,15 +16,6 @@ APPLY = HYPER.index("apply")
 """Index of `apply` in the hyperparameter vector of Adam."""
 
 
-class AdamState(Protocol):
-    """Interface to the Adam of the dense parameters: these parameters and their Adam state. step: number of updates."""
-
-    weights: ParameterTuple
-    moments: ParameterTuple
-    variances: ParameterTuple
-    step: Parameter
-
-
 class DenseAdam(nn.Cell):
     """Adam of the dense parameters, by `AdamRows`, which takes each of them as a store of one row that is always active.
 
@@ -37,11 +26,9 @@ class DenseAdam(nn.Cell):
         super().__init__()
         self.learned = parameters
         self.weights = ParameterTuple(parameters)
-        self.moments = ParameterTuple(
-            [make_parameter(f"{p.name}.moment", p.shape, Zero(), decay=False) for p in parameters]
-        )
-        self.variances = ParameterTuple(
-            [make_parameter(f"{p.name}.variance", p.shape, Zero(), decay=False) for p in parameters]
+        self.moments, self.variances = (
+            ParameterTuple([make_parameter(f"{p.name}.{kind}", p.shape, Zero(), decay=False) for p in parameters])
+            for kind in ("moment", "variance")
         )
         self.step = Parameter(Tensor(np.zeros(1, np.int32)), name="dense.step")
         rate = config.train.optimizer.weight_decay

@@ -84,10 +84,6 @@ def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str 
     for another format or contradictions. fix: advice to the user, for the message."""
     if not isinstance(tree, dict):
         raise LayoutError(f"{file}: holds no keys; {fix}")
-    if tree.get("model_type") != MODEL_TYPE:
-        raise LayoutError(
-            f"{file}: model_type is {_short(tree.get('model_type'))}, not {MODEL_TYPE!r}; name another folder"
-        )
     if type(tree.get(FORMAT_KEY)) is not int or tree[FORMAT_KEY] != HF_FORMAT:
         raise LayoutError(
             f"{file}: {FORMAT_KEY} is {_short(tree.get(FORMAT_KEY))}, this version reads {HF_FORMAT}; use the version that wrote it"

@@ -2,7 +2,7 @@
 
     config.json                             sizes, domains, routing; the whole configuration (hf_config.py)
     model-00001-of-00003.safetensors …      weights by name (model.py), and the routing table
-    model.safetensors.index.json            file of each tensor
+    model.safetensors.index.json            file of each tensor, for other readers
     generation_config.json                  greedy; ids of <eot> and <pad>
     tokenizer/                              files of the run's tokenizer
     lineage.json                            record of the weights' origin, if there is one
@@ -44,9 +44,7 @@ INDEX_JSON = "model.safetensors.index.json"
 ROUTES, SPREAD, COMMON_SPREAD = "tid2eid", "tid2eid_spread", "tid2eid_common_spread"
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_FIX = (
-    "the folder was changed or is damaged; take it again, or write it again with `pangu-sigma export RUN --format hf`"
-)
+_FIX = "it was changed or is damaged; take it again, or write it again with `pangu-sigma export RUN --format hf`"
 
 
 class StoredFolder(StoredModel):
@@ -66,10 +64,10 @@ class StoredFolder(StoredModel):
         self._json = _read_json(path / CONFIG_JSON)
         self.config, self.step, self.data_hash = read_config_json(path / CONFIG_JSON, self._json, _FIX)
 
-    def _check(self, beginning: str, content: bool = True) -> None:
-        """Verify the files whose names begin with `beginning`; without `content` their sizes only."""
-        if not any(name.startswith(beginning) for name in check_folder(self.path, _FIX, beginning, content)["files"]):
-            raise LayoutError(f"{self.path / SEAL}: does not list {beginning}; {_FIX}")
+    def _check(self, name: str) -> None:
+        """Verify a file, which must be in the seal."""
+        if name not in check_folder(self.path, _FIX, name)["files"]:
+            raise LayoutError(f"{self.path / SEAL}: does not list {name}; {_FIX}")
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -108,28 +106,17 @@ class StoredFolder(StoredModel):
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
         """Map every tensor. Raises LayoutError unless each is in one file, with the dtype and shape of the configuration."""
-        self._check(INDEX_JSON)
-        index = _weight_map(self.path)
-        there = {file.name for file in self.path.glob("*.safetensors")}
-        for name in sorted(there ^ set(index.values())):
-            what = "is missing" if name not in there else f"is not in {INDEX_JSON}"
-            raise LayoutError(f"{self.path / name}: {what}; {_FIX}")
+        self._check(INDEX_JSON)  # it is for other readers: the seal names the files, too
         arrays: dict[str, np.ndarray] = {}
-        for file in sorted(there):
-            self._check(file, self._verified)
+        for file in sorted(filter(_SHARD.fullmatch, check_folder(self.path, _FIX, "model-", self._verified)["files"])):
             try:
                 inside = map_arrays(self.path / file)
             except (DamagedArrays, OSError) as error:
                 raise LayoutError(f"{error}; {_FIX}") from error
-            for name, values in inside.items():
-                if index.get(name) != file:
-                    says = f"says {index[name]}" if name in index else "does not name it"
-                    raise LayoutError(f"{self.path / file}: has {name}, {INDEX_JSON} {says}; {_FIX}")
-                arrays[name] = values
-        _check_shapes(self.path, self.config, self.tokenizer, index, arrays)
-        size = _read_json(self.path / INDEX_JSON)["metadata"].get("total_size")
-        if size != sum(each.nbytes for each in arrays.values()):
-            raise LayoutError(f"{self.path / INDEX_JSON}: metadata.total_size is not the size of all tensors; {_FIX}")
+            if twice := sorted(inside.keys() & arrays.keys()):
+                raise LayoutError(f"{self.path / file}: has {twice[0]}, which is in another file, too; {_FIX}")
+            arrays |= inside
+        _check_shapes(self.path, self.config, self.tokenizer, arrays)
         return arrays
 
 
@@ -140,39 +127,19 @@ def _read_json(file: Path) -> Any:
         raise LayoutError(f"{file}: is not JSON that can be read ({error}); {_FIX}") from error
 
 
-def _weight_map(path: Path) -> dict[str, str]:
-    """Read the file name of each tensor. Raises LayoutError for an index with names that are no weight files of this folder."""
-    file = path / INDEX_JSON
-    tree = _read_json(file)
-    found = tree.get("weight_map") if isinstance(tree, dict) else None
-    if not isinstance(found, dict) or not isinstance(tree.get("metadata"), dict):
-        raise LayoutError(f"{file}: has no weight_map and metadata; {_FIX}")
-    for name, target in found.items():
-        if not isinstance(target, str) or not _SHARD.fullmatch(target):
-            raise LayoutError(
-                f"{file}: {name[:100]} is in {str(target)[:100]!r}, which is no name of a file of weights in this folder "
-                f"(model-00001-of-00003.safetensors); {_FIX}"
-            )
-    return found
-
-
-def _check_shapes(
-    path: Path, config: Config, tokenizer: Tokenizer, index: dict[str, str], arrays: dict[str, np.ndarray]
-) -> None:
+def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict[str, np.ndarray]) -> None:
     wanted = {name: (shape, "float32") for name, shape in weight_shapes(config).items()}
     wanted |= {name: (shape, "int32") for name, shape in _table_shapes(config, tokenizer.size).items()}
     for name, (shape, dtype) in wanted.items():
         if name not in arrays:
-            where = f"{path / index[name]}: {name} is not in it, as {INDEX_JSON} says" if name in index else None
-            raise LayoutError(f"{where or f'{path / INDEX_JSON}: {name} of shape {shape} is missing'}; {_FIX}")
-        if arrays[name].shape != shape or arrays[name].dtype.name != dtype:
-            found = arrays[name]
+            raise LayoutError(f"{path}: {name} of shape {shape} is in no file of weights; {_FIX}")
+        found = arrays[name]
+        if (found.shape, found.dtype.name) != (shape, dtype):
             raise LayoutError(
-                f"{path / index[name]}: {name} is {found.dtype.name} of shape {found.shape}, {CONFIG_JSON} needs {dtype} of shape "
-                f"{shape}; {_FIX}"
+                f"{path}: {name} is {found.dtype.name} of shape {found.shape}, {CONFIG_JSON} needs {dtype} of shape {shape}; {_FIX}"
             )
-    for name in sorted({*arrays, *index} - wanted.keys()):
-        raise LayoutError(f"{path / index[name]}: {name} is no tensor of this model; {_FIX}")
+    for name in sorted(arrays.keys() - wanted.keys()):
+        raise LayoutError(f"{path}: {name} is no tensor of this model; {_FIX}")
 
 
 def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:

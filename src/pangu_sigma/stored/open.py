@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -45,14 +46,18 @@ class StoredAlpha(StoredModel):
 
     kind: Kind = "alpha"
 
-    def __init__(
-        self, path: Path, heads: int | None = None, activation: Activation | None = None, verified: bool = True
-    ):
-        """heads, activation: needed if the files do not state them. Raises LayoutError as `open_dense_model`."""
+    def __init__(self, path: Path, verified: bool = True):
+        """Raises LayoutError as `open_dense_model`."""
         super().__init__(path, verified)
-        self.files = open_dense_model(path, heads=heads, activation=activation)
+        self.files = open_dense_model(path)
         self.tensors, self.made_from, self.unused = self.files.tensors, self.files.made_from, self.files.unused
         self.activation_known = self.files.activation_known
+
+    def assume(self, heads: int | None, activation: Activation | None) -> None:
+        """Take heads and activation that the files do not state; None: not given."""
+        self.files = replace(self.files, heads=self.files.heads or heads)
+        if activation is not None and not self.activation_known:
+            self.files, self.activation_known = replace(self.files, activation=activation), True
 
     @property
     def layout(self) -> str:
@@ -78,6 +83,7 @@ _CLASSES: dict[Kind, type[StoredModel]] = {
     "export": StoredExport,
     "hf": StoredFolder,
     "weights": StoredWeights,
+    "alpha": StoredAlpha,
 }
 
 
@@ -86,24 +92,12 @@ def open_model(path: Path, wanted: Literal["run"], /, *, verified: bool = True) 
 @overload
 def open_model(path: Path, wanted: Literal["export"], /, *, verified: bool = True) -> StoredExport: ...
 @overload
-def open_model(
-    path: Path,
-    *wanted: Kind,
-    heads: int | None = None,
-    activation: Activation | None = None,
-    verified: bool = True,
-) -> StoredModel: ...
-def open_model(
-    path: Path,
-    *wanted: Kind,
-    heads: int | None = None,
-    activation: Activation | None = None,
-    verified: bool = True,
-) -> StoredModel:
+def open_model(path: Path, *wanted: Kind, verified: bool = True) -> StoredModel: ...
+def open_model(path: Path, *wanted: Kind, verified: bool = True) -> StoredModel:
     """Open the model in a folder or file; only the files that decide the model's kind are read.
 
-    wanted: kinds that the caller accepts; without any, all. heads, activation: needed if the files of a PanGu-α do not state them.
-    verified: False to skip the hashes of the weights' files, whose verification reads them whole.
+    wanted: kinds that the caller accepts; without any, all. verified: False to skip the hashes of the weights' files, whose
+    verification reads them whole.
     Raises ConfigError for a model of another kind, and LayoutError for files that are no model.
     """
     kind = kind_of(path)
@@ -116,7 +110,7 @@ def open_model(
         if is_dense_model(path):
             raise ConfigError(f"{path} is {KIND_NAMES[kind]}, not {needs}; `pangu-sigma inherit` makes a run of it")
         raise ConfigError(f"{path} is not {needs}: {_why_not(path, wanted)}")
-    return StoredAlpha(path, heads, activation, verified) if kind == "alpha" else _CLASSES[kind](path, verified)
+    return _CLASSES[kind](path, verified)
 
 
 def _why_not(path: Path, wanted: Sequence[Kind]) -> str:

@@ -6,7 +6,6 @@ parts of a checkpoint a rank writes and reads. It has no state; what it builds i
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,29 +55,32 @@ class TrainingSetup:
         return shards_of(self.network, self.store, self.step.dense, self.step.scale)
 
 
-class Backend(ABC):
-    """Interface between the training loop and the devices that it runs on."""
+class Backend:
+    """Interface between the training loop and its devices. This base class is for processes on CPUs: the step of step.py, with
+    prefetched experts."""
 
-    @abstractmethod
     def layout(self, config: Config) -> DispatchLayout:
         """Return the layout in which routing plans dispatch tokens to experts, such as "local" or "dropless"."""
+        return dispatch_layout(config)
 
-    @abstractmethod
     def connect(self, config: Config) -> Ranks:
         """Set MindSpore up for the device, and connect this process with the other ranks of the run.
 
         Raises ConfigError for settings that the device does not support.
         """
+        check_cpu(config)
+        use_cpu(config.seed)
+        return connect(config.parallel)
 
-    @abstractmethod
     def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
         """Build network, experts and step of this rank, with initial values."""
+        network, store = build(config, ranks, tier_of(config, ranks, run))
+        return TrainingSetup(config, ranks, network, store, TrainStep(config, network, store, ranks))
 
-    @abstractmethod
     def prefetcher(self, built: TrainingSetup) -> Prefetcher | None:
         """Make the prefetcher of the next step's experts; None if the step itself reads them from the expert store."""
+        return make_prefetcher(built.config, built.store)
 
-    @abstractmethod
     def take_step(
         self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
     ) -> StepResult:
@@ -86,49 +88,6 @@ class Backend(ABC):
 
         limit_D: limits from `Health.limits`; a batch with a loss above its limit is a loss spike and is skipped. None: no limits.
         """
-
-    @abstractmethod
-    def adds_losses(self, config: Config, ranks: Ranks) -> bool:
-        """Return True if this rank adds its losses to the total: exactly one of the ranks that read the same tokens does."""
-
-    @abstractmethod
-    def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
-        """Make the evaluator of the network's losses on held-out batches."""
-
-    @abstractmethod
-    def checkpoint_files(self, built: TrainingSetup) -> Files:
-        """Return the files of a checkpoint that this rank writes, with their arrays."""
-
-    @abstractmethod
-    def cannot_copy(self, config: Config) -> str | None:
-        """Return why the arrays of `checkpoint_files` cannot be copied to be saved in the background; None if they can."""
-
-    @abstractmethod
-    def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
-        """Load the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
-
-
-class CpuBackend(Backend):
-    """Backend for processes on CPUs: the step of step.py, with prefetched experts."""
-
-    def layout(self, config: Config) -> DispatchLayout:
-        return dispatch_layout(config)
-
-    def connect(self, config: Config) -> Ranks:
-        check_cpu(config)
-        use_cpu(config.seed)
-        return connect(config.parallel)
-
-    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
-        network, store = build(config, ranks, tier_of(config, ranks, run))
-        return TrainingSetup(config, ranks, network, store, TrainStep(config, network, store, ranks))
-
-    def prefetcher(self, built: TrainingSetup) -> Prefetcher | None:
-        return make_prefetcher(built.config, built.store)
-
-    def take_step(
-        self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
-    ) -> StepResult:
         limits = None
         if limit_D is not None:
             blocks_MD = np.eye(len(limit_D), dtype=np.float32)[fed.batch.domains_M[fed.batch.blocks]]
@@ -136,21 +95,26 @@ class CpuBackend(Backend):
         return built.step.take(rate, fed.arrays, fed.brought, limits)
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
+        """Return True if this rank adds its losses to the total: exactly one of the ranks that read the same tokens does."""
         return True  # no two ranks see the same tokens
 
     def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
+        """Make the evaluator of the network's losses on held-out batches."""
         step, most = EvaluationStep(built.network, built.store), samples_of_evaluation(built.config)
         return Evaluator(held_out, most, step, built.network, built.ranks)
 
     def checkpoint_files(self, built: TrainingSetup) -> Files:
+        """Return the files of a checkpoint that this rank writes, with their arrays."""
         config, rank, routed = built.config, built.ranks.rank, enumerate(built.config.model.routed)
         left = {f"{EXPERTS}{number}" for number, kind in routed if not writes_experts(config, rank, kind)}
         return files_of(built.shards, parts_of(built.shards, built.store), built.ranks, left)
 
     def cannot_copy(self, config: Config) -> str | None:
+        """Return why the arrays of `checkpoint_files` cannot be copied to be saved in the background; None if they can."""
         return "ecss.store=file keeps more experts than memory holds" if config.ecss.store == "file" else None
 
     def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
+        """Load the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
         restore(built.shards, checkpoint, built.store.tier.release, parts_of(built.shards, built.store))
 
 

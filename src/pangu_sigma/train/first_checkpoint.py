@@ -22,9 +22,7 @@ from pangu_sigma.train.start import start_run
 def check_absent(output: Path) -> None:
     """Raise ConfigError if the folder or file to be created exists already."""
     if output.exists() or output.is_symlink():
-        raise ConfigError(
-            f"{output} exists; choose another path with {argument('--output')}, or remove it first: nothing is replaced"
-        )
+        raise ConfigError(f"{output} exists; choose another path with {argument('--output')}, or remove it first")
 
 
 @contextmanager
@@ -49,9 +47,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         try:
             path.rename(folder)
         except OSError as error:
-            raise ConfigError(
-                f"{folder} was made by somebody else meanwhile ({error.strerror}); choose another folder"
-            ) from error
+            raise ConfigError(f"{folder} was made meanwhile ({error.strerror}); choose another folder") from error
 
 
 @contextmanager

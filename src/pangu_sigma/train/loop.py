@@ -23,7 +23,7 @@ from pangu_sigma.garbage import gc_frozen
 from pangu_sigma.optimizer.schedule import Schedule
 from pangu_sigma.parallel.heartbeat import Heartbeat
 from pangu_sigma.parallel.ranks import Ranks
-from pangu_sigma.train.backend import Backend, CpuBackend
+from pangu_sigma.train.backend import Backend
 from pangu_sigma.train.evaluator import Evaluator
 from pangu_sigma.train.feed import InputPipeline
 from pangu_sigma.train.health import Health, examine
@@ -35,11 +35,11 @@ from pangu_sigma.train.log.timeline import NoTimeline, Timeline
 from pangu_sigma.train.progress import changes_since_checkpoint, resume
 from pangu_sigma.train.start import DEFAULT_START, StartOptions, refuse_tuned, start_run
 from pangu_sigma.train.step import StepResult
-from pangu_sigma.train.stop import StopRequest
+from pangu_sigma.train.stop import stop_request
 
 logger = logging.getLogger(__name__)
 
-CPU = CpuBackend()
+CPU = Backend()
 """Default backend of training."""
 
 
@@ -262,7 +262,7 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
     if profile and ranks.first:
         trainer.timeline = Timeline(folder, start)
     span = trainer.timeline.span
-    with gc_frozen(), StopRequest() as stop, log, trainer.saver, trainer.timeline:
+    with gc_frozen(), stop_request() as stop, log, trainer.saver, trainer.timeline:
         log.changed(start, trainer.changes)
         if start == 0:
             _evaluate(trainer, evaluator, log)
@@ -274,7 +274,7 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
                 log.record(trainer.metrics(*taken))
                 trainer.complete_save(now=trainer.health.needs_check)  # it may be the checkpoint to go back to
                 examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_NA, log)
-            stopped = ranks.any(stop.requested)
+            stopped = ranks.any(stop.is_set())
             with log.paused():
                 if last or (step % options.eval_interval == 0 and not stopped):
                     trainer.heart.beat(f"the evaluation after step {step}")

@@ -28,7 +28,7 @@ from pangu_sigma.checkpoint.run_folder import (
     run_config,
     way_back,
 )
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside_lines_without_checkpoint, start_over
+from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside, start_over
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, drawn_tables, read_prepared_tokenizer, unlike_prepared
@@ -149,7 +149,7 @@ def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, opt
     if options.start_over:
         start_over(path)
     if not has_checkpoints(path / CHECKPOINTS):
-        set_aside_lines_without_checkpoint(path)
+        _set_aside_log(path)
         return False
     saved = newest_identity(path / CHECKPOINTS)
     if saved is None:
@@ -159,6 +159,18 @@ def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, opt
     if not _mend(path, saved, config, prepared) and read_config(path, "run", WAY_BACK_OF_CONFIG) != config:
         write_config(path, config, "run")
     return True
+
+
+def _set_aside_log(path: Path) -> None:
+    """Set the contents of a folder without checkpoints aside if its log has steps after 0. A warning counts their lines."""
+    from pangu_sigma.train.log.metrics import FILE, read_metrics
+
+    lines = sum(line["step"] > 0 for line in read_metrics(path)) if (path / FILE).exists() else 0
+    if lines:
+        logger.warning(
+            "%s has no checkpoint, but %d logged lines of later steps than 0: it begins at step 0", path, lines
+        )
+        set_aside(path)
 
 
 def _compare(

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-class StopRequest:
-    """Context manager in which SIGTERM sets `requested` instead of ending the process.
+@contextmanager
+def stop_request() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets in a `with` statement, instead of ending the process.
 
-    Python lets only the main thread handle signals. In another thread the manager does nothing, and `requested` stays False.
+    Python lets only the main thread handle signals. In another thread the event is never set.
     """
-
-    def __init__(self) -> None:
-        self.requested = False
-        """True once SIGTERM was received."""
-        self._before: Any = None
-        self._listens = threading.current_thread() is threading.main_thread()  # Python allows handlers there only
-
-    def __enter__(self) -> StopRequest:
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: requested.set())
+    try:
+        yield requested
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -348,9 +348,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
                 raise ValueError("no kind or step")
             lines.append(line)
         except (ValueError, TypeError, KeyError, RecursionError):
-            logger.warning(
-                "%s: line %d is no line of a run, probably cut off by a crash; ignored", folder / FILE, number
-            )
+            logger.warning("%s: line %d is no line of a run (cut off by a crash?); ignored", folder / FILE, number)
     return lines
 
 

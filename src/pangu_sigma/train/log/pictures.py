@@ -127,24 +127,15 @@ def draw_optimizer(runs: Sequence[RunLog]) -> Figure:
     scaled = any("loss scale" not in constants(run) for run in runs)
     figure = Figure(figsize=(10, 7.5 if scaled else 5), layout="constrained")
     rates, norms, *scales = figure.subplots(3 if scaled else 2, sharex=True)
-    for number, (run, style) in enumerate(_styled(runs)):
-        of_run = f"{run.name}: " if len(runs) > 1 else ""
-        look = {"linestyle": style, "linewidth": 1.0}
-        rates.plot(*_of_steps(run, "learning_rate"), color=f"C{3 * number}", label=run.name, **look)
-        for shade, (key, name) in enumerate(_NORMS.items()):
-            if points := _of_steps(run, key):
-                norms.plot(*points, color=f"C{3 * number + shade}", label=f"{of_run}{name}", **look)
-        for axes in scales:
-            axes.plot(*_of_steps(run, "loss_scale"), color=f"C{3 * number}", **look)
+    _draw_keys(rates, runs, {"learning_rate": ""})
+    _draw_keys(norms, runs, _NORMS)
     titles = ["Learning rate", "gradient norm before clipping", *(["loss scale"] if scaled else [])]
     _axes(rates, "", "learning rate", ", ".join(titles))
     rates.set_ylim(bottom=0)
     _axes(norms, "" if scaled else "step", "gradient norm", "")
     norms.set_yscale("log")
-    for axes in (rates, norms):
-        if axes.lines and (axes is norms or len(runs) > 1):
-            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     for axes in scales:
+        _draw_keys(axes, runs, {"loss_scale": ""})
         _axes(axes, "step", "loss scale", "")
         axes.set_yscale("log", base=2)
     return figure
@@ -182,18 +173,23 @@ def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
     figure = Figure(figsize=(10, 2.5 * len(panels)), layout="constrained")
     rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, keys in zip(rows, panels, strict=True):
-        for number, (run, style) in enumerate(_styled(runs)):
-            of_run = f"{run.name}: " if len(runs) > 1 else ""
-            for shade, key in enumerate(keys):
-                if points := _of_steps(run, key):
-                    look = {"linestyle": style, "color": f"C{3 * number + shade}", "linewidth": 1.0}
-                    axes.plot(*points, label=f"{of_run}{_LABELS[key]}", **look)
+        _draw_keys(axes, runs, {key: _LABELS[key] for key in keys})
         first, last = axes is rows[0], axes is rows[-1]
         title = "ECSS: experts moved between the store and the device" if first else ""
         _axes(axes, "step" if last else "", "MiB" if keys[0].endswith("_mib") else "share", title)
         axes.set_ylim(bottom=0)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure
+
+
+def _draw_keys(axes: Axes, runs: Sequence[RunLog], names: Mapping[str, str]) -> None:
+    """Draw keys of `step` lines of several runs, with a legend at the right. names: key → name, "" without one."""
+    for number, (run, style) in enumerate(_styled(runs)):
+        for shade, (key, name) in enumerate(names.items()):
+            if points := _of_steps(run, key):
+                label = ": ".join(filter(None, (run.name if len(runs) > 1 else "", name)))
+                axes.plot(*points, linestyle=style, color=f"C{3 * number + shade}", linewidth=1.0, label=label)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
 
 
 def constants(run: RunLog) -> dict[str, float]:
