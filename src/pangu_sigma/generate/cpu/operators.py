@@ -22,13 +22,14 @@ from ascend_ops.large_pages import LargePages
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
 from pangu_sigma.generate.cpu.matrices import Matrices
+from pangu_sigma.generate.cpu.network import Operators
 from pangu_sigma.generate.weights import Weights
 
 PASS_TOKENS = 512
 """Maximum number of tokens of all lanes in one pass; more make no product faster and need larger buffers."""
 
 
-class CpuOperators:
+class CpuOperators(Operators):
     """CPU operators of the network, with a KV cache that has a lane for each text.
 
     weight_bytes: bytes of the weights that the operators read, mapped files too. copied_bytes: bytes of the copies in memory.
@@ -86,18 +87,15 @@ class CpuOperators:
         return logits_WR
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
-        """Return the sum of rows of the word table of all slots and of the position table, [T, H]."""
         words_TH = self._table_RH.rows(rows_T).as_float32()
         np.add(words_TH, self._positions_SH[positions_T], out=self._x_TH[: len(rows_T)])
         return self._x_TH
 
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
-        """Return rows of the query layer's position embedding table."""
         self._mixed_TH[: len(positions_T)] = self._queries_SH[positions_T]
         return self._mixed_TH
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Apply the LayerNorm of the network's cell `name` to rows."""
         norm, y = self._norms[name]
         norm(self._tokens)
         return y
@@ -129,12 +127,10 @@ class CpuOperators:
         return self._where_asking
 
     def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
-        """Return residual + the FFN of a dense layer."""
         self._ffns[layer](self._tokens)
         return residual
 
     def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, experts_sT: np.ndarray) -> np.ndarray:
-        """Return residual + the FFN of each token's experts, one of each segment of the layer."""
         for ffn, expert_T in zip(self._routed[layer], experts_sT, strict=True):
             self._expert_T[: self._tokens] = expert_T
             ffn(self._tokens, self._expert_address)
