@@ -215,14 +215,7 @@ def _routed(config: Config, segments: int) -> Iterator[tuple[str, str, tuple[str
     yield "experts' output", "AllReduce", TENSOR, segments, multiplied, False
     back = multiplied + row if uneven else sent  # the graph knows the room for uneven rows, not how many there are
     yield FROM_EXPERTS, exchange, EXPERT, segments, back // tensor, False
-    yield (
-        TO_TOKENS,
-        "AllGather",
-        TENSOR,
-        segments,
-        tokens_of_rank(config) * row if uneven else sent,
-        False,
-    )
+    yield TO_TOKENS, "AllGather", TENSOR, segments, tokens_of_rank(config) * row if uneven else sent, False
 
 
 def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]:
