@@ -197,12 +197,12 @@ class _Host:
         return present
 
     def _listen(self, server: socket.socket) -> None:
-        ready, _, _ = select.select([server, *self._links], [], [], _RETRY_SECONDS)
-        for each in ready:
-            if each is server:
-                self._links.append(_Link(server.accept()[0]))
+        readers: list[socket.socket | _Link] = [server, *self._links]
+        for ready in select.select(readers, [], [], _RETRY_SECONDS)[0]:
+            if isinstance(ready, _Link):
+                self._hear(ready)
             else:
-                self._hear(each)
+                self._links.append(_Link(ready.accept()[0]))
 
     def _hear(self, link: _Link) -> None:
         messages = link.receive()

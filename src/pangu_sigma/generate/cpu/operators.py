@@ -62,7 +62,9 @@ class CpuOperators(Operators):
         self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
         numbers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
         self._layers = [self._layer(i) for i in numbers]
-        self._ffns = [self._dense_ffn(i) for i in range(model.dense_layers)]
+        self._ffns = [
+            FFN([self._weights.ffn(i)], model.activation, *self._rows(i)[::-1]) for i in range(model.dense_layers)
+        ]
         self._routed = [self._routed_ffns(i, config) for i in range(model.rre_layers)]
         slots = (slice(slot * model.slot_rows, (slot + 1) * model.slot_rows) for slot in range(config.slots))
         self._heads = [TiedHead(self._mixed_TH, self._table_RH.rows(slot)) for slot in slots]
@@ -160,10 +162,6 @@ class CpuOperators(Operators):
         attend = LaneAttention(self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, *self._cache_LnSd[layer])
         project, remember = Projections([ask, key, value]), Projections([key, value])
         return project, Projections([ask]), remember, attend, Projections([output])
-
-    def _dense_ffn(self, layer: int) -> FFN:
-        residual_TH, normed_TH = self._rows(layer)
-        return FFN([self._weights.ffn(layer)], self._model.activation, normed_TH, residual_TH)
 
     def _routed_ffns(self, layer: int, config: Config) -> list[FFN]:
         """Return the FFN of each segment of an RRE layer; each adds to the residual. layer: index among the RRE layers."""
