@@ -219,14 +219,10 @@ def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
 
 
 def _apply(operator: ops.Primitive, strategy: Strategy, sizes: dict[str | int, int]) -> None:
-    if isinstance(operator, ops.Custom | ops.Morph):
-        _apply_layouts(operator, strategy, sizes)
-    else:
+    if not isinstance(operator, ops.Custom | ops.Morph):
         operator.shard(tuple(tuple(sizes[axis] for axis in axes) for axes in strategy))
-
-
-def _apply_layouts(operator: ops.Custom | ops.Morph, strategy: Strategy, sizes: dict[str | int, int]) -> None:
-    """Set the layouts of the inputs and of the output of one of our operators, which computes with the slices of its own rank."""
+        return
+    # one of ours, which computes with the slices of its own rank
     layout = DeviceLayout((sizes["E"], sizes["R"], sizes["T"]), ("E", "R", "T"))
     names = {"D": ("E", "R"), 1: "None"}
     *inputs, output = (layout(*(names.get(axis, axis) for axis in axes)) for axes in strategy)

@@ -44,7 +44,10 @@ class _NewTokens:
 
 
 class CpuDecoder(Decoder):
-    """`Decoder` on the CPU, without MindSpore. Its weights are memory-mapped files, or copies in the chosen precision."""
+    """`Decoder` on the CPU, without MindSpore. Its weights are memory-mapped files, or copies in the chosen precision.
+
+    cache_bytes: size of the KV cache in bytes, with all lanes full. resident_bytes: size of weights (mapped files too) and cache.
+    """
 
     def __init__(
         self,
@@ -64,6 +67,8 @@ class CpuDecoder(Decoder):
         check_cache_fits(config, lanes)
         self._operators = CpuOperators(config, weights, lanes, precision, precision == "float32" and _is_large(config))
         self._unused = [np.flatnonzero(rows < 0) for rows in tokenizer.slot_rows]
+        self.cache_bytes = self._operators.cache_bytes
+        self.resident_bytes = self._operators.weight_bytes + self.cache_bytes
         mib = [n / (1 << 20) for n in (self._operators.weight_bytes, self._operators.copied_bytes, self.cache_bytes)]
         logger.info(
             "weights %.1f MiB, %.1f of them copied as %s; cache of %d lanes %.1f MiB",
@@ -72,16 +77,6 @@ class CpuDecoder(Decoder):
             lanes,
             mib[2],
         )
-
-    @property
-    def cache_bytes(self) -> int:
-        """Size of the KV cache in bytes, with all lanes full."""
-        return self._operators.cache_bytes
-
-    @property
-    def resident_bytes(self) -> int:
-        """Size in bytes of weights (mapped files too) and KV cache, with all experts and lanes in use."""
-        return self._operators.weight_bytes + self.cache_bytes
 
     def copy(self, source: int, target: int) -> None:
         super().copy(source, target)
