@@ -46,9 +46,9 @@ class CpuOperators(Operators):
         self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
             self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(6)
         )
-        self._place_3T, self._asking_3T = (np.zeros((3, PASS_TOKENS), np.int32) for _ in range(2))
+        self._at_3T, self._asking_3T = (np.zeros((3, PASS_TOKENS), np.int32) for _ in range(2))
         self._where, self._where_asking = (
-            tuple(row_T.ctypes.data for row_T in place) for place in (self._place_3T, self._asking_3T)
+            tuple(row_T.ctypes.data for row_T in rows_3T) for rows_3T in (self._at_3T, self._asking_3T)
         )
         self._expert_T = np.zeros(PASS_TOKENS, np.int32)
         self._expert_address = self._expert_T.ctypes.data
@@ -73,7 +73,7 @@ class CpuOperators(Operators):
     def take(self, lane_T: np.ndarray, at_T: np.ndarray, first_T: np.ndarray) -> None:
         """Set for each token of the next pass its lane, its index in the lane, and the index of its document's first token."""
         self._tokens = len(lane_T)
-        self._place_3T[:, : self._tokens] = lane_T, at_T, first_T
+        self._at_3T[:, : self._tokens] = lane_T, at_T, first_T
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the KV cache of the first `tokens` tokens from lane `source` to lane `target`."""
@@ -123,7 +123,7 @@ class CpuOperators(Operators):
         """Continue the pass with these tokens only, whose rows move to the front. Returns the addresses of lanes and positions."""
         for each_TH in of_T:
             each_TH[: len(asking_A)] = each_TH[asking_A]
-        self._asking_3T[:, : len(asking_A)] = self._place_3T[:, asking_A]
+        self._asking_3T[:, : len(asking_A)] = self._at_3T[:, asking_A]
         self._tokens = len(asking_A)
         return self._where_asking
 
