@@ -97,7 +97,7 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/evaluate/sandbox/{isolation,jail,libc,program_limits,system_calls}.py": (
         "tests/evaluate/sandbox/test_sandbox.py: what programs can and cannot do"
     ),
-    "src/pangu_sigma/generate/decoder.py": "a protocol; tests/generate/cpu/test_decoder.py holds what it promises",
+    "src/pangu_sigma/generate/decoder.py": "the base of decoders; tests/generate/cpu/test_decoder.py holds what it promises",
     "src/pangu_sigma/model/declare.py": "tests/model/test_pangu_sigma.py: every parameter and tensor is made with it",
     "src/pangu_sigma/model/dense_ffn.py": "tests/model/test_pangu_sigma.py compares the layers that use it with NumPy",
     "src/pangu_sigma/generate/graph/kv_cache.py": (

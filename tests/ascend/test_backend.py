@@ -9,17 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.small_clusters import by_hand
-from mindspore import Parameter, Tensor
 
 from experiments.tiny import tiny_config
 from pangu_sigma.ascend import backend as ascend
 from pangu_sigma.ascend.backend import AscendBackend
 from pangu_sigma.ascend.saved_parts import dense_part, expert_part, writes_part
-from pangu_sigma.ascend.sharding import mark_slices
 from pangu_sigma.config import Config
 from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.parallel.layout import share_of
+from pangu_sigma.parallel.parameters import _dense_array
 from pangu_sigma.sections import ParallelConfig, Segment
 from pangu_sigma.train.loop import train
 
@@ -51,19 +50,16 @@ def last_stage(parallel: ParallelConfig) -> range:
 
 
 @pytest.mark.parametrize("axes", LAYOUTS, ids=str)
-@pytest.mark.parametrize("strategy", [(1, "T"), ("T", 1), (1, 1), ("T",), (1,)], ids=str)
-def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict, strategy: tuple):
+@pytest.mark.parametrize(("shape", "axis"), [((16, 8), 1), ((16, 8), 0), ((16, 8), None), ((16,), 0), ((16,), None)])
+def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict, shape: tuple, axis: int | None):
     config = configured(axes)
-    parallel = config.parallel
-    shape = (16, 8)[: len(strategy)]
-    parameter = Parameter(Tensor(np.zeros(shape, np.float32)), name="p")
-    mark_slices(parameter, strategy, parallel, divide=parallel.optimizer and len(shape) == 2)
+    dense, parallel = _dense_array(config, 1, "p", shape, axis, "float32"), config.parallel
     written = np.zeros(shape, int)
     for rank in last_stage(parallel):
-        part = dense_part(parameter, parallel, rank)
+        part = dense_part(dense, parallel, rank)
         assert part.whole == shape
-        columns = slice(part.offset[0], part.offset[0] + parameter.slice_shape[1]) if part.offset else ...
-        if writes_part(parameter, "dense", "p", config, rank):
+        columns = slice(part.offset[0], part.offset[0] + dense.computed[1]) if part.offset else ...
+        if writes_part(dense, "dense", "p", config, rank):
             written[part.numbers(), columns] += 1
     assert (written == 1).all()
 

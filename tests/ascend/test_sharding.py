@@ -9,11 +9,11 @@ import pytest
 from helpers.small_clusters import by_hand
 
 from pangu_sigma.ascend.active_experts import ActiveExperts
-from pangu_sigma.ascend.sharding import cells_of_stage, mark_experts, parameters_of_stage, received_by_stage
+from pangu_sigma.ascend.sharding import cells_of_stage, mark_parameters, parameters_of_stage, received_by_stage
 from pangu_sigma.config import Config
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.parallel.parameters import active_buffers, dense_weights
+from pangu_sigma.parallel.parameters import active_buffers
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -24,13 +24,15 @@ def config(request) -> Config:
     return by_hand(model={"dense_layers": 2}, parallel={"stages": stages}, train={"accumulation": stages})
 
 
-def test_every_dense_parameter_is_kept_by_one_stage_the_planned_one(config: Config):
+def test_every_dense_parameter_is_kept_by_one_stage_that_of_its_cell(config: Config):
     network = PanGuSigma(config.model, config.slots)
     names = {id(p): name for name, p in network.parameters_and_names()}
     kept = [[names[id(p)] for p in parameters_of_stage(network, config, s)] for s in range(config.parallel.stages)]
     assert sorted(chain(*kept)) == sorted(names.values())
+    assert {"embedding", "positions"} <= {*kept[0]} and "query_positions" in kept[-1]
     for stage, found in enumerate(kept):
-        assert sorted(found) == sorted(weight.name for weight in dense_weights(config, stage))
+        inside = [p for cell in cells_of_stage(network, config, stage) for p in cell.trainable_params()]
+        assert {names[id(p)] for p in inside} == {name for name in found if "." in name}
 
 
 def test_every_cell_with_parameters_runs_on_one_stage(config: Config):
@@ -49,13 +51,13 @@ def test_the_gradients_of_every_expert_count_once_in_the_norm():
     data = {"domain_sets": groups, "domains_per_step": groups}
     config = by_hand(model=model, data=data, train={"batch_size": 8}, parallel=parallel)
     network = ActiveExperts(config, NextTokenLoss(PanGuSigma(config.model, config.slots)))
-    mark_experts(network, config)
+    mark_parameters(network, config)
     for buffer, array in zip(network.active, active_buffers(config), strict=True):
-        assert (buffer.shape, buffer.slice_shape) == (array.shape, array.computed)
+        assert (buffer.shape, buffer.cut) == (array.shape, array)
         copies = groups if ".1." in array.name else 1
         whole = math.prod(array.shape) // copies  # of different experts
-        counted = config.parallel.ranks * math.prod(buffer.slice_shape) / (buffer.replicas * buffer.copies)
-        assert (buffer.copies, counted) == (copies, whole)
+        counted = config.parallel.ranks * math.prod(buffer.cut.computed) / buffer.cut.replicas
+        assert (buffer.cut.copies, counted) == (copies, whole)
 
 
 def test_only_the_last_stage_is_sent_the_word_table(config: Config):

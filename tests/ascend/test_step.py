@@ -94,7 +94,7 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
 def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
     """One step on a batch. factor: of all loss weights, and so of all gradients."""
     rows, positions, documents, slots, labels, weights, *plans = inputs_of(batch, step.config)
-    step.tell(RATE, batch)
+    step.settings.write(RATE, batch)
     inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *plans)
     return [np.asarray(t.asnumpy()) for t in step(*map(as_tensor, inputs))]
 

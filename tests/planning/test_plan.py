@@ -127,10 +127,10 @@ def test_stages_are_planned_one_by_one():
     plan = make_plan(load_config(TRILLION, keys), 512)
     assert plan.refused is None
     assert [stage.first_rank for stage in plan.stages] == [0, 256]
-    assert [(stage.first_layer, stage.last_layer) for stage in plan.stages] == [(0, 19), (20, 39)]
+    assert [stage.layers for stage in plan.stages] == [[0, 19], [20, 39]]
     assert [stage["layers"] for stage in plan.as_dict()["stages"]] == [[0, 19], [20, 39]]
     assert [stage.rre_layers for stage in plan.stages] == [0, 8]
-    needed = [stage.npu_gib for stage in plan.stages]
+    needed = [stage.npu_memory_gib for stage in plan.stages]
     assert plan.npu.needed_gib == max(needed)
     assert plan.seconds.bubble > 0
     names = [{p["name"] for p in plan.as_dict()["parameters"] if p["stage"] == stage} for stage in (0, 1)]
@@ -213,7 +213,7 @@ def test_a_plan_that_does_not_fit_ends_with_status_1(capsys):
 def test_suggested_keys_fit_the_host_or_say_that_they_do_not():
     plan = make_plan(load_config(TRILLION), 64)
     text, tree = format_plan(plan), plan.as_dict()
-    assert (tree["fits"], tree["what_fits"], tree["enough_devices"]) == (False, None, 256)
+    assert (tree["fits"], tree["what_fits"], tree["least_devices"]) == (False, None, 256)
     assert tree["almost_fits"]["host_gib"] > tree["host_limit_gib"]
     assert "to make it fit: more NPUs, and so hosts; 256 NPUs do\n  with --set train.batch_size=64" in text
     assert f"NPUs fit, but a host then needs {plan.almost_fits.host_gib:,.2f} of 698.49 GiB" in text

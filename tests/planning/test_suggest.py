@@ -11,14 +11,13 @@ from helpers.small_clusters import MODEL_CONFIGS, by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.chips import CHIP_DATA
+from pangu_sigma.chips import CHIP_DATA, GIB
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.planning.cost import step_time
-from pangu_sigma.planning.memory import host_items, npu_items, peak_host, total
+from pangu_sigma.planning.memory import host_items, host_peak, npu_items, total
 from pangu_sigma.planning.suggest import (
     changes_that_fit_npus,
-    devices_that_fit,
     fastest_layouts,
     fits,
     least_devices,
@@ -223,10 +222,10 @@ def test_what_fits_asks_the_host_too():
     """On 64 NPUs a smaller batch makes the trillion fit into NPUs, and its experts would need twice what a host has."""
     config = with_parallel(shipped("sigma_1t"), **suggest_layout(shipped("sigma_1t"), 64).model_dump())
     assert what_fits(config) is None
-    keys, host = changes_that_fit_npus(config)
-    assert keys == {"train.batch_size": 64, "train.accumulation": 8}
-    assert host == total(host_items(config, peak_host(config))) > 2 * CHIP_DATA["910a"].host_memory
-    assert devices_that_fit(config) == 256
+    found = changes_that_fit_npus(config)
+    assert found.keys == {"train.batch_size": 64, "train.accumulation": 8}
+    assert found.host_gib == total(host_peak(config)) / GIB > 2 * CHIP_DATA["910a"].host_memory / GIB
+    assert least_devices(config) == 256
 
 
 def test_smaller_moments_are_suggested_where_only_the_host_is_short():

@@ -6,10 +6,11 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from pangu_sigma.serve.refusals import ApiError
 from pangu_sigma.serve.responses import Usage
-from pangu_sigma.serve.streams import ClientDisconnected, EventStream, while_there
+from pangu_sigma.serve.streams import EventStream, while_there
 
 BODY = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
 
@@ -105,6 +106,6 @@ def test_work_goes_on_while_the_client_is_there():
             ended.append(1)
 
     assert asyncio.run(while_there(SimpleNamespace(receive=never), work())) == 3
-    with pytest.raises(ClientDisconnected):
+    with pytest.raises(ClientDisconnect):
         asyncio.run(while_there(SimpleNamespace(receive=gone), endless()))
     assert ended == [1]

@@ -21,10 +21,11 @@ from pangu_sigma.ecss.store import HostStore
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import Zero
 from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.model.pangu_sigma import ffn_tensors, tensor_spans
+from pangu_sigma.model.pangu_sigma import tensor_spans
 from pangu_sigma.parallel.communicators import OF_COPIES
 from pangu_sigma.parallel.connect import Groups
-from pangu_sigma.parallel.layout import active_entries, dispatch_layout
+from pangu_sigma.parallel.layout import dispatch_layout
+from pangu_sigma.parallel.parameters import active_buffers
 
 
 class ActiveExperts(nn.Cell):
@@ -94,17 +95,8 @@ class FetchExperts(nn.Cell):
 
 
 def _buffers(config: Config) -> list[Parameter]:
-    parallel, model = config.parallel, config.model
-    dtype = getattr(ms, config.train.compute_dtype)
-    parameters = []
-    for n, kind in enumerate(model.routed):
-        # common experts once for each group: only slices of their own let ranks of different groups compute apart
-        count = parallel.groups * parallel.expert * active_entries(config, kind)
-        for name, shape, _, _ in ffn_tensors(model, model.in_layer(n)[1]):
-            # as PaddedFFN takes them: biases with an axis for rows
-            whole = (count, *shape) if len(shape) == 2 else (count, 1, *shape)
-            parameters.append(Parameter(initializer(Zero(), whole, dtype), name=f"active.{n}.{name}"))
-    return parameters
+    arrays = (array for stage in range(config.parallel.stages) for array in active_buffers(config, stage))
+    return [Parameter(initializer(Zero(), a.shape, getattr(ms, a.dtype)), name=a.name) for a in arrays]
 
 
 class SumOverGroups(nn.Cell):
@@ -112,9 +104,9 @@ class SumOverGroups(nn.Cell):
     has a copy of these experts, and equal gradients make equal updates."""
 
     def __init__(self, weights: list[Parameter], groups: Groups):
-        """weights: the weights of the gradients, marked by `sharding.apply_strategies`."""
+        """weights: the weights of the gradients, marked by `sharding.mark_parameters`."""
         super().__init__(auto_prefix=False)
-        self.common = [weight.copies > 1 for weight in weights]
+        self.common = [weight.cut.copies > 1 for weight in weights]
         add = any(self.common)
         self.add = (
             ops.AllReduce(ops.ReduceOp.SUM, groups.name("groups")).add_prim_attr(OF_COPIES, True) if add else None

@@ -10,19 +10,25 @@ from pangu_sigma.ascend.inputs import input_strategies
 from pangu_sigma.config import Config
 
 
+def target_ascend() -> None:
+    """Set MindSpore to graph mode for Ascend, for this process. If MS_SIMULATION_LEVEL is set, nothing runs and no device is needed
+    (planning/cann_stub.py)."""
+    from mindspore.communication._comm_helper import GlobalComm
+
+    if "MS_SIMULATION_LEVEL" in os.environ:
+        GlobalComm.CHECK_ENVS = False  # it would look for HCCL's Python package
+    ms.set_context(mode=ms.GRAPH_MODE, device_target="Ascend")
+
+
 def use_ascend(config: Config, save_graphs: str | None = None) -> None:
     """Set MindSpore to graph mode under auto-parallel, for this process as one of the Ascend ranks of `config.parallel`.
 
     save_graphs: folder in which MindSpore saves its graphs; None to save none.
-    If MS_SIMULATION_LEVEL is set, nothing runs and no device is needed (planning/cann_stub.py).
     """
     from mindspore.communication import init
-    from mindspore.communication._comm_helper import GlobalComm
 
     os.environ["PIPELINE_SLICE_SKIP_REDISTRIBUTION"] = "1"  # every rank cuts micro-batches out of its own rows
-    if "MS_SIMULATION_LEVEL" in os.environ:
-        GlobalComm.CHECK_ENVS = False  # it would look for HCCL's Python package
-    ms.set_context(mode=ms.GRAPH_MODE, device_target="Ascend")
+    target_ascend()
     # The step has operators on the host, fetch and Adam of the experts, between those of the NPU. Kernel by kernel, level O0, runs
     # both. Left alone, MindSpore takes O2 for 910A: one graph of CANN's GraphEngine, which has no operators on the host.
     ms.set_context(jit_config={"jit_level": "O0"})

@@ -55,22 +55,18 @@ def on_one_rank(cell: nn.Cell, shape: Callable) -> ops.Morph:
     shape: function from the shapes of the inputs to the shape of the output; a shape here is that of all ranks' slices together.
     The output has the first input's dtype.
     """
-    return ops.Morph(cell.construct, shape, _dtype_of_first).add_prim_attr("self_define_shard", True)
+    return ops.Morph(cell.construct, shape, _as_the_first).add_prim_attr("self_define_shard", True)
 
 
 def _shape_of_rows(x, order, inverse, arrive, *rest):
     return [arrive[0], x[1]]
 
 
-def _shape_of_first(first, *rest):
-    return first
-
-
 def _shape_of_tokens(rows, order, inverse, *rest):
     return [inverse[0], rows[1]]
 
 
-def _dtype_of_first(first, *rest):
+def _as_the_first(first, *rest):
     return first
 
 
@@ -118,7 +114,7 @@ class DroplessFFN(nn.Cell):
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__()
         self.local = LocalFFN(groups, activation)
-        self.morph, self.morph_further = (on_one_rank(self.local, _shape_of_first) for _ in range(2))
+        self.morph, self.morph_further = (on_one_rank(self.local, _as_the_first) for _ in range(2))
 
     def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A):
         if b2_A1H is None:

@@ -81,7 +81,7 @@ class StepSettings(nn.Cell):
         self.active_rows = _host_tables("active_rows", entries)
         self.used = _host_tables("used", [length + 1 for length in entries])
 
-    def write(self, rate: float, batch: Batch, learns: float) -> None:
+    def write(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
         """Write the settings of the next step, which takes `batch`. rate: learning rate. learns: 1.0, or 0.0 to update nothing."""
         arrays = batch.arrays()
         self.rate.set_data(Tensor(rate, ms.float32))

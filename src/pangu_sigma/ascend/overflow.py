@@ -54,10 +54,10 @@ class OverflowCheck(nn.Cell):
     scale: the loss scale. sent_back: gradients that go to another stage; they are checked for overflow, but not in the norm."""
 
     def __init__(self, weights: list[Parameter], parallel: ParallelConfig):
-        """weights: the weights whose gradients are checked, marked by `sharding.mark_slices`."""
+        """weights: the weights whose gradients are checked, marked by `sharding.mark_parameters`."""
         super().__init__(auto_prefix=False)
         # a gradient that several ranks hold counts once
-        self.norm_weights = tuple(1.0 / (weight.replicas * weight.copies) for weight in weights)
+        self.norm_weights = tuple(1.0 if weight.cut.divided else 1.0 / weight.cut.replicas for weight in weights)
         self.map, self.sum = ops.HyperMap(), ops.AddN()
         self.all_reduce = ops.AllReduce() if parallel.ranks > 1 else None
         self.overflow = OverflowFlag() if saturates(parallel.chip) else None

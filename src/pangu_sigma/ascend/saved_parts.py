@@ -12,6 +12,7 @@ from pangu_sigma.checkpoint.state import Shards
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.parallel.layout import writes_experts
+from pangu_sigma.parallel.parameters import Array
 from pangu_sigma.sections import ParallelConfig
 
 SPLIT_BY_FFN = ("w1", "b1", "w2")
@@ -37,21 +38,21 @@ def parameter_parts(
             yield shard, name, parameter, part
 
 
-def dense_of(shards: Shards, name: str) -> Parameter | None:
-    """Return the dense weight to which a checkpoint's array belongs, as weight, moment or variance; None for any other array."""
-    return shards[WEIGHTS].get(name.removesuffix(".moment").removesuffix(".variance"))
+def dense_of(shards: Shards, name: str) -> Array | None:
+    """Return the cut of the dense weight to which a checkpoint's array belongs, as weight, moment or variance, as `mark_parameters`
+    noted it; None for any other array."""
+    weight = shards[WEIGHTS].get(name.removesuffix(".moment").removesuffix(".variance"))
+    return None if weight is None else weight.cut
 
 
-def dense_part(parameter: Parameter, parallel: ParallelConfig, rank: int) -> Part:
-    """Return the part of a dense parameter, or of its Adam moments, that a rank holds, as `mark_slices` recorded it."""
+def dense_part(dense: Array, parallel: ParallelConfig, rank: int) -> Part:
+    """Return the part of a dense weight, or of its Adam moments, that a rank holds."""
     rank %= parallel.stage_ranks
-    whole, held = parameter.whole_shape, list(parameter.slice_shape)
-    offset = [rank % parallel.tensor * size if size < full else 0 for size, full in zip(held, whole, strict=True)]
-    if parameter.divided_among > 1:
-        cut = tuple(held) != whole
-        held[0] //= parameter.divided_among
-        offset[0] += (rank // parallel.tensor if cut else rank) * held[0]
-    return Part(whole, ((offset[0], offset[0] + held[0]),), tuple(offset[1:]))
+    sizes = zip(dense.computed, dense.shape, strict=True)
+    first, *offset = (rank % parallel.tensor * size if size < full else 0 for size, full in sizes)
+    if dense.divided:
+        first += (rank // parallel.tensor if dense.computed != dense.shape else rank) * dense.kept[0]
+    return Part(dense.shape, ((first, first + dense.kept[0]),), tuple(offset))
 
 
 def expert_part(
@@ -66,16 +67,16 @@ def expert_part(
     return Part((experts, *rest), rows, offset)
 
 
-def writes_part(parameter: Parameter | None, shard: str, name: str, config: Config, rank: int) -> bool:
+def writes_part(dense: Array | None, shard: str, name: str, config: Config, rank: int) -> bool:
     """Return True if `rank` writes its part of the array `name` of a shard to the checkpoint: the first of the ranks with the same
-    part does. parameter: the array's dense weight, as `dense_of` returns it."""
+    part does. dense: what `dense_of` returns for the array."""
     parallel, columns = config.parallel, name.split(".")[0] in SPLIT_BY_FFN
     if shard.startswith(EXPERTS):
         kind = config.model.routed[int(shard.removeprefix(EXPERTS))]
         return writes_experts(config, rank, kind) and (columns or rank % parallel.tensor == 0)
-    if parameter is None:
+    if dense is None:
         return rank == 0
     rank %= parallel.stage_ranks  # a stage has its own dense parameters
-    if parameter.divided_among > 1:
-        return True  # no two ranks hold the same experts
-    return rank < parallel.tensor if parameter.slice_shape != parameter.whole_shape else rank == 0
+    if dense.divided:
+        return True  # no two ranks hold the same rows
+    return rank < parallel.tensor if dense.computed != dense.shape else rank == 0

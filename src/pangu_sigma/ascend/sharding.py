@@ -16,8 +16,6 @@ the network is an error here, before MindSpore would guess.
 
 from __future__ import annotations
 
-import math
-
 from mindspore import Parameter, nn, ops
 from mindspore.parallel import Layout as DeviceLayout
 
@@ -41,6 +39,7 @@ from pangu_sigma.model.pangu_sigma import (
 )
 from pangu_sigma.model.rowwise import LayerNorm
 from pangu_sigma.parallel.layout import layers_of_stage
+from pangu_sigma.parallel.parameters import active_buffers, dense_weights
 from pangu_sigma.rre.experts import PaddedFFN
 from pangu_sigma.sections import ParallelConfig
 
@@ -145,30 +144,9 @@ ROLES: dict[str, dict[str, Strategy]] = {
 """Strategies of the four `Linear`s of an `Attention`."""
 
 
-PARAMETERS: dict[type[nn.Cell], dict[str, tuple[str, int]]] = {
-    Linear: {"weight": ("matmul", 1), "bias": ("add", 1)},
-    LayerNorm: {"gain": ("norm", 1), "bias": ("norm", 2)},
-    DenseFFN: {"w1": ("ffn.up", 1), "b1": ("ffn.add_up", 1), "w2": ("ffn.down", 1), "b2": ("ffn.add_down", 1)},
-    PanGuSigma: {
-        "embedding": ("embed.lookup", 0),
-        "positions": ("embed.lookup_positions", 0),
-        "query_positions": ("ask.lookup", 0),
-    },
-}
-"""For each parameter, the operator that reads it and the number of that input: its strategy is how the parameter is cut."""
-
-
-EXPERT_TENSORS = {"w1": ("up", 1), "b1": ("add_up", 1), "w2": ("down", 1), "b2": ("add_down", 1)}
-"""For each tensor of active experts, in the order of FFN_TENSORS, the operator of `PaddedFFN` that reads it and the number of that
-input."""
-
-
 def apply_strategies(network: ActiveExperts, config: Config) -> None:
     """Set MindSpore's parallel strategy of every operator of the network and its loss; mark how ranks cut every parameter, and the
-    pipeline stage of every cell.
-
-    Raises ConfigError for an operator or a parameter without an entry in the tables, naming its cell.
-    """
+    pipeline stage of every cell. Raises ConfigError for an operator without an entry in the tables, naming its cell."""
     parallel = config.parallel
     sizes = _sizes(parallel)
     for path, cell in network.cells_and_names():
@@ -179,25 +157,20 @@ def apply_strategies(network: ActiveExperts, config: Config) -> None:
                 _apply(operator, _strategy(path, cell, name, operator.name), sizes)
         if parallel.recompute and isinstance(cell, Layer):
             cell.recompute()
-        for name, parameter in cell.parameters_and_names(expand=False) if cell is not network else ():
-            mark_slices(
-                parameter,
-                _axes(path, cell, name),
-                parallel,
-                divide=parallel.optimizer and _divides(parameter, name, parallel),
-            )
-    mark_experts(network, config)
+    mark_parameters(network, config)
     for stage in range(parallel.stages) if parallel.stages > 1 else ():
         for cell in cells_of_stage(network.loss.network, config, stage):
             cell.pipeline_stage = stage
 
 
-def mark_experts(network: ActiveExperts, config: Config) -> None:
-    """Mark how ranks cut the buffers of active experts (`mark_slices`)."""
-    for (first, end), kind in zip(network.spans, config.model.routed, strict=True):
-        for parameter, (operator, index) in zip(network.active[first:end], EXPERT_TENSORS.values(), strict=False):
-            mark_slices(parameter, STRATEGIES[PaddedFFN][operator][index], config.parallel, divide=False)
-            parameter.copies = config.parallel.groups if kind == "common" else 1
+def mark_parameters(network: ActiveExperts, config: Config) -> None:
+    """Note on each parameter, as its attribute `cut`, the `Array` that says how ranks divide it, and tell MindSpore if optimizer
+    parallelism does."""
+    stages = range(config.parallel.stages)
+    cuts = {a.name: a for s in stages for a in (*dense_weights(config, s), *active_buffers(config, s))}
+    for name, parameter in (*network.loss.network.parameters_and_names(), *((p.name, p) for p in network.active)):
+        parameter.cut = cuts[name]
+        parameter.parallel_optimizer = parameter.cut.divided
 
 
 def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
@@ -215,42 +188,14 @@ def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.C
 
 def parameters_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
     """Return the dense parameters that the ranks of a stage keep and update, in the network's order."""
-    kept = [p for cell in cells_of_stage(network, config, stage) for p in cell.trainable_params()]
-    kept += [network.embedding, network.positions] if stage == 0 else []
-    kept += [network.query_positions] if stage == config.parallel.stages - 1 else []
-    names = {id(p) for p in kept}
-    return [p for p in network.trainable_params() if id(p) in names]
+    names = {weight.name for weight in dense_weights(config, stage)}
+    return [parameter for name, parameter in network.parameters_and_names() if name in names]
 
 
 def received_by_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
     """Return the parameters that a pipeline stage reads and another stage keeps: the word table on the last stage. The last stage
     receives it from the first in every step for the output head, and sends its gradient back to be added."""
     return [network.embedding] if 0 < stage == config.parallel.stages - 1 else []
-
-
-def _divides(parameter: Parameter, name: str, parallel: ParallelConfig) -> bool:
-    """Return True if optimizer parallelism may divide the parameter: a matrix, but not a word table that stages send. MindSpore
-    would send the rows that a rank keeps."""
-    return parameter.ndim == 2 and (name != "embedding" or parallel.stages == 1)
-
-
-def mark_slices(parameter: Parameter, axes: tuple[str | int, ...], parallel: ParallelConfig, divide: bool) -> None:
-    """Record on a parameter, as attributes, how ranks divide it. axes: for each axis, the ranks that cut it, as a symbol of the
-    tables in this file (1: it is whole). divide: True to allow ZeRO, which divides Adam's state further. The attributes:
-
-    whole_shape: shape in the whole model.
-    slice_shape: shape of the slice that one rank computes with.
-    divided_among: number of ranks that divide that slice among them, with its Adam state (ZeRO).
-    replicas: number of ranks that hold the same rows of a slice.
-    copies: number of slices with the same values; only common experts, of which each group has a copy, have several.
-    """
-    slices = [_sizes(parallel)[axis] for axis in axes]
-    parameter.whole_shape = tuple(parameter.shape)
-    parameter.slice_shape = tuple(size // count for size, count in zip(parameter.shape, slices, strict=True))
-    same = parallel.stage_ranks // math.prod(slices)
-    parameter.divided_among = same if divide and parameter.slice_shape[0] % same == 0 else 1
-    parameter.replicas, parameter.copies = same // parameter.divided_among, 1
-    parameter.parallel_optimizer = parameter.divided_among > 1
 
 
 def _sizes(parallel: ParallelConfig) -> dict[str | int, int]:
@@ -273,25 +218,11 @@ def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
     return table[name]
 
 
-def _axes(path: str, cell: nn.Cell, name: str) -> tuple[str | int, ...]:
-    """Return the strategy of the operator input that reads the parameter."""
-    if name not in PARAMETERS.get(type(cell), {}):
-        raise ConfigError(f"{path}: parameter {name} has no cut; add it to ascend/sharding.py")
-    operator, index = PARAMETERS[type(cell)][name]
-    for inner in operator.split(".")[:-1]:
-        cell, path = getattr(cell, inner), f"{path}.{inner}"
-    return _strategy(path, cell, operator.rsplit(".", 1)[-1], "")[index]
-
-
 def _apply(operator: ops.Primitive, strategy: Strategy, sizes: dict[str | int, int]) -> None:
-    if isinstance(operator, ops.Custom | ops.Morph):
-        _apply_layouts(operator, strategy, sizes)
-    else:
+    if not isinstance(operator, ops.Custom | ops.Morph):
         operator.shard(tuple(tuple(sizes[axis] for axis in axes) for axes in strategy))
-
-
-def _apply_layouts(operator: ops.Custom | ops.Morph, strategy: Strategy, sizes: dict[str | int, int]) -> None:
-    """Set the layouts of the inputs and of the output of one of our operators, which computes with the slices of its own rank."""
+        return
+    # one of ours, which computes with the slices of its own rank
     layout = DeviceLayout((sizes["E"], sizes["R"], sizes["T"]), ("E", "R", "T"))
     names = {"D": ("E", "R"), 1: "None"}
     *inputs, output = (layout(*(names.get(axis, axis) for axis in axes)) for axes in strategy)

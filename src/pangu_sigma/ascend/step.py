@@ -55,7 +55,7 @@ class AscendStep(nn.Cell):
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of train/step.py
         The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`). Losses are summed over micro-batches,
-        and zero on the ranks of all stages but the last. `tell` sets the learning rate and the active experts of a step.
+        and zero on the ranks of all stages but the last. `take` writes the settings of a step before.
     Raises ConfigError for the settings that supported.py lists.
     """
 
@@ -96,7 +96,7 @@ class AscendStep(nn.Cell):
 
     def take(self, rate: float, batch: Batch) -> tuple[Tensor, ...]:
         """Run one step on the rank's share of a batch, and return the result of `construct`. rate: learning rate."""
-        self.tell(rate, batch)
+        self.settings.write(rate, batch)
         return self(*map(as_tensor, inputs_of(batch, self.config)))
 
     def of(self, batch: Batch) -> np.ndarray:
@@ -104,12 +104,8 @@ class AscendStep(nn.Cell):
 
         A graph for losses alone would need another compilation, and auto-parallel would shard its operators outside the network.
         """
-        self.tell(0.0, batch, learns=0.0)
+        self.settings.write(0.0, batch, learns=0.0)
         return self(*map(as_tensor, inputs_of(batch, self.config)))[0].asnumpy()
-
-    def tell(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
-        """Write the settings of the next step. rate: learning rate. batch: that step's batch. learns: 0.0 to update nothing."""
-        self.settings.write(rate, batch, learns)
 
     def fill(self, seed: int) -> None:
         """Draw the experts' initial values from a seed; they do not depend on the number of stages, groups and expert ranks."""

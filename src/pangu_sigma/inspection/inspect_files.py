@@ -133,7 +133,10 @@ def _count(tensors: Listed) -> dict[str, dict[str, Any]]:
 def format_file_inspection(found: FileInspection) -> str:
     """Format an inspection as a table."""
     head = f"{found.path}: {found.kind}" + ("" if found.step is None else f", step {found.step}")
-    rows = [(f"  {role}", _role_text(counts)) for role, counts in found.roles.items()]
+    rows = [
+        (f"  {role}", f"{n['parameters']:,} in {n['tensors']:,} tensors, {', '.join(n['types'])}, {n['bytes']:,} bytes")
+        for role, n in found.roles.items()
+    ]
     dense_and_experts = [c for role, c in found.roles.items() if role not in (ADAM, "loss scale")]
     rows.insert(0, ("parameters", f"{sum(c['parameters'] for c in dense_and_experts):,}"))
     rows += [(f"hash of {what}", value) for what, value in found.hashes.items()]
@@ -144,10 +147,6 @@ def format_file_inspection(found: FileInspection) -> str:
     rows.append(("inherit", found.refusal or f"takes it{unread}"))
     width = max(len(label) for label, _ in rows)
     return "\n".join([head, *(f"  {label:<{width}}  {value}" for label, value in rows)])
-
-
-def _role_text(counts: dict[str, Any]) -> str:
-    return f"{counts['parameters']:,} in {counts['tensors']:,} tensors, {', '.join(counts['types'])}, {counts['bytes']:,} bytes"
 
 
 def _lineage_text(lineage: dict[str, Any] | None) -> str:

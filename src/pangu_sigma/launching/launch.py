@@ -167,7 +167,13 @@ def check_ports(job: Job) -> None:
     """Raise LaunchError if a port of the job, on node 0, is in use. Another program may hold it for a moment only."""
     if job.node == 0:
         for port in (job.port, job.port + 1)[: job.nodes]:
-            _check_port(job.address, port)
+            try:
+                socket.create_server((job.address, port)).close()
+            except OSError as error:
+                raise LaunchError(
+                    f"{job.address}:{port} cannot be used: {error.strerror}; the master's address is one of node 0, and the port "
+                    "must be free there: choose another --master-port"
+                ) from error
 
 
 def check_numbers(job: Job) -> None:
@@ -213,16 +219,6 @@ def _check_chip(chip: Chip) -> None:
             f"parallel.chip={chip}: {CHIP_DATA[chip].title} is what this run is made for, and {socket.gethostname()} has "
             f"{CHIP_DATA[detected.name].title} ({detected.by}); use --chip {detected.name}, or other nodes"
         )
-
-
-def _check_port(address: str, port: int) -> None:
-    try:
-        socket.create_server((address, port)).close()
-    except OSError as error:
-        raise LaunchError(
-            f"{address}:{port} cannot be used: {error.strerror}; the master's address is one of node 0, and the port must be free "
-            "there: choose another --master-port"
-        ) from error
 
 
 def _environment(job: Job) -> dict[str, str]:

@@ -62,7 +62,8 @@ class Processes:
 
     def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
         """Start `command`, an msrun that starts worker.py for each of `ranks`. gate: locked file that they wait at."""
-        _adopt_orphans()
+        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
         self._logs, self._ranks = logs, ranks
         self._gate = _locked(gate)
         with open(self.log(_MSRUN), "wb") as output:
@@ -154,11 +155,6 @@ class Processes:
                 os.kill(pid, signal.SIGKILL)
         fcntl.flock(self._gate, fcntl.LOCK_UN)
         return sorted({f"rank {rank}" for rank in self._ranks} - set(self._names.values()))
-
-
-def _adopt_orphans() -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 def _locked(gate: Path) -> IO[str]:

@@ -162,9 +162,13 @@ class _Host:
     def __init__(self, nodes: int, facts: dict[str, str], folder: str, seconds: float):
         self._nodes, self._facts, self._folder = nodes, facts, folder
         self._seconds, self._deadline = seconds, time.monotonic() + seconds
-        self._strangers: list[_Link] = []
-        self._present: dict[int, _Link] = {}
+        self._links: list[_Link] = []
         self._problems: list[str] = []
+
+    @property
+    def _present(self) -> dict[int, _Link]:
+        """The nodes that came, by number; other links have not said who they are."""
+        return {link.node: link for link in self._links if link.node > 0}
 
     def gather(self, address: str, port: int) -> list[_Link]:
         with (
@@ -180,47 +184,43 @@ class _Host:
                 f"of {self._nodes} nodes, {len(missing)} did not come to {address}:{port} within {self._seconds:g} s: "
                 f"{', '.join(missing)}; start them with the same --master-address and --master-port, or wait longer (--wait)"
             )
-        everyone = [*self._present.values(), *self._strangers]
-        if self._problems:
-            refusal = "\n".join(self._problems)
-            for link in everyone:
-                link.send(refuse=refusal)
-                link.close()
-            raise LaunchError(refusal)
-        for link in self._present.values():
-            link.send(go=self._folder)
-        for link in self._strangers:
+        present = list(self._present.values())
+        for link in self._links:
+            if self._problems:
+                link.send(refuse="\n".join(self._problems))
+            elif link in present:
+                link.send(go=self._folder)
+                continue
             link.close()
-        return list(self._present.values())
+        if self._problems:
+            raise LaunchError("\n".join(self._problems))
+        return present
 
     def _listen(self, server: socket.socket) -> None:
-        links = {link.fileno(): link for link in (*self._strangers, *self._present.values())}
-        ready, _, _ = select.select([server.fileno(), *links], [], [], _RETRY_SECONDS)
-        for number in ready:
-            if number in links:
-                self._hear(links[number])
+        readers: list[socket.socket | _Link] = [server, *self._links]
+        for ready in select.select(readers, [], [], _RETRY_SECONDS)[0]:
+            if isinstance(ready, _Link):
+                self._hear(ready)
             else:
-                self._strangers.append(_Link(server.accept()[0]))
+                self._links.append(_Link(ready.accept()[0]))
 
     def _hear(self, link: _Link) -> None:
         messages = link.receive()
         if messages is None:  # it left, and may come again
             link.close()
-            self._strangers = [other for other in self._strangers if other is not link]
-            self._present = {node: other for node, other in self._present.items() if other is not link}
+            self._links.remove(link)
         for message in messages or []:
             if message.keys() == {"node", "host", "facts"}:  # anything else is not a launcher's
                 self._welcome(link, **message)
 
     def _welcome(self, link: _Link, node: int, host: str, facts: dict[str, str]) -> None:
         """Register a node, and note the facts in which it differs."""
-        link.node, link.host = node, host
+        link.host, came = host, f"node {node} ({host})"
         if 0 < node < self._nodes and node not in self._present:
-            self._strangers.remove(link)
-            self._present[node] = link
+            link.node = node
         else:
             taken = f"and {self._present[node]} is there" if node in self._present else "and node 0 is this one"
-            self._object(f"{link} came, {taken}; each node needs a --node-rank of its own, 0 … {self._nodes - 1}")
+            self._object(f"{came} came, {taken}; each node needs a --node-rank of its own, 0 … {self._nodes - 1}")
         different = [name for name in {**self._facts, **facts} if facts.get(name) != self._facts.get(name)]
         if different:
             shown = [
@@ -229,7 +229,7 @@ class _Host:
             ]
             more = len(different) - len(shown)
             here = f"node 0 ({socket.gethostname()})"
-            self._object(f"{link} differs from {here} in " + "; ".join(shown) + f"; and {more} more" * (more > 0))
+            self._object(f"{came} differs from {here} in " + "; ".join(shown) + f"; and {more} more" * (more > 0))
 
     def _object(self, problem: str) -> None:
         if not self._problems:

@@ -4,7 +4,8 @@ Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of th
 
 * Tensor parallelism as in Megatron and PanGu-α: query, key, value and the first FFN matrix are divided by columns, with their
   biases; attention output and the second FFN matrix by rows; tables by hidden. LayerNorm and the biases that are added after the
-  sum over ranks are whole on every rank. `ascend/sharding.py` says the same to MindSpore; a test compares the two.
+  sum over ranks are whole on every rank. `ascend/sharding.py` says the same to MindSpore, by the cuts of operators;
+  compiled steps are compared with it (tests/planning/test_compile.py).
 * Optimizer parallelism (ZeRO) as MindSpore does it: ranks that compute with the same slice of a matrix each keep some of its rows,
   if they divide evenly. Otherwise each keeps the whole slice. Vectors are never divided.
 * Own experts are divided among groups and expert ranks; common ones among the expert ranks of each group, which has a copy of all;
@@ -53,6 +54,8 @@ class Array:
     """Dtype in which the network reads the array: float32 for tables and LayerNorm, else the compute dtype. Copies, gathered slices
     and gradients that are summed over ranks have this dtype."""
     device: str
+    copies: int = 1
+    """Number of slices with the same values: those of common experts, of which each group has a copy."""
     count: int = 1
     """Number of arrays that this one represents: with the argument `alike`, those of all layers of its kind; else 1."""
 
@@ -134,6 +137,7 @@ def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[
         if weight.kind == "weight":
             local = active_entries(config, config.model.routed[int(weight.name.split(".")[1])])
             rows = (1,) if len(weight.shape) == 2 else ()
+            # common ones, too, once for each group: only slices of their own let ranks of different groups compute apart
             count = config.parallel.groups * config.parallel.expert * local
             shape, computed = (count, *rows, *weight.shape[1:]), (local, *rows, *weight.computed[1:])
             name = weight.name.replace("experts", "active", 1)
@@ -224,7 +228,7 @@ def _dense_array(config: Config, count: int, name: str, shape: Shape, axis: int 
     travels = name == "embedding" and parallel.stages > 1
     divides = parallel.optimizer and len(shape) == 2 and computed[0] % replicas == 0 and not travels
     kept = _divide(computed, 0, replicas) if divides else computed
-    return Array(name, "weight", shape, computed, kept, replicas, "float32", used_as, NPU, count)
+    return Array(name, "weight", shape, computed, kept, replicas, "float32", used_as, NPU, 1, count)
 
 
 def _expert_array(
@@ -233,9 +237,10 @@ def _expert_array(
     parallel, own = config.parallel, config.model.routed[segment] == "own"
     held = _divide(shape, 0, parallel.expert * (parallel.groups if own else 1))
     computed = _divide(held, axis, parallel.tensor)
-    replicas = parallel.data * (parallel.tensor if axis is None else 1) * (1 if own else parallel.groups)
+    copies = 1 if own else parallel.groups
+    replicas = parallel.data * (parallel.tensor if axis is None else 1) * copies
     used_as, name = config.train.compute_dtype, f"experts.{segment}.{name}"
-    return Array(name, "weight", shape, computed, computed, replicas, "float32", used_as, device, count)
+    return Array(name, "weight", shape, computed, computed, replicas, "float32", used_as, device, copies, count)
 
 
 def _divide(shape: Shape, axis: int | None, parts: int) -> Shape:

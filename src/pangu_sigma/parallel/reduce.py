@@ -33,15 +33,12 @@ class LocalGradients(nn.Cell):
         return dense, experts, sums[0], of_dense, of_experts
 
     def over_ranks(self, values, after):
-        """Return `values` unchanged: with one rank, they are the sum over all ranks."""
         return values
 
 
 class ReducedGradients(nn.Cell):
     """Gradient reduction of a run of several ranks: dense gradients are summed over all ranks, those of experts over the ranks that
-    store the same experts: replicas on the data axis, and for common experts all groups. construct(dense, experts) -> (summed dense
-    gradients, summed gradients of experts, sum of the squares of all gradients of the run, the dense part of that sum, the experts'
-    part)."""
+    store the same experts: replicas on the data axis, and for common experts all groups."""
 
     chained = True
     """True if micro-batches contain collectives, so that they must run one after another."""
@@ -99,7 +96,6 @@ class ReducedGradients(nn.Cell):
         return summed
 
     def over_ranks(self, values, after):
-        """Return other values than gradients, such as losses, summed over all ranks once the tensor `after` has been computed."""
         return self.all_reduce(ops.depend(values, after))
 
 

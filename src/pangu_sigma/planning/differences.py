@@ -21,14 +21,11 @@ def compile_plan(config: Config, devices: int) -> Plan:
 
 def add_compiled(plan: Plan, steps: list[Compiled]) -> Plan:
     """Return the plan with the compiled step of each stage's first rank, and the differences between plan and step."""
-    pairs = list(enumerate(zip(plan.stages, steps, strict=True)))
-    arrays = (text for number, (stage, step) in pairs for text in _other_slices(number, stage, step))
-    calls = (
-        text
-        for number, (stage, step) in pairs
-        for text in _other_collectives(number, stage.collectives, step.collectives)
-    )
-    return replace(plan, compiled=CompiledPlan(steps, [*arrays, *calls]))
+    differences: list[str] = []
+    for number, (stage, step) in enumerate(zip(plan.stages, steps, strict=True)):
+        differences += _other_slices(number, stage, step)
+        differences += _other_collectives(number, stage.collectives, step.collectives)
+    return replace(plan, compiled=CompiledPlan(steps, differences))
 
 
 def _other_slices(number: int, stage: StagePlan, step: Compiled) -> Iterator[str]:

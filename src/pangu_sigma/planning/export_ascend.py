@@ -31,19 +31,11 @@ def _compile_elsewhere() -> int:
     return subprocess.run(command, env=environment).returncode
 
 
-def _use_ascend() -> None:
-    import mindspore as ms
-    from mindspore.communication._comm_helper import GlobalComm
-
-    if "MS_SIMULATION_LEVEL" in os.environ:
-        GlobalComm.CHECK_ENVS = False  # it would look for HCCL's Python package
-    ms.set_context(mode=ms.GRAPH_MODE, device_target="Ascend")
-
-
 def _compile(run: Path, output: Path, weights: Precision) -> int:
+    from pangu_sigma.ascend.context import target_ascend
     from pangu_sigma.convert.mindir import export_mindir
 
-    written = export_mindir(run, output, weights, _use_ascend)
+    written = export_mindir(run, output, weights, target_ascend)
     sys.stderr.write(f"{written}: compiled for Ascend; nothing of it has run\n")
     return 0
 

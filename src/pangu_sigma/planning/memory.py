@@ -98,21 +98,18 @@ def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
     ]
 
 
-def peak_stage(config: Config) -> int:
-    """Return the pipeline stage whose NPUs need most memory; the first of several equal ones."""
-    if config.parallel.stages == 1:
-        return 0
-    return max(range(config.parallel.stages), key=lambda stage: total(npu_items(config, stage)))
+def npu_peak(config: Config) -> list[MemoryItem]:
+    """Return the memory items of an NPU of the pipeline stage that needs most memory; of the first of several equal ones."""
+    return max((npu_items(config, stage) for stage in range(config.parallel.stages)), key=total)
 
 
-def peak_host(config: Config) -> int:
-    """Return the host that needs most memory; the first of equal ones. Ranks fill the hosts in order of their numbers."""
-    if config.parallel.stages == 1:
-        return 0  # no host has more ranks than the first
+def host_peak(config: Config) -> list[MemoryItem]:
+    """Return the memory items of the host that needs most memory; of the first of equal ones. Ranks fill the hosts in order."""
     size = chip_of(config).per_host
-    hosts = math.ceil(config.parallel.ranks / size)
+    # without stages no host has more ranks than the first
+    hosts = math.ceil(config.parallel.ranks / size) if config.parallel.stages > 1 else 1
     different = {tuple(stages_of_host(config.parallel, h, size)): h for h in reversed(range(hosts))}
-    return max(sorted(different.values()), key=lambda host: total(host_items(config, host)))
+    return max((host_items(config, host) for host in sorted(different.values())), key=total)
 
 
 def host_items(config: Config, host: int = 0) -> list[MemoryItem]:

@@ -36,17 +36,16 @@ from pangu_sigma.planning.cost import (
 from pangu_sigma.planning.machine import TIGHT_FRACTION, chip_of
 from pangu_sigma.planning.memory import (
     MemoryItem,
-    host_items,
+    host_peak,
     npu_items,
-    peak_host,
-    peak_stage,
+    npu_peak,
     total,
 )
 from pangu_sigma.planning.segments import SegmentComparison, compare_segments
 from pangu_sigma.planning.suggest import (
+    AlmostFits,
     TimedLayout,
     changes_that_fit_npus,
-    devices_that_fit,
     fastest_layouts,
     fits,
     least_devices,
@@ -91,10 +90,10 @@ class StagePlan:
     """Pipeline stage of a plan, with the arrays and the collectives of one of its ranks."""
 
     first_rank: int
-    first_layer: int
-    last_layer: int
+    layers: list[int]
+    """First and last layer."""
     rre_layers: int
-    npu_gib: float
+    npu_memory_gib: float
     collectives: list[PredictedCollective]
     arrays: list[Array]
     """Weights, Adam state, gradient accumulators, and the buffers of the active experts."""
@@ -106,14 +105,6 @@ class Variant:
 
     npu_memory_gib: float
     over_limit_gib: float
-
-
-@dataclass(frozen=True)
-class AlmostFits:
-    """Configuration keys with which a plan fits the NPUs but not the hosts, and the memory in GiB that a host would then need."""
-
-    keys: dict[str, int | bool | str]
-    host_gib: float
 
 
 @dataclass(frozen=True)
@@ -178,8 +169,6 @@ class Plan:
     """Keys and values with which the plan fits NPUs and hosts; None if it fits already, or if no values suffice."""
     almost_fits: AlmostFits | None
     """Keys with which the plan fits the NPUs but not a host; None if `what_fits` or the plan itself fits, or if no keys help."""
-    enough_devices: int | None
-    """Smallest number of NPUs, 2, 4, 8, … times as many, on which a plan fits; None if `what_fits` or this plan fits, or none."""
     variants: dict[str, Variant]
     """Memory of an NPU with one setting changed, by the name of the change."""
     all_experts: AllExperts | None
@@ -275,12 +264,11 @@ def make_plan(config: Config, devices: int) -> Plan:
         sent_rows=exchanged_rows(planned) if routed else 0,
         multiplied_rows=multiplied_rows(planned) if routed else 0,
         fits=room,
-        npu=_memory_table(npu_items(planned, peak_stage(planned)), chip.memory),
-        host=_memory_table(host_items(planned, peak_host(planned)), chip.host_memory),
+        npu=_memory_table(npu_peak(planned), chip.memory),
+        host=_memory_table(host_peak(planned), chip.host_memory),
         stages=[_stage(planned, stage) for stage in stages],
         what_fits=changes,
-        almost_fits=None if room or changes else _almost(planned),
-        enough_devices=None if room or changes else devices_that_fit(planned),
+        almost_fits=None if room or changes else changes_that_fit_npus(planned),
         variants=_variants(planned),
         all_experts=_all_experts(planned),
         seconds=time,
@@ -303,16 +291,11 @@ def _stage(config: Config, stage: int) -> StagePlan:
     layers = layers_of_stage(config, stage)
     return StagePlan(
         first_rank=stage * config.parallel.stage_ranks,
-        first_layer=layers[0],
-        last_layer=layers[-1],
+        layers=[layers[0], layers[-1]],
         rre_layers=len(rre_layers_of_stage(config, stage)),
-        npu_gib=total(npu_items(config, stage)) / GIB,
+        npu_memory_gib=total(npu_items(config, stage)) / GIB,
         collectives=collectives(config, stage),
-        arrays=[
-            *all_arrays(config, stage),
-            *active_buffers(config, stage),
-            *accumulator_arrays(config, stage),
-        ],
+        arrays=[*all_arrays(config, stage), *active_buffers(config, stage), *accumulator_arrays(config, stage)],
     )
 
 
@@ -322,11 +305,6 @@ def _refused(config: Config) -> str | None:
     except ConfigError as error:
         return str(error)
     return None
-
-
-def _almost(config: Config) -> AlmostFits | None:
-    change = changes_that_fit_npus(config)
-    return None if change is None else AlmostFits(change[0], change[1] / GIB)
 
 
 def _variants(config: Config) -> dict[str, Variant]:
@@ -340,7 +318,7 @@ def _variants(config: Config) -> dict[str, Variant]:
         variants["without ECSS"] = config.model_copy(update={"ecss": off})
     memory = {}
     for name, variant in variants.items():
-        needed = total(npu_items(variant, peak_stage(variant)))
+        needed = total(npu_peak(variant))
         memory[name] = Variant(needed / GIB, max(0, needed - chip_of(variant).memory) / GIB)
     return memory
 
@@ -363,12 +341,7 @@ def _items_tree(table: MemoryTable) -> list[dict[str, Any]]:
 
 
 def _stage_tree(stage: StagePlan) -> dict[str, Any]:
-    return {
-        "first_rank": stage.first_rank,
-        "layers": [stage.first_layer, stage.last_layer],
-        "rre_layers": stage.rre_layers,
-        "npu_memory_gib": stage.npu_gib,
-    }
+    return {key: getattr(stage, key) for key in ("first_rank", "layers", "rre_layers", "npu_memory_gib")}
 
 
 def _collective_tree(calls: CollectiveCalls, stage: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import argument
 from pangu_sigma.planning.cost import host_rate_note, step_time, tokens_per_second
 from pangu_sigma.planning.machine import TIGHT_FRACTION, chip_of
-from pangu_sigma.planning.memory import host_items, npu_items, peak_host, peak_stage, total
+from pangu_sigma.planning.memory import host_peak, npu_peak, total
 from pangu_sigma.planning.suggest import least_devices, suggest_layout, with_parallel
 from pangu_sigma.planning.tables import counted, layout_text
 from pangu_sigma.sections import ParallelConfig
@@ -92,7 +92,7 @@ def scan(config: Config, picture: Path | None = None) -> Scan:
             refusal = error
             continue
         time = step_time(planned)
-        npu, host = total(npu_items(planned, peak_stage(planned))), total(host_items(planned, peak_host(planned)))
+        npu, host = total(npu_peak(planned)), total(host_peak(planned))
         rows.append(
             ScanRow(
                 devices=devices,

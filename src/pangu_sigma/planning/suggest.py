@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 
 from pangu_sigma.checkpoint.changes import leaves
-from pangu_sigma.chips import family
+from pangu_sigma.chips import GIB, family
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import override, parse_config
 from pangu_sigma.errors import argument
 from pangu_sigma.parallel.communicators import check_layout
 from pangu_sigma.planning.cost import step_time
 from pangu_sigma.planning.machine import chip_of
-from pangu_sigma.planning.memory import host_items, npu_items, peak_host, peak_stage, total
+from pangu_sigma.planning.memory import host_peak, npu_peak, total
 from pangu_sigma.planning.traffic import link_bytes
 from pangu_sigma.sections import MOST_RANKS, ParallelConfig
 
@@ -36,6 +36,14 @@ class TimedLayout:
     step_seconds: float
 
 
+@dataclass(frozen=True)
+class AlmostFits:
+    """Configuration keys with which a plan fits the NPUs but not the hosts, and the memory in GiB that a host would then need."""
+
+    keys: dict[str, int | bool | str]
+    host_gib: float
+
+
 def fastest_layouts(config: Config, devices: int) -> list[TimedLayout]:
     """Return every layout on `devices` NPUs that fits, the fastest first. Ties go to fewer bytes sent, then to less memory.
 
@@ -44,11 +52,11 @@ def fastest_layouts(config: Config, devices: int) -> list[TimedLayout]:
     """
     ranked = []
     for choice in _layouts(config, devices):
-        stages = range(choice.parallel.stages)
-        npu = max(total(npu_items(choice, stage)) for stage in stages)
+        npu = total(npu_peak(choice))
         if npu <= chip_of(choice).memory and _host_fits(choice):
             seconds = step_time(choice).step
-            sent = sum(links.hccs + links.network for links in (link_bytes(choice, stage) for stage in stages))
+            links = [link_bytes(choice, stage) for stage in range(choice.parallel.stages)]
+            sent = sum(link.hccs + link.network for link in links)
             ranked.append((float(f"{seconds:.9g}"), sent, npu, TimedLayout(choice.parallel, seconds)))
     ranked.sort(key=lambda entry: entry[:3])  # stable: after that, as _layouts has them
     return [layout for *_, layout in ranked]
@@ -74,20 +82,11 @@ def suggest_layout(config: Config, devices: int, layouts: list[TimedLayout] | No
 
 def fits(config: Config) -> bool:
     """Return True if every NPU and every host has enough memory."""
-    return total(npu_items(config, peak_stage(config))) <= chip_of(config).memory and _host_fits(config)
+    return total(npu_peak(config)) <= chip_of(config).memory and _host_fits(config)
 
 
 def _host_fits(config: Config) -> bool:
-    return total(host_items(config, peak_host(config))) <= chip_of(config).host_memory
-
-
-def devices_that_fit(config: Config) -> int | None:
-    """Return the smallest number of NPUs on which a layout fits: 2, 4, 8, … times the configured one; None if none does."""
-    devices = config.parallel.ranks
-    while (devices := 2 * devices) <= _MOST_TRIED:
-        if any(map(fits, _layouts(config, devices))):
-            return devices
-    return None
+    return total(host_peak(config)) <= chip_of(config).host_memory
 
 
 def least_devices(config: Config) -> int | None:
@@ -104,12 +103,11 @@ def what_fits(config: Config) -> dict[str, int | bool | str] | None:
     return next((keys for keys, tried in _changes(config) if fits(tried)), None) or None
 
 
-def changes_that_fit_npus(config: Config) -> tuple[dict[str, int | bool | str], int] | None:
-    """Return keys with which every NPU has enough memory but a host has not, and the bytes that this host needs: the reason why
-    `what_fits` returned None. None if there are no such keys."""
+def changes_that_fit_npus(config: Config) -> AlmostFits | None:
+    """Return keys with which every NPU has enough memory but a host has not: the reason why `what_fits` returned None."""
     for keys, tried in _changes(config):
-        if total(npu_items(tried, peak_stage(tried))) <= chip_of(tried).memory:
-            return keys, total(host_items(tried, peak_host(tried)))
+        if total(npu_peak(tried)) <= chip_of(tried).memory:
+            return AlmostFits(keys, total(host_peak(tried)) / GIB)
     return None
 
 

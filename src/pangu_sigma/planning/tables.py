@@ -115,8 +115,8 @@ def _format_layout(plan: Plan) -> list[str]:
 
 def _format_stages(plan: Plan) -> list[str]:
     return [
-        f"  stage {number}: ranks from {stage.first_rank}, layers {stage.first_layer} to {stage.last_layer}, "
-        f"{stage.rre_layers} of them RRE, {stage.npu_gib:.2f} GiB an NPU"
+        f"  stage {number}: ranks from {stage.first_rank}, layers {stage.layers[0]} to {stage.layers[1]}, "
+        f"{stage.rre_layers} of them RRE, {stage.npu_memory_gib:.2f} GiB an NPU"
         for number, stage in enumerate(plan.stages)
         if len(plan.stages) > 1
     ]
@@ -154,7 +154,8 @@ def _format_changes(plan: Plan) -> list[str]:
         return []
     if plan.what_fits:
         return [f"to make it fit: {_settings(plan.what_fits)}"]
-    more = f"{plan.enough_devices} NPUs do" if plan.enough_devices else "no power of two times as many NPUs does either"
+    least = plan.least_devices
+    more = f"{least} NPUs do{'' if least > plan.devices else ', in another layout'}" if least else "4,096 do not either"
     if plan.almost_fits is None:
         return [f"to make it fit: more NPUs, no other keys are enough; {more}"]
     keys = f"with {_settings(plan.almost_fits.keys)} " if plan.almost_fits.keys else ""

@@ -215,14 +215,7 @@ def _routed(config: Config, segments: int) -> Iterator[tuple[str, str, tuple[str
     yield "experts' output", "AllReduce", TENSOR, segments, multiplied, False
     back = multiplied + row if uneven else sent  # the graph knows the room for uneven rows, not how many there are
     yield FROM_EXPERTS, exchange, EXPERT, segments, back // tensor, False
-    yield (
-        TO_TOKENS,
-        "AllGather",
-        TENSOR,
-        segments,
-        tokens_of_rank(config) * row if uneven else sent,
-        False,
-    )
+    yield TO_TOKENS, "AllGather", TENSOR, segments, tokens_of_rank(config) * row if uneven else sent, False
 
 
 def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]:
@@ -262,7 +255,7 @@ def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
     for axes in (DATA, HOLDERS):
         held = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
         yield _of_arrays(config, "AllReduce", axes, held, "experts' gradients", "gradient")
-    common = [a for a in experts if config.model.routed[int(a.name.split(".")[1])] == "common"]
+    common = [a for a in experts if a.copies > 1]
     yield _of_arrays(config, "AllReduce", COPIES, common, "common experts' gradients", "gradient")
     calls = 1 + chip_of(config).saturates  # where overflow is infinity, the norm shows it
     purpose = "norm of all gradients, and overflow"

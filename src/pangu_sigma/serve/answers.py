@@ -86,6 +86,13 @@ class Answers:
                     going.discard(index)
                     self._watches[index].ended(finish)
 
+    async def whole(self) -> list[AnswerDelta]:
+        """Wait until all answers are finished, and return each with all of its tokens. Raises ApiError as `news`."""
+        async for _ in self.news():
+            pass
+        ended = enumerate(self.answers)
+        return [AnswerDelta(i, a, True, a.tokens, cast(FinishReason, a.finish)) for i, a in ended]
+
     def _teller(self, index: int) -> Callable[[Answer], None]:
         def tell(answer: Answer) -> None:
             try:

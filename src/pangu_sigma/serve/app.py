@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 import pangu_sigma
 from pangu_sigma.serve import requests, responses
@@ -20,7 +21,6 @@ from pangu_sigma.serve.guard import Guard, HostNames
 from pangu_sigma.serve.page import PAGE_FILE, policy
 from pangu_sigma.serve.refusals import ApiError, ErrorBody, install_error_handlers
 from pangu_sigma.serve.served import Served
-from pangu_sigma.serve.streams import ClientDisconnected
 from pangu_sigma.serve.tokens import detokenize, tokenize, tokenizer_info
 
 _STREAM = "a stream, each event a chunk; the last line is [DONE]"
@@ -172,7 +172,7 @@ class _StrictRoute(APIRoute):
                         reason = f"the body is not JSON: {problem['ctx']['error']}"
                         raise ApiError(400, reason, code="invalid_json") from None
                 raise
-            except ClientDisconnected:
+            except ClientDisconnect:
                 return Response(status_code=499)  # nobody reads it
 
         return handle_strictly

@@ -63,16 +63,14 @@ class _Chat:
 
     async def whole(self) -> ChatCompletion:
         """Wait for all tokens and return the whole response."""
-        async for _ in self._answers.news():
-            pass
         choices = [
             ChatChoice(
-                index=index,
-                message=AssistantMessage(role="assistant", content=answer.text.lstrip(), refusal=None),
-                logprobs=chat_logprobs(self._served.texts, answer.tokens) if self._body.logprobs else None,
-                finish_reason=cast(FinishReason, answer.finish),
+                index=news.index,
+                message=AssistantMessage(role="assistant", content=news.text.lstrip(), refusal=None),
+                logprobs=chat_logprobs(self._served.texts, news.tokens) if self._body.logprobs else None,
+                finish_reason=cast(FinishReason, news.finish),
             )
-            for index, answer in enumerate(self._answers.answers)
+            for news in await self._answers.whole()
         ]
         return ChatCompletion(
             **self._head, object="chat.completion", choices=choices, usage=self._usage(), **self._warnings

@@ -12,7 +12,7 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.serve.answers import AnswerDelta, Answers
 from pangu_sigma.serve.logprobs import CompletionTokens
 from pangu_sigma.serve.requests import CompletionRequest
-from pangu_sigma.serve.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
+from pangu_sigma.serve.responses import Completion, CompletionChoice, Usage
 from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.streams import EventStream, while_there
 
@@ -70,10 +70,7 @@ class _Completion:
 
     async def whole(self) -> Completion:
         """Wait for all tokens and return the whole response."""
-        parts: list[list[CompletionChoice]] = [[] for _ in self._answers.answers]
-        async for news in self._answers.news():
-            parts[news.index].append(self._choice(news))
-        choices = [_joined(of_one) for of_one in parts]
+        choices = [self._choice(answer) for answer in await self._answers.whole()]
         return Completion(**self._head, choices=choices, usage=self._usage(), **self._warnings)
 
     async def chunks(self) -> AsyncIterator[Completion]:
@@ -100,16 +97,3 @@ class _Completion:
         tokens = self._tokens[news.index]
         logprobs = tokens.to_logprobs(new) if tokens is not None and new else None
         return CompletionChoice(index=news.index, text=text, logprobs=logprobs, finish_reason=news.finish)
-
-
-def _joined(parts: list[CompletionChoice]) -> CompletionChoice:
-    """Join the chunks of one choice."""
-    chunks = [each.logprobs for each in parts if each.logprobs is not None]
-    logprobs = None
-    if chunks:
-        names = [name for name in CompletionLogprobs.model_fields if getattr(chunks[0], name) is not None]
-        logprobs = CompletionLogprobs(
-            **{name: [value for one in chunks for value in getattr(one, name)] for name in names}
-        )
-    text = "".join(each.text for each in parts)
-    return CompletionChoice(index=parts[0].index, text=text, logprobs=logprobs, finish_reason=parts[-1].finish_reason)

@@ -11,13 +11,13 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import argument
 from pangu_sigma.serve.refusals import ApiError, error_response
 from pangu_sigma.serve.served import Served
-from pangu_sigma.serve.streams import ClientDisconnected
 
 PUBLIC_PATHS = ("/", "/health")
 """Paths that need no API key: the page, which has no data and asks for the key, and the health check."""
@@ -126,7 +126,7 @@ class Guard:
         except ApiError as refused:
             await error_response(refused)(scope, receive, send)
             return
-        except ClientDisconnected:
+        except ClientDisconnect:
             return
         await self._app(scope, receive, send)
 
@@ -172,7 +172,7 @@ class Guard:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ClientDisconnected
+                        raise ClientDisconnect
                     body += message.get("body", b"")
                     if len(body) > most:
                         raise _TooLarge(self._limits.body_kib, more=bool(message.get("more_body")))

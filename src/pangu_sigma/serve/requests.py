@@ -70,11 +70,6 @@ class WithoutEffect(RequestBody):
     reasoning_effort: str | None = Field(None, description="These models do not reason.")
     parallel_tool_calls: bool | None = Field(None, description="These models call no tools.")
 
-    @property
-    def without_effect(self) -> list[str]:
-        """Names of these parameters that the client gave."""
-        return [name for name in WithoutEffect.model_fields if getattr(self, name) is not None]
-
 
 class GenerationRequest(WithoutEffect):
     """Parameters that requests for completions and for chats share. null means the default."""

@@ -26,7 +26,7 @@ from pangu_sigma.serve.logprobs import TokenTexts
 from pangu_sigma.serve.prometheus import Metrics
 from pangu_sigma.serve.prompts import PromptTokenizer
 from pangu_sigma.serve.refusals import ApiError
-from pangu_sigma.serve.requests import GenerationRequest
+from pangu_sigma.serve.requests import GenerationRequest, WithoutEffect
 from pangu_sigma.serve.responses import Usage
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class Served:
 
     def without_effect(self, body: GenerationRequest) -> list[str]:
         """Return a list of one warning that names the request's parameters without effect; else []. New names are logged."""
-        names = body.without_effect
+        names = [name for name in WithoutEffect.model_fields if getattr(body, name) is not None]
         if new := [name for name in names if name not in self._logged]:
             self._logged.update(new)
             logger.info("a client sends %s, which is taken and has no effect", ", ".join(new))

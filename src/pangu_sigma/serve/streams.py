@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from pangu_sigma.serve.refusals import ApiError
@@ -20,18 +21,14 @@ DONE = "data: [DONE]\n\n"
 """Last server-sent event of a streaming response."""
 
 
-class ClientDisconnected(Exception):
-    """Exception raised if the client disconnects before its response."""
-
-
 async def while_there(request: Request, work: Awaitable[_Result]) -> _Result:
-    """Return the result of `work`. If the client disconnects, cancels it and raises ClientDisconnected."""
+    """Return the result of `work`. If the client disconnects, cancels it and raises ClientDisconnect."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientDisconnected
+        raise ClientDisconnect
     finally:
         await _cancel(task, gone)
 

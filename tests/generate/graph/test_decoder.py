@@ -87,7 +87,7 @@ def test_what_cannot_be_read_changes_no_lane(tiny_graph):
     for wrong, said in (
         ([10**6], "does not exist"),
         (ids[:1] * limit, f"longer than model.seq_length={limit}; shorten it"),
-        ([], "is given no tokens"),
+        ([], "of 0 new tokens are wanted"),
     ):
         with pytest.raises(ConfigError, match=said):
             tiny_graph.read([Chunk(1, ids[:1]), Chunk(0, wrong)])

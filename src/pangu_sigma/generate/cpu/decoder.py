@@ -14,26 +14,16 @@ from itertools import groupby
 import numpy as np
 
 from ascend_ops.few_rows import Precision
-from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.domains import Domain
+from pangu_sigma.config import Config
 from pangu_sigma.generate.cpu.network import hidden_states
 from pangu_sigma.generate.cpu.operators import PASS_TOKENS, CpuOperators
-from pangu_sigma.generate.decoder import Chunk, experts_by_table
+from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.host_memory import available_memory, check_cache_fits
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Text:
-    """Text of a lane. length: number of its tokens. first: number of the first token of its last document, which continues."""
-
-    domain: Domain
-    length: int = 0
-    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,8 +43,11 @@ class _NewTokens:
     wanted: np.ndarray
 
 
-class CpuDecoder:
-    """`Decoder` on the CPU, without MindSpore. Its weights are memory-mapped files, or copies in the chosen precision."""
+class CpuDecoder(Decoder):
+    """`Decoder` on the CPU, without MindSpore. Its weights are memory-mapped files, or copies in the chosen precision.
+
+    cache_bytes: size of the KV cache in bytes, with all lanes full. resident_bytes: size of weights (mapped files too) and cache.
+    """
 
     def __init__(
         self,
@@ -70,12 +63,12 @@ class CpuDecoder:
         Matrices are copied into large pages, which are faster than mapped files. float32 ones that would take more than half of
         the free memory stay in their files, with a warning. Raises ConfigError if the KV cache does not fit in it.
         """
-        self.config, self.tokenizer, self.lanes = config, tokenizer, lanes
-        self._table = table
+        super().__init__(config, tokenizer, table, lanes)
         check_cache_fits(config, lanes)
         self._operators = CpuOperators(config, weights, lanes, precision, precision == "float32" and _is_large(config))
         self._unused = [np.flatnonzero(rows < 0) for rows in tokenizer.slot_rows]
-        self._texts: dict[int, _Text] = {}
+        self.cache_bytes = self._operators.cache_bytes
+        self.resident_bytes = self._operators.weight_bytes + self.cache_bytes
         mib = [n / (1 << 20) for n in (self._operators.weight_bytes, self._operators.copied_bytes, self.cache_bytes)]
         logger.info(
             "weights %.1f MiB, %.1f of them copied as %s; cache of %d lanes %.1f MiB",
@@ -85,33 +78,11 @@ class CpuDecoder:
             mib[2],
         )
 
-    @property
-    def cache_bytes(self) -> int:
-        """Size of the KV cache in bytes, with all lanes full."""
-        return self._operators.cache_bytes
-
-    @property
-    def resident_bytes(self) -> int:
-        """Size in bytes of weights (mapped files too) and KV cache, with all experts and lanes in use."""
-        return self._operators.weight_bytes + self.cache_bytes
-
-    def begin(self, lane: int, domain: Domain) -> None:
-        """Empty a lane of the KV cache for a new text of a domain."""
-        self._check_lane(lane)
-        self._texts[lane] = _Text(domain)
-
     def copy(self, source: int, target: int) -> None:
-        """Copy the KV cache of lane `source` to lane `target`."""
-        self._check_lane(target)
-        self._texts[target] = self._texts[source]
+        super().copy(source, target)
         self._operators.copy(source, target, self._texts[source].length)
 
-    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        """Return the expert of each token of a text in each segment of the RRE layers, int [N, T]."""
-        return experts_by_table(self._table, self.tokenizer, domain, ids)
-
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
-        """Read new tokens of several lanes together, and return for each chunk its `wanted` rows of logits, float32 [wanted, R]."""
         if not chunks:
             return []
         texts = self._texts_after(chunks)
@@ -148,25 +119,6 @@ class CpuDecoder:
                 numbers = list(rows)
                 logits[lane].append(logits_WR[numbers[0] : numbers[-1] + 1])
 
-    def _texts_after(self, chunks: list[Chunk]) -> dict[int, _Text]:
-        """Return the texts of the lanes after the chunks. Raises ConfigError for chunks that cannot be read."""
-        texts: dict[int, _Text] = {}
-        for chunk in chunks:
-            text, count = self._texts[chunk.lane], len(chunk.ids)
-            if not count or not 0 <= chunk.wanted <= count or chunk.lane in texts:
-                raise ConfigError(
-                    f"lane {chunk.lane}: logits of {chunk.wanted} of {count} new tokens are wanted; give each lane one chunk, of "
-                    "one token or more, and want at most as many"
-                )
-            length = text.length + count
-            if length > self.config.model.seq_length:
-                raise ConfigError(
-                    f"a sequence of {length} tokens is longer than model.seq_length={self.config.model.seq_length}; shorten it"
-                )
-            ends = [text.length + i for i, token in enumerate(chunk.ids, 1) if token == self.tokenizer.eot]
-            texts[chunk.lane] = _Text(text.domain, length, ends[-1] if ends else text.first)
-        return texts
-
     def _new_tokens(self, chunks: list[Chunk]) -> _NewTokens:
         """Return the tokens of the chunks. Raises ConfigError for an id that does not exist or has no row."""
         tokens = []
@@ -184,10 +136,6 @@ class CpuDecoder:
                 self.tokenizer.rows(chunk.ids, self._texts[chunk.lane].domain)  # one of them raises the error
         row_T = slot_T * self.config.model.slot_rows + self.tokenizer.row_of[slot_T, id_T]
         return _NewTokens(id_T, domain_T, slot_T, lane_T, at_T, first_T, row_T, wanted_T)
-
-    def _check_lane(self, lane: int) -> None:
-        if not 0 <= lane < self.lanes:
-            raise ConfigError(f"lane {lane} does not exist; this decoder has the lanes 0 … {self.lanes - 1}")
 
 
 def _is_large(config: Config) -> bool:

@@ -16,12 +16,12 @@ import numpy as np
 
 from ascend_ops.activation import activation_oracle
 from pangu_sigma.checkpoint.mapped_file import release_pages
-from pangu_sigma.generate.cpu.network import LAYER_NORM_EPSILON, hidden_states
+from pangu_sigma.generate.cpu.network import LAYER_NORM_EPSILON, Operators, hidden_states
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.sections import ModelConfig
 
 
-class ExactModel:
+class ExactModel(Operators):
     """Reference network in NumPy for one text, and its operators for `hidden_states`. It computes the FFN of each token alone, so
     that the result has the same bits whatever number of tokens goes to an expert."""
 
@@ -52,14 +52,12 @@ class ExactModel:
         return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT, asking_A)
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
-        """Return the sum of rows of the word table of all slots and of the position table, float32 [T, H]."""
         table = self.weights.tensor("embedding")
         x_TH = np.asarray(table[rows_T], np.float32) + self._tensor("positions")[positions_T]
         release_pages(table)
         return x_TH
 
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
-        """Return rows of the query layer's position embedding table, float32 [T, H]."""
         return self._tensor("query_positions")[positions_T]
 
     def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
@@ -125,7 +123,6 @@ class ExactModel:
         return y_TH
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Apply the LayerNorm of the network's cell `name` to rows."""
         centred_TH = x - x.mean(axis=-1, keepdims=True)
         variance_T1 = (centred_TH * centred_TH).mean(axis=-1, keepdims=True)
         scaled_TH = centred_TH / np.sqrt(variance_T1 + np.float32(LAYER_NORM_EPSILON)) * self._tensor(f"{name}.gain")

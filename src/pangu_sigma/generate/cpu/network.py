@@ -8,7 +8,7 @@ Shape suffixes: T tokens, A tokens that ask, H hidden, N RRE layers.
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -17,45 +17,43 @@ from pangu_sigma.sections import ModelConfig
 LAYER_NORM_EPSILON = 1e-5
 """Epsilon of LayerNorm, as in training."""
 
-HostRows = TypeVar("HostRows")
-"""Type of the hidden states [T, H] float32 that operators take and return."""
 
+class Operators(Protocol):
+    """Interface to the operators of the network, which take and return hidden states [T, H] in float32. An operator may modify
+    `residual`, and the rows that it returned before."""
 
-class Operators(Protocol[HostRows]):
-    """Interface to the operators of the network. An operator may modify `residual`, and the rows that it returned before."""
-
-    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> HostRows:
+    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
         """Return the sum of rows of the word table, numbered over all slots, and of the position table, [T, H]."""
 
-    def queries(self, positions_T: np.ndarray) -> HostRows:
+    def queries(self, positions_T: np.ndarray) -> np.ndarray:
         """Return rows of the query layer's position embedding table."""
 
-    def norm(self, name: str, x: HostRows) -> HostRows:
+    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
         """Apply the LayerNorm of the network's cell `name` to rows."""
 
     def attention(
-        self, layer: int, residual: HostRows, normed: HostRows, query: HostRows, asking_A: np.ndarray | None
-    ) -> HostRows:
+        self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
+    ) -> np.ndarray:
         """Return residual + causal attention of a layer. query: rows for the queries; `normed` is for keys and values.
 
         asking_A: numbers of the A rows to return, in order; later operators get only these rows. None: all rows.
         """
 
-    def ffn(self, layer: int, residual: HostRows, normed: HostRows) -> HostRows:
+    def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
         """Return residual + the FFN of a dense layer."""
 
-    def routed_ffn(self, layer: int, residual: HostRows, normed: HostRows, experts_sT: np.ndarray) -> HostRows:
+    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, experts_sT: np.ndarray) -> np.ndarray:
         """Return residual + the FFN of each token's expert. layer: index among the RRE layers."""
 
 
 def hidden_states(
     model: ModelConfig,
-    operators: Operators[HostRows],
+    operators: Operators,
     rows_T: np.ndarray,
     positions_T: np.ndarray,
     experts_NT: np.ndarray,
     asking_A: np.ndarray | None = None,
-) -> HostRows:
+) -> np.ndarray:
     """Run the network without MindSpore, and return the hidden states [T, H] after the query layer (the last one).
 
     rows_T: row of each token in the word table of all slots. positions_T: its position in its document. experts_NT: its expert in

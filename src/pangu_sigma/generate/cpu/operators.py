@@ -22,13 +22,14 @@ from ascend_ops.large_pages import LargePages
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
 from pangu_sigma.generate.cpu.matrices import Matrices
+from pangu_sigma.generate.cpu.network import Operators
 from pangu_sigma.generate.weights import Weights
 
 PASS_TOKENS = 512
 """Maximum number of tokens of all lanes in one pass; more make no product faster and need larger buffers."""
 
 
-class CpuOperators:
+class CpuOperators(Operators):
     """CPU operators of the network, with a KV cache that has a lane for each text.
 
     weight_bytes: bytes of the weights that the operators read, mapped files too. copied_bytes: bytes of the copies in memory.
@@ -45,11 +46,11 @@ class CpuOperators:
         self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
             self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(6)
         )
-        self._lane_T, self._at_T, self._first_T = (np.zeros(PASS_TOKENS, np.int32) for _ in range(3))
+        self._at_3T, self._asking_3T = (np.zeros((3, PASS_TOKENS), np.int32) for _ in range(2))
+        self._where, self._where_asking = (
+            tuple(row_T.ctypes.data for row_T in rows_3T) for rows_3T in (self._at_3T, self._asking_3T)
+        )
         self._expert_T = np.zeros(PASS_TOKENS, np.int32)
-        self._asking = np.zeros((3, PASS_TOKENS), np.int32)
-        self._where = tuple(each.ctypes.data for each in (self._lane_T, self._at_T, self._first_T))
-        self._where_asking = tuple(each.ctypes.data for each in self._asking)
         self._expert_address = self._expert_T.ctypes.data
         self._tokens = 0
         width = model.hidden // model.heads
@@ -61,7 +62,9 @@ class CpuOperators:
         self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
         numbers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
         self._layers = [self._layer(i) for i in numbers]
-        self._ffns = [self._dense_ffn(i) for i in range(model.dense_layers)]
+        self._ffns = [
+            FFN([self._weights.ffn(i)], model.activation, *self._rows(i)[::-1]) for i in range(model.dense_layers)
+        ]
         self._routed = [self._routed_ffns(i, config) for i in range(model.rre_layers)]
         slots = (slice(slot * model.slot_rows, (slot + 1) * model.slot_rows) for slot in range(config.slots))
         self._heads = [TiedHead(self._mixed_TH, self._table_RH.rows(slot)) for slot in slots]
@@ -70,7 +73,7 @@ class CpuOperators:
     def take(self, lane_T: np.ndarray, at_T: np.ndarray, first_T: np.ndarray) -> None:
         """Set for each token of the next pass its lane, its index in the lane, and the index of its document's first token."""
         self._tokens = len(lane_T)
-        self._lane_T[: self._tokens], self._at_T[: self._tokens], self._first_T[: self._tokens] = lane_T, at_T, first_T
+        self._at_3T[:, : self._tokens] = lane_T, at_T, first_T
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the KV cache of the first `tokens` tokens from lane `source` to lane `target`."""
@@ -86,18 +89,15 @@ class CpuOperators:
         return logits_WR
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
-        """Return the sum of rows of the word table of all slots and of the position table, [T, H]."""
         words_TH = self._table_RH.rows(rows_T).as_float32()
         np.add(words_TH, self._positions_SH[positions_T], out=self._x_TH[: len(rows_T)])
         return self._x_TH
 
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
-        """Return rows of the query layer's position embedding table."""
         self._mixed_TH[: len(positions_T)] = self._queries_SH[positions_T]
         return self._mixed_TH
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Apply the LayerNorm of the network's cell `name` to rows."""
         norm, y = self._norms[name]
         norm(self._tokens)
         return y
@@ -123,18 +123,15 @@ class CpuOperators:
         """Continue the pass with these tokens only, whose rows move to the front. Returns the addresses of lanes and positions."""
         for each_TH in of_T:
             each_TH[: len(asking_A)] = each_TH[asking_A]
-        for asking, each_T in zip(self._asking, (self._lane_T, self._at_T, self._first_T), strict=True):
-            asking[: len(asking_A)] = each_T[asking_A]
+        self._asking_3T[:, : len(asking_A)] = self._at_3T[:, asking_A]
         self._tokens = len(asking_A)
         return self._where_asking
 
     def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
-        """Return residual + the FFN of a dense layer."""
         self._ffns[layer](self._tokens)
         return residual
 
     def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, experts_sT: np.ndarray) -> np.ndarray:
-        """Return residual + the FFN of each token's experts, one of each segment of the layer."""
         for ffn, expert_T in zip(self._routed[layer], experts_sT, strict=True):
             self._expert_T[: self._tokens] = expert_T
             ffn(self._tokens, self._expert_address)
@@ -165,10 +162,6 @@ class CpuOperators:
         attend = LaneAttention(self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, *self._cache_LnSd[layer])
         project, remember = Projections([ask, key, value]), Projections([key, value])
         return project, Projections([ask]), remember, attend, Projections([output])
-
-    def _dense_ffn(self, layer: int) -> FFN:
-        residual_TH, normed_TH = self._rows(layer)
-        return FFN([self._weights.ffn(layer)], self._model.activation, normed_TH, residual_TH)
 
     def _routed_ffns(self, layer: int, config: Config) -> list[FFN]:
         """Return the FFN of each segment of an RRE layer; each adds to the residual. layer: index among the RRE layers."""

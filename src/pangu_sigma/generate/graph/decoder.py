@@ -5,7 +5,7 @@ Shape suffixes: B texts of a call, C new tokens of the longest, W wanted tokens,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
@@ -13,8 +13,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock, use_cpu
-from pangu_sigma.domains import Domain
-from pangu_sigma.generate.decoder import Chunk, experts_by_table
+from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.graph.cached import cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.rre.table import RoutingTable
@@ -26,22 +25,13 @@ _AT_ONCE = 256
 """Maximum number of new tokens of a text in one call, which needs memory in proportion."""
 
 
-@dataclass(frozen=True)
-class _Text:
-    """Text in a lane. length: number of its tokens."""
-
-    domain: Domain
-    length: int = 0
-
-
-class GraphDecoder:
+class GraphDecoder(Decoder):
     """`Decoder` that runs an exported graph with MindSpore; the graph's parameters are the weights and the KV cache."""
 
     def __init__(self, graph: nn.Cell, config: Config, tokenizer: Tokenizer, table: RoutingTable, lanes: int):
         """graph: graph with the signature of `CachedGraph`. Its KV cache has one lane (one text), and is enlarged to `lanes`."""
-        self.config, self.tokenizer, self.lanes = config, tokenizer, lanes
-        self._graph, self._table = graph, table
-        self._texts: dict[int, _Text] = {}
+        super().__init__(config, tokenizer, table, lanes)
+        self._graph = graph
         with mindspore_lock:
             graph.set_inputs(*open_inputs())
             self._copy = _CopyLane([_with_lanes(p, lanes) for p in graph.get_parameters() if is_cache(p.name)])
@@ -64,26 +54,15 @@ class GraphDecoder:
             graph = cached_graph(model).set_train(False)
         return cls(graph, model.config, model.tokenizer, model.table, lanes)
 
-    def begin(self, lane: int, domain: Domain) -> None:
-        """Empty a lane of the KV cache for a new text of a domain."""
-        self._check_lane(lane)
-        self._texts[lane] = _Text(domain)
-
     def copy(self, source: int, target: int) -> None:
-        """Copy the KV cache of lane `source` to lane `target`."""
-        self._check_lane(target)
-        self._texts[target] = replace(self._texts[source])
+        super().copy(source, target)
         with mindspore_lock:
             self._copy(as_tensor(np.array([source], np.int32)), as_tensor(np.array([target], np.int32)))
 
-    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
-        """Return the expert of each token of a text in each segment of the RRE layers, int [N, T]."""
-        return experts_by_table(self._table, self.tokenizer, domain, ids)
-
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
-        """Read new tokens of several lanes, and return for each chunk its `wanted` rows of logits, float32 [wanted, R]."""
+        self._texts_after(chunks)
         for chunk in chunks:
-            self._check(chunk)
+            self.tokenizer.rows(chunk.ids, self._texts[chunk.lane].domain)
         found: list[list[np.ndarray]] = [[np.empty((0, self.config.model.slot_rows), np.float32)] for _ in chunks]
         single = [number for number, chunk in enumerate(chunks) if len(chunk.ids) == 1]
         if single:
@@ -118,22 +97,8 @@ class GraphDecoder:
             logits_WR = self._graph(*(as_tensor(np.asarray(each, np.int32)) for each in inputs))[0].asnumpy()
         starts = np.cumsum([0, *map(len, wanted)])
         for chunk, text, logits, first, end in zip(chunks, texts, found, starts[:-1], starts[1:], strict=True):
-            self._texts[chunk.lane] = _Text(text.domain, text.length + len(chunk.ids))
+            self._texts[chunk.lane] = replace(text, length=text.length + len(chunk.ids))
             logits.append(logits_WR[first:end])
-
-    def _check(self, chunk: Chunk) -> None:
-        text, limit = self._texts[chunk.lane], self.config.model.seq_length
-        if not chunk.ids:
-            raise ConfigError(f"lane {chunk.lane} is given no tokens; give one or more")
-        self.tokenizer.rows(chunk.ids, text.domain)
-        if text.length + len(chunk.ids) > limit:
-            raise ConfigError(
-                f"a text of {text.length + len(chunk.ids)} tokens is longer than model.seq_length={limit}; shorten it"
-            )
-
-    def _check_lane(self, lane: int) -> None:
-        if not 0 <= lane < self.lanes:
-            raise ConfigError(f"lane {lane} does not exist; this decoder has the lanes 0 … {self.lanes - 1}")
 
 
 def is_cache(name: str) -> bool:
