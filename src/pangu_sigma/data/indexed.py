@@ -15,6 +15,7 @@ import os
 import struct
 import weakref
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,8 @@ class TokenFile:
     """Token file of one domain and split, opened for reading as one array of tokens.
 
     tokens: number of tokens. documents: number of documents. lengths: number of tokens of each document, int32.
-    chunks: hash of every `chunk_bytes` bytes, as in `hashes_of_chunks`; None: what is read is not checked. vocabulary: size V; every
-    id of a chunk must be in 0 … V - 1. Raises DataError with file and byte offset if the index is damaged or does not fit the `.bin`.
+    chunks: hash of every `chunk_bytes` bytes, as in `hashes_of_chunks`; None: what is read is not checked. vocabulary: size V;
+    every id of a chunk must be in 0 … V - 1. Raises DataError with file and byte offset if the index is damaged or does not fit.
     """
 
     def __init__(
@@ -156,8 +157,6 @@ class TokenFile:
         documents = max(0, len(data) - len(_index_of(np.empty(0, "<i4")))) // 20  # a length, an offset and a bound each
         lengths = np.frombuffer(data[_HEADER.size :][: 4 * documents], "<i4").copy()
         if (right := _index_of(lengths)) != data:
-            raise DataError(
-                f"{path}: has {len(data)} bytes that are no index of tokens; first difference at byte "
-                f"{len(os.path.commonprefix([data, right]))}; {_FIX}"
-            )
+            at = next(i for i, (one, other) in enumerate(zip_longest(data, right)) if one != other)
+            raise DataError(f"{path}: is no index of {len(data)} bytes; first difference at byte {at}; {_FIX}")
         return lengths

