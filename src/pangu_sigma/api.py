@@ -320,8 +320,8 @@ def inherit(
     variation between copies of an expert at the start, by default none (inherit/variation.py). moments: also copy the Adam moments,
     which a run of this project has. drop_rows: leave out embedding rows of a run whose tokens the prepared text lacks, although
     the same text then becomes other tokens. dry_run: write nothing, return the origin of each tensor. Returns the receipt of the
-    weights' origin, saved as lineage.json. Raises UserError if `output` exists, if rows would be left out without drop_rows, and for a model
-    that is sparse, damaged, of another shape, or of an unknown layout.
+    weights' origin, saved as lineage.json. Raises UserError if `output` exists, if rows would be left out without drop_rows, and
+    for a model that is sparse, damaged, of another shape, or of an unknown layout.
     """
     config = _loaded(config)
     if dry_run and output is not None:
