@@ -429,9 +429,7 @@ def inspect(
 
     if isinstance(what, Config) or not is_model(what):
         if verify:
-            raise ConfigError(
-                f"{argument('--verify')} is for files of weights, and this is a configuration; leave it out"
-            )
+            raise ConfigError(f"{argument('--verify')} is for files of weights, not for a configuration; leave it out")
         config: Config | None = _loaded(what)
         assert config is not None
         tree = inspection.inspect(config)

@@ -79,9 +79,7 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}; check the path") from error
     if len(content) > MOST_BYTES:
-        raise ConfigError(
-            f"configuration {path} has more than {MOST_BYTES:,} bytes; it is something else, check the path"
-        )
+        raise ConfigError(f"configuration {path} has more than {MOST_BYTES:,} bytes, as no other has; check the path")
     return override(_mapping(content, f"configuration {path}"), overrides or [])
 
 

@@ -139,9 +139,7 @@ class ModelConfig(Section):
         if self.hidden % self.heads:
             raise ValueError(f"hidden={self.hidden} is not divisible by heads={self.heads}; choose a divisor of hidden")
         if self.layers < 1:
-            raise ValueError(
-                "dense_layers + rre_layers is 0; the last layer is the query layer, so at least 1 is needed"
-            )
+            raise ValueError("dense_layers + rre_layers is 0; at least 1 is needed, which is the query layer")
         if self.ffn % len(self.segments):
             raise ValueError(
                 f"ffn={self.ffn} is not divisible by the {len(self.segments)} segments; change one of them"

@@ -143,9 +143,7 @@ def read_lines(
             if content.strip():
                 try:
                     if size > MAX_LINE_BYTES:
-                        raise RejectedLine(
-                            "line too long", f"{size:,} bytes; at most {MAX_LINE_BYTES:,} make a document"
-                        )
+                        raise RejectedLine("line too long", f"{size:,} bytes; at most {MAX_LINE_BYTES:,} are read")
                     yield parse(content, offset)
                 except RejectedLine as why:
                     reason, detail = why.args

@@ -122,11 +122,9 @@ def read_english(path: Path) -> bytes:
     try:
         model = parse_model(path.read_bytes())
     except OSError as error:
-        raise ConfigError(
-            f"{key}: cannot be read: {error.strerror}; give the path of a SentencePiece .model"
-        ) from error
+        raise ConfigError(f"{key}: cannot be read: {error.strerror}; give a SentencePiece .model") from error
     except DataError as error:
-        raise ConfigError(f"{key}: {error}; give the path of a SentencePiece .model") from error
+        raise ConfigError(f"{key}: {error}; give a SentencePiece .model") from error
     kind = model.trainer_spec.model_type
     if kind not in (sentencepiece_model.TrainerSpec.UNIGRAM, sentencepiece_model.TrainerSpec.BPE):
         raise ConfigError(f"{key}: is a word or character model; give a unigram or BPE model")

@@ -167,9 +167,7 @@ class Tokenizer:
                 rows[: len(ids)] = ids
             tokenizer = cls(alpha, english, slot_rows)
         except OSError as error:
-            raise DataError(
-                f"tokenizer {folder}: {error.filename}: {error.strerror}; run prepare-data again"
-            ) from error
+            raise DataError(f"tokenizer {error.filename}: {error.strerror}; run prepare-data again") from error
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as error:
             raise DataError(f"tokenizer {folder}: damaged ({error}); run prepare-data again") from error
         if content.get("format") != _FORMAT or tokenizer.hash != content.get("hash"):

@@ -46,8 +46,10 @@ def read_rows(
         row = json_object(line)
         if fault := _fault(row, fields) or check(row):
             raise RejectedLine("unusable", fault)
-        if key is not None and row[key] in seen:
-            raise RejectedLine("again", f"{key}: another one in each line expected, found {row[key]!r} again")
+        if key is not None:
+            if row[key] in seen:
+                raise RejectedLine("again", f"{key}: another one in each line expected, found {row[key]!r} again")
+            seen.add(row[key])
         return row
 
     for item in read_lines(path, parse, option="--files"):
@@ -57,7 +59,6 @@ def read_rows(
             faults.append(f"{path}:{item.line}: {item.detail}")
         else:
             rows.append(item)
-            seen.add(item.get(key))
     warn_skipped(path, faults, len(rows))
     return rows, len(faults)
 
