@@ -190,6 +190,12 @@ class Config(Section):
                 raise ValueError(f"{key} ({value}) is not divisible by {by} ({number}); change one of them")
 
     @property
+    def tuning(self) -> FinetuneConfig:
+        """Section `finetune` of a run that is tuned to a task."""
+        assert self.finetune is not None
+        return self.finetune
+
+    @property
     def slots(self) -> int:
         """Number of embedding slots: distinct slot names of the domains."""
         return len({d.slot for d in self.domains})

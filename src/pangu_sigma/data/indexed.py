@@ -100,26 +100,24 @@ class TokenFile:
         if start < 0 or length < 0 or start + length > self.tokens:
             raise IndexError(f"{self.path}: tokens {start} … {start + length} asked for, there are 0 … {self.tokens}")
         if self._chunks is not None and length:
-            self._verify(4 * start // self._chunk_bytes, (4 * (start + length) - 1) // self._chunk_bytes)
+            self._verify(self._chunks, 4 * start // self._chunk_bytes, (4 * (start + length) - 1) // self._chunk_bytes)
         return self._ids(start, length)
 
-    def _verify(self, first: int, last: int) -> None:
-        """Check those of the chunks first … last that were not checked since the file changed."""
+    def _verify(self, chunks: Sequence[str], first: int, last: int) -> None:
+        """Check those of the chunks first … last that were not checked since the file changed. chunks: hashes of all."""
         stamp = self._stamp()
         if stamp != self._seen:
             self._seen = stamp
             self._verified.clear()
-        for number in range(first, last + 1):
-            if number not in self._verified:
-                self._verify_chunk(number)
-                self._verified.add(number)
+        for number in {*range(first, last + 1)} - self._verified:
+            self._verify_chunk(chunks[number] if number < len(chunks) else "", number)
+            self._verified.add(number)
 
-    def _verify_chunk(self, number: int) -> None:
-        assert self._chunks is not None
+    def _verify_chunk(self, expected: str, number: int) -> None:
         begin = number * self._chunk_bytes
         end = min(begin + self._chunk_bytes, 4 * self.tokens)
         ids = self._ids(begin // 4, (end - begin) // 4)
-        if number >= len(self._chunks) or xxhash.xxh3_128_hexdigest(ids.data) != self._chunks[number]:
+        if xxhash.xxh3_128_hexdigest(ids.data) != expected:
             raise DataError(
                 f"{self.path}: bytes {begin} … {end - 1} are not what prepare-data wrote (their content hash differs); {_FIX}"
             )

@@ -73,9 +73,8 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
     option: command-line option that names the file, for messages. quarantine: receives unusable lines. Raises DataError for a file
     that cannot be read, or has no usable sample.
     """
-    assert config.finetune is not None
     check_input(path, option)
-    domains, usual, encoder = domains_of(config), config.finetune.domain, SampleEncoder(tokenizer, config)
+    domains, usual, encoder = domains_of(config), config.tuning.domain, SampleEncoder(tokenizer, config)
     samples: list[list[EncodedSample]] = [[] for _ in domains]
     accounts, refused = dict[str, SampleCounts](), Quarantine(None)
     with Bar(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:

