@@ -245,21 +245,16 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     differences = [loss_differences(run, other) for other in others]
     page = write_report(run, others, differences)
     if not others:
-        return Result(summary, format_summary(summary) + _forgetting(summary))
+        text = format_summary(summary)
+        if found := (summary["finetune"] or {}).get("forgetting"):  # of a tuned run that is finished
+            from pangu_sigma.finetune.forgetting import format_forgetting
+
+            text += f"\n\n{format_forgetting(found)}"
+        return Result(summary, text)
     for each, found in zip(summaries, differences, strict=True):
         each["differences"] = found
     tables = [format_comparison(summary, other) for other in summaries]
     return Results([summary, *summaries], "\n\n".join([*tables, f"{'report':12} {page}"]))
-
-
-def _forgetting(summary: dict[str, Any]) -> str:
-    """Return the table of forgetting in the summary of a tuned run that is finished; "" for any other."""
-    found = (summary["finetune"] or {}).get("forgetting")
-    if found is None:
-        return ""
-    from pangu_sigma.finetune.forgetting import format_forgetting
-
-    return f"\n\n{format_forgetting(found)}"
 
 
 @check_kinds

@@ -19,6 +19,7 @@ from pangu_sigma.commands.options import (
 )
 
 _NEW_RUN = "new run folder (default runs/NAME); it must not exist"
+_SKIP_GRAPH_CHECK = "compare logits without compiling graphs"
 
 
 def add_commands(commands: Any) -> None:
@@ -71,9 +72,6 @@ def _add_extend(commands: Any) -> None:
     _with_dense(command, "--from-dense")
     flag(command, "--skip-graph-check", _SKIP_GRAPH_CHECK)
     with_json(command)
-
-
-_SKIP_GRAPH_CHECK = "compare logits without compiling graphs"
 
 
 def _add_extract(commands: Any) -> None:
