@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Rejected
@@ -54,9 +53,7 @@ class Quarantine:
         assert self.file is not None, "there is nothing to copy"
         file.write_bytes(self.file.read_bytes())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.file is None:
             return
         self._stream.close()
