@@ -50,8 +50,8 @@ def runs_of(text: str, language: str) -> tuple[Run, ...]:
         return (_chinese(text),)
     if language != "mixed":
         return (Run(False, text),)
-    parts = _CHINESE_RUN.split(text)  # every other one is Chinese
-    return tuple(_chinese(part) if i % 2 else Run(False, part) for i, part in enumerate(parts) if part)
+    stretches = _CHINESE_RUN.split(text)  # every other one is Chinese
+    return tuple(_chinese(some) if i % 2 else Run(False, some) for i, some in enumerate(stretches) if some)
 
 
 def _chinese(text: str) -> Run:
