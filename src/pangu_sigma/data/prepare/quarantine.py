@@ -38,7 +38,7 @@ class Quarantine:
             # line by line, so that a killed process leaves them too; names of files may hold bytes that are no text
             self._stream = self.file.open("w", buffering=1, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
-            raise DataError(f"cannot write {self.file}: {error.strerror}; name a folder of yours") from error
+            raise DataError(f"cannot write {self.file}: {error.strerror}; choose another data.path") from error
         return self
 
     def add(self, line: Rejected) -> None:
