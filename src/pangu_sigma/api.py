@@ -19,6 +19,7 @@ from pangu_sigma import config_file
 from pangu_sigma.ascend.supported import check_machine
 from pangu_sigma.chips import Chip
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.device import mindspore_lock
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument
 from pangu_sigma.generate.sampling import Sampling as Sampling  # for the command `generate`
@@ -158,7 +159,6 @@ def train(
         if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
             with folder_lock(folder, lock):
                 pass
-    from pangu_sigma.device import mindspore_lock
     from pangu_sigma.train.backend import Backend
     from pangu_sigma.train.loop import train as train_run
 
@@ -211,7 +211,6 @@ def benchmark(
     the model's programs even where they cannot be isolated from this machine. json: file for the result; progress is saved beside
     it, so that the same call resumes after a kill.
     """
-    from pangu_sigma.device import mindspore_lock
     from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, format_tasks
     from pangu_sigma.evaluate.evaluation import benchmark_model
 
@@ -246,21 +245,16 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     differences = [loss_differences(run, other) for other in others]
     page = write_report(run, others, differences)
     if not others:
-        return Result(summary, format_summary(summary) + _forgetting(summary))
+        text = format_summary(summary)
+        if found := (summary["finetune"] or {}).get("forgetting"):  # of a tuned run that is finished
+            from pangu_sigma.finetune.forgetting import format_forgetting
+
+            text += f"\n\n{format_forgetting(found)}"
+        return Result(summary, text)
     for each, found in zip(summaries, differences, strict=True):
         each["differences"] = found
     tables = [format_comparison(summary, other) for other in summaries]
     return Results([summary, *summaries], "\n\n".join([*tables, f"{'report':12} {page}"]))
-
-
-def _forgetting(summary: dict[str, Any]) -> str:
-    """Return the table of forgetting in the summary of a tuned run that is finished; "" for any other."""
-    found = (summary["finetune"] or {}).get("forgetting")
-    if found is None:
-        return ""
-    from pangu_sigma.finetune.forgetting import format_forgetting
-
-    return f"\n\n{format_forgetting(found)}"
 
 
 @check_kinds
@@ -290,7 +284,6 @@ def finetune(
     from pangu_sigma.finetune.seconds import Seconds
 
     seconds = Seconds()  # from here on, as what is imported next takes seconds
-    from pangu_sigma.device import mindspore_lock
     from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, format_result
 
     dev = None if dev_file is None else to_path(dev_file, "--dev-file")
@@ -313,55 +306,39 @@ def inherit(
     reinit_ratio: float = 0.0,
     moments: bool = False,
     drop_rows: bool = False,
-) -> Receipt:
+    dry_run: bool = False,
+) -> Receipt | Results:
     """Create a run of `config` in `output`, by default runs/NAME, that answers at step 0 as the dense `model`; `train` resumes it.
 
     model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md lists them). heads, activation:
     needed if the model's files do not state them. The run computes the model's GELU unless `config` names one. noise, reinit_ratio:
     variation between copies of an expert at the start, by default none (inherit/variation.py). moments: also copy the Adam moments,
     which a run of this project has. drop_rows: leave out embedding rows of a run whose tokens the prepared text lacks, although
-    the same text then becomes other tokens. Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if
-    `output` exists, if rows would be left out without drop_rows, and for a model that is sparse, damaged, of another shape, or of
-    an unknown layout.
+    the same text then becomes other tokens. dry_run: write nothing, return the origin of each tensor. Returns the receipt of the
+    weights' origin, saved as lineage.json. Raises UserError if `output` exists, if rows would be left out without drop_rows, and
+    for a model that is sparse, damaged, of another shape, or of an unknown layout.
     """
     config = _loaded(config)
+    if dry_run and output is not None:
+        named = f"{argument('--output')} {output} does nothing with {argument('--dry-run')}"
+        raise ConfigError(f"{named}, which writes nothing; leave it out")
     _, folder = resolve_run(config, output)
-    check_folder_writable(folder, "--output")
-    from pangu_sigma.device import mindspore_lock
-    from pangu_sigma.inherit import from_alpha
-    from pangu_sigma.inherit.parent import open_parent
-    from pangu_sigma.inherit.variation import Variation
-
-    from_alpha.check_absent(folder)
-    with mindspore_lock:
-        parent = open_parent(to_path(model, "model"), heads, activation)
-        variation = Variation(noise, reinit_ratio, config.seed)
-        return from_alpha.inherit(parent, config, folder, variation, moments, drop_rows)
-
-
-@check_kinds
-def planned_inheritance(
-    model: AnyPath,
-    config: Config | AnyPath,
-    *,
-    heads: int | None = None,
-    activation: Activation | None = None,
-    noise: float = 0.0,
-    reinit_ratio: float = 0.0,
-    moments: bool = False,
-    drop_rows: bool = False,
-) -> Results:
-    """Return the origin of every tensor that `inherit` would write, for --dry-run. Arguments: as in `inherit`."""
+    if not dry_run:
+        check_folder_writable(folder, "--output")
     from pangu_sigma.inherit import from_alpha
     from pangu_sigma.inherit.parent import open_parent
     from pangu_sigma.inherit.receipt import format_mapping
     from pangu_sigma.inherit.variation import Variation
 
-    config = _loaded(config)
-    parent = open_parent(to_path(model, "model"), heads, activation)
-    variation = Variation(noise, reinit_ratio, config.seed)
-    child = from_alpha.plan_inheritance(parent, config, variation, moments, drop_rows)
-    return Results(child.descents(), format_mapping(child))
+    if not dry_run:
+        from_alpha.check_absent(folder)
+    with mindspore_lock:
+        parent = open_parent(to_path(model, "model"), heads, activation)
+        variation = Variation(noise, reinit_ratio, config.seed)
+        if not dry_run:
+            return from_alpha.inherit(parent, config, folder, variation, moments, drop_rows)
+        child = from_alpha.plan_inheritance(parent, config, variation, moments, drop_rows)
+        return Results(child.descents(), format_mapping(child))
 
 
 @check_kinds
@@ -393,7 +370,6 @@ def extend(
             raise ConfigError(f"{argument(option)} {value} is of the model of {argument('--from-dense')}; leave it out")
     _, folder = resolve_run(config, output)
     check_folder_writable(folder, "--output")
-    from pangu_sigma.device import mindspore_lock
     from pangu_sigma.inherit.extend import Origin, extend_run
     from pangu_sigma.inherit.parent import open_parent
 
@@ -422,7 +398,6 @@ def extract(
     the weights' origin, saved as lineage.json. Raises UserError if `output` exists, and for an unknown domain.
     """
     check_folder_writable(to_path(output, "--output"), "--output")
-    from pangu_sigma.device import mindspore_lock
     from pangu_sigma.inherit.extract import extract_domains
 
     path, text = to_path(model, "model"), None if data is None else to_path(data, "--data")
@@ -449,9 +424,7 @@ def inspect(
 
     if isinstance(what, Config) or not is_model(what):
         if verify:
-            raise ConfigError(
-                f"{argument('--verify')} is for files of weights, and this is a configuration; leave it out"
-            )
+            raise ConfigError(f"{argument('--verify')} is for files of weights, not for a configuration; leave it out")
         config: Config | None = _loaded(what)
         assert config is not None
         tree = inspection.inspect(config)

@@ -190,6 +190,12 @@ class Config(Section):
                 raise ValueError(f"{key} ({value}) is not divisible by {by} ({number}); change one of them")
 
     @property
+    def tuning(self) -> FinetuneConfig:
+        """Section `finetune` of a run that is tuned to a task."""
+        assert self.finetune is not None
+        return self.finetune
+
+    @property
     def slots(self) -> int:
         """Number of embedding slots: distinct slot names of the domains."""
         return len({d.slot for d in self.domains})
@@ -247,8 +253,7 @@ class Config(Section):
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
         norms = 2 * 2 * m.hidden
         dense = m.layers * (attention + norms) + m.dense_layers * ffn + 2 * m.hidden
-        experts = m.rre_layers * sum(
-            self.stored_experts(kind) * m.expert_params(s) for s, kind in enumerate(m.segments)
-        )
+        stored = (self.stored_experts(kind) * m.expert_params(s) for s, kind in enumerate(m.segments))
+        experts = m.rre_layers * sum(stored)
         embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden
         return ParamCount(dense + experts + embeddings, dense, experts, embeddings, dense + m.rre_layers * ffn)

@@ -79,9 +79,7 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}; check the path") from error
     if len(content) > MOST_BYTES:
-        raise ConfigError(
-            f"configuration {path} has more than {MOST_BYTES:,} bytes; it is something else, check the path"
-        )
+        raise ConfigError(f"configuration {path} has more than {MOST_BYTES:,} bytes, as no other has; check the path")
     return override(_mapping(content, f"configuration {path}"), overrides or [])
 
 
@@ -136,17 +134,14 @@ def dump_config(config: Config) -> str:
 
 def _key_and_value(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
+    named = argument("--set", "override")
     if not equals or not key:
         example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
-        raise ConfigError(
-            f"{argument('--set', 'override')} {_short(text)} is not key.path=value, for example {example}"
-        )
+        raise ConfigError(f"{named} {_short(text)} is not key.path=value, for example {example}")
     try:
         return key, _parse_yaml(value)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(
-            f"{argument('--set', 'override')} {key}: {_short(value)} is not a YAML value: {_yaml_problem(error)}"
-        ) from error
+        raise ConfigError(f"{named} {key}: {_short(value)} is not a YAML value: {_yaml_problem(error)}") from error
 
 
 def _parse_yaml(text: str) -> Any:
@@ -225,20 +220,10 @@ def _set(tree: dict[str, Any], path: str, value: Any, named: str) -> None:
     *parents, last = path.split(".")
     node: Any = tree
     for key in parents:
-        node = _step_into(node, key, named)
-    if isinstance(node, list):
-        node[_list_index(node, last, named)] = value
-    else:
-        node[last] = value
-
-
-def _step_into(node: Any, key: str, named: str) -> Any:
-    if isinstance(node, list):
-        return node[_list_index(node, key, named)]
-    child = node.setdefault(key, {})
-    if not isinstance(child, dict | list):
-        raise ConfigError(f"{named}: {key} holds the value {_short(child)}, not a section with keys of its own")
-    return child
+        node = node[_list_index(node, key, named)] if isinstance(node, list) else node.setdefault(key, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"{named}: {key} holds the value {_short(node)}, not a section with keys of its own")
+    node[_list_index(node, last, named) if isinstance(node, list) else last] = value
 
 
 def _list_index(node: list[Any], key: str, named: str) -> int:

@@ -6,7 +6,7 @@ paper. This module uses no tensors or devices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config, ConfigError
@@ -32,22 +32,13 @@ class Domain:
     weight: float
 
 
-class Domains:
-    """Collection of a configuration's domains, by index and by name."""
+class Domains(list[Domain]):
+    """Domains of a configuration, by index and by name. slot_names: names of the embedding slots."""
 
-    def __init__(self, domains: list[Domain], slot_names: list[str]):
-        self.all = domains
+    def __init__(self, domains: Iterable[Domain], slot_names: list[str]):
+        super().__init__(domains)
         self.slot_names = slot_names
-        self._by_name = {d.name: d for d in domains}
-
-    def __len__(self) -> int:
-        return len(self.all)
-
-    def __iter__(self):
-        return iter(self.all)
-
-    def __getitem__(self, index: int) -> Domain:
-        return self.all[index]
+        self._by_name = {d.name: d for d in self}
 
     def named(self, name: str) -> Domain:
         """Return the domain called `name`. Raises ConfigError, which lists the existing names, for an unknown name."""
@@ -57,7 +48,7 @@ class Domains:
 
     def in_slot(self, slot: int) -> list[Domain]:
         """Return the domains that share an embedding slot. slot: index of the slot."""
-        return [d for d in self.all if d.slot == slot]
+        return [d for d in self if d.slot == slot]
 
     def languages(self, slot: int) -> set[str]:
         """Return the languages of the domains that share an embedding slot."""
@@ -68,13 +59,11 @@ def domains_of(config: Config) -> Domains:
     """Return the domains of a configuration: experts are numbered domain by domain, slots in order of first use."""
     slot_names = list(dict.fromkeys(d.slot for d in config.domains))
     experts = config.model.experts_per_domain
-    return Domains(
-        [
-            Domain(i, d.name, d.format, d.language, slot_names.index(d.slot), i * experts, experts, d.weight)
-            for i, d in enumerate(config.domains)
-        ],
-        slot_names,
+    domains = (
+        Domain(i, d.name, d.format, d.language, slot_names.index(d.slot), i * experts, experts, d.weight)
+        for i, d in enumerate(config.domains)
     )
+    return Domains(domains, slot_names)
 
 
 def matching_slot(name: str, names: Sequence[str]) -> int | None:

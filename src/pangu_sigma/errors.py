@@ -75,13 +75,6 @@ def exit_status(command: Callable[[], int]) -> int:
     global _on_command_line
     _on_command_line = True
     try:
-        return _exit_status(command)
-    finally:
-        _on_command_line = False
-
-
-def _exit_status(command: Callable[[], int]) -> int:
-    try:
         status = command()
         sys.stdout.flush()  # here, where a reader that is gone can still be noticed
         return status
@@ -107,6 +100,8 @@ def _exit_status(command: Callable[[], int]) -> int:
         )
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
+    finally:
+        _on_command_line = False
 
 
 def _reader_is_gone() -> bool:

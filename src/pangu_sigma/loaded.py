@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ascend_ops.few_rows import Precision
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.device import mindspore_lock
 from pangu_sigma.errors import argument, keyword
 from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
 from pangu_sigma.generate.score import Score
@@ -90,7 +91,6 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
     their differences, paired by sample, and the "mean" over the pairs. Raises UserError if the text is missing, or if the runs
     differ in text or tokenizer.
     """
-    from pangu_sigma.device import mindspore_lock
     from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
     from pangu_sigma.evaluate.held_out.run import evaluate_run, format_losses
 
@@ -275,7 +275,6 @@ class Model:
         from pangu_sigma.convert.conversion import convert_model
         from pangu_sigma.convert.mindir import export_mindir, verify_export
         from pangu_sigma.convert.safetensors import export_safetensors
-        from pangu_sigma.device import mindspore_lock
 
         if format == "mindir":
             with mindspore_lock:

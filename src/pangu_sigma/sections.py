@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pangu_sigma.chips import Chip
 from pangu_sigma.errors import UserError
@@ -139,9 +139,7 @@ class ModelConfig(Section):
         if self.hidden % self.heads:
             raise ValueError(f"hidden={self.hidden} is not divisible by heads={self.heads}; choose a divisor of hidden")
         if self.layers < 1:
-            raise ValueError(
-                "dense_layers + rre_layers is 0; the last layer is the query layer, so at least 1 is needed"
-            )
+            raise ValueError("dense_layers + rre_layers is 0; at least 1 is needed, which is the query layer")
         if self.ffn % len(self.segments):
             raise ValueError(
                 f"ffn={self.ffn} is not divisible by the {len(self.segments)} segments; change one of them"
@@ -290,7 +288,7 @@ class ParallelConfig(Section):
     """Section `parallel`, the layout of stages · groups · expert · data · tensor ranks, one process and one device each. The last
     axis varies fastest, so that the ranks of a tensor group share a host."""
 
-    chip: Chip = "910a"
+    chip: Annotated[Chip, BeforeValidator(chip_name)] = "910a"
     """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, or `910b` for the most common of these; `910_93`. The chip decides
     memory and speed in plans, the dtype that `half` means, and the operators of the Ascend step. The CPU ignores this key."""
     stages: Width = 1
@@ -325,11 +323,6 @@ class ParallelConfig(Section):
     overflow: Literal["refuse", "drop"] = "refuse"
     """Treatment of rows beyond `capacity_factor` or `arrival_factor`, which are known before the step. `refuse`: the run ends with
     an error that names the needed factor. `drop`: these rows skip the FFN, and are counted and reported."""
-
-    @field_validator("chip", mode="before")
-    @classmethod
-    def _yaml_reads_a_number(cls, chip: Any) -> Any:
-        return chip_name(chip)
 
     @model_validator(mode="after")
     def _combinations(self) -> ParallelConfig:

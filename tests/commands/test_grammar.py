@@ -31,7 +31,6 @@ DIFFERENCES = {
     "json": "`json.dump` of the result",
     "quiet": "the level of Python's `logging`",
     "plan chip": "a --set of parallel.chip",
-    "inherit dry_run": "prints where tensors would come from; Python has the receipt of what was done",
     "generate prompts": "the lines of a file; a list in Python",
     "generate prompt": "not required where there are lines of a file",
 }

@@ -85,15 +85,6 @@ def test_every_altered_byte_of_the_index_is_noticed(prefix):
             TokenFile(prefix)
 
 
-def test_ids_outside_the_vocabulary_are_found_with_their_place(prefix):
-    with pytest.raises(DataError, match=r"zh\.train\.bin: token 6 \(byte 24\) is 200, not in 0 … 199"):
-        TokenFile(prefix, vocabulary=200)
-    path = paths_of(prefix)[0]
-    path.write_bytes(struct.pack("<i", -5) + path.read_bytes()[4:])
-    with pytest.raises(DataError, match=r"token 0 \(byte 0\) is -5"):
-        TokenFile(prefix, vocabulary=300)
-
-
 def test_missing_files_are_one_error(tmp_path):
     with pytest.raises(DataError, match=r"none\.idx: No such file.*run prepare-data first"):
         TokenFile(tmp_path / "none")
@@ -140,7 +131,7 @@ def test_with_chunks_of_any_size_a_read_gives_the_right_tokens_or_refuses(tmp_pa
     content, at = bytearray(path.read_bytes()), data.draw(st.integers(0, 4 * len(row) - 1))
     content[at] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
-    file = TokenFile(folder / "x", None, chunks, size)
+    file = TokenFile(folder / "x", 1 << 31, chunks, size)
     start = data.draw(st.integers(0, len(row)))
     length = data.draw(st.integers(0, len(row) - start))
     first, last = 4 * start // size, (4 * (start + length) - 1) // size
@@ -151,10 +142,13 @@ def test_with_chunks_of_any_size_a_read_gives_the_right_tokens_or_refuses(tmp_pa
         assert file.read(start, length).tolist() == row[start : start + length]
 
 
-def test_ids_outside_the_vocabulary_are_found_in_verified_chunks_too(prefix):
-    file = TokenFile(prefix, 200, hashes_of_chunks(paths_of(prefix)[0]))
+def test_ids_outside_the_vocabulary_are_found_with_their_place(prefix):
+    path = paths_of(prefix)[0]
     with pytest.raises(DataError, match=r"zh\.train\.bin: token 6 \(byte 24\) is 200, not in 0 … 199"):
-        file.read(0, 1)
+        TokenFile(prefix, 200, hashes_of_chunks(path)).read(0, 1)
+    path.write_bytes(struct.pack("<i", -5) + path.read_bytes()[4:])
+    with pytest.raises(DataError, match=r"token 0 \(byte 0\) is -5"):
+        TokenFile(prefix, 300, hashes_of_chunks(path)).read(0, 1)
 
 
 def test_the_hashes_are_those_of_a_mebibyte_each(tmp_path):

@@ -35,7 +35,7 @@ def test_batches_and_cursors_come_in_the_order_of_batches_with_the_one_that_foll
     coming = expected.next(cursor)
     assert min(expected.samples.counts) < 20 * 8
     for _ in range(20):
-        now, after = coming, cursor.state()["taken"].copy()
+        now, after = coming, cursor.taken.copy()
         coming = expected.next(cursor)
         batch, at, follows = feed.take()
         assert same(batch, now)

@@ -41,7 +41,7 @@ def test_every_line_is_accounted_for_by_domain(read, tmp_path):
     assert english.tokens + other.tokens == sum(len(sample.ids_T) for sample in samples)
     assert english.counted + other.counted == sum(sample.counted for sample in samples)
     assert english.sequences == found.sequences.counts[1] < 7
-    assert found.skipped == {"not JSON": 2, "wrong keys": 1}
+    assert found.refused.counts == {"not JSON": 2, "wrong keys": 1}
     kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["reason"] for line in kept] == ["not JSON", "wrong keys", "not JSON"]
     assert kept[0]["offset"] == (tmp_path / "a.jsonl").read_bytes().index(b"no json")
@@ -61,7 +61,7 @@ def test_a_file_without_a_sample_that_can_be_used_is_refused(read, tmp_path):
     ):
         read({"prompt": "a", "response": "the cat " * 40})
     with pytest.raises(DataError, match=r"train_file .*none\.jsonl: cannot be read"):
-        read_task_file(tmp_path / "none.jsonl", "--train-file", read(*pairs(0, 1)).config, None, None)
+        read_task_file(tmp_path / "none.jsonl", "--train-file", None, None, None)
 
 
 def test_the_hash_is_that_of_the_samples(read):

@@ -424,7 +424,5 @@ def test_nothing_is_read_before_a_tensor_is(tmp_path: Path, monkeypatch: pytest.
 
 def test_prepared_data_is_told_from_a_model(tmp_path):
     (tmp_path / "frequencies.npy").touch()
-    with pytest.raises(
-        LayoutError, match="is prepared data, not a model; give a run, a checkpoint, an export or files"
-    ):
+    with pytest.raises(LayoutError, match="is in no layout that is read: prepared data; give one of these"):
         open_dense_model(tmp_path)

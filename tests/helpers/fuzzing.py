@@ -447,7 +447,7 @@ def index_target(folder: Path) -> Target:
         ),
         st.tuples(st.one_of(changed_bytes(valid), changed_fields()), st.one_of(st.just(ids), changed_bytes(ids))),
         load,
-        "inside the header|magic",
+        "first difference at byte [0-9];",
     )
 
 

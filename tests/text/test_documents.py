@@ -193,7 +193,7 @@ def test_what_is_no_file_is_refused_without_being_opened(tmp_path, domains, kind
 
             socket.socket(socket.AF_UNIX).bind(str(path))
     for read in (check_input, lambda path: list(read_jsonl(path, domains))):
-        with pytest.raises(DataError, match=rf"input {path}: is a {kind}, not a file"):
+        with pytest.raises(DataError, match=f"input {path}: is not a file but a folder, a pipe or a device"):
             read(path)
 
 

@@ -95,9 +95,7 @@ def _lines(file: Path) -> list[str]:
     try:
         text = sys.stdin.read() if file == Path("-") else file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
-        raise ConfigError(
-            f"--prompts {file}: cannot be read: {error.strerror}; name a file with a prompt a line"
-        ) from None
+        raise ConfigError(f"--prompts {file}: {error.strerror}; name a file with a prompt a line") from None
     if not text:
         raise ConfigError(f"--prompts {file}: is empty; write a prompt a line")
     lines = text.removesuffix("\n").split("\n")

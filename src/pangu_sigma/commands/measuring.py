@@ -9,6 +9,8 @@ from typing import Any
 from pangu_sigma import api
 from pangu_sigma.commands.options import add_command, call, flag, show, with_json, with_model
 
+_AGAINST: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "MODEL"}
+
 
 def add_commands(commands: Any) -> None:
     """Declare the commands evaluate, benchmark and report."""
@@ -21,7 +23,7 @@ def add_commands(commands: Any) -> None:
         "runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all-samples",
     )
     with_model(command, "run folder or exported model; several runs with --against", nargs="+")
-    _with_against(command, "as many other runs, to compare in pairs")
+    command.add_argument("--against", help="as many other runs, to compare in pairs", **_AGAINST)
     flag(command, "--all-samples", "read all held-out samples, not only those that training evaluates")
     with_json(command)
     _add_benchmark(commands)
@@ -29,12 +31,8 @@ def add_commands(commands: Any) -> None:
     examples = "runs/sigma_tiny", "runs/sigma_tiny --against runs/short"
     command = add_command(commands, "report", api.report, "summarise a run, and draw its plots", *examples)
     with_model(command, "run folder")
-    _with_against(command, "compare the losses with those of other runs")
+    command.add_argument("--against", help="compare the losses with those of other runs", **_AGAINST)
     with_json(command)
-
-
-def _with_against(command: argparse.ArgumentParser, help: str) -> None:
-    command.add_argument("--against", type=Path, nargs="+", metavar="MODEL", help=help)
 
 
 def _add_benchmark(commands: Any) -> None:

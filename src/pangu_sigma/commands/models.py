@@ -10,7 +10,6 @@ from pangu_sigma import api
 from pangu_sigma.commands.options import (
     add_command,
     call,
-    call_and_show,
     flag,
     show,
     with_config,
@@ -18,9 +17,9 @@ from pangu_sigma.commands.options import (
     with_model,
     with_output,
 )
-from pangu_sigma.config import ConfigError
 
 _NEW_RUN = "new run folder (default runs/NAME); it must not exist"
+_SKIP_GRAPH_CHECK = "compare logits without compiling graphs"
 
 
 def add_commands(commands: Any) -> None:
@@ -32,7 +31,6 @@ def add_commands(commands: Any) -> None:
         "start a sparse run from a dense model",
         "runs/alpha_tiny sigma_tiny -o runs/inherited",
         "pangu-alpha_2.6B mine.yaml --dry-run",
-        run=_inherit,
     )
     with_model(command, "a dense run, or the files of a released PanGu-α")
     with_config(command)
@@ -47,12 +45,6 @@ def add_commands(commands: Any) -> None:
     _add_extend(commands)
     _add_extract(commands)
     _add_export(commands)
-
-
-def _inherit(options: argparse.Namespace) -> int:
-    if options.dry_run and options.output is not None:
-        raise ConfigError(f"--output {options.output} does nothing with --dry-run, which writes nothing; leave it out")
-    return call_and_show(api.planned_inheritance if options.dry_run else api.inherit, options)
 
 
 def _with_dense(command: argparse.ArgumentParser, named: str) -> None:
@@ -80,9 +72,6 @@ def _add_extend(commands: Any) -> None:
     _with_dense(command, "--from-dense")
     flag(command, "--skip-graph-check", _SKIP_GRAPH_CHECK)
     with_json(command)
-
-
-_SKIP_GRAPH_CHECK = "compare logits without compiling graphs"
 
 
 def _add_extract(commands: Any) -> None:

@@ -143,9 +143,7 @@ def load_or_print_config(options: argparse.Namespace) -> bool:
     _check_chip(options)
     if options.print_config:
         if getattr(options, "json", None) is not None:
-            raise ConfigError(
-                "--print-config prints YAML and stops, so nothing is written to --json; leave one of them out"
-            )
+            raise ConfigError("--print-config prints YAML and stops, so nothing is written to --json; leave one out")
         print(dump_config(options.config), end="")
     return options.print_config
 

@@ -2,11 +2,11 @@
 
 `.bin`: the ids of all documents, int32 little-endian, end to end. `.idx`: magic MMIDIDX, version 1, dtype code 4, number of
 sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document bounds. MindFormers
-writes the same bytes, but importing it takes seconds. Unlike MindFormers, reading checks the index for consistency and against the
-sizes of both files. Ids are read with `pread` and not through a memory map: a truncated file then raises an error that names the
-file, and no SIGBUS; reading is as fast.
+writes the same bytes, but importing it takes seconds. Ids are read with `pread` and not through a memory map: a truncated file then
+raises an error that names the file, and no SIGBUS; reading is as fast.
 
-If hashes are given, each *chunk* of a `.bin` is verified when it is first read, and again after the file has changed.
+The index must be the one that follows from its lengths. If hashes are given, each *chunk* of a `.bin` is verified when it is first
+read, and again after the file has changed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import struct
 import weakref
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,6 @@ CHUNK_BYTES = 1 << 20
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 _INT32_CODE = 4
-_CHECK_BLOCK = 1 << 22
-"""Number of ids checked against the vocabulary at a time, to bound memory."""
 
 _FIX = "the file was cut short or altered; run prepare-data again"
 
@@ -42,14 +41,18 @@ def paths_of(prefix: Path) -> tuple[Path, Path]:
 def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray]) -> None:
     """Write documents to a token file, each as one sequence. documents: token ids of each document, with its <eot>."""
     arrays = [np.asarray(ids, "<i4") for ids in documents]
-    lengths = np.array([len(ids) for ids in arrays], "<i4")
-    ends = 4 * np.cumsum(lengths, dtype="<i8")
-    bounds = np.arange(len(arrays) + 1, dtype="<i8")
-    header = _HEADER.pack(_MAGIC, 1, _INT32_CODE, len(arrays), len(bounds))
     data, index = paths_of(prefix)
     with data.open("wb") as file:
         file.writelines(ids.tobytes() for ids in arrays)
-    index.write_bytes(header + lengths.tobytes() + (ends - 4 * lengths).tobytes() + bounds.tobytes())
+    index.write_bytes(_index_of(np.array([len(ids) for ids in arrays], "<i4")))
+
+
+def _index_of(lengths: np.ndarray) -> bytes:
+    """Return the content of an `.idx`. lengths: number of tokens of each document, int32 little-endian."""
+    ends = 4 * np.cumsum(lengths, dtype="<i8")
+    bounds = np.arange(len(lengths) + 1, dtype="<i8")
+    header = _HEADER.pack(_MAGIC, 1, _INT32_CODE, len(lengths), len(bounds))
+    return header + lengths.tobytes() + (ends - 4 * lengths).tobytes() + bounds.tobytes()
 
 
 def hashes_of_chunks(path: Path) -> list[str]:
@@ -62,15 +65,14 @@ class TokenFile:
     """Token file of one domain and split, opened for reading as one array of tokens.
 
     tokens: number of tokens. documents: number of documents. lengths: number of tokens of each document, int32.
-    vocabulary: size V; every id must be in 0 … V - 1; None: ids are not checked. chunks: hash of every `chunk_bytes` bytes, as in
-    `hashes_of_chunks`. Hash and ids of a chunk are checked when the chunk is first read; None: all ids are checked at once.
-    Raises DataError with file and byte offset if the index does not fit the files or an id is not in the vocabulary.
+    chunks: hash of every `chunk_bytes` bytes, as in `hashes_of_chunks`; None: what is read is not checked. vocabulary: size V;
+    every id of a chunk must be in 0 … V - 1. Raises DataError with file and byte offset if the index is damaged or does not fit.
     """
 
     def __init__(
         self,
         prefix: Path,
-        vocabulary: int | None = None,
+        vocabulary: int = 1 << 31,
         chunks: Sequence[str] | None = None,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
@@ -92,40 +94,38 @@ class TokenFile:
                 f"{self.path}: has {size} bytes, {self.tokens} tokens need {4 * self.tokens}; "
                 f"first difference at byte {min(size, 4 * self.tokens)}; {_FIX}"
             )
-        if chunks is None and vocabulary is not None:
-            for start in range(0, self.tokens, _CHECK_BLOCK):
-                self._check_ids(start, self._ids(start, min(_CHECK_BLOCK, self.tokens - start)))
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Read the tokens start … start + length - 1, int32 [length]. Raises DataError if their chunk is damaged."""
         if start < 0 or length < 0 or start + length > self.tokens:
             raise IndexError(f"{self.path}: tokens {start} … {start + length} asked for, there are 0 … {self.tokens}")
         if self._chunks is not None and length:
-            self._verify(4 * start // self._chunk_bytes, (4 * (start + length) - 1) // self._chunk_bytes)
+            self._verify(self._chunks, 4 * start // self._chunk_bytes, (4 * (start + length) - 1) // self._chunk_bytes)
         return self._ids(start, length)
 
-    def _verify(self, first: int, last: int) -> None:
-        """Check those of the chunks first … last that were not checked since the file changed."""
+    def _verify(self, chunks: Sequence[str], first: int, last: int) -> None:
+        """Check those of the chunks first … last that were not checked since the file changed. chunks: hashes of all."""
         stamp = self._stamp()
         if stamp != self._seen:
             self._seen = stamp
             self._verified.clear()
-        for number in range(first, last + 1):
-            if number not in self._verified:
-                self._verify_chunk(number)
-                self._verified.add(number)
+        for number in {*range(first, last + 1)} - self._verified:
+            self._verify_chunk(chunks[number] if number < len(chunks) else "", number)
+            self._verified.add(number)
 
-    def _verify_chunk(self, number: int) -> None:
-        assert self._chunks is not None
+    def _verify_chunk(self, expected: str, number: int) -> None:
         begin = number * self._chunk_bytes
         end = min(begin + self._chunk_bytes, 4 * self.tokens)
         ids = self._ids(begin // 4, (end - begin) // 4)
-        if number >= len(self._chunks) or xxhash.xxh3_128_hexdigest(ids.data) != self._chunks[number]:
+        if xxhash.xxh3_128_hexdigest(ids.data) != expected:
             raise DataError(
                 f"{self.path}: bytes {begin} … {end - 1} are not what prepare-data wrote (their content hash differs); {_FIX}"
             )
-        if self._vocabulary is not None:
-            self._check_ids(begin // 4, ids)
+        most = self._vocabulary - 1
+        wrong = np.flatnonzero((ids < 0) | (ids > most))
+        if len(wrong):
+            at, token = begin // 4 + int(wrong[0]), ids[wrong[0]]
+            raise DataError(f"{self.path}: token {at} (byte {4 * at}) is {token}, not in 0 … {most}; {_FIX}")
 
     def _ids(self, start: int, length: int) -> np.ndarray:
         """Read the tokens start … start + length - 1 without checks, int32 [length]."""
@@ -141,16 +141,6 @@ class TokenFile:
             raise DataError(f"{self.path}: ends at byte {at}, {4 * self.tokens} were there before; {_FIX}")
         return ids
 
-    def _check_ids(self, start: int, ids: np.ndarray) -> None:
-        """Raise DataError for the first of `ids` that is not in the vocabulary. start: position of the first in the file."""
-        assert self._vocabulary is not None
-        wrong = np.flatnonzero((ids < 0) | (ids >= self._vocabulary))
-        if len(wrong):
-            at, token = start + int(wrong[0]), ids[wrong[0]]
-            raise DataError(
-                f"{self.path}: token {at} (byte {4 * at}) is {token}, not in 0 … {self._vocabulary - 1}; {_FIX}"
-            )
-
     def _stamp(self) -> tuple[int, int]:
         """Return size and modification time of the `.bin`."""
         status = os.fstat(self._file)
@@ -162,40 +152,9 @@ class TokenFile:
             data = path.read_bytes()
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}; {remedy(error, 'run prepare-data first')}") from error
-        size = len(data)
-        if size < _HEADER.size:
-            raise DataError(f"{path}: ends at byte {size}, inside the header of {_HEADER.size}; {_FIX}")
-        magic, version, dtype, sequences, bounds = _HEADER.unpack_from(data)
-        for offset, name, value, expected in (
-            (0, "magic", magic, _MAGIC),
-            (9, "version", version, 1),
-            (17, "dtype code", dtype, _INT32_CODE),
-            (26, "number of document bounds", bounds, sequences + 1),
-        ):
-            if value != expected:
-                raise DataError(f"{path}: {name} at byte {offset} is {value!r}, expected {expected!r}; {_FIX}")
-        expected_size = _HEADER.size + 12 * sequences + 8 * bounds
-        if size != expected_size:
-            raise DataError(
-                f"{path}: has {size} bytes, {sequences} documents need {expected_size}; "
-                f"first difference at byte {min(size, expected_size)}; {_FIX}"
-            )
-        return _checked_lengths(path, data, sequences)
-
-
-def _checked_lengths(path: Path, data: bytes, sequences: int) -> np.ndarray:
-    """Return the lengths of the documents, int32 [sequences]. Raises DataError unless offsets and bounds follow from them."""
-    lengths = np.frombuffer(data, "<i4", sequences, _HEADER.size)
-    at_offsets = _HEADER.size + 4 * sequences
-    offsets = np.frombuffer(data, "<i8", sequences, at_offsets)
-    bounds = np.frombuffer(data, "<i8", sequences + 1, at_offsets + 8 * sequences)
-    ends = 4 * np.cumsum(lengths, dtype=np.int64)
-    for name, start, width, wrong in (
-        ("length", _HEADER.size, 4, lengths < 0),
-        ("offset", at_offsets, 8, offsets != ends - 4 * lengths.astype(np.int64)),
-        ("document bound", at_offsets + 8 * sequences, 8, bounds != np.arange(sequences + 1)),
-    ):
-        if wrong.any():
-            first = int(np.flatnonzero(wrong)[0])
-            raise DataError(f"{path}: {name} {first} at byte {start + width * first} is wrong; {_FIX}")
-    return lengths.copy()
+        documents = max(0, len(data) - len(_index_of(np.empty(0, "<i4")))) // 20  # a length, an offset and a bound each
+        lengths = np.frombuffer(data[_HEADER.size :][: 4 * documents], "<i4").copy()
+        if (right := _index_of(lengths)) != data:
+            at = next(i for i, (one, other) in enumerate(zip_longest(data, right)) if one != other)
+            raise DataError(f"{path}: is no index of {len(data)} bytes; first difference at byte {at}; {_FIX}")
+        return lengths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.order import Cursor
@@ -14,7 +15,7 @@ class Lookahead:
 
     def __init__(self, batches: BatchLoader, cursor: Cursor):
         self._batches = batches
-        self._cursor = Cursor.from_state(cursor.state())
+        self._cursor = deepcopy(cursor)
         self._thread = ThreadPoolExecutor(1, "batches")
         self._coming: deque[Future[tuple[Batch, Cursor]]] = deque()
 
@@ -27,4 +28,4 @@ class Lookahead:
 
     def _make(self) -> tuple[Batch, Cursor]:
         batch = self._batches.next(self._cursor)
-        return batch, Cursor.from_state(self._cursor.state())
+        return batch, deepcopy(self._cursor)

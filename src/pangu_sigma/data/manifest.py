@@ -64,11 +64,8 @@ class Passage(_Record):
     @property
     def shown(self) -> str:
         """Text as a literal; of whitespace only its length."""
-        if not self.blank:
-            return repr(self.text)
-        return (
-            f"{len(self.text.removesuffix(SHORTENED))}{' or more' * self.text.endswith(SHORTENED)} blanks and newlines"
-        )
+        text = self.text.removesuffix(SHORTENED)
+        return f"{len(text)}{' or more' * (text != self.text)} blanks and newlines" if self.blank else repr(self.text)
 
 
 class OverlapRecord(_Record):

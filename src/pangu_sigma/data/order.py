@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,15 +21,6 @@ class Cursor:
     """Position in the training data: the number of samples taken so far of each domain, by domain index."""
 
     taken: list[int]
-
-    def state(self) -> dict[str, Any]:
-        """Return the cursor as plain data, for the state of a checkpoint."""
-        return {"taken": self.taken}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Cursor:
-        """Restore the cursor from the plain data that `state` returned."""
-        return cls(list(state["taken"]))
 
 
 class SampleOrder:

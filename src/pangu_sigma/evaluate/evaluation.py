@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.checkpoint.root import step_of
-from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, figures_of, kept_beside, run_benchmarks
+from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, kept_beside, run_benchmarks
 from pangu_sigma.sealed import as_json, write_atomically
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.train.log.report import BENCHMARKS, write_report
@@ -23,7 +23,7 @@ def benchmark_model(model: Path, asked: BenchmarkRequest, file: Path | None = No
     its folder. Raises the errors of `run_benchmarks`.
     """
     cache = kept_beside(file, model, asked) if file is not None else None
-    tasks = figures_of(run_benchmarks(model, asked, cache, file))
+    tasks = {name: result.figures() for name, result in run_benchmarks(model, asked, cache, file).items()}
     if kind_of(model) == "run":
         _note_in_run(model, asked, tasks)
     if file is not None and cache is not None:

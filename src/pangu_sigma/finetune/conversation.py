@@ -68,9 +68,7 @@ def _messages(value: Any) -> Messages:
             raise RejectedLine("system message not the first", f"messages.{number}")
         messages.append((cast(Role, role), visible_text(each.get("content"), f"messages.{number}.content")))
     if len(messages) < 2 or messages[-1][0] != "assistant":
-        raise RejectedLine(
-            "no answer at the end", "the last message must be the assistant's, and one must come before it"
-        )
+        raise RejectedLine("no answer at the end", "the last message must be the assistant's, after another one")
     if messages[0][0] == "assistant":
         raise RejectedLine("an answer to nothing", "messages.0 is the assistant's; it needs a prompt")
     return tuple(messages)

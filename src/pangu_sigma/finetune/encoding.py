@@ -41,8 +41,7 @@ class SampleEncoder:
     """Tokenizer of fine-tuning samples, with the chat template of the run's section `chat`."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
-        assert config.finetune is not None
-        self._tokenizer, self._chat, self._cut = tokenizer, config.chat, config.finetune.cut
+        self._tokenizer, self._chat, self._cut = tokenizer, config.chat, config.tuning.cut
         self._most = config.model.seq_length + 1  # the last id is only predicted
 
     def spell(self, before: Messages, text: str, domain: Domain) -> EncodedSample:

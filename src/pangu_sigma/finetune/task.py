@@ -51,7 +51,8 @@ class Task:
         tree["ecss"]["path"] = None  # else two runs would write to one file store
         override(tree, list(self.overrides))
         saved = tree["train"]["checkpoint_interval"] if "train.checkpoint_interval" in self.given else 1
-        self._set(tree, {"train.eval_interval": saved, "train.checkpoint_interval": saved, **_ONE_DOMAIN})
+        one_domain = {"data.domain_sets": 1, "data.domains_per_step": 1}  # all samples may be of one
+        self._set(tree, {"train.eval_interval": saved, "train.checkpoint_interval": saved, **one_domain})
         self._set(tree, self._derived(parent, parse_config(tree), len(domains), sequences))
         tree["finetune"]["domains"] = list(domains)
         child = parse_config(tree)
@@ -64,8 +65,7 @@ class Task:
 
     def _derived(self, parent: Config, config: Config, domains: int, sequences: int) -> dict[str, Any]:
         """Return the values of keys that follow from the samples. config: the configuration with other values for them."""
-        options, train = config.finetune, config.train
-        assert options is not None
+        options, train = config.tuning, config.train
         batch = train.batch_size * train.accumulation
         epochs = max(math.ceil(options.epochs * sequences / batch), 1)
         steps = train.steps if "train.steps" in self.given else epochs
@@ -83,10 +83,6 @@ class Task:
             "train.eval_batches": math.ceil(samples_of_evaluation(parent) / train.batch_size),
             "data.domains_per_step": next(count for count in blocks if train.batch_size % count == 0),
         }
-
-
-_ONE_DOMAIN = {"data.domain_sets": 1, "data.domains_per_step": 1}
-"""Values of keys with which all samples may be of one domain."""
 
 
 def read_task(
@@ -138,8 +134,7 @@ def _refuse_other_model(parent: Config, child: Config) -> None:
 
 def learned_parameters(config: Config) -> int:
     """Return the number of parameters that a fine-tuning run trains: those that its samples reach."""
-    assert config.finetune is not None
-    options, model, count = config.finetune, config.model, config.num_params()
+    options, model, count = config.tuning, config.model, config.num_params()
     experts = config.domain_experts * len(options.domains)
     if options.learn == "all":
         return count.total - config.domain_experts * (len(config.domains) - len(options.domains))

@@ -26,9 +26,8 @@ class TaskSamples(Samples):
 
     def __init__(self, config: Config, samples: Sequence[list[EncodedSample]], tokenizer: Tokenizer):
         """samples: the tokenized samples of each domain."""
-        assert config.finetune is not None
         self._length, self._pad = config.model.seq_length, tokenizer.pad
-        self._samples, together = samples, config.finetune.packed
+        self._samples, together = samples, config.tuning.packed
         self._packs = [pack([len(s.ids_T) for s in own], self._length + 1, together) for own in samples]
         self.counts = [len(own) for own in self._packs]
         self.weights = [float(count) for count in self.counts]

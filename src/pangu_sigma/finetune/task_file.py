@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,41 +39,22 @@ class SampleCounts:
     counted: int = 0
     sequences: int = 0
 
-    def take(self, sample: EncodedSample) -> None:
-        """Add a tokenized sample to the counts."""
-        self.samples += 1
-        self.cut += sample.cut
-        self.tokens += len(sample.ids_T)
-        self.counted += sample.counted
-
 
 @dataclass
 class TaskFile:
     """Contents of a fine-tuning task's file of samples, tokenized.
 
-    samples: tokenized samples of each domain. accounts: counts by the domain's name. skipped: number of unusable lines by reason.
-    examples: file, line and detail of the first such line by reason. xxh3_128: hash of the file.
+    domains: names of the domains that have samples, in the configuration's order. samples: those of each domain of it. sequences:
+    the samples, packed. accounts: counts by the domain's name. refused: unusable lines. xxh3_128: hash of the file.
     """
 
     path: Path
-    config: Config
-    tokenizer: Tokenizer
+    domains: list[str]
     samples: list[list[EncodedSample]]
+    sequences: TaskSamples
     accounts: dict[str, SampleCounts]
-    skipped: dict[str, int]
-    examples: dict[str, str]
+    refused: Quarantine
     xxh3_128: str
-
-    @property
-    def domains(self) -> list[str]:
-        """Names of the domains that have samples, in the configuration's order."""
-        names = [domain.name for domain in self.config.domains]
-        return [name for name, own in zip(names, self.samples, strict=True) if own]
-
-    @cached_property
-    def sequences(self) -> TaskSamples:
-        """Samples of the fine-tuning file packed into sequences."""
-        return TaskSamples(self.config, self.samples, self.tokenizer)
 
     def hashes(self) -> dict[str, str]:
         """Return the fine-tuning file's path, the file's hash, and the hash of its `TaskSamples`."""
@@ -83,7 +63,8 @@ class TaskFile:
     def facts(self) -> dict[str, Any]:
         """Return hashes and counts of the fine-tuning file as values for JSON."""
         accounts = {name: asdict(account) for name, account in self.accounts.items()}
-        return {**self.hashes(), "domains": accounts, "skipped": self.skipped, "examples": self.examples}
+        skipped = {"skipped": dict(self.refused.counts), "examples": self.refused.examples}
+        return {**self.hashes(), "domains": accounts, **skipped}
 
 
 def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer, quarantine: Quarantine) -> TaskFile:
@@ -92,19 +73,15 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
     option: command-line option that names the file, for messages. quarantine: receives unusable lines. Raises DataError for a file
     that cannot be read, or has no usable sample.
     """
-    assert config.finetune is not None
     check_input(path, option)
-    domains, usual, encoder = domains_of(config), config.finetune.domain, SampleEncoder(tokenizer, config)
+    domains, usual, encoder = domains_of(config), config.tuning.domain, SampleEncoder(tokenizer, config)
     samples: list[list[EncodedSample]] = [[] for _ in domains]
-    accounts: dict[str, SampleCounts] = {}
-    skipped: Counter[str] = Counter()
-    examples: dict[str, str] = {}
+    accounts, refused = dict[str, SampleCounts](), Quarantine(None)
     with Bar(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
         for item in read_lines(path, lambda line, at: parse_conversation(line, domains, usual), bar.update, option):
             if isinstance(item, Rejected):
                 quarantine.add(item)
-                skipped[item.reason] += 1
-                examples.setdefault(item.reason, str(item))
+                refused.add(item)
                 continue
             account, domain = accounts.setdefault(item.domain, SampleCounts()), domains.named(item.domain)
             account.lines += 1
@@ -115,18 +92,22 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
                     account.left_out[str(error)] = account.left_out.get(str(error), 0) + 1
                 else:
                     samples[domain.index].append(sample)
-                    account.take(sample)
-    file = TaskFile(path, config, tokenizer, samples, accounts, dict(skipped), examples, fingerprint(path)["xxh3_128"])
-    if not file.domains:
+                    account.samples += 1
+                    account.cut += sample.cut
+                    account.tokens += len(sample.ids_T)
+                    account.counted += sample.counted
+    if not any(samples):
         left_out = sum((Counter(account.left_out) for account in accounts.values()), Counter[str]())
         why = "; ".join(f"{count:,} × {reason}" for reason, count in left_out.items())
         raise DataError(
             f"{argument(option)} {path}: has no sample that can be used"
             + (f": {why}; model.seq_length is {config.model.seq_length}" if why else "")
         )
+    sequences = TaskSamples(config, samples, tokenizer)
     for name, account in accounts.items():
-        account.sequences = file.sequences.counts[domains.named(name).index]
-    return file
+        account.sequences = sequences.counts[domains.named(name).index]
+    names = [domain.name for domain in domains if samples[domain.index]]
+    return TaskFile(path, names, samples, sequences, accounts, refused, fingerprint(path)["xxh3_128"])
 
 
 def format_file(facts: dict[str, Any]) -> str:

@@ -122,8 +122,7 @@ class Tuner(Trainer):
     @property
     def finished(self) -> bool:
         """True if the run is at its last step, or the dev loss has not improved for too long."""
-        options = self.config.finetune
-        return super().finished or (options is not None and self.best.stale >= options.patience)
+        return super().finished or self.best.stale >= self.config.tuning.patience
 
     def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
         """Update the best state with the dev loss."""

@@ -175,14 +175,13 @@ def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None, seconds: Se
 
 
 def _receipt(parent: StoredModel, config: Config, training: TaskFile, dev: TaskFile | None) -> Receipt:
-    assert config.finetune is not None
     found = _learned(config)
     learned, total = found["parameters"].values()
     kept = (
         ["experts of common segments keep their bits, because all domains share them"] if found["common_kept"] else []
     )
     files = {"train_file": training, **({"dev_file": dev} if dev is not None else {})}
-    fates = {each.name: "as it was" for each in config.domains} if config.finetune.learn == "experts" else {}
+    fates = {each.name: "as it was" for each in config.domains} if config.tuning.learn == "experts" else {}
     return Receipt(
         kind="finetune",
         parent=str(parent.path.absolute()),
@@ -192,9 +191,9 @@ def _receipt(parent: StoredModel, config: Config, training: TaskFile, dev: TaskF
         parameters={"learns": learned, "stays as it was": total - learned},
         activation=config.model.activation,
         parent_activation=config.model.activation,
-        options={**config.finetune.model_dump(mode="json"), **{name: each.hashes() for name, each in files.items()}},
+        options={**config.tuning.model_dump(mode="json"), **{name: each.hashes() for name, each in files.items()}},
         parent_parameters=total,
-        domains={**fates, **dict.fromkeys(config.finetune.domains, "learns the task")},
+        domains={**fates, **dict.fromkeys(config.tuning.domains, "learns the task")},
         notes=[WARM, *kept],
         parent_lineage=parent.lineage,
     )
@@ -207,7 +206,6 @@ def _result(
     from pangu_sigma.finetune.tuner import mean_loss
 
     most = samples_of_evaluation(parent.config)
-    assert config.finetune is not None
     losses = {"before": tuner.best.before, "after": tuner.best.loss}
     if dev is None:
         steps = {"after": tuner.best.step, "before": 0}  # in this order, as the last state is in memory
@@ -224,25 +222,24 @@ def _result(
     forgetting = measure_forgetting(tuner, parent)
     return {
         "parent": str(parent.path.absolute()),
-        "task": config.finetune.task,
+        "task": config.tuning.task,
         **_learned(config),
         "train_file": training.facts(),
         "dev_file": None if dev is None else dev.facts(),
         "steps": tuner.progress.step,
         "best": asdict(tuner.best),
         "losses": losses,
-        "metric": config.finetune.metric,
+        "metric": config.tuning.metric,
         "forgetting": forgetting,
         "seconds": tuner.seconds.figures(),
     }
 
 
 def _learned(config: Config) -> dict[str, Any]:
-    assert config.finetune is not None
     count = config.num_params()
     counts = {"learn": learned_parameters(config), "all": count.total}
     common = 0 if config.learns("common") else count.experts - len(config.domains) * config.domain_experts
-    return {"learn": config.finetune.learn, "parameters": counts, "common_kept": common}
+    return {"learn": config.tuning.learn, "parameters": counts, "common_kept": common}
 
 
 def learns_text(result: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from pangu_sigma.checkpoint.safetensors_file import metadata_of
@@ -39,24 +40,22 @@ def open_dense_model(path: Path) -> DenseModel:
             return opened(path)
     if path.is_file() and path.suffix == ".safetensors":
         metadata_of(path)  # raises for a damaged file
-    if (path / FREQUENCIES_NAME).exists():
-        raise LayoutError(
-            f"{path} is prepared data, not a model; give a run, a checkpoint, an export or files of weights"
-        )
-    raise LayoutError(f"{path} is in no layout that is read: {_seen(path)}; give one of these: {_listed()}")
+    raise LayoutError(f"{path} is in no layout that is read: {contents(path)}; give one of these: {_listed()}")
 
 
 def _listed() -> str:
     return "; ".join(f"{name}: {signs}" for name, signs in LAYOUTS.items())
 
 
-def _seen(path: Path) -> str:
-    """Describe the contents of a path for a message."""
+def contents(path: Path, but: Collection[str] = ()) -> str:
+    """Describe the contents of a path that is no model for a message. but: names in a folder that are not told."""
+    if (path / FREQUENCIES_NAME).exists():
+        return "prepared data"
     if path.suffix in (".yaml", ".yml"):
         return "a configuration; MODEL comes first, CONFIG second"
     if path.is_file():
         return f"a file that ends in {path.suffix or 'nothing'}"
-    names = sorted(file.name for file in path.iterdir())
+    names = sorted({file.name for file in path.iterdir()}.difference(but))
     if not names:
         return "an empty folder"
     return f"a folder with {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -127,7 +127,7 @@ def agreements(model: StoredModel, child: Path, tokens: int = COMPARED_TOKENS) -
         return _Reader(parent, looked_up(known_V, ids_R), *words.reading(run.tokenizer, domain, slot))
 
     graph = _graph(run) if activation == run.config.model.activation else None
-    return _compare(run, domains.all, parent_of, activation, graph, Path(run.config.data.path), tokens)
+    return _compare(run, domains, parent_of, activation, graph, Path(run.config.data.path), tokens)
 
 
 def compare_trained(

@@ -33,6 +33,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_LINE_BYTES = 64 << 20
 """Maximum length of a line in bytes, about ten long novels. A longer line is a file without newlines, not a document."""
 
+BROKEN_GZIP = "broken gzip stream"
+"""Reason of the last `Rejected` of a truncated file."""
 _SKIP_BYTES = 1 << 20
 _SHOWN = 200
 """Maximum characters of a `Rejected.detail`: people read the quarantine."""
@@ -42,13 +44,6 @@ _JSON_KINDS: dict[Any, str] = {
     **{int: "a number", float: "a number", type(None): "null or missing"},
 }
 """Names of the kinds of JSON values for messages, in the order in which they are asked for: a bool is an int, too."""
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISSOCK, "a socket"),
-)
 
 
 @dataclass(frozen=True)
@@ -108,8 +103,7 @@ def check_input(path: Path, option: str = "--input") -> None:
         why = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{option} {path}: cannot be read: {why}; check the path") from error
     if not stat.S_ISREG(mode):
-        kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "something else")
-        raise DataError(f"{option} {path}: is {kind}, not a file; write the text to a file and pass that")
+        raise DataError(f"{option} {path}: is not a file but a folder, a pipe or a device; write the text to a file")
 
 
 def read_jsonl(
@@ -149,9 +143,7 @@ def read_lines(
             if content.strip():
                 try:
                     if size > MAX_LINE_BYTES:
-                        raise RejectedLine(
-                            "line too long", f"{size:,} bytes; at most {MAX_LINE_BYTES:,} make a document"
-                        )
+                        raise RejectedLine("line too long", f"{size:,} bytes; at most {MAX_LINE_BYTES:,} are read")
                     yield parse(content, offset)
                 except RejectedLine as why:
                     reason, detail = why.args
@@ -174,7 +166,7 @@ def _broken(path: Path, line: int, offset: int, error: Exception, option: str) -
     """Return a `Rejected` for a truncated gzip stream. Raises DataError for every other failed read."""
     if isinstance(error, EOFError) or (isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error)):
         plain = "" if offset or isinstance(error, EOFError) else "; if it is not compressed, name the file *.jsonl"
-        return Rejected(str(path), line, offset, "broken gzip stream", f"{error}{plain}")
+        return Rejected(str(path), line, offset, BROKEN_GZIP, f"{error}{plain}")
     if isinstance(error, gzip.BadGzipFile | zlib.error):
         raise DataError(
             f"{argument(option)} {path}: the gzip stream is damaged before byte {offset} of its text ({error}), so any line of it "

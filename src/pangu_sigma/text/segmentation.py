@@ -18,7 +18,7 @@ HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U000200
 _MARKS = "\u3000-\u303f\ufe30-\ufe4f\uff00-\uffef“”‘’—…·"
 """CJK punctuation, full-width forms, and the quotes and dashes that Chinese text shares with Latin text."""
 
-_CHINESE_RUN = re.compile(f"[{_MARKS}]{{0,8}}[{HAN}](?:[\\W\\d_]*[{HAN}{_MARKS}])*")
+_CHINESE_RUN = re.compile(f"([{_MARKS}]{{0,8}}[{HAN}](?:[\\W\\d_]*[{HAN}{_MARKS}])*)")
 _HAN = re.compile(f"[{HAN}]")
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
 _MARK = re.compile(f"([{SPACE}{NEWLINE}])")
@@ -50,15 +50,8 @@ def runs_of(text: str, language: str) -> tuple[Run, ...]:
         return (_chinese(text),)
     if language != "mixed":
         return (Run(False, text),)
-    runs, position = [], 0
-    for match in _CHINESE_RUN.finditer(text):
-        if match.start() > position:
-            runs.append(Run(False, text[position : match.start()]))
-        runs.append(_chinese(match.group()))
-        position = match.end()
-    if position < len(text):
-        runs.append(Run(False, text[position:]))
-    return tuple(runs)
+    stretches = _CHINESE_RUN.split(text)  # every other one is Chinese
+    return tuple(_chinese(some) if i % 2 else Run(False, some) for i, some in enumerate(stretches) if some)
 
 
 def _chinese(text: str) -> Run:

@@ -64,7 +64,7 @@ class Tokenizer:
             raise ValueError("every slot needs rows for the bytes")
         self.hash = self._hash()
         self._has_every_id = (self.row_of >= 0).all(axis=1).tolist()
-        self._models: dict[int | None, _Models] = {}
+        self._models: dict[tuple[int | None, bool], sentencepiece.SentencePieceProcessor] = {}
 
     @classmethod
     def whole(cls, alpha: bytes, english: bytes, slots: int) -> Tokenizer:
@@ -86,11 +86,10 @@ class Tokenizer:
 
     def encode_runs(self, runs: Iterable[Run], domain: Domain) -> list[int]:
         """Encode runs of text (the stretches that `runs_of` returns) for a domain. Raises DataError for a lone surrogate."""
-        models = self._slot_models(domain.slot)
         ids: list[int] = []
         for run in runs:
             try:
-                ids += self._encode_run(run, models)
+                ids += self._encode_run(run, self._model(domain.slot, run.alpha))
             except RuntimeError:  # SentencePiece's, which does not say why
                 _refuse_half_pairs(run.text)
                 raise
@@ -144,13 +143,12 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "pangu_alpha.model").write_bytes(self._alpha)
         (folder / "english.model").write_bytes(self._english)
-        slots = [rows[rows >= 0].tolist() for rows in self.slot_rows]
         content = {
             "format": _FORMAT,
             "hash": self.hash,
             "size": self.size,
             "rows_per_slot": self.slot_rows.shape[1],
-            "slots": slots,
+            "slots": [rows[rows >= 0].tolist() for rows in self.slot_rows],
             "pieces": self.vocabulary.pieces,
         }
         (folder / "vocabulary.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -169,9 +167,7 @@ class Tokenizer:
                 rows[: len(ids)] = ids
             tokenizer = cls(alpha, english, slot_rows)
         except OSError as error:
-            raise DataError(
-                f"tokenizer {folder}: {error.filename}: {error.strerror}; run prepare-data again"
-            ) from error
+            raise DataError(f"tokenizer {error.filename}: {error.strerror}; run prepare-data again") from error
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as error:
             raise DataError(f"tokenizer {folder}: damaged ({error}); run prepare-data again") from error
         if content.get("format") != _FORMAT or tokenizer.hash != content.get("hash"):
@@ -189,12 +185,10 @@ class Tokenizer:
             ids += self.encode_runs(runs, domain)
         return ids
 
-    def _encode_run(self, run: Run, models: _Models) -> list[int]:
+    def _encode_run(self, run: Run, model: sentencepiece.SentencePieceProcessor) -> list[int]:
         if not run.alpha:
-            return self._encode_english(run.text, models.english)
-        if run.spelled:
-            return self._encode_spelled(run.text, models.alpha)
-        ids: list[int] = models.alpha.encode(run.text)
+            return self._encode_english(run.text, model)
+        ids: list[int] = self._encode_spelled(run.text, model) if run.spelled else model.encode(run.text)
         return ids
 
     def _encode_spelled(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
@@ -226,16 +220,15 @@ class Tokenizer:
             ids += [self.vocabulary.english_ids[j] for j in model.encode(between)]
         return ids
 
-    def _slot_models(self, slot: int) -> _Models:
-        """Return the SentencePiece models of a slot; slots with a row for every id share the unrestricted ones."""
-        key = None if self._has_every_id[slot] else slot
+    def _model(self, slot: int, alpha: bool) -> sentencepiece.SentencePieceProcessor:
+        """Return PanGu-α's or the English model of a slot, made when first used; slots with a row for every id share theirs."""
+        key = None if self._has_every_id[slot] else slot, alpha
         if key not in self._models:
-            rows = self.row_of[slot]
-            alpha, english = self._alpha, self._english
-            if key is not None:
-                alpha = restricted_model(alpha, rows[:ALPHA_SIZE] >= 0)
-                english = restricted_model(english, rows[self.vocabulary.english_ids] >= 0)
-            self._models[key] = _Models(append_bytes(alpha, TAGS), english)
+            model, ids = (self._alpha, slice(ALPHA_SIZE)) if alpha else (self._english, self.vocabulary.english_ids)
+            if not self._has_every_id[slot]:
+                model = restricted_model(model, self.row_of[slot, ids] >= 0)
+            proto = append_bytes(model, TAGS) if alpha else model
+            self._models[key] = sentencepiece.SentencePieceProcessor(model_proto=proto)
         return self._models[key]
 
     def _hash(self) -> str:
@@ -250,21 +243,6 @@ class Tokenizer:
 def _vocabulary(alpha: bytes, english: bytes) -> Vocabulary:
     """Parse two models into a vocabulary, cached: preparing makes two tokenizers."""
     return Vocabulary(alpha, english)
-
-
-class _Models:
-    """PanGu-α's and the English SentencePiece model of a slot, each loaded when first used."""
-
-    def __init__(self, alpha: bytes, english: bytes) -> None:
-        self._alpha, self._english = alpha, english
-
-    @functools.cached_property
-    def alpha(self) -> sentencepiece.SentencePieceProcessor:
-        return sentencepiece.SentencePieceProcessor(model_proto=self._alpha)
-
-    @functools.cached_property
-    def english(self) -> sentencepiece.SentencePieceProcessor:
-        return sentencepiece.SentencePieceProcessor(model_proto=self._english)
 
 
 def segment(segments: Segments, domain: Domain) -> SegmentedText:

@@ -135,17 +135,14 @@ def choose_rows(
     taken by frequency, then by id, among all that the slot's languages can produce. Raises ConfigError for too few rows.
     """
     special = special_ids(domains)
-    if rows < 2 * len(special):
-        raise ConfigError(
-            f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)} needs {len(special)} rows for "
-            f"control pieces, tags and bytes alone; raise it to {2 * len(special)} or more"
-        )
     first = list(dict.fromkeys([*kept, *special]))
-    if rows < len(first):
-        raise ConfigError(
-            f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)} needs {len(first)} rows for those of "
-            f"vocabulary.keep, control pieces, tags and bytes; raise it to {len(first)} or more"
-        )
+    for needed, least, what in (
+        (len(special), 2 * len(special), "control pieces, tags and bytes alone"),
+        (len(first), len(first), "those of vocabulary.keep, control pieces, tags and bytes"),
+    ):
+        if rows < least:
+            named = f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)}"
+            raise ConfigError(f"{named} needs {needed} rows for {what}; raise it to {least} or more")
     known = set(first)
     characters = [i for i in _characters(vocabulary, counts) if i not in known] if WORD_MARK in special else []
     first += characters[: (rows - len(first)) // 2]

@@ -1,9 +1,8 @@
 """Chinese word segmentation, identical to jieba's (accurate mode with HMM) and many times faster than jieba.
 
 `words.cc` is jieba's algorithm with jieba's own dictionary and tables, read from the installed package: doubles are added in the
-same order, so that ties break the same way. Other fast libraries do not serve: PanGu-α's ids depend on every word, and each of
-these libraries segments some text differently. rjieba rounds the HMM's tables to six digits, breaks ties differently and takes rare
-Han characters into its blocks; jieba_next and jieba_fast_dat differ on real text.
+same order, so that ties break the same way. PanGu-α's ids depend on every word, and the other fast libraries (rjieba, jieba_next,
+jieba_fast_dat) segment some text differently.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Progress:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:
         """Restore the progress from what `state` returned."""
-        return cls(state["step"], state["updates"], Cursor.from_state(state["cursor"]))
+        return cls(state["step"], state["updates"], Cursor(list(state["cursor"]["taken"])))
 
 
 def resume(run: RunFolder, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:

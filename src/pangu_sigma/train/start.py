@@ -31,8 +31,9 @@ from pangu_sigma.checkpoint.run_folder import (
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside, start_over
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepared import FREQUENCIES_NAME, drawn_tables, read_prepared_tokenizer, unlike_prepared
+from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer, unlike_prepared
 from pangu_sigma.errors import DataError, argument
+from pangu_sigma.foreign.dense_files import contents
 from pangu_sigma.lock import LOCK
 from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable
@@ -138,10 +139,10 @@ def refuse_foreign(path: Path) -> None:
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     # `launch` writes logs before a rank starts, and an interrupted start has a lock and no config.yaml
     begun = {"logs", *((LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL) if LOCK in names else ())}
-    foreign = sorted(name for name in names - begun if not name.startswith(UNFINISHED))
-    if kind != "run" and foreign:
-        what = "prepared data" if FREQUENCIES_NAME in names else f"a folder with {', '.join(foreign[:3])}"
-        raise ConfigError(f"{path} is {what if kind == 'alpha' else KIND_NAMES[kind]}, not a run folder; {fix}")
+    begun |= {name for name in names if name.startswith(UNFINISHED)}
+    if kind != "run" and names - begun:
+        what = contents(path, begun) if kind == "alpha" else KIND_NAMES[kind]
+        raise ConfigError(f"{path} is {what}, not a run folder; {fix}")
 
 
 def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:

@@ -23,7 +23,6 @@ from pangu_sigma.evaluate.benchmarks.benchmarks import (
     TASKS,
     BenchmarkRequest,
     OwnTask,
-    figures_of,
     format_tasks,
     kept_beside,
     run_benchmarks,
@@ -239,7 +238,7 @@ def test_other_options_do_not_take_answers_of_before(tiny_run, data, tmp_path):
 
 def test_the_table_has_a_line_for_each_metric():
     results = {"wplc": TaskResult({"perplexity": math.inf, "acc": 0.5}, n=1200, skipped=1, truncated=0)}
-    figures = figures_of(results)
+    figures = {name: result.figures() for name, result in results.items()}
     assert figures == {"wplc": {"perplexity": None, "acc": 0.5, "n": 1200, "skipped": 1, "truncated": 0}}
     assert format_tasks(figures).splitlines() == [
         "| task | metric | value | items | skipped | truncated |",

@@ -15,11 +15,11 @@ from pangu_sigma.evaluate.benchmarks.task_lines import read_rows, task_file
 FIELDS = {"id": int, "text": str, "tests": list}
 GOOD = b'{"id": 1, "text": "a\\u2028b", "tests": ["c"]}'
 BAD = {
-    b"not JSON": "a JSON object expected, found 'not JSON'",
-    b"[1]": r"a JSON object expected, found \[1\]",
-    b"{": "a JSON object expected, found '{'",
-    b'"text"': "a JSON object expected, found 'text'",
-    b"[" * 100_000: "a JSON object expected",
+    b"not JSON": "Expecting value: .*; a line holds a whole object",
+    b"[1]": "the line holds a list",
+    b"{": "Expecting property name",
+    b'"text"': "the line holds a string",
+    b"[" * 100_000: "maximum recursion depth",
     b"{}": "a field id, a whole number, expected",
     b'{"id": "1", "text": "a", "tests": []}': "id: a whole number expected, found '1'",
     b'{"id": true, "text": "a", "tests": []}': "id: a whole number expected, found True",
@@ -29,7 +29,7 @@ BAD = {
     b'{"id": 2, "text": "a", "tests": [1]}': r"tests: a list of texts expected, found \[1\]",
     b'{"id": 2, "text": "bad", "tests": []}': "text: a good one expected",
     b'{"id": 1, "text": "again", "tests": []}': "id: another one in each line expected, found 1 again",
-    b'{"id": 2, "text": "\xff", "tests": []}': "text in UTF-8 expected",
+    b'{"id": 2, "text": "\xff", "tests": []}': "byte 19 of the line: invalid start byte",
 }
 
 
@@ -54,7 +54,7 @@ def test_a_file_of_which_nothing_is_left_is_refused(tmp_path):
     with pytest.raises(DataError, match="has no line that can be used: it is empty"):
         read_rows(path, FIELDS)
     path.write_bytes(b"1\n" * 7)
-    with pytest.raises(DataError, match=r"a.jsonl:1: a JSON object expected, found 1; .*; and 2 more"):
+    with pytest.raises(DataError, match=r"a.jsonl:1: the line holds a number; .*; and 2 more"):
         read_rows(path, FIELDS)
 
 
@@ -66,7 +66,7 @@ def test_a_packed_file_is_the_same_and_a_damaged_one_is_refused(tmp_path, caplog
     assert caplog.messages == []
     for damaged in (path.read_bytes()[:-12], GOOD, path.read_bytes()[:20] + b"0000" + path.read_bytes()[24:]):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"a.jsonl.gz: cannot be read: .*; get the file again"):
+        with pytest.raises(DataError, match=r"gz: (cannot be read: .*; get|.* is damaged .*; copy) the file again"):
             read_rows(path, FIELDS)
 
 

@@ -88,7 +88,7 @@ BAD = {
     '{"source": "a", "reference": ["b"]}': "reference: a text expected, found ['b']",
     '{"source": " ", "reference": "b"}': "source: a sentence expected, found none",
     '{"source": "a", "reference": ""}': "reference: a sentence expected, found none",
-    "a\tb": "a JSON object expected, found 'a\\tb'",
+    "a\tb": "Expecting value",
 }
 
 

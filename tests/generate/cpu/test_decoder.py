@@ -78,7 +78,7 @@ def test_chunks_and_single_tokens_and_passes_give_the_same_bits(run, decoder, mo
 
 
 def test_texts_of_a_batch_get_the_bits_that_they_get_alone(run, decoder):
-    domains = domains_of(run.config).all
+    domains = domains_of(run.config)
     texts = [
         (domains[i % len(domains)], ids_of(run, domains[i % len(domains)], n, i)) for i, n in enumerate((9, 1, 20, 4))
     ]
@@ -103,7 +103,7 @@ def test_texts_of_a_batch_get_the_bits_that_they_get_alone(run, decoder):
 
 def test_rows_that_nobody_asks_for_change_no_bit(run, decoder):
     """The query layer computes those that are asked for: none, some or all of each lane, of several documents and slots."""
-    domains, eot = domains_of(run.config).all, run.tokenizer.eot
+    domains, eot = domains_of(run.config), run.tokenizer.eot
     texts = [ids_of(run, domain, 12, i) for i, domain in enumerate(domains)]
     texts = [[*ids[:5], eot, *ids[5:], eot] for ids in texts]
     whole = [read(decoder, domain, ids) for domain, ids in zip(domains, texts, strict=True)]
@@ -120,7 +120,7 @@ def test_rows_that_nobody_asks_for_change_no_bit(run, decoder):
 
 
 def test_greedy_texts_of_a_batch_are_those_of_one(run, decoder):
-    domains = domains_of(run.config).all
+    domains = domains_of(run.config)
 
     def grown(lanes: list[int]) -> list[list[int]]:
         texts = {lane: ids_of(run, domains[lane % 3], lane + 2, lane) for lane in lanes}

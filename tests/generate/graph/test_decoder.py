@@ -154,7 +154,7 @@ def test_200_prompts_over_four_domains_alone_and_eight_at_once(four_domains, tmp
     """Against the decoder without MindSpore. Prompts are drawn among the ids of the slot, <eot> among them."""
     export = export_mindir(four_domains, tmp_path / "export")
     eight, trained = GraphDecoder.of(open_model(export, "export"), 8), open_decoder(four_domains, 8)
-    assert len(domains_of(trained.config).all) == 4
+    assert len(domains_of(trained.config)) == 4
     rng, requests = np.random.default_rng(0), []
     for number in range(200):
         domain = domains_of(trained.config)[number % 4]

@@ -141,9 +141,7 @@ def _shortage(
         key=lambda limit: sizes_C[_taken(sizes_C, overlaps_C, replace(demand, limit=limit))].sum(),
     )
     if least < len(limits):
-        remedies.append(
-            f"{prefix}.max_overlap={limits[least]:g}, whose losses are partly those of text that was trained on"
-        )
+        remedies.append(f"{prefix}.max_overlap={limits[least]:g}, whose losses are partly those of training text")
     return f"{text}; {''.join(f'set {remedy}; or ' for remedy in remedies)}{demand.more}"
 
 

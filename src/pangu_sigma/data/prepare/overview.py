@@ -44,13 +44,11 @@ leaves out `boilerplate`, the fraction that stands in many documents of the doma
 _SHIFT = "shift: unigram loss of the held-out text above that of random text of its domain ± its standard deviation, nats per token"
 
 
-def overview(manifest: Manifest) -> list[dict[str, str]]:
-    """Return the rows of the table, one per domain in the order of the configuration: title → cell."""
+def _records(manifest: Manifest) -> dict[str, DomainRecord]:
+    """Return the record of each domain, in the order of the configuration."""
     order = [domain[0] for domain in manifest.config.get("domains", [])]
-    names = [*(name for name in order if name in manifest.domains), *(set(manifest.domains) - set(order))]
-    return [
-        {"domain": name, **{title: cell(manifest.domains[name]) for title, cell in _COLUMNS.items()}} for name in names
-    ]
+    names = dict.fromkeys([*order, *manifest.domains])
+    return {name: manifest.domains[name] for name in names if name in manifest.domains}
 
 
 def format_overview(manifest: Manifest) -> str:
@@ -58,21 +56,18 @@ def format_overview(manifest: Manifest) -> str:
 
     Boilerplate of whitespace alone has no sample once the data is prepared, only while it is examined.
     """
-    rows = overview(manifest)
-    titles = dict.fromkeys(title for row in rows for title in row)
-    widths = {title: max(len(title), *(len(row[title]) for row in rows)) for title in titles}
-    lines = [
-        "  ".join(f"{row[title]:{'<' if title == 'domain' else '>'}{widths[title]}}" for title in titles)
-        for row in ({title: title for title in titles}, *rows)
-    ]
-    lines.append(_SHIFT)
-    for row in rows:
-        overlap = manifest.domains[row["domain"]].overlap
-        if overlap.passages:
+    records = _records(manifest)
+    names = ["domain", *records]
+    columns = [[title, *map(cell, records.values())] for title, cell in _COLUMNS.items()]
+    cells = [[f"{name:{max(map(len, names))}}" for name in names]]
+    cells += [[f"{cell:>{max(map(len, column))}}" for cell in column] for column in columns]
+    lines = [*map("  ".join, zip(*cells, strict=True)), _SHIFT]
+    for name, record in records.items():
+        if (overlap := record.overlap).passages:
             passages = [passage for passage in overlap.passages if not (manifest.files and passage.blank)]
             shown = ", ".join(f"{passage.shown} in {passage.documents:,}" for passage in passages)
             lines.append(
-                f"{row['domain']}: {overlap.boilerplate_windows:,} windows of {overlap.window} tokens are boilerplate, in more "
+                f"{name}: {overlap.boilerplate_windows:,} windows of {overlap.window} tokens are boilerplate, in more "
                 f"than data.boilerplate_documents={manifest.config['boilerplate_documents']} documents{': ' * bool(shown)}{shown}; "
                 f"{overlap.by_boilerplate:,} documents are held out that would be passed over if it counted as overlap"
             )
@@ -85,8 +80,7 @@ def warnings_of(manifest: Manifest) -> list[str]:
     """Return the warnings about a preparation, a sentence each: text left out, copies, <unk> tokens, unusable lines, and a held-out
     set of another size, that overlaps the training text, or that is unlike the domain."""
     sentences = []
-    for row in overview(manifest):
-        name, record = row["domain"], manifest.domains[row["domain"]]
+    for name, record in _records(manifest).items():
         if record.left_out_bytes:
             sentences.append(
                 f"{name}: {_mib(record.left_out_bytes)} of {_mib(record.offered_bytes)} MiB were left out by {_limit(manifest)}"
@@ -99,9 +93,7 @@ def warnings_of(manifest: Manifest) -> list[str]:
                 "or check that the domain's language is that of its text"
             )
         sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
-    if (
-        manifest.quarantined and manifest.files
-    ):  # without files no folder is written, and the table is followed by the reasons
+    if manifest.quarantined and manifest.files:  # without files no folder is written, and the table has the reasons
         sentences.append(
             f"{sum(manifest.quarantined.values()):,} lines of {argument('--input')} are unusable; quarantine.jsonl of the folder "
             "says why"

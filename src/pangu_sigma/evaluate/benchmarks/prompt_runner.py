@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,11 +87,8 @@ class PromptRunner:
                 f"of {self._most}; lower max_new_tokens, or shorten the template"
             )
         self.truncated += 1
-        short, long = 0, len(text)  # what fits, and what does not
-        while long - short > 1:
-            middle = (short + long) // 2
-            short, long = (middle, long) if self.fits(prompt(text[:middle])) else (short, middle)
-        return prompt(text[:short])
+        too_long = bisect_left(range(1, len(text)), True, key=lambda end: not self.fits(prompt(text[:end])))
+        return prompt(text[:too_long])
 
     def first_fitting(self, prompts: Sequence[str]) -> str:
         """Return the first of several prompts that fits; the last one if none does, which `answers` then truncates."""

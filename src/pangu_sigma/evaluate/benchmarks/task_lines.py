@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pangu_sigma.errors import DataError
+from pangu_sigma.text.documents import BROKEN_GZIP, Rejected, RejectedLine, json_object, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +20,6 @@ FieldKind = type[str] | type[int] | type[list]
 _EXPECTED = {str: "a text", int: "a whole number", list: "a list of texts"}
 _TOLD = 5
 """Number of skipped lines that a warning explains."""
-
-
-class _Unusable(ValueError):
-    """Error of a line that cannot be used; the message names the expectation."""
 
 
 def task_file(folder: Path, names: Sequence[str], published: str) -> Path:
@@ -46,23 +40,25 @@ def read_rows(
     fields: required fields and their types. key: field whose values must be unique. check: returns another fault of an item, or "".
     Blank lines are ignored. Raises DataError if no line can be used, and for an unreadable file.
     """
-    rows: list[TaskLine] = []
-    faults: list[str] = []
-    seen: set[Any] = set()
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = _row(line, fields)
-            if key is not None and row[key] in seen:
-                raise _Unusable(f"{key}: another one in each line expected, found {row[key]!r} again")
-            if fault := check(row):
-                raise _Unusable(fault)
-        except _Unusable as why:
-            faults.append(f"{path}:{number}: {why}")
+    rows, faults, seen = list[TaskLine](), list[str](), set[Any]()
+
+    def parse(line: bytes, offset: int) -> TaskLine:
+        row = json_object(line)
+        if fault := _fault(row, fields) or check(row):
+            raise RejectedLine("unusable", fault)
+        if key is not None:
+            if row[key] in seen:
+                raise RejectedLine("again", f"{key}: another one in each line expected, found {row[key]!r} again")
+            seen.add(row[key])
+        return row
+
+    for item in read_lines(path, parse, option="--files"):
+        if isinstance(item, Rejected):
+            if item.reason == BROKEN_GZIP:
+                raise DataError(f"{path}: cannot be read: {item.detail}; get the file again")
+            faults.append(f"{path}:{item.line}: {item.detail}")
         else:
-            rows.append(row)
-            seen.add(row[key] if key is not None else None)
+            rows.append(item)
     warn_skipped(path, faults, len(rows))
     return rows, len(faults)
 
@@ -76,29 +72,14 @@ def warn_skipped(path: Path, faults: Sequence[str], usable: int) -> None:
         logger.warning("%d of %d lines are skipped: %s", len(faults), len(faults) + usable, shown)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        data = path.read_bytes()
-        yield from (gzip.decompress(data) if path.suffix == ".gz" else data).split(b"\n")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}; get the file again") from error
-
-
-def _row(line: bytes, fields: Mapping[str, FieldKind]) -> TaskLine:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise _Unusable("text in UTF-8 expected") from None
-    except (ValueError, RecursionError) as error:
-        raise _Unusable(f"a JSON object expected, found {_shown(line.decode('utf-8-sig'))} ({error})") from None
-    if not isinstance(row, dict):
-        raise _Unusable(f"a JSON object expected, found {_shown(row)}")
+def _fault(row: TaskLine, fields: Mapping[str, FieldKind]) -> str:
+    """Return which field is missing or of another type, or ""."""
     for name, kind in fields.items():
         if name not in row:
-            raise _Unusable(f"a field {name}, {_EXPECTED[kind]}, expected; found {_shown(list(row))}")
+            return f"a field {name}, {_EXPECTED[kind]}, expected; found {_shown(list(row))}"
         if not _is(row[name], kind):
-            raise _Unusable(f"{name}: {_EXPECTED[kind]} expected, found {_shown(row[name])}")
-    return row
+            return f"{name}: {_EXPECTED[kind]} expected, found {_shown(row[name])}"
+    return ""
 
 
 def _is(value: Any, kind: FieldKind) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,5 +18,6 @@ class TaskResult:
     truncated: int
 
     def figures(self) -> dict[str, Any]:
-        """Return the result of the benchmark as values for JSON."""
-        return {**self.metrics, "n": self.n, "skipped": self.skipped, "truncated": self.truncated}
+        """Return the result of the benchmark as values for JSON; metrics that are not finite become None."""
+        metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
+        return {**metrics, "n": self.n, "skipped": self.skipped, "truncated": self.truncated}

@@ -48,7 +48,5 @@ def _sacrebleu() -> ModuleType:
     try:
         import sacrebleu
     except ImportError as error:
-        raise ConfigError(
-            f"sacrebleu cannot be loaded ({error}); install it: pip install 'pangu-sigma[evaluate]'"
-        ) from error
+        raise ConfigError(f"sacrebleu cannot be loaded ({error}); pip install 'pangu-sigma[evaluate]'") from error
     return sacrebleu

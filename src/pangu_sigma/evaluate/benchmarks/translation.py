@@ -46,9 +46,7 @@ def run(
     Raises DataError for files that are missing or have no usable line, ConfigError for invalid options.
     """
     if folder.name not in TEMPLATES:
-        raise ConfigError(
-            f"{folder} is not called {' or '.join(TEMPLATES)}, which says what is translated into what; rename it"
-        )
+        raise ConfigError(f"{folder} is not called {' or '.join(TEMPLATES)}, which says the languages; rename it")
     _, source, language = folder.name.split("_")
     pairs, skipped = _pairs(folder, source, language)
     pairs = pairs[:limit]

@@ -41,17 +41,12 @@ class Sandbox:
     A program sees Python's standard library and an empty folder; no network, no other process, no file of the user's.
     """
 
-    def __init__(self, limits: ProgramLimits = ProgramLimits(), workers: int | None = None, unsafe: bool = False):  # noqa: B008 (frozen)
-        """workers: programs in parallel; by default the number of usable CPUs.
-
-        unsafe: True to run programs even where they cannot be isolated: within the limits and without the system calls of
+    def __init__(self, limits: ProgramLimits = ProgramLimits(), unsafe: bool = False):  # noqa: B008 (frozen)
+        """unsafe: True to run programs even where they cannot be isolated: within the limits and without the system calls of
         `system_calls.DENIED`, but under the user's own id, with access to all files of the user. A warning says so. Raises
-        ConfigError where programs cannot be isolated, or not started at all, and for invalid numbers.
+        ConfigError where programs cannot be isolated, or not started at all.
         """
         self._limits, self._unsafe = limits, unsafe
-        self._workers = len(os.sched_getaffinity(0)) if workers is None else workers
-        if self._workers < 1:
-            raise ConfigError(f"workers={workers} is not allowed: 1 or more")
         self._check()
 
     def run(self, program: str) -> Outcome:
@@ -59,11 +54,11 @@ class Sandbox:
         report = self._jailed(program, self._unsafe)
         if "missing" in report:
             raise ConfigError(_refusal(report["missing"]))
-        return Outcome(report["passed"], report["why"])
+        return Outcome(**report)
 
     def run_all(self, programs: Sequence[str]) -> list[Outcome]:
-        """Run programs in parallel, and return their outcomes in order."""
-        threads = ThreadPoolExecutor(self._workers, "sandbox")
+        """Run programs in parallel, one on each usable CPU, and return their outcomes in order."""
+        threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "sandbox")
         try:
             outcomes = threads.map(self.run, programs)
             return list(Bar(outcomes, "run programs", len(programs), leave=False, unit="program"))

@@ -78,9 +78,7 @@ class TaskFiles(NamedTuple):
         try:
             return json.loads(path.read_bytes().decode("utf-8-sig"))
         except ValueError as error:
-            raise ValueError(
-                f"{path} is no JSON in UTF-8: {error}; expected is the file of {self.published}"
-            ) from error
+            raise ValueError(f"{path} is no JSON in UTF-8: {error}; expected: the file of {self.published}") from error
 
     def items(self, rows: ItemRows, item: Callable[[Any], Iterable[Item]]) -> DatasetDict:
         """Make a data set of the splits "items" and "skipped". item: function that makes the items of a row; if it raises NoItem,
