@@ -14,8 +14,8 @@ from pangu_sigma.domains import domains_of
 FOLDER = Path(__file__).parents[1] / "model_configs"
 PATHS = sorted(FOLDER.glob("*.yaml"))
 TOTALS = {
-    "sigma_paper_tiny": 17.94e6,
-    "sigma_tiny": 17.94e6,
+    "sigma_paper_tiny": 46.34e6,
+    "sigma_tiny": 46.34e6,
     "sigma_small": 329.4e6,
     "alpha_2_6b": 2.625e9,
     "alpha_13b": 12.80e9,

@@ -26,26 +26,35 @@ class Arm:
     peer: Peer = "ours"
 
 
-def _segments(*kinds: str, common: int = 0) -> dict[str, Any]:
-    return {"model.segments": list(kinds), "model.common_experts": common}
+def _arm(title: str, own: int, *segments: str, common: int = 0, peer: Peer = "ours", **changes: Any) -> Arm:
+    keys = {
+        "model.experts_per_domain": own,
+        "model.segments": list(segments or ["own"]),
+        "model.common_experts": common,
+    }
+    return Arm(title, keys | changes, peer)
 
 
-_16 = {"model.experts_per_domain": 16}
+_FOUR = ("own", "own", "common", "common")
 
 ARMS = {
-    "rre": Arm("RRE, 4 a domain"),
+    "rre": _arm("RRE, 4 a domain", 4),
+    "rre16": _arm("RRE, 16 a domain", 16),
     "dense": Arm("dense", SMALL_DENSE),
-    "rre16": Arm("RRE, 16 a domain", _16),
-    "balanced": Arm("RRE, 4, balanced", {"routing.table": "balanced"}),
-    "own_own": Arm("2 own segments", _segments("own", "own")),
-    "mixed": Arm("2 own + 2 common", _segments("own", "own", "common", "common", common=16)),
-    "own_dense": Arm("half own + dense", _segments("own", "common", common=1)),
-    "own_common": Arm("half own + common", _segments("own", "common", common=16)),
-    "hash": Arm("hashing over 16", peer="hash"),
-    "hash64": Arm("hashing over 64", _16, "hash"),
-    "gate": Arm("Switch's gate", peer="gate"),
-    "moge": Arm("MoGE's gate, 4x16", _segments(*["own"] * 4), "gate"),
-    "leak": Arm("key: next token", peer="leak"),
+    "balanced": _arm("RRE, 4, balanced", 4, **{"routing.table": "balanced"}),
+    "own_own": _arm("2 own segments", 4, "own", "own"),
+    "mixed": _arm("2 own + 2 common", 4, *_FOUR, common=16),
+    "mixed4_64": _arm("own 4, common 64", 4, *_FOUR, common=64),
+    "mixed16_16": _arm("own 16, common 16", 16, *_FOUR, common=16),
+    "mixed64": _arm("own 16, common 64", 16, *_FOUR, common=64),
+    "own_dense": _arm("half own + dense", 4, "own", "common", common=1),
+    "own_common": _arm("half own + common", 4, "own", "common", common=16),
+    "hash": _arm("hashing over 16", 4, peer="hash"),
+    "hash64": _arm("hashing over 64", 16, peer="hash"),
+    "gate": _arm("Switch's gate", 4, peer="gate"),
+    "moge": _arm("MoGE's gate, 4x16", 4, *["own"] * 4, peer="gate"),
+    "moge64": _arm("MoGE's gate, 4x64", 16, *["own"] * 4, peer="gate"),
+    "leak": _arm("key: next token", 4, peer="leak"),
 }
 """By name on the command line. All but `leak` run unless others are asked for."""
 

@@ -45,7 +45,7 @@ def compare_inherited(
     ]
     networks = {
         "inherited": sparse,
-        "segments": [*sparse, ARMS["mixed"].keys],
+        "segments": [*sparse, ARMS["mixed64"].keys],
         "continued": [*sparse, SMALL_DENSE],
         "scratch": sparse,
     }

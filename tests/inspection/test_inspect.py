@@ -41,7 +41,7 @@ def test_bytes_of_the_trillion():
 
 
 def test_segments_are_counted_one_by_one_and_common_experts_are_not_extracted_away():
-    overrides = ["model.segments=[own,own,common,common]", "model.common_experts=3"]
+    overrides = ["model.experts_per_domain=4", "model.common_experts=3"]
     config = load_config(FOLDER / "sigma_tiny.yaml", overrides)
     found, (hidden, ffn) = inspect(config), (config.model.hidden, config.model.ffn // 4)
     each, domains = 2 * hidden * ffn + ffn, config.data.domains_per_step
@@ -69,7 +69,7 @@ def test_without_ecss_every_expert_is_active_on_the_device():
     found = inspect(
         load_config(FOLDER / "sigma_tiny.yaml", ["ecss.enabled=false", "data.domains_per_step=1", "data.domain_sets=1"])
     )
-    assert found["experts"]["active_per_layer_at_most"] == 4 * 16, "16 of each segment"
+    assert found["experts"]["active_per_layer_at_most"] == 4 * 64, "64 of each segment"
     assert found["bytes"]["expert_store_on"] == "device"
 
 

@@ -7,9 +7,21 @@ import pytest
 from experiments.compare.arms import ARMS, sizes_of
 from experiments.small import SMALL, tiny
 
-STORED = {"dense": 1, "rre16": 64, "hash64": 64, "own_dense": 8.5}
-ONE_DOMAIN = {"dense": 1, "rre16": 16, "own_dense": 2.5, "mixed": 10, "own_common": 10}
-ONE_DOMAIN |= dict.fromkeys(("hash", "gate", "moge", "leak"), 16) | {"hash64": 64}
+STORED = {"dense": 1, "own_dense": 8.5, "mixed4_64": 40, "mixed16_16": 40}
+STORED |= dict.fromkeys(("rre16", "mixed64", "hash64", "moge64"), 64)
+ONE_DOMAIN = {"dense": 1, "own_dense": 2.5, "mixed": 10, "own_common": 10, "mixed4_64": 34, "mixed64": 40}
+ONE_DOMAIN |= dict.fromkeys(("hash", "gate", "moge", "leak", "rre16", "mixed16_16"), 16)
+ONE_DOMAIN |= dict.fromkeys(("hash64", "moge64"), 64)
+OF_SEGMENTS = {
+    "dense": [],
+    "rre16": [64],
+    "hash64": [64],
+    "own_dense": [16, 1],
+    "mixed4_64": [16, 16, 64, 64],
+    "mixed16_16": [64, 64, 16, 16],
+    "mixed64": [64] * 4,
+    "moge64": [64] * 4,
+} | {name: [16] * n for name, n in (("own_common", 2), ("own_own", 2), ("mixed", 4), ("moge", 4))}
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -22,6 +34,4 @@ def test_active_size_is_equal_and_stored_size_is_counted(name: str):
     assert found.bytes == pytest.approx(found.stored * whole)
     assert found.extracted == pytest.approx(ONE_DOMAIN.get(name, 4), rel=0.01)
     assert found.moved_bytes == (0 if name == "dense" else 2 * found.bytes), "weights there, gradients back"
-    layers, experts = config.model.rre_layers, {"rre16": [64], "hash64": [64], "dense": []}
-    by_layer = {"own_dense": [16, 1], "own_common": [16] * 2, "own_own": [16] * 2, "mixed": [16] * 4, "moge": [16] * 4}
-    assert found.experts_N == (experts | by_layer).get(name, [16]) * layers
+    assert found.experts_N == OF_SEGMENTS.get(name, [16]) * config.model.rre_layers

@@ -123,7 +123,7 @@ def test_arms_are_trained_alike(recorded, tmp_path, monkeypatch):
     expected = [f"{name}_{seed}_{rate}" for seed in (1, 4) for rate in ("1e-3", "2e-3") for name in arms]
     assert sorted(recorded.cases) == sorted(expected)
     for name, keys in (
-        ("dense_1_1e-3", {"model.dense_layers", "model.rre_layers"}),
+        ("dense_1_1e-3", {"model.dense_layers", "model.rre_layers", "model.experts_per_domain"}),
         ("rre16_1_1e-3", {"model.experts_per_domain"}),
         ("balanced_1_1e-3", {"routing.table"}),
         ("own_own_1_1e-3", {"model.segments"}),
@@ -131,6 +131,7 @@ def test_arms_are_trained_alike(recorded, tmp_path, monkeypatch):
         ("hash_1_1e-3", set()),
         ("gate_1_1e-3", set()),
         ("moge_1_1e-3", {"model.segments"}),
+        ("mixed64_1_1e-3", {"model.segments", "model.common_experts", "model.experts_per_domain"}),
         ("rre_4_1e-3", {"seed", "routing.seed"}),
         ("rre_1_2e-3", {"train.optimizer.peak_lr"}),
     ):
@@ -165,8 +166,8 @@ def test_a_longer_comparison_takes_the_best_rates_of_a_shorter_one(recorded, var
 
 
 def test_what_two_arms_have_in_common_is_trained_once(tmp_path):
-    rates = {"rre": ["1e-3"], "rre16": ["1e-3"], "hash": ["1e-3"]}
-    trained, cases = methods.lay_out(tmp_path, [1], rates, [["model.experts_per_domain=16"]])
+    rates = {"rre": ["1e-3"], "balanced": ["1e-3"], "hash": ["1e-3"]}
+    trained, cases = methods.lay_out(tmp_path, [1], rates, [["routing.table=balanced"]])
     assert list(cases) == ["rre_1_1e-3", "hash_1_1e-3"]
     assert trained[0].runs == trained[1].runs == {"1e-3": [tmp_path / "rre_1_1e-3"]}
 
