@@ -26,13 +26,13 @@ class Arm:
     peer: Peer = "ours"
 
 
-def _arm(title: str, own: int, *segments: str, common: int = 0, peer: Peer = "ours", **changes: Any) -> Arm:
+def _arm(title: str, own: int, *segments: str, common: int = 0, peer: Peer = "ours") -> Arm:
     keys = {
         "model.experts_per_domain": own,
         "model.segments": list(segments or ["own"]),
         "model.common_experts": common,
     }
-    return Arm(title, keys | changes, peer)
+    return Arm(title, keys, peer)
 
 
 _FOUR = ("own", "own", "common", "common")
@@ -41,7 +41,7 @@ ARMS = {
     "rre": _arm("RRE, 4 a domain", 4),
     "rre16": _arm("RRE, 16 a domain", 16),
     "dense": Arm("dense", SMALL_DENSE),
-    "balanced": _arm("RRE, 4, balanced", 4, **{"routing.table": "balanced"}),
+    "balanced": Arm("RRE, 4, balanced", {"model.experts_per_domain": 4, "routing.table": "balanced"}),
     "own_own": _arm("2 own segments", 4, "own", "own"),
     "mixed": _arm("2 own + 2 common", 4, *_FOUR, common=16),
     "mixed4_64": _arm("own 4, common 64", 4, *_FOUR, common=64),
