@@ -1,7 +1,8 @@
 """Bench of an RRE layer in several segments against the same layer in one: as many multiplications, in smaller products.
 
-Twice: the routed FFN of `moe`, forward and backward, and a whole step of `sigma_tiny` on drawn ids. All take turns in one process;
-a ratio is the speed in segments over that in one.
+Twice: the routed FFN of `moe`, forward and backward, and a whole step of a small Σ on drawn ids. Then a step of both small Σ as they
+are shipped against the dense model of the same active size. All take turns in one process; a ratio is the speed of the case over
+that of the model in one segment, or of the dense one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from experiments.bench import moe
 from experiments.bench.harness import Row, compare, take_turns
 from experiments.bench.synthetic import SyntheticRun
 from experiments.compare.arms import ARMS
-from experiments.small import tiny
+from experiments.small import ALPHA, tiny
+from pangu_sigma.config import Config
 from pangu_sigma.device import use_cpu
 from pangu_sigma.model.pangu_sigma import RoutedFFN
 from pangu_sigma.rre.experts import grouped_experts
@@ -33,17 +35,26 @@ def run(peers: bool) -> list[Row]:
     layer = moe.make_layer()
     seconds = take_turns({ONE: in_segments(layer, 1), **{f"{n} segments": in_segments(layer, n) for n in FURTHER}})
     sizes = f"{moe.LAYER_TOKENS}x{moe.LAYER_HIDDEN}x{moe.LAYER_FFN}, {moe.LAYER_EXPERTS} experts"
-    rows = _against_one("routed FFN fwd+bwd {}, " + sizes, seconds)
-    steps: dict[str, Callable[[], object]] = {ONE: SyntheticRun(tiny(ARMS["rre"].keys)).advance}
-    steps |= {name: SyntheticRun(tiny(keys)).advance for name, keys in STEPS.items()}
+    rows = _against_first("routed FFN fwd+bwd {}, " + sizes, seconds)
     tokens = tiny().train.batch_size * tiny().model.seq_length
-    return rows + _against_one("step of sigma_tiny, {}", take_turns(steps), tokens, "tokens/s")
+    steps = {ONE: tiny(ARMS["rre"].keys), **{name: tiny(keys) for name, keys in STEPS.items()}}
+    rows += _against_first("step of 16 experts, {}", take_turns(steps_of(steps)), tokens, "tokens/s")
+    shipped = {"dense": tiny(ALPHA), "sigma_paper_tiny": tiny(), "sigma_tiny": tiny(base="sigma_tiny")}
+    return rows + _against_first("step of {}", take_turns(steps_of(shipped)), tokens, "tokens/s")
 
 
-def _against_one(case: str, seconds: dict[str, list[float]], work: float | None = None, unit: str = "ms") -> list[Row]:
+def steps_of(configs: dict[str, Config]) -> dict[str, Callable[[], object]]:
+    """A step of each configuration, by name."""
+    return {name: SyntheticRun(config).advance for name, config in configs.items()}
+
+
+def _against_first(
+    case: str, seconds: dict[str, list[float]], work: float | None = None, unit: str = "ms"
+) -> list[Row]:
+    first, *others = seconds
     rows: list[Row] = []
-    for name in [name for name in seconds if name != ONE]:
-        pair = {name: seconds[name], ONE: seconds[ONE]}
+    for name in others:
+        pair = {name: seconds[name], first: seconds[first]}
         rows += compare("segments", case.format(name), pair, name, work, unit)
     return rows
 

@@ -30,8 +30,10 @@ def test_segments_with_one_plan_are_the_layer_uncut(graph_mode: None, small: Non
 
 def test_rows_have_every_field(graph_mode: None, small: None, monkeypatch: pytest.MonkeyPatch):
     step = {"model.hidden": 24, "model.ffn": 32, "model.heads": 2, "model.seq_length": 32}
-    monkeypatch.setattr(segments, "tiny", lambda *keys: tiny(step, *keys))
+    monkeypatch.setattr(segments, "tiny", lambda *keys, **base: tiny(step, *keys, **base))
     rows = [row.as_dict() for row in segments.run(peers=False)]
-    ffn, step = "routed FFN fwd+bwd {} segments, 64x16x24, 2 experts", "step of sigma_tiny, 2 own{}"
-    assert [row["case"] for row in rows] == [ffn.format(2), ffn.format(4), step.format(""), step.format(" + 2 common")]
-    assert all(row["peer"] == "1 segment" and row["ratio"] > 0 and row["runs"] >= 9 for row in rows)
+    ffn, step = "routed FFN fwd+bwd {} segments, 64x16x24, 2 experts", "step of {}"
+    cases = ["16 experts, 2 own", "16 experts, 2 own + 2 common", "sigma_paper_tiny", "sigma_tiny"]
+    assert [row["case"] for row in rows] == [ffn.format(2), ffn.format(4), *map(step.format, cases)]
+    assert [row["peer"] for row in rows] == ["1 segment"] * 4 + ["dense"] * 2
+    assert all(row["ratio"] > 0 and row["runs"] >= 9 for row in rows)
