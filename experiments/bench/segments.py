@@ -1,8 +1,8 @@
 """Bench of an RRE layer in several segments against the same layer in one: as many multiplications, in smaller products.
 
-Twice: the routed FFN of `moe`, forward and backward, and a whole step of a small Σ on drawn ids. Then a step of both small Σ as they
-are shipped against the dense model of the same active size. All take turns in one process; a ratio is the speed of the case over
-that of the model in one segment, or of the dense one.
+Twice: the routed FFN of `moe`, forward and backward, and a whole step of a small Σ on drawn ids. Then a step of both small Σ as
+they are shipped against the dense model of the same active size. All take turns in one process; a ratio is the speed of the case
+over that of the model in one segment, or of the dense one.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def _add_extend(commands: Any) -> None:
         api.extend,
         "add domains, slots, pieces or experts to a trained run; old domains answer as before, bit for bit",
         "runs/sigma_tiny more.yaml -o runs/more --from-domain zh",
-        "runs/sigma_tiny more.yaml -o runs/more --from-dense runs/alpha_tiny",
+        "runs/sigma_paper_tiny more.yaml -o runs/more --from-dense runs/alpha_tiny",
     )
     with_model(command, "the trained run")
     with_config(command)
