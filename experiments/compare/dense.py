@@ -23,7 +23,7 @@ from pangu_sigma.config import Config
 
 STEP_TIME = 1.06
 """Time of a step of sigma_tiny over that of the dense model of the same active size: docs/experiments/dense.md."""
-DENSE = {**ALPHA, "train.optimizer.peak_lr": 1e-3}
+ALPHA_BEST = {**ALPHA, "train.optimizer.peak_lr": 1e-3}
 """The dense model, at its best rate."""
 
 
@@ -36,8 +36,8 @@ def models_of(seed: int, changes: Changes) -> dict[str, Config]:
     return {
         "sigma_tiny": tiny(changes, *alike, base="sigma_tiny"),
         "sigma_paper_tiny": tiny(changes, *alike),
-        ARMS["dense"].title: tiny(changes, *alike, DENSE),
-        "dense, same time": tiny(changes, *alike, DENSE, longer),
+        ARMS["dense"].title: tiny(changes, *alike, ALPHA_BEST),
+        "dense, same time": tiny(changes, *alike, ALPHA_BEST, longer),
     }
 
 

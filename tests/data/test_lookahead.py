@@ -44,10 +44,11 @@ def test_batches_and_cursors_come_in_the_order_of_batches_with_the_one_that_foll
 
 
 def test_the_cursor_of_a_batch_resumes_after_it(folder: Path):
-    feed = Lookahead(batches(folder), Cursor([0] * 4))
+    loader = batches(folder)  # once: it writes the text, which the thread of a lookahead reads
+    feed = Lookahead(loader, Cursor([0] * 4))
     for _ in range(5):
         _, cursor, follows = feed.take()
-    resumed = Lookahead(batches(folder), cursor)
+    resumed = Lookahead(loader, cursor)
     for _ in range(3):
         batch, at, coming = resumed.take()
         assert same(batch, follows)

@@ -25,7 +25,7 @@ def test_what_is_there_already_is_kept(tmp_path):
     (tmp_path / "run" / "file").touch()
     with pytest.raises(ConfigError, match="run exists; choose another path with output"):
         check_absent(tmp_path / "run")
-    with pytest.raises(ConfigError, match="somebody else"), unfinished_folder(tmp_path / "run"):
+    with pytest.raises(ConfigError, match="was made meanwhile"), unfinished_folder(tmp_path / "run"):
         pass
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
 

@@ -23,7 +23,7 @@ def test_a_seed_is_every_model_and_only_network_rate_and_time_differ(recorded, t
     assert folder == tmp_path and [*trained[3].runs.values()] == [
         [tmp_path / f"dense_same_time_{seed}" for seed in (1, 3)]
     ]
-    assert recorded.differing("sigma_paper_tiny_1", "dense_1") <= dense.DENSE.keys()
+    assert recorded.differing("sigma_paper_tiny_1", "dense_1") <= dense.ALPHA_BEST.keys()
     assert recorded.differing("sigma_tiny_1", "sigma_tiny_3") == {"seed", "routing.seed"}
     assert recorded.differing("dense_1", "dense_same_time_1") == {"train.steps", "train.optimizer.decay_steps"}
     longer = recorded.config("dense_same_time_1").train
