@@ -22,7 +22,7 @@ from experiments.small import ALPHA, Changes, drawn, evaluated, tiny
 from pangu_sigma.config import Config
 
 STEP_TIME = 1.04
-"""Time of a step of sigma_tiny over that of the dense model of the same active size: `bench segments`, docs/experiments/speed.md."""
+"""Time of a step of sigma_tiny over that of the dense model of the same active size (docs/experiments/speed.md)."""
 ALPHA_BEST = {**ALPHA, "train.optimizer.peak_lr": 1e-3}
 """The dense model, at its best rate."""
 
