@@ -13,7 +13,7 @@ from pangu_sigma.ascend.context import use_ascend
 from pangu_sigma.ascend.inputs import step_inputs
 from pangu_sigma.ascend.saved_parts import dense_of, parameter_parts, writes_part
 from pangu_sigma.ascend.step import AscendStep
-from pangu_sigma.ascend.supported import check_ascend
+from pangu_sigma.ascend.supported import check_ascend, check_order
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import Files, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
@@ -40,6 +40,7 @@ class AscendBackend(Backend):
 
     def connect(self, config: Config) -> Ranks:
         check_ascend(config)
+        check_order(config)
         use_ascend(config)
         return connect(config.parallel)
 
