@@ -24,7 +24,8 @@ class AdamRows(nn.Cell):
     construct(w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay, copy=(), next_A=None) -> float32 [1], rows updated
         w, m, v: tuples of G Parameters [K, *], changed in place: w float32; m and v both float32, or both bfloat16 as the uint16 of
         its bits (rounded to nearest). step_K: int32 Parameter, changed in place.
-        grad: tuple of G tensors [A, *], float32 or float16. decay: float32 [G], weight decay of each tensor. hyper: see `HYPER`.
+        grad: tuple of G tensors [A, *], float32, float16 or bfloat16. decay: float32 [G], weight decay of each tensor.
+        hyper: see `HYPER`.
         active: row of each gradient; entry a is skipped if offsets[a] == offsets[a + 1] (no token), whatever active[a] is.
         copy: tuple of G tensors [A, *], float32 or float16, written in place: row active[a] after the step is copied to entry
         next[a], updated or not; it is not copied if next[a] is negative.

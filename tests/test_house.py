@@ -151,7 +151,6 @@ TESTED_ELSEWHERE = {
     "ascend_ops/emulation/emulator.py": "tests/ascend_ops/test_emulation.py",
     "ascend_ops/emulation/op_host.py": "tests/ascend_ops/test_ascendc_host.py",
     "ascend_ops/errors.py": "two empty classes; tests/ascend_ops/test_library.py shows what they are for",
-    "ascend_ops/fetch.py": "tests/ascend/test_step.py brings experts with it, tests/planning/test_compile.py counts it",
     "ascend_ops/host.py": "makes every operator of the host; tests/ascend_ops/test_adam.py and test_grouped_ffn.py",
     (
         "experiments/chaos/{__main__,cases,crash_points,damage,disk,drift,forked,ill,inputs,"

@@ -36,7 +36,8 @@ enum class Float { f32, f16, bf16, other };
 Float FloatOf(const char *dtype) {
   if (std::strcmp(dtype, "float32") == 0) return Float::f32;
   if (std::strcmp(dtype, "float16") == 0) return Float::f16;
-  return std::strcmp(dtype, "uint16") == 0 ? Float::bf16 : Float::other;  // NumPy has no bfloat16: its bits travel as uint16
+  // NumPy has no bfloat16: the bits of moments travel as uint16
+  return std::strcmp(dtype, "bfloat16") == 0 || std::strcmp(dtype, "uint16") == 0 ? Float::bf16 : Float::other;
 }
 
 int64_t SizeOf(Float type) { return type == Float::f32 ? 4 : 2; }
@@ -120,7 +121,7 @@ struct Call {
       if (type(g) != Float::f32 || type(m) != type(v)) return 2;
       if (type(m) != Float::f32 && type(m) != Float::bf16) return 2;
       for (int i : {grad, copy})
-        if (type(i) != Float::f32 && type(i) != Float::f16) return 2;
+        if (type(i) == Float::other || in.is(i, "uint16")) return 2;
       if (in.count(g) % K || in.count(grad) * K != in.count(g) * A || in.count(m) != in.count(g) || in.count(v) != in.count(g)) return 3;
       if (in.count(copy) != in.count(grad)) return 3;
       tensors.push_back({in.f32(g), raw(m), raw(v), raw(grad), copies ? raw(copy) : nullptr, type(m), type(grad), type(copy)});
