@@ -41,10 +41,9 @@ def main() -> int:
             _add_arms(command, 160, list(ARMS), [name for name in ARMS if name != "leak"])
         elif name == "tiny":
             _add_arms(command, 500, list(search.FORMS), ["dense", "rre16", "mixed64"])
-        if name != "inherit":
-            command.add_argument(
-                "--jobs", type=int, default=1, help="cases at the same time, each on its share of the cores"
-            )
+        command.add_argument(
+            "--jobs", type=int, default=1, help="cases at the same time, each on its share of the cores"
+        )
         command.set_defaults(compare=compare)
     options = vars(parser.parse_args())
     print(options.pop("compare")(overrides=options.pop("set"), **options))

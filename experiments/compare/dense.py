@@ -37,25 +37,25 @@ def models_of(seed: int, changes: Changes) -> dict[str, Config]:
         "sigma_tiny": tiny(changes, *alike, base="sigma_tiny"),
         "sigma_paper_tiny": tiny(changes, *alike),
         ARMS["dense"].title: tiny(changes, *alike, ALPHA_BEST),
-        "dense, same time": tiny(changes, *alike, ALPHA_BEST, longer),
+        "dense_same_time": tiny(changes, *alike, ALPHA_BEST, longer),
     }
 
 
 def compare_dense(folder: Path, seeds: Sequence[int], jobs: int = 1, overrides: Sequence[str] = ()) -> str:
     """Train what is not trained yet, compare, and return what differences.txt holds. jobs: cases at the same time."""
     configs = {seed: models_of(seed, overrides) for seed in seeds}
-    names = list(configs[seeds[0]])
-    cases = Cases(folder, {"set": list(overrides), "jobs": jobs}, len(names) * len(seeds))
+    cases = Cases(folder, {"set": list(overrides), "jobs": jobs}, sum(map(len, configs.values())))
     ps.prepare_data(tiny(overrides))
-    runs = {name: [folder / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}" for seed in seeds] for name in names}
     works: dict[str, tuple[Any, ...]] = {
-        runs[name][at].name: (train_peer, "ours", configs[seed][name], runs[name][at])
-        for at, seed in enumerate(seeds)
-        for name in names
+        f"{name}_{seed}": (train_peer, "ours", config, folder / f"{name}_{seed}")
+        for seed in seeds
+        for name, config in configs[seed].items()
     }
     cases.run_all(works, jobs)
+    models = configs[seeds[0]]
     trained = [
-        TrainedVariant(name, {f"{configs[seeds[0]][name].train.optimizer.peak_lr:g}": runs[name]}) for name in names
+        TrainedVariant(name, {f"{model.train.optimizer.peak_lr:g}": [folder / f"{name}_{seed}" for seed in seeds]})
+        for name, model in models.items()
     ]
-    sizes = {name: sizes_of(Arm(name), configs[seeds[0]][name]) for name in names}
+    sizes = {name: sizes_of(Arm(name), model) for name, model in models.items()}
     return f"{write_methods(trained, sizes, folder)}\n{cases.summary()}"

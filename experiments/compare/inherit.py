@@ -50,7 +50,9 @@ def compare_inherited(
         "scratch": sparse,
     }
     parent_keys = [*networks["continued"], chinese_only(data)]
-    total = len(seeds) * (len(WAYS) + len(WAYS) * len(rates))
+    total = (
+        len(seeds) * len(WAYS) * (1 + len(rates))
+    )  # of a seed a parent, three that inherit, and all ways at all rates
     cases = Cases(folder, {"set": list(overrides), "jobs": jobs}, total)
     ps.prepare_data(tiny(*sparse))
     ps.prepare_data(tiny(*parent_keys))

@@ -18,7 +18,7 @@ def test_a_seed_is_every_model_and_only_network_rate_and_time_differ(recorded, t
     assert (
         [variant.name for variant in trained]
         == list(sizes)
-        == ["sigma_tiny", "sigma_paper_tiny", "dense", "dense, same time"]
+        == ["sigma_tiny", "sigma_paper_tiny", "dense", "dense_same_time"]
     )
     assert folder == tmp_path and [*trained[3].runs.values()] == [
         [tmp_path / f"dense_same_time_{seed}" for seed in (1, 3)]
