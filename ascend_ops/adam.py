@@ -27,7 +27,7 @@ class AdamRows(nn.Cell):
         grad: tuple of G tensors [A, *], float32, float16 or bfloat16. decay: float32 [G], weight decay of each tensor.
         hyper: see `HYPER`.
         active: row of each gradient; entry a is skipped if offsets[a] == offsets[a + 1] (no token), whatever active[a] is.
-        copy: tuple of G tensors [A, *], float32 or float16, written in place: row active[a] after the step is copied to entry
+        copy: tuple of G tensors [A, *], of a dtype as grad's, written in place: row active[a] after the step is copied to entry
         next[a], updated or not; it is not copied if next[a] is negative.
     Raises RuntimeError if a used entry names a row outside the store (the kernel returns 4), for sizes that do not fit (3)
     or another dtype (2); nothing is changed then.

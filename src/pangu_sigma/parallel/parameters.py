@@ -228,7 +228,7 @@ def _dense_array(config: Config, count: int, name: str, shape: Shape, axis: int 
     travels = name == "embedding" and parallel.stages > 1
     divides = parallel.optimizer and len(shape) == 2 and computed[0] % replicas == 0 and not travels
     kept = _divide(computed, 0, replicas) if divides else computed
-    return Array(name, "weight", shape, computed, kept, replicas, "float32", used_as, NPU, 1, count)
+    return Array(name, "weight", shape, computed, kept, replicas, "float32", used_as, NPU, count=count)
 
 
 def _expert_array(

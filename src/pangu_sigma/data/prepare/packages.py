@@ -157,10 +157,10 @@ def download(
 def _fetch(archive: Archive, cache: Path, otherwise: str, bring: Callable[[Archive, Path], str]) -> Path:
     path = cache / archive.file
     error = "the download is not the published file"
-    for more in (True, True, False):
+    for tries_left in (2, 1, 0):
         if path.is_file() and sha256_of(path) == archive.sha256:
             return path
-        if more:
+        if tries_left:
             logger.info("downloading %s", archive.file)
             path.unlink(missing_ok=True)
             error = bring(archive, cache) or error

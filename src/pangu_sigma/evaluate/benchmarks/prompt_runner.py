@@ -87,8 +87,9 @@ class PromptRunner:
                 f"of {self._most}; lower max_new_tokens, or shorten the template"
             )
         self.truncated += 1
-        too_long = bisect_left(range(1, len(text)), True, key=lambda end: not self.fits(prompt(text[:end])))
-        return prompt(text[:too_long])
+        # as many of the lengths 1, 2, 3, … fit as the longest cut text has characters
+        longest = bisect_left(range(1, len(text)), True, key=lambda end: not self.fits(prompt(text[:end])))
+        return prompt(text[:longest])
 
     def first_fitting(self, prompts: Sequence[str]) -> str:
         """Return the first of several prompts that fits; the last one if none does, which `answers` then truncates."""
