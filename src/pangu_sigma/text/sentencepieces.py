@@ -20,8 +20,6 @@ from pangu_sigma.errors import DataError
 # MindSpore's messages load only into protobuf's Python implementation, which MindSpore selects if it is imported first. protobuf
 # selects once per process, so this module must select the same.
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
-from google.protobuf.internal.decoder import _DecodeVarint  # type: ignore[import-untyped]
-from google.protobuf.internal.encoder import _VarintBytes  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
@@ -179,11 +177,26 @@ def restricted_model(model: bytes, keep: Iterable[bool]) -> bytes:
     for kept in keep:
         if model[position : position + 1] != _PIECE:
             raise DataError("not a SentencePiece model: its pieces do not come first; take the file from a copy")
-        size, begin = _DecodeVarint(model, position + 1)
+        size, begin = _read_varint(model, position + 1)
         position = begin + size
         piece = model[begin:position] + (b"" if kept else _UNUSED)
-        parts += [_PIECE, _VarintBytes(len(piece)), piece]
+        parts += [_PIECE, _varint(len(piece)), piece]
     return b"".join([*parts, model[position:]])
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """Read protobuf's number of variable length: return it, and the position behind it. (protobuf's own reader is private.)"""
+    value = shift = 0
+    while data[position] & 0x80:
+        value |= (data[position] & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+    return value | data[position] << shift, position + 1
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes([value])
+    return bytes([value & 0x7F | 0x80]) + _varint(value >> 7)
 
 
 def append_bytes(model: bytes, controls: Iterable[str]) -> bytes:
