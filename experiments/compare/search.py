@@ -26,7 +26,7 @@ from pangu_sigma.train.log.losses import format_number
 _RATE, _WARMUP = "train.optimizer.peak_lr", "train.optimizer.warmup_steps"
 
 SETTINGS: dict[str, tuple[str, ...]] = {
-    _RATE: ("1e-3", "2e-3", "4e-3"),
+    _RATE: ("1e-3", "2e-3", "4e-3", "8e-3"),
     _WARMUP: ("50", "100"),
     "train.optimizer.eps_experts": ("1e-20", "1e-8"),
     "model.expert_init": ("replicated", "independent"),
