@@ -1,5 +1,8 @@
 // Adam of a store's experts behind the step's back: a worker updates rows while the graph goes on. See ascend_ops/hidden.py.
 //
+// What is speculated can be told from what is decided also where nothing was speculated, so the worker tries again after the first step
+// that is neither clipped nor left out.
+//
 // A segment is idle, or has a job: handed out (its gradients are there), decided (so is the step's norm), and idle again when all its
 // pieces are done. Before the decision the worker may speculate that nothing is clipped: it keeps what it overwrites in a log. A
 // decision that agrees forgets the log, another one puts the old values back, and does the pieces again or, for a step that
@@ -24,6 +27,7 @@ constexpr int kFailed = 8;        // what an operator returns after the worker h
 constexpr int kOutOfTurn = 9;     // for gradients of a segment whose last update was not waited for
 constexpr int kNotRegistered = 5; // for a segment without arrays
 constexpr int64_t kAtOnce = 8;    // pieces that a thread does before the worker looks for a decision
+constexpr int kPatience = 3;      // steps in a row that are clipped or not applied, after which the worker waits for each decision
 
 double Seconds(Clock::time_point at) { return std::chrono::duration<double>(at.time_since_epoch()).count(); }
 
@@ -76,11 +80,6 @@ class HiddenAdam {
   Segment &segment(int64_t n) { return segments_[n]; }
   bool has(int64_t n) const { return n >= 0 && n < static_cast<int64_t>(segments_.size()) && segments_[n].rows > 0; }
 
-  void Speculate(bool may) {
-    const std::lock_guard<std::mutex> held(lock_);
-    speculate_ = may;
-  }
-
   int HandOut(int64_t n, Update &&update) {
     const std::lock_guard<std::mutex> held(lock_);
     if (failed_) return kFailed;
@@ -100,15 +99,17 @@ class HiddenAdam {
   int Decide(const Hyper &truth) {
     const std::lock_guard<std::mutex> held(lock_);
     if (failed_) return kFailed;
+    bool wrong = false;
     for (int64_t n : order_) {
       Job &job = jobs_[n];
       job.decided = true, job.differs = std::memcmp(&job.update.hyper, &truth, sizeof(Hyper)) != 0;
-      truth_ = truth;
+      truth_ = truth, wrong |= job.differs;
       if (job.speculated.empty())
         ++counts_.late;
       else
         ++(!job.differs ? counts_.kept : truth.apply == 0.0f ? counts_.dropped : counts_.redone);
     }
+    if (!order_.empty()) wrong_in_a_row_ = wrong ? wrong_in_a_row_ + 1 : 0;
     order_.clear();
     changed_.notify_all();
     return 0;
@@ -171,7 +172,7 @@ class HiddenAdam {
     if (failed_) return -1;
     for (size_t n = 0; n < jobs_.size(); ++n)
       if (jobs_[n].open && jobs_[n].decided) return n;
-    if (speculate_)
+    if (wrong_in_a_row_ < kPatience)
       for (int64_t n : order_)
         if (jobs_[n].begun < jobs_[n].pieces.size() && Room(jobs_[n], jobs_[n].begun)) return n;
     return -1;
@@ -288,7 +289,8 @@ class HiddenAdam {
   const int64_t log_bytes_;
   int64_t log_used_ = 0;
   Hyper truth_{};
-  bool speculate_ = true, stop_ = false, failed_ = false;
+  int wrong_in_a_row_ = 0;
+  bool stop_ = false, failed_ = false;
   Counts counts_{};
   std::vector<Span> spans_;
   const int64_t threads_;
@@ -323,7 +325,6 @@ void HiddenSteps(void *adam, int64_t n, int32_t *step, int64_t rows) {
   Segment &segment = static_cast<HiddenAdam *>(adam)->segment(n);
   segment.arrays.step = step, segment.rows = rows;
 }
-void HiddenSpeculate(void *adam, int64_t may) { static_cast<HiddenAdam *>(adam)->Speculate(may != 0); }
 int64_t HiddenSettle(void *adam) { return static_cast<HiddenAdam *>(adam)->Wait(-1, false); }
 void HiddenFail(void *adam) { static_cast<HiddenAdam *>(adam)->Fail(); }
 

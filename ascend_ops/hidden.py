@@ -1,0 +1,182 @@
+"""Adam of a store's experts behind a step's back: a worker thread of the host updates rows in place while the graph goes on.
+
+    HandOut   gradients of a segment are there: the worker may begin, and speculates that the step is applied and not clipped
+    Decide    the step's norm is there: what was speculated stands, or is put back from a log and done again, or left
+    Await     in the next forward pass, in front of the segment's FFN: waits until its experts are updated
+
+The arrays are registered once, by address, and are in no graph; only gradients, lists of rows and tokens are, and these order the
+operators. Results are those of `AdamRows` bit for bit, whatever was speculated. Shape suffixes: A active experts; `*` any shape.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from mindspore.ops import functional as F
+
+from ascend_ops.host import host_op
+from ascend_ops.library import cpu_library
+
+SPAN_KINDS = ("speculated", "direct", "again")
+"""Kinds of work in a `Span`: begun before the decision, after it, or done a second time because the decision was another one."""
+_MOST_SPANS = 4096
+
+
+class HiddenError(RuntimeError):
+    """Error of an update behind the step's back: the worker failed, and experts may be half updated."""
+
+
+class Span(NamedTuple):
+    """A stretch of the worker's time on one segment, in seconds of `time.perf_counter`'s clock."""
+
+    begin: float
+    end: float
+    segment: int
+    kind: str
+
+
+class HiddenCounts(NamedTuple):
+    """Seconds and jobs of the worker since they were last read. A job is the update of one segment in one step."""
+
+    busy: float
+    """Seconds in which the worker updated."""
+    graph_waited: float
+    """Seconds in which the graph waited for the worker, in `Await`."""
+    host_waited: float
+    """Seconds in which Python waited for it: before an evaluation, a checkpoint, or the look-up of the next experts."""
+    kept: int
+    """Jobs begun before the decision, which it confirmed."""
+    redone: int
+    """Jobs begun before the decision and done again, because the step was clipped."""
+    dropped: int
+    """Jobs begun before the decision and undone, because the step was not applied."""
+    late: int
+    """Jobs not begun before the decision."""
+
+
+class HiddenAdam:
+    """The worker of a store. It lives as long as this object, which all operators that use it must not outlive."""
+
+    def __init__(
+        self,
+        segments: int,
+        log_bytes: int,
+        threads: int = 1,
+        cores: Sequence[int] = (),
+        copies_gradients: bool = False,
+    ):
+        """segments: their number. log_bytes: size of the log of what is speculated; 0: nothing is. cores: those that the threads are
+        bound to; (): any. copies_gradients: True if the memory of gradients is another's after `HandOut`."""
+        library, bound = _library(), np.array(cores, np.int32)
+        self._address = library.HiddenNew(segments, log_bytes, threads, bound.ctypes.data, len(bound), copies_gradients)
+        self._arrays: list[np.ndarray] = []  # kept alive: the worker has their addresses alone
+        self._stop = weakref.finalize(self, library.HiddenFree, self._address)
+
+    def register(
+        self,
+        segment: int,
+        weights: Sequence[np.ndarray],
+        moments: Sequence[np.ndarray],
+        variances: Sequence[np.ndarray],
+        steps: np.ndarray,
+        decay: Sequence[float],
+    ) -> None:
+        """Name the arrays of a segment, each [K, *], as `AdamRows` takes them: they must stay where they are."""
+        for w, m, v, rate in zip(weights, moments, variances, decay, strict=True):
+            assert w.dtype == np.float32 and m.dtype == v.dtype and all(a.flags.c_contiguous for a in (w, m, v))
+            data = w.ctypes.data, m.ctypes.data, v.ctypes.data
+            _library().HiddenTensor(self._address, segment, *data, m.dtype != np.float32, w[0].size, rate)
+        _library().HiddenSteps(self._address, segment, steps.ctypes.data, len(steps))
+        self._arrays += [*weights, *moments, *variances, steps]
+
+    def at(self, segment: int) -> Tensor:
+        """Return what tells an operator its worker and segment, int64 [2]."""
+        return Tensor(np.array([self._address, segment], np.int64))
+
+    def settle(self) -> None:
+        """Wait until all that is decided is done. Raises HiddenError if the worker failed. Call it between steps."""
+        if _library().HiddenSettle(self._address):
+            raise HiddenError(
+                "the update of experts on the host failed: experts are half updated; go on from the last checkpoint"
+            )
+
+    def read(self) -> tuple[HiddenCounts, list[Span]]:
+        """Return counts and the stretches of work since the last call, of these at most the first 4,096."""
+        counts, spans = np.zeros(len(HiddenCounts._fields)), np.zeros((_MOST_SPANS, 4))
+        found = _library().HiddenRead(self._address, counts.ctypes.data, spans.ctypes.data, _MOST_SPANS)
+        stretches = [Span(begin, end, int(n), SPAN_KINDS[int(kind)]) for begin, end, n, kind in spans[:found].tolist()]
+        return HiddenCounts(*counts[:3].tolist(), *map(int, counts[3:])), stretches
+
+    def fail(self) -> None:
+        """Make the worker fail, for tests."""
+        _library().HiddenFail(self._address)
+
+
+class HandOut(nn.Cell):
+    """Hand gradients of a segment to the worker: construct(grads, active_A, offsets_A1, hyper, copies=(), next_A=None) -> token [1]
+    Arguments as in `AdamRows`. hyper: what is speculated. Gradients must keep their memory until the next `Await` of the segment.
+    Raises RuntimeError as `AdamRows` does, and for a segment without arrays (5), after the worker failed (8), or for one whose
+    last update was not awaited (9)."""
+
+    def __init__(self, worker: HiddenAdam, segment: int):
+        super().__init__()
+        self.op, self.at = _token_op("HandOut"), worker.at(segment)
+
+    def construct(self, grads, active_A, offsets_A1, hyper, copies=(), next_A=None):
+        if next_A is None:
+            return self.op(*grads, active_A, offsets_A1, hyper, self.at)
+        return self.op(*grads, *copies, active_A, offsets_A1, next_A, hyper, self.at)
+
+
+class Decide(nn.Cell):
+    """Tell the worker what the step does: construct(tokens, hyper) -> token [1]. tokens: those of all `HandOut` of the step."""
+
+    def __init__(self, worker: HiddenAdam):
+        super().__init__()
+        self.op, self.at = _token_op("Decide"), worker.at(0)
+
+    def construct(self, tokens, hyper):
+        return self.op(*tokens, hyper, self.at)
+
+
+class Await(nn.Cell):
+    """Wait until a segment's experts are updated: construct(rows) -> rows, unchanged. rows: what its FFN multiplies next, so that
+    the operator has its turn behind the layers below. Raises RuntimeError if the worker failed (8)."""
+
+    def __init__(self, worker: HiddenAdam, segment: int):
+        super().__init__()
+        self.op, self.at = _token_op("Await"), worker.at(segment)
+
+    def construct(self, rows):
+        return F.depend(rows, self.op(rows, self.at))
+
+    def bprop(self, rows, out, dout):
+        return (dout,)
+
+
+def _token_op(function: str):
+    return host_op(function, lambda *shapes: (1,), lambda *dtypes: ms.float32)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library, pointer, number = ctypes.CDLL(cpu_library()), ctypes.c_void_p, ctypes.c_int64
+    signatures = {
+        "HiddenNew": ([number, number, number, pointer, number, number], pointer),
+        "HiddenFree": ([pointer], None),
+        "HiddenTensor": ([pointer, number, pointer, pointer, pointer, number, number, ctypes.c_float], None),
+        "HiddenSteps": ([pointer, number, pointer, number], None),
+        "HiddenSettle": ([pointer], number),
+        "HiddenRead": ([pointer, pointer, pointer, number], number),
+        "HiddenFail": ([pointer], None),
+    }
+    for name, (arguments, result) in signatures.items():
+        getattr(library, name).argtypes, getattr(library, name).restype = arguments, result
+    return library
