@@ -4,7 +4,7 @@
     Decide    the step's norm is there: what was speculated stands, or is put back from a log and done again, or left
     Await     in the next forward pass, in front of the segment's FFN: waits until its experts are updated
 
-The arrays are registered once, by address, and are in no graph; only gradients, lists of rows and tokens are, and these order the
+The arrays are registered by address and are in no graph; only gradients, lists of rows and tokens are, and these order the
 operators. Results are those of `AdamRows` bit for bit, whatever was speculated. Shape suffixes: A active experts; `*` any shape.
 """
 
@@ -76,7 +76,7 @@ class HiddenAdam:
         bound to; (): any. copies_gradients: True if the memory of gradients is another's after `HandOut`."""
         library, bound = _library(), np.array(cores, np.int32)
         self._address = library.HiddenNew(segments, log_bytes, threads, bound.ctypes.data, len(bound), copies_gradients)
-        self._arrays: list[np.ndarray] = []  # kept alive: the worker has their addresses alone
+        self._arrays: dict[int, list[np.ndarray]] = {}  # kept alive: the worker has their addresses alone
         self._stop = weakref.finalize(self, library.HiddenFree, self._address)
 
     def register(
@@ -88,13 +88,16 @@ class HiddenAdam:
         steps: np.ndarray,
         decay: Sequence[float],
     ) -> None:
-        """Name the arrays of a segment, each [K, *], as `AdamRows` takes them: they must stay where they are."""
-        for w, m, v, rate in zip(weights, moments, variances, decay, strict=True):
-            assert w.dtype == np.float32 and m.dtype == v.dtype and all(a.flags.c_contiguous for a in (w, m, v))
-            data = w.ctypes.data, m.ctypes.data, v.ctypes.data
-            _library().HiddenTensor(self._address, segment, *data, m.dtype != np.float32, w[0].size, rate)
-        _library().HiddenSteps(self._address, segment, steps.ctypes.data, len(steps))
-        self._arrays += [*weights, *moments, *variances, steps]
+        """Name the arrays of a segment, each [K, *], as `AdamRows` takes them. They must stay where they are until the next call."""
+        arrays = [array for tensor in zip(weights, moments, variances, strict=True) for array in tensor]
+        assert all(w.dtype == np.float32 for w in weights) and all(array.flags.c_contiguous for array in arrays)
+        addresses = np.array([array.ctypes.data for array in arrays], np.int64)
+        width, rates = np.array([w[0].size for w in weights], np.int64), np.array(decay, np.float32)
+        lists = addresses.ctypes.data, moments[0].dtype != np.float32, width.ctypes.data, rates.ctypes.data
+        _library().HiddenRegister(
+            self._address, segment, len(weights), *lists, steps.ctypes.data, len(steps)
+        )
+        self._arrays[segment] = [*arrays, steps]
 
     def at(self, segment: int) -> Tensor:
         """Return what tells an operator its worker and segment, int64 [2]."""
@@ -171,8 +174,7 @@ def _library() -> ctypes.CDLL:
     signatures = {
         "HiddenNew": ([number, number, number, pointer, number, number], pointer),
         "HiddenFree": ([pointer], None),
-        "HiddenTensor": ([pointer, number, pointer, pointer, pointer, number, number, ctypes.c_float], None),
-        "HiddenSteps": ([pointer, number, pointer, number], None),
+        "HiddenRegister": ([pointer, number, number, pointer, number, pointer, pointer, pointer, number], None),
         "HiddenSettle": ([pointer], number),
         "HiddenRead": ([pointer, pointer, pointer, number], number),
         "HiddenFail": ([pointer], None),

@@ -315,14 +315,17 @@ void *HiddenNew(int64_t segments, int64_t log_bytes, int64_t threads, const int3
   return new HiddenAdam(segments, log_bytes, threads, cores, count, copies_gradients != 0);
 }
 void HiddenFree(void *adam) { delete static_cast<HiddenAdam *>(adam); }
-void HiddenTensor(void *adam, int64_t n, float *w, char *m, char *v, int64_t bfloat, int64_t width, float decay) {
-  Update &arrays = static_cast<HiddenAdam *>(adam)->segment(n).arrays;
-  const Float moments = bfloat ? Float::bf16 : Float::f32;
-  arrays.tensors.push_back({w, m, v, nullptr, nullptr, moments, Float::f32, Float::f32});
-  arrays.width.push_back(width), arrays.decay.push_back(decay);
-}
-void HiddenSteps(void *adam, int64_t n, int32_t *step, int64_t rows) {
+// arrays: w, m, v of each tensor, as addresses. width, decay: of each tensor.
+void HiddenRegister(void *adam, int64_t n, int64_t tensors, char **arrays, int64_t bfloat, const int64_t *width, const float *decay,
+                    int32_t *step, int64_t rows) {
   Segment &segment = static_cast<HiddenAdam *>(adam)->segment(n);
+  segment = Segment{};
+  const Float moments = bfloat ? Float::bf16 : Float::f32;
+  for (int64_t g = 0; g < tensors; ++g) {
+    char **of = arrays + 3 * g;
+    segment.arrays.tensors.push_back({reinterpret_cast<float *>(of[0]), of[1], of[2], nullptr, nullptr, moments, Float::f32, Float::f32});
+  }
+  segment.arrays.width.assign(width, width + tensors), segment.arrays.decay.assign(decay, decay + tensors);
   segment.arrays.step = step, segment.rows = rows;
 }
 int64_t HiddenSettle(void *adam) { return static_cast<HiddenAdam *>(adam)->Wait(-1, false); }
