@@ -3,6 +3,7 @@
     HandOut   gradients of a segment are there: the worker may begin, and speculates that the step is applied and not clipped
     Decide    the step's norm is there: what was speculated stands, or is put back from a log and done again, or left
     Await     in the next forward pass, in front of the segment's FFN: waits until its experts are updated
+    FetchStored   the same, and gives their weights as values: for a device with a memory of its own
 
 The arrays are registered by address and are in no graph; only gradients, lists of rows and tokens are, and these order the
 operators. Results are those of `AdamRows` bit for bit, whatever was speculated. Shape suffixes: A active experts; `*` any shape.
@@ -94,9 +95,7 @@ class HiddenAdam:
         addresses = np.array([array.ctypes.data for array in arrays], np.int64)
         width, rates = np.array([w[0].size for w in weights], np.int64), np.array(decay, np.float32)
         lists = addresses.ctypes.data, moments[0].dtype != np.float32, width.ctypes.data, rates.ctypes.data
-        _library().HiddenRegister(
-            self._address, segment, len(weights), *lists, steps.ctypes.data, len(steps)
-        )
+        _library().HiddenRegister(self._address, segment, len(weights), *lists, steps.ctypes.data, len(steps))
         self._arrays[segment] = [*arrays, steps]
 
     def at(self, segment: int) -> Tensor:
@@ -162,6 +161,41 @@ class Await(nn.Cell):
 
     def bprop(self, rows, out, dout):
         return (dout,)
+
+
+class FetchStored(nn.Cell):
+    """Look up weights of a segment's experts, once they are updated: construct(active_A, like, token) -> (*rows, token [1])
+        active: int32 row numbers; K, the number of rows of the store, is an unused entry and gives zeros.
+        like: tuple of G tensors [A, *], float32, float16 or bfloat16, of which only shape and dtype are read, and which get the
+        gradients of the rows. They are inputs because a parallel plan cuts tensors after shapes were inferred, while a host store
+        has its rank's shape from the start.
+        token: a number [1] that only says when: that of the look-up before, so that no more than one waits at a time.
+    Raises RuntimeError for a row outside the store (the kernel returns 4), sizes that do not fit (3), another dtype (2) or number
+    of tensors (1), for a segment without arrays (5), or after the worker failed (8)."""
+
+    def __init__(self, worker: HiddenAdam, segment: int, tensors: int):
+        """tensors: the number of tensors of the segment, G: 4, or 3 without b2."""
+        super().__init__()
+        self.tensors = tensors
+        self.op = host_op(
+            "FetchStored",
+            lambda active, *others: (*others[:tensors], (1,)),
+            lambda active, *others: (*others[:tensors], ms.float32),
+            bprop=_to_three if tensors == 3 else _to_four,
+        )
+        self.op.add_prim_attr("tensors", tensors)  # operators with equal attributes share a gradient rule in MindSpore
+        self.at = worker.at(segment)
+
+    def construct(self, active_A, like, token):
+        return self.op(active_A, *like, token, self.at)
+
+
+def _to_three(active, w1, b1, w2, token, at, out, dout):  # MindSpore takes no rule with *like
+    return F.zeros_like(active), dout[0], dout[1], dout[2], F.zeros_like(token), F.zeros_like(at)
+
+
+def _to_four(active, w1, b1, w2, b2, token, at, out, dout):
+    return F.zeros_like(active), dout[0], dout[1], dout[2], dout[3], F.zeros_like(token), F.zeros_like(at)
 
 
 def _token_op(function: str):

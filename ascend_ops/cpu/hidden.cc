@@ -392,4 +392,40 @@ int Await(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes,
   const At at = AtOf(in, n - 2);
   return at.adam->has(at.segment) ? at.adam->Wait(at.segment, true) : kNotRegistered;
 }
+
+// active[A] like[G][A,P] any token, at[2] -> rows[G][A,P], token [1]: row active[a] of each tensor once the segment's experts are
+// those of the last step, as float32, float16 or bfloat16; zeros where active[a] is the number of rows
+int FetchStored(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
+  const Args in{data, ranks, shapes, dtypes};
+  in.f32(n - 1)[0] = 0.0f;
+  const int G = (n - 4) / 2, first_out = G + 3;
+  if (G < 1 || n != 2 * G + 4) return 1;
+  const At at = AtOf(in, G + 2);
+  if (!at.adam->has(at.segment)) return kNotRegistered;
+  const Segment &segment = at.adam->segment(at.segment);
+  if (static_cast<int>(segment.arrays.tensors.size()) != G) return 1;
+  if (!in.is(0, "int32")) return 2;
+  const int64_t A = in.count(0), K = segment.rows;
+  const int32_t *active = in.i32(0);
+  for (int g = 0; g < G; ++g) {
+    if (FloatOf(dtypes[first_out + g]) == Float::other || in.is(first_out + g, "uint16")) return 2;
+    if (in.count(first_out + g) != A * segment.arrays.width[g]) return 3;
+  }
+  if (std::any_of(active, active + A, [=](int32_t row) { return row < 0 || row > K; })) return 4;
+  if (const int failed = at.adam->Wait(at.segment, true)) return failed;
+  for (int g = 0; g < G; ++g) {
+    const Float type = FloatOf(dtypes[first_out + g]);
+    const int64_t P = segment.arrays.width[g], pieces = (P + kPiece - 1) / kPiece, size = SizeOf(type);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < A * pieces; ++i) {
+      const int64_t a = i / pieces, begin = i % pieces * kPiece, count = std::min(kPiece, P - begin);
+      char *to = in.as<char>(first_out + g) + (a * P + begin) * size;
+      if (active[a] == K)
+        std::memset(to, 0, count * size);
+      else
+        Narrowed(segment.arrays.tensors[g].w + active[a] * P + begin, to, type, count);
+    }
+  }
+  return 0;
+}
 }
