@@ -67,7 +67,7 @@ def plan_arrays(config: Config, kind: Segment = "own") -> dict[str, int]:
 
 
 class StepSettings(nn.Cell):
-    """Settings of an Ascend step that the network does not read: learning rate, active experts of the rank, whether it learns.
+    """Settings of an Ascend step that no NPU reads in the network: learning rate, active experts of the rank, whether it learns.
 
     They are parameters and not inputs, because auto-parallel wants every input of the step to be one of the network.
     """
@@ -94,4 +94,7 @@ class StepSettings(nn.Cell):
 def _host_tables(name: str, lengths: list[int]) -> ParameterTuple:
     """Return an int32 parameter of each length, which only host operators read."""
     zeros = [Tensor(np.zeros(length, np.int32)) for length in lengths]
-    return ParameterTuple([Parameter(each, f"{name}.{i}", requires_grad=False) for i, each in enumerate(zeros)])
+    tables = ParameterTuple([Parameter(each, f"{name}.{i}", requires_grad=False) for i, each in enumerate(zeros)])
+    for table in tables:
+        table.parallel_optimizer = False
+    return tables

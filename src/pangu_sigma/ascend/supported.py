@@ -46,25 +46,6 @@ def check_ascend(config: Config) -> None:
         )
 
 
-def check_order(config: Config) -> None:
-    """Raise ConfigError for a training whose compiled graph reads active experts and loss scale before its step has written them.
-
-    MindSpore 2.9.0 drops the order between both on several ranks: without stages when it fuses AllReduce, with stages always. This
-    was read in its compiled graphs (docs/experiments/log.md); planning and compiling such a step is allowed.
-    """
-    parallel = config.parallel
-    if parallel.ranks == 1 or (parallel.stages == 1 and parallel.fusion_mib == 0):
-        return
-    if parallel.stages > 1:
-        key, fix = f"parallel.stages={parallel.stages}", "set parallel.stages=1 and parallel.fusion_mib=0"
-    else:
-        key, fix = f"parallel.fusion_mib={parallel.fusion_mib}", "set parallel.fusion_mib=0"
-    raise ConfigError(
-        f"{key}: on several NPUs the compiled step would compute with the experts and the loss scale of the step before, because "
-        f"MindSpore loses the order of a write and a read; {fix}"
-    )
-
-
 def check_machine() -> None:
     """Raise ConfigError if this machine has no NPUs, or no driver for them."""
     missing = None if "MS_SIMULATION_LEVEL" in os.environ else missing_for_ascend()

@@ -38,10 +38,14 @@ class HiddenUpdate(nn.Cell):
     hand_out(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> tokens. hyper: that of a step neither clipped nor left out.
     decide(tokens, hyper) -> token. hyper: that of the step."""
 
-    def __init__(self, config: Config, store: ExpertStore):
+    def __init__(self, config: Config, store: ExpertStore, copies_gradients: bool = False):
+        """copies_gradients: see `HiddenAdam`."""
         super().__init__()
-        self.store = store
-        self.worker = HiddenAdam(store.segments, int(config.ecss.undo_gib * (1 << 30)), config.ecss.update_threads)
+        self.store, log_bytes = store, int(config.ecss.undo_gib * (1 << 30))
+        self.worker = HiddenAdam(
+            store.segments, log_bytes, config.ecss.update_threads, copies_gradients=copies_gradients
+        )
+        store.worker = self.worker
         self.decay = [decay.asnumpy().tolist() for decay in store.decay]
         self.hand = nn.CellList([HandOut(self.worker, n) for n in store.learned])
         self.decide = Decide(self.worker)
@@ -81,7 +85,6 @@ def hide_update(config: Config, network: PanGuSigma, store: ExpertStore) -> Hidd
     if config.ecss.overlap != "on" or not isinstance(store, HostStore) or not store.learned:
         return None
     update = HiddenUpdate(config, store)
-    store.worker = update.worker
     ffns = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]
     for number, ffn in enumerate(ffns):
         for s in range(len(ffn.ffn)):

@@ -131,7 +131,8 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
 
 
 def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return the NPU buffers of a stage's active experts (ECSS), in the network's argument order; biases are [experts, 1, …]."""
+    """Return the parameters of a stage's active experts (ECSS), in the network's argument order; biases are [experts, 1, …]. They
+    are on the host and hold nothing: their gradients are on the NPU, and the weights come there as values."""
     buffers = []
     for weight in expert_arrays(config, stage, alike) if config.ecss.enabled else []:
         if weight.kind == "weight":
@@ -143,7 +144,7 @@ def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[
             name = weight.name.replace("experts", "active", 1)
             buffers.append(
                 replace(
-                    weight, name=name, shape=shape, computed=computed, kept=computed, dtype=weight.used_as, device=NPU
+                    weight, name=name, shape=shape, computed=computed, kept=computed, dtype=weight.used_as, device=HOST
                 )
             )
     return buffers
@@ -161,7 +162,7 @@ def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> l
     summed = [*dense_weights(config, stage, alike), *active_buffers(config, stage, alike)]
     if 0 < stage == config.parallel.stages - 1:
         summed.append(word_table(config))
-    return [replace(a, name=f"{a.name}.accumulated", kind="accumulator", kept=a.computed) for a in summed]
+    return [replace(a, name=f"{a.name}.accumulated", kind="accumulator", kept=a.computed, device=NPU) for a in summed]
 
 
 def active_elements(config: Config, stage: int = 0) -> int:
