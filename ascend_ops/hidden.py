@@ -48,10 +48,10 @@ class HiddenCounts(NamedTuple):
 
     busy: float
     """Seconds in which the worker updated."""
-    graph_waited: float
-    """Seconds in which the graph waited for the worker, in `Await`."""
+    step_waited: float
+    """Seconds in which a step waited for the worker: in `Await`, or before it looks experts up."""
     host_waited: float
-    """Seconds in which Python waited for it: before an evaluation, a checkpoint, or the look-up of the next experts."""
+    """Seconds in which something else waited for it: an evaluation, a checkpoint, or the prefetch of coming experts."""
     kept: int
     """Jobs begun before the decision, which it confirmed."""
     redone: int
@@ -102,9 +102,10 @@ class HiddenAdam:
         """Return what tells an operator its worker and segment, int64 [2]."""
         return Tensor(np.array([self._address, segment], np.int64))
 
-    def settle(self) -> None:
-        """Wait until all that is decided is done. Raises HiddenError if the worker failed. Call it between steps."""
-        if _library().HiddenSettle(self._address):
+    def settle(self, in_step: bool = False) -> None:
+        """Wait until all that is decided is done, between steps. in_step: True if the next step waits, which the worker then tries to
+        shorten. Raises HiddenError if the worker failed."""
+        if _library().HiddenSettle(self._address, in_step):
             raise HiddenError(
                 "the update of experts on the host failed: experts are half updated; go on from the last checkpoint"
             )
@@ -209,7 +210,7 @@ def _library() -> ctypes.CDLL:
         "HiddenNew": ([number, number, number, pointer, number, number], pointer),
         "HiddenFree": ([pointer], None),
         "HiddenRegister": ([pointer, number, number, pointer, number, pointer, pointer, pointer, number], None),
-        "HiddenSettle": ([pointer], number),
+        "HiddenSettle": ([pointer, number], number),
         "HiddenRead": ([pointer, pointer, pointer, number], number),
         "HiddenFail": ([pointer], None),
     }

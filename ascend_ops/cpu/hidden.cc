@@ -1,6 +1,7 @@
 // Adam of a store's experts behind the step's back: a worker updates rows while the graph goes on. See ascend_ops/hidden.py.
 //
-// What is speculated can be told from what is decided also where nothing was speculated, so the worker tries again after the first step
+// It speculates while the graph would have to wait for it: where an update ends before the next forward pass needs its rows, the log is
+// of no use. What is speculated can be told from what is decided also where nothing was speculated, so the worker tries again after the first step
 // that is neither clipped nor left out.
 //
 // A segment is idle, or has a job: handed out (its gradients are there), decided (so is the step's norm), and idle again when all its
@@ -12,6 +13,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -28,6 +30,8 @@ constexpr int kOutOfTurn = 9;     // for gradients of a segment whose last updat
 constexpr int kNotRegistered = 5; // for a segment without arrays
 constexpr int64_t kAtOnce = 8;    // pieces that a thread does before the worker looks for a decision
 constexpr int kPatience = 3;      // steps in a row that are clipped or not applied, after which the worker waits for each decision
+constexpr int kAhead = 64;        // steps that the worker speculates after one in which the graph had to wait for it
+constexpr double kWaited = 1e-3;  // seconds of such a wait
 
 double Seconds(Clock::time_point at) { return std::chrono::duration<double>(at.time_since_epoch()).count(); }
 
@@ -51,6 +55,28 @@ struct Job {
   bool open = false, decided = false, weighed = false, differs = false;
 };
 
+constexpr int64_t kLine = 64;
+int64_t Lines(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+int64_t BlockBytes(const Tensors &t, int64_t n) { return Lines(4 * n) + 2 * Lines(n * SizeOf(t.moment_type)); }
+
+// Old values of a block to the log, or back. Past the caches on their way out: nobody may ever read them.
+void MoveOld(char *array, int64_t bytes, bool out, char **log) {
+  int64_t done = 0;
+#if defined(__x86_64__)
+  if (out)
+    for (; done + 16 <= bytes; done += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i *>(*log + done), _mm_loadu_si128(reinterpret_cast<const __m128i *>(array + done)));
+#endif
+  std::memcpy(out ? *log + done : array, out ? array + done : *log, bytes - done);
+  *log += Lines(bytes);
+}
+
+void Flush() {  // another thread may read the log next
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 struct Span {  // of one kind of work on one segment, for a timeline
   double begin, end;
   int64_t segment, kind;
@@ -58,14 +84,14 @@ struct Span {  // of one kind of work on one segment, for a timeline
 enum Kind : int64_t { speculating, direct, repeating };
 
 struct Counts {  // since the last reading
-  double busy, graph_waited, host_waited;
+  double busy, step_waited, host_waited;
   int64_t kept, redone, dropped, late;  // jobs of which pieces were speculated: by what was decided; jobs that had none
 };
 
 class HiddenAdam {
  public:
   HiddenAdam(int64_t segments, int64_t log_bytes, int64_t threads, const int32_t *cores, int64_t count, bool copies_gradients)
-      : segments_(segments), jobs_(segments), log_(new char[log_bytes]), log_bytes_(log_bytes), threads_(threads), cores_(cores, cores + count),
+      : segments_(segments), jobs_(segments), log_(static_cast<char *>(std::aligned_alloc(kLine, Lines(log_bytes) + kLine)), &std::free), log_bytes_(log_bytes), threads_(threads), cores_(cores, cores + count),
         copies_gradients_(copies_gradients), worker_([this] { Work(); }) {}
 
   ~HiddenAdam() {
@@ -110,13 +136,15 @@ class HiddenAdam {
         ++(!job.differs ? counts_.kept : truth.apply == 0.0f ? counts_.dropped : counts_.redone);
     }
     if (!order_.empty()) wrong_in_a_row_ = wrong ? wrong_in_a_row_ + 1 : 0;
+    ahead_ = waited_in_step_ > kWaited ? kAhead : std::max(0, ahead_ - 1);
+    waited_in_step_ = 0.0;
     order_.clear();
     changed_.notify_all();
     return 0;
   }
 
-  // Waits until a segment is idle; n < 0: until all are. by_graph: who is counted as waiting.
-  int Wait(int64_t n, bool by_graph) {
+  // Waits until a segment is idle; n < 0: until all are. in_step: whether a step waits, or something else.
+  int Wait(int64_t n, bool in_step) {
     std::unique_lock<std::mutex> held(lock_);
     const auto ready = [&] {
       if (failed_) return true;
@@ -126,7 +154,9 @@ class HiddenAdam {
     if (!ready()) {
       const double from = Seconds(Clock::now());
       changed_.wait(held, ready);
-      (by_graph ? counts_.graph_waited : counts_.host_waited) += Seconds(Clock::now()) - from;
+      const double waited = Seconds(Clock::now()) - from;
+      (in_step ? counts_.step_waited : counts_.host_waited) += waited;
+      if (in_step) waited_in_step_ += waited;
     }
     return failed_ ? kFailed : 0;
   }
@@ -172,7 +202,7 @@ class HiddenAdam {
     if (failed_) return -1;
     for (size_t n = 0; n < jobs_.size(); ++n)
       if (jobs_[n].open && jobs_[n].decided) return n;
-    if (wrong_in_a_row_ < kPatience)
+    if (ahead_ > 0 && wrong_in_a_row_ < kPatience)
       for (int64_t n : order_)
         if (jobs_[n].begun < jobs_[n].pieces.size() && Room(jobs_[n], jobs_[n].begun)) return n;
     return -1;
@@ -180,7 +210,9 @@ class HiddenAdam {
 
   int64_t LogBytes(const Job &job, size_t piece) const {
     const Piece &p = job.pieces[piece];
-    return (p.end - p.begin) * (4 + 2 * SizeOf(job.update.tensors[p.tensor].moment_type));
+    int64_t bytes = 0;
+    for (int64_t i = p.begin; i < p.end; i += kBlock) bytes += BlockBytes(job.update.tensors[p.tensor], std::min(kBlock, p.end - i));
+    return bytes;
   }
   bool Room(const Job &job, size_t piece) const {
     return log_used_ + LogBytes(job, piece) <= log_bytes_;
@@ -231,14 +263,22 @@ class HiddenAdam {
 
   void Run(const Job &job, const std::vector<Speculated> &pieces, Kind kind) {
     const auto one = [&](const Speculated &s) {
-      const Piece &p = job.pieces[s.piece];
-      if (kind == speculating) MoveOld(job.update, p, log_.get() + s.log, true);
-      if (kind == repeating) MoveOld(job.update, p, log_.get() + s.log, false);
-      job.update.Run(p);
+      char *log = log_.get() + s.log;
+      const auto move = [&](const Tensors &t, int64_t at, int64_t n) {
+        const int64_t size = SizeOf(t.moment_type);
+        MoveOld(reinterpret_cast<char *>(t.w + at), 4 * n, kind == speculating, &log);
+        MoveOld(t.m + at * size, n * size, kind == speculating, &log);
+        MoveOld(t.v + at * size, n * size, kind == speculating, &log);
+      };
+      if (kind == direct)
+        job.update.Run(job.pieces[s.piece]);
+      else
+        job.update.Run(job.pieces[s.piece], move);
     };
     if (threads_ == 1) {  // without a team: OpenMP's would wait for work on a core that the graph needs
       const KeepSubnormals scope;
       for (const Speculated &s : pieces) one(s);
+      Flush();
       return;
     }
 #pragma omp parallel num_threads(threads_)
@@ -246,19 +286,8 @@ class HiddenAdam {
       const KeepSubnormals scope;
 #pragma omp for schedule(dynamic, 2)
       for (size_t i = 0; i < pieces.size(); ++i) one(pieces[i]);
+      Flush();
     }
-  }
-
-  static void MoveOld(const Update &update, const Piece &p, char *log, bool out) {
-    const Tensors &t = update.tensors[p.tensor];
-    const int64_t at = update.rows[p.row].row * update.width[p.tensor] + p.begin, size = SizeOf(t.moment_type), n = p.end - p.begin;
-    const auto move = [&](char *array, int64_t bytes) {
-      std::memcpy(out ? log : array, out ? array : log, bytes);
-      log += bytes;
-    };
-    move(reinterpret_cast<char *>(t.w + at), 4 * n);
-    move(t.m + at * size, n * size);
-    move(t.v + at * size, n * size);
   }
 
   void CopyGradients(Job *job) const {  // whose memory is another's as soon as the operator returns
@@ -285,11 +314,12 @@ class HiddenAdam {
   std::vector<Segment> segments_;
   std::vector<Job> jobs_;        // of each segment
   std::vector<int64_t> order_;   // segments handed out and not decided, in that order
-  const std::unique_ptr<char[]> log_;  // untouched memory takes none
+  const std::unique_ptr<char, decltype(&std::free)> log_;  // untouched memory takes none
   const int64_t log_bytes_;
   int64_t log_used_ = 0;
   Hyper truth_{};
-  int wrong_in_a_row_ = 0;
+  int wrong_in_a_row_ = 0, ahead_ = kAhead;
+  double waited_in_step_ = 0.0;
   bool stop_ = false, failed_ = false;
   Counts counts_{};
   std::vector<Span> spans_;
@@ -328,14 +358,14 @@ void HiddenRegister(void *adam, int64_t n, int64_t tensors, char **arrays, int64
   segment.arrays.width.assign(width, width + tensors), segment.arrays.decay.assign(decay, decay + tensors);
   segment.arrays.step = step, segment.rows = rows;
 }
-int64_t HiddenSettle(void *adam) { return static_cast<HiddenAdam *>(adam)->Wait(-1, false); }
+int64_t HiddenSettle(void *adam, int64_t in_step) { return static_cast<HiddenAdam *>(adam)->Wait(-1, in_step != 0); }
 void HiddenFail(void *adam) { static_cast<HiddenAdam *>(adam)->Fail(); }
 
-// counts: busy, graph_waited, host_waited, kept, redone, dropped, late. spans: begin, end, segment, kind of each. Returns their number.
+// counts: busy, step_waited, host_waited, kept, redone, dropped, late. spans: begin, end, segment, kind of each. Returns their number.
 int64_t HiddenRead(void *adam, double *counts, double *spans, int64_t most) {
   std::vector<Span> found;
   const Counts c = static_cast<HiddenAdam *>(adam)->Read(&found);
-  const double values[] = {c.busy, c.graph_waited, c.host_waited, double(c.kept), double(c.redone), double(c.dropped), double(c.late)};
+  const double values[] = {c.busy, c.step_waited, c.host_waited, double(c.kept), double(c.redone), double(c.dropped), double(c.late)};
   std::copy(std::begin(values), std::end(values), counts);
   const int64_t count = std::min<int64_t>(found.size(), most);
   for (int64_t i = 0; i < count; ++i) {

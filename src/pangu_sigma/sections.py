@@ -221,8 +221,9 @@ class EcssConfig(Section):
     undo_gib: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
     """GiB of old values that the worker keeps to undo updates that it begins before the gradient norm is known. 0: it waits for the
     norm."""
-    update_threads: Positive = 1
-    """Number of the worker's threads."""
+    update_cores: Annotated[int, Field(ge=0)] = 0
+    """Number of cores that the worker has for itself, a thread on each; the device's threads keep the others. 0: one thread, which
+    takes its turn with the others."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Precision of the Adam moments of experts. `float32`: an expert takes 12 bytes a parameter, its weight included. `bfloat16`: 8
     bytes; needs train.optimizer.beta2 <= 0.99."""

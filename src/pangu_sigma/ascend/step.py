@@ -167,6 +167,8 @@ class Update(nn.Cell):
     def hand_out(self, grads, scale):
         """Hand the gradients of the experts to the worker, which speculates that they are neither clipped nor left out."""
         settings = self.settings
+        if self.segments == 0:
+            return ()
         guess = self.hyper_experts(settings.rate * 1.0, 1.0 / scale, settings.learns * 1.0)
         return self.hidden.hand_out(grads[self.dense_count :], settings.active_rows, settings.used, guess)
 

@@ -7,19 +7,26 @@ the host updates experts while the device goes backward through the dense layers
     end of the step    the norm is known           → what was begun stands, is done again, or undone
     next forward pass  in front of each RRE layer  → waits for its own experts, if it must
 
-After three steps in a row that were clipped or left out, the worker waits for the norm, until a step was neither (our choice: a
-clipped step costs its speculated part twice). With `ecss.undo_gib=0` it always waits. Results are the same bit for bit.
+The worker speculates in the first 64 steps, and in 64 steps after each one that had to wait for it: where an update ends before the
+next forward pass needs its rows, keeping old values only costs time. After three steps in a row that were clipped or left out it
+waits for the norm, too, until a step was neither: a clipped step costs its speculated part twice. With `ecss.undo_gib=0` it always
+waits (all our choice). Results are the same bit for bit.
 """
 
 from __future__ import annotations
+
+import logging
 
 from mindspore import nn
 from mindspore.ops import functional as F
 
 from ascend_ops.hidden import Await, Decide, HandOut, HiddenAdam
 from pangu_sigma.config import Config
+from pangu_sigma.ecss.cores import bind_device, cores_here, split_cores
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma, RoutedFFN
+
+logger = logging.getLogger(__name__)
 
 
 class AwaitedFFN(nn.Cell):
@@ -42,9 +49,8 @@ class HiddenUpdate(nn.Cell):
         """copies_gradients: see `HiddenAdam`."""
         super().__init__()
         self.store, log_bytes = store, int(config.ecss.undo_gib * (1 << 30))
-        self.worker = HiddenAdam(
-            store.segments, log_bytes, config.ecss.update_threads, copies_gradients=copies_gradients
-        )
+        cores = _take_cores(config.ecss.update_cores)
+        self.worker = HiddenAdam(store.segments, log_bytes, max(1, len(cores)), cores, copies_gradients)
         store.worker = self.worker
         self.decay = [decay.asnumpy().tolist() for decay in store.decay]
         self.hand = nn.CellList([HandOut(self.worker, n) for n in store.learned])
@@ -75,6 +81,19 @@ class HiddenUpdate(nn.Cell):
                 ),
             )
         return F.make_tuple(*tokens)
+
+
+def _take_cores(count: int) -> list[int]:
+    """Take cores for the worker, and bind all other threads of this process to those that are left."""
+    if not count:
+        return []
+    device, own = split_cores(cores_here(), count)
+    if not own:
+        logger.warning("ecss.update_cores=%d: of the cores %s none can be spared, so the worker is bound to none", count, device)
+        return []
+    bind_device(device)
+    logger.info("cores %s update experts, cores %s feed the device", own, device)
+    return own
 
 
 def hide_update(config: Config, network: PanGuSigma, store: ExpertStore) -> HiddenUpdate | None:

@@ -72,10 +72,11 @@ class ExpertStore(nn.Cell):
         self.worker: HiddenAdam | None = None
         """Worker that updates the experts behind the step (ecss/hidden.py); None: `update` does."""
 
-    def settle(self) -> None:
-        """Wait until the experts are those of the last step, before anything but the next step reads them. Raises HiddenError."""
+    def settle(self, in_step: bool = False) -> None:
+        """Wait until the experts are those of the last step, before anything but the next step's FFN reads them. in_step: True if the
+        next step waits. Raises HiddenError."""
         if self.worker is not None:
-            self.worker.settle()
+            self.worker.settle(in_step)
 
     @property
     def active_shapes(self) -> list[tuple[int, ...]]:

@@ -201,7 +201,7 @@ class TrainStep(nn.Cell):
         """Run one step. rate: learning rate. brought: prefetched experts; None to read the store. limits: None to skip no spike."""
         groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()).arguments())
         if brought is None:
-            self.store.settle()  # the graph looks experts up at its start
+            self.store.settle(in_step=True)  # the graph looks experts up at its start
         if self.hidden is not None:
             self.hidden.register()
         result, handed = self(Tensor(rate, ms.float32), *groups)
