@@ -95,8 +95,7 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
 def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
     """One step on a batch. factor: of all loss weights, and so of all gradients."""
     rows, positions, documents, slots, labels, weights, *plans = inputs_of(batch, step.config)
-    step.settings.write(RATE, batch)
-    step.hidden.register()
+    step.prepare(RATE, batch)
     inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *plans)
     taken = [np.asarray(t.asnumpy()) for t in step(*map(as_tensor, inputs))]
     step.store.settle()
@@ -163,7 +162,7 @@ def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(
 ):
     start_equal(toy, step)
     batch = exchanged.next(exchanged.start())
-    kinds = [p for p in step.get_parameters() if not p.name.startswith(("active", "used", "rate", "learns"))]
+    kinds = [p for p in step.get_parameters() if not p.name.startswith(("active", "used", "guess", "rate", "learns"))]
     before = [p.asnumpy().copy() for p in kinds]
     loss_M = step.of(batch)
     for parameter, was in zip(kinds, before, strict=True):

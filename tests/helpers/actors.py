@@ -66,10 +66,15 @@ def before(actors: dict[int, Actor], number: int) -> set[int]:
 
 
 def kept_apart(actors: dict[int, Actor]) -> list[str]:
-    """Return, a sentence each, what of the two rules of the Ascend step the actors break: the store of experts stays on the host,
-    and what the network reads is written behind it."""
+    """Return, a sentence each, what of the rules of the Ascend step the actors break: the store of experts stays on the host, the
+    accumulators of gradients on the NPU, and what the network reads is written behind it."""
     taken = {name for a in actors.values() if ":Custom-" not in a.what for name in a.parameters}
     broken = [f"{name} is copied, all of it" for name in sorted(taken) if name.startswith("experts.")]
+    broken += [
+        f"{name} is copied"
+        for name in sorted({p for a in actors.values() if a.what == "CopyActor" for p in a.parameters})
+        if name.startswith("accu_grads.active.")
+    ]
     uses = {n: a for n, a in actors.items() if a.what != "CopyActor"}
     for n, actor in uses.items():
         if ":Assign-" in actor.what:

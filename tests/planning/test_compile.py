@@ -18,7 +18,7 @@ from pangu_sigma.chips import CHIP_DATA, GIB
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import dispatch_layout, gather_operator, rre_layers_of_stage
-from pangu_sigma.parallel.parameters import accumulator_arrays, active_buffers, dense_weights
+from pangu_sigma.parallel.parameters import accumulator_arrays, active_buffers, dense_weights, summed_alone
 from pangu_sigma.planning import compile as compile_module
 from pangu_sigma.planning.cann_stub import ascend_environment
 from pangu_sigma.planning.compile import Compiled, PlanRefused, compile_memory, compile_step, read_graph
@@ -52,7 +52,7 @@ def check(config: Config) -> list[Compiled]:
         routed = len(rre_layers_of_stage(config, stage)) * len(config.model.segments)
         # micro-batches, with stages or without, share the look-ups of a step
         of_worker = {"FetchStored": routed, "HandOut": routed, "Decide": 1}
-        if passes > 1 and parallel.stages == parallel.data == 1:
+        if summed_alone(config):
             of_worker["Add"] = len(active_buffers(config, stage))
         assert compiled.host_operators == (of_worker if routed else {})
         exchanges = 2 * routed * passes if parallel.expert > 1 else 0
@@ -99,8 +99,8 @@ REPLICAS = {"expert": 2, "data": 2, "tensor": 2}
 
 B16 = ["parallel.chip=910b", "train.compute_dtype=bfloat16"]
 
-OWN, COMMON = "model.segments=[own, own]", "model.segments=[own, common]"
-SOME = [COMMON, "model.common_experts=8"]
+OWN = ["model.segments=[own, own]", "model.common_experts=0"]
+SOME = ["model.segments=[own, common]", "model.common_experts=8"]
 RANKS_64 = {"groups": 2, "expert": 4, "data": 2, "tensor": 4, "recompute": True}
 WIDE = ["model.heads=8", "train.batch_size=32"]
 
@@ -119,8 +119,8 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "910B, every rank in the tensor group": ({"tensor": 8, "recompute": True}, [*B16, "model.heads=8"]),
     "910B, float16": (ALL_AXES, ["parallel.chip=910b"]),
     "910B, two stages, which are compacted": (STAGES, [*B16, "train.accumulation=2"]),
-    "910B, two own segments": (ALL_AXES, [*B16, OWN]),
-    "910B, two own segments, 64 ranks": (RANKS_64, [*B16, *WIDE, OWN]),
+    "910B, two own segments": (ALL_AXES, [*B16, *OWN]),
+    "910B, two own segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *OWN]),
     "910B, common segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *SOME]),
     "910B, common segments, replicas, two passes": (REPLICAS, [*B16, *SOME, "train.accumulation=2"]),
     "910_93": (ALL_AXES, ["parallel.chip=910_93", "train.compute_dtype=bfloat16"]),
@@ -131,14 +131,14 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "replicas": (REPLICAS, []),
     "replicas, two passes": (REPLICAS, ["train.accumulation=2"]),
     "float32": (ALL_AXES, ["train.compute_dtype=float32"]),
-    "two own segments": (ALL_AXES, [OWN]),
+    "two own segments": (ALL_AXES, OWN),
     "common segments": (ALL_AXES, SOME),
     "common segments, groups alone": ({"groups": 2}, SOME),
     "four segments, recompute": (
         LAYOUTS["recompute"],
         ["model.segments=[own, own, common, common]", "model.common_experts=6"],
     ),
-    "two own segments, 64 ranks": (RANKS_64, [*WIDE, OWN]),
+    "two own segments, 64 ranks": (RANKS_64, [*WIDE, *OWN]),
     "common segments, 64 ranks": (RANKS_64, [*WIDE, *SOME]),
     "common segments, two stages": (
         {"stages": 2, "groups": 2, "expert": 2},
@@ -262,7 +262,7 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
             '  %12(i$squares) = AllReduce(%11) {instance name: sum_of_parts} primitive_attrs: {group: "8-1"}\n',
             "      : (<Tensor[Float32], ()>) -> (<Tensor[Float32], ()>)\n",
             '  %13(j) = Custom(%7, %9, %2) {func_name: "/x/ops.so:HandOut", primitive_target: "CPU"}\n',
-            "      : (<Tensor[Float16], (1, 2560, 5120)>, <Tensor[Float16], ()>, <Tensor[Int32], (1)>) -> (<Tensor[Float32], (1)>)\n",
+            "      : (<Tensor[Float16], (1, 2560, 5120)>, <Tensor[Float16], ()>, <Tensor[Int32], (1)>) -> (<Tensor[Float32]>)\n",
         ]
     )
     found = read_graph(lines, 512)

@@ -73,7 +73,7 @@ def test_an_array_of_the_store_in_the_graph_is_named(plan: Plan):
 def test_a_gradient_of_experts_that_is_lost_on_the_way_is_told(plan: Plan):
     """MindSpore returned 0.0 for sums over micro-batches that no other rank shares."""
     step = as_predicted(plan)
-    first, *others = step.handed
+    _, *others = step.handed
     assert differences(plan, replace(step, handed=[[], *others])) == [
         f"the gradients of experts on stage 0 have the shapes {[[], *others]}, predicted {step.handed}"
     ]

@@ -27,7 +27,7 @@ from pangu_sigma.model.pangu_sigma import FFN_TENSORS, tensor_spans
 from pangu_sigma.parallel.communicators import OF_COPIES
 from pangu_sigma.parallel.connect import Groups
 from pangu_sigma.parallel.layout import dispatch_layout
-from pangu_sigma.parallel.parameters import active_buffers
+from pangu_sigma.parallel.parameters import active_buffers, summed_alone
 
 
 class FetchExperts(nn.Cell):
@@ -41,10 +41,8 @@ class FetchExperts(nn.Cell):
         self.numbers, self.spans = store.numbers, store.spans
         sizes = [span.stop - span.start for span in store.spans]
         self.segments = nn.CellList([FetchStored(worker, n, size) for n, size in enumerate(sizes)])
-        # MindSpore 2.9 returns the gradients that it has summed over micro-batches only behind a standard operator, or to ranks that
-        # share them, or with stages. Where it needs one, the host adds 1.0, which nobody reads, to the parameters.
-        parallel = config.parallel
-        self.stands_in = config.train.accumulation > 1 and parallel.stages == 1 and parallel.data == 1
+        # the standard operators that MindSpore may need: the host adds 1.0 to the parameters, which nobody reads
+        self.adds = summed_alone(config)
         self.w1, self.b1, self.w2, self.b2 = (ops.Add() for _ in FFN_TENSORS)
         for add in (self.w1, self.b1, self.w2, self.b2):
             add.set_device("CPU")
@@ -57,9 +55,11 @@ class FetchExperts(nn.Cell):
         token = self.first
         for n in range(len(self.segments)):
             like = active[self.spans[n]]
-            if self.stands_in:
-                further = like[3:] if len(like) == 3 else (self.b2(like[3], 1.0),)
-                like = (self.w1(like[0], 1.0), self.b1(like[1], 1.0), self.w2(like[2], 1.0)) + further
+            if self.adds:
+                added: tuple = (self.w1(like[0], 1.0), self.b1(like[1], 1.0), self.w2(like[2], 1.0))
+                if len(like) == len(FFN_TENSORS):
+                    added += (self.b2(like[3], 1.0),)
+                like = added
             found = self.segments[n](self.active_rows[n], like, token)
             weights += found[:-1]
             token = found[len(found) - 1]  # MindSpore's parallel passes find no shape at an index of -1

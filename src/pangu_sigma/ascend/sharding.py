@@ -182,6 +182,11 @@ def mark_parameters(network: ActiveExperts, config: Config) -> None:
     for name, parameter in (*network.loss.network.parameters_and_names(), *((p.name, p) for p in network.active)):
         parameter.cut = cuts[name]
         parameter.parallel_optimizer = parameter.cut.divided
+    for n, span in enumerate(network.spans):
+        for parameter in network.active[
+            slice(*span)
+        ]:  # sums of their gradients are fused with no other, else they come late
+            parameter.comm_fusion = 2 + n
 
 
 def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:

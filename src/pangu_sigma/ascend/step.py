@@ -59,7 +59,7 @@ class AscendStep(nn.Cell):
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of train/step.py
         The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`). Losses are summed over micro-batches,
-        and zero on the ranks of all stages but the last. `take` writes the settings of a step before.
+        and zero on the ranks of all stages but the last. `prepare` writes the settings of a step before.
     Raises ConfigError for the settings that supported.py lists.
     """
 
@@ -94,7 +94,7 @@ class AscendStep(nn.Cell):
             rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans
         )
         grads = self.sum_common(grads)
-        handed = self.update.hand_out(grads, scale)
+        handed = self.update.hand_out(grads)
         norm, finite = self.verdict(grads, scale, sent_back)
         applied, updated, next_scale = self.update(grads, handed, norm, finite, scale)
         ops.assign(self.network.scale, self.one * next_scale)
@@ -108,7 +108,7 @@ class AscendStep(nn.Cell):
 
     def take(self, rate: float, batch: Batch) -> tuple[Tensor, ...]:
         """Run one step on the rank's share of a batch, and return the result of `construct`. rate: learning rate."""
-        self.settings.write(rate, batch)
+        self.prepare(rate, batch)
         return self.run(batch)
 
     def of(self, batch: Batch) -> np.ndarray:
@@ -116,12 +116,18 @@ class AscendStep(nn.Cell):
 
         A graph for losses alone would need another compilation, and auto-parallel would shard its operators outside the network.
         """
-        self.settings.write(0.0, batch, learns=0.0)
+        self.prepare(0.0, batch, learns=0.0)
         return self.run(batch)[0].asnumpy()
 
-    def run(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Run the graph on the rank's share of a batch, with the settings written before."""
+    def prepare(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
+        """Write the settings of the next step, which takes `batch`, and tell the worker where the experts are. rate: learning rate.
+        learns: 1.0, or 0.0 to update nothing."""
+        guess = self.update.hyper_experts.values(rate, 1.0 / float(self.scale.value.asnumpy()), learns)
+        self.settings.write(rate, batch, learns, guess)
         self.hidden.register()
+
+    def run(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Run the graph on the rank's share of a batch, which `prepare` took."""
         result = self(*map(as_tensor, inputs_of(batch, self.config)))
         if self.config.ecss.overlap == "off":
             self.store.settle()
@@ -153,6 +159,7 @@ class Update(nn.Cell):
         self.dense_count, self.segments = len(dense.weights), hidden.store.segments
         self.clip_norm = optimizer.clip_norm
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
+        self.accumulated = config.train.accumulation > 1
 
     def construct(self, grads, handed, norm, finite, scale):
         lr, learns = self.settings.rate * 1.0, self.settings.learns * 1.0
@@ -164,13 +171,15 @@ class Update(nn.Cell):
         next_scale = self.scale.update(finite, learns)
         return applied, (updated, next_scale), next_scale
 
-    def hand_out(self, grads, scale):
+    def hand_out(self, grads):
         """Hand the gradients of the experts to the worker, which speculates that they are neither clipped nor left out."""
-        settings = self.settings
         if self.segments == 0:
             return ()
-        guess = self.hyper_experts(settings.rate * 1.0, 1.0 / scale, settings.learns * 1.0)
-        return self.hidden.hand_out(grads[self.dense_count :], settings.active_rows, settings.used, guess)
+        taken: tuple = ()
+        for i in range(self.dense_count, len(grads)):
+            # of an accumulator a copy: MindSpore would bring the accumulator itself to the host each time that the step writes it
+            taken += (grads[i] * 1.0 if self.accumulated else grads[i],)
+        return self.hidden.hand_out(taken, self.settings.active_rows, self.settings.used, self.settings.guess)
 
 
 def _network(config: Config, rank: int) -> PanGuSigma:

@@ -89,7 +89,9 @@ def _take_cores(count: int) -> list[int]:
         return []
     device, own = split_cores(cores_here(), count)
     if not own:
-        logger.warning("ecss.update_cores=%d: of the cores %s none can be spared, so the worker is bound to none", count, device)
+        logger.warning(
+            "ecss.update_cores=%d: of the cores %s none can be spared, so the worker is bound to none", count, device
+        )
         return []
     bind_device(device)
     logger.info("cores %s update experts, cores %s feed the device", own, device)

@@ -174,6 +174,12 @@ def active_elements(config: Config, stage: int = 0) -> int:
     return of_layer * len(rre_layers_of_stage(config, stage))
 
 
+def summed_alone(config: Config) -> bool:
+    """Return True if a rank alone sums gradients of experts over micro-batches, without stages. MindSpore 2.9 then returns the sums
+    only behind a standard operator, so the Ascend step has one (ascend/active_experts.py)."""
+    return config.train.accumulation > 1 and config.parallel.stages == config.parallel.data == 1
+
+
 def word_table(config: Config) -> Array:
     """Return the word table, which the first stage keeps."""
     return _dense_array(config, 1, *next(_tables(config, 0)))

@@ -5,9 +5,8 @@
     HCCS, network   bytes ÷ bandwidth, without overlap with computing; and MESSAGE_SECONDS for each message of an AlltoAll to
                     another host: a rank sends one to every other rank of its group, one by one (HCCL's pairwise algorithm)
     NPU update      bytes that Adam reads and writes ÷ the bandwidth of the NPU's memory
-    host            active experts over PCIe (`lookups` times), their gradients after the step, then Adam ÷
-                    HOST_UPDATE_BANDWIDTH; without overlap either: the Ascend step looks up its own experts, whatever
-                    ecss.prefetch says, and how much of that the runtime hides behind other layers was not tried
+    host            active experts over PCIe before the step, their gradients after it, then Adam ÷ HOST_UPDATE_BANDWIDTH; without
+                    overlap either, as in the paper
     bubble          with p stages and g micro-batches, (p - 1) ÷ g of the slowest stage's time for all of them (1F1B)
 
 Rates and bandwidths are the chip's (`chips.py`). Three constants are fitted to four published figures of 910A: 7.5 s and 6.3x of
