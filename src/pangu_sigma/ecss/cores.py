@@ -31,7 +31,7 @@ class Core(NamedTuple):
 def split_cores(cores: Sequence[Core], count: int) -> tuple[list[int], list[int]]:
     """Return the numbers of the cores of the device's threads, and of the worker's, at most `count`.
 
-    The worker gets whole physical cores, the last ones of the node with most of them, and leaves at least one to the device. If that
+    The worker gets whole physical cores, the last ones of the node with most of them (of several, the last), and leaves at least one to the device. If that
     leaves none for the worker, it gets none, and its threads are not bound.
     """
     of_node: dict[int, dict[tuple[int, int], list[int]]] = {}
@@ -39,7 +39,7 @@ def split_cores(cores: Sequence[Core], count: int) -> tuple[list[int], list[int]
         of_node.setdefault(core.node, {}).setdefault(core.physical, []).append(core.number)
     physical = sum(map(len, of_node.values()))
     taken: list[int] = []
-    node = max(of_node.values(), key=len)
+    node = max(reversed(of_node.values()), key=len)
     for left, threads in enumerate(reversed(node.values())):
         if len(taken) + len(threads) > count or left + 1 == physical:
             break
