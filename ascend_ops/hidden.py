@@ -52,6 +52,9 @@ class HiddenCounts(NamedTuple):
     """Seconds in which a step waited for the worker: in `Await`, or before it looks experts up."""
     host_waited: float
     """Seconds in which something else waited for it: an evaluation, a checkpoint, or the prefetch of coming experts."""
+    in_use: float
+    """Seconds from the first `Await` of a step to its last `HandOut`, in which the graph needs the experts; in the rest of a step an
+    update can be hidden."""
     kept: int
     """Jobs begun before the decision, which it confirmed."""
     redone: int
@@ -115,7 +118,7 @@ class HiddenAdam:
         counts, spans = np.zeros(len(HiddenCounts._fields)), np.zeros((_MOST_SPANS, 4))
         found = _library().HiddenRead(self._address, counts.ctypes.data, spans.ctypes.data, _MOST_SPANS)
         stretches = [Span(begin, end, int(n), SPAN_KINDS[int(kind)]) for begin, end, n, kind in spans[:found].tolist()]
-        return HiddenCounts(*counts[:3].tolist(), *map(int, counts[3:])), stretches
+        return HiddenCounts(*counts[:4].tolist(), *map(int, counts[4:])), stretches
 
     def fail(self) -> None:
         """Make the worker fail, for tests."""

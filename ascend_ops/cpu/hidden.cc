@@ -84,7 +84,7 @@ struct Span {  // of one kind of work on one segment, for a timeline
 enum Kind : int64_t { speculating, direct, repeating };
 
 struct Counts {  // since the last reading
-  double busy, step_waited, host_waited;
+  double busy, step_waited, host_waited, in_use;
   int64_t kept, redone, dropped, late;  // jobs of which pieces were speculated: by what was decided; jobs that had none
 };
 
@@ -117,6 +117,7 @@ class HiddenAdam {
     job.pieces = job.update.Pieces();
     job.open = true;
     if (order_.empty()) log_used_ = 0;
+    last_handed_ = Seconds(Clock::now());
     order_.push_back(n);
     changed_.notify_all();
     return 0;
@@ -136,6 +137,8 @@ class HiddenAdam {
         ++(!job.differs ? counts_.kept : truth.apply == 0.0f ? counts_.dropped : counts_.redone);
     }
     if (!order_.empty()) wrong_in_a_row_ = wrong ? wrong_in_a_row_ + 1 : 0;
+    if (first_awaited_ > 0.0) counts_.in_use += last_handed_ - first_awaited_;
+    first_awaited_ = 0.0;
     ahead_ = waited_in_step_ > kWaited ? kAhead : std::max(0, ahead_ - 1);
     waited_in_step_ = 0.0;
     order_.clear();
@@ -158,6 +161,7 @@ class HiddenAdam {
       (in_step ? counts_.step_waited : counts_.host_waited) += waited;
       if (in_step) waited_in_step_ += waited;
     }
+    if (n >= 0 && first_awaited_ == 0.0) first_awaited_ = Seconds(Clock::now());
     return failed_ ? kFailed : 0;
   }
 
@@ -319,7 +323,7 @@ class HiddenAdam {
   int64_t log_used_ = 0;
   Hyper truth_{};
   int wrong_in_a_row_ = 0, ahead_ = kAhead;
-  double waited_in_step_ = 0.0;
+  double waited_in_step_ = 0.0, first_awaited_ = 0.0, last_handed_ = 0.0;
   bool stop_ = false, failed_ = false;
   Counts counts_{};
   std::vector<Span> spans_;
@@ -361,11 +365,11 @@ void HiddenRegister(void *adam, int64_t n, int64_t tensors, char **arrays, int64
 int64_t HiddenSettle(void *adam, int64_t in_step) { return static_cast<HiddenAdam *>(adam)->Wait(-1, in_step != 0); }
 void HiddenFail(void *adam) { static_cast<HiddenAdam *>(adam)->Fail(); }
 
-// counts: busy, step_waited, host_waited, kept, redone, dropped, late. spans: begin, end, segment, kind of each. Returns their number.
+// counts: busy, step_waited, host_waited, in_use, kept, redone, dropped, late. spans: begin, end, segment, kind of each. Returns their number.
 int64_t HiddenRead(void *adam, double *counts, double *spans, int64_t most) {
   std::vector<Span> found;
   const Counts c = static_cast<HiddenAdam *>(adam)->Read(&found);
-  const double values[] = {c.busy, c.step_waited, c.host_waited, double(c.kept), double(c.redone), double(c.dropped), double(c.late)};
+  const double values[] = {c.busy, c.step_waited, c.host_waited, c.in_use, double(c.kept), double(c.redone), double(c.dropped), double(c.late)};
   std::copy(std::begin(values), std::end(values), counts);
   const int64_t count = std::min<int64_t>(found.size(), most);
   for (int64_t i = 0; i < count; ++i) {

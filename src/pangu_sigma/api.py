@@ -159,6 +159,7 @@ def train(
         if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
             with folder_lock(folder, lock):
                 pass
+    DIVISION.divide(config.ecss.update_cores)
     from pangu_sigma.train.backend import Backend
     from pangu_sigma.train.loop import train as train_run
 

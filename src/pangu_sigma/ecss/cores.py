@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ class Core(NamedTuple):
 def split_cores(cores: Sequence[Core], count: int) -> tuple[list[int], list[int]]:
     """Return the numbers of the cores of the device's threads, and of the worker's, at most `count`.
 
-    The worker gets whole physical cores, the last ones of the node with most of them, and leaves at least one to the device. If that
+    The worker gets whole physical cores, the last ones of the node with most of them (of several, the last), and leaves at least one to the device. If that
     leaves none for the worker, it gets none, and its threads are not bound.
     """
     of_node: dict[int, dict[tuple[int, int], list[int]]] = {}
@@ -40,7 +39,7 @@ def split_cores(cores: Sequence[Core], count: int) -> tuple[list[int], list[int]
         of_node.setdefault(core.node, {}).setdefault(core.physical, []).append(core.number)
     physical = sum(map(len, of_node.values()))
     taken: list[int] = []
-    node = max(of_node.values(), key=len)
+    node = max(reversed(of_node.values()), key=len)
     for left, threads in enumerate(reversed(node.values())):
         if len(taken) + len(threads) > count or left + 1 == physical:
             break
@@ -48,16 +47,38 @@ def split_cores(cores: Sequence[Core], count: int) -> tuple[list[int], list[int]
     return [core.number for core in cores if core.number not in taken], taken
 
 
-def cores_here() -> list[Core]:
-    """Return the cores that this process may run on, ascending. Where Linux does not say more, each is a core of node 0."""
-    return [Core(number, _node(number), _physical(number)) for number in sorted(os.sched_getaffinity(0))]
+def cores_here(besides: Sequence[int] = ()) -> list[Core]:
+    """Return the cores that this thread may run on, and those besides, ascending. Where Linux does not say more, each is a core of
+    node 0."""
+    numbers = sorted({*os.sched_getaffinity(0), *besides})
+    return [Core(number, _node(number), _physical(number)) for number in numbers]
 
 
-def bind_device(numbers: Sequence[int]) -> None:
-    """Bind all threads of this process to these cores. Threads that are started later inherit them."""
-    for thread in os.listdir("/proc/self/task"):
-        with suppress(ProcessLookupError):  # it has ended
-            os.sched_setaffinity(int(thread), numbers)
+class CoreDivision:
+    """Division of this process's cores, made before MindSpore is imported: OpenMP counts the cores when it is loaded."""
+
+    def __init__(self) -> None:
+        self.of_worker: list[int] = []
+        """Cores of the worker; empty: its threads are not bound."""
+
+    def divide(self, count: int) -> None:
+        """Give `count` cores to the worker, and bind this thread, and so those that it starts, to the others. 0: change nothing."""
+        if not count:
+            return
+        cores = cores_here(self.of_worker)
+        device, self.of_worker = split_cores(cores, count)
+        if len(self.of_worker) < count:
+            logger.warning(
+                "ecss.update_cores=%d: of the cores %s only %d can be spared, whole physical ones of one NUMA node",
+                count,
+                [core.number for core in cores],
+                len(self.of_worker),
+            )
+        os.sched_setaffinity(0, device)
+
+
+DIVISION = CoreDivision()
+"""The division of this process's cores."""
 
 
 def _node(number: int) -> int:

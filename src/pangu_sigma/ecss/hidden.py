@@ -15,18 +15,14 @@ waits (all our choice). Results are the same bit for bit.
 
 from __future__ import annotations
 
-import logging
-
 from mindspore import nn
 from mindspore.ops import functional as F
 
 from ascend_ops.hidden import Await, Decide, HandOut, HiddenAdam
 from pangu_sigma.config import Config
-from pangu_sigma.ecss.cores import bind_device, cores_here, split_cores
+from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma, RoutedFFN
-
-logger = logging.getLogger(__name__)
 
 
 class AwaitedFFN(nn.Cell):
@@ -48,8 +44,7 @@ class HiddenUpdate(nn.Cell):
     def __init__(self, config: Config, store: ExpertStore, copies_gradients: bool = False):
         """copies_gradients: see `HiddenAdam`."""
         super().__init__()
-        self.store, log_bytes = store, int(config.ecss.undo_gib * (1 << 30))
-        cores = _take_cores(config.ecss.update_cores)
+        self.store, cores, log_bytes = store, DIVISION.of_worker, int(config.ecss.undo_gib * (1 << 30))
         self.worker = HiddenAdam(store.segments, log_bytes, max(1, len(cores)), cores, copies_gradients)
         store.worker = self.worker
         self.decay = [decay.asnumpy().tolist() for decay in store.decay]
@@ -70,32 +65,20 @@ class HiddenUpdate(nn.Cell):
             i = len(self.hand) - 1 - k
             n = self.store.learned[i]
             entries = self.store.entries[n]
+            active_A, offsets_A1 = self.store.updated_rows(
+                self.store.cut(active_NA[n], entries), self.store.cut(offsets_NA1[n], entries + 1), n
+            )
             tokens += (
                 self.hand[i](
                     grads[self.store.of_gradients[i]],
-                    self.store.cut(active_NA[n], entries),
-                    self.store.cut(offsets_NA1[n], entries + 1),
+                    active_A,
+                    offsets_A1,
                     hyper,
                     copies[self.store.spans[n]],
                     None if next_NA is None else self.store.cut(next_NA[n], entries),
                 ),
             )
         return F.make_tuple(*tokens)
-
-
-def _take_cores(count: int) -> list[int]:
-    """Take cores for the worker, and bind all other threads of this process to those that are left."""
-    if not count:
-        return []
-    device, own = split_cores(cores_here(), count)
-    if not own:
-        logger.warning(
-            "ecss.update_cores=%d: of the cores %s none can be spared, so the worker is bound to none", count, device
-        )
-        return []
-    bind_device(device)
-    logger.info("cores %s update experts, cores %s feed the device", own, device)
-    return own
 
 
 def hide_update(config: Config, network: PanGuSigma, store: ExpertStore) -> HiddenUpdate | None:

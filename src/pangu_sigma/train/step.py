@@ -166,7 +166,9 @@ class TrainStep(nn.Cell):
         dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
         buffers = experts_and_buffers[self.expert_tensors :]
         handed: tuple = ()
-        if self.hidden is not None:  # only data dependencies order a graph: the worker begins before the dense layers' backward pass
+        if (
+            self.hidden is not None
+        ):  # only data dependencies order a graph: the worker begins before the dense layers' backward pass
             guess = self.hyper_experts(lr, 1.0 / scale, 1.0)
             handed = self.hidden.hand_out(expert_grads, active_NA, used_NA1, guess, next_NA, buffers)
         # `applied` is a number, not a branch: every step runs the same operators, and with 0.0 Adam leaves its arrays unchanged
