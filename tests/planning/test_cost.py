@@ -16,10 +16,10 @@ from pangu_sigma.planning import cost
 from pangu_sigma.planning.cost import (
     MEASURED_UPDATE_BANDWIDTH,
     flops,
-    hidden_update,
     host_rate_note,
     host_update_bytes,
     most_sensitive,
+    overlapped_step,
     rates_of,
     step_time,
     step_time_all_experts,
@@ -58,8 +58,8 @@ def test_flops_are_six_a_parameter_and_token_or_eight_with_recompute():
         assert weights + 8 * 2 * 5120 * 20480 == pytest.approx(config.num_params().active_per_token, rel=1e-3)
 
 
-def hidden(*keys: str) -> cost.HiddenUpdate:
-    found = hidden_update(load_config(MODEL_CONFIGS / "sigma_1t.yaml", list(keys)))
+def hidden(*keys: str) -> cost.OverlappedStep:
+    found = overlapped_step(load_config(MODEL_CONFIGS / "sigma_1t.yaml", list(keys)))
     assert found is not None
     return found
 
@@ -81,7 +81,7 @@ def test_adam_on_the_host_hides_behind_the_dense_layers_and_no_more():
 
 @pytest.mark.parametrize("keys", [("ecss.overlap", "off"), ("ecss.enabled", False)])
 def test_without_a_worker_nothing_is_hidden(keys: tuple[str, object]):
-    assert hidden_update(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [keys])) is None
+    assert overlapped_step(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [keys])) is None
 
 
 LOCMOE = {128: 0.1810, 256: 0.2874}

@@ -74,10 +74,10 @@ def test_what_the_time_hangs_on_most_is_printed_with_half_and_double(chip: str):
 
 def test_what_the_host_hides_is_printed_beside_the_papers_step():
     plan = make_plan(load_config(MODEL_CONFIGS / "sigma_1t.yaml"), 512)
-    assert plan.hidden_update is not None
-    left, step = plan.hidden_update.left, plan.hidden_update.step
+    assert plan.overlapped is not None
+    left, step = plan.overlapped.left, plan.overlapped.step
     assert f" s: {left:.3g} s are left, the step {step:.3g} s\n" in format_plan(plan)
-    assert plan.as_dict()["hidden_update"]["step"] == step < plan.seconds.step
+    assert plan.as_dict()["overlapped"]["step"] == step < plan.seconds.step
 
 
 def test_a_dense_model_hangs_on_another_constant():

@@ -6,7 +6,7 @@
                     another host: a rank sends one to every other rank of its group, one by one (HCCL's pairwise algorithm)
     NPU update      bytes that Adam reads and writes ÷ the bandwidth of the NPU's memory
     host            active experts over PCIe before the step, their gradients after it, then Adam ÷ HOST_UPDATE_BANDWIDTH; without
-                    overlap either, as in the paper, to whose step the rate is fitted; `hidden_update` says what overlap would hide
+                    overlap either, as in the paper, to whose step the rate is fitted; `overlapped_step` says what overlap hides
     bubble          with p stages and g micro-batches, (p - 1) ÷ g of the slowest stage's time for all of them (1F1B)
 
 Rates and bandwidths are the chip's (`chips.py`). Three constants are fitted to four published figures of 910A: 7.5 s and 6.3x of
@@ -144,7 +144,7 @@ def most_sensitive(config: Config) -> Sensitivity:
 
 
 @dataclass(frozen=True)
-class HiddenUpdate:
+class OverlappedStep:
     """Seconds of the NPU behind which Adam on the host can run with `ecss.overlap`, on the stage that is then the slowest: dense
     layers in the backward pass of the last micro-batch (0 with `ecss.undo_gib=0`), their Adam, and dense layers in the next forward
     pass of the first micro-batch. left: seconds of Adam on the host that are more. step: seconds of the whole step.
@@ -159,7 +159,7 @@ class HiddenUpdate:
     step: float
 
 
-def hidden_update(config: Config) -> HiddenUpdate | None:
+def overlapped_step(config: Config) -> OverlappedStep | None:
     """Estimate the step with Adam of experts hidden behind the dense layers; None if `ecss.overlap` is off, or nothing to hide."""
     if config.ecss.overlap == "off" or not config.ecss.enabled or not config.model.rre_layers:
         return None
@@ -255,13 +255,13 @@ def _seconds_in_passes(sent: list[_Sent]) -> float:
     return sum(c.seconds for c in sent if c.in_passes)
 
 
-def _hidden(config: Config, stage: int, time: StepTime, sent: list[_Sent]) -> HiddenUpdate:
+def _hidden(config: Config, stage: int, time: StepTime, sent: list[_Sent]) -> OverlappedStep:
     dense, _ = _forward_flops(config, stage)
     all_flops = flops(config, stage) / config.train.accumulation
     round_seconds = (time.compute + _seconds_in_passes(sent)) / config.train.accumulation * dense / all_flops
     backward = round_seconds * (_rounds(config) - 1) if config.ecss.undo_gib else 0.0
     left = max(0.0, time.host_update - backward - time.npu_update - round_seconds)
-    return HiddenUpdate(backward, time.npu_update, round_seconds, left, time.step - time.host_update + left)
+    return OverlappedStep(backward, time.npu_update, round_seconds, left, time.step - time.host_update + left)
 
 
 def _stage_time(
