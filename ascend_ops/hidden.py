@@ -53,8 +53,8 @@ class HiddenCounts(NamedTuple):
     host_waited: float
     """Seconds in which something else waited for it: an evaluation, a checkpoint, or the prefetch of coming experts."""
     in_use: float
-    """Seconds from the first `Await` of a step to its last `HandOut`, in which the graph needs the experts; in the rest of a step an
-    update can be hidden."""
+    """Seconds from the `Await` of segment 0 to the last `HandOut` of a step, in which the graph needs the experts; in the rest of a step
+    an update can be hidden."""
     kept: int
     """Jobs begun before the decision, which it confirmed."""
     redone: int

@@ -138,7 +138,6 @@ class HiddenAdam {
     }
     if (!order_.empty()) wrong_in_a_row_ = wrong ? wrong_in_a_row_ + 1 : 0;
     if (first_awaited_ > 0.0) counts_.in_use += last_handed_ - first_awaited_;
-    first_awaited_ = 0.0;
     ahead_ = waited_in_step_ > kWaited ? kAhead : std::max(0, ahead_ - 1);
     waited_in_step_ = 0.0;
     order_.clear();
@@ -161,7 +160,7 @@ class HiddenAdam {
       (in_step ? counts_.step_waited : counts_.host_waited) += waited;
       if (in_step) waited_in_step_ += waited;
     }
-    if (n >= 0 && first_awaited_ == 0.0) first_awaited_ = Seconds(Clock::now());
+    if (n == 0) first_awaited_ = Seconds(Clock::now());
     return failed_ ? kFailed : 0;
   }
 

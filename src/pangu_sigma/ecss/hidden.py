@@ -50,6 +50,7 @@ class HiddenUpdate(nn.Cell):
         self.decay = [decay.asnumpy().tolist() for decay in store.decay]
         self.hand = nn.CellList([HandOut(self.worker, n) for n in store.learned])
         self.decide = Decide(self.worker)
+        self.register()
 
     def register(self) -> None:
         """Tell the worker where the arrays are. Call it before each step: a parameter that Python has set is elsewhere."""
