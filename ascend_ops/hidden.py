@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 from mindspore.ops import functional as F
 
 from ascend_ops.host import host_op
@@ -53,8 +53,8 @@ class HiddenCounts(NamedTuple):
     host_waited: float
     """Seconds in which something else waited for it: an evaluation, a checkpoint, or the prefetch of coming experts."""
     in_use: float
-    """Seconds from the `Await` of segment 0 to the last `HandOut` of a step, in which the graph needs the experts; in the rest of a step
-    an update can be hidden."""
+    """Seconds from the `Await` of segment 0 to the last `HandOut` of a step, in which the graph needs the experts. In the rest of a
+    step an update can be hidden."""
     kept: int
     """Jobs begun before the decision, which it confirmed."""
     redone: int
@@ -76,8 +76,8 @@ class HiddenAdam:
         cores: Sequence[int] = (),
         copies_gradients: bool = False,
     ):
-        """segments: their number. log_bytes: size of the log of what is speculated; 0: nothing is. cores: those that the threads are
-        bound to; (): any. copies_gradients: True if the memory of gradients is another's after `HandOut`."""
+        """segments: their number. log_bytes: size of the log of what is speculated; 0: nothing is. cores: those that the threads
+        are bound to; (): any. copies_gradients: True if the memory of gradients is another's after `HandOut`."""
         library, bound = _library(), np.array(cores, np.int32)
         self._address = library.HiddenNew(segments, log_bytes, threads, bound.ctypes.data, len(bound), copies_gradients)
         self._arrays: dict[int, list[np.ndarray]] = {}  # kept alive: the worker has their addresses alone
@@ -92,7 +92,7 @@ class HiddenAdam:
         steps: np.ndarray,
         decay: Sequence[float],
     ) -> None:
-        """Name the arrays of a segment, each [K, *], as `AdamRows` takes them. They must stay where they are until the next call."""
+        """Name the arrays of a segment, each [K, *], as `AdamRows` takes them. They stay where they are until the next call."""
         arrays = [array for tensor in zip(weights, moments, variances, strict=True) for array in tensor]
         assert all(w.dtype == np.float32 for w in weights) and all(array.flags.c_contiguous for array in arrays)
         addresses = np.array([array.ctypes.data for array in arrays], np.int64)
@@ -106,8 +106,8 @@ class HiddenAdam:
         return Tensor(np.array([self._address, segment], np.int64))
 
     def settle(self, in_step: bool = False) -> None:
-        """Wait until all that is decided is done, between steps. in_step: True if the next step waits, which the worker then tries to
-        shorten. Raises HiddenError if the worker failed."""
+        """Wait until all that is decided is done, between steps. in_step: True if the next step waits, which the worker then tries
+        to shorten. Raises HiddenError if the worker failed."""
         if _library().HiddenSettle(self._address, in_step):
             raise HiddenError(
                 "the update of experts on the host failed: experts are half updated; go on from the last checkpoint"
@@ -202,7 +202,7 @@ def _to_four(active, w1, b1, w2, b2, token, at, out, dout):
     return F.zeros_like(active), dout[0], dout[1], dout[2], dout[3], F.zeros_like(token), F.zeros_like(at)
 
 
-def _token_op(function: str):
+def _token_op(function: str) -> ops.Custom:
     return host_op(function, lambda *shapes: (1,), lambda *dtypes: ms.float32)
 
 

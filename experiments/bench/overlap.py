@@ -1,9 +1,9 @@
-"""Bench of the update hidden behind the step (`ecss.overlap`): the device's work on one core, the host's on another, for all contenders.
+"""Bench of the update hidden behind the step (`ecss.overlap`): the device's work on one core, the host's on another, on all sides.
 
 Peers: the same step whose host and device take turns, and the step that fetches and updates all experts, with turns, too. The
-device's work X is the graph with nothing beside it: forward and backward pass, head, norm and the Adam of the dense parameters. The host's
-work is the Adam of the active experts, or Y, fetching and updating all. Side by side they slow each other, which is measured with a
-worker that updates without end.
+device's work X is the graph with nothing beside it: forward and backward pass, head, norm and the Adam of the dense parameters. The
+host's work is the Adam of the active experts, or Y, fetching and updating all. Side by side they slow each other, which is measured
+with a worker that updates without end.
 
 The bound is the step of a schedule without any loss, at these slowed rates: the update is hidden in the window, the time of a step
 in which the graph does not need the experts.
@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from ascend_ops.adam import HYPER
 from ascend_ops.hidden import HiddenAdam, HiddenCounts
 from ascend_ops.library import cpu_library
@@ -72,11 +73,12 @@ def overlapped(tokens: int, core: int) -> list[Row]:
     DIVISION.of_worker = [core]
     lab = OverlapLab(tokens)
     case = (
-        f"paper overlapped: 4 dense + 1 RRE layer of {MODEL['hidden']} x {MODEL['ffn']}, {MODEL['experts_per_domain']} experts a domain, "
-        f"1 of {DOMAINS} domains active, {tokens} tokens, head of {HEAD} rows, X has the dense Adam"
+        f"paper overlapped: 4 dense + 1 RRE layer of {MODEL['hidden']} x {MODEL['ffn']}, "
+        f"{MODEL['experts_per_domain']} experts a domain, 1 of {DOMAINS} domains active, {tokens} tokens, head of {HEAD} rows, "
+        "X has the dense Adam"
     )
     ours, turns = lab.run(), lab.run(undo_gib=0)
-    runs = {
+    runs: dict[str, Callable[[], Any]] = {
         "ours": partial(_steps, ours),
         "ours, waits for the norm": partial(_steps, lab.run(undo_gib=0)),
         "today: host and device take turns": partial(_steps, turns, turns=True),
@@ -84,7 +86,7 @@ def overlapped(tokens: int, core: int) -> list[Row]:
     }
     rows = compare("overlap", case, _per_step(take_turns(runs, ROUNDS)))
     for share in (10, 100):
-        clipped = {
+        clipped: dict[str, Callable[[], Any]] = {
             "ours": partial(_steps, ours, clipped=share),
             "turns": partial(_steps, turns, turns=True, clipped=share),
         }
@@ -192,7 +194,7 @@ class EndlessUpdates:
             count,
             (ctypes.c_void_p * count)(*(a.ctypes.data for a in arrays)),
             (ctypes.c_int * count)(*(a.ndim for a in arrays)),
-            (ctypes.POINTER(ctypes.c_int64) * count)(*shapes),
+            (ctypes.c_void_p * count)(*map(ctypes.addressof, shapes)),
             (ctypes.c_char_p * count)(*(a.dtype.name.encode() for a in arrays)),
             None,
             None,

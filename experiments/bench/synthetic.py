@@ -56,7 +56,7 @@ class SyntheticRun:
         return self._feed.take().batch
 
     def advance(self, factor: float = 1.0) -> float:
-        """Take one step and return its loss, after all updates are done that nobody hides. factor: of the loss, and so of gradients."""
+        """Take one step and return its loss, after all updates that nobody hides. factor: of the loss, and so of gradients."""
         fed = self._feed.take()
         self.traffic = fed.traffic
         self.device_bytes = sum(t.nbytes for t in fed.brought.experts) if fed.brought else 0

@@ -286,6 +286,9 @@ class OptimizerConfig(Section):
     """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
     """Maximum global norm of the gradients of dense parameters and active experts; larger gradients are scaled down to it."""
+    clip: Literal["global", "parts"] = "global"
+    """global: all gradients are scaled by their common norm. parts: those of the dense parameters by theirs, and those of the
+    experts by theirs, known right after the backward pass of the RRE layers; other results. The Ascend step has only global."""
 
 
 def chip_name(chip: Any) -> Any:

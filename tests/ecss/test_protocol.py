@@ -1,10 +1,10 @@
 """The protocol of the hidden update as a small model, and every order in which its parts can run.
 
-The parts: the graph (steps one after another: wait for a segment, read its rows, hand gradients out, top segment first, decide), the
-worker (pieces of an update, begun before the decision or after it, done again or undone), the prefetcher (waits, then reads rows that
-the coming step needs and the running one does not) and the saver (waits between steps, then reads all). A segment has two rows, and steps
-use them in turn. A row is two pieces, each the number of updates that it has had; what the model must never show is a reader that sees
-another number than that of the step, or two.
+The parts: the graph (steps one after another: wait for a segment, read its rows, hand gradients out, top segment first, decide),
+the worker (pieces of an update, begun before the decision or after it, done again or undone), the prefetcher (waits, then reads
+rows that the coming step needs and the running one does not) and the saver (waits between steps, then reads all). A segment has two
+rows, and steps use them in turn. A row is two pieces, each the number of updates that it has had; what the model must never show is a
+reader that sees another number than that of the step, or two.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import pytest
 
 SEGMENTS, PIECES = 2, 2
 OUTCOMES = ("kept", "again", "undone")
-"""What a decision makes of an update that was begun: it stands, is done again, or is undone. `undone` is a step that changes nothing."""
+"""What a decision makes of an update that was begun: it stands, is done again, or is undone, as the step changes nothing."""
 
 
 class Job(NamedTuple):
-    """The update of a row of a segment. begun: pieces that were done before the decision. done: pieces that are as they will stay."""
+    """The update of a row of a segment. begun: pieces done before the decision. done: pieces that are as they will stay."""
 
     row: int
     begun: int = 0

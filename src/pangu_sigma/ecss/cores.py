@@ -31,8 +31,8 @@ class Core(NamedTuple):
 def split_cores(cores: Sequence[Core], count: int) -> tuple[list[int], list[int]]:
     """Return the numbers of the cores of the device's threads, and of the worker's, at most `count`.
 
-    The worker gets whole physical cores, the last ones of the node with most of them (of several, the last), and leaves at least one to the device. If that
-    leaves none for the worker, it gets none, and its threads are not bound.
+    The worker gets whole physical cores, the last ones of the node with most of them (of several, the last), and leaves at least
+    one to the device. If that leaves none for the worker, it gets none, and its threads are not bound.
     """
     of_node: dict[int, dict[tuple[int, int], list[int]]] = {}
     for core in cores:

@@ -57,7 +57,7 @@ class HiddenUpdate(nn.Cell):
         store = self.store
         for n, span in enumerate(store.spans):
             arrays = [[p.asnumpy() for p in of[span]] for of in (store.weights, store.moments, store.variances)]
-            self.worker.register(n, *arrays, store.steps[n].asnumpy(), self.decay[n])
+            self.worker.register(n, arrays[0], arrays[1], arrays[2], store.steps[n].asnumpy(), self.decay[n])
 
     def hand_out(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
         """Hand the gradients of all segments that learn to the worker, those of the top layer first."""

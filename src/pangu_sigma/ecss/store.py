@@ -73,8 +73,8 @@ class ExpertStore(nn.Cell):
         """Worker that updates the experts behind the step (ecss/hidden.py); None: `update` does."""
 
     def settle(self, in_step: bool = False) -> None:
-        """Wait until the experts are those of the last step, before anything but the next step's FFN reads them. in_step: True if the
-        next step waits. Raises HiddenError."""
+        """Wait until the experts are those of the last step, before anything but the next step's FFN reads them. in_step: True if
+        the next step waits. Raises HiddenError."""
         if self.worker is not None:
             self.worker.settle(in_step)
 

@@ -146,6 +146,10 @@ class Trainer:
 
     def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
         """Return the metrics of the last step, from what `advance` returned; the same on every rank."""
+        norms, optimizer = [result.norm], self.config.train.optimizer
+        if optimizer.clip == "parts":
+            norms = [norm for norm in (result.norm_dense, result.norm_experts) if norm is not None]
+        applied = bool(result.applied.asnumpy())
         return StepMetrics(
             step=self.progress.step,
             loss=self.loss,
@@ -153,7 +157,8 @@ class Trainer:
             learning_rate=rate,
             gradient_norm=float(result.norm.asnumpy()),
             loss_scale=float(result.scale.asnumpy()),
-            skipped=not result.applied.asnumpy(),
+            skipped=not applied,
+            clipped=applied and any(float(norm.asnumpy()) > optimizer.clip_norm for norm in norms),
             tokens=batch.tokens,
             load_NK=batch.load_NK,
             samples=batch.digest,

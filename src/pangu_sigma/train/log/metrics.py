@@ -6,7 +6,8 @@
 * `config`: changes of config and data, [[key, old, new], …], with which the run goes on after `step`.
 * `step`: means over the steps since the previous `step` line, every log_interval steps and before an evaluation or a checkpoint, so
   that the log has all steps of a checkpoint. `samples`: hash of the training samples, the same at any number of ranks. `dropped`:
-  rows beyond the capacity of an expert's rank, over all layers. `skipped`: steps that updated nothing. `left_out`: steps whose loss
+  rows beyond the capacity of an expert's rank, over all layers. `skipped`: steps that updated nothing. `clipped`: steps whose
+  gradients were scaled down to `train.optimizer.clip_norm`. `left_out`: steps whose loss
   is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same by domain, for domains that have any.
   `gradient_norm_dense`, `gradient_norm_experts`: norms of these gradients, null if not measured. With a prefetcher, of rank 0: MiB
   fetched, refreshed and returned per step, hit rate, and stall as a fraction of the time. With `ecss.overlap=on`, of rank 0:
@@ -79,7 +80,8 @@ class StepMetrics:
     """Metrics of one training step.
 
     step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite if
-    gradients overflowed. skipped: True if the step updated nothing. load_NK: number of tokens of each expert.
+    gradients overflowed. skipped: True if the step updated nothing. clipped: True if gradients were scaled down. load_NK: number of
+    tokens of each expert.
     samples: hash of the batch (`Batch.digest`). dropped: token rows beyond an expert's capacity. norm_dense, norm_experts: norms
     of the dense and of the expert gradients; None if not measured. hidden: what the worker of `ecss.overlap` did during the step.
     """
@@ -95,6 +97,7 @@ class StepMetrics:
     load_NK: np.ndarray
     samples: str = ""
     dropped: int = 0
+    clipped: bool = False
     traffic: Traffic | None = None
     norm_dense: float | None = None
     norm_experts: float | None = None
@@ -268,6 +271,7 @@ class MetricsLog:
             "gradient_norm_experts": _mean([s.norm_experts for s in steps]),
             "loss_scale": last.loss_scale,
             "skipped": sum(s.skipped for s in steps),
+            "clipped": sum(s.clipped for s in steps),
             "left_out": sum(not math.isfinite(s.loss) for s in steps),
             "per_domain_left_out": dict(
                 Counter(name for s in steps for name, loss in s.per_domain_loss.items() if not math.isfinite(loss))
