@@ -35,9 +35,11 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.ecss.store import HostStore
 
-MODEL = {"hidden": 512, "ffn": 1024, "heads": 8, "dense_layers": 4, "rre_layers": 1, "experts_per_domain": 48}
-HEAD = 1024
-TOKENS = (32, 128)
+MODEL = {"hidden": 256, "ffn": 2048, "heads": 4, "dense_layers": 4, "rre_layers": 1, "experts_per_domain": 48}
+HEAD = 512
+STEP_TOKENS = (64, 256)
+"""Tokens of a step: few, so that the host has a quarter of the work of the device, which then streams weights and is slowed by the
+worker that does so, too; and more, so that products bind the device."""
 CLIP_NORM, FACTOR = 1e4, 1e6
 """The norm above which a step of the bench is clipped, and what the loss of a clipped step is multiplied by."""
 STEPS, ROUNDS = 8, 5
@@ -50,7 +52,7 @@ def run(peers: bool) -> list[Row]:
     if len(cores) < 2:
         raise SystemExit("bench overlap needs two cores, one for the device and one for the host")
     rows: list[Row] = []
-    for tokens in TOKENS:
+    for tokens in STEP_TOKENS:
         os.sched_setaffinity(0, cores[:1])  # before the process begins: OpenMP counts its cores when it is loaded
         try:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
@@ -60,7 +62,7 @@ def run(peers: bool) -> list[Row]:
     return rows
 
 
-class Measured(NamedTuple):
+class _Measured(NamedTuple):
     """Seconds of a step, and of what the worker did in it: medians over steps."""
 
     step: float
@@ -100,12 +102,12 @@ def overlapped(tokens: int, core: int) -> list[Row]:
 
 
 def _bound(case: str, lab: OverlapLab, turns: SyntheticRun, rows: dict[str, Row], core: int) -> list[Row]:
-    alone = measure(turns)
+    alone = _measure(turns)
     updates = EndlessUpdates(core, lab.parameters // DOMAINS)
     updates.run(STEPS)
     undisturbed = updates.seconds()
     with updates:
-        beside = measure(turns)
+        beside = _measure(turns)
     x, y = alone.step - alone.counts.host_waited, alone.counts.busy
     slow_x = (beside.step - beside.counts.host_waited) / x
     slow_y = updates.seconds() / undisturbed
@@ -227,7 +229,7 @@ class OverlapLab(Lab):
         return config_of(DOMAINS, model, train=train, ecss={"enabled": enabled, "overlap": "on", **ecss})
 
 
-def measure(run: SyntheticRun) -> Measured:
+def _measure(run: SyntheticRun) -> _Measured:
     """Take steps one by one, and wait for each update."""
     seconds, counts = [], []
     for _ in range(2 * STEPS):
@@ -238,7 +240,7 @@ def measure(run: SyntheticRun) -> Measured:
         run.store.settle()
         seconds.append(time.perf_counter() - started)
         counts.append(_worker(run).read()[0])
-    return Measured(statistics.median(seconds), HiddenCounts(*map(statistics.median, zip(*counts, strict=True))))
+    return _Measured(statistics.median(seconds), HiddenCounts(*map(statistics.median, zip(*counts, strict=True))))
 
 
 def _per_step(seconds: dict[str, list[float]]) -> dict[str, list[float]]:

@@ -2,9 +2,9 @@
 
 The parts: the graph (steps one after another: wait for a segment, read its rows, hand gradients out, top segment first, decide),
 the worker (pieces of an update, begun before the decision or after it, done again or undone), the prefetcher (waits, then reads
-rows that the coming step needs and the running one does not) and the saver (waits between steps, then reads all). A segment has two
-rows, and steps use them in turn. A row is two pieces, each the number of updates that it has had; what the model must never show is a
-reader that sees another number than that of the step, or two.
+rows that the coming step needs and the running one does not) and the saver (waits between steps, then reads all). A segment has
+two rows, and steps use them in turn. A row is two pieces, each the number of updates that it has had; what the model must never
+show is a reader that sees another number than that of the step, or two.
 """
 
 from __future__ import annotations
