@@ -1,4 +1,4 @@
-"""Bench of the update hidden behind the step (`ecss.overlap`): the device's work on one core, the host's on another, on all sides.
+"""Bench of the update hidden behind the step (`ecss.update`): the device's work on one core, the host's on another, on all sides.
 
 Peers: the same step whose host and device take turns, and the step that fetches and updates all experts, with turns, too. The
 device's work X is the graph with nothing beside it: forward and backward pass, head, norm and the Adam of the dense parameters. The
@@ -226,7 +226,7 @@ class OverlapLab(Lab):
     def _config(self, tokens: int, enabled: bool = True, **ecss: Any) -> Config:
         model = MODEL | {"seq_length": tokens, "slot_rows": HEAD}
         train = {"batch_size": 1, "optimizer": {"clip_norm": CLIP_NORM}}
-        return config_of(DOMAINS, model, train=train, ecss={"enabled": enabled, "overlap": "on", **ecss})
+        return config_of(DOMAINS, model, train=train, ecss={"enabled": enabled, "update": "worker", **ecss})
 
 
 def _measure(run: SyntheticRun) -> _Measured:

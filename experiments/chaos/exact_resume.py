@@ -26,14 +26,14 @@ HIGH = {"initial": 2.0**66, "window": 2}
 """A loss scale with which the squares of gradients leave float32 at first, and every few steps again when it has grown."""
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "accumulation": {"train": {"accumulation": 2}},
-    "overflow": {"train": {"loss_scale": HIGH}, "ecss": {"overlap": "on"}},
+    "overflow": {"train": {"loss_scale": HIGH}, "ecss": {"update": "worker"}},
     "dropout": {"model": {"dropout": 0.1}},
     "tanh": {"model": {"activation": "tanh"}},
     "erf": {"model": {"activation": "erf"}},
     "all": {
         "train": {"accumulation": 2, "loss_scale": HIGH},
         "model": {"dropout": 0.1},
-        "ecss": {"overlap": "on"},
+        "ecss": {"update": "worker"},
     },
 }
 """What a run does besides."""

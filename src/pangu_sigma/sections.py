@@ -215,9 +215,9 @@ class EcssConfig(Section):
     prefetch: bool = True
     """true: the experts of the next step are copied while a step computes, except experts that both steps use. false: each step
     copies all its experts when it starts, as on Ascend with either value. The results are the same."""
-    overlap: Literal["auto", "on", "off"] = "auto"
-    """on: a worker updates experts on the host while the device computes the dense layers. off: the step ends with the update.
-    auto: on for NPUs, off on the CPU, where the device's cores are the host's. The results are the same."""
+    update: Literal["auto", "worker", "step"] = "auto"
+    """Who updates the experts. worker: a thread of the host, while the device computes the dense layers of this step and the next.
+    step: the step ends with the update. auto: the worker for NPUs, the step on the CPU, whose cores are the host's. No bit differs."""
     undo_gib: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
     """GiB of old values that the worker keeps to undo updates that it begins before the gradient norm is known. 0: it waits for the
     norm."""

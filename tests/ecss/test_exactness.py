@@ -105,7 +105,7 @@ def test_files_and_prefetching_change_no_bit_with(made, looked_up, variant: str)
 )
 def test_an_update_behind_the_step_changes_no_bit(made, looked_up, variant: str):
     """Brought and looked up, with a step that is not a number, from files; and the worker did both, speculate and wait."""
-    toy = made(variant, overlap="on")
+    toy = made(variant, update="worker")
     for bad_step in (None, 3):
         expected = looked_up(variant, bad_step)
         for prefetch in (True, False):
@@ -116,7 +116,7 @@ def test_an_update_behind_the_step_changes_no_bit(made, looked_up, variant: str)
     counts, _ = toy.store.worker.read()
     assert counts.redone > 0 and counts.late > 0
     if variant == "float32":
-        files = made(variant, "file", overlap="on", undo_gib=0)
+        files = made(variant, "file", update="worker", undo_gib=0)
         assert differing(looked_up(variant), evidence(files, prefetch=True)) == set()
 
 

@@ -79,7 +79,7 @@ def test_adam_on_the_host_hides_behind_the_dense_layers_and_no_more():
     assert hidden("parallel.chip=910b", "train.compute_dtype=float32").left >= 0.0
 
 
-@pytest.mark.parametrize("keys", [("ecss.overlap", "off"), ("ecss.enabled", False)])
+@pytest.mark.parametrize("keys", [("ecss.update", "step"), ("ecss.enabled", False)])
 def test_without_a_worker_nothing_is_hidden(keys: tuple[str, object]):
     assert overlapped_step(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [keys])) is None
 

@@ -1,4 +1,4 @@
-"""The update of the experts hidden behind the step: schedule of `ecss.overlap`.
+"""The update of the experts hidden behind the step: schedule of `ecss.update`.
 
 RRE layers are on top. In the backward pass their gradients come first, and in the next forward pass their weights are needed last:
 the host updates experts while the device goes backward through the dense layers and, in the next step, forward again.
@@ -85,9 +85,9 @@ class HiddenUpdate(nn.Cell):
 def hide_update(config: Config, network: PanGuSigma, store: ExpertStore) -> HiddenUpdate | None:
     """Make the worker of a store, and let the network wait for it in front of each expert FFN; None if nothing is to be hidden.
 
-    On the CPU `ecss.overlap=auto` hides nothing: there the device's cores are the host's.
+    On the CPU `ecss.update=auto` hides nothing: there the device's cores are the host's.
     """
-    if config.ecss.overlap != "on" or not isinstance(store, HostStore) or not store.learned:
+    if config.ecss.update != "worker" or not isinstance(store, HostStore) or not store.learned:
         return None
     update = HiddenUpdate(config, store)
     ffns = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]

@@ -145,7 +145,7 @@ def most_sensitive(config: Config) -> Sensitivity:
 
 @dataclass(frozen=True)
 class OverlappedStep:
-    """Seconds of the NPU behind which Adam on the host can run with `ecss.overlap`, on the stage that is then the slowest: dense
+    """Seconds of the NPU behind which Adam on the host can run with `ecss.update=worker`, on the stage that is then the slowest: dense
     layers in the backward pass of the last micro-batch (0 with `ecss.undo_gib=0`), their Adam, and dense layers in the next forward
     pass of the first micro-batch. left: seconds of Adam on the host that are more. step: seconds of the whole step.
 
@@ -160,8 +160,8 @@ class OverlappedStep:
 
 
 def overlapped_step(config: Config) -> OverlappedStep | None:
-    """Estimate the step with Adam of experts hidden behind the dense layers; None if `ecss.overlap` is off, or nothing to hide."""
-    if config.ecss.overlap == "off" or not config.ecss.enabled or not config.model.rre_layers:
+    """Estimate the step with Adam of experts hidden behind the dense layers; None if `ecss.update=step`, or nothing to hide."""
+    if config.ecss.update == "step" or not config.ecss.enabled or not config.model.rre_layers:
         return None
     found = (_hidden(config, stage, time, sent) for stage, (time, sent) in enumerate(_stage_times(config)))
     return max(found, key=lambda each: each.step)

@@ -184,7 +184,7 @@ class Plan:
     measured_adam: MeasuredAdam | None
     """Step time with Adam as fast as measured; None if no experts are on the host."""
     overlapped: OverlappedStep | None
-    """Step time with Adam on the host behind the dense layers; None without `ecss.overlap`, and without experts on the host."""
+    """Step time with Adam on the host behind the dense layers; None with `ecss.update=step`, and without experts on the host."""
     segments: SegmentComparison | None
     """Costs of the segments of RRE layers, and of one in their place; None if there is only one."""
     tokens_per_second: float

@@ -213,7 +213,7 @@ def _format_time(plan: Plan) -> list[str]:
     if plan.overlapped:
         behind = plan.overlapped
         rows.append(
-            f"  with ecss.overlap Adam on the host runs behind the dense layers, backward {behind.backward:.3g}, their Adam "
+            f"  with ecss.update=worker Adam on the host runs behind the dense layers, backward {behind.backward:.3g}, their Adam "
             f"{behind.npu_update:.3g}, forward {behind.forward:.3g} s: {behind.left:.3g} s are left, the step {behind.step:.3g} s"
         )
     hangs_on, (text, unit) = plan.hangs_on, _CONSTANTS[plan.hangs_on.constant]

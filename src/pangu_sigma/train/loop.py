@@ -85,7 +85,7 @@ class Trainer:
         self.loss, self.losses = 0.0, dict[str, float]()
         """Loss of the last step, and loss of each domain in its batch, in nats per token."""
         self.timeline = NoTimeline()
-        self._hidden: HiddenCounts | None = None  # what the worker of `ecss.overlap` did since the step before
+        self._hidden: HiddenCounts | None = None  # what the worker of `ecss.update` did since the step before
 
     def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
         """Create or open the run folder. Raises the errors of `start_run`."""

@@ -6,7 +6,7 @@
       → overflow, loss scale
       → Adam: dense parameters, active rows of the store  ascend_ops/adam.py
 
-With `ecss.overlap=on` a worker updates the rows instead, from the backward pass on and into the next step: ecss/hidden.py.
+With `ecss.update=worker` a worker updates the rows instead, from the backward pass on and into the next step: ecss/hidden.py.
 
 Shape suffixes: G micro-batches, B batch, S sequence, T tokens = B·S, M blocks, N RRE layers, A active experts.
 """

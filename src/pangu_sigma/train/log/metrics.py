@@ -10,7 +10,7 @@
   gradients were scaled down to `train.optimizer.clip_norm`. `left_out`: steps whose loss
   is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same by domain, for domains that have any.
   `gradient_norm_dense`, `gradient_norm_experts`: norms of these gradients, null if not measured. With a prefetcher, of rank 0: MiB
-  fetched, refreshed and returned per step, hit rate, and stall as a fraction of the time. With `ecss.overlap=on`, of rank 0:
+  fetched, refreshed and returned per step, hit rate, and stall as a fraction of the time. With `ecss.update=worker`, of rank 0:
   fractions of the time in which the worker updated experts (`update_busy`; in the rest it waits for the device) and in which a step
   waited for it (`update_stall`), and updates begun before the gradient norm was known that were made again because the step was
   clipped (`updates_redone`), or undone because it was not applied (`updates_undone`).
@@ -83,7 +83,7 @@ class StepMetrics:
     gradients overflowed. skipped: True if the step updated nothing. clipped: True if gradients were scaled down. load_NK: number of
     tokens of each expert.
     samples: hash of the batch (`Batch.digest`). dropped: token rows beyond an expert's capacity. norm_dense, norm_experts: norms
-    of the dense and of the expert gradients; None if not measured. hidden: what the worker of `ecss.overlap` did during the step.
+    of the dense and of the expert gradients; None if not measured. hidden: what the worker of `ecss.update` did during the step.
     """
 
     step: int

@@ -1,7 +1,7 @@
 """Profile of a few training steps, `profile/trace.json` in the run folder, for https://ui.perfetto.dev or chrome://tracing.
 
 It has groups of rows on one clock: spans of the training loop (feed, step, metrics, evaluation, save), those of the worker that
-updates experts behind the step (`ecss.overlap`), and the operators of the graph from MindSpore's profiler, on Ascend those of the
+updates experts behind the step (`ecss.update`), and the operators of the graph from MindSpore's profiler, on Ascend those of the
 NPU too. The first step, which compiles, is not in it. MindSpore's own files are kept beside it, for MindStudio Insight.
 """
 
