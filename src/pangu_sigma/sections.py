@@ -217,7 +217,7 @@ class EcssConfig(Section):
     copies all its experts when it starts, as on Ascend with either value. The results are the same."""
     update: Literal["auto", "worker", "step"] = "auto"
     """Who updates the experts. worker: a thread of the host, while the device computes the dense layers of this step and the next.
-    step: the step ends with the update. auto: the worker for NPUs, the step on the CPU, whose cores are the host's. No bit differs."""
+    step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the host's. No bit differs."""
     undo_gib: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
     """GiB of old values that the worker keeps to undo updates that it begins before the gradient norm is known. 0: it waits for the
     norm."""

@@ -173,7 +173,9 @@ def test_the_log_of_a_run_says_what_the_worker_did_behind_its_steps(tiny_run, fi
 
 
 def test_no_save_passes_a_worker_that_failed(tiny_data, tiny_run, tmp_path):
-    trainer = Trainer(tiny_config(tiny_data, ecss={"update": "worker"}), stopped_at(tiny_run, SAVED_AT, tmp_path / "run"))
+    trainer = Trainer(
+        tiny_config(tiny_data, ecss={"update": "worker"}), stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    )
     trainer.advance()
     trainer.store.worker.fail()
     with pytest.raises(HiddenError, match="half updated; go on from the last checkpoint"):

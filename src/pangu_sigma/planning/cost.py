@@ -145,12 +145,10 @@ def most_sensitive(config: Config) -> Sensitivity:
 
 @dataclass(frozen=True)
 class OverlappedStep:
-    """Seconds of the NPU behind which Adam on the host can run with `ecss.update=worker`, on the stage that is then the slowest: dense
-    layers in the backward pass of the last micro-batch (0 with `ecss.undo_gib=0`), their Adam, and dense layers in the next forward
-    pass of the first micro-batch. left: seconds of Adam on the host that are more. step: seconds of the whole step.
-
-    Layers inside the RRE stack hide something, too, which is not counted; nor is what host and NPU take from each other.
-    """
+    """Seconds of the NPU behind which Adam on the host can run with `ecss.update=worker`, on the stage that is then the slowest:
+    dense layers in the backward pass of the last micro-batch (0 with `ecss.undo_gib=0`), their Adam, and dense layers in the
+    next forward pass of the first micro-batch. left: seconds of Adam on the host that are more. step: seconds of the whole step.
+    Layers inside the RRE stack hide something, too, which is not counted; nor is what host and NPU take from each other."""
 
     backward: float
     npu_update: float
