@@ -13,7 +13,20 @@ from experiments.cases import log_to_terminal
 from pangu_sigma.errors import exit_status
 
 BENCHES = (
-    *("adam", "checkpoint", "decode", "ecss", "evaluate", "moe", "ops", "scale", "segments", "serve", "tokenizer"),
+    *(
+        "adam",
+        "checkpoint",
+        "decode",
+        "ecss",
+        "evaluate",
+        "moe",
+        "ops",
+        "overlap",
+        "scale",
+        "segments",
+        "serve",
+        "tokenizer",
+    ),
     "train",
 )
 """Modules beside this one, each with run(peers) -> rows."""

@@ -26,11 +26,15 @@ HIGH = {"initial": 2.0**66, "window": 2}
 """A loss scale with which the squares of gradients leave float32 at first, and every few steps again when it has grown."""
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "accumulation": {"train": {"accumulation": 2}},
-    "overflow": {"train": {"loss_scale": HIGH}},
+    "overflow": {"train": {"loss_scale": HIGH}, "ecss": {"update": "worker"}},
     "dropout": {"model": {"dropout": 0.1}},
     "tanh": {"model": {"activation": "tanh"}},
     "erf": {"model": {"activation": "erf"}},
-    "all": {"train": {"accumulation": 2, "loss_scale": HIGH}, "model": {"dropout": 0.1}},
+    "all": {
+        "train": {"accumulation": 2, "loss_scale": HIGH},
+        "model": {"dropout": 0.1},
+        "ecss": {"update": "worker"},
+    },
 }
 """What a run does besides."""
 
@@ -48,7 +52,7 @@ class ExactResume:
         tree["train"] |= {"eval_interval": steps, "log_interval": 1}
         tree["parallel"] = {"expert": ranks, "capacity_factor": 4.0}
         for section, keys in CASES[case].items():
-            tree[section] |= keys
+            tree[section] = tree.get(section, {}) | keys
         folder.mkdir(parents=True, exist_ok=True)
         self._file, self.run = folder / "config.yaml", folder / "run"
         self._file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")

@@ -20,6 +20,7 @@ from pangu_sigma.ascend.supported import check_machine
 from pangu_sigma.chips import Chip
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
+from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument
 from pangu_sigma.generate.sampling import Sampling as Sampling  # for the command `generate`
@@ -159,6 +160,7 @@ def train(
         if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
             with folder_lock(folder, lock):
                 pass
+    DIVISION.divide(config.ecss.update_cores)
     from pangu_sigma.train.backend import Backend
     from pangu_sigma.train.loop import train as train_run
 

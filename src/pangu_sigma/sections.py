@@ -215,6 +215,15 @@ class EcssConfig(Section):
     prefetch: bool = True
     """true: the experts of the next step are copied while a step computes, except experts that both steps use. false: each step
     copies all its experts when it starts, as on Ascend with either value. The results are the same."""
+    update: Literal["auto", "worker", "step"] = "auto"
+    """Who updates the experts. worker: a thread of the host, while the device computes the dense layers of this step and the next.
+    step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the host's. No bit differs."""
+    undo_gib: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
+    """GiB of old values that the worker keeps to undo updates that it begins before the gradient norm is known. 0: it waits for the
+    norm."""
+    update_cores: Annotated[int, Field(ge=0)] = 0
+    """Number of cores that the worker has for itself, a thread on each; the device's threads keep the others. 0: one thread, which
+    takes its turn with the others."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Precision of the Adam moments of experts. `float32`: an expert takes 12 bytes a parameter, its weight included. `bfloat16`: 8
     bytes; needs train.optimizer.beta2 <= 0.99."""
@@ -277,6 +286,9 @@ class OptimizerConfig(Section):
     """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
     """Maximum global norm of the gradients of dense parameters and active experts; larger gradients are scaled down to it."""
+    clip: Literal["global", "parts"] = "global"
+    """global: all gradients are scaled by their common norm. parts: those of the dense parameters by theirs, and those of the
+    experts by theirs, known right after the backward pass of the RRE layers; other results. The Ascend step has only global."""
 
 
 def chip_name(chip: Any) -> Any:

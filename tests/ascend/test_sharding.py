@@ -8,9 +8,12 @@ from itertools import chain
 import pytest
 from helpers.small_clusters import by_hand
 
-from pangu_sigma.ascend.active_experts import ActiveExperts
+from ascend_ops.hidden import HiddenAdam
+from pangu_sigma.ascend.active_experts import ActiveExperts, FetchExperts, RankTier
+from pangu_sigma.ascend.inputs import StepSettings
 from pangu_sigma.ascend.sharding import cells_of_stage, mark_parameters, parameters_of_stage, received_by_stage
 from pangu_sigma.config import Config
+from pangu_sigma.ecss.store import HostStore
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.parallel.parameters import active_buffers
@@ -50,7 +53,9 @@ def test_the_gradients_of_every_expert_count_once_in_the_norm():
     parallel = {"groups": groups, "expert": 2, "data": 2, "tensor": 2}
     data = {"domain_sets": groups, "domains_per_step": groups}
     config = by_hand(model=model, data=data, train={"batch_size": 8}, parallel=parallel)
-    network = ActiveExperts(config, NextTokenLoss(PanGuSigma(config.model, config.slots)))
+    store = HostStore(config, RankTier())
+    fetch = FetchExperts(config, store, StepSettings(store.numbers, store.entries), HiddenAdam(store.segments, 0))
+    network = ActiveExperts(config, NextTokenLoss(PanGuSigma(config.model, config.slots)), fetch)
     mark_parameters(network, config)
     for buffer, array in zip(network.active, active_buffers(config), strict=True):
         assert (buffer.shape, buffer.cut) == (array.shape, array)

@@ -11,7 +11,7 @@ import pytest
 from helpers.small_clusters import by_hand
 
 from pangu_sigma.ascend import supported
-from pangu_sigma.ascend.supported import check_ascend, check_machine, check_order
+from pangu_sigma.ascend.supported import check_ascend, check_machine
 from pangu_sigma.config import ConfigError
 from pangu_sigma.npus import MissingRequirement
 from pangu_sigma.planning.plan import laid_out, make_plan
@@ -56,17 +56,6 @@ def test_a_plan_for_comparison_says_that_it_does_not_run(sections: dict[str, Any
     plan = make_plan(by_hand(**sections), 4)
     assert f"  DOES NOT RUN as it is. {plan.refused}\n" in format_plan(plan)
     assert make_plan(by_hand(), 4).refused is None
-
-
-@pytest.mark.parametrize(
-    ("parallel", "key"),
-    [({"fusion_mib": 64}, r"parallel\.fusion_mib=64"), ({"stages": 2, "expert": 1}, r"parallel\.stages=2")],
-)
-def test_a_step_that_reads_what_it_has_not_written_does_not_train(parallel: dict[str, Any], key: str):
-    with pytest.raises(ConfigError, match=rf"^{key}: .*the step before.*set .*parallel\.fusion_mib=0$"):
-        check_order(by_hand(parallel=parallel, train={"accumulation": 2, "batch_size": 2}))
-    check_order(by_hand(parallel={"fusion_mib": 0}))
-    check_order(by_hand(parallel={"expert": 1, "tensor": 1}))
 
 
 def test_experts_that_a_dense_model_does_not_have_are_no_hindrance():

@@ -30,17 +30,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def made(graph_mode, tmp_path_factory) -> Callable[..., Sequence]:
-    """made(variant, store): compiled once for all tests."""
-    kept: dict[tuple[str, str], Sequence] = {}
+    """made(variant, store, further keys of `ecss`): compiled once for all tests."""
+    kept: dict[tuple[Any, ...], Sequence] = {}
 
-    def make(variant: str, store: str = "host") -> Sequence:
-        if (variant, store) not in kept:
+    def make(variant: str, store: str = "host", **ecss: Any) -> Sequence:
+        key = variant, store, *ecss.items()
+        if key not in kept:
             sections = {"train": {"optimizer": OPTIMIZER}} | VARIANTS[variant]
             model = sections.pop("model", {})
-            sections["ecss"] = {"store": store} | sections.get("ecss", {})
+            sections["ecss"] = {"store": store} | sections.get("ecss", {}) | ecss
             config = toy_config(**sections, model=SMALL | model)
-            kept[variant, store] = Sequence.make(config, tmp_path_factory.mktemp("toy"))
-        return kept[variant, store]
+            kept[key] = Sequence.make(config, tmp_path_factory.mktemp("toy"))
+        return kept[key]
 
     return make
 
@@ -97,6 +98,26 @@ def test_files_and_prefetching_change_no_bit_with(made, looked_up, variant: str)
     expected = looked_up(variant)
     assert differing(expected, evidence(made(variant, "file"), prefetch=True)) == set()
     assert differing(expected, looked_up("float32")), "the option should do something"
+
+
+@pytest.mark.parametrize(
+    "variant", ["segments", *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS if v != "segments")]
+)
+def test_an_update_behind_the_step_changes_no_bit(made, looked_up, variant: str):
+    """Brought and looked up, with a step that is not a number, from files; and the worker did both, speculate and wait."""
+    toy = made(variant, update="worker")
+    for bad_step in (None, 3):
+        expected = looked_up(variant, bad_step)
+        for prefetch in (True, False):
+            assert differing(expected, evidence(toy, prefetch=prefetch, bad_step=bad_step)) == set(), (
+                bad_step,
+                prefetch,
+            )
+    counts, _ = toy.store.worker.read()
+    assert counts.redone > 0 and counts.late > 0
+    if variant == "float32":
+        files = made(variant, "file", update="worker", undo_gib=0)
+        assert differing(looked_up(variant), evidence(files, prefetch=True)) == set()
 
 
 def test_experts_were_read_in_place_fetched_and_refreshed(made):

@@ -1,4 +1,4 @@
-"""Build the step of one rank with MindSpore's backend, for test_910a_runs_kernel_by_kernel….
+"""Build the step of a rank (RANK_ID) with MindSpore's backend, for test_910a_runs_kernel_by_kernel… and actors.py.
 
 Arguments: the graph level, or nothing for that of `use_ascend`; the configuration and its keys.
 """
@@ -18,10 +18,10 @@ from pangu_sigma.planning.cann_stub import name_soc
 
 level, config = sys.argv[1], load_config(sys.argv[2], sys.argv[3:])
 name_soc(config.parallel.chip)
-use_ascend(config)
+use_ascend(config, save_graphs="graphs")
 if level:
     ms.set_context(jit_config={"jit_level": level})
-step = AscendStep(config)
+step = AscendStep(config, int(os.environ["RANK_ID"]))
 step.set_train()
 try:
     step.compile(*step_inputs(config))

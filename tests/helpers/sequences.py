@@ -56,6 +56,7 @@ class Sequence(Toy):
 
     def start(self) -> None:
         """Weights that depend on nothing but their number, no optimizer state, the first loss scale."""
+        self.store.settle()
         randomise(self.network.trainable_params(), 0)
         for i, weight in enumerate(self.store.weights):
             weight.asnumpy()[...] = 0.2 * np.random.default_rng(i).standard_normal(weight.shape)
@@ -90,11 +91,13 @@ class Sequence(Toy):
             if fed is None:
                 self.store.tier.release()
             if watch:
+                self.store.settle()
                 watch(number, batch, before, self.snapshot())
         return results, moved
 
     def evidence(self, results: list[StepResult]) -> dict[str, bytes]:
         """Bits of everything that training changed, and of what every step reported."""
+        self.store.settle()
         found = {name: array.tobytes() for name, array in self.snapshot().items()}
         for number, result in enumerate(results):
             found[f"loss of step {number}"] = b"".join(loss.asnumpy().tobytes() for loss in result.block_loss_GM)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.actors import actors_of, kept_apart, read_actors
 from helpers.small_clusters import MODEL_CONFIGS
 
 from pangu_sigma.chips import CHIP_DATA, GIB
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.parallel.layout import dispatch_layout, gather_operator, rre_layers_of_stage
-from pangu_sigma.parallel.parameters import accumulator_arrays, dense_weights
+from pangu_sigma.parallel.parameters import accumulator_arrays, active_buffers, dense_weights, summed_alone
 from pangu_sigma.planning import compile as compile_module
 from pangu_sigma.planning.cann_stub import ascend_environment
 from pangu_sigma.planning.compile import Compiled, PlanRefused, compile_memory, compile_step, read_graph
@@ -49,7 +50,11 @@ def check(config: Config) -> list[Compiled]:
     for stage, compiled in enumerate(stages):
         assert 2 / 3 < compiled.peak_gib / (compile_memory(config, compiled.rank) / GIB) < 4 / 3
         routed = len(rre_layers_of_stage(config, stage)) * len(config.model.segments)
-        assert compiled.host_operators == ({"FetchRows": routed, "AdamRows": routed} if routed else {})
+        # micro-batches, with stages or without, share the look-ups of a step
+        of_worker = {"FetchStored": routed, "HandOut": routed, "Decide": 1}
+        if summed_alone(config):
+            of_worker["Add"] = len(active_buffers(config, stage))
+        assert compiled.host_operators == (of_worker if routed else {})
         exchanges = 2 * routed * passes if parallel.expert > 1 else 0
         dropless = dispatch_layout(config, ascend=True) == "dropless"
         op, other = ("AlltoAllV", "AlltoAll") if dropless else ("AlltoAll", "AlltoAllV")
@@ -94,8 +99,8 @@ REPLICAS = {"expert": 2, "data": 2, "tensor": 2}
 
 B16 = ["parallel.chip=910b", "train.compute_dtype=bfloat16"]
 
-OWN, COMMON = "model.segments=[own, own]", "model.segments=[own, common]"
-SOME = [COMMON, "model.common_experts=8"]
+OWN = ["model.segments=[own, own]", "model.common_experts=0"]
+SOME = ["model.segments=[own, common]", "model.common_experts=8"]
 RANKS_64 = {"groups": 2, "expert": 4, "data": 2, "tensor": 4, "recompute": True}
 WIDE = ["model.heads=8", "train.batch_size=32"]
 
@@ -114,8 +119,8 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "910B, every rank in the tensor group": ({"tensor": 8, "recompute": True}, [*B16, "model.heads=8"]),
     "910B, float16": (ALL_AXES, ["parallel.chip=910b"]),
     "910B, two stages, which are compacted": (STAGES, [*B16, "train.accumulation=2"]),
-    "910B, two own segments": (ALL_AXES, [*B16, OWN]),
-    "910B, two own segments, 64 ranks": (RANKS_64, [*B16, *WIDE, OWN]),
+    "910B, two own segments": (ALL_AXES, [*B16, *OWN]),
+    "910B, two own segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *OWN]),
     "910B, common segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *SOME]),
     "910B, common segments, replicas, two passes": (REPLICAS, [*B16, *SOME, "train.accumulation=2"]),
     "910_93": (ALL_AXES, ["parallel.chip=910_93", "train.compute_dtype=bfloat16"]),
@@ -126,14 +131,14 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "replicas": (REPLICAS, []),
     "replicas, two passes": (REPLICAS, ["train.accumulation=2"]),
     "float32": (ALL_AXES, ["train.compute_dtype=float32"]),
-    "two own segments": (ALL_AXES, [OWN]),
+    "two own segments": (ALL_AXES, OWN),
     "common segments": (ALL_AXES, SOME),
     "common segments, groups alone": ({"groups": 2}, SOME),
     "four segments, recompute": (
         LAYOUTS["recompute"],
         ["model.segments=[own, own, common, common]", "model.common_experts=6"],
     ),
-    "two own segments, 64 ranks": (RANKS_64, [*WIDE, OWN]),
+    "two own segments, 64 ranks": (RANKS_64, [*WIDE, *OWN]),
     "common segments, 64 ranks": (RANKS_64, [*WIDE, *SOME]),
     "common segments, two stages": (
         {"stages": 2, "groups": 2, "expert": 2},
@@ -237,8 +242,10 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
             "%para1_lr: <Tensor[Float32], ()> : []\n",
             "%para2_active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=x, is_parameter>  :  has_default\n",
             "%para3_experts.0.w1: <Ref[Tensor[Float32]], (10, 2560, 5120), ref_key=y, is_parameter>  :  has_default\n",
-            '  %4(a) = Custom(%para3_experts.0.w1) {func_name: "/x/ops.so:FetchRows", primitive_target: "CPU"}\n',
-            "  %5(b) = PrimFunc_Assign(%para2_active.0.w1, %4) {instance name: assign}\n",
+            "%para5_pass_scale: <Ref[Tensor[Float32]], (1), ref_key=z, is_parameter>  :  has_default\n",
+            "  %3(h) = Load(%para3_experts.0.w1, UMonad[U])\n",
+            '  %4(a) = Custom(%3, %para2_active.0.w1) {func_name: "/x/ops.so:FetchStored", primitive_target: "CPU"}\n',
+            "  %5(b) = PrimFunc_MatMul(%4, F32(1), %para5_pass_scale) {instance name: up}\n",
             '  %6(c) = AlltoAll(%5) {instance name: redistribution_op_1AlltoAll_} primitive_attrs: {group: "16-9", '
             "rank_list: (0, 8, 16)}\n",
             "      : (<Tensor[Float16], (2, 3)>) -> (<Tensor[Float16], (2, 4)>)\n",
@@ -254,6 +261,8 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
             "      : (<Tensor[Float32], (6)>) -> (<Tensor[Float32], (6)>)\n",
             '  %12(i$squares) = AllReduce(%11) {instance name: sum_of_parts} primitive_attrs: {group: "8-1"}\n',
             "      : (<Tensor[Float32], ()>) -> (<Tensor[Float32], ()>)\n",
+            '  %13(j) = Custom(%7, %9, %2) {func_name: "/x/ops.so:HandOut", primitive_target: "CPU"}\n',
+            "      : (<Tensor[Float16], (1, 2560, 5120)>, <Tensor[Float16], ()>, <Tensor[Int32], (1)>) -> (<Tensor[Float32]>)\n",
         ]
     )
     found = read_graph(lines, 512)
@@ -265,12 +274,32 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
         ("AlltoAll", "forward", 1, 3, 16),
     ]
     assert [(p.name, p.slice, p.dtype, p.device) for p in found["parameters"]] == [
-        ("active.0.w1", [1, 2560, 5120], "float16", "Ascend"),
+        ("active.0.w1", [1, 2560, 5120], "float16", "CPU"),
         ("experts.0.w1", [10, 2560, 5120], "float32", "CPU"),
+        ("pass_scale", [1], "float32", "Ascend"),
     ]
-    assert found["host_operators"] == {"FetchRows": 1}
+    assert found["host_operators"] == {"FetchStored": 1, "HandOut": 1}
+    assert found["handed"] == [[], [1, 2560, 5120]]
     assert found["additions"] == {"layers.0.norm.gain": 1}
     assert found["operators"]["GroupedMatmul"] == 1
+
+
+INSIDE = "      # Fullname with scope: (Default/network-ActiveExperts/loss-NextTokenLoss/MatMul-op0)\n"
+
+
+@pytest.mark.parametrize("first", ["the write", "the read"])
+def test_a_write_whose_place_memory_alone_holds_is_seen(first: str):
+    """The active experts were once assigned in front of the network: with stages MindSpore let it read them before, and without
+    stages a later pass, which no saved graph of the front end shows, did so too."""
+    write = '  %2(a) = Custom(%para1_x) {func_name: "/x/ops.so:FetchStored", primitive_target: "CPU"}\n'
+    write += "  %3(b) = PrimFunc_Assign(%para2_active.0.w1, %2, UMonad[U]) {instance name: assign}\n"
+    write += "  %4(c) = UpdateState(UMonad[U], %3)\n"
+    read = f"  %5(d) = Load(%para2_active.0.w1, {'%4' if first == 'the write' else 'UMonad[U]'})\n{INSIDE}"
+    read += f"  %6(e) = PrimFunc_MatMul(%5, %5) {{instance name: up}}\n{INSIDE}"
+    graph = write + read if first == "the write" else read + write
+    after = "  %7(f) = Mul(%6, %6)\n  %8(g) = PrimFunc_Assign(%para3_pass_scale, %7, %4)\n"
+    found = read_graph(iter((graph + after).splitlines(keepends=True)), 8)
+    assert found["early_writes"] == ["active.0.w1"]
 
 
 @pytest.mark.slow
@@ -287,10 +316,42 @@ def test_910a_runs_kernel_by_kernel_because_one_graph_has_no_operators_on_the_ho
 ):
     """MindSpore's own choice for 910A is O2. With simulation level 1 the graph goes to the backend."""
     program = Path(__file__).parents[1] / "helpers" / "graph_level.py"
-    logs = {"MS_SIMULATION_LEVEL": "1", "GLOG_v": "1"}
+    logs = {"MS_SIMULATION_LEVEL": "1", "GLOG_v": "1", "MS_DEV_DUMP_IR_PASSES": "validate"}
     command = [sys.executable, str(program), level, str(TINY), *SMALL, "data.domain_sets=1", "data.domains_per_step=1"]
     done = subprocess.run(command, cwd=tmp_path, env=ascend_environment(1) | logs, capture_output=True, text=True)
     assert message in done.stdout + done.stderr
+
+
+BACKEND = ["model.hidden=96", "model.ffn=384", "model.heads=2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("axes", "rank", "overrides"),
+    [(ALL_AXES, 0, SOME), (STAGES, 4, ["train.accumulation=2"])],
+    ids=["common segments", "the last of two stages"],
+)
+def test_in_the_backend_the_store_stays_on_the_host_and_reads_come_before_writes(axes, rank, overrides, tmp_path: Path):
+    """910B and 910_93 cannot be built so: the backend refuses AlltoAllV without a device."""
+    assert kept_apart(actors_of(laid(axes, *BACKEND, *overrides), rank, tmp_path)) == []
+
+
+def test_the_faults_of_a_step_that_assigned_its_experts_are_seen():
+    """Lines of a step that the backend built when the network read the experts of the step before, and the host's store was copied
+    to the NPU after each update."""
+    actors = read_actors(
+        "%1 = kernel_graph7:TensorMove-op26(%param_active.0.w1) op control(%0)\n"
+        "%2 = kernel_graph3:Assign-op0(%param_active.0.w1, %9[0]) op control(%1)\n"
+        "%3 = kernel_graph8:Custom-op2(%param_experts.0.w1, %2[0])\n"
+        "%4 = CopyActor(%param_experts.0.w1) op control(%3)\n"
+        "%5 = kernel_graph9:Assign-op11(%param_pass_scale, %4[0])\n"
+        "%6 = kernel_graph9:Mul-op0(%param_pass_scale, %5[0])\n"
+    )
+    assert kept_apart(actors) == [
+        "experts.0.w1 is copied, all of it",
+        "active.0.w1 is written in the step",
+        "pass_scale is read behind its write",
+    ]
 
 
 @pytest.mark.slow
@@ -328,7 +389,7 @@ def test_shipped_configurations_compile(name: str, devices: int, chip: str):
     if name == "sigma_1t":
         slices = {p.name: p.slice for p in compiled.parameters}
         assert slices["active.0.w1"] == [1, 2560, 5120]
-        assert slices["experts.7.w2"] == [10, 2560, 5120]
+        assert {p.name: p.slice for p in compiled.stored}["experts.7.w2"] == [10, 2560, 5120]
         assert {c.group_size for c in compiled.collectives if c.op.startswith("AlltoAll")} == {16}
         dtypes = {p.dtype for p in compiled.parameters if p.name.startswith("active.")}
         assert dtypes == {"bfloat16" if chip == "910b" else "float16"}

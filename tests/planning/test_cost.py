@@ -19,6 +19,7 @@ from pangu_sigma.planning.cost import (
     host_rate_note,
     host_update_bytes,
     most_sensitive,
+    overlapped_step,
     rates_of,
     step_time,
     step_time_all_experts,
@@ -55,6 +56,32 @@ def test_flops_are_six_a_parameter_and_token_or_eight_with_recompute():
         expected = 2 * tokens * (passes * (weights + padded + scores) + 3 * logits)
         assert flops(config) == pytest.approx(expected, rel=1e-9)
         assert weights + 8 * 2 * 5120 * 20480 == pytest.approx(config.num_params().active_per_token, rel=1e-3)
+
+
+def hidden(*keys: str) -> cost.OverlappedStep:
+    found = overlapped_step(load_config(MODEL_CONFIGS / "sigma_1t.yaml", list(keys)))
+    assert found is not None
+    return found
+
+
+def test_adam_on_the_host_hides_behind_the_dense_layers_and_no_more():
+    """Of 40 layers 32 are dense; with recompute a backward pass takes three forward passes."""
+    plain, found = step_time(load_config(MODEL_CONFIGS / "sigma_1t.yaml")), hidden()
+    assert found.backward == pytest.approx(3 * found.forward)
+    assert 0.7 * plain.compute < found.backward + found.forward < 0.8 * (plain.compute + plain.hccs + plain.network)
+    assert found.left == pytest.approx(plain.host_update - found.backward - found.npu_update - found.forward)
+    assert found.step == pytest.approx(plain.step - plain.host_update + found.left)
+    waits = hidden("ecss.undo_gib=0")
+    assert (waits.backward, waits.forward) == (0.0, found.forward)
+    # with micro-batches the window is in the last one, and in the next step's first one
+    passes = hidden("train.accumulation=4", "train.batch_size=128")
+    assert passes.backward + passes.forward < 0.4 * (found.backward + found.forward)
+    assert hidden("parallel.chip=910b", "train.compute_dtype=float32").left >= 0.0
+
+
+@pytest.mark.parametrize("keys", [("ecss.update", "step"), ("ecss.enabled", False)])
+def test_without_a_worker_nothing_is_hidden(keys: tuple[str, object]):
+    assert overlapped_step(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [keys])) is None
 
 
 LOCMOE = {128: 0.1810, 256: 0.2874}

@@ -24,7 +24,10 @@ def as_predicted(plan: Plan) -> Compiled:
     (stage,) = plan.stages
     calls = [CompiledCollective(c.op, c.phase, c.group_size, c.count, c.nbytes, [0, 1]) for c in stage.collectives]
     placed = [PlacedParameter(a.name, list(a.kept), a.dtype, a.device) for a in stage.arrays]
-    return Compiled(0, 12.0, 1.5, calls, placed, {"FetchRows": 1}, {}, {})
+    stored = [array for array in placed if array.name.startswith("experts.")]
+    used = [array for array in placed if array not in stored]
+    handed = sorted(array.slice for array in used if array.name.startswith("active."))
+    return Compiled(0, 12.0, 1.5, calls, used, stored, {"FetchStored": 1}, {}, {}, handed, [])
 
 
 def differences(plan: Plan, step: Compiled) -> list[str]:
@@ -59,6 +62,29 @@ def test_calls_and_bytes_are_compared_by_operator_phase_and_group(plan: Plan):
     ]
 
 
+def test_an_array_of_the_store_in_the_graph_is_named(plan: Plan):
+    step = as_predicted(plan)
+    first, *_ = step.stored
+    assert differences(plan, replace(step, parameters=[*step.parameters, first])) == [
+        f"{first.name} is in the graph of stage 0, whose NPUs would have a copy"
+    ]
+
+
+def test_a_gradient_of_experts_that_is_lost_on_the_way_is_told(plan: Plan):
+    """MindSpore returned 0.0 for sums over micro-batches that no other rank shares."""
+    step = as_predicted(plan)
+    _, *others = step.handed
+    assert differences(plan, replace(step, handed=[[], *others])) == [
+        f"the gradients of experts on stage 0 have the shapes {[[], *others]}, predicted {step.handed}"
+    ]
+
+
+def test_what_is_written_in_front_of_the_network_is_named(plan: Plan):
+    assert differences(plan, replace(as_predicted(plan), early_writes=["active.0.w1"])) == [
+        "active.0.w1 is written in front of the network of stage 0, which may read it before"
+    ]
+
+
 def test_tree_and_text_of_a_compiled_plan_hold_what_mindspore_made(plan: Plan):
     step = as_predicted(plan)
     first, *others = step.collectives
@@ -75,6 +101,6 @@ def test_tree_and_text_of_a_compiled_plan_hold_what_mindspore_made(plan: Plan):
     assert tree["parameters"][0].keys() == {"name", "slice", "dtype", "device", "stage"}
     text = format_plan(compiled)
     assert "as MindSpore placed them" in text
-    assert "compiled for Ascend as rank 0 of 4: 12 s, 1.5 GiB; on the host: FetchRows 1" in text
+    assert "compiled for Ascend as rank 0 of 4: 12 s, 1.5 GiB; on the host: FetchStored 1" in text
     assert f"{len(step.parameters)} parameters; 1 differences from the prediction" in text
     assert tree["differences"][0] in text

@@ -72,6 +72,14 @@ def test_what_the_time_hangs_on_most_is_printed_with_half_and_double(chip: str):
     assert plan.as_dict()["hangs_on"]["constant"] == "host_update_bandwidth"
 
 
+def test_what_the_host_hides_is_printed_beside_the_papers_step():
+    plan = make_plan(load_config(MODEL_CONFIGS / "sigma_1t.yaml"), 512)
+    assert plan.overlapped is not None
+    left, step = plan.overlapped.left, plan.overlapped.step
+    assert f" s: {left:.3g} s are left, the step {step:.3g} s\n" in format_plan(plan)
+    assert plan.as_dict()["overlapped"]["step"] == step < plan.seconds.step
+
+
 def test_a_dense_model_hangs_on_another_constant():
     text = format_plan(make_plan(load_config(MODEL_CONFIGS / "alpha_13b.yaml", [("parallel.chip", "910_93")]), 64))
     assert "hangs most on matrix products at 45.7% of the chip's peak: at half of that" in text

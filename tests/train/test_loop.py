@@ -17,6 +17,7 @@ import pytest
 from helpers.losses import held_out_losses
 from mindspore import Tensor
 
+from ascend_ops.hidden import HiddenError
 from experiments.chaos.runs import digests
 from experiments.chaos.saves_behind import same_saves
 from experiments.tiny import SAVED_AT, STEPS, tiny_config
@@ -37,7 +38,7 @@ from pangu_sigma.lock import LockError, folder_lock
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.log.metrics import read_metrics
+from pangu_sigma.train.log.metrics import UPDATE, read_metrics
 from pangu_sigma.train.loop import Trainer, train
 from pangu_sigma.train.start import start_run
 
@@ -64,8 +65,8 @@ def resumed(tiny_data, tiny_run, tmp_path_factory) -> Path:
     return copy
 
 
-FILES = {"store": "file", "cache_gib": 5e-5}
-"""Experts in files, of which about a quarter may be in memory."""
+FILES = {"store": "file", "cache_gib": 5e-5, "update": "worker"}
+"""Experts in files, of which about a quarter may be in memory, updated behind the steps."""
 
 KILLED = f"""
 import os, signal, sys
@@ -85,7 +86,7 @@ loop.train(tiny_config(Path(sys.argv[1]), ecss={FILES}), Path(sys.argv[2]))
 
 @pytest.fixture(scope="module")
 def file_run(tiny_data, tmp_path_factory) -> Path:
-    """The tiny run with its experts in files, killed while it moves them for step 20, and resumed."""
+    """The tiny run with its experts in files, updated behind the steps, killed while it moves them for step 20, and resumed."""
     folder = tmp_path_factory.mktemp("files") / "run"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", KILLED, str(tiny_data), str(folder)]
@@ -161,6 +162,27 @@ def test_a_run_with_experts_in_files_that_was_killed_ends_in_the_bits_of_the_one
         assert expected == found
     lines = [[line for line in read_metrics(run) if line["kind"] == "evaluation"] for run in (tiny_run, file_run)]
     assert lines[0] == lines[1]
+
+
+def test_the_log_of_a_run_says_what_the_worker_did_behind_its_steps(tiny_run, file_run):
+    lines = [line for line in read_metrics(file_run) if line["kind"] == "step"]
+    for line in lines[1:]:
+        assert 0.0 < line["update_busy"] < 1.0 and 0.0 <= line["update_stall"] < 1.0
+        assert line["updates_redone"] >= 0 and line["updates_undone"] == 0
+    assert not set(UPDATE) & set(read_metrics(tiny_run)[2])
+
+
+def test_no_save_passes_a_worker_that_failed(tiny_data, tiny_run, tmp_path):
+    trainer = Trainer(
+        tiny_config(tiny_data, ecss={"update": "worker"}), stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    )
+    trainer.advance()
+    trainer.store.worker.fail()
+    with pytest.raises(HiddenError, match="half updated; go on from the last checkpoint"):
+        trainer.save()
+    with pytest.raises(RuntimeError, match="Await"):
+        trainer.advance()
+    assert latest_checkpoint(trainer.run.checkpoints).name == f"step_{SAVED_AT:08d}"
 
 
 @pytest.mark.slow

@@ -345,6 +345,24 @@ def test_half_precision_trains_close_to_single(make, toy):
     assert losses[1] != losses[0]
 
 
+def test_clipping_by_parts_scales_dense_and_expert_gradients_by_their_own_norms(tmp_path):
+    """By parts with the limit L, each part is what a global norm gives with the limit by which it scales that part the same."""
+
+    def moments(clip: str, limit: float) -> tuple[dict[str, np.ndarray], float, float]:
+        toy = Toy.build(toy_config(train={"optimizer": OPTIMIZER | {"clip": clip, "clip_norm": limit}}), tmp_path)
+        result = toy.run(first_batch(toy))
+        found = {name: values for name, values in toy.snapshot().items() if "moment" in name}
+        return found, *(float(norm.asnumpy()) for norm in (result.norm_dense, result.norm_experts))
+
+    limit = 0.05
+    parts, dense, experts = moments("parts", limit)
+    assert dense > limit and experts > limit, "both parts should be clipped"
+    whole, _, _ = moments("global", limit)
+    for name, values in parts.items():
+        own = experts if name.startswith("experts_layer_") else dense
+        np.testing.assert_allclose(values, whole[name] * np.hypot(dense, experts) / own, rtol=2e-5, atol=1e-12)
+
+
 def test_a_gradient_beyond_float16_skips_the_update(make):
     half = make(compute_dtype="float16")
     half.reset()

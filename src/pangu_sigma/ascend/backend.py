@@ -13,9 +13,9 @@ from pangu_sigma.ascend.context import use_ascend
 from pangu_sigma.ascend.inputs import step_inputs
 from pangu_sigma.ascend.saved_parts import dense_of, parameter_parts, writes_part
 from pangu_sigma.ascend.step import AscendStep
-from pangu_sigma.ascend.supported import check_ascend, check_order
+from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
-from pangu_sigma.checkpoint.parts import Files, SavedArray
+from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore
 from pangu_sigma.config import Config
@@ -40,7 +40,6 @@ class AscendBackend(Backend):
 
     def connect(self, config: Config) -> Ranks:
         check_ascend(config)
-        check_order(config)
         use_ascend(config)
         return connect(config.parallel)
 
@@ -72,6 +71,7 @@ class AscendBackend(Backend):
 
     def checkpoint_files(self, built: TrainingSetup) -> Files:
         rank, config = built.ranks.rank, built.config
+        built.store.settle()
         files: Files = {}
         for shard, name, parameter, part in parameter_parts(built.shards, built.store, config.parallel, rank):
             if writes_part(dense_of(built.shards, name), shard, name, config, rank):
@@ -83,6 +83,7 @@ class AscendBackend(Backend):
 
     def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
         built.step.compile(*step_inputs(built.config))  # MindSpore divides the parameters when it compiles
+        built.store.settle()
         parts: Parts = {}
         for shard, name, _, part in parameter_parts(built.shards, built.store, built.config.parallel, built.ranks.rank):
             parts.setdefault(shard, {})[name] = part
@@ -90,4 +91,8 @@ class AscendBackend(Backend):
         def put(parameter: Parameter, values: np.ndarray) -> None:
             parameter.set_data(Tensor(values), slice_shape=True)
 
-        restore(built.shards, checkpoint, parts=parts, put=put)
+        experts = {shard: arrays for shard, arrays in built.shards.items() if shard.startswith(EXPERTS)}
+        restore(experts, checkpoint, parts=parts)
+        others = {shard: arrays for shard, arrays in built.shards.items() if shard not in experts}
+        restore(others, checkpoint, parts=parts, put=put)
+        built.step.give_scale()

@@ -11,7 +11,7 @@ weight has a parameter `accu_grads.<its name>` that is zero before the step (`ac
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, nn, ops
 
 from pangu_sigma.config import Config
 from pangu_sigma.sections import ParallelConfig
@@ -47,25 +47,22 @@ class MicroBatches(nn.Cell):
 
 class GradientAccumulation(nn.Cell):
     """Loss and gradients of the Ascend step over all micro-batches of an update.
-    construct(scale, *inputs) -> (scale · loss of each block, gradients of this stage's weights, gradients of other stages' weights)
-    scale: the loss scale. inputs: the inputs of the step."""
+    construct(*inputs) -> (scaled loss of each block, gradients of this stage's weights, gradients of other stages' weights)
+    inputs: the inputs of the step."""
 
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):
-        """network: cell that returns the loss times its parameter `scale`.
+        """network: cell that returns the scaled loss.
         weights: the weights that this rank keeps.
         received: weights of another stage whose gradients this rank computes."""
         super().__init__(auto_prefix=False)  # names of accumulators follow those of weights
-        self.network = network
         self.own, passes = len(weights), config.train.accumulation
         differentiated = ParameterTuple([*weights, *received])
         forward = network if passes == 1 else MicroBatches(network, passes, config.parallel)
         self.loss_and_grads = ms.value_and_grad(forward, None, weights=differentiated)
         self.accumulators = None if passes == 1 else accumulators(differentiated)
-        self.one = Tensor([1.0], ms.float32)
         self.map = ops.HyperMap()
 
-    def construct(self, scale, *inputs):
-        ops.assign(self.network.scale, self.one * scale)
+    def construct(self, *inputs):
         scaled_M, grads = self.loss_and_grads(*inputs)
         return scaled_M, grads[: self.own], grads[self.own :]
 

@@ -20,12 +20,14 @@ from mindspore import Parameter, nn, ops
 from mindspore.parallel import Layout as DeviceLayout
 
 from ascend_ops.expert_dispatch import Gather, GatherAdd
+from ascend_ops.hidden import FetchStored
 from pangu_sigma.ascend import dropless, exchange
-from pangu_sigma.ascend.active_experts import ActiveExperts
+from pangu_sigma.ascend.active_experts import ActiveExperts, FetchExperts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import (
+    FFN_TENSORS,
     Attention,
     AttentionMask,
     DenseFFN,
@@ -44,6 +46,9 @@ from pangu_sigma.rre.experts import PaddedFFN
 from pangu_sigma.sections import ParallelConfig
 
 Strategy = tuple[tuple[str | int, ...], ...]
+
+EXPERT_TENSORS: Strategy = (("E", "T", 1), ("E", 1, "T"), ("E", "T", 1), ("E", 1, 1))
+"""How ranks divide the tensors of the active experts of a segment."""
 
 BY_COLUMNS: dict[str, Strategy] = {"matmul": (("D", 1), (1, "T")), "add": (("D", "T"), ("T",))}
 BY_ROWS: dict[str, Strategy] = {"matmul": (("D", "T"), ("T", 1)), "add": (("D", 1), (1,))}
@@ -131,6 +136,7 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
         "sum_tokens": (("D", "T", 1),),
         "negate": (("D",),),
     },
+    FetchExperts: {name: (cut, ()) for name, cut in zip(FFN_TENSORS, EXPERT_TENSORS, strict=True)},
     ActiveExperts: {"multiply": (("D",), (1,))},
 }
 """Strategy of each operator of each cell, by the name of the attribute that holds it."""
@@ -144,9 +150,11 @@ ROLES: dict[str, dict[str, Strategy]] = {
 """Strategies of the four `Linear`s of an `Attention`."""
 
 
-def apply_strategies(network: ActiveExperts, config: Config) -> None:
+def apply_strategies(network: ActiveExperts, config: Config, own: int) -> None:
     """Set MindSpore's parallel strategy of every operator of the network and its loss; mark how ranks cut every parameter, and the
-    pipeline stage of every cell. Raises ConfigError for an operator without an entry in the tables, naming its cell."""
+    pipeline stage of every cell. own: stage of the rank, whose experts alone it fetches.
+
+    Raises ConfigError for an operator without an entry in the tables, naming its cell."""
     parallel = config.parallel
     sizes = _sizes(parallel)
     for path, cell in network.cells_and_names():
@@ -154,13 +162,16 @@ def apply_strategies(network: ActiveExperts, config: Config) -> None:
             continue  # inside a Morph
         for name, operator in vars(cell).items():
             if isinstance(operator, ops.Primitive) and parallel.ranks > 1:
-                _apply(operator, _strategy(path, cell, name, operator.name), sizes)
+                outputs = cell.tensors + 1 if isinstance(cell, FetchStored) else 1
+                _apply(operator, _strategy(path, cell, name, operator.name), sizes, outputs)
         if parallel.recompute and isinstance(cell, Layer):
             cell.recompute()
     mark_parameters(network, config)
     for stage in range(parallel.stages) if parallel.stages > 1 else ():
         for cell in cells_of_stage(network.loss.network, config, stage):
             cell.pipeline_stage = stage
+    if parallel.stages > 1:
+        network.fetch.pipeline_stage = own
 
 
 def mark_parameters(network: ActiveExperts, config: Config) -> None:
@@ -171,6 +182,9 @@ def mark_parameters(network: ActiveExperts, config: Config) -> None:
     for name, parameter in (*network.loss.network.parameters_and_names(), *((p.name, p) for p in network.active)):
         parameter.cut = cuts[name]
         parameter.parallel_optimizer = parameter.cut.divided
+    for n in range(network.segments):
+        for parameter in network.of_segments([n]):  # fused with those of other segments their gradients would come late
+            parameter.comm_fusion = 2 + n
 
 
 def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
@@ -212,18 +226,21 @@ def _sizes(parallel: ParallelConfig) -> dict[str | int, int]:
 
 
 def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
+    if isinstance(cell, FetchStored):
+        tensors = EXPERT_TENSORS[: cell.tensors]
+        return (1,), *tensors, (1,), (1,), *tensors, (1,)
     table = ROLES[path.rsplit(".", 1)[1]] if isinstance(cell, Linear) else STRATEGIES.get(type(cell), {})
     if name not in table:
         raise ConfigError(f"{path}: operator {name} ({operator}) has no strategy; add it to ascend/sharding.py")
     return table[name]
 
 
-def _apply(operator: ops.Primitive, strategy: Strategy, sizes: dict[str | int, int]) -> None:
+def _apply(operator: ops.Primitive, strategy: Strategy, sizes: dict[str | int, int], outputs: int) -> None:
     if not isinstance(operator, ops.Custom | ops.Morph):
         operator.shard(tuple(tuple(sizes[axis] for axis in axes) for axes in strategy))
         return
     # one of ours, which computes with the slices of its own rank
     layout = DeviceLayout((sizes["E"], sizes["R"], sizes["T"]), ("E", "R", "T"))
     names = {"D": ("E", "R"), 1: "None"}
-    *inputs, output = (layout(*(names.get(axis, axis) for axis in axes)) for axes in strategy)
-    operator.shard(tuple(inputs), (output,))
+    layouts = tuple(layout(*(names.get(axis, axis) for axis in axes)) for axes in strategy)
+    operator.shard(layouts[:-outputs], layouts[-outputs:])

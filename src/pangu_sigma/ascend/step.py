@@ -1,17 +1,20 @@
 """Training step on Ascend ranks, one graph under MindSpore's auto-parallel.
 
-    FetchExperts           host: look up the active experts of this rank             active_experts.py, ascend_ops/fetch.py
-      → device             into the buffers that the network multiplies with
     GradientAccumulation   loss and gradients of every micro-batch                   micro_batches.py, model/, sharding.py
+      host → device        in it, the weights of each segment's active experts       active_experts.py, ascend_ops/hidden.py
     SumOverGroups          gradients of common experts, of which each group has a copy   active_experts.py
+      → host               the gradients of experts: a worker updates those that had tokens   ecss/hidden.py
     OverflowCheck          global norm, overflow                                     overflow.py
     Update                 Adam of the dense parameters, loss scale                  here, device_adam.py
-      → host               Adam of the experts that had tokens                       ascend_ops/adam.py
+      → host               whether the worker's update stands, is repeated or undone
+
+The worker goes on while the graph ends and the next step goes through the layers below; a look-up waits for its own segment.
 
 It differs from `train/step.py` where auto-parallel needs it. Auto-parallel shards the parameters that the network multiplies with.
-It shards nothing outside the network (fetch, norm, Adam), where every tensor is this rank's own: a host store is therefore declared
-with the shape that its rank holds. With stages it removes from the whole graph every operator that touches a parameter of another
-stage, so nothing outside the network may read one.
+It shards nothing outside the network (norm, Adam), where every tensor is this rank's own; of the host's store, which is in no
+graph, a rank has its own part. With stages it removes from the whole graph every operator that touches a parameter of another
+stage, so nothing outside the network may read one. Nothing that the network reads may be written before it in the step: MindSpore
+2.9 moves such reads to the front, where they find the values of the step before (tests/planning/test_compile.py).
 
 No cell here prefixes the names of its parameters with its own (`auto_prefix=False`): checkpoints, accumulators and the plan use the
 names that they are declared with.
@@ -36,6 +39,7 @@ from pangu_sigma.ascend.sharding import apply_strategies, parameters_of_stage, r
 from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
+from pangu_sigma.ecss.hidden import HiddenUpdate
 from pangu_sigma.ecss.store import HostStore, array_specs
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.dense_ffn import MatMulFFN
@@ -55,7 +59,7 @@ class AscendStep(nn.Cell):
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of train/step.py
         The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`). Losses are summed over micro-batches,
-        and zero on the ranks of all stages but the last. `take` writes the settings of a step before.
+        and zero on the ranks of all stages but the last. `prepare` writes the settings of a step before.
     Raises ConfigError for the settings that supported.py lists.
     """
 
@@ -65,47 +69,69 @@ class AscendStep(nn.Cell):
         check_ascend(config)
         self.config, self.rank, self.tier = config, rank, RankTier()
         stage = Layout(config.parallel).coordinates(rank).stage
+        self.store = HostStore(_columns(config), self.tier, rank)
+        self.settings = StepSettings(self.store.numbers, self.store.entries)
+        # MindSpore may use the memory of gradients again as soon as they are handed out
+        self.hidden = HiddenUpdate(config, self.store, copies_gradients=True)
         network = _network(config, rank)
-        self.network = ActiveExperts(config, NextTokenLoss(network))
-        apply_strategies(self.network, config)
+        fetch = FetchExperts(config, self.store, self.settings, self.hidden.worker)
+        self.network = ActiveExperts(config, NextTokenLoss(network), fetch)
+        self.scale, self.one = LossScale(config), Tensor([1.0], ms.float32)
+        self.give_scale()
+        apply_strategies(self.network, config, stage)
         dense = parameters_of_stage(network, config, stage)
         self.dense = DeviceAdam(config, dense)
-        self.store = HostStore(_columns(config), self.tier, rank)
-        self.scale = LossScale(config)
-        self.settings = StepSettings(self.store.numbers, self.store.entries)
         active = self.network.of_segments(self.store.numbers)
         weights = [*dense, *active]  # all are parameters for auto-parallel, so in one list; `Update` splits it again
-        self.bring = FetchExperts(self.store, self.settings, active)
         self.passes = GradientAccumulation(self.network, weights, received_by_stage(network, config, stage), config)
         self.sum_common = SumOverGroups(weights, Groups(Layout(config.parallel), rank))
         self.verdict = OverflowCheck(weights, config.parallel)
-        self.update = Update(config, self.dense, self.store, self.scale, self.settings)
+        self.update = Update(config, self.dense, self.hidden, self.scale, self.settings)
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
-        self.bring()  # assigns parameters that the network reads: MindSpore keeps such statements in this order
         scaled_M, grads, sent_back = self.passes(
-            scale, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans
+            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans
         )
         grads = self.sum_common(grads)
+        handed = self.update.hand_out(grads)
         norm, finite = self.verdict(grads, scale, sent_back)
-        applied, updated = self.update(grads, norm, finite, scale)
+        applied, updated, next_scale = self.update(grads, handed, norm, finite, scale)
+        ops.assign(self.network.scale, self.one * next_scale)
         # accumulators are cleared after all readers: both updates, and the gradients that are sent to another stage
         done = self.passes.clear(ops.depend(applied, (updated, sent_back)))
         return ops.depend((scaled_M / scale, norm, applied, scale), done)
 
+    def give_scale(self) -> None:
+        """Give the network the loss scale, after another hand than the step's has set it."""
+        self.network.scale.set_data(Tensor([float(self.scale.value.asnumpy())], ms.float32))
+
     def take(self, rate: float, batch: Batch) -> tuple[Tensor, ...]:
         """Run one step on the rank's share of a batch, and return the result of `construct`. rate: learning rate."""
-        self.settings.write(rate, batch)
-        return self(*map(as_tensor, inputs_of(batch, self.config)))
+        self.prepare(rate, batch)
+        return self.run(batch)
 
     def of(self, batch: Batch) -> np.ndarray:
         """Return the weighted loss of each block (sequences of one domain) of the rank. The training graph runs without updating.
 
         A graph for losses alone would need another compilation, and auto-parallel would shard its operators outside the network.
         """
-        self.settings.write(0.0, batch, learns=0.0)
-        return self(*map(as_tensor, inputs_of(batch, self.config)))[0].asnumpy()
+        self.prepare(0.0, batch, learns=0.0)
+        return self.run(batch)[0].asnumpy()
+
+    def prepare(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
+        """Write the settings of the next step, which takes `batch`, and tell the worker where the experts are. rate: learning rate.
+        learns: 1.0, or 0.0 to update nothing."""
+        guess = self.update.hyper_experts.values(rate, 1.0 / float(self.scale.value.asnumpy()), learns)
+        self.settings.write(rate, batch, learns, guess)
+        self.hidden.register()
+
+    def run(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Run the graph on the rank's share of a batch, which `prepare` took."""
+        result = self(*map(as_tensor, inputs_of(batch, self.config)))
+        if self.config.ecss.update == "step":
+            self.store.settle()
+        return result
 
     def fill(self, seed: int) -> None:
         """Draw the experts' initial values from a seed; they do not depend on the number of stages, groups and expert ranks."""
@@ -119,27 +145,41 @@ class AscendStep(nn.Cell):
 
 class Update(nn.Cell):
     """Optimizer update of an Ascend rank: Adam of its dense parameters and its experts, and the loss scale.
-    construct(grads, norm, finite, scale) -> (1.0 if the update was applied, else 0.0; a value that is computed after all updates)
-    norm: global gradient norm, without the loss scale. finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale."""
+    construct(grads, handed, norm, finite, scale)
+        -> (1.0 if the update was applied, else 0.0; a value that is computed after all updates; the loss scale of the next step)
+    handed: what `hand_out` returned. norm: global gradient norm, without the loss scale. finite: 1.0 if no gradient overflowed,
+    else 0.0. scale: the loss scale."""
 
-    def __init__(self, config: Config, dense: DeviceAdam, store: HostStore, scale: LossScale, settings: StepSettings):
+    def __init__(
+        self, config: Config, dense: DeviceAdam, hidden: HiddenUpdate, scale: LossScale, settings: StepSettings
+    ):
         super().__init__(auto_prefix=False)
         optimizer = config.train.optimizer
-        self.dense, self.store, self.scale, self.settings = dense, store, scale, settings
-        self.dense_count = len(dense.weights)
+        self.dense, self.hidden, self.scale, self.settings = dense, hidden, scale, settings
+        self.dense_count, self.segments = len(dense.weights), hidden.store.segments
         self.clip_norm = optimizer.clip_norm
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
+        self.accumulated = config.train.accumulation > 1
 
-    def construct(self, grads, norm, finite, scale):
+    def construct(self, grads, handed, norm, finite, scale):
         lr, learns = self.settings.rate * 1.0, self.settings.learns * 1.0
         applied = finite * learns
         grad_scale = gradient_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)
-        if self.store.segments:
-            hyper = self.hyper_experts(lr, grad_scale, applied)
-            active_rows, used = self.settings.active_rows, self.settings.used
-            updated = (updated, self.store.update(grads[self.dense_count :], active_rows, used, hyper))
-        return applied, (updated, self.scale.update(finite, learns))
+        if self.segments:
+            updated = (updated, self.hidden.decide(handed, self.hyper_experts(lr, grad_scale, applied)))
+        next_scale = self.scale.update(finite, learns)
+        return applied, (updated, next_scale), next_scale
+
+    def hand_out(self, grads):
+        """Hand the gradients of the experts to the worker, which speculates that they are neither clipped nor left out."""
+        if self.segments == 0:
+            return ()
+        taken: tuple = ()
+        for i in range(self.dense_count, len(grads)):
+            # of an accumulator a copy: MindSpore would bring the accumulator itself to the host each time that the step writes it
+            taken += (grads[i] * 1.0 if self.accumulated else grads[i],)
+        return self.hidden.hand_out(taken, self.settings.active_rows, self.settings.used, self.settings.guess)
 
 
 def _network(config: Config, rank: int) -> PanGuSigma:

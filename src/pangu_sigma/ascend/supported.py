@@ -26,6 +26,10 @@ def check_ascend(config: Config) -> None:
             "train.spikes.skip=true: the Ascend step does not see the losses of all domains before it updates; set "
             "train.spikes.skip=false, which logs spikes"
         )
+    if config.train.optimizer.clip != "global":
+        raise ConfigError(
+            "train.optimizer.clip=parts: the Ascend step clips by the global norm; set train.optimizer.clip=global"
+        )
     if config.finetune is not None and config.finetune.learn != "all":
         raise ConfigError(
             f"finetune.learn={config.finetune.learn}: the Ascend step updates every parameter; fine-tune on the CPU, or set "
@@ -44,25 +48,6 @@ def check_ascend(config: Config) -> None:
         raise ConfigError(
             f"ecss.store={config.ecss.store}: the Ascend step keeps experts in the host's memory; set ecss.store=host"
         )
-
-
-def check_order(config: Config) -> None:
-    """Raise ConfigError for a training whose compiled graph reads active experts and loss scale before its step has written them.
-
-    MindSpore 2.9.0 drops the order between both on several ranks: without stages when it fuses AllReduce, with stages always. This
-    was read in its compiled graphs (docs/experiments/log.md); planning and compiling such a step is allowed.
-    """
-    parallel = config.parallel
-    if parallel.ranks == 1 or (parallel.stages == 1 and parallel.fusion_mib == 0):
-        return
-    if parallel.stages > 1:
-        key, fix = f"parallel.stages={parallel.stages}", "set parallel.stages=1 and parallel.fusion_mib=0"
-    else:
-        key, fix = f"parallel.fusion_mib={parallel.fusion_mib}", "set parallel.fusion_mib=0"
-    raise ConfigError(
-        f"{key}: on several NPUs the compiled step would compute with the experts and the loss scale of the step before, because "
-        f"MindSpore loses the order of a write and a read; {fix}"
-    )
 
 
 def check_machine() -> None:

@@ -143,6 +143,7 @@ class Prefetcher:
         active_NA: np.ndarray,
     ) -> np.ndarray:
         store = self._store
+        store.settle()  # rows of the step before may still be updated
         for n, coming_A in enumerate(coming_NA):
             for expert in coming_A[coming_A < store.rows[n]].tolist():
                 store.tier.prefetch(n, expert)

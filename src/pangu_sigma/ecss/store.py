@@ -22,6 +22,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ascend_ops.adam import AdamRows, every_row
 from ascend_ops.half import CastWeights
+from ascend_ops.hidden import HiddenAdam
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.pangu_sigma import ffn_tensors, first_values, tensor_spans
@@ -68,6 +69,14 @@ class ExpertStore(nn.Cell):
         self.rows = [step.shape[0] for step in self.steps]
         """Number of experts that the store has of each segment."""
         self.adam = AdamRows()
+        self.worker: HiddenAdam | None = None
+        """Worker that updates the experts behind the step (ecss/hidden.py); None: `update` does."""
+
+    def settle(self, in_step: bool = False) -> None:
+        """Wait until the experts are those of the last step, before anything but the next step's FFN reads them. in_step: True if
+        the next step waits. Raises HiddenError."""
+        if self.worker is not None:
+            self.worker.settle(in_step)
 
     @property
     def active_shapes(self) -> list[tuple[int, ...]]:
@@ -84,7 +93,7 @@ class ExpertStore(nn.Cell):
         return self._held[self.kinds[number]]
 
     def parameters_of(self, number: int) -> dict[str, Parameter]:
-        """Return the parameters of the experts of the segment with this number, by name."""
+        """Return the parameters of the experts of the segment with this number, by name. Before their values are read, `settle`."""
         return {spec.name: parameter for spec, parameter in self._made if spec.segment == number}
 
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):

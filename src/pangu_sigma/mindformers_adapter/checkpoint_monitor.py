@@ -44,6 +44,7 @@ class PanGuSigmaCheckpoint(Callback):
 
     def save(self, cell: PanGuSigmaTrainOneStepCell) -> Path:
         """Write a checkpoint of the state after the last step. Raises CheckpointError if the disk fails."""
+        cell.network.store.settle()
         self.saved = cell.progress.step
         path = save_checkpoint(
             cell.folder.checkpoints,

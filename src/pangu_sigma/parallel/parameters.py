@@ -131,7 +131,8 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
 
 
 def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return the NPU buffers of a stage's active experts (ECSS), in the network's argument order; biases are [experts, 1, …]."""
+    """Return the parameters of a stage's active experts (ECSS), in the network's argument order; biases are [experts, 1, …]. They
+    are on the host and hold nothing: their gradients are on the NPU, and the weights come there as values."""
     buffers = []
     for weight in expert_arrays(config, stage, alike) if config.ecss.enabled else []:
         if weight.kind == "weight":
@@ -143,7 +144,7 @@ def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[
             name = weight.name.replace("experts", "active", 1)
             buffers.append(
                 replace(
-                    weight, name=name, shape=shape, computed=computed, kept=computed, dtype=weight.used_as, device=NPU
+                    weight, name=name, shape=shape, computed=computed, kept=computed, dtype=weight.used_as, device=HOST
                 )
             )
     return buffers
@@ -161,7 +162,7 @@ def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> l
     summed = [*dense_weights(config, stage, alike), *active_buffers(config, stage, alike)]
     if 0 < stage == config.parallel.stages - 1:
         summed.append(word_table(config))
-    return [replace(a, name=f"{a.name}.accumulated", kind="accumulator", kept=a.computed) for a in summed]
+    return [replace(a, name=f"{a.name}.accumulated", kind="accumulator", kept=a.computed, device=NPU) for a in summed]
 
 
 def active_elements(config: Config, stage: int = 0) -> int:
@@ -171,6 +172,12 @@ def active_elements(config: Config, stage: int = 0) -> int:
         tensors, local = _ffn_tensors(config, s), active_in_group(config, kind) // config.parallel.expert
         of_layer += local * sum(math.prod(_divide(shape, axis, config.parallel.tensor)) for _, shape, axis in tensors)
     return of_layer * len(rre_layers_of_stage(config, stage))
+
+
+def summed_alone(config: Config) -> bool:
+    """Return True if a rank alone sums gradients of experts over micro-batches, without stages. MindSpore 2.9 then returns the sums
+    only behind a standard operator, so the Ascend step has one (ascend/active_experts.py)."""
+    return config.train.accumulation > 1 and config.parallel.stages == config.parallel.data == 1
 
 
 def word_table(config: Config) -> Array:

@@ -76,12 +76,20 @@ class Compiled:
     """Peak memory of the compiling process in GiB."""
     collectives: list[CompiledCollective]
     parameters: list[PlacedParameter]
+    """Those of the graph."""
+    stored: list[PlacedParameter]
+    """Arrays of the store of experts, which must not be in the graph: MindSpore would copy them to the NPU in each step."""
     host_operators: dict[str, int]
     """Number of operators that are pinned to the host, by name."""
     additions: dict[str, int]
     """Number of times that the step adds a gradient to the accumulator of a weight, by the weight's name."""
     operators: dict[str, int]
     """Number of operators of the whole step, by name."""
+    handed: list[list[int]]
+    """Shapes of the gradients of experts that the step hands to the host, sorted."""
+    early_writes: list[str]
+    """Parameters to which the step assigns values that do not follow from the network's results. MindSpore's later passes may take
+    away the order that keeps such a write in front of what reads it."""
 
 
 def compile_memory(config: Config, rank: int = 0) -> int:
@@ -125,10 +133,11 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
             _wait(process, f"compile {config.name} for {config.parallel.ranks} ranks")
         if process.returncode or not (work / "result.json").exists():
             raise PlanRefused(_reason((work / "log").read_text(encoding="utf-8", errors="replace")))
-        timing = json.loads((work / "result.json").read_text())
+        result = json.loads((work / "result.json").read_text())
+        stored = [PlacedParameter(name, kept, dtype, HOST) for name, kept, dtype in result.pop("stored")]
         graph = max(work.rglob("*_validate_*.ir"), key=lambda path: path.name)
         with open(graph, encoding="utf-8") as lines:
-            return Compiled(rank, **timing, **read_graph(lines, config.parallel.ranks))
+            return Compiled(rank, stored=stored, **result, **read_graph(lines, config.parallel.ranks))
 
 
 def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
@@ -138,27 +147,38 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
     shapes: dict[str, tuple[list[int], str]] = {}
     on_host: set[str] = set()
     on_device: set[str] = set()
+    loaded: dict[str, str] = {}
+    order, handed = _Order(), list[list[int]]()
     for line in lines:
         if line.startswith("%para"):
             if "has_default" in line:  # inputs of the step have no default
                 name, dtype, shape = _parameter(line)
                 shapes[name] = (shape, dtype)
             continue
-        operator = re.match(r"\s+%\d+\(.*?\) = (\S+?)\(", line)
-        if operator is None:
+        made = re.match(r"\s+(%\d+)\(.*?\) = (?:PrimFunc_)?(\S+?)\((.*?)\)(?: \{| \w+_attrs:|$)", line)
+        if made is None:
+            order.read_scope(line)
             continue
-        used = {_plain_name(name) for name in re.findall(r"%para\d+_([^,\s)]+)", line)}
+        result, operator, inputs = made[1], made[2], re.findall(r"%\w[^,\s)]*", made[3])
+        order.read_operator(result, operator, inputs)
+        given = [loaded.get(name, name) for name in inputs]
+        used = {_plain_name(_bare(name)) for name in given if name.startswith("%para")}
+        if operator in ("Load", "Depend") and given:
+            loaded[result] = given[0]
         if 'primitive_target: "CPU"' in line:
             custom = re.search(r'func_name: "[^"]*:(\w+)"', line)
-            hosted[custom[1] if custom else operator[1].removeprefix("PrimFunc_")] += 1
+            hosted[custom[1] if custom else operator] += 1
             on_host |= used
+            if custom and custom[1] == "HandOut":  # the other inputs are lists
+                inputs_of = re.findall(r"Tensor\[\w+\]\]?, \(([^)]*)\)", next(lines).split("->")[0])
+                handed += [shape for shape in map(_sizes, inputs_of) if len(shape) != 1]
         else:
-            on_device |= used if operator[1] not in _NOT_A_USE else set()
-        if operator[1] == "PrimFunc_AssignAdd":
+            on_device |= used if operator not in _NOT_A_USE else set()
+        if operator == "AssignAdd":
             additions.update(name.removesuffix(".accumulated") for name in used)
-        operators[operator[1].removeprefix("PrimFunc_")] += 1
-        if operator[1] in COLLECTIVES:
-            key = _collective(operator[1], line, next(lines), ranks)
+        operators[operator] += 1
+        if operator in COLLECTIVES:
+            key = _collective(operator, line, next(lines), ranks)
             groups.setdefault(key[:-1], []).append(key[-1])
     return {
         "collectives": [
@@ -172,7 +192,53 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
         "host_operators": dict(hosted),
         "additions": dict(additions),
         "operators": dict(operators),
+        "handed": sorted(handed),
+        "early_writes": order.early_writes(),
     }
+
+
+class _Order:
+    """Values that the step assigns to parameters, and whether they follow from results of the network."""
+
+    def __init__(self) -> None:
+        self.result, self.operator = "", ""
+        self.inputs: dict[str, list[str]] = {}
+        self.of_network: set[str] = set()
+        self.assigned: list[tuple[str, str]] = []
+
+    def read_operator(self, result: str, operator: str, given: list[str]) -> None:
+        """Note an operator: its result, its name, and what it is given."""
+        self.result, self.operator = result, operator
+        # what is behind the first input of these is an order, and no data
+        self.inputs[result] = (
+            [] if operator == "UpdateState" else given[: 1 if operator in ("Load", "Depend") else None]
+        )
+        if operator == "Assign":
+            self.assigned.append((given[0], given[1]))
+
+    def read_scope(self, line: str) -> None:
+        """Note if the last operator is one of the network. line: any line that is no operator."""
+        if "# Fullname with scope: (Default/network-ActiveExperts/" in line and self.operator not in _NOT_A_USE:
+            self.of_network.add(self.result)
+
+    def early_writes(self) -> list[str]:
+        """Return the names for `Compiled.early_writes`."""
+        return sorted({_plain_name(_bare(name)) for name, value in self.assigned if not self._follows(value)})
+
+    def _follows(self, value: str) -> bool:
+        found, todo = set[str](), [value]
+        while todo:
+            behind = todo.pop()
+            if behind in self.of_network:
+                return True
+            if behind not in found:
+                found.add(behind)
+                todo += self.inputs.get(behind, [])
+        return False
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"%para\d+_", "", name)
 
 
 def _parameter(line: str) -> tuple[str, str, list[int]]:
@@ -180,7 +246,11 @@ def _parameter(line: str) -> tuple[str, str, list[int]]:
     match = re.match(r"%para\d+_(\S+): <(?:Ref\[)?Tensor\[(\w+)\]\]?, \(([^)]*)\)", line)
     if match is None:
         raise PlanRefused(f"the saved graph has a parameter that cannot be read: {line.strip()[:200]}")
-    return _plain_name(match[1]), match[2].lower(), [int(size) for size in match[3].split(",") if size.strip()]
+    return _plain_name(match[1]), match[2].lower(), _sizes(match[3])
+
+
+def _sizes(shape: str) -> list[int]:
+    return [int(size) for size in shape.split(",") if size.strip()]
 
 
 def _plain_name(name: str) -> str:
@@ -190,7 +260,7 @@ def _plain_name(name: str) -> str:
     return f"{plain}.{kind[1].replace('accu_grads', 'accumulated')}" if kind else plain
 
 
-_NOT_A_USE = ("Load", "UpdateState", "Depend", "PrimFunc_Depend", "MakeTuple", "Return")
+_NOT_A_USE = ("Load", "UpdateState", "Depend", "MakeTuple", "Return")
 
 _PHASE_OF_NAME = (
     ("grad_mirror", "gradient"),
@@ -296,7 +366,11 @@ def main() -> None:
         step.compile(*step_inputs(config))
         peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
         seconds = round(time.perf_counter() - started, 1)
-        result = {"seconds": seconds, "peak_gib": round(int(peak[1]) / 2**20, 2) if peak else 0.0}
+        arrays = (
+            (f"experts.{n}.{name}", p) for n in step.store.numbers for name, p in step.store.parameters_of(n).items()
+        )
+        stored = [(name, p.shape, p.asnumpy().dtype.name) for name, p in arrays]
+        result = {"seconds": seconds, "peak_gib": round(int(peak[1]) / 2**20, 2) if peak else 0.0, "stored": stored}
         Path("result.json").write_text(json.dumps(result))
     except (ConfigError, RuntimeError, ValueError, TypeError) as error:
         print(f"failed: {str(error).strip().splitlines()[0]}", flush=True)

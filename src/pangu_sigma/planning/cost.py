@@ -6,7 +6,7 @@
                     another host: a rank sends one to every other rank of its group, one by one (HCCL's pairwise algorithm)
     NPU update      bytes that Adam reads and writes ÷ the bandwidth of the NPU's memory
     host            active experts over PCIe before the step, their gradients after it, then Adam ÷ HOST_UPDATE_BANDWIDTH; without
-                    overlap either: the Ascend step fetches its own experts first, whatever ecss.prefetch says
+                    overlap either, as in the paper, to whose step the rate is fitted; `overlapped_step` says what overlap hides
     bubble          with p stages and g micro-batches, (p - 1) ÷ g of the slowest stage's time for all of them (1F1B)
 
 Rates and bandwidths are the chip's (`chips.py`). Three constants are fitted to four published figures of 910A: 7.5 s and 6.3x of
@@ -121,12 +121,7 @@ def step_time(config: Config, experts_moved: float = 1.0, rates: Rates | None = 
     experts_moved: number of experts moved and updated, divided by the number of active experts. rates: constants to use instead of
     `rates_of`.
     """
-    p, rates = config.parallel.stages, rates or rates_of(config)
-    sent = [_sent(config, stage, rates) for stage in range(p)]
-    passes = (_compute(config, s, rates) + sum(c.seconds for c in calls if c.in_passes) for s, calls in enumerate(sent))
-    bubble = (p - 1) / config.train.accumulation * max(passes)
-    times = (_stage_time(config, s, calls, experts_moved, rates, bubble) for s, calls in enumerate(sent))
-    return max(times, key=lambda time: time.step)
+    return max((time for time, _ in _stage_times(config, experts_moved, rates)), key=lambda time: time.step)
 
 
 @dataclass(frozen=True)
@@ -148,6 +143,28 @@ def most_sensitive(config: Config) -> Sensitivity:
     return max(found, key=lambda each: abs(each.seconds_at_half - each.seconds_at_double))
 
 
+@dataclass(frozen=True)
+class OverlappedStep:
+    """Seconds of the NPU behind which Adam on the host can run with `ecss.update=worker`, on the stage that is then the slowest:
+    dense layers in the backward pass of the last micro-batch (0 with `ecss.undo_gib=0`), their Adam, and dense layers in the
+    next forward pass of the first micro-batch. left: seconds of Adam on the host that are more. step: seconds of the whole step.
+    Layers inside the RRE stack hide something, too, which is not counted; nor is what host and NPU take from each other."""
+
+    backward: float
+    npu_update: float
+    forward: float
+    left: float
+    step: float
+
+
+def overlapped_step(config: Config) -> OverlappedStep | None:
+    """Estimate the step with Adam of experts hidden behind the dense layers; None if `ecss.update=step`, or nothing to hide."""
+    if config.ecss.update == "step" or not config.ecss.enabled or not config.model.rre_layers:
+        return None
+    found = (_hidden(config, stage, time, sent) for stage, (time, sent) in enumerate(_stage_times(config)))
+    return max(found, key=lambda each: each.step)
+
+
 def step_time_all_experts(config: Config) -> StepTime:
     """Estimate the step time if all experts on the host are moved and updated; in the paper this takes 6.3 times longer."""
     last = config.parallel.stages - 1  # one with experts, of which all such stages have the same part
@@ -167,15 +184,25 @@ def flops(config: Config, stage: int = 0) -> float:
     The backward pass takes twice as many as the forward pass, and recompute repeats the forward pass of the layers. Experts' rows
     include padding, which is multiplied too.
     """
+    logits = 0.0
+    if stage == config.parallel.stages - 1:
+        logits = 2 * (tokens_of_rank(config) / config.parallel.tensor) * config.model.slot_rows * config.model.hidden
+    return config.train.accumulation * (sum(_forward_flops(config, stage)) * _rounds(config) + 3 * logits)
+
+
+def _forward_flops(config: Config, stage: int) -> tuple[float, float]:
+    """Return the floating-point operations of dense and of RRE layers of a stage in the forward pass of a micro-batch."""
     m, t = config.model, config.parallel.tensor
-    tokens, layers = tokens_of_rank(config), len(layers_of_stage(config, stage))
-    routed = len(rre_layers_of_stage(config, stage))
+    tokens, routed = tokens_of_rank(config), len(rre_layers_of_stage(config, stage))
     attention = 2 * tokens * 4 * m.hidden**2 / t + 4 * tokens * m.seq_length * m.hidden / t
     dense_ffn = 4 * tokens * m.hidden * m.ffn / t
     routed_ffn = 4 * multiplied_rows(config) * m.hidden * m.ffn / t
-    once = layers * attention + (layers - routed) * dense_ffn + routed * routed_ffn
-    logits = 2 * (tokens / t) * m.slot_rows * m.hidden if stage == config.parallel.stages - 1 else 0
-    return config.train.accumulation * (once * (4 if config.parallel.recompute else 3) + 3 * logits)
+    return (len(layers_of_stage(config, stage)) - routed) * (attention + dense_ffn), routed * (attention + routed_ffn)
+
+
+def _rounds(config: Config) -> int:
+    """Return the time of a layer's forward and backward pass in forward passes."""
+    return 4 if config.parallel.recompute else 3
 
 
 def host_update_bytes(config: Config, stage: int = 0) -> int:
@@ -209,6 +236,30 @@ def _sent(config: Config, stage: int, rates: Rates) -> list[_Sent]:
         seconds = network / rates.network_bandwidth + messages * rates.message_seconds
         times.append(_Sent(c.op, in_passes, hccs / rates.hccs_bandwidth, seconds))
     return times
+
+
+def _stage_times(
+    config: Config, experts_moved: float = 1.0, rates: Rates | None = None
+) -> list[tuple[StepTime, list[_Sent]]]:
+    """Return the step time of each stage, and the collectives in it. The arguments are those of `step_time`."""
+    p, rates = config.parallel.stages, rates or rates_of(config)
+    sent = [_sent(config, stage, rates) for stage in range(p)]
+    passes = (_compute(config, s, rates) + _seconds_in_passes(calls) for s, calls in enumerate(sent))
+    bubble = (p - 1) / config.train.accumulation * max(passes)
+    return [(_stage_time(config, s, calls, experts_moved, rates, bubble), calls) for s, calls in enumerate(sent)]
+
+
+def _seconds_in_passes(sent: list[_Sent]) -> float:
+    return sum(c.seconds for c in sent if c.in_passes)
+
+
+def _hidden(config: Config, stage: int, time: StepTime, sent: list[_Sent]) -> OverlappedStep:
+    dense, _ = _forward_flops(config, stage)
+    all_flops = flops(config, stage) / config.train.accumulation
+    round_seconds = (time.compute + _seconds_in_passes(sent)) / config.train.accumulation * dense / all_flops
+    backward = round_seconds * (_rounds(config) - 1) if config.ecss.undo_gib else 0.0
+    left = max(0.0, time.host_update - backward - time.npu_update - round_seconds)
+    return OverlappedStep(backward, time.npu_update, round_seconds, left, time.step - time.host_update + left)
 
 
 def _stage_time(

@@ -24,12 +24,23 @@ def add_compiled(plan: Plan, steps: list[Compiled]) -> Plan:
     differences: list[str] = []
     for number, (stage, step) in enumerate(zip(plan.stages, steps, strict=True)):
         differences += _other_slices(number, stage, step)
+        differences += _other_gradients(number, stage, step)
         differences += _other_collectives(number, stage.collectives, step.collectives)
+        used = {parameter.name for parameter in step.parameters}
+        differences += [
+            f"{array.name} is in the graph of stage {number}, whose NPUs would have a copy"
+            for array in step.stored
+            if array.name in used
+        ]
+        differences += [
+            f"{name} is written in front of the network of stage {number}, which may read it before"
+            for name in step.early_writes
+        ]
     return replace(plan, compiled=CompiledPlan(steps, differences))
 
 
 def _other_slices(number: int, stage: StagePlan, step: Compiled) -> Iterator[str]:
-    placements = {parameter.name: parameter for parameter in step.parameters}
+    placements = {parameter.name: parameter for parameter in (*step.stored, *step.parameters)}
     for array in stage.arrays:
         expected, placed = list(array.kept), placements.get(array.name)
         if placed is None:
@@ -37,6 +48,15 @@ def _other_slices(number: int, stage: StagePlan, step: Compiled) -> Iterator[str
         elif (placed.slice, placed.device) != (expected, array.device):
             actual = f"{placed.slice} on {placed.device}, stage {number}"
             yield f"{array.name} is {actual}, predicted {expected} on {array.device}"
+
+
+def _other_gradients(number: int, stage: StagePlan, step: Compiled) -> Iterator[str]:
+    """Yield a sentence if the gradients that a stage hands to the host are not those of all active experts."""
+    expected = sorted(
+        list(array.kept) for array in stage.arrays if array.name.startswith("active.") and array.kind == "weight"
+    )
+    if step.handed != expected:
+        yield f"the gradients of experts on stage {number} have the shapes {step.handed}, predicted {expected}"
 
 
 def _other_collectives(

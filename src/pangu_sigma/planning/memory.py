@@ -21,10 +21,10 @@ gradient of its size (an upper bound: some are gone before others come).
 
 The tensors that are kept, and the copies of weights, were counted in compiled graphs. Three things are our assumption, because only
 the device's runtime knows them: a tensor is freed after its last reader, one layer after the other is recomputed, and the highest
-of the peaks comes on top of all that is kept. Three things are left out, because as much is there at other moments: active experts
-on their way into their buffers (as large as their gradients), Adam's scaled copy of one gradient at a time, and the copy of rows
-that CANN's Gather reads (`parallel.gather`), gone before the FFN begins. A gradient in the compute dtype, before it is cast to be
-summed, is in the reserve. Without ECSS the numbers are for comparison: no compiled step stands behind them.
+of the peaks comes on top of all that is kept. Two things are left out, because as much is there at other moments: Adam's scaled
+copy of one gradient at a time, and the copy of rows that CANN's Gather reads (`parallel.gather`), gone before the FFN begins. A
+gradient in the compute dtype, before it is cast to be summed, is in the reserve. Without ECSS the numbers are for comparison: no
+compiled step stands behind them.
 
 stage: the pipeline stage of the rank; without stages, 0.
 """
@@ -53,6 +53,7 @@ from pangu_sigma.parallel.parameters import (
     active_elements,
     dense_weights,
     expert_arrays,
+    summed_alone,
     word_table,
 )
 from pangu_sigma.planning.machine import (
@@ -118,6 +119,8 @@ def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
     of_stage = {s: [a for a in expert_arrays(config, s, alike=True) if a.device == HOST] for s in set(stages)}
     stored = [array for stage in stages for array in of_stage[stage]]
     rows = sum(_active_bytes(config, stage) for stage in stages) if stored else 0
+    old_value, most = 4 + 2 * ITEM_SIZE[config.ecss.moments], int(config.ecss.undo_gib * GIB)
+    undone = sum(min(active_elements(config, stage) * old_value, most) for stage in stages) if stored else 0
     items = [
         MemoryItem(f"experts: {what}", _nbytes(stored, *kinds), how)
         for what, kinds, how in (
@@ -130,7 +133,12 @@ def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
         items = [MemoryItem("experts: mapped files", min(mapped, total(items)), "ecss.cache_gib of each rank")]
     return [
         *items,
-        MemoryItem("rows on their way", 3 * rows, "active weights, the buffers' last contents, gradients"),
+        MemoryItem(
+            "rows on their way",
+            (4 + summed_alone(config)) * rows,
+            "active weights and what stands for them, gradients twice",
+        ),
+        MemoryItem("old values of experts", undone, "kept to undo updates: ecss.undo_gib of each rank at most"),
         MemoryItem("processes", len(stages) * PROCESS_RESERVE, f"assumed: 4 GiB for each of {len(stages)} ranks"),
         MemoryItem("operating system", HOST_RESERVE, "assumed"),
     ]
@@ -192,7 +200,7 @@ def _expert_items(config: Config, stage: int) -> list[MemoryItem]:
     active, dtype = _active_bytes(config, stage), config.train.compute_dtype
     if config.ecss.enabled:
         return [
-            MemoryItem("experts: active weights", active, f"{dtype}; filled at the start of a step"),
+            MemoryItem("experts: active weights", active, f"{dtype}; the host gives them in each step"),
             MemoryItem("experts: gradients of the active", active, dtype),
         ]
     stored = expert_arrays(config, stage, alike=True)

@@ -24,10 +24,12 @@ from pangu_sigma.parallel.parameters import Array, accumulator_arrays, active_bu
 from pangu_sigma.planning.compile import Compiled
 from pangu_sigma.planning.cost import (
     MEASURED_UPDATE_BANDWIDTH,
+    OverlappedStep,
     Rates,
     Sensitivity,
     StepTime,
     most_sensitive,
+    overlapped_step,
     rates_of,
     step_time,
     step_time_all_experts,
@@ -181,6 +183,8 @@ class Plan:
     """Constant on which the step time depends most."""
     measured_adam: MeasuredAdam | None
     """Step time with Adam as fast as measured; None if no experts are on the host."""
+    overlapped: OverlappedStep | None
+    """Step time with Adam on the host behind the dense layers; None with `ecss.update=step`, and without experts on the host."""
     segments: SegmentComparison | None
     """Costs of the segments of RRE layers, and of one in their place; None if there is only one."""
     tokens_per_second: float
@@ -275,6 +279,7 @@ def make_plan(config: Config, devices: int) -> Plan:
         constants=rates_of(planned),
         hangs_on=most_sensitive(planned),
         measured_adam=_measured_adam(planned) if time.host_update else None,
+        overlapped=overlapped_step(planned),
         segments=compare_segments(planned),
         tokens_per_second=tokens_per_second(planned, time),
         traffic_bytes=max(

@@ -210,6 +210,12 @@ def _format_time(plan: Plan) -> list[str]:
             f"  Adam on the host at {adam.bytes_per_second / 1e9:.0f} GB/s, which was measured on 2 cores (doctor --speed), not at "
             f"{HOST_UPDATE_BANDWIDTH / 1e9:.0f}: {adam.host_update:.3g} s, the step {adam.step_seconds:.3g} s"
         )
+    if plan.overlapped:
+        behind = plan.overlapped
+        rows.append(
+            f"  with ecss.update=worker Adam on the host runs behind the dense layers, backward {behind.backward:.3g}, their Adam "
+            f"{behind.npu_update:.3g}, forward {behind.forward:.3g} s: {behind.left:.3g} s are left, the step {behind.step:.3g} s"
+        )
     hangs_on, (text, unit) = plan.hangs_on, _CONSTANTS[plan.hangs_on.constant]
     times = f"at half of that {hangs_on.seconds_at_half:.3g} s, at double {hangs_on.seconds_at_double:.3g} s"
     rows.append(f"  hangs most on {text.format(hangs_on.value * unit)}: {times}")

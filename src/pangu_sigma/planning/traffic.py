@@ -151,7 +151,8 @@ def ranks_here(config: Config, axes: tuple[str, ...]) -> int:
 
 def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
     """Return the bytes of active experts' weights to the NPU, and of their gradients back, in the compute dtype; 0 without ECSS.
-    Copies of buffers to the host by the runtime are not counted, because a compiled graph does not show them."""
+    Both travel once a step, whatever the number of micro-batches. Copies of accumulators of gradients that the runtime may keep on
+    both sides are not counted."""
     if not config.ecss.enabled:
         return 0, 0
     one_way = active_elements(config, stage) * ITEM_SIZE[config.train.compute_dtype]

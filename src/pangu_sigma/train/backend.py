@@ -105,6 +105,7 @@ class Backend:
 
     def checkpoint_files(self, built: TrainingSetup) -> Files:
         """Return the files of a checkpoint that this rank writes, with their arrays."""
+        built.store.settle()
         config, rank, routed = built.config, built.ranks.rank, enumerate(built.config.model.routed)
         left = {f"{EXPERTS}{number}" for number, kind in routed if not writes_experts(config, rank, kind)}
         return files_of(built.shards, parts_of(built.shards, built.store), built.ranks, left)
@@ -115,6 +116,7 @@ class Backend:
 
     def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
         """Load the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
+        built.store.settle()
         restore(built.shards, checkpoint, built.store.tier.release, parts_of(built.shards, built.store))
 
 

@@ -39,6 +39,7 @@ class EvaluationStep(nn.Cell):
     def of(self, batch: Batch) -> np.ndarray:
         """Return the weighted loss of each sequence of a batch, [B]."""
         arrays = batch.arrays()
+        self.store.settle()
         return self(as_tensor(arrays.active_NA), *map(as_tensor, arrays.of_pass(0))).asnumpy()
 
 

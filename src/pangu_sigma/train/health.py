@@ -174,6 +174,7 @@ def unhealthy_tensors(built: TrainingSetup, active_NA: np.ndarray | None = None)
 
     active_NA: store rows of the experts to check, as in `Batch.active_NA`; None checks all experts of the rank.
     """
+    built.store.settle()
     tensors = []
     for shard, parameters in built.shards.items():
         for name, parameter in parameters.items():

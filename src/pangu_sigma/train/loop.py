@@ -11,6 +11,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
+from ascend_ops.hidden import HiddenCounts
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.root import recover_interrupted_save
 from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
@@ -84,6 +85,7 @@ class Trainer:
         self.loss, self.losses = 0.0, dict[str, float]()
         """Loss of the last step, and loss of each domain in its batch, in nats per token."""
         self.timeline = NoTimeline()
+        self._hidden: HiddenCounts | None = None  # what the worker of `ecss.update` did since the step before
 
     def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
         """Create or open the run folder. Raises the errors of `start_run`."""
@@ -120,6 +122,9 @@ class Trainer:
         with self.timeline.span("step"):
             result = self.backend.take_step(self.built, rate, fed, limit_D)
             applied = bool(result.applied.asnumpy())
+        if self.store.worker is not None:
+            self._hidden, spans = self.store.worker.read()
+            self.timeline.worked(spans)
         self.progress.advance(applied, fed.cursor)
         self.loss, self.losses = self._losses(fed.batch, weight_M, result)
         spiked = not applied and bool(np.isfinite(result.norm.asnumpy()))
@@ -141,6 +146,10 @@ class Trainer:
 
     def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
         """Return the metrics of the last step, from what `advance` returned; the same on every rank."""
+        norms, optimizer = [result.norm], self.config.train.optimizer
+        if optimizer.clip == "parts":
+            norms = [norm for norm in (result.norm_dense, result.norm_experts) if norm is not None]
+        applied = bool(result.applied.asnumpy())
         return StepMetrics(
             step=self.progress.step,
             loss=self.loss,
@@ -148,7 +157,8 @@ class Trainer:
             learning_rate=rate,
             gradient_norm=float(result.norm.asnumpy()),
             loss_scale=float(result.scale.asnumpy()),
-            skipped=not result.applied.asnumpy(),
+            skipped=not applied,
+            clipped=applied and any(float(norm.asnumpy()) > optimizer.clip_norm for norm in norms),
             tokens=batch.tokens,
             load_NK=batch.load_NK,
             samples=batch.digest,
@@ -156,6 +166,7 @@ class Trainer:
             traffic=traffic,
             norm_dense=None if result.norm_dense is None else float(result.norm_dense.asnumpy()),
             norm_experts=None if result.norm_experts is None else float(result.norm_experts.asnumpy()),
+            hidden=self._hidden,
         )
 
     def state(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@
       → overflow, loss scale
       → Adam: dense parameters, active rows of the store  ascend_ops/adam.py
 
+With `ecss.update=worker` a worker updates the rows instead, from the backward pass on and into the next step: ecss/hidden.py.
+
 Shape suffixes: G micro-batches, B batch, S sequence, T tokens = B·S, M blocks, N RRE layers, A active experts.
 """
 
@@ -18,6 +20,7 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays
+from pangu_sigma.ecss.hidden import hide_update
 from pangu_sigma.ecss.prefetch import PrefetchedExperts
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.loss import NextTokenLoss
@@ -109,9 +112,11 @@ class TrainStep(nn.Cell):
         self.expert_tensors = len(store.weights)
         self.micro_batches = config.train.accumulation
         self.skips_spikes = config.train.spikes.skip
-        self.clip_norm = optimizer.clip_norm
+        self.clip_norm, self.clips_parts = optimizer.clip_norm, optimizer.clip == "parts"
         self.hyper_dense = Hyper(optimizer, optimizer.eps_dense)
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
+        self.hidden = hide_update(config, network, store)
+        self._handed: tuple[Tensor, ...] = ()
 
     def construct(
         self,
@@ -159,24 +164,36 @@ class TrainStep(nn.Cell):
             expert_grads = of_experts if g == 0 else add_gradients(expert_grads, of_experts)
             dense_grads = of_dense if g == 0 else add_gradients(dense_grads, of_dense)
         dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
+        buffers = experts_and_buffers[self.expert_tensors :]
+        of_parts = self.factors(of_dense, of_experts, scale) if self.clips_parts else (1.0 / scale, 1.0 / scale)
+        handed: tuple = ()
+        if self.hidden is not None:
+            # only data dependencies order a graph: the worker begins before the backward pass of the dense layers
+            guess = self.hyper_experts(lr, of_parts[1], 1.0)
+            handed = self.hidden.hand_out(expert_grads, active_NA, used_NA1, guess, next_NA, buffers)
         # `applied` is a number, not a branch: every step runs the same operators, and with 0.0 Adam leaves its arrays unchanged
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
         calm = self.no_spike(block_loss, squares, limits_D, blocks_MD) if self.skips_spikes else 1.0
         applied = finite * calm
-        grad_scale = gradient_factor(norm, scale, self.clip_norm)
-        updated = self.dense.update(dense_grads, self.hyper_dense(lr, grad_scale, applied))
+        if not self.clips_parts:
+            grad_scale = gradient_factor(norm, scale, self.clip_norm)
+            of_parts = (grad_scale, grad_scale)
+        updated = self.dense.update(dense_grads, self.hyper_dense(lr, of_parts[0], applied))
         if self.sparse:
-            hyper = self.hyper_experts(lr, grad_scale, applied)
-            buffers = experts_and_buffers[self.expert_tensors :]
-            updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers))
+            hyper = self.hyper_experts(lr, of_parts[1], applied)
+            if self.hidden is None:
+                updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers))
+            else:
+                updated = (updated, self.hidden.decide(handed, hyper))
         # a spike does not change the scale, unless its gradients are not finite
         rescaled = (
             self.scale.update(finite, 1.0 - finite * (1.0 - calm)) if self.skips_spikes else self.scale.update(applied)
         )
         norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
         # a plain tuple, which `take` makes a StepResult; it depends on all updates
-        return ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
+        result = ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
+        return result, expert_grads if self.hidden is not None else ()
 
     def take(
         self,
@@ -187,7 +204,18 @@ class TrainStep(nn.Cell):
     ) -> StepResult:
         """Run one step. rate: learning rate. brought: prefetched experts; None to read the store. limits: None to skip no spike."""
         groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()).arguments())
-        return StepResult(*self(Tensor(rate, ms.float32), *groups))
+        if brought is None:
+            self.store.settle(in_step=True)  # the graph looks experts up at its start
+        if self.hidden is not None:
+            self.hidden.register()
+        result, handed = self(Tensor(rate, ms.float32), *groups)
+        self._handed = handed  # the worker reads these gradients until the next step has waited for it
+        return StepResult(*result)
+
+    def factors(self, of_dense, of_experts, scale):
+        """Return the factors of dense and of expert gradients, each by its own norm. of_dense, of_experts: sums of squares."""
+        dense, experts = ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale
+        return gradient_factor(dense, scale, self.clip_norm), gradient_factor(experts, scale, self.clip_norm)
 
     def grad_pair(self, grads):
         """Return (expert gradients, dense gradients) where only one of both learns. grads: the gradients of that one."""

@@ -6,10 +6,14 @@
 * `config`: changes of config and data, [[key, old, new], …], with which the run goes on after `step`.
 * `step`: means over the steps since the previous `step` line, every log_interval steps and before an evaluation or a checkpoint, so
   that the log has all steps of a checkpoint. `samples`: hash of the training samples, the same at any number of ranks. `dropped`:
-  rows beyond the capacity of an expert's rank, over all layers. `skipped`: steps that updated nothing. `left_out`: steps whose loss
+  rows beyond the capacity of an expert's rank, over all layers. `skipped`: steps that updated nothing. `clipped`: steps whose
+  gradients were scaled down to `train.optimizer.clip_norm`. `left_out`: steps whose loss
   is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same by domain, for domains that have any.
   `gradient_norm_dense`, `gradient_norm_experts`: norms of these gradients, null if not measured. With a prefetcher, of rank 0: MiB
-  fetched, refreshed and returned per step, hit rate, and stall as a fraction of the time.
+  fetched, refreshed and returned per step, hit rate, and stall as a fraction of the time. With `ecss.update=worker`, of rank 0:
+  fractions of the time in which the worker updated experts (`update_busy`; in the rest it waits for the device) and in which a step
+  waited for it (`update_stall`), and updates begun before the gradient norm was known that were made again because the step was
+  clipped (`updates_redone`), or undone because it was not applied (`updates_undone`).
 * `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists, such as its standard error (`se`), the
   unigram loss of the same tokens (`unigram`), bits per byte, and the loss of every sample.
 * `load`: tokens per expert [N][K] since the previous `load` line. Their sum is the load of the whole run.
@@ -46,6 +50,7 @@ from pangu_sigma.train.log.board import TensorBoardWriter
 from pangu_sigma.train.log.losses import HeldOutLoss, evaluation_line
 
 if TYPE_CHECKING:
+    from ascend_ops.hidden import HiddenCounts
     from pangu_sigma.ecss.prefetch import Traffic
 
 logger = logging.getLogger(__name__)
@@ -56,6 +61,9 @@ TENSORBOARD = "tensorboard"
 
 TRAFFIC = ("fetched_mib", "refreshed_mib", "returned_mib", "prefetch_hit_rate", "prefetch_stall")
 """Keys of a `step` line that only runs with a prefetcher have."""
+
+UPDATE = ("update_busy", "update_stall", "updates_redone", "updates_undone")
+"""Keys of a `step` line that only runs with a worker have, which updates experts behind the step."""
 
 _SMOOTHING = 0.95
 """Weight of the past in the moving averages of the progress line."""
@@ -72,9 +80,10 @@ class StepMetrics:
     """Metrics of one training step.
 
     step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite if
-    gradients overflowed. skipped: True if the step updated nothing. load_NK: number of tokens of each expert.
+    gradients overflowed. skipped: True if the step updated nothing. clipped: True if gradients were scaled down. load_NK: number of
+    tokens of each expert.
     samples: hash of the batch (`Batch.digest`). dropped: token rows beyond an expert's capacity. norm_dense, norm_experts: norms
-    of the dense and of the expert gradients; None if not measured.
+    of the dense and of the expert gradients; None if not measured. hidden: what the worker of `ecss.update` did during the step.
     """
 
     step: int
@@ -88,9 +97,11 @@ class StepMetrics:
     load_NK: np.ndarray
     samples: str = ""
     dropped: int = 0
+    clipped: bool = False
     traffic: Traffic | None = None
     norm_dense: float | None = None
     norm_experts: float | None = None
+    hidden: HiddenCounts | None = None
 
 
 class MetricsLog:
@@ -116,7 +127,7 @@ class MetricsLog:
         self._pending: list[StepMetrics] = []
         self._last_step = resumed_step
         self._load_NK: np.ndarray | None = None
-        self._seconds, self._timed_tokens, self._stalled = 0.0, 0, 0.0
+        self._seconds, self._timed_tokens, self._stalled, self._busy, self._waited = 0.0, 0, 0.0, 0.0, 0.0
         self._clock: float | None = None
         self._smoothed, self._ill = dict[str, float](), set[str]()
         self._dropped = self._skipped = 0
@@ -159,6 +170,8 @@ class MetricsLog:
             self._pace.step(now - self._clock)
             self._timed_tokens += metrics.tokens
             self._stalled += metrics.traffic.stall_seconds if metrics.traffic else 0.0
+            self._busy += metrics.hidden.busy if metrics.hidden else 0.0
+            self._waited += metrics.hidden.step_waited if metrics.hidden else 0.0
         self._clock = now
         self._last_step = metrics.step
         self._pending.append(metrics)
@@ -231,6 +244,8 @@ class MetricsLog:
         balance = load_max_over_mean(metrics.load_NK)
         load = "" if balance is None else f", load max/mean {balance:.2f}"
         stall = f", stall {self._stalled / self._seconds:.1%}" if metrics.traffic and self._seconds else ""
+        if metrics.hidden and self._seconds:
+            stall += f", waits for updates {self._waited / self._seconds:.1%}"
         self._dropped += metrics.dropped
         dropped = f", {self._dropped:,} rows dropped" if self._dropped else ""
         self._skipped += metrics.skipped
@@ -256,6 +271,7 @@ class MetricsLog:
             "gradient_norm_experts": _mean([s.norm_experts for s in steps]),
             "loss_scale": last.loss_scale,
             "skipped": sum(s.skipped for s in steps),
+            "clipped": sum(s.clipped for s in steps),
             "left_out": sum(not math.isfinite(s.loss) for s in steps),
             "per_domain_left_out": dict(
                 Counter(name for s in steps for name, loss in s.per_domain_loss.items() if not math.isfinite(loss))
@@ -266,8 +282,9 @@ class MetricsLog:
             "tokens_per_second": self._timed_tokens / self._seconds if self._seconds else None,
             "load_max_over_mean": _mean([load_max_over_mean(s.load_NK) for s in steps]),
             **self._traffic([s.traffic for s in steps if s.traffic]),
+            **self._updates([s.hidden for s in steps if s.hidden]),
         }
-        self._seconds, self._timed_tokens, self._stalled = 0.0, 0, 0.0
+        self._seconds, self._timed_tokens, self._stalled, self._busy, self._waited = 0.0, 0, 0.0, 0.0, 0.0
         self._write(line)
         self._lines.flush()
         for key, value in line.items():
@@ -289,6 +306,13 @@ class MetricsLog:
         rate = sum(t.hits for t in moved) / active if active else None
         stall = self._stalled / self._seconds if self._seconds else None
         return dict(zip(TRAFFIC, [*mib, rate, stall], strict=True))
+
+    def _updates(self, hidden: list[HiddenCounts]) -> dict[str, float | None]:
+        """Return the values of the keys UPDATE over these steps."""
+        if not hidden:
+            return {}
+        shares = [seconds / self._seconds if self._seconds else None for seconds in (self._busy, self._waited)]
+        return dict(zip(UPDATE, [*shares, sum(h.redone for h in hidden), sum(h.dropped for h in hidden)], strict=True))
 
     def _write(self, line: dict[str, Any]) -> None:
         self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")

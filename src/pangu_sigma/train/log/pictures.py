@@ -18,7 +18,7 @@ from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no
 from matplotlib.lines import Line2D
 
 from pangu_sigma.sections import Segment
-from pangu_sigma.train.log.metrics import TRAFFIC
+from pangu_sigma.train.log.metrics import TRAFFIC, UPDATE
 
 Line = dict[str, Any]
 """Line of metrics.jsonl, parsed."""
@@ -44,6 +44,7 @@ _LABELS = {
             strict=True,
         )
     ),
+    **dict(zip(UPDATE, ("worker busy", "wait for updates", "updates made again", "updates undone"), strict=True)),
 }
 """Names for people of keys of `step` lines that often do not change."""
 _TRAINING: Look = {"linewidth": 1.0, "alpha": 0.55}
@@ -164,7 +165,9 @@ def draw_speed(runs: Sequence[RunLog]) -> Figure | None:
 def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
     """Draw the experts' traffic per step, and the prefetcher's hit rate and stall time; None if no value changes in any run."""
     changing = [
-        key for key in TRAFFIC if any(_of_steps(run, key) and _LABELS[key] not in constants(run) for run in runs)
+        key
+        for key in (*TRAFFIC, *UPDATE[:2])
+        if any(_of_steps(run, key) and _LABELS[key] not in constants(run) for run in runs)
     ]
     if not changing:
         return None

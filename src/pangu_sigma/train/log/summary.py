@@ -65,6 +65,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "ecss": {name: _median([line[name] for line in moved]) for name in TRAFFIC} if moved else None,
         "dropped": sum(line.get("dropped", 0) for line in lines),
         "skipped": sum(line.get("skipped", 0) for line in lines if line["kind"] == "step"),
+        "clipped": sum(line.get("clipped", 0) for line in lines if line["kind"] == "step"),
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
         "checkpoint": str(run.latest),
         "checkpoint_step": step_of(run.latest),
@@ -96,6 +97,9 @@ def format_summary(summary: dict[str, Any]) -> str:
     lines += [f"{'expert load':12} max/mean {load:.2f}"] if load else []
     if dropped := summary["dropped"]:
         lines.append(f"{'dropped':12} {dropped:,} rows beyond parallel.capacity_factor")
+    lines += (
+        [f"{'clipped':12} {clipped:,} steps, by train.optimizer.clip_norm"] if (clipped := summary["clipped"]) else []
+    )
     lines += [f"{'skipped':12} {skipped:,} steps, which changed nothing"] if (skipped := summary["skipped"]) else []
     if ecss := summary["ecss"]:
         moved = [format_number(ecss[f"{kind}_mib"], 0, 1) for kind in ("fetched", "refreshed", "returned")]

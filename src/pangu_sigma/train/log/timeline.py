@@ -1,8 +1,8 @@
 """Profile of a few training steps, `profile/trace.json` in the run folder, for https://ui.perfetto.dev or chrome://tracing.
 
-It has two groups of rows on one clock: spans of the training loop (feed, step, metrics, evaluation, save), and the operators of the
-graph from MindSpore's profiler, on Ascend those of the NPU too. The first step, which compiles, is not in it. MindSpore's own files
-are kept beside it, for MindStudio Insight.
+It has groups of rows on one clock: spans of the training loop (feed, step, metrics, evaluation, save), those of the worker that
+updates experts behind the step (`ecss.update`), and the operators of the graph from MindSpore's profiler, on Ascend those of the
+NPU too. The first step, which compiles, is not in it. MindSpore's own files are kept beside it, for MindStudio Insight.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import mindspore as ms
 from mindspore.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
+from ascend_ops.hidden import Span
 from pangu_sigma.sealed import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ STEPS = 5
 _NO_STEP = "no timeline: this run took no step after its first, which compiles"
 _LOOP_ROW = {"pid": 1, "tid": 0}
 """Process and thread id in the trace for the row of the loop; MindSpore's processes begin with 2."""
+_WORKER_ROW = {"pid": 1, "tid": 1}
+"""The same for the row of the worker."""
 
 
 def profiler_activities(target: str) -> list[ProfilerActivity]:
@@ -51,6 +54,9 @@ class NoTimeline:
     def span(self, name: str) -> AbstractContextManager[None]:
         """Record the time of a `with` block under a name, such as "save"."""
         return nullcontext()
+
+    def worked(self, spans: Sequence[Span]) -> None:
+        """Record stretches of the worker that updates experts."""
 
     def step_done(self, step: int) -> None:
         """Record that a step has ended, with its evaluation and checkpoint."""
@@ -81,6 +87,19 @@ class Timeline(NoTimeline):
                 times = {"ts": (started - self._begun) / 1000, "dur": (time.time_ns() - started) / 1000}
                 self._events.append({"ph": "X", "name": name, **_LOOP_ROW, **times})
 
+    def worked(self, spans: Sequence[Span]) -> None:
+        if self._profiler is None:
+            return
+        since_1970 = time.time() - time.perf_counter()
+        for span in spans:
+            started = 1e6 * (since_1970 + span.begin) - self._begun / 1000
+            if started >= 0.0:
+                name, times = (
+                    f"segment {span.segment}, {span.kind}",
+                    {"ts": started, "dur": 1e6 * (span.end - span.begin)},
+                )
+                self._events.append({"ph": "X", "name": name, **_WORKER_ROW, **times})
+
     def step_done(self, step: int) -> None:
         done = step - self._start
         if done == 1:
@@ -109,7 +128,9 @@ class Timeline(NoTimeline):
             logger.warning(_NO_STEP)
             return
         named = {"ph": "M", "name": "process_name", **_LOOP_ROW, "args": {"name": "training loop"}}
-        events = [named, *self._events]
+        rows = ((_LOOP_ROW, "loop"), (_WORKER_ROW, "worker that updates experts"))
+        threads = [{"ph": "M", "name": "thread_name", **row, "args": {"name": name}} for row, name in rows]
+        events = [named, *threads, *self._events]
         for file in self._folder.glob("*/ASCEND_PROFILER_OUTPUT/trace_view.json"):
             events += [self._on_our_clock(event) for event in json.loads(file.read_text(encoding="utf-8"))]
         write_atomically(self._folder / TRACE, json.dumps(events).encode())

@@ -1,0 +1,156 @@
+// AdamW of rows of a store, as pieces of work that any thread may do: what adam.cc does at once and hidden.cc behind a step's back.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "aot.h"
+#include "kernels.h"
+
+namespace adam {
+constexpr int64_t kPiece = 16384;  // elements of one piece of the parallel loop
+constexpr int64_t kBlock = 2048;   // elements converted at a time: they stay in the first-level cache
+
+struct Hyper {  // the order of ascend_ops.adam.HYPER
+  float lr, grad_scale, apply, beta1, beta2, eps, zero_grad;
+};
+
+struct Row {
+  int64_t place, row;  // in the gradients, in the store
+  int64_t next;        // place in the copy, or -1
+  bool used;
+  int32_t step;  // its step count after the update
+  float rate, unbias;
+};
+
+struct Piece {
+  int tensor;
+  size_t row;  // number of the row among those of the update
+  int64_t begin, end;
+};
+
+enum class Float { f32, f16, bf16, other };
+
+inline Float FloatOf(const char *dtype) {
+  if (std::strcmp(dtype, "float32") == 0) return Float::f32;
+  if (std::strcmp(dtype, "float16") == 0) return Float::f16;
+  // NumPy has no bfloat16: the bits of moments travel as uint16
+  return std::strcmp(dtype, "bfloat16") == 0 || std::strcmp(dtype, "uint16") == 0 ? Float::bf16 : Float::other;
+}
+
+inline int64_t SizeOf(Float type) { return type == Float::f32 ? 4 : 2; }
+
+// Subnormal moments are real numbers here, whatever a library has set in this thread.
+class KeepSubnormals {
+#if defined(__x86_64__)
+ public:
+  KeepSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~0x8040u); }
+  ~KeepSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
+
+// Up to kBlock elements as float32: those of the array itself, or widened into `scratch`.
+inline const float *Widened(const char *at, Float type, float *scratch, int64_t n) {
+  if (type == Float::f32) return reinterpret_cast<const float *>(at);
+  const auto widen = type == Float::f16 ? BestKernels().widen_half : BestKernels().widen_bfloat;
+  widen(reinterpret_cast<const uint16_t *>(at), scratch, n);
+  return scratch;
+}
+
+inline void Narrowed(const float *from, char *to, Float type, int64_t n) {
+  if (type == Float::f16)
+    BestKernels().narrow_half(from, reinterpret_cast<uint16_t *>(to), n);
+  else if (type == Float::bf16)
+    BestKernels().narrow_bfloat(from, reinterpret_cast<uint16_t *>(to), n);
+  else
+    std::memcpy(to, from, n * sizeof(float));
+}
+
+struct Tensors {  // where the five arrays of one tensor are, and what they hold
+  float *w;
+  char *m, *v, *grad, *copy;
+  Float moment_type, grad_type, copy_type;
+};
+
+inline void UpdateBlock(const Tensors &t, int64_t at, int64_t grad_at, int64_t n, const AdamScalars &s) {
+  alignas(64) float scratch[3][kBlock];
+  char *m_at = t.m + at * SizeOf(t.moment_type), *v_at = t.v + at * SizeOf(t.moment_type);
+  float *m = const_cast<float *>(Widened(m_at, t.moment_type, scratch[0], n));
+  float *v = const_cast<float *>(Widened(v_at, t.moment_type, scratch[1], n));
+  BestKernels().adam(t.w + at, m, v, Widened(t.grad + grad_at * SizeOf(t.grad_type), t.grad_type, scratch[2], n), n, s);
+  if (t.moment_type != Float::f32) {
+    Narrowed(m, m_at, t.moment_type, n);
+    Narrowed(v, v_at, t.moment_type, n);
+  }
+}
+
+struct Update {  // of some rows of the tensors of a segment, which share step counts
+  std::vector<Tensors> tensors;
+  std::vector<int64_t> width;  // elements of a row of each tensor
+  std::vector<float> decay;    // of each tensor
+  int32_t *step = nullptr;
+  Hyper hyper{};
+  int64_t gradient_rows = 0;
+  std::vector<Row> rows;  // those that something is done to
+
+  // The rows, from the active list of a store of K rows. Returns 0, or 4 for a row that the store or the copy does not have.
+  int Choose(int64_t K, int64_t A, const int32_t *active, const int32_t *offsets, const int32_t *next) {
+    for (int64_t a = 0; a < A; ++a) {
+      const bool used = hyper.apply != 0.0f && offsets[a + 1] != offsets[a];  // no token, or an overflow: nothing changes
+      const int64_t to = next ? next[a] : -1;
+      if (!used && to < 0 && hyper.zero_grad == 0.0f) continue;
+      if ((used || to >= 0) && (active[a] < 0 || active[a] >= K || to >= A)) return 4;
+      rows.push_back({a, active[a], to, used, 0, 0.0f, 0.0f});
+    }
+    for (Row &r : rows) {
+      if (!r.used) continue;
+      r.step = step[r.row] + 1;
+      r.rate = static_cast<float>(hyper.lr / (1.0 - std::pow(static_cast<double>(hyper.beta1), r.step)));
+      r.unbias = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(static_cast<double>(hyper.beta2), r.step)));
+    }
+    return 0;
+  }
+
+  std::vector<Piece> Pieces() const {
+    std::vector<Piece> pieces;
+    for (int g = 0; g < static_cast<int>(tensors.size()); ++g)
+      for (size_t r = 0; r < rows.size(); ++r)
+        for (int64_t begin = 0; begin < width[g]; begin += kPiece) pieces.push_back({g, r, begin, std::min(begin + kPiece, width[g])});
+    return pieces;
+  }
+
+  // Writes the step counts of the updated rows, and returns their number.
+  int64_t Count() const {
+    if (hyper.apply == 0.0f) return 0;
+    for (const Row &r : rows)
+      if (r.used) step[r.row] = r.step;
+    return std::count_if(rows.begin(), rows.end(), [](const Row &r) { return r.used; });
+  }
+
+  void Run(const Piece &p) const {
+    Run(p, [](const Tensors &, int64_t, int64_t) {});
+  }
+
+  // before(tensors, first element of the store's arrays, their number): what comes before each block.
+  template <class Before>
+  void Run(const Piece &p, const Before &before) const {
+    const Tensors &t = tensors[p.tensor];
+    const Row &r = rows[p.row];
+    const AdamScalars s{hyper.grad_scale, hyper.beta1, hyper.beta2, hyper.eps, r.rate, r.unbias, 1.0f - hyper.lr * decay[p.tensor]};
+    for (int64_t i = p.begin; i < p.end; i += kBlock) {
+      const int64_t n = std::min(kBlock, p.end - i), at = r.row * width[p.tensor] + i, grad_at = r.place * width[p.tensor] + i;
+      before(t, at, n);
+      if (r.used && hyper.apply != 0.0f) UpdateBlock(t, at, grad_at, n, s);
+      if (hyper.zero_grad != 0.0f) std::memset(t.grad + grad_at * SizeOf(t.grad_type), 0, n * SizeOf(t.grad_type));
+      if (r.next >= 0) Narrowed(t.w + at, t.copy + (r.next * width[p.tensor] + i) * SizeOf(t.copy_type), t.copy_type, n);
+    }
+  }
+};
+}  // namespace adam

@@ -1,0 +1,222 @@
+"""Adam of a store's experts behind a step's back: a worker thread of the host updates rows in place while the graph goes on.
+
+    HandOut   gradients of a segment are there: the worker may begin, and speculates that the step is applied and not clipped
+    Decide    the step's norm is there: what was speculated stands, or is put back from a log and done again, or left
+    Await     in the next forward pass, in front of the segment's FFN: waits until its experts are updated
+    FetchStored   the same, and gives their weights as values: for a device with a memory of its own
+
+The arrays are registered by address and are in no graph; only gradients, lists of rows and tokens are, and these order the
+operators. Results are those of `AdamRows` bit for bit, whatever was speculated. Shape suffixes: A active experts; `*` any shape.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.ops import functional as F
+
+from ascend_ops.host import host_op
+from ascend_ops.library import cpu_library
+
+SPAN_KINDS = ("speculated", "direct", "again")
+"""Kinds of work in a `Span`: begun before the decision, after it, or done a second time because the decision was another one."""
+_MOST_SPANS = 4096
+
+
+class HiddenError(RuntimeError):
+    """Error of an update behind the step's back: the worker failed, and experts may be half updated."""
+
+
+class Span(NamedTuple):
+    """A stretch of the worker's time on one segment, in seconds of `time.perf_counter`'s clock."""
+
+    begin: float
+    end: float
+    segment: int
+    kind: str
+
+
+class HiddenCounts(NamedTuple):
+    """Seconds and jobs of the worker since they were last read. A job is the update of one segment in one step."""
+
+    busy: float
+    """Seconds in which the worker updated."""
+    step_waited: float
+    """Seconds in which a step waited for the worker: in `Await`, or before it looks experts up."""
+    host_waited: float
+    """Seconds in which something else waited for it: an evaluation, a checkpoint, or the prefetch of coming experts."""
+    in_use: float
+    """Seconds from the `Await` of segment 0 to the last `HandOut` of a step, in which the graph needs the experts. In the rest of a
+    step an update can be hidden."""
+    kept: int
+    """Jobs begun before the decision, which it confirmed."""
+    redone: int
+    """Jobs begun before the decision and done again, because the step was clipped."""
+    dropped: int
+    """Jobs begun before the decision and undone, because the step was not applied."""
+    late: int
+    """Jobs not begun before the decision."""
+
+
+class HiddenAdam:
+    """The worker of a store. It lives as long as this object, which all operators that use it must not outlive."""
+
+    def __init__(
+        self,
+        segments: int,
+        log_bytes: int,
+        threads: int = 1,
+        cores: Sequence[int] = (),
+        copies_gradients: bool = False,
+    ):
+        """segments: their number. log_bytes: size of the log of what is speculated; 0: nothing is. cores: those that the threads
+        are bound to; (): any. copies_gradients: True if the memory of gradients is another's after `HandOut`."""
+        library, bound = _library(), np.array(cores, np.int32)
+        self._address = library.HiddenNew(segments, log_bytes, threads, bound.ctypes.data, len(bound), copies_gradients)
+        self._arrays: dict[int, list[np.ndarray]] = {}  # kept alive: the worker has their addresses alone
+        self._stop = weakref.finalize(self, library.HiddenFree, self._address)
+
+    def register(
+        self,
+        segment: int,
+        weights: Sequence[np.ndarray],
+        moments: Sequence[np.ndarray],
+        variances: Sequence[np.ndarray],
+        steps: np.ndarray,
+        decay: Sequence[float],
+    ) -> None:
+        """Name the arrays of a segment, each [K, *], as `AdamRows` takes them. They stay where they are until the next call."""
+        arrays = [array for tensor in zip(weights, moments, variances, strict=True) for array in tensor]
+        assert all(w.dtype == np.float32 for w in weights) and all(array.flags.c_contiguous for array in arrays)
+        addresses = np.array([array.ctypes.data for array in arrays], np.int64)
+        width, rates = np.array([w[0].size for w in weights], np.int64), np.array(decay, np.float32)
+        lists = addresses.ctypes.data, moments[0].dtype != np.float32, width.ctypes.data, rates.ctypes.data
+        _library().HiddenRegister(self._address, segment, len(weights), *lists, steps.ctypes.data, len(steps))
+        self._arrays[segment] = [*arrays, steps]
+
+    def at(self, segment: int) -> Tensor:
+        """Return what tells an operator its worker and segment, int64 [2]."""
+        return Tensor(np.array([self._address, segment], np.int64))
+
+    def settle(self, in_step: bool = False) -> None:
+        """Wait until all that is decided is done, between steps. in_step: True if the next step waits, which the worker then tries
+        to shorten. Raises HiddenError if the worker failed."""
+        if _library().HiddenSettle(self._address, in_step):
+            raise HiddenError(
+                "the update of experts on the host failed: experts are half updated; go on from the last checkpoint"
+            )
+
+    def read(self) -> tuple[HiddenCounts, list[Span]]:
+        """Return counts and the stretches of work since the last call, of these at most the first 4,096."""
+        counts, spans = np.zeros(len(HiddenCounts._fields)), np.zeros((_MOST_SPANS, 4))
+        found = _library().HiddenRead(self._address, counts.ctypes.data, spans.ctypes.data, _MOST_SPANS)
+        stretches = [Span(begin, end, int(n), SPAN_KINDS[int(kind)]) for begin, end, n, kind in spans[:found].tolist()]
+        return HiddenCounts(*counts[:4].tolist(), *map(int, counts[4:])), stretches
+
+    def fail(self) -> None:
+        """Make the worker fail, for tests."""
+        _library().HiddenFail(self._address)
+
+
+class HandOut(nn.Cell):
+    """Hand gradients of a segment to the worker: construct(grads, active_A, offsets_A1, hyper, copies=(), next_A=None) -> token [1]
+    Arguments as in `AdamRows`. hyper: what is speculated. Gradients must keep their memory until the next `Await` of the segment.
+    Raises RuntimeError as `AdamRows` does, and for a segment without arrays (5), after the worker failed (8), or for one whose
+    last update was not awaited (9)."""
+
+    def __init__(self, worker: HiddenAdam, segment: int):
+        super().__init__()
+        self.op, self.at = _token_op("HandOut"), worker.at(segment)
+
+    def construct(self, grads, active_A, offsets_A1, hyper, copies=(), next_A=None):
+        if next_A is None:
+            return self.op(*grads, active_A, offsets_A1, hyper, self.at)
+        return self.op(*grads, *copies, active_A, offsets_A1, next_A, hyper, self.at)
+
+
+class Decide(nn.Cell):
+    """Tell the worker what the step does: construct(tokens, hyper) -> token [1]. tokens: those of all `HandOut` of the step."""
+
+    def __init__(self, worker: HiddenAdam):
+        super().__init__()
+        self.op, self.at = _token_op("Decide"), worker.at(0)
+
+    def construct(self, tokens, hyper):
+        return self.op(*tokens, hyper, self.at)
+
+
+class Await(nn.Cell):
+    """Wait until a segment's experts are updated: construct(rows) -> rows, unchanged. rows: what its FFN multiplies next, so that
+    the operator has its turn behind the layers below. Raises RuntimeError if the worker failed (8)."""
+
+    def __init__(self, worker: HiddenAdam, segment: int):
+        super().__init__()
+        self.op, self.at = _token_op("Await"), worker.at(segment)
+
+    def construct(self, rows):
+        return F.depend(rows, self.op(rows, self.at))
+
+    def bprop(self, rows, out, dout):
+        return (dout,)
+
+
+class FetchStored(nn.Cell):
+    """Look up weights of a segment's experts, once they are updated: construct(active_A, like, token) -> (*rows, token [1])
+        active: int32 row numbers; K, the number of rows of the store, is an unused entry and gives zeros.
+        like: tuple of G tensors [A, *], float32, float16 or bfloat16, of which only shape and dtype are read, and which get the
+        gradients of the rows. They are inputs because a parallel plan cuts tensors after shapes were inferred, while a host store
+        has its rank's shape from the start.
+        token: a number [1] that only says when: that of the look-up before, so that no more than one waits at a time.
+    Raises RuntimeError for a row outside the store (the kernel returns 4), sizes that do not fit (3), another dtype (2) or number
+    of tensors (1), for a segment without arrays (5), or after the worker failed (8)."""
+
+    def __init__(self, worker: HiddenAdam, segment: int, tensors: int):
+        """tensors: the number of tensors of the segment, G: 4, or 3 without b2."""
+        super().__init__()
+        self.tensors = tensors
+        self.op = host_op(
+            "FetchStored",
+            lambda active, *others: (*others[:tensors], (1,)),
+            lambda active, *others: (*others[:tensors], ms.float32),
+            bprop=_to_three if tensors == 3 else _to_four,
+        )
+        self.op.add_prim_attr("tensors", tensors)  # operators with equal attributes share a gradient rule in MindSpore
+        self.at = worker.at(segment)
+
+    def construct(self, active_A, like, token):
+        return self.op(active_A, *like, token, self.at)
+
+
+def _to_three(active, w1, b1, w2, token, at, out, dout):  # MindSpore takes no rule with *like
+    return F.zeros_like(active), dout[0], dout[1], dout[2], F.zeros_like(token), F.zeros_like(at)
+
+
+def _to_four(active, w1, b1, w2, b2, token, at, out, dout):
+    return F.zeros_like(active), dout[0], dout[1], dout[2], dout[3], F.zeros_like(token), F.zeros_like(at)
+
+
+def _token_op(function: str) -> ops.Custom:
+    return host_op(function, lambda *shapes: (1,), lambda *dtypes: ms.float32)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library, pointer, number = ctypes.CDLL(cpu_library()), ctypes.c_void_p, ctypes.c_int64
+    signatures = {
+        "HiddenNew": ([number, number, number, pointer, number, number], pointer),
+        "HiddenFree": ([pointer], None),
+        "HiddenRegister": ([pointer, number, number, pointer, number, pointer, pointer, pointer, number], None),
+        "HiddenSettle": ([pointer, number], number),
+        "HiddenRead": ([pointer, pointer, pointer, number], number),
+        "HiddenFail": ([pointer], None),
+    }
+    for name, (arguments, result) in signatures.items():
+        getattr(library, name).argtypes, getattr(library, name).restype = arguments, result
+    return library

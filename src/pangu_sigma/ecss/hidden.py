@@ -1,0 +1,97 @@
+"""The update of the experts hidden behind the step: schedule of `ecss.update`.
+
+RRE layers are on top. In the backward pass their gradients come first, and in the next forward pass their weights are needed last:
+the host updates experts while the device goes backward through the dense layers and, in the next step, forward again.
+
+    backward pass      gradients of the RRE layers → the worker begins, and speculates that the step is not clipped and not left out
+    end of the step    the norm is known           → what was begun stands, is done again, or undone
+    next forward pass  in front of each RRE layer  → waits for its own experts, if it must
+
+The worker speculates in the first 64 steps, and in 64 steps after each one that had to wait for it: where an update ends before the
+next forward pass needs its rows, keeping old values only costs time. After three steps in a row that were clipped or left out it
+waits for the norm, too, until a step was neither: a clipped step costs its speculated part twice. With `ecss.undo_gib=0` it always
+waits (all our choice). Results are the same bit for bit.
+"""
+
+from __future__ import annotations
+
+from mindspore import nn
+from mindspore.ops import functional as F
+
+from ascend_ops.hidden import Await, Decide, HandOut, HiddenAdam
+from pangu_sigma.config import Config
+from pangu_sigma.ecss.cores import DIVISION
+from pangu_sigma.ecss.store import ExpertStore, HostStore
+from pangu_sigma.model.pangu_sigma import PanGuSigma, RoutedFFN
+
+
+class AwaitedFFN(nn.Cell):
+    """Expert FFN of a segment that first waits until the experts are updated: construct(rows, *weights and offsets) -> rows."""
+
+    def __init__(self, ffn: nn.Cell, worker: HiddenAdam, segment: int):
+        super().__init__()
+        self.ffn, self.wait = ffn, Await(worker, segment)
+
+    def construct(self, rows, *arguments):
+        return self.ffn(self.wait(rows), *arguments)
+
+
+class HiddenUpdate(nn.Cell):
+    """Update of the store's experts by a worker, in place of `ExpertStore.update`. The arguments are those of `update`.
+    hand_out(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> tokens. hyper: that of a step neither clipped nor left out.
+    decide(tokens, hyper) -> token. hyper: that of the step."""
+
+    def __init__(self, config: Config, store: ExpertStore, copies_gradients: bool = False):
+        """copies_gradients: see `HiddenAdam`."""
+        super().__init__()
+        self.store, cores, log_bytes = store, DIVISION.of_worker, int(config.ecss.undo_gib * (1 << 30))
+        self.worker = HiddenAdam(store.segments, log_bytes, max(1, len(cores)), cores, copies_gradients)
+        store.worker = self.worker
+        self.decay = [decay.asnumpy().tolist() for decay in store.decay]
+        self.hand = nn.CellList([HandOut(self.worker, n) for n in store.learned])
+        self.decide = Decide(self.worker)
+        self.register()
+
+    def register(self) -> None:
+        """Tell the worker where the arrays are. Call it before each step: a parameter that Python has set is elsewhere."""
+        store = self.store
+        for n, span in enumerate(store.spans):
+            arrays = [[p.asnumpy() for p in of[span]] for of in (store.weights, store.moments, store.variances)]
+            self.worker.register(n, arrays[0], arrays[1], arrays[2], store.steps[n].asnumpy(), self.decay[n])
+
+    def hand_out(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
+        """Hand the gradients of all segments that learn to the worker, those of the top layer first."""
+        tokens: tuple = ()
+        for k in range(len(self.hand)):
+            i = len(self.hand) - 1 - k
+            n = self.store.learned[i]
+            entries = self.store.entries[n]
+            active_A, offsets_A1 = self.store.updated_rows(
+                self.store.cut(active_NA[n], entries), self.store.cut(offsets_NA1[n], entries + 1), n
+            )
+            tokens += (
+                self.hand[i](
+                    grads[self.store.of_gradients[i]],
+                    active_A,
+                    offsets_A1,
+                    hyper,
+                    copies[self.store.spans[n]],
+                    None if next_NA is None else self.store.cut(next_NA[n], entries),
+                ),
+            )
+        return F.make_tuple(*tokens)
+
+
+def hide_update(config: Config, network: PanGuSigma, store: ExpertStore) -> HiddenUpdate | None:
+    """Make the worker of a store, and let the network wait for it in front of each expert FFN; None if nothing is to be hidden.
+
+    On the CPU `ecss.update=auto` hides nothing: there the device's cores are the host's.
+    """
+    if config.ecss.update != "worker" or not isinstance(store, HostStore) or not store.learned:
+        return None
+    update = HiddenUpdate(config, store)
+    ffns = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]
+    for number, ffn in enumerate(ffns):
+        for s in range(len(ffn.ffn)):
+            ffn.ffn[s] = AwaitedFFN(ffn.ffn[s], update.worker, number * len(ffn.ffn) + s)
+    return update
