@@ -1,8 +1,8 @@
 // Adam of a store's experts behind the step's back: a worker updates rows while the graph goes on. See ascend_ops/hidden.py.
 //
-// It speculates while the graph would have to wait for it: where an update ends before the next forward pass needs its rows, the log is
-// of no use. What is speculated can be told from what is decided also where nothing was speculated, so the worker tries again after the first step
-// that is neither clipped nor left out.
+// It speculates while the graph would have to wait for it: where an update ends before the next forward pass needs its rows, the log
+// is of no use. What would have been speculated can be told from what is decided where nothing was, too, so the worker tries again
+// after the first step that is neither clipped nor left out.
 //
 // A segment is idle, or has a job: handed out (its gradients are there), decided (so is the step's norm), and idle again when all its
 // pieces are done. Before the decision the worker may speculate that nothing is clipped: it keeps what it overwrites in a log. A
@@ -25,13 +25,13 @@ namespace {
 using namespace adam;
 using Clock = std::chrono::steady_clock;
 
-constexpr int kFailed = 8;        // what an operator returns after the worker has failed
-constexpr int kOutOfTurn = 9;     // for gradients of a segment whose last update was not waited for
-constexpr int kNotRegistered = 5; // for a segment without arrays
-constexpr int64_t kAtOnce = 8;    // pieces that a thread does before the worker looks for a decision
-constexpr int kPatience = 3;      // steps in a row that are clipped or not applied, after which the worker waits for each decision
-constexpr int kAhead = 64;        // steps that the worker speculates after one in which the graph had to wait for it
-constexpr double kWaited = 1e-3;  // seconds of such a wait
+constexpr int kFailed = 8;         // what an operator returns after the worker has failed
+constexpr int kOutOfTurn = 9;      // for gradients of a segment whose last update was not waited for
+constexpr int kNotRegistered = 5;  // for a segment without arrays
+constexpr int64_t kAtOnce = 8;     // pieces that a thread does before the worker looks for a decision
+constexpr int kPatience = 3;       // steps in a row that are clipped or not applied, after which the worker waits for each decision
+constexpr int kAhead = 64;         // steps that the worker speculates after one in which the graph had to wait for it
+constexpr double kWaited = 1e-3;   // seconds of such a wait
 
 double Seconds(Clock::time_point at) { return std::chrono::duration<double>(at.time_since_epoch()).count(); }
 
@@ -91,8 +91,14 @@ struct Counts {  // since the last reading
 class HiddenAdam {
  public:
   HiddenAdam(int64_t segments, int64_t log_bytes, int64_t threads, const int32_t *cores, int64_t count, bool copies_gradients)
-      : segments_(segments), jobs_(segments), log_(static_cast<char *>(std::aligned_alloc(kLine, Lines(log_bytes) + kLine)), &std::free), log_bytes_(log_bytes), threads_(threads), cores_(cores, cores + count),
-        copies_gradients_(copies_gradients), worker_([this] { Work(); }) {}
+      : segments_(segments),
+        jobs_(segments),
+        log_(static_cast<char *>(std::aligned_alloc(kLine, Lines(log_bytes) + kLine)), &std::free),
+        log_bytes_(log_bytes),
+        threads_(threads),
+        cores_(cores, cores + count),
+        copies_gradients_(copies_gradients),
+        worker_([this] { Work(); }) {}
 
   ~HiddenAdam() {
     {
@@ -137,7 +143,7 @@ class HiddenAdam {
         ++(!job.differs ? counts_.kept : truth.apply == 0.0f ? counts_.dropped : counts_.redone);
     }
     if (!order_.empty()) wrong_in_a_row_ = wrong ? wrong_in_a_row_ + 1 : 0;
-    if (first_awaited_ > 0.0) counts_.in_use += last_handed_ - first_awaited_;
+    if (read_since_ > 0.0) counts_.in_use += last_handed_ - read_since_;
     ahead_ = waited_in_step_ > kWaited ? kAhead : std::max(0, ahead_ - 1);
     waited_in_step_ = 0.0;
     order_.clear();
@@ -160,7 +166,7 @@ class HiddenAdam {
       (in_step ? counts_.step_waited : counts_.host_waited) += waited;
       if (in_step) waited_in_step_ += waited;
     }
-    if (n == 0) first_awaited_ = Seconds(Clock::now());
+    if (n == 0) read_since_ = Seconds(Clock::now());
     return failed_ ? kFailed : 0;
   }
 
@@ -217,9 +223,7 @@ class HiddenAdam {
     for (int64_t i = p.begin; i < p.end; i += kBlock) bytes += BlockBytes(job.update.tensors[p.tensor], std::min(kBlock, p.end - i));
     return bytes;
   }
-  bool Room(const Job &job, size_t piece) const {
-    return log_used_ + LogBytes(job, piece) <= log_bytes_;
-  }
+  bool Room(const Job &job, size_t piece) const { return log_used_ + LogBytes(job, piece) <= log_bytes_; }
 
   // Does some pieces of a job without the lock, which is held before and afterwards.
   void Advance(int64_t n, std::unique_lock<std::mutex> *held) {
@@ -306,8 +310,9 @@ class HiddenAdam {
   }
 
   void Note(const Span &span) {
-    if (!spans_.empty() && spans_.back().segment == span.segment && spans_.back().kind == span.kind && span.begin - spans_.back().end < 1e-4)
-      spans_.back().end = span.end;
+    Span *last = spans_.empty() ? nullptr : &spans_.back();
+    if (last != nullptr && last->segment == span.segment && last->kind == span.kind && span.begin - last->end < 1e-4)
+      last->end = span.end;
     else if (spans_.size() < 4096)  // nobody reads them
       spans_.push_back(span);
   }
@@ -322,7 +327,8 @@ class HiddenAdam {
   int64_t log_used_ = 0;
   Hyper truth_{};
   int wrong_in_a_row_ = 0, ahead_ = kAhead;
-  double waited_in_step_ = 0.0, first_awaited_ = 0.0, last_handed_ = 0.0;
+  double waited_in_step_ = 0.0;
+  double read_since_ = 0.0, last_handed_ = 0.0;  // when segment 0 was waited for, and the last gradients were there
   bool stop_ = false, failed_ = false;
   Counts counts_{};
   std::vector<Span> spans_;

@@ -50,9 +50,8 @@ def compare_inherited(
         "scratch": sparse,
     }
     parent_keys = [*networks["continued"], chinese_only(data)]
-    total = (
-        len(seeds) * len(WAYS) * (1 + len(rates))
-    )  # of a seed a parent, three that inherit, and all ways at all rates
+    # of a seed a parent, three that inherit, and all ways at all rates
+    total = len(seeds) * len(WAYS) * (1 + len(rates))
     cases = Cases(folder, {"set": list(overrides), "jobs": jobs}, total)
     ps.prepare_data(tiny(*sparse))
     ps.prepare_data(tiny(*parent_keys))

@@ -232,7 +232,17 @@ class EcssConfig(Section):
     def _combinations(self) -> EcssConfig:
         if not self.enabled and self.store == "file":
             raise ValueError("store=file needs enabled=true: without ECSS every expert is in the device's memory")
+        if not self.enabled and self.update == "worker":
+            raise ValueError("update=worker needs enabled=true: without ECSS the device updates every expert")
+        if self.update == "step" and self.update_cores:
+            raise ValueError(
+                f"update_cores={self.update_cores} needs update=worker or auto: with step there is no worker"
+            )
         return self
+
+    def by_worker(self, npu: bool) -> bool:
+        """Return True if a worker updates the experts. npu: True if the device is one."""
+        return self.update == "worker" or (npu and self.update == "auto")
 
 
 class DataConfig(Section):

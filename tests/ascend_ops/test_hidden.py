@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -208,8 +209,6 @@ def test_a_worker_ends_with_its_object_also_in_the_middle_of_a_step(call_kernel:
 
 
 def test_stretches_of_work_have_the_clock_of_python_and_their_kind(call_kernel: Callable[..., int]):
-    import time
-
     ours, rng = Segments(call_kernel), np.random.default_rng(0)
     worker, started = ours.registered(log_bytes=0), time.perf_counter()
     parts = drawn(rng, np.float32)

@@ -10,9 +10,14 @@ show is a reader that sees another number than that of the step, or two.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from helpers.toy import toy_config
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.ecss.hidden import HiddenUpdate
+from pangu_sigma.ecss.store import make_store
 
 SEGMENTS, PIECES = 2, 2
 OUTCOMES = ("kept", "again", "undone")
@@ -145,6 +150,24 @@ def explore(outcomes: tuple[str, ...], broken: str = "") -> int:
                 seen.add(other)
                 todo.append(other)
     return len(seen)
+
+
+@pytest.mark.parametrize(
+    ("ecss", "said"),
+    [
+        ({"enabled": False, "update": "worker"}, "update=worker needs enabled=true"),
+        ({"update": "step", "update_cores": 2}, "update_cores=2 needs update=worker or auto"),
+    ],
+)
+def test_a_worker_that_nothing_would_use_is_refused(ecss: dict[str, Any], said: str):
+    with pytest.raises(ConfigError, match=said):
+        toy_config(ecss=ecss)
+
+
+def test_cores_that_were_not_divided_are_told(caplog: pytest.LogCaptureFixture):
+    config = toy_config(ecss={"update": "worker", "update_cores": 1})
+    HiddenUpdate(config, make_store(config))
+    assert "ecss.update_cores=1: only `train` divides the cores" in caplog.text
 
 
 def test_no_order_loses_an_update_tears_a_row_or_stands_still():

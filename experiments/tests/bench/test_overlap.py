@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +33,15 @@ def test_a_step_is_the_same_whoever_waits_and_a_factor_makes_it_a_clipped_one(la
         assert counts.late == (3 if options else counts.late)
         assert counts.kept + counts.redone + counts.late == 3
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [0, 10, 100])
+def test_the_share_of_clipped_steps_is_the_one_asked_for(share: int):
+    factors, settled = [], []
+    store = SimpleNamespace(settle=lambda: settled.append(len(factors)))
+    overlap._steps(SimpleNamespace(advance=factors.append, store=store), clipped=share)  # type: ignore[arg-type]
+    assert sum(factor > overlap.CLIP_NORM for factor in factors) * 100 == share * len(factors)
+    assert settled == [overlap.STEPS]
 
 
 def test_the_peer_without_the_separation_updates_every_expert(lab: OverlapLab):

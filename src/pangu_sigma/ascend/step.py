@@ -129,7 +129,7 @@ class AscendStep(nn.Cell):
     def run(self, batch: Batch) -> tuple[Tensor, ...]:
         """Run the graph on the rank's share of a batch, which `prepare` took."""
         result = self(*map(as_tensor, inputs_of(batch, self.config)))
-        if self.config.ecss.update == "step":
+        if not self.config.ecss.by_worker(npu=True):
             self.store.settle()
         return result
 

@@ -15,14 +15,17 @@ waits (all our choice). Results are the same bit for bit.
 
 from __future__ import annotations
 
+import logging
+
 from mindspore import nn
-from mindspore.ops import functional as F
 
 from ascend_ops.hidden import Await, Decide, HandOut, HiddenAdam
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma, RoutedFFN
+
+logger = logging.getLogger(__name__)
 
 
 class AwaitedFFN(nn.Cell):
@@ -45,6 +48,11 @@ class HiddenUpdate(nn.Cell):
         """copies_gradients: see `HiddenAdam`."""
         super().__init__()
         self.store, cores, log_bytes = store, DIVISION.of_worker, int(config.ecss.undo_gib * (1 << 30))
+        if config.ecss.update_cores and not cores:
+            asked = config.ecss.update_cores
+            logger.warning(
+                "ecss.update_cores=%d: only `train` divides the cores; the worker is bound to none here", asked
+            )
         self.worker = HiddenAdam(store.segments, log_bytes, max(1, len(cores)), cores, copies_gradients)
         store.worker = self.worker
         self.decay = [decay.asnumpy().tolist() for decay in store.decay]
@@ -62,24 +70,12 @@ class HiddenUpdate(nn.Cell):
     def hand_out(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
         """Hand the gradients of all segments that learn to the worker, those of the top layer first."""
         tokens: tuple = ()
-        for k in range(len(self.hand)):
-            i = len(self.hand) - 1 - k
+        for i in range(len(self.hand) - 1, -1, -1):
             n = self.store.learned[i]
-            entries = self.store.entries[n]
-            active_A, offsets_A1 = self.store.updated_rows(
-                self.store.cut(active_NA[n], entries), self.store.cut(offsets_NA1[n], entries + 1), n
-            )
-            tokens += (
-                self.hand[i](
-                    grads[self.store.of_gradients[i]],
-                    active_A,
-                    offsets_A1,
-                    hyper,
-                    copies[self.store.spans[n]],
-                    None if next_NA is None else self.store.cut(next_NA[n], entries),
-                ),
-            )
-        return F.make_tuple(*tokens)
+            active_A, offsets_A1, next_A = self.store.lists_of(n, active_NA, offsets_NA1, next_NA)
+            of_segment, copy = grads[self.store.of_gradients[i]], copies[self.store.spans[n]]
+            tokens += (self.hand[i](of_segment, active_A, offsets_A1, hyper, copy, next_A),)
+        return tokens
 
 
 def hide_update(config: Config, network: PanGuSigma, store: ExpertStore) -> HiddenUpdate | None:
@@ -87,7 +83,7 @@ def hide_update(config: Config, network: PanGuSigma, store: ExpertStore) -> Hidd
 
     On the CPU `ecss.update=auto` hides nothing: there the device's cores are the host's.
     """
-    if config.ecss.update != "worker" or not isinstance(store, HostStore) or not store.learned:
+    if not config.ecss.by_worker(npu=False) or not isinstance(store, HostStore) or not store.learned:
         return None
     update = HiddenUpdate(config, store)
     ffns = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]

@@ -96,17 +96,23 @@ class ExpertStore(nn.Cell):
         """Return the parameters of the experts of the segment with this number, by name. Before their values are read, `settle`."""
         return {spec.name: parameter for spec, parameter in self._made if spec.segment == number}
 
+    def lists_of(self, n, active_NA, offsets_NA1, next_NA=None):
+        """Return the lists of segment n by which its rows are updated: rows, token offsets, and entries for copies or None."""
+        entries = self.entries[n]
+        next_A = None if next_NA is None else self.cut(next_NA[n], entries)
+        active_A, offsets_A1 = self.updated_rows(
+            self.cut(active_NA[n], entries), self.cut(offsets_NA1[n], entries + 1), n
+        )
+        return active_A, offsets_A1, next_A
+
     def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
         """Update experts in place by Adam, and return the number of updated rows, float32 [1]. grads: gradients of what `fetch`
         returned, of segments that learn. hyper: as `Hyper` returns. next_NA, copies: of `PrefetchedExperts`, if there are any."""
         updated = 0.0
         for i in range(len(self.learned)):
             n = self.learned[i]
-            own, entries = self.spans[n], self.entries[n]
-            next_A = None if next_NA is None else self.cut(next_NA[n], entries)
-            active_A, offsets_A1 = self.updated_rows(
-                self.cut(active_NA[n], entries), self.cut(offsets_NA1[n], entries + 1), n
-            )
+            own = self.spans[n]
+            active_A, offsets_A1, next_A = self.lists_of(n, active_NA, offsets_NA1, next_NA)
             updated = updated + self.adam(
                 self.weights[own],
                 self.moments[own],

@@ -159,7 +159,7 @@ class OverlappedStep:
 
 def overlapped_step(config: Config) -> OverlappedStep | None:
     """Estimate the step with Adam of experts hidden behind the dense layers; None if `ecss.update=step`, or nothing to hide."""
-    if config.ecss.update == "step" or not config.ecss.enabled or not config.model.rre_layers:
+    if not config.ecss.by_worker(npu=True) or not config.ecss.enabled or not config.model.rre_layers:
         return None
     found = (_hidden(config, stage, time, sent) for stage, (time, sent) in enumerate(_stage_times(config)))
     return max(found, key=lambda each: each.step)

@@ -94,10 +94,8 @@ class Timeline(NoTimeline):
         for span in spans:
             started = 1e6 * (since_1970 + span.begin) - self._begun / 1000
             if started >= 0.0:
-                name, times = (
-                    f"segment {span.segment}, {span.kind}",
-                    {"ts": started, "dur": 1e6 * (span.end - span.begin)},
-                )
+                name = f"segment {span.segment}, {span.kind}"
+                times = {"ts": started, "dur": 1e6 * (span.end - span.begin)}
                 self._events.append({"ph": "X", "name": name, **_WORKER_ROW, **times})
 
     def step_done(self, step: int) -> None:
