@@ -1,4 +1,4 @@
-// AdamW of rows of a store, as pieces of work that any thread may do: what adam.cc does at once and hidden.cc behind a step's back.
+// AdamW of rows of a store, as pieces of work that any thread may do: what adam.cc does at once and adam_worker.cc behind a step's back.
 #pragma once
 #include <algorithm>
 #include <cmath>

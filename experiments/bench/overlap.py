@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ascend_ops.adam import HYPER
-from ascend_ops.hidden import HiddenAdam, HiddenCounts
+from ascend_ops.adam_worker import AdamWorker, WorkerCounts
 from ascend_ops.library import cpu_library
 from experiments.bench.ecss import DOMAINS, PAPER_RATIO, Lab, _Offloaded
 from experiments.bench.harness import Row, compare, figure, take_turns
@@ -67,7 +67,7 @@ class _Measured(NamedTuple):
     """Seconds of a step, and of what the worker did in it: medians over steps."""
 
     step: float
-    counts: HiddenCounts
+    counts: WorkerCounts
 
 
 def overlapped(tokens: int, core: int) -> list[Row]:
@@ -244,14 +244,14 @@ def _measure(run: SyntheticRun) -> _Measured:
         run.store.settle()
         seconds.append(time.perf_counter() - started)
         counts.append(_worker(run).read()[0])
-    return _Measured(statistics.median(seconds), HiddenCounts(*map(statistics.median, zip(*counts, strict=True))))
+    return _Measured(statistics.median(seconds), WorkerCounts(*map(statistics.median, zip(*counts, strict=True))))
 
 
 def _per_step(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
     return {name: [each / STEPS for each in of] for name, of in seconds.items()}
 
 
-def _worker(run: SyntheticRun) -> HiddenAdam:
+def _worker(run: SyntheticRun) -> AdamWorker:
     assert run.store.worker is not None
     return run.store.worker
 

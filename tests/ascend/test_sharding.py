@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 from helpers.small_clusters import by_hand
 
-from ascend_ops.hidden import HiddenAdam
+from ascend_ops.adam_worker import AdamWorker
 from pangu_sigma.ascend.active_experts import ActiveExperts, FetchExperts, RankTier
 from pangu_sigma.ascend.inputs import StepSettings
 from pangu_sigma.ascend.sharding import cells_of_stage, mark_parameters, parameters_of_stage, received_by_stage
@@ -54,7 +54,7 @@ def test_the_gradients_of_every_expert_count_once_in_the_norm():
     data = {"domain_sets": groups, "domains_per_step": groups}
     config = by_hand(model=model, data=data, train={"batch_size": 8}, parallel=parallel)
     store = HostStore(config, RankTier())
-    fetch = FetchExperts(config, store, StepSettings(store.numbers, store.entries), HiddenAdam(store.segments, 0))
+    fetch = FetchExperts(config, store, StepSettings(store.numbers, store.entries), AdamWorker(store.segments, 0))
     network = ActiveExperts(config, NextTokenLoss(PanGuSigma(config.model, config.slots)), fetch)
     mark_parameters(network, config)
     for buffer, array in zip(network.active, active_buffers(config), strict=True):

@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from ascend_ops.adam import HYPER
-from ascend_ops.hidden import Decide, FetchStored, HandOut, HiddenAdam
+from ascend_ops.adam_worker import AdamWorker, Decide, FetchStored, HandOut
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 RNG = np.random.default_rng(0)
@@ -22,7 +22,7 @@ class Experts:
         self.w = [RNG.normal(size=(5, 8, 5)), RNG.normal(size=(5, 8)), RNG.normal(size=(5, 8, 5))]
         self.w = [each.astype(np.float32) for each in self.w]
         state = [[np.zeros_like(each) for each in self.w] for _ in range(2)]
-        self.worker = HiddenAdam(1, 1 << 20, copies_gradients=True)
+        self.worker = AdamWorker(1, 1 << 20, copies_gradients=True)
         self.worker.register(0, self.w, *state, np.zeros(5, np.int32), [0.0] * 3)
         self.fetch = FetchStored(self.worker, 0, 3)
 

@@ -17,7 +17,7 @@ import pytest
 from helpers.losses import held_out_losses
 from mindspore import Tensor
 
-from ascend_ops.hidden import HiddenError
+from ascend_ops.adam_worker import AdamWorkerError
 from experiments.chaos.runs import digests
 from experiments.chaos.saves_behind import same_saves
 from experiments.tiny import SAVED_AT, STEPS, tiny_config
@@ -178,7 +178,7 @@ def test_no_save_passes_a_worker_that_failed(tiny_data, tiny_run, tmp_path):
     )
     trainer.advance()
     trainer.store.worker.fail()
-    with pytest.raises(HiddenError, match="half updated; go on from the last checkpoint"):
+    with pytest.raises(AdamWorkerError, match="half updated; go on from the last checkpoint"):
         trainer.save()
     with pytest.raises(RuntimeError, match="Await"):
         trainer.advance()

@@ -16,7 +16,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from ascend_ops.hidden import FetchStored, HiddenAdam
+from ascend_ops.adam_worker import AdamWorker, FetchStored
 from pangu_sigma.ascend.inputs import StepSettings
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import HostStore
@@ -35,7 +35,7 @@ class FetchExperts(nn.Cell):
     active: the network's parameters for them, which get the gradients. The host writes the row numbers of these experts in its
     store into `StepSettings` before each step."""
 
-    def __init__(self, config: Config, store: HostStore, settings: StepSettings, worker: HiddenAdam):
+    def __init__(self, config: Config, store: HostStore, settings: StepSettings, worker: AdamWorker):
         """worker: that of the store's updates, which has its arrays."""
         super().__init__()
         self.numbers, self.spans = store.numbers, store.spans

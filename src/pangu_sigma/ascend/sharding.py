@@ -19,8 +19,8 @@ from __future__ import annotations
 from mindspore import Parameter, nn, ops
 from mindspore.parallel import Layout as DeviceLayout
 
+from ascend_ops.adam_worker import FetchStored
 from ascend_ops.expert_dispatch import Gather, GatherAdd
-from ascend_ops.hidden import FetchStored
 from pangu_sigma.ascend import dropless, exchange
 from pangu_sigma.ascend.active_experts import ActiveExperts, FetchExperts
 from pangu_sigma.config import Config, ConfigError

@@ -1,9 +1,9 @@
 """Training step on Ascend ranks, one graph under MindSpore's auto-parallel.
 
     GradientAccumulation   loss and gradients of every micro-batch                   micro_batches.py, model/, sharding.py
-      host → device        in it, the weights of each segment's active experts       active_experts.py, ascend_ops/hidden.py
+      host → device        in it, the weights of each segment's active experts       active_experts.py, ascend_ops/adam_worker.py
     SumOverGroups          gradients of common experts, of which each group has a copy   active_experts.py
-      → host               the gradients of experts: a worker updates those that had tokens   ecss/hidden.py
+      → host               the gradients of experts: a worker updates those that had tokens   ecss/worker.py
     OverflowCheck          global norm, overflow                                     overflow.py
     Update                 Adam of the dense parameters, loss scale                  here, device_adam.py
       → host               whether the worker's update stands, is repeated or undone
@@ -39,8 +39,8 @@ from pangu_sigma.ascend.sharding import apply_strategies, parameters_of_stage, r
 from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
-from pangu_sigma.ecss.hidden import HiddenUpdate
 from pangu_sigma.ecss.store import HostStore, array_specs
+from pangu_sigma.ecss.worker import WorkerUpdate
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.loss import NextTokenLoss
@@ -72,9 +72,9 @@ class AscendStep(nn.Cell):
         self.store = HostStore(_columns(config), self.tier, rank)
         self.settings = StepSettings(self.store.numbers, self.store.entries)
         # MindSpore may use the memory of gradients again as soon as they are handed out
-        self.hidden = HiddenUpdate(config, self.store, copies_gradients=True)
+        self.worker_update = WorkerUpdate(config, self.store, copies_gradients=True)
         network = _network(config, rank)
-        fetch = FetchExperts(config, self.store, self.settings, self.hidden.worker)
+        fetch = FetchExperts(config, self.store, self.settings, self.worker_update.worker)
         self.network = ActiveExperts(config, NextTokenLoss(network), fetch)
         self.scale, self.one = LossScale(config), Tensor([1.0], ms.float32)
         self.give_scale()
@@ -86,7 +86,7 @@ class AscendStep(nn.Cell):
         self.passes = GradientAccumulation(self.network, weights, received_by_stage(network, config, stage), config)
         self.sum_common = SumOverGroups(weights, Groups(Layout(config.parallel), rank))
         self.verdict = OverflowCheck(weights, config.parallel)
-        self.update = Update(config, self.dense, self.hidden, self.scale, self.settings)
+        self.update = Update(config, self.dense, self.worker_update, self.scale, self.settings)
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
@@ -124,7 +124,7 @@ class AscendStep(nn.Cell):
         learns: 1.0, or 0.0 to update nothing."""
         guess = self.update.hyper_experts.values(rate, 1.0 / float(self.scale.value.asnumpy()), learns)
         self.settings.write(rate, batch, learns, guess)
-        self.hidden.register()
+        self.worker_update.register()
 
     def run(self, batch: Batch) -> tuple[Tensor, ...]:
         """Run the graph on the rank's share of a batch, which `prepare` took."""
@@ -151,12 +151,12 @@ class Update(nn.Cell):
     else 0.0. scale: the loss scale."""
 
     def __init__(
-        self, config: Config, dense: DeviceAdam, hidden: HiddenUpdate, scale: LossScale, settings: StepSettings
+        self, config: Config, dense: DeviceAdam, worker_update: WorkerUpdate, scale: LossScale, settings: StepSettings
     ):
         super().__init__(auto_prefix=False)
         optimizer = config.train.optimizer
-        self.dense, self.hidden, self.scale, self.settings = dense, hidden, scale, settings
-        self.dense_count, self.segments = len(dense.weights), hidden.store.segments
+        self.dense, self.worker_update, self.scale, self.settings = dense, worker_update, scale, settings
+        self.dense_count, self.segments = len(dense.weights), worker_update.store.segments
         self.clip_norm = optimizer.clip_norm
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
         self.accumulated = config.train.accumulation > 1
@@ -167,7 +167,7 @@ class Update(nn.Cell):
         grad_scale = gradient_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)
         if self.segments:
-            updated = (updated, self.hidden.decide(handed, self.hyper_experts(lr, grad_scale, applied)))
+            updated = (updated, self.worker_update.decide(handed, self.hyper_experts(lr, grad_scale, applied)))
         next_scale = self.scale.update(finite, learns)
         return applied, (updated, next_scale), next_scale
 
@@ -179,7 +179,7 @@ class Update(nn.Cell):
         for i in range(self.dense_count, len(grads)):
             # of an accumulator a copy: MindSpore would bring the accumulator itself to the host each time that the step writes it
             taken += (grads[i] * 1.0 if self.accumulated else grads[i],)
-        return self.hidden.hand_out(taken, self.settings.active_rows, self.settings.used, self.settings.guess)
+        return self.worker_update.hand_out(taken, self.settings.active_rows, self.settings.used, self.settings.guess)
 
 
 def _network(config: Config, rank: int) -> PanGuSigma:

@@ -21,8 +21,8 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ascend_ops.adam import AdamRows, every_row
+from ascend_ops.adam_worker import AdamWorker
 from ascend_ops.half import CastWeights
-from ascend_ops.hidden import HiddenAdam
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.pangu_sigma import ffn_tensors, first_values, tensor_spans
@@ -69,12 +69,12 @@ class ExpertStore(nn.Cell):
         self.rows = [step.shape[0] for step in self.steps]
         """Number of experts that the store has of each segment."""
         self.adam = AdamRows()
-        self.worker: HiddenAdam | None = None
-        """Worker that updates the experts behind the step (ecss/hidden.py); None: `update` does."""
+        self.worker: AdamWorker | None = None
+        """Worker that updates the experts behind the step (ecss/worker.py); None: `update` does."""
 
     def settle(self, in_step: bool = False) -> None:
         """Wait until the experts are those of the last step, before anything but the next step's FFN reads them. in_step: True if
-        the next step waits. Raises HiddenError."""
+        the next step waits. Raises AdamWorkerError."""
         if self.worker is not None:
             self.worker.settle(in_step)
 

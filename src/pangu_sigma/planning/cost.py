@@ -161,7 +161,7 @@ def overlapped_step(config: Config) -> OverlappedStep | None:
     """Estimate the step with Adam of experts hidden behind the dense layers; None if `ecss.update=step`, or nothing to hide."""
     if not config.ecss.by_worker(npu=True) or not config.ecss.enabled or not config.model.rre_layers:
         return None
-    found = (_hidden(config, stage, time, sent) for stage, (time, sent) in enumerate(_stage_times(config)))
+    found = (_overlapped(config, stage, time, sent) for stage, (time, sent) in enumerate(_stage_times(config)))
     return max(found, key=lambda each: each.step)
 
 
@@ -253,7 +253,7 @@ def _seconds_in_passes(sent: list[_Sent]) -> float:
     return sum(c.seconds for c in sent if c.in_passes)
 
 
-def _hidden(config: Config, stage: int, time: StepTime, sent: list[_Sent]) -> OverlappedStep:
+def _overlapped(config: Config, stage: int, time: StepTime, sent: list[_Sent]) -> OverlappedStep:
     dense, _ = _forward_flops(config, stage)
     all_flops = flops(config, stage) / config.train.accumulation
     round_seconds = (time.compute + _seconds_in_passes(sent)) / config.train.accumulation * dense / all_flops

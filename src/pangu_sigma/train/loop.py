@@ -11,7 +11,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
-from ascend_ops.hidden import HiddenCounts
+from ascend_ops.adam_worker import WorkerCounts
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.root import recover_interrupted_save
 from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
@@ -85,7 +85,7 @@ class Trainer:
         self.loss, self.losses = 0.0, dict[str, float]()
         """Loss of the last step, and loss of each domain in its batch, in nats per token."""
         self.timeline = NoTimeline()
-        self._hidden: HiddenCounts | None = None  # what the worker of `ecss.update` did since the step before
+        self._worked: WorkerCounts | None = None  # what the worker of `ecss.update` did since the step before
 
     def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
         """Create or open the run folder. Raises the errors of `start_run`."""
@@ -123,7 +123,7 @@ class Trainer:
             result = self.backend.take_step(self.built, rate, fed, limit_D)
             applied = bool(result.applied.asnumpy())
         if self.store.worker is not None:
-            self._hidden, spans = self.store.worker.read()
+            self._worked, spans = self.store.worker.read()
             self.timeline.worked(spans)
         self.progress.advance(applied, fed.cursor)
         self.loss, self.losses = self._losses(fed.batch, weight_M, result)
@@ -166,7 +166,7 @@ class Trainer:
             traffic=traffic,
             norm_dense=None if result.norm_dense is None else float(result.norm_dense.asnumpy()),
             norm_experts=None if result.norm_experts is None else float(result.norm_experts.asnumpy()),
-            hidden=self._hidden,
+            worker=self._worked,
         )
 
     def state(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@
       → overflow, loss scale
       → Adam: dense parameters, active rows of the store  ascend_ops/adam.py
 
-With `ecss.update=worker` a worker updates the rows instead, from the backward pass on and into the next step: ecss/hidden.py.
+With `ecss.update=worker` a worker updates the rows instead, from the backward pass on and into the next step: ecss/worker.py.
 
 Shape suffixes: G micro-batches, B batch, S sequence, T tokens = B·S, M blocks, N RRE layers, A active experts.
 """
@@ -20,9 +20,9 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays
-from pangu_sigma.ecss.hidden import hide_update
 from pangu_sigma.ecss.prefetch import PrefetchedExperts
 from pangu_sigma.ecss.store import ExpertStore
+from pangu_sigma.ecss.worker import update_by_worker
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.optimizer.clip import gradient_factor, is_finite
@@ -115,7 +115,7 @@ class TrainStep(nn.Cell):
         self.clip_norm, self.clips_parts = optimizer.clip_norm, optimizer.clip == "parts"
         self.hyper_dense = Hyper(optimizer, optimizer.eps_dense)
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
-        self.hidden = hide_update(config, network, store)
+        self.worker_update = update_by_worker(config, network, store)
         self._handed: tuple[Tensor, ...] = ()
 
     def construct(
@@ -167,10 +167,10 @@ class TrainStep(nn.Cell):
         buffers = experts_and_buffers[self.expert_tensors :]
         of_parts = self.factors(of_dense, of_experts, scale) if self.clips_parts else (1.0 / scale, 1.0 / scale)
         handed: tuple = ()
-        if self.hidden is not None:
+        if self.worker_update is not None:
             # only data dependencies order a graph: the worker begins before the backward pass of the dense layers
             guess = self.hyper_experts(lr, of_parts[1], 1.0)
-            handed = self.hidden.hand_out(expert_grads, active_NA, used_NA1, guess, next_NA, buffers)
+            handed = self.worker_update.hand_out(expert_grads, active_NA, used_NA1, guess, next_NA, buffers)
         # `applied` is a number, not a branch: every step runs the same operators, and with 0.0 Adam leaves its arrays unchanged
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
@@ -182,10 +182,10 @@ class TrainStep(nn.Cell):
         updated = self.dense.update(dense_grads, self.hyper_dense(lr, of_parts[0], applied))
         if self.sparse:
             hyper = self.hyper_experts(lr, of_parts[1], applied)
-            if self.hidden is None:
+            if self.worker_update is None:
                 updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers))
             else:
-                updated = (updated, self.hidden.decide(handed, hyper))
+                updated = (updated, self.worker_update.decide(handed, hyper))
         # a spike does not change the scale, unless its gradients are not finite
         rescaled = (
             self.scale.update(finite, 1.0 - finite * (1.0 - calm)) if self.skips_spikes else self.scale.update(applied)
@@ -193,7 +193,7 @@ class TrainStep(nn.Cell):
         norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
         # a plain tuple, which `take` makes a StepResult; it depends on all updates
         result = ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
-        return result, expert_grads if self.hidden is not None else ()
+        return result, expert_grads if self.worker_update is not None else ()
 
     def take(
         self,
@@ -206,8 +206,8 @@ class TrainStep(nn.Cell):
         groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()).arguments())
         if brought is None:
             self.store.settle(in_step=True)  # the graph looks experts up at its start
-        if self.hidden is not None:
-            self.hidden.register()
+        if self.worker_update is not None:
+            self.worker_update.register()
         result, handed = self(Tensor(rate, ms.float32), *groups)
         self._handed = handed  # the worker reads these gradients until the next step has waited for it
         return StepResult(*result)

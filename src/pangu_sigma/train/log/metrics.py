@@ -50,7 +50,7 @@ from pangu_sigma.train.log.board import TensorBoardWriter
 from pangu_sigma.train.log.losses import HeldOutLoss, evaluation_line
 
 if TYPE_CHECKING:
-    from ascend_ops.hidden import HiddenCounts
+    from ascend_ops.adam_worker import WorkerCounts
     from pangu_sigma.ecss.prefetch import Traffic
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class StepMetrics:
     gradients overflowed. skipped: True if the step updated nothing. clipped: True if gradients were scaled down. load_NK: number of
     tokens of each expert.
     samples: hash of the batch (`Batch.digest`). dropped: token rows beyond an expert's capacity. norm_dense, norm_experts: norms
-    of the dense and of the expert gradients; None if not measured. hidden: what the worker of `ecss.update` did during the step.
+    of the dense and of the expert gradients; None if not measured. worker: what the worker of `ecss.update` did during the step.
     """
 
     step: int
@@ -101,7 +101,7 @@ class StepMetrics:
     traffic: Traffic | None = None
     norm_dense: float | None = None
     norm_experts: float | None = None
-    hidden: HiddenCounts | None = None
+    worker: WorkerCounts | None = None
 
 
 class MetricsLog:
@@ -170,8 +170,8 @@ class MetricsLog:
             self._pace.step(now - self._clock)
             self._timed_tokens += metrics.tokens
             self._stalled += metrics.traffic.stall_seconds if metrics.traffic else 0.0
-            self._busy += metrics.hidden.busy if metrics.hidden else 0.0
-            self._waited += metrics.hidden.step_waited if metrics.hidden else 0.0
+            self._busy += metrics.worker.busy if metrics.worker else 0.0
+            self._waited += metrics.worker.step_waited if metrics.worker else 0.0
         self._clock = now
         self._last_step = metrics.step
         self._pending.append(metrics)
@@ -244,7 +244,7 @@ class MetricsLog:
         balance = load_max_over_mean(metrics.load_NK)
         load = "" if balance is None else f", load max/mean {balance:.2f}"
         stall = f", stall {self._stalled / self._seconds:.1%}" if metrics.traffic and self._seconds else ""
-        if metrics.hidden and self._seconds:
+        if metrics.worker and self._seconds:
             stall += f", waits for updates {self._waited / self._seconds:.1%}"
         self._dropped += metrics.dropped
         dropped = f", {self._dropped:,} rows dropped" if self._dropped else ""
@@ -282,7 +282,7 @@ class MetricsLog:
             "tokens_per_second": self._timed_tokens / self._seconds if self._seconds else None,
             "load_max_over_mean": _mean([load_max_over_mean(s.load_NK) for s in steps]),
             **self._traffic([s.traffic for s in steps if s.traffic]),
-            **self._updates([s.hidden for s in steps if s.hidden]),
+            **self._updates([s.worker for s in steps if s.worker]),
         }
         self._seconds, self._timed_tokens, self._stalled, self._busy, self._waited = 0.0, 0, 0.0, 0.0, 0.0
         self._write(line)
@@ -307,12 +307,12 @@ class MetricsLog:
         stall = self._stalled / self._seconds if self._seconds else None
         return dict(zip(TRAFFIC, [*mib, rate, stall], strict=True))
 
-    def _updates(self, hidden: list[HiddenCounts]) -> dict[str, float | None]:
+    def _updates(self, counts: list[WorkerCounts]) -> dict[str, float | None]:
         """Return the values of the keys UPDATE over these steps."""
-        if not hidden:
+        if not counts:
             return {}
         shares = [seconds / self._seconds if self._seconds else None for seconds in (self._busy, self._waited)]
-        return dict(zip(UPDATE, [*shares, sum(h.redone for h in hidden), sum(h.dropped for h in hidden)], strict=True))
+        return dict(zip(UPDATE, [*shares, sum(c.redone for c in counts), sum(c.dropped for c in counts)], strict=True))
 
     def _write(self, line: dict[str, Any]) -> None:
         self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")

@@ -20,7 +20,7 @@ from typing import Any
 import mindspore as ms
 from mindspore.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
-from ascend_ops.hidden import Span
+from ascend_ops.adam_worker import Span
 from pangu_sigma.sealed import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-// Adam of a store's experts behind the step's back: a worker updates rows while the graph goes on. See ascend_ops/hidden.py.
+// Adam of a store's experts behind the step's back: a worker updates rows while the graph goes on. See ascend_ops/adam_worker.py.
 //
 // It speculates while the graph would have to wait for it: where an update ends before the next forward pass needs its rows, the log
 // is of no use. What would have been speculated can be told from what is decided where nothing was, too, so the worker tries again
@@ -88,9 +88,9 @@ struct Counts {  // since the last reading
   int64_t kept, redone, dropped, late;  // jobs of which pieces were speculated: by what was decided; jobs that had none
 };
 
-class HiddenAdam {
+class AdamWorker {
  public:
-  HiddenAdam(int64_t segments, int64_t log_bytes, int64_t threads, const int32_t *cores, int64_t count, bool copies_gradients)
+  AdamWorker(int64_t segments, int64_t log_bytes, int64_t threads, const int32_t *cores, int64_t count, bool copies_gradients)
       : segments_(segments),
         jobs_(segments),
         log_(static_cast<char *>(std::aligned_alloc(kLine, Lines(log_bytes) + kLine)), &std::free),
@@ -100,7 +100,7 @@ class HiddenAdam {
         copies_gradients_(copies_gradients),
         worker_([this] { Work(); }) {}
 
-  ~HiddenAdam() {
+  ~AdamWorker() {
     {
       const std::lock_guard<std::mutex> held(lock_);
       stop_ = true;
@@ -340,24 +340,24 @@ class HiddenAdam {
 
 // Where an operator finds its segment: the address of the object, and the segment's number, int64 [2].
 struct At {
-  HiddenAdam *adam;
+  AdamWorker *adam;
   int64_t segment;
 };
 At AtOf(const Args &in, int i) {
   const int64_t *at = in.as<int64_t>(i);
-  return {reinterpret_cast<HiddenAdam *>(at[0]), at[1]};
+  return {reinterpret_cast<AdamWorker *>(at[0]), at[1]};
 }
 }  // namespace
 
 extern "C" {
-void *HiddenNew(int64_t segments, int64_t log_bytes, int64_t threads, const int32_t *cores, int64_t count, int64_t copies_gradients) {
-  return new HiddenAdam(segments, log_bytes, threads, cores, count, copies_gradients != 0);
+void *WorkerNew(int64_t segments, int64_t log_bytes, int64_t threads, const int32_t *cores, int64_t count, int64_t copies_gradients) {
+  return new AdamWorker(segments, log_bytes, threads, cores, count, copies_gradients != 0);
 }
-void HiddenFree(void *adam) { delete static_cast<HiddenAdam *>(adam); }
+void WorkerFree(void *adam) { delete static_cast<AdamWorker *>(adam); }
 // arrays: w, m, v of each tensor, as addresses. width, decay: of each tensor.
-void HiddenRegister(void *adam, int64_t n, int64_t tensors, char **arrays, int64_t bfloat, const int64_t *width, const float *decay,
+void WorkerRegister(void *adam, int64_t n, int64_t tensors, char **arrays, int64_t bfloat, const int64_t *width, const float *decay,
                     int32_t *step, int64_t rows) {
-  Segment &segment = static_cast<HiddenAdam *>(adam)->segment(n);
+  Segment &segment = static_cast<AdamWorker *>(adam)->segment(n);
   segment = Segment{};
   const Float moments = bfloat ? Float::bf16 : Float::f32;
   for (int64_t g = 0; g < tensors; ++g) {
@@ -367,13 +367,13 @@ void HiddenRegister(void *adam, int64_t n, int64_t tensors, char **arrays, int64
   segment.arrays.width.assign(width, width + tensors), segment.arrays.decay.assign(decay, decay + tensors);
   segment.arrays.step = step, segment.rows = rows;
 }
-int64_t HiddenSettle(void *adam, int64_t in_step) { return static_cast<HiddenAdam *>(adam)->Wait(-1, in_step != 0); }
-void HiddenFail(void *adam) { static_cast<HiddenAdam *>(adam)->Fail(); }
+int64_t WorkerSettle(void *adam, int64_t in_step) { return static_cast<AdamWorker *>(adam)->Wait(-1, in_step != 0); }
+void WorkerFail(void *adam) { static_cast<AdamWorker *>(adam)->Fail(); }
 
 // counts: busy, step_waited, host_waited, in_use, kept, redone, dropped, late. spans: begin, end, segment, kind of each. Returns their number.
-int64_t HiddenRead(void *adam, double *counts, double *spans, int64_t most) {
+int64_t WorkerRead(void *adam, double *counts, double *spans, int64_t most) {
   std::vector<Span> found;
-  const Counts c = static_cast<HiddenAdam *>(adam)->Read(&found);
+  const Counts c = static_cast<AdamWorker *>(adam)->Read(&found);
   const double values[] = {c.busy, c.step_waited, c.host_waited, c.in_use, double(c.kept), double(c.redone), double(c.dropped), double(c.late)};
   std::copy(std::begin(values), std::end(values), counts);
   const int64_t count = std::min<int64_t>(found.size(), most);

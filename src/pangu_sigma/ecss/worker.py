@@ -1,4 +1,4 @@
-"""The update of the experts hidden behind the step: schedule of `ecss.update`.
+"""The update of the experts behind the step, by a worker: `ecss.update`.
 
 RRE layers are on top. In the backward pass their gradients come first, and in the next forward pass their weights are needed last:
 the host updates experts while the device goes backward through the dense layers and, in the next step, forward again.
@@ -19,7 +19,7 @@ import logging
 
 from mindspore import nn
 
-from ascend_ops.hidden import Await, Decide, HandOut, HiddenAdam
+from ascend_ops.adam_worker import AdamWorker, Await, Decide, HandOut
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.ecss.store import ExpertStore, HostStore
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class AwaitedFFN(nn.Cell):
     """Expert FFN of a segment that first waits until the experts are updated: construct(rows, *weights and offsets) -> rows."""
 
-    def __init__(self, ffn: nn.Cell, worker: HiddenAdam, segment: int):
+    def __init__(self, ffn: nn.Cell, worker: AdamWorker, segment: int):
         super().__init__()
         self.ffn, self.wait = ffn, Await(worker, segment)
 
@@ -39,13 +39,13 @@ class AwaitedFFN(nn.Cell):
         return self.ffn(self.wait(rows), *arguments)
 
 
-class HiddenUpdate(nn.Cell):
+class WorkerUpdate(nn.Cell):
     """Update of the store's experts by a worker, in place of `ExpertStore.update`. The arguments are those of `update`.
     hand_out(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> tokens. hyper: that of a step neither clipped nor left out.
     decide(tokens, hyper) -> token. hyper: that of the step."""
 
     def __init__(self, config: Config, store: ExpertStore, copies_gradients: bool = False):
-        """copies_gradients: see `HiddenAdam`."""
+        """copies_gradients: see `AdamWorker`."""
         super().__init__()
         self.store, cores, log_bytes = store, DIVISION.of_worker, int(config.ecss.undo_gib * (1 << 30))
         if config.ecss.update_cores and not cores:
@@ -53,7 +53,7 @@ class HiddenUpdate(nn.Cell):
             logger.warning(
                 "ecss.update_cores=%d: only `train` divides the cores; the worker is bound to none here", asked
             )
-        self.worker = HiddenAdam(store.segments, log_bytes, max(1, len(cores)), cores, copies_gradients)
+        self.worker = AdamWorker(store.segments, log_bytes, max(1, len(cores)), cores, copies_gradients)
         store.worker = self.worker
         self.decay = [decay.asnumpy().tolist() for decay in store.decay]
         self.hand = nn.CellList([HandOut(self.worker, n) for n in store.learned])
@@ -78,14 +78,14 @@ class HiddenUpdate(nn.Cell):
         return tokens
 
 
-def hide_update(config: Config, network: PanGuSigma, store: ExpertStore) -> HiddenUpdate | None:
+def update_by_worker(config: Config, network: PanGuSigma, store: ExpertStore) -> WorkerUpdate | None:
     """Make the worker of a store, and let the network wait for it in front of each expert FFN; None if nothing is to be hidden.
 
     On the CPU `ecss.update=auto` hides nothing: there the device's cores are the host's.
     """
     if not config.ecss.by_worker(npu=False) or not isinstance(store, HostStore) or not store.learned:
         return None
-    update = HiddenUpdate(config, store)
+    update = WorkerUpdate(config, store)
     ffns = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]
     for number, ffn in enumerate(ffns):
         for s in range(len(ffn.ffn)):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ascend_ops.adam import HYPER
-from ascend_ops.hidden import HiddenAdam, HiddenError
+from ascend_ops.adam_worker import AdamWorker, AdamWorkerError
 
 ROWS, ACTIVE, WIDTHS = 7, 3, (2500, 40)
 """Stored and active experts of a segment, and the elements of its two tensors: one of several blocks, and one of less than one."""
@@ -36,8 +36,8 @@ class Segments:
         self.copies = [[np.zeros((ACTIVE, width), np.float32) for width in WIDTHS] for _ in range(2)]
         self.decay = np.array([0.1, 0.0], np.float32)
 
-    def registered(self, **options: Any) -> HiddenAdam:
-        worker = HiddenAdam(2, **options)
+    def registered(self, **options: Any) -> AdamWorker:
+        worker = AdamWorker(2, **options)
         for n in range(2):
             worker.register(n, self.w[n], self.m[n], self.v[n], self.step[n], self.decay.tolist())
         return worker
@@ -62,7 +62,7 @@ class Segments:
         )
 
     def hand_out(
-        self, worker: HiddenAdam, n: int, grads: list[np.ndarray], lists: list[np.ndarray], hyper: np.ndarray
+        self, worker: AdamWorker, n: int, grads: list[np.ndarray], lists: list[np.ndarray], hyper: np.ndarray
     ) -> int:
         active, offsets, entries = lists
         return self.call(
@@ -77,10 +77,10 @@ class Segments:
             np.zeros(1, np.float32),
         )
 
-    def decide(self, worker: HiddenAdam, hyper: np.ndarray) -> int:
+    def decide(self, worker: AdamWorker, hyper: np.ndarray) -> int:
         return self.call("Decide", hyper, worker.at(0).asnumpy(), np.zeros(1, np.float32))
 
-    def wait(self, worker: HiddenAdam, n: int) -> int:
+    def wait(self, worker: AdamWorker, n: int) -> int:
         return self.call("Await", np.zeros(1, np.float32), worker.at(n).asnumpy(), np.zeros(1, np.float32))
 
 
@@ -177,7 +177,7 @@ def test_after_three_clipped_steps_the_worker_waits_and_after_a_clean_one_it_spe
 def test_an_update_is_handed_out_once_of_known_arrays_and_rows(call_kernel: Callable[..., int]):
     ours, rng = Segments(call_kernel), np.random.default_rng(0)
     worker, (grads, lists) = ours.registered(log_bytes=0), drawn(rng, np.float32)
-    assert ours.hand_out(HiddenAdam(2, 0), 0, grads, lists, hyper_of("clean")) == 5, "no arrays"
+    assert ours.hand_out(AdamWorker(2, 0), 0, grads, lists, hyper_of("clean")) == 5, "no arrays"
     lists[1][:] = np.arange(ACTIVE + 1)
     before = ours.bytes()
     assert ours.hand_out(worker, 0, grads, [np.array([0, 1, ROWS], np.int32), *lists[1:]], hyper_of("clean")) == 4
@@ -196,7 +196,7 @@ def test_a_failed_worker_fails_every_operator_and_every_wait(call_kernel: Callab
     worker.fail()
     assert ours.decide(worker, hyper_of("clean")) == 8
     assert ours.wait(worker, 0) == 8 and ours.hand_out(worker, 1, grads, lists, hyper_of("clean")) == 8
-    with pytest.raises(HiddenError, match="go on from the last checkpoint"):
+    with pytest.raises(AdamWorkerError, match="go on from the last checkpoint"):
         worker.settle()
 
 

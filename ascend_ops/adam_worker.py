@@ -30,7 +30,7 @@ SPAN_KINDS = ("speculated", "direct", "again")
 _MOST_SPANS = 4096
 
 
-class HiddenError(RuntimeError):
+class AdamWorkerError(RuntimeError):
     """Error of an update behind the step's back: the worker failed, and experts may be half updated."""
 
 
@@ -43,7 +43,7 @@ class Span(NamedTuple):
     kind: str
 
 
-class HiddenCounts(NamedTuple):
+class WorkerCounts(NamedTuple):
     """Seconds and jobs of the worker since they were last read. A job is the update of one segment in one step."""
 
     busy: float
@@ -65,7 +65,7 @@ class HiddenCounts(NamedTuple):
     """Jobs not begun before the decision."""
 
 
-class HiddenAdam:
+class AdamWorker:
     """The worker of a store. It lives as long as this object, which all operators that use it must not outlive."""
 
     def __init__(
@@ -79,9 +79,9 @@ class HiddenAdam:
         """segments: their number. log_bytes: size of the log of what is speculated; 0: nothing is. cores: those that the threads
         are bound to; (): any. copies_gradients: True if the memory of gradients is another's after `HandOut`."""
         library, bound = _library(), np.array(cores, np.int32)
-        self._address = library.HiddenNew(segments, log_bytes, threads, bound.ctypes.data, len(bound), copies_gradients)
+        self._address = library.WorkerNew(segments, log_bytes, threads, bound.ctypes.data, len(bound), copies_gradients)
         self._arrays: dict[int, list[np.ndarray]] = {}  # kept alive: the worker has their addresses alone
-        self._stop = weakref.finalize(self, library.HiddenFree, self._address)
+        self._stop = weakref.finalize(self, library.WorkerFree, self._address)
 
     def register(
         self,
@@ -98,7 +98,7 @@ class HiddenAdam:
         addresses = np.array([array.ctypes.data for array in arrays], np.int64)
         width, rates = np.array([w[0].size for w in weights], np.int64), np.array(decay, np.float32)
         lists = addresses.ctypes.data, moments[0].dtype != np.float32, width.ctypes.data, rates.ctypes.data
-        _library().HiddenRegister(self._address, segment, len(weights), *lists, steps.ctypes.data, len(steps))
+        _library().WorkerRegister(self._address, segment, len(weights), *lists, steps.ctypes.data, len(steps))
         self._arrays[segment] = [*arrays, steps]
 
     def at(self, segment: int) -> Tensor:
@@ -107,22 +107,22 @@ class HiddenAdam:
 
     def settle(self, in_step: bool = False) -> None:
         """Wait until all that is decided is done, between steps. in_step: True if the next step waits, which the worker then tries
-        to shorten. Raises HiddenError if the worker failed."""
-        if _library().HiddenSettle(self._address, in_step):
-            raise HiddenError(
+        to shorten. Raises AdamWorkerError if the worker failed."""
+        if _library().WorkerSettle(self._address, in_step):
+            raise AdamWorkerError(
                 "the update of experts on the host failed: experts are half updated; go on from the last checkpoint"
             )
 
-    def read(self) -> tuple[HiddenCounts, list[Span]]:
+    def read(self) -> tuple[WorkerCounts, list[Span]]:
         """Return counts and the stretches of work since the last call, of these at most the first 4,096."""
-        counts, spans = np.zeros(len(HiddenCounts._fields)), np.zeros((_MOST_SPANS, 4))
-        found = _library().HiddenRead(self._address, counts.ctypes.data, spans.ctypes.data, _MOST_SPANS)
+        counts, spans = np.zeros(len(WorkerCounts._fields)), np.zeros((_MOST_SPANS, 4))
+        found = _library().WorkerRead(self._address, counts.ctypes.data, spans.ctypes.data, _MOST_SPANS)
         stretches = [Span(begin, end, int(n), SPAN_KINDS[int(kind)]) for begin, end, n, kind in spans[:found].tolist()]
-        return HiddenCounts(*counts[:4].tolist(), *map(int, counts[4:])), stretches
+        return WorkerCounts(*counts[:4].tolist(), *map(int, counts[4:])), stretches
 
     def fail(self) -> None:
         """Make the worker fail, for tests."""
-        _library().HiddenFail(self._address)
+        _library().WorkerFail(self._address)
 
 
 class HandOut(nn.Cell):
@@ -131,7 +131,7 @@ class HandOut(nn.Cell):
     Raises RuntimeError as `AdamRows` does, and for a segment without arrays (5), after the worker failed (8), or for one whose
     last update was not awaited (9)."""
 
-    def __init__(self, worker: HiddenAdam, segment: int):
+    def __init__(self, worker: AdamWorker, segment: int):
         super().__init__()
         self.op, self.at = _token_op("HandOut"), worker.at(segment)
 
@@ -144,7 +144,7 @@ class HandOut(nn.Cell):
 class Decide(nn.Cell):
     """Tell the worker what the step does: construct(tokens, hyper) -> token [1]. tokens: those of all `HandOut` of the step."""
 
-    def __init__(self, worker: HiddenAdam):
+    def __init__(self, worker: AdamWorker):
         super().__init__()
         self.op, self.at = _token_op("Decide"), worker.at(0)
 
@@ -156,7 +156,7 @@ class Await(nn.Cell):
     """Wait until a segment's experts are updated: construct(rows) -> rows, unchanged. rows: what its FFN multiplies next, so that
     the operator has its turn behind the layers below. Raises RuntimeError if the worker failed (8)."""
 
-    def __init__(self, worker: HiddenAdam, segment: int):
+    def __init__(self, worker: AdamWorker, segment: int):
         super().__init__()
         self.op, self.at = _token_op("Await"), worker.at(segment)
 
@@ -177,7 +177,7 @@ class FetchStored(nn.Cell):
     Raises RuntimeError for a row outside the store (the kernel returns 4), sizes that do not fit (3), another dtype (2) or number
     of tensors (1), for a segment without arrays (5), or after the worker failed (8)."""
 
-    def __init__(self, worker: HiddenAdam, segment: int, tensors: int):
+    def __init__(self, worker: AdamWorker, segment: int, tensors: int):
         """tensors: the number of tensors of the segment, G: 4, or 3 without b2."""
         super().__init__()
         self.tensors = tensors
@@ -210,12 +210,12 @@ def _token_op(function: str) -> ops.Custom:
 def _library() -> ctypes.CDLL:
     library, pointer, number = ctypes.CDLL(cpu_library()), ctypes.c_void_p, ctypes.c_int64
     signatures = {
-        "HiddenNew": ([number, number, number, pointer, number, number], pointer),
-        "HiddenFree": ([pointer], None),
-        "HiddenRegister": ([pointer, number, number, pointer, number, pointer, pointer, pointer, number], None),
-        "HiddenSettle": ([pointer, number], number),
-        "HiddenRead": ([pointer, pointer, pointer, number], number),
-        "HiddenFail": ([pointer], None),
+        "WorkerNew": ([number, number, number, pointer, number, number], pointer),
+        "WorkerFree": ([pointer], None),
+        "WorkerRegister": ([pointer, number, number, pointer, number, pointer, pointer, pointer, number], None),
+        "WorkerSettle": ([pointer, number], number),
+        "WorkerRead": ([pointer, pointer, pointer, number], number),
+        "WorkerFail": ([pointer], None),
     }
     for name, (arguments, result) in signatures.items():
         getattr(library, name).argtypes, getattr(library, name).restype = arguments, result

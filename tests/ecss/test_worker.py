@@ -1,4 +1,4 @@
-"""The protocol of the hidden update as a small model, and every order in which its parts can run.
+"""The protocol of the update behind the step as a small model, and every order in which its parts can run.
 
 The parts: the graph (steps one after another: wait for a segment, read its rows, hand gradients out, top segment first, decide),
 the worker (pieces of an update, begun before the decision or after it, done again or undone), the prefetcher (waits, then reads
@@ -16,8 +16,8 @@ import pytest
 from helpers.toy import toy_config
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.ecss.hidden import HiddenUpdate
 from pangu_sigma.ecss.store import make_store
+from pangu_sigma.ecss.worker import WorkerUpdate
 
 SEGMENTS, PIECES = 2, 2
 OUTCOMES = ("kept", "again", "undone")
@@ -166,7 +166,7 @@ def test_a_worker_that_nothing_would_use_is_refused(ecss: dict[str, Any], said: 
 
 def test_cores_that_were_not_divided_are_told(caplog: pytest.LogCaptureFixture):
     config = toy_config(ecss={"update": "worker", "update_cores": 1})
-    HiddenUpdate(config, make_store(config))
+    WorkerUpdate(config, make_store(config))
     assert "ecss.update_cores=1: only `train` divides the cores" in caplog.text
 
 
