@@ -58,11 +58,11 @@ def run(peers: bool) -> list[Row]:
         case = f"step with {stored} stored experts a layer, {ACTIVE} active"
         pair = {"ours": seconds[f"{stored} stored"], f"{first}, {ACTIVE} active": seconds[first]}
         rows += compare("scale", case, pair)
-    return rows + in_files()
+    return rows + in_files("step") + in_files("worker")
 
 
-def in_files() -> list[Row]:
-    """Rows of the file store; none, with a warning, if the disk of the working directory has no room."""
+def in_files(update: str) -> list[Row]:
+    """Rows of the file store; none, with a warning, if the disk of the working directory has no room. update: `ecss.update`."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         needed = 12 * stored_experts.parameters(IN_FILES)
         if shutil.disk_usage(folder).free < 1.1 * needed:
@@ -70,11 +70,11 @@ def in_files() -> list[Row]:
                 "bench scale: %s has less than %.0f GiB for the file store", folder, 1.1 * needed / (1 << 30)
             )
             return []
-        with _worker(IN_FILES, folder) as files, _worker(IN_MEMORY, None) as memory:
+        with _worker(IN_FILES, folder, update) as files, _worker(IN_MEMORY, None, update) as memory:
             answers: list[dict[str, Any]] = []
             seconds = take_turns({"ours": lambda: answers.append(files.step()), "in memory": memory.step})
             stored = files.started["parameters"] / 1e9
-    case = f"{stored:.2f} B parameters in files, cache {CACHE_GIB} GiB, another domain each step"
+    case = f"{stored:.2f} B parameters in files, cache {CACHE_GIB} GiB, another domain each step, ecss.update: {update}"
     peak, stall = max(a["peak_gib"] for a in answers), statistics.median(a["stall"] for a in answers)
     share = stall / statistics.median(seconds["ours"])
     return [
@@ -84,6 +84,6 @@ def in_files() -> list[Row]:
     ]
 
 
-def _worker(domains: int, folder: str | None) -> Worker:
-    settings = {"domains": domains, "folder": folder, "cache_gib": CACHE_GIB}
+def _worker(domains: int, folder: str | None, update: str) -> Worker:
+    settings = {"domains": domains, "folder": folder, "cache_gib": CACHE_GIB, "update": update}
     return Worker([sys.executable, "-m", stored_experts.__name__], json.dumps(settings))

@@ -17,6 +17,7 @@ from experiments.chaos import (
     resumes,
     soak,
     stops,
+    worker_kills,
 )
 from experiments.chaos.cases import FaultRow
 
@@ -31,6 +32,7 @@ ROWS = {
         FaultRow(
             "R2-resumed-1-rank", "every later checkpoint and the log are the same bits", partial(resumes.cases, 1)
         ),
+        FaultRow("R18-worker-killed", "goes on, same bits at the end as updated in steps", worker_kills.cases),
         FaultRow("R5-killed", "noticed in 8 s, restarted, same bits at the end", launches.killed, alone=True),
         FaultRow(
             "R6-stopped", "saved and ended in 12 s, nothing left, same bits at the end", launches.stopped, alone=True
