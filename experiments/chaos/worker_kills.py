@@ -1,4 +1,4 @@
-"""Runs whose experts a worker updates behind the step, killed at a random moment of a step, against one that updates in its steps."""
+"""Runs whose worker updates experts behind the step, killed at a random moment, against a run that updates in its steps."""
 
 from __future__ import annotations
 
