@@ -76,8 +76,15 @@ def test_what_the_host_hides_is_printed_beside_the_papers_step():
     plan = make_plan(load_config(MODEL_CONFIGS / "sigma_1t.yaml"), 512)
     assert plan.overlapped is not None
     left, step = plan.overlapped.left, plan.overlapped.step
-    assert f" s: {left:.3g} s are left, the step {step:.3g} s\n" in format_plan(plan)
+    assert f" s: {left:.3g} s are left, the step {step:.3g} s\n  there the host decides: " in format_plan(plan)
     assert plan.as_dict()["overlapped"]["step"] == step < plan.seconds.step
+
+
+def test_a_host_with_little_to_update_decides_nothing():
+    few = load_config(MODEL_CONFIGS / "sigma_1t.yaml", [("model.rre_layers", 1), ("model.dense_layers", 39)])
+    plan = make_plan(few, 512)
+    assert plan.overlapped is not None and 3 * plan.overlapped.left < plan.overlapped.step
+    assert "the host decides" not in format_plan(plan)
 
 
 def test_a_dense_model_hangs_on_another_constant():

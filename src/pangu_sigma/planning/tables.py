@@ -216,6 +216,11 @@ def _format_time(plan: Plan) -> list[str]:
             f"  with ecss.update=worker Adam on the host runs behind the dense layers, backward {behind.backward:.3g}, their Adam "
             f"{behind.npu_update:.3g}, forward {behind.forward:.3g} s: {behind.left:.3g} s are left, the step {behind.step:.3g} s"
         )
+        if 3 * behind.left > behind.step:
+            rows.append(
+                "  there the host decides: faster host memory, ecss.moments=bfloat16 or fewer active experts help, and more NPUs "
+                "only if they divide the experts further"
+            )
     hangs_on, (text, unit) = plan.hangs_on, _CONSTANTS[plan.hangs_on.constant]
     times = f"at half of that {hangs_on.seconds_at_half:.3g} s, at double {hangs_on.seconds_at_double:.3g} s"
     rows.append(f"  hangs most on {text.format(hangs_on.value * unit)}: {times}")
