@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.prepared import reseal, seal
+from helpers.prepared import as_format_3, reseal, seal
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.data.prepared import (
     _DOMAIN_KEYS,
     SPLITS,
@@ -171,6 +172,52 @@ def test_a_lost_manifest_or_one_of_another_format_is_refused(copy):
     (copy / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"manifest\.json: No such file.*run prepare-data first"):
         use(copy)
+
+
+def test_data_of_format_3_are_read_and_verified_as_they_are(tiny_data, copy):
+    before = load_manifest(copy)
+    old = load_manifest(as_format_3(copy))
+    assert (before.format, old.format) == (4, 3)
+    assert old.content_hash == before.content_hash, "a run goes on with either"
+    assert not [*copy.glob("*.hashes")]
+    use(copy)
+    PreparedData(copy).verify_all()
+    names = {"zh.train.hashes", "en.held_out.hashes"}
+    assert before.files.keys() - old.files.keys() > names
+    flip(copy / "zh.train.bin", 9, 0)
+    with pytest.raises(DataError, match=r"zh\.train\.bin: bytes 0 … \d+ are not what prepare-data wrote"):
+        use(copy)
+
+
+def test_text_in_shards_is_the_same_samples(tiny_data, tmp_path, monkeypatch):
+    """The same text, prepared with shards of 1,000 bytes."""
+    config = tiny_config(tmp_path / "shards")
+    monkeypatch.setattr("pangu_sigma.data.indexed.SHARD_BYTES", 1_000)
+    prepare(config, [tiny_data.parent / "text.jsonl"], tmp_path / "shards")
+    assert len([*(tmp_path / "shards").glob("en.train.*.bin")]) > 3
+    assert not (tmp_path / "shards" / "en.train.bin").exists()
+    one, many = PreparedData(tiny_data), PreparedData(tmp_path / "shards")
+    many.require_domains(config)
+    many.verify_all()
+    for split in SPLITS:
+        whole, cut = (open_samples(config, each.folder, split, SIZE) for each in (one, many))
+        assert whole.counts == cut.counts
+        for domain, count in enumerate(whole.counts):
+            for number in range(count):
+                np.testing.assert_array_equal(whole.read(domain, number), cut.read(domain, number))
+    prepare(
+        config, [tiny_data.parent / "text.jsonl"], tmp_path / "shards"
+    )  # its files are its own, and it is up to date
+    shard = tmp_path / "shards" / "en.train.00002.bin"
+    flip(shard, 10, 3)
+    with pytest.raises(DataError, match=r"en\.train\.00002\.bin: bytes 0 … \d+ are not what prepare-data wrote"):
+        use(tmp_path / "shards")
+    os.truncate(shard, 400)
+    with pytest.raises(DataError, match=r"en\.train\.00002\.bin: has 400 bytes, \d+ were written; .* at byte 400"):
+        use(tmp_path / "shards")
+    shard.unlink()
+    with pytest.raises(DataError, match=r"en\.train\.00002\.bin: No such file"):
+        use(tmp_path / "shards")
 
 
 def test_only_whole_data_of_this_format_is_whole(tiny_data, copy):

@@ -68,8 +68,9 @@ class ShardWriter:
     numbered. Methods raise OSError.
     """
 
-    def __init__(self, prefix: Path, shard_bytes: int = SHARD_BYTES):
-        self._prefix, self._most = prefix, shard_bytes
+    def __init__(self, prefix: Path, shard_bytes: int | None = None):
+        """shard_bytes: bytes of ids at which a shard is full; None: SHARD_BYTES."""
+        self._prefix, self._most = prefix, SHARD_BYTES if shard_bytes is None else shard_bytes
         self._shards = 0  # that are complete
         self._lengths = array("i")
         self._bytes = 0
@@ -103,7 +104,7 @@ class ShardWriter:
         return self._prefix.with_name(_shard(self._prefix.name, number))
 
 
-def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray], shard_bytes: int = SHARD_BYTES) -> None:
+def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray], shard_bytes: int | None = None) -> None:
     """Write documents to token files. documents: token ids of each document, with its <eot>. Arguments as of `ShardWriter`."""
     with closing(ShardWriter(prefix, shard_bytes)) as writer:
         for ids in documents:
