@@ -17,7 +17,7 @@ from pangu_sigma.data.indexed import (
     hashes_of_file,
     paths_of,
     read_lengths,
-    shards_of,
+    token_shards,
     write_tokens,
 )
 from pangu_sigma.errors import DataError
@@ -76,7 +76,7 @@ def test_shards_are_the_text_cut_at_the_first_end_of_a_document_after_their_size
     for ids in documents:
         writer.append(ids)
     writer.close()
-    shards, read = shards_of("x.y", names_in(folder)), []
+    shards, read = token_shards("x.y", names_in(folder)), []
     assert names_in(folder) == sorted(path.name for shard in shards for path in paths_of(folder / shard))
     for number, shard in enumerate(shards):
         ids, lengths = np.fromfile(folder / f"{shard}.bin", "<i4").tolist(), read_lengths(folder / f"{shard}.idx")
@@ -101,11 +101,11 @@ def test_one_shard_has_the_name_and_the_bytes_of_today(tmp_path):
 
 def test_shards_are_found_in_order_and_of_their_own_text_alone():
     files = [f"zh.train.{number:05d}.bin" for number in (2, 0, 1)] + ["zh.held_out.bin", "en.train.00000.bin"]
-    assert shards_of("zh.train", files) == ["zh.train.00000", "zh.train.00001", "zh.train.00002"]
-    assert shards_of("zh.held_out", files) == ["zh.held_out"]
-    assert shards_of("en.held_out", files) == []
+    assert token_shards("zh.train", files) == ["zh.train.00000", "zh.train.00001", "zh.train.00002"]
+    assert token_shards("zh.held_out", files) == ["zh.held_out"]
+    assert token_shards("en.held_out", files) == []
     many = [f"zh.train.{number:05d}.bin" for number in range(100_002)]
-    assert shards_of("zh.train", set(many))[-1] == "zh.train.100001"
+    assert token_shards("zh.train", set(many))[-1] == "zh.train.100001"
 
 
 def test_every_truncation_of_an_index_is_noticed(prefix):

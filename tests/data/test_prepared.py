@@ -192,7 +192,7 @@ def test_data_of_format_3_are_read_and_verified_as_they_are(tiny_data, copy):
 def test_text_in_shards_is_the_same_samples(tiny_data, tmp_path, monkeypatch):
     """The same text, prepared with shards of 1,000 bytes."""
     config = tiny_config(tmp_path / "shards")
-    monkeypatch.setattr("pangu_sigma.data.indexed.SHARD_BYTES", 1_000)
+    monkeypatch.setattr("pangu_sigma.data.indexed.TOKEN_SHARD_BYTES", 1_000)
     prepare(config, [tiny_data.parent / "text.jsonl"], tmp_path / "shards")
     assert len([*(tmp_path / "shards").glob("en.train.*.bin")]) > 3
     assert not (tmp_path / "shards" / "en.train.bin").exists()

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.data import token_files
-from pangu_sigma.data.indexed import hashes_of_file, paths_of, shards_of, write_tokens
+from pangu_sigma.data.indexed import hashes_of_file, paths_of, token_shards, write_tokens
 from pangu_sigma.data.token_files import TokenFile, Tokens, opener
 from pangu_sigma.errors import DataError
 
@@ -47,7 +47,7 @@ def verified(prefix: Path, size: int, vocabulary: int = 1 << 31) -> TokenFile:
 def shards(folder: Path, name: str = "x.y", most: int | None = None) -> Tokens:
     """The shards in a folder as one; most: number of them that are open."""
     opened = opener() if most is None else lru_cache(most)(token_files._Opened)
-    names = shards_of(name, [path.name for path in folder.iterdir()])
+    names = token_shards(name, [path.name for path in folder.iterdir()])
     return Tokens([TokenFile(folder / shard, opened=opened) for shard in names])
 
 

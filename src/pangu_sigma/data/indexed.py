@@ -5,7 +5,7 @@ writer. The reader is token_files.py.
 sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document bounds. MindFormers
 writes the same bytes, but importing it takes seconds.
 
-Text of more than SHARD_BYTES is cut into *shards*, token files of their own, between documents: `zh.train.bin` is then
+Text of more than TOKEN_SHARD_BYTES is cut into *shards*, token files of their own, between documents: `zh.train.bin` is then
 `zh.train.00000.bin`, `zh.train.00001.bin`, …
 """
 
@@ -28,7 +28,7 @@ CHUNK_BYTES = 256 << 10
 larger ones ask more of a shared storage in a run's first hours; the hashes of 1.2 TB of smaller ones take more than 75 MB."""
 HASH_BYTES = 16
 """Bytes of a chunk's hash, xxh3_128."""
-SHARD_BYTES = 4 << 30
+TOKEN_SHARD_BYTES = 4 << 30
 """Bytes of a `.bin` at which the next shard begins. Our choice: 1.2 TB are 300 shards."""
 
 _HEADER = struct.Struct("<9sQBQQ")
@@ -44,7 +44,7 @@ def paths_of(prefix: Path) -> tuple[Path, Path]:
     return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
 
 
-def shards_of(name: str, files: Collection[str]) -> list[str]:
+def token_shards(name: str, files: Collection[str]) -> list[str]:
     """Return the names of the token files of a domain and split, in order; [] if there are none.
 
     name: name of the only one, such as `zh.train`. files: names of all files of the folder.
@@ -69,8 +69,8 @@ class ShardWriter:
     """
 
     def __init__(self, prefix: Path, shard_bytes: int | None = None):
-        """shard_bytes: bytes of ids at which a shard is full; None: SHARD_BYTES."""
-        self._prefix, self._most = prefix, SHARD_BYTES if shard_bytes is None else shard_bytes
+        """shard_bytes: bytes of ids at which a shard is full; None: TOKEN_SHARD_BYTES."""
+        self._prefix, self._most = prefix, TOKEN_SHARD_BYTES if shard_bytes is None else shard_bytes
         self._shards = 0  # that are complete
         self._lengths = array("i")
         self._bytes = 0

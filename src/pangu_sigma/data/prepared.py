@@ -16,7 +16,7 @@ import xxhash
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.indexed import CHUNK_BYTES, hashes_of_file, shards_of
+from pangu_sigma.data.indexed import CHUNK_BYTES, hashes_of_file, token_shards
 from pangu_sigma.data.manifest import MANIFEST_FILE, FileRecord, load_manifest
 from pangu_sigma.data.token_files import Opener, TokenFile, Tokens, opener
 from pangu_sigma.errors import DataError
@@ -60,7 +60,7 @@ class PreparedData:
     def require_domains(self, config: Config) -> None:
         """Raise ConfigError if a domain of a configuration has no tokens here."""
         names, files = [domain.name for domain in config.domains], self.manifest.files
-        if not all(shards_of(f"{name}.train", files) for name in names):
+        if not all(token_shards(f"{name}.train", files) for name in names):
             there = dict.fromkeys(name.partition(".")[0] for name in files if ".train." in name)
             raise ConfigError(
                 f"data.path={self.folder} holds domains {', '.join(there)}, this configuration has {', '.join(names)}; set "
@@ -73,7 +73,7 @@ class PreparedData:
         Raises DataError if a `.bin` is missing or has another size than was written. Its content is verified as it is read.
         """
         name = f"{domain}.{split}"
-        shards = shards_of(name, self.manifest.files) or [name]  # which is then missed by name
+        shards = token_shards(name, self.manifest.files) or [name]  # which is then missed by name
         return Tokens([self._token_file(shard, vocabulary) for shard in shards])
 
     def _token_file(self, shard: str, vocabulary: int) -> TokenFile:

@@ -1,7 +1,7 @@
 """Keyed permutations of 0 … n - 1 that are computed and not stored: shuffles of any length, in no memory.
 
 A Feistel network permutes the numbers of b bits, 2^(b-1) < n ≤ 2^b: the upper half of the bits is changed by a function of the
-lower half, then the lower by the upper one, and so on, ROUNDS times. A result that is not below n is put in again until it is
+lower half, then the lower by the upper one, and so on, _ROUNDS times. A result that is not below n is put in again until it is
 (cycle walking), on average less than twice, which leaves a permutation of the numbers below n.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-ROUNDS = 16
+_ROUNDS = 16
 """Number of rounds. Our choice: four are enough in theory for large n; after twelve the permutations of five numbers are not yet
 equally frequent."""
 
@@ -30,7 +30,7 @@ class KeyedShuffle:
         bits = (count - 1).bit_length()
         self._low = bits - bits // 2
         self._low_mask, self._high_mask = (1 << self._low) - 1, (1 << (bits // 2)) - 1
-        self._keys: list[int] = np.random.SeedSequence(key).generate_state(ROUNDS, np.uint64).tolist()
+        self._keys: list[int] = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64).tolist()
 
     def __getitem__(self, index: int) -> int:
         """Return what is at a position, 0 … count - 1, of the shuffled numbers. Raises IndexError for another position."""

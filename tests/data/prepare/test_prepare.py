@@ -351,7 +351,7 @@ def test_held_out_keys_of_one_domain_leave_the_others_untouched(tmp_path, own):
         for file in folders[0].rglob("*.*")
         if file.read_bytes() != (folders[1] / file.relative_to(folders[0])).read_bytes()
     }
-    ours = {f"en.{split}.{kind}" for split in ("train", "held_out") for kind in ("bin", "idx")}
+    ours = {f"en.{split}.{kind}" for split in ("train", "held_out") for kind in ("bin", "idx", "hashes")}
     assert changed == ours | {"frequencies.npy", "manifest.json"}
 
 
