@@ -193,6 +193,7 @@ ONE_MEANING = {
         "checkpoint/",
         "ascend/",
         "convert/",
+        "data/",
         "stored/",
         "inherit/",
         "train/",
@@ -200,7 +201,7 @@ ONE_MEANING = {
         "inspection/inspect_files.py",
         "finetune/tuning.py",
     ),
-    "shards": ("checkpoint/", "ascend/", "convert/", "inherit/", "train/", "mindformers_adapter/"),
+    "shards": ("checkpoint/", "ascend/", "convert/", "data/", "inherit/", "train/", "mindformers_adapter/"),
     "piece": ("data/", "text/", "mindformers_adapter/tokenizer_adapter.py"),
     "pieces": ("data/", "text/", "mindformers_adapter/tokenizer_adapter.py"),
 }

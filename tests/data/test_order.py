@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from helpers.numbered import SAMPLES, config_of, open_batches, samples_of, sets_config
 
 from pangu_sigma.data.order import Cursor, SampleOrder
+from pangu_sigma.data.shuffle import KeyedShuffle
 from pangu_sigma.domains import domain_sets
 
 
-def test_the_order_follows_from_the_cursor_alone(folder, tokenizer):
-    config = config_of(blocks=2)
+@pytest.mark.parametrize("shuffle", [None, "keyed"])
+def test_the_order_follows_from_the_cursor_alone(folder, tokenizer, shuffle):
+    config = config_of(blocks=2, shuffle=shuffle)
     batches = open_batches(config, folder, tokenizer)
     cursor, states, expected = batches.start(), [], []
     for _ in range(20):
@@ -29,6 +32,19 @@ def test_the_order_follows_from_the_cursor_alone(folder, tokenizer):
         assert resumed == cursor
 
 
+def test_the_order_of_runs_from_before_the_key_is_numpys_permutation_and_stays_so():
+    counts = [7, 5, 11]
+    orders = [SampleOrder(config_of(seed=3, shuffle=shuffle), counts) for shuffle in (None, "permutation", "keyed")]
+    for domain, count in enumerate(counts):
+        expected = [
+            n for epoch in (0, 1) for n in np.random.default_rng([3, domain, epoch]).permutation(count).tolist()
+        ]
+        old, named, keyed = ([order.sample(domain, n) for n in range(2 * count)] for order in orders)
+        assert old == named == expected
+        assert keyed == [KeyedShuffle(count, [3, domain, epoch])[n] for epoch in (0, 1) for n in range(count)]
+    assert [orders[0].sample(1, n) for n in range(10)] == [1, 4, 0, 2, 3, 3, 0, 2, 4, 1], "of a run of commit 3bb47d4"
+
+
 def test_another_seed_gives_another_order(folder, tokenizer):
     def order(seed: int) -> list[tuple[int, int]]:
         batches = open_batches(config_of(seed=seed), folder, tokenizer)
@@ -42,9 +58,12 @@ def test_another_seed_gives_another_order(folder, tokenizer):
     assert order(0) != order(1)
 
 
+@pytest.mark.parametrize("shuffle", [None, "keyed"])
 @pytest.mark.parametrize(("accumulation", "blocks", "batch"), [(1, 1, 4), (1, 3, 3), (2, 2, 4)])
-def test_every_sample_of_a_pass_comes_once_before_any_comes_again(folder, tokenizer, accumulation, blocks, batch):
-    batches = open_batches(config_of(accumulation, blocks, batch), folder, tokenizer)
+def test_every_sample_of_a_pass_comes_once_before_any_comes_again(
+    folder, tokenizer, accumulation, blocks, batch, shuffle
+):
+    batches = open_batches(config_of(accumulation, blocks, batch, shuffle=shuffle), folder, tokenizer)
     cursor, taken = batches.start(), [[], [], []]
     for _ in range(60):
         found = batches.next(cursor)

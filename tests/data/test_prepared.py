@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.prepared import reseal, seal
+from helpers.prepared import as_format_3, reseal, seal
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.data.prepared import (
     _DOMAIN_KEYS,
     SPLITS,
@@ -42,6 +43,8 @@ def use(folder: Path) -> None:
         for split in SPLITS:
             file = prepared.tokens(domain, split, SIZE)
             file.read(0, file.tokens)
+            for shard in file.shards:
+                assert len(shard.lengths)
 
 
 def flip(file: Path, at: int, bit: int) -> None:
@@ -101,9 +104,9 @@ def test_a_file_that_is_missing_or_cut_is_refused_by_name(copy, damage):
 def test_the_text_of_another_domain_is_refused(copy):
     for ending in ("bin", "idx"):
         shutil.copy(copy / f"code.train.{ending}", copy / f"en.train.{ending}")
-    with pytest.raises(DataError, match=r"en\.train\.idx: .*of another preparation"):
+    with pytest.raises(DataError, match=r"en\.train\.bin: has \d+ bytes, \d+ were written; first difference at byte"):
         use(copy)
-    with pytest.raises(DataError, match=r"law\.train\.idx: is not among the files"):
+    with pytest.raises(DataError, match=r"law\.train\.bin: is not among the files"):
         PreparedData(copy).tokens("law", "train", SIZE)
 
 
@@ -162,11 +165,59 @@ def test_a_file_that_changes_while_it_is_open_is_verified_again(copy):
 
 def test_a_lost_manifest_or_one_of_another_format_is_refused(copy):
     reseal(copy, format=1)
-    with pytest.raises(DataError, match=r"manifest\.json: data format 1, this version reads 3; run prepare-data again"):
+    with pytest.raises(
+        DataError, match=r"manifest\.json: data format 1, this version reads 3 and 4; run prepare-data again"
+    ):
         use(copy)
     (copy / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"manifest\.json: No such file.*run prepare-data first"):
         use(copy)
+
+
+def test_data_of_format_3_are_read_and_verified_as_they_are(tiny_data, copy):
+    before = load_manifest(copy)
+    old = load_manifest(as_format_3(copy))
+    assert (before.format, old.format) == (4, 3)
+    assert old.content_hash == before.content_hash, "a run goes on with either"
+    assert not [*copy.glob("*.hashes")]
+    use(copy)
+    PreparedData(copy).verify_all()
+    names = {"zh.train.hashes", "en.held_out.hashes"}
+    assert before.files.keys() - old.files.keys() > names
+    flip(copy / "zh.train.bin", 9, 0)
+    with pytest.raises(DataError, match=r"zh\.train\.bin: bytes 0 … \d+ are not what prepare-data wrote"):
+        use(copy)
+
+
+def test_text_in_shards_is_the_same_samples(tiny_data, tmp_path, monkeypatch):
+    """The same text, prepared with shards of 1,000 bytes."""
+    config = tiny_config(tmp_path / "shards")
+    monkeypatch.setattr("pangu_sigma.data.indexed.TOKEN_SHARD_BYTES", 1_000)
+    prepare(config, [tiny_data.parent / "text.jsonl"], tmp_path / "shards")
+    assert len([*(tmp_path / "shards").glob("en.train.*.bin")]) > 3
+    assert not (tmp_path / "shards" / "en.train.bin").exists()
+    one, many = PreparedData(tiny_data), PreparedData(tmp_path / "shards")
+    many.require_domains(config)
+    many.verify_all()
+    for split in SPLITS:
+        whole, cut = (open_samples(config, each.folder, split, SIZE) for each in (one, many))
+        assert whole.counts == cut.counts
+        for domain, count in enumerate(whole.counts):
+            for number in range(count):
+                np.testing.assert_array_equal(whole.read(domain, number), cut.read(domain, number))
+    prepare(
+        config, [tiny_data.parent / "text.jsonl"], tmp_path / "shards"
+    )  # its files are its own, and it is up to date
+    shard = tmp_path / "shards" / "en.train.00002.bin"
+    flip(shard, 10, 3)
+    with pytest.raises(DataError, match=r"en\.train\.00002\.bin: bytes 0 … \d+ are not what prepare-data wrote"):
+        use(tmp_path / "shards")
+    os.truncate(shard, 400)
+    with pytest.raises(DataError, match=r"en\.train\.00002\.bin: has 400 bytes, \d+ were written; .* at byte 400"):
+        use(tmp_path / "shards")
+    shard.unlink()
+    with pytest.raises(DataError, match=r"en\.train\.00002\.bin: No such file"):
+        use(tmp_path / "shards")
 
 
 def test_only_whole_data_of_this_format_is_whole(tiny_data, copy):

@@ -41,8 +41,8 @@ from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of, write_arrays
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import DATA_FORMAT, load_manifest
+from pangu_sigma.data.token_files import TokenFile
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.finetune.conversation import parse_conversation
@@ -437,6 +437,7 @@ def index_target(folder: Path) -> Target:
         with watched():
             file = TokenFile(here / "en", 8)
             file.read(0, file.tokens)
+            assert file.lengths.sum() == file.tokens
         return True
 
     return Target(

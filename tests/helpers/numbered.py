@@ -20,7 +20,14 @@ FIRST = (10, 210, 400)
 """Token i of a domain is FIRST + i: an id says where it was read."""
 
 
-def config_of(accumulation: int = 1, blocks: int = 1, batch: int = 4, seed: int = 0, layers: int = 2) -> Config:
+def config_of(
+    accumulation: int = 1,
+    blocks: int = 1,
+    batch: int = 4,
+    seed: int = 0,
+    layers: int = 2,
+    shuffle: str | None = None,
+) -> Config:
     model = {"hidden": 8, "ffn": 8, "heads": 1, "dense_layers": 1, "rre_layers": layers, "experts_per_domain": 2}
     return parse_config(
         {
@@ -32,7 +39,7 @@ def config_of(accumulation: int = 1, blocks: int = 1, batch: int = 4, seed: int 
                 {"name": "b", "slot": "two", "weight": 2.0},
                 {"name": "c", "slot": "one", "weight": 5.0},
             ],
-            "data": {"domains_per_step": blocks},
+            "data": {"domains_per_step": blocks, "shuffle": shuffle},
             "train": {"batch_size": batch, "accumulation": accumulation},
         }
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.data.prepared import file_records
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -28,6 +30,23 @@ def reseal(folder: Path, **changes: Any) -> None:
     """Make the files of a folder, as they are now, its content. changes: fields of the manifest."""
     manifest = load_manifest(folder).model_copy(update=changes)
     manifest.model_copy(update={"files": file_records(folder)}).save(folder)
+
+
+def as_format_3(folder: Path) -> Path:
+    """Make a prepared folder what data format 3 was: hashes of a mebibyte each in the manifest, and no files of them."""
+    files = {}
+    for name, record in load_manifest(folder).files.items():
+        content = (folder / name).read_bytes()
+        if name.endswith(".hashes"):
+            (folder / name).unlink()
+        elif name.endswith(".bin"):
+            parts = [content[at : at + (1 << 20)] for at in range(0, len(content), 1 << 20)]
+            chunks = [xxhash.xxh3_128_hexdigest(part) for part in parts]
+            files[name] = record.model_copy(update={"chunks": chunks, "chunk_bytes": 1 << 20})
+        else:
+            files[name] = record
+    load_manifest(folder).model_copy(update={"format": 3, "files": files}).save(folder)
+    return folder
 
 
 def change_vocabulary(folder: Path) -> None:

@@ -50,6 +50,7 @@ RULES = {
     "data": Rule(True),
     "data.domains_per_step": Rule(True, "no sample is lost or taken twice"),
     "data.domain_sets": Rule(True, _CATCHES_UP),
+    "data.shuffle": Rule(False, "the run counts its samples in that order: some would be taken twice and others never"),
     "train": Rule(True),
     "train.batch_size": Rule(True, "no sample is lost or taken twice"),
     "train.accumulation": Rule(True, "no sample is lost or taken twice"),

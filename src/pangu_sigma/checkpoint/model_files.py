@@ -20,7 +20,7 @@ from typing import Any
 import xxhash
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import dump_config, load_config
+from pangu_sigma.config_file import dump_config, parse_config, read_tree
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import UNFINISHED, DamagedFile, check_folder, seal_folder, sync, write_atomically
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -92,7 +92,13 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
         )
     if xxhash.xxh3_128_hexdigest(content[found.end() :]) != found[3].decode():
         raise DamagedFile(f"{file}: not the hash of its first line: it was edited by hand or is damaged; {fix}")
-    return load_config(file)
+    return parse_config(with_shuffle(read_tree(file)))
+
+
+def with_shuffle(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree of a recorded configuration with `data.shuffle`: one that was recorded before this key says permutation."""
+    data = recorded.get("data", {})
+    return recorded | {"data": data | {"shuffle": data.get("shuffle") or "permutation"}}
 
 
 def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:

@@ -1,20 +1,20 @@
-"""Token files in Megatron's `.bin`/`.idx` format, which MindFormers and Megatron can read too.
+"""Token files in Megatron's `.bin`/`.idx` format, which MindFormers and Megatron can read too: their names, their content, and the
+writer. The reader is token_files.py.
 
 `.bin`: the ids of all documents, int32 little-endian, end to end. `.idx`: magic MMIDIDX, version 1, dtype code 4, number of
 sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document bounds. MindFormers
-writes the same bytes, but importing it takes seconds. Ids are read with `pread` and not through a memory map: a truncated file then
-raises an error that names the file, and no SIGBUS; reading is as fast.
+writes the same bytes, but importing it takes seconds.
 
-The index must be the one that follows from its lengths. If hashes are given, each *chunk* of a `.bin` is verified when it is first
-read, and again after the file has changed.
+Text of more than TOKEN_SHARD_BYTES is cut into *shards*, token files of their own, between documents: `zh.train.bin` is then
+`zh.train.00000.bin`, `zh.train.00001.bin`, …
 """
 
 from __future__ import annotations
 
-import os
 import struct
-import weakref
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
 from itertools import zip_longest
 from pathlib import Path
 
@@ -23,14 +23,20 @@ import xxhash
 
 from pangu_sigma.errors import DataError, remedy
 
-CHUNK_BYTES = 1 << 20
-"""Bytes of a chunk of a `.bin`, the unit of hashing and verification: the first sample of a chunk waits for 1 MiB at most."""
+CHUNK_BYTES = 256 << 10
+"""Bytes of a chunk of a `.bin`, the unit of hashing and verification. Our choice: the first sample of a chunk reads it whole, so
+larger ones ask more of a shared storage in a run's first hours; the hashes of 1.2 TB of smaller ones take more than 75 MB."""
+HASH_BYTES = 16
+"""Bytes of a chunk's hash, xxh3_128."""
+TOKEN_SHARD_BYTES = 4 << 30
+"""Bytes of a `.bin` at which the next shard begins. Our choice: 1.2 TB are 300 shards."""
 
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 _INT32_CODE = 4
 
-_FIX = "the file was cut short or altered; run prepare-data again"
+FIX = "the file was cut short or altered; run prepare-data again"
+"""Advice to the user for a damaged token file."""
 
 
 def paths_of(prefix: Path) -> tuple[Path, Path]:
@@ -38,16 +44,74 @@ def paths_of(prefix: Path) -> tuple[Path, Path]:
     return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
 
 
-def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray]) -> None:
-    """Write documents to a token file, each as one sequence. documents: token ids of each document, with its <eot>."""
-    arrays = [np.asarray(ids, "<i4") for ids in documents]
-    data, index = paths_of(prefix)
-    with data.open("wb") as file:
-        file.writelines(ids.tobytes() for ids in arrays)
-    index.write_bytes(_index_of(np.array([len(ids) for ids in arrays], "<i4")))
+def token_shards(name: str, files: Collection[str]) -> list[str]:
+    """Return the names of the token files of a domain and split, in order; [] if there are none.
+
+    name: name of the only one, such as `zh.train`. files: names of all files of the folder.
+    """
+    if f"{name}.bin" in files:
+        return [name]
+    shards: list[str] = []
+    while f"{_shard(name, len(shards))}.bin" in files:
+        shards.append(_shard(name, len(shards)))
+    return shards
 
 
-def _index_of(lengths: np.ndarray) -> bytes:
+def _shard(name: str, number: int) -> str:
+    return f"{name}.{number:05d}"
+
+
+class ShardWriter:
+    """Writer of documents to the token files of a domain and split. It holds the lengths of one shard's documents in memory.
+
+    A shard ends with the document that reaches `shard_bytes`. The only shard is `prefix`.bin and `prefix`.idx, several are
+    numbered. Methods raise OSError.
+    """
+
+    def __init__(self, prefix: Path, shard_bytes: int | None = None):
+        """shard_bytes: bytes of ids at which a shard is full; None: TOKEN_SHARD_BYTES."""
+        self._prefix, self._most = prefix, TOKEN_SHARD_BYTES if shard_bytes is None else shard_bytes
+        self._shards = 0  # that are complete
+        self._lengths = array("i")
+        self._bytes = 0
+        self._file = paths_of(prefix)[0].open("wb")
+
+    def append(self, ids: Sequence[int] | np.ndarray) -> None:
+        """Write a document. ids: its token ids, with its <eot>."""
+        if self._bytes >= self._most:
+            self._next_shard()
+        content = np.asarray(ids, "<i4").tobytes()
+        self._file.write(content)
+        self._lengths.append(len(content) // 4)
+        self._bytes += len(content)
+
+    def close(self) -> None:
+        """Complete the last shard."""
+        self._file.close()
+        prefix = self._numbered(self._shards) if self._shards else self._prefix
+        paths_of(prefix)[1].write_bytes(index_of(np.asarray(self._lengths, "<i4")))
+
+    def _next_shard(self) -> None:
+        self.close()
+        if not self._shards:  # what looked like the only one is the first
+            for old, new in zip(paths_of(self._prefix), paths_of(self._numbered(0)), strict=True):
+                old.rename(new)
+        self._shards += 1
+        self._lengths, self._bytes = array("i"), 0
+        self._file = paths_of(self._numbered(self._shards))[0].open("wb")
+
+    def _numbered(self, number: int) -> Path:
+        return self._prefix.with_name(_shard(self._prefix.name, number))
+
+
+def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray], shard_bytes: int | None = None) -> None:
+    """Write documents to token files. documents: token ids of each document, with its <eot>. Arguments as of `ShardWriter`."""
+    with closing(ShardWriter(prefix, shard_bytes)) as writer:
+        for ids in documents:
+            writer.append(ids)
+
+
+def index_of(lengths: np.ndarray) -> bytes:
     """Return the content of an `.idx`. lengths: number of tokens of each document, int32 little-endian."""
     ends = 4 * np.cumsum(lengths, dtype="<i8")
     bounds = np.arange(len(lengths) + 1, dtype="<i8")
@@ -55,106 +119,31 @@ def _index_of(lengths: np.ndarray) -> bytes:
     return header + lengths.tobytes() + (ends - 4 * lengths).tobytes() + bounds.tobytes()
 
 
-def hashes_of_chunks(path: Path) -> list[str]:
-    """Return the xxh3_128 hash of every chunk (CHUNK_BYTES) of a file. Raises OSError."""
-    with path.open("rb") as file:
-        return [xxhash.xxh3_128_hexdigest(chunk) for chunk in iter(lambda: file.read(CHUNK_BYTES), b"")]
+def read_lengths(path: Path) -> np.ndarray:
+    """Read the number of tokens of each document, int32, from an `.idx`.
 
-
-class TokenFile:
-    """Token file of one domain and split, opened for reading as one array of tokens.
-
-    tokens: number of tokens. documents: number of documents. lengths: number of tokens of each document, int32.
-    chunks: hash of every `chunk_bytes` bytes, as in `hashes_of_chunks`; None: what is read is not checked. vocabulary: size V;
-    every id of a chunk must be in 0 … V - 1. Raises DataError with file and byte offset if the index is damaged or does not fit.
+    Raises DataError with file and byte for an index that is not the one that follows from its lengths.
     """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; {remedy(error, 'run prepare-data first')}") from error
+    documents = max(0, len(data) - len(index_of(np.empty(0, "<i4")))) // 20  # a length, an offset and a bound each
+    lengths = np.frombuffer(data[_HEADER.size :][: 4 * documents], "<i4").copy()
+    if (right := index_of(lengths)) != data:
+        at = next(i for i, (one, other) in enumerate(zip_longest(data, right)) if one != other)
+        raise DataError(f"{path}: is no index of {len(data)} bytes; first difference at byte {at}; {FIX}")
+    return lengths
 
-    def __init__(
-        self,
-        prefix: Path,
-        vocabulary: int = 1 << 31,
-        chunks: Sequence[str] | None = None,
-        chunk_bytes: int = CHUNK_BYTES,
-    ) -> None:
-        self.path, self._index_path = paths_of(prefix)
-        self.lengths = self._read_index()
-        self.documents = len(self.lengths)
-        self.tokens = int(self.lengths.sum(dtype=np.int64))
-        self._vocabulary, self._chunks, self._chunk_bytes = vocabulary, chunks, chunk_bytes
-        try:
-            self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror}; {remedy(error, 'run prepare-data first')}") from error
-        weakref.finalize(self, os.close, self._file)
-        self._seen = self._stamp()
-        self._verified: set[int] = set()
-        size = self._seen[0]
-        if size != 4 * self.tokens:
-            raise DataError(
-                f"{self.path}: has {size} bytes, {self.tokens} tokens need {4 * self.tokens}; "
-                f"first difference at byte {min(size, 4 * self.tokens)}; {_FIX}"
-            )
 
-    def read(self, start: int, length: int) -> np.ndarray:
-        """Read the tokens start … start + length - 1, int32 [length]. Raises DataError if their chunk is damaged."""
-        if start < 0 or length < 0 or start + length > self.tokens:
-            raise IndexError(f"{self.path}: tokens {start} … {start + length} asked for, there are 0 … {self.tokens}")
-        if self._chunks is not None and length:
-            self._verify(self._chunks, 4 * start // self._chunk_bytes, (4 * (start + length) - 1) // self._chunk_bytes)
-        return self._ids(start, length)
+def hashes_of_file(path: Path) -> tuple[str, bytes]:
+    """Return the xxh3_128 hash of a file, in hexadecimal, and those of its chunks (CHUNK_BYTES), of HASH_BYTES each, end to end.
 
-    def _verify(self, chunks: Sequence[str], first: int, last: int) -> None:
-        """Check those of the chunks first … last that were not checked since the file changed. chunks: hashes of all."""
-        stamp = self._stamp()
-        if stamp != self._seen:
-            self._seen = stamp
-            self._verified.clear()
-        for number in {*range(first, last + 1)} - self._verified:
-            self._verify_chunk(chunks[number] if number < len(chunks) else "", number)
-            self._verified.add(number)
-
-    def _verify_chunk(self, expected: str, number: int) -> None:
-        begin = number * self._chunk_bytes
-        end = min(begin + self._chunk_bytes, 4 * self.tokens)
-        ids = self._ids(begin // 4, (end - begin) // 4)
-        if xxhash.xxh3_128_hexdigest(ids.data) != expected:
-            raise DataError(
-                f"{self.path}: bytes {begin} … {end - 1} are not what prepare-data wrote (their content hash differs); {_FIX}"
-            )
-        most = self._vocabulary - 1
-        wrong = np.flatnonzero((ids < 0) | (ids > most))
-        if len(wrong):
-            at, token = begin // 4 + int(wrong[0]), ids[wrong[0]]
-            raise DataError(f"{self.path}: token {at} (byte {4 * at}) is {token}, not in 0 … {most}; {_FIX}")
-
-    def _ids(self, start: int, length: int) -> np.ndarray:
-        """Read the tokens start … start + length - 1 without checks, int32 [length]."""
-        ids = np.empty(length, "<i4")
-        left = ids.data.cast("B") if length else memoryview(b"")
-        at = 4 * start
-        try:
-            while left and (count := os.preadv(self._file, [left], at)):
-                left, at = left[count:], at + count
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be read at byte {at}: {error.strerror}; check the disk") from error
-        if left:
-            raise DataError(f"{self.path}: ends at byte {at}, {4 * self.tokens} were there before; {_FIX}")
-        return ids
-
-    def _stamp(self) -> tuple[int, int]:
-        """Return size and modification time of the `.bin`."""
-        status = os.fstat(self._file)
-        return status.st_size, status.st_mtime_ns
-
-    def _read_index(self) -> np.ndarray:
-        path = self._index_path
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}; {remedy(error, 'run prepare-data first')}") from error
-        documents = max(0, len(data) - len(_index_of(np.empty(0, "<i4")))) // 20  # a length, an offset and a bound each
-        lengths = np.frombuffer(data[_HEADER.size :][: 4 * documents], "<i4").copy()
-        if (right := _index_of(lengths)) != data:
-            at = next(i for i, (one, other) in enumerate(zip_longest(data, right)) if one != other)
-            raise DataError(f"{path}: is no index of {len(data)} bytes; first difference at byte {at}; {_FIX}")
-        return lengths
+    The file is read once. Raises OSError.
+    """
+    whole, chunks = xxhash.xxh3_128(), bytearray()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            whole.update(chunk)
+            chunks += xxhash.xxh3_128_digest(chunk)
+    return whole.hexdigest(), bytes(chunks)

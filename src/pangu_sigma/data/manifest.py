@@ -15,8 +15,10 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import DamagedFile, as_json, sealed, unsealed, write_atomically
 
 MANIFEST_FILE = "manifest.json"
-DATA_FORMAT = 3
-"""Format version of a prepared data folder; others are refused."""
+DATA_FORMAT = 4
+"""Format version of a prepared data folder that is written: hashes of chunks are in files, and a `.bin` can have shards."""
+READABLE = (3, DATA_FORMAT)
+"""Format versions that are read; others are refused. In format 3 hashes of chunks are in the manifest."""
 
 SHORTENED = "…"
 """End of the text of a passage that was cut."""
@@ -128,7 +130,8 @@ class DomainRecord(_Record):
 class FileRecord(_Record):
     """Size and content hash of a file in the manifest.
 
-    chunks: hash of every `chunk_bytes` bytes of a token file, to verify each chunk when it is first read; the last may be shorter.
+    chunk_bytes: bytes of a chunk of a `.bin`, the last may be shorter; each is verified when it is first read. chunks: their hashes
+    in data format 3; later they are in a file of their own.
     """
 
     bytes: int
@@ -179,9 +182,10 @@ def load_manifest(path: Path) -> Manifest:
         )
     try:
         tree = unsealed(file, _FIX)
-        if tree.get("format") != DATA_FORMAT:
+        if tree.get("format") not in READABLE:
             raise DataError(
-                f"{file}: data format {tree.get('format')}, this version reads {DATA_FORMAT}; run prepare-data again"
+                f"{file}: data format {tree.get('format')}, this version reads {' and '.join(map(str, READABLE))}; "
+                "run prepare-data again"
             )
         return Manifest.model_validate(tree)
     except DamagedFile as error:

@@ -1,19 +1,24 @@
-"""Reader of a prepared data folder. Every file is verified against the hashes of the manifest; an error names the file.
+"""Reader of a prepared data folder. What is read is verified against the hashes of the manifest; an error names the file.
 
-Small files are verified when they are opened, token files as they are read (`indexed.TokenFile`).
+Small files are verified when they are opened, token files as they are read (`token_files.TokenFile`): of each `.bin` the folder has
+the hashes of its chunks, in a file beside it, which is read with the first of them.
 """
 
 from __future__ import annotations
 
 import json
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.indexed import CHUNK_BYTES, TokenFile, hashes_of_chunks, paths_of
+from pangu_sigma.data.indexed import CHUNK_BYTES, hashes_of_file, token_shards
 from pangu_sigma.data.manifest import MANIFEST_FILE, FileRecord, load_manifest
+from pangu_sigma.data.token_files import Opener, TokenFile, Tokens, opener
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import DamagedFile, fingerprint, verify
@@ -22,6 +27,8 @@ from pangu_sigma.text.tokenizer import Tokenizer
 TOKENIZER_NAME, FREQUENCIES_NAME, QUARANTINE_NAME = "tokenizer", "frequencies.npy", "quarantine.jsonl"
 """Names of files and folders in a prepared data folder."""
 SPLITS = ("train", "held_out")
+HASHES_ENDING = ".hashes"
+"""End of the name of the file with the hashes of a `.bin`'s chunks: `zh.train.hashes` of `zh.train.bin`."""
 
 _FIX = "the prepared data is damaged or is of another preparation, run prepare-data again"
 
@@ -53,20 +60,38 @@ class PreparedData:
     def require_domains(self, config: Config) -> None:
         """Raise ConfigError if a domain of a configuration has no tokens here."""
         names, files = [domain.name for domain in config.domains], self.manifest.files
-        if any(f"{name}.train.idx" not in files for name in names):
-            there = [name.removesuffix(".train.idx") for name in files if name.endswith(".train.idx")]
+        if not all(token_shards(f"{name}.train", files) for name in names):
+            there = dict.fromkeys(name.partition(".")[0] for name in files if ".train." in name)
             raise ConfigError(
                 f"data.path={self.folder} holds domains {', '.join(there)}, this configuration has {', '.join(names)}; set "
                 "data.path to data of these domains, or run prepare-data with this configuration and another data.path"
             )
 
-    def tokens(self, domain: str, split: str, vocabulary: int) -> TokenFile:
-        """Open a token file. vocabulary: number of ids V. Raises DataError if it is damaged or an id is not below V."""
-        prefix = self.folder / f"{domain}.{split}"
-        data, index = paths_of(prefix)
-        self.verify(index.name)
-        record = self._record(data.name)
-        return TokenFile(prefix, vocabulary, record.chunks, record.chunk_bytes)
+    def tokens(self, domain: str, split: str, vocabulary: int) -> Tokens:
+        """Open the tokens of a domain and split. vocabulary: number of ids V; reading a chunk with another id raises DataError.
+
+        Raises DataError if a `.bin` is missing or has another size than was written. Its content is verified as it is read.
+        """
+        name = f"{domain}.{split}"
+        shards = token_shards(name, self.manifest.files) or [name]  # which is then missed by name
+        return Tokens([self._token_file(shard, vocabulary) for shard in shards])
+
+    def _token_file(self, shard: str, vocabulary: int) -> TokenFile:
+        record, chunks = self._record(f"{shard}.bin"), partial(self._chunk_hashes, shard)
+        return TokenFile(
+            self.folder / shard, vocabulary, record.bytes, chunks, record.chunk_bytes or CHUNK_BYTES, self._opened
+        )
+
+    @cached_property
+    def _opened(self) -> Opener:
+        return opener()
+
+    def _chunk_hashes(self, shard: str) -> bytes:
+        """Return the hashes of the chunks of a shard, end to end. Raises DataError if their file is damaged."""
+        if inside := self._record(f"{shard}.bin").chunks:  # data format 3
+            return bytes.fromhex("".join(inside))
+        self.verify(f"{shard}{HASHES_ENDING}")
+        return (self.folder / f"{shard}{HASHES_ENDING}").read_bytes()
 
     def frequencies(self) -> np.ndarray:
         """Return the count of every token id in the training text of each domain, [D, V] int64. Raises DataError for damage."""
@@ -188,10 +213,21 @@ def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
 
 
 def file_records(folder: Path) -> dict[str, FileRecord]:
-    """Return size and hashes of every file below a folder, by relative path; the manifest is left out. Raises OSError."""
+    """Return size and hash of every file below a folder, by relative path; the manifest is left out. Raises OSError.
+
+    The hashes of each `.bin`'s chunks are written to a file beside it, over an earlier one. Each file is read once.
+    """
     records = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE):
-        chunks = hashes_of_chunks(file) if file.suffix == ".bin" else []
-        record = FileRecord(**fingerprint(file), chunks=chunks, chunk_bytes=CHUNK_BYTES if chunks else 0)
-        records[file.relative_to(folder).as_posix()] = record
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
+    for file in Bar([file for file in files if file.suffix != HASHES_ENDING], desc="hashing", unit="file"):
+        name = file.relative_to(folder).as_posix()
+        if file.suffix != ".bin":
+            records[name] = FileRecord(**fingerprint(file))
+            continue
+        whole, chunks = hashes_of_file(file)
+        records[name] = FileRecord(bytes=file.stat().st_size, xxh3_128=whole, chunk_bytes=CHUNK_BYTES)
+        file.with_suffix(HASHES_ENDING).write_bytes(chunks)
+        records[name.removesuffix(".bin") + HASHES_ENDING] = FileRecord(
+            bytes=len(chunks), xxh3_128=xxhash.xxh3_128_hexdigest(chunks)
+        )
     return records

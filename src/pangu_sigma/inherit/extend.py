@@ -148,9 +148,10 @@ def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> Child
         for each in domains
     ]
     own_K = np.repeat([each.name in names for each in domains], config.model.experts_per_domain)
+    order = {"shuffle": config.data.shuffle or parent.config.data.shuffle}
     return ChildTensors(
         parent,
-        absolute_paths(config),
+        absolute_paths(config.model_copy(update={"data": config.data.model_copy(update=order)})),
         tokenizer,
         extended_tables(parent, config, tokenizer, known_V, of_domain),
         [_given_rows(parent, config, tokenizer, known_V, name, origin) for name in domains.slot_names],

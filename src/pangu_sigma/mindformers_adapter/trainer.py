@@ -56,7 +56,7 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
 
     def create_train_dataset(self, default_args: dict[str, Any] | None = None) -> GeneratorDataset:
         data = Path(self.sigma.data.path)
-        batches = BatchLoader(self.sigma, data, self.folder.tokenizer, self.folder.table)
+        batches = BatchLoader(self.folder.config, data, self.folder.tokenizer, self.folder.table)
         steps = self.sigma.train.steps - self.progress.step
         return super().create_train_dataset({"batches": batches, "cursor": self.progress.cursor, "steps": steps})
 

@@ -44,6 +44,7 @@ from pangu_sigma.planning.memory import (
     total,
 )
 from pangu_sigma.planning.segments import SegmentComparison, compare_segments
+from pangu_sigma.planning.storage import StorageReads, storage_reads
 from pangu_sigma.planning.suggest import (
     AlmostFits,
     TimedLayout,
@@ -190,6 +191,8 @@ class Plan:
     tokens_per_second: float
     traffic_bytes: LinkBytes
     """Bytes that the NPU with most traffic moves in a step, by link."""
+    storage_bytes_per_second: StorageReads
+    """Bytes of the prepared text that the whole job reads in a second."""
     compiled: CompiledPlan | None = None
 
     @property
@@ -285,6 +288,7 @@ def make_plan(config: Config, devices: int) -> Plan:
         traffic_bytes=max(
             (link_bytes(planned, s) for s in stages), key=lambda link: link.pcie + link.hccs + link.network
         ),
+        storage_bytes_per_second=storage_reads(planned, math.ceil(devices / chip.per_host), time.step),
     )
 
 

@@ -76,6 +76,7 @@ def format_plan(plan: Plan) -> str:
             *_format_changes(plan),
             *_format_traffic(plan),
             *_format_time(plan),
+            *_format_storage(plan),
             *(_format_segments(plan.segments) if plan.segments else []),
             *(_format_compiled(plan.devices, plan.compiled) if plan.compiled else []),
         ]
@@ -230,6 +231,16 @@ def _format_time(plan: Plan) -> list[str]:
         slow = plan.all_experts.step_seconds
         rows.append(f"  moving and updating all experts, not only the active: {slow:.3g} s, {slow / step:.1f}x")
     return [*rows, "  fitted to the paper's 7.5 s and 6.3x on 512 NPUs of 910A; what to trust: planning/cost.py"]
+
+
+def _format_storage(plan: Plan) -> list[str]:
+    read, hosts = plan.storage_bytes_per_second, counted(plan.hosts, "host")
+    return [
+        f"read of the text in a second, in GB: {read.storage / 1e9:.3g} by {hosts} from shared storage, "
+        f"{read.ranks / 1e9:.3g} by the NPUs of all",
+        f"  at first up to {read.first_steps / 1e9:.3g}: a sample's chunk is read whole and verified, all of the text once on each "
+        "host",
+    ]
 
 
 def _format_segments(compared: SegmentComparison) -> list[str]:

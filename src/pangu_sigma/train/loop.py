@@ -95,7 +95,7 @@ class Trainer:
         """Open this rank's share of the batches of one split of the prepared data."""
         data = Path(self.config.data.path)
         layout = self.backend.layout(self.config)
-        return BatchLoader(self.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, layout)
+        return BatchLoader(self.run.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, layout)
 
     def evaluator(self) -> Evaluator:
         """Make the evaluator of the network's held-out losses."""

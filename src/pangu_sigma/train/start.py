@@ -66,7 +66,8 @@ def start_run(
     """Create a run folder, or open one to resume its run, and write the configuration that it trains with.
 
     A folder without checkpoints gets the tokenizer of the prepared data and routing tables drawn for it. A run with checkpoints
-    keeps its tokenizer and tables; changed keys are logged, damaged files rewritten. The same call completes an interrupted start.
+    keeps its tokenizer and tables, and without the key `data.shuffle` its order of samples; changed keys are logged, damaged files
+    rewritten. The same call completes an interrupted start.
     Keys that the data were not prepared with are warned of.
 
     ranks: all of them call this; rank 0 writes, into a folder that all of them see.
@@ -85,7 +86,8 @@ def start_run(
     if ranks.any(resumed):
         with ranks.fail_together(f"reading {path}"):
             tokenizer, table = read_model_files(path, way_back(path))
-        return RunFolder(path, config, tokenizer, table, data_hash)
+        return RunFolder(path, _shuffled(config, path), tokenizer, table, data_hash)
+    config = _shuffled(config)
     with ranks.fail_together("drawing the routing tables"):
         table = drawn_tables(config, prepared)
     ranks.agree({"routing table": table.hash})
@@ -124,7 +126,9 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     if options.start_over or not has_checkpoints(path / CHECKPOINTS):
         return []
     saved = newest_identity(path / CHECKPOINTS)
-    return [] if saved is None else _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
+    if saved is None:
+        return []
+    return _compare(path, saved, _shuffled(absolute_paths(config), path), prepared, data_hash, options)
 
 
 def refuse_tuned(path: Path, config: Config) -> None:
@@ -150,6 +154,14 @@ def refuse_foreign(path: Path) -> None:
         raise ConfigError(f"{path} is {what}, not a run folder; {fix}")
 
 
+def _shuffled(config: Config, resumed: Path | None = None) -> Config:
+    """Return a configuration that says how samples are shuffled: itself, or as in the run that is resumed, or in the newest way."""
+    if config.data.shuffle is not None:
+        return config
+    shuffle = run_config(resumed).data.shuffle if resumed else "keyed"
+    return config.model_copy(update={"data": config.data.model_copy(update={"shuffle": shuffle})})
+
+
 def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:
     """Prepare a folder to resume with `config`. Returns False if it has no checkpoint. Raises as `start_run`, and OSError."""
     if options.start_over:
@@ -160,6 +172,7 @@ def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, opt
     saved = newest_identity(path / CHECKPOINTS)
     if saved is None:
         return True  # none of them is whole, which loading them says
+    config = _shuffled(config, path)
     for change in _compare(path, saved, config, prepared, data_hash, options):
         logger.warning("%s", change)
     if not _mend(path, saved, config, prepared) and read_config(path, "run", WAY_BACK_OF_CONFIG) != config:

@@ -14,10 +14,10 @@ from helpers.texts import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import OverlapRecord, load_manifest
 from pangu_sigma.data.prepare.overlap import WINDOW, HeldOutSize, choose_held_out
 from pangu_sigma.data.prepare.prepare import prepare
+from pangu_sigma.data.token_files import TokenFile
 from pangu_sigma.errors import DataError
 
 EOT = 9

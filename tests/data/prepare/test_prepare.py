@@ -17,11 +17,11 @@ import pangu_sigma as ps
 from experiments.chaos.poisoned import POISONED_LINES
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.indexed import TokenFile
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import prepare as prepare_module
 from pangu_sigma.data.prepare.prepare import _limit, prepare
 from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.token_files import TokenFile
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ def test_the_folder_holds_what_the_manifest_says(prepared, config):
         assert (record.train.documents, record.held_out.documents) == (8, 2)
         for split, counts in (("train", record.train), ("held_out", record.held_out)):
             file = TokenFile(prepared / f"{domain.name}.{split}", tokenizer.size)
-            assert (file.tokens, file.documents) == (counts.tokens, counts.documents)
+            assert (file.tokens, len(file.lengths)) == (counts.tokens, counts.documents)
         tokens = TokenFile(prepared / f"{domain.name}.train").read(0, record.train.tokens)
         assert (np.bincount(tokens, minlength=tokenizer.size) == frequencies[domain.index]).all()
         assert 0 < record.unigram_entropy < math.log(2 * tokenizer.size)
@@ -351,7 +351,7 @@ def test_held_out_keys_of_one_domain_leave_the_others_untouched(tmp_path, own):
         for file in folders[0].rglob("*.*")
         if file.read_bytes() != (folders[1] / file.relative_to(folders[0])).read_bytes()
     }
-    ours = {f"en.{split}.{kind}" for split in ("train", "held_out") for kind in ("bin", "idx")}
+    ours = {f"en.{split}.{kind}" for split in ("train", "held_out") for kind in ("bin", "idx", "hashes")}
     assert changed == ours | {"frequencies.npy", "manifest.json"}
 
 

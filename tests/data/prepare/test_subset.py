@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
+from helpers.prepared import as_format_3, reseal
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
+from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare.subset import write_subset
 from pangu_sigma.data.prepared import SPLITS, PreparedData
 from pangu_sigma.data.samples import open_samples
+from pangu_sigma.data.token_files import TokenFile
 from pangu_sigma.errors import DataError
 
 NAMES = ["zh", "en", "code"]
@@ -70,6 +74,29 @@ def test_without_links_they_are_copied(tiny_data, tokenizer, tmp_path, monkeypat
     write_subset(tiny_data, tmp_path / "data", NAMES, ["en"], tokenizer)
     PreparedData(tmp_path / "data").verify_all()
     assert not (tmp_path / "data" / "en.train.bin").samefile(tiny_data / "en.train.bin")
+
+
+@pytest.mark.parametrize("form", ["shards", "format 3"])
+def test_shards_and_data_of_an_older_format_are_kept_whole(tiny_data, tokenizer, tmp_path, form):
+    data = shutil.copytree(tiny_data, tmp_path / "whole")
+    if form == "shards":
+        for split in SPLITS:
+            file = TokenFile(data / f"en.{split}")
+            documents = np.split(file.read(0, file.tokens), np.cumsum(file.lengths)[:-1])
+            for path in data.glob(f"en.{split}.*"):
+                path.unlink()
+            write_tokens(data / f"en.{split}", documents, 500)
+        reseal(data)
+    else:
+        as_format_3(data)
+    manifest = write_subset(data, tmp_path / "subset", NAMES, ["en"], tokenizer)
+    PreparedData(tmp_path / "subset").verify_all()
+    assert manifest.format == 4
+    for split in SPLITS:
+        mine, its = (PreparedData(each).tokens("en", split, tokenizer.size) for each in (tmp_path / "subset", data))
+        assert len(mine.shards) == len(its.shards)
+        assert (len(mine.shards) > 1) is (form == "shards")
+        assert (mine.read(0, mine.tokens) == its.read(0, its.tokens)).all()
 
 
 def test_text_that_is_not_what_was_prepared_is_refused_by_name(tiny_data, tokenizer, tmp_path):

@@ -15,7 +15,7 @@ from helpers.prepared import change_vocabulary
 
 from experiments.tiny import STEPS
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.indexed import TokenFile
+from pangu_sigma.data.token_files import TokenFile
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.comparison import compare_runs

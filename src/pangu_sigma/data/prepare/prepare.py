@@ -71,7 +71,7 @@ _LEARNING_BYTES = 4 << 20
 
 _WRITTEN = re.compile(
     r"manifest\.json|frequencies\.npy|quarantine\.jsonl|tokenizer(/(pangu_alpha\.model|english\.model|vocabulary\.json))?|"
-    r"[a-z0-9_]+\.(train|held_out)\.(bin|idx)"
+    r"[a-z0-9_]+\.(train|held_out)(\.\d{5,})?\.(bin|idx|hashes)"
 )
 """Names of all that a preparation writes into its folder; a folder with anything else is not replaced."""
 _LOOK = "--check prints what there is of every domain, and writes nothing"

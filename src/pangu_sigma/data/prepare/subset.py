@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.indexed import paths_of
 from pangu_sigma.data.manifest import FileRecord, Manifest
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, SPLITS, TOKENIZER_NAME, PreparedData, file_records
 from pangu_sigma.errors import DataError
@@ -41,9 +40,10 @@ def write_subset(
         output.mkdir(parents=True)
         for name in kept:
             for split in SPLITS:
-                prepared.tokens(name, split, tokenizer.size)  # the index is verified
-                for file in paths_of(source / f"{name}.{split}"):
-                    _link(file, output / file.name)
+                for shard in prepared.tokens(name, split, tokenizer.size).shards:
+                    prepared.verify(shard.path.with_suffix(".idx").name)
+                    for file in (shard.path, shard.path.with_suffix(".idx")):
+                        _link(file, output / file.name)
         rows = [list(domains).index(name) for name in kept]
         np.save(output / FREQUENCIES_NAME, prepared.frequencies()[rows])
         tokenizer.save(output / TOKENIZER_NAME)
