@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.prepare.near_duplicates import WORDS, near_duplicates, signature
+from pangu_sigma.data.prepare.near_duplicates import GRAM_WORDS, near_duplicates, signature
 from pangu_sigma.data.prepare.packages import archives_of, download, packaged_documents
 from pangu_sigma.data.prepare.shingles import shingles
 from pangu_sigma.domains import domains_of
@@ -37,14 +37,14 @@ SIMILARITIES = (0.7, 0.8, 0.9, 1.0)
 _SENTENCE = {"zh": re.compile(r"[^。！？\n]+[。！？]"), "en": re.compile(r"[^.!?]+[.!?](?=\s)")}
 _BLOCK_BYTES = 8 << 20
 _EVERY = 25
-"""Of every 25th document a copy is planted."""
+"""A copy is planted of one in so many documents."""
 _DELAY = 1_000
 """Documents between an original and its copy, at most."""
 
 
 def grams(text: str) -> set[int]:
     """Set of a text's n-grams, as the signatures have it."""
-    return {number for some in shingles(text, WORDS) for number in some.tolist()}
+    return {number for some in shingles(text, GRAM_WORDS) for number in some.tolist()}
 
 
 def jaccard(a: set[int], b: set[int]) -> float:

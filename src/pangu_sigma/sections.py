@@ -40,8 +40,7 @@ Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30)]
 """Positive number far enough within float32's range to be multiplied."""
 HeldOutFraction = Annotated[float, Field(gt=0.0, lt=0.5)]
-Overlap = Annotated[float, Field(ge=0.0, le=1.0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
 
 
@@ -170,7 +169,7 @@ class DomainConfig(Section):
     """Sampling weight of the domain in training, relative to the other domains' weights."""
     held_out: HeldOutFraction | None = None
     """data.held_out of this domain alone; null: as in `data`. Up to five times `data.held_out` it keeps the vocabulary."""
-    max_overlap: Overlap | None = None
+    max_overlap: Fraction | None = None
     """data.max_overlap of this domain alone; null: as in `data`."""
     min_held_out_tokens: Positive | None = None
     """data.min_held_out_tokens of this domain alone; null: as in `data`."""
@@ -265,21 +264,21 @@ class FiltersConfig(Section):
     """Most of the same; Gopher: 10."""
     max_symbols: PositiveFloat | None = None
     """Most `#` signs and ellipses a word; Gopher: 0.1."""
-    max_ellipsis_lines: Share | None = None
+    max_ellipsis_lines: Fraction | None = None
     """Most of the lines that end with an ellipsis; Gopher: 0.3."""
-    max_bullet_lines: Share | None = None
+    max_bullet_lines: Fraction | None = None
     """Most of the lines that begin with a bullet; Gopher: 0.9."""
-    min_ended_lines: Share | None = None
+    min_ended_lines: Fraction | None = None
     """Least of the lines that end with a mark of punctuation; FineWeb: 0.12. C4 removes the other lines."""
-    min_letters: Share | None = None
+    min_letters: Fraction | None = None
     """Least share of letters and Han among the visible characters."""
-    min_han: Share | None = None
+    min_han: Fraction | None = None
     """Least share of Han among the visible characters, in domains of language `zh` alone."""
-    max_duplicate_lines: Share | None = None
+    max_duplicate_lines: Fraction | None = None
     """Most of the lines that occurred before in the document; Gopher: 0.3."""
-    max_duplicate_line_characters: Share | None = None
+    max_duplicate_line_characters: Fraction | None = None
     """Most of the characters that are in such lines; Gopher: 0.2."""
-    max_duplicate_grams: Share | None = None
+    max_duplicate_grams: Fraction | None = None
     """Most of the words' characters that are in 10-grams of words that occurred before in the document; Gopher: 0.1."""
     max_code_bytes: Positive | None = None
     """Bytes that code must be below; PanGu-Coder: 1,000,000."""
@@ -300,7 +299,7 @@ class DataConfig(Section):
     """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null keeps all of your own text, 6 MiB of packaged text."""
     held_out: HeldOutFraction = 0.05
     """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
-    max_overlap: Overlap = 0.01
+    max_overlap: Fraction = 0.01
     """Maximum fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain, boilerplate
     not counted. Documents above the limit are trained on, and others are held out instead. 1: no limit."""
     boilerplate_documents: Positive = 10

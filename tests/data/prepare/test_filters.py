@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.prepare.filters import _GRAM, RULES, Filters, Text, longest_line, mean_line, parses
+from pangu_sigma.data.prepare.filters import _GRAM, FILTER_RULES, Filters, Text, longest_line, mean_line, parses
+from pangu_sigma.data.prepared import preparation_settings
 from pangu_sigma.domains import domains_of
 from pangu_sigma.sections import FiltersConfig
 from pangu_sigma.text.documents import Document
@@ -34,7 +35,7 @@ def reason(text, domain: str = "en", **limits) -> str | None:
 
 
 def test_every_rule_has_its_key_and_all_are_off():
-    assert sorted(RULES) == sorted(FiltersConfig.model_fields)
+    assert sorted(FILTER_RULES) == sorted(FiltersConfig.model_fields)
     assert Filters.of(config()).limits == {}
     assert reason("x") is None
 
@@ -70,21 +71,21 @@ def test_every_rule_has_its_key_and_all_are_off():
     ],
 )
 def test_rules_measure_what_is_counted_by_hand(rule, text, value):
-    found = RULES[rule].measure(Text(text))
+    found = FILTER_RULES[rule].measure(Text(text))
     assert found == (value if value is None else pytest.approx(value))
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "code_parses"])
+@pytest.mark.parametrize("rule", [rule for rule in FILTER_RULES if rule != "code_parses"])
 def test_limits_hold_in_their_sense(rule):
     """Just at the value, and on both sides of it."""
     text = "ab … 中文，“一二三四”。\n- # ab.\nab…\nab…\nab ab ab ab ab ab ab ab ab ab ab ab ab ab"
-    domain = {"zh": "zh", "code": "java", "text": "en"}[RULES[rule].domains]
-    value = RULES[rule].measure(Text(text))
+    domain = {"zh": "zh", "code": "java", "text": "en"}[FILTER_RULES[rule].domains]
+    value = FILTER_RULES[rule].measure(Text(text))
     assert value
     step = 1 if isinstance(value, int) else 0.01
     dropped = [reason(text, domain, **{rule: limit}) == rule for limit in (value - step, value, value + step)]
     senses = {"least": [False, False, True], "most": [True, False, False], "below": [True, True, False]}
-    assert dropped == senses[RULES[rule].sense]
+    assert dropped == senses[FILTER_RULES[rule].sense]
 
 
 def test_rules_hold_for_their_domains_and_the_first_one_is_named():
@@ -106,12 +107,10 @@ def test_filters_can_be_sent_to_other_processes():
     assert filters.limits == {"min_words": 1, "max_words": 2}
 
 
-@given(st.text("ab 中\n.…#-", max_size=60), st.sampled_from(sorted(RULES)))
+@given(st.text("ab 中\n.…#-", max_size=60), st.sampled_from(sorted(FILTER_RULES)))
 def test_any_text_is_measured(text, rule):
-    value = RULES[rule].measure(Text(text))
+    value = FILTER_RULES[rule].measure(Text(text))
     assert value is None or value >= 0
-    if isinstance(FiltersConfig.model_fields[rule].metadata, list) and "Share" in str(FiltersConfig.model_fields[rule]):
-        assert value <= 1
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=60))
@@ -122,7 +121,7 @@ def test_words_in_copies_are_those_of_plain_loops(words):
         gram = tuple(words[first : first + _GRAM])
         inside |= {*range(first, first + _GRAM)} if gram in seen else set()
         seen.add(gram)
-    found = RULES["max_duplicate_grams"].measure(Text(" ".join(words)))
+    found = FILTER_RULES["max_duplicate_grams"].measure(Text(" ".join(words)))
     assert found == pytest.approx(len(inside) / max(len(words), 1))
 
 
@@ -131,3 +130,11 @@ def test_code_is_measured_by_its_lines_and_parsed():
     assert [parses(code) for code in ("def f(): ...", "", "x = ", "\0", "(" * 5_000, "-" * 200_000 + "1")] == [
         *(True, True, False, False, False, False)
     ]
+
+
+def test_limits_and_the_threshold_decide_a_preparation():
+    there = preparation_settings(config(max_words=7))
+    assert (there["filters"]["max_words"], there["filters"]["min_words"], there["near_duplicates"]) == (7, None, None)
+    assert there != preparation_settings(config())
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        config(max_duplicate_lines=1.5)

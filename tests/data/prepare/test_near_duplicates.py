@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pangu_sigma.data.prepare import near_duplicates as module
 from pangu_sigma.data.prepare.near_duplicates import (
+    GRAM_WORDS,
     PERMUTATIONS,
-    WORDS,
     NearDuplicates,
     bands_of,
     near_duplicates,
@@ -93,7 +93,7 @@ def joined(language: str, words: list[str]) -> Document:
 
 
 def grams(document: Document) -> set[int]:
-    return {number for part in shingles(str(document.text), WORDS) for number in part.tolist()}
+    return {number for part in shingles(str(document.text), GRAM_WORDS) for number in part.tolist()}
 
 
 def jaccard(a: Document, b: Document) -> float:
@@ -139,7 +139,7 @@ def drops(found: NearDuplicates) -> np.ndarray:
 def test_a_signature_is_datasketchs_own(text):
     """Against one value after the other, as its documentation shows."""
     sketch = MinHash(PERMUTATIONS, hashfunc=int)
-    for part in shingles(text, WORDS):
+    for part in shingles(text, GRAM_WORDS):
         for number in part.tolist():
             sketch.update(number)
     found = signature(Document("zh", text, ""))

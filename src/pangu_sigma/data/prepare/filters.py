@@ -52,7 +52,7 @@ class Text:
         return hash_words(_NO_WORD.sub(" ", self.text), han_alone=True)
 
 
-class Rule(NamedTuple):
+class FilterRule(NamedTuple):
     """Rule: how a text is measured, in which sense the limit is one, and for which domains."""
 
     measure: Callable[[Text], float | None]
@@ -75,7 +75,7 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Filters:
-    """Filters of a configuration. limits: those that are set, by the names of their rules, in the order of RULES."""
+    """Filters of a configuration. limits: those that are set, by the names of their rules, in the order of FILTER_RULES."""
 
     limits: dict[str, float]
 
@@ -83,15 +83,15 @@ class Filters:
     def of(cls, config: Config) -> Filters:
         """Return the filters of section `data.filters`."""
         values = config.data.filters.model_dump()
-        return cls({name: values[name] for name in RULES if values[name] is not None})
+        return cls({name: values[name] for name in FILTER_RULES if values[name] is not None})
 
     def reason(self, document: Document, domain: Domain) -> str | None:
         """Return the name of the first rule that drops a document; None: it stays."""
-        limits = {name: limit for name, limit in self.limits.items() if RULES[name].holds_for(domain)}
+        limits = {name: limit for name, limit in self.limits.items() if FILTER_RULES[name].holds_for(domain)}
         if not limits:
             return None
         text = Text("\n".join(text for _, text in document.segments))
-        return next((name for name, limit in limits.items() if RULES[name].drops(text, limit)), None)
+        return next((name for name, limit in limits.items() if FILTER_RULES[name].drops(text, limit)), None)
 
 
 def parses(text: str) -> bool:
@@ -163,25 +163,25 @@ def _duplicate_grams(text: Text) -> float:
     return float(text.words.lengths[inside].sum() / text.words.lengths.sum())
 
 
-RULES: dict[str, Rule] = {
-    "min_characters": Rule(lambda text: len(text.text), "least"),
-    "max_characters": Rule(lambda text: len(text.text), "most"),
-    "min_words": Rule(_count, "least"),
-    "max_words": Rule(_count, "most"),
-    "min_mean_word": Rule(_mean_word, "least"),
-    "max_mean_word": Rule(_mean_word, "most"),
-    "max_symbols": Rule(_symbols, "most"),
-    "max_ellipsis_lines": Rule(_share_of_lines(_ends_with_ellipsis), "most"),
-    "max_bullet_lines": Rule(_share_of_lines(lambda line: line.startswith(_BULLETS)), "most"),
-    "min_ended_lines": Rule(_share_of_lines(lambda line: line.endswith(_ENDS)), "least"),
-    "min_letters": Rule(_share_of_characters(_LETTER), "least"),
-    "min_han": Rule(_share_of_characters(_HAN), "least", "zh"),
-    "max_duplicate_lines": Rule(lambda text: len(_again(text)) / max(len(text.lines), 1), "most"),
-    "max_duplicate_line_characters": Rule(_duplicate_line_characters, "most"),
-    "max_duplicate_grams": Rule(_duplicate_grams, "most"),
-    "max_code_bytes": Rule(lambda text: len(text.text.encode("utf-8", "surrogatepass")), "below", "code"),
-    "max_code_mean_line": Rule(lambda text: mean_line(text.text), "below", "code"),
-    "max_code_line": Rule(lambda text: longest_line(text.text), "below", "code"),
-    "code_parses": Rule(lambda text: parses(text.text), "least", "python"),
+FILTER_RULES: dict[str, FilterRule] = {
+    "min_characters": FilterRule(lambda text: len(text.text), "least"),
+    "max_characters": FilterRule(lambda text: len(text.text), "most"),
+    "min_words": FilterRule(_count, "least"),
+    "max_words": FilterRule(_count, "most"),
+    "min_mean_word": FilterRule(_mean_word, "least"),
+    "max_mean_word": FilterRule(_mean_word, "most"),
+    "max_symbols": FilterRule(_symbols, "most"),
+    "max_ellipsis_lines": FilterRule(_share_of_lines(_ends_with_ellipsis), "most"),
+    "max_bullet_lines": FilterRule(_share_of_lines(lambda line: line.startswith(_BULLETS)), "most"),
+    "min_ended_lines": FilterRule(_share_of_lines(lambda line: line.endswith(_ENDS)), "least"),
+    "min_letters": FilterRule(_share_of_characters(_LETTER), "least"),
+    "min_han": FilterRule(_share_of_characters(_HAN), "least", "zh"),
+    "max_duplicate_lines": FilterRule(lambda text: len(_again(text)) / max(len(text.lines), 1), "most"),
+    "max_duplicate_line_characters": FilterRule(_duplicate_line_characters, "most"),
+    "max_duplicate_grams": FilterRule(_duplicate_grams, "most"),
+    "max_code_bytes": FilterRule(lambda text: len(text.text.encode("utf-8", "surrogatepass")), "below", "code"),
+    "max_code_mean_line": FilterRule(lambda text: mean_line(text.text), "below", "code"),
+    "max_code_line": FilterRule(lambda text: longest_line(text.text), "below", "code"),
+    "code_parses": FilterRule(lambda text: parses(text.text), "least", "python"),
 }
 """Rules by the name of their key in section `data.filters`, cheap ones first."""

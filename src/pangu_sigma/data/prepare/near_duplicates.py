@@ -34,7 +34,7 @@ from pangu_sigma.text.documents import Document
 PERMUTATIONS = 128
 """P, number of values of a signature: the similarity of a pair is estimated to ± 0.04."""
 
-WORDS = 5
+GRAM_WORDS = 5
 """Number of words of an n-gram (our choice, as in datatrove's and NeMo's defaults)."""
 
 _BATCH = 2_048
@@ -99,7 +99,7 @@ class NearDuplicates:
         return counts
 
 
-def signature(document: Document, permutations: int = PERMUTATIONS, size: int = WORDS) -> np.ndarray:
+def signature(document: Document, permutations: int = PERMUTATIONS, size: int = GRAM_WORDS) -> np.ndarray:
     """Return the MinHash signature of a document's n-grams of `size` words, uint32 [P]. It depends on the text alone.
 
     Sides of a bilingual document are one text, in their order. Raises DataError if jieba's C++ code cannot be compiled.
@@ -202,20 +202,20 @@ class _Search:
 
     def examine(self, band: int) -> None:
         """Connect the near-duplicates that have a band in common."""
-        parts = -(-len(self._first_N) * _RECORD_BYTES // self._memory)
-        for part in range(parts):
-            hashes, numbers = self._records(band, part, parts)
+        portions = -(-len(self._first_N) * _RECORD_BYTES // self._memory)
+        for portion in range(portions):
+            hashes, numbers = self._records(band, portion, portions)
             for a_K, b_K in self._candidates(hashes, numbers):
                 self._compare(a_K, b_K)
         self._band(band).unlink()
 
-    def _records(self, band: int, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the hashes [R] of a band that are `part` modulo `parts` and not unique, sorted, and the documents, ascending."""
+    def _records(self, band: int, portion: int, portions: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the hashes [R] of a band that are `portion` modulo `portions`, sorted, without unique ones, and documents."""
         hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
         step, first = max(1, self._memory // _RECORD_BYTES), 0
         with self._band(band).open("rb") as file:
             while len(some := np.fromfile(file, np.uint64, step)):
-                chosen = np.flatnonzero((some % np.uint64(parts) == part) & (some != 0))
+                chosen = np.flatnonzero((some % np.uint64(portions) == portion) & (some != 0))
                 hashes.append(some[chosen])
                 numbers.append(first + chosen)
                 first += len(some)

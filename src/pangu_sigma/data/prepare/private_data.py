@@ -72,7 +72,7 @@ def _is_address(text: str) -> bool:
 
 def _is_id_card(text: str) -> bool:
     """Return True for a known province and the check digit of GB 11643 (ISO 7064 MOD 11-2)."""
-    total = sum(int(digit) * pow(2, 17 - place, 11) for place, digit in enumerate(text[:17]))
+    total = sum(int(digit) * pow(2, 17 - index, 11) for index, digit in enumerate(text[:17]))
     return int(text[:2]) in _PROVINCES and "10X98765432"[total % 11] == text[17].upper()
 
 
