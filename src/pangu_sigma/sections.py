@@ -40,7 +40,7 @@ Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30)]
 """Positive number far enough within float32's range to be multiplied."""
 HeldOutFraction = Annotated[float, Field(gt=0.0, lt=0.5)]
-Overlap = Annotated[float, Field(ge=0.0, le=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
 
 
@@ -169,7 +169,7 @@ class DomainConfig(Section):
     """Sampling weight of the domain in training, relative to the other domains' weights."""
     held_out: HeldOutFraction | None = None
     """data.held_out of this domain alone; null: as in `data`. Up to five times `data.held_out` it keeps the vocabulary."""
-    max_overlap: Overlap | None = None
+    max_overlap: Fraction | None = None
     """data.max_overlap of this domain alone; null: as in `data`."""
     min_held_out_tokens: Positive | None = None
     """data.min_held_out_tokens of this domain alone; null: as in `data`."""
@@ -245,6 +245,51 @@ class EcssConfig(Section):
         return self.update == "worker" or (npu and self.update == "auto")
 
 
+class FiltersConfig(Section):
+    """Section `data.filters`, filters by rule: a document beyond a limit is dropped and counted under the key's name; null: no such
+    filter. Rules of text hold for domains of all formats but `code`, rules of code for those alone. Words are runs of letters and
+    digits, and Han characters; lines are those with a visible character; shares are from 0 to 1 (sources: prepare/filters.py)."""
+
+    min_characters: NonNegative | None = None
+    """Least number of characters of text."""
+    max_characters: Positive | None = None
+    """Most characters of text."""
+    min_words: NonNegative | None = None
+    """Least number of words of text; Gopher: 50."""
+    max_words: Positive | None = None
+    """Most words of text; Gopher: 100,000."""
+    min_mean_word: PositiveFloat | None = None
+    """Least mean length of the words that are not Han, in characters; Gopher: 3. Text without such words passes."""
+    max_mean_word: PositiveFloat | None = None
+    """Most of the same; Gopher: 10."""
+    max_symbols: PositiveFloat | None = None
+    """Most `#` signs and ellipses a word; Gopher: 0.1."""
+    max_ellipsis_lines: Fraction | None = None
+    """Most of the lines that end with an ellipsis; Gopher: 0.3."""
+    max_bullet_lines: Fraction | None = None
+    """Most of the lines that begin with a bullet; Gopher: 0.9."""
+    min_ended_lines: Fraction | None = None
+    """Least of the lines that end with a mark of punctuation; FineWeb: 0.12. C4 removes the other lines."""
+    min_letters: Fraction | None = None
+    """Least share of letters and Han among the visible characters."""
+    min_han: Fraction | None = None
+    """Least share of Han among the visible characters, in domains of language `zh` alone."""
+    max_duplicate_lines: Fraction | None = None
+    """Most of the lines that occurred before in the document; Gopher: 0.3."""
+    max_duplicate_line_characters: Fraction | None = None
+    """Most of the characters that are in such lines; Gopher: 0.2."""
+    max_duplicate_grams: Fraction | None = None
+    """Most of the words' characters that are in 10-grams of words that occurred before in the document; Gopher: 0.1."""
+    max_code_bytes: Positive | None = None
+    """Bytes that code must be below; PanGu-Coder: 1,000,000."""
+    max_code_mean_line: PositiveFloat | None = None
+    """Mean length of lines, in characters, that code must be below; PanGu-Σ (as others report): 200; PanGu-Coder: 100."""
+    max_code_line: Positive | None = None
+    """Length of the longest line, in characters, that code must be below; PanGu-Coder: 1,000."""
+    code_parses: Literal[True] | None = None
+    """true: code of language `python` must parse as Python 3 (PanGu-Coder)."""
+
+
 class DataConfig(Section):
     """Section `data`: prepared text, held-out text, and the domains of a batch."""
 
@@ -254,7 +299,7 @@ class DataConfig(Section):
     """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null keeps all of your own text, 6 MiB of packaged text."""
     held_out: HeldOutFraction = 0.05
     """Fraction of each domain's documents that is held out: never trained on, and used to evaluate."""
-    max_overlap: Overlap = 0.01
+    max_overlap: Fraction = 0.01
     """Maximum fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain, boilerplate
     not counted. Documents above the limit are trained on, and others are held out instead. 1: no limit."""
     boilerplate_documents: Positive = 10
@@ -265,6 +310,10 @@ class DataConfig(Section):
     says are held out, or half of all; if that is not enough, `prepare-data` refuses the text."""
     max_held_out_tokens: Positive = 1_000_000
     """Largest number of held-out tokens of a domain, whatever `held_out` says: it bounds what is kept in memory to find overlap."""
+    near_duplicates: Annotated[float, Field(ge=0.3, le=1.0)] | None = None
+    """Jaccard similarity of the 5-grams of words from which a document is a near-duplicate of an earlier one, of any domain, and is
+    dropped; 0.8 is usual. Pairs a little below may be dropped, too: it is estimated. null: only exact copies are dropped."""
+    filters: FiltersConfig = FiltersConfig()
     domains_per_step: Width = 1
     """Number of blocks of a batch. Each block holds samples of one domain, so this is the maximum number of domains of a step."""
     domain_sets: Width = 1

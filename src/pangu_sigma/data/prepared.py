@@ -41,6 +41,8 @@ _KEYS = {
     "boilerplate_documents": "data",
     "min_held_out_tokens": "data",
     "max_held_out_tokens": "data",
+    "near_duplicates": "data",
+    "filters": "data",
 }
 """Keys that decide how text is prepared → their section."""
 _DOMAIN_KEYS = ("name", "format", "language", "slot", "held_out", "max_overlap", "min_held_out_tokens")
@@ -140,7 +142,7 @@ def preparation_settings(config: Config) -> dict[str, Any]:
     """Return the values of the keys that decide how text is prepared, as the manifest records them."""
     return {
         "domains": [[getattr(domain, key) for key in _DOMAIN_KEYS] for domain in config.domains],
-        **{key: getattr(getattr(config, section), key) for key, section in _KEYS.items()},
+        **{key: getattr(config, section).model_dump()[key] for key, section in _KEYS.items()},
     }
 
 

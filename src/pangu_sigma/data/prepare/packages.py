@@ -11,7 +11,6 @@ recorded in the manifest; their text is no part of this repository.
 
 from __future__ import annotations
 
-import ast
 import csv
 import hashlib
 import logging
@@ -21,7 +20,6 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +28,7 @@ from pathlib import Path
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Source
+from pangu_sigma.data.prepare.filters import longest_line, mean_line, parses
 from pangu_sigma.data.prepare.translations import catalogue_pairs, json_pairs, page_pairs
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError, argument
@@ -290,18 +289,12 @@ def _code(files: list[Path]) -> Iterator[Document]:
 def filtered_code(content: bytes) -> str | None:
     """Return the text of a Python file if it passes PanGu-Coder's filter, else None: it must be under 1 MB and parse, with lines
     under 100 characters on average and under 1,000 each."""
-    if len(content) >= 1_000_000:
-        return None
     try:
         text = content.decode()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(text)
-    except (UnicodeDecodeError, SyntaxError, ValueError):
+    except UnicodeDecodeError:
         return None
-    lengths = [len(line) for line in text.split("\n")]
-    good = text.strip() and sum(lengths) < 100 * len(lengths) and max(lengths) < 1_000
-    return text if good else None
+    short = len(content) < 1_000_000 and mean_line(text) < 100 and longest_line(text) < 1_000
+    return text if short and text.strip() and parses(text) else None
 
 
 _PACKAGED = {

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import random
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasketch import MinHash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.data.prepare import near_duplicates as module
+from pangu_sigma.data.prepare.near_duplicates import (
+    GRAM_WORDS,
+    PERMUTATIONS,
+    NearDuplicates,
+    bands_of,
+    near_duplicates,
+    signature,
+)
+from pangu_sigma.data.prepare.shingles import shingles
+from pangu_sigma.text.documents import Document
+
+CHINESE = [
+    *(
+        "我们",
+        "天气",
+        "公园",
+        "经济",
+        "发展",
+        "学校",
+        "老师",
+        "今天",
+        "非常",
+        "高兴",
+        "研究",
+        "历史",
+        "北京",
+        "上海",
+        "城市",
+        "电影",
+    ),
+    *(
+        "音乐",
+        "医院",
+        "工作",
+        "问题",
+        "技术",
+        "科学",
+        "国家",
+        "社会",
+        "文化",
+        "市场",
+        "企业",
+        "农村",
+        "环境",
+        "水果",
+        "汽车",
+        "飞机",
+    ),
+    *(
+        "火车",
+        "朋友",
+        "家庭",
+        "孩子",
+        "健康",
+        "运动",
+        "足球",
+        "新闻",
+        "报纸",
+        "电视",
+        "网络",
+        "手机",
+        "电脑",
+        "软件",
+        "数据",
+        "语言",
+    ),
+]
+
+
+def text_of(language: str, seed: int, words: int = 300) -> list[str]:
+    """Words of a random text; any two texts have next to no 5-gram in common."""
+    draw = random.Random(f"{language}{seed}")
+    if language == "zh":
+        return [draw.choice(CHINESE) for _ in range(words)]
+    return ["".join(draw.choices("abcdefghij", k=draw.randint(2, 6))) for _ in range(words)]
+
+
+def joined(language: str, words: list[str]) -> Document:
+    return Document(language, ("" if language == "zh" else " ").join(words), "")
+
+
+def grams(document: Document) -> set[int]:
+    return {number for part in shingles(str(document.text), GRAM_WORDS) for number in part.tolist()}
+
+
+def jaccard(a: Document, b: Document) -> float:
+    """Exact, from sets."""
+    one, other = grams(a), grams(b)
+    return len(one & other) / len(one | other)
+
+
+def changed(language: str, words: list[str], similarity: float, seed: int) -> Document:
+    """A copy with other words at its end, so many that the Jaccard similarity is as wanted or a little more."""
+    kept = 2 * similarity / (1 + similarity)
+    end = text_of(language, 10**6 + seed, len(words))
+    cut = len(words) - int(len(words) * (1 - kept))
+    copy = joined(language, words[:cut] + end[cut:])
+    while jaccard(joined(language, words), copy) < similarity:
+        cut += 1
+        copy = joined(language, words[:cut] + end[cut:])
+    return copy
+
+
+def files(folder: Path, signatures: np.ndarray, cuts: list[int]) -> list[Path]:
+    """Write signatures as blocks that end at `cuts`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, some in enumerate(np.split(signatures, cuts)):
+        paths.append(folder / f"{number}.npy")
+        np.save(paths[-1], some)
+    return paths
+
+
+def search(
+    folder: Path, signatures: np.ndarray, threshold: float, cuts: list[int] | None = None, **more
+) -> NearDuplicates:
+    blocks = files(folder / "blocks", signatures, cuts or [])
+    return near_duplicates(blocks, threshold, folder, **more)
+
+
+def drops(found: NearDuplicates) -> np.ndarray:
+    return np.concatenate([found.drops(block) for block in range(len(found.begins) - 1)])
+
+
+@given(st.text("ab 中文，", min_size=1, max_size=60))
+def test_a_signature_is_datasketchs_own(text):
+    """Against one value after the other, as its documentation shows."""
+    sketch = MinHash(PERMUTATIONS, hashfunc=int)
+    for part in shingles(text, GRAM_WORDS):
+        for number in part.tolist():
+            sketch.update(number)
+    found = signature(Document("zh", text, ""))
+    assert (found.dtype, found.tolist()) == (np.uint32, sketch.hashvalues.tolist())
+
+
+def test_a_signature_depends_on_text_alone():
+    sides = (("zh", "今天天气很好"), ("en", "the weather is good today"))
+    one = signature(Document("bilingual", sides, "here"))
+    assert (one == signature(Document("zh", "\n".join(text for _, text in sides), ""))).all()
+    long = Document("en", " ".join(text_of("en", 1, 6_000)), "")
+    assert np.mean(signature(long) == signature(Document("en", f"x {long.text}", ""))) > 0.98
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.99, 1.0])
+def test_bands_find_pairs_at_the_threshold(threshold):
+    bands = bands_of(threshold)
+    assert bands.number * bands.rows <= PERMUTATIONS
+    assert 1 - (1 - threshold**bands.rows) ** bands.number >= 0.99
+    assert bands.equal <= PERMUTATIONS * threshold
+    draw = np.random.default_rng(1)
+    equal = draw.random((4_000, PERMUTATIONS)) < threshold
+    in_a_band = equal[:, : bands.number * bands.rows].reshape(4_000, bands.number, bands.rows).all(axis=2).any(axis=1)
+    assert np.mean(in_a_band & (equal.sum(axis=1) >= bands.equal)) >= 0.95
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_planted_copies_are_found_and_unrelated_documents_are_not(tmp_path, language):
+    """Recall by exact similarity; 40 originals for each, and their copies after all of them."""
+    count, similarities = 40, (0.7, 0.8, 0.9, 1.0)
+    originals = [text_of(language, seed) for seed in range(len(similarities) * count)]
+    documents = [joined(language, words) for words in originals]
+    copies = [changed(language, words, similarities[i // count], i) for i, words in enumerate(originals)]
+    exact = np.array([jaccard(one, other) for one, other in zip(documents, copies, strict=True)])
+    assert (exact >= np.repeat(similarities, count)).all()
+    assert (exact < np.repeat(similarities, count) + 0.03).all()
+    assert max(jaccard(a, b) for a, b in combinations(documents[:40], 2)) < 0.3
+    found = search(tmp_path, np.stack([signature(each) for each in documents + copies]), 0.8, [50, 210])
+    dropped = drops(found)
+    assert not dropped[: len(documents)].any()
+    shares = dropped[len(documents) :].reshape(len(similarities), count).mean(axis=1)
+    assert (shares[1:] >= 0.95).all(), shares
+    assert shares[3] == 1
+    assert shares[0] <= 0.5
+    kept = found.first_N[len(documents) :][dropped[len(documents) :]]
+    assert (kept == np.flatnonzero(dropped[len(documents) :])).all(), "each for its own original"
+    assert found.groups == dropped.sum()
+
+
+def connected(pairs: list[tuple[int, int]], count: int) -> list[int]:
+    """The first of each one's group, in plain Python."""
+    first = list(range(count))
+    for a, b in pairs:
+        low, high = sorted((first[a], first[b]))
+        first = [low if each == high else each for each in first]
+    return first
+
+
+def oracle(signatures: np.ndarray, threshold: float, absent: np.ndarray) -> list[int]:
+    """All pairs with a band in common and enough equal values."""
+    bands = bands_of(threshold, signatures.shape[1])
+    pairs = []
+    for a, b in combinations(np.flatnonzero(~absent).tolist(), 2):
+        equal = signatures[a] == signatures[b]
+        in_a_band = equal[: bands.number * bands.rows].reshape(bands.number, bands.rows).all(axis=1).any()
+        if in_a_band and equal.sum() >= bands.equal:
+            pairs.append((a, b))
+    return connected(pairs, len(signatures))
+
+
+@st.composite
+def related(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Signatures that share values with earlier ones, and which documents are absent."""
+    count, seed = draw(st.integers(1, 40)), draw(st.integers(0, 1_000))
+    random_ = np.random.default_rng(seed)
+    signatures = random_.integers(0, 1 << 32, (count, 32), np.uint32)
+    for number in range(1, count):
+        source, share = random_.integers(number), random_.choice([0.0, 0.5, 0.85, 0.95, 1.0])
+        same = random_.random(32) < share
+        signatures[number, same] = signatures[source, same]
+    return signatures, random_.random(count) < draw(st.sampled_from([0.0, 0.3]))
+
+
+@settings(max_examples=60)
+@given(
+    related(),
+    st.sampled_from([0.5, 0.8, 1.0]),
+    st.lists(st.integers(0, 40), max_size=4),
+    st.sampled_from([300, 1_000, 1 << 20]),
+)
+def test_the_result_is_that_of_all_pairs_for_any_memory_and_blocks(tmp_path_factory, data, threshold, cuts, memory):
+    signatures, absent = data
+    cuts = sorted(min(cut, len(signatures)) for cut in cuts)
+    folder = tmp_path_factory.mktemp("near")
+    found = search(folder, signatures, threshold, cuts, memory=memory, left_out=np.split(absent, cuts))
+    once = search(folder / "once", signatures, threshold, left_out=[absent])
+    assert found.first_N.tolist() == oracle(signatures, threshold, absent)
+    assert drops(found).tolist() == drops(once).tolist()
+    assert (found.pairs, found.passed_over, found.groups) == (once.pairs, 0, once.groups)
+    assert found.examples(3) == once.examples(3)
+    assert sorted(path.name for path in folder.iterdir() if path.is_file()) == ["first"]
+
+
+def test_chains_of_pairs_are_one_group():
+    first, order = np.arange(100_000), np.random.default_rng(0).permutation(99_999)
+    module._connect(first, order, order + 1)
+    assert (module._roots(first, np.arange(100_000)) == 0).all()
+
+
+def test_large_bands_are_examined_in_part_and_that_is_counted(tmp_path):
+    """500 unlike documents with one band in common."""
+    signatures = np.random.default_rng(0).integers(0, 1 << 32, (500, PERMUTATIONS), np.uint32)
+    signatures[:, :6] = 1
+    found = search(tmp_path, signatures, 0.8)
+    compared = sum(a == 0 or b - a <= module._NEIGHBOURS for a, b in combinations(range(500), 2))
+    assert (found.pairs, found.passed_over) == (compared, 500 * 499 // 2 - compared)
+    assert not drops(found).any()
+
+
+def test_thousands_of_copies_of_one_template_are_one_group(tmp_path):
+    signatures = np.repeat(np.random.default_rng(0).integers(0, 1 << 32, (1, PERMUTATIONS), np.uint32), 5_000, axis=0)
+    found = search(tmp_path, signatures, 0.8, [2_000], memory=1 << 16)
+    assert (drops(found).sum(), found.groups, found.examples(5)) == (4_999, 1, [(0, 1)])
+
+
+def test_losses_are_counted_by_domain_and_the_first_in_order_stays(tmp_path):
+    values = np.random.default_rng(0).integers(0, 1 << 32, (3, PERMUTATIONS), np.uint32)
+    found = search(tmp_path, values[[0, 1, 0, 1, 2, 0]], 0.8, [3])
+    assert found.first_N.tolist() == [0, 1, 0, 1, 4, 0]
+    assert found.dropped(np.array([0, 1, 0, 2, 2, 1])) == {(0, 0): 1, (2, 1): 1, (1, 0): 1}
+    assert found.examples(9) == [(0, 2), (1, 3)]
+    assert found.examples(1) == [(0, 2)]
+
+
+def test_no_documents_are_no_duplicates(tmp_path):
+    assert near_duplicates([], 0.8, tmp_path).groups == 0
+    found = search(tmp_path, np.empty((0, PERMUTATIONS), np.uint32), 0.8)
+    assert (found.drops(0).tolist(), found.groups, found.examples(3)) == ([], 0, [])
