@@ -25,8 +25,8 @@ from pangu_sigma.text.streams import ARRAYS, INPUTS, PARQUET, check_input
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 3
-"""Number of files that a folder has besides, and that are named in the log."""
+_SHOWN = 3
+"""Number of files left out of a folder that the log names."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def _files_below(folder: Path) -> list[Path]:
             (found if name.endswith(INPUTS) and not name.startswith(".") else others).append(here / name)
     if not found:
         raise DataError(f"{argument('--input')} {folder}: no file below it ends in {', '.join(INPUTS)}")
-    logger.info("%s: %s files are read", folder, f"{len(found):,}")
+    logger.info("%s: %s %s", folder, f"{len(found):,}", "file is read" if len(found) == 1 else "files are read")
     if others:
-        named = ", ".join(str(path.relative_to(folder)) for path in sorted(others)[:_NAMED])
-        more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
+        named = ", ".join(str(path.relative_to(folder)) for path in sorted(others)[:_SHOWN])
+        more = f" and {len(others) - _SHOWN:,} more" if len(others) > _SHOWN else ""
         logger.warning("%s: not read are %s%s", folder, named, more)
     return sorted(found)
 
