@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pangu_sigma.text.documents import MAX_LINE_BYTES, Rejected, RejectedLine
-from pangu_sigma.text.json_lines import Item, lines_between
+from pangu_sigma.text.json_lines import LineItem, lines_between
 from pangu_sigma.text.streams import BYTE_ORDER_MARK, UNREADABLE, broken_stream, open_stream
 
 CUT_ARRAY = "cut JSON array"
@@ -29,8 +29,8 @@ _OUTSIDE, _INSIDE = re.compile(rb'["\[\]{},]'), re.compile(rb'["\[\]{}]')
 
 
 def read_array(
-    path: Path, parse: Callable[[bytes, int], Item], option: str = "--input"
-) -> Generator[Item | Rejected, None, int]:
+    path: Path, parse: Callable[[bytes, int], LineItem], option: str = "--input"
+) -> Generator[LineItem | Rejected, None, int]:
     """Yield, for each element of the array in a file, what `parse` makes of it, or a `Rejected`. Return the number of elements.
 
     parse: takes an element and its offset. option: as in `check_input`. `Rejected.line` is the number of the element.
@@ -58,8 +58,8 @@ def read_array(
 
 
 def _items(
-    path: Path, file: BinaryIO, start: int, parse: Callable[[bytes, int], Item], option: str
-) -> Generator[Item | Rejected, None, int]:
+    path: Path, file: BinaryIO, start: int, parse: Callable[[bytes, int], LineItem], option: str
+) -> Generator[LineItem | Rejected, None, int]:
     """Yield as `read_array` does. file: after the opening bracket. start: offset of the opening bracket."""
     number, elements = 0, _Elements(file, start + 1)
     try:

@@ -10,17 +10,17 @@ from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import MAX_LINE_BYTES, Rejected, RejectedLine
 from pangu_sigma.text.streams import BYTE_ORDER_MARK, UNREADABLE, broken_stream, check_input, open_stream
 
-Item = TypeVar("Item")
+LineItem = TypeVar("LineItem")
 
 _SKIP_BYTES = 1 << 20
 
 
 def read_lines(
     path: Path,
-    parse: Callable[[bytes, int], Item],
+    parse: Callable[[bytes, int], LineItem],
     progress: Callable[[int], object] = lambda _: None,
     option: str = "--input",
-) -> Generator[Item | Rejected, None, int]:
+) -> Generator[LineItem | Rejected, None, int]:
     """Check the name of a file, and yield as `lines_between` does."""
     check_input(path, option)
     return (yield from lines_between(path, 0, None, parse, progress, option))
@@ -30,10 +30,10 @@ def lines_between(
     path: Path,
     begin: int,
     end: int | None,
-    parse: Callable[[bytes, int], Item],
+    parse: Callable[[bytes, int], LineItem],
     progress: Callable[[int], object] = lambda _: None,
     option: str = "--input",
-) -> Generator[Item | Rejected, None, int]:
+) -> Generator[LineItem | Rejected, None, int]:
     """Yield, for each line in order, the item that `parse` returns, or a `Rejected` if `parse` raises RejectedLine. Return the
     number of lines.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import MAX_LINE_BYTES, Rejected, RejectedLine
-from pangu_sigma.text.json_lines import Item
+from pangu_sigma.text.json_lines import LineItem
 
 _BATCH_ROWS = 16
 """Rows that are read at once. Few, because nothing says how long they are: a text of 64 MiB that a dictionary repeats is a few
@@ -42,8 +42,8 @@ def parquet_extent(path: Path) -> tuple[int, int]:
 
 
 def read_parquet(
-    path: Path, begin: int, end: int, keys: list[str] | None, parse: Callable[[dict[str, Any], int], Item]
-) -> Generator[Item | Rejected, None, int]:
+    path: Path, begin: int, end: int, keys: list[str] | None, parse: Callable[[dict[str, Any], int], LineItem]
+) -> Generator[LineItem | Rejected, None, int]:
     """Yield, for each row of row groups begin … end - 1, what `parse` makes of it, or a `Rejected`. Return the number of rows.
 
     keys: keys that records need; None: all. parse: takes a record and the number of rows before it in the file.

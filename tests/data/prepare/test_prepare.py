@@ -478,3 +478,12 @@ def test_a_file_that_changes_while_it_is_read_is_refused(text, tmp_path, config,
     monkeypatch.setattr(prepare_module, "read_unit", growing)
     with pytest.raises(DataError, match=r"a\.jsonl: was changed while it was read"):
         prepare(config, [path], tmp_path / "out")
+
+
+def test_a_folder_that_the_output_is_in_is_refused(text, tmp_path, config):
+    shutil.copy(text, tmp_path / "a.jsonl")
+    with pytest.raises(
+        DataError, match=r"input .*: data\.path=.*out is below it, and prepare-data would read what it wrote"
+    ):
+        prepare(config, [tmp_path], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
