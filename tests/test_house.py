@@ -169,6 +169,7 @@ TESTED_ELSEWHERE = {
 """Modules without a test of their own name, and where they are tested; {a,b} stands for one and the other."""
 
 TWICE = {
+    "Layout": "one of ranks, one of the records that people bring",
     "STEPS": "the tiny run of experiments/ has its own",
     "__all__": "Python's own",
     "add_commands": "each file of commands/ adds its own; cli.py calls them all",

@@ -16,7 +16,9 @@ from experiments.tiny import tiny_tree
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.text.documents import Rejected, read_jsonl
+from pangu_sigma.text.documents import Document, Rejected
+from pangu_sigma.text.inputs import input_units, read_unit
+from pangu_sigma.text.layout import Layout
 
 _FUZZ_AT_ONCE = 2_600
 _SECONDS = 5.0
@@ -50,10 +52,14 @@ def _domains() -> Domains:
     return domains_of(parse_config(tiny_tree(Path()) | {"domains": [{"name": "zh", "language": "zh"}, bilingual]}))
 
 
+def _read(file: Path) -> list[Document | Rejected]:
+    return [item for unit in input_units([file], 1 << 20) for item in read_unit(unit, Layout(), _domains())]
+
+
 def _line(case: Poisoned, folder: Path) -> str:
     file = folder / "a.jsonl"
     file.write_bytes(GOOD + b"\n" + case.line + b"\n" + GOOD + b"\n")
-    found = list(read_jsonl(file, _domains()))
+    found = _read(file)
     rejected = [item for item in found if isinstance(item, Rejected)]
     assert len(found) == 3 and len(rejected) == 1, f"{case.name}: {found}"
     assert (rejected[0].reason, rejected[0].offset) == (case.reason, len(GOOD) + 1), f"{case.name}: {rejected}"
@@ -64,7 +70,7 @@ def _file(case: PoisonedFile, folder: Path) -> str:
     file = folder / case.file
     file.write_bytes(case.content)
     try:
-        reasons = {item.reason for item in read_jsonl(file, _domains()) if isinstance(item, Rejected)}
+        reasons = {item.reason for item in _read(file) if isinstance(item, Rejected)}
     except UserError as error:
         assert case.error and re.search(case.error, str(error)), f"{case.name}: {error}"
         return ""

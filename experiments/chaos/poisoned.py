@@ -202,6 +202,6 @@ POISONED_FILES = [
         )
         for share in (0.4, 0.5, 0.7, 0.8)
     ),
-    PoisonedFile("no such suffix", "a.json", GOOD, error=r"must end in \.jsonl"),
+    PoisonedFile("no such suffix", "a.txt", GOOD, error=r"must end in \.jsonl"),
 ]
 """Files as a whole. The bilingual and Chinese lines in those that are packed are good ones."""

@@ -84,7 +84,8 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
 def prepare_data(config: Config | AnyPath, input: Paths = (), check: bool = False) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
 
-    input: *.jsonl or *.jsonl.gz files, one {"text": …, "domain": …} a line; by default text from ordinary software packages.
+    input: files, or folders of files: JSON lines (*.jsonl), JSON arrays (*.json), each also *.gz or *.zst, and Parquet. Records are
+    {"text": …, "domain": …} unless section `data` says otherwise. By default text from ordinary software packages.
     Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. A folder that
     already holds this result is left unchanged, other data of the same domains is replaced with a warning, data of other domains is
     an error.

@@ -235,6 +235,8 @@ def _list_index(node: list[Any], key: str, named: str) -> int:
 _PATTERNS = {
     r"^[a-z0-9_]+$": "it must have a to z, 0 to 9 and _ only",
     r"^[a-z0-9_+]+$": "it must have a to z, 0 to 9, _ and + only",
+    r"[^./]": "it must have a character besides dots and slashes",
+    r"^[\w.]+:\w+$": "it must be MODULE:FUNCTION",
     r"^[^\x00]*$": "it must have no null character",
     r"^[^{}]*\{content\}[^{}]*$": "it must have {content} once, and no other brace",
 }

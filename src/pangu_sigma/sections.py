@@ -41,6 +41,9 @@ PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30)]
 """Positive number far enough within float32's range to be multiplied."""
 HeldOutFraction = Annotated[float, Field(gt=0.0, lt=0.5)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+RecordKey = Annotated[str, Field(min_length=1, max_length=1_000)]
+Glob = Annotated[str, Field(max_length=4_000, pattern=r"[^./]")]
+"""Glob of paths, with at least one character besides dots and slashes: others match no file."""
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
 
 
@@ -295,6 +298,24 @@ class DataConfig(Section):
 
     path: FilePath = "data/prepared"
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
+    layout: Literal["wudao", "skypile", "chinese-fineweb-edu"] | None = None
+    """Layout of a known corpus, which sets `text_keys` and `domain_key` where they are null. `wudao`: WuDaoCorpora 2.0, [title,
+    content] and dataType. `skypile`: SkyPile-150B, and `chinese-fineweb-edu`: [text] and no label, so `domain_of` names the domain.
+    null: [text] and domain."""
+    text_keys: Annotated[list[RecordKey], Field(min_length=1, max_length=16)] | None = None
+    """Keys of a record that hold its text, or columns of a Parquet file; `a.b` is the key b in the object a. Texts of several keys
+    are joined with a newline; null and texts without a visible character are left out. A record without one of the keys is
+    quarantined. null: as `layout` says."""
+    domain_key: RecordKey | None = None
+    """Key of a record that holds the label of its domain. null: as `layout` says."""
+    domain_map: Annotated[dict[str, str], Field(max_length=100_000)] = {}
+    """Label of a record → name of the domain. Other labels must be names of domains themselves, or the record is quarantined."""
+    domain_of: Annotated[dict[Glob, str], Field(max_length=100_000)] = {}
+    """Glob of a file or of a folder → name of the domain of all records there, whose labels are not read. A glob is compared with
+    the end of the path: `books.jsonl`, `law/*.parquet`, `news` for all below folders of this name, `*` for every file."""
+    reader: Annotated[str, Field(max_length=1_000, pattern=r"^[\w.]+:\w+$")] | None = None
+    """MODULE:FUNCTION of yours, called with each record, a dict. It returns the record to use in its place, or None to leave the
+    record out, which is counted. null: none."""
     max_mib_per_domain: PositiveFloat | None = None
     """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null keeps all of your own text, 6 MiB of packaged text."""
     held_out: HeldOutFraction = 0.05

@@ -51,7 +51,10 @@ from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sealed
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.text.documents import Rejected, read_jsonl, read_lines
+from pangu_sigma.text.documents import Rejected
+from pangu_sigma.text.inputs import input_units, read_unit
+from pangu_sigma.text.json_lines import read_lines
+from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.sentencepieces import alpha_model, train_english
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import FIRST_BYTE, FIRST_ENGLISH
@@ -366,7 +369,7 @@ def jsonl_target(folder: Path) -> Target:
     def load(here: Path, case: tuple[str, bytes]) -> bool:
         file = put(here / case[0], case[1])
         with watched():
-            found = list(read_jsonl(file, domains))
+            found = [item for unit in input_units([file], 64) for item in read_unit(unit, Layout(), domains)]
         return any(not isinstance(one, Rejected) or one.reason not in ("not UTF-8", "not JSON") for one in found)
 
     names, packed = st.sampled_from(["a.jsonl", "a.jsonl.gz", "a.txt"]), gzip.compress(text)

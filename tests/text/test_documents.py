@@ -1,19 +1,16 @@
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import os
 from pathlib import Path
 
 import pytest
+from helpers.record_files import read_whole
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.chaos.poisoned import GOOD, POISONED_FILES, POISONED_LINES, Poisoned, PoisonedFile
 from pangu_sigma.errors import DataError
-from pangu_sigma.text import documents
-from pangu_sigma.text.documents import Document, Rejected, check_input, read_jsonl
+from pangu_sigma.text.documents import Document, Rejected
 
 
 def write(path: Path, *lines: bytes) -> Path:
@@ -33,7 +30,7 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
         line(domain="bilingual", text={"en": "hello", "zh": "你好"}, extra=1),
         line(domain="bilingual", text="你好 hello"),
     )
-    items = list(read_jsonl(file, domains))
+    items = list(read_whole(file, domains))
     assert [(item.domain, item.text) for item in items] == [
         ("zh", "你好"),
         ("bilingual", (("en", "hello"), ("zh", "你好"))),
@@ -78,7 +75,7 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
 )
 def test_bad_lines_are_rejected_with_their_place(tmp_path, domains, bad, reason, detail):
     good = line(domain="zh", text="好")
-    items = list(read_jsonl(write(tmp_path / "a.jsonl", good, bad, good), domains))
+    items = list(read_whole(write(tmp_path / "a.jsonl", good, bad, good), domains))
     assert [type(item) for item in items] == [Document, Rejected, Document]
     rejected = items[1]
     assert (rejected.file, rejected.line, rejected.offset) == (str(tmp_path / "a.jsonl"), 2, len(good) + 1)
@@ -86,34 +83,11 @@ def test_bad_lines_are_rejected_with_their_place(tmp_path, domains, bad, reason,
     assert detail in rejected.detail
 
 
-def test_a_cut_gzip_file_gives_its_whole_lines_and_says_where_it_breaks(tmp_path, domains):
-    lines = [line(domain="zh", text=f"{i}" * 200 + str(hash(i))) for i in range(2_000)]
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b"\n".join(lines))[:-400])
-    *documents, rejected = read_jsonl(path, domains)
-    assert 0 < len(documents) < 2_000
-    assert all(isinstance(item, Document) for item in documents)
-    assert rejected.reason == "broken gzip stream"
-    assert rejected.offset == sum(len(text) + 1 for text in lines[: len(documents)])
-    assert rejected.line == len(documents) + 1
-    path.write_bytes(b"not gzip")
-    (rejected,) = read_jsonl(path, domains)
-    assert rejected.reason == "broken gzip stream"
-    assert rejected.detail.endswith("; if it is not compressed, name the file *.jsonl")
-
-
-def test_files_that_cannot_be_read_are_one_error(tmp_path, domains):
-    with pytest.raises(DataError, match=r"input .*none\.jsonl: cannot be read: No such file"):
-        list(read_jsonl(tmp_path / "none.jsonl", domains))
-    with pytest.raises(DataError, match=r"must end in \.jsonl or \.jsonl\.gz"):
-        list(read_jsonl(write(tmp_path / "a.txt"), domains))
-
-
 @given(st.lists(st.binary(max_size=30), max_size=5))
 def test_any_bytes_are_either_documents_or_rejected(tmp_path_factory, domains, chunks):
     path = tmp_path_factory.mktemp("bytes") / "a.jsonl"
     path.write_bytes(b"\n".join(chunks))
-    for item in read_jsonl(path, domains):
+    for item in read_whole(path, domains):
         assert isinstance(item, Rejected)
         assert item.offset <= len(path.read_bytes())
 
@@ -121,7 +95,7 @@ def test_any_bytes_are_either_documents_or_rejected(tmp_path_factory, domains, c
 @pytest.mark.parametrize("case", POISONED_LINES, ids=lambda case: case.name)
 def test_a_poisoned_line_is_quarantined_with_its_place_and_nothing_else_is(tmp_path, domains, case: Poisoned):
     path = write(tmp_path / "a.jsonl", GOOD, case.line, GOOD)
-    before, item, after = read_jsonl(path, domains)
+    before, item, after = read_whole(path, domains)
     assert isinstance(before, Document)
     assert isinstance(after, Document)
     assert (item.file, item.offset, item.reason) == (str(path), len(GOOD) + 1, case.reason)
@@ -134,9 +108,9 @@ def test_a_poisoned_file_is_quarantined_or_refused(tmp_path, domains, case: Pois
     path.write_bytes(case.content)
     if case.error:
         with pytest.raises(DataError, match=f"input .*{case.error}"):
-            list(read_jsonl(path, domains))
+            list(read_whole(path, domains))
     else:
-        *good, last = read_jsonl(path, domains)
+        *good, last = read_whole(path, domains)
         assert all(isinstance(item, Document) for item in good)
         assert (type(last), last.reason) == (Rejected, case.reason)
 
@@ -152,61 +126,9 @@ def test_a_changed_line_is_rejected_or_gives_what_json_says(tmp_path_factory, do
     at %= len(good)
     path = tmp_path_factory.mktemp("changed") / "a.jsonl"
     path.write_bytes(good[:at] + change + good[at + len(change) :])
-    for item in read_jsonl(path, domains):
+    for item in read_whole(path, domains):
         if isinstance(item, Document):
             record = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
             text = record["text"]
             assert item.domain == record["domain"]
             assert item.text == (tuple(text.items()) if isinstance(text, dict) else text)
-
-
-def test_a_line_without_end_is_skipped_in_bounded_memory(tmp_path, domains, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1_000)
-    monkeypatch.setattr(documents, "_SKIP_BYTES", 64)
-    long = line(domain="zh", text="好" * 1_000)
-    items = list(read_jsonl(write(tmp_path / "a.jsonl", GOOD, long, GOOD, long), domains))
-    assert [getattr(item, "reason", "") for item in items] == ["", "line too long", "", "line too long"]
-    assert items[1].offset == len(GOOD) + 1
-    assert [items[1].line, items[3].line] == [2, 4], "a long line is one line"
-    assert items[3].offset == 2 * (len(GOOD) + 1) + len(long) + 1
-    assert f"{len(long) + 1:,} bytes" in items[1].detail
-
-
-def test_progress_is_told_every_byte(tmp_path, domains):
-    path, told = write(tmp_path / "a.jsonl", GOOD, b"", b"{", GOOD), []
-    list(read_jsonl(path, domains, told.append))
-    assert sum(told) == path.stat().st_size
-
-
-@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "socket"])
-def test_what_is_no_file_is_refused_without_being_opened(tmp_path, domains, kind):
-    path = tmp_path / "a.jsonl"
-    match kind:
-        case "pipe":
-            os.mkfifo(path)
-        case "device":
-            path.symlink_to("/dev/zero")
-        case "folder":
-            path.mkdir()
-        case "socket":
-            import socket
-
-            socket.socket(socket.AF_UNIX).bind(str(path))
-    for read in (check_input, lambda path: list(read_jsonl(path, domains))):
-        with pytest.raises(DataError, match=f"input {path}: is not a file but a folder, a pipe or a device"):
-            read(path)
-
-
-def test_a_name_that_no_file_can_have_is_one_error():
-    with pytest.raises(DataError, match=r"input a.* cannot be read"):
-        check_input(Path("a\0.jsonl"))
-
-
-def test_a_disk_that_fails_is_one_error(tmp_path, domains, monkeypatch):
-    class Failing(io.BytesIO):
-        def readline(self, _=-1):
-            raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(documents, "_open", lambda _: Failing())
-    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read at byte 0: .*Input/output error"):
-        list(read_jsonl(write(tmp_path / "a.jsonl", GOOD), domains))

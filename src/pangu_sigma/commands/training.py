@@ -34,7 +34,9 @@ def add_commands(commands: Any) -> None:
         "sigma_tiny --input mine.jsonl --check",
     )
     with_config(command)
-    command.add_argument("--input", type=Path, action="append", metavar="JSONL", help="your own text; may be repeated")
+    command.add_argument(
+        "--input", type=Path, action="append", metavar="PATH", help="your own text, a file or a folder; may be repeated"
+    )
     flag(command, "--check", "print the table and all problems of the text, and write nothing")
 
     command = add_command(

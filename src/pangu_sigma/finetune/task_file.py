@@ -17,7 +17,9 @@ from pangu_sigma.finetune.conversation import parse_conversation
 from pangu_sigma.finetune.encoding import EncodedSample, SampleEncoder, TooLong
 from pangu_sigma.finetune.task_batches import TaskSamples
 from pangu_sigma.sealed import fingerprint
-from pangu_sigma.text.documents import Rejected, check_input, read_lines
+from pangu_sigma.text.documents import Rejected
+from pangu_sigma.text.json_lines import read_lines
+from pangu_sigma.text.streams import check_input
 from pangu_sigma.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

@@ -460,7 +460,7 @@ def test_packaged_text_is_limited_and_the_users_only_when_asked(config, asked, i
 
 def test_text_that_does_not_fit_into_memory_is_refused_before_it_is_read(text, tmp_path, config, monkeypatch):
     monkeypatch.setattr("pangu_sigma.data.prepare.room.available_memory", lambda swap: 100_001_000)
-    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.read_jsonl", None)
+    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.read_unit", None)
     with pytest.raises(DataError, match=r"input: .* GB of memory to prepare, and 0\.10 GB are free"):
         prepare(config, [text], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -468,13 +468,22 @@ def test_text_that_does_not_fit_into_memory_is_refused_before_it_is_read(text, t
 
 def test_a_file_that_changes_while_it_is_read_is_refused(text, tmp_path, config, monkeypatch):
     path = shutil.copy(text, tmp_path / "a.jsonl")
-    read = prepare_module.read_jsonl
+    read = prepare_module.read_unit
 
-    def growing(path, *rest):
-        yield from read(path, *rest)
-        with path.open("a") as file:
+    def growing(unit, *rest):
+        yield from read(unit, *rest)
+        with unit.path.open("a") as file:
             file.write("\n")
 
-    monkeypatch.setattr(prepare_module, "read_jsonl", growing)
+    monkeypatch.setattr(prepare_module, "read_unit", growing)
     with pytest.raises(DataError, match=r"a\.jsonl: was changed while it was read"):
         prepare(config, [path], tmp_path / "out")
+
+
+def test_a_folder_that_the_output_is_in_is_refused(text, tmp_path, config):
+    shutil.copy(text, tmp_path / "a.jsonl")
+    with pytest.raises(
+        DataError, match=r"input .*: data\.path=.*out is below it, and prepare-data would read what it wrote"
+    ):
+        prepare(config, [tmp_path], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]

@@ -59,7 +59,9 @@ from pangu_sigma.data.prepared import (
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.sealed import sync
-from pangu_sigma.text.documents import Document, Rejected, check_input, read_jsonl
+from pangu_sigma.text.documents import Document, Rejected
+from pangu_sigma.text.inputs import input_files, input_units, read_unit
+from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.sentencepieces import alpha_model, read_english, train_english
 from pangu_sigma.text.tokenizer import SegmentedText, Tokenizer, segment, tag_language
 from pangu_sigma.text.vocabulary import UNK, choose_rows
@@ -125,10 +127,10 @@ class _InputFile:
 def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
 
-    inputs: the user's *.jsonl and *.jsonl.gz files; none: the packaged text. A folder that holds this very result already is left
-    alone, an older result of the same domains is replaced. Raises ConfigError or DataError for what the user can fix.
+    inputs: the user's files and folders; none: the packaged text. A folder that holds this very result already is left alone, an
+    older result of the same domains is replaced. Raises ConfigError or DataError for what the user can fix.
     """
-    _check_before_reading(config, inputs)
+    inputs = _checked_before_reading(config, inputs, output)
     kept = KeptVocabulary.of(config)
     existing = _existing(output)
     if refused := _other_domains(config, output, existing):
@@ -153,8 +155,8 @@ def preview(config: Config, inputs: list[Path]) -> tuple[Manifest, list[str]]:
     Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
     one of data.path if that holds other domains. Raises ConfigError or DataError for what leaves nothing to examine.
     """
-    _check_before_reading(config, inputs)
     output = Path(config.data.path)
+    inputs = _checked_before_reading(config, inputs, output)
     existing = _existing(output)
     kept, files = KeptVocabulary.of(config), [_InputFile.of(path) for path in inputs]
     decisive, refused = _decisive(config, files, kept), _other_domains(config, output, existing)
@@ -167,13 +169,22 @@ def preview(config: Config, inputs: list[Path]) -> tuple[Manifest, list[str]]:
     return manifest, [refused, *problems] if refused else problems
 
 
-def _check_before_reading(config: Config, inputs: list[Path]) -> None:
+def _checked_before_reading(config: Config, inputs: list[Path], output: Path) -> list[Path]:
+    """Return the files of `inputs`. Raises ConfigError or DataError for what can be known before anything is downloaded or read."""
     for domain in domains_of(config):
-        tag_language("", "", domain)  # refuses a code domain that has no tag, before anything is downloaded
+        tag_language("", "", domain)  # refuses a code domain that has no tag
+    Layout.of(config)
     for path in inputs:
-        check_input(path)
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+            raise DataError(
+                f"{argument('--input')} {path}: data.path={output} is below it, and prepare-data would read what it wrote; choose "
+                "another data.path"
+            )
+    files = input_files(inputs)
+    for path in files:
         if f".{path.name}".endswith(f".{QUARANTINE_NAME}"):
             raise DataError(f"{argument('--input')} {path}: prepare-data replaces files of this name; rename it")
+    return files
 
 
 def _prepare(
@@ -232,6 +243,7 @@ def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | No
         "slot_rows": config.model.slot_rows,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
+        "reader_sha256": Layout.of(config).reader_sha256,
         "inputs": [[str(file.path), file.sha256] for file in files],
         "packages": [] if files else [archive.file for archive in archives_of(domains_of(config))],
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
@@ -292,20 +304,19 @@ def _intact(output: Path) -> bool:
 def _from_inputs(
     config: Config, domains: Domains, files: list[_InputFile], quarantine: Quarantine
 ) -> dict[str, Selection]:
-    limit = _limit(config, files)
+    limit, layout = _limit(config, files), Layout.of(config)
     selections = {domain.name: Selection(limit) for domain in domains}
     for file in files:
         source = Source(name=file.path.name, version="", licence="the user's", sha256=file.sha256)
-        total = None if file.path.suffix == ".gz" else file.size
-        with Bar(desc=f"reading {file.path.name}", total=total, unit="B", unit_scale=True) as bar:
-            for item in read_jsonl(file.path, domains, bar.update):
-                if isinstance(item, Rejected):
-                    quarantine.add(item)
-                    continue
-                selection = selections[item.domain]
-                selection.add(item)
-                if source not in selection.sources:
-                    selection.sources.append(source)
+        (unit,) = input_units([file.path], 1 << 62)
+        for item in Bar(read_unit(unit, layout, domains), desc=f"reading {file.path.name}", unit="document"):
+            if isinstance(item, Rejected):
+                quarantine.add(item)
+                continue
+            selection = selections[item.domain]
+            selection.add(item)
+            if source not in selection.sources:
+                selection.sources.append(source)
         file.check_unchanged()
     return selections
 

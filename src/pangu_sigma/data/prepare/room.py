@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.host_memory import available_memory
+from pangu_sigma.text.parquet import parquet_extent
+from pangu_sigma.text.streams import BROKEN_STREAMS, PARQUET, UNREADABLE, open_stream
 
 PER_BYTE, PER_DOCUMENT, ALWAYS = 16, 1_300, 100_000_000
 """Bytes of memory that a preparation needs per byte of text, per document, and for the vocabulary, measured and rounded up."""
@@ -48,13 +48,15 @@ def check_room(inputs: list[Path], most: int | None, domains: int) -> None:
 
 def _extent(path: Path, enough: float) -> tuple[int, int]:
     """Return the bytes and lines of a file, of a compressed one after decompression; counting stops at `enough` bytes."""
-    packed = path.suffix == ".gz"
+    if path.name.endswith(PARQUET):
+        return parquet_extent(path)
+    packed = path.suffix in BROKEN_STREAMS
     size = lines = 0
     try:
-        with gzip.open(path) if packed else path.open("rb") as file:
+        with open_stream(path) as file:
             while size < (enough if packed else _SAMPLE_BYTES) and (chunk := file.read(_READ_BYTES)):
                 size, lines = size + len(chunk), lines + chunk.count(b"\n")
-    except (EOFError, OSError, zlib.error):
+    except UNREADABLE:
         pass  # the preparation will say what is wrong, and where
     whole = size if packed else path.stat().st_size
     return whole, round(lines * whole / max(1, size))

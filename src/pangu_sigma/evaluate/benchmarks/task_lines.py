@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.errors import DataError
-from pangu_sigma.text.documents import BROKEN_GZIP, Rejected, RejectedLine, json_object, read_lines
+from pangu_sigma.text.documents import Rejected, RejectedLine, json_object
+from pangu_sigma.text.json_lines import read_lines
+from pangu_sigma.text.streams import BROKEN_STREAMS
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def read_rows(
 
     for item in read_lines(path, parse, option="--files"):
         if isinstance(item, Rejected):
-            if item.reason == BROKEN_GZIP:
+            if item.reason in BROKEN_STREAMS.values():
                 raise DataError(f"{path}: cannot be read: {item.detail}; get the file again")
             faults.append(f"{path}:{item.line}: {item.detail}")
         else:

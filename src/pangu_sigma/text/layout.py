@@ -1,0 +1,191 @@
+"""Layout of the records that people bring: which keys hold the text and the domain, as section `data` of a configuration says."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.domains import Domains, domains_of
+from pangu_sigma.errors import DataError
+from pangu_sigma.text.documents import (
+    Document,
+    RejectedLine,
+    check_unique_keys,
+    is_visible,
+    known_domain,
+    text_sides,
+    visible_text,
+)
+
+_NAMED: dict[str | None, tuple[tuple[str, ...], str | None]] = {
+    None: (("text",), "domain"),
+    "wudao": (("title", "content"), "dataType"),
+    "skypile": (("text",), None),
+    "chinese-fineweb-edu": (("text",), None),
+}
+"""Text keys and domain key of each `data.layout`. Records of WuDaoCorpora 2.0 base (200 GB) are shown at github.com/xubuvd/LLMs,
+those of SkyPile-150B at huggingface.co/datasets/Skywork/SkyPile-150B, those of Chinese FineWeb-Edu at
+huggingface.co/datasets/opencsg/chinese-fineweb-edu."""
+
+Record = dict[str, Any]
+"""JSON object, or a row of a Parquet file."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Layout of records, by default {"text": …, "domain": …}. It can be sent to another process.
+
+    text_keys, domain_key, domain_map, domain_of, reader: as in section `data`. domain_key: None if records have no label.
+    """
+
+    text_keys: tuple[str, ...] = ("text",)
+    domain_key: str | None = "domain"
+    domain_map: Mapping[str, str] = field(default_factory=dict)
+    domain_of: Mapping[str, str] = field(default_factory=dict)
+    reader: str | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Layout:
+        """Return the layout that a configuration describes.
+
+        Raises ConfigError for a domain that the configuration lacks, and for a `data.reader` that cannot be imported.
+        """
+        data = config.data
+        text_keys, domain_key = _NAMED[data.layout]
+        layout = cls(
+            text_keys=text_keys if data.text_keys is None else tuple(data.text_keys),
+            domain_key=domain_key if data.domain_key is None else data.domain_key,
+            domain_map=data.domain_map,
+            domain_of=data.domain_of,
+            reader=data.reader,
+        )
+        names = [domain.name for domain in domains_of(config)]
+        for key, rules in (("domain_map", data.domain_map), ("domain_of", data.domain_of)):
+            for label, name in rules.items():
+                if name not in names:
+                    raise ConfigError(f"data.{key}: {label!r} has the domain {name!r}; write one of {', '.join(names)}")
+        if data.reader is not None:
+            _function(data.reader)
+        return layout
+
+    @property
+    def reader_sha256(self) -> str | None:
+        """SHA-256 of the source file of `reader`, which decides the result too; None without a reader."""
+        if self.reader is None:
+            return None
+        source = inspect.getsourcefile(inspect.unwrap(_function(self.reader)))
+        return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None
+
+    def columns(self, domain: str | None) -> list[str] | None:
+        """Return the keys that records need; None if a reader may need any. domain: of the file, or None."""
+        if self.reader is not None:
+            return None
+        keys = [*self.text_keys, *([self.domain_key] if domain is None and self.domain_key else [])]
+        return list(dict.fromkeys(keys))
+
+    def domain_of_file(self, path: Path) -> str | None:
+        """Return the domain of all records of a file by `domain_of`, or None if their labels say it.
+
+        Raises DataError if rules contradict each other, and if there is neither a rule nor a label.
+        """
+        rules = {glob: name for glob, name in self.domain_of.items() if _matches(path, glob)}
+        if len(set(rules.values())) > 1:
+            said = ", ".join(f"{glob!r} says {name}" for glob, name in rules.items())
+            raise DataError(f"data.domain_of: for {path} {said}; change the rules so that they agree")
+        if not rules and self.domain_key is None:
+            raise DataError(
+                f"{path}: records of this data.layout have no domain; say which one the file has with data.domain_of, such as "
+                f"'{{{path.name}: zh}}', or set data.domain_key"
+            )
+        return next(iter(rules.values()), None)
+
+    def document(self, record: Record, domain: str | None, domains: Domains, origin: str) -> Document:
+        """Return the document of a record. domain: of the file, or None. origin: as in `Document`.
+
+        Raises RejectedLine for a record that cannot be used.
+        """
+        if self.reader is not None:
+            record = _read(self.reader, record)
+        name = self._label(record, domains) if domain is None else domain
+        values = [_value(record, key, "text") for key in self.text_keys]
+        if len(values) > 1:
+            return Document(name, _joined(self.text_keys, values), origin)
+        if isinstance(values[0], dict) and domains.named(name).format == "bilingual":
+            return Document(name, text_sides(values[0]), origin)
+        return Document(name, visible_text(values[0], self.text_keys[0]), origin)
+
+    def _label(self, record: Record, domains: Domains) -> str:
+        """Return the domain that the label of a record stands for."""
+        assert self.domain_key is not None, "domain_of_file refuses files without"
+        label = _value(record, self.domain_key, "domain")
+        return known_domain(self.domain_map.get(label, label) if isinstance(label, str) else label, domains)
+
+
+def _matches(path: Path, glob: str) -> bool:
+    """Return True if a glob is that of the file, or of a folder that it is in."""
+    return any(each.match(glob) for each in (path, *path.parents))
+
+
+def _value(record: Record, key: str, what: str) -> Any:
+    """Return the value of a key of a record; a.b is the key b in the object a, unless there is a key "a.b".
+
+    what: "text" or "domain", for the reason. Raises RejectedLine if the key is missing.
+    """
+    value: Any = record
+    for name in [key] if key in record else key.split("."):
+        check_unique_keys(value, (name,))
+        if not isinstance(value, dict) or name not in value:
+            raise RejectedLine(
+                f"{what} missing or not a string", f"no key {key!r}; the keys are {', '.join(map(repr, record))}"
+            )
+        value = value[name]
+    return value
+
+
+def _joined(keys: tuple[str, ...], values: list[Any]) -> str:
+    """Join the texts of several keys with newlines; null and texts without a visible character are left out."""
+    texts = [
+        visible_text(value, key)
+        for key, value in zip(keys, values, strict=True)
+        if value is not None and not (isinstance(value, str) and not is_visible(value))
+    ]
+    if not texts:
+        raise RejectedLine("empty text", f"none of {', '.join(keys)} has a visible character")
+    return "\n".join(texts)
+
+
+@cache
+def _function(reader: str) -> Callable[[Record], Record | None]:
+    """Import the function MODULE:FUNCTION; modules in the working folder are found too. Raises ConfigError."""
+    module, _, name = reader.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that it hides nothing
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:  # the user's code, which may raise anything
+        raise ConfigError(f"data.reader={reader}: cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise ConfigError(f"data.reader={reader}: is not a function; it takes a record and returns one, or None")
+    return function
+
+
+def _read(reader: str, record: Record) -> Record:
+    """Return the record that the user's function makes of a record. Raises RejectedLine for None, and if it fails."""
+    try:
+        found = _function(reader)(record)
+    except Exception as error:  # the user's code, which may raise anything
+        raise RejectedLine("data.reader failed", f"{type(error).__name__}: {error}") from error
+    if found is None:
+        raise RejectedLine("left out by data.reader", "it returned None")
+    if not isinstance(found, dict):
+        raise RejectedLine("data.reader failed", f"it returned a {type(found).__name__}, not a dict or None")
+    return found

@@ -1,0 +1,110 @@
+"""Reader of Parquet files: only the columns that are needed, a few rows at a time. Rows count as lines, and have no byte offset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.errors import DataError, argument
+from pangu_sigma.text.documents import MAX_LINE_BYTES, Rejected, RejectedLine
+from pangu_sigma.text.json_lines import LineItem
+
+_BATCH_ROWS = 16
+"""Rows that are read at once. Few, because nothing says how long they are: a text of 64 MiB that a dictionary repeats is a few
+bytes in each."""
+_BUFFER_BYTES = 1 << 20
+"""Bytes that are read of a column at once; without a buffer, PyArrow reads all of a row group's column."""
+
+
+def row_groups(path: Path, size: int) -> list[int]:
+    """Return the numbers of the row groups at which a file is cut into runs of at least `size` bytes: 0, …, their number.
+
+    Bytes are those of all columns before compression. Raises DataError if the file is not Parquet or was cut off.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata
+    cuts, bytes_ = [0], 0
+    for group in range(metadata.num_row_groups):
+        bytes_ += metadata.row_group(group).total_byte_size
+        if bytes_ >= size:
+            cuts.append(group + 1)
+            bytes_ = 0
+    return cuts if cuts[-1] == metadata.num_row_groups > 0 else [*cuts, metadata.num_row_groups]
+
+
+def parquet_extent(path: Path) -> tuple[int, int]:
+    """Return the bytes of all columns before compression, and the rows. Raises DataError as `row_groups` does."""
+    with _opened(path) as file:
+        metadata = file.metadata
+    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)), metadata.num_rows
+
+
+def read_parquet(
+    path: Path, begin: int, end: int, keys: list[str] | None, parse: Callable[[dict[str, Any], int], LineItem]
+) -> Generator[LineItem | Rejected, None, int]:
+    """Yield, for each row of row groups begin … end - 1, what `parse` makes of it, or a `Rejected`. Return the number of rows.
+
+    keys: keys that records need; None: all. parse: takes a record and the number of rows before it in the file.
+    Raises DataError if a column is missing, if the file is damaged, and if it has fewer row groups.
+    """
+    number = 0
+    with _opened(path) as file:
+        if file.metadata.num_row_groups < end:
+            raise DataError(
+                f"{argument('--input')} {path}: was changed while it was read; call prepare-data when it is complete"
+            )
+        columns = _columns(path, file.schema_arrow.names, keys)
+        before = sum(file.metadata.row_group(group).num_rows for group in range(begin))
+        if not file.metadata.num_rows and not begin:
+            yield Rejected(str(path), 1, 0, "empty file", "there is no row in it")
+        for group in range(begin, end):
+            for batch in file.iter_batches(_BATCH_ROWS, [group], columns, use_threads=False):
+                for row in range(batch.num_rows):
+                    number += 1
+                    try:
+                        yield parse(_record(batch, row), before + number - 1)
+                    except RejectedLine as why:
+                        yield Rejected(str(path), number, before + number - 1, *why.args)
+    return number
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[Any, None, None]:
+    """Open a file. Raises DataError for what PyArrow raises in the block."""
+    import pyarrow.parquet  # here: it takes 0.3 s, and most input is not Parquet
+
+    try:
+        with path.open("rb") as stream:
+            yield pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{argument('--input')} {path}: cannot be read as Parquet: {error}; it is not Parquet, or it was cut off or damaged: "
+            "copy it again"
+        ) from error
+
+
+def _columns(path: Path, names: list[str], keys: list[str] | None) -> list[str]:
+    """Return the columns to read, in order. Raises DataError for a key that is no column, and for one that is there twice."""
+    needed = names if keys is None else [key if key in names else key.split(".")[0] for key in keys]
+    for name in needed:
+        if names.count(name) != 1:
+            why = "there are several columns" if name in names else "there is no column"
+            raise DataError(
+                f"{argument('--input')} {path}: {why} {name!r}; the columns are {', '.join(map(repr, names))}: set data.text_keys "
+                "and data.domain_key to columns, or say the domain of the file with data.domain_of"
+            )
+    return list(dict.fromkeys(needed))
+
+
+def _record(batch: Any, row: int) -> dict[str, Any]:
+    """Return a row of a batch. Raises RejectedLine for text that is not UTF-8 or too long."""
+    try:
+        record = {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+    except UnicodeDecodeError as error:
+        raise RejectedLine("not UTF-8", f"byte {error.start} of a text: {error.reason}") from None
+    size = sum(len(value.encode()) for value in record.values() if isinstance(value, str))
+    if size > MAX_LINE_BYTES:
+        raise RejectedLine("line too long", f"{size:,} bytes of text; at most {MAX_LINE_BYTES:,} are read")
+    return record

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from helpers.poisoned_files import CASES
+from helpers.record_files import NAMES, WHOLE, read_whole, write_records
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.errors import DataError
+from pangu_sigma.text.documents import Document, Rejected
+from pangu_sigma.text.inputs import InputUnit, input_files, input_units, read_unit
+from pangu_sigma.text.layout import Layout
+
+RECORDS = [{"domain": ("zh", "en", "fr")[i % 3], "text": f"第{i}章 " * (i % 7), "id": i} for i in range(60)]
+"""Good ones, some of an unknown domain, some of an empty text."""
+
+
+def facts(items: list[Document | Rejected]) -> list[tuple[object, ...]]:
+    return [
+        (item.domain, item.text) if isinstance(item, Document) else (item.reason, item.line, item.offset)
+        for item in items
+    ]
+
+
+def expected() -> list[tuple[str, ...]]:
+    """What the records are, without a reader: the domain and the text, or why not."""
+    found = []
+    for record in RECORDS:
+        if record["domain"] == "fr":
+            found.append(("unknown domain",))
+        elif not record["text"]:
+            found.append(("empty text",))
+        else:
+            found.append((record["domain"], record["text"]))
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_format_gives_the_same_records(tmp_path, domains, name):
+    items = read_whole(write_records(tmp_path / name, RECORDS), domains)
+    assert [
+        fact[: 2 if isinstance(item, Document) else 1] for item, fact in zip(items, facts(items), strict=True)
+    ] == expected()
+    assert [item.line for item in items if isinstance(item, Rejected)] == [
+        number for number, fact in enumerate(expected(), 1) if len(fact) == 1
+    ]
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 5_000), st.sampled_from(NAMES), st.integers(1, 60), st.randoms())
+def test_units_in_any_order_are_the_whole(tmp_path_factory, domains, size, name, row_group, random):
+    """Units are read in a random order, each from its pickled bytes; then numbers of lines are added up as the pipeline does."""
+    path = write_records(tmp_path_factory.mktemp("units") / name, RECORDS, row_group)
+    units = input_units([path], size)
+    assert len(units) == 1 or path.suffix in (".jsonl", ".parquet")
+    results: dict[InputUnit, tuple[list[Document | Rejected], int]] = {}
+    for unit in random.sample(units, len(units)):
+        items: list[Document | Rejected] = []
+        reader = read_unit(pickle.loads(pickle.dumps(unit)), Layout(), domains)
+        while True:
+            try:
+                items.append(next(reader))
+            except StopIteration as end:
+                results[unit] = (items, end.value)
+                break
+    found, before = [], 0
+    for unit in units:
+        items, lines = results[unit]
+        found += [
+            fact if isinstance(item, Document) else (fact[0], before + item.line, fact[2])
+            for item, fact in zip(items, facts(items), strict=True)
+        ]
+        before += lines
+    assert found == facts(read_whole(path, domains))
+    assert before == len(RECORDS)
+
+
+def test_units_depend_on_the_size_alone(tmp_path):
+    path = write_records(tmp_path / "a.jsonl", RECORDS)
+    assert input_units([path], 100) == input_units([path], 100)
+    assert input_units([path], WHOLE) == [InputUnit(path, 0, path.stat().st_size)]
+    assert len(input_units([path], 1)) == len(RECORDS)
+    many = [write_records(tmp_path / name, RECORDS) for name in NAMES]
+    assert [unit.path for unit in input_units(many, WHOLE)] == many
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_poisoned_file_is_counted_with_its_place_or_refused(tmp_path, domains, name):
+    case = CASES[name]
+    path = tmp_path / case.name
+    path.write_bytes(case.content)
+    if case.error:
+        with pytest.raises(DataError, match=f"{path}.*{case.error}"):
+            read_whole(path, domains)
+        return
+    items = read_whole(path, domains)
+    documents = [item for item in items if isinstance(item, Document)]
+    (bad,) = [item for item in items if isinstance(item, Rejected)]
+    assert (bad.file, bad.reason) == (str(path), case.reason)
+    assert 0 < len(bad.detail) < 300
+    if case.at_most:
+        assert len(documents) <= case.documents
+        assert bad.line == len(documents) + 1
+    else:
+        assert (len(documents), bad.line, bad.offset) == (case.documents, case.line, case.offset)
+
+
+def test_there_are_at_least_eighty_poisoned_files():
+    assert len(CASES) >= 80
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "nothing", "loop", "in a file"])
+def test_what_is_no_file_is_one_error(tmp_path, domains, name, kind):
+    path = tmp_path / name
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case "loop":
+            path.symlink_to(path)
+        case "in a file":
+            (tmp_path / "file").touch()
+            path = tmp_path / "file" / name
+    for read in (lambda: input_units([path], 9), lambda: list(read_unit(InputUnit(path, 0, 9), Layout(), domains))):
+        with pytest.raises(DataError, match=rf"input {path}: (is not a file but|cannot be read: )"):
+            read()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_may_not_be_read_is_one_error(tmp_path, name, monkeypatch):
+    """The system's answer is imitated: root, who may run the tests, may read everything."""
+    path = write_records(tmp_path / name, RECORDS)
+
+    def refuse(self: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+        input_units([path], 9)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.csv", "a.JSON", "a.jsonl.bz2", "a.parquet.gz", "a.tar", "jsonl", "a.json~"]
+)
+def test_other_names_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(DataError, match=r"the name must end in \.jsonl, .*, \.parquet$"):
+        input_files([tmp_path / name])
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path, domains):
+    good = json.dumps({"domain": "zh", "text": "好"}).encode()
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + good + b"\r\n" + good + b"\r\n")
+    for size in (1, 5, len(good) + 5, WHOLE):
+        assert [type(item) for item in read_whole(tmp_path / "a.jsonl", domains, size=size)] == [Document] * 2
+
+
+def test_a_folder_means_its_files_in_order_and_says_what_it_leaves_out(tmp_path, caplog):
+    for name in ("b/2.jsonl", "b/1.parquet", "a.json", "b.json.zst", "b/.git/x.jsonl", ".hidden.json", "README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "a.json")
+    (tmp_path / "linked").symlink_to(tmp_path / "b")
+    (tmp_path / "c.jsonl.d").mkdir()
+    with caplog.at_level(logging.INFO):
+        found = input_files([tmp_path / "b.json.zst", tmp_path])
+    names = [str(path.relative_to(tmp_path)) for path in found]
+    assert names == ["b.json.zst", "a.json", "b/1.parquet", "b/2.jsonl", "b.json.zst", "link.jsonl"]
+    assert f"{tmp_path}: 5 files are read" in caplog.text
+    assert f"{tmp_path}: not read are .hidden.json, README.md, b/.git and 1 more" in caplog.text
+    with pytest.raises(DataError, match=r"c\.jsonl\.d: no file below it ends in \.jsonl, "):
+        input_files([tmp_path / "c.jsonl.d"])
+    os.mkfifo(tmp_path / "z.jsonl")
+    with pytest.raises(DataError, match=r"z\.jsonl: is not a file but a folder, a pipe or a device"):
+        input_files([tmp_path])
+
+
+def test_a_file_that_became_shorter_is_refused(tmp_path, domains):
+    path = write_records(tmp_path / "a.jsonl", RECORDS)
+    units = input_units([path], 500)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DataError, match="was changed while it was read"):
+        list(read_unit(units[0], Layout(), domains))

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.record_files import packed, read_whole
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.chaos.poisoned import GOOD, POISONED_LINES
+from pangu_sigma.text import json_array
+from pangu_sigma.text.documents import Document, Rejected, RejectedLine
+from pangu_sigma.text.json_array import read_array
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
+    max_leaves=12,
+)
+
+
+def written(folder: Path, content: bytes, name: str = "a.json") -> Path:
+    path = folder / name
+    path.write_bytes(packed(name, content))
+    return path
+
+
+def elements(path: Path) -> list[Any]:
+    """What Python's parser makes of each element, with its offset; rejected ones as they are."""
+    return list(read_array(path, lambda content, at: (json.loads(content), at)))
+
+
+@given(
+    st.lists(st.one_of(VALUES, st.text(alphabet='\\"[]{},', max_size=20)), min_size=1, max_size=6),
+    st.sampled_from([None, 0, 3, "\t"]),
+    st.booleans(),
+    st.integers(1, 9),
+    st.sampled_from(["a.json", "a.json.zst"]),
+)
+def test_elements_are_those_of_pythons_parser(tmp_path_factory, values, indent, ascii_only, block, name):
+    """The oracle is json.loads of the whole array; blocks of 1 … 9 bytes end anywhere."""
+    content = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    path = written(tmp_path_factory.mktemp("array"), content + b" \n", name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_array, "_BLOCK_BYTES", block)
+        found = elements(path)
+    assert [value for value, _ in found] == values
+    decoder = json.JSONDecoder()
+    for value, at in found:
+        assert decoder.raw_decode(content[at:].decode("utf-8", "surrogatepass"))[0] == value
+
+
+@given(st.binary(max_size=60), st.integers(1, 9))
+def test_any_bytes_are_either_elements_or_rejected(tmp_path_factory, content, block):
+    path = written(tmp_path_factory.mktemp("bytes"), b"[" + content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_array, "_BLOCK_BYTES", block)
+
+        def parse(element: bytes, at: int) -> bytes:
+            assert content[at - 1 :].startswith(element)
+            return element
+
+        for item in read_array(path, parse):
+            assert isinstance(item, bytes) or 0 <= item.offset <= len(content) + 1
+
+
+@pytest.mark.parametrize(
+    ("content", "documents", "reason", "line", "offset", "detail"),
+    [
+        (b"", 0, "empty file", 1, 0, "there is nothing in it"),
+        (b" \n\t", 0, "empty file", 1, 0, "there are only blanks in it"),
+        (b"[]", 0, "empty file", 1, 0, "there is no element in the array"),
+        (b" [ \n ] ", 0, "empty file", 1, 1, "there is no element in the array"),
+        (b"[", 0, "cut JSON array", 1, 1, "the array has no end; its last 0 bytes"),
+        (b"[" + GOOD, 0, "cut JSON array", 1, 1, f"its last {len(GOOD)} bytes are no whole element"),
+        (b"[" + GOOD + b"," + GOOD[:9], 1, "cut JSON array", 2, len(GOOD) + 2, "its last 9 bytes"),
+        (b"[" + GOOD + b",", 1, "cut JSON array", 2, len(GOOD) + 2, "its last 0 bytes"),
+        (b"[" + GOOD + b"] [" + GOOD + b"]", 1, "not a JSON array", 2, len(GOOD) + 3, "what follows the end"),
+        (b"[" + GOOD + b"]]", 1, "not a JSON array", 2, len(GOOD) + 2, "what follows the end"),
+        (b"[" + GOOD + b",]", 1, "not JSON", 2, len(GOOD) + 2, "Expecting value"),
+        (b"[" + GOOD + b",," + GOOD + b"]", 2, "not JSON", 2, len(GOOD) + 2, "Expecting value"),
+        (b"[" + GOOD + b"},  " + GOOD + b"]", 1, "not JSON", 1, 1, "Extra data"),
+        (b'["a, b", ' + GOOD + b"]", 1, "not a JSON object", 1, 1, "the line holds a string"),
+        (b"[[" + GOOD + b"]]", 0, "not a JSON object", 1, 1, "the line holds a list"),
+        ("[]".encode("utf-16"), 0, "not a JSON array", 1, 0, "the file begins with b'\\xff'"),
+        (b"7", 0, "not a JSON array", 1, 0, "the file begins with b'7', not with '['"),
+        (b"\xef\xbbx", 0, "not a JSON array", 1, 0, r"begins with b'\xef\xbbx'"),
+    ],
+)
+def test_what_is_no_array_of_objects_is_named_with_its_place(
+    tmp_path, domains, content, documents, reason, line, offset, detail
+):
+    items = read_whole(written(tmp_path, content), domains)
+    assert sum(isinstance(item, Document) for item in items) == documents
+    (item,) = [item for item in items if isinstance(item, Rejected)]
+    assert (item.reason, item.line, item.offset) == (reason, line, offset)
+    assert detail in item.detail
+
+
+@pytest.mark.parametrize("case", POISONED_LINES, ids=lambda case: case.name)
+def test_a_poisoned_element_costs_no_other(tmp_path, domains, case):
+    """Unless its brackets do not match: then the array has no end, and it is said where it breaks."""
+    items = read_whole(written(tmp_path, b"[" + GOOD + b"," + case.line + b"," + GOOD + b"]"), domains)
+    assert isinstance(items[0], Document)
+    rejected = [item for item in items if isinstance(item, Rejected)]
+    assert rejected[0].offset == len(GOOD) + 2
+    assert rejected[0].reason in (case.reason, "cut JSON array", "not JSON")
+    assert rejected[0].reason == "cut JSON array" or isinstance(items[-1], Document)
+
+
+def test_a_byte_order_mark_and_objects_without_an_array_are_read(tmp_path, domains):
+    assert len(read_whole(written(tmp_path, b"\xef\xbb\xbf [" + GOOD + b"]"), domains)) == 1
+    lines = b"\xef\xbb\xbf" + GOOD + b"\n{\n" + GOOD + b"\n"
+    items = read_whole(written(tmp_path, lines), domains)
+    assert [getattr(item, "line", 0) for item in items] == [0, 2, 0]
+
+
+def test_a_long_element_is_skipped_in_bounded_memory(tmp_path, domains, monkeypatch):
+    monkeypatch.setattr(json_array, "MAX_LINE_BYTES", 1_000)
+    monkeypatch.setattr(json_array, "_BLOCK_BYTES", 7)
+    long = b'{"domain": "zh", "text": "' + b'\\\\\\"]},[{' * 1_000 + b'"}'
+    path = written(tmp_path, b"[ " + long + b" , " + GOOD + b",\n" + long + b"," + GOOD + b"]")
+    items = read_whole(path, domains)
+    assert [getattr(item, "reason", "") for item in items] == ["line too long", "", "line too long", ""]
+    assert items[0].detail.startswith(f"{len(long) + 2:,} bytes"), "with the blanks around it"
+    assert items[2].line == 3
+    assert path.read_bytes()[items[2].offset :].lstrip().startswith(long)
+
+
+@pytest.mark.parametrize("end", [".gz", ".zst"])
+def test_a_cut_stream_gives_its_whole_elements(tmp_path, domains, end):
+    records = [{"domain": "zh", "text": str(hash(str(i))) * 20} for i in range(3_000)]
+    path = written(tmp_path, json.dumps(records).encode(), f"a.json{end}")
+    path.write_bytes(path.read_bytes()[:-900])
+    *documents, last = read_whole(path, domains)
+    assert 0 < len(documents) < 3_000
+    assert all(isinstance(item, Document) for item in documents)
+    assert (last.reason, last.line) == (f"broken {'gzip' if end == '.gz' else 'zstd'} stream", len(documents) + 1)
+    assert last.offset == len(json.dumps(records[: len(documents)]))
+
+
+def test_the_number_of_elements_is_returned(tmp_path):
+    def parse(content: bytes, at: int) -> bytes:
+        raise RejectedLine("no", "at all")
+
+    reader = read_array(written(tmp_path, b"[1, 2,\n3]"), parse)
+    assert [(item.line, item.offset) for item in (next(reader), next(reader), next(reader))] == [(1, 1), (2, 4), (3, 7)]
+    with pytest.raises(StopIteration) as end:
+        next(reader)
+    assert end.value.value == 3

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.record_files import read_whole, write_records
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import load_config
+from pangu_sigma.data.prepared import preparation_settings
+from pangu_sigma.errors import DataError
+from pangu_sigma.shipped import config_path
+from pangu_sigma.text.documents import Document, RejectedLine
+from pangu_sigma.text.layout import Layout
+
+
+def layout_of(**data: Any) -> Layout:
+    return Layout.of(
+        load_config(config_path(Path("sigma_tiny")), [f"data.{key}={value}" for key, value in data.items()])
+    )
+
+
+def test_the_default_is_text_and_domain_and_every_key_decides_the_result(config):
+    assert layout_of() == Layout()
+    assert pickle.loads(pickle.dumps(layout_of(domain_map="{a: zh}"))) == layout_of(domain_map="{a: zh}")
+    keys = {"layout", "text_keys", "domain_key", "domain_map", "domain_of", "reader"}
+    assert keys <= preparation_settings(config).keys()
+
+
+WUDAO = [
+    {"id": 7, "uniqueKey": "fd", "titleUkey": "cc", "dataType": "科技", "title": "一则", "content": "正文如此。"},
+    {"id": 8, "uniqueKey": "fe", "titleUkey": "cd", "dataType": "法律", "title": " ", "content": "没有标题。"},
+    {"id": 9, "uniqueKey": "ff", "titleUkey": "ce", "dataType": "百科", "title": "二", "content": "何处去？"},
+]
+
+
+def test_wudao_is_arrays_of_title_and_content_with_labels(tmp_path, domains):
+    """As https://github.com/xubuvd/LLMs shows a record of WuDaoCorpora 2.0 (200 GB)."""
+    path = write_records(tmp_path / "part-2021011893.json", WUDAO)
+    first, second, third = read_whole(path, domains, layout_of(layout="wudao", domain_map="{科技: zh, 法律: en}"))
+    assert (first.domain, first.text) == ("zh", "一则\n正文如此。")
+    assert (second.domain, second.text) == ("en", "没有标题。"), "a blank title is left out"
+    assert (third.reason, third.line) == ("unknown domain", 3)
+    assert third.detail == "domain '百科'; the configuration has zh, en, bilingual, code"
+    assert path.read_bytes().decode().encode()[third.offset :].startswith(b'{"id": 9')
+    everything = read_whole(path, domains, layout_of(layout="wudao", domain_of="{'*.json': zh}"))
+    assert [item.domain for item in everything] == ["zh"] * 3
+
+
+def test_skypile_is_lines_of_text(tmp_path, domains):
+    """As https://huggingface.co/datasets/Skywork/SkyPile-150B says."""
+    path = write_records(tmp_path / "2020-40_zh_head_0000.jsonl", [{"text": "网页一"}, {"text": "网页二"}])
+    items = read_whole(path, domains, layout_of(layout="skypile", domain_of="{'*': zh}"))
+    assert [(item.domain, item.text) for item in items] == [("zh", "网页一"), ("zh", "网页二")]
+    with pytest.raises(
+        DataError, match=r"head_0000\.jsonl: records of this data\.layout have no domain; .* data\.domain_of"
+    ):
+        read_whole(path, domains, layout_of(layout="skypile"))
+
+
+def test_chinese_fineweb_edu_is_parquet_below_folders_of_sources(tmp_path, domains):
+    """As https://huggingface.co/datasets/opencsg/chinese-fineweb-edu has it."""
+    for source in ("data", "IndustryCorpus"):
+        (tmp_path / source).mkdir()
+        write_records(tmp_path / source / "00024.parquet", [{"text": f"来自{source}", "score": 4.2, "source": source}])
+    layout = layout_of(layout="chinese-fineweb-edu", domain_of="{data: zh, IndustryCorpus: en}")
+    items = read_whole(tmp_path, domains, layout)
+    assert [(item.domain, item.text) for item in items] == [("en", "来自IndustryCorpus"), ("zh", "来自data")]
+
+
+def test_keys_win_over_those_of_a_layout():
+    layout = layout_of(layout="wudao", text_keys="[content]", domain_key="kind")
+    assert (layout.text_keys, layout.domain_key) == (("content",), "kind")
+    assert layout.columns(None) == ["content", "kind"]
+    assert layout.columns("zh") == ["content"]
+
+
+def document(layout: Layout, record: dict[str, Any], domains, domain: str | None = None) -> Document:
+    return layout.document(record, domain, domains, "")
+
+
+def test_texts_are_joined_and_what_is_missing_is_said(domains):
+    layout = Layout(("title", "body", "note"))
+    whole = {"domain": "zh", "title": "a", "body": "b", "note": "c"}
+    assert document(layout, whole, domains).text == "a\nb\nc"
+    for left_out in (None, "", "\u3000\n"):
+        assert document(layout, whole | {"body": left_out}, domains).text == "a\nc"
+    for record, reason, detail in (
+        (
+            {"domain": "zh", "title": "a", "body": "b"},
+            "text missing or not a string",
+            "no key 'note'; the keys are 'domain'",
+        ),
+        (whole | {"note": 3}, "text missing or not a string", "note is a number"),
+        (whole | {"note": {"zh": "a"}}, "text missing or not a string", "note is an object"),
+        (whole | {"note": "a\ud800"}, "not Unicode text", "note has half a surrogate pair"),
+        (
+            dict.fromkeys(whole, None) | {"domain": "zh"},
+            "empty text",
+            "none of title, body, note has a visible character",
+        ),
+    ):
+        with pytest.raises(RejectedLine) as refused:
+            document(layout, record, domains)
+        assert refused.value.args[0] == reason
+        assert detail in refused.value.args[1]
+
+
+def test_a_dot_leads_into_an_object_unless_it_is_in_the_key(domains):
+    layout = Layout(("text",), "meta.set", {"Wiki": "en"})
+    assert document(layout, {"text": "a", "meta": {"set": "Wiki"}}, domains).domain == "en"
+    assert document(layout, {"text": "a", "meta.set": "zh", "meta": {}}, domains).domain == "zh"
+    for record in ({"text": "a", "meta": "Wiki"}, {"text": "a", "meta": {}}, {"text": "a"}):
+        with pytest.raises(RejectedLine, match=r"domain missing or not a string.*no key 'meta\.set'"):
+            document(layout, record, domains)
+
+
+def test_labels_are_mapped_or_names_of_domains(domains):
+    layout = Layout(domain_map={"新闻": "zh", "en": "code"})
+    assert document(layout, {"domain": "新闻", "text": "a"}, domains).domain == "zh"
+    assert document(layout, {"domain": "en", "text": "a"}, domains).domain == "code", "a rule wins over a name"
+    assert document(layout, {"domain": "bilingual", "text": "a"}, domains).domain == "bilingual"
+    for label in ("体育", None, 3, ["新闻"], {"a": 1}):
+        with pytest.raises(RejectedLine, match=r"unknown domain|domain missing or not a string"):
+            document(layout, {"domain": label, "text": "a"}, domains)
+
+
+@pytest.mark.parametrize(
+    ("glob", "path", "matches"),
+    [
+        ("books.jsonl", "in/books.jsonl", True),
+        ("books.jsonl", "in/books.jsonl.gz", False),
+        ("*.jsonl*", "in/books.jsonl.gz", True),
+        ("*", "a.json", True),
+        ("news", "in/news/2024/a.json", True),
+        ("in/news", "in/news/2024/a.json", True),
+        ("news/", "in/news/a.json", True),
+        ("new", "in/news/a.json", False),
+        ("news/*.json", "in/news/a.json", True),
+        ("news/*.json", "in/news/2024/a.json", False),
+        ("/in/*", "/in/a.json", True),
+        ("/in/*", "/other/in/a.json", False),
+        ("part-[0-4]*.json", "in/part-03.json", True),
+    ],
+)
+def test_globs_are_those_of_files_or_of_folders(glob, path, matches):
+    assert Layout(domain_of={glob: "zh"}).domain_of_file(Path(path)) == ("zh" if matches else None)
+
+
+def test_rules_that_contradict_each_other_are_an_error():
+    layout = Layout(domain_of={"*.json": "zh", "news": "zh", "a.*": "en"})
+    assert layout.domain_of_file(Path("news/b.json")) == "zh"
+    with pytest.raises(
+        DataError, match=r"data\.domain_of: for news/a\.json '\*\.json' says zh, 'news' says zh, 'a\.\*' says en"
+    ):
+        layout.domain_of_file(Path("news/a.json"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"domain_map": "{a: fr}"}, r"data\.domain_map: 'a' has the domain 'fr'; write one of zh, en"),
+        ({"domain_of": "{'*': fr}"}, r"data\.domain_of: '\*' has the domain 'fr'"),
+        ({"domain_of": "{'.': zh}"}, r"data\.domain_of"),
+        ({"domain_of": "{'': zh}"}, r"data\.domain_of"),
+        ({"text_keys": "[]"}, r"data\.text_keys"),
+        ({"text_keys": "text"}, r"data\.text_keys"),
+        ({"layout": "pile"}, r"data\.layout"),
+        ({"reader": "no_colon"}, r"data\.reader"),
+        ({"reader": "no_such_module:f"}, r"data\.reader=no_such_module:f: cannot be imported: ModuleNotFoundError"),
+        ({"reader": "json:no_such"}, r"data\.reader=json:no_such: cannot be imported: AttributeError"),
+        ({"reader": "json:__name__"}, r"data\.reader=json:__name__: is not a function"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(data, message):
+    with pytest.raises(ConfigError, match=message):
+        layout_of(**data)
+
+
+@pytest.fixture
+def reader_module(tmp_path, monkeypatch) -> str:
+    """A module of the user's in the working folder."""
+    (tmp_path / "my_reader.py").write_text(
+        "def read(record):\n"
+        "    if record['id'] == 1:\n        return None\n"
+        "    if record['id'] == 2:\n        raise KeyError('two')\n"
+        "    if record['id'] == 3:\n        return ['no']\n"
+        "    return {'text': record['body'].upper(), 'domain': 'en'}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield "my_reader:read"
+    sys.modules.pop("my_reader", None)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_function_of_the_users_reads_records(tmp_path, domains, reader_module, name):
+    layout = layout_of(reader=reader_module)
+    assert layout.reader_sha256 and Layout().reader_sha256 is None
+    path = write_records(tmp_path / name, [{"id": i, "body": f"word {i}"} for i in range(5)])
+    items = read_whole(path, domains, pickle.loads(pickle.dumps(layout)))
+    assert [getattr(item, "text", "") for item in items] == ["WORD 0", "", "", "", "WORD 4"]
+    assert [(item.reason, item.detail) for item in items[1:4]] == [
+        ("left out by data.reader", "it returned None"),
+        ("data.reader failed", "KeyError: 'two'"),
+        ("data.reader failed", "it returned a list, not a dict or None"),
+    ]
