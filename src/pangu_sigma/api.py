@@ -81,7 +81,9 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
 
 
 @check_kinds
-def prepare_data(config: Config | AnyPath, input: Paths = (), check: bool = False) -> Result:
+def prepare_data(
+    config: Config | AnyPath, input: Paths = (), check: bool = False, extend: AnyPath | None = None
+) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
 
     input: *.jsonl or *.jsonl.gz files, one {"text": …, "domain": …} a line; by default text from ordinary software packages.
@@ -91,17 +93,29 @@ def prepare_data(config: Config | AnyPath, input: Paths = (), check: bool = Fals
 
     check: only examine the text, and write nothing but packages that are downloaded. The result has the manifest that would be
     written, and under "problems" why the text would be refused; then `ok` is False, and the command exits with status 1.
+
+    extend: folder of prepared data with other domains of the configuration: their token files and vocabulary are kept, and only the
+    text of the domains that it lacks is prepared.
     """
+    from pangu_sigma.data.prepare import extended
     from pangu_sigma.data.prepare import prepare as preparation
     from pangu_sigma.data.prepare.overview import format_overview
 
     config = _loaded(config)
     files = to_paths(input, "--input")
+    old = None if extend is None else to_path(extend, "--extend")
     if check:
-        manifest, problems = preparation.preview(config, files)
+        manifest, problems = (
+            preparation.preview(config, files) if old is None else extended.preview_extension(config, files, old)
+        )
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
-    manifest = preparation.prepare(config, files, Path(config.data.path))
+    output = Path(config.data.path)
+    manifest = (
+        preparation.prepare(config, files, output)
+        if old is None
+        else extended.prepare_extension(config, files, old, output)
+    )
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 

@@ -49,7 +49,7 @@ RULES = {
     "ecss.moments": Rule(False, "the saved moments have this precision"),
     "data": Rule(True),
     "data.domains_per_step": Rule(True, "no sample is lost or taken twice"),
-    "data.domain_sets": Rule(True, _CATCHES_UP),
+    **{f"data.{key}": Rule(True, _CATCHES_UP) for key in ("domain_sets", "phases", "temperature")},
     "train": Rule(True),
     "train.batch_size": Rule(True, "no sample is lost or taken twice"),
     "train.accumulation": Rule(True, "no sample is lost or taken twice"),

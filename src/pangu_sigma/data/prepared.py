@@ -6,6 +6,7 @@ Small files are verified when they are opened, token files as they are read (`in
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +188,15 @@ def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
     )
 
 
-def file_records(folder: Path) -> dict[str, FileRecord]:
-    """Return size and hashes of every file below a folder, by relative path; the manifest is left out. Raises OSError."""
+def file_records(folder: Path, known: Collection[str] = ()) -> dict[str, FileRecord]:
+    """Return size and hashes of every file below a folder, by relative path; the manifest is left out. Raises OSError.
+
+    known: relative paths of files to leave out, whose records are known.
+    """
     records = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE):
-        chunks = hashes_of_chunks(file) if file.suffix == ".bin" else []
-        record = FileRecord(**fingerprint(file), chunks=chunks, chunk_bytes=CHUNK_BYTES if chunks else 0)
-        records[file.relative_to(folder).as_posix()] = record
+        if (name := file.relative_to(folder).as_posix()) not in known:
+            chunks = hashes_of_chunks(file) if file.suffix == ".bin" else []
+            record = FileRecord(**fingerprint(file), chunks=chunks, chunk_bytes=CHUNK_BYTES if chunks else 0)
+            records[name] = record
     return records
