@@ -251,7 +251,11 @@ def benchmark(
 @check_kinds
 def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     """Summarise a run and redraw its report. against: other runs to plot and summarise too; the differences in loss are always
-    those of `model` minus theirs."""
+    those of `model` minus theirs. model: or a folder of prepared data, whose report is written to `<folder>.report/`."""
+    from pangu_sigma.inspection.prepared_numbers import is_prepared
+
+    if is_prepared(to_path(model, "model")):
+        return _report_of_data(Path(model), against)
     from pangu_sigma.train.log.differences import loss_differences
     from pangu_sigma.train.log.report import write_report
     from pangu_sigma.train.log.summary import format_comparison, format_summary, summarise
@@ -271,6 +275,17 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
         each["differences"] = found
     tables = [format_comparison(summary, other) for other in summaries]
     return Results([summary, *summaries], "\n\n".join([*tables, f"{'report':12} {page}"]))
+
+
+def _report_of_data(folder: Path, against: Paths) -> Result:
+    from pangu_sigma.inspection.prepared_numbers import measure
+    from pangu_sigma.inspection.prepared_report import format_prepared, write_prepared_report
+
+    if to_paths(against, "--against"):
+        raise ConfigError(f"{argument('--against')} compares runs, and {folder} is prepared data; leave it out")
+    numbers = measure(folder)
+    page = write_prepared_report(numbers)
+    return Result(numbers.as_dict() | {"report": str(page)}, format_prepared(numbers, page))
 
 
 @check_kinds

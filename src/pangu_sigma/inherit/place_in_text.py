@@ -36,11 +36,11 @@ def place_in_text(parent: StoredModel, config: Config, text: Manifest) -> tuple[
         if each.name in before:
             (kept if place == index else moved).append(each.name)
     notes = [f"the text of {', '.join(kept)} is read on from where the run stands"] if kept else []
-    notes += (
-        [f"that of {', '.join(moved)} from its beginning, because another place in the list is another order"]
-        if moved
-        else []
-    )
+    if moved:
+        notes.append(
+            f"{'that' if kept else 'the text'} of {', '.join(moved)} is read from its beginning, because another place in the list "
+            "is another order"
+        )
     return Cursor(taken, list(taken)), "; ".join(notes)
 
 
