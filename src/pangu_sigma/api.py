@@ -278,12 +278,12 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
 
 
 def _report_of_data(folder: Path, against: Paths) -> Result:
-    from pangu_sigma.inspection.prepared_numbers import measure
+    from pangu_sigma.inspection.prepared_numbers import measure_prepared
     from pangu_sigma.inspection.prepared_report import format_prepared, write_prepared_report
 
     if to_paths(against, "--against"):
         raise ConfigError(f"{argument('--against')} compares runs, and {folder} is prepared data; leave it out")
-    numbers = measure(folder)
+    numbers = measure_prepared(folder)
     page = write_prepared_report(numbers)
     return Result(numbers.as_dict() | {"report": str(page)}, format_prepared(numbers, page))
 

@@ -140,8 +140,6 @@ class Config(Section):
 
     def _check_phases(self) -> None:
         """Raise ValueError if steps of `data.phases` do not ascend from 0, or a phase leaves blocks of a batch without a domain."""
-        from pangu_sigma.domains import domain_sets  # which imports this module
-
         names = [domain.name for domain in self.domains]
         for number, phase in enumerate(self.data.phases):
             key = f"data.phases.{number}"
@@ -152,7 +150,7 @@ class Config(Section):
             active = names if phase.weights is None else phase.weights
             if unknown := [name for name in active if name not in names]:
                 raise ValueError(f"{key}.weights: {unknown[0][:100]!r} is not a domain; there are {', '.join(names)}")
-            for members in domain_sets(self):
+            for members in self.domain_sets:
                 if not any(names[index] in active for index in members):
                     raise ValueError(
                         f"{key}.weights has no domain of the set {', '.join(names[index] for index in members)}, from which "
@@ -222,6 +220,21 @@ class Config(Section):
     def slots(self) -> int:
         """Number of embedding slots: distinct slot names of the domains."""
         return len({d.slot for d in self.domains})
+
+    @property
+    def domain_sets(self) -> list[list[int]]:
+        """Indices of the domains of each of the `data.domain_sets` sets, ascending.
+
+        Sets have equally many domains, and nearly equal total weights by greedy packing. This is our choice: the paper says that
+        domains share groups of ranks, not how.
+        """
+        sets: list[list[int]] = [[] for _ in range(self.data.domain_sets)]
+        weights, size = [0.0] * len(sets), len(self.domains) // len(sets)
+        for index in sorted(range(len(self.domains)), key=lambda i: -self.domains[i].weight):
+            lightest = min((s for s in range(len(sets)) if len(sets[s]) < size), key=lambda s: weights[s])
+            sets[lightest].append(index)
+            weights[lightest] += self.domains[index].weight
+        return [sorted(members) for members in sets]
 
     @property
     def experts(self) -> int:

@@ -6,23 +6,19 @@ import re
 import numpy as np
 import pytest
 import yaml
-from helpers.grown import law_tree, saved_arrays, write_law
+from helpers.grown import law_tree, saved_arrays
 
 import pangu_sigma as ps
 from experiments.tiny import tiny_config, tiny_tree
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.order import Cursor
-from pangu_sigma.data.prepare.extended import prepare_extension
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit import extend
 from pangu_sigma.inherit.extend import Origin, check_extension, extend_run, extended_tables, plan_extension
 from pangu_sigma.inherit.extract import extract_domains
 from pangu_sigma.inherit.parent import open_parent
-from pangu_sigma.inherit.place_in_text import place_in_text
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.sentencepieces import alpha_model, parse_model
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -362,43 +358,3 @@ def test_the_tree_of_the_new_domain_is_the_old_one_and_more(tmp_path):
     """What the other tests rest on: nothing but the domain and the batch differ."""
     assert law_tree(tmp_path)["domains"][1:] == tiny_tree(tmp_path)["domains"]
     assert law_tree(tmp_path)["model"] == tiny_tree(tmp_path)["model"]
-
-
-def last_tree(data, seed: int = 0):
-    """The configuration with the new domain behind the old ones."""
-    tree = law_tree(data)
-    tree["domains"] = [*tree["domains"][1:], tree["domains"][0]]
-    return tree | {"seed": seed}
-
-
-def test_after_only_new_text_was_prepared_the_run_goes_on_in_the_old_text(tiny_data, tiny_run, tmp_path):
-    write_law(tmp_path / "law.jsonl", tiny_data.parent / "text.jsonl")
-    config, text = parse_config(last_tree(tmp_path / "data")), tmp_path / "data"
-    prepare_extension(config, [tmp_path / "law.jsonl"], tiny_data, text)
-    receipt = extend_run(tiny_run, config, tmp_path / "run", Origin("zh"), graphs=False)
-    assert "the text of zh, en, code is read on from where the run stands" in receipt.notes
-    assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0] * 4
-    taken = open_model(tiny_run, "run").checkpoint.state["cursor"]["taken"]
-    trainer = Trainer(config, tmp_path / "run")
-    assert trainer.progress.cursor == Cursor([*taken, 0], [*taken, 0])
-    order = trainer.batches.order
-    first = {domain: numbers[0] for domain, numbers in order.take(Cursor([*taken, 0], [*taken, 0]))}
-    assert len(first) == 3
-    for domain, number in first.items():
-        assert number == order.sample(domain, [*taken, 0][domain]), "the next sample of each, and no catching up"
-    for _ in range(4):
-        trainer.advance()
-    trainer.save()
-    resumed = Trainer(config, tmp_path / "run")
-    assert resumed.progress.cursor == trainer.progress.cursor
-    assert (np.array(resumed.progress.cursor.taken) - [*taken, 0]).tolist() == [6, 6, 6, 6]
-    moved, other = parse_config(law_tree(text)), parse_config(last_tree(text, seed=1))
-    parent, manifest = open_model(tiny_run, "run"), load_manifest(text)
-    assert place_in_text(parent, moved, manifest) == (
-        Cursor([0] * 4, [0] * 4),
-        "the text of zh, en, code is read from its beginning, because another place in the list is another order",
-    )
-    assert place_in_text(parent, other, manifest)[0] == Cursor([0] * 4)
-    cursor, note = place_in_text(parent, config, load_manifest(tiny_data))
-    assert cursor == Cursor([0] * 4)
-    assert "all text is read from its beginning: only text that was prepared with" in note

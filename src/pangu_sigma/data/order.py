@@ -14,7 +14,6 @@ import numpy as np
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.mixture import Mixture
-from pangu_sigma.domains import domain_sets
 
 MANY_EPOCHS = 4
 """Number of epochs of a domain above which a run is warned of: up to four, repeated text trains nearly as well as new text
@@ -42,7 +41,7 @@ class SampleOrder:
         self._blocks = config.data.domains_per_step
         self._per_block = config.train.batch_size // self._blocks * config.train.accumulation
         self._mixture = Mixture.of(config, counts) if weights is None else Mixture.constant(weights)
-        self._sets = [np.array(members) for members in domain_sets(config)]
+        self._sets = [np.array(members) for members in config.domain_sets]
         self._shuffles: dict[tuple[int, int], np.ndarray] = {}
 
     def start(self) -> Cursor:

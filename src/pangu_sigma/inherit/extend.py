@@ -33,9 +33,9 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.parent import ParentWords, looked_up, parent_slot
-from pangu_sigma.inherit.place_in_text import place_in_text
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.tensor_origin import SlotRows
+from pangu_sigma.inherit.text_cursor import text_cursor
 from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_in_turn, write_child
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.stored.model import StoredModel
@@ -175,12 +175,12 @@ def extend_run(path: Path, config: Config, folder: Path, origin: Origin, graphs:
     text = Path(child.config.data.path)
     open_samples(child.config, text, "train", child.tokenizer.size)
     manifest = load_manifest(text)
-    cursor, place = place_in_text(parent, child.config, manifest)
+    cursor, position = text_cursor(parent, child.config, manifest)
     with unfinished_folder(folder) as fresh:
         run = write_child(fresh, child, manifest.content_hash, cursor)
         same = {name: source for name, source in child.origins.items() if _answers_as(child, name, source)}
         agreement = compare_trained(parent, run, same, text, graphs)
-        receipt = child_receipt("extend", child, agreement, _fates(child), notes=[*_notes(child), place])
+        receipt = child_receipt("extend", child, agreement, _fates(child), notes=[*_notes(child), position])
         receipt.save(fresh)
     return receipt
 

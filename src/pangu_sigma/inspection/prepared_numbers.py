@@ -20,12 +20,11 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.data.manifest import DomainRecord, Manifest
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, SPLITS, PreparedData
 from pangu_sigma.errors import DataError
-from pangu_sigma.planning.factors import shares_of_experts
-from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.rre.table import draw_tables, shares_of_experts
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.text.tokenizer import Tokenizer
 
-EXPERTS = (4, 8, 16, 32)
+EXPERT_COUNTS = (4, 8, 16, 32)
 """Numbers of experts of a domain for which the load is computed: the folder does not say how many a model has."""
 _DRAWS = 4
 """Number of tables over which the load is averaged."""
@@ -41,7 +40,7 @@ class DomainNumbers:
 
     lengths: tokens of each document of both splits, int32. characters: number of characters that the training tokens decode to.
     frequent: most frequent tokens of the training text as (text, count). distinct: number of different tokens in it.
-    load: table → tokens of the most loaded expert over its fair share, for each number of EXPERTS.
+    load: table → tokens of the most loaded expert over its fair share, for each number of EXPERT_COUNTS.
     """
 
     name: str
@@ -128,7 +127,7 @@ class PreparedNumbers:
             "folder": str(self.folder),
             "content_hash": self.manifest.content_hash,
             "tokens": self.tokens,
-            "experts": list(EXPERTS),
+            "experts": list(EXPERT_COUNTS),
             "domains": {
                 each.name: each.as_dict() | {"share": each.tokens / max(1, self.tokens)} for each in self.domains
             },
@@ -143,7 +142,7 @@ def is_prepared(path: Path) -> bool:
     return (path / FREQUENCIES_NAME).is_file()
 
 
-def measure(folder: Path) -> PreparedNumbers:
+def measure_prepared(folder: Path) -> PreparedNumbers:
     """Return the numbers of a prepared data folder. Raises DataError for a file that is missing or damaged."""
     data = PreparedData(folder)
     tokenizer, counts_DV = data.tokenizer(), data.frequencies()
@@ -170,7 +169,7 @@ def measure(folder: Path) -> PreparedNumbers:
                 [(_shown(tokenizer, token), int(counts_V[token])) for token in top.tolist() if counts_V[token]],
                 int(np.count_nonzero(counts_V)),
                 {
-                    table: [expected_load(counts_V, table, experts) for experts in EXPERTS]
+                    table: [expected_load(counts_V, table, experts) for experts in EXPERT_COUNTS]
                     for table in ("random", "balanced")
                 },
             )
@@ -183,10 +182,12 @@ def expected_load(counts_V: np.ndarray, table: str, experts: int) -> float:
 
     counts_V: token counts of the domain. table: as `routing.table`.
     """
+    if not counts_V.any():
+        return 1.0
     routing = RoutingConfig(table=table)  # type: ignore[arg-type]
     drawn = draw_tables(routing, _DRAWS, 1, len(counts_V), experts, counts_V[None])
     shares = [shares_of_experts(*drawn.of_segment(n), counts_V[None]) for n in range(_DRAWS)]
-    return float(np.mean([share_1E.max() * experts for share_1E in shares])) if counts_V.any() else 1.0
+    return float(np.mean([share_1E.max() * experts for share_1E in shares]))
 
 
 def _characters(surface: bytes) -> int:

@@ -1,4 +1,4 @@
-"""HTML report of a prepared data folder: figures and tables of its numbers (`prepared_numbers.measure`).
+"""HTML report of a prepared data folder: figures and tables of its numbers (`prepared_numbers.measure_prepared`).
 
 It is written beside the folder, in `<folder>.report/`: the folder itself has nothing but what `prepare-data` wrote.
 """
@@ -18,10 +18,10 @@ from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no
 
 from pangu_sigma.data.prepare.overview import warnings_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.inspection.prepared_numbers import EXPERTS, DomainNumbers, PreparedNumbers
+from pangu_sigma.inspection.prepared_numbers import EXPERT_COUNTS, DomainNumbers, PreparedNumbers
 from pangu_sigma.sealed import write_atomically
 
-PAGE = "report.html"
+_PAGE = "report.html"
 """Name of the page in the folder of a report."""
 _FATES = {"kept": "C0", "exact copies": "C1", "too long": "C3", "over the limit": "C7"}
 """What became of the documents offered, with colours."""
@@ -40,7 +40,7 @@ def write_prepared_report(numbers: PreparedNumbers) -> Path:
     The page needs no other file. Each file is written atomically. Raises DataError if the folder of the report cannot be written.
     """
     folder = numbers.folder.resolve()
-    page = folder.with_name(f"{folder.name}.report") / PAGE
+    page = folder.with_name(f"{folder.name}.report") / _PAGE
     figures = {
         "shares": _draw_shares(numbers),
         "lengths": _draw_lengths(numbers.domains),
@@ -59,7 +59,7 @@ def write_prepared_report(numbers: PreparedNumbers) -> Path:
             write_atomically(page.with_name(f"{name}.png"), png.getvalue())
             pictures.append((_ALT[name], base64.b64encode(png.getvalue()).decode()))
         html = environment.get_template("prepared_report.html").render(
-            numbers=numbers, pictures=pictures, warnings=warnings_of(numbers.manifest), experts=EXPERTS
+            numbers=numbers, pictures=pictures, warnings=warnings_of(numbers.manifest), experts=EXPERT_COUNTS
         )
         write_atomically(page, html.encode())
     except OSError as error:
@@ -70,7 +70,7 @@ def write_prepared_report(numbers: PreparedNumbers) -> Path:
 def format_prepared(numbers: PreparedNumbers, page: Path) -> str:
     """Format the numbers as the table that `pangu-sigma report` prints. page: path of the report."""
     width = max(len("domain"), *(len(each.name) for each in numbers.domains))
-    experts, at = EXPERTS[1], 1
+    experts, at = EXPERT_COUNTS[1], 1
     heads = f"{'tokens':>15} {'share':>6} {'documents':>11} {'median':>8} {'longest':>9} {'/char':>6} {'/byte':>6}"
     lines = [f"{'domain':{width}} {heads} {'unknown':>8} {'load':>11}"]
     for each in numbers.domains:
@@ -95,10 +95,10 @@ def _draw_shares(numbers: PreparedNumbers) -> Figure:
     shares.set(xlabel="share of all tokens (%)", title=f"Tokens: {_short(numbers.tokens)} in all")
     left = np.zeros(len(domains))
     for name, color in _FATES.items():
-        part = np.array([100 * _documents(each, name) / max(1, each.record.offered) for each in domains])
-        if part.any():
-            fates.barh(range(len(domains)), part, left=left, color=color, label=name)
-        left += part
+        share = np.array([100 * _documents(each, name) / max(1, each.record.offered) for each in domains])
+        if share.any():
+            fates.barh(range(len(domains)), share, left=left, color=color, label=name)
+        left += share
     fates.set(xlabel="share of the documents offered (%)", title="Documents", xlim=(0, 100))
     figure.legend(loc="outside lower right", ncols=4, fontsize=9, frameon=False)
     return figure
@@ -160,9 +160,9 @@ def _draw_fertility(domains: list[DomainNumbers]) -> Figure:
 
 def _draw_load(domains: list[DomainNumbers]) -> Figure:
     """Draw the load of the most loaded expert over its fair share: with random tables as bars, with balanced ones as marks."""
-    figure, panels = _panels(domains, len(EXPERTS))
+    figure, panels = _panels(domains, len(EXPERT_COUNTS))
     most = max(load for each in domains for loads in each.load.values() for load in loads)
-    for at, (axes, experts) in enumerate(zip(panels, EXPERTS, strict=True)):
+    for at, (axes, experts) in enumerate(zip(panels, EXPERT_COUNTS, strict=True)):
         loads = [[each.load[table][at] for each in domains] for table in ("random", "balanced")]
         axes.barh(range(len(domains)), loads[0], color="C1", label="random")
         axes.plot(loads[1], range(len(domains)), "D", color="C2", label="balanced", markeredgecolor="black")

@@ -25,9 +25,8 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
 from pangu_sigma.data.mixture import Mixture
 from pangu_sigma.data.prepared import PreparedData, read_frequencies
-from pangu_sigma.domains import domain_sets
 from pangu_sigma.parallel.layout import active_in_group, dispatch_layout, even_rows_received, tokens_of_rank
-from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.rre.table import draw_tables, shares_of_experts
 from pangu_sigma.sections import Segment
 
 SIMULATED_STEPS = 10_000
@@ -85,7 +84,7 @@ def _up(factor: float) -> float:
 
 def _domains_of_steps(config: Config, weights_D: np.ndarray, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Draw, for each group, the domain of each of its blocks in every step, [blocks, S]. weights_D: of the domains."""
-    sets = domain_sets(config)
+    sets = config.domain_sets
     blocks, groups = config.data.domains_per_step, config.parallel.groups
     drawn: list[list[np.ndarray]] = [[] for _ in range(groups)]
     for block in range(blocks):
@@ -130,20 +129,6 @@ def _shares(config: Config, frequencies_DV: np.ndarray) -> list[np.ndarray]:
     table = draw_tables(config.routing, *sizes, rows, m.segments, m.common_experts)
     shares_N = [shares_of_experts(*table.of_segment(n), frequencies_DV) for n in range(table.layers)]
     return [np.broadcast_to(shares_DE, (len(config.domains), shares_DE.shape[1])) for shares_DE in shares_N]
-
-
-def shares_of_experts(
-    first_DV: np.ndarray, spread_DV: np.ndarray, experts: int, frequencies_DV: np.ndarray
-) -> np.ndarray:
-    """Return each expert's fraction of each domain's tokens, [D, E experts]; tokens of a spread id are divided evenly. The other
-    arguments: as `RoutingTable.of_segment` returns them."""
-    shares_DE = np.zeros((len(frequencies_DV), experts))
-    for shares_E, first_V, spread_V, counts_V in zip(shares_DE, first_DV, spread_DV, frequencies_DV, strict=True):
-        part_V = counts_V / max(counts_V.sum(), 1) / spread_V
-        for step in range(int(spread_V.max())):
-            wide_V = spread_V > step
-            shares_E += np.bincount((first_V[wide_V] + step) % experts, part_V[wide_V], minlength=experts)
-    return shares_DE / shares_DE.sum(axis=-1, keepdims=True)
 
 
 def _frequencies(config: Config) -> tuple[np.ndarray, str]:

@@ -10,7 +10,7 @@ from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.run import StoredRun
 
 
-def place_in_text(parent: StoredModel, config: Config, text: Manifest) -> tuple[Cursor, str]:
+def text_cursor(parent: StoredModel, config: Config, text: Manifest) -> tuple[Cursor, str]:
     """Return the position at which an extended run begins, and a note about it for the receipt. text: manifest of the run's text.
 
     The samples that `parent` has taken of its domains are not taken again if their token files are the same, which the manifest of
@@ -31,10 +31,10 @@ def place_in_text(parent: StoredModel, config: Config, text: Manifest) -> tuple[
     kept: list[str] = []
     moved: list[str] = []
     for index, each in enumerate(config.domains):
-        place, count = before.get(each.name, (index, 0))
-        taken.append(count if place == index else 0)
+        was, count = before.get(each.name, (index, 0))
+        taken.append(count if was == index else 0)
         if each.name in before:
-            (kept if place == index else moved).append(each.name)
+            (kept if was == index else moved).append(each.name)
     notes = [f"the text of {', '.join(kept)} is read on from where the run stands"] if kept else []
     if moved:
         notes.append(
