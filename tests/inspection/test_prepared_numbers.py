@@ -73,11 +73,11 @@ def test_the_most_frequent_tokens_are_named_with_their_counts(tiny_data, numbers
         counts = Counter(token for ids in read[each.name]["train"] for token in ids)
         assert each.distinct == len(counts)
         assert [count for _, count in each.frequent] == sorted(counts.values(), reverse=True)[:10]
-        names = {
-            repr(text) if (text := tokenizer.decode([token])) else tokenizer.vocabulary.pieces[token]: count
+        named = {  # "我们" and "▁我们" decode to the same text
+            (repr(text) if (text := tokenizer.decode([token])) else tokenizer.vocabulary.pieces[token], count)
             for token, count in counts.items()
         }
-        assert all(names[text] == count for text, count in each.frequent)
+        assert named >= set(each.frequent)
     assert "'我们'" in dict(numbers.domains[0].frequent)
 
 

@@ -18,6 +18,9 @@ MANIFEST_FILE = "manifest.json"
 DATA_FORMAT = 3
 """Format version of a prepared data folder; others are refused."""
 
+EXTENDS = "extends"
+"""Key of a manifest's `config`: fingerprint and content hash of the folder that was extended (`prepare-data --extend`)."""
+
 SHORTENED = "…"
 """End of the text of a passage that was cut."""
 

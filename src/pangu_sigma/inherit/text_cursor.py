@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.manifest import Manifest
+from pangu_sigma.data.manifest import EXTENDS, Manifest
 from pangu_sigma.data.order import Cursor
-from pangu_sigma.data.prepare.extended import EXTENDS
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.run import StoredRun
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import FileRecord, Manifest
+from pangu_sigma.data.manifest import EXTENDS, FileRecord, Manifest
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.prepare import prepare, preview
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
@@ -33,9 +33,6 @@ from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-EXTENDS = "extends"
-"""Key of a manifest's `config`: fingerprint and content hash of the folder that was extended."""
 
 
 class _WholeVocabulary(KeptVocabulary):
