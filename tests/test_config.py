@@ -76,6 +76,36 @@ domains: [ { name: zh } ]
         ({"train.optimizer": {"peak_lr": 1e-6}}, r"^train: optimizer\.end_lr=2e-05 is above peak_lr=1e-06"),
         ({"domains.1.name": "zh"}, r"^configuration: domains: name 'zh' is used more than once"),
         (
+            {"data.phases": [{"from_step": 0, "weights": {"fr": 1.0}}]},
+            r"^configuration: data\.phases\.0\.weights: 'fr' is not a domain; there are zh, en, code",
+        ),
+        (
+            {"data.phases": [{"from_step": 5}]},
+            r"data\.phases\.0\.from_step=5 is not allowed: it must be 0, where training",
+        ),
+        (
+            {"data.phases": [{"from_step": 0}, {"from_step": 9}, {"from_step": 9}]},
+            r"data\.phases\.2\.from_step=9 is not allowed: it must be above 9, where the phase before it begins",
+        ),
+        (
+            {
+                "data": {
+                    "domains_per_step": 3,
+                    "domain_sets": 3,
+                    "phases": [{"from_step": 0, "weights": {"zh": 1, "en": 1}}],
+                },
+                "train.batch_size": 3,
+            },
+            r"data\.phases\.0\.weights has no domain of the set code, from which every step takes a block \(data\.domain_sets=3\)",
+        ),
+        ({"data.phases": [{"from_step": 0, "weights": {}}]}, r"^data\.phases\.0\.weights: \{\} is not allowed"),
+        (
+            {"data.phases": [{"from_step": 0, "weights": {"zh": 0.0}}]},
+            r"^data\.phases\.0\.weights\.zh: 0\.0 is not allowed",
+        ),
+        ({"data.phases": [{"weights": {"zh": 1.0}}]}, r"^data\.phases\.0\.from_step: required key is missing"),
+        ({"data.temperature": 0.5}, r"^data\.temperature: 0\.5 is not allowed: .*greater than or equal to 1"),
+        (
             {
                 "model.segments": ["own", "common"],
                 "model.common_experts": 3,

@@ -81,7 +81,9 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
 
 
 @check_kinds
-def prepare_data(config: Config | AnyPath, input: Paths = (), check: bool = False) -> Result:
+def prepare_data(
+    config: Config | AnyPath, input: Paths = (), check: bool = False, extend: AnyPath | None = None
+) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
 
     input: files, or folders of files: JSON lines (*.jsonl), JSON arrays (*.json), each also *.gz or *.zst, and Parquet. Records are
@@ -92,17 +94,29 @@ def prepare_data(config: Config | AnyPath, input: Paths = (), check: bool = Fals
 
     check: only examine the text, and write nothing but packages that are downloaded. The result has the manifest that would be
     written, and under "problems" why the text would be refused; then `ok` is False, and the command exits with status 1.
+
+    extend: folder of prepared data with other domains of the configuration: their token files and vocabulary are kept, and only the
+    text of the domains that it lacks is prepared.
     """
+    from pangu_sigma.data.prepare import extended
     from pangu_sigma.data.prepare import prepare as preparation
     from pangu_sigma.data.prepare.overview import format_overview
 
     config = _loaded(config)
     files = to_paths(input, "--input")
+    old = None if extend is None else to_path(extend, "--extend")
     if check:
-        manifest, problems = preparation.preview(config, files)
+        manifest, problems = (
+            preparation.preview(config, files) if old is None else extended.preview_extension(config, files, old)
+        )
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
-    manifest = preparation.prepare(config, files, Path(config.data.path))
+    output = Path(config.data.path)
+    manifest = (
+        preparation.prepare(config, files, output)
+        if old is None
+        else extended.prepare_extension(config, files, old, output)
+    )
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 
@@ -238,7 +252,11 @@ def benchmark(
 @check_kinds
 def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     """Summarise a run and redraw its report. against: other runs to plot and summarise too; the differences in loss are always
-    those of `model` minus theirs."""
+    those of `model` minus theirs. model: or a folder of prepared data, whose report is written to `<folder>.report/`."""
+    from pangu_sigma.inspection.prepared_numbers import is_prepared
+
+    if is_prepared(to_path(model, "model")):
+        return _report_of_data(Path(model), against)
     from pangu_sigma.train.log.differences import loss_differences
     from pangu_sigma.train.log.report import write_report
     from pangu_sigma.train.log.summary import format_comparison, format_summary, summarise
@@ -258,6 +276,17 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
         each["differences"] = found
     tables = [format_comparison(summary, other) for other in summaries]
     return Results([summary, *summaries], "\n\n".join([*tables, f"{'report':12} {page}"]))
+
+
+def _report_of_data(folder: Path, against: Paths) -> Result:
+    from pangu_sigma.inspection.prepared_numbers import measure_prepared
+    from pangu_sigma.inspection.prepared_report import format_prepared, write_prepared_report
+
+    if to_paths(against, "--against"):
+        raise ConfigError(f"{argument('--against')} compares runs, and {folder} is prepared data; leave it out")
+    numbers = measure_prepared(folder)
+    page = write_prepared_report(numbers)
+    return Result(numbers.as_dict() | {"report": str(page)}, format_prepared(numbers, page))
 
 
 @check_kinds

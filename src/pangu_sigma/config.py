@@ -128,6 +128,7 @@ class Config(Section):
                 "lower it or let domains share slots"
             )
         self.check_divisible()
+        self._check_phases()
         self._check_stages()
         self._check_finetune()
         return self
@@ -136,6 +137,26 @@ class Config(Section):
         """Return section `data` for a domain: with the values that the domain gives to keys of the section. domain: its index."""
         own = self.domains[domain].model_dump(include=set(DataConfig.model_fields), exclude_none=True)
         return self.data.model_copy(update=own)
+
+    def _check_phases(self) -> None:
+        """Raise ValueError if steps of `data.phases` do not ascend from 0, or a phase leaves blocks of a batch without a domain."""
+        names = [domain.name for domain in self.domains]
+        for number, phase in enumerate(self.data.phases):
+            key = f"data.phases.{number}"
+            before = self.data.phases[number - 1].from_step if number else -1
+            if phase.from_step <= before or (not number and phase.from_step):
+                least = f"above {before}, where the phase before it begins" if number else "0, where training begins"
+                raise ValueError(f"{key}.from_step={phase.from_step} is not allowed: it must be {least}")
+            active = names if phase.weights is None else phase.weights
+            if unknown := [name for name in active if name not in names]:
+                raise ValueError(f"{key}.weights: {unknown[0][:100]!r} is not a domain; there are {', '.join(names)}")
+            for members in self.domain_sets:
+                if not any(names[index] in active for index in members):
+                    raise ValueError(
+                        f"{key}.weights has no domain of the set {', '.join(names[index] for index in members)}, from which "
+                        f"every step takes a block (data.domain_sets={self.data.domain_sets}); name one of them, or lower "
+                        "data.domain_sets"
+                    )
 
     def _check_stages(self) -> None:
         stages, layers, passes = self.parallel.stages, self.model.layers, self.train.accumulation
@@ -199,6 +220,21 @@ class Config(Section):
     def slots(self) -> int:
         """Number of embedding slots: distinct slot names of the domains."""
         return len({d.slot for d in self.domains})
+
+    @property
+    def domain_sets(self) -> list[list[int]]:
+        """Indices of the domains of each of the `data.domain_sets` sets, ascending.
+
+        Sets have equally many domains, and nearly equal total weights by greedy packing. This is our choice: the paper says that
+        domains share groups of ranks, not how.
+        """
+        sets: list[list[int]] = [[] for _ in range(self.data.domain_sets)]
+        weights, size = [0.0] * len(sets), len(self.domains) // len(sets)
+        for index in sorted(range(len(self.domains)), key=lambda i: -self.domains[i].weight):
+            lightest = min((s for s in range(len(sets)) if len(sets[s]) < size), key=lambda s: weights[s])
+            sets[lightest].append(index)
+            weights[lightest] += self.domains[index].weight
+        return [sorted(members) for members in sets]
 
     @property
     def experts(self) -> int:

@@ -89,18 +89,3 @@ def chosen_domains(config: Config, keep: Sequence[str], drop: Sequence[str]) -> 
     if not chosen:
         raise ConfigError(f"{argument('--drop')} {', '.join(drop)}: no domain would be left; leave at least one")
     return chosen
-
-
-def domain_sets(config: Config) -> list[list[int]]:
-    """Divide the domains into `data.domain_sets` sets, and return the indices of each set, ascending.
-
-    Sets have equally many domains, and nearly equal total weights by greedy packing. This is our choice: the paper says that
-    domains share groups of ranks, not how.
-    """
-    sets: list[list[int]] = [[] for _ in range(config.data.domain_sets)]
-    weights, size = [0.0] * len(sets), len(config.domains) // len(sets)
-    for index in sorted(range(len(config.domains)), key=lambda i: -config.domains[i].weight):
-        lightest = min((s for s in range(len(sets)) if len(sets[s]) < size), key=lambda s: weights[s])
-        sets[lightest].append(index)
-        weights[lightest] += config.domains[index].weight
-    return [sorted(members) for members in sets]

@@ -293,6 +293,17 @@ class FiltersConfig(Section):
     """true: code of language `python` must parse as Python 3 (PanGu-Coder)."""
 
 
+class PhaseConfig(Section):
+    """Section `data.phases`, one entry: the domains that are trained on from a step on, and their weights."""
+
+    from_step: NonNegative
+    """Number of steps before the phase; 0 for the first phase. A phase lasts until the next one begins, the last one to the end. If
+    the batch size changes during a run, a step counts as the samples of a step of the new size."""
+    weights: Annotated[dict[str, PositiveFloat], Field(min_length=1)] | None = None
+    """Sampling weights of the phase by domain. A domain without one is not trained on, and its experts keep their bits. null: all
+    domains, with the weights in `domains`."""
+
+
 class DataConfig(Section):
     """Section `data`: prepared text, held-out text, and the domains of a batch."""
 
@@ -345,6 +356,12 @@ class DataConfig(Section):
     """How the samples of a domain are shuffled in each pass over them. keyed: by a function of seed, domain and pass, in no memory.
     permutation: by one that is drawn, with 8 bytes of memory a sample, as runs have that were made before this key. null: as the
     run was begun, and keyed for a new run."""
+    phases: Annotated[list[PhaseConfig], Field(max_length=1_000)] = []
+    """Phases of training with different domains or weights, such as the paper's four major domains first and all forty later.
+    Empty: all domains at all times, with the weights in `domains`."""
+    temperature: Annotated[float, Field(ge=1.0, le=1e6)] | None = None
+    """Temperature T: multiplies each weight by (training text of the domain)^(1/T). 1: domains of equal weight are read equally
+    often; large: they are read equally much; null: weights alone decide, whatever the size of a domain."""
 
 
 class OptimizerConfig(Section):

@@ -21,7 +21,8 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.order import SampleOrder
 
 CONFIG = tiny_config(Path("/data"), parallel={"data": 2})
-KEYS = leaves(CONFIG.model_dump(mode="json"))
+PHASES = {"phases": [{"from_step": 0, "weights": {"zh": 1.0}}]}
+KEYS = leaves(CONFIG.model_dump(mode="json")) | leaves(PHASES, "data")
 
 
 def test_every_key_has_a_rule_and_every_rule_a_key():

@@ -11,7 +11,6 @@ from helpers.numbered import SAMPLES, config_of, open_batches, samples_of, sets_
 
 from pangu_sigma.data.order import Cursor, SampleOrder
 from pangu_sigma.data.shuffle import KeyedShuffle
-from pangu_sigma.domains import domain_sets
 
 
 @pytest.mark.parametrize("shuffle", [None, "keyed"])
@@ -95,7 +94,7 @@ def test_domain_shares_follow_the_weights_at_all_times(folder, tokenizer, blocks
 
 def test_a_block_draws_from_its_set_by_the_weights_there(four, tokenizer):
     config = sets_config({})
-    sets, batches = domain_sets(config), open_batches(config, four, tokenizer)
+    sets, batches = config.domain_sets, open_batches(config, four, tokenizer)
     assert sets == [[0, 2], [1, 3]]
     cursor, drawn = batches.start(), Counter()
     for step in range(1, 121):

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.domains import domain_sets
 from pangu_sigma.parallel.layout import (
     Layout,
     Room,
@@ -99,7 +98,7 @@ def cases(draw: st.DrawFn, layouts_of_rows: tuple[DispatchLayout, ...] = ()) -> 
     config = config_of(*draw(st.sampled_from(layouts)), segments)
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     blocks, micro = config.data.domains_per_step, draw(st.integers(1, 2))
-    sets = domain_sets(config)
+    sets = config.domain_sets
     domains_M = np.array([rng.choice(sets[m % 4]) for m in range(blocks)])
     domains_B = np.repeat(domains_M, config.train.batch_size // blocks)
     some = draw(st.integers(1, 4))  # experts of a domain that have tokens
@@ -214,7 +213,7 @@ def test_the_capacity_that_fullest_names_is_enough_and_one_less_is_not(case: Cas
 def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
     config = config_of(2, 2, 1, overflow="refuse", capacity_factor=1.5)
     rng = np.random.default_rng(0)
-    domains_B = np.repeat([members[0] for members in domain_sets(config)], 2)
+    domains_B = np.repeat([members[0] for members in config.domain_sets], 2)
     experts = domains_B[:, None] * 4 + rng.integers(0, 4, (LAYERS, 1, 8, LENGTH))
     experts[1, 0, 2] = domains_B[2] * 4 + 3  # a whole sequence for one expert
     rows = capacity(config)

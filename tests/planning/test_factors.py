@@ -1,4 +1,4 @@
-"""The factors that drop nothing: shares of experts against loops, and factors against what training counts."""
+"""The factors that drop nothing, against what training counts."""
 
 from __future__ import annotations
 
@@ -8,25 +8,10 @@ from helpers.small_clusters import by_hand
 
 from pangu_sigma.parallel.layout import data_rank_of_sequences, dispatch_layout, room_of
 from pangu_sigma.parallel.plans import Planner
-from pangu_sigma.planning.factors import needed_factors, shares_of_experts
+from pangu_sigma.planning.factors import needed_factors
 from pangu_sigma.rre.table import draw_tables
-from pangu_sigma.sections import RoutingConfig
 
 DOMAINS = [{"name": "a", "weight": 3.0}, {"name": "b"}]
-
-
-@pytest.mark.parametrize("kind", ["random", "balanced"])
-def test_shares_are_those_of_the_tokens_that_tables_route(kind):
-    frequencies_DV = np.array([[900, 50, 30, 20, 0, 0], [1, 2, 3, 4, 5, 6]])
-    table = draw_tables(RoutingConfig(table=kind), 2, 2, 6, 4, frequencies_DV, ["own", "common"], 3)
-    positions = np.arange(12)  # as often at each position
-    for domain in range(2):
-        ids, at = np.repeat(np.arange(6), frequencies_DV[domain])[:, None], positions[None]
-        experts = table.route(np.broadcast_to(ids, (len(ids), 12)), np.full((len(ids), 12), domain), at + 0 * ids)
-        for n, (first, count) in enumerate([(4 * domain, 4), (0, 3)] * 2):
-            counts = np.bincount(experts[n].ravel() - first, minlength=count)
-            shares_DE = shares_of_experts(*table.of_segment(n), frequencies_DV)
-            np.testing.assert_allclose(shares_DE[domain], counts / counts.sum(), atol=1e-12)
 
 
 @pytest.mark.parametrize("chip", ["910a", "910b"])

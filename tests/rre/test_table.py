@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.errors import DataError
-from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.rre.table import RoutingTable, draw_tables, shares_of_experts
 from pangu_sigma.sections import RoutingConfig
 
 KINDS = ["random", "balanced"]
@@ -182,3 +182,17 @@ def test_tables_that_are_cut_short_or_missing_are_refused(tmp_path: Path):
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(DataError, match=r"a\.npz: is not what was written"):
         RoutingTable.load(file)
+
+
+@pytest.mark.parametrize("kind", ["random", "balanced"])
+def test_shares_are_those_of_the_tokens_that_tables_route(kind):
+    frequencies_DV = np.array([[900, 50, 30, 20, 0, 0], [1, 2, 3, 4, 5, 6]])
+    table = draw_tables(RoutingConfig(table=kind), 2, 2, 6, 4, frequencies_DV, ["own", "common"], 3)
+    positions = np.arange(12)  # as often at each position
+    for domain in range(2):
+        ids, at = np.repeat(np.arange(6), frequencies_DV[domain])[:, None], positions[None]
+        experts = table.route(np.broadcast_to(ids, (len(ids), 12)), np.full((len(ids), 12), domain), at + 0 * ids)
+        for n, (first, count) in enumerate([(4 * domain, 4), (0, 3)] * 2):
+            counts = np.bincount(experts[n].ravel() - first, minlength=count)
+            shares_DE = shares_of_experts(*table.of_segment(n), frequencies_DV)
+            np.testing.assert_allclose(shares_DE[domain], counts / counts.sum(), atol=1e-12)

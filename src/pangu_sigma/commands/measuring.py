@@ -28,9 +28,9 @@ def add_commands(commands: Any) -> None:
     with_json(command)
     _add_benchmark(commands)
 
-    examples = "runs/sigma_tiny", "runs/sigma_tiny --against runs/short"
-    command = add_command(commands, "report", api.report, "summarise a run, and draw its plots", *examples)
-    with_model(command, "run folder")
+    examples = "runs/sigma_tiny", "runs/sigma_tiny --against runs/short", "data/prepared"
+    command = add_command(commands, "report", api.report, "summarise a run or prepared data, and draw plots", *examples)
+    with_model(command, "run folder, or folder of prepared data")
     command.add_argument("--against", help="compare the losses with those of other runs", **_AGAINST)
     with_json(command)
 

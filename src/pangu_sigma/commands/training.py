@@ -32,11 +32,14 @@ def add_commands(commands: Any) -> None:
         "sigma_tiny",
         "sigma_tiny --input mine.jsonl --set data.path=data/mine",
         "sigma_tiny --input mine.jsonl --check",
+        "five.yaml --input law.jsonl --extend data/prepared --set data.path=data/five",
     )
     with_config(command)
     command.add_argument(
         "--input", type=Path, action="append", metavar="PATH", help="your own text, a file or a folder; may be repeated"
     )
+    kept = "prepared data whose domains are kept as they are; only text of the others is read"
+    command.add_argument("--extend", type=Path, metavar="FOLDER", help=kept)
     flag(command, "--check", "print the table and all problems of the text, and write nothing")
 
     command = add_command(

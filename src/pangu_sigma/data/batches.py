@@ -21,7 +21,7 @@ from pangu_sigma.data.prepared import read_frequencies
 from pangu_sigma.data.samples import Samples, open_samples
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.step_arrays import StepArrays, draws_of
-from pangu_sigma.domains import Domains, domain_sets, domains_of
+from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.parallel.layout import Room, data_rank_of_sequences, dispatch_layout, room_of
 from pangu_sigma.parallel.plans import Planner, UpdatePlan
@@ -105,7 +105,7 @@ class BatchLoader:
         self.config, self.rank, self.folder = config, rank, folder
         self.planner = Planner(config, rank, layout or dispatch_layout(config))
         self.domains: Domains = domains_of(config)
-        self.domain_sets = domain_sets(config)
+        self.domain_sets = config.domain_sets
         self.tokenizer = tokenizer
         self.table = table
         self.samples = self._open(folder, split)

@@ -20,6 +20,9 @@ DATA_FORMAT = 4
 READABLE = (3, DATA_FORMAT)
 """Format versions that are read; others are refused. In format 3 hashes of chunks are in the manifest."""
 
+EXTENDS = "extends"
+"""Key of a manifest's `config`: fingerprint and content hash of the folder that was extended (`prepare-data --extend`)."""
+
 SHORTENED = "…"
 """End of the text of a passage that was cut."""
 

@@ -9,21 +9,30 @@ Shape suffix: M blocks (one domain each).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from pangu_sigma.config import Config
+from pangu_sigma.data.mixture import Mixture
 from pangu_sigma.data.shuffle import KeyedShuffle
-from pangu_sigma.domains import domain_sets
+
+MANY_EPOCHS = 4
+"""Number of epochs of a domain above which a run is warned of: up to four, repeated text trains nearly as well as new text
+(Muennighoff et al. 2023, arXiv 2305.16264)."""
 
 
 @dataclass
 class Cursor:
-    """Position in the training data: the number of samples taken so far of each domain, by domain index."""
+    """Position in the training data: the number of samples taken so far of each domain, by domain index.
+
+    begun: what of them an earlier run had taken, of which this one is an extension; empty for a run that began anew. The mixture
+    of domains counts from there, so that a new domain does not have to catch up with the old ones.
+    """
 
     taken: list[int]
+    begun: list[int] = field(default_factory=list)
 
 
 class Shuffle(Protocol):
@@ -37,12 +46,12 @@ class SampleOrder:
     """Sampler of training: picks the domains of a batch by weight, and shuffles the samples of each domain in every epoch."""
 
     def __init__(self, config: Config, counts: list[int], weights: Sequence[float] | None = None):
-        """counts: samples of each domain. weights: sampling weight of each, 0 to leave it out; with None the configuration's."""
+        """counts: samples of each domain. weights: weight of each, 0 to leave it out; None: the configuration's mixture."""
         self._counts, self._seed, self._keyed = counts, config.seed, config.data.shuffle == "keyed"
         self._blocks = config.data.domains_per_step
         self._per_block = config.train.batch_size // self._blocks * config.train.accumulation
-        self._weights = np.array([d.weight for d in config.domains] if weights is None else weights)
-        self._sets = [np.array(members) for members in domain_sets(config)]
+        self._mixture = Mixture.of(config, counts) if weights is None else Mixture.constant(weights)
+        self._sets = [np.array(members) for members in config.domain_sets]
         self._shuffles: dict[tuple[int, int], Shuffle] = {}
 
     def start(self) -> Cursor:
@@ -69,18 +78,41 @@ class SampleOrder:
     def _shuffle(self, count: int, key: list[int]) -> Shuffle:
         return KeyedShuffle(count, key) if self._keyed else np.random.default_rng(key).permutation(count)
 
+    def epochs(self, cursor: Cursor) -> list[float]:
+        """Return how often the samples of each domain have been read; 0 for a domain without samples."""
+        return [taken / max(count, 1) for taken, count in zip(cursor.taken, self._counts, strict=True)]
+
+    def planned_epochs(self, steps: int) -> list[float]:
+        """Return how often the samples of each domain will be read in the first `steps` steps of a run, by the mixture."""
+        per_set, epochs = self._blocks // len(self._sets), [0.0] * len(self._counts)
+        for members in self._sets:
+            for domain, due in zip(members, self._mixture.due_M(members, steps * per_set, per_set), strict=True):
+                epochs[domain] = float(due) * self._per_block / max(self._counts[domain], 1)
+        return epochs
+
     def _choose(self, cursor: Cursor) -> list[int]:
         """Return the domains of the next blocks: each time that of its set which is furthest behind its weight; ties are drawn."""
-        weights = self._weights
-        drawn = np.array(cursor.taken) // self._per_block
+        taken = np.array(cursor.taken) - (np.array(cursor.begun) if cursor.begun else 0)
+        drawn, sets = taken // self._per_block, len(self._sets)
+        active = self._mixture.active_D(int(taken.sum()) // (self._per_block * self._blocks))
         rng = np.random.default_rng([self._seed, int(drawn.sum())])
         chosen_M = np.zeros(self._blocks, int)
         for m in range(self._blocks):
-            members, chance = self._sets[m % len(self._sets)], rng.random(len(weights))
-            due = (drawn[members].sum() + 1) * weights[members] / weights[members].sum()
-            behind = due - drawn[members] + 1e-6 * chance[members]
+            members, chance = self._sets[m % sets], rng.random(len(taken))
+            due = self._mixture.due_M(members, int(drawn[members].sum()) + 1, self._blocks // sets)
+            behind = np.where(active[members], due - drawn[members] + 1e-6 * chance[members], -np.inf)
             chosen_M[m] = members[behind.argmax()]
             drawn[chosen_M[m]] += 1
-        for s in range(len(self._sets)):
-            chosen_M[s :: len(self._sets)].sort()
+        for s in range(sets):
+            chosen_M[s::sets].sort()
         return chosen_M.tolist()
+
+
+def repetitions(order: SampleOrder, names: Sequence[str], steps: int) -> list[str]:
+    """Return a sentence for each domain that a run of `steps` steps reads more than `MANY_EPOCHS` times. names: of the domains."""
+    return [
+        f"{name}: {steps:,} steps read its text {epochs:.1f} times; above {MANY_EPOCHS} epochs repeated text teaches less than new "
+        "text: prepare more of it, lower its weight, or set data.temperature"
+        for name, epochs in zip(names, order.planned_epochs(steps), strict=True)
+        if epochs > MANY_EPOCHS
+    ]

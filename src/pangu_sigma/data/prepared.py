@@ -7,6 +7,7 @@ the hashes of its chunks, in a file beside it, which is read with the first of t
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -220,15 +221,17 @@ def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
     )
 
 
-def file_records(folder: Path) -> dict[str, FileRecord]:
+def file_records(folder: Path, known: Collection[str] = ()) -> dict[str, FileRecord]:
     """Return size and hash of every file below a folder, by relative path; the manifest is left out. Raises OSError.
 
     The hashes of each `.bin`'s chunks are written to a file beside it, over an earlier one. Each file is read once.
+    known: relative paths of files to leave out, whose records are known.
     """
     records = {}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
-    for file in Bar([file for file in files if file.suffix != HASHES_ENDING], desc="hashing", unit="file"):
-        name = file.relative_to(folder).as_posix()
+    names = [file.relative_to(folder).as_posix() for file in files if file.suffix != HASHES_ENDING]
+    for name in Bar([name for name in names if name not in known], desc="hashing", unit="file"):
+        file = folder / name
         if file.suffix != ".bin":
             records[name] = FileRecord(**fingerprint(file))
             continue

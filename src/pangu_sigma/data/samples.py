@@ -29,7 +29,8 @@ class Samples:
     """Samples of every domain of a configuration, in file order.
 
     files: token files, one per domain. counts: number of samples of each domain. Sample n of a domain is its tokens n·S … n·S + S:
-    a sequence and the token after it, because each token predicts the next. weights: sampling weight of each domain.
+    a sequence and the token after it, because each token predicts the next. weights: sampling weight of each domain; None: those of
+    the configuration.
     Raises DataError if a domain has fewer tokens than one sample.
     """
 
@@ -37,7 +38,7 @@ class Samples:
         """split: name of the split, for error messages."""
         self.files = files
         self._length = config.model.seq_length
-        self.weights = [domain.weight for domain in config.domains]
+        self.weights: list[float] | None = None
         self.counts = [(file.tokens - 1) // self._length for file in files]
         for domain, count, file in zip(config.domains, self.counts, files, strict=True):
             if count < 1:

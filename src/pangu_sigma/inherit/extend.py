@@ -35,6 +35,7 @@ from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.parent import ParentWords, looked_up, parent_slot
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.tensor_origin import SlotRows
+from pangu_sigma.inherit.text_cursor import text_cursor
 from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_in_turn, write_child
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.stored.model import StoredModel
@@ -174,11 +175,13 @@ def extend_run(path: Path, config: Config, folder: Path, origin: Origin, graphs:
     child = plan_extension(parent, config, origin)
     text = Path(child.config.data.path)
     open_samples(child.config, text, "train", child.tokenizer.size)
+    manifest = load_manifest(text)
+    cursor, position = text_cursor(parent, child.config, manifest)
     with unfinished_folder(folder) as fresh:
-        run = write_child(fresh, child, load_manifest(text).content_hash)
+        run = write_child(fresh, child, manifest.content_hash, cursor)
         same = {name: source for name, source in child.origins.items() if _answers_as(child, name, source)}
         agreement = compare_trained(parent, run, same, text, graphs)
-        receipt = child_receipt("extend", child, agreement, _fates(child), notes=_notes(child))
+        receipt = child_receipt("extend", child, agreement, _fates(child), notes=[*_notes(child), position])
         receipt.save(fresh)
     return receipt
 
@@ -246,7 +249,10 @@ def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
 
 
 def _keep_ids(path: Path) -> str:
-    return f"to keep the tokens of the run and their rows: pangu-sigma prepare-data CONFIG --set vocabulary.keep={path}"
+    return (
+        f"to keep the tokens of the run and their rows: pangu-sigma prepare-data CONFIG --set vocabulary.keep={path}, or, to "
+        "prepare only text of new domains, --extend with the run's data.path"
+    )
 
 
 def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray) -> None:

@@ -48,6 +48,7 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     tree = absolute_paths(config).model_dump(mode="json")
     tree["domains"] = [each for each in tree["domains"] if each["name"] in kept]
     tree["data"]["path"] = str(data.absolute())
+    tree["data"]["phases"] = []  # they are those of the whole run, and may name domains that are gone
     tree["ecss"]["path"] = None  # two runs would write into one file store
     tree["finetune"] = None  # it can be trained again
     child = _fitting(tree, config, len(kept))

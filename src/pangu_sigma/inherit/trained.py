@@ -30,6 +30,7 @@ from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_fil
 from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config
+from pangu_sigma.data.order import Cursor
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.inherit.equality import Agreement
 from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt, count_rows
@@ -134,14 +135,15 @@ class ChildTensors:
         return draw.standard_normal(shape, np.float32) * np.float32(std)
 
 
-def write_child(path: Path, child: ChildTensors, data_hash: str | None) -> StoredRun:
-    """Write a child as a run folder with a checkpoint of step 0. data_hash: content hash of the child's text. Raises OSError."""
+def write_child(path: Path, child: ChildTensors, data_hash: str | None, cursor: Cursor | None = None) -> StoredRun:
+    """Write a child as a run folder with a checkpoint of step 0. data_hash: content hash of the child's text. cursor: position in
+    it, None for its beginning. Raises OSError."""
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         child.tokenizer.save(Path(temporary) / TOKENIZER_FOLDER)
         write_model_files(path, child.config, Path(temporary) / TOKENIZER_FOLDER, child.table)
     run = RunFolder(path, child.config, child.tokenizer, child.table, data_hash)
-    write_step_0(run, compose(child.config, child.find))
+    write_step_0(run, compose(child.config, child.find), cursor)
     return open_model(path, "run")
 
 

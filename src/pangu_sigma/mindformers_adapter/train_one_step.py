@@ -5,6 +5,7 @@ Shape suffixes: N RRE layers, A active experts, D domains.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mindspore as ms
@@ -15,7 +16,6 @@ from mindspore import Tensor, nn
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.config import Config
-from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.prefetch import make_prefetcher
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
@@ -71,6 +71,6 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         rate = self.optimizer.rate(self.progress.updates + 1)
         result = self.step.take(rate, arrays, brought)
         applied = bool(result.applied.asnumpy())
-        self.progress.advance(applied, Cursor(taken_D.asnumpy().tolist()))
+        self.progress.advance(applied, replace(self.progress.cursor, taken=taken_D.asnumpy().tolist()))
         loss = np.stack([loss_M.asnumpy() for loss_M in result.block_loss_GM]).sum()
         return Tensor(loss), Tensor(not applied), result.scale, Tensor(rate, ms.float32), result.norm

@@ -22,7 +22,6 @@ import numpy as np
 
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.domains import domain_sets
 from pangu_sigma.rre.capacity import Capacity, DispatchLayout
 from pangu_sigma.sections import ParallelConfig, Segment
 
@@ -113,7 +112,7 @@ def share_of(config: Config, rank: int) -> Share:
     parallel = config.parallel
     if not 0 <= rank < parallel.ranks:
         raise ConfigError(f"rank {rank} does not exist: the parallel section lays out {parallel.ranks} ranks")
-    at, sets = Layout(parallel).coordinates(rank), domain_sets(config)
+    at, sets = Layout(parallel).coordinates(rank), config.domain_sets
     per_group, experts = len(sets) // parallel.groups, config.model.experts_per_domain
     mine = tuple(range(at.group * per_group, (at.group + 1) * per_group))
     each = experts // parallel.expert

@@ -1,8 +1,9 @@
 """Smallest capacity and arrival factors of `parallel` that drop no row, found by simulation. Pure Python.
 
 Steps are drawn as training draws them: each block of a batch is of a domain of its set, by weight, and each rank of a group takes
-the same number of tokens of it. Tokens are drawn one by one from the domain's frequencies, and the routing tables give their
-experts. Real text repeats its words within a document, so that a rank's tokens are less even than these: leave a margin.
+the same number of tokens of it; of every phase (`data.phases`) as many steps are drawn. Tokens are drawn one by one from the
+domain's frequencies, and the routing tables give their experts. Real text repeats its words within a document, so that a rank's
+tokens are less even than these: leave a margin.
 
 Without prepared data every domain has the frequencies of a law of Zipf and Mandelbrot, p(r) ~ 1 / (r + 2.7), over the rows of its
 slot (our choice).
@@ -22,10 +23,10 @@ import numpy as np
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
+from pangu_sigma.data.mixture import Mixture
 from pangu_sigma.data.prepared import PreparedData, read_frequencies
-from pangu_sigma.domains import domain_sets
 from pangu_sigma.parallel.layout import active_in_group, dispatch_layout, even_rows_received, tokens_of_rank
-from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.rre.table import draw_tables, shares_of_experts
 from pangu_sigma.sections import Segment
 
 SIMULATED_STEPS = 10_000
@@ -49,10 +50,13 @@ class Factors:
 
 def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) -> Factors:
     """Return the smallest capacity and arrival factors that drop no row in simulated steps. Raises DataError for bad data."""
-    shares_N, source = _shares(config)
+    frequencies_DV, source = _frequencies(config)
+    shares_N = _shares(config, frequencies_DV)
     tokens = tokens_of_rank(config) * config.parallel.groups // config.data.domains_per_step
     rng, sent, arrived, layout = np.random.default_rng(seed), 0.0, 0.0, dispatch_layout(config, ascend=True)
-    drawn = _domains_of_steps(config, steps, rng)
+    sizes_D = np.broadcast_to(frequencies_DV.sum(axis=1), len(config.domains))
+    weights_PD = Mixture.of(config, sizes_D).weights_PD
+    drawn = [of_group for weights_D in weights_PD for of_group in _domains_of_steps(config, weights_D, steps, rng)]
     with Bar(desc="simulate steps", total=len(shares_N) * len(drawn), unit="group", leave=False) as bar:
         for shares_DE, kind in zip(shares_N, config.model.routed, strict=True):
             even = tokens_of_rank(config) / active_in_group(config, kind)
@@ -78,14 +82,14 @@ def _up(factor: float) -> float:
     return math.ceil(factor * 100 - 1e-9) / 100
 
 
-def _domains_of_steps(config: Config, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Draw, for each group, the domain of each of its blocks in every step, [blocks, S]."""
-    sets, weights = domain_sets(config), np.array([domain.weight for domain in config.domains])
+def _domains_of_steps(config: Config, weights_D: np.ndarray, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Draw, for each group, the domain of each of its blocks in every step, [blocks, S]. weights_D: of the domains."""
+    sets = config.domain_sets
     blocks, groups = config.data.domains_per_step, config.parallel.groups
     drawn: list[list[np.ndarray]] = [[] for _ in range(groups)]
     for block in range(blocks):
         number = block % len(sets)
-        share = weights[list(sets[number])]
+        share = weights_D[list(sets[number])]
         chosen = rng.choice(sets[number], steps, p=share / share.sum())
         drawn[number * groups // len(sets)].append(chosen)
     return [np.stack(of_group) for of_group in drawn]
@@ -117,29 +121,14 @@ def _arrivals(config: Config, counts: np.ndarray) -> np.ndarray:
     return arrived
 
 
-def _shares(config: Config) -> tuple[list[np.ndarray], str]:
-    """Return each expert's fraction of a domain's tokens in each segment, [D, E], and the source of the frequencies."""
-    frequencies_DV, source = _frequencies(config)
+def _shares(config: Config, frequencies_DV: np.ndarray) -> list[np.ndarray]:
+    """Return each expert's fraction of a domain's tokens in each segment, [D, E]. frequencies_DV: as of `_frequencies`."""
     rows = frequencies_DV if config.routing.table == "balanced" else None
     m, (domains, vocabulary) = config.model, frequencies_DV.shape
     sizes = (m.rre_layers, domains, vocabulary, m.experts_per_domain)
     table = draw_tables(config.routing, *sizes, rows, m.segments, m.common_experts)
     shares_N = [shares_of_experts(*table.of_segment(n), frequencies_DV) for n in range(table.layers)]
-    return [np.broadcast_to(shares_DE, (len(config.domains), shares_DE.shape[1])) for shares_DE in shares_N], source
-
-
-def shares_of_experts(
-    first_DV: np.ndarray, spread_DV: np.ndarray, experts: int, frequencies_DV: np.ndarray
-) -> np.ndarray:
-    """Return each expert's fraction of each domain's tokens, [D, E experts]; tokens of a spread id are divided evenly. The other
-    arguments: as `RoutingTable.of_segment` returns them."""
-    shares_DE = np.zeros((len(frequencies_DV), experts))
-    for shares_E, first_V, spread_V, counts_V in zip(shares_DE, first_DV, spread_DV, frequencies_DV, strict=True):
-        part_V = counts_V / max(counts_V.sum(), 1) / spread_V
-        for step in range(int(spread_V.max())):
-            wide_V = spread_V > step
-            shares_E += np.bincount((first_V[wide_V] + step) % experts, part_V[wide_V], minlength=experts)
-    return shares_DE / shares_DE.sum(axis=-1, keepdims=True)
+    return [np.broadcast_to(shares_DE, (len(config.domains), shares_DE.shape[1])) for shares_DE in shares_N]
 
 
 def _frequencies(config: Config) -> tuple[np.ndarray, str]:

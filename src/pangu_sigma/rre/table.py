@@ -207,6 +207,20 @@ def draw_tables(
     return RoutingTable(first_NDV, spread_DV, experts, common_N, common_spread_V)
 
 
+def shares_of_experts(
+    first_DV: np.ndarray, spread_DV: np.ndarray, experts: int, frequencies_DV: np.ndarray
+) -> np.ndarray:
+    """Return each expert's fraction of each domain's tokens, [D, E experts]; tokens of a spread id are divided evenly. The other
+    arguments: as `RoutingTable.of_segment` returns them."""
+    shares_DE = np.zeros((len(frequencies_DV), experts))
+    for shares_E, first_V, spread_V, counts_V in zip(shares_DE, first_DV, spread_DV, frequencies_DV, strict=True):
+        part_V = counts_V / max(counts_V.sum(), 1) / spread_V
+        for step in range(int(spread_V.max())):
+            wide_V = spread_V > step
+            shares_E += np.bincount((first_V[wide_V] + step) % experts, part_V[wide_V], minlength=experts)
+    return shares_DE / shares_DE.sum(axis=-1, keepdims=True)
+
+
 def _drawn(
     vocabulary: int, experts: int, counts_V: np.ndarray | None, spread_V: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:

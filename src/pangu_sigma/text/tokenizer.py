@@ -78,7 +78,11 @@ class Tokenizer:
 
     def of_slots(self, slots: Sequence[int]) -> Tokenizer:
         """Return a tokenizer with only these embedding slots, in this order; ids and rows stay the same."""
-        return Tokenizer(self._alpha, self._english, self.slot_rows[list(slots)])
+        return self.with_rows(self.slot_rows[list(slots)])
+
+    def with_rows(self, slot_rows: np.ndarray) -> Tokenizer:
+        """Return a tokenizer of the same ids with other embedding rows: slot_rows as in the class."""
+        return Tokenizer(self._alpha, self._english, slot_rows)
 
     def encode(self, text: str, domain: Domain) -> list[int]:
         """Encode text for a domain, without language tag and <eot>. Raises DataError for a lone surrogate."""

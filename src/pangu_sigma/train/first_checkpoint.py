@@ -60,10 +60,11 @@ def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
         yield start_run(path, config)
 
 
-def write_step_0(run: RunFolder, files: Files) -> None:
-    """Write a checkpoint of step 0 that training starts from. files: files of the checkpoint, with the weights."""
+def write_step_0(run: RunFolder, files: Files, cursor: Cursor | None = None) -> None:
+    """Write a checkpoint of step 0 that training starts from. files: files of the checkpoint, with the weights. cursor: position in
+    the text, None for its beginning."""
     config = run.config
-    start = Cursor([0] * len(config.domains))
+    start = cursor or Cursor([0] * len(config.domains))
     health = Health(config.train, [domain.name for domain in config.domains]).state()
     total = sum(array.values.nbytes for arrays in files.values() for array in arrays.values())
     with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:

@@ -18,6 +18,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.data.order import repetitions
 from pangu_sigma.data.prepared import read_prepared_tokenizer
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.garbage import gc_frozen
@@ -167,6 +168,11 @@ class Trainer:
             norm_dense=None if result.norm_dense is None else float(result.norm_dense.asnumpy()),
             norm_experts=None if result.norm_experts is None else float(result.norm_experts.asnumpy()),
             worker=self._worked,
+            epochs=dict(
+                zip(
+                    (d.name for d in self.batches.domains), self.batches.order.epochs(self.progress.cursor), strict=True
+                )
+            ),
         )
 
     def state(self) -> dict[str, Any]:
@@ -273,6 +279,9 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
     if profile and ranks.first:
         trainer.timeline = Timeline(folder, start)
     span = trainer.timeline.span
+    if ranks.first and config.finetune is None:
+        for remark in repetitions(trainer.batches.order, names, options.steps):
+            logger.warning("%s", remark)
     with gc_frozen(), stop_request() as stop, log, trainer.saver, trainer.timeline:
         log.changed(start, trainer.changes)
         if start == 0:

@@ -41,7 +41,8 @@ class Progress:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:
         """Restore the progress from what `state` returned."""
-        return cls(state["step"], state["updates"], Cursor(list(state["cursor"]["taken"])))
+        cursor = state["cursor"]  # those of earlier versions have no `begun`
+        return cls(state["step"], state["updates"], Cursor(list(cursor["taken"]), list(cursor.get("begun", []))))
 
 
 def resume(run: RunFolder, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:

@@ -135,7 +135,7 @@ def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text
         "<td>zh</td><td>1,023</td><td>1</td><td>2</td><td>0</td><td>20</td><td>2,000</td><td>1,000</td><td>1.00%</td>"
         "<td>0.20%</td><td>58.0%</td><td>+1.83 ± 0.58</td></tr>",
         "<p>Shift: unigram loss of the held-out text above that of random text of its domain",
-        "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td><td>4.000</td><td>2</td><td>0</td>",
+        "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td><td>4.000</td><td>–</td><td>2</td><td>0</td>",
         "<summary>Configuration</summary>",
         "<td>train.batch_size</td><td>8</td>",
     ):
@@ -168,7 +168,7 @@ def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
         log.evaluation(2, held_out(zh=nan))
     text = report.write_report(tmp_path).read_text()
     assert "2 steps skipped" in text
-    assert "<td>zh</td><td>–</td><td>–</td><td>–</td><td>4.000</td><td>2</td><td>0</td>" in text
+    assert "<td>zh</td><td>–</td><td>–</td><td>–</td><td>4.000</td><td>–</td><td>2</td><td>0</td>" in text
 
 
 def tuned_run(folder: Path) -> Path:
@@ -262,3 +262,10 @@ def test_pictures_have_an_alternative_text_and_what_does_not_change_is_a_sentenc
     assert len(described) == text.count("<img") == 4
     assert all(len(words.split()) > 5 for words in described)
     assert "<p>The same at every step: loss scale 1.</p>" in text
+
+
+def test_epochs_are_those_after_the_last_step_and_an_older_log_has_none():
+    lines = [{"epochs": {"zh": 0.5}}, {"epochs": {"zh": 1.25, "en": 0.0}}]
+    assert report.last_epochs(lines, "zh") == 1.25
+    assert report.last_epochs(lines[:1], "en") is None
+    assert report.last_epochs([{}], "zh") is None

@@ -11,18 +11,22 @@ from helpers.losses import held_out_losses
 
 from experiments.tiny import STEPS
 from pangu_sigma.config import ConfigError
+from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.train.log.differences import loss_differences
 from pangu_sigma.train.log.metrics import FILE, read_metrics
 from pangu_sigma.train.log.summary import format_comparison, format_divergence, format_summary, summarise
 
 
-def test_the_summary_says_what_the_log_says(tiny_run):
+def test_the_summary_says_what_the_log_says(tiny_data, tiny_run):
     summary, (before, after) = summarise(tiny_run), held_out_losses(tiny_run)
+    records = load_manifest(tiny_data).domains
+    samples = {name: (record.train.tokens - 1) // 32 for name, record in records.items()}
     assert summary["steps"] == STEPS
     for name, losses in summary["domains"].items():
         assert (losses["loss_before"], losses["loss_after"]) == (before[name], after[name])
         assert 0 < losses["unigram"] < math.log(2 * 640)
         assert 0 < losses["se"] < losses["loss_after"]
+        assert losses["epochs"] == pytest.approx(STEPS * 4 / 3 / samples[name], abs=2 / samples[name])
         assert 0 < losses["bits_per_byte"] < losses["loss_after"] / math.log(2), "a token is more than a byte"
     assert Path(summary["checkpoint"]).name == f"step_{STEPS:08d}"
     assert Path(summary["report"]).exists()

@@ -124,14 +124,14 @@ class _InputFile:
             )
 
 
-def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
+def prepare(config: Config, inputs: list[Path], output: Path, kept: KeptVocabulary | None = None) -> Manifest:
     """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
 
     inputs: the user's files and folders; none: the packaged text. A folder that holds this very result already is left alone, an
-    older result of the same domains is replaced. Raises ConfigError or DataError for what the user can fix.
+    older result of the same domains is replaced. kept: vocabulary to keep in place of that of `vocabulary.keep`. Raises ConfigError or DataError for what the user can fix.
     """
     inputs = _checked_before_reading(config, inputs, output)
-    kept = KeptVocabulary.of(config)
+    kept = kept or KeptVocabulary.of(config)
     existing = _existing(output)
     if refused := _other_domains(config, output, existing):
         raise ConfigError(refused)
@@ -149,16 +149,17 @@ def prepare(config: Config, inputs: list[Path], output: Path) -> Manifest:
     return manifest
 
 
-def preview(config: Config, inputs: list[Path]) -> tuple[Manifest, list[str]]:
+def preview(config: Config, inputs: list[Path], kept: KeptVocabulary | None = None) -> tuple[Manifest, list[str]]:
     """Examine text as `prepare` does and write nothing, except packaged text that has to be downloaded.
 
     Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
-    one of data.path if that holds other domains. Raises ConfigError or DataError for what leaves nothing to examine.
+    one of data.path if that holds other domains. kept: as in `prepare`. Raises ConfigError or DataError for what leaves nothing to
+    examine.
     """
     output = Path(config.data.path)
     inputs = _checked_before_reading(config, inputs, output)
     existing = _existing(output)
-    kept, files = KeptVocabulary.of(config), [_InputFile.of(path) for path in inputs]
+    kept, files = kept or KeptVocabulary.of(config), [_InputFile.of(path) for path in inputs]
     decisive, refused = _decisive(config, files, kept), _other_domains(config, output, existing)
     if not refused:
         _say_replaced(output, existing, decisive)

@@ -8,7 +8,8 @@
   that the log has all steps of a checkpoint. `samples`: hash of the training samples, the same at any number of ranks. `dropped`:
   rows beyond the capacity of an expert's rank, over all layers. `skipped`: steps that updated nothing. `clipped`: steps whose
   gradients were scaled down to `train.optimizer.clip_norm`. `left_out`: steps whose loss
-  is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same by domain, for domains that have any.
+  is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same by domain, for domains that have any. `epochs`:
+  how often the training text of each domain has been read since the run began.
   `gradient_norm_dense`, `gradient_norm_experts`: norms of these gradients, null if not measured. With a prefetcher, of rank 0: MiB
   fetched, refreshed and returned per step, hit rate, and stall as a fraction of the time. With `ecss.update=worker`, of rank 0:
   fractions of the time in which the worker updated experts (`update_busy`; in the rest it waits for the device) and in which a step
@@ -34,7 +35,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,7 @@ class StepMetrics:
     tokens of each expert.
     samples: hash of the batch (`Batch.digest`). dropped: token rows beyond an expert's capacity. norm_dense, norm_experts: norms
     of the dense and of the expert gradients; None if not measured. worker: what the worker of `ecss.update` did during the step.
+    epochs: as in a `step` line.
     """
 
     step: int
@@ -102,6 +104,7 @@ class StepMetrics:
     norm_dense: float | None = None
     norm_experts: float | None = None
     worker: WorkerCounts | None = None
+    epochs: dict[str, float] = field(default_factory=dict)
 
 
 class MetricsLog:
@@ -276,6 +279,7 @@ class MetricsLog:
             "per_domain_left_out": dict(
                 Counter(name for s in steps for name, loss in s.per_domain_loss.items() if not math.isfinite(loss))
             ),
+            "epochs": last.epochs,
             "tokens": sum(s.tokens for s in steps),
             "samples": xxhash.xxh3_64_hexdigest("".join(s.samples for s in steps).encode()),
             "dropped": sum(s.dropped for s in steps),
@@ -293,6 +297,8 @@ class MetricsLog:
         for name, loss in per_domain_loss.items():
             if loss is not None:
                 self._board.add_scalar(f"loss_train/{name}", loss, last.step)
+        for name, epochs in last.epochs.items():
+            self._board.add_scalar(f"epochs/{name}", epochs, last.step)
 
     def _traffic(self, moved: list[Traffic]) -> dict[str, float | None]:
         """Return the values of the keys TRAFFIC over these steps."""

@@ -228,7 +228,7 @@ def _template() -> Template:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     environment.filters |= {"cell": _cell, "number": _number, "text": _text}
-    environment.globals |= {"last_loss": last_loss, "perplexity": _perplexity}
+    environment.globals |= {"epochs": last_epochs, "last_loss": last_loss, "perplexity": _perplexity}
     return environment.get_template("report.html")
 
 
@@ -236,6 +236,12 @@ def last_loss(lines: list[Line], domain: str) -> float | None:
     """Return the last finite loss of a domain in the `step` lines, each of which has only the domains of its batches."""
     losses = (line["per_domain_loss"].get(domain) for line in reversed(lines))
     return next((loss for loss in losses if loss is not None), None)
+
+
+def last_epochs(lines: list[Line], domain: str) -> float | None:
+    """Return how often the training text of a domain has been read after the last `step` line; None in a log without this."""
+    found: float | None = lines[-1].get("epochs", {}).get(domain) if lines else None
+    return found
 
 
 def _perplexity(loss: float | None) -> float | None:

@@ -14,7 +14,7 @@ from pangu_sigma.train.log.differences import evaluation_of, format_missing
 from pangu_sigma.train.log.losses import format_number
 from pangu_sigma.train.log.metrics import FILE, TRAFFIC, EmptyLogError, load_max_over_mean, read_metrics
 from pangu_sigma.train.log.pictures import expert_load
-from pangu_sigma.train.log.report import PAGE, read_tuning
+from pangu_sigma.train.log.report import PAGE, last_epochs, read_tuning
 
 _FIGURES = ("se", "unigram", "bits_per_byte", "tokens", "samples")
 """Keys of a domain's last evaluation in a summary, besides its loss."""
@@ -25,8 +25,9 @@ def summarise(path: Path) -> dict[str, Any]:
 
     For each domain it has the held-out loss in nats per token before and after training; None if it is not finite. "After" is the
     evaluation at the newest checkpoint, or else the last one; its step is `evaluated_at`. That loss comes with its standard error,
-    the unigram loss of the same tokens, and bits per byte. For the run it has tokens per second, max/mean of the expert load, the
-    number of rows dropped beyond an expert's capacity, and the median prefetch traffic of a log line, None without a prefetcher.
+    the unigram loss of the same tokens, bits per byte, and how often the training text was read ("epochs"). For the run it has
+    tokens per second, max/mean of the expert load, the number of rows dropped beyond an expert's capacity, and the median prefetch
+    traffic of a log line, None without a prefetcher.
     "report" is the path that `write_report` writes to; "finetune" is `read_tuning`: the losses of a tuned run are of its dev set.
 
     Raises EmptyLogError if the run has not reached its first checkpoint, or its log is missing.
@@ -38,6 +39,7 @@ def summarise(path: Path) -> dict[str, Any]:
         raise EmptyLogError(
             f"{path} has no checkpoint or no losses to report yet; train it first, or wait for its first checkpoint"
         )
+    steps = [line for line in lines if line["kind"] == "step"]
     moved = [line for line in lines if "fetched_mib" in line]
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     load_NK = expert_load([line for line in lines if line["kind"] == "load"])
@@ -57,6 +59,7 @@ def summarise(path: Path) -> dict[str, Any]:
                 "loss_before": before["per_domain_loss"].get(name),
                 "loss_after": loss,
                 **{key: after[key][name] for key in _FIGURES},
+                "epochs": last_epochs(steps, name),
             }
             for name, loss in after["per_domain_loss"].items()
         },
@@ -77,10 +80,12 @@ def summarise(path: Path) -> dict[str, Any]:
 def format_summary(summary: dict[str, Any]) -> str:
     """Format a summary as the table that `pangu-sigma report` prints."""
     lines = [
-        f"{'domain':12} {'before':>8} {'after':>8} {'±':>8} {'unigram':>8} {'bits/byte':>9}   {summary['losses']}, nats per token",
+        f"{'domain':12} {'before':>8} {'after':>8} {'±':>8} {'unigram':>8} {'bits/byte':>9} {'epochs':>7}   "
+        f"{summary['losses']}, nats per token",
         *(
             f"{name:12} {format_number(d['loss_before'], 8)} {format_number(d['loss_after'], 8)} {format_number(d['se'], 8)} "
-            f"{format_number(d['unigram'], 8)} {format_number(d['bits_per_byte'], 9)}"
+            f"{format_number(d['unigram'], 8)} {format_number(d['bits_per_byte'], 9)} "
+            f"{format_number(d['epochs'], 7, 2)}"
             for name, d in summary["domains"].items()
         ),
     ]
