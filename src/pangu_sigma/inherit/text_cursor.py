@@ -13,7 +13,8 @@ def text_cursor(parent: StoredModel, config: Config, text: Manifest) -> tuple[Cu
     """Return the position at which an extended run begins, and a note about it for the receipt. text: manifest of the run's text.
 
     The samples that `parent` has taken of its domains are not taken again if their token files are the same, which the manifest of
-    data that were prepared with `--extend` says, and if their order is: it follows from the seed, `data.shuffle` and a domain's place in the list.
+    data that were prepared with `--extend` says, and if their order is: it follows from the seed, `data.shuffle` and a domain's
+    place in the list.
     """
     begin = Cursor([0] * len(config.domains))
     if not isinstance(parent, StoredRun) or not _same_text(parent, text):
