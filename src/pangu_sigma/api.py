@@ -81,7 +81,16 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
 
 
 @check_kinds
-def prepare_data(config: Config | AnyPath, input: Paths = (), check: bool = False) -> Result:
+def prepare_data(
+    config: Config | AnyPath,
+    input: Paths = (),
+    check: bool = False,
+    *,
+    workers: int | None = None,
+    shard: str | None = None,
+    merge: bool = False,
+    ray: str | None = None,
+) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
 
     input: *.jsonl or *.jsonl.gz files, one {"text": …, "domain": …} a line; by default text from ordinary software packages.
@@ -91,17 +100,27 @@ def prepare_data(config: Config | AnyPath, input: Paths = (), check: bool = Fals
 
     check: only examine the text, and write nothing but packages that are downloaded. The result has the manifest that would be
     written, and under "problems" why the text would be refused; then `ok` is False, and the command exits with status 1.
+
+    The result is the same however it is made. workers: number of processes; by default one a core, as far as data.memory_gib allows,
+    and one for a few MiB. ray: address of a Ray cluster that does the work, "auto" for the one that this machine is part of.
+    shard: "i/n", this machine's share of the work, for schedulers of jobs: all shares of a pass, on storage that all machines see,
+    then all of the next; the result says which pass it was. merge: do all that the shares have left to do. A call that was killed
+    goes on where it was.
     """
     from pangu_sigma.data.prepare import prepare as preparation
+    from pangu_sigma.data.prepare.executors import ShareDone
     from pangu_sigma.data.prepare.overview import format_overview
 
     config = _loaded(config)
-    files = to_paths(input, "--input")
+    files, options = to_paths(input, "--input"), preparation.Options(workers, shard, merge, ray)
     if check:
-        manifest, problems = preparation.preview(config, files)
+        manifest, problems = preparation.preview(config, files, options)
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
-    manifest = preparation.prepare(config, files, Path(config.data.path))
+    try:
+        manifest = preparation.prepare(config, files, Path(config.data.path), options)
+    except ShareDone as done:
+        return Result({"share": str(done)}, str(done))
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import struct
 import weakref
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -40,11 +41,13 @@ def paths_of(prefix: Path) -> tuple[Path, Path]:
 
 def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray]) -> None:
     """Write documents to a token file, each as one sequence. documents: token ids of each document, with its <eot>."""
-    arrays = [np.asarray(ids, "<i4") for ids in documents]
     data, index = paths_of(prefix)
+    lengths = array("i")
     with data.open("wb") as file:
-        file.writelines(ids.tobytes() for ids in arrays)
-    index.write_bytes(_index_of(np.array([len(ids) for ids in arrays], "<i4")))
+        for ids in documents:
+            lengths.append(len(ids))
+            file.write(np.asarray(ids, "<i4").tobytes())
+    index.write_bytes(_index_of(np.array(lengths, "<i4")))
 
 
 def _index_of(lengths: np.ndarray) -> bytes:

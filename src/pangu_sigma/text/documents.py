@@ -107,10 +107,14 @@ def check_input(path: Path, option: str = "--input") -> None:
 
 
 def read_jsonl(
-    path: Path, domains: Domains, progress: Callable[[int], object] = lambda _: None
+    path: Path,
+    domains: Domains,
+    progress: Callable[[int], object] = lambda _: None,
+    begin: int = 0,
+    end: int | None = None,
 ) -> Iterator[Document | Rejected]:
-    """Yield the documents and the rejected lines of one file of documents, in order. Raises the errors of `read_lines`."""
-    return read_lines(path, lambda line, at: _document(line, domains, f"{path}:{at}"), progress)
+    """Yield the documents and the rejected lines of one file of documents, in order. See `read_lines` for arguments and errors."""
+    return read_lines(path, lambda line, at: _document(line, domains, f"{path}:{at}"), progress, begin=begin, end=end)
 
 
 def read_lines(
@@ -118,17 +122,21 @@ def read_lines(
     parse: Callable[[bytes, int], _Item],
     progress: Callable[[int], object] = lambda _: None,
     option: str = "--input",
+    begin: int = 0,
+    end: int | None = None,
 ) -> Iterator[_Item | Rejected]:
     """Yield, for each line of a file in order, the item that `parse` returns, or a `Rejected` if `parse` raises RejectedLine.
 
     parse: takes a line and its offset. progress: called with the number of bytes of each line. option: as in `check_input`.
+    begin, end: offsets of lines, to read only those between them; line numbers then count from `begin`. None: to the last.
     Blank lines are skipped. A truncated gzip stream yields its whole lines, then one `Rejected`. Raises DataError if the file
     cannot be read, and if a gzip stream is damaged, because its lines may then be other text.
     """
     check_input(path, option)
-    number = offset = 0
+    number, offset = 0, begin
     with _open(path) as file:
-        while True:
+        file.seek(begin)
+        while end is None or offset < max(end, 1):
             try:
                 line, size = _line(file)
             except (EOFError, OSError, zlib.error) as error:
