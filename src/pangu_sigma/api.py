@@ -101,8 +101,8 @@ def prepare_data(
     check: only examine the text, and write nothing but packages that are downloaded. The result has the manifest that would be
     written, and under "problems" why the text would be refused; then `ok` is False, and the command exits with status 1.
 
-    The result is the same however it is made. workers: number of processes; by default one a core, as far as data.memory_gib allows,
-    and one for a few MiB. ray: address of a Ray cluster that does the work, "auto" for the one that this machine is part of.
+    The result is the same however it is made. workers: number of processes; by default one a core, as far as data.memory_gib
+    allows, and one for a few MiB. ray: address of a Ray cluster that does the work, "auto" for the one that this machine is in.
     shard: "i/n", this machine's share of the work, for schedulers of jobs: all shares of a pass, on storage that all machines see,
     then all of the next; the result says which pass it was. merge: do all that the shares have left to do. A call that was killed
     goes on where it was.

@@ -1,7 +1,7 @@
 """Blocks of documents: what the passes of a preparation share.
 
-A *block* is a stretch of the documents of one input unit, in order. Its files are the documents as they were read, an *index* with a
-record of each, and after segmentation its runs. Documents have numbers in their block, from 0.
+A *block* is a stretch of the documents of one input unit, in order. Its files are the documents as they were read, an *index* with
+a record of each, and after segmentation its runs. Documents have numbers in their block, from 0.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ INDEX = np.dtype(
         ("domain", "<u2"),
     ]
 )
-"""Record of a document. key, hold: first 128 bits of the hashes that decide whether it is kept and held out, in two parts. bytes: of
-UTF-8. number: in its block. domain: index."""
+"""Record of a document. key, hold: first 128 bits of the hashes that decide whether it is kept and held out, in two parts. bytes:
+of UTF-8. number: in its block. domain: index."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Block of documents. name: of its files, with .documents and .index. count: number of documents. offsets: of the index's parts."""
+    """Block of documents. name: of its files, with .documents, .index, .runs, .ids. count: number of documents. offsets: of the
+    index's parts."""
 
     name: str
     count: int
@@ -63,8 +64,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Work:
-    """What every unit of a preparation needs to know. size: bytes of text of a block. archives: files of packaged text. limit: maximum
-    bytes kept of a domain; None for all. preview: True to write no token files."""
+    """What every unit of a preparation needs to know. size: bytes of text of a block. archives: files of packaged text. limit:
+    maximum bytes kept of a domain; None for all. preview: True to write no token files."""
 
     config: Config
     stage: Stage

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from array import array
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -82,14 +84,11 @@ def final_tokenizer(work: Work) -> Tokenizer:
 
 def count_block(work: Work, name: str, item: BlockItem) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Count the pieces of a block's documents that are certain to be trained on: for each slot, its index, ids and their counts."""
-    tokenizer, counts = whole_tokenizer(work), dict[int, np.ndarray]()
+    tokenizer, found = whole_tokenizer(work), defaultdict[int, "array[int]"](lambda: array("i"))
     for _, domain, certain, segments in kept_documents(work.stage, item.block):
         if certain:
-            slot = work.domains[domain].slot
-            ids = tokenizer.sample_runs(segments, work.domains[domain])
-            counts_V = counts.setdefault(slot, np.zeros(tokenizer.size, np.int64))
-            counts_V += np.bincount(ids, minlength=tokenizer.size)
-    return [(slot, (ids := np.flatnonzero(counts_V)), counts_V[ids]) for slot, counts_V in counts.items()]
+            found[work.domains[domain].slot].extend(tokenizer.sample_runs(segments, work.domains[domain]))
+    return [(slot, *np.unique(np.array(ids), return_counts=True)) for slot, ids in found.items()]
 
 
 def summed(counts: Iterable[list[tuple[int, np.ndarray, np.ndarray]]], slots: int, size: int) -> np.ndarray:

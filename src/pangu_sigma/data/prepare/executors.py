@@ -56,7 +56,7 @@ class Executor(Protocol):
 
 
 class Processes:
-    """Executor in `workers` processes of this machine; one worker is the calling process. They are started when needed, and stay."""
+    """Executor in `workers` processes of this machine, which are started when needed; one worker is the calling process."""
 
     shared = False
 
@@ -118,7 +118,7 @@ class Share:
 
 
 def executor_of(workers: int | None, shard: str | None, ray: str | None, memory_gib: float) -> Executor:
-    """Return the executor that options ask for. memory_gib: that of all processes. Raises ConfigError for options that are wrong."""
+    """Return the executor that options ask for. memory_gib: that of all processes. Raises ConfigError for wrong options."""
     if workers is not None and workers < 1:
         raise ConfigError(f"{argument('--workers')}={workers}: is no number of processes; give 1 or more")
     if ray is not None and (shard is not None or workers is not None):
@@ -145,7 +145,7 @@ def executor_of(workers: int | None, shard: str | None, ray: str | None, memory_
 def _in_flight(
     submit: Callable[[Task, int, Any], Future[None]], task: Task, units: Sequence[tuple[int, Any]], most: int, bar: Bar
 ) -> None:
-    """Submit units, at most so many at a time, and wait for all. Raises what a unit raises; units that run then are not waited for."""
+    """Submit units, at most so many at a time, and wait for all. Raises what a unit raises; nothing more is submitted then."""
     running: set[Future[None]] = set()
     left = iter(units)
     while True:

@@ -52,8 +52,8 @@ class HeldOutSize:
 
 @dataclass(frozen=True)
 class HeldOutChoice:
-    """Numbers of the candidates to hold out, ascending, and their overlap with the others. shortage: why they have fewer tokens than
-    the minimum, and which changes give enough; "" if they have enough."""
+    """Numbers of the candidates to hold out, ascending, and their overlap with the others. shortage: why they have fewer tokens
+    than the minimum, and which changes give enough; "" if they have enough."""
 
     numbers: list[int]
     overlap: OverlapRecord

@@ -15,6 +15,7 @@ import ast
 import csv
 import hashlib
 import logging
+import os
 import platform
 import re
 import subprocess
@@ -296,12 +297,18 @@ def _sides(pairs: list[tuple[str, str]], chinese_first: bool) -> Segments:
 
 def _code(part: int, files: list[Path]) -> Iterator[Document]:
     library = Path(sysconfig.get_paths()["stdlib"])
-    names = [path.relative_to(library) for path in sorted(library.rglob("*.py"))]
-    names = [name for name in names if _NOT_LIBRARY.isdisjoint(name.parts)]
+    names = sorted(_python_files(library))
     first, end = (len(names) * each // _CODE_PARTS for each in (part, part + 1))
     for name in names[first:end]:
         if text := filtered_code((library / name).read_bytes()):
             yield Document("code", text, f"python-{platform.python_version()}:{name}")
+
+
+def _python_files(library: Path) -> Iterator[Path]:
+    """Yield the relative paths of the library's own files: installed packages below it are not walked through."""
+    for folder, folders, files in os.walk(library):
+        folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
+        yield from ((Path(folder) / name).relative_to(library) for name in files if name.endswith(".py"))
 
 
 def filtered_code(content: bytes) -> str | None:

@@ -73,7 +73,7 @@ _FORMAT = 4
 """Version in the fingerprint: raise it when the same text would give a different folder."""
 _STAGE_FORMAT = 1
 """Version of the stage: raise it when its files change."""
-_PACKAGED_BLOCK = 512 << 10
+_PACKAGED_BLOCK = 1 << 20
 """Bytes of a block of packaged text."""
 _LITTLE_TEXT = 4 << 20
 """Bytes of input below which starting processes would take longer than they save."""
@@ -98,8 +98,8 @@ def prepare(config: Config, inputs: list[Path], output: Path, options: Options =
     """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
 
     inputs: the user's *.jsonl and *.jsonl.gz files; none: the packaged text. A folder that holds this very result already is left
-    alone, an older result of the same domains is replaced. A preparation that was killed goes on where it was. Raises ConfigError or
-    DataError for what the user can fix, and ShareDone when this machine's share of a pass is done.
+    alone, an older result of the same domains is replaced. A preparation that was killed goes on where it was. Raises ConfigError
+    or DataError for what the user can fix, and ShareDone when this machine's share of a pass is done.
     """
     _check_before_reading(config, inputs)
     kept = KeptVocabulary.of(config)

@@ -30,7 +30,8 @@ class PackagedUnit:
 
 @dataclass(frozen=True)
 class Read:
-    """Result of a unit. name: of its files. lines: number of lines in it. domains: indices of the domains that it has documents of."""
+    """Result of a unit. name: of its files. lines: number of its lines. domains: indices of the domains of its documents. reasons:
+    number of lines that cannot be used, by reason."""
 
     name: str
     lines: int

@@ -76,12 +76,12 @@ def kept_documents(stage: Stage, block: Block) -> Iterator[Kept]:
 
 
 def sample_items(blocks: Sequence[Block], english: Sequence[np.ndarray]) -> list[SampleItem]:
-    """Return the items of the pass `sample`: equal amounts of text of every domain that has English runs, spread over its documents.
+    """Return the items of the pass `sample`: as much text of every domain that has English runs, spread over its documents.
 
     english: results of `segment_block`.
     """
     counts = list(english)
-    total = sum(counts)
+    total = np.sum(counts, axis=0)
     with_text = int((total[:, 0] > 0).sum())
     steps = tuple(
         max(1, -(-int(characters) // (_LEARNING_BYTES // with_text))) if runs else 0 for runs, characters in total

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class Kept:
     kept_bytes: int = 0
 
     def keep(self, records_N: np.ndarray) -> np.ndarray:
-        """Count the documents whose hashes follow on those before, and return those to keep. records_N: INDEX, by hash and order."""
+        """Count documents whose hashes follow on those before, and return those to keep. records_N: INDEX, by hash and order."""
         self.offered += len(records_N)
         self.offered_bytes += int(records_N["bytes"].sum(dtype=np.int64))
         if self.limit is not None:
@@ -146,7 +147,7 @@ def select(work: Work, blocks: Sequence[Block]) -> Selection:
             kept_N[some_N["at"]] = True
             lowest[domain.index].add(some_N)
     with work.stage.writing("selected") as file:
-        offsets = [write_frame(file, kept_N[a:b]) for a, b in zip(begins[:-1], begins[1:], strict=True)]
+        offsets = [write_frame(file, kept_N[a:b]) for a, b in pairwise(begins)]
     candidates = [
         held_out_candidates(each.found_N, count.kept, data, work.config.data_of(domain.index).held_out)
         for domain, count, each in zip(domains, counts, lowest, strict=True)

@@ -24,7 +24,8 @@ def held_out_shift(
 
     A sample consists of successive documents with as many tokens as the held-out text. Its loss is what it would be if
     it were held out: the model counts all other tokens of the domain. train_V, held_out_V: token counts. documents: token ids of
-    all documents in random order, or of as many as `DRAWS` samples need. slot_R: id of each row of the domain's slot, -1 for a row without one.
+    all documents in random order, or of as many as `DRAWS` samples need. slot_R: id of each row of the domain's slot, -1 for a row
+    without one.
     """
     total_V = train_V + held_out_V
     loss = _loss(train_V, held_out_V, slot_R)

@@ -1,8 +1,8 @@
 """Stage of a preparation: the folder beside its output with all that is between text and token files.
 
-A preparation is a series of *passes*, each a map of a function over *units* (pieces of the input, blocks of documents, domains). The
-result of a unit is a file of the stage, written under another name and renamed, after the unit's other files. A unit with a result
-is not done again, so a killed preparation goes on where it was, and several machines can share one.
+A preparation is a series of *passes*, each a map of a function over *units* (pieces of the input, blocks of documents, domains).
+The result of a unit is a file of the stage, written under another name and renamed, after the unit's other files. A unit with a
+result is not done again, so a killed preparation goes on where it was, and several machines can share one.
 
 Files are sequences of *frames*: the length of a compressed pickle in 8 bytes, and the pickle. The checksum in the compressed data
 tells what a machine that lost power did not write: files are not flushed one by one, which would take longer than the work on them.
@@ -49,7 +49,7 @@ def write_frame(file: BinaryIO, value: Any, level: int = 1) -> int:
 
 
 def read_frame(file: BinaryIO, offset: int | None = None) -> Any:
-    """Read the value at an offset of a file of frames, by default the next one. Raises EOFError at the end, StageError for damage."""
+    """Read the value at an offset of a file of frames, by default the next one. Raises EOFError at its end, and StageError."""
     if offset is not None:
         file.seek(offset)
     head = file.read(_LENGTH.size)
@@ -147,13 +147,13 @@ class Results(Sequence[Any]):
 
     stage: Stage
     name: str
-    count: int
+    size: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, number: Any) -> Any:
-        if not 0 <= number < self.count:
+        if not 0 <= number < self.size:
             raise IndexError(number)
         return self.stage.load(f"{self.name}/{_number(number)}")
 
