@@ -52,7 +52,7 @@ def read(work: Work, name: str, unit: InputUnit | PackagedUnit) -> Read:
     rejected = list[Rejected]()
     with work.stage.writing(f"{name}.rejected") as unusable:
         for first in items:
-            block = _BlockWriter(work.stage, f"{name}.{len(result.blocks):04}")
+            block = BlockWriter(work.stage, f"{name}.{len(result.blocks):04}")
             with work.stage.writing(f"{block.name}.documents") as documents:
                 item: Document | Rejected | None = first
                 while item is not None:
@@ -81,7 +81,7 @@ def _items(work: Work, unit: InputUnit | PackagedUnit) -> Iterator[Document | Re
     return packaged_documents(work.domains[unit.domain], work.archives, unit.part)
 
 
-class _BlockWriter:
+class BlockWriter:
     """Writer of one block. name: of its files. size: bytes of its documents so far, as they are in memory."""
 
     def __init__(self, stage: Stage, name: str) -> None:
