@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from types import ModuleType
 from typing import Any, Protocol
@@ -117,6 +118,61 @@ class Share:
         self._inside.close()
 
 
+class Ray:
+    """Executor whose units are Ray tasks on the cluster at `address`: where they run, and lost nodes, are Ray's matter.
+
+    All nodes need this package, and the inputs and the stage on storage that they share. Raises ConfigError if Ray is not installed
+    or there is no cluster.
+    """
+
+    shared = False
+
+    def __init__(self, address: str) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError(f"{argument('--ray')}: Ray is not installed; run: pip install ray==2.60.0") from error
+        self._ray = ray
+        self._own = not ray.is_initialized()
+        if self._own:
+            try:
+                ray.init(address, log_to_driver=False)
+            except (ConnectionError, ValueError) as error:
+                raise ConfigError(
+                    f"{argument('--ray')}={address}: there is no cluster ({error}); start one with `ray start --head`"
+                ) from error
+
+    def run(self, task: Task, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
+        """See `Executor`."""
+        ray = self._ray
+        # a lost node loses only units without a result, so that doing them again is right at any time
+        remote = ray.remote(_call).options(max_retries=-1, memory=WORKER_BYTES)
+        shared_task = ray.put(task)
+        most = _IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        running, left = list[Any](), iter(units)
+        with Bar(desc=name, unit="unit", total=total, initial=total - len(units)) as bar:
+            while True:
+                running += [remote.remote(shared_task, *unit) for unit in islice(left, most - len(running))]
+                if not running:
+                    return
+                (done, *_), running = ray.wait(running)
+                try:
+                    ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                bar.update()
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        if self._own:
+            self._ray.shutdown()
+
+
+def _call(task: Task, number: int, unit: Any) -> None:
+    task(number, unit)
+
+
 def executor_of(workers: int | None, shard: str | None, ray: str | None, memory_gib: float) -> Executor:
     """Return the executor that options ask for. memory_gib: that of all processes. Raises ConfigError for wrong options."""
     if workers is not None and workers < 1:
@@ -127,6 +183,8 @@ def executor_of(workers: int | None, shard: str | None, ray: str | None, memory_
         )
     cores = len(os.sched_getaffinity(0))
     fitting = max(1, int(memory_gib * (1 << 30)) // WORKER_BYTES)
+    if ray is not None:
+        return Ray(ray)
     count = workers or min(cores, fitting)
     if count > fitting or (workers is None and cores > fitting):
         logger.warning(

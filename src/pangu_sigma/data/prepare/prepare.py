@@ -34,7 +34,7 @@ import numpy as np
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, load_manifest
 from pangu_sigma.data.prepare.blocks import Work, block_size
-from pangu_sigma.data.prepare.executors import Executor, executor_of
+from pangu_sigma.data.prepare.executors import Executor, ShareDone, executor_of
 from pangu_sigma.data.prepare.holding_out import HeldOut
 from pangu_sigma.data.prepare.input_files import InputFile, hashed
 from pangu_sigma.data.prepare.kept import KeptVocabulary
@@ -257,6 +257,8 @@ def _prepare(
     if problems and output is not None:
         raise DataError("\n".join([*problems, _LOOK]))
     written = passes.write(encoded, held_out)
+    if executor.shared:
+        raise ShareDone(f"all passes are done; call once with {argument('--merge')}, which makes the folder {output}")
     records = {
         domain.name: _record(
             domains, domain, tokenizer, counts[domain.index], sources[domain.index], written[domain.index]
