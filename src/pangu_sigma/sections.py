@@ -266,7 +266,7 @@ class DataConfig(Section):
     max_held_out_tokens: Positive = 1_000_000
     """Largest number of held-out tokens of a domain, whatever `held_out` says: it bounds what is kept in memory to find overlap."""
     memory_gib: PositiveFloat = 2.0
-    """Memory of all processes of `prepare-data` in GiB, whatever the size of the text: it bounds the number of workers, at 512 MiB
+    """Memory of all processes of `prepare-data` in GiB, whatever the size of the text: it bounds the number of workers, at 768 MiB
     each. The result does not depend on it. One document over a few MiB needs more."""
     domains_per_step: Width = 1
     """Number of blocks of a batch. Each block holds samples of one domain, so this is the maximum number of domains of a step."""

@@ -240,9 +240,9 @@ def test_the_missing_ray_is_said(monkeypatch):
 
 
 def test_memory_bounds_the_workers(caplog):
-    found = executor_of(8, None, None, 1.0)
+    found = executor_of(8, None, None, 1.5)
     assert isinstance(found, Processes) and found.workers == 2
-    assert "8 processes of 512 MiB need more memory than data.memory_gib=1; 2 will work" in caplog.text
+    assert "8 processes of 768 MiB need more memory than data.memory_gib=1.5; 2 will work" in caplog.text
 
 
 def test_a_stage_is_picklable(tmp_path):

@@ -55,13 +55,7 @@ class Encoded:
 
 def ids_of(stage: Stage, name: str, document: np.void) -> np.ndarray:
     """Return the token ids of one document, int32. name: of its block's files. document: DOCUMENT."""
-    return _mapped(stage, name)[document["begin"] : document["begin"] + document["tokens"]].copy()
-
-
-@functools.lru_cache(maxsize=64)
-def _mapped(stage: Stage, name: str) -> np.ndarray:
-    """Map the ids of a block into memory; the last ones stay open, as documents are read here and there."""
-    return np.memmap(stage.path(f"{name}.ids"), "<i4", "r")
+    return np.fromfile(stage.path(f"{name}.ids"), "<i4", int(document["tokens"]), offset=4 * int(document["begin"]))
 
 
 @functools.lru_cache(maxsize=1)

@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 Task = Callable[[int, Any], None]
 """Function of a pass: takes the number of a unit and the unit."""
 
-WORKER_BYTES = 512 << 20
-"""Memory of a worker process: programs and tables 200 MiB, a block's ids, and frames of text as objects (measured)."""
+WORKER_BYTES = 768 << 20
+"""Memory of a worker process: programs, tables and frames of text as objects 200 MiB, and 500 MiB for the windows of a domain's
+candidates (6 million tokens; measured)."""
 
 _IN_FLIGHT = 4
 """Number of units that are submitted at a time, times the workers."""

@@ -203,17 +203,20 @@ class _Windows:
         self._candidates = candidates
         self._sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
         lengths = sorted(set(np.minimum(self._sizes_C, WINDOW).tolist()) - {0})
-        owners, starts, hashes = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        # arrays of millions of windows: 4 bytes each where they do, and none longer than it is needed
+        owners, starts, hashes = [np.empty(0, np.int32)], [np.empty(0, np.int32)], [np.empty(0, np.uint64)]
         for first, text in _texts(candidates):
             for length, hashes_T in text.hashes(lengths):
                 own = text.own_windows(length)
                 owners.append(first + text.numbers(own))
-                starts.append(int(self._sizes_C[:first].sum()) + own)
+                starts.append((int(self._sizes_C[:first].sum()) + own).astype(np.int32))
                 hashes.append(hashes_T[own])
-        self._owner_K, start_K = np.concatenate(owners), np.concatenate(starts)
-        end_K = start_K + np.minimum(self._sizes_C[self._owner_K], WINDOW)
-        hashes_U, which_K = np.unique(np.concatenate(hashes), return_inverse=True)
-        self._which_K = which_K.astype(np.int32)
+        hashes_U = np.unique(np.concatenate(hashes))
+        which = [np.searchsorted(hashes_U, some).astype(np.int32) for some in hashes]
+        del hashes
+        self._owner_K, start_K, self._which_K = map(np.concatenate, (owners, starts, which))
+        del owners, starts, which
+        end_K = start_K + np.minimum(self._sizes_C, WINDOW).astype(np.int32)[self._owner_K]
         self.finder = Finder(hashes_U, lengths)
         finders, found = zip((np.empty(0, np.int32),) * 2, *self.finder.find(candidates), strict=True)
         self._finder_P, self._found_P = np.concatenate(finders), np.concatenate(found)
@@ -222,11 +225,11 @@ class _Windows:
             self.documents_U[which] += counts
         self.boilerplate_U = self.documents_U > boilerplate
         common_K = self.boilerplate_U[self._which_K]
-        first_T, last_T = (
-            np.bincount(tokens_K[common_K], minlength=int(self._sizes_C.sum()) + 1) for tokens_K in (start_K, end_K)
-        )
-        self._boilerplate_T = np.cumsum(first_T - last_T)[:-1] > 0
-        before_T = np.concatenate([[0], np.cumsum(self._boilerplate_T)])
+        edges_T = np.zeros(int(self._sizes_C.sum()) + 1, np.int32)
+        np.add.at(edges_T, start_K[common_K], 1)
+        np.subtract.at(edges_T, end_K[common_K], 1)
+        self._boilerplate_T = np.cumsum(edges_T, dtype=np.int32)[:-1] > 0
+        before_T = np.concatenate([[0], np.cumsum(self._boilerplate_T, dtype=np.int32)])
         self._own_K = before_T[end_K] == before_T[start_K]
 
     def overlaps(self, boilerplate: bool = False) -> np.ndarray:
