@@ -294,7 +294,7 @@ def test_prepare_data_takes_one_path_or_several(tiny_data, tmp_path, monkeypatch
     asked: list[Any] = []
     monkeypatch.setattr(
         "pangu_sigma.data.prepare.prepare.prepare",
-        lambda config, inputs, output: asked.append((inputs, output)) or load_manifest(tiny_data),
+        lambda config, inputs, output, options: asked.append((inputs, output)) or load_manifest(tiny_data),
     )
     config = tiny_config(tmp_path / "data")
     for inputs in ("a.jsonl", Path("a.jsonl"), ["a.jsonl"], (Path("a.jsonl"),)):

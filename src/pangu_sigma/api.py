@@ -82,7 +82,15 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
 
 @check_kinds
 def prepare_data(
-    config: Config | AnyPath, input: Paths = (), check: bool = False, extend: AnyPath | None = None
+    config: Config | AnyPath,
+    input: Paths = (),
+    check: bool = False,
+    extend: AnyPath | None = None,
+    *,
+    workers: int | None = None,
+    shard: str | None = None,
+    merge: bool = False,
+    ray: str | None = None,
 ) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
 
@@ -97,26 +105,38 @@ def prepare_data(
 
     extend: folder of prepared data with other domains of the configuration: their token files and vocabulary are kept, and only the
     text of the domains that it lacks is prepared.
+
+    The result is the same however it is made. workers: number of processes; by default one a core, as far as data.memory_gib
+    allows, and one for a few MiB. ray: address of a Ray cluster that does the work, "auto" for the one that this machine is in.
+    shard: "i/n", this machine's share of the work, for schedulers of jobs: all shares of a pass, on storage that all machines see,
+    then all of the next; the result says which pass it was. merge: do all that the shares have left to do. A call that was killed
+    goes on where it was.
     """
     from pangu_sigma.data.prepare import extended
     from pangu_sigma.data.prepare import prepare as preparation
+    from pangu_sigma.data.prepare.executors import ShareDone
     from pangu_sigma.data.prepare.overview import format_overview
 
     config = _loaded(config)
-    files = to_paths(input, "--input")
+    files, options = to_paths(input, "--input"), preparation.Options(workers, shard, merge, ray)
     old = None if extend is None else to_path(extend, "--extend")
     if check:
         manifest, problems = (
-            preparation.preview(config, files) if old is None else extended.preview_extension(config, files, old)
+            preparation.preview(config, files, options)
+            if old is None
+            else extended.preview_extension(config, files, old, options)
         )
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
     output = Path(config.data.path)
-    manifest = (
-        preparation.prepare(config, files, output)
-        if old is None
-        else extended.prepare_extension(config, files, old, output)
-    )
+    try:
+        manifest = (
+            preparation.prepare(config, files, output, options)
+            if old is None
+            else extended.prepare_extension(config, files, old, output, options)
+        )
+    except ShareDone as done:
+        return Result({"share": str(done)}, str(done))
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 

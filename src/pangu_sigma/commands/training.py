@@ -33,6 +33,7 @@ def add_commands(commands: Any) -> None:
         "sigma_tiny --input mine.jsonl --set data.path=data/mine",
         "sigma_tiny --input mine.jsonl --check",
         "five.yaml --input law.jsonl --extend data/prepared --set data.path=data/five",
+        "sigma_tiny --input mine.jsonl --shard 0/8",
     )
     with_config(command)
     command.add_argument(
@@ -41,6 +42,12 @@ def add_commands(commands: Any) -> None:
     kept = "prepared data whose domains are kept as they are; only text of the others is read"
     command.add_argument("--extend", type=Path, metavar="FOLDER", help=kept)
     flag(command, "--check", "print the table and all problems of the text, and write nothing")
+    command.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one a core)")
+    command.add_argument("--shard", metavar="I/N", help="do share I of N of the next pass, on this machine, and stop")
+    flag(command, "--merge", "do all that the shares have left to do")
+    command.add_argument(
+        "--ray", metavar="ADDRESS", help="let a Ray cluster do the work; auto: the one this machine is in"
+    )
 
     command = add_command(
         commands,

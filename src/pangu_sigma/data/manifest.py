@@ -108,9 +108,11 @@ class DomainRecord(_Record):
     held-out token: loss of a unigram model with the training counts plus ½ for every row of the slot.
     shift, shift_deviation: how much this loss is above that of as much text drawn at random from the domain, and the standard
     deviation of such draws, in nats.
-    offered: number of documents read. Each is kept or counted in one of: duplicates (exact copies), too_long (one document
-    longer than data.max_mib_per_domain), over_limit (left out because other documents fill that limit).
+    offered: number of documents read. Each is kept or counted in one of: filtered (by the name of the filter), duplicates (exact
+    copies), near_duplicates (of an earlier document of any domain), too_long (one document longer than data.max_mib_per_domain),
+    over_limit (left out because other documents fill that limit).
     offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the documents too long or over the limit.
+    private: number of private data in the documents that filters passed, by kind, if data.count_private says so.
     """
 
     slot: str
@@ -128,6 +130,23 @@ class DomainRecord(_Record):
     offered_bytes: int
     left_out_bytes: int
     overlap: OverlapRecord
+    near_duplicates: int = 0
+    filtered: dict[str, int] = {}
+    private: dict[str, int] = {}
+
+
+class NearDuplicatesRecord(_Record):
+    """Search for near-duplicates. pairs: pairs of documents that were compared. passed_over: pairs that were not, of texts that
+    very many documents share. groups: groups of near-duplicates, of which one document stays. lost: documents dropped, by the
+    domain that lost them "to" the one whose document stays. examples: pairs of the document that stays and one that was dropped,
+    shortened.
+    """
+
+    pairs: int
+    passed_over: int
+    groups: int
+    lost: dict[str, int]
+    examples: list[tuple[str, str]]
 
 
 class FileRecord(_Record):
@@ -147,7 +166,8 @@ class Manifest(_Record):
     """Manifest of a prepared data folder.
 
     config: settings, inputs and versions that decide the content of the folder. fingerprint: sha256 of `config`.
-    quarantined: number of unusable lines, by reason. examples: file, offset and detail of the first unusable line, by reason.
+    quarantined: number of unusable lines, by reason. examples: file, offset and detail of the first unusable line, by reason, and
+    of the first document that each filter dropped. near_duplicates: None if they were not searched.
     files: size and hash of every other file of the folder, by relative path.
     """
 
@@ -160,6 +180,7 @@ class Manifest(_Record):
     format: int = DATA_FORMAT
     examples: dict[str, str] = {}
     files: dict[str, FileRecord] = {}
+    near_duplicates: NearDuplicatesRecord | None = None
 
     @property
     def content_hash(self) -> str:

@@ -48,6 +48,7 @@ _KEYS = {
     "boilerplate_documents": "data",
     "min_held_out_tokens": "data",
     "max_held_out_tokens": "data",
+    "count_private": "data",
     "near_duplicates": "data",
     "filters": "data",
 }

@@ -23,7 +23,14 @@ from pangu_sigma.sealed import write_atomically
 
 _PAGE = "report.html"
 """Name of the page in the folder of a report."""
-_FATES = {"kept": "C0", "exact copies": "C1", "too long": "C3", "over the limit": "C7"}
+_FATES = {
+    "kept": "C0",
+    "filtered": "C4",
+    "exact copies": "C1",
+    "near-duplicates": "C8",
+    "too long": "C3",
+    "over the limit": "C7",
+}
 """What became of the documents offered, with colours."""
 _ALT = {
     "shares": "share of the tokens of each domain, and what became of the documents offered",
@@ -107,7 +114,9 @@ def _draw_shares(numbers: PreparedNumbers) -> Figure:
 def _documents(domain: DomainNumbers, fate: str) -> int:
     record = domain.record
     kept = record.train.documents + record.held_out.documents
-    return dict(zip(_FATES, (kept, record.duplicates, record.too_long, record.over_limit), strict=True))[fate]
+    filtered = sum(record.filtered.values())
+    counts = (kept, filtered, record.duplicates, record.near_duplicates, record.too_long, record.over_limit)
+    return dict(zip(_FATES, counts, strict=True))[fate]
 
 
 def _draw_lengths(domains: list[DomainNumbers]) -> Figure:

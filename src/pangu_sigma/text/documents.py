@@ -53,18 +53,20 @@ class Document:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Input line that cannot be used. line: number from 1. offset: bytes of the uncompressed file before the line, or rows of a
-    Parquet file. reason: one of a few fixed phrases, for counting. detail: description of this line."""
+    """Input line that cannot be used. line: number from 1; None if it was not counted. offset: bytes of the uncompressed file
+    before the line, or rows of a Parquet file. reason: one of a few fixed phrases, for counting. detail: description of this
+    line."""
 
     file: str
-    line: int
+    line: int | None
     offset: int
     reason: str
     detail: str
 
     def __str__(self) -> str:
         before = f"row {self.offset + 1:,}" if self.file.endswith(".parquet") else f"byte {self.offset:,}"
-        return f"{self.file}:{self.line} ({before}): {self.detail}"
+        line = "" if self.line is None else f":{self.line}"
+        return f"{self.file}{line} ({before}): {self.detail}"
 
 
 class RejectedLine(Exception):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.data.manifest import OverlapRecord, load_manifest
-from pangu_sigma.data.prepare.overlap import WINDOW, HeldOutSize, choose_held_out
+from pangu_sigma.data.prepare.overlap import WINDOW, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.data.token_files import TokenFile
 from pangu_sigma.errors import DataError
@@ -66,8 +66,19 @@ def size(
     return HeldOutSize(documents, tokens, most, 5, limit, boilerplate, "pass more --input text of this domain")
 
 
+def chosen(
+    documents: list[np.ndarray], candidates: list[int], demand: HeldOutSize, prefix: str = "domains.0"
+) -> HeldOutChoice:
+    """The choice, with numbers of documents; the other documents come in two parts."""
+    first = [documents[number] for number in candidates]
+    others = [documents[number] for number in range(len(documents)) if number not in candidates]
+    counts = [finder_of(first).count(others[part::2]) for part in range(2)]
+    choice = choose_held_out(first, counts, demand, words, prefix)
+    return replace(choice, numbers=sorted(candidates[number] for number in choice.numbers))
+
+
 def choose(documents: list[np.ndarray], candidates: list[int], demand: HeldOutSize) -> tuple[list[int], OverlapRecord]:
-    choice = choose_held_out(documents, candidates, demand, words, "domains.0")
+    choice = chosen(documents, candidates, demand)
     assert choice.shortage == ""
     return choice.numbers, choice.overlap
 
@@ -105,7 +116,7 @@ def test_the_first_candidates_that_repeat_too_little_are_held_out(documents, wan
     candidates = order.sample(range(len(documents)), max(1, len(documents) // 2))
     good = [c for c in candidates if overlap(documents[c], documents, boilerplate) <= limit]
     demand = size(min(wanted, len(candidates)), limit=limit, boilerplate=boilerplate)
-    choice = choose_held_out(arrays(documents), candidates, demand, words, "domains.0")
+    choice = chosen(arrays(documents), candidates, demand)
     assert choice.numbers == sorted(good[: demand.documents])
     assert ("0 tokens can be held out" in choice.shortage) == (not good)
     training = [document for number, document in enumerate(documents) if number not in choice.numbers]
@@ -145,7 +156,7 @@ def test_more_documents_are_held_out_until_there_are_tokens_enough():
     assert choose(documents, candidates, size(2, 650))[0] == list(range(7))
     assert choose(documents, candidates, size(2))[0] == [0, 1]
     assert choose(documents, candidates, size(2, 1_000))[0] == candidates
-    shortage = choose_held_out(documents, candidates, size(2, 1_001), words, "domains.0").shortage
+    shortage = chosen(documents, candidates, size(2, 1_001)).shortage
     assert shortage == (
         "1,000 tokens can be held out, min_held_out_tokens=1,001 are wanted; of the 10 documents that may be held out, 0 have "
         "more than max_overlap=0.01 of their windows of 13 tokens in other documents, or are boilerplate; set "
@@ -212,7 +223,7 @@ def test_held_out_tokens_are_capped_also_by_documents_that_are_too_long():
     assert choose(documents, candidates, size(8, tokens=150, most=450))[0] == [0, 1, 2, 3]
     documents[0] = np.concatenate([documents[0][:-1]] * 5 + [[EOT]]).astype(np.int32)
     assert choose(documents, candidates, size(8, tokens=150, most=450))[0] == [1, 2, 3, 4], "the first is skipped"
-    shortage = choose_held_out(documents, [0], size(1, most=450), words, "domains.0").shortage
+    shortage = chosen(documents, [0], size(1, most=450)).shortage
     assert "; 1 of them longer than data.max_held_out_tokens=450; " in shortage
     (most,) = re.findall(r"set data\.max_held_out_tokens=(\d+);", shortage)
     assert choose(documents, [0], size(1, most=int(most)))[0] == [0]
@@ -222,7 +233,7 @@ def test_a_shortage_tells_what_repeats_and_remedies_that_work():
     documents = with_footer(30, footer=30, common=12)
     candidates = list(range(13))
     demand = size(2, tokens=300)
-    shortage = choose_held_out(documents, candidates, demand, words, "domains.3").shortage
+    shortage = chosen(documents, candidates, demand, "domains.3").shortage
     assert shortage.startswith(
         "100 tokens can be held out, min_held_out_tokens=300 are wanted; of the 13 documents that"
     )
@@ -230,7 +241,7 @@ def test_a_shortage_tells_what_repeats_and_remedies_that_work():
     tokens, limit = re.findall(r"domains\.3\.(?:min_held_out_tokens|max_overlap)=([\d.]+)", shortage)
     assert choose(documents, candidates, replace(demand, tokens=int(tokens)))[0] == [12]
     assert len(choose(documents, candidates, replace(demand, limit=float(limit)))[0]) == 3
-    shortage = choose_held_out(documents, candidates, replace(demand, sample=101), words, "domains.3").shortage
+    shortage = chosen(documents, candidates, replace(demand, sample=101), "domains.3").shortage
     assert "min_held_out_tokens=100" not in shortage, "training needs a sample"
 
 

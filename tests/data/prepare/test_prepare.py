@@ -18,7 +18,7 @@ from experiments.chaos.poisoned import POISONED_LINES
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepare import prepare as prepare_module
+from pangu_sigma.data.prepare import reading, segmenting
 from pangu_sigma.data.prepare.prepare import _limit, prepare
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.data.token_files import TokenFile
@@ -158,7 +158,7 @@ def test_data_that_are_replaced_are_said_once_with_what_differs(text, prepared, 
 
 def test_a_failure_leaves_nothing_behind_but_the_quarantine(text, prepared, tmp_path, config, monkeypatch, caplog):
     with monkeypatch.context() as failing:
-        failing.setattr("pangu_sigma.data.prepare.prepare.write_tokens", lambda *_: 1 / 0)
+        failing.setattr("pangu_sigma.data.prepare.writing.write_tokens", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(config, [text], tmp_path / "out")
     kept = tmp_path / "out.quarantine.jsonl"
@@ -185,7 +185,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_old_result(text, prepared, tmp_
 
 def test_an_output_that_cannot_be_is_refused_before_any_work(text, tmp_path, config, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.segment", None)
+    monkeypatch.setattr("pangu_sigma.data.prepare.prepare._read", None)
     with pytest.raises(DataError, match="cannot write"):
         prepare(config, [text], tmp_path / "file" / "out")
 
@@ -241,7 +241,7 @@ def test_a_domain_without_text_is_one_error(tmp_path, config):
 
 
 def test_too_few_documents_of_every_domain_are_told_before_words_are_cut(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(prepare_module, "segment", lambda *_: pytest.fail("text was cut"))
+    monkeypatch.setattr(segmenting, "segment", lambda *_: pytest.fail("text was cut"))
     path = tmp_path / "a.jsonl"
     path.write_text('{"domain": "zh", "text": "你好"}\n')
     with pytest.raises(DataError, match=r"(?s)domain zh: 1 usable documents; .*domain en: 0 usable documents; "):
@@ -458,24 +458,17 @@ def test_packaged_text_is_limited_and_the_users_only_when_asked(config, asked, i
     assert _limit(limited(config, asked), [None] * inputs) == limit
 
 
-def test_text_that_does_not_fit_into_memory_is_refused_before_it_is_read(text, tmp_path, config, monkeypatch):
-    monkeypatch.setattr("pangu_sigma.data.prepare.room.available_memory", lambda swap: 100_001_000)
-    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.read_unit", None)
-    with pytest.raises(DataError, match=r"input: .* GB of memory to prepare, and 0\.10 GB are free"):
-        prepare(config, [text], tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_file_that_changes_while_it_is_read_is_refused(text, tmp_path, config, monkeypatch):
     path = shutil.copy(text, tmp_path / "a.jsonl")
-    read = prepare_module.read_unit
+    read = reading.read_unit
 
     def growing(unit, *rest):
-        yield from read(unit, *rest)
+        lines = yield from read(unit, *rest)
         with unit.path.open("a") as file:
             file.write("\n")
+        return lines
 
-    monkeypatch.setattr(prepare_module, "read_unit", growing)
+    monkeypatch.setattr(reading, "read_unit", growing)
     with pytest.raises(DataError, match=r"a\.jsonl: was changed while it was read"):
         prepare(config, [path], tmp_path / "out")
 

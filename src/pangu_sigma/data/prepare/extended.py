@@ -25,7 +25,7 @@ import numpy as np
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import EXTENDS, FileRecord, Manifest
 from pangu_sigma.data.prepare.kept import KeptVocabulary
-from pangu_sigma.data.prepare.prepare import prepare, preview
+from pangu_sigma.data.prepare.prepare import ONE_PROCESS, Options, prepare, preview
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
@@ -103,13 +103,17 @@ def _refuse(config: Config, folder: Path, recorded: list[list[Any]]) -> None:
         )
 
 
-def preview_extension(config: Config, inputs: list[Path], old: Path) -> tuple[Manifest, list[str]]:
+def preview_extension(
+    config: Config, inputs: list[Path], old: Path, options: Options = ONE_PROCESS
+) -> tuple[Manifest, list[str]]:
     """Examine text of the domains that the folder `old` lacks, as `preview` does, and write nothing."""
     extension = _Extension.of(config, old)
-    return preview(extension.added, inputs, extension.kept)
+    return preview(extension.added, inputs, options, extension.kept)
 
 
-def prepare_extension(config: Config, inputs: list[Path], old: Path, output: Path) -> Manifest:
+def prepare_extension(
+    config: Config, inputs: list[Path], old: Path, output: Path, options: Options = ONE_PROCESS
+) -> Manifest:
     """Prepare the domains of a configuration that the prepared folder `old` lacks, and write `output` with all of them.
 
     inputs: text of the new domains; lines of old domains are quarantined, because their text is not read. After a kill, the same
@@ -125,7 +129,7 @@ def prepare_extension(config: Config, inputs: list[Path], old: Path, output: Pat
         old,
     )
     added = Path(extension.added.data.path)
-    prepare(extension.added, inputs, added, extension.kept)
+    prepare(extension.added, inputs, added, options, extension.kept)
     manifest = join(config, extension.old, PreparedData(added), output)
     shutil.rmtree(added)
     return manifest

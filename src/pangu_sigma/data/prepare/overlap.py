@@ -52,8 +52,8 @@ class HeldOutSize:
 
 @dataclass(frozen=True)
 class HeldOutChoice:
-    """Numbers of the documents to hold out, ascending, and their overlap with the others. shortage: why they have fewer tokens than
-    the minimum, and which changes give enough; "" if they have enough."""
+    """Numbers of the candidates to hold out, ascending, and their overlap with the others. shortage: why they have fewer tokens
+    than the minimum, and which changes give enough; "" if they have enough."""
 
     numbers: list[int]
     overlap: OverlapRecord
@@ -61,8 +61,8 @@ class HeldOutChoice:
 
 
 def choose_held_out(
-    documents: Sequence[np.ndarray],
-    candidates: Sequence[int],
+    candidates: Sequence[np.ndarray],
+    others: Iterable[tuple[np.ndarray, np.ndarray]],
     demand: HeldOutSize,
     decode: Callable[[np.ndarray], str],
     prefix: str,
@@ -70,14 +70,11 @@ def choose_held_out(
     """Choose the documents to hold out of a domain.
 
     Candidates within the overlap limit are taken in order until documents and tokens suffice; too few documents are accepted.
-    documents: token ids of each, its <eot> last. candidates: numbers of documents, first choice first. decode: from token ids to
-    text. prefix: key path of the domain's own values, for `shortage`.
+    candidates: token ids of each, its <eot> last, first choice first. others: what `Finder.count` returns of all other documents of
+    the domain, in parts. decode: from token ids to text. prefix: key path of the domain's own values, for `shortage`.
     """
-    others = sorted(set(range(len(documents))) - set(candidates))
-    windows = _Windows(
-        [documents[number] for number in candidates], (documents[number] for number in others), demand.boilerplate
-    )
-    sizes_C = np.array([len(documents[number]) for number in candidates], np.int64)
+    windows = _Windows(candidates, others, demand.boilerplate)
+    sizes_C = np.array([len(ids) for ids in candidates], np.int64)
     overlaps_C = windows.overlaps()
     taken = _taken(sizes_C, overlaps_C, demand)
     passed_over = [c for c in range(taken[-1] if taken else len(candidates)) if overlaps_C[c] > demand.limit]
@@ -101,7 +98,7 @@ def choose_held_out(
     if sizes_C[taken].sum() < demand.tokens:
         repeated = _passages(windows, (windows.documents_U > 1) & ~windows.boilerplate_U, decode)
         shortage = _shortage(sizes_C, overlaps_C, demand, prefix, repeated)
-    return HeldOutChoice(sorted(candidates[candidate] for candidate in taken), record, shortage)
+    return HeldOutChoice(sorted(taken), record, shortage)
 
 
 def _taken(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> list[int]:
@@ -154,6 +151,44 @@ def _passages(windows: _Windows, chosen_U: np.ndarray, decode: Callable[[np.ndar
     return found
 
 
+class Finder:
+    """Search for the windows of candidates in documents.
+
+    hashes_U: hashes of the distinct windows, ascending. lengths: numbers of tokens that they have.
+    """
+
+    def __init__(self, hashes_U: np.ndarray, lengths: Sequence[int]) -> None:
+        self.hashes_U, self.lengths = hashes_U, lengths
+        # Nearly all hashes of other text match no window here: their first bits show it without a search.
+        bits = len(hashes_U).bit_length() + 3
+        self._shift = np.uint64(64 - bits)
+        self._first_bits = np.zeros(1 << bits, bool)
+        self._first_bits[hashes_U >> self._shift] = True
+
+    def find(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Find the windows in some documents. Yields pairs of a document's number and a window that occurs in it, each once."""
+        for first, text in _texts(documents):
+            pairs = [np.empty(0, np.int64)]
+            for length, hashes_T in text.hashes(self.lengths):
+                starts = np.flatnonzero(text.whole(length) & self._first_bits[hashes_T >> self._shift])
+                hashes = hashes_T[starts]
+                which = np.searchsorted(self.hashes_U, hashes).clip(max=len(self.hashes_U) - 1)
+                equal = self.hashes_U[which] == hashes
+                pairs.append(text.numbers(starts[equal]).astype(np.int64) << 32 | which[equal])
+            pairs_P = np.unique(np.concatenate(pairs))
+            yield (first + (pairs_P >> 32)).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
+
+    def count(self, documents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the windows that occur in some documents, ascending, and in how many of them each occurs."""
+        found = [np.empty(0, np.int32), *(found_P for _, found_P in self.find(documents))]
+        return np.unique(np.concatenate(found), return_counts=True)
+
+
+def finder_of(candidates: Sequence[np.ndarray]) -> Finder:
+    """Return the search for the windows of candidates. candidates: token ids of each, its <eot> last."""
+    return _Windows(candidates, [], 0).finder
+
+
 class _Windows:
     """Windows of the candidates, and in how many documents of the domain they occur.
 
@@ -162,52 +197,40 @@ class _Windows:
     boilerplate windows, and for the tokens in them. own_K: True for windows without such a token.
     """
 
-    def __init__(self, candidates: Sequence[np.ndarray], others: Iterable[np.ndarray], boilerplate: int) -> None:
+    def __init__(
+        self, candidates: Sequence[np.ndarray], others: Iterable[tuple[np.ndarray, np.ndarray]], boilerplate: int
+    ) -> None:
         self._candidates = candidates
         self._sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
-        self._lengths = sorted(set(np.minimum(self._sizes_C, WINDOW).tolist()) - {0})
-        owners, starts, hashes = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        lengths = sorted(set(np.minimum(self._sizes_C, WINDOW).tolist()) - {0})
+        # arrays of millions of windows: 4 bytes each where they do, and none longer than it is needed
+        owners, starts, hashes = [np.empty(0, np.int32)], [np.empty(0, np.int32)], [np.empty(0, np.uint64)]
         for first, text in _texts(candidates):
-            for length, hashes_T in text.hashes(self._lengths):
+            for length, hashes_T in text.hashes(lengths):
                 own = text.own_windows(length)
                 owners.append(first + text.numbers(own))
-                starts.append(int(self._sizes_C[:first].sum()) + own)
+                starts.append((int(self._sizes_C[:first].sum()) + own).astype(np.int32))
                 hashes.append(hashes_T[own])
-        self._owner_K, start_K = np.concatenate(owners), np.concatenate(starts)
-        end_K = start_K + np.minimum(self._sizes_C[self._owner_K], WINDOW)
-        self._hashes_U, which_K = np.unique(np.concatenate(hashes), return_inverse=True)
-        self._which_K = which_K.astype(np.int32)
-        # Nearly all hashes of other text match no window here: their first bits show it without a search.
-        bits = len(self._hashes_U).bit_length() + 3
-        self._shift = np.uint64(64 - bits)
-        self._first_bits = np.zeros(1 << bits, bool)
-        self._first_bits[self._hashes_U >> self._shift] = True
-        finders, found = zip((np.empty(0, np.int32),) * 2, *self._find(candidates), strict=True)
+        hashes_U = np.unique(np.concatenate(hashes))
+        which = [np.searchsorted(hashes_U, some).astype(np.int32) for some in hashes]
+        del hashes
+        self._owner_K, start_K, self._which_K = map(np.concatenate, (owners, starts, which))
+        del owners, starts, which
+        end_K = start_K + np.minimum(self._sizes_C, WINDOW).astype(np.int32)[self._owner_K]
+        self.finder = Finder(hashes_U, lengths)
+        finders, found = zip((np.empty(0, np.int32),) * 2, *self.finder.find(candidates), strict=True)
         self._finder_P, self._found_P = np.concatenate(finders), np.concatenate(found)
-        self.documents_U = np.bincount(self._found_P, minlength=len(self._hashes_U))
-        for _, found_P in self._find(others):
-            np.add.at(self.documents_U, found_P, 1)
+        self.documents_U = np.bincount(self._found_P, minlength=len(hashes_U))
+        for which, counts in others:
+            self.documents_U[which] += counts
         self.boilerplate_U = self.documents_U > boilerplate
         common_K = self.boilerplate_U[self._which_K]
-        first_T, last_T = (
-            np.bincount(tokens_K[common_K], minlength=int(self._sizes_C.sum()) + 1) for tokens_K in (start_K, end_K)
-        )
-        self._boilerplate_T = np.cumsum(first_T - last_T)[:-1] > 0
-        before_T = np.concatenate([[0], np.cumsum(self._boilerplate_T)])
+        edges_T = np.zeros(int(self._sizes_C.sum()) + 1, np.int32)
+        np.add.at(edges_T, start_K[common_K], 1)
+        np.subtract.at(edges_T, end_K[common_K], 1)
+        self._boilerplate_T = np.cumsum(edges_T, dtype=np.int32)[:-1] > 0
+        before_T = np.concatenate([[0], np.cumsum(self._boilerplate_T, dtype=np.int32)])
         self._own_K = before_T[end_K] == before_T[start_K]
-
-    def _find(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Find the windows in some documents. Yields pairs of a document's number and a window that occurs in it, each once."""
-        for first, text in _texts(documents):
-            pairs = [np.empty(0, np.int64)]
-            for length, hashes_T in text.hashes(self._lengths):
-                starts = np.flatnonzero(text.whole(length) & self._first_bits[hashes_T >> self._shift])
-                hashes = hashes_T[starts]
-                which = np.searchsorted(self._hashes_U, hashes).clip(max=len(self._hashes_U) - 1)
-                equal = self._hashes_U[which] == hashes
-                pairs.append(text.numbers(starts[equal]).astype(np.int64) << 32 | which[equal])
-            pairs_P = np.unique(np.concatenate(pairs))
-            yield (first + (pairs_P >> 32)).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
 
     def overlaps(self, boilerplate: bool = False) -> np.ndarray:
         """Return the overlap of each candidate with all other documents, [C]; 1 for one without windows of its own.
@@ -225,7 +248,7 @@ class _Windows:
         """Return the number of windows of these candidates, their overlap with documents that are not held out, and the fraction of
         their tokens that is boilerplate."""
         chosen_C = np.isin(np.arange(len(self._candidates)), held_out)
-        held_out_U = np.bincount(self._found_P[chosen_C[self._finder_P]], minlength=len(self._hashes_U))
+        held_out_U = np.bincount(self._found_P[chosen_C[self._finder_P]], minlength=len(self.documents_U))
         chosen_K = chosen_C[self._owner_K]
         count = int(chosen_K.sum())
         standing = (self.documents_U > held_out_U)[self._which_K[chosen_K & self._own_K]].sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pangu_sigma.data.manifest import DomainRecord, Manifest
+from pangu_sigma.data.manifest import DomainRecord, Manifest, NearDuplicatesRecord
 from pangu_sigma.data.prepare.packages import PACKAGED_MIB
 from pangu_sigma.data.prepare.quarantine import format_reasons
 from pangu_sigma.errors import argument
@@ -22,7 +22,9 @@ def _mib(value: int) -> str:
 _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
     "offered": lambda record: f"{record.offered:,}",
     "MiB": lambda record: _mib(record.offered_bytes),
+    "filtered": lambda record: f"{sum(record.filtered.values()):,}",
     "copies": lambda record: f"{record.duplicates:,}",
+    "near copies": lambda record: f"{record.near_duplicates:,}",
     "too long": lambda record: f"{record.too_long:,}",
     "over limit": lambda record: f"{record.over_limit:,}",
     "kept": lambda record: f"{record.train.documents + record.held_out.documents:,}",
@@ -36,6 +38,8 @@ _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
     "unknown": lambda record: f"{_unknown(record):.2%}",
     "folded": lambda record: f"{record.train.folded + record.held_out.folded:,}",
 }
+_IF_ANY = ("filtered", "near copies")
+"""Columns that are left out if all their cells are 0: these are off unless the configuration asks for them."""
 """Columns of the table: title → function of a domain's record. They count documents unless the title says something else. `folded`
 counts characters that decode to another form, as `，` to `,`. `passed over` documents are trained on because they repeat others.
 `overlap` is the fraction of the held-out text that occurs in the training text; before the arrow, if none were passed over. It
@@ -59,6 +63,7 @@ def format_overview(manifest: Manifest) -> str:
     records = _records(manifest)
     names = ["domain", *records]
     columns = [[title, *map(cell, records.values())] for title, cell in _COLUMNS.items()]
+    columns = [[title, *cells] for title, *cells in columns if title not in _IF_ANY or {*cells} != {"0"}]
     cells = [[f"{name:{max(map(len, names))}}" for name in names]]
     cells += [[f"{cell:>{max(map(len, column))}}" for cell in column] for column in columns]
     lines = [*map("  ".join, zip(*cells, strict=True)), _SHIFT]
@@ -71,9 +76,23 @@ def format_overview(manifest: Manifest) -> str:
                 f"than data.boilerplate_documents={manifest.config['boilerplate_documents']} documents{': ' * bool(shown)}{shown}; "
                 f"{overlap.by_boilerplate:,} documents are held out that would be passed over if it counted as overlap"
             )
+        for what, counts in (("dropped by filters", record.filtered), ("private data", record.private)):
+            if some := {kind: count for kind, count in counts.items() if count}:
+                lines.append(f"{name}: {what}: {', '.join(f'{kind} {count:,}' for kind, count in some.items())}")
+    if manifest.near_duplicates is not None:
+        lines.append(_near(manifest.near_duplicates))
     if manifest.quarantined:
         lines.append(format_reasons(manifest.quarantined, manifest.examples))
     return "\n".join(lines)
+
+
+def _near(near: NearDuplicatesRecord) -> str:
+    lost = ", ".join(f"{count:,} of {domains}" for domains, count in near.lost.items())
+    passed_over = f"; {near.passed_over:,} pairs of texts that very many documents share were not compared"
+    return (
+        f"near-duplicates: {near.groups:,} groups, one document of each stays{f'; lost {lost}' if lost else ''}"
+        f"{passed_over if near.passed_over else ''}"
+    )
 
 
 def warnings_of(manifest: Manifest) -> list[str]:

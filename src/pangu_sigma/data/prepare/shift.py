@@ -7,24 +7,25 @@ Shape suffixes: V vocabulary, R rows of a slot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from pangu_sigma.data.held_out import unigram_nats
 
-_DRAWS = 20
+DRAWS = 20
 """Maximum number of random samples."""
 
 
 def held_out_shift(
-    train_V: np.ndarray, held_out_V: np.ndarray, documents: Sequence[np.ndarray], slot_R: np.ndarray
+    train_V: np.ndarray, held_out_V: np.ndarray, documents: Iterable[np.ndarray], slot_R: np.ndarray
 ) -> tuple[float, float, float]:
     """Return the unigram loss of the held-out tokens in nats, how much that is above random samples, and their standard deviation.
 
     A sample consists of successive documents with as many tokens as the held-out text. Its loss is what it would be if
     it were held out: the model counts all other tokens of the domain. train_V, held_out_V: token counts. documents: token ids of
-    all documents in random order. slot_R: id of each row of the domain's slot, -1 for a row without one.
+    all documents in random order, or of as many as `DRAWS` samples need. slot_R: id of each row of the domain's slot, -1 for a row
+    without one.
     """
     total_V = train_V + held_out_V
     loss = _loss(train_V, held_out_V, slot_R)
@@ -34,7 +35,7 @@ def held_out_shift(
     return loss, loss - float(np.mean(losses)), float(np.std(losses))
 
 
-def _samples(documents: Sequence[np.ndarray], held_out_V: np.ndarray) -> Iterator[np.ndarray]:
+def _samples(documents: Iterable[np.ndarray], held_out_V: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the token counts [V] of random samples with at least the number of held-out tokens each."""
     size, drawn = int(held_out_V.sum()), 0
     some, tokens = list[np.ndarray](), 0
@@ -44,7 +45,7 @@ def _samples(documents: Sequence[np.ndarray], held_out_V: np.ndarray) -> Iterato
         if tokens >= size:
             yield np.bincount(np.concatenate(some), minlength=len(held_out_V))
             drawn, some, tokens = drawn + 1, [], 0
-        if drawn == _DRAWS:
+        if drawn == DRAWS:
             return
 
 

@@ -1,0 +1,244 @@
+"""Executors of a pass of a preparation: processes of this machine, a share of the units for this machine, or Ray tasks.
+
+Results are files of the stage, so an executor only calls the function of the pass for every unit that is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from types import ModuleType
+from typing import Any, Protocol
+
+from pangu_sigma.bars import Bar
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.prepare.stage import StageError
+from pangu_sigma.errors import argument
+
+logger = logging.getLogger(__name__)
+
+Task = Callable[[int, Any], None]
+"""Function of a pass: takes the number of a unit and the unit."""
+
+WORKER_BYTES = 768 << 20
+"""Memory of a worker process: programs, tables and frames of text as objects 200 MiB, and 500 MiB for the windows of a domain's
+candidates (6 million tokens; measured)."""
+
+_IN_FLIGHT = 4
+"""Number of units that are submitted at a time, times the workers."""
+
+
+class ShareDone(Exception):
+    """The share of this machine of a pass is done, and others may not be: the message says what comes next."""
+
+
+class Executor(Protocol):
+    """Executor. shared: True if other machines work on the same stage, so that nobody may remove it."""
+
+    shared: bool
+
+    def run(self, task: Task, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
+        """Call a task for the units, pairs of number and unit, that have no result. name, total: the pass, and all its units.
+
+        Raises what the task raises.
+        """
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+class Processes:
+    """Executor in `workers` processes of this machine, which are started when needed; one worker is the calling process."""
+
+    shared = False
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def run(self, task: Task, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
+        """See `Executor`. Raises StageError if a worker process ends."""
+        with Bar(desc=name, unit="unit", total=total, initial=total - len(units)) as bar:
+            if self.workers == 1 or len(units) < 2:
+                for number, unit in units:
+                    task(number, unit)
+                    bar.update()
+                return
+            try:
+                _in_flight(self._submit, task, units, _IN_FLIGHT * self.workers, bar)
+            except BrokenProcessPool as error:
+                raise StageError(
+                    f"{name}: a worker process was ended, perhaps for want of memory; the same command goes on where it was, "
+                    f"with fewer {argument('--workers')} if memory is short"
+                ) from error
+
+    def _submit(self, task: Task, number: int, unit: Any) -> Future[None]:
+        if self._pool is None:
+            # not by fork: the threads of MindSpore, which the caller may have loaded, would not be there in the copy
+            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _begin_worker)
+        with _without_main():
+            return self._pool.submit(task, number, unit)
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+class Share:
+    """Executor of this machine's share, the units whose number modulo `of` is `number`; it ends the preparation with ShareDone."""
+
+    shared = True
+
+    def __init__(self, number: int, of: int, inside: Executor) -> None:
+        self.number, self.of, self._inside = number, of, inside
+
+    def run(self, task: Task, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
+        """See `Executor`. Raises ShareDone unless every unit has a result."""
+        if not units:
+            return
+        own = [(number, unit) for number, unit in units if number % self.of == self.number]
+        self._inside.run(task, own, name, len(own))
+        raise ShareDone(
+            f"pass {name}: share {self.number}/{self.of} is done, {len(own):,} of {total:,} units now; when all shares have ended, "
+            f"call the same again for the next pass, or once with {argument('--merge')}, which does all that is left"
+        )
+
+    def close(self) -> None:
+        """End what was started."""
+        self._inside.close()
+
+
+class Ray:
+    """Executor whose units are Ray tasks on the cluster at `address`: where they run, and lost nodes, are Ray's matter.
+
+    All nodes need this package, and the inputs and the stage on storage that they share. Raises ConfigError if Ray is not installed
+    or there is no cluster.
+    """
+
+    shared = False
+
+    def __init__(self, address: str) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError(f"{argument('--ray')}: Ray is not installed; run: pip install ray==2.60.0") from error
+        self._ray = ray
+        self._own = not ray.is_initialized()
+        if self._own:
+            try:
+                ray.init(address, log_to_driver=False)
+            except (ConnectionError, ValueError) as error:
+                raise ConfigError(
+                    f"{argument('--ray')}={address}: there is no cluster ({error}); start one with `ray start --head`"
+                ) from error
+
+    def run(self, task: Task, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
+        """See `Executor`."""
+        ray = self._ray
+        # a lost node loses only units without a result, so that doing them again is right at any time
+        remote = ray.remote(_call).options(max_retries=-1, memory=WORKER_BYTES)
+        shared_task = ray.put(task)
+        most = _IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        running, left = list[Any](), iter(units)
+        with Bar(desc=name, unit="unit", total=total, initial=total - len(units)) as bar:
+            while True:
+                running += [remote.remote(shared_task, *unit) for unit in islice(left, most - len(running))]
+                if not running:
+                    return
+                (done, *_), running = ray.wait(running)
+                try:
+                    ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                bar.update()
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        if self._own:
+            self._ray.shutdown()
+
+
+def _call(task: Task, number: int, unit: Any) -> None:
+    task(number, unit)
+
+
+def executor_of(workers: int | None, shard: str | None, ray: str | None, memory_gib: float) -> Executor:
+    """Return the executor that options ask for. memory_gib: that of all processes. Raises ConfigError for wrong options."""
+    if workers is not None and workers < 1:
+        raise ConfigError(f"{argument('--workers')}={workers}: is no number of processes; give 1 or more")
+    if ray is not None and (shard is not None or workers is not None):
+        raise ConfigError(
+            f"{argument('--ray')}: Ray decides what runs where; leave {argument('--workers')} and {argument('--shard')} out"
+        )
+    cores = len(os.sched_getaffinity(0))
+    fitting = max(1, int(memory_gib * (1 << 30)) // WORKER_BYTES)
+    if ray is not None:
+        return Ray(ray)
+    count = workers or min(cores, fitting)
+    if count > fitting or (workers is None and cores > fitting):
+        logger.warning(
+            "%d processes of %d MiB need more memory than data.memory_gib=%g; %d will work; raise the key if there is more",
+            workers or cores, WORKER_BYTES >> 20, memory_gib, fitting,
+        )  # fmt: skip
+        count = fitting
+    if shard is None:
+        return Processes(count)
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ConfigError(f"{argument('--shard')}={shard}: is no share; give i/n, with i from 0 to n - 1, as 0/8")
+    return Share(int(match[1]), int(match[2]), Processes(count))
+
+
+def _in_flight(
+    submit: Callable[[Task, int, Any], Future[None]], task: Task, units: Sequence[tuple[int, Any]], most: int, bar: Bar
+) -> None:
+    """Submit units, at most so many at a time, and wait for all. Raises what a unit raises; nothing more is submitted then."""
+    running: set[Future[None]] = set()
+    left = iter(units)
+    while True:
+        for number, unit in left:
+            running.add(submit(task, number, unit))
+            if len(running) == most:
+                break
+        if not running:
+            return
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+            bar.update()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the program's main module: a worker would run a script without `if __name__ == "__main__"` a second time."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _begin_worker() -> None:
+    """Make a worker process end with its parent, even with a killed one, and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None, "this is a worker"
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()

@@ -1,0 +1,130 @@
+"""Passes `windows`, `overlap` and `choose`: candidates of each domain → which of them are held out.
+
+A domain's candidates are in memory, with their windows of tokens, and of the other documents the number in which each window
+occurs, a sum over blocks.
+
+Shape suffix: N documents.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pangu_sigma.data.prepare.blocks import Work
+from pangu_sigma.data.prepare.encoding import DOCUMENT, Encoded, final_tokenizer, ids_of
+from pangu_sigma.data.prepare.overlap import Finder, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
+from pangu_sigma.data.prepare.selection import Lowest, Selection
+from pangu_sigma.data.prepare.shift import DRAWS
+from pangu_sigma.data.prepare.stage import Results, Stage
+
+
+@dataclass(frozen=True)
+class DomainItem:
+    """Domain by its index. encoded: results of the pass `encode`. overlap: those of `overlap`, of this domain from `first` on to
+    `end`. more_text: advice on how to have more text of it."""
+
+    domain: int
+    encoded: Results
+    overlap: Results | None = None
+    first: int = 0
+    end: int = 0
+    more_text: str = ""
+
+
+@dataclass(frozen=True)
+class OverlapItem:
+    """Domain, and the number of a block that has documents of it."""
+
+    domain: int
+    number: int
+    encoded: Results
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Documents to hold out of a domain: their positions among the documents of all blocks, ascending, and how they were chosen."""
+
+    at_N: np.ndarray
+    choice: HeldOutChoice
+
+
+def _candidates(work: Work, item: DomainItem) -> list[np.ndarray]:
+    """Return the token ids of a domain's candidates, first choice first."""
+    selection: Selection = work.stage.load("selection")
+    at_N = selection.candidates[item.domain].at_N
+    block_N = selection.blocks_of(at_N)
+    found = dict[int, np.ndarray]()
+    for number in np.unique(block_N).tolist():
+        encoded: Encoded = item.encoded[number]
+        documents = encoded.documents[item.domain]
+        for document in documents[np.isin(documents["at"], at_N)]:
+            found[int(document["at"])] = ids_of(work.stage, encoded.name, document)
+    return [found[at] for at in at_N.tolist()]
+
+
+def find_windows(work: Work, name: str, item: DomainItem) -> None:
+    """Write the windows of a domain's candidates, for the pass `overlap`."""
+    finder = finder_of(_candidates(work, item))
+    work.stage.save(f"windows/of.{item.domain}", (finder.hashes_U, finder.lengths))
+
+
+@functools.lru_cache(maxsize=1)
+def _finder(stage: Stage, domain: int) -> Finder:
+    """Load the windows of a domain; they may be large, and blocks come domain by domain."""
+    return Finder(*stage.load(f"windows/of.{domain}"))
+
+
+def overlap_items(encoded: Results, domains: int) -> list[list[OverlapItem]]:
+    """Return the items of the pass `overlap` of each domain."""
+    items: list[list[OverlapItem]] = [[] for _ in range(domains)]
+    for number, block in enumerate(encoded):
+        for domain, documents in enumerate(block.documents):
+            if len(documents):
+                items[domain].append(OverlapItem(domain, number, encoded))
+    return items
+
+
+def count_overlap(work: Work, name: str, item: OverlapItem) -> tuple[np.ndarray, np.ndarray]:
+    """Count in how many of a block's documents of a domain that are no candidates each window occurs, as `Finder.count`."""
+    selection: Selection = work.stage.load("selection")
+    encoded: Encoded = item.encoded[item.number]
+    others = ~np.isin(encoded.documents[item.domain]["at"], selection.candidates[item.domain].at_N)
+    ids = encoded.ids(work.stage, item.domain)
+    return _finder(work.stage, item.domain).count(some for some, other in zip(ids, others, strict=True) if other)
+
+
+def choose(work: Work, name: str, item: DomainItem) -> HeldOut:
+    """Choose the documents of a domain to hold out."""
+    candidates = work.stage.load("selection").candidates[item.domain]
+    data = work.config.data_of(item.domain)
+    demand = HeldOutSize(
+        documents=candidates.wanted,
+        tokens=data.min_held_out_tokens,
+        most=data.max_held_out_tokens,
+        sample=work.config.model.seq_length + 1,
+        limit=data.max_overlap,
+        boilerplate=data.boilerplate_documents,
+        more=item.more_text,
+    )
+    assert item.overlap is not None, "the pass `overlap` comes first"
+    others = map(item.overlap.__getitem__, range(item.first, item.end))
+    decode = final_tokenizer(work).decode
+    choice = choose_held_out(_candidates(work, item), others, demand, decode, f"domains.{item.domain}")
+    return HeldOut(np.sort(candidates.at_N[choice.numbers]), choice)
+
+
+def first_by_hash(work: Work, encoded: Results, domain: int, tokens: int) -> Iterator[np.ndarray]:
+    """Yield the token ids of a domain's documents in the order of their hashes, as many as `DRAWS` samples of `tokens` need."""
+    longest = max((int(block.documents[domain]["tokens"].max(initial=0)) for block in encoded), default=0)
+    lowest = Lowest(0, DRAWS * (tokens + longest), "tokens", DOCUMENT)
+    names = list[str]()
+    for block in encoded:
+        lowest.add(block.documents[domain])
+        names.append(block.name)
+    blocks_N = work.stage.load("selection").blocks_of(lowest.found_N["at"])
+    for document, number in zip(lowest.found_N, blocks_N.tolist(), strict=True):
+        yield ids_of(work.stage, names[number], document)

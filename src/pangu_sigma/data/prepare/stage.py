@@ -1,0 +1,168 @@
+"""Stage of a preparation: the folder beside its output with all that is between text and token files.
+
+A preparation is a series of *passes*, each a map of a function over *units* (pieces of the input, blocks of documents, domains).
+The result of a unit is a file of the stage, written under another name and renamed, after the unit's other files. A unit with a
+result is not done again, so a killed preparation goes on where it was, and several machines can share one.
+
+Files are sequences of *frames*: the length of a compressed pickle in 8 bytes, and the pickle. The checksum in the compressed data
+tells what a machine that lost power did not write: files are not flushed one by one, which would take longer than the work on them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import shutil
+import socket
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+from pangu_sigma.errors import UserError
+
+if TYPE_CHECKING:
+    from pangu_sigma.data.prepare.executors import Executor
+
+logger = logging.getLogger(__name__)
+
+_Value = TypeVar("_Value")
+
+_LENGTH = struct.Struct("<Q")
+
+
+class StageError(UserError, RuntimeError):
+    """Error of the stage or of its workers; the text is not to blame, so that the stage stays."""
+
+
+def write_frame(file: BinaryIO, value: Any, level: int = 1) -> int:
+    """Append a value to a file of frames, and return the frame's offset. level: of compression, 0 to 9. Raises OSError."""
+    offset, data = file.tell(), zlib.compress(pickle.dumps(value, protocol=5), level)
+    file.write(_LENGTH.pack(len(data)))
+    file.write(data)
+    return offset
+
+
+def read_frame(file: BinaryIO, offset: int | None = None) -> Any:
+    """Read the value at an offset of a file of frames, by default the next one. Raises EOFError at its end, and StageError."""
+    if offset is not None:
+        file.seek(offset)
+    head = file.read(_LENGTH.size)
+    if not head:
+        raise EOFError
+    try:
+        return pickle.loads(zlib.decompress(file.read(_LENGTH.unpack(head)[0])))
+    except (struct.error, zlib.error, pickle.UnpicklingError, EOFError, OverflowError, MemoryError) as error:
+        raise StageError(
+            f"{file.name}: damaged ({error}); remove {Path(file.name).parent.parent} and call again"
+        ) from error
+
+
+def read_frames(path: Path) -> Iterator[Any]:
+    """Yield the values of a file of frames. Raises OSError and StageError."""
+    with path.open("rb") as file:
+        while True:
+            try:
+                value = read_frame(file)
+            except EOFError:
+                return
+            yield value
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Stage in a folder. Names are paths below it."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file."""
+        return self.folder / name
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file for writing; it gets its name if the block succeeds. Raises OSError."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # several processes may write the same file, and the killed one may not be dead yet
+        fresh = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+        try:
+            with fresh.open("wb") as file:
+                yield file
+            fresh.replace(path)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
+
+    def save(self, name: str, value: Any) -> None:
+        """Write a value, which can be pickled, to a file. Raises OSError."""
+        with self.writing(name) as file:
+            write_frame(file, value)
+
+    def load(self, name: str) -> Any:
+        """Read a value that `save` wrote. Raises OSError and StageError."""
+        with self.path(name).open("rb") as file:
+            return read_frame(file)
+
+    def once(self, name: str, make: Callable[[], _Value]) -> _Value:
+        """Return the value of a file, which `make` makes if it is not there yet."""
+        if not self.path(name).exists():
+            self.save(name, make())
+        value: _Value = self.load(name)
+        return value
+
+    def map(self, executor: Executor, name: str, function: Callable[[str, Any], Any], items: Sequence[Any]) -> Results:
+        """Do one pass: call `function` for every item without a result, and return the results in the order of the items.
+
+        name: of the pass, and of the folder of its results. function: takes the name for the unit's files, and the item; it must
+        be picklable, and its result a function of the item alone.
+        """
+        results = Results(self, name, len(items))
+        folder = self.path(name)
+        there = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+        missing = [number for number in range(len(items)) if _number(number) not in there]
+        if items and len(missing) < len(items):
+            logger.info("%s: %d of %d units are done already", name, len(items) - len(missing), len(items))
+        executor.run(partial(_unit, self, name, function), [(n, items[n]) for n in missing], name, len(items))
+        return results
+
+    def discard(self, name: str, suffix: str) -> None:
+        """Remove the files of a pass with this suffix: nothing needs them any more."""
+        for file in self.path(name).glob(f"*{suffix}"):
+            file.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the whole stage."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Results(Sequence[Any]):
+    """Results of the units of a pass, read from the stage when they are asked for."""
+
+    stage: Stage
+    name: str
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < self.size:
+            raise IndexError(number)
+        return self.stage.load(f"{self.name}/{_number(number)}")
+
+
+def _number(number: int) -> str:
+    return f"{number:06}"
+
+
+def _unit(stage: Stage, name: str, function: Callable[[str, Any], Any], number: int, item: Any) -> None:
+    """Do one unit of a pass, and write its result."""
+    own = f"{name}/{_number(number)}"
+    stage.save(own, function(own, item))

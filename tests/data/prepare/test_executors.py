@@ -1,0 +1,258 @@
+"""Every executor does every unit once; the folder is the same, byte by byte, whoever made it and however often it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from helpers.texts import ENGLISH, tiny_config
+
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.prepare import prepare as prepare_module
+from pangu_sigma.data.prepare.executors import Processes, Share, ShareDone, executor_of
+from pangu_sigma.data.prepare.prepare import Options, prepare
+from pangu_sigma.data.prepare.stage import Stage, StageError
+from pangu_sigma.errors import DataError
+from pangu_sigma.sealed import fingerprint
+
+CHINESE = "中国人民的希望。这本书很好，推荐给大家。今天天气不错，我们去公园。他说：“你好。”"
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> list[Path]:
+    """Two files with documents of every domain, copies within and across them, and broken lines."""
+    rng, folder = random.Random(0), tmp_path_factory.mktemp("texts")
+    words, paths = [word for text in ENGLISH for word in text.split(" ")], []
+    for name in ("a", "b"):
+        lines = list[str]()
+        for i in range(150):
+            some = "".join(rng.choices(CHINESE, k=rng.randint(20, 200)))
+            other = " ".join(rng.choices(words, k=rng.randint(10, 100)))
+            lines += [json.dumps({"domain": "zh", "text": some}, ensure_ascii=False)]
+            lines += [json.dumps({"domain": domain, "text": other + domain}) for domain in ("en", "code")]
+            lines += [json.dumps({"domain": "bilingual", "text": {"zh": some, "en": other}})]
+            lines += ["{", ""] * (i % 40 == 0) + [lines[rng.randrange(len(lines))]] * (i % 5 == 0)
+        lines += lines[:30]
+        paths.append(folder / f"{name}.jsonl")
+        paths[-1].write_text("\n".join(lines) + "\n")
+    paths[1].write_text(paths[0].read_text()[:20_000] + paths[1].read_text())
+    return paths
+
+
+def limited() -> Config:
+    config = tiny_config(slot_rows=800)
+    return config.model_copy(update={"data": config.data.model_copy(update={"max_mib_per_domain": 0.06})})
+
+
+def prints(folder: Path) -> dict[str, dict]:
+    return {p.relative_to(folder).as_posix(): fingerprint(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch) -> None:
+    """Blocks of 16 KiB, so that there are many."""
+    monkeypatch.setattr(prepare_module, "block_size", lambda total: 16 << 10)
+
+
+@pytest.fixture(scope="module")
+def expected(texts, tmp_path_factory) -> dict[str, dict]:
+    """The folder with blocks of the usual size, which hold all."""
+    folder = tmp_path_factory.mktemp("expected") / "out"
+    record = prepare(limited(), texts, folder).domains["en"]
+    assert record.duplicates > 10 and record.over_limit > 10
+    return prints(folder)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_any_number_of_workers_and_blocks_give_the_same(texts, expected, tmp_path, workers):
+    config = limited()
+    config = config.model_copy(update={"data": config.data.model_copy(update={"memory_gib": 4.0})})
+    prepare(config, texts, tmp_path / "out", Options(workers))
+    assert prints(tmp_path / "out") == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("rounds", [0, 2, 12])
+def test_shares_and_a_merge_at_any_time_give_the_same(texts, expected, tmp_path, rounds):
+    out, messages = tmp_path / "out", list[str]()
+    for _ in range(rounds):
+        for number in (2, 0, 1):
+            try:
+                prepare(limited(), texts, out, Options(1, f"{number}/3"))
+            except ShareDone as done:
+                messages.append(str(done))
+    if not rounds:
+        with pytest.raises(ConfigError, match=r"merge: there are no shares in .*; do them with shard first"):
+            prepare(limited(), texts, out, Options(1, merge=True))
+        return
+    assert messages[0].startswith("pass hash: share 2/3 is done, 0 of 2 units now; when all shares have ended, call")
+    assert messages[3].startswith("pass read: share 2/3 is done")
+    assert (messages[-1] == f"all passes are done; call once with merge, which makes the folder {out}") == (
+        rounds == 12
+    )
+    prepare(limited(), texts, out, Options(1, merge=True))
+    assert prints(out) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from data.prepare.test_executors import limited
+from pangu_sigma.data.prepare import prepare as module
+
+module.block_size = lambda total: 16 << 10
+module.prepare(limited(), [Path(name) for name in sys.argv[2:]], Path(sys.argv[1]), module.Options(2))
+"""
+
+
+def kill_and_go_on(texts: list[Path], out: Path, moments: list[float]) -> int:
+    """Kill the preparation so many seconds after its stage appears, then let it end. Return how often it was killed."""
+    command = [sys.executable, "-c", KILLED, str(out), *map(str, texts)]
+    stage, killed = out.with_name(f".{out.name}.stage"), 0
+    for moment in moments:
+        process = subprocess.Popen(command, start_new_session=True)
+        while not stage.exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    subprocess.run(command, check=True)
+    return killed
+
+
+def test_a_killed_preparation_goes_on_to_the_same(texts, expected, tmp_path):
+    out, rng = tmp_path / "out", random.Random(0)
+    assert kill_and_go_on(texts, out, [rng.uniform(0, 4) for _ in range(3)]) > 0
+    assert prints(out) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_a_preparation_killed_at_twenty_moments_goes_on_to_the_same(texts, expected, tmp_path):
+    rng = random.Random(1)
+    for number in range(20):
+        out = tmp_path / str(number) / "out"
+        kill_and_go_on(texts, out, [rng.uniform(0, 12)])
+        assert prints(out) == expected
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_stage_of_other_text_is_removed_and_it_is_said(texts, tmp_path, caplog):
+    with pytest.raises(ShareDone):
+        prepare(limited(), texts, tmp_path / "out", Options(1, "0/2"))
+    prepare(limited(), texts[:1], tmp_path / "out")
+    assert "is the stage of another preparation, of other text or settings; removed" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_keeps_what_is_done_and_says_so(texts, expected, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("pangu_sigma.data.prepare.writing.write_tokens", full)
+        with pytest.raises(
+            DataError, match=r"No space left on device; .* is done stays in .*\.out\.stage for the same"
+        ):
+            prepare(limited(), texts, tmp_path / "out")
+    monkeypatch.setattr("pangu_sigma.data.prepare.segmenting.segment", None)
+    prepare(limited(), texts, tmp_path / "out")
+    assert prints(tmp_path / "out") == expected
+
+
+def end_at_two(number: int, unit: int) -> None:
+    if unit == 2:
+        os._exit(9)
+
+
+def fail_at_two(number: int, unit: int) -> None:
+    if unit == 2:
+        raise DataError("two is wrong")
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "said"),
+    [(end_at_two, StageError, r"p: a worker process was ended.*goes on"), (fail_at_two, DataError, "two is wrong")],
+)
+def test_errors_of_workers_reach_the_caller(task, error, said):
+    executor = Processes(2)
+    try:
+        with pytest.raises(error, match=said):
+            executor.run(task, list(enumerate(range(9))), "p", 9)
+    finally:
+        executor.close()
+
+
+def collect(done: list[int], number: int, unit: str) -> None:
+    done.append(number)
+
+
+def test_shares_are_every_unit_once():
+    done = list[int]()
+    for number in range(3):
+        with pytest.raises(ShareDone):
+            Share(number, 3, Processes()).run(partial(collect, done), list(enumerate("abcdefgh")), "p", 8)
+    assert sorted(done) == list(range(8))
+    Share(0, 3, Processes()).run(partial(collect, done), [], "p", 8)
+
+
+def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pangu_sigma.data.prepare.executors import Processes\n"
+        "import os, time\n"
+        "print('once')\n"
+        "executor = Processes(2)\n"
+        "executor.run(divmod, [(1, 2), (3, 4), (5, 6)], 'p', 3)\n"
+        "executor.close()\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "once\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"workers": 0}, "workers=0: is no number of processes"),
+        ({"shard": "3/3"}, r"shard=3/3: is no share; give i/n, with i from 0 to n - 1"),
+        ({"shard": "x"}, "shard=x: is no share"),
+        ({"ray": "auto", "workers": 2}, "ray: Ray decides what runs where; leave workers and shard out"),
+    ],
+)
+def test_wrong_options_are_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        executor_of(**{"workers": None, "shard": None, "ray": None, "memory_gib": 2.0} | options)
+
+
+def test_the_missing_ray_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"ray: Ray is not installed; run: pip install ray==2\.60\.0"):
+        executor_of(None, None, "auto", 2.0)
+
+
+def test_memory_bounds_the_workers(caplog):
+    found = executor_of(8, None, None, 1.5)
+    assert isinstance(found, Processes) and found.workers == 2
+    assert "8 processes of 768 MiB need more memory than data.memory_gib=1.5; 2 will work" in caplog.text
+
+
+def test_a_stage_is_picklable(tmp_path):
+    stage = Stage(tmp_path)
+    executor = Processes(2)
+    try:
+        assert sorted(stage.map(executor, "p", divmod_of, [1, 2, 3])) == [(0, 1), (0, 2), (1, 0)]
+    finally:
+        executor.close()
+
+
+def divmod_of(name: str, item: int) -> tuple[int, int]:
+    return divmod(item, 3)
