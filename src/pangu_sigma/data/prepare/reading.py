@@ -22,10 +22,10 @@ _REJECTED_OF_FRAME = 1_000
 
 @dataclass(frozen=True)
 class PackagedUnit:
-    """Part of a domain's packaged text. domain: index."""
+    """Stretch of a domain's packaged text. domain: index."""
 
     domain: int
-    part: int
+    stretch: int
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Read:
 
 def packaged_units(domains: Domains) -> list[PackagedUnit]:
     """Return the units of the packaged text of domains."""
-    return [PackagedUnit(domain.index, part) for domain in domains for part in range(packaged_parts(domain))]
+    return [PackagedUnit(domain.index, stretch) for domain in domains for stretch in range(packaged_parts(domain))]
 
 
 def read(work: Work, name: str, unit: InputUnit | PackagedUnit) -> Read:
@@ -78,7 +78,7 @@ def read(work: Work, name: str, unit: InputUnit | PackagedUnit) -> Read:
 def _items(work: Work, unit: InputUnit | PackagedUnit) -> Iterator[Document | Rejected]:
     if isinstance(unit, InputUnit):
         return iter(read_unit(unit, Layout.of(work.config), work.domains))
-    return packaged_documents(work.domains[unit.domain], work.archives, unit.part)
+    return packaged_documents(work.domains[unit.domain], work.archives, unit.stretch)
 
 
 class BlockWriter:
