@@ -73,6 +73,10 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/__init__.py": "the Python face; tests/test_api.py",
     "src/pangu_sigma/loaded.py": "tests/test_api.py: the Python face gives it back",
     "src/pangu_sigma/sections.py": "tests/test_config.py loads them in a whole configuration",
+    "src/pangu_sigma/data/prepare/{blocks,encoding,holding_out,input_files,passes,reading,segmenting,writing}.py": (
+        "tests/data/prepare/test_prepare.py and tests/data/prepare/test_executors.py: the passes, one after another"
+    ),
+    "src/pangu_sigma/text/inputs.py": "tests/data/prepare/test_executors.py reads files in pieces and as a whole",
     "src/pangu_sigma/results.py": "tests/test_api.py and tests/commands: what calls return, and commands print",
     "src/pangu_sigma/__main__.py": "one call of cli.program; tests/launching/test_launch_training.py starts it",
     "src/pangu_sigma/mindformers_import.py": "tests/test_mindformers_adapter.py, as all of the adapter",
@@ -171,6 +175,7 @@ TESTED_ELSEWHERE = {
 TWICE = {
     "Layout": "one of ranks, one of the records that people bring",
     "STEPS": "the tiny run of experiments/ has its own",
+    "Layout": "what the keys of a line of text mean; the other one is of ranks",
     "__all__": "Python's own",
     "add_commands": "each file of commands/ adds its own; cli.py calls them all",
     "cases": "each kind of fault of experiments/chaos has its own",
@@ -191,6 +196,8 @@ ONE_MEANING = {
     "stem": (),
     "part": ("checkpoint/", "convert/", "foreign/", "ascend/saved_parts.py", "ascend/backend.py"),
     "shard": (
+        "api.py",  # --shard I/N of prepare-data, as array jobs of other tools name it
+        "data/prepare/",
         "checkpoint/",
         "ascend/",
         "convert/",

@@ -17,7 +17,7 @@ from helpers.texts import ENGLISH, tiny_config
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.prepare import prepare as prepare_module
-from pangu_sigma.data.prepare.executors import Processes, Share, ShareDone, executor_of
+from pangu_sigma.data.prepare.executors import LocalProcesses, MachineShare, ShareDone, executor_of
 from pangu_sigma.data.prepare.prepare import Options, prepare
 from pangu_sigma.data.prepare.stage import Stage, StageError
 from pangu_sigma.errors import DataError
@@ -184,7 +184,7 @@ def fail_at_two(number: int, unit: int) -> None:
     [(end_at_two, StageError, r"p: a worker process was ended.*goes on"), (fail_at_two, DataError, "two is wrong")],
 )
 def test_errors_of_workers_reach_the_caller(task, error, said):
-    executor = Processes(2)
+    executor = LocalProcesses(2)
     try:
         with pytest.raises(error, match=said):
             executor.run(task, list(enumerate(range(9))), "p", 9)
@@ -200,18 +200,18 @@ def test_shares_are_every_unit_once():
     done = list[int]()
     for number in range(3):
         with pytest.raises(ShareDone):
-            Share(number, 3, Processes()).run(partial(collect, done), list(enumerate("abcdefgh")), "p", 8)
+            MachineShare(number, 3, LocalProcesses()).run(partial(collect, done), list(enumerate("abcdefgh")), "p", 8)
     assert sorted(done) == list(range(8))
-    Share(0, 3, Processes()).run(partial(collect, done), [], "p", 8)
+    MachineShare(0, 3, LocalProcesses()).run(partial(collect, done), [], "p", 8)
 
 
 def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from pangu_sigma.data.prepare.executors import Processes\n"
+        "from pangu_sigma.data.prepare.executors import LocalProcesses\n"
         "import os, time\n"
         "print('once')\n"
-        "executor = Processes(2)\n"
+        "executor = LocalProcesses(2)\n"
         "executor.run(divmod, [(1, 2), (3, 4), (5, 6)], 'p', 3)\n"
         "executor.close()\n"
     )
@@ -241,13 +241,13 @@ def test_the_missing_ray_is_said(monkeypatch):
 
 def test_memory_bounds_the_workers(caplog):
     found = executor_of(8, None, None, 1.5)
-    assert isinstance(found, Processes) and found.workers == 2
+    assert isinstance(found, LocalProcesses) and found.workers == 2
     assert "8 processes of 768 MiB need more memory than data.memory_gib=1.5; 2 will work" in caplog.text
 
 
 def test_a_stage_is_picklable(tmp_path):
     stage = Stage(tmp_path)
-    executor = Processes(2)
+    executor = LocalProcesses(2)
     try:
         assert sorted(stage.map(executor, "p", divmod_of, [1, 2, 3])) == [(0, 1), (0, 2), (1, 0)]
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pangu_sigma.data.prepare.executors import Processes
+from pangu_sigma.data.prepare.executors import LocalProcesses
 from pangu_sigma.data.prepare.stage import Stage, StageError, read_frame, read_frames, write_frame
 
 
@@ -56,9 +56,9 @@ def test_a_pass_goes_on_with_the_units_that_have_no_result(tmp_path, monkeypatch
     monkeypatch.setenv("DONE", str(tmp_path / "done"))
     stage = Stage(tmp_path / "stage")
     with pytest.raises(ValueError, match="-3"):
-        stage.map(Processes(), "p", double, [1, 2, -3, 4])
+        stage.map(LocalProcesses(), "p", double, [1, 2, -3, 4])
     caplog.set_level("INFO")
-    results = stage.map(Processes(), "p", double, [1, 2, 3, 4])
+    results = stage.map(LocalProcesses(), "p", double, [1, 2, 3, 4])
     assert "p: 2 of 4 units are done already" in caplog.text
     assert (tmp_path / "done").read_text().split() == ["1", "2", "3", "4"]
     assert list(results) == [(f"p/{number:06}", 2 * number + 2) for number in range(4)]

@@ -27,7 +27,7 @@ from pangu_sigma.errors import argument
 
 logger = logging.getLogger(__name__)
 
-Task = Callable[[int, Any], None]
+UnitTask = Callable[[int, Any], None]
 """Function of a pass: takes the number of a unit and the unit."""
 
 WORKER_BYTES = 768 << 20
@@ -47,7 +47,7 @@ class Executor(Protocol):
 
     shared: bool
 
-    def run(self, task: Task, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
+    def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
         """Call a task for the units, pairs of number and unit, that have no result. name, total: the pass, and all its units.
 
         Raises what the task raises.
@@ -57,7 +57,7 @@ class Executor(Protocol):
         """End what was started."""
 
 
-class Processes:
+class LocalProcesses:
     """Executor in `workers` processes of this machine, which are started when needed; one worker is the calling process."""
 
     shared = False
@@ -66,7 +66,7 @@ class Processes:
         self.workers = workers
         self._pool: ProcessPoolExecutor | None = None
 
-    def run(self, task: Task, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
+    def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
         """See `Executor`. Raises StageError if a worker process ends."""
         with Bar(desc=name, unit="unit", total=total, initial=total - len(units)) as bar:
             if self.workers == 1 or len(units) < 2:
@@ -82,7 +82,7 @@ class Processes:
                     f"with fewer {argument('--workers')} if memory is short"
                 ) from error
 
-    def _submit(self, task: Task, number: int, unit: Any) -> Future[None]:
+    def _submit(self, task: UnitTask, number: int, unit: Any) -> Future[None]:
         if self._pool is None:
             # not by fork: the threads of MindSpore, which the caller may have loaded, would not be there in the copy
             self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _begin_worker)
@@ -95,7 +95,7 @@ class Processes:
             self._pool.shutdown(cancel_futures=True)
 
 
-class Share:
+class MachineShare:
     """Executor of this machine's share, the units whose number modulo `of` is `number`; it ends the preparation with ShareDone."""
 
     shared = True
@@ -103,7 +103,7 @@ class Share:
     def __init__(self, number: int, of: int, inside: Executor) -> None:
         self.number, self.of, self._inside = number, of, inside
 
-    def run(self, task: Task, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
+    def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
         """See `Executor`. Raises ShareDone unless every unit has a result."""
         if not units:
             return
@@ -144,7 +144,7 @@ class Ray:
                     f"{argument('--ray')}={address}: there is no cluster ({error}); start one with `ray start --head`"
                 ) from error
 
-    def run(self, task: Task, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
+    def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
         """See `Executor`."""
         ray = self._ray
         # a lost node loses only units without a result, so that doing them again is right at any time
@@ -170,7 +170,7 @@ class Ray:
             self._ray.shutdown()
 
 
-def _call(task: Task, number: int, unit: Any) -> None:
+def _call(task: UnitTask, number: int, unit: Any) -> None:
     task(number, unit)
 
 
@@ -194,15 +194,19 @@ def executor_of(workers: int | None, shard: str | None, ray: str | None, memory_
         )  # fmt: skip
         count = fitting
     if shard is None:
-        return Processes(count)
+        return LocalProcesses(count)
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     if match is None or int(match[1]) >= int(match[2]):
         raise ConfigError(f"{argument('--shard')}={shard}: is no share; give i/n, with i from 0 to n - 1, as 0/8")
-    return Share(int(match[1]), int(match[2]), Processes(count))
+    return MachineShare(int(match[1]), int(match[2]), LocalProcesses(count))
 
 
 def _in_flight(
-    submit: Callable[[Task, int, Any], Future[None]], task: Task, units: Sequence[tuple[int, Any]], most: int, bar: Bar
+    submit: Callable[[UnitTask, int, Any], Future[None]],
+    task: UnitTask,
+    units: Sequence[tuple[int, Any]],
+    most: int,
+    bar: Bar,
 ) -> None:
     """Submit units, at most so many at a time, and wait for all. Raises what a unit raises; nothing more is submitted then."""
     running: set[Future[None]] = set()

@@ -19,7 +19,7 @@ from pangu_sigma.data.prepare.encoding import DOCUMENT, Encoded, final_tokenizer
 from pangu_sigma.data.prepare.overlap import Finder, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
 from pangu_sigma.data.prepare.selection import Lowest, Selection
 from pangu_sigma.data.prepare.shift import DRAWS
-from pangu_sigma.data.prepare.stage import Results, Stage
+from pangu_sigma.data.prepare.stage import Stage, UnitResults
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class DomainItem:
     `end`. more_text: advice on how to have more text of it."""
 
     domain: int
-    encoded: Results
-    overlap: Results | None = None
+    encoded: UnitResults
+    overlap: UnitResults | None = None
     first: int = 0
     end: int = 0
     more_text: str = ""
@@ -41,11 +41,11 @@ class OverlapItem:
 
     domain: int
     number: int
-    encoded: Results
+    encoded: UnitResults
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutDocuments:
     """Documents to hold out of a domain: their positions among the documents of all blocks, ascending, and how they were chosen."""
 
     at_N: np.ndarray
@@ -78,7 +78,7 @@ def _finder(stage: Stage, domain: int) -> Finder:
     return Finder(*stage.load(f"windows/of.{domain}"))
 
 
-def overlap_items(encoded: Results, domains: int) -> list[list[OverlapItem]]:
+def overlap_items(encoded: UnitResults, domains: int) -> list[list[OverlapItem]]:
     """Return the items of the pass `overlap` of each domain."""
     items: list[list[OverlapItem]] = [[] for _ in range(domains)]
     for number, block in enumerate(encoded):
@@ -97,7 +97,7 @@ def count_overlap(work: Work, name: str, item: OverlapItem) -> tuple[np.ndarray,
     return _finder(work.stage, item.domain).count(some for some, other in zip(ids, others, strict=True) if other)
 
 
-def choose(work: Work, name: str, item: DomainItem) -> HeldOut:
+def choose(work: Work, name: str, item: DomainItem) -> HeldOutDocuments:
     """Choose the documents of a domain to hold out."""
     candidates = work.stage.load("selection").candidates[item.domain]
     data = work.config.data_of(item.domain)
@@ -114,10 +114,10 @@ def choose(work: Work, name: str, item: DomainItem) -> HeldOut:
     others = map(item.overlap.__getitem__, range(item.first, item.end))
     decode = final_tokenizer(work).decode
     choice = choose_held_out(_candidates(work, item), others, demand, decode, f"domains.{item.domain}")
-    return HeldOut(np.sort(candidates.at_N[choice.numbers]), choice)
+    return HeldOutDocuments(np.sort(candidates.at_N[choice.numbers]), choice)
 
 
-def first_by_hash(work: Work, encoded: Results, domain: int, tokens: int) -> Iterator[np.ndarray]:
+def first_by_hash(work: Work, encoded: UnitResults, domain: int, tokens: int) -> Iterator[np.ndarray]:
     """Yield the token ids of a domain's documents in the order of their hashes, as many as `DRAWS` samples of `tokens` need."""
     longest = max((int(block.documents[domain]["tokens"].max(initial=0)) for block in encoded), default=0)
     lowest = Lowest(0, DRAWS * (tokens + longest), "tokens", DOCUMENT)

@@ -186,7 +186,22 @@ class Finder:
 
 def finder_of(candidates: Sequence[np.ndarray]) -> Finder:
     """Return the search for the windows of candidates. candidates: token ids of each, its <eot> last."""
-    return _Windows(candidates, [], 0).finder
+    hashes = [hashes for _, _, hashes in _own_windows(candidates)]
+    return Finder(np.unique(np.concatenate([np.empty(0, np.uint64), *hashes])), _lengths(candidates))
+
+
+def _lengths(candidates: Sequence[np.ndarray]) -> list[int]:
+    """Return the numbers of tokens that windows of candidates have, ascending."""
+    return sorted({min(len(ids) - 1, WINDOW) for ids in candidates} - {0})
+
+
+def _own_windows(candidates: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield, in parts, the windows of candidates: the candidate of each, its first token among those of all, and its hash."""
+    lengths, begins_C = _lengths(candidates), np.cumsum([0, *(len(ids) - 1 for ids in candidates)])
+    for first, text in _texts(candidates):
+        for length, hashes_T in text.hashes(lengths):
+            own = text.own_windows(length)
+            yield first + text.numbers(own), (begins_C[first] + own).astype(np.int32), hashes_T[own]
 
 
 class _Windows:
@@ -202,23 +217,16 @@ class _Windows:
     ) -> None:
         self._candidates = candidates
         self._sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
-        lengths = sorted(set(np.minimum(self._sizes_C, WINDOW).tolist()) - {0})
         # arrays of millions of windows: 4 bytes each where they do, and none longer than it is needed
-        owners, starts, hashes = [np.empty(0, np.int32)], [np.empty(0, np.int32)], [np.empty(0, np.uint64)]
-        for first, text in _texts(candidates):
-            for length, hashes_T in text.hashes(lengths):
-                own = text.own_windows(length)
-                owners.append(first + text.numbers(own))
-                starts.append((int(self._sizes_C[:first].sum()) + own).astype(np.int32))
-                hashes.append(hashes_T[own])
+        nothing = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint64)
+        owners, starts, hashes = zip(nothing, *_own_windows(candidates), strict=True)
         hashes_U = np.unique(np.concatenate(hashes))
-        which = [np.searchsorted(hashes_U, some).astype(np.int32) for some in hashes]
-        del hashes
-        self._owner_K, start_K, self._which_K = map(np.concatenate, (owners, starts, which))
-        del owners, starts, which
+        numbers = [np.searchsorted(hashes_U, some).astype(np.int32) for some in hashes]
+        self._owner_K, start_K, self._which_K = (np.concatenate(some) for some in (owners, starts, numbers))
+        del owners, starts, hashes, numbers
         end_K = start_K + np.minimum(self._sizes_C, WINDOW).astype(np.int32)[self._owner_K]
-        self.finder = Finder(hashes_U, lengths)
-        finders, found = zip((np.empty(0, np.int32),) * 2, *self.finder.find(candidates), strict=True)
+        finder = Finder(hashes_U, _lengths(candidates))
+        finders, found = zip((np.empty(0, np.int32),) * 2, *finder.find(candidates), strict=True)
         self._finder_P, self._found_P = np.concatenate(finders), np.concatenate(found)
         self.documents_U = np.bincount(self._found_P, minlength=len(hashes_U))
         for which, counts in others:

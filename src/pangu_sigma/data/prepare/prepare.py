@@ -35,7 +35,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, load_manifest
 from pangu_sigma.data.prepare.blocks import Work, block_size
 from pangu_sigma.data.prepare.executors import Executor, ShareDone, executor_of
-from pangu_sigma.data.prepare.holding_out import HeldOut
+from pangu_sigma.data.prepare.holding_out import HeldOutDocuments
 from pangu_sigma.data.prepare.input_files import InputFile, hashed
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.overview import warnings_of
@@ -329,7 +329,7 @@ def _read(passes: Passes, files: list[InputFile], quarantine: Quarantine) -> tup
     return results, sources
 
 
-def _problem(domain: Domain, counts: Kept, held_out: HeldOut) -> str:
+def _problem(domain: Domain, counts: Kept, held_out: HeldOutDocuments) -> str:
     """Return why the text of a domain is refused; "" if it is not."""
     if counts.kept < 2:
         return _too_few(domain, counts)

@@ -25,10 +25,10 @@ _REJECTED_OF_FRAME = 1_000
 
 @dataclass(frozen=True)
 class PackagedUnit:
-    """Part of a domain's packaged text. domain: index."""
+    """Stretch of a domain's packaged text. domain: index."""
 
     domain: int
-    part: int
+    stretch: int
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Read:
 
 def packaged_units(domains: Domains) -> list[PackagedUnit]:
     """Return the units of the packaged text of domains."""
-    return [PackagedUnit(domain.index, part) for domain in domains for part in range(packaged_parts(domain))]
+    return [PackagedUnit(domain.index, stretch) for domain in domains for stretch in range(packaged_parts(domain))]
 
 
 def read(work: Work, name: str, unit: InputUnit | PackagedUnit) -> Read:
@@ -93,7 +93,9 @@ class _Items:
         if isinstance(self._unit, InputUnit):
             self.lines = yield from read_unit(self._unit, Layout.of(self._work.config), self._work.domains)
         else:
-            yield from packaged_documents(self._work.domains[self._unit.domain], self._work.archives, self._unit.part)
+            yield from packaged_documents(
+                self._work.domains[self._unit.domain], self._work.archives, self._unit.stretch
+            )
 
 
 class BlockWriter:

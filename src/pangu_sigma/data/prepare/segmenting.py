@@ -16,7 +16,7 @@ from pangu_sigma.text.tokenizer import SegmentedText, segment
 _LEARNING_BYTES = 4 << 20
 """Amount of English text and code that pieces are trained on; more changes few pieces and takes longer."""
 
-Kept = tuple[int, int, bool, SegmentedText]
+KeptDocument = tuple[int, int, bool, SegmentedText]
 """Kept document of a block: its number, the index of its domain, True if it is no candidate for the held-out set, and its runs."""
 
 
@@ -46,7 +46,7 @@ def segment_block(work: Work, name: str, item: BlockItem) -> np.ndarray:
     kept, uncertain = selection.of_block(work.stage, item.number), selection.uncertain(item.number)
     english = np.zeros((len(work.domains), 2), np.int64)
 
-    def documents() -> Iterator[tuple[Kept, int]]:
+    def documents() -> Iterator[tuple[KeptDocument, int]]:
         for number, (domain, text) in enumerate(_documents(work.stage, item.block)):
             if not kept[number]:
                 continue
@@ -69,7 +69,7 @@ def _documents(stage: Stage, block: Block) -> Iterator[tuple[int, str | Segments
         yield from some
 
 
-def kept_documents(stage: Stage, block: Block) -> Iterator[Kept]:
+def kept_documents(stage: Stage, block: Block) -> Iterator[KeptDocument]:
     """Yield the kept documents of a block, segmented, in order."""
     for some in read_frames(stage.path(f"{block.name}.runs")):
         yield from some

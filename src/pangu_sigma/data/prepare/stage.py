@@ -116,13 +116,15 @@ class Stage:
         value: _Value = self.load(name)
         return value
 
-    def map(self, executor: Executor, name: str, function: Callable[[str, Any], Any], items: Sequence[Any]) -> Results:
+    def map(
+        self, executor: Executor, name: str, function: Callable[[str, Any], Any], items: Sequence[Any]
+    ) -> UnitResults:
         """Do one pass: call `function` for every item without a result, and return the results in the order of the items.
 
         name: of the pass, and of the folder of its results. function: takes the name for the unit's files, and the item; it must
         be picklable, and its result a function of the item alone.
         """
-        results = Results(self, name, len(items))
+        results = UnitResults(self, name, len(items))
         folder = self.path(name)
         there = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
         missing = [number for number in range(len(items)) if _number(number) not in there]
@@ -142,8 +144,8 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Results(Sequence[Any]):
-    """Results of the units of a pass, read from the stage when they are asked for."""
+class UnitResults(Sequence[Any]):
+    """UnitResults of the units of a pass, read from the stage when they are asked for."""
 
     stage: Stage
     name: str

@@ -15,7 +15,7 @@ from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.manifest import SplitCounts
 from pangu_sigma.data.prepare.blocks import Work
 from pangu_sigma.data.prepare.encoding import Encoded, final_tokenizer, ids_of
-from pangu_sigma.data.prepare.stage import Results
+from pangu_sigma.data.prepare.stage import UnitResults
 from pangu_sigma.text.vocabulary import UNK
 
 
@@ -25,11 +25,11 @@ class SplitItem:
 
     domain: int
     split: str
-    encoded: Results
+    encoded: UnitResults
     held_out_N: np.ndarray
 
 
-class Written:
+class SplitStatistics:
     """Statistics of a split. counts_V: number of each token id."""
 
     def __init__(self, vocabulary: int) -> None:
@@ -55,9 +55,9 @@ class Written:
         )
 
 
-def write_split(work: Work, name: str, item: SplitItem) -> Written:
+def write_split(work: Work, name: str, item: SplitItem) -> SplitStatistics:
     """Write the token file of a split into the folder `output` of the stage, unless the work is a preview."""
-    written = Written(final_tokenizer(work).size)
+    written = SplitStatistics(final_tokenizer(work).size)
     documents = _documents(work, item, written)
     if work.preview:
         deque(documents, maxlen=0)
@@ -68,7 +68,7 @@ def write_split(work: Work, name: str, item: SplitItem) -> Written:
     return written
 
 
-def _documents(work: Work, item: SplitItem, written: Written) -> Iterator[np.ndarray]:
+def _documents(work: Work, item: SplitItem, written: SplitStatistics) -> Iterator[np.ndarray]:
     """Yield the token ids of each document of the split in order, and count them."""
     encoded: Encoded
     for encoded in item.encoded:
