@@ -113,7 +113,7 @@ def make_corpus(folder: Path, cache: Path, size: int) -> None:
     (folder / f"{block:05}.jsonl").write_text("\n".join(lines), "utf-8")
 
 
-def read(file: Path) -> list[dict[str, Any]]:
+def documents_of(file: Path) -> list[dict[str, Any]]:
     """The documents of a block."""
     return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line]
 
@@ -123,7 +123,7 @@ def make_signatures(folder: Path, corpus: Path) -> dict[str, float]:
     measured: Counter[str] = Counter()
     for file in sorted(corpus.glob("*.jsonl")):
         found = []
-        for each in read(file):
+        for each in documents_of(file):
             begun = time.process_time()
             found.append(signature(Document(each["language"], each["text"], "")))
             measured[f"{each['language']} seconds"] += time.process_time() - begun  # type: ignore[assignment]
@@ -152,7 +152,7 @@ def judge(corpus: Path, first_N: np.ndarray) -> dict[str, str]:
     sampled, sets = {number for pair in pairs for number in pair}, dict[int, set[int]]()
     planted, found = Counter[tuple[str, float]](), Counter[tuple[str, float]]()
     exact, originals, wrong = dict[float, list[float]](), dict[int, int](), 0
-    every = (each for file in sorted(corpus.glob("*.jsonl")) for each in read(file))
+    every = (each for file in sorted(corpus.glob("*.jsonl")) for each in documents_of(file))
     for number, each in enumerate(every):
         first, original = int(first_N[number]), each["original"]
         if original is not None:

@@ -76,7 +76,6 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/data/prepare/{blocks,encoding,holding_out,input_files,passes,reading,segmenting,writing}.py": (
         "tests/data/prepare/test_prepare.py and tests/data/prepare/test_executors.py: the passes, one after another"
     ),
-    "src/pangu_sigma/text/inputs.py": "tests/data/prepare/test_executors.py reads files in pieces and as a whole",
     "src/pangu_sigma/results.py": "tests/test_api.py and tests/commands: what calls return, and commands print",
     "src/pangu_sigma/__main__.py": "one call of cli.program; tests/launching/test_launch_training.py starts it",
     "src/pangu_sigma/mindformers_import.py": "tests/test_mindformers_adapter.py, as all of the adapter",
@@ -158,7 +157,7 @@ TESTED_ELSEWHERE = {
     "ascend_ops/host.py": "makes every operator of the host; tests/ascend_ops/test_adam.py and test_grouped_ffn.py",
     (
         "experiments/chaos/{__main__,cases,crash_points,damage,disk,drift,forked,ill,inputs,"
-        "launches,layouts,ledger,not_finite,resumes,rows,soak}.py"
+        "launches,layouts,ledger,not_finite,resumes,rows,soak,worker_kills}.py"
     ): "cases; experiments/tests/chaos/test_chaos.py counts them",
     "experiments/chaos/config_faults.py": "faults of a configuration; tests/test_config_file.py meets each",
     "experiments/chaos/poisoned.py": "lines and files; tests/text/test_documents.py meets each",
@@ -175,7 +174,6 @@ TESTED_ELSEWHERE = {
 TWICE = {
     "Layout": "one of ranks, one of the records that people bring",
     "STEPS": "the tiny run of experiments/ has its own",
-    "Layout": "what the keys of a line of text mean; the other one is of ranks",
     "__all__": "Python's own",
     "add_commands": "each file of commands/ adds its own; cli.py calls them all",
     "cases": "each kind of fault of experiments/chaos has its own",

@@ -157,14 +157,14 @@ def measure_prepared(folder: Path) -> PreparedNumbers:
     for (name, _, language, *_), counts_V in Bar(
         [*zip(listed, counts_DV, strict=True)], desc="measuring", unit="domain"
     ):
-        shards = [shard for split in SPLITS for shard in data.tokens(name, split, tokenizer.size).shards]
+        files = [file for split in SPLITS for file in data.tokens(name, split, tokenizer.size).shards]
         top = np.argsort(-counts_V, kind="stable")[:_FREQUENT]
         domains.append(
             DomainNumbers(
                 name,
                 language,
                 data.manifest.domains[name],
-                np.concatenate([shard.lengths for shard in shards]),
+                np.concatenate([file.lengths for file in files]),
                 int(counts_V @ characters_V),
                 [(_shown(tokenizer, token), int(counts_V[token])) for token in top.tolist() if counts_V[token]],
                 int(np.count_nonzero(counts_V)),

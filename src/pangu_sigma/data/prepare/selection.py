@@ -157,7 +157,7 @@ def select(work: Work, blocks: Sequence[Block]) -> Selection:
     for bucket in range(BUCKETS):
         parts = [block.bucket(work.stage, bucket) for block in blocks]
         records_N = np.concatenate([np.zeros(0, INDEX), *parts])
-        at_N = np.repeat(begins[:-1], [len(part) for part in parts]) + records_N["number"]
+        at_N = np.repeat(begins[:-1], [len(some) for some in parts]) + records_N["number"]
         domain_N[at_N] = records_N["domain"]
         order_N = np.lexsort((at_N, records_N["key_low"], records_N["key_high"], records_N["domain"]))
         bounds = np.searchsorted(records_N["domain"][order_N], np.arange(len(domains) + 1))
