@@ -22,6 +22,7 @@ from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, SPLITS,
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre.table import draw_tables, shares_of_experts
 from pangu_sigma.sections import RoutingConfig
+from pangu_sigma.text.documents import Rejected
 from pangu_sigma.text.tokenizer import Tokenizer
 
 EXPERT_COUNTS = (4, 8, 16, 32)
@@ -72,6 +73,19 @@ class DomainNumbers:
         """Fertility: tokens per byte of the training text as it was given."""
         return self.record.train.tokens / max(1, self.record.train.bytes)
 
+    @property
+    def fates(self) -> dict[str, int]:
+        """What became of the documents offered: numbers of those kept, and of those left out by reason."""
+        record = self.record
+        return {
+            "kept": record.train.documents + record.held_out.documents,
+            "filtered": sum(record.filtered.values()),
+            "exact copies": record.duplicates,
+            "near-duplicates": record.near_duplicates,
+            "too long": record.too_long,
+            "over the limit": record.over_limit,
+        }
+
     def length(self, percent: float) -> float:
         """Return the number of tokens that this percentage of the documents do not exceed."""
         return float(np.percentile(self.lengths, percent)) if len(self.lengths) else 0.0
@@ -90,6 +104,10 @@ class DomainNumbers:
             "frequent": [list(pair) for pair in self.frequent],
             "distinct": self.distinct,
             "load": self.load,
+            "offered": self.record.offered,
+            "fates": self.fates,
+            "filtered": self.record.filtered,
+            "private": self.record.private,
         }
 
 
@@ -121,6 +139,14 @@ class PreparedNumbers:
             }
         return found
 
+    def filtered(self) -> dict[str, dict[str, int]]:
+        """Return for each filter the number of documents that it dropped in each domain."""
+        return _by_name({domain.name: domain.record.filtered for domain in self.domains})
+
+    def private(self) -> dict[str, dict[str, int]]:
+        """Return for each kind of private data their number in each domain; empty if they were not counted, or there are none."""
+        return _by_name({domain.name: domain.record.private for domain in self.domains})
+
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as plain values."""
         return {
@@ -132,9 +158,16 @@ class PreparedNumbers:
                 each.name: each.as_dict() | {"share": each.tokens / max(1, self.tokens)} for each in self.domains
             },
             "slots": self.slots(),
+            "near_duplicates": near.model_dump() if (near := self.manifest.near_duplicates) else None,
             "quarantined": self.manifest.quarantined,
             "examples": self.examples,
         }
+
+
+def _by_name(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Turn domain → name → count into name → domain → count, without zeros."""
+    names = sorted({name for some in counts.values() for name, count in some.items() if count})
+    return {name: {domain: some[name] for domain, some in counts.items() if some.get(name)} for name in names}
 
 
 def is_prepared(path: Path) -> bool:
@@ -205,7 +238,7 @@ def _shown(tokenizer: Tokenizer, token: int) -> str:
 
 
 def _examples(data: PreparedData) -> dict[str, list[str]]:
-    """Return the first lines of the quarantine of each reason, with file, number and what is wrong."""
+    """Return the first lines and documents of the quarantine of each reason, with file, number, and what is wrong or the text."""
     if QUARANTINE_NAME not in data.manifest.files:
         return {}
     data.verify(QUARANTINE_NAME)
@@ -213,7 +246,7 @@ def _examples(data: PreparedData) -> dict[str, list[str]]:
     for line in _lines(data.folder / QUARANTINE_NAME):
         shown = found.setdefault(line["reason"], [])
         if len(shown) < _EXAMPLES:
-            shown.append(f"{line['file']}:{line['line']} (byte {line['offset']:,}): {line['detail']}")
+            shown.append(str(Rejected(**line)))
     return found
 
 

@@ -89,7 +89,24 @@ def format_prepared(numbers: PreparedNumbers, page: Path) -> str:
         )
     lines.append("median, longest: tokens of a document. /char, /byte: tokens per character and per byte (fertility)")
     lines.append(f"load: of the most loaded of {experts} experts over its fair share, random / balanced tables")
-    return "\n".join([*lines, f"report: {page}"])
+    return "\n".join([*lines, *_left_out(numbers), f"report: {page}"])
+
+
+def _left_out(numbers: PreparedNumbers) -> list[str]:
+    """Return a line about documents that were left out, and one about private data, if there are any."""
+    found = []
+    left_out = {name: sum(each.fates[name] for each in numbers.domains) for name in _FATES if name != "kept"}
+    if any(left_out.values()):
+        offered = sum(each.record.offered for each in numbers.domains)
+        found.append(f"left out of {offered:,} documents: {_listed(left_out)}")
+    for what, counts in (("filtered", numbers.filtered()), ("private data", numbers.private())):
+        if counts:
+            found.append(f"{what}: {_listed({name: sum(some.values()) for name, some in counts.items()})}")
+    return found
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
 
 
 def _draw_shares(numbers: PreparedNumbers) -> Figure:
@@ -102,21 +119,13 @@ def _draw_shares(numbers: PreparedNumbers) -> Figure:
     shares.set(xlabel="share of all tokens (%)", title=f"Tokens: {_short(numbers.tokens)} in all")
     left = np.zeros(len(domains))
     for name, color in _FATES.items():
-        share = np.array([100 * _documents(each, name) / max(1, each.record.offered) for each in domains])
+        share = np.array([100 * each.fates[name] / max(1, each.record.offered) for each in domains])
         if share.any():
             fates.barh(range(len(domains)), share, left=left, color=color, label=name)
         left += share
     fates.set(xlabel="share of the documents offered (%)", title="Documents", xlim=(0, 100))
     figure.legend(loc="outside lower right", ncols=4, fontsize=9, frameon=False)
     return figure
-
-
-def _documents(domain: DomainNumbers, fate: str) -> int:
-    record = domain.record
-    kept = record.train.documents + record.held_out.documents
-    filtered = sum(record.filtered.values())
-    counts = (kept, filtered, record.duplicates, record.near_duplicates, record.too_long, record.over_limit)
-    return dict(zip(_FATES, counts, strict=True))[fate]
 
 
 def _draw_lengths(domains: list[DomainNumbers]) -> Figure:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -36,6 +36,13 @@ candidates (6 million tokens; measured)."""
 
 _IN_FLIGHT = 4
 """Number of units that are submitted at a time, times the workers."""
+
+_RETRIES = 20
+"""Number of times that Ray does a unit again whose process or node was lost: machines may come and go, but a unit that ends every
+process it is in must not go on for ever."""
+
+_CANCEL_SECONDS = 30
+"""Seconds to wait for the end of units that Ray shall cancel."""
 
 
 class ShareDone(Exception):
@@ -65,6 +72,7 @@ class LocalProcesses:
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
         self._pool: ProcessPoolExecutor | None = None
+        self._life: connection.Connection | None = None  # the workers end when it is closed
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
         """See `Executor`. Raises StageError if a worker process ends."""
@@ -85,14 +93,18 @@ class LocalProcesses:
     def _submit(self, task: UnitTask, number: int, unit: Any) -> Future[None]:
         if self._pool is None:
             # not by fork: the threads of MindSpore, which the caller may have loaded, would not be there in the copy
-            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _begin_worker)
-        with _without_main():
+            context = get_context("spawn")
+            ended, self._life = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (ended,))
+        with _without_main(), _without_interrupts():
             return self._pool.submit(task, number, unit)
 
     def close(self) -> None:
-        """End the processes."""
-        if self._pool is not None:
+        """End the processes at once: a unit may be a file that takes an hour."""
+        if self._pool is not None and self._life is not None:
+            self._life.close()
             self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
 
 class MachineShare:
@@ -145,24 +157,40 @@ class Ray:
                 ) from error
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
-        """See `Executor`."""
-        ray = self._ray
+        """See `Executor`. Raises StageError if the process or the node of a unit ends again and again."""
+        ray, running = self._ray, list[Any]()
         # a lost node loses only units without a result, so that doing them again is right at any time
-        remote = ray.remote(_call).options(max_retries=-1, memory=WORKER_BYTES)
-        shared_task = ray.put(task)
+        remote = ray.remote(_call).options(max_retries=_RETRIES, memory=WORKER_BYTES)
+        shared = ray.put((task, Path.cwd()))
         most = _IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        running, left = list[Any](), iter(units)
-        with Bar(desc=name, unit="unit", total=total, initial=total - len(units)) as bar:
-            while True:
-                running += [remote.remote(shared_task, *unit) for unit in islice(left, most - len(running))]
-                if not running:
-                    return
-                (done, *_), running = ray.wait(running)
-                try:
-                    ray.get(done)
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from error
-                bar.update()
+        try:
+            with Bar(desc=name, unit="unit", total=total, initial=total - len(units)) as bar:
+                for number, unit in units:
+                    running.append(remote.remote(shared, number, unit))
+                    if len(running) == most:
+                        self._wait(running, bar)
+                while running:
+                    self._wait(running, bar)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise StageError(f"{name}: Ray gave a unit up: {error}; the same command goes on where it was") from error
+        finally:
+            self._cancel(running)
+
+    def _wait(self, running: list[Any], bar: Bar) -> None:
+        """Wait for one unit, and take it out of those that are running. Raises what Ray raises."""
+        (done, *_), rest = self._ray.wait(running)
+        running[:] = rest
+        self._ray.get(done)
+        bar.update()
+
+    def _cancel(self, running: list[Any]) -> None:
+        """End units, so that none writes into the stage any more."""
+        for each in running:
+            self._ray.cancel(each)  # not by force: Ray 2.60 itself may end then, of a unit that is done at that moment
+        if running:
+            self._ray.wait(running, num_returns=len(running), timeout=_CANCEL_SECONDS)
 
     def close(self) -> None:
         """Leave the cluster."""
@@ -170,7 +198,10 @@ class Ray:
             self._ray.shutdown()
 
 
-def _call(task: UnitTask, number: int, unit: Any) -> None:
+def _call(shared: tuple[UnitTask, Path], number: int, unit: Any) -> None:
+    """Do a unit in the working folder of the command, for paths that are relative to it."""
+    task, folder = shared
+    os.chdir(folder)
     task(number, unit)
 
 
@@ -235,14 +266,23 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _begin_worker() -> None:
-    """Make a worker process end with its parent, even with a killed one, and leave Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Put off Ctrl-C, and leave it to the caller alone: a process that is started here never gets it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(ended: connection.Connection) -> None:
+    """Make a worker process end when the other side of a pipe is closed, and with its parent, even with a killed one."""
     parent = parent_process()
     assert parent is not None, "this is a worker"
 
     def end() -> None:
-        parent.join()
+        connection.wait([ended, parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=end, daemon=True).start()

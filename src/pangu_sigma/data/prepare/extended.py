@@ -212,6 +212,7 @@ def _manifest(
         domains={name: (old.domains | added.domains)[name] for name in names},
         quarantined=added.quarantined,
         examples=added.examples,
+        near_duplicates=added.near_duplicates,
         config=added.config | whole,
         files=files,
     )

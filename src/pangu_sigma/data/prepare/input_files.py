@@ -32,7 +32,10 @@ class InputFile:
 
     def check_unchanged(self) -> None:
         """Raise DataError if the file has changed since it was hashed."""
-        status = self.path.stat()
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise DataError(f"{argument('--input')} {self.path}: {error.strerror}; check the path") from error
         if (status.st_size, status.st_mtime_ns) != (self.size, self.changed):
             raise DataError(
                 f"{argument('--input')} {self.path}: was changed while it was read; call prepare-data when it is complete"

@@ -45,7 +45,7 @@ from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.data.prepare.reading import Read, packaged_units, quarantine_lines
 from pangu_sigma.data.prepare.selection import Kept
 from pangu_sigma.data.prepare.sieve import Sifted
-from pangu_sigma.data.prepare.stage import Stage, StageError
+from pangu_sigma.data.prepare.stage import Stage, StageError, of_the_system
 from pangu_sigma.data.prepared import (
     FREQUENCIES_NAME,
     QUARANTINE_NAME,
@@ -76,6 +76,8 @@ _STAGE_FORMAT = 1
 """Version of the stage: raise it when its files change."""
 _PACKAGED_BLOCK = 1 << 20
 """Bytes of a block of packaged text."""
+_REPLACED = "replaced"
+"""Name in the stage of the folder that is replaced."""
 _LITTLE_TEXT = 4 << 20
 """Bytes of input below which starting processes would take longer than they save."""
 
@@ -111,17 +113,14 @@ def prepare(
     """
     inputs = _checked_before_reading(config, inputs, output)
     kept = kept or KeptVocabulary.of(config)
+    folder = output.with_name(f".{output.name}.stage")
+    _give_back(folder, output)
     existing = _existing(output)
     if refused := _other_domains(config, output, existing):
         raise ConfigError(refused)
-    folder = output.with_name(f".{output.name}.stage")
-    if options.merge and not folder.exists():
-        raise ConfigError(
-            f"{argument('--merge')}: there are no shares in {folder}; do them with {argument('--shard')} first"
-        )
     with (
         _executor(config, inputs, options) as executor,
-        _staged(folder, config, inputs, kept, executor, output) as stage,
+        _staged(folder, config, inputs, kept, executor, output, options.merge) as stage,
     ):
         files = hashed(stage, executor, inputs)
         decisive = _decisive(config, [[str(file.path), file.sha256] for file in files], kept)
@@ -151,6 +150,10 @@ def preview(
     if options.shard is not None or options.merge:
         raise ConfigError(
             f"{argument('--check')} writes nothing to share; leave {argument('--shard')} and {argument('--merge')} out"
+        )
+    if options.ray is not None:
+        raise ConfigError(
+            f"{argument('--check')} has its files in a folder that other machines do not see; leave {argument('--ray')} out"
         )
     output = Path(config.data.path)
     inputs = _checked_before_reading(config, inputs, output)
@@ -189,7 +192,9 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
 
 @contextmanager
 def _executor(config: Config, inputs: list[Path], options: Options) -> Iterator[Executor]:
-    """Make the executor of a preparation, and close it after the block."""
+    """Make the executor of a preparation, and close it after the block. Raises ConfigError for wrong options."""
+    if options.merge and options.shard is not None:
+        raise ConfigError(f"{argument('--merge')} does what all shares have left; leave {argument('--shard')} out")
     workers, total = options.workers, sum(path.stat().st_size for path in inputs)
     if inputs and workers is None and options.ray is None and total < _LITTLE_TEXT:
         workers = 1
@@ -202,15 +207,27 @@ def _executor(config: Config, inputs: list[Path], options: Options) -> Iterator[
 
 @contextmanager
 def _staged(
-    folder: Path, config: Config, inputs: list[Path], kept: KeptVocabulary | None, executor: Executor, output: Path
+    folder: Path,
+    config: Config,
+    inputs: list[Path],
+    kept: KeptVocabulary | None,
+    executor: Executor,
+    output: Path,
+    merge: bool,
 ) -> Iterator[Stage]:
     """Make the stage of a preparation in `folder`, or find it there; it is removed after the block.
 
     It stays if the process is killed or interrupted, if the system or a worker fails, and where other machines need it. Stages of
-    other text or settings are removed before. Raises DataError for errors of the file system.
+    other text or settings are removed before. Raises DataError for errors of the file system, and ConfigError if there is nothing
+    to merge.
     """
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs]
     stage = Stage(folder / _fingerprint({"stage": _STAGE_FORMAT, **_decisive(config, stamps, kept)})[:16])
+    if merge and not stage.folder.exists() and (folder.exists() or not output.exists()):
+        raise ConfigError(
+            f"{argument('--merge')}: there are no shares in {folder} of this text and these settings; do them with "
+            f"{argument('--shard')} first"
+        )
     try:
         with nullcontext() if executor.shared else folder_lock(folder, required=False):
             if not executor.shared:
@@ -218,7 +235,7 @@ def _staged(
             with _kept_if_unfinished(stage, executor):
                 yield stage
             if not executor.shared:
-                shutil.rmtree(folder)
+                _remove(folder)
     except OSError as error:
         there = f"; what is done stays in {folder} for the same command" if stage.folder.exists() else ""
         raise DataError(
@@ -240,10 +257,35 @@ def _kept_if_unfinished(stage: Stage, executor: Executor) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        of_the_system = isinstance(error, OSError | StageError) or isinstance(error.__cause__, OSError)
-        if not (executor.shared or of_the_system):
-            shutil.rmtree(stage.folder.parent)
+        stays = executor.shared or isinstance(error, OSError | StageError) or of_the_system(error.__cause__)
+        if not stays:
+            executor.close()  # nobody may write there any more
+            _remove(stage.folder.parent)
         raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of stages. What cannot be removed does no harm, and must not hide how the preparation went."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if any(folder.glob("*")):  # an open file of NFS has a name that begins with a dot
+        logger.warning("%s: cannot be removed; remove it yourself", folder)
+
+
+def _give_back(folder: Path, output: Path) -> None:
+    """Give back the name `output` to a folder that was just being replaced when the process was killed.
+
+    Raises LockError if a process is replacing it now, and DataError.
+    """
+    old = next(folder.glob(f"*/{_REPLACED}"), None)
+    if old is None or output.exists():
+        return
+    with folder_lock(folder, required=False):
+        try:
+            old.rename(output)
+        except OSError as error:
+            raise DataError(
+                f"cannot write {output}: {error.strerror}; the data that were there are in {old}"
+            ) from error
 
 
 def _prepare(
@@ -436,7 +478,7 @@ def _replace(fresh: Path, output: Path) -> None:
     """Give a complete folder the name `output`, in place of the folder that has it. Raises OSError."""
     for path in (*fresh.rglob("*"), fresh):
         sync(path)
-    old = fresh.with_name("replaced")
+    old = fresh.with_name(_REPLACED)
     if output.exists():
         output.rename(old)
     try:

@@ -162,10 +162,10 @@ def quarantine_lines(
     stage: Stage, results: Sequence[Read], units: Sequence[InputUnit | PackagedUnit], into: Quarantine
 ) -> None:
     """Add the unusable lines of all units to the quarantine, in order, with their numbers in the file, and samples of filters."""
-    before, path = 0, None
+    before = 0
     for result, unit in zip(results, units, strict=True):
-        if (its := getattr(unit, "path", None)) != path:
-            before, path = 0, its
+        if isinstance(unit, InputUnit) and unit.begin == 0:
+            before = 0
         if result.reasons or result.sifted.dropped:
             for some in read_frames(stage.path(f"{result.name}.rejected")):
                 for line in some:

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from pangu_sigma.data.prepare.executors import Executor
@@ -165,6 +165,17 @@ def _number(number: int) -> str:
 
 
 def _unit(stage: Stage, name: str, function: Callable[[str, Any], Any], number: int, item: Any) -> None:
-    """Do one unit of a pass, and write its result."""
+    """Do one unit of a pass, and write its result. Raises StageError if the system fails to read what is to be read."""
     own = f"{name}/{_number(number)}"
-    stage.save(own, function(own, item))
+    try:
+        stage.save(own, function(own, item))
+    except DataError as error:
+        # said here: between processes an error has no cause
+        if of_the_system(error.__cause__):
+            raise StageError(f"{error}; what is done stays, and the same command goes on") from error
+        raise
+
+
+def of_the_system(error: BaseException | None) -> bool:
+    """Return True for an error of the system: no fault of the text, as one of gzip's is, which has no number."""
+    return isinstance(error, OSError) and error.errno is not None
