@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import pytest
 from matplotlib.image import imread
 
 import pangu_sigma as ps
+from experiments.tiny import tiny_tree, write_text
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.prepare import prepare as preparation
 from pangu_sigma.errors import DataError
 from pangu_sigma.inspection import prepared_report
 from pangu_sigma.inspection.prepared_numbers import measure_prepared
-from pangu_sigma.inspection.prepared_report import write_prepared_report
+from pangu_sigma.inspection.prepared_report import format_prepared, write_prepared_report
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,66 @@ def test_what_was_not_used_is_shown_by_reason_and_is_escaped(numbers):
     text = write_prepared_report(dataclasses.replace(numbers, manifest=manifest, examples=examples)).read_text()
     assert text.index("7 × unknown domain") < text.index("1 × no JSON")
     assert "domain &#39;&lt;b&gt;&#39;" in text
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Folder of text of which every reason to leave documents out holds, in many small units."""
+    folder = tmp_path_factory.mktemp("mixed")
+    write_text(folder / "a.jsonl", 40)
+    lines = (folder / "a.jsonl").read_text().splitlines()
+    words = [json.loads(line)["text"] for line in lines if '"en"' in line]
+    long = " ".join(words[:6])
+    more = [{"domain": "en", "text": f"{number} <b>"} for number in range(7)]  # too few words
+    more += [{"domain": "zh", "text": "好"}]
+    more += [
+        {"domain": "en", "text": long + " mail bob@mail.org"},
+        {"domain": "en", "text": long + " mail bob@mail.org again"},
+    ]
+    lines[50:50] = [*map(json.dumps, more), "{", '{"domain": "fr", "text": "bon"}']
+    lines += [lines[0]]
+    (folder / "a.jsonl").write_text("\n".join([*lines, "{"]) + "\n")
+    tree = tiny_tree(folder / "out")
+    data = {"near_duplicates": 0.95, "filters": {"min_words": 4}, "count_private": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "block_size", lambda _: 2_000)
+        preparation.prepare(parse_config(tree | {"data": tree["data"] | data}), [folder / "a.jsonl"], folder / "out")
+    return measure_prepared(folder / "out")
+
+
+def test_what_was_left_out_is_counted_and_shown_as_by_hand(mixed):
+    zh, en, code = mixed.domains
+    assert [each.record.offered for each in mixed.domains] == [41, 50, 40]
+    assert zh.fates == {**dict.fromkeys(zh.fates, 0), "kept": 40, "filtered": 1}
+    assert en.fates == {
+        **dict.fromkeys(en.fates, 0),
+        "kept": 41,
+        "filtered": 7,
+        "exact copies": 1,
+        "near-duplicates": 1,
+    }
+    assert code.fates == {**dict.fromkeys(code.fates, 0), "kept": 40}
+    assert mixed.filtered() == {"min_words": {"zh": 1, "en": 7}}
+    assert mixed.private() == {"e-mail": {"en": 2}}
+    assert mixed.manifest.quarantined == {"not JSON": 2, "unknown domain": 1}
+    assert [example.split(": ")[0].split("/")[-1].split(" ")[0] for example in mixed.examples["not JSON"]] == [
+        "a.jsonl:61",
+        "a.jsonl:134",
+    ]
+    assert mixed.examples["filter min_words"][0].endswith("): 0 <b>")
+    assert "None" not in "".join(mixed.examples["filter min_words"])
+
+
+def test_the_page_shows_filters_near_duplicates_and_private_data(mixed):
+    text = write_prepared_report(mixed).read_text(encoding="utf-8")
+    assert "<td>min_words</td><td>1</td><td>7</td><td>0</td><td>" in text
+    assert "0 &lt;b&gt;" in text
+    assert "<td>en</td><td>50</td><td>41</td><td>7</td><td>1</td><td>1</td><td>0</td><td>0</td>" in text
+    assert "<td>en to en</td><td>2</td>" in text and "<th>stays</th>" in text
+    assert "<td>e-mail</td><td>0</td><td>2</td><td>0</td>" in text
+    table = format_prepared(mixed, mixed.folder)
+    assert "left out of 131 documents: filtered 8, exact copies 1, near-duplicates 1" in table
+    assert "filtered: min_words 8\nprivate data: e-mail 2" in table
 
 
 def test_pictures_show_the_numbers(numbers):

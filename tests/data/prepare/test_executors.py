@@ -192,6 +192,67 @@ def test_errors_of_workers_reach_the_caller(task, error, said):
         executor.close()
 
 
+def wait_for_an_hour(number: int, unit: int) -> None:
+    if unit:
+        time.sleep(3600)
+    raise DataError("zero is wrong")
+
+
+def test_an_error_does_not_wait_for_the_units_of_other_processes():
+    executor, begin = LocalProcesses(2), time.monotonic()
+    try:
+        with pytest.raises(DataError, match="zero is wrong"):
+            executor.run(wait_for_an_hour, [(1, 1), (0, 0)], "p", 2)
+    finally:
+        executor.close()
+    assert time.monotonic() - begin < 60
+
+
+def test_the_folder_that_was_being_replaced_is_there_after_a_kill(texts, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    prepare(limited(), texts, out)
+    before, other = prints(out), tiny_config(slot_rows=700)
+
+    def killed(fresh, output):
+        output.rename(fresh.with_name("replaced"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
+        killing.setattr(prepare_module, "_replace", killed)
+        prepare(other, texts, out)
+    assert not out.exists()
+    prepare(limited(), texts, out)
+    assert prints(out) == before
+    assert not (tmp_path / ".out.stage").exists()
+
+
+def test_a_merge_with_other_settings_leaves_the_shares(texts, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ShareDone):
+        prepare(limited(), texts, out, Options(1, "0/2"))
+    before = prints(tmp_path)
+    with pytest.raises(ConfigError, match=r"merge: there are no shares in .* of this text and these settings"):
+        prepare(tiny_config(slot_rows=700), texts, out, Options(1, merge=True))
+    with pytest.raises(ConfigError, match="merge does what all shares have left; leave shard out"):
+        prepare(limited(), texts, out, Options(1, "0/2", merge=True))
+    assert prints(tmp_path) == before
+
+
+def test_input_that_disappears_while_it_is_read_is_named_and_what_is_done_stays(texts, tmp_path, monkeypatch):
+    path = tmp_path / "c.jsonl"
+    path.write_text(texts[0].read_text())
+    real = prepare_module.Passes.read
+
+    def read(self, units):
+        path.unlink()
+        return real(self, units)
+
+    monkeypatch.setattr(prepare_module.Passes, "read", read)
+    with pytest.raises(StageError, match=r"input .*c\.jsonl: cannot be read: No such file .*; what is done stays"):
+        prepare(limited(), [path], tmp_path / "out", Options(2))
+    assert (tmp_path / ".out.stage").exists()
+
+
 def collect(done: list[int], number: int, unit: str) -> None:
     done.append(number)
 
