@@ -63,3 +63,12 @@ def test_without_locks_in_the_file_system_only_who_asks_may_write(tmp_path, monk
         folder_lock(tmp_path).__enter__()
     with folder_lock(tmp_path, required=False):
         pass
+
+
+def test_a_lock_of_a_folder_that_was_just_removed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (tmp_path / LOCK).unlink())
+    with (
+        pytest.raises(LockError, match="was removed by the process that wrote there; call again"),
+        folder_lock(tmp_path),
+    ):
+        pass

@@ -42,6 +42,8 @@ def folder_lock(folder: Path, required: bool = True) -> Iterator[None]:
                 holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
                 raise LockError(_explain(file, error, holder)) from error
         else:
+            if not os.fstat(descriptor).st_nlink:  # the holder ended just now, and removed the folder
+                raise LockError(f"{folder} was removed by the process that wrote there; call again")
             os.ftruncate(descriptor, 0)
             now = time.strftime("%Y-%m-%d %H:%M:%S")
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode(), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -251,6 +252,15 @@ def test_input_that_disappears_while_it_is_read_is_named_and_what_is_done_stays(
     with pytest.raises(StageError, match=r"input .*c\.jsonl: cannot be read: No such file .*; what is done stays"):
         prepare(limited(), [path], tmp_path / "out", Options(2))
     assert (tmp_path / ".out.stage").exists()
+
+
+def test_an_error_of_the_text_leaves_no_stage_while_other_processes_write(texts, tmp_path):
+    damaged, content = tmp_path / "c.jsonl.gz", bytearray(gzip.compress(texts[0].read_bytes(), 0))
+    content[200_000] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(DataError, match=r"c\.jsonl\.gz: the gzip stream is damaged"):
+        prepare(limited(), [damaged, *texts], tmp_path / "out", Options(2))
+    assert not (tmp_path / ".out.stage").exists()
 
 
 def collect(done: list[int], number: int, unit: str) -> None:
