@@ -278,3 +278,13 @@ def test_no_documents_are_no_duplicates(tmp_path):
     assert near_duplicates([], 0.8, tmp_path).groups == 0
     found = search(tmp_path, np.empty((0, PERMUTATIONS), np.uint32), 0.8)
     assert (found.drops(0).tolist(), found.groups, found.examples(3)) == ([], 0, [])
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    np.save(tmp_path / "a.npy", np.zeros((3, 64), np.uint32))
+    with pytest.raises(OSError, match="No space left"):
+        near_duplicates([tmp_path / "a.npy"], 0.8, tmp_path)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -159,10 +160,12 @@ def near_duplicates(
 
 
 def _numbers(file: Path, count: int) -> np.ndarray:
-    """Create a mapped file of the numbers 0 … count - 1, int64."""
+    """Create a mapped file of the numbers 0 … count - 1, int64. Raises OSError if the disk is full."""
     if not count:
         return np.empty(0, np.int64)  # an empty file cannot be mapped
-    numbers = np.memmap(file, np.int64, "w+", shape=(count,))
+    with file.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, 8 * count)  # a full disk would end the process when it writes to the map
+    numbers = np.memmap(file, np.int64, "r+", shape=(count,))
     for begin in range(0, count, 1 << 20):
         end = min(begin + (1 << 20), count)
         numbers[begin:end] = np.arange(begin, end)
