@@ -10,6 +10,7 @@ tells what a machine that lost power did not write: files are not flushed one by
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
@@ -167,4 +168,17 @@ def _number(number: int) -> str:
 def _unit(stage: Stage, name: str, function: Callable[[str, Any], Any], number: int, item: Any) -> None:
     """Do one unit of a pass, and write its result."""
     own = f"{name}/{_number(number)}"
-    stage.save(own, function(own, item))
+    with _without_collector():
+        stage.save(own, function(own, item))
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Stop the search for reference cycles: a unit makes millions of objects, hardly a cycle, and it took a sixth of the time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
