@@ -22,5 +22,5 @@ for module in (megatron, *inner):
     sys.modules[module.__name__] = module
 for module in inner:
     setattr(megatron, module.__name__.rpartition(".")[2], module)
-sys.argv = sys.argv[1:]
+del sys.argv[0]
 runpy.run_path(str(script), run_name="__main__")

@@ -32,7 +32,7 @@ from pangu_sigma.data.prepare.packages import archives_of, download, packaged_do
 from pangu_sigma.domains import domains_of
 from pangu_sigma.shipped import config_path
 
-DOMAINS = {"zh": 40, "en": 30, "bilingual": 10, "code": 20}
+SHARES = {"zh": 40, "en": 30, "bilingual": 10, "code": 20}
 """Domains, and the percentage of the documents that are of each."""
 _TOP_LEVEL = re.compile(r"\n(?=\S)")
 _PEER_FILES = 512
@@ -62,9 +62,9 @@ def pool_of(cache: Path) -> Pool:
     return pool
 
 
-def documents(pool: Pool, size: int, domains: Sequence[str] = tuple(DOMAINS)) -> Iterator[dict[str, Any]]:
+def recombined(pool: Pool, size: int, domains: Sequence[str] = tuple(SHARES)) -> Iterator[dict[str, Any]]:
     """Lines of `size` bytes of text together, of these domains."""
-    draw, weights = random.Random(0), [DOMAINS[domain] for domain in domains]
+    draw, weights = random.Random(0), [SHARES[domain] for domain in domains]
     while size > 0:
         (domain,) = draw.choices(domains, weights)
         drawn = draw.choices(pool[domain], k=draw.randint(*((8, 24) if domain == "code" else (20, 60))))
@@ -78,11 +78,11 @@ def documents(pool: Pool, size: int, domains: Sequence[str] = tuple(DOMAINS)) ->
         yield {"domain": domain, "text": text}
 
 
-def make_corpus(folder: Path, cache: Path, size: int, domains: Sequence[str]) -> dict[str, Any]:
+def write_corpus(folder: Path, cache: Path, size: int, domains: Sequence[str]) -> dict[str, Any]:
     """Write the lines to corpus.jsonl; return the similarity of pairs of documents of one domain, drawn at random."""
     draw, sample, count = random.Random(1), dict[str, list[set[int]]](), 0
     with (folder / "corpus.jsonl").open("w", encoding="utf-8") as file:
-        for document in documents(pool_of(cache), size, domains):
+        for document in recombined(pool_of(cache), size, domains):
             count += 1
             file.write(json.dumps(document, ensure_ascii=False) + "\n")
             text, some = document["text"], sample.setdefault(document["domain"], [])
@@ -123,7 +123,7 @@ def memory(pids: Sequence[int]) -> tuple[int, int]:
     return total["Pss:"], total["Rss:"]
 
 
-def measure(command: Sequence[str], log: Path) -> dict[str, Any]:
+def measured_run(command: Sequence[str], log: Path) -> dict[str, Any]:
     """Run a command; its peak memory in MiB with all of its processes, and its wall and processor time in seconds.
 
     Raises RuntimeError if it fails. log: file of what it says.
@@ -147,7 +147,7 @@ def measure_ours(folder: Path, corpus: Path, workers: int, changes: Sequence[str
     changes = [f"data.path={output.resolve()}", *_RECOMBINED, *changes]
     command = [sys.executable, "-m", "pangu_sigma", "prepare-data", "sigma_tiny", "--input", str(corpus)]
     command += ["--workers", str(workers), *(part for change in changes for part in ("--set", change))]
-    measured = measure(command, folder / "log.txt")
+    measured = measured_run(command, folder / "log.txt")
     shutil.rmtree(output)
     return measured
 
@@ -160,7 +160,7 @@ def measure_peer(folder: Path, texts: Path, workers: int, python: Path) -> dict[
     command += [str(installed / "model/panguAlpha_pytorch/tools/preprocess_data_pangu.py"), "--append-eod"]
     command += ["--input", f"{texts}/*.txt", "--vocab-file", str(installed / "tokenizer/bpe_4w_pcl/vocab")]
     command += ["--output-prefix", str(folder / "ids"), "--workers", str(workers)]
-    return measure(command, folder / "log.txt")
+    return measured_run(command, folder / "log.txt")
 
 
 def row(name: str, workers: int, size: int, measured: dict[str, Any]) -> str:
@@ -179,7 +179,7 @@ HEADER = (
 def rows_of_ours(options: argparse.Namespace) -> Iterator[str]:
     """Rows of prepare-data in all four domains; the first line says what the corpus is."""
     folder = options.folder / str(options.mb)
-    said = stage(folder / "corpus", make_corpus, options.cache, options.mb * 10**6, tuple(DOMAINS))
+    said = stage(folder / "corpus", write_corpus, options.cache, options.mb * 10**6, tuple(SHARES))
     yield f"{said['documents']:,} documents; Jaccard similarity of 1,000 random pairs a domain: at most {said['jaccard']:.3f}"
     yield HEADER
     for near in options.near:
@@ -193,7 +193,7 @@ def rows_of_ours(options: argparse.Namespace) -> Iterator[str]:
 def rows_of_peer(options: argparse.Namespace, python: Path) -> Iterator[str]:
     """Rows of the peer and of ours on Chinese text alone."""
     folder, size = options.folder / f"zh_{options.peer}", options.peer
-    stage(folder / "corpus", make_corpus, options.cache, size * 10**6, ("zh",))
+    stage(folder / "corpus", write_corpus, options.cache, size * 10**6, ("zh",))
     corpus = folder / "corpus" / "corpus.jsonl"
     stage(folder / "texts", write_peer_files, corpus)
     yield HEADER
