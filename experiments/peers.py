@@ -22,7 +22,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGES = ("torch>=2.9", "transformers>=5", "deepspeed>=0.19")
+PACKAGES = ("torch>=2.9", "transformers>=5", "deepspeed>=0.19", "nltk", "jieba", "sentencepiece", "six")
 
 
 def install(folder: Path) -> None:

@@ -142,6 +142,7 @@ TESTED_ELSEWHERE = {
     "experiments/bench/mixtral.py": (
         "a program of the peers' environment; experiments/tests/bench/test_train.py starts it"
     ),
+    "experiments/pangu_preprocess.py": "a program of the peers' environment; experiments/text_at_size.py starts it with --peer",
     "ascend_ops/activation.py": (
         "the oracle; tests/ascend_ops/test_grouped_ffn.py and tests/model/test_pangu_sigma.py use it"
     ),

@@ -151,6 +151,11 @@ def test_a_dense_model_has_no_experts_to_move():
     assert "expert" not in format_plan(plan)[format_plan(plan).index("memory of an NPU") :]
 
 
+def test_neither_has_a_configuration_whose_layers_are_all_dense():
+    keys = [("model.rre_layers", 0), ("data.domain_sets", 1), ("data.domains_per_step", 1)]
+    assert make_plan(load_config(MODEL_CONFIGS / "sigma_tiny.yaml", keys), 1).all_experts is None
+
+
 def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: Plan):
     assert command(TRILLION, "--devices", 512) == 0
     assert capsys.readouterr().out == format_plan(trillion) + "\n"

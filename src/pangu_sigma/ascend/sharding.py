@@ -161,7 +161,8 @@ def apply_strategies(network: ActiveExperts, config: Config, own: int) -> None:
         if ".local" in path:
             continue  # inside a Morph
         for name, operator in vars(cell).items():
-            if isinstance(operator, ops.Primitive) and parallel.ranks > 1:
+            # on one rank MindSpore finds strategies itself, but for an operator that takes tuples, which it refuses
+            if isinstance(operator, ops.Primitive) and (parallel.ranks > 1 or isinstance(cell, FetchStored)):
                 outputs = cell.tensors + 1 if isinstance(cell, FetchStored) else 1
                 _apply(operator, _strategy(path, cell, name, operator.name), sizes, outputs)
         if parallel.recompute and isinstance(cell, Layer):

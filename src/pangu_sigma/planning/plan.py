@@ -333,7 +333,7 @@ def _variants(config: Config) -> dict[str, Variant]:
 
 
 def _all_experts(config: Config) -> AllExperts | None:
-    if not config.ecss.enabled or config.experts <= config.active_experts:
+    if not (config.ecss.enabled and config.model.rre_layers) or config.experts <= config.active_experts:
         return None
     time = step_time_all_experts(config)
     return AllExperts(time.step, tokens_per_second(config, time))

@@ -101,7 +101,7 @@ class Tokenizer:
 
     def changed_by_normalisation(self, segments: SegmentedText) -> int:
         """Return the number of characters that decoding does not restore, because they are folded to their NFKC form."""
-        return sum(folded_characters(run.text) for _, runs in segments for run in runs if run.alpha)
+        return folded_characters("".join(run.text for _, runs in segments for run in runs if run.alpha))
 
     def sample(self, document: Document, domain: Domain) -> list[int]:
         """Encode a document as token ids for training.

@@ -23,14 +23,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from datasketch import MinHash
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.data.prepare.shingles import mixed, shingles
 from pangu_sigma.text.documents import Document
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 PERMUTATIONS = 128
 """P, number of values of a signature: the similarity of a pair is estimated to ± 0.04."""
@@ -114,6 +116,8 @@ def signature(document: Document, permutations: int = PERMUTATIONS, size: int = 
 
 @functools.cache
 def _empty(permutations: int) -> MinHash:
+    from datasketch import MinHash  # with SciPy, which takes every worker half a second
+
     return MinHash(permutations, hashfunc=_hashed)
 
 
