@@ -224,5 +224,6 @@ def test_what_a_value_must_be_is_said_in_words_and_not_in_pydantics(file: Path, 
 
 
 def test_every_pattern_of_the_configuration_is_said_in_words():
-    patterns = re.findall(r"'pattern': '(.*?)'", str(Config.model_json_schema()))
+    schema = str(Config.model_json_schema())
+    patterns = re.findall(r"'pattern': '(.*?)'", schema) + re.findall(r"'patternProperties': \{'(.*?)'", schema)
     assert {re.sub(r"\\\\", r"\\", pattern) for pattern in patterns} == _PATTERNS.keys()

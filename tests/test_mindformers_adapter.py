@@ -57,7 +57,9 @@ def tiny_yaml(data: Path, folder: Path, steps: int) -> dict[str, Any]:
             "gradient_accumulation_steps": 1,
         },
         "model": {"model_config": model, "arch": {"type": "PanGuSigmaForCausalLM"}},
-        "train_dataset": {"data_loader": {"dataset_dir": str(data), "domains_per_step": 2, "steps": steps}},
+        "train_dataset": {
+            "data_loader": {"dataset_dir": str(data), "domains_per_step": 2, "steps": steps, "shuffle": "permutation"}
+        },
         "train_dataset_task": {"type": "PanGuSigmaDataset"},
         "optimizer": {"type": "PanGuSigmaAdam"},
         "lr_schedule": {
@@ -127,6 +129,7 @@ def test_every_key_means_its_own():
         "train_dataset.data_loader.dataset_dir": "elsewhere",
         "train_dataset.data_loader.domains_per_step": 2,
         "train_dataset.data_loader.domain_sets": 1,
+        "train_dataset.data_loader.shuffle": "keyed",
         "train_dataset.data_loader.steps": 70,
         "optimizer.betas": [0.5, 0.6],
         "optimizer.eps": 1e-5,
@@ -149,7 +152,10 @@ def test_every_key_means_its_own():
     tree = read_tree(SHIPPED, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
     config = sigma_config(tree)
     assert (config.name, config.seed, config.routing.table, config.ecss.prefetch) == ("other", 7, "balanced", False)
-    assert config.data.model_dump().items() >= {"path": "elsewhere", "domains_per_step": 2, "domain_sets": 1}.items()
+    assert (
+        config.data.model_dump().items()
+        >= {"path": "elsewhere", "domains_per_step": 2, "domain_sets": 1, "shuffle": "keyed"}.items()
+    )
     train = config.train.model_dump()
     assert train.pop("optimizer") == {
         "peak_lr": 0.04,

@@ -61,7 +61,7 @@ def toy(request, graph_mode, toys, tmp_path_factory) -> Toy:
 def exchanged(toy: Toy) -> BatchLoader:
     """The same batches in the layout of Ascend."""
     batches = toy.batches
-    folder = batches.samples.files[0].path.parent
+    folder = batches.folder
     return BatchLoader(
         toy.config, folder, batches.tokenizer, batches.table, layout=dispatch_layout(toy.config, ascend=True)
     )

@@ -20,7 +20,7 @@ def test_every_size_is_held_against_the_smallest(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(scale, "GROWING_MODEL", MODEL | {"seq_length": 16, "slot_rows": 64})
     monkeypatch.setattr(scale, "STORED", (4, 8))
     monkeypatch.setattr(scale, "ACTIVE", 2)
-    monkeypatch.setattr(scale, "in_files", lambda: [])
+    monkeypatch.setattr(scale, "in_files", lambda update: [])
     [row] = scale.run(peers=False)
     assert "8 stored" in row.case
     assert "4 stored" in row.peer
@@ -31,7 +31,7 @@ def test_every_size_is_held_against_the_smallest(monkeypatch: pytest.MonkeyPatch
 def test_the_same_steps_in_files_and_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stored_experts, "STORED_MODEL", MODEL | {"experts_per_domain": 1})
     monkeypatch.setattr(stored_experts, "STORED_LENGTH", 16)
-    runs = [stored_experts.start(3, folder, 0.01) for folder in (None, str(tmp_path / "store"))]
+    runs = [stored_experts.start(3, folder, 0.01, "step", 1.0) for folder in (None, str(tmp_path / "store"))]
     losses = [[run.advance() for _ in range(4)] for run in runs]
     assert losses[0] == losses[1]
     assert 0 < stored_experts.resident()["gib"] <= stored_experts.resident()["peak_gib"]
@@ -52,8 +52,8 @@ def test_memory_and_stall_of_the_file_store_are_held_against_limits(tmp_path: Pa
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40))
-    monkeypatch.setattr(scale, "_worker", lambda domains, folder: Answers())
-    rows = {row.peer: row for row in scale.in_files()}
+    monkeypatch.setattr(scale, "_worker", lambda domains, folder, update: Answers())
+    rows = {row.peer: row for row in scale.in_files("worker")}
     assert (rows["peak resident memory"].ours, rows["peak resident memory"].limit) == (6.5, scale.MOST_GIB)
     assert rows["peak resident memory"].ok is False
     assert (rows["stall, of the step"].ours, rows["stall, of the step"].limit) == (0.0, 5.0)
@@ -66,6 +66,6 @@ def test_without_room_on_the_disk_there_is_no_case(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 30))
-    assert scale.in_files() == []
+    assert scale.in_files("step") == []
     assert "GiB for the file store" in caplog.text
     assert list(tmp_path.iterdir()) == []

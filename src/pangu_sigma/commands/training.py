@@ -31,9 +31,7 @@ def add_commands(commands: Any) -> None:
         "convert text to token files, tokenizer and statistics, in the folder data.path",
         "sigma_tiny",
         "sigma_tiny --input mine.jsonl --set data.path=data/mine",
-        "sigma_tiny --input mine.jsonl --check",
         "five.yaml --input law.jsonl --extend data/prepared --set data.path=data/five",
-        "sigma_tiny --input mine.jsonl --shard 0/8",
     )
     with_config(command)
     command.add_argument(

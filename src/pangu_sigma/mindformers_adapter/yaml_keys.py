@@ -28,6 +28,7 @@ KEYS = {
     "train_dataset.data_loader.dataset_dir": "data.path",
     "train_dataset.data_loader.domains_per_step": "data.domains_per_step",
     "train_dataset.data_loader.domain_sets": "data.domain_sets",
+    "train_dataset.data_loader.shuffle": "data.shuffle",
     "train_dataset.data_loader.steps": "train.steps",
     "optimizer.betas.0": "train.optimizer.beta1",
     "optimizer.betas.1": "train.optimizer.beta2",
