@@ -37,7 +37,7 @@ GROWING_BATCH = 4
 
 IN_FILES, IN_MEMORY = 60, 8
 """Number of domains stored in files, and in memory; each has an expert in each of eight layers."""
-CACHE_GIB, UNDO_GIB, MOST_GIB = 1.25, 0.5, 6.0
+CACHE_GIB, UNDO_GIB, MOST_GIB = 1.25, 0.25, 6.0
 
 logger = logging.getLogger(__name__)
 
