@@ -33,9 +33,8 @@ def storage_reads(config: Config, hosts: int, step_seconds: float) -> StorageRea
     """Return what a job reads. hosts: number of its hosts. step_seconds: seconds of a step."""
     length, per_second = config.model.seq_length, config.train.accumulation * config.train.batch_size / step_seconds
     sample = _ID_BYTES * (length + 1)  # and the token after it
-    chunks = (
-        CHUNK_BYTES + _ID_BYTES * length
-    )  # as many starts of a sample as it has further tokens are in a second chunk
+    # as many starts of a sample as it has further tokens are in a second chunk
+    chunks = CHUNK_BYTES + _ID_BYTES * length
     return StorageReads(
         ranks=config.parallel.ranks * per_second * sample,
         storage=hosts * per_second * sample,

@@ -34,13 +34,6 @@ def row_groups(path: Path, size: int) -> list[int]:
     return cuts if cuts[-1] == metadata.num_row_groups > 0 else [*cuts, metadata.num_row_groups]
 
 
-def parquet_extent(path: Path) -> tuple[int, int]:
-    """Return the bytes of all columns before compression, and the rows. Raises DataError as `row_groups` does."""
-    with _opened(path) as file:
-        metadata = file.metadata
-    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)), metadata.num_rows
-
-
 def read_parquet(
     path: Path, begin: int, end: int, keys: list[str] | None, parse: Callable[[dict[str, Any], int], LineItem]
 ) -> Generator[LineItem | Rejected, None, int]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import EXTENDS, FileRecord, Manifest
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.prepare import ONE_PROCESS, Options, prepare, preview
+from pangu_sigma.data.prepare.subset import link
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
@@ -173,10 +173,7 @@ def _link_tokens(data: PreparedData, name: str, folder: Path) -> dict[str, FileR
         source = data.folder / path
         if (size := source.stat().st_size) != record.bytes:
             raise DataError(f"{source}: has {size} bytes, {record.bytes} were written; prepare all text again")
-        try:
-            os.link(source.resolve(), folder / path)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, folder / path)
+        link(source, folder / path)
         found[path] = record
     return found
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -150,15 +151,13 @@ def select(work: Work, blocks: Sequence[Block]) -> Selection:
     begins = starts(blocks)
     kept_N = np.zeros(begins[-1], bool)
     found = _near_duplicates(work, blocks)
-    near_N = np.concatenate([np.zeros(0, bool), *map(found.drops, range(len(blocks)))]) if found else kept_N.copy()
-    domain_N = np.zeros(begins[-1], INDEX["domain"])
+    near_N = np.concatenate([np.zeros(0, bool), *map(found.drops, range(len(blocks)))]) if found else None
     counts = [Kept(work.limit) for _ in domains]
     lowest = [Lowest(CANDIDATES_PER_DOCUMENT, _candidate_bytes(data)) for _ in domains]
     for bucket in range(BUCKETS):
         parts = [block.bucket(work.stage, bucket) for block in blocks]
         records_N = np.concatenate([np.zeros(0, INDEX), *parts])
         at_N = np.repeat(begins[:-1], [len(some) for some in parts]) + records_N["number"]
-        domain_N[at_N] = records_N["domain"]
         order_N = np.lexsort((at_N, records_N["key_low"], records_N["key_high"], records_N["domain"]))
         bounds = np.searchsorted(records_N["domain"][order_N], np.arange(len(domains) + 1))
         for domain, first, end in zip(domains, bounds[:-1], bounds[1:], strict=True):
@@ -171,7 +170,7 @@ def select(work: Work, blocks: Sequence[Block]) -> Selection:
         held_out_candidates(each.found_N, count.kept, data, work.config.data_of(domain.index).held_out)
         for domain, count, each in zip(domains, counts, lowest, strict=True)
     ]
-    near = None if found is None else _record(work, blocks, found, domain_N)
+    near = None if found is None else _record(work, blocks, found)
     return Selection(counts, candidates, begins, offsets, near)
 
 
@@ -184,9 +183,11 @@ def _near_duplicates(work: Work, blocks: Sequence[Block]) -> NearDuplicates | No
     return near_duplicates([work.stage.path(f"{block.name}.signatures") for block in blocks], threshold, folder)
 
 
-def _record(work: Work, blocks: Sequence[Block], found: NearDuplicates, domain_N: np.ndarray) -> NearDuplicatesRecord:
-    """Return what the manifest has of near-duplicates. domain_N: index of each document's domain."""
+def _record(work: Work, blocks: Sequence[Block], found: NearDuplicates) -> NearDuplicatesRecord:
+    """Return what the manifest has of near-duplicates."""
     names = [domain.name for domain in work.domains]
+    domain_N = np.concatenate([np.zeros(0, INDEX["domain"]), *(block.index(work.stage)["domain"] for block in blocks)])
+    show = partial(_shown, work, blocks, found.begins)
     return NearDuplicatesRecord(
         pairs=found.pairs,
         passed_over=found.passed_over,
@@ -194,15 +195,14 @@ def _record(work: Work, blocks: Sequence[Block], found: NearDuplicates, domain_N
         lost={
             f"{names[lost]} to {names[kept]}": count for (lost, kept), count in sorted(found.dropped(domain_N).items())
         },
-        examples=[(_shown(work, blocks, one), _shown(work, blocks, other)) for one, other in found.examples(_EXAMPLES)],
+        examples=[(show(one), show(other)) for one, other in found.examples(_EXAMPLES)],
     )
 
 
-def _shown(work: Work, blocks: Sequence[Block], at: int) -> str:
-    """Return the beginning of the text of a document, by its position among those of all blocks."""
-    begins = starts(blocks)
+def _shown(work: Work, blocks: Sequence[Block], begins: Sequence[int], at: int) -> str:
+    """Return the beginning of the text of a document, by its position among those of all blocks. begins: those of the blocks."""
     number = int(np.searchsorted(begins, at, side="right")) - 1
-    left = at - int(begins[number])
+    left = at - begins[number]
     for some in read_frames(work.stage.path(f"{blocks[number].name}.documents")):
         if left < len(some):
             value: Any = some[left][1]
@@ -213,14 +213,15 @@ def _shown(work: Work, blocks: Sequence[Block], at: int) -> str:
 
 
 def _placed(
-    records_N: np.ndarray, at_N: np.ndarray, order_N: np.ndarray, counts: Kept, near_N: np.ndarray
+    records_N: np.ndarray, at_N: np.ndarray, order_N: np.ndarray, counts: Kept, near_N: np.ndarray | None
 ) -> np.ndarray:
-    """Return the documents of one domain that are kept, _PLACED, of those at order_N. near_N: near-duplicates of all blocks."""
+    """Return the documents of one domain that are kept, _PLACED, of those at order_N. near_N: True for the
+    near-duplicates of all blocks; None: they were not searched."""
     named_N = np.zeros(len(order_N), [*INDEX.descr, ("at", "<i8")])
     for name in INDEX.names or ():
         named_N[name] = records_N[name][order_N]
     named_N["at"] = at_N[order_N]
-    kept_N = counts.keep(named_N, near_N[named_N["at"]])
+    kept_N = counts.keep(named_N, None if near_N is None else near_N[named_N["at"]])
     return kept_N[list(_PLACED.names or ())].astype(_PLACED)
 
 

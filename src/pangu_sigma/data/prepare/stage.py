@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import shutil
 import socket
 import struct
 import zlib
@@ -138,10 +137,6 @@ class Stage:
         """Remove the files of a pass with this suffix: nothing needs them any more."""
         for file in self.path(name).glob(f"*{suffix}"):
             file.unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Remove the whole stage."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

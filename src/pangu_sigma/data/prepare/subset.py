@@ -43,7 +43,7 @@ def write_subset(
                 for shard in prepared.tokens(name, split, tokenizer.size).shards:
                     prepared.verify(shard.path.with_suffix(".idx").name)
                     for file in (shard.path, shard.path.with_suffix(".idx")):
-                        _link(file, output / file.name)
+                        link(file, output / file.name)
         rows = [list(domains).index(name) for name in kept]
         np.save(output / FREQUENCIES_NAME, prepared.frequencies()[rows])
         tokenizer.save(output / TOKENIZER_NAME)
@@ -82,7 +82,8 @@ def _compare(source: Path, whole: Manifest, subset: Manifest) -> None:
             )
 
 
-def _link(file: Path, target: Path) -> None:
+def link(file: Path, target: Path) -> None:
+    """Make `target` a hard link to a file, or a copy where there are no links between them. Raises OSError."""
     try:
         os.link(file.resolve(), target)
     except OSError:  # another file system, or one without links
