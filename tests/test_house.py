@@ -73,7 +73,7 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/__init__.py": "the Python face; tests/test_api.py",
     "src/pangu_sigma/loaded.py": "tests/test_api.py: the Python face gives it back",
     "src/pangu_sigma/sections.py": "tests/test_config.py loads them in a whole configuration",
-    "src/pangu_sigma/data/prepare/{blocks,encoding,holding_out,input_files,passes,reading,segmenting,writing}.py": (
+    "src/pangu_sigma/data/prepare/{blocks,encoding,holding_out,input_files,passes,reading,segmenting,staging,writing}.py": (
         "tests/data/prepare/test_prepare.py and tests/data/prepare/test_executors.py: the passes, one after another"
     ),
     "src/pangu_sigma/results.py": "tests/test_api.py and tests/commands: what calls return, and commands print",

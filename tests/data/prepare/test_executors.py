@@ -220,7 +220,7 @@ def test_the_folder_that_was_being_replaced_is_there_after_a_kill(texts, tmp_pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
-        killing.setattr(prepare_module, "_replace", killed)
+        killing.setattr(prepare_module, "replace_folder", killed)
         prepare(other, texts, out)
     assert not out.exists()
     prepare(limited(), texts, out)

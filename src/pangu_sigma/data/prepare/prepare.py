@@ -20,10 +20,9 @@ import json
 import logging
 import platform
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -45,7 +44,8 @@ from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.data.prepare.reading import Read, packaged_units, quarantine_lines
 from pangu_sigma.data.prepare.selection import Kept
 from pangu_sigma.data.prepare.sieve import Sifted
-from pangu_sigma.data.prepare.stage import Stage, StageError, of_the_system
+from pangu_sigma.data.prepare.stage import Stage
+from pangu_sigma.data.prepare.staging import give_back, replace_folder, staged
 from pangu_sigma.data.prepared import (
     FREQUENCIES_NAME,
     QUARANTINE_NAME,
@@ -56,8 +56,6 @@ from pangu_sigma.data.prepared import (
 )
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.lock import folder_lock
-from pangu_sigma.sealed import sync
 from pangu_sigma.text.inputs import input_files, input_units
 from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.tokenizer import Tokenizer, tag_language
@@ -76,8 +74,6 @@ _STAGE_FORMAT = 1
 """Version of the stage: raise it when its files change."""
 _PACKAGED_BLOCK = 1 << 20
 """Bytes of a block of packaged text."""
-_REPLACED = "replaced"
-"""Name in the stage of the folder that is replaced."""
 _LITTLE_TEXT = 4 << 20
 """Bytes of input below which starting processes would take longer than they save."""
 
@@ -113,14 +109,13 @@ def prepare(
     """
     inputs = _checked_before_reading(config, inputs, output)
     kept = kept or KeptVocabulary.of(config)
-    folder = output.with_name(f".{output.name}.stage")
-    _give_back(folder, output)
+    give_back(output)
     existing = _existing(output)
     if refused := _other_domains(config, output, existing):
         raise ConfigError(refused)
     with (
         _executor(config, inputs, options) as executor,
-        _staged(folder, config, inputs, kept, executor, output, options.merge) as stage,
+        staged(_stage_key(config, inputs, kept), executor, output, options.merge) as stage,
     ):
         files = hashed(stage, executor, inputs)
         decisive = _decisive(config, [[str(file.path), file.sha256] for file in files], kept)
@@ -205,89 +200,6 @@ def _executor(config: Config, inputs: list[Path], options: Options) -> Iterator[
         executor.close()
 
 
-@contextmanager
-def _staged(
-    folder: Path,
-    config: Config,
-    inputs: list[Path],
-    kept: KeptVocabulary | None,
-    executor: Executor,
-    output: Path,
-    merge: bool,
-) -> Iterator[Stage]:
-    """Make the stage of a preparation in `folder`, or find it there; it is removed after the block.
-
-    It stays if the process is killed or interrupted, if the system or a worker fails, and where other machines need it. Stages of
-    other text or settings are removed before. Raises DataError for errors of the file system, and ConfigError if there is nothing
-    to merge.
-    """
-    stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs]
-    stage = Stage(folder / _fingerprint({"stage": _STAGE_FORMAT, **_decisive(config, stamps, kept)})[:16])
-    if merge and not stage.folder.exists() and (folder.exists() or not output.exists()):
-        raise ConfigError(
-            f"{argument('--merge')}: there are no shares in {folder} of this text and these settings; do them with "
-            f"{argument('--shard')} first"
-        )
-    try:
-        with nullcontext() if executor.shared else folder_lock(folder, required=False):
-            if not executor.shared:
-                _remove_others(stage)
-            with _kept_if_unfinished(stage, executor):
-                yield stage
-            if not executor.shared:
-                _remove(folder)
-    except OSError as error:
-        there = f"; what is done stays in {folder} for the same command" if stage.folder.exists() else ""
-        raise DataError(
-            f"cannot write {output}: {error.strerror or error}; nothing was changed there{there}"
-        ) from error
-
-
-def _remove_others(stage: Stage) -> None:
-    """Remove the stages of preparations of other text or settings beside this one."""
-    for other in stage.folder.parent.iterdir():
-        if other.is_dir() and other != stage.folder:
-            logger.warning("%s: is the stage of another preparation, of other text or settings; removed", other)
-            shutil.rmtree(other)
-
-
-@contextmanager
-def _kept_if_unfinished(stage: Stage, executor: Executor) -> Iterator[None]:
-    """Remove the stage's folder if the block fails because of the text."""
-    try:
-        yield
-    except Exception as error:
-        stays = executor.shared or isinstance(error, OSError | StageError) or of_the_system(error.__cause__)
-        if not stays:
-            executor.close()  # nobody may write there any more
-            _remove(stage.folder.parent)
-        raise
-
-
-def _remove(folder: Path) -> None:
-    """Remove the folder of stages. What cannot be removed does no harm, and must not hide how the preparation went."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if any(folder.glob("*")):  # an open file of NFS has a name that begins with a dot
-        logger.warning("%s: cannot be removed; remove it yourself", folder)
-
-
-def _give_back(folder: Path, output: Path) -> None:
-    """Give back the name `output` to a folder that was just being replaced when the process was killed.
-
-    Raises LockError if a process is replacing it now, and DataError.
-    """
-    old = next(folder.glob(f"*/{_REPLACED}"), None)
-    if old is None or output.exists():
-        return
-    with folder_lock(folder, required=False):
-        try:
-            old.rename(output)
-        except OSError as error:
-            raise DataError(
-                f"cannot write {output}: {error.strerror}; the data that were there are in {old}"
-            ) from error
-
-
 def _prepare(
     config: Config,
     files: list[InputFile],
@@ -347,7 +259,7 @@ def _prepare(
     quarantine.copy_to(folder / QUARANTINE_NAME)
     manifest = manifest.model_copy(update={"files": file_records(folder)})
     manifest.save(folder)
-    _replace(folder, output)
+    replace_folder(folder, output)
     return manifest, []
 
 
@@ -399,6 +311,12 @@ def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | No
         "packages": [] if inputs else [archive.file for archive in archives_of(domains_of(config))],
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }
+
+
+def _stage_key(config: Config, inputs: list[Path], kept: KeptVocabulary | None) -> str:
+    """Return the name of the stage of a preparation: the text is told by size and time of its files, before they are read."""
+    stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs]
+    return _fingerprint({"stage": _STAGE_FORMAT, **_decisive(config, stamps, kept)})[:16]
 
 
 def _existing(output: Path) -> Manifest | None:
@@ -472,22 +390,6 @@ def _more_text(domain: Domain, counts: Kept) -> str:
         return f'pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
     limit, left_out = (size / (1 << 20) for size in (counts.limit, counts.left_out_bytes))
     return f"raise data.max_mib_per_domain={limit:.3g}, which left {left_out:.3g} MiB out"
-
-
-def _replace(fresh: Path, output: Path) -> None:
-    """Give a complete folder the name `output`, in place of the folder that has it. Raises OSError."""
-    for path in (*fresh.rglob("*"), fresh):
-        sync(path)
-    old = fresh.with_name(_REPLACED)
-    if output.exists():
-        output.rename(old)
-    try:
-        fresh.rename(output)
-    except OSError:
-        if old.exists():
-            old.rename(output)
-        raise
-    sync(output.parent)
 
 
 def _record(

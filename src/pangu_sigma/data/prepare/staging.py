@@ -1,0 +1,120 @@
+"""Life of a stage: made or found, kept or removed, and its complete folder put in the place of an earlier one.
+
+The stage of `output` is in the folder `.{output.name}.stage` beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.prepare.executors import Executor
+from pangu_sigma.data.prepare.stage import Stage, StageError, of_the_system
+from pangu_sigma.errors import DataError, argument
+from pangu_sigma.lock import folder_lock
+from pangu_sigma.sealed import sync
+
+logger = logging.getLogger(__name__)
+
+_REPLACED = "replaced"
+"""Name in the stage of the folder that is replaced."""
+
+
+def _folder_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}.stage")
+
+
+@contextmanager
+def staged(key: str, executor: Executor, output: Path, merge: bool) -> Iterator[Stage]:
+    """Make the stage of a preparation of `output`, or find it there; it is removed after the block.
+
+    It stays if the process is killed or interrupted, if the system or a worker fails, and where other machines need it. Stages of
+    other text or settings are removed before. Raises DataError for errors of the file system, and ConfigError if there is nothing
+    to merge. key: of the text and the settings, a name of a folder.
+    """
+    folder = _folder_of(output)
+    stage = Stage(folder / key)
+    if merge and not stage.folder.exists() and (folder.exists() or not output.exists()):
+        raise ConfigError(
+            f"{argument('--merge')}: there are no shares in {folder} of this text and these settings; do them with "
+            f"{argument('--shard')} first"
+        )
+    try:
+        with nullcontext() if executor.shared else folder_lock(folder, required=False):
+            if not executor.shared:
+                _remove_others(stage)
+            with _kept_if_unfinished(stage, executor):
+                yield stage
+            if not executor.shared:
+                _remove(folder)
+    except OSError as error:
+        there = f"; what is done stays in {folder} for the same command" if stage.folder.exists() else ""
+        raise DataError(
+            f"cannot write {output}: {error.strerror or error}; nothing was changed there{there}"
+        ) from error
+
+
+def _remove_others(stage: Stage) -> None:
+    """Remove the stages of preparations of other text or settings beside this one."""
+    for other in stage.folder.parent.iterdir():
+        if other.is_dir() and other != stage.folder:
+            logger.warning("%s: is the stage of another preparation, of other text or settings; removed", other)
+            shutil.rmtree(other)
+
+
+@contextmanager
+def _kept_if_unfinished(stage: Stage, executor: Executor) -> Iterator[None]:
+    """Remove the stage's folder if the block fails because of the text."""
+    try:
+        yield
+    except Exception as error:
+        stays = executor.shared or isinstance(error, OSError | StageError) or of_the_system(error.__cause__)
+        if not stays:
+            executor.close()  # nobody may write there any more
+            _remove(stage.folder.parent)
+        raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of stages. What cannot be removed does no harm, and must not hide how the preparation went."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if any(folder.glob("*")):  # an open file of NFS has a name that begins with a dot
+        logger.warning("%s: cannot be removed; remove it yourself", folder)
+
+
+def give_back(output: Path) -> None:
+    """Give back the name `output` to a folder that was just being replaced when the process was killed.
+
+    Raises LockError if a process is replacing it now, and DataError.
+    """
+    folder = _folder_of(output)
+    old = next(folder.glob(f"*/{_REPLACED}"), None)
+    if old is None or output.exists():
+        return
+    with folder_lock(folder, required=False):
+        try:
+            old.rename(output)
+        except OSError as error:
+            raise DataError(
+                f"cannot write {output}: {error.strerror}; the data that were there are in {old}"
+            ) from error
+
+
+def replace_folder(fresh: Path, output: Path) -> None:
+    """Give a complete folder the name `output`, in place of the folder that has it. Raises OSError."""
+    for path in (*fresh.rglob("*"), fresh):
+        sync(path)
+    old = fresh.with_name(_REPLACED)
+    if output.exists():
+        output.rename(old)
+    try:
+        fresh.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
+    sync(output.parent)
