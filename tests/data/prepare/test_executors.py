@@ -115,18 +115,21 @@ module.prepare(limited(), [Path(name) for name in sys.argv[2:]], Path(sys.argv[1
 """
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # a program of its own finds these tests
+
+
 def kill_and_go_on(texts: list[Path], out: Path, moments: list[float]) -> int:
     """Kill the preparation so many seconds after its stage appears, then let it end. Return how often it was killed."""
     command = [sys.executable, "-c", KILLED, str(out), *map(str, texts)]
     stage, killed = out.with_name(f".{out.name}.stage"), 0
     for moment in moments:
-        process = subprocess.Popen(command, start_new_session=True)
+        process = subprocess.Popen(command, start_new_session=True, env=ENVIRONMENT)
         while not stage.exists() and process.poll() is None:
             time.sleep(0.01)
         time.sleep(moment)
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=ENVIRONMENT)
     return killed
 
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from data.prepare.test_executors import expected, limited, prints, small, texts  # noqa: F401
+from data.prepare.test_executors import ENVIRONMENT, expected, limited, prints, small, texts  # noqa: F401
 
 from pangu_sigma.data.prepare.executors import Ray
 from pangu_sigma.data.prepare.prepare import Options, prepare
@@ -34,6 +34,7 @@ def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])  # nodes find the tests
     made = Cluster(initialize_head=True, head_node_args=NODE)
     yield made
     made.shutdown()
@@ -126,7 +127,7 @@ module.prepare(limited(), [Path(name) for name in sys.argv[3:]], Path(sys.argv[1
 
 def test_after_ctrl_c_one_process_goes_on(cluster, texts, expected, tmp_path):  # noqa: F811
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "out"), cluster.address, *map(str, texts)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     wait_for(lambda: any(tmp_path.glob(".out.stage/*/read/00000[3-9]")))
     process.send_signal(signal.SIGINT)
     begin = time.monotonic()
