@@ -8,7 +8,7 @@ from helpers.texts import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.prepare.blocks import INDEX, Work
+from pangu_sigma.data.prepare.blocks import INDEX, Work, index_parts
 from pangu_sigma.data.prepare.reading import BlockWriter, content_hash
 from pangu_sigma.data.prepare.selection import (
     CANDIDATES_PER_DOCUMENT,
@@ -140,13 +140,13 @@ def test_the_first_of_copies_in_several_blocks_is_kept(tmp_path: Path):
     stage = Stage(tmp_path)
     blocks = []
     for number in range(3):
-        block = BlockWriter(stage, f"read/{number}")
+        block = BlockWriter(stage, f"read/{number}", index_parts(16 << 20))
         with stage.writing(f"read/{number}.documents") as file:
             for text in (f"of {number}", "of all", "of all"):
                 block.add(file, 1, Document("en", text, ""))
             block.flush(file)
         blocks.append(block.close())
-    found = select(Work(tiny_config(), stage, 1, {}, None, preview=True), blocks)
+    found = select(Work(tiny_config(), stage, 16 << 20, {}, None, preview=True), blocks)
     assert [found.of_block(stage, number).tolist() for number in range(3)] == [[True, True, False]] + 2 * [
         [True, False, False]
     ]

@@ -18,10 +18,6 @@ from pangu_sigma.data.prepare.packages import Archive
 from pangu_sigma.data.prepare.stage import Stage, read_frame
 from pangu_sigma.domains import Domains, domains_of
 
-BUCKETS = 64
-"""Number of parts of an index, by the first bits of `key`: the selection holds one part of all indexes in memory, at 42 bytes a
-document and as much again to sort it."""
-
 FRAME_BYTES = 1 << 20
 """Bytes of text of a frame: what a worker has in memory as objects, unless one document is larger."""
 
@@ -49,7 +45,7 @@ class Block:
     count: int
     offsets: tuple[int, ...]
 
-    def bucket(self, stage: Stage, number: int) -> np.ndarray:
+    def part(self, stage: Stage, number: int) -> np.ndarray:
         """Return the records of one part of the index, INDEX [documents]."""
         with stage.path(f"{self.name}.index").open("rb") as file:
             records: np.ndarray = read_frame(file, self.offsets[number])
@@ -85,12 +81,20 @@ def starts(blocks: Sequence[Block]) -> np.ndarray:
     return np.cumsum([0, *(block.count for block in blocks)], dtype=np.int64)
 
 
+def index_parts(size: int) -> int:
+    """Return the number of parts of an index, by the first bits of `key`, for blocks of so many bytes of text.
+
+    The selection holds one part of all indexes in memory, at 42 bytes a document and as much again to sort it.
+    """
+    return max(1, min(size // (256 << 10), 64))
+
+
 def block_size(total: int) -> int:
     """Return the bytes of text of a block for so many bytes of input: enough blocks for all cores, but no tiny ones.
 
     It is a function of the input alone, so that a preparation that goes on has the same blocks with any number of workers.
     """
-    return max(256 << 10, min(total // 64, 16 << 20))
+    return max(1 << 20, min(total // 64, 16 << 20))
 
 
 def in_frames(sizes: Iterator[tuple[object, int]]) -> Iterator[list[object]]:

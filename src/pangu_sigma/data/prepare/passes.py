@@ -88,7 +88,7 @@ class Passes:
         if model:
             stage.once("english", lambda: read_english(Path(model)))
         elif not stage.path("english").exists():
-            samples = list(self._map("sample", sample_block, sample_items(blocks, english)))
+            samples = list(self._map("sample", sample_block, sample_items(blocks, english, vocabulary.english_pieces)))
             text = [run for domain in self.work.domains for each in samples for run in each[domain.index]]
             pieces, mib = vocabulary.english_pieces, sum(map(len, text)) / (1 << 20)
             logger.info("building the vocabulary: learning %s English pieces from %.1f MiB of text", f"{pieces:,}", mib)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pangu_sigma.data.prepare.blocks import BUCKETS, FRAME_BYTES, INDEX, PER_DOCUMENT, Block, Work
+from pangu_sigma.data.prepare.blocks import FRAME_BYTES, INDEX, PER_DOCUMENT, Block, Work, index_parts
 from pangu_sigma.data.prepare.near_duplicates import PERMUTATIONS, signature
 from pangu_sigma.data.prepare.packages import packaged_documents, packaged_parts
 from pangu_sigma.data.prepare.quarantine import Quarantine
@@ -58,7 +58,10 @@ def read(work: Work, name: str, unit: InputUnit | PackagedUnit) -> Read:
     with work.stage.writing(f"{name}.rejected") as unusable:
         for first in items:
             block = BlockWriter(
-                work.stage, f"{name}.{len(result.blocks):04}", work.config.data.near_duplicates is not None
+                work.stage,
+                f"{name}.{len(result.blocks):04}",
+                index_parts(work.size),
+                work.config.data.near_duplicates is not None,
             )
             with work.stage.writing(f"{block.name}.documents") as documents:
                 item: Document | Rejected | None = first
@@ -101,9 +104,9 @@ class _Items:
 class BlockWriter:
     """Writer of one block. name: of its files. size: bytes of its documents so far, as they are in memory."""
 
-    def __init__(self, stage: Stage, name: str, signed: bool = False) -> None:
-        """signed: True to write the documents' signatures, for the search for near-duplicates."""
-        self.name, self._stage = name, stage
+    def __init__(self, stage: Stage, name: str, parts: int, signed: bool = False) -> None:
+        """parts: of the index. signed: True to write the documents' signatures, for the search for near-duplicates."""
+        self.name, self._stage, self._parts = name, stage, parts
         self.size = self._flushed = 0
         self._frame = list[tuple[int, object]]()
         self._facts = list[tuple[int, int]]()
@@ -141,7 +144,7 @@ class BlockWriter:
         records["bytes"], records["domain"] = facts[:, 0], facts[:, 1]
         records["number"] = np.arange(len(records))
         records = records[np.argsort(records["key_high"], kind="stable")]
-        bounds = np.arange(BUCKETS, dtype=np.uint64) * np.uint64((1 << 64) // BUCKETS)
+        bounds = np.array([(number << 64) // self._parts for number in range(self._parts)], np.uint64)
         begins = np.searchsorted(records["key_high"], bounds).tolist()
         with self._stage.writing(f"{self.name}.index") as file:
             ends = [*begins[1:], len(records)]
