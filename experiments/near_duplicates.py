@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.prepare.near_duplicates import GRAM_WORDS, near_duplicates, signature
-from pangu_sigma.data.prepare.packages import archives_of, download, packaged_documents
-from pangu_sigma.data.prepare.shingles import shingles
+from pangu_sigma.data.prepare.cleaning.near_duplicates import GRAM_WORDS, near_duplicates, signature
+from pangu_sigma.data.prepare.cleaning.shingles import shingles
+from pangu_sigma.data.prepare.packaged.packages import archives_of, download, packaged_documents
 from pangu_sigma.domains import domains_of
 from pangu_sigma.shipped import config_path
 from pangu_sigma.text.documents import Document

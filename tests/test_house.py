@@ -73,9 +73,10 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/__init__.py": "the Python face; tests/test_api.py",
     "src/pangu_sigma/loaded.py": "tests/test_api.py: the Python face gives it back",
     "src/pangu_sigma/sections.py": "tests/test_config.py loads them in a whole configuration",
-    "src/pangu_sigma/data/prepare/{blocks,encoding,holding_out,input_files,passes,reading,segmenting,staging,writing}.py": (
-        "tests/data/prepare/test_prepare.py and tests/data/prepare/test_executors.py: the passes, one after another"
+    "src/pangu_sigma/data/prepare/{blocks,encoding,input_files,passes,reading,segmenting,writing}.py": (
+        "tests/data/prepare/test_prepare.py and tests/data/prepare/stages/test_executors.py: the passes, one after another"
     ),
+    "src/pangu_sigma/data/prepare/{held_out/holding_out,stages/staging}.py": "the same",
     "src/pangu_sigma/results.py": "tests/test_api.py and tests/commands: what calls return, and commands print",
     "src/pangu_sigma/__main__.py": "one call of cli.program; tests/launching/test_launch_training.py starts it",
     "src/pangu_sigma/mindformers_import.py": "tests/test_mindformers_adapter.py, as all of the adapter",

@@ -114,8 +114,8 @@ def prepare_data(
     """
     from pangu_sigma.data.prepare import extended
     from pangu_sigma.data.prepare import prepare as preparation
-    from pangu_sigma.data.prepare.executors import ShareDone
     from pangu_sigma.data.prepare.overview import format_overview
+    from pangu_sigma.data.prepare.stages.executors import ShareDone
 
     config = _loaded(config)
     files, options = to_paths(input, "--input"), preparation.Options(workers, shard, merge, ray)

@@ -14,9 +14,9 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, parse_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import extended
-from pangu_sigma.data.prepare.executors import ShareDone
 from pangu_sigma.data.prepare.extended import prepare_extension
 from pangu_sigma.data.prepare.prepare import Options
+from pangu_sigma.data.prepare.stages.executors import ShareDone
 from pangu_sigma.data.prepared import SPLITS, PreparedData, read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError

@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from data.prepare.test_executors import CHINESE, limited, prints, small  # noqa: F401
+from data.prepare.stages.test_executors import CHINESE, limited, prints, small  # noqa: F401
 from helpers.texts import ENGLISH
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.prepare.executors import ShareDone
 from pangu_sigma.data.prepare.prepare import Options, prepare
+from pangu_sigma.data.prepare.stages.executors import ShareDone
 from pangu_sigma.sections import FiltersConfig
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from pangu_sigma.data.prepare.selection import (
     held_out_candidates,
     select,
 )
-from pangu_sigma.data.prepare.stage import Stage
+from pangu_sigma.data.prepare.stages.stage import Stage
 from pangu_sigma.sections import DataConfig
 from pangu_sigma.text.documents import Document
 

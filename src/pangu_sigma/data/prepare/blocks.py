@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.prepare.packages import Archive
-from pangu_sigma.data.prepare.stage import Stage, read_frame
+from pangu_sigma.data.prepare.packaged.packages import Archive
+from pangu_sigma.data.prepare.stages.stage import Stage, read_frame
 from pangu_sigma.domains import Domains, domains_of
 
 FRAME_BYTES = 1 << 20
@@ -45,7 +45,7 @@ class Block:
     count: int
     offsets: tuple[int, ...]
 
-    def part(self, stage: Stage, number: int) -> np.ndarray:
+    def of_part(self, stage: Stage, number: int) -> np.ndarray:
         """Return the records of one part of the index, INDEX [documents]."""
         with stage.path(f"{self.name}.index").open("rb") as file:
             records: np.ndarray = read_frame(file, self.offsets[number])

@@ -13,7 +13,7 @@ import xxhash
 
 from pangu_sigma.data.prepare.blocks import Work
 from pangu_sigma.data.prepare.segmenting import BlockItem, kept_documents
-from pangu_sigma.data.prepare.stage import Stage, StageError
+from pangu_sigma.data.prepare.stages.stage import Stage, StageError
 from pangu_sigma.text.sentencepieces import alpha_model
 from pangu_sigma.text.tokenizer import Tokenizer
 

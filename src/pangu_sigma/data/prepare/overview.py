@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pangu_sigma.data.manifest import DomainRecord, Manifest, NearDuplicatesRecord
-from pangu_sigma.data.prepare.packages import PACKAGED_MIB
+from pangu_sigma.data.prepare.packaged.packages import PACKAGED_MIB
 from pangu_sigma.data.prepare.quarantine import format_reasons
 from pangu_sigma.errors import argument
 

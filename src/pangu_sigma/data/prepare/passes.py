@@ -21,8 +21,7 @@ import numpy as np
 
 from pangu_sigma.data.prepare.blocks import Block, Work
 from pangu_sigma.data.prepare.encoding import count_block, encode_block, final_tokenizer, summed, whole_tokenizer
-from pangu_sigma.data.prepare.executors import Executor
-from pangu_sigma.data.prepare.holding_out import (
+from pangu_sigma.data.prepare.held_out.holding_out import (
     DomainItem,
     HeldOutDocuments,
     choose,
@@ -31,12 +30,13 @@ from pangu_sigma.data.prepare.holding_out import (
     first_by_hash,
     overlap_items,
 )
+from pangu_sigma.data.prepare.held_out.shift import held_out_shift
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.reading import PackagedUnit, Read, read
 from pangu_sigma.data.prepare.segmenting import BlockItem, sample_block, sample_items, segment_block
 from pangu_sigma.data.prepare.selection import Selection, select
-from pangu_sigma.data.prepare.shift import held_out_shift
-from pangu_sigma.data.prepare.stage import UnitResults
+from pangu_sigma.data.prepare.stages.executors import Executor
+from pangu_sigma.data.prepare.stages.stage import UnitResults
 from pangu_sigma.data.prepare.writing import SplitItem, SplitStatistics, write_split
 from pangu_sigma.data.prepared import SPLITS
 from pangu_sigma.text.inputs import InputUnit

@@ -2,7 +2,7 @@
 
     documents → kept → runs (words, once) → English pieces → counts → rows of slots → ids → train | held out → files
 
-Pieces and rows are chosen from documents that cannot be held out; the ids of the others decide which are held out (overlap.py).
+Pieces and rows are chosen from documents that cannot be held out; the ids of the others decide which are (held_out/overlap.py).
 
 The passes (passes.py) write into a stage beside `output`; its folder `output` gets the name when it is complete:
 
@@ -33,19 +33,19 @@ import numpy as np
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, load_manifest
 from pangu_sigma.data.prepare.blocks import Work, block_size
-from pangu_sigma.data.prepare.executors import Executor, ShareDone, executor_of
-from pangu_sigma.data.prepare.holding_out import HeldOutDocuments
+from pangu_sigma.data.prepare.cleaning.sieve import Sifted
+from pangu_sigma.data.prepare.held_out.holding_out import HeldOutDocuments
 from pangu_sigma.data.prepare.input_files import InputFile, hashed
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.overview import warnings_of
-from pangu_sigma.data.prepare.packages import PACKAGED_MIB, archives_of, download, packaged_sources, sha256_of
+from pangu_sigma.data.prepare.packaged.packages import PACKAGED_MIB, archives_of, download, packaged_sources, sha256_of
 from pangu_sigma.data.prepare.passes import Passes, WrittenDomain
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.data.prepare.reading import Read, packaged_units, quarantine_lines
 from pangu_sigma.data.prepare.selection import Kept
-from pangu_sigma.data.prepare.sieve import Sifted
-from pangu_sigma.data.prepare.stage import Stage
-from pangu_sigma.data.prepare.staging import give_back, replace_folder, staged
+from pangu_sigma.data.prepare.stages.executors import Executor, ShareDone, executor_of
+from pangu_sigma.data.prepare.stages.stage import Stage
+from pangu_sigma.data.prepare.stages.staging import give_back, replace_folder, staged
 from pangu_sigma.data.prepared import (
     FREQUENCIES_NAME,
     QUARANTINE_NAME,
@@ -68,9 +68,9 @@ _WRITTEN = re.compile(
 )
 """Names of all that a preparation writes into its folder; a folder with anything else is not replaced."""
 _LOOK = "--check prints what there is of every domain, and writes nothing"
-_FORMAT = 4
+_FORMAT = 5
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-_STAGE_FORMAT = 1
+_STAGE_FORMAT = 2
 """Version of the stage: raise it when its files change."""
 _PACKAGED_BLOCK = 1 << 20
 """Bytes of a block of packaged text."""

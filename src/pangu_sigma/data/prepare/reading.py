@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pangu_sigma.data.prepare.blocks import FRAME_BYTES, INDEX, PER_DOCUMENT, Block, Work, index_parts
-from pangu_sigma.data.prepare.near_duplicates import PERMUTATIONS, signature
-from pangu_sigma.data.prepare.packages import packaged_documents, packaged_parts
+from pangu_sigma.data.prepare.cleaning.near_duplicates import PERMUTATIONS, signature
+from pangu_sigma.data.prepare.cleaning.sieve import Sample, Sieve, Sifted
+from pangu_sigma.data.prepare.packaged.packages import packaged_documents, packaged_parts
 from pangu_sigma.data.prepare.quarantine import Quarantine
-from pangu_sigma.data.prepare.sieve import Sample, Sieve, Sifted
-from pangu_sigma.data.prepare.stage import Stage, read_frames, write_frame
+from pangu_sigma.data.prepare.stages.stage import Stage, read_frames, write_frame
 from pangu_sigma.domains import Domains
 from pangu_sigma.text.documents import Document, Rejected
 from pangu_sigma.text.inputs import InputUnit, read_unit

@@ -9,7 +9,7 @@ import numpy as np
 
 from pangu_sigma.data.prepare.blocks import Block, Work, in_frames
 from pangu_sigma.data.prepare.selection import Selection
-from pangu_sigma.data.prepare.stage import Stage, read_frames, write_frame
+from pangu_sigma.data.prepare.stages.stage import Stage, read_frames, write_frame
 from pangu_sigma.text.documents import Segments
 from pangu_sigma.text.segmentation import Run
 from pangu_sigma.text.tokenizer import SegmentedText, segment

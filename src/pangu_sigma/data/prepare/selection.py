@@ -20,8 +20,8 @@ import numpy as np
 
 from pangu_sigma.data.manifest import SHORTENED, NearDuplicatesRecord
 from pangu_sigma.data.prepare.blocks import INDEX, Block, Work, index_parts, starts
-from pangu_sigma.data.prepare.near_duplicates import NearDuplicates, near_duplicates
-from pangu_sigma.data.prepare.stage import Stage, read_frame, read_frames, write_frame
+from pangu_sigma.data.prepare.cleaning.near_duplicates import NearDuplicates, near_duplicates
+from pangu_sigma.data.prepare.stages.stage import Stage, read_frame, read_frames, write_frame
 from pangu_sigma.sections import DataConfig
 
 CANDIDATES_PER_DOCUMENT = 5
@@ -154,8 +154,8 @@ def select(work: Work, blocks: Sequence[Block]) -> Selection:
     near_N = np.concatenate([np.zeros(0, bool), *map(found.drops, range(len(blocks)))]) if found else None
     counts = [Kept(work.limit) for _ in domains]
     lowest = [Lowest(CANDIDATES_PER_DOCUMENT, _candidate_bytes(data)) for _ in domains]
-    for part in range(index_parts(work.size)):
-        parts = [block.part(work.stage, part) for block in blocks]
+    for number in range(index_parts(work.size)):
+        parts = [block.of_part(work.stage, number) for block in blocks]
         records_N = np.concatenate([np.zeros(0, INDEX), *parts])
         at_N = np.repeat(begins[:-1], [len(some) for some in parts]) + records_N["number"]
         order_N = np.lexsort((at_N, records_N["key_low"], records_N["key_high"], records_N["domain"]))

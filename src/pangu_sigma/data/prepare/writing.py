@@ -15,7 +15,7 @@ from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.manifest import SplitCounts
 from pangu_sigma.data.prepare.blocks import Work
 from pangu_sigma.data.prepare.encoding import Encoded, final_tokenizer, ids_of
-from pangu_sigma.data.prepare.stage import UnitResults
+from pangu_sigma.data.prepare.stages.stage import UnitResults
 from pangu_sigma.text.vocabulary import UNK
 
 

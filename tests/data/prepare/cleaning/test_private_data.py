@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.prepare.private_data import private_data
+from pangu_sigma.data.prepare.cleaning.private_data import private_data
 
 ID = "11010519491231002X"  # the example of GB 11643
 CARD = "6222020903001483077"[:18]

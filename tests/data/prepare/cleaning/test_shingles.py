@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.prepare.shingles import _SLICE, hash_words, shingles
+from pangu_sigma.data.prepare.cleaning.shingles import _SLICE, hash_words, shingles
 from pangu_sigma.text.words import words
 
 LETTERS = st.text("abcDE，。!# \n中文字１1２", max_size=40)

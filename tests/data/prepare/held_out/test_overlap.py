@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.data.manifest import OverlapRecord, load_manifest
-from pangu_sigma.data.prepare.overlap import WINDOW, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
+from pangu_sigma.data.prepare.held_out.overlap import WINDOW, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.data.token_files import TokenFile
 from pangu_sigma.errors import DataError

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.prepare.shingles import HashedWords, hash_words
+from pangu_sigma.data.prepare.cleaning.shingles import HashedWords, hash_words
 from pangu_sigma.domains import Domain
 from pangu_sigma.text.documents import Document
 from pangu_sigma.text.segmentation import HAN

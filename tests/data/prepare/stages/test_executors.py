@@ -18,9 +18,9 @@ from helpers.texts import ENGLISH, tiny_config
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.prepare import prepare as prepare_module
-from pangu_sigma.data.prepare.executors import LocalProcesses, MachineShare, ShareDone, executor_of
 from pangu_sigma.data.prepare.prepare import Options, prepare
-from pangu_sigma.data.prepare.stage import Stage, StageError
+from pangu_sigma.data.prepare.stages.executors import LocalProcesses, MachineShare, ShareDone, executor_of
+from pangu_sigma.data.prepare.stages.stage import Stage, StageError
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import fingerprint
 
@@ -107,7 +107,7 @@ def test_shares_and_a_merge_at_any_time_give_the_same(texts, expected, tmp_path,
 KILLED = """
 import sys
 from pathlib import Path
-from data.prepare.test_executors import limited
+from data.prepare.stages.test_executors import limited
 from pangu_sigma.data.prepare import prepare as module
 
 module.block_size = lambda total: 16 << 10
@@ -283,7 +283,7 @@ def test_shares_are_every_unit_once():
 def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from pangu_sigma.data.prepare.executors import LocalProcesses\n"
+        "from pangu_sigma.data.prepare.stages.executors import LocalProcesses\n"
         "import os, time\n"
         "print('once')\n"
         "executor = LocalProcesses(2)\n"

@@ -10,8 +10,8 @@ from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.data.prepare import near_duplicates as module
-from pangu_sigma.data.prepare.near_duplicates import (
+from pangu_sigma.data.prepare.cleaning import near_duplicates as module
+from pangu_sigma.data.prepare.cleaning.near_duplicates import (
     GRAM_WORDS,
     PERMUTATIONS,
     NearDuplicates,
@@ -19,7 +19,7 @@ from pangu_sigma.data.prepare.near_duplicates import (
     near_duplicates,
     signature,
 )
-from pangu_sigma.data.prepare.shingles import shingles
+from pangu_sigma.data.prepare.cleaning.shingles import shingles
 from pangu_sigma.text.documents import Document
 
 CHINESE = [

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.prepare.filters import _GRAM, FILTER_RULES, Filters, Text, longest_line, mean_line, parses
+from pangu_sigma.data.prepare.cleaning.filters import (
+    _GRAM,
+    FILTER_RULES,
+    Filters,
+    Text,
+    longest_line,
+    mean_line,
+    parses,
+)
 from pangu_sigma.data.prepared import preparation_settings
 from pangu_sigma.domains import domains_of
 from pangu_sigma.sections import FiltersConfig

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.prepare.filters import Filters
-from pangu_sigma.data.prepare.private_data import private_data
+from pangu_sigma.data.prepare.cleaning.filters import Filters
+from pangu_sigma.data.prepare.cleaning.private_data import private_data
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.text.documents import Document, Rejected
 

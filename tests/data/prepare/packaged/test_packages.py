@@ -9,7 +9,7 @@ from helpers.archives import catalogue, write_tar, write_wheel
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.prepare.packages import (
+from pangu_sigma.data.prepare.packaged.packages import (
     BILINGUAL,
     DJANGO,
     FASTAPI,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pangu_sigma.data.prepare.executors import LocalProcesses
-from pangu_sigma.data.prepare.stage import Stage, StageError, read_frame, read_frames, write_frame
+from pangu_sigma.data.prepare.stages.executors import LocalProcesses
+from pangu_sigma.data.prepare.stages.stage import Stage, StageError, read_frame, read_frames, write_frame
 
 
 def test_values_come_back_in_order_and_from_their_offsets(tmp_path):

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.prepare.stage import StageError
+from pangu_sigma.data.prepare.stages.stage import StageError
 from pangu_sigma.errors import argument
 
 logger = logging.getLogger(__name__)

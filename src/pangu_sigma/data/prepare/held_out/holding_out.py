@@ -16,10 +16,10 @@ import numpy as np
 
 from pangu_sigma.data.prepare.blocks import Work
 from pangu_sigma.data.prepare.encoding import DOCUMENT, Encoded, final_tokenizer, ids_of
-from pangu_sigma.data.prepare.overlap import Finder, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
+from pangu_sigma.data.prepare.held_out.overlap import Finder, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
+from pangu_sigma.data.prepare.held_out.shift import DRAWS
 from pangu_sigma.data.prepare.selection import Lowest, Selection
-from pangu_sigma.data.prepare.shift import DRAWS
-from pangu_sigma.data.prepare.stage import Stage, UnitResults
+from pangu_sigma.data.prepare.stages.stage import Stage, UnitResults
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.garbage import gc_disabled
 
 if TYPE_CHECKING:
-    from pangu_sigma.data.prepare.executors import Executor
+    from pangu_sigma.data.prepare.stages.executors import Executor
 
 logger = logging.getLogger(__name__)
 

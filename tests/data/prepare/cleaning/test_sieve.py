@@ -8,8 +8,8 @@ import pytest
 from experiments.tiny import tiny_tree
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepare.cleaning.sieve import Sample, Sieve, Sifted
 from pangu_sigma.data.prepare.prepare import Options, prepare
-from pangu_sigma.data.prepare.sieve import Sample, Sieve, Sifted
 from pangu_sigma.text.documents import Document, Rejected
 
 SHORT, LONG = "two words", "the quick brown fox jumps over the lazy dog near a quiet river bank today"

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pangu_sigma.bars import Bar
-from pangu_sigma.data.prepare.shingles import mixed, shingles
+from pangu_sigma.data.prepare.cleaning.shingles import mixed, shingles
 from pangu_sigma.text.documents import Document
 
 if TYPE_CHECKING:

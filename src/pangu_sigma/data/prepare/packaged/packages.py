@@ -30,8 +30,8 @@ from pathlib import Path
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Source
-from pangu_sigma.data.prepare.filters import longest_line, mean_line, parses
-from pangu_sigma.data.prepare.translations import catalogue_pairs, json_pairs, page_pairs
+from pangu_sigma.data.prepare.cleaning.filters import longest_line, mean_line, parses
+from pangu_sigma.data.prepare.packaged.translations import catalogue_pairs, json_pairs, page_pairs
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import Document, Segments

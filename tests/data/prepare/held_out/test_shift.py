@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pangu_sigma.data.prepare.shift import held_out_shift
+from pangu_sigma.data.prepare.held_out.shift import held_out_shift
 
 ROWS = np.arange(12)
 
