@@ -2,8 +2,11 @@
 
 Sentences of the packaged Chinese and English text are drawn at random into documents of 20 to 60, of which any two have next to
 nothing in common; of every 25th a copy is planted later on, with other sentences at its end, so many that the Jaccard similarity of
-the two is 0.7, 0.8, 0.9 or 1. Each stage (corpus, signatures, search) is a process of its own, whose memory is measured, and keeps
-its files: the same command goes on after a kill.
+the two is 0.7, 0.8, 0.9 or 1. Each stage (corpus, signatures, search, held out) is a process of its own, whose memory is measured,
+and keeps its files: the same command goes on after a kill.
+
+What is held out is looked up in two preparations of the corpus, without and with `data.near_duplicates`: of how many of its
+documents is a planted near-duplicate in the training text?
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.data.prepare.cleaning.near_duplicates import GRAM_WORDS, near_duplicates, signature
 from pangu_sigma.data.prepare.cleaning.shingles import shingles
 from pangu_sigma.data.prepare.packaged.packages import archives_of, download, packaged_documents
+from pangu_sigma.data.prepare.prepare import Options, prepare
+from pangu_sigma.data.prepared import SPLITS, PreparedData
 from pangu_sigma.domains import domains_of
 from pangu_sigma.shipped import config_path
 from pangu_sigma.text.documents import Document
@@ -145,6 +150,47 @@ def search(folder: Path, signatures: Path, threshold: float, memory: int) -> dic
     }
 
 
+def hold_out(folder: Path, corpus: Path, threshold: float | None) -> dict[str, int]:
+    """Prepare the corpus; return the number of held-out documents, and of those with a near-duplicate in the training text.
+
+    A near-duplicate is a planted copy, or its original, whose exact similarity is 0.8 or more.
+    """
+    changes = [("data.path", str(folder / "prepared")), ("data.max_overlap", 1.0), ("data.near_duplicates", threshold)]
+    domains = [{"name": each, "format": "text", "language": each, "slot": each} for each in LANGUAGES]
+    changes += [("domains", domains), ("data.domains_per_step", 1), ("data.domain_sets", 1)]
+    changes += [("data.domain_key", "language")]
+    config = load_config(config_path("sigma_tiny"), changes)
+    prepare(config, sorted(corpus.glob("*.jsonl")), folder / "prepared", Options())
+    data = PreparedData(folder / "prepared")
+    tokenizer, every = (
+        data.tokenizer(),
+        [each for file in sorted(corpus.glob("*.jsonl")) for each in documents_of(file)],
+    )
+    texts = {language: _contents(data, language, tokenizer.size) for language in LANGUAGES}
+    counts = Counter({"held out": sum(len(held_out) for _, held_out in texts.values()), "near-duplicate trained on": 0})
+    for each in every:
+        if each["original"] is not None and each["exact"] >= 0.8:
+            train, held_out = texts[each["language"]]
+            domain = domains_of(config).named(each["language"])
+            pair = [
+                np.array(tokenizer.sample(Document("", some["text"], ""), domain), np.int32).tobytes()
+                for some in (each, every[each["original"]])
+            ]
+            counts["near-duplicate trained on"] += any(a in held_out and b in train for a, b in (pair, pair[::-1]))
+    shutil.rmtree(folder / "prepared")
+    return dict(counts)
+
+
+def _contents(data: PreparedData, domain: str, size: int) -> list[set[bytes]]:
+    """Ids of the documents of both splits of a domain. size: of the vocabulary."""
+    found = []
+    for split in SPLITS:
+        files = data.tokens(domain, split, size).shards
+        ids = (np.split(file.read(0, file.tokens), np.cumsum(file.lengths)[:-1]) for file in files)
+        found.append({each.tobytes() for some in ids for each in some})
+    return found
+
+
 def judge(corpus: Path, first_N: np.ndarray) -> dict[str, str]:
     """Recall by language and similarity, precision, and the similarity of documents that are no copies of each other."""
     draw = random.Random(1)
@@ -218,6 +264,12 @@ def main() -> None:
     print(f"{'peak of the search':<28} {found.pop('peak MiB'):.0f} MiB")
     text = sum(signed[f"{language} bytes"] for language in LANGUAGES)
     print(f"{'speed of the search':<28} {text / 1e6 / found['seconds']:.0f} MB/s of a core")
+    for name, changed in (("off", None), (str(options.threshold), options.threshold)):
+        counts = stage(folder / f"held_out_{name}", hold_out, corpus, changed)
+        where = f"held out with data.near_duplicates {name}"
+        print(
+            f"{where:<28}: {counts['held out']:,}, near-duplicate trained on: {counts['near-duplicate trained on']:,}"
+        )
     for name, value in (found | judge(corpus, np.memmap(searched / "first", np.int64, "r"))).items():
         print(f"{name:<28} {value if isinstance(value, str) else format(value, ',.6g')}")
 

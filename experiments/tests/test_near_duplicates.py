@@ -13,6 +13,7 @@ from experiments.near_duplicates import (
     SIMILARITIES,
     documents,
     grams,
+    hold_out,
     jaccard,
     judge,
     make_signatures,
@@ -60,3 +61,15 @@ def test_what_is_planted_is_found_and_counted(pool, tmp_path):
     assert said["precision"].startswith("1.00000: 0 of ")
     assert [said[f"found of {language} at 100%"].split()[0] for language in LANGUAGES] == ["1.0000"] * 2
     assert all(np.array([said["unrelated pairs"].split()[-1]], float) < 0.3)
+
+
+def test_near_duplicates_of_held_out_text_are_counted_and_leave(pool, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "0.jsonl").write_text("\n".join(map(json.dumps, documents(pool, 3_000_000))), "utf-8")
+    counts = []
+    for name, threshold in (("off", None), ("on", 0.8)):
+        (tmp_path / name).mkdir()
+        counts.append(hold_out(tmp_path / name, corpus, threshold))
+    assert counts[0]["near-duplicate trained on"] > 0 == counts[1]["near-duplicate trained on"]
+    assert counts[0]["held out"] >= counts[1]["held out"] > 50
