@@ -33,23 +33,22 @@ DOCUMENT = np.dtype(
 class Encoded:
     """Encoded documents of a block: token ids in its file .ids, int32, domain by domain. name: of the block's files.
 
-    documents: for each domain, DOCUMENT [documents]. hash: xxh3_128 of the file.
+    documents: for each domain, DOCUMENT [documents]. hashes: for each domain, xxh3_128 of its ids.
     """
 
     name: str
     documents: list[np.ndarray]
-    hash: str
+    hashes: list[str]
 
     def ids(self, stage: Stage, domain: int) -> list[np.ndarray]:
         """Return the token ids of each document of a domain. Raises StageError if the file is not what was written."""
         documents = self.documents[domain]
         if not len(documents):
             return []
-        content = stage.path(f"{self.name}.ids").read_bytes()
-        if xxhash.xxh3_128_hexdigest(content) != self.hash:
-            raise StageError(f"{stage.path(f'{self.name}.ids')}: damaged; remove {stage.folder} and call again")
-        first = int(documents[0]["begin"])
-        ids = np.frombuffer(content, "<i4", int(documents["tokens"].sum(dtype=np.int64)), 4 * first)
+        path, first = stage.path(f"{self.name}.ids"), int(documents[0]["begin"])
+        ids = np.fromfile(path, "<i4", int(documents["tokens"].sum(dtype=np.int64)), offset=4 * first)
+        if xxhash.xxh3_128_hexdigest(ids.data) != self.hashes[domain]:
+            raise StageError(f"{path}: damaged; remove {stage.folder} and call again")
         return np.split(ids, (documents["begin"][1:] - first).tolist())
 
 
@@ -102,10 +101,10 @@ def encode_block(work: Work, name: str, item: BlockItem) -> Encoded:
     for number, domain, _, segments in kept_documents(work.stage, item.block):
         ids = np.array(tokenizer.sample_runs(segments, work.domains[domain]), np.int32)
         found[domain].append((number, ids, tokenizer.changed_by_normalisation(segments)))
-    digest, begin, documents = xxhash.xxh3_128(), 0, []
+    begin, documents, hashes = 0, [], []
     with work.stage.writing(f"{item.block.name}.ids") as file:
         for some in found:
-            records = np.zeros(len(some), DOCUMENT)
+            records, digest = np.zeros(len(some), DOCUMENT), xxhash.xxh3_128()
             for record, (number, ids, folded) in zip(records, some, strict=True):
                 content, facts = ids.tobytes(), index[number]
                 file.write(content)
@@ -120,4 +119,5 @@ def encode_block(work: Work, name: str, item: BlockItem) -> Encoded:
                     record[key] = facts[key]
                 begin += len(ids)
             documents.append(records)
-    return Encoded(item.block.name, documents, digest.hexdigest())
+            hashes.append(digest.hexdigest())
+    return Encoded(item.block.name, documents, hashes)

@@ -15,6 +15,7 @@ candidate and a window that occurs in it.
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -293,13 +294,18 @@ class _Text:
         self._left_T = np.repeat(self._ends, self._lengths) - np.arange(len(self._ids_T))
 
     def hashes(self, lengths: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield each length with the rolling hash of the `length` tokens from every position on, uint64 [T - length + 1]."""
-        mixed_T = _mixed(self._ids_T)
-        hashes_T = np.zeros_like(mixed_T)
-        for length in range(1, min(WINDOW, len(mixed_T)) + 1):
-            hashes_T = hashes_T[: len(mixed_T) - length + 1] * _FACTOR + mixed_T[length - 1 :]
-            if length in lengths:
-                yield length, hashes_T
+        """Yield each length with the rolling hash of the `length` tokens from every position on, uint64 [T - length + 1].
+
+        It is the polynomial in _FACTOR that has the tokens as coefficients, the last one of degree 0. _FACTOR is odd and so has an
+        inverse modulo 2^64: the cumulative sum of token T times _FACTOR^-T gives all windows of all lengths.
+        """
+        count = len(self._ids_T)
+        powers_T, inverse_T = _powers(max(1, count - 1).bit_length())
+        sums_T = np.zeros(count + 1, np.uint64)
+        np.cumsum(_mixed(self._ids_T) * inverse_T[:count], out=sums_T[1:])
+        for length in lengths:
+            if length <= count:
+                yield length, (sums_T[length:] - sums_T[: count - length + 1]) * powers_T[length - 1 : count]
 
     def whole(self, length: int) -> np.ndarray:
         """Return True for positions from which `length` tokens are of one document, [T - length + 1]."""
@@ -327,6 +333,17 @@ def _texts(documents: Iterable[np.ndarray]) -> Iterator[tuple[int, _Text]]:
             first, size, some = first + len(some), 0, []
     if some:
         yield first, _Text(some)
+
+
+@functools.lru_cache(maxsize=4)
+def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return _FACTOR^T and _FACTOR^-T modulo 2^64 for T < 2^bits, uint64 [T]."""
+    powers = []
+    for factor in (int(_FACTOR), pow(int(_FACTOR), -1, 1 << 64)):
+        powers_T = np.full(1 << bits, factor, np.uint64)
+        powers_T[0] = 1
+        powers.append(np.cumprod(powers_T))
+    return powers[0], powers[1]
 
 
 def _mixed(ids_T: np.ndarray) -> np.ndarray:
