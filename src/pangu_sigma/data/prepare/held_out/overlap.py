@@ -160,24 +160,33 @@ class Finder:
 
     def __init__(self, hashes_U: np.ndarray, lengths: Sequence[int]) -> None:
         self.hashes_U, self.lengths = hashes_U, lengths
-        # Nearly all hashes of other text match no window here: their first bits show it without a search.
-        bits = len(hashes_U).bit_length() + 3
+        # Hashes are spread evenly: their first bits tell where they are but for one or two. A binary search misses the cache.
+        bits = len(hashes_U).bit_length()
         self._shift = np.uint64(64 - bits)
-        self._first_bits = np.zeros(1 << bits, bool)
-        self._first_bits[hashes_U >> self._shift] = True
+        counts = np.bincount((hashes_U >> self._shift).astype(np.int64), minlength=1 << bits)
+        self._begins = np.append(0, np.cumsum(counts)).astype(np.int32)
 
     def find(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Find the windows in some documents. Yields pairs of a document's number and a window that occurs in it, each once."""
         for first, text in _texts(documents):
             pairs = [np.empty(0, np.int64)]
             for length, hashes_T in text.hashes(self.lengths):
-                starts = np.flatnonzero(text.whole(length) & self._first_bits[hashes_T >> self._shift])
-                hashes = hashes_T[starts]
-                which = np.searchsorted(self.hashes_U, hashes).clip(max=len(self.hashes_U) - 1)
-                equal = self.hashes_U[which] == hashes
-                pairs.append(text.numbers(starts[equal]).astype(np.int64) << 32 | which[equal])
+                for starts, which in self.search(hashes_T):
+                    whole = text.whole(length)[starts]
+                    pairs.append(text.numbers(starts[whole]).astype(np.int64) << 32 | which[whole])
             pairs_P = np.unique(np.concatenate(pairs))
             yield (first + (pairs_P >> 32)).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
+
+    def search(self, hashes_T: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield positions in hashes_T, and the number of the window that each equals; windows of nothing are left out."""
+        bucket_T = (hashes_T >> self._shift).astype(np.int64)
+        at, end, starts = self._begins[bucket_T], self._begins[bucket_T + 1], np.arange(len(hashes_T))
+        while len(starts):
+            left = at < end
+            at, end, starts = at[left], end[left], starts[left]
+            equal = self.hashes_U[at] == hashes_T[starts]
+            yield starts[equal], at[equal]
+            at, end, starts = at[~equal] + 1, end[~equal], starts[~equal]
 
     def count(self, documents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the windows that occur in some documents, ascending, and in how many of them each occurs."""
@@ -205,6 +214,14 @@ def _own_windows(candidates: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray,
             yield first + text.numbers(own), (begins_C[first] + own).astype(np.int32), hashes_T[own]
 
 
+def _numbers(finder: Finder, hashes_K: np.ndarray) -> np.ndarray:
+    """Return the number of each window among the distinct ones, of which it is one, int32 [K]."""
+    numbers_K = np.empty(len(hashes_K), np.int32)
+    for starts, which in finder.search(hashes_K):
+        numbers_K[starts] = which
+    return numbers_K
+
+
 class _Windows:
     """Windows of the candidates, and in how many documents of the domain they occur.
 
@@ -222,11 +239,11 @@ class _Windows:
         nothing = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint64)
         owners, starts, hashes = zip(nothing, *_own_windows(candidates), strict=True)
         hashes_U = np.unique(np.concatenate(hashes))
-        numbers = [np.searchsorted(hashes_U, some).astype(np.int32) for some in hashes]
+        finder = Finder(hashes_U, _lengths(candidates))
+        numbers = [_numbers(finder, some) for some in hashes]
         self._owner_K, start_K, self._which_K = (np.concatenate(some) for some in (owners, starts, numbers))
         del owners, starts, hashes, numbers
         end_K = start_K + np.minimum(self._sizes_C, WINDOW).astype(np.int32)[self._owner_K]
-        finder = Finder(hashes_U, _lengths(candidates))
         finders, found = zip((np.empty(0, np.int32),) * 2, *finder.find(candidates), strict=True)
         self._finder_P, self._found_P = np.concatenate(finders), np.concatenate(found)
         self.documents_U = np.bincount(self._found_P, minlength=len(hashes_U))
