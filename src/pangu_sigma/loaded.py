@@ -51,9 +51,10 @@ def evaluate(
     their differences, paired by sample, and the "mean" over the pairs. Raises UserError if the text is missing, or if the runs
     differ in text or tokenizer.
 
-    input: any other text, files or folders of documents as in `prepare_data`; domain: of all of them, by default they say it. A
-    document ends with <eot>, which is predicted too; one after another they are read in samples of model.seq_length tokens, as
-    held-out text is. Lines that cannot be used are left out with a warning. "unigram" is None, as training text is not read.
+    input: any other text, files or folders of documents as in `prepare_data`; domain: of all of them, by default they say it. As
+    held-out text, they are read one after another in samples of model.seq_length tokens; all tokens of a document but the first
+    are predicted, and its <eot>. Lines that cannot be used are left out with a warning. "unigram" is None: no training text is
+    read.
     """
     from pangu_sigma.evaluate.held_out.run import format_losses
 

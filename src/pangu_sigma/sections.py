@@ -46,7 +46,7 @@ RecordKey = Annotated[str, Field(min_length=1, max_length=1_000)]
 Glob = Annotated[str, Field(max_length=4_000, pattern=r"[^./]")]
 """Glob of paths, with at least one character besides dots and slashes: others match no file."""
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
-TableFile = Annotated[str, Field(max_length=4_000, pattern=r"^[^\x00]+\.npz$")]
+RoutingTables = Annotated[str, Field(max_length=4_000, pattern=r"^(random|balanced|[^\x00]+\.npz)$")]
 
 
 Activation = Literal["fast_gelu", "tanh", "erf"]
@@ -198,7 +198,7 @@ class VocabularyConfig(Section):
 class RoutingConfig(Section):
     """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per RRE layer."""
 
-    table: Literal["random", "balanced"] | TableFile = "random"
+    table: RoutingTables = "random"
     """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
     ids are packed by their frequency, and the most frequent are spread over several experts (our choice). FILE.npz: tables of one's
     own, which `ps.write_routing` writes, or routing.npz of a run with this vocabulary."""

@@ -1,7 +1,7 @@
 """Loss of a model on any text, which need not be prepared: its own decoder, without MindSpore and without the corpus.
 
 Documents are encoded as for training, and those of a domain are read one after another, each with its <eot>, in samples of
-model.seq_length tokens, as held-out text is. The last sample may be shorter. Rows without a token have no probability, as in an
+model.seq_length tokens, as held-out text is: the first token of a document has no loss. The last sample may be shorter. Rows without a token have no probability, as in an
 export; training gives them one, so its loss is higher where a slot has such rows.
 
 Shape suffixes: S tokens of a sample, R rows of a slot, U samples.
@@ -72,26 +72,25 @@ def evaluate_documents(engine: Engine, documents: Iterable[Document]) -> DomainF
 
 
 def _loss(engine: Engine, domain: Domain, ids: np.ndarray) -> HeldOutLoss:
-    length, surfaces = engine.decoder.config.model.seq_length, engine.decoder.tokenizer.vocabulary.surfaces
-    samples = [ids[first : first + length + 1] for first in range(0, len(ids) - 1, length)]
-    nats_U = []
-    for sample in Bar(samples, desc=domain.name, unit="sample"):
+    length, decoder = engine.decoder.config.model.seq_length, engine.decoder
+    bytes_V = np.array([len(surface) for surface in decoder.tokenizer.vocabulary.surfaces])
+    units = []
+    for first in Bar(range(0, len(ids) - 1, length), desc=domain.name, unit="sample"):
+        sample = ids[first : first + length + 1]
         with engine.lane_for(domain, sample[:-1].tolist()) as lane:
-            nats_U.append(_nats(engine.decoder, lane, domain, sample))
-    return HeldOutLoss(
-        np.array(nats_U),
-        np.array([len(sample) - 1 for sample in samples], float),
-        np.array([sum(len(surfaces[token]) for token in sample[1:]) for sample in samples], float),
-        np.nan,
-        xxhash.xxh3_128_hexdigest(ids.astype("<i4").tobytes()),
-    )
+            nats_S = _nats(decoder, lane, domain, sample)
+        counted_S = sample[:-1] != decoder.tokenizer.eot  # nothing before it tells how the next document begins
+        units.append((nats_S[counted_S].sum(), counted_S.sum(), bytes_V[sample[1:][counted_S]].sum()))
+    nats_U, tokens_U, bytes_U = np.array(units, float).T
+    digest = xxhash.xxh3_128_hexdigest(ids.astype("<i4").tobytes())
+    return HeldOutLoss(nats_U, tokens_U, bytes_U, np.nan, digest)
 
 
-def _nats(decoder: Decoder, lane: int, domain: Domain, sample: np.ndarray) -> float:
-    """Return the sum of the losses of a sample's tokens after the first."""
+def _nats(decoder: Decoder, lane: int, domain: Domain, sample: np.ndarray) -> np.ndarray:
+    """Return the loss of each token of a sample after the first, [S]."""
     (logits_SR,) = decoder.read([Chunk(lane, sample[:-1].tolist(), len(sample) - 1)])
     logits_SR = logits_SR.astype(np.float64)
     rows_S = decoder.tokenizer.rows(sample[1:], domain)
     top_S = logits_SR.max(axis=1)
     totals_S = np.log(np.exp(logits_SR - top_S[:, None]).sum(axis=1)) + top_S
-    return float((totals_S - logits_SR[np.arange(len(rows_S)), rows_S]).sum())
+    return totals_S - logits_SR[np.arange(len(rows_S)), rows_S]
