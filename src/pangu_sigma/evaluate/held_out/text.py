@@ -1,8 +1,8 @@
 """Loss of a model on any text, which need not be prepared: its own decoder, without MindSpore and without the corpus.
 
 Documents are encoded as for training, and those of a domain are read one after another, each with its <eot>, in samples of
-model.seq_length tokens, as held-out text is: the first token of a document has no loss. The last sample may be shorter. Rows without a token have no probability, as in an
-export; training gives them one, so its loss is higher where a slot has such rows.
+model.seq_length tokens, as held-out text is: the first token of a document has no loss. The last sample may be shorter. Rows
+without a token have no probability, as in an export; training gives them one, so its loss is higher where a slot has such rows.
 
 Shape suffixes: S tokens of a sample, R rows of a slot, U samples.
 """
