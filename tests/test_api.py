@@ -230,6 +230,7 @@ def test_help_begins_with_the_functions_and_is_short():
 
 def test_a_callback_sees_every_step_and_stops_the_training(tiny_data, tiny_run, tmp_path, caplog):
     """The run then goes on from there, to the numbers of one that was never stopped."""
+    caplog.set_level("INFO")
     seen: list[Any] = []
     run = ps.train(tiny_config(tiny_data), tmp_path / "run", on_step=lambda step: seen.append(step) or step.step == 7)
     assert [each.step for each in seen] == [*range(1, 8)] and run.outcome is None

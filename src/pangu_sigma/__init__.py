@@ -111,7 +111,8 @@ class _Face(ModuleType):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__(self) -> list[str]:
-        return sorted({*globals(), *__all__, *_CLASSES})
+        """Return the public names: not the folders that happen to be imported, which would fill help(ps) and completion."""
+        return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_CLASSES})
 
 
 sys.modules[__name__].__class__ = _Face
