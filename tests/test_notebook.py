@@ -58,7 +58,9 @@ def test_it_runs(tiny_data, tmp_path, monkeypatch):
             assert found == 1 and steps
         exec(compile(source, "a cell", "exec"), names)
     left, right = plt.gcf().axes
-    assert len(left.get_lines()) == 4 and len(right.containers) >= 2, "three tables and a line for the mean; two comparisons"
+    assert len(left.get_lines()) == 4 and len(right.containers) >= 2, (
+        "three tables and a line for the mean; two comparisons"
+    )
     load_NK = names["ps"].metrics("runs/routing_random", "load")["tokens_NK"].sum(axis=0)
     by_hand = load_NK[0, 2:4].max() / load_NK[0, 2:4].mean()  # English has the experts 2 and 3
     assert names["loads"]["random"][0, 1].max() == pytest.approx(by_hand)
