@@ -170,6 +170,8 @@ def train(
     """
     from pangu_sigma.train.start import StartOptions, check_cpu, check_start
 
+    if on_step is not None and not callable(on_step):
+        raise ConfigError(f"on_step={on_step!r} is not allowed: a function of a step's metrics")
     config, folder = resolve_run(config, output)
     if device == "cpu":
         check_cpu(config)

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from pangu_sigma.bars import Bar
-from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.run import DomainFigures, figures_with_perplexity
@@ -59,7 +59,7 @@ def read_documents(config: Config, files: Sequence[Path], domain: str | None) ->
 
 def evaluate_documents(engine: Engine, documents: Iterable[Document]) -> DomainFigures:
     """Measure the loss of each domain on documents. Returns `HeldOutLoss.figures` and perplexity by domain; "unigram" is None,
-    because the training text is not read."""
+    because the training text is not read. Raises ConfigError for a domain without a token."""
     decoder = engine.decoder
     domains, streams = domains_of(decoder.config), defaultdict[str, list[int]](list)
     for document in documents:
@@ -74,6 +74,8 @@ def evaluate_documents(engine: Engine, documents: Iterable[Document]) -> DomainF
 def _loss(engine: Engine, domain: Domain, ids: np.ndarray) -> HeldOutLoss:
     length, decoder = engine.decoder.config.model.seq_length, engine.decoder
     bytes_V = np.array([len(surface) for surface in decoder.tokenizer.vocabulary.surfaces])
+    if len(ids) < 2:
+        raise ConfigError(f"a text of domain {domain.name} has no tokens; give at least one character")
     units = []
     for first in Bar(range(0, len(ids) - 1, length), desc=domain.name, unit="sample"):
         sample = ids[first : first + length + 1]
