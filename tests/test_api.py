@@ -220,11 +220,35 @@ def test_sampling_that_does_nothing_is_refused(model):
         assert model.generate("the ", "en", max_new_tokens=1, temperature=1.0, **option) is not None
 
 
-def test_help_begins_with_the_functions():
+def test_help_begins_with_the_functions_and_is_short():
     text = pydoc.render_doc(ps, renderer=pydoc.plaintext)
     before = text[: text.index("CLASSES")]
-    for name in set(ps.__all__) - {"__version__"}:
+    for name in (set(ps.__all__) | {"Config", "Receipt", "Score", "UserError"}) - {"__version__"}:
         assert re.search(rf"\b{name}\b", before), name
+    assert len(text.splitlines()) <= 300
+
+
+def test_a_callback_sees_every_step_and_stops_the_training(tiny_data, tiny_run, tmp_path, caplog):
+    """The run then goes on from there, to the numbers of one that was never stopped."""
+    caplog.set_level("INFO")
+    seen: list[Any] = []
+    run = ps.train(tiny_config(tiny_data), tmp_path / "run", on_step=lambda step: seen.append(step) or step.step == 7)
+    assert [each.step for each in seen] == [*range(1, 8)] and run.outcome is None
+    assert "stopped after step 7, which is saved" in caplog.text
+    means = [np.mean([each.loss for each in seen[:5]]), np.mean([each.loss for each in seen[5:]])]
+    assert list(losses(tmp_path / "run").values()) == pytest.approx(means)
+    assert seen[0].load_NK.shape == (2, 6)
+    rest: list[int] = []
+    assert ps.train(run.path, on_step=lambda step: rest.append(step.step)).outcome is not None
+    assert rest == [*range(8, 31)]
+    assert ps.metrics(run)["loss"][-4:].tolist() == ps.metrics(tiny_run)["loss"][-4:].tolist()
+
+
+def test_an_error_in_a_callback_ends_the_training(tiny_data, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        ps.train(tiny_config(tiny_data), tmp_path / "run", on_step=lambda step: 1 / (step.step - 3))
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+    assert ps.train(tiny_config(tiny_data, train={"steps": 4}), tmp_path / "run").outcome is not None
 
 
 @pytest.mark.usefixtures("graph_mode")

@@ -276,6 +276,18 @@ def test_evaluate_prints_the_loss_of_each_domain(tiny_run, capsys):
         assert 0 < losses["unigram"] < math.log(2 * 640)
 
 
+def test_evaluate_measures_any_text(capsys, tiny_run, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"text": "the cat sees a dog"}\n{"txt": "the"}\n')
+    text = prints(capsys, "evaluate", tiny_run, "--input", file, "--domain", "en")
+    assert text.splitlines()[0].endswith("nats per token") and "held-out" not in text
+    assert text.splitlines()[1].split()[0] == "en"
+    assert "no key 'domain'" in fails(capsys, "evaluate", tiny_run, "--input", file)
+    assert "--domain en is of the records of --input" in fails(capsys, "evaluate", tiny_run, "--domain", "en")
+    said = fails(capsys, "evaluate", tiny_run, "--input", file, "--domain", "en", "--all-samples")
+    assert "--against and --all-samples are about held-out text, and --input is other text; leave them out" in said
+
+
 def test_evaluate_against_prints_paired_differences(tiny_run, capsys):
     text = prints(capsys, "evaluate", tiny_run, "--all-samples", "--against", tiny_run)
     assert text.splitlines()[0].endswith("held-out; ± over samples")

@@ -7,10 +7,10 @@
     print(model.generate("The ", domain="en", max_new_tokens=32, temperature=0.8))
     model.export("exports/mine", format="mindir")
 
-Text and training: load_config, prepare_data, train, finetune. Measures: evaluate, benchmark, report, inspect, plan. Models from
-models: inherit, extend, extract. A trained one: load. help(ps.train) explains a function, help(ps.Model) what a loaded model does;
-Config is a configuration, Receipt what inherit, extend and extract return, Score what Model.score does, UserError any mistake that
-its message says how to mend. Importing this package is quick: dependencies are imported at first use.
+Text and training: load_config, prepare_data, write_routing, train, finetune. Measures: metrics, evaluate, benchmark, report,
+inspect, plan. Models from models: inherit, extend, extract. A trained one: load, which gives a Model. Further classes, each with
+a help of its own: Config is a configuration, Receipt what inherit, extend and extract return, Score what Model.score does,
+UserError any mistake that its message says how to mend. Importing this package is quick: dependencies come at first use.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pangu_sigma.api import (
-        Config,
+        Config as Config,
+    )
+    from pangu_sigma.api import (
         Model,
-        Receipt,
-        Score,
-        UserError,
         benchmark,
         evaluate,
         extend,
@@ -37,20 +36,27 @@ if TYPE_CHECKING:
         inspect,
         load,
         load_config,
+        metrics,
         plan,
         prepare_data,
         report,
         train,
+        write_routing,
+    )
+    from pangu_sigma.api import (
+        Receipt as Receipt,
+    )
+    from pangu_sigma.api import (
+        Score as Score,
+    )
+    from pangu_sigma.api import (
+        UserError as UserError,
     )
 
     __version__: str
 
 __all__ = [
-    "Config",
     "Model",
-    "Receipt",
-    "Score",
-    "UserError",
     "__version__",
     "benchmark",
     "evaluate",
@@ -61,11 +67,16 @@ __all__ = [
     "inspect",
     "load",
     "load_config",
+    "metrics",
     "plan",
     "prepare_data",
     "report",
     "train",
+    "write_routing",
 ]
+
+_CLASSES = ("Config", "Receipt", "Score", "UserError")
+"""Public classes that help(ps) leaves out: they are made by calls, and what they inherit from pydantic fills pages."""
 
 # MindSpore crashes when another package has loaded protobuf's compiled backend before it.
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
@@ -90,19 +101,18 @@ class _Face(ModuleType):
         if not (name in __all__ and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version("pangu-sigma")
+        if name == "Receipt":  # it needs MindSpore, unlike the rest of this interface
+            return importlib.import_module("pangu_sigma.inherit.receipt").Receipt
+        if name in __all__ or name in _CLASSES:
+            return getattr(importlib.import_module("pangu_sigma.api"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        """Return the public names: not the folders that happen to be imported, which would fill help(ps) and completion."""
+        return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_CLASSES})
+
 
 sys.modules[__name__].__class__ = _Face
-
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("pangu-sigma")
-    if name == "Receipt":  # it needs MindSpore, unlike the rest of this interface
-        return importlib.import_module("pangu_sigma.inherit.receipt").Receipt
-    if name in __all__:
-        return getattr(importlib.import_module("pangu_sigma.api"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

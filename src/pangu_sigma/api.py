@@ -9,33 +9,28 @@ from any thread. MindSpore computes one thing at a time, so calls from several t
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ascend_ops.few_rows import Precision
 from pangu_sigma import config_file
+from pangu_sigma.arguments import AnyPath, Paths, to_path, to_paths, to_texts
 from pangu_sigma.ascend.supported import check_machine
-from pangu_sigma.chips import Chip
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
 from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument
-from pangu_sigma.generate.sampling import Sampling as Sampling  # for the command `generate`
 from pangu_sigma.generate.score import Score as Score  # a public name
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.kinds import check_kinds
-from pangu_sigma.launching.training_job import launch_training as launch_training  # for the command `launch`
-from pangu_sigma.launching.training_job import with_known_chip as with_known_chip
-from pangu_sigma.loaded import AnyPath, Model, Paths, to_path, to_paths, to_texts
+from pangu_sigma.loaded import Model
 from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import load as load
-from pangu_sigma.loaded import to_text as to_text  # for the command `generate`
 from pangu_sigma.lock import LOCK, folder_lock
 from pangu_sigma.parallel.ranks import is_rank, started_ranks
-from pangu_sigma.results import Result, Results
+from pangu_sigma.results import Result, Results, Table
+from pangu_sigma.rre.own_table import Router, own_table
 from pangu_sigma.sections import Activation
 from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_file_writable, check_folder_writable
@@ -68,9 +63,7 @@ def _loaded(config: Config | AnyPath) -> Config:
 @check_kinds
 def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
     """Load a configuration from a shipped name, such as "sigma_tiny", from a YAML file, or from a run folder.
-
-    overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces the whole
-    section. Raises UserError, which lists the shipped names, for an unknown name, and for unknown keys and invalid values.
+    overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces the section.
     """
     path = to_path(config, "config")
     if path.is_dir():
@@ -96,21 +89,16 @@ def prepare_data(
 
     input: files, or folders of files: JSON lines (*.jsonl), JSON arrays (*.json), each also *.gz or *.zst, and Parquet. Records are
     {"text": …, "domain": …} unless section `data` says otherwise. By default text from ordinary software packages.
-    Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. A folder that
-    already holds this result is left unchanged, other data of the same domains is replaced with a warning, data of other domains is
-    an error.
+    Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. A folder that has
+    this result is left unchanged, other data of the same domains is replaced with a warning, data of other domains is an error.
+    check: only examine the text, and write nothing but downloaded packages. The result has the manifest that would be written, and
+    under "problems" why the text would be refused; then `ok` is False. extend: folder of prepared data with other domains of
+    `config`: their token files and vocabulary are kept, and only the text of the domains that it lacks is prepared.
 
-    check: only examine the text, and write nothing but packages that are downloaded. The result has the manifest that would be
-    written, and under "problems" why the text would be refused; then `ok` is False, and the command exits with status 1.
-
-    extend: folder of prepared data with other domains of the configuration: their token files and vocabulary are kept, and only the
-    text of the domains that it lacks is prepared.
-
-    The result is the same however it is made. workers: number of processes; by default one a core, as far as data.memory_gib
-    allows, and one for a few MiB. ray: address of a Ray cluster that does the work, "auto" for the one that this machine is in.
-    shard: "i/n", this machine's share of the work, for schedulers of jobs: all shares of a pass, on storage that all machines see,
-    then all of the next; the result says which pass it was. merge: do all that the shares have left to do. A call that was killed
-    goes on where it was.
+    The result is the same however it is made, and a killed call goes on where it was. workers: number of processes; by default one
+    a core, as far as data.memory_gib allows, and one for a few MiB. ray: address of a Ray cluster that does the work, "auto" for
+    that of this machine. shard: "i/n", this machine's share, for schedulers of jobs: all shares of a pass, on storage that all
+    machines see, then all of the next; the result says which pass it was. merge: do all that the shares have left to do.
     """
     from pangu_sigma.data.prepare import extended
     from pangu_sigma.data.prepare import prepare as preparation
@@ -165,20 +153,25 @@ def train(
     allow_data_change: bool = False,
     lock: bool = True,
     profile: bool = False,
+    on_step: Callable[[Any], object] | None = None,
 ) -> Model:
     """Train a configuration in the run folder `output`, by default runs/NAME, and return the trained model.
 
     config: a configuration, or a run folder to resume. A run folder with checkpoints resumes from the newest; changed keys
     are logged. A run at its last step is only opened. Metrics, checkpoints and a report are in the run folder. The model's
-    `outcome` is the summary of the training, or None if SIGTERM stopped it.
+    `outcome` is the summary of the training, or None if SIGTERM or `on_step` stopped it.
 
     start_over: move the folder's contents aside and begin at step 0. allow_data_change: resume although the training text differs
     from the checkpoint's. lock: False to write without a lock, for file systems that have none; a second writer is then not
-    detected. profile: write a timeline of some steps to the run folder. Raises UserError if the data is not prepared or does not
-    fit, if a changed key does not fit the checkpoints, or if another process trains in the folder.
+    detected. profile: write a timeline of some steps to the run folder. on_step: function that is called with each step's metrics
+    (`step`, `loss`, `per_domain_loss`, `load_NK`, …: train.log.metrics.StepMetrics); if it returns True, the training stops after
+    this step, saved, and the next call goes on. Raises UserError if the data is not prepared, if data or a changed key do not fit,
+    or if another process trains in the folder.
     """
     from pangu_sigma.train.start import StartOptions, check_cpu, check_start
 
+    if on_step is not None and not callable(on_step):
+        raise ConfigError(f"on_step={on_step!r} is not allowed: a function of a step's metrics")
     config, folder = resolve_run(config, output)
     if device == "cpu":
         check_cpu(config)
@@ -205,7 +198,7 @@ def train(
 
         backend = AscendBackend()
     with mindspore_lock:
-        trainer = train_run(config, folder, backend, options, profile)
+        trainer = train_run(config, folder, backend, options, profile, on_step=on_step)
     outcome = _summary(folder) if trainer.finished and trainer.ranks.first else None
     trainer.ranks.leave()
     return Model(folder, outcome=outcome)
@@ -225,6 +218,33 @@ def _summary(run: Path) -> Result | None:
 
 
 @check_kinds
+def metrics(run: AnyPath, kind: str = "step") -> Table:
+    """Return what a run logged as columns, {name: array}, as `pandas.DataFrame` takes them; by domain such as per_domain_loss/en.
+    kind: "step", "evaluation", "load" (tokens of each expert, tokens_NK [rows, N, K]), or another kind of line in metrics.jsonl."""
+    from pangu_sigma.train.log.columns import metrics_columns
+
+    return Table(metrics_columns(to_path(run, "run"), kind))
+
+
+@check_kinds
+def write_routing(config: Config | AnyPath, router: Router, output: AnyPath) -> Path:
+    """Write routing tables of one's own for a configuration, whose text is prepared; `routing.table: FILE` trains with them.
+    router: function of (text, id, domain, segment) that returns the expert of a token, 0 … experts_per_domain - 1; or an array of
+    whole numbers that broadcasts to [segments of all RRE layers, domains, ids]. In a common segment experts are those of all
+    domains, and the function is asked once for all, with domain "". output: a new file, NAME.npz.
+    """
+    from pangu_sigma.data.prepared import read_prepared_tokenizer
+
+    config, file = _loaded(config), to_path(output, "--output")
+    if file.suffix != ".npz" or file.exists():
+        raise ConfigError(f"{argument('--output')} {file}: name a new file, NAME.npz")
+    check_file_writable(file, "--output")
+    tokenizer = read_prepared_tokenizer(config)
+    own_table(router, config, [tokenizer.decode([token]) for token in range(tokenizer.size)]).save(file)
+    return file
+
+
+@check_kinds
 def benchmark(
     model: AnyPath,
     names: Sequence[str],
@@ -241,12 +261,11 @@ def benchmark(
     """Run benchmarks on a model and return the metrics by benchmark: {metric: value, …, "n": …, "skipped": …, "truncated": …}.
 
     model: a run, which keeps the metrics for its report, or an exported model. names: benchmarks of evaluate/README.md, or any of
-    lm-evaluation-harness. files: folder with the published files of each benchmark in files/NAME/. domain: domain that answers, by
-    default zh; for programs the first code domain, for translations the first bilingual domain, for dialogue the first plain text
-    domain. limit: number of first items to run. num_fewshot: number of examples before each item, by default the benchmark's.
-    samples_per_problem: programs per problem. temperature: for programs, translations and dialogue. allow_code_execution: run
-    the model's programs even where they cannot be isolated from this machine. json: file for the result; progress is saved beside
-    it, so that the same call resumes after a kill.
+    lm-evaluation-harness. files: folder with the published files of each benchmark in files/NAME/. domain: domain that answers; by
+    default zh, or the first one of code, bilingual or plain text for programs, translations, dialogue. limit: number of first items
+    to run. num_fewshot: number of examples before each item, by default the benchmark's.
+    samples_per_problem: programs per problem. temperature: for programs, translations and dialogue. allow_code_execution: run its
+    programs even where they cannot be isolated. json: file for the result, beside which the same call resumes after a kill.
     """
     from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, format_tasks
     from pangu_sigma.evaluate.evaluation import benchmark_model
@@ -326,10 +345,9 @@ def finetune(
 
     task: "dialogue", "qa", "translation_zh_en", "translation_en_zh", "code", or a YAML file. train_file, dev_file: *.jsonl or
     *.jsonl.gz with lines {"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]}, optionally with "domain".
-    The loss on dev_file selects the best state and stops the training early. learn: parameters that are trained, by default the
-    task's. domain: domain of lines that name none, by default the task's. overrides: as in `load_config`. lock: as in `train`. The
-    same call resumes a stopped run. The model's `outcome`, also in finetune/result.json of `output`, is the result. Raises
-    UserError for an invalid task, key or domain, for a file without usable samples, and if `output` is a different run.
+    The loss on dev_file selects the best state and stops the training early. learn: parameters that are trained, domain: domain of
+    lines that name none, both by default the task's. overrides: as in `load_config`. lock: as in `train`. The same call resumes a
+    stopped run. The model's `outcome`, also in finetune/result.json of `output`, is the result.
     """
     folder = to_path(output, "--output")
     check_folder_writable(folder, "--output")
@@ -366,9 +384,8 @@ def inherit(
     needed if the model's files do not state them. The run computes the model's GELU unless `config` names one. noise, reinit_ratio:
     variation between copies of an expert at the start, by default none (inherit/variation.py). moments: also copy the Adam moments,
     which a run of this project has. drop_rows: leave out embedding rows of a run whose tokens the prepared text lacks, although
-    the same text then becomes other tokens. dry_run: write nothing, return the origin of each tensor. Returns the receipt of the
-    weights' origin, saved as lineage.json. Raises UserError if `output` exists, if rows would be left out without drop_rows, and
-    for a model that is sparse, damaged, of another shape, or of an unknown layout.
+    the same text then becomes other tokens, which is refused without. dry_run: write nothing, return the origin of each tensor.
+    Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists, or `model` does not fit.
     """
     config = _loaded(config)
     if dry_run and output is not None:
@@ -413,8 +430,7 @@ def extend(
     domains: from_domain: a domain of `model`, with its experts and routing; from_dense: a dense model as in `inherit`, with heads
     and activation if its files do not contain them; from_scratch: random weights. skip_graph_check: compare logits without
     compiling graphs. The text of `config` must be prepared before, with vocabulary.keep set to `model`, so that tokens keep their
-    ids and rows. Returns the record of the weights' origin, saved as lineage.json. Raises UserError if
-    `output` exists, and for each key that cannot be extended.
+    ids and rows. Returns the record of the weights' origin, saved as lineage.json.
     """
     config = _loaded(config)
     for option, value in (("--heads", heads), ("--activation", activation)):
@@ -443,11 +459,9 @@ def extract(
     skip_graph_check: bool = False,
 ) -> Receipt:
     """Extract domains from the trained run `model` into a smaller model, in which they answer as before, bit for bit.
-
     keep: names of the domains to keep; or drop: names of those to remove. format: "run" writes a run folder with its text, from
     which `train` resumes at step 0 with its Adam moments; "mindir" writes an exported model. data: folder of the prepared text of
-    `model` if it has moved from data.path. skip_graph_check: compare logits without compiling graphs. Returns the record of
-    the weights' origin, saved as lineage.json. Raises UserError if `output` exists, and for an unknown domain.
+    `model` if it has moved from data.path. skip_graph_check: compare logits without compiling graphs. Returns as `extend`.
     """
     check_folder_writable(to_path(output, "--output"), "--output")
     from pangu_sigma.inherit.extract import extract_domains
@@ -468,7 +482,6 @@ def inspect(
     what: Config | AnyPath, *, keep: Sequence[str] = (), drop: Sequence[str] = (), verify: bool = False
 ) -> Result:
     """Return the size of a configuration: parameters, and bytes on host and device. For a model, return the contents of its files.
-
     what: a configuration; or the path of a run, checkpoint, export, or folder or file of weights. keep, drop: also return the size
     that `extract` would leave. verify: compare every file of a model with its hash, which reads all of it.
     """
@@ -505,7 +518,6 @@ def plan(
     scan: AnyPath | bool = False,
 ) -> Result:
     """Plan the memory, traffic and time of a configuration on a number of NPUs.
-
     devices: number of NPUs. compile: also compile the step for Ascend with MindSpore, and compare; takes minutes. factors: also
     simulate the smallest parallel.capacity_factor and arrival_factor that drop no row. scan: also find the fastest layouts on 8 to
     4,096 NPUs, and plot them if it is a file. The result is not `ok` if the plan does not fit, or differs from the compiled step.
@@ -538,65 +550,3 @@ def plan(
         tree, texts = tree | scanned.as_dict(), [*texts, scanning.format_scan(scanned)]
         ok = ok and scanned.least_devices is not None
     return Result(tree, "\n".join(texts), ok)
-
-
-@check_kinds
-def doctor(
-    model: AnyPath | None = None, *, device: Device = "cpu", chip: Chip | None = None, speed: bool = False
-) -> Results:
-    """Check this machine; a failed check names the fix.
-
-    device: "ascend" to require NPUs, of the type `chip`, with everything that a host of a cluster needs, and the run folder
-    `model` on storage that all nodes share. speed: also measure memory, Adam and matrix products.
-    """
-    for name, value in (("--chip", chip), ("MODEL", model)):
-        if value is not None and device != "ascend":
-            raise ConfigError(f"{name} {value} is about NPUs: add --device ascend")
-    from pangu_sigma.doctor import format_checks, run_checks
-    from pangu_sigma.launching.host.access import Host
-
-    run = None if model is None else to_path(model, "model")
-    checks = run_checks(Host() if device == "ascend" else None, chip, run, speed)
-    return Results(checks, format_checks(checks), all(check.ok for check in checks))
-
-
-@check_kinds
-def serve(
-    model: AnyPath,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    allow_host: Sequence[str] = (),
-    api_key_file: AnyPath | None = None,
-    limits: Sequence[str] = (),
-    weights: Precision | None = None,
-) -> int:
-    """Serve a model over HTTP until SIGINT or SIGTERM, and return the status. limits, weights: as in `Limits.changed`, `load`."""
-    from pangu_sigma.generate.text import open_engine
-    from pangu_sigma.serve import server
-    from pangu_sigma.serve.limits import Limits
-
-    file = None if api_key_file is None else to_path(api_key_file, "--api-key-file")
-    changed, key = Limits.changed(limits), server.read_key(file)
-    address = server.Address(host, port, to_texts(allow_host, "--allow-host"))
-    with server.bind(address) as listening:  # before the model is loaded, so that a busy port is reported at once
-        decoder = open_engine(to_path(model, "model"), changed.lanes, weights).decoder
-        return server.serve(decoder, listening, address, key, changed)
-
-
-@check_kinds
-def chat(
-    model: AnyPath,
-    *,
-    domain: str | None = None,
-    temperature: float = 0.7,
-    max_new_tokens: int | None = None,
-    seed: int | None = None,
-    weights: Precision | None = None,
-) -> int:
-    """Run a chat on standard input and output, and return the exit status. domain: domain that answers first."""
-    from pangu_sigma.generate.text import open_engine
-    from pangu_sigma.serve.terminal import ChatSettings, run_chat
-
-    settings = ChatSettings(domain, temperature, max_new_tokens, seed)
-    return run_chat(open_engine(to_path(model, "model"), 1, weights).decoder, settings, sys.stdin, sys.stdout)

@@ -237,6 +237,7 @@ _PATTERNS = {
     r"^[a-z0-9_+]+$": "it must have a to z, 0 to 9, _ and + only",
     r"[^./]": "it must have a character besides dots and slashes",
     r"^[\w.]+:\w+$": "it must be MODULE:FUNCTION",
+    r"^(random|balanced|[^\x00]+\.npz)$": "it must be 'random' or 'balanced', or a file of tables, NAME.npz",
     r"^[^\x00]*$": "it must have no null character",
     r"^[^{}]*\{content\}[^{}]*$": "it must have {content} once, and no other brace",
 }

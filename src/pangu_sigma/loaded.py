@@ -1,88 +1,48 @@
-"""Loaded model: generates text, returns logits and scores, measures held-out loss, and is exported."""
+"""Loaded model: generates text, shows what it computes and what it is made of, measures its loss, and is exported.
+
+Shape suffixes in docstrings: T tokens of a text, R rows of a slot, L layers, H hidden, N segments of the RRE layers.
+"""
 
 from __future__ import annotations
 
-import difflib
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ascend_ops.few_rows import Precision
+from pangu_sigma.arguments import AnyPath, Paths, to_path, to_paths, to_sampling, to_text, to_texts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
-from pangu_sigma.errors import argument, keyword
-from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
+from pangu_sigma.errors import argument
+from pangu_sigma.generate.sampling import check_count, check_request
 from pangu_sigma.generate.score import Score
 from pangu_sigma.kinds import check_kinds
-from pangu_sigma.results import Result, Results
+from pangu_sigma.results import Result, Results, Table
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pangu_sigma.domains import Domain
+    from pangu_sigma.domains import Domain, Domains
     from pangu_sigma.generate.engine import Engine
+    from pangu_sigma.stored.model import StoredModel
     from pangu_sigma.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-AnyPath = str | os.PathLike[str]
-Paths = AnyPath | Iterable[AnyPath]
 _Prompt = TypeVar("_Prompt", str, list[str])
 
 
-def to_path(path: AnyPath, name: str) -> Path:
-    """Return a caller's argument as a path. name: of the argument. Raises ConfigError for other types and blank text."""
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path).strip():
-        raise ConfigError(f"{argument(name)}={path!r} is not allowed: a path, as text or pathlib.Path, not blank")
-    return Path(path)
-
-
-def to_paths(paths: Paths, name: str) -> list[Path]:
-    """Return a caller's argument, one path or several, as a list. name: of the argument. Raises ConfigError for other types."""
-    if isinstance(paths, str | bytes | Mapping | os.PathLike) or not isinstance(paths, Iterable):
-        return [to_path(paths, name)]  # type: ignore[arg-type]  # which refuses it
-    return [to_path(path, name) for path in paths]
-
-
-def to_text(text: str, name: str) -> str:
-    """Return a caller's argument if it is a text. name: of the argument. Raises ConfigError for other types and bad Unicode."""
-    if not isinstance(text, str):
-        raise ConfigError(f"{argument(name)}={text!r} is not allowed: a text")
-    check_text(text, argument(name))
-    return text
-
-
-def to_texts(texts: str | Iterable[str], name: str) -> list[str]:
-    """Return a caller's argument, one text or several, as a list. name: of the argument. Raises ConfigError for other types."""
-    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
-        return [to_text(texts, name)]  # type: ignore[arg-type]  # which refuses it
-    return [to_text(text, name) for text in texts]
-
-
-def to_sampling(options: Mapping[str, Any], seed: int) -> Sampling:
-    """Return sampling options given as keywords. Raises ConfigError for an unknown one, and for one or a seed without effect."""
-    known = ["prompt", "domain", "max_new_tokens", "seed", "stop", *(field.name for field in fields(Sampling))]
-    for name in options:
-        if name in known:
-            continue
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise ConfigError(f"{name}: unknown argument; nearest: {near[0]}; allowed here: {', '.join(known)}")
-    sampling = Sampling(**options)
-    without_effect = {name: getattr(sampling, name) for name in ("top_k", "top_p", "min_p")} | {"seed": seed}
-    for name, value in without_effect.items():
-        if sampling.temperature == 0 and value != getattr(Sampling, name, 0):
-            raise ConfigError(
-                f"{keyword(name)}={value} does nothing at {keyword('temperature')}=0, which takes the likeliest token; raise it"
-            )
-    return sampling
-
-
 @check_kinds
-def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Result:
+def evaluate(
+    model: Paths,
+    against: Paths = (),
+    all_samples: bool = False,
+    *,
+    input: Paths = (),
+    domain: str | None = None,
+) -> Result:
     """Measure each domain's held-out loss in nats per token: {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}.
 
     model: a run, or an exported model, which is evaluated on its run's text. se: standard error over samples. unigram: loss of a
@@ -90,30 +50,45 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
     as many other runs as `model` names, evaluated on the same tokens. Then the result has "pairs", with the losses of both runs and
     their differences, paired by sample, and the "mean" over the pairs. Raises UserError if the text is missing, or if the runs
     differ in text or tokenizer.
-    """
-    from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
-    from pangu_sigma.evaluate.held_out.run import evaluate_run, format_losses
 
-    models, others = to_paths(model, "model"), to_paths(against, "--against")
+    input: any other text, files or folders of documents as in `prepare_data`; domain: of all of them, by default they say it. As
+    held-out text, they are read one after another in samples of model.seq_length tokens; all tokens of a document but the first
+    are predicted, and its <eot>. Lines that cannot be used are left out with a warning. "unigram" is None: no training text is
+    read.
+    """
+    from pangu_sigma.evaluate.held_out.run import format_losses
+
+    models, others, files = to_paths(model, "model"), to_paths(against, "--against"), to_paths(input, "--input")
     if not others and len(models) != 1:
         raise ConfigError(
             f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
         )
+    if domain is not None and not files:
+        named = f"{argument('--domain')} {domain} is of the records of {argument('--input')}"
+        raise ConfigError(f"{named}; held-out text has its domains, leave it out")
+    if files:
+        if others or all_samples:
+            named = f"{argument('--against')} and {argument('--all-samples')}"
+            raise ConfigError(
+                f"{named} are about held-out text, and {argument('--input')} is other text; leave them out"
+            )
+        return Model(models[0]).evaluate(input=files, domain=domain)
     with mindspore_lock:
         if others:
+            from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
+
             comparison = compare_runs(models, others, all_samples)
             return Result(comparison, format_differences(comparison))
+        from pangu_sigma.evaluate.held_out.run import evaluate_run
+
         losses = evaluate_run(models[0], all_samples)
     return Result(losses, format_losses(losses))
 
 
 @check_kinds
 def load(model: AnyPath, weights: Precision | None = None) -> Model:
-    """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote.
-
-    weights: precision of the matrices in memory, "float32", "float16" or "int8"; by default the stored one of an export, float32
-    for a run. Raises UserError for any other folder.
-    """
+    """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote. weights: precision
+    of the matrices in memory, "float32", "float16" or "int8"; by default the stored one of an export, float32 for a run."""
     loaded = Model(model, weights)
     _ = loaded.engine  # raises if the folder is no model
     return loaded
@@ -122,8 +97,7 @@ def load(model: AnyPath, weights: Precision | None = None) -> Model:
 class Model:
     """Trained model, as returned by `train`, `finetune` and `load`; accepted wherever a path of a model is.
 
-    path: its folder, absolute. config: its configuration. engine: generates text; loaded at first use. outcome: result of the
-    training or fine-tuning; None for a loaded model, and for a stopped run.
+    path: its folder, absolute. outcome: result of the training or fine-tuning; None for a loaded model, and for a stopped run.
     """
 
     def __init__(self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None):
@@ -145,9 +119,20 @@ class Model:
     @cached_property
     def config(self) -> Config:
         """Configuration of the model."""
+        return self._stored.config
+
+    @cached_property
+    def _stored(self) -> StoredModel:
         from pangu_sigma.stored.open import open_model
 
-        return open_model(self.path).config
+        return open_model(self.path)
+
+    @property
+    def domains(self) -> Domains:
+        """Domains of the model in their order, each with its `index`, `name`, `slot`, `first_expert` and number of `experts`."""
+        from pangu_sigma.domains import domains_of
+
+        return domains_of(self.config)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -166,11 +151,10 @@ class Model:
         """Generate the continuation of a prompt, without the prompt; for a list of prompts, a list, computed as a batch.
 
         domain: domain whose experts and vocabulary answer; for a list of prompts, one name for all or a list of names.
-        max_new_tokens: maximum number of new tokens; generation also ends at the end of the text, and at model.seq_length.
-        seed: the same seed draws the same tokens for a prompt in any list; further copies of it draw with the next seeds.
-        stop: strings; a continuation ends before the first of them.
-        sampling: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, as in
-        `generate.sampling.Sampling`; by default greedy.
+        max_new_tokens: maximum number of new tokens; generation also ends at the end of the text, and at model.seq_length. seed:
+        the same seed draws the same tokens for a prompt in any list; further copies of it draw with the next seeds. stop: strings;
+        a continuation ends before the first. sampling: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+        frequency_penalty, as in `generate.sampling.Sampling`; by default greedy.
         """
         texts = [answer.text for answer in self.answers(prompt, domain, max_new_tokens, seed, stop, **sampling)]
         return texts[0] if isinstance(prompt, str) else texts
@@ -184,8 +168,7 @@ class Model:
         stop: Sequence[str] = (),
         **sampling: float,
     ) -> Results:
-        """Generate as `generate` does, and return `generate.text.Generated` for each prompt: text, ids and whether it has ended.
-        Invalid numbers and texts are refused before the model is loaded."""
+        """Generate as `generate` does, and return `generate.text.Generated` for each prompt: text, ids and whether it has ended."""
         prompts, stops, domains = to_texts(prompt, "--prompt"), to_texts(stop, "--stop"), to_texts(domain, "--domain")
         if isinstance(domain, str):
             domains *= len(prompts)
@@ -221,21 +204,54 @@ class Model:
         asked = to_text(domain, "domain"), to_text(prompt, "prompt")
         return stream(self.engine, asked, max_new_tokens, to_sampling(sampling, seed), seed, to_texts(stop, "stop"))
 
-    def logits(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
-        """Return the logits of the token after a text or after token ids, float32 [R].
-
-        R is model.slot_rows, the number of rows of the domain's embedding slot: row r stands for the token id
-        `model.tokenizer.slot_rows[slot, r]`, and rows without a token hold -inf.
-        """
+    def ids(self, text: str, domain: str) -> list[int]:
+        """Return the token ids by which a domain reads a text. In code and bilingual text the first one is the language tag."""
         from pangu_sigma.generate.text import prompt_ids
 
-        known = self._domain(domain)
-        if isinstance(text_or_ids, str):
-            return self.engine.logits(known, prompt_ids(self.tokenizer, text_or_ids, known))
-        ids = [*text_or_ids] if isinstance(text_or_ids, Iterable) else [text_or_ids]
-        for token in ids:
-            check_count("text_or_ids", token)
-        return self.engine.logits(known, [int(token) for token in ids])
+        return prompt_ids(self.tokenizer, to_text(text, "text"), self._domain(domain))
+
+    def slot(self, domain: str) -> Table:
+        """Return the token of each row of a domain's embedding slot: columns `id`, int [R], and `text`, "" for tokens without text.
+        A row without a token has the id -1. The row of an id is `model.tokenizer.row_of[slot, id]`, -1 if it has none."""
+        ids_R = self.tokenizer.slot_rows[self._domain(domain).slot]
+        return Table({"id": ids_R, "text": [self.tokenizer.decode([id] if id >= 0 else []) for id in ids_R.tolist()]})
+
+    @check_kinds
+    def logits(self, text_or_ids: str | Sequence[int], domain: str, all_positions: bool = False) -> np.ndarray:
+        """Return the logits of the token after a text or after token ids, float32 [R]; or after each of its tokens, [T, R].
+        R are the rows of the domain's embedding slot, which `slot` lists; those without a token hold -inf."""
+        ids = self._read(text_or_ids, domain)
+        logits_WR = self.engine.logits(self._domain(domain), ids, len(ids) if all_positions else 1)
+        return logits_WR if all_positions else logits_WR[0]
+
+    def hidden_states(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
+        """Return the hidden states of a text's tokens, float32 [L + 1, T, H]: first the embeddings, then those after each layer.
+        The last, the query layer, reads the LayerNorm of what comes before; its result times the slot's rows are the logits."""
+        known, ids = self._domain(domain), self._read(text_or_ids, domain)
+        with self.engine.lane_for(known, ids) as lane:
+            return self.engine.decoder.hidden_states(lane, ids)
+
+    def experts(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
+        """Return the expert of each token of a text in each segment of the RRE layers, int32 [N, T], numbered as in `expert`.
+        Without model.segments N are the layers; with S segments in a layer, number n is segment n % S of RRE layer n // S."""
+        return self.engine.decoder.experts(self._domain(domain), self._read(text_or_ids, domain))
+
+    @check_kinds
+    def expert(self, segment: int, number: int) -> dict[str, np.ndarray]:
+        """Return copies of an expert's weights, float32: w1 [F, H], b1 [F], w2 [F, H], and in the first segment of a layer b2 [H].
+        segment: 0 … N - 1, with F units. number: in an own segment domain d has its `experts` from `first_expert` on, a common
+        segment's are shared."""
+        routed = self.config.model.routed
+        if not 0 <= segment < len(routed):
+            raise ConfigError(
+                f"segment={segment} is not allowed: the RRE layers have the segments 0 … {len(routed) - 1}"
+            )
+        stored = self.config.stored_experts(routed[segment])
+        if not 0 <= number < stored:
+            raise ConfigError(f"number={number} is not allowed: segment {segment} has the experts 0 … {stored - 1}")
+        _, in_layer = self.config.model.in_layer(segment)
+        names = ("w1", "b1", "w2") if in_layer else ("w1", "b1", "w2", "b2")
+        return {name: self._stored.expert(segment, number, name).copy() for name in names}
 
     def score(self, text: str, domain: str) -> Score:
         """Return the log-probability, in nats, of each token of a text given the tokens before it, except the first. In code and
@@ -244,9 +260,34 @@ class Model:
 
         return score(self.engine, to_text(text, "text"), self._domain(domain))
 
-    def evaluate(self, against: Paths = (), all_samples: bool = False) -> Result:
-        """Measure the held-out loss of each domain, as the function `evaluate` does."""
-        return evaluate(self.path, against, all_samples)
+    @check_kinds
+    def evaluate(
+        self,
+        text: str | None = None,
+        domain: str | None = None,
+        *,
+        input: Paths = (),
+        against: Paths = (),
+        all_samples: bool = False,
+    ) -> Result:
+        """Measure the loss as the function `evaluate` does, on held-out text or `input`; or that of a text, read by `domain`."""
+        files = to_paths(input, "input")
+        if text is None and not files:
+            return evaluate(self.path, against, all_samples, domain=domain)
+        if text is not None and (files or domain is None):
+            raise ConfigError("text: give it a domain, domain=…, and no input; the name of a file is input=…")
+        if all_samples or to_paths(against, "against"):
+            raise ConfigError("against and all_samples are about held-out text; leave them out")
+        from pangu_sigma.evaluate.held_out.run import format_losses
+        from pangu_sigma.evaluate.held_out.text import evaluate_documents, read_documents
+        from pangu_sigma.text.documents import Document
+
+        if text is None:
+            documents = read_documents(self.config, files, domain)
+        else:
+            documents = [Document(self._domain(domain).name, to_text(text, "text"), "text")]
+        losses = evaluate_documents(self.engine, documents)
+        return Result(losses, format_losses(losses).replace("held-out, nats", "nats"))
 
     @check_kinds
     def export(
@@ -260,8 +301,7 @@ class Model:
         format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "safetensors" writes
         all weights to one file; "hf" writes a Hugging Face style folder of weights, tokenizer and routing table. "run" converts
         such a folder to a run with fresh Adam moments; a round trip keeps the bits of the weights. weights: precision of the
-        matrices in "mindir": "float32", "float16" or "int8". Raises UserError if `output` exists, and for a model that the format
-        cannot hold.
+        matrices in "mindir". Raises UserError if `output` exists, and for a model that the format cannot hold.
         """
         if weights != "float32" and format != "mindir":
             named = f"{argument('--weights')}={weights} is for {argument('--format')}=mindir"
@@ -289,7 +329,14 @@ class Model:
         logger.info("all weights of %s, without optimizer state", self.path)
         return written
 
-    def _domain(self, name: str) -> Domain:
-        from pangu_sigma.domains import domains_of
+    def _domain(self, name: str | None) -> Domain:
+        return self.domains.named(to_text(name, "domain"))  # type: ignore[arg-type]  # which refuses None
 
-        return domains_of(self.config).named(to_text(name, "domain"))
+    def _read(self, text_or_ids: str | Sequence[int], domain: str) -> list[int]:
+        """Return the ids of a text, or the ids. Raises ConfigError for what is neither."""
+        if isinstance(text_or_ids, str):
+            return self.ids(text_or_ids, domain)
+        ids = [*text_or_ids] if isinstance(text_or_ids, Iterable) else [text_or_ids]
+        for token in ids:
+            check_count("text_or_ids", token)
+        return [int(token) for token in ids]

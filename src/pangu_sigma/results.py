@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -22,3 +23,23 @@ class Result(_Printed, dict[str, Any]):
 
 class Results(_Printed, list[Any]):
     """Result of a call of the Python interface, a list; prints as the command's table."""
+
+
+class Table(_Printed, dict[str, Any]):
+    """Columns by name, arrays or lists of one length, such as `pandas.DataFrame` takes; prints their names and ends."""
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]):
+        rows = len(next(iter(columns.values()), ()))
+        shown = (
+            [f"{name:24} {_short(column[0])} … {_short(column[-1])}" for name, column in columns.items()]
+            if rows
+            else []
+        )
+        super().__init__(columns, "\n".join([f"{rows:,} rows; the columns, from the first value to the last:", *shown]))
+
+
+def _short(value: Any) -> str:
+    """Return a value of a table for people: the size of an array or list, a number in six digits."""
+    if isinstance(value, str) or not hasattr(value, "__len__"):
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"[{' × '.join(map(str, getattr(value, 'shape', (len(value),))))}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -45,6 +46,7 @@ RecordKey = Annotated[str, Field(min_length=1, max_length=1_000)]
 Glob = Annotated[str, Field(max_length=4_000, pattern=r"[^./]")]
 """Glob of paths, with at least one character besides dots and slashes: others match no file."""
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
+RoutingTables = Annotated[str, Field(max_length=4_000, pattern=r"^(random|balanced|[^\x00]+\.npz)$")]
 
 
 Activation = Literal["fast_gelu", "tanh", "erf"]
@@ -196,11 +198,23 @@ class VocabularyConfig(Section):
 class RoutingConfig(Section):
     """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per RRE layer."""
 
-    table: Literal["random", "balanced"] = "random"
+    table: RoutingTables = "random"
     """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
-    ids are packed by their frequency, and the most frequent are spread over several experts (our choice)."""
+    ids are packed by their frequency, and the most frequent are spread over several experts (our choice). FILE.npz: tables of one's
+    own, which `ps.write_routing` writes, or routing.npz of a run with this vocabulary."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    """Seed of the tables: layer l draws its table with seed + l."""
+    """Seed of the tables: layer l draws its table with seed + l. Not for a file."""
+
+    @property
+    def file(self) -> Path | None:
+        """Path of the file with the tables; None if they are drawn."""
+        return None if self.table in ("random", "balanced") else Path(self.table)
+
+    @model_validator(mode="after")
+    def _check_seed(self) -> RoutingConfig:
+        if self.file and self.seed:
+            raise ValueError(f"seed={self.seed} does nothing, since table={self.table} is not drawn; leave it out")
+        return self
 
 
 class EcssConfig(Section):

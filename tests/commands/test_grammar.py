@@ -20,16 +20,17 @@ from pangu_sigma.generate.sampling import Sampling
 
 ROOT = Path(__file__).parents[2]
 
-ALLOWED = {"pangu_sigma", "pangu_sigma.api"} | {
+ALLOWED = {"pangu_sigma", "pangu_sigma.api", "pangu_sigma.programs"} | {
     f"pangu_sigma.{name}" for name in ("chips", "config", "config_file", "shipped", "writable")
 }
-"""What commands may import besides each other: `api`, and of the ground floor what their options need."""
+"""What commands may import besides each other: `api`, `programs`, and of the ground floor what their options need."""
 
 DIFFERENCES = {
     "overrides": "an argument of `ps.load_config`, which makes the configuration",
     "print_config": "`print(config)`",
     "json": "`json.dump` of the result",
     "quiet": "the level of Python's `logging`",
+    "on_step": "a function, which only Python has",
     "plan chip": "a --set of parallel.chip",
     "generate prompts": "the lines of a file; a list in Python",
     "generate prompt": "not required where there are lines of a file",

@@ -486,7 +486,10 @@ def test_logits_of_a_text_are_those_after_its_last_token_and_disturb_nobody():
     answer = engine.submit(Request(UP, (1,), 3, DRAWN))
     engine.step()
     for ids in ([4], [1, 2, 3], [1, 2, 3, 4, 5, 6, 7]):
-        np.testing.assert_array_equal(engine.logits(REVERSED, ids), logits_after(decoder, REVERSED, ids))
+        (logits_R,) = engine.logits(REVERSED, ids)
+        np.testing.assert_array_equal(logits_R, logits_after(decoder, REVERSED, ids))
+        expected = [logits_after(decoder, REVERSED, ids[: end + 1]) for end in range(len(ids))]
+        np.testing.assert_array_equal(engine.logits(REVERSED, ids, len(ids)), expected)
     check_equals_alone(answer)
     with pytest.raises(ConfigError, match="no tokens"):
         engine.logits(UP, [])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from helpers.grown import law_tree, saved_arrays
 
 import pangu_sigma as ps
 from experiments.tiny import tiny_config, tiny_tree
+from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
@@ -19,6 +21,7 @@ from pangu_sigma.inherit import extend
 from pangu_sigma.inherit.extend import Origin, check_extension, extend_run, extended_tables, plan_extension
 from pangu_sigma.inherit.extract import extract_domains
 from pangu_sigma.inherit.parent import open_parent
+from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.sentencepieces import alpha_model, parse_model
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -179,6 +182,19 @@ def test_a_new_domain_begins_as_a_dense_parent(tiny_run, law_config, dense, tmp_
     assert receipt.agreement.keys() == {"zh", "en", "code"}
     assert all(agreement.exact == 0.0 for agreement in receipt.agreement.values())
     assert receipt.parameters["experts copied from the dense parent"] == receipt.parameters["experts copied"] / 3
+
+
+def test_a_parent_with_tables_of_its_own_keeps_them_and_the_rest_is_drawn_and_told(tiny_run, law_config, tmp_path):
+    """Whatever is in the file: it is the parent's routing.npz that is read."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    routing = RoutingConfig(table=str(tmp_path / "gone.npz"))
+    write_config(run, open_model(run, "run").config.model_copy(update={"routing": routing}), "run")
+    config = law_config.model_copy(update={"routing": routing})
+    receipt = extend_run(run, config, tmp_path / "child", Origin(scratch=True), graphs=False)
+    before, after = (open_model(path, "run").table for path in (run, tmp_path / "child"))
+    assert (after.first_NDV[:, 1:] == before.first_NDV).all()
+    assert len(np.unique(after.first_NDV[:, 0])) == 2
+    assert any("gone.npz is the parent's; entries that it lacks are drawn at random" in note for note in receipt.notes)
 
 
 def test_fresh_domains_are_drawn_and_tables_depend_on_the_name_alone(tiny_run, law_config):

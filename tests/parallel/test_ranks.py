@@ -90,7 +90,7 @@ def test_another_number_of_ranks_than_laid_out_is_refused_naming_both(monkeypatc
 )
 def test_a_rank_keeps_its_status_whatever_happens_at_exit(tmp_path, arguments, status, said):
     """Of one process everything runs at exit that Python would run, unless a command ended with an error: memory may be full."""
-    broken = "import pangu_sigma.api as a; a.doctor = lambda: 1 / 0\n"
+    broken = "import pangu_sigma.programs as a; a.doctor = lambda: 1 / 0\n"
     (tmp_path / "sitecustomize.py").write_text(CRASHES_AT_EXIT + (broken if status == 1 else ""))
     variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "MS_ROLE": "MS_WORKER"}
     for ranks, expected in (("2", status), ("1", 2 if said == "error: " else -signal.SIGSEGV)):

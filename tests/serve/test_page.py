@@ -207,7 +207,7 @@ def test_what_is_typed_goes_on_token_by_token(page, served, slowly):
     assert page.locator(".new").text_content() == expected["text"]
     expect(page.locator(".given")).to_have_text(PROMPT)
     expect(page.locator(".state")).to_contain_text("16 tokens in ")
-    expect(page.locator(".state")).to_contain_text("it has as many tokens as it may have")
+    expect(page.locator(".state")).to_contain_text("it stopped at its limit of tokens")
 
 
 def test_under_each_token_stand_its_experts(page, decoder, served):
@@ -230,6 +230,74 @@ def test_under_each_token_stand_its_experts(page, decoder, served):
         == len({number for number, _ in colours})
         == len(set(map(tuple, colours)))
     )
+
+
+def test_the_prompts_tokens_have_their_experts_too(page, decoder, served):
+    ask(page)
+    wait(page)
+    ids = httpx2.post(f"{served}/tokenize", json={"model": "sigma-en", "prompt": PROMPT}).json()["tokens"]
+    marks = page.locator(".read").evaluate_all(
+        "(all) => all.map((token) => [...token.querySelectorAll('.expert')].map((mark) => Number(mark.textContent)))"
+    )
+    assert marks == decoder.experts(domain_named(decoder, "en"), ids).T.tolist()
+    assert "".join(page.locator(".read .word").all_text_contents()).replace("␣", " ") == PROMPT
+
+
+def test_the_model_and_its_limit_are_named(page, decoder):
+    expect(page.locator("#model")).to_have_text(
+        f"Model sigma: 3 domains, room for {decoder.config.model.seq_length} tokens of prompt and answer together."
+    )
+
+
+def test_an_example_is_pressed_and_a_reload_keeps_it(page):
+    page.get_by_role("button", name="def add(").click()
+    expect(page.get_by_label("Prompt")).to_have_value("def add(")
+    expect(page.get_by_label("Domain")).to_have_value("sigma-code")
+    page.get_by_label("Compare with").select_option("en")
+    page.reload()
+    expect(page.get_by_label("Domain")).to_have_value("sigma-code")
+    expect(page.get_by_label("Prompt")).to_have_value("def add(")
+    expect(page.get_by_label("Compare with")).to_have_value("sigma-en")
+
+
+def test_a_button_that_does_nothing_looks_so_and_fields_stand_in_a_line(page):
+    page.set_viewport_size({"width": 1280, "height": 900})
+    look = "(button) => { const { opacity, borderStyle } = getComputedStyle(button); return [opacity, borderStyle]; }"
+    assert page.get_by_role("button", name="Stop").evaluate(look) == ["0.5", "dashed"]
+    assert page.get_by_role("button", name="Generate").evaluate(look) == ["1", "solid"]
+    page.get_by_text("Sampling").click()
+    boxes = page.locator("#sampling input").evaluate_all(
+        "(all) => all.map((field) => { const { top, bottom } = field.getBoundingClientRect(); return [top, bottom]; })"
+    )
+    rows = {bottom: top for top, bottom in boxes}
+    assert len(rows) <= 2, "two rows of fields, each in a line"
+
+
+def test_where_two_answers_begin_to_differ_is_said(page, decoder):
+    """The texts are the stream's; the words are those that a person counts."""
+    said = {"en": "red 😀 dog", "zh": "red 😀 cat", "code": "red 😀 dog"}
+
+    def answer(route: Route) -> None:
+        body = json.loads(route.request.post_data or "")
+        logprobs = {"tokens": ["x"], "token_logprobs": [-1.0], "experts": [[1, 2]], "top_logprobs": [{"x": -1.0}]}
+        text = said[body["model"].removeprefix("sigma-")]
+        chunk = {"choices": [{"text": text, "finish_reason": "length", "logprobs": logprobs}]}
+        route.fulfill(body=f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n")
+
+    page.route("**/v1/completions", answer)
+    ask(page, "en", "zh")
+    expect(page.locator("#difference")).to_have_text(
+        "Both answers begin with the same 6 characters, underlined, and differ from there on."
+    )
+    assert page.locator(".same").all_text_contents() == ["red 😀 "] * 2
+    assert page.locator(".new").all_text_contents() == ["red 😀 dog", "red 😀 cat"]
+    ask(page, "en", "code")
+    expect(page.locator("#difference")).to_have_text("Both answers have the same text.")
+    said["code"] = "x"
+    ask(page, "en", "code")
+    expect(page.locator("#difference")).to_have_text("The answers differ from the first character on.")
+    ask(page)
+    expect(page.locator("#difference")).to_be_hidden()
 
 
 class SegmentedDecoder(PageDecoder):
@@ -523,7 +591,7 @@ def test_who_listens_hears_of_beginning_and_end_only(page, served, slowly):
     wait(page)
     said = log.locator("p").all_text_contents()
     expected = [
-        f"{d}, 12 tokens, it has as many tokens as it may have: {answer_of(served, d)['text']}" for d in ("en", "zh")
+        f"{d}, 12 tokens, it stopped at its limit of tokens: {answer_of(served, d)['text']}" for d in ("en", "zh")
     ]
     assert sorted(said[1:]) == expected
 

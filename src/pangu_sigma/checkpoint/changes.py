@@ -111,4 +111,6 @@ def absolute_paths(config: Config) -> Config:
     """Return the configuration with its paths made absolute."""
     data = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
     ecss = config.ecss.model_copy(update={"path": config.ecss.path and str(Path(config.ecss.path).absolute())})
-    return config.model_copy(update={"data": data, "ecss": ecss})
+    table = config.routing.file
+    routing = config.routing.model_copy(update={"table": str(table.absolute())}) if table else config.routing
+    return config.model_copy(update={"data": data, "ecss": ecss, "routing": routing})

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma import api
+from pangu_sigma import api, programs
 from pangu_sigma.commands.options import add_command, defaults_of, show, with_json, with_model, with_set, with_weights
 from pangu_sigma.config import ConfigError
 
@@ -17,7 +17,7 @@ def add_commands(commands: Any) -> None:
     _add_generate(commands)
 
     about = "chat with a trained model in the terminal"
-    command = add_command(commands, "chat", api.chat, about, "runs/sigma_tiny --domain en")
+    command = add_command(commands, "chat", programs.chat, about, "runs/sigma_tiny --domain en")
     with_model(command)
     command.add_argument("--domain", help="first domain to answer (default: the model's first)")
     command.add_argument("--temperature", type=float, help="sampling temperature; 0 is greedy")
@@ -28,7 +28,7 @@ def add_commands(commands: Any) -> None:
     command = add_command(
         commands,
         "serve",
-        api.serve,
+        programs.serve,
         "serve a trained model over HTTP, with OpenAI's interface",
         "runs/sigma_tiny",
         "exports/sigma_tiny --host 0.0.0.0 --port 80 --api-key-file key.txt --set lanes=16",
@@ -55,7 +55,7 @@ def _add_generate(commands: Any) -> None:
         "exports/sigma_tiny --domain en --prompts lines.txt --json -",
         run=_generate,
     )
-    command.set_defaults(**defaults_of(api.Sampling))
+    command.set_defaults(**defaults_of(programs.Sampling))
     with_model(command)
     option = command.add_argument
     option("--domain", action="append", required=True, help="domain to answer: one for all, or one for each, in order")
@@ -77,7 +77,7 @@ def _add_generate(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    sampling = {name: getattr(options, name) for name in defaults_of(api.Sampling)}
+    sampling = {name: getattr(options, name) for name in defaults_of(programs.Sampling)}
     answers = api.Model(options.model, options.weights).answers(
         options.prompt or _lines(options.prompts),
         options.domain if len(options.domain) > 1 else options.domain[0],
@@ -100,5 +100,5 @@ def _lines(file: Path) -> list[str]:
         raise ConfigError(f"--prompts {file}: is empty; write a prompt a line")
     lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
-        api.to_text(line, f"--prompts {file}: line {number}")
+        programs.to_text(line, f"--prompts {file}: line {number}")
     return lines

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma import api
+from pangu_sigma import api, programs
 from pangu_sigma.chips import CHIP_NAMES
 from pangu_sigma.commands.options import (
     CONFIG_HELP,
@@ -33,7 +33,7 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
     command = add_command(
         commands,
         "doctor",
-        api.doctor,
+        programs.doctor,
         "check that this machine is ready",
         "--speed",
         "--device ascend --chip 910b",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma import api
+from pangu_sigma import api, programs
 from pangu_sigma.commands.options import (
     CONFIG_HELP,
     add_command,
@@ -87,7 +87,7 @@ def _add_launch(commands: Any) -> None:
     command = add_command(
         commands,
         "launch",
-        api.launch_training,
+        programs.launch_training,
         "train on many processes, NPUs or nodes, and watch them",
         "sigma_tiny --processes 2 --set parallel.data=2",
         "sigma_1t --device ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --max-restarts 3",
@@ -112,9 +112,9 @@ def _add_launch(commands: Any) -> None:
 def _launch(options: argparse.Namespace) -> int:
     options.source = options.config
     if options.device == "ascend" and options.chip is None:
-        options.overrides = api.with_known_chip(options.source, options.overrides)
+        options.overrides = programs.with_known_chip(options.source, options.overrides)
     options.config, options.output = api.resolve_run(options.source, options.output, options.overrides)
-    return call_and_show(api.launch_training, options)
+    return call_and_show(programs.launch_training, options)
 
 
 def _add_finetune(commands: Any) -> None:

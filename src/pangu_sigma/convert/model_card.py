@@ -47,8 +47,8 @@ def _sizes(model: StoredModel) -> str:
     ]
     if sizes.rre_layers:
         lines.append(
-            f"* routing: table `{config.routing.table}`, seed {config.routing.seed}, hash `{model.table.hash}`; no gate. "
-            f"{tables_text(sizes)}"
+            f"* routing: table `{Path(config.routing.table).name}`, seed {config.routing.seed}, hash `{model.table.hash}`; no "
+            f"gate. {tables_text(sizes)}"
         )
     return "\n".join(lines)
 

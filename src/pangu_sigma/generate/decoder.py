@@ -1,6 +1,6 @@
 """Decoders: growing texts, each in a lane of a KV cache.
 
-Shape suffixes: N segments of the RRE layers, T tokens of a text, W wanted tokens, R rows of a slot.
+Shape suffixes: N segments of the RRE layers, T tokens of a text, W wanted tokens, R rows of a slot, L layers, H hidden.
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ class Decoder:
         Raises ConfigError, before anything is read, for an id that does not exist or has no row in the slot, and for more than
         model.seq_length tokens in a lane.
         """
+        raise NotImplementedError
+
+    def hidden_states(self, lane: int, ids: list[int]) -> np.ndarray:
+        """Read new tokens of one lane, as `read` does, and return their hidden states before the first layer and after each,
+        float32 [L + 1, T, H]."""
         raise NotImplementedError
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -140,8 +141,9 @@ class Engine:
             except QueueFull:
                 self.step()
 
-    def logits(self, domain: Domain, ids: Sequence[int]) -> np.ndarray:
-        """Return the logits of the token after `ids`, float32 [R]; rows that hold no token have -inf.
+    @contextmanager
+    def lane_for(self, domain: Domain, ids: Sequence[int]) -> Iterator[int]:
+        """Yield the number of an empty lane for a text of a domain; no other text is read while the block runs.
 
         Raises ConfigError for ids that the model cannot read.
         """
@@ -151,10 +153,16 @@ class Engine:
                 self.step()
             lane = self._free[-1]
             self.decoder.begin(lane, domain)
-            for first in range(0, len(ids), self._chunk):
-                new = list(ids[first : first + self._chunk])
-                (logits_WR,) = self.decoder.read([Chunk(lane, new, int(first + len(new) == len(ids)))])
-            return logits_WR[0]
+            yield lane
+
+    def logits(self, domain: Domain, ids: Sequence[int], wanted: int = 1) -> np.ndarray:
+        """Return the logits of the token after each of the last `wanted` of `ids`, float32 [W, R]; -inf in rows without a token.
+
+        Raises ConfigError for ids that the model cannot read.
+        """
+        with self.lane_for(domain, ids) as lane:
+            (logits_WR,) = self.decoder.read([Chunk(lane, list(ids), wanted)])
+            return logits_WR
 
     def _drop_cancelled(self) -> bool:
         with self._queueing:

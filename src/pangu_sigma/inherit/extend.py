@@ -332,7 +332,8 @@ def extended_tables(
     kept_V = known_V >= 0
 
     def draw(seed: int, counts: np.ndarray | None) -> RoutingTable:
-        routing, common = config.routing.model_copy(update={"seed": seed}), config.model.common_experts
+        kind, common = "random" if config.routing.file else config.routing.table, config.model.common_experts
+        routing = config.routing.model_copy(update={"seed": seed, "table": kind})
         return draw_tables(routing, layers, 1, size, experts, counts, segments, common)
 
     for domain in domains_of(config):
@@ -382,6 +383,10 @@ def _notes(child: ChildTensors) -> list[str]:
     had, has = child.parent.tokenizer, child.tokenizer
     new = has.size - had.size
     notes = [] if not new else [f"{new:,} tokens more, {has.size:,} in all"]
+    if child.config.routing.file:
+        notes.append(
+            f"routing.table={child.config.routing.table} is the parent's; entries that it lacks are drawn at random"
+        )
     if child.config.routing.table == "balanced" and len(child.origins) == len(child.config.domains):
         notes.append("tables are the parent's, so they are balanced for its text and not for that of new domains")
     return notes

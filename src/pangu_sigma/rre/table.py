@@ -6,6 +6,7 @@ domain.
 `random` is the paper's table (a shuffled round robin: every expert gets the same number of token *ids*). Real text is Zipf
 distributed, so equal numbers of ids are not equal load; `balanced` packs ids by their frequency instead, and spreads an id that
 alone exceeds half an expert's fair share over several neighbouring experts by token position (our choice; the paper is silent).
+Tables of one's own are read from a file (own_table.py makes them).
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ class RoutingTable:
         np.savez_compressed(path, first_NDV=self.first_NDV, spread_DV=self.spread_DV, experts=self.experts, **common)
 
     @classmethod
-    def load(cls, path: Path) -> RoutingTable:
-        """Load the tables that `save` wrote. Raises DataError for any other file; nothing in it is executed."""
+    def load(cls, path: Path, fix: str = _FIX) -> RoutingTable:
+        """Load the tables that `save` wrote. Raises DataError, which ends with `fix`, for any other file; nothing in it is run."""
         try:
             with zipfile.ZipFile(path) as archive:
                 first_NDV, spread_DV, experts = (
@@ -81,19 +82,19 @@ class RoutingTable:
                 has_common = f"{_COMMON[0]}.npy" in archive.namelist()
                 common = [_array(archive, name) for name in _COMMON] if has_common else []
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror or error}; {_FIX}") from error
+            raise DataError(f"{path}: {error.strerror or error}; {fix}") from error
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, ValueError) as error:
-            raise DataError(f"{path}: is not what was written ({error}); {_FIX}") from error
+            raise DataError(f"{path}: is not what was written ({error}); {fix}") from error
         number = int(experts) if experts.ndim == 0 and experts.dtype.kind == "i" else 0
         table = cls(first_NDV, spread_DV, number, *common)
-        table._check(path)
+        table._check(path, fix)
         return table
 
-    def _check(self, path: Path) -> None:
+    def _check(self, path: Path, fix: str) -> None:
         """Check dtypes, shapes and ranges of loaded tables. Raises DataError if one is wrong."""
         first, spread = self.first_NDV, self.spread_DV
         if not (first.ndim == 3 and first.shape[1:] == spread.shape):
-            raise DataError(f"{path}: shapes {first.shape} and {spread.shape} do not fit; {_FIX}")
+            raise DataError(f"{path}: shapes {first.shape} and {spread.shape} do not fit; {fix}")
         common, common_spread_V = self._common, self._spread_of_common
         for fits, wrong in (
             (
@@ -108,7 +109,7 @@ class RoutingTable:
             (not (common < 0).any(), "a segment has a negative number of experts"),
         ):
             if not fits:
-                raise DataError(f"{path}: {wrong}; {_FIX}")
+                raise DataError(f"{path}: {wrong}; {fix}")
         for name, values, least, most in (
             ("first_NDV", first[common == 0], 0, self.experts - 1),
             *[("first_NDV", first[n], 0, int(common[n]) - 1) for n in np.flatnonzero(common)],
@@ -116,7 +117,7 @@ class RoutingTable:
             ("common_spread_V", self._spread_of_common, 1, max(int(common.max(initial=0)), 1)),
         ):
             if values.size and not (least <= values.min() and values.max() <= most):
-                raise DataError(f"{path}: {name} has numbers outside of {least} … {most}; {_FIX}")
+                raise DataError(f"{path}: {name} has numbers outside of {least} … {most}; {fix}")
 
     @property
     def _common(self) -> np.ndarray:
@@ -175,11 +176,15 @@ def draw_tables(
     common: int = 0,
 ) -> RoutingTable:
     """Draw the routing tables of `layers` RRE layers, layer l with the seed routing.seed + l, and with (that seed, s) for its
-    segment s above 0.
+    segment s above 0; or read them, if routing.table is a file.
 
     frequencies_DV: token counts of the training text, which only routing.table=balanced needs. common: number of experts of a
-    common segment. Raises ConfigError if balanced tables have no frequencies.
+    common segment. Raises ConfigError if balanced tables have no frequencies, and if a file's tables are of other sizes, DataError
+    if they cannot be read.
     """
+    common_N = np.array([common if kind == "common" else 0 for kind in segments] * layers, np.int16) if common else None
+    if routing.file:
+        return _read(routing.file, (layers * len(segments), domains, vocabulary), experts, common_N)
     if routing.table == "random":
         spread_DV = np.ones((domains, vocabulary), np.int16)
     elif frequencies_DV is None:
@@ -201,10 +206,28 @@ def draw_tables(
         for domain in range(domains):
             counts = None if counts_DV is None else counts_DV[domain]
             first_NDV[n, domain] = _drawn(vocabulary, experts, counts, spread_DV[domain], rng)
-    if not common:
+    if common_N is None:
         return RoutingTable(first_NDV, spread_DV, experts)
-    common_N = np.array([common if kind == "common" else 0 for kind in segments] * layers, np.int16)
     return RoutingTable(first_NDV, spread_DV, experts, common_N, common_spread_V)
+
+
+def _read(file: Path, shape: tuple[int, int, int], experts: int, common_N: np.ndarray | None) -> RoutingTable:
+    """Read tables of one's own, and check that they are for these sizes, [N, D, V]."""
+    table = RoutingTable.load(file, "write it with ps.write_routing, or name routing.npz of a run")
+    has = (table.first_NDV.shape, table.experts, table._common.tolist())
+    needs = (shape, experts, [0] * shape[0] if common_N is None else common_N.tolist())
+    for what, is_so, must in zip(
+        ("segments, domains and token ids", "experts of a domain", "experts of each common segment"),
+        has,
+        needs,
+        strict=True,
+    ):
+        if is_so != must:
+            raise ConfigError(
+                f"routing.table={file} is for {is_so} {what}, this run has {must}; write it for this configuration and its "
+                "prepared text, with ps.write_routing"
+            )
+    return table
 
 
 def shares_of_experts(

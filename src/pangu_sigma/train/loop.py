@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 CPU = Backend()
 """Default backend of training."""
+
+OnStep = Callable[[StepMetrics], object]
+"""Callback with the metrics of each step; it stops the training if it returns True."""
 
 
 class Trainer:
@@ -244,11 +247,13 @@ def train(
     asked: StartOptions = DEFAULT_START,
     profile: bool = False,
     kind: type[Trainer] = Trainer,
+    on_step: OnStep | None = None,
 ) -> Trainer:
     """Train a configuration in a run folder, resuming from its newest checkpoint, and write metrics, checkpoints and a report.
 
     backend: the devices to train on. asked: further start options of the user. profile: True to write a timeline of a few steps
     (log/timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
+    on_step: called after each step; True stops the training as SIGTERM does.
     Raises UnhealthyRun if the run cannot recover, LockError while another process writes in the folder, ConfigError for a
     fine-tuning run, and the errors of `start_run`.
     After SIGTERM to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. In a run of
@@ -259,10 +264,10 @@ def train(
     with ranks.fail_together(f"reading {config.data.path}"):
         read_prepared_tokenizer(config)  # without prepared data no run folder is left behind
     with one_writer(folder, asked.lock, ranks):
-        return train_to_end(kind(config, folder, backend, asked, ranks), profile)
+        return train_to_end(kind(config, folder, backend, asked, ranks), profile, on_step)
 
 
-def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
+def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None = None) -> Trainer:
     """Train until the run is finished or SIGTERM comes, and return the trainer. The caller holds the lock of the run folder."""
     ranks, config, folder = trainer.ranks, trainer.config, trainer.run.path
     options, names = config.train, [d.name for d in config.domains]
@@ -291,9 +296,13 @@ def train_to_end(trainer: Trainer, profile: bool = False) -> Trainer:
             taken = trainer.advance()
             step, last = trainer.progress.step, trainer.finished
             with span("metrics"):
-                log.record(trainer.metrics(*taken))
+                metrics = trainer.metrics(*taken)
+                log.record(metrics)
                 trainer.complete_save(now=trainer.health.needs_check)  # it may be the checkpoint to go back to
                 examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_NA, log)
+            with log.paused():
+                if on_step is not None and on_step(metrics) is True:
+                    stop.set()
             stopped = ranks.any(stop.is_set())
             with log.paused():
                 if last or (step % options.eval_interval == 0 and not stopped):

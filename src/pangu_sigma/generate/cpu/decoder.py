@@ -2,7 +2,7 @@
 
 A text gets the same bits alone and in any batch, whole and token by token: the kernels add in one order (`few_rows.py`).
 
-Shape suffixes: N segments of the RRE layers, T new tokens of all lanes, W wanted tokens, R rows of a slot, H hidden.
+Shape suffixes: N segments of the RRE layers, T new tokens of all lanes, W wanted tokens, R rows of a slot, H hidden, L layers.
 """
 
 from __future__ import annotations
@@ -82,6 +82,18 @@ class CpuDecoder(Decoder):
         super().copy(source, target)
         self._operators.copy(source, target, self._texts[source].length)
 
+    def hidden_states(self, lane: int, ids: list[int]) -> np.ndarray:
+        chunk = Chunk(lane, ids, len(ids))
+        texts, new = self._texts_after([chunk]), self._new_tokens([chunk])
+        experts_NT = self._table.route(new.id, new.domain, new.at - new.first)
+        self._texts |= texts
+        passes: list[np.ndarray] = []
+        for begin in range(0, len(ids), PASS_TOKENS):
+            layers: list[np.ndarray] = []
+            self._network(slice(begin, begin + PASS_TOKENS), new, experts_NT, None, layers)
+            passes.append(np.stack(layers))
+        return np.concatenate(passes, axis=1)
+
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
         if not chunks:
             return []
@@ -98,17 +110,8 @@ class CpuDecoder(Decoder):
 
     def _pass(self, some: slice, new: _NewTokens, experts_NT: np.ndarray, logits: dict[int, list[np.ndarray]]) -> None:
         """Compute some of the new tokens, and append the wanted logits to those of each lane."""
-        lane_T, at_T, first_T = new.lane[some], new.at[some], new.first[some]
-        self._operators.take(lane_T, at_T, first_T)
-        wanted_W = np.flatnonzero(new.wanted[some])
-        hidden_WH = hidden_states(
-            self.config.model,
-            self._operators,
-            new.row[some],
-            at_T - first_T,
-            experts_NT[:, some],
-            wanted_W if len(wanted_W) < len(lane_T) else None,
-        )
+        lane_T, wanted_W = new.lane[some], np.flatnonzero(new.wanted[some])
+        hidden_WH = self._network(some, new, experts_NT, wanted_W if len(wanted_W) < len(lane_T) else None)
         slot_W, lane_W = new.slot[some][wanted_W], lane_T[wanted_W]
         for slot in set(slot_W.tolist()):
             mine_W = np.flatnonzero(slot_W == slot)
@@ -118,6 +121,20 @@ class CpuDecoder(Decoder):
             for lane, rows in groupby(range(len(mine_W)), lane_W[mine_W].tolist().__getitem__):
                 numbers = list(rows)
                 logits[lane].append(logits_WR[numbers[0] : numbers[-1] + 1])
+
+    def _network(
+        self,
+        some: slice,
+        new: _NewTokens,
+        experts_NT: np.ndarray,
+        asking_A: np.ndarray | None,
+        seen: list[np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Run the network on some of the new tokens. Arguments and result: as of `network.hidden_states`."""
+        lane_T, at_T, first_T = new.lane[some], new.at[some], new.first[some]
+        self._operators.take(lane_T, at_T, first_T)
+        positions_T, experts_NT = at_T - first_T, experts_NT[:, some]
+        return hidden_states(self.config.model, self._operators, new.row[some], positions_T, experts_NT, asking_A, seen)
 
     def _new_tokens(self, chunks: list[Chunk]) -> _NewTokens:
         """Return the tokens of the chunks. Raises ConfigError for an id that does not exist or has no row."""

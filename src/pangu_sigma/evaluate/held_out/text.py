@@ -1,0 +1,98 @@
+"""Loss of a model on any text, which need not be prepared: its own decoder, without MindSpore and without the corpus.
+
+Documents are encoded as for training, and those of a domain are read one after another, each with its <eot>, in samples of
+model.seq_length tokens, as held-out text is: the first token of a document has no loss. The last sample may be shorter. Rows
+without a token have no probability, as in an export; training gives them one, so its loss is higher where a slot has such rows.
+
+Shape suffixes: S tokens of a sample, R rows of a slot, U samples.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from pangu_sigma.bars import Bar
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.errors import DataError
+from pangu_sigma.evaluate.held_out.run import DomainFigures, figures_with_perplexity
+from pangu_sigma.generate.decoder import Chunk, Decoder
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.text.documents import Document, Rejected
+from pangu_sigma.text.inputs import input_units, read_unit
+from pangu_sigma.text.layout import Layout
+from pangu_sigma.train.log.losses import HeldOutLoss
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 3
+"""Maximum number of lines that cannot be used that the log shows."""
+
+
+def read_documents(config: Config, files: Sequence[Path], domain: str | None) -> list[Document]:
+    """Read the documents of files or folders, as `prepare-data` does with section `data` of a configuration.
+
+    domain: domain of all records; None: each says its own. Lines that cannot be used are left out with a warning. Raises DataError
+    if none can be used, and as `input_units`.
+    """
+    layout, domains = Layout.of(config), domains_of(config)
+    if domain is not None:
+        layout = Layout(layout.text_keys, None, {}, {"*": domains.named(domain).name}, layout.reader)
+    documents, rejected = list[Document](), list[Rejected]()
+    for unit in Bar(input_units(files, 64 << 20), desc="reading", unit="file"):
+        for item in read_unit(unit, layout, domains):
+            (documents if isinstance(item, Document) else rejected).append(item)  # type: ignore[arg-type]
+    if rejected:
+        shown = "\n".join(str(line) for line in rejected[:_SHOWN])
+        logger.warning("%d lines cannot be used, and are left out of the loss; the first:\n%s", len(rejected), shown)
+    if not documents:
+        named = ", ".join(map(str, files))
+        raise DataError(f"{named}: no line can be used" + (f"; the first: {rejected[0]}" if rejected else ""))
+    return documents
+
+
+def evaluate_documents(engine: Engine, documents: Iterable[Document]) -> DomainFigures:
+    """Measure the loss of each domain on documents. Returns `HeldOutLoss.figures` and perplexity by domain; "unigram" is None,
+    because the training text is not read. Raises ConfigError for a domain without a token."""
+    decoder = engine.decoder
+    domains, streams = domains_of(decoder.config), defaultdict[str, list[int]](list)
+    for document in documents:
+        streams[document.domain] += decoder.tokenizer.sample(document, domains.named(document.domain))
+    return {
+        name: figures_with_perplexity(_loss(engine, domains.named(name), np.array(streams[name])))
+        for name in (domain.name for domain in domains)
+        if name in streams
+    }
+
+
+def _loss(engine: Engine, domain: Domain, ids: np.ndarray) -> HeldOutLoss:
+    length, decoder = engine.decoder.config.model.seq_length, engine.decoder
+    bytes_V = np.array([len(surface) for surface in decoder.tokenizer.vocabulary.surfaces])
+    if len(ids) < 2:
+        raise ConfigError(f"a text of domain {domain.name} has no tokens; give at least one character")
+    units = []
+    for first in Bar(range(0, len(ids) - 1, length), desc=domain.name, unit="sample"):
+        sample = ids[first : first + length + 1]
+        with engine.lane_for(domain, sample[:-1].tolist()) as lane:
+            nats_S = _nats(decoder, lane, domain, sample)
+        counted_S = sample[:-1] != decoder.tokenizer.eot  # nothing before it tells how the next document begins
+        units.append((nats_S[counted_S].sum(), counted_S.sum(), bytes_V[sample[1:][counted_S]].sum()))
+    nats_U, tokens_U, bytes_U = np.array(units, float).T
+    digest = xxhash.xxh3_128_hexdigest(ids.astype("<i4").tobytes())
+    return HeldOutLoss(nats_U, tokens_U, bytes_U, np.nan, digest)
+
+
+def _nats(decoder: Decoder, lane: int, domain: Domain, sample: np.ndarray) -> np.ndarray:
+    """Return the loss of each token of a sample after the first, [S]."""
+    (logits_SR,) = decoder.read([Chunk(lane, sample[:-1].tolist(), len(sample) - 1)])
+    logits_SR = logits_SR.astype(np.float64)
+    rows_S = decoder.tokenizer.rows(sample[1:], domain)
+    top_S = logits_SR.max(axis=1)
+    totals_S = np.log(np.exp(logits_SR - top_S[:, None]).sum(axis=1)) + top_S
+    return totals_S - logits_SR[np.arange(len(rows_S)), rows_S]

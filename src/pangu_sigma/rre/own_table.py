@@ -1,0 +1,75 @@
+"""Routing tables of one's own: from an array, or from a function of a token. `routing.table: FILE` trains with them.
+
+Shape suffixes: N segments of all RRE layers, D domains, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.rre.table import RoutingTable
+
+Router = Callable[[str, int, str, int], int] | np.ndarray
+"""Expert of each token: an integer array that broadcasts to [N, D, V], or a function of (text, id, domain, segment)."""
+
+
+def own_table(router: Router, config: Config, texts_V: Sequence[str]) -> RoutingTable:
+    """Make routing tables of a router. texts_V: the text of each token id.
+
+    Experts are numbered from 0: in an own segment those of the domain, in a common segment all of it, where a function is asked
+    once for all domains, with the domain "". No token is spread over several experts. Raises ConfigError for an array of another
+    shape, for an expert that does not exist, and for common segments in which an array's domains differ.
+    """
+    names, model = [domain.name for domain in config.domains], config.model
+    shape = len(model.routed), len(names), len(texts_V)
+    experts_NDV = _called(router, config, texts_V) if callable(router) else _broadcast(router, shape)
+    common_N = np.array([model.common_experts if kind == "common" else 0 for kind in model.routed], np.int16)
+    most_N11 = np.where(common_N > 0, common_N, model.experts_per_domain)[:, None, None]
+    wrong = (experts_NDV < 0) | (experts_NDV >= most_N11)
+    if wrong.any():
+        n, d, v = np.argwhere(wrong)[0].tolist()
+        raise ConfigError(
+            f"router: expert {experts_NDV[n, d, v]} of token {v} ({texts_V[v]!r}) in domain {names[d]}, segment {n}, does not "
+            f"exist; this configuration has the experts 0 … {most_N11[n, 0, 0] - 1} there"
+        )
+    if (experts_NDV[common_N > 0] != experts_NDV[common_N > 0][:, :1]).any():
+        raise ConfigError(
+            "router: all domains share the experts of a common segment, and must send a token to the same one"
+        )
+    first_NDV, ones_V = experts_NDV.astype(np.int16), np.ones(len(texts_V), np.int16)
+    spread_DV = np.tile(ones_V, (len(names), 1))
+    if not common_N.any():
+        return RoutingTable(first_NDV, spread_DV, model.experts_per_domain)
+    return RoutingTable(first_NDV, spread_DV, model.experts_per_domain, common_N, ones_V)
+
+
+def _broadcast(router: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    array = np.asarray(router)
+    try:
+        if array.dtype.kind not in "iu":
+            raise ValueError
+        return np.broadcast_to(array, shape).astype(np.int64)
+    except ValueError:
+        raise ConfigError(
+            f"router: an array of {array.dtype} of shape {array.shape} is not allowed: whole numbers that broadcast to {shape}, "
+            "the segments of all RRE layers, domains and token ids"
+        ) from None
+
+
+def _called(router: Callable[[str, int, str, int], int], config: Config, texts_V: Sequence[str]) -> np.ndarray:
+    experts_NDV = np.empty((len(config.model.routed), len(config.domains), len(texts_V)), np.int64)
+    for n, kind in enumerate(config.model.routed):
+        for d, domain in enumerate(config.domains):
+            if kind == "common" and d:
+                experts_NDV[n, d] = experts_NDV[n, 0]
+                continue
+            name = "" if kind == "common" else domain.name
+            for v, text in enumerate(texts_V):
+                expert = router(text, v, name, n)
+                if not isinstance(expert, int | np.integer) or isinstance(expert, bool):
+                    raise ConfigError(f"router: {expert!r} for token {v} ({text!r}) is not allowed: a whole number")
+                experts_NDV[n, d, v] = expert
+    return experts_NDV

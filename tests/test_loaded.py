@@ -1,0 +1,277 @@
+"""What a loaded model shows of itself is what one computes by hand, in NumPy, from its files."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import threading
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pangu_sigma as ps
+from pangu_sigma.data.token_files import TokenFile
+from pangu_sigma.stored.open import open_model
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+TEXTS = [("en", "the cat sees a small old dog"), ("zh", "今天天气不错我们去公园"), ("code", "x y total")]
+
+
+@pytest.fixture(scope="module", params=["tiny_run", "drawn_segmented_run"])
+def model(request) -> ps.Model:
+    """A run of the paper's layers; a run with two own and two common segments, and ids that are spread over experts."""
+    return ps.load(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+def one(tiny_run) -> ps.Model:
+    return ps.load(tiny_run)
+
+
+def tensors_of(model: ps.Model) -> Callable[[str], np.ndarray]:
+    stored = open_model(model.path)
+    return lambda name: np.asarray(stored.tensor(name), np.float64)
+
+
+def norm(x_TH: np.ndarray, tensor: Callable[[str], np.ndarray], name: str) -> np.ndarray:
+    centred = x_TH - x_TH.mean(axis=1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5)
+    return scaled * tensor(f"{name}.gain") + tensor(f"{name}.bias")
+
+
+def ffn(x_H: np.ndarray, parts: list[dict[str, np.ndarray]]) -> np.ndarray:
+    """The sum of segments; a GELU is x · sigmoid(1.702 x)."""
+    inner = [part["w1"] @ x_H + part["b1"] for part in parts]
+    return sum(
+        (u / (1 + np.exp(-1.702 * u))) @ part["w2"] + part.get("b2", 0) for u, part in zip(inner, parts, strict=True)
+    )
+
+
+def attention(tensor: Callable[[str], np.ndarray], at: str, query: np.ndarray, x_TH: np.ndarray, heads: int) -> Any:
+    q, k, v = (
+        (source @ tensor(f"{at}.{name}.weight") + tensor(f"{at}.{name}.bias")).reshape(len(x_TH), heads, -1)
+        for name, source in (("query", query), ("key", x_TH), ("value", x_TH))
+    )
+    mixed = np.empty_like(v)
+    for t in range(len(x_TH)):
+        for head in range(heads):
+            scores = np.exp(k[: t + 1, head] @ q[t, head] / math.sqrt(q.shape[-1]))
+            mixed[t, head] = scores / scores.sum() @ v[: t + 1, head]
+    return mixed.reshape(len(x_TH), -1) @ tensor(f"{at}.output.weight") + tensor(f"{at}.output.bias")
+
+
+def routed_by_hand(model: ps.Model, ids: list[int], domain: int) -> np.ndarray:
+    """Expert of each token, from the arrays of routing.npz."""
+    arrays = np.load(model.path / "routing.npz")
+    common_N = arrays["common_N"] if "common_N" in arrays else np.zeros(len(arrays["first_NDV"]), int)
+    found = np.empty((len(common_N), len(ids)), int)
+    for n, common in enumerate(common_N):
+        for t, token in enumerate(ids):
+            spread = arrays["common_spread_V"][token] if common else arrays["spread_DV"][domain, token]
+            number = arrays["first_NDV"][n, domain, token] + t % spread
+            found[n, t] = number % common if common else domain * arrays["experts"] + number % arrays["experts"]
+    return found
+
+
+def hidden_by_hand(model: ps.Model, ids: list[int], index: int) -> list[np.ndarray]:
+    tensor, sizes, slot = tensors_of(model), model.config.model, model.domains[index].slot
+    assert sizes.activation == "fast_gelu"
+    rows = [int(np.flatnonzero(model.tokenizer.slot_rows[slot] == token)[0]) for token in ids]
+    places, experts_NT = np.arange(len(ids)), routed_by_hand(model, ids, index)
+    x_TH = tensor("embedding")[[slot * sizes.slot_rows + row for row in rows]] + tensor("positions")[places]
+    seen, width = [x_TH], len(sizes.segments)
+    for layer in range(sizes.layers):
+        at, query = f"layers.{layer}", None
+        if layer == sizes.layers - 1:
+            x_TH = norm(x_TH, tensor, "norm")
+            query = tensor("query_positions")[places]
+        normed = norm(x_TH, tensor, f"{at}.attention_norm")
+        x_TH = x_TH + attention(tensor, f"{at}.attention", normed if query is None else query, normed, sizes.heads)
+        normed, first = norm(x_TH, tensor, f"{at}.ffn_norm"), (layer - sizes.dense_layers) * width
+        for t in range(len(ids)):
+            if layer < sizes.dense_layers:
+                parts = [{name: tensor(f"{at}.ffn.{name}") for name in ("w1", "b1", "w2", "b2")}]
+            else:
+                parts = [model.expert(n, int(experts_NT[n, t])) for n in range(first, first + width)]
+            x_TH[t] += ffn(normed[t], parts)
+        seen.append(x_TH)
+    return seen
+
+
+@pytest.mark.parametrize(("domain", "text"), TEXTS)
+def test_hidden_states_and_logits_are_those_of_numpy(model, domain, text):
+    ids, known = model.ids(text, domain), model.domains.named(domain)
+    by_hand = hidden_by_hand(model, ids, known.index)
+    found = model.hidden_states(text, domain)
+    sizes = model.config.model
+    assert (found.shape, found.dtype) == ((sizes.layers + 1, len(ids), sizes.hidden), np.float32)
+    np.testing.assert_allclose(found, by_hand, rtol=0, atol=2e-5)
+    logits_TR = model.logits(text, domain, all_positions=True)
+    used = model.tokenizer.slot_rows[known.slot] >= 0
+    table = tensors_of(model)("embedding")[known.slot * sizes.slot_rows :][: sizes.slot_rows]
+    np.testing.assert_allclose(logits_TR[:, used], (by_hand[-1] @ table.T)[:, used], rtol=0, atol=1e-4)
+    assert np.isneginf(logits_TR[:, ~used]).all()
+    assert np.array_equal(model.experts(text, domain), routed_by_hand(model, ids, known.index))
+
+
+def test_all_positions_have_the_bits_of_each_alone(model):
+    for domain, text in TEXTS:
+        ids = model.ids(text, domain)
+        logits_TR = model.logits(ids, domain, all_positions=True)
+        for t in range(len(ids)):
+            assert np.array_equal(logits_TR[t], model.logits(ids[: t + 1], domain)), (domain, t)
+
+
+def test_a_second_document_begins_anew(one):
+    ids = one.ids("the cat", "en")
+    both = one.hidden_states([*ids, one.tokenizer.eot, *ids], "en")
+    assert np.array_equal(both[:, len(ids) + 1 :], one.hidden_states(ids, "en"))
+
+
+def test_domains_are_those_of_the_configuration_in_its_order(model):
+    assert [each.name for each in model.domains] == [each.name for each in model.config.domains]
+    assert [each.first_expert for each in model.domains] == [0, 2, 4]
+    assert {each.experts for each in model.domains} == {2}
+
+
+def test_experts_are_the_arrays_of_the_files(one, tiny_export):
+    stored = open_model(one.path)
+    for expert in range(6):
+        found = one.expert(1, expert)
+        for name, values in found.items():
+            assert np.array_equal(values, stored.tensor(f"layers.2.ffn.experts.{expert}.{name}"))
+            values += 1  # a copy, which is the caller's
+    assert np.array_equal(one.expert(1, 0)["w1"], stored.tensor("layers.2.ffn.experts.0.w1"))
+    assert np.array_equal(ps.load(tiny_export).expert(0, 3)["w2"], one.expert(0, 3)["w2"])
+
+
+def test_a_slot_lists_the_token_of_each_row(one):
+    for domain in one.domains:
+        table = one.slot(domain.name)
+        assert len(table["id"]) == len(table["text"]) == one.config.model.slot_rows
+        for row, token in enumerate(table["id"].tolist()):
+            assert table["text"][row] == ("" if token < 0 else one.tokenizer.decode([token]))
+            assert token < 0 or one.tokenizer.row_of[domain.slot, token] == row
+    assert "text" in str(one.slot("en")) and "rows" in str(one.slot("en"))
+
+
+def loss_by_hand(model: ps.Model, ids: list[int], domain: str) -> tuple[list[float], list[int]]:
+    """Nats of each sample of a stream, and its tokens: each token from those before it in its document and in the sample."""
+    length, rows = model.config.model.seq_length, model.tokenizer.row_of[model.domains.named(domain).slot]
+    nats, tokens = [], []
+    for first in range(0, len(ids) - 1, length):
+        sample = ids[first : first + length + 1]
+        each = []
+        for end in range(1, len(sample)):
+            if sample[end - 1] == model.tokenizer.eot:
+                continue
+            logits = model.logits(sample[:end], domain).astype(np.float64)
+            logits -= logits.max()
+            each.append(math.log(np.exp(logits).sum()) - logits[rows[sample[end]]])
+        nats.append(sum(each))
+        tokens.append(len(each))
+    return nats, tokens
+
+
+def test_the_loss_of_any_text_is_that_of_its_tokens_and_its_end(one):
+    for domain, text in TEXTS:
+        nats, tokens = loss_by_hand(one, [*one.ids(text, domain), one.tokenizer.eot], domain)
+        found = one.evaluate(text, domain)
+        assert found.keys() == {domain}
+        assert found[domain]["loss"] == pytest.approx(sum(nats) / sum(tokens), rel=1e-6)
+        assert (found[domain]["tokens"], found[domain]["unigram"]) == (sum(tokens), None)
+        one_less = -one.score(text, domain).total
+        assert one_less < found[domain]["loss"] * sum(tokens), "the end of the text costs too"
+    assert str(found).startswith("domain ") and "held-out" not in str(found)
+
+
+def test_the_loss_of_a_file_is_that_of_its_documents_one_after_another(one, tmp_path, caplog):
+    records = [{"domain": domain, "text": text * 4} for domain, text in TEXTS] * 2
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join([*lines, '{"domain": "fr", "text": "bonjour"}', "no JSON"]), "utf-8")
+    found = one.evaluate(input=file)
+    assert "2 lines cannot be used" in caplog.text and "unknown domain" not in str(found)
+    assert found == ps.evaluate(one, input=[file]) and list(found) == ["zh", "en", "code"]
+    for domain, text in TEXTS:
+        ids = [*one.ids(text * 4, domain), one.tokenizer.eot] * 2
+        nats, tokens = loss_by_hand(one, ids, domain)
+        assert found[domain]["per_sample"]["nats"] == pytest.approx(nats, abs=1e-3)
+        assert found[domain]["per_sample"]["tokens"] == tokens
+        counted = [token for before, token in pairwise(ids) if before != one.tokenizer.eot]
+        assert found[domain]["bytes"] == sum(len(one.tokenizer.vocabulary.surfaces[token]) for token in counted)
+    assert one.evaluate(input=file, domain="en").keys() == {"en"}
+
+
+def test_the_held_out_text_as_any_text_has_the_loss_that_training_measured(one, tiny_data):
+    """But for rows without a token, which have a probability in training, so that its loss is a little higher."""
+    measured = one.evaluate(all_samples=True)
+    for domain in one.domains:
+        file, length = TokenFile(tiny_data / f"{domain.name}.held_out"), one.config.model.seq_length
+        nats, _ = loss_by_hand(one, file.read(0, 2 * length + 1).tolist(), domain.name)
+        for mine, theirs in zip(nats, measured[domain.name]["per_sample"]["nats"], strict=False):
+            assert theirs - 0.005 * theirs < mine < theirs + 1e-3
+
+
+def test_what_cannot_be_shown_is_one_message(one, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("{}\n")
+    call: Callable[[], Any]
+    for call, message in (
+        (lambda: one.hidden_states("", "en"), "no tokens"),
+        (lambda: one.hidden_states("the " * 99, "en"), r"more than model\.seq_length=32"),
+        (lambda: one.hidden_states([10**6], "en"), "token id 1000000 does not exist"),
+        (lambda: one.experts("the", "fr"), "unknown domain 'fr'"),
+        (lambda: one.experts([1.5], "en"), r"text_or_ids=1\.5 is not allowed"),
+        (lambda: one.logits("the", "en", all_positions=1), "all_positions=1 is not allowed: True or False"),
+        (lambda: one.expert(2, 0), "segment=2 is not allowed: the RRE layers have the segments 0 … 1"),
+        (lambda: one.expert(-1, 0), "segment=-1 is not allowed"),
+        (lambda: one.expert(0, 6), "number=6 is not allowed: segment 0 has the experts 0 … 5"),
+        (lambda: one.expert(0, "1"), "number='1' is not allowed: a whole number"),
+        (lambda: one.slot("fr"), "unknown domain 'fr'"),
+        (lambda: one.ids(3, "en"), "text=3 is not allowed: a text"),
+        (lambda: one.evaluate("mine.jsonl"), "text: give it a domain, .*; the name of a file is input=…"),
+        (lambda: one.evaluate("the", "en", input="x.jsonl"), "and no input"),
+        (lambda: one.evaluate("the", "fr"), "unknown domain 'fr'"),
+        (lambda: one.evaluate("", "en"), "a text of domain en has no tokens"),
+        (lambda: one.evaluate("\ud800", "en"), "text is not Unicode text"),
+        (lambda: ps.train(one.config, tmp_path / "x", on_step=3), "on_step=3 is not allowed: a function"),
+        (lambda: one.evaluate("the", "en", all_samples=True), "are about held-out text; leave them out"),
+        (lambda: one.evaluate(domain="en"), "domain en is of the records of input"),
+        (lambda: ps.evaluate(one, one, input="x.jsonl"), "against and all_samples are about held-out text"),
+        (lambda: one.evaluate(input=tmp_path / "empty.jsonl"), "no line can be used; the first: .*empty.jsonl:1"),
+        (lambda: one.evaluate(input=tmp_path / "none.jsonl"), "none.jsonl"),
+        (lambda: one.evaluate(input=tmp_path / "x.txt"), r"must end in \.jsonl"),
+    ):
+        with pytest.raises(ps.UserError, match=message):
+            call()
+
+
+def test_it_shows_itself_while_it_answers(one):
+    """In any thread: a lane is taken when one is free."""
+    alone, failed = one.hidden_states("the cat sees", "en"), list[int]()
+
+    def ask() -> None:
+        for _ in range(20):
+            if not np.array_equal(one.hidden_states("the cat sees", "en"), alone):
+                failed.append(1)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    whole = one.generate(["the ", "a "] * 6, "en", max_new_tokens=20)
+    for thread in threads:
+        thread.join()
+    assert failed == [] and whole == one.generate(["the ", "a "] * 6, "en", max_new_tokens=20)
+
+
+def test_a_run_that_has_moved_shows_itself(one, tmp_path):
+    """Nothing here reads the prepared text or a place that the run was in."""
+    moved = ps.load(shutil.copytree(one.path, tmp_path / "moved"))
+    assert np.array_equal(moved.hidden_states("the cat", "en"), one.hidden_states("the cat", "en"))
+    assert isinstance(moved.path, Path) and moved.evaluate("the cat", "en") == one.evaluate("the cat", "en")
