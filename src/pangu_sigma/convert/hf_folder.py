@@ -14,7 +14,7 @@ from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.convert.model_card import model_card
 from pangu_sigma.sealed import seal_folder
-from pangu_sigma.stored.hf_config import CODE, GENERATION, MODEL_TYPE, config_json, tokenizer_config_json
+from pangu_sigma.stored.hf_config import GENERATION, MODEL_TYPE, code_files, config_json, tokenizer_config_json
 from pangu_sigma.stored.hf_folder import (
     CONFIG_JSON,
     GENERATION_JSON,
@@ -28,7 +28,7 @@ from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.train.first_checkpoint import unfinished_folder
 
 CARD = "README.md"
-_CODE = Path(__file__).with_name("hf_code")
+HF_CODE = Path(__file__).with_name("hf_code")
 """Folder of the code for `transformers`, which is copied and never imported here: it needs torch."""
 SHARD_BYTES = 4 << 30
 """Maximum bytes of tensors in a file of weights, unless one tensor alone has more."""
@@ -56,11 +56,10 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
             text = json.dumps(content, ensure_ascii=False, indent=2)
             (folder / name).write_text(f"{text}\n", encoding="utf-8")
         (folder / CARD).write_text(model_card(model), encoding="utf-8")
-        code = [f"{place.partition('.')[0]}.py" for place in CODE.values()]
-        for name in code:
-            shutil.copyfile(_CODE / name, folder / name)
+        for name in code_files():
+            shutil.copyfile(HF_CODE / name, folder / name)
         tokenizer = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
-        seal_folder(folder, [*trees, *shards, *code, *tokenizer], {"kind": MODEL_TYPE}, written)
+        seal_folder(folder, [*trees, *shards, *code_files(), *tokenizer], {"kind": MODEL_TYPE}, written)
     return output
 
 

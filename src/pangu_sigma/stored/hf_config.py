@@ -87,9 +87,14 @@ def config_json(model: StoredModel) -> dict[str, Any]:
     """Return the contents of the `config.json` of a model's Hugging Face style folder."""
     whole = {"step": model.step, "data_hash": model.data_hash, "config": model.config.model_dump(mode="json")}
     hashed = tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
-    code = {name: place for name, place in CODE.items() if name != "AutoTokenizer"}
+    code = {name: written for name, written in CODE.items() if name != "AutoTokenizer"}
     default = {"domain": model.config.domains[0].name, "auto_map": code}
     return size_keys(model.config) | default | hashed | {WHOLE: whole}
+
+
+def code_files() -> list[str]:
+    """Return the names of the files of code in a Hugging Face style folder."""
+    return [f"{written.partition('.')[0]}.py" for written in CODE.values()]
 
 
 def tokenizer_config_json(model: StoredModel) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class StoredFolder(StoredModel):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        tokenizer, config = super().tokenizer, self.config
+        tokenizer, config = super().tokenizer if self._sealed else self._saved_tokenizer(), self.config
         if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
             slots, rows = tokenizer.slot_rows.shape
             raise LayoutError(
@@ -139,6 +139,14 @@ class StoredFolder(StoredModel):
             )
         compare_keys(self.path / CONFIG_JSON, self._json, tokenizer_keys(tokenizer), "the folder", _FIX)
         return tokenizer
+
+    def _saved_tokenizer(self) -> Tokenizer:
+        folder = self.path / TOKENIZER_FOLDER
+        if not folder.is_dir():
+            raise LayoutError(
+                f"{folder}: is not there; save the tokenizer, too: tokenizer.save_pretrained({str(self.path)!r})"
+            )
+        return Tokenizer.load(folder)
 
     @cached_property
     def table(self) -> RoutingTable:
