@@ -177,7 +177,7 @@ def test_lm_eval_says_of_both_the_same(run, folder, task, tmp_path):
         (tmp_path / "tasks" / f"{name}.yaml").write_text(content)
     theirs = results(
         [str(peers_or_skip()), "-I", "-m", "lm_eval"], "hf", tmp_path, pretrained=folder, domain="en", trust_remote_code=True,
-        tokenizer=peer_tokenizer(folder, tmp_path / "en"), dtype="float32", device="cpu", max_length=127,
+        tokenizer=peer_tokenizer(folder, tmp_path / "en"), dtype="float32", max_length=127,
     )  # fmt: skip
     ours = results(
         [sys.executable, "-m", "pangu_sigma.evaluate.benchmarks.lm_eval"], "pangu-sigma", tmp_path, path=run.path, domain="en"
@@ -199,7 +199,16 @@ def peer_tokenizer(folder: Path, output: Path) -> Path:
 def results(command: list[str], model: str, folder: Path, **arguments: Any) -> dict[str, float]:
     """What the harness measured, by task and metric."""
     said = ",".join(f"{name}={value}" for name, value in arguments.items())
-    options = ["--tasks", "door_choice,door_text", "--include_path", str(folder / "tasks"), "--batch_size", "4"]
+    options = [
+        "--tasks",
+        "door_choice,door_text",
+        "--include_path",
+        str(folder / "tasks"),
+        "--batch_size",
+        "4",
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(
         [*command, "run", "--model", model, "--model_args", said, *options, "--output_path", str(folder / model)],
         capture_output=True, text=True, check=False,

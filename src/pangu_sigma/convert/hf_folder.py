@@ -19,7 +19,7 @@ from pangu_sigma.stored.hf_folder import (
     CONFIG_JSON,
     GENERATION_JSON,
     INDEX_JSON,
-    ROWS,
+    ROW_OF,
     TOKENIZER_JSON,
     name_in_folder,
     table_tensors,
@@ -39,7 +39,7 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
 
     Raises ConfigError if `output` cannot be created, CheckpointError if a tensor cannot be read.
     """
-    tables = table_tensors(model.table, model.config) | {ROWS: model.tokenizer.row_of}
+    tables = table_tensors(model.table, model.config) | {ROW_OF: model.tokenizer.row_of}
     tensors = {name_in_folder(name): tensor for name, tensor in model.tensors.items()}
     tensors |= {name: LazyArray.of(values, name) for name, values in tables.items()}
     shards = _divide({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)

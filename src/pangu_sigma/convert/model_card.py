@@ -144,7 +144,7 @@ def _use(model: StoredModel) -> str:
 _USE = """\
 ## Use
 
-Written by pangu-sigma {ours}. The code in this folder runs with transformers 5 (tried: 5.24, with torch 2.13, peft 0.21 and
+Written by pangu-sigma {ours}. The code in this folder runs with transformers 5 (tried: 5.0 and 5.24, torch 2.13, peft 0.21,
 lm_eval 0.4.13), torch, sentencepiece and jieba, and without pangu-sigma:
 
 ```python

@@ -60,7 +60,7 @@ CONFIG_JSON, GENERATION_JSON = "config.json", "generation_config.json"
 TOKENIZER_JSON = "tokenizer_config.json"
 INDEX_JSON = "model.safetensors.index.json"
 ROUTES, SPREAD, COMMON_SPREAD = "tid2eid", "tid2eid_spread", "tid2eid_common_spread"
-ROWS = "tid2row"
+ROW_OF = "tid2row"
 
 _LAST_WORDS = {
     **{name: f"{name}.weight" for name in ("embedding", "positions", "query_positions")},
@@ -173,8 +173,8 @@ class StoredFolder(StoredModel):
                 raise LayoutError(f"{self.path / file}: has {twice[0]}, which is in another file, too; {_FIX}")
             arrays |= inside
         _check_shapes(self.path, self.config, self.tokenizer, arrays)
-        if (arrays[ROWS] != self.tokenizer.row_of).any():
-            raise LayoutError(f"{self.path}: {ROWS} is not what the tokenizer says; {_FIX}")
+        if (arrays[ROW_OF] != self.tokenizer.row_of).any():
+            raise LayoutError(f"{self.path}: {ROW_OF} is not what the tokenizer says; {_FIX}")
         return arrays
 
 
@@ -193,7 +193,7 @@ def _read_json(file: Path) -> Any:
 
 def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict[str, np.ndarray]) -> None:
     wanted = {name_in_folder(name): (shape, "float32") for name, shape in weight_shapes(config).items()}
-    tables = _table_shapes(config, tokenizer.size) | {ROWS: tokenizer.row_of.shape}
+    tables = _table_shapes(config, tokenizer.size) | {ROW_OF: tokenizer.row_of.shape}
     wanted |= {name: (shape, "int32") for name, shape in tables.items()}
     for name, (shape, dtype) in wanted.items():
         if name not in arrays:

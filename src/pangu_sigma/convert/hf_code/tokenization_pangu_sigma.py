@@ -187,8 +187,8 @@ class Reader:
         return {i for i in range(ALPHA) if BLANK in self.names[i]}
 
     def ids(self, text: str, domain: dict[str, Any]) -> list[int]:
-        """Return the ids of a text in a domain."""
-        if not text:
+        """Return the ids of a text in a domain. Raises UnicodeEncodeError for half a surrogate pair, which is no character."""
+        if not text.encode():
             return []
         if domain["language"] == "zh":
             return self._chinese(text, domain["slot"])
