@@ -22,7 +22,10 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGES = ("torch>=2.9", "transformers>=5", "deepspeed>=0.19", "nltk", "jieba", "sentencepiece", "six")
+PACKAGES = (
+    *("torch>=2.9", "transformers>=5", "deepspeed>=0.19", "nltk", "jieba", "sentencepiece", "six"),
+    *("peft>=0.18", "lm-eval[hf]>=0.4.13"),
+)
 
 
 def install(folder: Path) -> None:

@@ -36,11 +36,12 @@ from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent
 from pangu_sigma.sealed import SEAL, DamagedFile, seal_folder
+from pangu_sigma.stored.hf_folder import name_in_folder
 from pangu_sigma.stored.model import weight_shapes
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.start import StartOptions, start_run
 
-FIRST, SHARD = "model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors"
+FIRST, SHARD = "model-00001-of-00005.safetensors", "model-00002-of-00005.safetensors"
 BIAS, ONES = "layers.2.attention.key.bias", np.ones(3, np.float32)
 MODEL, BALANCED = {"experts_per_domain": 4}, {"table": "balanced", "seed": 3}
 DENSE = {"dense_layers": 3, "rre_layers": 0}
@@ -55,10 +56,10 @@ def run(tiny_data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(run, tmp_path_factory) -> Path:
-    """That run as a folder of four files of weights. Read only."""
+    """That run as a folder of five files of weights. Read only."""
     model = open_model(run, "run")
     written = write_hf_folder(model, tmp_path_factory.mktemp("hf") / "folder", 160_000)
-    assert len(list(written.glob("*.safetensors"))) == 4
+    assert len(list(written.glob("*.safetensors"))) == 5
     return written
 
 
@@ -101,16 +102,22 @@ def test_it_answers_as_the_run_bit_for_bit_in_every_domain(run, folder, tmp_path
 
 def test_another_library_reads_every_weight_by_its_name(run, folder):
     found, shapes = weights(folder), weight_shapes(open_model(run, "run").config)
-    assert found.keys() == {*shapes, "tid2eid", "tid2eid_spread"}
+    assert found.keys() == {*map(name_in_folder, shapes), "tid2eid", "tid2eid_spread", "tid2row"}
     saved = whole(load_checkpoint(run / "checkpoints"))
     for name, shape in shapes.items():
-        assert (found[name].dtype, found[name].shape) == (np.float32, shape), name
-    for name in ("embedding", "layers.2.attention.query.weight", "norm.gain"):
-        assert (found[name] == saved[f"dense/{name}"]).all(), name
+        assert (found[name_in_folder(name)].dtype, found[name_in_folder(name)].shape) == (np.float32, shape), name
+    for theirs, ours in (
+        ("embedding.weight", "embedding"),
+        ("layers.2.attention.query.weight", "layers.2.attention.query.weight"),
+        ("norm.weight", "norm.gain"),
+        ("layers.0.ffn.down.bias", "layers.0.ffn.b2"),
+    ):
+        assert (found[theirs] == saved[f"dense/{ours}"]).all(), theirs
+    assert (found["tid2row"] == open_model(run, "run").tokenizer.row_of).all()
     for expert in range(12):
-        for name in ("w1", "b1", "w2", "b2"):
+        for name, theirs in (("w1", "up.weight"), ("b1", "up.bias"), ("w2", "down.weight"), ("b2", "down.bias")):
             mine = saved[f"experts_layer_1/{name}"][expert]
-            assert (found[f"layers.2.ffn.experts.{expert}.{name}"] == mine).all()
+            assert (found[f"layers.2.ffn.experts.{expert}.{theirs}"] == mine).all()
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in found.values())
     for name, file in index["weight_map"].items():
@@ -141,7 +148,7 @@ def test_files_are_as_large_as_asked_and_a_larger_tensor_is_alone(run, tmp_path)
     for file in written.glob("*.safetensors"):
         names = load_file(file)
         assert sum(value.nbytes for value in names.values()) <= 20_000 or len(names) == 1, file.name
-    assert [*load_file(sorted(written.glob("*.safetensors"))[0])] == ["embedding"]
+    assert [*load_file(sorted(written.glob("*.safetensors"))[0])] == ["embedding.weight"]
     assert sizes["embedding"] > 20_000
     assert (tmp_path / "many" / "README.md").exists()
     one = write_hf_folder(model, tmp_path / "one")
@@ -259,10 +266,10 @@ def test_segments_go_there_and_back_and_every_file_says_what_they_are(drawn_segm
     assert all(value.tobytes() == after[name].tobytes() for name, value in before.items())
     found = weights(written)
     # layer 2 of the network has the segments 4 … 7 of all RRE layers
-    assert (found["layers.2.ffn.experts.5.w1"] == before["experts_layer_4/w1"][5]).all()
-    assert (found["layers.2.ffn.segments.3.experts.2.w1"] == before["experts_layer_7/w1"][2]).all()
-    assert "layers.2.ffn.segments.3.experts.3.w1" not in found
-    assert "layers.2.ffn.segments.3.experts.2.b2" not in found
+    assert (found["layers.2.ffn.experts.5.up.weight"] == before["experts_layer_4/w1"][5]).all()
+    assert (found["layers.2.ffn.segments.3.experts.2.up.weight"] == before["experts_layer_7/w1"][2]).all()
+    assert "layers.2.ffn.segments.3.experts.3.up.weight" not in found
+    assert "layers.2.ffn.segments.3.experts.2.down.bias" not in found
     tree, card = json.loads((written / "config.json").read_text()), (written / "README.md").read_text(encoding="utf-8")
     assert (tree["expert_segments"], tree["num_common_experts"]) == (["own", "own", "common", "common"], 3)
     assert (tree["num_experts_per_tok"], tree["n_routed_experts"]) == (4, 6)
@@ -420,6 +427,7 @@ MEANT: list[tuple[str, Callable[[Path], object], str]] = [
         table("tid2eid", lambda first: np.copyto(first, np.roll(first, 1, axis=2))),
         "config.json: routing_hash",
     ),
+    ("rows of another", table("tid2row", put((1, 40_100), 3)), "tid2row is not what the tokenizer says"),
     (
         "expert of another domain",
         table("tid2eid", put((1, 2, 77), 3)),
@@ -437,14 +445,14 @@ MEANT: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "both sizes",
         lambda f: [config(max_position_embeddings=64)(f), within("model", seq_length=64)(f)],
-        "positions is",
+        "positions.weight is",
     ),
     ("domains", config(domains=[]), "config.json: domains"),
     ("another GELU", config(hidden_act="erf"), "hidden_act is 'erf', pangu_sigma.config says 'fast_gelu'"),
     ("unknown key within", within("model", color=1), "config.json: pangu_sigma.config: model.color: unknown key"),
     ("nothing within", config(pangu_sigma=None), "config.json: pangu_sigma has no config"),
-    ("format", config(pangu_sigma_format=9), "pangu_sigma_format is 9, this version reads 1"),
-    ("format that is true", config(pangu_sigma_format=True), "pangu_sigma_format is True, this version reads 1"),
+    ("format", config(pangu_sigma_format=9), "pangu_sigma_format is 9, this version reads 2"),
+    ("format that is true", config(pangu_sigma_format=True), "pangu_sigma_format is True, this version reads 2"),
     ("model type", config(model_type="llama"), "model_type is 'llama'"),
     ("routing seed", config(routing={"table": "balanced", "seed": 4}), "config.json: routing is"),
     ("vocabulary", config(vocab_size=5), "config.json: vocab_size is 5, the folder says"),
@@ -490,6 +498,56 @@ def refused(copy: Path, tmp_path: Path, message: str, kind: Any) -> None:
     assert "; " in str(error.value)
     assert [file.name for file in tmp_path.iterdir()] == ["copy"]
     assert str(copy) in str(error.value)
+
+
+def saved_by_transformers(folder: Path, copy: Path) -> Path:
+    """What `save_pretrained` leaves of a folder: one file of weights, no seal, no index, and its version in config.json."""
+    shutil.copytree(folder, copy)
+    joined = weights(copy)
+    for name in (
+        SEAL,
+        "model.safetensors.index.json",
+        "README.md",
+        *(file.name for file in copy.glob("*.safetensors")),
+    ):
+        (copy / name).unlink()
+    save_file(joined, copy / "model.safetensors", {"format": "pt"})
+    config(transformers_version="5.24.0")(copy)
+    return copy
+
+
+def test_what_transformers_saved_comes_back_with_its_bits_and_it_is_said_that_no_hash_is_there(
+    folder, tmp_path, caplog
+):
+    saved = saved_by_transformers(folder, tmp_path / "saved")
+    edit_tensors(saved, lambda found: found.update({BIAS: found[BIAS] + 1}), "model.safetensors")
+    again = open_model(convert_model(saved, tmp_path / "again", "run"), "run")
+    assert "transformers 5.24.0 saved this folder, without hashes and lineage" in caplog.text
+    found = weights(saved)
+    assert all(again.tensor(name).tobytes() == found[name_in_folder(name)].tobytes() for name in again.tensors)
+    assert (again.tensor(BIAS) == open_model(folder, "hf").tensor(BIAS) + 1).all()
+    one = open_model(saved, "hf").hash
+    edit_tensors(saved, lambda found: found.update({BIAS: found[BIAS] + 1}), "model.safetensors")
+    assert again.lineage["parent_hash"] == one != open_model(saved, "hf").hash
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: shutil.rmtree(f / "tokenizer"), r"save the tokenizer, too: tokenizer\.save_pretrained\("),
+        (
+            lambda f: edit_tensors(f, lambda t: t.update({BIAS: t[BIAS].astype(np.float16)}), "model.safetensors"),
+            "is float16 .*needs float32",
+        ),
+        (lambda f: (f / "model.safetensors").unlink(), "is in no file of weights"),
+        (config(hidden_size=48), "hidden_size is 48"),
+        (config(transformers_version=None), r"seal\.json: No such file"),
+    ],
+)
+def test_what_transformers_saved_is_refused_where_it_contradicts_itself(folder, tmp_path, change, message):
+    saved = saved_by_transformers(folder, tmp_path / "copy")
+    change(saved)
+    refused(saved, tmp_path, message, UserError)
 
 
 def test_what_a_reader_may_change_is_no_damage(folder, tmp_path):

@@ -42,7 +42,7 @@ def run_peers(what: str, folder: Path, numbers: list[int], sizes: str, needed: s
     """Run a verb of alpha_peer.py, with `pcl-pangu` of ours, for each number at once. Skips where the environment, or the package
     that is needed in it, is not there."""
     python = peers_or_skip()
-    _skip_without(python, needed)
+    skip_without(python, needed)
     _run([[str(python), "-I", _beside("alpha_peer.py"), _package(), what, str(folder), str(n), sizes] for n in numbers])
 
 
@@ -74,7 +74,7 @@ def _package() -> str:
     return spec.submodule_search_locations[0]
 
 
-def _skip_without(python: Path, package: str) -> None:
+def skip_without(python: Path, package: str) -> None:
     code = f"import sys, importlib.util as u; sys.exit(u.find_spec({package!r}) is None)"
     if subprocess.run([str(python), "-I", "-c", code], check=False).returncode:
         pytest.skip(f"{package} is not in the environment of the peers")

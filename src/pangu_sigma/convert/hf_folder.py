@@ -14,12 +14,22 @@ from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.convert.model_card import model_card
 from pangu_sigma.sealed import seal_folder
-from pangu_sigma.stored.hf_config import GENERATION, MODEL_TYPE, config_json
-from pangu_sigma.stored.hf_folder import CONFIG_JSON, GENERATION_JSON, INDEX_JSON, table_tensors
+from pangu_sigma.stored.hf_config import GENERATION, MODEL_TYPE, code_files, config_json, tokenizer_config_json
+from pangu_sigma.stored.hf_folder import (
+    CONFIG_JSON,
+    GENERATION_JSON,
+    INDEX_JSON,
+    ROW_OF,
+    TOKENIZER_JSON,
+    name_in_folder,
+    table_tensors,
+)
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.train.first_checkpoint import unfinished_folder
 
 CARD = "README.md"
+HF_CODE = Path(__file__).with_name("hf_code")
+"""Folder of the code for `transformers`, which is copied and never imported here: it needs torch."""
 SHARD_BYTES = 4 << 30
 """Maximum bytes of tensors in a file of weights, unless one tensor alone has more."""
 
@@ -29,8 +39,9 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
 
     Raises ConfigError if `output` cannot be created, CheckpointError if a tensor cannot be read.
     """
-    tables = table_tensors(model.table, model.config).items()
-    tensors = {**model.tensors, **{name: LazyArray.of(values, name) for name, values in tables}}
+    tables = table_tensors(model.table, model.config) | {ROW_OF: model.tokenizer.row_of}
+    tensors = {name_in_folder(name): tensor for name, tensor in model.tensors.items()}
+    tensors |= {name: LazyArray.of(values, name) for name, values in tables.items()}
     shards = _divide({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)
     with unfinished_folder(output) as folder:
         shutil.copytree(model.path / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER)
@@ -38,14 +49,17 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
         sizes = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
         index = {"metadata": sizes, "weight_map": {name: file for file, names in shards.items() for name in names}}
         trees = {CONFIG_JSON: config_json(model), GENERATION_JSON: GENERATION, INDEX_JSON: index}
+        trees[TOKENIZER_JSON] = tokenizer_config_json(model)
         if model.lineage is not None:
             trees[LINEAGE_FILE] = model.lineage
         for name, content in trees.items():
             text = json.dumps(content, ensure_ascii=False, indent=2)
             (folder / name).write_text(f"{text}\n", encoding="utf-8")
         (folder / CARD).write_text(model_card(model), encoding="utf-8")
+        for name in code_files():
+            shutil.copyfile(HF_CODE / name, folder / name)
         tokenizer = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
-        seal_folder(folder, [*trees, *shards, *tokenizer], {"kind": MODEL_TYPE}, written)
+        seal_folder(folder, [*trees, *shards, *code_files(), *tokenizer], {"kind": MODEL_TYPE}, written)
     return output
 
 

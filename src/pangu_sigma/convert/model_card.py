@@ -1,9 +1,9 @@
-"""Model card, README.md of a Hugging Face style folder: sizes, domains, origin of the weights, data sources and use."""
+"""Model card, README.md of a Hugging Face style folder: sizes, versions, domains, origin of the weights, data sources and use."""
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -22,14 +22,14 @@ def model_card(model: StoredModel) -> str:
     languages = [each for domain in config.domains for each in _LANGUAGES[domain.language]]
     kinds = ["mixture-of-experts"] if config.model.rre_layers else []
     header = {
-        "library_name": "pangu-sigma",
+        "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "license": "unknown",
         "language": list(dict.fromkeys(languages)),
-        "tags": ["pangu-sigma", "mindspore", *kinds],
+        "tags": ["pangu-sigma", "custom_code", *kinds],
     }
     parts = [f"---\n{yaml.safe_dump(header, sort_keys=False)}---", f"# {config.name}"]
-    parts += [_sizes(model), _domains(model), _lineage(model.lineage), _sources(model), _USE]
+    parts += [_sizes(model), _domains(model), _lineage(model), _sources(model), _use(model)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -82,18 +82,26 @@ def _domains(model: StoredModel) -> str:
         rows.append(
             f"| {domain.name} | {domain.format} | {domain.language} | {domains.slot_names[domain.slot]} | {experts} |"
         )
+    rows += ["", "A text of another domain than the one asked for is read with experts that never saw its kind."]
     return "\n".join(rows)
 
 
-def _lineage(lineage: dict[str, Any] | None) -> str:
+def _lineage(model: StoredModel) -> str:
+    lineage, config = model.lineage, model.config
+    tuned = f" on the task `{config.finetune.task}`" if config.finetune else ""
+    batch = f"{config.train.batch_size} sequences of {config.model.seq_length} tokens"
+    steps = f"Trained for {model.step} steps{tuned}, each of {batch}"
     if lineage is None:
-        return "## Lineage\n\nTrained from weights that were drawn at random."
+        return f"## Lineage\n\n{steps}, from weights that were drawn at random."
     facts = [
         f"{key} `{lineage[key]}`"
         for key in ("kind", "parent", "layout", "parent_step", "parent_hash")
         if key in lineage
     ]
-    return f"## Lineage\n\nIts weights began elsewhere: {', '.join(facts)}. The whole receipt is in `lineage.json`."
+    return (
+        f"## Lineage\n\nIts weights began elsewhere: {', '.join(facts)}. {steps}, counted from there. The whole receipt is in "
+        "`lineage.json`."
+    )
 
 
 def _sources(model: StoredModel) -> str:
@@ -126,17 +134,50 @@ def _manifest(model: StoredModel) -> Manifest | str:
     return manifest
 
 
+def _use(model: StoredModel) -> str:
+    first = model.config.domains[0]
+    tagged = [domain.name for domain in model.config.domains if domain.format != "text"]
+    tags = f" The tokenizer puts the tag of the language before a text in {', '.join(tagged)}." if tagged else ""
+    return _USE.format(first=first.name, tags=tags, ours=version("pangu-sigma"))
+
+
 _USE = """\
 ## Use
 
-This is no model of `transformers`. With the package `pangu-sigma`, which verifies every file by `seal.json` first:
+Written by pangu-sigma {ours}. The code in this folder runs with transformers 5 (tried: 5.0 and 5.24, torch 2.13, peft 0.21,
+lm_eval 0.4.13), torch, sentencepiece and jieba, and without pangu-sigma:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER", trust_remote_code=True)
+tokenizer.domain = model.config.domain = "{first}"  # the domain of what follows; {first} unless set
+inputs = tokenizer("TEXT", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
+```
+
+`tokenizer(text, domain=…)`, `model(…, domain=…)` and `model.generate(…, domain=…)` take a domain for one call; the model also
+a tensor with the number of each sequence's domain. An id that the domain's slot has no row for is refused; its logit is the
+lowest number.{tags} A text that is trained on ends with `<eot>`, which you add. What follows `<eot>` in a sequence is another
+text: it begins at position 0 and does not see the first, so several texts can be packed. `position_ids`, `inputs_embeds`,
+static caches and a chat template are not there.
+
+LoRA: `LoraConfig(target_modules=["query", "key", "value", "output", "up", "down"])`, where `up` and `down` are those of dense
+FFNs and experts alike; an expert learns only from the tokens that it meets. lm_eval needs the domain twice:
+`AutoTokenizer.from_pretrained("THIS_FOLDER", trust_remote_code=True, domain="{first}").save_pretrained("TOKENIZER")`, then
+`lm_eval run --model hf --model_args pretrained=THIS_FOLDER,tokenizer=TOKENIZER,domain={first},trust_remote_code=True`.
+
+Back to pangu-sigma, which verifies every file by `seal.json` first:
 
 ```sh
 pangu-sigma export THIS_FOLDER --format run --output runs/mine
-pangu-sigma generate runs/mine --domain DOMAIN --prompt TEXT
 ```
 
-The files `model-*.safetensors` have the weights by the names of the network's parameters; an expert's are
-`layers.<layer>.ffn.experts.<number>.<w1|b1|w2|b2>`; where a layer has several segments, those of segments 1, 2, … are
-`layers.<layer>.ffn.segments.<segment>.experts.<number>.<w1|b1|w2>`. This card may be edited: it is the one file that is not
-sealed."""
+It also takes what `model.save_pretrained` and `tokenizer.save_pretrained` wrote into one other folder, in float32 and with
+LoRA merged.
+
+The files `model-*.safetensors` have the weights by the names of torch's parameters; an expert's are
+`layers.<layer>.ffn.experts.<number>.<up|down>.<weight|bias>`; where a layer has several segments, those of segments 1, 2, …
+are `layers.<layer>.ffn.segments.<segment>.experts.<number>.…`, without `down.bias`. `tid2row` [slots, vocabulary] has each
+id's row in the word table of a slot, or -1. This card may be edited: it is the one file that is not sealed."""

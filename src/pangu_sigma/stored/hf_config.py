@@ -1,4 +1,4 @@
-"""JSON files of a Hugging Face style folder: `config.json`, `generation_config.json`, and the check of their consistency.
+"""JSON files of a Hugging Face style folder: `config.json`, `tokenizer_config.json`, `generation_config.json`, and their checks.
 
 `config.json` has sizes, domains and routing under the names that readers of such folders look for. They are computed from the whole
 resolved configuration, which is under `pangu_sigma`. A folder in which the two differ is refused; the error names the key.
@@ -14,16 +14,27 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.text.normalisation import VANISHING, VANISHING_IN_RUN
+from pangu_sigma.text.segmentation import PATTERNS
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import EOT, PAD
 
-HF_FORMAT = 1
+HF_FORMAT = 2
 """Format version of a Hugging Face style folder; others are refused."""
 MODEL_TYPE = "pangu_sigma"
 WHOLE = "pangu_sigma"
 """Key of the whole configuration in config.json."""
 FORMAT_KEY = "pangu_sigma_format"
 ROUTING_KEY = "routing_hash"
+
+CODE = {
+    "AutoConfig": "configuration_pangu_sigma.PanGuSigmaConfig",
+    "AutoModelForCausalLM": "modeling_pangu_sigma.PanGuSigmaForCausalLM",
+    "AutoTokenizer": "tokenization_pangu_sigma.PanGuSigmaTokenizer",
+}
+"""Classes that `transformers` loads from the files of code in the folder, each by the name of its automatic class."""
+_SAVED_BY = "transformers_version"
+"""Key that `save_pretrained` of transformers writes to config.json, and we do not."""
 
 GENERATION = {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": 64}
 """Contents of `generation_config.json`: greedy decoding, without a token that begins a text."""
@@ -36,7 +47,7 @@ def size_keys(config: Config) -> dict[str, Any]:
         "architectures": ["PanGuSigmaForCausalLM"],
         "model_type": MODEL_TYPE,
         FORMAT_KEY: HF_FORMAT,
-        "torch_dtype": "float32",
+        "dtype": "float32",
         "hidden_size": model.hidden,
         "intermediate_size": model.ffn,
         "num_attention_heads": model.heads,
@@ -76,7 +87,34 @@ def config_json(model: StoredModel) -> dict[str, Any]:
     """Return the contents of the `config.json` of a model's Hugging Face style folder."""
     whole = {"step": model.step, "data_hash": model.data_hash, "config": model.config.model_dump(mode="json")}
     hashed = tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
-    return size_keys(model.config) | hashed | {WHOLE: whole}
+    code = {name: written for name, written in CODE.items() if name != "AutoTokenizer"}
+    default = {"domain": model.config.domains[0].name, "auto_map": code}
+    return size_keys(model.config) | default | hashed | {WHOLE: whole}
+
+
+def code_files() -> list[str]:
+    """Return the names of the files of code in a Hugging Face style folder."""
+    return [f"{written.partition('.')[0]}.py" for written in CODE.values()]
+
+
+def tokenizer_config_json(model: StoredModel) -> dict[str, Any]:
+    """Return the contents of `tokenizer_config.json`: what the tokenizer's class for `transformers` needs besides its files."""
+    return {
+        "tokenizer_class": CODE["AutoTokenizer"].partition(".")[2],
+        "auto_map": {"AutoTokenizer": [CODE["AutoTokenizer"], None]},
+        "domain": model.config.domains[0].name,
+        "domains": size_keys(model.config)["domains"],
+        "patterns": PATTERNS | {"vanishing": VANISHING.pattern, "vanishing_in_run": VANISHING_IN_RUN.pattern},
+        "model_max_length": model.config.model.seq_length,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def saved_by_transformers(tree: Any) -> str | None:
+    """Return the version of transformers whose `save_pretrained` wrote a `config.json`, read as `tree`; None if we wrote it."""
+    version = tree.get(_SAVED_BY) if isinstance(tree, dict) else None
+    return version if isinstance(version, str) else None
 
 
 def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str | None]:

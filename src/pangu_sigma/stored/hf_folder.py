@@ -1,13 +1,20 @@
 """Reader of a Hugging Face style folder of a model, which it verifies.
 
     config.json                             sizes, domains, routing; the whole configuration (hf_config.py)
-    model-00001-of-00003.safetensors …      weights by name (model.py), and the routing table
+    model-00001-of-00003.safetensors …      weights, the routing table, and `tid2row`
     model.safetensors.index.json            file of each tensor, for other readers
     generation_config.json                  greedy; ids of <eot> and <pad>
-    tokenizer/                              files of the run's tokenizer
+    tokenizer/, tokenizer_config.json       files of the run's tokenizer; its domains and patterns
+    *_pangu_sigma.py                        model, configuration and tokenizer for `transformers`, which we do not read
     lineage.json                            record of the weights' origin, if there is one
     README.md                               model card, which people edit; not in the seal
     seal.json                               size and hash of every other file, and its own hash
+
+A folder that `save_pretrained` of transformers wrote, of such a model, is read, too. It has no seal and no lineage, and its files
+of weights have other names; `config.json` names the version. Its tensors, tables and tokenizer are checked against each other.
+
+Weights have the names of model.py, with the last words that torch's modules have: `_LAST_WORDS`. `tid2row` [slots, V] is the row of
+each id in the word table of a slot, -1 for none, int32.
 
 The routing table is int32 tensors. `tid2eid` [N, D, V], named as in DeepSeek-V4's hash-routed layers: expert of each token id,
 numbered over the whole layer; with several segments [layers, segments, D, V], numbered over the segment, and the same for all
@@ -20,12 +27,14 @@ Shape suffixes: N segments of the RRE layers, D domains, V vocabulary.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
@@ -34,24 +43,40 @@ from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import SEAL, check_folder
-from pangu_sigma.stored.hf_config import ROUTING_KEY, compare_keys, read_config_json, tokenizer_keys
+from pangu_sigma.sealed import SEAL, as_json, check_folder, fingerprint
+from pangu_sigma.stored.hf_config import (
+    ROUTING_KEY,
+    compare_keys,
+    read_config_json,
+    saved_by_transformers,
+    tokenizer_keys,
+)
 from pangu_sigma.stored.model import Kind, StoredModel, read_lineage, weight_shapes
-from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.tokenizer import FILES, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 CONFIG_JSON, GENERATION_JSON = "config.json", "generation_config.json"
+TOKENIZER_JSON = "tokenizer_config.json"
 INDEX_JSON = "model.safetensors.index.json"
 ROUTES, SPREAD, COMMON_SPREAD = "tid2eid", "tid2eid_spread", "tid2eid_common_spread"
+ROW_OF = "tid2row"
 
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_LAST_WORDS = {
+    **{name: f"{name}.weight" for name in ("embedding", "positions", "query_positions")},
+    **{"gain": "weight", "w1": "up.weight", "b1": "up.bias", "w2": "down.weight", "b2": "down.bias"},
+}
+"""Last word of a weight's name → what stands there in the folder; other words are the same."""
+
+_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _FIX = "it was changed or is damaged; take it again, or write it again with `pangu-sigma export RUN --format hf`"
 
 
 class StoredFolder(StoredModel):
-    """Model in a Hugging Face style folder, which `write_hf_folder` wrote.
+    """Model in a Hugging Face style folder, which `write_hf_folder` wrote, or transformers of what it had read from one.
 
-    Names, shapes and sizes of weights are always checked, hashes if `verified`. Raises DamagedFile for a file that was changed,
-    LayoutError for files that contradict each other.
+    Names, shapes and sizes of weights are always checked; hashes if `verified`, where there are some. Raises DamagedFile for a file
+    that was changed, LayoutError for files that contradict each other.
     """
 
     kind: Kind = "hf"
@@ -59,14 +84,21 @@ class StoredFolder(StoredModel):
 
     def __init__(self, path: Path, verified: bool = True):
         super().__init__(path, verified)
+        self._sealed = (path / SEAL).exists() or saved_by_transformers(_read_json(path / CONFIG_JSON)) is None
         for name in (GENERATION_JSON, CONFIG_JSON):
             self._check(name)
         self._json = _read_json(path / CONFIG_JSON)
+        if not self._sealed:
+            logger.warning(
+                "%s: transformers %s saved this folder, without hashes and lineage: names, shapes, tables and tokenizer are "
+                "checked, a changed weight is not noticed",
+                *(path, saved_by_transformers(self._json)),
+            )
         self.config, self.step, self.data_hash = read_config_json(path / CONFIG_JSON, self._json, _FIX)
 
     def _check(self, name: str) -> None:
-        """Verify a file, which must be in the seal."""
-        if name not in check_folder(self.path, _FIX, name)["files"]:
+        """Verify a file, which must be in the seal if there is one."""
+        if self._sealed and name not in check_folder(self.path, _FIX, name)["files"]:
             raise LayoutError(f"{self.path / SEAL}: does not list {name}; {_FIX}")
 
     @property
@@ -75,15 +107,30 @@ class StoredFolder(StoredModel):
         return {"tokenizer": self.tokenizer.hash, "routing table": self.table.hash, **data}
 
     @cached_property
+    def hash(self) -> str:
+        """Hash that identifies the model. Without a seal: of the hashes of configuration, weights and tokenizer, all read whole."""
+        if self._sealed:
+            return super().hash
+        files = [CONFIG_JSON, *self._weight_files(), *(f"{TOKENIZER_FOLDER}/{name}" for name in FILES)]
+        return xxhash.xxh3_128_hexdigest(as_json({name: fingerprint(self.path / name) for name in files}))
+
+    def _weight_files(self) -> list[str]:
+        if not self._sealed:
+            return sorted(file.name for file in self.path.iterdir() if _SHARD.fullmatch(file.name))
+        return sorted(filter(_SHARD.fullmatch, check_folder(self.path, _FIX, "model", self._verified)["files"]))
+
+    @cached_property
     def lineage(self) -> dict[str, Any] | None:
         file = self.path / LINEAGE_FILE
+        if not self._sealed:
+            return read_lineage(self.path)
         if LINEAGE_FILE not in check_folder(self.path, _FIX, LINEAGE_FILE)["files"] and file.exists():
             raise LayoutError(f"{file}: is not among the files of {SEAL}; remove it: it was added later")
         return read_lineage(self.path)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        tokenizer, config = super().tokenizer, self.config
+        tokenizer, config = super().tokenizer if self._sealed else self._saved_tokenizer(), self.config
         if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
             slots, rows = tokenizer.slot_rows.shape
             raise LayoutError(
@@ -93,6 +140,14 @@ class StoredFolder(StoredModel):
         compare_keys(self.path / CONFIG_JSON, self._json, tokenizer_keys(tokenizer), "the folder", _FIX)
         return tokenizer
 
+    def _saved_tokenizer(self) -> Tokenizer:
+        folder = self.path / TOKENIZER_FOLDER
+        if not folder.is_dir():
+            raise LayoutError(
+                f"{folder}: is not there; save the tokenizer, too: tokenizer.save_pretrained({str(self.path)!r})"
+            )
+        return Tokenizer.load(folder)
+
     @cached_property
     def table(self) -> RoutingTable:
         table = _read_table(self.path, self.config, self._arrays)
@@ -101,14 +156,15 @@ class StoredFolder(StoredModel):
 
     @cached_property
     def tensors(self) -> dict[str, LazyArray]:
-        return {name: LazyArray.of(self._arrays[name], name) for name in weight_shapes(self.config)}
+        return {name: LazyArray.of(self._arrays[name_in_folder(name)], name) for name in weight_shapes(self.config)}
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
         """Map every tensor. Raises LayoutError unless each is in one file, with the dtype and shape of the configuration."""
-        self._check(INDEX_JSON)  # it is for other readers: the seal names the files, too
+        if self._sealed:
+            self._check(INDEX_JSON)  # it is for other readers: the seal names the files, too
         arrays: dict[str, np.ndarray] = {}
-        for file in sorted(filter(_SHARD.fullmatch, check_folder(self.path, _FIX, "model-", self._verified)["files"])):
+        for file in self._weight_files():
             try:
                 inside = map_arrays(self.path / file)
             except (DamagedArrays, OSError) as error:
@@ -117,7 +173,15 @@ class StoredFolder(StoredModel):
                 raise LayoutError(f"{self.path / file}: has {twice[0]}, which is in another file, too; {_FIX}")
             arrays |= inside
         _check_shapes(self.path, self.config, self.tokenizer, arrays)
+        if (arrays[ROW_OF] != self.tokenizer.row_of).any():
+            raise LayoutError(f"{self.path}: {ROW_OF} is not what the tokenizer says; {_FIX}")
         return arrays
+
+
+def name_in_folder(name: str) -> str:
+    """Return the name of a weight in a Hugging Face style folder. name: its name in `StoredModel.tensors`."""
+    before, dot, last = name.rpartition(".")
+    return f"{before}{dot}{_LAST_WORDS.get(last, last)}"
 
 
 def _read_json(file: Path) -> Any:
@@ -128,8 +192,9 @@ def _read_json(file: Path) -> Any:
 
 
 def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict[str, np.ndarray]) -> None:
-    wanted = {name: (shape, "float32") for name, shape in weight_shapes(config).items()}
-    wanted |= {name: (shape, "int32") for name, shape in _table_shapes(config, tokenizer.size).items()}
+    wanted = {name_in_folder(name): (shape, "float32") for name, shape in weight_shapes(config).items()}
+    tables = _table_shapes(config, tokenizer.size) | {ROW_OF: tokenizer.row_of.shape}
+    wanted |= {name: (shape, "int32") for name, shape in tables.items()}
     for name, (shape, dtype) in wanted.items():
         if name not in arrays:
             raise LayoutError(f"{path}: {name} of shape {shape} is in no file of weights; {_FIX}")

@@ -23,6 +23,9 @@ _HAN = re.compile(f"[{HAN}]")
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
 _MARK = re.compile(f"([{SPACE}{NEWLINE}])")
 
+PATTERNS = {"chinese_run": _CHINESE_RUN.pattern, "han": _HAN.pattern, "latin_word": _LATIN_WORD.pattern}
+"""Patterns that decide runs and tags, by name, for tokenizers outside of this package (tokenizer_config.json of `export`)."""
+
 
 class Run(NamedTuple):
     """Run of text: a stretch that one SentencePiece model encodes, PanGu-α's if `alpha`, else the English one.

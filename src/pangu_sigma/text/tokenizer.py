@@ -39,6 +39,9 @@ from pangu_sigma.text.vocabulary import (
 SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
 """Segments of a document after word segmentation: for each segment, a pair of its language (or "") and its runs of text."""
 
+FILES = ("pangu_alpha.model", "english.model", "vocabulary.json")
+"""Files of a tokenizer's folder."""
+
 _META_BYTES = [FIRST_BYTE + value for value in META.encode()]
 _FORMAT = 2
 """Version of the folder and of the encoding, part of the hash; others are refused."""
@@ -145,8 +148,8 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write the tokenizer to a folder: both SentencePiece models and vocabulary.json."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "pangu_alpha.model").write_bytes(self._alpha)
-        (folder / "english.model").write_bytes(self._english)
+        for name, model in zip(FILES, (self._alpha, self._english), strict=False):
+            (folder / name).write_bytes(model)
         content = {
             "format": _FORMAT,
             "hash": self.hash,
@@ -155,14 +158,14 @@ class Tokenizer:
             "slots": [rows[rows >= 0].tolist() for rows in self.slot_rows],
             "pieces": self.vocabulary.pieces,
         }
-        (folder / "vocabulary.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        (folder / FILES[2]).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """Load a tokenizer from a folder that `save` wrote. Raises DataError if the folder is incomplete or damaged."""
         try:
-            alpha, english = (folder / "pangu_alpha.model").read_bytes(), (folder / "english.model").read_bytes()
-            content = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+            alpha, english = ((folder / name).read_bytes() for name in FILES[:2])
+            content = json.loads((folder / FILES[2]).read_text(encoding="utf-8"))
             slots, most = len(content["slots"]), content["rows_per_slot"]
             if type(most) is not int or slots * max(most, 0) > MOST_ROWS:
                 raise ValueError(f"{slots} slots of {most!r} rows")

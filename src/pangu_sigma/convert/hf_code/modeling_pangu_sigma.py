@@ -1,0 +1,264 @@
+"""PanGu-Σ for transformers 5, in torch alone: PanGu-α's decoder, whose upper FFNs are experts chosen by domain and token id.
+
+The tables that say which expert, `tid2eid…`, and which row of the word table, `tid2row`, are tensors of the model. A text ends with
+<eot>: what follows in the same sequence is another text, which begins at position 0 and does not see the first.
+
+Shape suffixes: B batch, S tokens given, K tokens known (cached ones and these), T tokens = B·S, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.pytorch_utils import Conv1D
+
+from .configuration_pangu_sigma import PanGuSigmaConfig
+
+ACTIVATIONS = {
+    "fast_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "erf": F.gelu,
+}
+IN_TEXT, ENDS_TEXT, PADDING = 0, 1, 2
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""Name of the cache in an output, which transformers 5 changed between its versions."""
+
+
+class Down(Conv1D):
+    """Second matrix of an FFN, [inner, hidden]. Experts of further segments have no bias: the first one's is the layer's."""
+
+    def __init__(self, outputs: int, inputs: int, bias: bool):
+        super().__init__(outputs, inputs)
+        if not bias:
+            self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+class FFN(nn.Module):
+    """FFN of a dense layer, or one expert. inner: number of its inner units."""
+
+    def __init__(self, config: PanGuSigmaConfig, inner: int, bias: bool = True):
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, inner)
+        self.down = Down(config.hidden_size, inner, bias)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))
+
+
+class Segment(nn.Module):
+    """Experts of a segment of an RRE layer; forward sends each row of x to its expert. No gate: the result is not weighted."""
+
+    def __init__(self, config: PanGuSigmaConfig, kind: str, bias: bool):
+        super().__init__()
+        own = len(config.domains) * config.num_experts_per_domain
+        inner = config.intermediate_size // len(config.expert_segments)
+        count = own if kind == "own" else config.num_common_experts
+        self.experts = nn.ModuleList(FFN(config, inner, bias) for _ in range(count))
+
+    def forward(self, x_TH: Tensor, experts_T: Tensor) -> Tensor:
+        order_T = experts_T.argsort(stable=True)
+        counts = experts_T.bincount(minlength=len(self.experts)).tolist()
+        parts = zip(self.experts, x_TH[order_T].split(counts), strict=True)
+        return torch.cat([expert(part) for expert, part in parts if len(part)])[order_T.argsort()]
+
+
+class RoutedFFN(Segment):
+    """FFN of an RRE layer: the sum of its segments, of which it is the first itself."""
+
+    def __init__(self, config: PanGuSigmaConfig):
+        first, *further = config.expert_segments
+        super().__init__(config, first, True)
+        self.segments = nn.ModuleDict({str(s): Segment(config, kind, False) for s, kind in enumerate(further, 1)})
+
+    def forward(self, x_BSH: Tensor, experts: list[Tensor]) -> Tensor:
+        x_TH = x_BSH.flatten(0, 1)
+        y_TH = super().forward(x_TH, experts[0].flatten())
+        for segment, chosen in zip(self.segments.values(), experts[1:], strict=True):
+            y_TH = y_TH + segment(x_TH, chosen.flatten())
+        return y_TH.view_as(x_BSH)
+
+
+class Attention(nn.Module):
+    """Multi-head attention. The query layer's queries are of a table of positions, keys and values always of the hidden states."""
+
+    def __init__(self, config: PanGuSigmaConfig, number: int):
+        super().__init__()
+        hidden = config.hidden_size
+        self.query, self.key, self.value, self.output = (Conv1D(hidden, hidden) for _ in range(4))
+        self.heads, self.number = config.num_attention_heads, number
+
+    def forward(self, x: Tensor, query: Tensor, seen: Tensor, marks: Tensor, cache: Any) -> Tensor:
+        q, k, v = (
+            cell(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for cell, source in ((self.query, query), (self.key, x), (self.value, x))
+        )
+        if cache is not None:
+            if self.number == 0:  # marks are kept with keys, as a further unit, so that beams and crops move them, too
+                k = torch.cat([k, marks[:, None, :, None].expand(-1, self.heads, -1, 1).to(k.dtype)], -1)
+            k, v = cache.update(k, v, self.number)
+            k = k[..., : q.shape[-1]]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+class PanGuSigmaLayer(GradientCheckpointingLayer):
+    """Transformer layer: x + attention(LN(x)), then x + FFN(LN(x)); the FFN is the same for all tokens, or of experts."""
+
+    def __init__(self, config: PanGuSigmaConfig, number: int):
+        super().__init__()
+        routed = number >= config.num_dense_layers
+        self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention = Attention(config, number)
+        self.ffn_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.ffn = RoutedFFN(config) if routed else FFN(config, config.intermediate_size)
+
+    def forward(self, x: Tensor, query: Any, seen: Tensor, marks: Tensor, experts: Any, cache: Any = None) -> Tensor:
+        normed = self.attention_norm(x)
+        x = x + self.attention(normed, normed if query is None else query, seen, marks, cache)
+        normed = self.ffn_norm(x)
+        return x + (self.ffn(normed, experts) if experts else self.ffn(normed))
+
+
+class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
+    """PanGu-Σ that predicts the next token among those of its domain's embedding slot; all other logits are the lowest number.
+
+    forward and generate take `domain`: a name, a number, or, for each sequence, one of them; `config.domain` if it is not given.
+    """
+
+    config_class = PanGuSigmaConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("PanGuSigmaLayer",)
+    _supports_sdpa = True
+
+    def __init__(self, config: PanGuSigmaConfig):
+        super().__init__(config)
+        hidden, slots, each = config.hidden_size, len(config.embedding_slots), (len(config.domains), config.vocab_size)
+        self.embedding = nn.Embedding(slots * config.slot_rows, hidden)
+        self.positions = nn.Embedding(config.max_position_embeddings, hidden)
+        self.query_positions = nn.Embedding(config.max_position_embeddings, hidden)
+        self.layers = nn.ModuleList(PanGuSigmaLayer(config, number) for number in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(hidden, config.layer_norm_eps)
+        rre, segments = config.num_hidden_layers - config.num_dense_layers, len(config.expert_segments)
+        several = (segments,) if segments > 1 else ()
+        # -1: without the tables of a folder every token is refused
+        self.register_buffer("tid2row", torch.full((slots, config.vocab_size), -1, dtype=torch.int32))
+        self.register_buffer("tid2eid", torch.zeros((rre, *several, *each), dtype=torch.int32))
+        self.register_buffer("tid2eid_spread", torch.ones(each, dtype=torch.int32))
+        if config.num_common_experts:
+            self.register_buffer("tid2eid_common_spread", torch.ones(config.vocab_size, dtype=torch.int32))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+    def resize_token_embeddings(self, *_: Any, **__: Any) -> nn.Embedding:
+        """Raise NotImplementedError: the rows of the word table belong to embedding slots."""
+        raise NotImplementedError("the vocabulary is fixed, in embedding slots; `pangu-sigma inherit` changes it")
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, domain: Any = None, labels: Tensor | None = None,
+        cache: Any = None, past_key_values: Any = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None, **others: Any,
+    ) -> CausalLMOutputWithPast | tuple:  # fmt: skip
+        """Return logits [B, S, V], with `labels` (-100: does not count) the loss, too. attention_mask: 0 for padding."""
+        for name in ("inputs_embeds", "position_ids", "output_attentions"):
+            if others.get(name) is not None and others[name] is not False:
+                raise ValueError(f"{name} is not taken: experts and positions follow from input_ids; leave it out")
+        cache = past_key_values if cache is None else cache
+        checkpointed = self.training and self.layers[0].gradient_checkpointing
+        if cache is None and not checkpointed and (not self.training if use_cache is None else use_cache):
+            cache = DynamicCache(config=self.config)
+        domain_B1 = self._domains(domain, len(input_ids), input_ids.device)[:, None]
+        marks_BS, seen_BSK, positions_BS = self._texts(input_ids, attention_mask, cache)
+        experts = self._experts(input_ids, domain_B1, positions_BS)
+        x = self.embedding(self._rows(input_ids, domain_B1)) + self.positions(positions_BS)
+        states, query = [x], None
+        for number, layer in enumerate(self.layers):
+            if number == len(self.layers) - 1:
+                x, query = self.norm(x), self.query_positions(positions_BS)
+            chosen = experts[number - self.config.num_dense_layers] if number >= self.config.num_dense_layers else None
+            x = layer(x, query, seen_BSK, marks_BS, chosen, cache=cache)
+            states.append(x)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self._logits(x[:, kept], domain_B1)
+        loss = None
+        if labels is not None:
+            self._rows(torch.where(labels < 0, input_ids, labels), domain_B1)  # refuses what has no logit
+            count = {"num_items_in_batch": others["num_items_in_batch"]} if "num_items_in_batch" in others else {}
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **count)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        found = {"loss": loss, "logits": logits, CACHE: cache, "hidden_states": tuple(states) if wanted else None}
+        output = CausalLMOutputWithPast(**found)
+        return output.to_tuple() if return_dict is False else output
+
+    def _domains(self, domain: Any, batch: int, device: torch.device) -> Tensor:
+        """Return the number of each sequence's domain, [B]."""
+        domain = self.config.domain if domain is None else domain
+        each = domain.tolist() if isinstance(domain, Tensor) else domain
+        each = each if isinstance(each, list | tuple) else [each] * batch
+        if len(each) != batch:
+            raise ValueError(f"domain has {len(each)} entries for {batch} sequences; give one for each, or one for all")
+        return torch.tensor([self.config.domain_number(one) for one in each], device=device)
+
+    def _texts(self, ids_BS: Tensor, mask: Tensor | None, cache: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the marks [B, S] to remember of these tokens, which tokens each sees [B, S, K], and its position in its text."""
+        marks = torch.where(ids_BS == self.config.eos_token_id, ENDS_TEXT, IN_TEXT)
+        if mask is not None:
+            if mask.dim() != 2:
+                raise ValueError(f"attention_mask has {mask.dim()} dimensions; give [batch, tokens], 0 for padding")
+            marks = marks.masked_fill(mask[:, -ids_BS.shape[1] :] == 0, PADDING)
+        known = marks
+        if cache is not None and cache.get_seq_length():
+            known = torch.cat([cache.layers[0].keys[:, 0, :, -1].round().to(marks.dtype), marks], 1)
+        ends, new = (known == ENDS_TEXT).long(), ids_BS.shape[1]
+        text_BK = (ends.cumsum(1) - ends).masked_fill(known == PADDING, -1)
+        seen = (text_BK[:, -new:, None] == text_BK[:, None]).tril(known.shape[1] - new)
+        positions = (seen.sum(-1) - 1).masked_fill(marks == PADDING, 0)
+        most = self.config.max_position_embeddings
+        if known.shape[1] > most and positions.max() >= most:
+            raise ValueError(f"a text has {positions.max() + 1} tokens, this model reads {most}; cut the text")
+        return marks, seen, positions
+
+    def _rows(self, ids: Tensor, domain_B1: Tensor) -> Tensor:
+        """Return the row of each id in the word table. Raises ValueError for an id that the domain's slot has no row for."""
+        slot_B1 = torch.tensor([each["slot"] for each in self.config.domains], device=ids.device)[domain_B1]
+        rows = self.tid2row[slot_B1, ids.clamp(0)].masked_fill(ids < 0, -1)
+        if (rows < 0).any():
+            name, strange = self.config.domains[int(domain_B1[(rows < 0).any(1)][0])]["name"], int(ids[rows < 0][0])
+            raise ValueError(f"token id {strange} has no row in domain {name}; set tokenizer.domain to {name!r}")
+        return slot_B1 * self.config.slot_rows + rows
+
+    def _experts(self, ids: Tensor, domain_B1: Tensor, positions: Tensor) -> list[list[Tensor]]:
+        """Return the experts of the tokens, [B, S], for each segment of each RRE layer."""
+        kinds, common = self.config.expert_segments, self.config.num_common_experts
+        own = self.config.num_experts_per_domain
+        first, step = domain_B1 * own, positions % self.tid2eid_spread[domain_B1, ids]
+        common_step = positions % self.tid2eid_common_spread[ids] if common else None
+
+        def chosen(kind: str, table_DV: Tensor) -> Tensor:
+            expert = table_DV[domain_B1, ids]
+            return first + (expert - first + step) % own if kind == "own" else (expert + common_step) % common
+
+        layers = self.tid2eid.flatten(0, -3).split(max(len(kinds), 1))
+        return [[chosen(kind, table) for kind, table in zip(kinds, layer, strict=True)] for layer in layers]
+
+    def _logits(self, x_BSH: Tensor, domain_B1: Tensor) -> Tensor:
+        """Return the logits [B, S, V] of all ids: those that a slot has no row for get the lowest number."""
+        slots = [self.config.domains[number]["slot"] for number in domain_B1[:, 0].tolist()]
+        if len(set(slots)) > 1:
+            return torch.cat([self._logits(x_BSH[i : i + 1], domain_B1[i : i + 1]) for i in range(len(slots))])
+        rows_V, first = self.tid2row[slots[0]], slots[0] * self.config.slot_rows
+        logits = F.linear(x_BSH, self.embedding.weight[first : first + self.config.slot_rows])
+        return logits.index_select(-1, rows_V.clamp(0)).masked_fill(rows_V < 0, torch.finfo(logits.dtype).min)

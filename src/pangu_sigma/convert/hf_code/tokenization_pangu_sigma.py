@@ -1,0 +1,291 @@
+"""Tokenizer of a PanGu-Σ for transformers 5, with sentencepiece and jieba: ids of a text depend on its domain.
+
+Chinese is read as PanGu-α does: jieba's words, joined by "▁", with ▂ and ▃ for blanks and newlines; English and code by pieces of
+their own. A piece that the domain's embedding slot has no row for is not used; what no piece spells, bytes do. The patterns by
+which a text is cut, and the domains, are in tokenizer_config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jieba
+import sentencepiece
+from transformers import PreTrainedTokenizer
+from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
+
+ALPHA, TAGS, FIRST_BYTE, FIRST_ENGLISH = (
+    40_000,
+    {"zh": 40_000, "en": 40_001, "python": 40_002, "java": 40_003},
+    40_004,
+    40_260,
+)
+UNK, CONTROLS = 0, {*range(1, 10)} - {3, 4}
+BLANK, SPACE, NEWLINE = "▁▂▃"
+CONTROL, UNUSED, BYTE = 3, 5, 6
+"""Types of a piece in a SentencePiece model."""
+
+
+class PanGuSigmaTokenizer(PreTrainedTokenizer):
+    """Tokenizer of one domain at a time: `domain`, which may be set, or be an argument of a call.
+
+    With add_special_tokens a text begins with its language's tag, in domains whose texts did so in training; a text that is
+    trained on ends with <eot>, which is yours to add. Names of special tokens in a text are text.
+    """
+
+    vocab_files_names = {  # noqa: RUF012 (transformers reads it of the class)
+        "vocabulary_file": "tokenizer/vocabulary.json",
+        "alpha_file": "tokenizer/pangu_alpha.model",
+        "english_file": "tokenizer/english.model",
+    }
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vocabulary_file: str,
+        alpha_file: str,
+        english_file: str,
+        domains: list[dict[str, Any]],
+        patterns: dict[str, str],
+        domain: str | None = None,
+        **options: Any,
+    ):
+        self._files = [Path(file) for file in (vocabulary_file, alpha_file, english_file)]
+        vocabulary, alpha, english = (file.read_bytes() for file in self._files)
+        self._reader = Reader(vocabulary, alpha, english, patterns)
+        self.domains, self.patterns = domains, patterns
+        self.domain = domain or domains[0]["name"]
+        special = {"eos_token": "<eot>", "pad_token": "<pad>", "unk_token": "<unk>", "split_special_tokens": True}
+        given = {"domains": domains, "patterns": patterns, "domain": self.domain}
+        super().__init__(**{**special, **options}, **given)
+
+    @property
+    def domain(self) -> str:
+        """Name of the domain of a call that names none."""
+        return self._domain
+
+    @domain.setter
+    def domain(self, name: str) -> None:
+        self._domain = self._of(name)["name"]
+
+    def _of(self, name: str) -> dict[str, Any]:
+        for domain in self.domains:
+            if domain["name"] == name:
+                return domain
+        raise ValueError(
+            f"domain={name!r} is unknown; this tokenizer has {', '.join(each['name'] for each in self.domains)}"
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._reader.names)
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self._reader.id_of_name)
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        return [self._reader.names[i] for i in self._reader.ids(text, self._of(self.domain))]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._reader.id_of_name.get(token, UNK)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self._reader.names[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return self._reader.text([self._convert_token_to_id(token) for token in tokens], True)
+
+    def _encode_plus(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        add_special_tokens: bool = True,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
+        **options: Any,
+    ) -> Any:
+        """Encode a text straight to ids; lists of texts come here one by one."""
+        if not isinstance(text, str):
+            return super()._encode_plus(
+                text, text_pair, add_special_tokens, padding_strategy, truncation_strategy, **options
+            )
+        if text_pair is not None:
+            raise ValueError("a pair of texts is not taken; join them to one text")
+        domain = self._of(options.pop("domain", None) or self.domain)
+        ids = self._reader.tag(text, domain) if add_special_tokens else []
+        return self.prepare_for_model(
+            ids + self._reader.ids(text, domain),
+            add_special_tokens=False,
+            padding=padding_strategy.value,
+            truncation=truncation_strategy.value,
+            prepend_batch_axis=True,
+            **options,
+        )
+
+    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, *_: Any, **__: Any) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        return self._reader.text([int(i) for i in ids], skip_special_tokens)
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Copy the three files of the vocabulary, by their names."""
+        saved = [Path(save_directory, name) for name in self.vocab_files_names.values()]
+        for source, target in zip(self._files, saved, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.resolve() != target.resolve():
+                shutil.copyfile(source, target)
+        return tuple(map(str, saved))
+
+
+class Reader:
+    """Texts to ids and back. names: of the ids, unique."""
+
+    def __init__(self, vocabulary: bytes, alpha: bytes, english: bytes, patterns: dict[str, str]):
+        self._alpha, self._english, content = alpha, english, json.loads(vocabulary)
+        self._slots = [set(ids) for ids in content["slots"]]
+        self._chinese_run, self._han, self._latin, self._vanishing, self._vanishing_in_run = (
+            re.compile(patterns[name]) for name in ("chinese_run", "han", "latin_word", "vanishing", "vanishing_in_run")
+        )
+        pieces: list[str] = content["pieces"]
+        self._surfaces = [_surface(i, piece) for i, piece in enumerate(pieces)]
+        self._word_starts = {i for i, piece in enumerate(pieces[:ALPHA]) if piece.startswith(BLANK)}
+        self.names: list[str] = []
+        self.id_of_name: dict[str, int] = {}
+        for i, piece in enumerate(pieces):
+            self.names.append(f"{piece}<{i}>" if piece in self.id_of_name else piece)
+            self.id_of_name[self.names[i]] = i
+        self._models: dict[tuple[int, bool], sentencepiece.SentencePieceProcessor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_jieba"} | {"_models": {}}
+
+    @cached_property
+    def _jieba(self) -> jieba.Tokenizer:
+        """One of its own: words that are added to jieba elsewhere would change the ids."""
+        return jieba.Tokenizer()
+
+    @cached_property
+    def _english_ids(self) -> list[int]:
+        """Id of each piece of the English model. PanGu-α's id if it has the piece: of several that without ▁, then the lowest."""
+        known: dict[bytes, int] = {}
+        order = sorted(range(ALPHA), key=lambda i: (i in self._inner_blank, i))
+        for i in (*order, *range(FIRST_ENGLISH, len(self.names))):
+            if i != UNK and self._surfaces[i]:
+                known.setdefault(self._surfaces[i], i)
+        model = sentencepiece.SentencePieceProcessor(model_proto=self._english)
+        names = model.id_to_piece(list(range(257, model.get_piece_size())))
+        return [UNK, *range(FIRST_BYTE, FIRST_ENGLISH), *(known[name.replace(BLANK, " ").encode()] for name in names)]
+
+    @cached_property
+    def _inner_blank(self) -> set[int]:
+        return {i for i in range(ALPHA) if BLANK in self.names[i]}
+
+    def ids(self, text: str, domain: dict[str, Any]) -> list[int]:
+        """Return the ids of a text in a domain. Raises UnicodeEncodeError for half a surrogate pair, which is no character."""
+        if not text.encode():
+            return []
+        if domain["language"] == "zh":
+            return self._chinese(text, domain["slot"])
+        if domain["language"] != "mixed":
+            return self._other(text, domain["slot"])
+        ids: list[int] = []
+        for i, part in enumerate(self._chinese_run.split(text)):  # every other one is Chinese
+            ids += (self._chinese if i % 2 else self._other)(part, domain["slot"]) if part else []
+        return ids
+
+    def tag(self, text: str, domain: dict[str, Any]) -> list[int]:
+        """Return the tag of the language, in code the domain's, in a bilingual domain that of most words."""
+        if domain["format"] == "text":
+            return []
+        if domain["format"] == "code":
+            return [TAGS[domain["language"]]]
+        return [TAGS["zh" if len(self._han.findall(text)) > len(self._latin.findall(text)) else "en"]]
+
+    def text(self, ids: Iterable[int], skip_special: bool) -> str:
+        """Return the text of ids; control pieces and tags are shown by their names unless skipped."""
+        shown = (self._surfaces[i] or (b"" if skip_special else self.names[i].encode()) for i in ids)
+        return b"".join(shown).decode("utf-8", errors="replace")
+
+    def _other(self, text: str, slot: int) -> list[int]:
+        """Encode English or code. A ▁ of the text is spelled by bytes: SentencePiece would take it for a blank."""
+        spelled, model, ids = [FIRST_BYTE + value for value in BLANK.encode()], self._model(slot, False), []
+        for i, part in enumerate(text.split(BLANK)):
+            ids += (spelled if i else []) + [self._english_ids[piece] for piece in model.encode(part)]
+        return ids
+
+    def _words(self, text: str) -> str:
+        return " ".join(word.replace(" ", SPACE).replace("\n", NEWLINE) for word in self._jieba.cut(text))
+
+    def _chinese(self, text: str, slot: int) -> list[int]:
+        """Encode Chinese. Characters that PanGu-α's model drops, and a ▂ or ▃ of the text, are spelled by bytes between its ids."""
+        model = self._model(slot, True)
+        if not self._vanishing.search(text):
+            return model.encode(self._words(text))
+        marks = re.split(
+            f"([{SPACE}{NEWLINE}])", text
+        )  # every other one is a mark; two blanks before it tell it from a blank
+        run = " ".join(f" {part}" if i % 2 else self._words(part) for i, part in enumerate(marks) if part or i == 0)
+        read, spelled, at, words = [], [], 0, 0
+        for match in self._vanishing_in_run.finditer(run):
+            before, at = run[at : match.start()], match.end()
+            words += len([word for word in before.split(" ") if word])
+            read.append(before)
+            spelled.append((words, match.group()[-1]))
+        found = model.encode("".join(read) + run[at:])
+        starts = [i for i, token in enumerate(found) if token in self._word_starts] + [len(found)]
+        ids, done = [], 0
+        for words, character in spelled:
+            ids += [*found[done : starts[words]], *(FIRST_BYTE + value for value in character.encode())]
+            done = starts[words]
+        return ids + found[done:]
+
+    def _model(self, slot: int, alpha: bool) -> sentencepiece.SentencePieceProcessor:
+        """Return a SentencePiece model without the pieces that a slot has no row for; PanGu-α's can also spell bytes."""
+        if (slot, alpha) not in self._models:
+            ids, model = (range(ALPHA), self._alpha) if alpha else (self._english_ids, self._english)
+            proto = b"".join(_restricted(model, (i in self._slots[slot] for i in ids)))
+            if alpha:  # protobuf merges messages that are joined: more pieces, and the trainer's byte_fallback
+                more = [(tag, CONTROL) for tag in ("<CN>", "<EN>", "<Python>", "<Java>")]
+                more += [(f"<0x{value:02X}>", BYTE) for value in range(256)]
+                proto += b"".join(_piece(name, kind) for name, kind in more) + b"\x12\x03\x98\x02\x01"
+            self._models[slot, alpha] = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        return self._models[slot, alpha]
+
+
+def _surface(i: int, piece: str) -> bytes:
+    """Return the bytes that an id stands for; none for controls and tags."""
+    if i == UNK:
+        return "⁇".encode()
+    if i in CONTROLS or ALPHA <= i < FIRST_BYTE:
+        return b""
+    if FIRST_BYTE <= i < FIRST_ENGLISH:
+        return bytes([i - FIRST_BYTE])
+    if i >= FIRST_ENGLISH:
+        return piece.replace(BLANK, " ").encode()
+    return piece.replace(BLANK, "").replace(SPACE, " ").replace(NEWLINE, "\n").encode()
+
+
+def _piece(name: str, kind: int) -> bytes:
+    """Return a piece with score 0 as an entry of SentencePiece's protobuf message."""
+    body = b"\x0a" + bytes([len(name)]) + name.encode() + b"\x15" + struct.pack("<f", 0.0) + b"\x18" + bytes([kind])
+    return b"\x0a" + bytes([len(body)]) + body
+
+
+def _restricted(model: bytes, keep: Iterable[bool]) -> Iterator[bytes]:
+    """Yield the parts of a SentencePiece model, in which pieces that are not kept have a second type, UNUSED, which counts."""
+    at = 0
+    for kept in keep:
+        size, shift, start = model[at + 1] & 0x7F, 7, at + 2
+        while model[start - 1] & 0x80:
+            size, shift, start = size | (model[start] & 0x7F) << shift, shift + 7, start + 1
+        at = start + size
+        body = model[start:at] + (b"" if kept else bytes([0x18, UNUSED]))
+        length = bytes([len(body)]) if len(body) < 0x80 else bytes([len(body) & 0x7F | 0x80, len(body) >> 7])
+        yield b"\x0a" + length + body
+    yield model[at:]
