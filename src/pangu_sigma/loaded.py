@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ascend_ops.few_rows import Precision
+from ascend_ops.few_rows import Precision, StoredPrecision
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
 from pangu_sigma.errors import argument, keyword
@@ -111,8 +111,8 @@ def evaluate(model: Paths, against: Paths = (), all_samples: bool = False) -> Re
 def load(model: AnyPath, weights: Precision | None = None) -> Model:
     """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote.
 
-    weights: precision of the matrices in memory, "float32", "float16" or "int8"; by default the stored one of an export, float32
-    for a run. Raises UserError for any other folder.
+    weights: precision of the matrices in memory, "float32", "float16", "int8" or "int4"; by default the stored one of an export,
+    float32 for a run. Raises UserError for any other folder.
     """
     loaded = Model(model, weights)
     _ = loaded.engine  # raises if the folder is no model
@@ -253,7 +253,7 @@ class Model:
         self,
         output: AnyPath,
         format: Literal["mindir", "safetensors", "hf", "run"] = "mindir",
-        weights: Precision = "float32",
+        weights: StoredPrecision = "float32",
     ) -> Path:
         """Write the model of a run to `output` in another format, and return its path.
 
