@@ -93,7 +93,8 @@ class Matrix:
         if self.values.dtype == np.uint16 and self.scales is not None:
             rows, groups = self.scales.shape
             numbers = self.values.reshape(rows, groups, 1, -1) >> _SHIFTS & 15
-            return ((numbers.astype(np.float32) - 8) * self.scales[:, :, None, None]).reshape(self.shape)
+            signed = (numbers ^ 8).astype(np.float32) - 8
+            return (signed * self.scales[:, :, None, None]).reshape(self.shape)
         wide = self.values.astype(np.float32, copy=False)
         return wide if self.scales is None else wide * self.scales[:, None]
 
@@ -117,8 +118,8 @@ def _in_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     groups = values.reshape(len(values), -1, GROUP)
     farthest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[:, :, None], axis=2)[:, :, 0]
     scales = np.where(farthest != 0, farthest / -8, 1).astype(np.float32)
-    numbers = np.clip(np.rint(groups / scales[:, :, None]), -8, 7) + 8
-    words = numbers.astype(np.uint16).reshape(*scales.shape, 4, -1) << _SHIFTS
+    numbers = np.clip(np.rint(groups / scales[:, :, None]), -8, 7).astype(np.int16) & 15
+    words = numbers.view(np.uint16).reshape(*scales.shape, 4, -1) << _SHIFTS
     return words.sum(axis=2, dtype=np.uint16).reshape(len(values), -1), scales
 
 

@@ -1,7 +1,7 @@
 // Products of few rows with a matrix of four-bit numbers, which is read exactly once. Loops of kernels.cc beside those of few_rows.h.
 //
 // 64 columns of a row are a group with a scale: 16 words, of which word i has the numbers of the columns i, 16 + i, 32 + i and 48 + i, lowest
-// bits first. Number n is worth (n - 8) · scale. A number becomes a float by a look into a register of all sixteen, which costs no more
+// bits first, in two's complement. With AVX-512 a number becomes a float by a look into a register of all sixteen, which costs no more
 // instructions than an int8_t does. All arithmetic is float; the order of addition depends on the sizes only.
 #pragma once
 #include "few_rows.h"
@@ -30,31 +30,23 @@ INLINE void Widen(Ints<V> *v, const uint16_t *at) {
   *v = __builtin_convertvector(*words, Ints<V>);
 }
 
+// The numbers in four bits of each word, from bit `first` on.
 template <class V>
-INLINE V Levels(int first) {
-  V v;
-  UNROLL for (int i = 0; i < kLanes<V>; ++i) v[i] = first + i;
-  return v;
-}
-
-template <class V>
-INLINE V LevelsOf(const Ints<V> &numbers) {  // of their lowest four bits
+INLINE V NumbersAt(const Ints<V> &words, int first) {
   if constexpr (kLanes<V> == 16)
-    return __builtin_shuffle(Levels<V>(-8), numbers);
-  else if constexpr (kLanes<V> == 8)
-    return __builtin_shuffle(Levels<V>(-8), Levels<V>(0), numbers);
+    return __builtin_shuffle(V{0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1}, words >> first);
   else
-    return __builtin_convertvector((numbers & 15) - 8, V);
+    return __builtin_convertvector((words << (28 - first)) >> 28, V);
 }
 
-// The levels of a group, in the order of its columns.
+// The numbers of a group, in the order of its columns.
 template <class V>
 INLINE void Unpack(const uint16_t *at, V *w) {
   constexpr int kParts = kPerGroup<V> / 4;
   UNROLL for (int part = 0; part < kParts; ++part) {
     Ints<V> words;
     Widen<V>(&words, at + part * kLanes<V>);
-    UNROLL for (int i = 0; i < 4; ++i) w[i * kParts + part] = LevelsOf<V>(words >> (4 * i));
+    UNROLL for (int i = 0; i < 4; ++i) w[i * kParts + part] = NumbersAt<V>(words, 4 * i);
   }
 }
 

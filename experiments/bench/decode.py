@@ -67,6 +67,8 @@ RUN = Path("runs/sigma_tiny")
 SLOWER, START = 1.3, 5.0
 """Our limits: time of a token at position 1,000 against one at 50, and seconds from the start of a process to its first token."""
 
+_NARROW: tuple[Precision, ...] = ("float16", "int8", "int4")
+
 Steps = dict[str, Callable[[], Any]]
 
 
@@ -75,9 +77,9 @@ def run(peers: bool) -> list[Row]:
     python = peers_python() if peers else None
     rows = []
     with _drawn("tiny") as tiny, _drawn("small") as small:
-        rows += _against_peer(tiny, 1, ("float32",), python, peers)
-        rows += _against_peer(small, 1, ("float32", "float16", "int8"), python, peers)
-        rows += _against_peer(small, 8, ("float32", "int8"), python, peers)
+        rows += _against_peer(tiny, 1, ("float32", "int8", "int4"), python, peers)
+        rows += _against_peer(small, 1, ("float32", "float16", "int8", "int4"), python, peers)
+        rows += _against_peer(small, 8, ("float32", "int8", "int4"), python, peers)
         rows += _batch(small) + _position(small) + _prompt(small, python, peers) + _memory(small)
     return rows + _start()
 
@@ -280,11 +282,10 @@ def _prompt(model: Drawn, python: Path | None, peers: bool) -> list[Row]:
 
 
 def _memory(model: Drawn) -> list[Row]:
-    sizes = {p: model.decoder(1, p).resident_bytes / (1 << 20) for p in ("float32", "float16", "int8")}
+    sizes = {p: model.decoder(1, p).resident_bytes / (1 << 20) for p in ("float32", *_NARROW)}
     case = f"{model.name}, resident weights of {DRAWN_DOMAINS} domains and cache of a lane"
     return [
-        figure("decode", case, f"float32, against {p}", sizes[p], sizes["float32"], "MiB", lower=True)
-        for p in ("float16", "int8")
+        figure("decode", case, f"float32, against {p}", sizes[p], sizes["float32"], "MiB", lower=True) for p in _NARROW
     ]
 
 
