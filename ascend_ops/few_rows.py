@@ -20,36 +20,47 @@ import numpy as np
 from ascend_ops.large_pages import LargePages
 from ascend_ops.library import cpu_library
 
-Precision = Literal["float32", "float16", "int8"]
-"""Storage format of a matrix: float32, the nearest float16, or int8 with a float32 scale for each of its rows."""
+StoredPrecision = Literal["float32", "float16", "int8"]
+"""Storage format of a matrix in a file: float32, the nearest float16, or int8 with a float32 scale for each of its rows."""
+Precision = Literal[StoredPrecision, "int4"]
+"""Storage format of a matrix in memory: as in a file, or four bits with a float32 scale for each `GROUP` columns of a row."""
 
-_KINDS = {"float32": 0, "float16": 1, "int8": 2}
+GROUP = 64
+"""Number of columns of an int4 matrix that share a scale; the number of its columns is a multiple of it."""
+_KINDS = {"float32": 0, "float16": 1, "int8": 2, "uint16": 3}
 _BLOCK = 4096
-"""Number of rows that are quantised to int8 at a time."""
+"""Number of rows that are quantised at a time."""
 _ACTIVATIONS = {"fast_gelu": 0, "tanh": 1, "erf": 2}
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Weight matrix in a storage format (`Precision`). scales: float32 for each row if the format is int8, else None."""
+    """Weight matrix in a storage format (`Precision`).
+
+    values: its elements; if the format is int4, uint16 words of four of them each, in the order of nibbles.h. scales: float32 of
+    each row if the format is int8, of each group, [rows, groups], if it is int4, else None.
+    """
 
     values: np.ndarray
     scales: np.ndarray | None = None
 
     @classmethod
     def copy_of(cls, values: np.ndarray, precision: Precision, room: LargePages) -> Matrix:
-        """Convert a float32 matrix to a storage format, in memory of `room`."""
-        copy = room.zeros(values.shape, precision)
-        if precision != "int8":
+        """Convert a float32 matrix to a storage format, in memory of `room`. The columns of an int4 one come in whole groups."""
+        rows, columns = values.shape
+        if precision == "int4":
+            copy, scales = room.zeros((rows, columns // 4), np.uint16), room.zeros((rows, columns // GROUP))
+        elif precision == "int8":
+            copy, scales = room.zeros(values.shape, precision), room.zeros((rows,))
+        else:
+            copy = room.zeros(values.shape, precision)
             copy[...] = values
             return cls(copy)
-        scales = np.empty(len(values), np.float32)
-        for first in range(0, len(values), _BLOCK):  # a word table is large, and so would be what stands between
+        quantise = _in_groups if precision == "int4" else _by_row
+        for first in range(0, rows, _BLOCK):  # a word table is large, and so would be what stands between
             some = slice(first, first + _BLOCK)
-            largest = np.abs(values[some]).max(axis=1)
-            scales[some] = np.where(largest > 0, largest / 127, 1)
-            copy[some] = np.rint(values[some] / scales[some, None])
+            copy[some], scales[some] = quantise(values[some])
         return cls(copy, scales)
 
     def copied(self, room: LargePages) -> Matrix:
@@ -63,6 +74,12 @@ class Matrix:
         return Matrix(self.values[which], None if self.scales is None else self.scales[which])
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of rows and columns of the matrix."""
+        rows, stored = self.values.shape
+        return rows, 4 * stored if self.values.dtype == np.uint16 else stored
+
+    @property
     def kind(self) -> int:
         """Number of the storage format for the kernels."""
         return _KINDS[self.values.dtype.name]
@@ -73,8 +90,37 @@ class Matrix:
 
     def as_float32(self) -> np.ndarray:
         """Return the dequantised values, as the operators use them."""
+        if self.values.dtype == np.uint16 and self.scales is not None:
+            rows, groups = self.scales.shape
+            numbers = self.values.reshape(rows, groups, 1, -1) >> _SHIFTS & 15
+            signed = (numbers ^ 8).astype(np.float32) - 8
+            return (signed * self.scales[:, :, None, None]).reshape(self.shape)
         wide = self.values.astype(np.float32, copy=False)
         return wide if self.scales is None else wide * self.scales[:, None]
+
+
+_SHIFTS = np.arange(0, 16, 4, dtype=np.uint16)[:, None]
+"""Bits of a word below each of its four numbers."""
+
+
+def _by_row(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quantise some rows to int8; returns numbers and scales."""
+    largest = np.abs(values).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return np.rint(values / scales[:, None]), scales
+
+
+def _in_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quantise some rows to int4; returns words and scales.
+
+    The levels are -8 … 7, and the value of a group that is farthest from 0 is given the -8, by a negative scale if it is positive.
+    """
+    groups = values.reshape(len(values), -1, GROUP)
+    farthest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[:, :, None], axis=2)[:, :, 0]
+    scales = np.where(farthest != 0, farthest / -8, 1).astype(np.float32)
+    numbers = np.clip(np.rint(groups / scales[:, :, None]), -8, 7).astype(np.int16) & 15
+    words = numbers.view(np.uint16).reshape(*scales.shape, 4, -1) << _SHIFTS
+    return words.sum(axis=2, dtype=np.uint16).reshape(len(values), -1), scales
 
 
 @dataclass(frozen=True)
@@ -112,7 +158,7 @@ class Projections:
 
 
 def _fields_of(layer: Projection) -> _ProjectionFields:
-    inputs, outputs = layer.weight.values.shape
+    inputs, outputs = layer.weight.shape
     assert layer.x.shape[1] == inputs and layer.y.shape[1] == outputs
     return _ProjectionFields(
         _address(layer.x, np.float32),
@@ -133,7 +179,7 @@ class TiedHead:
 
     def __init__(self, x: np.ndarray, weight: Matrix):
         self._kept = x, weight
-        outputs, inputs = weight.values.shape
+        outputs, inputs = weight.shape
         assert x.shape[1] == inputs
         addresses = (_address(x, np.float32), _address(weight.values), _address(weight.scales, np.float32))
         self._fields = _ProjectionFields(*addresses, weight.kind, inputs, outputs, 1, None, None, 0)
@@ -185,7 +231,7 @@ class FFN:
     each row; 0 if there is only one expert."""
 
     def __init__(self, experts: Sequence[FfnWeights], activation: str, x: np.ndarray, y: np.ndarray):
-        ffn, hidden = experts[0].w1.values.shape
+        ffn, hidden = experts[0].w1.shape
         assert x.shape[1] == y.shape[1] == hidden
         self._kept = list(experts), x, y
         self._experts = (_ExpertFields * len(experts))(*map(_expert_fields, experts))

@@ -196,7 +196,10 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
         ),
         (lambda: ps.extend(model, model.config, none, from_scratch="no"), "from_scratch='no' is not allowed: True or"),
         (lambda: ps.extend(model, model.config, none, from_domain=3), "from_domain=3 is not allowed: a text or None"),
-        (lambda: ps.load(model, weights="int4"), "weights='int4' is not allowed: 'float32', 'float16', 'int8' or None"),
+        (
+            lambda: ps.load(model, weights="int2"),
+            "weights='int2' is not allowed: 'float32', 'float16', 'int8', 'int4' or None",
+        ),
         (lambda: model.export(none, weights="int4"), "weights='int4' is not allowed: 'float32', 'float16' or 'int8'"),
         (lambda: ps.plan(model.config, devices="8"), "devices='8' is not allowed: a whole number or None"),
         (lambda: ps.plan(model.config, devices=0), "devices 0 is not allowed: 1 or more"),

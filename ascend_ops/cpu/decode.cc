@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "kernels.h"
@@ -21,26 +22,42 @@ constexpr int64_t kChunk = 32;    // of which so many at a time
 constexpr int64_t kQueries = 16;  // of a piece of attention
 
 template <class W>
-const ProductKernels<W> &Products();
+const auto &Products();
 template <>
-const ProductKernels<float> &Products() {
+const auto &Products<float>() {
   return BestKernels().few_rows;
 }
 template <>
-const ProductKernels<Half> &Products() {
+const auto &Products<Half>() {
   return BestKernels().few_rows_half;
 }
 template <>
-const ProductKernels<int8_t> &Products() {
+const auto &Products<int8_t>() {
   return BestKernels().few_rows_byte;
 }
+template <>
+const auto &Products<Nibbles>() {
+  return BestKernels().few_rows_nibble;
+}
 
-// Calls work<W>() for the type of the elements of a matrix: 0 float, 1 Half, 2 int8_t with a scale for each row.
+constexpr int64_t kByte = 2, kNibble = 3;
+
+// Calls work<W>() for the type of the elements of a matrix: 0 float, 1 Half, 2 int8_t with a scale for each row, 3 Nibbles.
 template <class Work>
 void ByKind(int64_t kind, Work work) {
   if (kind == 0) work(static_cast<const float *>(nullptr));
   if (kind == 1) work(static_cast<const Half *>(nullptr));
-  if (kind == 2) work(static_cast<const int8_t *>(nullptr));
+  if (kind == kByte) work(static_cast<const int8_t *>(nullptr));
+  if (kind == kNibble) work(static_cast<const Nibbles *>(nullptr));
+}
+
+// The first element of a matrix.
+template <class W>
+auto Begin(const void *values, const float *scale) {
+  if constexpr (std::is_same_v<W, Nibbles>)
+    return Nibbles{static_cast<const uint16_t *>(values), scale};
+  else
+    return static_cast<const W *>(values);
 }
 
 int64_t Blocks(int64_t n, int64_t block) { return (n + block - 1) / block; }
@@ -52,7 +69,7 @@ int64_t SliceOf(int64_t F) { return F < 8 * kSlice ? kSlice / 2 : kSlice; }
 struct Linear {
   const float *x;      // [rows, in]
   const void *weight;  // [in, out], or [out, in] if it is transposed
-  const float *scale;  // of each row of the weight, or null
+  const float *scale;  // of each row of the weight, or of each group of Nibbles, or null
   int64_t kind, in, out, transposed;
   const float *bias;  // [out], or null
   float *y;           // [rows, out]
@@ -69,7 +86,7 @@ struct LinearPiece {
 template <class W>
 void Multiply(const LinearPiece &p) {
   const Linear &l = *p.linear;
-  const W *weight = static_cast<const W *>(l.weight);
+  const auto weight = Begin<W>(l.weight, l.scale);
   const int64_t rows = p.end - p.begin, n = p.last - p.first;
   float *y = l.y + p.begin * l.out + p.first;
   for (int64_t r = 0; r < rows; ++r)
@@ -78,7 +95,7 @@ void Multiply(const LinearPiece &p) {
   if (l.transposed) {
     constexpr int64_t kAhead = 8;
     Products<W>().dot(x, rows, weight + p.first * l.in, n, l.in, y, l.out, weight + (p.first + kAhead) * l.in);
-    for (int64_t r = 0; l.scale && r < rows; ++r)
+    for (int64_t r = 0; l.kind == kByte && r < rows; ++r)
       for (int64_t c = 0; c < n; ++c) y[r * l.out + c] *= l.scale[p.first + c];
   } else {
     constexpr int64_t kAhead = 16;
@@ -93,9 +110,12 @@ void ScaleColumns(const float *x, const float *scale, int64_t rows, int64_t in, 
     for (int64_t k = 0; k < in; ++k) out[r * in + k] = x[r * in + k] * scale[k];
 }
 
-int64_t ColumnsOfPiece(const Linear &l, int64_t wanted) {
+int64_t ColumnsOfPiece(const Linear &l, int64_t linears) {
   if (l.transposed) return 256;
-  const int64_t even = Blocks(Blocks(l.out, wanted), kPadded) * kPadded;
+  // A row of a tile of Nibbles is short, and must not be shorter than a line of the cache: fewer and wider pieces.
+  const bool nibbles = l.kind == kNibble;
+  const int64_t unit = nibbles ? 64 : kPadded, wanted = Blocks((nibbles ? 2 : 4) * ShareThreads(), linears);
+  const int64_t even = Blocks(Blocks(l.out, wanted), unit) * unit;
   return even < kWide ? std::max<int64_t>(even, 2 * kPadded) : even / kWide * kWide;
 }
 }  // namespace
@@ -106,16 +126,16 @@ extern "C" void HostLinears(int64_t rows, const Linear *linears, int64_t count) 
   static thread_local Scratch scaled;
   pieces.clear();
   int64_t floats = 0;
-  for (const Linear *l = linears; l != linears + count; ++l) floats += l->scale && !l->transposed ? rows * l->in : 0;
+  for (const Linear *l = linears; l != linears + count; ++l) floats += l->kind == kByte && !l->transposed ? rows * l->in : 0;
   float *room = scaled.Get(floats);
   for (const Linear *l = linears; l != linears + count; ++l) {
     const float *x = l->x;
-    if (l->scale && !l->transposed) {
+    if (l->kind == kByte && !l->transposed) {
       ScaleColumns(l->x, l->scale, rows, l->in, room);
       x = room;
       room += rows * l->in;
     }
-    const int64_t width = ColumnsOfPiece(*l, Blocks(4 * ShareThreads(), count));
+    const int64_t width = ColumnsOfPiece(*l, count);
     for (int64_t r = 0; r < rows; r += kRows)
       for (int64_t c = 0; c < l->out; c += width) pieces.push_back({l, x, r, std::min(r + kRows, rows), c, std::min(c + width, l->out)});
   }
@@ -172,7 +192,7 @@ struct FfnPass {
   template <class W>
   void SliceOfRows(const Expert &e, int64_t begin, int64_t rows, int64_t slice, float *out) const {
     const int64_t F = ffn.F, H = ffn.H, width = SliceOf(F), last = std::min((slice + 1) * width, F);
-    const W *w1 = static_cast<const W *>(e.w1), *w2 = static_cast<const W *>(e.w2);
+    const auto w1 = Begin<W>(e.w1, e.scale1), w2 = Begin<W>(e.w2, e.scale2);
     alignas(64) float h[kRows * kChunk];
     std::fill_n(out, rows * H, 0.0f);
     for (int64_t f = slice * width; f < last; f += kChunk) {
@@ -181,9 +201,9 @@ struct FfnPass {
       Products<W>().dot(x + begin * H, rows, w1 + f * H, n, H, h, kChunk, w2 + f * H);
       for (int64_t r = 0; r < rows; ++r) {
         float *h_n = h + r * kChunk;
-        for (int64_t i = 0; i < n; ++i) h_n[i] = h_n[i] * (e.scale1 ? e.scale1[f + i] : 1.0f) + e.b1[f + i];
+        for (int64_t i = 0; i < n; ++i) h_n[i] = h_n[i] * (ffn.kind == kByte ? e.scale1[f + i] : 1.0f) + e.b1[f + i];
         ffn.activation->value(h_n, h_n, n);
-        for (int64_t i = 0; e.scale2 && i < n; ++i) h_n[i] *= e.scale2[f + i];
+        for (int64_t i = 0; ffn.kind == kByte && i < n; ++i) h_n[i] *= e.scale2[f + i];
       }
       Products<W>().sum(h, kChunk, rows, w2 + f * H, n, H, out, w1 + (f + n) * H);
     }

@@ -7,6 +7,7 @@
 
 #include "exp.h"
 #include "few_rows.h"
+#include "nibbles.h"
 #include "one_row.h"
 
 #if defined(__x86_64__)
@@ -180,21 +181,21 @@ typedef float Vector16 __attribute__((vector_size(16)));
 typedef float Vector32 __attribute__((vector_size(32)));
 typedef float Vector64 __attribute__((vector_size(64)));
 
-// The loops of few_rows.h, and those above, as functions of one instruction set.
-#define PRODUCTS(ISA, TARGET, BYTES, W) \
-  TARGET void Dot##ISA(const float *x, int64_t rows, const W *w, int64_t count, int64_t width, float *out, int64_t stride, const W *next) { \
+// The loops of few_rows.h and nibbles.h, and those above, as functions of one instruction set.
+#define PRODUCTS(ISA, TARGET, BYTES, AT) \
+  TARGET void Dot##ISA(const float *x, int64_t rows, AT w, int64_t count, int64_t width, float *out, int64_t stride, AT next) { \
     few_rows::Dot<Vector##BYTES>(x, rows, w, count, width, out, stride, next); \
   } \
-  TARGET void Sum##ISA(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, float *out, const W *next) { \
+  TARGET void Sum##ISA(const float *g, int64_t stride, int64_t rows, AT w, int64_t count, int64_t width, float *out, AT next) { \
     few_rows::Sum<Vector##BYTES>(g, stride, rows, w, count, width, out, next); \
   } \
-  TARGET void SumColumns##ISA(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, int64_t of, \
+  TARGET void SumColumns##ISA(const float *g, int64_t stride, int64_t rows, AT w, int64_t count, int64_t width, int64_t of, \
                               float *out, int64_t out_stride, int64_t ahead) { \
     few_rows::SumColumns<Vector##BYTES>(g, stride, rows, w, count, width, of, out, out_stride, ahead); \
   }
 
 #define FEW_ROWS(ISA, TARGET, BYTES, W) \
-  PRODUCTS(ISA, TARGET, BYTES, W) \
+  PRODUCTS(ISA, TARGET, BYTES, const W *) \
   TARGET void Outer##ISA(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, W *out, int64_t count) { \
     few_rows::Outer<Vector##BYTES>(g, stride, x, rows, width, out, count); \
   } \
@@ -217,7 +218,8 @@ typedef float Vector64 __attribute__((vector_size(64)));
   TARGET void Drop##ISA(const float *in, float *out, int64_t first, int64_t n, const Draws &draws) { Drop(in, out, first, n, draws); } \
   FEW_ROWS(ISA, TARGET, BYTES, float) \
   FEW_ROWS(ISA, TARGET, BYTES, Half) \
-  PRODUCTS(ISA, TARGET, BYTES, int8_t) \
+  PRODUCTS(ISA, TARGET, BYTES, const int8_t *) \
+  PRODUCTS(ISA, TARGET, BYTES, Nibbles) \
   TARGET void Norm##ISA(const float *x, const float *gain, const float *bias, float *y, int64_t n, float eps) { \
     one_row::Norm<Vector##BYTES>(x, gain, bias, y, n, eps); \
   } \
@@ -232,7 +234,7 @@ void NarrowHalfScalar(const float *in, uint16_t *out, int64_t n) { NarrowHalf(in
   Kernels { \
     NAME, Adam##ISA, SquareSum##ISA, WidenHalf##ISA, NarrowHalf##ISA, WidenBfloat##ISA, NarrowBfloat##ISA, {Gelu##ISA, GeluGrad##ISA}, \
         {TanhGelu##ISA, TanhGeluGrad##ISA}, {ErfGelu##ISA, ErfGeluGrad##ISA}, ColumnSum##ISA, {{Dot##ISA, Sum##ISA, SumColumns##ISA}, Outer##ISA, Clear##ISA}, \
-        {{Dot##ISA, Sum##ISA, SumColumns##ISA}, Outer##ISA, Clear##ISA}, {Dot##ISA, Sum##ISA, SumColumns##ISA}, \
+        {{Dot##ISA, Sum##ISA, SumColumns##ISA}, Outer##ISA, Clear##ISA}, {Dot##ISA, Sum##ISA, SumColumns##ISA}, {Dot##ISA, Sum##ISA, SumColumns##ISA}, \
         NarrowHalfPast##ISA, Drop##ISA, Norm##ISA, Soften##ISA \
   }
 const Kernels kScalar = TABLE("scalar", Scalar);

@@ -20,14 +20,21 @@ struct Draws {  // what the words of one sequence at one site are drawn from, se
 
 constexpr int64_t kDrawn = 64;  // words that are drawn at a time
 
-// Few rows times a matrix of elements W, see few_rows.h.
-template <class W>
+struct Nibbles {  // matrix of four-bit numbers, see nibbles.h. It is moved by multiples of 64 columns
+  const uint16_t *words;
+  const float *scale;
+
+  __attribute__((always_inline)) Nibbles operator+(int64_t n) const { return {words + n / 4, scale + n / 64}; }
+};
+
+// Few rows times a matrix of elements W, see few_rows.h and nibbles.h.
+template <class W, class At = const W *>
 struct ProductKernels {
-  void (*dot)(const float *x, int64_t rows, const W *w, int64_t count, int64_t width, float *out, int64_t stride,
-              const W *next);  // out[r, f] += x[r] · w[f]
-  void (*sum)(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, float *out,
-              const W *next);  // out[r] += Σ_f g[r, f] w[f]
-  void (*sum_columns)(const float *g, int64_t stride, int64_t rows, const W *w, int64_t count, int64_t width, int64_t of, float *out,
+  void (*dot)(const float *x, int64_t rows, At w, int64_t count, int64_t width, float *out, int64_t stride,
+              At next);  // out[r, f] += x[r] · w[f]
+  void (*sum)(const float *g, int64_t stride, int64_t rows, At w, int64_t count, int64_t width, float *out,
+              At next);  // out[r] += Σ_f g[r, f] w[f]
+  void (*sum_columns)(const float *g, int64_t stride, int64_t rows, At w, int64_t count, int64_t width, int64_t of, float *out,
                       int64_t out_stride, int64_t ahead);  // the same for `width` columns of a matrix that has `of`
 };
 
@@ -58,6 +65,7 @@ struct Kernels {
   FewRowsKernels<float> few_rows;
   FewRowsKernels<Half> few_rows_half;
   ProductKernels<int8_t> few_rows_byte;
+  ProductKernels<Nibbles, Nibbles> few_rows_nibble;
   void (*narrow_half_past)(const float *in, Half *out, int64_t n);  // narrow_half, past the caches
   // out = in · scale or 0 for n elements of a sequence, from element `first` on, a multiple of kDrawn
   void (*drop)(const float *in, float *out, int64_t first, int64_t n, const Draws &draws);

@@ -55,7 +55,9 @@ SIZES = {
     },
 }
 """Sizes of `sigma_tiny`, and of a model whose weights are larger than caches."""
-DRAWN_DOMAINS, DRAWN_EXPERTS = 4, 4
+DRAWN_DOMAINS = 4
+FORM = {"segments": ["own", "own", "common", "common"], "experts_per_domain": 16, "common_experts": 64}
+"""Form of the RRE layers, that of `sigma_tiny`."""
 READ, TOKENS = 32, 6
 """Tokens of a text before the first step, and tokens that a step adds."""
 PROMPT, QUERIES = 512, 128
@@ -65,6 +67,8 @@ RUN = Path("runs/sigma_tiny")
 SLOWER, START = 1.3, 5.0
 """Our limits: time of a token at position 1,000 against one at 50, and seconds from the start of a process to its first token."""
 
+_NARROW: tuple[Precision, ...] = ("float16", "int8", "int4")
+
 Steps = dict[str, Callable[[], Any]]
 
 
@@ -73,9 +77,9 @@ def run(peers: bool) -> list[Row]:
     python = peers_python() if peers else None
     rows = []
     with _drawn("tiny") as tiny, _drawn("small") as small:
-        rows += _against_peer(tiny, 1, ("float32",), python, peers)
-        rows += _against_peer(small, 1, ("float32", "float16", "int8"), python, peers)
-        rows += _against_peer(small, 8, ("float32", "int8"), python, peers)
+        rows += _against_peer(tiny, 1, ("float32", "int8", "int4"), python, peers)
+        rows += _against_peer(small, 1, ("float32", "float16", "int8", "int4"), python, peers)
+        rows += _against_peer(small, 8, ("float32", "int8", "int4"), python, peers)
         rows += _batch(small) + _position(small) + _prompt(small, python, peers) + _memory(small)
     return rows + _start()
 
@@ -85,29 +89,35 @@ class DrawnWeights:
 
     def __init__(self, config: Config, file: Path):
         model, rng = config.model, np.random.default_rng(config.seed)
-        matrix, ffn = (model.hidden, model.hidden), (model.ffn, model.hidden)
+        matrix = (model.hidden, model.hidden)
         shapes: dict[str, tuple[int, ...]] = {
             "embedding": (config.slots * model.slot_rows, model.hidden),
             "positions": (model.seq_length, model.hidden),
             "query_positions": (model.seq_length, model.hidden),
         }
-        ffn_shapes = {"w1": ffn, "b1": (model.ffn,), "w2": ffn, "b2": (model.hidden,)}
         for layer in range(model.layers):
             for name in ("query", "key", "value", "output"):
                 shapes |= {f"layers.{layer}.attention.{name}.weight": matrix}
                 shapes |= {f"layers.{layer}.attention.{name}.bias": (model.hidden,)}
-            of_layer = () if layer < model.dense_layers else (config.experts,)
-            shapes |= {f"layers.{layer}.ffn.{name}": (*of_layer, *shape) for name, shape in ffn_shapes.items()}
+        for layer in range(model.dense_layers):
+            shapes |= {f"layers.{layer}.ffn.{name}": shape for name, shape in _ffn_shapes(model.ffn, model.hidden)}
+        for n, kind in enumerate(model.routed):
+            of_expert = _ffn_shapes(model.segment_ffn, model.hidden)
+            shapes |= {f"experts.{n}.{name}": (config.stored_experts(kind), *shape) for name, shape in of_expert}
         drawn = {n: model.init_std * rng.standard_normal(shape, np.float32) for n, shape in shapes.items()}
         write_arrays(file, drawn, lambda: None)
-        self._arrays, self._first_routed = map_arrays(file), model.dense_layers
+        self._arrays = map_arrays(file)
         self._norm = {"gain": np.ones(model.hidden, np.float32), "bias": np.zeros(model.hidden, np.float32)}
 
     def tensor(self, name: str) -> np.ndarray:
         return self._arrays[name] if name in self._arrays else self._norm[name.rpartition(".")[2]]
 
-    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        return self._arrays[f"layers.{self._first_routed + layer}.ffn.{name}"][number]
+    def expert(self, segment: int, number: int, name: str) -> np.ndarray:
+        return self._arrays[f"experts.{segment}.{name}"][number]
+
+
+def _ffn_shapes(ffn: int, hidden: int) -> list[tuple[str, tuple[int, ...]]]:
+    return [("w1", (ffn, hidden)), ("b1", (ffn,)), ("w2", (ffn, hidden)), ("b2", (hidden,))]
 
 
 class Drawn:
@@ -115,11 +125,13 @@ class Drawn:
 
     def __init__(self, name: str, file: Path):
         domains = [{"name": f"d{i}"} for i in range(DRAWN_DOMAINS)]
-        tree = {"name": name, "model": SIZES[name] | {"experts_per_domain": DRAWN_EXPERTS}, "domains": domains}
+        tree = {"name": name, "model": SIZES[name] | FORM, "domains": domains}
         self.name, self.config = name, parse_config(tree)
         self.rows = self.config.model.slot_rows
         self._weights = DrawnWeights(self.config, file)
-        table = (self.config.routing, self.config.model.rre_layers, DRAWN_DOMAINS, self.rows, DRAWN_EXPERTS, None)
+        model = self.config.model
+        own, common = model.experts_per_domain, model.common_experts
+        table = (self.config.routing, model.rre_layers, DRAWN_DOMAINS, self.rows, own, None, model.segments, common)
         self._table = draw_tables(*table)
 
     def decoder(self, lanes: int, precision: Precision = "float32") -> CpuDecoder:
@@ -156,10 +168,14 @@ class Drawn:
     def products(self) -> Callable[[], None]:
         """The matrix products of reading a prompt, alone; see the module."""
         model, rng = self.config.model, np.random.default_rng(0)
-        rows_of_experts = [PROMPT // DRAWN_EXPERTS] * DRAWN_EXPERTS
         x, up = (rng.standard_normal((PROMPT, width), np.float32) for width in (model.hidden, model.ffn))
         square = rng.standard_normal((model.hidden, model.hidden), np.float32)
-        w1, w2 = (rng.standard_normal((DRAWN_EXPERTS, model.ffn, model.hidden), np.float32) for _ in range(2))
+        w1, w2 = (rng.standard_normal((model.ffn, model.hidden), np.float32) for _ in range(2))
+        experts = [model.experts_per_domain if kind == "own" else model.common_experts for kind in model.segments]
+        of_segments = [
+            [rng.standard_normal((2, model.segment_ffn, model.hidden), np.float32) for _ in range(number)]
+            for number in experts
+        ]
         heads = rng.standard_normal((model.heads, PROMPT, model.hidden // model.heads), np.float32)
         head = rng.standard_normal((self.rows, model.hidden), np.float32)
 
@@ -170,9 +186,15 @@ class Drawn:
                 for end in range(QUERIES, PROMPT + 1, QUERIES):
                     scores = heads[:, end - QUERIES : end] @ heads[:, :end].transpose(0, 2, 1)
                     scores @ heads[:, :end]
-                for expert, rows in enumerate([PROMPT] if layer < model.dense_layers else rows_of_experts):
-                    x[:rows] @ w1[expert].T
-                    up[:rows] @ w2[expert]
+                if layer < model.dense_layers:
+                    x @ w1.T
+                    up @ w2
+                    continue
+                for of_segment in of_segments:
+                    rows = PROMPT // len(of_segment)
+                    for e1, e2 in of_segment:
+                        x[:rows] @ e1.T
+                        up[:rows, : model.segment_ffn] @ e2
             head @ x[0]
 
         return multiply
@@ -260,11 +282,10 @@ def _prompt(model: Drawn, python: Path | None, peers: bool) -> list[Row]:
 
 
 def _memory(model: Drawn) -> list[Row]:
-    sizes = {p: model.decoder(1, p).resident_bytes / (1 << 20) for p in ("float32", "float16", "int8")}
+    sizes = {p: model.decoder(1, p).resident_bytes / (1 << 20) for p in ("float32", *_NARROW)}
     case = f"{model.name}, resident weights of {DRAWN_DOMAINS} domains and cache of a lane"
     return [
-        figure("decode", case, f"float32, against {p}", sizes[p], sizes["float32"], "MiB", lower=True)
-        for p in ("float16", "int8")
+        figure("decode", case, f"float32, against {p}", sizes[p], sizes["float32"], "MiB", lower=True) for p in _NARROW
     ]
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from ascend_ops.few_rows import Precision
+from ascend_ops.few_rows import Precision, StoredPrecision
 from pangu_sigma.arguments import AnyPath, Paths, to_path, to_paths, to_sampling, to_text, to_texts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
@@ -88,7 +88,7 @@ def evaluate(
 @check_kinds
 def load(model: AnyPath, weights: Precision | None = None) -> Model:
     """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote. weights: precision
-    of the matrices in memory, "float32", "float16" or "int8"; by default the stored one of an export, float32 for a run."""
+    of the matrices in memory, "float32", "float16", "int8" or "int4"; by default the stored one of an export, float32 for a run."""
     loaded = Model(model, weights)
     _ = loaded.engine  # raises if the folder is no model
     return loaded
@@ -294,7 +294,7 @@ class Model:
         self,
         output: AnyPath,
         format: Literal["mindir", "safetensors", "hf", "run"] = "mindir",
-        weights: Precision = "float32",
+        weights: StoredPrecision = "float32",
     ) -> Path:
         """Write the model of a run to `output` in another format, and return its path.
 

@@ -27,10 +27,16 @@ from ascend_ops.large_pages import LargePages
 from ascend_ops.library import cpu_library
 
 aligned = LargePages().zeros
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "float16", "int8", "int4")
 WIDTHS = [(24, 40, 2), (64, 640, 4), (51, 33, 3), (576, 96, 9)]
 """Hidden, ffn, heads: less than a vector, more than a slice, not a multiple of anything, more than is added at a time."""
+IN_GROUPS = [(64, 640, 4), (192, 64, 2), (576, 320, 9)]
+"""The same for int4: one group, three, and more than is added at a time, by tiles of each width."""
 ROWS = [1, 2, 7, 70]
+
+
+def widths(precision: str) -> list[tuple[int, int, int]]:
+    return IN_GROUPS if precision == "int4" else WIDTHS
 
 
 def forget() -> None:
@@ -84,7 +90,7 @@ def one_by_one(rows: int, compute: Callable[[slice], np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_linear_layers_are_the_oracle_and_rows_do_not_depend_on_each_other(isa, precision):
-    for hidden, ffn, _ in WIDTHS:
+    for hidden, ffn, _ in widths(precision):
         weights = [matrix(i, precision, hidden, ffn) for i in range(2)]
         biases = [drawn(9 + i, ffn) for i in range(2)]
         for rows in ROWS:
@@ -110,7 +116,7 @@ def test_linear_layers_are_the_oracle_and_rows_do_not_depend_on_each_other(isa, 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_head_is_the_oracle_and_rows_do_not_depend_on_each_other(isa, precision):
-    for hidden, _, _ in WIDTHS:
+    for hidden, _, _ in widths(precision):
         table = matrix(1, precision, 700, hidden)
         for rows in ROWS:
             x = drawn(rows, rows, hidden)
@@ -148,7 +154,7 @@ def gelu(x: np.ndarray, activation: str) -> np.ndarray:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("activation", ["fast_gelu", "tanh", "erf"])
 def test_each_row_meets_its_expert_and_does_not_depend_on_the_others(isa, precision, activation):
-    for hidden, ffn, _ in WIDTHS[:3]:
+    for hidden, ffn, _ in widths(precision)[:3]:
         experts = [
             FfnWeights(
                 matrix(e, precision, ffn, hidden),
@@ -242,12 +248,29 @@ def test_scores_of_any_size_make_a_softmax(isa):
 def test_precisions_are_what_they_say():
     values = drawn(0, 30, 50)
     values[3] = 0
-    same, half, byte = (copied(values, precision) for precision in PRECISIONS)
+    same, half, byte = (copied(values, precision) for precision in PRECISIONS[:3])
     assert (same.as_float32() == values).all()
     assert (half.as_float32() == values.astype(np.float16)).all()
     assert half.nbytes == values.nbytes // 2 and byte.nbytes == values.nbytes // 4 + 4 * 30
     error = np.abs(byte.as_float32() - values).max(axis=1)
     assert (error <= np.abs(values).max(axis=1) / 254 * (1 + 1e-5)).all() and (byte.as_float32()[3] == 0).all()
+
+
+def test_four_bits_are_half_a_step_away_at_most_on_the_side_that_has_eight():
+    values = drawn(0, 30, 192)
+    values[3, :64] = 0
+    values[4, 5] = -9
+    nibbles = copied(values, "int4")
+    found = nibbles.as_float32()
+    assert nibbles.shape == values.shape and nibbles.nbytes == values.size // 2 + 4 * 30 * 3
+    groups, steps = values.reshape(30, 3, 64), np.abs(nibbles.scales)[:, :, None]
+    error = np.abs(found.reshape(groups.shape) - groups)
+    inside = groups * -np.sign(nibbles.scales)[:, :, None] >= -7.5 * steps
+    assert (error <= steps * np.where(inside, 0.5, 1) * (1 + 1e-5)).all()
+    assert (np.abs(groups).max(axis=2)[:, :, None] <= 8 * steps * (1 + 1e-6)).all()
+    assert (found[3, :64] == 0).all() and found[4, 5] == -9
+    some = nibbles.rows(slice(2, 5))
+    assert (some.as_float32() == found[2:5]).all() and some.shape == (3, 192)
 
 
 def test_the_number_of_threads_changes_nothing(tmp_path, threads_of):

@@ -15,7 +15,7 @@ from pangu_sigma.generate.decoder import Chunk
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {
-        "hidden": 16,
+        "hidden": 64,
         "ffn": 32,
         "heads": 2,
         "dense_layers": 1,
@@ -44,11 +44,11 @@ def test_the_peer_has_as_many_weights_to_read_as_ours(small: None):
 def test_precisions_of_the_bench_are_of_the_same_model(small: None):
     with decode._drawn("tiny") as model:
         logits = []
-        for precision in ("float32", "float16", "int8"):
+        for precision in ("float32", "float16", "int8", "int4"):
             decoder = model.decoder(1, precision)
             model._begin(decoder, 1, 20)
             logits.append(decoder.read([Chunk(0, [5, 7], 2)])[0])
-        for less, most in zip(logits[1:], (1e-3, 3e-2), strict=True):
+        for less, most in zip(logits[1:], (1e-3, 3e-2, 0.5), strict=True):
             assert 0 < np.abs(less - logits[0]).max() < most * np.abs(logits[0]).max()
 
 
@@ -57,11 +57,12 @@ def test_rows_have_every_field_and_an_absent_peer_is_named(small: None, monkeypa
     rows = [row.as_dict() for row in decode.run(peers=True)]
     assert all(row["ours"] > 0 for row in rows)
     peers = [row for row in rows if row["peer"] == "transformers"]
-    assert len(peers) == 7 and all(row["peer_value"] is None and row["ratio"] is None for row in peers)
+    assert len(peers) == 11 and all(row["peer_value"] is None and row["ratio"] is None for row in peers)
     assert {row["peer"] for row in rows if row["ratio"]} == {
         "ours, batch 1",
         "its products alone",
         "float32, against float16",
         "float32, against int8",
+        "float32, against int4",
     }
     assert [row["peer"] for row in rows if row["limit"]] == ["time of a token around position 50"]

@@ -124,7 +124,7 @@ def with_json(command: argparse.ArgumentParser) -> None:
 def with_weights(command: argparse.ArgumentParser) -> None:
     """Add --weights to a command that generates text."""
     help = "precision of matrices in memory (default: float32 for a run, the stored one for an export)"
-    command.add_argument("--weights", choices=["float32", "float16", "int8"], help=help)
+    command.add_argument("--weights", choices=["float32", "float16", "int8", "int4"], help=help)
 
 
 def check_json(options: argparse.Namespace) -> None:

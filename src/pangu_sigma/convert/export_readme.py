@@ -10,7 +10,7 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from pangu_sigma.generate.graph.weights_at_rest import AtRest
+    from ascend_ops.few_rows import StoredPrecision
 
 _AXES = {
     "B": "texts of the call",
@@ -46,7 +46,11 @@ print(answer)
 
 
 def readme(
-    config: Config, tokenizer: Tokenizer, signature: dict[str, Any], at_rest: AtRest, openings: dict[str, list[int]]
+    config: Config,
+    tokenizer: Tokenizer,
+    signature: dict[str, Any],
+    at_rest: StoredPrecision,
+    openings: dict[str, list[int]],
 ) -> str:
     """Return the text of the README of a MindIR export. signature: inputs and outputs of its graph. at_rest: dtype of the stored
     matrices. openings: domain → token ids of an example prompt."""

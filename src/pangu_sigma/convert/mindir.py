@@ -33,8 +33,8 @@ from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
 
 if TYPE_CHECKING:
+    from ascend_ops.few_rows import StoredPrecision
     from pangu_sigma.generate.graph.cached import CachedGraph
-    from pangu_sigma.generate.graph.weights_at_rest import AtRest
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class ExportError(UserError, RuntimeError):
 
 
 def export_mindir(
-    run_path: Path, output: Path, at_rest: AtRest = "float32", use_device: Callable[[], None] = use_cpu
+    run_path: Path, output: Path, at_rest: StoredPrecision = "float32", use_device: Callable[[], None] = use_cpu
 ) -> Path:
     """Export the newest intact checkpoint of a run as a MindIR folder `output`. The graph takes any batch size and sequence length.
 

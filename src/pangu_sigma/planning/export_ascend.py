@@ -17,7 +17,7 @@ from pangu_sigma.errors import exit_status
 from pangu_sigma.planning.cann_stub import ascend_environment
 
 if TYPE_CHECKING:
-    from ascend_ops.few_rows import Precision
+    from ascend_ops.few_rows import StoredPrecision
 
 _COMPILES = "PANGU_SIGMA_EXPORTS_FOR_ASCEND"
 """Environment variable that is set in the compiling process."""
@@ -31,7 +31,7 @@ def _compile_elsewhere() -> int:
     return subprocess.run(command, env=environment).returncode
 
 
-def _compile(run: Path, output: Path, weights: Precision) -> int:
+def _compile(run: Path, output: Path, weights: StoredPrecision) -> int:
     from pangu_sigma.ascend.context import target_ascend
     from pangu_sigma.convert.mindir import export_mindir
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ascend_ops.few_rows import Matrix, Precision
+from ascend_ops.few_rows import Matrix, StoredPrecision
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
@@ -78,9 +78,9 @@ class StoredExport(StoredModel):
         return LazyArray(kept.shape, np.dtype(np.float32), lambda: [wide(...)], full, row=wide)
 
     @property
-    def precision(self) -> Precision:
+    def precision(self) -> StoredPrecision:
         """Dtype of the export's matrices."""
-        return cast(Precision, self.arrays["embedding"].dtype.name)
+        return cast(StoredPrecision, self.arrays["embedding"].dtype.name)
 
     def matrix(self, name: str, number: int | None = None) -> Matrix:
         """Return a matrix as stored: a dense matrix, or the matrix of expert `number` in the array `experts.<segment>.<name>`."""

@@ -203,6 +203,25 @@ def test_less_precise_weights_change_logits_a_little(run, decoder, tiny_run, pre
     assert less.resident_bytes < decoder.resident_bytes
 
 
+def test_four_bits_are_those_of_a_rounded_model_however_they_are_read(run):
+    config = tiny_config(Path("unused"), model={"hidden": 64})
+    weights = ToyWeights(config)
+    less = CpuDecoder(config, run.tokenizer, run.table, weights, lanes=2, precision="int4")
+    rounded = CpuDecoder(config, run.tokenizer, run.table, RoundedWeights(weights, "int4"), lanes=1)
+    for domain in domains_of(config):
+        ids = ids_of(run, domain, 30)
+        whole = read(less, domain, ids)
+        assert difference(whole, read(rounded, domain, ids)) < 1e-5
+        assert (read(less, domain, *([token] for token in ids), lane=1) == whole).all()
+    assert less.resident_bytes - less.cache_bytes < 0.2 * (rounded.resident_bytes - rounded.cache_bytes)
+
+
+def test_four_bits_need_whole_groups(tiny_run):
+    wrong = r"a scale for 64 columns, and model.hidden=24 is not a multiple of 64; take weights of int8"
+    with pytest.raises(ConfigError, match=wrong):
+        open_decoder(tiny_run, lanes=1, weights="int4")
+
+
 def test_another_thread_gets_the_same_bits(run, decoder):
     domain, found = domains_of(run.config)[0], []
     ids = ids_of(run, domain, 20)

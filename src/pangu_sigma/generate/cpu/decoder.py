@@ -13,8 +13,8 @@ from itertools import groupby
 
 import numpy as np
 
-from ascend_ops.few_rows import Precision
-from pangu_sigma.config import Config
+from ascend_ops.few_rows import GROUP, Precision
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.generate.cpu.network import hidden_states
 from pangu_sigma.generate.cpu.operators import PASS_TOKENS, CpuOperators
 from pangu_sigma.generate.decoder import Chunk, Decoder
@@ -61,9 +61,15 @@ class CpuDecoder(Decoder):
         """precision: precision of the matrices of experts, attention, dense FFNs and output head. Sums are float32.
 
         Matrices are copied into large pages, which are faster than mapped files. float32 ones that would take more than half of
-        the free memory stay in their files, with a warning. Raises ConfigError if the KV cache does not fit in it.
+        the free memory stay in their files, with a warning. Raises ConfigError if the KV cache does not fit in it, and for int4
+        if a row of a matrix is not made of whole groups.
         """
         super().__init__(config, tokenizer, table, lanes)
+        if precision == "int4" and config.model.hidden % GROUP:
+            raise ConfigError(
+                f"weights of int4 have a scale for {GROUP} columns, and model.hidden={config.model.hidden} is not a multiple of "
+                f"{GROUP}; take weights of int8"
+            )
         check_cache_fits(config, lanes)
         self._operators = CpuOperators(config, weights, lanes, precision, precision == "float32" and _is_large(config))
         self._unused = [np.flatnonzero(rows < 0) for rows in tokenizer.slot_rows]
@@ -162,7 +168,7 @@ def _is_large(config: Config) -> bool:
         return False
     logger.warning(
         "%.1f GiB of weights are more than half of the %.1f GiB of memory that are free: they are read from their files, which is "
-        "slower; weights of int8 take a quarter",
+        "slower; weights of int8 take a quarter, of int4 a seventh",
         size / (1 << 30),
         free / (1 << 30),
     )

@@ -49,7 +49,7 @@ class Matrices:
         w1, w2 = (self._expert_matrix(segment, number, name) for name in ("w1", "w2"))
         b1 = self._plain(self._weights.expert(segment, number, "b1"))
         if not bias:
-            return FfnWeights(w1, b1, w2, np.zeros(w2.values.shape[1], np.float32))
+            return FfnWeights(w1, b1, w2, np.zeros(w2.shape[1], np.float32))
         return FfnWeights(w1, b1, w2, self._plain(self._weights.expert(segment, number, "b2")))
 
     def _expert_matrix(self, segment: int, number: int, name: str) -> Matrix:

@@ -17,11 +17,12 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops import functional as F
 
+from ascend_ops.few_rows import StoredPrecision
 from pangu_sigma.config import Config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.graph.block_plan import block_plan, fixed_parameter, numbered
 from pangu_sigma.generate.graph.kv_cache import CachedAttention, Lanes
-from pangu_sigma.generate.graph.weights_at_rest import AtRest, KeptExperts, keep
+from pangu_sigma.generate.graph.weights_at_rest import KeptExperts, keep
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.pangu_sigma import PanGuSigma
@@ -43,7 +44,12 @@ class CachedGraph(nn.Cell):
     """
 
     def __init__(
-        self, config: Config, tokenizer: Tokenizer, table: RoutingTable, weights: Weights, at_rest: AtRest = "float32"
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        table: RoutingTable,
+        weights: Weights,
+        at_rest: StoredPrecision = "float32",
     ):
         """at_rest: stored precision of matrices. The KV cache has one lane; `GraphDecoder` adds more when it loads the graph."""
         super().__init__()
@@ -82,7 +88,7 @@ class CachedGraph(nn.Cell):
         return self.words.likely(F.cast(F.squeeze(logits_W1R, 1), ms.float32), slots_W, faults_W)
 
 
-def cached_graph(model: StoredModel, at_rest: AtRest = "float32") -> CachedGraph:
+def cached_graph(model: StoredModel, at_rest: StoredPrecision = "float32") -> CachedGraph:
     """Build the inference graph of a stored model, with its weights, on the current device. at_rest: dtype of stored matrices."""
     return CachedGraph(model.config, model.tokenizer, model.table, model, at_rest)
 

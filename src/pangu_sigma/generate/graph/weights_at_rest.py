@@ -12,20 +12,16 @@ Shape suffixes: T tokens, H hidden, K experts stored, F ffn, A blocks of the rou
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common import dtype as mstype
 from mindspore.ops import functional as F
 
+from ascend_ops.few_rows import StoredPrecision
 from pangu_sigma.config import Config
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, DenseFFN, Embedding, Linear, PanGuSigma, tensor_spans
 from pangu_sigma.stored.export import SCALE_ENDING
-
-AtRest = Literal["float32", "float16", "int8"]
-"""Stored precision of the matrices of an exported graph."""
 
 _MATRICES = ("weight", "w1", "w2", "embedding")
 _MOST = 127
@@ -38,7 +34,7 @@ def rows_in_int8(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(values / scale[..., None]).astype(np.int8), scale
 
 
-def keep(network: PanGuSigma, weights: Weights, at_rest: AtRest) -> None:
+def keep(network: PanGuSigma, weights: Weights, at_rest: StoredPrecision) -> None:
     """Replace the dense weights of a network by `weights` in the precision `at_rest`, in which the exported graph stores them. The
     network must not have run before."""
     scales: dict[str, Parameter] = {}
@@ -67,7 +63,7 @@ class KeptExperts(nn.Cell):
     construct(active_NA) -> FFN_TENSORS of each segment, without b2 if it is not the first of its RRE layer: float32 [A, F, H],
     [A, 1, F], [A, F, H], [A, 1, H]. active: expert of each of the A blocks, as `block_plan` gives it."""
 
-    def __init__(self, config: Config, weights: Weights, at_rest: AtRest):
+    def __init__(self, config: Config, weights: Weights, at_rest: StoredPrecision):
         super().__init__()
         tensors: list[Parameter] = []
         scales: list[Parameter] = []
@@ -136,7 +132,7 @@ class _ScaledEmbedding(Embedding):
         return self.add(words_TH, self.lookup_positions(positions_SH, positions_T, 0))
 
 
-def _kept(name: str, values: np.ndarray, at_rest: AtRest) -> list[Parameter]:
+def _kept(name: str, values: np.ndarray, at_rest: StoredPrecision) -> list[Parameter]:
     """Make the parameter of these values in the stored precision, and for int8 the parameter of its scales."""
     arrays = rows_in_int8(values) if at_rest == "int8" else (values.astype(at_rest),)
     names = (name, f"{name}{SCALE_ENDING}")
