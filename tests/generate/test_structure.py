@@ -69,7 +69,9 @@ def test_200_answers_fit_10_schemas(engine, structures, domains):
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("pattern", [r"\d{3}-\d{4}", r"[一-龥]{2,5}。|a/b\n", r"^(猫|dog)\.$", r"[a-z]+@[a-z]{1,3}\.com"])
+@pytest.mark.parametrize(
+    "pattern", [r"\d{3}-\d{4}", r"[一-龥]{2,5}。|a/b\n", r"^(猫|dog)\.$", r"[a-z]+@[a-z]{1,3}\.com"]
+)
 def test_a_regular_expression_matches_the_whole_answer(engine, structures, domains, pattern, temperature):
     asked = [
         request(structures, domains.named(name), "regex", pattern, temperature, i)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
-from pangu_sigma.generate.structure import Structure
 from pangu_sigma.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pangu_sigma.generate.structure import Structure  # its library is for those who ask for one
 
 MOST_BIAS = 100.0
 """Maximum absolute value of a `logit_bias`, as in OpenAI's interface."""
