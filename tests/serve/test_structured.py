@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 
 import jsonschema_rs
@@ -12,14 +14,32 @@ from helpers.served import client_of, server_of, toy_decoder
 from helpers.structures import SCHEMAS
 
 MESSAGES = [{"role": "user", "content": "hi"}]
+NPM_CLIENT = """
+import fs from "node:fs"; import OpenAI from "openai"; import Ajv from "ajv"; import addFormats from "ajv-formats";
+const schemas = JSON.parse(fs.readFileSync("schemas.json"));
+const client = new OpenAI({ baseURL: process.argv[2] + "/v1", apiKey: "none", maxRetries: 0 });
+let valid = 0;
+for (const [name, schema] of Object.entries(schemas)) {
+  const ajv = new Ajv({ strict: false }); addFormats(ajv); const fits = ajv.compile(schema);
+  for (const model of ["sigma-zh", "sigma-en"]) for (const temperature of [0, 1.2]) for (let seed = 0; seed < 5; seed++) {
+    const answer = await client.chat.completions.create({ model, temperature, seed, messages: [{ role: "user", content: "hi" }],
+      response_format: { type: "json_schema", json_schema: { name: "answer", schema, strict: true } } });
+    valid += fits(JSON.parse(answer.choices[0].message.content));
+  }
+}
+console.log(valid);
+"""
 
 
 @pytest.fixture(scope="module")
-def official(tiny_data) -> Iterator[openai.OpenAI]:
-    with (
-        server_of(toy_decoder(tiny_data, lanes=8, seq_length=256)) as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
-    ):
+def url(tiny_data) -> Iterator[str]:
+    with server_of(toy_decoder(tiny_data, lanes=8, seq_length=256)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def official(url) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -104,3 +124,14 @@ def test_many_answers_of_one_request_have_its_structure(tiny_data):
         body = {"model": "sigma-en", "prompt": ["a", "b"], "n": 8, "structured_outputs": {"regex": "[ab]{4}"}}
         choices = client.post("/v1/completions", json=body).json()["choices"]
     assert len(choices) == 16 and all(len(c["text"]) == 4 and set(c["text"]) <= {"a", "b"} for c in choices)
+
+
+@pytest.mark.slow
+def test_200_answers_to_the_npm_client_fit(url, tmp_path):
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    (tmp_path / "schemas.json").write_text(json.dumps(SCHEMAS))
+    (tmp_path / "client.mjs").write_text(NPM_CLIENT)
+    subprocess.run(["npm", "install", "--silent", "openai", "ajv", "ajv-formats"], cwd=tmp_path, check=True)
+    done = subprocess.run(["node", "client.mjs", url], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout == "200\n"
