@@ -35,9 +35,9 @@ def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
         )
     model = open_model(path, "run", "export", "hf")
     batches = held_out_batches(model)
-    from pangu_sigma.evaluate.held_out.decoded import measure_export
+    from pangu_sigma.evaluate.held_out.decoded import measure_decoded
 
-    measure_kind = measure_export if model.kind == "export" else measure
+    measure_kind = measure if model.kind == "run" else measure_decoded
     losses = measure_kind(model, batches, samples_read(model, batches, all))
     return {name: figures_with_perplexity(loss) for name, loss in losses.items()}
 
