@@ -21,7 +21,7 @@ from pangu_sigma.train.log.losses import HeldOutLoss
 
 
 class DecodedForward:
-    """Forward pass by which an `Evaluator` measures a model that is not trained on: its decoder reads one held-out sequence at a time."""
+    """Forward pass by which an `Evaluator` measures such a model: its decoder reads one held-out sequence at a time."""
 
     training = False
 
