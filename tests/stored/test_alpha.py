@@ -73,7 +73,7 @@ def test_files_of_every_layout_answer_are_served_and_measured(layout, values, ta
     ids = engine.decoder.tokenizer.prompt("今天天气不错", domain)
     exact = ExactModel(model.config.model, model, model.sizes.activation)
     wanted_TR = exact.logits(np.array(ids), np.empty((0, len(ids)), np.int32), np.arange(WORDS))
-    np.testing.assert_allclose(engine.logits(domain, ids), wanted_TR[-1], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(engine.logits(domain, ids)[-1], wanted_TR[-1], rtol=1e-3, atol=1e-3)
     (answer,) = generate(engine, [("zh", "今天天气不错")], 5)
     assert answer.ids[: len(ids)] == ids and len(answer.ids) == len(ids) + 5
     with client_of(open_decoder(path, 2)) as client:
@@ -99,8 +99,11 @@ def test_half_precision_answers_as_float32(values, tmp_path):
 def test_the_commands_take_them(values, tmp_path, capsys):
     path = huggingface(tmp_path / "alpha", values)
     assert main(["generate", str(path), "--domain", "zh", "--prompt", "今天", "--max-new-tokens", "2"]) == 0
+    (tmp_path / "any.jsonl").write_text(json.dumps({"text": "今天天气不错，我们去公园。"}) + "\n")
+    assert main(["evaluate", str(path), "--input", str(tmp_path / "any.jsonl"), "--domain", "zh"]) == 0
+    assert "nats per token" in capsys.readouterr().out
     assert main(["evaluate", str(path)]) != 0
-    assert f"pangu-sigma benchmark {path} NAME" in capsys.readouterr().err
+    assert f"pangu-sigma evaluate {path} --input FILE" in capsys.readouterr().err
 
 
 def test_an_activation_that_nothing_states_is_told(values, tmp_path, caplog):
@@ -113,7 +116,7 @@ def test_what_is_refused_names_the_command(values, forms_of_no_use, tmp_path, mo
     for path, reason in forms_of_no_use.items():
         with pytest.raises(ConfigError, match=reason):
             open_engine(path)
-    with pytest.raises(ConfigError, match=r"pangu-sigma benchmark .* NAME …` measures it"):
+    with pytest.raises(ConfigError, match=r"pangu-sigma evaluate .* --input FILE --domain zh` measures it"):
         evaluate_run(huggingface(tmp_path / "alpha", values))
     path = foreign.write_release(tmp_path / "heads", values, 1, 1)
     monkeypatch.delitem(PUBLISHED_HEADS, foreign.HIDDEN)

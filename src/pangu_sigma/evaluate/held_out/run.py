@@ -31,7 +31,8 @@ def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
     """
     if kind_of(path) == "alpha" and is_dense_model(path):
         raise ConfigError(
-            f"{path} is {KIND_NAMES['alpha']}, without held-out text; `pangu-sigma benchmark {path} NAME …` measures it on tasks"
+            f"{path} is {KIND_NAMES['alpha']}, without held-out text; `pangu-sigma evaluate {path} --input FILE --domain zh` "
+            "measures it on any other text, `pangu-sigma benchmark` on tasks"
         )
     model = open_model(path, "run", "export", "hf")
     batches = held_out_batches(model)
