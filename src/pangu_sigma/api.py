@@ -260,7 +260,7 @@ def benchmark(
 ) -> Result:
     """Run benchmarks on a model and return the metrics by benchmark: {metric: value, …, "n": …, "skipped": …, "truncated": …}.
 
-    model: a run, which keeps the metrics for its report, or an exported model. names: benchmarks of evaluate/README.md, or any of
+    model: a run, which keeps the metrics for its report, or another model. names: benchmarks of evaluate/README.md, or any of
     lm-evaluation-harness. files: folder with the published files of each benchmark in files/NAME/. domain: domain that answers; by
     default zh, or the first one of code, bilingual or plain text for programs, translations, dialogue. limit: number of first items
     to run. num_fewshot: number of examples before each item, by default the benchmark's.

@@ -19,10 +19,9 @@ from pangu_sigma.cli import main
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused, tensor_shapes
-from pangu_sigma.inherit import parent as parent_module
 from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.sealed import DamagedFile
-from pangu_sigma.stored import open as module
+from pangu_sigma.stored import alpha as module
 from pangu_sigma.stored.open import open_model
 
 STEP = "step_00000000"
@@ -156,7 +155,7 @@ def test_inspect_of_a_bfloat16_file_says_bfloat16_and_its_bytes(tmp_path):
 
 
 def test_inspect_of_an_untied_head_does_not_promise_that_inherit_takes_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(parent_module, "ALPHA_SIZE", WORDS)
+    monkeypatch.setattr(module, "ALPHA_SIZE", WORDS)
     values = parent()
     for name, head in (("tied", values["embedding"]), ("untied", values["embedding"] + 1)):
         write_huggingface(tmp_path / name, {**in_huggingface(values), "lm_head.weight": head}, "safetensors")

@@ -103,8 +103,8 @@ def test_the_configuration_says_how_messages_are_written(tiny_data):
         ({"top_logprobs": 1}, "top_logprobs is only allowed with logprobs=true"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "mean the same and differ"),
         ({"max_tokens": LENGTH + 1}, f"max_tokens is {LENGTH + 1}"),
-        ({"tools": [{}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{}]}, "tools: these models call no tools; response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
         ({"stream_options": {"include_usage": True}}, "only allowed with stream=true"),
     ],
 )

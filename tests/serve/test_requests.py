@@ -43,6 +43,37 @@ WRONG: dict[str, list[Any]] = {
     "stream_options": [True, "a", {"include_usage": True}, {"a": 1}],
     "user": [*NOT_TEXTS, "x" * 1000],
     "logit_bias": [1, [1], {"a": 1}, {"1": "a"}, {"1": 101}, {"-1": 1}, {"999999": 1}, {"1": float("nan")}],
+    "response_format": [
+        *[
+            "text",
+            {},
+            {"type": "json"},
+            {"type": "json_schema"},
+            {"type": "text", "json_schema": {"name": "a", "schema": {}}},
+        ],
+        *[
+            {"type": "json_schema", "json_schema": given}
+            for given in ({}, {"name": "a"}, {"name": "a", "schema": "{}"})
+        ],
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "list"}}},
+    ],
+    "structured_outputs": [
+        *[
+            "a",
+            [],
+            {},
+            {"grammar": "start: a"},
+            {"regex": "a", "choice": ["a"]},
+            {"regex": ""},
+            {"regex": "(a"},
+            {"regex": ["a"]},
+        ],
+        *[{"choice": given} for given in ("a", [], [""], [1], ["a", None])],
+        *[
+            {"json": given}
+            for given in ("{}", [], {"type": "array", "uniqueItems": True}, {"$ref": "file:///etc/passwd"})
+        ],
+    ],
     "unknown": [1],
     "tool_choice": ["auto"],
 }
@@ -94,7 +125,6 @@ OF_PATH: dict[str, dict[str, list[Any]]] = {
         "top_logprobs": [*NOT_WHOLE, 1],
         "max_completion_tokens": [3, *NOT_WHOLE],
         "tools": [[{"type": "function"}], "a"],
-        "response_format": [{"type": "json_object"}, "text", {}],
         "functions": [[]],
         "prompt": ["x"],
     },

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import re
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,16 +27,6 @@ CHINESE = [
     "小说里的人物：“你好……”他说。α≤β，①②③，㎏，東京都，龘",
     "<eot> 不是 <pad>，\t制表符",
 ]
-
-
-@pytest.fixture(scope="module")
-def pangu_alpha():
-    """pcl_pangu's own tokenizer, loaded from its file: importing the package pulls in a training framework."""
-    folder = Path(importlib.util.find_spec("pcl_pangu").submodule_search_locations[0]) / "tokenizer"
-    spec = importlib.util.spec_from_file_location("tokenization_jieba", folder / "tokenization_jieba.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.JIEBATokenizer(str(folder / "bpe_4w_pcl/vocab"))
 
 
 @pytest.mark.parametrize("text", CHINESE)

@@ -23,7 +23,9 @@ def add_commands(commands: Any) -> None:
         "runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all-samples",
         "runs/sigma_tiny --input mine.jsonl --domain en",
     )
-    with_model(command, "run folder or exported model; several runs with --against", nargs="+")
+    with_model(
+        command, "run folder, exported model or Hugging Face style folder; several runs with --against", nargs="+"
+    )
     command.add_argument("--against", help="as many other runs, to compare in pairs", **_AGAINST)
     flag(command, "--all-samples", "read all held-out samples, not only those that training evaluates")
     other = "text to measure in place of the held-out one, a file or a folder; may be repeated"

@@ -63,7 +63,9 @@ def flag(command: argparse.ArgumentParser, name: str, help: str) -> None:
 
 
 def with_model(
-    command: argparse.ArgumentParser, help: str = "run folder or exported model", nargs: str | None = None
+    command: argparse.ArgumentParser,
+    help: str = "run, export, Hugging Face style folder, or files of PanGu-α",
+    nargs: str | None = None,
 ) -> None:
     """Add the argument MODEL to a command."""
     command.add_argument("model", type=Path, nargs=nargs, metavar="MODEL", help=help)

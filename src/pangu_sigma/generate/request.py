@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
 from pangu_sigma.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pangu_sigma.generate.structure import Structure  # its library is for those who ask for one
 
 MOST_BIAS = 100.0
 """Maximum absolute value of a `logit_bias`, as in OpenAI's interface."""
@@ -26,6 +29,7 @@ class Request:
     prompt_logprobs: the same for the tokens of the prompt. scored_from: number of the first of them that is scored; 1 or more,
     because nothing precedes the first token.
     ignore_eot: True to go on after <eot>, with a new document. logit_bias: (token id, value added to its logit) before penalties.
+    structure: structure that the answer has, compiled for this domain; None for any text.
     """
 
     domain: Domain
@@ -40,6 +44,7 @@ class Request:
     ignore_eot: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
     scored_from: int = 1
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,9 @@ class Answer:
     before number `scored_from`: by default with the first.
     tokens: new tokens; the last one of a finished answer may be the <eot> or the stop id that ended it, whose own text is not in
     the answer. text: the answer so far, without an incomplete character or stop string at its end.
-    finish: None while it grows; "stop" after <eot>, a stop string or a stop id, "length" after max_new_tokens or at
-    model.seq_length, "cancelled". ended_by_id: True if <eot> or a stop id ended it. cancelled: True after `Engine.cancel`.
+    finish: None while it grows; "stop" after <eot>, a stop string or a stop id, or once its structure is whole; "length" after
+    max_new_tokens or at model.seq_length, or if its structure cannot be followed further; "cancelled". ended_by_id: True if <eot>
+    or a stop id ended it. cancelled: True after `Engine.cancel`.
     """
 
     request: Request

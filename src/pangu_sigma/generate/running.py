@@ -39,6 +39,7 @@ class RunningText:
         self._rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
         self._most = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
         self._text, self._rng = IncrementalText(self.request.stop), np.random.default_rng(self.request.seed)
+        self._structured = self.request.structure and self.request.structure.begin()
         scores = self.request.prompt_logprobs is not None and self.request.scored_from < self._prompt
         self.to_read = self._prompt if self._most else self._prompt - 1 if scores else 0
 
@@ -127,9 +128,12 @@ class RunningText:
     def _write(self, logits_R: np.ndarray) -> None:
         """Sample and append the next token."""
         request, slot = self.request, self.request.domain.slot
-        row = request.sampling.choose(
-            self._biased(logits_R), self._rows[: self._prompt], self._rows[self._prompt :], self._rng
-        )
+        may_R = self._biased(logits_R)
+        if self._structured:
+            may_R = self._structured.allowed(may_R)
+        row = request.sampling.choose(may_R, self._rows[: self._prompt], self._rows[self._prompt :], self._rng)
+        if self._structured:
+            self._structured.take(row)
         token = int(self._tokenizer.slot_rows[slot, row])
         self._ids.append(token)
         self._rows.append(row)
@@ -145,11 +149,13 @@ class RunningText:
         """Return the characters that are certain with the newest token, and set `finish` if it is the last one."""
         request = self.request
         if token in request.stop_ids or (token == self._tokenizer.eot and not request.ignore_eot):
-            self.finish, self.answer.ended_by_id = "stop", True
+            broken = self._structured and self._structured.failed
+            self.finish, self.answer.ended_by_id = "length" if broken else "stop", True
             return self._text.end()
         text = self._text.add(self._tokenizer.vocabulary.surfaces[token])
-        if not self._text.stopped and len(self._ids) == self._prompt + self._most:
-            self.finish = "length"
+        whole = self._structured and self._structured.is_whole
+        if not self._text.stopped and (whole or len(self._ids) == self._prompt + self._most):
+            self.finish = "stop" if whole else "length"
             text += self._text.end()  # an incomplete character at the end may complete a stop string
         if self._text.stopped:
             self.finish = "stop"

@@ -16,7 +16,7 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 from pangu_sigma.stored.export import StoredExport
-from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.open import ANSWERING, open_model
 from pangu_sigma.text.tokenizer import Tokenizer
 
 Prompt = tuple[str, str]
@@ -44,12 +44,13 @@ def open_engine(path: Path, lanes: int = 8, weights: Precision | None = None) ->
 
 
 def open_decoder(path: Path, lanes: int = 4, weights: Precision | None = None) -> Decoder:
-    """Open a CPU decoder for a run folder (its newest intact checkpoint), an exported model or a Hugging Face style folder.
+    """Open a CPU decoder for a run folder (its newest intact checkpoint), an exported model, a Hugging Face style folder, or a
+    dense PanGu-α in the files of others, which has one domain, zh.
 
     lanes: number of texts that it can read at a time. weights: precision of the matrices in memory; None: the precision in which
     an export stores them, else float32. Errors: see `open_model`.
     """
-    model = open_model(path, "run", "export", "hf")
+    model = open_model(path, *ANSWERING)
     precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")
     return CpuDecoder(model.config, model.tokenizer, model.table, model, lanes, precision)
 

@@ -17,8 +17,9 @@ from pangu_sigma.domains import Domain, domains_of, matching_slot
 from pangu_sigma.errors import argument
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.sections import Activation
+from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import Kind, StoredModel
-from pangu_sigma.stored.open import StoredAlpha, open_model
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import ALPHA_SIZE, Vocabulary, parent_ids
 
@@ -121,13 +122,7 @@ def parent_refusal(model: StoredModel) -> str | None:
     if model.kind in _NO_PARENTS:
         return _NO_PARENTS[model.kind]
     if isinstance(model, StoredAlpha):
-        rows = model.sizes.vocabulary
-        if rows == ALPHA_SIZE:
-            return None
-        return (
-            f"its word table has {rows} rows, PanGu-α's vocabulary has {ALPHA_SIZE}; only models with that vocabulary can be "
-            "inherited from files, because nothing else says what their ids mean"
-        )
+        return model.foreign_words
     layers = model.config.model.rre_layers
     if not layers:
         return None

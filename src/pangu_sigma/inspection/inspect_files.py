@@ -20,8 +20,9 @@ from typing import Any
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER
 from pangu_sigma.config import Config
 from pangu_sigma.inherit.parent import parent_refusal
+from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import Kind, Listed
-from pangu_sigma.stored.open import StoredAlpha, open_model
+from pangu_sigma.stored.open import open_model
 
 
 @dataclass

@@ -40,7 +40,9 @@ async def answer_chat(served: Served, request: Request, body: ChatRequest) -> Re
     ]
     ids, warnings = await served.prompts.in_thread(served.prompts.chat_prompt, messages, domain, template, wanted)
     alternatives = (body.top_logprobs or 0) if body.logprobs else None
-    extra = {"logprobs": alternatives, "stop": template.stop}
+    structure = await served.structure(body, domain)
+    stop = template.stop if structure is None else ()  # what is whole ends by itself
+    extra = {"logprobs": alternatives, "stop": stop, "structure": structure}
     answers = served.ask(served.requests(body, domain, [ids], served.room([ids], wanted, served.length), extra))
     chat = _Chat(served, body, answers, served.without_effect(body) + warnings)
     if body.stream:
@@ -53,7 +55,8 @@ async def answer_chat(served: Served, request: Request, body: ChatRequest) -> Re
 
 
 class _Chat:
-    """Response to one chat request. Blanks at the start of an answer belong to the template and are removed."""
+    """Response to one chat request. Blanks at the start of an answer belong to the template and are removed, but for those of an
+    answer's structure."""
 
     def __init__(self, served: Served, body: ChatRequest, answers: Answers, warnings: list[str]):
         self._served, self._body, self._answers = served, body, answers
@@ -66,7 +69,7 @@ class _Chat:
         choices = [
             ChatChoice(
                 index=news.index,
-                message=AssistantMessage(role="assistant", content=news.text.lstrip(), refusal=None),
+                message=AssistantMessage(role="assistant", content=self._without_blanks(news.text), refusal=None),
                 logprobs=chat_logprobs(self._served.texts, news.tokens) if self._body.logprobs else None,
                 finish_reason=cast(FinishReason, news.finish),
             )
@@ -95,11 +98,14 @@ class _Chat:
     def _usage(self) -> Usage:
         return self._served.usage(self._answers.answers, self._body.n or 1)
 
+    def _without_blanks(self, text: str) -> str:
+        return text if self._body.structure else text.lstrip()
+
     def _choices(self, news: AnswerDelta) -> list[ChatChunkChoice]:
         logprobs: ChatLogprobs | None = None
         if self._body.logprobs and news.tokens:
             logprobs = chat_logprobs(self._served.texts, news.tokens)
-        text = news.text if self._begun[news.index] else news.text.lstrip()
+        text = news.text if self._begun[news.index] else self._without_blanks(news.text)
         self._begun[news.index] |= bool(text)
         choices = []
         if text or logprobs:

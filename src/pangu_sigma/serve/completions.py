@@ -27,7 +27,12 @@ async def complete(served: Served, request: Request, body: CompletionRequest) ->
     served.check("logprobs", alternatives or 0, "logprobs")
     prompts, warnings = await _prompts(served, body, domain)
     room = served.room(prompts, body.max_tokens, DEFAULT_MAX_TOKENS)
-    extra = {"logprobs": alternatives, "prompt_logprobs": alternatives if body.echo else None}
+    structure = await served.structure(body, domain)
+    extra = {
+        "logprobs": alternatives,
+        "prompt_logprobs": alternatives if body.echo else None,
+        "structure": structure,
+    }
     answers = served.ask(served.requests(body, domain, prompts, room, extra))
     completion = _Completion(served, body, answers, alternatives is not None, warnings)
     if body.stream:

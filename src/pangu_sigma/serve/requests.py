@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pangu_sigma.generate.structure import StructureKind
 
 
 class RequestBody(BaseModel):
@@ -52,6 +54,44 @@ StopStrings = Annotated[
 ]
 
 
+class JsonSchema(RequestBody):
+    """JSON schema in `response_format`. It is always kept to, whatever `strict` says."""
+
+    name: Annotated[str, Field(max_length=64)]
+    json_schema: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(RequestBody):
+    """Format of an answer, as in OpenAI's interface."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = Field(None, description='With "type": "json_schema".')
+
+    @model_validator(mode="after")
+    def _schema_of_its_type(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError('json_schema goes with type="json_schema", and is needed there; give both, or neither')
+        return self
+
+
+class StructuredOutputs(RequestBody):
+    """Structure of an answer, as in vLLM: exactly one of these."""
+
+    json_schema: dict[str, Any] | None = Field(None, alias="json", description="A JSON schema.")
+    regex: Annotated[str, Field(min_length=1)] | None = Field(None, description="The whole answer matches it.")
+    choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = Field(
+        None, description="The answer is one of these."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> StructuredOutputs:
+        if [self.json_schema, self.regex, self.choice].count(None) != 2:
+            raise ValueError("must have exactly one of json, regex and choice")
+        return self
+
+
 class StreamOptions(RequestBody):
     """Options of a streamed response."""
 
@@ -92,12 +132,33 @@ class GenerationRequest(WithoutEffect):
     logit_bias: dict[BiasedToken, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         None, max_length=1024, description="Added to the logits of token ids."
     )
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def _combinations(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed with stream=true")
+        if self.structured_outputs is not None and self.response_format is not None:
+            raise ValueError(
+                "response_format and structured_outputs both say what the answer is like; give one of them"
+            )
+        if self.structure is not None and self.ignore_eos:
+            raise ValueError(
+                f"{self.structure[0]} ends the answer where it is whole; ignore_eos=true goes on; leave one out"
+            )
         return self
+
+    @property
+    def structure(self) -> tuple[str, StructureKind, Any] | None:
+        """Parameter that says what the answer is like, kind of its structure, and schema, expression or texts; None: any text."""
+        if self.structured_outputs is not None:
+            ((kind, what),) = self.structured_outputs.model_dump(by_alias=True, exclude_none=True).items()
+            return f"structured_outputs.{kind}", cast(StructureKind, kind), what
+        if self.response_format is None or self.response_format.type == "text":
+            return None
+        asked = self.response_format.json_schema
+        return "response_format", "json", {"type": "object"} if asked is None else asked.json_schema
 
 
 class CompletionRequest(GenerationRequest):
@@ -151,10 +212,12 @@ class Message(RequestBody):
         return self.content if isinstance(self.content, str) else "".join(each.text for each in self.content)
 
 
-class ResponseFormat(RequestBody):
-    """Format of an answer; only text is supported."""
-
-    type: Literal["text"]
+def _no_tools(value: Any) -> Any:
+    if value:
+        raise ValueError(
+            "these models call no tools; response_format with a json_schema makes the answer their arguments"
+        )
+    return value
 
 
 class ChatRequest(GenerationRequest):
@@ -165,8 +228,9 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, description="Number of alternatives to a token; with logprobs=true.")
-    response_format: ResponseFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not supported.")
+    tools: Annotated[list[Any], BeforeValidator(_no_tools), Field(max_length=0)] | None = Field(
+        None, description="Not supported."
+    )
 
     @model_validator(mode="after")
     def _own_combinations(self) -> ChatRequest:

@@ -19,6 +19,7 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer
 from pangu_sigma.generate.request import Request as TextRequest
 from pangu_sigma.generate.sampling import Sampling
+from pangu_sigma.generate.structure import Structure, Structures
 from pangu_sigma.serve.answers import Answers
 from pangu_sigma.serve.engine_thread import EngineThread
 from pangu_sigma.serve.limits import Limits
@@ -54,6 +55,7 @@ class Served:
         self.thread = EngineThread(self.engine)
         self.metrics = Metrics(self.engine, {domain.name: name for name, domain in self.domains.items()})
         self.prompts = PromptTokenizer(self.tokenizer, self.config)
+        self.structures = Structures(self.tokenizer)
         self.texts = TokenTexts(self.tokenizer.vocabulary)
         self.started = int(time.time())
         self.stopping = self.broken_off = False
@@ -133,6 +135,16 @@ class Served:
             new.append(min(usual, room) if wanted is None else wanted)
         return new
 
+    async def structure(self, body: GenerationRequest, domain: Domain) -> Structure | None:
+        """Return the structure that a request wants of its answers. Raises ApiError for one that cannot be followed."""
+        if body.structure is None:
+            return None
+        parameter, kind, what = body.structure
+        try:
+            return await self.prompts.in_thread(self.structures.compile, kind, what, domain)
+        except ConfigError as error:
+            raise ApiError(400, f"{parameter}: {error}", parameter, "invalid_value") from error
+
     def requests(
         self,
         body: GenerationRequest,
@@ -142,7 +154,7 @@ class Served:
         extra: dict[str, Any],
     ) -> list[TextRequest]:
         """Make the engine's requests, body.n for each prompt. new: maximum number of new tokens of each prompt. extra: values of
-        `stop`, `logprobs` and `prompt_logprobs` of `TextRequest`, if the body sets them in its own way."""
+        `stop`, `logprobs`, `prompt_logprobs` and `structure` of `TextRequest`, if the body sets them in its own way."""
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         self.check("n", body.n or 1, "n")
         self.check("stop", len(stop), "stops")
@@ -165,6 +177,7 @@ class Served:
                 prompt_logprobs=extra.get("prompt_logprobs"),
                 ignore_eot=bool(body.ignore_eos),
                 logit_bias=bias,
+                structure=extra.get("structure"),
             )
             for ids, most in zip(prompts, new, strict=True)
             for number in range(body.n or 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -13,17 +12,19 @@ from pangu_sigma.checkpoint.root import has_checkpoints
 from pangu_sigma.checkpoint.safetensors_file import metadata_of
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
 from pangu_sigma.config import ConfigError
-from pangu_sigma.foreign.dense_files import is_dense_model, open_dense_model
-from pangu_sigma.foreign.dense_model import DenseModel
+from pangu_sigma.foreign.dense_files import is_dense_model
 from pangu_sigma.sealed import SEAL, DamagedFile
-from pangu_sigma.sections import Activation
 from pangu_sigma.shipped import shipped_configs
+from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
 from pangu_sigma.stored.hf_config import MODEL_TYPE
 from pangu_sigma.stored.hf_folder import CONFIG_JSON, StoredFolder
-from pangu_sigma.stored.model import Kind, Listed, StoredModel
+from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.run import StoredCheckpoint, StoredRun
 from pangu_sigma.stored.weights_file import HASH, StoredWeights
+
+ANSWERING: tuple[Kind, ...] = ("run", "export", "hf", "alpha")
+"""Kinds of models with everything that answering takes: weights, sizes, a vocabulary, tables."""
 
 KIND_NAMES: dict[Kind, str] = {
     "run": "a run folder",
@@ -39,42 +40,6 @@ _SIGNS: dict[Kind, tuple[str, str]] = {
     "hf": (CONFIG_JSON, "`export --format hf`"),
 }
 """Kind of model → file that its folder must have, and command that writes the folder."""
-
-
-class StoredAlpha(StoredModel):
-    """Dense PanGu-α in the files of another project. Opening reads everything except the values of the tensors."""
-
-    kind: Kind = "alpha"
-
-    def __init__(self, path: Path, verified: bool = True):
-        """Raises LayoutError as `open_dense_model`."""
-        super().__init__(path, verified)
-        self.files = open_dense_model(path)
-        self.tensors, self.made_from, self.unused = self.files.tensors, self.files.made_from, self.files.unused
-        self.activation_known = self.files.activation_known
-
-    def assume(self, heads: int | None, activation: Activation | None) -> None:
-        """Take heads and activation that the files do not state; None: not given."""
-        self.files = replace(self.files, heads=self.files.heads or heads)
-        if activation is not None and not self.activation_known:
-            self.files, self.activation_known = replace(self.files, activation=activation), True
-
-    @property
-    def layout(self) -> str:
-        return self.files.layout
-
-    @property
-    def sizes(self) -> DenseModel:
-        return self.files
-
-    def listed(self) -> Listed:
-        """List shard "", name, shape and dtype in the files of each tensor. If `verified`, every value is read first, which raises
-        LayoutError for an entry with another checksum and for a head that is not the word table."""
-        if self._verified:
-            for tensor in self.tensors.values():
-                for _ in tensor.content():
-                    pass
-        return (("", name, tensor.shape, self.files.kinds[name]) for name, tensor in self.tensors.items())
 
 
 _CLASSES: dict[Kind, type[StoredModel]] = {
@@ -101,7 +66,7 @@ def open_model(path: Path, *wanted: Kind, verified: bool = True) -> StoredModel:
     Raises ConfigError for a model of another kind, and LayoutError for files that are no model.
     """
     kind = kind_of(path)
-    if wanted and kind not in wanted:
+    if wanted and not _is_one(path, wanted):
         needs = " or ".join(KIND_NAMES[each] for each in wanted)
         if kind != "alpha":
             of = "that it is in" if kind == "checkpoint" else "that it came from"
@@ -113,15 +78,21 @@ def open_model(path: Path, *wanted: Kind, verified: bool = True) -> StoredModel:
     return _CLASSES[kind](path, verified)
 
 
+def _is_one(path: Path, wanted: Sequence[Kind]) -> bool:
+    """Return True if a path is a model of one of the kinds `wanted`; what is of no kind at all is no PanGu-α."""
+    kind = kind_of(path)
+    return kind in wanted and (kind != "alpha" or is_dense_model(path))
+
+
 def _why_not(path: Path, wanted: Sequence[Kind]) -> str:
     """Return why a path is no model of the kinds `wanted`, and the fix."""
     if path.suffix in (".yaml", ".yml") or (not path.exists() and str(path) in shipped_configs()):
         return f"it is a configuration; `pangu-sigma train {path}` makes a run of it"
     if not path.exists():
         return "it is not there; check the path"
-    if path.is_file() and kind_of(path.parent) in wanted:
+    if path.is_file() and _is_one(path.parent, wanted):
         return f"it is a file of one; name its folder, {path.parent}"
-    files, makers = zip(*(_SIGNS[each] for each in wanted), strict=True)
+    files, makers = zip(*(_SIGNS[each] for each in wanted if each in _SIGNS), strict=True)
     return f"it has no {' and no '.join(files)}; pass a folder that {' or '.join(makers)} wrote"
 
 

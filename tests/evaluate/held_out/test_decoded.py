@@ -1,10 +1,11 @@
-"""The held-out loss of an export is that of its run."""
+"""The held-out loss of an export, and of a folder, is that of its run."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.data.held_out import HeldOut
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate.held_out.decoded import DecodedForward
@@ -30,3 +31,10 @@ def test_where_every_row_has_a_token_it_is_the_loss_of_the_run(tiny_run, tiny_gr
         full = (run.tokenizer.slot_rows[domain.slot] >= 0).all()
         assert nats / tokens == pytest.approx(of_run, rel=1e-5) if full else nats / tokens < of_run
         assert np.isfinite(nats)
+
+
+def test_so_it_is_for_a_hugging_face_style_folder(tiny_run, tmp_path):
+    run, found = evaluate_run(tiny_run), evaluate_run(convert_model(tiny_run, tmp_path / "hf", "hf"))
+    assert [each["tokens"] for each in found.values()] == [each["tokens"] for each in run.values()]
+    assert found["zh"]["loss"] == pytest.approx(run["zh"]["loss"], rel=1e-5)
+    assert found["en"]["loss"] < run["en"]["loss"], "rows without a token cannot be drawn"

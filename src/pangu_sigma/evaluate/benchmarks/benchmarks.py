@@ -20,7 +20,7 @@ from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
 from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.text import open_engine
-from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.open import ANSWERING, open_model
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def run_benchmarks(
     """
     others = [name for name in request.tasks if name not in OWN_TASKS]
     _check_options(request)
-    config = open_model(model, "run", "export", verified=False).config
+    config = open_model(model, *ANSWERING, verified=False).config
     for name in request.tasks:
         domains_of(config).named(request.domain_of(name, config))
         if name in OWN_TASKS:
@@ -153,7 +153,7 @@ def _check_options(request: BenchmarkRequest) -> None:
 
 def kept_beside(file: Path, model: Path, request: BenchmarkRequest) -> ResultCache:
     """Open the cache of answers beside a result file; it has answers if a run with the same model and options was interrupted."""
-    stored = open_model(model, "run", "export", verified=False)
+    stored = open_model(model, *ANSWERING, verified=False)
     header = asdict(request) | {"tasks": list(request.tasks), "model": stored.hash}
     return ResultCache(file.with_name(f"{file.name}.partial"), header)
 

@@ -1,6 +1,6 @@
-"""Held-out loss of an exported model, computed with the exported graph.
+"""Held-out loss of an exported model, computed with its graph, and of a Hugging Face style folder, with the CPU's decoder.
 
-The held-out text is at `data.path` of the configuration. In an export, rows without a token have logits of -inf; in a run they have
+The held-out text is at `data.path` of the configuration. Here rows without a token have logits of -inf; in a run they have
 probability, so the two losses differ where a slot has such rows.
 
 Shape suffixes: B sequences, S sequence.
@@ -14,13 +14,14 @@ from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.domains import Domains
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.graph.decoder import GraphDecoder
+from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.train.evaluator import Evaluator
 from pangu_sigma.train.log.losses import HeldOutLoss
 
 
 class DecodedForward:
-    """Forward pass by which an `Evaluator` measures an exported model: its decoder reads one held-out sequence at a time."""
+    """Forward pass by which an `Evaluator` measures such a model: its decoder reads one held-out sequence at a time."""
 
     training = False
 
@@ -46,7 +47,9 @@ class DecodedForward:
         return losses_B
 
 
-def measure_export(export: StoredModel, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
-    """Measure the loss of each domain on at most `most` held-out samples, with the graph of an exported model."""
-    forward = DecodedForward(GraphDecoder.of(export, 1), batches.domains)
+def measure_decoded(model: StoredModel, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
+    """Measure the loss of each domain on at most `most` held-out samples, with the graph of an exported model, or the decoder of
+    the CPU for others."""
+    decoder = GraphDecoder.of(model, 1) if model.kind == "export" else open_decoder(model.path, 1)
+    forward = DecodedForward(decoder, batches.domains)
     return Evaluator(batches, most, forward, forward).losses()

@@ -1,4 +1,4 @@
-"""Held-out loss of a trained run or of an exported model."""
+"""Held-out loss of a trained run, an exported model or a Hugging Face style folder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.device import use_cpu
+from pangu_sigma.foreign.dense_files import is_dense_model
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.open import KIND_NAMES, kind_of, open_model
 from pangu_sigma.train.log.losses import HeldOutLoss, finite_or_none, format_number
 
 DomainFigures = dict[str, dict[str, Any]]
@@ -23,15 +24,21 @@ DomainFigures = dict[str, dict[str, Any]]
 
 
 def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
-    """Measure the held-out losses of a run or an exported model. Returns `HeldOutLoss.figures` and perplexity by domain.
+    """Measure the held-out losses of a run, an exported model or a Hugging Face style folder. Returns `HeldOutLoss.figures` and
+    perplexity by domain.
 
     all: True to read all held-out samples, False for those that training evaluates. Raises ConfigError or DataError.
     """
-    model = open_model(path, "run", "export")
+    if kind_of(path) == "alpha" and is_dense_model(path):
+        raise ConfigError(
+            f"{path} is {KIND_NAMES['alpha']}, without held-out text; `pangu-sigma evaluate {path} --input FILE --domain zh` "
+            "measures it on any other text, `pangu-sigma benchmark` on tasks"
+        )
+    model = open_model(path, "run", "export", "hf")
     batches = held_out_batches(model)
-    from pangu_sigma.evaluate.held_out.decoded import measure_export
+    from pangu_sigma.evaluate.held_out.decoded import measure_decoded
 
-    measure_kind = measure_export if model.kind == "export" else measure
+    measure_kind = measure if model.kind == "run" else measure_decoded
     losses = measure_kind(model, batches, samples_read(model, batches, all))
     return {name: figures_with_perplexity(loss) for name, loss in losses.items()}
 

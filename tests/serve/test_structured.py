@@ -1,0 +1,137 @@
+"""Structured output over HTTP, asked by OpenAI's client: response_format, and vLLM's structured_outputs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import jsonschema_rs
+import openai
+import pytest
+from helpers.served import client_of, server_of, toy_decoder
+from helpers.structures import SCHEMAS
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+NPM_CLIENT = """
+import fs from "node:fs"; import OpenAI from "openai"; import Ajv from "ajv"; import addFormats from "ajv-formats";
+const schemas = JSON.parse(fs.readFileSync("schemas.json"));
+const client = new OpenAI({ baseURL: process.argv[2] + "/v1", apiKey: "none", maxRetries: 0 });
+let valid = 0;
+for (const [name, schema] of Object.entries(schemas)) {
+  const ajv = new Ajv({ strict: false }); addFormats(ajv); const fits = ajv.compile(schema);
+  for (const model of ["sigma-zh", "sigma-en"]) for (const temperature of [0, 1.2]) for (let seed = 0; seed < 5; seed++) {
+    const answer = await client.chat.completions.create({ model, temperature, seed, messages: [{ role: "user", content: "hi" }],
+      response_format: { type: "json_schema", json_schema: { name: "answer", schema, strict: true } } });
+    valid += fits(JSON.parse(answer.choices[0].message.content));
+  }
+}
+console.log(valid);
+"""
+
+
+@pytest.fixture(scope="module")
+def url(tiny_data) -> Iterator[str]:
+    with server_of(toy_decoder(tiny_data, lanes=8, seq_length=256)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def official(url) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def schema_format(name: str) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMAS[name], "strict": True}}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_official_clients_answers_fit_their_schema(official, name):
+    validator = jsonschema_rs.validator_for(SCHEMAS[name], validate_formats=True)
+    for model, temperature in (("sigma-zh", 1.2), ("sigma-en", 1.2), ("sigma-en", 0)):
+        answer = official.chat.completions.create(
+            model=model, messages=MESSAGES, temperature=temperature, seed=1, n=2, response_format=schema_format(name)
+        )
+        for choice in answer.choices:
+            assert choice.finish_reason == "stop"
+            validator.validate(json.loads(choice.message.content))
+
+
+def test_a_stream_is_the_whole_answer(official):
+    asked = {"model": "sigma-zh", "messages": MESSAGES, "seed": 2, "response_format": schema_format("nested")}
+    whole = official.chat.completions.create(**asked).choices[0].message.content
+    parts = official.chat.completions.create(**asked, stream=True)
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole
+
+
+def test_completions_take_both_forms(official):
+    for extra in (
+        {"structured_outputs": {"regex": "[0-9]{3}"}},
+        {"structured_outputs": {"choice": ["123", "456"]}},
+        {"structured_outputs": {"json": {"type": "integer", "minimum": 100, "maximum": 999}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"const": 123}}}},
+    ):
+        answer = official.completions.create(model="sigma-en", prompt="the", seed=1, max_tokens=20, extra_body=extra)
+        assert answer.choices[0].finish_reason == "stop"
+        assert len(answer.choices[0].text) == 3 and answer.choices[0].text.isdigit()
+
+
+def test_any_object_and_what_max_tokens_cuts(official):
+    answer = official.chat.completions.create(
+        model="sigma-en", messages=MESSAGES, max_tokens=5, seed=1, response_format={"type": "json_object"}
+    )
+    (choice,) = answer.choices
+    assert choice.message.content.startswith("{") and choice.finish_reason == "length"
+
+
+def test_blanks_and_the_words_of_the_template_belong_to_the_structure(official):
+    """The chat template's stop string and the blank that it leaves to the model are for free text."""
+    for text in (" yes", "a\nUser: b"):
+        answer = official.chat.completions.create(
+            model="sigma-en", messages=MESSAGES, extra_body={"structured_outputs": {"choice": [text]}}
+        )
+        assert answer.choices[0].message.content == text
+
+
+def test_text_is_no_structure(official):
+    asked = {"model": "sigma-en", "messages": MESSAGES, "seed": 1, "max_tokens": 9}
+    plain, named = (
+        official.chat.completions.create(**asked, **more) for more in ({}, {"response_format": {"type": "text"}})
+    )
+    assert plain.choices == named.choices
+
+
+@pytest.mark.parametrize(
+    ("parameters", "param", "reason"),
+    [
+        ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, None, "give one of them"),
+        ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, None, "ignore_eos=true goes on"),
+        ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs.json", 'Unimplemented keys: ["not"]'),
+        ({"structured_outputs": {"grammar": "start: A"}}, "structured_outputs.grammar", "not known here"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(client, parameters, param, reason):
+    answer = client.post("/v1/completions", json={"model": "sigma-en", "prompt": "x"} | parameters)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert reason in error["message"]
+
+
+def test_many_answers_of_one_request_have_its_structure(tiny_data):
+    with client_of(toy_decoder(tiny_data, lanes=2)) as client:
+        body = {"model": "sigma-en", "prompt": ["a", "b"], "n": 8, "structured_outputs": {"regex": "[ab]{4}"}}
+        choices = client.post("/v1/completions", json=body).json()["choices"]
+    assert len(choices) == 16 and all(len(c["text"]) == 4 and set(c["text"]) <= {"a", "b"} for c in choices)
+
+
+@pytest.mark.slow
+def test_200_answers_to_the_npm_client_fit(url, tmp_path):
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    (tmp_path / "schemas.json").write_text(json.dumps(SCHEMAS))
+    (tmp_path / "client.mjs").write_text(NPM_CLIENT)
+    subprocess.run(["npm", "install", "--silent", "openai", "ajv", "ajv-formats"], cwd=tmp_path, check=True)
+    done = subprocess.run(["node", "client.mjs", url], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout == "200\n"
