@@ -11,8 +11,9 @@ import pytest
 from helpers.toy import VOCABULARY, toy_config
 
 from experiments.compare.hashing import LeakingTable, hash_table
+from pangu_sigma.rre.own_table import own_table
 from pangu_sigma.rre.table import RoutingTable, draw_tables
-from pangu_sigma.sections import RoutingConfig, Segment
+from pangu_sigma.sections import RoutingConfig, RoutingTables, Segment
 
 IDS_DV = np.tile(np.arange(VOCABULARY), (4, 1))
 DOMAINS_DV = np.repeat(np.arange(4), VOCABULARY).reshape(4, -1)
@@ -55,12 +56,20 @@ def test_the_leak_reads_the_next_token():
     assert not changed_before(hash_table(config, VOCABULARY), 9).any()
 
 
-@pytest.mark.parametrize(("table", "segment"), product(("random", "balanced"), ("own", "common")))
+def test_every_kind_of_table_and_segment_is_tested_here():
+    assert set(RoutingConfig.model_fields) == {"table", "seed"}
+    (pattern,) = (each.pattern for each in get_args(RoutingTables)[1].metadata if hasattr(each, "pattern"))
+    assert (pattern, get_args(Segment)) == (r"^(random|balanced|[^\x00]+\.npz)$", ("own", "common"))
+
+
+@pytest.mark.parametrize(("table", "segment"), product(("random", "balanced", "of one's own"), ("own", "common")))
 def test_no_table_of_the_product_reads_a_later_token(table, segment):
-    fields = RoutingConfig.model_fields
-    assert (set(fields), get_args(fields["table"].annotation)) == ({"table", "seed"}, ("random", "balanced"))
-    assert get_args(Segment) == ("own", "common"), "a new kind of table or segment has to be tested here, too"
-    counts_DV = np.arange(4 * VOCABULARY).reshape(4, -1) ** 2
-    routing, common = RoutingConfig(table=table, seed=1), 8 * (segment == "common")
-    drawn = draw_tables(routing, 2, 4, VOCABULARY, 2, counts_DV, ["own", segment], common)
-    assert not changed_before(drawn, 9).any()
+    common = 8 * (segment == "common")
+    if table == "of one's own":
+        config = toy_config(model={"segments": ["own", segment], "common_experts": common})
+        found = own_table(lambda text, token, domain, n: token % 2, config, ["a"] * VOCABULARY)
+    else:
+        counts_DV = np.arange(4 * VOCABULARY).reshape(4, -1) ** 2
+        routing = RoutingConfig(table=table, seed=1)
+        found = draw_tables(routing, 2, 4, VOCABULARY, 2, counts_DV, ["own", segment], common)
+    assert not changed_before(found, 9).any()
