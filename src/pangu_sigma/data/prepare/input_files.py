@@ -9,8 +9,7 @@ from pathlib import Path
 
 from pangu_sigma.data.manifest import Source
 from pangu_sigma.data.prepare.packaged.packages import sha256_of
-from pangu_sigma.data.prepare.stages.executors import Executor
-from pangu_sigma.data.prepare.stages.stage import Stage
+from pangu_sigma.data.prepare.stages.stage import Executor, Stage
 from pangu_sigma.errors import DataError, argument
 
 logger = logging.getLogger(__name__)

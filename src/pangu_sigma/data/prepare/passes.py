@@ -35,8 +35,7 @@ from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.reading import PackagedUnit, Read, read
 from pangu_sigma.data.prepare.segmenting import BlockItem, sample_block, sample_items, segment_block
 from pangu_sigma.data.prepare.selection import Selection, select
-from pangu_sigma.data.prepare.stages.executors import Executor
-from pangu_sigma.data.prepare.stages.stage import UnitResults
+from pangu_sigma.data.prepare.stages.stage import Executor, UnitResults
 from pangu_sigma.data.prepare.writing import SplitItem, SplitStatistics, write_split
 from pangu_sigma.data.prepared import SPLITS
 from pangu_sigma.text.inputs import InputUnit

@@ -43,8 +43,8 @@ from pangu_sigma.data.prepare.passes import Passes, WrittenDomain
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.data.prepare.reading import Read, packaged_units, quarantine_lines
 from pangu_sigma.data.prepare.selection import Kept
-from pangu_sigma.data.prepare.stages.executors import Executor, ShareDone, executor_of
-from pangu_sigma.data.prepare.stages.stage import Stage
+from pangu_sigma.data.prepare.stages.executors import ShareDone, executor_of
+from pangu_sigma.data.prepare.stages.stage import Executor, Stage
 from pangu_sigma.data.prepare.stages.staging import give_back, replace_folder, staged
 from pangu_sigma.data.prepared import (
     FREQUENCIES_NAME,

@@ -18,17 +18,14 @@ from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.prepare.stages.stage import StageError
+from pangu_sigma.data.prepare.stages.stage import Executor, StageError, UnitTask
 from pangu_sigma.errors import argument
 
 logger = logging.getLogger(__name__)
-
-UnitTask = Callable[[int, Any], None]
-"""Function of a pass: takes the number of a unit and the unit."""
 
 WORKER_BYTES = 768 << 20
 """Memory of a worker process: programs, tables and frames of text as objects 200 MiB, and 500 MiB for the windows of a domain's
@@ -47,21 +44,6 @@ _CANCEL_SECONDS = 30
 
 class ShareDone(Exception):
     """The share of this machine of a pass is done, and others may not be: the message says what comes next."""
-
-
-class Executor(Protocol):
-    """Executor. shared: True if other machines work on the same stage, so that nobody may remove it."""
-
-    shared: bool
-
-    def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
-        """Call a task for the units, pairs of number and unit, that have no result. name, total: the pass, and all its units.
-
-        Raises what the task raises.
-        """
-
-    def close(self) -> None:
-        """End what was started."""
 
 
 class LocalProcesses:

@@ -21,13 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.garbage import gc_disabled
-
-if TYPE_CHECKING:
-    from pangu_sigma.data.prepare.stages.executors import Executor
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +32,27 @@ _Value = TypeVar("_Value")
 
 _LENGTH = struct.Struct("<Q")
 
+UnitTask = Callable[[int, Any], None]
+"""Function of a pass: takes the number of a unit and the unit."""
+
 
 class StageError(UserError, RuntimeError):
     """Error of the stage or of its workers; the text is not to blame, so that the stage stays."""
+
+
+class Executor(Protocol):
+    """Executor. shared: True if other machines work on the same stage, so that nobody may remove it."""
+
+    shared: bool
+
+    def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
+        """Call a task for the units, pairs of number and unit, that have no result. name, total: the pass, and all its units.
+
+        Raises what the task raises.
+        """
+
+    def close(self) -> None:
+        """End what was started."""
 
 
 def write_frame(file: BinaryIO, value: Any, level: int = 1) -> int:

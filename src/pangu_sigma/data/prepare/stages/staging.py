@@ -12,8 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.prepare.stages.executors import Executor
-from pangu_sigma.data.prepare.stages.stage import Stage, StageError, of_the_system
+from pangu_sigma.data.prepare.stages.stage import Executor, Stage, StageError, of_the_system
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.lock import folder_lock
 from pangu_sigma.sealed import sync
