@@ -22,9 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pangu_sigma.api import (
-        Config as Config,
-    )
+    from pangu_sigma.api import Config as Config
     from pangu_sigma.api import (
         Model,
         benchmark,
@@ -43,15 +41,9 @@ if TYPE_CHECKING:
         train,
         write_routing,
     )
-    from pangu_sigma.api import (
-        Receipt as Receipt,
-    )
-    from pangu_sigma.api import (
-        Score as Score,
-    )
-    from pangu_sigma.api import (
-        UserError as UserError,
-    )
+    from pangu_sigma.api import Receipt as Receipt
+    from pangu_sigma.api import Score as Score
+    from pangu_sigma.api import UserError as UserError
 
     __version__: str
 

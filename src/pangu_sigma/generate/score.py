@@ -1,9 +1,14 @@
-"""Scores of a text: the log-probabilities of its tokens."""
+"""Scores of a text: the log-probabilities of its tokens.
+
+Shape suffixes: S tokens, R rows of a slot.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from pangu_sigma.domains import Domain
@@ -26,6 +31,14 @@ class Score:
     def total(self) -> float:
         """Sum of the tokens' log-probabilities, in nats."""
         return float(sum(self.logprobs))
+
+
+def token_losses(logits_SR: np.ndarray, rows_S: np.ndarray) -> np.ndarray:
+    """Return the loss in nats of each next token, of row rows_S of its slot, float64 [S]."""
+    logits_SR = logits_SR.astype(np.float64)
+    top_S1 = logits_SR.max(axis=1, keepdims=True)
+    nats_S = np.log(np.exp(logits_SR - top_S1).sum(axis=1)) + top_S1[:, 0]
+    return nats_S - np.take_along_axis(logits_SR, rows_S[:, None], 1)[:, 0]
 
 
 def score(engine: Engine, text: str, domain: Domain) -> Score:

@@ -10,9 +10,6 @@ from pangu_sigma.text.sentencepieces import alpha_model, compact_model
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import ALPHA_SIZE
 
-_UNIGRAM = 1
-"""SentencePiece's number of this type of model."""
-
 
 class AlphaTokenizer(Tokenizer):
     """PanGu-α's tokenizer, for a domain of Chinese: row i of its one slot is piece i. Raises DataError without pcl-pangu.
@@ -22,9 +19,8 @@ class AlphaTokenizer(Tokenizer):
     """
 
     def __init__(self) -> None:
-        pieces = alpha_model()
-        whole = Tokenizer.whole(pieces, compact_model([], _UNIGRAM), 1)
-        super().__init__(pieces, whole._english, whole.slot_rows)
+        pieces, english = alpha_model(), compact_model([])
+        super().__init__(pieces, english, Tokenizer.whole(pieces, english, 1).slot_rows)
         self.slot_rows = np.ascontiguousarray(self.slot_rows[:, :ALPHA_SIZE])
         self.row_of[:, ALPHA_SIZE:] = -1
         self._plain = sentencepiece.SentencePieceProcessor(model_proto=pieces)

@@ -80,7 +80,7 @@ def train_english(texts: Iterable[str], pieces: int) -> bytes:
     lines = _training_lines(texts)
     first = next(lines, None)
     if first is None:
-        return compact_model([], sentencepiece_model.TrainerSpec.UNIGRAM)
+        return compact_model([])
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.chain([first], lines),
@@ -141,7 +141,7 @@ def _normal_pieces(model: Any) -> list[tuple[str, float]]:
     return [(p.piece, p.score) for p in model.pieces if p.type == normal and "\n" not in p.piece]
 
 
-def compact_model(pieces: list[tuple[str, float]], kind: int) -> bytes:
+def compact_model(pieces: list[tuple[str, float]], kind: int = sentencepiece_model.TrainerSpec.UNIGRAM) -> bytes:
     """Make a SentencePiece model, without normalisation, of <unk>, the 256 bytes, a newline and `pieces` (name, score).
 
     A blank is added if `pieces` has none: byte fallback would spell it as ▁. kind: `model_type` of SentencePiece.

@@ -14,6 +14,7 @@ from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.domains import Domains
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.graph.decoder import GraphDecoder
+from pangu_sigma.generate.score import token_losses
 from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.train.evaluator import Evaluator
@@ -39,11 +40,8 @@ class DecodedForward:
         for b, domain in enumerate(domains_B.tolist()):
             if weights_BS[b].any():  # padding of a batch has weight 0
                 self._decoder.begin(0, self._domains[domain])
-                logits_SR = self._decoder.read([Chunk(0, ids_BS[b].tolist(), ids_BS.shape[1])])[0].astype(float)
-                top_S1 = logits_SR.max(axis=1, keepdims=True)
-                nats_S = np.log(np.exp(logits_SR - top_S1).sum(axis=1)) + top_S1[:, 0]
-                nats_S -= np.take_along_axis(logits_SR, labels_BS[b][:, None], 1)[:, 0]
-                losses_B[b] = (nats_S * weights_BS[b]).sum()
+                (logits_SR,) = self._decoder.read([Chunk(0, ids_BS[b].tolist(), ids_BS.shape[1])])
+                losses_B[b] = (token_losses(logits_SR, labels_BS[b]) * weights_BS[b]).sum()
         return losses_B
 
 

@@ -4,7 +4,7 @@ Documents are encoded as for training, and those of a domain are read one after 
 model.seq_length tokens, as held-out text is: the first token of a document has no loss. The last sample may be shorter. Rows
 without a token have no probability, as in an export; training gives them one, so its loss is higher where a slot has such rows.
 
-Shape suffixes: S tokens of a sample, R rows of a slot, U samples.
+Shape suffixes: S tokens of a sample, R rows of a slot, V vocabulary, U samples.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.run import DomainFigures, figures_with_perplexity
-from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.score import token_losses
 from pangu_sigma.text.documents import Document, Rejected
 from pangu_sigma.text.inputs import input_units, read_unit
 from pangu_sigma.text.layout import Layout
@@ -79,20 +79,10 @@ def _loss(engine: Engine, domain: Domain, ids: np.ndarray) -> HeldOutLoss:
     units = []
     for first in Bar(range(0, len(ids) - 1, length), desc=domain.name, unit="sample"):
         sample = ids[first : first + length + 1]
-        with engine.lane_for(domain, sample[:-1].tolist()) as lane:
-            nats_S = _nats(decoder, lane, domain, sample)
+        logits_SR = engine.logits(domain, sample[:-1].tolist(), len(sample) - 1)
+        nats_S = token_losses(logits_SR, decoder.tokenizer.rows(sample[1:], domain))
         counted_S = sample[:-1] != decoder.tokenizer.eot  # nothing before it tells how the next document begins
         units.append((nats_S[counted_S].sum(), counted_S.sum(), bytes_V[sample[1:][counted_S]].sum()))
     nats_U, tokens_U, bytes_U = np.array(units, float).T
     digest = xxhash.xxh3_128_hexdigest(ids.astype("<i4").tobytes())
     return HeldOutLoss(nats_U, tokens_U, bytes_U, np.nan, digest)
-
-
-def _nats(decoder: Decoder, lane: int, domain: Domain, sample: np.ndarray) -> np.ndarray:
-    """Return the loss of each token of a sample after the first, [S]."""
-    (logits_SR,) = decoder.read([Chunk(lane, sample[:-1].tolist(), len(sample) - 1)])
-    logits_SR = logits_SR.astype(np.float64)
-    rows_S = decoder.tokenizer.rows(sample[1:], domain)
-    top_S = logits_SR.max(axis=1)
-    totals_S = np.log(np.exp(logits_SR - top_S[:, None]).sum(axis=1)) + top_S
-    return totals_S - logits_SR[np.arange(len(rows_S)), rows_S]
