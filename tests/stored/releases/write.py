@@ -1,7 +1,8 @@
 """What a release writes, kept for the versions after it: `python -m tests.stored.releases.write`, once for each release.
 
-It makes VERSION.tar.xz in this folder: `prepared`, `run`, `export` (MindIR) and `hf` of three domains with own and common experts, their
-text, and `losses.json`, those of the text. PanGu-α's pieces, which the package pcl-pangu has, and pages for people are left out.
+It makes VERSION.tar.xz in this folder: `prepared`, `run`, `export` (MindIR) and `hf` of three domains with own and common experts,
+their text, and `losses.json`, those of the text. PanGu-α's pieces, which the package pcl-pangu has, and pages for people are
+left out.
 """
 
 from __future__ import annotations
