@@ -326,12 +326,12 @@ def test_common_experts_look_otherwise_than_own_ones(opened, tiny_data):
             .first.locator(".expert")
             .evaluate_all("(marks) => marks.map((mark) => [mark.className, getComputedStyle(mark).outlineStyle])")
         )
-        assert looks == [["expert", "none"], ["expert common", "dashed"]] * 2
+        assert looks == [["expert first", "none"], ["expert common", "dashed"]] * 2
         expect(page.locator("article").first.locator(".load dt")).to_have_text(
             [f"RRE layer {n}, segment {s}" for n in (1, 2) for s in ("1 (own)", "2 (common)")]
         )
         expect(page.locator(".legend").first).to_contain_text(
-            "1 … 2, downward, in each one of each segment (own, common); "
+            "downward, its experts (own, common) in each RRE layer, 1 … 2. All domains share the common ones"
         )
         page.locator(".token").first.hover()
         expect(page.locator(".detail .experts li").nth(3)).to_have_text(
