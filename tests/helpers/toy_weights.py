@@ -14,7 +14,7 @@ class ToyWeights:
 
     def __init__(self, config: Config):
         model = config.model
-        self._hidden, self._ffn = model.hidden, model.ffn
+        self._hidden, self._ffn, self._segments = model.hidden, model.ffn, len(model.segments)
         self._tables = {"embedding": config.slots * model.slot_rows}
         self._positions = model.seq_length
 
@@ -23,17 +23,17 @@ class ToyWeights:
         if kind in ("embedding", "positions", "query_positions"):
             return self._drawn(name, self._tables.get(kind, self._positions), self._hidden)
         if cell == "ffn":
-            return self._of_ffn(name, kind)
+            return self._of_ffn(name, kind, self._ffn)
         if kind == "weight":
             return self._drawn(name, self._hidden, self._hidden)
         return self._drawn(name, self._hidden) + np.float32(kind == "gain")
 
     def expert(self, layer: int, number: int, name: str) -> np.ndarray:
-        return self._of_ffn(f"{layer} {number} {name}", name)
+        return self._of_ffn(f"{layer} {number} {name}", name, self._ffn // self._segments)
 
-    def _of_ffn(self, seed: str, name: str) -> np.ndarray:
-        shapes = {"b1": (self._ffn,), "b2": (self._hidden,)}
-        return self._drawn(seed, *shapes.get(name, (self._ffn, self._hidden)))
+    def _of_ffn(self, seed: str, name: str, units: int) -> np.ndarray:
+        shapes = {"b1": (units,), "b2": (self._hidden,)}
+        return self._drawn(seed, *shapes.get(name, (units, self._hidden)))
 
     def _drawn(self, name: str, *shape: int) -> np.ndarray:
         rng = np.random.default_rng(zlib.crc32(name.encode()))

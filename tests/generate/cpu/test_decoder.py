@@ -14,6 +14,7 @@ from helpers.toy_weights import ToyWeights
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
+from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.cpu import decoder as host_decoder
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
@@ -203,11 +204,12 @@ def test_less_precise_weights_change_logits_a_little(run, decoder, tiny_run, pre
     assert less.resident_bytes < decoder.resident_bytes
 
 
-def test_four_bits_are_those_of_a_rounded_model_however_they_are_read(run):
-    config = tiny_config(Path("unused"), model={"hidden": 64})
-    weights = ToyWeights(config)
-    less = CpuDecoder(config, run.tokenizer, run.table, weights, lanes=2, precision="int4")
-    rounded = CpuDecoder(config, run.tokenizer, run.table, RoundedWeights(weights, "int4"), lanes=1)
+@pytest.mark.parametrize("segments", [{}, {"segments": ["own", "common"], "common_experts": 3}], ids=["one", "two"])
+def test_four_bits_are_those_of_a_rounded_model_however_they_are_read(run, segments):
+    config = tiny_config(Path("unused"), model={"hidden": 64, **segments})
+    weights, table = ToyWeights(config), drawn_tables(config, run.tokenizer)
+    less = CpuDecoder(config, run.tokenizer, table, weights, lanes=2, precision="int4")
+    rounded = CpuDecoder(config, run.tokenizer, table, RoundedWeights(weights, "int4"), lanes=1)
     for domain in domains_of(config):
         ids = ids_of(run, domain, 30)
         whole = read(less, domain, ids)
