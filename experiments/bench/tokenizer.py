@@ -99,7 +99,7 @@ def _our_encoder() -> Encoder:
 
     def encode(texts: list[str]) -> list[list[int]]:
         documents = [runs_of(text, _CHINESE.language) for text in texts]
-        return [tokenizer.encode_runs(runs, _CHINESE) for runs in documents]
+        return [tokenizer.encode_runs(runs, _CHINESE).tolist() for runs in documents]
 
     return encode
 

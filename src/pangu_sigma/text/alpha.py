@@ -6,7 +6,7 @@ import numpy as np
 import sentencepiece
 
 from pangu_sigma.text.segmentation import Run
-from pangu_sigma.text.sentencepieces import alpha_model, compact_model
+from pangu_sigma.text.sentencepieces import alpha_model, compact_model, encode_ids
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import ALPHA_SIZE
 
@@ -25,6 +25,5 @@ class AlphaTokenizer(Tokenizer):
         self.row_of[:, ALPHA_SIZE:] = -1
         self._plain = sentencepiece.SentencePieceProcessor(model_proto=pieces)
 
-    def _encode_run(self, run: Run, model: sentencepiece.SentencePieceProcessor) -> list[int]:
-        ids: list[int] = self._plain.encode(run.text)
-        return ids
+    def _encode_run(self, run: Run, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
+        return encode_ids(run.text, self._plain)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from pangu_sigma.sections import MOST_ROWS
 from pangu_sigma.text.documents import Document, Segments
 from pangu_sigma.text.normalisation import VANISHING_IN_RUN, folded_characters
 from pangu_sigma.text.segmentation import Run, is_chinese, runs_of
-from pangu_sigma.text.sentencepieces import META, append_bytes, restricted_model
+from pangu_sigma.text.sentencepieces import META, append_bytes, encode_ids, restricted_model
 from pangu_sigma.text.vocabulary import (
     ALPHA_SIZE,
     EOT,
@@ -42,7 +42,8 @@ SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
 FILES = ("pangu_alpha.model", "english.model", "vocabulary.json")
 """Files of a tokenizer's folder."""
 
-_META_BYTES = [FIRST_BYTE + value for value in META.encode()]
+_META_BYTES = np.array([FIRST_BYTE + value for value in META.encode()], np.int32)
+_EOT, _NOTHING = np.array([EOT], np.int32), np.empty(0, np.int32)
 _FORMAT = 2
 """Version of the folder and of the encoding, part of the hash; others are refused."""
 
@@ -60,6 +61,7 @@ class Tokenizer:
     def __init__(self, alpha: bytes, english: bytes, slot_rows: np.ndarray) -> None:
         self._alpha, self._english = alpha, english
         self.vocabulary = _vocabulary(alpha, english)
+        self._english_ids = np.array(self.vocabulary.english_ids, np.int32)
         self.size = len(self.vocabulary)
         self.slot_rows = np.ascontiguousarray(slot_rows, dtype=np.int32)
         self.row_of = _inverse(self.slot_rows, self.size)
@@ -89,18 +91,19 @@ class Tokenizer:
 
     def encode(self, text: str, domain: Domain) -> list[int]:
         """Encode text for a domain, without language tag and <eot>. Raises DataError for a lone surrogate."""
-        return self.encode_runs(runs_of(text, domain.language), domain)
+        ids: list[int] = self.encode_runs(runs_of(text, domain.language), domain).tolist()
+        return ids
 
-    def encode_runs(self, runs: Iterable[Run], domain: Domain) -> list[int]:
-        """Encode runs of text (the stretches that `runs_of` returns) for a domain. Raises DataError for a lone surrogate."""
-        ids: list[int] = []
+    def encode_runs(self, runs: Iterable[Run], domain: Domain) -> np.ndarray:
+        """Encode stretches of text that `runs_of` returns, int32 [T]. Raises DataError for a lone surrogate."""
+        ids = [_NOTHING]
         for run in runs:
             try:
-                ids += self._encode_run(run, self._model(domain.slot, run.alpha))
+                ids.append(self._encode_run(run, self._model(domain.slot, run.alpha)))
             except RuntimeError:  # SentencePiece's, which does not say why
                 _refuse_half_pairs(run.text)
                 raise
-        return ids
+        return np.concatenate(ids)
 
     def changed_by_normalisation(self, segments: SegmentedText) -> int:
         """Return the number of characters that decoding does not restore, because they are folded to their NFKC form."""
@@ -111,11 +114,12 @@ class Tokenizer:
 
         Format `text`: ids, <eot>. `bilingual`: language tag and ids of each side, <eot>. `code`: <Python> or <Java>, ids, <eot>.
         """
-        return self.sample_runs(segment(document.segments, domain), domain)
+        ids: list[int] = self.sample_runs(segment(document.segments, domain), domain).tolist()
+        return ids
 
-    def sample_runs(self, segments: SegmentedText, domain: Domain) -> list[int]:
-        """Return the token ids of a training sample, with <eot>, for a document that `segment` has already cut into runs."""
-        return [*self._tagged(segments, domain), EOT]
+    def sample_runs(self, segments: SegmentedText, domain: Domain) -> np.ndarray:
+        """Return the token ids of a training sample, with <eot>, int32 [T], for a document that `segment` has already cut."""
+        return np.concatenate([*self._tagged(segments, domain), _EOT])
 
     def prompt(self, text: str | Segments, domain: Domain) -> list[int]:
         """Return the token ids of a prompt for generation: those that `sample` gives to the same text, without <eot>.
@@ -124,7 +128,8 @@ class Tokenizer:
         In a code domain, "" gives the language tag alone.
         """
         segments = (("", text),) if isinstance(text, str) else text
-        return self._tagged(segment(segments, domain), domain)
+        ids: list[int] = np.concatenate([_NOTHING, *self._tagged(segment(segments, domain), domain)]).tolist()
+        return ids
 
     def rows(self, ids: Sequence[int] | np.ndarray, domain: Domain) -> np.ndarray:
         """Return the row of each id in a domain's embedding slot, int32 [T]. Raises ConfigError for an id without a row."""
@@ -184,21 +189,18 @@ class Tokenizer:
             )
         return tokenizer
 
-    def _tagged(self, segments: SegmentedText, domain: Domain) -> list[int]:
-        ids: list[int] = []
+    def _tagged(self, segments: SegmentedText, domain: Domain) -> Iterator[np.ndarray]:
         for language, runs in segments:
             if language:
-                ids.append(TAG_OF_LANGUAGE[language])
-            ids += self.encode_runs(runs, domain)
-        return ids
+                yield np.array([TAG_OF_LANGUAGE[language]], np.int32)
+            yield self.encode_runs(runs, domain)
 
-    def _encode_run(self, run: Run, model: sentencepiece.SentencePieceProcessor) -> list[int]:
+    def _encode_run(self, run: Run, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
         if not run.alpha:
             return self._encode_english(run.text, model)
-        ids: list[int] = self._encode_spelled(run.text, model) if run.spelled else model.encode(run.text)
-        return ids
+        return self._encode_spelled(run.text, model) if run.spelled else encode_ids(run.text, model)
 
-    def _encode_spelled(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
+    def _encode_spelled(self, text: str, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
         """Encode a Chinese run that has characters PanGu-α's model cannot encode: their bytes are inserted between its ids.
 
         The model reads the other words all at once, so that their ids are those that PanGu-α has for this text.
@@ -217,15 +219,12 @@ class Tokenizer:
             ids += alpha_ids[done : starts[words]]
             ids += [FIRST_BYTE + value for value in character.encode()]
             done = starts[words]
-        return ids + alpha_ids[done:]
+        return np.array(ids + alpha_ids[done:], np.int32)
 
-    def _encode_english(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
-        ids: list[int] = []
-        for i, between in enumerate(text.split(META)):
-            if i:
-                ids += _META_BYTES  # SentencePiece would take a ▁ of the text for a blank
-            ids += [self.vocabulary.english_ids[j] for j in model.encode(between)]
-        return ids
+    def _encode_english(self, text: str, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
+        first, *others = (self._english_ids[encode_ids(between, model)] for between in text.split(META))
+        # SentencePiece would take a ▁ of the text for a blank
+        return np.concatenate([first, *(ids for other in others for ids in (_META_BYTES, other))]) if others else first
 
     def _model(self, slot: int, alpha: bool) -> sentencepiece.SentencePieceProcessor:
         """Return PanGu-α's or the English model of a slot, made when first used; slots with a row for every id share theirs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from array import array
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -77,11 +76,12 @@ def final_tokenizer(work: Work) -> Tokenizer:
 
 def count_block(work: Work, name: str, item: BlockItem) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Count the pieces of a block's documents that are certain to be trained on: for each slot, its index, ids and their counts."""
-    tokenizer, found = whole_tokenizer(work), defaultdict[int, "array[int]"](lambda: array("i"))
+    tokenizer, found = whole_tokenizer(work), defaultdict[int, list[np.ndarray]](list)
     for _, domain, certain, segments in kept_documents(work.stage, item.block):
         if certain:
-            found[work.domains[domain].slot].extend(tokenizer.sample_runs(segments, work.domains[domain]))
-    return [(slot, *np.unique(np.array(ids), return_counts=True)) for slot, ids in found.items()]
+            found[work.domains[domain].slot].append(tokenizer.sample_runs(segments, work.domains[domain]))
+    counts = {slot: np.bincount(np.concatenate(ids)) for slot, ids in found.items()}
+    return [(slot, ids := np.flatnonzero(counts_V), counts_V[ids]) for slot, counts_V in counts.items()]
 
 
 def summed(counts: Iterable[list[tuple[int, np.ndarray, np.ndarray]]], slots: int, size: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def encode_block(work: Work, name: str, item: BlockItem) -> Encoded:
     start = int(work.stage.load("selection").starts[item.number])
     found = [list[tuple[int, np.ndarray, int]]() for _ in work.domains]
     for number, domain, _, segments in kept_documents(work.stage, item.block):
-        ids = np.array(tokenizer.sample_runs(segments, work.domains[domain]), np.int32)
+        ids = tokenizer.sample_runs(segments, work.domains[domain])
         found[domain].append((number, ids, tokenizer.changed_by_normalisation(segments)))
     begin, documents, hashes = 0, [], []
     with work.stage.writing(f"{item.block.name}.ids") as file:

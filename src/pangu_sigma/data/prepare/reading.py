@@ -148,7 +148,7 @@ class BlockWriter:
         begins = np.searchsorted(records["key_high"], bounds).tolist()
         with self._stage.writing(f"{self.name}.index") as file:
             ends = [*begins[1:], len(records)]
-            offsets = [write_frame(file, records[a:b], 0) for a, b in zip(begins, ends, strict=True)]
+            offsets = [write_frame(file, records[a:b]) for a, b in zip(begins, ends, strict=True)]
         return Block(self.name, len(records), tuple(offsets))
 
 

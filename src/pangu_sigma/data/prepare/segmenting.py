@@ -64,7 +64,7 @@ def segment_block(work: Work, name: str, item: BlockItem) -> np.ndarray:
 
     with work.stage.writing(f"{item.block.name}.runs") as file:
         for some in in_frames(documents()):
-            write_frame(file, some, 0)  # read three times, and soon discarded
+            write_frame(file, some)
     return english
 
 

@@ -72,8 +72,9 @@ def chosen(
     """The choice, with numbers of documents; the other documents come in two parts."""
     first = [documents[number] for number in candidates]
     others = [documents[number] for number in range(len(documents)) if number not in candidates]
-    counts = [finder_of(first).count(others[part::2]) for part in range(2)]
-    choice = choose_held_out(first, counts, demand, words, prefix)
+    finder = finder_of(first)
+    counts = [finder.count(others[part::2]) for part in range(2)]
+    choice = choose_held_out(first, finder, counts, demand, words, prefix)
     return replace(choice, numbers=sorted(candidates[number] for number in choice.numbers))
 
 

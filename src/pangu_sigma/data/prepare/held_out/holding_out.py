@@ -9,8 +9,9 @@ Shape suffix: N documents.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from pangu_sigma.data.prepare.held_out.overlap import Finder, HeldOutChoice, Hel
 from pangu_sigma.data.prepare.held_out.shift import DRAWS
 from pangu_sigma.data.prepare.selection import Lowest, Selection
 from pangu_sigma.data.prepare.stages.stage import Stage, UnitResults
+
+_PARTS = 64
+"""Number of parts, at most, in which the overlap of a domain is counted: one process adds them up, and all cores have enough."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,10 @@ class DomainItem:
 
 @dataclass(frozen=True)
 class OverlapItem:
-    """Domain, and the number of a block that has documents of it."""
+    """Domain, and the numbers of some blocks that have documents of it."""
 
     domain: int
-    number: int
+    numbers: Sequence[int]
     encoded: UnitResults
 
 
@@ -74,27 +78,35 @@ def find_windows(work: Work, name: str, item: DomainItem) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _finder(stage: Stage, domain: int) -> Finder:
-    """Load the windows of a domain; they may be large, and blocks come domain by domain."""
+    """Load the windows of a domain; they may be large, and items come domain by domain."""
     return Finder(*stage.load(f"windows/of.{domain}"))
 
 
 def overlap_items(encoded: UnitResults, domains: int) -> list[list[OverlapItem]]:
     """Return the items of the pass `overlap` of each domain."""
-    items: list[list[OverlapItem]] = [[] for _ in range(domains)]
+    numbers: list[list[int]] = [[] for _ in range(domains)]
     for number, block in enumerate(encoded):
         for domain, documents in enumerate(block.documents):
             if len(documents):
-                items[domain].append(OverlapItem(domain, number, encoded))
-    return items
+                numbers[domain].append(number)
+    at_once = -(-len(encoded) // _PARTS)
+    return [
+        [OverlapItem(domain, some[n : n + at_once], encoded) for n in range(0, len(some), at_once)]
+        for domain, some in enumerate(numbers)
+    ]
 
 
 def count_overlap(work: Work, name: str, item: OverlapItem) -> tuple[np.ndarray, np.ndarray]:
-    """Count in how many of a block's documents of a domain that are no candidates each window occurs, as `Finder.count`."""
-    selection: Selection = work.stage.load("selection")
-    encoded: Encoded = item.encoded[item.number]
-    others = ~np.isin(encoded.documents[item.domain]["at"], selection.candidates[item.domain].at_N)
-    ids = encoded.ids(work.stage, item.domain)
-    return _finder(work.stage, item.domain).count(some for some, other in zip(ids, others, strict=True) if other)
+    """Count in how many of some blocks' documents of a domain that are no candidates each window occurs, as `Finder.count`."""
+    candidates_N = work.stage.load("selection").candidates[item.domain].at_N
+
+    def others() -> Iterator[np.ndarray]:
+        for number in item.numbers:
+            encoded: Encoded = item.encoded[number]
+            is_other = ~np.isin(encoded.documents[item.domain]["at"], candidates_N)
+            yield from compress(encoded.ids(work.stage, item.domain), is_other)
+
+    return _finder(work.stage, item.domain).count(others())
 
 
 def choose(work: Work, name: str, item: DomainItem) -> HeldOutDocuments:
@@ -113,7 +125,8 @@ def choose(work: Work, name: str, item: DomainItem) -> HeldOutDocuments:
     assert item.overlap is not None, "the pass `overlap` comes first"
     others = map(item.overlap.__getitem__, range(item.first, item.end))
     decode = final_tokenizer(work).decode
-    choice = choose_held_out(_candidates(work, item), others, demand, decode, f"domains.{item.domain}")
+    finder = _finder(work.stage, item.domain)
+    choice = choose_held_out(_candidates(work, item), finder, others, demand, decode, f"domains.{item.domain}")
     return HeldOutDocuments(np.sort(candidates.at_N[choice.numbers]), choice)
 
 

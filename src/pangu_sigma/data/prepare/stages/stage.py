@@ -4,8 +4,8 @@ A preparation is a series of *passes*, each a map of a function over *units* (pi
 The result of a unit is a file of the stage, written under another name and renamed, after the unit's other files. A unit with a
 result is not done again, so a killed preparation goes on where it was, and several machines can share one.
 
-Files are sequences of *frames*: the length of a compressed pickle in 8 bytes, and the pickle. The checksum in the compressed data
-tells what a machine that lost power did not write: files are not flushed one by one, which would take longer than the work on them.
+Files are sequences of *frames*: length and checksum of a pickle, and the pickle. The checksum tells what a machine that lost
+power did not write: files are not flushed one by one, which would take longer than the work on them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import os
 import pickle
 import socket
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
+
+import xxhash
 
 from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.garbage import gc_disabled
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
 
-_LENGTH = struct.Struct("<Q")
+_HEAD = struct.Struct("<QQ")
+"""Length of a pickle, and its xxh3_64."""
 
 UnitTask = Callable[[int, Any], None]
 """Function of a pass: takes the number of a unit and the unit."""
@@ -55,10 +57,10 @@ class Executor(Protocol):
         """End what was started."""
 
 
-def write_frame(file: BinaryIO, value: Any, level: int = 1) -> int:
-    """Append a value to a file of frames, and return the frame's offset. level: of compression, 0 to 9. Raises OSError."""
-    offset, data = file.tell(), zlib.compress(pickle.dumps(value, protocol=5), level)
-    file.write(_LENGTH.pack(len(data)))
+def write_frame(file: BinaryIO, value: Any) -> int:
+    """Append a value to a file of frames, and return the frame's offset. Raises OSError."""
+    offset, data = file.tell(), pickle.dumps(value, protocol=5)
+    file.write(_HEAD.pack(len(data), xxhash.xxh3_64_intdigest(data)))
     file.write(data)
     return offset
 
@@ -67,15 +69,17 @@ def read_frame(file: BinaryIO, offset: int | None = None) -> Any:
     """Read the value at an offset of a file of frames, by default the next one. Raises EOFError at its end, and StageError."""
     if offset is not None:
         file.seek(offset)
-    head = file.read(_LENGTH.size)
+    head = file.read(_HEAD.size)
     if not head:
         raise EOFError
     try:
-        return pickle.loads(zlib.decompress(file.read(_LENGTH.unpack(head)[0])))
-    except (struct.error, zlib.error, pickle.UnpicklingError, EOFError, OverflowError, MemoryError) as error:
-        raise StageError(
-            f"{file.name}: damaged ({error}); remove {Path(file.name).parent.parent} and call again"
-        ) from error
+        length, checksum = _HEAD.unpack(head)
+        data = file.read(length)
+    except (struct.error, OverflowError, MemoryError):
+        data, checksum = b"", None
+    if xxhash.xxh3_64_intdigest(data) != checksum:
+        raise StageError(f"{file.name}: damaged; remove {Path(file.name).parent.parent} and call again")
+    return pickle.loads(data)
 
 
 def read_frames(path: Path) -> Iterator[Any]:
