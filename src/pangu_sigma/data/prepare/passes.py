@@ -2,6 +2,7 @@
 
     hash → read: input → blocks of documents → [select] → segment: → runs of words → sample: → text → [English pieces]
     → count: → counts of pieces → [rows of slots] → encode: → ids → windows, overlap, choose: → held-out documents → write: → files
+    → shift: how far held-out text is from the rest
 
 What stands in brackets is done by the caller's process, from results of the pass before, and kept in the stage like them. Memory is
 bounded: a process has a frame of text as objects, the ids of a block, the windows of one domain's candidates, or a part of the
@@ -24,13 +25,13 @@ from pangu_sigma.data.prepare.encoding import count_block, encode_block, final_t
 from pangu_sigma.data.prepare.held_out.holding_out import (
     DomainItem,
     HeldOutDocuments,
+    ShiftItem,
     choose,
     count_overlap,
+    find_shift,
     find_windows,
-    first_by_hash,
     overlap_items,
 )
-from pangu_sigma.data.prepare.held_out.shift import held_out_shift
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.reading import PackagedUnit, Read, read
 from pangu_sigma.data.prepare.segmenting import BlockItem, sample_block, sample_items, segment_block
@@ -129,16 +130,12 @@ class Passes:
         items = [
             SplitItem(domain, split, encoded, each.at_N) for domain, each in enumerate(held_out) for split in SPLITS
         ]
-        written = self._map("write", write_split, items)
-        slot_rows, found = final_tokenizer(self.work).slot_rows, []
-        for domain, each in zip(self.work.domains, held_out, strict=True):
-            splits = {split: written[len(SPLITS) * domain.index + n] for n, split in enumerate(SPLITS)}
-            train_V, held_out_V = (splits[split].counts_V for split in SPLITS)
-            first = first_by_hash(self.work, encoded, domain.index, int(held_out_V.sum()))
-            found.append(
-                WrittenDomain(each, splits, held_out_shift(train_V, held_out_V, first, slot_rows[domain.slot]))
-            )
-        return found
+        results = list(self._map("write", write_split, items))
+        of_domains = (results[n : n + len(SPLITS)] for n in range(0, len(results), len(SPLITS)))
+        splits = [dict(zip(SPLITS, some, strict=True)) for some in of_domains]
+        counts = [[each[split].counts_V for split in SPLITS] for each in splits]
+        shifts = self._map("shift", find_shift, [ShiftItem(d, encoded, *some) for d, some in enumerate(counts)])
+        return [WrittenDomain(*each) for each in zip(held_out, splits, shifts, strict=True)]
 
 
 def _items(blocks: Sequence[Block]) -> list[BlockItem]:
