@@ -20,6 +20,7 @@ from lm_eval.api.instance import Instance
 from experiments.bench.decode import DrawnWeights
 from experiments.bench.harness import Row, compare, take_turns
 from experiments.bench.serve import drawn_config, real_tokenizer
+from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
@@ -27,7 +28,6 @@ from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.cached import CachedGraph
 from pangu_sigma.generate.graph.decoder import GraphDecoder
-from pangu_sigma.rre.table import draw_tables
 
 _ITEMS, _ALONE, _LANES, _ROUNDS = 1000, 50, 16, 3
 _QUESTION, _LETTERS = 61, "ABCD"
@@ -76,8 +76,7 @@ def _models() -> Iterator[list[HarnessModel]]:
     """The same drawn model as the harness asks it: together, and each of `_PEERS`."""
     config = drawn_config("tiny", "zh")
     tokenizer = real_tokenizer(config)
-    experts = config.model.experts_per_domain
-    table = draw_tables(config.routing, config.model.rre_layers, len(config.domains), tokenizer.size, experts, None)
+    table = drawn_tables(config, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         weights = DrawnWeights(config, Path(folder) / "weights.safetensors")
         decoders: list[Decoder] = [CpuDecoder(config, tokenizer, table, weights, lanes) for lanes in (_LANES, 1)]

@@ -22,13 +22,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from experiments.bench.decode import SIZES, DrawnWeights
+from experiments.bench.decode import FORM, SIZES, DrawnWeights
 from experiments.bench.harness import Row, compare, figure, take_turns
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
-from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.server import Address, bind, serve
 from pangu_sigma.text.sentencepieces import alpha_model, train_english
@@ -82,9 +82,9 @@ def compare_servers(size: str, clients: int, tokens: int, rounds: int) -> list[R
 
 
 def drawn_config(size: str, language: str = "en") -> Config:
-    """A configuration of one of `decode.SIZES`, with four domains of a language."""
+    """A configuration of one of `decode.SIZES` in the form of `sigma_tiny`, with four domains of a language."""
     domains = [{"name": f"d{i}", "language": language} for i in range(4)]
-    return parse_config({"name": size, "model": SIZES[size] | {"experts_per_domain": 4}, "domains": domains})
+    return parse_config({"name": size, "model": SIZES[size] | FORM, "domains": domains})
 
 
 def real_tokenizer(config: Config) -> Tokenizer:
@@ -131,8 +131,7 @@ def _serve(size: str, lanes: int, file: Path, told: Connection) -> None:
     logging.disable(logging.INFO)
     config, address = drawn_config(size), Address(port=0)
     tokenizer = real_tokenizer(config)
-    table = draw_tables(config.routing, config.model.rre_layers, len(config.domains), tokenizer.size, 4, None)
-    decoder = CpuDecoder(config, tokenizer, table, DrawnWeights(config, file), lanes)
+    decoder = CpuDecoder(config, tokenizer, drawn_tables(config, tokenizer), DrawnWeights(config, file), lanes)
     with bind(address) as listening:
         host, port = listening.getsockname()[:2]
         told.send(f"http://{host}:{port}")
