@@ -28,6 +28,7 @@ def test_segments_with_one_plan_are_the_layer_uncut(graph_mode: None, small: Non
     np.testing.assert_allclose(moe.ours(layer)()[0], segments.in_segments(layer, 1)()[0], atol=1e-6)
 
 
+@pytest.mark.slow  # it compiles seven steps
 def test_rows_have_every_field(graph_mode: None, small: None, monkeypatch: pytest.MonkeyPatch):
     step = {"model.hidden": 24, "model.ffn": 32, "model.heads": 2, "model.seq_length": 32}
     monkeypatch.setattr(segments, "tiny", lambda *keys, **base: tiny(step, *keys, **base))
