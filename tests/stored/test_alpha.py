@@ -12,6 +12,7 @@ from helpers import foreign_files as foreign
 from helpers.benchmark_files import json_lines
 from helpers.served import client_of
 
+import pangu_sigma as ps
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
@@ -74,6 +75,9 @@ def test_files_of_every_layout_answer_are_served_and_measured(layout, values, ta
     exact = ExactModel(model.config.model, model, model.sizes.activation)
     wanted_TR = exact.logits(np.array(ids), np.empty((0, len(ids)), np.int32), np.arange(WORDS))
     np.testing.assert_allclose(engine.logits(domain, ids)[-1], wanted_TR[-1], rtol=1e-3, atol=1e-3)
+    targets = np.array([*ids[1:], engine.decoder.tokenizer.eot])
+    nats = np.log(np.exp(wanted_TR).sum(axis=1)) - wanted_TR[np.arange(len(ids)), targets]
+    assert ps.load(path).evaluate("今天天气不错", "zh")["zh"]["loss"] == pytest.approx(nats.mean(), abs=1e-3)
     (answer,) = generate(engine, [("zh", "今天天气不错")], 5)
     assert answer.ids[: len(ids)] == ids and len(answer.ids) == len(ids) + 5
     with client_of(open_decoder(path, 2)) as client:
