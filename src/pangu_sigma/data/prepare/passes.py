@@ -25,13 +25,12 @@ from pangu_sigma.data.prepare.encoding import count_block, encode_block, final_t
 from pangu_sigma.data.prepare.held_out.holding_out import (
     DomainItem,
     HeldOutDocuments,
-    ShiftItem,
     choose,
     count_overlap,
-    find_shift,
     find_windows,
     overlap_items,
 )
+from pangu_sigma.data.prepare.held_out.shift import ShiftItem, find_shift
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.reading import PackagedUnit, Read, read
 from pangu_sigma.data.prepare.segmenting import BlockItem, sample_block, sample_items, segment_block

@@ -1,4 +1,4 @@
-"""Passes `windows`, `overlap` and `choose`: candidates of each domain → which of them are held out; and `shift`.
+"""Passes `windows`, `overlap` and `choose`: candidates of each domain → which of them are held out.
 
 A domain's candidates are in memory, with their windows of tokens, and of the other documents the number in which each window
 occurs, a sum over blocks.
@@ -16,10 +16,9 @@ from itertools import compress
 import numpy as np
 
 from pangu_sigma.data.prepare.blocks import Work
-from pangu_sigma.data.prepare.encoding import DOCUMENT, Encoded, final_tokenizer, ids_of
+from pangu_sigma.data.prepare.encoding import Encoded, final_tokenizer, ids_of
 from pangu_sigma.data.prepare.held_out.overlap import Finder, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
-from pangu_sigma.data.prepare.held_out.shift import DRAWS, held_out_shift
-from pangu_sigma.data.prepare.selection import Lowest, Selection
+from pangu_sigma.data.prepare.selection import Selection
 from pangu_sigma.data.prepare.stages.stage import Stage, UnitResults
 
 _PARTS = 64
@@ -46,16 +45,6 @@ class OverlapItem:
     domain: int
     numbers: Sequence[int]
     encoded: UnitResults
-
-
-@dataclass(frozen=True)
-class ShiftItem:
-    """Domain, results of the pass `encode`, and how often each token id occurs in what is trained on and held out, int64 [V]."""
-
-    domain: int
-    encoded: UnitResults
-    train_V: np.ndarray
-    held_out_V: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -138,23 +127,3 @@ def choose(work: Work, name: str, item: DomainItem) -> HeldOutDocuments:
     finder = _finder(work.stage, item.domain)
     choice = choose_held_out(_candidates(work, item), finder, others, demand, decode, f"domains.{item.domain}")
     return HeldOutDocuments(np.sort(candidates.at_N[choice.numbers]), choice)
-
-
-def find_shift(work: Work, name: str, item: ShiftItem) -> tuple[float, float, float]:
-    """Compare the held-out text of a domain with random text of it, see `held_out_shift`."""
-    first = _first_by_hash(work, item.encoded, item.domain, int(item.held_out_V.sum()))
-    rows = final_tokenizer(work).slot_rows[work.domains[item.domain].slot]
-    return held_out_shift(item.train_V, item.held_out_V, first, rows)
-
-
-def _first_by_hash(work: Work, encoded: UnitResults, domain: int, tokens: int) -> Iterator[np.ndarray]:
-    """Yield the token ids of a domain's documents in the order of their hashes, as many as `DRAWS` samples of `tokens` need."""
-    longest = max((int(block.documents[domain]["tokens"].max(initial=0)) for block in encoded), default=0)
-    lowest = Lowest(0, DRAWS * (tokens + longest), "tokens", DOCUMENT)
-    names = list[str]()
-    for block in encoded:
-        lowest.add(block.documents[domain])
-        names.append(block.name)
-    blocks_N = work.stage.load("selection").blocks_of(lowest.found_N["at"])
-    for document, number in zip(lowest.found_N, blocks_N.tolist(), strict=True):
-        yield ids_of(work.stage, names[number], document)
