@@ -1,7 +1,8 @@
 """Size and shape of the repository: `python -m experiments.house [--at COMMIT …]`, a column for each commit and for the work tree.
 
-Lines are those of Python files. A line of code is one that is not blank, and no comment or docstring. The core is the three ideas
-(inherit, rre, ecss), the network, the step and the making of its batches: CORE.
+Lines are lines of Python files. A line of code is not blank, and is neither comment, docstring nor import. A room is a
+folder of the package, or all files that lie in no folder. The core is the three ideas (inherit, rre, ecss), the network,
+the step and the making of its batches: CORE. The budgets of tests/test_house.py count with `code_of_rooms`.
 """
 
 from __future__ import annotations
@@ -33,16 +34,25 @@ _NO_CODE = (
 
 
 def code_lines(source: str) -> int:
-    """Number of lines that hold code."""
+    """Return the number of lines that hold code: no blank lines, comments, docstrings and imports."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in _NO_CODE:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(source)):
         match node:
-            case ast.Expr(value=ast.Constant(value=str())):
+            case ast.Expr(value=ast.Constant(value=str())) | ast.Import() | ast.ImportFrom():
                 lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return len(lines)
+
+
+def code_of_rooms(package: Path) -> dict[str, int]:
+    """Return the lines of code of each room of the package in this folder; files in no folder are the room "."."""
+    rooms: Counter[str] = Counter()
+    for file in package.rglob("*.py"):
+        inner = file.relative_to(package)
+        rooms[inner.parts[0] if len(inner.parts) > 1 else "."] += code_lines(file.read_text(encoding="utf-8"))
+    return dict(sorted(rooms.items()))
 
 
 def function_imports(source: str) -> int:
@@ -76,6 +86,8 @@ def measures(root: Path) -> dict[str, str]:
         "imports inside of functions": f"{sum(map(function_imports, product.values()))}",
         "words of docs/": f"{_sum(pages, 'docs'):,}",
         "words of READMEs": f"{readmes:,}",
+        **{f"code of {room}": f"{count:,}" for room, count in code_of_rooms(root / PACKAGE).items()},
+        "code of ascend_ops/": f"{sum(code_of_rooms(root / 'ascend_ops').values()):,}",
         "lines of run_scripts/": f"{sum(f.read_text().count(chr(10)) for f in (root / 'run_scripts').glob('*.sh')):,}",
     }
 
@@ -100,8 +112,8 @@ def main() -> None:
     columns = {name or "now": of_commit(name) for name in [*parser.parse_args().at, ""]}
     width = max(len(value) for column in columns.values() for value in column.values())
     print(f"{'':<30}", *(f"{name[:width]:>{width}}" for name in columns))
-    for key in columns["now"]:
-        print(f"{key:<30}", *(f"{column[key]:>{width}}" for column in columns.values()))
+    for key in dict.fromkeys(key for column in columns.values() for key in column):
+        print(f"{key:<30}", *(f"{column.get(key, '-'):>{width}}" for column in columns.values()))
 
 
 if __name__ == "__main__":
