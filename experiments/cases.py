@@ -138,6 +138,6 @@ def log_to_terminal() -> None:
 
 def train_whole(config: Config, run: Path) -> bool:
     """Train a run to its last step. Returns False if it was asked to stop before."""
-    from pangu_sigma.train.loop import train
+    from pangu_sigma.training.loop import train
 
     return train(config, run).finished

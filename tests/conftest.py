@@ -20,17 +20,17 @@ settings.register_profile("on a busy machine", settings.default, deadline=None) 
 settings.load_profile("on a busy machine")
 
 LONG = [
-    "parallel/test_ranks_train.py",
-    "planning/test_compile.py",
+    "ranks/test_ranks_train.py",
+    "npu/plan/test_compile.py",
     "ascend_ops/test_ascendc_mutations.py",
-    "launching/test_launch.py",
-    "train/test_health.py",
-    "train/test_loop.py",
+    "ranks/test_launch.py",
+    "training/test_health.py",
+    "training/test_loop.py",
     "ecss/test_exactness.py",
-    "train/test_step.py",
+    "training/test_step.py",
     "test_mindformers_adapter.py",
-    "ascend/test_step.py",
-    "launching/test_launch_training.py",
+    "npu/test_step.py",
+    "ranks/test_launch_training.py",
     "convert/test_mindir.py",
 ]
 """Files that take longest, longest first: they begin first, so that no process is left alone with one of them at the end."""
@@ -91,7 +91,7 @@ def tiny_data(made_once) -> Path:
 def tiny_run(tiny_data, made_once) -> Path:
     """The folder of a whole run on that data, trained once for all tests. Read only: copy the folder to change it."""
     from experiments.tiny import tiny_config
-    from pangu_sigma.train.loop import train
+    from pangu_sigma.training.loop import train
 
     return made_once("tiny_run", lambda folder: train(tiny_config(tiny_data), folder / "tiny")) / "tiny"
 
@@ -100,7 +100,7 @@ def tiny_run(tiny_data, made_once) -> Path:
 def segmented_run(tiny_data, made_once) -> Path:
     """A whole run on that data with two own and two common segments of three experts, trained for a few steps. Read only."""
     from experiments.tiny import tiny_config
-    from pangu_sigma.train.loop import train
+    from pangu_sigma.training.loop import train
 
     model = {"segments": ["own", "own", "common", "common"], "common_experts": 3}
     steps = {"steps": 4, "eval_interval": 4, "checkpoint_interval": 4}

@@ -24,7 +24,7 @@ from experiments.tiny import tiny_config, tiny_tree, write_text
 from pangu_sigma import shipped
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.domains import domains_of
-from pangu_sigma.train.log.metrics import read_metrics
+from pangu_sigma.training.log.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,10 +95,10 @@ def test_the_version_is_the_projects():
 
 
 def test_a_function_is_not_hidden_by_the_folder_of_its_name():
-    import pangu_sigma.train.loop  # noqa: F401
+    import pangu_sigma.training.loop  # noqa: F401
 
     assert ps.train.__module__ == "pangu_sigma.api"
-    assert sys.modules["pangu_sigma.train"] is not ps.train
+    assert sys.modules["pangu_sigma.training"] is not ps.train
 
 
 def test_load_config_takes_names_files_and_a_mapping(tmp_path, monkeypatch):

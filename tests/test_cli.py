@@ -30,8 +30,8 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.lock import folder_lock
 from pangu_sigma.shipped import shipped_configs
-from pangu_sigma.train import loop
-from pangu_sigma.train.start import start_run
+from pangu_sigma.training import loop
+from pangu_sigma.training.start import start_run
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from helpers.small_clusters import MODEL_CONFIGS
 
 from pangu_sigma.config_file import dump_config, load_config
-from pangu_sigma.planning.cann_stub import ascend_environment
+from pangu_sigma.npu.plan.cann_stub import ascend_environment
 
 SCRIPT = Path(__file__).parent / "helpers" / "sum_beside_the_step.py"
 

@@ -13,7 +13,7 @@ from pangu_sigma import doctor
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.doctor import Check, format_checks, run_checks
-from pangu_sigma.npus import MissingRequirement
+from pangu_sigma.npu.host.npus import MissingRequirement
 from pangu_sigma.shipped import config_path
 
 

@@ -81,7 +81,7 @@ TESTED_ELSEWHERE = {
     ),
     "src/pangu_sigma/data/prepare/{held_out/holding_out,stages/staging}.py": "the same",
     "src/pangu_sigma/results.py": "tests/test_api.py and tests/commands: what calls return, and commands print",
-    "src/pangu_sigma/__main__.py": "one call of cli.program; tests/launching/test_launch_training.py starts it",
+    "src/pangu_sigma/__main__.py": "one call of cli.program; tests/ranks/test_launch_training.py starts it",
     "src/pangu_sigma/mindformers_import.py": "tests/test_mindformers_adapter.py, as all of the adapter",
     "src/pangu_sigma/commands/{answering,measuring,models,options,tools,training}.py": (
         "tests/test_cli.py runs every command through the command line"
@@ -113,23 +113,23 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/convert/export_readme.py": "tests/convert/test_mindir.py runs the program in it",
     "src/pangu_sigma/generate/{request,running}.py": "tests/generate/test_engine.py: every answer against a plain loop",
     "src/pangu_sigma/parallel/{all_to_all,reduce}.py": (
-        "tests/parallel/test_ranks_train.py: several processes train with it"
+        "tests/ranks/test_ranks_train.py: several processes train with it"
     ),
-    "src/pangu_sigma/parallel/connect.py": "tests/parallel/test_ranks.py and test_ranks_train.py",
+    "src/pangu_sigma/ranks/connect.py": "tests/ranks/test_ranks.py and test_ranks_train.py",
     "src/pangu_sigma/launching/host/{access,check,network_checks,npu_checks,system_checks,version_checks}.py": (
-        "tests/launching/host/test_checks.py: forty broken hosts, and healthy ones"
+        "tests/npu/host/test_checks.py: forty broken hosts, and healthy ones"
     ),
-    "src/pangu_sigma/planning/machine.py": (
-        "constants; tests/planning/test_memory.py and test_cost.py compute with them"
+    "src/pangu_sigma/npu/plan/machine.py": (
+        "constants; tests/npu/plan/test_memory.py and test_cost.py compute with them"
     ),
     "src/pangu_sigma/ascend/{active_experts,device_adam,exchange}.py": (
-        "tests/ascend/test_step.py compares whole steps with those of the CPU"
+        "tests/npu/test_step.py compares whole steps with those of the CPU"
     ),
-    "src/pangu_sigma/ascend/context.py": "tests/planning/test_compile.py compiles under its context",
-    "src/pangu_sigma/ascend/inputs.py": "tests/ascend/test_backend.py",
-    "src/pangu_sigma/ascend/micro_batches.py": "tests/ascend/test_step.py, in one pass and in two",
-    "src/pangu_sigma/ascend/overflow.py": "tests/ascend/test_step.py",
-    "src/pangu_sigma/ascend/saved_parts.py": "tests/ascend/test_backend.py saves and loads by it",
+    "src/pangu_sigma/npu/context.py": "tests/npu/plan/test_compile.py compiles under its context",
+    "src/pangu_sigma/npu/inputs.py": "tests/npu/test_backend.py",
+    "src/pangu_sigma/npu/micro_batches.py": "tests/npu/test_step.py, in one pass and in two",
+    "src/pangu_sigma/npu/overflow.py": "tests/npu/test_step.py",
+    "src/pangu_sigma/npu/saved_parts.py": "tests/npu/test_backend.py saves and loads by it",
     (
         "src/pangu_sigma/mindformers_adapter/{__init__,__main__,checkpoint_monitor,dataset,model,registration,"
         "tokenizer_adapter,train_one_step,trainer,yaml_keys}.py"
@@ -166,13 +166,13 @@ TESTED_ELSEWHERE = {
     ): "cases; experiments/tests/chaos/test_chaos.py counts them",
     "experiments/chaos/config_faults.py": "faults of a configuration; tests/test_config_file.py meets each",
     "experiments/chaos/poisoned.py": "lines and files; tests/text/test_documents.py meets each",
-    "experiments/chaos/exact_resume.py": "tests/train/test_exact_resume.py",
-    "experiments/chaos/saves_behind.py": "tests/train/test_loop.py",
-    "experiments/chaos/launched.py": "tests/launching/test_launch.py",
-    "experiments/chaos/rank_processes.py": "tests/parallel/test_ranks.py",
-    "experiments/chaos/runs.py": "hashes of a run; tests/train/test_loop.py compares by them",
+    "experiments/chaos/exact_resume.py": "tests/training/test_exact_resume.py",
+    "experiments/chaos/saves_behind.py": "tests/training/test_loop.py",
+    "experiments/chaos/launched.py": "tests/ranks/test_launch.py",
+    "experiments/chaos/rank_processes.py": "tests/ranks/test_ranks.py",
+    "experiments/chaos/runs.py": "hashes of a run; tests/training/test_loop.py compares by them",
     "experiments/chaos/stops.py": "tests/serve/test_server.py",
-    "experiments/tiny.py": "a configuration; tests/train/test_loop.py and many others train with it",
+    "experiments/tiny.py": "a configuration; tests/training/test_loop.py and many others train with it",
 }
 """Modules without a test of their own name, and where they are tested; {a,b} stands for one and the other."""
 
@@ -197,7 +197,7 @@ ONE_MEANING = {
     "place": (),
     "places": (),
     "stem": (),
-    "part": ("checkpoint/", "convert/", "foreign/", "ascend/saved_parts.py", "ascend/backend.py"),
+    "part": ("checkpoint/", "convert/", "foreign/", "npu/saved_parts.py", "npu/backend.py"),
     "shard": (
         "api.py",  # --shard I/N of prepare-data, as array jobs of other tools name it
         "data/prepare/",

@@ -295,7 +295,7 @@ def test_a_step_that_overflows_is_said_to_and_does_not_advance_the_rate(graph_mo
     from pangu_sigma.mindformers_adapter.dataset import make_dataset
     from pangu_sigma.mindformers_adapter.model import PanGuSigmaConfig, PanGuSigmaForCausalLM
     from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
-    from pangu_sigma.train.progress import Progress
+    from pangu_sigma.training.progress import Progress
 
     config = toy_config(ecss={"enabled": False}, train={"loss_scale": {"initial": 1e20, "window": 3}})
     batches = toy_batches(config, tmp_path)

@@ -21,8 +21,8 @@ from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import wrap_array
 from pangu_sigma.rre.table import RoutingTable, draw_tables
-from pangu_sigma.train.feed import InputPipeline
-from pangu_sigma.train.step import TrainStep
+from pangu_sigma.training.feed import InputPipeline
+from pangu_sigma.training.step import TrainStep
 
 PAD_ID, EOT_ID, FIRST = 6, 9, 10
 """Token ids. Those below FIRST are never drawn, so that every token counts in the loss and a sequence is one document."""

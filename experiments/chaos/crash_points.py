@@ -35,7 +35,7 @@ from experiments.chaos.rank_processes import RankProcesses
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.cli import main
-from pangu_sigma.train.log.metrics import FILE, read_metrics
+from pangu_sigma.training.log.metrics import FILE, read_metrics
 
 _KILLED_GRACE = 3.0
 """Seconds that the other ranks get after one was killed; then they are killed too, as a launcher does it."""

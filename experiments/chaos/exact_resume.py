@@ -16,8 +16,8 @@ from experiments.chaos.rank_processes import MAIN, RankProcesses
 from experiments.chaos.runs import digests
 from experiments.tiny import tiny_tree
 from pangu_sigma.config_file import load_config
-from pangu_sigma.train.log.metrics import read_metrics
-from pangu_sigma.train.loop import train
+from pangu_sigma.training.log.metrics import read_metrics
+from pangu_sigma.training.loop import train
 
 RESUMED_STEPS = 12
 WAIT = 600.0

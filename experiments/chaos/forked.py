@@ -22,9 +22,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pangu_sigma.launching.worker import SCHEDULER_COMMAND
 from pangu_sigma.mindformers_import import quiet_mindformers
-from pangu_sigma.parallel.ranks import end_as_rank
+from pangu_sigma.ranks.ranks import end_as_rank
+from pangu_sigma.ranks.worker import SCHEDULER_COMMAND
 
 _LOADED = ("api", "train.loop", "train.log.report", "train.log.summary")
 

@@ -22,7 +22,7 @@ from experiments.chaos.cases import (
     once,
 )
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.train.log.metrics import read_metrics
+from pangu_sigma.training.log.metrics import read_metrics
 
 _TRAIN: dict[str, Any] = {"steps": 12, "checkpoint_interval": 4, "keep_checkpoints": 3}
 _ILL_AT = 6
@@ -109,7 +109,7 @@ def _spikes(work: Path, what: str, folder: Path) -> str:
 def _train_ill(config: Path, run: Path, what: str) -> int:
     """`pangu-sigma train`, with a fault before one of its steps."""
     from pangu_sigma.cli import main
-    from pangu_sigma.train.loop import Trainer
+    from pangu_sigma.training.loop import Trainer
 
     advance = Trainer.advance
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pangu_sigma.launching.processes import children_of, environment_of
+from pangu_sigma.ranks.processes import children_of, environment_of
 
 T = TypeVar("T")
 
@@ -26,8 +26,8 @@ MARK = "LAUNCHED_BY_TEST"
 _LAUNCH = """
 import logging, sys
 from pathlib import Path
-from pangu_sigma.launching.launch import Job, launch
-from pangu_sigma.launching.processes import LaunchError
+from pangu_sigma.ranks.launch import Job, launch
+from pangu_sigma.ranks.processes import LaunchError
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 try:
     sys.exit(launch(eval(sys.argv[1])))

@@ -14,7 +14,7 @@ from pathlib import Path
 from experiments.chaos.cases import Case, assert_same, configuration, data, end_of, once
 from experiments.chaos.launched import Launched, eventually, free_port
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.train.log.metrics import read_metrics
+from pangu_sigma.training.log.metrics import read_metrics
 
 _LAUNCH = [sys.executable, "-m", "pangu_sigma", "launch"]
 _STEPS, _SAVED = 160, 20

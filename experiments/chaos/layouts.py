@@ -13,7 +13,7 @@ from experiments.chaos.cases import CASE_SECONDS, TRAIN, Case, command, configur
 from experiments.chaos.rank_processes import RankProcesses
 from experiments.chaos.runs import whole
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.train.log.metrics import read_metrics
+from pangu_sigma.training.log.metrics import read_metrics
 
 _ONE: dict[str, Any] = {}
 TWO_RANKS: dict[str, dict[str, Any]] = {"data": {"data": 2}, "expert": {"expert": 2, "capacity_factor": 4.0}}

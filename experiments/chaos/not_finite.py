@@ -17,8 +17,8 @@ from experiments.chaos.rank_processes import RankProcesses
 from pangu_sigma.config_file import load_config
 from pangu_sigma.device import use_cpu
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.train.feed import StepInput
-from pangu_sigma.train.loop import Trainer
+from pangu_sigma.training.feed import StepInput
+from pangu_sigma.training.loop import Trainer
 
 _BAD = {"nan": np.nan, "infinity": np.inf, "minus_infinity": -np.inf}
 _SCALE = 1024.0
@@ -90,8 +90,8 @@ from pathlib import Path
 import numpy as np
 from pangu_sigma.config_file import load_config
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.parallel.ranks import end_as_rank
-from pangu_sigma.train.loop import Trainer
+from pangu_sigma.ranks.ranks import end_as_rank
+from pangu_sigma.training.loop import Trainer
 
 trainer = Trainer(load_config(sys.argv[1]), Path(sys.argv[2]))
 bad_rank, bad_step, value = int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])

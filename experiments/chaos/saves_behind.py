@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import Config
-from pangu_sigma.train.loop import Trainer
+from pangu_sigma.training.loop import Trainer
 
 
 def same_saves(config: Config, folder: Path, count: int) -> list[bool]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.chaos.cases import TRAIN, Case, configuration, data
 from pangu_sigma.config_file import load_config
-from pangu_sigma.train.log.metrics import read_metrics
+from pangu_sigma.training.log.metrics import read_metrics
 
 _WARM = 0.25
 """Share of the steps after which memory counts: before that, allocators and caches fill."""
@@ -97,7 +97,7 @@ def _resting(work: Path, ecss: dict, folder: Path) -> str:
 
 def _watch_experts(config: Path, run: Path) -> str:
     """Take the steps of a run, and compare the store before and after each."""
-    from pangu_sigma.train.loop import Trainer
+    from pangu_sigma.training.loop import Trainer
 
     trainer = Trainer(load_config(config), run)
     rested = 0

@@ -32,11 +32,11 @@ from pangu_sigma.ecss.store import make_store
 from pangu_sigma.model.declare import Initializer, make_parameter
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.rowwise import softmax
-from pangu_sigma.parallel.ranks import Ranks
-from pangu_sigma.train.backend import Backend, TrainingSetup
-from pangu_sigma.train.log.metrics import StepMetrics
-from pangu_sigma.train.loop import Trainer
-from pangu_sigma.train.step import TrainStep
+from pangu_sigma.ranks.ranks import Ranks
+from pangu_sigma.training.backend import Backend, TrainingSetup
+from pangu_sigma.training.log.metrics import StepMetrics
+from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.step import TrainStep
 
 BALANCE = 0.01
 """Weight of the balance loss (Switch Transformer)."""

@@ -16,7 +16,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sections import RoutingConfig
-from pangu_sigma.train.loop import Trainer
+from pangu_sigma.training.loop import Trainer
 
 
 class LeakingTable(RoutingTable):

@@ -42,8 +42,8 @@ from experiments.compare.variants import (
 from experiments.small import SMALL, Changes, drawn, evaluated, schedule, tiny
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepared import PreparedData
-from pangu_sigma.train.log.losses import format_number
-from pangu_sigma.train.log.metrics import read_metrics
+from pangu_sigma.training.log.losses import format_number
+from pangu_sigma.training.log.metrics import read_metrics
 
 DENSE = ARMS["dense"].title
 

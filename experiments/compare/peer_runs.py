@@ -14,8 +14,8 @@ from typing import Literal
 from experiments.compare.gates import GateBackend, GateTrainer
 from experiments.compare.hashing import HashTrainer, LeakTrainer
 from pangu_sigma.config import Config
-from pangu_sigma.train.backend import Backend
-from pangu_sigma.train.loop import Trainer, train
+from pangu_sigma.training.backend import Backend
+from pangu_sigma.training.loop import Trainer, train
 
 Peer = Literal["ours", "gate", "hash", "leak"]
 

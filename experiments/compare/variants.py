@@ -21,8 +21,8 @@ from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate.held_out.comparison import Losses, differences_of, measure_together
-from pangu_sigma.train.log.losses import Estimate, format_number, losses_of, mean_of
-from pangu_sigma.train.log.metrics import read_metrics
+from pangu_sigma.training.log.losses import Estimate, format_number, losses_of, mean_of
+from pangu_sigma.training.log.metrics import read_metrics
 
 
 @dataclass(frozen=True)

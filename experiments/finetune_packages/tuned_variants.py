@@ -17,7 +17,7 @@ from experiments.compare.variants import is_certain
 from experiments.finetune_packages.answering import answer_test
 from pangu_sigma.config import ConfigError
 from pangu_sigma.stored.model import TUNING_RESULT
-from pangu_sigma.train.log.losses import finite_or_none, format_number, mean_of
+from pangu_sigma.training.log.losses import finite_or_none, format_number, mean_of
 
 
 @dataclass(frozen=True)

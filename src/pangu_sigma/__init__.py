@@ -86,7 +86,7 @@ class _Face(ModuleType):
     """Module type of this package, which keeps public names visible: `train` is the function, although a folder has the same name.
 
     Importing a folder sets an attribute of the package, which must not hide a public name. Code of the project writes `from
-    pangu_sigma.train.loop import …`, which does not read attributes.
+    pangu_sigma.training.loop import …`, which does not read attributes.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pangu_sigma import config_file
 from pangu_sigma.arguments import AnyPath, Paths, to_path, to_paths, to_texts
-from pangu_sigma.ascend.supported import check_machine
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
 from pangu_sigma.ecss.cores import DIVISION
@@ -28,7 +27,8 @@ from pangu_sigma.loaded import Model
 from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import load as load
 from pangu_sigma.lock import LOCK, folder_lock
-from pangu_sigma.parallel.ranks import is_rank, started_ranks
+from pangu_sigma.npu.supported import check_machine
+from pangu_sigma.ranks.ranks import is_rank, started_ranks
 from pangu_sigma.results import Result, Results, Table
 from pangu_sigma.rre.own_table import Router, own_table
 from pangu_sigma.sections import Activation
@@ -168,7 +168,7 @@ def train(
     this step, saved, and the next call goes on. Raises UserError if the data is not prepared, if data or a changed key do not fit,
     or if another process trains in the folder.
     """
-    from pangu_sigma.train.start import StartOptions, check_cpu, check_start
+    from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
     if on_step is not None and not callable(on_step):
         raise ConfigError(f"on_step={on_step!r} is not allowed: a function of a step's metrics")
@@ -189,12 +189,12 @@ def train(
             with folder_lock(folder, lock):
                 pass
     DIVISION.divide(config.ecss.update_cores)
-    from pangu_sigma.train.backend import Backend
-    from pangu_sigma.train.loop import train as train_run
+    from pangu_sigma.training.backend import Backend
+    from pangu_sigma.training.loop import train as train_run
 
     backend = Backend()
     if device == "ascend":
-        from pangu_sigma.ascend.backend import AscendBackend
+        from pangu_sigma.npu.backend import AscendBackend
 
         backend = AscendBackend()
     with mindspore_lock:
@@ -206,8 +206,8 @@ def train(
 
 def _summary(run: Path) -> Result | None:
     """Return the summary of a run; None, with a warning, if its log is lost, which does not affect the training."""
-    from pangu_sigma.train.log.metrics import EmptyLogError
-    from pangu_sigma.train.log.summary import format_summary, summarise
+    from pangu_sigma.training.log.metrics import EmptyLogError
+    from pangu_sigma.training.log.summary import format_summary, summarise
 
     try:
         summary = summarise(run)
@@ -221,7 +221,7 @@ def _summary(run: Path) -> Result | None:
 def metrics(run: AnyPath, kind: str = "step") -> Table:
     """Return what a run logged as columns, {name: array}, as `pandas.DataFrame` takes them; by domain such as per_domain_loss/en.
     kind: "step", "evaluation", "load" (tokens of each expert, tokens_NK [rows, N, K]), or another kind of line in metrics.jsonl."""
-    from pangu_sigma.train.log.columns import metrics_columns
+    from pangu_sigma.training.log.columns import metrics_columns
 
     return Table(metrics_columns(to_path(run, "run"), kind))
 
@@ -296,9 +296,9 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
 
     if is_prepared(to_path(model, "model")):
         return _report_of_data(Path(model), against)
-    from pangu_sigma.train.log.differences import loss_differences
-    from pangu_sigma.train.log.report import write_report
-    from pangu_sigma.train.log.summary import format_comparison, format_summary, summarise
+    from pangu_sigma.training.log.differences import loss_differences
+    from pangu_sigma.training.log.report import write_report
+    from pangu_sigma.training.log.summary import format_comparison, format_summary, summarise
 
     run, others = to_path(model, "model"), to_paths(against, "--against")
     summary, *summaries = (summarise(each) for each in (run, *others))  # says what is no run, before it is drawn
@@ -528,11 +528,11 @@ def plan(
         raise ConfigError(
             f"plan needs {argument('--devices')} N, for a plan on N NPUs; or {argument('--scan')}, for a table of 8 to 4,096 NPUs"
         )
-    from pangu_sigma.planning import scan as scanning
-    from pangu_sigma.planning.differences import compile_plan
-    from pangu_sigma.planning.factors import format_factors, needed_factors
-    from pangu_sigma.planning.plan import laid_out, make_plan
-    from pangu_sigma.planning.tables import format_plan
+    from pangu_sigma.npu.plan import scan as scanning
+    from pangu_sigma.npu.plan.differences import compile_plan
+    from pangu_sigma.npu.plan.factors import format_factors, needed_factors
+    from pangu_sigma.npu.plan.plan import laid_out, make_plan
+    from pangu_sigma.npu.plan.tables import format_plan
 
     config = _loaded(config)
     tree: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.commands import answering, measuring, models, tools, training
 from pangu_sigma.commands.options import check_json
 from pangu_sigma.errors import exit_status
-from pangu_sigma.parallel.ranks import end_as_rank, end_process, is_rank
+from pangu_sigma.ranks.ranks import end_as_rank, end_process, is_rank
 
 EXIT_STATUSES = """\
 exit status:

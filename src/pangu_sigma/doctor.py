@@ -19,11 +19,11 @@ from packaging.requirements import Requirement
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.chips import Chip, family
 from pangu_sigma.host_memory import available_memory
-from pangu_sigma.launching.environment import ChosenChip, chip_in_environment
-from pangu_sigma.launching.host.access import Host
-from pangu_sigma.launching.host.check import Check
-from pangu_sigma.launching.host.checks import host_checks
-from pangu_sigma.npus import DEV, cann, missing_for_ascend, npus
+from pangu_sigma.npu.host.access import Host
+from pangu_sigma.npu.host.check import Check
+from pangu_sigma.npu.host.checks import host_checks
+from pangu_sigma.npu.host.environment import ChosenChip, chip_in_environment
+from pangu_sigma.npu.host.npus import DEV, cann, missing_for_ascend, npus
 from pangu_sigma.stored.open import kind_of
 
 _REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"

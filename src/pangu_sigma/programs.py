@@ -13,8 +13,8 @@ from pangu_sigma.chips import Chip
 from pangu_sigma.config import ConfigError
 from pangu_sigma.generate.sampling import Sampling as Sampling  # for the command `generate`
 from pangu_sigma.kinds import check_kinds
-from pangu_sigma.launching.training_job import launch_training as launch_training  # for the command `launch`
-from pangu_sigma.launching.training_job import with_known_chip as with_known_chip
+from pangu_sigma.launch import launch_training as launch_training  # for the command `launch`
+from pangu_sigma.launch import with_known_chip as with_known_chip
 from pangu_sigma.results import Results
 
 
@@ -35,7 +35,7 @@ def doctor(
         if value is not None and device != "ascend":
             raise ConfigError(f"{name} {value} is about NPUs: add --device ascend")
     from pangu_sigma.doctor import format_checks, run_checks
-    from pangu_sigma.launching.host.access import Host
+    from pangu_sigma.npu.host.access import Host
 
     run = None if model is None else to_path(model, "model")
     checks = run_checks(Host() if device == "ascend" else None, chip, run, speed)

@@ -239,7 +239,7 @@ def test_a_plan_needs_an_expert():
 def test_front_compiles_for_eight_ascend_ranks(tmp_path: Path):
     """Forward and backward under semi_auto_parallel: our operators by their aclnn names, the tensor-parallel AllReduces of the
     two MatMuls between them, and no other collective."""
-    from pangu_sigma.planning.cann_stub import ascend_environment
+    from pangu_sigma.npu.plan.cann_stub import ascend_environment
 
     program = Path(__file__).parents[1] / "helpers" / "ascend_graph.py"
     done = subprocess.run(

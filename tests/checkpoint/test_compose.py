@@ -6,7 +6,7 @@ from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint, whole_array
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.parts import SavedArray
-from pangu_sigma.train.loop import Trainer
+from pangu_sigma.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

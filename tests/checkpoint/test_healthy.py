@@ -12,7 +12,7 @@ from pangu_sigma.checkpoint.format import Identity, UnhealthyState
 from pangu_sigma.checkpoint.healthy import last_healthy
 from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.save import save_checkpoint
-from pangu_sigma.parallel.ranks import SINGLE_PROCESS
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 
 
 def save(root: Path, step: int, value: float = 1.0, name: str = "bias.variance") -> Path:

@@ -7,7 +7,7 @@ import pytest
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.run_folder import one_writer, run_config
 from pangu_sigma.config import ConfigError
-from pangu_sigma.train.start import start_run
+from pangu_sigma.training.start import start_run
 
 
 def test_the_identity_follows_vocabulary_and_tables_and_carries_the_configuration(tiny_data, tmp_path):

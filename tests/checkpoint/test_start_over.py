@@ -12,7 +12,7 @@ from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.checkpoint.start_over import set_aside, start_over
 from pangu_sigma.config import ConfigError
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.start import StartOptions, start_run
+from pangu_sigma.training.start import StartOptions, start_run
 
 OTHER = {"seed": 5}
 """Routing tables that the run's checkpoints do not go with."""

@@ -39,7 +39,7 @@ from pangu_sigma.sealed import SEAL, DamagedFile, seal_folder
 from pangu_sigma.stored.hf_folder import name_in_folder
 from pangu_sigma.stored.model import weight_shapes
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.start import StartOptions, start_run
+from pangu_sigma.training.start import StartOptions, start_run
 
 FIRST, SHARD = "model-00001-of-00005.safetensors", "model-00002-of-00005.safetensors"
 BIAS, ONES = "layers.2.attention.key.bias", np.ones(3, np.float32)

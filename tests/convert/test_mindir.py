@@ -33,7 +33,7 @@ from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.sealed import SEAL, DamagedFile
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.loop import Trainer
+from pangu_sigma.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

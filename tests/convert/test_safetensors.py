@@ -1,4 +1,4 @@
-"""One file holds the weights of a run; what several ranks wrote is put together in tests/parallel/test_ranks_train.py."""
+"""One file holds the weights of a run; what several ranks wrote is put together in tests/ranks/test_ranks_train.py."""
 
 from __future__ import annotations
 

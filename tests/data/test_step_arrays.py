@@ -7,7 +7,7 @@ import numpy as np
 from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays, draws_of
 from pangu_sigma.ecss.prefetch import PrefetchedExperts
 from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.train.step import SpikeLimits, TrainStep
+from pangu_sigma.training.step import SpikeLimits, TrainStep
 
 
 def arguments(construct) -> list[str]:

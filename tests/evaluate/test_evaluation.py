@@ -12,7 +12,7 @@ from helpers.benchmark_files import json_lines
 from experiments.tiny import STEPS
 from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, format_tasks
 from pangu_sigma.evaluate.evaluation import benchmark_model
-from pangu_sigma.train.log.report import BENCHMARKS
+from pangu_sigma.training.log.report import BENCHMARKS
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

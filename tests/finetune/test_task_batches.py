@@ -26,8 +26,8 @@ from pangu_sigma.data.batches import Batch
 from pangu_sigma.finetune.encoding import EncodedSample
 from pangu_sigma.finetune.task_batches import TaskBatches, TaskSamples
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.train.evaluator import EvaluationStep
-from pangu_sigma.train.step import FIRST_EXPERT, ScaledLoss
+from pangu_sigma.training.evaluator import EvaluationStep
+from pangu_sigma.training.step import FIRST_EXPERT, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -31,9 +31,9 @@ from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import extract_domains
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.health import UnhealthyRun
-from pangu_sigma.train.log.metrics import read_metrics
-from pangu_sigma.train.loop import Trainer, train
+from pangu_sigma.training.health import UnhealthyRun
+from pangu_sigma.training.log.metrics import read_metrics
+from pangu_sigma.training.loop import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -245,7 +245,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from pangu_sigma.cli import main
-from pangu_sigma.train.loop import Trainer
+from pangu_sigma.training.loop import Trainer
 
 def metrics(trainer, *step):
     if trainer.progress.step == 5:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pangu_sigma.config_file import load_config
 from pangu_sigma.foreign.dense_model import tensor_shapes
-from pangu_sigma.parallel.parameters import dense_weights
+from pangu_sigma.npu.cuts import dense_weights
 from pangu_sigma.shipped import config_path
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import dump_config
-from pangu_sigma.planning.cann_stub import ascend_environment
+from pangu_sigma.npu.plan.cann_stub import ascend_environment
 
 SKIPPED = "_ZN9mindspore6kernel12AclKernelMod6ResizeERKSt6vectorIPNS0_12KernelTensorESaIS4_EES8_"
 """Function of MindSpore that asks CANN for the workspace of an operator; all else of the backend does without CANN."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from experiments.peers import peers_python
-from pangu_sigma.planning.cann_stub import ascend_environment
+from pangu_sigma.npu.plan.cann_stub import ascend_environment
 
 
 def megatron_sizes(**more: Any) -> str:

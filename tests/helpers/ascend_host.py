@@ -14,8 +14,8 @@ import shlex
 from pathlib import Path
 
 from pangu_sigma.chips import CHIP_DATA, Chip
-from pangu_sigma.launching.host.access import Host
-from pangu_sigma.launching.host.version_checks import COMPUTE_UNITS
+from pangu_sigma.npu.host.access import Host
+from pangu_sigma.npu.host.version_checks import COMPUTE_UNITS
 
 NAMES = {"910a": "910ProB", "910b": "910B3", "910b3": "910B3", "910b4": "910B4", "910_93": "Ascend910"}
 """What npu-smi calls chips."""

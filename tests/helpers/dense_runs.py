@@ -10,7 +10,7 @@ from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.config import Config
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
-from pangu_sigma.train.first_checkpoint import new_run, write_step_0
+from pangu_sigma.training.first_checkpoint import new_run, write_step_0
 
 _DRAWN = 1 << 20
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, write_config
 from pangu_sigma.config_file import load_config
-from pangu_sigma.train.log.metrics import FILE, read_metrics
+from pangu_sigma.training.log.metrics import FILE, read_metrics
 
 
 def edit_config(run: Path, changes: dict[str, str]) -> None:

@@ -623,7 +623,7 @@ def hf_target(folder: Path) -> Target:
 
 
 def metrics_target(folder: Path) -> Target:
-    from pangu_sigma.train.log.metrics import FILE, read_metrics
+    from pangu_sigma.training.log.metrics import FILE, read_metrics
 
     lines = [
         {"kind": "evaluation", "step": 0, "per_domain_loss": {"en": 3.5}},

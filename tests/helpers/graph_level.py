@@ -10,11 +10,11 @@ import sys
 
 import mindspore as ms
 
-from pangu_sigma.ascend.context import use_ascend
-from pangu_sigma.ascend.inputs import step_inputs
-from pangu_sigma.ascend.step import AscendStep
 from pangu_sigma.config_file import load_config
-from pangu_sigma.planning.cann_stub import name_soc
+from pangu_sigma.npu.context import use_ascend
+from pangu_sigma.npu.inputs import step_inputs
+from pangu_sigma.npu.plan.cann_stub import name_soc
+from pangu_sigma.npu.step import AscendStep
 
 level, config = sys.argv[1], load_config(sys.argv[2], sys.argv[3:])
 name_soc(config.parallel.chip)

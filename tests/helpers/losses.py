@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_sigma.train.log.losses import HeldOutLoss
-from pangu_sigma.train.log.metrics import read_metrics
+from pangu_sigma.training.log.losses import HeldOutLoss
+from pangu_sigma.training.log.metrics import read_metrics
 
 
 def held_out(**nats: float) -> dict[str, HeldOutLoss]:

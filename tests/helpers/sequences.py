@@ -18,7 +18,7 @@ from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
 from pangu_sigma.ecss.store import array_specs
 from pangu_sigma.ecss.tiers import FileTier
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.train.step import StepResult, TrainStep
+from pangu_sigma.training.step import StepResult, TrainStep
 
 SEQUENCE = [(0, 1), (1, 2), (1, 2), (1, 3), (1, 3), (0, 3), (2, 2), (0, 3), (0, 1)]
 """Domains of each step's blocks. Experts that lie next to each other, and that do not, follow both kinds; neighbours share some of

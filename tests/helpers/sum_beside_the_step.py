@@ -8,16 +8,16 @@ import sys
 import numpy as np
 from mindspore import Tensor, communication
 
-from pangu_sigma.ascend.context import use_ascend
 from pangu_sigma.config_file import load_config
 from pangu_sigma.device import plain_graphs
+from pangu_sigma.npu.context import use_ascend
 
 config = load_config(sys.argv[1])
 use_ascend(config)
 
-from pangu_sigma.ascend.inputs import step_inputs  # noqa: E402
-from pangu_sigma.ascend.step import AscendStep  # noqa: E402
-from pangu_sigma.parallel.connect import _Sum  # noqa: E402
+from pangu_sigma.npu.inputs import step_inputs  # noqa: E402
+from pangu_sigma.npu.step import AscendStep  # noqa: E402
+from pangu_sigma.ranks.connect import _Sum  # noqa: E402
 
 status = 1
 try:

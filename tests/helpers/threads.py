@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.chaos.launched import PATIENCE
-from pangu_sigma.parallel.ranks import Ranks
+from pangu_sigma.ranks.ranks import Ranks
 
 
 class ThreadRanks(Ranks):

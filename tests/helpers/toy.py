@@ -27,7 +27,7 @@ from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.rre.table import RoutingTable, draw_tables
-from pangu_sigma.train.step import StepResult, TrainStep
+from pangu_sigma.training.step import StepResult, TrainStep
 
 VOCABULARY, PAD, EOT = 60, 6, 9
 SLOT_ROWS = 64

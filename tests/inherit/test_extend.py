@@ -25,7 +25,7 @@ from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.sentencepieces import alpha_model, parse_model
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.train.loop import Trainer
+from pangu_sigma.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -20,7 +20,7 @@ from pangu_sigma.inherit import extract
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import chosen_domains, extract_domains, extracted_config
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.loop import train
+from pangu_sigma.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -27,7 +27,7 @@ from pangu_sigma.inherit.tensor_origin import Child
 from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.stored.network import build_network
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.loop import train
+from pangu_sigma.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -13,7 +13,7 @@ from pangu_sigma.data.prepare.extended import prepare_extension
 from pangu_sigma.inherit.extend import Origin, extend_run
 from pangu_sigma.inherit.text_cursor import text_cursor
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.loop import Trainer
+from pangu_sigma.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

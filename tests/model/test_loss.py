@@ -7,7 +7,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.train.step import FIRST_EXPERT, ScaledLoss
+from pangu_sigma.training.step import FIRST_EXPERT, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

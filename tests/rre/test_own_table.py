@@ -15,7 +15,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.rre.own_table import own_table
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sections import RoutingConfig
-from pangu_sigma.train.start import start_run
+from pangu_sigma.training.start import start_run
 
 TEXTS = ["a", "Bc", "", "dé", "9"]
 

@@ -9,11 +9,11 @@ from helpers.toy import Toy, toy_config, toy_network, toy_table, toy_tokenizer
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.parallel.layout import active_entries
+from pangu_sigma.ranks.layout import active_entries
 from pangu_sigma.rre.experts import Experts
 from pangu_sigma.rre.travel import UniformFFN, exchange, exchanged_experts
 from pangu_sigma.sections import Activation, Segment
-from pangu_sigma.train.step import StepResult, TrainStep
+from pangu_sigma.training.step import StepResult, TrainStep
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -265,7 +265,7 @@ ALLOWED = {
     "checkpoint/model_files.py": "tokenizer and tables together, for training",
     "foreign/huggingface_layout.py": "layouts of others",
     "data/prepare/prepare.py": "prepared text, which is no model",
-    "train/start.py": "training starts a run, and takes it up again",
+    "training/start.py": "training starts a run, and takes it up again",
     "checkpoint/healthy.py": "the newest checkpoint whose arrays are all finite",
     "finetune/tuner.py": "training goes back to the best state that it saved",
 }

@@ -16,9 +16,9 @@ from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.ecss.build import make_network
-from pangu_sigma.parallel.ranks import SINGLE_PROCESS
-from pangu_sigma.train.log.metrics import read_metrics
-from pangu_sigma.train.loop import train
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS
+from pangu_sigma.training.log.metrics import read_metrics
+from pangu_sigma.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

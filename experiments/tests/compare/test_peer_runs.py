@@ -11,7 +11,7 @@ from experiments.compare.peer_runs import train_peer
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.evaluate.held_out.run import evaluate_run
-from pangu_sigma.train.log.metrics import read_metrics
+from pangu_sigma.training.log.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -37,7 +37,7 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part, decode_parts
 from pangu_sigma.checkpoint.root import candidates, latest_checkpoint
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
-from pangu_sigma.parallel.ranks import SINGLE_PROCESS, RankError, Ranks
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
 from pangu_sigma.sealed import DamagedFile, verify
 
 logger = logging.getLogger(__name__)

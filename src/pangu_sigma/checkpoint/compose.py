@@ -9,7 +9,7 @@ import numpy as np
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, SavedArray
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.parameters import dense_weights
+from pangu_sigma.npu.cuts import dense_weights
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
 """find(shard, name, shape) returns the array of that name and shape; None for Adam state and loss scale of a new run."""

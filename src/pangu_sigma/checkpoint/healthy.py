@@ -9,7 +9,7 @@ from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.not_finite import count_not_finite
 from pangu_sigma.checkpoint.root import candidates
 from pangu_sigma.errors import argument
-from pangu_sigma.parallel.ranks import Ranks
+from pangu_sigma.ranks.ranks import Ranks
 
 
 def way_on(root: Path, ranks: Ranks) -> str:

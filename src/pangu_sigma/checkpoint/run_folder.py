@@ -24,7 +24,7 @@ from pangu_sigma.checkpoint.start_over import CHECKPOINTS
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, override, parse_config, read_tree
 from pangu_sigma.lock import folder_lock
-from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
 

@@ -30,7 +30,7 @@ from pangu_sigma.checkpoint.not_finite import NotFinite, Watch
 from pangu_sigma.checkpoint.parts import Files, encode_parts
 from pangu_sigma.checkpoint.root import make_latest, prune, recover_interrupted_save, remove_leftovers
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
-from pangu_sigma.parallel.ranks import SINGLE_PROCESS, RankError, Ranks
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
 from pangu_sigma.sealed import UNFINISHED, DamagedFile, as_json, fingerprint, sealed, sync, unsealed
 
 logger = logging.getLogger(__name__)

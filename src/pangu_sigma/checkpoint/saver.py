@@ -19,7 +19,7 @@ from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthySt
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
 from pangu_sigma.checkpoint.save import Save, Written
 from pangu_sigma.host_memory import available_memory
-from pangu_sigma.parallel.ranks import SINGLE_PROCESS, Ranks
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 
 logger = logging.getLogger(__name__)
 

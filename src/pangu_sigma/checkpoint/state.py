@@ -13,7 +13,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.optimizer.loss_scale import LossScale
-from pangu_sigma.parallel.ranks import Ranks
+from pangu_sigma.ranks.ranks import Ranks
 
 Shards = dict[str, dict[str, Parameter]]
 """Shard → path in the network → parameter. MindSpore's own names change whenever a parameter's cell joins another cell."""

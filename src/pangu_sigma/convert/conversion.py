@@ -16,7 +16,7 @@ from pangu_sigma.convert.hf_folder import write_hf_folder
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import KIND_NAMES, open_model
-from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
+from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.writable import check_folder_writable
 
 logger = logging.getLogger(__name__)

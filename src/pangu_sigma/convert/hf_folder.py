@@ -25,7 +25,7 @@ from pangu_sigma.stored.hf_folder import (
     table_tensors,
 )
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.train.first_checkpoint import unfinished_folder
+from pangu_sigma.training.first_checkpoint import unfinished_folder
 
 CARD = "README.md"
 HF_CODE = Path(__file__).with_name("hf_code")

@@ -30,7 +30,7 @@ from pangu_sigma.stored.export import GRAPH_FILE
 from pangu_sigma.stored.hf_folder import table_tensors
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
+from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
 
 if TYPE_CHECKING:
     from ascend_ops.few_rows import StoredPrecision

@@ -11,11 +11,11 @@ from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import dump_config
 from pangu_sigma.errors import argument
-from pangu_sigma.parallel.parameters import weights
+from pangu_sigma.npu.cuts import weights
 from pangu_sigma.sealed import sync
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.weights_file import HASH, NO_HASH, hash_of_weights, verify_weights
-from pangu_sigma.train.first_checkpoint import check_absent
+from pangu_sigma.training.first_checkpoint import check_absent
 from pangu_sigma.writable import check_folder_writable
 
 

@@ -23,9 +23,9 @@ from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.step_arrays import StepArrays, draws_of
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.parallel.layout import Room, data_rank_of_sequences, dispatch_layout, room_of
-from pangu_sigma.parallel.plans import Planner, UpdatePlan
-from pangu_sigma.rre.capacity import DispatchLayout
+from pangu_sigma.npu.capacity import DispatchLayout
+from pangu_sigma.ranks.layout import Room, data_rank_of_sequences, dispatch_layout, room_of
+from pangu_sigma.ranks.plans import Planner, UpdatePlan
 from pangu_sigma.rre.plan import RoutingPlan, route
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer

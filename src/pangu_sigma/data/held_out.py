@@ -18,8 +18,8 @@ import xxhash
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.domains import Domain
-from pangu_sigma.parallel.layout import Room, as_many_rows, data_rank_of_sequences, room_of, share_of
-from pangu_sigma.rre.capacity import Capacity
+from pangu_sigma.npu.capacity import Capacity
+from pangu_sigma.ranks.layout import Room, as_many_rows, data_rank_of_sequences, room_of, share_of
 from pangu_sigma.text.tokenizer import Tokenizer
 
 

@@ -26,7 +26,7 @@ from ascend_ops.half import CastWeights
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.pangu_sigma import ffn_tensors, first_values, tensor_spans
-from pangu_sigma.parallel.layout import entries_of_segments, share_of
+from pangu_sigma.ranks.layout import entries_of_segments, share_of
 
 
 class ExpertStore(nn.Cell):

@@ -11,7 +11,7 @@ from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, kept_beside, run_benchmarks
 from pangu_sigma.sealed import as_json, write_atomically
 from pangu_sigma.stored.open import kind_of, open_model
-from pangu_sigma.train.log.report import BENCHMARKS, write_report
+from pangu_sigma.training.log.report import BENCHMARKS, write_report
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.run import held_out_batches
 from pangu_sigma.stored.model import read_lineage
 from pangu_sigma.stored.run import StoredRun
-from pangu_sigma.train.log.losses import HeldOutLoss, format_number, losses_of
-from pangu_sigma.train.log.metrics import FILE, read_metrics
+from pangu_sigma.training.log.losses import HeldOutLoss, format_number, losses_of
+from pangu_sigma.training.log.metrics import FILE, read_metrics
 
 if TYPE_CHECKING:
     from pangu_sigma.finetune.tuner import Tuner

@@ -19,11 +19,11 @@ from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.finetune.seconds import Seconds
 from pangu_sigma.finetune.task_batches import TaskBatches, TaskSamples
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
-from pangu_sigma.train.log.losses import HeldOutLoss
-from pangu_sigma.train.loop import Trainer
-from pangu_sigma.train.start import StartOptions
-from pangu_sigma.train.step import StepResult
+from pangu_sigma.training.evaluator import EvaluationStep, Evaluator
+from pangu_sigma.training.log.losses import HeldOutLoss
+from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.start import StartOptions
+from pangu_sigma.training.step import StepResult
 
 
 @dataclass

@@ -39,9 +39,9 @@ from pangu_sigma.sealed import write_atomically
 from pangu_sigma.stored.model import TUNING_RESULT, StoredModel
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.stored.run import StoredRun
-from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
-from pangu_sigma.train.health import UnhealthyRun
-from pangu_sigma.train.log.losses import finite_or_none, format_number
+from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder, write_step_0
+from pangu_sigma.training.health import UnhealthyRun
+from pangu_sigma.training.log.losses import finite_or_none, format_number
 
 if TYPE_CHECKING:
     from pangu_sigma.finetune.tuner import Tuner
@@ -114,7 +114,7 @@ def finetune_run(
                 return None
             text = json.dumps(_result(parent, config, training, dev, tuner), ensure_ascii=False, indent=2)
             write_atomically(file, f"{text}\n".encode())
-            from pangu_sigma.train.loop import draw_report
+            from pangu_sigma.training.loop import draw_report
 
             draw_report(into)
         result = json.loads(file.read_bytes())
@@ -158,7 +158,7 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
 def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None, seconds: Seconds) -> Tuner | None:
     """Train to the end. Returns None if SIGTERM came before."""
     from pangu_sigma.finetune.tuner import Tuner
-    from pangu_sigma.train.loop import train_to_end
+    from pangu_sigma.training.loop import train_to_end
 
     tuner = Tuner(run, training.sequences, None if dev is None else dev.sequences, seconds)
     with seconds.of("training"):

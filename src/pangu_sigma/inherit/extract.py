@@ -31,7 +31,7 @@ from pangu_sigma.sections import ParallelConfig
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder
+from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
 

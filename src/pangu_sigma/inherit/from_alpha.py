@@ -15,7 +15,7 @@ from pangu_sigma.inherit.receipt import Receipt, make_receipt
 from pangu_sigma.inherit.tensor_origin import Child, check_child, check_rows, slot_rows
 from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.train.first_checkpoint import check_absent, new_run, write_step_0
+from pangu_sigma.training.first_checkpoint import check_absent, new_run, write_step_0
 
 logger = logging.getLogger(__name__)
 

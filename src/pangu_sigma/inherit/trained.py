@@ -40,7 +40,7 @@ from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.train.first_checkpoint import write_step_0
+from pangu_sigma.training.first_checkpoint import write_step_0
 
 
 @dataclass(frozen=True)

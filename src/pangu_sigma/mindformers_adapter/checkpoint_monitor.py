@@ -16,7 +16,7 @@ from mindspore.train import Callback
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.checkpoint.state import files_of
 from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaTrainOneStepCell
-from pangu_sigma.parallel.ranks import SINGLE_PROCESS
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 
 logger = logging.getLogger(__name__)
 

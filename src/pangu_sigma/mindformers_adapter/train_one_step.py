@@ -19,8 +19,8 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.prefetch import make_prefetcher
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
-from pangu_sigma.train.progress import Progress
-from pangu_sigma.train.step import TrainStep
+from pangu_sigma.training.progress import Progress
+from pangu_sigma.training.step import TrainStep
 
 
 @MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)

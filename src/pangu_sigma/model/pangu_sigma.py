@@ -14,7 +14,7 @@ R rows of an embedding slot, A active experts, N RRE layers. Weights of experts 
 function of the dense parameters and the active experts, wherever those come from (our choice); and, if it drops values, of `draws`,
 seed and numbers of the samples, from which every mask follows.
 
-Operators that need a strategy under auto-parallel are attributes of their cells, so that `ascend/sharding.py` finds them; casts and
+Operators that need a strategy under auto-parallel are attributes of their cells, so that `npu/sharding.py` finds them; casts and
 reshapes follow their neighbours. On several ranks the blocks are those of all ranks, so M is ranks times blocks of one.
 """
 

@@ -20,7 +20,7 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.protobuf import OF_NUMBER, Field, fields, numbers
-from pangu_sigma.parallel.parameters import weights
+from pangu_sigma.npu.cuts import weights
 from pangu_sigma.sealed import DamagedFile, check_folder
 from pangu_sigma.stored.model import Kind, Listed, StoredModel
 

@@ -28,7 +28,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused
-from pangu_sigma.parallel.parameters import dense_weights, expert_arrays
+from pangu_sigma.npu.cuts import dense_weights, expert_arrays
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, fingerprint
 from pangu_sigma.sections import ModelConfig

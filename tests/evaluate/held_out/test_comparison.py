@@ -18,7 +18,7 @@ from pangu_sigma.evaluate.held_out import comparison
 from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
 from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.log.losses import HeldOutLoss
+from pangu_sigma.training.log.losses import HeldOutLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -23,8 +23,8 @@ from pangu_sigma.evaluate.held_out.run import evaluate_run, format_losses
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.log.losses import FIGURES
-from pangu_sigma.train.log.metrics import read_metrics
+from pangu_sigma.training.log.losses import FIGURES
+from pangu_sigma.training.log.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -10,7 +10,7 @@ from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.loop import train
+from pangu_sigma.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

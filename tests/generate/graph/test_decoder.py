@@ -24,7 +24,7 @@ from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.loop import train
+from pangu_sigma.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

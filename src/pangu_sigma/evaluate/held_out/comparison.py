@@ -1,6 +1,6 @@
 """Comparison of runs by their losses on the same held-out tokens, with the standard error of the difference.
 
-For a single pair of runs the error is over samples of text (`train/log/losses.py`): does the difference depend on the text? For
+For a single pair of runs the error is over samples of text (`training/log/losses.py`): does the difference depend on the text? For
 the mean of several pairs it is over pairs: does the difference depend on the seed?
 
 Shape suffixes: P pairs of runs, U samples.
@@ -28,8 +28,8 @@ from pangu_sigma.evaluate.held_out.run import (
 )
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.train.log.differences import why_incomparable
-from pangu_sigma.train.log.losses import Difference, HeldOutLoss, finite_or_none, format_number, mean_of
+from pangu_sigma.training.log.differences import why_incomparable
+from pangu_sigma.training.log.losses import Difference, HeldOutLoss, finite_or_none, format_number, mean_of
 
 Losses = dict[str, HeldOutLoss]
 

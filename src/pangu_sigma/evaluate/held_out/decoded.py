@@ -17,8 +17,8 @@ from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.score import token_losses
 from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.train.evaluator import Evaluator
-from pangu_sigma.train.log.losses import HeldOutLoss
+from pangu_sigma.training.evaluator import Evaluator
+from pangu_sigma.training.log.losses import HeldOutLoss
 
 
 class DecodedForward:

@@ -17,7 +17,7 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.foreign.dense_files import is_dense_model
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import KIND_NAMES, kind_of, open_model
-from pangu_sigma.train.log.losses import HeldOutLoss, finite_or_none, format_number
+from pangu_sigma.training.log.losses import HeldOutLoss, finite_or_none, format_number
 
 DomainFigures = dict[str, dict[str, Any]]
 """Held-out metrics by domain, as values for JSON."""
@@ -74,7 +74,7 @@ def samples_read(run: StoredModel, batches: BatchLoader, all: bool) -> int:
 def measure(run: StoredModel, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
     """Measure the loss of each domain on at most `most` held-out samples, with the newest checkpoint of a run."""
     from pangu_sigma.stored.network import build_network
-    from pangu_sigma.train.evaluator import EvaluationStep, Evaluator
+    from pangu_sigma.training.evaluator import EvaluationStep, Evaluator
 
     use_cpu()
     network, store = build_network(run)

@@ -27,7 +27,7 @@ from pangu_sigma.generate.score import token_losses
 from pangu_sigma.text.documents import Document, Rejected
 from pangu_sigma.text.inputs import input_units, read_unit
 from pangu_sigma.text.layout import Layout
-from pangu_sigma.train.log.losses import HeldOutLoss
+from pangu_sigma.training.log.losses import HeldOutLoss
 
 logger = logging.getLogger(__name__)
 

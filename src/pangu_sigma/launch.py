@@ -1,0 +1,174 @@
+"""Training as a launcher job, and the facts that its nodes must agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pangu_sigma.bars import Bar
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import override, read_tree
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.host_memory import check_training_fits
+from pangu_sigma.npu.communicators import check_layout
+from pangu_sigma.npu.host.access import Host
+from pangu_sigma.npu.host.environment import chip_in_environment, chip_of_host
+from pangu_sigma.ranks import launch
+from pangu_sigma.ranks.layout import axes_text
+from pangu_sigma.shipped import config_path
+from pangu_sigma.writable import check_folder_writable
+
+logger = logging.getLogger(__name__)
+
+
+def launch_training(
+    config: Config,
+    output: Path,
+    source: Path,
+    overrides: Sequence[str] = (),
+    *,
+    device: Literal["cpu", "ascend"] = "cpu",
+    start_over: bool = False,
+    allow_data_change: bool = False,
+    lock: bool = True,
+    processes: int | None = None,
+    nodes: int = 1,
+    node_rank: int | None = None,
+    master_address: str | None = None,
+    master_port: int = launch.DEFAULT_PORT,
+    max_restarts: int = 0,
+    grace: float = 10.0,
+    wait: float = 300.0,
+    hang_timeout: float = 1800.0,
+    dry_run: bool = False,
+) -> int | str:
+    """Train a run on several processes, launched as a `launch.Job`, and return the exit status.
+
+    source, overrides: origin of the configuration, as in `training_command`. processes: number of ranks that the user expects.
+    dry_run: True to start nothing, and return the shell script of the launch. Raises LaunchError, ConfigError and DataError for
+    errors that are found before ranks start.
+    """
+    from pangu_sigma.checkpoint.run_folder import one_writer
+    from pangu_sigma.checkpoint.start_over import start_over as move_aside
+    from pangu_sigma.training.start import StartOptions, check_cpu, check_start
+
+    check_ranks(config, processes)
+    (check_layout if device == "ascend" else check_cpu)(config)
+    if nodes > 1 and not dry_run:
+        for name, value in (("--node-rank", node_rank), ("--master-address", master_address)):
+            if value in (None, ""):
+                raise ConfigError(f"{name} is missing: with --nodes {nodes} each is told its rank and where node 0 is")
+    job = launch.Job(
+        command=training_command(source, output, overrides, device, allow_data_change, lock),
+        logs=output / "logs",
+        ranks=config.parallel.ranks,
+        nodes=nodes,
+        node=node_rank or 0,
+        address=master_address or ("MASTER" if nodes > 1 else "127.0.0.1"),
+        port=master_port,
+        ascend=device == "ascend",
+        chip=config.parallel.chip,
+        restarts=max_restarts,
+        grace=grace,
+        wait=wait,
+        hang_timeout=hang_timeout,
+    )
+    if dry_run:
+        return launch.dry_run(job)
+    launch.check_job(job)
+    check_folder_writable(output, "--output")
+    if not job.ascend:
+        check_training_fits(config, job.local)
+    for change in check_start(output, config, StartOptions(start_over, allow_data_change)):
+        logger.info("%s", change)
+    launch.check_ports(job)
+    if start_over and job.node == 0:
+        with one_writer(output, lock):
+            move_aside(output)  # before ranks start, so that a restart after a failure resumes
+    return launch.launch(replace(job, facts=training_facts(config)) if nodes > 1 else job)
+
+
+def training_command(
+    source: Path,
+    output: Path,
+    overrides: Sequence[str] = (),
+    device: Literal["cpu", "ascend"] = "cpu",
+    allow_data_change: bool = False,
+    lock: bool = True,
+) -> list[str]:
+    """Return the command that every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint.
+
+    source: the configuration, as the user named it and each node loads it, or the run folder. overrides: texts KEY=VALUE.
+    """
+    return [
+        *(sys.executable, "-m", "pangu_sigma", "train", str(source)),
+        *([] if source == output else ["--output", str(output)]),
+        *([] if device == "cpu" else ["--device", device]),
+        *(text for change in overrides for text in ("--set", change)),
+        *(["--allow-data-change"] if allow_data_change else []),
+        *([] if lock else ["--no-lock"]),
+        *(["--quiet"] if Bar.quiet else []),
+    ]
+
+
+def with_known_chip(config: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with parallel.chip added: from PANGU_SIGMA_CHIP, else from npu-smi if the configuration names no chip.
+    An override that names a chip stays. A run folder names a chip. Raises ConfigError for an invalid configuration."""
+    if _names_a_chip(override({}, overrides)):
+        return [*overrides]
+    host = Host()
+    chosen = chip_in_environment(host.environment)
+    if chosen is None and not config.is_dir() and not _names_a_chip(read_tree(config_path(config))):
+        chosen = chip_of_host(host)
+    if chosen is None:
+        return [*overrides]
+    logger.info("chip %s, said by %s", chosen.name, chosen.by)
+    return [*overrides, f"parallel.chip={chosen.name}"]
+
+
+def _names_a_chip(tree: dict[str, Any]) -> bool:
+    parallel = tree.get("parallel")
+    return isinstance(parallel, dict) and "chip" in parallel
+
+
+def check_ranks(config: Config, processes: int | None) -> None:
+    """Raise ConfigError if the configuration has another number of ranks than `processes`, which the user expects."""
+    p = config.parallel
+    if processes not in (None, p.ranks):
+        raise ConfigError(
+            f"--processes {processes} is not what the parallel section lays out: {axes_text(p)} is {p.ranks} ranks; change one of "
+            "them, for example --set parallel.data=…"
+        )
+
+
+def training_facts(config: Config) -> dict[str, str]:
+    """Return the facts, by name, that must be equal on all nodes of a run: keys of the configuration, hashes of prepared data,
+    software versions. Raises ConfigError or DataError if the prepared data is missing or does not fit."""
+    from pangu_sigma.checkpoint.changes import leaves
+    from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer
+
+    tokenizer = read_prepared_tokenizer(config)
+    facts = {key: str(value) for key, value in leaves(config.model_dump(mode="json")).items()}
+    facts |= {name: importlib.metadata.version(name) for name in ("pangu-sigma", "mindspore", "numpy")}
+    data = Path(config.data.path)
+    return facts | {
+        "vocabulary": tokenizer.hash[:16],
+        "routing tables": drawn_tables(config, tokenizer).hash[:16],
+        "prepared data": _data_hash(data)[:16],
+    }
+
+
+def _data_hash(data: Path) -> str:
+    """Return a SHA-256 over the manifest's content hash, the training text's token counts, and names and sizes of token files,
+    which differs for a truncated copy too."""
+    digest = hashlib.sha256((data / "frequencies.npy").read_bytes())
+    digest.update(load_manifest(data).content_hash.encode())
+    for file in sorted([*data.glob("*.bin"), *data.glob("*.idx")]):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,98 @@
+"""Ascend backend of the training loop: the Ascend step, and checkpoints of arrays that MindSpore has divided among ranks.
+
+Nothing here has run on a device. Tests run one rank on the CPU, MindSpore compiles the step of many ranks (npu/plan/compile.py),
+and a test covers the arithmetic of which rank writes what.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from pangu_sigma.checkpoint.checkpoint import Checkpoint
+from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.held_out import samples_of_evaluation
+from pangu_sigma.ecss.prefetch import Prefetcher
+from pangu_sigma.npu.capacity import DispatchLayout
+from pangu_sigma.npu.context import use_ascend
+from pangu_sigma.npu.inputs import step_inputs
+from pangu_sigma.npu.saved_parts import dense_of, parameter_parts, writes_part
+from pangu_sigma.npu.step import AscendStep
+from pangu_sigma.npu.supported import check_ascend
+from pangu_sigma.ranks.connect import connect
+from pangu_sigma.ranks.layout import Layout, dispatch_layout
+from pangu_sigma.ranks.ranks import Ranks
+from pangu_sigma.training.backend import Backend, TrainingSetup
+from pangu_sigma.training.evaluator import Evaluator
+from pangu_sigma.training.feed import StepInput
+from pangu_sigma.training.step import StepResult
+
+
+class AscendBackend(Backend):
+    """Training backend for ranks that are NPUs: `AscendStep` under MindSpore's auto-parallel."""
+
+    def layout(self, config: Config) -> DispatchLayout:
+        return dispatch_layout(config, ascend=True)
+
+    def connect(self, config: Config) -> Ranks:
+        check_ascend(config)
+        use_ascend(config)
+        return connect(config.parallel)
+
+    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
+        step = AscendStep(config, ranks.rank)
+        step.fill(config.seed)
+        return TrainingSetup(config, ranks, step.network.loss.network, step.store, step)
+
+    def prefetcher(self, built: TrainingSetup) -> Prefetcher | None:
+        return None  # the step looks its experts up itself
+
+    def take_step(
+        self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
+    ) -> StepResult:
+        """Take one training step. rate: learning rate. fed: batch and experts. limit_D: unused, see `check_ascend`."""
+        loss_M, norm, applied, scale = built.step.take(rate, fed.batch)
+        return StepResult((loss_M,), norm, applied, scale)
+
+    def adds_losses(self, config: Config, ranks: Ranks) -> bool:
+        """Return True if this rank adds its losses to the total: if it is the first of a tensor group in the last stage."""
+        at = Layout(config.parallel).coordinates(ranks.rank)
+        return at.tensor == 0 and at.stage == config.parallel.stages - 1
+
+    def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
+        """Return the held-out evaluator. It runs the training graph, because another graph would have to be compiled."""
+        counts = self.adds_losses(built.config, built.ranks)
+        most = samples_of_evaluation(built.config)
+        return Evaluator(held_out, most, built.step, built.network, built.ranks, together=True, counts=counts)
+
+    def checkpoint_files(self, built: TrainingSetup) -> Files:
+        rank, config = built.ranks.rank, built.config
+        built.store.settle()
+        files: Files = {}
+        for shard, name, parameter, part in parameter_parts(built.shards, built.store, config.parallel, rank):
+            if writes_part(dense_of(built.shards, name), shard, name, config, rank):
+                files.setdefault(file_of_rank(shard, rank), {})[name] = SavedArray(part, parameter.asnumpy())
+        return files
+
+    def cannot_copy(self, config: Config) -> str | None:
+        return "the experts fill the host's memory, and no save behind training was tried on a device"
+
+    def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
+        built.step.compile(*step_inputs(built.config))  # MindSpore divides the parameters when it compiles
+        built.store.settle()
+        parts: Parts = {}
+        for shard, name, _, part in parameter_parts(built.shards, built.store, built.config.parallel, built.ranks.rank):
+            parts.setdefault(shard, {})[name] = part
+
+        def put(parameter: Parameter, values: np.ndarray) -> None:
+            parameter.set_data(Tensor(values), slice_shape=True)
+
+        experts = {shard: arrays for shard, arrays in built.shards.items() if shard.startswith(EXPERTS)}
+        restore(experts, checkpoint, parts=parts)
+        others = {shard: arrays for shard, arrays in built.shards.items() if shard not in experts}
+        restore(others, checkpoint, parts=parts, put=put)
+        built.step.give_scale()

@@ -1,0 +1,256 @@
+"""The arrays of the training state (weights, Adam state), and the rows and columns of each that a rank has. Pure Python.
+
+Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of the expert store; a test compares them.
+
+* Tensor parallelism as in Megatron and PanGu-α: query, key, value and the first FFN matrix are divided by columns, with their
+  biases; attention output and the second FFN matrix by rows; tables by hidden. LayerNorm and the biases that are added after the
+  sum over ranks are whole on every rank. `npu/sharding.py` says the same to MindSpore, by the cuts of operators;
+  compiled steps are compared with it (tests/npu/plan/test_compile.py).
+* Optimizer parallelism (ZeRO) as MindSpore does it: ranks that compute with the same slice of a matrix each keep some of its rows,
+  if they divide evenly. Otherwise each keeps the whole slice. Vectors are never divided.
+* Own experts are divided among groups and expert ranks; common ones among the expert ranks of each group, which has a copy of all;
+  each expert is divided among tensor ranks along the ffn axis.
+* A stage has the arrays of its layers. The first stage has the word table, undivided, because it is sent to the last stage.
+
+Common arguments. stage: the pipeline stage; without stages, 0. Layers and experts keep their numbers of the whole model.
+alike: True to return one array for each kind of layer, whose `count` is the number of such layers; it is enough for sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pangu_sigma.config import Config
+from pangu_sigma.ranks.layout import active_entries, active_in_group, layers_of_stage, rre_layers_of_stage
+
+Shape = tuple[int, ...]
+
+NPU, HOST = "Ascend", "CPU"
+"""Names of the devices in MindSpore."""
+
+ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
+"""Bytes of an element, by dtype."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """Weight, Adam state or gradient accumulator of a training run, with its shape in the whole model and on one rank."""
+
+    name: str
+    kind: Literal["weight", "moment", "variance", "step", "accumulator"]
+    shape: Shape
+    """Shape in the whole model."""
+    computed: Shape
+    """Shape that the rank computes with: its slice under tensor and expert parallelism."""
+    kept: Shape
+    """Shape that the rank keeps between steps: its rows of `computed` under optimizer parallelism."""
+    replicas: int
+    """Number of ranks that compute with the same slice."""
+    dtype: str
+    used_as: str
+    """Dtype in which the network reads the array: float32 for tables and LayerNorm, else the compute dtype. Copies, gathered slices
+    and gradients that are summed over ranks have this dtype."""
+    device: str
+    copies: int = 1
+    """Number of slices with the same values: those of common experts, of which each group has a copy."""
+    count: int = 1
+    """Number of arrays that this one represents: with the argument `alike`, those of all layers of its kind; else 1."""
+
+    @property
+    def divided(self) -> bool:
+        """True if the ranks that have this same slice divide it among them (ZeRO), so that each keeps some of its rows."""
+        return self.kept != self.computed
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slice that the rank keeps."""
+        return math.prod(self.kept) * ITEM_SIZE[self.dtype]
+
+    @property
+    def used_nbytes(self) -> int:
+        """Bytes of the slice that the rank computes with, in the dtype in which the network reads it."""
+        return math.prod(self.computed) * ITEM_SIZE[self.used_as]
+
+
+def weights(config: Config) -> list[Array]:
+    """Return the weights of the whole model, stage by stage. Their elements add up to `config.num_params().total`."""
+    stages = range(config.parallel.stages)
+    arrays = (a for stage in stages for a in [*dense_weights(config, stage), *expert_arrays(config, stage)])
+    return [a for a in arrays if a.kind == "weight"]
+
+
+def all_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
+    """Return the weights and Adam state of a stage, dense parameters first. alike: True for one array per kind of layer."""
+    dense = dense_weights(config, stage, alike)
+    return [
+        *dense,
+        *(replace(array, name=f"{array.name}.moment", kind="moment") for array in dense),
+        *(replace(array, name=f"{array.name}.variance", kind="variance") for array in dense),
+        *expert_arrays(config, stage, alike),
+    ]
+
+
+def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
+    """Return the weights of a stage except experts, tables first: float32, on the NPU. alike: one array per kind of layer."""
+    layers = [(layer, 1) for layer in layers_of_stage(config, stage)]
+    if alike:
+        routed = len(rre_layers_of_stage(config, stage))
+        layers = [(layers[0][0], len(layers) - routed), (layers[-1][0], routed)]
+    last = _norm("norm", config.model.hidden) if stage == config.parallel.stages - 1 else ()
+    return [
+        *(_dense_array(config, 1, *tensor) for tensor in _tables(config, stage)),
+        *(_dense_array(config, n, *tensor) for layer, n in layers if n for tensor in _layer_tensors(config, layer)),
+        *(_dense_array(config, 1, *tensor) for tensor in last),
+    ]
+
+
+def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
+    """Return weights and Adam state of the experts that a rank stores: on its host with ECSS, on the NPU without.
+
+    The first axis counts experts. Moments have the dtype `ecss.moments` on the host, float32 on the NPU. alike: see `all_arrays`.
+    """
+    device = HOST if config.ecss.enabled else NPU
+    moments = config.ecss.moments if config.ecss.enabled else "float32"
+    layers = rre_layers_of_stage(config, stage)
+    count = len(layers) if alike and layers else 1
+    arrays = []
+    for n in (n for layer in layers[::count] for n in config.model.segments_of(layer)):
+        stored, (_, s) = config.stored_experts(config.model.routed[n]), config.model.in_layer(n)
+        for name, shape, axis in _ffn_tensors(config, s):
+            behind = None if axis is None else axis + 1
+            weight = _expert_array(config, count, n, name, (stored, *shape), behind, device)
+            moment = replace(weight, name=f"{weight.name}.moment", kind="moment", dtype=moments)
+            variance = replace(weight, name=f"{weight.name}.variance", kind="variance", dtype=moments)
+            arrays += [weight, moment, variance]
+        step = _expert_array(config, count, n, "step", (stored,), None, device)
+        arrays.append(replace(step, kind="step", dtype="int32"))
+    return arrays
+
+
+def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
+    """Return the parameters of a stage's active experts (ECSS), in the network's argument order; biases are [experts, 1, …]. They
+    are on the host and hold nothing: their gradients are on the NPU, and the weights come there as values."""
+    buffers = []
+    for weight in expert_arrays(config, stage, alike) if config.ecss.enabled else []:
+        if weight.kind == "weight":
+            local = active_entries(config, config.model.routed[int(weight.name.split(".")[1])])
+            rows = (1,) if len(weight.shape) == 2 else ()
+            # common ones, too, once for each group: only slices of their own let ranks of different groups compute apart
+            count = config.parallel.groups * config.parallel.expert * local
+            shape, computed = (count, *rows, *weight.shape[1:]), (local, *rows, *weight.computed[1:])
+            name = weight.name.replace("experts", "active", 1)
+            buffers.append(
+                replace(
+                    weight, name=name, shape=shape, computed=computed, kept=computed, dtype=weight.used_as, device=HOST
+                )
+            )
+    return buffers
+
+
+def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
+    """Return the arrays that accumulate gradients of micro-batches, if an update has several; each has its weight's dtype.
+
+    Their size is that of the rank's tensor-parallel slice of the weight: ZeRO does not divide them among data-parallel ranks.
+
+    The last stage has one more, for the word table that it receives. alike: as in `all_arrays`.
+    """
+    if config.train.accumulation == 1:
+        return []
+    summed = [*dense_weights(config, stage, alike), *active_buffers(config, stage, alike)]
+    if 0 < stage == config.parallel.stages - 1:
+        summed.append(word_table(config))
+    return [replace(a, name=f"{a.name}.accumulated", kind="accumulator", kept=a.computed, device=NPU) for a in summed]
+
+
+def active_elements(config: Config, stage: int = 0) -> int:
+    """Return the largest number of elements of active experts' weights that a rank computes with in a step."""
+    of_layer = 0
+    for s, kind in enumerate(config.model.segments):
+        tensors, local = _ffn_tensors(config, s), active_in_group(config, kind) // config.parallel.expert
+        of_layer += local * sum(math.prod(_divide(shape, axis, config.parallel.tensor)) for _, shape, axis in tensors)
+    return of_layer * len(rre_layers_of_stage(config, stage))
+
+
+def summed_alone(config: Config) -> bool:
+    """Return True if a rank alone sums gradients of experts over micro-batches, without stages. MindSpore 2.9 then returns the sums
+    only behind a standard operator, so the Ascend step has one (npu/active_experts.py)."""
+    return config.train.accumulation > 1 and config.parallel.stages == config.parallel.data == 1
+
+
+def word_table(config: Config) -> Array:
+    """Return the word table, which the first stage keeps."""
+    return _dense_array(config, 1, *next(_tables(config, 0)))
+
+
+Tensors = Iterator[tuple[str, Shape, int | None, str]]
+"""For each tensor: name, shape, axis that tensor parallelism divides (None: no axis), and `Array.used_as`."""
+
+
+def _tables(config: Config, stage: int) -> Tensors:
+    m = config.model
+    if stage == 0:
+        yield "embedding", (config.slots * m.slot_rows, m.hidden), 1, "float32"
+        yield "positions", (m.seq_length, m.hidden), 1, "float32"
+    if stage == config.parallel.stages - 1:
+        yield "query_positions", (m.seq_length, m.hidden), 1, "float32"
+
+
+def _layer_tensors(config: Config, layer: int) -> Tensors:
+    m, dtype, at = config.model, config.train.compute_dtype, f"layers.{layer}"
+    yield from _norm(f"{at}.attention_norm", m.hidden)
+    for name in ("query", "key", "value"):
+        yield f"{at}.attention.{name}.weight", (m.hidden, m.hidden), 1, dtype
+        yield f"{at}.attention.{name}.bias", (m.hidden,), 0, dtype
+    yield f"{at}.attention.output.weight", (m.hidden, m.hidden), 0, dtype
+    yield f"{at}.attention.output.bias", (m.hidden,), None, dtype
+    yield from _norm(f"{at}.ffn_norm", m.hidden)
+    if layer < m.dense_layers:
+        for name, shape, axis in _ffn_tensors(config):
+            yield f"{at}.ffn.{name}", shape, axis, dtype
+
+
+def _norm(name: str, hidden: int) -> Tensors:
+    yield f"{name}.gain", (hidden,), None, "float32"
+    yield f"{name}.bias", (hidden,), None, "float32"
+
+
+def _ffn_tensors(config: Config, segment: int | None = None) -> list[tuple[str, Shape, int | None]]:
+    """Return name, shape and tensor-parallel axis of each tensor of a dense layer's FFN, or of an expert of a segment."""
+    hidden, ffn = config.model.hidden, config.model.ffn if segment is None else config.model.segment_ffn
+    tensors: list[tuple[str, Shape, int | None]] = [
+        ("w1", (ffn, hidden), 0),
+        ("b1", (ffn,), 0),
+        ("w2", (ffn, hidden), 0),
+    ]
+    return tensors if segment else [*tensors, ("b2", (hidden,), None)]
+
+
+def _dense_array(config: Config, count: int, name: str, shape: Shape, axis: int | None, used_as: str) -> Array:
+    parallel = config.parallel
+    computed = _divide(shape, axis, parallel.tensor)
+    replicas = parallel.stage_ranks if axis is None else parallel.stage_ranks // parallel.tensor
+    travels = name == "embedding" and parallel.stages > 1
+    divides = parallel.optimizer and len(shape) == 2 and computed[0] % replicas == 0 and not travels
+    kept = _divide(computed, 0, replicas) if divides else computed
+    return Array(name, "weight", shape, computed, kept, replicas, "float32", used_as, NPU, count=count)
+
+
+def _expert_array(
+    config: Config, count: int, segment: int, name: str, shape: Shape, axis: int | None, device: str
+) -> Array:
+    parallel, own = config.parallel, config.model.routed[segment] == "own"
+    held = _divide(shape, 0, parallel.expert * (parallel.groups if own else 1))
+    computed = _divide(held, axis, parallel.tensor)
+    copies = 1 if own else parallel.groups
+    replicas = parallel.data * (parallel.tensor if axis is None else 1) * copies
+    used_as, name = config.train.compute_dtype, f"experts.{segment}.{name}"
+    return Array(name, "weight", shape, computed, computed, replicas, "float32", used_as, device, copies, count)
+
+
+def _divide(shape: Shape, axis: int | None, parts: int) -> Shape:
+    if axis is None:
+        return shape
+    return (*shape[:axis], shape[axis] // parts, *shape[axis + 1 :])

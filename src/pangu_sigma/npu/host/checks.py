@@ -1,0 +1,73 @@
+"""All checks of a host with NPUs, in the order to read them: later ones need earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from pangu_sigma.chips import Chip
+from pangu_sigma.npu.host import network_checks as network
+from pangu_sigma.npu.host import npu_checks as npu
+from pangu_sigma.npu.host import system_checks as system
+from pangu_sigma.npu.host import version_checks as versions
+from pangu_sigma.npu.host.access import Host, ToolError
+from pangu_sigma.npu.host.check import Check, failed
+from pangu_sigma.npu.host.npu_smi import Npu, chip_called, list_npus
+
+
+def host_checks(host: Host, wanted: Chip | None = None, by: str = "", run: Path | None = None) -> Iterator[Check]:
+    """Run all checks of an Ascend host. A fault is reported once; checks that it makes impossible are skipped.
+
+    wanted: the expected chip; None for any chip. by: origin of `wanted`, for messages. run: run folder whose storage is checked.
+    """
+    listed: list[Npu] = []
+    checks: list[tuple[str, Callable[[], Check]]] = [("NPU devices", lambda: npu.devices(host, listed))]
+    try:
+        listed = list_npus(host)
+    except ToolError as silent:
+        checks += [("npu-smi", partial(failed, str(silent), silent.fix))]
+    chip = wanted or (chip_called(listed[0].name) if listed else None)
+    checks += [("driver", partial(versions.driver, host, chip)), ("firmware", partial(versions.firmware, host, listed))]
+    if listed:
+        checks += [
+            ("chip", partial(npu.chip, listed, wanted, by)),
+            ("NPU health", partial(npu.health, listed)),
+            ("free HBM", partial(npu.free_memory, listed)),
+        ]
+    checks += [("CANN", partial(versions.toolkit, host)), ("MindSpore's plugin", partial(versions.plugin, host))]
+    if chip is not None:
+        checks += [
+            ("CANN's operators", partial(versions.kernels, host, chip)),
+            ("ascend_ops", partial(versions.operators, host, chip)),
+            ("graph level", partial(versions.graph_level, host, chip)),
+        ]
+    if listed:
+        checks += [
+            ("hccn.conf", partial(network.addresses, host, listed)),
+            ("NPU links", partial(network.links, host, listed)),
+            ("NPU TLS", partial(network.tls, host, listed)),
+        ]
+    checks += [
+        ("HCCL interface", partial(network.interface, host)),
+        ("HCCL ports", partial(network.ports, host)),
+        ("connections", partial(network.backlog, host)),
+        ("cores", partial(system.cores, host, len(listed))),
+        ("large pages", partial(system.large_pages, host)),
+        ("clock", partial(system.clock, host)),
+    ]
+    if run is not None:
+        checks += [("run folder", partial(system.run_folder, host, run))]
+    for name, check in checks:
+        yield replace(_look(check), name=name)
+
+
+def _look(check: Callable[[], Check]) -> Check:
+    """Run a check; a tool without an answer and a malformed file count as failed checks."""
+    try:
+        return check()
+    except ToolError as silent:
+        return failed(str(silent), silent.fix)
+    except (OSError, ValueError) as problem:
+        return failed(f"{type(problem).__name__}: {problem}", "mend what the message names")

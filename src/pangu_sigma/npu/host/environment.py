@@ -1,0 +1,119 @@
+"""Environment variables that CANN, HCCL and MindSpore read on Ascend, by chip, and detection of the chip.
+
+A variable that is set already keeps its value. The launcher gives them to its ranks; `run_scripts/ascend_env.sh` takes them from
+here for any other shell: as a program this prints them. They are from CANN's documentation of environment variables; none of them
+has been measured on a device.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES, Chip
+from pangu_sigma.errors import UserError
+from pangu_sigma.npu.host.access import Host, ToolError
+from pangu_sigma.npu.host.npu_smi import chip_called, list_npus
+
+CHIP_VARIABLE = "PANGU_SIGMA_CHIP"
+"""Environment variable with the name of the Ascend chip."""
+
+KERNELS_VARIABLE = "MS_COMPILER_CACHE_PATH"
+"""Environment variable with the folder that MindSpore compiles calls of operators into."""
+
+_EVERY_CHIP = {
+    # Seconds that a rank waits for the others when a group is first used. They come there after compiling, which takes minutes and
+    # not equally long on all nodes; HCCL's own limit of 120 s would end a run that is only slow to start.
+    "HCCL_CONNECT_TIMEOUT": "1800",
+    # Seconds that a rank waits in a collective for one that is late: evaluating, or writing its part of a checkpoint. HCCL's own
+    # value, a multiple of 68, to which 910A rounds down. The launcher's --hang-timeout is shorter, so that it can name who hangs.
+    "HCCL_EXEC_TIMEOUT": "1836",
+    # MB that a group of ranks has to send in, and as many to receive in. HCCL's own value, and what `plan` counts with. What a rank
+    # sends at once should fit in it: with less, collectives get slower; with more, an NPU has less left for the model.
+    "HCCL_BUFFSIZE": "200",
+    # CANN writes a log a process, to ~/ascend/log unless told otherwise: on a cluster that is one folder for all nodes' processes.
+    "ASCEND_PROCESS_LOG_PATH": str(Path(tempfile.gettempdir()) / f"ascend_log_{os.getuid()}"),
+    # Every rank runs g++ for each of our operators, into rank_N of this folder: without it, into ./custom_kernel_meta, which on a
+    # cluster is on the storage that all nodes share.
+    KERNELS_VARIABLE: str(Path(tempfile.gettempdir()) / f"mindspore_kernels_{os.getuid()}"),
+}
+
+
+class UnknownChip(UserError, ValueError):
+    """Error for an unknown name of an Ascend chip."""
+
+
+@dataclass(frozen=True)
+class ChosenChip:
+    """Chip of the NPUs on this node. by: source that named it, such as `npu-smi info`, for messages."""
+
+    name: Chip
+    by: str
+
+
+def chip_environment(chip: Chip) -> dict[str, str]:
+    """Return the environment variables of CANN and HCCL for `chip`. HCCL_SOCKET_IFNAME (such as `=eth0`), the network between
+    nodes, is not included: it depends on the machines. Without it HCCL takes the first by name, which may differ."""
+    if CHIP_DATA[chip].saturates:
+        # 910A has neither infinity nor NaN in its arithmetic: an overflow becomes the largest number and raises a flag, at which
+        # MindSpore must look. HCCL_DETERMINISTIC does not exist for it.
+        return _EVERY_CHIP | {"MS_ASCEND_CHECK_OVERFLOW_MODE": "SATURATION_MODE"}
+    # Sums over ranks in one order, so that a run gives the same bits twice. `false`, HCCL's own value, is faster.
+    return _EVERY_CHIP | {"MS_ASCEND_CHECK_OVERFLOW_MODE": "INFNAN_MODE", "HCCL_DETERMINISTIC": "true"}
+
+
+def chip_in_environment(environment: Mapping[str, str]) -> ChosenChip | None:
+    """Return the chip that PANGU_SIGMA_CHIP names; None if it is not set. Raises UnknownChip."""
+    name = environment.get(CHIP_VARIABLE)
+    return ChosenChip(known_chip(name, CHIP_VARIABLE), CHIP_VARIABLE) if name else None
+
+
+def known_chip(name: str, source: str) -> Chip:
+    """Check that a name is that of a chip, and return it. source: origin of the name, for the message. Raises UnknownChip."""
+    for chip in CHIP_NAMES:
+        if name == chip:
+            return chip
+    raise UnknownChip(f"{source}={name} is not a chip: {', '.join(CHIP_NAMES)}")
+
+
+def chip_of_host(host: Host) -> ChosenChip | None:
+    """Return the chip of the NPUs that npu-smi lists; None without npu-smi, or if the NPUs are unknown or of several chips."""
+    try:
+        names = {npu.name for npu in list_npus(host)}
+    except ToolError:
+        return None
+    chip = chip_called(names.pop()) if len(names) == 1 else None
+    return ChosenChip(chip, "npu-smi info") if chip else None
+
+
+def main(arguments: list[str], host: Host) -> str:
+    """Return the `export` lines that run_scripts/ascend_env.sh evaluates before ranks start: the environment for a chip.
+
+    The chip is named by the first argument, else by PANGU_SIGMA_CHIP, else by npu-smi; else it is 910A. It is printed
+    to standard error. Raises UnknownChip.
+    """
+    environment = host.environment
+    if arguments and arguments[0]:  # a script that sources ours passes "", so that its own arguments are not ours
+        chosen = ChosenChip(known_chip(arguments[0], "chip"), "the argument")
+    else:
+        nobody = ChosenChip("910a", f"nobody: neither an argument, nor {CHIP_VARIABLE}, nor npu-smi")
+        chosen = chip_in_environment(environment) or chip_of_host(host) or nobody
+    print(f"chip {chosen.name} ({CHIP_DATA[chosen.name].title}), said by {chosen.by}", file=sys.stderr)
+    variables = {CHIP_VARIABLE: chosen.name} | chip_environment(chosen.name)
+    return "\n".join(
+        f"export {name}={shlex.quote(value)}"
+        for name, value in variables.items()
+        if name == CHIP_VARIABLE or name not in environment
+    )
+
+
+if __name__ == "__main__":
+    try:
+        print(main(sys.argv[1:], Host()))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,82 @@
+"""Parse the NPUs of a host from `npu-smi info`, and the chip from their name.
+
+    | NPU   Name      | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
+    | Chip  Phy-ID    | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
+    | 0     Ascend910 | OK            | 166.4       43                0    / 0             |
+    | 0     0         | 0000:9D:00.0  | 0           0    / 0          3158 / 65536         |
+
+Two lines an NPU; only 910_93 has Phy-ID, because two of its NPUs are in one package. Below the table is another, of processes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from pangu_sigma.chips import Chip
+from pangu_sigma.npu.host.access import Host, ToolError
+
+_BIN = re.compile(r"910B([1-4])")
+_FIRST = ("910A", "910B", "910PROA", "910PROB", "910PREMIUMA", "910")
+"""Names of the first family, 910A. Its faster bin is `910B` without a number; the chip commonly called 910B always has a number."""
+_USED = re.compile(r"(\d+)\s*/\s*(\d+)")
+
+
+@dataclass(frozen=True)
+class Npu:
+    """NPU of a host. number: as in /dev/davinci0. used, total: device memory (HBM) in MB. processes: ids of those that use it."""
+
+    number: int
+    card: int
+    chip: int
+    name: str
+    health: str
+    used: int
+    total: int
+    processes: tuple[int, ...] = ()
+
+
+def list_npus(host: Host) -> list[Npu]:
+    """Return the NPUs that npu-smi lists, by ascending number. Raises ToolError, also if there is no NPU."""
+    if listed := npus_in(host.run("npu-smi", "info")):
+        return listed
+    fix = "load the driver; in a container, pass the devices on: --device /dev/davinci0 …"
+    raise ToolError("npu-smi info lists no NPU", fix)
+
+
+def npus_in(text: str) -> list[Npu]:
+    """Parse the NPUs in the output of `npu-smi info`."""
+    listed: list[Npu] = []
+    above: list[str] = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        numbers = cells[0].split()
+        if len(cells) == 3 and ":" in cells[1] and above and all(number.isdigit() for number in numbers):
+            listed.append(_npu(above, cells, numbers))
+            above = []
+        elif len(cells) == 3 and len(numbers) == 2 and numbers[0].isdigit():
+            above = cells
+        elif len(cells) == 4 and len(numbers) == 2 and cells[1].isdigit():
+            user, card, chip = int(cells[1]), int(numbers[0]), int(numbers[1])
+            listed = [
+                replace(npu, processes=(*npu.processes, user)) if (npu.card, npu.chip) == (card, chip) else npu
+                for npu in listed
+            ]
+    return sorted(listed, key=lambda npu: npu.number)
+
+
+def _npu(above: list[str], below: list[str], numbers: list[str]) -> Npu:
+    """above, below: the cells of the NPU's two lines. numbers: of the lower one, the chip and, if given, its physical number."""
+    card, name = above[0].split()
+    used, total = _USED.findall(below[2])[-1]  # the first pair is of the memory of the NPU's own CPUs
+    number = numbers[1] if len(numbers) > 1 else card
+    return Npu(int(number), int(card), int(numbers[0]), name, above[1], int(used), int(total))
+
+
+def chip_called(name: str) -> Chip | None:
+    """Return the chip that npu-smi calls `name`; None if this project does not know the chip."""
+    if name == "Ascend910":
+        return "910_93"
+    if bin_found := _BIN.match(name):
+        return f"910b{bin_found[1]}"  # type: ignore[return-value]
+    return "910a" if name.upper() in _FIRST else None

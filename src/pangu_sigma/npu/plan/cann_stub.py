@@ -1,0 +1,213 @@
+"""Stand-ins for the CANN libraries, so that MindSpore's Ascend plugin loads on a machine without CANN.
+
+With them `device_target="Ascend"` is accepted and `MS_SIMULATION_LEVEL=0` compiles a whole graph for any number of ranks:
+MindSpore's own passes place the collectives and slice the parameters. Nothing runs and no kernel exists: this checks the layout of
+a step and no number that it computes.
+
+A process that uses the stand-ins must turn off the check for HCCL's Python package (`GlobalComm.CHECK_ENVS`), call `name_soc`,
+because MindSpore decides several things by the NPU's name and under simulation asks nobody for it, and exit through `os._exit`,
+because unloading the stand-ins crashes. The compiled graph is the last `*_validate_*.ir` that MindSpore saved.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from ascend_ops.errors import BuildError
+from ascend_ops.library import cache_folder
+from pangu_sigma.chips import CHIP_DATA, Chip, family
+from pangu_sigma.npu.host.version_checks import COMPUTE_UNITS
+
+MINDSPORE_LIB = Path(sysconfig.get_paths()["purelib"]) / "mindspore" / "lib"
+
+_LIBRARIES = [
+    "libge_runner",
+    "libgraph",
+    "libascendcl",
+    "libmsprofiler",
+    "libhccl",
+    "libruntime",
+    "libplatform",
+    "libc_sec",
+    "libnnopbase",
+    "libascend_hal",
+    "libprofapi",
+    "libregister",
+    "libmmpa",
+    "libascendalog",
+    "libatb",
+    "libacl_op_compiler",
+    "libacl_tdt_channel",
+]
+"""Libraries that the plugin loads."""
+
+_LOOKED_UP = re.compile(r"(acl\w*|hal[A-Z]\w+|Hccl\w+|Hcom\w+)")
+"""Symbols that the plugin looks up with dlsym when it loads."""
+
+_STATUS_FACTORY = """
+#include <cstdint>
+#include <map>
+#include <string>
+namespace ge {  // used by inline code at load time, so it needs a real map, of the old C++ ABI that CANN is built with
+struct StatusFactory { static StatusFactory *Instance(); };
+StatusFactory *StatusFactory::Instance() {
+  static std::map<uint32_t, std::string> errors;
+  return reinterpret_cast<StatusFactory *>(&errors);
+}
+}
+"""
+_DEFINED_THERE = {"_ZN2ge13StatusFactory8InstanceEv"}
+
+_NAMES = """
+#include <memory>
+#include <string>
+namespace mindspore {
+struct MsContext {
+  static std::shared_ptr<MsContext> GetInstance();
+  std::string ascend_soc_version() const;
+  void set_ascend_soc_name(const std::string &);
+  void set_ascend_soc_version(const std::string &);
+};
+}
+extern "C" void name_soc(const char *name, const char *version) {
+  auto context = mindspore::MsContext::GetInstance();
+  context->ascend_soc_version();  // asks once in a process, and under simulation notes that there is no name
+  context->set_ascend_soc_name(name);
+  context->set_ascend_soc_version(version);
+}
+"""
+"""Source of a library that gives MindSpore's context the name of an NPU."""
+
+
+def name_soc(chip: Chip) -> None:
+    """Give MindSpore in this process the name of the NPU, as CANN would. Call it after importing MindSpore and first of all."""
+    library = ctypes.CDLL(str(build_cann_stub() / "cann" / "lib64" / "libname_soc.so"))
+    library.name_soc(CHIP_DATA[chip].soc.encode(), COMPUTE_UNITS[family(chip)].encode())
+
+
+def ascend_environment(ranks: int, rank: int = 0) -> dict[str, str]:
+    """Return the environment for compiling `rank` of `ranks` Ascend ranks. The first call builds the stand-ins for CANN."""
+    root = build_cann_stub()
+    lib64 = root / "cann" / "lib64"
+    paths = [lib64, MINDSPORE_LIB, MINDSPORE_LIB / "plugin", MINDSPORE_LIB / "plugin" / "ascend"]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(map(str, paths)),
+        "ASCEND_OPP_PATH": str(root / "cann" / "opp"),
+        "MS_SIMULATION_LEVEL": "0",
+        "RANK_SIZE": str(ranks),
+        "RANK_ID": str(rank),
+        "GLOG_v": "3",
+    }
+
+
+def build_cann_stub() -> Path:
+    """Build stand-ins for CANN's libraries with g++, once for a MindSpore version, and return the folder that has `cann/lib64`."""
+    version = (MINDSPORE_LIB.parent / "version.py").read_bytes()
+    digest = hashlib.sha256(Path(__file__).read_bytes() + version).hexdigest()[:16]
+    target = cache_folder() / f"cann_stub_{digest}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            root = Path(temporary) / target.name
+            _build(root)
+            try:
+                root.rename(target)
+            except OSError:
+                if not target.exists():  # else another process was faster
+                    raise
+    return target
+
+
+def _build(root: Path) -> None:
+    lib64, work = root / "cann" / "lib64", root / "build"
+    (lib64 / "driver").mkdir(parents=True)
+    (root / "cann" / "opp").mkdir()
+    acl = root / "cann" / "include" / "acl"
+    acl.mkdir(parents=True)
+    (acl / "acl_base.h").write_text("#include <cstdint>\n")  # all that MindSpore's glue for aclnn operators needs of it
+    work.mkdir()
+    plugin = _plugin_libraries()
+    linked = _missing_symbols(plugin)
+    looked_up = _looked_up_names(plugin) - set(linked) - _DEFINED_THERE
+    (work / "linked.c").write_text(_linked_source(linked))
+    (work / "late.c").write_text("".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(looked_up)))
+    (work / "status.cc").write_text(_STATUS_FACTORY)
+    (work / "empty.c").write_text("")
+    (work / "name_soc.cc").write_text(_NAMES)
+    _run_tool(work, "gcc", "-w", "-c", "-fPIC", "linked.c", "late.c", "empty.c")
+    _run_tool(work, "g++", "-w", "-c", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "status.cc", "name_soc.cc")
+    objects = {"libascendcl": ["linked.o", "late.o", "status.o"]}
+    for name in ("libacl_op_compiler", "libacl_tdt_channel", "libmsprofiler", "driver/libascend_hal"):
+        objects[name] = ["late.o"]
+    for name in [*_LIBRARIES, "driver/libascend_hal"]:
+        soname = f"{Path(name).name}.so"
+        _run_tool(
+            work, "g++", "-shared", "-o", f"{lib64}/{name}.so", *objects.get(name, ["empty.o"]), f"-Wl,-soname,{soname}"
+        )
+    core = [f"-L{MINDSPORE_LIB}", "-lmindspore_core"]
+    _run_tool(work, "g++", "-shared", "-o", f"{lib64}/libname_soc.so", "name_soc.o", *core)
+
+
+def _plugin_libraries() -> list[str]:
+    plugin = MINDSPORE_LIB / "plugin"
+    parts = sorted((plugin / "ascend").rglob("*.so*"))
+    whole = [plugin / "libmindspore_ascend.so.2", plugin / "libmindspore_ops_ascend.so"]
+    return [str(path) for path in [*parts, *whole, MINDSPORE_LIB / "libmindspore_ge_backend.so"]]
+
+
+def _missing_symbols(libraries: list[str]) -> list[str]:
+    """Return the symbols that the plugin needs and that neither MindSpore, Python nor the system defines."""
+    known: set[str] = set()
+    system = Path("/lib/x86_64-linux-gnu").glob("lib*.so*")
+    for library in [*MINDSPORE_LIB.glob("*.so*"), *MINDSPORE_LIB.parent.glob("*.so"), *system, *libraries]:
+        known.update(line[-1].split("@")[0] for line in _symbols(str(library), "--defined-only"))
+    needed = set()
+    for library in libraries:
+        for kind, name in (line[-2:] for line in _symbols(library, "--undefined-only")):
+            foreign = "@" not in name and not name.startswith(("Py", "_Py"))
+            if kind not in "wv" and foreign and name not in known:
+                needed.add(name)
+    return sorted(needed)
+
+
+def _symbols(library: str, which: str) -> list[list[str]]:
+    listing = subprocess.run(["nm", "-D", which, library], capture_output=True, text=True).stdout
+    return [line.split() for line in listing.splitlines() if line.strip()]
+
+
+def _looked_up_names(libraries: list[str]) -> set[str]:
+    names: set[str] = set()
+    for library in libraries:
+        text = subprocess.run(["strings", "-n", "5", library], capture_output=True, text=True).stdout
+        names.update(word for word in text.splitlines() if _LOOKED_UP.fullmatch(word))
+    return names
+
+
+def _linked_source(names: list[str]) -> str:
+    """Return C source with a function per symbol. A constructor zeroes its object: most classes of ge hold one shared pointer."""
+    listing = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout
+    lines = ["#include <string.h>"]
+    for name, plain in zip(names, listing.splitlines(), strict=True):
+        constructor = re.match(r"ge::(\w+)::(\w+)\(", plain)
+        if name in _DEFINED_THERE:
+            continue
+        if constructor and constructor.group(1) == constructor.group(2):
+            size = 24 if constructor.group(1) == "Operator" else 16
+            lines.append(f"long {name}(void *self) {{ memset(self, 0, {size}); return (long)self; }}")
+        else:
+            lines.append(f"long {name}(void) {{ return 0; }}")
+    return "\n".join(lines) + "\n"
+
+
+def _run_tool(folder: Path, *command: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildError(f"building the CANN stand-ins: {' '.join(command[:3])} … failed:\n{done.stderr}")

@@ -1,0 +1,58 @@
+"""Export a model with its graph compiled for Ascend, on a machine that need not have an NPU.
+
+It is the graph for the CPU with Ascend's operators: LayerNorm is one fused operator there. A process of its own compiles (`python
+-m pangu_sigma.npu.plan.export_ascend RUN OUTPUT WEIGHTS`), with stand-ins where there is no CANN; cann_stub.py says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pangu_sigma.errors import exit_status
+from pangu_sigma.npu.plan.cann_stub import ascend_environment
+
+if TYPE_CHECKING:
+    from ascend_ops.few_rows import StoredPrecision
+
+_COMPILES = "PANGU_SIGMA_EXPORTS_FOR_ASCEND"
+"""Environment variable that is set in the compiling process."""
+
+
+def _compile_elsewhere() -> int:
+    """Export in a process of its own, and return its exit status; its messages are on standard error."""
+    with_cann = "ASCEND_HOME_PATH" in os.environ
+    environment = (dict(os.environ) if with_cann else ascend_environment(1, 0)) | {_COMPILES: "1"}
+    command = [sys.executable, "-m", "pangu_sigma.npu.plan.export_ascend", *sys.argv[1:]]
+    return subprocess.run(command, env=environment).returncode
+
+
+def _compile(run: Path, output: Path, weights: StoredPrecision) -> int:
+    from pangu_sigma.convert.mindir import export_mindir
+    from pangu_sigma.npu.context import target_ascend
+
+    written = export_mindir(run, output, weights, target_ascend)
+    sys.stderr.write(f"{written}: compiled for Ascend; nothing of it has run\n")
+    return 0
+
+
+def main() -> int:
+    """Export a run for Ascend. A new process compiles it and exits at once, for unloading the stand-ins for CANN would crash."""
+    parser = argparse.ArgumentParser(prog="export_ascend.sh")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("weights", nargs="?", choices=["float32", "float16", "int8"], default="float16")
+    options = parser.parse_args()
+    if _COMPILES not in os.environ:
+        return _compile_elsewhere()
+    status = exit_status(lambda: _compile(options.run, options.output, options.weights))
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

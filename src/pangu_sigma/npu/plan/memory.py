@@ -1,0 +1,277 @@
+"""Memory of one NPU and of one host, item by item. Pure Python. All ranks of a stage are alike: everything divides evenly.
+
+Symbols: T tokens of a rank, B = T/S its sequences, H hidden, F ffn, n heads, S sequence, t tensor ranks, c bytes of the compute
+dtype, W rows that the experts of a rank multiply. The backward pass of the compiled step (`npu/step.py`) reads these tensors of
+its forward pass:
+
+    every layer   T·H·(c + 8)           output of the first LayerNorm; inputs of both in float32
+                  4·c·T·H/t             q, k, v, and their mixture
+                  B·n/t·S·S·(4 + c)     softmax in float32, and its cast (none when c is 4)
+    dense FFN     c·T·H + 2·c·T·F/t     output of the second LayerNorm; before and after the activation
+    RRE FFN       N·c·W·H + 2·c·W·F/t   rows that arrived, for each of N segments; before and after the activation
+    query layer   c·T·H                 the query table's rows, gathered over tensor ranks
+    last norm     4·T·H                 its input in float32
+
+These are the tensors of one micro-batch: the next one begins when the gradients of the previous one are computed. With stages,
+stage s of p has started p - s micro-batches before the first gradient comes back (1F1B), and keeps the tensors of all of them.
+
+With `recompute` a layer keeps its input, c·T·H, and the query layer its query rows; the first input and those rows are still cut,
+c·T·H/t. The rest exists for one layer at a time. While the backward pass is in a layer, each tensor that is kept of the layer has a
+gradient of its size (an upper bound: some are gone before others come).
+
+The tensors that are kept, and the copies of weights, were counted in compiled graphs. Three things are our assumption, because only
+the device's runtime knows them: a tensor is freed after its last reader, one layer after the other is recomputed, and the highest
+of the peaks comes on top of all that is kept. Two things are left out, because as much is there at other moments: Adam's scaled
+copy of one gradient at a time, and the copy of rows that CANN's Gather reads (`parallel.gather`), gone before the FFN begins. A
+gradient in the compute dtype, before it is cast to be summed, is in the reserve. Without ECSS the numbers are for comparison: no
+compiled step stands behind them.
+
+stage: the pipeline stage of the rank; without stages, 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pangu_sigma.chips import GIB
+from pangu_sigma.config import Config
+from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
+from pangu_sigma.npu.cuts import (
+    HOST,
+    ITEM_SIZE,
+    Array,
+    accumulator_arrays,
+    active_elements,
+    dense_weights,
+    expert_arrays,
+    summed_alone,
+    word_table,
+)
+from pangu_sigma.npu.plan.machine import (
+    COMMUNICATOR_BUFFERS,
+    HOST_RESERVE,
+    MIB,
+    NPU_RESERVE,
+    PROCESS_RESERVE,
+    chip_of,
+)
+from pangu_sigma.ranks.layout import (
+    layers_of_stage,
+    multiplied_rows,
+    rre_layers_of_stage,
+    stages_of_host,
+    tokens_of_rank,
+)
+
+
+@dataclass(frozen=True)
+class MemoryItem:
+    """Item of a plan's memory table. how: the rule that gives its bytes, as text."""
+
+    name: str
+    nbytes: int
+    how: str
+
+
+def total(items: Iterable[MemoryItem]) -> int:
+    """Return the bytes of all memory items together."""
+    return sum(item.nbytes for item in items)
+
+
+def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
+    """Return the memory items of one NPU at the peak of a step."""
+    groups = len(communicators(config, stage))
+    summed = accumulator_arrays(config, stage, alike=True)
+    added = MemoryItem("gradients added up", _nbytes(summed, "accumulator"), "whole, over micro-batches")
+    return [
+        *_dense_items(config, stage),
+        *_expert_items(config, stage),
+        *([added] if summed else []),
+        *_activation_items(config, stage),
+        MemoryItem(
+            "communication buffers",
+            COMMUNICATOR_BUFFERS * groups,
+            f"HCCL's, 2 x 200 MB a group of ranks; {groups} of them",
+        ),
+        MemoryItem("reserve", NPU_RESERVE, "assumed: streams, graph, fragmentation"),
+    ]
+
+
+def npu_peak(config: Config) -> list[MemoryItem]:
+    """Return the memory items of an NPU of the pipeline stage that needs most memory; of the first of several equal ones."""
+    return max((npu_items(config, stage) for stage in range(config.parallel.stages)), key=total)
+
+
+def host_peak(config: Config) -> list[MemoryItem]:
+    """Return the memory items of the host that needs most memory; of the first of equal ones. Ranks fill the hosts in order."""
+    size = chip_of(config).per_host
+    # without stages no host has more ranks than the first
+    hosts = math.ceil(config.parallel.ranks / size) if config.parallel.stages > 1 else 1
+    different = {tuple(stages_of_host(config.parallel, h, size)): h for h in reversed(range(hosts))}
+    return max((host_items(config, host) for host in sorted(different.values())), key=total)
+
+
+def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
+    """Return the memory items of one host."""
+    stages = stages_of_host(config.parallel, host, chip_of(config).per_host)
+    of_stage = {s: [a for a in expert_arrays(config, s, alike=True) if a.device == HOST] for s in set(stages)}
+    stored = [array for stage in stages for array in of_stage[stage]]
+    rows = sum(_active_bytes(config, stage) for stage in stages) if stored else 0
+    old_value, most = 4 + 2 * ITEM_SIZE[config.ecss.moments], int(config.ecss.undo_gib * GIB)
+    undone = sum(min(active_elements(config, stage) * old_value, most) for stage in stages) if stored else 0
+    items = [
+        MemoryItem(f"experts: {what}", _nbytes(stored, *kinds), how)
+        for what, kinds, how in (
+            ("weights", ("weight", "step"), "all that its ranks store, float32, and step counts"),
+            ("moments", ("moment", "variance"), f"two, {config.ecss.moments}"),
+        )
+    ]
+    if config.ecss.store == "file":
+        mapped = int(len(stages) * config.ecss.cache_gib * GIB)
+        items = [MemoryItem("experts: mapped files", min(mapped, total(items)), "ecss.cache_gib of each rank")]
+    return [
+        *items,
+        MemoryItem(
+            "rows on their way",
+            (4 + summed_alone(config)) * rows,
+            "active weights and what stands for them, gradients twice",
+        ),
+        MemoryItem("old values of experts", undone, "kept to undo updates: ecss.undo_gib of each rank at most"),
+        MemoryItem("processes", len(stages) * PROCESS_RESERVE, f"assumed: 4 GiB for each of {len(stages)} ranks"),
+        MemoryItem("operating system", HOST_RESERVE, "assumed"),
+    ]
+
+
+def _active_bytes(config: Config, stage: int) -> int:
+    return active_elements(config, stage) * _item(config)
+
+
+def communicators(config: Config, stage: int = 0) -> set[tuple[str, ...]]:
+    """Return the communication groups, of two or more ranks, of a stage's rank, each as the axes along which its ranks differ.
+
+    Sends between stages need no group of their own: they use the group of all ranks.
+    """
+    groups = [TENSOR, REPLICAS, STAGE, ALL]
+    if rre_layers_of_stage(config, stage):
+        groups += [EXPERT, DATA, HOLDERS, *([COPIES] if config.model.common_experts else [])]
+    return {real for axes in groups if (real := tuple(axis for axis in axes if getattr(config.parallel, axis) > 1))}
+
+
+def _dense_items(config: Config, stage: int) -> list[MemoryItem]:
+    table, weights = word_table(config), dense_weights(config, stage, alike=True)
+    others = [w for w in weights if w.name != table.name]
+    kept = _nbytes(weights, "weight")
+    whole = sum(a.count * a.nbytes for a in weights if not a.divided and a.replicas > 1)
+    return [
+        MemoryItem(
+            "dense: weights", kept, f"this rank's part, float32; {whole / GIB:.2f} GiB that all ranks keep whole"
+        ),
+        MemoryItem("dense: gradients", kept, "the same part, float32"),
+        MemoryItem("dense: moments", 2 * kept, "the same part, two, float32"),
+        MemoryItem(
+            "dense: weights in use",
+            sum(a.count * a.used_nbytes for a in others if a.divided or a.used_as != a.dtype),
+            "gathered from other ranks, or cast",
+        ),
+        MemoryItem(
+            "dense: embedding in use",
+            # other stages look up rows of the table that they keep, or have none
+            table.used_nbytes if stage == config.parallel.stages - 1 else 0,
+            "gathered, or sent by the first stage; after the logits, their part of its gradient, float32",
+        ),
+        MemoryItem(
+            "dense: gradients being summed",
+            _summed_bytes(config, others),
+            "whole, float32: the largest or parallel.fusion_mib",
+        ),
+    ]
+
+
+def _summed_bytes(config: Config, weights: list[Array]) -> int:
+    """Return the most bytes of gradients that are all-reduced at once. The embedding's comes last, when activations are freed."""
+    sizes = [(a.count, math.prod(a.computed) * ITEM_SIZE["float32"]) for a in weights if a.replicas > 1]
+    largest, together = max((size for _, size in sizes), default=0), sum(count * size for count, size in sizes)
+    return max(largest, min(together, config.parallel.fusion_mib * MIB))
+
+
+def _expert_items(config: Config, stage: int) -> list[MemoryItem]:
+    active, dtype = _active_bytes(config, stage), config.train.compute_dtype
+    if config.ecss.enabled:
+        return [
+            MemoryItem("experts: active weights", active, f"{dtype}; the host gives them in each step"),
+            MemoryItem("experts: gradients of the active", active, dtype),
+        ]
+    stored = expert_arrays(config, stage, alike=True)
+    elements = sum(array.count * math.prod(array.computed) for array in stored if array.kind == "weight")
+    copies = elements * _item(config)
+    return [
+        MemoryItem("experts: weights", _nbytes(stored, "weight", "step"), "float32, all that the rank stores"),
+        MemoryItem("experts: moments", _nbytes(stored, "moment", "variance"), "two, float32"),
+        MemoryItem("experts: weights in use", copies if _item(config) < 4 else 0, dtype),
+        MemoryItem("experts: gradients", copies, dtype),
+    ]
+
+
+def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
+    m, t, layers = config.model, config.parallel.tensor, layer_bytes(config, stage)
+    row = tokens_of_rank(config) * m.hidden
+    first, last = stage == 0, stage == config.parallel.stages - 1
+    kept, fullest, how = sum(layers), max(layers), "what the backward pass reads"
+    if config.parallel.recompute:
+        # of its inputs, the first layer's and the query rows are cut; the norm is before an only layer
+        cut = int(first and m.layers > 1) + int(last)
+        kept = _item(config) * ((len(layers) + int(last) - cut) * row + cut * row // t)
+        fullest, how = 2 * fullest, "inputs of layers (recompute)"
+    ahead = min(config.parallel.stages - stage, config.train.accumulation)
+    if ahead > 1:
+        how += f", of {ahead} micro-batches"
+    masks = ahead if config.parallel.recompute else 1  # an input of every layer
+    peaks = {"backward pass of one layer": fullest}
+    if last:
+        peaks["logits"] = _logits_bytes(config)
+    if first:
+        peaks["embedding's gradient, from the lookup and whole"] = 2 * word_table(config).used_nbytes
+    highest = max(peaks, key=lambda name: peaks[name])
+    return [
+        MemoryItem("activations kept", ahead * (kept + int(last) * 4 * row), how),
+        MemoryItem("largest transient", peaks[highest], highest),
+        MemoryItem("attention mask", masks * _sequences(config) * m.seq_length**2 * 4, "float32; all layers share it"),
+    ]
+
+
+def layer_bytes(config: Config, stage: int = 0) -> list[int]:
+    """Return, for each layer of a stage, the bytes that its backward pass reads on one rank, if nothing is recomputed."""
+    m, t, c = config.model, config.parallel.tensor, _item(config)
+    tokens, rows = tokens_of_rank(config), multiplied_rows(config)
+    scores = _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))
+    shared = tokens * m.hidden * (c + 8) + 4 * c * tokens * m.hidden // t + scores
+    dense = shared + c * tokens * m.hidden + 2 * c * tokens * m.ffn // t
+    routed = shared + len(m.segments) * c * rows * m.hidden + 2 * c * rows * m.ffn // t
+    query = c * tokens * m.hidden
+    return [
+        (dense if layer < m.dense_layers else routed) + (query if layer == m.layers - 1 else 0)
+        for layer in layers_of_stage(config, stage)
+    ]
+
+
+def _logits_bytes(config: Config) -> int:
+    """Return the bytes around the logits. In float32, for the tokens that this rank predicts: log-softmax, its gradient, the
+    gradient of the logits. In the compute dtype, gathered over tensor ranks: the slot of each block, and its gradient."""
+    m, parallel = config.model, config.parallel
+    blocks = config.data.domains_per_step // parallel.groups
+    logits = tokens_of_rank(config) // parallel.tensor * m.slot_rows
+    return 12 * logits + 2 * _item(config) * blocks * m.slot_rows * m.hidden
+
+
+def _sequences(config: Config) -> int:
+    return tokens_of_rank(config) // config.model.seq_length
+
+
+def _item(config: Config) -> int:
+    return ITEM_SIZE[config.train.compute_dtype]
+
+
+def _nbytes(arrays: Iterable[Array], *kinds: str) -> int:
+    return sum(array.count * array.nbytes for array in arrays if array.kind in kinds)

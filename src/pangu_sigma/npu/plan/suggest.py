@@ -1,0 +1,174 @@
+"""Suggest the fastest layout on a number of NPUs, and settings with which a configuration fits. Pure Python."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from pangu_sigma.checkpoint.changes import leaves
+from pangu_sigma.chips import GIB, family
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import override, parse_config
+from pangu_sigma.errors import argument
+from pangu_sigma.npu.communicators import check_layout
+from pangu_sigma.npu.plan.cost import step_time
+from pangu_sigma.npu.plan.machine import chip_of
+from pangu_sigma.npu.plan.memory import host_peak, npu_peak, total
+from pangu_sigma.npu.plan.traffic import link_bytes
+from pangu_sigma.sections import MOST_RANKS, ParallelConfig
+
+_MOST_TRIED = 4_096
+"""Largest number of NPUs that is tried in a search for one that fits: a layout takes a millisecond or more."""
+
+
+def with_parallel(config: Config, **keys: int | bool) -> Config:
+    """Return the configuration with other values in its parallel section. Raises ConfigError for invalid values."""
+    return parse_config(config.model_dump() | {"parallel": config.parallel.model_dump() | keys})
+
+
+@dataclass(frozen=True)
+class TimedLayout:
+    """Layout that fits on the NPUs, with its estimated seconds of a step (`cost.py`)."""
+
+    parallel: ParallelConfig
+    step_seconds: float
+
+
+@dataclass(frozen=True)
+class AlmostFits:
+    """Configuration keys with which a plan fits the NPUs but not the hosts, and the memory in GiB that a host would then need."""
+
+    keys: dict[str, int | bool | str]
+    host_gib: float
+
+
+def fastest_layouts(config: Config, devices: int) -> list[TimedLayout]:
+    """Return every layout on `devices` NPUs that fits, the fastest first. Ties go to fewer bytes sent, then to less memory.
+
+    All axes are tried except stages, which stay as configured if they divide `devices` and are 1 otherwise: their cost and benefit
+    depend on train.accumulation, which is set with them. Recompute is tried on and off. A tensor group stays in a host.
+    """
+    ranked = []
+    for choice in _layouts(config, devices):
+        npu = total(npu_peak(choice))
+        if npu <= chip_of(choice).memory and _host_fits(choice):
+            seconds = step_time(choice).step
+            links = [link_bytes(choice, stage) for stage in range(choice.parallel.stages)]
+            sent = sum(link.hccs + link.network for link in links)
+            ranked.append((float(f"{seconds:.9g}"), sent, npu, TimedLayout(choice.parallel, seconds)))
+    ranked.sort(key=lambda entry: entry[:3])  # stable: after that, as _layouts has them
+    return [layout for *_, layout in ranked]
+
+
+def suggest_layout(config: Config, devices: int, layouts: list[TimedLayout] | None = None) -> ParallelConfig:
+    """Return the parallel section for `devices` NPUs: the fastest that fits. If none fits, the one that leaves most room for other
+    keys: the largest possible numbers of tensor ranks, then groups, then expert ranks, with recompute.
+
+    layouts: the result of `fastest_layouts`, if it is known. Raises ConfigError if `devices` cannot be laid out, and names the
+    nearest numbers that can.
+    """
+    if devices > MOST_RANKS:
+        raise ConfigError(f"{argument('--devices')} {devices}: at most {MOST_RANKS:,} are planned")
+    layouts = fastest_layouts(config, devices) if layouts is None else layouts
+    if layouts:
+        return layouts[0].parallel
+    choices = list(_layouts(config, devices))
+    if not choices:
+        raise ConfigError(_cannot(config, devices))
+    return choices[-1].parallel
+
+
+def fits(config: Config) -> bool:
+    """Return True if every NPU and every host has enough memory."""
+    return total(npu_peak(config)) <= chip_of(config).memory and _host_fits(config)
+
+
+def _host_fits(config: Config) -> bool:
+    return total(host_peak(config)) <= chip_of(config).host_memory
+
+
+def least_devices(config: Config) -> int | None:
+    """Return the smallest number of NPUs on which a layout fits; None if 4,096 are not enough."""
+    return next((n for n in range(1, _MOST_TRIED + 1) if any(map(fits, _layouts(config, n)))), None)
+
+
+def what_fits(config: Config) -> dict[str, int | bool | str] | None:
+    """Return keys to set so that `config` fits on the NPUs and hosts of the same ranks; None if it fits already or none suffice.
+
+    The keys are ECSS, recompute and, if a host has too little memory, expert moments in bfloat16; then the largest batch that
+    suffices, with as many more passes for the same update.
+    """
+    return next((keys for keys, tried in _changes(config) if fits(tried)), None) or None
+
+
+def changes_that_fit_npus(config: Config) -> AlmostFits | None:
+    """Return keys with which every NPU has enough memory but a host has not: the reason why `what_fits` returned None."""
+    for keys, tried in _changes(config):
+        if total(npu_peak(tried)) <= chip_of(tried).memory:
+            return AlmostFits(keys, total(host_peak(tried)) / GIB)
+    return None
+
+
+def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Config]]:
+    """Yield every change of keys that may save memory, the smallest first, with the changed configuration; first no change."""
+    train, recompute, ecss = config.train, config.parallel.recompute, config.ecss
+    moments, before = list(dict.fromkeys((ecss.moments, "bfloat16"))), leaves(config.model_dump())
+    for divisor, kind in itertools.product(_divisors(train.batch_size), moments):
+        for enabled, again in itertools.product(sorted({ecss.enabled, True}), sorted({recompute, True})):
+            keys: dict[str, int | bool | str] = {
+                "ecss.enabled": enabled,
+                "ecss.moments": kind,
+                "parallel.recompute": again,
+                "train.batch_size": train.batch_size // divisor,
+                "train.accumulation": train.accumulation * divisor,
+            }
+            try:
+                tried = parse_config(override(config.model_dump(), [*keys.items()]))
+                check_layout(tried)
+            except ConfigError:
+                continue  # too few sequences for so many ranks, or moments that beta2 does not allow
+            yield {key: value for key, value in keys.items() if value != before[key]}, tried
+
+
+def _layouts(config: Config, devices: int) -> Iterator[Config]:
+    """Yield every layout of `config` on `devices` NPUs, the smallest tensor degree first, without recompute first."""
+    stages = config.parallel.stages if devices % config.parallel.stages == 0 else 1
+    if devices < 1:
+        return
+    each = (chip_of(config).per_host, config.data.domain_sets, config.model.experts_per_domain)
+    for tensor, groups, expert in itertools.product(*map(_divisors, each)):
+        data, rest = divmod(devices, stages * groups * expert * tensor)
+        if rest:
+            continue
+        axes = {"stages": stages, "groups": groups, "expert": expert, "data": data, "tensor": tensor}
+        for recompute in (False, True):
+            parallel = config.parallel.model_copy(update=axes | {"recompute": recompute})
+            choice = config.model_copy(update={"parallel": parallel})
+            try:
+                choice.check_divisible()
+                check_layout(choice)
+            except ValueError:
+                break  # something does not divide evenly, such as attention heads
+            yield choice
+
+
+@cache
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _cannot(config: Config, devices: int) -> str:
+    sequences = config.train.batch_size // config.data.domains_per_step
+    most = min(config.parallel.stages * config.data.domain_sets * sequences * chip_of(config).per_host, _MOST_TRIED)
+    fewer = next((n for n in range(min(devices - 1, most), 0, -1) if any(_layouts(config, n))), None)
+    more = next((n for n in range(max(devices + 1, 1), most + 1) if any(_layouts(config, n))), None)
+    nearest = " or ".join(str(n) for n in (fewer, more) if n)
+    groups = ", on 910A in groups of the same NPUs of each host" if family(config.parallel.chip) == "910a" else ""
+    return (
+        f"{argument('--devices')} {devices}: {config.name} cannot be laid out on so many NPUs. MindSpore takes 1, 2, 4 or a "
+        f"multiple of 8{groups}; each needs an equal part of data.domain_sets={config.data.domain_sets}, of the {sequences} "
+        f"sequences of a block and, up to {chip_of(config).per_host} ways, of attention heads, hidden and ffn. The nearest numbers "
+        f"that can be are {nearest}"
+    )

@@ -1,0 +1,277 @@
+"""Traffic of a rank in one step: its collectives, and their bytes by link. Pure Python.
+
+The rules follow, with T tokens of a rank, R rows that it sends in an RRE layer, W rows that its experts multiply, H hidden, V rows
+of a slot and t tensor ranks. They are what MindSpore makes of the strategies of `npu/sharding.py`; a test holds them against
+compiled graphs, every call and byte.
+
+    embeddings    AllGather [T, H] in the tensor group: of tables cut by hidden; once more for the LayerNorm, if it is float32 alone
+    attention     AllReduce [T, H] of the output rows, in the tensor group
+    dense FFN     AllReduce [T, H]
+    RRE FFN       for each segment of the layer
+                  AlltoAll [R, H/t] among the expert ranks, AllGather [W, H] in the tensor group: rows are there
+                  AllReduce [W, H] in the tensor group, AlltoAll [R, H/t], AllGather [R, H]: and back
+                  with uneven parts AlltoAllV [T + 1, H/t] there and [W + 1, H/t] back, which is the room: about T rows travel;
+                  then AllGather [T, H], whose gradient is one for all segments
+    logits        AllGather [V, H] of each block's slot; the ranks of a tensor group divide the tokens
+    labels        AllGather of all labels and of their weights, if a tensor rank predicts neither whole sequences of a block nor
+                  an even fraction of one
+    loss          AllReduce of a number for each block
+    stages        Send of [T, H] to the next one, Receive from the one before
+    backward      as many: AllReduce for AllReduce, AlltoAll for AlltoAll, ReduceScatter for AllGather, Receive for Send
+    recompute     forward again inside layers, except operators that no gradient needs: FFN output, the rows' way back
+
+All of that happens for every micro-batch; without stages the loss has one AllReduce backward, because its operand is the same for
+all of them. Then come
+
+    gradient      float32: ReduceScatter of every dense weight that optimizer parallelism divides, AllReduce of the others; and
+                  AllReduce of active experts' tensors that several ranks hold, in the compute dtype; of common experts, of which
+                  each group has a copy, once more over groups
+
+and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
+`parallel.fusion_mib` merges them. With stages the first stage sends the word table to the last, each tensor rank its columns.
+
+stage: the pipeline stage of the rank; without stages, 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pangu_sigma.config import Config
+from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
+from pangu_sigma.npu.cuts import (
+    ITEM_SIZE,
+    Array,
+    active_buffers,
+    active_elements,
+    dense_weights,
+    expert_arrays,
+    word_table,
+)
+from pangu_sigma.npu.plan.machine import chip_of
+from pangu_sigma.ranks.layout import (
+    AXES,
+    dispatch_layout,
+    exchanged_rows,
+    layers_of_stage,
+    multiplied_rows,
+    rre_layers_of_stage,
+    tokens_of_rank,
+)
+
+EXCHANGES = ("AlltoAll", "AlltoAllV")
+"""Collectives that exchange rows with experts on other ranks, and serve no other purpose."""
+
+STAGES = ("stages",)
+"""Axis of a Send or a Receive: the other rank is in another pipeline stage."""
+
+
+@dataclass(frozen=True)
+class CollectiveCalls:
+    """Identical calls of one collective by one rank in one training step."""
+
+    op: str
+    phase: str
+    """Phase of the step: forward, recompute, backward, gradient (sum over ranks with other tokens), weight (gather of a dense
+    matrix that optimizer parallelism divides) or norm."""
+    group_size: int
+    count: int
+    nbytes: int
+    """Bytes of all `count` calls: for each, its input or its output on this rank, whichever is larger."""
+
+
+@dataclass(frozen=True)
+class PredictedCollective(CollectiveCalls):
+    """Identical calls of a collective by one rank, as a plan predicts them.
+
+    axes: axes of the layout along which the ranks of the group differ. purpose: the tensors that are sent, as text.
+    """
+
+    axes: tuple[str, ...]
+    purpose: str
+
+
+@dataclass(frozen=True)
+class LinkBytes:
+    """Bytes that a rank sends in a training step: to its host and back (pcie), inside the host (hccs), between hosts (network)."""
+
+    pcie: int
+    hccs: int
+    network: int
+
+
+def collectives(config: Config, stage: int = 0) -> list[PredictedCollective]:
+    """Predict the collectives of a training step in groups of more than one rank."""
+    calls = [*_activations(config, stage), *_between_stages(config, stage), *_parameters(config, stage)]
+    return [c for c in calls if c.group_size > 1 and c.count]
+
+
+def link_bytes(config: Config, stage: int = 0) -> LinkBytes:
+    """Return the bytes that the first rank of a stage sends in a step, by link."""
+    sent = [sent_bytes(config, c, stage) for c in collectives(config, stage)]
+    return LinkBytes(sum(pcie_bytes(config, stage)), sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
+
+
+def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
+    """Return the bytes that a stage's first rank sends within its host, and to other hosts, in the calls of one collective.
+
+    As in HCCL, the bytes go in rings inside a host, then the rest in rings between hosts.
+    """
+    nbytes = collective.nbytes
+    if collective.op == "Receive":
+        return 0, 0
+    if collective.op == "Send":
+        step = 1 if collective.phase == "forward" else -1
+        other = stage + step * (config.parallel.stages - 1 if collective.purpose == TABLE else 1)
+        own, its = (s * config.parallel.stage_ranks // chip_of(config).per_host for s in (stage, other))
+        return (nbytes, 0) if own == its else (0, nbytes)
+    size, here = _size(config, collective.axes), ranks_here(config, collective.axes)
+    hosts = math.ceil(size / here)
+    if collective.op == "AlltoAllV":
+        row = config.model.hidden // config.parallel.tensor * ITEM_SIZE[config.train.compute_dtype]
+        nbytes = collective.count * tokens_of_rank(config) * row  # on average
+    if collective.op in EXCHANGES:
+        return nbytes * (here - 1) // size, nbytes * (size - here) // size
+    rounds = 2 if collective.op == "AllReduce" else 1
+    return rounds * nbytes * (here - 1) // here, rounds * nbytes * (hosts - 1) // (hosts * here)
+
+
+def ranks_here(config: Config, axes: tuple[str, ...]) -> int:
+    """Return the number of ranks in the first rank's host, itself included, that belong to its group along these axes."""
+    here, stride, size = [0], 1, chip_of(config).per_host
+    for axis in reversed(AXES):
+        ranks = getattr(config.parallel, axis)
+        if axis in axes:
+            here = [peer for first in here for peer in range(first, min(first + ranks * stride, size), stride)]
+        stride *= ranks
+    return len(here)
+
+
+def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
+    """Return the bytes of active experts' weights to the NPU, and of their gradients back, in the compute dtype; 0 without ECSS.
+    Both travel once a step, whatever the number of micro-batches. Copies of accumulators of gradients that the runtime may keep on
+    both sides are not counted."""
+    if not config.ecss.enabled:
+        return 0, 0
+    one_way = active_elements(config, stage) * ITEM_SIZE[config.train.compute_dtype]
+    return one_way, one_way
+
+
+def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
+    passes, stages = config.train.accumulation, config.parallel.stages
+    for purpose, op, axes, count, nbytes, again in _forward(config, stage):
+        size = _size(config, axes)
+        back = {"AllGather": "ReduceScatter"}.get(op, op)
+        forward = passes * count
+        backward = count if purpose == LOSS and stages == 1 else forward
+        if purpose == TO_TOKENS and dispatch_layout(config, ascend=True) == "dropless":
+            backward //= len(config.model.segments)  # a sum has one gradient, and here it travels as it is
+        yield PredictedCollective(op, "forward", size, forward, forward * nbytes, axes, purpose)
+        yield PredictedCollective(back, "backward", size, backward, backward * nbytes, axes, purpose)
+        if config.parallel.recompute and again:
+            yield PredictedCollective(op, "recompute", size, forward, forward * nbytes, axes, purpose)
+    if stage == stages - 1 and _shares_end_inside_sequences(config):
+        labels = 4 * config.train.batch_size * config.model.seq_length
+        calls, size = 2 * passes, _size(config, REPLICAS)
+        yield PredictedCollective(
+            "AllGather", "forward", size, calls, calls * labels, REPLICAS, "labels and their weights"
+        )
+
+
+LOSS, TABLE, TO_EXPERTS, FROM_EXPERTS = "loss of blocks", "word table", "rows to experts", "rows from experts"
+TO_TOKENS = "rows of tokens, whole"
+"""Purposes of collectives that have rules of their own."""
+
+
+def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
+    """Yield the collectives of a micro-batch: purpose, operator, axes, calls, bytes of a call, True if recompute repeats it."""
+    m, item = config.model, ITEM_SIZE[config.train.compute_dtype]
+    elements = tokens_of_rank(config) * m.hidden
+    tokens = elements * item
+    blocks = config.data.domains_per_step // config.parallel.groups
+    layers, routed = len(layers_of_stage(config, stage)), len(rre_layers_of_stage(config, stage))
+    first, last = stage == 0, stage == config.parallel.stages - 1
+    several = m.layers > 1  # with one layer only the norm outside of layers reads the embeddings
+    yield "embeddings", "AllGather", TENSOR, first and several, tokens, True
+    if item < 4 or not several:
+        yield "embeddings, for LayerNorm", "AllGather", TENSOR, int(first), 4 * elements, several
+    yield "query positions", "AllGather", TENSOR, int(last), tokens, True
+    yield "attention output", "AllReduce", TENSOR, layers, tokens, True
+    yield "FFN output", "AllReduce", TENSOR, layers - routed, tokens, False
+    yield from _routed(config, routed * len(m.segments))
+    yield "slots of the logits", "AllGather", TENSOR, int(last), blocks * m.slot_rows * m.hidden * item, False
+    yield LOSS, "AllReduce", TENSOR, int(last), 4 * blocks, False
+
+
+def _routed(config: Config, segments: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
+    """Yield the collectives of some segments, which are alike, in the form of `_forward`."""
+    row = config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
+    sent, multiplied = exchanged_rows(config) * row, multiplied_rows(config) * row
+    uneven = dispatch_layout(config, ascend=True) == "dropless"
+    exchange, tensor = ("AlltoAllV" if uneven else "AlltoAll"), config.parallel.tensor
+    yield TO_EXPERTS, exchange, EXPERT, segments, sent // tensor, True
+    yield "rows of experts, whole", "AllGather", TENSOR, segments, multiplied, True
+    yield "experts' output", "AllReduce", TENSOR, segments, multiplied, False
+    back = multiplied + row if uneven else sent  # the graph knows the room for uneven rows, not how many there are
+    yield FROM_EXPERTS, exchange, EXPERT, segments, back // tensor, False
+    yield TO_TOKENS, "AllGather", TENSOR, segments, tokens_of_rank(config) * row if uneven else sent, False
+
+
+def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]:
+    passes, last = config.train.accumulation, config.parallel.stages - 1
+    hidden = tokens_of_rank(config) * config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
+    table = word_table(config)
+    for behind, ahead, count, nbytes, purpose in (
+        (stage < last, stage > 0, passes, passes * hidden, "hidden states"),
+        (stage == 0 < last, 0 < stage == last, 1, table.used_nbytes, TABLE),
+    ):
+        if behind:
+            yield PredictedCollective("Send", "forward", 2, count, nbytes, STAGES, purpose)
+            yield PredictedCollective("Receive", "backward", 2, count, nbytes, STAGES, purpose)
+        if ahead:
+            yield PredictedCollective("Receive", "forward", 2, count, nbytes, STAGES, purpose)
+            yield PredictedCollective("Send", "backward", 2, count, nbytes, STAGES, purpose)
+
+
+def _shares_end_inside_sequences(config: Config) -> bool:
+    """Return True if a tensor rank predicts neither whole sequences of a block nor an even fraction of one."""
+    blocks, tensor = config.data.domains_per_step // config.parallel.groups, config.parallel.tensor
+    sequences = tokens_of_rank(config) // blocks // config.model.seq_length
+    return sequences % tensor > 0 and tensor % sequences > 0
+
+
+def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
+    dense = dense_weights(config, stage, alike=True)
+    axes: tuple[str, ...]
+    for axes in (REPLICAS, STAGE):
+        shared = [a for a in dense if (a.computed == a.shape) == (axes == STAGE)]
+        divided, whole = [a for a in shared if a.divided], [a for a in shared if not a.divided]
+        yield _of_arrays(config, "AllGather", axes, divided, "dense weights", "weight")
+        yield _of_arrays(config, "ReduceScatter", axes, divided, "dense gradients", "gradient")
+        yield _of_arrays(config, "AllReduce", axes, whole, "dense gradients", "gradient")
+    experts = active_buffers(config, stage, alike=True)
+    experts = experts or [a for a in expert_arrays(config, stage, alike=True) if a.kind == "weight"]
+    for axes in (DATA, HOLDERS):
+        held = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
+        yield _of_arrays(config, "AllReduce", axes, held, "experts' gradients", "gradient")
+    common = [a for a in experts if a.copies > 1]
+    yield _of_arrays(config, "AllReduce", COPIES, common, "common experts' gradients", "gradient")
+    calls = 1 + chip_of(config).saturates  # where overflow is infinity, the norm shows it
+    purpose = "norm of all gradients, and overflow"
+    yield PredictedCollective("AllReduce", "norm", _size(config, ALL), calls, 4 * calls, ALL, purpose)
+
+
+def _of_arrays(
+    config: Config, op: str, axes: tuple[str, ...], arrays: Iterable[Array], purpose: str, phase: str
+) -> PredictedCollective:
+    """Return the collective of some arrays. Weights are gathered in the dtype of their use, dense gradients in float32."""
+    whole = phase == "gradient" and purpose.startswith("dense")
+    sizes = [(a.count, math.prod(a.computed) * (4 if whole else ITEM_SIZE[a.used_as])) for a in arrays]
+    count, nbytes = sum(count for count, _ in sizes), sum(count * size for count, size in sizes)
+    return PredictedCollective(op, phase, _size(config, axes), count, nbytes, axes, purpose)
+
+
+def _size(config: Config, axes: tuple[str, ...]) -> int:
+    return math.prod(getattr(config.parallel, name) for name in axes)

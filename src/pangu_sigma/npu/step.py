@@ -1,0 +1,206 @@
+"""Training step on Ascend ranks, one graph under MindSpore's auto-parallel.
+
+    GradientAccumulation   loss and gradients of every micro-batch                   micro_batches.py, model/, sharding.py
+      host → device        in it, the weights of each segment's active experts       active_experts.py, ascend_ops/adam_worker.py
+    SumOverGroups          gradients of common experts, of which each group has a copy   active_experts.py
+      → host               the gradients of experts: a worker updates those that had tokens   ecss/worker.py
+    OverflowCheck          global norm, overflow                                     overflow.py
+    Update                 Adam of the dense parameters, loss scale                  here, device_adam.py
+      → host               whether the worker's update stands, is repeated or undone
+
+The worker goes on while the graph ends and the next step goes through the layers below; a look-up waits for its own segment.
+
+It differs from `training/step.py` where auto-parallel needs it. Auto-parallel shards the parameters that the network multiplies with.
+It shards nothing outside the network (norm, Adam), where every tensor is this rank's own; of the host's store, which is in no
+graph, a rank has its own part. With stages it removes from the whole graph every operator that touches a parameter of another
+stage, so nothing outside the network may read one. Nothing that the network reads may be written before it in the step: MindSpore
+2.9 moves such reads to the front, where they find the values of the step before (tests/npu/plan/test_compile.py).
+
+No cell here prefixes the names of its parameters with its own (`auto_prefix=False`): checkpoints, accumulators and the plan use the
+names that they are declared with.
+
+Shape suffixes: N segments of all RRE layers, G micro-batches, M blocks; B, S and T as in training/step.py, of all ranks of a stage.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import Batch
+from pangu_sigma.ecss.store import HostStore, array_specs
+from pangu_sigma.ecss.worker import WorkerUpdate
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.dense_ffn import MatMulFFN
+from pangu_sigma.model.loss import NextTokenLoss
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.npu.active_experts import ActiveExperts, FetchExperts, RankTier, SumOverGroups
+from pangu_sigma.npu.device_adam import DeviceAdam
+from pangu_sigma.npu.dropless import dropless_experts
+from pangu_sigma.npu.exchange import compacted_experts
+from pangu_sigma.npu.inputs import StepSettings, inputs_of
+from pangu_sigma.npu.micro_batches import GradientAccumulation
+from pangu_sigma.npu.overflow import OverflowCheck
+from pangu_sigma.npu.sharding import apply_strategies, parameters_of_stage, received_by_stage
+from pangu_sigma.npu.supported import check_ascend
+from pangu_sigma.optimizer.clip import gradient_factor
+from pangu_sigma.optimizer.hyper import Hyper
+from pangu_sigma.optimizer.loss_scale import LossScale
+from pangu_sigma.ranks.connect import Groups
+from pangu_sigma.ranks.layout import Layout, active_entries, dispatch_layout, gather_operator
+from pangu_sigma.rre.experts import Experts
+from pangu_sigma.sections import Activation, Segment
+
+
+class AscendStep(nn.Cell):
+    """Training step of one Ascend rank: forward pass, backward pass and update.
+    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
+        -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of training/step.py
+        The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`). Losses are summed over micro-batches,
+        and zero on the ranks of all stages but the last. `prepare` writes the settings of a step before.
+    Raises ConfigError for the settings that supported.py lists.
+    """
+
+    def __init__(self, config: Config, rank: int = 0):
+        """rank: the rank that takes the step; its stage and its experts follow from it."""
+        super().__init__(auto_prefix=False)
+        check_ascend(config)
+        self.config, self.rank, self.tier = config, rank, RankTier()
+        stage = Layout(config.parallel).coordinates(rank).stage
+        self.store = HostStore(_columns(config), self.tier, rank)
+        self.settings = StepSettings(self.store.numbers, self.store.entries)
+        # MindSpore may use the memory of gradients again as soon as they are handed out
+        self.worker_update = WorkerUpdate(config, self.store, copies_gradients=True)
+        network = _network(config, rank)
+        fetch = FetchExperts(config, self.store, self.settings, self.worker_update.worker)
+        self.network = ActiveExperts(config, NextTokenLoss(network), fetch)
+        self.scale, self.one = LossScale(config), Tensor([1.0], ms.float32)
+        self.give_scale()
+        apply_strategies(self.network, config, stage)
+        dense = parameters_of_stage(network, config, stage)
+        self.dense = DeviceAdam(config, dense)
+        active = self.network.of_segments(self.store.numbers)
+        weights = [*dense, *active]  # all are parameters for auto-parallel, so in one list; `Update` splits it again
+        self.passes = GradientAccumulation(self.network, weights, received_by_stage(network, config, stage), config)
+        self.sum_common = SumOverGroups(weights, Groups(Layout(config.parallel), rank))
+        self.verdict = OverflowCheck(weights, config.parallel)
+        self.update = Update(config, self.dense, self.worker_update, self.scale, self.settings)
+
+    def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
+        scale = self.scale.value * 1.0  # a copy: the parameter is updated below
+        scaled_M, grads, sent_back = self.passes(
+            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans
+        )
+        grads = self.sum_common(grads)
+        handed = self.update.hand_out(grads)
+        norm, finite = self.verdict(grads, scale, sent_back)
+        applied, updated, next_scale = self.update(grads, handed, norm, finite, scale)
+        ops.assign(self.network.scale, self.one * next_scale)
+        # accumulators are cleared after all readers: both updates, and the gradients that are sent to another stage
+        done = self.passes.clear(ops.depend(applied, (updated, sent_back)))
+        return ops.depend((scaled_M / scale, norm, applied, scale), done)
+
+    def give_scale(self) -> None:
+        """Give the network the loss scale, after another hand than the step's has set it."""
+        self.network.scale.set_data(Tensor([float(self.scale.value.asnumpy())], ms.float32))
+
+    def take(self, rate: float, batch: Batch) -> tuple[Tensor, ...]:
+        """Run one step on the rank's share of a batch, and return the result of `construct`. rate: learning rate."""
+        self.prepare(rate, batch)
+        return self.run(batch)
+
+    def of(self, batch: Batch) -> np.ndarray:
+        """Return the weighted loss of each block (sequences of one domain) of the rank. The training graph runs without updating.
+
+        A graph for losses alone would need another compilation, and auto-parallel would shard its operators outside the network.
+        """
+        self.prepare(0.0, batch, learns=0.0)
+        return self.run(batch)[0].asnumpy()
+
+    def prepare(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
+        """Write the settings of the next step, which takes `batch`, and tell the worker where the experts are. rate: learning rate.
+        learns: 1.0, or 0.0 to update nothing."""
+        guess = self.update.hyper_experts.values(rate, 1.0 / float(self.scale.value.asnumpy()), learns)
+        self.settings.write(rate, batch, learns, guess)
+        self.worker_update.register()
+
+    def run(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Run the graph on the rank's share of a batch, which `prepare` took."""
+        result = self(*map(as_tensor, inputs_of(batch, self.config)))
+        if not self.config.ecss.by_worker(npu=True):
+            self.store.settle()
+        return result
+
+    def fill(self, seed: int) -> None:
+        """Draw the experts' initial values from a seed; they do not depend on the number of stages, groups and expert ranks."""
+        parallel = self.config.parallel
+        if parallel.tensor > 1:  # each tensor rank draws its own columns
+            ms.set_seed(seed + 1 + Layout(parallel).coordinates(self.rank).tensor)
+        whole = parallel.model_copy(update={"stages": 1})
+        config = _columns(self.config.model_copy(update={"parallel": whole}))
+        self.tier.fill(array_specs(config, self.rank % whole.ranks))
+
+
+class Update(nn.Cell):
+    """Optimizer update of an Ascend rank: Adam of its dense parameters and its experts, and the loss scale.
+    construct(grads, handed, norm, finite, scale)
+        -> (1.0 if the update was applied, else 0.0; a value that is computed after all updates; the loss scale of the next step)
+    handed: what `hand_out` returned. norm: global gradient norm, without the loss scale. finite: 1.0 if no gradient overflowed,
+    else 0.0. scale: the loss scale."""
+
+    def __init__(
+        self, config: Config, dense: DeviceAdam, worker_update: WorkerUpdate, scale: LossScale, settings: StepSettings
+    ):
+        super().__init__(auto_prefix=False)
+        optimizer = config.train.optimizer
+        self.dense, self.worker_update, self.scale, self.settings = dense, worker_update, scale, settings
+        self.dense_count, self.segments = len(dense.weights), worker_update.store.segments
+        self.clip_norm = optimizer.clip_norm
+        self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
+        self.accumulated = config.train.accumulation > 1
+
+    def construct(self, grads, handed, norm, finite, scale):
+        lr, learns = self.settings.rate * 1.0, self.settings.learns * 1.0
+        applied = finite * learns
+        grad_scale = gradient_factor(norm, scale, self.clip_norm)
+        updated = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)
+        if self.segments:
+            updated = (updated, self.worker_update.decide(handed, self.hyper_experts(lr, grad_scale, applied)))
+        next_scale = self.scale.update(finite, learns)
+        return applied, (updated, next_scale), next_scale
+
+    def hand_out(self, grads):
+        """Hand the gradients of the experts to the worker, which speculates that they are neither clipped nor left out."""
+        if self.segments == 0:
+            return ()
+        taken: tuple = ()
+        for i in range(self.dense_count, len(grads)):
+            # of an accumulator a copy: MindSpore would bring the accumulator itself to the host each time that the step writes it
+            taken += (grads[i] * 1.0 if self.accumulated else grads[i],)
+        return self.worker_update.hand_out(taken, self.settings.active_rows, self.settings.used, self.settings.guess)
+
+
+def _network(config: Config, rank: int) -> PanGuSigma:
+    """Build the network for all ranks of a stage together, from operators that auto-parallel supports. rank: this process."""
+    groups = Groups(Layout(config.parallel), rank)
+
+    def routed(activation: Activation, kind: Segment) -> Experts:
+        if dispatch_layout(config, ascend=True) == "dropless":
+            return dropless_experts(groups, config.model.hidden, activation, gather_operator(config) == "cann")
+        return compacted_experts(config.parallel, active_entries(config, kind), activation)
+
+    return PanGuSigma(
+        config.model,
+        config.slots,
+        getattr(ms, config.train.compute_dtype),
+        routed=routed,
+        dense=MatMulFFN,
+    )
+
+
+def _columns(config: Config) -> Config:
+    """Return the configuration with the FFN width of one tensor rank, which stores its columns of every expert."""
+    model = config.model.model_copy(update={"ffn": config.model.ffn // config.parallel.tensor})
+    return config.model_copy(update={"model": model})

@@ -1,0 +1,60 @@
+"""Checks that a configuration can train on Ascend (step.py). Pure Python, so that an error comes before MindSpore's.
+
+Each error names the key, its value and the fix. config.py checks earlier that sizes divide among ranks.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.npu.communicators import check_layout
+from pangu_sigma.npu.host.npus import missing_for_ascend
+from pangu_sigma.ranks.layout import dispatch_layout
+
+
+def check_ascend(config: Config) -> None:
+    """Raise ConfigError if the Ascend step does not support the configuration. `pangu-sigma plan` prints the error and, unless it
+    comes from `check_layout`, plans the configuration all the same."""
+    check_layout(config)
+    if config.model.dropout > 0:
+        raise ConfigError(
+            f"model.dropout={config.model.dropout}: the Ascend step has no parallel strategy for dropout; set model.dropout=0"
+        )
+    if config.train.spikes.skip:
+        raise ConfigError(
+            "train.spikes.skip=true: the Ascend step does not see the losses of all domains before it updates; set "
+            "train.spikes.skip=false, which logs spikes"
+        )
+    if config.train.optimizer.clip != "global":
+        raise ConfigError(
+            "train.optimizer.clip=parts: the Ascend step clips by the global norm; set train.optimizer.clip=global"
+        )
+    if config.finetune is not None and config.finetune.learn != "all":
+        raise ConfigError(
+            f"finetune.learn={config.finetune.learn}: the Ascend step updates every parameter; fine-tune on the CPU, or set "
+            "finetune.learn=all"
+        )
+    if not config.model.rre_layers:
+        return
+    if not config.ecss.enabled:
+        raise ConfigError("ecss.enabled=false: the Ascend step keeps experts on the host; set ecss.enabled=true")
+    if config.parallel.gather == "cann" and dispatch_layout(config, ascend=True) != "dropless":
+        raise ConfigError(
+            "parallel.gather=cann: CANN's operator is for 910B and later without stages; leave parallel.gather out, or use another "
+            "chip (parallel.chip) or parallel.stages=1"
+        )
+    if config.ecss.store != "host":
+        raise ConfigError(
+            f"ecss.store={config.ecss.store}: the Ascend step keeps experts in the host's memory; set ecss.store=host"
+        )
+
+
+def check_machine() -> None:
+    """Raise ConfigError if this machine has no NPUs, or no driver for them."""
+    missing = None if "MS_SIMULATION_LEVEL" in os.environ else missing_for_ascend()
+    if missing is not None:
+        raise ConfigError(
+            f"--device ascend: {missing.problem}; {missing.fix}, or train on the CPU: --device cpu. `pangu-sigma doctor --device "
+            "ascend` checks all of it"
+        )

@@ -1,0 +1,364 @@
+"""Launcher of one node: starts its ranks of a run with `msrun`, and watches them until the last has ended.
+
+    check → meet the other nodes → msrun → ranks         a rank fails: stop all on all nodes, say why, start again if asked
+                                                         the launcher is asked to stop: ranks save, then end
+
+`rendezvous` holds the messages between launchers, `processes` the processes of a node, `worker` the program that msrun starts.
+Nothing here needs MindSpore, so that mistakes are reported at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pangu_sigma.chips import CHIP_DATA, Chip, family
+from pangu_sigma.npu.host.access import Host
+from pangu_sigma.npu.host.environment import chip_environment, chip_of_host
+from pangu_sigma.npu.host.npus import npus
+from pangu_sigma.ranks.heartbeat import HEARTBEATS_VARIABLE
+from pangu_sigma.ranks.processes import LaunchError, Processes
+from pangu_sigma.ranks.rendezvous import Peers, Stop, rendezvous
+from pangu_sigma.ranks.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PORT = 8118
+"""Default port of MindSpore's scheduler."""
+
+_POLL_SECONDS = 0.1
+_FAILED_GRACE_SECONDS = 3.0
+"""Seconds between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
+_MOST_RESTARTS, _MOST_SECONDS = 1_000_000, 86_400.0 * 365
+_SHOWN = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHONPATH")
+"""Prefixes of environment variables that MindSpore, CANN and HCCL read; `dry_run` prints them and those set here."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Launch of a run's ranks on one or several nodes.
+
+    command: the command that every rank runs.
+    logs: folder of the logs; every start makes a folder in it.
+    ranks: number of ranks of the whole run.
+    node, nodes: number of this node, and number of nodes.
+    address, port: address of the scheduler, on node 0; with several nodes the launchers use the next port.
+    facts: values that must be equal on all nodes, by name; they are compared if there are several nodes.
+    ascend: True if every rank has an NPU, and cores are bound to ranks.
+    chip: chip of the NPUs, which sets their number on a node and their environment; ignored without `ascend`.
+    restarts: number of times to start again after a failure.
+    grace: seconds that ranks get to save when the launch is asked to stop.
+    wait: seconds to wait for the other nodes.
+    hang_timeout: limit in seconds of one activity of a rank: a step, a save, the compilation of the first step; 0: no limit.
+    """
+
+    command: list[str]
+    logs: Path
+    ranks: int
+    nodes: int = 1
+    node: int = 0
+    address: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    ascend: bool = False
+    chip: Chip = "910a"
+    restarts: int = 0
+    grace: float = 10.0
+    wait: float = 300.0
+    hang_timeout: float = 1800.0
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def local(self) -> int:
+        """Number of ranks on each node."""
+        return self.ranks // self.nodes
+
+    @property
+    def ranks_here(self) -> range:
+        """Numbers of the ranks on this node."""
+        return range(self.node * self.local, (self.node + 1) * self.local)
+
+    @property
+    def gate(self) -> Path:
+        """Lock file that ranks wait for before they start. It is on the node's own disk: not every shared file system has locks."""
+        return Path(tempfile.gettempdir()) / f"pangu_sigma_{os.getuid()}" / f"port_{self.port}_node_{self.node}.gate"
+
+    def msrun(self, folder: Path) -> list[str]:
+        """Return the command that starts this node's ranks with `msrun`, MindSpore's launcher. folder: folder of their logs."""
+        bind = ["--bind-cores", str(self.local)] if self.ascend else []
+        return [
+            "msrun",
+            f"--worker_num={self.ranks}",
+            f"--local_worker_num={self.local}",
+            f"--master_addr={self.address}",
+            f"--master_port={self.port}",
+            f"--node_rank={self.node}",
+            f"--log_dir={folder}",
+            "--join=False",  # it only starts the ranks: see `processes`
+            *(["--bind_core=True"] if self.ascend else []),
+            *["python", "-m", "pangu_sigma.ranks.worker", *bind, str(self.gate), *self.command],
+        ]
+
+
+def launch(job: Job) -> int:
+    """Run a job to its end and return the exit status.
+
+    0: all ranks ended well, also if they were asked to stop.
+    1: a failure remained after all restarts, or ranks that were asked to stop did not end in time.
+    2: a rank reported an error that only the user can fix.
+    Raises LaunchError for errors that are found before ranks start.
+    """
+    check_job(job)
+    check_ports(job)
+    launched = time.strftime("%Y%m%d-%H%M%S")
+    for start in range(job.restarts + 1):
+        if start > 0:
+            logger.info("starting again: %d of %d times", start, job.restarts)
+        try:
+            status, again = _run_once(job, f"{launched}.{start}")
+        except KeyboardInterrupt:  # only while it waits for other nodes: later it is a signal like others
+            raise LaunchError("interrupted") from None
+        if not again:
+            break
+    return status
+
+
+def dry_run(job: Job) -> str:
+    """Return a shell script of the commands that `launch` would start on each node. Raises LaunchError for wrong numbers."""
+    check_numbers(job)
+    all_of_it = sorted(_environment(job).items())
+    environment = {k: v for k, v in all_of_it if k.startswith(_SHOWN) or os.environ.get(k) != v}
+    lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())]
+    if job.ascend:
+        chip = CHIP_DATA[job.chip]
+        lines[0] += f": {job.local} of the {chip.per_host} {chip.title} of a server"
+    for node in range(job.nodes):
+        here = replace(job, node=node)
+        ranks = here.ranks_here
+        lines += ["", f"# node {node} of {job.nodes}: ranks {ranks.start} … {ranks.stop - 1}"]
+        lines.append(shlex.join(here.msrun(job.logs / "START")))
+    return "\n".join(lines)
+
+
+def check_job(job: Job) -> None:
+    """Raise LaunchError if this node cannot launch the job."""
+    check_numbers(job)
+    if shutil.which("msrun", path=_environment(job)["PATH"]) is None:
+        raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install -r requirements.txt")
+    if job.ascend:
+        _check_chip(job.chip)
+        devices = len(npus())
+        if devices < job.local:
+            raise LaunchError(
+                f"node {job.node} ({socket.gethostname()}) has {devices} NPUs and is to run {job.local} ranks, one on each; "
+                "take more nodes (--nodes), or change the parallel section"
+            )
+
+
+def check_ports(job: Job) -> None:
+    """Raise LaunchError if a port of the job, on node 0, is in use. Another program may hold it for a moment only."""
+    if job.node == 0:
+        for port in (job.port, job.port + 1)[: job.nodes]:
+            try:
+                socket.create_server((job.address, port)).close()
+            except OSError as error:
+                raise LaunchError(
+                    f"{job.address}:{port} cannot be used: {error.strerror}; the master's address is one of node 0, and the port "
+                    "must be free there: choose another --master-port"
+                ) from error
+
+
+def check_numbers(job: Job) -> None:
+    """Raise LaunchError if the numbers of ranks, nodes, ports or seconds of a job are wrong on any node."""
+    if job.nodes < 1 or job.ranks % job.nodes:
+        raise LaunchError(
+            f"{job.ranks} processes cannot be divided among --nodes {job.nodes}: every node runs the same number; use a divisor"
+        )
+    if not 0 <= job.node < job.nodes:
+        raise LaunchError(f"--node-rank {job.node} does not exist: with --nodes {job.nodes} it is 0 … {job.nodes - 1}")
+    if job.ascend:
+        _check_room(job)
+    if not 1024 <= job.port < 65_535:
+        raise LaunchError(f"--master-port {job.port} is not allowed: it and the one after it must be in 1024 … 65535")
+    for name, value, most in (
+        ("--max-restarts", job.restarts, _MOST_RESTARTS),
+        ("--grace", job.grace, _MOST_SECONDS),
+        ("--wait", job.wait, _MOST_SECONDS),
+        ("--hang-timeout", job.hang_timeout, _MOST_SECONDS),
+    ):
+        if not 0 <= value <= most:  # nor is NaN
+            raise LaunchError(f"{name} {value:g} is not allowed: 0 to {most:,.0f}")
+
+
+def _check_room(job: Job) -> None:
+    """Raise LaunchError if the job has more ranks per node than a server of the chip has NPUs."""
+    chip = CHIP_DATA[job.chip]
+    if job.local > chip.per_host:
+        nodes = next(
+            n for n in range(job.nodes, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= chip.per_host
+        )
+        raise LaunchError(
+            f"--nodes {job.nodes}: the parallel section lays out {job.ranks} ranks, which makes {job.local} on each node, and a "
+            f"server of {chip.title} (parallel.chip={job.chip}) has {chip.per_host} NPUs; use --nodes {nodes}, or fewer ranks"
+        )
+
+
+def _check_chip(chip: Chip) -> None:
+    """Raise LaunchError if npu-smi lists NPUs of another family."""
+    detected = chip_of_host(Host())
+    if detected is not None and family(detected.name) != family(chip):
+        raise LaunchError(
+            f"parallel.chip={chip}: {CHIP_DATA[chip].title} is what this run is made for, and {socket.gethostname()} has "
+            f"{CHIP_DATA[detected.name].title} ({detected.by}); use --chip {detected.name}, or other nodes"
+        )
+
+
+def _environment(job: Job) -> dict[str, str]:
+    """Return the environment of msrun and the ranks: `python` is this Python, and a rank's output is in its log at once."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if job.ascend:
+        return chip_environment(job.chip) | environment
+    # ranks share the cores; on Ascend each is bound to its own
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.local)))
+    return environment
+
+
+def _run_once(job: Job, name: str) -> tuple[int, bool]:
+    """Start the ranks once, and wait until they end. Returns the exit status, and True if a restart may mend a failure."""
+    facts = {**job.facts, "--nodes": str(job.nodes), "ranks": str(job.ranks), "--max-restarts": str(job.restarts)}
+    with rendezvous(job.node, job.nodes, job.address, job.port + 1, facts, name, job.wait) as peers:
+        folder = job.logs / peers.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        logger.info("node %d: %d ranks, logs in %s", job.node, job.local, folder)
+        with (
+            _Asked(job.node) as signals,
+            Processes(
+                job.msrun(folder),
+                _environment(job) | {HEARTBEATS_VARIABLE: str(folder)},
+                job.gate,
+                folder,
+                job.ranks_here,
+            ) as processes,
+        ):
+            watchdog = Watchdog(folder, job.hang_timeout)
+            follower = _Follower(processes.log("rank 0") if job.node == 0 else Path(os.devnull))
+            stop = _watch(processes, peers, signals, watchdog, follower)
+            if stop is None:
+                return 0, False
+            logger.error("%s; stopping all ranks", stop.reason)
+            peers.tell(stop)
+            well = _end(processes, signals, _FAILED_GRACE_SECONDS if stop.status else job.grace)
+            follower.copy()
+    return (stop.status, stop.status == 1) if stop.status else (int(not well), False)
+
+
+def _watch(processes: Processes, peers: Peers, signals: _Asked, watchdog: Watchdog, follower: _Follower) -> Stop | None:
+    """Wait until the ranks of all nodes have ended well (None), or until there is a reason to stop them."""
+    done = False
+    while not peers.ended:
+        stop = _failure(processes, watchdog) or signals.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
+        follower.copy()
+        if stop:
+            return stop
+        if not done and not processes.running:
+            peers.done()
+            done = True
+    return None
+
+
+def _failure(processes: Processes, watchdog: Watchdog) -> Stop | None:
+    """Return the first process that failed, and log its last lines; name ranks that are stopped, which it may have waited for."""
+    failures = processes.failures()
+    if not failures:
+        return None
+    first = failures[0]
+    log = processes.log(first.name)
+    logger.error("%s (%s); the end of %s:\n%s", first, socket.gethostname(), log, processes.last_lines(first.name))
+    stopped = watchdog.stopped(processes.ranks)
+    if stopped is not None:
+        _show_ends(processes)
+    reason = f"{first} and {stopped}" if stopped else f"{first}"
+    return Stop(f"{reason} ({socket.gethostname()})", 2 if first.status == 2 else 1)
+
+
+def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
+    """Return a reason to stop if ranks hang, and log the ends of all logs."""
+    hung = watchdog.hung(processes.ranks)
+    if hung is None:
+        return None
+    _show_ends(processes)
+    return Stop(f"{hung} ({socket.gethostname()})", 1)
+
+
+def _show_ends(processes: Processes) -> None:
+    """Log the last lines of all ranks, where their stacks are."""
+    for rank in processes.ranks:
+        name = f"rank {rank}"
+        logger.error("the end of %s:\n%s", processes.log(name), processes.last_lines(name))
+
+
+def _end(processes: Processes, signals: _Asked, grace: float) -> bool:
+    """Terminate the ranks; kill the rest after `grace` seconds or a second signal. Returns True if all ended well."""
+    processes.terminate()
+    deadline = time.monotonic() + grace
+    failures = []
+    while processes.running and time.monotonic() < deadline and signals.times < 2:
+        time.sleep(_POLL_SECONDS)
+        failures += processes.failures()
+    for name in processes.running:
+        logger.warning("%s did not end within %g s of SIGTERM: killed", name, grace)
+    for failure in failures:
+        logger.warning("%s when it was to end", failure)
+    return not failures and not processes.running
+
+
+class _Asked:
+    """Records the signals that ask the launcher to stop while ranks run. Before and after, they simply end it."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def __init__(self, node: int):
+        self._node, self.times = node, 0
+        self.stop: Stop | None = None
+
+    def __enter__(self) -> _Asked:
+        # A signal that is ignored stays ignored: `nohup` means it.
+        self._before = {s: signal.getsignal(s) for s in self._SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
+        for number in self._before:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        self.times += 1
+        self.stop = Stop(f"node {self._node} ({socket.gethostname()}) got {signal.Signals(number).name}", 0)
+
+
+class _Follower:
+    """Copies a rank's log to standard output as it grows."""
+
+    def __init__(self, log: Path):
+        self._log, self._at = log, 0
+
+    def copy(self) -> None:
+        if self._log.exists():
+            with open(self._log, "rb") as file:
+                file.seek(self._at)
+                shutil.copyfileobj(file, sys.stdout.buffer)
+                self._at = file.tell()
+            sys.stdout.flush()

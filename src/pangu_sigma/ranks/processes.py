@@ -1,0 +1,212 @@
+"""Processes of one node: start them with `msrun`, adopt them, watch them, and end them with all that they started.
+
+The launcher is a *child subreaper*: a process whose parent ends becomes the launcher's child, not that of process 1. So `msrun`
+only starts the ranks and ends (`--join=False`; if it stayed it would notice a dead rank after half a minute, and leave orphans),
+the kernel reports to the launcher how each of them ended, and no process that they start can escape it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from pangu_sigma.errors import UserError
+from pangu_sigma.ranks.worker import end_with_parent
+
+logger = logging.getLogger(__name__)
+
+SCHEDULER = "scheduler"
+
+_MSRUN = "msrun"
+_PR_SET_CHILD_SUBREAPER = 36
+_KILL_SECONDS = 30.0
+"""Seconds to wait after SIGKILL. A process ends at once, unless it waits for a disk or a device that does not answer."""
+_LAST_LINES, _LAST_BYTES = 20, 1 << 16
+
+
+class LaunchError(UserError, RuntimeError):
+    """Error of a launch; the message names the fault, the node and the fix."""
+
+
+@dataclass(frozen=True)
+class FailedProcess:
+    """Failed process of a launch.
+
+    name: `rank 3`, `scheduler` or `msrun`.
+    status: exit status, or minus the number of the signal that killed it; None for a rank that was gone when msrun had started all.
+    """
+
+    name: str
+    status: int | None
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return f"{self.name} ended before it was let start"
+        if self.status >= 0:
+            return f"{self.name} ended with status {self.status}"
+        return f"{self.name} was killed by {signal.Signals(-self.status).name}"
+
+
+class Processes:
+    """Ranks and scheduler that MindSpore's `msrun` starts on this node. A context manager, which kills those that remain."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
+        """Start `command`, an msrun that starts worker.py for each of `ranks`. gate: locked file that they wait at."""
+        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+        self._logs, self._ranks = logs, ranks
+        self._gate = _locked(gate)
+        with open(self.log(_MSRUN), "wb") as output:
+            # In a session of its own: Ctrl-C at a terminal reaches the launcher alone, which decides what happens.
+            self._msrun = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+        self._names = {self._msrun.pid: _MSRUN}
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._gate.close()
+
+    @property
+    def running(self) -> list[str]:
+        """Names of the ranks that have not ended, and `msrun` until it has started all ranks."""
+        return [name for name in self._names.values() if name != SCHEDULER]
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """Process ids of the ranks that have not ended, by rank."""
+        return {int(name.removeprefix("rank ")): pid for pid, name in self._names.items() if name.startswith("rank ")}
+
+    def log(self, name: str) -> Path:
+        """Return the path of the log file of a process: `rank 3`, `scheduler` or `msrun`. The name of msrun's log has the number of
+        this node's first rank in it, because nodes may share the folder."""
+        log = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")
+        return self._logs / f"{log}.log"
+
+    def last_lines(self, name: str) -> str:
+        """Return the last lines of a process's log. Each update of a progress bar is a line."""
+        with open(self.log(name), "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join([line for line in lines if line.strip()][-_LAST_LINES:])
+
+    def failures(self) -> list[FailedProcess]:
+        """Return the processes that failed since the last call, in the order in which Linux reports them."""
+        bad = []
+        for pid, status in _ended_children():
+            name = self._names.pop(pid, None)
+            if name == _MSRUN:
+                self._msrun.returncode = status
+            if name is not None and status != 0:
+                bad.append(FailedProcess(name, status))
+            elif name == _MSRUN:
+                bad += [FailedProcess(missing, None) for missing in self._adopt()]
+        return bad
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the ranks. The scheduler stays: ranks communicate through it while they save."""
+        for pid, name in self._names.items():
+            if name != SCHEDULER:
+                os.kill(pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill all descendant processes, and wait until they are gone."""
+        deadline = time.monotonic() + _KILL_SECONDS
+        while children := list(children_of(os.getpid())):
+            for pid in children:
+                _kill_with_group(pid)
+            time.sleep(0.01)
+            for pid, status in _ended_children():
+                if self._names.pop(pid, None) == _MSRUN:
+                    self._msrun.returncode = status
+            if time.monotonic() > deadline:
+                logger.error("processes %s do not end even by SIGKILL: they wait for a device or a disk", children)
+                return
+
+    def _adopt(self) -> list[str]:
+        """Read the rank of each process from the variables that msrun gave it, and open the gate. Returns the missing ranks."""
+        for pid in children_of(os.getpid()):
+            variables = environment_of(pid)
+            role = variables.get("MS_ROLE")
+            if role == "MS_WORKER":
+                self._names[pid] = f"rank {variables['MS_NODE_ID']}"
+            elif role == "MS_SCHED" and self._ranks.start == 0:
+                self._names[pid] = SCHEDULER
+            elif role == "MS_SCHED":
+                # msrun starts one wherever the master's address is; "nodes" that share a machine need only node 0's.
+                os.kill(pid, signal.SIGKILL)
+        fcntl.flock(self._gate, fcntl.LOCK_UN)
+        return sorted({f"rank {rank}" for rank in self._ranks} - set(self._names.values()))
+
+
+def _locked(gate: Path) -> IO[str]:
+    """Lock the gate: `launching.worker` waits until this process unlocks it or ends."""
+    gate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = open(gate, "a+")  # noqa: SIM115 (closed by Processes)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise LaunchError(f"another launch is starting here with the same port ({gate} is locked)") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _ended_children() -> Iterator[tuple[int, int]]:
+    """Yield process ids and statuses of children that have ended, adopted ones included."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
+
+
+def children_of(parent: int) -> Iterator[int]:
+    """Yield the process ids of a process's children. Reads all of /proc, as not every Linux has `/proc/<id>/task/<id>/children`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            after_name = (folder / "stat").read_bytes().rpartition(b")")[2].split()
+            if int(after_name[1]) == parent:
+                yield int(folder.name)
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """Return the environment variables that a process was started with; empty if the process has ended."""
+    try:
+        content = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return {}
+    pairs = (entry.partition("=") for entry in content.decode(errors="replace").split("\0"))
+    return {name: value for name, _, value in pairs}
+
+
+def _kill_with_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        group = os.getpgid(pid)
+        if group == os.getpgrp():
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.killpg(group, signal.SIGKILL)

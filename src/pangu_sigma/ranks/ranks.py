@@ -1,0 +1,145 @@
+"""Ranks of a run as one process sees them: its rank number, and a few collectives of host values.
+
+Every rank must call these collectives, in the same order, so whatever may fail on one rank alone (a disk, a missing file) runs
+inside `fail_together`. On the CPU MindSpore waits half a minute for a late rank, whatever its settings; on Ascend, HCCL waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+import numpy as np
+import xxhash
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import UserError
+from pangu_sigma.ranks.layout import axes_text
+from pangu_sigma.sections import ParallelConfig
+
+
+class RankError(UserError, RuntimeError):
+    """Error if ranks disagree or another rank failed. The message says which rank, and where to look."""
+
+
+class Ranks:
+    """Rank number, number of ranks and host collectives of a run. This base class is a run of a single process."""
+
+    rank = 0
+    world = 1
+
+    @property
+    def first(self) -> bool:
+        """True on rank 0, which writes the files that are written once per run."""
+        return self.rank == 0
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Return the sum over all ranks, on each of them (all-reduce); several ranks compute it in float32."""
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Return True if the flag is set on at least one rank. It is also a barrier."""
+        return bool(self.sum(np.array([flag], np.float32))[0])
+
+    def max(self, number: int) -> int:
+        """Return the largest of the ranks' numbers."""
+        numbers = np.zeros(self.world, np.float32)
+        numbers[self.rank] = number
+        return int(self.sum(numbers).max())
+
+    def texts(self, own: str) -> list[str]:
+        """Gather the texts of all ranks, in rank order, on each of them; each is cut to its first 2,000 bytes of UTF-8."""
+        content = own.encode()[:_TEXT]
+        letters = np.zeros((self.world, _TEXT), np.float32)
+        letters[self.rank, : len(content)] = np.frombuffer(content, np.uint8)
+        rows = self.sum(letters).astype(np.uint8)
+        return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
+
+    @contextmanager
+    def fail_together(self, what: str) -> Iterator[None]:
+        """Run the body of a `with` statement. If it fails on one rank, others raise RankError. what: its name in the message."""
+        try:
+            yield
+        except Exception:
+            self.any(True)
+            raise
+        if self.any(False):
+            raise RankError(f"{what} failed on another rank; its log says why")
+
+    def agree(self, values: dict[str, str]) -> None:
+        """Check that the texts `values` are equal on all ranks. Raises RankError on every rank if one differs from rank 0's."""
+        marks = np.zeros((self.world, len(values), _MARKS), np.float32)
+        for key, text in enumerate(values.values()):
+            digest = xxhash.xxh3_128_digest(text.encode())
+            marks[self.rank, key] = np.frombuffer(digest, np.uint16)  # which float32 holds exactly
+        differs = (self.sum(marks) != self.sum(marks)[0]).any(axis=-1)
+        if differs.any():
+            rank, key = np.argwhere(differs)[0]
+            raise RankError(
+                f"rank {rank} was started with another {list(values)[key]} than rank 0; "
+                "start all ranks with the same configuration file, --set options and prepared data"
+            )
+
+    def leave(self) -> None:
+        """Wait at the end of a run until no rank needs another. Call this method last."""
+
+
+def started_ranks(parallel: ParallelConfig) -> int:
+    """Return the number of ranks that msrun's variables say were started. Raises ConfigError if `parallel` has another number."""
+    started = int(os.environ.get("MS_WORKER_NUM", "1"))
+    if started != parallel.ranks:
+        raise ConfigError(
+            f"the parallel section lays out {parallel.ranks} ranks ({axes_text(parallel)}), but {started} were started; start "
+            f"{parallel.ranks} with `pangu-sigma launch`, or change the section"
+        )
+    return started
+
+
+def is_rank() -> bool:
+    """Return True if msrun's variables make this process one of several ranks; False in msrun's scheduler."""
+    return os.environ.get("MS_WORKER_NUM", "1") not in ("", "1") and os.environ.get("MS_ROLE") != "MS_SCHED"
+
+
+def end_as_rank(command: Callable[[], int]) -> NoReturn:
+    """Run a command in a rank's process, and end the process with the command's status, which is 1 after the traceback of a bug."""
+    try:
+        status = command()
+    except SystemExit as leaving:  # argparse, which has said why
+        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if status != 0:
+        time.sleep(PAUSE)  # the others are to hear of it: `leave` was not called
+    end_process(status)
+
+
+def end_process(status: int) -> NoReturn:
+    """End the process without its exit handlers; everything must have been written.
+
+    Taking down MindSpore's threads and sockets ends in SIGSEGV now and then, and the launcher would report the whole run as failed;
+    without memory it aborts.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(status)
+
+
+PAUSE = 1.0
+"""Seconds that a process waits between the last collective and its end. A process that ends drops what its sockets have not
+delivered; the rank that waits for it then waits half a minute and fails (seen with four ranks on two cores)."""
+_TEXT = 2_000
+"""Most bytes of a text in `Ranks.texts`."""
+_MARKS = 8
+"""Number of 16-bit numbers in a hash."""
+
+SINGLE_PROCESS = Ranks()
+"""The ranks of a run of one process."""

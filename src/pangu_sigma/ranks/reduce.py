@@ -1,0 +1,120 @@
+"""Reduction of gradients over ranks. Two cells have one contract, so that the step does not depend on the number of ranks.
+
+construct(dense, experts) -> (dense, experts, square sum, its dense part, its part of the experts): the reduced gradients that the
+optimizers of this rank need, and the sum of the squares of all gradients of the run, each counted once. It has the same bits on
+every rank, because clipping by it must keep dense parameters equal. over_ranks(values, after) -> the sum of values over the ranks,
+taken after `after` is computed.
+"""
+
+from __future__ import annotations
+
+from mindspore import nn, ops
+
+from ascend_ops.adam import SquareSum, SquareSums
+from pangu_sigma.config import Config
+from pangu_sigma.ranks.collectives import BucketedAllReduce
+from pangu_sigma.ranks.connect import ConnectedRanks
+from pangu_sigma.ranks.ranks import Ranks
+
+
+class LocalGradients(nn.Cell):
+    """Gradient reduction of a run of one process: as `ReducedGradients`, but there are no other ranks to sum over."""
+
+    chained = False
+
+    def __init__(self, parts: bool = False):
+        """parts: True if the experts' sum is needed before the dense gradients are there; then the two are made one by one."""
+        super().__init__()
+        self.parts, self.square_sum, self.square_sums = parts, SquareSum(), SquareSums()
+
+    def construct(self, dense, experts):
+        if self.parts:
+            of_dense, of_experts = self.square_sum(dense), self.square_sum(experts)
+            return dense, experts, of_dense + of_experts, of_dense, of_experts
+        sums, end = self.square_sums(dense + experts), 1 + len(dense)
+        of_experts = ops.ReduceSum()(sums[end:], 0) if experts else 0.0 * sums[0]
+        of_dense = ops.ReduceSum()(sums[1:end], 0) if dense else 0.0 * sums[0]
+        return dense, experts, sums[0], of_dense, of_experts
+
+    def over_ranks(self, values, after):
+        return values
+
+
+class ReducedGradients(nn.Cell):
+    """Gradient reduction of a run of several ranks: dense gradients are summed over all ranks, those of experts over the ranks that
+    store the same experts: replicas on the data axis, and for common experts all groups."""
+
+    chained = True
+    """True if micro-batches contain collectives, so that they must run one after another."""
+
+    def __init__(
+        self,
+        config: Config,
+        ranks: ConnectedRanks,
+        dense: list[tuple[int, ...]],
+        experts: list[tuple[int, ...]],
+        common: list[int],
+    ):
+        """dense, experts: shapes of the gradients of dense parameters and of experts. common: numbers of those of common ones."""
+        super().__init__()
+        element = 2 if config.train.compute_dtype == "float16" else 4
+        bucket, replicas = config.parallel.fusion_mib << 20, config.parallel.data
+        self.groups = config.parallel.groups
+        self.common = common if self.groups > 1 else []
+        self.own = [i for i in range(len(experts)) if i not in self.common]
+        shapes = [experts[i] for i in self.common]
+        self.over_groups = BucketedAllReduce(ranks.group("groups"), shapes, bucket // element) if self.common else None
+        everybody = ranks.group("groups", "expert", "data", "tensor")
+        self.dense_over_ranks = BucketedAllReduce(everybody, dense, bucket // 4)
+        self.over_replicas = (
+            BucketedAllReduce(ranks.group("data"), experts, bucket // element) if replicas > 1 else None
+        )
+        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, everybody)
+        self.square_sum = SquareSum()
+        self.sparse, self.replicas = bool(experts), replicas
+
+    def construct(self, dense, experts):
+        dense = self.dense_over_ranks(dense)
+        squares = of_dense = self.square_sum(dense)
+        of_experts = 0.0 * of_dense
+        if self.sparse:
+            if self.over_replicas is not None:
+                experts = self.over_replicas((ops.depend(experts[0], dense[-1]), *experts[1:]))
+            experts = self.summed_over_groups(experts, dense[-1])
+            own = ops.depend(ops.reshape(self.square_sum(picked(experts, self.own)), (1,)), dense[-1])
+            if self.common:  # each group has the same sums, which count once
+                own = own + ops.reshape(self.square_sum(picked(experts, self.common)), (1,)) / self.groups
+            of_experts = ops.reshape(self.all_reduce(own), ()) / self.replicas
+            squares = of_dense + of_experts
+        return dense, experts, squares, of_dense, of_experts
+
+    def summed_over_groups(self, experts, after):
+        """Return the experts' gradients, those of common experts summed over groups once `after` and all of them are computed."""
+        if self.over_groups is None:
+            return experts
+        first = ops.depend(experts[self.common[0]], (after, experts))
+        common = self.over_groups((first, *picked(experts, self.common[1:])))
+        summed: tuple = ()
+        for i in range(len(experts)):
+            summed += (common[self.common.index(i)] if i in self.common else experts[i],)
+        return summed
+
+    def over_ranks(self, values, after):
+        return self.all_reduce(ops.depend(values, after))
+
+
+def picked(tensors, numbers):
+    """Return the tensors with these numbers, a tuple."""
+    found: tuple = ()
+    for i in numbers:
+        found += (tensors[i],)
+    return found
+
+
+def make_gradient_reduction(
+    config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]], common: list[int]
+) -> nn.Cell:
+    """Return the gradient reduction for these ranks. dense, experts, common: as in `ReducedGradients`."""
+    if not isinstance(ranks, ConnectedRanks):
+        return LocalGradients(config.train.optimizer.clip == "parts" and bool(dense) and bool(experts))
+    return ReducedGradients(config, ranks, dense, experts, common)

@@ -1,0 +1,271 @@
+"""Rendezvous of the launchers of a run's nodes: they agree before ranks start, and send each other failures while ranks run.
+
+Node 0 listens at the port after the scheduler's; the others connect and send the facts of the run that they will start
+(`training_facts`), which node 0 compares: ranks would need MindSpore and minutes to find a difference. TCP, because a shared file
+system may be missing, or show a file late. The connections stay open: one node's failure or end reaches all others within a poll.
+
+    node → 0   {"node", "host", "facts"}
+    0 → node   {"go": name of the log folder}   or   {"refuse": message}
+    both ways  {"stop": [reason, status]}       ranks must be stopped
+    node → 0   {"done": true}                   its ranks have ended well
+    0 → node   {"end": true}                    all have
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import select
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pangu_sigma.bars import Bar
+from pangu_sigma.ranks.processes import LaunchError
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 0.3
+_LINGER_SECONDS = 5.0
+"""Seconds that node 0 still listens after two nodes differ, so that other nodes are refused too and do not wait."""
+_SEND_SECONDS = 5.0
+_LONGEST_MESSAGE = 4 << 20
+_DIFFERENCES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Reason to stop the ranks. status: 0 if it was requested, 1 for a failure, 2 for one that only the user can mend."""
+
+    reason: str
+    status: int
+
+
+class _Link:
+    """Connection that carries JSON, one message a line."""
+
+    def __init__(self, connection: socket.socket):
+        connection.settimeout(_SEND_SECONDS)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a host that loses power closes nothing
+        for option, seconds in ((socket.TCP_KEEPIDLE, 3), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3)):
+            connection.setsockopt(socket.IPPROTO_TCP, option, seconds)
+        self._connection, self._received = connection, b""
+        self.node, self.host = -1, connection.getpeername()[0]
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def send(self, **message: Any) -> None:
+        with contextlib.suppress(OSError):  # a lost node is noticed when it is read from
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """Return the messages that have arrived, after `select`; None if the other end is closed or is not a launcher."""
+        try:
+            arrived = self._connection.recv(1 << 16)
+            *lines, self._received = (self._received + arrived).split(b"\n")
+            messages = [json.loads(line) for line in lines]
+        except (OSError, ValueError):
+            return None
+        well_formed = all(isinstance(message, dict) for message in messages)
+        return messages if arrived and well_formed and len(self._received) < _LONGEST_MESSAGE else None
+
+    def __str__(self) -> str:
+        return f"node {self.node} ({self.host})"
+
+
+class Peers:
+    """Connections to the launchers of other nodes after the rendezvous. A single node has none, and `wait` only sleeps."""
+
+    def __init__(self, node: int, links: list[_Link], folder: str):
+        self._node, self._links, self.folder = node, links, folder
+        self._nodes = len(links) + 1
+        self._done: set[int] = set()
+        self.ended = False
+
+    def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for link in self._links:
+            link.close()
+
+    def wait(self, seconds: float) -> Stop | None:
+        """Wait for messages, at most `seconds`. Returns the reason to stop if a node sends a reason or is gone, else None."""
+        if not self._links:
+            time.sleep(seconds)
+            return None
+        ready, _, _ = select.select(self._links, [], [], seconds)
+        for link in ready:
+            messages = link.receive()
+            if messages is None:
+                self._links.remove(link)
+                link.close()
+                if link.node not in self._done:
+                    return Stop(
+                        f"{link} is gone: its launcher was killed, its machine stopped, or the network broke", 1
+                    )
+            for message in messages or []:
+                if "stop" in message:
+                    return Stop(*message["stop"])
+                self.ended |= "end" in message
+                if "done" in message:
+                    self._finish(link.node)
+        return None
+
+    def tell(self, stop: Stop) -> None:
+        """Send the reason to stop to all other nodes."""
+        for link in self._links:
+            link.send(stop=[stop.reason, stop.status])
+
+    def done(self) -> None:
+        """Report that the ranks of this node have ended well. `ended` becomes True once all nodes have reported it."""
+        if self._node == 0:
+            self._finish(0)
+        else:
+            for link in self._links:
+                link.send(done=True)
+
+    def _finish(self, node: int) -> None:
+        """On node 0: count the nodes whose ranks have ended."""
+        self._done.add(node)
+        if len(self._done) == self._nodes:
+            self.ended = True
+            for link in self._links:
+                link.send(end=True)
+
+
+def rendezvous(
+    node: int, nodes: int, address: str, port: int, facts: dict[str, str], folder: str, seconds: float
+) -> Peers:
+    """Wait for the launchers of all nodes, at most `seconds`, and check that they launch the same run.
+
+    facts: values that must be equal on all nodes, by name.
+    folder: name of the log folder; all nodes use the name of node 0.
+    Raises LaunchError, on every node that came, if facts differ or nodes are missing; the message names them.
+    """
+    if nodes == 1:
+        return Peers(node, [], folder)
+    if node == 0:
+        return Peers(node, _Host(nodes, facts, folder, seconds).gather(address, port), folder)
+    return _visit(node, address, port, facts, seconds)
+
+
+class _Host:
+    """Node 0's side of the rendezvous."""
+
+    def __init__(self, nodes: int, facts: dict[str, str], folder: str, seconds: float):
+        self._nodes, self._facts, self._folder = nodes, facts, folder
+        self._seconds, self._deadline = seconds, time.monotonic() + seconds
+        self._links: list[_Link] = []
+        self._problems: list[str] = []
+
+    @property
+    def _present(self) -> dict[int, _Link]:
+        """The nodes that came, by number; other links have not said who they are."""
+        return {link.node: link for link in self._links if link.node > 0}
+
+    def gather(self, address: str, port: int) -> list[_Link]:
+        with (
+            _server(address, port, self._nodes) as server,
+            Bar(total=self._nodes, initial=1, desc="nodes here", unit="node", leave=False) as progress,
+        ):
+            while len(self._present) < self._nodes - 1 and time.monotonic() < self._deadline:
+                self._listen(server)
+                progress.update(1 + len(self._present) - progress.n)
+        if not self._problems and len(self._present) < self._nodes - 1:
+            missing = [str(n) for n in range(1, self._nodes) if n not in self._present]
+            self._problems.append(
+                f"of {self._nodes} nodes, {len(missing)} did not come to {address}:{port} within {self._seconds:g} s: "
+                f"{', '.join(missing)}; start them with the same --master-address and --master-port, or wait longer (--wait)"
+            )
+        present = list(self._present.values())
+        for link in self._links:
+            if self._problems:
+                link.send(refuse="\n".join(self._problems))
+            elif link in present:
+                link.send(go=self._folder)
+                continue
+            link.close()
+        if self._problems:
+            raise LaunchError("\n".join(self._problems))
+        return present
+
+    def _listen(self, server: socket.socket) -> None:
+        readers: list[socket.socket | _Link] = [server, *self._links]
+        for ready in select.select(readers, [], [], _RETRY_SECONDS)[0]:
+            if isinstance(ready, _Link):
+                self._hear(ready)
+            else:
+                self._links.append(_Link(ready.accept()[0]))
+
+    def _hear(self, link: _Link) -> None:
+        messages = link.receive()
+        if messages is None:  # it left, and may come again
+            link.close()
+            self._links.remove(link)
+        for message in messages or []:
+            if message.keys() == {"node", "host", "facts"}:  # anything else is not a launcher's
+                self._welcome(link, **message)
+
+    def _welcome(self, link: _Link, node: int, host: str, facts: dict[str, str]) -> None:
+        """Register a node, and note the facts in which it differs."""
+        link.host, came = host, f"node {node} ({host})"
+        if 0 < node < self._nodes and node not in self._present:
+            link.node = node
+        else:
+            taken = f"and {self._present[node]} is there" if node in self._present else "and node 0 is this one"
+            self._object(f"{came} came, {taken}; each node needs a --node-rank of its own, 0 … {self._nodes - 1}")
+        different = [name for name in {**self._facts, **facts} if facts.get(name) != self._facts.get(name)]
+        if different:
+            shown = [
+                f"{name} ({facts.get(name, 'none')}, on node 0 {self._facts.get(name, 'none')})"
+                for name in different[:_DIFFERENCES_SHOWN]
+            ]
+            more = len(different) - len(shown)
+            here = f"node 0 ({socket.gethostname()})"
+            self._object(f"{came} differs from {here} in " + "; ".join(shown) + f"; and {more} more" * (more > 0))
+
+    def _object(self, problem: str) -> None:
+        if not self._problems:
+            self._deadline = min(self._deadline, time.monotonic() + _LINGER_SECONDS)
+        self._problems.append(problem)
+
+
+def _server(address: str, port: int, nodes: int) -> socket.socket:
+    try:
+        return socket.create_server((address, port), backlog=nodes)
+    except OSError as error:
+        raise LaunchError(
+            f"cannot listen at {address}:{port}: {error.strerror}; choose another --master-port"
+        ) from error
+
+
+def _visit(node: int, address: str, port: int, facts: dict[str, str], seconds: float) -> Peers:
+    """Run the rendezvous on a node other than 0."""
+    logger.info("waiting up to %g s for node 0 at %s:%d", seconds, address, port)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            link = _Link(socket.create_connection((address, port), timeout=_SEND_SECONDS))
+        except OSError:
+            time.sleep(_RETRY_SECONDS)
+            continue
+        link.node, link.host = 0, address
+        link.send(node=node, host=socket.gethostname(), facts=facts)
+        while select.select([link], [], []) and (messages := link.receive()) is not None:
+            for message in messages:
+                if "refuse" in message:
+                    raise LaunchError(message["refuse"])
+                return Peers(node, [link], message["go"])
+        link.close()  # node 0 was stopped; it may be started again
+        time.sleep(_RETRY_SECONDS)
+    raise LaunchError(
+        f"node 0 did not answer at {address}:{port} within {seconds:g} s; start it there, with the same --master-address and "
+        "--master-port, or wait longer (--wait)"
+    )

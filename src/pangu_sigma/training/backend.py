@@ -1,0 +1,131 @@
+"""Backends of the training loop, one for CPUs and one for Ascend.
+
+Both use the same loop (loop.py). A backend connects the ranks, builds network, experts and step, takes a step, and knows which
+parts of a checkpoint a rank writes and reads. It has no state; what it builds is a `TrainingSetup`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from pangu_sigma.checkpoint.checkpoint import Checkpoint
+from pangu_sigma.checkpoint.parts import EXPERTS, Files
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.held_out import samples_of_evaluation
+from pangu_sigma.device import use_cpu
+from pangu_sigma.ecss.build import build
+from pangu_sigma.ecss.prefetch import Prefetcher, make_prefetcher
+from pangu_sigma.ecss.store import ExpertStore, array_specs
+from pangu_sigma.ecss.tiers import FileTier, HostTier
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.npu.capacity import DispatchLayout
+from pangu_sigma.ranks.connect import connect
+from pangu_sigma.ranks.layout import dispatch_layout, writes_experts
+from pangu_sigma.ranks.ranks import Ranks
+from pangu_sigma.training.evaluator import EvaluationStep, Evaluator
+from pangu_sigma.training.feed import StepInput
+from pangu_sigma.training.start import check_cpu
+from pangu_sigma.training.step import SpikeLimits, StepResult, TrainStep
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """Network, expert store and training step that a backend has built for one rank of a run.
+
+    step: cell of a training step. It has `dense`, the optimizer of the dense parameters, and `scale`, the loss scale.
+    """
+
+    config: Config
+    ranks: Ranks
+    network: PanGuSigma
+    store: ExpertStore
+    step: nn.Cell
+
+    @cached_property
+    def shards(self) -> Shards:
+        """Parameters that a checkpoint holds, by shard."""
+        return shards_of(self.network, self.store, self.step.dense, self.step.scale)
+
+
+class Backend:
+    """Interface between the training loop and its devices. This base class is for processes on CPUs: the step of step.py, with
+    prefetched experts."""
+
+    def layout(self, config: Config) -> DispatchLayout:
+        """Return the layout in which routing plans dispatch tokens to experts, such as "local" or "dropless"."""
+        return dispatch_layout(config)
+
+    def connect(self, config: Config) -> Ranks:
+        """Set MindSpore up for the device, and connect this process with the other ranks of the run.
+
+        Raises ConfigError for settings that the device does not support.
+        """
+        check_cpu(config)
+        use_cpu(config.seed)
+        return connect(config.parallel)
+
+    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
+        """Build network, experts and step of this rank, with initial values."""
+        network, store = build(config, ranks, tier_of(config, ranks, run))
+        return TrainingSetup(config, ranks, network, store, TrainStep(config, network, store, ranks))
+
+    def prefetcher(self, built: TrainingSetup) -> Prefetcher | None:
+        """Make the prefetcher of the next step's experts; None if the step itself reads them from the expert store."""
+        return make_prefetcher(built.config, built.store)
+
+    def take_step(
+        self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
+    ) -> StepResult:
+        """Take one training step. rate: learning rate. fed: batch and experts.
+
+        limit_D: limits from `Health.limits`; a batch with a loss above its limit is a loss spike and is skipped. None: no limits.
+        """
+        limits = None
+        if limit_D is not None:
+            blocks_MD = np.eye(len(limit_D), dtype=np.float32)[fed.batch.domains_M[fed.batch.blocks]]
+            limits = SpikeLimits(Tensor(limit_D), Tensor(blocks_MD))
+        return built.step.take(rate, fed.arrays, fed.brought, limits)
+
+    def adds_losses(self, config: Config, ranks: Ranks) -> bool:
+        """Return True if this rank adds its losses to the total: exactly one of the ranks that read the same tokens does."""
+        return True  # no two ranks see the same tokens
+
+    def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
+        """Make the evaluator of the network's losses on held-out batches."""
+        step, most = EvaluationStep(built.network, built.store), samples_of_evaluation(built.config)
+        return Evaluator(held_out, most, step, built.network, built.ranks)
+
+    def checkpoint_files(self, built: TrainingSetup) -> Files:
+        """Return the files of a checkpoint that this rank writes, with their arrays."""
+        built.store.settle()
+        config, rank, routed = built.config, built.ranks.rank, enumerate(built.config.model.routed)
+        left = {f"{EXPERTS}{number}" for number, kind in routed if not writes_experts(config, rank, kind)}
+        return files_of(built.shards, parts_of(built.shards, built.store), built.ranks, left)
+
+    def cannot_copy(self, config: Config) -> str | None:
+        """Return why the arrays of `checkpoint_files` cannot be copied to be saved in the background; None if they can."""
+        return "ecss.store=file keeps more experts than memory holds" if config.ecss.store == "file" else None
+
+    def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
+        """Load the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
+        built.store.settle()
+        restore(built.shards, checkpoint, built.store.tier.release, parts_of(built.shards, built.store))
+
+
+def tier_of(config: Config, ranks: Ranks, run: RunFolder) -> HostTier:
+    """Make the host storage for the experts of a rank, by `ecss.store`: memory, or files in `ecss.path` or in the run folder."""
+    options, parallel = config.ecss, config.parallel
+    if options.store == "host":
+        return HostTier()
+    folder = Path(options.path or run.path / "experts")
+    if ranks.world > 1:  # in another parallel layout the same rank stores other experts
+        folder = folder / f"groups{parallel.groups}_expert{parallel.expert}_data{parallel.data}" / f"rank{ranks.rank}"
+    return FileTier(folder, array_specs(config, ranks.rank), run.table.hash, options.cache_gib)

@@ -1,0 +1,83 @@
+"""Run folder that starts from given weights: created atomically, with a checkpoint of step 0."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pangu_sigma.bars import Bar
+from pangu_sigma.checkpoint.parts import Files
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.order import Cursor
+from pangu_sigma.errors import argument
+from pangu_sigma.training.health import Health
+from pangu_sigma.training.progress import Progress
+from pangu_sigma.training.start import start_run
+
+
+def check_absent(output: Path) -> None:
+    """Raise ConfigError if the folder or file to be created exists already."""
+    if output.exists() or output.is_symlink():
+        raise ConfigError(f"{output} exists; choose another path with {argument('--output')}, or remove it first")
+
+
+@contextmanager
+def unfinished_folder(folder: Path) -> Iterator[Path]:
+    """Make a temporary folder that the `with` block fills; it is renamed to `folder` if the block succeeds, else removed.
+
+    Raises ConfigError if it cannot be made, or if `folder` was created meanwhile.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
+    with made as unfinished:
+        path = Path(unfinished) / folder.name
+        path.mkdir()
+        try:
+            yield path
+        except OSError as error:
+            error.filename = error.filename or str(folder)  # that of a write, to a full disk, names no file
+            raise
+        try:
+            path.rename(folder)
+        except OSError as error:
+            raise ConfigError(f"{folder} was made meanwhile ({error.strerror}); choose another folder") from error
+
+
+@contextmanager
+def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
+    """Make a run folder that has everything but weights, which the `with` block adds; it appears only if the block succeeds.
+
+    Raises the errors of `unfinished_folder` and `start_run`.
+    """
+    with unfinished_folder(folder) as path:
+        yield start_run(path, config)
+
+
+def write_step_0(run: RunFolder, files: Files, cursor: Cursor | None = None) -> None:
+    """Write a checkpoint of step 0 that training starts from. files: files of the checkpoint, with the weights. cursor: position in
+    the text, None for its beginning."""
+    config = run.config
+    start = cursor or Cursor([0] * len(config.domains))
+    health = Health(config.train, [domain.name for domain in config.domains]).state()
+    total = sum(array.values.nbytes for arrays in files.values() for array in arrays.values())
+    with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:
+        save_checkpoint(
+            run.checkpoints,
+            0,
+            files,
+            {**Progress(0, 0, start).state(), "health": health},
+            run.identity,
+            config.train.keep_checkpoints,
+            lambda: bar.update(min(_CHUNK, total - bar.n)),
+        )
+
+
+_CHUNK = 64 << 20
+"""Bytes by which the progress bar moves; `save_checkpoint` calls back at least that often."""

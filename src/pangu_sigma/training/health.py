@@ -1,0 +1,248 @@
+"""Health of a run: skipped steps, loss spikes, values that are not finite, and the decision to stop.
+
+It depends only on numbers that are equal on all ranks, the summed losses and whether the step was applied, so that all ranks decide
+the same. Shape suffixes: N RRE layers, A active experts, M blocks, D domains.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pangu_sigma.checkpoint.healthy import way_on
+from pangu_sigma.checkpoint.not_finite import count_not_finite
+from pangu_sigma.checkpoint.parts import EXPERTS
+from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.errors import UserError
+from pangu_sigma.sections import SpikesConfig, TrainConfig
+from pangu_sigma.training.log.metrics import MetricsLog, NoLog
+
+if TYPE_CHECKING:
+    from pangu_sigma.training.backend import TrainingSetup
+
+logger = logging.getLogger(__name__)
+
+LEAST_DEVIATION = 0.01
+"""Minimum standard deviation of a loss in its spike limit, as a fraction of its mean: a loss that hardly varies has no spikes."""
+_NAMED = 5
+"""Maximum number of tensors that a message names; the log of the run has all of them."""
+
+
+class UnhealthyRun(UserError, RuntimeError):
+    """Raised to stop a run that cannot recover. The message names the problem, the last healthy checkpoint and the fix."""
+
+
+@dataclass(frozen=True)
+class Spike:
+    """Loss spike: a step in which the loss of a domain is above its limit.
+
+    loss, mean, limit: nats per token; mean is the running mean, and like the limit it is from before the step. samples: hash of the
+    batch (`Batch.digest`). skipped: True if the step updated nothing.
+    """
+
+    step: int
+    domain: str
+    loss: float
+    mean: float
+    limit: float
+    samples: str
+    skipped: bool
+
+
+@dataclass
+class DomainHealth:
+    """Health of a domain: its skipped steps, and the running mean and variance of its loss.
+
+    skipped: number of the domain's steps that were skipped since its last applied one. seen: number of losses in the mean.
+    """
+
+    skipped: int = 0
+    seen: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+
+    def limit(self, options: SpikesConfig) -> float:
+        """Return the loss above which a step is a spike; infinity for the first options.window losses, or without detection."""
+        if options.factor is None or self.seen < options.window:
+            return math.inf
+        deviation = max(math.sqrt(self.variance), LEAST_DEVIATION * self.mean)
+        return self.mean + options.factor * deviation
+
+    def take(self, loss: float, options: SpikesConfig) -> None:
+        """Update mean and variance with a step's loss. The first options.window losses have equal weights, later ones 1 / window.
+
+        A loss above `limit` counts as `limit`, so that one spike changes little, and a loss that stays high is soon below it.
+        """
+        loss = min(loss, self.limit(options))
+        self.seen += 1
+        share = 1.0 / min(self.seen, options.window)
+        difference = loss - self.mean
+        self.mean += share * difference
+        self.variance = (1.0 - share) * (self.variance + share * difference * difference)
+
+
+class Health:
+    """Health monitor of a training run. `spikes`, `stuck` and `suspect` are findings about the last step."""
+
+    def __init__(self, options: TrainConfig, domains: list[str], state: dict[str, Any] | None = None):
+        """state: earlier result of `state`; None for a new run. A domain that is missing in it begins anew."""
+        self.options = options
+        known = (state or {}).get("domains", {})
+        self.domains = {name: DomainHealth(**known.get(name, {})) for name in domains}
+        self.spikes: list[Spike] = []
+        self.stuck: str | None = None
+        """Domain of which train.max_skipped_steps steps in a row were skipped; None if there is none."""
+        self.suspect = False
+        """True if a loss was not finite, which may be due to a weight."""
+
+    @property
+    def needs_check(self) -> bool:
+        """True if the last step gave a reason to check weights and moments."""
+        return self.suspect or self.stuck is not None
+
+    def state(self) -> dict[str, Any]:
+        """Return the state that a resumed run needs, as plain data."""
+        return {"domains": {name: asdict(domain) for name, domain in self.domains.items()}}
+
+    def limits(self, domains_M: np.ndarray, weight_M: np.ndarray) -> np.ndarray:
+        """Return the weighted loss of each domain above which a batch is a spike, float32 [D]; infinity for absent domains.
+
+        domains_M, weight_M: domain of each block of the batch, and weight of the block in the loss.
+        """
+        weight_D = np.bincount(domains_M, weight_M, minlength=len(self.domains))
+        limits = [domain.limit(self.options.spikes) for domain in self.domains.values()]
+        weighted = [limit * weight if weight > 0 else math.inf for limit, weight in zip(limits, weight_D, strict=True)]
+        return np.array(weighted, np.float32)
+
+    def observe(self, step: int, losses: dict[str, float], samples: str, skipped: bool, spiked: bool = False) -> None:
+        """Update the health after a step.
+
+        losses: loss of each domain in its batch, in nats per token. samples: hash of the batch (`Batch.digest`). spiked: True if
+        the step itself found a spike and skipped the batch. If no loss is above its limit by the numbers of this call, which are
+        rounded otherwise, the loss nearest to its limit is recorded as the spike.
+        """
+        options = self.options.spikes
+        self.spikes, self.stuck, self.suspect = [], None, False
+        limits = {name: self.domains[name].limit(options) for name in losses}
+        above = [name for name, loss in losses.items() if loss > limits[name]]
+        if spiked and not above and limits:
+            above = [max(losses, key=lambda name: losses[name] / limits[name])]
+        for name, loss in losses.items():
+            domain = self.domains[name]
+            domain.skipped = domain.skipped + 1 if skipped else 0
+            if domain.skipped >= self.options.max_skipped_steps:
+                self.stuck = self.stuck or name
+            if not math.isfinite(loss):
+                self.suspect = True
+                continue
+            if name in above:
+                self.spikes.append(Spike(step, name, loss, domain.mean, limits[name], samples, skipped))
+            domain.take(loss, options)
+
+
+@dataclass(frozen=True)
+class UnhealthyTensor:
+    """Tensor of a rank with values that are not finite.
+
+    domain, layer, segment, expert: of an expert's tensor; layer is the number of the RRE layer, 0 the lowest, segment its number in
+    the layer, None if there is one only, and expert the number in its segment. They are None for a dense tensor; experts of common
+    segments have no domain. tensor: its path, with `.moment` or `.variance` for Adam state.
+    values: number of values that are not finite. size: number of all values.
+    """
+
+    domain: str | None
+    layer: int | None
+    expert: int | None
+    tensor: str
+    values: int
+    size: int
+    segment: int | None = None
+
+    def __str__(self) -> str:
+        domain = "all domains" if self.domain is None else f"domain {self.domain}"
+        segment = "" if self.segment is None else f"segment {self.segment}, "
+        of_expert = f"{domain}, RRE layer {self.layer}, {segment}expert {self.expert}, tensor "
+        return f"{'dense tensor ' if self.expert is None else of_expert}{self.tensor}: {self.values:,} of {self.size:,} values"
+
+
+def unhealthy_tensors(built: TrainingSetup, active_NA: np.ndarray | None = None) -> list[UnhealthyTensor]:
+    """Find this rank's dense parameters, experts and Adam moments with values that are not finite.
+
+    active_NA: store rows of the experts to check, as in `Batch.active_NA`; None checks all experts of the rank.
+    """
+    built.store.settle()
+    tensors = []
+    for shard, parameters in built.shards.items():
+        for name, parameter in parameters.items():
+            values = parameter.asnumpy()
+            if not shard.startswith(EXPERTS):
+                if bad := count_not_finite(values):
+                    tensors.append(UnhealthyTensor(None, None, None, name, bad, values.size))
+                continue
+            n, model = int(shard.removeprefix(EXPERTS)), built.config.model
+            layer, s = model.in_layer(n)
+            for row in range(len(values)) if active_NA is None else active_NA[n][active_NA[n] < len(values)]:
+                if bad := count_not_finite(values[row]):
+                    expert, domain = int(built.store.held_of(n)[0][row]), None
+                    if model.routed[n] == "own":
+                        domain = built.config.domains[expert // model.experts_per_domain].name
+                    segment = s if len(model.segments) > 1 else None
+                    tensors.append(UnhealthyTensor(domain, layer, expert, name, bad, values[row].size, segment))
+            built.store.tier.release()
+    return tensors
+
+
+def examine(
+    health: Health, built: TrainingSetup, run: RunFolder, step: int, active_NA: np.ndarray, log: MetricsLog | NoLog
+) -> None:
+    """Check the health after a step: log its spikes, look for values that are not finite, and stop an unhealthy run.
+
+    After a loss that is not finite, the dense parameters and the experts of the step are checked. If a domain is
+    stuck (too many skipped steps in a row), all experts are. Adam moments are checked too. The results are logged.
+    active_NA: experts of the step, as `Batch.active_NA`.
+    Raises UnhealthyRun, on all ranks, if any rank has values that are not finite, or a domain is stuck.
+    """
+    for spike in health.spikes:
+        log.spike(asdict(spike))
+        if built.ranks.first:
+            logger.warning("%s", _text_of(spike))
+    if not health.needs_check:
+        return
+    tensors = unhealthy_tensors(built, active_NA if health.stuck is None else None)
+    texts = [
+        text for of_rank in built.ranks.texts("\n".join(map(str, tensors[:_NAMED]))) for text in of_rank.splitlines()
+    ]
+    log.unhealthy(step, [asdict(tensor) for tensor in tensors])
+    number = int(built.ranks.sum(np.array([len(tensors)], np.float32))[0])
+    if number:
+        texts = list(dict.fromkeys(texts))[:_NAMED]  # replicas have the same tensors
+        named = "\n  ".join([*texts, *(["…"] if number > len(texts) else [])])
+        raise UnhealthyRun(
+            f"step {step}: values that are not finite in\n  {named}\nNo step that uses them can change anything, so the run stops. "
+            f"{way_on(run.checkpoints, built.ranks)} If it comes back, lower train.optimizer.peak_lr, or leave such batches out "
+            "with train.spikes.skip=true."
+        )
+    if health.stuck is not None:
+        scale = float(built.step.scale.value.asnumpy())
+        raise UnhealthyRun(
+            f"step {step}: the last {health.domains[health.stuck].skipped} steps with domain {health.stuck} were skipped, which is "
+            f"train.max_skipped_steps; all weights and moments are finite, the loss scale is {scale:g}. "
+            f"{way_on(run.checkpoints, built.ranks)} Lower train.optimizer.peak_lr, or train.loss_scale.initial if the run has "
+            "just begun, or raise train.spikes.factor if they were spikes that train.spikes.skip left out."
+        )
+
+
+def _text_of(spike: Spike) -> str:
+    done = (
+        "skipped, it changed nothing"
+        if spike.skipped
+        else "trained on all the same; train.spikes.skip=true leaves such batches out"
+    )
+    return (
+        f"step {spike.step}: the loss of domain {spike.domain} is {spike.loss:.3f}, above {spike.limit:.3f}, its limit at a "
+        f"running mean of {spike.mean:.3f} (train.spikes.factor); samples {spike.samples}; {done}"
+    )

@@ -1,0 +1,340 @@
+"""Training loop: batch → step → metrics, with evaluation and checkpoints at their intervals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+
+from ascend_ops.adam_worker import WorkerCounts
+from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.root import recover_interrupted_save
+from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
+from pangu_sigma.checkpoint.saver import Saver
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.data.order import repetitions
+from pangu_sigma.data.prepared import read_prepared_tokenizer
+from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.garbage import gc_frozen
+from pangu_sigma.optimizer.schedule import Schedule
+from pangu_sigma.ranks.heartbeat import Heartbeat
+from pangu_sigma.ranks.ranks import Ranks
+from pangu_sigma.training.backend import Backend
+from pangu_sigma.training.evaluator import Evaluator
+from pangu_sigma.training.feed import InputPipeline
+from pangu_sigma.training.health import Health, examine
+from pangu_sigma.training.log.losses import HeldOutLoss
+from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, NoLog, StepMetrics, read_metrics
+from pangu_sigma.training.log.report import write_report
+from pangu_sigma.training.log.summary import format_divergence
+from pangu_sigma.training.log.timeline import NoTimeline, Timeline
+from pangu_sigma.training.progress import changes_since_checkpoint, resume
+from pangu_sigma.training.start import DEFAULT_START, StartOptions, refuse_tuned, start_run
+from pangu_sigma.training.step import StepResult
+from pangu_sigma.training.stop import stop_request
+
+logger = logging.getLogger(__name__)
+
+CPU = Backend()
+"""Default backend of training."""
+
+OnStep = Callable[[StepMetrics], object]
+"""Callback with the metrics of each step; it stops the training if it returns True."""
+
+
+class Trainer:
+    """Trainer of one rank of a run: it advances, saves and resumes the run. All ranks make the same calls."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        backend: Backend = CPU,
+        asked: StartOptions = DEFAULT_START,
+        ranks: Ranks | None = None,
+    ):
+        """folder: run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
+
+        asked: further start options of the user. ranks: already connected ranks; None to connect them here.
+        """
+        self.config, self.backend = config, backend
+        self.ranks = ranks or backend.connect(config)
+        self.heart = Heartbeat(self.ranks.rank)
+        self.heart.beat("the start")
+        self.run = self.open_run(folder, asked)
+        ms.set_seed(config.seed)  # again: connecting the ranks may have drawn numbers
+        self.built = backend.build(config, self.ranks, self.run)
+        self.network, self.store, self.step = self.built.network, self.built.store, self.built.step
+        self.shards = self.built.shards
+        self.step.set_train()
+        self.batches = self.open_batches("train")
+        self.schedule = Schedule(config.train.optimizer)
+        self.progress, checkpoint = resume(self.run, self.batches.start(), self.ranks)
+        known = None if checkpoint is None else checkpoint.state.get("health")  # checkpoints before this have none
+        self.health = Health(config.train, [d.name for d in config.domains], known)
+        self.resumed: dict[str, Any] = {} if checkpoint is None else checkpoint.state
+        """State of the checkpoint that the run resumed from; empty if there is none."""
+        if checkpoint is not None:
+            backend.restore(self.built, checkpoint)
+        self.changes = changes_since_checkpoint(checkpoint, self.run)
+        self.feed = InputPipeline(self.batches, self.progress.cursor, self.store, backend.prefetcher(self.built))
+        self._counts = backend.adds_losses(config, self.ranks)
+        self.saver = self._open_saver()
+        self.loss, self.losses = 0.0, dict[str, float]()
+        """Loss of the last step, and loss of each domain in its batch, in nats per token."""
+        self.timeline = NoTimeline()
+        self._worked: WorkerCounts | None = None  # what the worker of `ecss.update` did since the step before
+
+    def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
+        """Create or open the run folder. Raises the errors of `start_run`."""
+        return start_run(folder, self.config, self.ranks, asked)
+
+    def open_batches(self, split: str) -> BatchLoader:
+        """Open this rank's share of the batches of one split of the prepared data."""
+        data = Path(self.config.data.path)
+        layout = self.backend.layout(self.config)
+        return BatchLoader(self.run.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, layout)
+
+    def evaluator(self) -> Evaluator:
+        """Make the evaluator of the network's held-out losses."""
+        return self.backend.evaluator(self.built, self.open_batches("held_out"))
+
+    @property
+    def finished(self) -> bool:
+        """True if the run has taken all of its steps."""
+        return self.progress.step >= self.config.train.steps
+
+    def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
+        """Hook for subclasses, called with the held-out losses of each evaluation. This class does nothing."""
+
+    def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
+        """Take one step. Returns its batch, learning rate, result, and prefetch traffic."""
+        step = self.progress.step + 1
+        self.heart.beat(f"the batch of step {step}")
+        with self.timeline.span("feed"):
+            fed = self.feed.take()
+        self.heart.beat(f"step {step}")
+        rate = self.schedule(self.progress.updates + 1)
+        weight_M = fed.batch.block_weights_GM.sum(axis=0)
+        limit_D = self.health.limits(fed.batch.domains_M, weight_M) if self.config.train.spikes.skip else None
+        with self.timeline.span("step"):
+            result = self.backend.take_step(self.built, rate, fed, limit_D)
+            applied = bool(result.applied.asnumpy())
+        if self.store.worker is not None:
+            self._worked, spans = self.store.worker.read()
+            self.timeline.worked(spans)
+        self.progress.advance(applied, fed.cursor)
+        self.loss, self.losses = self._losses(fed.batch, weight_M, result)
+        spiked = not applied and bool(np.isfinite(result.norm.asnumpy()))
+        self.health.observe(self.progress.step, self.losses, fed.batch.digest, not applied, spiked)
+        return fed.batch, rate, result, fed.traffic
+
+    def _losses(self, batch: Batch, weight_M: np.ndarray, result: StepResult) -> tuple[float, dict[str, float]]:
+        """Return the mean loss per token of a step, in all and of each domain of its batch; the same on every rank."""
+        loss_M = np.zeros_like(weight_M)
+        if self._counts:
+            loss_M[batch.blocks] = sum(loss.asnumpy() for loss in result.block_loss_GM)
+        loss_M = self.ranks.sum(loss_M)
+        per_domain = {}
+        for index in dict.fromkeys(batch.domains_M.tolist()):
+            blocks = batch.domains_M == index
+            name = self.batches.domains[index].name
+            per_domain[name] = float(loss_M[blocks].sum() / weight_M[blocks].sum())
+        return float(loss_M.sum()), per_domain
+
+    def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
+        """Return the metrics of the last step, from what `advance` returned; the same on every rank."""
+        norms, optimizer = [result.norm], self.config.train.optimizer
+        if optimizer.clip == "parts":
+            norms = [norm for norm in (result.norm_dense, result.norm_experts) if norm is not None]
+        applied = bool(result.applied.asnumpy())
+        return StepMetrics(
+            step=self.progress.step,
+            loss=self.loss,
+            per_domain_loss=self.losses,
+            learning_rate=rate,
+            gradient_norm=float(result.norm.asnumpy()),
+            loss_scale=float(result.scale.asnumpy()),
+            skipped=not applied,
+            clipped=applied and any(float(norm.asnumpy()) > optimizer.clip_norm for norm in norms),
+            tokens=batch.tokens,
+            load_NK=batch.load_NK,
+            samples=batch.digest,
+            dropped=batch.plan.dropped,
+            traffic=traffic,
+            norm_dense=None if result.norm_dense is None else float(result.norm_dense.asnumpy()),
+            norm_experts=None if result.norm_experts is None else float(result.norm_experts.asnumpy()),
+            worker=self._worked,
+            epochs=dict(
+                zip(
+                    (d.name for d in self.batches.domains), self.batches.order.epochs(self.progress.cursor), strict=True
+                )
+            ),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the state that a checkpoint holds besides arrays: progress and health, as plain data."""
+        return {**self.progress.state(), "health": self.health.state()}
+
+    def save(self) -> Path:
+        """Write a checkpoint of the last step synchronously. Raises CheckpointError, or UnhealthyState for values not finite."""
+        return self.saver.save(self.progress.step, self.backend.checkpoint_files(self.built), self.state())
+
+    def save_in_turn(self, last: bool) -> None:
+        """Write a checkpoint after the last step, in the background if train.async_save is set and more steps follow.
+
+        last: True if no step follows, so that an error ends the run. Otherwise an error of the disk is logged, and training goes on
+        to the next checkpoint (our choice: nothing computed is lost if the disk recovers). Raises UnhealthyState in either case.
+        """
+        self.heart.beat(f"the save after step {self.progress.step}")
+        with self._going_on():
+            self.saver.wait()  # in a block of its own: this checkpoint or the next one may fail alone
+        if last:
+            self.save()
+            return
+        with self._going_on():
+            self.saver.begin(self.progress.step, self.backend.checkpoint_files(self.built), self.state())
+
+    def complete_save(self, now: bool = False) -> None:
+        """Complete the checkpoint that is written in the background, if all ranks have written it. Call it between steps.
+
+        now: True to wait for it.
+        """
+        with self._going_on():
+            if now:
+                self.saver.wait()
+            else:
+                self.saver.poll()
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError as error:
+            if self.ranks.first:
+                logger.error(
+                    "%s. Training goes on without this checkpoint; the next one is due after step %d",
+                    error,
+                    (self.progress.step // self.config.train.checkpoint_interval + 1)
+                    * self.config.train.checkpoint_interval,
+                )
+
+    def _open_saver(self) -> Saver:
+        reason = self.backend.cannot_copy(self.config)
+        behind = self.config.train.async_save and reason is None
+        if self.config.train.async_save and not behind and self.ranks.first:
+            logger.info("checkpoints are written before training goes on, as with train.async_save=false: %s", reason)
+        return Saver(
+            self.run.checkpoints,
+            self.run.identity,
+            self.config.train.keep_checkpoints,
+            behind,
+            self.store.tier.release,
+            self.ranks,
+        )
+
+
+def train(
+    config: Config,
+    folder: Path,
+    backend: Backend = CPU,
+    asked: StartOptions = DEFAULT_START,
+    profile: bool = False,
+    kind: type[Trainer] = Trainer,
+    on_step: OnStep | None = None,
+) -> Trainer:
+    """Train a configuration in a run folder, resuming from its newest checkpoint, and write metrics, checkpoints and a report.
+
+    backend: the devices to train on. asked: further start options of the user. profile: True to write a timeline of a few steps
+    (log/timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
+    on_step: called after each step; True stops the training as SIGTERM does.
+    Raises UnhealthyRun if the run cannot recover, LockError while another process writes in the folder, ConfigError for a
+    fine-tuning run, and the errors of `start_run`.
+    After SIGTERM to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. In a run of
+    several ranks, the caller calls `ranks.leave` once it no longer needs the trainer.
+    """
+    refuse_tuned(folder, config)
+    ranks = backend.connect(config)
+    with ranks.fail_together(f"reading {config.data.path}"):
+        read_prepared_tokenizer(config)  # without prepared data no run folder is left behind
+    with one_writer(folder, asked.lock, ranks):
+        return train_to_end(kind(config, folder, backend, asked, ranks), profile, on_step)
+
+
+def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None = None) -> Trainer:
+    """Train until the run is finished or SIGTERM comes, and return the trainer. The caller holds the lock of the run folder."""
+    ranks, config, folder = trainer.ranks, trainer.config, trainer.run.path
+    options, names = config.train, [d.name for d in config.domains]
+    with ranks.fail_together("reading the held-out text"):
+        evaluator = trainer.evaluator()
+    if ranks.first:  # all ranks have read the checkpoint; a finished run saves no other one
+        recover_interrupted_save(trainer.run.checkpoints)
+    start = trainer.progress.step
+    log = (
+        MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
+        if ranks.first
+        else NoLog()
+    )
+    if profile and ranks.first:
+        trainer.timeline = Timeline(folder, start)
+    span = trainer.timeline.span
+    if ranks.first and config.finetune is None:
+        for remark in repetitions(trainer.batches.order, names, options.steps):
+            logger.warning("%s", remark)
+    with gc_frozen(), stop_request() as stop, log, trainer.saver, trainer.timeline:
+        log.changed(start, trainer.changes)
+        if start == 0:
+            _evaluate(trainer, evaluator, log)
+        stopped = False
+        while not trainer.finished and not stopped:
+            taken = trainer.advance()
+            step, last = trainer.progress.step, trainer.finished
+            with span("metrics"):
+                metrics = trainer.metrics(*taken)
+                log.record(metrics)
+                trainer.complete_save(now=trainer.health.needs_check)  # it may be the checkpoint to go back to
+                examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_NA, log)
+            with log.paused():
+                if on_step is not None and on_step(metrics) is True:
+                    stop.set()
+            stopped = ranks.any(stop.is_set())
+            with log.paused():
+                if last or (step % options.eval_interval == 0 and not stopped):
+                    trainer.heart.beat(f"the evaluation after step {step}")
+                    with span("evaluation"):
+                        _evaluate(trainer, evaluator, log)
+                    trainer.store.tier.release()
+                    last = trainer.finished
+                if step % options.checkpoint_interval == 0 or last or stopped:
+                    with span("save"):
+                        log.flush()
+                        trainer.save_in_turn(last or stopped)
+                trainer.timeline.step_done(step)
+    if ranks.first and trainer.finished and trainer.config.finetune is None:  # that of a tuned run shows its result
+        draw_report(folder)
+        if diverged := format_divergence(read_metrics(folder), options.optimizer.peak_lr):
+            logger.warning("%s", diverged)
+    elif not trainer.finished:
+        logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
+    return trainer
+
+
+def draw_report(folder: Path) -> None:
+    """Draw the report of a finished run. A log without lines to draw is logged as a warning, and no error."""
+    try:
+        write_report(folder)
+    except EmptyLogError as lost:
+        logger.warning("no report is drawn: %s", lost)
+
+
+def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -> None:
+    losses = evaluator.losses()
+    if losses:
+        log.evaluation(trainer.progress.step, losses)
+    trainer.evaluated(losses)

@@ -1,0 +1,262 @@
+"""Start of a run: a new run folder, or one with checkpoints that is resumed with a configuration that they allow."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, refuse_changes, rule_of
+from pangu_sigma.checkpoint.checkpoint import newest_identity
+from pangu_sigma.checkpoint.format import Identity
+from pangu_sigma.checkpoint.model_files import (
+    CONFIG_FILE,
+    ROUTING_FILE,
+    TOKENIZER_FOLDER,
+    read_config,
+    read_model_files,
+    write_config,
+    write_model_files,
+)
+from pangu_sigma.checkpoint.root import has_checkpoints
+from pangu_sigma.checkpoint.run_folder import (
+    WAY_BACK_OF_CONFIG,
+    RunFolder,
+    name_unwritable,
+    refuse_idle_changes,
+    run_config,
+    way_back,
+)
+from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside, start_over
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer, unlike_prepared
+from pangu_sigma.errors import DataError, argument
+from pangu_sigma.foreign.dense_files import contents
+from pangu_sigma.lock import LOCK
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
+from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.sealed import SEAL, UNFINISHED, DamagedFile
+from pangu_sigma.stored.open import KIND_NAMES, kind_of
+from pangu_sigma.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """Options of the start of a run, besides its configuration.
+
+    start_over: True to move the folder's contents aside and begin at step 0. allow_data_change: True to resume although the text
+    differs from the checkpoint's. lock: False to write also where the file system has no locks.
+    """
+
+    start_over: bool = False
+    allow_data_change: bool = False
+    lock: bool = True
+
+
+DEFAULT_START = StartOptions()
+
+
+def start_run(
+    path: Path, config: Config, ranks: Ranks = SINGLE_PROCESS, options: StartOptions = DEFAULT_START
+) -> RunFolder:
+    """Create a run folder, or open one to resume its run, and write the configuration that it trains with.
+
+    A folder without checkpoints gets the tokenizer of the prepared data and routing tables drawn for it. A run with checkpoints
+    keeps its tokenizer and tables, and without the key `data.shuffle` its order of samples; changed keys are logged, damaged files
+    rewritten. The same call completes an interrupted start.
+    Keys that the data were not prepared with are warned of.
+
+    ranks: all of them call this; rank 0 writes, into a folder that all of them see.
+    Raises ConfigError for changed keys that do not fit the checkpoints, other data, or a folder that is not writable; DamagedFile
+    for a damaged file that cannot be rewritten; RankError if ranks differ in configuration or prepared data.
+    """
+    given, config = config, absolute_paths(config)
+    with ranks.fail_together(f"reading {config.data.path}"):
+        prepared, data_hash = read_prepared_tokenizer(given), load_manifest(Path(given.data.path)).content_hash
+    for remark in unlike_prepared(given) if ranks.first else ():
+        logger.warning("%s", remark)
+    sections = {key: json.dumps(value) for key, value in given.model_dump(mode="json").items()}
+    ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
+    with ranks.fail_together(f"taking up {path}"), name_unwritable(path):
+        resumed = ranks.first and _resume(path, config, prepared, data_hash, options)
+    if ranks.any(resumed):
+        with ranks.fail_together(f"reading {path}"):
+            tokenizer, table = read_model_files(path, way_back(path))
+        return RunFolder(path, _shuffled(config, path), tokenizer, table, data_hash)
+    config = _shuffled(config)
+    with ranks.fail_together("drawing the routing tables"):
+        table = drawn_tables(config, prepared)
+    ranks.agree({"routing table": table.hash})
+    with ranks.fail_together(f"writing {path}"), name_unwritable(path):
+        if ranks.first and not _holds(path, config, prepared, table):
+            path.mkdir(parents=True, exist_ok=True)
+            write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
+    return RunFolder(path, config, prepared, table, data_hash)
+
+
+def check_cpu(config: Config) -> None:
+    """Raise ConfigError for the first key that needs Ascend."""
+    for key, value, allowed, what in (
+        ("train.compute_dtype", config.train.compute_dtype, ("float32", "float16"), "multiplies no bfloat16"),
+        ("parallel.tensor", config.parallel.tensor, (1,), "shares no matrices"),
+        ("parallel.stages", config.parallel.stages, (1,), "cuts no network into stages"),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{key}={value} needs Ascend: MindSpore {what} on the CPU; set it to {allowed[0]}")
+    if config.ecss.update_cores and not config.ecss.by_worker(npu=False):
+        raise ConfigError(
+            f"ecss.update_cores={config.ecss.update_cores}: on the CPU no worker updates experts unless asked for; set "
+            "ecss.update=worker, or ecss.update_cores=0"
+        )
+
+
+def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_START) -> list[str]:
+    """Check that `start_run` would succeed, and return what it would change in a run with checkpoints; nothing is written.
+
+    This is called before ranks start, and before MindSpore is loaded. Raises ConfigError for a start that would be refused,
+    DataError for invalid data.
+    """
+    refuse_tuned(path, config)
+    refuse_foreign(path)
+    prepared, data_hash = read_prepared_tokenizer(config), load_manifest(Path(config.data.path)).content_hash
+    if options.start_over or not has_checkpoints(path / CHECKPOINTS):
+        return []
+    saved = newest_identity(path / CHECKPOINTS)
+    if saved is None:
+        return []
+    return _compare(path, saved, _shuffled(absolute_paths(config), path), prepared, data_hash, options)
+
+
+def refuse_tuned(path: Path, config: Config) -> None:
+    """Raise ConfigError for a run that is tuned to a task."""
+    if config.finetune is not None:
+        raise ConfigError(
+            f"finetune.task={config.finetune.task}: {path} is tuned to a task; go on with the `pangu-sigma finetune` command "
+            "that made it, or make a run to train of it, with `pangu-sigma extract`"
+        )
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise ConfigError or DamagedFile for a folder with files that is no run: training would write over what is there."""
+    kind, fix = kind_of(path), f"name another folder with {argument('--output')}"
+    if kind == "run" and not has_checkpoints(path / CHECKPOINTS):
+        read_config(path, "run", fix)
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    # `launch` writes logs before a rank starts, and an interrupted start has a lock and no config.yaml
+    begun = {"logs", *((LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL) if LOCK in names else ())}
+    begun |= {name for name in names if name.startswith(UNFINISHED)}
+    if kind != "run" and names - begun:
+        what = contents(path, begun) if kind == "alpha" else KIND_NAMES[kind]
+        raise ConfigError(f"{path} is {what}, not a run folder; {fix}")
+
+
+def _shuffled(config: Config, resumed: Path | None = None) -> Config:
+    """Return a configuration that says how samples are shuffled: itself, or as in the run that is resumed, or in the newest way."""
+    if config.data.shuffle is not None:
+        return config
+    shuffle = run_config(resumed).data.shuffle if resumed else "keyed"
+    return config.model_copy(update={"data": config.data.model_copy(update={"shuffle": shuffle})})
+
+
+def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:
+    """Prepare a folder to resume with `config`. Returns False if it has no checkpoint. Raises as `start_run`, and OSError."""
+    if options.start_over:
+        start_over(path)
+    if not has_checkpoints(path / CHECKPOINTS):
+        _set_aside_log(path)
+        return False
+    saved = newest_identity(path / CHECKPOINTS)
+    if saved is None:
+        return True  # none of them is whole, which loading them says
+    config = _shuffled(config, path)
+    for change in _compare(path, saved, config, prepared, data_hash, options):
+        logger.warning("%s", change)
+    if not _mend(path, saved, config, prepared) and read_config(path, "run", WAY_BACK_OF_CONFIG) != config:
+        write_config(path, config, "run")
+    return True
+
+
+def _set_aside_log(path: Path) -> None:
+    """Set the contents of a folder without checkpoints aside if its log has steps after 0. A warning counts their lines."""
+    from pangu_sigma.training.log.metrics import FILE, read_metrics
+
+    lines = sum(line["step"] > 0 for line in read_metrics(path)) if (path / FILE).exists() else 0
+    if lines:
+        logger.warning(
+            "%s has no checkpoint, but %d logged lines of later steps than 0: it begins at step 0", path, lines
+        )
+        set_aside(path)
+
+
+def _compare(
+    path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions
+) -> list[str]:
+    """Return the keys that change, and a change of text. Raises ConfigError for those that are not allowed."""
+    changes = changed_keys(run_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
+    fix = "leave the run's values (`train RUN` takes all of them), choose another folder with --output, or add --start-over"
+    refuse_changes(path, changes, fix)
+    refuse_idle_changes(path, changes, config.train.steps)
+    whys = [rule_of(change[0]).why for change in changes]
+    texts = [change_text(change) + (f" ({why})" if why else "") for change, why in zip(changes, whys, strict=True)]
+    if prepared.hash != saved.vocabulary_hash:
+        raise ConfigError(
+            f"{path} holds a run with another vocabulary than data.path={config.data.path}: its token ids mean other text; set "
+            f"data.path back, choose another folder with {argument('--output')}, or add {argument('--start-over')}"
+        )
+    if saved.data_hash is None:
+        texts.append(f"{path}: its checkpoint has no hash of its text, so it could not be checked that it is the same")
+    elif saved.data_hash != data_hash and not options.allow_data_change:
+        raise ConfigError(
+            f"data.path={config.data.path} holds other text than {path} was trained on (content hash {data_hash[:12]}…, not "
+            f"{saved.data_hash[:12]}…); set data.path back, or add {argument('--allow-data-change')} to train on with it, which "
+            "the history of the run will say"
+        )
+    elif saved.data_hash != data_hash:
+        texts.append(f"{path} goes on with other text, that of data.path={config.data.path}")
+    elif options.allow_data_change:
+        texts.append(
+            f"{argument('--allow-data-change')}: {path} was trained on the same text, there was nothing to allow"
+        )
+    return texts
+
+
+def _mend(path: Path, saved: Identity, config: Config, prepared: Tokenizer) -> bool:
+    """Write the files of a run again if one is missing or damaged, provided that they are then those of its checkpoints.
+
+    Returns True if it did. Raises DamagedFile if they would be others.
+    """
+    try:
+        if not (path / CONFIG_FILE).exists():
+            raise DamagedFile(f"{path / CONFIG_FILE}: is missing")
+        tokenizer, table = read_model_files(path, "and has to be made again")
+        if (tokenizer.hash, table.hash) == (saved.vocabulary_hash, saved.routing_hash):
+            return False
+        raise DamagedFile(f"{path}: {TOKENIZER_FOLDER}/ and {ROUTING_FILE} are not those of its checkpoints")
+    except (DamagedFile, DataError) as problem:
+        table = drawn_tables(config, prepared)
+        if table.hash != saved.routing_hash:
+            other = (
+                "make the run again with the command that made it"
+                if (path / LINEAGE_FILE).exists()
+                else (f"set data.path to the text that {path} was started with")
+            )
+            raise DamagedFile(
+                f"{problem}\nit cannot be: data.path={config.data.path} gives other routing tables than the checkpoints have; "
+                f"{other}, or copy the file from a backup"
+            ) from problem
+        write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
+        logger.warning("%s\nmade again from data.path=%s and the configuration of the run", problem, config.data.path)
+        return True
+
+
+def _holds(path: Path, config: Config, tokenizer: Tokenizer, table: RoutingTable) -> bool:
+    """True if a folder has these files already."""
+    try:
+        files = read_config(path, "run", ""), *(each.hash for each in read_model_files(path, ""))
+    except (ConfigError, DamagedFile, DataError):
+        return False
+    return files == (config, tokenizer.hash, table.hash)

@@ -1,0 +1,242 @@
+"""Training step as one graph.
+
+    active experts, looked up here or prefetched         ecss/store.py, ecss/prefetch.py
+      → loss and gradients of every micro-batch          model/loss.py, model/
+      → sums over ranks, global norm                     ranks/reduce.py
+      → overflow, loss scale
+      → Adam: dense parameters, active rows of the store  ascend_ops/adam.py
+
+With `ecss.update=worker` a worker updates the rows instead, from the backward pass on and into the next step: ecss/worker.py.
+
+Shape suffixes: G micro-batches, B batch, S sequence, T tokens = B·S, M blocks, N RRE layers, A active experts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mindspore as ms
+from mindspore import ParameterTuple, Tensor, nn, ops
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays
+from pangu_sigma.ecss.prefetch import PrefetchedExperts
+from pangu_sigma.ecss.store import ExpertStore
+from pangu_sigma.ecss.worker import update_by_worker
+from pangu_sigma.model.loss import NextTokenLoss
+from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.optimizer.clip import gradient_factor, is_finite
+from pangu_sigma.optimizer.dense_adam import make_dense_adam
+from pangu_sigma.optimizer.hyper import Hyper
+from pangu_sigma.optimizer.loss_scale import LossScale
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
+from pangu_sigma.ranks.reduce import make_gradient_reduction
+
+
+class StepResult(NamedTuple):
+    """Result of a training step: the tensors that its graph returns, which the host reads."""
+
+    block_loss_GM: tuple[Tensor, ...]
+    """Weighted loss of each block (sequences of one domain); their sum is the loss of the step."""
+    norm: Tensor
+    """Global gradient norm before clipping."""
+    applied: Tensor
+    """1.0 if the step updated the weights; 0.0 if gradients overflowed or the batch is a loss spike."""
+    scale: Tensor
+    """Loss scale that the step used."""
+    norm_dense: Tensor | None = None
+    """Norm of the dense gradients; None: not measured."""
+    norm_experts: Tensor | None = None
+    """Norm of the experts' gradients; None: not measured. norm² = norm_dense² + norm_experts²."""
+
+
+class SpikeLimits(NamedTuple):
+    """Loss limits of the domains, by which a training step recognizes a loss spike and skips it (train.spikes.skip)."""
+
+    limits_D: Tensor | None = None
+    """Weighted loss of each domain above which the batch is a spike, float32."""
+    blocks_MD: Tensor | None = None
+    """1.0 where a block (sequences of one domain) of this rank belongs to the domain, else 0.0."""
+
+
+class ScaledLoss(nn.Cell):
+    """Loss of a micro-batch times the loss scale: the function that a training step differentiates.
+
+    construct(scale, *arguments of NextTokenLoss) -> (scale · sum of the block losses, block losses [M])
+    """
+
+    def __init__(self, network: PanGuSigma):
+        super().__init__()
+        self.loss = NextTokenLoss(network)
+
+    def construct(self, scale, *batch):
+        """Return the scaled loss of a micro-batch, and the unscaled loss of each block, [M]."""
+        loss_M = self.loss(*batch)
+        return scale * ops.ReduceSum()(loss_M, 0), loss_M
+
+
+FIRST_EXPERT = 1 + len(PASS_FIELDS)
+"""Index of the first expert tensor among the arguments of `ScaledLoss`."""
+
+
+class TrainStep(nn.Cell):
+    """Training step: forward pass, backward pass and update.
+
+    construct(lr, *StepArrays, *SpikeLimits, *PrefetchedExperts.arguments()) -> fields of StepResult
+        active: experts of all micro-batches. offsets: their tokens in each micro-batch. used: their tokens in all of them.
+        experts_and_buffers: prefetched experts, then the buffers for the experts of the next step; empty without a `Prefetcher`.
+    The arguments are plain tensors and not the NamedTuples of the host: see data/step_arrays.py.
+    """
+
+    def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = SINGLE_PROCESS):
+        """ranks: the processes that take the step together, each with its share of the batch and of the experts."""
+        super().__init__()
+        optimizer = config.train.optimizer
+        self.store = store
+        self.dense = make_dense_adam(config, network.trainable_params(), network.embedding)
+        dense = self.dense.learned
+        # value_and_grad selects gradients by the indices of arguments, so each expert tensor is an argument of its own
+        learned = [i for n in store.learned for i in range(store.spans[n].start, store.spans[n].stop)]
+        experts = tuple(FIRST_EXPERT + i for i in learned)
+        self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
+        self.loss_and_grads = ms.value_and_grad(
+            self.loss, grad_position=experts or None, weights=ParameterTuple(dense) if dense else None, has_aux=True
+        )
+        self.sparse, self.learns_dense = config.model.rre_layers > 0, bool(dense)
+        self.scale = LossScale(config)
+        of_experts, common = [store.active_shapes[i] for i in learned], list[int]()
+        for n, own in zip(store.learned, store.of_gradients, strict=True):
+            if store.kinds[store.numbers[n]] == "common":
+                common.extend(range(own.start, own.stop))
+        self.reduce = make_gradient_reduction(config, ranks, [p.shape for p in dense], of_experts, common)
+        self.expert_tensors = len(store.weights)
+        self.micro_batches = config.train.accumulation
+        self.skips_spikes = config.train.spikes.skip
+        self.clip_norm, self.clips_parts = optimizer.clip_norm, optimizer.clip == "parts"
+        self.hyper_dense = Hyper(optimizer, optimizer.eps_dense)
+        self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
+        self.worker_update = update_by_worker(config, network, store)
+        self._handed: tuple[Tensor, ...] = ()
+
+    def construct(
+        self,
+        lr,
+        rows_GBS,
+        positions_GBS,
+        documents_GBS,
+        slots_GM,
+        labels_GBS,
+        weights_GBS,
+        draws_GB4,
+        order_GNT,
+        inverse_GNT,
+        offsets_GNA1,
+        active_NA,
+        used_NA1,
+        limits_D=None,
+        blocks_MD=None,
+        next_NA=None,
+        *experts_and_buffers,
+    ):
+        scale = self.scale.value * 1.0  # a copy: the parameter is updated below
+        experts = self.store.fetch(active_NA, experts_and_buffers[: self.expert_tensors])
+        block_loss: tuple = ()
+        expert_grads: tuple = ()
+        dense_grads: tuple = ()
+        for g in range(self.micro_batches):  # unrolled when the graph is compiled: its conditions are no part of it
+            # only data dependencies order a graph: passes with collectives are chained, so that all ranks run them in one order
+            (_, loss_M), grads = self.loss_and_grads(
+                ops.depend(scale, dense_grads) if g > 0 and self.reduce.chained else scale,
+                rows_GBS[g],
+                positions_GBS[g],
+                documents_GBS[g],
+                slots_GM[g],
+                labels_GBS[g],
+                weights_GBS[g],
+                draws_GB4[g],
+                order_GNT[g],
+                inverse_GNT[g],
+                offsets_GNA1[g],
+                *experts,
+            )
+            of_experts, of_dense = grads if self.sparse and self.learns_dense else self.grad_pair(grads)
+            block_loss += (loss_M,)
+            expert_grads = of_experts if g == 0 else add_gradients(expert_grads, of_experts)
+            dense_grads = of_dense if g == 0 else add_gradients(dense_grads, of_dense)
+        dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
+        buffers = experts_and_buffers[self.expert_tensors :]
+        of_parts = self.factors(of_dense, of_experts, scale) if self.clips_parts else (1.0 / scale, 1.0 / scale)
+        handed: tuple = ()
+        if self.worker_update is not None:
+            # only data dependencies order a graph: the worker begins before the backward pass of the dense layers
+            guess = self.hyper_experts(lr, of_parts[1], 1.0)
+            handed = self.worker_update.hand_out(expert_grads, active_NA, used_NA1, guess, next_NA, buffers)
+        # `applied` is a number, not a branch: every step runs the same operators, and with 0.0 Adam leaves its arrays unchanged
+        norm = ops.sqrt(squares) / scale
+        finite = is_finite(norm)
+        calm = self.no_spike(block_loss, squares, limits_D, blocks_MD) if self.skips_spikes else 1.0
+        applied = finite * calm
+        if not self.clips_parts:
+            grad_scale = gradient_factor(norm, scale, self.clip_norm)
+            of_parts = (grad_scale, grad_scale)
+        updated = self.dense.update(dense_grads, self.hyper_dense(lr, of_parts[0], applied))
+        if self.sparse:
+            hyper = self.hyper_experts(lr, of_parts[1], applied)
+            if self.worker_update is None:
+                updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers))
+            else:
+                updated = (updated, self.worker_update.decide(handed, hyper))
+        # a spike does not change the scale, unless its gradients are not finite
+        rescaled = (
+            self.scale.update(finite, 1.0 - finite * (1.0 - calm)) if self.skips_spikes else self.scale.update(applied)
+        )
+        norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
+        # a plain tuple, which `take` makes a StepResult; it depends on all updates
+        result = ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
+        return result, expert_grads if self.worker_update is not None else ()
+
+    def take(
+        self,
+        rate: float,
+        arrays: StepArrays,
+        brought: PrefetchedExperts | None = None,
+        limits: SpikeLimits | None = None,
+    ) -> StepResult:
+        """Run one step. rate: learning rate. brought: prefetched experts; None to read the store. limits: None to skip no spike."""
+        groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()).arguments())
+        if brought is None:
+            self.store.settle(in_step=True)  # the graph looks experts up at its start
+        if self.worker_update is not None:
+            self.worker_update.register()
+        result, handed = self(Tensor(rate, ms.float32), *groups)
+        self._handed = handed  # the worker reads these gradients until the next step has waited for it
+        return StepResult(*result)
+
+    def factors(self, of_dense, of_experts, scale):
+        """Return the factors of dense and of expert gradients, each by its own norm. of_dense, of_experts: sums of squares."""
+        dense, experts = ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale
+        return gradient_factor(dense, scale, self.clip_norm), gradient_factor(experts, scale, self.clip_norm)
+
+    def grad_pair(self, grads):
+        """Return (expert gradients, dense gradients) where only one of both learns. grads: the gradients of that one."""
+        return (grads, ()) if self.sparse else ((), grads)
+
+    def no_spike(self, block_loss, squares, limits_D, blocks_MD):
+        """Return 1.0 if no domain's loss over the whole batch is above its limit, else 0.0; the same on all ranks.
+
+        block_loss: block losses [M] of each micro-batch. squares: tensor of another sum over ranks, which comes first. limits_D,
+        blocks_MD: as in `SpikeLimits`.
+        """
+        loss_M = block_loss[0]
+        for g in range(1, self.micro_batches):
+            loss_M = loss_M + block_loss[g]
+        loss_D = self.reduce.over_ranks(ops.ReduceSum()(ops.reshape(loss_M, (-1, 1)) * blocks_MD, 0), squares)
+        return ops.ReduceMin()(ops.cast(loss_D <= limits_D, ms.float32), 0)  # false for NaN
+
+
+def add_gradients(left, right):
+    """Return the sums of two tuples of gradients, tensor by tensor."""
+    total: tuple = ()
+    for i in range(len(left)):
+        total += (left[i] + right[i],)
+    return total

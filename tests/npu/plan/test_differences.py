@@ -1,0 +1,106 @@
+"""What MindSpore made otherwise is said, parameter by parameter and collective by collective."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from helpers.small_clusters import by_hand
+
+from pangu_sigma.npu.plan.compile import Compiled, CompiledCollective, PlacedParameter
+from pangu_sigma.npu.plan.differences import add_compiled
+from pangu_sigma.npu.plan.plan import Plan, make_plan
+from pangu_sigma.npu.plan.tables import format_plan
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return make_plan(by_hand(), 4)
+
+
+def as_predicted(plan: Plan) -> Compiled:
+    """A step of the only stage that is just as the plan has it."""
+    (stage,) = plan.stages
+    calls = [CompiledCollective(c.op, c.phase, c.group_size, c.count, c.nbytes, [0, 1]) for c in stage.collectives]
+    placed = [PlacedParameter(a.name, list(a.kept), a.dtype, a.device) for a in stage.arrays]
+    stored = [array for array in placed if array.name.startswith("experts.")]
+    used = [array for array in placed if array not in stored]
+    handed = sorted(array.slice for array in used if array.name.startswith("active."))
+    return Compiled(0, 12.0, 1.5, calls, used, stored, {"FetchStored": 1}, {}, {}, handed, [])
+
+
+def differences(plan: Plan, step: Compiled) -> list[str]:
+    compiled = add_compiled(plan, [step]).compiled
+    assert compiled is not None
+    return compiled.differences
+
+
+def test_a_step_as_predicted_has_no_difference(plan: Plan):
+    assert differences(plan, as_predicted(plan)) == []
+
+
+def test_a_parameter_that_is_absent_cut_otherwise_or_elsewhere_is_named(plan: Plan):
+    step = as_predicted(plan)
+    table, positions, query, *others = step.parameters
+    changed = replace(step, parameters=[replace(table, slice=[1, 2]), replace(positions, device="CPU"), *others])
+    assert differences(plan, changed) == [
+        f"embedding is [1, 2] on Ascend, stage 0, predicted {table.slice} on Ascend",
+        f"positions is {positions.slice} on CPU, stage 0, predicted {positions.slice} on Ascend",
+        f"{query.name} is absent on stage 0, predicted {query.slice} on Ascend",
+    ]
+
+
+def test_calls_and_bytes_are_compared_by_operator_phase_and_group(plan: Plan):
+    step = as_predicted(plan)
+    norm = next(c for c in step.collectives if c.phase == "norm")
+    more = CompiledCollective("AllGather", "norm", 2, 1, 1000, [0, 1])
+    changed = replace(step, collectives=[c for c in step.collectives if c is not norm] + [more])
+    assert differences(plan, changed) == [
+        "AllGather of 2 ranks, norm, stage 0: 1 of 1,000 bytes, predicted 0 of 0",
+        "AllReduce of 4 ranks, norm, stage 0: 0 of 0 bytes, predicted 2 of 8",
+    ]
+
+
+def test_an_array_of_the_store_in_the_graph_is_named(plan: Plan):
+    step = as_predicted(plan)
+    first, *_ = step.stored
+    assert differences(plan, replace(step, parameters=[*step.parameters, first])) == [
+        f"{first.name} is in the graph of stage 0, whose NPUs would have a copy"
+    ]
+
+
+def test_a_gradient_of_experts_that_is_lost_on_the_way_is_told(plan: Plan):
+    """MindSpore returned 0.0 for sums over micro-batches that no other rank shares."""
+    step = as_predicted(plan)
+    _, *others = step.handed
+    assert differences(plan, replace(step, handed=[[], *others])) == [
+        f"the gradients of experts on stage 0 have the shapes {[[], *others]}, predicted {step.handed}"
+    ]
+
+
+def test_what_is_written_in_front_of_the_network_is_named(plan: Plan):
+    assert differences(plan, replace(as_predicted(plan), early_writes=["active.0.w1"])) == [
+        "active.0.w1 is written in front of the network of stage 0, which may read it before"
+    ]
+
+
+def test_tree_and_text_of_a_compiled_plan_hold_what_mindspore_made(plan: Plan):
+    step = as_predicted(plan)
+    first, *others = step.collectives
+    compiled = add_compiled(plan, [replace(step, collectives=[replace(first, nbytes=10**9), *others])])
+    tree, predicted = compiled.as_dict(), plan.as_dict()
+    assert json.loads(json.dumps(tree)) == tree
+    assert tree["compiled"] is True
+    assert tree["compile"] == [{"rank": 0, "seconds": 12.0, "peak_gib": 1.5}]
+    assert tree["predicted_collectives"] == predicted["collectives"]
+    assert tree["collectives"][0] == {
+        "op": first.op, "phase": first.phase, "count": first.count, "group_size": first.group_size,
+        "ranks": [0, 1], "bytes": 10**9, "stage": 0,
+    }  # fmt: skip
+    assert tree["parameters"][0].keys() == {"name", "slice", "dtype", "device", "stage"}
+    text = format_plan(compiled)
+    assert "as MindSpore placed them" in text
+    assert "compiled for Ascend as rank 0 of 4: 12 s, 1.5 GiB; on the host: FetchStored 1" in text
+    assert f"{len(step.parameters)} parameters; 1 differences from the prediction" in text
+    assert tree["differences"][0] in text

@@ -1,0 +1,183 @@
+"""Memory of small cases counted by hand, and what must hold for all."""
+
+from __future__ import annotations
+
+from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.chips import CHIP_DATA, GIB
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import load_config
+from pangu_sigma.npu.plan.memory import communicators, host_items, npu_items, total
+from pangu_sigma.npu.plan.suggest import with_parallel
+from pangu_sigma.npu.plan.traffic import collectives
+from pangu_sigma.ranks.layout import Layout, capacity, exchanged_rows, multiplied_rows, tokens_of_rank
+
+TABLES = 16 * 4 + 2 * 4 * 4
+"""Of a rank, cut by hidden: the only slot, positions and query positions."""
+ATTENTION, ATTENTION_BIASES = 3 * 8 * 4 + 4 * 8, 3 * 4 + 8
+FFN, FFN_BIASES = 2 * 8 * 8, 8 + 8
+"""w1 and w2 [16/2, 8], b1 [16/2], b2 [8]."""
+FFN_SLICE = FFN + FFN_BIASES
+NORM = 2 * 8
+DENSE_KEPT = (TABLES + 2 * ATTENTION + FFN) // 2 + 2 * (ATTENTION_BIASES + 2 * NORM) + FFN_BIASES + NORM
+"""Two replicas divide the matrices; vectors are whole."""
+
+
+def npu(config: Config) -> dict[str, int]:
+    return {item.name: item.nbytes for item in npu_items(config)}
+
+
+def host(config: Config) -> dict[str, int]:
+    return {item.name: item.nbytes for item in host_items(config)}
+
+
+def test_an_npu_counted_by_hand():
+    config = by_hand()
+    assert (tokens_of_rank(config), capacity(config)) == (8, 8)
+    assert (exchanged_rows(config), multiplied_rows(config)) == (16, 16)
+    every_layer = 8 * 8 * (2 + 8) + 4 * 2 * 8 * 4 + 2 * 1 * 4 * 4 * (4 + 2)
+    dense = every_layer + 2 * 8 * 8 + 2 * 2 * 8 * 8
+    routed = every_layer + 2 * 16 * 8 + 2 * 2 * 16 * 8 + 2 * 8 * 8
+    assert npu(config) == {
+        "dense: weights": 4 * DENSE_KEPT,
+        "dense: gradients": 4 * DENSE_KEPT,
+        "dense: moments": 8 * DENSE_KEPT,
+        "dense: weights in use": 2 * (2 * (ATTENTION + ATTENTION_BIASES) + FFN_SLICE) + 4 * 2 * 4 * 4,
+        "dense: embedding in use": 4 * 16 * 4,
+        "dense: gradients being summed": 4 * 8 * 8,
+        "experts: active weights": 2 * FFN_SLICE,
+        "experts: gradients of the active": 2 * FFN_SLICE,
+        "activations kept": dense + routed + 4 * 8 * 8,
+        "largest transient": routed,
+        "attention mask": 2 * 4 * 4 * 4,
+        "communication buffers": 3 * 400 << 20,
+        "reserve": GIB,
+    }
+
+
+def test_logits_are_the_fullest_moment_of_a_large_vocabulary():
+    """512 rows for 4 of 8 tokens, three times in float32; the slot and its gradient in float16."""
+    config = by_hand(model={"slot_rows": 512})
+    assert npu(config)["largest transient"] == 3 * 4 * 4 * 512 + 2 * 2 * 512 * 8
+
+
+def test_recompute_keeps_inputs_and_one_layer():
+    """The first layer's input and the query rows are still cut by hidden; the last norm is in no layer."""
+    plain, recomputed = npu(by_hand()), npu(with_parallel(by_hand(), recompute=True))
+    assert recomputed["activations kept"] == 2 * (8 * 8 + 2 * 8 * 4) + 4 * 8 * 8
+    assert recomputed["largest transient"] == 2 * plain["largest transient"]
+
+
+def test_prefetch_brings_no_second_set_of_active_weights():
+    assert npu(by_hand(ecss={"prefetch": False})) == npu(by_hand())
+
+
+def test_gradients_are_summed_in_pieces_of_fusion_mib():
+    """But not less than the largest, an FFN matrix, and not more than all but the embedding's. A single rank sums nothing."""
+    for mib, expected in ((0, 4 * 2560 * 5120), (64, 64 << 20)):
+        found = npu(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [f"parallel.fusion_mib={mib}"]))
+        assert found["dense: gradients being summed"] == expected
+    others = TABLES - 16 * 4 + 2 * (ATTENTION + ATTENTION_BIASES + 2 * NORM) + FFN_SLICE + NORM
+    assert npu(with_parallel(by_hand(), fusion_mib=64))["dense: gradients being summed"] == 4 * others
+    assert npu(by_hand(parallel={"expert": 1, "tensor": 1}))["dense: gradients being summed"] == 0
+
+
+@settings(deadline=None)
+@given(clusters())
+def test_every_group_that_communicates_has_its_buffers(config: Config):
+    layout = Layout(config.parallel)
+    for stage in range(config.parallel.stages):
+        first = stage * config.parallel.stage_ranks
+        together = [
+            c for c in collectives(config, stage) if c.op not in ("Send", "Receive")
+        ]  # these go by the group of all
+        found = communicators(config, stage)
+        groups = {tuple(layout.peers(first, *axes)) for axes in found}
+        assert {tuple(layout.peers(first, *c.axes)) for c in together} == groups
+        assert len(groups) == len(found)
+
+
+def test_a_host_counted_by_hand():
+    stored = 4 * 2 * FFN_SLICE
+    assert host(by_hand()) == {
+        "experts: weights": 4 * stored + 4 * 4 * 2,
+        "experts: moments": 8 * stored,
+        "rows on their way": 4 * 4 * 2 * FFN_SLICE,
+        "old values of experts": 4 * 12 * FFN_SLICE,
+        "processes": 4 * 4 * GIB,
+        "operating system": 16 * GIB,
+    }
+    assert host(by_hand(ecss={"moments": "bfloat16"}))["experts: moments"] == 4 * stored
+    assert host(by_hand(ecss={"undo_gib": 2**-30}))["old values of experts"] == 4
+    assert host(by_hand(train={"accumulation": 2}))["rows on their way"] == 4 * 5 * 2 * FFN_SLICE
+
+
+def test_experts_in_files_take_at_most_their_cache():
+    assert host(by_hand(ecss={"store": "file"}))["experts: mapped files"] == 12 * 4 * 2 * FFN_SLICE + 32
+    small = by_hand(ecss={"store": "file", "cache_gib": 1e-6})
+    assert host(small)["experts: mapped files"] == int(4 * 1e-6 * GIB)
+
+
+def test_without_ecss_all_stored_experts_are_on_the_npu():
+    with_ecss, without = npu(by_hand()), npu(by_hand(ecss={"enabled": False}))
+    stored = 2 * FFN_SLICE
+    experts = {name: nbytes for name, nbytes in without.items() if name.startswith("experts")}
+    assert experts == {
+        "experts: weights": 4 * stored + 2 * 4,
+        "experts: moments": 8 * stored,
+        "experts: weights in use": 2 * stored,
+        "experts: gradients": 2 * stored,
+    }
+    rest = with_ecss.keys() - {"experts: active weights", "experts: gradients of the active"}
+    assert all(with_ecss[name] == without[name] for name in rest)
+    assert not any(
+        name.startswith("experts") and nbytes for name, nbytes in host(by_hand(ecss={"enabled": False})).items()
+    )
+
+
+def test_the_trillion_fits_its_512_npus_and_64_hosts_with_ecss_only():
+    config = load_config(MODEL_CONFIGS / "sigma_1t.yaml")
+    assert config.parallel.ranks == 512
+    chip = CHIP_DATA["910a"]
+    assert total(npu_items(config)) <= 32 * 10**9 < chip.memory
+    assert total(host_items(config)) <= chip.host_memory
+    without_ecss = load_config(MODEL_CONFIGS / "sigma_1t.yaml", ["ecss.enabled=false"])
+    assert total(npu_items(without_ecss)) > chip.memory
+    assert total(npu_items(with_parallel(config, recompute=False))) > chip.memory
+
+
+def test_a_host_of_sixteen_holds_what_two_hosts_of_eight_do():
+    """But for what the system takes once."""
+    eight, sixteen = (
+        host(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [("parallel.chip", chip)])) for chip in ("910b", "910_93")
+    )
+    once = {"operating system": 1}
+    assert sixteen == {name: once.get(name, 2) * nbytes for name, nbytes in eight.items()}
+
+
+@settings(deadline=None)
+@given(clusters())
+def test_recompute_never_needs_more(config: Config):
+    assume(config.model.layers > 1)  # one layer alone is recomputed whole
+    kept, recomputed = (total(npu_items(with_parallel(config, recompute=r))) for r in (False, True))
+    assert recomputed <= kept
+
+
+@settings(deadline=None)
+@given(clusters())
+def test_optimizer_parallelism_never_keeps_more_between_steps(config: Config):
+    whole, divided = (npu(with_parallel(config, optimizer=o)) for o in (False, True))
+    for name in ("dense: weights", "dense: gradients", "dense: moments"):
+        assert divided[name] <= whole[name]
+
+
+@settings(deadline=None)
+@given(clusters(), st.sampled_from([2, 3]))
+def test_more_sequences_and_more_capacity_never_need_less(config: Config, factor: int):
+    train = config.train.model_copy(update={"batch_size": factor * config.train.batch_size})
+    larger = config.model_copy(update={"train": train})
+    roomier = with_parallel(config, capacity_factor=factor * config.parallel.capacity_factor)
+    assert total(npu_items(config)) < total(npu_items(larger))
+    assert total(npu_items(config)) <= total(npu_items(roomier))

@@ -1,0 +1,235 @@
+"""`pangu-sigma plan`: the tree, its text and the command."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.small_clusters import MODEL_CONFIGS
+
+from pangu_sigma.chips import CHIP_DATA
+from pangu_sigma.cli import main
+from pangu_sigma.config_file import load_config
+from pangu_sigma.npu.plan.plan import Plan, make_plan
+from pangu_sigma.npu.plan.tables import format_plan
+
+TRILLION, TINY = MODEL_CONFIGS / "sigma_1t.yaml", MODEL_CONFIGS / "sigma_tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def trillion() -> Plan:
+    return make_plan(load_config(TRILLION), 512)
+
+
+def command(*arguments: object) -> int:
+    return main(["plan", *map(str, arguments)])
+
+
+def test_the_trillion_fits_and_without_ecss_it_does_not(trillion: Plan):
+    assert trillion.fits
+    assert trillion.npu.needed_gib <= 32
+    assert trillion.host.needed_gib * 2**30 <= 750e9
+    assert (trillion.devices, trillion.hosts, trillion.suggested) == (512, 64, False)
+    without = trillion.variants["without ECSS"]
+    off = make_plan(load_config(TRILLION, ["ecss.enabled=false"]), 512)
+    assert not off.fits
+    assert off.npu.needed_gib == without.npu_memory_gib
+    assert without.over_limit_gib == pytest.approx(off.npu.needed_gib - 32)
+    assert without.over_limit_gib > 0
+    assert f"without ECSS: {off.npu.needed_gib:.2f}, {without.over_limit_gib:.2f} too much" in format_plan(trillion)
+    assert f"DOES NOT FIT, {without.over_limit_gib:.2f} too much" in format_plan(off)
+
+
+def test_items_add_up_to_the_totals(trillion: Plan):
+    tree = trillion.as_dict()
+    for items, whole in (("npu", "npu_memory_gib"), ("host", "host_memory_gib")):
+        assert sum(item["gib"] for item in tree[items]) == pytest.approx(tree[whole])
+
+
+def test_json_holds_what_a_compiled_plan_is_compared_with(trillion: Plan):
+    tree = trillion.as_dict()
+    assert tree["compiled"] is False
+    assert all({"op", "count", "group_size", "bytes"} <= row.keys() for row in tree["collectives"])
+    assert all({"name", "slice", "device"} <= row.keys() for row in tree["parameters"])
+    slices = {row["name"]: (row["slice"], row["device"]) for row in tree["parameters"]}
+    assert slices["experts.0.w1"] == ([10, 2560, 5120], "CPU")
+    assert slices["layers.0.ffn.w2"] == ([40, 5120], "Ascend")
+    assert json.loads(json.dumps(tree)) == tree
+
+
+def test_json_names_the_chip_the_rows_and_what_comes_next(trillion: Plan):
+    tree = trillion.as_dict()
+    assert (tree["chip"], tree["compute_dtype"]) == ("910a", "float16")
+    assert tree["tokens_of_rank"] == 8_192
+    assert tree["sent_rows"] == 1.5 * 8_192
+    assert tree["multiplied_rows"] == 9_176, "1.12 times the tokens"
+    assert tree["differences"] is None, "nothing is compiled"
+    assert tree["least_devices"] == 256
+    first, second = tree["next_best"]
+    assert tree["step_seconds"] < first["step_seconds"] < second["step_seconds"]
+    again = make_plan(load_config(TRILLION, [("parallel", first["parallel"])]), 512).as_dict()
+    assert again["step_seconds"] == first["step_seconds"]
+    assert again["next_best"][0] == {"parallel": tree["parallel"], "step_seconds": tree["step_seconds"]}
+
+
+def test_another_chip_changes_limits_speed_and_what_fits(trillion: Plan):
+    plan = make_plan(load_config(TRILLION, ["parallel.chip=910b"]), 512)
+    tree, before = plan.as_dict(), trillion.as_dict()
+    assert (tree["chip"], tree["compute_dtype"], tree["hosts"]) == ("910b", "bfloat16", 64)
+    assert tree["npu_memory_gib"] == before["npu_memory_gib"]
+    assert (tree["npu_limit_gib"], before["npu_limit_gib"]) == (64, 32)
+    assert tree["host_limit_gib"] == pytest.approx(2 * before["host_limit_gib"])
+    assert tree["constants"]["peak_flops"] == CHIP_DATA["910b"].flops["bfloat16"]
+    assert tree["step_seconds"] < before["step_seconds"]
+    assert not tree["next_best"][0]["parallel"]["recompute"], "there is room to keep all, which is faster"
+    wide = make_plan(load_config(TRILLION, [("parallel.chip", "910_93")]), 512)
+    assert wide.hosts == 32
+
+
+def test_a_plan_without_experts_on_the_host_has_no_adam_to_measure():
+    assert make_plan(load_config(MODEL_CONFIGS / "alpha_13b.yaml"), 64).as_dict()["measured_adam"] is None
+
+
+def test_text_shows_every_item_and_the_section_to_copy():
+    plan = make_plan(load_config(TINY), 8)
+    text = format_plan(plan)
+    assert plan.suggested
+    section = text[text.index("parallel:") : text.index("  fastest other layouts that fit")]
+    again = load_config(TINY, [f"parallel={json.dumps(yaml.safe_load(section)['parallel'])}"])
+    assert make_plan(again, 8) == replace(plan, suggested=False)
+    for item in plan.npu.items + plan.host.items:
+        assert item.name in text
+
+
+def test_a_plan_that_does_not_fit_says_what_would():
+    text = format_plan(make_plan(load_config(TRILLION, ["parallel.recompute=false"]), 512))
+    assert "to make it fit: --set parallel.recompute=true" in text
+    text = format_plan(make_plan(load_config(MODEL_CONFIGS / "sigma_38b.yaml"), 64))
+    keys = "--set train.batch_size=128 --set train.accumulation=4"
+    assert f"to make it fit: {keys} (the same update in more passes)" in text
+
+
+def test_stages_are_planned_one_by_one():
+    """Half of the layers on half of the ranks: the last one has the experts, the first one keeps more micro-batches."""
+    keys = [
+        "parallel.stages=2",
+        "parallel.groups=2",
+        "data.domain_sets=4",
+        "train.accumulation=4",
+        "train.batch_size=128",
+    ]
+    plan = make_plan(load_config(TRILLION, keys), 512)
+    assert plan.refused is None
+    assert [stage.first_rank for stage in plan.stages] == [0, 256]
+    assert [stage.layers for stage in plan.stages] == [[0, 19], [20, 39]]
+    assert [stage["layers"] for stage in plan.as_dict()["stages"]] == [[0, 19], [20, 39]]
+    assert [stage.rre_layers for stage in plan.stages] == [0, 8]
+    needed = [stage.npu_memory_gib for stage in plan.stages]
+    assert plan.npu.needed_gib == max(needed)
+    assert plan.seconds.bubble > 0
+    names = [{p["name"] for p in plan.as_dict()["parameters"] if p["stage"] == stage} for stage in (0, 1)]
+    assert "embedding" in names[0] - names[1]
+    assert "query_positions" in names[1] - names[0]
+    assert "embedding.accumulated" in names[0] & names[1]
+    assert not any(name.startswith("experts") for name in names[0])
+    text = format_plan(plan)
+    assert f"stage 1: ranks from 256, layers 20 to 39, 8 of them RRE, {needed[1]:.2f} GiB an NPU" in text
+    assert "waiting for other stages" in text
+    assert re.search(r"Send +2 +5 .*forward 5 on stage 0", text), "four hidden states and the word table"
+
+
+def test_a_dense_model_has_no_experts_to_move():
+    plan = make_plan(load_config(MODEL_CONFIGS / "alpha_13b.yaml"), 64)
+    assert plan.traffic_bytes.pcie == plan.seconds.host_update == 0
+    assert plan.as_dict()["variants"].keys() == {"without recompute", "with recompute"}
+    assert "expert" not in format_plan(plan)[format_plan(plan).index("memory of an NPU") :]
+
+
+def test_neither_has_a_configuration_whose_layers_are_all_dense():
+    keys = [("model.rre_layers", 0), ("data.domain_sets", 1), ("data.domains_per_step", 1)]
+    assert make_plan(load_config(MODEL_CONFIGS / "sigma_tiny.yaml", keys), 1).all_experts is None
+
+
+def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: Plan):
+    assert command(TRILLION, "--devices", 512) == 0
+    assert capsys.readouterr().out == format_plan(trillion) + "\n"
+    assert command(TRILLION, "--devices", 512, "--json", tmp_path / "plan.json") == 0
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == trillion.as_dict()
+    assert capsys.readouterr().out == format_plan(trillion) + "\n"
+    assert command(TINY, "--devices", 4, "--set", "train.batch_size=16", "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["tokens_of_rank"] == 4 * 256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((TINY,), "plan needs --devices N, for a plan on N NPUs; or --scan"),
+        ((TINY, "--scan", "--compile"), "plan needs --devices N"),
+        ((TINY, "--scan", "scan.txt"), "--scan scan.txt: a picture is a .svg, .png or .pdf file"),
+        ((TINY, "--devices", 7), "The nearest numbers that can be are 4 or 8"),
+        ((TINY, "--devices", 0), "--devices 0 is not allowed: 1 or more"),
+        (
+            (TINY, "--devices", 12, "--set", "train.batch_size=12"),
+            "MindSpore takes 1, 2, 4 or a multiple of 8",
+        ),
+        ((TINY, "--devices", 8, "--set", "parallel.stages=2"), "needs train.accumulation >= 2, not 1"),
+        ((TINY, "--devices", 8, "--set", "parallel.stages=99"), "is more than the"),
+        ((TINY, "--devices", 8, "--compile", "--set", "model.dropout=0.1"), "set model.dropout=0"),
+        ((TINY, "--devices", 8, "--compile", "--set", "ecss.enabled=false"), "set ecss.enabled=true"),
+        (("none.yaml", "--devices", 8), "cannot read configuration none.yaml"),
+        ((TINY, "--devices", 8, "--set", "parallel.tensr=2"), "nearest valid key: tensor"),
+        ((TINY, "--devices", 8, "--set", "parallel.tensor=5"), "is not divisible by parallel.tensor (5)"),
+    ],
+)
+def test_what_the_user_can_fix_ends_with_status_2(capsys, arguments: tuple, message: str):
+    assert command(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_planning_loads_no_mindspore():
+    """In a process of its own, as a user runs it."""
+    code = (
+        "import sys; from pangu_sigma.cli import main; status = main(sys.argv[1:]);"
+        "print([m for m in sys.modules if m.split('.')[0] == 'mindspore'], file=sys.stderr); sys.exit(status)"
+    )
+    arguments = ["plan", str(TRILLION), "--devices", "512"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_plan_that_does_not_fit_ends_with_status_1(capsys):
+    """On 64 NPUs of 910A; 910B has room for it."""
+    arguments = (MODEL_CONFIGS / "sigma_38b.yaml", "--devices", 64)
+    assert command(*arguments) == 1
+    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert command(*arguments, "--chip", "910b") == 0
+    assert "DOES NOT FIT" not in capsys.readouterr().out
+
+
+def test_suggested_keys_fit_the_host_or_say_that_they_do_not():
+    plan = make_plan(load_config(TRILLION), 64)
+    text, tree = format_plan(plan), plan.as_dict()
+    assert (tree["fits"], tree["what_fits"], tree["least_devices"]) == (False, None, 256)
+    assert tree["almost_fits"]["host_gib"] > tree["host_limit_gib"]
+    assert "to make it fit: more NPUs, and so hosts; 256 NPUs do\n  with --set train.batch_size=64" in text
+    assert f"NPUs fit, but a host then needs {plan.almost_fits.host_gib:,.2f} of 698.49 GiB" in text
+
+
+def test_a_plan_that_leaves_little_is_printed_with_a_warning(trillion: Plan):
+    assert trillion.as_dict()["tight"] == []
+    assert "WARNING" not in format_plan(trillion)
+    items = [replace(trillion.npu.items[0], nbytes=int(31.94 * 2**30))]
+    tight = replace(trillion, npu=replace(trillion.npu, items=items))
+    assert tight.as_dict()["tight"] == ["npu"]
+    text = format_plan(tight)
+    assert "fits, 0.06 left\n  WARNING: only 0.06 GiB, 0.2% of it, are left" in text
+    assert "so leave 10%: 3.20" in text

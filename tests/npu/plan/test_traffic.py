@@ -1,0 +1,159 @@
+"""Collectives and bytes: counted by hand, and the paper's layout."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import load_config
+from pangu_sigma.npu.communicators import ALL, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
+from pangu_sigma.npu.plan.suggest import with_parallel
+from pangu_sigma.npu.plan.traffic import (
+    PredictedCollective,
+    collectives,
+    link_bytes,
+    pcie_bytes,
+    ranks_here,
+    sent_bytes,
+)
+from pangu_sigma.ranks.layout import Layout
+
+
+@pytest.fixture(scope="module")
+def trillion() -> Config:
+    return load_config(MODEL_CONFIGS / "sigma_1t.yaml")
+
+
+def counted(config: Config, op: str, **wanted: object) -> tuple[int, int]:
+    """Calls and bytes of an operator, of the rows that have these fields."""
+    rows = [c for c in collectives(config) if c.op == op and all(getattr(c, k) == v for k, v in wanted.items())]
+    return sum(c.count for c in rows), sum(c.nbytes for c in rows)
+
+
+def test_a_small_case_by_hand():
+    """A hidden state has 8 tokens of 8 float16, an RRE layer 16 rows, the slot of the logits 16."""
+    config = by_hand()
+    hidden, rows, slot = 8 * 8 * 2, 16 * 8 * 2, 16 * 8 * 2
+    for phase, gather in (("forward", "AllGather"), ("backward", "ReduceScatter")):
+        # outputs of two attentions, a dense FFN and the experts, and the loss of one block
+        assert counted(config, "AllReduce", axes=TENSOR, phase=phase) == (2 + 1 + 1 + 1, 3 * hidden + rows + 4)
+        assert counted(config, "AlltoAll", axes=EXPERT, phase=phase) == (2, 2 * rows // 2)
+        # embeddings in float16 and float32, query positions, rows at the experts and back, the slot
+        assert counted(config, gather, axes=TENSOR, phase=phase) == (6, 2 * hidden + 2 * hidden + 2 * rows + slot)
+    assert not any(c.phase == "recompute" for c in collectives(config))
+    # three tables in float32; four matrices of two attentions and two of the FFN
+    tables, matrices = 16 * 4 + 2 * 4 * 4, 2 * 4 * 8 * 4 + 2 * 8 * 8
+    assert counted(config, "AllGather", phase="weight") == (3 + 2 * 4 + 2, 4 * tables + 2 * matrices)
+    assert counted(config, "ReduceScatter", phase="gradient") == (3 + 2 * 4 + 2, 4 * (tables + matrices))
+    # biases of query, key, value and of the FFN's columns; all other vectors
+    assert counted(config, "AllReduce", axes=REPLICAS, phase="gradient") == (2 * 3 + 1, 4 * (2 * 3 * 4 + 8))
+    assert counted(config, "AllReduce", axes=STAGE, phase="gradient") == (2 * (1 + 4) + 1 + 2, 4 * 13 * 8)
+    assert counted(config, "AllReduce", axes=HOLDERS, phase="gradient") == (1, 2 * 8)  # b2 of the one local expert
+    assert counted(config, "AllReduce", phase="norm") == (2, 8)  # and overflow
+    assert pcie_bytes(config) == (2 * 144, 2 * 144)
+
+
+def test_recompute_repeats_layers_but_not_what_only_the_next_layer_reads():
+    config = with_parallel(by_hand(), recompute=True)
+    hidden, rows = 8 * 8 * 2, 16 * 8 * 2
+    assert counted(config, "AllReduce", phase="recompute") == (2, 2 * hidden)
+    assert counted(config, "AlltoAll", phase="recompute") == (1, rows // 2)
+    assert counted(config, "AllGather", phase="recompute") == (4, 2 * hidden + 2 * hidden + rows)
+
+
+def test_an_only_layer_is_the_query_layer_and_reads_the_embeddings_through_the_last_norm():
+    config = with_parallel(by_hand(model={"dense_layers": 0}), recompute=True)
+    gathered = {c.purpose: (c.phase, c.nbytes) for c in collectives(config) if c.purpose.startswith("embeddings")}
+    assert gathered == {"embeddings, for LayerNorm": ("backward", 8 * 8 * 4)}
+    assert counted(config, "AllGather", purpose="embeddings, for LayerNorm") == (1, 8 * 8 * 4)
+
+
+@pytest.mark.parametrize(("batch", "calls"), [(2, 0), (4, 0), (6, 2), (8, 0), (10, 2)])
+def test_labels_are_gathered_when_a_tensor_rank_has_one_and_a_half_sequences(batch: int, calls: int):
+    """Half of the sequences on each of 2 expert ranks, half of those on each of 2 tensor ranks: 1.5 of them, or 2.5."""
+    config = by_hand(train={"batch_size": batch})
+    assert counted(config, "AllGather", axes=REPLICAS, phase="forward") == (calls, calls * 4 * batch * 4)
+
+
+def test_all_to_all_of_the_trillion_stays_in_groups_of_16_and_takes_an_eighth(trillion: Config):
+    rows = [c for c in collectives(trillion) if c.op == "AlltoAll"]
+    assert {c.group_size for c in rows} == {16}
+    calls = {phase: sum(c.count for c in rows if c.phase == phase) for phase in ("forward", "backward", "recompute")}
+    assert calls == {"forward": 2 * 8, "backward": 2 * 8, "recompute": 8}
+    assert {c.nbytes / c.count for c in rows} == {16 * 768 * 5120 * 2 / 8}, (
+        "capacity_factor is 1.5: 768 rows for an expert, an eighth of each"
+    )
+
+
+def test_dense_layers_of_the_trillion_add_up_over_8_ranks(trillion: Config):
+    """Outputs of 40 attentions and 32 dense FFNs; of the experts, which multiply 1.12 times as many rows; and a loss."""
+    tokens, rows = 8192 * 5120 * 2, 9176 * 5120 * 2
+    for phase in ("forward", "backward"):
+        assert counted(trillion, "AllReduce", group_size=8, phase=phase) == (
+            40 + 32 + 8 + 1,
+            72 * tokens + 8 * rows + 4,
+        )
+    assert counted(trillion, "AllReduce", group_size=8, phase="recompute") == (40, 40 * tokens)
+
+
+def test_no_collective_moves_expert_weights(trillion: Config):
+    """Only dense weights are gathered among replicas: three tables, the matrices of 40 attentions and of 32 FFNs."""
+    gathered = [c for c in collectives(trillion) if c.op == "AllGather" and c.purpose.endswith("weights")]
+    assert [(c.purpose, c.group_size, c.count) for c in gathered] == [("dense weights", 64, 3 + 4 * 40 + 2 * 32)]
+    tables, matrices = (3 * 40_000 + 2 * 1024) * 640, 4 * 40 * 5120 * 640 + 2 * 32 * 2560 * 5120
+    assert gathered[0].nbytes == 4 * tables + 2 * matrices
+
+
+@pytest.mark.parametrize(
+    ("op", "axes", "size", "here", "elsewhere"),
+    [
+        ("AllReduce", TENSOR, 8, 2 * 7 / 8, 0),
+        ("AllGather", TENSOR, 8, 7 / 8, 0),
+        ("AlltoAll", EXPERT, 16, 0, 15 / 16),
+        ("AllReduce", ALL, 512, 2 * 7 / 8, 2 * 63 / 64 / 8),
+        ("ReduceScatter", ALL, 512, 7 / 8, 63 / 64 / 8),
+    ],
+)
+def test_bytes_by_link(trillion: Config, op: str, axes: tuple[str, ...], size: int, here: float, elsewhere: float):
+    nbytes = 1 << 30
+    assert sent_bytes(trillion, PredictedCollective(op, "", size, 1, nbytes, axes, "")) == (
+        here * nbytes,
+        elsewhere * nbytes,
+    )
+
+
+@settings(deadline=None)
+@given(clusters(), st.sampled_from(["910a", "910_93"]))
+def test_ranks_of_a_group_in_the_first_host_are_counted(config: Config, chip: str):
+    config = with_parallel(config, chip=chip)
+    size = {"910a": 8, "910_93": 16}[chip]
+    for axes in (TENSOR, EXPERT, HOLDERS, REPLICAS, STAGE, ALL):
+        peers = Layout(config.parallel).peers(0, *axes)
+        assert ranks_here(config, axes) == sum(peer < size for peer in peers)
+
+
+def test_a_host_of_sixteen_keeps_more_of_an_exchange_inside(trillion: Config):
+    """Two ranks of an expert group of 16 share it, so 14 messages of 16 parts leave."""
+    wide = with_parallel(trillion, chip="910_93")
+    rows = PredictedCollective("AlltoAll", "", 16, 1, 1 << 30, EXPERT, "")
+    assert sent_bytes(wide, rows) == ((1 << 30) // 16, 14 * (1 << 30) // 16)
+
+
+def test_one_rank_sends_nothing_but_experts_to_its_own_host():
+    links = link_bytes(by_hand(parallel={"expert": 1, "tensor": 1}))
+    assert (links.hccs, links.network) == (0, 0)
+    assert links.pcie > 0
+    assert link_bytes(by_hand(parallel={"expert": 1, "tensor": 1}, ecss={"enabled": False})).pcie == 0
+
+
+@settings(deadline=None)
+@given(clusters())
+def test_groups_multiply_to_their_axes_and_a_host_of_eight_needs_no_network(config: Config):
+    for c in collectives(config):
+        assert 1 < c.group_size <= config.parallel.ranks
+        assert c.nbytes > 0
+    if config.parallel.ranks <= 8:
+        assert link_bytes(config).network == 0

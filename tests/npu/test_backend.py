@@ -1,0 +1,117 @@
+"""A run on Ascend as far as a machine without one can tell: its loop as one rank on the CPU, and who writes which numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers.small_clusters import by_hand
+
+from experiments.tiny import tiny_config
+from pangu_sigma.config import Config
+from pangu_sigma.device import use_cpu
+from pangu_sigma.evaluate.held_out.run import evaluate_run
+from pangu_sigma.npu import backend as ascend
+from pangu_sigma.npu.backend import AscendBackend
+from pangu_sigma.npu.cuts import _dense_array
+from pangu_sigma.npu.saved_parts import dense_part, expert_part, writes_part
+from pangu_sigma.ranks.layout import share_of
+from pangu_sigma.sections import ParallelConfig, Segment
+from pangu_sigma.training.loop import train
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+LAYOUTS = [
+    {"groups": 2, "expert": 2, "tensor": 2},
+    {"groups": 2, "expert": 2, "tensor": 2, "optimizer": False},
+    {"expert": 2, "data": 2, "tensor": 2},
+    {"data": 4},
+    {"stages": 2, "expert": 2, "tensor": 2},
+]
+
+
+def configured(axes: dict) -> Config:
+    """Eight own experts of two domains, and four common ones."""
+    groups = axes.get("groups", 1)
+    return by_hand(
+        model={"experts_per_domain": 4, "segments": ["own", "common"], "common_experts": 4},
+        data={"domain_sets": groups, "domains_per_step": groups},
+        train={"batch_size": 8, "accumulation": 2},
+        parallel={"expert": 1, "tensor": 1} | axes,
+    )
+
+
+def last_stage(parallel: ParallelConfig) -> range:
+    """Ranks that hold the same layer."""
+    return range(parallel.ranks - parallel.stage_ranks, parallel.ranks)
+
+
+@pytest.mark.parametrize("axes", LAYOUTS, ids=str)
+@pytest.mark.parametrize(("shape", "axis"), [((16, 8), 1), ((16, 8), 0), ((16, 8), None), ((16,), 0), ((16,), None)])
+def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict, shape: tuple, axis: int | None):
+    config = configured(axes)
+    dense, parallel = _dense_array(config, 1, "p", shape, axis, "float32"), config.parallel
+    written = np.zeros(shape, int)
+    for rank in last_stage(parallel):
+        part = dense_part(dense, parallel, rank)
+        assert part.whole == shape
+        columns = slice(part.offset[0], part.offset[0] + dense.computed[1]) if part.offset else ...
+        if writes_part(dense, "dense", "p", config, rank):
+            written[part.numbers(), columns] += 1
+    assert (written == 1).all()
+
+
+@pytest.mark.parametrize("axes", LAYOUTS, ids=str)
+@pytest.mark.parametrize("kind", ["own", "common"])
+@pytest.mark.parametrize(("name", "shape"), [("w1", (8, 6)), ("b1.moment", (8,)), ("b2", (6,)), ("step", ())])
+def test_ranks_together_write_every_number_of_the_experts_once(axes: dict, kind: Segment, name: str, shape: tuple):
+    config = configured(axes)
+    parallel, experts, number = config.parallel, 8 if kind == "own" else 4, ["own", "common"].index(kind)
+    divided = parallel.tensor if name[:2] in ("w1", "b1") else 1
+    own = (shape[0] // divided, *shape[1:]) if shape else ()
+    written = np.zeros((experts, *shape), int)
+    for rank in last_stage(parallel):
+        held = share_of(config, rank).held[kind]
+        part = expert_part((len(held), *own), held, experts, name, parallel, rank)
+        assert part.whole == (experts, *shape)
+        columns = slice(part.offset[0], part.offset[0] + own[0]) if shape else ...
+        if writes_part(None, f"experts_layer_{number}", name, config, rank):
+            written[part.numbers(), columns] += 1
+    assert (written == 1).all()
+
+
+@pytest.fixture(scope="module")
+def runs(graph_mode, tiny_data: Path, tiny_run: Path, tmp_path_factory) -> SimpleNamespace:
+    """The tiny run by both backends, alone on the CPU, which has no capacity; the Ascend one stops in the middle and goes on."""
+    folder = tmp_path_factory.mktemp("ascend")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ascend, "use_ascend", lambda config: use_cpu(config.seed))
+        config = tiny_config(tiny_data, parallel={"capacity_factor": 4.0})
+        half = config.model_copy(update={"train": config.train.model_copy(update={"steps": config.train.steps // 2})})
+        train(half, folder / "ascend", AscendBackend())
+        ascend_run = train(config, folder / "ascend", AscendBackend())
+    return SimpleNamespace(ascend=folder / "ascend", cpu=tiny_run, config=config, step=ascend_run.step)
+
+
+def test_it_trains_and_resumes_like_any_other_run(runs: SimpleNamespace):
+    def losses(run: Path) -> list[float]:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+    ours, theirs = losses(runs.ascend), losses(runs.cpu)
+    assert len(ours) == len(theirs) == runs.config.train.steps // runs.config.train.log_interval
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+def test_evaluation_and_training_are_one_graph(runs: SimpleNamespace):
+    assert runs.step.training
+    assert len(runs.step.compile_cache) == 1
+
+
+def test_its_checkpoint_is_read_on_the_cpu(runs: SimpleNamespace):
+    ours, theirs = (evaluate_run(run) for run in (runs.ascend, runs.cpu))
+    for domain, figures in ours.items():
+        assert figures["loss"] == pytest.approx(theirs[domain]["loss"], rel=1e-4)

@@ -1,0 +1,112 @@
+"""Rows of the all-to-all layout, counted and assigned, against loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_sigma.npu.capacity import (
+    Capacity,
+    CapacityError,
+    DispatchLayout,
+    Receivers,
+    check_arrived,
+    check_sent,
+    exchange_plans,
+    sent_rows,
+)
+from pangu_sigma.rre.plan import active_lists
+
+LAYERS = 2
+
+
+def routes(draw: st.DrawFn, shape: tuple[int, ...], stored: int) -> np.ndarray:
+    return np.random.default_rng(draw(st.integers(0, 999))).integers(0, stored, shape)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_sent_rows_are_counts_by_taker_and_expert(data: st.DataObject):
+    takers, stored = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 5))
+    experts_NGBS = routes(data.draw, (LAYERS, 2, 4, 3), stored)
+    taker_B = np.array(data.draw(st.lists(st.integers(0, takers - 1), min_size=4, max_size=4)))
+    sent = sent_rows(experts_NGBS, taker_B, takers, stored)
+    assert sent.shape == (LAYERS, 2, takers, stored)
+    for taker in range(takers):
+        for expert in range(stored):
+            expected = (experts_NGBS[:, :, taker_B == taker] == expert).sum(axis=(2, 3))
+            assert (sent[:, :, taker, expert] == expected).all()
+
+
+def test_refuse_names_the_layer_the_expert_and_the_factor_that_is_needed():
+    sent, names = np.zeros((2, 1, 2, 4), np.int64), ["RRE layer 0", "RRE layer 1"]
+    sent[1, 0, 1, 2], sent[0, 0, 0, 0] = 7, 4
+    arrived = Receivers("compacted", 1, np.array([0, 0, 1, 1])).arrived(sent)
+    check_sent(sent, 7, 12, 4, names)
+    check_arrived(arrived, 7, 3, names)
+    with pytest.raises(
+        CapacityError, match=r"RRE layer 1: a rank has 7 rows for expert 2, whose capacity is 3"
+    ) as error:
+        check_sent(sent, 3, 12, 4, names)
+    assert "parallel.capacity_factor to 2.34 or more" in str(error.value), "7 rows of an even 3, rounded up"
+    with pytest.raises(CapacityError, match=r"RRE layer 1: 7 rows arrive where 5 have room") as error:
+        check_arrived(arrived, 5, 3, names)
+    assert "parallel.arrival_factor to 2.34 or more" in str(error.value)
+
+
+@pytest.mark.parametrize("layout", ["compacted", "dropless"])
+@settings(deadline=None)
+@given(st.data())
+def test_first_senders_rows_have_room_first(layout: DispatchLayout, data: st.DataObject):
+    """Room is given row by row: to the rows of a sender for an expert, then to what arrives, in the order of the senders."""
+    groups, peers, replicas, stored = 2, data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2)), 6
+    holder_K = np.arange(stored) % peers
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    sent = rng.integers(0, 5, (LAYERS, 1, groups * peers * replicas, stored))
+    room = Capacity(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12)))
+    receivers = Receivers(layout, groups, holder_K)
+    kept = receivers.kept(sent, room)
+    left: dict[tuple[int, ...], int] = {}
+    expected = np.zeros_like(sent)
+    for n, taker, expert in np.ndindex(LAYERS, sent.shape[2], stored):
+        group, replica = taker // (peers * replicas), taker % replicas
+        where = (n, group, replica, int(holder_K[expert]) if layout == "dropless" else stored + expert)
+        free = left.setdefault(where, room.arrived or 0)
+        expected[n, 0, taker, expert] = min(sent[n, 0, taker, expert], room.sent or 0, free)
+        left[where] -= expected[n, 0, taker, expert]
+    assert (kept == expected).all()
+    arrived = receivers.arrived(kept)
+    assert arrived.max() <= (room.arrived or 0)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_each_token_takes_the_next_row_of_its_expert_until_none_is_left(data: st.DataObject):
+    """Two ranks that store every other expert; the rows of a token are counted one by one."""
+    stored, capacity, tokens = 6, data.draw(st.integers(1, 4)), 9
+    held_PK = np.stack([np.arange(0, stored, 2), np.arange(1, stored, 2)])
+    experts_NGT = routes(data.draw, (LAYERS, 2, tokens), stored)
+    rows = [[np.searchsorted(held, e[np.isin(e, held)]) for e in experts_NGT.reshape(LAYERS, -1)] for held in held_PK]
+    active_PNA = np.stack([active_lists(of_rank, [3] * LAYERS, [4] * LAYERS) for of_rank in rows])
+    for peer in range(2):
+        ids_PNA = np.take_along_axis(np.pad(held_PK, ((0, 0), (0, 1)), constant_values=-1)[:, None], active_PNA, axis=2)
+        kept = np.full((LAYERS, 2, 2, stored), capacity)
+        plans = exchange_plans("all_to_all", experts_NGT, ids_PNA, active_PNA[peer], peer, kept, Capacity(capacity))
+        for g, plan in enumerate(plans):
+            assert (plan.active_NA == active_PNA[peer]).all()
+            assert (plan.offsets_NA1 == np.arange(5) * 2 * capacity).all()
+            for n in range(LAYERS):
+                free: dict[int, int] = {}
+                order, inverse = np.full(2 * 4 * capacity, -1), np.full(tokens, -1)
+                for token, expert in enumerate(experts_NGT[n, g].tolist()):
+                    rank, row = expert % 2, expert // 2
+                    entry = int(np.flatnonzero(active_PNA[rank, n] == row)[0])
+                    number = free.get(expert, 0)
+                    free[expert] = number + 1
+                    if number < capacity:
+                        inverse[token] = (rank * 4 + entry) * capacity + number
+                        order[inverse[token]] = token
+                assert (plan.order_NT[n] == order).all()
+                assert (plan.inverse_NT[n] == inverse).all()

@@ -1,0 +1,189 @@
+"""The step that Ascend ranks run, run on the CPU as the only rank: the same losses, norms, weights and moments as `TrainStep`.
+
+What more ranks add to it are MindSpore's collectives, and those are compiled (tests/npu/plan/test_compile.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from helpers.grouped_matmul import GroupedMatmulOnCpu
+from helpers.toy import Toy, toy_batches, toy_config
+from mindspore import Tensor, nn
+
+from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.npu import dropless
+from pangu_sigma.npu.inputs import input_strategies, inputs_of, step_inputs
+from pangu_sigma.npu.step import AscendStep
+from pangu_sigma.ranks.layout import dispatch_layout
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+RATE = 1e-2
+
+
+@pytest.fixture(scope="module")
+def toys() -> dict[str, Toy]:
+    """The `TrainStep` of each number of passes and segments; a CPU alone knows neither chips nor capacity."""
+    return {}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((1, "910a", None, ["own"]), marks=pytest.mark.slow, id="one pass"),
+        pytest.param((2, "910a", None, ["own"]), id="two passes"),
+        pytest.param((2, "910b", None, ["own"]), id="two passes, dropless"),
+        pytest.param((2, "910b", "ours", ["own"]), marks=pytest.mark.slow, id="two passes, dropless, our kernels"),
+        pytest.param((2, "910a", None, ["own", "common"]), id="segments"),
+        pytest.param((2, "910b", None, ["own", "common"]), id="segments, dropless"),
+    ],
+)
+def toy(request, graph_mode, toys, tmp_path_factory) -> Toy:
+    passes, chip, gather, segments = request.param
+    optimizer = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
+    train = {"optimizer": optimizer, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8 // passes}
+    train["accumulation"] = passes
+    parallel = {"chip": chip, "capacity_factor": 4.0, "arrival_factor": 4.0, "gather": gather}
+    model = {"segments": segments, "common_experts": 6 * ("common" in segments)}
+    config, key = toy_config(train=train, parallel=parallel, model=model), f"{passes} {segments}"
+    if key not in toys:
+        toys[key] = Toy.build(config, tmp_path_factory.mktemp("toy"))
+    return replace(toys[key], config=config)
+
+
+@pytest.fixture(scope="module")
+def exchanged(toy: Toy) -> BatchLoader:
+    """The same batches in the layout of Ascend."""
+    batches = toy.batches
+    folder = batches.folder
+    return BatchLoader(
+        toy.config, folder, batches.tokenizer, batches.table, layout=dispatch_layout(toy.config, ascend=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def step(toy: Toy) -> Iterator[AscendStep]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dropless, "grouped_matmul", GroupedMatmulOnCpu)  # the operator has no CPU kernel
+        made = AscendStep(toy.config)
+        made.set_train()
+        yield made
+
+
+def start_equal(toy: Toy, step: AscendStep) -> None:
+    """Both from the same random weights; no moments, no steps taken."""
+    toy.reset()
+    for mine, theirs in zip(step.dense.weights, toy.step.dense.weights, strict=True):
+        mine.set_data(Tensor(theirs.asnumpy().copy()))
+    for state in (*step.dense.moments, *step.dense.variances):
+        state.set_data(Tensor(np.zeros(state.shape, np.float32)))
+    step.dense.step.set_data(Tensor(0.0, ms.float32))
+    for kind in ("weights", "moments", "variances", "steps"):
+        for mine, theirs in zip(getattr(step.store, kind), getattr(toy.store, kind), strict=True):
+            mine.asnumpy()[...] = theirs.asnumpy()
+    step.scale.value.set_data(Tensor(1024.0, ms.float32))
+    step.scale.good_steps.set_data(Tensor(0, ms.int32))
+    step.give_scale()
+
+
+def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
+    """One step on a batch. factor: of all loss weights, and so of all gradients."""
+    rows, positions, documents, slots, labels, weights, *plans = inputs_of(batch, step.config)
+    step.prepare(RATE, batch)
+    inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *plans)
+    taken = [np.asarray(t.asnumpy()) for t in step(*map(as_tensor, inputs))]
+    step.store.settle()
+    return taken
+
+
+def same_state(toy: Toy, step: AscendStep) -> None:
+    ours = [*step.dense.weights, *step.dense.moments, *step.dense.variances]
+    theirs = [*toy.step.dense.weights, *toy.step.dense.moments, *toy.step.dense.variances]
+    for kind in ("weights", "moments", "variances", "steps"):
+        ours += getattr(step.store, kind)
+        theirs += getattr(toy.store, kind)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.asnumpy(), other.asnumpy(), rtol=2e-4, atol=2e-6, err_msg=other.name)
+
+
+def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep, exchanged: BatchLoader):
+    start_equal(toy, step)
+    cursor, same = toy.batches.start(), exchanged.start()
+    for _ in range(3):
+        result = toy.run(toy.batches.next(cursor), RATE)
+        loss_M, norm, applied, scale = advance(step, exchanged.next(same))
+        np.testing.assert_allclose(loss_M, sum(loss.asnumpy() for loss in result.block_loss_GM), rtol=1e-5)
+        np.testing.assert_allclose(norm, result.norm.asnumpy(), rtol=1e-5)
+        assert (applied, scale) == (1.0, result.scale.asnumpy())
+    same_state(toy, step)
+    assert step.scale.value.asnumpy() == toy.step.scale.value.asnumpy() == 2048.0
+
+
+def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, exchanged: BatchLoader):
+    start_equal(toy, step)
+    cursor = exchanged.start()
+    advance(step, exchanged.next(cursor))
+    kinds = [
+        *step.dense.weights,
+        *step.dense.moments,
+        *step.dense.variances,
+        step.dense.step,
+        *step.store.get_parameters(),
+    ]
+    before = [p.asnumpy().copy() for p in kinds]
+    _, _, applied, scale = advance(step, exchanged.next(cursor), factor=1e38)
+    assert (applied, scale) == (0.0, 1024.0)
+    for parameter, was in zip(kinds, before, strict=True):
+        assert np.array_equal(parameter.asnumpy(), was), parameter.name
+    assert step.scale.value.asnumpy() == 512.0
+
+
+@pytest.mark.parametrize("chip", ["910a", "910b"])
+@pytest.mark.parametrize("routed", [0, 2])
+def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(routed: int, chip: str, graph_mode, tmp_path):
+    """Also of a dense model, whose batches carry plans of zeros that the step does not take."""
+    train, parallel = {"accumulation": 2, "batch_size": 4}, {"chip": chip}
+    config = toy_config(model={"rre_layers": routed}, train=train, parallel=parallel)
+    made = toy_batches(config, tmp_path)
+    batches = BatchLoader(config, tmp_path, made.tokenizer, made.table, layout=dispatch_layout(config, ascend=True))
+    arrays, inputs = inputs_of(batches.next(batches.start()), config), step_inputs(config)
+    assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
+    assert len(input_strategies(config)) == len(inputs)
+
+
+def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(
+    toy: Toy, step: AscendStep, exchanged: BatchLoader
+):
+    start_equal(toy, step)
+    batch = exchanged.next(exchanged.start())
+    kinds = [p for p in step.get_parameters() if not p.name.startswith(("active", "used", "guess", "rate", "learns"))]
+    before = [p.asnumpy().copy() for p in kinds]
+    loss_M = step.of(batch)
+    for parameter, was in zip(kinds, before, strict=True):
+        assert np.array_equal(parameter.asnumpy(), was), parameter.name
+    taken_M, *_ = step.take(RATE, batch)
+    assert np.array_equal(loss_M, taken_M.asnumpy())
+
+
+@pytest.mark.slow
+def test_a_flag_of_overflow_is_an_overflow(toy: Toy, step: AscendStep, exchanged: BatchLoader, monkeypatch):
+    """As on a chip that saturates, where the norm is finite."""
+
+    class Raised(nn.Cell):
+        def construct(self, after):
+            return Tensor(1.0, ms.float32)
+
+    monkeypatch.setattr("pangu_sigma.npu.overflow.saturates", lambda chip: True)
+    monkeypatch.setattr("pangu_sigma.npu.overflow.OverflowFlag", Raised)
+    flagged = AscendStep(toy.config)
+    flagged.set_train()
+    _, norm, applied, _ = advance(flagged, exchanged.next(exchanged.start()))
+    assert np.isfinite(norm)
+    assert applied == 0.0
+    assert flagged.scale.value.asnumpy() == 512.0

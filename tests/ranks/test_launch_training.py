@@ -1,0 +1,218 @@
+"""Training, launched: ranks that compute together, a run that goes on after a rank was killed, nodes that must agree."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from helpers.prepared import change_vocabulary
+
+from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port, launched
+from experiments.tiny import STEPS, tiny_config, tiny_tree
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.cli import main
+from pangu_sigma.config import ConfigError
+from pangu_sigma.launch import check_ranks, training_facts
+
+SUMMING = Path(__file__).parents[1] / "helpers" / "summing.py"
+COMMAND = [sys.executable, "-m", "pangu_sigma", "launch"]
+
+
+@pytest.fixture
+def file(tmp_path, tiny_data) -> Path:
+    return write_config(tmp_path, tiny_data, {})
+
+
+@pytest.mark.slow
+def test_two_ranks_add_up_and_go_on_after_one_is_killed_as_if_nothing_had_happened(tmp_path):
+    """MindSpore's AllReduce between two processes on the CPU."""
+    saved, steps = tmp_path / "saved", 40
+    saved.mkdir()
+    with launched([sys.executable, str(SUMMING), str(saved), str(steps)], tmp_path / "logs", restarts=1) as it:
+        eventually(lambda: list(saved.glob("00*.npy")))
+        os.kill(it.rank(1), signal.SIGKILL)
+        assert it.wait(120) == 0
+        assert it.left() == []
+    assert "rank 1 was killed by SIGKILL" in it.errors
+    first, second = it.texts(0)
+    assert "step 40 of" not in first
+    assert "step 1 of" not in second, "it went on from what was saved"
+    total = np.zeros(8, np.float32)
+    for step in range(steps):
+        parts = [np.sin(np.arange(8, dtype=np.float32) + rank + 10 * step) for rank in range(2)]
+        total = np.float32(0.9) * total + (parts[0] + parts[1])
+    np.testing.assert_array_equal(np.load(saved / f"{steps:04}.npy"), total)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{}, {"data": 2}, {"expert": 2, "capacity_factor": 4.0}], ids=str)
+def test_a_run_whose_rank_is_killed_ends_with_the_weights_of_an_undisturbed_run(tiny_data, tmp_path, axes: dict):
+    file = write_config(tmp_path, tiny_data, axes)
+    run, other = tmp_path / "run", tmp_path / "other"
+    with launch(file, other) as it:
+        assert it.wait(300) == 0
+    with launch(file, run, "--max-restarts", "1") as it:
+        eventually(lambda: (run / "checkpoints" / "LATEST").exists(), 120)
+        os.kill(it.rank(0), signal.SIGKILL)
+        assert it.wait(300) == 0
+        assert it.left() == []
+    assert "resuming" in it.texts(0)[1]
+    ours, undisturbed = (load_checkpoint(path / "checkpoints") for path in (run, other))
+    assert ours.step == undisturbed.step == STEPS
+    assert ours.state == undisturbed.state
+    assert ours.files.keys() == undisturbed.files.keys()
+    for name, arrays in undisturbed.files.items():
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(ours.files[name][key].values, array.values, err_msg=f"{name} {key}")
+
+
+@pytest.mark.slow
+def test_a_launch_that_is_stopped_saves_within_ten_seconds_and_leaves_nothing(tiny_data, tmp_path):
+    run = tmp_path / "run"
+    steps = 400
+    with launch(write_config(tmp_path, tiny_data, {"data": 2}), run, "--set", f"train.steps={steps}") as it:
+        eventually(lambda: (run / "checkpoints" / "LATEST").exists(), 120)
+        saved = load_checkpoint(run / "checkpoints").step
+        started = time.monotonic()
+        it.process.send_signal(signal.SIGTERM)
+        assert it.wait() == 0
+        assert time.monotonic() - started < 10
+        assert it.left() == []
+    assert saved < load_checkpoint(run / "checkpoints").step < steps
+
+
+def write_config(folder: Path, data: Path, axes: dict) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_tree(data) | {"parallel": axes}, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def launch(file: Path, run: Path, *options: str) -> Launched:
+    return Launched(
+        [*COMMAND, str(file), "--output", str(run), "--master-port", str(free_port()), *options], run / "logs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("configuration", "in train.steps (31, on node 0 30)"),
+        ("vocabulary", "in vocabulary ("),
+        ("data", "in prepared data ("),
+    ],
+)
+def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path, changed, message):
+    """Each has a disk of its own, with everything in the same place."""
+    options = ["--nodes", "2", "--master-address", "127.0.0.1", "--master-port", str(free_port()), "--output", "run"]
+    for node in range(2):
+        shutil.copytree(tiny_data, tmp_path / str(node) / "data")
+        tree = tiny_tree(Path("data")) | {"parallel": {"data": 2}}
+        tree["train"]["steps"] += node * (changed == "configuration")
+        (tmp_path / str(node) / "tiny.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    if changed == "vocabulary":
+        change_vocabulary(tmp_path / "1" / "data" / "tokenizer")
+    if changed == "data":
+        os.truncate(tmp_path / "1" / "data" / "en.train.bin", 100)
+    started = time.monotonic()
+    nodes = [
+        subprocess.Popen(
+            [*COMMAND, "tiny.yaml", *options, "--node-rank", str(node)],
+            cwd=tmp_path / str(node),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    errors = [node.communicate(timeout=PATIENCE)[1] for node in nodes]
+    assert time.monotonic() - started < 20
+    assert [node.returncode for node in nodes] == [2, 2]
+    for error in errors:
+        said = [line for line in error.splitlines() if not line.startswith("waiting up to 300 s for node 0 at ")]
+        assert len(said) == 1, "one message"
+        assert said[0].startswith("error: node 1 (")
+        assert message in said[0]
+    assert not list(tmp_path.glob("*/run")), "nothing was started"
+
+
+def test_facts_name_everything_that_nodes_must_share(tiny_data, tmp_path):
+    facts = training_facts(tiny_config(tiny_data))
+    assert facts["train.optimizer.beta1"] == "0.8"
+    assert facts["domains.1.name"] == "en"
+    assert {"vocabulary", "routing tables", "prepared data", "mindspore", "numpy"} <= facts.keys()
+    copy = shutil.copytree(tiny_data, tmp_path / "copy")
+    assert differences(facts, training_facts(tiny_config(copy))) == {"data.path"}
+
+
+def test_facts_follow_vocabulary_tables_and_data(tiny_data, tmp_path):
+    facts = training_facts(tiny_config(tiny_data))
+    assert differences(facts, training_facts(tiny_config(tiny_data, routing={"seed": 1}))) == {
+        "routing.seed",
+        "routing tables",
+    }
+    short = shutil.copytree(tiny_data, tmp_path / "short")
+    os.truncate(short / "en.train.bin", 100)
+    assert differences(facts, training_facts(tiny_config(short))) == {"data.path", "prepared data"}
+    other = shutil.copytree(tiny_data, tmp_path / "other")
+    change_vocabulary(other / "tokenizer")
+    assert differences(facts, training_facts(tiny_config(other))) == {"data.path", "vocabulary"}
+
+
+def differences(one: dict[str, str], other: dict[str, str]) -> set[str]:
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+
+def test_another_number_of_processes_than_laid_out_is_refused(tiny_data):
+    config = tiny_config(tiny_data, parallel={"data": 2})
+    check_ranks(config, 2)
+    check_ranks(config, None)
+    with pytest.raises(ConfigError, match=r"--processes 4 .* groups=1 · expert=1 · data=2 · tensor=1 is 2 ranks"):
+        check_ranks(config, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--processes", "8"], "--processes 8 is not what the parallel section lays out"),
+        (["--nodes", "2"], "1 processes cannot be divided among --nodes 2"),
+        (["--nodes", "2", "--set", "parallel.data=2"], "--node-rank is missing"),
+        (["--nodes", "2", "--node-rank", "0", "--set", "parallel.data=2"], "--master-address is missing"),
+        (
+            ["--nodes", "2", "--node-rank", "1", "--master-address", "", "--set", "parallel.data=2"],
+            "--master-address is missing",
+        ),
+        (["--node-rank", "1", "--dry-run"], "--node-rank 1 does not exist: with --nodes 1 it is 0 … 0"),
+        (["--set", "parallel.expert=3"], "model.experts_per_domain (2) is not divisible by parallel.expert (3)"),
+    ],
+)
+def test_wrong_launches_are_refused_by_the_command(file, capsys, options, message):
+    with_ranks = (
+        [] if "--nodes" not in options or "--set" in options else ["--node-rank", "0", "--master-address", "127.0.0.1"]
+    )
+    assert main(["launch", str(file), *options, *with_ranks]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_needs_neither_the_other_nodes_nor_prepared_data(file, capsys, tmp_path):
+    options = [
+        "--nodes",
+        "2",
+        "--set",
+        "parallel.data=2",
+        "--set",
+        f"data.path={tmp_path / 'none'}",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    assert main(["launch", str(file), *options, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\nmsrun ") == 2
+    assert f"-m pangu_sigma train {file} --output {tmp_path / 'run'} --set parallel.data=2 --set data.path=" in printed
+    assert not (tmp_path / "run").exists()

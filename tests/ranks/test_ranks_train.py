@@ -1,0 +1,314 @@
+"""One run on one process and on several: the same samples, the same losses, the same weights."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from helpers.prepared import reseal
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from experiments.chaos.rank_processes import CRASHES_AT_EXIT, MAIN, RankProcesses
+from experiments.chaos.runs import whole
+from experiments.tiny import tiny_tree
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.state import EXPERTS
+from pangu_sigma.cli import main
+from pangu_sigma.config_file import load_config, parse_config
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.evaluate.held_out.run import evaluate_run
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.training.log.metrics import read_metrics
+from pangu_sigma.training.loop import train
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+STEPS, SAVED_AT = 20, 10
+WAIT = 600.0
+"""Seconds that a run of seconds may take on a busy machine."""
+
+ONE: dict[str, int] = {}
+DATA, EXPERT, MIXED = {"data": 2}, {"expert": 2}, {"groups": 2, "expert": 2}
+LAYOUTS = [EXPERT, *(pytest.param(p, marks=pytest.mark.slow) for p in (DATA, MIXED))]
+MORE_LAYOUTS = [{"groups": 2}, {"data": 2, "expert": 2}, {"groups": 2, "data": 2}, {"data": 4}]
+
+
+@pytest.fixture(scope="module")
+def four_domains(tiny_data, tmp_path_factory) -> Path:
+    """The tiny data with a fourth domain, whose text is that of the second."""
+    folder = shutil.copytree(tiny_data, tmp_path_factory.mktemp("four") / "prepared")
+    for file in list(folder.glob("en.*")):
+        shutil.copy(file, folder / file.name.replace("en.", "more.", 1))
+    frequencies_DV = np.load(folder / "frequencies.npy")
+    np.save(folder / "frequencies.npy", frequencies_DV[[0, 1, 2, 1]])
+    domains = load_manifest(folder).domains
+    reseal(folder, domains={**domains, "more": domains["en"]})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(four_domains, tmp_path_factory):
+    """run(parallel, **sections) -> run folder, trained on that many ranks; each once for all tests."""
+    made: dict[str, Path] = {}
+
+    def trained(parallel: dict[str, int], start: Path | None = None, **sections: dict[str, Any]) -> Path:
+        key = repr((parallel, start, sections))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("run")
+            if start is not None:
+                shutil.copytree(start, folder / "run")
+            file = write_config(folder / "config.yaml", four_domains, parallel, **sections)
+            made[key] = start_run(file, folder / "run")
+        return made[key]
+
+    return trained
+
+
+def write_config(file: Path, data: Path, parallel: dict[str, int], **sections: dict[str, Any]) -> Path:
+    tree = tiny_tree(data)
+    tree["model"] |= {"expert_init": "independent", "dense_layers": 0}
+    tree["domains"].append({"name": "more", "language": "en", "slot": "en"})
+    tree["data"] |= {"domain_sets": 2}
+    tree["parallel"] = {**parallel, "capacity_factor": 4.0}
+    tree["train"] |= {
+        "steps": STEPS,
+        "batch_size": 8,
+        "checkpoint_interval": 1,
+        "keep_checkpoints": STEPS,
+        "log_interval": 1,
+    }
+    tree["train"] |= {"eval_interval": STEPS}
+    # at twice the rate the loss jumps once, and that step shows the rounding of the others fifty-fold
+    tree["train"]["optimizer"] |= {"peak_lr": 5e-3}
+    for name, keys in sections.items():
+        tree[name] = tree.get(name, {}) | keys
+    file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    return file
+
+
+def start_run(file: Path, folder: Path) -> Path:
+    config = load_config(file)
+    if config.parallel.ranks == 1:
+        train(config, folder)
+    else:
+        with RankProcesses(
+            config.parallel.ranks, ["train", str(file), "--output", str(folder)], folder.parent / "logs"
+        ) as ranks:
+            assert ranks.wait(WAIT) == [0] * config.parallel.ranks, ranks.said()
+    return folder
+
+
+def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(folder) if line["kind"] == kind]
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    one, other = lines(expected, "step"), lines(found, "step")
+    assert [line["samples"] for line in one] == [line["samples"] for line in other]
+    assert len({line["samples"] for line in one}) == STEPS
+    for a, b in zip(one, other, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), a["step"]
+        assert b["per_domain_loss"] == pytest.approx(a["per_domain_loss"], rel=1e-5), a["step"]
+        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4), a["step"]
+        assert (b["tokens"], b["load_max_over_mean"], b["dropped"]) == (a["tokens"], a["load_max_over_mean"], 0)
+    for a, b in zip(lines(expected, "evaluation"), lines(found, "evaluation"), strict=True):
+        assert b["per_domain_loss"] == pytest.approx(a["per_domain_loss"], rel=1e-5)
+        for key in ("held_out", "samples", "tokens", "bytes", "unigram"):
+            assert b[key] == a[key], key
+        for name, units in a["per_sample"].items():
+            assert b["per_sample"][name]["tokens"] == units["tokens"]
+            assert b["per_sample"][name]["nats"] == pytest.approx(units["nats"], rel=1e-5)
+    assert lines(expected, "load") == lines(found, "load")
+
+
+def assert_same_weights(found: Path, expected: Path, tolerance: float) -> None:
+    one, other = (whole(load_checkpoint(path)) for path in (expected, found))
+    assert one.keys() == other.keys()
+    for name in one:
+        if name.endswith("step"):
+            assert (one[name] == other[name]).all(), name
+        elif not name.endswith(("moment", "variance", "key.bias")):  # the loss does not depend on biases of keys
+            np.testing.assert_allclose(other[name], one[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "parallel", [*LAYOUTS, *(pytest.param(p, marks=pytest.mark.slow) for p in MORE_LAYOUTS)], ids=str
+)
+def test_losses_and_samples_do_not_depend_on_the_ranks(run, parallel):
+    assert_same_run(run(parallel), run(ONE))
+
+
+@pytest.mark.slow
+def test_nor_does_what_is_dropped(run):
+    dropout = {"model": {"dropout": 0.1}}
+    assert_same_run(run(EXPERT, **dropout), run(ONE, **dropout))
+    assert lines(run(ONE, **dropout), "step")[0]["loss"] != lines(run(ONE), "step")[0]["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"accumulation": 2}},
+        {"ecss": {"enabled": False}},
+        {"ecss": {"store": "file", "prefetch": False}},
+        {"parallel": {"fusion_mib": 0}},
+        {"model": {"rre_layers": 1, "dense_layers": 2, "expert_init": "replicated"}},
+    ],
+    ids=str,
+)
+def test_nor_do_they_with_other_options(run, sections):
+    keys = {name: section for name, section in sections.items() if name != "parallel"}
+    assert_same_run(run(MIXED | sections.get("parallel", {}), **keys), run(ONE, **keys))
+
+
+SEGMENTS = [
+    ("own common", {"groups": 2}),
+    *(
+        pytest.param(kinds, parallel, marks=pytest.mark.slow)
+        for kinds, parallel in [
+            ("own common", MIXED),
+            ("own common", {"groups": 2, "data": 2}),
+            ("own own common common", MIXED),
+        ]
+    ),
+]
+
+
+def with_segments(kinds: str) -> dict[str, Any]:
+    """Six common experts: a rank has more of them than own ones, or fewer."""
+    return {"model": {"segments": kinds.split(), "common_experts": 6}}
+
+
+@pytest.mark.parametrize(("kinds", "parallel"), SEGMENTS, ids=str)
+def test_neither_do_they_with_segments_nor_what_is_saved(run, kinds, parallel):
+    sections = with_segments(kinds)
+    found, alone, step = run(parallel, **sections), run(ONE, **sections), f"checkpoints/step_{SAVED_AT:08d}"
+    assert_same_run(found, alone)
+    assert_same_weights(found / step, alone / step, 1e-4)
+    number, writers = kinds.split().index("common"), ["", ".00000", ".00001"]
+    names = sorted(path.name for path in (found / step).glob(f"{EXPERTS}{number}*"))
+    writers = writers[1:] if "expert" in parallel else writers[:1]
+    assert names == [f"{EXPERTS}{number}{rank}.safetensors" for rank in writers], "one copy is written"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "parallel"), [(MIXED, ONE), (ONE, MIXED), (MIXED, {"groups": 2})], ids=str)
+def test_a_run_with_segments_goes_on_in_another_layout(run, start, parallel, tmp_path):
+    sections = with_segments("own common")
+    assert_same_run(resumed(run, start, parallel, tmp_path / "run", **sections), run(ONE, **sections))
+
+
+@pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
+def test_ranks_save_the_weights_of_one_process(run, parallel):
+    step = f"checkpoints/step_{SAVED_AT:08d}"
+    assert_same_weights(run(parallel) / step, run(ONE) / step, 1e-4)
+    names = sorted(path.name for path in (run(parallel) / step).glob(f"{EXPERTS}0*"))
+    writers = {str(DATA): [""], str(EXPERT): [".00000", ".00001"], str(MIXED): [f".{r:05d}" for r in range(4)]}
+    assert names == [f"{EXPERTS}0{rank}.safetensors" for rank in writers[str(parallel)]]
+
+
+@pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
+def test_one_process_evaluates_what_ranks_trained(run, parallel):
+    last = lines(run(parallel), "evaluation")[-1]["per_domain_loss"]
+    found = {name: values["loss"] for name, values in evaluate_run(run(parallel)).items()}
+    assert found == pytest.approx(last, rel=1e-5)
+
+
+def test_an_expert_without_tokens_keeps_every_bit(run):
+    """Weights, moments, variances and step count."""
+    folder = run(EXPERT)
+    loads = {line["step"]: np.array(line["tokens_NK"]) for line in lines(folder, "load")}
+    before = whole(load_checkpoint(folder / "checkpoints" / f"step_{1:08d}"))
+    resting = 0
+    for step in range(2, STEPS + 1):
+        after = whole(load_checkpoint(folder / "checkpoints" / f"step_{step:08d}"))
+        for layer, load_K in enumerate(loads[step]):
+            for name in (name for name in after if name.startswith(f"{EXPERTS}{layer}/")):
+                changed = (before[name] != after[name]).reshape(len(load_K), -1).any(axis=1)
+                assert not changed[load_K == 0].any(), name
+                assert changed[load_K > 0].all() or not name.endswith("step"), name
+            resting += (load_K == 0).sum()
+        before = after
+    assert resting > STEPS
+
+
+def resumed(run, start: dict[str, int], parallel: dict[str, int], copy: Path, **sections: dict[str, Any]) -> Path:
+    """A run as it was after SAVED_AT, which goes on in another layout."""
+    shutil.copytree(run(start, **sections), copy)
+    for path in (copy / "checkpoints").glob("step_*"):
+        if int(path.name.removeprefix("step_")) > SAVED_AT:
+            shutil.rmtree(path)
+    (copy / "checkpoints" / "LATEST").write_text(f"step_{SAVED_AT:08d}")
+    data = Path(load_config(copy / "config.yaml").data.path)
+    file = write_config(copy.parent / "config.yaml", data, parallel, **sections)
+    return start_run(file, copy)
+
+
+@pytest.mark.parametrize(
+    ("start", "parallel"),
+    [
+        (EXPERT, ONE),
+        pytest.param(EXPERT, MIXED, marks=pytest.mark.slow),
+        pytest.param(ONE, EXPERT, marks=pytest.mark.slow),
+        pytest.param(MIXED, DATA, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_in_another_layout(run, start, parallel, tmp_path):
+    assert_same_run(resumed(run, start, parallel, tmp_path / "run"), run(ONE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
+def test_a_run_goes_on_in_its_layout_to_the_same_bits(run, parallel, tmp_path):
+    copy, step = resumed(run, parallel, parallel, tmp_path / "run"), f"checkpoints/step_{STEPS:08d}"
+    one, other = (whole(load_checkpoint(path / step)) for path in (run(parallel), copy))
+    assert {name: a.tobytes() for name, a in one.items()} == {name: a.tobytes() for name, a in other.items()}
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_rank_saves_the_step_and_ends_all(four_domains, tmp_path):
+    folder = tmp_path / "run"
+    many = {"steps": 100_000, "checkpoint_interval": 100_000, "eval_interval": 100_000}
+    file = write_config(tmp_path / "config.yaml", four_domains, EXPERT, train=many)
+    command = ["train", str(file), "--output", str(folder)]
+    with RankProcesses(2, command, tmp_path / "logs", program=CRASHES_AT_EXIT + MAIN) as ranks:
+        began = time.monotonic()
+        while not (folder / "metrics.jsonl").exists() or not lines(folder, "step"):
+            assert time.monotonic() - began < WAIT, ranks.said()
+            assert ranks.workers[0].poll() is None, ranks.said()
+            time.sleep(0.2)
+        asked = time.monotonic()
+        ranks.workers[1].send_signal(signal.SIGTERM)
+        assert ranks.wait(WAIT) == [0, 0], ranks.said()
+        assert time.monotonic() - asked < 10
+    saved = load_checkpoint(folder / "checkpoints")
+    assert saved.step == lines(folder, "step")[-1]["step"] < 100_000
+    assert f"stopped after step {saved.step}, which is saved" in ranks.logs[0].read_text()
+    assert lines(folder, "load")[-1]["step"] == saved.step
+
+
+def test_one_file_holds_the_weights_of_all_ranks(run, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    assert main(["export", str(run(EXPERT)), "--format", "safetensors", "--output", str(file)]) == 0
+    found, saved = load_file(file), whole(load_checkpoint(run(EXPERT) / "checkpoints"))
+    expected = {name.removeprefix("dense/"): a for name, a in saved.items() if name.startswith("dense/")}
+    for name, array in saved.items():
+        shard, _, tensor = name.partition("/")
+        if shard.startswith(EXPERTS) and tensor in FFN_TENSORS:
+            expected[f"experts.{shard.removeprefix(EXPERTS)}.{tensor}"] = array
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert np.array_equal(found[name], expected[name]), name
+    with safe_open(file, "numpy") as opened:
+        config = yaml.safe_load(opened.metadata()["config"])
+    assert parse_config(config) == load_config(run(EXPERT) / "config.yaml").on_one_rank()
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]

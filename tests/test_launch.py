@@ -1,0 +1,107 @@
+"""The command of a rank, and the number of ranks that the user counts on. A whole run: test_launch_training.py."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.prepared import change_vocabulary
+from helpers.small_clusters import by_hand
+
+from experiments.chaos.launched import free_port
+from experiments.tiny import STEPS
+from pangu_sigma.cli import main
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.manifest import Manifest
+from pangu_sigma.launch import check_ranks, training_command
+from pangu_sigma.ranks.launch import Job
+
+
+def test_every_rank_trains_with_the_users_file_folder_and_settings():
+    command = training_command(Path("a b.yaml"), Path("runs/a"), ["train.steps=3", "seed=1"], "ascend")
+    assert command[:4] == [sys.executable, "-m", "pangu_sigma", "train"]
+    assert command[4:] == [
+        "a b.yaml", "--output", "runs/a", "--device", "ascend", "--set", "train.steps=3", "--set", "seed=1",
+    ]  # fmt: skip
+    assert "--device" not in training_command(Path("a.yaml"), Path("runs/a"), [])
+    run = training_command(Path("runs/a"), Path("runs/a"), allow_data_change=True, lock=False)
+    assert run[4:] == ["runs/a", "--allow-data-change", "--no-lock"]
+
+
+def test_a_launch_starts_over_once_and_its_ranks_never_do(tiny_run, tmp_path, monkeypatch):
+    """A rank that starts again after a failure must go on."""
+    launched: list[Job] = []
+    monkeypatch.setattr("pangu_sigma.ranks.launch.launch", lambda job: launched.append(job) or 0)
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    launch = ["launch", str(run), "--master-port", str(free_port())]
+    assert main([*launch, "--start-over", "--allow-data-change", "--dry-run"]) == 0
+    assert (run / "checkpoints").exists()
+    assert main([*launch, "--start-over", "--allow-data-change", "--max-restarts", "3"]) == 0
+    assert not (run / "checkpoints").exists()
+    assert (run / "set_aside_1" / "checkpoints" / "LATEST").exists()
+    assert launched[0].command[4:] == [str(run), "--allow-data-change"]
+    assert main([*launch, "--set", "train.steps=5"]) == 0
+    assert launched[1].command[4:] == [str(run), "--set", "train.steps=5"]
+
+
+def test_a_layout_that_mindspore_refuses_is_refused_before_ranks_start(capsys):
+    keys = ("train.batch_size=48", "parallel.groups=4", "parallel.data=3", "parallel.tensor=2")
+    sets = [text for key in keys for text in ("--set", key)]
+    launch = ["launch", "sigma_tiny", *sets, "--device", "ascend", "--nodes", "3", "--dry-run", "--chip"]
+    assert main([*launch, "910a"]) == 2
+    assert "makes a communication group of ranks 0, 2, 4; on Ascend 910A MindSpore takes" in capsys.readouterr().err
+    assert main([*launch, "910b"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("key", 'model.activation: "fast_gelu" → "erf"'),
+        ("vocabulary", "holds a run with another vocabulary than data.path="),
+        ("text", "holds other text than "),
+    ],
+)
+def test_what_a_run_does_not_go_with_is_refused_before_ranks_start(
+    tiny_run, tiny_data, tmp_path, monkeypatch, capsys, changed, message
+):
+    """In the words of `train`, and nothing is written."""
+    monkeypatch.setattr("pangu_sigma.ranks.launch.launch", lambda job: pytest.fail("ranks were started"))
+    run, data = shutil.copytree(tiny_run, tmp_path / "run"), shutil.copytree(tiny_data, tmp_path / "data")
+    if changed == "vocabulary":
+        change_vocabulary(data / "tokenizer")
+    if changed == "text":
+        monkeypatch.setattr(Manifest, "content_hash", property(lambda _: "b" * 32))
+    before = contents(run)
+    setting = "model.activation=erf" if changed == "key" else f"data.path={data}"
+    assert main(["launch", str(run), "--master-port", str(free_port()), "--set", setting]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count(str(run)) == 1, "one message"
+    assert contents(run) == before
+
+
+def test_what_may_change_is_said_and_launched(tiny_run, tmp_path, monkeypatch, caplog):
+    launched: list[Job] = []
+    monkeypatch.setattr("pangu_sigma.ranks.launch.launch", lambda job: launched.append(job) or 0)
+    caplog.set_level("INFO")
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    before = contents(run)
+    launch = ["launch", str(run), "--master-port", str(free_port()), "--set", "train.steps=77"]
+    assert main(launch) == 0
+    assert f"train.steps: {STEPS} → 77" in caplog.text
+    assert len(launched) == 1
+    assert contents(run) == before, "a rank writes it"
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+def test_another_number_of_processes_than_is_laid_out_is_refused():
+    check_ranks(by_hand(), 4)
+    check_ranks(by_hand(), None)
+    with pytest.raises(ConfigError, match=r"^--processes 8 is not what the parallel section lays out: .* is 4 ranks"):
+        check_ranks(by_hand(), 8)

@@ -1,0 +1,291 @@
+"""metrics.jsonl tells the run as it was, also over crashes and resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.losses import held_out
+
+from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.training.log import metrics
+from pangu_sigma.training.log.metrics import TRAFFIC, MetricsLog, StepMetrics, load_max_over_mean, read_metrics
+
+DOMAINS = ["zh", "en"]
+
+
+def step_metrics(step: int, **changes) -> StepMetrics:
+    load_NK = np.array([[step, 0, 1, 1], [1, 1, 0, step]])
+    values = {
+        "step": step,
+        "loss": float(step),
+        "per_domain_loss": {"zh": float(step)} if step % 2 else {"en": float(step)},
+        "learning_rate": 1e-3,
+        "gradient_norm": 1.0,
+        "loss_scale": 1024.0,
+        "skipped": False,
+        "tokens": 64,
+        "load_NK": load_NK,
+        "samples": f"{step:016x}",
+        "dropped": step % 4,
+    }
+    return StepMetrics(**{**values, **changes})
+
+
+def run(folder: Path, steps: range, resumed_step: int = 0) -> None:
+    with MetricsLog(folder, DOMAINS, 20, 4, resumed_step) as log:
+        for step in steps:
+            log.record(step_metrics(step))
+            if step % 8 == 0:
+                with log.paused():
+                    log.evaluation(step, held_out(zh=2.0, en=3.0))
+            if step % 6 == 0:
+                log.flush()
+
+
+def of_kind(folder: Path, kind: str) -> list[dict]:
+    return [line for line in read_metrics(folder) if line["kind"] == kind]
+
+
+def load_of(folder: Path) -> np.ndarray:
+    return np.sum([line["tokens_NK"] for line in of_kind(folder, "load")], axis=0)
+
+
+def test_a_line_holds_means_over_its_steps_and_over_those_that_had_the_domain(tmp_path: Path):
+    run(tmp_path, range(1, 9))
+    first, second, third = of_kind(tmp_path, "step")
+    assert (first["step"], second["step"], third["step"]) == (4, 6, 8), "step 6 is where a checkpoint would be"
+    assert first["loss"] == 2.5
+    assert second["per_domain_loss"] == {"zh": 5.0, "en": 6.0}
+    assert first["tokens"] == 4 * 64
+    assert first["tokens_per_second"] > 0
+    (evaluation,) = of_kind(tmp_path, "evaluation")
+    expected = {"kind": "evaluation", "step": 8, "per_domain_loss": {"zh": 2.0, "en": 3.0}}
+    assert evaluation == evaluation | expected
+    assert evaluation["se"] == pytest.approx({"zh": 1.0, "en": 1.0})
+    assert evaluation["per_sample"]["en"] == {"nats": [40.0, 20.0], "tokens": [10, 10], "bytes": [20, 20]}
+
+
+def test_the_run_line_and_tensorboard_files_are_there(tmp_path: Path):
+    run(tmp_path, range(1, 5))
+    assert read_metrics(tmp_path)[0] == {"kind": "run", "step": 0, "domains": DOMAINS, "steps_total": 20}
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_steps_after_the_last_full_interval_are_logged_at_the_end(tmp_path: Path):
+    run(tmp_path, range(1, 7))
+    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4, 6]
+
+
+def test_expert_load_adds_up_over_the_run(tmp_path: Path):
+    run(tmp_path, range(1, 15))
+    assert np.array_equal(load_of(tmp_path), sum(step_metrics(s).load_NK for s in range(1, 15)))
+
+
+def test_a_resumed_run_reads_like_an_uninterrupted_one(tmp_path: Path):
+    """Also from a checkpoint between two lines, after step 6: the steps before it are in the log."""
+    run(tmp_path / "whole", range(1, 17))
+    run(tmp_path / "parts", range(1, 8))  # flushed, as before a checkpoint, at 6; then lost 7
+    run(tmp_path / "parts", range(7, 15), resumed_step=6)
+    run(tmp_path / "parts", range(13, 17), resumed_step=12)
+    volatile = {"tokens_per_second": None}
+    whole, parts = ([{**line, **volatile} for line in of_kind(tmp_path / name, "step")] for name in ("whole", "parts"))
+    assert whole == parts
+    assert of_kind(tmp_path / "whole", "evaluation") == of_kind(tmp_path / "parts", "evaluation")
+    assert np.array_equal(load_of(tmp_path / "whole"), load_of(tmp_path / "parts"))
+    assert len(of_kind(tmp_path / "parts", "run")) == 1
+
+
+def test_a_run_from_the_start_replaces_the_old_lines(tmp_path: Path):
+    run(tmp_path, range(1, 9))
+    run(tmp_path, range(1, 5))
+    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4]
+
+
+def test_a_line_cut_off_by_a_crash_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    run(tmp_path, range(1, 5))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "st')
+    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4]
+    assert "cut off" in caplog.text
+    run(tmp_path, range(5, 9), resumed_step=4)
+    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4, 6, 8]
+    assert "are lost" not in caplog.text
+
+
+def test_lines_that_a_checkpoint_knows_and_the_log_does_not_are_said_to_be_lost(tmp_path: Path, caplog):
+    run(tmp_path, range(1, 9))
+    kept = [line for line in read_metrics(tmp_path) if line["step"] < 5]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+    run(tmp_path, range(9, 13), resumed_step=8)
+    assert "the lines of steps 5 to 8 are lost, and what they counted; the weights of step 8 are whole" in caplog.text
+    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4, 12]
+    assert not [path.name for path in tmp_path.glob(".unfinished*")]
+
+
+def test_skipped_steps_are_counted_and_do_not_spoil_the_means(tmp_path: Path):
+    with MetricsLog(tmp_path, DOMAINS, 4, 2) as log:
+        log.record(step_metrics(1, gradient_norm=float("inf"), skipped=True, loss=float("nan")))
+        log.record(step_metrics(2))
+        log.record(step_metrics(3, gradient_norm=float("nan"), skipped=True, per_domain_loss={"zh": float("inf")}))
+        log.evaluation(3, held_out(zh=float("nan")))
+    first, second = of_kind(tmp_path, "step")
+    assert (first["skipped"], first["gradient_norm"], first["loss"]) == (1, 1.0, 2.0)
+    assert (second["gradient_norm"], second["per_domain_loss"]) == (None, {"zh": None})
+    (evaluation,) = of_kind(tmp_path, "evaluation")
+    assert (evaluation["per_domain_loss"], evaluation["se"]) == ({"zh": None}, {"zh": None})
+    for text in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+
+
+def traffic(hits: int, misses: int, stall: float = 0.0, mib: int = 1) -> Traffic:
+    row = mib << 20
+    return Traffic(misses * row, hits * row, (hits + misses) * row, hits, misses, stall)
+
+
+def test_what_a_prefetcher_moved_is_a_mean_per_step_and_its_hits_a_share_of_all_experts(tmp_path: Path):
+    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
+        for step, moved in enumerate([traffic(0, 8), traffic(8, 0), traffic(3, 5), traffic(1, 1)], 1):
+            log.record(step_metrics(step, traffic=moved))
+    line = of_kind(tmp_path, "step")[0]
+    assert line.keys() >= set(TRAFFIC)
+    assert (line["fetched_mib"], line["refreshed_mib"], line["returned_mib"]) == (14 / 4, 12 / 4, 26 / 4)
+    assert line["prefetch_hit_rate"] == 12 / 26
+
+
+def test_each_line_tells_the_traffic_of_its_own_steps(tmp_path: Path):
+    with MetricsLog(tmp_path, DOMAINS, 4, 2) as log:
+        for step in range(1, 5):
+            log.record(step_metrics(step, traffic=traffic(0, 2) if step < 3 else traffic(2, 0)))
+    assert [(line["fetched_mib"], line["prefetch_hit_rate"]) for line in of_kind(tmp_path, "step")] == [(2, 0), (0, 1)]
+
+
+def test_the_stall_is_a_share_of_the_time_that_the_speed_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without the first step, which compiles, and without evaluations: a step ends at 0, 2, 4 and 206."""
+    clock = iter([0.0, 2.0, 4.0, 100.0, 200.0, 206.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
+        log.record(step_metrics(1, traffic=traffic(1, 1, stall=50.0)))
+        log.record(step_metrics(2, traffic=traffic(1, 1, stall=0.5)))
+        log.record(step_metrics(3, traffic=traffic(1, 1, stall=0.5)))
+        with log.paused():
+            pass  # from 100 to 200
+        log.record(step_metrics(4, traffic=traffic(1, 1, stall=0.5)))
+    line = of_kind(tmp_path, "step")[0]
+    assert line["tokens_per_second"] == pytest.approx(3 * 64 / 106)
+    assert line["prefetch_stall"] == pytest.approx(1.5 / 106)
+
+
+def test_without_a_prefetcher_a_line_says_nothing_of_traffic(tmp_path: Path):
+    run(tmp_path, range(1, 5))
+    assert not set(TRAFFIC) & of_kind(tmp_path, "step")[0].keys()
+
+
+def test_a_step_that_moved_nothing_has_no_hit_rate(tmp_path: Path):
+    with MetricsLog(tmp_path, DOMAINS, 1, 1) as log:
+        log.record(step_metrics(1, traffic=traffic(0, 0)))
+    line = of_kind(tmp_path, "step")[0]
+    assert (line["fetched_mib"], line["prefetch_hit_rate"], line["prefetch_stall"]) == (0, None, None)
+
+
+def test_a_model_without_routed_layers_has_no_load(tmp_path: Path):
+    with MetricsLog(tmp_path, DOMAINS, 1, 1) as log:
+        log.record(step_metrics(1, load_NK=np.zeros((0, 4), np.int32)))
+    assert of_kind(tmp_path, "step")[0]["load_max_over_mean"] is None
+
+
+def test_progress_shows_losses_speed_load_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture):
+    run(tmp_path, range(1, 9))
+    shown = capsys.readouterr().err
+    for part in ("8/20", "zh ", "en ", "tokens/s", "load max/mean", "left"):
+        assert part in shown
+
+
+def test_load_is_compared_over_experts_that_received_tokens():
+    assert load_max_over_mean(np.array([[0, 0, 6, 2], [3, 3, 0, 0]])) == pytest.approx((6 / 4 + 1) / 2)
+    assert load_max_over_mean(np.zeros((2, 4))) is None
+
+
+def test_a_line_names_its_samples_and_counts_what_was_dropped(tmp_path: Path):
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        run(folder, range(1, 9))
+    first, second, third = of_kind(tmp_path / "one", "step")
+    assert [line["samples"] for line in (first, second, third)] == [
+        line["samples"] for line in of_kind(tmp_path / "two", "step")
+    ]
+    assert first["samples"] != second["samples"]
+    assert [line["dropped"] for line in (first, second, third)] == [6, 3, 3]
+
+
+def test_time_left_is_that_of_the_steps_after_the_first_with_their_share_of_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """The first step, which compiles, takes 1,000 s; the others 2 s; an evaluation after the third 30 s."""
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+    shown = []
+    with MetricsLog(tmp_path, DOMAINS, 103, 4) as log:
+        for step, seconds in enumerate([1000.0, 2.0, 2.0, 2.0], 1):
+            clock[0] += seconds
+            log.record(step_metrics(step))
+            shown.append(log._progress.postfix)
+            if step == 3:
+                with log.paused():
+                    clock[0] += 30.0
+    assert [text.rsplit(", ", 1)[1] for text in shown] == ["? left", "03:22 left", "03:20 left", "15:40 left"]
+
+
+def test_a_resumed_run_does_not_know_the_time_left_before_its_second_step(tmp_path: Path):
+    run(tmp_path, range(1, 5))
+    with MetricsLog(tmp_path, DOMAINS, 20, 4, 4) as log:
+        log.record(step_metrics(5))
+        assert log._progress.postfix.endswith("? left")
+        log.record(step_metrics(6))
+        assert not log._progress.postfix.endswith("? left")
+
+
+def test_the_log_says_how_many_steps_its_means_leave_out_and_the_progress_line_what_is_not_finite_now(tmp_path: Path):
+    """A mean over what is left looks healthy; nothing else may."""
+    nan = float("nan")
+    ill = {"gradient_norm": nan, "norm_dense": nan, "norm_experts": 1.0, "skipped": True, "loss": nan}
+    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
+        log.record(step_metrics(1, norm_dense=0.6, norm_experts=0.8))
+        log.record(step_metrics(2, **ill, per_domain_loss={"zh": nan, "en": 2.0}))
+        assert "zh nan" in log._progress.postfix
+        assert "1 steps skipped" in log._progress.postfix
+        log.record(step_metrics(3, **ill, per_domain_loss={"zh": nan}))
+        log.record(step_metrics(4, per_domain_loss={"zh": 1.0}))
+        assert "nan" not in log._progress.postfix
+        assert "2 steps skipped" in log._progress.postfix
+    (line,) = of_kind(tmp_path, "step")
+    assert (line["skipped"], line["left_out"], line["per_domain_left_out"]) == (2, 2, {"zh": 2})
+    assert (line["gradient_norm_dense"], line["gradient_norm_experts"]) == (0.6, pytest.approx(2.8 / 3))
+
+
+def test_spikes_and_what_is_not_finite_have_lines_of_their_own(tmp_path: Path):
+    spike = {"step": 3, "domain": "zh", "loss": 9.0, "mean": 3.0, "limit": 4.0, "samples": "ab", "skipped": False}
+    tensor = {"domain": None, "layer": None, "expert": None, "tensor": "norm.gain", "values": 1, "size": 24}
+    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
+        log.record(step_metrics(3))
+        log.spike(spike)
+        log.unhealthy(3, [tensor])
+    assert of_kind(tmp_path, "spike") == [{"kind": "spike", **spike}]
+    assert of_kind(tmp_path, "unhealthy") == [{"kind": "unhealthy", "step": 3, "tensors": [tensor]}]
+
+
+def test_lines_that_are_no_lines_of_a_run_are_left_out_with_a_warning(tmp_path, caplog):
+    good = b'{"kind": "step", "step": 1}'
+    bad = [
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"3",
+        b"{}",
+        b'{"kind": "step"}',
+        b'{"kind": 1, "step": 2}',
+        b'{"kind": "step", "st',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good, *bad]))
+    assert read_metrics(tmp_path) == [{"kind": "step", "step": 1}]
+    assert len(caplog.records) == len(bad)

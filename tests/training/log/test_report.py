@@ -1,0 +1,271 @@
+"""The report is drawn from metrics alone, for few domains and many, and for models without routed layers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.failing_files import FileCalls, Killed, killed_at, refused_at
+from helpers.losses import held_out
+from matplotlib import image
+from matplotlib.figure import Figure
+
+from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, SplitCounts
+from pangu_sigma.training.log import report
+from pangu_sigma.training.log.metrics import MetricsLog, StepMetrics
+
+
+def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, evaluate: bool = True) -> None:
+    rng = np.random.default_rng(0)
+    with MetricsLog(folder, domains, 6, 2) as log:
+        for step in range(1, 7):
+            losses = dict.fromkeys(domains[:4], 5.0 / step)
+            load_NK = rng.integers(0, 50, (layers, experts * len(domains)))
+            log.record(StepMetrics(step, 5.0 / step, losses, 1e-3, 1.0, 1.0, False, 100, load_NK))
+        if evaluate:
+            log.evaluation(6, held_out(**dict.fromkeys(domains, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("domains", "layers", "experts"), [(["zh", "en"], 2, 4), ([f"d{i}" for i in range(40)], 3, 16)]
+)
+def test_pictures_and_a_page_that_holds_them(tmp_path: Path, domains: list[str], layers: int, experts: int):
+    made_up_run(tmp_path, domains, layers, experts)
+    page = report.write_report(tmp_path)
+    for name in ("loss", "optimizer", "expert_load", "tokens_per_second"):
+        height, width = image.imread(tmp_path / "report" / f"{name}.png").shape[:2]
+        assert min(height, width) > 200
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 4
+    assert "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td>" in text or domains[0] != "zh"
+    assert "http" not in text
+
+
+def test_what_was_not_measured_is_left_out(tmp_path: Path):
+    made_up_run(tmp_path, ["zh"], 0, 1, evaluate=False)
+    text = report.write_report(tmp_path).read_text()
+    assert not (tmp_path / "report" / "expert_load.png").exists()
+    assert "<td>zh</td><td>0.917</td><td>–</td><td>–</td>" in text
+
+
+@pytest.mark.parametrize("stop", [killed_at, refused_at])
+def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch, stop):
+    """A kill, or an error of the disk, at any call that changes a file: the page and the picture there are whole ones."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for name in ("draw_optimizer", "draw_speed", "draw_traffic", "draw_load"):
+        monkeypatch.setattr(report, name, lambda logs: None)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, dpi: file.write(b"a picture"))
+    made_up_run(tmp_path, ["zh"], 0, 1)
+    report.write_report(tmp_path)
+    names = ("report.html", "loss.png")
+    old = {name: (tmp_path / "report" / name).read_bytes() for name in names}
+    with MetricsLog(tmp_path, ["zh"], 6, 2, 6) as log:
+        log.evaluation(6, held_out(zh=0.5))
+    with FileCalls()() as calls:
+        report.write_report(tmp_path)
+    new = {name: (tmp_path / "report" / name).read_bytes() for name in names}
+    assert new["report.html"] != old["report.html"]
+    assert calls.names.count("replace") == 2
+    for call in range(1, len(calls.names)):
+        for name in names:
+            (tmp_path / "report" / name).write_bytes(old[name])
+        with stop(call)(), pytest.raises((Killed, OSError)):
+            report.write_report(tmp_path)
+        for name in names:
+            assert (tmp_path / "report" / name).read_bytes() in (old[name], new[name])
+    report.write_report(tmp_path)
+    assert sorted(file.name for file in (tmp_path / "report").iterdir()) == sorted(names), "nothing is left behind"
+
+
+def test_a_run_without_steps_says_what_to_do(tmp_path: Path):
+    with MetricsLog(tmp_path, ["zh"], 5, 5):
+        pass
+    with pytest.raises(ValueError, match=r"no logged step.*log_interval"):
+        report.write_report(tmp_path)
+
+
+def with_what_happened(folder: Path) -> Path:
+    """A made-up run whose log has every kind of line, one of them of a later version, and whose data are still there."""
+    made_up_run(folder, ["zh", "en"], 2, 4)
+    step = {"kind": "step", "step": 8, "loss": None, "per_domain_loss": {"zh": None}, "learning_rate": 1e-3}
+    step |= {"gradient_norm": None, "gradient_norm_dense": None, "gradient_norm_experts": None, "loss_scale": 1.0}
+    step |= {"skipped": 2, "left_out": 2, "per_domain_left_out": {"zh": 2}, "tokens": 200, "tokens_per_second": None}
+    tensor = {"domain": "zh", "layer": 1, "expert": 3, "tensor": "w1", "values": 1, "size": 768}
+    spike = {"step": 7, "domain": "en", "loss": 9.25, "mean": 3.5, "limit": 4.125, "samples": "abcd", "skipped": True}
+    lines = [
+        step,
+        {"kind": "spike", **spike},
+        {"kind": "unhealthy", "step": 7, "tensors": []},
+        {"kind": "unhealthy", "step": 8, "tensors": [tensor, tensor | {"domain": None, "segment": 2}]},
+        {"kind": "config", "step": 4, "changes": [["train.batch_size", 4, 8], ["data.path", "<a>", "b"]]},
+        {"kind": "of a later version", "step": 8},
+    ]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    (folder / "config.yaml").write_text(f"name: mine\ndata: {{ path: {folder} }}\ntrain: {{ batch_size: 8 }}\n")
+    split = SplitCounts(documents=10, tokens=1000, bytes=5000, unknown=10, folded=0)
+    overlap = OverlapRecord(
+        window=13, windows=9, share=0.002, by_hash_alone=0, wanted=1, passed_over=0, passed_over_tokens=0,
+        max_overlap=0.01, min_tokens=1, boilerplate=0.58, boilerplate_windows=1, by_boilerplate=0, passages=[],
+    )  # fmt: skip
+    record = DomainRecord(
+        slot="zh", rows=600, offered=1023, duplicates=1, too_long=2, train=split, held_out=split, unigram_entropy=6.5,
+        shift=1.83, shift_deviation=0.584, sources=[], over_limit=0, offered_bytes=9, left_out_bytes=0, overlap=overlap,
+    )  # fmt: skip
+    Manifest(
+        fingerprint="", vocabulary_hash="", vocabulary_size=1, domains={"zh": record}, quarantined={}, config={}
+    ).save(folder)
+    return folder
+
+
+def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text(tmp_path: Path):
+    text = report.write_report(with_what_happened(tmp_path / "run")).read_text()
+    for part in (
+        "2 steps skipped, which changed nothing; 2 of them without a finite loss",
+        "1 loss spikes",
+        "After step 8: values that are not finite in w1 of expert 3 (zh), RRE layer 1; w1 of expert 3 (all domains), RRE layer 1, "
+        "segment 2",
+        "<td>7</td><td>en</td><td>9.250</td><td>3.500</td><td>4.125</td><td>abcd</td><td>yes</td>",
+        "<td>4</td><td>train.batch_size</td><td>4</td><td>8</td>",
+        "<td>data.path</td><td>&#34;&lt;a&gt;&#34;</td>",
+        "<td>zh</td><td>1,023</td><td>1</td><td>2</td><td>0</td><td>20</td><td>2,000</td><td>1,000</td><td>1.00%</td>"
+        "<td>0.20%</td><td>58.0%</td><td>+1.83 ± 0.58</td></tr>",
+        "<p>Shift: unigram loss of the held-out text above that of random text of its domain",
+        "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td><td>4.000</td><td>–</td><td>2</td><td>0</td>",
+        "<summary>Configuration</summary>",
+        "<td>train.batch_size</td><td>8</td>",
+    ):
+        assert part in text, part
+    assert "After step 7" not in text, "nothing was found there"
+
+
+def test_several_runs_share_a_page_whose_tables_say_how_they_differ(tmp_path: Path):
+    one, two = with_what_happened(tmp_path / "one"), tmp_path / "two"
+    made_up_run(two, ["zh", "code"], 1, 4)
+    before = sorted(two.iterdir())
+    missing = "two has no held-out loss of it"
+    found = {"zh": {"nats_per_token": -0.25, "se": 0.01}, "en": {"none": missing}}
+    text = report.write_report(one, [two], [found]).read_text()
+    assert sorted(two.iterdir()) == before, "only the first run's report is written"
+    assert "<th>one</th><th>two</th><th>one − two</th><th>±</th>" in text, "one minus two, as in the terminal"
+    assert "<td>zh</td><td>1.000</td><td>1.000</td><td>-0.250</td><td>0.010</td>" in text
+    assert "<td>en</td><td>1.000</td><td>–</td><td>–</td><td>–</td>" in text
+    assert f"<p>No difference for en: {missing}.</p>" in text
+    assert "<td>train.batch_size</td><td>8</td><td>null</td>" in text
+    assert text.count("data:image/png;base64,") == 5, "a heat map for each run"
+
+
+def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
+    """No loss, no norm, no held-out loss is finite."""
+    nan = float("nan")
+    with MetricsLog(tmp_path, ["zh"], 2, 1) as log:
+        for step in (1, 2):
+            log.record(StepMetrics(step, nan, {"zh": nan}, 1e-3, nan, 1.0, True, 100, np.zeros((0, 4))))
+        log.evaluation(2, held_out(zh=nan))
+    text = report.write_report(tmp_path).read_text()
+    assert "2 steps skipped" in text
+    assert "<td>zh</td><td>–</td><td>–</td><td>–</td><td>4.000</td><td>–</td><td>2</td><td>0</td>" in text
+
+
+def tuned_run(folder: Path) -> Path:
+    """A made-up run that was fine-tuned in one domain, beside the prepared text of its parent."""
+    with_what_happened(folder)
+    account = {"lines": 40, "samples": 41, "cut": 2, "left_out": {"too long": 3}, "tokens": 900, "counted": 300}
+    files = {
+        name: {"path": f"{name}.jsonl", "domains": {"zh": account | {"sequences": 7}}}
+        for name in ("train_file", "dev_file")
+    }
+    change = {"nats_per_token": 0.125, "se": 0.03, "bits_per_byte": 0.1, "bits_per_byte_se": 0.01}
+    result = files | {
+        "parameters": {"learn": 1_000, "all": 7_930},
+        "common_kept": 2_000,
+        "best": {"step": 20, "loss": 6.0588, "before": 6.1085, "stale": 0},
+        "forgetting": {
+            "domains": {
+                "en": {"before": {"loss": 5.0}, "after": {"loss": 5.125}, "difference": change, "changed": 9},
+                "zh": {
+                    "before": {"loss": 5.5},
+                    "after": {"loss": 5.5},
+                    "difference": change | {"nats_per_token": 0.0, "se": 0.0},
+                    "changed": 0,
+                },
+            }
+        },
+    }
+    options = {"task": "qa", "learn": "experts"}
+    lineage = {"kind": "finetune", "parent": "/runs/five", "parent_step": 80, "options": options}
+    (folder / "finetune").mkdir()
+    (folder / report.TUNING_RESULT).write_text(json.dumps(result))
+    (folder / "lineage.json").write_text(json.dumps(lineage))
+    return folder
+
+
+def test_a_tuned_runs_report_shows_its_own_data_and_forgetting_above_all(tmp_path: Path):
+    folder = tuned_run(tmp_path / "run")
+    text = report.write_report(folder).read_text()
+    for part in (
+        "<td>parent</td><td>/runs/five, step 80</td>",
+        "<td>task</td><td>qa</td>",
+        "<td>learned</td><td>experts: 1,000 of 7,930 parameters; the 2,000 of common segments keep their bits</td>",
+        "<td>loss on the dev set before</td><td>6.109</td>",
+        "<td>at its best, the state that is kept</td><td>6.059</td>",
+        "<td>after step</td><td>20</td>",
+        "<h3>train_file.jsonl</h3>",
+        "<td>zh</td><td>40</td><td>41</td><td>2</td><td>7</td><td>900</td><td>300</td><td>3</td>",
+        "<h2>Forgetting: held-out text of the parent, nats per token</h2>",
+        "<td>en</td><td>5.0000</td><td>5.1250</td><td>0.1250</td><td>0.0300</td>",
+        "<td>zh</td><td>5.5000</td><td>5.5000</td><td>exactly 0</td><td>0.0000</td>",
+        "<th>loss on dev set</th>",
+    ):
+        assert part in text, part
+    assert "<h2>Data" not in text, "they are the parent's"
+    assert "6.500" not in text, "nor are its unigrams shown beside dev losses"
+    (folder / report.TUNING_RESULT).unlink()
+    assert "Not measured: the fine-tuning is not finished" in report.write_report(folder).read_text()
+
+
+def test_an_expert_with_much_of_the_text_is_named_with_what_would_help(tmp_path: Path):
+    folder = with_what_happened(tmp_path / "run")
+    config = (folder / "config.yaml").read_text()
+    load = {"kind": "load", "step": 8, "tokens_NK": [[0] * 8, [0, 0, 0, 0, 90_000, 0, 0, 0]]}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(load) + "\n")
+    (folder / "config.yaml").write_text(config + "routing: { table: random }\n")
+    text = report.write_report(folder).read_text()
+    assert re.search(r"had 3\.9\d times its fair share, in en, RRE layer 1: .*\nrouting\.table=balanced", text)
+    (folder / "config.yaml").write_text(config + "routing: { table: balanced }\n")
+    assert "most loaded" not in report.write_report(folder).read_text()
+
+
+def test_a_common_expert_with_much_of_the_text_is_said_to_be_of_no_domain(tmp_path: Path):
+    folder = with_what_happened(tmp_path / "run")
+    config = (folder / "config.yaml").read_text()
+    model = "model: { segments: [own, common], common_experts: 6, experts_per_domain: 4 }\n"
+    (folder / "config.yaml").write_text(config + model + "routing: { table: random }\n")
+    load = {"kind": "load", "step": 8, "tokens_NK": [[0] * 8, [0, 90_000, 0, 0, 0, 0, 0, 0]]}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(load) + "\n")
+    text = report.write_report(folder).read_text()
+    assert re.search(
+        r"had 5\.\d\d times its fair share, in an expert common to all domains, RRE layer 0, segment 1: ", text
+    )
+
+
+def test_pictures_have_an_alternative_text_and_what_does_not_change_is_a_sentence(tmp_path: Path):
+    made_up_run(tmp_path, ["zh"], 1, 4)
+    text = report.write_report(tmp_path).read_text()
+    described = re.findall(r'<img alt="([^"]*)"', text)
+    assert len(described) == text.count("<img") == 4
+    assert all(len(words.split()) > 5 for words in described)
+    assert "<p>The same at every step: loss scale 1.</p>" in text
+
+
+def test_epochs_are_those_after_the_last_step_and_an_older_log_has_none():
+    lines = [{"epochs": {"zh": 0.5}}, {"epochs": {"zh": 1.25, "en": 0.0}}]
+    assert report.last_epochs(lines, "zh") == 1.25
+    assert report.last_epochs(lines[:1], "en") is None
+    assert report.last_epochs([{}], "zh") is None

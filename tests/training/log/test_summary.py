@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.edited import edit_evaluations
+from helpers.losses import held_out_losses
+
+from experiments.tiny import STEPS
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.training.log.differences import loss_differences
+from pangu_sigma.training.log.metrics import FILE, read_metrics
+from pangu_sigma.training.log.summary import format_comparison, format_divergence, format_summary, summarise
+
+
+def test_the_summary_says_what_the_log_says(tiny_data, tiny_run):
+    summary, (before, after) = summarise(tiny_run), held_out_losses(tiny_run)
+    records = load_manifest(tiny_data).domains
+    samples = {name: (record.train.tokens - 1) // 32 for name, record in records.items()}
+    assert summary["steps"] == STEPS
+    for name, losses in summary["domains"].items():
+        assert (losses["loss_before"], losses["loss_after"]) == (before[name], after[name])
+        assert 0 < losses["unigram"] < math.log(2 * 640)
+        assert 0 < losses["se"] < losses["loss_after"]
+        assert losses["epochs"] == pytest.approx(STEPS * 4 / 3 / samples[name], abs=2 / samples[name])
+        assert 0 < losses["bits_per_byte"] < losses["loss_after"] / math.log(2), "a token is more than a byte"
+    assert Path(summary["checkpoint"]).name == f"step_{STEPS:08d}"
+    assert Path(summary["report"]).exists()
+    assert summary["expert_load_max_over_mean"] >= 1
+    assert "12 rows beyond parallel.capacity_factor" in format_summary(summary | {"dropped": 12})
+    text = format_summary(summary)
+    assert "dropped" not in text
+    for shown in ("zh", "en", "code", f"{after['zh']:.3f}", summary["checkpoint"]):
+        assert shown in text
+
+
+def diverge(line: dict) -> None:
+    line["per_domain_loss"]["zh"] = line["se"]["zh"] = line["bits_per_byte"]["zh"] = None
+    line["per_sample"]["zh"]["nats"] = [None] * len(line["per_sample"]["zh"]["nats"])
+
+
+def test_a_run_whose_losses_are_not_finite_has_a_summary_all_the_same(tiny_run, tmp_path):
+    """Every step was skipped, or the weights are NaN: the table says so with a dash."""
+    run = edit_evaluations(tiny_run, tmp_path / "run", diverge)
+    text = format_summary(summarise(run))
+    zh = next(line for line in text.splitlines() if line.startswith("zh"))
+    assert zh.split()[:4] == ["zh", "–", "–", "–"]
+    other = summarise(run) | {"differences": loss_differences(tiny_run, run)}
+    zh = next(line for line in format_comparison(summarise(tiny_run), other).splitlines() if line.startswith("zh"))
+    assert zh.split()[2:5] == ["–", "–", "–"]
+
+
+def test_before_and_after_of_other_samples_are_said_to_be(tiny_run, tmp_path):
+    def other_text(line: dict) -> None:
+        if line["step"] == 0:
+            line["held_out"] = dict.fromkeys(line["held_out"], "0")
+
+    assert "is of other held-out samples" not in format_summary(summarise(tiny_run))
+    run = edit_evaluations(tiny_run, tmp_path / "run", other_text)
+    assert "before       is of other held-out samples" in format_summary(summarise(run))
+
+
+def test_two_runs_are_compared_domain_by_domain_the_first_minus_the_second(tiny_run):
+    one = summarise(tiny_run)
+    found = {name: {"nats_per_token": -1.0, "se": 0.25} for name in ("zh", "en")} | {"code": {"none": "no reason"}}
+    other = {**one, "domains": {n: {**d, "loss_after": d["loss_after"] + 1} for n, d in one["domains"].items()}}
+    lines = format_comparison(one, other | {"differences": found}).splitlines()
+    assert "first − second" in lines[0]
+    for name in ("zh", "en"):
+        assert next(line for line in lines if line.startswith(name)).split()[3:5] == ["-1.000", "0.250"]
+    code = next(line for line in lines if line.startswith("code")).split()
+    assert (code[2] > code[1], code[3:5]) == (True, ["–", "–"]), "both losses, and no number for the difference"
+    assert lines[-1] == "no difference for code: no reason"
+
+
+def test_losses_that_are_not_those_of_the_checkpoint_are_said_to_be_older(tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    lines = [line for line in read_metrics(copy) if line["kind"] != "evaluation" or line["step"] < STEPS]
+    (copy / FILE).write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    at = max(line["step"] for line in lines if line["kind"] == "evaluation")
+    assert f"after        is of step {at}, " in format_summary(summarise(copy))
+    assert "after        is of" not in format_summary(summarise(tiny_run))
+
+
+def test_a_run_without_a_checkpoint_has_no_summary_yet(tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(ConfigError, match="no checkpoint or no losses to report yet; train it first"):
+        summarise(copy)
+
+
+def test_a_loss_that_ends_above_that_of_step_0_in_all_domains_is_a_divergence():
+    def log(*losses: tuple[float, float | None], held_out: str = "") -> list[dict]:
+        named = [dict(zip(("zh", "en"), each, strict=True)) for each in losses]
+        return [
+            {"kind": "evaluation", "step": step, "per_domain_loss": each, "held_out": held_out and step}
+            for step, each in enumerate(named)
+        ]
+
+    assert format_divergence(log((9.026, 9), (3, 4), (12.3, 1e10)), 1e3) == (
+        "the held-out loss ended above that of step 0 in all domains (zh 9.026 → 12.3, en 9 → 1e+10): the training diverged; "
+        "lower train.optimizer.peak_lr=1000"
+    )
+    assert "en 9 → inf" in format_divergence(log((9, 9), (10, None)), 1)
+    for fine in (log((9, 9), (12, 8)), log((9, 9)), [], log((9, 9), (12, 12))[1:], log((9, 9), (10, 10), held_out="a")):
+        assert format_divergence(fine, 1) == ""

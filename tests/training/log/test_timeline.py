@@ -1,0 +1,92 @@
+"""A timeline has what the loop did and what the graph did, on one clock, without the step that compiles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from experiments.tiny import SAVED_AT, STEPS, tiny_config
+from pangu_sigma.training.log.metrics import read_metrics
+from pangu_sigma.training.log.timeline import STEPS as SEEN
+from pangu_sigma.training.log.timeline import NoTimeline, Timeline, profiler_activities
+from pangu_sigma.training.loop import train
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+class Work(nn.Cell):
+    def construct(self, x):
+        return ops.ReduceSum()(ops.exp(x))
+
+
+def events_of(run: Path) -> list[dict]:
+    return [event for event in json.loads((run / "profile/trace.json").read_text()) if event["ph"] == "X"]
+
+
+def test_operators_lie_inside_the_span_that_ran_them(tmp_path):
+    work, x = Work(), Tensor(np.ones((300, 300), np.float32))
+    work(x)
+    with Timeline(tmp_path, 7) as timeline:
+        for step in range(8, 10 + SEEN):
+            with timeline.span("step"):
+                work(x).asnumpy()
+            with timeline.span("metrics"):
+                pass
+            timeline.step_done(step)
+    events = events_of(tmp_path)
+    names = [event["name"] for event in events if event["pid"] == 1]
+    assert names == ["step", "metrics"] * SEEN, "neither the first step nor those after the last"
+    steps = [event for event in events if event["name"] == "step"]
+    operators = [event for event in events if "ReduceSum" in event["name"]]
+    assert len(operators) == SEEN
+    for step, operator in zip(steps, sorted(operators, key=lambda event: event["ts"]), strict=True):
+        assert step["ts"] <= operator["ts"] <= operator["ts"] + operator["dur"] <= step["ts"] + step["dur"] + 1
+
+
+def test_a_run_that_ends_early_leaves_what_was_seen_and_one_of_a_step_nothing(tmp_path):
+    for name, steps in (("early", 3), ("one", 1)):
+        work, x = Work(), Tensor(np.ones(3, np.float32))
+        with Timeline(tmp_path / name, 0) as timeline:
+            for step in range(1, steps + 1):
+                with timeline.span("step"):
+                    work(x).asnumpy()
+                timeline.step_done(step)
+    assert [event["name"] for event in events_of(tmp_path / "early") if event["pid"] == 1] == ["step", "step"]
+    assert not (tmp_path / "one/profile/trace.json").exists()
+
+
+def test_a_finished_run_has_no_timeline_and_says_so(tmp_path, caplog):
+    with Timeline(tmp_path, 7):
+        pass
+    assert caplog.messages == ["no timeline: this run took no step after its first, which compiles"]
+
+
+def test_on_ascend_the_npu_is_watched_too():
+    assert [activity.value for activity in profiler_activities("CPU")] == ["CPU"]
+    assert [activity.value for activity in profiler_activities("Ascend")] == ["CPU", "NPU"]
+
+
+def test_without_being_asked_for_nothing_is_seen():
+    with NoTimeline() as timeline, timeline.span("step"):
+        pass
+    timeline.step_done(2)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_timeline_logs_what_one_without_logs(tiny_data, tiny_run, tmp_path):
+    """The same losses to the last digit, and a file that names the parts of the loop and the project's own operators."""
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    shutil.rmtree(copy / f"checkpoints/step_{STEPS:08d}")
+    (copy / "checkpoints/LATEST").write_text(f"step_{SAVED_AT:08d}")
+    train(tiny_config(tiny_data), copy, profile=True)
+    losses = [[line["loss"] for line in read_metrics(run) if line["kind"] == "step"] for run in (tiny_run, copy)]
+    assert losses[0] == losses[1]
+    names = [event["name"] for event in events_of(copy)]
+    assert [names.count(name) for name in ("feed", "step", "metrics", "save")] == [SEEN, SEEN, SEEN, 0]
+    assert any("AdamRows" in name or "Custom" in name for name in names)

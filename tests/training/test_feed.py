@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers.toy import toy_batches, toy_config
+
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.ecss.prefetch import PrefetchedExperts
+from pangu_sigma.training.feed import InputPipeline
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+class Store:
+    """What a feed needs of a store: a tier that counts how often it is released."""
+
+    def __init__(self):
+        self.released = 0
+        self.tier = SimpleNamespace(release=self.release)
+
+    def release(self) -> None:
+        self.released += 1
+
+
+class Prefetcher:
+    """Notes what it is asked for."""
+
+    def __init__(self):
+        self.asked: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def transfer(self, active_NA: np.ndarray, coming_NA: np.ndarray) -> tuple[PrefetchedExperts, str]:
+        self.asked.append((active_NA, coming_NA))
+        return PrefetchedExperts(experts=("experts",)), "traffic"
+
+
+@pytest.fixture
+def batches(tmp_path) -> BatchLoader:
+    return toy_batches(toy_config(), tmp_path)
+
+
+def test_batches_come_in_order_each_with_the_cursor_after_it(batches):
+    start = batches.start()
+    feed, cursor = InputPipeline(batches, start, Store(), None), batches.start()
+    for _ in range(4):
+        fed, expected = feed.take(), batches.next(cursor)
+        assert fed.batch.digest == expected.digest
+        assert fed.cursor == cursor
+        for tensor, array in zip(fed.arrays, expected.arrays(), strict=True):
+            assert np.array_equal(tensor.asnumpy(), array)
+    assert start == batches.start(), "the run's own cursor moves only when a step is done"
+
+
+def test_without_a_prefetcher_the_store_lets_go_of_what_the_step_before_used(batches):
+    store = Store()
+    feed = InputPipeline(batches, batches.start(), store, None)
+    for taken in range(1, 4):
+        fed = feed.take()
+        assert (fed.brought, fed.traffic, store.released) == (None, None, taken)
+
+
+def test_a_prefetcher_is_told_the_experts_of_this_step_and_of_the_next(batches):
+    store, prefetcher, cursor = Store(), Prefetcher(), batches.start()
+    feed = InputPipeline(batches, batches.start(), store, prefetcher)
+    active = [batches.next(cursor).active_NA for _ in range(4)]
+    for _ in range(3):
+        fed = feed.take()
+        assert (fed.brought, fed.traffic) == (PrefetchedExperts(experts=("experts",)), "traffic")
+    for number, (now, coming) in enumerate(prefetcher.asked):
+        assert np.array_equal(now, active[number])
+        assert np.array_equal(coming, active[number + 1])
+    assert store.released == 0

@@ -1,0 +1,464 @@
+"""A run that is ill says so by name and stops; one that is well is left alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from mindspore import Parameter, Tensor
+
+from experiments.chaos import rank_processes
+from experiments.chaos.runs import digests
+from experiments.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
+from pangu_sigma.checkpoint.format import UnhealthyState
+from pangu_sigma.checkpoint.healthy import last_healthy
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS
+from pangu_sigma.sections import SpikesConfig, TrainConfig
+from pangu_sigma.training.health import (
+    DomainHealth,
+    Health,
+    UnhealthyRun,
+    count_not_finite,
+    examine,
+    unhealthy_tensors,
+)
+from pangu_sigma.training.log.metrics import NoLog, read_metrics
+from pangu_sigma.training.log.summary import format_summary, summarise
+from pangu_sigma.training.loop import Trainer, train
+
+LOSSES = st.lists(st.floats(0.1, 12.0), min_size=1, max_size=40)
+
+
+# --- what is known of a domain --------------------------------------------------------------------------------------
+
+
+@given(LOSSES)
+def test_mean_and_deviation_are_those_of_the_losses_as_long_as_the_window_holds_them_all(losses: list[float]):
+    domain, options = DomainHealth(), SpikesConfig(window=len(losses))
+    for loss in losses:
+        assert domain.limit(options) == math.inf, "too little is known"
+        domain.take(loss, options)
+    assert domain.mean == pytest.approx(np.mean(losses))
+    assert domain.variance == pytest.approx(np.var(losses), abs=1e-9)
+    deviation = max(float(np.std(losses)), 0.01 * float(np.mean(losses)))
+    assert domain.limit(options) == pytest.approx(np.mean(losses) + 6 * deviation, rel=1e-6)
+
+
+def test_one_spike_is_told_from_a_new_level():
+    """One loss far above leaves mean and limit nearly where they were; a loss that stays high is the normal one before long."""
+    domain, options = DomainHealth(), SpikesConfig(factor=4.0, window=20)
+    for step in range(60):
+        domain.take(3.0 + 0.1 * math.sin(step), options)
+    limit = domain.limit(options)
+    assert 3.1 < limit < 3.5
+    domain.take(50.0, options)
+    assert domain.limit(options) < limit + 0.2, "what is far above counts as the limit"
+    high = 0
+    while domain.limit(options) < 6.0:
+        domain.take(6.0, options)
+        high += 1
+    assert 1 < high < 40
+
+
+@given(LOSSES, st.data())
+def test_a_state_goes_on_exactly_where_it_was(losses: list[float], data: st.DataObject):
+    options = TrainConfig(spikes=SpikesConfig(window=3, factor=0.5), max_skipped_steps=2)
+    skipped = data.draw(st.lists(st.booleans(), min_size=len(losses), max_size=len(losses)))
+    at = data.draw(st.integers(0, len(losses)))
+    whole = resumed = Health(options, ["a", "b"])
+    for step, (loss, skip) in enumerate(zip(losses, skipped, strict=True)):
+        if step == at:
+            resumed = Health(options, ["a", "b"], json.loads(json.dumps(whole.state())))
+        found = []
+        for health in dict.fromkeys((whole, resumed)):
+            health.observe(step, {"ab"[step % 2]: loss}, "", skip)
+            found.append((health.spikes, health.stuck, health.suspect))
+        assert found[0] == found[-1]
+    assert whole.state() == resumed.state()
+
+
+def test_a_state_of_before_or_of_other_domains_begins_anew():
+    assert Health(TrainConfig(), ["a"], None).state() == Health(TrainConfig(), ["a"], {}).state()
+    one = Health(TrainConfig(), ["a"])
+    one.observe(1, {"a": 2.0}, "", True)
+    both = Health(TrainConfig(), ["a", "b"], one.state())
+    assert (both.domains["a"].skipped, both.domains["b"].skipped) == (1, 0)
+
+
+def test_skipped_steps_are_counted_by_domain_and_one_after_another():
+    """One bad expert skips the steps of its domain only; the steps of the others must not hide that."""
+    health = Health(TrainConfig(max_skipped_steps=3), ["good", "bad", "rare"])
+    for step in range(1, 20, 2):
+        health.observe(step, {"good": 3.0, "bad": 3.0}, "", True)
+        if step < 5:
+            assert health.stuck is None
+            health.observe(step + 1, {"good": 3.0}, "", False)
+            assert health.stuck is None
+            continue
+        break
+    assert health.stuck == "bad"
+    assert [domain.skipped for domain in health.domains.values()] == [1, 3, 0]
+    health.observe(7, {"bad": 3.0}, "", False)
+    assert (health.stuck, health.domains["bad"].skipped) == (None, 0)
+
+
+def test_a_loss_that_is_not_finite_is_suspect_and_stays_out_of_the_mean():
+    health = Health(TrainConfig(), ["a", "b"])
+    health.observe(1, {"a": 2.0, "b": 4.0}, "", False)
+    assert not health.suspect
+    for loss in (math.nan, math.inf):
+        health.observe(2, {"a": loss, "b": 4.0}, "", True)
+        assert health.suspect
+        assert health.spikes == []
+    assert (health.domains["a"].mean, health.domains["a"].seen, health.domains["b"].seen) == (2.0, 1, 3)
+
+
+def test_a_spike_is_named_with_what_it_was_measured_by():
+    health = Health(TrainConfig(spikes=SpikesConfig(window=2, factor=5.0)), ["a", "b"])
+    for step in (1, 2):
+        health.observe(step, {"a": 2.0, "b": 4.0}, "", False)
+    health.observe(3, {"a": 2.05, "b": 4.3}, "5a", False)
+    (spike,) = health.spikes
+    assert (spike.step, spike.domain, spike.loss, spike.mean, spike.limit, spike.samples, spike.skipped) == (
+        3, "b", 4.3, 4.0, pytest.approx(4.2), "5a", False,
+    )  # fmt: skip
+    quiet = Health(TrainConfig(spikes=SpikesConfig(factor=None)), ["a"])
+    for loss in [1.0] * 100 + [1e6]:
+        quiet.observe(1, {"a": loss}, "", False)
+    assert quiet.spikes == [], "nobody asked"
+
+
+def test_a_step_that_the_graph_took_for_a_spike_is_logged_as_one_even_at_the_edge_of_rounding():
+    health = Health(TrainConfig(spikes=SpikesConfig(window=1, factor=5.0, skip=True)), ["a", "b"])
+    health.observe(1, {"a": 2.0, "b": 4.0}, "", False)
+    health.observe(
+        2, {"a": 2.0, "b": np.nextafter(health.domains["b"].limit(health.options.spikes), 0)}, "", True, True
+    )
+    assert [(spike.domain, spike.skipped) for spike in health.spikes] == [("b", True)]
+
+
+def test_limits_are_those_of_the_weighted_losses_of_the_domains_of_a_batch():
+    health = Health(TrainConfig(spikes=SpikesConfig(window=1, factor=10.0)), ["a", "b", "c"])
+    health.observe(1, {"a": 2.0, "c": 4.0}, "", False)
+    limits = health.limits(np.array([2, 0, 2, 1]), np.array([0.1, 0.5, 0.2, 0.2]))
+    np.testing.assert_allclose(limits, [0.5 * 2.2, np.inf, 0.3 * 4.4], rtol=1e-6)
+    assert limits.dtype == np.float32
+    assert np.isinf(health.limits(np.array([0]), np.array([1.0]))[1:]).all(), "what is not there has no limit"
+
+
+# --- values that are not finite -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", [0, (1 << 22) - 1, 1 << 22, (1 << 22) + 4])
+def test_one_value_is_found_anywhere_and_in_any_precision(position: int):
+    single = np.zeros((5, (1 << 20) + 1), np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        single.reshape(-1)[position] = bad
+        assert count_not_finite(single) == 1
+        half = single.astype(np.float16)
+        bfloat16 = (single.view(np.uint32) >> 16).astype(np.uint16)
+        assert (count_not_finite(half), count_not_finite(bfloat16)) == (1, 1)
+    assert count_not_finite(np.full(3, 0x7F7F, np.uint16)) == 0, "the largest bfloat16"
+    assert count_not_finite(np.full(3, 3e38, np.float32)) == 0
+    assert count_not_finite(np.array(np.nan, np.float32)) == 1
+    assert count_not_finite(np.full(3, 2**31 - 1, np.int32)) == 0
+
+
+@pytest.fixture(scope="module")
+def patient(graph_mode, tiny_data, tiny_run, tmp_path_factory) -> Trainer:
+    """The tiny run in the middle, to be made ill and well again."""
+    copy = tmp_path_factory.mktemp("patient") / "run"
+    shutil.copytree(tiny_run, copy)
+    shutil.rmtree(copy / f"checkpoints/step_{STEPS:08d}")
+    (copy / "checkpoints/LATEST").write_text(f"step_{SAVED_AT:08d}")
+    return Trainer(tiny_config(tiny_data), copy)
+
+
+@pytest.fixture
+def well(patient: Trainer) -> Iterator[Trainer]:
+    """The patient, whose state is put back after the test."""
+    parameters = [p for shard in patient.shards.values() for p in shard.values()]
+    kept = [p.asnumpy().copy() for p in parameters]
+    patient.health = Health(patient.config.train, [d.name for d in patient.config.domains])
+    yield patient
+    for parameter, values in zip(parameters, kept, strict=True):
+        parameter.asnumpy()[...] = values
+
+
+def advance_until_it_stops(trainer: Trainer, most: int = 12) -> str:
+    """What the error says that ends the run."""
+    with pytest.raises(UnhealthyRun) as stopped:
+        for _ in range(most):
+            batch, *_ = trainer.advance()
+            examine(trainer.health, trainer.built, trainer.run, trainer.progress.step, batch.active_NA, NoLog())
+    return str(stopped.value)
+
+
+def poison(parameter: Parameter, row: int, value: float) -> None:
+    parameter.asnumpy()[row].reshape(-1)[-1] = value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("shard", "name", "row", "named"),
+    [
+        ("experts_layer_0", "w1", 0, "domain zh, RRE layer 0, expert 0, tensor w1: 1 of 768 values"),
+        ("experts_layer_1", "b2", 5, "domain code, RRE layer 1, expert 5, tensor b2: 1 of 24 values"),
+        ("dense", "norm.gain", 3, "dense tensor norm.gain: 1 of 24 values"),
+    ],
+)
+def test_a_weight_that_is_not_finite_stops_the_run_by_name(well, shard, name, row, named, value):
+    """In one expert, and in the dense part."""
+    parameter = well.shards[shard][name]
+    if parameter.asnumpy().ndim == 1:
+        parameter.asnumpy()[row] = value
+    else:
+        poison(parameter, row, value)
+    text = advance_until_it_stops(well)
+    assert named in text
+    assert str(well.run.checkpoints / f"step_{SAVED_AT:08d}") in text
+    assert "start the same command again" in text
+
+
+def test_a_moment_that_is_not_finite_stops_the_run_by_name(well):
+    """The update makes weights of it, and their next loss shows both."""
+    poison(well.shards["experts_layer_1"]["w2.moment"], 2, math.nan)
+    text = advance_until_it_stops(well)
+    assert "domain en, RRE layer 1, expert 2, tensor w2: 1 of 768 values" in text
+    assert "tensor w2.moment: 1 of 768 values" in text
+
+
+def test_a_variance_that_is_nan_stops_the_run_by_name(well):
+    """Its root makes the weight NaN, like a moment that is."""
+    poison(well.shards["experts_layer_0"]["w1.variance"], 2, math.nan)
+    text = advance_until_it_stops(well)
+    assert "domain en, RRE layer 0, expert 2, tensor w1: 1 of 768 values" in text
+    assert "tensor w1.variance: 1 of 768 values" in text
+
+
+@pytest.mark.parametrize(
+    ("shard", "name", "row", "named"),
+    [
+        ("experts_layer_1", "w2", 2, r"experts_layer_1\.safetensors: w2\.variance has 1, .*expert 2 of domain en"),
+        ("dense", "norm.gain", 3, r"dense_optimizer\.safetensors: norm\.gain\.variance has 1, first at \[3\]"),
+    ],
+)
+def test_a_variance_that_is_infinite_shows_in_no_step_and_stops_the_run_at_its_next_save(well, shard, name, row, named):
+    """The weight only decays, which no loss tells; so a bound on the steps until then is train.checkpoint_interval."""
+    variances = well.shards["dense_optimizer" if shard == "dense" else shard][f"{name}.variance"]
+    last = (row, *(-1 for _ in variances.shape[1:]))
+    variances.asnumpy()[last] = math.inf
+    before = float(well.shards[shard][name].asnumpy()[last])
+    for _ in range(4):
+        batch, _, result, _ = well.advance()
+        assert bool(result.applied.asnumpy())
+        examine(well.health, well.built, well.run, well.progress.step, batch.active_NA, NoLog())
+    assert well.shards[shard][name].asnumpy()[last] == pytest.approx(before, rel=1e-3), "a step of Adam is far larger"
+    with pytest.raises(UnhealthyState, match=named):
+        well.save()
+    assert last_healthy(well.run.checkpoints, SINGLE_PROCESS)[0] == well.run.checkpoints / f"step_{SAVED_AT:08d}"
+
+
+def test_a_run_whose_values_are_all_finite_is_left_alone(well):
+    assert unhealthy_tensors(well.built) == []
+    for _ in range(3):
+        batch, *_ = well.advance()
+        examine(well.health, well.built, well.run, well.progress.step, batch.active_NA, NoLog())
+
+
+def test_all_experts_are_looked_at_unless_some_are_asked_for(well):
+    poison(well.shards["experts_layer_1"]["w1"], 4, math.nan)
+    active_NA = np.array([[0, 1, 6, 6], [0, 5, 6, 6]])
+    assert unhealthy_tensors(well.built, active_NA) == []
+    assert [tensor.expert for tensor in unhealthy_tensors(well.built)] == [4]
+
+
+def test_an_expert_is_named_with_its_segment_and_a_common_one_without_a_domain(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, model={"segments": ["own", "common"], "common_experts": 7})
+    trainer = Trainer(config, tmp_path / "run")
+    poison(trainer.shards["experts_layer_2"]["w1"], 3, math.nan)
+    poison(trainer.shards["experts_layer_3"]["w2.moment"], 6, math.nan)
+    own, common = unhealthy_tensors(trainer.built)
+    assert str(own) == "domain en, RRE layer 1, segment 0, expert 3, tensor w1: 1 of 384 values"
+    assert str(common) == "all domains, RRE layer 1, segment 1, expert 6, tensor w2.moment: 1 of 384 values"
+    assert (common.domain, common.layer, common.segment, common.expert) == (None, 1, 1, 6)
+
+
+def test_skips_without_an_end_stop_the_run_and_say_what_it_is_not(well):
+    """Gradients that overflow at any scale: no weight is wrong, and going on is no use."""
+    options = well.config.train.model_copy(update={"max_skipped_steps": 3})
+    well.health = Health(options, [d.name for d in well.config.domains])
+    with pytest.raises(UnhealthyRun) as stopped:
+        for _ in range(12):
+            well.step.scale.value.set_data(Tensor(2.0**126, ms.float32))
+            batch, *_ = well.advance()
+            examine(well.health, well.built, well.run, well.progress.step, batch.active_NA, NoLog())
+    for part in ("the last 3 steps with domain", "train.max_skipped_steps", "all weights and moments are finite"):
+        assert part in str(stopped.value)
+    assert max(domain.skipped for domain in well.health.domains.values()) == 3
+
+
+# --- whole runs -----------------------------------------------------------------------------------------------------
+
+
+def test_one_bad_value_ends_a_whole_run_and_its_log_and_report_say_so(tiny_data, tiny_run, tmp_path, monkeypatch):
+    """The log counts what its means leave out; the checkpoint before is there; the same command goes on from it."""
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    shutil.rmtree(copy / f"checkpoints/step_{STEPS:08d}")
+    (copy / "checkpoints/LATEST").write_text(f"step_{SAVED_AT:08d}")
+
+    def advance(trainer: Trainer):
+        if trainer.progress.step == SAVED_AT + 1:
+            poison(trainer.shards["experts_layer_0"]["w2"], 3, math.nan)
+        return whole(trainer)
+
+    whole = Trainer.advance
+    monkeypatch.setattr(Trainer, "advance", advance)
+    with pytest.raises(UnhealthyRun, match="domain en, RRE layer 0, expert 3, tensor w2: 1 of 768 values"):
+        train(tiny_config(tiny_data), copy)
+    lines = read_metrics(copy)
+    last = [line for line in lines if line["kind"] == "step"][-1]
+    assert (last["skipped"], last["left_out"], last["per_domain_left_out"]["en"]) == (1, 1, 1)
+    (found,) = [line for line in lines if line["kind"] == "unhealthy"]
+    assert found["step"] == last["step"]
+    assert found["tensors"] == [
+        {"domain": "en", "layer": 0, "expert": 3, "tensor": "w2", "values": 1, "size": 768, "segment": None},
+    ]
+    summary = summarise(copy)
+    assert summary["skipped"] == 1
+    assert "1 steps, which changed nothing" in format_summary(summary)
+    monkeypatch.setattr(Trainer, "advance", whole)
+    train(tiny_config(tiny_data), copy)
+    latest = f"checkpoints/step_{STEPS:08d}"
+    assert digests(copy / latest) == digests(tiny_run / latest)
+
+
+def test_a_spike_that_is_skipped_changes_nothing_and_without_spikes_the_bits_are_the_same(
+    tiny_data, tiny_run, tmp_path
+):
+    """Neither weights nor moments nor the loss scale; and a limit that nothing reaches changes no bit of a run."""
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    shutil.rmtree(copy / f"checkpoints/step_{STEPS:08d}")
+    (copy / "checkpoints/LATEST").write_text(f"step_{SAVED_AT:08d}")
+    trainer = Trainer(tiny_config(tiny_data, train={**tiny_tree(tiny_data)["train"], "spikes": {"skip": True}}), copy)
+    while trainer.progress.step < STEPS:
+        trainer.advance()
+    assert digests(trainer.save()) == digests(tiny_run / f"checkpoints/step_{STEPS:08d}")
+    before = {(s, n): p.asnumpy().copy() for s, shard in trainer.shards.items() for n, p in shard.items()}
+    updates = trainer.progress.updates
+    for domain in trainer.health.domains.values():
+        domain.seen, domain.mean, domain.variance = 1000, 0.5, 0.0
+    batch, rate, result, traffic = trainer.advance()
+    assert (float(result.applied.asnumpy()), np.isfinite(result.norm.asnumpy())) == (0.0, True)
+    after = {(s, n): p.asnumpy() for s, shard in trainer.shards.items() for n, p in shard.items()}
+    for key, values in before.items():
+        assert values.tobytes() == after[key].tobytes(), key
+    assert trainer.progress.updates == updates
+    assert {spike.domain for spike in trainer.health.spikes} == set(trainer.losses)
+    assert all(spike.skipped and spike.limit == pytest.approx(0.53) for spike in trainer.health.spikes)
+    assert trainer.metrics(batch, rate, result, traffic).skipped
+    trainer.step.scale.value.set_data(Tensor(2.0**126, ms.float32))
+    trainer.advance()
+    assert float(trainer.step.scale.value.asnumpy()) == 2.0**125, "gradients that overflow halve it, spike or not"
+    trainer.step.scale.value.set_data(Tensor(1024.0, ms.float32))
+    for domain in trainer.health.domains.values():
+        domain.mean = 100.0
+    assert float(trainer.advance()[2].applied.asnumpy()) == 1.0
+
+
+POISONED = f"""{rank_processes.CRASHES_AT_EXIT}
+import os, sys
+import numpy as np
+from pangu_sigma.cli import program
+from pangu_sigma.training import loop
+
+def advance(trainer):
+    held = trainer.store.held_of(0)[0].tolist()
+    if trainer.progress.step == 2 and 3 in held:
+        trainer.shards["experts_layer_0"]["w1"].asnumpy()[held.index(3), 0, 0] = np.nan
+    return whole(trainer)
+
+whole, loop.Trainer.advance = loop.Trainer.advance, advance
+sys.exit(program())
+"""
+
+
+def two_ranks(tree: dict, folder: Path, program: str, statuses: list[int]) -> rank_processes.RankProcesses:
+    """Train a configuration in two processes until they end. program: what each of them runs."""
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    arguments = ["train", str(file), "--output", str(folder / "run")]
+    with rank_processes.RankProcesses(2, arguments, folder / "logs", program=program) as ranks:
+        assert ranks.wait(300.0) == statuses, ranks.said()
+    return ranks
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_for_a_value_on_one_of_them_and_each_names_it(tiny_data, tmp_path):
+    tree = tiny_tree(tiny_data) | {"parallel": {"expert": 2}}
+    tree["train"] |= {"steps": 12, "spikes": {"skip": True, "window": 4}}
+    ranks = two_ranks(tree, tmp_path, POISONED, [2, 2])
+    for log in ranks.logs:
+        assert "domain en, RRE layer 0, expert 3, tensor w1: 1 of 768 values" in log.read_text(), ranks.said()
+
+
+SPIKED = """
+import json, sys
+import numpy as np
+from pangu_sigma.cli import program
+from pangu_sigma.training import loop
+
+def state(trainer):
+    return b"".join(p.asnumpy().tobytes() for shard in trainer.shards.values() for p in shard.values())
+
+def advance(trainer):
+    spike = trainer.progress.step + 1 == 4
+    gain = trainer.network.norm.gain.asnumpy()
+    mine = gain.copy()
+    for domain in trainer.health.domains.values():
+        domain.seen, domain.mean, domain.variance = 1000, 7.0, 0.0
+    if spike and trainer.ranks.rank == 1:
+        gain *= 100  # only this rank is surprised
+    before = state(trainer)
+    taken = whole(trainer)
+    same, finite = before == state(trainer), bool(np.isfinite(taken[2].norm.asnumpy()))
+    if spike:
+        gain[...] = mine
+    found = [s.domain for s in trainer.health.spikes if s.skipped and s.loss > s.limit]
+    with open(f"{sys.argv[-1]}.{trainer.ranks.rank}", "a") as file:
+        print(json.dumps([float(taken[2].applied.asnumpy()), same, finite, trainer.progress.updates, found]), file=file)
+    return taken
+
+whole, loop.Trainer.advance = loop.Trainer.advance, advance
+sys.exit(program())
+"""
+
+
+@pytest.mark.slow
+def test_ranks_skip_the_same_step_for_a_spike_that_is_on_one_of_them(tiny_data, tmp_path):
+    """One shares the data with the other: the verdict is on the losses of the whole batch."""
+    tree = tiny_tree(tiny_data) | {"parallel": {"data": 2}}
+    tree["train"] |= {"steps": 6, "spikes": {"skip": True, "window": 4}}
+    two_ranks(tree, tmp_path, SPIKED, [0, 0])
+    one, other = (list(map(json.loads, (tmp_path / f"run.{rank}").read_text().splitlines())) for rank in range(2))
+    assert one == other, "the same verdict, for the same domains"
+    assert [applied for applied, *_ in one] == [1, 1, 1, 0, 1, 1]
+    _, same, finite, updates, found = one[3]
+    assert same, "weights, moments and loss scale of each rank"
+    assert (finite, updates) == (True, 3)
+    assert found
+    assert [updates for *_, updates, _ in one[4:]] == [4, 5]
+    log = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "spike"]
+    assert {line["step"] for line in log} == {4}
+    assert all(line["skipped"] for line in log)

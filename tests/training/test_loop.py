@@ -1,0 +1,469 @@
+from __future__ import annotations
+
+import errno
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from helpers.losses import held_out_losses
+from mindspore import Tensor
+
+from ascend_ops.adam_worker import AdamWorkerError
+from experiments.chaos.runs import digests
+from experiments.chaos.saves_behind import same_saves
+from experiments.tiny import SAVED_AT, STEPS, tiny_config
+from pangu_sigma.checkpoint import save as saving
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
+from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
+from pangu_sigma.checkpoint.run_folder import run_config
+from pangu_sigma.checkpoint.state import restore, shards_of
+from pangu_sigma.cli import main
+from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.ecss.build import build
+from pangu_sigma.errors import DataError
+from pangu_sigma.evaluate.held_out.run import evaluate_run
+from pangu_sigma.lock import LockError, folder_lock
+from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.sections import RoutingConfig
+from pangu_sigma.stored.open import open_model
+from pangu_sigma.training.log.metrics import UPDATE, read_metrics
+from pangu_sigma.training.loop import Trainer, train
+from pangu_sigma.training.start import start_run
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+def stopped_at(run: Path, step: int, copy: Path) -> Path:
+    """A copy of a run as it was when it had just saved `step`; what it logged later is still there, as after a crash."""
+    shutil.copytree(run, copy)
+    for path in (copy / "checkpoints").glob("step_*"):
+        if int(path.name.removeprefix("step_")) > step:
+            shutil.rmtree(path)
+    (copy / "checkpoints" / "LATEST").write_text(f"step_{step:08d}")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def resumed(tiny_data, tiny_run, tmp_path_factory) -> Path:
+    """The tiny run, lost after its first checkpoint and trained again to its end."""
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path_factory.mktemp("resumed") / "tiny")
+    np.random.seed(99)  # states that must not matter
+    ms.set_seed(99)
+    train(tiny_config(tiny_data), copy)
+    return copy
+
+
+FILES = {"store": "file", "cache_gib": 5e-5, "update": "worker"}
+"""Experts in files, of which about a quarter may be in memory, updated behind the steps."""
+
+KILLED = f"""
+import os, signal, sys
+from pathlib import Path
+from experiments.tiny import SAVED_AT, tiny_config
+from pangu_sigma.training import loop
+
+def metrics(trainer, *step):
+    if trainer.progress.step == SAVED_AT + 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(trainer, *step)
+
+whole, loop.Trainer.metrics = loop.Trainer.metrics, metrics
+loop.train(tiny_config(Path(sys.argv[1]), ecss={FILES}), Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def file_run(tiny_data, tmp_path_factory) -> Path:
+    """The tiny run with its experts in files, updated behind the steps, killed while it moves them for step 20, and resumed."""
+    folder = tmp_path_factory.mktemp("files") / "run"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", KILLED, str(tiny_data), str(folder)]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (folder / "checkpoints/LATEST").read_text().strip() == f"step_{SAVED_AT:08d}"
+    train(tiny_config(tiny_data, ecss=FILES), folder)
+    return folder
+
+
+def test_it_learns(tiny_run):
+    before, after = held_out_losses(tiny_run)
+    assert set(before) == {"zh", "en", "code"}
+    for name, loss in before.items():
+        assert loss == pytest.approx(math.log(640), rel=0.05), "an untrained model knows nothing"
+        assert after[name] < 0.75 * loss, name
+
+
+def test_a_run_leaves_metrics_checkpoints_and_a_report(tiny_run):
+    lines = read_metrics(tiny_run)
+    assert lines[0]["kind"] == "run"
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(5, STEPS + 1, 5))
+    assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [0, STEPS]
+    for line in lines:
+        if line["kind"] == "step":
+            assert set(line["per_domain_loss"]) <= {"zh", "en", "code"}
+            assert line["loss"] == pytest.approx(np.mean(list(line["per_domain_loss"].values())), rel=0.2)
+            assert line["tokens"] == 5 * 4 * 32
+            assert (line["skipped"], line["gradient_norm"] > 0) == (0, True)
+    load = sum(np.array(line["tokens_NK"]) for line in lines if line["kind"] == "load")
+    assert load.shape == (2, 6)
+    assert (load.sum(axis=1) == STEPS * 4 * 32).all()
+    names = sorted(path.name for path in (tiny_run / "checkpoints").iterdir())
+    assert names == ["LATEST", f"step_{SAVED_AT:08d}", f"step_{STEPS:08d}"]
+    assert (tiny_run / "checkpoints/LATEST").read_text().strip() == f"step_{STEPS:08d}"
+    assert list((tiny_run / "tensorboard").iterdir())
+    assert list((tiny_run / "report").iterdir())
+
+
+def test_the_learning_rate_of_the_log_is_the_schedule(tiny_run):
+    rates = {line["step"]: line["learning_rate"] for line in read_metrics(tiny_run) if line["kind"] == "step"}
+    assert rates[5] == pytest.approx(1e-2, rel=1e-5)
+    assert rates[30] == pytest.approx(1e-3 + 9e-3 * (1 + math.cos(math.pi * 25 / 100)) / 2, rel=1e-4)
+
+
+def test_a_resumed_run_ends_in_the_bits_of_the_uninterrupted_one(tiny_run, resumed):
+    """Weights, moments, step counts, loss scale, counters, data cursor."""
+    expected, found = (digests(run / "checkpoints" / f"step_{STEPS:08d}") for run in (tiny_run, resumed))
+    assert len(expected) > 100
+    assert {name for name in expected if expected[name] != found.get(name)} == set()
+    assert expected == found
+
+
+def test_a_resumed_run_logs_each_step_once(tiny_run, resumed):
+    steps = [line["step"] for line in read_metrics(resumed) if line["kind"] == "step"]
+    assert steps == list(range(5, STEPS + 1, 5))
+    one, two = (
+        sum(np.array(line["tokens_NK"]) for line in read_metrics(run) if line["kind"] == "load")
+        for run in (tiny_run, resumed)
+    )
+    assert (one == two).all()
+    for run in (tiny_run, resumed):
+        losses = [line["loss"] for line in read_metrics(run) if line["kind"] == "step"]
+        assert losses == [line["loss"] for line in read_metrics(tiny_run) if line["kind"] == "step"]
+
+
+def test_a_run_with_experts_in_files_that_was_killed_ends_in_the_bits_of_the_one_in_memory(tiny_run, file_run):
+    """Whatever the files held when it was killed, the run goes on from its checkpoint."""
+    assert (file_run / "experts" / "experts.0.w1.bin").exists()
+    for step in (SAVED_AT, STEPS):
+        expected, found = (digests(run / "checkpoints" / f"step_{step:08d}") for run in (tiny_run, file_run))
+        assert {name for name in expected if expected[name] != found.get(name)} == set()
+        assert expected == found
+    lines = [[line for line in read_metrics(run) if line["kind"] == "evaluation"] for run in (tiny_run, file_run)]
+    assert lines[0] == lines[1]
+
+
+def test_the_log_of_a_run_says_what_the_worker_did_behind_its_steps(tiny_run, file_run):
+    lines = [line for line in read_metrics(file_run) if line["kind"] == "step"]
+    for line in lines[1:]:
+        assert 0.0 < line["update_busy"] < 1.0 and 0.0 <= line["update_stall"] < 1.0
+        assert line["updates_redone"] >= 0 and line["updates_undone"] == 0
+    assert not set(UPDATE) & set(read_metrics(tiny_run)[2])
+
+
+def test_no_save_passes_a_worker_that_failed(tiny_data, tiny_run, tmp_path):
+    trainer = Trainer(
+        tiny_config(tiny_data, ecss={"update": "worker"}), stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    )
+    trainer.advance()
+    trainer.store.worker.fail()
+    with pytest.raises(AdamWorkerError, match="half updated; go on from the last checkpoint"):
+        trainer.save()
+    with pytest.raises(RuntimeError, match="Await"):
+        trainer.advance()
+    assert latest_checkpoint(trainer.run.checkpoints).name == f"step_{SAVED_AT:08d}"
+
+
+@pytest.mark.slow
+def test_a_run_that_looks_its_experts_up_goes_on_from_any_store_to_the_same_bits(tiny_data, tiny_run, tmp_path):
+    """No prefetch, files: from a checkpoint of memory and prefetch."""
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    trainer = Trainer(tiny_config(tiny_data, ecss={**FILES, "prefetch": False}), copy)
+    while trainer.progress.step < STEPS:
+        *_, traffic = trainer.advance()
+        assert traffic is None
+    assert digests(trainer.save()) == digests(tiny_run / "checkpoints" / f"step_{STEPS:08d}")
+
+
+@pytest.mark.parametrize("ecss", [{}, FILES], ids=["memory", "files"])
+def test_any_store_takes_a_checkpoint_of_files(tiny_data, file_run, tmp_path, ecss):
+    trainer = Trainer(tiny_config(tiny_data, ecss=ecss), stopped_at(file_run, SAVED_AT, tmp_path / "run"))
+    assert trainer.progress.step == SAVED_AT
+    saved, found = load_checkpoint(trainer.run.checkpoints).files, trainer.shards
+    for shard, arrays in saved.items():
+        for name, array in arrays.items():
+            assert found[shard][name].asnumpy().tobytes() == array.values.tobytes(), name
+    assert found.keys() == saved.keys()
+
+
+def test_a_trained_run_with_experts_in_files_is_evaluated_to_the_losses_of_its_end(file_run):
+    found = {name: values["loss"] for name, values in evaluate_run(file_run).items()}
+    assert found == held_out_losses(file_run)[1]
+
+
+def test_the_traffic_of_the_log_is_that_of_the_batches(tiny_data, tiny_run):
+    """From the active experts of each batch and of the one before; those that fill the four places in a row do not move."""
+    run = open_model(tiny_run, "run")
+    batches = BatchLoader(run.config, tiny_data, run.tokenizer, run.table)
+    cursor, before, counts = batches.start(), [[], []], []
+    for _ in range(STEPS):
+        layers = [[k for k in row if k < 6] for row in batches.next(cursor).active_NA.tolist()]
+        resting = [len(now) == 4 and now[-1] - now[0] == 3 for now in layers]
+        known = [len(set(now) & set(then)) for now, then in zip(layers, before, strict=True)]
+        counts.append(np.sum([
+            (len(now), 0, 0) if rests else (0, again, len(now) - again)
+            for now, rests, again in zip(layers, resting, known, strict=True)
+        ], axis=0))  # fmt: skip
+        before = layers
+    mib = 4 * (2 * 24 * 32 + 32 + 24) / (1 << 20)
+    assert (np.sum(counts, axis=0) > 0).all(), "the run should show all three"
+    for line in (line for line in read_metrics(tiny_run) if line["kind"] == "step"):
+        resting, again, fetched = np.sum(counts[line["step"] - 5 : line["step"]], axis=0)
+        hits, used = resting + again, resting + again + fetched
+        assert line["refreshed_mib"] == pytest.approx(again * mib / 5)
+        assert line["fetched_mib"] == pytest.approx(fetched * mib / 5)
+        assert line["returned_mib"] == pytest.approx(used * mib / 5)
+        assert line["prefetch_hit_rate"] == pytest.approx(hits / used)
+        assert 0 <= line["prefetch_stall"] <= 1
+
+
+def test_a_checkpoint_holds_all_of_the_store_and_the_optimizer(tiny_run):
+    loaded = load_checkpoint(tiny_run / "checkpoints")
+    assert set(loaded.files) == {"dense", "dense_optimizer", "experts_layer_0", "experts_layer_1", "loss_scale"}
+    for name, array in loaded.files["dense"].items():
+        for part in ("moment", "variance"):
+            assert loaded.files["dense_optimizer"][f"{name}.{part}"].values.shape == array.values.shape
+    assert loaded.state["step"] == loaded.state["updates"] == STEPS
+    assert sum(loaded.state["cursor"]["taken"]) == STEPS * 4
+    counts = loaded.files["experts_layer_0"]["step"].values
+    assert counts.shape == (6,)
+    assert 0 < counts.min() < counts.max() < STEPS, "experts of a domain count only the steps it was in"
+
+
+def test_resuming_with_other_routing_or_another_vocabulary_is_refused(tiny_data, tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    before = (copy / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"routing\.seed: 0 → 5: which expert .*\n.*choose another folder"):
+        Trainer(tiny_config(tiny_data, routing={"seed": 5}), copy)
+    assert (copy / "config.yaml").read_bytes() == before, "a refusal must not overwrite the run's configuration"
+    shutil.rmtree(copy / "tokenizer")
+    (copy / "routing.npz").unlink()
+    (copy / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"routing\.seed: 0 → 5"):  # says the checkpoint itself
+        Trainer(tiny_config(tiny_data, routing={"seed": 5}), copy)
+    run = start_run(tiny_run, tiny_config(tiny_data))
+    other = replace(run, table=draw_tables(RoutingConfig(seed=5), 2, 3, run.tokenizer.size, 2, None))
+    with pytest.raises(CheckpointError, match=r"routing_hash.*routing\.seed"):
+        other.newest_checkpoint()
+
+
+def test_a_model_of_another_shape_cannot_take_the_checkpoint(tiny_data, tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    model = tiny_config(tiny_data).model.model_dump() | {"ffn": 40}
+    with pytest.raises(ConfigError, match=r"model\.ffn: 32 → 40: the saved arrays have this shape"):
+        Trainer(tiny_config(tiny_data, model=model), copy)
+    network, store = build(tiny_config(tiny_data, model=model))
+    with pytest.raises(CheckpointError, match=r"of shape .* the model needs .*another configuration"):
+        restore(shards_of(network, store), load_checkpoint(copy / "checkpoints"))
+
+
+def changes(run: Path) -> list[tuple[int, list]]:
+    """The history of a run's configuration after its start."""
+    return [(line["step"], line["changes"]) for line in read_metrics(run) if line["kind"] == "config"]
+
+
+def test_the_history_of_a_run_has_its_configuration_and_every_change(tiny_data, tiny_run, tmp_path, monkeypatch):
+    """Also if it was stopped before the next checkpoint, and changed again or not at all."""
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    first = read_metrics(copy)[0]
+    assert first["config"] == tiny_config(tiny_data).model_dump(mode="json")
+    monkeypatch.setattr(Trainer, "advance", lambda _: 1 / 0)
+    for weight, expected in ((2.0, [(SAVED_AT, [["domains.1.weight", 1.0, 2.0]])]), (1.0, [])):
+        domains = [d.model_dump() for d in tiny_config(tiny_data).domains]
+        domains[1]["weight"] = weight
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                train(tiny_config(tiny_data).model_copy(update={"domains": parsed(tiny_data, domains)}), copy)
+            assert changes(copy) == expected
+    first_change = (SAVED_AT, [["train.steps", STEPS, 40], ["train.optimizer.peak_lr", 0.01, 0.02]])
+    with pytest.raises(ZeroDivisionError):
+        train(run_config(copy, ["train.steps=40", "train.optimizer.peak_lr=0.02"]), copy)
+    assert changes(copy) == [first_change]
+    trainer = Trainer(run_config(copy), copy)
+    trainer.progress.step += 1
+    trainer.save()
+    with pytest.raises(ZeroDivisionError):
+        train(run_config(copy, ["train.steps=41"]), copy)
+    assert changes(copy) == [first_change, (SAVED_AT + 1, [["train.steps", 40, 41]])]
+
+
+def parsed(data: Path, domains: list[dict]) -> list:
+    return parse_config({**tiny_config(data).model_dump(mode="json"), "domains": domains}).domains
+
+
+def test_whole_checkpoints_without_LATEST_are_gone_on_from(tiny_data, tiny_run, tmp_path):
+    """And its metrics are kept."""
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    (copy / "checkpoints" / "LATEST").unlink()
+    assert train(tiny_config(tiny_data), copy).progress.step == STEPS
+    assert read_metrics(copy) == read_metrics(tiny_run)
+
+
+def test_a_second_writer_is_refused_and_touches_nothing_of_the_first(tiny_data, tiny_run, tmp_path):
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    unfinished = copy / "checkpoints" / ".unfinished-step_00000030"
+    unfinished.mkdir()
+    with folder_lock(copy):
+        before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+        with pytest.raises(LockError, match=rf"is written by process {os.getpid()} on .* since"):
+            train(tiny_config(tiny_data, train={"steps": 7}), copy)
+        assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+        assert set(evaluate_run(copy)) == {"zh", "en", "code"}, "a reader is always allowed"
+
+
+def test_a_run_without_data_leaves_no_folder(tmp_path):
+    with pytest.raises(DataError, match="run prepare-data"):
+        train(tiny_config(tmp_path / "none"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_experts_may_come_to_the_device_and_go_back(tiny_data, tiny_run, tmp_path):
+    """ecss.enabled is free: the state of both stores is the same."""
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    before = digests(copy / "checkpoints" / f"step_{SAVED_AT:08d}")
+    for enabled in (False, True):
+        assert digests(Trainer(tiny_config(tiny_data, ecss={"enabled": enabled}), copy).save()) == before
+
+
+@pytest.mark.slow
+def test_a_disk_that_refuses_a_save_is_logged_and_only_the_last_save_ends_the_run(
+    tiny_data, tiny_run, tmp_path, monkeypatch, caplog
+):
+    """Training goes on to the next save; its numbers are those of a run whose disk never failed."""
+    write, full = saving.write_arrays, {"step_00000005", f"step_{SAVED_AT:08d}"}
+
+    def refusing(path, *rest):
+        if path.parent.name.removeprefix(".unfinished-") in full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *rest)
+
+    monkeypatch.setattr(saving, "write_arrays", refusing)
+    options = tiny_config(tiny_data).train.model_dump() | {"steps": SAVED_AT, "checkpoint_interval": 5}
+    config = tiny_config(tiny_data, train=options)
+    with pytest.raises(CheckpointError, match=rf"step_{SAVED_AT:08d}: .*No space left"):
+        train(config, tmp_path / "run")
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert re.search(r"step_00000005: .*No space left.* Training goes on.* due after step \d+", said)
+    found = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in found.iterdir()) == ["LATEST", "step_00000010"]
+    monkeypatch.undo()
+    train(config, tmp_path / "run")
+    latest = f"checkpoints/step_{SAVED_AT:08d}"
+    assert digests(tmp_path / "run" / latest) == digests(tiny_run / latest)
+
+
+@pytest.mark.slow
+def test_200_states_that_are_saved_behind_the_training_are_those_that_are_saved_at_once(tiny_data, tmp_path):
+    assert same_saves(tiny_config(tiny_data), tmp_path, 200) == [True] * 200
+
+
+def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer, caplog):
+    """Behind the training: the error comes at a later step, and whatever is saved then is no checkpoint."""
+    trainer.save()
+    before = has_checkpoints(trainer.run.checkpoints), latest_checkpoint(trainer.run.checkpoints)
+    weight = trainer.store.parameters_of(1)["w2"].asnumpy()
+    kept = weight[4].copy()
+    weight[4, 3] = np.nan
+    try:
+        trainer.save_in_turn(last=False)
+        weight[4] = kept
+        with pytest.raises(
+            UnhealthyState, match=r"w2 has \d+, first at \[4, 3, 0\] \(layer 1, expert 4 of domain code\)"
+        ):
+            while trainer.saver.pending:
+                trainer.complete_save()
+    finally:
+        weight[4] = kept
+    assert before == (True, latest_checkpoint(trainer.run.checkpoints))
+    assert [path.name for path in trainer.run.checkpoints.glob("unhealthy_*")] == [
+        f"unhealthy_{trainer.progress.step:08d}"
+    ]
+    trainer.save()
+
+
+def test_a_finished_run_is_not_trained_again(tiny_data, tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    train(tiny_config(tiny_data), copy)
+    assert read_metrics(copy) == read_metrics(tiny_run)
+    latest = f"checkpoints/step_{STEPS:08d}"
+    assert digests(copy / latest) == digests(tiny_run / latest)
+
+
+def test_what_a_kill_left_behind_the_last_save_is_removed_though_nothing_is_saved_any_more(
+    tiny_data, tiny_run, tmp_path
+):
+    """Killed between the two renames of the last save, and while an older checkpoint was pruned."""
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    checkpoints = copy / "checkpoints"
+    (checkpoints / "LATEST").rename(checkpoints / ".unfinished-LATEST")
+    (checkpoints / ".unfinished-pruned-step_00000001").mkdir()
+    train(tiny_config(tiny_data), copy)
+    assert not list(copy.rglob(".unfinished*"))
+    assert (checkpoints / "LATEST").read_text() == f"step_{STEPS:08d}\n"
+
+
+@pytest.mark.parametrize("kept", [0, 60])
+def test_a_finished_run_whose_log_a_crash_took_ends_well_and_says_what_is_lost(
+    tiny_run, tmp_path, caplog, capsys, kept: int
+):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    log = copy / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[:kept])
+    assert main(["train", str(copy)]) == 0
+    assert f"the lines of steps 1 to {STEPS} are lost" in caplog.text
+    assert "no report is drawn: " in caplog.text
+    assert "no summary: " in caplog.text
+    assert main(["evaluate", str(copy)]) == 0
+
+
+def test_a_skipped_step_moves_the_data_but_not_the_schedule(trainer):
+    _, rate, result, _ = trainer.advance()
+    assert result.applied.asnumpy() == 1
+    before = (trainer.progress.step, trainer.progress.updates, sum(trainer.progress.cursor.taken))
+    trainer.step.scale.value.set_data(Tensor(2.0**126, ms.float32))
+    batch, skipped_rate, result, traffic = trainer.advance()
+    assert result.applied.asnumpy() == 0
+    assert (trainer.progress.step, trainer.progress.updates) == (before[0] + 1, before[1])
+    assert sum(trainer.progress.cursor.taken) == before[2] + 4
+    metrics = trainer.metrics(batch, skipped_rate, result, traffic)
+    assert metrics.skipped
+    assert not math.isfinite(metrics.gradient_norm)
+    trainer.step.scale.value.set_data(Tensor(1024.0, ms.float32))
+    _, next_rate, *_ = trainer.advance()
+    assert next_rate == skipped_rate > rate
+
+
+def test_metrics_are_means_per_token_of_each_domain(trainer):
+    batch, rate, result, traffic = trainer.advance()
+    metrics = trainer.metrics(batch, rate, result, traffic)
+    assert metrics.loss == pytest.approx(float(result.block_loss_GM[0].asnumpy().sum()))
+    names = [["zh", "en", "code"][d] for d in batch.domains_M]
+    assert list(metrics.per_domain_loss) == list(dict.fromkeys(names))
+    if len(set(names)) == 2:
+        shares = batch.block_weights_GM[0]
+        assert metrics.loss == pytest.approx(
+            sum(metrics.per_domain_loss[n] * share for n, share in zip(names, shares, strict=True))
+        )
+    assert metrics.tokens == 4 * 32
+    assert (metrics.load_NK.sum(axis=1) == 4 * 32).all()

@@ -1,0 +1,70 @@
+"""A run in phases: experts of a domain that a phase leaves out keep every bit, and the run stops and goes on in any phase."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from helpers.grown import saved_arrays
+
+from experiments.tiny import tiny_tree
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.training.log.metrics import FILE
+from pangu_sigma.training.loop import Trainer, train
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+PHASES = [{"from_step": 0, "weights": {"zh": 1.0, "en": 1.0}}, {"from_step": 4}]
+
+
+def phased(data) -> Config:
+    tree = tiny_tree(data)
+    tree["data"]["phases"] = PHASES
+    tree["train"] |= {
+        "steps": 8,
+        "checkpoint_interval": 1,
+        "keep_checkpoints": 1,
+        "eval_interval": 1000,
+        "log_interval": 1,
+    }
+    return parse_config(tree)
+
+
+def experts(run) -> dict[str, np.ndarray]:
+    return {name: values for name, values in saved_arrays(run).items() if name.startswith("experts_layer_")}
+
+
+def test_experts_of_a_domain_outside_the_phase_keep_their_bits_and_a_stopped_run_ends_in_the_same_ones(
+    tiny_data, tmp_path
+):
+    trainer = Trainer(phased(tiny_data), tmp_path / "stopped")
+    trainer.save()
+    drawn = experts(tmp_path / "stopped")
+    for _ in range(3):
+        trainer.advance()
+    trainer.save()
+    for name, values in experts(tmp_path / "stopped").items():
+        assert values[4:].tobytes() == drawn[name][4:].tobytes(), f"{name}: code is not in the phase"
+        assert values[:4].tobytes() != drawn[name][:4].tobytes(), name
+    again = Trainer(phased(tiny_data), tmp_path / "stopped")  # in the first phase; a step before the second
+    for _ in range(3):
+        again.advance()
+    again.save()
+    last = train(phased(tiny_data), tmp_path / "stopped")  # in the second
+    whole = train(phased(tiny_data), tmp_path / "whole")
+    assert last.progress == whole.progress
+    one, other = (saved_arrays(tmp_path / name) for name in ("stopped", "whole"))
+    assert all(one[name].tobytes() == values.tobytes() for name, values in other.items())
+    assert experts(tmp_path / "whole")["experts_layer_0 w1.moment"][4:].any(), "code is in the second phase"
+    lines = [json.loads(line) for line in (tmp_path / "whole" / FILE).read_text(encoding="utf-8").splitlines()]
+    epochs = [line["epochs"] for line in lines if line["kind"] == "step"]
+    counts = whole.batches.samples.counts
+    assert epochs[3] == {"zh": 8 / counts[0], "en": 8 / counts[1], "code": 0.0}
+    assert epochs[-1] == {
+        name: taken / count
+        for name, taken, count in zip(("zh", "en", "code"), whole.progress.cursor.taken, counts, strict=True)
+    }
+    second = np.array(whole.progress.cursor.taken) - [8, 8, 0]
+    assert sorted(second.tolist()) == [4, 6, 6], "8 blocks of 2 samples for three domains alike"

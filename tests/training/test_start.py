@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from helpers.failing_files import killed_after
+from helpers.prepared import reseal
+
+import pangu_sigma as ps
+from experiments.chaos.runs import opened_whole
+from experiments.tiny import tiny_config
+from pangu_sigma.checkpoint.root import latest_checkpoint
+from pangu_sigma.checkpoint.run_folder import run_config
+from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.manifest import Manifest, load_manifest
+from pangu_sigma.errors import DataError
+from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.sealed import DamagedFile, sealed, unsealed
+from pangu_sigma.stored.open import open_model
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.training.progress import changes_since_checkpoint
+from pangu_sigma.training.start import StartOptions, check_start, start_run
+
+
+def saved(run: Path, step: int = 3) -> Path:
+    """Give a run a checkpoint, without arrays."""
+    state = {"step": step, "updates": step, "cursor": {"taken": [step, 0, 0]}}
+    return save_checkpoint(run / "checkpoints", step, {}, state, open_model(run, "run").identity, 2)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_was_created_is_opened(tiny_data, tmp_path):
+    config = tiny_config(tiny_data)
+    created = start_run(tmp_path / "new" / "run", config)
+    opened = open_model(tmp_path / "new" / "run", "run")
+    assert opened.config == created.config == config
+    assert created.data_hash == load_manifest(tiny_data).content_hash is not None
+    assert opened.identity == replace(created.identity, data_hash=None), "a reader has no data"
+    assert opened.tokenizer.hash == Tokenizer.load(tiny_data / "tokenizer").hash
+    assert opened.table.hash == created.table.hash
+    assert opened.table.first_NDV.shape == (2, 3, opened.tokenizer.size)
+
+
+def shuffling(data: Path, way: str | None) -> Config:
+    config = tiny_config(data)
+    return config.model_copy(update={"data": config.data.model_copy(update={"shuffle": way})})
+
+
+def before_shuffle(run: Path) -> None:
+    """Make a run with a checkpoint what it was before the key `data.shuffle`: neither file says how samples are shuffled."""
+    lines = (run / "config.yaml").read_bytes().splitlines(keepends=True)[1:]
+    text = b"".join(line for line in lines if b"shuffle:" not in line)
+    assert len(text) < len(b"".join(lines))
+    first = f"# pangu-sigma run, format 2; xxh3_128 of the lines below: {xxhash.xxh3_128_hexdigest(text)}\n"
+    (run / "config.yaml").write_bytes(first.encode() + text)
+    manifest = latest_checkpoint(run / "checkpoints") / "manifest.json"
+    body = unsealed(manifest, "")
+    del body["identity"]["config"]["data"]["shuffle"]
+    manifest.write_bytes(sealed(body))
+
+
+def test_a_new_run_shuffles_in_the_newest_way_and_goes_on_so(tiny_data, tmp_path, caplog):
+    config = shuffling(tiny_data, None)
+    assert start_run(tmp_path / "run", config).config.data.shuffle == "keyed"
+    saved(tmp_path / "run")
+    assert "data.shuffle" not in " ".join(check_start(tmp_path / "run", config))
+    for given in (config, shuffling(tiny_data, "keyed"), run_config(tmp_path / "run")):
+        assert start_run(tmp_path / "run", given).config.data.shuffle == "keyed"
+    assert "data.shuffle" not in caplog.text
+
+
+@pytest.mark.parametrize("lost", [None, "config.yaml"])
+def test_a_run_from_before_the_key_keeps_its_order(tiny_data, run, lost, caplog):
+    before_shuffle(run)
+    if lost:
+        (run / lost).unlink()
+    config = shuffling(tiny_data, None)
+    assert "data.shuffle" not in " ".join(check_start(run, config))
+    assert run_config(run).data.shuffle == "permutation"
+    opened = start_run(run, config)
+    assert opened.config.data.shuffle == "permutation"
+    assert changes_since_checkpoint(opened.newest_checkpoint(), opened) == []
+    assert "data.shuffle" not in caplog.text
+    with pytest.raises(ConfigError, match=r'data\.shuffle: "permutation" → "keyed": .*taken twice and others never'):
+        start_run(run, shuffling(tiny_data, "keyed"))
+    over = start_run(run, config, options=StartOptions(start_over=True))
+    assert over.config.data.shuffle == "keyed", "begun anew"
+
+
+def test_preparation_keys_of_training_that_the_data_do_not_have_are_warned_of(tiny_data, tmp_path, caplog):
+    config = tiny_config(tiny_data)
+    start_run(tmp_path / "usual", config)
+    assert "was prepared with" not in caplog.text
+    start_run(tmp_path / "run", config.model_copy(update={"data": config.data.model_copy(update={"held_out": 0.45})}))
+    said = [text for text in caplog.messages if "was prepared with" in text]
+    assert len(said) == 1 and said[0].startswith(f"data.held_out=0.45: {tiny_data} was prepared with ")
+
+
+def test_it_needs_the_prepared_data_no_more(tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    start_run(tmp_path / "run", tiny_config(data))
+    shutil.rmtree(data)
+    assert open_model(tmp_path / "run", "run").tokenizer.size > 40_000
+
+
+def test_a_run_knows_its_data_from_any_folder(tiny_data, tmp_path, monkeypatch):
+    """A relative data.path is that of where the run was created."""
+    monkeypatch.chdir(tiny_data.parent)
+    config = tiny_config(Path(tiny_data.name))
+    run = start_run(tmp_path / "run", config)
+    assert run.config == tiny_config(tiny_data)
+    monkeypatch.chdir(tmp_path)
+    assert open_model(tmp_path / "run", "run").config == tiny_config(tiny_data)
+
+
+def test_the_same_tables_continue_a_folder_and_others_do_not(tiny_data, tmp_path):
+    start_run(tmp_path / "run", tiny_config(tiny_data))
+    (tmp_path / "run" / "mine.txt").write_text("x")
+    again = start_run(tmp_path / "run", tiny_config(tiny_data, train={"steps": 7}))
+    assert open_model(tmp_path / "run", "run").config == again.config, "the newest configuration is the run's"
+    saved(tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"routing\.seed: 0 → 1: which .*once and for all\n.* choose another folder with --output"
+    ):
+        start_run(tmp_path / "run", tiny_config(tiny_data, routing={"seed": 1}))
+    assert contents(tmp_path / "run") == before
+
+
+def test_data_prepared_for_other_slots_is_refused(tiny_data, tmp_path):
+    model = tiny_config(tiny_data).model.model_dump() | {"slot_rows": 700}
+    with pytest.raises(
+        ConfigError, match=r"has 2 slots of 640 rows, this configuration has 2 of 700; run prepare-data"
+    ):
+        start_run(tmp_path / "run", tiny_config(tiny_data, model=model))
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_says_to_prepare(tmp_path):
+    with pytest.raises(DataError, match="run prepare-data"):
+        start_run(tmp_path / "run", tiny_config(tmp_path / "none"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_balanced_tables_are_made_from_the_frequencies_of_the_text(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, routing={"table": "balanced"})
+    table = start_run(tmp_path / "run", config).table
+    frequencies = np.load(tiny_data / "frequencies.npy")
+    expected = draw_tables(config.routing, 2, 3, frequencies.shape[1], 2, frequencies)
+    assert table.hash == expected.hash
+    assert table.hash != draw_tables(tiny_config(tiny_data).routing, 2, 3, frequencies.shape[1], 2, None).hash
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "routing.npz", "tokenizer"])
+def test_a_folder_that_misses_a_part_is_no_run(tiny_data, tmp_path, name):
+    start_run(tmp_path / "run", tiny_config(tiny_data))
+    path = tmp_path / "run" / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    with pytest.raises(ConfigError, match=f"is not a run folder: it has no {name}"):
+        opened_whole(tmp_path / "run", "run")
+
+
+@pytest.fixture
+def run(tiny_data, tmp_path) -> Path:
+    """A run with a checkpoint."""
+    start_run(tmp_path / "run", tiny_config(tiny_data))
+    saved(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def damage(file: Path, fault: str) -> None:
+    content = file.read_bytes()
+    if fault == "gone":
+        file.unlink()
+    elif fault in ("cut", "empty"):
+        file.write_bytes(content[: len(content) // 2 if fault == "cut" else 0])
+    else:
+        at = {"first bit": 0, "a bit": len(content) // 3, "last bit": len(content) - 1}[fault]
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+
+
+FAULTS = ["first bit", "a bit", "last bit", "cut", "empty", "gone"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ["seal.json", "routing.npz", "tokenizer/english.model", "tokenizer/vocabulary.json"])
+def test_a_damaged_file_is_named_and_training_makes_it_again(tiny_data, run, name, fault, caplog):
+    """From the prepared data, provided that the hashes are those of the checkpoint."""
+    before = open_model(run, "run")
+    damage(run / name, fault)
+    with pytest.raises((DamagedFile, ConfigError), match=rf"{name}.*`pangu-sigma train .*` makes it again"):
+        opened_whole(run, "run")
+    start_run(run, tiny_config(tiny_data))
+    assert open_model(run, "run").identity == before.identity
+    assert f"made again from data.path={tiny_data}" in caplog.text
+    assert name in caplog.text
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "gone"])
+def test_a_configuration_that_was_edited_or_damaged_is_refused_with_the_way_back(tiny_data, run, fault):
+    whole = (run / "config.yaml").read_bytes()
+    damage(run / "config.yaml", fault)
+    damaged = contents(run)
+    for call in (
+        lambda: opened_whole(run, "run"),
+        lambda: start_run(run, tiny_config(tiny_data)),
+        lambda: run_config(run),
+    ):
+        with pytest.raises(DamagedFile, match=r"config\.yaml: .*change keys with --set; .* remove the file"):
+            call()
+    assert contents(run) == damaged
+    (run / "config.yaml").unlink()
+    assert run_config(run) == tiny_config(tiny_data)
+    start_run(run, run_config(run))
+    assert (run / "config.yaml").read_bytes() == whole
+
+
+def test_a_format_of_the_future_is_told_from_damage(run):
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(text.replace("format 2", "format 3"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="says format 3, this version reads 2: use the version that wrote it"):
+        opened_whole(run, "run")
+
+
+def test_what_cannot_be_made_again_is_said(tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    run, config = tmp_path / "run", tiny_config(data, routing={"table": "balanced"})
+    start_run(run, config)
+    saved(run)
+    np.save(data / "frequencies.npy", np.load(data / "frequencies.npy")[:, ::-1])
+    reseal(data)
+    other = StartOptions(allow_data_change=True)
+    start_run(run, config, options=other)  # the run keeps its tables, whatever the data say now
+    damage(run / "routing.npz", "a bit")
+    with pytest.raises(
+        DamagedFile,
+        match=r"routing\.npz: .*has to be made again\nit cannot be: data.path=.* gives other routing tables",
+    ):
+        start_run(run, config, options=other)
+
+
+@pytest.mark.parametrize("start_over", [False, True])
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        (["config.yaml", "model.mindir", "tokenizer/vocabulary.json"], "is an exported model, not a run folder"),
+        (["config.json", "seal.json", "tokenizer/vocabulary.json"], "is a Hugging Face style folder, not a run folder"),
+        (["manifest.json", "frequencies.npy", "tokenizer/vocabulary.json"], "is prepared data, not a run folder"),
+        (["LOCK", "report/mine.txt", "tokenizer/mine.model"], "is a folder with report, not a run folder"),
+        (["tokenizer/mine.model", "logs/mine.txt"], "is a folder with tokenizer, not a run folder"),
+        (["kernel/config.yaml", "other/config.yaml"], "is a folder with kernel, other, not a run folder"),
+        (["config.yaml"], "config.yaml: its first line is not the one that was written"),
+    ],
+)
+def test_a_folder_with_files_that_is_no_run_is_refused_before_anything_is_written(
+    tiny_data, tmp_path, files, what, start_over
+):
+    folder = tmp_path / "folder"
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    before = contents(folder)
+    with pytest.raises((ConfigError, DamagedFile), match=rf"{what}; name another folder with output"):
+        ps.train(tiny_config(tiny_data), folder, start_over=start_over)
+    assert contents(folder) == before
+
+
+def test_a_folder_with_nothing_but_the_logs_of_a_launch_begins_a_run(tiny_data, tmp_path):
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    assert check_start(tmp_path / "run", tiny_config(tiny_data)) == []
+
+
+def test_a_first_start_that_is_killed_anywhere_is_no_obstacle(tiny_data, tmp_path):
+    config, whole = tiny_config(tiny_data), tmp_path / "whole"
+    start_run(whole, config)
+    expected = {file.relative_to(whole): content for file, content in contents(whole).items()}
+    kills, more = 0, True
+    while more:
+        run = tmp_path / f"killed_{kills}"
+        more = killed_after(kills, lambda: start_run(run, config))  # noqa: B023
+        if run.exists():
+            (run / "LOCK").touch()  # `train` takes it first
+            assert "data.shuffle" not in " ".join(check_start(run, config))
+            (run / "LOCK").unlink()
+        start_run(run, config)
+        found = {file.relative_to(run): content for file, content in contents(run).items()}
+        del found[Path("routing.npz")], found[Path("seal.json")]  # a zip file has times in it
+        assert found.items() <= expected.items()
+        assert found.keys() | {Path("routing.npz"), Path("seal.json")} == expected.keys()
+        _ = open_model(run, "run").identity
+        kills += 1
+    assert kills > 10
+
+
+def test_a_later_start_that_is_killed_anywhere_leaves_the_run_as_it_was_or_as_it_was_to_be(tiny_data, run, tmp_path):
+    old, new = tiny_config(tiny_data), tiny_config(tiny_data, train={"steps": 7})
+    kills, more = 0, True
+    while more:
+        copy = shutil.copytree(run, tmp_path / f"killed_{kills}")
+        more = killed_after(kills, lambda: start_run(copy, new))  # noqa: B023
+        assert open_model(copy, "run").config in (old, new)
+        assert open_model(copy, "run").latest == copy / "checkpoints" / "step_00000003"
+        start_run(copy, new)
+        assert open_model(copy, "run").config == new
+        kills += 1
+    assert kills > 1
+
+
+def test_nothing_is_written_twice(tiny_data, run):
+    before = {file: file.stat().st_mtime_ns for file in contents(run)}
+    start_run(run, tiny_config(tiny_data))
+    assert {file: file.stat().st_mtime_ns for file in contents(run)} == before
+
+
+def test_a_missing_LATEST_is_no_reason_to_start_from_nothing(tiny_data, run):
+    whole = run / "checkpoints" / "step_00000003"
+    for name in ("", "nonsense", "step_00000099"):
+        (run / "checkpoints" / "LATEST").unlink(missing_ok=True)
+        if name:
+            (run / "checkpoints" / "LATEST").write_text(name)
+        opened = start_run(run, tiny_config(tiny_data))
+        assert latest_checkpoint(opened.checkpoints) == whole
+        found = opened.newest_checkpoint()
+        assert found is not None
+        assert found.step == 3
+
+
+def test_a_refused_start_is_no_obstacle_to_the_next_one(tiny_data, tmp_path):
+    """Without a checkpoint nothing is lost, so another configuration may have the folder."""
+    run = tmp_path / "run"
+    start_run(run, tiny_config(tiny_data, routing={"seed": 1}))
+    assert start_run(run, tiny_config(tiny_data)).table.hash == open_model(run, "run").table.hash
+    damage(run / "config.yaml", "cut")
+    start_run(run, tiny_config(tiny_data))
+    assert open_model(run, "run").config == tiny_config(tiny_data)
+
+
+@pytest.mark.parametrize("path", ["/proc/run", "{}/file", "{}/file/run"])
+def test_a_folder_that_cannot_be_is_refused_by_name(tiny_data, tmp_path, path):
+    (tmp_path / "file").write_text("x")
+    folder = Path(path.format(tmp_path))
+    with pytest.raises(ConfigError, match=r"(proc|file).*: .*choose another one with --output"):
+        start_run(folder, tiny_config(tiny_data))
+
+
+def test_what_differs_is_said_as_old_and_new(tiny_data, run, caplog):
+    with caplog.at_level("INFO"):
+        start_run(run, tiny_config(tiny_data, train={"steps": 50, "batch_size": 8}))
+    assert "train.steps: 30 → 50" in caplog.text
+    assert "train.batch_size: 4 → 8 (no sample is lost or taken twice)" in caplog.text
+
+
+def test_train_steps_below_what_was_reached_are_refused_and_the_configuration_is_left_alone(tiny_data, run):
+    before = contents(run)
+    with pytest.raises(
+        ConfigError, match=r"train\.steps=2: .*run is at step 3, nothing to do, and nothing was changed"
+    ):
+        start_run(run, tiny_config(tiny_data, train={"steps": 2}))
+    assert contents(run) == before
+    start_run(run, tiny_config(tiny_data, train={"steps": 3}))
+
+
+def test_a_key_of_a_run_without_a_step_left_is_refused_and_its_place_is_not(tiny_data, run):
+    start_run(run, tiny_config(tiny_data, train={"steps": 3}))
+    before = contents(run)
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.peak_lr=1\.0: .*run is at step 3, nothing to do, and nothing was"
+    ):
+        start_run(run, run_config(run, ["train.optimizer.peak_lr=1"]))
+    assert contents(run) == before
+    start_run(run, run_config(run, ["name=other"]))
+    start_run(run, run_config(run, ["train.optimizer.peak_lr=1", "train.steps=4"]))
+
+
+def test_start_over_without_a_run_is_said(tiny_data, tmp_path, caplog):
+    start_run(tmp_path / "new", tiny_config(tiny_data), options=StartOptions(start_over=True))
+    assert f"start_over: {tmp_path / 'new'} holds no run, there was nothing to start over" in caplog.text
+
+
+def test_allow_data_change_without_a_change_is_said(tiny_data, run, caplog):
+    opened = start_run(run, tiny_config(tiny_data))
+    state = {"step": 4, "updates": 4, "cursor": {"taken": [4, 0, 0]}}
+    save_checkpoint(run / "checkpoints", 4, {}, state, opened.identity, 2)
+    start_run(run, tiny_config(tiny_data), options=StartOptions(allow_data_change=True))
+    assert "was trained on the same text, there was nothing to allow" in caplog.text
+
+
+def test_other_text_is_refused_unless_asked_for(tiny_data, run, monkeypatch, caplog):
+    def text(name: str) -> None:
+        monkeypatch.setattr(Manifest, "content_hash", property(lambda _: name * 32))
+
+    text("a")
+    start_run(run, tiny_config(tiny_data))
+    assert "its checkpoint has no hash of its text, so it could not be checked" in caplog.text
+    state = {"step": 4, "updates": 4, "cursor": {"taken": [4, 0, 0]}}
+    opened = start_run(run, tiny_config(tiny_data))
+    save_checkpoint(run / "checkpoints", 4, {}, state, opened.identity, 2)
+    text("b")
+    with pytest.raises(
+        ConfigError, match=r"holds other text than .* \(content hash b+…, not a+…\); .*allow_data_change"
+    ):
+        start_run(run, tiny_config(tiny_data))
+    start_run(run, tiny_config(tiny_data), options=StartOptions(allow_data_change=True))
+    assert "goes on with other text" in caplog.text
+
+
+def test_data_that_was_moved_says_how_to_say_where(tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    start_run(tmp_path / "run", tiny_config(data))
+    data.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"if it was moved, --set data\.path="):
+        start_run(tmp_path / "run", run_config(tmp_path / "run"))
+    start_run(tmp_path / "run", run_config(tmp_path / "run", [("data.path", tmp_path / "moved")]))

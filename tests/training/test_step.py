@@ -1,0 +1,404 @@
+"""The step: what an update is made of, and what must leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+import pytest
+from helpers.toy import Toy, bits, scaled_weights, toy_config, toy_network
+from mindspore import ParameterTuple, Tensor
+
+from pangu_sigma.data.batches import Batch
+from pangu_sigma.data.step_arrays import draws_of
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.training.evaluator import EvaluationStep
+from pangu_sigma.training.step import FIRST_EXPERT, ScaledLoss
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+OPTIMIZER = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
+"""Values that show: with the paper's 1e-8 and 1e-20 a wrong ε would change nothing visible."""
+BETA1, BETA2 = 0.8, 0.95
+RATE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def make(graph_mode, tmp_path_factory) -> Callable[..., Toy]:
+    def made(**train) -> Toy:
+        config = toy_config(
+            model={"dropout": train.pop("dropout", 0.0)},
+            train={"optimizer": OPTIMIZER, "loss_scale": {"initial": 1024.0, "window": 3}, "batch_size": 8} | train,
+        )
+        return Toy.build(config, tmp_path_factory.mktemp("toy"))
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def shared(make) -> Toy:
+    """Batches of eight sequences, two domains each, one pass an update."""
+    return make()
+
+
+@pytest.fixture
+def toy(shared) -> Toy:
+    shared.reset()
+    return shared
+
+
+def first_batch(toy: Toy) -> Batch:
+    return toy.batches.next(toy.batches.start())
+
+
+def weight_names(values: dict[str, np.ndarray]) -> list[str]:
+    """Keys of what is trained, dense and experts."""
+    return [n for n in values if n.split("/")[0] != "loss_scale" and f"{moment_of(n)}.moment" in values]
+
+
+def moment_of(name: str) -> str:
+    """Where the moments of a weight are, without their last part."""
+    shard, _, rest = name.partition("/")
+    return f"dense_optimizer/{rest}" if shard == "dense" else name
+
+
+def gradients(toy: Toy, batch: Batch) -> dict[str, np.ndarray]:
+    """Gradients of the mean loss by MindSpore's own value_and_grad, outside of the step; experts as [K, …]."""
+    dense = dict(toy.network.parameters_and_names())
+    layers, tensors = toy.config.model.rre_layers, ["w1", "b1", "w2", "b2"]
+    positions = tuple(range(FIRST_EXPERT, FIRST_EXPERT + 4 * layers))
+    function = ms.value_and_grad(ScaledLoss(toy.network), positions, ParameterTuple(dense.values()), has_aux=True)
+    arrays = batch.arrays()
+    active = arrays.active_NA
+    experts = [toy.store.weights[i].asnumpy()[active[i // 4] % toy.config.experts] for i in range(4 * layers)]
+    _, (of_experts, of_dense) = function(Tensor(1.0, ms.float32), *map(as_tensor, [*arrays.of_pass(0), *experts]))
+    found = {f"dense/{name}": g.asnumpy() for name, g in zip(dense, of_dense, strict=True)}
+    for i, g in enumerate(of_experts):
+        name = f"experts_layer_{i // 4}/{tensors[i % 4]}"
+        found[name] = np.zeros(toy.store.weights[i].shape, np.float32)
+        used = active[i // 4] < toy.config.experts
+        found[name][active[i // 4][used]] = g.asnumpy()[used]
+    return found
+
+
+def norm_of(arrays: list[np.ndarray]) -> float:
+    return float(np.sqrt(sum((a.astype(np.float64) ** 2).sum() for a in arrays)))
+
+
+def test_the_norm_is_that_of_all_gradients(toy):
+    batch = first_batch(toy)
+    expected = norm_of(list(gradients(toy, batch).values()))
+    assert float(toy.run(batch).norm.asnumpy()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.01])
+def test_gradients_are_clipped_to_the_global_norm_and_not_stretched(toy, factor):
+    batch = first_batch(toy)
+    expected = {name: factor * g for name, g in gradients(toy, batch).items()}
+    norm = norm_of(list(expected.values()))
+    assert (norm > 0.5) == (factor == 1.0), "one case should be clipped, the other not"
+    result, after = toy.run_arrays(scaled_weights(batch.arrays(), factor), RATE), toy.snapshot()
+    assert float(result.norm.asnumpy()) == pytest.approx(norm, rel=1e-5), "reported before clipping"
+    taken = {name: after[f"{moment_of(name)}.moment"] / (1 - BETA1) for name in expected}
+    assert norm_of(list(taken.values())) == pytest.approx(min(norm, 0.5), rel=1e-5)
+    for name, gradient in expected.items():
+        clipped = gradient * min(1.0, 0.5 / norm)
+        np.testing.assert_allclose(taken[name], clipped, rtol=1e-4, atol=1e-6 * norm, err_msg=name)
+        np.testing.assert_allclose(
+            after[f"{moment_of(name)}.variance"], 0.05 * clipped.astype(np.float64) ** 2, rtol=1e-3, atol=1e-9
+        )
+
+
+def test_weights_follow_adamw_with_the_epsilon_of_their_group(toy):
+    """Three updates against the formula in float64, from the moments that the step itself keeps."""
+    cursor = toy.batches.start()
+    for _ in range(3):
+        before = toy.snapshot()
+        batch = toy.batches.next(cursor)
+        toy.run(batch, RATE)
+        after = toy.snapshot()
+        for name in weight_names(after):
+            experts = name.startswith("experts")
+            moment, variance = (after[f"{moment_of(name)}.{p}"].astype(np.float64) for p in ("moment", "variance"))
+            step = after[f"{name.split('/')[0]}/step"] if experts else after["dense_optimizer/step"]
+            counted = np.maximum(step, 1).reshape(-1, *[1] * (moment.ndim - 1)) if experts else step[0]
+            eps, decay = (1e-5 if experts else 1e-3), 0.1 * declared_decay(name)
+            move = moment / (1 - BETA1**counted) / (np.sqrt(variance / (1 - BETA2**counted)) + eps)
+            expected = before[name] * (1 - RATE * decay) - RATE * move
+            if experts:
+                active = batch.load_NK[int(name.split("/")[0][-1])] > 0
+                expected[~active] = before[name][~active]
+            np.testing.assert_allclose(after[name], expected, rtol=0, atol=2e-7, err_msg=name)
+
+
+def declared_decay(name: str) -> bool:
+    """PanGu-α decays matrices and tables, not biases and LayerNorm."""
+    return name.rsplit(".", 1)[-1].rsplit("/", 1)[-1] in (
+        "weight", "w1", "w2", "embedding", "positions", "query_positions",
+    )  # fmt: skip
+
+
+def test_what_has_no_gradient_shrinks_only_where_decay_is_declared(toy):
+    """A batch whose tokens all weigh nothing: an embedding row that no text uses has the same lot."""
+    before = toy.snapshot()
+    batch = first_batch(toy)
+    result = toy.run_arrays(scaled_weights(batch.arrays(), 0.0), RATE)
+    assert (float(result.norm.asnumpy()), float(result.applied.asnumpy())) == (0.0, 1.0)
+    after = toy.snapshot()
+    for name in weight_names(after):
+        expected = before[name] * (1 - RATE * 0.1) if declared_decay(name) else before[name].copy()
+        if name.startswith("experts"):
+            active = batch.load_NK[int(name.split("/")[0][-1])] > 0
+            expected[~active] = before[name][~active]
+        np.testing.assert_allclose(after[name], expected, rtol=2e-7, atol=0, err_msg=name)
+
+
+def test_the_rate_is_an_input(toy):
+    before = toy.snapshot()
+    toy.run(first_batch(toy), 0.0)
+    after = toy.snapshot()
+    for name in weight_names(after):
+        assert (before[name] == after[name]).all()
+        assert after[f"{moment_of(name)}.moment"].any()
+
+
+@pytest.fixture(scope="module")
+def dropped(make) -> Toy:
+    return make(dropout=0.3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
+def test_passes_accumulate_to_the_batch_they_make_up(make, shared, dropped, dropout):
+    """Two passes of four sequences are one of eight, dropout included."""
+    toy = dropped if dropout else shared
+    toy.reset()
+    twice = make(accumulation=2, batch_size=4, dropout=dropout)
+    twice.reset(weights_from=toy)
+    whole = first_batch(toy)
+    ids = np.concatenate([whole.ids_GBS[0], np.full((8, 1), 11)], axis=1)
+    halves = [toy.batches.assemble(ids[None], whole.domains_M)]
+    blocks = ids.reshape(2, 2, 2, 17)  # block, pass, sequence
+    halves.append(twice.batches.assemble(blocks.transpose(1, 0, 2, 3).reshape(2, 4, 17), whole.domains_M))
+    results = [t.run(b, RATE) for t, b in zip((toy, twice), halves, strict=True)]
+    losses = [sum(float(b.asnumpy().sum()) for b in r.block_loss_GM) for r in results]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert len(results[1].block_loss_GM) == 2
+    assert float(results[0].norm.asnumpy()) == pytest.approx(float(results[1].norm.asnumpy()), rel=1e-5)
+    one, two = toy.snapshot(), twice.snapshot()
+    for name in one:
+        if name.startswith("loss_scale") or name.endswith("step"):
+            assert (one[name] == two[name]).all(), name
+        else:
+            np.testing.assert_allclose(one[name], two[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_the_loss_scale_does_not_change_the_update(toy):
+    after = []
+    for scale in (1.0, 65_536.0):
+        toy.reset()
+        toy.step.scale.value.set_data(Tensor(scale, ms.float32))
+        result = toy.run(first_batch(toy))
+        assert float(result.scale.asnumpy()) == scale
+        values = toy.snapshot()
+        del values["loss_scale/value"]
+        after.append(values)
+    for name in after[0]:
+        np.testing.assert_allclose(after[0][name], after[1][name], rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("cause", ["scale", "nan", "infinity"])
+def test_a_step_that_overflows_changes_nothing_but_the_scale(toy, cause):
+    batch = first_batch(toy)
+    toy.run(batch)  # moments and step counts that are not zero
+    if cause == "scale":
+        toy.step.scale.value.set_data(Tensor(2.0**126, ms.float32))
+    else:
+        gain = toy.network.norm.gain
+        value = gain.asnumpy().copy()
+        value[3] = np.nan if cause == "nan" else np.inf
+        gain.set_data(Tensor(value))
+    before = toy.snapshot()
+    result, after = toy.run(batch), toy.snapshot()
+    assert float(result.applied.asnumpy()) == 0.0
+    assert not np.isfinite(result.norm.asnumpy())
+    assert after.pop("loss_scale/value") == before.pop("loss_scale/value") / 2
+    assert (before.pop("loss_scale/good_steps"), after.pop("loss_scale/good_steps")) == (1, 0)
+    assert bits(before) == bits(after)
+
+
+def test_training_goes_on_after_an_overflow(toy):
+    """The scale falls until gradients fit; then the step is the one that would have been taken at once."""
+    batch = first_batch(toy)
+    toy.run(batch)
+    undisturbed = toy.snapshot()
+    toy.reset()
+    toy.step.scale.value.set_data(Tensor(2.0**68, ms.float32))
+    applied = []
+    while not applied or not applied[-1]:
+        assert len(applied) < 30
+        applied.append(float(toy.run(batch).applied.asnumpy()))
+    assert len(applied) > 1
+    after = toy.snapshot()
+    for name in weight_names(after):
+        np.testing.assert_allclose(after[name], undisturbed[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_the_scale_doubles_after_a_window_of_good_steps(toy):
+    batch = first_batch(toy)
+    assert [float(toy.run(batch).scale.asnumpy()) for _ in range(7)] == [1024, 1024, 1024, 2048, 2048, 2048, 4096]
+
+
+def test_an_overflow_begins_the_window_again(toy):
+    batch = first_batch(toy)
+    toy.run(batch)
+    toy.run(batch)
+    toy.step.scale.value.set_data(Tensor(2.0**126, ms.float32))
+    toy.run(batch)
+    toy.step.scale.value.set_data(Tensor(64.0, ms.float32))
+    assert [float(toy.run(batch).scale.asnumpy()) for _ in range(4)] == [64, 64, 64, 128]
+
+
+def test_the_scale_never_falls_below_one(toy):
+    gain = toy.network.norm.gain
+    gain.set_data(Tensor(np.full(gain.shape, np.nan, np.float32)))
+    toy.step.scale.value.set_data(Tensor(2.0, ms.float32))
+    assert [float(toy.run(first_batch(toy)).scale.asnumpy()) for _ in range(3)] == [2, 1, 1]
+
+
+def test_the_same_step_twice_is_the_same_bits(toy):
+    after = []
+    for _ in range(2):
+        toy.reset()
+        cursor = toy.batches.start()
+        for _ in range(3):
+            toy.run(toy.batches.next(cursor))
+        after.append(bits(toy.snapshot()))
+    assert after[0] == after[1]
+
+
+def test_the_reported_loss_is_the_loss(toy):
+    """The sum over blocks is the loss of the update; each block's is its share."""
+    batch = first_batch(toy)
+    whole = toy.run(batch).block_loss_GM[0].asnumpy()
+    for block in range(2):
+        toy.reset()
+        arrays = scaled_weights(batch.arrays(), 1.0)
+        arrays.weights_GBS[:, 4 * (1 - block) : 4 * (2 - block)] = 0
+        alone = toy.run_arrays(arrays).block_loss_GM[0].asnumpy()
+        assert alone[block] == pytest.approx(whole[block], rel=1e-6)
+        assert alone[1 - block] == 0
+
+
+def test_repeating_a_batch_learns_it(toy):
+    batch = first_batch(toy)
+    losses = [float(toy.run(batch, 1e-2).block_loss_GM[0].asnumpy().sum()) for _ in range(40)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert np.isfinite(losses).all()
+
+
+def test_dropout_trains_and_is_off_in_evaluation(dropped, toy):
+    batch = first_batch(toy)
+    exact = float(toy.run(batch).block_loss_GM[0].asnumpy().sum())
+    losses = {}
+    for first in (0, 8, 16, 8):  # number of samples that were taken before
+        dropped.reset()
+        arrays = batch.arrays()._replace(draws_GB4=draws_of(dropped.config.seed, first + np.arange(8)[None]))
+        loss = float(dropped.run_arrays(arrays).block_loss_GM[0].asnumpy().sum())
+        assert losses.setdefault(first, loss) == loss, "the same samples have the same masks"
+    assert len(set(losses.values())) == 3, "each step should drop something else"
+    assert exact not in losses.values()
+    toy.reset()
+    evaluated = [evaluate(dropped, batch, weights_from=toy) for _ in range(2)]
+    assert evaluated == [pytest.approx(exact, rel=1e-6)] * 2
+
+
+def evaluate(toy: Toy, batch: Batch, weights_from: Toy) -> float:
+    """Loss by a new EvaluationStep over the weights of another toy."""
+    toy.reset(weights_from=weights_from)
+    step = EvaluationStep(toy.network, toy.store).set_train(False)
+    arrays = batch.arrays()
+    return float(step(as_tensor(arrays.active_NA), *map(as_tensor, arrays.of_pass(0))).asnumpy().sum())
+
+
+def test_a_model_without_rre_layers_trains(graph_mode, tmp_path):
+    config = toy_config(1, 1, model={"dense_layers": 2, "rre_layers": 0}, data={"domains_per_step": 1})
+    toy = Toy.build(config, tmp_path)
+    assert toy_network(config)[1].segments == 0
+    batch = first_batch(toy)
+    losses = [float(toy.run(batch, 1e-2).block_loss_GM[0].asnumpy().sum()) for _ in range(10)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_half_precision_trains_close_to_single(make, toy):
+    half, losses = make(compute_dtype="float16"), []
+    half.reset(weights_from=toy)
+    for one in (toy, half):
+        cursor, found = one.batches.start(), []
+        for _ in range(6):
+            result = one.run(one.batches.next(cursor))
+            assert float(result.applied.asnumpy()) == 1.0
+            found.append(float(result.block_loss_GM[0].asnumpy().sum()))
+        losses.append(found)
+    assert losses[1] == pytest.approx(losses[0], rel=3e-3)
+    assert losses[1] != losses[0]
+
+
+def test_clipping_by_parts_scales_dense_and_expert_gradients_by_their_own_norms(tmp_path):
+    """By parts with the limit L, each part is what a global norm gives with the limit by which it scales that part the same."""
+
+    def moments(clip: str, limit: float) -> tuple[dict[str, np.ndarray], float, float]:
+        toy = Toy.build(toy_config(train={"optimizer": OPTIMIZER | {"clip": clip, "clip_norm": limit}}), tmp_path)
+        result = toy.run(first_batch(toy))
+        found = {name: values for name, values in toy.snapshot().items() if "moment" in name}
+        return found, *(float(norm.asnumpy()) for norm in (result.norm_dense, result.norm_experts))
+
+    limit = 0.05
+    parts, dense, experts = moments("parts", limit)
+    assert dense > limit and experts > limit, "both parts should be clipped"
+    whole, _, _ = moments("global", limit)
+    for name, values in parts.items():
+        own = experts if name.startswith("experts_layer_") else dense
+        np.testing.assert_allclose(values, whole[name] * np.hypot(dense, experts) / own, rtol=2e-5, atol=1e-12)
+
+
+def test_a_gradient_beyond_float16_skips_the_update(make):
+    half = make(compute_dtype="float16")
+    half.reset()
+    half.step.scale.value.set_data(Tensor(2.0**24, ms.float32))
+    before, result = half.snapshot(), half.run(first_batch(half))
+    after = half.snapshot()
+    assert float(result.applied.asnumpy()) == 0.0
+    assert after.pop("loss_scale/value") == before.pop("loss_scale/value") / 2
+    assert bits(before) == bits(after)
+
+
+@pytest.mark.parametrize("learn", ["experts", "experts+slot"])
+def test_what_does_not_learn_keeps_its_bits_and_the_rest_learns_as_ever(learn, tmp_path):
+    """Weights, moments and step counts, weight decay included; domains d0 and d2 have one of two slots."""
+    free = {"optimizer": OPTIMIZER | {"clip_norm": 1e9}, "loss_scale": {"initial": 1.0}, "batch_size": 8}
+    options = {"task": "t", "domain": "d0", "domains": ["d0", "d2"], "learn": learn}
+    whole, some = (
+        Toy.build(toy_config(train=free | {"checkpoint_interval": 100}, **more), tmp_path)
+        for more in ({}, {"finetune": options})
+    )
+    ids = np.random.default_rng(3).integers(10, 60, (2, 1, 8, 17)).astype(np.int32)
+    first, second = (whole.batches.assemble(each, np.array([0, 2])) for each in ids)
+    whole.run(first)  # moments and step counts that are not zero
+    before = whole.snapshot()
+    some.load(before)
+    for toy in (whole, some):
+        assert toy.run(second).applied.asnumpy() == 1.0
+    learned, expected = some.snapshot(), whole.snapshot()
+    rows = slice(0, 64 if learn == "experts+slot" else 0)
+    for name, values in learned.items():
+        if name.startswith(("experts_layer_", "loss_scale/")) or (name.endswith("/step") and rows.stop):
+            assert values.tobytes() == expected[name].tobytes(), name
+        elif "/embedding" in name:
+            assert values[rows].tobytes() == expected[name][rows].tobytes(), name
+            assert values[rows.stop :].tobytes() == before[name][rows.stop :].tobytes(), name
+        else:
+            assert values.tobytes() == before[name].tobytes(), name
+    still = [name for name in expected if expected[name].tobytes() == before[name].tobytes()]
+    assert len(still) < len(expected) / 10, f"the whole step moves more than {still}"

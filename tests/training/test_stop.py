@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from pangu_sigma.training.stop import stop_request
+
+
+def test_the_signal_is_noted_and_ends_nothing():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_request() as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_signal_has_its_old_meaning_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with stop_request():
+            raise KeyError
+    except KeyError:
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_thread_than_the_main_one_leaves_signals_alone():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with stop_request() as stop:
+            seen.append((signal.getsignal(signal.SIGTERM), stop.is_set()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
+    assert signal.getsignal(signal.SIGTERM) is before
