@@ -18,6 +18,7 @@ from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.host.access import Host
+from pangu_sigma.npu.host.devices import devices_of
 from pangu_sigma.npu.host.environment import chip_in_environment, chip_of_host
 from pangu_sigma.ranks import launch
 from pangu_sigma.ranks.layout import axes_text
@@ -72,8 +73,7 @@ def launch_training(
         node=node_rank or 0,
         address=master_address or ("MASTER" if nodes > 1 else "127.0.0.1"),
         port=master_port,
-        ascend=device == "ascend",
-        chip=config.parallel.chip,
+        devices=devices_of(config.parallel.chip) if device == "ascend" else None,
         restarts=max_restarts,
         grace=grace,
         wait=wait,
@@ -83,7 +83,7 @@ def launch_training(
         return launch.dry_run(job)
     launch.check_job(job)
     check_folder_writable(output, "--output")
-    if not job.ascend:
+    if not job.devices:
         check_training_fits(config, job.local)
     for change in check_start(output, config, StartOptions(start_over, allow_data_change)):
         logger.info("%s", change)

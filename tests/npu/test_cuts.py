@@ -1,14 +1,12 @@
-"""The table of arrays is that of the network and of the store, and its slices cover every array exactly."""
+"""The slices of all ranks cover every array exactly."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import pytest
 from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
 from hypothesis import given, settings
 
@@ -21,30 +19,9 @@ from pangu_sigma.npu.cuts import (
     all_arrays,
     dense_weights,
     expert_arrays,
-    weights,
     word_table,
 )
 from pangu_sigma.ranks.layout import share_of
-
-
-@pytest.mark.parametrize("path", sorted(MODEL_CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_weights_add_up_to_the_configurations_count(path: Path):
-    config = load_config(path)
-    assert sum(math.prod(a.shape) for a in weights(config)) == config.num_params().total
-
-
-def test_names_shapes_and_order_are_the_networks_and_the_stores(graph_mode):
-    from pangu_sigma.ecss.store import array_specs
-    from pangu_sigma.model.pangu_sigma import PanGuSigma
-
-    config = by_hand(ecss={"moments": "bfloat16"}, parallel={"expert": 1, "tensor": 1})
-    network = PanGuSigma(config.model, config.slots)
-    found = [(name, tuple(p.shape)) for name, p in network.parameters_and_names()]
-    assert sorted(found) == sorted((a.name, a.shape) for a in dense_weights(config))
-    bits = {"uint16": "bfloat16"}
-    specs = [(s.key, s.kind, s.shape, bits.get(s.dtype, s.dtype)) for s in array_specs(config)]
-    arrays = [(a.name, a.kind, a.shape, a.dtype) for a in expert_arrays(config)]
-    assert arrays == specs
 
 
 @settings(deadline=None)

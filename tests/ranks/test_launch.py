@@ -18,6 +18,7 @@ from helpers.ascend_host import AscendHost
 
 from experiments.chaos.launched import PATIENCE, eventually, free_port, launched
 from pangu_sigma.chips import CHIP_DATA
+from pangu_sigma.npu.host.devices import devices_of
 from pangu_sigma.ranks.launch import Job, check_job, check_numbers, check_ports, dry_run
 from pangu_sigma.ranks.processes import LaunchError
 
@@ -235,7 +236,7 @@ def test_a_dry_run_prints_what_each_of_64_hosts_of_a_chip_would_start(monkeypatc
         monkeypatch.delenv(name, raising=False)
     per_host, wanted, unwanted = CHIPS[chip]
     ranks = 64 * per_host
-    job = Job(["train", "a b.yaml"], tmp_path / "logs", ranks, 64, address="10.0.0.1", ascend=True, chip=chip)
+    job = Job(["train", "a b.yaml"], tmp_path / "logs", ranks, 64, address="10.0.0.1", devices=devices_of(chip))
     lines = dry_run(job).splitlines()
     assert lines[0] == f"# on every node: {per_host} of the {per_host} {CHIP_DATA[chip].title} of a server"
     exported = {line.removeprefix("export ") for line in lines if line.startswith("export ")}
@@ -265,22 +266,22 @@ def test_a_dry_run_prints_what_each_of_64_hosts_of_a_chip_would_start(monkeypatc
     [("910a", 16, 1, "use --nodes 2"), ("910b", 512, 32, "use --nodes 64"), ("910_93", 96, 4, "use --nodes 6")],
 )
 def test_more_ranks_than_a_host_has_npus_are_refused(tmp_path, look, chip, ranks, nodes, fix):
-    job = Job([], tmp_path, ranks, nodes, ascend=True, chip=chip)
+    job = Job([], tmp_path, ranks, nodes, devices=devices_of(chip))
     with pytest.raises(LaunchError) as refused:
         look(job)
     for word in (f"--nodes {nodes}", f"{ranks} ranks", f"parallel.chip={chip}", f"{CHIPS[chip][0]} NPUs", fix):
         assert word in str(refused.value)
-    dry_run(replace(job, ascend=False))  # processes of a CPU are not counted
+    dry_run(replace(job, devices=None))  # processes of a CPU are not counted
 
 
 def test_npus_of_another_family_are_refused(tmp_path, monkeypatch):
     machine = AscendHost(tmp_path, "910b", 1)
     monkeypatch.setenv("PATH", f"{machine.tools}:{os.environ['PATH']}")
-    job = Job([], tmp_path / "logs", 1, ascend=True, port=free_port())
+    job = Job([], tmp_path / "logs", 1, devices=devices_of("910a"), port=free_port())
     with pytest.raises(LaunchError, match=r"parallel\.chip=910a: Ascend 910A .* has Ascend 910B3 .*use --chip 910b3"):
         check_job(job)
     with pytest.raises(LaunchError, match="has 0 NPUs"):  # this machine; the chip is right
-        check_job(replace(job, chip="910b4"))
+        check_job(replace(job, devices=devices_of("910b4")))
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ def test_npus_of_another_family_are_refused(tmp_path, monkeypatch):
         ({"grace": float("nan")}, "--grace nan is not allowed"),
         ({"grace": -1.0}, "--grace -1 is not allowed"),
         ({"wait": float("inf")}, "--wait inf is not allowed"),
-        ({"ascend": True}, "has 0 NPUs and is to run 8 ranks"),
+        ({"devices": devices_of("910a")}, "has 0 NPUs and is to run 8 ranks"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_starts(tmp_path, options, message):

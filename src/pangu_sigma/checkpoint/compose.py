@@ -9,7 +9,7 @@ import numpy as np
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, SavedArray
 from pangu_sigma.config import Config
-from pangu_sigma.npu.cuts import dense_weights
+from pangu_sigma.model.arrays import dense_shapes
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
 """find(shard, name, shape) returns the array of that name and shape; None for Adam state and loss scale of a new run."""
@@ -23,8 +23,10 @@ def compose(config: Config, find: Find) -> Files:
     from pangu_sigma.ecss.store import array_specs
 
     config = config.on_one_rank()
-    dense = [(array.name, array.shape) for array in dense_weights(config)]
-    files: Files = {WEIGHTS: {name: SavedArray.whole(_weight(find, WEIGHTS, name, shape)) for name, shape in dense}}
+    dense = dense_shapes(config)
+    files: Files = {
+        WEIGHTS: {name: SavedArray.whole(_weight(find, WEIGHTS, name, shape)) for name, shape in dense.items()}
+    }
     for number in range(len(config.model.routed)):
         shard = f"{EXPERTS}{number}"
         files[shard] = {}
@@ -33,7 +35,7 @@ def compose(config: Config, find: Find) -> Files:
             if found is None and spec.kind == "weight":
                 raise KeyError(f"{shard}: {spec.name}")
             files[shard][spec.name] = SavedArray.whole(found or LazyArray.zeros(spec.shape, spec.dtype))
-    state = {f"{name}.{kind}": shape for kind in ("moment", "variance") for name, shape in dense}
+    state = {f"{name}.{kind}": shape for kind in ("moment", "variance") for name, shape in dense.items()}
     files[OPTIMIZER] = {
         name: SavedArray.whole(find(OPTIMIZER, name, shape) or LazyArray.zeros(shape, "float32"))
         for name, shape in state.items()

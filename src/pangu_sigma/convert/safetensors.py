@@ -11,7 +11,7 @@ from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import dump_config
 from pangu_sigma.errors import argument
-from pangu_sigma.npu.cuts import weights
+from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 from pangu_sigma.sealed import sync
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.weights_file import HASH, NO_HASH, hash_of_weights, verify_weights
@@ -36,10 +36,10 @@ def export_safetensors(run_path: Path, output: Path) -> Path:
     check_folder_writable(output.parent, "--output")
     output.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, LazyArray] = {}
-    for array in weights(run.config.on_one_rank()):
-        words = array.name.split(".")
-        shard, name = (f"{EXPERTS}{words[1]}", words[2]) if words[0] == "experts" else (WEIGHTS, array.name)
-        arrays[array.name] = run.required(shard, name, array.shape)
+    for name, shape in (dense_shapes(run.config) | stored_shapes(run.config)).items():
+        words = name.split(".")
+        shard, inner = (f"{EXPERTS}{words[1]}", words[2]) if words[0] == "experts" else (WEIGHTS, name)
+        arrays[name] = run.required(shard, inner, shape)
     metadata = {"config": dump_config(run.config.on_one_rank()), HASH: NO_HASH}
     with Bar(total=sum(array.nbytes for array in arrays.values()), desc="export", unit="B", leave=False) as bar:
         write_arrays(unfinished, arrays, lambda: None, metadata, lambda name, first, values: bar.update(values.nbytes))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.errors import UserError
+from pangu_sigma.model.arrays import Shapes, layer_shapes, norm_shapes, table_shapes
 from pangu_sigma.sections import Activation
 
 MIXED = "the files are not of one model"
@@ -64,17 +65,9 @@ class DenseModel:
     unused: list[Unused] = field(default_factory=list)
 
 
-def tensor_shapes(hidden: int, ffn: int, layers: int, seq_length: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(hidden: int, ffn: int, layers: int, seq_length: int, vocabulary: int) -> Shapes:
     """Return the shape of every tensor of a dense model of these sizes, by this project's names."""
-    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, hidden)}
-    shapes |= {"positions": (seq_length, hidden), "query_positions": (seq_length, hidden)}
+    shapes = table_shapes(hidden, seq_length, vocabulary)
     for layer in range(layers):
-        at = f"layers.{layer}"
-        shapes |= {
-            f"{at}.{norm}.{name}": (hidden,) for norm in ("attention_norm", "ffn_norm") for name in ("gain", "bias")
-        }
-        for name in ("query", "key", "value", "output"):
-            shapes |= {f"{at}.attention.{name}.weight": (hidden, hidden), f"{at}.attention.{name}.bias": (hidden,)}
-        shapes |= {f"{at}.ffn.w1": (ffn, hidden), f"{at}.ffn.b1": (ffn,)}
-        shapes |= {f"{at}.ffn.w2": (ffn, hidden), f"{at}.ffn.b2": (hidden,)}
-    return shapes | {"norm.gain": (hidden,), "norm.bias": (hidden,)}
+        shapes |= layer_shapes(layer, hidden, ffn)
+    return shapes | norm_shapes("norm", hidden)

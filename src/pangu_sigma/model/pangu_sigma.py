@@ -30,13 +30,14 @@ from mindspore import nn, ops
 from mindspore.ops import functional as F
 
 from ascend_ops.dropout import CounterDropout
+from pangu_sigma.model.arrays import expert_shapes, ffn_shapes
 from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, make_parameter
 from pangu_sigma.model.dense_ffn import OneExpertFFN
 from pangu_sigma.model.rowwise import LayerNorm, softmax
 from pangu_sigma.rre.experts import Experts, grouped_experts
 from pangu_sigma.sections import Activation, ModelConfig, Segment
 
-FFN_TENSORS = ("w1", "b1", "w2", "b2")
+FFN_TENSORS = tuple(ffn_shapes(1, 1))
 """Names of the tensors of an FFN; for the active experts of a layer their shapes are [A, F, H], [A, F], [A, F, H] and [A, H]."""
 
 NO_BIAS = FFN_TENSORS[:-1]
@@ -355,15 +356,10 @@ def ffn_tensors(
 
     segment: number of the expert's segment in its layer; only segment 0 has b2. None: a dense layer.
     """
-    down = Normal(config.init_std / math.sqrt(2 * config.layers))
-    width = config.ffn if segment is None else config.segment_ffn
-    tensors = [
-        ("w1", (width, config.hidden), Normal(config.init_std), True),
-        ("b1", (width,), Zero(), False),
-        ("w2", (width, config.hidden), down, True),
-        ("b2", (config.hidden,), Zero(), False),
-    ]
-    return tensors[: len(NO_BIAS)] if segment else tensors
+    down, zero = Normal(config.init_std / math.sqrt(2 * config.layers)), Zero()
+    init = {"w1": (Normal(config.init_std), True), "b1": (zero, False), "w2": (down, True), "b2": (zero, False)}
+    shapes = ffn_shapes(config.hidden, config.ffn) if segment is None else expert_shapes(config, segment)
+    return [(name, shape, *init[name]) for name, shape in shapes.items()]
 
 
 def tensor_spans(config: ModelConfig, segments: int) -> list[tuple[int, int]]:

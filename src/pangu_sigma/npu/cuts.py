@@ -1,6 +1,5 @@
-"""The arrays of the training state (weights, Adam state), and the rows and columns of each that a rank has. Pure Python.
-
-Names, shapes and order are those of `PanGuSigma.parameters_and_names` and of the expert store; a test compares them.
+"""How ranks divide the arrays of the training state (weights, Adam state): the rows and columns of each that a rank has. Pure
+Python. Names, shapes and order are the core's (model/arrays.py).
 
 * Tensor parallelism as in Megatron and PanGu-α: query, key, value and the first FFN matrix are divided by columns, with their
   biases; attention output and the second FFN matrix by rows; tables by hidden. LayerNorm and the biases that are added after the
@@ -19,14 +18,15 @@ alike: True to return one array for each kind of layer, whose `count` is the num
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from pangu_sigma.config import Config
+from pangu_sigma.model.arrays import Shapes, expert_shapes, layer_shapes, norm_shapes, table_shapes
 from pangu_sigma.ranks.layout import active_entries, active_in_group, layers_of_stage, rre_layers_of_stage
 
 Shape = tuple[int, ...]
+_TABLES = tuple(table_shapes(1, 1, 1))
 
 NPU, HOST = "Ascend", "CPU"
 """Names of the devices in MindSpore."""
@@ -75,13 +75,6 @@ class Array:
         return math.prod(self.computed) * ITEM_SIZE[self.used_as]
 
 
-def weights(config: Config) -> list[Array]:
-    """Return the weights of the whole model, stage by stage. Their elements add up to `config.num_params().total`."""
-    stages = range(config.parallel.stages)
-    arrays = (a for stage in stages for a in [*dense_weights(config, stage), *expert_arrays(config, stage)])
-    return [a for a in arrays if a.kind == "weight"]
-
-
 def all_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Return the weights and Adam state of a stage, dense parameters first. alike: True for one array per kind of layer."""
     dense = dense_weights(config, stage, alike)
@@ -99,12 +92,12 @@ def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[A
     if alike:
         routed = len(rre_layers_of_stage(config, stage))
         layers = [(layers[0][0], len(layers) - routed), (layers[-1][0], routed)]
-    last = _norm("norm", config.model.hidden) if stage == config.parallel.stages - 1 else ()
-    return [
-        *(_dense_array(config, 1, *tensor) for tensor in _tables(config, stage)),
-        *(_dense_array(config, n, *tensor) for layer, n in layers if n for tensor in _layer_tensors(config, layer)),
-        *(_dense_array(config, 1, *tensor) for tensor in last),
-    ]
+    m, shapes = config.model, [(1, _tables(config, stage))]
+    for layer, count in layers:
+        shapes.append((count, layer_shapes(layer, m.hidden, m.ffn if layer < m.dense_layers else None)))
+    if stage == config.parallel.stages - 1:
+        shapes.append((1, norm_shapes("norm", m.hidden)))
+    return [_dense_array(config, n, name, shape) for n, some in shapes if n for name, shape in some.items()]
 
 
 def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
@@ -119,13 +112,12 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
     arrays = []
     for n in (n for layer in layers[::count] for n in config.model.segments_of(layer)):
         stored, (_, s) = config.stored_experts(config.model.routed[n]), config.model.in_layer(n)
-        for name, shape, axis in _ffn_tensors(config, s):
-            behind = None if axis is None else axis + 1
-            weight = _expert_array(config, count, n, name, (stored, *shape), behind, device)
+        for name, shape in expert_shapes(config.model, s).items():
+            weight = _expert_array(config, count, n, name, (stored, *shape), device)
             moment = replace(weight, name=f"{weight.name}.moment", kind="moment", dtype=moments)
             variance = replace(weight, name=f"{weight.name}.variance", kind="variance", dtype=moments)
             arrays += [weight, moment, variance]
-        step = _expert_array(config, count, n, "step", (stored,), None, device)
+        step = _expert_array(config, count, n, "step", (stored,), device)
         arrays.append(replace(step, kind="step", dtype="int32"))
     return arrays
 
@@ -169,8 +161,9 @@ def active_elements(config: Config, stage: int = 0) -> int:
     """Return the largest number of elements of active experts' weights that a rank computes with in a step."""
     of_layer = 0
     for s, kind in enumerate(config.model.segments):
-        tensors, local = _ffn_tensors(config, s), active_in_group(config, kind) // config.parallel.expert
-        of_layer += local * sum(math.prod(_divide(shape, axis, config.parallel.tensor)) for _, shape, axis in tensors)
+        local, tensor = active_in_group(config, kind) // config.parallel.expert, config.parallel.tensor
+        shapes = expert_shapes(config.model, s).items()
+        of_layer += local * sum(math.prod(_divide(shape, tensor_axis(name), tensor)) for name, shape in shapes)
     return of_layer * len(rre_layers_of_stage(config, stage))
 
 
@@ -182,54 +175,43 @@ def summed_alone(config: Config) -> bool:
 
 def word_table(config: Config) -> Array:
     """Return the word table, which the first stage keeps."""
-    return _dense_array(config, 1, *next(_tables(config, 0)))
+    name, shape = next(iter(_tables(config, 0).items()))
+    return _dense_array(config, 1, name, shape)
 
 
-Tensors = Iterator[tuple[str, Shape, int | None, str]]
-"""For each tensor: name, shape, axis that tensor parallelism divides (None: no axis), and `Array.used_as`."""
+TENSOR_AXES = {
+    **{"embedding": 1, "positions": 1, "query_positions": 1},
+    **{
+        f"attention.{name}.{part}": axis
+        for name in ("query", "key", "value")
+        for part, axis in (("weight", 1), ("bias", 0))
+    },
+    "attention.output.weight": 0,
+    **{f"{ffn}{name}": 0 for ffn in ("", "ffn.") for name in ("w1", "b1", "w2")},
+}
+"""Axis that tensor parallelism divides, by the name of the array in its layer or in its expert; other arrays are whole."""
 
 
-def _tables(config: Config, stage: int) -> Tensors:
-    m = config.model
-    if stage == 0:
-        yield "embedding", (config.slots * m.slot_rows, m.hidden), 1, "float32"
-        yield "positions", (m.seq_length, m.hidden), 1, "float32"
-    if stage == config.parallel.stages - 1:
-        yield "query_positions", (m.seq_length, m.hidden), 1, "float32"
+def tensor_axis(name: str) -> int | None:
+    """Return the axis that tensor parallelism divides; None for no axis. name: of a dense weight, or in its expert."""
+    return TENSOR_AXES.get(name.split(".", 2)[2] if name.startswith("layers.") else name)
 
 
-def _layer_tensors(config: Config, layer: int) -> Tensors:
-    m, dtype, at = config.model, config.train.compute_dtype, f"layers.{layer}"
-    yield from _norm(f"{at}.attention_norm", m.hidden)
-    for name in ("query", "key", "value"):
-        yield f"{at}.attention.{name}.weight", (m.hidden, m.hidden), 1, dtype
-        yield f"{at}.attention.{name}.bias", (m.hidden,), 0, dtype
-    yield f"{at}.attention.output.weight", (m.hidden, m.hidden), 0, dtype
-    yield f"{at}.attention.output.bias", (m.hidden,), None, dtype
-    yield from _norm(f"{at}.ffn_norm", m.hidden)
-    if layer < m.dense_layers:
-        for name, shape, axis in _ffn_tensors(config):
-            yield f"{at}.ffn.{name}", shape, axis, dtype
+def _tables(config: Config, stage: int) -> Shapes:
+    """Return the tables of a stage: words and positions on the first one, the query layer's positions on the last one."""
+    m, has = config.model, {0: ("embedding", "positions")}.get(stage, ())
+    has += ("query_positions",) if stage == config.parallel.stages - 1 else ()
+    shapes = table_shapes(m.hidden, m.seq_length, config.slots * m.slot_rows)
+    return {name: shape for name, shape in shapes.items() if name in has}
 
 
-def _norm(name: str, hidden: int) -> Tensors:
-    yield f"{name}.gain", (hidden,), None, "float32"
-    yield f"{name}.bias", (hidden,), None, "float32"
+def _used_as(config: Config, name: str) -> str:
+    """Return the dtype in which the network reads a dense weight, see `Array.used_as`."""
+    return "float32" if "norm." in name or name in _TABLES else config.train.compute_dtype
 
 
-def _ffn_tensors(config: Config, segment: int | None = None) -> list[tuple[str, Shape, int | None]]:
-    """Return name, shape and tensor-parallel axis of each tensor of a dense layer's FFN, or of an expert of a segment."""
-    hidden, ffn = config.model.hidden, config.model.ffn if segment is None else config.model.segment_ffn
-    tensors: list[tuple[str, Shape, int | None]] = [
-        ("w1", (ffn, hidden), 0),
-        ("b1", (ffn,), 0),
-        ("w2", (ffn, hidden), 0),
-    ]
-    return tensors if segment else [*tensors, ("b2", (hidden,), None)]
-
-
-def _dense_array(config: Config, count: int, name: str, shape: Shape, axis: int | None, used_as: str) -> Array:
-    parallel = config.parallel
+def _dense_array(config: Config, count: int, name: str, shape: Shape) -> Array:
+    parallel, axis, used_as = config.parallel, tensor_axis(name), _used_as(config, name)
     computed = _divide(shape, axis, parallel.tensor)
     replicas = parallel.stage_ranks if axis is None else parallel.stage_ranks // parallel.tensor
     travels = name == "embedding" and parallel.stages > 1
@@ -238,12 +220,10 @@ def _dense_array(config: Config, count: int, name: str, shape: Shape, axis: int 
     return Array(name, "weight", shape, computed, kept, replicas, "float32", used_as, NPU, count=count)
 
 
-def _expert_array(
-    config: Config, count: int, segment: int, name: str, shape: Shape, axis: int | None, device: str
-) -> Array:
-    parallel, own = config.parallel, config.model.routed[segment] == "own"
+def _expert_array(config: Config, count: int, segment: int, name: str, shape: Shape, device: str) -> Array:
+    parallel, own, axis = config.parallel, config.model.routed[segment] == "own", tensor_axis(name)
     held = _divide(shape, 0, parallel.expert * (parallel.groups if own else 1))
-    computed = _divide(held, axis, parallel.tensor)
+    computed = _divide(held, None if axis is None else axis + 1, parallel.tensor)
     copies = 1 if own else parallel.groups
     replicas = parallel.data * (parallel.tensor if axis is None else 1) * copies
     used_as, name = config.train.compute_dtype, f"experts.{segment}.{name}"

@@ -11,12 +11,9 @@ from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, Part
 from pangu_sigma.checkpoint.state import Shards
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, HostStore
-from pangu_sigma.npu.cuts import Array
+from pangu_sigma.npu.cuts import Array, tensor_axis
 from pangu_sigma.ranks.layout import writes_experts
 from pangu_sigma.sections import ParallelConfig
-
-SPLIT_BY_FFN = ("w1", "b1", "w2")
-"""Tensors of an expert that tensor ranks divide along the ffn axis."""
 
 
 def parameter_parts(
@@ -60,7 +57,7 @@ def expert_part(
 ) -> Part:
     """Return the part of an expert array [experts, …] that a rank holds: rows of the experts `held`, and the FFN columns of the
     rank. shape: shape on the rank. experts: number of experts of the whole array. name: the array's name."""
-    columns = parallel.tensor if name.split(".")[0] in SPLIT_BY_FFN else 1
+    columns = 1 if tensor_axis(name.split(".")[0]) is None else parallel.tensor
     rest = (shape[1] * columns, *shape[2:]) if len(shape) > 1 else ()
     rows = Part.of_rows((experts, *rest), held).rows
     offset = (rank % parallel.tensor * shape[1] if columns > 1 else 0, *(0 for _ in shape[2:])) if rest else ()
@@ -70,7 +67,7 @@ def expert_part(
 def writes_part(dense: Array | None, shard: str, name: str, config: Config, rank: int) -> bool:
     """Return True if `rank` writes its part of the array `name` of a shard to the checkpoint: the first of the ranks with the same
     part does. dense: what `dense_of` returns for the array."""
-    parallel, columns = config.parallel, name.split(".")[0] in SPLIT_BY_FFN
+    parallel, columns = config.parallel, tensor_axis(name.split(".")[0]) is not None
     if shard.startswith(EXPERTS):
         kind = config.model.routed[int(shard.removeprefix(EXPERTS))]
         return writes_experts(config, rank, kind) and (columns or rank % parallel.tensor == 0)

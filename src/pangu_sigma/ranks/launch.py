@@ -18,13 +18,10 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pangu_sigma.chips import CHIP_DATA, Chip, family
-from pangu_sigma.npu.host.access import Host
-from pangu_sigma.npu.host.environment import chip_environment, chip_of_host
-from pangu_sigma.npu.host.npus import npus
 from pangu_sigma.ranks.heartbeat import HEARTBEATS_VARIABLE
 from pangu_sigma.ranks.processes import LaunchError, Processes
 from pangu_sigma.ranks.rendezvous import Peers, Stop, rendezvous
@@ -44,6 +41,22 @@ _SHOWN = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHON
 
 
 @dataclass(frozen=True)
+class Devices:
+    """Accelerators of the ranks, one for each, and what a launch does for them. Cores are bound to ranks.
+
+    title: name for messages, such as `Ascend 910A`. key: the configuration's key and value that choose them.
+    per_node: number of devices of one node. environment: variables of the ranks, unless they are set already.
+    check: function from the number of a node's ranks; it raises LaunchError if this node cannot run so many.
+    """
+
+    title: str
+    key: str
+    per_node: int
+    environment: Mapping[str, str]
+    check: Callable[[int], None]
+
+
+@dataclass(frozen=True)
 class Job:
     """Launch of a run's ranks on one or several nodes.
 
@@ -53,8 +66,7 @@ class Job:
     node, nodes: number of this node, and number of nodes.
     address, port: address of the scheduler, on node 0; with several nodes the launchers use the next port.
     facts: values that must be equal on all nodes, by name; they are compared if there are several nodes.
-    ascend: True if every rank has an NPU, and cores are bound to ranks.
-    chip: chip of the NPUs, which sets their number on a node and their environment; ignored without `ascend`.
+    devices: accelerators of the ranks; None: ranks compute on CPUs, and share the cores of their node.
     restarts: number of times to start again after a failure.
     grace: seconds that ranks get to save when the launch is asked to stop.
     wait: seconds to wait for the other nodes.
@@ -68,8 +80,7 @@ class Job:
     node: int = 0
     address: str = "127.0.0.1"
     port: int = DEFAULT_PORT
-    ascend: bool = False
-    chip: Chip = "910a"
+    devices: Devices | None = None
     restarts: int = 0
     grace: float = 10.0
     wait: float = 300.0
@@ -93,7 +104,7 @@ class Job:
 
     def msrun(self, folder: Path) -> list[str]:
         """Return the command that starts this node's ranks with `msrun`, MindSpore's launcher. folder: folder of their logs."""
-        bind = ["--bind-cores", str(self.local)] if self.ascend else []
+        bind = ["--bind-cores", str(self.local)] if self.devices else []
         return [
             "msrun",
             f"--worker_num={self.ranks}",
@@ -103,7 +114,7 @@ class Job:
             f"--node_rank={self.node}",
             f"--log_dir={folder}",
             "--join=False",  # it only starts the ranks: see `processes`
-            *(["--bind_core=True"] if self.ascend else []),
+            *(["--bind_core=True"] if self.devices else []),
             *["python", "-m", "pangu_sigma.ranks.worker", *bind, str(self.gate), *self.command],
         ]
 
@@ -137,9 +148,8 @@ def dry_run(job: Job) -> str:
     all_of_it = sorted(_environment(job).items())
     environment = {k: v for k, v in all_of_it if k.startswith(_SHOWN) or os.environ.get(k) != v}
     lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())]
-    if job.ascend:
-        chip = CHIP_DATA[job.chip]
-        lines[0] += f": {job.local} of the {chip.per_host} {chip.title} of a server"
+    if job.devices:
+        lines[0] += f": {job.local} of the {job.devices.per_node} {job.devices.title} of a server"
     for node in range(job.nodes):
         here = replace(job, node=node)
         ranks = here.ranks_here
@@ -153,14 +163,8 @@ def check_job(job: Job) -> None:
     check_numbers(job)
     if shutil.which("msrun", path=_environment(job)["PATH"]) is None:
         raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install -r requirements.txt")
-    if job.ascend:
-        _check_chip(job.chip)
-        devices = len(npus())
-        if devices < job.local:
-            raise LaunchError(
-                f"node {job.node} ({socket.gethostname()}) has {devices} NPUs and is to run {job.local} ranks, one on each; "
-                "take more nodes (--nodes), or change the parallel section"
-            )
+    if job.devices:
+        job.devices.check(job.local)
 
 
 def check_ports(job: Job) -> None:
@@ -184,8 +188,8 @@ def check_numbers(job: Job) -> None:
         )
     if not 0 <= job.node < job.nodes:
         raise LaunchError(f"--node-rank {job.node} does not exist: with --nodes {job.nodes} it is 0 … {job.nodes - 1}")
-    if job.ascend:
-        _check_room(job)
+    if job.devices:
+        _check_room(job, job.devices)
     if not 1024 <= job.port < 65_535:
         raise LaunchError(f"--master-port {job.port} is not allowed: it and the one after it must be in 1024 … 65535")
     for name, value, most in (
@@ -198,26 +202,14 @@ def check_numbers(job: Job) -> None:
             raise LaunchError(f"{name} {value:g} is not allowed: 0 to {most:,.0f}")
 
 
-def _check_room(job: Job) -> None:
-    """Raise LaunchError if the job has more ranks per node than a server of the chip has NPUs."""
-    chip = CHIP_DATA[job.chip]
-    if job.local > chip.per_host:
-        nodes = next(
-            n for n in range(job.nodes, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= chip.per_host
-        )
+def _check_room(job: Job, devices: Devices) -> None:
+    """Raise LaunchError if the job has more ranks per node than a node has devices."""
+    most = devices.per_node
+    if job.local > most:
+        nodes = next(n for n in range(job.nodes, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= most)
         raise LaunchError(
             f"--nodes {job.nodes}: the parallel section lays out {job.ranks} ranks, which makes {job.local} on each node, and a "
-            f"server of {chip.title} (parallel.chip={job.chip}) has {chip.per_host} NPUs; use --nodes {nodes}, or fewer ranks"
-        )
-
-
-def _check_chip(chip: Chip) -> None:
-    """Raise LaunchError if npu-smi lists NPUs of another family."""
-    detected = chip_of_host(Host())
-    if detected is not None and family(detected.name) != family(chip):
-        raise LaunchError(
-            f"parallel.chip={chip}: {CHIP_DATA[chip].title} is what this run is made for, and {socket.gethostname()} has "
-            f"{CHIP_DATA[detected.name].title} ({detected.by}); use --chip {detected.name}, or other nodes"
+            f"server of {devices.title} ({devices.key}) has {most} NPUs; use --nodes {nodes}, or fewer ranks"
         )
 
 
@@ -228,8 +220,8 @@ def _environment(job: Job) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
     }
-    if job.ascend:
-        return chip_environment(job.chip) | environment
+    if job.devices:
+        return {**job.devices.environment, **environment}
     # ranks share the cores; on Ascend each is bound to its own
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.local)))
     return environment

@@ -20,7 +20,7 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.protobuf import OF_NUMBER, Field, fields, numbers
-from pangu_sigma.npu.cuts import weights
+from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 from pangu_sigma.sealed import DamagedFile, check_folder
 from pangu_sigma.stored.model import Kind, Listed, StoredModel
 
@@ -91,7 +91,8 @@ class StoredExport(StoredModel):
         """List ("", name, shape, dtype) of each weight that the export's configuration implies."""
         if self._verified:
             _ = self.facts
-        return (("", array.name, array.shape, "float32") for array in weights(self.config.on_one_rank()))
+        shapes = dense_shapes(self.config) | stored_shapes(self.config)
+        return (("", name, shape, "float32") for name, shape in shapes.items())
 
 
 def _parameters(folder: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -28,7 +28,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused
-from pangu_sigma.npu.cuts import dense_weights, expert_arrays
+from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, fingerprint
 from pangu_sigma.sections import ModelConfig
@@ -190,12 +190,10 @@ def expert_name(model: ModelConfig, segment: int, expert: int, name: str) -> str
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight of a model, in the order of the network."""
-    shapes = {array.name: array.shape for array in dense_weights(config.on_one_rank())}
-    for array in expert_arrays(config.on_one_rank()):
-        if array.kind == "weight":
-            _, segment, name = array.name.split(".")
-            experts, *shape = array.shape
-            shapes |= {expert_name(config.model, int(segment), expert, name): tuple(shape) for expert in range(experts)}
+    shapes = dense_shapes(config)
+    for array, (experts, *shape) in stored_shapes(config).items():
+        _, segment, name = array.split(".")
+        shapes |= {expert_name(config.model, int(segment), expert, name): tuple(shape) for expert in range(experts)}
     order = {f"layers.{layer}": layer for layer in range(config.model.layers)}
     return dict(sorted(shapes.items(), key=lambda item: _rank(item[0], order)))
 

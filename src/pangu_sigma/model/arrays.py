@@ -1,0 +1,66 @@
+"""Names and shapes of a model's weights, in the order of the network. Pure Python, without MindSpore.
+
+Network, expert store, checkpoints, exports, readers of other projects' files and the plan of a cluster all take them from here.
+"""
+
+from __future__ import annotations
+
+from pangu_sigma.config import Config
+from pangu_sigma.sections import ModelConfig
+
+Shapes = dict[str, tuple[int, ...]]
+"""Shape of each array, by its name."""
+
+
+def ffn_shapes(hidden: int, width: int) -> Shapes:
+    """Return the tensors of an FFN with `width` inner units. Both matrices are [width, hidden]."""
+    return {"w1": (width, hidden), "b1": (width,), "w2": (width, hidden), "b2": (hidden,)}
+
+
+def expert_shapes(model: ModelConfig, segment: int) -> Shapes:
+    """Return the tensors of an expert of a segment, by its number in the layer. Only segment 0 has b2: it is the output bias of
+    the layer, to which the results of all segments are added."""
+    shapes = ffn_shapes(model.hidden, model.segment_ffn)
+    return shapes if segment == 0 else {name: shape for name, shape in shapes.items() if name != "b2"}
+
+
+def table_shapes(hidden: int, seq_length: int, rows: int) -> Shapes:
+    """Return the tables: words, of `rows` rows, positions, and the positions of the query layer."""
+    return {
+        "embedding": (rows, hidden),
+        "positions": (seq_length, hidden),
+        "query_positions": (seq_length, hidden),
+    }
+
+
+def norm_shapes(name: str, hidden: int) -> Shapes:
+    """Return the tensors of a LayerNorm with this name."""
+    return {f"{name}.gain": (hidden,), f"{name}.bias": (hidden,)}
+
+
+def layer_shapes(layer: int, hidden: int, width: int | None) -> Shapes:
+    """Return the tensors of a layer. width: inner units of its FFN; None: an RRE layer, whose FFN is in its experts."""
+    at, shapes = f"layers.{layer}", norm_shapes(f"layers.{layer}.attention_norm", hidden)
+    for name in ("query", "key", "value", "output"):
+        shapes |= {f"{at}.attention.{name}.weight": (hidden, hidden), f"{at}.attention.{name}.bias": (hidden,)}
+    shapes |= norm_shapes(f"{at}.ffn_norm", hidden)
+    inner = {} if width is None else ffn_shapes(hidden, width)
+    return shapes | {f"{at}.ffn.{name}": shape for name, shape in inner.items()}
+
+
+def dense_shapes(config: Config) -> Shapes:
+    """Return the weights that are no experts': tables, layers from the bottom up, and the last LayerNorm."""
+    m = config.model
+    shapes = table_shapes(m.hidden, m.seq_length, config.slots * m.slot_rows)
+    for layer in range(m.layers):
+        shapes |= layer_shapes(layer, m.hidden, m.ffn if layer < m.dense_layers else None)
+    return shapes | norm_shapes("norm", m.hidden)
+
+
+def stored_shapes(config: Config) -> Shapes:
+    """Return the weights of all stored experts, [experts, …], segment by segment over all RRE layers."""
+    shapes: Shapes = {}
+    for n, kind in enumerate(config.model.routed):
+        of_expert = expert_shapes(config.model, config.model.in_layer(n)[1])
+        shapes |= {f"experts.{n}.{name}": (config.stored_experts(kind), *shape) for name, shape in of_expert.items()}
+    return shapes
