@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers.ascend_host import AscendHost
 
 from pangu_sigma import doctor
-from pangu_sigma.checkpoint.model_files import write_config
-from pangu_sigma.config_file import load_config
 from pangu_sigma.doctor import Check, format_checks, run_checks
-from pangu_sigma.npu.host.npus import MissingRequirement
-from pangu_sigma.shipped import config_path
+from pangu_sigma.npu.host.checks import node_checks, npus_if_any
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -22,7 +20,7 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
 
 
 def test_this_machine_passes(graph_mode):
-    checks = run_checks()
+    checks = run_checks(npus_if_any)
     assert not [check for check in checks if not check.ok and check.name not in ("free memory", "free disk")]
     found = by_name(checks)
     assert {"python", "mindspore", "numpy", "g++", "CPU kernels", "CPU cores", "free disk", "Ascend"} <= found.keys()
@@ -79,69 +77,14 @@ def test_the_table_shows_every_check_and_the_fix_of_a_failed_one():
     assert format_checks([Check("a", True, "1")]).endswith("all 1 checks passed")
 
 
-def devices(folder: Path, number: int) -> Path:
-    """A /dev with so many NPUs."""
-    for name in [f"davinci{i}" for i in range(number)]:
-        (folder / name).touch()
-    return folder
-
-
-def test_a_machine_without_an_npu_passes(tmp_path: Path):
-    assert doctor._ascend(tmp_path, {}) == Check("Ascend", True, "no device, no CANN; runs use the CPU")
-    cann = doctor._ascend(tmp_path, {"ASCEND_HOME_PATH": "/cann"})
-    assert (cann.ok, cann.found) == (True, "no device, CANN in /cann; runs use the CPU")
-
-
-def test_devices_without_cann_fail_and_say_what_to_do(tmp_path: Path):
-    check = doctor._ascend(devices(tmp_path, 2), {})
-    assert not check.ok
-    assert check.found.startswith("2 devices, no CANN: no CANN: neither ASCEND_TOOLKIT_HOME")
-    assert "set_env.sh" in check.fix
-
-
-def test_devices_with_all_they_need_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "missing_for_ascend", lambda dev, environment: None)
-    dev, environment = devices(tmp_path, 8), {"ASCEND_HOME_PATH": "/cann"}
-    assert doctor._ascend(dev, environment).found == "8 devices, CANN in /cann"
-    monkeypatch.setattr(
-        doctor, "missing_for_ascend", lambda dev, environment: MissingRequirement("MindSpore has no plugin", "do this")
-    )
-    check = doctor._ascend(dev, environment)
-    assert (check.ok, check.fix) == (False, "do this")
-
-
-def chip_checks(machine: AscendHost, chip: str | None = None, run: Path | None = None) -> dict[str, Check]:
-    found = by_name(list(doctor._host(machine.host, chip, run)))
-    return {name: found[name] for name in ("configured chip", "chip") if name in found}
-
-
-def test_the_chip_is_asked_for_by_option_environment_or_run(tmp_path: Path):
-    machine, run = AscendHost(tmp_path / "host", "910b", 1), tmp_path / "run"
-    run.mkdir()
-    for chip in ("910a", "910b3"):
-        write_config(run, load_config(config_path("sigma_tiny"), [f"parallel.chip={chip}"]), "run")
-        check = chip_checks(machine, run=run)["chip"]
-        assert (check.ok, f"the configuration of {run} says" in check.found) == (chip == "910b3", True)
-    machine.environment["PANGU_SIGMA_CHIP"] = "910_93"
-    found = chip_checks(machine, run=run)
-    assert "PANGU_SIGMA_CHIP says 910_93" in found["chip"].found
-    assert f"the configuration of {run} says 910b3, and PANGU_SIGMA_CHIP 910_93" in found["configured chip"].found
-    found = chip_checks(machine, "910b", run)
-    assert list(found) == ["chip"]
-    assert found["chip"].ok
-    assert "as --chip says" in found["chip"].found
-    found = chip_checks(machine, "910b1")
-    assert (found["chip"].ok, "--chip says 910b1, another bin" in found["chip"].found) == (True, True)
-
-
 def test_a_demanded_host_is_looked_at_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "_kernel_error", lambda: 0.0)
     machine = AscendHost(tmp_path, "910b", 1)
-    names = [check.name for check in run_checks(machine.host)]
+    names = [check.name for check in run_checks(partial(node_checks, machine.host))]
     assert {"python", "g++", "NPU devices", "NPU links", "clock"} <= set(names)
     assert "Ascend" not in names
     machine.environment["PANGU_SIGMA_CHIP"] = "911"
-    last = run_checks(machine.host)[-1]
+    last = run_checks(partial(node_checks, machine.host))[-1]
     assert last == Check("host", False, last.found, "mend what the message names")
     assert "PANGU_SIGMA_CHIP=911 is not a chip: 910a, 910b" in last.found
 

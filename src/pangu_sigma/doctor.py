@@ -9,22 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from packaging.requirements import Requirement
 
-from pangu_sigma.checkpoint.run_folder import run_config
-from pangu_sigma.chips import Chip, family
+from pangu_sigma.check import Check
 from pangu_sigma.host_memory import available_memory
-from pangu_sigma.npu.host.access import Host
-from pangu_sigma.npu.host.check import Check
-from pangu_sigma.npu.host.checks import host_checks
-from pangu_sigma.npu.host.environment import ChosenChip, chip_in_environment
-from pangu_sigma.npu.host.npus import DEV, cann, missing_for_ascend, npus
-from pangu_sigma.stored.open import kind_of
 
 _REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 _GIB = 1 << 30
@@ -35,22 +27,16 @@ _DISK_GIB = 2.0
 _TOLERANCE = 1e-4
 
 
-_CheckMaker = Callable[[], Check | Iterable[Check]]
+CheckMaker = Callable[[], Check | Iterable[Check]]
+"""Function that checks something, and returns one finding or several."""
 
 
-def run_checks(
-    host: Host | None = None, chip: Chip | None = None, run: Path | None = None, speed: bool = False
-) -> list[Check]:
+def run_checks(devices: CheckMaker, speed: bool = False) -> list[Check]:
     """Run all checks of a machine, in the order to read them. A check that raises counts as a failed check.
 
-    host: host that must have NPUs and their software; None: NPUs are optional, but existing NPUs need CANN and MindSpore's plugin.
-    chip: type of the NPUs; None: that of PANGU_SIGMA_CHIP, else the run's, else the detected one. run: run folder whose storage is
-    checked. speed: True to measure the speed too.
+    devices: checks of the machine's NPUs (npu/host/checks.py). speed: True to measure the speed too.
     """
-    checks: list[_CheckMaker] = [
-        *(_python, _requirements, _compiler, _kernels, _cores, _memory, _disk),
-        _ascend if host is None else partial(_host, host, chip, run),
-    ]
+    checks: list[CheckMaker] = [_python, _requirements, _compiler, _kernels, _cores, _memory, _disk, devices]
     if speed:
         from pangu_sigma.speed import speed_checks
 
@@ -58,7 +44,7 @@ def run_checks(
     return [result for check in checks for result in _results(check)]
 
 
-def _results(check: _CheckMaker) -> list[Check]:
+def _results(check: CheckMaker) -> list[Check]:
     try:
         result = check()
         return [result] if isinstance(result, Check) else list(result)
@@ -170,30 +156,3 @@ def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / _GIB
     fix = f"free space on this disk, or run from another one; data and checkpoints need {_DISK_GIB:g} GiB"
     return Check("free disk", free >= _DISK_GIB, f"{free:.1f} GiB here", "" if free >= _DISK_GIB else fix)
-
-
-def _ascend(dev: Path = DEV, environment: Mapping[str, str] = os.environ) -> Check:
-    """Check the NPUs and their software. A machine without NPUs passes, since everything runs on the CPU."""
-    devices, toolkit = npus(dev), cann(environment)
-    found = [f"{len(devices)} devices" if devices else "no device", f"CANN in {toolkit}" if toolkit else "no CANN"]
-    if not devices:
-        return Check("Ascend", True, ", ".join(found) + "; runs use the CPU")
-    missing = missing_for_ascend(dev, environment)
-    if missing is None:
-        return Check("Ascend", True, ", ".join(found))
-    return Check("Ascend", False, f"{', '.join(found)}: {missing.problem}", missing.fix)
-
-
-def _host(host: Host, chip: Chip | None, run: Path | None) -> Iterator[Check]:
-    """Check a host of NPUs, against the requested chip."""
-    requested = ChosenChip(chip, "--chip") if chip else chip_in_environment(host.environment)
-    configured = None
-    if run is not None and kind_of(run) == "run":
-        configured = ChosenChip(run_config(run).parallel.chip, f"the configuration of {run}")
-    if requested and configured and family(requested.name) != family(configured.name):
-        found = f"{configured.by} says {configured.name}, and {requested.by} {requested.name}"
-        yield Check(
-            "configured chip", False, found, "say the same in both: parallel.chip in the configuration, or --chip"
-        )
-    expected = requested or configured
-    yield from host_checks(host, expected.name if expected else None, expected.by if expected else "", run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from ascend_ops.few_rows import Precision
@@ -36,9 +37,10 @@ def doctor(
             raise ConfigError(f"{name} {value} is about NPUs: add --device ascend")
     from pangu_sigma.doctor import format_checks, run_checks
     from pangu_sigma.npu.host.access import Host
+    from pangu_sigma.npu.host.checks import node_checks, npus_if_any
 
     run = None if model is None else to_path(model, "model")
-    checks = run_checks(Host() if device == "ascend" else None, chip, run, speed)
+    checks = run_checks(partial(node_checks, Host(), chip, run) if device == "ascend" else npus_if_any, speed)
     return Results(checks, format_checks(checks), all(check.ok for check in checks))
 
 

@@ -14,8 +14,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ascend_ops.adam import HYPER, AdamRows, every_row
 from ascend_ops.grouped_ffn import GroupedFFN
+from pangu_sigma.check import Check
 from pangu_sigma.device import use_cpu
-from pangu_sigma.npu.host.check import Check
 
 _COPIED = 1 << 26
 """Number of float32 values that the memory benchmark copies."""

@@ -11,10 +11,11 @@
 The worker goes on while the graph ends and the next step goes through the layers below; a look-up waits for its own segment.
 
 It differs from `training/step.py` where auto-parallel needs it. Auto-parallel shards the parameters that the network
-multiplies with. It shards nothing outside the network (norm, Adam), where every tensor is this rank's own; of the host's store, which is in no
-graph, a rank has its own part. With stages it removes from the whole graph every operator that touches a parameter of another
-stage, so nothing outside the network may read one. Nothing that the network reads may be written before it in the step: MindSpore
-2.9 moves such reads to the front, where they find the values of the step before (tests/npu/plan/test_compile.py).
+multiplies with. It shards nothing outside the network (norm, Adam), where every tensor is this rank's own; of the
+host's store, which is in no graph, a rank has its own part. With stages it removes from the whole graph every
+operator that touches a parameter of another stage, so nothing outside the network may read one. Nothing that the
+network reads may be written before it in the step: MindSpore 2.9 moves such reads to the front, where they find the
+values of the step before (tests/npu/plan/test_compile.py).
 
 No cell here prefixes the names of its parameters with its own (`auto_prefix=False`): checkpoints, accumulators and the plan use the
 names that they are declared with.

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from helpers.ascend_host import AscendHost
 
+from pangu_sigma.check import Check
 from pangu_sigma.npu.host import access
 from pangu_sigma.npu.host.access import Host
-from pangu_sigma.npu.host.check import Check
 from pangu_sigma.npu.host.checks import host_checks
 
 NFS = "36 25 0:32 / {mount} rw,relatime shared:9 - nfs4 10.0.0.9:/runs rw,vers=4.1,hard,local_lock=none,addr=10.0.0.9\n"

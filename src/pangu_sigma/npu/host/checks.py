@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pangu_sigma.chips import Chip
+from pangu_sigma.check import Check, failed
+from pangu_sigma.checkpoint.run_folder import run_config
+from pangu_sigma.chips import Chip, family
 from pangu_sigma.npu.host import network_checks as network
 from pangu_sigma.npu.host import npu_checks as npu
 from pangu_sigma.npu.host import system_checks as system
 from pangu_sigma.npu.host import version_checks as versions
 from pangu_sigma.npu.host.access import Host, ToolError
-from pangu_sigma.npu.host.check import Check, failed
+from pangu_sigma.npu.host.environment import ChosenChip, chip_in_environment
 from pangu_sigma.npu.host.npu_smi import Npu, chip_called, list_npus
+from pangu_sigma.npu.host.npus import DEV, cann, missing_for_ascend, npus
+from pangu_sigma.stored.open import kind_of
+
+
+def npus_if_any(dev: Path = DEV, environment: Mapping[str, str] = os.environ) -> Check:
+    """Check the NPUs and their software. A machine without NPUs passes, since everything runs on the CPU."""
+    devices, toolkit = npus(dev), cann(environment)
+    found = [f"{len(devices)} devices" if devices else "no device", f"CANN in {toolkit}" if toolkit else "no CANN"]
+    if not devices:
+        return Check("Ascend", True, ", ".join(found) + "; runs use the CPU")
+    missing = missing_for_ascend(dev, environment)
+    if missing is None:
+        return Check("Ascend", True, ", ".join(found))
+    return Check("Ascend", False, f"{', '.join(found)}: {missing.problem}", missing.fix)
+
+
+def node_checks(host: Host, chip: Chip | None = None, run: Path | None = None) -> Iterator[Check]:
+    """Check a host of NPUs for a run. chip: type of the NPUs; None: that of PANGU_SIGMA_CHIP, else the run's, else the detected
+    one. run: run folder, whose storage is checked too."""
+    requested = ChosenChip(chip, "--chip") if chip else chip_in_environment(host.environment)
+    configured = None
+    if run is not None and kind_of(run) == "run":
+        configured = ChosenChip(run_config(run).parallel.chip, f"the configuration of {run}")
+    if requested and configured and family(requested.name) != family(configured.name):
+        found = f"{configured.by} says {configured.name}, and {requested.by} {requested.name}"
+        yield Check(
+            "configured chip", False, found, "say the same in both: parallel.chip in the configuration, or --chip"
+        )
+    expected = requested or configured
+    yield from host_checks(host, expected.name if expected else None, expected.by if expected else "", run)
 
 
 def host_checks(host: Host, wanted: Chip | None = None, by: str = "", run: Path | None = None) -> Iterator[Check]:

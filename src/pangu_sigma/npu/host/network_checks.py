@@ -6,8 +6,8 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
+from pangu_sigma.check import Check, failed, passed
 from pangu_sigma.npu.host.access import Host, ToolError, assignments, listed_numbers
-from pangu_sigma.npu.host.check import Check, failed, passed
 from pangu_sigma.npu.host.npu_smi import Npu, chip_called
 
 _HCCN = "/etc/hccn.conf"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pangu_sigma.check import Check, failed, passed
 from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.npu.host.access import Host
-from pangu_sigma.npu.host.check import Check, failed, passed
 from pangu_sigma.npu.host.npu_smi import Npu, chip_called
 from pangu_sigma.npu.host.npus import DRIVER_NODES, missing_devices, npus
 

@@ -7,8 +7,8 @@ import re
 import tempfile
 from pathlib import Path
 
+from pangu_sigma.check import Check, failed, passed
 from pangu_sigma.npu.host.access import Host, ToolError, listed_numbers
-from pangu_sigma.npu.host.check import Check, failed, passed
 
 _CORES = 8
 """Smallest number of cores for a rank, whose process compiles, feeds its NPU and updates its share of the experts. Our choice;

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pangu_sigma.check import Check, failed, passed
 from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.npu.host.access import Host, ToolError, assignments
-from pangu_sigma.npu.host.check import Check, failed, passed
 from pangu_sigma.npu.host.environment import KERNELS_VARIABLE, chip_environment
 from pangu_sigma.npu.host.npu_smi import Npu
 from pangu_sigma.npu.host.npus import cann, missing_cann, missing_plugin

@@ -1,0 +1,71 @@
+"""What a machine with and without NPUs is asked, and which chip it must have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.ascend_host import AscendHost
+
+from pangu_sigma.check import Check
+from pangu_sigma.checkpoint.model_files import write_config
+from pangu_sigma.config_file import load_config
+from pangu_sigma.npu.host import checks
+from pangu_sigma.npu.host.checks import node_checks, npus_if_any
+from pangu_sigma.npu.host.npus import MissingRequirement
+from pangu_sigma.shipped import config_path
+
+
+def devices(folder: Path, number: int) -> Path:
+    """A /dev with so many NPUs."""
+    for name in [f"davinci{i}" for i in range(number)]:
+        (folder / name).touch()
+    return folder
+
+
+def test_a_machine_without_an_npu_passes(tmp_path: Path):
+    assert npus_if_any(tmp_path, {}) == Check("Ascend", True, "no device, no CANN; runs use the CPU")
+    cann = npus_if_any(tmp_path, {"ASCEND_HOME_PATH": "/cann"})
+    assert (cann.ok, cann.found) == (True, "no device, CANN in /cann; runs use the CPU")
+
+
+def test_devices_without_cann_fail_and_say_what_to_do(tmp_path: Path):
+    check = npus_if_any(devices(tmp_path, 2), {})
+    assert not check.ok
+    assert check.found.startswith("2 devices, no CANN: no CANN: neither ASCEND_TOOLKIT_HOME")
+    assert "set_env.sh" in check.fix
+
+
+def test_devices_with_all_they_need_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checks, "missing_for_ascend", lambda dev, environment: None)
+    dev, environment = devices(tmp_path, 8), {"ASCEND_HOME_PATH": "/cann"}
+    assert npus_if_any(dev, environment).found == "8 devices, CANN in /cann"
+    monkeypatch.setattr(
+        checks, "missing_for_ascend", lambda dev, environment: MissingRequirement("MindSpore has no plugin", "do this")
+    )
+    check = npus_if_any(dev, environment)
+    assert (check.ok, check.fix) == (False, "do this")
+
+
+def chip_checks(machine: AscendHost, chip: str | None = None, run: Path | None = None) -> dict[str, Check]:
+    found = {check.name: check for check in node_checks(machine.host, chip, run)}
+    return {name: found[name] for name in ("configured chip", "chip") if name in found}
+
+
+def test_the_chip_is_asked_for_by_option_environment_or_run(tmp_path: Path):
+    machine, run = AscendHost(tmp_path / "host", "910b", 1), tmp_path / "run"
+    run.mkdir()
+    for chip in ("910a", "910b3"):
+        write_config(run, load_config(config_path("sigma_tiny"), [f"parallel.chip={chip}"]), "run")
+        check = chip_checks(machine, run=run)["chip"]
+        assert (check.ok, f"the configuration of {run} says" in check.found) == (chip == "910b3", True)
+    machine.environment["PANGU_SIGMA_CHIP"] = "910_93"
+    found = chip_checks(machine, run=run)
+    assert "PANGU_SIGMA_CHIP says 910_93" in found["chip"].found
+    assert f"the configuration of {run} says 910b3, and PANGU_SIGMA_CHIP 910_93" in found["configured chip"].found
+    found = chip_checks(machine, "910b", run)
+    assert list(found) == ["chip"]
+    assert found["chip"].ok
+    assert "as --chip says" in found["chip"].found
+    found = chip_checks(machine, "910b1")
+    assert (found["chip"].ok, "--chip says 910b1, another bin" in found["chip"].found) == (True, True)
