@@ -1,1 +1,1 @@
-"""Launcher: starts a run's ranks as processes on every node, watches them, stops them together, and restarts them."""
+"""Processes that train together: who holds what, sums over ranks, and how ranks are started and watched."""

@@ -23,7 +23,7 @@ from pangu_sigma.npu.host.environment import (
     main,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("chip", CHIP_NAMES)

@@ -318,7 +318,7 @@ def test_910a_runs_kernel_by_kernel_because_one_graph_has_no_operators_on_the_ho
     level: str, message: str, tmp_path: Path
 ):
     """MindSpore's own choice for 910A is O2. With simulation level 1 the graph goes to the backend."""
-    program = Path(__file__).parents[1] / "helpers" / "graph_level.py"
+    program = Path(__file__).parents[2] / "helpers" / "graph_level.py"
     logs = {"MS_SIMULATION_LEVEL": "1", "GLOG_v": "1", "MS_DEV_DUMP_IR_PASSES": "validate"}
     command = [sys.executable, str(program), level, str(TINY), *SMALL, "data.domain_sets=1", "data.domains_per_step=1"]
     done = subprocess.run(command, cwd=tmp_path, env=ascend_environment(1) | logs, capture_output=True, text=True)

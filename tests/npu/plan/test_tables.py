@@ -95,6 +95,6 @@ def test_a_dense_model_hangs_on_another_constant():
 
 def test_the_measured_adam_is_that_of_the_table():
     """Its `kernel` row: milliseconds for 48 tensors of 2**20 parameters of 28 bytes."""
-    tables = (Path(__file__).parents[2] / "docs/experiments/speed.md").read_text(encoding="utf-8")
+    tables = (Path(__file__).parents[3] / "docs/experiments/speed.md").read_text(encoding="utf-8")
     milliseconds = float(re.search(r"memory traffic of Adam alone +([\d.]+)", tables)[1])
     assert pytest.approx(28 * 48 * 2**20 / milliseconds * 1e3, rel=0.01) == MEASURED_UPDATE_BANDWIDTH
