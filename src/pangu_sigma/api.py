@@ -514,25 +514,21 @@ def plan(
     *,
     devices: int | None = None,
     compile: bool = False,
-    factors: bool = False,
-    scan: AnyPath | bool = False,
+    scan: bool = False,
 ) -> Result:
     """Plan the memory, traffic and time of a configuration on a number of NPUs.
-    devices: number of NPUs. compile: also compile the step for Ascend with MindSpore, and compare; takes minutes. factors: also
-    simulate the smallest parallel.capacity_factor and arrival_factor that drop no row. scan: also find the fastest layouts on 8 to
-    4,096 NPUs, and plot them if it is a file. The result is not `ok` if the plan does not fit, or differs from the compiled step.
+    devices: number of NPUs. compile: also compile the step for Ascend with MindSpore, and compare; takes minutes. scan: also find
+    the fastest layouts on 8 to 4,096 NPUs. The result is not `ok` if the plan does not fit, or differs from the compiled step.
     """
     if devices is not None and devices < 1:
         raise ConfigError(f"{argument('--devices')} {devices} is not allowed: 1 or more")
-    if devices is None and (scan is False or compile or factors):
+    if devices is None and (not scan or compile):
         raise ConfigError(
             f"plan needs {argument('--devices')} N, for a plan on N NPUs; or {argument('--scan')}, for a table of 8 to 4,096 NPUs"
         )
-    from pangu_sigma.npu.plan import scan as scanning
     from pangu_sigma.npu.plan.differences import compile_plan
-    from pangu_sigma.npu.plan.factors import format_factors, needed_factors
-    from pangu_sigma.npu.plan.plan import laid_out, make_plan
-    from pangu_sigma.npu.plan.tables import format_plan
+    from pangu_sigma.npu.plan.plan import format_plan, format_tree, make_plan
+    from pangu_sigma.npu.plan.scan import scan as scan_devices
 
     config = _loaded(config)
     tree: dict[str, Any] = {}
@@ -541,12 +537,9 @@ def plan(
     if devices is not None:
         planned = (compile_plan if compile else make_plan)(config, devices)
         tree, texts = planned.as_dict(), [format_plan(planned)]
-        ok = planned.fits and not (planned.compiled and planned.compiled.differences)
-        if factors:
-            needed = needed_factors(laid_out(config, devices))
-            tree, texts = tree | {"factors": vars(needed)}, [*texts, format_factors(needed)]
-    if scan is not False:
-        scanned = scanning.scan(config, None if scan is True else to_path(scan, "--scan"))
-        tree, texts = tree | scanned.as_dict(), [*texts, scanning.format_scan(scanned)]
-        ok = ok and scanned.least_devices is not None
+        ok = planned.fits and not planned.differences
+    if scan:
+        scanned = scan_devices(config)
+        tree, texts = tree | scanned, [*texts, *format_tree(scanned)]
+        ok = ok and scanned["least_devices"] is not None
     return Result(tree, "\n".join(texts), ok)

@@ -449,7 +449,7 @@ class ParallelConfig(Section):
     arrival_factor: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
     """Maximum number of rows that an expert multiplies in a pass, as a multiple of an even share; on a chip with grouped products,
     of all experts of a rank together. Only on Ascend. The loads of a group's ranks even out, so this factor can be much lower than
-    `capacity_factor`, which is the value for null. `plan --factors` prints the smallest factor that suffices."""
+    `capacity_factor`, which is the value for null. A batch that needs more ends the run and names the factor."""
     gather: Literal["ours", "cann"] | None = None
     """Operator that moves rows to experts and back on NPUs: that of `ascend_ops/` (`ours`), which must be built and installed
     there, or CANN's own Gather (`cann`), which needs one more copy of the rows, with a row of zeros before them. null: `cann` on

@@ -98,14 +98,12 @@ def _add_plan(commands: Any) -> None:
         api.plan,
         "plan memory, traffic and time on a number of NPUs",
         "sigma_1t --devices 512",
-        "sigma_1t --devices 512 --compile --factors",
+        "sigma_1t --devices 512 --compile",
         "sigma_1t --chip 910b --scan",
     )
     with_config(command)
     command.add_argument("--devices", type=int, metavar="N", help="number of NPUs")
-    flag(command, "--factors", "simulate the smallest capacity_factor, arrival_factor that drop no row; with --devices")
-    table = "find the fastest layouts on 8 to 4,096 NPUs; with a file, also plot them"
-    command.add_argument("--scan", nargs="?", type=Path, const=True, metavar="FILE.svg", help=table)
+    flag(command, "--scan", "find the fastest layouts on 8 to 4,096 NPUs")
     flag(command, "--compile", "also compile the step for Ascend, and compare; takes minutes")
     with_chip(command)
     with_json(command)

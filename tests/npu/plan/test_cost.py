@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
 
 import pytest
 from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
@@ -14,13 +13,9 @@ from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.plan import cost
 from pangu_sigma.npu.plan.cost import (
-    MEASURED_UPDATE_BANDWIDTH,
     flops,
     host_rate_note,
     host_update_bytes,
-    most_sensitive,
-    overlapped_step,
-    rates_of,
     step_time,
     step_time_all_experts,
     tokens_per_second,
@@ -56,32 +51,6 @@ def test_flops_are_six_a_parameter_and_token_or_eight_with_recompute():
         expected = 2 * tokens * (passes * (weights + padded + scores) + 3 * logits)
         assert flops(config) == pytest.approx(expected, rel=1e-9)
         assert weights + 8 * 2 * 5120 * 20480 == pytest.approx(config.num_params().active_per_token, rel=1e-3)
-
-
-def hidden(*keys: str) -> cost.OverlappedStep:
-    found = overlapped_step(load_config(MODEL_CONFIGS / "sigma_1t.yaml", list(keys)))
-    assert found is not None
-    return found
-
-
-def test_adam_on_the_host_hides_behind_the_dense_layers_and_no_more():
-    """Of 40 layers 32 are dense; with recompute a backward pass takes three forward passes."""
-    plain, found = step_time(load_config(MODEL_CONFIGS / "sigma_1t.yaml")), hidden()
-    assert found.backward == pytest.approx(3 * found.forward)
-    assert 0.7 * plain.compute < found.backward + found.forward < 0.8 * (plain.compute + plain.hccs + plain.network)
-    assert found.left == pytest.approx(plain.host_update - found.backward - found.npu_update - found.forward)
-    assert found.step == pytest.approx(plain.step - plain.host_update + found.left)
-    waits = hidden("ecss.undo_gib=0")
-    assert (waits.backward, waits.forward) == (0.0, found.forward)
-    # with micro-batches the window is in the last one, and in the next step's first one
-    passes = hidden("train.accumulation=4", "train.batch_size=128")
-    assert passes.backward + passes.forward < 0.4 * (found.backward + found.forward)
-    assert hidden("parallel.chip=910b", "train.compute_dtype=float32").left >= 0.0
-
-
-@pytest.mark.parametrize("keys", [("ecss.update", "step"), ("ecss.enabled", False)])
-def test_without_a_worker_nothing_is_hidden(keys: tuple[str, object]):
-    assert overlapped_step(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [keys])) is None
 
 
 LOCMOE = {128: 0.1810, 256: 0.2874}
@@ -135,14 +104,6 @@ def test_a_chip_computes_at_its_rate_in_the_compute_dtype():
     assert computing("parallel.chip=910b") == pytest.approx(half / later)
 
 
-def test_adam_as_measured_only_changes_adam():
-    config = load_config(MODEL_CONFIGS / "sigma_1t.yaml")
-    rates = replace(rates_of(config), host_update_bandwidth=MEASURED_UPDATE_BANDWIDTH)
-    fitted, measured = step_time(config), step_time(config, rates=rates)
-    assert measured.host_update == pytest.approx(fitted.host_update * 10 / 36)
-    assert fitted.step - measured.step == pytest.approx(fitted.host_update - measured.host_update)
-
-
 @pytest.mark.parametrize("prefetch", [True, False])
 def test_active_weights_come_before_the_step_and_cost_their_whole_way(prefetch: bool):
     assert step_time(by_hand(ecss={"prefetch": prefetch})).fetch == pytest.approx(2 * 144 / CHIP_DATA["910a"].pcie)
@@ -175,19 +136,6 @@ def test_more_tokens_take_longer_but_not_in_proportion(config: Config):
     assert one.step < two.step <= 2 * one.step
 
 
-@pytest.mark.parametrize("chip", ["910a", "910_93"])
-def test_the_constant_that_time_hangs_on_most_is_found_by_halving_and_doubling(chip: str):
-    """Of the trillion it is Adam's rate on a host, which is the same for a host of 8 NPUs and of 16."""
-    config = load_config(MODEL_CONFIGS / "sigma_1t.yaml", [("parallel.chip", chip)])
-    found, time, rates = most_sensitive(config), step_time(config), rates_of(config)
-    assert (found.constant, found.value) == ("host_update_bandwidth", cost.HOST_UPDATE_BANDWIDTH)
-    assert found.seconds_at_half == pytest.approx(time.step + time.host_update)
-    assert found.seconds_at_double == pytest.approx(time.step - time.host_update / 2)
-    for name, value in asdict(rates).items():
-        half, double = (step_time(config, rates=replace(rates, **{name: value * f})).step for f in (0.5, 2))
-        assert abs(half - double) <= found.seconds_at_half - found.seconds_at_double
-
-
 def test_a_host_of_16_npus_looks_slower_and_that_is_said():
     assert host_rate_note("910a") is host_rate_note("910b") is None
     assert "fitted to 910A with 8 NPUs a host; one of Ascend 910_93 has 16, on the same 10 GB/s" in host_rate_note(
@@ -198,10 +146,3 @@ def test_a_host_of_16_npus_looks_slower_and_that_is_said():
         for chip in ("910b", "910_93")
     ]
     assert on_host[1] == pytest.approx(2 * on_host[0])
-
-
-def test_a_slower_host_only_slows_the_host():
-    before, rates = step_time(by_hand()), rates_of(by_hand())
-    after = step_time(by_hand(), rates=replace(rates, host_update_bandwidth=rates.host_update_bandwidth / 2))
-    assert after.host_update == 2 * before.host_update
-    assert after.step - before.step == pytest.approx(before.host_update)

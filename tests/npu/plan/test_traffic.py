@@ -16,8 +16,8 @@ from pangu_sigma.npu.plan.traffic import (
     collectives,
     link_bytes,
     pcie_bytes,
-    ranks_here,
     sent_bytes,
+    spread,
 )
 from pangu_sigma.ranks.layout import Layout
 
@@ -132,7 +132,17 @@ def test_ranks_of_a_group_in_the_first_host_are_counted(config: Config, chip: st
     size = {"910a": 8, "910_93": 16}[chip]
     for axes in (TENSOR, EXPERT, HOLDERS, REPLICAS, STAGE, ALL):
         peers = Layout(config.parallel).peers(0, *axes)
-        assert ranks_here(config, axes) == sum(peer < size for peer in peers)
+        assert spread(config, axes).here == sum(peer < size for peer in peers), "all groups are alike"
+        assert spread(config, axes).hosts == len({peer // size for peer in peers})
+
+
+def test_a_collective_is_priced_by_the_group_that_is_spread_most():
+    """Six tensor ranks: the first group lies in one host, the second has 2 of its ranks in the first host and 4 in the next."""
+    model = {"hidden": 12, "heads": 6, "ffn": 24}
+    config = by_hand(model=model, train={"batch_size": 24}, parallel={"tensor": 6, "expert": 2, "data": 2})
+    assert spread(config, TENSOR) == (2, 2)
+    rows = PredictedCollective("AllReduce", "", 6, 1, 600, TENSOR, "")
+    assert sent_bytes(config, rows) == (2 * 600 // 2, 2 * 600 // 4)
 
 
 def test_a_host_of_sixteen_keeps_more_of_an_exchange_inside(trillion: Config):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pangu_sigma.config import Config
 from pangu_sigma.npu.plan.compile import Compiled, compile_step
-from pangu_sigma.npu.plan.plan import CompiledPlan, Plan, StagePlan, laid_out, make_plan
+from pangu_sigma.npu.plan.plan import Plan, StagePlan, laid_out, make_plan
 from pangu_sigma.npu.plan.traffic import CollectiveCalls
 
 
@@ -36,7 +36,7 @@ def add_compiled(plan: Plan, steps: list[Compiled]) -> Plan:
             f"{name} is written in front of the network of stage {number}, which may read it before"
             for name in step.early_writes
         ]
-    return replace(plan, compiled=CompiledPlan(steps, differences))
+    return replace(plan, compiled=steps, differences=differences)
 
 
 def _other_slices(number: int, stage: StagePlan, step: Compiled) -> Iterator[str]:

@@ -33,9 +33,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from pangu_sigma.chips import GIB
+from pangu_sigma.chips import CHIP_DATA, GIB, ChipData
 from pangu_sigma.config import Config
 from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
 from pangu_sigma.npu.cuts import (
@@ -49,14 +49,6 @@ from pangu_sigma.npu.cuts import (
     summed_alone,
     word_table,
 )
-from pangu_sigma.npu.plan.machine import (
-    COMMUNICATOR_BUFFERS,
-    HOST_RESERVE,
-    MIB,
-    NPU_RESERVE,
-    PROCESS_RESERVE,
-    chip_of,
-)
 from pangu_sigma.ranks.layout import (
     layers_of_stage,
     multiplied_rows,
@@ -65,14 +57,30 @@ from pangu_sigma.ranks.layout import (
     tokens_of_rank,
 )
 
+MIB = 1 << 20
+COMMUNICATOR_BUFFERS = 2 * 200 * MIB
+"""Bytes that HCCL allocates per communication group by default: HCCL_BUFFSIZE = 200 MB each way (CANN's documentation)."""
+NPU_RESERVE = 1 * GIB
+"""Bytes of an NPU reserved for streams, graph, constants and fragmentation of the allocator. Our assumption."""
+PROCESS_RESERVE = 4 * GIB
+"""Bytes of host memory for one rank's process: Python, MindSpore, compiled graph, batches. Our assumption."""
+HOST_RESERVE = 16 * GIB
+"""Bytes of host memory for the operating system and its page cache. Our assumption."""
+TIGHT_FRACTION = 0.1
+"""Fraction of an NPU's or a host's memory that should stay free: a plan that leaves less fits with a warning. Our choice: the
+reserves above, the allocator's peak and the lifetimes of tensors are assumptions, and together may be wrong by some GiB."""
 
-@dataclass(frozen=True)
-class MemoryItem:
-    """Item of a plan's memory table. how: the rule that gives its bytes, as text."""
+
+def chip_of(config: Config) -> ChipData:
+    """Return the chip, with its server, that a configuration is planned for."""
+    return CHIP_DATA[config.parallel.chip]
+
+
+class MemoryItem(NamedTuple):
+    """Item of a plan's memory."""
 
     name: str
     nbytes: int
-    how: str
 
 
 def total(items: Iterable[MemoryItem]) -> int:
@@ -84,18 +92,13 @@ def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
     """Return the memory items of one NPU at the peak of a step."""
     groups = len(communicators(config, stage))
     summed = accumulator_arrays(config, stage, alike=True)
-    added = MemoryItem("gradients added up", _nbytes(summed, "accumulator"), "whole, over micro-batches")
     return [
         *_dense_items(config, stage),
         *_expert_items(config, stage),
-        *([added] if summed else []),
+        *([MemoryItem("gradients added up", _nbytes(summed, "accumulator"))] if summed else []),
         *_activation_items(config, stage),
-        MemoryItem(
-            "communication buffers",
-            COMMUNICATOR_BUFFERS * groups,
-            f"HCCL's, 2 x 200 MB a group of ranks; {groups} of them",
-        ),
-        MemoryItem("reserve", NPU_RESERVE, "assumed: streams, graph, fragmentation"),
+        MemoryItem("communication buffers", COMMUNICATOR_BUFFERS * groups),
+        MemoryItem("reserve", NPU_RESERVE),
     ]
 
 
@@ -119,28 +122,19 @@ def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
     of_stage = {s: [a for a in expert_arrays(config, s, alike=True) if a.device == HOST] for s in set(stages)}
     stored = [array for stage in stages for array in of_stage[stage]]
     rows = sum(_active_bytes(config, stage) for stage in stages) if stored else 0
-    old_value, most = 4 + 2 * ITEM_SIZE[config.ecss.moments], int(config.ecss.undo_gib * GIB)
-    undone = sum(min(active_elements(config, stage) * old_value, most) for stage in stages) if stored else 0
     items = [
-        MemoryItem(f"experts: {what}", _nbytes(stored, *kinds), how)
-        for what, kinds, how in (
-            ("weights", ("weight", "step"), "all that its ranks store, float32, and step counts"),
-            ("moments", ("moment", "variance"), f"two, {config.ecss.moments}"),
-        )
+        MemoryItem("experts: weights", _nbytes(stored, "weight", "step")),
+        MemoryItem("experts: moments", _nbytes(stored, "moment", "variance")),
     ]
     if config.ecss.store == "file":
         mapped = int(len(stages) * config.ecss.cache_gib * GIB)
-        items = [MemoryItem("experts: mapped files", min(mapped, total(items)), "ecss.cache_gib of each rank")]
+        items = [MemoryItem("experts: mapped files", min(mapped, total(items)))]
     return [
         *items,
-        MemoryItem(
-            "rows on their way",
-            (4 + summed_alone(config)) * rows,
-            "active weights and what stands for them, gradients twice",
-        ),
-        MemoryItem("old values of experts", undone, "kept to undo updates: ecss.undo_gib of each rank at most"),
-        MemoryItem("processes", len(stages) * PROCESS_RESERVE, f"assumed: 4 GiB for each of {len(stages)} ranks"),
-        MemoryItem("operating system", HOST_RESERVE, "assumed"),
+        # active weights and what stands for them, gradients twice
+        MemoryItem("rows on their way", (4 + summed_alone(config)) * rows),
+        MemoryItem("processes", len(stages) * PROCESS_RESERVE),
+        MemoryItem("operating system", HOST_RESERVE),
     ]
 
 
@@ -163,29 +157,16 @@ def _dense_items(config: Config, stage: int) -> list[MemoryItem]:
     table, weights = word_table(config), dense_weights(config, stage, alike=True)
     others = [w for w in weights if w.name != table.name]
     kept = _nbytes(weights, "weight")
-    whole = sum(a.count * a.nbytes for a in weights if not a.divided and a.replicas > 1)
+    in_use = sum(a.count * a.used_nbytes for a in others if a.divided or a.used_as != a.dtype)
+    # gathered, or sent by the first stage; other stages look up rows of the table that they keep, or have none
+    embedding = table.used_nbytes if stage == config.parallel.stages - 1 else 0
     return [
-        MemoryItem(
-            "dense: weights", kept, f"this rank's part, float32; {whole / GIB:.2f} GiB that all ranks keep whole"
-        ),
-        MemoryItem("dense: gradients", kept, "the same part, float32"),
-        MemoryItem("dense: moments", 2 * kept, "the same part, two, float32"),
-        MemoryItem(
-            "dense: weights in use",
-            sum(a.count * a.used_nbytes for a in others if a.divided or a.used_as != a.dtype),
-            "gathered from other ranks, or cast",
-        ),
-        MemoryItem(
-            "dense: embedding in use",
-            # other stages look up rows of the table that they keep, or have none
-            table.used_nbytes if stage == config.parallel.stages - 1 else 0,
-            "gathered, or sent by the first stage; after the logits, their part of its gradient, float32",
-        ),
-        MemoryItem(
-            "dense: gradients being summed",
-            _summed_bytes(config, others),
-            "whole, float32: the largest or parallel.fusion_mib",
-        ),
+        MemoryItem("dense: weights", kept),
+        MemoryItem("dense: gradients", kept),
+        MemoryItem("dense: moments", 2 * kept),
+        MemoryItem("dense: weights in use", in_use),
+        MemoryItem("dense: embedding in use", embedding),
+        MemoryItem("dense: gradients being summed", _summed_bytes(config, others)),
     ]
 
 
@@ -197,20 +178,20 @@ def _summed_bytes(config: Config, weights: list[Array]) -> int:
 
 
 def _expert_items(config: Config, stage: int) -> list[MemoryItem]:
-    active, dtype = _active_bytes(config, stage), config.train.compute_dtype
+    active = _active_bytes(config, stage)
     if config.ecss.enabled:
         return [
-            MemoryItem("experts: active weights", active, f"{dtype}; the host gives them in each step"),
-            MemoryItem("experts: gradients of the active", active, dtype),
+            MemoryItem("experts: active weights", active),
+            MemoryItem("experts: gradients of the active", active),
         ]
     stored = expert_arrays(config, stage, alike=True)
     elements = sum(array.count * math.prod(array.computed) for array in stored if array.kind == "weight")
     copies = elements * _item(config)
     return [
-        MemoryItem("experts: weights", _nbytes(stored, "weight", "step"), "float32, all that the rank stores"),
-        MemoryItem("experts: moments", _nbytes(stored, "moment", "variance"), "two, float32"),
-        MemoryItem("experts: weights in use", copies if _item(config) < 4 else 0, dtype),
-        MemoryItem("experts: gradients", copies, dtype),
+        MemoryItem("experts: weights", _nbytes(stored, "weight", "step")),
+        MemoryItem("experts: moments", _nbytes(stored, "moment", "variance")),
+        MemoryItem("experts: weights in use", copies if _item(config) < 4 else 0),
+        MemoryItem("experts: gradients", copies),
     ]
 
 
@@ -218,26 +199,23 @@ def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
     m, t, layers = config.model, config.parallel.tensor, layer_bytes(config, stage)
     row = tokens_of_rank(config) * m.hidden
     first, last = stage == 0, stage == config.parallel.stages - 1
-    kept, fullest, how = sum(layers), max(layers), "what the backward pass reads"
+    kept, fullest = sum(layers), max(layers)
     if config.parallel.recompute:
         # of its inputs, the first layer's and the query rows are cut; the norm is before an only layer
         cut = int(first and m.layers > 1) + int(last)
         kept = _item(config) * ((len(layers) + int(last) - cut) * row + cut * row // t)
-        fullest, how = 2 * fullest, "inputs of layers (recompute)"
+        fullest *= 2
     ahead = min(config.parallel.stages - stage, config.train.accumulation)
-    if ahead > 1:
-        how += f", of {ahead} micro-batches"
     masks = ahead if config.parallel.recompute else 1  # an input of every layer
-    peaks = {"backward pass of one layer": fullest}
+    peaks = [fullest]  # the backward pass of one layer
     if last:
-        peaks["logits"] = _logits_bytes(config)
-    if first:
-        peaks["embedding's gradient, from the lookup and whole"] = 2 * word_table(config).used_nbytes
-    highest = max(peaks, key=lambda name: peaks[name])
+        peaks.append(_logits_bytes(config))
+    if first:  # the embedding's gradient, from the lookup and whole
+        peaks.append(2 * word_table(config).used_nbytes)
     return [
-        MemoryItem("activations kept", ahead * (kept + int(last) * 4 * row), how),
-        MemoryItem("largest transient", peaks[highest], highest),
-        MemoryItem("attention mask", masks * _sequences(config) * m.seq_length**2 * 4, "float32; all layers share it"),
+        MemoryItem("activations kept", ahead * (kept + int(last) * 4 * row)),
+        MemoryItem("largest transient", max(peaks)),
+        MemoryItem("attention mask", masks * _sequences(config) * m.seq_length**2 * 4),
     ]
 
 

@@ -1,44 +1,21 @@
-"""The plan of a configuration on a number of NPUs: memory, traffic and step time. Pure Python; no network is built."""
+"""The plan of a configuration on a number of NPUs: memory, traffic and step time, as a tree and as text. Pure Python."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from pangu_sigma.chips import CHIP_DATA, GIB, ChipData
+from pangu_sigma.chips import GIB, ChipData
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.cuts import Array, accumulator_arrays, active_buffers, all_arrays
 from pangu_sigma.npu.plan.compile import Compiled
-from pangu_sigma.npu.plan.cost import (
-    MEASURED_UPDATE_BANDWIDTH,
-    OverlappedStep,
-    Rates,
-    Sensitivity,
-    StepTime,
-    most_sensitive,
-    overlapped_step,
-    rates_of,
-    step_time,
-    step_time_all_experts,
-    tokens_per_second,
-)
-from pangu_sigma.npu.plan.machine import TIGHT_FRACTION, chip_of
-from pangu_sigma.npu.plan.memory import (
-    MemoryItem,
-    host_peak,
-    npu_items,
-    npu_peak,
-    total,
-)
-from pangu_sigma.npu.plan.segments import SegmentComparison, compare_segments
-from pangu_sigma.npu.plan.storage import StorageReads, storage_reads
+from pangu_sigma.npu.plan.cost import StepTime, host_rate_note, step_time, step_time_all_experts, tokens_per_second
+from pangu_sigma.npu.plan.memory import TIGHT_FRACTION, MemoryItem, chip_of, host_peak, npu_items, npu_peak, total
 from pangu_sigma.npu.plan.suggest import (
-    AlmostFits,
     TimedLayout,
-    changes_that_fit_npus,
     fastest_layouts,
     fits,
     least_devices,
@@ -49,19 +26,20 @@ from pangu_sigma.npu.plan.suggest import (
 from pangu_sigma.npu.plan.traffic import CollectiveCalls, LinkBytes, PredictedCollective, collectives, link_bytes
 from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.layout import (
-    dispatch_layout,
+    AXES,
     exchanged_rows,
     layers_of_stage,
     multiplied_rows,
-    room_of,
     rre_layers_of_stage,
     tokens_of_rank,
 )
 from pangu_sigma.sections import ParallelConfig
 
+_PHASES = ("forward", "recompute", "backward", "weight", "gradient", "norm")
+
 
 @dataclass(frozen=True)
-class MemoryTable:
+class Memory:
     """Memory that an NPU or a host needs, item by item. limit: the memory that it has, in bytes."""
 
     items: list[MemoryItem]
@@ -73,24 +51,21 @@ class MemoryTable:
         return total(self.items) / GIB
 
     @property
-    def limit_gib(self) -> float:
-        """Memory that the NPU or the host has, in GiB."""
-        return self.limit / GIB
-
-    @property
     def left_gib(self) -> float:
         """Memory that stays free, in GiB; negative if the memory is too small."""
-        return self.limit_gib - self.needed_gib
+        return self.limit / GIB - self.needed_gib
 
-    @property
-    def is_tight(self) -> bool:
-        """True if everything fits, but the free memory is smaller than the error of the estimate may be."""
-        return 0 <= self.left_gib < TIGHT_FRACTION * self.limit_gib
+    def as_dict(self) -> dict[str, float | bool]:
+        """Return the items in GiB, their sum, the limit, and what is left. tight: everything fits, but the free memory is smaller
+        than the error of the estimate may be."""
+        tight = 0 <= self.left_gib < TIGHT_FRACTION * self.limit / GIB
+        whole = {"needed": self.needed_gib, "limit": self.limit / GIB, "left": self.left_gib, "tight": tight}
+        return {item.name: item.nbytes / GIB for item in self.items} | whole
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Pipeline stage of a plan, with the arrays and the collectives of one of its ranks."""
+    """Pipeline stage of a plan: its layers, and the memory, arrays and collectives of one of its ranks."""
 
     first_rank: int
     layers: list[int]
@@ -103,102 +78,49 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """Memory in GiB that an NPU needs if one setting of a plan is changed, and the part of it that exceeds the NPU's memory."""
-
-    npu_memory_gib: float
-    over_limit_gib: float
-
-
-@dataclass(frozen=True)
-class AllExperts:
-    """Estimated step time and speed if all experts are moved and updated, as in the paper's baseline."""
-
-    step_seconds: float
-    tokens_per_second: float
-
-
-@dataclass(frozen=True)
-class MeasuredAdam:
-    """Estimated seconds of Adam on the host, and of the step, at the memory bandwidth that this project measured on a CPU."""
-
-    bytes_per_second: float
-    host_update: float
-    step_seconds: float
-
-
-@dataclass(frozen=True)
-class CompiledPlan:
-    """Training steps that MindSpore compiled for a plan."""
-
-    steps: list[Compiled]
-    """Compiled step of the first rank of each stage."""
-    differences: list[str]
-    """Parameters and collectives that differ from the prediction. Do not trust a plan with differences."""
-
-
-@dataclass(frozen=True)
 class Plan:
-    """Plan of a configuration on a number of NPUs: layout, memory, traffic and step time."""
+    """Plan of a configuration on a number of NPUs.
 
-    name: str
-    devices: int
-    parallel: ParallelConfig
-    compute_dtype: str
+    config: the planned configuration. suggested: True if its parallel section is our suggestion, because the configured one has
+        another number of ranks.
+    next_best: the two fastest other layouts that fit on as many NPUs. least_devices: smallest number of NPUs on which a layout
+        fits; None if 4,096 are not enough.
+    refused: reason why the Ascend step does not support the plan, which is for comparison only then.
+    fits: True if every NPU and every host has enough memory. what_fits: keys and values with which the plan fits; None if it fits
+        already, or if no values suffice.
+    npu, host: memory of the NPU and of the host that need most. variants: GiB of an NPU with one setting changed, by the change.
+    seconds: step time of the slowest stage. all_experts: seconds of a step that moves and updates all experts, as in the paper's
+        baseline; None if all are active. links: bytes that the NPU with most traffic moves in a step.
+    compiled: steps that MindSpore compiled, one for each stage. differences: what differs in them from the prediction; do not trust
+        a plan with differences. None if nothing was compiled.
+    """
+
+    config: Config
     suggested: bool
-    """True if the parallel section is our suggestion, because the configured one has another number of ranks."""
     next_best: list[TimedLayout]
-    """The two fastest other layouts that fit on as many NPUs."""
     least_devices: int | None
-    """Smallest number of NPUs on which a layout fits; None if 4,096 are not enough."""
     refused: str | None
-    """Reason why the Ascend step does not support this plan, which is for comparison only then; None if it is supported."""
-    passes: int
-    """Number of micro-batches of a step."""
-    tokens_of_rank: int
-    capacity: int
-    """Maximum number of rows that a rank sends to one expert; 0 without experts or without a limit."""
-    sent_rows: int
-    """Number of rows that a rank sends to experts' ranks, and receives, in a pass of a segment; 0 without experts."""
-    multiplied_rows: int
-    """Number of rows that the experts of a rank multiply in a pass of a segment; 0 without experts."""
     fits: bool
-    npu: MemoryTable
-    """Memory of the NPU that needs the most memory."""
-    host: MemoryTable
-    """Memory of the host that needs the most memory."""
-    stages: list[StagePlan]
     what_fits: dict[str, int | bool | str] | None
-    """Keys and values with which the plan fits NPUs and hosts; None if it fits already, or if no values suffice."""
-    almost_fits: AlmostFits | None
-    """Keys with which the plan fits the NPUs but not a host; None if `what_fits` or the plan itself fits, or if no keys help."""
-    variants: dict[str, Variant]
-    """Memory of an NPU with one setting changed, by the name of the change."""
-    all_experts: AllExperts | None
-    """Step time if all experts are moved and updated; None without ECSS, and if all experts are active."""
+    npu: Memory
+    host: Memory
+    variants: dict[str, float]
     seconds: StepTime
-    """Step time of the slowest stage."""
-    constants: Rates
-    """Constants of the estimated times."""
-    hangs_on: Sensitivity
-    """Constant on which the step time depends most."""
-    measured_adam: MeasuredAdam | None
-    """Step time with Adam as fast as measured; None if no experts are on the host."""
-    overlapped: OverlappedStep | None
-    """Step time with Adam on the host behind the dense layers; None with `ecss.update=step`, and without experts on the host."""
-    segments: SegmentComparison | None
-    """Costs of the segments of RRE layers, and of one in their place; None if there is only one."""
-    tokens_per_second: float
-    traffic_bytes: LinkBytes
-    """Bytes that the NPU with most traffic moves in a step, by link."""
-    storage_bytes_per_second: StorageReads
-    """Bytes of the prepared text that the whole job reads in a second."""
-    compiled: CompiledPlan | None = None
+    all_experts: float | None
+    links: LinkBytes
+    stages: list[StagePlan]
+    compiled: Sequence[Compiled] = ()
+    differences: list[str] | None = None
 
     @property
     def chip(self) -> ChipData:
         """Data of the NPUs' chip and of its server."""
-        return CHIP_DATA[self.parallel.chip]
+        return chip_of(self.config)
+
+    @property
+    def devices(self) -> int:
+        """Number of NPUs."""
+        return self.config.parallel.ranks
 
     @property
     def hosts(self) -> int:
@@ -206,37 +128,59 @@ class Plan:
         return math.ceil(self.devices / self.chip.per_host)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan as plain values, for JSON: its fields, and those of its properties and tables.
+        """Return the plan as sections of plain values, for JSON; `format_plan` prints all of them but LONG.
 
-        tight: list of npu and host, each if less than a tenth of its memory is left.
-        differences: parameters and collectives of the compiled step that were not predicted, null if nothing was compiled.
-        collectives, parameters: of one rank of each stage, as MindSpore placed them if the plan is compiled, else as predicted;
-        bytes as `CollectiveCalls.nbytes`; slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
+        rows of one pass of a segment of an RRE layer; tight: less than a tenth of a memory is left. collectives and parameters are
+        of one rank of each stage, as MindSpore placed them if the plan is compiled, else as predicted; bytes as
+        `CollectiveCalls.nbytes`; slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
         """
-        tree: dict[str, Any] = dataclasses.asdict(dataclasses.replace(self, stages=[], compiled=None)) | {
+        c, routed = self.config, bool(self.config.model.rre_layers)
+        calls = [(n, call) for n, stage in enumerate(self.compiled or self.stages) for call in stage.collectives]
+        return {
+            "name": c.name,
+            "chip": c.parallel.chip,
+            "devices": self.devices,
             "hosts": self.hosts,
-            "chip": self.parallel.chip,
-            "parallel": self.parallel.model_dump(),
-            "next_best": [dataclasses.asdict(n) | {"parallel": n.parallel.model_dump()} for n in self.next_best],
-            "npu_memory_gib": self.npu.needed_gib,
-            "npu_limit_gib": self.npu.limit_gib,
-            "host_memory_gib": self.host.needed_gib,
-            "host_limit_gib": self.host.limit_gib,
-            "npu": _items_tree(self.npu),
-            "host": _items_tree(self.host),
-            "stages": [_stage_tree(stage) for stage in self.stages],
-            "tight": [name for name, table in (("npu", self.npu), ("host", self.host)) if table.is_tight],
+            "layout": layout_text(c.parallel),
+            "suggested": {k: v for k, v in c.parallel if v != getattr(ParallelConfig(), k)} if self.suggested else None,
+            "next_best": [{"layout": layout_text(n.parallel), "step_seconds": n.step_seconds} for n in self.next_best],
+            "least_devices": self.least_devices,
+            "refused": self.refused,
+            "fits": self.fits,
+            "what_fits": self.what_fits,
+            "compute_dtype": c.train.compute_dtype,
+            "passes": c.train.accumulation,
+            "tokens_of_rank": tokens_of_rank(c),
+            "sent_rows": exchanged_rows(c) if routed else 0,
+            "multiplied_rows": multiplied_rows(c) if routed else 0,
+            "npu_gib": self.npu.as_dict(),
+            "host_gib": self.host.as_dict(),
+            "npu_gib_of_variants": self.variants,
             "step_seconds": self.seconds.step,
-            "compiled": self.compiled is not None,
-            "differences": None,
-            "collectives": [
-                _collective_tree(c, n) | {"axes": list(c.axes)}
-                for n, stage in enumerate(self.stages)
-                for c in stage.collectives
+            "tokens_per_second": tokens_per_second(c, self.seconds),
+            "seconds": asdict(self.seconds),
+            "all_experts_seconds": self.all_experts,
+            "note": host_rate_note(c.parallel.chip) if self.seconds.host_update else None,
+            "moved_gb": {link: nbytes / 1e9 for link, nbytes in asdict(self.links).items()},
+            "stages": [
+                {key: getattr(stage, key) for key in ("first_rank", "layers", "rre_layers", "npu_memory_gib")}
+                for stage in self.stages
             ],
-            "parameters": [_array_tree(a, n) for n, stage in enumerate(self.stages) for a in stage.arrays],
+            "calls": _summed(calls),
+            "compiled": [
+                {"rank": s.rank, "seconds": s.seconds, "peak_gib": s.peak_gib, "on_the_host": s.host_operators}
+                for s in self.compiled
+            ],
+            "differences": self.differences,
+            "parallel": c.parallel.model_dump(),
+            "collectives": [_call_tree(call, n) for n, call in calls],
+            "parameters": [asdict(p) | {"stage": n} for n, step in enumerate(self.compiled) for p in step.parameters]
+            or [_array_tree(a, n) for n, stage in enumerate(self.stages) for a in stage.arrays],
         }
-        return tree if self.compiled is None else tree | _compiled_tree(self.compiled, tree["collectives"])
+
+
+LONG = ("parallel", "collectives", "parameters")
+"""Sections of a plan that are for JSON alone."""
 
 
 def laid_out(config: Config, devices: int, layouts: list[TimedLayout] | None = None) -> Config:
@@ -252,48 +196,23 @@ def make_plan(config: Config, devices: int) -> Plan:
     """Return the predicted plan of `config` on `devices` NPUs. Raises ConfigError if it cannot be laid out on them."""
     layouts = fastest_layouts(config, devices)
     planned = laid_out(config, devices, layouts)
-    chip, time, stages = chip_of(planned), step_time(planned), range(planned.parallel.stages)
-    room = fits(planned)
-    changes = None if room else what_fits(planned)
-    routed = bool(planned.model.rre_layers)
+    chip, stages = chip_of(planned), range(planned.parallel.stages)
     return Plan(
-        name=planned.name,
-        devices=devices,
-        parallel=planned.parallel,
-        compute_dtype=planned.train.compute_dtype,
+        config=planned,
         suggested=planned is not config,
         next_best=[other for other in layouts if other.parallel != planned.parallel][:2],
         least_devices=least_devices(config),
         refused=_refused(planned),
-        passes=planned.train.accumulation,
-        tokens_of_rank=tokens_of_rank(planned),
-        capacity=(room_of(planned, dispatch_layout(planned, ascend=True))["own"].sent or 0) if routed else 0,
-        sent_rows=exchanged_rows(planned) if routed else 0,
-        multiplied_rows=multiplied_rows(planned) if routed else 0,
-        fits=room,
-        npu=_memory_table(npu_peak(planned), chip.memory),
-        host=_memory_table(host_peak(planned), chip.host_memory),
-        stages=[_stage(planned, stage) for stage in stages],
-        what_fits=changes,
-        almost_fits=None if room or changes else changes_that_fit_npus(planned),
-        variants=_variants(planned),
+        fits=fits(planned),
+        what_fits=what_fits(planned),
+        npu=Memory([item for item in npu_peak(planned) if item.nbytes], chip.memory),
+        host=Memory([item for item in host_peak(planned) if item.nbytes], chip.host_memory),
+        variants={name: total(npu_peak(other)) / GIB for name, other in _variants(planned)},
+        seconds=step_time(planned),
         all_experts=_all_experts(planned),
-        seconds=time,
-        constants=rates_of(planned),
-        hangs_on=most_sensitive(planned),
-        measured_adam=_measured_adam(planned) if time.host_update else None,
-        overlapped=overlapped_step(planned),
-        segments=compare_segments(planned),
-        tokens_per_second=tokens_per_second(planned, time),
-        traffic_bytes=max(
-            (link_bytes(planned, s) for s in stages), key=lambda link: link.pcie + link.hccs + link.network
-        ),
-        storage_bytes_per_second=storage_reads(planned, math.ceil(devices / chip.per_host), time.step),
+        links=max((link_bytes(planned, s) for s in stages), key=lambda link: link.pcie + link.hccs + link.network),
+        stages=[_stage(planned, stage) for stage in stages],
     )
-
-
-def _memory_table(items: list[MemoryItem], limit: int) -> MemoryTable:
-    return MemoryTable([item for item in items if item.nbytes], limit)
 
 
 def _stage(config: Config, stage: int) -> StagePlan:
@@ -316,74 +235,98 @@ def _refused(config: Config) -> str | None:
     return None
 
 
-def _variants(config: Config) -> dict[str, Variant]:
-    """Return the memory without ECSS, and without and with recompute."""
-    variants = {
-        "without recompute": with_parallel(config, recompute=False),
-        "with recompute": with_parallel(config, recompute=True),
-    }
-    if config.model.rre_layers:
+def _variants(config: Config) -> Iterator[tuple[str, Config]]:
+    """Yield the configuration with recompute the other way round, and without ECSS."""
+    other = not config.parallel.recompute
+    yield f"with{'' if other else 'out'} recompute", with_parallel(config, recompute=other)
+    if config.model.rre_layers and config.ecss.enabled:
         off = config.ecss.model_copy(update={"enabled": False, "store": "host"})
-        variants["without ECSS"] = config.model_copy(update={"ecss": off})
-    memory = {}
-    for name, variant in variants.items():
-        needed = total(npu_peak(variant))
-        memory[name] = Variant(needed / GIB, max(0, needed - chip_of(variant).memory) / GIB)
-    return memory
+        yield "without ECSS", config.model_copy(update={"ecss": off})
 
 
-def _all_experts(config: Config) -> AllExperts | None:
+def _all_experts(config: Config) -> float | None:
     if not (config.ecss.enabled and config.model.rre_layers) or config.experts <= config.active_experts:
         return None
-    time = step_time_all_experts(config)
-    return AllExperts(time.step, tokens_per_second(config, time))
+    return step_time_all_experts(config).step
 
 
-def _measured_adam(config: Config) -> MeasuredAdam:
-    rates = dataclasses.replace(rates_of(config), host_update_bandwidth=MEASURED_UPDATE_BANDWIDTH)
-    time = step_time(config, rates=rates)
-    return MeasuredAdam(MEASURED_UPDATE_BANDWIDTH, time.host_update, time.step)
-
-
-def _items_tree(table: MemoryTable) -> list[dict[str, Any]]:
-    return [{"item": item.name, "gib": item.nbytes / GIB, "how": item.how} for item in table.items]
-
-
-def _stage_tree(stage: StagePlan) -> dict[str, Any]:
-    return {key: getattr(stage, key) for key in ("first_rank", "layers", "rre_layers", "npu_memory_gib")}
-
-
-def _collective_tree(calls: CollectiveCalls, stage: int) -> dict[str, Any]:
-    tree = dataclasses.asdict(calls)
-    return tree | {"bytes": tree.pop("nbytes"), "stage": stage}
+def _summed(calls: Iterable[tuple[int, CollectiveCalls]]) -> list[dict[str, Any]]:
+    """Return a row for each stage, operator and size of group."""
+    rows: dict[tuple[int, str, int], dict[str, Any]] = {}
+    for stage, c in calls:
+        new = {
+            "stage": stage,
+            "op": c.op,
+            "ranks": c.group_size,
+            "calls": 0,
+            "gb": 0.0,
+            "phases": dict.fromkeys(_PHASES, 0),
+        }
+        row = rows.setdefault((stage, c.op, c.group_size), new)
+        row["calls"] += c.count
+        row["gb"] += c.nbytes / 1e9
+        row["phases"][c.phase] += c.count
+    return [rows[key] for key in sorted(rows)]
 
 
 def _array_tree(array: Array, stage: int) -> dict[str, Any]:
-    return {
-        "name": array.name,
-        "slice": list(array.kept),
-        "device": array.device,
-        "computed": list(array.computed),
-        "shape": list(array.shape),
-        "dtype": array.dtype,
-        "stage": stage,
-    }
+    shapes = {"slice": array.kept, "computed": array.computed, "shape": array.shape}
+    of = {"name": array.name, "device": array.device, "dtype": array.dtype, "stage": stage}
+    return of | {name: list(shape) for name, shape in shapes.items()}
 
 
-def _compiled_tree(compiled: CompiledPlan, predicted: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the keys that a compiled plan adds to the tree or replaces in it. predicted: the tree of the predicted collectives."""
-    return {
-        "compile": [{"rank": c.rank, "seconds": c.seconds, "peak_gib": c.peak_gib} for c in compiled.steps],
-        "collectives": [
-            _collective_tree(c, stage) for stage, step in enumerate(compiled.steps) for c in step.collectives
-        ],
-        "predicted_collectives": predicted,
-        "parameters": [
-            dataclasses.asdict(parameter) | {"stage": stage}
-            for stage, step in enumerate(compiled.steps)
-            for parameter in step.parameters
-        ],
-        "host_operators": [step.host_operators for step in compiled.steps],
-        "operators": [step.operators for step in compiled.steps],
-        "differences": compiled.differences,
-    }
+def _call_tree(call: CollectiveCalls, stage: int) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(call).items()} | {"stage": stage}
+
+
+def format_plan(plan: Plan) -> str:
+    """Format the plan as text, all of `Plan.as_dict` but LONG."""
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    title = f"{plan.config.name} on {plan.devices:,} NPUs of {plan.chip.title}, {plan.hosts:,} hosts: {verdict}"
+    trust = "times are estimates, fitted to the paper's 7.5 s and 6.3x: npu/plan/cost.py says what to trust"
+    tree = {name: value for name, value in plan.as_dict().items() if name not in LONG}
+    return "\n".join([title, *format_tree(tree), trust])
+
+
+def format_tree(tree: dict[str, Any]) -> list[str]:
+    """Format a line for each value, and a table for each list of rows and for each group of values; nothing for None."""
+    lines = []
+    for name, value in tree.items():
+        title = name.replace("_", " ")
+        if value in (None, [], {}):
+            continue
+        if isinstance(value, dict):
+            lines += [title, *_columns([(key.replace("_", " "), _text(of)) for key, of in value.items()], "<>")]
+        elif isinstance(value, list) and isinstance(value[0], dict):
+            rows = [[_text(cell) for cell in row.values()] for row in value]
+            lines += [title, *_columns([[*value[0]], *rows], ">" * len(value[0]))]
+        else:
+            lines.append(f"{title}: {_text(value)}")
+    return lines
+
+
+def _text(value: Any) -> str:
+    """Format a value of a plan: numbers with three or more digits, words for True and False, what is not zero of a group."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_text(of)}" for key, of in value.items() if of) or "nothing"
+    if isinstance(value, list):
+        return "; ".join(map(_text, value[:20]))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _columns(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Align the columns of rows, indented. sides: < or > for each column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = (zip(row, sides, widths, strict=True) for row in rows)
+    return [f"  {'  '.join(f'{text:{side}{width}}' for text, side, width in row)}".rstrip() for row in aligned]
+
+
+def layout_text(parallel: ParallelConfig) -> str:
+    """Format a layout in words: its axes of several ranks, and recompute, such as `4 groups x 16 expert x 8 tensor, recompute`."""
+    sizes = ((getattr(parallel, name), name) for name in AXES)
+    axes = " x ".join(f"{size} {name}" for size, name in sizes if size > 1) or "a single rank"
+    return axes + (", recompute" if parallel.recompute else "")

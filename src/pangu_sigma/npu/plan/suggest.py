@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import cache
 
 from pangu_sigma.checkpoint.changes import leaves
-from pangu_sigma.chips import GIB, family
+from pangu_sigma.chips import family
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import override, parse_config
 from pangu_sigma.errors import argument
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.plan.cost import step_time
-from pangu_sigma.npu.plan.machine import chip_of
-from pangu_sigma.npu.plan.memory import host_peak, npu_peak, total
+from pangu_sigma.npu.plan.memory import chip_of, host_peak, npu_peak, total
 from pangu_sigma.npu.plan.traffic import link_bytes
 from pangu_sigma.sections import MOST_RANKS, ParallelConfig
 
@@ -36,19 +35,12 @@ class TimedLayout:
     step_seconds: float
 
 
-@dataclass(frozen=True)
-class AlmostFits:
-    """Configuration keys with which a plan fits the NPUs but not the hosts, and the memory in GiB that a host would then need."""
-
-    keys: dict[str, int | bool | str]
-    host_gib: float
-
-
 def fastest_layouts(config: Config, devices: int) -> list[TimedLayout]:
     """Return every layout on `devices` NPUs that fits, the fastest first. Ties go to fewer bytes sent, then to less memory.
 
     All axes are tried except stages, which stay as configured if they divide `devices` and are 1 otherwise: their cost and benefit
-    depend on train.accumulation, which is set with them. Recompute is tried on and off. A tensor group stays in a host.
+    depend on train.accumulation, which is set with them. Recompute is tried on and off. A tensor group has at most as many ranks as
+    a host has NPUs.
     """
     ranked = []
     for choice in _layouts(config, devices):
@@ -103,14 +95,6 @@ def what_fits(config: Config) -> dict[str, int | bool | str] | None:
     return next((keys for keys, tried in _changes(config) if fits(tried)), None) or None
 
 
-def changes_that_fit_npus(config: Config) -> AlmostFits | None:
-    """Return keys with which every NPU has enough memory but a host has not: the reason why `what_fits` returned None."""
-    for keys, tried in _changes(config):
-        if total(npu_peak(tried)) <= chip_of(tried).memory:
-            return AlmostFits(keys, total(host_peak(tried)) / GIB)
-    return None
-
-
 def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Config]]:
     """Yield every change of keys that may save memory, the smallest first, with the changed configuration; first no change."""
     train, recompute, ecss = config.train, config.parallel.recompute, config.ecss
@@ -137,8 +121,10 @@ def _layouts(config: Config, devices: int) -> Iterator[Config]:
     stages = config.parallel.stages if devices % config.parallel.stages == 0 else 1
     if devices < 1:
         return
-    each = (chip_of(config).per_host, config.data.domain_sets, config.model.experts_per_domain)
-    for tensor, groups, expert in itertools.product(*map(_divisors, each)):
+    each = map(_divisors, (devices // stages, config.data.domain_sets, config.model.experts_per_domain))
+    for tensor, groups, expert in itertools.product(*each):
+        if tensor > chip_of(config).per_host:
+            break
         data, rest = divmod(devices, stages * groups * expert * tensor)
         if rest:
             continue

@@ -38,6 +38,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
 
 from pangu_sigma.config import Config
 from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
@@ -50,9 +54,10 @@ from pangu_sigma.npu.cuts import (
     expert_arrays,
     word_table,
 )
-from pangu_sigma.npu.plan.machine import chip_of
+from pangu_sigma.npu.plan.memory import chip_of
 from pangu_sigma.ranks.layout import (
     AXES,
+    Layout,
     dispatch_layout,
     exchanged_rows,
     layers_of_stage,
@@ -60,6 +65,7 @@ from pangu_sigma.ranks.layout import (
     rre_layers_of_stage,
     tokens_of_rank,
 )
+from pangu_sigma.sections import ParallelConfig
 
 EXCHANGES = ("AlltoAll", "AlltoAllV")
 """Collectives that exchange rows with experts on other ranks, and serve no other purpose."""
@@ -109,13 +115,14 @@ def collectives(config: Config, stage: int = 0) -> list[PredictedCollective]:
 
 
 def link_bytes(config: Config, stage: int = 0) -> LinkBytes:
-    """Return the bytes that the first rank of a stage sends in a step, by link."""
+    """Return the bytes that the rank of a stage that sends most over the network sends in a step, by link."""
     sent = [sent_bytes(config, c, stage) for c in collectives(config, stage)]
     return LinkBytes(sum(pcie_bytes(config, stage)), sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
 
 
 def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
-    """Return the bytes that a stage's first rank sends within its host, and to other hosts, in the calls of one collective.
+    """Return the bytes that a rank of a stage sends within its host, and to other hosts, in the calls of one collective: the rank
+    with the fewest ranks of its group in its host, for which the others wait.
 
     As in HCCL, the bytes go in rings inside a host, then the rest in rings between hosts.
     """
@@ -127,8 +134,7 @@ def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) 
         other = stage + step * (config.parallel.stages - 1 if collective.purpose == TABLE else 1)
         own, its = (s * config.parallel.stage_ranks // chip_of(config).per_host for s in (stage, other))
         return (nbytes, 0) if own == its else (0, nbytes)
-    size, here = _size(config, collective.axes), ranks_here(config, collective.axes)
-    hosts = math.ceil(size / here)
+    size, (here, hosts) = _size(config, collective.axes), spread(config, collective.axes)
     if collective.op == "AlltoAllV":
         row = config.model.hidden // config.parallel.tensor * ITEM_SIZE[config.train.compute_dtype]
         nbytes = collective.count * tokens_of_rank(config) * row  # on average
@@ -138,15 +144,24 @@ def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) 
     return rounds * nbytes * (here - 1) // here, rounds * nbytes * (hosts - 1) // (hosts * here)
 
 
-def ranks_here(config: Config, axes: tuple[str, ...]) -> int:
-    """Return the number of ranks in the first rank's host, itself included, that belong to its group along these axes."""
-    here, stride, size = [0], 1, chip_of(config).per_host
-    for axis in reversed(AXES):
-        ranks = getattr(config.parallel, axis)
-        if axis in axes:
-            here = [peer for first in here for peer in range(first, min(first + ranks * stride, size), stride)]
-        stride *= ranks
-    return len(here)
+class Spread(NamedTuple):
+    """How a group of ranks lies on hosts: the fewest of its ranks in one host, and the number of its hosts."""
+
+    here: int
+    hosts: int
+
+
+def spread(config: Config, axes: tuple[str, ...]) -> Spread:
+    """Return how the groups of ranks along these axes lie on hosts, for the group that is spread most: all others wait for it."""
+    sizes = tuple(getattr(config.parallel, axis) for axis in AXES)
+    return _spread(sizes, axes, chip_of(config).per_host)
+
+
+@cache
+def _spread(sizes: tuple[int, ...], axes: tuple[str, ...], per_host: int) -> Spread:
+    layout = Layout(ParallelConfig(**dict(zip(AXES, sizes, strict=True))))
+    hosts = (np.unique(group // per_host, return_counts=True)[1] for group in layout.groups(*axes))
+    return min((Spread(int(counts.min()), len(counts)) for counts in hosts), key=lambda s: (-s.hosts, s.here))
 
 
 def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.small_clusters import by_hand
 
-from pangu_sigma.npu.plan.factors import needed_factors
+from experiments.factors import needed_factors
 from pangu_sigma.ranks.layout import data_rank_of_sequences, dispatch_layout, room_of
 from pangu_sigma.ranks.plans import Planner
 from pangu_sigma.rre.table import draw_tables

@@ -1,7 +1,7 @@
 """Export a model with its graph compiled for Ascend, on a machine that need not have an NPU.
 
 It is the graph for the CPU with Ascend's operators: LayerNorm is one fused operator there. A process of its own compiles (`python
--m pangu_sigma.npu.plan.export_ascend RUN OUTPUT WEIGHTS`), with stand-ins where there is no CANN; cann_stub.py says why.
+-m pangu_sigma.npu.export_ascend RUN OUTPUT WEIGHTS`), with stand-ins where there is no CANN; cann_stub.py says why.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _compile_elsewhere() -> int:
     """Export in a process of its own, and return its exit status; its messages are on standard error."""
     with_cann = "ASCEND_HOME_PATH" in os.environ
     environment = (dict(os.environ) if with_cann else ascend_environment(1, 0)) | {_COMPILES: "1"}
-    command = [sys.executable, "-m", "pangu_sigma.npu.plan.export_ascend", *sys.argv[1:]]
+    command = [sys.executable, "-m", "pangu_sigma.npu.export_ascend", *sys.argv[1:]]
     return subprocess.run(command, env=environment).returncode
 
 

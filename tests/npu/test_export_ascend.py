@@ -13,7 +13,7 @@ from pangu_sigma.stored.open import open_model
 
 
 def test_the_graph_is_compiled_and_written_with_the_weights_of_the_run(tiny_run, tmp_path):
-    command = [sys.executable, "-m", "pangu_sigma.npu.plan.export_ascend", str(tiny_run), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "pangu_sigma.npu.export_ascend", str(tiny_run), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "compiled for Ascend" in done.stderr
@@ -27,7 +27,7 @@ def test_the_graph_is_compiled_and_written_with_the_weights_of_the_run(tiny_run,
 
 
 def test_what_cannot_be_is_refused_with_one_message(tmp_path):
-    command = [sys.executable, "-m", "pangu_sigma.npu.plan.export_ascend", str(tmp_path), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "pangu_sigma.npu.export_ascend", str(tmp_path), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "is not a run folder" in done.stderr and "Traceback" not in done.stderr

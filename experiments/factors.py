@@ -1,4 +1,5 @@
-"""Smallest capacity and arrival factors of `parallel` that drop no row, found by simulation. Pure Python.
+"""Smallest capacity and arrival factors of `parallel` that drop no row, found by simulation: `python -m experiments.factors
+sigma_1t --devices 512`.
 
 Steps are drawn as training draws them: each block of a batch is of a domain of its set, by weight, and each rank of a group takes
 the same number of tokens of it; of every phase (`data.phases`) as many steps are drawn. Tokens are drawn one by one from the
@@ -14,6 +15,7 @@ expert ranks, S steps, R replicas.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 from dataclasses import dataclass
@@ -23,11 +25,14 @@ import numpy as np
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
+from pangu_sigma.config_file import load_config
 from pangu_sigma.data.mixture import Mixture
 from pangu_sigma.data.prepared import PreparedData, read_frequencies
+from pangu_sigma.npu.plan.plan import laid_out
 from pangu_sigma.ranks.layout import active_in_group, dispatch_layout, even_rows_received, tokens_of_rank
 from pangu_sigma.rre.table import draw_tables, shares_of_experts
 from pangu_sigma.sections import Segment
+from pangu_sigma.shipped import config_path
 
 SIMULATED_STEPS = 10_000
 """Number of steps that `needed_factors` simulates by default."""
@@ -68,13 +73,6 @@ def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) 
                     arrived = max(arrived, most / even_rows_received(config, layout, kind))
                 bar.update()
     return Factors(_up(sent), _up(arrived), steps, source)
-
-
-def format_factors(factors: Factors) -> str:
-    """Format the capacity and arrival factors as text."""
-    keys = f"parallel.capacity_factor={factors.capacity:g} and parallel.arrival_factor={factors.arrival:g}"
-    margin = "leave a margin for text that repeats itself"
-    return f"no row is dropped over {factors.steps:,} simulated steps with {keys}\n  by {factors.frequencies}; {margin}"
 
 
 def _up(factor: float) -> float:
@@ -138,3 +136,18 @@ def _frequencies(config: Config) -> tuple[np.ndarray, str]:
         return (1e9 / (np.arange(config.model.slot_rows) + 3.7))[None], _LAW
     counts = PreparedData(folder).frequencies()
     return read_frequencies(folder, len(config.domains), counts.shape[1]), f"the prepared data in {folder}"
+
+
+def main() -> None:
+    """Print the factors of a configuration, shipped or of a file, on a number of NPUs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("config")
+    parser.add_argument("--devices", type=int, required=True)
+    options = parser.parse_args()
+    found = needed_factors(laid_out(load_config(config_path(options.config)), options.devices))
+    print(f"parallel.capacity_factor={found.capacity:g} parallel.arrival_factor={found.arrival:g}")
+    print(f"drop no row over {found.steps:,} simulated steps, by {found.frequencies}; real text needs a margin")
+
+
+if __name__ == "__main__":
+    main()
