@@ -81,7 +81,7 @@ def test_a_demanded_host_is_looked_at_as_a_whole(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(doctor, "_kernel_error", lambda: 0.0)
     machine = AscendHost(tmp_path, "910b", 1)
     names = [check.name for check in run_checks(partial(node_checks, machine.host))]
-    assert {"python", "g++", "NPU devices", "NPU links", "clock"} <= set(names)
+    assert {"python", "g++", "NPU devices", "HCCL interface"} <= set(names)
     assert "Ascend" not in names
     machine.environment["PANGU_SIGMA_CHIP"] = "911"
     last = run_checks(partial(node_checks, machine.host))[-1]

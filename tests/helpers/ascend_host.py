@@ -2,10 +2,8 @@
 
 npu-smi info      910A's family: github.com/vllm-project/vllm-ascend/issues/1047; 910B: issues/975 there; 910_93: issues/2035 and,
                   of npu-smi 26, issues/12980
-npu-smi info -t board, hccn_tool -link, -tls, -ip, version.info of driver and firmware, ascend_toolkit_install.info
-                  MindCluster's manual of Ascend FaultDiag, "Collecting Logs Before Training and Inference"
+ascend_toolkit_install.info  MindCluster's manual of Ascend FaultDiag, "Collecting Logs Before Training and Inference"
 health            hiascend.com, npu-smi of Atlas 200I A2, 26.0.RC1, npusmi_028: OK, Warning, Alarm, Critical, UNKNOWN
-hccn.conf         address_0=…, netmask_0=…, as hccn_tool writes it and as HCCL's own tests write it
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from pathlib import Path
 
 from pangu_sigma.chips import CHIP_DATA, Chip
 from pangu_sigma.npu.host.access import Host
-from pangu_sigma.npu.host.version_checks import COMPUTE_UNITS
+from pangu_sigma.npu.host.software_checks import COMPUTE_UNITS
 
 NAMES = {"910a": "910ProB", "910b": "910B3", "910b3": "910B3", "910b4": "910B4", "910_93": "Ascend910"}
 """What npu-smi calls chips."""
@@ -24,15 +22,8 @@ _DOUBLE = _RULE.replace("-", "=")
 _MB = 1 << 20
 
 
-def npu_smi_info(
-    name: str,
-    npus: int,
-    total: int,
-    health: dict[int, str] | None = None,
-    used: dict[int, int] | None = None,
-    processes: dict[int, int] | None = None,
-) -> str:
-    """The output of `npu-smi info`. health, used (MB), processes (ids): of NPUs that differ, by number."""
+def npu_smi_info(name: str, npus: int, total: int, health: dict[int, str] | None = None) -> str:
+    """The output of `npu-smi info`. health: of NPUs that differ, by number."""
     dies = 2 if name == "Ascend910" else 1
     chip = "Chip  Phy-ID" if dies == 2 else "Chip"
     lines = [
@@ -45,7 +36,7 @@ def npu_smi_info(
     ]
     for number in range(npus):
         card, die = divmod(number, dies)
-        state, taken = (health or {}).get(number, "OK"), (used or {}).get(number, total // 20)
+        state, taken = (health or {}).get(number, "OK"), total // 20
         slot = f"{die:<6}{number:<19}" if dies == 2 else f"{die:<25}"
         lines += [
             f"| {card:<6}{name:<19} | {state:<13} | {'91.1':<12}{'32':<18}{'0    / 0':<20} |",
@@ -57,15 +48,8 @@ def npu_smi_info(
         "| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |",
         _DOUBLE,
     ]
-    for number in range(npus):
-        card, die = divmod(number, dies)
-        user = (processes or {}).get(number)
-        lines += [
-            f"| No running processes found in NPU {card:<60}|"
-            if user is None
-            else f"| {card:<8}{die:<18}| {user:<14}| python                   | {'30000':<24}|",
-            _DOUBLE,
-        ]
+    for card in range(npus // dies):
+        lines += [f"| No running processes found in NPU {card:<60}|", _DOUBLE]
     return "\n".join(lines) + "\n"
 
 
@@ -112,7 +96,6 @@ class AscendHost:
         npus: int | None = None,
         name: str | None = None,
         total: int | None = None,
-        firmware: str = "7.8.0.1.231",
         **options,
     ) -> None:
         """Let npu-smi print a table, with what differs from a healthy one: see `npu_smi_info`."""
@@ -122,36 +105,7 @@ class AscendHost:
             total or self.data.memory // _MB,
             **options,
         )
-        board = f"        NPU ID                         : 0\n        Firmware Version               : {firmware}\n"
-        self.tool(
-            "npu-smi",
-            f"""case "$*" in
-            info) printf %s {shlex.quote(text)} ;;
-            "info -t board -i 0") printf %s {shlex.quote(board)} ;;
-            *) exit 1 ;; esac""",
-        )
-
-    def hccn_tool(self, link: dict[int, str] | None = None, tls: dict[int, int] | None = None) -> None:
-        """Let hccn_tool answer; link, tls: of NPUs that differ, by number."""
-        down = " ".join(f"{number}) echo 'link status: {state}' ;;" for number, state in (link or {}).items())
-        on = " ".join(f"{number}) switch={value} ;;" for number, value in (tls or {}).items())
-        self.tool(
-            "hccn_tool",
-            f"""switch=0
-            case "$3" in
-            -link) case $2 in {down} *) echo 'link status: UP' ;; esac ;;
-            -tls) case $2 in {on} esac
-              echo "dev_id:$2, tls switch[$switch](0:disable, 1:enable), tls preconfigured[1](0:non-preset, 1:preset), \\
-tls alarm time threshold[60]days" ;;
-            *) exit 1 ;; esac""",
-        )
-
-    def addresses(self, **others: str) -> None:
-        """Write hccn.conf. others: lines that differ, such as address_3."""
-        lines = {}
-        for number in range(self.npus):
-            lines |= {f"address_{number}": f"10.20.{number // 8}.{2 + number}", f"netmask_{number}": "255.255.255.0"}
-        self.write("etc/hccn.conf", "".join(f"{key}={value}\n" for key, value in (lines | others).items() if value))
+        self.tool("npu-smi", f"printf %s {shlex.quote(text)}")
 
     def interfaces(self, **addresses: str) -> None:
         """Let `ip -o addr show` print these interfaces besides lo."""
@@ -167,17 +121,6 @@ tls alarm time threshold[60]days" ;;
         for node in (*(f"davinci{number}" for number in range(self.npus)), "davinci_manager", "devmm_svm", "hisi_hdc"):
             self.write(f"dev/{node}")
         ascend = "usr/local/Ascend"
-        self.write(
-            "etc/ascend_install.info",
-            "UserName=HwHiAiUser\nUserGroup=HwHiAiUser\nDriver_Install_Path_Param=/usr/local/Ascend\n",
-        )
-        self.write(
-            f"{ascend}/driver/version.info",
-            "Version=26.0.rc1\nascendhal_version=7.35.23\naicpu_version=1.0\ncompatible_version_fw=[7.0.0,8.9.9]\n",
-        )
-        self.write(
-            f"{ascend}/firmware/version.info", "Version=7.8.0.1.231\nfirmware_version=1.0\npackage_version=26.0.rc1\n"
-        )
         for file in ("lib64/libascendcl.so", f"opp/built-in/op_impl/ai_core/tbe/kernel/{unit}/ops_math/add/Add.o"):
             self.write(str((self.cann / file).relative_to(self.root)))
         self.write(f"{ascend}/cann-9.0.0/include/acl/acl_base.h")
@@ -185,20 +128,8 @@ tls alarm time threshold[60]days" ;;
         self.write("mindspore/lib/plugin/libmindspore_ascend.so.2")
         for folder in ("op_api/lib", f"op_impl/ai_core/tbe/kernel/{unit}"):
             (vendor / folder).mkdir(parents=True)
-        self.write("proc/self/status", f"Name:\tpython\nCpus_allowed_list:\t0-{self.data.host_cores - 1}\n")
-        self.write(
-            "proc/meminfo", "MemTotal:       1583000000 kB\nHugePages_Total:       0\nHugepagesize:       2048 kB\n"
-        )
-        self.write("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n")
-        self.write("proc/sys/net/ipv4/ip_local_port_range", "32768\t60999\n")
-        self.write("proc/sys/net/ipv4/ip_local_reserved_ports", "60000-60031\n")
-        self.write("proc/sys/net/core/somaxconn", "65535\n")
-        self.addresses()
 
     def _tools(self) -> None:
         self.npu_smi()
-        self.hccn_tool()
         self.interfaces(enp61s0f0="10.0.0.5", docker0="172.17.0.1")
-        self.tool("taskset", "")
         self.tool("g++", "")
-        self.tool("timedatectl", "echo NTPSynchronized=yes")

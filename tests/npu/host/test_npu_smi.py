@@ -52,8 +52,8 @@ TWO_DIES = """\
 
 def test_numbers_names_and_memory_are_read():
     assert npus_in(FIRST_FAMILY) == [
-        Npu(0, 0, 0, "910ProB", "OK", 18, 32768),
-        Npu(1, 1, 0, "910ProB", "OK", 8, 32768),
+        Npu(0, 0, 0, "910ProB", "OK", 32768),
+        Npu(1, 1, 0, "910ProB", "OK", 32768),
     ]
     assert npus_in("npu-smi: error") == []
 
@@ -65,7 +65,7 @@ def test_dies_have_numbers_of_their_own():
         (1, 0, 1, "OK"),
         (2, 1, 0, "Alarm"),
     ]
-    assert [(npu.used, npu.processes) for npu in found] == [(3419, ()), (2874, ()), (60156, (2290156,))]
+    assert {npu.total for npu in found} == {65536}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,10 +47,6 @@ class Host:
         except OSError:
             return None
 
-    def values(self, name: str) -> dict[str, str]:
-        """Return the `key=value` lines of a file, such as the vendor's version.info and hccn.conf; empty if it cannot be read."""
-        return assignments(self.read(name) or "")
-
     def tool(self, name: str) -> str | None:
         """Return the path of a tool; None if it is neither on PATH nor in the NPU driver's folders."""
         folders = [self.environment.get("PATH", os.defpath), *(str(self.root / folder) for folder in _TOOL_FOLDERS)]
@@ -82,7 +78,6 @@ class Host:
 
 _WHOSE = {
     "npu-smi": "install the Ascend driver, or mount its npu-smi, tools and libraries into the container",
-    "hccn_tool": "install the Ascend driver, or mount /usr/local/Ascend/driver into the container",
 }
 
 
@@ -90,14 +85,6 @@ def assignments(text: str) -> dict[str, str]:
     """Parse the `key=value` lines of a text to a dict."""
     pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, value in pairs}
-
-
-def listed_numbers(text: str) -> Iterator[int]:
-    """Yield the numbers of a list, such as Linux's CPU list "0-3,8": 0, 1, 2, 3, 8."""
-    for numbers in text.strip().split(","):
-        first, _, last = numbers.partition("-")
-        if first:
-            yield from range(int(first), int(last or first) + 1)
 
 
 def _version(package: str) -> str:

@@ -11,10 +11,9 @@ from pathlib import Path
 from pangu_sigma.check import Check, failed
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.chips import Chip, family
-from pangu_sigma.npu.host import network_checks as network
 from pangu_sigma.npu.host import npu_checks as npu
-from pangu_sigma.npu.host import system_checks as system
-from pangu_sigma.npu.host import version_checks as versions
+from pangu_sigma.npu.host import shared_checks as shared
+from pangu_sigma.npu.host import software_checks as software
 from pangu_sigma.npu.host.access import Host, ToolError
 from pangu_sigma.npu.host.environment import ChosenChip, chip_in_environment
 from pangu_sigma.npu.host.npu_smi import Npu, chip_called, list_npus
@@ -62,36 +61,14 @@ def host_checks(host: Host, wanted: Chip | None = None, by: str = "", run: Path 
     except ToolError as silent:
         checks += [("npu-smi", partial(failed, str(silent), silent.fix))]
     chip = wanted or (chip_called(listed[0].name) if listed else None)
-    checks += [("driver", partial(versions.driver, host, chip)), ("firmware", partial(versions.firmware, host, listed))]
     if listed:
-        checks += [
-            ("chip", partial(npu.chip, listed, wanted, by)),
-            ("NPU health", partial(npu.health, listed)),
-            ("free HBM", partial(npu.free_memory, listed)),
-        ]
-    checks += [("CANN", partial(versions.toolkit, host)), ("MindSpore's plugin", partial(versions.plugin, host))]
+        checks += [("chip", partial(npu.chip, listed, wanted, by)), ("NPU health", partial(npu.health, listed))]
+    checks += [("CANN", partial(software.toolkit, host, chip)), ("MindSpore's plugin", partial(software.plugin, host))]
     if chip is not None:
-        checks += [
-            ("CANN's operators", partial(versions.kernels, host, chip)),
-            ("ascend_ops", partial(versions.operators, host, chip)),
-            ("graph level", partial(versions.graph_level, host, chip)),
-        ]
-    if listed:
-        checks += [
-            ("hccn.conf", partial(network.addresses, host, listed)),
-            ("NPU links", partial(network.links, host, listed)),
-            ("NPU TLS", partial(network.tls, host, listed)),
-        ]
-    checks += [
-        ("HCCL interface", partial(network.interface, host)),
-        ("HCCL ports", partial(network.ports, host)),
-        ("connections", partial(network.backlog, host)),
-        ("cores", partial(system.cores, host, len(listed))),
-        ("large pages", partial(system.large_pages, host)),
-        ("clock", partial(system.clock, host)),
-    ]
+        checks += [("ascend_ops", partial(software.operators, host, chip))]
+    checks += [("HCCL interface", partial(shared.interface, host))]
     if run is not None:
-        checks += [("run folder", partial(system.run_folder, host, run))]
+        checks += [("run folder", partial(shared.run_folder, host, run))]
     for name, check in checks:
         yield replace(_look(check), name=name)
 

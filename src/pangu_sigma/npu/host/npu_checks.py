@@ -1,4 +1,4 @@
-"""Checks of the NPUs themselves: each is present, open to this user, of the expected chip, healthy and free."""
+"""Checks of the NPUs themselves: each is present, open to this user, of the expected chip, and healthy."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pangu_sigma.npu.host.npus import DRIVER_NODES, missing_devices, npus
 _MB = 1 << 20
 _WHOLE = (1, 2, 4)
 """Numbers of NPUs, besides a whole server's, that MindSpore supports on one host."""
-_RESERVED = 0.1
-"""Fraction of the HBM that may be in use before ranks start: firmware and driver take up to 5 % of a 910B. Our choice."""
 
 
 def devices(host: Host, listed: list[Npu]) -> Check:
@@ -71,17 +69,3 @@ def health(listed: list[Npu]) -> Check:
         )
         return failed(", ".join(f"NPU {npu.number} {npu.health}" for npu in ill), fix)
     return passed(f"all {len(listed)} OK")
-
-
-def free_memory(listed: list[Npu]) -> Check:
-    """Check that no other process uses the HBM of the NPUs."""
-    full = [npu for npu in listed if npu.used > _RESERVED * npu.total]
-    if full:
-        users = sorted({process for npu in full for process in npu.processes})
-        fix = (
-            f"end processes {', '.join(map(str, users))}"
-            if users
-            else "end what uses it: `npu-smi info` lists the processes"
-        )
-        return failed(", ".join(f"NPU {npu.number}: {npu.used} of {npu.total} MB in use" for npu in full), fix)
-    return passed(f"at least {min(npu.total - npu.used for npu in listed)} MB on each")

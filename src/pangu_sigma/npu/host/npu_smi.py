@@ -11,7 +11,7 @@ Two lines an NPU; only 910_93 has Phy-ID, because two of its NPUs are in one pac
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pangu_sigma.chips import Chip
 from pangu_sigma.npu.host.access import Host, ToolError
@@ -19,21 +19,19 @@ from pangu_sigma.npu.host.access import Host, ToolError
 _BIN = re.compile(r"910B([1-4])")
 _FIRST = ("910A", "910B", "910PROA", "910PROB", "910PREMIUMA", "910")
 """Names of the first family, 910A. Its faster bin is `910B` without a number; the chip commonly called 910B always has a number."""
-_USED = re.compile(r"(\d+)\s*/\s*(\d+)")
+_TOTAL = re.compile(r"/\s*(\d+)")
 
 
 @dataclass(frozen=True)
 class Npu:
-    """NPU of a host. number: as in /dev/davinci0. used, total: device memory (HBM) in MB. processes: ids of those that use it."""
+    """NPU of a host. number: as in /dev/davinci0. total: device memory (HBM) in MB."""
 
     number: int
     card: int
     chip: int
     name: str
     health: str
-    used: int
     total: int
-    processes: tuple[int, ...] = ()
 
 
 def list_npus(host: Host) -> list[Npu]:
@@ -56,21 +54,15 @@ def npus_in(text: str) -> list[Npu]:
             above = []
         elif len(cells) == 3 and len(numbers) == 2 and numbers[0].isdigit():
             above = cells
-        elif len(cells) == 4 and len(numbers) == 2 and cells[1].isdigit():
-            user, card, chip = int(cells[1]), int(numbers[0]), int(numbers[1])
-            listed = [
-                replace(npu, processes=(*npu.processes, user)) if (npu.card, npu.chip) == (card, chip) else npu
-                for npu in listed
-            ]
     return sorted(listed, key=lambda npu: npu.number)
 
 
 def _npu(above: list[str], below: list[str], numbers: list[str]) -> Npu:
     """above, below: the cells of the NPU's two lines. numbers: of the lower one, the chip and, if given, its physical number."""
     card, name = above[0].split()
-    used, total = _USED.findall(below[2])[-1]  # the first pair is of the memory of the NPU's own CPUs
+    total = _TOTAL.findall(below[2])[-1]  # the first pair is of the memory of the NPU's own CPUs
     number = numbers[1] if len(numbers) > 1 else card
-    return Npu(int(number), int(card), int(numbers[0]), name, above[1], int(used), int(total))
+    return Npu(int(number), int(card), int(numbers[0]), name, above[1], int(total))
 
 
 def chip_called(name: str) -> Chip | None:
