@@ -30,7 +30,7 @@ def start(domains: int, folder: str | None, cache_gib: float, update: str, undo_
     """A run whose domains take turns, one in each step."""
     use_cpu()
     config = _stored_config(domains, update, undo_gib)
-    tier = HostTier() if folder is None else FileTier(Path(folder), array_specs(config), "bench", cache_gib)
+    tier = HostTier() if folder is None else FileTier(Path(folder), array_specs(config), cache_gib)
     return SyntheticRun(config, make_store(config, tier))
 
 

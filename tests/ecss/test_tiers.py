@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -23,8 +22,8 @@ from pangu_sigma.ecss.tiers import ArraySpec, FileTier, StoreError
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
-def tier_of(folder: Path, config: Config | None = None, identity: str = "tables") -> FileTier:
-    return FileTier(folder, array_specs(config or toy_config()), identity, cache_gib=1.0)
+def tier_of(folder: Path, config: Config | None = None) -> FileTier:
+    return FileTier(folder, array_specs(config or toy_config()), cache_gib=1.0)
 
 
 def content(store) -> dict[str, bytes]:
@@ -43,25 +42,22 @@ def test_it_is_initialised_like_memory(tmp_path: Path, kind: str, moments: str):
     assert found[0] == found[1]
 
 
-def test_a_parameter_is_its_file(tmp_path: Path):
-    """What the one is given the other holds, also after the memory was let go."""
+def test_a_parameter_is_in_the_file_also_after_its_memory_was_released(tmp_path: Path):
     tier = tier_of(tmp_path)
     store = make_store(toy_config(), tier)
-    w1 = store.parameters_of(1)["w1"]
-    file = tmp_path / "experts.1.w1.bin"
-    assert file.read_bytes() == w1.asnumpy().tobytes()
-    w1.asnumpy()[5] = 7
+    w1 = store.parameters_of(1)["w1"].asnumpy()
+    w1[5] = 7
+    expected = w1.tobytes()
     tier.release()
-    assert file.read_bytes() == w1.asnumpy().tobytes()
-    assert (w1.asnumpy()[5] == 7).all()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["store.json", *(f"{spec.key}.bin" for spec in array_specs(toy_config()))]
-    )
+    assert w1.tobytes() == expected
+    file = os.pread(tier._file.fileno(), os.fstat(tier._file.fileno()).st_size, 0)
+    assert expected in file
+    assert list(tmp_path.iterdir()) == [], "the file has no name, and is gone with the process"
 
 
 def test_letting_go_of_experts_changes_none_of_them(tmp_path: Path):
     config = toy_config()
-    tier = FileTier(tmp_path, array_specs(config), "tables", cache_gib=1e-9)
+    tier = FileTier(tmp_path, array_specs(config), cache_gib=1e-9)
     store, rng = make_store(config, tier), np.random.default_rng(0)
     arrays = {name: p.asnumpy() for name, p in store.parameters_of(0).items()}
     expected = {name: array.copy() for name, array in arrays.items()}
@@ -80,7 +76,7 @@ def test_the_loop_may_let_go_of_everything_while_a_thread_lets_go_of_the_oldest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """After an evaluation, or as a checkpoint is written, while the next experts are brought."""
-    tier = FileTier(tmp_path, array_specs(toy_config()), "tables", cache_gib=1e-9)
+    tier = FileTier(tmp_path, array_specs(toy_config()), cache_gib=1e-9)
     make_store(toy_config(), tier)
     tier.used([np.arange(4), np.arange(4)])
     advise, loop = tiers._advise, threading.Thread(target=tier.release)
@@ -115,7 +111,7 @@ def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssFile")) / 1024
 
 
-tier = FileTier(Path(sys.argv[1]), specs, "tables", float(sys.argv[2]) / 1024)
+tier = FileTier(Path(sys.argv[1]), specs, float(sys.argv[2]) / 1024)
 before = resident()
 arrays = [tier.parameter(spec).asnumpy() for spec in specs]
 made = resident() - before
@@ -154,109 +150,30 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def test_a_new_run_makes_the_files_of_an_ended_one_anew(tmp_path: Path):
-    store = make_store(toy_config(), tier_of(tmp_path))
-    store.parameters_of(0)["step"].asnumpy()[...] = 9
-    del store
-    again = make_store(toy_config(), tier_of(tmp_path / ".." / tmp_path.name))
-    assert not again.parameters_of(0)["step"].asnumpy().any()
+def test_two_stores_share_a_folder_and_nothing_else(tmp_path: Path):
+    first, second = (make_store(toy_config(), tier_of(tmp_path)) for _ in range(2))
+    first.parameters_of(0)["step"].asnumpy()[...] = 9
+    assert not second.parameters_of(0)["step"].asnumpy().any()
 
 
-@pytest.mark.parametrize(
-    ("other", "named"),
-    [
-        ({"model": {"ffn": 32}}, r"experts\.0\.w1 is \[\[8, 24, 16\], 'float32'\], .* needs \[\[8, 32, 16\]"),
-        ({"ecss": {"moments": "bfloat16"}}, r"experts\.0\.w1\.moment is .*'float32'\], .* needs .*'uint16'"),
-        ({"model": {"rre_layers": 3}}, r"experts\.2\.w1 is None, .* needs \[\[8"),
-        ({"model": {"rre_layers": 1}}, r"experts\.1\.w1 is \[\[8.* needs None"),
-    ],
-)
-def test_a_folder_with_experts_of_another_shape_is_refused_and_left_alone(tmp_path: Path, other: dict, named: str):
-    tier_of(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(StoreError, match=rf"ecss\.path={tmp_path}: {named}.*choose another ecss\.path"):
-        tier_of(tmp_path, toy_config(**other))
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_folder_with_experts_of_other_routing_is_refused(tmp_path: Path):
-    tier_of(tmp_path, identity="tables-1")
-    with pytest.raises(StoreError, match=r"routing table tables-1, this run's is tables-2; choose another"):
-        tier_of(tmp_path, identity="tables-2")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["{", "[]", "{}", "7", '{"identity": "tables"}', '{"identity": 1, "arrays": [1]}', '{"arrays": 3, "identity": 3}'],
-)
-def test_a_damaged_description_is_refused(tmp_path: Path, text: str):
-    (tmp_path / "store.json").write_text(text)
-    with pytest.raises(StoreError, match=r"store\.json is damaged; choose another ecss\.path, or remove the folder"):
-        tier_of(tmp_path)
-
-
-def test_a_description_that_a_crash_left_empty_is_written_again(tmp_path: Path):
-    (tmp_path / "store.json").write_text("")
-    tier_of(tmp_path, identity="tables-1")
-    assert json.loads((tmp_path / "store.json").read_text())["identity"] == "tables-1"
-
-
-HOLD = """
-import fcntl, sys
-with open(sys.argv[1], "a+") as stream:
-    fcntl.flock(stream, fcntl.LOCK_EX)
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_folder_that_another_process_uses_is_refused_and_free_when_that_ends(tmp_path: Path):
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "store.json")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdin is not None
-        assert other.stdout.readline() == "locked\n"
-        with pytest.raises(StoreError, match=r"another process uses it; give each run its own folder"):
-            tier_of(tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
-        other.stdin.close()
-    tier_of(tmp_path)
-
-
-def test_two_stores_of_one_process_do_not_share_a_folder_either(tmp_path: Path):
-    first = tier_of(tmp_path)
-    with pytest.raises(StoreError, match="another process uses it"):
-        tier_of(tmp_path)
-    del first
-    tier_of(tmp_path)
-
-
-@pytest.mark.parametrize("fits", [0, 5])
-def test_a_disk_without_room_is_an_error_before_the_first_step_and_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int
-):
-    reserve, calls = os.posix_fallocate, iter(range(1000))
-
+def test_a_disk_without_room_is_an_error_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*arguments: int) -> None:
-        if next(calls) >= fits:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        reserve(*arguments)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(tiers.os, "posix_fallocate", full)
         message = r"cannot reserve \d+\.\d GiB .*No space left.* GiB are free\); free space, or set ecss\.path"
         with pytest.raises(StoreError, match=message):
             tier_of(tmp_path)
-    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("store.json", 0)]
     make_store(toy_config(), tier_of(tmp_path))
 
 
-def test_the_blocks_of_the_files_are_reserved_at_the_start(tmp_path: Path):
+def test_the_blocks_of_the_file_are_reserved_at_the_start(tmp_path: Path):
     """A sparse file would be a full disk, and so a crash, in the middle of a step."""
-    specs = [ArraySpec(0, "w1", "weight", (4, 8192), "float32")]
-    FileTier(tmp_path, specs, "tables", 1.0)
-    status = (tmp_path / "experts.0.w1.bin").stat()
-    assert status.st_size == specs[0].nbytes == 4 * 8192 * 4
+    specs = [ArraySpec(0, "w1", "weight", (4, 8192), "float32"), ArraySpec(0, "step", "step", (4,), "int32")]
+    tier = FileTier(tmp_path, specs, 1.0)
+    status = os.fstat(tier._file.fileno())
+    assert status.st_size == 4 * 8192 * 4 + 4096
     assert status.st_blocks * 512 >= status.st_size
 
 

@@ -46,7 +46,7 @@ class Sequence(Toy):
         """`ecss.store` is looked at as `train` does; the file store may keep a tenth of its arrays in memory."""
         specs, tier = array_specs(config), None
         if config.ecss.store == "file":
-            tier = FileTier(folder / "experts", specs, "routing", sum(s.nbytes for s in specs) / 10 / (1 << 30))
+            tier = FileTier(folder, specs, sum(s.nbytes for s in specs) / 10 / (1 << 30))
         network, store = build(config, tier=tier)
         step = TrainStep(config, network, store)
         step.set_train()

@@ -6,18 +6,17 @@ the same bit for bit. Shape suffixes: N segments of the RRE layers, K experts st
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
 import mmap
 import os
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 from mindspore import Parameter
@@ -55,7 +54,7 @@ class ArraySpec:
 
     @property
     def key(self) -> str:
-        """Name of the array, which is that of its parameter, and of its file in a file store."""
+        """Name of the array and of its parameter."""
         return f"experts.{self.segment}.{self.name}"
 
     @property
@@ -109,29 +108,28 @@ class UninitializedTier(HostTier):
 
 
 class FileTier(HostTier):
-    """Storage of an expert store's arrays in memory-mapped files of one folder: more experts than memory holds.
+    """Storage of an expert store's arrays in one memory-mapped file: more experts than memory holds.
 
-    At most about `cache_gib` GiB stays mapped: the experts used longest ago are released. The files are working space: a run
-    resumes from its checkpoint, which is whole whenever the process ends (checkpoint/save.py), and makes the files anew. Their
-    disk space is reserved at the start, so that a full disk is an error here and not a crash in the middle of a step.
+    At most about `cache_gib` GiB stays mapped: the experts used longest ago are released. The file is working space without a name:
+    it is gone when the process ends, and a run resumes from its checkpoint. Its disk space is reserved at the start, so that a full
+    disk is an error here and not a crash in the middle of a step.
 
-    Raises StoreError if the folder is in use, holds another model's experts, or has no room.
+    Raises StoreError if the folder cannot be written or has no room.
     """
 
-    def __init__(self, folder: Path, specs: list[ArraySpec], identity: str, cache_gib: float):
-        """identity: hash of the routing table; under another table the same rows are other experts."""
-        self._folder, self._budget = folder, int(cache_gib * _GIB)
+    def __init__(self, folder: Path, specs: list[ArraySpec], cache_gib: float):
+        """folder: where the file is made. specs: of all arrays, in the order in which `parameter` is called."""
+        self._budget = int(cache_gib * _GIB)
         self._maps: dict[int, list[tuple[mmap.mmap, int]]] = {}
         self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._counting = threading.Lock()  # of `_mapped`: a prefetcher's thread and the loop both let go
-        self._lock = _claim(folder, {"identity": identity, "arrays": {s.key: [list(s.shape), s.dtype] for s in specs}})
-        self._reserve(specs)
+        self._file = _reserve(folder, sum(map(_pages, specs)))
+        self._used_bytes = 0
 
     def parameter(self, spec: ArraySpec) -> Parameter:
-        file, row = self._file(spec), spec.nbytes // spec.shape[0]
-        with open(file, "r+b") as stream:
-            mapped = mmap.mmap(stream.fileno(), spec.nbytes)
-        self._maps.setdefault(spec.segment, []).append((mapped, row))
+        mapped = mmap.mmap(self._file.fileno(), spec.nbytes, offset=self._used_bytes)
+        self._used_bytes += _pages(spec)
+        self._maps.setdefault(spec.segment, []).append((mapped, spec.nbytes // spec.shape[0]))
         array = np.frombuffer(mapped, spec.dtype).reshape(spec.shape)
         for _ in spec.fill(array):
             mapped.madvise(mmap.MADV_DONTNEED)
@@ -170,28 +168,6 @@ class FileTier(HostTier):
             del self._mapped[segment, expert]
             total -= size
 
-    def _file(self, spec: ArraySpec) -> Path:
-        return self._folder / f"{spec.key}.bin"
-
-    def _reserve(self, specs: list[ArraySpec]) -> None:
-        needed = sum(spec.nbytes for spec in specs)
-        try:
-            for spec in specs:
-                self._file(spec).unlink(missing_ok=True)  # a run that ended leaves its files
-            for spec in specs:
-                with open(self._file(spec), "wb") as stream:
-                    os.posix_fallocate(stream.fileno(), 0, spec.nbytes)
-        except OSError as error:
-            for spec in specs:
-                self._file(spec).unlink(missing_ok=True)
-            self._lock.truncate(0)  # the folder holds nothing and is anybody's again
-            self._lock.close()
-            free = _free(self._folder)
-            raise StoreError(
-                f"ecss.path={self._folder}: cannot reserve {needed / _GIB:.1f} GiB for the experts ({error.strerror}; "
-                f"{free / _GIB:.1f} GiB are free); free space, or set ecss.path to a larger disk"
-            ) from error
-
 
 def _large_pages(spec: ArraySpec) -> np.ndarray:
     """Allocate zeros in large pages, if Linux has them: rows are read after a long pause, and with small pages address
@@ -202,54 +178,31 @@ def _large_pages(spec: ArraySpec) -> np.ndarray:
     return np.frombuffer(memory, spec.dtype, int(np.prod(spec.shape))).reshape(spec.shape)
 
 
-def _claim(folder: Path, content: dict[str, Any]) -> Any:
-    """Lock the folder for this process, and check or write its manifest, store.json."""
+def _pages(spec: ArraySpec) -> int:
+    """Return the bytes of the whole pages that hold an array."""
+    return -(-spec.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _reserve(folder: Path, nbytes: int) -> IO[bytes]:
+    """Make a file without a name of so many bytes, whose blocks are reserved."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = open(folder / "store.json", "a+", encoding="utf-8")  # noqa: SIM115 (open, and so locked, as long as the store)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as the store)
     except OSError as error:
         raise StoreError(f"ecss.path={folder}: {error.strerror}; set it to a folder that can be written") from error
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.posix_fallocate(file.fileno(), 0, nbytes)
     except OSError as error:
-        raise StoreError(f"ecss.path={folder}: another process uses it; give each run its own folder") from error
-    stream.seek(0)
-    text = stream.read()
-    if text:
-        try:
-            _refuse_other(folder, text, content)
-        except StoreError:
-            stream.close()  # and so unlocked
-            raise
-    else:
-        json.dump(content, stream, indent=1)
-        stream.flush()
-    return stream
-
-
-def _refuse_other(folder: Path, text: str, expected: dict[str, Any]) -> None:
-    fix = "choose another ecss.path, or remove the folder"
-    try:
-        manifest = json.loads(text)
-        identity, arrays = manifest["identity"], dict(manifest["arrays"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"ecss.path={folder}: its store.json is damaged; {fix}") from error
-    for key in expected["arrays"] | arrays:
-        has, needs = arrays.get(key), expected["arrays"].get(key)
-        if has != needs:
-            raise StoreError(f"ecss.path={folder}: {key} is {has}, this configuration needs {needs}; {fix}")
-    if identity != expected["identity"]:
+        file.close()
+        stats = os.statvfs(folder)
         raise StoreError(
-            f"ecss.path={folder}: holds experts of routing table {identity}, this run's is {expected['identity']}; {fix}"
-        )
+            f"ecss.path={folder}: cannot reserve {nbytes / _GIB:.1f} GiB for the experts ({error.strerror}; "
+            f"{stats.f_bavail * stats.f_frsize / _GIB:.1f} GiB are free); free space, or set ecss.path to a larger disk"
+        ) from error
+    return file
 
 
 def _advise(mapped: mmap.mmap, advice: int, start: int, length: int) -> None:
     """Call `madvise` on the whole pages that hold these bytes; a neighbour that shares one is read again when needed."""
     first = start - start % mmap.PAGESIZE
     mapped.madvise(advice, first, min(start + length, len(mapped)) - first)
-
-
-def _free(folder: Path) -> int:
-    stats = os.statvfs(folder)
-    return stats.f_bavail * stats.f_frsize

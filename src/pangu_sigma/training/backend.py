@@ -121,11 +121,8 @@ class Backend:
 
 
 def tier_of(config: Config, ranks: Ranks, run: RunFolder) -> HostTier:
-    """Make the host storage for the experts of a rank, by `ecss.store`: memory, or files in `ecss.path` or in the run folder."""
-    options, parallel = config.ecss, config.parallel
+    """Make the host storage for the experts of a rank, by `ecss.store`: memory, or a file in `ecss.path` or in the run folder."""
+    options = config.ecss
     if options.store == "host":
         return HostTier()
-    folder = Path(options.path or run.path / "experts")
-    if ranks.world > 1:  # in another parallel layout the same rank stores other experts
-        folder = folder / f"groups{parallel.groups}_expert{parallel.expert}_data{parallel.data}" / f"rank{ranks.rank}"
-    return FileTier(folder, array_specs(config, ranks.rank), run.table.hash, options.cache_gib)
+    return FileTier(Path(options.path or run.path), array_specs(config, ranks.rank), options.cache_gib)
