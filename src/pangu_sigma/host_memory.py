@@ -1,7 +1,7 @@
 """Memory that a run needs on this machine, compared with the memory that is free before anything is allocated.
 
 The need is a lower bound: parameters, optimizer state, and tensors that a training step keeps for certain. The system
-would kill a refused run in the middle, without a message. An accepted run may still need too much. `planning/` counts NPU memory.
+would kill a refused run in the middle, without a message. An accepted run may still need too much. `npu/plan/` counts NPU memory.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Compiled:
 
 def compile_memory(config: Config, rank: int = 0) -> int:
     """Return the bytes of memory, within a third, that compiling the step of `rank` takes: those of MindSpore, and of the graph, in
-    which every layer is once for each micro-batch. The measured layouts are in npu/plan/README.md."""
+    which every layer is once for each micro-batch."""
     stage = Layout(config.parallel).coordinates(rank).stage
     routed = len(rre_layers_of_stage(config, stage))
     dense = len(layers_of_stage(config, stage)) - routed
