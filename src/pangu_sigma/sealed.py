@@ -1,13 +1,14 @@
 """Files that are read whole or refused: written by a rename, with content hashes in a manifest that carries its own hash.
 
-A *sealed* JSON file contains the hash of its other contents, so that any changed bit is noticed. A *sealed folder* has a sealed
-JSON file, `seal.json`, with size and content hash of the folder's other files.
+A *sealed* JSON file contains the hash of its other contents, so that any changed bit is noticed. A *sealed line* of a JSON Lines
+file does, too. A *sealed folder* has a sealed JSON file, `seal.json`, with size and content hash of the folder's other files.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,8 @@ import xxhash
 
 from pangu_sigma.errors import UserError, remedy
 
+logger = logging.getLogger(__name__)
+
 SEAL = "seal.json"
 """Name of the seal (manifest with its own hash) of a sealed folder."""
 UNFINISHED = ".unfinished-"
@@ -24,6 +27,8 @@ UNFINISHED = ".unfinished-"
 
 _OWN_HASH = "manifest"
 """Key of a sealed file's hash of itself."""
+LINE_HASH = "xxh3"
+"""Last key of a sealed line: hash of the line without this key."""
 _READ_BYTES = 8 << 20
 
 
@@ -61,8 +66,11 @@ def sealed(body: dict[str, Any]) -> bytes:
     return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body))})
 
 
-def unsealed(file: Path, fix: str) -> dict[str, Any]:
-    """Read a JSON file that `sealed` wrote, without its hash. fix: advice to the user. Raises DamagedFile if a byte was changed."""
+def unsealed(file: Path, fix: str, was_unsealed: bool = False) -> dict[str, Any]:
+    """Read a JSON file that `sealed` wrote, without its hash. Raises DamagedFile if a byte was changed.
+
+    fix: advice to the user. was_unsealed: True for a file that version 0.1.0 wrote without a hash; such a file is read with a warning.
+    """
     try:
         content = file.read_bytes()
         tree = json.loads(content)
@@ -72,8 +80,26 @@ def unsealed(file: Path, fix: str) -> dict[str, Any]:
         raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
-    if again != content:
+    if was_unsealed and body and body == tree:
+        logger.warning("%s has no hash of itself, as version 0.1.0 wrote it: changed bits would not be noticed", file)
+    elif again != content:
         raise DamagedFile(f"{file}: its content does not match its own hash; {fix}")
+    return body
+
+
+def sealed_line(body: dict[str, Any]) -> str:
+    """Return a line of JSON that contains its own hash as last key. Raises ValueError or TypeError if JSON cannot represent `body`."""
+    text = json.dumps(body, ensure_ascii=False, allow_nan=False)
+    return f'{text[:-1]}, "{LINE_HASH}": "{xxhash.xxh3_64_hexdigest(text.encode())}"}}\n'
+
+
+def unsealed_line(line: bytes) -> dict[str, Any]:
+    """Parse a line that `sealed_line` wrote, without its line end and its hash. Raises DamagedFile if a byte was changed."""
+    text, _, ending = line.rpartition(f', "{LINE_HASH}": "'.encode())
+    text += b"}"
+    if ending != f'{xxhash.xxh3_64_hexdigest(text)}"}}'.encode():
+        raise DamagedFile("the line does not match its own hash")
+    body: dict[str, Any] = json.loads(text)
     return body
 
 
