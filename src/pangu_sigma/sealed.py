@@ -61,21 +61,25 @@ def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True)
             raise DamagedFile(f"{file}: {what} is {value}, {recorded[what]} was written; the file is damaged, {fix}")
 
 
-def sealed(body: dict[str, Any]) -> bytes:
-    """Return `body` as sealed JSON, which contains its own hash. Raises ValueError or TypeError if JSON cannot represent `body`."""
-    return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body))})
+def sealed(body: dict[str, Any], sort_keys: bool = True) -> bytes:
+    """Return `body` as sealed JSON, which contains its own hash. Raises ValueError or TypeError if JSON cannot represent `body`.
+
+    sort_keys: False to keep the order of the keys, with the hash as the last one.
+    """
+    return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, sort_keys))}, sort_keys)
 
 
 def unsealed(file: Path, fix: str, was_unsealed: bool = False) -> dict[str, Any]:
     """Read a JSON file that `sealed` wrote, without its hash. Raises DamagedFile if a byte was changed.
 
-    fix: advice to the user. was_unsealed: True for a file that version 0.1.0 wrote without a hash; such a file is read with a warning.
+    fix: advice to the user. was_unsealed: True for a file that version 0.1.0 wrote without a hash, which is read with a warning.
     """
     try:
         content = file.read_bytes()
         tree = json.loads(content)
         body = {key: value for key, value in tree.items() if key != _OWN_HASH}
-        again = sealed(body)
+        digest = xxhash.xxh3_128_hexdigest(as_json(body, sort_keys=False))  # in the order in which the file has them
+        again = as_json({**tree, _OWN_HASH: digest}, sort_keys=False)
     except OSError as error:
         raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
     except (ValueError, AttributeError, RecursionError) as error:
@@ -87,9 +91,12 @@ def unsealed(file: Path, fix: str, was_unsealed: bool = False) -> dict[str, Any]
     return body
 
 
-def sealed_line(body: dict[str, Any]) -> str:
-    """Return a line of JSON that contains its own hash as last key. Raises ValueError or TypeError if JSON cannot represent `body`."""
-    text = json.dumps(body, ensure_ascii=False, allow_nan=False)
+def sealed_line(body: dict[str, Any], allow_nan: bool = False) -> str:
+    """Return a line of JSON that contains its own hash as last key. Raises ValueError or TypeError if `body` is not JSON.
+
+    allow_nan: True to write NaN and infinity, as Python's `json` reads them.
+    """
+    text = json.dumps(body, ensure_ascii=False, allow_nan=allow_nan)
     return f'{text[:-1]}, "{LINE_HASH}": "{xxhash.xxh3_64_hexdigest(text.encode())}"}}\n'
 
 
@@ -160,6 +167,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def as_json(tree: dict[str, Any]) -> bytes:
-    """Return a tree as JSON with sorted keys, equal for equal trees. Raises ValueError or TypeError if JSON cannot represent it."""
-    return json.dumps(tree, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+def as_json(tree: dict[str, Any], sort_keys: bool = True) -> bytes:
+    """Return a tree as JSON, with sorted keys equal for equal trees. Raises ValueError or TypeError if JSON cannot represent it."""
+    return json.dumps(tree, indent=1, sort_keys=sort_keys, allow_nan=False).encode() + b"\n"

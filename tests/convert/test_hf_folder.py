@@ -35,9 +35,9 @@ from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent
-from pangu_sigma.sealed import SEAL, DamagedFile, seal_folder
+from pangu_sigma.sealed import SEAL, DamagedFile, seal_folder, sealed
 from pangu_sigma.stored.hf_folder import name_in_folder
-from pangu_sigma.stored.model import weight_shapes
+from pangu_sigma.stored.model import read_lineage, weight_shapes
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.start import StartOptions, start_run
 
@@ -202,7 +202,7 @@ def test_the_model_card_says_sources_licences_and_lineage_or_that_they_are_unkno
     (tmp_path / "run").mkdir()
     shutil.copytree(run, tmp_path / "run", dirs_exist_ok=True)
     receipt = {"kind": "inherit", "parent": "/alpha", "layout": "mindspore", "parent_hash": "abc"}
-    (tmp_path / "run" / "lineage.json").write_text(json.dumps(receipt))
+    (tmp_path / "run" / "lineage.json").write_bytes(sealed(receipt))
     written = convert_model(tmp_path / "run", tmp_path / "hf", "hf")
     card = (written / "README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(card.split("---")[1])
@@ -211,10 +211,13 @@ def test_the_model_card_says_sources_licences_and_lineage_or_that_they_are_unkno
     assert "kind `inherit`, parent `/alpha`, layout `mindspore`, parent_hash `abc`" in card
     assert "text.jsonl" in card
     assert "| code | code | python | en | 8 … 11 |" in card
-    assert json.loads((written / "lineage.json").read_text()) == receipt
+    assert read_lineage(written) == receipt
     again = convert_model(written, tmp_path / "again", "run")
     assert json.loads((again / "lineage.json").read_text())["before"] == receipt
     shutil.rmtree(tmp_path / "hf")
+    (tmp_path / "run" / "lineage.json").write_bytes(sealed(receipt).replace(b'"abc"', b'"abd"'))
+    with pytest.raises(DamagedFile, match=r"lineage\.json: its content does not match its own hash"):
+        convert_model(tmp_path / "run", tmp_path / "hf", "hf")
     model = open_model(run, "run")
     elsewhere = model.config.model_copy(
         update={"data": model.config.data.model_copy(update={"path": str(tmp_path / "no")})}

@@ -125,7 +125,7 @@ def prune(root: Path, step: int, keep: int, spared: Collection[int] = ()) -> Non
     """Prune all but the `keep` newest checkpoints up to `step`: rename them for `remove_leftovers`. A failed rename is only logged.
 
     keep: 0 to keep only those of the steps `spared`. spared: further steps whose checkpoints are kept.
-    Raises CheckpointError, and prunes nothing, if none would be left: `keep` is 0, and no checkpoint of the steps `spared` is there.
+    Raises CheckpointError, and prunes nothing, if `keep` is 0 and no checkpoint of the steps `spared` is there.
     """
     checkpoints = _checkpoints(root)
     old_ones = [path for path in checkpoints if step_of(path) <= step and step_of(path) not in spared]

@@ -125,8 +125,10 @@ class Save:
             shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def gather(self, written: Callable[[], Written]) -> None:
-        """Wait until all ranks have written their files, and gather their reports. written: returns the result of `write`, or raises
-        the error of `write`."""
+        """Wait until all ranks have written their files, and gather their reports.
+
+        written: returns the result of `write`, or raises the error of `write`.
+        """
         with self._refused(), self._ranks.fail_together("writing a checkpoint"):
             own = written()
         # Not by files: a shared file system may show rank 0 an old list of them, in which those of another rank are missing.

@@ -48,8 +48,10 @@ class Ranks:
         return bool(self.sum(np.array([flag], np.float32))[0])
 
     def gather(self, values: np.ndarray) -> np.ndarray:
-        """Return the arrays of all ranks, in rank order, on each of them. values: uint8 or uint16, which float32 holds exactly, of the
-        same shape on every rank."""
+        """Return the arrays of all ranks, in rank order, on each of them.
+
+        values: uint8 or uint16, which float32 holds exactly, of the same shape on every rank.
+        """
         rows = np.zeros((self.world, *values.shape), np.float32)
         rows[self.rank] = values
         return self.sum(rows).astype(values.dtype)
