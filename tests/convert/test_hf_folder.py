@@ -22,6 +22,7 @@ from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
 from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert import conversion
 from pangu_sigma.convert import hf_folder as module
@@ -532,6 +533,17 @@ def test_what_transformers_saved_comes_back_with_its_bits_and_it_is_said_that_no
     one = open_model(saved, "hf").hash
     edit_tensors(saved, lambda found: found.update({BIAS: found[BIAS] + 1}), "model.safetensors")
     assert again.lineage["parent_hash"] == one != open_model(saved, "hf").hash
+
+
+def test_a_run_of_values_that_are_not_finite_is_refused_in_one_true_message(folder, tmp_path, capsys, caplog):
+    saved = saved_by_transformers(folder, tmp_path / "saved")
+    edit_tensors(saved, lambda found: put((3,), np.nan)(found[BIAS]), "model.safetensors")
+    assert main(["export", str(saved), "--output", str(tmp_path / "run"), "--format", "run"]) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "the model has values that are not finite: dense.safetensors: " in message
+    assert "has 1, first at [3]. No run begins with them, and nothing was written; name another model" in message
+    assert "not finite" not in caplog.text, "it is said once"
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
 @pytest.mark.parametrize(
