@@ -63,9 +63,9 @@ class Ranks:
     def texts(self, own: str) -> list[str]:
         """Gather the texts of all ranks, in rank order, on each of them."""
         content = np.frombuffer(own.encode(), np.uint8)
-        pieces = np.zeros((1 + self.max(content.size) // _PIECE, _PIECE), np.uint8)
-        pieces.flat[: content.size] = content
-        rows = np.concatenate([self.gather(piece) for piece in pieces], axis=1)
+        chunks = np.zeros((1 + self.max(content.size) // _CHUNK, _CHUNK), np.uint8)
+        chunks.flat[: content.size] = content
+        rows = np.concatenate([self.gather(chunk) for chunk in chunks], axis=1)
         return [bytes(row).rstrip(b"\0").decode() for row in rows]
 
     @contextmanager
@@ -141,7 +141,7 @@ def end_process(status: int) -> NoReturn:
 PAUSE = 1.0
 """Seconds that a process waits between the last collective and its end. A process that ends drops what its sockets have not
 delivered; the rank that waits for it then waits half a minute and fails (seen with four ranks on two cores)."""
-_PIECE = 2_000
+_CHUNK = 2_000
 """Number of bytes that `Ranks.texts` gathers at once: MindSpore compiles a graph for each length, and memory may be scarce."""
 
 SINGLE_PROCESS = Ranks()
