@@ -92,7 +92,7 @@ TESTED_ELSEWHERE = {
     "src/pangu_sigma/checkpoint/{format,root,save}.py": (
         "tests/checkpoint/test_checkpoint.py saves, damages, loads: one way through all"
     ),
-    "src/pangu_sigma/stored/{hf_config,hf_folder,model,network,run,weights_file}.py": (
+    "src/pangu_sigma/stored/{hf_config,hf_folder,network,run,weights_file}.py": (
         "tests/stored/test_open.py opens every kind; damage of folders: test_hf_folder.py"
     ),
     "src/pangu_sigma/convert/{conversion,model_card}.py": (

@@ -483,10 +483,12 @@ def inspect(
 ) -> Result:
     """Return the size of a configuration: parameters, and bytes on host and device. For a model, return the contents of its files.
     what: a configuration; or the path of a run, checkpoint, export, or folder or file of weights. keep, drop: also return the size
-    that `extract` would leave. verify: compare every file of a model with its hash, which reads all of it.
+    that `extract` would leave. verify: compare every file of a model with its hash, which reads all of it; "damaged" has a message
+    on each damaged file, and the result's `ok` is then False.
     """
     from pangu_sigma.inspection import inspect as inspection
 
+    damaged: list[str] = []
     if isinstance(what, Config) or not is_model(what):
         if verify:
             raise ConfigError(f"{argument('--verify')} is for files of weights, not for a configuration; leave it out")
@@ -498,14 +500,14 @@ def inspect(
         from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 
         files = inspect_files(Path(what), verify)
-        config, tree, text = files.config, files.as_dict(), format_file_inspection(files)
-    if keep or drop:
+        config, tree, text, damaged = files.config, files.as_dict(), format_file_inspection(files), files.damaged
+    if (keep or drop) and not (damaged and config is None):
         if config is None:
             named = f"{argument('--keep')}, {argument('--drop')}"
             raise ConfigError(f"{named}: {what} is a dense model without domains; leave them out")
         tree["extract"] = inspection.extraction(config, to_texts(keep, "--keep"), to_texts(drop, "--drop"))
         text += f"\n{inspection.format_extraction(tree['extract'])}"
-    return Result(tree, text)
+    return Result(tree, text, ok=not damaged)
 
 
 @check_kinds

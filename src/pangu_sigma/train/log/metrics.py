@@ -22,6 +22,7 @@
 * `unhealthy`: result of a search for values that are not finite: a list with the fields of `health.UnhealthyTensor` of each such
   tensor of rank 0; empty if none was found.
 
+The last key of each line, `xxh3`, is a hash of the line without this key (`sealed.py`), which `read_metrics` checks and removes.
 Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixes: N RRE layers, K experts stored in a layer.
 """
 
@@ -46,7 +47,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.changes import Change
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.config import ConfigError
-from pangu_sigma.sealed import write_atomically
+from pangu_sigma.sealed import LINE_HASH, DamagedFile, sealed_line, unsealed_line, write_atomically
 from pangu_sigma.train.log.board import TensorBoardWriter
 from pangu_sigma.train.log.losses import HeldOutLoss, evaluation_line
 
@@ -321,7 +322,7 @@ class MetricsLog:
         return dict(zip(UPDATE, [*shares, sum(c.redone for c in counts), sum(c.dropped for c in counts)], strict=True))
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._lines.write(sealed_line(line))
 
 
 class _Pace:
@@ -368,17 +369,23 @@ class NoLog:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read a run's metrics.jsonl: objects with a kind and a step, in order. Truncated or damaged lines are left out with a warning.
 
+    A log of version 0.1.0, in which no line has a hash, is read with a warning.
     Raises FileNotFoundError if the run has no metrics.jsonl.
     """
-    lines = []
-    for number, text in enumerate((folder / FILE).read_bytes().splitlines(), 1):
+    lines, texts = [], (folder / FILE).read_bytes().splitlines()
+    has_hashes = any(f'"{LINE_HASH}"'.encode() in text for text in texts)
+    if texts and not has_hashes:
+        logger.warning(
+            "%s: no line has a hash, as version 0.1.0 wrote it: changed digits would not be noticed", folder / FILE
+        )
+    for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text)
+            line = unsealed_line(text) if has_hashes else json.loads(text)
             if not isinstance(line["kind"], str) or type(line["step"]) is not int:
                 raise ValueError("no kind or step")
             lines.append(line)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            logger.warning("%s: line %d is no line of a run (cut off by a crash?); ignored", folder / FILE, number)
+        except (DamagedFile, ValueError, TypeError, KeyError, RecursionError):
+            logger.warning("%s: line %d was changed, or cut off by a crash; it is left out", folder / FILE, number)
     return lines
 
 
@@ -404,7 +411,7 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
             *(file, logged + 1, step, step),
         )
     if kept:
-        write_atomically(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept).encode())
+        write_atomically(file, "".join(map(sealed_line, kept)).encode())
     else:
         file.unlink()
 
