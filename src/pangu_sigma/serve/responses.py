@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -38,6 +39,11 @@ class ResponseBase(ResponseBody):
     system_fingerprint: str
     usage: Usage | None = None
     warnings: list[str] = []
+
+
+def warned(warnings: Iterable[str]) -> dict[str, list[str]]:
+    """Return the field `warnings` of a response, which has it only if there are some."""
+    return {"warnings": different} if (different := list(dict.fromkeys(warnings))) else {}
 
 
 class CompletionLogprobs(ResponseBody):
