@@ -65,7 +65,7 @@ class ApiError(HTTPException):
 def stopping() -> ApiError:
     """Return the refusal of a request that the server, which ends, does not answer: another server may."""
     return ApiError(
-        503, "the server ends, and broke off this request; ask another one, or again later", code="server_stopping"
+        503, "this request is broken off: the server ends; ask another one, or again later", code="server_stopping"
     )
 
 

@@ -215,16 +215,16 @@ class TextPart(RequestBody):
 
 def _one_kind_of_content(value: Any) -> Any:
     """Raise ValueError unless the value is a text or a list of text parts: one line, where pydantic has one for each part."""
-    parts = value if isinstance(value, list) else [{"type": "text", "text": value}]
-    if not parts or not all(isinstance(part, dict) and _is_text_part(part) for part in parts):
+    if not (isinstance(value, str) or (isinstance(value, list) and value and all(map(_is_text_part, value)))):
         raise ValueError(
             'must be a text, or a list of parts {"type": "text", "text": …}; images, audio and files are not read'
         )
     return value
 
 
-def _is_text_part(part: dict[str, Any]) -> bool:
-    return part.keys() == {"type", "text"} and part["type"] == "text" and isinstance(part["text"], str)
+def _is_text_part(value: Any) -> bool:
+    known = isinstance(value, dict) and value.keys() == {"type", "text"}
+    return known and value["type"] == "text" and isinstance(value["text"], str)
 
 
 class Message(RequestBody):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -41,7 +41,7 @@ class ResponseBase(ResponseBody):
     warnings: list[str] = []
 
 
-def warned(warnings: Iterable[str]) -> dict[str, list[str]]:
+def warned(warnings: Iterable[str]) -> dict[str, Any]:
     """Return the field `warnings` of a response, which has it only if there are some."""
     return {"warnings": different} if (different := list(dict.fromkeys(warnings))) else {}
 
