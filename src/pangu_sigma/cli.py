@@ -26,7 +26,7 @@ exit status:
   0  done
   1  a check failed (doctor; a plan that does not fit, or compiles to something else; inspect --verify found damage), or
      something broke: a bug, shown with its traceback
-  2  something that you can fix, said in one message
+  2  something that you can fix, said in one message; a loss that is not finite (evaluate)
   130, 141  interrupted (Ctrl-C); nobody reads the output any more"""
 """Exit statuses of the commands, for the help; `errors.exit_status` maps errors to them."""
 

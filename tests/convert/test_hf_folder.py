@@ -556,6 +556,17 @@ def test_a_run_of_values_that_are_not_finite_is_refused_in_one_true_message(fold
         ),
         (lambda f: (f / "model.safetensors").unlink(), "is in no file of weights"),
         (config(hidden_size=48), "hidden_size is 48"),
+        (
+            config(dtype="float16"),
+            r"dtype is float16, and weights are read in float32; load the model with dtype=torch\.float32",
+        ),
+        *[
+            (
+                lambda f, value=value: edit_tensors(f, lambda t: t[BIAS].__setitem__(0, value), "model.safetensors"),
+                r"layers\.2\.attention\.key\.bias has 1 values that are NaN or infinite",
+            )
+            for value in (np.nan, np.inf)
+        ],
         (config(transformers_version=None), r"seal\.json: No such file"),
     ],
 )

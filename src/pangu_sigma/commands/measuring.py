@@ -22,6 +22,7 @@ def add_commands(commands: Any) -> None:
         "runs/sigma_tiny --all-samples",
         "runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all-samples",
         "runs/sigma_tiny --input mine.jsonl --domain en",
+        run=_evaluate,
     )
     with_model(
         command, "run folder, exported model or Hugging Face style folder; several runs with --against", nargs="+"
@@ -39,6 +40,13 @@ def add_commands(commands: Any) -> None:
     with_model(command, "run folder, or folder of prepared data")
     command.add_argument("--against", help="compare the losses with those of other runs", **_AGAINST)
     with_json(command)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    """Run the command. A loss that is not finite is an error of the model, which the user can replace."""
+    result = call(api.evaluate, options)
+    show(result, options.json)
+    return 0 if result.ok else 2
 
 
 def _add_benchmark(commands: Any) -> None:
