@@ -95,6 +95,12 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
     return parse_config(with_shuffle(read_tree(file)))
 
 
+def is_record(file: Path) -> bool:
+    """Return True if a configuration file begins as the config.yaml of a run folder or an export does."""
+    with open(file, "rb") as stream:
+        return _FIRST_LINE.match(stream.read(200)) is not None
+
+
 def with_shuffle(recorded: dict[str, Any]) -> dict[str, Any]:
     """Return the tree of a recorded configuration with `data.shuffle`: one that was recorded before this key says permutation."""
     data = recorded.get("data", {})
