@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
@@ -191,18 +191,16 @@ def _function(reader: str, sha256: str | None) -> Callable[[Record], Record | No
     source = Path(file).read_bytes()
     if hashlib.sha256(source).hexdigest() != sha256:
         raise ConfigError(f"data.reader={reader}: {file} was changed meanwhile; call again")
-    spec = importlib.util.spec_from_file_location(f"data.reader of {sha256}", file)
-    assert spec is not None and spec.loader is not None, "its name ends in .py"
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    module = sys.modules[f"reader_{sha256}"] = ModuleType(f"reader_{sha256}")
+    module.__file__ = file
     try:
-        exec(compile(source, file, "exec"), module.__dict__)  # not by the loader, which may take a stale .pyc
+        exec(compile(source, file, "exec"), module.__dict__)  # no import, which may take a stale .pyc
         function = getattr(module, name)
     except Exception as error:  # the user's code, which may raise anything
         raise ConfigError(f"data.reader={reader}: cannot be loaded: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ConfigError(f"data.reader={reader}: is not a function; it takes a record and returns one, or None")
-    loaded: Callable[[Record], Record | None] = function
-    return loaded
+    return function
 
 
 def _read(function: Callable[[Record], Record | None], record: Record) -> Record:
