@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +176,8 @@ def test_rules_that_contradict_each_other_are_an_error():
             r"data\.reader=subprocess:call: .*; name the file, such as subprocess\.py:call",
         ),
         ({"reader": "no_such.py:f"}, r"data\.reader=no_such\.py:f: .*No such file.*; relative paths begin in /"),
-        ({"reader": f"{json.__file__}:no_such"}, r"data\.reader=.*:no_such: cannot be loaded: AttributeError"),
-        ({"reader": f"{json.__file__}:__name__"}, r"data\.reader=.*:__name__: is not a function"),
+        ({"reader": f"{textwrap.__file__}:no_such"}, r"data\.reader=.*:no_such: cannot be loaded: AttributeError"),
+        ({"reader": f"{textwrap.__file__}:__name__"}, r"data\.reader=.*:__name__: is not a function"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(data, message):
