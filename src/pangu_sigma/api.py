@@ -53,13 +53,13 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
     """Load a configuration from a shipped name, such as "sigma_tiny", from a YAML file, or from a run folder.
     overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces the section.
     """
-    from pangu_sigma.checkpoint.model_files import is_record
+    from pangu_sigma.checkpoint.model_files import recorded_kind
     from pangu_sigma.checkpoint.run_folder import run_config
 
     path, changes = to_path(config, "config"), to_overrides(overrides)
     file = path if path.is_dir() else config_path(path)
     loaded = run_config(file, changes) if file.is_dir() else config_file.load_config(file, changes)
-    named = config_file.names_reader(changes) or not (file.is_dir() or is_record(file))
+    named = config_file.names_reader(changes) or not (file.is_dir() or recorded_kind(file))
     return loaded.with_reader_named() if named and loaded.data.reader is not None else loaded
 
 

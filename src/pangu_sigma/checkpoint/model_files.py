@@ -95,10 +95,14 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
     return parse_config(with_shuffle(read_tree(file)))
 
 
-def is_record(file: Path) -> bool:
-    """Return True if a configuration file begins as the config.yaml of a run folder or an export does."""
-    with open(file, "rb") as stream:
-        return _FIRST_LINE.match(stream.read(200)) is not None
+def recorded_kind(file: Path) -> str | None:
+    """Return "run" or "export" for a file that begins as the config.yaml of one does; None for another file, or none."""
+    try:
+        with open(file, "rb") as stream:
+            found = _FIRST_LINE.match(stream.read(200))
+    except OSError:
+        return None
+    return found[1].decode() if found else None
 
 
 def with_shuffle(recorded: dict[str, Any]) -> dict[str, Any]:
