@@ -285,6 +285,9 @@ def test_evaluate_measures_any_text(capsys, tiny_run, tmp_path):
     assert text.splitlines()[0].endswith("nats per token") and "held-out" not in text
     assert text.splitlines()[1].split()[0] == "en"
     assert "no key 'domain'" in fails(capsys, "evaluate", tiny_run, "--input", file)
+    as_json = ["--json", "-", "--domain", "en"]
+    other = prints(capsys, "evaluate", tiny_run, "--input", file, *as_json, "--set", "data.text_keys=[txt]")
+    assert json.loads(other)["en"]["tokens"] == 1, "the other record: the, <eot>"
     assert "--domain en is of the records of --input" in fails(capsys, "evaluate", tiny_run, "--domain", "en")
     said = fails(capsys, "evaluate", tiny_run, "--input", file, "--domain", "en", "--all-samples")
     assert "--against and --all-samples are about held-out text, and --input is other text; leave them out" in said

@@ -24,6 +24,7 @@ FLOORS = [
             "bars",
             "errors",
             "garbage",
+            "children",
             "chips",
             "config",
             "config_file",

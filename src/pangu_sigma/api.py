@@ -9,12 +9,12 @@ from any thread. MindSpore computes one thing at a time, so calls from several t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pangu_sigma import config_file
-from pangu_sigma.arguments import AnyPath, Paths, to_path, to_paths, to_texts
+from pangu_sigma.arguments import AnyPath, Overrides, Paths, to_overrides, to_path, to_paths, to_texts
 from pangu_sigma.ascend.supported import check_machine
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
@@ -40,19 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Overrides = Mapping[str, Any] | Sequence[config_file.Override]
-"""Overrides of a configuration: values by key path, such as {"train.steps": 100}, or texts such as "train.steps=100"."""
 Device = Literal["cpu", "ascend"]
-
-
-def _changes(overrides: Overrides) -> list[config_file.Override]:
-    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
-        overrides = [overrides]
-    changes = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
-    for each in changes:
-        if not isinstance(each, str) and not (isinstance(each, tuple) and len(each) == 2):
-            raise ConfigError(f'overrides: {each!r} is not allowed: values by key path, such as {{"train.steps": 100}}')
-    return changes
 
 
 def _loaded(config: Config | AnyPath) -> Config:
@@ -65,12 +53,14 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
     """Load a configuration from a shipped name, such as "sigma_tiny", from a YAML file, or from a run folder.
     overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces the section.
     """
-    path = to_path(config, "config")
-    if path.is_dir():
-        from pangu_sigma.checkpoint.run_folder import run_config
+    from pangu_sigma.checkpoint.model_files import recorded_kind
+    from pangu_sigma.checkpoint.run_folder import run_config
 
-        return run_config(path, _changes(overrides))
-    return config_file.load_config(config_path(path), _changes(overrides))
+    path, changes = to_path(config, "config"), to_overrides(overrides)
+    file = path if path.is_dir() else config_path(path)
+    loaded = run_config(file, changes) if file.is_dir() else config_file.load_config(file, changes)
+    named = config_file.names_reader(changes) or not (file.is_dir() or recorded_kind(file))
+    return loaded.with_reader_named() if named and loaded.data.reader is not None else loaded
 
 
 @check_kinds
@@ -358,7 +348,7 @@ def finetune(
 
     dev = None if dev_file is None else to_path(dev_file, "--dev-file")
     chosen, lines = to_path(task, "--task"), to_path(train_file, "--train-file")
-    request = TuningRequest(chosen, lines, dev, learn, domain, _changes(overrides))
+    request = TuningRequest(chosen, lines, dev, learn, domain, to_overrides(overrides))
     with mindspore_lock:
         result = finetune_run(to_path(model, "model"), request, folder, lock, seconds)
     return Model(folder, outcome=None if result is None else Result(result, format_result(result)))

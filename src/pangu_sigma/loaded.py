@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ascend_ops.few_rows import Precision, StoredPrecision
-from pangu_sigma.arguments import AnyPath, Paths, to_path, to_paths, to_sampling, to_text, to_texts
+from pangu_sigma.arguments import (
+    AnyPath,
+    Overrides,
+    Paths,
+    to_overrides,
+    to_path,
+    to_paths,
+    to_sampling,
+    to_text,
+    to_texts,
+)
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
 from pangu_sigma.errors import argument
@@ -42,6 +52,7 @@ def evaluate(
     *,
     input: Paths = (),
     domain: str | None = None,
+    overrides: Overrides = (),
 ) -> Result:
     """Measure each domain's held-out loss in nats per token: {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}.
 
@@ -51,14 +62,16 @@ def evaluate(
     their differences, paired by sample, and the "mean" over the pairs. A loss that is not finite is None, and logged. Raises
     UserError if the text is missing, or if the runs differ in text or tokenizer.
 
-    input: any other text, files or folders of documents as in `prepare_data`; domain: of all of them, by default they say it. As
-    held-out text, they are read one after another in samples of model.seq_length tokens; all tokens of a document but the first
-    are predicted, and its <eot>. Lines that cannot be used are left out with a warning. "unigram" is None: no training text is
-    read.
+    input: any other text, files or folders of documents as in `prepare_data`; domain: of all of them, by default they say it.
+    overrides: of the keys of section `data` that say how records are read, by default the run's; a reader that a run recorded is
+    not executed. Documents are read as held-out text is, one after another in samples of model.seq_length tokens; all tokens of a
+    document but the first are predicted, and its <eot>. Lines that cannot be used are left out with a warning. "unigram" is None:
+    no training text is read.
     """
     from pangu_sigma.evaluate.held_out.run import format_losses
 
     models, others, files = to_paths(model, "model"), to_paths(against, "--against"), to_paths(input, "--input")
+    changes = to_overrides(overrides)
     if not others and len(models) != 1:
         raise ConfigError(
             f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
@@ -66,13 +79,16 @@ def evaluate(
     if domain is not None and not files:
         named = f"{argument('--domain')} {domain} is of the records of {argument('--input')}"
         raise ConfigError(f"{named}; held-out text has its domains, leave it out")
+    if changes and not files:
+        named = f"{argument('--set', 'overrides')} says how records of {argument('--input')} are read"
+        raise ConfigError(f"{named}; held-out text is prepared, leave it out")
     if files:
         if others or all_samples:
             named = f"{argument('--against')} and {argument('--all-samples')}"
             raise ConfigError(
                 f"{named} are about held-out text, and {argument('--input')} is other text; leave them out"
             )
-        return Model(models[0]).evaluate(input=files, domain=domain)
+        return Model(models[0]).evaluate(input=files, domain=domain, overrides=changes)
     with mindspore_lock:
         if others:
             from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
@@ -281,21 +297,24 @@ class Model:
         input: Paths = (),
         against: Paths = (),
         all_samples: bool = False,
+        overrides: Overrides = (),
     ) -> Result:
         """Measure the loss as the function `evaluate` does, on held-out text or `input`; or that of a text, read by `domain`."""
         files = to_paths(input, "input")
         if text is None and not files:
-            return evaluate(self.path, against, all_samples, domain=domain)
+            return evaluate(self.path, against, all_samples, domain=domain, overrides=overrides)
         if text is not None and (files or domain is None):
             raise ConfigError("text: give it a domain, domain=…, and no input; the name of a file is input=…")
         if all_samples or to_paths(against, "against"):
             raise ConfigError("against and all_samples are about held-out text; leave them out")
+        if text is not None and overrides:
+            raise ConfigError("overrides say how records of input are read; leave them out")
         from pangu_sigma.evaluate.held_out.run import format_losses
         from pangu_sigma.evaluate.held_out.text import evaluate_documents, read_documents
         from pangu_sigma.text.documents import Document
 
         if text is None:
-            documents = read_documents(self.config, files, domain)
+            documents = read_documents(self.config, files, domain, to_overrides(overrides))
         else:
             documents = [Document(self._domain(domain).name, to_text(text, "text"), "text")]
         losses = evaluate_documents(self.engine, documents)

@@ -24,10 +24,12 @@ from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert import conversion
 from pangu_sigma.convert import hf_folder as module
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.hf_folder import write_hf_folder
+from pangu_sigma.convert.model_card import model_card
 from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, UserError
@@ -226,6 +228,22 @@ def test_the_model_card_says_sources_licences_and_lineage_or_that_they_are_unkno
     object.__setattr__(model, "config", elsewhere)
     card = (write_hf_folder(model, tmp_path / "hf") / "README.md").read_text(encoding="utf-8")
     assert "licences are not known: the prepared data is not there" in card
+
+
+def test_names_in_the_model_card_are_text_whatever_they_say(run):
+    harm = "<img src=x onerror=alert(1)>\n\n| `a` ![b](c) &lt;"
+    model = open_model(run, "run")
+    tree = model.config.model_dump()
+    for domain in tree["domains"]:
+        domain["slot"] = harm
+    tree["routing"] = {"table": "`<b>.npz"}
+    model.config, model.lineage = parse_config(tree), {"kind": harm, "parent": "`a"}
+    card = model_card(model)
+    cell = r"&lt;img src=x onerror=alert(1)&gt; \| \`a\` \!\[b\](c) &amp;lt;"
+    assert card.count(f"| {cell} |") == len(tree["domains"])
+    code = "`<img src=x onerror=alert(1)> | 'a' ![b](c) &lt;`"
+    assert f"kind {code}, parent `'a`" in card and card.count("<img") == card.count(code) == 1, "in code it is text"
+    assert "table `'<b>.npz`" in card
 
 
 def test_a_run_is_made_without_prepared_data_and_trains_on_with_it(run, folder, tiny_data, tmp_path):

@@ -210,6 +210,24 @@ def test_the_memory_of_a_compilation_is_said_before_it_starts(free: float, told:
     ]
 
 
+@pytest.mark.parametrize(
+    ("layers", "passes", "gib"),
+    [
+        ((1, 1), 2, 0.94),
+        ((4, 2), 2, 1.44),
+        ((12, 0), 1, 1.42),
+        ((12, 4), 4, 3.96),
+        ((32, 8), 1, 3.7),
+        ((32, 8), 2, 5.7),
+    ],
+)
+def test_the_memory_that_is_said_is_what_was_measured(layers: tuple[int, int], passes: int, gib: float):
+    """Peaks of compiling processes, planning/README.md; the last but one is `sigma_1t` on 512 NPUs."""
+    model = dict(zip(("model.dense_layers", "model.rre_layers"), layers, strict=True))
+    config = load_config(MODEL_CONFIGS / "sigma_1t.yaml", [*model.items(), ("train.accumulation", passes)])
+    assert compile_memory(config) / GIB == pytest.approx(gib, rel=0.05)
+
+
 def test_a_dense_model_has_neither_experts_nor_host_operators():
     config = load_config(TINY, [*SMALL, "model.rre_layers=0", "model.dense_layers=2", "parallel={data: 4, tensor: 2}"])
     (compiled,) = check(config)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma import api
-from pangu_sigma.commands.options import add_command, call, flag, show, with_json, with_model
+from pangu_sigma.commands.options import add_command, call, flag, show, with_json, with_model, with_set
 
 _AGAINST: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "MODEL"}
 
@@ -32,6 +32,7 @@ def add_commands(commands: Any) -> None:
     other = "text to measure in place of the held-out one, a file or a folder; may be repeated"
     command.add_argument("--input", type=Path, action="append", metavar="PATH", help=other)
     command.add_argument("--domain", help="domain of all records of --input (default: they say it)")
+    with_set(command, "how records of --input are read, such as data.layout=wudao or data.reader=FILE.py:FUNCTION")
     with_json(command)
     _add_benchmark(commands)
 

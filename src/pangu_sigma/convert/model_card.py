@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,6 +35,17 @@ def model_card(model: StoredModel) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _text(value: object) -> str:
+    """Return a value as text of Markdown on one line: names of slots and sources, which may be markup, are shown as they are."""
+    return re.sub(r"[\\`*\[\]|~!$]", r"\\\g<0>", html.escape(" ".join(str(value).split()), quote=False))
+
+
+def _code(value: object) -> str:
+    """Return a value as code of Markdown on one line; a backtick, which would end the code, becomes an apostrophe."""
+    text = " ".join(str(value).split()).replace("`", "'")
+    return f"`{text}`"
+
+
 def _sizes(model: StoredModel) -> str:
     config, count = model.config, model.config.num_params()
     sizes = config.model
@@ -46,9 +59,9 @@ def _sizes(model: StoredModel) -> str:
         f"`{model.tokenizer.hash}`",
     ]
     if sizes.rre_layers:
+        table = _code(Path(config.routing.table).name)
         lines.append(
-            f"* routing: table `{Path(config.routing.table).name}`, seed {config.routing.seed}, hash `{model.table.hash}`; no "
-            f"gate. {tables_text(sizes)}"
+            f"* routing: table {table}, seed {config.routing.seed}, hash `{model.table.hash}`; no gate. {tables_text(sizes)}"
         )
     return "\n".join(lines)
 
@@ -80,7 +93,7 @@ def _domains(model: StoredModel) -> str:
         last = domain.first_expert + domain.experts - 1
         experts = f"{domain.first_expert} … {last}" if sizes.rre_layers else "–"
         rows.append(
-            f"| {domain.name} | {domain.format} | {domain.language} | {domains.slot_names[domain.slot]} | {experts} |"
+            f"| {domain.name} | {domain.format} | {domain.language} | {_text(domains.slot_names[domain.slot])} | {experts} |"
         )
     rows += ["", "A text of another domain than the one asked for is read with experts that never saw its kind."]
     return "\n".join(rows)
@@ -94,7 +107,7 @@ def _lineage(model: StoredModel) -> str:
     if lineage is None:
         return f"## Lineage\n\n{steps}, from weights that were drawn at random."
     facts = [
-        f"{key} `{lineage[key]}`"
+        f"{key} {_code(lineage[key])}"
         for key in ("kind", "parent", "layout", "parent_step", "parent_hash")
         if key in lineage
     ]
@@ -116,10 +129,8 @@ def _sources(model: StoredModel) -> str:
     ]
     for name, record in manifest.domains.items():
         for source in record.sources:
-            sha256 = source.sha256 or "–"
-            rows.append(
-                f"| {name} | {record.train.tokens:,} | {source.name} | {source.version} | {source.licence} | {sha256} |"
-            )
+            facts = map(_text, (source.name, source.version, source.licence, source.sha256 or "–"))
+            rows.append(f"| {_text(name)} | {record.train.tokens:,} | {' | '.join(facts)} |")
     return "\n".join(rows)
 
 

@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pangu_sigma.children import child_environment
 from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.launching.environment import chip_environment, chip_of_host
 from pangu_sigma.launching.host.access import Host
@@ -224,7 +225,7 @@ def _check_chip(chip: Chip) -> None:
 def _environment(job: Job) -> dict[str, str]:
     """Return the environment of msrun and the ranks: `python` is this Python, and a rank's output is in its log at once."""
     environment = {
-        **os.environ,
+        **child_environment(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
     }

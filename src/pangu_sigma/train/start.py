@@ -175,8 +175,10 @@ def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, opt
     config = _shuffled(config, path)
     for change in _compare(path, saved, config, prepared, data_hash, options):
         logger.warning("%s", change)
-    if not _mend(path, saved, config, prepared) and read_config(path, "run", WAY_BACK_OF_CONFIG) != config:
-        write_config(path, config, "run")
+    if not _mend(path, saved, config, prepared):
+        recorded = read_config(path, "run", WAY_BACK_OF_CONFIG)
+        if recorded.model_dump() != config.model_dump():  # the keys alone: nobody named the reader of a record
+            write_config(path, config, "run")
     return True
 
 

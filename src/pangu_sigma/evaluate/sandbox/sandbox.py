@@ -86,7 +86,7 @@ class Sandbox:
     def _jailed(self, program: str, unsafe: bool) -> dict:
         """Return the result of `jail.run_program` for a program."""
         task = {"program": program, "limits": asdict(self._limits), "unsafe": unsafe, "parent": os.getpid()}
-        command = [_PYTHON, "-s", "-S", "-m", "pangu_sigma.evaluate.sandbox.jail"]
+        command = [_PYTHON, "-s", "-S", "-P", "-m", "pangu_sigma.evaluate.sandbox.jail"]
         surroundings = {"PYTHONPATH": str(Path(pangu_sigma.__file__).parents[1]), "PATH": os.environ.get("PATH", "")}
         done = subprocess.run(
             command,
