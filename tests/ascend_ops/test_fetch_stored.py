@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from ascend_ops.adam import HYPER
-from ascend_ops.adam_worker import AdamWorker, FetchStored, StartUpdate
+from ascend_ops.adam_worker import AdamWorker, Await, FetchStored, StartUpdate
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 RNG = np.random.default_rng(0)
@@ -93,3 +93,15 @@ def test_a_row_outside_the_store_and_sizes_that_do_not_fit_are_refused():
         experts.rows(ms.float32, 1, 6)
     with pytest.raises(RuntimeError, match="FetchStored"):
         experts.fetch(Tensor(np.zeros(3, np.int32)), experts.like(ms.float32, 2), TOKEN)
+
+
+def test_a_graph_raises_where_the_worker_failed_and_where_it_is_gone():
+    experts = Experts()
+    wait, rows = Await(experts.worker, 0), Tensor(np.ones(3, np.float32))
+    np.testing.assert_array_equal(wait(rows).asnumpy(), rows.asnumpy())
+    experts.worker.fail()
+    with pytest.raises(RuntimeError, match="Await"):
+        wait(rows)
+    gone = Await(AdamWorker(1), 0)
+    with pytest.raises(RuntimeError, match="Await"):
+        gone(rows)
