@@ -168,7 +168,6 @@ def test_every_key_means_its_own():
         "eps_experts": 1e-6,
         "weight_decay": 0.3,
         "clip_norm": 0.7,
-        "clip": "global",
     }
     assert train.pop("loss_scale") == {"initial": 32.0, "window": 11}
     assert train.items() >= {"steps": 70, "batch_size": 12, "accumulation": 3, "compute_dtype": "float16"}.items()

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pangu_sigma.chips import Chip
 from pangu_sigma.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 class Section(BaseModel):
     """Base class of the sections of the configuration tree: refuses unknown keys, silent type conversions, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    retired: ClassVar[dict[str, tuple[Any, str]]] = {}
+    """Keys of earlier releases that are read and left out: default of then, and the warning for another value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_retired(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or not cls.retired.keys() & tree.keys():
+            return tree
+        for key, (default, warning) in cls.retired.items():
+            if tree.get(key, default) != default:
+                logger.warning("%s", warning)
+        return {key: value for key, value in tree.items() if key not in cls.retired}
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise UserError(f"{name} is frozen; load another: ps.load_config(…, {{'SECTION.{name}': {value!r}}})")
@@ -220,6 +235,9 @@ class RoutingConfig(Section):
 class EcssConfig(Section):
     """Section `ecss`, Expert Computation and Storage Separation: storage of the experts, and their copy to the device."""
 
+    retired = {
+        "undo_gib": (1.0, "ecss.undo_gib is no longer a key: the worker waits for the gradient norm; leave it out"),
+    }
     enabled: bool = True
     """true: experts and their Adam state are in the host's memory, and only the active ones are copied to the device.
     false: every expert is an ordinary parameter of the device with ordinary Adam, for comparison."""
@@ -233,11 +251,8 @@ class EcssConfig(Section):
     """true: the experts of the next step are copied while a step computes, except experts that both steps use. false: each step
     copies all its experts when it starts, as on Ascend with either value. The results are the same."""
     update: Literal["auto", "worker", "step"] = "auto"
-    """Who updates the experts. worker: a thread of the host, while the device computes the dense layers of this step and the next.
-    step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the host's. No bit differs."""
-    undo_gib: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
-    """GiB of old values that the worker keeps to undo updates that it begins before the gradient norm is known. 0: it waits for the
-    norm."""
+    """Who updates the experts. worker: a thread of the host, while the device updates the dense parameters and computes the dense
+    layers of the next step. step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the host's. No bit differs."""
     update_cores: Annotated[int, Field(ge=0)] = 0
     """Number of cores that the worker has for itself, a thread on each; the device's threads keep the others. 0: one thread, which
     takes its turn with the others."""
@@ -389,6 +404,9 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """Section `train.optimizer`: Adam with decoupled weight decay, and another ε for experts (as reported of the PanGu-Σ paper)."""
 
+    retired = {
+        "clip": ("global", "train.optimizer.clip is no longer a key: gradients are clipped by their common norm; leave it out"),
+    }
     peak_lr: PositiveFloat = 1e-4
     """Peak learning rate, at the end of the warm-up."""
     end_lr: Annotated[float, Field(ge=0.0, le=1e30)] = 2e-5
@@ -409,9 +427,6 @@ class OptimizerConfig(Section):
     """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
     """Maximum global norm of the gradients of dense parameters and active experts; larger gradients are scaled down to it."""
-    clip: Literal["global", "parts"] = "global"
-    """global: all gradients are scaled by their common norm. parts: those of the dense parameters by theirs, and those of the
-    experts by theirs, known right after the backward pass of the RRE layers; other results. The Ascend step has only global."""
 
 
 def chip_name(chip: Any) -> Any:

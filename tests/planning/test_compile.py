@@ -51,7 +51,7 @@ def check(config: Config) -> list[Compiled]:
         assert 2 / 3 < compiled.peak_gib / (compile_memory(config, compiled.rank) / GIB) < 4 / 3
         routed = len(rre_layers_of_stage(config, stage)) * len(config.model.segments)
         # micro-batches, with stages or without, share the look-ups of a step
-        of_worker = {"FetchStored": routed, "HandOut": routed, "Decide": 1}
+        of_worker = {"FetchStored": routed, "StartUpdate": routed}
         if summed_alone(config):
             of_worker["Add"] = len(active_buffers(config, stage))
         assert compiled.host_operators == (of_worker if routed else {})
@@ -282,7 +282,7 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
             "      : (<Tensor[Float32], (6)>) -> (<Tensor[Float32], (6)>)\n",
             '  %12(i$squares) = AllReduce(%11) {instance name: sum_of_parts} primitive_attrs: {group: "8-1"}\n',
             "      : (<Tensor[Float32], ()>) -> (<Tensor[Float32], ()>)\n",
-            '  %13(j) = Custom(%7, %9, %2) {func_name: "/x/ops.so:HandOut", primitive_target: "CPU"}\n',
+            '  %13(j) = Custom(%7, %9, %2) {func_name: "/x/ops.so:StartUpdate", primitive_target: "CPU"}\n',
             "      : (<Tensor[Float16], (1, 2560, 5120)>, <Tensor[Float16], ()>, <Tensor[Int32], (1)>) -> (<Tensor[Float32]>)\n",
         ]
     )
@@ -299,7 +299,7 @@ def test_reading_a_graph_counts_bytes_phase_group_and_device():
         ("experts.0.w1", [10, 2560, 5120], "float32", "CPU"),
         ("pass_scale", [1], "float32", "Ascend"),
     ]
-    assert found["host_operators"] == {"FetchStored": 1, "HandOut": 1}
+    assert found["host_operators"] == {"FetchStored": 1, "StartUpdate": 1}
     assert found["handed"] == [[], [1, 2560, 5120]]
     assert found["additions"] == {"layers.0.norm.gain": 1}
     assert found["operators"]["GroupedMatmul"] == 1

@@ -65,17 +65,13 @@ def hidden(*keys: str) -> cost.OverlappedStep:
 
 
 def test_adam_on_the_host_hides_behind_the_dense_layers_and_no_more():
-    """Of 40 layers 32 are dense; with recompute a backward pass takes three forward passes."""
+    """Of 40 layers 32 are dense; with recompute the passes of a layer take four forward passes."""
     plain, found = step_time(load_config(MODEL_CONFIGS / "sigma_1t.yaml")), hidden()
-    assert found.backward == pytest.approx(3 * found.forward)
-    assert 0.7 * plain.compute < found.backward + found.forward < 0.8 * (plain.compute + plain.hccs + plain.network)
-    assert found.left == pytest.approx(plain.host_update - found.backward - found.npu_update - found.forward)
+    assert 0.7 * plain.compute < 4 * found.forward < 0.8 * (plain.compute + plain.hccs + plain.network)
+    assert found.left == pytest.approx(plain.host_update - found.npu_update - found.forward)
     assert found.step == pytest.approx(plain.step - plain.host_update + found.left)
-    waits = hidden("ecss.undo_gib=0")
-    assert (waits.backward, waits.forward) == (0.0, found.forward)
-    # with micro-batches the window is in the last one, and in the next step's first one
-    passes = hidden("train.accumulation=4", "train.batch_size=128")
-    assert passes.backward + passes.forward < 0.4 * (found.backward + found.forward)
+    # with micro-batches the window is in the next step's first one
+    assert hidden("train.accumulation=4", "train.batch_size=128").forward < 0.4 * found.forward
     assert hidden("parallel.chip=910b", "train.compute_dtype=float32").left >= 0.0
 
 

@@ -105,12 +105,10 @@ def test_a_host_counted_by_hand():
         "experts: weights": 4 * stored + 4 * 4 * 2,
         "experts: moments": 8 * stored,
         "rows on their way": 4 * 4 * 2 * FFN_SLICE,
-        "old values of experts": 4 * 12 * FFN_SLICE,
         "processes": 4 * 4 * GIB,
         "operating system": 16 * GIB,
     }
     assert host(by_hand(ecss={"moments": "bfloat16"}))["experts: moments"] == 4 * stored
-    assert host(by_hand(ecss={"undo_gib": 2**-30}))["old values of experts"] == 4
     assert host(by_hand(train={"accumulation": 2}))["rows on their way"] == 4 * 5 * 2 * FFN_SLICE
 
 

@@ -8,6 +8,7 @@ import mindspore as ms
 
 from pangu_sigma.ascend.inputs import input_strategies
 from pangu_sigma.config import Config
+from pangu_sigma.device import refuse_compile_cache
 
 
 def target_ascend() -> None:
@@ -15,6 +16,7 @@ def target_ascend() -> None:
     (planning/cann_stub.py)."""
     from mindspore.communication._comm_helper import GlobalComm
 
+    refuse_compile_cache()
     if "MS_SIMULATION_LEVEL" in os.environ:
         GlobalComm.CHECK_ENVS = False  # it would look for HCCL's Python package
     ms.set_context(mode=ms.GRAPH_MODE, device_target="Ascend")

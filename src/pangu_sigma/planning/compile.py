@@ -164,7 +164,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
             custom = re.search(r'func_name: "[^"]*:(\w+)"', line)
             hosted[custom[1] if custom else operator] += 1
             on_host |= used
-            if custom and custom[1] == "HandOut":  # the other inputs are lists
+            if custom and custom[1] == "StartUpdate":  # the other inputs are lists
                 inputs_of = re.findall(r"Tensor\[\w+\]\]?, \(([^)]*)\)", next(lines).split("->")[0])
                 handed += [shape for shape in map(_sizes, inputs_of) if len(shape) != 1]
         else:

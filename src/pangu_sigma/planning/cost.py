@@ -146,11 +146,10 @@ def most_sensitive(config: Config) -> Sensitivity:
 @dataclass(frozen=True)
 class OverlappedStep:
     """Seconds of the NPU behind which Adam on the host can run with `ecss.update=worker`, on the stage that is then the slowest:
-    dense layers in the backward pass of the last micro-batch (0 with `ecss.undo_gib=0`), their Adam, and dense layers in the
-    next forward pass of the first micro-batch. left: seconds of Adam on the host that are more. step: seconds of the whole step.
+    Adam of the dense parameters, and dense layers in the next forward pass of the first micro-batch. left: seconds of Adam on the
+    host that are more. step: seconds of the whole step.
     Layers inside the RRE stack hide something, too, which is not counted; nor is what host and NPU take from each other."""
 
-    backward: float
     npu_update: float
     forward: float
     left: float
@@ -257,9 +256,8 @@ def _overlapped(config: Config, stage: int, time: StepTime, sent: list[_Sent]) -
     dense, _ = _forward_flops(config, stage)
     all_flops = flops(config, stage) / config.train.accumulation
     round_seconds = (time.compute + _seconds_in_passes(sent)) / config.train.accumulation * dense / all_flops
-    backward = round_seconds * (_rounds(config) - 1) if config.ecss.undo_gib else 0.0
-    left = max(0.0, time.host_update - backward - time.npu_update - round_seconds)
-    return OverlappedStep(backward, time.npu_update, round_seconds, left, time.step - time.host_update + left)
+    left = max(0.0, time.host_update - time.npu_update - round_seconds)
+    return OverlappedStep(time.npu_update, round_seconds, left, time.step - time.host_update + left)
 
 
 def _stage_time(

@@ -119,8 +119,6 @@ def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
     of_stage = {s: [a for a in expert_arrays(config, s, alike=True) if a.device == HOST] for s in set(stages)}
     stored = [array for stage in stages for array in of_stage[stage]]
     rows = sum(_active_bytes(config, stage) for stage in stages) if stored else 0
-    old_value, most = 4 + 2 * ITEM_SIZE[config.ecss.moments], int(config.ecss.undo_gib * GIB)
-    undone = sum(min(active_elements(config, stage) * old_value, most) for stage in stages) if stored else 0
     items = [
         MemoryItem(f"experts: {what}", _nbytes(stored, *kinds), how)
         for what, kinds, how in (
@@ -138,7 +136,6 @@ def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
             (4 + summed_alone(config)) * rows,
             "active weights and what stands for them, gradients twice",
         ),
-        MemoryItem("old values of experts", undone, "kept to undo updates: ecss.undo_gib of each rank at most"),
         MemoryItem("processes", len(stages) * PROCESS_RESERVE, f"assumed: 4 GiB for each of {len(stages)} ranks"),
         MemoryItem("operating system", HOST_RESERVE, "assumed"),
     ]

@@ -214,8 +214,8 @@ def _format_time(plan: Plan) -> list[str]:
     if plan.overlapped:
         behind = plan.overlapped
         rows.append(
-            f"  with ecss.update=worker Adam on the host runs behind the dense layers, backward {behind.backward:.3g}, their Adam "
-            f"{behind.npu_update:.3g}, forward {behind.forward:.3g} s: {behind.left:.3g} s are left, the step {behind.step:.3g} s"
+            f"  with ecss.update=worker Adam on the host runs behind the dense parameters' Adam, {behind.npu_update:.3g}, and the "
+            f"dense layers' forward pass, {behind.forward:.3g} s: {behind.left:.3g} s are left, the step {behind.step:.3g} s"
         )
         if 3 * behind.left > behind.step:
             rows.append(

@@ -11,7 +11,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
-from ascend_ops.adam_worker import WorkerCounts
+from ascend_ops.adam_worker import WorkerTimes
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.root import recover_interrupted_save
 from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
@@ -89,7 +89,7 @@ class Trainer:
         self.loss, self.losses = 0.0, dict[str, float]()
         """Loss of the last step, and loss of each domain in its batch, in nats per token."""
         self.timeline = NoTimeline()
-        self._worked: WorkerCounts | None = None  # what the worker of `ecss.update` did since the step before
+        self._worked: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
 
     def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
         """Create or open the run folder. Raises the errors of `start_run`."""
@@ -150,19 +150,16 @@ class Trainer:
 
     def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
         """Return the metrics of the last step, from what `advance` returned; the same on every rank."""
-        norms, optimizer = [result.norm], self.config.train.optimizer
-        if optimizer.clip == "parts":
-            norms = [norm for norm in (result.norm_dense, result.norm_experts) if norm is not None]
-        applied = bool(result.applied.asnumpy())
+        applied, norm = bool(result.applied.asnumpy()), float(result.norm.asnumpy())
         return StepMetrics(
             step=self.progress.step,
             loss=self.loss,
             per_domain_loss=self.losses,
             learning_rate=rate,
-            gradient_norm=float(result.norm.asnumpy()),
+            gradient_norm=norm,
             loss_scale=float(result.scale.asnumpy()),
             skipped=not applied,
-            clipped=applied and any(float(norm.asnumpy()) > optimizer.clip_norm for norm in norms),
+            clipped=applied and norm > self.config.train.optimizer.clip_norm,
             tokens=batch.tokens,
             load_NK=batch.load_NK,
             samples=batch.digest,

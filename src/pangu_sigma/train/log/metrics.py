@@ -13,8 +13,7 @@
   `gradient_norm_dense`, `gradient_norm_experts`: norms of these gradients, null if not measured. With a prefetcher, of rank 0: MiB
   fetched, refreshed and returned per step, hit rate, and stall as a fraction of the time. With `ecss.update=worker`, of rank 0:
   fractions of the time in which the worker updated experts (`update_busy`; in the rest it waits for the device) and in which a step
-  waited for it (`update_stall`), and updates begun before the gradient norm was known that were made again because the step was
-  clipped (`updates_redone`), or undone because it was not applied (`updates_undone`).
+  waited for it (`update_stall`).
 * `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists, such as its standard error (`se`), the
   unigram loss of the same tokens (`unigram`), bits per byte, and the loss of every sample.
 * `load`: tokens per expert [N][K] since the previous `load` line. Their sum is the load of the whole run.
@@ -52,7 +51,7 @@ from pangu_sigma.train.log.board import TensorBoardWriter
 from pangu_sigma.train.log.losses import HeldOutLoss, evaluation_line
 
 if TYPE_CHECKING:
-    from ascend_ops.adam_worker import WorkerCounts
+    from ascend_ops.adam_worker import WorkerTimes
     from pangu_sigma.ecss.prefetch import Traffic
 
 logger = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ TENSORBOARD = "tensorboard"
 TRAFFIC = ("fetched_mib", "refreshed_mib", "returned_mib", "prefetch_hit_rate", "prefetch_stall")
 """Keys of a `step` line that only runs with a prefetcher have."""
 
-UPDATE = ("update_busy", "update_stall", "updates_redone", "updates_undone")
+UPDATE = ("update_busy", "update_stall")
 """Keys of a `step` line that only runs with a worker have, which updates experts behind the step."""
 
 _SMOOTHING = 0.95
@@ -85,7 +84,7 @@ class StepMetrics:
     gradients overflowed. skipped: True if the step updated nothing. clipped: True if gradients were scaled down. load_NK: number of
     tokens of each expert.
     samples: hash of the batch (`Batch.digest`). dropped: token rows beyond an expert's capacity. norm_dense, norm_experts: norms
-    of the dense and of the expert gradients; None if not measured. worker: what the worker of `ecss.update` did during the step.
+    of the dense and of the expert gradients; None if not measured. worker: seconds of the worker of `ecss.update` during the step.
     epochs: as in a `step` line.
     """
 
@@ -104,7 +103,7 @@ class StepMetrics:
     traffic: Traffic | None = None
     norm_dense: float | None = None
     norm_experts: float | None = None
-    worker: WorkerCounts | None = None
+    worker: WorkerTimes | None = None
     epochs: dict[str, float] = field(default_factory=dict)
 
 
@@ -175,7 +174,7 @@ class MetricsLog:
             self._timed_tokens += metrics.tokens
             self._stalled += metrics.traffic.stall_seconds if metrics.traffic else 0.0
             self._busy += metrics.worker.busy if metrics.worker else 0.0
-            self._waited += metrics.worker.step_waited if metrics.worker else 0.0
+            self._waited += metrics.worker.waited if metrics.worker else 0.0
         self._clock = now
         self._last_step = metrics.step
         self._pending.append(metrics)
@@ -287,7 +286,7 @@ class MetricsLog:
             "tokens_per_second": self._timed_tokens / self._seconds if self._seconds else None,
             "load_max_over_mean": _mean([load_max_over_mean(s.load_NK) for s in steps]),
             **self._traffic([s.traffic for s in steps if s.traffic]),
-            **self._updates([s.worker for s in steps if s.worker]),
+            **(self._updates() if last.worker else {}),
         }
         self._seconds, self._timed_tokens, self._stalled, self._busy, self._waited = 0.0, 0, 0.0, 0.0, 0.0
         self._write(line)
@@ -314,12 +313,10 @@ class MetricsLog:
         stall = self._stalled / self._seconds if self._seconds else None
         return dict(zip(TRAFFIC, [*mib, rate, stall], strict=True))
 
-    def _updates(self, counts: list[WorkerCounts]) -> dict[str, float | None]:
-        """Return the values of the keys UPDATE over these steps."""
-        if not counts:
-            return {}
+    def _updates(self) -> dict[str, float | None]:
+        """Return the values of the keys UPDATE over the pending steps."""
         shares = [seconds / self._seconds if self._seconds else None for seconds in (self._busy, self._waited)]
-        return dict(zip(UPDATE, [*shares, sum(c.redone for c in counts), sum(c.dropped for c in counts)], strict=True))
+        return dict(zip(UPDATE, shares, strict=True))
 
     def _write(self, line: dict[str, Any]) -> None:
         self._lines.write(sealed_line(line))

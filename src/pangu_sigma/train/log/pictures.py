@@ -44,7 +44,7 @@ _LABELS = {
             strict=True,
         )
     ),
-    **dict(zip(UPDATE, ("worker busy", "wait for updates", "updates made again", "updates undone"), strict=True)),
+    **dict(zip(UPDATE, ("worker busy", "wait for updates"), strict=True)),
 }
 """Names for people of keys of `step` lines that often do not change."""
 _TRAINING: Look = {"linewidth": 1.0, "alpha": 0.55}
@@ -166,7 +166,7 @@ def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
     """Draw the experts' traffic per step, and the prefetcher's hit rate and stall time; None if no value changes in any run."""
     changing = [
         key
-        for key in (*TRAFFIC, *UPDATE[:2])
+        for key in (*TRAFFIC, *UPDATE)
         if any(_of_steps(run, key) and _LABELS[key] not in constants(run) for run in runs)
     ]
     if not changing:
