@@ -7,7 +7,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, refuse_changes, rule_of, shuffled_as
+from pangu_sigma.checkpoint.changes import (
+    absolute_paths,
+    change_text,
+    changed_keys,
+    refuse_changes,
+    rule_of,
+    shuffled_as,
+)
 from pangu_sigma.checkpoint.checkpoint import newest_identity
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.model_files import (
