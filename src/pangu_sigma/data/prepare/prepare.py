@@ -171,7 +171,7 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
     """Return the files of `inputs`. Raises ConfigError or DataError for what can be known before anything is downloaded or read."""
     for domain in domains_of(config):
         tag_language("", "", domain)  # refuses a code domain that has no tag
-    Layout.of(config)
+    layout = Layout.of(config)
     for path in inputs:
         if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
             raise DataError(
@@ -182,6 +182,8 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
     for path in files:
         if f".{path.name}".endswith(f".{QUARANTINE_NAME}"):
             raise DataError(f"{argument('--input')} {path}: prepare-data replaces files of this name; rename it")
+    for glob in layout.idle_rules(files):
+        logger.warning("data.domain_of: %r matches no file of %s, so this rule does nothing", glob, argument("--input"))
     return files
 
 
