@@ -541,6 +541,7 @@ def test_what_transformers_saved_comes_back_with_its_bits_and_it_is_said_that_no
         ),
         (lambda f: (f / "model.safetensors").unlink(), "is in no file of weights"),
         (config(hidden_size=48), "hidden_size is 48"),
+        (config(dtype="float16"), r"was saved in 'float16'; load it with dtype=float32 and save it again$"),
         (config(transformers_version=None), r"seal\.json: No such file"),
     ],
 )
