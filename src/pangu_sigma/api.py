@@ -178,6 +178,10 @@ def train(
         if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
             with folder_lock(folder, lock):
                 pass
+        from pangu_sigma.train.finished import take_up_finished
+
+        if take_up_finished(folder, config, options):
+            return Model(folder, outcome=_summary(folder))
     DIVISION.divide(config.ecss.update_cores)
     from pangu_sigma.train.backend import Backend
     from pangu_sigma.train.loop import train as train_run

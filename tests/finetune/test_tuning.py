@@ -195,6 +195,15 @@ def again(tuned: Path, learn: str = "experts", **overrides: Any) -> TuningReques
     return TuningRequest(*files, learn, overrides=[f"train.{key}={value}" for key, value in overrides.items()])
 
 
+@pytest.mark.parametrize(("overrides", "started"), [(["parallel.expert=2"], "1"), ([], "2")])
+def test_several_ranks_are_refused_before_anything_is_written(tiny_run, tmp_path, monkeypatch, overrides, started):
+    monkeypatch.setenv("MS_WORKER_NUM", started)
+    asked = ask(tmp_path / "asked", overrides=overrides)
+    with pytest.raises(ConfigError, match=r"^parallel \(.*\): fine-tuning is one process, .* start one process$"):
+        finetune_run(tiny_run, asked, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["asked"]
+
+
 def test_finetune_again_with_other_learn_advises_what_finetune_has(tiny_run, tuned):
     with pytest.raises(ConfigError, match=r"finetune\.learn: \"experts\" → \"all\"(?s:.*)give the options") as refused:
         finetune_run(tiny_run, again(tuned, "all"), tuned)

@@ -148,7 +148,9 @@ def test_labels_are_mapped_or_names_of_domains(domains):
     ],
 )
 def test_globs_are_those_of_files_or_of_folders(glob, path, matches):
-    assert Layout(domain_of={glob: "zh"}).domain_of_file(Path(path)) == ("zh" if matches else None)
+    layout = Layout(domain_of={glob: "zh"})
+    assert layout.domain_of_file(Path(path)) == ("zh" if matches else None)
+    assert layout.idle_rules([Path("other.txt"), Path(path)]) == ([] if matches else [glob])
 
 
 def test_rules_that_contradict_each_other_are_an_error():

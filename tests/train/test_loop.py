@@ -39,7 +39,7 @@ from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.train.log.metrics import UPDATE, read_metrics
-from pangu_sigma.train.loop import Trainer, train
+from pangu_sigma.train.loop import Trainer, _remarks, train
 from pangu_sigma.train.start import start_run
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -459,6 +459,16 @@ def test_a_skipped_step_moves_the_data_but_not_the_schedule(trainer):
     trainer.step.scale.value.set_data(Tensor(1024.0, ms.float32))
     _, next_rate, *_ = trainer.advance()
     assert next_rate == skipped_rate > rate
+
+
+def test_a_warm_up_that_is_longer_than_the_training_is_warned_of(trainer, tiny_data, monkeypatch):
+    assert _remarks(trainer) == []
+    for steps, warned in ((5, False), (4, True)):
+        monkeypatch.setattr(
+            trainer, "config", tiny_config(tiny_data, train={**trainer.config.train.model_dump(), "steps": steps})
+        )
+        remarks = "\n".join(_remarks(trainer))
+        assert ("train.optimizer.warmup_steps=5 is more than train.steps=4: " in remarks) == warned
 
 
 def test_metrics_are_means_per_token_of_each_domain(trainer):

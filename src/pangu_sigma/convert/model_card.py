@@ -170,9 +170,11 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_spec
 
 `tokenizer(text, domain=…)`, `model(…, domain=…)` and `model.generate(…, domain=…)` take a domain for one call; the model also
 a tensor with the number of each sequence's domain. An id that the domain's slot has no row for is refused; its logit is the
-lowest number.{tags} A text that is trained on ends with `<eot>`, which you add. What follows `<eot>` in a sequence is another
-text: it begins at position 0 and does not see the first, so several texts can be packed. `position_ids`, `inputs_embeds`,
-static caches and a chat template are not there.
+lowest number.{tags} A text that is trained on ends with `<eot>`, which you add: `text + tokenizer.eos_token`, or the id. Names of
+special tokens in a text are these tokens, unless the tokenizer is called with `split_special_tokens=True`. What follows `<eot>`
+in a sequence is another text: it begins at position 0 and does not see the first, so several texts can be packed. Not there:
+`position_ids`, `inputs_embeds`, `output_attentions`, caches other than `DynamicCache`, flash and flex attention, more tokens,
+pairs of texts, a chat template and `torch.export`.
 
 LoRA: `LoraConfig(target_modules=["query", "key", "value", "output", "up", "down"])`, where `up` and `down` are those of dense
 FFNs and experts alike; an expert learns only from the tokens that it meets. lm_eval needs the domain twice:

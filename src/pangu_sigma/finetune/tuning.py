@@ -34,10 +34,13 @@ from pangu_sigma.finetune.task_file import TaskFile, format_file, read_task_file
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.trained import WARM
+from pangu_sigma.parallel.layout import axes_text
+from pangu_sigma.parallel.ranks import is_rank
 from pangu_sigma.sealed import sealed, write_atomically
 from pangu_sigma.stored.model import TUNING_RESULT, StoredModel, read_tuning_result
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.stored.run import StoredRun
+from pangu_sigma.train.finished import draw_report
 from pangu_sigma.train.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.train.health import UnhealthyRun
 from pangu_sigma.train.log.losses import finite_or_none, format_number
@@ -79,6 +82,11 @@ def finetune_run(
             f"{into} is the run to tune, which stays as it is; name another folder with {argument('--output')}"
         )
     first, begins = task.config(parent.config), kind_of(into) != "run"
+    if first.parallel.ranks > 1 or is_rank():
+        raise ConfigError(
+            f"parallel ({axes_text(first.parallel)}): fine-tuning is one process, and neither `pangu-sigma launch` nor msrun "
+            "starts it; leave the keys of this section out, and start one process"
+        )
     if begins:
         check_absent(into)
     check_training_fits(first)
@@ -113,8 +121,6 @@ def finetune_run(
                 return None
             result = _result(parent, config, training, dev, tuner)
             write_atomically(into / TUNING_RESULT, sealed(result, sort_keys=False))
-            from pangu_sigma.train.loop import draw_report
-
             draw_report(into)
         keep_only(run.checkpoints, result["best"]["step"])  # last: a killed call does so the next time
     return result

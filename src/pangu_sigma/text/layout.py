@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -104,6 +104,10 @@ class Layout:
                 f"'{{{path.name}: zh}}', or set data.domain_key"
             )
         return next(iter(rules.values()), None)
+
+    def idle_rules(self, files: Sequence[Path]) -> list[str]:
+        """Return the globs of `domain_of` that no file matches."""
+        return [glob for glob in self.domain_of if not any(_matches(path, glob) for path in files)]
 
     def document(self, record: Record, domain: str | None, domains: Domains, origin: str) -> Document:
         """Return the document of a record. domain: of the file, or None. origin: as in `Document`.

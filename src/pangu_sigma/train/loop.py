@@ -28,11 +28,10 @@ from pangu_sigma.parallel.ranks import Ranks
 from pangu_sigma.train.backend import Backend
 from pangu_sigma.train.evaluator import Evaluator
 from pangu_sigma.train.feed import InputPipeline
+from pangu_sigma.train.finished import conclude
 from pangu_sigma.train.health import Health, examine
 from pangu_sigma.train.log.losses import HeldOutLoss
-from pangu_sigma.train.log.metrics import EmptyLogError, MetricsLog, NoLog, StepMetrics, read_metrics
-from pangu_sigma.train.log.report import write_report
-from pangu_sigma.train.log.summary import format_divergence
+from pangu_sigma.train.log.metrics import MetricsLog, NoLog, StepMetrics
 from pangu_sigma.train.log.timeline import NoTimeline, Timeline
 from pangu_sigma.train.progress import changes_since_checkpoint, resume
 from pangu_sigma.train.start import DEFAULT_START, StartOptions, refuse_tuned, start_run
@@ -281,9 +280,8 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
     if profile and ranks.first:
         trainer.timeline = Timeline(folder, start)
     span = trainer.timeline.span
-    if ranks.first and config.finetune is None:
-        for remark in repetitions(trainer.batches.order, names, options.steps):
-            logger.warning("%s", remark)
+    for remark in _remarks(trainer) if ranks.first else ():
+        logger.warning("%s", remark)
     with gc_frozen(), stop_request() as stop, log, trainer.saver, trainer.timeline:
         log.changed(start, trainer.changes)
         if start == 0:
@@ -314,20 +312,23 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                         trainer.save_in_turn(last or stopped)
                 trainer.timeline.step_done(step)
     if ranks.first and trainer.finished and trainer.config.finetune is None:  # that of a tuned run shows its result
-        draw_report(folder)
-        if diverged := format_divergence(read_metrics(folder), options.optimizer.peak_lr):
-            logger.warning("%s", diverged)
+        conclude(folder, config)
     elif not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
     return trainer
 
 
-def draw_report(folder: Path) -> None:
-    """Draw the report of a finished run. A log without lines to draw is logged as a warning, and no error."""
-    try:
-        write_report(folder)
-    except EmptyLogError as lost:
-        logger.warning("no report is drawn: %s", lost)
+def _remarks(trainer: Trainer) -> list[str]:
+    """Return what is to be warned of before a training of this length begins."""
+    config, steps = trainer.config, trainer.config.train.steps
+    names, warmup = [each.name for each in config.domains], config.train.optimizer.warmup_steps
+    remarks = repetitions(trainer.batches.order, names, steps) if config.finetune is None else []
+    if warmup > steps:
+        remarks.append(
+            f"train.optimizer.warmup_steps={warmup} is more than train.steps={steps}: the training ends before the learning rate "
+            "has risen to train.optimizer.peak_lr; lower it, or raise train.steps"
+        )
+    return remarks
 
 
 def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -> None:

@@ -89,6 +89,13 @@ def test_unusable_lines_are_counted_and_kept(prepared):
     assert all(line["offset"] > 0 and line["file"].endswith("a.jsonl") for line in lines)
 
 
+def test_a_rule_for_files_that_are_not_there_is_warned_of(text, tmp_path, config, caplog):
+    rules = {"domain_of": {"books/*": "zh", "a.*": "en"}}
+    config = config.model_copy(update={"data": config.data.model_copy(update=rules)})
+    assert _checked_before_reading(config, [text], tmp_path / "out") == [text]
+    assert caplog.messages == ["data.domain_of: 'books/*' matches no file of input, so this rule does nothing"]
+
+
 def test_running_again_does_nothing_and_gives_the_same_elsewhere(prepared, text, tmp_path, config, caplog):
     before = {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()}
     caplog.set_level("INFO")

@@ -185,6 +185,8 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
     for path in files:
         if f".{path.name}".endswith(f".{QUARANTINE_NAME}"):
             raise DataError(f"{argument('--input')} {path}: prepare-data replaces files of this name; rename it")
+    for glob in layout.idle_rules(files):
+        logger.warning("data.domain_of: %r matches no file of %s, so this rule does nothing", glob, argument("--input"))
     return files
 
 
