@@ -476,10 +476,11 @@ class ParallelConfig(Section):
 
 
 class LossScaleConfig(Section):
-    """Section `train.loss_scale`, dynamic loss scale: NaN or infinite gradients change the scale alone. In bfloat16 it is 1."""
+    """Section `train.loss_scale`, dynamic loss scale of compute_dtype=float16. With another compute_dtype the scale is 1 from the
+    first step on. NaN or infinite gradients change the scale alone."""
 
     initial: PositiveFloat = 65_536.0
-    """Loss scale of the first step."""
+    """Loss scale of the first step in float16."""
     window: Positive = 1_000
     """Number of steps without overflow after which the scale doubles."""
 
@@ -533,8 +534,8 @@ class TrainConfig(Section):
     """Number of steps between lines of the log. A line also precedes each evaluation and checkpoint."""
     max_skipped_steps: Positive = 50
     """Number of consecutive steps with a domain that may be skipped before the run stops with an error. Each domain has its own
-    count, because one bad expert skips the steps of its domain only. The loss scale of a new run, 2³² at most in the shipped
-    configurations, falls to 1 in 32 steps; a run that still skips then does not train."""
+    count, because one bad expert skips the steps of its domain only. The loss scale of a new run in float16, 2³² at most in the
+    shipped configurations, falls to 1 in 32 steps; a run that still skips then does not train."""
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     spikes: SpikesConfig = SpikesConfig()
@@ -544,6 +545,11 @@ class TrainConfig(Section):
         if self.optimizer.end_lr > self.optimizer.peak_lr:
             raise ValueError(f"optimizer.end_lr={self.optimizer.end_lr} is above peak_lr={self.optimizer.peak_lr}")
         return self
+
+    @property
+    def first_loss_scale(self) -> float:
+        """Loss scale of the first step of a new run."""
+        return self.loss_scale.initial if self.compute_dtype == "float16" else 1.0
 
 
 MessageTemplate = Annotated[str, Field(max_length=1_000, pattern=r"^[^{}]*\{content\}[^{}]*$")]

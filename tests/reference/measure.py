@@ -4,6 +4,7 @@ Short trainings, the arrays of their last checkpoints, and the greedy answers of
 face, two ranks through the command line, and files are read with the safetensors library, so that a change of the house needs no
 change here. What `computed.json` has of `dense`, `rre`, `balanced`, `file_tier` and `float16`, and the answers, were written by
 commit 0265ac7; `segments`, `segments_worker_file`, `segments_balanced` and `two_ranks` were added by commit ab9cf900.
+The arrays `loss_scale/value` were written again when float32 lost its loss scale, and no others changed.
 
 Equal bits can be expected of one kind of processor, whose name is in the file. On another one, and for several ranks, losses are
 compared within rounding; answers are compared everywhere.
