@@ -72,8 +72,8 @@ class ModelConfig(Section):
     dense_layers: Layers
     """Number of dense layers at the bottom, which all domains share."""
     rre_layers: Layers
-    """N, number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer; it
-    is an RRE layer if N > 0."""
+    """Number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer; it
+    is an RRE layer if there is any."""
     activation: Activation = "fast_gelu"
     """Activation of every FFN, of a dense layer and of an expert alike. `fast_gelu`: PanGu-Σ (as others report), PanGu-α in
     MindSpore's model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its Hugging Face ports. Use the activation that the
@@ -196,7 +196,7 @@ class VocabularyConfig(Section):
 
 
 class RoutingConfig(Section):
-    """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per RRE layer."""
+    """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per segment."""
 
     table: RoutingTables = "random"
     """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
@@ -265,7 +265,7 @@ class EcssConfig(Section):
 class FiltersConfig(Section):
     """Section `data.filters`, filters by rule: a document beyond a limit is dropped and counted under the key's name; null: no such
     filter. Rules of text hold for domains of all formats but `code`, rules of code for those alone. Words are runs of letters and
-    digits, and Han characters; lines are those with a visible character; shares are from 0 to 1 (sources: prepare/filters.py)."""
+    digits, and Han characters; lines are those with a visible character; shares are from 0 to 1. Sources: cleaning/filters.py."""
 
     min_characters: NonNegative | None = None
     """Least number of characters of text."""

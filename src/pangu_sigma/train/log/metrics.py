@@ -22,7 +22,7 @@
 * `unhealthy`: result of a search for values that are not finite: a list with the fields of `health.UnhealthyTensor` of each such
   tensor of rank 0; empty if none was found.
 
-Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixes: N RRE layers, K experts stored in a layer.
+Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixes: N segments of the RRE layers, K experts stored in one.
 """
 
 from __future__ import annotations
