@@ -87,8 +87,8 @@ class ModelConfig(Section):
     dense_layers: Layers
     """Number of dense layers at the bottom, which all domains share."""
     rre_layers: Layers
-    """N, number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer; it
-    is an RRE layer if N > 0."""
+    """Number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer; it
+    is an RRE layer if there is any."""
     activation: Activation = "fast_gelu"
     """Activation of every FFN, of a dense layer and of an expert alike. `fast_gelu`: PanGu-Σ (as others report), PanGu-α in
     MindSpore's model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its Hugging Face ports. Use the activation that the
@@ -211,7 +211,7 @@ class VocabularyConfig(Section):
 
 
 class RoutingConfig(Section):
-    """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per RRE layer."""
+    """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per segment."""
 
     table: RoutingTables = "random"
     """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
@@ -280,7 +280,7 @@ class EcssConfig(Section):
 class FiltersConfig(Section):
     """Section `data.filters`, filters by rule: a document beyond a limit is dropped and counted under the key's name; null: no such
     filter. Rules of text hold for domains of all formats but `code`, rules of code for those alone. Words are runs of letters and
-    digits, and Han characters; lines are those with a visible character; shares are from 0 to 1 (sources: prepare/filters.py)."""
+    digits, and Han characters; lines are those with a visible character; shares are from 0 to 1. Sources: cleaning/filters.py."""
 
     min_characters: NonNegative | None = None
     """Least number of characters of text."""
@@ -405,7 +405,10 @@ class OptimizerConfig(Section):
     """Section `train.optimizer`: Adam with decoupled weight decay, and another ε for experts (as reported of the PanGu-Σ paper)."""
 
     retired = {
-        "clip": ("global", "train.optimizer.clip is no longer a key: gradients are clipped by their common norm; leave it out"),
+        "clip": (
+            "global",
+            "train.optimizer.clip is no longer a key: gradients are clipped by their common norm; leave it out",
+        ),
     }
     peak_lr: PositiveFloat = 1e-4
     """Peak learning rate, at the end of the warm-up."""
@@ -492,10 +495,11 @@ class ParallelConfig(Section):
 
 
 class LossScaleConfig(Section):
-    """Section `train.loss_scale`, dynamic loss scale: NaN or infinite gradients change the scale alone. In bfloat16 it is 1."""
+    """Section `train.loss_scale`, dynamic loss scale of compute_dtype=float16. With another compute_dtype the scale is 1 from the
+    first step on. NaN or infinite gradients change the scale alone."""
 
     initial: PositiveFloat = 65_536.0
-    """Loss scale of the first step."""
+    """Loss scale of the first step in float16."""
     window: Positive = 1_000
     """Number of steps without overflow after which the scale doubles."""
 
@@ -549,8 +553,8 @@ class TrainConfig(Section):
     """Number of steps between lines of the log. A line also precedes each evaluation and checkpoint."""
     max_skipped_steps: Positive = 50
     """Number of consecutive steps with a domain that may be skipped before the run stops with an error. Each domain has its own
-    count, because one bad expert skips the steps of its domain only. The loss scale of a new run, 2³² at most in the shipped
-    configurations, falls to 1 in 32 steps; a run that still skips then does not train."""
+    count, because one bad expert skips the steps of its domain only. The loss scale of a new run in float16, 2³² at most in the
+    shipped configurations, falls to 1 in 32 steps; a run that still skips then does not train."""
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     spikes: SpikesConfig = SpikesConfig()
@@ -560,6 +564,11 @@ class TrainConfig(Section):
         if self.optimizer.end_lr > self.optimizer.peak_lr:
             raise ValueError(f"optimizer.end_lr={self.optimizer.end_lr} is above peak_lr={self.optimizer.peak_lr}")
         return self
+
+    @property
+    def first_loss_scale(self) -> float:
+        """Loss scale of the first step of a new run."""
+        return self.loss_scale.initial if self.compute_dtype == "float16" else 1.0
 
 
 MessageTemplate = Annotated[str, Field(max_length=1_000, pattern=r"^[^{}]*\{content\}[^{}]*$")]

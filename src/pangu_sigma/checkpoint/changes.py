@@ -54,6 +54,7 @@ RULES = {
     "train": Rule(True),
     "train.batch_size": Rule(True, "no sample is lost or taken twice"),
     "train.accumulation": Rule(True, "no sample is lost or taken twice"),
+    "train.compute_dtype": Rule(True, "the run goes on with the loss scale that it has"),
     "train.loss_scale.initial": Rule(True, "the run goes on with the scale that it has"),
     "parallel": Rule(True),
     "chat": Rule(True),

@@ -4,7 +4,7 @@ A text has a lane of the decoder's KV cache from the first token of its prompt t
 at any step, so a long text blocks no other, and a long prompt is read in chunks between the tokens of the others. Requests get
 lanes in their order of arrival. A common prefix of prompts is read once, and the lane copied.
 
-Shape suffixes: W wanted tokens, R rows of a slot, N RRE layers, T tokens of a text.
+Shape suffixes: W wanted tokens, R rows of a slot, N segments of the RRE layers, T tokens of a text.
 """
 
 from __future__ import annotations

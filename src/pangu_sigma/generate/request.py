@@ -56,7 +56,7 @@ class Token:
     logprob: natural logarithm of its probability in the model's own distribution (temperature 1, before bias and penalties); None
     if it was not requested, or if the token is the first.
     top: ids of the most likely tokens here with their log-probabilities, most likely first.
-    experts: expert of the token in each RRE layer, numbered over the whole layer.
+    experts: expert of the token in each segment of the RRE layers, layer by layer, numbered over the whole segment.
     """
 
     id: int

@@ -1,6 +1,6 @@
 """State of one text in the engine: the tokens read so far, and the use of each row of logits.
 
-Shape suffixes: W wanted tokens, R rows of a slot, N RRE layers, T tokens of a text.
+Shape suffixes: W wanted tokens, R rows of a slot, N segments of the RRE layers, T tokens of a text.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from collections.abc import AsyncIterator
@@ -15,7 +16,6 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
-import pangu_sigma
 from pangu_sigma.serve import requests, responses
 from pangu_sigma.serve.chats import answer_chat
 from pangu_sigma.serve.completions import complete
@@ -25,6 +25,7 @@ from pangu_sigma.serve.refusals import ApiError, ErrorBody, install_error_handle
 from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.tokens import detokenize, tokenize, tokenizer_info
 
+_VERSION = importlib.metadata.version("pangu-sigma")
 _STREAM = "a stream, each event a chunk; the last line is [DONE]"
 
 
@@ -40,7 +41,7 @@ def make_app(served: Served, names: HostNames, key: str | None = None) -> FastAP
 
     app = FastAPI(
         title="PanGu-Σ",
-        version=pangu_sigma.__version__,
+        version=_VERSION,
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from another site
         redoc_url=None,
@@ -113,7 +114,7 @@ def _other_routes(served: Served) -> APIRouter:
     @router.get("/version")
     async def version() -> dict[str, str]:
         """Return the version of the program."""
-        return {"version": pangu_sigma.__version__}
+        return {"version": _VERSION}
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

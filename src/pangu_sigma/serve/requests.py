@@ -190,7 +190,7 @@ class CompletionRequest(GenerationRequest):
     max_tokens: int | None = Field(None, ge=0, description="New tokens at most; 16 if not given; 0 only with echo.")
     echo: bool | None = Field(None, description="Begin the answer with the prompt.")
     logprobs: int | None = Field(None, ge=0, description="Log-probabilities, with this many alternatives to a token.")
-    experts: bool | None = Field(None, description="Ours: each token's experts in each RRE layer, in logprobs.experts.")
+    experts: bool | None = Field(None, description="Ours: each token's experts in all segments, in logprobs.experts.")
     best_of: int | None = Field(None, ge=1, description="Not supported beyond n.")
     suffix: Annotated[str, AfterValidator(_no_suffix)] | None = Field(None, description="Not supported.")
     add_special_tokens: bool | None = Field(None, description="false: no language tag before the text.")

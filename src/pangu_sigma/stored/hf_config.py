@@ -140,10 +140,6 @@ def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str 
         raise LayoutError(f"{file}: {WHOLE} has no config, step and data_hash; {fix}") from error
     if type(step) is not int or step < 0 or not isinstance(data_hash, str | None):
         raise LayoutError(f"{file}: {WHOLE}.step or data_hash is not what was written; {fix}")
-    if (dtype := tree.get("dtype")) in ("float16", "bfloat16"):
-        raise LayoutError(
-            f"{file}: dtype is {dtype}, and weights are read in float32; load the model with dtype=torch.float32 and save it again"
-        )
     compare_keys(file, tree, size_keys(config), f"{WHOLE}.config", fix)
     return config, step, data_hash
 

@@ -8,7 +8,7 @@
 
 With `ecss.update=worker` a worker updates the rows instead, from the end of the step on and into the next one: ecss/worker.py.
 
-Shape suffixes: G micro-batches, B batch, S sequence, T tokens = B·S, M blocks, N RRE layers, A active experts.
+Shape suffixes: G micro-batches, B batch, S sequence, T tokens = B·S, M blocks, N segments of the RRE layers, A active experts.
 """
 
 from __future__ import annotations
