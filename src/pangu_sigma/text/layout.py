@@ -107,7 +107,7 @@ class Layout:
 
     def idle_rules(self, files: Sequence[Path]) -> list[str]:
         """Return the globs of `domain_of` that no file matches."""
-        return [glob for glob in self.domain_of if not any(_matches(path, glob) for path in files)]
+        return [glob for glob in self.domain_of if not any(matches(path, glob) for path in files)]
 
     def document(self, record: Record, domain: str | None, domains: Domains, origin: str) -> Document:
         """Return the document of a record. domain: of the file, or None. origin: as in `Document`.

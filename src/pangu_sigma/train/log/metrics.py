@@ -22,7 +22,8 @@
   tensor of rank 0; empty if none was found.
 
 The last key of each line, `xxh3`, is a hash of the line without this key (`sealed.py`), which `read_metrics` checks and removes.
-Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixes: N segments of the RRE layers, K experts stored in one.
+Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixes: N segments of the RRE layers, K experts stored
+in one.
 """
 
 from __future__ import annotations
