@@ -1,12 +1,12 @@
-"""Adam of a store's experts behind a step's back: a worker thread of the host updates rows in place while the graph goes on.
+"""Adam of a store's experts behind the step: a worker thread of the host updates rows in place while the graph goes on.
 
-    HandOut   gradients of a segment are there: the worker may begin, and speculates that the step is applied and not clipped
-    Decide    the step's norm is there: what was speculated stands, or is put back from a log and done again, or left
-    Await     in the next forward pass, in front of the segment's FFN: waits until its experts are updated
+    StartUpdate   gradients of a segment and the step's norm are known: the worker may update the segment's experts
+    Await         in the next forward pass, in front of the segment's FFN: waits until its experts are updated
     FetchStored   the same, and gives their weights as values: for a device with a memory of its own
 
 The arrays are registered by address and are in no graph; only gradients, lists of rows and tokens are, and these order the
-operators. Results are those of `AdamRows` bit for bit, whatever was speculated. Shape suffixes: A active experts; `*` any shape.
+operators. No address is in a graph either: operators name their worker by a number, which each process registers anew. Results are
+those of `AdamRows` bit for bit. Shape suffixes: A active experts; `*` any shape.
 """
 
 from __future__ import annotations
@@ -25,63 +25,43 @@ from mindspore.ops import functional as F
 from ascend_ops.host import host_op
 from ascend_ops.library import cpu_library
 
-SPAN_KINDS = ("speculated", "direct", "again")
-"""Kinds of work in a `Span`: begun before the decision, after it, or done a second time because the decision was another one."""
 _MOST_SPANS = 4096
 
 
 class AdamWorkerError(RuntimeError):
-    """Error of an update behind the step's back: the worker failed, and experts may be half updated."""
+    """Error of an update behind the step: the worker or a step failed, and experts may be half updated."""
 
 
 class Span(NamedTuple):
-    """A stretch of the worker's time on one segment, in seconds of `time.perf_counter`'s clock."""
+    """Time in which the worker updated one segment, in seconds of `time.perf_counter`'s clock."""
 
     begin: float
     end: float
     segment: int
-    kind: str
 
 
-class WorkerCounts(NamedTuple):
-    """Seconds and jobs of the worker since they were last read. A job is the update of one segment in one step."""
+class WorkerTimes(NamedTuple):
+    """Seconds of the worker since they were last read."""
 
     busy: float
     """Seconds in which the worker updated."""
-    step_waited: float
-    """Seconds in which a step waited for the worker: in `Await`, or before it looks experts up."""
-    host_waited: float
-    """Seconds in which something else waited for it: an evaluation, a checkpoint, or the prefetch of coming experts."""
-    in_use: float
-    """Seconds from the `Await` of segment 0 to the last `HandOut` of a step, in which the graph needs the experts. In the rest of a
-    step an update can be hidden."""
-    kept: int
-    """Jobs begun before the decision, which it confirmed."""
-    redone: int
-    """Jobs begun before the decision and done again, because the step was clipped."""
-    dropped: int
-    """Jobs begun before the decision and undone, because the step was not applied."""
-    late: int
-    """Jobs not begun before the decision."""
+    waited: float
+    """Seconds in which a step waited for the worker: in `Await`, in `FetchStored`, or before it looks experts up."""
 
 
 class AdamWorker:
-    """The worker of a store. It lives as long as this object, which all operators that use it must not outlive."""
+    """The worker of a store. It lives as long as this object; operators that use it afterwards raise RuntimeError (5)."""
 
-    def __init__(
-        self,
-        segments: int,
-        log_bytes: int,
-        threads: int = 1,
-        cores: Sequence[int] = (),
-        copies_gradients: bool = False,
-    ):
-        """segments: their number. log_bytes: size of the log of what is speculated; 0: nothing is. cores: those that the threads
-        are bound to; (): any. copies_gradients: True if the memory of gradients is another's after `HandOut`."""
+    def __init__(self, segments: int, threads: int = 1, cores: Sequence[int] = (), copies_gradients: bool = False):
+        """segments: number of segments. cores: cores that the threads are bound to; (): any. copies_gradients: True if the memory
+        of gradients is used for something else after `StartUpdate`.
+
+        The worker's number is that of the workers made before it in this process, so that the same program has the same graphs.
+        """
         library, bound = _library(), np.array(cores, np.int32)
-        self._address = library.WorkerNew(segments, log_bytes, threads, bound.ctypes.data, len(bound), copies_gradients)
+        self._number = library.WorkerNew(segments, threads, bound.ctypes.data, len(bound), copies_gradients)
         self._arrays: dict[int, list[np.ndarray]] = {}  # kept alive: the worker has their addresses alone
-        self._stop = weakref.finalize(self, library.WorkerFree, self._address)
+        self._stop = weakref.finalize(self, library.WorkerFree, self._number)
 
     def register(
         self,
@@ -98,42 +78,44 @@ class AdamWorker:
         addresses = np.array([array.ctypes.data for array in arrays], np.int64)
         width, rates = np.array([w[0].size for w in weights], np.int64), np.array(decay, np.float32)
         lists = addresses.ctypes.data, moments[0].dtype != np.float32, width.ctypes.data, rates.ctypes.data
-        _library().WorkerRegister(self._address, segment, len(weights), *lists, steps.ctypes.data, len(steps))
+        _library().WorkerRegister(self._number, segment, len(weights), *lists, steps.ctypes.data, len(steps))
         self._arrays[segment] = [*arrays, steps]
 
     def at(self, segment: int) -> Tensor:
-        """Return what tells an operator its worker and segment, int64 [2]."""
-        return Tensor(np.array([self._address, segment], np.int64))
+        """Return what tells an operator its worker and segment: their numbers, int64 [2]."""
+        return Tensor(np.array([self._number, segment], np.int64))
 
     def settle(self, in_step: bool = False) -> None:
-        """Wait until all that is decided is done, between steps. in_step: True if the next step waits, which the worker then tries
-        to shorten. Raises AdamWorkerError if the worker failed."""
-        if _library().WorkerSettle(self._address, in_step):
+        """Wait until all updates are done. in_step: True if the next step waits, so that the time counts in `WorkerTimes.waited`.
+
+        Raises AdamWorkerError if the worker or a step failed.
+        """
+        if _library().WorkerSettle(self._number, in_step):
             raise AdamWorkerError(
-                "the update of experts on the host failed: experts are half updated; go on from the last checkpoint"
+                "a step or the update of experts behind it failed: experts may be half updated; go on from the last checkpoint"
             )
 
-    def read(self) -> tuple[WorkerCounts, list[Span]]:
-        """Return counts and the stretches of work since the last call, of these at most the first 4,096."""
-        counts, spans = np.zeros(len(WorkerCounts._fields)), np.zeros((_MOST_SPANS, 4))
-        found = _library().WorkerRead(self._address, counts.ctypes.data, spans.ctypes.data, _MOST_SPANS)
-        stretches = [Span(begin, end, int(n), SPAN_KINDS[int(kind)]) for begin, end, n, kind in spans[:found].tolist()]
-        return WorkerCounts(*counts[:4].tolist(), *map(int, counts[4:])), stretches
+    def read(self) -> tuple[WorkerTimes, list[Span]]:
+        """Return the seconds and the updates of segments since the last call, of these at most the first 4,096."""
+        waited, spans = np.zeros(1), np.zeros((_MOST_SPANS, 3))
+        found = _library().WorkerRead(self._number, waited.ctypes.data, spans.ctypes.data, _MOST_SPANS)
+        done = [Span(begin, end, int(n)) for begin, end, n in spans[:found].tolist()]
+        return WorkerTimes(sum(span.end - span.begin for span in done), float(waited[0])), done
 
     def fail(self) -> None:
-        """Make the worker fail, for tests."""
-        _library().WorkerFail(self._address)
+        """Make all operators and every `settle` fail from now on, because a step failed and nobody knows what it updated."""
+        _library().WorkerFail(self._number)
 
 
-class HandOut(nn.Cell):
-    """Hand gradients of a segment to the worker: construct(grads, active_A, offsets_A1, hyper, copies=(), next_A=None) -> token [1]
-    Arguments as in `AdamRows`. hyper: what is speculated. Gradients must keep their memory until the next `Await` of the segment.
-    Raises RuntimeError as `AdamRows` does, and for a segment without arrays (5), after the worker failed (8), or for one whose
-    last update was not awaited (9)."""
+class StartUpdate(nn.Cell):
+    """Let the worker update a segment: construct(grads, active_A, offsets_A1, hyper, copies=(), next_A=None) -> token [1]
+    Arguments as in `AdamRows`. Gradients must keep their memory until the next `Await` of the segment.
+    Raises RuntimeError as `AdamRows` does, and for a worker or a segment without arrays (5), after the worker failed (8), or for a
+    segment whose last update was not awaited (9)."""
 
     def __init__(self, worker: AdamWorker, segment: int):
         super().__init__()
-        self.op, self.at = _token_op("HandOut"), worker.at(segment)
+        self.op, self.at = _token_op("StartUpdate"), worker.at(segment)
 
     def construct(self, grads, active_A, offsets_A1, hyper, copies=(), next_A=None):
         if next_A is None:
@@ -141,20 +123,9 @@ class HandOut(nn.Cell):
         return self.op(*grads, *copies, active_A, offsets_A1, next_A, hyper, self.at)
 
 
-class Decide(nn.Cell):
-    """Tell the worker what the step does: construct(tokens, hyper) -> token [1]. tokens: those of all `HandOut` of the step."""
-
-    def __init__(self, worker: AdamWorker):
-        super().__init__()
-        self.op, self.at = _token_op("Decide"), worker.at(0)
-
-    def construct(self, tokens, hyper):
-        return self.op(*tokens, hyper, self.at)
-
-
 class Await(nn.Cell):
     """Wait until a segment's experts are updated: construct(rows) -> rows, unchanged. rows: what its FFN multiplies next, so that
-    the operator has its turn behind the layers below. Raises RuntimeError if the worker failed (8)."""
+    the operator has its turn behind the layers below. Raises RuntimeError if the worker failed (8) or there is none (5)."""
 
     def __init__(self, worker: AdamWorker, segment: int):
         super().__init__()
@@ -175,7 +146,7 @@ class FetchStored(nn.Cell):
         has its rank's shape from the start.
         token: a number [1] that only says when: that of the look-up before, so that no more than one waits at a time.
     Raises RuntimeError for a row outside the store (the kernel returns 4), sizes that do not fit (3), another dtype (2) or number
-    of tensors (1), for a segment without arrays (5), or after the worker failed (8)."""
+    of tensors (1), for a worker or a segment without arrays (5), or after the worker failed (8)."""
 
     def __init__(self, worker: AdamWorker, segment: int, tensors: int):
         """tensors: the number of tensors of the segment, G: 4, or 3 without b2."""
@@ -210,12 +181,12 @@ def _token_op(function: str) -> ops.Custom:
 def _library() -> ctypes.CDLL:
     library, pointer, number = ctypes.CDLL(cpu_library()), ctypes.c_void_p, ctypes.c_int64
     signatures = {
-        "WorkerNew": ([number, number, number, pointer, number, number], pointer),
-        "WorkerFree": ([pointer], None),
-        "WorkerRegister": ([pointer, number, number, pointer, number, pointer, pointer, pointer, number], None),
-        "WorkerSettle": ([pointer, number], number),
-        "WorkerRead": ([pointer, pointer, pointer, number], number),
-        "WorkerFail": ([pointer], None),
+        "WorkerNew": ([number, number, pointer, number, number], number),
+        "WorkerFree": ([number], None),
+        "WorkerRegister": ([number, number, number, pointer, number, pointer, pointer, pointer, number], None),
+        "WorkerSettle": ([number, number], number),
+        "WorkerRead": ([number, pointer, pointer, number], number),
+        "WorkerFail": ([number], None),
     }
     for name, (arguments, result) in signatures.items():
         getattr(library, name).argtypes, getattr(library, name).restype = arguments, result

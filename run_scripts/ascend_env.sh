@@ -10,7 +10,7 @@ source "$root/run_scripts/cann_env.sh"
 
 python=$root/.venv/bin/python
 if [ ! -x "$python" ]; then python=python; fi
-if settings=$("$python" -m pangu_sigma.npu.host.environment "$@"); then
+if settings=$("$python" -P -m pangu_sigma.npu.host.environment "$@"); then
   eval "$settings"
 else
   false # what is wrong has been said

@@ -5,6 +5,7 @@ if [ -z "${ASCEND_HOME_PATH:-}" ]; then
       case $- in *u*) strict=true ;; *) strict=false ;; esac
       set +u # it reads variables that may not be set
       source "$cann/set_env.sh"
+      PYTHONPATH=${PYTHONPATH%:} # an empty entry is the folder where you stand, whatever lies there
       if $strict; then set -u; fi
       break
     fi

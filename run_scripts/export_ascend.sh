@@ -17,4 +17,4 @@
 source "$(dirname -- "${BASH_SOURCE[0]}")/install.sh"
 source "$root/run_scripts/ascend_env.sh" "" # our arguments are not its
 
-python -m pangu_sigma.npu.export_ascend "$@"
+python -P -m pangu_sigma.npu.export_ascend "$@"

@@ -26,7 +26,7 @@ done
 
 command=(
   msrun --worker_num=1 --local_worker_num=1 --master_port="$port" --log_dir="$logs" --join=True --bind_core=True
-  python -m pangu_sigma.mindformers_adapter "$config"
+  python -P -m pangu_sigma.mindformers_adapter "$config"
   --set context.device_target=Ascend --set model.model_config.compute_dtype=float16 "${overrides[@]}"
 )
 if $dry_run; then

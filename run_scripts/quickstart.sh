@@ -7,7 +7,7 @@ cd "$root"
 config=model_configs/sigma_tiny.yaml
 run=runs/sigma_tiny
 model=exports/sigma_tiny
-prompts=(--domain zh --prompt "今天" --domain en --prompt "The " --domain bilingual --prompt "文件" --domain code --prompt "def ")
+prompts=(--domain zh --prompt "今天" --domain en --prompt "The" --domain bilingual --prompt "文件" --domain code --prompt "def")
 sampling=(--temperature 0.7 --top-p 0.9 --repetition-penalty 1.2)
 
 echo "== text of four domains"

@@ -276,7 +276,7 @@ def test_the_lines_of_the_readme_run_outside_the_main_thread(tmp_path, monkeypat
     printed = capfd.readouterr().out
     monkeypatch.chdir(tmp_path)
     model = names["model"]
-    assert model.generate("The ", domain="en", max_new_tokens=32, temperature=0.8) in printed
+    assert model.generate("The", domain="en", max_new_tokens=32, temperature=0.8) in printed
     assert max(losses(folder / "runs/python")) == 6
     assert set(model.evaluate()) == {"zh", "en", "code"}, "from another folder than the one of the data's relative path"
     exported = ps.load(str(folder / "exports/python"))

@@ -20,7 +20,9 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.ascend_host import AscendHost
+from helpers.hf_folders import overflowing_hf_folder
 
+import pangu_sigma as ps
 from experiments.chaos.launched import free_port
 from experiments.tiny import STEPS, tiny_tree
 from pangu_sigma import cli
@@ -283,9 +285,28 @@ def test_evaluate_measures_any_text(capsys, tiny_run, tmp_path):
     assert text.splitlines()[0].endswith("nats per token") and "held-out" not in text
     assert text.splitlines()[1].split()[0] == "en"
     assert "no key 'domain'" in fails(capsys, "evaluate", tiny_run, "--input", file)
+    as_json = ["--json", "-", "--domain", "en"]
+    other = prints(capsys, "evaluate", tiny_run, "--input", file, *as_json, "--set", "data.text_keys=[txt]")
+    assert json.loads(other)["en"]["tokens"] == 1, "the other record: the, <eot>"
     assert "--domain en is of the records of --input" in fails(capsys, "evaluate", tiny_run, "--domain", "en")
     said = fails(capsys, "evaluate", tiny_run, "--input", file, "--domain", "en", "--all-samples")
     assert "--against and --all-samples are about held-out text, and --input is other text; leave them out" in said
+
+
+def test_a_model_that_overflows_is_an_error_of_generate_and_a_row_of_evaluate(capsys, tmp_path, caplog):
+    """Weights of 1e38 are finite, so a look at them finds nothing."""
+    folder, file = overflowing_hf_folder(tmp_path / "hf", "en"), tmp_path / "mine.jsonl"
+    said = fails(capsys, "generate", folder, "--domain", "en", "--prompt", "the cat")
+    assert said.startswith("error: domain en: the logits after ") and "are not finite" in said
+    assert prints(capsys, "generate", folder, "--domain", "zh", "--prompt", "今天", "--max-new-tokens", 2)
+    file.write_text('{"text": "the cat", "domain": "en"}\n{"text": "今天天气", "domain": "zh"}\n')
+    caplog.clear()
+    assert main(["evaluate", str(folder), "--input", str(file)]) == 2
+    zh, en = capsys.readouterr().out.splitlines()[1:]
+    assert en.split()[:3] == ["en", "not", "finite"] and "finite" not in zh
+    assert "the loss of en is not finite" in caplog.text
+    found = ps.evaluate(folder, input=file)
+    assert (found["en"]["loss"], found.ok) == (None, False) and found["zh"]["loss"] > 0
 
 
 def test_evaluate_against_prints_paired_differences(tiny_run, capsys):

@@ -260,3 +260,16 @@ def test_more_experts_never_change_what_a_token_meets(domains: int, experts: int
 def test_the_pure_modules_do_not_import_mindspore(module: str):
     code = f"import sys, {module}; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "default", "other"), [("ecss.undo_gib", 1.0, 0.25), ("train.optimizer.clip", "global", "parts")]
+)
+def test_a_key_of_release_0_1_0_is_left_out_and_another_value_than_its_default_is_told(
+    key: str, default: object, other: object, caplog: pytest.LogCaptureFixture
+):
+    plain = parse_config(TREE)
+    assert parse_config(tree(**{key: default})) == plain and caplog.text == ""
+    assert parse_config(tree(**{key: other})) == plain
+    assert f"{key} is no longer a key" in caplog.text
+    assert key.rpartition(".")[2] not in dump_config(plain).replace("clip_norm", "")

@@ -71,11 +71,7 @@ def test_full_memory_is_one_message(capsys):
 
 
 def test_out_of_memory_in_mindspore_is_one_message_with_status_2(capsys):
-    for said in (
-        "Memory isn't enough and alloc failed, alloc size: 8B.",
-        "std::bad_alloc",
-        "Resource temporarily unavailable",
-    ):
+    for said in ("Memory isn't enough and alloc failed, alloc size: 8B.", "std::bad_alloc"):
         status, message = ends(
             capsys, RuntimeError(f"\n----\n- Memory not enough:\n----\n{said}\n\n----\n- C++ Call Stack: …")
         )
@@ -84,6 +80,17 @@ def test_out_of_memory_in_mindspore_is_one_message_with_status_2(capsys):
     assert ends(capsys, MemoryError())[1].startswith("error: memory is full; close other programs")
     with pytest.raises(RuntimeError, match="Compile failed"):
         exit_status(lambda: raised(RuntimeError("Compile failed")))
+
+
+def test_a_thread_that_cannot_be_started_is_not_told_as_full_memory_alone(capsys):
+    """pthread_create says EAGAIN for its stack's memory and for the limit of processes alike."""
+    for said in ("Resource temporarily unavailable", "can't start new thread"):
+        status, message = ends(capsys, RuntimeError(f"\n----\n{said}\n- C++ Call Stack: …"))
+        assert status == 2
+        assert message.startswith(
+            f"error: no more threads can be started, for lack of memory or by a limit of processes ({said}); "
+        )
+        assert "`ulimit -u`" in message
 
 
 def raised(error: Exception) -> int:

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 import pangu_sigma as ps
+from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.data.token_files import TokenFile
+from pangu_sigma.sealed import check_folder, seal_folder
 from pangu_sigma.stored.open import open_model
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -209,6 +211,47 @@ def test_the_loss_of_a_file_is_that_of_its_documents_one_after_another(one, tmp_
     assert one.evaluate(input=file, domain="en").keys() == {"en"}
 
 
+@pytest.fixture(params=["run", "hf", "export"])
+def from_outside(request, tiny_run, tmp_path) -> Callable[[str], ps.Model]:
+    """Make a model of each kind, valid in every hash, whose configuration names a reader."""
+
+    def make(reader: str) -> ps.Model:
+        kind = request.param
+        source = request.getfixturevalue("tiny_export") if kind == "export" else tiny_run
+        folder = shutil.copytree(source, tmp_path / "downloaded")
+        write_config(folder, ps.load_config(tiny_run, {"data.reader": reader}), "export" if kind == "export" else "run")
+        if kind == "export":
+            facts = check_folder(source, "")
+            seal_folder(folder, facts.pop("files"), facts)
+        return ps.Model(ps.load(folder).export(tmp_path / "hf", format="hf") if kind == "hf" else folder)
+
+    return make
+
+
+@pytest.mark.parametrize("reader", ["subprocess:call", "reads.py:read"])
+def test_a_model_does_not_choose_code_that_reads_text(from_outside, tmp_path, monkeypatch, reader):
+    """The working folder is the download: `subprocess.call` of the keys of a record, or a module that lies there."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.jsonl").write_text('{"touch": 1, "executed": 1, "text": "the cat sees", "domain": "en"}\n')
+    Path("reads.py").write_text("open('executed', 'w')\ndef read(record):\n    return {**record, 'domain': 'code'}\n")
+    model = from_outside(reader)
+    with pytest.raises(
+        ps.UserError, match=rf'data.reader={reader} is recorded .* overrides={{"data.reader": \'{reader}\'}}'
+    ):
+        model.evaluate(input="text.jsonl")
+    assert model.evaluate(input="text.jsonl", overrides={"data.reader": None}).keys() == {"en"}
+    assert not Path("executed").exists()
+    if reader.endswith(".py:read"):
+        assert model.evaluate(input="text.jsonl", overrides=[f"data.reader={reader}"]).keys() == {"code"}
+
+
+def test_records_are_read_as_overrides_say(one, tmp_path):
+    file = tmp_path / "wudao.jsonl"
+    file.write_text('{"title": "the", "content": "cat sees", "dataType": "x"}\n')
+    changes = {"data.layout": "wudao", "data.domain_map.x": "en"}
+    assert one.evaluate(input=file, overrides=changes) == one.evaluate("the\ncat sees", "en")
+
+
 def test_the_held_out_text_as_any_text_has_the_loss_that_training_measured(one, tiny_data):
     """But for rows without a token, which have a probability in training, so that its loss is a little higher."""
     measured = one.evaluate(all_samples=True)
@@ -243,6 +286,9 @@ def test_what_cannot_be_shown_is_one_message(one, tmp_path):
         (lambda: ps.train(one.config, tmp_path / "x", on_step=3), "on_step=3 is not allowed: a function"),
         (lambda: one.evaluate("the", "en", all_samples=True), "are about held-out text; leave them out"),
         (lambda: one.evaluate(domain="en"), "domain en is of the records of input"),
+        (lambda: one.evaluate(overrides={"data.layout": "wudao"}), "overrides says how records of input are read"),
+        (lambda: one.evaluate("the", "en", overrides={"data.layout": "wudao"}), "overrides say how records of input"),
+        (lambda: one.evaluate(input="x", overrides={"train.steps": 1}), "overrides train.steps does nothing here"),
         (lambda: ps.evaluate(one, one, input="x.jsonl"), "against and all_samples are about held-out text"),
         (lambda: one.evaluate(input=tmp_path / "empty.jsonl"), "no line can be used; the first: .*empty.jsonl:1"),
         (lambda: one.evaluate(input=tmp_path / "none.jsonl"), "none.jsonl"),

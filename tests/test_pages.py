@@ -25,6 +25,9 @@ PAGES = sorted(
 )
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
+PROMPT = re.compile(
+    r"""(?:--prompt |\\?"prompt\\?": ?|\bprompt=|\.generate\(|data-domain="\w+">)["'\\]*(?P<text>[^"'\\<\n]*)["'\\<]"""
+)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 OURS = ("pangu_sigma", "ascend_ops", "experiments", "tests")
 """Packages of the repository, whose modules `python -m` may name."""
@@ -171,6 +174,17 @@ def test_python_on_a_page_is_python_and_names_what_there_is(page):
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ps"
             }
             assert sorted(names - set(ps.__all__)) == []
+
+
+def test_no_prompt_that_is_shown_ends_in_a_blank():
+    """A blank at the end is a token of its own, after which a model's first answer looks broken."""
+    sources = ("run_scripts/*.sh", "docs/*.ipynb", "src/pangu_sigma/__init__.py", "src/pangu_sigma/commands/*.py")
+    files = [*PAGES, ROOT / "src/pangu_sigma/serve/page.html", *(file for each in sources for file in ROOT.glob(each))]
+    prompts = [
+        (name(file), found["text"]) for file in files for found in PROMPT.finditer(file.read_text(encoding="utf-8"))
+    ]
+    assert len({file for file, _ in prompts}) > 5 and len(prompts) > 15
+    assert [shown for shown in prompts if shown[1].endswith(" ")] == []
 
 
 def test_the_front_page_is_short():

@@ -119,7 +119,7 @@ def test_export_ascend_keeps_its_arguments_to_itself(repository, folder, tmp_pat
     stand_ins(repository, {"python": python})
     done = run(repository / "run_scripts" / "export_ascend.sh", "my run", "out", "int8", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "calls").read_text() == f"{folder} -m pangu_sigma.npu.export_ascend my run out int8\n"
+    assert (tmp_path / "calls").read_text() == f"{folder} -P -m pangu_sigma.npu.export_ascend my run out int8\n"
     assert "chip 910a (Ascend 910A), said by nobody" in done.stderr
 
 

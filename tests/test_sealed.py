@@ -7,7 +7,18 @@ import os
 
 import pytest
 
-from pangu_sigma.sealed import SEAL, DamagedFile, check_folder, seal_folder, sealed, unsealed, write_atomically
+from pangu_sigma.sealed import (
+    LINE_HASH,
+    SEAL,
+    DamagedFile,
+    check_folder,
+    seal_folder,
+    sealed,
+    sealed_line,
+    unsealed,
+    unsealed_line,
+    write_atomically,
+)
 
 FIX = "copy it again"
 
@@ -52,6 +63,39 @@ def test_what_was_never_sealed_is_refused(tmp_path, content):
 
 def test_an_equal_tree_has_equal_bytes():
     assert sealed({"a": 1, "b": [2.5]}) == sealed({"b": [2.5], "a": 1})
+
+
+def test_keys_keep_their_order_where_it_matters(tmp_path):
+    (tmp_path / "x.json").write_bytes(sealed({"b": 1, "a": {"d": 2, "c": "é"}}, sort_keys=False))
+    body = unsealed(tmp_path / "x.json", FIX)
+    assert (list(body), list(body["a"])) == (["b", "a"], ["d", "c"])
+
+
+def test_a_file_of_a_version_that_did_not_seal_it_is_read_with_a_warning(tmp_path, caplog):
+    file = tmp_path / "x.json"
+    file.write_text('{"a": 1}')
+    assert unsealed(file, FIX, was_unsealed=True) == {"a": 1}
+    assert f"{file} has no hash of itself, as version 0.1.0 wrote it" in caplog.text
+    for content in ("{}", '{"a": 1, "manifest": "0"}', "[]"):
+        file.write_text(content)
+        with pytest.raises(DamagedFile, match=FIX):
+            unsealed(file, FIX, was_unsealed=True)
+
+
+def test_a_sealed_line_is_json_and_every_flipped_bit_of_it_is_told():
+    body = {"kind": "步", "loss": 2.5, "text": ', "xxh3": "0"}', "load": [[1, 2]]}
+    line = sealed_line(body).encode()
+    assert {**body, LINE_HASH: json.loads(line)[LINE_HASH]} == json.loads(line)
+    line = line.removesuffix(b"\n")
+    assert unsealed_line(line) == body
+    for bit in range(8 * len(line)):
+        flipped = bytearray(line)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(DamagedFile):
+            unsealed_line(bytes(flipped))
+    for end in range(len(line)):
+        with pytest.raises(DamagedFile):
+            unsealed_line(line[:end])
 
 
 def test_a_write_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-// AdamW of rows of a store, as pieces of work that any thread may do: what adam.cc does at once and adam_worker.cc behind a step's back.
+// AdamW of rows of a store, as pieces of work that any thread may do: what adam.cc does at once and adam_worker.cc behind the step.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -128,26 +128,18 @@ struct Update {  // of some rows of the tensors of a segment, which share step c
 
   // Writes the step counts of the updated rows, and returns their number.
   int64_t Count() const {
-    if (hyper.apply == 0.0f) return 0;
     for (const Row &r : rows)
       if (r.used) step[r.row] = r.step;
     return std::count_if(rows.begin(), rows.end(), [](const Row &r) { return r.used; });
   }
 
   void Run(const Piece &p) const {
-    Run(p, [](const Tensors &, int64_t, int64_t) {});
-  }
-
-  // before(tensors, first element of the store's arrays, their number): what comes before each block.
-  template <class Before>
-  void Run(const Piece &p, const Before &before) const {
     const Tensors &t = tensors[p.tensor];
     const Row &r = rows[p.row];
     const AdamScalars s{hyper.grad_scale, hyper.beta1, hyper.beta2, hyper.eps, r.rate, r.unbias, 1.0f - hyper.lr * decay[p.tensor]};
     for (int64_t i = p.begin; i < p.end; i += kBlock) {
       const int64_t n = std::min(kBlock, p.end - i), at = r.row * width[p.tensor] + i, grad_at = r.place * width[p.tensor] + i;
-      before(t, at, n);
-      if (r.used && hyper.apply != 0.0f) UpdateBlock(t, at, grad_at, n, s);
+      if (r.used) UpdateBlock(t, at, grad_at, n, s);
       if (hyper.zero_grad != 0.0f) std::memset(t.grad + grad_at * SizeOf(t.grad_type), 0, n * SizeOf(t.grad_type));
       if (r.next >= 0) Narrowed(t.w + at, t.copy + (r.next * width[p.tensor] + i) * SizeOf(t.copy_type), t.copy_type, n);
     }

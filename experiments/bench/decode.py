@@ -293,7 +293,7 @@ def _start() -> list[Row]:
     """The row of a whole process, of the run of the quickstart if it is there."""
     if not RUN.exists():
         return []
-    prompt = ["--domain", "en", "--prompt", "The ", "--max-new-tokens", "1"]
+    prompt = ["--domain", "en", "--prompt", "The", "--max-new-tokens", "1"]
     command = [sys.executable, "-m", "pangu_sigma", "generate", str(RUN), *prompt]
     seconds = []
     for _ in range(3):

@@ -5,8 +5,7 @@ device's work X is the graph with nothing beside it: forward and backward pass, 
 host's work is the Adam of the active experts, or Y, fetching and updating all. Side by side they slow each other, which is measured
 with a worker that updates without end.
 
-The bound is the step of a schedule without any loss, at these slowed rates: the update is hidden in the window, the time of a step
-in which the graph does not need the experts.
+The bound is the step of a schedule without any loss, at these slowed rates: the whole update is hidden behind the graph.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ascend_ops.adam import HYPER
-from ascend_ops.adam_worker import AdamWorker, WorkerCounts
+from ascend_ops.adam_worker import AdamWorker
 from ascend_ops.library import cpu_library
 from experiments.bench.ecss import DOMAINS, PAPER_RATIO, Lab, _Offloaded
 from experiments.bench.harness import Row, compare, figure, take_turns
@@ -40,11 +39,8 @@ HEAD = 512
 STEP_TOKENS = (64, 256)
 """Tokens of a step: few, so that the host has a quarter of the work of the device, which then streams weights and is slowed by the
 worker that does so, too; and more, so that products bind the device."""
-CLIP_NORM, FACTOR = 1e4, 1e6
-"""The norm above which a step of the bench is clipped, and what the loss of a clipped step is multiplied by."""
 STEPS, ROUNDS = 10, 5
-"""Number of steps of a contender in a row, so that its updates are hidden behind its own steps, one of which is a tenth; and of
-rounds."""
+"""Number of steps of a contender in a row, so that its updates are hidden behind its own steps; and of rounds."""
 
 
 def run(peers: bool) -> list[Row]:
@@ -63,13 +59,6 @@ def run(peers: bool) -> list[Row]:
     return rows
 
 
-class _Measured(NamedTuple):
-    """Seconds of a step, and of what the worker did in it: medians over steps."""
-
-    step: float
-    counts: WorkerCounts
-
-
 def overlapped(tokens: int, core: int) -> list[Row]:
     """Rows of the case `paper overlapped` with so many tokens a step. core: the worker's."""
     use_cpu()
@@ -80,50 +69,31 @@ def overlapped(tokens: int, core: int) -> list[Row]:
         f"{MODEL['experts_per_domain']} experts a domain, 1 of {DOMAINS} domains active, {tokens} tokens, head of {HEAD} rows, "
         "X has the dense Adam"
     )
-    ours, turns = lab.run(), lab.run(undo_gib=0)
+    turns = lab.run()
     runs: dict[str, Callable[[], Any]] = {
-        "ours": partial(_steps, ours),
-        "ours, waits for the norm": partial(_steps, lab.run(undo_gib=0)),
+        "ours": partial(_steps, lab.run()),
         "host and device take turns": partial(_steps, turns, turns=True),
         "all experts fetched and updated": partial(_steps, lab.offloaded_all(), turns=True),
     }
     rows = compare("overlap", case, _per_step(take_turns(runs, ROUNDS)))
-    for share in (10, 100):
-        clipped: dict[str, Callable[[], Any]] = {
-            "ours": partial(_steps, ours, clipped=share),
-            "turns": partial(_steps, turns, turns=True, clipped=share),
-        }
-        [row] = compare("overlap", case, _per_step(take_turns(clipped, ROUNDS)))
-        rows.append(
-            figure(
-                "overlap", case, f"taking turns, {share} % clipped", row.ours, row.peer_value or 0.0, "ms", lower=True
-            )
-        )
     return rows + _bound(case, lab, turns, {row.peer: row for row in rows}, core)
 
 
 def _bound(case: str, lab: OverlapLab, turns: SyntheticRun, rows: dict[str, Row], core: int) -> list[Row]:
-    alone = _measure(turns)
+    x, y = _measure(turns)
     updates = EndlessUpdates(core, lab.parameters // DOMAINS)
     updates.run(STEPS)
     undisturbed = updates.seconds()
     with updates:
-        beside = _measure(turns)
-    x, y = alone.step - alone.counts.host_waited, alone.counts.busy
-    slow_x = (beside.step - beside.counts.host_waited) / x
-    slow_y = updates.seconds() / undisturbed
-    window = x - alone.counts.in_use
-    if y * slow_y <= window * slow_x:
-        bound = x + y * slow_y * (1 - 1 / slow_x)
-    else:
-        bound = window * slow_x + (x - window) + y - window * slow_x / slow_y
+        beside, _ = _measure(turns)
+    slow_x, slow_y = beside / x, updates.seconds() / undisturbed
+    bound = x + y * slow_y * (1 - 1 / slow_x)
     every = rows["all experts fetched and updated"]
     assert every.peer_value
     ms = partial(figure, "overlap", case)
     return [
         ms("device's work X, beside a busy worker", 1e3 * x, 1e3 * x * slow_x, "ms", lower=True),
         ms("update of the active experts, beside a busy graph", 1e3 * y, 1e3 * y * slow_y, "ms", lower=True),
-        ms("window, of X", 1e3 * window, 1e3 * x, "ms"),
         ms("host work Y of all : X, the paper's", every.peer_value / (1e3 * x) - 1, PAPER_RATIO, "x"),
         ms("bound of the step at these rates", every.ours, 1e3 * bound, "ms", lower=True),
         ms(
@@ -214,14 +184,14 @@ class OverlapLab(Lab):
         for array in [*self._store.moments, *self._store.variances]:
             array.asnumpy()[...] = 0.0  # so that all memory is there
 
-    def run(self, undo_gib: float = 2.0) -> SyntheticRun:
-        """A run whose worker updates the active experts. undo_gib: that of `ecss`."""
-        config = self._config(self._tokens, undo_gib=undo_gib)
+    def run(self) -> SyntheticRun:
+        """A run whose worker updates the active experts."""
+        config = self._config(self._tokens)
         return SyntheticRun(config, HostStore(config, SharedTier(self._store)))
 
     def offloaded_all(self) -> SyntheticRun:
         """A run that fetches all experts in its graph, and whose worker updates all."""
-        config = self._config(self._tokens, enabled=False, undo_gib=0, prefetch=False)
+        config = self._config(self._tokens, enabled=False, prefetch=False)
         # not a configuration of the product, which would refuse it: a worker, and no separation
         config = config.model_copy(update={"ecss": config.ecss.model_copy(update={"update": "worker"})})
         return SyntheticRun(config, _Offloaded(config, SharedTier(self._store)))
@@ -229,22 +199,21 @@ class OverlapLab(Lab):
     def _config(self, tokens: int, enabled: bool = True, **ecss: Any) -> Config:
         model = MODEL | {"seq_length": tokens, "slot_rows": HEAD}
         who = "worker" if enabled else "auto"
-        train = {"batch_size": 1, "optimizer": {"clip_norm": CLIP_NORM}}
-        return config_of(DOMAINS, model, train=train, ecss={"enabled": enabled, "update": who, **ecss})
+        return config_of(DOMAINS, model, train={"batch_size": 1}, ecss={"enabled": enabled, "update": who, **ecss})
 
 
-def _measure(run: SyntheticRun) -> _Measured:
-    """Take steps one by one, and wait for each update."""
-    seconds, counts = [], []
+def _measure(run: SyntheticRun) -> tuple[float, float]:
+    """Take steps one by one, and wait for each update. Returns seconds of the graph and of the worker: medians over steps."""
+    seconds, busy = [], []
     for _ in range(2 * STEPS):
         run.store.settle()
         _worker(run).read()
         started = time.perf_counter()
         run.advance()
-        run.store.settle()
         seconds.append(time.perf_counter() - started)
-        counts.append(_worker(run).read()[0])
-    return _Measured(statistics.median(seconds), WorkerCounts(*map(statistics.median, zip(*counts, strict=True))))
+        run.store.settle()
+        busy.append(_worker(run).read()[0].busy)
+    return statistics.median(seconds), statistics.median(busy)
 
 
 def _per_step(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -256,10 +225,10 @@ def _worker(run: SyntheticRun) -> AdamWorker:
     return run.store.worker
 
 
-def _steps(run: SyntheticRun, turns: bool = False, clipped: int = 0) -> None:
-    """Take steps in a row. turns: True to wait for each update. clipped: percent of the steps that are clipped."""
-    for number in range(STEPS):
-        run.advance(FACTOR if number < STEPS * clipped // 100 else 1.0)
+def _steps(run: SyntheticRun, turns: bool = False) -> None:
+    """Take steps in a row. turns: True to wait for each update."""
+    for _ in range(STEPS):
+        run.advance()
         if turns:
             run.store.settle()
     run.store.settle()

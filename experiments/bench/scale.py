@@ -37,7 +37,7 @@ GROWING_BATCH = 4
 
 IN_FILES, IN_MEMORY = 60, 8
 """Number of domains stored in files, and in memory; each has an expert in each of eight layers."""
-CACHE_GIB, UNDO_GIB, MOST_GIB = 1.25, 0.25, 6.0
+CACHE_GIB, MOST_GIB = 1.25, 6.0
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,6 @@ def in_files(update: str) -> list[Row]:
             seconds = take_turns({"ours": lambda: answers.append(files.step()), "in memory": memory.step})
             stored = files.started["parameters"] / 1e9
     case = f"{stored:.2f} B parameters in files, cache {CACHE_GIB} GiB, another domain each step, ecss.update: {update}"
-    case += f", undo_gib: {UNDO_GIB}" if update == "worker" else ""
     peak, stall = max(a["peak_gib"] for a in answers), statistics.median(a["stall"] for a in answers)
     share = stall / statistics.median(seconds["ours"])
     return [
@@ -86,5 +85,5 @@ def in_files(update: str) -> list[Row]:
 
 
 def _worker(domains: int, folder: str | None, update: str) -> Worker:
-    settings = {"domains": domains, "folder": folder, "cache_gib": CACHE_GIB, "update": update, "undo_gib": UNDO_GIB}
+    settings = {"domains": domains, "folder": folder, "cache_gib": CACHE_GIB, "update": update}
     return Worker([sys.executable, "-m", stored_experts.__name__], json.dumps(settings))

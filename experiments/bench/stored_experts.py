@@ -1,7 +1,7 @@
 """The program of a training run with many stored experts. It is a process of its own, so that its resident memory is its own.
 
 `scale` runs it with one argument, JSON: domains (one expert each in a layer), folder (of the file store; null for a store
-in memory), cache_gib, update (the key `ecss.update`), undo_gib.
+in memory), cache_gib, update (the key `ecss.update`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def parameters(domains: int) -> int:
     return _stored_config(domains).num_params().experts
 
 
-def start(domains: int, folder: str | None, cache_gib: float, update: str, undo_gib: float) -> SyntheticRun:
+def start(domains: int, folder: str | None, cache_gib: float, update: str) -> SyntheticRun:
     """A run whose domains take turns, one in each step."""
     use_cpu()
-    config = _stored_config(domains, update, undo_gib)
+    config = _stored_config(domains, update)
     tier = HostTier() if folder is None else FileTier(Path(folder), array_specs(config), cache_gib)
     return SyntheticRun(config, make_store(config, tier))
 
 
-def _stored_config(domains: int, update: str = "step", undo_gib: float = 1.0) -> Config:
+def _stored_config(domains: int, update: str = "step") -> Config:
     model = STORED_MODEL | {"seq_length": STORED_LENGTH, "slot_rows": 1024}
-    return config_of(domains, model, train={"batch_size": STORED_BATCH}, ecss={"update": update, "undo_gib": undo_gib})
+    return config_of(domains, model, train={"batch_size": STORED_BATCH}, ecss={"update": update})
 
 
 def resident() -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
@@ -55,15 +55,12 @@ class SyntheticRun:
         """The next batch, taken away from the steps."""
         return self._feed.take().batch
 
-    def advance(self, factor: float = 1.0) -> float:
-        """Take one step and return its loss, after all updates that nobody hides. factor: of the loss, and so of gradients."""
+    def advance(self) -> float:
+        """Take one step and return its loss, after all updates that nobody hides."""
         fed = self._feed.take()
         self.traffic = fed.traffic
         self.device_bytes = sum(t.nbytes for t in fed.brought.experts) if fed.brought else 0
-        arrays = fed.arrays
-        if factor != 1.0:
-            arrays = arrays._replace(weights_GBS=Tensor(arrays.weights_GBS.asnumpy() * np.float32(factor)))
-        result = self.step.take(RATE, arrays, fed.brought)
+        result = self.step.take(RATE, fed.arrays, fed.brought)
         return float(result.block_loss_GM[0].asnumpy().sum())
 
 

@@ -137,7 +137,7 @@ def _check(reference: Path, ranks: int, crashes: int, number: int, mode: str, lo
     status, said = _train(config, run, ranks, folder / "second", {})
     assert status == 0, f"HARD_FAIL: status {status}: {said[-600:]}"
     assert_no_traceback(said)
-    resumed = re.search(r"resuming \S+ after step (\d+)", said)
+    resumed = re.search(r"(?:resuming \S+ after|\S+ is at) step (\d+)", said)
     assert (int(resumed[1]) if resumed else 0) == newest, (
         f"LOST_WORK: {newest} was whole, it went on from {resumed and resumed[1]}"
     )

@@ -22,16 +22,16 @@ from pangu_sigma.training.loop import train
 RESUMED_STEPS = 12
 WAIT = 600.0
 """Seconds that a run of seconds may take on a busy machine."""
-HIGH = {"initial": 2.0**66, "window": 2}
-"""A loss scale with which the squares of gradients leave float32 at first, and every few steps again when it has grown."""
+HIGH = {"compute_dtype": "float16", "loss_scale": {"initial": 2.0**26, "window": 2}}
+"""A loss scale with which gradients leave float16 at first, and every few steps again when it has grown."""
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "accumulation": {"train": {"accumulation": 2}},
-    "overflow": {"train": {"loss_scale": HIGH}, "ecss": {"update": "worker"}},
+    "overflow": {"train": HIGH, "ecss": {"update": "worker"}},
     "dropout": {"model": {"dropout": 0.1}},
     "tanh": {"model": {"activation": "tanh"}},
     "erf": {"model": {"activation": "erf"}},
     "all": {
-        "train": {"accumulation": 2, "loss_scale": HIGH},
+        "train": {"accumulation": 2} | HIGH,
         "model": {"dropout": 0.1},
         "ecss": {"update": "worker"},
     },

@@ -69,7 +69,8 @@ def _ill(config: Path, run: Path, what: str) -> tuple[int, str]:
 
 def _stops(work: Path, what: str, folder: Path) -> str:
     reference, run = once(work, "ill", partial(_reference, work)), folder / "run"
-    changed = {"max_skipped_steps": 4, "loss_scale": {"initial": 2.0**96}} if what == "overflow_without_end" else {}
+    endless = {"max_skipped_steps": 4, "compute_dtype": "float16", "loss_scale": {"initial": 2.0**96}}
+    changed = endless if what == "overflow_without_end" else {}
     config = configuration(folder, data(work), train=_TRAIN | changed)
     status, said = _ill(config, run, what)
     assert status == 2, f"status {status}: {said[-600:]}"

@@ -102,7 +102,7 @@ def launched(program: str | list[str], logs: Path, **fields: object) -> Launched
     """A launcher of a `Job` whose ranks, two unless `fields` says so, run a Python program or another command."""
     command = [sys.executable, "-c", program] if isinstance(program, str) else program
     fields = {"command": command, "ranks": 2, "port": free_port(), **fields}
-    return Launched([sys.executable, "-c", _LAUNCH, f"Job(logs=Path({str(logs)!r}), **{fields!r})"], logs)
+    return Launched([sys.executable, "-P", "-c", _LAUNCH, f"Job(logs=Path({str(logs)!r}), **{fields!r})"], logs)
 
 
 def eventually(condition: Callable[[], T], seconds: float = PATIENCE) -> T:

@@ -42,8 +42,7 @@ def _trainer(work: Path) -> Trainer:
     folder = work / "not_finite"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    train = {"steps": 10_000, "loss_scale": {"initial": _SCALE, "window": 3}}
-    return Trainer(load_config(configuration(folder, data(work), train=train)), folder / "run")
+    return Trainer(load_config(configuration(folder, data(work), train={"steps": 10_000})), folder / "run")
 
 
 def _snapshot(trainer: Trainer) -> dict[str, np.ndarray]:
@@ -130,7 +129,7 @@ def _one_rank(work: Path, number: int, folder: Path) -> str:
         folder,
         data(work),
         parallel=TWO_RANKS["expert" if number % 2 else "data"],
-        train={"loss_scale": {"initial": _SCALE}},
+        train={"compute_dtype": "float16", "loss_scale": {"initial": _SCALE}},
     )
     rank, step, value = number // 2 % 2, 2 + number % 2, list(_BAD.values())[number % 3]
     arguments = [str(config), str(folder / "run"), str(rank), str(step), str(value)]

@@ -99,8 +99,8 @@ def _end_of_request(url: str, body: dict[str, object]) -> str:
                 read += part
     except OSError as error:
         return f"CUT {error}: {read[-300:]!r}"
-    if read.startswith(b"HTTP/1.1 503 ") and b'"code":"broken_off"' in read:
+    if read.startswith(b"HTTP/1.1 503 ") and b'"code":"server_stopping"' in read:
         return "told by 503"
     if read.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
-        return "told in the stream" if b'"code":"broken_off"' in read else "finished"
+        return "told in the stream" if b'"code":"server_stopping"' in read else "finished"
     return f"CUT {read[-300:]!r}"

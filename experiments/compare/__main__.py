@@ -38,7 +38,7 @@ def main() -> int:
             rates.add_argument(
                 "--rates-of", type=Path, metavar="FOLDER", help="take each arm's best rate in that folder"
             )
-            _add_arms(command, 160, list(ARMS), [name for name in ARMS if name not in ("leak", "parts64")])
+            _add_arms(command, 160, list(ARMS), [name for name in ARMS if name != "leak"])
         elif name == "tiny":
             _add_arms(command, 500, list(search.FORMS), ["dense", "rre16", "mixed64"])
         command.add_argument(

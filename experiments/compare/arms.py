@@ -35,7 +35,6 @@ def _arm(title: str, own: int, *segments: str, common: int = 0, peer: Peer = "ou
 
 
 _FOUR = ("own", "own", "common", "common")
-_FOUR_64 = _arm("", 16, *_FOUR, common=64).keys
 
 ARMS = {
     "rre": _arm("RRE, 4 a domain", 4),
@@ -46,8 +45,7 @@ ARMS = {
     "mixed": _arm("2 own + 2 common", 4, *_FOUR, common=16),
     "mixed4_64": _arm("own 4, common 64", 4, *_FOUR, common=64),
     "mixed16_16": _arm("own 16, common 16", 16, *_FOUR, common=16),
-    "mixed64": Arm("own 16, common 64", _FOUR_64),
-    "parts64": Arm("own 16, common 64, clipped by parts", _FOUR_64 | {"train.optimizer.clip": "parts"}),
+    "mixed64": _arm("own 16, common 64", 16, *_FOUR, common=64),
     "own_dense": _arm("half own + dense", 4, "own", "common", common=1),
     "own_common": _arm("half own + common", 4, "own", "common", common=16),
     "hash": _arm("hashing over 16", 4, peer="hash"),
@@ -57,7 +55,7 @@ ARMS = {
     "moge64": _arm("MoGE's gate, 4x64", 16, *["own"] * 4, peer="gate"),
     "leak": _arm("key: next token", 4, peer="leak"),
 }
-"""By name on the command line. All but `leak` and `parts64` run unless others are asked for."""
+"""By name on the command line. All but `leak` run unless others are asked for."""
 
 
 @dataclass(frozen=True)

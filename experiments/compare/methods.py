@@ -70,7 +70,6 @@ def compare_methods(
     alike: list[Changes] = [
         SMALL,
         schedule(steps, 2e-3, 0.0),
-        {"train.loss_scale.initial": 1, "train.loss_scale.window": steps + 1},
         evaluated(steps, 1_000_000, 100),
         {"ecss.enabled": False, "data.path": str(Path("data", folder.name))},
         overrides,

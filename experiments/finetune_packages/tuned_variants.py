@@ -16,7 +16,7 @@ from typing import Any
 from experiments.compare.variants import is_certain
 from experiments.finetune_packages.answering import answer_test
 from pangu_sigma.config import ConfigError
-from pangu_sigma.stored.model import TUNING_RESULT
+from pangu_sigma.stored.model import TUNING_RESULT, read_tuning_result
 from pangu_sigma.training.log.losses import finite_or_none, format_number, mean_of
 
 
@@ -40,10 +40,10 @@ def best_rate(tried: Mapping[str, Path]) -> str:
 
 def result_of(run: Path) -> dict[str, Any]:
     """What came of a tuned run, as `finetune_run` returns it. Raises ConfigError for one that is not finished."""
-    try:
-        return json.loads((run / TUNING_RESULT).read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(f"{run} is not finished: it has no {TUNING_RESULT}; tune it to its end first") from None
+    result = read_tuning_result(run)
+    if result is None:
+        raise ConfigError(f"{run} is not finished: it has no {TUNING_RESULT}; tune it to its end first")
+    return result
 
 
 def compare_tuned(variants: Sequence[TunedVariant], test: Path, kept: Path) -> dict[str, Any]:

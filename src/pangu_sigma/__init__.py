@@ -4,7 +4,7 @@
     config = ps.load_config("sigma_tiny", {"train.steps": 100})
     ps.prepare_data(config)
     model = ps.train(config, "runs/mine")
-    print(model.generate("The ", domain="en", max_new_tokens=32, temperature=0.8))
+    print(model.generate("The", domain="en", max_new_tokens=32, temperature=0.8))
     model.export("exports/mine", format="mindir")
 
 Text and training: load_config, prepare_data, write_routing, train, finetune. Measures: metrics, evaluate, benchmark, report,

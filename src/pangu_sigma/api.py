@@ -9,12 +9,12 @@ from any thread. MindSpore computes one thing at a time, so calls from several t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pangu_sigma import config_file
-from pangu_sigma.arguments import AnyPath, Paths, to_path, to_paths, to_texts
+from pangu_sigma.arguments import AnyPath, Overrides, Paths, to_overrides, to_path, to_paths, to_texts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
 from pangu_sigma.ecss.cores import DIVISION
@@ -40,19 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Overrides = Mapping[str, Any] | Sequence[config_file.Override]
-"""Overrides of a configuration: values by key path, such as {"train.steps": 100}, or texts such as "train.steps=100"."""
 Device = Literal["cpu", "ascend"]
-
-
-def _changes(overrides: Overrides) -> list[config_file.Override]:
-    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
-        overrides = [overrides]
-    changes = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
-    for each in changes:
-        if not isinstance(each, str) and not (isinstance(each, tuple) and len(each) == 2):
-            raise ConfigError(f'overrides: {each!r} is not allowed: values by key path, such as {{"train.steps": 100}}')
-    return changes
 
 
 def _loaded(config: Config | AnyPath) -> Config:
@@ -65,12 +53,14 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
     """Load a configuration from a shipped name, such as "sigma_tiny", from a YAML file, or from a run folder.
     overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces the section.
     """
-    path = to_path(config, "config")
-    if path.is_dir():
-        from pangu_sigma.checkpoint.run_folder import run_config
+    from pangu_sigma.checkpoint.model_files import recorded_kind
+    from pangu_sigma.checkpoint.run_folder import run_config
 
-        return run_config(path, _changes(overrides))
-    return config_file.load_config(config_path(path), _changes(overrides))
+    path, changes = to_path(config, "config"), to_overrides(overrides)
+    file = path if path.is_dir() else config_path(path)
+    loaded = run_config(file, changes) if file.is_dir() else config_file.load_config(file, changes)
+    named = config_file.names_reader(changes) or not (file.is_dir() or recorded_kind(file))
+    return loaded.with_reader_named() if named and loaded.data.reader is not None else loaded
 
 
 @check_kinds
@@ -188,6 +178,10 @@ def train(
         if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
             with folder_lock(folder, lock):
                 pass
+        from pangu_sigma.training.finished import take_up_finished
+
+        if take_up_finished(folder, config, options):
+            return Model(folder, outcome=_summary(folder))
     DIVISION.divide(config.ecss.update_cores)
     from pangu_sigma.training.backend import Backend
     from pangu_sigma.training.loop import train as train_run
@@ -358,7 +352,7 @@ def finetune(
 
     dev = None if dev_file is None else to_path(dev_file, "--dev-file")
     chosen, lines = to_path(task, "--task"), to_path(train_file, "--train-file")
-    request = TuningRequest(chosen, lines, dev, learn, domain, _changes(overrides))
+    request = TuningRequest(chosen, lines, dev, learn, domain, to_overrides(overrides))
     with mindspore_lock:
         result = finetune_run(to_path(model, "model"), request, folder, lock, seconds)
     return Model(folder, outcome=None if result is None else Result(result, format_result(result)))
@@ -483,10 +477,12 @@ def inspect(
 ) -> Result:
     """Return the size of a configuration: parameters, and bytes on host and device. For a model, return the contents of its files.
     what: a configuration; or the path of a run, checkpoint, export, or folder or file of weights. keep, drop: also return the size
-    that `extract` would leave. verify: compare every file of a model with its hash, which reads all of it.
+    that `extract` would leave. verify: compare every file of a model with its hash, which reads all of it; "damaged" has a message
+    on each damaged file, and the result's `ok` is then False.
     """
     from pangu_sigma.inspection import inspect as inspection
 
+    damaged: list[str] = []
     if isinstance(what, Config) or not is_model(what):
         if verify:
             raise ConfigError(f"{argument('--verify')} is for files of weights, not for a configuration; leave it out")
@@ -498,14 +494,14 @@ def inspect(
         from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 
         files = inspect_files(Path(what), verify)
-        config, tree, text = files.config, files.as_dict(), format_file_inspection(files)
-    if keep or drop:
+        config, tree, text, damaged = files.config, files.as_dict(), format_file_inspection(files), files.damaged
+    if (keep or drop) and not (damaged and config is None):
         if config is None:
             named = f"{argument('--keep')}, {argument('--drop')}"
             raise ConfigError(f"{named}: {what} is a dense model without domains; leave them out")
         tree["extract"] = inspection.extraction(config, to_texts(keep, "--keep"), to_texts(drop, "--drop"))
         text += f"\n{inspection.format_extraction(tree['extract'])}"
-    return Result(tree, text)
+    return Result(tree, text, ok=not damaged)
 
 
 @check_kinds

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import Override
 from pangu_sigma.errors import argument, keyword
 from pangu_sigma.generate.sampling import Sampling, check_text
 
 AnyPath = str | os.PathLike[str]
 Paths = AnyPath | Iterable[AnyPath]
+Overrides = Mapping[str, Any] | Sequence[Override]
+"""Overrides of a configuration: values by key path, such as {"train.steps": 100}, or texts such as "train.steps=100"."""
 
 
 def to_path(path: AnyPath, name: str) -> Path:
@@ -29,6 +32,17 @@ def to_paths(paths: Paths, name: str) -> list[Path]:
     if isinstance(paths, str | bytes | Mapping | os.PathLike) or not isinstance(paths, Iterable):
         return [to_path(paths, name)]  # type: ignore[arg-type]  # which refuses it
     return [to_path(path, name) for path in paths]
+
+
+def to_overrides(overrides: Overrides) -> list[Override]:
+    """Return a caller's overrides of a configuration as a list. Raises ConfigError for other types."""
+    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
+        overrides = [overrides]
+    changes = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
+    for each in changes:
+        if not isinstance(each, str) and not (isinstance(each, tuple) and len(each) == 2):
+            raise ConfigError(f'overrides: {each!r} is not allowed: values by key path, such as {{"train.steps": 100}}')
+    return changes
 
 
 def to_text(text: str, name: str) -> str:

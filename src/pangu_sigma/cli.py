@@ -24,9 +24,9 @@ from pangu_sigma.ranks.ranks import end_as_rank, end_process, is_rank
 EXIT_STATUSES = """\
 exit status:
   0  done
-  1  a check failed (doctor; a plan that does not fit, or compiles to something else), or something broke: a bug, shown
-     with its traceback
-  2  something that you can fix, said in one message
+  1  a check failed (doctor; a plan that does not fit, or compiles to something else; inspect --verify found damage), or
+     something broke: a bug, shown with its traceback
+  2  something that you can fix, said in one message; a loss that is not finite (evaluate)
   130, 141  interrupted (Ctrl-C); nobody reads the output any more"""
 """Exit statuses of the commands, for the help; `errors.exit_status` maps errors to them."""
 

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
 
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES
 from pangu_sigma.errors import UserError, argument
@@ -67,6 +67,19 @@ class Config(Section):
     parallel: ParallelConfig = ParallelConfig()
     chat: ChatConfig = ChatConfig()
     finetune: FinetuneConfig | None = None
+    _reader_named: bool = PrivateAttr(default=False)
+
+    @property
+    def reader_named(self) -> bool:
+        """True if a person named `data.reader`, in a file or an override; only then it is executed. Runs, checkpoints and exports
+        record the key, too, and must not choose code."""
+        return self._reader_named
+
+    def with_reader_named(self) -> Config:
+        """Return a copy whose `data.reader` may be executed."""
+        copy = self.model_copy()
+        BaseModel.__setattr__(copy, "_reader_named", True)
+        return copy
 
     @field_validator("name")
     @classmethod

@@ -115,6 +115,16 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
     return tree
 
 
+def key_of(change: Override) -> str:
+    """Return the key path of an override."""
+    return change.partition("=")[0] if isinstance(change, str) else str(change[0])
+
+
+def names_reader(overrides: Sequence[Override]) -> bool:
+    """Return True if one of a person's overrides sets `data.reader`, so that it may be executed."""
+    return any(key_of(change) in ("data", "data.reader") for change in overrides)
+
+
 def parse_config(tree: dict[str, Any]) -> Config:
     """Validate a plain tree as a configuration. Raises ConfigError, which lists one problem per line."""
     try:
@@ -236,7 +246,7 @@ _PATTERNS = {
     r"^[a-z0-9_]+$": "it must have a to z, 0 to 9 and _ only",
     r"^[a-z0-9_+]+$": "it must have a to z, 0 to 9, _ and + only",
     r"[^./]": "it must have a character besides dots and slashes",
-    r"^[\w.]+:\w+$": "it must be MODULE:FUNCTION",
+    r"^[^\x00]+:\w+$": "it must be FILE.py:FUNCTION",
     r"^(random|balanced|[^\x00]+\.npz)$": "it must be 'random' or 'balanced', or a file of tables, NAME.npz",
     r"^[^\x00]*$": "it must have no null character",
     r"^[^{}]*\{content\}[^{}]*$": "it must have {content} once, and no other brace",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from pangu_sigma.errors import UserError
 
 mindspore_lock = threading.RLock()
 """Lock to hold while graphs are built, compiled or run: MindSpore works in any thread, but crashes in two at once."""
@@ -14,9 +17,30 @@ def use_cpu(seed: int = 0) -> None:
     """Set MindSpore to the CPU and graph mode; PyNative is some thirty times slower. seed: seed of initialisers and dropout."""
     import mindspore as ms
 
+    refuse_compile_cache()
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device("CPU")
     ms.set_seed(seed)
+
+
+def refuse_compile_cache() -> None:
+    """Raise UserError if MindSpore's compile cache is on.
+
+    MindSpore 2.9 finds a cached graph by its place in the order in which a process compiles, and compares the text of the entry
+    script alone: a resumed run takes the graph of the evaluation for its step, and a changed key, such as
+    `train.optimizer.clip_norm`, keeps its old value without a word.
+    """
+    import mindspore as ms
+
+    for named, on in (
+        ("MS_COMPILER_CACHE_ENABLE=1", os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1"),
+        ("mindspore.set_context(enable_compile_cache=True)", ms.get_context("enable_compile_cache")),
+    ):
+        if on:
+            raise UserError(
+                f"{named}: MindSpore's compile cache takes graphs by the order in which a process compiles them, whatever the "
+                "configuration, so that a run would compute with another graph than its own; switch it off"
+            )
 
 
 @contextmanager

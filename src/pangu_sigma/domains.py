@@ -18,7 +18,7 @@ class Domain:
     """Domain of a run, with its experts and its embedding slot.
 
     index: position in the configuration's list, which is its number in data and plans.
-    first_expert: experts ``first_expert … first_expert + experts - 1`` of every RRE layer belong to this domain.
+    first_expert: experts ``first_expert … first_expert + experts - 1`` of every own segment belong to this domain.
     slot: index of the embedding slot that the domain reads from and predicts with.
     """
 

@@ -40,13 +40,20 @@ def remedy(error: OSError, otherwise: str) -> str:
     return _OF_THE_MACHINE.get(error.errno or 0, otherwise)
 
 
-_NO_MEMORY = (
-    "Memory isn't enough and alloc failed",
-    "std::bad_alloc",
-    "Resource temporarily unavailable",
-    "failed to map segment from shared object",
+_MEMORY = "memory is full", "close other programs, use a smaller configuration, or raise `ulimit -v`"
+_THREADS = (
+    "no more threads can be started, for lack of memory or by a limit of processes",
+    "close other programs, or raise `ulimit -v`, `ulimit -u` or the container's pids limit",
 )
-"""What a RuntimeError of MindSpore, or an ImportError, says when memory is full; the third: for the stack of a thread."""
+_EXHAUSTED = {
+    "Memory isn't enough and alloc failed": _MEMORY,
+    "std::bad_alloc": _MEMORY,
+    "failed to map segment from shared object": _MEMORY,
+    "Resource temporarily unavailable": _THREADS,
+    "can't start new thread": _THREADS,
+}
+"""What a RuntimeError of Python or MindSpore, or an ImportError, says when the machine has no more of something → what that is,
+and the fix."""
 
 
 class DataError(UserError, ValueError):
@@ -91,13 +98,12 @@ def exit_status(command: Callable[[], int]) -> int:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _say(f"error: {where}{error.strerror}; {_OF_THE_MACHINE[error.errno]}", 2)
     except (MemoryError, RuntimeError, ImportError) as error:
-        found = [line for line in str(error).splitlines() if any(text in line for text in _NO_MEMORY)]
+        found = [(line, text) for line in str(error).splitlines() for text in _EXHAUSTED if text in line]
         if not isinstance(error, MemoryError) and not found:
             raise
-        why = f" ({found[0] if found else error})" if str(error) else ""
-        return _say(
-            f"error: memory is full{why}; close other programs, use a smaller configuration, or raise `ulimit -v`", 2
-        )
+        line, text = found[0] if found else (str(error), "")
+        what, fix = _EXHAUSTED.get(text, _MEMORY)
+        return _say(f"error: {what}{f' ({line})' if line else ''}; {fix}", 2)
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     finally:

@@ -60,8 +60,7 @@ def training_needs(config: Config) -> list[Need]:
     gradients = config.active_expert_params // shares * _FLOAT32
     moments = 2 * (2 if ecss.moments == "bfloat16" else _FLOAT32)
     stored = 0 if ecss.store == "file" else count.experts // shares * (_FLOAT32 + moments)
-    log = min(int(ecss.undo_gib * _GIB), config.active_expert_params // shares * (_FLOAT32 + moments))
-    worker = log + gradients if ecss.by_worker(npu=False) else 0
+    worker = gradients if ecss.by_worker(npu=False) else 0
     sequences = config.train.batch_size // min(p.stage_ranks // p.tensor, config.train.batch_size)
     tokens = sequences * m.seq_length
     scores = sequences * m.heads * m.seq_length**2
@@ -70,9 +69,7 @@ def training_needs(config: Config) -> list[Need]:
     smaller = "model.experts_per_domain, model.rre_layers, model.ffn or model.hidden"
     return [
         Need("experts and their Adam state", stored, f"lower {smaller}, or keep them in files: ecss.store=file"),
-        Need(
-            "old values of experts and gradients for the worker", worker, "lower ecss.undo_gib, or set ecss.update=step"
-        ),
+        Need("gradients of the step before, for the worker", worker, "set ecss.update=step"),
         Need("gradients of the active experts", gradients, f"lower {smaller}, or data.domains_per_step"),
         Need(
             "dense parameters, their gradients and Adam state",

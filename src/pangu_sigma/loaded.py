@@ -6,13 +6,23 @@ Shape suffixes in docstrings: T tokens of a text, R rows of a slot, L layers, H 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ascend_ops.few_rows import Precision, StoredPrecision
-from pangu_sigma.arguments import AnyPath, Paths, to_path, to_paths, to_sampling, to_text, to_texts
+from pangu_sigma.arguments import (
+    AnyPath,
+    Overrides,
+    Paths,
+    to_overrides,
+    to_path,
+    to_paths,
+    to_sampling,
+    to_text,
+    to_texts,
+)
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
 from pangu_sigma.errors import argument
@@ -42,23 +52,26 @@ def evaluate(
     *,
     input: Paths = (),
     domain: str | None = None,
+    overrides: Overrides = (),
 ) -> Result:
     """Measure each domain's held-out loss in nats per token: {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}.
 
     model: a run, or an exported model, which is evaluated on its run's text. se: standard error over samples. unigram: loss of a
     unigram model on the same tokens. all_samples: read all held-out samples, not only the samples that training evaluates. against:
     as many other runs as `model` names, evaluated on the same tokens. Then the result has "pairs", with the losses of both runs and
-    their differences, paired by sample, and the "mean" over the pairs. Raises UserError if the text is missing, or if the runs
-    differ in text or tokenizer.
+    their differences, paired by sample, and the "mean" over the pairs. A loss that is not finite is None, and logged. Raises
+    UserError if the text is missing, or if the runs differ in text or tokenizer.
 
-    input: any other text, files or folders of documents as in `prepare_data`; domain: of all of them, by default they say it. As
-    held-out text, they are read one after another in samples of model.seq_length tokens; all tokens of a document but the first
-    are predicted, and its <eot>. Lines that cannot be used are left out with a warning. "unigram" is None: no training text is
-    read.
+    input: any other text, files or folders of documents as in `prepare_data`; domain: of all of them, by default they say it.
+    overrides: of the keys of section `data` that say how records are read, by default the run's; a reader that a run recorded is
+    not executed. Documents are read as held-out text is, one after another in samples of model.seq_length tokens; all tokens of a
+    document but the first are predicted, and its <eot>. Lines that cannot be used are left out with a warning. "unigram" is None:
+    no training text is read.
     """
     from pangu_sigma.evaluate.held_out.run import format_losses
 
     models, others, files = to_paths(model, "model"), to_paths(against, "--against"), to_paths(input, "--input")
+    changes = to_overrides(overrides)
     if not others and len(models) != 1:
         raise ConfigError(
             f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
@@ -66,23 +79,38 @@ def evaluate(
     if domain is not None and not files:
         named = f"{argument('--domain')} {domain} is of the records of {argument('--input')}"
         raise ConfigError(f"{named}; held-out text has its domains, leave it out")
+    if changes and not files:
+        named = f"{argument('--set', 'overrides')} says how records of {argument('--input')} are read"
+        raise ConfigError(f"{named}; held-out text is prepared, leave it out")
     if files:
         if others or all_samples:
             named = f"{argument('--against')} and {argument('--all-samples')}"
             raise ConfigError(
                 f"{named} are about held-out text, and {argument('--input')} is other text; leave them out"
             )
-        return Model(models[0]).evaluate(input=files, domain=domain)
+        return Model(models[0]).evaluate(input=files, domain=domain, overrides=changes)
     with mindspore_lock:
         if others:
             from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
 
             comparison = compare_runs(models, others, all_samples)
-            return Result(comparison, format_differences(comparison))
+            rows = [each["domains"] for each in comparison["pairs"]]
+            theirs = [{name: figures["against"] for name, figures in row.items()} for row in rows]
+            return _measured(comparison, format_differences(comparison), [*rows, *theirs])
         from pangu_sigma.evaluate.held_out.run import evaluate_run
 
         losses = evaluate_run(models[0], all_samples)
-    return Result(losses, format_losses(losses))
+    return _measured(losses, format_losses(losses), [losses])
+
+
+def _measured(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, Any]]) -> Result:
+    """Return a result, and log the domains whose losses are not finite. losses: figures by domain."""
+    found = dict.fromkeys(name for each in losses for name, figures in each.items() if figures["loss"] is None)
+    if found:
+        logger.error(
+            "the loss of %s is not finite: weights are NaN, infinite or too large to compute with", ", ".join(found)
+        )
+    return Result(values, table, not found)
 
 
 @check_kinds
@@ -154,7 +182,7 @@ class Model:
         max_new_tokens: maximum number of new tokens; generation also ends at the end of the text, and at model.seq_length. seed:
         the same seed draws the same tokens for a prompt in any list; further copies of it draw with the next seeds. stop: strings;
         a continuation ends before the first. sampling: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
-        frequency_penalty, as in `generate.sampling.Sampling`; by default greedy.
+        frequency_penalty, as in `generate.sampling.Sampling`; by default greedy. Raises UserError if logits are not finite.
         """
         texts = [answer.text for answer in self.answers(prompt, domain, max_new_tokens, seed, stop, **sampling)]
         return texts[0] if isinstance(prompt, str) else texts
@@ -269,25 +297,28 @@ class Model:
         input: Paths = (),
         against: Paths = (),
         all_samples: bool = False,
+        overrides: Overrides = (),
     ) -> Result:
         """Measure the loss as the function `evaluate` does, on held-out text or `input`; or that of a text, read by `domain`."""
         files = to_paths(input, "input")
         if text is None and not files:
-            return evaluate(self.path, against, all_samples, domain=domain)
+            return evaluate(self.path, against, all_samples, domain=domain, overrides=overrides)
         if text is not None and (files or domain is None):
             raise ConfigError("text: give it a domain, domain=…, and no input; the name of a file is input=…")
         if all_samples or to_paths(against, "against"):
             raise ConfigError("against and all_samples are about held-out text; leave them out")
+        if text is not None and overrides:
+            raise ConfigError("overrides say how records of input are read; leave them out")
         from pangu_sigma.evaluate.held_out.run import format_losses
         from pangu_sigma.evaluate.held_out.text import evaluate_documents, read_documents
         from pangu_sigma.text.documents import Document
 
         if text is None:
-            documents = read_documents(self.config, files, domain)
+            documents = read_documents(self.config, files, domain, to_overrides(overrides))
         else:
             documents = [Document(self._domain(domain).name, to_text(text, "text"), "text")]
         losses = evaluate_documents(self.engine, documents)
-        return Result(losses, format_losses(losses).replace("held-out, nats", "nats"))
+        return _measured(losses, format_losses(losses).replace("held-out, nats", "nats"), [losses])
 
     @check_kinds
     def export(

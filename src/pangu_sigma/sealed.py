@@ -1,13 +1,14 @@
 """Files that are read whole or refused: written by a rename, with content hashes in a manifest that carries its own hash.
 
-A *sealed* JSON file contains the hash of its other contents, so that any changed bit is noticed. A *sealed folder* has a sealed
-JSON file, `seal.json`, with size and content hash of the folder's other files.
+A *sealed* JSON file contains the hash of its other contents, so that any changed bit is noticed. A *sealed line* of a JSON Lines
+file does, too. A *sealed folder* has a sealed JSON file, `seal.json`, with size and content hash of the folder's other files.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,8 @@ import xxhash
 
 from pangu_sigma.errors import UserError, remedy
 
+logger = logging.getLogger(__name__)
+
 SEAL = "seal.json"
 """Name of the seal (manifest with its own hash) of a sealed folder."""
 UNFINISHED = ".unfinished-"
@@ -24,6 +27,8 @@ UNFINISHED = ".unfinished-"
 
 _OWN_HASH = "manifest"
 """Key of a sealed file's hash of itself."""
+LINE_HASH = "xxh3"
+"""Last key of a sealed line: hash of the line without this key."""
 _READ_BYTES = 8 << 20
 
 
@@ -56,24 +61,52 @@ def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True)
             raise DamagedFile(f"{file}: {what} is {value}, {recorded[what]} was written; the file is damaged, {fix}")
 
 
-def sealed(body: dict[str, Any]) -> bytes:
-    """Return `body` as sealed JSON, which contains its own hash. Raises ValueError or TypeError if JSON cannot represent `body`."""
-    return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body))})
+def sealed(body: dict[str, Any], sort_keys: bool = True) -> bytes:
+    """Return `body` as sealed JSON, which contains its own hash. Raises ValueError or TypeError if JSON cannot represent `body`.
+
+    sort_keys: False to keep the order of the keys, with the hash as the last one.
+    """
+    return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, sort_keys))}, sort_keys)
 
 
-def unsealed(file: Path, fix: str) -> dict[str, Any]:
-    """Read a JSON file that `sealed` wrote, without its hash. fix: advice to the user. Raises DamagedFile if a byte was changed."""
+def unsealed(file: Path, fix: str, was_unsealed: bool = False) -> dict[str, Any]:
+    """Read a JSON file that `sealed` wrote, without its hash. Raises DamagedFile if a byte was changed.
+
+    fix: advice to the user. was_unsealed: True for a file that version 0.1.0 wrote without a hash, which is read with a warning.
+    """
     try:
         content = file.read_bytes()
         tree = json.loads(content)
         body = {key: value for key, value in tree.items() if key != _OWN_HASH}
-        again = sealed(body)
+        digest = xxhash.xxh3_128_hexdigest(as_json(body, sort_keys=False))  # in the order in which the file has them
+        again = as_json({**tree, _OWN_HASH: digest}, sort_keys=False)
     except OSError as error:
         raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
-    if again != content:
+    if was_unsealed and body and body == tree:
+        logger.warning("%s has no hash of itself, as version 0.1.0 wrote it: changed bits would not be noticed", file)
+    elif again != content:
         raise DamagedFile(f"{file}: its content does not match its own hash; {fix}")
+    return body
+
+
+def sealed_line(body: dict[str, Any], allow_nan: bool = False) -> str:
+    """Return a line of JSON that contains its own hash as last key. Raises ValueError or TypeError if `body` is not JSON.
+
+    allow_nan: True to write NaN and infinity, as Python's `json` reads them.
+    """
+    text = json.dumps(body, ensure_ascii=False, allow_nan=allow_nan)
+    return f'{text[:-1]}, "{LINE_HASH}": "{xxhash.xxh3_64_hexdigest(text.encode())}"}}\n'
+
+
+def unsealed_line(line: bytes) -> dict[str, Any]:
+    """Parse a line that `sealed_line` wrote, without its line end and its hash. Raises DamagedFile if a byte was changed."""
+    text, _, ending = line.rpartition(f', "{LINE_HASH}": "'.encode())
+    text += b"}"
+    if ending != f'{xxhash.xxh3_64_hexdigest(text)}"}}'.encode():
+        raise DamagedFile("the line does not match its own hash")
+    body: dict[str, Any] = json.loads(text)
     return body
 
 
@@ -134,6 +167,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def as_json(tree: dict[str, Any]) -> bytes:
-    """Return a tree as JSON with sorted keys, equal for equal trees. Raises ValueError or TypeError if JSON cannot represent it."""
-    return json.dumps(tree, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+def as_json(tree: dict[str, Any], sort_keys: bool = True) -> bytes:
+    """Return a tree as JSON, with sorted keys equal for equal trees. Raises ValueError or TypeError if JSON cannot represent it."""
+    return json.dumps(tree, indent=1, sort_keys=sort_keys, allow_nan=False).encode() + b"\n"

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pangu_sigma.chips import Chip
 from pangu_sigma.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 class Section(BaseModel):
     """Base class of the sections of the configuration tree: refuses unknown keys, silent type conversions, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    retired: ClassVar[dict[str, tuple[Any, str]]] = {}
+    """Keys of earlier releases that are read and left out: default of then, and the warning for another value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_retired(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or not cls.retired.keys() & tree.keys():
+            return tree
+        for key, (default, warning) in cls.retired.items():
+            if tree.get(key, default) != default:
+                logger.warning("%s", warning)
+        return {key: value for key, value in tree.items() if key not in cls.retired}
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise UserError(f"{name} is frozen; load another: ps.load_config(…, {{'SECTION.{name}': {value!r}}})")
 
 
 # Upper bounds are far above any real model. They exist so that a slip of the pen is an error here and not a loop or an allocation
-# without end; whether a model fits the machine is asked elsewhere (host_memory.py, planning/).
+# without end; whether a model fits the machine is asked elsewhere (host_memory.py, npu/plan/).
 MOST = 10**12
 """Upper limit of all counts, such as steps: about 10⁵ times the counts of the paper's run."""
 MOST_RANKS = 1 << 20
@@ -72,8 +87,8 @@ class ModelConfig(Section):
     dense_layers: Layers
     """Number of dense layers at the bottom, which all domains share."""
     rre_layers: Layers
-    """N, number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer; it
-    is an RRE layer if N > 0."""
+    """Number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer; it
+    is an RRE layer if there is any."""
     activation: Activation = "fast_gelu"
     """Activation of every FFN, of a dense layer and of an expert alike. `fast_gelu`: PanGu-Σ (as others report), PanGu-α in
     MindSpore's model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its Hugging Face ports. Use the activation that the
@@ -196,7 +211,7 @@ class VocabularyConfig(Section):
 
 
 class RoutingConfig(Section):
-    """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per RRE layer."""
+    """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per segment."""
 
     table: RoutingTables = "random"
     """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
@@ -220,6 +235,9 @@ class RoutingConfig(Section):
 class EcssConfig(Section):
     """Section `ecss`, Expert Computation and Storage Separation: storage of the experts, and their copy to the device."""
 
+    retired = {
+        "undo_gib": (1.0, "ecss.undo_gib is no longer a key: the worker waits for the gradient norm; leave it out"),
+    }
     enabled: bool = True
     """true: experts and their Adam state are in the host's memory, and only the active ones are copied to the device.
     false: every expert is an ordinary parameter of the device with ordinary Adam, for comparison."""
@@ -233,11 +251,9 @@ class EcssConfig(Section):
     """true: the experts of the next step are copied while a step computes, except experts that both steps use. false: each step
     copies all its experts when it starts, as on Ascend with either value. The results are the same."""
     update: Literal["auto", "worker", "step"] = "auto"
-    """Who updates the experts. worker: a thread of the host, while the device computes the dense layers of this step and the next.
-    step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the host's. No bit differs."""
-    undo_gib: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
-    """GiB of old values that the worker keeps to undo updates that it begins before the gradient norm is known. 0: it waits for the
-    norm."""
+    """Who updates the experts. worker: a thread of the host, while the device updates the dense parameters and computes the dense
+    layers of the next step. step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the
+    host's. No bit differs."""
     update_cores: Annotated[int, Field(ge=0)] = 0
     """Number of cores that the worker has for itself, a thread on each; the device's threads keep the others. 0: one thread, which
     takes its turn with the others."""
@@ -265,7 +281,7 @@ class EcssConfig(Section):
 class FiltersConfig(Section):
     """Section `data.filters`, filters by rule: a document beyond a limit is dropped and counted under the key's name; null: no such
     filter. Rules of text hold for domains of all formats but `code`, rules of code for those alone. Words are runs of letters and
-    digits, and Han characters; lines are those with a visible character; shares are from 0 to 1 (sources: prepare/filters.py)."""
+    digits, and Han characters; lines are those with a visible character; shares are from 0 to 1. Sources: cleaning/filters.py."""
 
     min_characters: NonNegative | None = None
     """Least number of characters of text."""
@@ -338,9 +354,10 @@ class DataConfig(Section):
     domain_of: Annotated[dict[Glob, str], Field(max_length=100_000)] = {}
     """Glob of a file or of a folder → name of the domain of all records there, whose labels are not read. A glob is compared with
     the end of the path: `books.jsonl`, `law/*.parquet`, `news` for all below folders of this name, `*` for every file."""
-    reader: Annotated[str, Field(max_length=1_000, pattern=r"^[\w.]+:\w+$")] | None = None
-    """MODULE:FUNCTION of yours, called with each record, a dict. It returns the record to use in its place, or None to leave the
-    record out, which is counted. null: none."""
+    reader: Annotated[str, Field(max_length=4_000, pattern=r"^[^\x00]+:\w+$")] | None = None
+    """FILE.py:FUNCTION of yours, called with each record, a dict. It returns the record to use in its place, or None to leave the
+    record out, which is counted. It is executed only if your own file or --set names it: the key of a run or an export is a record.
+    null: none."""
     max_mib_per_domain: PositiveFloat | None = None
     """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null keeps all of your own text, 6 MiB of packaged text."""
     held_out: HeldOutFraction = 0.05
@@ -388,6 +405,12 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """Section `train.optimizer`: Adam with decoupled weight decay, and another ε for experts (as reported of the PanGu-Σ paper)."""
 
+    retired = {
+        "clip": (
+            "global",
+            "train.optimizer.clip is no longer a key: gradients are clipped by their common norm; leave it out",
+        ),
+    }
     peak_lr: PositiveFloat = 1e-4
     """Peak learning rate, at the end of the warm-up."""
     end_lr: Annotated[float, Field(ge=0.0, le=1e30)] = 2e-5
@@ -408,9 +431,6 @@ class OptimizerConfig(Section):
     """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
     """Maximum global norm of the gradients of dense parameters and active experts; larger gradients are scaled down to it."""
-    clip: Literal["global", "parts"] = "global"
-    """global: all gradients are scaled by their common norm. parts: those of the dense parameters by theirs, and those of the
-    experts by theirs, known right after the backward pass of the RRE layers; other results. The Ascend step has only global."""
 
 
 def chip_name(chip: Any) -> Any:
@@ -476,10 +496,11 @@ class ParallelConfig(Section):
 
 
 class LossScaleConfig(Section):
-    """Section `train.loss_scale`, dynamic loss scale: NaN or infinite gradients change the scale alone. In bfloat16 it is 1."""
+    """Section `train.loss_scale`, dynamic loss scale of compute_dtype=float16. With another compute_dtype the scale is 1 from the
+    first step on. NaN or infinite gradients change the scale alone."""
 
     initial: PositiveFloat = 65_536.0
-    """Loss scale of the first step."""
+    """Loss scale of the first step in float16."""
     window: Positive = 1_000
     """Number of steps without overflow after which the scale doubles."""
 
@@ -533,8 +554,8 @@ class TrainConfig(Section):
     """Number of steps between lines of the log. A line also precedes each evaluation and checkpoint."""
     max_skipped_steps: Positive = 50
     """Number of consecutive steps with a domain that may be skipped before the run stops with an error. Each domain has its own
-    count, because one bad expert skips the steps of its domain only. The loss scale of a new run, 2³² at most in the shipped
-    configurations, falls to 1 in 32 steps; a run that still skips then does not train."""
+    count, because one bad expert skips the steps of its domain only. The loss scale of a new run in float16, 2³² at most in the
+    shipped configurations, falls to 1 in 32 steps; a run that still skips then does not train."""
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     spikes: SpikesConfig = SpikesConfig()
@@ -544,6 +565,11 @@ class TrainConfig(Section):
         if self.optimizer.end_lr > self.optimizer.peak_lr:
             raise ValueError(f"optimizer.end_lr={self.optimizer.end_lr} is above peak_lr={self.optimizer.peak_lr}")
         return self
+
+    @property
+    def first_loss_scale(self) -> float:
+        """Loss scale of the first step of a new run."""
+        return self.loss_scale.initial if self.compute_dtype == "float16" else 1.0
 
 
 MessageTemplate = Annotated[str, Field(max_length=1_000, pattern=r"^[^{}]*\{content\}[^{}]*$")]

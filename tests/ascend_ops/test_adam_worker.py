@@ -1,16 +1,20 @@
-"""The worker behind a step's back: the bytes of `AdamRows`, whatever it speculated and however it was told otherwise."""
+"""The worker behind the step: the bytes of `AdamRows`, and a number, not an address, by which a graph finds it."""
 
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ascend_ops.adam import HYPER
+from ascend_ops.adam import HYPER, adam_oracle
 from ascend_ops.adam_worker import AdamWorker, AdamWorkerError
 
 ROWS, ACTIVE, WIDTHS = 7, 3, (2500, 40)
@@ -61,27 +65,17 @@ class Segments:
             np.zeros(1, np.float32),
         )
 
-    def hand_out(
-        self, worker: AdamWorker, n: int, grads: list[np.ndarray], lists: list[np.ndarray], hyper: np.ndarray
-    ) -> int:
+    def start(self, at: np.ndarray, grads: list[np.ndarray], lists: list[np.ndarray], hyper: np.ndarray) -> int:
         active, offsets, entries = lists
-        return self.call(
-            "HandOut",
-            *grads,
-            *self.copies[n],
-            active,
-            offsets,
-            entries,
-            hyper,
-            worker.at(n).asnumpy(),
-            np.zeros(1, np.float32),
-        )
+        copies, token = self.copies[at[1]], np.zeros(1, np.float32)
+        return self.call("StartUpdate", *grads, *copies, active, offsets, entries, hyper, at, token)
 
-    def decide(self, worker: AdamWorker, hyper: np.ndarray) -> int:
-        return self.call("Decide", hyper, worker.at(0).asnumpy(), np.zeros(1, np.float32))
+    def wait(self, at: np.ndarray) -> int:
+        return self.call("Await", np.zeros(1, np.float32), at, np.zeros(1, np.float32))
 
-    def wait(self, worker: AdamWorker, n: int) -> int:
-        return self.call("Await", np.zeros(1, np.float32), worker.at(n).asnumpy(), np.zeros(1, np.float32))
+
+def at(worker: AdamWorker, n: int) -> np.ndarray:
+    return worker.at(n).asnumpy()
 
 
 def hyper_of(kind: str) -> np.ndarray:
@@ -100,25 +94,17 @@ def drawn(rng: np.random.Generator, dtype: type) -> tuple[list[np.ndarray], list
 @pytest.mark.parametrize(
     ("options", "moments", "dtype"),
     [
-        ({"log_bytes": 1 << 20}, np.float32, np.float32),
-        ({"log_bytes": 0}, np.float32, np.float32),
-        ({"log_bytes": 70_000}, np.float32, np.float16),
-        ({"log_bytes": 1 << 20, "threads": 2}, np.uint16, np.float32),
-        ({"log_bytes": 1 << 20, "copies_gradients": True}, np.float32, np.float32),
+        ({}, np.float32, np.float32),
+        ({}, np.float32, np.float16),
+        ({"threads": 2}, np.uint16, np.float32),
+        ({"copies_gradients": True}, np.float32, np.float32),
     ],
-    ids=[
-        "room for all",
-        "never speculates",
-        "room for some, float16",
-        "two threads, bfloat16 moments",
-        "own gradients",
-    ],
+    ids=["float32", "float16", "two threads, bfloat16 moments", "own gradients"],
 )
-@pytest.mark.parametrize("sequences", [5, pytest.param(40, marks=pytest.mark.slow)])  # 200 in all
+@pytest.mark.parametrize("sequences", [5, pytest.param(40, marks=pytest.mark.slow)])
 def test_random_sequences_of_clipped_overflowed_spiked_and_clean_steps_give_the_bytes_of_adam_rows(
     call_kernel: Callable[..., int], options: dict[str, Any], moments: type, dtype: type, sequences: int
 ):
-    begun = 0
     for seed in range(sequences):
         rng = np.random.default_rng(seed)
         ours, theirs = (Segments(call_kernel, moments) for _ in range(2))
@@ -129,93 +115,148 @@ def test_random_sequences_of_clipped_overflowed_spiked_and_clean_steps_give_the_
             held.append(parts)  # gradients stay where they are until they are awaited
             if kind == "overflow":
                 parts[0][0][0][0, 0] = np.nan
-            for n in (1, 0):
-                assert not ours.wait(worker, n)
-                assert not ours.hand_out(worker, n, *parts[n], hyper_of("clean"))
+            for n in rng.permutation(2).tolist():
+                assert not ours.wait(at(worker, n))
+                assert not ours.start(at(worker, n), *parts[n], hyper_of(kind))
                 if options.get("copies_gradients"):
                     theirs_now = [grad.copy() for grad in parts[n][0]]
                     for grad in parts[n][0]:
                         grad[...] = 0.0
                     parts[n][0][:] = theirs_now
-            if rng.random() < 0.5:
-                np.linalg.norm(rng.normal(size=(60, 60)), 2)  # some time for the worker, or none
-            assert not ours.decide(worker, hyper_of(kind))
-            for n in range(2):
                 theirs.adam_rows(n, *parts[n], hyper_of(kind))
         worker.settle()
         assert ours.bytes() == theirs.bytes(), seed
-        counts, _ = worker.read()
-        begun += counts.kept + counts.redone + counts.dropped
-        assert counts.kept + counts.redone + counts.dropped + counts.late == 12
-    assert (begun > 0) == (options["log_bytes"] > 0)
 
 
-def test_after_three_clipped_steps_the_worker_waits_and_after_a_clean_one_it_speculates_again(
-    call_kernel: Callable[..., int],
-):
-    ours = Segments(call_kernel)
-    worker, rng = ours.registered(log_bytes=1 << 20), np.random.default_rng(0)
-
-    def take(kind: str) -> bool:
-        """True if the update was begun before the decision."""
-        assert not ours.wait(worker, 0) and not ours.hand_out(worker, 0, *drawn(rng, np.float32), hyper_of("clean"))
-        while worker_may_speculate and not worker.read()[1]:
-            pass
-        assert not ours.decide(worker, hyper_of(kind))
-        worker.settle()
-        return worker.read()[0].late == 0
-
-    for kind, worker_may_speculate in (
-        *(("clipped", True),) * 3,
-        *(("clipped", False),) * 2,
-        ("clean", False),
-        ("clipped", True),
-    ):
-        assert take(kind) == worker_may_speculate
-
-
-def test_an_update_is_handed_out_once_of_known_arrays_and_rows(call_kernel: Callable[..., int]):
+def test_an_update_is_that_of_the_oracle_and_counts_the_step_of_rows_with_tokens(call_kernel: Callable[..., int]):
     ours, rng = Segments(call_kernel), np.random.default_rng(0)
-    worker, (grads, lists) = ours.registered(log_bytes=0), drawn(rng, np.float32)
-    assert ours.hand_out(AdamWorker(2, 0), 0, grads, lists, hyper_of("clean")) == 5, "no arrays"
+    worker, before = ours.registered(), [w.copy() for w in ours.w[1]]
+    grads, lists = drawn(rng, np.float32)
+    lists[1][:] = [0, 2, 2, 5]  # the second of three active rows has no token
+    assert not ours.start(at(worker, 1), grads, lists, hyper_of("clipped"))
+    assert not ours.wait(at(worker, 1))
+    values = dict(zip(HYPER, hyper_of("clipped").tolist(), strict=True))
+    fixed = {name: values[name] for name in ("lr", "grad_scale", "beta1", "beta2", "eps")}
+    for g, (w, grad) in enumerate(zip(before, grads, strict=True)):
+        for place in (0, 2):
+            row, zeros = lists[0][place], np.zeros_like(grad[place])
+            expected = adam_oracle(w[row], zeros, zeros, 1, grad[place], weight_decay=float(ours.decay[g]), **fixed)
+            for found, each in zip((ours.w[1][g], ours.m[1][g], ours.v[1][g]), expected, strict=True):
+                np.testing.assert_allclose(found[row], each, rtol=1e-5, atol=1e-7)
+        still = np.setdiff1d(np.arange(ROWS), lists[0][[0, 2]])
+        np.testing.assert_array_equal(ours.w[1][g][still], w[still])
+    assert ours.step[1].tolist() == [int(row in lists[0][[0, 2]]) for row in range(ROWS)]
+
+
+def test_a_segment_is_updated_once_at_a_time_with_known_arrays_and_rows(call_kernel: Callable[..., int]):
+    ours, rng = Segments(call_kernel), np.random.default_rng(0)
+    worker, empty, (grads, lists) = ours.registered(), AdamWorker(2), drawn(rng, np.float32)
+    assert ours.start(at(empty, 0), grads, lists, hyper_of("clean")) == 5, "no arrays"
+    assert ours.wait(at(worker, 2)) == 5, "no segment"
     lists[1][:] = np.arange(ACTIVE + 1)
     before = ours.bytes()
-    assert ours.hand_out(worker, 0, grads, [np.array([0, 1, ROWS], np.int32), *lists[1:]], hyper_of("clean")) == 4
+    outside = [np.array([0, 1, ROWS], np.int32), *lists[1:]]
+    assert ours.start(at(worker, 0), grads, outside, hyper_of("clean")) == 4
+    worker.settle()
     assert ours.bytes() == before
-    assert ours.hand_out(worker, 0, grads, lists, hyper_of("clean")) == 0
-    assert ours.hand_out(worker, 0, grads, lists, hyper_of("clean")) == 9, "not awaited"
-    assert ours.decide(worker, hyper_of("clean")) == 0 and ours.wait(worker, 0) == 0
-    assert ours.bytes() != before
+    found = [ours.start(at(worker, 0), grads, lists, hyper_of("clean")) for _ in range(100)]
+    assert set(found) == {0, 9}, "9: not awaited"
+    worker.settle()
+    assert ours.step[0].max() == found.count(0)
 
 
 def test_a_failed_worker_fails_every_operator_and_every_wait(call_kernel: Callable[..., int]):
     ours, rng = Segments(call_kernel), np.random.default_rng(0)
-    worker = ours.registered(log_bytes=0)
+    worker = ours.registered()
     grads, lists = drawn(rng, np.float32)
-    assert not ours.hand_out(worker, 0, grads, lists, hyper_of("clean"))
+    assert not ours.start(at(worker, 0), grads, lists, hyper_of("clean"))
     worker.fail()
-    assert ours.decide(worker, hyper_of("clean")) == 8
-    assert ours.wait(worker, 0) == 8 and ours.hand_out(worker, 1, grads, lists, hyper_of("clean")) == 8
+    assert ours.wait(at(worker, 0)) == ours.start(at(worker, 1), grads, lists, hyper_of("clean")) == 8
     with pytest.raises(AdamWorkerError, match="go on from the last checkpoint"):
         worker.settle()
 
 
-def test_a_worker_ends_with_its_object_also_in_the_middle_of_a_step(call_kernel: Callable[..., int]):
+def test_a_worker_ends_with_its_object_and_its_number_names_no_other(call_kernel: Callable[..., int]):
+    """Also in the middle of an update. A graph that is left over finds no worker, and not the next one."""
     ours, rng = Segments(call_kernel), np.random.default_rng(0)
-    worker = ours.registered(log_bytes=1 << 20)
-    assert not ours.hand_out(worker, 0, *drawn(rng, np.float32), hyper_of("clean"))
+    worker = ours.registered()
+    gone, parts = at(worker, 0), drawn(rng, np.float32)
+    assert not ours.start(gone, *parts, hyper_of("clean"))
     del worker
     gc.collect()
+    before, other = ours.bytes(), ours.registered()
+    assert at(other, 0)[0] == gone[0] + 1
+    assert ours.start(gone, *parts, hyper_of("clean")) == ours.wait(gone) == 5
+    other.settle()
+    assert ours.bytes() == before
 
 
-def test_stretches_of_work_have_the_clock_of_python_and_their_kind(call_kernel: Callable[..., int]):
+def test_each_worker_of_a_process_updates_its_own_arrays(call_kernel: Callable[..., int]):
+    rng = np.random.default_rng(0)
+    stores = [Segments(call_kernel) for _ in range(2)]
+    workers = [store.registered() for store in stores]
+    grads, lists = drawn(rng, np.float32)
+    lists[1][:] = np.arange(ACTIVE + 1)
+    before = stores[0].bytes()
+    assert not stores[1].start(at(workers[1], 0), grads, lists, hyper_of("clean"))
+    for worker in workers:
+        worker.settle()
+    assert stores[0].bytes() == before != stores[1].bytes()
+
+
+def test_spans_have_the_clock_of_python(call_kernel: Callable[..., int]):
     ours, rng = Segments(call_kernel), np.random.default_rng(0)
-    worker, started = ours.registered(log_bytes=0), time.perf_counter()
+    worker, started = ours.registered(), time.perf_counter()
     parts = drawn(rng, np.float32)
     parts[1][1][:] = np.arange(ACTIVE + 1)
-    assert not ours.hand_out(worker, 0, *parts, hyper_of("clean")) and not ours.decide(worker, hyper_of("clean"))
+    assert not ours.start(at(worker, 1), *parts, hyper_of("clean"))
     worker.settle()
-    counts, [span] = worker.read()
+    times, [span] = worker.read()
     assert started < span.begin < span.end < time.perf_counter()
-    assert (span.segment, span.kind, counts.late) == (0, "direct", 1)
-    assert worker.read() == (type(counts)(*[0] * len(counts)), [])
+    assert (span.segment, times.busy, times.waited) == (1, span.end - span.begin, 0.0)
+    assert not ours.wait(at(worker, 1))
+    times, spans = worker.read()
+    assert times.busy == 0.0 < times.waited and spans == []
+
+
+PROGRAM = """
+import hashlib
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from ascend_ops.adam_worker import AdamWorker, Await, StartUpdate
+
+class Step(nn.Cell):
+    def __init__(self, worker):
+        super().__init__()
+        self.wait, self.start = Await(worker, 0), StartUpdate(worker, 0)
+
+    def construct(self, grad, active, offsets, hyper):
+        return self.start((self.wait(grad),), active, offsets, hyper)
+
+ms.set_context(mode=ms.GRAPH_MODE)
+arrays = [np.ones((2, 8), np.float32), np.zeros((2, 8), np.float32), np.zeros((2, 8), np.float32)]
+worker = AdamWorker(1)
+worker.register(0, *([array] for array in arrays), np.zeros(2, np.int32), [0.0])
+step, grad = Step(worker), Tensor(np.full((1, 8), 3.0, np.float32))
+for _ in range(3):
+    lists = Tensor(np.array([1], np.int32)), Tensor(np.array([0, 1], np.int32))
+    step(grad, *lists, Tensor(np.array([0.1, 1.0, 1.0, 0.9, 0.95, 1e-8, 0.0], np.float32)))
+    worker.settle()
+print("bytes", hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest(), arrays[0][1, 0] < 1.0)
+"""
+
+
+@pytest.mark.slow
+def test_a_graph_from_the_cache_of_another_process_finds_the_worker_of_this_one(tmp_path: Path):
+    """MindSpore's compile cache keeps constants: an address among them ended the second process with SIGSEGV."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    folders = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    cache = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(tmp_path / "cache")}
+    command, environment = [sys.executable, str(tmp_path / "program.py")], os.environ | cache
+    environment |= {"PYTHONPATH": os.pathsep.join(folders)}
+    done = [subprocess.run(command, env=environment, capture_output=True, text=True) for _ in range(2)]
+    assert [each.returncode for each in done] == [0, 0], done[1].stderr
+    assert "Use the compilation cache" in done[1].stdout + done[1].stderr
+    first, second = ([line for line in each.stdout.splitlines() if line.startswith("bytes ")] for each in done)
+    assert first == second and first[0].endswith(" True")

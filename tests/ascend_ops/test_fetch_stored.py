@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from ascend_ops.adam import HYPER
-from ascend_ops.adam_worker import AdamWorker, Decide, FetchStored, HandOut
+from ascend_ops.adam_worker import AdamWorker, Await, FetchStored, StartUpdate
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 RNG = np.random.default_rng(0)
@@ -22,7 +22,7 @@ class Experts:
         self.w = [RNG.normal(size=(5, 8, 5)), RNG.normal(size=(5, 8)), RNG.normal(size=(5, 8, 5))]
         self.w = [each.astype(np.float32) for each in self.w]
         state = [[np.zeros_like(each) for each in self.w] for _ in range(2)]
-        self.worker = AdamWorker(1, 1 << 20, copies_gradients=True)
+        self.worker = AdamWorker(1, copies_gradients=True)
         self.worker.register(0, self.w, *state, np.zeros(5, np.int32), [0.0] * 3)
         self.fetch = FetchStored(self.worker, 0, 3)
 
@@ -54,12 +54,11 @@ class Learn(nn.Cell):
     def __init__(self, experts: Experts):
         super().__init__()
         self.grads = ms.grad(Weighed(experts), (1, 2, 3))
-        self.hand_out, self.decide = HandOut(experts.worker, 0), Decide(experts.worker)
+        self.start = StartUpdate(experts.worker, 0)
 
     def construct(self, active, offsets, factor, hyper, w1, b1, w2):
         grads = self.grads(active, w1, b1, w2, factor)
-        token = self.hand_out(grads, active, offsets, hyper)
-        return ops.depend(grads, self.decide((token,), hyper))
+        return ops.depend(grads, self.start(grads, active, offsets, hyper))
 
 
 @pytest.mark.parametrize("dtype", [ms.float32, ms.float16, ms.bfloat16])
@@ -94,3 +93,15 @@ def test_a_row_outside_the_store_and_sizes_that_do_not_fit_are_refused():
         experts.rows(ms.float32, 1, 6)
     with pytest.raises(RuntimeError, match="FetchStored"):
         experts.fetch(Tensor(np.zeros(3, np.int32)), experts.like(ms.float32, 2), TOKEN)
+
+
+def test_a_graph_raises_where_the_worker_failed_and_where_it_is_gone():
+    experts = Experts()
+    wait, rows = Await(experts.worker, 0), Tensor(np.ones(3, np.float32))
+    np.testing.assert_array_equal(wait(rows).asnumpy(), rows.asnumpy())
+    experts.worker.fail()
+    with pytest.raises(RuntimeError, match="Await"):
+        wait(rows)
+    gone = Await(AdamWorker(1), 0)
+    with pytest.raises(RuntimeError, match="Await"):
+        gone(rows)

@@ -231,3 +231,7 @@ def test_a_step_that_is_spared_stays_and_can_be_all_that_is_kept(tmp_path: Path)
     keep_only(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step_00000002"]
     assert load_checkpoint(tmp_path, IDENTITY).step == 2
+    with pytest.raises(CheckpointError, match="step_00000004 is to be kept and is not there, so nothing was removed"):
+        keep_only(tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step_00000002"]
+    assert load_checkpoint(tmp_path, IDENTITY).step == 2

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.checkpoint.start_over import set_aside, start_over
 from pangu_sigma.config import ConfigError
+from pangu_sigma.sealed import sealed_line
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.start import StartOptions, start_run
 
@@ -34,7 +34,7 @@ def run(tiny_data, tmp_path) -> Path:
 
 def write_metrics(run: Path, steps: int) -> None:
     lines = [{"kind": "run", "step": 0}, *({"kind": "step", "step": n + 1} for n in range(steps))]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "metrics.jsonl").write_text("".join(map(sealed_line, lines)))
 
 
 def test_starting_over_deletes_nothing_and_what_is_set_aside_is_a_run(tiny_data, run, caplog):

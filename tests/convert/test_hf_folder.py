@@ -22,11 +22,14 @@ from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
 from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert import conversion
 from pangu_sigma.convert import hf_folder as module
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.hf_folder import write_hf_folder
+from pangu_sigma.convert.model_card import model_card
 from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, UserError
@@ -35,9 +38,9 @@ from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent
-from pangu_sigma.sealed import SEAL, DamagedFile, seal_folder
+from pangu_sigma.sealed import SEAL, DamagedFile, seal_folder, sealed
 from pangu_sigma.stored.hf_folder import name_in_folder
-from pangu_sigma.stored.model import weight_shapes
+from pangu_sigma.stored.model import read_lineage, weight_shapes
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.start import StartOptions, start_run
 
@@ -202,7 +205,7 @@ def test_the_model_card_says_sources_licences_and_lineage_or_that_they_are_unkno
     (tmp_path / "run").mkdir()
     shutil.copytree(run, tmp_path / "run", dirs_exist_ok=True)
     receipt = {"kind": "inherit", "parent": "/alpha", "layout": "mindspore", "parent_hash": "abc"}
-    (tmp_path / "run" / "lineage.json").write_text(json.dumps(receipt))
+    (tmp_path / "run" / "lineage.json").write_bytes(sealed(receipt))
     written = convert_model(tmp_path / "run", tmp_path / "hf", "hf")
     card = (written / "README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(card.split("---")[1])
@@ -211,10 +214,13 @@ def test_the_model_card_says_sources_licences_and_lineage_or_that_they_are_unkno
     assert "kind `inherit`, parent `/alpha`, layout `mindspore`, parent_hash `abc`" in card
     assert "text.jsonl" in card
     assert "| code | code | python | en | 8 … 11 |" in card
-    assert json.loads((written / "lineage.json").read_text()) == receipt
+    assert read_lineage(written) == receipt
     again = convert_model(written, tmp_path / "again", "run")
     assert json.loads((again / "lineage.json").read_text())["before"] == receipt
     shutil.rmtree(tmp_path / "hf")
+    (tmp_path / "run" / "lineage.json").write_bytes(sealed(receipt).replace(b'"abc"', b'"abd"'))
+    with pytest.raises(DamagedFile, match=r"lineage\.json: its content does not match its own hash"):
+        convert_model(tmp_path / "run", tmp_path / "hf", "hf")
     model = open_model(run, "run")
     elsewhere = model.config.model_copy(
         update={"data": model.config.data.model_copy(update={"path": str(tmp_path / "no")})}
@@ -222,6 +228,22 @@ def test_the_model_card_says_sources_licences_and_lineage_or_that_they_are_unkno
     object.__setattr__(model, "config", elsewhere)
     card = (write_hf_folder(model, tmp_path / "hf") / "README.md").read_text(encoding="utf-8")
     assert "licences are not known: the prepared data is not there" in card
+
+
+def test_names_in_the_model_card_are_text_whatever_they_say(run):
+    harm = "<img src=x onerror=alert(1)>\n\n| `a` ![b](c) &lt;"
+    model = open_model(run, "run")
+    tree = model.config.model_dump()
+    for domain in tree["domains"]:
+        domain["slot"] = harm
+    tree["routing"] = {"table": "`<b>.npz"}
+    model.config, model.lineage = parse_config(tree), {"kind": harm, "parent": "`a"}
+    card = model_card(model)
+    cell = r"&lt;img src=x onerror=alert(1)&gt; \| \`a\` \!\[b\](c) &amp;lt;"
+    assert card.count(f"| {cell} |") == len(tree["domains"])
+    code = "`<img src=x onerror=alert(1)> | 'a' ![b](c) &lt;`"
+    assert f"kind {code}, parent `'a`" in card and card.count("<img") == card.count(code) == 1, "in code it is text"
+    assert "table `'<b>.npz`" in card
 
 
 def test_a_run_is_made_without_prepared_data_and_trains_on_with_it(run, folder, tiny_data, tmp_path):
@@ -531,6 +553,17 @@ def test_what_transformers_saved_comes_back_with_its_bits_and_it_is_said_that_no
     assert again.lineage["parent_hash"] == one != open_model(saved, "hf").hash
 
 
+def test_a_run_of_values_that_are_not_finite_is_refused_in_one_true_message(folder, tmp_path, capsys, caplog):
+    saved = saved_by_transformers(folder, tmp_path / "saved")
+    edit_tensors(saved, lambda found: put((3,), np.nan)(found[BIAS]), "model.safetensors")
+    assert main(["export", str(saved), "--output", str(tmp_path / "run"), "--format", "run"]) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "the model has values that are not finite: dense.safetensors: " in message
+    assert "has 1, first at [3]. No run begins with them, and nothing was written; name another model" in message
+    assert "not finite" not in caplog.text, "it is said once"
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -541,6 +574,17 @@ def test_what_transformers_saved_comes_back_with_its_bits_and_it_is_said_that_no
         ),
         (lambda f: (f / "model.safetensors").unlink(), "is in no file of weights"),
         (config(hidden_size=48), "hidden_size is 48"),
+        (
+            config(dtype="float16"),
+            r"was saved in 'float16'; load it with dtype=float32 and save it again$",
+        ),
+        *[
+            (
+                lambda f, value=value: edit_tensors(f, lambda t: t[BIAS].__setitem__(0, value), "model.safetensors"),
+                r"layers\.2\.attention\.key\.bias has 1 values that are NaN or infinite",
+            )
+            for value in (np.nan, np.inf)
+        ],
         (config(transformers_version=None), r"seal\.json: No such file"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.domains import domains_of
+from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.stored.hf_folder import name_in_folder
@@ -141,6 +143,43 @@ def test_a_step_of_training_comes_back_with_its_bits(run, folder, task, tmp_path
     changed = {name for name in run.tensors if again.tensor(name).tobytes() != run.tensor(name).tobytes()}
     assert "layers.0.attention.query.weight" in changed
     assert ("embedding" in changed) is (verb == "full")
+
+
+def test_the_trainer_of_transformers_evaluates(folder, task, tmp_path):
+    evaluated, own = json.loads(peer("judge", folder, task[0], tmp_path / "out"))
+    assert evaluated == pytest.approx(own, rel=1e-6)
+
+
+def test_a_folder_in_float16_is_refused_with_the_way_back(folder, task, tmp_path):
+    peer("half", folder, task[0], tmp_path / "half")
+    with pytest.raises(LayoutError, match=r"saved in 'float16'; load it with dtype=float32 and save it again$"):
+        convert_model(tmp_path / "half", tmp_path / "again", "run")
+
+
+REFUSED = {
+    "other domain": r"token id \d+ has no row in domain zh: .* set both tokenizer\.domain and model\.config\.domain",
+    "id -1": "token id -1 is not in the vocabulary, 0 … ",
+    "id too large": "is not in the vocabulary, 0 … ",
+    "label too large": "is not in the vocabulary, 0 … ",
+    "no tables": "this model has no tables, .* from_pretrained",
+    "attentions": "output_attentions is not there",
+    "attentions by config": "output_attentions is not there",
+    "static cache": "StaticCache is not taken",
+    "positions": "position_ids is not taken",
+    "embeddings": "inputs_embeds is not taken",
+    "more rows": "the vocabulary is fixed",
+    "more tokens": "'<new>' cannot be added: the vocabulary is fixed",
+    "more special tokens": "'<CLS>' cannot be added: the vocabulary is fixed",
+    "two texts": "a pair of texts is not taken",
+    "chat": "tokenizer.chat_template is not set",
+}
+"""What is not there, and the beginning of the message that says so."""
+
+
+def test_what_is_not_there_is_refused_by_its_name(folder, task, tmp_path):
+    said = json.loads(peer("refuse", folder, task[0], tmp_path / "out"))
+    assert said.keys() == REFUSED.keys()
+    assert {name: text for name, text in said.items() if not re.search(REFUSED[name], text)} == {}
 
 
 TASK = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.prepared import as_format_3, reseal, seal
+from helpers.prepared import as_format_3, exchange_lengths, reseal, seal
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
@@ -24,6 +24,7 @@ from pangu_sigma.data.prepared import (
 )
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
+from pangu_sigma.inspection.prepared_numbers import measure_prepared
 
 SIZE = 50_000
 """A number of ids that is larger than the tiny vocabulary."""
@@ -99,6 +100,14 @@ def test_a_file_that_is_missing_or_cut_is_refused_by_name(copy, damage):
             use(copy)
         (copy / name).write_bytes(content)
     use(copy)
+
+
+def test_other_lengths_of_the_same_sum_are_refused(copy, tmp_path):
+    exchange_lengths(copy / "en.train.idx")
+    with pytest.raises(DataError, match=r"en\.train\.idx: xxh3_128 is .* was written; .* run prepare-data again"):
+        use(copy)
+    with pytest.raises(DataError, match=r"en\.train\.idx: xxh3_128 is"):
+        measure_prepared(copy)
 
 
 def test_the_text_of_another_domain_is_refused(copy):

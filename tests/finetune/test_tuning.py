@@ -19,6 +19,7 @@ from helpers.tasks import pairs, write_lines, write_task
 
 from experiments.chaos.runs import digests
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
@@ -30,6 +31,7 @@ from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import extract_domains
+from pangu_sigma.sealed import DamagedFile, sealed
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.health import UnhealthyRun
 from pangu_sigma.training.log.metrics import read_metrics
@@ -193,6 +195,15 @@ def again(tuned: Path, learn: str = "experts", **overrides: Any) -> TuningReques
     return TuningRequest(*files, learn, overrides=[f"train.{key}={value}" for key, value in overrides.items()])
 
 
+@pytest.mark.parametrize(("overrides", "started"), [(["parallel.expert=2"], "1"), ([], "2")])
+def test_several_ranks_are_refused_before_anything_is_written(tiny_run, tmp_path, monkeypatch, overrides, started):
+    monkeypatch.setenv("MS_WORKER_NUM", started)
+    asked = ask(tmp_path / "asked", overrides=overrides)
+    with pytest.raises(ConfigError, match=r"^parallel \(.*\): fine-tuning is one process, .* start one process$"):
+        finetune_run(tiny_run, asked, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["asked"]
+
+
 def test_finetune_again_with_other_learn_advises_what_finetune_has(tiny_run, tuned):
     with pytest.raises(ConfigError, match=r"finetune\.learn: \"experts\" → \"all\"(?s:.*)give the options") as refused:
         finetune_run(tiny_run, again(tuned, "all"), tuned)
@@ -212,6 +223,22 @@ def test_a_run_tuned_into_itself_is_told_so(tuned, tmp_path):
     (tmp_path / "link").symlink_to(tuned)
     with pytest.raises(ConfigError, match="link is the run to tune, which stays as it is; name another folder"):
         finetune_run(tuned, again(tuned), tmp_path / "link")
+
+
+def test_a_result_with_a_changed_digit_is_told_and_removes_no_checkpoint(tiny_run, tuned, tmp_path):
+    run, asked = shutil.copytree(tuned, tmp_path / "tuned"), ask(tmp_path / "asked", learn="experts")
+    file, kept = run / "finetune" / "result.json", sorted(path.name for path in (run / "checkpoints").iterdir())
+    content = file.read_bytes()
+    at = content.index(b'"step": ', content.index(b'"best"')) + len(b'"step": ')
+    file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with pytest.raises(
+        DamagedFile, match=r"result\.json: its content does not match its own hash; take it from a copy"
+    ):
+        finetune_run(tiny_run, asked, run)
+    file.write_bytes(sealed({"best": {"step": 7}}))
+    with pytest.raises(CheckpointError, match="step_00000007 is to be kept and is not there, so nothing was removed"):
+        finetune_run(tiny_run, asked, run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == kept
 
 
 def test_training_samples_as_dev_set_are_refused(tiny_run, tmp_path):

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
+from pangu_sigma.errors import UserError
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine, QueueFull
 from pangu_sigma.generate.request import Answer, Request
@@ -417,8 +418,81 @@ def test_who_waits_for_whole_answers_is_told_of_one_that_was_broken_off(monkeypa
         return True
 
     monkeypatch.setattr(engine, "step", step_of_another)
-    with pytest.raises(RuntimeError, match="an answer was broken off"):
+    with pytest.raises(ZeroDivisionError):
         engine.complete([Request(UP, (1,), 5, DRAWN, ignore_eot=True)])
+
+
+def broken_where(fails: Callable[[Domain, Sequence[int]], bool], value: float = np.nan) -> FakeDecoder:
+    """A decoder that gives one row this logit after the texts for which `fails` is true."""
+    decoder = FakeDecoder(4, LENGTH)
+
+    def logits(domain: Domain, ids: Sequence[int]) -> np.ndarray:
+        drawn_V = decoder._drawn(domain, ids)
+        drawn_V[3] = value if fails(domain, ids) else drawn_V[3]
+        return drawn_V
+
+    decoder._logits = logits
+    return decoder
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("more", [{}, {"prompt_logprobs": 1, "max_new_tokens": 0}, {"logit_bias": ((3, 5.0),)}])
+def test_logits_that_are_not_finite_end_their_own_text_alone(value, sampling, more):
+    engine = Engine(broken_where(lambda domain, ids: domain == REVERSED, value))
+    broken = [
+        Request(REVERSED, (1, 2, number), **{"max_new_tokens": 5, "sampling": sampling} | more) for number in range(3)
+    ]
+    healthy = [Request(UP, (1, 2, number), 8, sampling, logprobs=1) for number in range(3)]
+    answers = [engine.submit(request) for pair in zip(broken, healthy, strict=True) for request in pair]
+    while engine.step():
+        pass
+    for answer in answers[::2]:
+        assert (answer.finish, answer.tokens, answer.text) == ("cancelled", [], "")
+        assert isinstance(answer.error, UserError)
+        assert "domain reversed: the logits after " in str(answer.error) and "are not finite" in str(answer.error)
+    for answer in answers[1::2]:
+        check_equals_alone(answer)
+    with pytest.raises(UserError, match=r"domain reversed: .* not finite"):
+        engine.complete([healthy[0], broken[0]])
+
+
+def test_who_shared_the_beginning_of_a_text_that_fails_is_answered():
+    """The prompts begin alike; the logits after three tokens are wanted by the first text alone, which scores its prompt."""
+    engine = Engine(broken_where(lambda domain, ids: len(ids) == 3))
+    failed = engine.submit(Request(UP, (*COMMON, 4), 3, prompt_logprobs=0))
+    shared = [engine.submit(Request(UP, (*COMMON, number), 3, DRAWN)) for number in (4, 5)]
+    while engine.step():
+        pass
+    assert "the logits after 3 tokens" in str(failed.error)
+    for answer in shared:
+        check_equals_alone(answer)
+    assert engine.running == 0
+
+
+def test_who_follows_and_fails_does_not_end_the_text_that_it_followed():
+    """The second text needs the logits after the common beginning, which are not finite; the first one reads on."""
+    engine = Engine(broken_where(lambda domain, ids: len(ids) == len(COMMON)))
+    reads_on = engine.submit(Request(UP, (*COMMON, 4), 3, DRAWN))
+    failed = engine.submit(Request(UP, tuple(COMMON), 3, DRAWN))
+    while engine.step():
+        pass
+    assert f"the logits after {len(COMMON)} tokens" in str(failed.error)
+    check_equals_alone(reads_on)
+
+
+def test_an_error_in_the_use_of_logits_ends_one_answer_and_is_logged(caplog):
+    class Broken(Sampling):
+        def choose(self, *arguments: object) -> int:
+            return 1 // 0
+
+    engine = Engine(FakeDecoder(2))
+    failed, answered = engine.submit(Request(UP, (1,), 3, Broken())), engine.submit(Request(UP, (2,), 3, DRAWN))
+    while engine.step():
+        pass
+    assert isinstance(failed.error, ZeroDivisionError)
+    check_equals_alone(answered)
+    assert "an answer failed; the others go on" in caplog.text and "ZeroDivisionError" in caplog.text
 
 
 def test_more_requests_than_may_wait_are_answered_in_turn():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import unicodedata
 
 import numpy as np
@@ -9,10 +10,11 @@ from helpers.fake_decoder import EOT, FakeDecoder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import UserError
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.generate.text import generate, open_decoder, stream
+from pangu_sigma.generate.text import ends_in_blank, generate, open_decoder, stream
 from pangu_sigma.text.sentencepieces import alpha_model, train_english
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -181,6 +183,43 @@ def test_a_stream_is_what_generate_returns(counting):
     for seed in range(5):
         options = (8, Sampling(temperature=4.0), seed)
         assert "".join(stream(counting, ("up", "1"), *options)) == generate(counting, [("up", "1")], *options)[0].text
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "found"),
+    [
+        ("en", "The ", True),
+        ("en", "The city  ", True),
+        ("en", "The", False),
+        ("en", "", False),
+        ("python", "def ", True),
+        ("python", "def f():\n        ", False),
+        ("mixed", "文件 ", True),
+        ("zh", "今天 ", False),
+    ],
+)
+def test_a_blank_at_the_end_of_a_prompt_is_found_where_words_begin_with_theirs(counting, language, text, found):
+    domain = dataclasses.replace(domains_of(counting.decoder.config)[0], language=language)
+    assert ends_in_blank(text, domain) == found
+
+
+def test_prompts_that_end_in_a_blank_are_warned_of_once(counting, caplog):
+    generate(counting, [("up", "1 "), ("up", "1"), ("reversed", "2 ")], 1)
+    list(stream(counting, ("up", "3 "), 1))
+    assert [message[:31] for message in caplog.messages] == [
+        "2 of 3 prompts, such as '1 ': t",
+        "1 of 1 prompts, such as '3 ': t",
+    ]
+
+
+def test_logits_that_are_not_finite_are_an_error_of_the_caller_and_name_the_domain(decoder):
+    decoder._logits = lambda domain, ids: np.full(12, np.nan)
+    for answer in (
+        lambda: generate(Engine(decoder), [("up", "1")]),
+        lambda: list(stream(Engine(decoder), ("up", "1"))),
+    ):
+        with pytest.raises(UserError, match="domain up: the logits after 1 tokens are not finite"):
+            answer()
 
 
 def test_a_stream_refuses_before_the_first_token(counting):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, write_config
 from pangu_sigma.config_file import load_config
+from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log.metrics import FILE, read_metrics
 
 
@@ -29,5 +29,5 @@ def edit_evaluations(tiny_run: Path, folder: Path, change: Callable[[dict], obje
     for line in lines:
         if line["kind"] == "evaluation":
             change(line)
-    (run / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (run / FILE).write_text("".join(map(sealed_line, lines)), encoding="utf-8")
     return run

@@ -623,6 +623,7 @@ def hf_target(folder: Path) -> Target:
 
 
 def metrics_target(folder: Path) -> Target:
+    from pangu_sigma.sealed import sealed_line
     from pangu_sigma.training.log.metrics import FILE, read_metrics
 
     lines = [
@@ -630,7 +631,7 @@ def metrics_target(folder: Path) -> Target:
         {"kind": "step", "step": 5, "loss": 3.25, "tokens_per_second": 100.5},
         {"kind": "load", "step": 5, "load": [[1, 2]]},
     ]
-    text = b"".join(as_text(line) + b"\n" for line in lines)
+    text = "".join(map(sealed_line, lines)).encode()
 
     def load(here: Path, case: bytes) -> bool:
         put(here / FILE, case)

@@ -10,8 +10,9 @@ from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.config import Config
 from pangu_sigma.convert.hf_folder import write_hf_folder
+from pangu_sigma.domains import domains_of
 from pangu_sigma.rre.table import draw_tables
-from pangu_sigma.stored.model import StoredModel, weight_shapes
+from pangu_sigma.stored.model import StoredModel, expert_name, weight_shapes
 from pangu_sigma.text.sentencepieces import alpha_model, train_english
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import FIRST_BYTE, FIRST_ENGLISH
@@ -41,3 +42,16 @@ def small_hf_folder(output: Path) -> Path:
     """A folder of the tiny configuration in three files or more."""
     model = drawn_model(tiny_config(Path("data"), model={"hidden": 4, "ffn": 4}), output.with_name("model"))
     return write_hf_folder(model, output, 20_000)
+
+
+def overflowing_hf_folder(output: Path, domain: str) -> Path:
+    """The folder of a model that computes infinity in the first RRE layer of a domain, with weights that are all finite."""
+    config = tiny_config(Path("data"), model={"hidden": 4, "ffn": 4})
+    model = drawn_model(config, output.with_name("model"))
+    known = domains_of(config).named(domain)
+    for number in range(known.first_expert, known.first_expert + known.experts):
+        for name in ("w1", "b1", "w2"):
+            tensor = expert_name(config.model, 0, number, name)
+            shape = model.tensors[tensor].shape
+            model.tensors[tensor] = LazyArray.of(np.full(shape, 1e38, np.float32), tensor)
+    return write_hf_folder(model, output)

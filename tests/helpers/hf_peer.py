@@ -2,6 +2,7 @@
 
     hf_peer.py answer FOLDER TASK OUT    TASK: {domain: {"texts": […], "prompts": […], "ids": […]}} in JSON
     hf_peer.py full|lora FOLDER TASK OUT one step of training on the ids of TASK, saved to OUT
+    hf_peer.py judge|half|refuse FOLDER TASK OUT   Trainer's evaluation; a folder in float16; the messages of what is refused
 
 `answer` writes OUT.json, {domain: {"ids", "decoded", "greedy"}}, and OUT.npz with the logits of each domain's ids.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,9 @@ def answer(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
     said, logits = {}, {}
     for domain, asked in task.items():
         tokenizer.domain = domain
-        ids = [tokenizer(text)["input_ids"] for text in asked["texts"]]
+        ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in asked["texts"]]
+        ends = tokenizer(asked["texts"][0] + tokenizer.eos_token, split_special_tokens=False)["input_ids"]
+        assert ends == [*ids[0], tokenizer.eos_token_id], ends
         said[domain] = {"ids": ids, "decoded": tokenizer.batch_decode(ids, skip_special_tokens=True)}
         with torch.no_grad():
             logits[domain] = model(torch.tensor([asked["ids"]]), domain=domain).logits[0].numpy()
@@ -35,7 +40,7 @@ def answer(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
     np.savez(out.with_suffix(".npz"), **logits)
 
 
-def train(model: Any, tokenizer: Any, task: dict[str, Any], out: Path, lora: bool) -> None:
+def train(model: Any, tokenizer: Any, task: dict[str, Any], out: Path, lora: bool = False) -> None:
     """Take one step in every domain, with gradient checkpointing; the loss must fall."""
     if lora:
         from peft import LoraConfig, get_peft_model
@@ -58,14 +63,71 @@ def train(model: Any, tokenizer: Any, task: dict[str, Any], out: Path, lora: boo
     print(losses)
 
 
+def judge(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
+    """Write the loss that Trainer evaluates, and the model's own. Both of one domain, in sequences of one length."""
+    from transformers import Trainer, TrainingArguments
+
+    domain, asked = next(iter(task.items()))
+    model.config.domain = domain
+    data = [{"input_ids": asked["ids"], "labels": asked["ids"]}] * 3
+    options = TrainingArguments(str(out), per_device_eval_batch_size=2, report_to=[], use_cpu=True)
+    found = Trainer(model, options, eval_dataset=data).evaluate()
+    ids = torch.tensor([asked["ids"]])
+    print(json.dumps([found["eval_loss"], model(ids, labels=ids).loss.item()]))
+
+
+def half(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def refuse(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
+    """Print the messages of mistakes, by name."""
+    domain, other = list(task)[:2]
+    model.config.domain = tokenizer.domain = domain
+    ids = torch.tensor([task[domain]["ids"][:8]])
+    bare = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True)
+    mistakes: dict[str, Callable[[], Any]] = {
+        "other domain": lambda: model(torch.tensor([task[other]["ids"]])),
+        "id -1": lambda: model(torch.where(ids == ids[0, 0], -1, ids)),
+        "id too large": lambda: model(torch.where(ids == ids[0, 0], len(tokenizer), ids)),
+        "label too large": lambda: model(ids, labels=torch.where(ids == ids[0, 0], len(tokenizer), ids)),
+        "no tables": lambda: bare(ids),
+        "attentions": lambda: model(ids, output_attentions=True),
+        "static cache": lambda: model.generate(ids, max_new_tokens=2, cache_implementation="static"),
+        "positions": lambda: model(ids, position_ids=ids),
+        "embeddings": lambda: model(None, inputs_embeds=torch.zeros(1, 2, 4)),
+        "more rows": lambda: model.resize_token_embeddings(len(tokenizer) + 1),
+        "more tokens": lambda: tokenizer.add_tokens(["<new>"]),
+        "more special tokens": lambda: tokenizer.add_special_tokens({"cls_token": "<CLS>"}),
+        "two texts": lambda: tokenizer("a", "b"),
+        "chat": lambda: tokenizer.apply_chat_template([{"role": "user", "content": "a"}]),
+        "attentions by config": lambda: with_attentions(model.name_or_path)(ids),
+    }
+    said = {}
+    for name, mistake in mistakes.items():
+        try:
+            mistake()
+            said[name] = ""
+        except Exception as error:
+            said[name] = f"{type(error).__name__}: {error}"
+    print(json.dumps(said))
+
+
+def with_attentions(folder: str) -> Any:
+    """The model with the key in its configuration, which transformers itself refuses with "sdpa"."""
+    keys = {"attn_implementation": "eager", "output_attentions": True}
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **keys)
+
+
 def main(verb: str, folder: str, task: str, out: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     asked = json.loads(Path(task).read_text())
-    if verb == "answer":
-        answer(model, tokenizer, asked, Path(out))
-    else:
-        train(model, tokenizer, asked, Path(out), verb == "lora")
+    verbs = {"full": train, "lora": partial(train, lora=True)} | {
+        each.__name__: each for each in (answer, judge, half, refuse)
+    }
+    verbs[verb](model, tokenizer, asked, Path(out))
 
 
 if __name__ == "__main__":

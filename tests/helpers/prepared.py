@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
+from pangu_sigma.data.indexed import index_of, read_lengths
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.data.prepared import file_records
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -30,6 +32,14 @@ def reseal(folder: Path, **changes: Any) -> None:
     """Make the files of a folder, as they are now, its content. changes: fields of the manifest."""
     manifest = load_manifest(folder).model_copy(update=changes)
     manifest.model_copy(update={"files": file_records(folder)}).save(folder)
+
+
+def exchange_lengths(index: Path) -> None:
+    """Give the first document of an `.idx` a token less and the second one more: an index that follows from its lengths."""
+    lengths = read_lengths(index)
+    lengths[:2] += np.array([-1, 1], "<i4")
+    index.unlink()  # it may be a hard link
+    index.write_bytes(index_of(lengths))
 
 
 def as_format_3(folder: Path) -> Path:

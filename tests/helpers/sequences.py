@@ -55,7 +55,7 @@ class Sequence(Toy):
         return made
 
     def start(self) -> None:
-        """Weights that depend on nothing but their number, no optimizer state, the first loss scale."""
+        """Weights that depend on nothing but their number, no optimizer state, the loss scale of the configuration."""
         self.store.settle()
         randomise(self.network.trainable_params(), 0)
         for i, weight in enumerate(self.store.weights):

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,11 +21,13 @@ from fastapi.testclient import TestClient
 from helpers.toy_weights import ToyWeights
 
 from experiments.tiny import tiny_config
+from pangu_sigma.config import Config
 from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.weights import Weights
 from pangu_sigma.serve.app import make_app
 from pangu_sigma.serve.guard import HostNames
 from pangu_sigma.serve.limits import Limits
@@ -89,10 +91,12 @@ class DrawnDecoder:
         return domain.first_expert + np.array([np.array(ids) % 2, np.array(ids) // 2 % 2])
 
 
-def toy_decoder(prepared: Path, lanes: int = 4, seq_length: int = LENGTH) -> CpuDecoder:
+def toy_decoder(
+    prepared: Path, lanes: int = 4, seq_length: int = LENGTH, weights: Callable[[Config], Weights] = ToyWeights
+) -> CpuDecoder:
     """The decoder that serves on a CPU, of a small network with drawn weights."""
     config, tokenizer = tiny_config(prepared, model={"seq_length": seq_length}), tokenizer_in(prepared)
-    return CpuDecoder(config, tokenizer, drawn_tables(config, tokenizer), ToyWeights(config), lanes)
+    return CpuDecoder(config, tokenizer, drawn_tables(config, tokenizer), weights(config), lanes)
 
 
 def served_app(decoder: Any, key: str | None = None, **limits: int):

@@ -141,7 +141,7 @@ class Toy:
         return cls(config, toy_batches(config, folder), network, store, step)
 
     def reset(self, seed: int = 0, weights_from: Toy | None = None) -> None:
-        """Random weights, no optimizer state, the first loss scale."""
+        """Random weights, no optimizer state, the loss scale of the configuration, which float32 would not need."""
         if weights_from is None:
             randomise([*self.network.trainable_params(), *self.store.weights], seed)
         else:

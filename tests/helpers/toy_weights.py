@@ -38,3 +38,17 @@ class ToyWeights:
     def _drawn(self, name: str, *shape: int) -> np.ndarray:
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         return 0.3 * rng.standard_normal(shape, np.float32)
+
+
+class OneBrokenExpert(ToyWeights):
+    """The same weights, but that one unit of one expert of the first segment reads with this value."""
+
+    def __init__(self, config: Config, number: int, value: float):
+        super().__init__(config)
+        self._broken, self._value = number, value
+
+    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
+        values = super().expert(layer, number, name)
+        if (layer, number, name) == (0, self._broken, "w1"):
+            values[0] = self._value
+        return values

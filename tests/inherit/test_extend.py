@@ -281,6 +281,7 @@ def changed(tree, key, value):
         ("model.experts_per_domain", 1, r"2 → 1: it must be a multiple"),
         ("routing.seed", 1, r"routing\.seed: 0 → 1: which expert a token goes to is decided"),
         ("routing.table", "balanced", r'routing\.table: "random" → "balanced"'),
+        ("data.shuffle", "keyed", r'data\.shuffle: "permutation" → "keyed": the run counts its samples in that order'),
         ("ecss.moments", "bfloat16", r"ecss\.moments.*the saved moments have this precision"),
         ("domains.3.format", "text", r"format of code: code → text: the model was trained on text that is written so"),
         ("domains.3.language", "java", r"language of code: python → java"),
@@ -293,6 +294,12 @@ def test_what_cannot_be_extended_is_refused_by_key(tiny_data, tmp_path, key, val
     changed(tree, key, value)
     with pytest.raises(ConfigError, match=message):
         check_extension(tmp_path, tiny_config(tiny_data), parse_config(tree))
+
+
+def test_a_configuration_that_names_no_shuffle_takes_that_of_the_run(tiny_run, law_config):
+    """As every shipped YAML; a new run would get another one."""
+    config = law_config.model_copy(update={"data": law_config.data.model_copy(update={"shuffle": None})})
+    assert plan_extension(open_model(tiny_run, "run"), config, Origin("zh")).config.data.shuffle == "permutation"
 
 
 def test_all_problems_are_told_at_once(tiny_data, tmp_path):

@@ -12,7 +12,7 @@ from helpers.dense_runs import write_dense_run
 from helpers.foreign_files import WORDS, FakeTensor, in_huggingface, parent, torch_zip, write_huggingface
 
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.format import CheckpointError, DamagedCheckpoint
+from pangu_sigma.checkpoint.format import DamagedCheckpoint
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main
@@ -20,7 +20,7 @@ from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused, tensor_shapes
 from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
-from pangu_sigma.sealed import DamagedFile
+from pangu_sigma.sealed import sealed, unsealed
 from pangu_sigma.stored import alpha as module
 from pangu_sigma.stored.open import open_model
 
@@ -73,11 +73,8 @@ def test_a_run_and_its_folder_have_the_same_hashes_and_a_checkpoint_too(forms):
     assert checkpoint["data"] == folder["data"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "damage"),
-    [("run", CheckpointError), ("checkpoint", DamagedCheckpoint), ("hf", DamagedFile), ("weights", DamagedFile)],
-)
-def test_a_flipped_value_is_found_with_verification_and_only_then(forms, tmp_path, kind, damage):
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "hf", "weights"])
+def test_a_flipped_value_is_found_with_verification_and_only_then(forms, tmp_path, capsys, kind):
     copy = tmp_path / forms[kind].name
     if forms[kind].is_dir():
         shutil.copytree(forms[kind], copy)
@@ -89,8 +86,56 @@ def test_a_flipped_value_is_found_with_verification_and_only_then(forms, tmp_pat
     content[8 + int.from_bytes(content[:8], "little") + 5] ^= 1  # a value of the first array
     file.write_bytes(content)
     assert inspect_files(copy).roles == inspect_files(forms[kind]).roles
-    with pytest.raises(damage, match=file.name):
-        inspect_files(copy, verify=True)
+    (message,) = inspect_files(copy, verify=True).damaged
+    assert file.name in message
+    capsys.readouterr()
+    assert main(["inspect", str(copy), "--verify", "--json", str(tmp_path / "found.json")]) == 1
+    table = capsys.readouterr().out
+    assert f"{copy}: {kind}\n  DAMAGED  " in table
+    assert file.name in table
+    assert "inherit" not in table
+    assert json.loads((tmp_path / "found.json").read_text())["damaged"] == [message]
+
+
+def test_a_damaged_checkpoint_is_told_also_where_an_older_one_is_whole(forms, tmp_path, capsys):
+    copy = shutil.copytree(forms["run"], tmp_path / "run")
+    assert inspect_files(copy, verify=True).damaged == []
+    shutil.copytree(copy / "checkpoints" / STEP, copy / "checkpoints" / "step_00000004")
+    (copy / "checkpoints" / "LATEST").write_text("step_00000004\n")
+    file = copy / "checkpoints" / "step_00000004" / "dense.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert main(["inspect", str(copy), "--verify"]) == 1
+    head, damaged, *rows = capsys.readouterr().out.splitlines()
+    assert head == f"{copy}: run, step 0"
+    assert damaged.split()[:2] == ["DAMAGED", f"{file}:"]
+    assert any("tokenizer, routing table, lineage, checkpoint" in row for row in rows)
+
+
+def test_a_flipped_bit_in_any_file_of_a_run_is_damage(forms, tmp_path):
+    copy = shutil.copytree(forms["run"], tmp_path / "run")
+    (copy / "lineage.json").write_bytes(sealed({"kind": "inherit", "parent": "/alpha"}))
+    files = [file for file in copy.rglob("*") if file.is_file() and file.name not in ("LATEST", "LOCK")]
+    assert len(files) > 8
+    for file in files:
+        content = file.read_bytes()
+        at = len(content) // 2
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        (message,) = inspect_files(copy, verify=True).damaged
+        assert file.name in message or (file.parent.name == STEP and "manifest" in file.name), file
+        file.write_bytes(content)
+
+
+def test_a_checkpoint_that_lacks_an_array_is_not_verified(forms, tmp_path):
+    """Its hashes are right: a rank was missing when it was sealed."""
+    copy = shutil.copytree(forms["checkpoint"], tmp_path / STEP)
+    body = unsealed(copy / "manifest.json", "")
+    del body["files"]["experts_layer_1.safetensors"]
+    (copy / "manifest.json").write_bytes(sealed(body))
+    (message,) = inspect_files(copy, verify=True).damaged
+    assert "the checkpoint of step 0 lacks 13 of " in message
+    assert "such as b1 of shard experts_layer_1" in message
+    with pytest.raises(DamagedCheckpoint, match="of shard experts_layer_1"):
+        inspect_files(copy)
 
 
 def test_a_file_of_another_size_is_found_without_reading_it(forms, tmp_path):

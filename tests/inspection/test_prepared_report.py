@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -17,7 +18,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepare import prepare as preparation
 from pangu_sigma.errors import DataError
 from pangu_sigma.inspection import prepared_report
-from pangu_sigma.inspection.prepared_numbers import measure_prepared
+from pangu_sigma.inspection.prepared_numbers import EXPERT_COUNTS, measure_prepared
 from pangu_sigma.inspection.prepared_report import format_prepared, write_prepared_report
 
 
@@ -109,6 +110,11 @@ def test_the_page_shows_filters_near_duplicates_and_private_data(mixed):
     table = format_prepared(mixed, mixed.folder)
     assert "left out of 131 documents: filtered 8, exact copies 1, near-duplicates 1" in table
     assert "filtered: min_words 8\nprivate data: e-mail 2" in table
+    of_16 = [each.load[table][EXPERT_COUNTS.index(16)] for each in mixed.domains for table in ("random", "balanced")]
+    assert " ".join(re.findall(r"\d\.\d\d / \d\.\d\d(?=\n)", table)).replace(" / ", " ") == " ".join(
+        f"{load:.2f}" for load in of_16
+    )
+    assert "if the model has 16 experts a domain; the page has it for 4, 8, 16, 32" in table
 
 
 def test_pictures_show_the_numbers(numbers):

@@ -54,7 +54,7 @@ def test_the_gradients_of_every_expert_count_once_in_the_norm():
     data = {"domain_sets": groups, "domains_per_step": groups}
     config = by_hand(model=model, data=data, train={"batch_size": 8}, parallel=parallel)
     store = HostStore(config, RankTier())
-    fetch = FetchExperts(config, store, StepSettings(store.numbers, store.entries), AdamWorker(store.segments, 0))
+    fetch = FetchExperts(config, store, StepSettings(store.numbers, store.entries), AdamWorker(store.segments))
     network = ActiveExperts(config, NextTokenLoss(PanGuSigma(config.model, config.slots)), fetch)
     mark_parameters(network, config)
     for buffer, array in zip(network.active, active_buffers(config), strict=True):

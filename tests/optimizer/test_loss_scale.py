@@ -13,7 +13,8 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 class Advance(nn.Cell):
     def __init__(self):
         super().__init__()
-        self.scale = LossScale(toy_config(train={"loss_scale": {"initial": 1024.0, "window": 3}}))
+        train = {"compute_dtype": "float16", "loss_scale": {"initial": 1024.0, "window": 3}}
+        self.scale = LossScale(toy_config(train=train))
 
     def construct(self, finite, learns):
         return self.scale.update(finite, learns)
@@ -55,8 +56,9 @@ def test_a_step_that_does_not_learn_changes_nothing(advance):
     assert [advance(1.0) for _ in range(3)] == [1024, 1024, 2048]
 
 
-def test_bfloat16_has_none(graph_mode):
-    train = {"compute_dtype": "bfloat16", "loss_scale": {"initial": 1024.0, "window": 1}}
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_other_types_than_float16_have_none(graph_mode, compute_dtype):
+    train = {"compute_dtype": compute_dtype, "loss_scale": {"initial": 1024.0, "window": 1}}
     advance = Advance()
     advance.scale = LossScale(toy_config(train=train, parallel={"chip": "910b"}))
     for finite in (1.0, 1.0, 0.0, 1.0):

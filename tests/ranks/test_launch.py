@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from helpers.ascend_host import AscendHost
+from helpers.strangers import strangers
 
 from experiments.chaos.launched import PATIENCE, eventually, free_port, launched
 from pangu_sigma.chips import CHIP_DATA
@@ -71,6 +72,14 @@ def test_output_of_rank_0_is_shown_and_status_0_means_that_all_ended_well(tmp_pa
         assert it.left() == []
     assert it.output == "rank 0 of 2\n"
     assert it.texts(1) == ["rank 1 of 2\n"]
+
+
+def test_nothing_that_lies_where_the_user_stands_is_executed(tmp_path, monkeypatch):
+    ran = strangers(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    with launched("import argparse, mindspore, xxhash; print('ours')", tmp_path / "logs") as it:
+        assert it.wait() == 0, it.errors
+    assert (ran(), it.texts(1)) == ([], ["ours\n"])
 
 
 def test_a_failed_run_is_started_again(tmp_path):

@@ -14,7 +14,7 @@ from helpers.threads import on_ranks
 from experiments.chaos.rank_processes import CRASHES_AT_EXIT
 from pangu_sigma.config import ConfigError
 from pangu_sigma.ranks.connect import connect
-from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
 from pangu_sigma.sections import ParallelConfig
 
 
@@ -36,14 +36,15 @@ def test_any_holds_on_all_when_it_holds_on_one():
 
 def test_the_most_is_the_largest_number_of_a_rank():
     assert on_ranks(3, lambda ranks: ranks.max([2, 7, 0][ranks.rank])) == [7] * 3
+    assert on_ranks(2, lambda ranks: ranks.max([2**24 + 1, 2**40 + 1][ranks.rank])) == [2**40 + 1] * 2
 
 
-def test_every_rank_reads_the_texts_of_all_and_what_is_too_long_is_cut():
+def test_every_rank_reads_the_whole_texts_of_all():
     texts = ["", "專家 3", "x" * 5000]
-    assert on_ranks(3, lambda ranks: ranks.texts(texts[ranks.rank])) == [["", "專家 3", "x" * 2000]] * 3
-    cut = "é" * 1001
-    assert SINGLE_PROCESS.texts(cut) == [cut[:1000]]
-    assert SINGLE_PROCESS.texts("x" + cut) == ["x" + cut[:999]], "no half a letter"
+    assert on_ranks(3, lambda ranks: ranks.texts(texts[ranks.rank])) == [texts] * 3
+    assert on_ranks(3, lambda ranks: ranks.texts("")) == [["", "", ""]] * 3
+    for long in ("é" * 1001, "é" * 1000, "x" + "é" * 1001):
+        assert SINGLE_PROCESS.texts(long) == [long], "no half a letter where pieces meet"
 
 
 def test_what_fails_on_one_rank_fails_on_all_and_the_others_say_where_to_look():
@@ -67,6 +68,19 @@ def test_the_section_that_differs_is_named_with_its_rank():
     assert all(isinstance(error, RankError) for error in found)
     assert all("rank 2 was started with another train than rank 0" in str(error) for error in found)
     assert on_ranks(4, lambda ranks: ranks.agree(values)) == [None] * 4
+
+
+def test_ranks_agree_in_one_collective():
+    class Counted(Ranks):
+        sums = 0
+
+        def sum(self, values):
+            self.sums += 1
+            return values
+
+    ranks = Counted()
+    ranks.agree({"train": "a", "model": "b"})
+    assert ranks.sums == 1
 
 
 @pytest.mark.parametrize("started", [None, "4"])

@@ -120,6 +120,20 @@ def test_a_stop_reaches_every_node_through_node_0(three):
     assert three[1].wait(PATIENCE) == stop
 
 
+def test_a_stop_that_comes_with_the_go_is_heard():
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        port = server.getsockname()[1]
+        visitor = pool.submit(rendezvous, 1, 2, "127.0.0.1", port, FACTS, "", PATIENCE)
+        host, _ = server.accept()
+        with host:
+            host.sendall(b'{"go": "folder"}\n{"stop": ["rank 0 was killed", 1]}\n{"end"')
+            with visitor.result() as peers:
+                assert peers.wait(0.1) == Stop("rank 0 was killed", 1)
+                host.sendall(b": true}\n")
+                assert peers.wait(PATIENCE) is None
+                assert peers.ended
+
+
 def test_the_run_ends_when_all_nodes_are_done(three):
     three[0].done()
     three[1].done()

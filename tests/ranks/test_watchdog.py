@@ -7,8 +7,10 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from experiments.chaos.launched import eventually, launched
-from pangu_sigma.ranks.heartbeat import last_beat
+from pangu_sigma.ranks.heartbeat import HEARTBEATS_VARIABLE, Heartbeat, last_beat
 from pangu_sigma.ranks.watchdog import Watchdog
 
 BEATS = """
@@ -64,9 +66,22 @@ def test_a_stopped_rank_is_named_when_another_process_fails_before_the_time_is_o
 
 
 def test_ranks_that_make_progress_and_ranks_that_have_not_begun_are_left_alone(tmp_path):
-    (tmp_path / "heartbeat_0").write_text(f"3 {time.time() - 1} step 2")
+    (tmp_path / "heartbeat_0").write_text(f"3 {time.monotonic() - 1} step 2")
     assert last_beat(tmp_path, 1) is None
     assert Watchdog(tmp_path, 60.0).hung({0: os.getpid(), 1: os.getpid()}) is None
+
+
+@pytest.mark.parametrize("seconds", [3600.0, -86_400.0], ids=["forwards", "backwards"])
+def test_a_clock_that_is_set_ends_no_run_and_hides_no_hang(tmp_path, monkeypatch, seconds):
+    monkeypatch.setenv(HEARTBEATS_VARIABLE, str(tmp_path))
+    monkeypatch.setattr("pangu_sigma.ranks.watchdog._show_stacks", lambda pids, states: None)
+    Heartbeat(0).beat("step 2")
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + seconds)
+    pids = {0: os.getpid()}
+    assert Watchdog(tmp_path, 1800.0).hung(pids) is None
+    time.sleep(0.02)
+    assert "rank 0 in step 2" in (Watchdog(tmp_path, 0.01).hung(pids) or "")
 
 
 def test_without_a_limit_nobody_is_hung(tmp_path):

@@ -109,11 +109,13 @@ def test_health_says_when_the_engine_has_failed(tiny_data):
         for _ in range(3):
             assert client.get("/health").status_code == 200
             answer = client.post("/v1/completions", json={"model": "sigma-en", "prompt": "x"})
-            assert answer.status_code == 503
-            assert "broken off" in answer.json()["error"]["message"]
+            assert answer.status_code == 500
+            assert answer.json()["error"]["code"] == "model_failed"
+            assert "the server's log says why" in answer.json()["error"]["message"]
         app.state.served.thread._thread.join()
         assert client.get("/health").status_code == 503
-        assert client.post("/v1/completions", json={"model": "sigma-en", "prompt": "x"}).status_code == 503
+        answer = client.post("/v1/completions", json={"model": "sigma-en", "prompt": "x"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_stopping")
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,11 @@ def test_the_answer_is_that_to_the_text_of_the_template(client):
     assert chat["choices"] == [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": completion["choices"][0]["text"].lstrip(), "refusal": None},
+            "message": {
+                "role": "assistant",
+                "content": completion["choices"][0]["text"].removeprefix(" "),
+                "refusal": None,
+            },
             "logprobs": None,
             "finish_reason": completion["choices"][0]["finish_reason"],
         }
@@ -57,7 +61,28 @@ def test_a_stream_joined_is_the_answer(client, logprobs):
 def test_bytes_of_tokens_joined_are_the_text(client):
     choice = ask(client, logprobs=True, stop=None).json()["choices"][0]
     told = b"".join(bytes(token["bytes"]) for token in choice["logprobs"]["content"]).decode(errors="replace")
-    assert told.lstrip().startswith(choice["message"]["content"])
+    assert told.removeprefix(" ").startswith(choice["message"]["content"])
+
+
+@pytest.mark.parametrize(
+    ("piece", "content"), [(b"\n", "\n" * 6), (b" ", " " * 5)], ids=["line breaks", "blanks, one of the template"]
+)
+def test_white_space_of_an_answer_is_in_its_content(client, decoder, piece, content):
+    """The blank after "Assistant:" belongs to the template, which leaves it to the model; all else is the model's answer."""
+    rows, surfaces = decoder.tokenizer.slot_rows[1], decoder.tokenizer.vocabulary.surfaces
+    token = next(int(row) for row in rows if row >= 0 and surfaces[row] == piece)
+    asked = {"temperature": 0, "max_tokens": 6, "logit_bias": {str(token): 100}}
+    (choice,) = ask(client, **asked).json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (content, "length")
+    parts = [
+        chunk["choices"][0]["delta"].get("content", "") for chunk in events(ask(client, stream=True, **asked).text)
+    ]
+    assert "".join(parts) == content
+
+
+@pytest.mark.parametrize("nothing", [{"tool_choice": None}, {"tool_choice": "none"}, {"tools": []}, {"tools": None}])
+def test_no_tools_are_no_reason_to_refuse(client, nothing):
+    assert ask(client, **nothing).json()["choices"] == ask(client).json()["choices"]
 
 
 def test_what_is_left_out_is_said(client):
@@ -85,7 +110,7 @@ def test_the_configuration_says_how_messages_are_written(tiny_data):
         chat = ask(client, messages=ASKED[1:]).json()
         body = {"model": "sigma-en", "prompt": "<hi>[", "seed": 3, "max_tokens": 20, "stop": "e"}
         text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
-    assert chat["choices"][0]["message"]["content"] == text.lstrip()
+    assert chat["choices"][0]["message"]["content"] == text
 
 
 @pytest.mark.parametrize(
@@ -98,12 +123,16 @@ def test_the_configuration_says_how_messages_are_written(tiny_data):
         ({"messages": [*ASKED, *ASKED]}, "only the first one can have the role system"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": None}]}, "must be a text"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            'messages.0.content: must be a text, or a list of parts {"type": "text", "text": …}; images, audio and files are',
+        ),
         ({"messages": [{"role": "user", "content": "x"}] * 257}, "messages: 257 is more than 256"),
         ({"top_logprobs": 1}, "top_logprobs is only allowed with logprobs=true"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "mean the same and differ"),
         ({"max_tokens": LENGTH + 1}, f"max_tokens is {LENGTH + 1}"),
         ({"tools": [{}]}, "tools: these models call no tools; response_format"),
+        ({"tool_choice": "auto"}, "tool_choice: these models call no tools; response_format"),
         ({"response_format": {"type": "grammar"}}, "response_format"),
         ({"stream_options": {"include_usage": True}}, "only allowed with stream=true"),
     ],

@@ -245,7 +245,7 @@ def test_the_prompts_tokens_have_their_experts_too(page, decoder, served):
 
 def test_the_model_and_its_limit_are_named(page, decoder):
     expect(page.locator("#model")).to_have_text(
-        f"Model sigma: 3 domains, room for {decoder.config.model.seq_length} tokens of prompt and answer together."
+        f"3 domains, room for {decoder.config.model.seq_length} tokens of prompt and answer together."
     )
 
 

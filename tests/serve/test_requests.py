@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from typing import Any
 
 import pytest
@@ -182,6 +183,8 @@ def check_refused(answer) -> None:
     assert len(error["message"]) > 10
     assert len(answer.content) < 3000, "what was sent does not come back whole"
     assert "Traceback" not in answer.text
+    strange = re.search(r"--(?!set )\w|constrained|list\[|\.str\b|llguidance|%json|start:", error["message"])
+    assert strange is None, "an option, a clause of pydantic, or the library's grammar"
 
 
 def test_there_are_more_than_300():
@@ -213,6 +216,58 @@ def test_wrong_kinds_are_refused(client, kind):
     answer = client.post("/v1/completions", content=json.dumps(COMPLETION), headers=headers)
     assert answer.status_code == 415
     assert "curl" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"Content-Encoding": "gzip"}, "Content-Encoding is 'gzip'; send the body as it is"),
+        ({"Content-Type": "application/json; charset=latin1"}, "the charset 'latin1'; JSON is UTF-8"),
+        ({"Content-Type": 'application/json; charset="GB18030"'}, "the charset 'gb18030'; JSON is UTF-8"),
+    ],
+)
+def test_bodies_in_another_encoding_are_refused(client, headers, reason):
+    for path, body in VALID.items():
+        answer = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"} | headers)
+        assert answer.status_code == 415
+        assert reason in answer.json()["error"]["message"]
+    plain = {"Content-Type": "application/json; charset=UTF-8", "Content-Encoding": "identity"}
+    assert client.post("/tokenize", content=json.dumps(TOKENIZE), headers=plain).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message", "param"),
+    [
+        ({"temperature": 1e-30}, "temperature: must be 0 (greedy), or 1e-09 to 2", "temperature"),
+        (
+            {"repetition_penalty": 1e-30},
+            "repetition_penalty: Input should be greater than or equal to 0.000000001",
+            "repetition_penalty",
+        ),
+        *[
+            (
+                {"prompt": prompt},
+                "prompt: a list of token ids must have whole numbers from 0 to 2147483647 only, at least one",
+                "prompt",
+            )
+            for prompt in ([-1], [[-1]], [1 << 31], [[260], []])
+        ],
+        (
+            {"suffix": "x"},
+            "suffix: is not supported: these models write after a text, not inside of one; leave it out",
+            "suffix",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_words_of_the_request(client, parameters, message, param):
+    error = client.post("/v1/completions", json=COMPLETION | parameters).json()["error"]
+    assert (error["message"], error["param"]) == (message, param)
+
+
+def test_a_long_path_is_not_repeated(client):
+    answer = client.get("/" + "x" * 60_000)
+    assert answer.status_code == 404
+    check_refused(answer)
 
 
 def test_a_missing_parameter_is_named(client):

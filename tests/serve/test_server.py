@@ -351,7 +351,7 @@ def test_sigterm_while_requests_are_being_read_tells_each_of_them(start):
         assert all_of(half_head).startswith(b"HTTP/1.1 408")
         assert all_of(silent) == b""
         found = all_of(half_body)
-    assert found.startswith(b"HTTP/1.1 503") and b'"code":"broken_off"' in found
+    assert found.startswith(b"HTTP/1.1 503") and b'"code":"server_stopping"' in found
     assert process.wait(60) == 0
     assert "Traceback" not in process.stderr.read()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import jsonschema_rs
 import openai
 import pytest
-from helpers.served import client_of, server_of, toy_decoder
+from helpers.served import client_of, events, server_of, toy_decoder
 from helpers.structures import SCHEMAS
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -117,6 +117,25 @@ def test_what_cannot_be_is_refused_by_name(client, parameters, param, reason):
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param)
     assert reason in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_structure_that_the_library_gives_up_on_is_said_in_the_answer(tiny_data, path):
+    grows = "".join(f"(x{i}|y.*)?" for i in range(3000))
+    body = {"model": "sigma-en", "max_tokens": 50, "n": 2, "structured_outputs": {"regex": f"z{grows}"}}
+    body |= {"prompt": "the"} if path == "/v1/completions" else {"messages": MESSAGES}
+    with client_of(toy_decoder(tiny_data, lanes=2)) as client:
+        found = client.post(path, json=body).json()
+        *_, last = [
+            chunk
+            for chunk in events(client.post(path, json=body | {"stream": True}).text)
+            if chunk["choices"][0]["finish_reason"]
+        ]
+    assert [choice["finish_reason"] for choice in found["choices"]] == ["length"] * 2
+    assert found["usage"]["completion_tokens"] < 2 * 50, "not by max_tokens"
+    (warning,) = found["warnings"]
+    assert "breaks off inside its structure, which is too large for llguidance: lexer error" in warning
+    assert last["warnings"] == [warning]
 
 
 def test_many_answers_of_one_request_have_its_structure(tiny_data):

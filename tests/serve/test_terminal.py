@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 from helpers.served import DrawnDecoder
 
@@ -65,6 +66,16 @@ def test_what_is_left_out_is_said_and_what_does_not_fit_is_refused(decoder, caps
     assert "the oldest, were left out" in told
     assert "the last one does not fit" in told
     assert lines
+
+
+def test_a_model_that_fails_is_told_and_the_chat_goes_on(tiny_data, capsys):
+    class Broken(DrawnDecoder):
+        def logits(self, domain, ids):
+            return super().logits(domain, ids) * (np.nan if domain.name == "en" else 1)
+
+    lines, told = said(Broken(tiny_data, lanes=1), "hello\n/domain zh\n今天\n", capsys)
+    assert "domain en: the logits after" in told and "are not finite" in told
+    assert len([line for line in lines if line]) >= 1
 
 
 def test_how_answers_are_to_be(decoder, capsys):

@@ -1,26 +1,27 @@
 from __future__ import annotations
 
+import hashlib
 import pickle
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.record_files import read_whole, write_records
 
-from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import load_config
+import pangu_sigma as ps
+from pangu_sigma.checkpoint.model_files import write_config
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import dump_config
 from pangu_sigma.data.prepared import preparation_settings
 from pangu_sigma.errors import DataError
-from pangu_sigma.shipped import config_path
 from pangu_sigma.text.documents import Document, RejectedLine
 from pangu_sigma.text.layout import Layout
 
 
 def layout_of(**data: Any) -> Layout:
-    return Layout.of(
-        load_config(config_path(Path("sigma_tiny")), [f"data.{key}={value}" for key, value in data.items()])
-    )
+    return Layout.of(ps.load_config("sigma_tiny", [f"data.{key}={value}" for key, value in data.items()]))
 
 
 def test_the_default_is_text_and_domain_and_every_key_decides_the_result(config):
@@ -147,7 +148,9 @@ def test_labels_are_mapped_or_names_of_domains(domains):
     ],
 )
 def test_globs_are_those_of_files_or_of_folders(glob, path, matches):
-    assert Layout(domain_of={glob: "zh"}).domain_of_file(Path(path)) == ("zh" if matches else None)
+    layout = Layout(domain_of={glob: "zh"})
+    assert layout.domain_of_file(Path(path)) == ("zh" if matches else None)
+    assert layout.idle_rules([Path("other.txt"), Path(path)]) == ([] if matches else [glob])
 
 
 def test_rules_that_contradict_each_other_are_an_error():
@@ -170,9 +173,13 @@ def test_rules_that_contradict_each_other_are_an_error():
         ({"text_keys": "text"}, r"data\.text_keys"),
         ({"layout": "pile"}, r"data\.layout"),
         ({"reader": "no_colon"}, r"data\.reader"),
-        ({"reader": "no_such_module:f"}, r"data\.reader=no_such_module:f: cannot be imported: ModuleNotFoundError"),
-        ({"reader": "json:no_such"}, r"data\.reader=json:no_such: cannot be imported: AttributeError"),
-        ({"reader": "json:__name__"}, r"data\.reader=json:__name__: is not a function"),
+        (
+            {"reader": "subprocess:call"},
+            r"data\.reader=subprocess:call: .*; name the file, such as subprocess\.py:call",
+        ),
+        ({"reader": "no_such.py:f"}, r"data\.reader=no_such\.py:f: .*No such file.*; relative paths begin in /"),
+        ({"reader": f"{textwrap.__file__}:no_such"}, r"data\.reader=.*:no_such: cannot be loaded: AttributeError"),
+        ({"reader": f"{textwrap.__file__}:__name__"}, r"data\.reader=.*:__name__: is not a function"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(data, message):
@@ -180,26 +187,25 @@ def test_what_cannot_be_meant_is_refused(data, message):
         layout_of(**data)
 
 
-@pytest.fixture
-def reader_module(tmp_path, monkeypatch) -> str:
-    """A module of the user's in the working folder."""
-    (tmp_path / "my_reader.py").write_text(
-        "def read(record):\n"
-        "    if record['id'] == 1:\n        return None\n"
-        "    if record['id'] == 2:\n        raise KeyError('two')\n"
-        "    if record['id'] == 3:\n        return ['no']\n"
-        "    return {'text': record['body'].upper(), 'domain': 'en'}\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield "my_reader:read"
-    sys.modules.pop("my_reader", None)
+READER = """\
+def read(record):
+    if record['id'] == 1:
+        return None
+    if record['id'] == 2:
+        raise KeyError('two')
+    if record['id'] == 3:
+        return ['no']
+    return {'text': record['body'].upper(), 'domain': 'en'}
+"""
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
-def test_a_function_of_the_users_reads_records(tmp_path, domains, reader_module, name):
-    layout = layout_of(reader=reader_module)
-    assert layout.reader_sha256 and Layout().reader_sha256 is None
+def test_a_function_of_the_users_reads_records(tmp_path, domains, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_reader.py").write_text(READER)
+    before = [*sys.path]
+    layout = layout_of(reader="my_reader.py:read")
+    assert layout.reader_sha256 == hashlib.sha256(READER.encode()).hexdigest() and Layout().reader_sha256 is None
     path = write_records(tmp_path / name, [{"id": i, "body": f"word {i}"} for i in range(5)])
     items = read_whole(path, domains, pickle.loads(pickle.dumps(layout)))
     assert [getattr(item, "text", "") for item in items] == ["WORD 0", "", "", "", "WORD 4"]
@@ -208,3 +214,40 @@ def test_a_function_of_the_users_reads_records(tmp_path, domains, reader_module,
         ("data.reader failed", "KeyError: 'two'"),
         ("data.reader failed", "it returned a list, not a dict or None"),
     ]
+    assert sys.path == before
+
+
+def test_a_reader_that_was_edited_is_another_one(tmp_path):
+    file = tmp_path / "edited.py"
+    for word in ("one", "two"):  # of one size, in one second: a .pyc would be taken for fresh
+        file.write_text(f"def read(record):\n    return {{'text': '{word}'}}\n")
+        assert layout_of(reader=f"{file}:read").function()({}) == {"text": word}
+
+
+def test_a_reader_is_named_by_a_person_and_never_by_a_record(tmp_path, tiny_run):
+    own, copied, reader = tmp_path / "own.yaml", tmp_path / "copied.yaml", tmp_path / "marks.py"
+    reader.write_text(
+        "import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\ndef read(record):\n    return record\n"
+    )
+    recorded = ps.load_config(tiny_run, {"data.reader": f"{reader}:read"})
+    own.write_text(dump_config(recorded))
+    (run := tmp_path / "run").mkdir()
+    write_config(run, recorded, "run")
+    copied.write_bytes((run / "config.yaml").read_bytes())
+    for config in (run, run / "config.yaml", copied):
+        for found in (ps.load_config(config), ps.load_config(config, {"data.held_out": 0.1})):
+            assert found.data.reader == f"{reader}:read"
+            with pytest.raises(
+                ConfigError, match=r'data.reader=.*marks.py:read is recorded .* overrides={"data.reader": .*None'
+            ):
+                Layout.of(found)
+        assert Layout.of(ps.load_config(config, {"data.reader": None})).function() is None
+    with pytest.raises(ConfigError, match="is recorded"):
+        Layout.of(Config.model_validate(recorded.model_dump()))
+    assert not reader.with_suffix(".ran").exists()
+    for config in (own, run):
+        named = ps.load_config(config, [f"data.reader={reader}:read"] if config == run else [])
+        assert Layout.of(pickle.loads(pickle.dumps(named.model_copy(update={"seed": 1})))).function()({"a": 1}) == {
+            "a": 1
+        }
+    assert reader.with_suffix(".ran").exists()

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.tiny import STEPS, tiny_config
 from pangu_sigma.checkpoint.root import latest_checkpoint
+from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.training.progress import Progress, resume
 from pangu_sigma.training.start import start_run
@@ -41,6 +42,14 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tiny_data, tiny_run, caplog):
     assert (progress.step, progress.updates, checkpoint.step) == (STEPS, STEPS, STEPS)
     assert sum(progress.cursor.taken) == STEPS * 4
     assert f"resuming {tiny_run} after step {STEPS}" in caplog.text
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_a_run_that_begins_with_weights_of_another_is_not_said_to_resume(drawn_segmented_run, caplog):
+    caplog.set_level("INFO")
+    progress, checkpoint = resume(start_run(drawn_segmented_run, run_config(drawn_segmented_run)), Cursor([0, 0, 0]))
+    assert checkpoint is not None and progress.step == checkpoint.step == 0
+    assert "resuming" not in caplog.text
 
 
 @pytest.mark.usefixtures("graph_mode")

@@ -8,7 +8,7 @@ from experiments.compare.arms import ARMS, sizes_of
 from experiments.small import SMALL, tiny
 
 STORED = {"dense": 1, "own_dense": 8.5, "mixed4_64": 40, "mixed16_16": 40}
-STORED |= dict.fromkeys(("rre16", "mixed64", "parts64", "hash64", "moge64"), 64)
+STORED |= dict.fromkeys(("rre16", "mixed64", "hash64", "moge64"), 64)
 ONE_DOMAIN = {
     "dense": 1,
     "own_dense": 2.5,
@@ -16,7 +16,6 @@ ONE_DOMAIN = {
     "own_common": 10,
     "mixed4_64": 34,
     "mixed64": 40,
-    "parts64": 40,
 }
 ONE_DOMAIN |= dict.fromkeys(("hash", "gate", "moge", "leak", "rre16", "mixed16_16"), 16)
 ONE_DOMAIN |= dict.fromkeys(("hash64", "moge64"), 64)
@@ -28,7 +27,6 @@ OF_SEGMENTS = {
     "mixed4_64": [16, 16, 64, 64],
     "mixed16_16": [64, 64, 16, 16],
     "mixed64": [64] * 4,
-    "parts64": [64] * 4,
     "moge64": [64] * 4,
 } | {name: [16] * n for name, n in (("own_common", 2), ("own_own", 2), ("mixed", 4), ("moge", 4))}
 

@@ -23,13 +23,12 @@ from pangu_sigma.training.loop import train
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 T, H, F, E = 24, 6, 6, 8
-GATED = {"loss_scale": {"initial": 1.0, "window": 100}}
 
 
 def gated_config(groups: int = 1, **train: object) -> Config:
     """A toy with E = 8 experts in each group of a layer of H = 6, F = 6."""
     model = toy_config().model.model_dump() | {"hidden": H, "ffn": F, "segments": ["own"] * groups}
-    return toy_config(model=model, ecss={"enabled": False}, train=GATED | train)
+    return toy_config(model=model, ecss={"enabled": False}, train=train)
 
 
 def drawn(groups: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -158,8 +157,10 @@ def test_all_that_a_gated_network_shares_with_the_product_is_drawn_alike():
         ({"ecss": {"enabled": True}}, "ecss.enabled=true: a learned gate needs all experts in each step: set false"),
         ({"model": {"dropout": 0.1}}, "model.dropout=0.1: a learned gate needs no dropout: set 0"),
         ({"train": {"accumulation": 2}}, "train.accumulation=2: .* set 1"),
-        ({"train": {"loss_scale": {"initial": 2.0, "window": 100}}}, "train.loss_scale.initial=2.0: .* set 1"),
-        ({"train": {"steps": 100}}, "train.loss_scale.window=100: a learned gate needs one of more than train.steps"),
+        (
+            {"train": {"compute_dtype": "float16"}},
+            "train.compute_dtype=float16: .* needs float32, whose loss is not scaled",
+        ),
     ],
 )
 def test_what_a_gate_does_not_go_with_is_refused(sections, message):
@@ -171,7 +172,7 @@ def test_what_a_gate_does_not_go_with_is_refused(sections, message):
 
 def test_the_loop_trains_the_gate_and_logs_its_load(tiny_data: Path, tmp_path: Path):
     base = tiny_config(tiny_data).train.model_dump(mode="json")
-    config = tiny_config(tiny_data, ecss={"enabled": False}, train=base | GATED | {"steps": 6})
+    config = tiny_config(tiny_data, ecss={"enabled": False}, train=base | {"steps": 6})
     trainer = train(config, tmp_path / "gated", GateBackend(), kind=GateTrainer)
     before = {name: p.asnumpy() for name, p in gated_network(config).parameters_and_names() if "gate" in name}
     dense = load_checkpoint(trainer.run.checkpoints, trainer.run.identity).saved("dense")

@@ -54,6 +54,7 @@ RULES = {
     "train": Rule(True),
     "train.batch_size": Rule(True, "no sample is lost or taken twice"),
     "train.accumulation": Rule(True, "no sample is lost or taken twice"),
+    "train.compute_dtype": Rule(True, "the run goes on with the loss scale that it has"),
     "train.loss_scale.initial": Rule(True, "the run goes on with the scale that it has"),
     "parallel": Rule(True),
     "chat": Rule(True),
@@ -105,6 +106,12 @@ def change_text(change: Change) -> str:
     key, *values = change
     old, new = (json.dumps(value, ensure_ascii=False) for value in values)
     return f"{key}: {old} → {new}"
+
+
+def shuffled_as(config: Config, shuffle: Any) -> Config:
+    """Return the configuration with this value of `data.shuffle`, unless it has one."""
+    data = config.data.model_copy(update={"shuffle": config.data.shuffle or shuffle})
+    return config.model_copy(update={"data": data})
 
 
 def absolute_paths(config: Config) -> Config:

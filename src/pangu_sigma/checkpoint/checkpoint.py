@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,16 @@ _WAIT = "train the run, or wait for its first one"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Checkpoint on the disk, with verified files and memory-mapped arrays; writing to an array changes memory only."""
+    """Checkpoint on the disk, with verified files and memory-mapped arrays; writing to an array changes memory only.
+
+    passed_over: messages on damaged checkpoints that come before this one in the order of `candidates`.
+    """
 
     step: int
     state: dict[str, Any]
     identity: Identity
     files: Files
+    passed_over: tuple[str, ...] = ()
 
     def saved(self, shard: str) -> dict[str, list[SavedArray]]:
         """Return the saved parts of each array of a shard, by the array's name."""
@@ -110,13 +115,15 @@ def _newest_whole(root: Path, expected: Identity | None, ranks: Ranks) -> Checkp
     problems = []
     for directory in candidates(root):
         try:
-            return _load_directory(directory, expected, ranks)
+            return replace(_load_directory(directory, expected, ranks), passed_over=tuple(problems))
         except DamagedCheckpoint as error:
             logger.warning("%s; trying the checkpoint before it", error)
             problems.append(str(error))
-    found = "\n".join(problems) or "it holds none yet"
+    if not problems:
+        raise CheckpointError(f"no usable checkpoint in {root}: it holds none yet\n{_WAIT}")
+    found = "\n".join(problems)
     fix = f"name another run, or train this one anew: pangu-sigma train {root.parent} --start-over"
-    raise CheckpointError(f"no usable checkpoint in {root}: {found}\n{fix if problems else _WAIT}")
+    raise DamagedCheckpoint(f"no usable checkpoint in {root}: {found}\n{fix}")
 
 
 def _load_directory(path: Path, expected: Identity | None, ranks: Ranks, verified: bool = True) -> Checkpoint:
@@ -133,6 +140,7 @@ def _load_directory(path: Path, expected: Identity | None, ranks: Ranks, verifie
     names = [name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors")]
     try:
         files = {name: _read_arrays(path / f"{name}.safetensors") for name in names}
+        _check_whole(path, files)
         state = json.loads((path / STATE).read_bytes())
     except (DamagedFile, ValueError, OSError, RecursionError) as error:
         # the file has its hash, and is not what a save writes
@@ -149,6 +157,18 @@ def _read_arrays(file: Path) -> dict[str, SavedArray]:
             raise ValueError(f"{file}: {name} of shape {values.shape} is not the part that the file says")
         arrays[name] = SavedArray(part, values)
     return arrays
+
+
+def _check_whole(path: Path, files: Files) -> None:
+    """Raise DamagedFile if the parts of an array that the files hold do not make up the whole array."""
+    lacking: dict[tuple[str, str], int] = {}
+    for file, arrays in files.items():
+        for name, (part, values) in arrays.items():
+            array = file.partition(".")[0], name
+            lacking[array] = lacking.get(array, math.prod(part.whole)) - values.size
+    for (shard, name), count in lacking.items():
+        if count:
+            raise DamagedFile(f"{path}: {name} of shard {shard} lacks {count} values: the file of a rank is missing")
 
 
 def _refuse_other(path: Path, found: Identity, expected: Identity) -> None:

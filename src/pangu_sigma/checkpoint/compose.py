@@ -41,7 +41,7 @@ def compose(config: Config, find: Find) -> Files:
         for name, shape in state.items()
     }
     files[OPTIMIZER]["step"] = SavedArray.whole(find(OPTIMIZER, "step", (1,)) or LazyArray.zeros((1,), "int32"))
-    initial = LazyArray.of(np.array(config.train.loss_scale.initial, np.float32))
+    initial = LazyArray.of(np.array(config.train.first_loss_scale, np.float32))
     files[LOSS_SCALE] = {
         "value": SavedArray.whole(find(LOSS_SCALE, "value", ()) or initial),
         "good_steps": SavedArray.whole(find(LOSS_SCALE, "good_steps", ()) or LazyArray.zeros((), "int32")),

@@ -95,6 +95,16 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
     return parse_config(with_shuffle(read_tree(file)))
 
 
+def recorded_kind(file: Path) -> str | None:
+    """Return "run" or "export" for a file that begins as the config.yaml of one does; None for another file, or none."""
+    try:
+        with open(file, "rb") as stream:
+            found = _FIRST_LINE.match(stream.read(200))
+    except OSError:
+        return None
+    return found[1].decode() if found else None
+
+
 def with_shuffle(recorded: dict[str, Any]) -> dict[str, Any]:
     """Return the tree of a recorded configuration with `data.shuffle`: one that was recorded before this key says permutation."""
     data = recorded.get("data", {})

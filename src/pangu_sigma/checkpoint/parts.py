@@ -16,7 +16,7 @@ from pangu_sigma.sealed import DamagedFile
 WEIGHTS = "dense"
 """Name of the shard of the dense parameters."""
 EXPERTS = "experts_layer_"
-"""Prefix of the names of the expert shards, one per RRE layer, which hold Adam state too."""
+"""Prefix of the names of the expert shards, one per segment of the RRE layers, which hold Adam state too."""
 OPTIMIZER, LOSS_SCALE = "dense_optimizer", "loss_scale"
 """Names of the shards of the dense parameters' Adam state, and of the loss scale."""
 

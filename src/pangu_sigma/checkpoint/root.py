@@ -114,19 +114,27 @@ def recover_interrupted_save(root: Path) -> None:
 
 
 def keep_only(root: Path, step: int) -> None:
-    """Make the checkpoint of a step the newest, and remove all other checkpoints. Raises OSError."""
+    """Make the checkpoint of a step the newest, and remove all other checkpoints. Raises OSError, and the error of `prune`."""
+    prune(root, max(map(step_of, _checkpoints(root)), default=step), 0, [step])
     _note(root, f"step_{step:08d}").replace(root / LATEST)
     sync(root)
-    prune(root, max(map(step_of, _checkpoints(root))), 0, [step])
     remove_leftovers(root)
 
 
 def prune(root: Path, step: int, keep: int, spared: Collection[int] = ()) -> None:
-    """Prune all but the `keep` newest checkpoints up to `step`: rename them for `remove_leftovers`. A failure is only logged.
+    """Prune all but the `keep` newest checkpoints up to `step`: rename them for `remove_leftovers`. A failed rename is only logged.
 
-    spared: further steps whose checkpoints are kept.
+    keep: 0 to keep only those of the steps `spared`. spared: further steps whose checkpoints are kept.
+    Raises CheckpointError, and prunes nothing, if `keep` is 0 and no checkpoint of the steps `spared` is there.
     """
-    old_ones = [path for path in _checkpoints(root) if step_of(path) <= step and step_of(path) not in spared]
+    checkpoints = _checkpoints(root)
+    old_ones = [path for path in checkpoints if step_of(path) <= step and step_of(path) not in spared]
+    if keep == 0 and len(old_ones) == len(checkpoints):
+        wanted = ", ".join(f"step_{number:08d}" for number in spared)
+        raise CheckpointError(
+            f"{root}: {wanted} is to be kept and is not there, so nothing was removed; take it from a copy, or train again in "
+            "another folder"
+        )
     for old in old_ones[keep:]:
         try:
             # Renamed first: a crash in the middle leaves a leftover, not a checkpoint that looks damaged.

@@ -31,12 +31,10 @@ from pangu_sigma.checkpoint.parts import Files, encode_parts
 from pangu_sigma.checkpoint.root import make_latest, prune, recover_interrupted_save, remove_leftovers
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
-from pangu_sigma.sealed import UNFINISHED, DamagedFile, as_json, fingerprint, sealed, sync, unsealed
+from pangu_sigma.sealed import UNFINISHED, as_json, fingerprint, sealed, sync
 
 logger = logging.getLogger(__name__)
 
-RANK_NOTE = ".written-"
-"""Prefix of the files in which ranks report the files that they wrote to rank 0."""
 _UNHEALTHY_FOLDER = "unhealthy_"
 
 
@@ -66,7 +64,7 @@ def save_checkpoint(
 
 @dataclass(frozen=True)
 class Written:
-    """Report of one rank on its part of a checkpoint: size and hash of its files, by name, and arrays with NaN or infinity."""
+    """Report of a rank, or of all together, on a checkpoint: size and hash of files, by name, and arrays with NaN or infinity."""
 
     files: dict[str, Any] = field(default_factory=dict)
     not_finite: list[NotFinite] = field(default_factory=list)
@@ -119,10 +117,7 @@ class Save:
 
     def write(self, files: Files, after_chunk: Callable[[], None]) -> Written:
         """Write this rank's files, and return the report for `gather`. Raises OSError."""
-        written = _write_files(self._unfinished, files, after_chunk)
-        if not self._ranks.first:
-            (self._unfinished / f"{RANK_NOTE}{self._ranks.rank}").write_bytes(_WRITTEN.dump_json(written))
-        return written
+        return _write_files(self._unfinished, files, after_chunk)
 
     def abandon(self) -> None:
         """Give the save up: remove the directory that `begin` made. Called instead of `gather`."""
@@ -130,22 +125,24 @@ class Save:
             shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def gather(self, written: Callable[[], Written]) -> None:
-        """Wait until all ranks have written their files. written: returns the result of `write`, or raises the error of `write`."""
+        """Wait until all ranks have written their files, and gather their reports.
+
+        written: returns the result of `write`, or raises the error of `write`.
+        """
         with self._refused(), self._ranks.fail_together("writing a checkpoint"):
-            self._written = written()
+            own = written()
+        # Not by files: a shared file system may show rank 0 an old list of them, in which those of another rank are missing.
+        for report in self._ranks.texts(_WRITTEN.dump_json(own).decode()):
+            other = _WRITTEN.validate_json(report)
+            self._written.files.update(other.files)
+            self._written.not_finite.extend(other.not_finite)
 
     def finish(self) -> None:
-        """On rank 0, gather the reports, write the manifest, rename the directory, change LATEST and prune. Raises OSError."""
-        if self._ranks.first:
-            for note in sorted(self._unfinished.glob(f"{RANK_NOTE}*")):
-                other = _WRITTEN.validate_json(note.read_bytes())
-                self._written.files.update(other.files)
-                self._written.not_finite.extend(other.not_finite)
-                note.unlink()
-            if not self._written.not_finite:
-                _write_manifest(self._unfinished, self._body(), self._state)
-                make_latest(self._unfinished, self.target)
-                prune(self._root, self._step, self._keep, self._spared)
+        """On rank 0, write the manifest, rename the directory, change LATEST and prune. Raises OSError."""
+        if self._ranks.first and not self._written.not_finite:
+            _write_manifest(self._unfinished, self._body(), self._state)
+            make_latest(self._unfinished, self.target)
+            prune(self._root, self._step, self._keep, self._spared)
 
     def complete(self, finished: Callable[[], None]) -> Path:
         """Wait until rank 0 has finished, and return the checkpoint's directory.
@@ -155,7 +152,7 @@ class Save:
         """
         with self._refused(), self._ranks.fail_together("completing a checkpoint"):
             finished()
-        if self._ranks.any(self._ranks.first and bool(self._written.not_finite)):
+        if self._written.not_finite:
             raise self._unhealthy()
         return self.target
 
@@ -181,18 +178,12 @@ class Save:
                 if self._ranks.first:
                     not_finite = [asdict(each) for each in written.not_finite]
                     _put_aside(self._unfinished, folder, {**self._body(), "not_finite": not_finite}, self._state)
-            if not self._ranks.first:
-                tree = unsealed(folder / UNHEALTHY, "look into the log of rank 0")
-                written.not_finite[:] = _WRITTEN.validate_python(tree).not_finite
-        except (OSError, RankError, DamagedFile) as error:
+        except (OSError, RankError) as error:
             logger.warning("cannot keep the unhealthy state of step %d: %s", self._step, error)
             self.abandon()
             kept = None
         way = way_on(self._root, self._ranks)
-        unhealthy = UnhealthyState(self._step, written.not_finite, self._identity.config, kept, way)
-        if self._ranks.first:
-            logger.error("%s", unhealthy)
-        return unhealthy
+        return UnhealthyState(self._step, written.not_finite, self._identity.config, kept, way)
 
     @contextmanager
     def _refused(self) -> Iterator[None]:

@@ -50,8 +50,8 @@ def _add_generate(commands: Any) -> None:
         "generate",
         api.Model.generate,
         "continue prompts",
-        "runs/sigma_tiny --domain en --prompt 'The ' --domain zh --prompt 今天",
-        "exports/sigma_tiny --domain code --prompt 'def ' --temperature 0.8 --top-p 0.9",
+        "runs/sigma_tiny --domain en --prompt The --domain zh --prompt 今天",
+        "exports/sigma_tiny --domain code --prompt def --temperature 0.8 --top-p 0.9",
         "exports/sigma_tiny --domain en --prompts lines.txt --json -",
         run=_generate,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma import api
-from pangu_sigma.commands.options import add_command, call, flag, show, with_json, with_model
+from pangu_sigma.commands.options import add_command, call, flag, show, with_json, with_model, with_set
 
 _AGAINST: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "MODEL"}
 
@@ -22,6 +22,7 @@ def add_commands(commands: Any) -> None:
         "runs/sigma_tiny --all-samples",
         "runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all-samples",
         "runs/sigma_tiny --input mine.jsonl --domain en",
+        run=_evaluate,
     )
     with_model(
         command, "run folder, exported model or Hugging Face style folder; several runs with --against", nargs="+"
@@ -31,6 +32,7 @@ def add_commands(commands: Any) -> None:
     other = "text to measure in place of the held-out one, a file or a folder; may be repeated"
     command.add_argument("--input", type=Path, action="append", metavar="PATH", help=other)
     command.add_argument("--domain", help="domain of all records of --input (default: they say it)")
+    with_set(command, "how records of --input are read, such as data.layout=wudao or data.reader=FILE.py:FUNCTION")
     with_json(command)
     _add_benchmark(commands)
 
@@ -39,6 +41,13 @@ def add_commands(commands: Any) -> None:
     with_model(command, "run folder, or folder of prepared data")
     command.add_argument("--against", help="compare the losses with those of other runs", **_AGAINST)
     with_json(command)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    """Run the command. A loss that is not finite is an error of the model, which the user can replace."""
+    result = call(api.evaluate, options)
+    show(result, options.json)
+    return 0 if result.ok else 2
 
 
 def _add_benchmark(commands: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.hf_folder import write_hf_folder
-from pangu_sigma.sealed import write_atomically
+from pangu_sigma.sealed import sealed, write_atomically
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import KIND_NAMES, open_model
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder, write_step_0
@@ -56,8 +55,7 @@ def write_run(model: StoredModel, folder: Path) -> Path:
             "parent_hash": model.hash,
             "before": model.lineage,
         }
-        text = json.dumps(receipt, ensure_ascii=False, indent=2)
-        write_atomically(path / LINEAGE_FILE, f"{text}\n".encode())
+        write_atomically(path / LINEAGE_FILE, sealed(receipt, sort_keys=False))
     logger.info(
         "%s: the weights of step %d are its step 0; Adam's state and the position in the data start from nothing. To train on, set "
         "data.path to data prepared with the same vocabulary (hash %s…); it is %s now",

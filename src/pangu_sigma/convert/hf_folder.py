@@ -13,7 +13,7 @@ from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.convert.model_card import model_card
-from pangu_sigma.sealed import seal_folder
+from pangu_sigma.sealed import seal_folder, sealed
 from pangu_sigma.stored.hf_config import GENERATION, MODEL_TYPE, code_files, config_json, tokenizer_config_json
 from pangu_sigma.stored.hf_folder import (
     CONFIG_JSON,
@@ -50,16 +50,16 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
         index = {"metadata": sizes, "weight_map": {name: file for file, names in shards.items() for name in names}}
         trees = {CONFIG_JSON: config_json(model), GENERATION_JSON: GENERATION, INDEX_JSON: index}
         trees[TOKENIZER_JSON] = tokenizer_config_json(model)
+        files = {name: f"{json.dumps(tree, ensure_ascii=False, indent=2)}\n".encode() for name, tree in trees.items()}
         if model.lineage is not None:
-            trees[LINEAGE_FILE] = model.lineage
-        for name, content in trees.items():
-            text = json.dumps(content, ensure_ascii=False, indent=2)
-            (folder / name).write_text(f"{text}\n", encoding="utf-8")
+            files[LINEAGE_FILE] = sealed(model.lineage, sort_keys=False)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
         (folder / CARD).write_text(model_card(model), encoding="utf-8")
         for name in code_files():
             shutil.copyfile(HF_CODE / name, folder / name)
         tokenizer = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
-        seal_folder(folder, [*trees, *shards, *code_files(), *tokenizer], {"kind": MODEL_TYPE}, written)
+        seal_folder(folder, [*files, *shards, *code_files(), *tokenizer], {"kind": MODEL_TYPE}, written)
     return output
 
 

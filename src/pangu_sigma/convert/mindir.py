@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OPENINGS = {"zh": "今天", "en": "The ", "mixed": "文件", "python": "import ", "java": "public "}
+OPENINGS = {"zh": "今天", "en": "The", "mixed": "文件", "python": "import", "java": "public"}
 """Prompt of each language, for comparing an exported model with its run."""
 
 TABLES_FILE = "tables.safetensors"

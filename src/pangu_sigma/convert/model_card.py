@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,6 +35,17 @@ def model_card(model: StoredModel) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _text(value: object) -> str:
+    """Return a value as text of Markdown on one line: names of slots and sources, which may be markup, are shown as they are."""
+    return re.sub(r"[\\`*\[\]|~!$]", r"\\\g<0>", html.escape(" ".join(str(value).split()), quote=False))
+
+
+def _code(value: object) -> str:
+    """Return a value as code of Markdown on one line; a backtick, which would end the code, becomes an apostrophe."""
+    text = " ".join(str(value).split()).replace("`", "'")
+    return f"`{text}`"
+
+
 def _sizes(model: StoredModel) -> str:
     config, count = model.config, model.config.num_params()
     sizes = config.model
@@ -46,9 +59,9 @@ def _sizes(model: StoredModel) -> str:
         f"`{model.tokenizer.hash}`",
     ]
     if sizes.rre_layers:
+        table = _code(Path(config.routing.table).name)
         lines.append(
-            f"* routing: table `{Path(config.routing.table).name}`, seed {config.routing.seed}, hash `{model.table.hash}`; no "
-            f"gate. {tables_text(sizes)}"
+            f"* routing: table {table}, seed {config.routing.seed}, hash `{model.table.hash}`; no gate. {tables_text(sizes)}"
         )
     return "\n".join(lines)
 
@@ -80,7 +93,7 @@ def _domains(model: StoredModel) -> str:
         last = domain.first_expert + domain.experts - 1
         experts = f"{domain.first_expert} … {last}" if sizes.rre_layers else "–"
         rows.append(
-            f"| {domain.name} | {domain.format} | {domain.language} | {domains.slot_names[domain.slot]} | {experts} |"
+            f"| {domain.name} | {domain.format} | {domain.language} | {_text(domains.slot_names[domain.slot])} | {experts} |"
         )
     rows += ["", "A text of another domain than the one asked for is read with experts that never saw its kind."]
     return "\n".join(rows)
@@ -94,7 +107,7 @@ def _lineage(model: StoredModel) -> str:
     if lineage is None:
         return f"## Lineage\n\n{steps}, from weights that were drawn at random."
     facts = [
-        f"{key} `{lineage[key]}`"
+        f"{key} {_code(lineage[key])}"
         for key in ("kind", "parent", "layout", "parent_step", "parent_hash")
         if key in lineage
     ]
@@ -116,10 +129,8 @@ def _sources(model: StoredModel) -> str:
     ]
     for name, record in manifest.domains.items():
         for source in record.sources:
-            sha256 = source.sha256 or "–"
-            rows.append(
-                f"| {name} | {record.train.tokens:,} | {source.name} | {source.version} | {source.licence} | {sha256} |"
-            )
+            facts = map(_text, (source.name, source.version, source.licence, source.sha256 or "–"))
+            rows.append(f"| {_text(name)} | {record.train.tokens:,} | {' | '.join(facts)} |")
     return "\n".join(rows)
 
 
@@ -159,9 +170,11 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_spec
 
 `tokenizer(text, domain=…)`, `model(…, domain=…)` and `model.generate(…, domain=…)` take a domain for one call; the model also
 a tensor with the number of each sequence's domain. An id that the domain's slot has no row for is refused; its logit is the
-lowest number.{tags} A text that is trained on ends with `<eot>`, which you add. What follows `<eot>` in a sequence is another
-text: it begins at position 0 and does not see the first, so several texts can be packed. `position_ids`, `inputs_embeds`,
-static caches and a chat template are not there.
+lowest number.{tags} A text that is trained on ends with `<eot>`, which you add: `text + tokenizer.eos_token`, or the id. Names of
+special tokens in a text are these tokens, unless the tokenizer is called with `split_special_tokens=True`. What follows `<eot>`
+in a sequence is another text: it begins at position 0 and does not see the first, so several texts can be packed. Not there:
+`position_ids`, `inputs_embeds`, `output_attentions`, caches other than `DynamicCache`, flash and flex attention, more tokens,
+pairs of texts, a chat template and `torch.export`.
 
 LoRA: `LoraConfig(target_modules=["query", "key", "value", "output", "up", "down"])`, where `up` and `down` are those of dense
 FFNs and experts alike; an expert learns only from the tokens that it meets. lm_eval needs the domain twice:

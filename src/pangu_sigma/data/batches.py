@@ -1,7 +1,7 @@
 """Training batches as arrays: embedding rows, positions, documents, labels, loss weights and the routing plan.
 
 Shape suffixes: G micro-batches of an update, B sequences of a micro-batch, S sequence length, T = B·S, M blocks (sequences of one
-domain), N RRE layers, K experts stored in a layer, A entries in the list of active experts.
+domain), N segments of the RRE layers, K experts stored in one, A entries in the list of active experts.
 
 Every rank of a run assembles the same whole batch and keeps its share: some blocks, and some sequences of each. An error in a batch
 is therefore raised on all ranks, and no rank waits for another that stopped.
@@ -61,7 +61,7 @@ class Batch:
 
     @property
     def active_NA(self) -> np.ndarray:
-        """Active experts of the update in each RRE layer, as row numbers of the rank's store, padded with one past the last."""
+        """Active experts of the update in each segment, as row numbers of the rank's store, padded with one past the last."""
         return self.plan.plans[0].active_NA
 
     def arrays(self) -> StepArrays:
@@ -200,7 +200,7 @@ class BatchLoader:
         return read_frequencies(self.folder, len(self.domains), self.tokenizer.size)
 
     def experts(self, ids_GBS: np.ndarray, domains_M: np.ndarray) -> np.ndarray:
-        """Return the expert of each token in each RRE layer, [N, G micro-batches, B, S]. domains_M: as in `assemble`."""
+        """Return the expert of each token in each segment, [N, G micro-batches, B, S]. domains_M: as in `assemble`."""
         _, positions = documents_and_positions(ids_GBS, self.tokenizer.eot)
         domains_B = np.repeat(domains_M, ids_GBS.shape[1] // len(domains_M))
         return route(self.table, ids_GBS, np.broadcast_to(domains_B, ids_GBS.shape[:2]), positions)

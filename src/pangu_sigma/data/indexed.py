@@ -119,10 +119,11 @@ def index_of(lengths: np.ndarray) -> bytes:
     return header + lengths.tobytes() + (ends - 4 * lengths).tobytes() + bounds.tobytes()
 
 
-def read_lengths(path: Path) -> np.ndarray:
+def read_lengths(path: Path, written: str | None = None) -> np.ndarray:
     """Read the number of tokens of each document, int32, from an `.idx`.
 
-    Raises DataError with file and byte for an index that is not the one that follows from its lengths.
+    written: xxh3_128 of the file, in hexadecimal; None if it is unknown. Raises DataError with file and byte for an index that is
+    not the one that follows from its lengths, and with the file for another hash: other lengths of the same sum make an index, too.
     """
     try:
         data = path.read_bytes()
@@ -133,6 +134,8 @@ def read_lengths(path: Path) -> np.ndarray:
     if (right := index_of(lengths)) != data:
         at = next(i for i, (one, other) in enumerate(zip_longest(data, right)) if one != other)
         raise DataError(f"{path}: is no index of {len(data)} bytes; first difference at byte {at}; {FIX}")
+    if written is not None and (found := xxhash.xxh3_128_hexdigest(data)) != written:
+        raise DataError(f"{path}: xxh3_128 is {found}, {written} was written; {FIX}")
     return lengths
 
 

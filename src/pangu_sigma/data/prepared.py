@@ -1,7 +1,7 @@
 """Reader of a prepared data folder. What is read is verified against the hashes of the manifest; an error names the file.
 
-Small files are verified when they are opened, token files as they are read (`token_files.TokenFile`): of each `.bin` the folder has
-the hashes of its chunks, in a file beside it, which is read with the first of them.
+Small files are verified when they are opened, token files as they are read (`token_files.TokenFile`): an `.idx` whole, and of each
+`.bin` the folder has the hashes of its chunks, in a file beside it, which is read with the first of them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,13 @@ class PreparedData:
     def _token_file(self, shard: str, vocabulary: int) -> TokenFile:
         record, chunks = self._record(f"{shard}.bin"), partial(self._chunk_hashes, shard)
         return TokenFile(
-            self.folder / shard, vocabulary, record.bytes, chunks, record.chunk_bytes or CHUNK_BYTES, self._opened
+            self.folder / shard,
+            vocabulary,
+            record.bytes,
+            chunks,
+            record.chunk_bytes or CHUNK_BYTES,
+            self._opened,
+            self._record(f"{shard}.idx").xxh3_128,
         )
 
     @cached_property

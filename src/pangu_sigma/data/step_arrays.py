@@ -4,7 +4,7 @@ Inside a graph they are plain arguments, because MindSpore 2.9 silently gives a 
 gradient of zero. A test ties the fields to the arguments of `TrainStep.construct`.
 
 Shape suffixes: G micro-batches of an update, B sequences of a micro-batch, S sequence length, T = B·S, M blocks (sequences of one
-domain), N RRE layers, A active experts.
+domain), N segments of the RRE layers, A active experts.
 """
 
 from __future__ import annotations

@@ -70,13 +70,15 @@ class TokenFile:
         chunks: Callable[[], bytes] | None = None,
         chunk_bytes: int = CHUNK_BYTES,
         opened: Opener | None = None,
+        index_hash: str | None = None,
     ) -> None:
         """vocabulary: size V; every id of a chunk must be in 0 … V - 1. size: bytes that the `.bin` must have; None: any.
         chunks: returns the hash of every `chunk_bytes` bytes, HASH_BYTES each; None: what is read is not checked. opened: opens
-        the `.bin`; files that share it share its limit."""
+        the `.bin`; files that share it share its limit. index_hash: xxh3_128 that the `.idx` must have; None:
+        any."""
         self.path, self._index_path = paths_of(prefix)
         self._vocabulary, self._chunks, self._chunk_bytes = vocabulary, chunks, chunk_bytes
-        self._opened = opened or opener()
+        self._opened, self._index_hash = opened or opener(), index_hash
         try:
             there = self.path.stat().st_size
         except OSError as error:
@@ -91,7 +93,7 @@ class TokenFile:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Number of tokens of each document, int32. Raises DataError if the index is damaged or does not fit the `.bin`."""
-        lengths = read_lengths(self._index_path)
+        lengths = read_lengths(self._index_path, self._index_hash)
         if (indexed := int(lengths.sum(dtype=np.int64))) != self.tokens:
             raise DataError(
                 f"{self.path}: has {4 * self.tokens} bytes, {indexed} tokens need {4 * indexed}; "

@@ -14,6 +14,8 @@ Two stores have one contract, so that the training step does not depend on the k
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 
 import mindspore as ms
@@ -74,9 +76,20 @@ class ExpertStore(nn.Cell):
 
     def settle(self, in_step: bool = False) -> None:
         """Wait until the experts are those of the last step, before anything but the next step's FFN reads them. in_step: True if
-        the next step waits. Raises AdamWorkerError."""
+        the next step waits. Raises AdamWorkerError if the worker or a step failed."""
         if self.worker is not None:
             self.worker.settle(in_step)
+
+    @contextmanager
+    def step_guard(self) -> Iterator[None]:
+        """Run a step's graph in a `with` block. If the block raises, the worker may have updated some experts, or from gradients
+        whose memory is free again: then every later `settle` raises AdamWorkerError."""
+        try:
+            yield
+        except BaseException:
+            if self.worker is not None:
+                self.worker.fail()
+            raise
 
     @property
     def active_shapes(self) -> list[tuple[int, ...]]:

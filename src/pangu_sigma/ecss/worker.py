@@ -1,16 +1,12 @@
 """The update of the experts behind the step, by a worker: `ecss.update`.
 
-RRE layers are on top. In the backward pass their gradients come first, and in the next forward pass their weights are needed last:
-the host updates experts while the device goes backward through the dense layers and, in the next step, forward again.
+RRE layers are on top, so in the next forward pass their weights are needed last: the host updates experts while the device updates
+the dense parameters and, in the next step, goes forward through the dense layers.
 
-    backward pass      gradients of the RRE layers → the worker begins, and speculates that the step is not clipped and not left out
-    end of the step    the norm is known           → what was begun stands, is done again, or undone
-    next forward pass  in front of each RRE layer  → waits for its own experts, if it must
+    end of the step    the norm is known           → the worker begins
+    next forward pass  in front of each RRE layer  → the step waits for the layer's own experts, if it must
 
-The worker speculates in the first 64 steps, and in 64 steps after each one that had to wait for it: where an update ends before the
-next forward pass needs its rows, keeping old values only costs time. After three steps in a row that were clipped or left out it
-waits for the norm, too, until a step was neither: a clipped step costs its speculated part twice. With `ecss.undo_gib=0` it always
-waits (all our choice). Results are the same bit for bit.
+Results are the same bit for bit.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ import logging
 
 from mindspore import nn
 
-from ascend_ops.adam_worker import AdamWorker, Await, Decide, HandOut
+from ascend_ops.adam_worker import AdamWorker, Await, StartUpdate
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.ecss.store import ExpertStore, HostStore
@@ -40,24 +36,21 @@ class AwaitedFFN(nn.Cell):
 
 
 class WorkerUpdate(nn.Cell):
-    """Update of the store's experts by a worker, in place of `ExpertStore.update`. The arguments are those of `update`.
-    hand_out(grads, active_NA, offsets_NA1, hyper, next_NA, copies) -> tokens. hyper: that of a step neither clipped nor left out.
-    decide(tokens, hyper) -> token. hyper: that of the step."""
+    """Update of the store's experts by a worker. `update` has the arguments of `ExpertStore.update`."""
 
     def __init__(self, config: Config, store: ExpertStore, copies_gradients: bool = False):
         """copies_gradients: see `AdamWorker`."""
         super().__init__()
-        self.store, cores, log_bytes = store, DIVISION.of_worker, int(config.ecss.undo_gib * (1 << 30))
+        self.store, cores = store, DIVISION.of_worker
         if config.ecss.update_cores and not cores:
             asked = config.ecss.update_cores
             logger.warning(
                 "ecss.update_cores=%d: only `train` divides the cores; the worker is bound to none here", asked
             )
-        self.worker = AdamWorker(store.segments, log_bytes, max(1, len(cores)), cores, copies_gradients)
+        self.worker = AdamWorker(store.segments, max(1, len(cores)), cores, copies_gradients)
         store.worker = self.worker
         self.decay = [decay.asnumpy().tolist() for decay in store.decay]
-        self.hand = nn.CellList([HandOut(self.worker, n) for n in store.learned])
-        self.decide = Decide(self.worker)
+        self.start = nn.CellList([StartUpdate(self.worker, n) for n in store.learned])
         self.register()
 
     def register(self) -> None:
@@ -67,14 +60,15 @@ class WorkerUpdate(nn.Cell):
             arrays = [[p.asnumpy() for p in of[span]] for of in (store.weights, store.moments, store.variances)]
             self.worker.register(n, arrays[0], arrays[1], arrays[2], store.steps[n].asnumpy(), self.decay[n])
 
-    def hand_out(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
-        """Hand the gradients of all segments that learn to the worker, those of the top layer first."""
+    def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
+        """Let the worker update all segments that learn, and return a token of each. The gradients must keep their memory until the
+        next step has waited for the update."""
         tokens: tuple = ()
-        for i in range(len(self.hand) - 1, -1, -1):
+        for i in range(len(self.start)):
             n = self.store.learned[i]
             active_A, offsets_A1, next_A = self.store.lists_of(n, active_NA, offsets_NA1, next_NA)
             of_segment, copy = grads[self.store.of_gradients[i]], copies[self.store.spans[n]]
-            tokens += (self.hand[i](of_segment, active_A, offsets_A1, hyper, copy, next_A),)
+            tokens += (self.start[i](of_segment, active_A, offsets_A1, hyper, copy, next_A),)
         return tokens
 
 

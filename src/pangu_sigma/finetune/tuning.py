@@ -9,7 +9,6 @@ RUN/                newest checkpoint of the parent, with Adam state, tokenizer 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -35,10 +34,13 @@ from pangu_sigma.finetune.task_file import TaskFile, format_file, read_task_file
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.trained import WARM
-from pangu_sigma.sealed import write_atomically
-from pangu_sigma.stored.model import TUNING_RESULT, StoredModel
+from pangu_sigma.ranks.layout import axes_text
+from pangu_sigma.ranks.ranks import is_rank
+from pangu_sigma.sealed import sealed, write_atomically
+from pangu_sigma.stored.model import TUNING_RESULT, StoredModel, read_tuning_result
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.stored.run import StoredRun
+from pangu_sigma.training.finished import draw_report
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.training.health import UnhealthyRun
 from pangu_sigma.training.log.losses import finite_or_none, format_number
@@ -80,6 +82,11 @@ def finetune_run(
             f"{into} is the run to tune, which stays as it is; name another folder with {argument('--output')}"
         )
     first, begins = task.config(parent.config), kind_of(into) != "run"
+    if first.parallel.ranks > 1 or is_rank():
+        raise ConfigError(
+            f"parallel ({axes_text(first.parallel)}): fine-tuning is one process, and neither `pangu-sigma launch` nor msrun "
+            "starts it; leave the keys of this section out, and start one process"
+        )
     if begins:
         check_absent(into)
     check_training_fits(first)
@@ -106,18 +113,15 @@ def finetune_run(
                     quarantine.copy_to(fresh / TUNING_FOLDER / QUARANTINE)
     with one_writer(into, lock):
         run = _take_up(into, config, parent.path.absolute(), data_hash)
-        file = into / TUNING_RESULT
         logger.info("%s", learns_text(_learned(config)))
-        if not file.exists():
+        result = read_tuning_result(into)
+        if result is None:
             tuner = _train(run, training, dev, seconds)
             if tuner is None:
                 return None
-            text = json.dumps(_result(parent, config, training, dev, tuner), ensure_ascii=False, indent=2)
-            write_atomically(file, f"{text}\n".encode())
-            from pangu_sigma.training.loop import draw_report
-
+            result = _result(parent, config, training, dev, tuner)
+            write_atomically(into / TUNING_RESULT, sealed(result, sort_keys=False))
             draw_report(into)
-        result = json.loads(file.read_bytes())
         keep_only(run.checkpoints, result["best"]["step"])  # last: a killed call does so the next time
     return result
 

@@ -47,6 +47,11 @@ class ChatTemplate:
         """Return an answer as the model generates it after `prompt`: with the blanks in front that `prompt` omits at its end."""
         return self._beginning[len(self._beginning.rstrip(" ")) :] + text
 
+    def without_blanks(self, text: str) -> str:
+        """Return a generated answer, or its beginning, without the blanks that `answer` puts before it."""
+        blanks = len(self.answer(""))
+        return text[:blanks].lstrip(" ") + text[blanks:]
+
     @property
     def _beginning(self) -> str:
         """Text before an answer."""

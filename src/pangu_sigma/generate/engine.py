@@ -4,7 +4,7 @@ A text has a lane of the decoder's KV cache from the first token of its prompt t
 at any step, so a long text blocks no other, and a long prompt is read in chunks between the tokens of the others. Requests get
 lanes in their order of arrival. A common prefix of prompts is read once, and the lane copied.
 
-Shape suffixes: W wanted tokens, R rows of a slot, N RRE layers, T tokens of a text.
+Shape suffixes: W wanted tokens, R rows of a slot, N segments of the RRE layers, T tokens of a text.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Engine:
     def step(self) -> bool:
         """Read one token of each generating text, and some of the prompts. Returns False if there was nothing to do.
 
-        An exception of the decoder ends all running texts as "cancelled" and is raised again; queued requests are still answered.
+        An error of the decoder ends all running texts as "cancelled" and is raised again; queued requests are still answered. An
+        error of one text, such as logits that are not finite, ends that text alone, and is not raised.
         """
         with self._stepping:
             done = self._drop_cancelled()
@@ -97,8 +98,9 @@ class Engine:
                 return done
             try:
                 logits = self.decoder.read([chunk for _, chunk in reading])
-            except BaseException:
+            except BaseException as error:
                 for text in list(self._texts):
+                    text.answer.error = error if isinstance(error, Exception) else None
                     self._leave(text, cancelled=True)
                 raise
             for (text, chunk), logits_WR in zip(reading, logits, strict=True):
@@ -109,7 +111,8 @@ class Engine:
         """Submit requests and step until all are answered. If interrupted, cancel their unfinished answers. on_change: called with
         an answer after each new token.
 
-        Raises ConfigError, before anything is read, for a request that this model cannot answer.
+        Raises ConfigError, before anything is read, for a request that this model cannot answer, and the error of an answer that
+        fails, such as the UserError of logits that are not finite.
         """
         for request in requests:
             self.check(request)
@@ -126,11 +129,12 @@ class Engine:
         return answers
 
     def is_unfinished(self, answer: Answer) -> bool:
-        """Return False once an answer is finished. Raises RuntimeError if it was cancelled, because callers need it complete."""
+        """Return False once an answer is finished. Raises the error that ended it, and RuntimeError if it was cancelled, because
+        callers need it complete."""
+        if answer.error is not None:
+            raise answer.error
         if answer.finish == "cancelled":
-            raise RuntimeError(
-                "an answer was broken off: the model failed in another thread's step, or it was cancelled"
-            )
+            raise RuntimeError("an answer was cancelled before its end")
         return answer.finish is None
 
     def submit_when_free(self, request: Request, on_change: OnChange | None = None) -> Answer:
@@ -214,14 +218,27 @@ class Engine:
 
     def _take(self, text: RunningText, chunk: Chunk, logits_WR: np.ndarray) -> None:
         """Use the logits of a chunk, for its text and for the texts that share its prefix."""
-        text.take(chunk, logits_WR)
+        if not self._succeeds(text, text.take, chunk, logits_WR):
+            return
         for other in [other for other in self._texts if other.leader is text and other.shared == text.read]:
             other.leader = None
             if other.needs_lane:
                 self.decoder.copy(text.lane, other.lane)
-            other.join_prefix(text, logits_WR[-1:])
-            self._go_on(other)
+            if self._succeeds(other, other.join_prefix, text, logits_WR[-1:]):
+                self._go_on(other)
         self._go_on(text)
+
+    def _succeeds(self, text: RunningText, take: Callable[..., None], *arguments: object) -> bool:
+        """Let a text use logits. An error ends its answer and returns False; the other texts go on."""
+        try:
+            take(*arguments)
+        except Exception as error:
+            if not isinstance(error, UserError):
+                logger.exception("an answer failed; the others go on")
+            text.answer.error = error
+            self._leave(text, cancelled=True)
+            return False
+        return True
 
     def _go_on(self, text: RunningText) -> None:
         if text.finish is not None:
@@ -233,7 +250,7 @@ class Engine:
         for other in self._texts:
             if other.leader is text:  # the followers read the rest themselves
                 other.leader = None
-                if text.read:
+                if text.read and text.answer.error is None:  # after an error they read all of it themselves
                     self.decoder.copy(text.lane, other.lane)
                     other.take_part_of_prefix(text, text.read)
         self._texts.remove(text)

@@ -56,7 +56,7 @@ class Token:
     logprob: natural logarithm of its probability in the model's own distribution (temperature 1, before bias and penalties); None
     if it was not requested, or if the token is the first.
     top: ids of the most likely tokens here with their log-probabilities, most likely first.
-    experts: expert of the token in each RRE layer, numbered over the whole layer.
+    experts: expert of the token in each segment of the RRE layers, layer by layer, numbered over the whole segment.
     """
 
     id: int
@@ -75,8 +75,9 @@ class Answer:
     tokens: new tokens; the last one of a finished answer may be the <eot> or the stop id that ended it, whose own text is not in
     the answer. text: the answer so far, without an incomplete character or stop string at its end.
     finish: None while it grows; "stop" after <eot>, a stop string or a stop id, or once its structure is whole; "length" after
-    max_new_tokens or at model.seq_length, or if its structure cannot be followed further; "cancelled". ended_by_id: True if <eot>
-    or a stop id ended it. cancelled: True after `Engine.cancel`.
+    max_new_tokens or at model.seq_length, or if its structure cannot be followed further, which `warning` then says; "cancelled"
+    after `Engine.cancel` or an error. error: the error that ended it, such as logits that are not finite. ended_by_id: True if
+    <eot> or a stop id ended it. cancelled: True after `Engine.cancel`.
     """
 
     request: Request
@@ -84,6 +85,8 @@ class Answer:
     tokens: list[Token] = field(default_factory=list)
     text: str = ""
     finish: Literal["stop", "length", "cancelled"] | None = None
+    error: Exception | None = None
+    warning: str = ""
     cancelled: bool = False
     ended_by_id: bool = False
 

@@ -1,6 +1,6 @@
 """State of one text in the engine: the tokens read so far, and the use of each row of logits.
 
-Shape suffixes: W wanted tokens, R rows of a slot, N RRE layers, T tokens of a text.
+Shape suffixes: W wanted tokens, R rows of a slot, N segments of the RRE layers, T tokens of a text.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from pangu_sigma.errors import UserError
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.request import Answer, Token
 from pangu_sigma.generate.sampling import log_probability
@@ -37,6 +38,7 @@ class RunningText:
         self._ids, self._document = list(self.request.ids), 0
         self._prompt, self._scores = len(self._ids), list[Scored]()
         self._rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
+        self._used = np.count_nonzero(self._tokenizer.slot_rows[self.request.domain.slot] >= 0)
         self._most = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
         self._text, self._rng = IncrementalText(self.request.stop), np.random.default_rng(self.request.seed)
         self._structured = self.request.structure and self.request.structure.begin()
@@ -96,13 +98,16 @@ class RunningText:
         return Chunk(self.lane, self._ids[self.read : end], wanted)
 
     def take(self, chunk: Chunk, logits_WR: np.ndarray) -> None:
-        """Use the logits that the decoder returned for a chunk of this text: score prompt tokens, or sample the next token."""
+        """Use the logits that the decoder returned for a chunk of this text: score prompt tokens, or sample the next token.
+
+        Raises UserError if logits that it uses are not finite."""
         self.read += len(chunk.ids)
         if not self.is_generating:
             if self.request.prompt_logprobs is not None:
                 first = self.read - chunk.wanted + 1  # the token that row 0 scores
                 for number, logits_R in zip(range(first, self._prompt), logits_WR, strict=False):
                     if number >= self.request.scored_from:  # an earlier one was read for a follower
+                        self._check_finite(logits_R, number)
                         self._scores.append(self._scored(logits_R, self._rows[number], self.request.prompt_logprobs))
             if self.read < self.to_read:
                 return
@@ -128,6 +133,7 @@ class RunningText:
     def _write(self, logits_R: np.ndarray) -> None:
         """Sample and append the next token."""
         request, slot = self.request, self.request.domain.slot
+        self._check_finite(logits_R, len(self._ids))
         may_R = self._biased(logits_R)
         if self._structured:
             may_R = self._structured.allowed(may_R)
@@ -149,8 +155,8 @@ class RunningText:
         """Return the characters that are certain with the newest token, and set `finish` if it is the last one."""
         request = self.request
         if token in request.stop_ids or (token == self._tokenizer.eot and not request.ignore_eot):
-            broken = self._structured and self._structured.failed
-            self.finish, self.answer.ended_by_id = "length" if broken else "stop", True
+            self.answer.warning = self._structured.problem if self._structured else ""
+            self.finish, self.answer.ended_by_id = "length" if self.answer.warning else "stop", True
             return self._text.end()
         text = self._text.add(self._tokenizer.vocabulary.surfaces[token])
         whole = self._structured and self._structured.is_whole
@@ -160,6 +166,14 @@ class RunningText:
         if self._text.stopped:
             self.finish = "stop"
         return text
+
+    def _check_finite(self, logits_R: np.ndarray, number: int) -> None:
+        """Raise UserError unless all rows with a token have finite logits. number: number of tokens before them."""
+        if np.count_nonzero(np.isfinite(logits_R)) != self._used:
+            raise UserError(
+                f"domain {self.request.domain.name}: the logits after {number} tokens are not finite, so no token can be chosen or "
+                "scored: weights are NaN, infinite or too large to compute with; load another checkpoint, or export the model again"
+            )
 
     def _biased(self, logits_R: np.ndarray) -> np.ndarray:
         if not self.request.logit_bias:

@@ -15,7 +15,7 @@ import numpy as np
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import keyword
 
-_LEAST, _MOST = 1e-9, 1e9
+LEAST_FACTOR, MOST_FACTOR = 1e-9, 1e9
 """Range of divisors and factors of logits: beyond it float64 may overflow, and the choice no longer changes."""
 
 _MOST_ADDED = 2.0
@@ -48,11 +48,19 @@ class Sampling:
     def __post_init__(self):
         added = f"{-_MOST_ADDED:g} to {_MOST_ADDED:g}; 0 is none"
         ranges: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-            ("temperature", lambda v: v == 0 or _LEAST <= v <= _MOST, f"0 (greedy), or {_LEAST:g} to {_MOST:g}"),
+            (
+                "temperature",
+                lambda v: v == 0 or LEAST_FACTOR <= v <= MOST_FACTOR,
+                f"0 (greedy), or {LEAST_FACTOR:g} to {MOST_FACTOR:g}",
+            ),
             ("top_k", lambda v: v >= 0, "a whole number, 0 (all tokens) or more"),
             ("top_p", lambda v: 0 < v <= 1, "above 0, at most 1"),
             ("min_p", lambda v: 0 <= v <= 1, "0 (all tokens) to 1"),
-            ("repetition_penalty", lambda v: _LEAST <= v <= _MOST, f"{_LEAST:g} to {_MOST:g}; 1 is none"),
+            (
+                "repetition_penalty",
+                lambda v: LEAST_FACTOR <= v <= MOST_FACTOR,
+                f"{LEAST_FACTOR:g} to {MOST_FACTOR:g}; 1 is none",
+            ),
             ("presence_penalty", lambda v: abs(v) <= _MOST_ADDED, added),
             ("frequency_penalty", lambda v: abs(v) <= _MOST_ADDED, added),
         )

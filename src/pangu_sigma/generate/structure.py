@@ -9,7 +9,7 @@ Shape suffixes: R rows of a slot.
 from __future__ import annotations
 
 import json
-import logging
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -21,8 +21,6 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.generate.sampling import check_text
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import FIRST_BYTE, FIRST_ENGLISH
-
-logger = logging.getLogger(__name__)
 
 StructureKind = Literal["json", "regex", "choice"]
 """Kinds of structure: a JSON value that fits a schema; a text that a regular expression (Rust's syntax) matches as a whole; one of
@@ -92,8 +90,10 @@ class _SlotTokens:
 
 
 def _reason(matcher: LLMatcher) -> str:
-    """Return the reason of an error of llguidance, without the state and the grammar that follow it."""
-    return " ".join(matcher.get_error().partition("\n<")[0].split())[:_SHOWN]
+    """Return the reason of an error of llguidance, without the place before it, and the state or the grammar that follow it."""
+    error = re.split(r"\n(?:<| +\d+ \|)", matcher.get_error())[0]
+    reason = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", error)
+    return "no text has it" if reason == "NoExtensionBias" else " ".join(reason.split())[:_SHOWN]
 
 
 class Structure:
@@ -114,10 +114,8 @@ class StructuredAnswer:
         self._matcher = matcher
 
     def allowed(self, logits_R: np.ndarray) -> np.ndarray:
-        """Return the logits with -inf for rows that may not follow. After `failed` only that of <eot> may."""
+        """Return the logits with -inf for rows that may not follow. After a `problem` only that of <eot> may."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self.failed:
-            logger.warning("an answer breaks off inside its structure: %s", _reason(self._matcher))
         allowed_R = np.unpackbits(bits, count=len(logits_R), bitorder="little").view(bool)
         return np.where(allowed_R, logits_R, np.float32(-np.inf))
 
@@ -126,11 +124,13 @@ class StructuredAnswer:
         self._matcher.consume_token(row)
 
     @property
-    def failed(self) -> bool:
-        """True if the library has given up on this answer, because following its grammar exceeds a limit."""
-        return self._matcher.is_error()
+    def problem(self) -> str:
+        """Reason why the library has given up on this answer: following its grammar exceeds a limit. "" if it has not."""
+        if not self._matcher.is_error():
+            return ""
+        return f"an answer breaks off inside its structure, which is too large for llguidance: {_reason(self._matcher)}"
 
     @property
     def is_whole(self) -> bool:
         """True once the answer fits and nothing can be added to it."""
-        return self._matcher.is_stopped() and not self.failed
+        return self._matcher.is_stopped() and not self._matcher.is_error()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 from pangu_sigma.stored.export import StoredExport
 from pangu_sigma.stored.open import ANSWERING, open_model
 from pangu_sigma.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+BLANK_AT_THE_END = "the prompt ends in a blank, which belongs to the next word; leave it out, or the text goes on badly"
+"""Warning about a prompt that `ends_in_blank`."""
 
 Prompt = tuple[str, str]
 """Prompt of a generation: domain name, and text to continue."""
@@ -66,9 +72,11 @@ def generate(
     """Continue each prompt. Texts end at <eot>, before a string of `stop`, after max_new_tokens, or at model.seq_length.
 
     seed: seed of each prompt's own random generator, so that answers do not depend on each other; a repeated prompt gets the next
-    seed. Raises ConfigError for an unknown domain, a prompt that is no Unicode text or does not fit, and invalid options.
+    seed. Raises ConfigError for an unknown domain, a prompt that is no Unicode text or does not fit, and invalid options, and
+    UserError if the logits of a prompt are not finite.
     """
     check_request(max_new_tokens, seed)
+    _warn_of_blanks(engine, prompts)
     times: Counter[Prompt] = Counter()
     requests = []
     for prompt in prompts:
@@ -98,6 +106,7 @@ def stream(
 
     Raises the ConfigError of `generate` before anything is generated.
     """
+    _warn_of_blanks(engine, [prompt])
     return _new_text(engine, _request(engine, prompt, max_new_tokens, sampling, seed, stop))
 
 
@@ -125,6 +134,20 @@ def _request(
     request = Request(domain, tuple(ids), max_new_tokens, sampling, seed, tuple(stop))
     engine.check(request)
     return request
+
+
+def ends_in_blank(text: str, domain: Domain) -> bool:
+    """Return True if a prompt ends in a blank with which a piece of the next word begins. A Chinese blank is a token of its own,
+    and a line of blanks is an indentation."""
+    return domain.language != "zh" and text.endswith(" ") and not text.rpartition("\n")[2].isspace()
+
+
+def _warn_of_blanks(engine: Engine, prompts: Sequence[Prompt]) -> None:
+    """Warn once if prompts end in a blank. Raises ConfigError for an unknown domain."""
+    domains = domains_of(engine.decoder.config)
+    found = [text for name, text in prompts if ends_in_blank(text, domains.named(name))]
+    if found:
+        logger.warning("%d of %d prompts, such as %r: %s", len(found), len(prompts), found[0][-20:], BLANK_AT_THE_END)
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, domain: Domain) -> list[int]:

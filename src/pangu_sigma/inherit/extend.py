@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of
+from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of, shuffled_as
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData, read_prepared_tokenizer
@@ -132,8 +132,10 @@ def _changed_domains(old: Config, new: Config) -> list[str]:
 def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> ChildTensors:
     """Plan the extension of `parent` to a run of `config`, without reading tensors. origin: source of new domains and slots.
 
-    Raises ConfigError for a key that cannot be extended, DataError without text prepared for `config`.
+    Without `data.shuffle` samples are shuffled as those of the run. Raises ConfigError for a key that cannot be extended, DataError
+    without text prepared for `config`.
     """
+    config = shuffled_as(config, parent.config.data.shuffle)
     check_extension(parent.path, parent.config, config)
     _check_origin(parent.config, config, origin)
     tokenizer = _prepared_tokenizer(parent.path, config)
@@ -149,10 +151,9 @@ def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> Child
         for each in domains
     ]
     own_K = np.repeat([each.name in names for each in domains], config.model.experts_per_domain)
-    order = {"shuffle": config.data.shuffle or parent.config.data.shuffle}
     return ChildTensors(
         parent,
-        absolute_paths(config.model_copy(update={"data": config.data.model_copy(update=order)})),
+        absolute_paths(config),
         tokenizer,
         extended_tables(parent, config, tokenizer, known_V, of_domain),
         [_given_rows(parent, config, tokenizer, known_V, name, origin) for name in domains.slot_names],

@@ -120,7 +120,7 @@ def extract_domains(
     with unfinished_folder(output) as fresh:
         if export:
             run = fresh.parent / "run"
-            receipt = _write(child, run, None, text, graphs)
+            receipt = _write(child, run, None, text, graphs, trains=False)
             fresh.rmdir()  # an export makes its own folder
             export_mindir(run, fresh)
             if graphs:
@@ -136,12 +136,14 @@ def extract_domains(
     return receipt
 
 
-def _write(child: ChildTensors, path: Path, data_hash: str | None, text: Path | None, graphs: bool) -> Receipt:
+def _write(
+    child: ChildTensors, path: Path, data_hash: str | None, text: Path | None, graphs: bool, trains: bool = True
+) -> Receipt:
     parent = child.parent
     run = write_child(path, child, data_hash)
     agreement = compare_trained(parent, run, child.origins, text, graphs)
     fates = {each.name: "as it was" if each.name in child.origins else "left away" for each in parent.config.domains}
-    return child_receipt("extract", child, agreement, fates)
+    return child_receipt("extract", child, agreement, fates, trains=trains)
 
 
 def _own_text(parent: StoredModel, data: Path | None) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.errors import argument
-from pangu_sigma.sealed import write_atomically
+from pangu_sigma.sealed import sealed, write_atomically
 
 if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
     from pangu_sigma.inherit.equality import Agreement, Cutting
@@ -85,8 +84,7 @@ class Receipt:
 
     def save(self, folder: Path) -> None:
         """Write the receipt into a run folder. Raises OSError."""
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
-        write_atomically(folder / LINEAGE_FILE, f"{text}\n".encode())
+        write_atomically(folder / LINEAGE_FILE, sealed(asdict(self), sort_keys=False))
 
 
 def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:

@@ -23,8 +23,6 @@ def text_cursor(parent: StoredModel, config: Config, text: Manifest) -> tuple[Cu
         )
     if parent.config.seed != config.seed:
         return begin, "all text is read from its beginning: with another seed its order is another"
-    if (config.data.shuffle or parent.config.data.shuffle) != parent.config.data.shuffle:
-        return begin, "all text is read from its beginning: with another data.shuffle its order is another"
     cursor = parent.checkpoint.state["cursor"]["taken"]
     before = {
         each.name: (index, taken) for index, (each, taken) in enumerate(zip(parent.config.domains, cursor, strict=True))

@@ -169,8 +169,10 @@ def child_receipt(
     agreement: dict[str, Agreement],
     domains: dict[str, str],
     notes: Sequence[str] = (),
+    trains: bool = True,
 ) -> Receipt:
-    """Return the receipt of a run made of a trained one. domains: what became of each domain, for people."""
+    """Return the receipt of a run made of a trained one. domains: what became of each domain, for people. trains: False for an
+    exported model, which has no optimizer."""
     parent, activation = child.parent, child.config.model.activation
     rows = [slot.rows for slot in child.slots]
     return Receipt(
@@ -186,7 +188,7 @@ def child_receipt(
         agreement=agreement,
         parent_parameters=parent.config.num_params().total,
         domains=domains,
-        notes=[WARM, *([SHARED] if parent.config.model.common_experts else []), *notes],
+        notes=[*([WARM] if trains else []), *([SHARED] if parent.config.model.common_experts else []), *notes],
         parent_lineage=parent.lineage,
     )
 

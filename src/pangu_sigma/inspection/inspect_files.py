@@ -2,7 +2,7 @@
 
 Headers and small files are read; the values of weights are read only for verification.
 
-    run, checkpoint       the newest checkpoint by its name; with verification the newest intact one
+    run, checkpoint       the newest checkpoint by its name; with verification the newest intact one, and the damage of newer ones
     export                counted by its configuration: the weights are inside the graph
     file of weights       file that `export --format safetensors` wrote
     hf                    folder that `export --format hf` wrote
@@ -17,12 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER
+from pangu_sigma.checkpoint.format import ANOTHER, DamagedCheckpoint
+from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS
 from pangu_sigma.config import Config
 from pangu_sigma.inherit.parent import parent_refusal
+from pangu_sigma.npu.cuts import all_arrays
+from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import Kind, Listed
-from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.open import kind_of, open_model
+from pangu_sigma.stored.run import StoredRun
 
 
 @dataclass
@@ -33,6 +37,7 @@ class FileInspection:
     roles: number of tensors, parameters and bytes, and dtypes, by role in the network. hashes: content hashes, by the name of what
     was hashed. verified: names of the files compared with their hashes. lineage: record of the weights' origin. refusal: reason
     why `inherit` refuses the model; None if it accepts. notes: further remarks. config: the model's configuration, if known.
+    damaged: with verification, a message on each damaged file or checkpoint; without an intact checkpoint nothing else is known.
     """
 
     path: str
@@ -45,6 +50,7 @@ class FileInspection:
     refusal: str | None
     notes: list[str] = field(default_factory=list)
     config: Config | None = None
+    damaged: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the inspection as plain values, with the configuration's name in place of the configuration."""
@@ -54,10 +60,20 @@ class FileInspection:
 def inspect_files(path: Path, verify: bool = False) -> FileInspection:
     """Inspect a folder or file of weights. verify: True to compare every file with its hash, which reads all bytes.
 
-    Raises UserError for a damaged file, and for a path that holds no model of a known kind (`FileInspection.kind`).
+    Raises UserError for a path that holds no model of a known kind, and without `verify` for a damaged file.
     """
+    try:
+        return _inspect(path, verify)
+    except (DamagedFile, DamagedCheckpoint) as error:
+        if not verify:
+            raise
+        return FileInspection(str(path), kind_of(path), None, {}, {}, "nothing", None, None, damaged=[str(error)])
+
+
+def _inspect(path: Path, verify: bool) -> FileInspection:
     model = open_model(path, verified=verify)
-    roles = _count((_role_of(shard, name), name, shape, dtype) for shard, name, shape, dtype in model.listed())
+    listed = list(model.listed())
+    roles = _count((_role_of(shard, name), name, shape, dtype) for shard, name, shape, dtype in listed)
     found = FileInspection(
         *(str(path), model.layout, model.step, roles, model.hashes, _VERIFIED[model.kind][verify]),
         *(model.lineage, parent_refusal(model)),
@@ -71,11 +87,34 @@ def inspect_files(path: Path, verify: bool = False) -> FileInspection:
             found.notes.append(f"experts in the segments of an RRE layer: {stored}")
     if model.kind == "export":
         found.notes.append("counted by its configuration")
+    if isinstance(model, StoredRun):
+        _check_complete(model, {(shard, name) for shard, name, *_ in listed})
+        found.damaged = list(model.checkpoint.passed_over)
     return found
 
 
+def _check_complete(model: StoredRun, listed: set[tuple[str, str]]) -> None:
+    """Raise DamagedCheckpoint if the checkpoint lacks arrays that a run with its configuration restores.
+
+    listed: (shard, name) of each array of the checkpoint.
+    """
+    needed = {(OPTIMIZER, "step"), (LOSS_SCALE, "value"), (LOSS_SCALE, "good_steps")}
+    for array in all_arrays(model.config.on_one_rank()):
+        if array.name.startswith("experts."):
+            _, segment, name = array.name.split(".", 2)
+            needed.add((f"{EXPERTS}{segment}", name))
+        else:
+            needed.add((WEIGHTS if array.kind == "weight" else OPTIMIZER, array.name))
+    if lacking := sorted(needed - listed):
+        shard, name = lacking[0]
+        raise DamagedCheckpoint(
+            f"{model.path}: the checkpoint of step {model.step} lacks {len(lacking)} of {len(needed)} arrays, such as {name} of "
+            f"shard {shard}; {ANOTHER}"
+        )
+
+
 _VERIFIED: dict[Kind, tuple[str, str]] = {
-    "run": (files := "configuration, tokenizer, routing table", f"{files}, checkpoint"),
+    "run": (files := "configuration, tokenizer, routing table, lineage", f"{files}, checkpoint"),
     "checkpoint": ("manifest", "manifest, all files"),
     "export": ("configuration", "configuration, all files"),
     "hf": ("all files but those of the weights", "all files"),
@@ -134,6 +173,9 @@ def _count(tensors: Listed) -> dict[str, dict[str, Any]]:
 def format_file_inspection(found: FileInspection) -> str:
     """Format an inspection as a table."""
     head = f"{found.path}: {found.kind}" + ("" if found.step is None else f", step {found.step}")
+    damaged = [("DAMAGED", message) for message in found.damaged]
+    if damaged and not found.roles:
+        return _format_rows(head, damaged)
     rows = [
         (f"  {role}", f"{n['parameters']:,} in {n['tensors']:,} tensors, {', '.join(n['types'])}, {n['bytes']:,} bytes")
         for role, n in found.roles.items()
@@ -146,6 +188,10 @@ def format_file_inspection(found: FileInspection) -> str:
     rows += [("", note) for note in found.notes]
     unread = ", as far as headers tell (--verify reads the values)" if found.verified == "nothing" else ""
     rows.append(("inherit", found.refusal or f"takes it{unread}"))
+    return _format_rows(head, damaged + rows)
+
+
+def _format_rows(head: str, rows: list[tuple[str, str]]) -> str:
     width = max(len(label) for label, _ in rows)
     return "\n".join([head, *(f"  {label:<{width}}  {value}" for label, value in rows)])
 

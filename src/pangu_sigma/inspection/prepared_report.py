@@ -21,6 +21,8 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.inspection.prepared_numbers import EXPERT_COUNTS, DomainNumbers, PreparedNumbers
 from pangu_sigma.sealed import write_atomically
 
+_SHOWN_EXPERTS = 16
+"""Number of experts of a domain in the printed table: that of the paper and of every shipped configuration."""
 _PAGE = "report.html"
 """Name of the page in the folder of a report."""
 _FATES = {
@@ -77,7 +79,7 @@ def write_prepared_report(numbers: PreparedNumbers) -> Path:
 def format_prepared(numbers: PreparedNumbers, page: Path) -> str:
     """Format the numbers as the table that `pangu-sigma report` prints. page: path of the report."""
     width = max(len("domain"), *(len(each.name) for each in numbers.domains))
-    experts, at = EXPERT_COUNTS[1], 1
+    at = EXPERT_COUNTS.index(_SHOWN_EXPERTS)
     heads = f"{'tokens':>15} {'share':>6} {'documents':>11} {'median':>8} {'longest':>9} {'/char':>6} {'/byte':>6}"
     lines = [f"{'domain':{width}} {heads} {'unknown':>8} {'load':>11}"]
     for each in numbers.domains:
@@ -88,7 +90,10 @@ def format_prepared(numbers: PreparedNumbers, page: Path) -> str:
             f"{load:>11}"
         )
     lines.append("median, longest: tokens of a document. /char, /byte: tokens per character and per byte (fertility)")
-    lines.append(f"load: of the most loaded of {experts} experts over its fair share, random / balanced tables")
+    lines.append(
+        f"load: of the most loaded expert of a domain over its fair share, random / balanced tables, if the model has "
+        f"{_SHOWN_EXPERTS} experts a domain; the page has it for {', '.join(map(str, EXPERT_COUNTS))}"
+    )
     return "\n".join([*lines, *_left_out(numbers), f"report: {page}"])
 
 

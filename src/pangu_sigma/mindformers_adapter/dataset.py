@@ -1,6 +1,6 @@
 """MindSpore dataset of the project's batches, whose rows are the arguments of the step.
 
-Shape suffixes: N RRE layers, A active experts, D domains.
+Shape suffixes: N segments of the RRE layers, A active experts, D domains.
 """
 
 from __future__ import annotations

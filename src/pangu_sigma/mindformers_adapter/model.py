@@ -1,6 +1,6 @@
 """Configuration and network as MindFormers' `PretrainedConfig` and `PreTrainedModel`.
 
-Shape suffixes: B batch, S sequence, M blocks (one domain each), N RRE layers, A active experts, R rows of a slot, T tokens = B·S.
+Shape suffixes: B batch, S sequence, M blocks (one domain each), N segments, A active experts, R rows of a slot, T tokens = B·S.
 """
 
 from __future__ import annotations

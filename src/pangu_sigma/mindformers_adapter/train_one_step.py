@@ -1,6 +1,6 @@
 """Training step of the project as MindFormers' one-step cell, with the same graph, prefetcher and loss scale.
 
-Shape suffixes: N RRE layers, A active experts, D domains.
+Shape suffixes: N segments of the RRE layers, A active experts, D domains.
 """
 
 from __future__ import annotations

@@ -2,15 +2,15 @@
 
     rows of the domain's embedding slot + positions
       → L dense layers        LayerNorm, attention, LayerNorm, FFN            all domains share them
-      → N RRE layers          the same attention, but the FFN is one expert   chosen by domain and token id
+      → RRE layers            the same attention, but the FFN is one expert   chosen by domain and token id
         the last layer is PanGu-α's query layer: its query is a table of positions, not the hidden state
       → logits over the domain's own embedding slot (tied)
 
-With N = 0, or one expert per domain and one domain, this is PanGu-α. Where PanGu-α's releases differ, we follow the original
+Without RRE layers, or with one domain of one expert, this is PanGu-α. Where PanGu-α's releases differ, we follow the original
 code: the final LayerNorm comes before the query layer, and there is none after it.
 
 Shape suffixes: B batch, S sequence, T tokens = B·S, H hidden, F ffn, n heads, d = H/n, M blocks of a batch (one domain each),
-R rows of an embedding slot, A active experts, N RRE layers. Weights of experts are arguments, not parameters: the network is a pure
+R rows of an embedding slot, A active experts, N segments. Weights of experts are arguments, not parameters: the network is a pure
 function of the dense parameters and the active experts, wherever those come from (our choice); and, if it drops values, of `draws`,
 seed and numbers of the samples, from which every mask follows.
 
@@ -269,7 +269,7 @@ class PanGuSigma(nn.Cell):
         rows: row of each token in the word table of all slots [slots·R, H]. positions: restart at every document. documents:
         number of each token's document; tokens attend within their document. draws: as in `CounterDropout`, or None. order,
         inverse, offsets: the routing plan; offsets may be None, see `Experts`, or a tuple; else they are as long as those of the
-        segment with most experts. experts: FFN_TENSORS of the active experts for each RRE layer, bottom layer first.
+        segment with most experts. experts: FFN_TENSORS of the active experts of each segment, bottom layer first.
         """
         positions_T = F.reshape(positions_BS, (-1,))
         x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T)

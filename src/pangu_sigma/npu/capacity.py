@@ -1,6 +1,6 @@
 """Routing plans under expert parallelism, for tokens whose expert another rank stores, in three layouts of the exchanged rows.
 
-Shape suffixes: N RRE layers, G micro-batches, B sequences, S sequence, T tokens of a rank, D data-parallel ranks ("takers") of
+Shape suffixes: N segments, G micro-batches, B sequences, S sequence, T tokens of a rank, D data-parallel ranks ("takers") of
 sequences, K experts stored in a layer, by all ranks or by one, P expert ranks of a group, A entries of each active list, Q = P·A,
 C capacity; R rows that a rank sends, W rows that its experts multiply.
 
@@ -193,7 +193,7 @@ def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored
 @dataclass(frozen=True)
 class Receivers:
     """Ranks that receive the rows counted by `sent_rows`, which its methods take as sent_NGDK: rows that each of D data-parallel
-    ranks sends to each of K experts, in each of N RRE layers and G micro-batches.
+    ranks sends to each of K experts, in each of N segments and G micro-batches.
 
     groups: number of groups; data-parallel ranks are numbered by group, expert rank, replica.
     holder_K: for each expert, which of the P expert ranks of its group stores it.

@@ -7,6 +7,7 @@ import os
 import mindspore as ms
 
 from pangu_sigma.config import Config
+from pangu_sigma.device import refuse_compile_cache
 from pangu_sigma.npu.inputs import input_strategies
 
 
@@ -15,6 +16,7 @@ def target_ascend() -> None:
     (npu/plan/cann_stub.py)."""
     from mindspore.communication._comm_helper import GlobalComm
 
+    refuse_compile_cache()
     if "MS_SIMULATION_LEVEL" in os.environ:
         GlobalComm.CHECK_ENVS = False  # it would look for HCCL's Python package
     ms.set_context(mode=ms.GRAPH_MODE, device_target="Ascend")

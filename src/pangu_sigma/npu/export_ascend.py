@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pangu_sigma.children import child_environment
 from pangu_sigma.errors import exit_status
 from pangu_sigma.npu.plan.cann_stub import ascend_environment
 
@@ -26,7 +27,7 @@ _COMPILES = "PANGU_SIGMA_EXPORTS_FOR_ASCEND"
 def _compile_elsewhere() -> int:
     """Export in a process of its own, and return its exit status; its messages are on standard error."""
     with_cann = "ASCEND_HOME_PATH" in os.environ
-    environment = (dict(os.environ) if with_cann else ascend_environment(1, 0)) | {_COMPILES: "1"}
+    environment = (child_environment() if with_cann else ascend_environment(1, 0)) | {_COMPILES: "1"}
     command = [sys.executable, "-m", "pangu_sigma.npu.export_ascend", *sys.argv[1:]]
     return subprocess.run(command, env=environment).returncode
 

@@ -6,7 +6,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
-from ascend_ops.adam import HYPER
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.ranks.layout import (
@@ -81,14 +80,10 @@ class StepSettings(nn.Cell):
         self.learns = Parameter(Tensor(1.0, ms.float32), name="learns", requires_grad=False)
         self.active_rows = _host_tables("active_rows", entries)
         self.used = _host_tables("used", [length + 1 for length in entries])
-        # hyperparameters that the worker speculates with: computed on the NPU they would be at the end of its queue
-        self.guess = _host_table("guess", np.zeros(len(HYPER), np.float32))
 
-    def write(self, rate: float, batch: Batch, learns: float, guess: np.ndarray) -> None:
-        """Write the settings of the next step, which takes `batch`. rate: learning rate. learns: 1.0, or 0.0 to update nothing.
-        guess: hyperparameters of Adam of the experts, if the step is neither clipped nor left out."""
+    def write(self, rate: float, batch: Batch, learns: float) -> None:
+        """Write the settings of the next step, which takes `batch`. rate: learning rate. learns: 1.0, or 0.0 to update nothing."""
         arrays = batch.arrays()
-        self.guess.set_data(Tensor(guess))
         self.rate.set_data(Tensor(rate, ms.float32))
         self.learns.set_data(Tensor(learns, ms.float32))
         for rows, used, n, length in zip(self.active_rows, self.used, self.segments, self.entries, strict=True):
@@ -98,10 +93,10 @@ class StepSettings(nn.Cell):
 
 def _host_tables(name: str, lengths: list[int]) -> ParameterTuple:
     """Return an int32 parameter of each length, which only host operators read."""
-    return ParameterTuple([_host_table(f"{name}.{i}", np.zeros(length, np.int32)) for i, length in enumerate(lengths)])
-
-
-def _host_table(name: str, values: np.ndarray) -> Parameter:
-    table = Parameter(Tensor(values), name, requires_grad=False)
-    table.parallel_optimizer = False
-    return table
+    tables = [
+        Parameter(Tensor(np.zeros(length, np.int32)), f"{name}.{i}", requires_grad=False)
+        for i, length in enumerate(lengths)
+    ]
+    for table in tables:
+        table.parallel_optimizer = False
+    return ParameterTuple(tables)

@@ -183,9 +183,6 @@ def mark_parameters(network: ActiveExperts, config: Config) -> None:
     for name, parameter in (*network.loss.network.parameters_and_names(), *((p.name, p) for p in network.active)):
         parameter.cut = cuts[name]
         parameter.parallel_optimizer = parameter.cut.divided
-    for n in range(network.segments):
-        for parameter in network.of_segments([n]):  # fused with those of other segments their gradients would come late
-            parameter.comm_fusion = 2 + n
 
 
 def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:

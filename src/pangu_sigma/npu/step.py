@@ -3,10 +3,9 @@
     GradientAccumulation   loss and gradients of every micro-batch                   micro_batches.py, model/, sharding.py
       host → device        in it, the weights of each segment's active experts       active_experts.py, ascend_ops/adam_worker.py
     SumOverGroups          gradients of common experts, of which each group has a copy   active_experts.py
-      → host               the gradients of experts: a worker updates those that had tokens   ecss/worker.py
     OverflowCheck          global norm, overflow                                     overflow.py
     Update                 Adam of the dense parameters, loss scale                  here, device_adam.py
-      → host               whether the worker's update stands, is repeated or undone
+      → host               the gradients of experts: a worker updates those that had tokens   ecss/worker.py
 
 The worker goes on while the graph ends and the next step goes through the layers below; a look-up waits for its own segment.
 
@@ -72,7 +71,7 @@ class AscendStep(nn.Cell):
         stage = Layout(config.parallel).coordinates(rank).stage
         self.store = HostStore(_columns(config), self.tier, rank)
         self.settings = StepSettings(self.store.numbers, self.store.entries)
-        # MindSpore may use the memory of gradients again as soon as they are handed out
+        # MindSpore may use the memory of gradients again as soon as the worker's operator has returned
         self.worker_update = WorkerUpdate(config, self.store, copies_gradients=True)
         network = _network(config, rank)
         fetch = FetchExperts(config, self.store, self.settings, self.worker_update.worker)
@@ -95,9 +94,8 @@ class AscendStep(nn.Cell):
             rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans
         )
         grads = self.sum_common(grads)
-        handed = self.update.hand_out(grads)
         norm, finite = self.verdict(grads, scale, sent_back)
-        applied, updated, next_scale = self.update(grads, handed, norm, finite, scale)
+        applied, updated, next_scale = self.update(grads, norm, finite, scale)
         ops.assign(self.network.scale, self.one * next_scale)
         # accumulators are cleared after all readers: both updates, and the gradients that are sent to another stage
         done = self.passes.clear(ops.depend(applied, (updated, sent_back)))
@@ -123,13 +121,13 @@ class AscendStep(nn.Cell):
     def prepare(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
         """Write the settings of the next step, which takes `batch`, and tell the worker where the experts are. rate: learning rate.
         learns: 1.0, or 0.0 to update nothing."""
-        guess = self.update.hyper_experts.values(rate, 1.0 / float(self.scale.value.asnumpy()), learns)
-        self.settings.write(rate, batch, learns, guess)
+        self.settings.write(rate, batch, learns)
         self.worker_update.register()
 
     def run(self, batch: Batch) -> tuple[Tensor, ...]:
         """Run the graph on the rank's share of a batch, which `prepare` took."""
-        result = self(*map(as_tensor, inputs_of(batch, self.config)))
+        with self.store.step_guard():
+            result = self(*map(as_tensor, inputs_of(batch, self.config)))
         if not self.config.ecss.by_worker(npu=True):
             self.store.settle()
         return result
@@ -146,10 +144,9 @@ class AscendStep(nn.Cell):
 
 class Update(nn.Cell):
     """Optimizer update of an Ascend rank: Adam of its dense parameters and its experts, and the loss scale.
-    construct(grads, handed, norm, finite, scale)
+    construct(grads, norm, finite, scale)
         -> (1.0 if the update was applied, else 0.0; a value that is computed after all updates; the loss scale of the next step)
-    handed: what `hand_out` returned. norm: global gradient norm, without the loss scale. finite: 1.0 if no gradient overflowed,
-    else 0.0. scale: the loss scale."""
+    norm: global gradient norm, without the loss scale. finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale."""
 
     def __init__(
         self, config: Config, dense: DeviceAdam, worker_update: WorkerUpdate, scale: LossScale, settings: StepSettings
@@ -162,25 +159,21 @@ class Update(nn.Cell):
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
         self.accumulated = config.train.accumulation > 1
 
-    def construct(self, grads, handed, norm, finite, scale):
+    def construct(self, grads, norm, finite, scale):
         lr, learns = self.settings.rate * 1.0, self.settings.learns * 1.0
         applied = finite * learns
         grad_scale = gradient_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)
         if self.segments:
-            updated = (updated, self.worker_update.decide(handed, self.hyper_experts(lr, grad_scale, applied)))
+            of_experts: tuple = ()
+            for i in range(self.dense_count, len(grads)):
+                # a copy of an accumulator: MindSpore would copy the accumulator itself to the host at each write
+                of_experts += (grads[i] * 1.0 if self.accumulated else grads[i],)
+            hyper = self.hyper_experts(lr, grad_scale, applied)
+            started = self.worker_update.update(of_experts, self.settings.active_rows, self.settings.used, hyper)
+            updated = (updated, started)
         next_scale = self.scale.update(finite, learns)
         return applied, (updated, next_scale), next_scale
-
-    def hand_out(self, grads):
-        """Hand the gradients of the experts to the worker, which speculates that they are neither clipped nor left out."""
-        if self.segments == 0:
-            return ()
-        taken: tuple = ()
-        for i in range(self.dense_count, len(grads)):
-            # of an accumulator a copy: MindSpore would bring the accumulator itself to the host each time that the step writes it
-            taken += (grads[i] * 1.0 if self.accumulated else grads[i],)
-        return self.worker_update.hand_out(taken, self.settings.active_rows, self.settings.used, self.settings.guess)
 
 
 def _network(config: Config, rank: int) -> PanGuSigma:

@@ -26,10 +26,6 @@ def check_ascend(config: Config) -> None:
             "train.spikes.skip=true: the Ascend step does not see the losses of all domains before it updates; set "
             "train.spikes.skip=false, which logs spikes"
         )
-    if config.train.optimizer.clip != "global":
-        raise ConfigError(
-            "train.optimizer.clip=parts: the Ascend step clips by the global norm; set train.optimizer.clip=global"
-        )
     if config.finetune is not None and config.finetune.learn != "all":
         raise ConfigError(
             f"finetune.learn={config.finetune.learn}: the Ascend step updates every parameter; fine-tune on the CPU, or set "

@@ -25,10 +25,3 @@ class Hyper(nn.Cell):
 
     def construct(self, lr, grad_scale, applied):
         return self.fixed + lr * self.lr + grad_scale * self.grad_scale + applied * self.apply
-
-    def values(self, lr: float, grad_scale: float, applied: float) -> np.ndarray:
-        """Return the vector outside of a graph. The arguments are those of `construct`."""
-        vector = self.fixed.asnumpy().copy()
-        for name, value in {"lr": lr, "grad_scale": grad_scale, "apply": applied}.items():
-            vector[HYPER.index(name)] = value
-        return vector

@@ -1,4 +1,4 @@
-"""Dynamic loss scale of a training step in half precision."""
+"""Dynamic loss scale of a training step in float16."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ NO_END = (1 << 31) - 1
 class LossScale(nn.Cell):
     """Dynamic loss scale: halves on overflow and doubles after `window` steps without one. Its state is in parameters.
 
-    In bfloat16, whose range is that of float32, it is 1 and stays 1.
+    Only float16 needs one. In float32 and bfloat16, whose range is the same, a new run has the scale 1, and no scale grows: the
+    squares of scaled gradients would leave the range some day, and that step would be lost.
     """
 
     def __init__(self, config: Config):
         super().__init__()
-        options = config.train.loss_scale
-        needed = config.train.compute_dtype != "bfloat16"
-        self.value = Parameter(Tensor(options.initial if needed else 1.0, ms.float32), name="loss_scale")
+        grows = config.train.compute_dtype == "float16"
+        self.value = Parameter(Tensor(config.train.first_loss_scale, ms.float32), name="loss_scale")
         self.good_steps = Parameter(Tensor(0, ms.int32), name="loss_scale.good_steps")
-        self.window = options.window if needed else NO_END
+        self.window = config.train.loss_scale.window if grows else NO_END
 
     def update(self, finite, learns=1.0):
         """Update the scale after a step, and return the new one.

@@ -43,7 +43,7 @@ class Heartbeat:
         """
         self._beats += 1
         if self._file:
-            beat = f"{self._beats} {time.time()} {doing}".encode()[:_BYTES].ljust(_BYTES)
+            beat = f"{self._beats} {time.monotonic()} {doing}".encode()[:_BYTES].ljust(_BYTES)
             try:
                 os.pwrite(self._file.fileno(), beat, 0)
             except OSError:
@@ -52,7 +52,8 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Beat:
-    """Content of a rank's heartbeat file. number: writes so far. at: time of the last, Unix seconds. doing: activity begun then."""
+    """Content of a rank's heartbeat file. number: writes so far. at: `time.monotonic()` of the last, which all processes of a
+    machine share and no setting of the clock changes. doing: activity begun then."""
 
     number: int
     at: float

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pangu_sigma.children import child_environment
 from pangu_sigma.ranks.heartbeat import HEARTBEATS_VARIABLE
 from pangu_sigma.ranks.processes import LaunchError, Processes
 from pangu_sigma.ranks.rendezvous import Peers, Stop, rendezvous
@@ -216,7 +217,7 @@ def _check_room(job: Job, devices: Devices) -> None:
 def _environment(job: Job) -> dict[str, str]:
     """Return the environment of msrun and the ranks: `python` is this Python, and a rank's output is in its log at once."""
     environment = {
-        **os.environ,
+        **child_environment(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
     }

@@ -47,19 +47,26 @@ class Ranks:
         """Return True if the flag is set on at least one rank. It is also a barrier."""
         return bool(self.sum(np.array([flag], np.float32))[0])
 
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """Return the arrays of all ranks, in rank order, on each of them.
+
+        values: uint8 or uint16, which float32 holds exactly, of the same shape on every rank.
+        """
+        rows = np.zeros((self.world, *values.shape), np.float32)
+        rows[self.rank] = values
+        return self.sum(rows).astype(values.dtype)
+
     def max(self, number: int) -> int:
         """Return the largest of the ranks' numbers."""
-        numbers = np.zeros(self.world, np.float32)
-        numbers[self.rank] = number
-        return int(self.sum(numbers).max())
+        return int(self.gather(np.array([number], np.int64).view(np.uint16)).view(np.int64).max())
 
     def texts(self, own: str) -> list[str]:
-        """Gather the texts of all ranks, in rank order, on each of them; each is cut to its first 2,000 bytes of UTF-8."""
-        content = own.encode()[:_TEXT]
-        letters = np.zeros((self.world, _TEXT), np.float32)
-        letters[self.rank, : len(content)] = np.frombuffer(content, np.uint8)
-        rows = self.sum(letters).astype(np.uint8)
-        return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
+        """Gather the texts of all ranks, in rank order, on each of them."""
+        content = np.frombuffer(own.encode(), np.uint8)
+        chunks = np.zeros((1 + self.max(content.size) // _CHUNK, _CHUNK), np.uint8)
+        chunks.flat[: content.size] = content
+        rows = np.concatenate([self.gather(chunk) for chunk in chunks], axis=1)
+        return [bytes(row).rstrip(b"\0").decode() for row in rows]
 
     @contextmanager
     def fail_together(self, what: str) -> Iterator[None]:
@@ -74,11 +81,9 @@ class Ranks:
 
     def agree(self, values: dict[str, str]) -> None:
         """Check that the texts `values` are equal on all ranks. Raises RankError on every rank if one differs from rank 0's."""
-        marks = np.zeros((self.world, len(values), _MARKS), np.float32)
-        for key, text in enumerate(values.values()):
-            digest = xxhash.xxh3_128_digest(text.encode())
-            marks[self.rank, key] = np.frombuffer(digest, np.uint16)  # which float32 holds exactly
-        differs = (self.sum(marks) != self.sum(marks)[0]).any(axis=-1)
+        digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in values.values())
+        marks = self.gather(np.frombuffer(digests, np.uint16).reshape(len(values), -1))
+        differs = (marks != marks[0]).any(axis=-1)
         if differs.any():
             rank, key = np.argwhere(differs)[0]
             raise RankError(
@@ -136,10 +141,8 @@ def end_process(status: int) -> NoReturn:
 PAUSE = 1.0
 """Seconds that a process waits between the last collective and its end. A process that ends drops what its sockets have not
 delivered; the rank that waits for it then waits half a minute and fails (seen with four ranks on two cores)."""
-_TEXT = 2_000
-"""Most bytes of a text in `Ranks.texts`."""
-_MARKS = 8
-"""Number of 16-bit numbers in a hash."""
+_CHUNK = 2_000
+"""Number of bytes that `Ranks.texts` gathers at once: MindSpore compiles a graph for each length, and memory may be scarce."""
 
 SINGLE_PROCESS = Ranks()
 """The ranks of a run of one process."""

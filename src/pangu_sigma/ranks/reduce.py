@@ -22,15 +22,11 @@ class LocalGradients(nn.Cell):
 
     chained = False
 
-    def __init__(self, parts: bool = False):
-        """parts: True if the experts' sum is needed before the dense gradients are there; then the two are made one by one."""
+    def __init__(self) -> None:
         super().__init__()
-        self.parts, self.square_sum, self.square_sums = parts, SquareSum(), SquareSums()
+        self.square_sums = SquareSums()
 
     def construct(self, dense, experts):
-        if self.parts:
-            of_dense, of_experts = self.square_sum(dense), self.square_sum(experts)
-            return dense, experts, of_dense + of_experts, of_dense, of_experts
         sums, end = self.square_sums(dense + experts), 1 + len(dense)
         of_experts = ops.ReduceSum()(sums[end:], 0) if experts else 0.0 * sums[0]
         of_dense = ops.ReduceSum()(sums[1:end], 0) if dense else 0.0 * sums[0]
@@ -116,5 +112,5 @@ def make_gradient_reduction(
 ) -> nn.Cell:
     """Return the gradient reduction for these ranks. dense, experts, common: as in `ReducedGradients`."""
     if not isinstance(ranks, ConnectedRanks):
-        return LocalGradients(config.train.optimizer.clip == "parts" and bool(dense) and bool(experts))
+        return LocalGradients()
     return ReducedGradients(config, ranks, dense, experts, common)

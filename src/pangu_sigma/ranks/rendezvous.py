@@ -52,6 +52,8 @@ class _Link:
         for option, seconds in ((socket.TCP_KEEPIDLE, 3), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3)):
             connection.setsockopt(socket.IPPROTO_TCP, option, seconds)
         self._connection, self._received = connection, b""
+        self.unread: list[dict[str, Any]] = []
+        """Messages that came together with the last one of the rendezvous; `receive` returns them next."""
         self.node, self.host = -1, connection.getpeername()[0]
 
     def fileno(self) -> int:
@@ -66,6 +68,9 @@ class _Link:
 
     def receive(self) -> list[dict[str, Any]] | None:
         """Return the messages that have arrived, after `select`; None if the other end is closed or is not a launcher."""
+        if self.unread:
+            messages, self.unread = self.unread, []
+            return messages
         try:
             arrived = self._connection.recv(1 << 16)
             *lines, self._received = (self._received + arrived).split(b"\n")
@@ -100,8 +105,8 @@ class Peers:
         if not self._links:
             time.sleep(seconds)
             return None
-        ready, _, _ = select.select(self._links, [], [], seconds)
-        for link in ready:
+        unread = [link for link in self._links if link.unread]
+        for link in unread or select.select(self._links, [], [], seconds)[0]:
             messages = link.receive()
             if messages is None:
                 self._links.remove(link)
@@ -259,10 +264,11 @@ def _visit(node: int, address: str, port: int, facts: dict[str, str], seconds: f
         link.node, link.host = 0, address
         link.send(node=node, host=socket.gethostname(), facts=facts)
         while select.select([link], [], []) and (messages := link.receive()) is not None:
-            for message in messages:
-                if "refuse" in message:
-                    raise LaunchError(message["refuse"])
-                return Peers(node, [link], message["go"])
+            if messages:
+                first, *link.unread = messages
+                if "refuse" in first:
+                    raise LaunchError(first["refuse"])
+                return Peers(node, [link], first["go"])
         link.close()  # node 0 was stopped; it may be started again
         time.sleep(_RETRY_SECONDS)
     raise LaunchError(

@@ -37,7 +37,7 @@ class Watchdog:
             return None
         self._next_look = now + _LOOK_SECONDS
         beats = {rank: beat for rank in pids if (beat := last_beat(self._folder, rank))}
-        late = {rank: beat for rank, beat in beats.items() if time.time() - beat.at > self._seconds}
+        late = {rank: beat for rank, beat in beats.items() if now - beat.at > self._seconds}
         if not late:
             return None
         states = {rank: _state(pid) for rank, pid in pids.items()}

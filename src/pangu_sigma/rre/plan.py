@@ -20,7 +20,7 @@ from pangu_sigma.rre.table import RoutingTable
 
 @dataclass(frozen=True)
 class RoutingPlan:
-    """Dispatch and combine indices of the T tokens of a batch in each RRE layer. All arrays are int32.
+    """Dispatch and combine indices of the T tokens of a batch in each segment. All arrays are int32.
 
     active_NA: ascending ids of the experts with at least one token, or of all experts if every one has an entry. Unused entries
         hold `stored` (one past the last expert) and have no tokens, so nothing is multiplied or updated there.
@@ -40,7 +40,7 @@ class RoutingPlan:
 
 
 def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray:
-    """Return the expert of each token in each RRE layer, int32 [N, G, B, S]; G micro-batches. domains_GB: sequences' domains."""
+    """Return the expert of each token in each segment, int32 [N, G, B, S]; G micro-batches. domains_GB: sequences' domains."""
     return table.route(ids_GBS, np.broadcast_to(domains_GB[..., None], ids_GBS.shape), positions_GBS)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import cast
 
 from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import UserError
 from pangu_sigma.generate.engine import QueueFull
 from pangu_sigma.generate.request import Answer, Request, Token
 from pangu_sigma.serve.engine_thread import EngineThread
 from pangu_sigma.serve.prometheus import Metrics
-from pangu_sigma.serve.refusals import ApiError
+from pangu_sigma.serve.refusals import ApiError, stopping
 from pangu_sigma.serve.responses import FinishReason
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class AnswerDelta:
     def text(self) -> str:
         """Text of the new tokens."""
         return "".join(token.text for token in self.tokens)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the client must know of an answer that has ended."""
+        return [self.answer.warning] if self.finish and self.answer.warning else []
 
 
 class Answers:
@@ -63,7 +72,7 @@ class Answers:
                 watch.ended("abort")
 
     async def news(self) -> AsyncIterator[AnswerDelta]:
-        """Yield new tokens of all answers until all are finished. Raises ApiError if the server stops before."""
+        """Yield new tokens of all answers until all are finished. Raises ApiError if the model fails or the server stops before."""
         sent: dict[int, int] = {}
         going = set(range(len(self.answers)))
         while going:
@@ -74,9 +83,8 @@ class Answers:
                 answer = self.answers[index]
                 finish = answer.finish  # read first: a finished answer has all of its tokens
                 if finish == "cancelled" or (finish is None and self._thread.failed):
-                    raise ApiError(
-                        503, "the answer was broken off: the server ends, or the model failed", code="broken_off"
-                    )
+                    self._watches[index].ended("abort" if answer.error is None else "error")
+                    raise stopping() if answer.error is None else _failed(answer.error)
                 tokens = answer.tokens[sent.get(index, 0) :]
                 if index in going and (tokens or finish):
                     self._watches[index].record(len(tokens))
@@ -105,3 +113,10 @@ class Answers:
     def _mark(self, index: int) -> None:
         self._touched.add(index)
         self._changed.set()
+
+
+def _failed(error: Exception) -> ApiError:
+    """Log the error of an answer, and return the response to its request."""
+    logger.error("an answer failed: %s", error)
+    reason = error if isinstance(error, UserError) else "the server's log says why"
+    return ApiError(500, f"the model failed: {reason}", code="model_failed")

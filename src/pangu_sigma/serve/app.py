@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,9 +13,9 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
-import pangu_sigma
 from pangu_sigma.serve import requests, responses
 from pangu_sigma.serve.chats import answer_chat
 from pangu_sigma.serve.completions import complete
@@ -23,6 +25,7 @@ from pangu_sigma.serve.refusals import ApiError, ErrorBody, install_error_handle
 from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.tokens import detokenize, tokenize, tokenizer_info
 
+_VERSION = importlib.metadata.version("pangu-sigma")
 _STREAM = "a stream, each event a chunk; the last line is [DONE]"
 
 
@@ -38,7 +41,7 @@ def make_app(served: Served, names: HostNames, key: str | None = None) -> FastAP
 
     app = FastAPI(
         title="PanGu-Σ",
-        version=pangu_sigma.__version__,
+        version=_VERSION,
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from another site
         redoc_url=None,
@@ -111,7 +114,7 @@ def _other_routes(served: Served) -> APIRouter:
     @router.get("/version")
     async def version() -> dict[str, str]:
         """Return the version of the program."""
-        return {"version": pangu_sigma.__version__}
+        return {"version": _VERSION}
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
@@ -152,18 +155,14 @@ class _StrictRequest(Request):
 
 
 class _StrictRoute(APIRoute):
-    """Route that requires a body of type application/json: without CORS preflight, pages of other sites can send any other type."""
+    """Route that requires a body of type application/json, in UTF-8 and not compressed. Without CORS preflight, pages of other
+    sites can send any other type."""
 
     def get_route_handler(self):
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
-            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != "application/json":
-                raise ApiError(
-                    415,
-                    f"Content-Type is {kind[:100]!r}; it must be application/json (curl: -H 'Content-Type: application/json')",
-                )
+            _check_kind(request.headers)
             try:
                 return await handle(_StrictRequest(request.scope, request.receive))
             except RequestValidationError as error:
@@ -176,6 +175,21 @@ class _StrictRoute(APIRoute):
                 return Response(status_code=499)  # nobody reads it
 
         return handle_strictly
+
+
+def _check_kind(headers: Headers) -> None:
+    """Raise ApiError for a body that is no JSON in UTF-8, or that is compressed."""
+    kind, _, parameters = headers.get("content-type", "").lower().partition(";")
+    kind, charset = kind.strip(), re.search(r'charset="?([^\s;"]*)', parameters)
+    if kind != "application/json":
+        raise ApiError(
+            415,
+            f"Content-Type is {kind[:100]!r}; it must be application/json (curl: -H 'Content-Type: application/json')",
+        )
+    if charset and charset[1] not in ("utf-8", "utf8"):
+        raise ApiError(415, f"Content-Type has the charset {charset[1][:100]!r}; JSON is UTF-8, send it so")
+    if (encoding := headers.get("content-encoding", "identity").lower()) != "identity":
+        raise ApiError(415, f"Content-Encoding is {encoding[:100]!r}; send the body as it is")
 
 
 def _no_constant(name: str) -> Any:

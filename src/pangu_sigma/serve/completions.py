@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from itertools import chain
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from pangu_sigma.domains import Domain
+from pangu_sigma.generate.text import BLANK_AT_THE_END, ends_in_blank
 from pangu_sigma.serve.answers import AnswerDelta, Answers
 from pangu_sigma.serve.logprobs import CompletionTokens
 from pangu_sigma.serve.requests import CompletionRequest
-from pangu_sigma.serve.responses import Completion, CompletionChoice, Usage
+from pangu_sigma.serve.responses import Completion, CompletionChoice, Usage, warned
 from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.streams import EventStream, while_there
 
@@ -54,12 +56,14 @@ async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> t
         if isinstance(prompt, str):
             tags = body.add_special_tokens is not False
             ids = await served.prompts.in_thread(served.prompts.text_prompt, prompt, domain, tags)
+            if body.max_tokens != 0 and ends_in_blank(prompt, domain):
+                warnings.append(BLANK_AT_THE_END)
             if body.echo and served.tokenizer.decode(ids) != prompt:
                 warnings.append("the prompt is shown as the model reads it, which is not quite as it was sent")
         else:
             ids = prompt
         prompts.append(ids)
-    return prompts, list(dict.fromkeys(warnings))
+    return prompts, warnings
 
 
 class _Completion:
@@ -68,15 +72,17 @@ class _Completion:
     def __init__(self, served: Served, body: CompletionRequest, answers: Answers, logprobs: bool, warnings: list[str]):
         self._served, self._body, self._answers = served, body, answers
         self._head = {**served.head("cmpl", body.model), "object": "text_completion"}
-        self._warnings: dict[str, Any] = {"warnings": warnings} if warnings else {}
+        self._warnings = warnings
         self._tokens = [
             CompletionTokens(served.texts, bool(body.experts)) if logprobs else None for _ in answers.answers
         ]
 
     async def whole(self) -> Completion:
         """Wait for all tokens and return the whole response."""
-        choices = [self._choice(answer) for answer in await self._answers.whole()]
-        return Completion(**self._head, choices=choices, usage=self._usage(), **self._warnings)
+        whole = await self._answers.whole()
+        warnings = warned(chain(self._warnings, *(news.warnings for news in whole)))
+        choices = [self._choice(news) for news in whole]
+        return Completion(**self._head, choices=choices, usage=self._usage(), **warnings)
 
     async def chunks(self) -> AsyncIterator[Completion]:
         """Yield the response in chunks."""
@@ -86,8 +92,8 @@ class _Completion:
         async for news in self._answers.news():
             choice = self._choice(news)
             if choice.text or choice.logprobs or choice.finish_reason:
-                yield Completion(**self._head, choices=[choice], **usage, **warnings)
-                warnings = {}
+                yield Completion(**self._head, choices=[choice], **usage, **warned([*warnings, *news.warnings]))
+                warnings = []
         if usage:
             yield Completion(**self._head, choices=[], usage=self._usage())
 

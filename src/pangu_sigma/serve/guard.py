@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import argument
-from pangu_sigma.serve.refusals import ApiError, error_response
+from pangu_sigma.serve.refusals import ApiError, error_response, stopping
 from pangu_sigma.serve.served import Served
 
 PUBLIC_PATHS = ("/", "/health")
@@ -27,8 +27,6 @@ _POLITE_BYTES, _POLITE_SECONDS = 256 << 20, 5.0
 
 _PROTECTING = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 _CLOSE = (b"connection", b"close")
-
-_STOPPED = ApiError(503, "the server ends, and broke off this request before its answer began", code="broken_off")
 
 
 class HostNames:
@@ -107,7 +105,7 @@ class Guard:
         except TimeoutError:
             if not waiting.expired():
                 raise
-            await error_response(_STOPPED)(scope, receive, send_protected)
+            await error_response(stopping())(scope, receive, send_protected)
         finally:
             self._served.unanswered.discard(waiting)
 

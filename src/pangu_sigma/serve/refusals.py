@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 _SHOWN = 8
 """Number of problems of one request that a message lists."""
+_SHOWN_CHARACTERS = 200
+"""Number of characters of a path that a message repeats."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -60,6 +62,13 @@ class ApiError(HTTPException):
         return ErrorBody(error=Problem(message=message, type=kind, param=param, code=self.code))
 
 
+def stopping() -> ApiError:
+    """Return the refusal of a request that the server, which ends, does not answer: another server may."""
+    return ApiError(
+        503, "this request is broken off: the server ends; ask another one, or again later", code="server_stopping"
+    )
+
+
 def _sendable(text: str) -> str:
     """Replace lone surrogates, which a client may have put into the name of a parameter."""
     return text.encode(errors="backslashreplace").decode()
@@ -77,7 +86,8 @@ def install_error_handlers(app: FastAPI) -> None:
     def _http(request: Request, error: HTTPException) -> Response:
         if isinstance(error, ApiError):
             return error_response(error)
-        message = f"{request.method} {request.url.path}: {error.detail}; /openapi.json lists what there is"
+        asked = f"{request.method} {request.url.path}"[:_SHOWN_CHARACTERS]
+        message = f"{asked}: {error.detail}; /openapi.json lists what there is"
         return error_response(ApiError(error.status_code, message, headers=error.headers))
 
     @app.exception_handler(RequestValidationError)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from pangu_sigma.generate.sampling import LEAST_FACTOR, MOST_FACTOR, check_text
 from pangu_sigma.generate.structure import StructureKind
 
 
@@ -15,7 +16,10 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+_IDS = 1 << 31
+"""Token ids are below this."""
+
+TokenId = Annotated[int, Field(ge=0, lt=_IDS)]
 BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 ModelName = Annotated[str, Field(max_length=200, description="An id of /v1/models, which names a domain.")]
 
@@ -28,9 +32,9 @@ def _one_kind_of_prompt(value: Any) -> Any:
         kinds = {type(each) for each in value}
         if len(kinds) > 1 or not kinds <= {str, int, list}:
             raise ValueError("the elements of a list must all be texts, all token ids, or all lists of token ids")
-        inner = [each for ids in value for each in ids] if kinds == {list} else []
-        if any(type(each) is not int for each in inner) or [] in value:
-            raise ValueError("a list of token ids must have integers only, at least one")
+        ids = [each for inner in value for each in inner] if kinds == {list} else value if kinds == {int} else []
+        if any(type(each) is not int or not 0 <= each < _IDS for each in ids) or [] in value:
+            raise ValueError(f"a list of token ids must have whole numbers from 0 to {_IDS - 1} only, at least one")
     return value
 
 
@@ -39,7 +43,15 @@ def _one_kind_of_stop(value: Any) -> Any:
     texts = value if isinstance(value, list) else [] if value is None else [value]
     if any(not isinstance(each, str) or not each for each in texts):
         raise ValueError("must be a text, or a list of texts, of at least one character each")
+    for each in texts:
+        check_text(each, "a text")
     return value
+
+
+def _not_tiny(temperature: float) -> float:
+    if 0 < temperature < LEAST_FACTOR:
+        raise ValueError(f"must be 0 (greedy), or {LEAST_FACTOR:g} to 2")
+    return temperature
 
 
 PromptInput = Annotated[
@@ -116,13 +128,17 @@ class GenerationRequest(WithoutEffect):
 
     model: ModelName
     n: int | None = Field(None, ge=1, description="Number of answers to each prompt; 1 if not given.")
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; 1 if not given.")
+    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_not_tiny)] | None = Field(
+        None, description="0 is greedy; 1 if not given."
+    )
     top_p: float | None = Field(None, gt=0, le=1, description="Draw from the fewest tokens with this probability.")
     top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="Draw from this many tokens; 0 or -1: from all.")
     min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=1e9, description="Above 1: repetitions become less likely.")
+    repetition_penalty: float | None = Field(
+        None, ge=LEAST_FACTOR, le=MOST_FACTOR, description="Above 1: repetitions become less likely."
+    )
     seed: int | None = Field(None, ge=0, lt=1 << 53, description="Answer i draws its tokens with seed + i.")
     stop: StopStrings = None
     stop_token_ids: list[TokenId] | None = Field(None, description="The answer ends with the first of these.")
@@ -161,6 +177,12 @@ class GenerationRequest(WithoutEffect):
         return "response_format", "json", {"type": "object"} if asked is None else asked.json_schema
 
 
+def _no_suffix(suffix: str) -> str:
+    if suffix:
+        raise ValueError("is not supported: these models write after a text, not inside of one; leave it out")
+    return suffix
+
+
 class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
@@ -168,9 +190,9 @@ class CompletionRequest(GenerationRequest):
     max_tokens: int | None = Field(None, ge=0, description="New tokens at most; 16 if not given; 0 only with echo.")
     echo: bool | None = Field(None, description="Begin the answer with the prompt.")
     logprobs: int | None = Field(None, ge=0, description="Log-probabilities, with this many alternatives to a token.")
-    experts: bool | None = Field(None, description="Ours: each token's experts in each RRE layer, in logprobs.experts.")
+    experts: bool | None = Field(None, description="Ours: each token's experts in all segments, in logprobs.experts.")
     best_of: int | None = Field(None, ge=1, description="Not supported beyond n.")
-    suffix: Literal[""] | None = Field(None, description="Not supported.")
+    suffix: Annotated[str, AfterValidator(_no_suffix)] | None = Field(None, description="Not supported.")
     add_special_tokens: bool | None = Field(None, description="false: no language tag before the text.")
 
     @model_validator(mode="after")
@@ -192,11 +214,17 @@ class TextPart(RequestBody):
 
 
 def _one_kind_of_content(value: Any) -> Any:
-    if not isinstance(value, str) and not (
-        isinstance(value, list) and value and all(isinstance(p, dict) for p in value)
-    ):
-        raise ValueError('must be a text, or a list of parts {"type": "text", "text": …}')
+    """Raise ValueError unless the value is a text or a list of text parts: one line, where pydantic has one for each part."""
+    if not (isinstance(value, str) or (isinstance(value, list) and value and all(map(_is_text_part, value)))):
+        raise ValueError(
+            'must be a text, or a list of parts {"type": "text", "text": …}; images, audio and files are not read'
+        )
     return value
+
+
+def _is_text_part(value: Any) -> bool:
+    known = isinstance(value, dict) and value.keys() == {"type", "text"}
+    return known and value["type"] == "text" and isinstance(value["text"], str)
 
 
 class Message(RequestBody):
@@ -213,7 +241,7 @@ class Message(RequestBody):
 
 
 def _no_tools(value: Any) -> Any:
-    if value:
+    if value and value != "none":
         raise ValueError(
             "these models call no tools; response_format with a json_schema makes the answer their arguments"
         )
@@ -229,6 +257,9 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, description="Number of alternatives to a token; with logprobs=true.")
     tools: Annotated[list[Any], BeforeValidator(_no_tools), Field(max_length=0)] | None = Field(
+        None, description="Not supported."
+    )
+    tool_choice: Annotated[Literal["none"] | None, BeforeValidator(_no_tools)] = Field(
         None, description="Not supported."
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -38,6 +39,11 @@ class ResponseBase(ResponseBody):
     system_fingerprint: str
     usage: Usage | None = None
     warnings: list[str] = []
+
+
+def warned(warnings: Iterable[str]) -> dict[str, Any]:
+    """Return the field `warnings` of a response, which has it only if there are some."""
+    return {"warnings": different} if (different := list(dict.fromkeys(warnings))) else {}
 
 
 class CompletionLogprobs(ResponseBody):

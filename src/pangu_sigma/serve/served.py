@@ -233,7 +233,4 @@ def _sampling(body: GenerationRequest) -> Sampling:
         for name in ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
         if getattr(body, name) is not None
     }
-    try:
-        return Sampling(1.0 if body.temperature is None else body.temperature, max(body.top_k or 0, 0), **options)
-    except ConfigError as error:
-        raise ApiError(400, str(error), code="invalid_value") from error
+    return Sampling(1.0 if body.temperature is None else body.temperature, max(body.top_k or 0, 0), **options)

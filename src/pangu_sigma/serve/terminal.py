@@ -79,7 +79,7 @@ class Chat:
             self.domain, tuple(ids), self.settings.max_new_tokens or room, self.sampling, self._seed, template.stop
         )
         self._seed += 1
-        reply = self._stream(request)
+        reply = self._stream(request, template)
         self.messages += [("user", text), ("assistant", reply)]
 
     def command(self, line: str) -> bool:
@@ -128,13 +128,13 @@ class Chat:
         del self.messages[-2:]
         self.answer(text)
 
-    def _stream(self, request: Request) -> str:
+    def _stream(self, request: Request, template: ChatTemplate) -> str:
         shown = 0
         answer = self.engine.submit(request)
         try:
-            while answer.finish is None:
+            while self.engine.is_unfinished(answer):
                 self.engine.step()
-                if text := answer.text.lstrip()[shown:]:
+                if text := template.without_blanks(answer.text)[shown:]:
                     self.write(text)
                     shown += len(text)
         except KeyboardInterrupt:

@@ -126,6 +126,10 @@ def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str 
         raise LayoutError(
             f"{file}: {FORMAT_KEY} is {_short(tree.get(FORMAT_KEY))}, this version reads {HF_FORMAT}; use the version that wrote it"
         )
+    if (dtype := tree.get("dtype")) != "float32" and saved_by_transformers(tree):
+        raise LayoutError(
+            f"{file}: the folder was saved in {_short(dtype)}; load it with dtype=float32 and save it again"
+        )
     whole = tree.get(WHOLE)
     try:
         config = parse_config(whole["config"])  # type: ignore[index]

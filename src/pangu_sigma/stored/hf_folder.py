@@ -11,7 +11,8 @@
     seal.json                               size and hash of every other file, and its own hash
 
 A folder that `save_pretrained` of transformers wrote, of such a model, is read, too. It has no seal and no lineage, and its files
-of weights have other names; `config.json` names the version. Its tensors, tables and tokenizer are checked against each other.
+of weights have other names; `config.json` names the version. Its tensors, tables and tokenizer are checked against each other, and
+a tensor that holds NaN or infinity is refused: no hash says that it is as it was written.
 
 Weights have the names of model.py, with the last words that torch's modules have: `_LAST_WORDS`. `tid2row` [slots, V] is the row of
 each id in the word table of a slot, -1 for none, int32.
@@ -38,6 +39,7 @@ import xxhash
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
+from pangu_sigma.checkpoint.not_finite import count_not_finite
 from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, map_arrays
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config
@@ -91,8 +93,8 @@ class StoredFolder(StoredModel):
         if not self._sealed:
             logger.warning(
                 "%s: transformers %s saved this folder, without hashes and lineage: names, shapes, tables and tokenizer are "
-                "checked, a changed weight is not noticed",
-                *(path, saved_by_transformers(self._json)),
+                "checked%s; a changed weight is not noticed",
+                *(path, saved_by_transformers(self._json), ", and that weights are finite" if verified else ""),
             )
         self.config, self.step, self.data_hash = read_config_json(path / CONFIG_JSON, self._json, _FIX)
 
@@ -175,6 +177,10 @@ class StoredFolder(StoredModel):
         _check_shapes(self.path, self.config, self.tokenizer, arrays)
         if (arrays[ROW_OF] != self.tokenizer.row_of).any():
             raise LayoutError(f"{self.path}: {ROW_OF} is not what the tokenizer says; {_FIX}")
+        if self._verified and not self._sealed:
+            for name, values in arrays.items():
+                if bad := count_not_finite(values):
+                    raise LayoutError(f"{self.path}: {name} has {bad} values that are NaN or infinite; {_FIX}")
         return arrays
 
 

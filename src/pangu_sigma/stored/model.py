@@ -14,7 +14,6 @@ then a list of names, and one tensor with the paper's 640 experts of a layer wou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +29,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused
 from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import SEAL, fingerprint
+from pangu_sigma.sealed import SEAL, fingerprint, unsealed
 from pangu_sigma.sections import ModelConfig
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -109,7 +108,7 @@ class StoredModel:
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
-        """Record of the weights' origin (lineage.json); None if the model has none. Raises LayoutError if it cannot be read."""
+        """Record of the weights' origin (lineage.json); None if the model has none. Raises DamagedFile if it was changed."""
         return read_lineage(self.path)
 
     @cached_property
@@ -208,14 +207,14 @@ def _rank(name: str, order: dict[str, int]) -> tuple[int, int, int]:
 
 
 def read_lineage(folder: Path) -> dict[str, Any] | None:
-    """Read lineage.json, the record of the weights' origin, in a folder, or None. Raises LayoutError if it cannot be read."""
-    file = folder / LINEAGE_FILE
-    try:
-        tree = json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise LayoutError(f"{file}: cannot be read ({error}); take it from a copy, or remove it") from error
-    if not isinstance(tree, dict):
-        raise LayoutError(f"{file}: holds no receipt; take it from a copy, or remove it")
-    return tree
+    """Read lineage.json, the record of the weights' origin; None if the folder has none. Raises DamagedFile if it was changed."""
+    return _read_record(folder / LINEAGE_FILE, "take it from a copy, or remove it")
+
+
+def read_tuning_result(run: Path) -> dict[str, Any] | None:
+    """Read the result of a fine-tuning; None if it is not finished. Raises DamagedFile if the file was changed."""
+    return _read_record(run / TUNING_RESULT, "take it from a copy, or tune again in another folder")
+
+
+def _read_record(file: Path, fix: str) -> dict[str, Any] | None:
+    return unsealed(file, fix, was_unsealed=True) if file.exists() else None

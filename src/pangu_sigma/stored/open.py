@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from pangu_sigma.checkpoint.format import MANIFEST, STATE
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE, recorded_kind
 from pangu_sigma.checkpoint.root import has_checkpoints
 from pangu_sigma.checkpoint.safetensors_file import metadata_of
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
@@ -98,7 +98,7 @@ def _why_not(path: Path, wanted: Sequence[Kind]) -> str:
 
 def kind_of(path: Path) -> Kind:
     """Return the kind of a model on the disk, by the files that each kind must have; "alpha" for files of another project."""
-    if (path / GRAPH_FILE).exists():
+    if (path / GRAPH_FILE).exists() or recorded_kind(path / CONFIG_FILE) == "export":  # whose graph is lost
         return "export"
     if (path / CONFIG_FILE).exists() or has_checkpoints(path / CHECKPOINTS):
         return "run"

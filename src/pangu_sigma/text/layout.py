@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import Domains, domains_of
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import (
     Document,
     RejectedLine,
@@ -44,6 +43,7 @@ class Layout:
     """Layout of records, by default {"text": …, "domain": …}. It can be sent to another process.
 
     text_keys, domain_key, domain_map, domain_of, reader: as in section `data`. domain_key: None if records have no label.
+    reader_sha256: SHA-256 of the file of `reader`, which decides the result too.
     """
 
     text_keys: tuple[str, ...] = ("text",)
@@ -51,12 +51,14 @@ class Layout:
     domain_map: Mapping[str, str] = field(default_factory=dict)
     domain_of: Mapping[str, str] = field(default_factory=dict)
     reader: str | None = None
+    reader_sha256: str | None = None
 
     @classmethod
     def of(cls, config: Config) -> Layout:
         """Return the layout that a configuration describes.
 
-        Raises ConfigError for a domain that the configuration lacks, and for a `data.reader` that cannot be imported.
+        Raises ConfigError for a domain that the configuration lacks, and for a `data.reader` that cannot be loaded, or that only
+        a record names.
         """
         data = config.data
         text_keys, domain_key = _NAMED[data.layout]
@@ -66,23 +68,19 @@ class Layout:
             domain_map=data.domain_map,
             domain_of=data.domain_of,
             reader=data.reader,
+            reader_sha256=None if data.reader is None else _hash_of_reader(config, data.reader),
         )
         names = [domain.name for domain in domains_of(config)]
         for key, rules in (("domain_map", data.domain_map), ("domain_of", data.domain_of)):
             for label, name in rules.items():
                 if name not in names:
                     raise ConfigError(f"data.{key}: {label!r} has the domain {name!r}; write one of {', '.join(names)}")
-        if data.reader is not None:
-            _function(data.reader)
+        layout.function()
         return layout
 
-    @property
-    def reader_sha256(self) -> str | None:
-        """SHA-256 of the source file of `reader`, which decides the result too; None without a reader."""
-        if self.reader is None:
-            return None
-        source = inspect.getsourcefile(inspect.unwrap(_function(self.reader)))
-        return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None
+    def function(self) -> Callable[[Record], Record | None] | None:
+        """Return the user's function, loaded once in a process; None without a reader. Raises ConfigError."""
+        return None if self.reader is None else _function(self.reader, self.reader_sha256)
 
     def columns(self, domain: str | None) -> list[str] | None:
         """Return the keys that records need; None if a reader may need any. domain: of the file, or None."""
@@ -96,7 +94,7 @@ class Layout:
 
         Raises DataError if rules contradict each other, and if there is neither a rule nor a label.
         """
-        rules = {glob: name for glob, name in self.domain_of.items() if _matches(path, glob)}
+        rules = {glob: name for glob, name in self.domain_of.items() if matches(path, glob)}
         if len(set(rules.values())) > 1:
             said = ", ".join(f"{glob!r} says {name}" for glob, name in rules.items())
             raise DataError(f"data.domain_of: for {path} {said}; change the rules so that they agree")
@@ -107,13 +105,17 @@ class Layout:
             )
         return next(iter(rules.values()), None)
 
+    def idle_rules(self, files: Sequence[Path]) -> list[str]:
+        """Return the globs of `domain_of` that no file matches."""
+        return [glob for glob in self.domain_of if not any(matches(path, glob) for path in files)]
+
     def document(self, record: Record, domain: str | None, domains: Domains, origin: str) -> Document:
         """Return the document of a record. domain: of the file, or None. origin: as in `Document`.
 
         Raises RejectedLine for a record that cannot be used.
         """
-        if self.reader is not None:
-            record = _read(self.reader, record)
+        if (function := self.function()) is not None:
+            record = _read(function, record)
         name = self._label(record, domains) if domain is None else domain
         values = [_value(record, key, "text") for key in self.text_keys]
         if len(values) > 1:
@@ -129,7 +131,7 @@ class Layout:
         return known_domain(self.domain_map.get(label, label) if isinstance(label, str) else label, domains)
 
 
-def _matches(path: Path, glob: str) -> bool:
+def matches(path: Path, glob: str) -> bool:
     """Return True if a glob is that of the file, or of a folder that it is in."""
     return any(each.match(glob) for each in (path, *path.parents))
 
@@ -162,26 +164,53 @@ def _joined(keys: tuple[str, ...], values: list[Any]) -> str:
     return "\n".join(texts)
 
 
-@cache
-def _function(reader: str) -> Callable[[Record], Record | None]:
-    """Import the function MODULE:FUNCTION; modules in the working folder are found too. Raises ConfigError."""
-    module, _, name = reader.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # last, so that it hides nothing
+def _hash_of_reader(config: Config, reader: str) -> str:
+    """Return the SHA-256 of the file FILE.py of a reader. Raises ConfigError if it cannot be read, or only a record names it."""
+    file, _, name = reader.rpartition(":")
+    if not config.reader_named:
+        keep, none = (
+            argument(f"--set data.reader={value}", f'overrides={{"data.reader": {text}}}')
+            for value, text in ((reader, repr(reader)), ("null", "None"))
+        )
+        raise ConfigError(
+            f"data.reader={reader} is recorded in a run or an export, whose code is not executed unasked; add {keep} if you know "
+            f"this function, or {none} to use records as they are"
+        )
+    if not file.endswith(".py"):
+        raise ConfigError(
+            f"data.reader={reader}: is not FILE.py:FUNCTION; name the file, such as {file.replace('.', '/')}.py:{name}"
+        )
     try:
-        function = getattr(importlib.import_module(module), name)
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"data.reader={reader}: {file}: {error.strerror}; relative paths begin in {Path.cwd()}"
+        ) from error
+
+
+@cache
+def _function(reader: str, sha256: str | None) -> Callable[[Record], Record | None]:
+    """Execute the file of FILE.py:FUNCTION, and return the function. Raises ConfigError, also if the file's hash is another."""
+    file, _, name = reader.rpartition(":")
+    source = Path(file).read_bytes()
+    if hashlib.sha256(source).hexdigest() != sha256:
+        raise ConfigError(f"data.reader={reader}: {file} was changed meanwhile; call again")
+    module = sys.modules[f"reader_{sha256}"] = ModuleType(f"reader_{sha256}")
+    module.__file__ = file
+    try:
+        exec(compile(source, file, "exec"), module.__dict__)  # no import, which may take a stale .pyc
+        function = getattr(module, name)
     except Exception as error:  # the user's code, which may raise anything
-        raise ConfigError(f"data.reader={reader}: cannot be imported: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"data.reader={reader}: cannot be loaded: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ConfigError(f"data.reader={reader}: is not a function; it takes a record and returns one, or None")
     return function
 
 
-def _read(reader: str, record: Record) -> Record:
+def _read(function: Callable[[Record], Record | None], record: Record) -> Record:
     """Return the record that the user's function makes of a record. Raises RejectedLine for None, and if it fails."""
     try:
-        found = _function(reader)(record)
+        found = function(record)
     except Exception as error:  # the user's code, which may raise anything
         raise RejectedLine("data.reader failed", f"{type(error).__name__}: {error}") from error
     if found is None:

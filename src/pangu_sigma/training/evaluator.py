@@ -1,6 +1,6 @@
 """Evaluation of the held-out loss of each domain, on a network in memory.
 
-Shape suffixes: B sequences, M blocks, N RRE layers, A active experts, U units, which are samples, or blocks of samples on Ascend.
+Shape suffixes: B sequences, M blocks, N segments, A active experts, U units, which are samples, or blocks of samples on Ascend.
 """
 
 from __future__ import annotations

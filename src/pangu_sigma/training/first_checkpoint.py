@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pangu_sigma.bars import Bar
+from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
+from pangu_sigma.checkpoint.not_finite import describe
 from pangu_sigma.checkpoint.parts import Files
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.save import save_checkpoint
@@ -61,22 +63,31 @@ def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
 
 
 def write_step_0(run: RunFolder, files: Files, cursor: Cursor | None = None) -> None:
-    """Write a checkpoint of step 0 that training starts from. files: files of the checkpoint, with the weights. cursor: position in
-    the text, None for its beginning."""
+    """Write a checkpoint of step 0 that training starts from.
+
+    files: files of the checkpoint, with the weights. cursor: position in the text, None for its beginning.
+    Raises CheckpointError if weights are not finite.
+    """
     config = run.config
     start = cursor or Cursor([0] * len(config.domains))
     health = Health(config.train, [domain.name for domain in config.domains]).state()
     total = sum(array.values.nbytes for arrays in files.values() for array in arrays.values())
-    with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:
-        save_checkpoint(
-            run.checkpoints,
-            0,
-            files,
-            {**Progress(0, 0, start).state(), "health": health},
-            run.identity,
-            config.train.keep_checkpoints,
-            lambda: bar.update(min(_CHUNK, total - bar.n)),
-        )
+    try:
+        with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:
+            save_checkpoint(
+                run.checkpoints,
+                0,
+                files,
+                {**Progress(0, 0, start).state(), "health": health},
+                run.identity,
+                config.train.keep_checkpoints,
+                lambda: bar.update(min(_CHUNK, total - bar.n)),
+            )
+    except UnhealthyState as error:
+        raise CheckpointError(
+            f"the model has values that are not finite: {describe(error.found, run.identity.config)}. No run begins with them, and "
+            "nothing was written; name another model, such as an earlier checkpoint of its run"
+        ) from error
 
 
 _CHUNK = 64 << 20

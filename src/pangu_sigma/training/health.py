@@ -1,7 +1,7 @@
 """Health of a run: skipped steps, loss spikes, values that are not finite, and the decision to stop.
 
 It depends only on numbers that are equal on all ranks, the summed losses and whether the step was applied, so that all ranks decide
-the same. Shape suffixes: N RRE layers, A active experts, M blocks, D domains.
+the same. Shape suffixes: N segments of the RRE layers, A active experts, M blocks, D domains.
 """
 
 from __future__ import annotations
@@ -231,8 +231,8 @@ def examine(
         raise UnhealthyRun(
             f"step {step}: the last {health.domains[health.stuck].skipped} steps with domain {health.stuck} were skipped, which is "
             f"train.max_skipped_steps; all weights and moments are finite, the loss scale is {scale:g}. "
-            f"{way_on(run.checkpoints, built.ranks)} Lower train.optimizer.peak_lr, or train.loss_scale.initial if the run has "
-            "just begun, or raise train.spikes.factor if they were spikes that train.spikes.skip left out."
+            f"{way_on(run.checkpoints, built.ranks)} Lower train.optimizer.peak_lr, or in float16 train.loss_scale.initial if "
+            "the run has just begun, or raise train.spikes.factor if they were spikes that train.spikes.skip left out."
         )
 
 

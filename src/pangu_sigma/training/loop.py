@@ -11,7 +11,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
-from ascend_ops.adam_worker import WorkerCounts
+from ascend_ops.adam_worker import WorkerTimes
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.root import recover_interrupted_save
 from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
@@ -28,11 +28,10 @@ from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.training.backend import Backend
 from pangu_sigma.training.evaluator import Evaluator
 from pangu_sigma.training.feed import InputPipeline
+from pangu_sigma.training.finished import conclude
 from pangu_sigma.training.health import Health, examine
 from pangu_sigma.training.log.losses import HeldOutLoss
-from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, NoLog, StepMetrics, read_metrics
-from pangu_sigma.training.log.report import write_report
-from pangu_sigma.training.log.summary import format_divergence
+from pangu_sigma.training.log.metrics import MetricsLog, NoLog, StepMetrics
 from pangu_sigma.training.log.timeline import NoTimeline, Timeline
 from pangu_sigma.training.progress import changes_since_checkpoint, resume
 from pangu_sigma.training.start import DEFAULT_START, StartOptions, refuse_tuned, start_run
@@ -89,7 +88,7 @@ class Trainer:
         self.loss, self.losses = 0.0, dict[str, float]()
         """Loss of the last step, and loss of each domain in its batch, in nats per token."""
         self.timeline = NoTimeline()
-        self._worked: WorkerCounts | None = None  # what the worker of `ecss.update` did since the step before
+        self._worked: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
 
     def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
         """Create or open the run folder. Raises the errors of `start_run`."""
@@ -150,19 +149,16 @@ class Trainer:
 
     def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
         """Return the metrics of the last step, from what `advance` returned; the same on every rank."""
-        norms, optimizer = [result.norm], self.config.train.optimizer
-        if optimizer.clip == "parts":
-            norms = [norm for norm in (result.norm_dense, result.norm_experts) if norm is not None]
-        applied = bool(result.applied.asnumpy())
+        applied, norm = bool(result.applied.asnumpy()), float(result.norm.asnumpy())
         return StepMetrics(
             step=self.progress.step,
             loss=self.loss,
             per_domain_loss=self.losses,
             learning_rate=rate,
-            gradient_norm=float(result.norm.asnumpy()),
+            gradient_norm=norm,
             loss_scale=float(result.scale.asnumpy()),
             skipped=not applied,
-            clipped=applied and any(float(norm.asnumpy()) > optimizer.clip_norm for norm in norms),
+            clipped=applied and norm > self.config.train.optimizer.clip_norm,
             tokens=batch.tokens,
             load_NK=batch.load_NK,
             samples=batch.digest,
@@ -284,9 +280,8 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
     if profile and ranks.first:
         trainer.timeline = Timeline(folder, start)
     span = trainer.timeline.span
-    if ranks.first and config.finetune is None:
-        for remark in repetitions(trainer.batches.order, names, options.steps):
-            logger.warning("%s", remark)
+    for remark in _remarks(trainer) if ranks.first else ():
+        logger.warning("%s", remark)
     with gc_frozen(), stop_request() as stop, log, trainer.saver, trainer.timeline:
         log.changed(start, trainer.changes)
         if start == 0:
@@ -317,20 +312,23 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                         trainer.save_in_turn(last or stopped)
                 trainer.timeline.step_done(step)
     if ranks.first and trainer.finished and trainer.config.finetune is None:  # that of a tuned run shows its result
-        draw_report(folder)
-        if diverged := format_divergence(read_metrics(folder), options.optimizer.peak_lr):
-            logger.warning("%s", diverged)
+        conclude(folder, config)
     elif not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
     return trainer
 
 
-def draw_report(folder: Path) -> None:
-    """Draw the report of a finished run. A log without lines to draw is logged as a warning, and no error."""
-    try:
-        write_report(folder)
-    except EmptyLogError as lost:
-        logger.warning("no report is drawn: %s", lost)
+def _remarks(trainer: Trainer) -> list[str]:
+    """Return what is to be warned of before a training of this length begins."""
+    config, steps = trainer.config, trainer.config.train.steps
+    names, warmup = [each.name for each in config.domains], config.train.optimizer.warmup_steps
+    remarks = repetitions(trainer.batches.order, names, steps) if config.finetune is None else []
+    if warmup > steps:
+        remarks.append(
+            f"train.optimizer.warmup_steps={warmup} is more than train.steps={steps}: the training ends before the learning rate "
+            "has risen to train.optimizer.peak_lr; lower it, or raise train.steps"
+        )
+    return remarks
 
 
 def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -> None:

@@ -53,7 +53,8 @@ def resume(run: RunFolder, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tupl
     checkpoint = run.newest_checkpoint(ranks)
     if checkpoint is None:
         return Progress(0, 0, start), None
-    logger.info("resuming %s after step %d", run.path, checkpoint.step)
+    if checkpoint.step:  # a run that was made of another begins with a checkpoint, too
+        logger.info("resuming %s after step %d", run.path, checkpoint.step)
     return Progress.from_state(checkpoint.state), checkpoint
 
 

@@ -7,7 +7,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, refuse_changes, rule_of
+from pangu_sigma.checkpoint.changes import (
+    absolute_paths,
+    change_text,
+    changed_keys,
+    refuse_changes,
+    rule_of,
+    shuffled_as,
+)
 from pangu_sigma.checkpoint.checkpoint import newest_identity
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.model_files import (
@@ -156,10 +163,7 @@ def refuse_foreign(path: Path) -> None:
 
 def _shuffled(config: Config, resumed: Path | None = None) -> Config:
     """Return a configuration that says how samples are shuffled: itself, or as in the run that is resumed, or in the newest way."""
-    if config.data.shuffle is not None:
-        return config
-    shuffle = run_config(resumed).data.shuffle if resumed else "keyed"
-    return config.model_copy(update={"data": config.data.model_copy(update={"shuffle": shuffle})})
+    return shuffled_as(config, run_config(resumed).data.shuffle if resumed else "keyed")
 
 
 def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:
@@ -175,8 +179,10 @@ def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, opt
     config = _shuffled(config, path)
     for change in _compare(path, saved, config, prepared, data_hash, options):
         logger.warning("%s", change)
-    if not _mend(path, saved, config, prepared) and read_config(path, "run", WAY_BACK_OF_CONFIG) != config:
-        write_config(path, config, "run")
+    if not _mend(path, saved, config, prepared):
+        recorded = read_config(path, "run", WAY_BACK_OF_CONFIG)
+        if recorded.model_dump() != config.model_dump():  # the keys alone: nobody named the reader of a record
+            write_config(path, config, "run")
     return True
 
 

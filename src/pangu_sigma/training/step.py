@@ -6,9 +6,9 @@
       → overflow, loss scale
       → Adam: dense parameters, active rows of the store  ascend_ops/adam.py
 
-With `ecss.update=worker` a worker updates the rows instead, from the backward pass on and into the next step: ecss/worker.py.
+With `ecss.update=worker` a worker updates the rows instead, from the end of the step on and into the next one: ecss/worker.py.
 
-Shape suffixes: G micro-batches, B batch, S sequence, T tokens = B·S, M blocks, N RRE layers, A active experts.
+Shape suffixes: G micro-batches, B batch, S sequence, T tokens = B·S, M blocks, N segments of the RRE layers, A active experts.
 """
 
 from __future__ import annotations
@@ -112,11 +112,11 @@ class TrainStep(nn.Cell):
         self.expert_tensors = len(store.weights)
         self.micro_batches = config.train.accumulation
         self.skips_spikes = config.train.spikes.skip
-        self.clip_norm, self.clips_parts = optimizer.clip_norm, optimizer.clip == "parts"
+        self.clip_norm = optimizer.clip_norm
         self.hyper_dense = Hyper(optimizer, optimizer.eps_dense)
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
         self.worker_update = update_by_worker(config, network, store)
-        self._handed: tuple[Tensor, ...] = ()
+        self._updating: tuple[Tensor, ...] = ()
 
     def construct(
         self,
@@ -165,27 +165,22 @@ class TrainStep(nn.Cell):
             dense_grads = of_dense if g == 0 else add_gradients(dense_grads, of_dense)
         dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
         buffers = experts_and_buffers[self.expert_tensors :]
-        of_parts = self.factors(of_dense, of_experts, scale) if self.clips_parts else (1.0 / scale, 1.0 / scale)
-        handed: tuple = ()
-        if self.worker_update is not None:
-            # only data dependencies order a graph: the worker begins before the backward pass of the dense layers
-            guess = self.hyper_experts(lr, of_parts[1], 1.0)
-            handed = self.worker_update.hand_out(expert_grads, active_NA, used_NA1, guess, next_NA, buffers)
         # `applied` is a number, not a branch: every step runs the same operators, and with 0.0 Adam leaves its arrays unchanged
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
         calm = self.no_spike(block_loss, squares, limits_D, blocks_MD) if self.skips_spikes else 1.0
         applied = finite * calm
-        if not self.clips_parts:
-            grad_scale = gradient_factor(norm, scale, self.clip_norm)
-            of_parts = (grad_scale, grad_scale)
-        updated = self.dense.update(dense_grads, self.hyper_dense(lr, of_parts[0], applied))
+        grad_scale = gradient_factor(norm, scale, self.clip_norm)
+        updated: tuple = ()
+        hyper_dense = self.hyper_dense(lr, grad_scale, applied)
         if self.sparse:
-            hyper = self.hyper_experts(lr, of_parts[1], applied)
+            hyper = self.hyper_experts(lr, grad_scale, applied)
             if self.worker_update is None:
-                updated = (updated, self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers))
+                updated = (self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers),)
             else:
-                updated = (updated, self.worker_update.decide(handed, hyper))
+                updated = self.worker_update.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers)
+                hyper_dense = ops.depend(hyper_dense, updated)  # the worker begins before Adam of the dense parameters
+        updated = (updated, self.dense.update(dense_grads, hyper_dense))
         # a spike does not change the scale, unless its gradients are not finite
         rescaled = (
             self.scale.update(finite, 1.0 - finite * (1.0 - calm)) if self.skips_spikes else self.scale.update(applied)
@@ -208,14 +203,10 @@ class TrainStep(nn.Cell):
             self.store.settle(in_step=True)  # the graph looks experts up at its start
         if self.worker_update is not None:
             self.worker_update.register()
-        result, handed = self(Tensor(rate, ms.float32), *groups)
-        self._handed = handed  # the worker reads these gradients until the next step has waited for it
+        with self.store.step_guard():
+            # the worker reads the gradients until the next step has waited for it
+            result, self._updating = self(Tensor(rate, ms.float32), *groups)
         return StepResult(*result)
-
-    def factors(self, of_dense, of_experts, scale):
-        """Return the factors of dense and of expert gradients, each by its own norm. of_dense, of_experts: sums of squares."""
-        dense, experts = ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale
-        return gradient_factor(dense, scale, self.clip_norm), gradient_factor(experts, scale, self.clip_norm)
 
     def grad_pair(self, grads):
         """Return (expert gradients, dense gradients) where only one of both learns. grads: the gradients of that one."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from helpers.grown import law_tree, write_law
+from helpers.prepared import exchange_lengths
 
 from experiments.tiny import tiny_tree
 from pangu_sigma.cli import main
@@ -131,6 +133,9 @@ def test_other_ids_fewer_rows_and_missing_files_are_refused(tiny_data, folder, t
     with pytest.raises(DataError, match=r"slot zh: its 640 rows in .* do not fit model\.slot_rows=600; raise it"):
         prepare_extension(config, [text], tiny_data, tmp_path / "data")
     added = PreparedData(tmp_path / ".data.added")
+    exchange_lengths(changed := shutil.copytree(tiny_data, tmp_path / "old") / "en.train.idx")
+    with pytest.raises(DataError, match=r"en\.train\.idx: xxh3_128 is .* was written"):
+        extended.join(extending(tmp_path / "data"), PreparedData(changed.parent), added, tmp_path / "data")
     (added.folder / "law.train.bin").write_bytes(b"")
     with pytest.raises(DataError, match=r"law\.train\.bin: has 0 bytes, \d+ were written"):
         extended.join(extending(tmp_path / "data"), old, added, tmp_path / "data")

@@ -19,7 +19,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import reading, segmenting
-from pangu_sigma.data.prepare.prepare import _limit, prepare
+from pangu_sigma.data.prepare.prepare import _checked_before_reading, _limit, prepare
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.data.token_files import TokenFile
 from pangu_sigma.domains import domains_of
@@ -87,6 +87,13 @@ def test_unusable_lines_are_counted_and_kept(prepared):
     lines = [json.loads(line) for line in (prepared / "quarantine.jsonl").read_text().splitlines()]
     assert [line["reason"] for line in lines] == ["unknown domain", "unknown domain", "empty text"]
     assert all(line["offset"] > 0 and line["file"].endswith("a.jsonl") for line in lines)
+
+
+def test_a_rule_for_files_that_are_not_there_is_warned_of(text, tmp_path, config, caplog):
+    rules = {"domain_of": {"books/*": "zh", "a.*": "en"}}
+    config = config.model_copy(update={"data": config.data.model_copy(update=rules)})
+    assert _checked_before_reading(config, [text], tmp_path / "out") == [text]
+    assert caplog.messages == ["data.domain_of: 'books/*' matches no file of input, so this rule does nothing"]
 
 
 def test_running_again_does_nothing_and_gives_the_same_elsewhere(prepared, text, tmp_path, config, caplog):
@@ -456,6 +463,13 @@ def test_the_users_text_has_no_limit_unless_asked_and_what_is_left_out_is_said(t
 )
 def test_packaged_text_is_limited_and_the_users_only_when_asked(config, asked, inputs, limit):
     assert _limit(limited(config, asked), [None] * inputs) == limit
+
+
+def test_a_rule_for_files_that_are_not_there_is_said(text, tmp_path, config, caplog):
+    rules = {"books/*": "en", "*.jsonl": "zh"}
+    data = config.data.model_copy(update={"domain_of": rules})
+    assert _checked_before_reading(config.model_copy(update={"data": data}), [text], tmp_path / "out") == [text]
+    assert caplog.messages == ["data.domain_of: the rule 'books/*' matches no file of input"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(text, tmp_path, config, monkeypatch):

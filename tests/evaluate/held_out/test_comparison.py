@@ -124,7 +124,7 @@ def test_runs_with_other_held_out_text_or_another_tokenizer_are_refused(tiny_run
         compare_runs([tiny_run], [tiny_run, earlier])
 
 
-def test_a_loss_that_is_not_finite_is_a_dash():
+def test_a_loss_that_is_not_finite_is_said_and_its_differences_are_dashes():
     row = {"loss": None, "unigram": 7.0, "against": {"loss": 6.0}, "difference": dict.fromkeys(("a", "b", "c", "d"))}
     text = format_differences({"pairs": [{"run": "a", "against": "b", "domains": {"zh": row}}], "mean": {"zh": {}}})
-    assert text.splitlines()[1].split() == ["zh", "a", "b", "–", "6.000", "–", "–", "–", "–", "7.000"]
+    assert text.splitlines()[1].split() == ["zh", "a", "b", "not", "finite", "6.000", "–", "–", "–", "–", "7.000"]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.strangers import strangers
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate.sandbox import program_limits
@@ -256,6 +257,12 @@ def reachable_python() -> str:
             if subprocess.run([path, "-c", code], user=SOMEBODY, group=SOMEBODY, extra_groups=[]).returncode == 0:
                 return path
     pytest.skip("no interpreter that somebody else may start")
+
+
+def test_the_jail_imports_nothing_from_the_working_folder(sandbox, tmp_path, monkeypatch):
+    ran = strangers(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert sandbox.run("import json").passed and ran() == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")

@@ -75,7 +75,9 @@ def test_the_argument_wins_then_the_variable_then_npu_smi(tmp_path, capsys):
 @pytest.mark.parametrize("strict", ["set -euo pipefail", "true"])
 def test_ascend_env_sh_sets_it_for_a_shell_that_stands_anywhere(tmp_path, strict):
     machine = AscendHost(tmp_path / "host", "910b", 1)
-    machine.write("usr/local/Ascend/cann-9.0.0/set_env.sh", 'export FROM_CANN="$UNSET"yes')
+    machine.write(
+        "usr/local/Ascend/cann-9.0.0/set_env.sh", 'export FROM_CANN="$UNSET"yes; export PYTHONPATH=/cann:$UNSET'
+    )
     path = f"{machine.tools}:{Path(sys.executable).parent}:/usr/bin:/bin"
     variables = {"PATH": path, "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HCCL_EXEC_TIMEOUT": "680"}
     variables["ASCEND_TOOLKIT_HOME"] = str(machine.cann)
@@ -85,7 +87,7 @@ def test_ascend_env_sh_sets_it_for_a_shell_that_stands_anywhere(tmp_path, strict
     assert done.returncode == 0, done.stderr
     lines = set(done.stdout.splitlines())
     assert {"HCCL_EXEC_TIMEOUT=680", "HCCL_CONNECT_TIMEOUT=1800", "MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE"} <= lines
-    assert {"PANGU_SIGMA_CHIP=910b3", "FROM_CANN=yes"} <= lines
+    assert {"PANGU_SIGMA_CHIP=910b3", "FROM_CANN=yes", "PYTHONPATH=/cann"} <= lines, "and no empty entry"
     assert "chip 910b3 (Ascend 910B3), said by npu-smi info" in done.stderr
     code = f"source {shlex.quote(script)} 911 || echo refused"
     done = subprocess.run(["bash", "-c", code], env=variables, cwd=tmp_path, capture_output=True, text=True)

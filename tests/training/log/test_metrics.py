@@ -10,6 +10,7 @@ import pytest
 from helpers.losses import held_out
 
 from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log import metrics
 from pangu_sigma.training.log.metrics import TRAFFIC, MetricsLog, StepMetrics, load_max_over_mean, read_metrics
 
@@ -115,10 +116,22 @@ def test_a_line_cut_off_by_a_crash_is_ignored(tmp_path: Path, caplog: pytest.Log
     assert "are lost" not in caplog.text
 
 
+def test_a_run_that_goes_on_tells_a_line_with_a_changed_digit_and_leaves_it_out(tmp_path, caplog):
+    run(tmp_path, range(1, 7))
+    file = tmp_path / "metrics.jsonl"
+    _, second, *_ = lines = file.read_text().splitlines(keepends=True)
+    assert '"step": 4, "loss": 2.5' in second
+    file.write_text("".join(lines).replace(second, second.replace('"loss": 2.5', '"loss": 3.5')))
+    run(tmp_path, range(7, 9), resumed_step=6)
+    assert caplog.messages == [f"{file}: line 2 was changed, or cut off by a crash; it is left out"]
+    assert [line["step"] for line in of_kind(tmp_path, "step")] == [6, 8]
+    assert len(caplog.messages) == 1, "and the log is whole again"
+
+
 def test_lines_that_a_checkpoint_knows_and_the_log_does_not_are_said_to_be_lost(tmp_path: Path, caplog):
     run(tmp_path, range(1, 9))
     kept = [line for line in read_metrics(tmp_path) if line["step"] < 5]
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+    (tmp_path / "metrics.jsonl").write_text("".join(map(sealed_line, kept)))
     run(tmp_path, range(9, 13), resumed_step=8)
     assert "the lines of steps 5 to 8 are lost, and what they counted; the weights of step 8 are whole" in caplog.text
     assert [line["step"] for line in of_kind(tmp_path, "step")] == [4, 12]
@@ -288,4 +301,34 @@ def test_lines_that_are_no_lines_of_a_run_are_left_out_with_a_warning(tmp_path, 
     ]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good, *bad]))
     assert read_metrics(tmp_path) == [{"kind": "step", "step": 1}]
-    assert len(caplog.records) == len(bad)
+    first, *others = caplog.messages
+    assert "no line has a hash, as version 0.1.0 wrote it" in first
+    assert len(others) == len(bad)
+    caplog.clear()
+    line = sealed_line(json.loads(good)).strip().encode()
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([line, good, *bad]))
+    assert read_metrics(tmp_path) == [{"kind": "step", "step": 1}]
+    assert [f"metrics.jsonl: line {n} was changed" in text for n, text in enumerate(caplog.messages, 2)] == [True] * 8
+
+
+def test_a_flipped_bit_of_any_byte_is_told_with_the_number_of_its_line(tmp_path, caplog):
+    lines = [
+        {"kind": "run", "step": 0, "domains": DOMAINS},
+        {"kind": "spike", "step": 2, "domain": "en", "loss": 9.25},
+        {"kind": "step", "step": 2, "loss": 3.25, "per_domain_loss": {"zh": 3.5}},
+    ]
+    file = tmp_path / "metrics.jsonl"
+    whole = "".join(map(sealed_line, lines)).encode()
+    file.write_bytes(whole)
+    assert (read_metrics(tmp_path), caplog.messages) == (lines, [])
+    assert [json.loads(text).items() >= line.items() for text, line in zip(whole.splitlines(), lines, strict=True)]
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        file.write_bytes(flipped)
+        caplog.clear()
+        found, number = read_metrics(tmp_path), 1 + whole[:at].count(b"\n")
+        assert found in (
+            [line for line in lines if line not in left_out] for left_out in (lines[number - 1 :][:n] for n in (1, 2))
+        )
+        assert f"{file}: line {number} was changed, or cut off by a crash; it is left out" in caplog.messages, at

@@ -158,3 +158,10 @@ def test_pictures_of_nothing_are_left_out_and_said_in_a_sentence():
 def test_without_numbers_there_is_no_picture(draw):
     assert draw([log()]) is None
     assert pictures.draw_load(log()) is None
+
+
+def test_a_dense_run_with_segments_in_its_configuration_has_no_load():
+    """`train sigma_tiny --set model.rre_layers=0` leaves the segments; its load lines are one row of zeros."""
+    dense = with_segments(["own", "own", "common", "common"], 3, [[0] * 4])
+    assert pictures.draw_load(dense) is None
+    assert pictures.segment_loads(dense) == []

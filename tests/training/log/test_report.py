@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -15,8 +14,10 @@ from matplotlib import image
 from matplotlib.figure import Figure
 
 from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, SplitCounts
+from pangu_sigma.sealed import DamagedFile, sealed, sealed_line
+from pangu_sigma.stored.model import TUNING_RESULT
 from pangu_sigma.training.log import report
-from pangu_sigma.training.log.metrics import MetricsLog, StepMetrics
+from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, StepMetrics
 
 
 def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, evaluate: bool = True) -> None:
@@ -105,7 +106,7 @@ def with_what_happened(folder: Path) -> Path:
         {"kind": "of a later version", "step": 8},
     ]
     with (folder / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.writelines(map(sealed_line, lines))
     (folder / "config.yaml").write_text(f"name: mine\ndata: {{ path: {folder} }}\ntrain: {{ batch_size: 8 }}\n")
     split = SplitCounts(documents=10, tokens=1000, bytes=5000, unknown=10, folded=0)
     overlap = OverlapRecord(
@@ -199,8 +200,8 @@ def tuned_run(folder: Path) -> Path:
     options = {"task": "qa", "learn": "experts"}
     lineage = {"kind": "finetune", "parent": "/runs/five", "parent_step": 80, "options": options}
     (folder / "finetune").mkdir()
-    (folder / report.TUNING_RESULT).write_text(json.dumps(result))
-    (folder / "lineage.json").write_text(json.dumps(lineage))
+    (folder / TUNING_RESULT).write_bytes(sealed(result, sort_keys=False))
+    (folder / "lineage.json").write_bytes(sealed(lineage, sort_keys=False))
     return folder
 
 
@@ -224,8 +225,25 @@ def test_a_tuned_runs_report_shows_its_own_data_and_forgetting_above_all(tmp_pat
         assert part in text, part
     assert "<h2>Data" not in text, "they are the parent's"
     assert "6.500" not in text, "nor are its unigrams shown beside dev losses"
-    (folder / report.TUNING_RESULT).unlink()
+    (folder / TUNING_RESULT).write_text((folder / TUNING_RESULT).read_text().replace("6.0588", "6.0589"))
+    with pytest.raises(DamagedFile, match=r"result\.json: its content does not match its own hash"):
+        report.write_report(folder)
+    (folder / TUNING_RESULT).unlink()
     assert "Not measured: the fine-tuning is not finished" in report.write_report(folder).read_text()
+
+
+def test_a_log_with_damaged_lines_is_drawn_without_them_unless_it_is_the_first(tmp_path, caplog):
+    made_up_run(tmp_path, ["zh"], 1, 4)
+    file = tmp_path / "metrics.jsonl"
+    first, *others = file.read_text().splitlines(keepends=True)
+    assert '"learning_rate"' in others[0]
+    others[0] = others[0].replace('"learning_rate"', '"learning_rats"')
+    file.write_text("".join([first, *others]))
+    assert report.write_report(tmp_path).exists()
+    assert f"{file}: line 2 was changed" in caplog.text
+    file.write_text("".join([first[:40], "\n", *others]))
+    with pytest.raises(EmptyLogError, match=r"metrics\.jsonl: its first line, with the domains, is missing"):
+        report.write_report(tmp_path)
 
 
 def test_an_expert_with_much_of_the_text_is_named_with_what_would_help(tmp_path: Path):
@@ -233,7 +251,7 @@ def test_an_expert_with_much_of_the_text_is_named_with_what_would_help(tmp_path:
     config = (folder / "config.yaml").read_text()
     load = {"kind": "load", "step": 8, "tokens_NK": [[0] * 8, [0, 0, 0, 0, 90_000, 0, 0, 0]]}
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(load) + "\n")
+        file.write(sealed_line(load))
     (folder / "config.yaml").write_text(config + "routing: { table: random }\n")
     text = report.write_report(folder).read_text()
     assert re.search(r"had 3\.9\d times its fair share, in en, RRE layer 1: .*\nrouting\.table=balanced", text)
@@ -248,7 +266,7 @@ def test_a_common_expert_with_much_of_the_text_is_said_to_be_of_no_domain(tmp_pa
     (folder / "config.yaml").write_text(config + model + "routing: { table: random }\n")
     load = {"kind": "load", "step": 8, "tokens_NK": [[0] * 8, [0, 90_000, 0, 0, 0, 0, 0, 0]]}
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(load) + "\n")
+        file.write(sealed_line(load))
     text = report.write_report(folder).read_text()
     assert re.search(
         r"had 5\.\d\d times its fair share, in an expert common to all domains, RRE layer 0, segment 1: ", text

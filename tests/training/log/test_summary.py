@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from helpers.losses import held_out_losses
 from experiments.tiny import STEPS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log.differences import loss_differences
 from pangu_sigma.training.log.metrics import FILE, read_metrics
 from pangu_sigma.training.log.summary import format_comparison, format_divergence, format_summary, summarise
@@ -80,7 +80,7 @@ def test_two_runs_are_compared_domain_by_domain_the_first_minus_the_second(tiny_
 def test_losses_that_are_not_those_of_the_checkpoint_are_said_to_be_older(tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     lines = [line for line in read_metrics(copy) if line["kind"] != "evaluation" or line["step"] < STEPS]
-    (copy / FILE).write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    (copy / FILE).write_text("".join(map(sealed_line, lines)), encoding="utf-8")
     at = max(line["step"] for line in lines if line["kind"] == "evaluation")
     assert f"after        is of step {at}, " in format_summary(summarise(copy))
     assert "after        is of" not in format_summary(summarise(tiny_run))

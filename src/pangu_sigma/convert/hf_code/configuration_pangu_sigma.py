@@ -14,7 +14,7 @@ class PanGuSigmaConfig(PretrainedConfig):
     """
 
     model_type = "pangu_sigma"
-    keys_to_ignore_at_inference = ("cache", "past_key_values")
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012 (transformers adds it to a list)
 
     def __init__(self, domains: list[dict[str, Any]] | None = None, domain: str | None = None, **others: Any):
         self.domains = domains or []

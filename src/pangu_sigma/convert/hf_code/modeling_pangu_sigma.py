@@ -170,20 +170,30 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, domain: Any = None, labels: Tensor | None = None,
         cache: Any = None, past_key_values: Any = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0,
-        output_hidden_states: bool | None = None, return_dict: bool | None = None, **others: Any,
+        output_hidden_states: bool | None = None, output_attentions: bool | None = None, return_dict: bool | None = None,
+        **others: Any,
     ) -> CausalLMOutputWithPast | tuple:  # fmt: skip
         """Return logits [B, S, V], with `labels` (-100: does not count) the loss, too. attention_mask: 0 for padding."""
-        for name in ("inputs_embeds", "position_ids", "output_attentions"):
-            if others.get(name) is not None and others[name] is not False:
+        for name in ("inputs_embeds", "position_ids"):
+            if others.get(name) is not None:
                 raise ValueError(f"{name} is not taken: experts and positions follow from input_ids; leave it out")
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError(
+                "output_attentions is not there: torch's fused attention returns no weights; set it to False"
+            )
         cache = past_key_values if cache is None else cache
+        if cache is not None and not isinstance(cache, DynamicCache):
+            raise ValueError(
+                f"{type(cache).__name__} is not taken: this model takes a DynamicCache; leave cache_implementation out"
+            )
         checkpointed = self.training and self.layers[0].gradient_checkpointing
         if cache is None and not checkpointed and (not self.training if use_cache is None else use_cache):
             cache = DynamicCache(config=self.config)
         domain_B1 = self._domains(domain, len(input_ids), input_ids.device)[:, None]
         marks_BS, seen_BSK, positions_BS = self._texts(input_ids, attention_mask, cache)
+        rows_BS = self._rows(input_ids, domain_B1)  # first: it refuses ids that are in no table
         experts = self._experts(input_ids, domain_B1, positions_BS)
-        x = self.embedding(self._rows(input_ids, domain_B1)) + self.positions(positions_BS)
+        x = self.embedding(rows_BS) + self.positions(positions_BS)
         states, query = [x], None
         for number, layer in enumerate(self.layers):
             if number == len(self.layers) - 1:
@@ -233,11 +243,21 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _rows(self, ids: Tensor, domain_B1: Tensor) -> Tensor:
         """Return the row of each id in the word table. Raises ValueError for an id that the domain's slot has no row for."""
+        if ((ids < 0) | (ids >= self.config.vocab_size)).any():
+            strange = int(ids[(ids < 0) | (ids >= self.config.vocab_size)][0])
+            raise ValueError(f"token id {strange} is not in the vocabulary, 0 … {self.config.vocab_size - 1}")
         slot_B1 = torch.tensor([each["slot"] for each in self.config.domains], device=ids.device)[domain_B1]
-        rows = self.tid2row[slot_B1, ids.clamp(0)].masked_fill(ids < 0, -1)
+        rows = self.tid2row[slot_B1, ids]
         if (rows < 0).any():
+            if (self.tid2row < 0).all():
+                raise ValueError(
+                    "this model has no tables, which from_config does not make; load a folder with from_pretrained"
+                )
             name, strange = self.config.domains[int(domain_B1[(rows < 0).any(1)][0])]["name"], int(ids[rows < 0][0])
-            raise ValueError(f"token id {strange} has no row in domain {name}; set tokenizer.domain to {name!r}")
+            raise ValueError(
+                f"token id {strange} has no row in domain {name}: tokenizer and model are in different domains; set both "
+                "tokenizer.domain and model.config.domain to that of the text"
+            )
         return slot_B1 * self.config.slot_rows + rows
 
     def _experts(self, ids: Tensor, domain_B1: Tensor, positions: Tensor) -> list[list[Tensor]]:

@@ -37,7 +37,8 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
     """Tokenizer of one domain at a time: `domain`, which may be set, or be an argument of a call.
 
     With add_special_tokens a text begins with its language's tag, in domains whose texts did so in training; a text that is
-    trained on ends with <eot>, which is yours to add. Names of special tokens in a text are text.
+    trained on ends with <eot>, which is yours to add. Names of special tokens in a text are these tokens; with
+    split_special_tokens they are text.
     """
 
     vocab_files_names = {  # noqa: RUF012 (transformers reads it of the class)
@@ -62,7 +63,7 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
         self._reader = Reader(vocabulary, alpha, english, patterns)
         self.domains, self.patterns = domains, patterns
         self.domain = domain or domains[0]["name"]
-        special = {"eos_token": "<eot>", "pad_token": "<pad>", "unk_token": "<unk>", "split_special_tokens": True}
+        special = {"eos_token": "<eot>", "pad_token": "<pad>", "unk_token": "<unk>"}
         given = {"domains": domains, "patterns": patterns, "domain": self.domain}
         super().__init__(**{**special, **options}, **given)
 
@@ -89,6 +90,15 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
 
     def get_vocab(self) -> dict[str, int]:
         return dict(self._reader.id_of_name)
+
+    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        """Mark special tokens of the vocabulary. Raises NotImplementedError for any other token: it would have no row."""
+        for token in map(str, new_tokens):
+            if token not in self._reader.id_of_name or token not in self.all_special_tokens:
+                raise NotImplementedError(
+                    f"{token!r} cannot be added: the vocabulary is fixed, in embedding slots; `pangu-sigma inherit` changes it"
+                )
+        return super()._add_tokens(new_tokens, special_tokens)
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
         return [self._reader.names[i] for i in self._reader.ids(text, self._of(self.domain))]
@@ -119,9 +129,14 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
         if text_pair is not None:
             raise ValueError("a pair of texts is not taken; join them to one text")
         domain = self._of(options.pop("domain", None) or self.domain)
-        ids = self._reader.tag(text, domain) if add_special_tokens else []
+        names = "|".join(map(re.escape, self.all_special_tokens))
+        whole = options.pop("split_special_tokens", self.split_special_tokens)
+        parts = [text] if whole else re.split(f"({names})", text)
+        ids = self._reader.tag("".join(parts[::2]), domain) if add_special_tokens else []
+        for i, part in enumerate(parts):  # every other one is a special token
+            ids += [self._convert_token_to_id(part)] if i % 2 else self._reader.ids(part, domain)
         return self.prepare_for_model(
-            ids + self._reader.ids(text, domain),
+            ids,
             add_special_tokens=False,
             padding=padding_strategy.value,
             truncation=truncation_strategy.value,

@@ -138,7 +138,8 @@ def prepare_extension(
 def join(config: Config, old: PreparedData, added: PreparedData, output: Path) -> Manifest:
     """Write the domains of two prepared folders of the same ids to the folder `output`, atomically, and return its manifest.
 
-    Files are hashed where they were made: sizes are compared here, and each chunk is verified when it is first read.
+    Files are hashed where they were made. A `.bin` is compared by its size here, and each chunk is verified when it is first read;
+    the other token files are small, and verified.
     Raises DataError if a file is damaged or missing, if ids or rows of `old` are not those of `added`, or if `output` cannot be
     written.
     """
@@ -171,7 +172,9 @@ def _link_tokens(data: PreparedData, name: str, folder: Path) -> dict[str, FileR
         if not path.startswith((f"{name}.train.", f"{name}.held_out.")):
             continue
         source = data.folder / path
-        if (size := source.stat().st_size) != record.bytes:
+        if not path.endswith(".bin"):
+            data.verify(path)
+        elif (size := source.stat().st_size) != record.bytes:
             raise DataError(f"{source}: has {size} bytes, {record.bytes} were written; prepare all text again")
         link(source, folder / path)
         found[path] = record

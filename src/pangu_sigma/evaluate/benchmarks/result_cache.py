@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, TextIO
+
+from pangu_sigma.sealed import DamagedFile, sealed_line, unsealed_line
 
 logger = logging.getLogger(__name__)
 
 
 class ResultCache:
-    """Cache of an evaluation's results by name, in a JSON Lines file that the first `put` begins, and each one writes."""
+    """Cache of an evaluation's results by name, in a file of sealed lines that the first `put` begins, and each one writes.
+
+    A damaged line is told and left out, so that its result is computed again.
+    """
 
     def __init__(self, file: Path, of: dict[str, Any]):
         """Load the file if its header equals `of`, else begin a new file. of: everything that the results depend on."""
         self._file, self._values = file, dict[str, Any]()
         self._stream: TextIO | None = None
-        head = json.dumps(of, ensure_ascii=False)
+        self._begun = sealed_line(of)
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []  # what a kill cut off has no end of line
-        if lines and lines[0] == head.encode():
-            self._values = dict(json.loads(line) for line in lines[1:])
+        if lines and lines[0] + b"\n" == self._begun.encode():
+            self._read(lines[1:])
             logger.info("%s: going on after %d answers and results of before", file, len(self._values))
         elif lines:
-            logger.info("%s is of another model or of other options, and is begun anew", file)
-            lines = []
-        self._begun = b"".join(line + b"\n" for line in lines) or head.encode() + b"\n"
+            logger.info("%s is of another model or of other options, or is damaged, and is begun anew", file)
+
+    def _read(self, lines: list[bytes]) -> None:
+        """Take the results from the lines of a file. lines: all lines but the header."""
+        for number, line in enumerate(lines, 2):
+            try:
+                result = unsealed_line(line)
+            except DamagedFile:
+                logger.warning("%s: line %d is damaged; its result is computed again", self._file, number)
+            else:
+                self._values[result["name"]] = result["value"]
+                self._begun += f"{line.decode()}\n"
 
     def get(self, name: str) -> Any:
         """Return the cached result of a name; None if there is none."""
@@ -35,9 +48,9 @@ class ResultCache:
         """Add a result, a JSON value, to the cache and its file."""
         self._values[name] = value
         if self._stream is None:
-            self._file.write_bytes(self._begun)
-            self._stream = self._file.open("a", encoding="utf-8")
-        self._stream.write(json.dumps([name, value], ensure_ascii=False) + "\n")
+            self._stream = self._file.open("w", encoding="utf-8")
+            self._stream.write(self._begun)
+        self._stream.write(sealed_line({"name": name, "value": value}, allow_nan=True))
         self._stream.flush()
 
     def remove(self) -> None:

@@ -122,6 +122,7 @@ def format_differences(comparison: dict[str, Any]) -> str:
             row = pair["domains"][name]
             values = [row["loss"], row["against"]["loss"], *row["difference"].values(), row["unigram"]]
             cells = [format_number(v, 9, d) for v, d in zip(values, (3, 3, 4, 4, 4, 4, 3), strict=True)]
+            cells[:2] = ["not finite" if v is None else cell for v, cell in zip(values[:2], cells, strict=False)]
             lines.append(f"{name:12} {pair['run']:{width}} {pair['against']:{width}} {' '.join(cells)}")
         if len(pairs) > 1:
             over_pairs = [mean["nats_per_token"], mean["se"], mean["bits_per_byte"], mean["bits_per_byte_se"]]

@@ -85,8 +85,15 @@ def format_losses(losses: Mapping[str, Mapping[str, Any]]) -> str:
     """Format held-out losses as the table that `pangu-sigma evaluate` prints."""
     heads = f"{'loss':>8} {'±':>8} {'perplexity':>10} {'unigram':>8} {'bits/byte':>9} {'tokens':>10} {'samples':>8}"
     rows = [
-        f"{name:12} {format_number(d['loss'], 8)} {format_number(d['se'], 8)} {format_number(d['perplexity'], 10, 2)} "
-        f"{format_number(d['unigram'], 8)} {format_number(d['bits_per_byte'], 9)} {d['tokens']:10,} {d['samples']:8,}"
+        f"{name:12} {_loss_cells(d)} {format_number(d['unigram'], 8)} {format_number(d['bits_per_byte'], 9)} "
+        f"{d['tokens']:10,} {d['samples']:8,}"
         for name, d in losses.items()
     ]
     return "\n".join([f"{'domain':12} {heads}   held-out, nats per token", *rows])
+
+
+def _loss_cells(figures: Mapping[str, Any]) -> str:
+    """Return the cells of a loss, its error and its perplexity."""
+    if figures["loss"] is None:
+        return f"{'not finite':>28}"
+    return f"{format_number(figures['loss'], 8)} {format_number(figures['se'], 8)} {format_number(figures['perplexity'], 10, 2)}"

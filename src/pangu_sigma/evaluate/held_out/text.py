@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ import xxhash
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import Override, key_of, names_reader, override, parse_config
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.evaluate.held_out.run import DomainFigures, figures_with_perplexity
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.score import token_losses
@@ -35,15 +37,28 @@ _SHOWN = 3
 """Maximum number of lines that cannot be used that the log shows."""
 
 
-def read_documents(config: Config, files: Sequence[Path], domain: str | None) -> list[Document]:
-    """Read the documents of files or folders, as `prepare-data` does with section `data` of a configuration.
+_OF_RECORDS = ("layout", "text_keys", "domain_key", "domain_map", "domain_of", "reader")
+"""Keys of section `data` that say how records are read."""
 
-    domain: domain of all records; None: each says its own. Lines that cannot be used are left out with a warning. Raises DataError
-    if none can be used, and as `input_units`.
+
+def read_documents(
+    config: Config, files: Sequence[Path], domain: str | None, overrides: Sequence[Override] = ()
+) -> list[Document]:
+    """Read the documents of files or folders, as `prepare-data` does with section `data` of a model's configuration.
+
+    domain: domain of all records; None: each says its own. overrides: of the keys that say how records are read. Lines that cannot
+    be used are left out with a warning. Raises ConfigError for other keys and as `Layout.of`, DataError if no line can be used, and
+    as `input_units`.
     """
-    layout, domains = Layout.of(config), domains_of(config)
+    for key in map(key_of, overrides):
+        if key.split(".")[:2] not in [["data", name] for name in _OF_RECORDS]:
+            known = ", ".join(f"data.{name}" for name in _OF_RECORDS)
+            raise ConfigError(f"{argument('--set', 'overrides')} {key} does nothing here: the text is read by {known}")
+    if overrides:
+        config = parse_config(override(config.model_dump(), overrides))
+    layout, domains = Layout.of(config.with_reader_named() if names_reader(overrides) else config), domains_of(config)
     if domain is not None:
-        layout = Layout(layout.text_keys, None, {}, {"*": domains.named(domain).name}, layout.reader)
+        layout = replace(layout, domain_key=None, domain_map={}, domain_of={"*": domains.named(domain).name})
     documents, rejected = list[Document](), list[Rejected]()
     for unit in Bar(input_units(files, 64 << 20), desc="reading", unit="file"):
         for item in read_unit(unit, layout, domains):

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from logging import getLogger
 from pathlib import Path
 
-import pangu_sigma
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import argument
@@ -86,8 +85,8 @@ class Sandbox:
     def _jailed(self, program: str, unsafe: bool) -> dict:
         """Return the result of `jail.run_program` for a program."""
         task = {"program": program, "limits": asdict(self._limits), "unsafe": unsafe, "parent": os.getpid()}
-        command = [_PYTHON, "-s", "-S", "-m", "pangu_sigma.evaluate.sandbox.jail"]
-        surroundings = {"PYTHONPATH": str(Path(pangu_sigma.__file__).parents[1]), "PATH": os.environ.get("PATH", "")}
+        command = [_PYTHON, "-s", "-S", "-P", "-m", "pangu_sigma.evaluate.sandbox.jail"]
+        surroundings = {"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": os.environ.get("PATH", "")}
         done = subprocess.run(
             command,
             input=json.dumps(task).encode(),

@@ -4,7 +4,7 @@ The training kernels add an expert's rows in an order that depends on their numb
 rounding. Here each token passes its FFN alone, so a parent and its child, or a model and its extract, give equal bits where the
 models are equal. It holds one tensor at a time, so the model may exceed the memory. It shares no code with the graphs.
 
-Shape suffixes: T tokens, H hidden, F ffn, n heads, d = H/n, N RRE layers, R rows.
+Shape suffixes: T tokens, H hidden, F ffn, n heads, d = H/n, N segments of the RRE layers, R rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ExactModel(Operators):
     def logits(self, rows_T: np.ndarray, experts_NT: np.ndarray, wanted_R: np.ndarray, last: int = 0) -> np.ndarray:
         """Return the logits of the token after each token, float32 [T, R].
 
-        rows_T: row of each token in the word table of all slots. experts_NT: expert of each token in each RRE layer, [0, T] for a
+        rows_T: row of each token in the word table of all slots. experts_NT: expert of each token in each segment, [0, T] for a
         dense model. wanted_R: rows of that table to return logits for. last: number of last tokens to return logits for; 0: all.
         """
         hidden_TH = self.hidden(rows_T, experts_NT, last)

@@ -3,7 +3,7 @@
 exact.py has operators that add in one order, operators.py fast ones with a KV cache. The network of training is
 `model/pangu_sigma.py`; tests compare them.
 
-Shape suffixes: T tokens, A tokens that ask, H hidden, N RRE layers.
+Shape suffixes: T tokens, A tokens that ask, H hidden, N segments of the RRE layers.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def hidden_states(
     """Run the network without MindSpore, and return the hidden states [T, H] after the query layer (the last one).
 
     rows_T: row of each token in the word table of all slots. positions_T: its position in its document. experts_NT: its expert in
-    each RRE layer, numbered over the layer. asking_A: numbers of the tokens to return hidden states of, in order, as [A, H]; None
+    each segment, numbered over the segment. asking_A: numbers of the tokens to return hidden states of, in order, as [A, H]; None
     for all. The query layer computes only keys and values of the other tokens. seen: list to which a copy of the hidden states
     before the first layer and after each is added.
     """

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import re
 import subprocess
 import sysconfig
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from ascend_ops.errors import BuildError
 from ascend_ops.library import cache_folder
+from pangu_sigma.children import child_environment
 from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.npu.host.version_checks import COMPUTE_UNITS
 
@@ -98,7 +98,7 @@ def ascend_environment(ranks: int, rank: int = 0) -> dict[str, str]:
     lib64 = root / "cann" / "lib64"
     paths = [lib64, MINDSPORE_LIB, MINDSPORE_LIB / "plugin", MINDSPORE_LIB / "plugin" / "ascend"]
     return {
-        **os.environ,
+        **child_environment(),
         "LD_LIBRARY_PATH": ":".join(map(str, paths)),
         "ASCEND_OPP_PATH": str(root / "cann" / "opp"),
         "MS_SIMULATION_LEVEL": "0",

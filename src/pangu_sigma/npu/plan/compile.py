@@ -93,18 +93,13 @@ class Compiled:
 
 
 def compile_memory(config: Config, rank: int = 0) -> int:
-    """Return the bytes of memory, within a third, that compiling the step of `rank` takes: those of MindSpore, and of the graph, in
-    which every layer is once for each micro-batch."""
+    """Return the bytes of memory, about, that compiling the step of `rank` takes: those of MindSpore, of every layer, and of the
+    graph, in which every layer is once for each micro-batch."""
     stage = Layout(config.parallel).coordinates(rank).stage
     routed = len(rre_layers_of_stage(config, stage))
     dense = len(layers_of_stage(config, stage)) - routed
-    of_routed = _RRE_GIB + (len(config.model.segments) - 1) * _SEGMENT_GIB
-    return int((_BASE_GIB + config.train.accumulation * (_DENSE_GIB * dense + of_routed * routed)) * GIB)
-
-
-_BASE_GIB, _DENSE_GIB, _RRE_GIB, _SEGMENT_GIB = 0.7, 0.05, 0.12, 0.04
-"""GiB that compiling takes in any case, and for a dense layer, an RRE layer and each further segment of one in a micro-batch, with
-recompute or without."""
+    in_micro_batch = 0.043 * dense + (0.06 + 0.04 * (len(config.model.segments) - 1)) * routed  # recomputed or not
+    return int((0.62 + 0.025 * dense + 0.05 * routed + config.train.accumulation * in_micro_batch) * GIB)
 
 
 def compile_step(config: Config, rank: int = 0) -> Compiled:
@@ -169,7 +164,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
             custom = re.search(r'func_name: "[^"]*:(\w+)"', line)
             hosted[custom[1] if custom else operator] += 1
             on_host |= used
-            if custom and custom[1] == "HandOut":  # the other inputs are lists
+            if custom and custom[1] == "StartUpdate":  # the other inputs are lists
                 inputs_of = re.findall(r"Tensor\[\w+\]\]?, \(([^)]*)\)", next(lines).split("->")[0])
                 handed += [shape for shape in map(_sizes, inputs_of) if len(shape) != 1]
         else:

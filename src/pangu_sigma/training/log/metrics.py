@@ -13,8 +13,7 @@
   `gradient_norm_dense`, `gradient_norm_experts`: norms of these gradients, null if not measured. With a prefetcher, of rank 0: MiB
   fetched, refreshed and returned per step, hit rate, and stall as a fraction of the time. With `ecss.update=worker`, of rank 0:
   fractions of the time in which the worker updated experts (`update_busy`; in the rest it waits for the device) and in which a step
-  waited for it (`update_stall`), and updates begun before the gradient norm was known that were made again because the step was
-  clipped (`updates_redone`), or undone because it was not applied (`updates_undone`).
+  waited for it (`update_stall`).
 * `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists, such as its standard error (`se`), the
   unigram loss of the same tokens (`unigram`), bits per byte, and the loss of every sample.
 * `load`: tokens per expert [N][K] since the previous `load` line. Their sum is the load of the whole run.
@@ -22,7 +21,9 @@
 * `unhealthy`: result of a search for values that are not finite: a list with the fields of `health.UnhealthyTensor` of each such
   tensor of rank 0; empty if none was found.
 
-Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixes: N RRE layers, K experts stored in a layer.
+The last key of each line, `xxh3`, is a hash of the line without this key (`sealed.py`), which `read_metrics` checks and removes.
+Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixes: N segments of the RRE layers, K experts stored
+in one.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.changes import Change
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.config import ConfigError
-from pangu_sigma.sealed import write_atomically
+from pangu_sigma.sealed import LINE_HASH, DamagedFile, sealed_line, unsealed_line, write_atomically
 from pangu_sigma.training.log.board import TensorBoardWriter
 from pangu_sigma.training.log.losses import HeldOutLoss, evaluation_line
 
 if TYPE_CHECKING:
-    from ascend_ops.adam_worker import WorkerCounts
+    from ascend_ops.adam_worker import WorkerTimes
     from pangu_sigma.ecss.prefetch import Traffic
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ TENSORBOARD = "tensorboard"
 TRAFFIC = ("fetched_mib", "refreshed_mib", "returned_mib", "prefetch_hit_rate", "prefetch_stall")
 """Keys of a `step` line that only runs with a prefetcher have."""
 
-UPDATE = ("update_busy", "update_stall", "updates_redone", "updates_undone")
+UPDATE = ("update_busy", "update_stall")
 """Keys of a `step` line that only runs with a worker have, which updates experts behind the step."""
 
 _SMOOTHING = 0.95
@@ -84,7 +85,7 @@ class StepMetrics:
     gradients overflowed. skipped: True if the step updated nothing. clipped: True if gradients were scaled down. load_NK: number of
     tokens of each expert.
     samples: hash of the batch (`Batch.digest`). dropped: token rows beyond an expert's capacity. norm_dense, norm_experts: norms
-    of the dense and of the expert gradients; None if not measured. worker: what the worker of `ecss.update` did during the step.
+    of the dense and of the expert gradients; None if not measured. worker: seconds of the worker of `ecss.update` during the step.
     epochs: as in a `step` line.
     """
 
@@ -103,7 +104,7 @@ class StepMetrics:
     traffic: Traffic | None = None
     norm_dense: float | None = None
     norm_experts: float | None = None
-    worker: WorkerCounts | None = None
+    worker: WorkerTimes | None = None
     epochs: dict[str, float] = field(default_factory=dict)
 
 
@@ -174,7 +175,7 @@ class MetricsLog:
             self._timed_tokens += metrics.tokens
             self._stalled += metrics.traffic.stall_seconds if metrics.traffic else 0.0
             self._busy += metrics.worker.busy if metrics.worker else 0.0
-            self._waited += metrics.worker.step_waited if metrics.worker else 0.0
+            self._waited += metrics.worker.waited if metrics.worker else 0.0
         self._clock = now
         self._last_step = metrics.step
         self._pending.append(metrics)
@@ -286,7 +287,7 @@ class MetricsLog:
             "tokens_per_second": self._timed_tokens / self._seconds if self._seconds else None,
             "load_max_over_mean": _mean([load_max_over_mean(s.load_NK) for s in steps]),
             **self._traffic([s.traffic for s in steps if s.traffic]),
-            **self._updates([s.worker for s in steps if s.worker]),
+            **(self._updates() if last.worker else {}),
         }
         self._seconds, self._timed_tokens, self._stalled, self._busy, self._waited = 0.0, 0, 0.0, 0.0, 0.0
         self._write(line)
@@ -313,15 +314,13 @@ class MetricsLog:
         stall = self._stalled / self._seconds if self._seconds else None
         return dict(zip(TRAFFIC, [*mib, rate, stall], strict=True))
 
-    def _updates(self, counts: list[WorkerCounts]) -> dict[str, float | None]:
-        """Return the values of the keys UPDATE over these steps."""
-        if not counts:
-            return {}
+    def _updates(self) -> dict[str, float | None]:
+        """Return the values of the keys UPDATE over the pending steps."""
         shares = [seconds / self._seconds if self._seconds else None for seconds in (self._busy, self._waited)]
-        return dict(zip(UPDATE, [*shares, sum(c.redone for c in counts), sum(c.dropped for c in counts)], strict=True))
+        return dict(zip(UPDATE, shares, strict=True))
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._lines.write(sealed_line(line))
 
 
 class _Pace:
@@ -368,17 +367,23 @@ class NoLog:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read a run's metrics.jsonl: objects with a kind and a step, in order. Truncated or damaged lines are left out with a warning.
 
+    A log of version 0.1.0, in which no line has a hash, is read with a warning.
     Raises FileNotFoundError if the run has no metrics.jsonl.
     """
-    lines = []
-    for number, text in enumerate((folder / FILE).read_bytes().splitlines(), 1):
+    lines, texts = [], (folder / FILE).read_bytes().splitlines()
+    has_hashes = any(f'"{LINE_HASH}"'.encode() in text for text in texts)
+    if texts and not has_hashes:
+        logger.warning(
+            "%s: no line has a hash, as version 0.1.0 wrote it: changed digits would not be noticed", folder / FILE
+        )
+    for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text)
+            line = unsealed_line(text) if has_hashes else json.loads(text)
             if not isinstance(line["kind"], str) or type(line["step"]) is not int:
                 raise ValueError("no kind or step")
             lines.append(line)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            logger.warning("%s: line %d is no line of a run (cut off by a crash?); ignored", folder / FILE, number)
+        except (DamagedFile, ValueError, TypeError, KeyError, RecursionError):
+            logger.warning("%s: line %d was changed, or cut off by a crash; it is left out", folder / FILE, number)
     return lines
 
 
@@ -404,7 +409,7 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
             *(file, logged + 1, step, step),
         )
     if kept:
-        write_atomically(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept).encode())
+        write_atomically(file, "".join(map(sealed_line, kept)).encode())
     else:
         file.unlink()
 

@@ -44,7 +44,7 @@ _LABELS = {
             strict=True,
         )
     ),
-    **dict(zip(UPDATE, ("worker busy", "wait for updates", "updates made again", "updates undone"), strict=True)),
+    **dict(zip(UPDATE, ("worker busy", "wait for updates"), strict=True)),
 }
 """Names for people of keys of `step` lines that often do not change."""
 _TRAINING: Look = {"linewidth": 1.0, "alpha": 0.55}
@@ -166,7 +166,7 @@ def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
     """Draw the experts' traffic per step, and the prefetcher's hit rate and stall time; None if no value changes in any run."""
     changing = [
         key
-        for key in (*TRAFFIC, *UPDATE[:2])
+        for key in (*TRAFFIC, *UPDATE)
         if any(_of_steps(run, key) and _LABELS[key] not in constants(run) for run in runs)
     ]
     if not changing:
@@ -207,9 +207,9 @@ def constants(run: RunLog) -> dict[str, float]:
 
 def draw_load(run: RunLog) -> Figure | None:
     """Draw heat maps, layers × experts, of the tokens per expert over its fair share: the mean of its domain, or in common segments
-    of all experts. One of own segments, and one of common ones if there are any; None without load lines."""
+    of all experts. One of own segments, and one of common ones if there are any; None if `expert_load` is."""
     loads = segment_loads(run)
-    if not any(load.total_NK.any() for load in loads):
+    if not loads:
         return None
     rows = [len(load.labels) for load in loads]
     widest = max(load.total_NK.shape[1] for load in loads)
@@ -270,10 +270,12 @@ def segment_loads(run: RunLog) -> list[SegmentLoad]:
 
 
 def expert_load(loads: list[Line]) -> np.ndarray | None:
-    """Sum the `load` lines of a log to the tokens of each expert over the run, int64 [N, K]; None if there are no such lines."""
-    if not loads or not loads[0]["tokens_NK"]:
-        return None
-    return np.sum([line["tokens_NK"] for line in loads], axis=0, dtype=np.int64)
+    """Sum the `load` lines of a log to the tokens of each expert over the run, int64 [N, K]; None if no token met an expert.
+
+    The lines of a model without RRE layers have one row of zeros.
+    """
+    total_NK = np.sum([line["tokens_NK"] for line in loads], axis=0, dtype=np.int64)
+    return total_NK if total_NK.any() else None
 
 
 def relative_load(total_NK: np.ndarray, domains: int) -> np.ndarray:

@@ -19,16 +19,15 @@ from matplotlib.figure import Figure
 
 from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
-from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import read_tree
 from pangu_sigma.data.manifest import DomainRecord, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.sections import Segment
-from pangu_sigma.stored.model import TUNING_RESULT
+from pangu_sigma.stored.model import read_lineage, read_tuning_result
 from pangu_sigma.training.log.differences import format_missing
-from pangu_sigma.training.log.metrics import EmptyLogError, read_metrics
+from pangu_sigma.training.log.metrics import FILE, EmptyLogError, read_metrics
 from pangu_sigma.training.log.pictures import (
     Line,
     RunLog,
@@ -148,8 +147,10 @@ def _read(folder: Path) -> _Run:
     by_kind: dict[str, list[Line]] = {}
     for line in read_metrics(folder):
         by_kind.setdefault(line["kind"], []).append(line)
-    if "run" not in by_kind or "step" not in by_kind:
+    if "step" not in by_kind:
         raise EmptyLogError(f"{folder} has no logged step; train it for at least train.log_interval steps")
+    if "run" not in by_kind:
+        raise EmptyLogError(f"{folder / FILE}: its first line, with the domains, is missing; take the file from a copy")
     config, tuning = _config(folder), read_tuning(folder)
     data = {} if tuning else _data(folder, config.get("data.path"))
     evaluations = by_kind.get("evaluation", [])
@@ -176,11 +177,14 @@ def _read(folder: Path) -> _Run:
 
 
 def read_tuning(folder: Path) -> dict[str, Any] | None:
-    """Return parent, parent_step and options of a tuned run, and its result once it is finished; None for other runs."""
-    lineage = _read_json(folder / LINEAGE_FILE)
+    """Return parent, parent_step and options of a tuned run, and its result once it is finished; None for other runs.
+
+    Raises DamagedFile if one of the two files was changed.
+    """
+    lineage = read_lineage(folder) or {}
     if lineage.get("kind") != "finetune":
         return None
-    return {key: lineage.get(key) for key in ("parent", "parent_step", "options")} | _read_json(folder / TUNING_RESULT)
+    return {key: lineage.get(key) for key in ("parent", "parent_step", "options")} | (read_tuning_result(folder) or {})
 
 
 def _read_json(file: Path) -> dict[str, Any]:

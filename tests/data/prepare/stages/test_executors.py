@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from helpers.strangers import strangers
 from helpers.texts import ENGLISH, tiny_config
 
 from pangu_sigma.config import Config, ConfigError
@@ -195,6 +196,22 @@ def test_errors_of_workers_reach_the_caller(task, error, said):
             executor.run(task, list(enumerate(range(9))), "p", 9)
     finally:
         executor.close()
+
+
+def do_nothing(number: int, unit: int) -> None:
+    pass
+
+
+def test_workers_import_nothing_from_the_working_folder(tmp_path, monkeypatch):
+    ran = strangers(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep)
+    before, executor = os.environ.copy(), LocalProcesses(2)
+    try:
+        executor.run(do_nothing, [(0, 0), (1, 1)], "p", 2)
+    finally:
+        executor.close()
+    assert (ran(), os.environ.copy()) == ([], before)
 
 
 def wait_for_an_hour(number: int, unit: int) -> None:

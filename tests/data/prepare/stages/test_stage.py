@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from pangu_sigma.data.prepare.stages.executors import LocalProcesses
 from pangu_sigma.data.prepare.stages.stage import Stage, StageError, read_frame, read_frames, write_frame
+from pangu_sigma.data.prepare.stages.staging import staged
 
 
 def test_values_come_back_in_order_and_from_their_offsets(tmp_path):
@@ -28,6 +30,62 @@ def test_a_file_that_was_not_written_to_the_disk_is_noticed(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(StageError, match="damaged"):
         stage.load("read/a")
+
+
+class Harm:
+    """A pickle of it makes a file when it is read."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.file,)
+
+
+def others_write(path: Path) -> None:
+    path.chmod(path.stat().st_mode | stat.S_IWGRP)
+
+
+def of_somebody(path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("makes a file somebody else's")
+    os.chown(path, 65000, -1)
+
+
+OTHERS = pytest.mark.parametrize(
+    ("make", "said"),
+    [(others_write, r"others can write it \("), (of_somebody, "belongs to user 65000, and you are")],
+)
+
+
+@OTHERS
+def test_a_file_that_others_could_have_written_is_not_unpickled(tmp_path, make, said):
+    stage, harm = Stage(tmp_path / "key"), Harm(tmp_path / "executed")
+    stage.save("hash/000000", harm)
+    make(stage.path("hash/000000"))
+    with pytest.raises(StageError, match=rf"hash/000000: {said}.*: remove {stage.folder} and call again"):
+        stage.load("hash/000000")
+    assert not harm.file.exists()
+
+
+@OTHERS
+@pytest.mark.parametrize("which", [".out.stage", ".out.stage/key"])
+def test_a_stage_that_others_could_have_made_is_refused(tmp_path, make, said, which):
+    (tmp_path / ".out.stage/key").mkdir(parents=True)
+    make(tmp_path / which)
+    refused = pytest.raises(StageError, match=rf"{which}: {said}.*remove {tmp_path}/\.out\.stage and")
+    with refused, staged("key", LocalProcesses(), tmp_path / "out", False):
+        raise AssertionError("it was opened")
+
+
+def test_a_stage_is_the_users_alone_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        with staged("key", LocalProcesses(), tmp_path / "out", False) as stage:
+            assert stage.once("hash/000000", lambda: 1) == 1
+            assert stat.filemode((tmp_path / ".out.stage").stat().st_mode) == "drwx------"
+    finally:
+        os.umask(before)
 
 
 def test_a_file_gets_its_name_when_it_is_complete(tmp_path):

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pangu_sigma.children import child_environment
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Source
 from pangu_sigma.data.prepare.cleaning.filters import longest_line, mean_line, parses
@@ -144,7 +145,10 @@ def pip_download(archive: Archive, cache: Path) -> str:
     if archive.file.endswith(".tar.gz"):
         command += ["--no-binary", archive.name]
     result = subprocess.run(
-        [*command, f"{archive.name}=={archive.version}", "-d", str(cache)], capture_output=True, text=True
+        [*command, f"{archive.name}=={archive.version}", "-d", str(cache)],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
     )
     lines = result.stderr.strip().splitlines()
     return lines[-1] if result.returncode and lines else ""

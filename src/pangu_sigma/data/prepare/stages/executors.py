@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from pangu_sigma.bars import Bar
+from pangu_sigma.children import child_environment
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.prepare.stages.stage import Executor, StageError, UnitTask
 from pangu_sigma.errors import argument
@@ -78,7 +79,7 @@ class LocalProcesses:
             context = get_context("spawn")
             ended, self._life = context.Pipe(duplex=False)
             self._pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (ended,))
-        with _without_main(), _without_interrupts():
+        with _without_main(), _without_interrupts(), _safe_path():
             return self._pool.submit(task, number, unit)
 
     def close(self) -> None:
@@ -246,6 +247,20 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Start processes in `child_environment`: a worker imports by itself before it gets the caller's `sys.path`."""
+    before = os.environ.copy()
+    changed = {name: value for name, value in child_environment().items() if before.get(name) != value}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name in changed:
+            del os.environ[name]
+            os.environ.update({name: before[name]} if name in before else {})
 
 
 @contextmanager

@@ -5,7 +5,8 @@ The result of a unit is a file of the stage, written under another name and rena
 result is not done again, so a killed preparation goes on where it was, and several machines can share one.
 
 Files are sequences of *frames*: length and checksum of a pickle, and the pickle. The checksum tells what a machine that lost
-power did not write: files are not flushed one by one, which would take longer than the work on them.
+power did not write: files are not flushed one by one, which would take longer than the work on them. Reading a pickle executes
+what is in it, so files that others can write are refused: `check_own`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import os
 import pickle
 import socket
+import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,8 +67,23 @@ def write_frame(file: BinaryIO, value: Any) -> int:
     return offset
 
 
+def check_own(path: Path, status: os.stat_result, remove: Path) -> None:
+    """Raise StageError for a file or folder of another user, root included, or that others can write. remove: part of the fix."""
+    if status.st_uid != os.geteuid():
+        whose = f"belongs to user {status.st_uid}, and you are {os.geteuid()}"
+    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        whose = f"others can write it ({stat.filemode(status.st_mode)})"
+    else:
+        return
+    raise StageError(
+        f"{path}: {whose}; reading a stage executes what is in it: remove {remove} and call again, or choose another data.path"
+    )
+
+
 def read_frame(file: BinaryIO, offset: int | None = None) -> Any:
     """Read the value at an offset of a file of frames, by default the next one. Raises EOFError at its end, and StageError."""
+    path = Path(file.name)
+    check_own(path, os.fstat(file.fileno()), path.parent.parent)
     if offset is not None:
         file.seek(offset)
     head = file.read(_HEAD.size)
@@ -78,7 +95,7 @@ def read_frame(file: BinaryIO, offset: int | None = None) -> Any:
     except (struct.error, OverflowError, MemoryError):
         data, checksum = b"", None
     if xxhash.xxh3_64_intdigest(data) != checksum:
-        raise StageError(f"{file.name}: damaged; remove {Path(file.name).parent.parent} and call again")
+        raise StageError(f"{path}: damaged; remove {path.parent.parent} and call again")
     return pickle.loads(data)
 
 
@@ -111,7 +128,7 @@ class Stage:
         # several processes may write the same file, and the killed one may not be dead yet
         fresh = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
         try:
-            with fresh.open("wb") as file:
+            with open(fresh, "wb", opener=partial(os.open, mode=0o600)) as file:  # whatever the umask says
                 yield file
             fresh.replace(path)
         except BaseException:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.prepare.stages.stage import Executor, Stage, StageError, of_the_system
+from pangu_sigma.data.prepare.stages.stage import Executor, Stage, StageError, check_own, of_the_system
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.lock import folder_lock
 from pangu_sigma.sealed import sync
@@ -32,8 +32,8 @@ def staged(key: str, executor: Executor, output: Path, merge: bool) -> Iterator[
     """Make the stage of a preparation of `output`, or find it there; it is removed after the block.
 
     It stays if the process is killed or interrupted, if the system or a worker fails, and where other machines need it. Stages of
-    other text or settings are removed before. Raises DataError for errors of the file system, and ConfigError if there is nothing
-    to merge. key: of the text and the settings, a name of a folder.
+    other text or settings are removed before. Raises DataError for errors of the file system, ConfigError if there is nothing to
+    merge, and StageError for a stage that is not this user's alone. key: of the text and the settings, a name of a folder.
     """
     folder = _folder_of(output)
     stage = Stage(folder / key)
@@ -43,6 +43,10 @@ def staged(key: str, executor: Executor, output: Path, merge: bool) -> Iterator[
             f"{argument('--shard')} first"
         )
     try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (folder, stage.folder):
+            if path.exists():
+                check_own(path, path.stat(), folder)
         with nullcontext() if executor.shared else folder_lock(folder, required=False):
             if not executor.shared:
                 _remove_others(stage)
