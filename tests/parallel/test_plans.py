@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from helpers.plan_player import HIDDEN, Player, Weights, computed_alone, play
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ from pangu_sigma.parallel.layout import (
     share_of,
 )
 from pangu_sigma.parallel.plans import Planner, UpdatePlan
-from pangu_sigma.rre.capacity import Capacity, CapacityError, DispatchLayout, ExchangePlan
+from pangu_sigma.rre.capacity import Capacity, CapacityError, DispatchLayout
 from pangu_sigma.sections import Segment
 
 LAYERS, LENGTH = 2, 12
@@ -94,7 +95,7 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn, layouts_of_rows: tuple[DispatchLayout, ...] = ()) -> Case:
     layouts = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (4, 2, 2), (2, 4, 1), (1, 4, 2)]
-    segments = draw(st.sampled_from([["own"], ["own", "common"], ["own", "own"]]))
+    segments = draw(st.sampled_from([["own"], ["own", "common"], ["own", "own"], ["own", "own", "common", "common"]]))
     config = config_of(*draw(st.sampled_from(layouts)), segments)
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     blocks, micro = config.data.domains_per_step, draw(st.integers(1, 2))
@@ -237,54 +238,28 @@ def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
 
 
 @settings(deadline=None)
-@given(cases(("compacted", "dropless")))
-def test_rows_meet_their_expert_and_come_back_to_their_token(case: Case):
-    """The way of every row of every rank, there and back, in NumPy: what an expert sees are rows of its tokens, each once, and what
-    a token gets back is what its expert made of it, or nothing where it found no room."""
-    layout, parallel = Layout(case.config.parallel), case.config.parallel
-    updates = {rank: case.plan(rank) for rank in range(parallel.ranks)}
-    lost = 0
-    for g in range(case.experts.shape[1]):
-        for n in range(len(case.experts)):
-            plans = {rank: update.plans[g] for rank, update in updates.items()}
-            x = {rank: 1.0 + rank * 10_000 + np.arange(case.own(rank).shape[-1]) for rank in plans}
-            arrived = travel(layout, plans, {r: take(x[r], p.order_NT[n]) for r, p in plans.items()}, n, case)
-            out = {}
-            for rank, plan in plans.items():
-                assert isinstance(plan, ExchangePlan)
-                held = np.append(case.held(rank, n), -1)
-                rows = take(arrived[rank], plan.arrive_NW[n])
-                expert_W = np.repeat(held[plan.active_NA[n]], np.diff(plan.offsets_NA1[n]))
-                assert len(rows) == plan.offsets_NA1[n, -1]
-                for value, expert in zip(rows, expert_W, strict=True):
-                    source, token = divmod(int(value) - 1, 10_000)
-                    assert not value or case.own(source)[n, g, token] == expert
-                out[rank] = np.where(rows > 0, rows * 3.0 + expert_W, 0.0)
-            leaving = {r: take(out[r], p.leave_NR[n]) for r, p in plans.items()}
-            back = travel(layout, plans, leaving, n, case, back=True)
-            for rank, plan in plans.items():
-                found, expert_T = take(back[rank], plan.inverse_NT[n]), case.own(rank)[n, g]
-                kept = plan.inverse_NT[n] >= 0
-                assert (found == np.where(kept, x[rank] * 3.0 + expert_T, 0.0)).all()
-                lost += int((~kept).sum())
+@given(cases())
+def test_all_ranks_together_compute_what_one_computes_alone(case: Case):
+    """The way of every row of every rank, there and back, and its gradient: a token gets what its expert makes of it, or nothing
+    where it found no room, and an expert gets the gradients of its tokens."""
+    parallel, routed, rng = case.config.parallel, case.config.model.routed, np.random.default_rng(0)
+    updates, lost = {rank: case.plan(rank) for rank in range(parallel.ranks)}, 0
+    for g, n in np.ndindex(case.experts.shape[1], len(routed)):
+        plans = {rank: update.plans[g] for rank, update in updates.items()}
+        experts = {rank: np.where(p.inverse_NT[n] < 0, -1, case.own(rank)[n, g]) for rank, p in plans.items()}
+        weights = Weights.drawn(rng, case.config.stored_experts(routed[n]))
+        x, dy = ({r: rng.integers(-3, 4, (len(e), HIDDEN)).astype(float) for r, e in experts.items()} for _ in range(2))
+
+        def ids(rank: int, active_A: np.ndarray, n=n) -> np.ndarray:
+            held = case.held(rank, n)
+            return held[np.minimum(active_A, len(held) - 1)]  # unused entries fetch some expert
+
+        player = Player(Layout(parallel), case.layout, plans, n, active_entries(case.config, routed[n]))
+        found, expected = play(player, x, dy, weights, ids), computed_alone(x, dy, weights, experts)
+        for rank in plans:
+            assert np.array_equal(found.y[rank], expected.y[rank])
+            assert np.array_equal(found.dx[rank], expected.dx[rank])
+            lost += int((experts[rank] < 0).sum())
+        for mine, alone in zip(found.gradients, expected.gradients, strict=True):
+            assert np.array_equal(mine, alone)
     assert {update.dropped for update in updates.values()} == {lost}
-
-
-def take(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return np.where(index >= 0, rows[np.maximum(index, 0)], 0.0)
-
-
-def travel(
-    layout: Layout, plans: dict[int, ExchangePlan], rows: dict[int, np.ndarray], n: int, case: Case, back: bool = False
-) -> dict[int, np.ndarray]:
-    """The exchange: each rank cuts its rows by receiver, and puts together what the others have for it."""
-    parts = {}
-    for rank, plan in plans.items():
-        counts = plan.taken_NP[n] if back else plan.sent_NP[n]
-        cuts = np.cumsum(counts) if case.layout == "dropless" else len(counts)
-        parts[rank] = np.split(rows[rank], cuts)
-    arrived = {}
-    for rank in plans:
-        peers = layout.peers(rank, "expert")
-        arrived[rank] = np.concatenate([parts[peer][peers.index(rank)] for peer in peers])
-    return arrived
