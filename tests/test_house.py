@@ -46,6 +46,7 @@ FLOORS = [
     ["stored"],
     ["generate"],
     ["train"],
+    ["npu"],
     ["ascend", "evaluate", "launching", "serve"],
     ["convert"],
     ["inherit"],
@@ -112,9 +113,8 @@ TESTED_ELSEWHERE = {
     ),
     "src/pangu_sigma/convert/export_readme.py": "tests/convert/test_mindir.py runs the program in it",
     "src/pangu_sigma/generate/{request,running}.py": "tests/generate/test_engine.py: every answer against a plain loop",
-    "src/pangu_sigma/parallel/{all_to_all,reduce}.py": (
-        "tests/parallel/test_ranks_train.py: several processes train with it"
-    ),
+    "src/pangu_sigma/parallel/reduce.py": "tests/parallel/test_ranks_train.py: several processes train with it",
+    "src/pangu_sigma/npu/rows.py": "tests/npu/test_planner.py plans by it, tests/planning/test_memory.py counts by it",
     "src/pangu_sigma/parallel/connect.py": "tests/parallel/test_ranks.py and test_ranks_train.py",
     "src/pangu_sigma/launching/host/{access,check,network_checks,npu_checks,system_checks,version_checks}.py": (
         "tests/launching/host/test_checks.py: forty broken hosts, and healthy ones"
@@ -428,7 +428,8 @@ def test_routing_and_configuration_do_not_load_mindspore():
     pure = (
         "rre.table",
         "rre.plan",
-        "rre.capacity",
+        "npu.capacity",
+        "npu.rows",
         "chips",
         "config",
         "config_file",

@@ -9,13 +9,14 @@ Shape suffixes: T tokens, H hidden, F ffn, K experts, A entries of an active lis
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
+from pangu_sigma.npu.capacity import ExchangePlan
 from pangu_sigma.parallel.layout import Layout
-from pangu_sigma.rre.capacity import DispatchLayout, ExchangePlan
 from pangu_sigma.rre.plan import RoutingPlan
 
 ByRank = dict[int, np.ndarray]
@@ -62,57 +63,87 @@ def take(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.where(index[:, None] >= 0, rows[np.maximum(index, 0)], 0.0)
 
 
-class Player:
-    """Player of the plans of all ranks for segment n. to_experts: tokens → rows. to_tokens: rows → tokens. Each is the gradient of
-    the other: the graphs gather by the inverse index in their backward pass, and exchange in the other direction."""
+@dataclass
+class Movement:
+    """How the rows of segment n move by the plans of all ranks. to_experts: tokens → rows. to_tokens: rows → tokens. Each is the
+    gradient of the other: the graphs gather by the inverse index in their backward pass, and move in the other direction."""
 
-    def __init__(self, grid: Layout, layout: DispatchLayout, plans: Mapping[int, RoutingPlan], n: int, entries: int):
-        """grid: the ranks. plans: of each rank. entries: length of the segment's active lists."""
-        self.grid, self.layout, self.plans, self.n, self.entries = grid, layout, plans, n, entries
+    grid: Layout
+    plans: Mapping[int, RoutingPlan]
+    n: int
 
     def to_experts(self, x: ByRank) -> ByRank:
-        rows = {r: take(x[r], plan.order_NT[self.n]) for r, plan in self.plans.items()}
-        if self.layout == "local":
-            return rows
-        rows = self._exchange(rows, back=False)
-        if self.layout == "all_to_all":
-            return {r: self._swapped(arrived, len(self._peers(r)), self.entries) for r, arrived in rows.items()}
-        return {r: take(rows[r], plan.arrive_NW[self.n]) for r, plan in self._exchanging()}
+        raise NotImplementedError
 
     def to_tokens(self, rows: ByRank) -> ByRank:
-        if self.layout == "all_to_all":
-            rows = {r: self._swapped(left, self.entries, len(self._peers(r))) for r, left in rows.items()}
-        elif self.layout != "local":
-            rows = {r: take(rows[r], plan.leave_NR[self.n]) for r, plan in self._exchanging()}
-        if self.layout != "local":
-            rows = self._exchange(rows, back=True)
+        raise NotImplementedError
+
+    def peers(self, rank: int) -> list[int]:
+        return self.grid.peers(rank, "expert")
+
+
+class Gathering(Movement):
+    """Movement on CPUs: a rank has the tokens of all ranks of its group, and its own are a part of the sum of their results."""
+
+    def to_experts(self, x: ByRank) -> ByRank:
+        return {
+            r: take(np.concatenate([x[peer] for peer in self.peers(r)]), plan.order_NT[self.n])
+            for r, plan in self.plans.items()
+        }
+
+    def to_tokens(self, rows: ByRank) -> ByRank:
+        results = {r: take(rows[r], plan.inverse_NT[self.n]) for r, plan in self.plans.items()}
+        own = {}
+        for r in rows:
+            peers = self.peers(r)
+            here = np.stack([self.plans[peer].inverse_NT[self.n] >= 0 for peer in peers])
+            assert (here.sum(axis=0) == 1).all(), "one summand alone is not zero"
+            own[r] = np.split(np.sum([results[peer] for peer in peers], axis=0), len(peers))[peers.index(r)]
+        return own
+
+
+class Exchanging(Movement):
+    """Movement on NPUs: a rank sends rows to the ranks of their experts. Plans are `ExchangePlan`s."""
+
+    plans: Mapping[int, ExchangePlan]
+
+    def to_experts(self, x: ByRank) -> ByRank:
+        rows = self._exchanged({r: take(x[r], plan.order_NR[self.n]) for r, plan in self.plans.items()}, back=False)
+        return {r: take(rows[r], plan.arrive_NW[self.n]) for r, plan in self.plans.items()}
+
+    def to_tokens(self, rows: ByRank) -> ByRank:
+        rows = self._exchanged({r: take(rows[r], plan.leave_NR[self.n]) for r, plan in self.plans.items()}, back=True)
         return {r: take(rows[r], plan.inverse_NT[self.n]) for r, plan in self.plans.items()}
 
-    def _exchange(self, rows: ByRank, back: bool) -> ByRank:
-        """Each rank cuts its rows by receiver, and puts together what the others have for it: parts of one size, or if dropless of
-        the sizes that both ranks know from their plans."""
-        parts = {r: np.split(rows[r], len(self._peers(r))) for r in rows if self.layout != "dropless"}
-        taken = {r: [len(part) for part in parts[r]] for r in parts}
-        for r, plan in self._exchanging() if self.layout == "dropless" else ():
+    def _exchanged(self, rows: ByRank, back: bool) -> ByRank:
+        """Each rank cuts its rows by receiver, and puts together what the others have for it."""
+        parts, taken = {}, {}
+        for r, plan in self.plans.items():
             out_P, in_P = (plan.taken_NP, plan.sent_NP) if back else (plan.sent_NP, plan.taken_NP)
-            assert out_P[self.n].sum() <= len(rows[r])
-            parts[r], taken[r] = np.split(rows[r], np.cumsum(out_P[self.n]))[:-1], in_P[self.n].tolist()
+            parts[r], taken[r] = self._cut(rows[r], out_P[self.n]), in_P[self.n]
         arrived = {}
         for r in rows:
-            came = [parts[peer][self._peers(peer).index(r)] for peer in self._peers(r)]
-            assert [len(part) for part in came] == taken[r]
+            came = [parts[peer][self.peers(peer).index(r)] for peer in self.peers(r)]
+            self._check_taken([len(part) for part in came], taken[r].tolist())
             arrived[r] = np.concatenate(came)
         return arrived
 
-    def _exchanging(self) -> list[tuple[int, ExchangePlan]]:
-        return [(r, plan) for r, plan in self.plans.items() if isinstance(plan, ExchangePlan)]
+    def _cut(self, rows: np.ndarray, out_P: np.ndarray) -> list[np.ndarray]:
+        return np.split(rows, len(out_P))
 
-    def _peers(self, rank: int) -> list[int]:
-        return self.grid.peers(rank, "expert")
+    def _check_taken(self, came: list[int], taken: list[int]) -> None:
+        assert len(set(came)) == 1 and max(taken) <= came[0], "there is room for all rows"
 
-    def _swapped(self, rows: np.ndarray, first: int, second: int) -> np.ndarray:
-        """Rows that come by `first` and `second`, by `second` and `first`."""
-        return rows.reshape(first, second, -1, HIDDEN).swapaxes(0, 1).reshape(-1, HIDDEN)
+
+class ExchangingDropless(Exchanging):
+    """Movement on later NPUs, whose parts are as long as the two ranks know from their plans."""
+
+    def _cut(self, rows: np.ndarray, out_P: np.ndarray) -> list[np.ndarray]:
+        assert out_P.sum() <= len(rows)
+        return np.split(rows, np.cumsum(out_P))[:-1]
+
+    def _check_taken(self, came: list[int], taken: list[int]) -> None:
+        assert came == taken
 
 
 class Played(NamedTuple):
@@ -124,19 +155,19 @@ class Played(NamedTuple):
 
 
 def play(
-    player: Player, x: ByRank, dy: ByRank, weights: Weights, ids: Callable[[int, np.ndarray], np.ndarray]
+    movement: Movement, x: ByRank, dy: ByRank, weights: Weights, ids: Callable[[int, np.ndarray], np.ndarray]
 ) -> Played:
     """Compute a segment forward and backward by the plans of all ranks. x: hidden states of the tokens of each rank. dy: gradients
     of the segment's results. ids(rank, active_A): the experts at the entries of a rank's active list."""
-    rows, drows, gradients = player.to_experts(x), player.to_experts(dy), weights.zeros()
+    rows, drows, gradients = movement.to_experts(x), movement.to_experts(dy), weights.zeros()
     y, dx = ({r: np.full_like(of_rank, np.nan) for r, of_rank in rows.items()} for _ in range(2))
-    for r, plan in player.plans.items():
-        offsets_A1 = plan.offsets_NA1[player.n]
-        for k, ends in zip(ids(r, plan.active_NA[player.n]), pairwise(offsets_A1), strict=True):
+    for r, plan in movement.plans.items():
+        offsets_A1 = plan.offsets_NA1[movement.n]
+        for k, ends in zip(ids(r, plan.active_NA[movement.n]), pairwise(offsets_A1), strict=True):
             own = slice(*ends)
             y[r][own] = ffn(rows[r][own], weights, k)
             dx[r][own] = add_gradients(rows[r][own], drows[r][own], weights, k, gradients)
-    return Played(player.to_tokens(y), player.to_tokens(dx), gradients)
+    return Played(movement.to_tokens(y), movement.to_tokens(dx), gradients)
 
 
 def computed_alone(x: ByRank, dy: ByRank, weights: Weights, experts: ByRank) -> Played:

@@ -17,7 +17,8 @@ from helpers.small_clusters import MODEL_CONFIGS
 from pangu_sigma.chips import CHIP_DATA, GIB
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
-from pangu_sigma.parallel.layout import dispatch_layout, gather_operator, rre_layers_of_stage
+from pangu_sigma.npu.rows import dispatch_layout, gather_operator
+from pangu_sigma.parallel.layout import rre_layers_of_stage
 from pangu_sigma.parallel.parameters import accumulator_arrays, active_buffers, dense_weights, summed_alone
 from pangu_sigma.planning import compile as compile_module
 from pangu_sigma.planning.cann_stub import ascend_environment
@@ -56,7 +57,7 @@ def check(config: Config) -> list[Compiled]:
             of_worker["Add"] = len(active_buffers(config, stage))
         assert compiled.host_operators == (of_worker if routed else {})
         exchanges = 2 * routed * passes if parallel.expert > 1 else 0
-        dropless = dispatch_layout(config, ascend=True) == "dropless"
+        dropless = dispatch_layout(config) == "dropless"
         op, other = ("AlltoAllV", "AlltoAll") if dropless else ("AlltoAll", "AlltoAllV")
         assert counted(compiled, op=other) == 0
         for phase in ("forward", "backward"):

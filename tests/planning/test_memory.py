@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pangu_sigma.chips import CHIP_DATA, GIB
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
-from pangu_sigma.parallel.layout import Layout, capacity, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.rows import capacity, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.parallel.layout import Layout
 from pangu_sigma.planning.memory import communicators, host_items, npu_items, total
 from pangu_sigma.planning.suggest import with_parallel
 from pangu_sigma.planning.traffic import collectives

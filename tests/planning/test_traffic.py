@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
-from pangu_sigma.parallel.communicators import ALL, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
+from pangu_sigma.npu.communicators import ALL, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
 from pangu_sigma.parallel.layout import Layout
 from pangu_sigma.planning.suggest import with_parallel
 from pangu_sigma.planning.traffic import (

@@ -24,9 +24,9 @@ from pangu_sigma.ecss.tiers import ArraySpec, UninitializedTier
 from pangu_sigma.model.declare import Zero
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, tensor_spans
-from pangu_sigma.parallel.communicators import OF_COPIES
+from pangu_sigma.npu.communicators import OF_COPIES
+from pangu_sigma.npu.rows import dispatch_layout
 from pangu_sigma.parallel.connect import Groups
-from pangu_sigma.parallel.layout import dispatch_layout
 from pangu_sigma.parallel.parameters import active_buffers, summed_alone
 
 
@@ -83,7 +83,7 @@ class ActiveExperts(nn.Cell):
         self.scale = Parameter(Tensor([1.0], ms.float32), name="pass_scale", requires_grad=False)
         self.multiply = ops.Mul()
         self.active = ParameterTuple(_buffers(config))
-        self.segments, self.dropless = len(config.model.routed), dispatch_layout(config, ascend=True) == "dropless"
+        self.segments, self.dropless = len(config.model.routed), dispatch_layout(config) == "dropless"
         self.spans = tensor_spans(config.model, self.segments)
         of_rank = [p.name for p in self.of_segments(fetch.numbers)]
         names = [p.name for p in self.active]

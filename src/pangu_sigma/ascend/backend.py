@@ -22,10 +22,10 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.ecss.prefetch import Prefetcher
+from pangu_sigma.npu.planner import ExchangePlanner
 from pangu_sigma.parallel.connect import connect
-from pangu_sigma.parallel.layout import Layout, dispatch_layout
+from pangu_sigma.parallel.layout import Layout
 from pangu_sigma.parallel.ranks import Ranks
-from pangu_sigma.rre.capacity import DispatchLayout
 from pangu_sigma.train.backend import Backend, TrainingSetup
 from pangu_sigma.train.evaluator import Evaluator
 from pangu_sigma.train.feed import StepInput
@@ -35,8 +35,8 @@ from pangu_sigma.train.step import StepResult
 class AscendBackend(Backend):
     """Training backend for ranks that are NPUs: `AscendStep` under MindSpore's auto-parallel."""
 
-    def layout(self, config: Config) -> DispatchLayout:
-        return dispatch_layout(config, ascend=True)
+    def planner(self, config: Config, rank: int) -> ExchangePlanner:
+        return ExchangePlanner(config, rank)
 
     def connect(self, config: Config) -> Ranks:
         check_ascend(config)

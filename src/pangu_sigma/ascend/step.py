@@ -45,11 +45,12 @@ from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.npu.rows import dispatch_layout, gather_operator
 from pangu_sigma.optimizer.clip import gradient_factor
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.parallel.connect import Groups
-from pangu_sigma.parallel.layout import Layout, active_entries, dispatch_layout, gather_operator
+from pangu_sigma.parallel.layout import Layout, active_entries
 from pangu_sigma.rre.experts import Experts
 from pangu_sigma.sections import Activation, Segment
 
@@ -187,7 +188,7 @@ def _network(config: Config, rank: int) -> PanGuSigma:
     groups = Groups(Layout(config.parallel), rank)
 
     def routed(activation: Activation, kind: Segment) -> Experts:
-        if dispatch_layout(config, ascend=True) == "dropless":
+        if dispatch_layout(config) == "dropless":
             return dropless_experts(groups, config.model.hidden, activation, gather_operator(config) == "cann")
         return compacted_experts(config.parallel, active_entries(config, kind), activation)
 

@@ -19,7 +19,7 @@ from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.launching import launch
 from pangu_sigma.launching.environment import chip_in_environment, chip_of_host
 from pangu_sigma.launching.host.access import Host
-from pangu_sigma.parallel.communicators import check_layout
+from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.parallel.layout import axes_text
 from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_folder_writable

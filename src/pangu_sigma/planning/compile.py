@@ -30,7 +30,7 @@ from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.errors import UserError
 from pangu_sigma.host_memory import available_memory
 from pangu_sigma.launching.worker import end_with_parent
-from pangu_sigma.parallel.communicators import OF_COPIES
+from pangu_sigma.npu.communicators import OF_COPIES
 from pangu_sigma.parallel.layout import Layout, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import HOST, ITEM_SIZE, NPU
 from pangu_sigma.planning.cann_stub import ascend_environment, name_soc

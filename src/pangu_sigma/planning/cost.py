@@ -25,13 +25,9 @@ from dataclasses import asdict, dataclass, replace
 
 from pangu_sigma.chips import CHIP_DATA, Chip
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.layout import (
-    layers_of_stage,
-    multiplied_rows,
-    rre_layers_of_stage,
-    stages_of_host,
-    tokens_of_rank,
-)
+from pangu_sigma.npu.communicators import stages_of_host
+from pangu_sigma.npu.rows import multiplied_rows, tokens_of_rank
+from pangu_sigma.parallel.layout import layers_of_stage, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import ITEM_SIZE, NPU, active_elements, all_arrays, expert_arrays
 from pangu_sigma.planning.machine import chip_of
 from pangu_sigma.planning.traffic import EXCHANGES, collectives, pcie_bytes, ranks_here, sent_bytes

@@ -37,14 +37,9 @@ from dataclasses import dataclass
 
 from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
-from pangu_sigma.parallel.layout import (
-    layers_of_stage,
-    multiplied_rows,
-    rre_layers_of_stage,
-    stages_of_host,
-    tokens_of_rank,
-)
+from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR, stages_of_host
+from pangu_sigma.npu.rows import multiplied_rows, tokens_of_rank
+from pangu_sigma.parallel.layout import layers_of_stage, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import (
     HOST,
     ITEM_SIZE,

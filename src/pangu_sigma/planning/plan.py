@@ -10,16 +10,9 @@ from typing import Any
 from pangu_sigma.ascend.supported import check_ascend
 from pangu_sigma.chips import CHIP_DATA, GIB, ChipData
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.parallel.communicators import check_layout
-from pangu_sigma.parallel.layout import (
-    dispatch_layout,
-    exchanged_rows,
-    layers_of_stage,
-    multiplied_rows,
-    room_of,
-    rre_layers_of_stage,
-    tokens_of_rank,
-)
+from pangu_sigma.npu.communicators import check_layout
+from pangu_sigma.npu.rows import exchanged_rows, multiplied_rows, room_of, tokens_of_rank
+from pangu_sigma.parallel.layout import layers_of_stage, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import Array, accumulator_arrays, active_buffers, all_arrays
 from pangu_sigma.planning.compile import Compiled
 from pangu_sigma.planning.cost import (
@@ -267,7 +260,7 @@ def make_plan(config: Config, devices: int) -> Plan:
         refused=_refused(planned),
         passes=planned.train.accumulation,
         tokens_of_rank=tokens_of_rank(planned),
-        capacity=(room_of(planned, dispatch_layout(planned, ascend=True))["own"].sent or 0) if routed else 0,
+        capacity=(room_of(planned)["own"].sent or 0) if routed else 0,
         sent_rows=exchanged_rows(planned) if routed else 0,
         multiplied_rows=multiplied_rows(planned) if routed else 0,
         fits=room,

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.communicators import COPIES
-from pangu_sigma.parallel.layout import active_entries, multiplied_rows, rre_layers_of_stage
+from pangu_sigma.npu.communicators import COPIES
+from pangu_sigma.npu.rows import multiplied_rows
+from pangu_sigma.parallel.layout import active_entries, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import ITEM_SIZE
 from pangu_sigma.planning.cost import host_update_bytes, step_time
 from pangu_sigma.planning.machine import chip_of

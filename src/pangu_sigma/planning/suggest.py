@@ -12,7 +12,7 @@ from pangu_sigma.chips import GIB, family
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import override, parse_config
 from pangu_sigma.errors import argument
-from pangu_sigma.parallel.communicators import check_layout
+from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.planning.cost import step_time
 from pangu_sigma.planning.machine import chip_of
 from pangu_sigma.planning.memory import host_peak, npu_peak, total

@@ -40,16 +40,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pangu_sigma.config import Config
-from pangu_sigma.parallel.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
-from pangu_sigma.parallel.layout import (
-    AXES,
-    dispatch_layout,
-    exchanged_rows,
-    layers_of_stage,
-    multiplied_rows,
-    rre_layers_of_stage,
-    tokens_of_rank,
-)
+from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
+from pangu_sigma.npu.rows import dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.parallel.layout import AXES, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.parallel.parameters import (
     ITEM_SIZE,
     Array,
@@ -166,7 +159,7 @@ def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
         back = {"AllGather": "ReduceScatter"}.get(op, op)
         forward = passes * count
         backward = count if purpose == LOSS and stages == 1 else forward
-        if purpose == TO_TOKENS and dispatch_layout(config, ascend=True) == "dropless":
+        if purpose == TO_TOKENS and dispatch_layout(config) == "dropless":
             backward //= len(config.model.segments)  # a sum has one gradient, and here it travels as it is
         yield PredictedCollective(op, "forward", size, forward, forward * nbytes, axes, purpose)
         yield PredictedCollective(back, "backward", size, backward, backward * nbytes, axes, purpose)
@@ -209,7 +202,7 @@ def _routed(config: Config, segments: int) -> Iterator[tuple[str, str, tuple[str
     """Yield the collectives of some segments, which are alike, in the form of `_forward`."""
     row = config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
     sent, multiplied = exchanged_rows(config) * row, multiplied_rows(config) * row
-    uneven = dispatch_layout(config, ascend=True) == "dropless"
+    uneven = dispatch_layout(config) == "dropless"
     exchange, tensor = ("AlltoAllV" if uneven else "AlltoAll"), config.parallel.tensor
     yield TO_EXPERTS, exchange, EXPERT, segments, sent // tensor, True
     yield "rows of experts, whole", "AllGather", TENSOR, segments, multiplied, True
