@@ -17,6 +17,7 @@ class RankPlanner(Planner):
     ranks: `parallel/experts.py` brings them together."""
 
     def __init__(self, config: Config, rank: int):
+        super().__init__(config)
         self._kinds, held = config.model.routed, share_of(config, rank).held
         self.stored = [_row_of_each(held[kind], config.stored_experts(kind)) for kind in self._kinds]
         self.entries = entries_of_segments(config)
@@ -33,7 +34,7 @@ class RankPlanner(Planner):
         return self.plan_tokens(experts_NGBS[:, :, computed], counted)
 
 
-def make_planner(config: Config, rank: int = 0) -> Planner:
+def make_planner(config: Config, rank: int) -> Planner:
     """Return the maker of the routing plans of a process, which may be one of several ranks."""
     return Planner(config) if config.parallel.ranks == 1 else RankPlanner(config, rank)
 
