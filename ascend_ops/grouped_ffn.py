@@ -20,7 +20,8 @@ KERNELS = {"fast_gelu": "GroupedFfn", "tanh": "GroupedFfnTanh", "erf": "GroupedF
 class GroupedFFN(nn.Cell):
     """Grouped expert FFN on the CPU: no padding, no sorting, no graph node per expert.
     construct(x_TH, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1) -> y_TH
-        Rows offsets[a] … offsets[a + 1] - 1 of x go through expert a; offsets int32, ascending from 0 to T.
+        Rows offsets[a] … offsets[a + 1] - 1 of x go through expert a; offsets int32, ascending from 0 to at most T. The rows after
+        the last expert's are not read, and their outputs and gradients are zeros.
         x float32 or float16, y and the gradient of x like it. Weights and biases float32 or float16, their gradients like them.
         Half precision saves memory traffic only: everything is computed and added in float32, and y and each gradient are rounded
         once, to nearest even, when written. A value beyond 65,504 is then infinite: the step sees it in the norm, skips its update
@@ -78,7 +79,7 @@ def grouped_ffn_oracle(
     activation: str = "fast_gelu",
 ) -> np.ndarray:
     """Compute GroupedFFN in NumPy, in the precision of its inputs, one expert after another."""
-    y_TH = np.empty_like(x_TH)
+    y_TH = np.zeros_like(x_TH)
     for a in range(len(w1_AFH)):
         rows = slice(offsets_A1[a], offsets_A1[a + 1])
         inner = x_TH[rows] @ w1_AFH[a].T + b1_AF[a]

@@ -29,7 +29,8 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.data.mixture import Mixture
 from pangu_sigma.data.prepared import PreparedData, read_frequencies
 from pangu_sigma.npu.plan.plan import laid_out
-from pangu_sigma.ranks.layout import active_in_group, dispatch_layout, even_rows_received, tokens_of_rank
+from pangu_sigma.npu.rows import dispatch_layout, even_rows_received, tokens_of_rank
+from pangu_sigma.ranks.layout import active_in_group
 from pangu_sigma.rre.table import draw_tables, shares_of_experts
 from pangu_sigma.sections import Segment
 from pangu_sigma.shipped import config_path
@@ -58,7 +59,7 @@ def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) 
     frequencies_DV, source = _frequencies(config)
     shares_N = _shares(config, frequencies_DV)
     tokens = tokens_of_rank(config) * config.parallel.groups // config.data.domains_per_step
-    rng, sent, arrived, layout = np.random.default_rng(seed), 0.0, 0.0, dispatch_layout(config, ascend=True)
+    rng, sent, arrived = np.random.default_rng(seed), 0.0, 0.0
     sizes_D = np.broadcast_to(frequencies_DV.sum(axis=1), len(config.domains))
     weights_PD = Mixture.of(config, sizes_D).weights_PD
     drawn = [of_group for weights_D in weights_PD for of_group in _domains_of_steps(config, weights_D, steps, rng)]
@@ -70,7 +71,7 @@ def needed_factors(config: Config, steps: int = SIMULATED_STEPS, seed: int = 0) 
                     counts = _counts(config, shares_DE, kind, of_group[:, first : first + 500], tokens, rng)
                     sent = max(sent, counts.max() / even)
                     most = _arrivals(config, counts).max()
-                    arrived = max(arrived, most / even_rows_received(config, layout, kind))
+                    arrived = max(arrived, most / even_rows_received(config, kind))
                 bar.update()
     return Factors(_up(sent), _up(arrived), steps, source)
 
@@ -113,7 +114,7 @@ def _counts(
 def _arrivals(config: Config, counts: np.ndarray) -> np.ndarray:
     """Return the number of rows that arrive for each expert, or in the dropless layout for all experts of a rank."""
     arrived = counts.sum(axis=2)  # blocks, S, R, E
-    if dispatch_layout(config, ascend=True) == "dropless":
+    if dispatch_layout(config) == "dropless":
         of_rank = arrived.reshape(*arrived.shape[:-1], config.parallel.expert, -1).sum(axis=-1)
         return of_rank.sum(axis=0)
     return arrived

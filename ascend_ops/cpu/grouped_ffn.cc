@@ -101,6 +101,7 @@ struct Plan {
     std::stable_sort(experts.begin(), experts.end(), [&](int64_t d, int64_t e) { return Rows(d) > Rows(e); });
   }
 
+  int64_t End() const { return offsets[A]; }  // rows from here on are of no expert
   int64_t Rows(int64_t e) const { return offsets[e + 1] - offsets[e]; }
   bool Few(int64_t e) const { return Rows(e) > 0 && Rows(e) <= kFewRows; }
   int64_t Slices() const { return (F + kSlice - 1) / kSlice; }
@@ -129,7 +130,7 @@ void Gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float *a, int
 }
 
 bool OffsetsFit(const int32_t *offsets, int64_t experts, int64_t rows) {
-  if (offsets[0] != 0 || offsets[experts] != rows) return false;
+  if (offsets[0] != 0 || offsets[experts] > rows) return false;
   for (int64_t e = 0; e < experts; ++e)
     if (offsets[e] > offsets[e + 1]) return false;
   return true;
@@ -311,6 +312,7 @@ int RunForward(const Activation &activation, const Args &in, int64_t T, int64_t 
     for (size_t i = 0; i < pieces.size(); ++i)
       if (pieces[i].partial != nullptr && pieces[i].first == 0) plan.AddPartials(pieces[i], forward.b2, forward.y);
   }
+  std::fill(forward.y + plan.End() * H, forward.y + T * H, 0.0f);
   y.Write();
   return 0;
 }
@@ -324,7 +326,7 @@ int RunBackward(const Activation &activation, const Args &in, int64_t T, int64_t
   static thread_local Edge dy, x, dx, db1, db2;
   const Backward<W> backward{plan,           activation,      dy.In(in, 0),  x.In(in, 1),     in.f32(2),
                              in.as<W>(3),    in.as<W>(4),     dx.Out(in, 6), in.as<W>(7),     db1.Out(in, 8),
-                             in.as<W>(9),    db2.Out(in, 10), gate.Get(many ? T * F : 0), dinner.Get(many ? T * F : 0)};
+                             in.as<W>(9),    db2.Out(in, 10), gate.Get(many ? plan.End() * F : 0), dinner.Get(many ? plan.End() * F : 0)};
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic)
@@ -340,6 +342,7 @@ int RunBackward(const Activation &activation, const Args &in, int64_t T, int64_t
         if (f == 0) BestKernels().column_sum(backward.dy + plan.offsets[e] * H, plan.Rows(e), H, H, backward.db2 + e * H);
       }
   }
+  std::fill(backward.dx + plan.End() * H, backward.dx + T * H, 0.0f);
   for (const Edge *edge : {&dx, &db1, &db2}) edge->Write();
   return 0;
 }

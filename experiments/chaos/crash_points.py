@@ -72,7 +72,7 @@ def _spread(items: list, count: int) -> list:
 
 
 def _reference(work: Path, ranks: int, folder: Path) -> None:
-    parallel = {"expert": ranks, "capacity_factor": 4.0} if ranks > 1 else {}
+    parallel = {"expert": ranks} if ranks > 1 else {}
     one_layer = {"dense_layers": 0, "rre_layers": 1}  # others add no file of another kind, and take long to compile
     configuration(folder, data(work), parallel=parallel, model=one_layer, train={"keep_checkpoints": 2})
     injected = {rank: _injector(folder / "run", folder / f"events_{rank}") for rank in range(ranks)}

@@ -50,7 +50,7 @@ class ExactResume:
         tree = tiny_tree(data)
         tree["train"] |= {"steps": steps, "checkpoint_interval": 1, "keep_checkpoints": steps}
         tree["train"] |= {"eval_interval": steps, "log_interval": 1}
-        tree["parallel"] = {"expert": ranks, "capacity_factor": 4.0}
+        tree["parallel"] = {"expert": ranks}
         for section, keys in CASES[case].items():
             tree[section] = tree.get(section, {}) | keys
         folder.mkdir(parents=True, exist_ok=True)

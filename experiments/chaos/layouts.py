@@ -16,7 +16,7 @@ from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.training.log.metrics import read_metrics
 
 _ONE: dict[str, Any] = {}
-TWO_RANKS: dict[str, dict[str, Any]] = {"data": {"data": 2}, "expert": {"expert": 2, "capacity_factor": 4.0}}
+TWO_RANKS: dict[str, dict[str, Any]] = {"data": {"data": 2}, "expert": {"expert": 2}}
 
 
 def cases(work: Path, full: bool) -> Sequence[Case]:

@@ -7,8 +7,8 @@ import pytest
 from helpers.small_clusters import by_hand
 
 from experiments.factors import needed_factors
-from pangu_sigma.ranks.layout import data_rank_of_sequences, dispatch_layout, room_of
-from pangu_sigma.ranks.plans import Planner
+from pangu_sigma.npu.planner import ExchangePlanner
+from pangu_sigma.ranks.layout import data_rank_of_sequences
 from pangu_sigma.rre.table import draw_tables
 
 DOMAINS = [{"name": "a", "weight": 3.0}, {"name": "b"}]
@@ -51,15 +51,14 @@ def test_with_these_factors_training_drops_no_row_and_with_a_tenth_less_it_does(
     found = needed_factors(small, steps=300)
     frequencies = 1e9 / (np.arange(500) + 3.7)
     table = draw_tables(small.routing, 1, 1, 500, 4, frequencies[None], segments, small.model.common_experts)
-    layout, rng, dropped = dispatch_layout(small, ascend=True), np.random.default_rng(1), {}
+    rng, dropped = np.random.default_rng(1), {}
     ids = rng.choice(500, (300, 4, 128), p=frequencies / frequencies.sum())
     positions = np.broadcast_to(rng.integers(0, 1 << 20, ids.shape), ids.shape)
     experts = table.route(ids, np.zeros_like(ids), positions)  # [N, 300, 4, 128]
     for scale in (1.05, 0.9):
         factors = {"capacity_factor": scale * found.capacity, "arrival_factor": scale * found.arrival}
         config = by_hand(**sections, parallel={"chip": chip, "overflow": "drop"} | factors)
-        planner = Planner(config, 0, layout)
-        room, taken = room_of(config, layout), data_rank_of_sequences(config)
-        dropped[scale] = sum(planner.plan(experts[:, s : s + 1], taken, room).dropped for s in range(300))
+        planner, taken = ExchangePlanner(config, 0), data_rank_of_sequences(config)
+        dropped[scale] = sum(planner.plan(experts[:, s : s + 1], taken).dropped for s in range(300))
     assert dropped[1.05] == 0
     assert dropped[0.9] > 0

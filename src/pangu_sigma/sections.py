@@ -451,7 +451,8 @@ class ParallelConfig(Section):
     groups: Width = 1
     """Number of groups of ranks. Each group stores the experts of its sets of domains and computes the blocks of these domains."""
     expert: Width = 1
-    """Number of expert-parallel ranks, which divide the experts of every domain; tokens travel between them by all-to-all."""
+    """Number of expert-parallel ranks, which divide the experts of every domain. NPUs send a token to the rank of its
+    expert; a rank on a CPU computes its experts' part of the tokens of all of them."""
     data: Width = 1
     """Number of data-parallel replicas, experts included. Each replica computes other sequences of every block."""
     tensor: Width = 1
@@ -465,7 +466,7 @@ class ParallelConfig(Section):
     fusion_mib: NonNegative = 64
     """MiB of gradients that one all-reduce sums over ranks; 0: each gradient has its own."""
     capacity_factor: Annotated[float, Field(gt=0.0, le=1e6)] = 2.0
-    """Maximum rows (tokens) that a rank sends to one expert, as a multiple of an even share. Only with expert > 1, or on Ascend."""
+    """Maximum rows (tokens) that a rank sends to one expert, as a multiple of an even share. Only on Ascend."""
     arrival_factor: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
     """Maximum number of rows that an expert multiplies in a pass, as a multiple of an even share; on a chip with grouped products,
     of all experts of a rank together. Only on Ascend. The loads of a group's ranks even out, so this factor can be much lower than
@@ -476,7 +477,7 @@ class ParallelConfig(Section):
     910B and later without stages, else `ours`, the only one possible there."""
     overflow: Literal["refuse", "drop"] = "refuse"
     """Treatment of rows beyond `capacity_factor` or `arrival_factor`, which are known before the step. `refuse`: the run ends with
-    an error that names the needed factor. `drop`: these rows skip the FFN, and are counted and reported."""
+    an error that names the needed factor. `drop`: these rows skip the FFN, and are counted and reported. Only on Ascend."""
 
     @model_validator(mode="after")
     def _combinations(self) -> ParallelConfig:

@@ -175,7 +175,7 @@ def kernel_arrays(offsets: list[int]) -> tuple[list[np.ndarray], list[np.ndarray
         ([0, 3, 9], 0),
         ([0, 0, 9], 0),
         ([1, 3, 9], 3),
-        ([0, 3, 8], 3),
+        ([0, 3, 8], 0),
         ([0, 3, 10], 3),
         ([0, 10, 9], 3),
         ([0, -1, 9], 3),
@@ -187,6 +187,30 @@ def test_kernels_check_that_offsets_cut_the_rows(call_kernel: Callable[..., int]
     forward, backward = kernel_arrays(offsets)
     assert call_kernel("GroupedFfn", *forward) == check
     assert call_kernel("GroupedFfnGrad", *backward) == check
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("rows_A", [[3, 0, 4], [200, 3], [0, 0]], ids=str)
+def test_rows_of_no_expert_are_not_read_and_become_zeros(
+    call_kernel: Callable[..., int], rows_A: list[int], dtype: type
+):
+    """The bits of all others are those of a call without these rows; few rows and many, an output that held something before."""
+    (x, w1, b1, w2, b2), offsets = make_case(rows_A)
+    rows, more = len(x), 150
+
+    def called(with_more: int) -> list[np.ndarray]:
+        wide, inner = (np.full((rows + with_more, width), np.nan, np.float32) for width in (HIDDEN, FFN))
+        wide[:rows] = x
+        floats = [a.astype(dtype) for a in (wide, w1, b1, w2, b2)]
+        y, *gradients = (np.full_like(a, np.nan) for a in (floats[0], *floats))
+        assert call_kernel("GroupedFfn", *floats, offsets, y, inner) == 0
+        inputs = [floats[0], floats[0], inner, floats[1], floats[3], offsets]
+        assert call_kernel("GroupedFfnGrad", *inputs, *gradients) == 0
+        return [y, *gradients]
+
+    for found, alone in zip(called(more), called(0), strict=True):
+        assert found[: len(alone)].tobytes() == alone.tobytes()
+        assert not found[len(alone) :].any()
 
 
 def test_kernels_check_the_dtype_and_the_number_of_arrays(call_kernel: Callable[..., int]):

@@ -11,6 +11,7 @@ from helpers.numbered import EOT, LENGTH, PAD, VOCABULARY, config_of, open_batch
 
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.errors import DataError
+from pangu_sigma.ranks.plans import RankPlanner
 from pangu_sigma.rre.table import draw_tables
 
 
@@ -129,7 +130,7 @@ def test_shares_of_ranks_make_up_the_batch_of_one_process(four, tokenizer, paral
     ranks = []
     for rank in range(config.parallel.ranks):
         table = draw_tables(config.routing, 2, 4, VOCABULARY, 2, None)
-        ranks.append(BatchLoader(config, four, tokenizer, table, rank=rank))  # type: ignore[arg-type]
+        ranks.append(BatchLoader(config, four, tokenizer, table, rank=rank, planner=RankPlanner(config, rank)))  # type: ignore[arg-type]
     cursors = [batches.start() for batches in (whole, *ranks)]
     for _ in range(5):
         expected, *found = (b.next(c) for b, c in zip((whole, *ranks), cursors, strict=True))

@@ -1,4 +1,4 @@
-"""Rows of the all-to-all layout, counted and assigned, against loops."""
+"""Rows that are exchanged, counted and assigned, against loops."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def test_first_senders_rows_have_room_first(layout: DispatchLayout, data: st.Dat
     for n, taker, expert in np.ndindex(LAYERS, sent.shape[2], stored):
         group, replica = taker // (peers * replicas), taker % replicas
         where = (n, group, replica, int(holder_K[expert]) if layout == "dropless" else stored + expert)
-        free = left.setdefault(where, room.arrived or 0)
+        free = left.setdefault(where, room.arrived)
         expected[n, 0, taker, expert] = min(sent[n, 0, taker, expert], room.sent or 0, free)
         left[where] -= expected[n, 0, taker, expert]
     assert (kept == expected).all()
     arrived = receivers.arrived(kept)
-    assert arrived.max() <= (room.arrived or 0)
+    assert arrived.max() <= (room.arrived)
 
 
 @settings(deadline=None)
@@ -93,7 +93,8 @@ def test_each_token_takes_the_next_row_of_its_expert_until_none_is_left(data: st
     for peer in range(2):
         ids_PNA = np.take_along_axis(np.pad(held_PK, ((0, 0), (0, 1)), constant_values=-1)[:, None], active_PNA, axis=2)
         kept = np.full((LAYERS, 2, 2, stored), capacity)
-        plans = exchange_plans("all_to_all", experts_NGT, ids_PNA, active_PNA[peer], peer, kept, Capacity(capacity))
+        room = Capacity(capacity, 2 * capacity)
+        plans = exchange_plans("compacted", experts_NGT, ids_PNA, active_PNA[peer], peer, kept, room)
         for g, plan in enumerate(plans):
             assert (plan.active_NA == active_PNA[peer]).all()
             assert (plan.offsets_NA1 == np.arange(5) * 2 * capacity).all()

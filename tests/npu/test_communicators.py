@@ -9,7 +9,7 @@ from helpers.small_clusters import by_hand, clusters
 from hypothesis import given, settings
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.npu.communicators import COPIES, GROUPS, _refused_group, check_layout
+from pangu_sigma.npu.communicators import COPIES, GROUPS, _refused_group, check_layout, stages_of_host
 from pangu_sigma.ranks.layout import AXES, Layout
 from pangu_sigma.sections import ParallelConfig
 
@@ -92,3 +92,9 @@ def test_a_group_of_three_is_refused_on_910a_alone(chip: str):
         ConfigError, match=r"group of ranks 0, 2, 4; on Ascend 910A MindSpore takes 1, 2, 4 or 8 NPUs of a host"
     ):
         check_layout(config)
+
+
+def test_small_stages_share_a_host():
+    parallel = ParallelConfig(stages=4, data=2)
+    assert stages_of_host(parallel, 0, 8) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert stages_of_host(ParallelConfig(stages=2, data=8), 1, 8) == [1] * 8

@@ -1,6 +1,6 @@
 """Dropless experts: what a rank computes of the rows of its experts, against NumPy in float64.
 
-Their way between ranks is followed in tests/ranks/test_plans.py, their step in test_step.py, and both are compiled in
+Their way between ranks is followed in tests/npu/test_planner.py, their step in test_step.py, and both are compiled in
 tests/npu/plan/test_compile.py. The operator itself, GroupedMatmul, runs on NPUs only; a stand-in runs here.
 """
 

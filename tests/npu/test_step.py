@@ -19,8 +19,8 @@ from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.npu import dropless
 from pangu_sigma.npu.inputs import input_strategies, inputs_of, step_inputs
+from pangu_sigma.npu.planner import ExchangePlanner
 from pangu_sigma.npu.step import AscendStep
-from pangu_sigma.ranks.layout import dispatch_layout
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -63,9 +63,8 @@ def exchanged(toy: Toy) -> BatchLoader:
     """The same batches in the layout of Ascend."""
     batches = toy.batches
     folder = batches.folder
-    return BatchLoader(
-        toy.config, folder, batches.tokenizer, batches.table, layout=dispatch_layout(toy.config, ascend=True)
-    )
+    planner = ExchangePlanner(toy.config, 0)
+    return BatchLoader(toy.config, folder, batches.tokenizer, batches.table, planner=planner)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +152,7 @@ def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(routed: int, chip:
     train, parallel = {"accumulation": 2, "batch_size": 4}, {"chip": chip}
     config = toy_config(model={"rre_layers": routed}, train=train, parallel=parallel)
     made = toy_batches(config, tmp_path)
-    batches = BatchLoader(config, tmp_path, made.tokenizer, made.table, layout=dispatch_layout(config, ascend=True))
+    batches = BatchLoader(config, tmp_path, made.tokenizer, made.table, planner=ExchangePlanner(config, 0))
     arrays, inputs = inputs_of(batches.next(batches.start()), config), step_inputs(config)
     assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
     assert len(input_strategies(config)) == len(inputs)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from helpers.small_clusters import by_hand
+from pangu_sigma.npu.plan.tables import format_plan
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.npu import supported
 from pangu_sigma.npu.host.npus import MissingRequirement
 from pangu_sigma.npu.plan.plan import laid_out, make_plan
-from pangu_sigma.npu.plan.tables import format_plan
 from pangu_sigma.npu.supported import check_ascend, check_machine
 
 COMPARED: list[tuple[dict[str, Any], str]] = [

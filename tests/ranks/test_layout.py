@@ -1,4 +1,4 @@
-"""Stages of ranks: which layers, which hosts, and that everything else is laid out in each of them as without."""
+"""Stages of ranks: which layers, and that everything else is laid out in each of them as without."""
 
 from __future__ import annotations
 
@@ -9,15 +9,7 @@ from helpers.small_clusters import by_hand, clusters
 from hypothesis import given, settings
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.ranks.layout import (
-    Layout,
-    axes_text,
-    data_rank_of,
-    layers_of_stage,
-    rre_layers_of_stage,
-    share_of,
-    stages_of_host,
-)
+from pangu_sigma.ranks.layout import Layout, axes_text, data_rank_of, layers_of_stage, rre_layers_of_stage, share_of
 from pangu_sigma.sections import ParallelConfig
 
 
@@ -48,12 +40,6 @@ def test_a_rank_of_a_stage_takes_and_stores_what_the_same_rank_does_without_stag
         assert data_rank_of(config, rank) == data_rank_of(alone, rank % ranks)
         neighbours = layout.peers(rank, "groups", "expert", "data", "tensor")
         assert neighbours == list(range(rank // ranks * ranks, (rank // ranks + 1) * ranks))
-
-
-def test_small_stages_share_a_host():
-    parallel = ParallelConfig(stages=4, data=2)
-    assert stages_of_host(parallel, 0, 8) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert stages_of_host(ParallelConfig(stages=2, data=8), 1, 8) == [1] * 8
 
 
 def test_a_layout_in_words_names_stages_where_there_are_some():

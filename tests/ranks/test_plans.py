@@ -1,113 +1,26 @@
-"""Plans of ranks: together they are the plan of the whole batch."""
+"""Plans of CPU ranks: together they are the plan of the whole batch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from pangu_sigma.config import Config
-from pangu_sigma.config_file import parse_config
-from pangu_sigma.npu.capacity import Capacity, CapacityError, DispatchLayout, ExchangePlan
-from pangu_sigma.ranks.layout import (
-    Layout,
-    Room,
-    active_entries,
-    as_many_rows,
-    capacity,
-    data_rank_of,
-    data_rank_of_sequences,
-    dispatch_layout,
-    entries_of_segments,
-    room_of,
-    share_of,
+from helpers.plan_player import Gathering
+from helpers.rank_cases import (
+    Case,
+    assert_active_are_those_of_the_batch,
+    assert_all_compute_what_one_computes_alone,
+    cases,
+    config_of,
 )
-from pangu_sigma.ranks.plans import Planner, UpdatePlan
-from pangu_sigma.sections import Segment
+from hypothesis import given, settings
 
-LAYERS, LENGTH = 2, 12
-
-
-def config_of(groups: int, expert: int, data: int, segments: list[Segment] | None = None, **parallel: object) -> Config:
-    """Eight domains in four sets, four blocks, four experts a domain; in common segments twelve."""
-    segments = segments or ["own"]
-    model = {"hidden": 8, "ffn": 8, "heads": 1, "dense_layers": 1, "rre_layers": LAYERS, "experts_per_domain": 4}
-    return parse_config(
-        {
-            "name": "test",
-            "model": model
-            | {"seq_length": LENGTH, "segments": segments, "common_experts": 12 * ("common" in segments)},
-            "domains": [{"name": f"d{i}", "weight": 1.0 + i} for i in range(8)],
-            "data": {"domains_per_step": 4, "domain_sets": 4},
-            "train": {"batch_size": 4 * expert * data},
-            "parallel": {"groups": groups, "expert": expert, "data": data, "overflow": "drop"} | parallel,
-        }
-    )
+from pangu_sigma.ranks.layout import Layout, data_rank_of, data_rank_of_sequences, share_of
+from pangu_sigma.ranks.plans import make_planner
+from pangu_sigma.rre.plan import UpdatePlan
 
 
-@dataclass
-class Case:
-    config: Config
-    experts: np.ndarray
-    """[N, G, B, S]."""
-    capacity: int
-    layout: DispatchLayout
-
-    arrived: int = 10**6
-
-    @property
-    def room(self) -> Room:
-        """Capacity and what may arrive are those of an own expert; of common ones as many rows, which are of more or fewer."""
-        sent = as_many_rows(self.config, dict.fromkeys(self.config.model.kinds, self.capacity))
-        arrived = dict.fromkeys(self.config.model.kinds, self.arrived)
-        arrived = arrived if self.layout == "dropless" else as_many_rows(self.config, arrived)
-        return {
-            kind: Capacity(
-                None if self.layout == "dropless" else sent[kind], arrived[kind] if self.travels_on else None
-            )
-            for kind in sent
-        }
-
-    @property
-    def travels_on(self) -> bool:
-        """True if what arrives is brought together."""
-        return self.layout in ("compacted", "dropless")
-
-    def plan(self, rank: int) -> UpdatePlan:
-        return Planner(self.config, rank, self.layout).plan(
-            self.experts, data_rank_of_sequences(self.config), self.room
-        )
-
-    def own(self, rank: int) -> np.ndarray:
-        """Experts of the rank's tokens [N, G, T]."""
-        mine = data_rank_of_sequences(self.config) == data_rank_of(self.config, rank)
-        return self.experts[:, :, mine].reshape(*self.experts.shape[:2], -1)
-
-    def held(self, rank: int, n: int) -> np.ndarray:
-        """Ids of the experts that the rank has of segment n."""
-        return share_of(self.config, rank).held[self.config.model.routed[n]]
-
-
-@st.composite
-def cases(draw: st.DrawFn, layouts_of_rows: tuple[DispatchLayout, ...] = ()) -> Case:
-    layouts = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (4, 2, 2), (2, 4, 1), (1, 4, 2)]
-    segments = draw(st.sampled_from([["own"], ["own", "common"], ["own", "own"]]))
-    config = config_of(*draw(st.sampled_from(layouts)), segments)
-    rng = np.random.default_rng(draw(st.integers(0, 999)))
-    blocks, micro = config.data.domains_per_step, draw(st.integers(1, 2))
-    sets = config.domain_sets
-    domains_M = np.array([rng.choice(sets[m % 4]) for m in range(blocks)])
-    domains_B = np.repeat(domains_M, config.train.batch_size // blocks)
-    some = draw(st.integers(1, 4))  # experts of a domain that have tokens
-    shape = (micro, len(domains_B), LENGTH)
-    own, common = (rng.integers(0, some, shape) + domains_B[:, None] * 4 for _ in range(2))
-    experts = np.stack([own if kind == "own" else common % 12 for kind in config.model.routed])
-    local = dispatch_layout(config)
-    layout = draw(st.sampled_from(layouts_of_rows or (local, "all_to_all", "compacted", "dropless")))
-    return Case(config, experts, draw(st.integers(1, 14)), layout, draw(st.sampled_from([5, 20, 10**4])))
+def planned(case: Case) -> dict[int, UpdatePlan]:
+    return {rank: make_planner(case.config, rank).plan(case.experts, case.taker_B) for rank in case.ranks}
 
 
 @pytest.mark.parametrize("layout", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (4, 4, 1)])
@@ -130,161 +43,14 @@ def test_every_sequence_is_taken_once_by_ranks_that_store_its_experts(layout):
 @settings(deadline=None)
 @given(cases())
 def test_active_experts_of_all_ranks_are_those_of_the_batch(case: Case):
-    for layer, kind in enumerate(case.config.model.routed):
-        for data in range(case.config.parallel.data):
-            found: dict[int, int] = {}
-            for rank in range(case.config.parallel.ranks):
-                if Layout(case.config.parallel).coordinates(rank).data != data:
-                    continue
-                plan, held = case.plan(rank), case.held(rank, layer)
-                active = plan.plans[0].active_NA[layer]
-                assert len(active) == max(entries_of_segments(case.config))
-                assert (active[active_entries(case.config, kind) :] == len(held)).all()
-                used = active < len(held)
-                assert (np.diff(active[used]) > 0).all()
-                assert (active[~used] == len(held)).all()
-                assert (plan.used_NA[layer, ~used] == 0).all()
-                for expert, tokens in zip(held[active[used]], plan.used_NA[layer, used], strict=True):
-                    assert found.setdefault(int(expert), int(tokens)) == tokens, "copies of an expert count alike"
-            ids, counts = np.unique(case.experts[layer], return_counts=True)
-            assert {k: v for k, v in found.items() if v} == dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    assert_active_are_those_of_the_batch(case, planned(case))
 
 
-@settings(deadline=None)
-@given(cases(("all_to_all",)))
-def test_every_row_arrives_at_the_entry_of_its_expert(case: Case):
-    """The exchange in NumPy: what peer p has for this rank lies in block p of what arrives."""
-    layout, routed = Layout(case.config.parallel), case.config.model.routed
-    peers = case.config.parallel.expert
-    plans = {rank: case.plan(rank).plans for rank in range(case.config.parallel.ranks)}
-    for rank, of_rank in plans.items():
-        for g, plan in enumerate(of_rank):
-            for n, kind in enumerate(routed):
-                held, entries, rows = (
-                    np.append(case.held(rank, n), -1),
-                    active_entries(case.config, kind),
-                    case.room[kind].sent,
-                )
-                assert plan.order_NT.shape[1] == peers * entries * rows
-                assert np.array_equal(plan.offsets_NA1[n, : entries + 1], np.arange(entries + 1) * peers * rows)
-                assert (plan.offsets_NA1[n, entries:] == entries * peers * rows).all()
-                for source in layout.peers(rank, "expert"):
-                    sent = plans[source][g].order_NT[n].reshape(peers, entries, rows)[layout.coordinates(rank).expert]
-                    for entry, tokens in enumerate(sent):
-                        there = tokens[tokens >= 0]
-                        assert (tokens[len(there) :] == -1).all()
-                        assert (np.diff(there) > 0).all(), "tokens keep their order in the batch"
-                        assert (case.own(source)[n, g, there] == held[plan.active_NA[n, entry]]).all()
-
-
-@settings(deadline=None)
-@given(cases(("all_to_all",)))
-def test_a_token_has_one_row_or_its_expert_was_full(case: Case):
-    counts = []
-    for rank in range(case.config.parallel.ranks):
-        update = case.plan(rank)
-        lost = 0
-        for g, plan in enumerate(update.plans):
-            for n, kind in enumerate(case.config.model.routed):
-                order, inverse, experts = plan.order_NT[n], plan.inverse_NT[n], case.own(rank)[n, g]
-                kept = np.flatnonzero(inverse >= 0)
-                assert np.array_equal(order[inverse[kept]], kept)
-                assert np.array_equal(np.sort(order[order >= 0]), kept)
-                assert len(set(inverse[kept].tolist())) == len(kept)
-                for expert in np.unique(experts):
-                    of_expert = np.flatnonzero(experts == expert)
-                    assert np.array_equal(np.intersect1d(of_expert, kept), of_expert[: case.room[kind].sent])
-                lost += len(experts) - len(kept)
-        counts.append((lost, update.dropped))
-    assert {dropped for _, dropped in counts} == {sum(lost for lost, _ in counts)}, "every rank knows the total"
-
-
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(cases())
-def test_the_capacity_that_fullest_names_is_enough_and_one_less_is_not(case: Case):
-    planner, everybody = Planner(case.config, 0, "all_to_all"), data_rank_of_sequences(case.config)
-    needed = planner.needed_capacity(case.experts, everybody)
-    enough = as_many_rows(case.config, needed)
-    assert planner.plan(case.experts, everybody, {k: Capacity(rows) for k, rows in enough.items()}).dropped == 0
-    if case.config.model.kinds == ["own"]:
-        assert planner.plan(case.experts, everybody, {"own": Capacity(needed["own"] - 1)}).dropped > 0
-
-
-def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
-    config = config_of(2, 2, 1, overflow="refuse", capacity_factor=1.5)
-    rng = np.random.default_rng(0)
-    domains_B = np.repeat([members[0] for members in config.domain_sets], 2)
-    experts = domains_B[:, None] * 4 + rng.integers(0, 4, (LAYERS, 1, 8, LENGTH))
-    experts[1, 0, 2] = domains_B[2] * 4 + 3  # a whole sequence for one expert
-    rows = capacity(config)
-    assert rows == int(np.ceil(1.5 * 24 / 8))
-    messages = set()
-    for rank in range(4):
-        with pytest.raises(CapacityError) as error:
-            Planner(config, rank, dispatch_layout(config)).plan(
-                experts, data_rank_of_sequences(config), {"own": Capacity(rows)}
-            )
-        messages.add(str(error.value))
-    assert len(messages) == 1
-    message = messages.pop()
-    assert f"RRE layer 1: a rank has 12 rows for expert {domains_B[2] * 4 + 3}, whose capacity is {rows}" in message
-    assert "capacity_factor to 4 or more" in message
-    enough = config_of(2, 2, 1, overflow="refuse", capacity_factor=4.0)
-    layout = dispatch_layout(enough)
-    assert (
-        Planner(enough, 0, layout).plan(experts, data_rank_of_sequences(enough), room_of(enough, layout)).dropped == 0
+def test_all_ranks_together_compute_what_one_computes_alone(case: Case):
+    updates, grid = planned(case), Layout(case.config.parallel)
+    assert {update.dropped for update in updates.values()} == {0}
+    assert_all_compute_what_one_computes_alone(
+        case, updates, lambda plans, n: Gathering(grid, plans, n), lambda rank, g, n: case.own(rank)[n, g]
     )
-
-
-@settings(deadline=None)
-@given(cases(("compacted", "dropless")))
-def test_rows_meet_their_expert_and_come_back_to_their_token(case: Case):
-    """The way of every row of every rank, there and back, in NumPy: what an expert sees are rows of its tokens, each once, and what
-    a token gets back is what its expert made of it, or nothing where it found no room."""
-    layout, parallel = Layout(case.config.parallel), case.config.parallel
-    updates = {rank: case.plan(rank) for rank in range(parallel.ranks)}
-    lost = 0
-    for g in range(case.experts.shape[1]):
-        for n in range(len(case.experts)):
-            plans = {rank: update.plans[g] for rank, update in updates.items()}
-            x = {rank: 1.0 + rank * 10_000 + np.arange(case.own(rank).shape[-1]) for rank in plans}
-            arrived = travel(layout, plans, {r: take(x[r], p.order_NT[n]) for r, p in plans.items()}, n, case)
-            out = {}
-            for rank, plan in plans.items():
-                assert isinstance(plan, ExchangePlan)
-                held = np.append(case.held(rank, n), -1)
-                rows = take(arrived[rank], plan.arrive_NW[n])
-                expert_W = np.repeat(held[plan.active_NA[n]], np.diff(plan.offsets_NA1[n]))
-                assert len(rows) == plan.offsets_NA1[n, -1]
-                for value, expert in zip(rows, expert_W, strict=True):
-                    source, token = divmod(int(value) - 1, 10_000)
-                    assert not value or case.own(source)[n, g, token] == expert
-                out[rank] = np.where(rows > 0, rows * 3.0 + expert_W, 0.0)
-            leaving = {r: take(out[r], p.leave_NR[n]) for r, p in plans.items()}
-            back = travel(layout, plans, leaving, n, case, back=True)
-            for rank, plan in plans.items():
-                found, expert_T = take(back[rank], plan.inverse_NT[n]), case.own(rank)[n, g]
-                kept = plan.inverse_NT[n] >= 0
-                assert (found == np.where(kept, x[rank] * 3.0 + expert_T, 0.0)).all()
-                lost += int((~kept).sum())
-    assert {update.dropped for update in updates.values()} == {lost}
-
-
-def take(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return np.where(index >= 0, rows[np.maximum(index, 0)], 0.0)
-
-
-def travel(
-    layout: Layout, plans: dict[int, ExchangePlan], rows: dict[int, np.ndarray], n: int, case: Case, back: bool = False
-) -> dict[int, np.ndarray]:
-    """The exchange: each rank cuts its rows by receiver, and puts together what the others have for it."""
-    parts = {}
-    for rank, plan in plans.items():
-        counts = plan.taken_NP[n] if back else plan.sent_NP[n]
-        cuts = np.cumsum(counts) if case.layout == "dropless" else len(counts)
-        parts[rank] = np.split(rows[rank], cuts)
-    arrived = {}
-    for rank in plans:
-        peers = layout.peers(rank, "expert")
-        arrived[rank] = np.concatenate([parts[peer][peers.index(rank)] for peer in peers])
-    return arrived

@@ -76,7 +76,7 @@ def write_config(file: Path, data: Path, parallel: dict[str, int], **sections: d
     tree["model"] |= {"expert_init": "independent", "dense_layers": 0}
     tree["domains"].append({"name": "more", "language": "en", "slot": "en"})
     tree["data"] |= {"domain_sets": 2}
-    tree["parallel"] = {**parallel, "capacity_factor": 4.0}
+    tree["parallel"] = parallel
     tree["train"] |= {
         "steps": STEPS,
         "batch_size": 8,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -23,10 +24,8 @@ from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.step_arrays import StepArrays, draws_of
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.npu.capacity import DispatchLayout
-from pangu_sigma.ranks.layout import Room, data_rank_of_sequences, dispatch_layout, room_of
-from pangu_sigma.ranks.plans import Planner, UpdatePlan
-from pangu_sigma.rre.plan import RoutingPlan, route
+from pangu_sigma.ranks.layout import data_rank_of, data_rank_of_sequences
+from pangu_sigma.rre.plan import Planner, RoutingPlan, UpdatePlan
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -85,6 +84,14 @@ class Batch:
         )
 
 
+class MakesPlans(Protocol):
+    """Maker of a rank's routing plans, such as a `Planner`."""
+
+    def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> UpdatePlan:
+        """Return the plans of one update. experts_NGBS: the expert of each token of the whole batch, in G micro-batches. taker_B:
+        data-parallel index of the ranks that train on each sequence (`data_rank_of_sequences`)."""
+
+
 class BatchLoader:
     """Data loader of one rank: its share of each batch of one split of the prepared data."""
 
@@ -96,14 +103,14 @@ class BatchLoader:
         table: RoutingTable,
         split: str = "train",
         rank: int = 0,
-        layout: DispatchLayout | None = None,
+        planner: MakesPlans | None = None,
     ):
-        """folder: folder of prepared data. rank: rank that loads. layout: layout of the routing plans; with None that of CPU runs.
+        """folder: folder of prepared data. rank: rank that loads. planner: maker of its routing plans; None for one process alone.
 
         Raises DataError for missing or damaged data, as `open_samples`.
         """
         self.config, self.rank, self.folder = config, rank, folder
-        self.planner = Planner(config, rank, layout or dispatch_layout(config))
+        self.planner = planner or Planner(config)
         self.domains: Domains = domains_of(config)
         self.domain_sets = config.domain_sets
         self.tokenizer = tokenizer
@@ -130,33 +137,23 @@ class BatchLoader:
         return self.assemble(ids_GBS1, np.array([domain for domain, _ in taken]), first, counted_GBS)
 
     def assemble(
-        self, ids_GBS1: np.ndarray, domains_M: np.ndarray, first: int = 0, counted_GBS: np.ndarray | None = None
+        self,
+        ids_GBS1: np.ndarray,
+        domains_M: np.ndarray,
+        first: int = 0,
+        counted_GBS: np.ndarray | None = None,
+        taker_B: np.ndarray | None = None,
     ) -> Batch:
         """Assemble a batch from token ids; the sequences of block m belong to domain domains_M[m].
 
         ids_GBS1: token ids of sequences, [G micro-batches, B, S + 1]; the last id is only predicted. first: number of samples that
-        the run has used so far, for the seeds of dropout. counted_GBS: loss mask, as in `assemble_share`. Raises DataError for
-        an id without an embedding row in the domain's slot, CapacityError if experts get too many tokens (`Planner.plan`).
-        """
-        room = room_of(self.config, self.planner.layout)
-        return self.assemble_share(ids_GBS1, domains_M, data_rank_of_sequences(self.config), room, counted_GBS, first)
-
-    def assemble_share(
-        self,
-        ids_GBS1: np.ndarray,
-        domains_M: np.ndarray,
-        taker_B: np.ndarray,
-        room: Room,
-        counted_GBS: np.ndarray | None = None,
-        first: int = 0,
-    ) -> Batch:
-        """Assemble a batch, as `assemble` does, from the sequences of one group of ranks or of all groups.
-
-        ids_GBS1: token ids of G micro-batches. taker_B: data-parallel index of the ranks that train on each sequence. room: expert
-        capacity, as in `Planner.plan`.
+        the run has used so far, for the seeds of dropout.
         counted_GBS: loss mask, broadcastable to [G, B, S]: True where the prediction of the next token counts; None: all. The
-        beginning of a document and padding are never predicted. first: as in `assemble`.
+        beginning of a document and padding are never predicted.
+        taker_B: data-parallel index of the ranks that take each sequence; None for that of training batches.
+        Raises DataError for an id without an embedding row in the domain's slot, and the errors of the planner.
         """
+        taker_B = data_rank_of_sequences(self.config) if taker_B is None else taker_B
         ids, labels = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
         micro, batch = ids.shape[:2]
         domains_B = np.repeat(domains_M, batch // len(domains_M))
@@ -171,8 +168,8 @@ class BatchLoader:
             weights *= counted_GBS
         counted = weights.sum()
         weights /= counted
-        plan, load_NK = self._plan(ids, domains_M, taker_B, room)
-        own = self.planner.own(taker_B)
+        plan, load_NK = self._plan(ids, domains_B, positions, taker_B)
+        own = self.own(taker_B)
         blocks = np.unique(own // (batch // len(domains_M)))
         digest = xxhash.xxh3_64(np.ascontiguousarray(ids_GBS1, np.int32).tobytes())
         digest.update(np.ascontiguousarray(domains_M, np.int32).tobytes())
@@ -195,31 +192,29 @@ class BatchLoader:
             digest=digest.hexdigest(),
         )
 
+    def own(self, taker_B: np.ndarray) -> np.ndarray:
+        """Return the indices of the sequences that this rank takes, ascending. taker_B: as in `assemble`."""
+        return np.flatnonzero(taker_B == data_rank_of(self.config, self.rank))
+
     def frequencies(self) -> np.ndarray:
         """Return the token counts [D, V] of the training text. Raises DataError if they are damaged or of another shape."""
         return read_frequencies(self.folder, len(self.domains), self.tokenizer.size)
-
-    def experts(self, ids_GBS: np.ndarray, domains_M: np.ndarray) -> np.ndarray:
-        """Return the expert of each token in each segment, [N, G micro-batches, B, S]. domains_M: as in `assemble`."""
-        _, positions = documents_and_positions(ids_GBS, self.tokenizer.eot)
-        domains_B = np.repeat(domains_M, ids_GBS.shape[1] // len(domains_M))
-        return route(self.table, ids_GBS, np.broadcast_to(domains_B, ids_GBS.shape[:2]), positions)
 
     def _open(self, folder: Path, split: str) -> Samples:
         return open_samples(self.config, folder, split, self.tokenizer.size)
 
     def _plan(
-        self, ids_GBS: np.ndarray, domains_M: np.ndarray, taker_B: np.ndarray, room: Room
+        self, ids_GBS: np.ndarray, domains_B: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray
     ) -> tuple[UpdatePlan, np.ndarray]:
         """Return the rank's routing plan, and the number of tokens of each expert in the whole batch [N, K]."""
         stored = max(self.config.experts, self.config.model.common_experts)
         if not self.table.layers:
             # graphs cannot take empty tensors, so a model without RRE layers carries a plan of zeros
             plans = [RoutingPlan(*(np.zeros((1, 2), np.int32),) * 4) for _ in ids_GBS]
-            return UpdatePlan(plans, np.zeros((1, 1), int), 0), np.zeros((1, stored), int)
-        experts_NGBS = self.experts(ids_GBS, domains_M)
+            return UpdatePlan(plans, np.zeros((1, 1), int)), np.zeros((1, stored), int)
+        experts_NGBS = self.table.route(ids_GBS, np.broadcast_to(domains_B[:, None], ids_GBS.shape), positions_GBS)
         load_NK = np.stack([np.bincount(experts.ravel(), minlength=stored) for experts in experts_NGBS])
-        return self.planner.plan(experts_NGBS, taker_B, room), load_NK
+        return self.planner.plan(experts_NGBS, taker_B), load_NK
 
     def _check_rows(self, rows_GBS: np.ndarray, ids_GBS: np.ndarray, domains_B: np.ndarray) -> None:
         """Raise DataError for the first token without a row."""

@@ -18,8 +18,7 @@ import xxhash
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.domains import Domain
-from pangu_sigma.npu.capacity import Capacity
-from pangu_sigma.ranks.layout import Room, as_many_rows, data_rank_of_sequences, room_of, share_of
+from pangu_sigma.ranks.layout import data_rank_of_sequences, share_of, takers_of_group
 from pangu_sigma.text.tokenizer import Tokenizer
 
 
@@ -48,7 +47,7 @@ class HeldOut:
         samples are read; None for all."""
         self._batches, self._config = batches, batches.config
         everybody = data_rank_of_sequences(self._config)
-        self._takers_B = everybody[np.isin(everybody, batches.planner.group)]
+        self._takers_B = everybody[np.isin(everybody, takers_of_group(self._config, batches.rank))]
         self._blocks = self._config.data.domains_per_step // self._config.parallel.groups
         self._per_block = self._config.train.batch_size // self._config.data.domains_per_step
         self._wanted = [
@@ -85,25 +84,24 @@ class HeldOut:
     def domain_batches(self, domain: int) -> list[HeldOutBatch]:
         """Return this rank's share of a domain's batches, for a graph with a loss per sample; [] for a domain of other ranks.
 
-        The last batch is padded with samples of weight 0. No row is dropped: the expert capacity is large enough for the
-        batches of all domains of the group.
+        The last batch is padded with samples of weight 0.
         """
         if domain not in self.domains:
             return []
         domains_M = np.full(self._blocks, domain)
-        own, last, batches = self._batches.planner.own(self._takers_B), self._wanted[domain] - 1, []
+        own, last, batches = self._batches.own(self._takers_B), self._wanted[domain] - 1, []
         for numbers_MGQ in self._numbers(domain):
             ids_GBS1, counted_GBS = self._read(domains_M, numbers_MGQ)
             counted_GBS &= _by_pass(numbers_MGQ <= last)[..., None]
-            batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, self._room, counted_GBS)
+            batch = self._assembled(ids_GBS1, domains_M, counted_GBS)
             units_U = _by_pass(numbers_MGQ)[0, own].clip(max=last)
             batches.append(HeldOutBatch(batch, np.full(len(own), domain), units_U))
         return batches
 
     def training_shaped_batches(self) -> list[HeldOutBatch]:
-        """Return this rank's batches in the shape and with the expert capacity of training, for a graph with a loss per block.
+        """Return this rank's batches in the shape of training, for a graph with a loss per block.
 
-        Blocks are padded with samples of weight 0. Raises CapacityError if experts get too many rows, as training does.
+        Blocks are padded with samples of weight 0. Raises the errors of the planner, as training does.
         """
         passes, batches, size = self._config.train.accumulation, [], self.block
         for first in range(0, len(self.domains), self._blocks):
@@ -115,8 +113,7 @@ class HeldOut:
                 numbers_MGQ = np.tile(numbers_GQ, (self._blocks, 1, 1))
                 ids_GBS1, counted_GBS = self._read(domains_M, numbers_MGQ)
                 counted_GBS &= _by_pass(numbers_MGQ < wanted_M[:, None, None])[..., None]
-                room = room_of(self._config, self._batches.planner.layout)
-                batch = self._batches.assemble_share(ids_GBS1, domains_M, self._takers_B, room, counted_GBS)
+                batch = self._assembled(ids_GBS1, domains_M, counted_GBS)
                 domains_U = domains_M[batch.blocks]
                 last_U = np.array(self.units(size))[domains_U] - 1
                 batches.append(HeldOutBatch(batch, domains_U, np.minimum(start // size, last_U)))
@@ -137,19 +134,9 @@ class HeldOut:
         ids, counted = (np.stack([read(*each) for each in chosen]) for read in (samples.read, samples.counted))
         return _by_pass(ids.reshape(*numbers_MGQ.shape, -1)), _by_pass(counted.reshape(*numbers_MGQ.shape, -1))
 
-    @cached_property
-    def _room(self) -> Room:
-        """Expert capacity that the batches of all domains of the group need, by the kind of a segment; 0 if the layout has none."""
-        batches, most = self._batches, dict.fromkeys(self._config.model.kinds, 0)
-        if batches.planner.layout == "local" or not batches.table.layers:
-            return {kind: Capacity(0) for kind in most}
-        for domain in self.domains:
-            domains_M = np.full(self._blocks, domain)
-            for numbers_MGQ in self._numbers(domain):
-                experts_NGBS = batches.experts(self._read(domains_M, numbers_MGQ)[0][..., :-1], domains_M)
-                needed = batches.planner.needed_capacity(experts_NGBS, self._takers_B)
-                most = {kind: max(rows, needed[kind]) for kind, rows in most.items()}
-        return {kind: Capacity(rows) for kind, rows in as_many_rows(self._config, most).items()}
+    def _assembled(self, ids_GBS1: np.ndarray, domains_M: np.ndarray, counted_GBS: np.ndarray) -> Batch:
+        """Return the batch of these token ids, whose sequences the ranks of the group take."""
+        return self._batches.assemble(ids_GBS1, domains_M, counted_GBS=counted_GBS, taker_B=self._takers_B)
 
 
 def samples_of_evaluation(config: Config) -> int:

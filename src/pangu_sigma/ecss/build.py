@@ -8,7 +8,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.ranks.all_to_all import make_experts_for
+from pangu_sigma.ranks.experts import make_experts_for
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 
 

@@ -26,8 +26,8 @@ from pangu_sigma.model.pangu_sigma import FFN_TENSORS, tensor_spans
 from pangu_sigma.npu.communicators import OF_COPIES
 from pangu_sigma.npu.cuts import active_buffers, summed_alone
 from pangu_sigma.npu.inputs import StepSettings
+from pangu_sigma.npu.rows import dispatch_layout
 from pangu_sigma.ranks.connect import Groups
-from pangu_sigma.ranks.layout import dispatch_layout
 
 
 class FetchExperts(nn.Cell):
@@ -83,7 +83,7 @@ class ActiveExperts(nn.Cell):
         self.scale = Parameter(Tensor([1.0], ms.float32), name="pass_scale", requires_grad=False)
         self.multiply = ops.Mul()
         self.active = ParameterTuple(_buffers(config))
-        self.segments, self.dropless = len(config.model.routed), dispatch_layout(config, ascend=True) == "dropless"
+        self.segments, self.dropless = len(config.model.routed), dispatch_layout(config) == "dropless"
         self.spans = tensor_spans(config.model, self.segments)
         of_rank = [p.name for p in self.of_segments(fetch.numbers)]
         names = [p.name for p in self.active]

@@ -17,14 +17,14 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.ecss.prefetch import Prefetcher
-from pangu_sigma.npu.capacity import DispatchLayout
 from pangu_sigma.npu.context import use_ascend
 from pangu_sigma.npu.inputs import step_inputs
+from pangu_sigma.npu.planner import ExchangePlanner
 from pangu_sigma.npu.saved_parts import dense_of, parameter_parts, writes_part
 from pangu_sigma.npu.step import AscendStep
 from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.connect import connect
-from pangu_sigma.ranks.layout import Layout, dispatch_layout
+from pangu_sigma.ranks.layout import Layout
 from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.training.backend import Backend, TrainingSetup
 from pangu_sigma.training.evaluator import Evaluator
@@ -35,8 +35,8 @@ from pangu_sigma.training.step import StepResult
 class AscendBackend(Backend):
     """Training backend for ranks that are NPUs: `AscendStep` under MindSpore's auto-parallel."""
 
-    def layout(self, config: Config) -> DispatchLayout:
-        return dispatch_layout(config, ascend=True)
+    def planner(self, config: Config, rank: int) -> ExchangePlanner:
+        return ExchangePlanner(config, rank)
 
     def connect(self, config: Config) -> Ranks:
         check_ascend(config)

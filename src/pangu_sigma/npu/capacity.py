@@ -1,11 +1,11 @@
-"""Routing plans under expert parallelism, for tokens whose expert another rank stores, in three layouts of the exchanged rows.
+"""Routing plans of NPUs, which exchange the rows of tokens with the ranks of their experts, in two layouts of the exchanged rows.
 
 Shape suffixes: N segments, G micro-batches, B sequences, S sequence, T tokens of a rank, D data-parallel ranks ("takers") of
 sequences, K experts stored in a layer, by all ranks or by one, P expert ranks of a group, A entries of each active list, Q = P·A,
 C capacity; R rows that a rank sends, W rows that its experts multiply.
 
-    all_to_all   R = W = P·A·C: C rows for each entry of each rank. Arrived rows are multiplied without reordering.
-    compacted    R = P·A·C; `arrive` gathers the arrived rows of an expert, the same number for each expert: W = A · room.
+    compacted    R = P·A·C: C rows for each entry of each rank; `arrive` gathers the arrived rows of an expert, the same number
+                 for each expert: W = A · room.
     dropless     R = T + 1: rows without padding, by receiver and entry; W = room, shared by the experts as their loads need.
 
 Row (peer · A + entry) · C + i of the rows that a rank sends is its i-th token, in batch order, for the expert at `entry` of the
@@ -24,9 +24,8 @@ import numpy as np
 from pangu_sigma.errors import UserError
 from pangu_sigma.rre.plan import RoutingPlan
 
-DispatchLayout = Literal["local", "all_to_all", "compacted", "dropless"]
-"""Layout of the dispatched rows of an RRE layer. `local`: a rank stores all experts of its tokens, and no rows are exchanged. The
-others are those of this module, whose group may be a single rank."""
+DispatchLayout = Literal["compacted", "dropless"]
+"""Layout of the dispatched rows of an RRE layer; the group of ranks may be a single one."""
 
 
 class CapacityError(UserError, ValueError):
@@ -35,11 +34,11 @@ class CapacityError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Capacity:
-    """Limits on the rows that ranks exchange. sent: C, the most rows from one rank for one expert, None without a limit. arrived:
-    the most rows that arrive for one expert, or if dropless for all experts of a rank together; None without a further limit."""
+    """Limits on the rows that ranks exchange. sent: C, the most rows from one rank for one expert, None without a limit.
+    arrived: the most rows that arrive for one expert, or if dropless for all experts of a rank together."""
 
     sent: int | None
-    arrived: int | None = None
+    arrived: int
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,14 @@ def exchange_plans(
     peer: int,
     kept_NGPK: np.ndarray,
     room: Capacity,
-) -> list[RoutingPlan]:
-    """Make the routing plans of G micro-batches of one rank: `ExchangePlan`s, or for `all_to_all` plain `RoutingPlan`s.
+) -> list[ExchangePlan]:
+    """Make the routing plans of G micro-batches of one rank.
 
     experts_NGT: expert of each of the rank's tokens, by its number among all K.
     ids_PNA: expert at each entry of the active list of each rank of the group, -1 for unused entries. active_NA: the rank's own
         list, as rows of its store. peer: number of this rank in its group.
     kept_NGPK: number of rows from each rank of the group to each expert that fit the capacity `room` (`Receivers.kept`).
     """
-    kind = RoutingPlan if layout == "all_to_all" else ExchangePlan
     plans = []
     for g in range(experts_NGT.shape[1]):
         layers = [
@@ -94,14 +92,14 @@ def exchange_plans(
             for n in range(len(active_NA))
         ]
         arrays = (active_NA, *map(np.stack, zip(*layers, strict=True)))
-        plans.append(kind(*(array.astype(np.int32) for array in arrays)))
+        plans.append(ExchangePlan(*(array.astype(np.int32) for array in arrays)))
     return plans
 
 
 def _plan_layer(
     layout: DispatchLayout, experts_T: np.ndarray, ids_PA: np.ndarray, peer: int, kept_PK: np.ndarray, room: Capacity
 ) -> tuple[np.ndarray, ...]:
-    """Return order, inverse and offsets of one layer; for an `ExchangePlan` also arrive, leave, sent and taken."""
+    """Return order, inverse, offsets, arrive, leave, sent and taken of one layer."""
     entries = ids_PA.shape[1]
     sent_PA = np.where(ids_PA >= 0, kept_PK[peer][ids_PA], 0)
     taken_PA = np.where(ids_PA[peer] >= 0, kept_PK[:, ids_PA[peer]], 0)
@@ -109,19 +107,16 @@ def _plan_layer(
         rows = len(experts_T) + 1
         sent_P, first_Q = _without_gaps(sent_PA, peer)
         taken_P, arrived_Q = _without_gaps(taken_PA, peer)
+        # the last entry has the empty rows, too: GroupedMatmul writes nothing after its end, and unwritten rows must not be read
+        offsets_A1 = np.append(_starts(taken_PA.sum(axis=0)), room.arrived)
+        leave_R = np.full(room.arrived + 1, -1)  # with the rank's own empty row; a graph has fixed shapes
     else:
         assert room.sent is not None
         rows = ids_PA.size * room.sent  # equal sizes for all entries: auto-parallel supports no other exchange
         sent_P, taken_P = sent_PA.sum(axis=1), taken_PA.sum(axis=1)
         first_Q = arrived_Q = np.arange(ids_PA.size) * room.sent
+        offsets_A1, leave_R = np.arange(entries + 1) * room.arrived, np.full(rows, -1)
     order_R, inverse_T = _assign_rows(experts_T, ids_PA.ravel(), kept_PK[peer], first_Q, rows)
-    if room.arrived is None:
-        return order_R, inverse_T, np.arange(entries + 1) * (rows // entries)
-    offsets_A1, leave_R = np.arange(entries + 1) * room.arrived, np.full(rows, -1)
-    if layout == "dropless":
-        # the last entry has the empty rows, too: GroupedMatmul writes nothing after its end, and unwritten rows must not be read
-        offsets_A1 = np.append(_starts(taken_PA.sum(axis=0)), room.arrived)
-        leave_R = np.full(room.arrived + 1, -1)  # with the rank's own empty row; a graph has fixed shapes
     arrive_W = _bring_together(taken_PA, arrived_Q.reshape(taken_PA.shape), offsets_A1, leave_R)
     return order_R, inverse_T, offsets_A1, arrive_W, leave_R, sent_P, taken_P
 
@@ -206,8 +201,6 @@ class Receivers:
     def kept(self, sent_NGDK: np.ndarray, room: Capacity) -> np.ndarray:
         """Return how many of the sent rows fit the capacity, in the same shape; earlier senders and rows go first."""
         kept = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
-        if room.arrived is None:
-            return kept
         by_sender = self._by_sender(kept)
         if self.layout != "dropless":
             filled = np.minimum(np.cumsum(by_sender, axis=3), room.arrived)

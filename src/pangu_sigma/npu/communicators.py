@@ -15,7 +15,8 @@ import numpy as np
 
 from pangu_sigma.chips import CHIP_DATA, family
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.ranks.layout import AXES, Layout, axes_text, tokens_of_rank
+from pangu_sigma.npu.rows import tokens_of_rank
+from pangu_sigma.ranks.layout import AXES, Layout, axes_text
 from pangu_sigma.sections import ParallelConfig
 
 TENSOR, EXPERT, DATA, HOLDERS, COPIES, REPLICAS, STAGE, ALL = GROUPS = (
@@ -35,6 +36,12 @@ OF_COPIES = "of_copies"
 
 _HOST = 8
 """Number of NPUs that MindSpore takes for a host of 910A."""
+
+
+def stages_of_host(parallel: ParallelConfig, host: int, size: int) -> list[int]:
+    """Return the pipeline stage of each rank of host number `host`, which has `size` devices."""
+    ranks = range(host * size, min((host + 1) * size, parallel.ranks))
+    return [rank // parallel.stage_ranks for rank in ranks]
 
 
 def check_layout(config: Config) -> None:

@@ -8,13 +8,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
-from pangu_sigma.ranks.layout import (
-    active_entries,
-    dispatch_layout,
-    exchanged_rows,
-    multiplied_rows,
-    tokens_of_rank,
-)
+from pangu_sigma.npu.rows import dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.ranks.layout import active_entries
 from pangu_sigma.sections import Segment
 
 
@@ -60,7 +55,7 @@ def plan_arrays(config: Config, kind: Segment = "own") -> dict[str, int]:
     indices of dispatch and of combine, and in the dropless layout the ends of the experts' rows."""
     peers, tokens = config.parallel.expert, tokens_of_rank(config)
     sent, multiplied = exchanged_rows(config), multiplied_rows(config)
-    if dispatch_layout(config, ascend=True) == "compacted":
+    if dispatch_layout(config) == "compacted":
         return {"order_NR": sent, "arrive_NW": multiplied, "inverse_NT": tokens, "leave_NR": sent}
     there = {"order_NR": sent, "arrive_NW": multiplied, "sent_NP": peers, "taken_NP": peers}
     return there | {"inverse_NT": tokens, "leave_NR": multiplied + 1, "ends_NA": active_entries(config, kind)}

@@ -43,13 +43,14 @@ from pangu_sigma.npu.exchange import compacted_experts
 from pangu_sigma.npu.inputs import StepSettings, inputs_of
 from pangu_sigma.npu.micro_batches import GradientAccumulation
 from pangu_sigma.npu.overflow import OverflowCheck
+from pangu_sigma.npu.rows import dispatch_layout, gather_operator
 from pangu_sigma.npu.sharding import apply_strategies, parameters_of_stage, received_by_stage
 from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.optimizer.clip import gradient_factor
 from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.ranks.connect import Groups
-from pangu_sigma.ranks.layout import Layout, active_entries, dispatch_layout, gather_operator
+from pangu_sigma.ranks.layout import Layout, active_entries
 from pangu_sigma.rre.experts import Experts
 from pangu_sigma.sections import Activation, Segment
 
@@ -181,7 +182,7 @@ def _network(config: Config, rank: int) -> PanGuSigma:
     groups = Groups(Layout(config.parallel), rank)
 
     def routed(activation: Activation, kind: Segment) -> Experts:
-        if dispatch_layout(config, ascend=True) == "dropless":
+        if dispatch_layout(config) == "dropless":
             return dropless_experts(groups, config.model.hidden, activation, gather_operator(config) == "cann")
         return compacted_experts(config.parallel, active_entries(config, kind), activation)
 

@@ -10,7 +10,7 @@ import os
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.host.npus import missing_for_ascend
-from pangu_sigma.ranks.layout import dispatch_layout
+from pangu_sigma.npu.rows import dispatch_layout
 
 
 def check_ascend(config: Config) -> None:
@@ -35,7 +35,7 @@ def check_ascend(config: Config) -> None:
         return
     if not config.ecss.enabled:
         raise ConfigError("ecss.enabled=false: the Ascend step keeps experts on the host; set ecss.enabled=true")
-    if config.parallel.gather == "cann" and dispatch_layout(config, ascend=True) != "dropless":
+    if config.parallel.gather == "cann" and dispatch_layout(config) != "dropless":
         raise ConfigError(
             "parallel.gather=cann: CANN's operator is for 910B and later without stages; leave parallel.gather out, or use another "
             "chip (parallel.chip) or parallel.stages=1"

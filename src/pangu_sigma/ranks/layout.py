@@ -1,6 +1,6 @@
 """The layout of ranks: their coordinates, and the data, layers and experts of each. Pure Python, without MindSpore or a device.
 
-Shape suffixes: B sequences of a batch, A' entries of the active list of a rank, C capacity.
+Shape suffix: B sequences of a batch.
 
 A rank has stage, group, expert, data and tensor coordinates; the last varies fastest. The paper's layout on 512 ranks:
 
@@ -16,17 +16,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.npu.capacity import Capacity, DispatchLayout
 from pangu_sigma.sections import ParallelConfig, Segment
-
-Room = dict[Segment, Capacity]
-"""Limits on the rows that ranks exchange, for each kind of segments."""
 
 AXES = ("stages", "groups", "expert", "data", "tensor")
 """Keys of the parallel section that count ranks; the first varies slowest."""
@@ -86,12 +80,6 @@ def rre_layers_of_stage(config: Config, stage: int) -> list[int]:
     return [layer - dense for layer in layers_of_stage(config, stage) if layer >= dense]
 
 
-def stages_of_host(parallel: ParallelConfig, host: int, size: int) -> list[int]:
-    """Return the pipeline stage of each rank of host number `host`, which has `size` devices."""
-    ranks = range(host * size, min((host + 1) * size, parallel.ranks))
-    return [rank // parallel.stage_ranks for rank in ranks]
-
-
 @dataclass(frozen=True)
 class Share:
     """The data and the experts of one rank.
@@ -147,6 +135,12 @@ def data_rank_of(config: Config, rank: int) -> int:
     return rank % config.parallel.stage_ranks // config.parallel.tensor
 
 
+def takers_of_group(config: Config, rank: int) -> np.ndarray:
+    """Return the data-parallel indices (`data_rank_of`) of the ranks of a rank's group."""
+    takers = config.parallel.expert * config.parallel.data
+    return np.arange(takers) + data_rank_of(config, rank) // takers * takers
+
+
 def active_entries(config: Config, kind: Segment = "own") -> int:
     """Return the length of a segment's list of active experts on one rank; without ECSS, and if they are common, every stored
     expert has an entry."""
@@ -164,75 +158,3 @@ def active_in_group(config: Config, kind: Segment = "own") -> int:
     if kind == "common":
         return config.model.common_experts
     return config.data.domains_per_step * config.model.experts_per_domain // config.parallel.groups
-
-
-def tokens_of_rank(config: Config) -> int:
-    """Return T, the tokens of a rank in one pass; ranks of a tensor group have the same tokens."""
-    parallel = config.parallel
-    return config.train.batch_size // (parallel.stage_ranks // parallel.tensor) * config.model.seq_length
-
-
-def capacity(config: Config, kind: Segment = "own") -> int:
-    """Return C, the most rows that a rank may send to one expert: `capacity_factor` times an even share of the rank's tokens,
-    raised by `as_many_rows`."""
-    sent = config.parallel.capacity_factor * tokens_of_rank(config)
-    return as_many_rows(config, {k: math.ceil(sent / active_in_group(config, k)) for k in config.model.kinds})[kind]
-
-
-def as_many_rows(config: Config, rows: dict[Segment, int]) -> dict[Segment, int]:
-    """Return numbers of rows for one expert, by the kind of its segment, raised until all experts of a rank have equally many
-    together in segments of each kind. Then the arrays of their plans are equally long (our choice). rows: the least numbers."""
-    entries = {kind: active_entries(config, kind) for kind in rows}
-    unit = math.lcm(*entries.values())
-    together = max(math.ceil(each * entries[kind] / unit) for kind, each in rows.items()) * unit
-    return {kind: together // count for kind, count in entries.items()}
-
-
-def dispatch_layout(config: Config, ascend: bool = False) -> DispatchLayout:
-    """Return the layout of a run's routing plans. ascend: True for training on NPUs, where the chip decides.
-
-    With stages every chip has the layout of 910A, because the other one needs a Morph (an operator that wraps a graph): if a weight
-    goes into one, MindSpore 2.9 adds gradients of micro-batches in a circle, and does not compile the graph.
-    """
-    if ascend:
-        return "dropless" if CHIP_DATA[config.parallel.chip].dropless and config.parallel.stages == 1 else "compacted"
-    return "all_to_all" if config.parallel.expert > 1 else "local"
-
-
-def gather_operator(config: Config) -> Literal["ours", "cann"]:
-    """Return whose operator gathers rows on NPUs: that of `parallel.gather`, by default CANN's in the dropless layout, whose graph
-    spells out the work of one rank, and else ours, because CANN's cannot be restricted to the rows of its rank."""
-    return config.parallel.gather or ("cann" if dispatch_layout(config, ascend=True) == "dropless" else "ours")
-
-
-def even_rows_received(config: Config, layout: DispatchLayout, kind: Segment = "own") -> float:
-    """Return how many rows arrive at each of a rank's experts under an even load; if dropless, at all of them together."""
-    return tokens_of_rank(config) / (1 if layout == "dropless" else active_entries(config, kind))
-
-
-def room_of(config: Config, layout: DispatchLayout) -> Room:
-    """Return the limits of a dispatch layout by the configuration, for each kind of segments: on the rows that a rank sends to an
-    expert, and receives."""
-    kinds = config.model.kinds
-    if layout in ("local", "all_to_all"):
-        return {kind: Capacity(capacity(config, kind)) for kind in kinds}
-    factor = config.parallel.arrival_factor or config.parallel.capacity_factor
-    arrived = {kind: math.ceil(factor * even_rows_received(config, layout, kind)) for kind in kinds}
-    if layout == "dropless":
-        return {kind: Capacity(None, rows) for kind, rows in arrived.items()}
-    return {kind: Capacity(capacity(config, kind), rows) for kind, rows in as_many_rows(config, arrived).items()}
-
-
-def exchanged_rows(config: Config) -> int:
-    """Return R, the number of rows that an Ascend rank sends in each segment of an RRE layer: as many as the capacity for each
-    expert of its group; in the layout dropless, one for each of its tokens, and an empty one."""
-    dropless = dispatch_layout(config, ascend=True) == "dropless"
-    return tokens_of_rank(config) + 1 if dropless else active_in_group(config) * capacity(config)
-
-
-def multiplied_rows(config: Config) -> int:
-    """Return W, the number of rows that an Ascend rank's experts multiply in each segment of an RRE layer, padding included."""
-    layout = dispatch_layout(config, ascend=True)
-    room = room_of(config, layout)["own"].arrived
-    assert room is not None, "on Ascend rows are brought together"
-    return room if layout == "dropless" else active_entries(config) * room

@@ -3,7 +3,7 @@
 Shape suffixes: T tokens, H hidden, F ffn, A active experts, C capacity.
 
 Dispatch and combine have no parameters and do not read token values: the routing plan says which row goes where. Two layouts of the
-sorted rows are here, each with its own dispatch, FFN and combine; a third, for experts on other ranks, is in travel.py:
+sorted rows are here, each with its own dispatch, FFN and combine:
 
 * grouped: [T, H], rows of expert a at offsets[a] … offsets[a + 1] - 1; the operators of `ascend_ops`. Nothing is padded.
 * padded: [A, C, H]; standard operators, for exported graphs, which run where our operators are not installed.

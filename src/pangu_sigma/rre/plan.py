@@ -1,7 +1,7 @@
 """Routing plan of a batch: its active experts, and the dispatch of every token. The host makes it from the token ids.
 
-Shape suffixes: N segments of all RRE layers, G micro-batches, B batch, S sequence, T tokens = B·S, A entries of the active list, C
-capacity.
+Shape suffixes: N segments of all RRE layers, G micro-batches, B batch, S sequence, T tokens = B·S, A entries of the active list, K
+experts of a segment.
 
 The device never sorts, counts or compares: dispatch is a gather by `order`, combine is a gather by `inverse`, and each is the
 gradient of the other.
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pangu_sigma.config import ConfigError
-from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.config import Config, ConfigError
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,9 @@ class RoutingPlan:
 
     active_NA: ascending ids of the experts with at least one token, or of all experts if every one has an entry. Unused entries
         hold `stored` (one past the last expert) and have no tokens, so nothing is multiplied or updated there.
-    order_NT: row i of the sorted tokens is token order[i]. Tokens of one expert keep their order in the batch.
-    inverse_NT: token t is row inverse[t] of the sorted tokens.
+    order_NT: row i of the sorted tokens is token order[i]. Tokens of one expert keep their order in the batch. Tokens whose expert
+        is not in the store are in no row: at the end of the rows as many hold -1.
+    inverse_NT: token t is row inverse[t] of the sorted tokens, -1 for none.
     offsets_NA1: the tokens of the expert at entry a are the sorted rows offsets[a] … offsets[a + 1] - 1.
     """
 
@@ -39,9 +39,45 @@ class RoutingPlan:
         return np.diff(self.offsets_NA1, axis=1)
 
 
-def route(table: RoutingTable, ids_GBS: np.ndarray, domains_GB: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray:
-    """Return the expert of each token in each segment, int32 [N, G, B, S]; G micro-batches. domains_GB: sequences' domains."""
-    return table.route(ids_GBS, np.broadcast_to(domains_GB[..., None], ids_GBS.shape), positions_GBS)
+@dataclass(frozen=True)
+class UpdatePlan:
+    """Routing plans of one update.
+
+    plans: one for each micro-batch.
+    used_NA: number of tokens for each entry of the active list, in all micro-batches together. Copies of an expert have the same
+        number, because their update depends on it.
+    dropped: number of rows of the whole batch without room, so that their tokens have no expert; only plans of NPUs have a limit.
+    """
+
+    plans: Sequence[RoutingPlan]
+    used_NA: np.ndarray
+    dropped: int = 0
+
+
+class Planner:
+    """Maker of the routing plans of one process, which stores all experts and computes all tokens."""
+
+    def __init__(self, config: Config):
+        routed = config.model.routed
+        self.stored = [np.arange(config.stored_experts(kind)) for kind in routed]
+        """Row of each expert of each segment in the store, -1 if it is not there."""
+        self.entries = [config.active_of(kind) for kind in routed]
+        """Length of the active list of each segment."""
+
+    def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> UpdatePlan:
+        """Return the plans of one update. experts_NGBS: the expert of each token of the whole batch, in G micro-batches. taker_B:
+        who trains on each sequence, if there are several."""
+        return self.plan_tokens(experts_NGBS, list(experts_NGBS))
+
+    def plan_tokens(self, experts_NGBS: np.ndarray, counted: Sequence[np.ndarray]) -> UpdatePlan:
+        """Return the plans for the tokens of these experts. counted: for each segment the experts of all tokens of the update that
+        make an expert active."""
+        rows_N = [row_K[experts] for row_K, experts in zip(self.stored, counted, strict=True)]
+        used_N = [rows[rows >= 0] for rows in rows_N]
+        active_NA = active_lists(used_N, [int(row_K.max()) + 1 for row_K in self.stored], self.entries)
+        tokens_NA = [np.bincount(used, minlength=a.max() + 1)[a] for used, a in zip(used_N, active_NA, strict=True)]
+        rows_NGBS = np.stack([row_K[experts] for row_K, experts in zip(self.stored, experts_NGBS, strict=True)])
+        return UpdatePlan(plan_rows(rows_NGBS.reshape(*rows_NGBS.shape[:2], -1), active_NA), np.stack(tokens_NA))
 
 
 def active_lists(
@@ -66,20 +102,24 @@ def active_lists(
     return active_NA
 
 
-def plan_rows(experts_NGT: np.ndarray, active_NA: np.ndarray) -> list[RoutingPlan]:
-    """Make the routing plans of G micro-batches on one rank. The active lists must hold all experts of these tokens."""
+def plan_rows(rows_NGT: np.ndarray, active_NA: np.ndarray) -> list[RoutingPlan]:
+    """Make the routing plans of G micro-batches. rows_NGT: row of each token's expert in the store, -1 if it is not there. The
+    active lists must hold all others."""
     plans = []
-    for g in range(experts_NGT.shape[1]):
-        layers = [_sort_by_expert(experts_NGT[n, g], active_A) for n, active_A in enumerate(active_NA)]
-        order_NT, inverse_NT, offsets_NA1 = (np.stack(rows).astype(np.int32) for rows in zip(*layers, strict=True))
+    for g in range(rows_NGT.shape[1]):
+        layers = [_sort_by_expert(rows_NGT[n, g], active_A) for n, active_A in enumerate(active_NA)]
+        order_NT, inverse_NT, offsets_NA1 = (np.stack(arrays).astype(np.int32) for arrays in zip(*layers, strict=True))
         plans.append(RoutingPlan(active_NA.astype(np.int32), order_NT, inverse_NT, offsets_NA1))
     return plans
 
 
-def _sort_by_expert(experts_T: np.ndarray, active_A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sort_by_expert(rows_T: np.ndarray, active_A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return order, inverse and offsets of one layer."""
-    order = np.argsort(experts_T, kind="stable")
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order))
-    counts_K = np.bincount(experts_T, minlength=active_A.max() + 1)  # 0 for unused entries: no token is routed there
+    here = np.count_nonzero(rows_T >= 0)
+    sorted_T = np.argsort(rows_T, kind="stable")[len(rows_T) - here :]  # tokens of no expert, at -1, come first
+    order, inverse = np.full((2, len(rows_T)), -1)
+    order[:here], inverse[sorted_T] = sorted_T, np.arange(here)
+    counts_K = np.bincount(
+        rows_T[sorted_T], minlength=active_A.max() + 1
+    )  # 0 for unused entries: no token is routed there
     return order, inverse, np.concatenate([[0], np.cumsum(counts_K[active_A])])

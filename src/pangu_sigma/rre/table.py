@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.errors import DataError
+from pangu_sigma.rre.table_file import DAMAGED, read_tables, write_tables
 from pangu_sigma.sections import RoutingConfig, Segment
-
-_COMMON = ("common_N", "common_spread_V")
-_FIX = "the file is damaged, take it from a copy of the run or the export"
-_MOST_BYTES = 4 << 30
-"""Size limit in bytes of a table that is read; that of `sigma_1t` has some 30 MB. A few kilobytes of zip can unpack to more than
-any memory holds."""
 
 
 @dataclass(frozen=True)
@@ -68,56 +59,12 @@ class RoutingTable:
 
     def save(self, path: Path) -> None:
         """Write the tables to an .npz file."""
-        common = {} if self.common_N is None else {name: getattr(self, name) for name in _COMMON}
-        np.savez_compressed(path, first_NDV=self.first_NDV, spread_DV=self.spread_DV, experts=self.experts, **common)
+        write_tables(path, vars(self))
 
     @classmethod
-    def load(cls, path: Path, fix: str = _FIX) -> RoutingTable:
-        """Load the tables that `save` wrote. Raises DataError, which ends with `fix`, for any other file; nothing in it is run."""
-        try:
-            with zipfile.ZipFile(path) as archive:
-                first_NDV, spread_DV, experts = (
-                    _array(archive, name) for name in ("first_NDV", "spread_DV", "experts")
-                )
-                has_common = f"{_COMMON[0]}.npy" in archive.namelist()
-                common = [_array(archive, name) for name in _COMMON] if has_common else []
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror or error}; {fix}") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, ValueError) as error:
-            raise DataError(f"{path}: is not what was written ({error}); {fix}") from error
-        number = int(experts) if experts.ndim == 0 and experts.dtype.kind == "i" else 0
-        table = cls(first_NDV, spread_DV, number, *common)
-        table._check(path, fix)
-        return table
-
-    def _check(self, path: Path, fix: str) -> None:
-        """Check dtypes, shapes and ranges of loaded tables. Raises DataError if one is wrong."""
-        first, spread = self.first_NDV, self.spread_DV
-        if not (first.ndim == 3 and first.shape[1:] == spread.shape):
-            raise DataError(f"{path}: shapes {first.shape} and {spread.shape} do not fit; {fix}")
-        common, common_spread_V = self._common, self._spread_of_common
-        for fits, wrong in (
-            (
-                first.dtype == spread.dtype == common.dtype == common_spread_V.dtype == np.int16,
-                "numbers are not of 16 bits",
-            ),
-            (
-                common.shape == first.shape[:1] and common_spread_V.shape == spread.shape[-1:],
-                f"shapes {common.shape} and {common_spread_V.shape} of common segments do not fit",
-            ),
-            (self.experts >= 1, "the number of experts is missing"),
-            (not (common < 0).any(), "a segment has a negative number of experts"),
-        ):
-            if not fits:
-                raise DataError(f"{path}: {wrong}; {fix}")
-        for name, values, least, most in (
-            ("first_NDV", first[common == 0], 0, self.experts - 1),
-            *[("first_NDV", first[n], 0, int(common[n]) - 1) for n in np.flatnonzero(common)],
-            ("spread_DV", spread, 1, self.experts),
-            ("common_spread_V", self._spread_of_common, 1, max(int(common.max(initial=0)), 1)),
-        ):
-            if values.size and not (least <= values.min() and values.max() <= most):
-                raise DataError(f"{path}: {name} has numbers outside of {least} … {most}; {fix}")
+    def load(cls, path: Path, fix: str = DAMAGED) -> RoutingTable:
+        """Load the tables that `save` wrote. Raises DataError, which ends with `fix`, for any other file."""
+        return cls(**read_tables(path, fix))
 
     @property
     def _common(self) -> np.ndarray:
@@ -145,24 +92,6 @@ class RoutingTable:
         for n in np.flatnonzero(self._common):
             experts[n] = (first[n] + positions % self._spread_of_common[ids]) % self._common[n]
         return experts
-
-
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Read an array of an .npz archive. Raises ValueError for objects, for a size unlike the headers', and what zip raises."""
-    info = archive.getinfo(f"{name}.npy")
-    if info.file_size > _MOST_BYTES:
-        raise ValueError(f"{name} has {info.file_size} bytes, at most {_MOST_BYTES} are read")
-    with archive.open(info) as stream:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError(f"{name} is of another version of NumPy's format")
-        try:
-            shape, columns_first, dtype = np.lib.format.read_array_header_1_0(stream)
-        except Exception as error:  # it reads the header as Python's source, and fails in as many ways
-            raise ValueError(f"{name} has no header") from error
-        size = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or min(shape, default=0) < 0 or stream.tell() + size != info.file_size:
-            raise ValueError(f"{name} is no array of {info.file_size} bytes")
-        return np.frombuffer(stream.read(size), dtype).reshape(shape, order="F" if columns_first else "C")
 
 
 def draw_tables(

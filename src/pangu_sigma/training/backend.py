@@ -18,7 +18,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, Files
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.batches import BatchLoader, MakesPlans
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.build import build
@@ -26,9 +26,9 @@ from pangu_sigma.ecss.prefetch import Prefetcher, make_prefetcher
 from pangu_sigma.ecss.store import ExpertStore, array_specs
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.npu.capacity import DispatchLayout
 from pangu_sigma.ranks.connect import connect
-from pangu_sigma.ranks.layout import dispatch_layout, writes_experts
+from pangu_sigma.ranks.layout import writes_experts
+from pangu_sigma.ranks.plans import make_planner
 from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.training.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.training.feed import StepInput
@@ -59,9 +59,9 @@ class Backend:
     """Interface between the training loop and its devices. This base class is for processes on CPUs: the step of step.py, with
     prefetched experts."""
 
-    def layout(self, config: Config) -> DispatchLayout:
-        """Return the layout in which routing plans dispatch tokens to experts, such as "local" or "dropless"."""
-        return dispatch_layout(config)
+    def planner(self, config: Config, rank: int) -> MakesPlans:
+        """Return the maker of the routing plans of a rank."""
+        return make_planner(config, rank)
 
     def connect(self, config: Config) -> Ranks:
         """Set MindSpore up for the device, and connect this process with the other ranks of the run.

@@ -97,8 +97,8 @@ class Trainer:
     def open_batches(self, split: str) -> BatchLoader:
         """Open this rank's share of the batches of one split of the prepared data."""
         data = Path(self.config.data.path)
-        layout = self.backend.layout(self.config)
-        return BatchLoader(self.run.config, data, self.run.tokenizer, self.run.table, split, self.ranks.rank, layout)
+        rank, planner = self.ranks.rank, self.backend.planner(self.config, self.ranks.rank)
+        return BatchLoader(self.run.config, data, self.run.tokenizer, self.run.table, split, rank, planner)
 
     def evaluator(self) -> Evaluator:
         """Make the evaluator of the network's held-out losses."""

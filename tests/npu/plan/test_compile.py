@@ -23,7 +23,8 @@ from pangu_sigma.npu.plan.cann_stub import ascend_environment
 from pangu_sigma.npu.plan.compile import Compiled, PlanRefused, compile_memory, compile_step, read_graph
 from pangu_sigma.npu.plan.differences import add_compiled
 from pangu_sigma.npu.plan.plan import laid_out, make_plan
-from pangu_sigma.ranks.layout import dispatch_layout, gather_operator, rre_layers_of_stage
+from pangu_sigma.npu.rows import dispatch_layout, gather_operator
+from pangu_sigma.ranks.layout import rre_layers_of_stage
 
 TINY = MODEL_CONFIGS / "sigma_tiny.yaml"
 SMALL = [
@@ -56,7 +57,7 @@ def check(config: Config) -> list[Compiled]:
             of_worker["Add"] = len(active_buffers(config, stage))
         assert compiled.host_operators == (of_worker if routed else {})
         exchanges = 2 * routed * passes if parallel.expert > 1 else 0
-        dropless = dispatch_layout(config, ascend=True) == "dropless"
+        dropless = dispatch_layout(config) == "dropless"
         op, other = ("AlltoAllV", "AlltoAll") if dropless else ("AlltoAll", "AlltoAllV")
         assert counted(compiled, op=other) == 0
         for phase in ("forward", "backward"):

@@ -12,7 +12,8 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.plan.memory import communicators, host_items, npu_items, total
 from pangu_sigma.npu.plan.suggest import with_parallel
 from pangu_sigma.npu.plan.traffic import collectives
-from pangu_sigma.ranks.layout import Layout, capacity, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.rows import capacity, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.ranks.layout import Layout
 
 TABLES = 16 * 4 + 2 * 4 * 4
 """Of a rank, cut by hidden: the only slot, positions and query positions."""

@@ -25,16 +25,12 @@ from dataclasses import dataclass
 
 from pangu_sigma.chips import CHIP_DATA, Chip
 from pangu_sigma.config import Config
+from pangu_sigma.npu.communicators import stages_of_host
 from pangu_sigma.npu.cuts import ITEM_SIZE, NPU, active_elements, all_arrays, expert_arrays
 from pangu_sigma.npu.plan.memory import chip_of
 from pangu_sigma.npu.plan.traffic import EXCHANGES, collectives, pcie_bytes, sent_bytes, spread
-from pangu_sigma.ranks.layout import (
-    layers_of_stage,
-    multiplied_rows,
-    rre_layers_of_stage,
-    stages_of_host,
-    tokens_of_rank,
-)
+from pangu_sigma.npu.rows import multiplied_rows, tokens_of_rank
+from pangu_sigma.ranks.layout import layers_of_stage, rre_layers_of_stage
 
 MATMUL_EFFICIENCY = 0.457
 """Fraction of the chip's peak rate that matrix multiplications reach. Fitted to the paper's step with ECSS."""

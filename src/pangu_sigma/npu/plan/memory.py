@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 from pangu_sigma.chips import CHIP_DATA, GIB, ChipData
 from pangu_sigma.config import Config
-from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
+from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR, stages_of_host
 from pangu_sigma.npu.cuts import (
     HOST,
     ITEM_SIZE,
@@ -49,13 +49,8 @@ from pangu_sigma.npu.cuts import (
     summed_alone,
     word_table,
 )
-from pangu_sigma.ranks.layout import (
-    layers_of_stage,
-    multiplied_rows,
-    rre_layers_of_stage,
-    stages_of_host,
-    tokens_of_rank,
-)
+from pangu_sigma.npu.rows import multiplied_rows, tokens_of_rank
+from pangu_sigma.ranks.layout import layers_of_stage, rre_layers_of_stage
 
 MIB = 1 << 20
 COMMUNICATOR_BUFFERS = 2 * 200 * MIB

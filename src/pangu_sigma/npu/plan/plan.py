@@ -24,15 +24,9 @@ from pangu_sigma.npu.plan.suggest import (
     with_parallel,
 )
 from pangu_sigma.npu.plan.traffic import CollectiveCalls, LinkBytes, PredictedCollective, collectives, link_bytes
+from pangu_sigma.npu.rows import exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.npu.supported import check_ascend
-from pangu_sigma.ranks.layout import (
-    AXES,
-    exchanged_rows,
-    layers_of_stage,
-    multiplied_rows,
-    rre_layers_of_stage,
-    tokens_of_rank,
-)
+from pangu_sigma.ranks.layout import AXES, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.sections import ParallelConfig
 
 _PHASES = ("forward", "recompute", "backward", "weight", "gradient", "norm")

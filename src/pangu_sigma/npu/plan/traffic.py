@@ -55,16 +55,8 @@ from pangu_sigma.npu.cuts import (
     word_table,
 )
 from pangu_sigma.npu.plan.memory import chip_of
-from pangu_sigma.ranks.layout import (
-    AXES,
-    Layout,
-    dispatch_layout,
-    exchanged_rows,
-    layers_of_stage,
-    multiplied_rows,
-    rre_layers_of_stage,
-    tokens_of_rank,
-)
+from pangu_sigma.npu.rows import dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.ranks.layout import AXES, Layout, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.sections import ParallelConfig
 
 EXCHANGES = ("AlltoAll", "AlltoAllV")
@@ -181,7 +173,7 @@ def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
         back = {"AllGather": "ReduceScatter"}.get(op, op)
         forward = passes * count
         backward = count if purpose == LOSS and stages == 1 else forward
-        if purpose == TO_TOKENS and dispatch_layout(config, ascend=True) == "dropless":
+        if purpose == TO_TOKENS and dispatch_layout(config) == "dropless":
             backward //= len(config.model.segments)  # a sum has one gradient, and here it travels as it is
         yield PredictedCollective(op, "forward", size, forward, forward * nbytes, axes, purpose)
         yield PredictedCollective(back, "backward", size, backward, backward * nbytes, axes, purpose)
@@ -224,7 +216,7 @@ def _routed(config: Config, segments: int) -> Iterator[tuple[str, str, tuple[str
     """Yield the collectives of some segments, which are alike, in the form of `_forward`."""
     row = config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
     sent, multiplied = exchanged_rows(config) * row, multiplied_rows(config) * row
-    uneven = dispatch_layout(config, ascend=True) == "dropless"
+    uneven = dispatch_layout(config) == "dropless"
     exchange, tensor = ("AlltoAllV" if uneven else "AlltoAll"), config.parallel.tensor
     yield TO_EXPERTS, exchange, EXPERT, segments, sent // tensor, True
     yield "rows of experts, whole", "AllGather", TENSOR, segments, multiplied, True

@@ -1,0 +1,83 @@
+"""Numbers of rows that ranks of NPUs exchange and multiply: the layout of a chip, and its limits by the configuration. Without
+MindSpore or a device.
+
+Suffixes in the texts: T tokens of a rank, C capacity, R rows that a rank sends, W rows that its experts multiply.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pangu_sigma.chips import CHIP_DATA
+from pangu_sigma.config import Config
+from pangu_sigma.npu.capacity import Capacity, DispatchLayout
+from pangu_sigma.ranks.layout import active_entries, active_in_group
+from pangu_sigma.sections import Segment
+
+Room = dict[Segment, Capacity]
+"""Limits on the rows that ranks exchange, for each kind of segments."""
+
+
+def tokens_of_rank(config: Config) -> int:
+    """Return T, the tokens of a rank in one pass; ranks of a tensor group have the same tokens."""
+    parallel = config.parallel
+    return config.train.batch_size // (parallel.stage_ranks // parallel.tensor) * config.model.seq_length
+
+
+def capacity(config: Config, kind: Segment = "own") -> int:
+    """Return C, the most rows that a rank may send to one expert: `capacity_factor` times an even share of the rank's tokens,
+    raised by `as_many_rows`."""
+    sent = config.parallel.capacity_factor * tokens_of_rank(config)
+    return as_many_rows(config, {k: math.ceil(sent / active_in_group(config, k)) for k in config.model.kinds})[kind]
+
+
+def as_many_rows(config: Config, rows: dict[Segment, int]) -> dict[Segment, int]:
+    """Return numbers of rows for one expert, by the kind of its segment, raised until all experts of a rank have equally many
+    together in segments of each kind. Then the arrays of their plans are equally long (our choice). rows: the least numbers."""
+    entries = {kind: active_entries(config, kind) for kind in rows}
+    unit = math.lcm(*entries.values())
+    together = max(math.ceil(each * entries[kind] / unit) for kind, each in rows.items()) * unit
+    return {kind: together // count for kind, count in entries.items()}
+
+
+def dispatch_layout(config: Config) -> DispatchLayout:
+    """Return the layout of a run's dispatched rows, which the chip decides.
+
+    With stages every chip has the layout of 910A, because the other one needs a Morph (an operator that wraps a graph): if a weight
+    goes into one, MindSpore 2.9 adds gradients of micro-batches in a circle, and does not compile the graph.
+    """
+    return "dropless" if CHIP_DATA[config.parallel.chip].dropless and config.parallel.stages == 1 else "compacted"
+
+
+def gather_operator(config: Config) -> Literal["ours", "cann"]:
+    """Return whose operator gathers rows on NPUs: that of `parallel.gather`, by default CANN's in the dropless layout, whose graph
+    spells out the work of one rank, and else ours, because CANN's cannot be restricted to the rows of its rank."""
+    return config.parallel.gather or ("cann" if dispatch_layout(config) == "dropless" else "ours")
+
+
+def even_rows_received(config: Config, kind: Segment = "own") -> float:
+    """Return how many rows arrive at each of a rank's experts under an even load; if dropless, at all of them together."""
+    return tokens_of_rank(config) / (1 if dispatch_layout(config) == "dropless" else active_entries(config, kind))
+
+
+def room_of(config: Config) -> Room:
+    """Return the limits on the rows that a rank sends to an expert, and receives, for each kind of segments."""
+    factor = config.parallel.arrival_factor or config.parallel.capacity_factor
+    arrived = {kind: math.ceil(factor * even_rows_received(config, kind)) for kind in config.model.kinds}
+    if dispatch_layout(config) == "dropless":
+        return {kind: Capacity(None, rows) for kind, rows in arrived.items()}
+    return {kind: Capacity(capacity(config, kind), rows) for kind, rows in as_many_rows(config, arrived).items()}
+
+
+def exchanged_rows(config: Config) -> int:
+    """Return R, the number of rows that a rank sends in each segment of an RRE layer: as many as the capacity for each
+    expert of its group; in the layout dropless, one for each of its tokens, and an empty one."""
+    dropless = dispatch_layout(config) == "dropless"
+    return tokens_of_rank(config) + 1 if dropless else active_in_group(config) * capacity(config)
+
+
+def multiplied_rows(config: Config) -> int:
+    """Return W, the number of rows that a rank's experts multiply in each segment of an RRE layer, padding included."""
+    room = room_of(config)["own"].arrived
+    return room if dispatch_layout(config) == "dropless" else active_entries(config) * room

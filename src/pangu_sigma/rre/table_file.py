@@ -1,0 +1,82 @@
+"""The file of routing tables, an .npz: what is read of it is checked before anything is routed by it.
+
+Shape suffixes: N segments of all RRE layers, D domains, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_sigma.errors import DataError
+
+DAMAGED = "the file is damaged, take it from a copy of the run or the export"
+
+_ALWAYS, _COMMON = ("first_NDV", "spread_DV", "experts"), ("common_N", "common_spread_V")
+_MOST_BYTES = 4 << 30
+"""Size limit in bytes of tables that are read; those of `sigma_1t` have some 30 MB. A few kilobytes of zip can unpack to more than
+any memory holds."""
+
+
+def write_tables(path: Path, tables: Mapping[str, Any]) -> None:
+    """Write the fields of a `RoutingTable`, by name; those that are None are left out."""
+    np.savez_compressed(path, **{name: array for name, array in tables.items() if array is not None})
+
+
+def read_tables(path: Path, fix: str = DAMAGED) -> dict[str, Any]:
+    """Read the fields that `write_tables` wrote. Raises DataError, which ends with `fix`, for any other file, of which nothing is
+    run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > _MOST_BYTES:
+            raise ValueError(f"it unpacks to {size} bytes, at most {_MOST_BYTES} are read")
+        with np.load(path, allow_pickle=False) as file:
+            names = (*_ALWAYS, *_COMMON) if _COMMON[0] in file.files else _ALWAYS
+            arrays: dict[str, Any] = {name: np.asarray(file[name]) for name in names}  # other members would be bytes
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}; {fix}") from error
+    except Exception as error:  # NumPy reads headers as Python's source, and fails in as many ways
+        raise DataError(f"{path}: is not what was written ({error}); {fix}") from error
+    experts = arrays["experts"]
+    arrays["experts"] = int(experts) if experts.ndim == 0 and experts.dtype.kind == "i" else 0
+    if wrong := _wrong(**arrays):
+        raise DataError(f"{path}: {wrong}; {fix}")
+    return arrays
+
+
+def _wrong(
+    first_NDV: np.ndarray,
+    spread_DV: np.ndarray,
+    experts: int,
+    common_N: np.ndarray | None = None,
+    common_spread_V: np.ndarray | None = None,
+) -> str | None:
+    """Return what is wrong with the dtypes, shapes or ranges of tables that were read; None if nothing is."""
+    if not (first_NDV.ndim == 3 and first_NDV.shape[1:] == spread_DV.shape):
+        return f"shapes {first_NDV.shape} and {spread_DV.shape} do not fit"
+    if common_N is None or common_spread_V is None:
+        common_N, common_spread_V = np.zeros(len(first_NDV), np.int16), np.ones(spread_DV.shape[-1], np.int16)
+    if (common_N.shape, common_spread_V.shape) != (first_NDV.shape[:1], spread_DV.shape[-1:]):
+        return f"shapes {common_N.shape} and {common_spread_V.shape} of common segments do not fit"
+    if any(array.dtype != np.int16 for array in (first_NDV, spread_DV, common_N, common_spread_V)):
+        return "numbers are not of 16 bits"
+    if experts < 1:
+        return "the number of experts is missing"
+    if (common_N < 0).any():
+        return "a segment has a negative number of experts"
+    for name, values, least, most in (
+        *(
+            ("first_NDV", first_DV, 0, (n or experts) - 1)
+            for n, first_DV in zip(common_N.tolist(), first_NDV, strict=True)
+        ),
+        ("spread_DV", spread_DV, 1, experts),
+        ("common_spread_V", common_spread_V, 1, max(common_N.max(initial=0), 1)),
+    ):
+        if values.size and not (least <= values.min() and values.max() <= most):
+            return f"{name} has numbers outside of {least} … {most}"
+    return None
