@@ -9,10 +9,21 @@ import numpy as np
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, SavedArray
 from pangu_sigma.config import Config
-from pangu_sigma.model.arrays import dense_shapes
+from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
 """find(shard, name, shape) returns the array of that name and shape; None for Adam state and loss scale of a new run."""
+
+
+def saved_arrays(config: Config) -> set[tuple[str, str]]:
+    """Return (shard, name) of each array of a checkpoint. Pure Python."""
+    arrays = {(OPTIMIZER, "step"), (LOSS_SCALE, "value"), (LOSS_SCALE, "good_steps")}
+    for name in dense_shapes(config):
+        arrays |= {(WEIGHTS, name), (OPTIMIZER, f"{name}.moment"), (OPTIMIZER, f"{name}.variance")}
+    for key in stored_shapes(config):
+        _, segment, name = key.split(".")
+        arrays |= {(f"{EXPERTS}{segment}", n) for n in (name, f"{name}.moment", f"{name}.variance", "step")}
+    return arrays
 
 
 def compose(config: Config, find: Find) -> Files:

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pangu_sigma.checkpoint.compose import saved_arrays
 from pangu_sigma.checkpoint.format import ANOTHER, DamagedCheckpoint
-from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS
+from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER
 from pangu_sigma.config import Config
 from pangu_sigma.inherit.parent import parent_refusal
-from pangu_sigma.npu.cuts import all_arrays
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import Kind, Listed
@@ -98,13 +98,7 @@ def _check_complete(model: StoredRun, listed: set[tuple[str, str]]) -> None:
 
     listed: (shard, name) of each array of the checkpoint.
     """
-    needed = {(OPTIMIZER, "step"), (LOSS_SCALE, "value"), (LOSS_SCALE, "good_steps")}
-    for array in all_arrays(model.config.on_one_rank()):
-        if array.name.startswith("experts."):
-            _, segment, name = array.name.split(".", 2)
-            needed.add((f"{EXPERTS}{segment}", name))
-        else:
-            needed.add((WEIGHTS if array.kind == "weight" else OPTIMIZER, array.name))
+    needed = saved_arrays(model.config)
     if lacking := sorted(needed - listed):
         shard, name = lacking[0]
         raise DamagedCheckpoint(
