@@ -199,9 +199,7 @@ class OverlapLab(Lab):
     def _config(self, tokens: int, enabled: bool = True, **ecss: Any) -> Config:
         model = MODEL | {"seq_length": tokens, "slot_rows": HEAD}
         who = "worker" if enabled else "auto"
-        return config_of(
-            DOMAINS, model, train={"batch_size": 1}, ecss={"enabled": enabled, "update": who, **ecss}
-        )
+        return config_of(DOMAINS, model, train={"batch_size": 1}, ecss={"enabled": enabled, "update": who, **ecss})
 
 
 def _measure(run: SyntheticRun) -> tuple[float, float]:

@@ -252,7 +252,8 @@ class EcssConfig(Section):
     copies all its experts when it starts, as on Ascend with either value. The results are the same."""
     update: Literal["auto", "worker", "step"] = "auto"
     """Who updates the experts. worker: a thread of the host, while the device updates the dense parameters and computes the dense
-    layers of the next step. step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the host's. No bit differs."""
+    layers of the next step. step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the
+    host's. No bit differs."""
     update_cores: Annotated[int, Field(ge=0)] = 0
     """Number of cores that the worker has for itself, a thread on each; the device's threads keep the others. 0: one thread, which
     takes its turn with the others."""
@@ -404,7 +405,10 @@ class OptimizerConfig(Section):
     """Section `train.optimizer`: Adam with decoupled weight decay, and another ε for experts (as reported of the PanGu-Σ paper)."""
 
     retired = {
-        "clip": ("global", "train.optimizer.clip is no longer a key: gradients are clipped by their common norm; leave it out"),
+        "clip": (
+            "global",
+            "train.optimizer.clip is no longer a key: gradients are clipped by their common norm; leave it out",
+        ),
     }
     peak_lr: PositiveFloat = 1e-4
     """Peak learning rate, at the end of the warm-up."""

@@ -94,7 +94,8 @@ class StepSettings(nn.Cell):
 def _host_tables(name: str, lengths: list[int]) -> ParameterTuple:
     """Return an int32 parameter of each length, which only host operators read."""
     tables = [
-        Parameter(Tensor(np.zeros(length, np.int32)), f"{name}.{i}", requires_grad=False) for i, length in enumerate(lengths)
+        Parameter(Tensor(np.zeros(length, np.int32)), f"{name}.{i}", requires_grad=False)
+        for i, length in enumerate(lengths)
     ]
     for table in tables:
         table.parallel_optimizer = False

@@ -166,7 +166,7 @@ class Update(nn.Cell):
         if self.segments:
             of_experts: tuple = ()
             for i in range(self.dense_count, len(grads)):
-                # of an accumulator a copy: MindSpore would bring the accumulator itself to the host each time that the step writes it
+                # a copy of an accumulator: MindSpore would bring the accumulator itself to the host whenever the step writes it
                 of_experts += (grads[i] * 1.0 if self.accumulated else grads[i],)
             hyper = self.hyper_experts(lr, grad_scale, applied)
             started = self.worker_update.update(of_experts, self.settings.active_rows, self.settings.used, hyper)
