@@ -148,7 +148,11 @@ def _check(config: Config, ranks: Ranks) -> None:
         (ranks.world == 1, f"parallel has {ranks.world} ranks", "one process"),
         (not config.ecss.enabled, "ecss.enabled=true", "all experts in each step: set false"),
         (train.accumulation == 1, f"train.accumulation={train.accumulation}", "the whole batch in one pass: set 1"),
-        (train.compute_dtype == "float32", f"train.compute_dtype={train.compute_dtype}", "float32, whose loss is not scaled"),
+        (
+            train.compute_dtype == "float32",
+            f"train.compute_dtype={train.compute_dtype}",
+            "float32, whose loss is not scaled",
+        ),
     ):
         if not fits:
             raise ConfigError(f"{key}: a learned gate needs {needed}")

@@ -157,7 +157,10 @@ def test_all_that_a_gated_network_shares_with_the_product_is_drawn_alike():
         ({"ecss": {"enabled": True}}, "ecss.enabled=true: a learned gate needs all experts in each step: set false"),
         ({"model": {"dropout": 0.1}}, "model.dropout=0.1: a learned gate needs no dropout: set 0"),
         ({"train": {"accumulation": 2}}, "train.accumulation=2: .* set 1"),
-        ({"train": {"compute_dtype": "float16"}}, "train.compute_dtype=float16: .* needs float32, whose loss is not scaled"),
+        (
+            {"train": {"compute_dtype": "float16"}},
+            "train.compute_dtype=float16: .* needs float32, whose loss is not scaled",
+        ),
     ],
 )
 def test_what_a_gate_does_not_go_with_is_refused(sections, message):
