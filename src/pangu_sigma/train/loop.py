@@ -165,6 +165,7 @@ class Trainer:
             clipped=applied and any(float(norm.asnumpy()) > optimizer.clip_norm for norm in norms),
             tokens=batch.tokens,
             load_NK=batch.load_NK,
+            reachable_N=self.config.reachable_experts(batch.domains_M.tolist()),
             samples=batch.digest,
             dropped=batch.plan.dropped,
             traffic=traffic,
