@@ -287,7 +287,7 @@ class Model:
         else:
             documents = [Document(self._domain(domain).name, to_text(text, "text"), "text")]
         losses = evaluate_documents(self.engine, documents)
-        return Result(losses, format_losses(losses).replace("held-out, nats", "nats"))
+        return Result(losses, format_losses(losses, "nats per token"))
 
     @check_kinds
     def export(

@@ -45,7 +45,7 @@ def read_documents(config: Config, files: Sequence[Path], domain: str | None) ->
     if domain is not None:
         layout = Layout(layout.text_keys, None, {}, {"*": domains.named(domain).name}, layout.reader)
     documents, rejected = list[Document](), list[Rejected]()
-    for unit in Bar(input_units(files, 64 << 20), desc="reading", unit="file"):
+    for unit in Bar(input_units(files, 64 << 20), desc="reading", unit="part"):
         for item in read_unit(unit, layout, domains):
             (documents if isinstance(item, Document) else rejected).append(item)  # type: ignore[arg-type]
     if rejected:
