@@ -229,6 +229,8 @@ def test_derived_numbers():
     config = parse_config(tree())
     assert (config.slots, config.experts, config.active_experts, config.model.layers) == (2, 9, 6, 2)
     assert parse_config(tree(**{"ecss.enabled": False})).active_experts == 9
+    segments = {"model.segments": ["own", "common"], "model.common_experts": 2, "model.ffn": 64, "model.rre_layers": 2}
+    assert parse_config(tree(**segments)).reachable_experts([2, 0, 2]) == [[0, 1, 2, 6, 7, 8], [0, 1]] * 2
 
 
 @settings(deadline=None, max_examples=50)

@@ -10,6 +10,7 @@ import pytest
 from pangu_sigma.sealed import (
     LINE_HASH,
     SEAL,
+    UNFINISHED,
     DamagedFile,
     check_folder,
     seal_folder,
@@ -110,6 +111,14 @@ def test_a_write_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch):
         write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_link_under_the_name_of_what_is_being_written_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / f"{UNFINISHED}config.yaml").symlink_to("mine")
+    write_atomically(tmp_path / "config.yaml", b"new")
+    assert ((tmp_path / "config.yaml").read_bytes(), (tmp_path / "mine").read_bytes()) == (b"new", b"mine")
+    assert not (tmp_path / "config.yaml").is_symlink()
 
 
 @pytest.mark.parametrize("name", ["../a", "/etc/passwd", "b/../../a", "a\0"])

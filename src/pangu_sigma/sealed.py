@@ -149,6 +149,7 @@ def write_atomically(file: Path, content: bytes) -> None:
     """Write a file whole or not at all: under another name, flushed, then renamed over an earlier one. Raises OSError."""
     fresh = file.with_name(f"{UNFINISHED}{file.name}")
     try:
+        fresh.unlink(missing_ok=True)  # a link there would be followed
         fresh.write_bytes(content)
         sync(fresh)
         fresh.replace(file)

@@ -368,6 +368,9 @@ class DataConfig(Section):
     boilerplate_documents: Positive = 10
     """Number of documents of a domain above which a window that occurs in all of them is boilerplate, such as a footer or a line of
     blanks: it belongs to the domain, and what touches it does not count as overlap. A document of nothing else is trained on."""
+    max_boilerplate: Fraction = 0.5
+    """Maximum fraction of a held-out document's windows of 13 tokens that may be boilerplate. Documents above the limit say little
+    that is new: they are trained on, and others are held out instead. 1: no limit, for text that is written so, such as tables."""
     min_held_out_tokens: Positive = 10_000
     """Smallest number of held-out tokens of a domain. To reach this number, up to five times as many documents as `held_out`
     says are held out, or half of all; if that is not enough, `prepare-data` refuses the text."""

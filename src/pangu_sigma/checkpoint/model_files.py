@@ -23,7 +23,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, parse_config, read_tree
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import UNFINISHED, DamagedFile, check_folder, seal_folder, sync, write_atomically
-from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.tokenizer import Tokenizer, copy_tokenizer
 
 FILES_FORMAT = 2
 """Format version of these files; others are refused."""
@@ -41,7 +41,7 @@ def write_model_files(folder: Path, config: Config, tokenizer: Path, table: Rout
     """
     fresh = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(tokenizer, fresh)
+    copy_tokenizer(tokenizer, fresh)
     if (folder / TOKENIZER_FOLDER).exists():
         shutil.rmtree(folder / TOKENIZER_FOLDER)
     fresh.rename(folder / TOKENIZER_FOLDER)
