@@ -254,9 +254,6 @@ class EcssConfig(Section):
     """Who updates the experts. worker: a thread of the host, while the device updates the dense parameters and computes the dense
     layers of the next step. step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the
     host's. No bit differs."""
-    update_cores: Annotated[int, Field(ge=0)] = 0
-    """Number of cores that the worker has for itself, a thread on each; the device's threads keep the others. 0: one thread, which
-    takes its turn with the others."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Precision of the Adam moments of experts. `float32`: an expert takes 12 bytes a parameter, its weight included. `bfloat16`: 8
     bytes; needs train.optimizer.beta2 <= 0.99."""
@@ -267,10 +264,6 @@ class EcssConfig(Section):
             raise ValueError("store=file needs enabled=true: without ECSS every expert is in the device's memory")
         if not self.enabled and self.update == "worker":
             raise ValueError("update=worker needs enabled=true: without ECSS the device updates every expert")
-        if self.update == "step" and self.update_cores:
-            raise ValueError(
-                f"update_cores={self.update_cores} needs update=worker or auto: with step there is no worker"
-            )
         return self
 
     def by_worker(self, npu: bool) -> bool:
