@@ -29,6 +29,8 @@ _OWN_HASH = "manifest"
 """Key of a sealed file's hash of itself."""
 LINE_HASH = "xxh3"
 """Last key of a sealed line: hash of the line without this key."""
+ITS_VERSION = "use the version that wrote it: up to format 2 it is 0.1.0, commit ab9cf900"
+"""Advice about a file of another format: until version 1.0 formats may change, and older ones are not read."""
 _READ_BYTES = 8 << 20
 
 

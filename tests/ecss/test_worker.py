@@ -8,8 +8,6 @@ import pytest
 from helpers.toy import toy_config
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.ecss.store import make_store
-from pangu_sigma.ecss.worker import WorkerUpdate
 
 
 @pytest.mark.parametrize(
