@@ -72,17 +72,6 @@ def test_keys_keep_their_order_where_it_matters(tmp_path):
     assert (list(body), list(body["a"])) == (["b", "a"], ["d", "c"])
 
 
-def test_a_file_of_a_version_that_did_not_seal_it_is_read_with_a_warning(tmp_path, caplog):
-    file = tmp_path / "x.json"
-    file.write_text('{"a": 1}')
-    assert unsealed(file, FIX, was_unsealed=True) == {"a": 1}
-    assert f"{file} has no hash of itself, as version 0.1.0 wrote it" in caplog.text
-    for content in ("{}", '{"a": 1, "manifest": "0"}', "[]"):
-        file.write_text(content)
-        with pytest.raises(DamagedFile, match=FIX):
-            unsealed(file, FIX, was_unsealed=True)
-
-
 def test_a_sealed_line_is_json_and_every_flipped_bit_of_it_is_told():
     body = {"kind": "步", "loss": 2.5, "text": ', "xxh3": "0"}', "load": [[1, 2]]}
     line = sealed_line(body).encode()

@@ -17,7 +17,6 @@ from pangu_sigma import config_file
 from pangu_sigma.arguments import AnyPath, Overrides, Paths, to_overrides, to_path, to_paths, to_texts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
-from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument
 from pangu_sigma.generate.score import Score as Score  # a public name
@@ -182,7 +181,6 @@ def train(
 
         if take_up_finished(folder, config, options):
             return Model(folder, outcome=_summary(folder))
-    DIVISION.divide(config.ecss.update_cores)
     from pangu_sigma.training.backend import Backend
     from pangu_sigma.training.loop import train as train_run
 

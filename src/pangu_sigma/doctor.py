@@ -29,16 +29,12 @@ CheckMaker = Callable[[], Check | Iterable[Check]]
 """Function that checks something, and returns one finding or several."""
 
 
-def run_checks(devices: CheckMaker, speed: bool = False) -> list[Check]:
+def run_checks(devices: CheckMaker) -> list[Check]:
     """Run all checks of a machine, in the order to read them. A check that raises counts as a failed check.
 
-    devices: checks of the machine's NPUs (npu/host/checks.py). speed: True to measure the speed too.
+    devices: checks of the machine's NPUs (npu/host/checks.py).
     """
     checks: list[CheckMaker] = [_python, _requirements, _compiler, _kernels, _cores, _memory, _disk, devices]
-    if speed:
-        from pangu_sigma.speed import speed_checks
-
-        checks.append(speed_checks)
     return [result for check in checks for result in _results(check)]
 
 

@@ -29,6 +29,8 @@ _OWN_HASH = "manifest"
 """Key of a sealed file's hash of itself."""
 LINE_HASH = "xxh3"
 """Last key of a sealed line: hash of the line without this key."""
+ITS_VERSION = "use the version that wrote it: up to format 2 it is 0.1.0, commit ab9cf900"
+"""Advice about a file of another format: until version 1.0 formats may change, and older ones are not read."""
 _READ_BYTES = 8 << 20
 
 
@@ -69,11 +71,8 @@ def sealed(body: dict[str, Any], sort_keys: bool = True) -> bytes:
     return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, sort_keys))}, sort_keys)
 
 
-def unsealed(file: Path, fix: str, was_unsealed: bool = False) -> dict[str, Any]:
-    """Read a JSON file that `sealed` wrote, without its hash. Raises DamagedFile if a byte was changed.
-
-    fix: advice to the user. was_unsealed: True for a file that version 0.1.0 wrote without a hash, which is read with a warning.
-    """
+def unsealed(file: Path, fix: str) -> dict[str, Any]:
+    """Read a JSON file that `sealed` wrote, without its hash. fix: advice to the user. Raises DamagedFile if a byte was changed."""
     try:
         content = file.read_bytes()
         tree = json.loads(content)
@@ -84,9 +83,7 @@ def unsealed(file: Path, fix: str, was_unsealed: bool = False) -> dict[str, Any]
         raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
-    if was_unsealed and body and body == tree:
-        logger.warning("%s has no hash of itself, as version 0.1.0 wrote it: changed bits would not be noticed", file)
-    elif again != content:
+    if again != content:
         raise DamagedFile(f"{file}: its content does not match its own hash; {fix}")
     return body
 

@@ -17,7 +17,6 @@ from mindspore import nn
 
 from ascend_ops.adam_worker import AdamWorker, Await, StartUpdate
 from pangu_sigma.config import Config
-from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma, RoutedFFN
 
@@ -41,13 +40,8 @@ class WorkerUpdate(nn.Cell):
     def __init__(self, config: Config, store: ExpertStore, copies_gradients: bool = False):
         """copies_gradients: see `AdamWorker`."""
         super().__init__()
-        self.store, cores = store, DIVISION.of_worker
-        if config.ecss.update_cores and not cores:
-            asked = config.ecss.update_cores
-            logger.warning(
-                "ecss.update_cores=%d: only `train` divides the cores; the worker is bound to none here", asked
-            )
-        self.worker = AdamWorker(store.segments, max(1, len(cores)), cores, copies_gradients)
+        self.store = store
+        self.worker = AdamWorker(store.segments, copies_gradients)
         store.worker = self.worker
         self.decay = [decay.asnumpy().tolist() for decay in store.decay]
         self.start = nn.CellList([StartUpdate(self.worker, n) for n in store.learned])

@@ -28,7 +28,6 @@ Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixe
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -47,7 +46,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.changes import Change
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.config import ConfigError
-from pangu_sigma.sealed import LINE_HASH, DamagedFile, sealed_line, unsealed_line, write_atomically
+from pangu_sigma.sealed import DamagedFile, sealed_line, unsealed_line, write_atomically
 from pangu_sigma.training.log.board import TensorBoardWriter
 from pangu_sigma.training.log.losses import HeldOutLoss, evaluation_line
 
@@ -368,18 +367,12 @@ class NoLog:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read a run's metrics.jsonl: objects with a kind and a step, in order. Truncated or damaged lines are left out with a warning.
 
-    A log of version 0.1.0, in which no line has a hash, is read with a warning.
     Raises FileNotFoundError if the run has no metrics.jsonl.
     """
     lines, texts = [], (folder / FILE).read_bytes().splitlines()
-    has_hashes = any(f'"{LINE_HASH}"'.encode() in text for text in texts)
-    if texts and not has_hashes:
-        logger.warning(
-            "%s: no line has a hash, as version 0.1.0 wrote it: changed digits would not be noticed", folder / FILE
-        )
     for number, text in enumerate(texts, 1):
         try:
-            line = unsealed_line(text) if has_hashes else json.loads(text)
+            line = unsealed_line(text)
             if not isinstance(line["kind"], str) or type(line["step"]) is not int:
                 raise ValueError("no kind or step")
             lines.append(line)
