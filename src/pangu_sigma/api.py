@@ -364,8 +364,6 @@ def inherit(
     *,
     heads: int | None = None,
     activation: Activation | None = None,
-    noise: float = 0.0,
-    reinit_ratio: float = 0.0,
     moments: bool = False,
     drop_rows: bool = False,
     dry_run: bool = False,
@@ -373,10 +371,10 @@ def inherit(
     """Create a run of `config` in `output`, by default runs/NAME, that answers at step 0 as the dense `model`; `train` resumes it.
 
     model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md lists them). heads, activation:
-    needed if the model's files do not state them. The run computes the model's GELU unless `config` names one. noise, reinit_ratio:
-    variation between copies of an expert at the start, by default none (inherit/variation.py). moments: also copy the Adam moments,
-    which a run of this project has. drop_rows: leave out embedding rows of a run whose tokens the prepared text lacks, although
-    the same text then becomes other tokens, which is refused without. dry_run: write nothing, return the origin of each tensor.
+    needed if the model's files do not state them. The run computes the model's GELU unless `config` names one. moments: also
+    copy the Adam moments, which a run of this project has. drop_rows: leave out embedding rows of a run whose tokens the
+    prepared text lacks, although the same text then becomes other tokens, which is refused without. dry_run: write nothing,
+    return the origin of each tensor.
     Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists, or `model` does not fit.
     """
     config = _loaded(config)
@@ -389,16 +387,14 @@ def inherit(
     from pangu_sigma.inherit import from_alpha
     from pangu_sigma.inherit.parent import open_parent
     from pangu_sigma.inherit.receipt import format_mapping
-    from pangu_sigma.inherit.variation import Variation
 
     if not dry_run:
         from_alpha.check_absent(folder)
     with mindspore_lock:
         parent = open_parent(to_path(model, "model"), heads, activation)
-        variation = Variation(noise, reinit_ratio, config.seed)
         if not dry_run:
-            return from_alpha.inherit(parent, config, folder, variation, moments, drop_rows)
-        child = from_alpha.plan_inheritance(parent, config, variation, moments, drop_rows)
+            return from_alpha.inherit(parent, config, folder, moments, drop_rows)
+        child = from_alpha.plan_inheritance(parent, config, moments, drop_rows)
         return Results(child.descents(), format_mapping(child))
 
 
