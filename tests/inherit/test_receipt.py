@@ -56,7 +56,7 @@ def test_people_read_where_everything_came_from_what_was_assumed_and_how_equal_i
         "replicated       890 parameters",
         "rows copied      10 parameters",
         "rows drawn anew  2 parameters",
-        "experts          each upper FFN is 6 experts, varied: weights times 1 + 0.02 · N(0, 1), 50% of the inner units drawn anew",
+        "experts          each upper FFN is 6 experts",
         "Adam             its moments are the parent's",
         "unused           2 (Adam's state); 1 (random state)",
         "heads            the parent's files do not say how many; taken from the configuration",

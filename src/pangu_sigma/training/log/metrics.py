@@ -384,7 +384,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def load_max_over_mean(load_NK: np.ndarray, reachable_N: Sequence[Sequence[int]]) -> float | None:
     """Return max/mean of the tokens per expert, averaged over segments; None without load. reachable_N: numbers of the experts in
     each segment that could get a token. Those that got none count in the mean."""
-    loads = [load_K[reachable] for load_K, reachable in zip(load_NK, reachable_N, strict=True) if load_K.any()]
+    pairs = zip(load_NK, reachable_N, strict=False)  # the plan of a dense model has a row without load
+    loads = [load_K[reachable] for load_K, reachable in pairs if load_K.any()]
     ratios = [load.max() / load.mean() for load in loads]
     return float(np.mean(ratios)) if ratios else None
 
