@@ -26,7 +26,7 @@ def test_a_flipped_bit_of_any_byte_is_told(tmp_path, caplog, read, name, body):
     assert read(tmp_path) is None
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
-    whole = sealed(body, sort_keys=False)
+    whole = sealed(body, record=True)
     file.write_bytes(whole)
     assert read(tmp_path) == body
     assert caplog.records == []

@@ -112,7 +112,7 @@ def finetune_run(
             if tuner is None:
                 return None
             result = _result(parent, config, training, dev, tuner)
-            write_atomically(into / TUNING_RESULT, sealed(result, sort_keys=False))
+            write_atomically(into / TUNING_RESULT, sealed(result, record=True))
             from pangu_sigma.train.loop import draw_report
 
             draw_report(into)
