@@ -83,7 +83,7 @@ def unsealed(file: Path, fix: str, record: bool = False) -> dict[str, Any]:
         raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
-    if record and body and body.keys() == tree.keys():
+    if record and content.decode(errors="replace") == f"{json.dumps(tree, ensure_ascii=False, indent=2)}\n":
         logger.warning("%s has no hash of itself, as version 0.1.0 wrote it: changed bits would not be noticed", file)
     elif again != content:
         raise DamagedFile(f"{file}: its content does not match its own hash; {fix}")
