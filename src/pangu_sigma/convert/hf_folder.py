@@ -53,7 +53,7 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
         trees[TOKENIZER_JSON] = tokenizer_config_json(model)
         files = {name: f"{json.dumps(tree, ensure_ascii=False, indent=2)}\n".encode() for name, tree in trees.items()}
         if model.lineage is not None:
-            files[LINEAGE_FILE] = sealed(model.lineage, sort_keys=False)
+            files[LINEAGE_FILE] = sealed(model.lineage, record=True)
         for name, content in files.items():
             (folder / name).write_bytes(content)
         (folder / CARD).write_text(model_card(model), encoding="utf-8")

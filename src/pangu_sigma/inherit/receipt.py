@@ -84,7 +84,7 @@ class Receipt:
 
     def save(self, folder: Path) -> None:
         """Write the receipt into a run folder. Raises OSError."""
-        write_atomically(folder / LINEAGE_FILE, sealed(asdict(self), sort_keys=False))
+        write_atomically(folder / LINEAGE_FILE, sealed(asdict(self), record=True))
 
 
 def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:

@@ -201,8 +201,8 @@ def tuned_run(folder: Path) -> Path:
     options = {"task": "qa", "learn": "experts"}
     lineage = {"kind": "finetune", "parent": "/runs/five", "parent_step": 80, "options": options}
     (folder / "finetune").mkdir()
-    (folder / TUNING_RESULT).write_bytes(sealed(result, sort_keys=False))
-    (folder / "lineage.json").write_bytes(sealed(lineage, sort_keys=False))
+    (folder / TUNING_RESULT).write_bytes(sealed(result, record=True))
+    (folder / "lineage.json").write_bytes(sealed(lineage, record=True))
     return folder
 
 
