@@ -52,14 +52,14 @@ class WorkerTimes(NamedTuple):
 class AdamWorker:
     """The worker of a store. It lives as long as this object; operators that use it afterwards raise RuntimeError (5)."""
 
-    def __init__(self, segments: int, threads: int = 1, cores: Sequence[int] = (), copies_gradients: bool = False):
-        """segments: number of segments. cores: cores that the threads are bound to; (): any. copies_gradients: True if the memory
-        of gradients is used for something else after `StartUpdate`.
+    def __init__(self, segments: int, copies_gradients: bool = False):
+        """segments: number of segments. copies_gradients: True if the memory of gradients is used for something else after
+        `StartUpdate`.
 
         The worker's number is that of the workers made before it in this process, so that the same program has the same graphs.
         """
-        library, bound = _library(), np.array(cores, np.int32)
-        self._number = library.WorkerNew(segments, threads, bound.ctypes.data, len(bound), copies_gradients)
+        library = _library()
+        self._number = library.WorkerNew(segments, copies_gradients)
         self._arrays: dict[int, list[np.ndarray]] = {}  # kept alive: the worker has their addresses alone
         self._stop = weakref.finalize(self, library.WorkerFree, self._number)
 
@@ -181,7 +181,7 @@ def _token_op(function: str) -> ops.Custom:
 def _library() -> ctypes.CDLL:
     library, pointer, number = ctypes.CDLL(cpu_library()), ctypes.c_void_p, ctypes.c_int64
     signatures = {
-        "WorkerNew": ([number, number, pointer, number, number], number),
+        "WorkerNew": ([number, number], number),
         "WorkerFree": ([number], None),
         "WorkerRegister": ([number, number, number, pointer, number, pointer, pointer, pointer, number], None),
         "WorkerSettle": ([number, number], number),

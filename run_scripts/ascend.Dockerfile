@@ -3,7 +3,7 @@
 #   docker build -f run_scripts/ascend.Dockerfile --build-arg CHIP=910b -t pangu-sigma:910b .     # in the repository
 #
 # CHIP, by the names of the vendor's images: 910 for 910A, 910b for 910B, a3 for 910_93. The driver is the host's: it, its tools and the
-# devices are passed on when a container starts (src/pangu_sigma/ranks/README.md has the line).
+# devices are passed on when a container starts (docs/how_to/cluster.md has the line).
 ARG CHIP=910b
 FROM ascendai/cann:9.0.0-${CHIP}-ubuntu22.04-py3.11
 ARG CHIP=910b

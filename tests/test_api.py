@@ -188,7 +188,6 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
         (lambda: model.evaluate(all_samples="no"), "all_samples='no' is not allowed: True or False"),
         (lambda: ps.prepare_data(model.config, check="no"), "check='no' is not allowed: True or False"),
         (lambda: ps.inherit(model, model.config, none, moments="no"), "moments='no' is not allowed: True or False"),
-        (lambda: ps.inherit(model, model.config, none, noise="0.1"), "noise='0.1' is not allowed: a number"),
         (lambda: ps.inherit(model, model.config, none, heads="4"), "heads='4' is not allowed: a whole number or None"),
         (
             lambda: ps.inherit(model, model.config, none, activation="gelu"),

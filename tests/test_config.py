@@ -229,6 +229,8 @@ def test_derived_numbers():
     config = parse_config(tree())
     assert (config.slots, config.experts, config.active_experts, config.model.layers) == (2, 9, 6, 2)
     assert parse_config(tree(**{"ecss.enabled": False})).active_experts == 9
+    segments = {"model.segments": ["own", "common"], "model.common_experts": 2, "model.ffn": 64, "model.rre_layers": 2}
+    assert parse_config(tree(**segments)).reachable_experts([2, 0, 2]) == [[0, 1, 2, 6, 7, 8], [0, 1]] * 2
 
 
 @settings(deadline=None, max_examples=50)
@@ -262,14 +264,7 @@ def test_the_pure_modules_do_not_import_mindspore(module: str):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("key", "default", "other"), [("ecss.undo_gib", 1.0, 0.25), ("train.optimizer.clip", "global", "parts")]
-)
-def test_a_key_of_release_0_1_0_is_left_out_and_another_value_than_its_default_is_told(
-    key: str, default: object, other: object, caplog: pytest.LogCaptureFixture
-):
-    plain = parse_config(TREE)
-    assert parse_config(tree(**{key: default})) == plain and caplog.text == ""
-    assert parse_config(tree(**{key: other})) == plain
-    assert f"{key} is no longer a key" in caplog.text
-    assert key.rpartition(".")[2] not in dump_config(plain).replace("clip_norm", "")
+@pytest.mark.parametrize("key", ["ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip"])
+def test_a_key_that_is_gone_is_named_with_the_version_that_reads_it(key: str):
+    with pytest.raises(ConfigError, match=rf"{key}: no longer a key; .*0\.1\.0 \(commit ab9cf900\) reads"):
+        parse_config(tree(**{key: 1}))

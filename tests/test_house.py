@@ -73,7 +73,7 @@ def references_elsewhere(suffix: str, text: str) -> list[int]:
 
 def test_no_text_refers_to_a_document_that_is_not_here():
     suffixes = {".py", ".md", ".yaml", ".sh", ".h", ".cpp", ".cc"}
-    folders = ("src", "ascend_ops", "experiments", "docs", "model_configs", "run_scripts", "tests")
+    folders = ("src", "ascend_ops", "examples", "experiments", "docs", "model_configs", "run_scripts", "tests")
     files = [
         f for folder in folders for f in (ROOT / folder).rglob("*") if f.suffix in suffixes and f != Path(__file__)
     ]

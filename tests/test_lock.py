@@ -54,6 +54,14 @@ def test_the_lock_is_free_again_after_the_block(tmp_path):
         pass
 
 
+def test_a_link_in_its_place_is_refused_and_what_it_names_is_left(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / LOCK).symlink_to("mine")
+    with pytest.raises(LockError, match=r"LOCK is a link, .*; remove it"):
+        folder_lock(tmp_path).__enter__()
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 def test_without_locks_in_the_file_system_only_who_asks_may_write(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -2,7 +2,6 @@
 //
 // A segment is busy from `StartUpdate`, which has its gradients and the step's hyperparameters, until the thread has updated all its
 // rows. One mutex guards which segments are busy; the thread updates a segment without it.
-#include <pthread.h>
 #include <sched.h>
 
 #include <chrono>
@@ -39,8 +38,8 @@ struct Span {  // the update of a segment, for a timeline
 
 class AdamWorker {
  public:
-  AdamWorker(int64_t segments, int64_t threads, const int32_t *cores, int64_t count, bool copies_gradients)
-      : segments_(segments), threads_(threads), cores_(cores, cores + count), copies_gradients_(copies_gradients), thread_([this] { Work(); }) {}
+  AdamWorker(int64_t segments, bool copies_gradients)
+      : segments_(segments), copies_gradients_(copies_gradients), thread_([this] { Work(); }) {}
 
   ~AdamWorker() {
     {
@@ -88,12 +87,6 @@ class AdamWorker {
 
  private:
   void Work() {
-    if (!cores_.empty()) {  // threads that OpenMP starts for this one inherit them
-      cpu_set_t set;
-      CPU_ZERO(&set);
-      for (int core : cores_) CPU_SET(core, &set);
-      pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
-    }
     std::unique_lock<std::mutex> held(lock_);
     for (;;) {
       changed_.wait(held, [&] { return stop_ || (!failed_ && Busy() != nullptr); });
@@ -122,18 +115,8 @@ class AdamWorker {
   }
 
   void Run(const Update &job) const {
-    const std::vector<Piece> pieces = job.Pieces();
-    if (threads_ == 1) {  // without a team: OpenMP's would wait for work on a core that the graph needs
-      const KeepSubnormals scope;
-      for (const Piece &piece : pieces) job.Run(piece);
-    } else {
-#pragma omp parallel num_threads(threads_)
-      {
-        const KeepSubnormals scope;
-#pragma omp for schedule(dynamic, 2)
-        for (size_t i = 0; i < pieces.size(); ++i) job.Run(pieces[i]);
-      }
-    }
+    const KeepSubnormals scope;  // without a team of OpenMP: its threads would wait on cores that the graph needs
+    for (const Piece &piece : job.Pieces()) job.Run(piece);
     job.Count();
   }
 
@@ -156,8 +139,6 @@ class AdamWorker {
   bool stop_ = false, failed_ = false;
   double waited_ = 0.0;
   std::vector<Span> spans_;
-  const int64_t threads_;
-  const std::vector<int> cores_;
   const bool copies_gradients_;
   std::thread thread_;  // last: it uses all others
 };
@@ -187,8 +168,8 @@ struct At {
 
 extern "C" {
 // Returns the worker's number.
-int64_t WorkerNew(int64_t segments, int64_t threads, const int32_t *cores, int64_t count, int64_t copies_gradients) {
-  auto worker = std::make_shared<AdamWorker>(segments, threads, cores, count, copies_gradients != 0);
+int64_t WorkerNew(int64_t segments, int64_t copies_gradients) {
+  auto worker = std::make_shared<AdamWorker>(segments, copies_gradients != 0);
   const std::lock_guard<std::mutex> held(registry_lock);
   registry[next_number] = std::move(worker);
   return next_number++;

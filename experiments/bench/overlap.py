@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from pangu_sigma.ecss.cores import DIVISION
 
 from ascend_ops.adam import HYPER
 from ascend_ops.adam_worker import AdamWorker
@@ -31,7 +32,6 @@ from experiments.bench.harness import Row, compare, figure, take_turns
 from experiments.bench.synthetic import SharedTier, SyntheticRun, config_of
 from pangu_sigma.config import Config
 from pangu_sigma.device import use_cpu
-from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.ecss.store import HostStore
 
 MODEL = {"hidden": 256, "ffn": 2048, "heads": 4, "dense_layers": 4, "rre_layers": 1, "experts_per_domain": 48}

@@ -120,7 +120,9 @@ class GateTrainer(Trainer):
     """A run whose load is the gate's."""
 
     def metrics(self, *taken: Any) -> StepMetrics:
-        return replace(super().metrics(*taken), load_NK=received(self.network))
+        load_NK = received(self.network)
+        reachable_N = [list(range(load_NK.shape[1]))] * len(load_NK)
+        return replace(super().metrics(*taken), load_NK=load_NK, reachable_N=reachable_N)
 
 
 def gated_network(config: Config) -> PanGuSigma:

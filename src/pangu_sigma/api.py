@@ -17,7 +17,6 @@ from pangu_sigma import config_file
 from pangu_sigma.arguments import AnyPath, Overrides, Paths, to_overrides, to_path, to_paths, to_texts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
-from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument
 from pangu_sigma.generate.score import Score as Score  # a public name
@@ -182,7 +181,6 @@ def train(
 
         if take_up_finished(folder, config, options):
             return Model(folder, outcome=_summary(folder))
-    DIVISION.divide(config.ecss.update_cores)
     from pangu_sigma.training.backend import Backend
     from pangu_sigma.training.loop import train as train_run
 
@@ -366,8 +364,6 @@ def inherit(
     *,
     heads: int | None = None,
     activation: Activation | None = None,
-    noise: float = 0.0,
-    reinit_ratio: float = 0.0,
     moments: bool = False,
     drop_rows: bool = False,
     dry_run: bool = False,
@@ -375,10 +371,10 @@ def inherit(
     """Create a run of `config` in `output`, by default runs/NAME, that answers at step 0 as the dense `model`; `train` resumes it.
 
     model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md lists them). heads, activation:
-    needed if the model's files do not state them. The run computes the model's GELU unless `config` names one. noise, reinit_ratio:
-    variation between copies of an expert at the start, by default none (inherit/variation.py). moments: also copy the Adam moments,
-    which a run of this project has. drop_rows: leave out embedding rows of a run whose tokens the prepared text lacks, although
-    the same text then becomes other tokens, which is refused without. dry_run: write nothing, return the origin of each tensor.
+    needed if the model's files do not state them. The run computes the model's GELU unless `config` names one. moments: also
+    copy the Adam moments, which a run of this project has. drop_rows: leave out embedding rows of a run whose tokens the
+    prepared text lacks, although the same text then becomes other tokens, which is refused without. dry_run: write nothing,
+    return the origin of each tensor.
     Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists, or `model` does not fit.
     """
     config = _loaded(config)
@@ -391,16 +387,14 @@ def inherit(
     from pangu_sigma.inherit import from_alpha
     from pangu_sigma.inherit.parent import open_parent
     from pangu_sigma.inherit.receipt import format_mapping
-    from pangu_sigma.inherit.variation import Variation
 
     if not dry_run:
         from_alpha.check_absent(folder)
     with mindspore_lock:
         parent = open_parent(to_path(model, "model"), heads, activation)
-        variation = Variation(noise, reinit_ratio, config.seed)
         if not dry_run:
-            return from_alpha.inherit(parent, config, folder, variation, moments, drop_rows)
-        child = from_alpha.plan_inheritance(parent, config, variation, moments, drop_rows)
+            return from_alpha.inherit(parent, config, folder, moments, drop_rows)
+        child = from_alpha.plan_inheritance(parent, config, moments, drop_rows)
         return Results(child.descents(), format_mapping(child))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -257,6 +258,13 @@ class Config(Section):
     def stored_experts(self, kind: Segment) -> int:
         """Return K, the number of experts stored in one segment of this kind."""
         return self.experts if kind == "own" else self.model.common_experts
+
+    def reachable_experts(self, domains: Iterable[int]) -> list[list[int]]:
+        """Return the numbers of the experts that tokens of these domains can reach, for each of the N segments."""
+        each = self.model.experts_per_domain
+        own = [domain * each + number for domain in sorted(set(domains)) for number in range(each)]
+        common = list(range(self.model.common_experts))
+        return [own if kind == "own" else common for kind in self.model.routed]
 
     def learns(self, kind: Segment) -> bool:
         """Return True if experts of segments of this kind learn; common ones do not where fine-tuning names the experts that do."""

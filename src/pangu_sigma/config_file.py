@@ -269,11 +269,17 @@ _WORDS = {
 """Words of pydantic's messages, in the order in which they are replaced, and ours."""
 
 
+_GONE = ("ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip")
+"""Keys of version 0.1.0 that are gone."""
+
+
 def _explain(problem: Any) -> str:
     """Return a line for one pydantic error that tells a user what to do."""
     path = ".".join(str(key)[:100] for key in problem["loc"]) or "configuration"
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
+        if path in _GONE:
+            return f"{path}: no longer a key; leave it out. Version 0.1.0 (commit ab9cf900) reads files that have it"
         allowed = _keys_at(problem["loc"][:-1])
         near = _nearest(str(problem["loc"][-1])[:100].lower(), allowed)
         hint = f"nearest valid key: {near}; " if near else ""

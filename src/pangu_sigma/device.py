@@ -32,15 +32,12 @@ def refuse_compile_cache() -> None:
     """
     import mindspore as ms
 
-    for named, on in (
-        ("MS_COMPILER_CACHE_ENABLE=1", os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1"),
-        ("mindspore.set_context(enable_compile_cache=True)", ms.get_context("enable_compile_cache")),
-    ):
-        if on:
-            raise UserError(
-                f"{named}: MindSpore's compile cache takes graphs by the order in which a process compiles them, whatever the "
-                "configuration, so that a run would compute with another graph than its own; switch it off"
-            )
+    if os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1" or ms.get_context("enable_compile_cache"):
+        raise UserError(
+            "MindSpore's compile cache is on, by MS_COMPILER_CACHE_ENABLE=1 or set_context(enable_compile_cache=True): it takes "
+            "graphs by the order in which a process compiles them, whatever the configuration, so that a run would compute with "
+            "another graph than its own; switch it off"
+        )
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from packaging.requirements import Requirement
 from pangu_sigma.check import Check
 from pangu_sigma.host_memory import available_memory
 
-_REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 _GIB = 1 << 30
 _MEMORY_GIB = 4.0
 """GiB of memory that sigma_tiny and MindSpore's compiler need."""
@@ -31,16 +29,12 @@ CheckMaker = Callable[[], Check | Iterable[Check]]
 """Function that checks something, and returns one finding or several."""
 
 
-def run_checks(devices: CheckMaker, speed: bool = False) -> list[Check]:
+def run_checks(devices: CheckMaker) -> list[Check]:
     """Run all checks of a machine, in the order to read them. A check that raises counts as a failed check.
 
-    devices: checks of the machine's NPUs (npu/host/checks.py). speed: True to measure the speed too.
+    devices: checks of the machine's NPUs (npu/host/checks.py).
     """
     checks: list[CheckMaker] = [_python, _requirements, _compiler, _kernels, _cores, _memory, _disk, devices]
-    if speed:
-        from pangu_sigma.speed import speed_checks
-
-        checks.append(speed_checks)
     return [result for check in checks for result in _results(check)]
 
 
@@ -74,8 +68,8 @@ def _python() -> Check:
 
 
 def _requirements() -> Iterator[Check]:
-    """Check the installed version of every requirement: of requirements.txt in a checkout, else of the package's metadata."""
-    for requirement in _declared():
+    """Check the installed version of every package that the metadata of this one requires; those of its extras are not needed."""
+    for requirement in map(Requirement, importlib.metadata.requires("pangu-sigma") or []):
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
         fix = f"pip install '{requirement}'"
@@ -87,14 +81,6 @@ def _requirements() -> Iterator[Check]:
         ok = requirement.specifier.contains(version, prereleases=True)
         wants = f" (wants {requirement.specifier})" if requirement.specifier else ""
         yield Check(requirement.name, ok, f"{version}{wants}", "" if ok else fix)
-
-
-def _declared() -> list[Requirement]:
-    if _REQUIREMENTS.exists():
-        texts = [re.split(r"(?:^|\s)#", line)[0].strip() for line in _REQUIREMENTS.read_text().splitlines()]
-    else:
-        texts = importlib.metadata.requires("pangu-sigma") or []
-    return [Requirement(text) for text in texts if text]
 
 
 def _compiler() -> Check:

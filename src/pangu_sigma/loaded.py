@@ -318,7 +318,7 @@ class Model:
         else:
             documents = [Document(self._domain(domain).name, to_text(text, "text"), "text")]
         losses = evaluate_documents(self.engine, documents)
-        return _measured(losses, format_losses(losses).replace("held-out, nats", "nats"), [losses])
+        return _measured(losses, format_losses(losses, "nats per token"), [losses])
 
     @check_kinds
     def export(

@@ -33,6 +33,8 @@ def folder_lock(folder: Path, required: bool = True) -> Iterator[None]:
     """
     file = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
+    if file.is_symlink():
+        raise LockError(f"{file} is a link, and what it names would be emptied; remove it")
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:

@@ -25,12 +25,11 @@ def doctor(
     *,
     device: Literal["cpu", "ascend"] = "cpu",
     chip: Chip | None = None,
-    speed: bool = False,
 ) -> Results:
     """Check this machine; a failed check names the fix.
 
     device: "ascend" to require NPUs, of the type `chip`, with everything that a host of a cluster needs, and the run folder
-    `model` on storage that all nodes share. speed: also measure memory, Adam and matrix products.
+    `model` on storage that all nodes share.
     """
     for name, value in (("--chip", chip), ("MODEL", model)):
         if value is not None and device != "ascend":
@@ -40,7 +39,7 @@ def doctor(
     from pangu_sigma.npu.host.checks import node_checks, npus_if_any
 
     run = None if model is None else to_path(model, "model")
-    checks = run_checks(partial(node_checks, Host(), chip, run) if device == "ascend" else npus_if_any, speed)
+    checks = run_checks(partial(node_checks, Host(), chip, run) if device == "ascend" else npus_if_any)
     return Results(checks, format_checks(checks), all(check.ok for check in checks))
 
 

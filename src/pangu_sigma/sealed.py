@@ -29,6 +29,8 @@ _OWN_HASH = "manifest"
 """Key of a sealed file's hash of itself."""
 LINE_HASH = "xxh3"
 """Last key of a sealed line: hash of the line without this key."""
+ITS_VERSION = "use the version that wrote it: up to format 2 it is 0.1.0, commit ab9cf900"
+"""Advice about a file of another format: until version 1.0 formats may change, and older ones are not read."""
 _READ_BYTES = 8 << 20
 
 
@@ -61,32 +63,29 @@ def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True)
             raise DamagedFile(f"{file}: {what} is {value}, {recorded[what]} was written; the file is damaged, {fix}")
 
 
-def sealed(body: dict[str, Any], sort_keys: bool = True) -> bytes:
-    """Return `body` as sealed JSON, which contains its own hash. Raises ValueError or TypeError if JSON cannot represent `body`.
+def sealed(body: dict[str, Any], record: bool = False) -> bytes:
+    """Return `body` as sealed JSON, which contains its own hash. record: as in `as_json`.
 
-    sort_keys: False to keep the order of the keys, with the hash as the last one.
+    Raises ValueError or TypeError if JSON cannot represent `body`.
     """
-    return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, sort_keys))}, sort_keys)
+    return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, record))}, record)
 
 
-def unsealed(file: Path, fix: str, was_unsealed: bool = False) -> dict[str, Any]:
+def unsealed(file: Path, fix: str, record: bool = False) -> dict[str, Any]:
     """Read a JSON file that `sealed` wrote, without its hash. Raises DamagedFile if a byte was changed.
 
-    fix: advice to the user. was_unsealed: True for a file that version 0.1.0 wrote without a hash, which is read with a warning.
+    fix: advice to the user. record: as in `as_json`.
     """
     try:
         content = file.read_bytes()
         tree = json.loads(content)
         body = {key: value for key, value in tree.items() if key != _OWN_HASH}
-        digest = xxhash.xxh3_128_hexdigest(as_json(body, sort_keys=False))  # in the order in which the file has them
-        again = as_json({**tree, _OWN_HASH: digest}, sort_keys=False)
+        again = sealed(body, record)
     except OSError as error:
         raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
-    if was_unsealed and body and body == tree:
-        logger.warning("%s has no hash of itself, as version 0.1.0 wrote it: changed bits would not be noticed", file)
-    elif again != content:
+    if again != content:
         raise DamagedFile(f"{file}: its content does not match its own hash; {fix}")
     return body
 
@@ -149,6 +148,7 @@ def write_atomically(file: Path, content: bytes) -> None:
     """Write a file whole or not at all: under another name, flushed, then renamed over an earlier one. Raises OSError."""
     fresh = file.with_name(f"{UNFINISHED}{file.name}")
     try:
+        fresh.unlink(missing_ok=True)  # a link there would be followed
         fresh.write_bytes(content)
         sync(fresh)
         fresh.replace(file)
@@ -167,6 +167,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def as_json(tree: dict[str, Any], sort_keys: bool = True) -> bytes:
-    """Return a tree as JSON, with sorted keys equal for equal trees. Raises ValueError or TypeError if JSON cannot represent it."""
-    return json.dumps(tree, indent=1, sort_keys=sort_keys, allow_nan=False).encode() + b"\n"
+def as_json(tree: dict[str, Any], record: bool = False) -> bytes:
+    """Return a tree as JSON with sorted keys, equal for equal trees. Raises ValueError or TypeError if JSON cannot represent it.
+
+    record: True for a record of measured values that people read: keys keep their order, and NaN is allowed.
+    """
+    return json.dumps(tree, indent=1, sort_keys=not record, allow_nan=record).encode() + b"\n"

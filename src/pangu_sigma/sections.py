@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pangu_sigma.chips import Chip
 from pangu_sigma.errors import UserError
 
-logger = logging.getLogger(__name__)
-
 
 class Section(BaseModel):
     """Base class of the sections of the configuration tree: refuses unknown keys, silent type conversions, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-    retired: ClassVar[dict[str, tuple[Any, str]]] = {}
-    """Keys of earlier releases that are read and left out: default of then, and the warning for another value."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_retired(cls, tree: Any) -> Any:
-        if not isinstance(tree, dict) or not cls.retired.keys() & tree.keys():
-            return tree
-        for key, (default, warning) in cls.retired.items():
-            if tree.get(key, default) != default:
-                logger.warning("%s", warning)
-        return {key: value for key, value in tree.items() if key not in cls.retired}
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise UserError(f"{name} is frozen; load another: ps.load_config(…, {{'SECTION.{name}': {value!r}}})")
@@ -235,9 +220,6 @@ class RoutingConfig(Section):
 class EcssConfig(Section):
     """Section `ecss`, Expert Computation and Storage Separation: storage of the experts, and their copy to the device."""
 
-    retired = {
-        "undo_gib": (1.0, "ecss.undo_gib is no longer a key: the worker waits for the gradient norm; leave it out"),
-    }
     enabled: bool = True
     """true: experts and their Adam state are in the host's memory, and only the active ones are copied to the device.
     false: every expert is an ordinary parameter of the device with ordinary Adam, for comparison."""
@@ -254,9 +236,6 @@ class EcssConfig(Section):
     """Who updates the experts. worker: a thread of the host, while the device updates the dense parameters and computes the dense
     layers of the next step. step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the
     host's. No bit differs."""
-    update_cores: Annotated[int, Field(ge=0)] = 0
-    """Number of cores that the worker has for itself, a thread on each; the device's threads keep the others. 0: one thread, which
-    takes its turn with the others."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Precision of the Adam moments of experts. `float32`: an expert takes 12 bytes a parameter, its weight included. `bfloat16`: 8
     bytes; needs train.optimizer.beta2 <= 0.99."""
@@ -267,10 +246,6 @@ class EcssConfig(Section):
             raise ValueError("store=file needs enabled=true: without ECSS every expert is in the device's memory")
         if not self.enabled and self.update == "worker":
             raise ValueError("update=worker needs enabled=true: without ECSS the device updates every expert")
-        if self.update == "step" and self.update_cores:
-            raise ValueError(
-                f"update_cores={self.update_cores} needs update=worker or auto: with step there is no worker"
-            )
         return self
 
     def by_worker(self, npu: bool) -> bool:
@@ -368,6 +343,9 @@ class DataConfig(Section):
     boilerplate_documents: Positive = 10
     """Number of documents of a domain above which a window that occurs in all of them is boilerplate, such as a footer or a line of
     blanks: it belongs to the domain, and what touches it does not count as overlap. A document of nothing else is trained on."""
+    max_boilerplate: Fraction = 0.5
+    """Maximum fraction of a held-out document's windows of 13 tokens that may be boilerplate. Documents above the limit say little
+    that is new: they are trained on, and others are held out instead. 1: no limit, for text that is written so, such as tables."""
     min_held_out_tokens: Positive = 10_000
     """Smallest number of held-out tokens of a domain. To reach this number, up to five times as many documents as `held_out`
     says are held out, or half of all; if that is not enough, `prepare-data` refuses the text."""
@@ -405,12 +383,6 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """Section `train.optimizer`: Adam with decoupled weight decay, and another ε for experts (as reported of the PanGu-Σ paper)."""
 
-    retired = {
-        "clip": (
-            "global",
-            "train.optimizer.clip is no longer a key: gradients are clipped by their common norm; leave it out",
-        ),
-    }
     peak_lr: PositiveFloat = 1e-4
     """Peak learning rate, at the end of the warm-up."""
     end_lr: Annotated[float, Field(ge=0.0, le=1e30)] = 2e-5

@@ -71,7 +71,6 @@ MISTAKES = {
     "inherit EXPORT sigma_tiny -o new": "EXPORT",
     "inherit RUN sigma_tiny -o full": "full exists",
     "inherit RUN nix -o new": "nix",
-    "inherit RUN sigma_tiny -o new --noise x": "--noise",
     "extend nix sigma_tiny -o new": "nix",
     "extend RUN sigma_tiny -o full": "full exists",
     "extend RUN sigma_tiny -o new": "model.hidden",

@@ -205,7 +205,7 @@ def test_the_model_card_says_sources_licences_and_lineage_or_that_they_are_unkno
     (tmp_path / "run").mkdir()
     shutil.copytree(run, tmp_path / "run", dirs_exist_ok=True)
     receipt = {"kind": "inherit", "parent": "/alpha", "layout": "mindspore", "parent_hash": "abc"}
-    (tmp_path / "run" / "lineage.json").write_bytes(sealed(receipt))
+    (tmp_path / "run" / "lineage.json").write_bytes(sealed(receipt, record=True))
     written = convert_model(tmp_path / "run", tmp_path / "hf", "hf")
     card = (written / "README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(card.split("---")[1])
@@ -218,7 +218,7 @@ def test_the_model_card_says_sources_licences_and_lineage_or_that_they_are_unkno
     again = convert_model(written, tmp_path / "again", "run")
     assert json.loads((again / "lineage.json").read_text())["before"] == receipt
     shutil.rmtree(tmp_path / "hf")
-    (tmp_path / "run" / "lineage.json").write_bytes(sealed(receipt).replace(b'"abc"', b'"abd"'))
+    (tmp_path / "run" / "lineage.json").write_bytes(sealed(receipt, record=True).replace(b'"abc"', b'"abd"'))
     with pytest.raises(DamagedFile, match=r"lineage\.json: its content does not match its own hash"):
         convert_model(tmp_path / "run", tmp_path / "hf", "hf")
     model = open_model(run, "run")

@@ -235,7 +235,7 @@ def test_a_result_with_a_changed_digit_is_told_and_removes_no_checkpoint(tiny_ru
         DamagedFile, match=r"result\.json: its content does not match its own hash; take it from a copy"
     ):
         finetune_run(tiny_run, asked, run)
-    file.write_bytes(sealed({"best": {"step": 7}}))
+    file.write_bytes(sealed({"best": {"step": 7}}, record=True))
     with pytest.raises(CheckpointError, match="step_00000007 is to be kept and is not there, so nothing was removed"):
         finetune_run(tiny_run, asked, run)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == kept

@@ -25,7 +25,6 @@ from pangu_sigma.inherit.from_alpha import inherit, plan_inheritance
 from pangu_sigma.inherit.parent import open_parent, parent_slot
 from pangu_sigma.inherit.receipt import format_mapping
 from pangu_sigma.inherit.tensor_origin import Child
-from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.stored.network import build_network
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.loop import train
@@ -156,9 +155,7 @@ def test_segments_have_the_parents_units_in_order_and_answer_as_it_bit_for_bit(
 
 def test_the_mapping_names_the_units_of_each_segment(parent, tiny_data):
     config = tiny_config(tiny_data, model={"segments": ["own", "common"], "common_experts": 3})
-    lines = [
-        line.split() for line in format_mapping(plan_inheritance(open_parent(parent), config, Variation())).splitlines()
-    ]
+    lines = [line.split() for line in format_mapping(plan_inheritance(open_parent(parent), config)).splitlines()]
     (own,) = [line for line in lines if line[0] == "experts.w1"]
     (common,) = [line for line in lines if line[0] == "segments.1.experts.w1"]
     assert " ".join(own[:7]) == "experts.w1 0 … 1 (6, 16, 24)"
@@ -258,20 +255,6 @@ def test_adam_is_carried_over_on_demand(no_graph, parent, tiny_data, tmp_path):
     assert train(tiny_config(tiny_data, train={"steps": 1, "eval_interval": 1}), tmp_path / "run").progress.step == 1
 
 
-def test_noise_and_units_drawn_anew_part_the_experts(no_graph, parent, tiny_data, tmp_path):
-    inherit(open_parent(parent), tiny_config(tiny_data), tmp_path / "run", Variation(noise=0.01, reinit_ratio=0.5))
-    w1 = load_checkpoint(tmp_path / "run" / "checkpoints").saved("experts_layer_0")["w1"][0].values
-    its = load_checkpoint(parent / "checkpoints").saved("dense")["layers.1.ffn.w1"][0].values
-    near = np.isclose(w1, its, rtol=0.1).all(axis=-1)
-    assert (near.sum(axis=-1) == 16).all(), "half of 32 units are the parent's up to noise"
-    assert not (w1[0] == w1[1]).any(axis=-1).all()
-    receipt = json.loads((tmp_path / "run" / "lineage.json").read_text(encoding="utf-8"))
-    assert receipt["agreement"]["zh"]["exact"] > 0, "and then step 0 is not the parent any more, which is said"
-    assert receipt["options"] == {"noise": 0.01, "reinit_ratio": 0.5, "moments": False}
-    with pytest.raises(ConfigError, match=r"reinit_ratio is 1\.5; it must be from 0 to 1"):
-        Variation(reinit_ratio=1.5)
-
-
 def test_a_dry_run_tells_every_tensor_and_writes_nothing(parent, tiny_data, tmp_path, capsys):
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny_tree(tiny_data), allow_unicode=True), encoding="utf-8")
@@ -311,11 +294,6 @@ def test_what_cannot_be_inherited_is_refused_by_key_and_leaves_nothing(parent, c
     tree["domains"][0]["slot"] = "law"
     with pytest.raises(ConfigError, match=r"slot 'law' has no parent: the parent's slots are zh, en"):
         inherit(open_parent(parent), parse_config(tree), tmp_path / "run")
-    for variation in (Variation(noise=0.1), Variation(reinit_ratio=0.5)):
-        with pytest.raises(
-            ConfigError, match=r"noise .*, reinit_ratio .*: vary experts, and model\.rre_layers=0 has none"
-        ):
-            inherit(open_parent(parent), open_parent(parent).config, tmp_path / "run", variation)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(LayoutError, match=r"is not there; a parent is a dense run .*\n.*\n.*filerted_\*\.ckpt"):
         open_parent(tmp_path / "nowhere")

@@ -22,23 +22,16 @@ RESULT = {"task": "qa", "best": {"step": 8, "loss": 3.25}, "losses": {"before": 
     [(read_lineage, "lineage.json", LINEAGE), (read_tuning_result, "finetune/result.json", RESULT)],
     ids=["lineage", "result"],
 )
-def test_a_flipped_bit_of_any_byte_is_told(tmp_path, caplog, read, name, body):
+def test_a_flipped_bit_of_any_byte_is_told(tmp_path, read, name, body):
     assert read(tmp_path) is None
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
-    whole = sealed(body, sort_keys=False)
+    whole = sealed(body, record=True)
     file.write_bytes(whole)
     assert read(tmp_path) == body
-    assert caplog.records == []
     for at in range(len(whole)):
         flipped = bytearray(whole)
         flipped[at] ^= 1 << at % 8
         file.write_bytes(flipped)
-        caplog.clear()
-        try:
-            found = read(tmp_path)
-        except DamagedFile as error:
-            assert str(file) in str(error)
-        else:
-            assert "has no hash of itself" in caplog.text, at  # the bit is of the key of the hash
-            assert {key: found[key] for key in body} == body
+        with pytest.raises(DamagedFile, match=name):
+            read(tmp_path)

@@ -18,7 +18,7 @@ from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Document
 from pangu_sigma.text.segmentation import runs_of
-from pangu_sigma.text.tokenizer import Tokenizer, segment, tag_language
+from pangu_sigma.text.tokenizer import FILES, Tokenizer, copy_tokenizer, segment, tag_language
 from pangu_sigma.text.vocabulary import ALPHA_SIZE, EOT, FIRST_BYTE, FIRST_ENGLISH, TAG_OF_LANGUAGE, UNK
 
 CHINESE = [
@@ -214,6 +214,14 @@ def test_a_code_domain_needs_a_language_with_a_tag():
     domain = Domain(0, "rust", "code", "en", 0, 0, 1, 1.0)
     with pytest.raises(ConfigError, match="rust has format: code and language: en"):
         tag_language("", "", domain)
+
+
+def test_a_copy_has_the_files_of_a_tokenizer_and_nothing_that_lies_beside_them(restricted, tmp_path):
+    restricted.save(tmp_path / "one")
+    (tmp_path / "one" / "link").symlink_to("/etc/hostname")
+    copy_tokenizer(tmp_path / "one", tmp_path / "two")
+    assert Tokenizer.load(tmp_path / "two").hash == restricted.hash
+    assert {file.name for file in (tmp_path / "two").iterdir()} == {*FILES}
 
 
 def test_a_saved_folder_is_all_that_loading_needs(restricted, domains, tmp_path):

@@ -75,10 +75,6 @@ def test_the_losses_of_ranks_that_see_the_same_tokens_count_once():
         ),
         ({"parallel": {"tensor": 2}}, r"^parallel\.tensor=2 needs Ascend: .*; set it to 1$"),
         (
-            {"ecss": {"update_cores": 1}},
-            r"^ecss\.update_cores=1: .*; set ecss\.update=worker, or ecss\.update_cores=0$",
-        ),
-        (
             {"parallel": {"stages": 2}, "train": {"accumulation": 2, "batch_size": 8}},
             r"^parallel\.stages=2 needs Ascend: .*; set it to 1$",
         ),

@@ -485,3 +485,5 @@ def test_metrics_are_means_per_token_of_each_domain(trainer):
         )
     assert metrics.tokens == 4 * 32
     assert (metrics.load_NK.sum(axis=1) == 4 * 32).all()
+    for load_K, reachable in zip(metrics.load_NK, metrics.reachable_N, strict=True):
+        assert {*np.flatnonzero(load_K)} <= {*reachable} and len(reachable) == 2 * len(metrics.per_domain_loss)

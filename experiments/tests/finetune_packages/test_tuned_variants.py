@@ -11,6 +11,7 @@ import pytest
 from experiments.finetune_packages import tuned_variants
 from experiments.finetune_packages.tuned_variants import TunedVariant, best_rate, compare_tuned, estimate, write_tuned
 from pangu_sigma.config import ConfigError
+from pangu_sigma.sealed import sealed
 
 BEFORE, AFTER = 1.0, {"experts": [9.0, 9.1, 9.2], "dense": [5.0, 6.0, 9.3]}
 FORGOTTEN = {"experts": [0.0, 0.0, 0.0], "dense": [0.30, 0.31, 0.32]}
@@ -24,7 +25,7 @@ def write_result(run: Path, loss: float | None, forgotten: float = 0.0) -> Path:
         "parameters": {"learn": 1234},
         "forgetting": {"domains": {"zh": own, "en": own}},
     }
-    (run / "finetune" / "result.json").write_text(json.dumps(result))
+    (run / "finetune" / "result.json").write_bytes(sealed(result, record=True))
     return run
 
 
@@ -90,7 +91,7 @@ def test_one_seed_decides_nothing():
 
 def test_forgetting_that_was_not_measured_is_refused(variants, tmp_path):
     file = variants[1].runs[2] / "finetune" / "result.json"
-    result = json.loads(file.read_text()) | {"forgetting": {"skipped": "no text"}}
-    file.write_text(json.dumps(result))
+    result = tuned_variants.result_of(variants[1].runs[2]) | {"forgetting": {"skipped": "no text"}}
+    file.write_bytes(sealed(result, record=True))
     with pytest.raises(ConfigError, match="dense_2_3e-3: what it has forgotten was not measured: no text"):
         compare_tuned(variants, tmp_path / "t", tmp_path / "kept")

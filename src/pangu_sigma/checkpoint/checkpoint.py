@@ -112,7 +112,7 @@ def newest_identity(root: Path) -> Identity | None:
 def _newest_whole(root: Path, expected: Identity | None, ranks: Ranks) -> Checkpoint:
     if (root / UNHEALTHY).exists():
         raise CheckpointError(f"{root} holds values that are not finite, and is no checkpoint; name one beside it")
-    problems = []
+    problems: list[str] = []
     for directory in candidates(root):
         try:
             return replace(_load_directory(directory, expected, ranks), passed_over=tuple(problems))

@@ -9,7 +9,7 @@ from typing import Any
 
 from pangu_sigma.checkpoint.not_finite import NotFinite, describe
 from pangu_sigma.errors import UserError
-from pangu_sigma.sealed import DamagedFile, unsealed
+from pangu_sigma.sealed import ITS_VERSION, DamagedFile, unsealed
 
 FORMAT = 2
 """Format version of a checkpoint; others are refused."""
@@ -73,7 +73,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(str(error)) from error
     if body.get("format") != FORMAT:
         raise CheckpointError(
-            f"{file}: checkpoint format {body.get('format')}, this version reads {FORMAT}; use the version that wrote it"
+            f"{file}: checkpoint format {body.get('format')}, this version reads {FORMAT}; {ITS_VERSION}"
         )
     if not _is_manifest(body):
         raise DamagedCheckpoint(f"{file}: does not say what a manifest says; {ANOTHER}")

@@ -22,8 +22,8 @@ import xxhash
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, parse_config, read_tree
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import UNFINISHED, DamagedFile, check_folder, seal_folder, sync, write_atomically
-from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.sealed import ITS_VERSION, UNFINISHED, DamagedFile, check_folder, seal_folder, sync, write_atomically
+from pangu_sigma.text.tokenizer import Tokenizer, copy_tokenizer
 
 FILES_FORMAT = 2
 """Format version of these files; others are refused."""
@@ -41,7 +41,7 @@ def write_model_files(folder: Path, config: Config, tokenizer: Path, table: Rout
     """
     fresh = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(tokenizer, fresh)
+    copy_tokenizer(tokenizer, fresh)
     if (folder / TOKENIZER_FOLDER).exists():
         shutil.rmtree(folder / TOKENIZER_FOLDER)
     fresh.rename(folder / TOKENIZER_FOLDER)
@@ -87,7 +87,7 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
         )
     if int(found[2]) != FILES_FORMAT:
         raise ConfigError(
-            f"{file} says format {int(found[2])}, this version reads {FILES_FORMAT}: use the version that wrote it; if none "
+            f"{file} says format {int(found[2])}, this version reads {FILES_FORMAT}: {ITS_VERSION}; if none "
             f"did, the line is damaged: {fix}"
         )
     if xxhash.xxh3_128_hexdigest(content[found.end() :]) != found[3].decode():

@@ -1,8 +1,9 @@
-"""Reader and writer of safetensors files that need no second copy of the arrays in memory.
+"""Reader and writer of safetensors files whose arrays may be larger than memory.
 
-The library's own `save_file` copies every array first, and its `load_file` reads all arrays: experts may fill the memory, or be
-larger than memory. The format is the library's: eight bytes of header length, a JSON header, the arrays end to end. Arrays of the
-widest elements come first, as in the library's files, so that every array begins at a multiple of its elements' size.
+The library's `save_file` needs all arrays in memory at once, and leaves no holes for zeros; its `load_file` reads all arrays. Here
+an array is written part by part, hashed and examined on the way, and read as a map of the file. The format is the library's: eight
+bytes of header length, a JSON header, the arrays end to end. Arrays of the widest elements come first, as in the library's files,
+so that every array begins at a multiple of its elements' size.
 """
 
 from __future__ import annotations

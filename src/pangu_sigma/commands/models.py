@@ -37,8 +37,6 @@ def add_commands(commands: Any) -> None:
     with_output(command, _NEW_RUN)
     flag(command, "--dry-run", "print the origin of every tensor, and stop")
     _with_dense(command, "MODEL")
-    command.add_argument("--noise", type=float, help="multiply the experts' weights by 1 + NOISE · N(0, 1)")
-    command.add_argument("--reinit-ratio", type=float, help="fraction of each expert's inner units to draw anew")
     flag(command, "--moments", "also copy the Adam moments of a dense run")
     flag(command, "--drop-rows", "leave out rows of a run that the prepared text has none for")
     with_json(command)

@@ -35,7 +35,7 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
         "doctor",
         programs.doctor,
         "check that this machine is ready",
-        "--speed",
+        "",
         "--device ascend --chip 910b",
         "/shared/runs/sigma_1t --device ascend",
     )
@@ -43,7 +43,6 @@ def add_commands(commands: Any, parser: argparse.ArgumentParser) -> None:
     demand = "ascend: require NPUs, and everything that a host of a cluster needs"
     command.add_argument("--device", choices=["cpu", "ascend"], help=demand)
     command.add_argument("--chip", choices=CHIP_NAMES, help="required type of the NPUs; with --device ascend")
-    flag(command, "--speed", "also measure memory, Adam and matrix products; a few seconds")
     with_json(command)
 
     command = add_command(

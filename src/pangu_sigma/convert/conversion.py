@@ -55,7 +55,7 @@ def write_run(model: StoredModel, folder: Path) -> Path:
             "parent_hash": model.hash,
             "before": model.lineage,
         }
-        write_atomically(path / LINEAGE_FILE, sealed(receipt, sort_keys=False))
+        write_atomically(path / LINEAGE_FILE, sealed(receipt, record=True))
     logger.info(
         "%s: the weights of step %d are its step 0; Adam's state and the position in the data start from nothing. To train on, set "
         "data.path to data prepared with the same vocabulary (hash %s…); it is %s now",

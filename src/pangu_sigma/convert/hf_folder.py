@@ -25,6 +25,7 @@ from pangu_sigma.stored.hf_folder import (
     table_tensors,
 )
 from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.text.tokenizer import copy_tokenizer
 from pangu_sigma.training.first_checkpoint import unfinished_folder
 
 CARD = "README.md"
@@ -44,7 +45,7 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
     tensors |= {name: LazyArray.of(values, name) for name, values in tables.items()}
     shards = _divide({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)
     with unfinished_folder(output) as folder:
-        shutil.copytree(model.path / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER)
+        copy_tokenizer(model.path / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER)
         written = _write_shards(folder, tensors, shards)
         sizes = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
         index = {"metadata": sizes, "weight_map": {name: file for file, names in shards.items() for name in names}}
@@ -52,7 +53,7 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
         trees[TOKENIZER_JSON] = tokenizer_config_json(model)
         files = {name: f"{json.dumps(tree, ensure_ascii=False, indent=2)}\n".encode() for name, tree in trees.items()}
         if model.lineage is not None:
-            files[LINEAGE_FILE] = sealed(model.lineage, sort_keys=False)
+            files[LINEAGE_FILE] = sealed(model.lineage, record=True)
         for name, content in files.items():
             (folder / name).write_bytes(content)
         (folder / CARD).write_text(model_card(model), encoding="utf-8")

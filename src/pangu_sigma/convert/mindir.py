@@ -10,7 +10,6 @@ seal.json              size and hash of every other file, and the signature of t
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from pangu_sigma.stored.export import GRAPH_FILE
 from pangu_sigma.stored.hf_folder import table_tensors
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.text.tokenizer import copy_tokenizer
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def export_mindir(
         graph = cached_graph(run, at_rest)
         logger.info("compiling the graph of %s", run.config.name)
         write_graph(graph, folder)
-        shutil.copytree(run_path / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER)
+        copy_tokenizer(run_path / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER)
         run.table.save(folder / ROUTING_FILE)
         write_arrays(folder / TABLES_FILE, tables(run), lambda: None)
         write_config(folder, run.config, "export")

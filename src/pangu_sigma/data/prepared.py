@@ -46,6 +46,7 @@ _KEYS = {
     "held_out": "data",
     "max_overlap": "data",
     "boilerplate_documents": "data",
+    "max_boilerplate": "data",
     "min_held_out_tokens": "data",
     "max_held_out_tokens": "data",
     "count_private": "data",

@@ -11,17 +11,12 @@ Results are the same bit for bit.
 
 from __future__ import annotations
 
-import logging
-
 from mindspore import nn
 
 from ascend_ops.adam_worker import AdamWorker, Await, StartUpdate
 from pangu_sigma.config import Config
-from pangu_sigma.ecss.cores import DIVISION
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma, RoutedFFN
-
-logger = logging.getLogger(__name__)
 
 
 class AwaitedFFN(nn.Cell):
@@ -38,16 +33,11 @@ class AwaitedFFN(nn.Cell):
 class WorkerUpdate(nn.Cell):
     """Update of the store's experts by a worker. `update` has the arguments of `ExpertStore.update`."""
 
-    def __init__(self, config: Config, store: ExpertStore, copies_gradients: bool = False):
+    def __init__(self, store: ExpertStore, copies_gradients: bool = False):
         """copies_gradients: see `AdamWorker`."""
         super().__init__()
-        self.store, cores = store, DIVISION.of_worker
-        if config.ecss.update_cores and not cores:
-            asked = config.ecss.update_cores
-            logger.warning(
-                "ecss.update_cores=%d: only `train` divides the cores; the worker is bound to none here", asked
-            )
-        self.worker = AdamWorker(len(store.segments), max(1, len(cores)), cores, copies_gradients)
+        self.store = store
+        self.worker = AdamWorker(len(store.segments), copies_gradients)
         store.worker = self.worker
         self.start = nn.CellList([StartUpdate(self.worker, n) for n in range(len(store.segments))])
         self.register()
@@ -77,7 +67,7 @@ def update_by_worker(config: Config, network: PanGuSigma, store: ExpertStore) ->
     """
     if not config.ecss.by_worker(npu=False) or not isinstance(store, HostStore) or not len(store.segments):
         return None
-    update = WorkerUpdate(config, store)
+    update = WorkerUpdate(store)
     layers = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]
     for n, ffn in enumerate(ffn for layer in layers for ffn in layer.segments):
         ffn.experts = AwaitedFFN(ffn.experts, update.worker, n)

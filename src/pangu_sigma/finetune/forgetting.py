@@ -60,7 +60,10 @@ def measure_forgetting(tuner: Tuner, parent: StoredRun) -> dict[str, Any]:
 
 
 def logged_losses(tuner: Tuner, parent: StoredRun) -> dict[str, HeldOutLoss]:
-    """Return the losses of the state that the tuning began with, from the log of its parent; empty if it has none."""
+    """Return the losses of the state that the tuning began with, from the log of its parent; empty if it has none.
+
+    Another graph computed them, perhaps on another machine: for equal weights they equal the tuner's within rounding.
+    """
     lineage = read_lineage(tuner.run.path) or {}
     if parent.hash != lineage.get("parent_hash") or not (parent.path / FILE).exists():
         return {}

@@ -68,8 +68,8 @@ class TimedEvaluation(EvaluationStep):
 class Tuner(Trainer):
     """Trainer that fine-tunes a run on a task, in one CPU process. `best`: best state so far.
 
-    The checkpoints of the best state and of step 0, the parent's state, are never pruned. All losses are of one graph, in which
-    equal weights have equal losses bit for bit.
+    The checkpoints of the best state and of step 0, the parent's state, are never pruned. All losses that the tuner measures are of
+    one graph, in which equal weights have equal losses bit for bit.
     """
 
     def __init__(self, run: RunFolder, training: TaskSamples, dev: TaskSamples | None, seconds: Seconds):

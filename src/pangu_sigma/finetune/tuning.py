@@ -120,7 +120,7 @@ def finetune_run(
             if tuner is None:
                 return None
             result = _result(parent, config, training, dev, tuner)
-            write_atomically(into / TUNING_RESULT, sealed(result, sort_keys=False))
+            write_atomically(into / TUNING_RESULT, sealed(result, record=True))
             draw_report(into)
         keep_only(run.checkpoints, result["best"]["step"])  # last: a killed call does so the next time
     return result

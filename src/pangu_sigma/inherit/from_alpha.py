@@ -6,23 +6,20 @@ import logging
 from pathlib import Path
 
 from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config
 from pangu_sigma.data.prepared import read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
-from pangu_sigma.errors import DataError, argument
+from pangu_sigma.errors import DataError
 from pangu_sigma.inherit.equality import agreements
 from pangu_sigma.inherit.receipt import Receipt, make_receipt
 from pangu_sigma.inherit.tensor_origin import Child, check_child, check_rows, slot_rows
-from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.training.first_checkpoint import check_absent, new_run, write_step_0
 
 logger = logging.getLogger(__name__)
 
 
-def plan_inheritance(
-    parent: StoredModel, config: Config, variation: Variation, moments: bool = False, drop_rows: bool = False
-) -> Child:
+def plan_inheritance(parent: StoredModel, config: Config, moments: bool = False, drop_rows: bool = False) -> Child:
     """Plan a sparse run that inherits from `parent`, without reading values. moments: True to copy Adam state.
 
     The new run computes the parent's GELU unless the configuration names one. drop_rows: True to leave out embedding rows of a
@@ -39,36 +36,30 @@ def plan_inheritance(
             *(config.model.activation, activation),
         )
     check_child(parent, config, moments)
-    if not variation.none and not config.model.rre_layers:
-        raise ConfigError(
-            f"{argument('--noise')} {variation.noise:g}, {argument('--reinit-ratio')} {variation.reinit_ratio:g}: vary experts, "
-            "and model.rre_layers=0 has none; leave them out"
-        )
     try:
         slots = slot_rows(parent, config, read_prepared_tokenizer(config))
     except DataError:
-        return Child(parent, config, None, variation, moments)
+        return Child(parent, config, None, moments)
     if parent.kind != "alpha" and not drop_rows:
         check_rows(parent, config, slots)
-    return Child(parent, config, slots, variation, moments)
+    return Child(parent, config, slots, moments)
 
 
 def inherit(
     parent: StoredModel,
     config: Config,
     folder: Path,
-    variation: Variation | None = None,
     moments: bool = False,
     drop_rows: bool = False,
 ) -> Receipt:
     """Write `folder`, atomically, as a run of `config` whose step 0 answers as `parent`; `train` resumes from it.
 
-    variation: random differences between the copies of an FFN; None: exact copies. moments, drop_rows: as in `plan_inheritance`.
+    moments, drop_rows: as in `plan_inheritance`.
     Raises ConfigError if `folder` exists or a key does not fit the parent; DataError without prepared text; LayoutError or
     CheckpointError if the parent cannot be read.
     """
     check_absent(folder)
-    child = plan_inheritance(parent, config, variation or Variation(seed=config.seed), moments, drop_rows)
+    child = plan_inheritance(parent, config, moments, drop_rows)
     config = child.config
     tokenizer = read_prepared_tokenizer(config)  # raises what is wrong
     open_samples(config, Path(config.data.path), "train", tokenizer.size)  # too little text is refused before any work

@@ -84,12 +84,12 @@ class Receipt:
 
     def save(self, folder: Path) -> None:
         """Write the receipt into a run folder. Raises OSError."""
-        write_atomically(folder / LINEAGE_FILE, sealed(asdict(self), sort_keys=False))
+        write_atomically(folder / LINEAGE_FILE, sealed(asdict(self), record=True))
 
 
 def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
     """Return the receipt of an inherited run, after all tensors of `child` were read. agreement: logits' differences, by domain."""
-    model, variation = child.parent, child.variation
+    model = child.parent
     return Receipt(
         parent=str(model.path),
         layout=model.layout,
@@ -105,7 +105,7 @@ def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
         parent_activation=model.sizes.activation,
         heads_known=model.sizes.heads is not None,
         activation_known=model.activation_known,
-        options={"noise": variation.noise, "reinit_ratio": variation.reinit_ratio, "moments": child.moments},
+        options={"moments": child.moments},
         agreement=agreement,
     )
 
@@ -138,7 +138,7 @@ def format_receipt(receipt: Receipt) -> str:
     rows += [(kind, f"{count:,} parameters") for kind, count in receipt.parameters.items() if count]
     rows += [(f"domain {name}", what) for name, what in receipt.domains.items()]
     if receipt.copies:
-        rows.append(("experts", f"{_format_copies(receipt)}{_format_variation(receipt.options)}"))
+        rows.append(("experts", _format_copies(receipt)))
     if "moments" in receipt.options:
         rows.append(
             ("Adam", "its moments are the parent's" if receipt.options["moments"] else "starts with zero state")
@@ -166,13 +166,6 @@ def _format_copies(receipt: Receipt) -> str:
     numbers = {"own": receipt.copies, "common": receipt.common_copies}
     parts = [f"{numbers[kind]} {kind}" for kind in receipt.segments]
     return f"each upper FFN is cut into {len(parts)} segments of {', '.join(parts)} experts"
-
-
-def _format_variation(options: dict[str, Any]) -> str:
-    noise, ratio = options.get("noise"), options.get("reinit_ratio")
-    varied = [f"weights times 1 + {noise:g} · N(0, 1)"] if noise else []
-    varied += [f"{ratio:.0%} of the inner units drawn anew"] if ratio else []
-    return f", varied: {', '.join(varied)}" if varied else ""
 
 
 def _format_activation(receipt: Receipt) -> str:

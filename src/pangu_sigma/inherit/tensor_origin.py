@@ -28,7 +28,6 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import argument
 from pangu_sigma.inherit.parent import ParentWords, parent_slot
-from pangu_sigma.inherit.variation import Variation
 from pangu_sigma.sections import ModelConfig
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -87,7 +86,6 @@ class Child:
     parent: StoredModel
     config: Config
     slots: list[SlotRows] | None
-    variation: Variation = field(default_factory=Variation)
     moments: bool = False
     hashes: dict[str, str] = field(default_factory=dict)
 
@@ -113,7 +111,7 @@ class Child:
             source, _, how = model.made_from.get(name, "copied").rpartition(": ")
             source = source or tensor.origin or name
             if layer is not None:
-                how = "replicated" if self.variation.none else "replicated, varied"
+                how = "replicated"
                 tensor_name = name.removeprefix(upper[layer])
                 whole = tensor_name == "b2"
                 for s, kind in enumerate(child.segments[: 1 if whole else None]):
@@ -156,8 +154,8 @@ class Child:
 
         def content() -> Iterator[np.ndarray]:
             value = source.read()[units]
-            for expert in range(shape[0]):
-                yield self.variation.vary(value, name, segment, expert)
+            for _ in range(shape[0]):
+                yield value
 
         return LazyArray(shape, source.dtype, content, source.origin)
 

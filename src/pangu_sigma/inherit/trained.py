@@ -119,8 +119,8 @@ class ChildTensors:
         return LazyArray(shape, stored.dtype, content, name)
 
     def _new_expert(self, segment: int, name: str, expert: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Return a tensor of an expert that the run lacks: the dense parent's, or drawn as in a new run. segment: its number among
-        those of all RRE layers."""
+        """Return a tensor of an expert that the run lacks: the dense parent's, or drawn as a new run draws it, but by another
+        generator: the distribution is the same, the values are not. segment: its number among those of all RRE layers."""
         model = self.config.model
         if self.alpha is not None:
             source, units = ffn_source(model, segment, name)

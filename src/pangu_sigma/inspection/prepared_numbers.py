@@ -191,6 +191,8 @@ def measure_prepared(folder: Path) -> PreparedNumbers:
         [*zip(listed, counts_DV, strict=True)], desc="measuring", unit="domain"
     ):
         files = [file for split in SPLITS for file in data.tokens(name, split, tokenizer.size).shards]
+        for file in files:
+            data.verify(file.path.with_suffix(".idx").name)
         top = np.argsort(-counts_V, kind="stable")[:_FREQUENT]
         domains.append(
             DomainNumbers(

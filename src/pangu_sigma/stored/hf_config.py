@@ -13,6 +13,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.sealed import ITS_VERSION
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.normalisation import VANISHING, VANISHING_IN_RUN
 from pangu_sigma.text.segmentation import PATTERNS
@@ -124,7 +125,7 @@ def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str 
         raise LayoutError(f"{file}: holds no keys; {fix}")
     if type(tree.get(FORMAT_KEY)) is not int or tree[FORMAT_KEY] != HF_FORMAT:
         raise LayoutError(
-            f"{file}: {FORMAT_KEY} is {_short(tree.get(FORMAT_KEY))}, this version reads {HF_FORMAT}; use the version that wrote it"
+            f"{file}: {FORMAT_KEY} is {_short(tree.get(FORMAT_KEY))}, this version reads {HF_FORMAT}; {ITS_VERSION}"
         )
     if (dtype := tree.get("dtype")) != "float32" and saved_by_transformers(tree):
         raise LayoutError(

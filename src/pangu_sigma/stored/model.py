@@ -217,4 +217,4 @@ def read_tuning_result(run: Path) -> dict[str, Any] | None:
 
 
 def _read_record(file: Path, fix: str) -> dict[str, Any] | None:
-    return unsealed(file, fix, was_unsealed=True) if file.exists() else None
+    return unsealed(file, fix, record=True) if file.exists() else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -285,3 +286,10 @@ def _inverse(slot_rows: np.ndarray, size: int) -> np.ndarray:
         used = ids[ids >= 0]
         row_of[slot, used] = np.flatnonzero(ids >= 0)
     return row_of
+
+
+def copy_tokenizer(folder: Path, to: Path) -> None:
+    """Copy the files of a tokenizer's folder to the new folder `to`, and nothing else that lies there. Raises OSError."""
+    to.mkdir()
+    for name in FILES:
+        shutil.copyfile(folder / name, to / name)

@@ -161,6 +161,7 @@ class Trainer:
             clipped=applied and norm > self.config.train.optimizer.clip_norm,
             tokens=batch.tokens,
             load_NK=batch.load_NK,
+            reachable_N=self.config.reachable_experts(batch.domains_M.tolist()),
             samples=batch.digest,
             dropped=batch.dropped,
             traffic=traffic,

@@ -41,8 +41,8 @@ class Progress:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:
         """Restore the progress from what `state` returned."""
-        cursor = state["cursor"]  # those of earlier versions have no `begun`
-        return cls(state["step"], state["updates"], Cursor(list(cursor["taken"]), list(cursor.get("begun", []))))
+        cursor = state["cursor"]
+        return cls(state["step"], state["updates"], Cursor(list(cursor["taken"]), list(cursor["begun"])))
 
 
 def resume(run: RunFolder, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:

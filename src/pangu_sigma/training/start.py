@@ -114,11 +114,6 @@ def check_cpu(config: Config) -> None:
     ):
         if value not in allowed:
             raise ConfigError(f"{key}={value} needs Ascend: MindSpore {what} on the CPU; set it to {allowed[0]}")
-    if config.ecss.update_cores and not config.ecss.by_worker(npu=False):
-        raise ConfigError(
-            f"ecss.update_cores={config.ecss.update_cores}: on the CPU no worker updates experts unless asked for; set "
-            "ecss.update=worker, or ecss.update_cores=0"
-        )
 
 
 def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_START) -> list[str]:

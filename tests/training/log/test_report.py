@@ -26,7 +26,8 @@ def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, eva
         for step in range(1, 7):
             losses = dict.fromkeys(domains[:4], 5.0 / step)
             load_NK = rng.integers(0, 50, (layers, experts * len(domains)))
-            log.record(StepMetrics(step, 5.0 / step, losses, 1e-3, 1.0, 1.0, False, 100, load_NK))
+            reachable_N = [list(range(load_NK.shape[1]))] * layers
+            log.record(StepMetrics(step, 5.0 / step, losses, 1e-3, 1.0, 1.0, False, 100, load_NK, reachable_N))
         if evaluate:
             log.evaluation(6, held_out(**dict.fromkeys(domains, 1.0)))
 
@@ -165,7 +166,7 @@ def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
     nan = float("nan")
     with MetricsLog(tmp_path, ["zh"], 2, 1) as log:
         for step in (1, 2):
-            log.record(StepMetrics(step, nan, {"zh": nan}, 1e-3, nan, 1.0, True, 100, np.zeros((0, 4))))
+            log.record(StepMetrics(step, nan, {"zh": nan}, 1e-3, nan, 1.0, True, 100, np.zeros((0, 4)), []))
         log.evaluation(2, held_out(zh=nan))
     text = report.write_report(tmp_path).read_text()
     assert "2 steps skipped" in text
@@ -200,8 +201,8 @@ def tuned_run(folder: Path) -> Path:
     options = {"task": "qa", "learn": "experts"}
     lineage = {"kind": "finetune", "parent": "/runs/five", "parent_step": 80, "options": options}
     (folder / "finetune").mkdir()
-    (folder / TUNING_RESULT).write_bytes(sealed(result, sort_keys=False))
-    (folder / "lineage.json").write_bytes(sealed(lineage, sort_keys=False))
+    (folder / TUNING_RESULT).write_bytes(sealed(result, record=True))
+    (folder / "lineage.json").write_bytes(sealed(lineage, record=True))
     return folder
 
 

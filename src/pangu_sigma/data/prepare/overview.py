@@ -38,13 +38,14 @@ _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
     "unknown": lambda record: f"{_unknown(record):.2%}",
     "folded": lambda record: f"{record.train.folded + record.held_out.folded:,}",
 }
+"""Columns of the table: title → function of a domain's record. They count documents unless the title says something else. `folded`
+counts characters that decode to another form, as `，` to `,`. `passed over` documents are trained on because they repeat others or
+are mostly boilerplate. `overlap` is the fraction of the held-out text that occurs in the training text; before the arrow, if none
+were passed over. It leaves out `boilerplate`, the fraction that stands in many documents of the domain. `shift`: see `_SHIFT`."""
 _IF_ANY = ("filtered", "near copies")
 """Columns that are left out if all their cells are 0: these are off unless the configuration asks for them."""
-"""Columns of the table: title → function of a domain's record. They count documents unless the title says something else. `folded`
-counts characters that decode to another form, as `，` to `,`. `passed over` documents are trained on because they repeat others.
-`overlap` is the fraction of the held-out text that occurs in the training text; before the arrow, if none were passed over. It
-leaves out `boilerplate`, the fraction that stands in many documents of the domain. `shift`: see `_SHIFT`."""
 
+_IF_TABLES = "; data.max_boilerplate=1 holds out what is mostly boilerplate, too"
 _SHIFT = "shift: unigram loss of the held-out text above that of random text of its domain ± its standard deviation, nats per token"
 
 
@@ -126,7 +127,10 @@ def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[st
         if count > overlap.wanted:
             why = f"to have min_held_out_tokens={overlap.min_tokens:,}"
         elif overlap.passed_over:
-            why = f"because the others repeat text of their domain (max_overlap={overlap.max_overlap:g})"
+            why = (
+                f"because the others repeat text of their domain (max_overlap={overlap.max_overlap:g}) or are mostly boilerplate "
+                f"(data.max_boilerplate={config.get('max_boilerplate', 1):g})"
+            )
         else:
             why = f"to have at most data.max_held_out_tokens={config['max_held_out_tokens']:,}"
         yield f"{count:,} documents are held out, and not {overlap.wanted:,} as held_out says, {why}"
@@ -144,7 +148,7 @@ def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[st
         yield (
             f"its held-out text is no fair sample of it: its unigram loss is {abs(record.shift):.2f} nats a token "
             f"{'above' if record.shift > 0 else 'below'} that of random documents (± {record.shift_deviation:.2f}), and a model's "
-            "loss is likely to be, too"
+            f"loss is likely to be, too{_IF_TABLES * bool(record.shift > 0 and overlap.boilerplate_windows)}"
         )
 
 

@@ -1,4 +1,7 @@
-"""Held-out loss of an exported model, computed with its graph, and of a Hugging Face style folder, with the CPU's decoder.
+"""Held-out loss of an exported model and of a Hugging Face style folder, computed with the CPU's decoder.
+
+The graph of an export is not run: MindSpore executes what a MindIR names, shared libraries too. `export` compares it with the run
+when it writes the graph.
 
 The held-out text is at `data.path` of the configuration. Here rows without a token have logits of -inf; in a run they have
 probability, so the two losses differ where a slot has such rows.
@@ -13,7 +16,6 @@ import numpy as np
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.domains import Domains
 from pangu_sigma.generate.decoder import Chunk, Decoder
-from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.score import token_losses
 from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.stored.model import StoredModel
@@ -46,8 +48,6 @@ class DecodedForward:
 
 
 def measure_decoded(model: StoredModel, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
-    """Measure the loss of each domain on at most `most` held-out samples, with the graph of an exported model, or the decoder of
-    the CPU for others."""
-    decoder = GraphDecoder.of(model, 1) if model.kind == "export" else open_decoder(model.path, 1)
-    forward = DecodedForward(decoder, batches.domains)
+    """Measure the loss of each domain on at most `most` held-out samples."""
+    forward = DecodedForward(open_decoder(model.path, 1), batches.domains)
     return Evaluator(batches, most, forward, forward).losses()

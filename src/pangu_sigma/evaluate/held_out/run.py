@@ -81,15 +81,15 @@ def measure(run: StoredModel, batches: BatchLoader, most: int) -> dict[str, Held
     return Evaluator(batches, most, EvaluationStep(network, store), network).losses()
 
 
-def format_losses(losses: Mapping[str, Mapping[str, Any]]) -> str:
-    """Format held-out losses as the table that `pangu-sigma evaluate` prints."""
+def format_losses(losses: Mapping[str, Mapping[str, Any]], unit: str = "held-out, nats per token") -> str:
+    """Format losses as the table that `pangu-sigma evaluate` prints. unit: of what text, and in what unit."""
     heads = f"{'loss':>8} {'±':>8} {'perplexity':>10} {'unigram':>8} {'bits/byte':>9} {'tokens':>10} {'samples':>8}"
     rows = [
         f"{name:12} {_loss_cells(d)} {format_number(d['unigram'], 8)} {format_number(d['bits_per_byte'], 9)} "
         f"{d['tokens']:10,} {d['samples']:8,}"
         for name, d in losses.items()
     ]
-    return "\n".join([f"{'domain':12} {heads}   held-out, nats per token", *rows])
+    return "\n".join([f"{'domain':12} {heads}   {unit}", *rows])
 
 
 def _loss_cells(figures: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ def read_documents(
     if domain is not None:
         layout = replace(layout, domain_key=None, domain_map={}, domain_of={"*": domains.named(domain).name})
     documents, rejected = list[Document](), list[Rejected]()
-    for unit in Bar(input_units(files, 64 << 20), desc="reading", unit="file"):
+    for unit in Bar(input_units(files, 64 << 20), desc="reading", unit="part"):
         for item in read_unit(unit, layout, domains):
             (documents if isinstance(item, Document) else rejected).append(item)  # type: ignore[arg-type]
     if rejected:

@@ -7,9 +7,10 @@
 * `step`: means over the steps since the previous `step` line, every log_interval steps and before an evaluation or a checkpoint, so
   that the log has all steps of a checkpoint. `samples`: hash of the training samples, the same at any number of ranks. `dropped`:
   rows beyond the capacity of an expert's rank, over all layers. `skipped`: steps that updated nothing. `clipped`: steps whose
-  gradients were scaled down to `train.optimizer.clip_norm`. `left_out`: steps whose loss
-  is not finite, which the mean `loss` leaves out; `per_domain_left_out`: the same by domain, for domains that have any. `epochs`:
-  how often the training text of each domain has been read since the run began.
+  gradients were scaled down to `train.optimizer.clip_norm`. `left_out`: steps whose loss is not finite, which the mean `loss`
+  leaves out; `per_domain_left_out`: the same by domain, for domains that have any. `epochs`: how often the training text of each
+  domain has been read since the run began. `load_max_over_mean`: tokens of the most loaded expert over the mean of all experts
+  that the domains of the step can reach, idle ones too, averaged over segments; 0.1.0 left idle experts out.
   `gradient_norm_dense`, `gradient_norm_experts`: norms of these gradients, null if not measured. With a prefetcher, of rank 0: MiB
   fetched, refreshed and returned per step, hit rate, and stall as a fraction of the time. With `ecss.update=worker`, of rank 0:
   fractions of the time in which the worker updated experts (`update_busy`; in the rest it waits for the device) and in which a step
@@ -22,13 +23,11 @@
   tensor of rank 0; empty if none was found.
 
 The last key of each line, `xxh3`, is a hash of the line without this key (`sealed.py`), which `read_metrics` checks and removes.
-Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixes: N segments of the RRE layers, K experts stored
-in one.
+Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixes: N segments, K experts stored in one.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -47,7 +46,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.changes import Change
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.config import ConfigError
-from pangu_sigma.sealed import LINE_HASH, DamagedFile, sealed_line, unsealed_line, write_atomically
+from pangu_sigma.sealed import DamagedFile, sealed_line, unsealed_line, write_atomically
 from pangu_sigma.training.log.board import TensorBoardWriter
 from pangu_sigma.training.log.losses import HeldOutLoss, evaluation_line
 
@@ -83,7 +82,7 @@ class StepMetrics:
 
     step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite if
     gradients overflowed. skipped: True if the step updated nothing. clipped: True if gradients were scaled down. load_NK: number of
-    tokens of each expert.
+    tokens of each expert. reachable_N: numbers of the experts that the domains of the batch can reach, in each segment.
     samples: hash of the batch (`Batch.digest`). dropped: token rows beyond an expert's capacity. norm_dense, norm_experts: norms
     of the dense and of the expert gradients; None if not measured. worker: seconds of the worker of `ecss.update` during the step.
     epochs: as in a `step` line.
@@ -98,6 +97,7 @@ class StepMetrics:
     skipped: bool
     tokens: int
     load_NK: np.ndarray
+    reachable_N: list[list[int]]
     samples: str = ""
     dropped: int = 0
     clipped: bool = False
@@ -245,7 +245,7 @@ class MetricsLog:
         known = {name: f"{self._smoothed[name]:.3f}" for name in shown if name in self._smoothed}
         losses = " ".join(f"{name} {text}" for name, text in (known | dict.fromkeys(sorted(self._ill), "nan")).items())
         speed = f", {self._timed_tokens / self._seconds:,.0f} tokens/s" if self._seconds else ""
-        balance = load_max_over_mean(metrics.load_NK)
+        balance = load_max_over_mean(metrics.load_NK, metrics.reachable_N)
         load = "" if balance is None else f", load max/mean {balance:.2f}"
         stall = f", stall {self._stalled / self._seconds:.1%}" if metrics.traffic and self._seconds else ""
         if metrics.worker and self._seconds:
@@ -285,7 +285,7 @@ class MetricsLog:
             "samples": xxhash.xxh3_64_hexdigest("".join(s.samples for s in steps).encode()),
             "dropped": sum(s.dropped for s in steps),
             "tokens_per_second": self._timed_tokens / self._seconds if self._seconds else None,
-            "load_max_over_mean": _mean([load_max_over_mean(s.load_NK) for s in steps]),
+            "load_max_over_mean": _mean([load_max_over_mean(s.load_NK, s.reachable_N) for s in steps]),
             **self._traffic([s.traffic for s in steps if s.traffic]),
             **(self._updates() if last.worker else {}),
         }
@@ -367,18 +367,12 @@ class NoLog:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read a run's metrics.jsonl: objects with a kind and a step, in order. Truncated or damaged lines are left out with a warning.
 
-    A log of version 0.1.0, in which no line has a hash, is read with a warning.
     Raises FileNotFoundError if the run has no metrics.jsonl.
     """
     lines, texts = [], (folder / FILE).read_bytes().splitlines()
-    has_hashes = any(f'"{LINE_HASH}"'.encode() in text for text in texts)
-    if texts and not has_hashes:
-        logger.warning(
-            "%s: no line has a hash, as version 0.1.0 wrote it: changed digits would not be noticed", folder / FILE
-        )
     for number, text in enumerate(texts, 1):
         try:
-            line = unsealed_line(text) if has_hashes else json.loads(text)
+            line = unsealed_line(text)
             if not isinstance(line["kind"], str) or type(line["step"]) is not int:
                 raise ValueError("no kind or step")
             lines.append(line)
@@ -387,9 +381,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def load_max_over_mean(load_NK: np.ndarray) -> float | None:
-    """Return max/mean of the tokens per expert, over experts that received any, averaged over layers; None without load."""
-    ratios = [load_K.max() / load_K[load_K > 0].mean() for load_K in load_NK if load_K.any()]
+def load_max_over_mean(load_NK: np.ndarray, reachable_N: Sequence[Sequence[int]]) -> float | None:
+    """Return max/mean of the tokens per expert, averaged over segments; None without load. reachable_N: numbers of the experts in
+    each segment that could get a token. Those that got none count in the mean."""
+    pairs = zip(load_NK, reachable_N, strict=False)  # the plan of a dense model has a row without load
+    loads = [load_K[reachable] for load_K, reachable in pairs if load_K.any()]
+    ratios = [load.max() / load.mean() for load in loads]
     return float(np.mean(ratios)) if ratios else None
 
 

@@ -26,8 +26,8 @@ def summarise(path: Path) -> dict[str, Any]:
     For each domain it has the held-out loss in nats per token before and after training; None if it is not finite. "After" is the
     evaluation at the newest checkpoint, or else the last one; its step is `evaluated_at`. That loss comes with its standard error,
     the unigram loss of the same tokens, bits per byte, and how often the training text was read ("epochs"). For the run it has
-    tokens per second, max/mean of the expert load, the number of rows dropped beyond an expert's capacity, and the median prefetch
-    traffic of a log line, None without a prefetcher.
+    tokens per second, max/mean of the load of all experts that its domains can reach, the number of rows dropped beyond an expert's
+    capacity, and the median prefetch traffic of a log line, None without a prefetcher.
     "report" is the path that `write_report` writes to; "finetune" is `read_tuning`: the losses of a tuned run are of its dev set.
 
     Raises EmptyLogError if the run has not reached its first checkpoint, or its log is missing.
@@ -43,6 +43,10 @@ def summarise(path: Path) -> dict[str, Any]:
     moved = [line for line in lines if "fetched_mib" in line]
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     load_NK = expert_load([line for line in lines if line["kind"] == "load"])
+    trained = {name for line in steps for name in line["per_domain_loss"]}
+    reachable_N = run.config.reachable_experts(
+        n for n, domain in enumerate(run.config.domains) if domain.name in trained
+    )
     nothing: dict[str, Any] = {
         "step": None,
         "per_domain_loss": {},
@@ -69,7 +73,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "dropped": sum(line.get("dropped", 0) for line in lines),
         "skipped": sum(line.get("skipped", 0) for line in lines if line["kind"] == "step"),
         "clipped": sum(line.get("clipped", 0) for line in lines if line["kind"] == "step"),
-        "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK),
+        "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK, reachable_N),
         "checkpoint": str(run.latest),
         "checkpoint_step": step_of(run.latest),
         "report": str(path / PAGE),
@@ -99,7 +103,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     speed, load = summary["tokens_per_second"], summary["expert_load_max_over_mean"]
     lines.append(f"{'steps':12} {summary['steps']}")
     lines += [f"{'tokens/s':12} {speed:,.0f}"] if speed else []
-    lines += [f"{'expert load':12} max/mean {load:.2f}"] if load else []
+    lines += [f"{'expert load':12} max/mean {load:.2f}, idle experts counted"] if load else []
     if dropped := summary["dropped"]:
         lines.append(f"{'dropped':12} {dropped:,} rows beyond parallel.capacity_factor")
     lines += (

@@ -119,6 +119,7 @@ def choose(work: Work, name: str, item: DomainItem) -> HeldOutDocuments:
         sample=work.config.model.seq_length + 1,
         limit=data.max_overlap,
         boilerplate=data.boilerplate_documents,
+        max_boilerplate=data.max_boilerplate,
         more=item.more_text,
     )
     assert item.overlap is not None, "the pass `overlap` comes first"

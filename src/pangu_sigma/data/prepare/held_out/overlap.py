@@ -3,8 +3,9 @@
 A *window* is an n-gram of 13 tokens of a document, without its <eot>; a shorter document is one window. *Boilerplate* are
 windows that occur in more than data.boilerplate_documents documents: footers, licences, lines of blanks. They belong to the domain,
 held out or not. The *overlap* of a document is the fraction of its windows that occur in another document of the domain, trained on
-or not, and touch no boilerplate; it is 1 if all touch boilerplate. Counting all others, not only those that are trained on, makes
-the choice simple: whether another document is held out changes no overlap.
+or not, and touch no boilerplate; it is 1 if all touch boilerplate, or if more than data.max_boilerplate of them are boilerplate:
+such a document says nothing new. Counting all others, not only those that are trained on, makes the choice simple: whether another
+document is held out changes no overlap.
 
 Other domains do not count, so that the held-out set of a domain depends on its own text only. Windows are compared by hashes of 64
 bits: different windows with the same hash count as equal, never the other way round.
@@ -39,8 +40,9 @@ _CHUNK = 1 << 16
 @dataclass(frozen=True)
 class HeldOutSize:
     """Demands on a held-out set. documents: number wanted. tokens, most: minimum and maximum number of tokens. limit: maximum
-    overlap of a document. boilerplate: number of documents above which a window that occurs in all of them is boilerplate. sample:
-    number of tokens that training needs, below which no remedy may go. more: advice on how to have more text."""
+    overlap of a document. boilerplate: number of documents above which a window that occurs in all of them is boilerplate.
+    max_boilerplate: maximum fraction of a document's windows that are boilerplate. sample: number of tokens that training needs,
+    below which no remedy may go. more: advice on how to have more text."""
 
     documents: int
     tokens: int
@@ -48,6 +50,7 @@ class HeldOutSize:
     sample: int
     limit: float
     boilerplate: int
+    max_boilerplate: float
     more: str
 
 
@@ -78,7 +81,7 @@ def choose_held_out(
     """
     windows = _Windows(candidates, finder, others, demand.boilerplate)
     sizes_C = np.array([len(ids) for ids in candidates], np.int64)
-    overlaps_C = windows.overlaps()
+    overlaps_C = np.where(windows.boilerplate() > demand.max_boilerplate, 1.0, windows.overlaps())
     taken = _taken(sizes_C, overlaps_C, demand)
     passed_over = [c for c in range(taken[-1] if taken else len(candidates)) if overlaps_C[c] > demand.limit]
     count, share, boilerplate = windows.in_training(taken)
@@ -100,7 +103,7 @@ def choose_held_out(
     shortage = ""
     if sizes_C[taken].sum() < demand.tokens:
         repeated = _passages(windows, (windows.documents_U > 1) & ~windows.boilerplate_U, decode)
-        shortage = _shortage(sizes_C, overlaps_C, demand, prefix, repeated)
+        shortage = _shortage(sizes_C, overlaps_C, windows.overlaps(), demand, prefix, repeated)
     return HeldOutChoice(sorted(taken), record, shortage)
 
 
@@ -118,14 +121,20 @@ def _taken(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> 
 
 
 def _shortage(
-    sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize, prefix: str, repeated: list[Passage]
+    sizes_C: np.ndarray,
+    overlaps_C: np.ndarray,
+    lenient_C: np.ndarray,
+    demand: HeldOutSize,
+    prefix: str,
+    repeated: list[Passage],
 ) -> str:
-    """Return why candidates have too few tokens, and the changes of keys, all tried, that give enough."""
+    """Return why candidates have too few tokens, and the changes of keys, all tried, that give enough. lenient_C: overlaps without
+    the limit on boilerplate."""
     tokens = int(sizes_C[_taken(sizes_C, overlaps_C, demand)].sum())
     text = (
         f"{tokens:,} tokens can be held out, min_held_out_tokens={demand.tokens:,} are wanted; of the {len(sizes_C):,} documents "
         f"that may be held out, {(overlaps_C > demand.limit).sum():,} have more than max_overlap={demand.limit:g} of their windows "
-        f"of {WINDOW} tokens in other documents, or are boilerplate"
+        f"of {WINDOW} tokens in other documents, or are mostly boilerplate"
     )
     too_long = (sizes_C > demand.most).sum()
     text += f"; {too_long:,} of them longer than data.max_held_out_tokens={demand.most:,}" if too_long else ""
@@ -134,6 +143,8 @@ def _shortage(
     uncapped = int(sizes_C[_taken(sizes_C, overlaps_C, replace(demand, most=sizes_C.sum()))].sum())
     if uncapped >= demand.tokens:
         remedies.append(f"data.max_held_out_tokens={uncapped + uncapped // 10}")
+    if sizes_C[_taken(sizes_C, lenient_C, demand)].sum() >= demand.tokens:
+        remedies.append("data.max_boilerplate=1")
     limits = np.unique(np.ceil(overlaps_C * 1_000) / 1_000).tolist()
     least = bisect_left(
         limits,
@@ -274,6 +285,14 @@ class _Windows:
             for counted_K in (own_K & (self.documents_U[self._which_K] > 1), own_K, np.ones(len(own_K)))
         )
         return np.where(own_C > 0, found_C / np.maximum(windows_C, 1), 1.0)
+
+    def boilerplate(self) -> np.ndarray:
+        """Return the fraction of each candidate's windows that are boilerplate, [C]."""
+        windows_C, common_C = (
+            np.bincount(self._owner_K, counted_K, len(self._candidates))
+            for counted_K in (None, self.boilerplate_U[self._which_K])
+        )
+        return common_C / np.maximum(windows_C, 1)
 
     def in_training(self, held_out: Sequence[int]) -> tuple[int, float, float]:
         """Return the number of windows of these candidates, their overlap with documents that are not held out, and the fraction of

@@ -177,7 +177,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class UnitResults(Sequence[Any]):
-    """UnitResults of the units of a pass, read from the stage when they are asked for."""
+    """Results of the units of a pass, read from the stage when they are asked for."""
 
     stage: Stage
     name: str
