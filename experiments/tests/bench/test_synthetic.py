@@ -30,5 +30,6 @@ def test_two_stores_share_the_arrays_of_one(graph_mode: None):
     config = config_of(2, MODEL, train={"batch_size": 4})
     store = make_store(config)
     shared = make_store(config, SharedTier(store))
-    addresses = [[weight.asnumpy().ctypes.data for weight in each.weights] for each in (store, shared)]
+    weights = [[weight for experts in each.segments for weight in experts.weights] for each in (store, shared)]
+    addresses = [[weight.asnumpy().ctypes.data for weight in of_store] for of_store in weights]
     assert addresses[0] == addresses[1]

@@ -77,9 +77,9 @@ class Weighed(nn.Cell):
         self.ffn = ffn
 
     def construct(self, dy_TH, x_TH, *weights):
-        segments = (None, None, None, *weights[:4])
+        segments: tuple = ((None, None, None, *weights[:4]),)
         if len(weights) > 4:
-            segments = (*segments, None, None, None, *weights[4:])
+            segments += ((None, None, None, *weights[4:]),)
         y_TH = self.ffn(ops.zeros_like(x_TH), x_TH, None, *segments)
         return (dy_TH * y_TH).sum(), y_TH
 
