@@ -23,7 +23,7 @@ from ascend_ops.errors import BuildError
 from ascend_ops.library import cache_folder
 from pangu_sigma.children import child_environment
 from pangu_sigma.chips import CHIP_DATA, Chip, family
-from pangu_sigma.npu.host.version_checks import COMPUTE_UNITS
+from pangu_sigma.npu.host.software_checks import COMPUTE_UNITS
 
 MINDSPORE_LIB = Path(sysconfig.get_paths()["purelib"]) / "mindspore" / "lib"
 
