@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from helpers.toy import EOT, Logits, logits_arguments, randomise, toy_batches, toy_config
+from helpers.toy import EOT, Logits, active_weights, logits_arguments, randomise, toy_batches, toy_config, weights_of
 
 from experiments.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
 from pangu_sigma.config import ConfigError
@@ -300,7 +300,7 @@ def test_a_step_that_overflows_is_said_to_and_does_not_advance_the_rate(graph_mo
     config = toy_config(ecss={"enabled": False})
     batches = toy_batches(config, tmp_path)
     model = PanGuSigmaForCausalLM(PanGuSigmaConfig(tree=config.model_dump(mode="json")))
-    randomise([*model.network.trainable_params(), *model.store.weights], 0)
+    randomise([*model.network.trainable_params(), *weights_of(model.store)], 0)
     progress = Progress(0, 0, batches.start())
     optimizer = PanGuSigmaAdam([], nn.PolynomialDecayLR(0.5, 0.1, 4, 1.0))
     cell = PanGuSigmaTrainOneStepCell(model, optimizer, config, None, progress).set_train()
@@ -359,7 +359,7 @@ def test_the_model_predicts_what_the_network_predicts(graph_mode, tmp_path):
     from mindformers.models import build_network
     from mindformers.tools.register import MindFormerConfig
 
-    from pangu_sigma.model.declare import as_tensor
+    from pangu_sigma.model.declare import as_input
 
     config = toy_config()
     sections = {"domains": [d.model_dump() for d in config.domains], "routing": config.routing.model_dump()}
@@ -367,12 +367,12 @@ def test_the_model_predicts_what_the_network_predicts(graph_mode, tmp_path):
     model = build_network(MindFormerConfig(model_config=keys, arch={"type": "PanGuSigmaForCausalLM"}))
     assert model.config.sigma.model == config.model
     assert type(model.config)(tree=model.config.to_dict()["tree"]).sigma == model.config.sigma
-    randomise([*model.network.trainable_params(), *model.store.weights], 0)
+    randomise([*model.network.trainable_params(), *weights_of(model.store)], 0)
     batches = toy_batches(config, tmp_path)
     arrays = batches.next(batches.start()).arrays()
-    plan, active = [as_tensor(array) for array in logits_arguments(arrays)], arrays.active_NA
-    expected = Logits(model.network)(*plan, *model.store.fetch(as_tensor(active)))[1]
-    np.testing.assert_allclose(model(*plan, as_tensor(active)).asnumpy(), expected.asnumpy(), rtol=1e-6, atol=1e-6)
+    plan, active = [as_input(array) for array in logits_arguments(arrays)], as_input(arrays.active_A)
+    expected = Logits(model.network)(*plan, as_input(active_weights(model.store, arrays.active_A)))[1]
+    np.testing.assert_allclose(model(*plan, active).asnumpy(), expected.asnumpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_the_tokenizer_of_a_yaml_is_the_projects(tiny_data, tmp_path):

@@ -27,12 +27,13 @@ from experiments.bench.harness import MOST_STALL, RUNS, Row, absent, compare, fi
 from experiments.bench.synthetic import RATE, SharedTier, SyntheticRun, config_of
 from pangu_sigma.config import Config
 from pangu_sigma.device import use_cpu
-from pangu_sigma.ecss.store import DeviceStore, ExpertStore, HostStore, make_store
+from pangu_sigma.ecss.store import DeviceStore, ExpertStore, HostExperts, HostStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
-from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.model.declare import as_input
 from pangu_sigma.optimizer.clip import gradient_factor
 from pangu_sigma.optimizer.hyper import Hyper
+from pangu_sigma.ranks.reduce import joined
+from pangu_sigma.rre.plan import RoutedSegment
 from pangu_sigma.sections import EcssConfig
 
 DOMAINS = 10
@@ -203,8 +204,8 @@ class Lab:
         """Seconds of the paper's Y: fetching as a store of that kind does it, norm and AdamW of every stored expert."""
         if kind not in self._fetch_seconds:
             fetch = _Fetch(kind(self._config(64), SharedTier(self._store)))
-            every_NK = Tensor(np.tile(np.arange(self._config(64).experts, dtype=np.int32), (self._store.segments, 1)))
-            work = {"fetch": lambda: fetch(every_NK)[-1].asnumpy()}
+            every_K = as_input((np.arange(self._config(64).experts, dtype=np.int32),) * len(self._store.segments))
+            work = {"fetch": lambda: fetch(every_K)[-1][-1].asnumpy()}
             self._fetch_seconds[kind] = statistics.median(take_turns(work, self._runs)["fetch"])
         return self._fetch_seconds[kind] + self.update_all
 
@@ -237,15 +238,21 @@ class Lab:
         return config_of(self._domains, model, **sections)
 
 
+class _OffloadedExperts(HostExperts):
+    """Experts that are fetched like rows of a host store, of which all are updated."""
+
+    def __init__(self, config: Config, segment: RoutedSegment, tier: HostTier):
+        super().__init__(config, segment, tier)
+        self.every_row = every_row(segment.stored)
+
+    def updated_rows(self, active_A, used_A1):
+        return self.every_row
+
+
 class _Offloaded(HostStore):
-    """A store in host memory without the separation: all experts are fetched like rows of a host store, and all are updated."""
+    """A store in host memory without the separation: all experts are fetched, and all are updated."""
 
-    def __init__(self, config: Config, tier: HostTier):
-        super().__init__(config, tier)
-        self.all_rows, self.all_offsets = every_row(config.experts)
-
-    def updated_rows(self, active_A, offsets_A1, n=0):
-        return self.all_rows, self.all_offsets
+    kind = _OffloadedExperts
 
 
 class _Fetch(nn.Cell):
@@ -255,8 +262,8 @@ class _Fetch(nn.Cell):
         super().__init__()
         self.store = store
 
-    def construct(self, active_NA):
-        return self.store.fetch(active_NA)
+    def construct(self, active_A):
+        return self.store.fetch(active_A)
 
 
 class _Compute(nn.Cell):
@@ -266,18 +273,18 @@ class _Compute(nn.Cell):
         super().__init__()
         self.step = run.step
         batch, store = run.batch(), run.store
-        self._arrays = [as_tensor(array) for array in batch.arrays().of_pass(0)]
-        self._experts = []
-        for i, weight in enumerate(store.weights):
-            active_A = batch.active_NA[i // len(FFN_TENSORS)]
-            rows = weight.asnumpy()[active_A[0] : active_A[-1] + 1]
-            self._experts.append(Tensor.from_numpy(rows.astype(run.config.train.compute_dtype, copy=False)))
+        experts = []
+        for of_segment, active_A in zip(store.segments, batch.active_A, strict=True):
+            rows = [weight.asnumpy()[active_A[0] : active_A[-1] + 1] for weight in of_segment.weights]
+            dtype = run.config.train.compute_dtype
+            experts.append(tuple(Tensor.from_numpy(array.astype(dtype, copy=False)) for array in rows))
+        self._arguments = [as_input(array) for array in (*batch.arrays().of_pass(0), tuple(experts))]
 
     def construct(self, scale, *arrays_and_experts):
         return self.step.loss_and_grads(scale, *arrays_and_experts)
 
     def run(self) -> None:
-        (loss, _), _ = self(Tensor(1.0, ms.float32), *self._arrays, *self._experts)
+        (loss, _), _ = self(Tensor(1.0, ms.float32), *self._arguments)
         loss.asnumpy()
 
 
@@ -288,15 +295,15 @@ class _UpdateAll(nn.Cell):
         super().__init__()
         self.store = store
         self.square_sum, self.hyper = SquareSum(), Hyper(config.train.optimizer, config.train.optimizer.eps_experts)
-        every_K, offsets_K1 = (t.asnumpy() for t in every_row(config.experts))
-        self._plan = [Tensor(np.tile(a, (store.segments, 1))) for a in (every_K, offsets_K1)]
-        dtype = config.train.compute_dtype
-        self._grads = tuple(Tensor.from_numpy(np.full(w.shape, 1e-4, dtype)) for w in store.weights)
+        self._plan = [as_input((rows,) * len(store.segments)) for rows in every_row(config.experts)]
+        weights, dtype = [experts.weights for experts in store.segments], config.train.compute_dtype
+        grads = tuple(tuple(Tensor.from_numpy(np.full(w.shape, 1e-4, dtype)) for w in of) for of in weights)
+        self._grads = as_input(grads)
 
-    def construct(self, rate, active_NK, offsets_NK1, *grads):
-        norm = ops.sqrt(self.square_sum(grads))
+    def construct(self, rate, active_K, used_K1, grads):
+        norm = ops.sqrt(self.square_sum(joined(grads)))
         hyper = self.hyper(rate, gradient_factor(norm, 1.0, 1.0), 1.0)
-        return self.store.update(grads, active_NK, offsets_NK1, hyper)
+        return self.store.update(grads, active_K, used_K1, hyper)
 
     def run(self) -> None:
-        self(Tensor(RATE, ms.float32), *self._plan, *self._grads).asnumpy()
+        self(Tensor(RATE, ms.float32), *self._plan, self._grads).asnumpy()

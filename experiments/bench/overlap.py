@@ -180,8 +180,9 @@ class OverlapLab(Lab):
         """core: the worker's."""
         self._tokens, self._core = tokens, core
         super().__init__(MODEL, DOMAINS)
-        for array in [*self._store.moments, *self._store.variances]:
-            array.asnumpy()[...] = 0.0  # so that all memory is there
+        for experts in self._store.segments:
+            for array in [*experts.moments, *experts.variances]:
+                array.asnumpy()[...] = 0.0  # so that all memory is there
 
     def run(self) -> SyntheticRun:
         """A run whose worker updates the active experts."""

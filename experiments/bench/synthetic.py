@@ -15,9 +15,8 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.order import SampleOrder
 from pangu_sigma.data.samples import Samples
-from pangu_sigma.ecss.build import make_network
 from pangu_sigma.ecss.prefetch import Traffic, make_prefetcher
-from pangu_sigma.ecss.store import ExpertStore, make_store
+from pangu_sigma.ecss.store import ExpertStore, make_network, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import wrap_array
 from pangu_sigma.rre.table import RoutingTable, draw_tables
@@ -59,7 +58,7 @@ class SyntheticRun:
         """Take one step and return its loss, after all updates that nobody hides."""
         fed = self._feed.take()
         self.traffic = fed.traffic
-        self.device_bytes = sum(t.nbytes for t in fed.brought.experts) if fed.brought else 0
+        self.device_bytes = sum(t.nbytes for of in fed.brought.experts for t in of) if fed.brought else 0
         result = self.step.take(RATE, fed.arrays, fed.brought)
         return float(result.block_loss_GM[0].asnumpy().sum())
 
@@ -71,7 +70,7 @@ class SharedTier(HostTier):
         self._store = store
 
     def parameter(self, spec: ArraySpec) -> Parameter:
-        return wrap_array(spec.key, self._store.parameters_of(spec.segment)[spec.name].asnumpy(), decay=spec.decay)
+        return wrap_array(spec.key, self._store.segments[spec.segment].named[spec.name].asnumpy(), decay=spec.decay)
 
 
 class _DrawnText:

@@ -101,8 +101,8 @@ def _watch_experts(config: Path, run: Path) -> str:
 
     trainer = Trainer(load_config(config), run)
     rested = 0
-    arrays = [*trainer.store.weights, *trainer.store.moments, *trainer.store.variances, *trainer.store.steps]
-    layer_of = {id(p): n for n in trainer.store.numbers for p in trainer.store.parameters_of(n).values()}
+    arrays = [p for experts in trainer.store.segments for p in experts.named.values()]
+    layer_of = {id(p): n for n, experts in enumerate(trainer.store.segments) for p in experts.named.values()}
     before = [p.asnumpy().copy() for p in arrays]
     for _ in range(20):
         batch = trainer.advance()[0]

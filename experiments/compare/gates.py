@@ -73,8 +73,7 @@ class GatedFFN(nn.Cell):
             expert_T = self.best(F.stop_gradient(p_TE))
             order_T, inverse_T, offsets_E1 = self.plan(expert_T)
             received += (offsets_E1[1:] - offsets_E1[:-1],)
-            first = 6 * g + (4 if g else 3)  # behind a plan of three arrays; only the first group has b2
-            weights = (*segments[first : first + 3], None) if g else segments[first : first + 4]
+            weights = (*segments[g][3:], None)[:4]  # behind a plan of three arrays; only the first group has b2
             rows = self.ffn(self.dispatch(x_TH, order_T, inverse_T), *weights, offsets_E1)
             y_TH = self.combine(rows, inverse_T, order_T) * self.pick(p_TE, 1, F.reshape(expert_T, (-1, 1)))
             sum_TH = sum_TH + y_TH

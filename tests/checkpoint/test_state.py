@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.toy import randomise, toy_config, toy_network
+from helpers.toy import randomise, toy_config, toy_network, weights_of
 
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, Identity
@@ -81,7 +81,7 @@ def test_ranks_write_their_own_experts_and_the_first_the_rest(tmp_path):
     files: Files = {}
     for rank in (0, 1):
         store = make_store(expert_config(2), rank=rank)
-        randomise(list(store.weights), rank)
+        randomise(weights_of(store), rank)
         shards = shards_of(network, store)
         own = files_of(shards, parts_of(shards, store), Rank(rank))
         assert set(own) == {f"experts_layer_{n}.0000{rank}" for n in (0, 1)} | ({"dense"} if rank == 0 else set())
@@ -91,7 +91,7 @@ def test_ranks_write_their_own_experts_and_the_first_the_rest(tmp_path):
     shards = shards_of(together, store)
     restore(shards, load_checkpoint(saved(tmp_path, files)))
     for rank in (0, 1):
-        held = make_store(expert_config(2), rank=rank).held_of(1)[0]
+        held = make_store(expert_config(2), rank=rank).segments[1].segment.held
         part = files[f"experts_layer_1.0000{rank}"]["w1"].values
         assert np.array_equal(shards["experts_layer_1"]["w1"].asnumpy()[held], part)
 

@@ -167,8 +167,8 @@ def test_held_out_batches_of_ranks_are_the_samples_of_one_process(four, tokenize
         assert Counter(r.tobytes() for share in shares for b in share for r in counted_rows(b)) == expected
         groups = [bool(share) for share in shares]
         assert groups in ([True, True, False, False], [False, False, True, True])
-        assert all(b.plan.dropped == 0 for share in shares for b in share)
-        assert len({b.plan.plans[0].order_NT.shape for share in shares for b in share}) == 1, "one graph for all"
+        assert all(b.dropped == 0 for share in shares for b in share)
+        assert len({b.plans[0].order_GT.shape for share in shares for b in share}) == 1, "one graph for all"
 
 
 def weighs(held_out: HeldOutBatch) -> np.ndarray:

@@ -17,16 +17,16 @@ def arguments(construct) -> list[str]:
 
 
 def test_the_fields_are_the_arguments_of_the_step():
-    next_NA, *rows = PrefetchedExperts._fields
-    groups = [*StepArrays._fields, *SpikeLimits._fields, next_NA, "_and_".join(rows)]
+    groups = [*StepArrays._fields, *SpikeLimits._fields, *PrefetchedExperts._fields]
     assert list(inspect.signature(TrainStep.construct).parameters) == ["self", "lr", *groups]
-    assert PrefetchedExperts(0, (1, 2), (3, 4)).arguments() == (0, 1, 2, 3, 4)
 
 
 def test_a_pass_has_the_arguments_of_the_loss():
-    assert arguments(NextTokenLoss.construct) == [name.split("_")[0] for name in PASS_FIELDS]
+    assert arguments(NextTokenLoss.construct) == [*(name.split("_")[0] for name in PASS_FIELDS), "experts"]
     arrays = StepArrays(*(np.full((2, 1), number) for number in range(len(StepArrays._fields))))
     assert [int(array[0]) for array in arrays.of_pass(1)] == list(range(len(PASS_FIELDS)))
+    [*_, plan] = arrays._replace(offsets_GA1=(np.arange(4).reshape(2, 2), np.ones((2, 1)))).of_pass(1)
+    assert [array.tolist() for array in plan] == [[2, 3], [1.0]], "of each segment"
 
 
 def test_draws_are_the_words_of_seed_and_number_low_word_first():

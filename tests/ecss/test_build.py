@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from helpers.toy import toy_config
 
-from pangu_sigma.ecss.build import build, make_network
-from pangu_sigma.ecss.store import DeviceStore, HostStore, make_store
+from pangu_sigma.ecss.store import DeviceStore, HostStore, build, make_network, make_store
 from pangu_sigma.ecss.tiers import HostTier
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -66,7 +66,7 @@ def evidence(toy: Sequence, **options: Any) -> dict[str, bytes]:
 def test_the_sequence_has_every_kind_of_neighbours(made):
     """Side by side or not in the store, sharing some experts, all, or none."""
     toy, kinds = made("float32"), []
-    steps = [batch_of(toy, domains, seed).active_NA for seed, domains in enumerate(SEQUENCE)]
+    steps = [batch_of(toy, domains, seed).active_A for seed, domains in enumerate(SEQUENCE)]
     for one, other in pairwise(steps):
         for layer in range(2):
             first, second = (set(active[layer]) - {8} for active in (one, other))
@@ -114,7 +114,9 @@ def test_an_update_behind_the_step_changes_no_bit(made, looked_up, variant: str)
                 prefetch,
             )
     times, updates = toy.store.worker.read()
-    assert {update.segment for update in updates} == set(toy.store.learned) and times.busy > 0.0
+    assert {update.segment for update in updates} == {
+        n for n, experts in enumerate(toy.store.segments) if experts.learns
+    } and times.busy > 0.0
     if variant == "float32":
         files = made(variant, "file", update="worker")
         assert differing(looked_up(variant), evidence(files, prefetch=True)) == set()
@@ -125,7 +127,7 @@ def test_experts_were_read_in_place_fetched_and_refreshed(made):
     for variant, in_place in (("float32", True), ("float16 and dropout", False)):
         toy = made(variant, "file")
         moved = toy.train(prefetch=True)[1]
-        row = moved[0].returned_bytes // sum((batch_of(toy, SEQUENCE[0]).active_NA < 8).ravel())
+        row = moved[0].returned_bytes // sum((active_A < 8).sum() for active_A in batch_of(toy, SEQUENCE[0]).active_A)
         assert sum(t.fetched_bytes for t in moved) == sum(t.misses for t in moved) * row > 0
         assert sum(t.refreshed_bytes for t in moved) > 0
         assert (sum(t.hits for t in moved) * row > sum(t.refreshed_bytes for t in moved)) == in_place
@@ -155,9 +157,9 @@ def test_inactive_experts_keep_everything_bit_for_bit_when_brought_from_files(ma
 
     def watch(_: int, batch: Batch, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
         active_NK = batch.load_NK > 0
-        for layer, rows in enumerate(toy.store.rows):
-            active_K = active_NK[layer, :rows]
-            for name in toy.store.parameters_of(layer):
+        for layer, experts in enumerate(toy.store.segments):
+            active_K = active_NK[layer, : experts.segment.stored]
+            for name in experts.named:
                 key = f"experts_layer_{layer}/{name}"
                 assert before[key][~active_K].tobytes() == after[key][~active_K].tobytes(), key
             steps = f"experts_layer_{layer}/step"
@@ -167,7 +169,8 @@ def test_inactive_experts_keep_everything_bit_for_bit_when_brought_from_files(ma
             rested.update((layer, int(expert)) for expert in np.flatnonzero(~active_K))
 
     toy.train(prefetch=True, watch=watch)
-    own = [rows for rows, kind in zip(toy.store.rows, toy.config.model.routed, strict=True) if kind == "own"]
+    segments = [experts.segment for experts in toy.store.segments]
+    own = [segment.stored for segment in segments if segment.kind == "own"]
     assert len(rested) == sum(own), "every expert of a domain should have rested, and no common one"
 
 
@@ -175,7 +178,7 @@ def test_the_files_hold_what_was_trained(made):
     toy = made("float32", "file")
     toy.train(prefetch=True)
     for layer in range(2):
-        for name, parameter in toy.store.parameters_of(layer).items():
+        for name, parameter in toy.store.segments[layer].named.items():
             [file] = toy.folder.glob(f"experts/experts.{layer}.{name}.bin")
             assert file.read_bytes() == parameter.asnumpy().tobytes(), name
 

@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from helpers.sequences import batch_of
-from helpers.toy import Toy, bits, toy_config
+from helpers.toy import Toy, bits, toy_config, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor
@@ -19,8 +19,7 @@ from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.prefetch import PrefetchedExperts, Prefetcher
 from pangu_sigma.ecss.store import HostStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
-from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.model.declare import as_input
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -65,23 +64,23 @@ class BrokenTier(SlowTier):
 
 def step_of(store: HostStore, active_NA: np.ndarray, brought: PrefetchedExperts, rng: np.random.Generator) -> None:
     """What a step does to its buffers: new rows for the active experts, also in the next step's buffers."""
-    next_NA, copies = brought.next_NA.asnumpy(), brought.buffers
-    for i, weight in enumerate(store.weights):
-        stored, copy = weight.asnumpy(), copies[i].asnumpy()
-        layer = i // len(FFN_TENSORS)
-        for entry, expert in enumerate(active_NA[layer]):
-            if expert < STORED:
-                stored[expert] = rng.standard_normal(stored.shape[1:])
-                if next_NA[layer, entry] >= 0:
-                    copy[next_NA[layer, entry]] = stored[expert]
+    for active_A, next_A, experts, buffers in zip(
+        active_NA, brought.next_A, store.segments, brought.buffers, strict=True
+    ):
+        for weight, buffer in zip(experts.weights, buffers, strict=True):
+            stored, copy, entries = weight.asnumpy(), buffer.asnumpy(), next_A.asnumpy()
+            for entry, expert in enumerate(active_A):
+                if expert < STORED:
+                    stored[expert] = rng.standard_normal(stored.shape[1:])
+                    if entries[entry] >= 0:
+                        copy[entries[entry]] = stored[expert]
 
 
 def assert_brought(store: HostStore, active_NA: np.ndarray, brought: PrefetchedExperts) -> None:
-    for i, weight in enumerate(store.weights):
-        buffer = brought.experts[i].asnumpy()
-        active_A = active_NA[i // len(FFN_TENSORS)]
-        used = active_A < STORED
-        assert buffer[used].tobytes() == weight.asnumpy()[active_A[used]].astype(buffer.dtype).tobytes()
+    for active_A, experts, of_segment in zip(active_NA, store.segments, brought.experts, strict=True):
+        for weight, tensor in zip(experts.weights, of_segment, strict=True):
+            buffer, used = tensor.asnumpy(), active_A < STORED
+            assert buffer[used].tobytes() == weight.asnumpy()[active_A[used]].astype(buffer.dtype).tobytes()
 
 
 EXPERTS = st.lists(st.integers(0, STORED - 1), unique=True, max_size=PLACES)
@@ -173,10 +172,10 @@ def test_experts_that_fill_the_places_one_after_another_are_read_where_they_are(
         store = make_store(toy_config(train={"compute_dtype": dtype}))
         prefetcher = Prefetcher(store)  # type: ignore[arg-type]
         brought, _ = prefetcher.transfer(places_of([[2, 3, 4, 5], [0, 1, 3, 4]]), places_of([[2, 3, 4, 5]] * 2))
-        rows = [t.asnumpy() for t in brought.experts]
-        shared.append([np.shares_memory(row, w.asnumpy()) for row, w in zip(rows, store.weights, strict=True)])
-        for n, next_A in enumerate(brought.next_NA.asnumpy().tolist()):
-            assert next_A == ([-1] * 4 if dtype == "float32" else [[0, 1, 2, 3], [-1, -1, 1, 2]][n])
+        rows = [tensor.asnumpy() for of_segment in brought.experts for tensor in of_segment]
+        shared.append([np.shares_memory(row, w.asnumpy()) for row, w in zip(rows, weights_of(store), strict=True)])
+        for n, next_A in enumerate(brought.next_A):
+            assert next_A.asnumpy().tolist() == ([-1] * 4 if dtype == "float32" else [[0, 1, 2, 3], [-1, -1, 1, 2]][n])
     assert shared == [[True] * 4 + [False] * 4, [False] * 8]
 
 
@@ -228,10 +227,10 @@ def test_a_step_with_an_expert_that_is_not_a_number_changes_nothing_and_the_next
     batches = [batch_of(toy, domains, seed) for seed, domains in enumerate([*DOMAINS, DOMAINS[0]])]
     for t, (batch, coming) in enumerate(pairwise(batches)):
         before = toy.snapshot()
-        brought, _ = prefetcher.transfer(batch.active_NA, coming.active_NA)
+        brought, _ = prefetcher.transfer(batch.active_A, coming.active_A)
         if t == bad:
-            brought.experts[0].asnumpy()[[1, 3]] = np.nan
-        result = toy.step.take(1e-3, StepArrays(*map(as_tensor, batch.arrays())), brought)
+            brought.experts[0][0].asnumpy()[[1, 3]] = np.nan
+        result = toy.step.take(1e-3, StepArrays(*map(as_input, batch.arrays())), brought)
         assert result.applied.asnumpy() == (t != bad)
         if t == bad:
             after = toy.snapshot()
@@ -249,17 +248,19 @@ def test_common_experts_that_do_not_learn_are_fetched_and_not_expected_of_adam(g
         train={"eval_interval": 100, "checkpoint_interval": 100},
     )
     store = make_store(config, SlowTier())
-    assert store.learned == [0, 2]
+    assert [experts.learns for experts in store.segments] == [True, False] * 2
     prefetcher = Prefetcher(store, in_place=False)  # type: ignore[arg-type]
-    active_NA = np.array([[0, 1, 8, 8], [0, 1, 2, 3]] * 2, np.int32)
+    active_A = [np.array(experts, np.int32) for experts in [[0, 1, 8, 8], [0, 1, 2]] * 2]
     own, common = 4 * (16 * 12 + 12 + 12 * 16 + 16), 4 * (16 * 12 + 12 + 12 * 16)
-    first, _ = prefetcher.transfer(active_NA, active_NA)
-    assert first.next_NA.asnumpy().tolist() == [[0, 1, -1, -1], [-1] * 4] * 2
-    for i in (*range(4), *range(7, 11)):  # what Adam does of the own segments of both layers
-        first.buffers[i].asnumpy()[:2] = store.weights[i].asnumpy()[:2]
-    second, traffic = prefetcher.transfer(active_NA, active_NA)
-    for i, weight in enumerate(store.weights):
-        rows = 2 if i in (*range(4), *range(7, 11)) else 3
-        assert second.experts[i].asnumpy()[:rows].tobytes() == weight.asnumpy()[:rows].tobytes(), i
+    first, _ = prefetcher.transfer(active_A, active_A)
+    assert [next_A.asnumpy().tolist() for next_A in first.next_A] == [[0, 1, -1, -1], [-1] * 3] * 2
+    for n in (0, 2):  # what Adam does of the own segments of both layers
+        for buffer, weight in zip(first.buffers[n], store.segments[n].weights, strict=True):
+            buffer.asnumpy()[:2] = weight.asnumpy()[:2]
+    second, traffic = prefetcher.transfer(active_A, active_A)
+    for n, experts in enumerate(store.segments):
+        rows = 3 if n % 2 else 2
+        for tensor, weight in zip(second.experts[n], experts.weights, strict=True):
+            assert tensor.asnumpy()[:rows].tobytes() == weight.asnumpy()[:rows].tobytes(), n
     assert (traffic.refreshed_bytes, traffic.fetched_bytes) == (4 * own, 6 * common)
     assert traffic.returned_bytes == 4 * own, "gradients of own experts alone"

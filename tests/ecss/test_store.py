@@ -7,7 +7,7 @@ from helpers.toy import Toy, bits, toy_config
 from mindspore import nn
 
 from pangu_sigma.ecss.store import DeviceStore, HostStore, make_store
-from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -20,14 +20,14 @@ class Fetch(nn.Cell):
         super().__init__()
         self.store = store
 
-    def construct(self, active_NA):
-        return self.store.fetch(active_NA)
+    def construct(self, active_A):
+        return self.store.fetch(active_A)
 
 
 def state_of(toy: Toy) -> list[dict[str, np.ndarray]]:
     """Per RRE layer, every array of the store, each [K, …]."""
     layers = range(toy.config.model.rre_layers)
-    return [{name: p.asnumpy().copy() for name, p in toy.store.parameters_of(n).items()} for n in layers]
+    return [{name: p.asnumpy().copy() for name, p in toy.store.segments[n].named.items()} for n in layers]
 
 
 @pytest.fixture(scope="module")
@@ -39,25 +39,25 @@ def host(graph_mode, tmp_path_factory) -> Toy:
 def test_fetch_returns_exactly_the_active_rows(graph_mode):
     config = toy_config()
     store = make_store(config)
-    active_NA = np.array([[1, 3, 4, 7], [0, 2, 5, 6]], np.int32)
-    fetched = Fetch(store)(as_tensor(active_NA))
-    assert len(fetched) == 2 * len(FFN_TENSORS)
-    for i, found in enumerate(fetched):
-        layer, tensor = divmod(i, len(FFN_TENSORS))
-        stored = store.parameters_of(layer)[FFN_TENSORS[tensor]].asnumpy()
-        assert found.shape == (4, *stored.shape[1:])
-        assert (found.asnumpy() == stored[active_NA[layer]]).all()
+    active_A = tuple(np.array([[1, 3, 4, 7], [0, 2, 5, 6]], np.int32))
+    fetched = Fetch(store)(as_input(active_A))
+    for layer, of_layer in enumerate(fetched):
+        for found, tensor in zip(of_layer, FFN_TENSORS, strict=True):
+            stored = store.segments[layer].named[tensor].asnumpy()
+            assert found.shape == (4, *stored.shape[1:])
+            assert (found.asnumpy() == stored[active_A[layer]]).all()
+    assert len(fetched) == 2
 
 
 def test_unused_places_are_fetched_without_harm(graph_mode):
     """The plan writes one past the last expert there."""
     store = make_store(toy_config())
-    fetched = Fetch(store)(as_tensor(np.array([[2, 8, 8, 8], [5, 8, 8, 8]], np.int32)))
-    for i, found in enumerate(fetched):
-        layer, tensor = divmod(i, len(FFN_TENSORS))
-        stored = store.parameters_of(layer)[FFN_TENSORS[tensor]].asnumpy()
-        assert (found.asnumpy()[0] == stored[[2, 5][layer]]).all()
-        assert np.isfinite(found.asnumpy()).all()
+    fetched = Fetch(store)(as_input(tuple(np.array([[2, 8, 8, 8], [5, 8, 8, 8]], np.int32))))
+    for layer, of_layer in enumerate(fetched):
+        for found, tensor in zip(of_layer, FFN_TENSORS, strict=True):
+            stored = store.segments[layer].named[tensor].asnumpy()
+            assert (found.asnumpy()[0] == stored[[2, 5][layer]]).all()
+            assert np.isfinite(found.asnumpy()).all()
 
 
 def test_the_configuration_chooses_the_store(graph_mode):
@@ -69,16 +69,16 @@ def test_the_configuration_chooses_the_store(graph_mode):
 def test_experts_start_as_copies_only_when_asked(graph_mode, kind):
     store = make_store(toy_config(model={"expert_init": kind}))
     for layer in range(2):
-        w1 = store.parameters_of(layer)["w1"].asnumpy()
+        w1 = store.segments[layer].named["w1"].asnumpy()
         assert (w1[1:] == w1[0]).all() == (kind == "replicated")
         assert w1.std() == pytest.approx(0.02, rel=0.1)
-    assert (store.parameters_of(0)["w1"].asnumpy() != store.parameters_of(1)["w1"].asnumpy()).any()
+    assert (store.segments[0].named["w1"].asnumpy() != store.segments[1].named["w1"].asnumpy()).any()
 
 
 def test_a_store_knows_every_array_of_a_layer(graph_mode):
     store = make_store(toy_config())
     for layer in range(2):
-        named = store.parameters_of(layer)
+        named = store.segments[layer].named
         assert sorted(named) == sorted(PARTS)
         assert all(p.shape[0] == 8 for p in named.values())
 
@@ -154,9 +154,9 @@ def test_places_that_no_expert_needs_change_nothing(host):
     host.reset()
     batch = batch_of(host, (1, 1))
     arrays = batch.arrays()
-    active_NA, used_NA1 = arrays.active_NA, arrays.used_NA1
-    assert active_NA[:, 2:].tolist() == [[8, 8], [8, 8]]
-    assert (used_NA1[:, 2:] == used_NA1[:, 2:3]).all()
+    for active_A, used_A1 in zip(arrays.active_A, arrays.used_A1, strict=True):
+        assert active_A[2:].tolist() == [8, 8]
+        assert (used_A1[2:] == used_A1[2]).all()
     host.run(batch)
     for layer in state_of(host):
         assert layer["step"].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]

@@ -27,8 +27,8 @@ def tier_of(folder: Path, config: Config | None = None) -> FileTier:
 
 
 def content(store) -> dict[str, bytes]:
-    layers = store.numbers
-    return {f"{n} {name}": p.asnumpy().tobytes() for n in layers for name, p in store.parameters_of(n).items()}
+    layers = enumerate(store.segments)
+    return {f"{n} {name}": p.asnumpy().tobytes() for n, experts in layers for name, p in experts.named.items()}
 
 
 @pytest.mark.parametrize("kind", ["replicated", "independent"])
@@ -45,7 +45,7 @@ def test_it_is_initialised_like_memory(tmp_path: Path, kind: str, moments: str):
 def test_a_parameter_is_in_the_file_also_after_its_memory_was_released(tmp_path: Path):
     tier = tier_of(tmp_path)
     store = make_store(toy_config(), tier)
-    w1 = store.parameters_of(1)["w1"].asnumpy()
+    w1 = store.segments[1].named["w1"].asnumpy()
     w1[5] = 7
     expected = w1.tobytes()
     tier.release()
@@ -59,7 +59,7 @@ def test_letting_go_of_experts_changes_none_of_them(tmp_path: Path):
     config = toy_config()
     tier = FileTier(tmp_path, array_specs(config), cache_gib=1e-9)
     store, rng = make_store(config, tier), np.random.default_rng(0)
-    arrays = {name: p.asnumpy() for name, p in store.parameters_of(0).items()}
+    arrays = {name: p.asnumpy() for name, p in store.segments[0].named.items()}
     expected = {name: array.copy() for name, array in arrays.items()}
     for _ in range(20):
         active = rng.choice(8, 3, replace=False)
@@ -152,8 +152,8 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str
 
 def test_two_stores_share_a_folder_and_nothing_else(tmp_path: Path):
     first, second = (make_store(toy_config(), tier_of(tmp_path)) for _ in range(2))
-    first.parameters_of(0)["step"].asnumpy()[...] = 9
-    assert not second.parameters_of(0)["step"].asnumpy().any()
+    first.segments[0].named["step"].asnumpy()[...] = 9
+    assert not second.segments[0].named["step"].asnumpy().any()
 
 
 def test_a_disk_without_room_is_an_error_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -13,6 +13,7 @@ from helpers.toy import (
     PAD,
     VOCABULARY,
     Logits,
+    active_weights,
     logits_arguments,
     toy_config,
     toy_network,
@@ -25,9 +26,9 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.finetune.encoding import EncodedSample
 from pangu_sigma.finetune.task_batches import TaskBatches, TaskSamples
-from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.declare import as_input
 from pangu_sigma.training.evaluator import EvaluationStep
-from pangu_sigma.training.step import FIRST_EXPERT, ScaledLoss
+from pangu_sigma.training.step import EXPERTS, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -84,17 +85,18 @@ def test_prompts_have_no_gradient_and_answers_that_of_their_mean_loss():
     """Other labels where nothing counts give the same bits; other labels of an answer do not."""
     batches = batches_of(True)
     network, store = toy_network(batches.config)
-    experts = tuple(range(FIRST_EXPERT, FIRST_EXPERT + 8))
     dense = ParameterTuple(network.trainable_params())
-    function = ms.value_and_grad(ScaledLoss(network), experts, dense, has_aux=True)
+    function = ms.value_and_grad(ScaledLoss(network), EXPERTS, dense, has_aux=True)
     arrays = batch_of(batches, [0, 1, 2, 2]).arrays()
-    active = [store.weights[i].asnumpy()[arrays.active_NA[i // 4] % 8] for i in range(8)]
+    active = active_weights(store, arrays.active_A)
 
     def gradients(labels: np.ndarray) -> tuple[float, list[bytes]]:
         changed = arrays._replace(labels_GBS=labels)
-        inputs = map(as_tensor, [*changed.of_pass(0), *active])
+        inputs = map(as_input, [*changed.of_pass(0), active])
         (loss, _), (of_experts, of_dense) = function(Tensor(1.0, ms.float32), *inputs)
-        return float(loss.asnumpy()), [g.asnumpy().tobytes() for g in (*of_experts, *of_dense)]
+        return float(loss.asnumpy()), [
+            g.asnumpy().tobytes() for g in (*(g for of in of_experts for g in of), *of_dense)
+        ]
 
     labels, silent = arrays.labels_GBS, arrays.weights_GBS == 0
     rows = np.random.default_rng(1).permutation(batches.tokenizer.row_of[0])[: labels.size % 60 + 1]
@@ -115,8 +117,8 @@ def logits_of(network, store, arrays) -> np.ndarray:
 
 
 def logits_by(graph: Logits, store, arrays) -> np.ndarray:
-    active = [store.weights[i].asnumpy()[arrays.active_NA[i // 4] % 8] for i in range(8)]
-    _, logits = graph(*map(as_tensor, [*logits_arguments(arrays), *active]))
+    active = active_weights(store, arrays.active_A)
+    _, logits = graph(*map(as_input, [*logits_arguments(arrays), active]))
     return logits.asnumpy().reshape(*arrays.labels_GBS.shape[1:], -1).astype(np.float64)
 
 

@@ -65,12 +65,13 @@ def take(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Movement:
-    """How the rows of segment n move by the plans of all ranks. to_experts: tokens → rows. to_tokens: rows → tokens. Each is the
-    gradient of the other: the graphs gather by the inverse index in their backward pass, and move in the other direction."""
+    """How the rows of a segment move in pass g by its plans of all ranks. to_experts: tokens → rows.
+    to_tokens: rows → tokens. Each is the gradient of the other: the graphs gather by the inverse index
+    in their backward pass, and move in the other direction."""
 
     grid: Layout
     plans: Mapping[int, RoutingPlan]
-    n: int
+    g: int
 
     def to_experts(self, x: ByRank) -> ByRank:
         raise NotImplementedError
@@ -87,16 +88,16 @@ class Gathering(Movement):
 
     def to_experts(self, x: ByRank) -> ByRank:
         return {
-            r: take(np.concatenate([x[peer] for peer in self.peers(r)]), plan.order_NT[self.n])
+            r: take(np.concatenate([x[peer] for peer in self.peers(r)]), plan.order_GT[self.g])
             for r, plan in self.plans.items()
         }
 
     def to_tokens(self, rows: ByRank) -> ByRank:
-        results = {r: take(rows[r], plan.inverse_NT[self.n]) for r, plan in self.plans.items()}
+        results = {r: take(rows[r], plan.inverse_GT[self.g]) for r, plan in self.plans.items()}
         own = {}
         for r in rows:
             peers = self.peers(r)
-            here = np.stack([self.plans[peer].inverse_NT[self.n] >= 0 for peer in peers])
+            here = np.stack([self.plans[peer].inverse_GT[self.g] >= 0 for peer in peers])
             assert (here.sum(axis=0) == 1).all(), "one summand alone is not zero"
             own[r] = np.split(np.sum([results[peer] for peer in peers], axis=0), len(peers))[peers.index(r)]
         return own
@@ -108,19 +109,19 @@ class Exchanging(Movement):
     plans: Mapping[int, ExchangePlan]
 
     def to_experts(self, x: ByRank) -> ByRank:
-        rows = self._exchanged({r: take(x[r], plan.order_NR[self.n]) for r, plan in self.plans.items()}, back=False)
-        return {r: take(rows[r], plan.arrive_NW[self.n]) for r, plan in self.plans.items()}
+        rows = self._exchanged({r: take(x[r], plan.order_GR[self.g]) for r, plan in self.plans.items()}, back=False)
+        return {r: take(rows[r], plan.arrive_GW[self.g]) for r, plan in self.plans.items()}
 
     def to_tokens(self, rows: ByRank) -> ByRank:
-        rows = self._exchanged({r: take(rows[r], plan.leave_NR[self.n]) for r, plan in self.plans.items()}, back=True)
-        return {r: take(rows[r], plan.inverse_NT[self.n]) for r, plan in self.plans.items()}
+        rows = self._exchanged({r: take(rows[r], plan.leave_GR[self.g]) for r, plan in self.plans.items()}, back=True)
+        return {r: take(rows[r], plan.inverse_GT[self.g]) for r, plan in self.plans.items()}
 
     def _exchanged(self, rows: ByRank, back: bool) -> ByRank:
         """Each rank cuts its rows by receiver, and puts together what the others have for it."""
         parts, taken = {}, {}
         for r, plan in self.plans.items():
-            out_P, in_P = (plan.taken_NP, plan.sent_NP) if back else (plan.sent_NP, plan.taken_NP)
-            parts[r], taken[r] = self._cut(rows[r], out_P[self.n]), in_P[self.n]
+            out_P, in_P = (plan.taken_GP, plan.sent_GP) if back else (plan.sent_GP, plan.taken_GP)
+            parts[r], taken[r] = self._cut(rows[r], out_P[self.g]), in_P[self.g]
         arrived = {}
         for r in rows:
             came = [parts[peer][self.peers(peer).index(r)] for peer in self.peers(r)]
@@ -162,8 +163,7 @@ def play(
     rows, drows, gradients = movement.to_experts(x), movement.to_experts(dy), weights.zeros()
     y, dx = ({r: np.full_like(of_rank, np.nan) for r, of_rank in rows.items()} for _ in range(2))
     for r, plan in movement.plans.items():
-        offsets_A1 = plan.offsets_NA1[movement.n]
-        for k, ends in zip(ids(r, plan.active_NA[movement.n]), pairwise(offsets_A1), strict=True):
+        for k, ends in zip(ids(r, plan.active_A), pairwise(plan.offsets_GA1[movement.g]), strict=True):
             own = slice(*ends)
             y[r][own] = ffn(rows[r][own], weights, k)
             dx[r][own] = add_gradients(rows[r][own], drows[r][own], weights, k, gradients)

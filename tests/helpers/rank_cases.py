@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.ranks.layout import Layout, active_entries, data_rank_of, data_rank_of_sequences, share_of
-from pangu_sigma.rre.plan import RoutingPlan, UpdatePlan
+from pangu_sigma.rre.plan import RoutingPlan
 from pangu_sigma.sections import Segment
 
 LAYERS, LENGTH = 2, 12
@@ -59,7 +59,7 @@ class Case:
 
     def held(self, rank: int, n: int) -> np.ndarray:
         """Ids of the experts that the rank has of segment n."""
-        return share_of(self.config, rank).held[self.config.model.routed[n]]
+        return share_of(self.config, rank).routed[n].held
 
 
 @st.composite
@@ -79,16 +79,14 @@ def cases(draw: st.DrawFn, chips: tuple[str, ...] = ("910a",)) -> Case:
     return Case(config, experts, draw(st.integers(1, 14)), draw(st.sampled_from([5, 20, 10**4])))
 
 
-def assert_active_are_those_of_the_batch(case: Case, updates: Mapping[int, UpdatePlan]) -> None:
+def assert_active_are_those_of_the_batch(case: Case, updates: Mapping[int, Sequence[RoutingPlan]]) -> None:
     """All ranks together have the experts of the batch in their active lists, each with the number of its tokens."""
-    longest = max(active_entries(case.config, kind) for kind in case.config.model.kinds)
     for n, kind in enumerate(case.config.model.routed):
         found: dict[tuple[int, int], int] = {}
         for rank, update in updates.items():
             held, at = case.held(rank, n), Layout(case.config.parallel).coordinates(rank)
-            active, used_A = update.plans[0].active_NA[n], update.used_NA[n]
-            assert len(active) == longest
-            assert (active[active_entries(case.config, kind) :] == len(held)).all()
+            active, used_A = update[n].active_A, np.diff(update[n].used_A1)
+            assert len(active) == active_entries(case.config, kind)
             used = active < len(held)
             assert (np.diff(active[used]) > 0).all()
             assert (active[~used] == len(held)).all()
@@ -105,16 +103,17 @@ def assert_active_are_those_of_the_batch(case: Case, updates: Mapping[int, Updat
 
 def assert_all_compute_what_one_computes_alone(
     case: Case,
-    updates: Mapping[int, UpdatePlan],
+    updates: Mapping[int, Sequence[RoutingPlan]],
     movement: Callable[[Mapping[int, RoutingPlan], int], Movement],
     experts_of: Callable[[int, int, int], np.ndarray],
 ) -> None:
-    """The way of every row of every rank, there and back, and its gradient: a token gets what its expert makes of it, and an expert
-    the gradients of its tokens. movement(plans, n): how rows of segment n move. experts_of(rank, g, n): experts of the rank's
-    tokens, -1 for none."""
+    """The way of every row of every rank, there and back, and its gradient: a token gets what its expert
+    makes of it, and an expert the gradients of its tokens. movement(plans, g): how rows of a segment
+    move in pass g, by its plans of the ranks. experts_of(rank, g, n): experts of the rank's tokens,
+    -1 for none."""
     routed, rng = case.config.model.routed, np.random.default_rng(0)
     for g, n in np.ndindex(case.experts.shape[1], len(routed)):
-        plans = {rank: update.plans[g] for rank, update in updates.items()}
+        plans = {rank: update[n] for rank, update in updates.items()}
         experts: ByRank = {rank: experts_of(rank, g, n) for rank in plans}
         weights = Weights.drawn(rng, case.config.stored_experts(routed[n]))
         x, dy = ({r: rng.integers(-3, 4, (len(e), HIDDEN)).astype(float) for r, e in experts.items()} for _ in range(2))
@@ -123,7 +122,7 @@ def assert_all_compute_what_one_computes_alone(
             held = case.held(rank, n)
             return held[np.minimum(active_A, len(held) - 1)]  # unused entries fetch some expert
 
-        found = play(movement(plans, n), x, dy, weights, ids)
+        found = play(movement(plans, g), x, dy, weights, ids)
         expected = computed_alone(x, dy, weights, experts)
         for rank in plans:
             assert np.array_equal(found.y[rank], expected.y[rank])

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from helpers.toy import Toy, random_documents, randomise, toy_batches
+from helpers.toy import Toy, adam_of, random_documents, randomise, toy_batches, weights_of
 from mindspore import Tensor
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.data.step_arrays import StepArrays
-from pangu_sigma.ecss.build import build
 from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
-from pangu_sigma.ecss.store import array_specs
+from pangu_sigma.ecss.store import array_specs, build
 from pangu_sigma.ecss.tiers import FileTier
-from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.declare import as_input
 from pangu_sigma.training.step import StepResult, TrainStep
 
 SEQUENCE = [(0, 1), (1, 2), (1, 2), (1, 3), (1, 3), (0, 3), (2, 2), (0, 3), (0, 1)]
@@ -58,10 +57,10 @@ class Sequence(Toy):
         """Weights that depend on nothing but their number, no optimizer state, the loss scale of the configuration."""
         self.store.settle()
         randomise(self.network.trainable_params(), 0)
-        for i, weight in enumerate(self.store.weights):
+        for i, weight in enumerate(weights_of(self.store)):
             weight.asnumpy()[...] = 0.2 * np.random.default_rng(i).standard_normal(weight.shape)
         store, dense = self.store, self.step.dense
-        for parameter in [*store.moments, *store.variances, *store.steps, *dense.moments, *dense.variances, dense.step]:
+        for parameter in [*adam_of(store), *dense.moments, *dense.variances, dense.step]:
             parameter.asnumpy()[...] = 0
         self.step.scale.good_steps.set_data(Tensor(0, ms.int32))
         self.step.scale.value.set_data(Tensor(self.config.train.loss_scale.initial, ms.float32))
@@ -83,10 +82,10 @@ class Sequence(Toy):
             if number == bad_step:
                 arrays.weights_GBS[0, 0, 0] = np.nan
             if fed is not None:
-                brought, traffic = fed.transfer(batch.active_NA, batches[(number + 1) % len(batches)].active_NA)
+                brought, traffic = fed.transfer(batch.active_A, batches[(number + 1) % len(batches)].active_A)
                 moved.append(traffic)
             before = self.snapshot() if watch else {}
-            results.append(self.step.take(1e-3, StepArrays(*map(as_tensor, arrays)), brought))
+            results.append(self.step.take(1e-3, StepArrays(*map(as_input, arrays)), brought))
             assert float(results[-1].applied.asnumpy()) == (number != bad_step)
             if fed is None:
                 self.store.tier.release()

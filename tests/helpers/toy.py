@@ -5,6 +5,7 @@ Nothing here tokenises: ids are drawn, and slots hold them in an order of their 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +23,8 @@ from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.domains import domains_of
-from pangu_sigma.ecss.build import build
-from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.ecss.store import ExpertStore, build
+from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.training.step import StepResult, TrainStep
@@ -87,8 +87,24 @@ def toy_network(config: Config, seed: int = 0) -> tuple[PanGuSigma, ExpertStore]
     """Network and experts, no parameter at the value it is initialised to (zero biases would hide mistakes)."""
     ms.set_seed(seed)
     network, store = build(config)
-    randomise([*network.trainable_params(), *store.weights], seed)
+    randomise([*network.trainable_params(), *weights_of(store)], seed)
     return network, store
+
+
+def weights_of(store: ExpertStore) -> list[Parameter]:
+    """Weights of all experts, segment by segment."""
+    return [weight for experts in store.segments for weight in experts.weights]
+
+
+def active_weights(store: ExpertStore, active_A: Sequence[np.ndarray]) -> tuple[tuple[np.ndarray, ...], ...]:
+    """Weights of the active experts, as `fetch` gives them to the network; at unused entries those of some expert."""
+    lists = [a % experts.segment.stored for experts, a in zip(store.segments, active_A, strict=True)]
+    return tuple(tuple(w.asnumpy()[a] for w in of.weights) for of, a in zip(store.segments, lists, strict=True))
+
+
+def adam_of(store: ExpertStore) -> list[Parameter]:
+    """Moments and step counts of all experts."""
+    return [p for experts in store.segments for p in (*experts.moments, *experts.variances, experts.steps)]
 
 
 def randomise(parameters: list[Parameter], seed: int) -> None:
@@ -106,16 +122,15 @@ class Logits(nn.Cell):
         super().__init__()
         self.network = network
 
-    def construct(self, rows, positions, documents, slots, order, inverse, offsets, *experts):
-        hidden = self.network(rows, positions, documents, None, order, inverse, offsets, *experts)
+    def construct(self, rows, positions, documents, slots, order, inverse, offsets, experts):
+        hidden = self.network(rows, positions, documents, None, order, inverse, offsets, experts)
         return hidden, self.network.logits(hidden, slots)
 
 
-def logits_arguments(arrays: StepArrays) -> list[np.ndarray]:
+def logits_arguments(arrays: StepArrays) -> list[Any]:
     """Arguments of `Logits` before the experts, of the first micro-batch."""
-    a = arrays
-    per_pass = (a.rows_GBS, a.positions_GBS, a.documents_GBS, a.slots_GM, a.order_GNT, a.inverse_GNT, a.offsets_GNA1)
-    return [array[0] for array in per_pass]
+    rows, positions, documents, slots, _, _, _, *plan = arrays.of_pass(0)
+    return [rows, positions, documents, slots, *plan]
 
 
 def scaled_weights(arrays: StepArrays, factor: float | np.ndarray) -> StepArrays:
@@ -143,11 +158,11 @@ class Toy:
     def reset(self, seed: int = 0, weights_from: Toy | None = None) -> None:
         """Random weights, no optimizer state, the loss scale of the configuration, which float32 would not need."""
         if weights_from is None:
-            randomise([*self.network.trainable_params(), *self.store.weights], seed)
+            randomise([*self.network.trainable_params(), *weights_of(self.store)], seed)
         else:
             self.load(weights_from.snapshot())
         dense = self.step.dense
-        for parameter in [*self.store.moments, *self.store.variances, *self.store.steps]:
+        for parameter in adam_of(self.store):
             zero(parameter)
         for parameter in [*dense.moments, *dense.variances, dense.step, self.step.scale.good_steps]:
             zero(parameter)
@@ -169,7 +184,7 @@ class Toy:
         return self.run_arrays(batch.arrays(), rate)
 
     def run_arrays(self, arrays: StepArrays, rate: float = 1e-3) -> StepResult:
-        return self.step.take(rate, StepArrays(*map(as_tensor, arrays)))
+        return self.step.take(rate, StepArrays(*map(as_input, arrays)))
 
 
 def zero(parameter: Parameter) -> None:

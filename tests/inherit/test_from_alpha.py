@@ -11,6 +11,7 @@ import pytest
 import yaml
 from helpers.dense_runs import write_dense_run
 from helpers.grown import saved_arrays
+from helpers.toy import weights_of
 
 from experiments.tiny import tiny_config, tiny_tree, write_text
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
@@ -56,7 +57,7 @@ def no_graph(monkeypatch):
 
 def arrays(path) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     network, store = build_network(open_model(path, "run"))
-    return {n: p.asnumpy() for n, p in network.parameters_and_names()}, [w.asnumpy() for w in store.weights]
+    return {n: p.asnumpy() for n, p in network.parameters_and_names()}, [w.asnumpy() for w in weights_of(store)]
 
 
 def test_every_tensor_of_the_child_is_its_parents_bit_for_bit(parent, child):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.training.step import FIRST_EXPERT, ScaledLoss
+from pangu_sigma.training.step import EXPERTS, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -21,7 +21,7 @@ class FixedLogits(nn.Cell):
         super().__init__()
         self.value = Parameter(Tensor(logits_MTR.reshape(-1, ROWS)), name="value")
 
-    def construct(self, rows, positions, documents, draws, order, inverse, offsets, *experts):
+    def construct(self, rows, positions, documents, draws, order, inverse, offsets, experts):
         return self.value + 0.0 * ops.cast(rows.sum(), ms.float32)
 
     def logits(self, hidden_TR, slots_M):
@@ -30,8 +30,9 @@ class FixedLogits(nn.Cell):
 
 def inputs(weights_BS: np.ndarray, labels_BS: np.ndarray, scale: float = 1.0) -> list[Tensor]:
     unused = np.zeros((4, 3), np.int32)
-    arrays = [unused, unused, unused, np.zeros(BLOCKS, np.int32), labels_BS, weights_BS, unused, unused, unused, unused]
-    return [Tensor(scale, ms.float32), *map(as_tensor, arrays)]
+    whole = [unused, unused, unused, np.zeros(BLOCKS, np.int32), labels_BS, weights_BS, unused]
+    arrays = [*whole, (), (), (), ()]  # no plan and no experts
+    return [Tensor(scale, ms.float32), *map(as_input, arrays)]
 
 
 def cross_entropy(logits_MTR: np.ndarray, labels_MT: np.ndarray) -> np.ndarray:
@@ -96,4 +97,4 @@ def test_large_logits_stay_finite(graph_mode, case):
 
 
 def test_experts_come_after_the_declared_number_of_arguments(case):
-    assert len(inputs(case[2], case[1])) == FIRST_EXPERT
+    assert len(inputs(case[2], case[1])) == EXPERTS + 1

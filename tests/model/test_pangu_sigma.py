@@ -12,6 +12,7 @@ from helpers.toy import (
     EOT,
     VOCABULARY,
     Logits,
+    active_weights,
     logits_arguments,
     random_documents,
     toy_batches,
@@ -24,7 +25,7 @@ from ascend_ops.activation import activation_oracle
 from ascend_ops.dropout import kept_oracle
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
-from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.declare import as_input, as_tensor
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, PanGuSigma
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -121,18 +122,12 @@ class Model:
     def __call__(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Hidden states [T, H] and logits [M, T/M, R]."""
         arrays = batch.arrays()
-        hidden, logits = self.graph(*map(as_tensor, [*logits_arguments(arrays), *self.active(arrays.active_NA)]))
+        experts = active_weights(self.store, arrays.active_A)
+        hidden, logits = self.graph(*map(as_input, [*logits_arguments(arrays), experts]))
         return hidden.asnumpy(), logits.asnumpy()
 
-    def active(self, active_NA: np.ndarray) -> list[np.ndarray]:
-        """Weights of the active experts, in the order of the network's arguments."""
-        store, found = self.store, []
-        for active_A, entries, rows, span in zip(active_NA, store.entries, store.rows, store.spans, strict=False):
-            found += [w.asnumpy()[active_A[:entries] % rows] for w in list(store.weights)[span]]
-        return found
-
     def oracle(self) -> Oracle:
-        segments = [self.store.parameters_of(n) for n in self.store.numbers]
+        segments = [experts.named for experts in self.store.segments]
         experts = [{t: found[t].asnumpy() for t in FFN_TENSORS if t in found} for found in segments]
         return Oracle(self.config, weights_of(self.network), experts)
 
@@ -189,7 +184,7 @@ def one_expert(make, dense) -> Model:
     for n in range(2):
         for tensor in FFN_TENSORS:
             dense_tensor = source[f"layers.{n + 1}.ffn.{tensor}"].asnumpy()
-            model.store.parameters_of(n)[tensor].set_data(as_tensor(dense_tensor[None]))
+            model.store.segments[n].named[tensor].set_data(as_tensor(dense_tensor[None]))
     return model
 
 
@@ -246,7 +241,7 @@ def test_the_segments_of_a_token_are_added_with_one_bias(make, segments):
     assert len(routes_NBS) == 2 * len(segments)
     assert all((routes_NBS[n] != routes_NBS[m]).any() for n in range(len(routes_NBS)) for m in range(n))
     assert {d for d, kind in enumerate(model.config.model.routed) if kind == "common"} == {
-        n for n, route in enumerate(routes_NBS) if model.store.rows[n] == 3 and route.max() < 3
+        n for n, route in enumerate(routes_NBS) if model.store.segments[n].segment.stored == 3 and route.max() < 3
     }
     hidden, _ = model(batch)
     assert_close(hidden, model.oracle().hidden(batch, routes_NBS).reshape(hidden.shape), 1e-5)
@@ -267,24 +262,23 @@ def test_gradients_of_segments_are_those_of_the_formula(make):
     """Some elements of each tensor of an expert of each segment, by central differences of the oracle in float64."""
     model = make(4, 2, segments=["own", "common"], common_experts=3)
     batch, rng = model.batch(3), np.random.default_rng(0)
-    routes_NBS, active_NA = routes(model, batch), batch.active_NA
+    routes_NBS = routes(model, batch)
     factors = rng.standard_normal((batch.tokens, model.config.model.hidden)).astype(np.float32)
     rows, positions, documents, _, order, inverse, offsets = logits_arguments(batch.arrays())
-    experts = model.active(active_NA)
-    arguments = [rows, positions, documents, batch.draws_GB4[0], order, inverse, offsets, *experts]
-    wanted = tuple(range(7, len(arguments)))
-    gradients = ms.grad(Projected(model.network, factors), wanted)(*map(as_tensor, arguments))
+    experts = active_weights(model.store, batch.active_A)
+    arguments = [rows, positions, documents, batch.draws_GB4[0], order, inverse, offsets, experts]
+    gradients = ms.grad(Projected(model.network, factors), 7)(*map(as_input, arguments))
 
-    oracle, by_tensor = model.oracle(), iter(gradients)
+    oracle = model.oracle()
 
     def value() -> float:
         return float((oracle.hidden(batch, routes_NBS).reshape(factors.shape) * factors).sum())
 
     for n, tensors in enumerate(oracle.experts):
         entry = int(np.argmax(np.diff(offsets[n])))
-        for values in tensors.values():
-            gradient = next(by_tensor).asnumpy()[entry]
-            expert = values[active_NA[n][entry]]
+        for values, of_tensor in zip(tensors.values(), gradients[n], strict=True):
+            gradient = of_tensor.asnumpy()[entry]
+            expert = values[batch.active_A[n][entry]]
             at = tuple(int(rng.integers(size)) for size in expert.shape)
             kept, step, found = expert[at], 1e-5, []
             for sign in (1, -1):
@@ -313,8 +307,8 @@ class Hidden(nn.Cell):
         super().__init__()
         self.network = network
 
-    def construct(self, rows, positions, documents, draws, order, inverse, offsets, *experts):
-        return self.network(rows, positions, documents, draws, order, inverse, offsets, *experts)
+    def construct(self, rows, positions, documents, draws, order, inverse, offsets, experts):
+        return self.network(rows, positions, documents, draws, order, inverse, offsets, experts)
 
 
 def test_dropout_drops_at_every_site_what_philox_says(make):
@@ -324,13 +318,10 @@ def test_dropout_drops_at_every_site_what_philox_says(make):
     oracle = model.oracle()
     oracle.dropout = 0.3
     expected = oracle.hidden(batch, routes(model, batch))
-    arrays, layers = batch.arrays(), model.config.model.rre_layers
-    active = arrays.active_NA
-    experts = [model.store.weights[i].asnumpy()[active[i // 4] % model.config.experts] for i in range(4 * layers)]
-    inputs = (arrays.rows_GBS, arrays.positions_GBS, arrays.documents_GBS, arrays.draws_GB4)
-    inputs += (arrays.order_GNT, arrays.inverse_GNT, arrays.offsets_GNA1)
+    rows, positions, documents, _, _, _, draws, *plan = batch.arrays().of_pass(0)
+    inputs = (rows, positions, documents, draws, *plan, active_weights(model.store, batch.active_A))
     graph = Hidden(model.network).set_train(True)
-    found = graph(*map(as_tensor, [*(array[0] for array in inputs), *experts])).asnumpy()
+    found = graph(*map(as_input, inputs)).asnumpy()
     assert_close(found.reshape(expected.shape), expected, 1e-5)
 
 
@@ -353,7 +344,7 @@ def test_one_block_reads_and_predicts_with_its_own_slot(routed):
 def test_an_expert_touches_only_the_tokens_of_its_route(routed):
     batch = routed.batch()
     hidden, _ = routed(batch)
-    bias = routed.store.parameters_of(1)["b2"]  # of the last layer: nothing mixes tokens after it
+    bias = routed.store.segments[1].named["b2"]  # of the last layer: nothing mixes tokens after it
     original = bias.asnumpy()
     moved = {}
     for expert in range(routed.config.experts):

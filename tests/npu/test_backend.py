@@ -74,7 +74,7 @@ def test_ranks_together_write_every_number_of_the_experts_once(axes: dict, kind:
     own = (shape[0] // divided, *shape[1:]) if shape else ()
     written = np.zeros((experts, *shape), int)
     for rank in last_stage(parallel):
-        held = share_of(config, rank).held[kind]
+        held = share_of(config, rank).routed[number].held
         part = expert_part((len(held), *own), held, experts, name, parallel, rank)
         assert part.whole == (experts, *shape)
         columns = slice(part.offset[0], part.offset[0] + own[0]) if shape else ...

@@ -23,7 +23,7 @@ from pangu_sigma.npu.capacity import Capacity, CapacityError, ExchangePlan
 from pangu_sigma.npu.planner import ExchangePlanner
 from pangu_sigma.npu.rows import Room, as_many_rows, capacity, dispatch_layout
 from pangu_sigma.ranks.layout import Layout, active_entries, data_rank_of_sequences
-from pangu_sigma.rre.plan import RoutingPlan, UpdatePlan
+from pangu_sigma.rre.plan import RoutingPlan
 
 CHIPS = ("910a", "910b")
 """One for each layout of the exchanged rows."""
@@ -42,7 +42,7 @@ def room_of_case(case: Case) -> Room:
     return {kind: Capacity(sent[kind], arrived[kind]) for kind in kinds}
 
 
-def planned(case: Case) -> dict[int, UpdatePlan]:
+def planned(case: Case) -> dict[int, list[RoutingPlan]]:
     room = room_of_case(case)
     return {rank: ExchangePlanner(case.config, rank, room).plan(case.experts, case.taker_B) for rank in case.ranks}
 
@@ -59,19 +59,18 @@ def test_all_ranks_together_compute_what_one_computes_alone(case: Case):
     """A token without room gets nothing, and gives no gradient."""
     updates, grid, room, lost = planned(case), Layout(case.config.parallel), room_of_case(case), 0
     for update in updates.values():
-        for plan in update.plans:
-            lost += int((plan.inverse_NT < 0).sum())
-            for n, kind in enumerate(case.config.model.routed):
-                rows = room[kind].arrived * (1 if is_dropless(case) else active_entries(case.config, kind))
-                assert plan.offsets_NA1[n, -1] == rows == cast(ExchangePlan, plan).arrive_NW.shape[1]
-    assert {update.dropped for update in updates.values()} == {lost}, "every rank knows the total"
+        for plan, kind in zip(update, case.config.model.routed, strict=True):
+            lost += int((plan.inverse_GT < 0).sum())
+            rows = room[kind].arrived * (1 if is_dropless(case) else active_entries(case.config, kind))
+            assert (plan.offsets_GA1[:, -1] == rows).all() and cast(ExchangePlan, plan).arrive_GW.shape[1] == rows
+    assert {sum(plan.dropped for plan in update) for update in updates.values()} == {lost}, "every rank knows the total"
 
-    def movement(plans: Mapping[int, RoutingPlan], n: int) -> Exchanging:
+    def movement(plans: Mapping[int, RoutingPlan], g: int) -> Exchanging:
         kind = ExchangingDropless if is_dropless(case) else Exchanging
-        return kind(grid, cast(Mapping[int, ExchangePlan], plans), n)
+        return kind(grid, cast(Mapping[int, ExchangePlan], plans), g)
 
     def with_room(rank: int, g: int, n: int) -> np.ndarray:
-        return np.where(updates[rank].plans[g].inverse_NT[n] < 0, -1, case.own(rank)[n, g])
+        return np.where(updates[rank][n].inverse_GT[g] < 0, -1, case.own(rank)[n, g])
 
     assert_all_compute_what_one_computes_alone(case, updates, movement, with_room)
 
@@ -81,9 +80,8 @@ def test_all_ranks_together_compute_what_one_computes_alone(case: Case):
 def test_a_token_has_one_row_or_its_expert_was_full(case: Case):
     case.arrived = 10**4
     for rank, update in planned(case).items():
-        for g, plan in enumerate(update.plans):
-            for n, kind in enumerate(case.config.model.routed):
-                order, inverse, experts = plan.order_NT[n], plan.inverse_NT[n], case.own(rank)[n, g]
+        for n, (plan, kind) in enumerate(zip(update, case.config.model.routed, strict=True)):
+            for order, inverse, experts in zip(plan.order_GT, plan.inverse_GT, case.own(rank)[n], strict=True):
                 kept = np.flatnonzero(inverse >= 0)
                 assert np.array_equal(order[inverse[kept]], kept)
                 assert np.array_equal(np.sort(order[order >= 0]), kept)
@@ -112,4 +110,4 @@ def test_an_overflow_is_refused_with_the_factor_that_is_needed_on_every_rank():
     assert f"RRE layer 1: a rank has 12 rows for expert {domains_B[2] * 4 + 3}, whose capacity is {rows}" in message
     assert "capacity_factor to 4 or more" in message
     enough = config_of(2, 2, 1, overflow="refuse", capacity_factor=4.0)
-    assert ExchangePlanner(enough, 0).plan(experts, taker_B).dropped == 0
+    assert not any(plan.dropped for plan in ExchangePlanner(enough, 0).plan(experts, taker_B))

@@ -54,8 +54,11 @@ def test_the_gradients_of_every_expert_count_once_in_the_norm():
     data = {"domain_sets": groups, "domains_per_step": groups}
     config = by_hand(model=model, data=data, train={"batch_size": 8}, parallel=parallel)
     store = HostStore(config, RankTier())
-    fetch = FetchExperts(config, store, StepSettings(store.numbers, store.entries), AdamWorker(store.segments))
-    network = ActiveExperts(config, NextTokenLoss(PanGuSigma(config.model, config.slots)), fetch)
+    settings = StepSettings([experts.segment for experts in store.segments])
+    fetch = FetchExperts(config, store, settings, AdamWorker(len(store.segments)))
+    network = ActiveExperts(
+        config, NextTokenLoss(PanGuSigma(config.model, config.slots)), fetch, [*range(len(store.segments))]
+    )
     mark_parameters(network, config)
     for buffer, array in zip(network.active, active_buffers(config), strict=True):
         assert (buffer.shape, buffer.cut) == (array.shape, array)

@@ -12,10 +12,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 from helpers.grouped_matmul import GroupedMatmulOnCpu
-from helpers.toy import Toy, toy_batches, toy_config
-from mindspore import Tensor, nn
+from helpers.toy import Toy, adam_of, toy_batches, toy_config, weights_of
+from mindspore import Parameter, Tensor, nn
 
 from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.npu import dropless
 from pangu_sigma.npu.inputs import input_strategies, inputs_of, step_inputs
@@ -77,6 +78,10 @@ def step(toy: Toy) -> Iterator[AscendStep]:
         yield made
 
 
+def arrays_of(store: ExpertStore) -> list[Parameter]:
+    return [*weights_of(store), *adam_of(store)]
+
+
 def start_equal(toy: Toy, step: AscendStep) -> None:
     """Both from the same random weights; no moments, no steps taken."""
     toy.reset()
@@ -85,9 +90,8 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
     for state in (*step.dense.moments, *step.dense.variances):
         state.set_data(Tensor(np.zeros(state.shape, np.float32)))
     step.dense.step.set_data(Tensor(0.0, ms.float32))
-    for kind in ("weights", "moments", "variances", "steps"):
-        for mine, theirs in zip(getattr(step.store, kind), getattr(toy.store, kind), strict=True):
-            mine.asnumpy()[...] = theirs.asnumpy()
+    for mine, theirs in zip(arrays_of(step.store), arrays_of(toy.store), strict=True):
+        mine.asnumpy()[...] = theirs.asnumpy()
     step.scale.value.set_data(Tensor(1024.0, ms.float32))
     step.scale.good_steps.set_data(Tensor(0, ms.int32))
     step.give_scale()
@@ -106,10 +110,8 @@ def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndar
 def same_state(toy: Toy, step: AscendStep) -> None:
     ours = [*step.dense.weights, *step.dense.moments, *step.dense.variances]
     theirs = [*toy.step.dense.weights, *toy.step.dense.moments, *toy.step.dense.variances]
-    for kind in ("weights", "moments", "variances", "steps"):
-        ours += getattr(step.store, kind)
-        theirs += getattr(toy.store, kind)
-    for mine, other in zip(ours, theirs, strict=True):
+    pairs = zip([*ours, *arrays_of(step.store)], [*theirs, *arrays_of(toy.store)], strict=True)
+    for mine, other in pairs:
         np.testing.assert_allclose(mine.asnumpy(), other.asnumpy(), rtol=2e-4, atol=2e-6, err_msg=other.name)
 
 

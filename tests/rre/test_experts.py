@@ -9,7 +9,7 @@ from mindspore import Tensor, nn
 
 from ascend_ops.grouped_ffn import grouped_ffn_oracle
 from pangu_sigma.rre.experts import Experts, grouped_experts, padded_experts
-from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
+from pangu_sigma.rre.plan import RoutedSegment, RoutingPlan, plan_segment
 from pangu_sigma.sections import Activation
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -32,16 +32,16 @@ class RoutedLayer(nn.Cell):
 def plan_of() -> tuple[RoutingPlan, np.ndarray]:
     """The plan of 20 tokens, and the expert of each."""
     experts_T = np.random.default_rng(1).integers(0, STORED, 20)
-    experts_NGT = experts_T[None, None]
-    return plan_rows(experts_NGT, active_lists(experts_NGT, [STORED], [STORED]))[0], experts_T
+    segment = RoutedSegment(0, "own", STORED, np.arange(STORED), STORED, True)
+    return plan_segment(segment, experts_T[None], experts_T), experts_T
 
 
 def padded(plan: RoutingPlan) -> tuple[np.ndarray, np.ndarray]:
-    """order [A, C] and inverse [T] of the plan's one layer, every expert filled up with token 0 to the capacity of the fullest."""
-    load_A = plan.load()[0]
-    order_AC, inverse_T = np.zeros((len(load_A), load_A.max()), np.int32), np.empty_like(plan.inverse_NT[0])
-    for entry, first in enumerate(plan.offsets_NA1[0, :-1]):
-        tokens = plan.order_NT[0, first : first + load_A[entry]]
+    """order [A, C] and inverse [T] of the plan's one pass, every expert filled up with token 0 to the capacity of the fullest."""
+    load_A = np.diff(plan.offsets_GA1[0])
+    order_AC, inverse_T = np.zeros((len(load_A), load_A.max()), np.int32), np.empty_like(plan.inverse_GT[0])
+    for entry, first in enumerate(plan.offsets_GA1[0, :-1]):
+        tokens = plan.order_GT[0, first : first + load_A[entry]]
         order_AC[entry, : len(tokens)] = tokens
         inverse_T[tokens] = entry * load_A.max() + np.arange(len(tokens))
     return order_AC, inverse_T
@@ -74,7 +74,7 @@ def test_every_token_meets_its_own_expert(layout: str, activation: Activation):
     plan, experts_T = plan_of()
     x, residual = rng.standard_normal((2, len(experts_T), HIDDEN)).astype(np.float32)
     weights = weights_of(rng)
-    active_A, order, inverse_T, offsets = plan.active_NA[0], plan.order_NT[0], plan.inverse_NT[0], plan.offsets_NA1[0]
+    active_A, order, inverse_T, offsets = plan.active_A, plan.order_GT[0], plan.inverse_GT[0], plan.offsets_GA1[0]
     given = weights
     if layout == "padded":
         (order, inverse_T), offsets = padded(plan), None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.rre.plan import RoutingPlan, active_lists, plan_rows
+from pangu_sigma.rre.plan import RoutedSegment, RoutingPlan, active_list, plan_segment
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sections import RoutingConfig
 
@@ -28,8 +28,11 @@ class Case:
     entries: int
 
     def plans(self) -> list[RoutingPlan]:
-        experts = self.experts()
-        return plan_rows(experts, active_lists(experts, [self.stored] * len(experts), [self.entries] * len(experts)))
+        """Of each layer."""
+        return [plan_segment(self.segment(n), experts, experts) for n, experts in enumerate(self.experts())]
+
+    def segment(self, n: int) -> RoutedSegment:
+        return RoutedSegment(n, "own", self.stored, np.arange(self.stored), self.entries, True)
 
     def experts(self) -> np.ndarray:
         """[N, G, T], straight from the table."""
@@ -64,8 +67,8 @@ def cases(draw: st.DrawFn) -> Case:
 @given(cases())
 def test_order_is_a_permutation_and_inverse_its_inverse(case: Case):
     for plan in case.plans():
-        tokens = np.arange(plan.order_NT.shape[1])
-        for order, inverse in zip(plan.order_NT, plan.inverse_NT, strict=True):
+        tokens = np.arange(plan.order_GT.shape[1])
+        for order, inverse in zip(plan.order_GT, plan.inverse_GT, strict=True):
             assert np.array_equal(np.sort(order), tokens)
             assert np.array_equal(order[inverse], tokens)
             assert np.array_equal(inverse[order], tokens)
@@ -74,52 +77,55 @@ def test_order_is_a_permutation_and_inverse_its_inverse(case: Case):
 @settings(deadline=None)
 @given(cases())
 def test_every_token_lies_between_the_offsets_of_its_own_expert(case: Case):
-    for g, plan in enumerate(case.plans()):
-        for layer, experts_T in enumerate(case.experts()[:, g]):
-            sorted_experts = np.repeat(plan.active_NA[layer], plan.load()[layer])
-            assert np.array_equal(sorted_experts, experts_T[plan.order_NT[layer]])
-            assert (
-                sorted_experts // case.table.experts
-                == np.repeat(case.domains[g], case.ids.shape[2])[plan.order_NT[layer]]
-            ).all()
+    for plan, experts_GT in zip(case.plans(), case.experts(), strict=True):
+        for g, experts_T in enumerate(experts_GT):
+            sorted_experts = np.repeat(plan.active_A, np.diff(plan.offsets_GA1[g]))
+            assert np.array_equal(sorted_experts, experts_T[plan.order_GT[g]])
+            domains_T = np.repeat(case.domains[g], case.ids.shape[2])
+            assert (sorted_experts // case.table.experts == domains_T[plan.order_GT[g]]).all()
 
 
 @settings(deadline=None)
 @given(cases())
 def test_offsets_match_counts_and_tokens_of_one_expert_keep_their_order(case: Case):
-    for g, plan in enumerate(case.plans()):
-        for layer, experts_T in enumerate(case.experts()[:, g]):
-            offsets = plan.offsets_NA1[layer]
+    for plan, experts_GT in zip(case.plans(), case.experts(), strict=True):
+        for order_T, offsets, experts_T in zip(plan.order_GT, plan.offsets_GA1, experts_GT, strict=True):
             assert (offsets[0], offsets[-1]) == (0, len(experts_T))
-            for entry, expert in enumerate(plan.active_NA[layer]):
-                rows = plan.order_NT[layer, offsets[entry] : offsets[entry + 1]]
+            for entry, expert in enumerate(plan.active_A):
+                rows = order_T[offsets[entry] : offsets[entry + 1]]
                 assert np.array_equal(rows, np.flatnonzero(experts_T == expert))
 
 
 @settings(deadline=None)
 @given(cases())
-def test_the_active_list_is_shared_ascending_and_filled_with_stored(case: Case):
-    plans = case.plans()
-    for plan in plans:
-        assert np.array_equal(plan.active_NA, plans[0].active_NA)
-    for active_A, experts_GT in zip(plans[0].active_NA, case.experts(), strict=True):
+def test_the_tokens_of_an_update_are_those_of_all_passes(case: Case):
+    for plan in case.plans():
+        assert np.array_equal(np.diff(plan.used_A1), np.diff(plan.offsets_GA1).sum(axis=0))
+        assert plan.used_A1[0] == 0
+
+
+@settings(deadline=None)
+@given(cases())
+def test_the_active_list_is_ascending_and_filled_with_stored(case: Case):
+    for plan, experts_GT in zip(case.plans(), case.experts(), strict=True):
+        assert len(plan.active_A) == case.entries
         if case.entries == case.stored:
-            assert np.array_equal(active_A, np.arange(case.stored))
+            assert np.array_equal(plan.active_A, np.arange(case.stored))
             continue
         used = np.unique(experts_GT)
-        assert np.array_equal(active_A[: len(used)], used)
-        assert (active_A[len(used) :] == case.stored).all()
+        assert np.array_equal(plan.active_A[: len(used)], used)
+        assert (plan.active_A[len(used) :] == case.stored).all()
 
 
 @settings(deadline=None)
 @given(cases())
 def test_plans_are_deterministic_and_int32(case: Case):
     for first, second in zip(case.plans(), case.plans(), strict=True):
-        for a, b in zip(vars(first).values(), vars(second).values(), strict=True):
-            assert a.dtype == np.int32
+        for (name, a), b in zip(vars(first).items(), vars(second).values(), strict=True):
+            assert name == "dropped" or a.dtype == np.int32
             assert np.array_equal(a, b)
 
 
 def test_too_many_active_experts_is_an_error_with_the_fix():
     with pytest.raises(ValueError, match=r"activates 8 experts.*has 4 entries; raise data\.domains_per_step"):
-        active_lists([np.arange(8)], [8], [4])
+        active_list(RoutedSegment(0, "own", 8, np.arange(8), 4, True), np.arange(8))

@@ -199,7 +199,7 @@ def advance_until_it_stops(trainer: Trainer, most: int = 12) -> str:
     with pytest.raises(UnhealthyRun) as stopped:
         for _ in range(most):
             batch, *_ = trainer.advance()
-            examine(trainer.health, trainer.built, trainer.run, trainer.progress.step, batch.active_NA, NoLog())
+            examine(trainer.health, trainer.built, trainer.run, trainer.progress.step, batch.active_A, NoLog())
     return str(stopped.value)
 
 
@@ -261,7 +261,7 @@ def test_a_variance_that_is_infinite_shows_in_no_step_and_stops_the_run_at_its_n
     for _ in range(4):
         batch, _, result, _ = well.advance()
         assert bool(result.applied.asnumpy())
-        examine(well.health, well.built, well.run, well.progress.step, batch.active_NA, NoLog())
+        examine(well.health, well.built, well.run, well.progress.step, batch.active_A, NoLog())
     assert well.shards[shard][name].asnumpy()[last] == pytest.approx(before, rel=1e-3), "a step of Adam is far larger"
     with pytest.raises(UnhealthyState, match=named):
         well.save()
@@ -272,13 +272,13 @@ def test_a_run_whose_values_are_all_finite_is_left_alone(well):
     assert unhealthy_tensors(well.built) == []
     for _ in range(3):
         batch, *_ = well.advance()
-        examine(well.health, well.built, well.run, well.progress.step, batch.active_NA, NoLog())
+        examine(well.health, well.built, well.run, well.progress.step, batch.active_A, NoLog())
 
 
 def test_all_experts_are_looked_at_unless_some_are_asked_for(well):
     poison(well.shards["experts_layer_1"]["w1"], 4, math.nan)
-    active_NA = np.array([[0, 1, 6, 6], [0, 5, 6, 6]])
-    assert unhealthy_tensors(well.built, active_NA) == []
+    active_A = np.array([[0, 1, 6, 6], [0, 5, 6, 6]])
+    assert unhealthy_tensors(well.built, active_A) == []
     assert [tensor.expert for tensor in unhealthy_tensors(well.built)] == [4]
 
 
@@ -301,7 +301,7 @@ def test_skips_without_an_end_stop_the_run_and_say_what_it_is_not(well):
         for _ in range(12):
             well.step.scale.value.set_data(Tensor(2.0**126, ms.float32))
             batch, *_ = well.advance()
-            examine(well.health, well.built, well.run, well.progress.step, batch.active_NA, NoLog())
+            examine(well.health, well.built, well.run, well.progress.step, batch.active_A, NoLog())
     for part in ("the last 3 steps with domain", "train.max_skipped_steps", "all weights and moments are finite"):
         assert part in str(stopped.value)
     assert max(domain.skipped for domain in well.health.domains.values()) == 3
@@ -384,7 +384,7 @@ from pangu_sigma.cli import program
 from pangu_sigma.training import loop
 
 def advance(trainer):
-    held = trainer.store.held_of(0)[0].tolist()
+    held = trainer.store.segments[0].segment.held.tolist()
     if trainer.progress.step == 2 and 3 in held:
         trainer.shards["experts_layer_0"]["w1"].asnumpy()[held.index(3), 0, 0] = np.nan
     return whole(trainer)

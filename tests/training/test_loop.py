@@ -31,10 +31,11 @@ from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.ecss.build import build
+from pangu_sigma.ecss.store import build
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.lock import LockError, folder_lock
+from pangu_sigma.model.declare import as_input
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
@@ -178,10 +179,10 @@ def test_nothing_reads_or_saves_the_experts_of_a_step_that_failed(tiny_data, tin
     )
     trainer.advance()
     fed = trainer.feed.take()
-    active_NA = fed.arrays.active_NA.asnumpy().copy()
-    active_NA[1, 0] = 1_000_000
+    active = [active_A.asnumpy().copy() for active_A in fed.arrays.active_A]
+    active[1][0] = 1_000_000
     with pytest.raises(RuntimeError, match="StartUpdate"):
-        trainer.step.take(1e-3, fed.arrays._replace(active_NA=Tensor(active_NA)), fed.brought)
+        trainer.step.take(1e-3, fed.arrays._replace(active_A=as_input(tuple(active))), fed.brought)
     for read in (trainer.store.settle, trainer.save, trainer.evaluator().losses):
         with pytest.raises(AdamWorkerError, match="half updated; go on from the last checkpoint"):
             read()
@@ -225,7 +226,7 @@ def test_the_traffic_of_the_log_is_that_of_the_batches(tiny_data, tiny_run):
     batches = BatchLoader(run.config, tiny_data, run.tokenizer, run.table)
     cursor, before, counts = batches.start(), [[], []], []
     for _ in range(STEPS):
-        layers = [[k for k in row if k < 6] for row in batches.next(cursor).active_NA.tolist()]
+        layers = [[k for k in row if k < 6] for row in batches.next(cursor).active_A]
         resting = [len(now) == 4 and now[-1] - now[0] == 3 for now in layers]
         known = [len(set(now) & set(then)) for now, then in zip(layers, before, strict=True)]
         counts.append(np.sum([
@@ -389,7 +390,7 @@ def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer,
     """Behind the training: the error comes at a later step, and whatever is saved then is no checkpoint."""
     trainer.save()
     before = has_checkpoints(trainer.run.checkpoints), latest_checkpoint(trainer.run.checkpoints)
-    weight = trainer.store.parameters_of(1)["w2"].asnumpy()
+    weight = trainer.store.segments[1].named["w2"].asnumpy()
     kept = weight[4].copy()
     weight[4, 3] = np.nan
     try:

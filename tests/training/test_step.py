@@ -7,14 +7,15 @@ from collections.abc import Callable
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers.toy import Toy, bits, scaled_weights, toy_config, toy_network
+from helpers.toy import Toy, active_weights, bits, scaled_weights, toy_config, toy_network
 from mindspore import ParameterTuple, Tensor
 
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.data.step_arrays import draws_of
-from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.declare import as_input
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.training.evaluator import EvaluationStep
-from pangu_sigma.training.step import FIRST_EXPERT, ScaledLoss
+from pangu_sigma.training.step import EXPERTS, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -66,19 +67,17 @@ def moment_of(name: str) -> str:
 def gradients(toy: Toy, batch: Batch) -> dict[str, np.ndarray]:
     """Gradients of the mean loss by MindSpore's own value_and_grad, outside of the step; experts as [K, …]."""
     dense = dict(toy.network.parameters_and_names())
-    layers, tensors = toy.config.model.rre_layers, ["w1", "b1", "w2", "b2"]
-    positions = tuple(range(FIRST_EXPERT, FIRST_EXPERT + 4 * layers))
-    function = ms.value_and_grad(ScaledLoss(toy.network), positions, ParameterTuple(dense.values()), has_aux=True)
+    function = ms.value_and_grad(ScaledLoss(toy.network), EXPERTS, ParameterTuple(dense.values()), has_aux=True)
     arrays = batch.arrays()
-    active = arrays.active_NA
-    experts = [toy.store.weights[i].asnumpy()[active[i // 4] % toy.config.experts] for i in range(4 * layers)]
-    _, (of_experts, of_dense) = function(Tensor(1.0, ms.float32), *map(as_tensor, [*arrays.of_pass(0), *experts]))
+    experts, stored = active_weights(toy.store, arrays.active_A), toy.config.experts
+    _, (of_experts, of_dense) = function(Tensor(1.0, ms.float32), *map(as_input, [*arrays.of_pass(0), experts]))
     found = {f"dense/{name}": g.asnumpy() for name, g in zip(dense, of_dense, strict=True)}
-    for i, g in enumerate(of_experts):
-        name = f"experts_layer_{i // 4}/{tensors[i % 4]}"
-        found[name] = np.zeros(toy.store.weights[i].shape, np.float32)
-        used = active[i // 4] < toy.config.experts
-        found[name][active[i // 4][used]] = g.asnumpy()[used]
+    for n, (active_A, of_segment) in enumerate(zip(arrays.active_A, of_experts, strict=True)):
+        for tensor, g in zip(FFN_TENSORS, of_segment, strict=True):
+            name = f"experts_layer_{n}/{tensor}"
+            found[name] = np.zeros((stored, *g.shape[1:]), np.float32)
+            used = active_A < stored
+            found[name][active_A[used]] = g.asnumpy()[used]
     return found
 
 
@@ -321,13 +320,13 @@ def evaluate(toy: Toy, batch: Batch, weights_from: Toy) -> float:
     toy.reset(weights_from=weights_from)
     step = EvaluationStep(toy.network, toy.store).set_train(False)
     arrays = batch.arrays()
-    return float(step(as_tensor(arrays.active_NA), *map(as_tensor, arrays.of_pass(0))).asnumpy().sum())
+    return float(step(*map(as_input, (arrays.active_A, *arrays.of_pass(0)))).asnumpy().sum())
 
 
 def test_a_model_without_rre_layers_trains(graph_mode, tmp_path):
     config = toy_config(1, 1, model={"dense_layers": 2, "rre_layers": 0}, data={"domains_per_step": 1})
     toy = Toy.build(config, tmp_path)
-    assert toy_network(config)[1].segments == 0
+    assert len(toy_network(config)[1].segments) == 0
     batch = first_batch(toy)
     losses = [float(toy.run(batch, 1e-2).block_loss_GM[0].asnumpy().sum()) for _ in range(10)]
     assert losses[-1] < losses[0]

@@ -49,8 +49,8 @@ def test_a_run_is_the_same_however_its_experts_are_brought():
 def test_with_and_without_ecss_begin_with_the_same_loss_over_the_same_arrays(small: None, dtype: str):
     lab = Lab(MODEL, 3, dtype=dtype)
     runs = [lab.on(16), lab.off(16), lab.offloaded(16)]
-    first = runs[0].store.weights[0].asnumpy()
-    assert all(run.store.weights[0].asnumpy().ctypes.data == first.ctypes.data for run in runs)
+    first, *others = [run.store.segments[0].weights[0].asnumpy() for run in runs]
+    assert all(other.ctypes.data == first.ctypes.data for other in others)
     before = first.copy()
     losses = [run.advance() for run in runs]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-3), "the experts differ by one or two updates"

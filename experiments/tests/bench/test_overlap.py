@@ -8,6 +8,7 @@ import pytest
 
 from experiments.bench import overlap
 from experiments.bench.overlap import EndlessUpdates, OverlapLab
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -23,24 +24,26 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> OverlapLab:
 def test_a_step_is_the_same_whoever_waits(lab: OverlapLab):
     weights = []
     for turns in (False, True):
-        for arrays in (lab._store.weights, lab._store.moments, lab._store.variances, lab._store.steps):
-            for array in arrays:
-                array.asnumpy()[...] = 0.01 if arrays is lab._store.weights else 0
+        for experts in lab._store.segments:
+            for name, array in experts.named.items():
+                array.asnumpy()[...] = 0.01 if name in FFN_TENSORS else 0
         run = lab.run()
         overlap._steps(run, turns)
         times, updates = run.store.worker.read()
         assert len(updates) == overlap.STEPS and times.busy > 0.0
-        weights.append([weight.asnumpy().tobytes() for weight in run.store.weights])
+        weights.append([weight.asnumpy().tobytes() for experts in run.store.segments for weight in experts.weights])
     assert weights[0] == weights[1]
 
 
 def test_the_peer_without_the_separation_updates_every_expert(lab: OverlapLab):
     for run, updated in ((lab.run(), 2), (lab.offloaded_all(), 20)):
-        before = run.store.steps[0].asnumpy().copy()
+        before = run.store.segments[0].steps.asnumpy().copy()
         run.advance()
         run.store.settle()
-        assert (run.store.steps[0].asnumpy() - before).sum() <= updated
-        assert (run.store.steps[0].asnumpy() > before).sum() == pytest.approx(updated, abs=1 if updated == 2 else 0)
+        assert (run.store.segments[0].steps.asnumpy() - before).sum() <= updated
+        assert (run.store.segments[0].steps.asnumpy() > before).sum() == pytest.approx(
+            updated, abs=1 if updated == 2 else 0
+        )
 
 
 def test_endless_updates_end_with_their_block():

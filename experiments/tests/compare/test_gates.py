@@ -15,7 +15,7 @@ from experiments.compare.gates import GateBackend, GatedFFN, GateTrainer, gated_
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.ecss.build import make_network
+from pangu_sigma.ecss.store import make_network
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 from pangu_sigma.training.log.metrics import read_metrics
 from pangu_sigma.training.loop import train

@@ -10,6 +10,7 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, SavedArray
 from pangu_sigma.config import Config
 from pangu_sigma.model.arrays import dense_shapes, stored_shapes
+from pangu_sigma.ranks.layout import share_of
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
 """find(shard, name, shape) returns the array of that name and shape; None for Adam state and loss scale of a new run."""
@@ -31,17 +32,17 @@ def compose(config: Config, find: Find) -> Files:
 
     find: function from (shard, name, shape) to the array, or to None for Adam state and loss scale that are to be as in a new run.
     """
-    from pangu_sigma.ecss.store import array_specs
+    from pangu_sigma.ecss.store import segment_arrays
 
     config = config.on_one_rank()
     dense = dense_shapes(config)
     files: Files = {
         WEIGHTS: {name: SavedArray.whole(_weight(find, WEIGHTS, name, shape)) for name, shape in dense.items()}
     }
-    for number in range(len(config.model.routed)):
-        shard = f"{EXPERTS}{number}"
+    for segment in share_of(config, 0).routed:
+        shard = f"{EXPERTS}{segment.number}"
         files[shard] = {}
-        for spec in (spec for spec in array_specs(config) if spec.segment == number):
+        for spec in segment_arrays(config, segment):
             found = find(shard, spec.name, spec.shape)
             if found is None and spec.kind == "weight":
                 raise KeyError(f"{shard}: {spec.name}")

@@ -28,8 +28,8 @@ def shards_of(
         own = {id(p) for p in optimizer.weights}
         dense = {name: p for name, p in dense.items() if id(p) in own}
     shards = {WEIGHTS: dense}
-    for number in store.numbers:
-        shards[f"{EXPERTS}{number}"] = store.parameters_of(number)
+    for experts in store.segments:
+        shards[f"{EXPERTS}{experts.segment.number}"] = experts.named
     if optimizer is not None:
         shards[OPTIMIZER] = {
             **{f"{name}.moment": p for name, p in zip(dense, optimizer.moments, strict=True)},
@@ -48,10 +48,11 @@ Parts = dict[str, dict[str, Part]]
 def parts_of(shards: Shards, store: ExpertStore) -> Parts:
     """Return the part of the whole array that each parameter of this rank holds, for shards that are divided among ranks."""
     parts: Parts = {}
-    for number in store.numbers:
-        shard, (held, stored) = f"{EXPERTS}{number}", store.held_of(number)
-        if len(held) < stored:
-            parts[shard] = {name: Part.of_rows((stored, *p.shape[1:]), held) for name, p in shards[shard].items()}
+    for segment in (experts.segment for experts in store.segments):
+        if segment.stored < segment.experts:
+            shard, stored = f"{EXPERTS}{segment.number}", segment.experts
+            held = {n: Part.of_rows((stored, *p.shape[1:]), segment.held) for n, p in shards[shard].items()}
+            parts[shard] = held
     return parts
 
 

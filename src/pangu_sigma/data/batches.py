@@ -1,7 +1,7 @@
 """Training batches as arrays: embedding rows, positions, documents, labels, loss weights and the routing plan.
 
 Shape suffixes: G micro-batches of an update, B sequences of a micro-batch, S sequence length, T = B·S, M blocks (sequences of one
-domain), N segments of the RRE layers, K experts stored in one, A entries in the list of active experts.
+domain), N segments of the RRE layers, K experts stored in one, A entries in its list of active experts.
 
 Every rank of a run assembles the same whole batch and keeps its share: some blocks, and some sequences of each. An error in a batch
 is therefore raised on all ranks, and no rank waits for another that stopped.
@@ -9,6 +9,7 @@ is therefore raised on all ranks, and no rank waits for another that stopped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +26,8 @@ from pangu_sigma.data.step_arrays import StepArrays, draws_of
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.ranks.layout import data_rank_of, data_rank_of_sequences
-from pangu_sigma.rre.plan import Planner, RoutingPlan, UpdatePlan
+from pangu_sigma.ranks.plans import make_planner
+from pangu_sigma.rre.plan import RoutingPlan
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -43,7 +45,8 @@ class Batch:
     weights_GBS: np.ndarray
     """Loss mask divided by `counted`, so that the losses and gradients of the ranks add up to those of the batch."""
     draws_GB4: np.ndarray
-    plan: UpdatePlan = field(repr=False)
+    plans: Sequence[RoutingPlan] = field(repr=False)
+    """Routing plan of each segment of the RRE layers; empty without such layers."""
     blocks: np.ndarray
     """Indices, in the whole batch, of the blocks that this rank has sequences of."""
 
@@ -59,15 +62,17 @@ class Batch:
     """Hash of token ids and domains of the whole batch: equal for the same samples in the same order."""
 
     @property
-    def active_NA(self) -> np.ndarray:
-        """Active experts of the update in each segment, as row numbers of the rank's store, padded with one past the last."""
-        return self.plan.plans[0].active_NA
+    def active_A(self) -> tuple[np.ndarray, ...]:
+        """Active experts of the update in each segment: see `RoutingPlan`."""
+        return tuple(plan.active_A for plan in self.plans)
+
+    @property
+    def dropped(self) -> int:
+        """Number of tokens of the whole batch that have no expert, summed over segments."""
+        return sum(plan.dropped for plan in self.plans)
 
     def arrays(self) -> StepArrays:
         """Return the input arrays of the training step."""
-        plans = self.plan.plans
-        used_NA1 = np.zeros_like(plans[0].offsets_NA1)
-        used_NA1[:, 1:] = np.cumsum(self.plan.used_NA, axis=1)
         return StepArrays(
             rows_GBS=self.rows_GBS,
             positions_GBS=self.positions_GBS,
@@ -76,19 +81,19 @@ class Batch:
             labels_GBS=self.labels_GBS,
             weights_GBS=self.weights_GBS,
             draws_GB4=self.draws_GB4,
-            order_GNT=np.stack([plan.order_NT for plan in plans]),
-            inverse_GNT=np.stack([plan.inverse_NT for plan in plans]),
-            offsets_GNA1=np.stack([plan.offsets_NA1 for plan in plans]),
-            active_NA=self.active_NA,
-            used_NA1=used_NA1,
+            order_GT=tuple(plan.order_GT for plan in self.plans),
+            inverse_GT=tuple(plan.inverse_GT for plan in self.plans),
+            offsets_GA1=tuple(plan.offsets_GA1 for plan in self.plans),
+            active_A=self.active_A,
+            used_A1=tuple(plan.used_A1 for plan in self.plans),
         )
 
 
 class MakesPlans(Protocol):
     """Maker of a rank's routing plans, such as a `Planner`."""
 
-    def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> UpdatePlan:
-        """Return the plans of one update. experts_NGBS: the expert of each token of the whole batch, in G micro-batches. taker_B:
+    def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> Sequence[RoutingPlan]:
+        """Return the plan of each segment. experts_NGBS: the expert of each token of the whole batch, in G micro-batches. taker_B:
         data-parallel index of the ranks that train on each sequence (`data_rank_of_sequences`)."""
 
 
@@ -105,12 +110,13 @@ class BatchLoader:
         rank: int = 0,
         planner: MakesPlans | None = None,
     ):
-        """folder: folder of prepared data. rank: rank that loads. planner: maker of its routing plans; None for one process alone.
+        """folder: folder of prepared data. rank: rank that loads. planner: maker of its routing plans; None: the
+        one of a process on CPUs.
 
         Raises DataError for missing or damaged data, as `open_samples`.
         """
         self.config, self.rank, self.folder = config, rank, folder
-        self.planner = planner or Planner(config)
+        self.planner = planner or make_planner(config, rank)
         self.domains: Domains = domains_of(config)
         self.domain_sets = config.domain_sets
         self.tokenizer = tokenizer
@@ -168,7 +174,7 @@ class BatchLoader:
             weights *= counted_GBS
         counted = weights.sum()
         weights /= counted
-        plan, load_NK = self._plan(ids, domains_B, positions, taker_B)
+        plans, load_NK = self._plan(ids, domains_B, positions, taker_B)
         own = self.own(taker_B)
         blocks = np.unique(own // (batch // len(domains_M)))
         digest = xxhash.xxh3_64(np.ascontiguousarray(ids_GBS1, np.int32).tobytes())
@@ -182,7 +188,7 @@ class BatchLoader:
             labels_GBS=label_rows.astype(np.int32)[:, own],
             weights_GBS=weights[:, own],
             draws_GB4=draws_of(self.config.seed, first + _numbers(micro, batch, len(domains_M)))[:, own],
-            plan=plan,
+            plans=plans,
             blocks=blocks,
             domains_M=domains_M,
             block_weights_GM=weights.reshape(micro, len(domains_M), -1).sum(axis=-1),
@@ -205,13 +211,11 @@ class BatchLoader:
 
     def _plan(
         self, ids_GBS: np.ndarray, domains_B: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray
-    ) -> tuple[UpdatePlan, np.ndarray]:
-        """Return the rank's routing plan, and the number of tokens of each expert in the whole batch [N, K]."""
+    ) -> tuple[Sequence[RoutingPlan], np.ndarray]:
+        """Return the rank's routing plans, and the number of tokens of each expert in the whole batch [N, K]."""
         stored = max(self.config.experts, self.config.model.common_experts)
         if not self.table.layers:
-            # graphs cannot take empty tensors, so a model without RRE layers carries a plan of zeros
-            plans = [RoutingPlan(*(np.zeros((1, 2), np.int32),) * 4) for _ in ids_GBS]
-            return UpdatePlan(plans, np.zeros((1, 1), int)), np.zeros((1, stored), int)
+            return (), np.zeros((1, stored), int)
         experts_NGBS = self.table.route(ids_GBS, np.broadcast_to(domains_B[:, None], ids_GBS.shape), positions_GBS)
         load_NK = np.stack([np.bincount(experts.ravel(), minlength=stored) for experts in experts_NGBS])
         return self.planner.plan(experts_NGBS, taker_B), load_NK

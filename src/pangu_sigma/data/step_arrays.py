@@ -4,7 +4,7 @@ Inside a graph they are plain arguments, because MindSpore 2.9 silently gives a 
 gradient of zero. A test ties the fields to the arguments of `TrainStep.construct`.
 
 Shape suffixes: G micro-batches of an update, B sequences of a micro-batch, S sequence length, T = B·S, M blocks (sequences of one
-domain), N segments of the RRE layers, A active experts.
+domain), N segments of the RRE layers, A active experts of one.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class StepArrays(NamedTuple):
     """Weight of each token in the loss of the whole update, float32."""
     draws_GB4: Any
     """Random seed of the dropout masks of each sequence, int32 (`draws_of`)."""
-    order_GNT: Any
-    inverse_GNT: Any
-    offsets_GNA1: Any
-    """Routing plan of each micro-batch, int32: see `RoutingPlan`."""
-    active_NA: Any
-    """Active experts of all micro-batches together, as rows of the rank's store, int32."""
-    used_NA1: Any
-    """Offsets of the active experts' tokens, summed over the micro-batches and over the ranks of the group, int32."""
+    order_GT: Any
+    inverse_GT: Any
+    offsets_GA1: Any
+    """Routing plan of each segment, int32: tuples over the N segments. See `RoutingPlan`."""
+    active_A: Any
+    used_A1: Any
+    """Active experts of each segment, and offsets of their tokens in all micro-batches and ranks of the group, int32: as above."""
 
     def of_pass(self, micro_batch: int) -> tuple[Any, ...]:
         """Return the input arrays of `NextTokenLoss` for one micro-batch (a forward-backward pass), without expert weights."""
-        return tuple(getattr(self, name)[micro_batch] for name in PASS_FIELDS)
+        fields = self[: len(PASS_FIELDS)]
+        return tuple(tuple(a[micro_batch] for a in f) if isinstance(f, tuple) else f[micro_batch] for f in fields)
 
 
-PASS_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_NA")]
+PASS_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_A")]
 """Fields of `StepArrays` that have an axis for micro-batches."""
 
 

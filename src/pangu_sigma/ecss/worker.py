@@ -41,28 +41,26 @@ class WorkerUpdate(nn.Cell):
         """copies_gradients: see `AdamWorker`."""
         super().__init__()
         self.store = store
-        self.worker = AdamWorker(store.segments, copies_gradients)
+        self.worker = AdamWorker(len(store.segments), copies_gradients)
         store.worker = self.worker
-        self.decay = [decay.asnumpy().tolist() for decay in store.decay]
-        self.start = nn.CellList([StartUpdate(self.worker, n) for n in store.learned])
+        self.start = nn.CellList([StartUpdate(self.worker, n) for n in range(len(store.segments))])
         self.register()
 
     def register(self) -> None:
         """Tell the worker where the arrays are. Call it before each step: a parameter that Python has set is elsewhere."""
-        store = self.store
-        for n, span in enumerate(store.spans):
-            arrays = [[p.asnumpy() for p in of[span]] for of in (store.weights, store.moments, store.variances)]
-            self.worker.register(n, arrays[0], arrays[1], arrays[2], store.steps[n].asnumpy(), self.decay[n])
+        for n, experts in enumerate(self.store.segments):
+            arrays = [[p.asnumpy() for p in of] for of in (experts.weights, experts.moments, experts.variances)]
+            self.worker.register(n, *arrays, experts.steps.asnumpy(), experts.decay.asnumpy().tolist())
 
-    def update(self, grads, active_NA, offsets_NA1, hyper, next_NA=None, copies=()):
+    def update(self, grads, active_A, used_A1, hyper, next_A=(), buffers=()):
         """Let the worker update all segments that learn, and return a token of each. The gradients must keep their memory until the
         next step has waited for the update."""
         tokens: tuple = ()
-        for i in range(len(self.start)):
-            n = self.store.learned[i]
-            active_A, offsets_A1, next_A = self.store.lists_of(n, active_NA, offsets_NA1, next_NA)
-            of_segment, copy = grads[self.store.of_gradients[i]], copies[self.store.spans[n]]
-            tokens += (self.start[i](of_segment, active_A, offsets_A1, hyper, copy, next_A),)
+        for n in range(len(self.start)):
+            if self.store.segments[n].learns:
+                rows_A, used = self.store.segments[n].updated_rows(active_A[n], used_A1[n])
+                ahead = (buffers[n], next_A[n]) if buffers else ()
+                tokens += (self.start[n](grads[n], rows_A, used, hyper, *ahead),)
         return tokens
 
 
@@ -71,11 +69,10 @@ def update_by_worker(config: Config, network: PanGuSigma, store: ExpertStore) ->
 
     On the CPU `ecss.update=auto` hides nothing: there the device's cores are the host's.
     """
-    if not config.ecss.by_worker(npu=False) or not isinstance(store, HostStore) or not store.learned:
+    if not config.ecss.by_worker(npu=False) or not isinstance(store, HostStore) or not len(store.segments):
         return None
     update = WorkerUpdate(config, store)
-    ffns = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]
-    for number, ffn in enumerate(ffns):
-        for s in range(len(ffn.ffn)):
-            ffn.ffn[s] = AwaitedFFN(ffn.ffn[s], update.worker, number * len(ffn.ffn) + s)
+    layers = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]
+    for n, ffn in enumerate(ffn for layer in layers for ffn in layer.segments):
+        ffn.experts = AwaitedFFN(ffn.experts, update.worker, n)
     return update

@@ -1,11 +1,11 @@
 """MindSpore dataset of the project's batches, whose rows are the arguments of the step.
 
-Shape suffixes: N segments of the RRE layers, A active experts, D domains.
+Shape suffixes: N segments of the RRE layers, D domains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,25 @@ from pangu_sigma.data.lookahead import Lookahead
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 
-DATASET_COLUMNS = (*StepArrays._fields, "coming", "taken")
-"""Columns of the dataset: the arrays of a step; the active experts of the next batch [N, A], for the prefetcher; and the number of
-samples taken of each domain after the step [D]."""
+_WHOLE = StepArrays._fields.index("order_GT")
+"""Number of the fields of `StepArrays` that are arrays. The others, and `coming`, are tuples over the N
+segments. A row of a dataset is flat, so each segment has a column of its own there."""
+_BY_SEGMENT = (*StepArrays._fields[_WHOLE:], "coming")
+
+
+def arrays_of(columns: Sequence[Any]) -> tuple[StepArrays, tuple[Any, ...], Any]:
+    """Return what a row of the dataset has: the arrays of a step; the active experts of the next batch, for the prefetcher; and the
+    number of samples taken of each domain after the step [D]."""
+    *columns, taken = columns
+    count = (len(columns) - _WHOLE) // len(_BY_SEGMENT)
+    firsts = (_WHOLE + i * count for i in range(len(_BY_SEGMENT)))
+    *by_segment, coming = (tuple(columns[first : first + count]) for first in firsts)
+    return StepArrays(*columns[:_WHOLE], *by_segment), coming, taken
 
 
 class StepRows:
-    """Iterable of the batches of the next `steps` training steps, as rows of a MindSpore dataset with the columns DATASET_COLUMNS.
-    It can be iterated over once."""
+    """Iterable of the batches of the next `steps` training steps, as rows of a MindSpore dataset, which
+    `arrays_of` reads. It can be iterated over once."""
 
     def __init__(self, batches: BatchLoader, cursor: Cursor, steps: int):
         self._lookahead = Lookahead(batches, cursor)
@@ -36,16 +47,17 @@ class StepRows:
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
         for _ in range(self._steps):
             batch, cursor, coming = self._lookahead.take()
-            yield (*batch.arrays(), coming.active_NA, np.array(cursor.taken))
+            arrays = batch.arrays()
+            by_segment = (array for field in (*arrays[_WHOLE:], coming.active_A) for array in field)
+            yield (*arrays[:_WHOLE], *by_segment, np.array(cursor.taken))
 
 
 @MindFormerRegister.register(MindFormerModuleType.DATASET, alias="PanGuSigmaDataset")
 def make_dataset(dataset_config: Any, batches: BatchLoader, cursor: Cursor, steps: int) -> GeneratorDataset:
-    """Make a MindSpore dataset with the columns DATASET_COLUMNS and a row for each of the next `steps` training steps: a row is a
-    whole batch.
+    """Make a MindSpore dataset with a row for each of the next `steps` training steps: a row is a whole batch.
 
     dataset_config: the YAML's `train_dataset`, which `sigma_config` has read. cursor: position in the data at which they begin.
     """
-    return GeneratorDataset(
-        StepRows(batches, cursor, steps), list(DATASET_COLUMNS), shuffle=False, python_multiprocessing=False
-    )
+    names = [f"{name}.{n}" for name in _BY_SEGMENT for n in range(len(batches.config.model.routed))]
+    columns = [*StepArrays._fields[:_WHOLE], *names, "taken"]
+    return GeneratorDataset(StepRows(batches, cursor, steps), columns, shuffle=False, python_multiprocessing=False)

@@ -12,7 +12,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.ecss.build import build
+from pangu_sigma.ecss.store import build
 from pangu_sigma.mindformers_adapter.yaml_keys import SECTIONS
 from pangu_sigma.sections import ModelConfig
 
@@ -46,8 +46,9 @@ class PanGuSigmaConfig(PretrainedConfig):
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
 class PanGuSigmaForCausalLM(PreTrainedModel):
     """Model for MindFormers: the network, and the expert store from which construct fetches the active experts.
-    construct(rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA) -> logits [M, T/M, R]
-    active_NA: rows of the active experts in the store. slots_M: slot of each block. Others: as in `PanGuSigma.construct`.
+    construct(rows_BS, positions_BS, documents_BS, slots_M, order, inverse_T, offsets_A1, active_A) -> logits [M, T/M, R]
+    active: for each segment, rows of the active experts in the store. slots_M: slot of each block. Others: as in
+    `PanGuSigma.construct`.
 
     In training `TrainStep` runs `network` and `store`, not construct.
     """
@@ -59,9 +60,9 @@ class PanGuSigmaForCausalLM(PreTrainedModel):
         super().__init__(config)
         self.network, self.store = build(config.sigma)
 
-    def construct(self, rows_BS, positions_BS, documents_BS, slots_M, order, inverse_NT, offsets_NA1, active_NA):
-        experts = self.store.fetch(active_NA)
-        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, None, order, inverse_NT, offsets_NA1, *experts)
+    def construct(self, rows_BS, positions_BS, documents_BS, slots_M, order, inverse_T, offsets_A1, active_A):
+        experts = self.store.fetch(active_A)
+        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, None, order, inverse_T, offsets_A1, experts)
         return self.network.logits(hidden_TH, slots_M)
 
     @classmethod

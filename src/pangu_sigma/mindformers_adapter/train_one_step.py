@@ -1,6 +1,6 @@
 """Training step of the project as MindFormers' one-step cell, with the same graph, prefetcher and loss scale.
 
-Shape suffixes: N segments of the RRE layers, A active experts, D domains.
+Shape suffixes: A active experts of a segment, D domains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.prefetch import make_prefetcher
+from pangu_sigma.mindformers_adapter.dataset import arrays_of
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
+from pangu_sigma.model.declare import as_input
 from pangu_sigma.training.progress import Progress
 from pangu_sigma.training.step import TrainStep
 
@@ -41,7 +43,7 @@ class PanGuSigmaAdam:
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
 class PanGuSigmaTrainOneStepCell(nn.Cell):
-    """Cell with which MindFormers makes one training step: called with a row of DATASET_COLUMNS, it returns loss, overflow (True or
+    """Cell with which MindFormers makes one training step: called with a row of the dataset, it returns loss, overflow (True or
     False), loss scale, learning rate and gradient norm, as MFLossMonitor takes them.
 
     It works on the host before it runs the graph of the step, and so must not be compiled into another cell.
@@ -63,13 +65,14 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         self.prefetcher = make_prefetcher(config, network.store)
 
     def __call__(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        *arrays_of_batch, coming_NA, taken_D = columns
-        arrays = StepArrays(*arrays_of_batch)
+        arrays, coming_A, taken_D = arrays_of(columns)
         brought = None
         if self.prefetcher is not None:
-            brought, _ = self.prefetcher.transfer(arrays.active_NA.asnumpy(), coming_NA.asnumpy())
+            brought, _ = self.prefetcher.transfer(
+                *([a.asnumpy() for a in lists] for lists in (arrays.active_A, coming_A))
+            )
         rate = self.optimizer.rate(self.progress.updates + 1)
-        result = self.step.take(rate, arrays, brought)
+        result = self.step.take(rate, StepArrays(*map(as_input, arrays)), brought)
         applied = bool(result.applied.asnumpy())
         self.progress.advance(applied, replace(self.progress.cursor, taken=taken_D.asnumpy().tolist()))
         loss = np.stack([loss_M.asnumpy() for loss_M in result.block_loss_GM]).sum()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, mutable
 from mindspore.common import dtype as mstype
 from mindspore.common.initializer import Initializer, Normal, TruncatedNormal, Zero, initializer
 
@@ -13,6 +15,7 @@ __all__ = [
     "Ones",
     "TruncatedNormal",
     "Zero",
+    "as_input",
     "as_tensor",
     "has_weight_decay",
     "make_parameter",
@@ -50,3 +53,11 @@ class Ones(Initializer):
 def as_tensor(array: np.ndarray) -> Tensor:
     """Copy an array to a tensor that owns its memory (NumPy views of files and slices must not outlive their base)."""
     return Tensor(np.ascontiguousarray(array))
+
+
+def as_input(value: Any) -> Any:
+    """Copy an array, or a tuple of arrays or tensors, to an input of a graph. A tuple becomes mutable: MindSpore takes others for
+    constants of the graph, and compiles it again for each new one."""
+    if isinstance(value, tuple):
+        return mutable(tuple(map(as_input, value))) if value else ()
+    return value if isinstance(value, Tensor) else as_tensor(value)

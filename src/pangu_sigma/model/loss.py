@@ -37,13 +37,11 @@ class NextTokenLoss(nn.Cell):
         weights_BS,
         draws_B4,
         order,
-        inverse_NT,
-        offsets_NA1,
-        *experts,
+        inverse_T,
+        offsets_A1,
+        experts,
     ):
-        hidden_TH = self.network(
-            rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_NT, offsets_NA1, *experts
-        )
+        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_T, offsets_A1, experts)
         logits = ops.cast(self.network.logits(hidden_TH, slots_M), ms.float32)
         labels = ops.reshape(labels_BS, (logits.shape[0], -1, 1))
         picked = self.pick(self.log_softmax(logits), 2, labels)

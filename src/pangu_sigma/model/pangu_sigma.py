@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import mindspore as ms
@@ -39,9 +38,6 @@ from pangu_sigma.sections import Activation, ModelConfig, Segment
 
 FFN_TENSORS = tuple(ffn_shapes(1, 1))
 """Names of the tensors of an FFN; for the active experts of a layer their shapes are [A, F, H], [A, F], [A, F, H] and [A, H]."""
-
-NO_BIAS = FFN_TENSORS[:-1]
-"""Names of the tensors of an expert of a further segment: the first segment's b2 is the output bias of the layer."""
 
 MASKED = -10_000.0
 """Number added to the attention scores of masked positions (PanGu-α's value; float16 can represent it)."""
@@ -123,32 +119,40 @@ class DenseFFN(nn.Cell):
         return self.add(residual_TH, self.drop(self.ffn(x_TH, self.w1, self.b1, self.w2, self.b2), draws_B4))
 
 
-class RoutedFFN(nn.Cell):
-    """FFN of an RRE layer: construct sends each row of x_TH to its token's expert, and returns residual_TH + the result, unweighted
-    (there is no gate). order, inverse, offsets: the routing plan, as `Experts` takes it. w1 … b2: weights of the active experts.
-    further: order, inverse, offsets, w1, b1 and w2 of each further segment, whose results are added."""
+class ExpertFFN(nn.Cell):
+    """A segment of an RRE layer, which in the paper is the layer's whole FFN: construct sends each row of x_TH to its token's
+    expert, and returns sum_TH + the result, unweighted (there is no gate). order, inverse, offsets: the routing plan, as `Experts`
+    takes it. w1 … b2: weights of the active experts; only the first segment of a layer has b2, the output bias of the layer."""
 
-    def __init__(self, config: ModelConfig, experts: list[Experts], layer: int):
-        """experts: the cells of each segment."""
+    def __init__(self, cells: Experts):
         super().__init__()
-        self.dispatch, self.ffn, self.combine = (nn.CellList(list(cells)) for cells in zip(*experts, strict=True))
+        self.dispatch, self.experts, self.combine = cells
+
+    def construct(self, sum_TH, x_TH, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH=None):
+        rows = self.dispatch(x_TH, order, inverse_T)
+        rows = self.experts(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
+        return self.combine(rows, inverse_T, order, sum_TH)
+
+
+class RoutedFFN(nn.Cell):
+    """FFN of an RRE layer, the sum of its segments: construct returns residual_TH + the sum. segments: of each the arguments of
+    `ExpertFFN` after x_TH."""
+
+    def __init__(self, config: ModelConfig, segments: list[Experts], layer: int):
+        """segments: the cells of each segment."""
+        super().__init__()
+        self.segments = nn.CellList([ExpertFFN(cells) for cells in segments])
         self.drop = Dropout(config.dropout, dropout_site(layer, 2))
         self.drops = config.dropout > 0
 
-    def construct(
-        self, residual_TH, x_TH, draws_B4, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH, *further
-    ):
+    def construct(self, residual_TH, x_TH, draws_B4, *segments):
         drops = self.drops and self.training
-        rows = self.ffn[0](self.dispatch[0](x_TH, order, inverse_T), w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
-        start_TH = F.zeros_like(residual_TH) if drops else residual_TH  # dropped by token, not by row
-        sum_TH = self.combine[0](rows, inverse_T, order, start_TH)
-        for s in range(1, len(self.ffn)):
-            order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH = further[6 * s - 6 : 6 * s]
-            rows = self.ffn[s](self.dispatch[s](x_TH, order, inverse_T), w1_AFH, b1_AF, w2_AFH, None, offsets_A1)
-            sum_TH = self.combine[s](rows, inverse_T, order, sum_TH)
-        return (
-            residual_TH + self.drop(sum_TH, draws_B4) if drops else sum_TH
-        )  # drops on the CPU only, so without a strategy
+        sum_TH = F.zeros_like(residual_TH) if drops else residual_TH  # dropped by token, not by row
+        for s in range(len(self.segments)):
+            sum_TH = self.segments[s](sum_TH, x_TH, *segments[s])
+        if drops:  # on the CPU only, so without a strategy
+            return residual_TH + self.drop(sum_TH, draws_B4)
+        return sum_TH
 
 
 class Layer(nn.Cell):
@@ -170,15 +174,16 @@ class Layer(nn.Cell):
         self.ffn = ffn
         self.dtype = dtype
 
-    def construct(self, x_TH, query_TH, hidden_from_B1SS, draws_B4, *routed):
+    def construct(self, x_TH, query_TH, hidden_from_B1SS, draws_B4, *segments):
         """Return the layer's output [T, H]. query_TH: position rows in the query layer; None in others, whose query is x_TH.
 
-        hidden_from, draws: as `AttentionMask` returns and `CounterDropout` takes. routed: the further arguments of `RoutedFFN`.
+        hidden_from, draws: as `AttentionMask` returns and `CounterDropout` takes. segments: as in `RoutedFFN`;
+        none in a dense layer.
         """
         normed = F.cast(self.attention_norm(x_TH), self.dtype)
         asked_TH = normed if query_TH is None else query_TH
         x_TH = self.add(x_TH, self.attention(asked_TH, normed, hidden_from_B1SS, draws_B4))
-        return self.ffn(x_TH, F.cast(self.ffn_norm(x_TH), self.dtype), draws_B4, *routed)
+        return self.ffn(x_TH, F.cast(self.ffn_norm(x_TH), self.dtype), draws_B4, *segments)
 
 
 class Embedding(nn.Cell):
@@ -258,18 +263,18 @@ class PanGuSigma(nn.Cell):
         self.ask = QueryEmbedding()
         self.head = head(slots, dtype)
         self.hidden_from = AttentionMask()
-        self.first_routed = config.dense_layers
-        self.segments, self.spans = len(config.segments), tensor_spans(config, len(config.routed))
+        rre = [tuple(config.segments_of(layer)) for layer in range(config.rre_layers)]
+        self.segments = (*[()] * config.dense_layers, *rre)  # numbers of those of each layer
         self.last = config.layers - 1
         self.dtype = dtype
 
-    def construct(self, rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_NT, offsets_NA1, *experts):
+    def construct(self, rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_T, offsets_A1, experts):
         """Return the hidden states [T, H] after the query layer.
 
         rows: row of each token in the word table of all slots [slots·R, H]. positions: restart at every document. documents:
         number of each token's document; tokens attend within their document. draws: as in `CounterDropout`, or None. order,
-        inverse, offsets: the routing plan; offsets may be None, see `Experts`, or a tuple; else they are as long as those of the
-        segment with most experts. experts: FFN_TENSORS of the active experts of each segment, bottom layer first.
+        inverse, offsets: routing plans of the N segments, bottom layer first; offsets may be None, see `Experts`. experts: for each
+        segment a tuple of FFN_TENSORS of its active experts, without b2 if it is not the first of its layer.
         """
         positions_T = F.reshape(positions_BS, (-1,))
         x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T)
@@ -277,37 +282,24 @@ class PanGuSigma(nn.Cell):
         x_TH = x_TH if self.drop is None else self.drop(x_TH, draws_B4)
         x_TH = F.cast(x_TH, self.dtype)
         unseen = self.hidden_from(documents_BS)
-        return self.through_layers(x_TH, positions_T, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts)
+        return self.through_layers(x_TH, positions_T, unseen, draws_B4, order, inverse_T, offsets_A1, experts)
 
-    def through_layers(self, x_TH, positions_T, unseen, draws_B4, order, inverse_NT, offsets_NA1, *experts):
+    def through_layers(self, x_TH, positions_T, unseen, draws_B4, order, inverse_T, offsets_A1, experts):
         """Return the hidden states [T, H] for embedded tokens x_TH. unseen: mask for attention. Others: as in `construct`."""
         for i in range(self.last + 1):
             query_TH = None
             if i == self.last:
                 x_TH = F.cast(self.norm(x_TH), self.dtype)
                 query_TH = F.cast(self.ask(self.query_positions, positions_T), self.dtype)
-            if i < self.first_routed:
-                x_TH = self.layers[i](x_TH, query_TH, unseen, draws_B4)
-            else:
-                routed: tuple = ()
-                for s in range(self.segments):
-                    n = (i - self.first_routed) * self.segments + s
-                    weights = experts[self.spans[n][0] : self.spans[n][1]]
-                    offsets_A1 = None if offsets_NA1 is None else offsets_NA1[n]
-                    if offsets_NA1 is not None and not isinstance(offsets_NA1, tuple):
-                        offsets_A1 = first_values(offsets_A1, F.shape(weights[0])[0] + 1)
-                    routed += (order[n], inverse_NT[n], offsets_A1, *weights)
-                x_TH = self.layers[i](x_TH, query_TH, unseen, draws_B4, *routed)
+            segments: tuple = ()
+            for n in self.segments[i]:
+                segments += ((order[n], inverse_T[n], None if offsets_A1 is None else offsets_A1[n], *experts[n]),)
+            x_TH = self.layers[i](x_TH, query_TH, unseen, draws_B4, *segments)
         return x_TH
 
     def logits(self, hidden_TH, slots_M):
         """Return the logits [M, T/M, R] of each block over the rows of its slot. slots_M: number of each block's slot."""
         return self.head(self.embedding, hidden_TH, slots_M)
-
-
-def first_values(values_A, length):
-    """Return the first `length` values. If these are all, there is no operator more in the graph."""
-    return values_A if F.shape(values_A)[0] == length else values_A[:length]
 
 
 EMBEDDING_SITE = 0
@@ -360,12 +352,3 @@ def ffn_tensors(
     init = {"w1": (Normal(config.init_std), True), "b1": (zero, False), "w2": (down, True), "b2": (zero, False)}
     shapes = ffn_shapes(config.hidden, config.ffn) if segment is None else expert_shapes(config, segment)
     return [(name, shape, *init[name]) for name, shape in shapes.items()]
-
-
-def tensor_spans(config: ModelConfig, segments: int) -> list[tuple[int, int]]:
-    """Return where the tensors of each segment stand in a list of the tensors of some: first and end. segments: their number, those
-    of whole layers."""
-    ends = [0]
-    for n in range(segments):
-        ends.append(ends[-1] + len(NO_BIAS if n % len(config.segments) else FFN_TENSORS))
-    return list(pairwise(ends))

@@ -20,26 +20,27 @@ from ascend_ops.adam_worker import AdamWorker, FetchStored
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import HostStore
 from pangu_sigma.ecss.tiers import ArraySpec, UninitializedTier
+from pangu_sigma.model.arrays import expert_shapes
 from pangu_sigma.model.declare import Zero
 from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS, tensor_spans
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.npu.communicators import OF_COPIES
 from pangu_sigma.npu.cuts import active_buffers, summed_alone
 from pangu_sigma.npu.inputs import StepSettings
 from pangu_sigma.npu.rows import dispatch_layout
 from pangu_sigma.ranks.connect import Groups
+from pangu_sigma.ranks.reduce import parted
 
 
 class FetchExperts(nn.Cell):
-    """Cell that gives the weights of the rank's active experts: construct(active) -> as many tensors, of their shapes and dtypes
-    active: the network's parameters for them, which get the gradients. The host writes the row numbers of these experts in its
-    store into `StepSettings` before each step."""
+    """Cell that gives the weights of the rank's active experts: construct(active) -> tensors of their shapes and dtypes
+    active: the network's parameters for them, which get the gradients: for each segment a tuple, as of the result. The host writes
+    the row numbers of these experts in its store into `StepSettings` before each step."""
 
     def __init__(self, config: Config, store: HostStore, settings: StepSettings, worker: AdamWorker):
         """worker: that of the store's updates, which has its arrays."""
         super().__init__()
-        self.numbers, self.spans = store.numbers, store.spans
-        sizes = [span.stop - span.start for span in store.spans]
+        sizes = [len(experts.weights) for experts in store.segments]
         self.segments = nn.CellList([FetchStored(worker, n, size) for n, size in enumerate(sizes)])
         # the standard operators that MindSpore may need: the host adds 1.0 to the parameters, which nobody reads
         self.adds = summed_alone(config)
@@ -54,14 +55,14 @@ class FetchExperts(nn.Cell):
         weights: tuple = ()
         token = self.first
         for n in range(len(self.segments)):
-            like = active[self.spans[n]]
+            like = active[n]
             if self.adds:
                 added: tuple = (self.w1(like[0], 1.0), self.b1(like[1], 1.0), self.w2(like[2], 1.0))
                 if len(like) == len(FFN_TENSORS):
                     added += (self.b2(like[3], 1.0),)
                 like = added
             found = self.segments[n](self.active_rows[n], like, token)
-            weights += found[:-1]
+            weights += (found[:-1],)
             token = found[len(found) - 1]  # MindSpore's parallel passes find no shape at an index of -1
         return weights
 
@@ -69,40 +70,40 @@ class FetchExperts(nn.Cell):
 class ActiveExperts(nn.Cell):
     """Network of the Ascend step and its loss. The active experts of all ranks are its parameters; nobody reads their values.
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> loss scale · loss of each block [M]
-        plans: for each name of `inputs.plan_arrays`, its arrays of all segments. Other inputs: as in `NextTokenLoss`.
+        plans: for each name of `inputs.plan_arrays`, its arrays of all segments: auto-parallel takes a flat list of inputs. Other
+        inputs: as in `NextTokenLoss`.
 
     The loss scale is a parameter, because inputs of the network are cut into micro-batches, and has one axis, because MindSpore
     2.9 crashes on a network with a scalar parameter. The step writes it for the next one, behind all that reads it. It is a copy,
     because it belongs to the last stage, and all stages read the loss scale.
     """
 
-    def __init__(self, config: Config, loss: NextTokenLoss, fetch: FetchExperts):
-        """fetch: cell that gives the weights of the rank's own active experts."""
+    def __init__(self, config: Config, loss: NextTokenLoss, fetch: FetchExperts, own: list[int]):
+        """fetch: cell that gives the weights of the rank's own active experts. own: numbers of their segments."""
         super().__init__()
         self.loss, self.fetch = loss, fetch
         self.scale = Parameter(Tensor([1.0], ms.float32), name="pass_scale", requires_grad=False)
         self.multiply = ops.Mul()
         self.active = ParameterTuple(_buffers(config))
         self.segments, self.dropless = len(config.model.routed), dispatch_layout(config) == "dropless"
-        self.spans = tensor_spans(config.model, self.segments)
-        of_rank = [p.name for p in self.of_segments(fetch.numbers)]
-        names = [p.name for p in self.active]
-        self.begin = names.index(of_rank[0]) if of_rank else 0
-        self.end = self.begin + len(of_rank)
+        of_layer = [len(expert_shapes(config.model, s)) for s in range(len(config.model.segments))]
+        self.sizes = tuple(of_layer * config.model.rre_layers)
+        self.begin, self.end = (own[0], own[-1] + 1) if own else (0, 0)
 
-    def of_segments(self, numbers: list[int]) -> list[Parameter]:
-        """Return the active experts of some segments: for each, one parameter for each tensor of its experts."""
-        return [p for n in numbers for p in self.active[slice(*self.spans[n])]]
+    def own(self) -> list[Parameter]:
+        """Return the parameters of the rank's own segments."""
+        return [p for of_segment in parted(tuple(self.active), self.sizes)[self.begin : self.end] for p in of_segment]
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
         order, inverse, ends = self.by_segment(plans)
         active: tuple = ()
         for i in range(len(self.active)):
             active += (self.active[i],)
+        active = parted(active, self.sizes)
         # experts of other stages stay parameters: MindSpore removes all that reads them
         experts = active[: self.begin] + self.fetch(active[self.begin : self.end]) + active[self.end :]
         loss_M = self.loss(
-            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, None, order, inverse, ends, *experts
+            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, None, order, inverse, ends, experts
         )
         return self.multiply(loss_M, self.scale)
 

@@ -1,7 +1,7 @@
 """Routing plans of NPUs, which exchange the rows of tokens with the ranks of their experts, in two layouts of the exchanged rows.
 
 Shape suffixes: N segments, G micro-batches, B sequences, S sequence, T tokens of a rank, D data-parallel ranks ("takers") of
-sequences, K experts stored in a layer, by all ranks or by one, P expert ranks of a group, A entries of each active list, Q = P·A,
+sequences, K experts stored in a segment, by all ranks or by one, P expert ranks of a group, A entries of each active list, Q = P·A,
 C capacity; R rows that a rank sends, W rows that its experts multiply.
 
     compacted    R = P·A·C: C rows for each entry of each rank; `arrive` gathers the arrived rows of an expert, the same number
@@ -43,63 +43,59 @@ class Capacity:
 
 @dataclass(frozen=True)
 class ExchangePlan(RoutingPlan):
-    """Routing plan of a rank that sends R rows to the P ranks of its expert group, and multiplies W rows. All arrays are int32.
+    """Routing plan of a segment on a rank that sends R rows to the P ranks of its expert group, and multiplies W rows. All arrays
+    are int32.
 
-    active_NA: active list of this rank, as rows of its store.
-    order_NR: token of each sent row, -1 for an empty row. inverse_NT: row of each token, -1 for a dropped one.
-    offsets_NA1: first multiplied row of each entry, and the end of the last entry; empty rows are included.
-    arrive_NW: arrived row that is copied to each multiplied row, -1 for none.
-    leave_NR: multiplied row of each arrived row, -1 for an empty one; in the dropless layout always W + 1 long.
-    sent_NP, taken_NP: number of rows to each rank of the group, and from each.
+    active_A: active list of this rank, as rows of its store.
+    order_GR: token of each sent row, -1 for an empty row. inverse_GT: row of each token, -1 for a dropped one.
+    offsets_GA1: first multiplied row of each entry, and the end of the last entry; empty rows are included.
+    arrive_GW: arrived row that is copied to each multiplied row, -1 for none.
+    leave_GR: multiplied row of each arrived row, -1 for an empty one; in the dropless layout always W + 1 long.
+    sent_GP, taken_GP: number of rows to each rank of the group, and from each.
     """
 
-    arrive_NW: np.ndarray
-    leave_NR: np.ndarray
-    sent_NP: np.ndarray
-    taken_NP: np.ndarray
+    arrive_GW: np.ndarray
+    leave_GR: np.ndarray
+    sent_GP: np.ndarray
+    taken_GP: np.ndarray
 
     @property
-    def order_NR(self) -> np.ndarray:
-        """Token of each sent row, -1 for an empty row; the field `order_NT` of the base class."""
-        return self.order_NT
+    def order_GR(self) -> np.ndarray:
+        """Token of each sent row, -1 for an empty row; the field `order_GT` of the base class."""
+        return self.order_GT
 
     @property
-    def ends_NA(self) -> np.ndarray:
+    def ends_GA(self) -> np.ndarray:
         """End, exclusive, of the multiplied rows of each entry of the active list."""
-        return self.offsets_NA1[:, 1:]
+        return self.offsets_GA1[:, 1:]
 
 
-def exchange_plans(
+def exchange_plan(
     layout: DispatchLayout,
-    experts_NGT: np.ndarray,
-    ids_PNA: np.ndarray,
-    active_NA: np.ndarray,
+    experts_GT: np.ndarray,
+    ids_PA: np.ndarray,
+    active: tuple[np.ndarray, np.ndarray],
     peer: int,
-    kept_NGPK: np.ndarray,
+    kept_GPK: np.ndarray,
     room: Capacity,
-) -> list[ExchangePlan]:
-    """Make the routing plans of G micro-batches of one rank.
+    dropped: int = 0,
+) -> ExchangePlan:
+    """Make the routing plan of a segment on one rank, for G micro-batches.
 
-    experts_NGT: expert of each of the rank's tokens, by its number among all K.
-    ids_PNA: expert at each entry of the active list of each rank of the group, -1 for unused entries. active_NA: the rank's own
-        list, as rows of its store. peer: number of this rank in its group.
-    kept_NGPK: number of rows from each rank of the group to each expert that fit the capacity `room` (`Receivers.kept`).
+    experts_GT: expert of each of the rank's tokens, by its number among all K.
+    ids_PA: expert at each entry of the active list of each rank of the group, -1 for unused entries.
+    active: active_A and used_A1 of the rank's own list. peer: number of this rank in its group.
+    kept_GPK: number of rows from each rank of the group to each expert that fit the capacity `room` (`Receivers.kept`).
     """
-    plans = []
-    for g in range(experts_NGT.shape[1]):
-        layers = [
-            _plan_layer(layout, experts_NGT[n, g], ids_PNA[:, n], peer, kept_NGPK[n, g], room)
-            for n in range(len(active_NA))
-        ]
-        arrays = (active_NA, *map(np.stack, zip(*layers, strict=True)))
-        plans.append(ExchangePlan(*(array.astype(np.int32) for array in arrays)))
-    return plans
+    passes = [_plan_pass(layout, *each, ids_PA, peer, room) for each in zip(experts_GT, kept_GPK, strict=True)]
+    arrays = (np.stack(arrays).astype(np.int32) for arrays in zip(*passes, strict=True))
+    return ExchangePlan(*active, *arrays, dropped=dropped)
 
 
-def _plan_layer(
-    layout: DispatchLayout, experts_T: np.ndarray, ids_PA: np.ndarray, peer: int, kept_PK: np.ndarray, room: Capacity
+def _plan_pass(
+    layout: DispatchLayout, experts_T: np.ndarray, kept_PK: np.ndarray, ids_PA: np.ndarray, peer: int, room: Capacity
 ) -> tuple[np.ndarray, ...]:
-    """Return order, inverse, offsets, arrive, leave, sent and taken of one layer."""
+    """Return order, inverse, offsets, arrive, leave, sent and taken of one micro-batch."""
     entries = ids_PA.shape[1]
     sent_PA = np.where(ids_PA >= 0, kept_PK[peer][ids_PA], 0)
     taken_PA = np.where(ids_PA[peer] >= 0, kept_PK[:, ids_PA[peer]], 0)
@@ -139,7 +135,7 @@ def _starts(counts: np.ndarray) -> np.ndarray:
 def _assign_rows(
     experts_T: np.ndarray, ids_Q: np.ndarray, kept_K: np.ndarray, first_Q: np.ndarray, rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Assign each token the next free row of its expert, as long as there is one. Returns order and inverse of one layer.
+    """Assign each token the next free row of its expert, as long as there is one. Returns order and inverse.
 
     ids_Q: expert at each of the P·A entries, -1 for none. kept_K: number of rows of each expert. first_Q: first row of each entry.
     rows: R.
@@ -160,7 +156,7 @@ def _assign_rows(
 def _bring_together(
     taken_PA: np.ndarray, arrived_PA: np.ndarray, offsets_A1: np.ndarray, leave_R: np.ndarray
 ) -> np.ndarray:
-    """Return `arrive` of one layer, which gathers the rows of each entry, ordered by sender and then by number.
+    """Return `arrive`, which gathers the rows of each entry, ordered by sender and then by number.
 
     taken_PA: number of rows from each sender for each entry. arrived_PA: first of these rows. leave_R: all -1; filled in place.
     """

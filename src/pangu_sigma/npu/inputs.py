@@ -10,6 +10,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.npu.rows import dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import active_entries
+from pangu_sigma.rre.plan import RoutedSegment
 from pangu_sigma.sections import Segment
 
 
@@ -40,14 +41,16 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
 def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
     """Return a batch as the inputs of the Ascend step, its micro-batches concatenated. batch: sequences of this rank, with routing
     plans in an Ascend layout."""
-    a, routed = batch.arrays(), config.model.routed  # a batch for a dense model has plans of zeros
-    lengths = {kind: plan_arrays(config, kind) for kind in config.model.kinds}
-    arrays = (a.rows_GBS, a.positions_GBS, a.documents_GBS, a.slots_GM, a.labels_GBS, a.weights_GBS)
-    for name in lengths["own"] if routed else ():
-        of_passes = np.stack([getattr(plan, name) for plan in batch.plan.plans])
-        arrays = (*arrays, *(of_passes[:, n, : lengths[kind][name]] for n, kind in enumerate(routed)))
-    inputs = (array.reshape(-1, *array.shape[2:]) for array in arrays)
-    return tuple(inputs)
+    plans = [getattr(plan, name) for name in plan_arrays(config) for plan in batch.plans]
+    whole = (
+        batch.rows_GBS,
+        batch.positions_GBS,
+        batch.documents_GBS,
+        batch.slots_GM,
+        batch.labels_GBS,
+        batch.weights_GBS,
+    )
+    return tuple(array.reshape(-1, *array.shape[2:]) for array in (*whole, *plans))
 
 
 def plan_arrays(config: Config, kind: Segment = "own") -> dict[str, int]:
@@ -56,9 +59,9 @@ def plan_arrays(config: Config, kind: Segment = "own") -> dict[str, int]:
     peers, tokens = config.parallel.expert, tokens_of_rank(config)
     sent, multiplied = exchanged_rows(config), multiplied_rows(config)
     if dispatch_layout(config) == "compacted":
-        return {"order_NR": sent, "arrive_NW": multiplied, "inverse_NT": tokens, "leave_NR": sent}
-    there = {"order_NR": sent, "arrive_NW": multiplied, "sent_NP": peers, "taken_NP": peers}
-    return there | {"inverse_NT": tokens, "leave_NR": multiplied + 1, "ends_NA": active_entries(config, kind)}
+        return {"order_GR": sent, "arrive_GW": multiplied, "inverse_GT": tokens, "leave_GR": sent}
+    there = {"order_GR": sent, "arrive_GW": multiplied, "sent_GP": peers, "taken_GP": peers}
+    return there | {"inverse_GT": tokens, "leave_GR": multiplied + 1, "ends_GA": active_entries(config, kind)}
 
 
 class StepSettings(nn.Cell):
@@ -67,23 +70,22 @@ class StepSettings(nn.Cell):
     They are parameters and not inputs, because auto-parallel wants every input of the step to be one of the network.
     """
 
-    def __init__(self, segments: list[int], entries: list[int]):
-        """segments: numbers of the segments of the rank's stage. entries: length of the list of active experts of each."""
+    def __init__(self, segments: list[RoutedSegment]):
+        """segments: those that the rank stores."""
         super().__init__(auto_prefix=False)  # the plan knows these parameters by their names
-        self.segments, self.entries = segments, entries
+        self.numbers = [segment.number for segment in segments]
         self.rate = Parameter(Tensor(0.0, ms.float32), name="rate", requires_grad=False)
         self.learns = Parameter(Tensor(1.0, ms.float32), name="learns", requires_grad=False)
-        self.active_rows = _host_tables("active_rows", entries)
-        self.used = _host_tables("used", [length + 1 for length in entries])
+        self.active_rows = _host_tables("active_rows", [segment.entries for segment in segments])
+        self.used = _host_tables("used", [segment.entries + 1 for segment in segments])
 
     def write(self, rate: float, batch: Batch, learns: float) -> None:
         """Write the settings of the next step, which takes `batch`. rate: learning rate. learns: 1.0, or 0.0 to update nothing."""
-        arrays = batch.arrays()
         self.rate.set_data(Tensor(rate, ms.float32))
         self.learns.set_data(Tensor(learns, ms.float32))
-        for rows, used, n, length in zip(self.active_rows, self.used, self.segments, self.entries, strict=True):
-            rows.set_data(Tensor(arrays.active_NA[n, :length]))
-            used.set_data(Tensor(arrays.used_NA1[n, : length + 1]))
+        for rows, used, n in zip(self.active_rows, self.used, self.numbers, strict=True):
+            rows.set_data(Tensor(batch.plans[n].active_A))
+            used.set_data(Tensor(batch.plans[n].used_A1))
 
 
 def _host_tables(name: str, lengths: list[int]) -> ParameterTuple:

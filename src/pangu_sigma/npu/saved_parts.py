@@ -10,7 +10,7 @@ from mindspore import Parameter
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS, Part
 from pangu_sigma.checkpoint.state import Shards
 from pangu_sigma.config import Config
-from pangu_sigma.ecss.store import ExpertStore, HostStore
+from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.npu.cuts import Array, tensor_axis
 from pangu_sigma.ranks.layout import writes_experts
 from pangu_sigma.sections import ParallelConfig
@@ -21,13 +21,13 @@ def parameter_parts(
 ) -> Iterator[tuple[str, str, Parameter, Part]]:
     """Yield (shard, array's name, parameter, part) for every array of a checkpoint on Ascend ranks. part: the slice of the whole
     array that `rank` holds, in the parameter."""
-    assert isinstance(store, HostStore)
+    segments = {f"{EXPERTS}{experts.segment.number}": experts.segment for experts in store.segments}
     for shard, parameters in shards.items():
         for name, parameter in parameters.items():
             dense = dense_of(shards, name)
             if shard.startswith(EXPERTS):
-                held, stored = store.held_of(int(shard.removeprefix(EXPERTS)))
-                part = expert_part(parameter.shape, held, stored, name, parallel, rank)
+                held, experts = segments[shard].held, segments[shard].experts
+                part = expert_part(parameter.shape, held, experts, name, parallel, rank)
             elif dense is not None:
                 part = dense_part(dense, parallel, rank)
             else:

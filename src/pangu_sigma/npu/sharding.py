@@ -30,6 +30,7 @@ from pangu_sigma.model.pangu_sigma import (
     AttentionMask,
     DenseFFN,
     Embedding,
+    ExpertFFN,
     Head,
     Layer,
     Linear,
@@ -89,6 +90,7 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     },
     DenseFFN: {"add": (("D", 1), ("D", 1))},
     RoutedFFN: {},
+    ExpertFFN: {},
     Layer: {"add": (("D", 1), ("D", 1))},
     AttentionMask: {
         "across": (("D", 1),),

@@ -51,6 +51,7 @@ from pangu_sigma.optimizer.hyper import Hyper
 from pangu_sigma.optimizer.loss_scale import LossScale
 from pangu_sigma.ranks.connect import Groups
 from pangu_sigma.ranks.layout import Layout, active_entries
+from pangu_sigma.ranks.reduce import parted
 from pangu_sigma.rre.experts import Experts
 from pangu_sigma.sections import Activation, Segment
 
@@ -71,19 +72,22 @@ class AscendStep(nn.Cell):
         self.config, self.rank, self.tier = config, rank, RankTier()
         stage = Layout(config.parallel).coordinates(rank).stage
         self.store = HostStore(_columns(config), self.tier, rank)
-        self.settings = StepSettings(self.store.numbers, self.store.entries)
+        segments = [experts.segment for experts in self.store.segments]
+        self.settings = StepSettings(segments)
         # MindSpore may use the memory of gradients again as soon as the worker's operator has returned
         self.worker_update = WorkerUpdate(config, self.store, copies_gradients=True)
         network = _network(config, rank)
         fetch = FetchExperts(config, self.store, self.settings, self.worker_update.worker)
-        self.network = ActiveExperts(config, NextTokenLoss(network), fetch)
+        self.network = ActiveExperts(config, NextTokenLoss(network), fetch, [segment.number for segment in segments])
         self.scale, self.one = LossScale(config), Tensor([1.0], ms.float32)
         self.give_scale()
         apply_strategies(self.network, config, stage)
         dense = parameters_of_stage(network, config, stage)
         self.dense = DeviceAdam(config, dense)
-        active = self.network.of_segments(self.store.numbers)
-        weights = [*dense, *active]  # all are parameters for auto-parallel, so in one list; `Update` splits it again
+        weights = [
+            *dense,
+            *self.network.own(),
+        ]  # all are parameters for auto-parallel, so in one list; `Update` splits it again
         self.passes = GradientAccumulation(self.network, weights, received_by_stage(network, config, stage), config)
         self.sum_common = SumOverGroups(weights, Groups(Layout(config.parallel), rank))
         self.verdict = OverflowCheck(weights, config.parallel)
@@ -155,7 +159,8 @@ class Update(nn.Cell):
         super().__init__(auto_prefix=False)
         optimizer = config.train.optimizer
         self.dense, self.worker_update, self.scale, self.settings = dense, worker_update, scale, settings
-        self.dense_count, self.segments = len(dense.weights), worker_update.store.segments
+        self.dense_count = len(dense.weights)
+        self.sizes = tuple(len(experts.weights) for experts in worker_update.store.segments)
         self.clip_norm = optimizer.clip_norm
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
         self.accumulated = config.train.accumulation > 1
@@ -165,12 +170,13 @@ class Update(nn.Cell):
         applied = finite * learns
         grad_scale = gradient_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)
-        if self.segments:
+        if self.sizes:
             of_experts: tuple = ()
             for i in range(self.dense_count, len(grads)):
                 # a copy of an accumulator: MindSpore would copy the accumulator itself to the host at each write
                 of_experts += (grads[i] * 1.0 if self.accumulated else grads[i],)
             hyper = self.hyper_experts(lr, grad_scale, applied)
+            of_experts = parted(of_experts, self.sizes)
             started = self.worker_update.update(of_experts, self.settings.active_rows, self.settings.used, hyper)
             updated = (updated, started)
         next_scale = self.scale.update(finite, learns)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.rre.plan import RoutedSegment
 from pangu_sigma.sections import ParallelConfig, Segment
 
 AXES = ("stages", "groups", "expert", "data", "tensor")
@@ -85,34 +86,37 @@ class Share:
     """The data and the experts of one rank.
 
     sets: numbers of the domain sets (`domains.domain_sets`) whose text the rank's group trains on.
-    segments: segments of the RRE layers of the rank's stage, by their numbers among those of all RRE layers.
-    held: ids of the experts that the rank stores in each segment of a kind, ascending. Own ones are divided among groups and expert
-        ranks; of common ones each group has a copy, which its expert ranks divide.
+    routed: all N segments of the RRE layers, as the rank has them. Own experts are divided among groups and expert ranks; of common
+        ones each group has a copy, which its expert ranks divide.
+    stored: those of the segments that are in layers of the rank's stage.
     """
 
     sets: tuple[int, ...]
-    segments: list[int]
-    held: dict[Segment, np.ndarray]
+    routed: list[RoutedSegment]
+    stored: list[RoutedSegment]
 
 
 def share_of(config: Config, rank: int) -> Share:
     """Return the share of `rank`: its data and its experts. Raises ConfigError if the rank is outside the layout."""
-    parallel = config.parallel
+    parallel, model = config.parallel, config.model
     if not 0 <= rank < parallel.ranks:
         raise ConfigError(f"rank {rank} does not exist: the parallel section lays out {parallel.ranks} ranks")
     at, sets = Layout(parallel).coordinates(rank), config.domain_sets
-    per_group, experts = len(sets) // parallel.groups, config.model.experts_per_domain
+    per_group, experts = len(sets) // parallel.groups, model.experts_per_domain
     mine = tuple(range(at.group * per_group, (at.group + 1) * per_group))
     each = experts // parallel.expert
     first = np.array(sorted(domain for s in mine for domain in sets[s])) * experts + at.expert * each
     held: dict[Segment, np.ndarray] = {"own": (first[:, None] + np.arange(each)).ravel()}
-    if config.model.common_experts:
-        held["common"] = np.split(np.arange(config.model.common_experts), parallel.expert)[at.expert]
-    return Share(
-        sets=mine,
-        segments=[n for layer in rre_layers_of_stage(config, at.stage) for n in config.model.segments_of(layer)],
-        held=held,
-    )
+    if model.common_experts:
+        held["common"] = np.split(np.arange(model.common_experts), parallel.expert)[at.expert]
+    routed = [
+        RoutedSegment(
+            n, kind, config.stored_experts(kind), held[kind], active_entries(config, kind), config.learns(kind)
+        )
+        for n, kind in enumerate(model.routed)
+    ]
+    stored = [routed[n] for layer in rre_layers_of_stage(config, at.stage) for n in model.segments_of(layer)]
+    return Share(mine, routed, stored)
 
 
 def writes_experts(config: Config, rank: int, kind: Segment) -> bool:
@@ -146,11 +150,6 @@ def active_entries(config: Config, kind: Segment = "own") -> int:
     expert has an entry."""
     owners = config.parallel.expert * (config.parallel.groups if kind == "own" else 1)
     return config.active_of(kind) // owners
-
-
-def entries_of_segments(config: Config) -> list[int]:
-    """Return the length of the list of active experts on one rank, for each segment of all RRE layers."""
-    return [active_entries(config, kind) for kind in config.model.routed]
 
 
 def active_in_group(config: Config, kind: Segment = "own") -> int:

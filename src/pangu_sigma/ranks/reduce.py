@@ -2,8 +2,8 @@
 
 construct(dense, experts) -> (dense, experts, square sum, its dense part, its part of the experts): the reduced gradients that the
 optimizers of this rank need, and the sum of the squares of all gradients of the run, each counted once. It has the same bits on
-every rank, because clipping by it must keep dense parameters equal. over_ranks(values, after) -> the sum of values over the ranks,
-taken after `after` is computed.
+every rank, because clipping by it must keep dense parameters equal. experts: for each segment a tuple of gradients, () if its
+experts do not learn. over_ranks(values, after) -> the sum of values over the ranks, taken after `after` is computed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pangu_sigma.ranks.collectives import BucketedAllReduce
 from pangu_sigma.ranks.connect import ConnectedRanks
 from pangu_sigma.ranks.ranks import Ranks
 
+Shapes = list[tuple[int, ...]]
+
 
 class LocalGradients(nn.Cell):
     """Gradient reduction of a run of one process: as `ReducedGradients`, but there are no other ranks to sum over."""
@@ -27,8 +29,9 @@ class LocalGradients(nn.Cell):
         self.square_sums = SquareSums()
 
     def construct(self, dense, experts):
-        sums, end = self.square_sums(dense + experts), 1 + len(dense)
-        of_experts = ops.ReduceSum()(sums[end:], 0) if experts else 0.0 * sums[0]
+        flat = joined(experts)
+        sums, end = self.square_sums(dense + flat), 1 + len(dense)
+        of_experts = ops.ReduceSum()(sums[end:], 0) if flat else 0.0 * sums[0]
         of_dense = ops.ReduceSum()(sums[1:end], 0) if dense else 0.0 * sums[0]
         return dense, experts, sums[0], of_dense, of_experts
 
@@ -43,20 +46,14 @@ class ReducedGradients(nn.Cell):
     chained = True
     """True if micro-batches contain collectives, so that they must run one after another."""
 
-    def __init__(
-        self,
-        config: Config,
-        ranks: ConnectedRanks,
-        dense: list[tuple[int, ...]],
-        experts: list[tuple[int, ...]],
-        common: list[int],
-    ):
-        """dense, experts: shapes of the gradients of dense parameters and of experts. common: numbers of those of common ones."""
+    def __init__(self, config: Config, ranks: ConnectedRanks, dense: Shapes, of_segments: list[Shapes]):
+        """dense, of_segments: shapes of the gradients of dense parameters, and of experts of each segment."""
         super().__init__()
         element = 2 if config.train.compute_dtype == "float16" else 4
-        bucket, replicas = config.parallel.fusion_mib << 20, config.parallel.data
-        self.groups = config.parallel.groups
-        self.common = common if self.groups > 1 else []
+        bucket, replicas, self.groups = config.parallel.fusion_mib << 20, config.parallel.data, config.parallel.groups
+        kinds = [kind for kind, shapes in zip(config.model.routed, of_segments, strict=True) for _ in shapes]
+        experts = [shape for shapes in of_segments for shape in shapes]
+        self.common = [i for i, kind in enumerate(kinds) if kind == "common" and self.groups > 1]
         self.own = [i for i in range(len(experts)) if i not in self.common]
         shapes = [experts[i] for i in self.common]
         self.over_groups = BucketedAllReduce(ranks.group("groups"), shapes, bucket // element) if self.common else None
@@ -67,10 +64,10 @@ class ReducedGradients(nn.Cell):
         )
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, everybody)
         self.square_sum = SquareSum()
-        self.sparse, self.replicas = bool(experts), replicas
+        self.sparse, self.replicas, self.sizes = bool(experts), replicas, tuple(map(len, of_segments))
 
-    def construct(self, dense, experts):
-        dense = self.dense_over_ranks(dense)
+    def construct(self, dense, of_segments):
+        dense, experts = self.dense_over_ranks(dense), joined(of_segments)
         squares = of_dense = self.square_sum(dense)
         of_experts = 0.0 * of_dense
         if self.sparse:
@@ -82,7 +79,7 @@ class ReducedGradients(nn.Cell):
                 own = own + ops.reshape(self.square_sum(picked(experts, self.common)), (1,)) / self.groups
             of_experts = ops.reshape(self.all_reduce(own), ()) / self.replicas
             squares = of_dense + of_experts
-        return dense, experts, squares, of_dense, of_experts
+        return dense, parted(experts, self.sizes), squares, of_dense, of_experts
 
     def summed_over_groups(self, experts, after):
         """Return the experts' gradients, those of common experts summed over groups once `after` and all of them are computed."""
@@ -107,10 +104,27 @@ def picked(tensors, numbers):
     return found
 
 
-def make_gradient_reduction(
-    config: Config, ranks: Ranks, dense: list[tuple[int, ...]], experts: list[tuple[int, ...]], common: list[int]
-) -> nn.Cell:
-    """Return the gradient reduction for these ranks. dense, experts, common: as in `ReducedGradients`."""
+def joined(of_segments):
+    """Return the tensors of all segments as one tuple. Only here tensors of segments become flat:
+    operators that read many tensors, buckets, and auto-parallel's parameters have no other form."""
+    tensors: tuple = ()
+    for of_segment in of_segments:
+        tensors += of_segment
+    return tensors
+
+
+def parted(tensors, sizes):
+    """Return a tuple of tensors for each segment: the inverse of `joined`. sizes: their numbers."""
+    of_segments: tuple = ()
+    first = 0
+    for size in sizes:
+        of_segments += (tensors[first : first + size],)
+        first += size
+    return of_segments
+
+
+def make_gradient_reduction(config: Config, ranks: Ranks, dense: Shapes, of_segments: list[Shapes]) -> nn.Cell:
+    """Return the gradient reduction for these ranks. dense, of_segments: as in `ReducedGradients`."""
     if not isinstance(ranks, ConnectedRanks):
         return LocalGradients()
-    return ReducedGradients(config, ranks, dense, experts, common)
+    return ReducedGradients(config, ranks, dense, of_segments)

@@ -7,8 +7,7 @@ import mindspore as ms
 from pangu_sigma.checkpoint.mapped_file import release_pages
 from pangu_sigma.checkpoint.parts import WEIGHTS
 from pangu_sigma.checkpoint.state import shards_of
-from pangu_sigma.ecss.build import build
-from pangu_sigma.ecss.store import ExpertStore
+from pangu_sigma.ecss.store import ExpertStore, build
 from pangu_sigma.ecss.tiers import UninitializedTier
 from pangu_sigma.host_memory import check_reading_fits
 from pangu_sigma.model.pangu_sigma import PanGuSigma

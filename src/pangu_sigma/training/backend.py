@@ -21,9 +21,8 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader, MakesPlans
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.device import use_cpu
-from pangu_sigma.ecss.build import build
 from pangu_sigma.ecss.prefetch import Prefetcher, make_prefetcher
-from pangu_sigma.ecss.store import ExpertStore, array_specs
+from pangu_sigma.ecss.store import ExpertStore, array_specs, build
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.ranks.connect import connect
@@ -106,8 +105,8 @@ class Backend:
     def checkpoint_files(self, built: TrainingSetup) -> Files:
         """Return the files of a checkpoint that this rank writes, with their arrays."""
         built.store.settle()
-        config, rank, routed = built.config, built.ranks.rank, enumerate(built.config.model.routed)
-        left = {f"{EXPERTS}{number}" for number, kind in routed if not writes_experts(config, rank, kind)}
+        config, rank, segments = built.config, built.ranks.rank, [experts.segment for experts in built.store.segments]
+        left = {f"{EXPERTS}{s.number}" for s in segments if not writes_experts(config, rank, s.kind)}
         return files_of(built.shards, parts_of(built.shards, built.store), built.ranks, left)
 
     def cannot_copy(self, config: Config) -> str | None:

@@ -16,7 +16,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.held_out import HeldOut, HeldOutBatch, UnigramBaseline
 from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
@@ -24,7 +24,7 @@ from pangu_sigma.training.log.losses import HeldOutLoss, ratio
 
 
 class EvaluationStep(nn.Cell):
-    """Step of a held-out evaluation, which looks up experts and runs a forward pass: construct(active_NA,
+    """Step of a held-out evaluation, which looks up experts and runs a forward pass: construct(active_A,
     *arguments of NextTokenLoss without experts) -> weighted loss of each sequence [B]."""
 
     def __init__(self, network: PanGuSigma, store: ExpertStore):
@@ -32,15 +32,15 @@ class EvaluationStep(nn.Cell):
         self.loss = NextTokenLoss(network, by_sequence=True)
         self.store = store
 
-    def construct(self, active_NA, *batch):
-        """Return the weighted loss of each sequence, [B]. active_NA: store rows of the experts that the batch needs."""
-        return self.loss(*batch, *self.store.fetch(active_NA))
+    def construct(self, active_A, *batch):
+        """Return the weighted loss of each sequence, [B]. active: of each segment, store rows of the active experts."""
+        return self.loss(*batch, self.store.fetch(active_A))
 
     def of(self, batch: Batch) -> np.ndarray:
         """Return the weighted loss of each sequence of a batch, [B]."""
         arrays = batch.arrays()
         self.store.settle()
-        return self(as_tensor(arrays.active_NA), *map(as_tensor, arrays.of_pass(0))).asnumpy()
+        return self(*map(as_input, (arrays.active_A, *arrays.of_pass(0)))).asnumpy()
 
 
 class LossGraph(Protocol):

@@ -10,7 +10,7 @@ from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.prefetch import PrefetchedExperts, Prefetcher, Traffic
 from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.declare import as_input
 
 
 class StepInput(NamedTuple):
@@ -38,8 +38,8 @@ class InputPipeline:
     def take(self) -> StepInput:
         """Return batch and experts of the next step. Raises DataError for damaged data."""
         batch, cursor, coming = self._lookahead.take()
-        arrays = StepArrays(*map(as_tensor, batch.arrays()))
+        arrays = StepArrays(*map(as_input, batch.arrays()))
         if self._prefetcher is None:
             self._store.tier.release()  # the experts of the previous step
             return StepInput(batch, cursor, arrays, None, None)
-        return StepInput(batch, cursor, arrays, *self._prefetcher.transfer(batch.active_NA, coming.active_NA))
+        return StepInput(batch, cursor, arrays, *self._prefetcher.transfer(batch.active_A, coming.active_A))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from pangu_sigma.checkpoint.not_finite import count_not_finite
 from pangu_sigma.checkpoint.parts import EXPERTS
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.errors import UserError
+from pangu_sigma.ranks.layout import share_of
 from pangu_sigma.sections import SpikesConfig, TrainConfig
 from pangu_sigma.training.log.metrics import MetricsLog, NoLog
 
@@ -169,13 +171,13 @@ class UnhealthyTensor:
         return f"{'dense tensor ' if self.expert is None else of_expert}{self.tensor}: {self.values:,} of {self.size:,} values"
 
 
-def unhealthy_tensors(built: TrainingSetup, active_NA: np.ndarray | None = None) -> list[UnhealthyTensor]:
+def unhealthy_tensors(built: TrainingSetup, active_A: Sequence[np.ndarray] | None = None) -> list[UnhealthyTensor]:
     """Find this rank's dense parameters, experts and Adam moments with values that are not finite.
 
-    active_NA: store rows of the experts to check, as in `Batch.active_NA`; None checks all experts of the rank.
+    active_A: store rows of the experts to check, as in `Batch.active_A`; None checks all experts of the rank.
     """
     built.store.settle()
-    tensors = []
+    tensors, routed = [], share_of(built.config, built.ranks.rank).routed
     for shard, parameters in built.shards.items():
         for name, parameter in parameters.items():
             values = parameter.asnumpy()
@@ -185,10 +187,10 @@ def unhealthy_tensors(built: TrainingSetup, active_NA: np.ndarray | None = None)
                 continue
             n, model = int(shard.removeprefix(EXPERTS)), built.config.model
             layer, s = model.in_layer(n)
-            for row in range(len(values)) if active_NA is None else active_NA[n][active_NA[n] < len(values)]:
+            for row in range(len(values)) if active_A is None else active_A[n][active_A[n] < len(values)]:
                 if bad := count_not_finite(values[row]):
-                    expert, domain = int(built.store.held_of(n)[0][row]), None
-                    if model.routed[n] == "own":
+                    expert, domain = int(routed[n].held[row]), None
+                    if routed[n].kind == "own":
                         domain = built.config.domains[expert // model.experts_per_domain].name
                     segment = s if len(model.segments) > 1 else None
                     tensors.append(UnhealthyTensor(domain, layer, expert, name, bad, values[row].size, segment))
@@ -197,13 +199,18 @@ def unhealthy_tensors(built: TrainingSetup, active_NA: np.ndarray | None = None)
 
 
 def examine(
-    health: Health, built: TrainingSetup, run: RunFolder, step: int, active_NA: np.ndarray, log: MetricsLog | NoLog
+    health: Health,
+    built: TrainingSetup,
+    run: RunFolder,
+    step: int,
+    active_A: Sequence[np.ndarray],
+    log: MetricsLog | NoLog,
 ) -> None:
     """Check the health after a step: log its spikes, look for values that are not finite, and stop an unhealthy run.
 
     After a loss that is not finite, the dense parameters and the experts of the step are checked. If a domain is
     stuck (too many skipped steps in a row), all experts are. Adam moments are checked too. The results are logged.
-    active_NA: experts of the step, as `Batch.active_NA`.
+    active_A: experts of the step, as `Batch.active_A`.
     Raises UnhealthyRun, on all ranks, if any rank has values that are not finite, or a domain is stuck.
     """
     for spike in health.spikes:
@@ -212,7 +219,7 @@ def examine(
             logger.warning("%s", _text_of(spike))
     if not health.needs_check:
         return
-    tensors = unhealthy_tensors(built, active_NA if health.stuck is None else None)
+    tensors = unhealthy_tensors(built, active_A if health.stuck is None else None)
     texts = [
         text for of_rank in built.ranks.texts("\n".join(map(str, tensors[:_NAMED]))) for text in of_rank.splitlines()
     ]

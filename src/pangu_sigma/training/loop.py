@@ -163,7 +163,7 @@ class Trainer:
             load_NK=batch.load_NK,
             reachable_N=self.config.reachable_experts(batch.domains_M.tolist()),
             samples=batch.digest,
-            dropped=batch.plan.dropped,
+            dropped=batch.dropped,
             traffic=traffic,
             norm_dense=None if result.norm_dense is None else float(result.norm_dense.asnumpy()),
             norm_experts=None if result.norm_experts is None else float(result.norm_experts.asnumpy()),
@@ -295,7 +295,7 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                 metrics = trainer.metrics(*taken)
                 log.record(metrics)
                 trainer.complete_save(now=trainer.health.needs_check)  # it may be the checkpoint to go back to
-                examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_NA, log)
+                examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_A, log)
             with log.paused():
                 if on_step is not None and on_step(metrics) is True:
                     stop.set()

@@ -75,17 +75,17 @@ class ScaledLoss(nn.Cell):
         return scale * ops.ReduceSum()(loss_M, 0), loss_M
 
 
-FIRST_EXPERT = 1 + len(PASS_FIELDS)
-"""Index of the first expert tensor among the arguments of `ScaledLoss`."""
+EXPERTS = 1 + len(PASS_FIELDS)
+"""Index of the experts among the arguments of `ScaledLoss`."""
 
 
 class TrainStep(nn.Cell):
     """Training step: forward pass, backward pass and update.
 
-    construct(lr, *StepArrays, *SpikeLimits, *PrefetchedExperts.arguments()) -> fields of StepResult
+    construct(lr, *StepArrays, *SpikeLimits, *PrefetchedExperts) -> fields of StepResult
+        Plans and experts are tuples over the segments.
         active: experts of all micro-batches. offsets: their tokens in each micro-batch. used: their tokens in all of them.
-        experts_and_buffers: prefetched experts, then the buffers for the experts of the next step; empty without a `Prefetcher`.
-    The arguments are plain tensors and not the NamedTuples of the host: see data/step_arrays.py.
+    The arguments are plain tensors and tuples and not the NamedTuples of the host: see data/step_arrays.py.
     """
 
     def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = SINGLE_PROCESS):
@@ -95,21 +95,18 @@ class TrainStep(nn.Cell):
         self.store = store
         self.dense = make_dense_adam(config, network.trainable_params(), network.embedding)
         dense = self.dense.learned
-        # value_and_grad selects gradients by the indices of arguments, so each expert tensor is an argument of its own
-        learned = [i for n in store.learned for i in range(store.spans[n].start, store.spans[n].stop)]
-        experts = tuple(FIRST_EXPERT + i for i in learned)
         self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
-        self.loss_and_grads = ms.value_and_grad(
-            self.loss, grad_position=experts or None, weights=ParameterTuple(dense) if dense else None, has_aux=True
-        )
         self.sparse, self.learns_dense = config.model.rre_layers > 0, bool(dense)
+        self.loss_and_grads = ms.value_and_grad(
+            self.loss,
+            grad_position=EXPERTS if self.sparse else None,
+            weights=ParameterTuple(dense) if dense else None,
+            has_aux=True,
+        )
+        self.learns = tuple(experts.learns for experts in store.segments)
         self.scale = LossScale(config)
-        of_experts, common = [store.active_shapes[i] for i in learned], list[int]()
-        for n, own in zip(store.learned, store.of_gradients, strict=True):
-            if store.kinds[store.numbers[n]] == "common":
-                common.extend(range(own.start, own.stop))
-        self.reduce = make_gradient_reduction(config, ranks, [p.shape for p in dense], of_experts, common)
-        self.expert_tensors = len(store.weights)
+        of_experts = [experts.active_shapes if experts.learns else [] for experts in store.segments]
+        self.reduce = make_gradient_reduction(config, ranks, [p.shape for p in dense], of_experts)
         self.micro_batches = config.train.accumulation
         self.skips_spikes = config.train.spikes.skip
         self.clip_norm = optimizer.clip_norm
@@ -128,18 +125,19 @@ class TrainStep(nn.Cell):
         labels_GBS,
         weights_GBS,
         draws_GB4,
-        order_GNT,
-        inverse_GNT,
-        offsets_GNA1,
-        active_NA,
-        used_NA1,
+        order_GT,
+        inverse_GT,
+        offsets_GA1,
+        active_A,
+        used_A1,
         limits_D=None,
         blocks_MD=None,
-        next_NA=None,
-        *experts_and_buffers,
+        next_A=(),
+        experts=(),
+        buffers=(),
     ):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
-        experts = self.store.fetch(active_NA, experts_and_buffers[: self.expert_tensors])
+        experts = experts if experts else self.store.fetch(active_A)
         block_loss: tuple = ()
         expert_grads: tuple = ()
         dense_grads: tuple = ()
@@ -154,17 +152,17 @@ class TrainStep(nn.Cell):
                 labels_GBS[g],
                 weights_GBS[g],
                 draws_GB4[g],
-                order_GNT[g],
-                inverse_GNT[g],
-                offsets_GNA1[g],
-                *experts,
+                of_pass(order_GT, g),
+                of_pass(inverse_GT, g),
+                of_pass(offsets_GA1, g),
+                experts,
             )
             of_experts, of_dense = grads if self.sparse and self.learns_dense else self.grad_pair(grads)
             block_loss += (loss_M,)
-            expert_grads = of_experts if g == 0 else add_gradients(expert_grads, of_experts)
             dense_grads = of_dense if g == 0 else add_gradients(dense_grads, of_dense)
+            of_experts = self.of_learning(of_experts)
+            expert_grads = of_experts if g == 0 else add_segments(expert_grads, of_experts)
         dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
-        buffers = experts_and_buffers[self.expert_tensors :]
         # `applied` is a number, not a branch: every step runs the same operators, and with 0.0 Adam leaves its arrays unchanged
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
@@ -176,9 +174,9 @@ class TrainStep(nn.Cell):
         if self.sparse:
             hyper = self.hyper_experts(lr, grad_scale, applied)
             if self.worker_update is None:
-                updated = (self.store.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers),)
+                updated = (self.store.update(expert_grads, active_A, used_A1, hyper, next_A, buffers),)
             else:
-                updated = self.worker_update.update(expert_grads, active_NA, used_NA1, hyper, next_NA, buffers)
+                updated = self.worker_update.update(expert_grads, active_A, used_A1, hyper, next_A, buffers)
                 hyper_dense = ops.depend(hyper_dense, updated)  # the worker begins before Adam of the dense parameters
         updated = (updated, self.dense.update(dense_grads, hyper_dense))
         # a spike does not change the scale, unless its gradients are not finite
@@ -198,7 +196,7 @@ class TrainStep(nn.Cell):
         limits: SpikeLimits | None = None,
     ) -> StepResult:
         """Run one step. rate: learning rate. brought: prefetched experts; None to read the store. limits: None to skip no spike."""
-        groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()).arguments())
+        groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()))
         if brought is None:
             self.store.settle(in_step=True)  # the graph looks experts up at its start
         if self.worker_update is not None:
@@ -211,6 +209,13 @@ class TrainStep(nn.Cell):
     def grad_pair(self, grads):
         """Return (expert gradients, dense gradients) where only one of both learns. grads: the gradients of that one."""
         return (grads, ()) if self.sparse else ((), grads)
+
+    def of_learning(self, grads):
+        """Return the gradients of experts, () for segments that do not learn: what nobody reads is no part of the graph."""
+        learning: tuple = ()
+        for n in range(len(self.learns)):
+            learning += (grads[n] if self.learns[n] else (),)
+        return learning
 
     def no_spike(self, block_loss, squares, limits_D, blocks_MD):
         """Return 1.0 if no domain's loss over the whole batch is above its limit, else 0.0; the same on all ranks.
@@ -225,9 +230,25 @@ class TrainStep(nn.Cell):
         return ops.ReduceMin()(ops.cast(loss_D <= limits_D, ms.float32), 0)  # false for NaN
 
 
+def of_pass(arrays, g):
+    """Return the arrays of micro-batch g: a tuple over segments."""
+    of_segments: tuple = ()
+    for array in arrays:
+        of_segments += (array[g],)
+    return of_segments
+
+
 def add_gradients(left, right):
     """Return the sums of two tuples of gradients, tensor by tensor."""
     total: tuple = ()
     for i in range(len(left)):
         total += (left[i] + right[i],)
+    return total
+
+
+def add_segments(left, right):
+    """Return the sums of the gradients of two passes, segment by segment."""
+    total: tuple = ()
+    for n in range(len(left)):
+        total += (add_gradients(left[n], right[n]),)
     return total

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.toy import Logits, logits_arguments
+from helpers.toy import Logits, active_weights, logits_arguments
 
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.generate.graph.decoder import is_cache
-from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.model.declare import as_input, as_tensor
 from pangu_sigma.stored.network import build_network
 from pangu_sigma.stored.open import open_model
 
@@ -66,8 +66,8 @@ def expected(graph_mode, tiny_run, texts) -> np.ndarray:
         for ids_S, (_, text) in zip(ids[0], chosen, strict=True):
             ids_S[: len(text)] = text
         arrays = batches.assemble(ids, np.array([domain.index for domain, _ in chosen])).arrays()
-        experts = [w.asnumpy()[arrays.active_NA[i // 4] % config.experts] for i, w in enumerate(store.weights)]
-        found_BSR = logits(*map(as_tensor, logits_arguments(arrays) + experts))[1].asnumpy()
+        experts = active_weights(store, arrays.active_A)
+        found_BSR = logits(*map(as_input, [*logits_arguments(arrays), experts]))[1].asnumpy()
         return [
             np.where(run.tokenizer.slot_rows[domain.slot] >= 0, found_SR[len(text) - 1], -np.inf)
             for found_SR, (domain, text) in zip(found_BSR, chosen, strict=True)

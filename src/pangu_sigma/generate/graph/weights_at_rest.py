@@ -20,7 +20,8 @@ from mindspore.ops import functional as F
 from ascend_ops.few_rows import StoredPrecision
 from pangu_sigma.config import Config
 from pangu_sigma.generate.weights import Weights
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS, DenseFFN, Embedding, Linear, PanGuSigma, tensor_spans
+from pangu_sigma.model.arrays import expert_shapes
+from pangu_sigma.model.pangu_sigma import DenseFFN, Embedding, Linear, PanGuSigma
 from pangu_sigma.stored.export import SCALE_ENDING
 
 _MATRICES = ("weight", "w1", "w2", "embedding")
@@ -67,32 +68,34 @@ class KeptExperts(nn.Cell):
         super().__init__()
         tensors: list[Parameter] = []
         scales: list[Parameter] = []
-        segment_of: list[int] = []  # of each tensor
-        kinds = config.model.routed
-        for n, (kind, (first, end)) in enumerate(zip(kinds, tensor_spans(config.model, len(kinds)), strict=True)):
-            for name in FFN_TENSORS[: end - first]:
+        self.sizes: tuple[int, ...] = ()  # number of tensors of each segment
+        for n, kind in enumerate(config.model.routed):
+            names = expert_shapes(config.model, config.model.in_layer(n)[1])
+            for name in names:
                 values = np.stack([weights.expert(n, number, name) for number in range(config.stored_experts(kind))])
                 kept, *scale = _kept(f"{n}.{name}", values, at_rest if name in _MATRICES else "float32")
                 tensors.append(kept)
-                segment_of.append(n)
                 scales += scale
+            self.sizes += (len(names),)
         self.tensors, self.scales = ParameterTuple(tensors), ParameterTuple(scales)
-        self.segment_of = tuple(segment_of)
         self.pick = ops.Gather()
 
     def construct(self, active_NA):
         """Return the weights of the experts `active_NA`. The matrices, w1 and w2 of each segment, have scales in int8."""
         found: tuple = ()
-        scaled = 0
-        for i in range(len(self.tensors)):
-            active_A = active_NA[self.segment_of[i]]
-            weight = F.cast(self.pick(self.tensors[i], active_A, 0), mstype.float32)
-            if weight.ndim == 2:
-                weight = F.expand_dims(weight, 1)
-            elif len(self.scales) > 0:
-                weight = weight * F.expand_dims(self.pick(self.scales[scaled], active_A, 0), 2)
-                scaled += 1
-            found += (weight,)
+        first = scaled = 0
+        for n in range(len(self.sizes)):
+            active_A, of_segment = active_NA[n], ()
+            for i in range(first, first + self.sizes[n]):
+                weight = F.cast(self.pick(self.tensors[i], active_A, 0), mstype.float32)
+                if weight.ndim == 2:
+                    weight = F.expand_dims(weight, 1)
+                elif len(self.scales) > 0:
+                    weight = weight * F.expand_dims(self.pick(self.scales[scaled], active_A, 0), 2)
+                    scaled += 1
+                of_segment += (weight,)
+            first += self.sizes[n]
+            found += (of_segment,)
         return found
 
 

@@ -361,10 +361,8 @@ def main() -> None:
         step.compile(*step_inputs(config))
         peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
         seconds = round(time.perf_counter() - started, 1)
-        arrays = (
-            (f"experts.{n}.{name}", p) for n in step.store.numbers for name, p in step.store.parameters_of(n).items()
-        )
-        stored = [(name, p.shape, p.asnumpy().dtype.name) for name, p in arrays]
+        arrays = ((e.segment.number, name, p) for e in step.store.segments for name, p in e.named.items())
+        stored = [(f"experts.{n}.{name}", p.shape, p.asnumpy().dtype.name) for n, name, p in arrays]
         result = {"seconds": seconds, "peak_gib": round(int(peak[1]) / 2**20, 2) if peak else 0.0, "stored": stored}
         Path("result.json").write_text(json.dumps(result))
     except (ConfigError, RuntimeError, ValueError, TypeError) as error:
