@@ -29,6 +29,7 @@ LONG = [
     "ecss/test_exactness.py",
     "train/test_step.py",
     "test_mindformers_adapter.py",
+    "test_pages.py",
     "ascend/test_step.py",
     "launching/test_launch_training.py",
     "convert/test_mindir.py",
