@@ -50,6 +50,7 @@ def write_folder(folder: Path) -> None:
     """Write text, configurations, prepared data, a run, and the runs that a page compares, which are the same one."""
     for name in ("sigma_tiny", "sigma_paper_tiny"):
         write_config(folder, name, {}, name)
+    write_config(folder, "mine.yaml", {"name": "mine", "data": {"path": "data/mine"}})
     write_texts(folder)
     config = ps.load_config(folder / "sigma_tiny", {"data.path": str(folder / "data/prepared")})
     ps.prepare_data(config, input=[folder / "mine.jsonl"])
