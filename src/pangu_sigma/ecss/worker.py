@@ -11,16 +11,12 @@ Results are the same bit for bit.
 
 from __future__ import annotations
 
-import logging
-
 from mindspore import nn
 
 from ascend_ops.adam_worker import AdamWorker, Await, StartUpdate
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, HostStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma, RoutedFFN
-
-logger = logging.getLogger(__name__)
 
 
 class AwaitedFFN(nn.Cell):
@@ -37,7 +33,7 @@ class AwaitedFFN(nn.Cell):
 class WorkerUpdate(nn.Cell):
     """Update of the store's experts by a worker. `update` has the arguments of `ExpertStore.update`."""
 
-    def __init__(self, config: Config, store: ExpertStore, copies_gradients: bool = False):
+    def __init__(self, store: ExpertStore, copies_gradients: bool = False):
         """copies_gradients: see `AdamWorker`."""
         super().__init__()
         self.store = store
@@ -71,7 +67,7 @@ def update_by_worker(config: Config, network: PanGuSigma, store: ExpertStore) ->
     """
     if not config.ecss.by_worker(npu=False) or not isinstance(store, HostStore) or not len(store.segments):
         return None
-    update = WorkerUpdate(config, store)
+    update = WorkerUpdate(store)
     layers = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]
     for n, ffn in enumerate(ffn for layer in layers for ffn in layer.segments):
         ffn.experts = AwaitedFFN(ffn.experts, update.worker, n)

@@ -75,7 +75,7 @@ class AscendStep(nn.Cell):
         segments = [experts.segment for experts in self.store.segments]
         self.settings = StepSettings(segments)
         # MindSpore may use the memory of gradients again as soon as the worker's operator has returned
-        self.worker_update = WorkerUpdate(config, self.store, copies_gradients=True)
+        self.worker_update = WorkerUpdate(self.store, copies_gradients=True)
         network = _network(config, rank)
         fetch = FetchExperts(config, self.store, self.settings, self.worker_update.worker)
         self.network = ActiveExperts(config, NextTokenLoss(network), fetch, [segment.number for segment in segments])
