@@ -50,10 +50,19 @@ def last_stage(parallel: ParallelConfig) -> range:
 
 
 @pytest.mark.parametrize("axes", LAYOUTS, ids=str)
-@pytest.mark.parametrize(("shape", "axis"), [((16, 8), 1), ((16, 8), 0), ((16, 8), None), ((16,), 0), ((16,), None)])
-def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict, shape: tuple, axis: int | None):
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [
+        ((16, 8), "layers.0.attention.query.weight"),  # cut by columns
+        ((16, 8), "layers.0.attention.output.weight"),  # cut by rows
+        ((16, 8), "whole"),
+        ((16,), "layers.0.attention.query.bias"),
+        ((16,), "layers.0.attention_norm.gain"),  # whole
+    ],
+)
+def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict, shape: tuple, name: str):
     config = configured(axes)
-    dense, parallel = _dense_array(config, 1, "p", shape, axis, "float32"), config.parallel
+    dense, parallel = _dense_array(config, 1, name, shape), config.parallel
     written = np.zeros(shape, int)
     for rank in last_stage(parallel):
         part = dense_part(dense, parallel, rank)
