@@ -17,18 +17,18 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2201,
-    "checkpoint": 1288,
+    ".": 2211,
+    "checkpoint": 1296,
     "commands": 511,
-    "convert": 877,
-    "data": 3631,
+    "convert": 878,
+    "data": 3671,
     "ecss": 354,
     "evaluate": 1826,
     "finetune": 635,
     "foreign": 1330,
     "generate": 1541,
-    "inherit": 1134,
-    "inspection": 553,
+    "inherit": 1135,
+    "inspection": 554,
     "mindformers_adapter": 360,
     "model": 357,
     "npu": 2847,
@@ -36,9 +36,9 @@ BUDGETS = {
     "ranks": 1038,
     "rre": 332,
     "serve": 1689,
-    "stored": 705,
+    "stored": 711,
     "text": 1093,
-    "training": 1964,
+    "training": 1967,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""
