@@ -14,9 +14,9 @@ from mindspore import Tensor, nn, ops
 
 from ascend_ops.host import host_op
 
-HYPER = ("lr", "grad_scale", "apply", "beta1", "beta2", "eps", "zero_grad")
-"""Order of the `hyper` vector, float32 [7]. grad_scale: unscaling and clipping in one factor. apply = 0: no update (the gradients
-overflowed). zero_grad = 1: gradients are set to zero afterwards, for callers that accumulate into them."""
+HYPER = ("lr", "grad_scale", "apply", "beta1", "beta2", "eps")
+"""Order of the `hyper` vector, float32 [6]. grad_scale: unscaling and clipping in one factor. apply = 0: no update (the gradients
+overflowed)."""
 
 
 class AdamRows(nn.Cell):

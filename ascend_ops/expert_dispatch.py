@@ -18,7 +18,6 @@ import numpy as np
 from mindspore import nn, ops
 
 from ascend_ops.device import Signature, device_op
-from ascend_ops.host import host_op
 
 DISPATCH = Signature("ExpertDispatch", {"x": 2, "order": 1}, {"rows": 2}, rows=("x", "rows"))
 COMBINE = Signature(
@@ -69,26 +68,6 @@ class ExpertCombine(nn.Cell):
             return self.move(rows_MH, inverse_T, order_M)
         check_residual(rows_MH, inverse_T, residual_TH)
         return self.add(rows_MH, inverse_T, order_M, residual_TH)
-
-
-class MakeRoutingPlan(nn.Cell):
-    """Stable counting sort of tokens by expert id on the host: the operator `RoutingPlan`, for graphs that route tokens themselves.
-    construct(experts_T) -> order_T, inverse_T, offsets_K1, int32: expert k has the sorted rows offsets[k] … offsets[k + 1] - 1.
-
-    Ascend has no such operator, because the plans of Random Routed Experts are known before the step, where the batch is read.
-    experts: K, at least 1. Raises TypeError or ValueError as `ExpertDispatch`, RuntimeError (the kernel returns 4) for an id
-    outside 0 … K - 1. Not differentiable; it has no float input.
-    """
-
-    def __init__(self, experts: int):
-        super().__init__()
-        if experts < 1:
-            raise ValueError(f"RoutingPlan: experts={experts} is not allowed; a plan needs at least 1 expert")
-        self.op = host_op("RoutingPlan", lambda e: (e, e, (experts + 1,)), lambda e: (e, e, e))
-
-    def construct(self, experts_T):
-        check_index("RoutingPlan", experts_T, "experts", None, "")
-        return self.op(experts_T)
 
 
 def _gather():
@@ -200,7 +179,7 @@ def combine_oracle(rows_MH: np.ndarray, inverse_T: np.ndarray, residual_TH: np.n
 
 
 def plan_oracle(experts_T: np.ndarray, experts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute MakeRoutingPlan in NumPy: order, inverse, offsets."""
+    """Return order, inverse and offsets of tokens sorted by expert, in NumPy; int32."""
     order = np.argsort(experts_T, kind="stable").astype(np.int32)
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order), dtype=np.int32)

@@ -65,9 +65,7 @@ class Matrix:
 
     def copied(self, room: LargePages) -> Matrix:
         """Return a copy of the matrix in memory of `room`."""
-        copy = room.zeros(self.values.shape, self.values.dtype.name)
-        copy[...] = self.values
-        return Matrix(copy, None if self.scales is None else np.array(self.scales))
+        return Matrix(_copy(self.values, room), None if self.scales is None else _copy(self.scales, room))
 
     def rows(self, which: slice | np.ndarray) -> Matrix:
         """Return some of the rows as a matrix."""
@@ -97,6 +95,12 @@ class Matrix:
             return (signed * self.scales[:, :, None, None]).reshape(self.shape)
         wide = self.values.astype(np.float32, copy=False)
         return wide if self.scales is None else wide * self.scales[:, None]
+
+
+def _copy(values: np.ndarray, room: LargePages) -> np.ndarray:
+    copy = room.zeros(values.shape, values.dtype.name)
+    copy[...] = values
+    return copy
 
 
 _SHIFTS = np.arange(0, 16, 4, dtype=np.uint16)[:, None]

@@ -12,10 +12,10 @@ A small dense PanGu-α trains for some steps and then becomes sparse. Three idea
 
     python examples/pangu_sigma.py    # learns Python's manual, Python's source code, and sums: a minute on two cores
 
-NumPy is the host, MindSpore is the device. Where this file pads, copies and waits, the package does not; otherwise both
-compute the same, and weights have the same names. Shape suffixes: B sequences, S tokens of a sequence, T = B·S, H hidden,
-F inner width of an FFN, n heads, d = H/n, V token ids, D domains, N sparse layers, K experts stored in a layer, A entries
-for active experts, C rows of an entry.
+NumPy is the host, MindSpore is the device. The package computes the same in the paper's form, and its weights have the
+same names, but it does not pad, copy and wait where this file does. Shape suffixes: B sequences, S tokens of a sequence,
+T = B·S, H hidden, F inner width of an FFN, n heads, d = H/n, V token ids, D domains, N sparse layers, K experts stored in
+a layer, A entries for active experts, C rows of an entry.
 """
 
 import math

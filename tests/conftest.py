@@ -29,6 +29,7 @@ LONG = [
     "ecss/test_exactness.py",
     "training/test_step.py",
     "test_mindformers_adapter.py",
+    "test_pages.py",
     "npu/test_step.py",
     "ranks/test_launch_training.py",
     "convert/test_mindir.py",

@@ -30,7 +30,7 @@ def test_every_rank_trains_with_the_users_file_folder_and_settings():
     assert run[4:] == ["runs/a", "--allow-data-change", "--no-lock"]
 
 
-def test_a_launch_starts_over_once_and_its_ranks_never_do(tiny_run, tmp_path, monkeypatch):
+def test_a_launch_starts_over_once_and_its_ranks_never_do(tiny_run, tmp_path, monkeypatch, capsys):
     """A rank that starts again after a failure must go on."""
     launched: list[Job] = []
     monkeypatch.setattr("pangu_sigma.ranks.launch.launch", lambda job: launched.append(job) or 0)
@@ -44,6 +44,9 @@ def test_a_launch_starts_over_once_and_its_ranks_never_do(tiny_run, tmp_path, mo
     assert launched[0].command[4:] == [str(run), "--allow-data-change"]
     assert main([*launch, "--set", "train.steps=5"]) == 0
     assert launched[1].command[4:] == [str(run), "--set", "train.steps=5"]
+    (run / "logs").symlink_to(tmp_path)
+    assert main([*launch, "--set", "train.steps=5"]) == 2
+    assert (len(launched), f"{run}/logs is a link" in capsys.readouterr().err) == (2, True)
 
 
 def test_a_layout_that_mindspore_refuses_is_refused_before_ranks_start(capsys):

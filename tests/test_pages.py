@@ -1,20 +1,34 @@
-"""The pages say what is so: their commands are understood, their links lead somewhere, and they build as a site."""
+"""The pages say what is so: their commands are understood and run, their links lead somewhere, and they build as a site.
+
+A comment before a block of commands or Python says what is done with it here: `<!-- run -->`; `<!-- run: slow -->` in slow tests;
+`<!-- parsed: WHY NOT RUN -->`. Those of a page run one after another, with a smaller model and fewer steps, in a folder that has
+what the quickstart leaves: helpers/shown.py. `<!-- file: NAME.yaml -->` makes YAML a file there: these changes of `sigma_tiny`.
+"""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import dropwhile
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 import pytest
+import yaml
+from helpers.shown import write_config, write_folder
 
 import pangu_sigma as ps
-from pangu_sigma.cli import _parser
+from experiments.chaos.launched import free_port
+from pangu_sigma.cli import _parser, main
 
 ROOT = Path(__file__).parents[1]
 README_FOLDERS = ("src", "ascend_ops", "experiments", "tests")
@@ -23,7 +37,11 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/**/*.md", *(f"{folder}/**/README.md" for folder in README_FOLDERS))
     for page in ROOT.glob(pattern)
 )
-FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""A block: what the comment before it says, its language, and its lines."""
+MARK = re.compile(r"run(: slow)?|parsed: .+")
+SMALLER = ((r"(train\.steps\W+)(\d+)00\b", r"\1\2"), (r"model\.dense_layers=6", "model.dense_layers=2"))
+"""What is replaced in a block that is run: a hundredth of the steps, and the layers of helpers/shown.py."""
 INLINE = re.compile(r"`([^`\n]+)`")
 PROMPT = re.compile(
     r"""(?:--prompt |\\?"prompt\\?": ?|\bprompt=|\.generate\(|data-domain="\w+">)["'\\]*(?P<text>[^"'\\<\n]*)["'\\<]"""
@@ -39,7 +57,7 @@ def name(page: Path) -> str:
 
 def shown_commands(page: str) -> Iterator[list[str]]:
     """The words of every command in the bash blocks of a page, and of its code in a sentence that begins with a program of ours."""
-    for language, block in FENCE.findall(page):
+    for _, language, block in FENCE.findall(page):
         if language == "bash":
             yield from shell_commands(block)
     for code in INLINE.findall(FENCE.sub("", page)):
@@ -166,7 +184,7 @@ def test_dead_links_are_seen(tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_python_on_a_page_is_python_and_names_what_there_is(page):
-    for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+    for _, language, block in FENCE.findall(page.read_text(encoding="utf-8")):
         if language == "python":
             names = {
                 node.attr
@@ -185,6 +203,108 @@ def test_no_prompt_that_is_shown_ends_in_a_blank():
     ]
     assert len({file for file, _ in prompts}) > 5 and len(prompts) > 15
     assert [shown for shown in prompts if shown[1].endswith(" ")] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_block_of_commands_is_marked(page):
+    blocks = FENCE.findall(page.read_text(encoding="utf-8"))
+    assert [
+        block for mark, language, block in blocks if language in ("bash", "python") and not MARK.fullmatch(mark)
+    ] == []
+
+
+def pages_with(*marks: str) -> list[Path]:
+    return [page for page in PAGES if any(each[0] in marks for each in FENCE.findall(page.read_text(encoding="utf-8")))]
+
+
+class Reader:
+    """Someone who runs the blocks of a page in the current folder. A server runs until the next one is started, or to the end."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Any] = {}
+        self.port, self.server = free_port(), None
+
+    def run(self, language: str, block: str) -> None:
+        for pattern, smaller in (*SMALLER, ("127.0.0.1:8000", f"127.0.0.1:{self.port}")):
+            block = re.sub(pattern, smaller, block)
+        if language == "python":
+            exec(block, self.names)
+            return
+        for words in shell_commands(block):
+            match words:
+                case ["pangu-sigma", "serve", *_]:
+                    self.serve(words[1:])
+                case ["pangu-sigma", *arguments]:
+                    assert main(arguments) in ((0, 1) if "--check" in arguments else (0,)), shlex.join(words)
+                case ["curl", *_]:
+                    subprocess.run([*words, "--fail-with-body", "--no-progress-meter"], check=True)
+                case _:
+                    raise AssertionError(
+                        f"{shlex.join(words)} cannot be run here: mark its block as parsed, and say why"
+                    )
+
+    def serve(self, arguments: list[str]) -> None:
+        self.stop_server()
+        command = [sys.executable, "-m", "pangu_sigma", *arguments, "--port", str(self.port)]
+        self.server = subprocess.Popen(command)
+        while self.server.poll() is None:
+            with suppress(OSError):
+                return urlopen(f"http://127.0.0.1:{self.port}/health", timeout=60).close()
+            time.sleep(0.1)
+        raise AssertionError(f"{shlex.join(arguments)} ended with {self.server.returncode}")
+
+    def stop_server(self) -> None:
+        if self.server is not None:
+            self.server.terminate()
+            assert self.server.wait(60) == 0
+
+
+@pytest.fixture
+def reader(made_once, tmp_path, monkeypatch) -> Iterator[Reader]:
+    """A reader in a folder of their own, who types a line to `chat`."""
+    monkeypatch.chdir(shutil.copytree(made_once("shown", write_folder), tmp_path / "folder", symlinks=True))
+    monkeypatch.setattr("sys.stdin", io.StringIO("今天\n"))
+    reader = Reader()
+    yield reader
+    reader.stop_server()
+
+
+@pytest.mark.parametrize(
+    ("page", "marks"),
+    [
+        *(pytest.param(page, ["run"], id=name(page)) for page in pages_with("run")),
+        *(
+            pytest.param(page, ["run", "run: slow"], id=f"slow {name(page)}", marks=pytest.mark.slow)
+            for page in pages_with("run: slow")
+        ),
+    ],
+)
+def test_what_a_page_shows_runs(page, marks, reader):
+    if "run: slow" in marks:
+        from helpers.benchmark_files import write_benchmarks  # lm_eval takes seconds to import
+
+        write_benchmarks(Path("benchmarks"))
+    for mark, language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        if mark in marks:
+            reader.run(language, block)
+        elif mark.startswith("file: "):
+            write_config(Path(), mark.removeprefix("file: "), yaml.safe_load(block))
+
+
+@pytest.mark.parametrize("block", ["pangu-sigma train nix", "pangu-sigma inspect sigma_tiny\nbash run_scripts/test.sh"])
+def test_a_block_that_does_not_run_is_seen(reader, block):
+    with pytest.raises(AssertionError, match=block.splitlines()[-1]):
+        reader.run("bash", block)
+
+
+@pytest.mark.slow
+def test_every_idea_of_the_first_hour_trains(reader):
+    page = (ROOT / "docs/first_hour.md").read_text(encoding="utf-8")
+    ideas = re.findall(r"^\|[^|]*\| `(--set [^`]+)`", page, re.MULTILINE)
+    assert len(ideas) == 4
+    for number, idea in enumerate(ideas):
+        reader.run("bash", f"pangu-sigma train sigma_tiny -o runs/{number} {idea}")
+        reader.run("bash", f"pangu-sigma report runs/{number} --against runs/sigma_tiny")
 
 
 def test_the_front_page_is_short():

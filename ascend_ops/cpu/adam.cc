@@ -21,7 +21,7 @@ struct Call {
     for (int i : {hyper_at, decay_at})
       if (!in.is(i, "float32")) return 2;
     K = in.count(step_at), A = in.count(active_at);
-    if (in.count(offsets_at) != A + 1 || (copies && in.count(next_at) != A) || in.count(hyper_at) != 7 || in.count(decay_at) != G) return 3;
+    if (in.count(offsets_at) != A + 1 || (copies && in.count(next_at) != A) || in.count(hyper_at) != 6 || in.count(decay_at) != G) return 3;
     if (K < 1) return 3;
     for (int g = 0; g < G; ++g) {
       const int m = G + g, v = 2 * G + g, grad = 3 * G + g, copy = copies ? 4 * G + g : grad;
@@ -58,7 +58,7 @@ int AdamRowsOf(int n, const Args &in, bool copies) {
 }
 }  // namespace
 
-// G tensors: w[G][K,P] m[G][K,P] v[G][K,P] grad[G][A,P], then step[K] active[A] offsets[A+1] hyper[7] decay[G] -> rows updated [1]
+// G tensors: w[G][K,P] m[G][K,P] v[G][K,P] grad[G][A,P], then step[K] active[A] offsets[A+1] hyper[6] decay[G] -> rows updated [1]
 extern "C" int AdamRows(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
   return AdamRowsOf(n, Args{data, ranks, shapes, dtypes}, false);
 }

@@ -16,7 +16,7 @@ constexpr int64_t kPiece = 16384;  // elements of one piece of the parallel loop
 constexpr int64_t kBlock = 2048;   // elements converted at a time: they stay in the first-level cache
 
 struct Hyper {  // the order of ascend_ops.adam.HYPER
-  float lr, grad_scale, apply, beta1, beta2, eps, zero_grad;
+  float lr, grad_scale, apply, beta1, beta2, eps;
 };
 
 struct Row {
@@ -105,7 +105,7 @@ struct Update {  // of some rows of the tensors of a segment, which share step c
     for (int64_t a = 0; a < A; ++a) {
       const bool used = hyper.apply != 0.0f && offsets[a + 1] != offsets[a];  // no token, or an overflow: nothing changes
       const int64_t to = next ? next[a] : -1;
-      if (!used && to < 0 && hyper.zero_grad == 0.0f) continue;
+      if (!used && to < 0) continue;
       if ((used || to >= 0) && (active[a] < 0 || active[a] >= K || to >= A)) return 4;
       rows.push_back({a, active[a], to, used, 0, 0.0f, 0.0f});
     }
@@ -140,7 +140,6 @@ struct Update {  // of some rows of the tensors of a segment, which share step c
     for (int64_t i = p.begin; i < p.end; i += kBlock) {
       const int64_t n = std::min(kBlock, p.end - i), at = r.row * width[p.tensor] + i, grad_at = r.place * width[p.tensor] + i;
       if (r.used) UpdateBlock(t, at, grad_at, n, s);
-      if (hyper.zero_grad != 0.0f) std::memset(t.grad + grad_at * SizeOf(t.grad_type), 0, n * SizeOf(t.grad_type));
       if (r.next >= 0) Narrowed(t.w + at, t.copy + (r.next * width[p.tensor] + i) * SizeOf(t.copy_type), t.copy_type, n);
     }
   }

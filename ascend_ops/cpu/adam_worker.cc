@@ -210,7 +210,7 @@ int64_t WorkerRead(int64_t number, double *waited, double *spans, int64_t most) 
   return count;
 }
 
-// grad[G][A,P] (copy[G][A,P]) active[A] offsets[A+1] (next[A]) hyper[7] at[2] -> token [1]
+// grad[G][A,P] (copy[G][A,P]) active[A] offsets[A+1] (next[A]) hyper[6] at[2] -> token [1]
 int StartUpdate(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
   const Args in{data, ranks, shapes, dtypes};
   in.f32(n - 1)[0] = 0.0f;
@@ -225,7 +225,7 @@ int StartUpdate(int n, void **data, int *ranks, int64_t **shapes, const char **d
     if (!in.is(i, "int32")) return 2;
   if (!in.is(hyper_at, "float32")) return 2;
   const int64_t A = in.count(active_at);
-  if (in.count(active_at + 1) != A + 1 || (copies && in.count(next_at) != A) || in.count(hyper_at) != 7) return 3;
+  if (in.count(active_at + 1) != A + 1 || (copies && in.count(next_at) != A) || in.count(hyper_at) != 6) return 3;
   for (int g = 0; g < G; ++g) {
     for (int i : {g, copies ? G + g : g}) {
       if (FloatOf(dtypes[i]) == Float::other || in.is(i, "uint16")) return 2;

@@ -152,27 +152,3 @@ extern "C" int ExpertCombine(int n, void **data, int *ranks, int64_t **shapes, c
   }
   return 0;
 }
-
-// experts[T] -> order[T] inverse[T] offsets[K+1]: stable counting sort; K is the length of offsets minus one
-extern "C" int RoutingPlan(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
-  const Args in{data, ranks, shapes, dtypes};
-  if (n != 4) return 1;
-  for (int i = 0; i < 4; ++i)
-    if (!in.is(i, "int32")) return 2;
-  if (ranks[0] != 1 || in.count(1) != in.count(0) || in.count(2) != in.count(0) || in.count(3) < 2) return 3;
-  const int64_t T = in.count(0), K = in.count(3) - 1;
-  const int32_t *experts = in.i32(0);
-  int32_t *order = in.i32(1), *inverse = in.i32(2), *offsets = in.i32(3);
-  for (int64_t t = 0; t < T; ++t)
-    if (experts[t] < 0 || experts[t] >= K) return 4;
-  std::fill(offsets, offsets + K + 1, 0);
-  for (int64_t t = 0; t < T; ++t) ++offsets[experts[t] + 1];
-  for (int64_t k = 0; k < K; ++k) offsets[k + 1] += offsets[k];
-  std::vector<int32_t> next(offsets, offsets + K);
-  for (int64_t t = 0; t < T; ++t) {
-    const int32_t place = next[experts[t]]++;
-    order[place] = static_cast<int32_t>(t);
-    inverse[t] = place;
-  }
-  return 0;
-}

@@ -1,24 +1,26 @@
 """Bench of the host optimizer: the kernel by itself, and the whole pipeline around it, against torch, DeepSpeed and MindSpore.
 
 The pipeline is all that a step in half precision with weights on the host needs: norm of the gradients, unscaling, clipping, AdamW,
-a half-precision copy of the weights for the device, gradients back to zero. Ours is two passes over memory; peers are called the
+a half-precision copy of the weights for the device. Ours is two passes over memory; peers are called the
 way their users call them.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mutable, nn, ops
 
 from ascend_ops.adam import HYPER, AdamRows, SquareSum
-from ascend_ops.library import cpu_library
+from ascend_ops.library import FLAGS, cache_folder, compile_library
 from experiments.bench.harness import Row, absent, compare, take_turns
 from pangu_sigma.device import use_cpu
 from pangu_sigma.model.declare import wrap_array
@@ -82,7 +84,7 @@ class _Update(nn.Cell):
         tensors, rows = len(arrays.weights), len(arrays.weights[0])
         self.step = Parameter(Tensor(np.zeros(rows, np.int32)), name="step")
         self.decay = Tensor(np.full(tensors, DECAY, np.float32))
-        fixed = {"lr": LR, "apply": 1.0, "beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS, "zero_grad": float(half)}
+        fixed = {"lr": LR, "apply": 1.0, "beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS}
         self.fixed = Tensor(np.array([fixed.get(name, 0.0) for name in HYPER], np.float32))
         self.scale_at = Tensor(np.eye(len(HYPER), dtype=np.float32)[HYPER.index("grad_scale")])
         self.adam, self.square_sum, self.half = AdamRows(), SquareSum(), half
@@ -170,7 +172,11 @@ def _traffic() -> Callable[[], Any]:
 
     It goes tensor by tensor: four streams that are a power of two apart would share the same lines of the caches.
     """
-    function = ctypes.CDLL(cpu_library()).AdamTraffic
+    source = Path(__file__).with_name("adam_traffic.cc")
+    library = cache_folder() / f"adam_traffic_{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
+    if not library.exists():
+        compile_library(library, [*FLAGS, str(source)], "the traffic of Adam")
+    function = ctypes.CDLL(str(library)).AdamTraffic
     arrays, grads = Arrays.of(TENSORS, 1, SIZE), [np.full(SIZE, 1e-3, np.float32) for _ in range(TENSORS)]
 
     def work() -> None:

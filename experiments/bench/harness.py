@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ RUNS = 9
 
 MOST_STALL = 5.0
 """Our limit for the share of a step, in percent, that waits for experts to be brought."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Row:
     runs: int
     limit: float | None = None
     """The most that `ours` may be; None in a comparison."""
+
+    def __post_init__(self) -> None:
+        # A bench that is ended later has shown it.
+        logger.info("%s: ours %.2f %s, %s", self.case, self.ours, self.unit, f"{self.peer} {_beside(self)}".strip())
 
     @property
     def ok(self) -> bool | None:

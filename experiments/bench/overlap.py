@@ -22,7 +22,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pangu_sigma.ecss.cores import DIVISION
 
 from ascend_ops.adam import HYPER
 from ascend_ops.adam_worker import AdamWorker
@@ -62,8 +61,7 @@ def run(peers: bool) -> list[Row]:
 def overlapped(tokens: int, core: int) -> list[Row]:
     """Rows of the case `paper overlapped` with so many tokens a step. core: the worker's."""
     use_cpu()
-    DIVISION.of_worker = [core]
-    lab = OverlapLab(tokens)
+    lab = OverlapLab(tokens, core)
     case = (
         f"paper overlapped: 4 dense + 1 RRE layer of {MODEL['hidden']} x {MODEL['ffn']}, "
         f"{MODEL['experts_per_domain']} experts a domain, 1 of {DOMAINS} domains active, {tokens} tokens, head of {HEAD} rows, "
@@ -178,8 +176,9 @@ class EndlessUpdates:
 class OverlapLab(Lab):
     """One set of expert arrays, and steps over it whose host work is the worker's."""
 
-    def __init__(self, tokens: int):
-        self._tokens = tokens
+    def __init__(self, tokens: int, core: int):
+        """core: the worker's."""
+        self._tokens, self._core = tokens, core
         super().__init__(MODEL, DOMAINS)
         for experts in self._store.segments:
             for array in [*experts.moments, *experts.variances]:
@@ -188,14 +187,23 @@ class OverlapLab(Lab):
     def run(self) -> SyntheticRun:
         """A run whose worker updates the active experts."""
         config = self._config(self._tokens)
-        return SyntheticRun(config, HostStore(config, SharedTier(self._store)))
+        return self._with_worker(config, HostStore)
 
     def offloaded_all(self) -> SyntheticRun:
         """A run that fetches all experts in its graph, and whose worker updates all."""
         config = self._config(self._tokens, enabled=False, prefetch=False)
         # not a configuration of the product, which would refuse it: a worker, and no separation
         config = config.model_copy(update={"ecss": config.ecss.model_copy(update={"update": "worker"})})
-        return SyntheticRun(config, _Offloaded(config, SharedTier(self._store)))
+        return self._with_worker(config, _Offloaded)
+
+    def _with_worker(self, config: Config, kind: type[HostStore]) -> SyntheticRun:
+        """Make a run while this thread is on the worker's core, which the worker's thread inherits."""
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, [self._core])
+        try:
+            return SyntheticRun(config, kind(config, SharedTier(self._store)))
+        finally:
+            os.sched_setaffinity(0, before)
 
     def _config(self, tokens: int, enabled: bool = True, **ecss: Any) -> Config:
         model = MODEL | {"seq_length": tokens, "slot_rows": HEAD}

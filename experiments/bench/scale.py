@@ -20,6 +20,7 @@ from experiments.bench.harness import MOST_STALL, Row, compare, limit, take_turn
 from experiments.bench.synthetic import SyntheticRun, config_of
 from experiments.peers import Worker
 from pangu_sigma.device import use_cpu
+from pangu_sigma.host_memory import available_memory
 
 STORED = (16, 64, 256, 640)
 """Numbers of stored experts of a layer; one domain of four experts is active in a step."""
@@ -38,6 +39,8 @@ GROWING_BATCH = 4
 IN_FILES, IN_MEMORY = 60, 8
 """Number of domains stored in files, and in memory; each has an expert in each of eight layers."""
 CACHE_GIB, MOST_GIB = 1.25, 6.0
+PEER_GIB = 11.0
+"""Resident memory of the peer whose store is in memory, as measured."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +65,24 @@ def run(peers: bool) -> list[Row]:
 
 
 def in_files(update: str) -> list[Row]:
-    """Rows of the file store; none, with a warning, if the disk of the working directory has no room. update: `ecss.update`."""
+    """Rows of the file store; none, with a warning, if the disk of the working directory or the memory has no room.
+
+    update: the key `ecss.update`
+    """
+    free = available_memory()
+    if free is not None and free < (MOST_GIB + PEER_GIB) * (1 << 30):
+        logger.warning(
+            "bench scale: the file store with ecss.update: %s and its peer need %.0f GiB of memory, and %.1f GiB are free; skipped",
+            update,
+            MOST_GIB + PEER_GIB,
+            free / (1 << 30),
+        )
+        return []
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         needed = 12 * stored_experts.parameters(IN_FILES)
         if shutil.disk_usage(folder).free < 1.1 * needed:
             logger.warning(
-                "bench scale: %s has less than %.0f GiB for the file store", folder, 1.1 * needed / (1 << 30)
+                "bench scale: %s has less than %.0f GiB for the file store; skipped", folder, 1.1 * needed / (1 << 30)
             )
             return []
         with _worker(IN_FILES, folder, update) as files, _worker(IN_MEMORY, None, update) as memory:

@@ -70,7 +70,7 @@ class Segmented(nn.Cell):
     def construct(self, x_TH, *inputs):
         count = 3 * self.segments + 1  # only the first segment has b2
         weights, residual_TH, plans = inputs[:count], inputs[count], inputs[count + 1 :]
-        segments = ((*plans[:3], *weights[:4]),)
+        segments: tuple = ((*plans[:3], *weights[:4]),)
         for s in range(1, self.segments):
             segments += ((*plans[3 * s : 3 * s + 3], *weights[3 * s + 1 : 3 * s + 4]),)
         return self.ffn(residual_TH, x_TH, None, *segments)

@@ -24,7 +24,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops import functional as F
 
-from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch, MakeRoutingPlan
+from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from ascend_ops.grouped_ffn import GroupedFFN
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config, ConfigError
@@ -59,7 +59,7 @@ class GatedFFN(nn.Cell):
         self.scores = ops.MatMul(transpose_b=True)
         self.softmax = softmax()
         self.best, self.join = ops.Argmax(-1, ms.int32), ops.Concat()
-        self.plan, self.dispatch, self.combine = MakeRoutingPlan(self.each), ExpertDispatch(), ExpertCombine()
+        self.plan, self.dispatch, self.combine = _Plan(self.each), ExpertDispatch(), ExpertCombine()
         self.ffn = GroupedFFN(config.model.activation)
         self.pick, self.mean = ops.GatherD(), ops.ReduceMean()
         self.balanced = _AlsoMinimises()
@@ -83,6 +83,25 @@ class GatedFFN(nn.Cell):
         shares_K = F.stop_gradient(F.cast(received_K, ms.float32) / x_TH.shape[0])
         balance = self.experts / self.groups * ops.ReduceSum()(shares_K * self.mean(p_TK, 0), 0)
         return residual_TH + F.depend(self.balanced(sum_TH, BALANCE * balance), F.assign(self.received, received_K))
+
+
+class _Plan(nn.Cell):
+    """construct(experts_T) -> order_T, inverse_T, offsets_E1, int32: tokens sorted by expert, those of one expert in their order. A
+    gate decides in the graph, so the graph sorts."""
+
+    def __init__(self, experts: int):
+        super().__init__()
+        self.experts, self.sort, self.add_up = experts, ops.Sort(), ops.CumSum()
+
+    def construct(self, experts_T):
+        tokens = F.shape(experts_T)[0]
+        _, order_T = self.sort(
+            experts_T * tokens + ops.arange(tokens)
+        )  # keys that differ: equal experts keep their order
+        _, inverse_T = self.sort(order_T)
+        received_TE = F.cast(F.expand_dims(experts_T, 1) == ops.arange(self.experts), ms.float32)
+        offsets_E = F.cast(self.add_up(ops.ReduceSum()(received_TE, 0), 0), ms.int32)
+        return order_T, inverse_T, ops.concat((ops.zeros((1,), ms.int32), offsets_E))
 
 
 class _AlsoMinimises(nn.Cell):

@@ -23,7 +23,7 @@ from pangu_sigma.npu.host.environment import chip_in_environment, chip_of_host
 from pangu_sigma.ranks import launch
 from pangu_sigma.ranks.layout import axes_text
 from pangu_sigma.shipped import config_path
-from pangu_sigma.writable import check_folder_writable
+from pangu_sigma.writable import check_folder_writable, refuse_link
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ def launch_training(
         return launch.dry_run(job)
     launch.check_job(job)
     check_folder_writable(output, "--output")
+    refuse_link(job.logs)
     if not job.devices:
         check_training_fits(config, job.local)
     for change in check_start(output, config, StartOptions(start_over, allow_data_change)):

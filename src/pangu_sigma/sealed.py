@@ -123,6 +123,13 @@ def seal_folder(
     write_atomically(folder / SEAL, sealed({**facts, "files": files}))
 
 
+def add_to_seal(folder: Path, name: str) -> None:
+    """Add an existing file to the seal of a folder, or its new content. Raises OSError, and DamagedFile for a damaged seal."""
+    body = unsealed(folder / SEAL, "make the folder again")
+    files = {**body["files"], name: fingerprint(folder / name)}
+    write_atomically(folder / SEAL, sealed({**body, "files": files}))
+
+
 def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = True) -> dict[str, Any]:
     """Verify the files of a sealed folder, and return the contents of the seal. Raises DamagedFile if one is missing or differs.
 

@@ -38,6 +38,14 @@ def check_folder_writable(folder: Path, option: str) -> None:
         raise NotWritable(f"{option} {folder}: cannot write into {existing}: {reason}; {fix}") from error
 
 
+def refuse_link(path: Path) -> None:
+    """Raise NotWritable for a link in the place of a file or folder of our own: what it names may be somebody else's."""
+    if path.is_symlink():
+        raise NotWritable(
+            f"{path} is a link, and what it names would be written; put the link's target there, or remove it"
+        )
+
+
 def check_file_writable(file: Path, option: str) -> None:
     """Raise NotWritable unless `file` can be made: its folder exists, and it does not. A device may exist, such as /dev/stdout."""
     named = argument(option)

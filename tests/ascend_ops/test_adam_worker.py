@@ -19,7 +19,7 @@ from ascend_ops.adam_worker import AdamWorker, AdamWorkerError
 
 ROWS, ACTIVE, WIDTHS = 7, 3, (2500, 40)
 """Stored and active experts of a segment, and the elements of its two tensors: one of several blocks, and one of less than one."""
-CLEAN = {"lr": 1e-2, "grad_scale": 0.5, "apply": 1.0, "beta1": 0.8, "beta2": 0.95, "eps": 1e-20, "zero_grad": 0.0}
+CLEAN = {"lr": 1e-2, "grad_scale": 0.5, "apply": 1.0, "beta1": 0.8, "beta2": 0.95, "eps": 1e-20}
 KINDS = {
     "clean": {},
     "clipped": {"grad_scale": 0.125},

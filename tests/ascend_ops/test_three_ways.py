@@ -26,11 +26,7 @@ def test_emulated_equals_cpu_equals_oracle(emulators, call_kernel, target: tuple
     rng = np.random.default_rng(tokens)
     emulator, dtype = emulators[target], np.dtype(target[1])
     ids = rng.integers(0, experts, tokens).astype(np.int32)
-    order, inverse, offsets = plan_oracle(ids, experts)
-    cpu_plan = [np.empty_like(part) for part in (order, inverse, offsets)]
-    assert call_kernel("RoutingPlan", ids, *cpu_plan) == 0
-    for cpu, oracle in zip(cpu_plan, (order, inverse, offsets), strict=True):
-        assert np.array_equal(cpu, oracle)
+    order, inverse, _ = plan_oracle(ids, experts)
 
     x, residual = (rng.standard_normal((tokens, hidden)).astype(dtype) for _ in range(2))
     order[rng.integers(0, tokens)] = -1  # a row that nobody takes

@@ -485,6 +485,25 @@ def test_leftovers_of_an_interrupted_save_are_never_loaded_and_removed_by_the_ne
     assert names(tmp_path) == ["LATEST", "step_00000100", "step_00000300"]
 
 
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path, caplog):
+    save(tmp_path, 100)
+    save(tmp_path, 200).rename(tmp_path / "step_00000300")
+    with pytest.raises(
+        DamagedCheckpoint, match=r"step_00000300/manifest\.json: is of step 200, which its folder's name"
+    ):
+        load_checkpoint(tmp_path / "step_00000300")
+    (tmp_path / "LATEST").write_text("step_00000300\n")
+    assert_is(load_checkpoint(tmp_path), 100)
+
+
+def test_a_pipe_in_the_place_of_latest_is_not_read(tmp_path: Path, caplog):
+    save(tmp_path, 100)
+    (tmp_path / "LATEST").unlink()
+    os.mkfifo(tmp_path / "LATEST")
+    assert_is(load_checkpoint(tmp_path), 100)
+    assert "LATEST is missing or names none" in caplog.text
+
+
 def test_a_link_in_the_place_of_an_unfinished_save_is_told_as_what_it_is(tmp_path: Path, caplog):
     """It is removed, so that no checkpoint is lost; what it points to is neither read nor changed."""
     root, outside = tmp_path / "checkpoints", tmp_path / "outside"

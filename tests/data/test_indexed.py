@@ -21,6 +21,7 @@ from pangu_sigma.data.indexed import (
     write_tokens,
 )
 from pangu_sigma.errors import DataError
+from pangu_sigma.sealed import fingerprint
 
 DOCUMENTS = [[5, 6, 7, 9], [9], [100, 200, 9]]
 
@@ -76,6 +77,7 @@ def test_shards_are_the_text_cut_at_the_first_end_of_a_document_after_their_size
     for ids in documents:
         writer.append(ids)
     writer.close()
+    assert writer.hashes == {name: fingerprint(folder / name)["xxh3_128"] for name in names_in(folder)}
     shards, read = token_shards("x.y", names_in(folder)), []
     assert names_in(folder) == sorted(path.name for shard in shards for path in paths_of(folder / shard))
     for number, shard in enumerate(shards):

@@ -236,6 +236,21 @@ def test_only_whole_data_of_this_format_is_whole(tiny_data, copy):
         PreparedData(copy).verify_all()
 
 
+@pytest.mark.parametrize("name", ["en.train.bin", "zh.held_out.bin"])
+def test_data_without_tokens_that_were_counted_are_not_whole(copy, name):
+    """Their manifest is right about what is there."""
+    os.truncate(copy / name, (copy / name).stat().st_size - 4)
+    reseal(copy)
+    with pytest.raises(
+        DataError, match=rf"{name[:-4]} have [\d,]+ tokens, [\d,]+ were counted; .*run prepare-data again"
+    ):
+        PreparedData(copy).verify_all()
+    (copy / name).unlink()
+    reseal(copy)
+    with pytest.raises(DataError, match=rf"{name[:-4]} have 0 tokens"):
+        PreparedData(copy).verify_all()
+
+
 def test_the_content_hash_is_that_of_the_text(tiny_data, copy):
     manifest = load_manifest(tiny_data)
     assert manifest.content_hash == load_manifest(copy).content_hash

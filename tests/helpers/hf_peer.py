@@ -28,8 +28,8 @@ def answer(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
     for domain, asked in task.items():
         tokenizer.domain = domain
         ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in asked["texts"]]
-        ends = tokenizer(asked["texts"][0] + tokenizer.eos_token, split_special_tokens=False)["input_ids"]
-        assert ends == [*ids[0], tokenizer.eos_token_id], ends
+        ends = tokenizer(asked["texts"][1] + tokenizer.eos_token)["input_ids"]
+        assert ends == [*ids[1], tokenizer.eos_token_id], ends
         said[domain] = {"ids": ids, "decoded": tokenizer.batch_decode(ids, skip_special_tokens=True)}
         with torch.no_grad():
             logits[domain] = model(torch.tensor([asked["ids"]]), domain=domain).logits[0].numpy()

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from pangu_sigma.inherit.equality import Agreement, Cutting
 from pangu_sigma.inherit.receipt import LINEAGE_FILE, Receipt, SlotReceipt, format_receipt
+from pangu_sigma.sealed import check_folder, seal_folder
 
 RECEIPT = Receipt(
     parent="released/alpha",
@@ -34,7 +35,9 @@ RECEIPT = Receipt(
 
 
 def test_it_is_kept_with_every_number(tmp_path):
+    seal_folder(tmp_path, [], {"format": 2})
     RECEIPT.save(tmp_path)
+    assert check_folder(tmp_path, "")["files"].keys() == {LINEAGE_FILE}
     kept = json.loads((tmp_path / LINEAGE_FILE).read_text(encoding="utf-8"))
     assert kept["parent_hash"] == "ab12"
     assert kept["slots"] == [{"name": "zh", "parent_slot": "alpha", "rows": 100, "copied": 90, "new": 10, "lost": 929}]

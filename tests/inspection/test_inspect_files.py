@@ -20,7 +20,7 @@ from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused, tensor_shapes
 from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
-from pangu_sigma.sealed import sealed, unsealed
+from pangu_sigma.sealed import add_to_seal, sealed, unsealed
 from pangu_sigma.stored import alpha as module
 from pangu_sigma.stored.open import open_model
 
@@ -124,6 +124,16 @@ def test_a_flipped_bit_in_any_file_of_a_run_is_damage(forms, tmp_path):
         (message,) = inspect_files(copy, verify=True).damaged
         assert file.name in message or (file.parent.name == STEP and "manifest" in file.name), file
         file.write_bytes(content)
+
+
+def test_a_missing_record_of_the_origin_is_damage(forms, tmp_path):
+    copy = shutil.copytree(forms["run"], tmp_path / "run")
+    (copy / "lineage.json").write_bytes(sealed({"kind": "inherit", "parent": "/alpha"}, record=True))
+    add_to_seal(copy, "lineage.json")
+    assert inspect_files(copy, verify=True).damaged == []
+    (copy / "lineage.json").unlink()
+    (message,) = inspect_files(copy, verify=True).damaged
+    assert message.startswith(f"{copy / 'lineage.json'}: No such file") and "make the model again" in message
 
 
 def test_a_checkpoint_that_lacks_an_array_is_not_verified(forms, tmp_path):

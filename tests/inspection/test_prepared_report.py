@@ -20,6 +20,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.inspection import prepared_report
 from pangu_sigma.inspection.prepared_numbers import EXPERT_COUNTS, measure_prepared
 from pangu_sigma.inspection.prepared_report import format_prepared, write_prepared_report
+from pangu_sigma.writable import NotWritable
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,14 @@ def test_the_command_and_the_function_take_the_folder(numbers, tmp_path, capsys)
     assert found["domains"]["zh"]["tokens"] == numbers.domains[0].tokens
     with pytest.raises(ConfigError, match=r"against.* compares runs, and .* is prepared data"):
         ps.report(numbers.folder, against=[tmp_path])
+
+
+def test_a_linked_folder_of_reports_is_not_followed(numbers, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "data.report").symlink_to("mine")
+    with pytest.raises(NotWritable, match=r"data\.report is a link"):
+        write_prepared_report(dataclasses.replace(numbers, folder=tmp_path / "data"))
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(numbers):

@@ -21,5 +21,4 @@ def test_every_number_is_where_the_operator_reads_it():
         "beta1": 0.5,
         "beta2": 0.75,
         "eps": 0.125,
-        "zero_grad": 0.0,
     }

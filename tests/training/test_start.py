@@ -207,6 +207,16 @@ def test_a_damaged_file_is_named_and_training_makes_it_again(tiny_data, run, nam
     assert name in caplog.text
 
 
+def test_the_record_of_the_origin_stays_in_a_seal_that_is_made_again(tiny_data, run):
+    (run / "lineage.json").write_bytes(sealed({"kind": "inherit"}, record=True))
+    (run / "seal.json").unlink()
+    start_run(run, tiny_config(tiny_data))
+    assert open_model(run, "run").lineage == {"kind": "inherit"}
+    (run / "lineage.json").unlink()
+    with pytest.raises(DamagedFile, match=r"lineage\.json: No such file"):
+        _ = open_model(run, "run").lineage
+
+
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "gone"])
 def test_a_configuration_that_was_edited_or_damaged_is_refused_with_the_way_back(tiny_data, run, fault):
     whole = (run / "config.yaml").read_bytes()

@@ -31,13 +31,15 @@ def test_every_size_is_held_against_the_smallest(monkeypatch: pytest.MonkeyPatch
 def test_the_same_steps_in_files_and_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stored_experts, "STORED_MODEL", MODEL | {"experts_per_domain": 1})
     monkeypatch.setattr(stored_experts, "STORED_LENGTH", 16)
-    runs = [stored_experts.start(3, folder, 0.01, "step", 1.0) for folder in (None, str(tmp_path / "store"))]
+    runs = [stored_experts.start(3, folder, 0.01, "step") for folder in (None, str(tmp_path / "store"))]
     losses = [[run.advance() for _ in range(4)] for run in runs]
     assert losses[0] == losses[1]
     assert 0 < stored_experts.resident()["gib"] <= stored_experts.resident()["peak_gib"]
 
 
-def test_memory_and_stall_of_the_file_store_are_held_against_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_memory_and_stall_of_the_file_store_are_held_against_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     class Answers:
         started = {"parameters": 2_000_000_000}  # noqa: RUF012
 
@@ -53,12 +55,15 @@ def test_memory_and_stall_of_the_file_store_are_held_against_limits(tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40))
     monkeypatch.setattr(scale, "_worker", lambda domains, folder, update: Answers())
+    monkeypatch.setattr(scale, "available_memory", lambda: 18 << 30)
+    caplog.set_level("INFO")
     rows = {row.peer: row for row in scale.in_files("worker")}
     assert (rows["peak resident memory"].ours, rows["peak resident memory"].limit) == (6.5, scale.MOST_GIB)
     assert rows["peak resident memory"].ok is False
     assert (rows["stall, of the step"].ours, rows["stall, of the step"].limit) == (0.0, 5.0)
     assert rows["stall, of the step"].ok is True
     assert "2.00 B parameters in files" in rows["in memory"].case
+    assert "ours 6.50 GiB, peak resident memory" in caplog.text
 
 
 def test_without_room_on_the_disk_there_is_no_case(
@@ -66,6 +71,13 @@ def test_without_room_on_the_disk_there_is_no_case(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 30))
+    monkeypatch.setattr(scale, "available_memory", lambda: 18 << 30)
     assert scale.in_files("step") == []
     assert "GiB for the file store" in caplog.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_room_in_memory_there_is_no_case(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(scale, "available_memory", lambda: 16 << 30)
+    assert scale.in_files("step") == []
+    assert "need 17 GiB of memory, and 16.0 GiB are free; skipped" in caplog.text

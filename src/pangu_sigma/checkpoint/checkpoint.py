@@ -36,7 +36,7 @@ from pangu_sigma.checkpoint.format import (
 )
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part, decode_parts
-from pangu_sigma.checkpoint.root import candidates, latest_checkpoint
+from pangu_sigma.checkpoint.root import ASIDE, candidates, latest_checkpoint
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
 from pangu_sigma.sealed import DamagedFile, verify
@@ -134,6 +134,11 @@ def _load_directory(path: Path, expected: Identity | None, ranks: Ranks, verifie
                 verify(path / name, recorded, ANOTHER, verified)
     except (RankError, DamagedFile) as error:
         raise DamagedCheckpoint(str(error)) from error
+    step, named = manifest["step"], CHECKPOINT_NAME.fullmatch(path.name.removeprefix(ASIDE))
+    if named and int(named[1]) != step:
+        raise DamagedCheckpoint(
+            f"{path / MANIFEST}: is of step {step}, which its folder's name does not say; {ANOTHER}"
+        )
     identity = Identity(**manifest["identity"])
     if expected is not None:
         _refuse_other(path, identity, expected)
@@ -145,7 +150,7 @@ def _load_directory(path: Path, expected: Identity | None, ranks: Ranks, verifie
     except (DamagedFile, ValueError, OSError, RecursionError) as error:
         # the file has its hash, and is not what a save writes
         raise DamagedCheckpoint(f"{error}; {ANOTHER}") from error
-    return Checkpoint(manifest["step"], state, identity, files)
+    return Checkpoint(step, state, identity, files)
 
 
 def _read_arrays(file: Path) -> dict[str, SavedArray]:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 NEXT_LATEST = f"{UNFINISHED}{LATEST}"
 """Name of the file that is renamed to LATEST."""
-_ASIDE = f"{UNFINISHED}replaced-"
+ASIDE = f"{UNFINISHED}replaced-"
 """Prefix of a checkpoint that is renamed while another one of the same step replaces it."""
 
 
@@ -46,7 +46,7 @@ def candidates(root: Path) -> list[Path]:
     LATEST if the checkpoint that it names exists, because such a checkpoint is whole and healthy.
     """
     found = _checkpoints(root)
-    names = [path.name.removeprefix(_ASIDE) for path in found]
+    names = [path.name.removeprefix(ASIDE) for path in found]
     name, coming = _named(root / LATEST), _named(root / NEXT_LATEST)
     if coming in names and coming != name:
         logger.warning("%s does not name %s, whose save was interrupted; trying that first", root / LATEST, coming)
@@ -91,7 +91,7 @@ def _note(root: Path, name: str) -> Path:
 def _move_into_place(unfinished: Path, target: Path) -> None:
     """Rename a folder to `target`. An earlier checkpoint of the same step is renamed before, and back if this fails."""
     if target.exists():
-        aside = target.with_name(f"{_ASIDE}{target.name}")
+        aside = target.with_name(f"{ASIDE}{target.name}")
         target.rename(aside)
         try:
             unfinished.rename(target)
@@ -104,8 +104,8 @@ def _move_into_place(unfinished: Path, target: Path) -> None:
 
 def recover_interrupted_save(root: Path) -> None:
     """Complete a killed save if its folder has the checkpoint's name, else remove its files. No process may read or save then."""
-    for aside in root.glob(f"{_ASIDE}*"):
-        if not (target := root / aside.name.removeprefix(_ASIDE)).exists():
+    for aside in root.glob(f"{ASIDE}*"):
+        if not (target := root / aside.name.removeprefix(ASIDE)).exists():
             aside.rename(target)
     name = _named(root / NEXT_LATEST)
     if name is not None and (root / name).exists():
@@ -164,7 +164,8 @@ def remove_leftovers(root: Path) -> None:
 def _named(file: Path) -> str | None:
     """Return the checkpoint's name in LATEST or the next LATEST; None if it cannot be read or names no checkpoint."""
     with suppress(OSError):
-        name = file.read_bytes()[:100].decode(errors="replace").strip()
+        # a pipe has no end
+        name = file.read_bytes()[:100].decode(errors="replace").strip() if file.is_file() else ""
         if CHECKPOINT_NAME.fullmatch(name):
             return name
     return None
@@ -183,11 +184,11 @@ def _checkpoints(root: Path) -> list[Path]:
     whole = [
         path
         for name, path in found.items()
-        if CHECKPOINT_NAME.fullmatch(usual := name.removeprefix(_ASIDE)) and (usual == name or usual not in found)
+        if CHECKPOINT_NAME.fullmatch(usual := name.removeprefix(ASIDE)) and (usual == name or usual not in found)
     ]
     return sorted(whole, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
     """Return the step of a checkpoint's directory."""
-    return int(path.name.removeprefix(_ASIDE).removeprefix("step_"))
+    return int(path.name.removeprefix(ASIDE).removeprefix("step_"))

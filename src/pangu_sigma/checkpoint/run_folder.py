@@ -27,6 +27,7 @@ from pangu_sigma.lock import folder_lock
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.writable import refuse_link
 
 WAY_BACK_OF_CONFIG = (
     "change keys with --set; to have it as it was, remove the file: `pangu-sigma train` writes that of the newest checkpoint "
@@ -105,15 +106,22 @@ def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int) -> No
         )
 
 
+_WRITTEN = (CHECKPOINTS, "metrics.jsonl", "tensorboard", "report", "logs", "profile", "finetune")
+"""Names of what training writes, prunes or cuts in a run folder, which may itself be reached through a link; they may not."""
+
+
 @contextmanager
 def one_writer(path: Path, required: bool = True, ranks: Ranks = SINGLE_PROCESS) -> Iterator[None]:
     """Hold the write lock of a run folder in a `with` statement. A missing folder is created. Rank 0 takes the lock for all ranks.
 
-    required: False to go on where the file system has no locks. Raises LockError, or ConfigError if the folder cannot be created.
+    required: False to go on where the file system has no locks. Raises LockError, ConfigError if the folder cannot be created,
+    and NotWritable for a link in the place of what a run writes in it.
     """
     with ExitStack() as held:
         with ranks.fail_together(f"locking {path}"), name_unwritable(path):
             if ranks.first:
+                for name in _WRITTEN:
+                    refuse_link(path / name)
                 held.enter_context(folder_lock(path, required))
         yield
 

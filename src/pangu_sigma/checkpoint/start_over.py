@@ -23,7 +23,7 @@ SET_ASIDE = "set_aside_"
 
 _METRICS = "metrics.jsonl"
 _MOVED = (CHECKPOINTS, _METRICS, "tensorboard", "report")
-_COPIED = (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, SEAL)
+_COPIED = (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, SEAL, LINEAGE_FILE)
 
 
 def start_over(run: Path) -> None:

@@ -12,7 +12,7 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.hf_folder import write_hf_folder
-from pangu_sigma.sealed import sealed, write_atomically
+from pangu_sigma.sealed import add_to_seal, sealed, write_atomically
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import KIND_NAMES, open_model
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder, write_step_0
@@ -56,6 +56,7 @@ def write_run(model: StoredModel, folder: Path) -> Path:
             "before": model.lineage,
         }
         write_atomically(path / LINEAGE_FILE, sealed(receipt, record=True))
+        add_to_seal(path, LINEAGE_FILE)
     logger.info(
         "%s: the weights of step %d are its step 0; Adam's state and the position in the data start from nothing. To train on, set "
         "data.path to data prepared with the same vocabulary (hash %s…); it is %s now",

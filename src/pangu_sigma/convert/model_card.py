@@ -173,8 +173,8 @@ a tensor with the number of each sequence's domain. An id that the domain's slot
 lowest number.{tags} A text that is trained on ends with `<eot>`, which you add: `text + tokenizer.eos_token`, or the id. Names of
 special tokens in a text are these tokens, unless the tokenizer is called with `split_special_tokens=True`. What follows `<eot>`
 in a sequence is another text: it begins at position 0 and does not see the first, so several texts can be packed. Not there:
-`position_ids`, `inputs_embeds`, `output_attentions`, caches other than `DynamicCache`, flash and flex attention, more tokens,
-pairs of texts, a chat template and `torch.export`.
+`position_ids`, `inputs_embeds`, `output_attentions`, caches other than `DynamicCache`, flash and flex attention, `add_tokens`,
+`resize_token_embeddings`, pairs of texts, a chat template and `torch.export`.
 
 LoRA: `LoraConfig(target_modules=["query", "key", "value", "output", "up", "down"])`, where `up` and `down` are those of dense
 FFNs and experts alike; an expert learns only from the tokens that it meets. lm_eval needs the domain twice:

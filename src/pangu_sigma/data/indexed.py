@@ -65,12 +65,14 @@ class ShardWriter:
     """Writer of documents to the token files of a domain and split. It holds the lengths of one shard's documents in memory.
 
     A shard ends with the document that reaches `shard_bytes`. The only shard is `prefix`.bin and `prefix`.idx, several are
-    numbered. Methods raise OSError.
+    numbered. Methods raise OSError. hashes: xxh3_128 of what was written, by the name of the file.
     """
 
     def __init__(self, prefix: Path, shard_bytes: int | None = None):
         """shard_bytes: bytes of ids at which a shard is full; None: TOKEN_SHARD_BYTES."""
         self._prefix, self._most = prefix, TOKEN_SHARD_BYTES if shard_bytes is None else shard_bytes
+        self.hashes: dict[str, str] = {}
+        self._digest = xxhash.xxh3_128()  # of the shard's `.bin`
         self._shards = 0  # that are complete
         self._lengths = array("i")
         self._bytes = 0
@@ -82,6 +84,7 @@ class ShardWriter:
             self._next_shard()
         content = np.asarray(ids, "<i4").tobytes()
         self._file.write(content)
+        self._digest.update(content)
         self._lengths.append(len(content) // 4)
         self._bytes += len(content)
 
@@ -89,26 +92,34 @@ class ShardWriter:
         """Complete the last shard."""
         self._file.close()
         prefix = self._numbered(self._shards) if self._shards else self._prefix
-        paths_of(prefix)[1].write_bytes(index_of(np.asarray(self._lengths, "<i4")))
+        ids, index = paths_of(prefix)
+        content = index_of(np.asarray(self._lengths, "<i4"))
+        index.write_bytes(content)
+        self.hashes |= {ids.name: self._digest.hexdigest(), index.name: xxhash.xxh3_128_hexdigest(content)}
 
     def _next_shard(self) -> None:
         self.close()
         if not self._shards:  # what looked like the only one is the first
             for old, new in zip(paths_of(self._prefix), paths_of(self._numbered(0)), strict=True):
                 old.rename(new)
+                self.hashes[new.name] = self.hashes.pop(old.name)
         self._shards += 1
-        self._lengths, self._bytes = array("i"), 0
+        self._lengths, self._bytes, self._digest = array("i"), 0, xxhash.xxh3_128()
         self._file = paths_of(self._numbered(self._shards))[0].open("wb")
 
     def _numbered(self, number: int) -> Path:
         return self._prefix.with_name(_shard(self._prefix.name, number))
 
 
-def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray], shard_bytes: int | None = None) -> None:
-    """Write documents to token files. documents: token ids of each document, with its <eot>. Arguments as of `ShardWriter`."""
+def write_tokens(
+    prefix: Path, documents: Iterable[Sequence[int] | np.ndarray], shard_bytes: int | None = None
+) -> dict[str, str]:
+    """Write documents to token files, and return their hashes. documents: token ids of each document, with its <eot>. Arguments and
+    hashes as of `ShardWriter`."""
     with closing(ShardWriter(prefix, shard_bytes)) as writer:
         for ids in documents:
             writer.append(ids)
+    return writer.hashes
 
 
 def index_of(lengths: np.ndarray) -> bytes:

@@ -141,7 +141,16 @@ class PreparedData:
             raise DataError(str(error)) from error
 
     def verify_all(self) -> None:
-        """Check size and hash of every file against the manifest. Raises DataError if they differ."""
+        """Check size and hash of every file against the manifest, which must have all tokens that it counts. Raises DataError if
+        they differ."""
+        files = self.manifest.files
+        for name, domain in self.manifest.domains.items():
+            for split, counts in (("train", domain.train), ("held_out", domain.held_out)):
+                tokens = sum(files[f"{each}.bin"].bytes for each in token_shards(f"{name}.{split}", files)) // 4
+                if tokens != counts.tokens:
+                    raise DataError(
+                        f"{self.folder}: the files of {name}.{split} have {tokens:,} tokens, {counts.tokens:,} were counted; {_FIX}"
+                    )
         for name in self.manifest.files:
             self.verify(name)
 

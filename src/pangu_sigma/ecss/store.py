@@ -79,7 +79,8 @@ class HostExperts(StoredExperts):
 
     def fetch(self, active_A):
         """Return the weights of the active experts. Unused entries hold K: they read some row, and nobody reads theirs."""
-        rows_A, weights = ops.minimum(active_A, self.last), ()
+        rows_A = ops.minimum(active_A, self.last)
+        weights: tuple = ()
         for weight in self.weights:
             weights += (self.cast(self.lookup(weight, rows_A, 0)),)
         return weights

@@ -45,8 +45,10 @@ class WorkerUpdate(nn.Cell):
     def register(self) -> None:
         """Tell the worker where the arrays are. Call it before each step: a parameter that Python has set is elsewhere."""
         for n, experts in enumerate(self.store.segments):
-            arrays = [[p.asnumpy() for p in of] for of in (experts.weights, experts.moments, experts.variances)]
-            self.worker.register(n, *arrays, experts.steps.asnumpy(), experts.decay.asnumpy().tolist())
+            of_experts = experts.weights, experts.moments, experts.variances
+            weights, moments, variances = ([p.asnumpy() for p in of] for of in of_experts)
+            steps, decay = experts.steps.asnumpy(), experts.decay.asnumpy().tolist()
+            self.worker.register(n, weights, moments, variances, steps, decay)
 
     def update(self, grads, active_A, used_A1, hyper, next_A=(), buffers=()):
         """Let the worker update all segments that learn, and return a token of each. The gradients must keep their memory until the

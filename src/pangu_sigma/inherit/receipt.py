@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.errors import argument
-from pangu_sigma.sealed import sealed, write_atomically
+from pangu_sigma.sealed import add_to_seal, sealed, write_atomically
 
 if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
     from pangu_sigma.inherit.equality import Agreement, Cutting
@@ -83,8 +83,9 @@ class Receipt:
         return format_receipt(self)
 
     def save(self, folder: Path) -> None:
-        """Write the receipt into a run folder. Raises OSError."""
+        """Write the receipt into a run folder or an export, and add it to the seal. Raises OSError."""
         write_atomically(folder / LINEAGE_FILE, sealed(asdict(self), record=True))
+        add_to_seal(folder, LINEAGE_FILE)
 
 
 def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:

@@ -20,6 +20,7 @@ from pangu_sigma.data.prepare.overview import warnings_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.inspection.prepared_numbers import EXPERT_COUNTS, DomainNumbers, PreparedNumbers
 from pangu_sigma.sealed import write_atomically
+from pangu_sigma.writable import refuse_link
 
 _SHOWN_EXPERTS = 16
 """Number of experts of a domain in the printed table: that of the paper and of every shipped configuration."""
@@ -60,6 +61,7 @@ def write_prepared_report(numbers: PreparedNumbers) -> Path:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     try:
+        refuse_link(page.parent)
         page.parent.mkdir(exist_ok=True)
         pictures = []
         for name, figure in figures.items():

@@ -199,8 +199,8 @@ def tensor_axis(name: str) -> int | None:
 
 def _tables(config: Config, stage: int) -> Shapes:
     """Return the tables of a stage: words and positions on the first one, the query layer's positions on the last one."""
-    m, has = config.model, {0: ("embedding", "positions")}.get(stage, ())
-    has += ("query_positions",) if stage == config.parallel.stages - 1 else ()
+    m, has = config.model, ["embedding", "positions"] if stage == 0 else []
+    has += ["query_positions"] if stage == config.parallel.stages - 1 else []
     shapes = table_shapes(m.hidden, m.seq_length, config.slots * m.slot_rows)
     return {name: shape for name, shape in shapes.items() if name in has}
 

@@ -206,9 +206,12 @@ def _rank(name: str, order: dict[str, int]) -> tuple[int, int, int]:
     return layer, int(words[4]) if "segments" in words else 0, int(words[-2]) + 1 if "experts" in words else 0
 
 
+LINEAGE_FIX = "take it from a copy, or make the model again with the command that made it"
+
+
 def read_lineage(folder: Path) -> dict[str, Any] | None:
     """Read lineage.json, the record of the weights' origin; None if the folder has none. Raises DamagedFile if it was changed."""
-    return _read_record(folder / LINEAGE_FILE, "take it from a copy, or remove it")
+    return _read_record(folder / LINEAGE_FILE, LINEAGE_FIX)
 
 
 def read_tuning_result(run: Path) -> dict[str, Any] | None:

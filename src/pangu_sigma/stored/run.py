@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.format import MANIFEST, Identity
@@ -11,11 +12,11 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, read_config, with_shuffle
 from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import WAY_BACK_OF_CONFIG, way_back
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS
+from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.sealed import fingerprint
-from pangu_sigma.stored.model import Kind, Listed, StoredModel
+from pangu_sigma.sealed import SEAL, check_folder, fingerprint
+from pangu_sigma.stored.model import LINEAGE_FIX, Kind, Listed, StoredModel, read_lineage
 
 
 class StoredRun(StoredModel):
@@ -79,6 +80,13 @@ class StoredRun(StoredModel):
     @property
     def hashes(self) -> dict[str, str]:
         return {"tokenizer": self.tokenizer.hash, "routing table": self.table.hash}
+
+    @cached_property
+    def lineage(self) -> dict[str, Any] | None:
+        """As in `StoredModel`. Raises DamagedFile also if the file is missing, and the seal lists it."""
+        if (self.path / SEAL).exists():
+            check_folder(self.path, LINEAGE_FIX, LINEAGE_FILE)
+        return read_lineage(self.path)
 
     def array(self, shard: str, name: str) -> LazyArray | None:
         return self.checkpoint.array(shard, name)

@@ -44,7 +44,7 @@ from pangu_sigma.foreign.dense_files import contents
 from pangu_sigma.lock import LOCK
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import SEAL, UNFINISHED, DamagedFile
+from pangu_sigma.sealed import SEAL, UNFINISHED, DamagedFile, add_to_seal
 from pangu_sigma.stored.open import KIND_NAMES, kind_of
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -250,6 +250,8 @@ def _mend(path: Path, saved: Identity, config: Config, prepared: Tokenizer) -> b
                 f"{other}, or copy the file from a backup"
             ) from problem
         write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
+        if (path / LINEAGE_FILE).exists():
+            add_to_seal(path, LINEAGE_FILE)
         logger.warning("%s\nmade again from data.path=%s and the configuration of the run", problem, config.data.path)
         return True
 

@@ -20,6 +20,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import reading, segmenting
 from pangu_sigma.data.prepare.prepare import _checked_before_reading, _limit, prepare
+from pangu_sigma.data.prepare.stages.stage import StageError
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.data.token_files import TokenFile
 from pangu_sigma.domains import domains_of
@@ -175,6 +176,31 @@ def test_a_failure_leaves_nothing_behind_but_the_quarantine(text, prepared, tmp_
     assert str(kept) in caplog.text
     prepare(config, [text], tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "its lines are in the folder now"
+
+
+def test_token_files_that_changed_in_an_unfinished_stage_are_not_sealed(text, tmp_path, config, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killing:
+        killing.setattr("pangu_sigma.data.prepare.prepare.file_records", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, [text], tmp_path / "out")
+    (stage,) = (path for path in (tmp_path / ".out.stage").iterdir() if path.is_dir())
+    for name in ("en.train.bin", "en.held_out.idx"):
+        whole = (stage / "output" / name).read_bytes()
+        (stage / "output" / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(
+            StageError, match=rf"output/{name}: is not what was written, .*; remove .*\.out\.stage and call"
+        ):
+            prepare(config, [text], tmp_path / "out")
+        (stage / "output" / name).write_bytes(whole)
+    (stage / "output").rename(tmp_path / "aside")
+    with pytest.raises(StageError, match=r"output/bilingual\.held_out\.bin: is not what was written"):
+        prepare(config, [text], tmp_path / "out")
+    shutil.copytree(tmp_path / "aside", stage / "output", dirs_exist_ok=True)
+    prepare(config, [text], tmp_path / "out")
+    PreparedData(tmp_path / "out").verify_all()
 
 
 def test_a_full_disk_is_one_error_and_leaves_the_old_result(text, prepared, tmp_path, config, monkeypatch):

@@ -55,6 +55,16 @@ def test_every_other_failure_keeps_its_kind_and_a_warning_says_where(tmp_path, c
     assert f"all of them are in {tmp_path / 'q.jsonl'}" in caplog.text
 
 
+def test_a_link_in_its_place_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "q.jsonl").symlink_to("mine")
+    with pytest.raises(DataError), Quarantine(tmp_path / "q.jsonl") as quarantine:
+        quarantine.add(LINE)
+        raise DataError("no")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert json.loads((tmp_path / "q.jsonl").read_text())["reason"] == "unknown domain"
+
+
 def test_without_such_lines_nothing_is_left(tmp_path):
     with pytest.raises(DataError, match=r"^no$"), Quarantine(tmp_path / "q.jsonl"):
         raise DataError("no")

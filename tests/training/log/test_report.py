@@ -18,6 +18,7 @@ from pangu_sigma.sealed import DamagedFile, sealed, sealed_line
 from pangu_sigma.stored.model import TUNING_RESULT
 from pangu_sigma.training.log import report
 from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, StepMetrics
+from pangu_sigma.writable import NotWritable
 
 
 def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, evaluate: bool = True) -> None:
@@ -81,6 +82,15 @@ def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, m
             assert (tmp_path / "report" / name).read_bytes() in (old[name], new[name])
     report.write_report(tmp_path)
     assert sorted(file.name for file in (tmp_path / "report").iterdir()) == sorted(names), "nothing is left behind"
+
+
+def test_a_linked_folder_of_reports_is_not_followed(tmp_path: Path):
+    made_up_run(tmp_path / "run", ["zh"], 0, 1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "run" / "report").symlink_to(tmp_path / "mine")
+    with pytest.raises(NotWritable, match=r"run/report is a link"):
+        report.write_report(tmp_path / "run")
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_a_run_without_steps_says_what_to_do(tmp_path: Path):

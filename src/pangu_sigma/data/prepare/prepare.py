@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import DomainRecord, Manifest, Source, load_manifest
+from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, Source, load_manifest
 from pangu_sigma.data.prepare.blocks import Work, block_size
 from pangu_sigma.data.prepare.cleaning.sieve import Sifted
 from pangu_sigma.data.prepare.held_out.holding_out import HeldOutDocuments
@@ -44,7 +44,7 @@ from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.data.prepare.reading import Read, packaged_units, quarantine_lines
 from pangu_sigma.data.prepare.selection import Kept
 from pangu_sigma.data.prepare.stages.executors import ShareDone, executor_of
-from pangu_sigma.data.prepare.stages.stage import Executor, Stage
+from pangu_sigma.data.prepare.stages.stage import Executor, Stage, StageError
 from pangu_sigma.data.prepare.stages.staging import give_back, replace_folder, staged
 from pangu_sigma.data.prepared import (
     FREQUENCIES_NAME,
@@ -70,7 +70,7 @@ _WRITTEN = re.compile(
 _LOOK = "--check prints what there is of every domain, and writes nothing"
 _FORMAT = 5
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-_STAGE_FORMAT = 4
+_STAGE_FORMAT = 5
 """Version of the stage: raise it when its files change."""
 _PACKAGED_BLOCK = 1 << 20
 """Bytes of a block of packaged text."""
@@ -262,10 +262,23 @@ def _prepare(
     tokenizer.save(folder / TOKENIZER_NAME)
     np.save(folder / FREQUENCIES_NAME, np.stack([each.splits["train"].counts_V for each in written]))
     quarantine.copy_to(folder / QUARANTINE_NAME)
-    manifest = manifest.model_copy(update={"files": file_records(folder)})
+    files_there = file_records(folder)
+    _check_written(folder, files_there, written)
+    manifest = manifest.model_copy(update={"files": files_there})
     manifest.save(folder)
     replace_folder(folder, output)
     return manifest, []
+
+
+def _check_written(folder: Path, files: dict[str, FileRecord], written: list[WrittenDomain]) -> None:
+    """Raise StageError unless the token files of a stage are those that were written: a machine may have lost power since."""
+    wrote = {name: xxh3 for each in written for split in each.splits.values() for name, xxh3 in split.hashes.items()}
+    found = {name: record.xxh3_128 for name, record in files.items() if name.endswith((".bin", ".idx"))}
+    for name in sorted(wrote.keys() | found.keys()):
+        if wrote.get(name) != found.get(name):
+            raise StageError(
+                f"{folder / name}: is not what was written, damaged; remove {folder.parent.parent} and call again"
+            )
 
 
 def _read(passes: Passes, files: list[InputFile], quarantine: Quarantine) -> tuple[list[Read], list[list[Source]]]:

@@ -35,8 +35,9 @@ class Quarantine:
             return self
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.unlink(missing_ok=True)  # a link there would be followed
             # line by line, so that a killed process leaves them too; names of files may hold bytes that are no text
-            self._stream = self.file.open("w", buffering=1, encoding="utf-8", errors="backslashreplace")
+            self._stream = self.file.open("x", buffering=1, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise DataError(f"cannot write {self.file}: {error.strerror}; choose another data.path") from error
         return self

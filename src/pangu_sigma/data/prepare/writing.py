@@ -30,10 +30,11 @@ class SplitItem:
 
 
 class SplitStatistics:
-    """Statistics of a split. counts_V: number of each token id."""
+    """Statistics of a split. counts_V: number of each token id. hashes: those of its token files, as `write_tokens` gives them."""
 
     def __init__(self, vocabulary: int) -> None:
         self.counts_V = np.zeros(vocabulary, np.int64)
+        self.hashes: dict[str, str] = {}
         self._documents = self._bytes = self._folded = 0
 
     def add(self, documents_N: np.ndarray, ids: list[np.ndarray]) -> None:
@@ -64,7 +65,7 @@ def write_split(work: Work, name: str, item: SplitItem) -> SplitStatistics:
     else:
         prefix = work.stage.path(f"output/{work.domains[item.domain].name}.{item.split}")
         prefix.parent.mkdir(exist_ok=True)
-        write_tokens(prefix, documents)
+        written.hashes = write_tokens(prefix, documents)
     return written
 
 

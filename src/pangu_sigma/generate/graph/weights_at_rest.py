@@ -85,7 +85,8 @@ class KeptExperts(nn.Cell):
         found: tuple = ()
         first = scaled = 0
         for n in range(len(self.sizes)):
-            active_A, of_segment = active_NA[n], ()
+            active_A = active_NA[n]
+            of_segment: tuple = ()
             for i in range(first, first + self.sizes[n]):
                 weight = F.cast(self.pick(self.tensors[i], active_A, 0), mstype.float32)
                 if weight.ndim == 2:

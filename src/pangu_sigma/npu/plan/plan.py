@@ -129,7 +129,9 @@ class Plan:
         `CollectiveCalls.nbytes`; slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
         """
         c, routed = self.config, bool(self.config.model.rre_layers)
-        calls = [(n, call) for n, stage in enumerate(self.compiled or self.stages) for call in stage.collectives]
+        of_stages: list[Sequence[CollectiveCalls]] = [stage.collectives for stage in self.stages]
+        of_stages = [step.collectives for step in self.compiled] or of_stages
+        calls = [(n, call) for n, of_stage in enumerate(of_stages) for call in of_stage]
         return {
             "name": c.name,
             "chip": c.parallel.chip,

@@ -151,7 +151,7 @@ def spread(config: Config, axes: tuple[str, ...]) -> Spread:
 
 @cache
 def _spread(sizes: tuple[int, ...], axes: tuple[str, ...], per_host: int) -> Spread:
-    layout = Layout(ParallelConfig(**dict(zip(AXES, sizes, strict=True))))
+    layout = Layout(ParallelConfig.model_validate(dict(zip(AXES, sizes, strict=True))))
     hosts = (np.unique(group // per_host, return_counts=True)[1] for group in layout.groups(*axes))
     return min((Spread(int(counts.min()), len(counts)) for counts in hosts), key=lambda s: (-s.hosts, s.here))
 

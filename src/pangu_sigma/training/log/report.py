@@ -39,6 +39,7 @@ from pangu_sigma.training.log.pictures import (
     draw_traffic,
     segment_loads,
 )
+from pangu_sigma.writable import refuse_link
 
 PAGE = Path("report/report.html")
 """Path of the HTML report in a run folder."""
@@ -122,6 +123,7 @@ def write_report(
         **{f"expert_load{f'_{n}' if n > 1 else ''}": draw_load(log) for n, log in enumerate(logs, 1)},
     }
     page = run_folder / PAGE
+    refuse_link(page.parent)
     page.parent.mkdir(exist_ok=True)
     pictures = {name: _save(figure, page.with_name(f"{name}.png")) for name, figure in figures.items() if figure}
     for name in figures.keys() - pictures.keys():

@@ -214,6 +214,19 @@ def test_workers_import_nothing_from_the_working_folder(tmp_path, monkeypatch):
     assert (ran(), os.environ.copy()) == ([], before)
 
 
+def test_the_first_process_imports_nothing_from_the_working_folder_either(tmp_path):
+    """The one that tracks resources, which every program starts but once."""
+    ran, script = strangers(tmp_path / "here"), tmp_path / "script.py"
+    script.write_text(
+        "from pangu_sigma.data.prepare.stages.executors import LocalProcesses\n"
+        "executor = LocalProcesses(2)\n"
+        "executor.run(divmod, [(1, 2), (3, 4)], 'p', 2)\n"
+        "executor.close()\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path / "here", capture_output=True, text=True)
+    assert (ran(), done.returncode) == ([], 0)
+
+
 def wait_for_an_hour(number: int, unit: int) -> None:
     if unit:
         time.sleep(3600)

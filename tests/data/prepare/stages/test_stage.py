@@ -10,7 +10,7 @@ import pytest
 
 from pangu_sigma.data.prepare.stages.executors import LocalProcesses
 from pangu_sigma.data.prepare.stages.stage import Stage, StageError, read_frame, read_frames, write_frame
-from pangu_sigma.data.prepare.stages.staging import staged
+from pangu_sigma.data.prepare.stages.staging import give_back, staged
 
 
 def test_values_come_back_in_order_and_from_their_offsets(tmp_path):
@@ -76,6 +76,38 @@ def test_a_stage_that_others_could_have_made_is_refused(tmp_path, make, said, wh
     refused = pytest.raises(StageError, match=rf"{which}: {said}.*remove {tmp_path}/\.out\.stage and")
     with refused, staged("key", LocalProcesses(), tmp_path / "out", False):
         raise AssertionError("it was opened")
+
+
+@pytest.mark.parametrize("which", ["", "key", "other", "key/read", "key/read/000000", "key/output/en.train.bin"])
+def test_a_link_in_a_stage_is_refused_and_what_it_names_stays(tmp_path, which):
+    (tmp_path / "mine/key").mkdir(parents=True)
+    (tmp_path / "mine/file").write_text("mine")
+    link = tmp_path / ".out.stage" / which
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "mine")
+    refused = pytest.raises(StageError, match=rf"^{link}: is a link, .*; remove {tmp_path}/\.out\.stage and call again")
+    with refused, staged("key", LocalProcesses(), tmp_path / "out", False):
+        raise AssertionError("it was opened")
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["file", "key"]
+
+
+def test_a_linked_stage_gives_back_nothing(tmp_path):
+    (tmp_path / "mine/key/replaced").mkdir(parents=True)
+    (tmp_path / ".out.stage").symlink_to("mine")
+    with pytest.raises(StageError, match=r"out\.stage: is a link"):
+        give_back(tmp_path / "out")
+    assert (tmp_path / "mine/key/replaced").is_dir()
+
+
+def test_a_missing_file_of_a_stage_is_named_with_the_way_on(tmp_path):
+    missing = tmp_path / ".out.stage/key/encode/000000"
+    with (
+        pytest.raises(
+            StageError, match=rf"^{missing}: is missing, damaged; remove {tmp_path}/\.out\.stage and call again"
+        ),
+        staged("key", LocalProcesses(), tmp_path / "out", False) as stage,
+    ):
+        stage.load("encode/000000")
 
 
 def test_a_stage_is_the_users_alone_whatever_the_umask(tmp_path):

@@ -74,12 +74,12 @@ class LocalProcesses:
                 ) from error
 
     def _submit(self, task: UnitTask, number: int, unit: Any) -> Future[None]:
-        if self._pool is None:
-            # not by fork: the threads of MindSpore, which the caller may have loaded, would not be there in the copy
-            context = get_context("spawn")
-            ended, self._life = context.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (ended,))
         with _without_main(), _without_interrupts(), _safe_path():
+            if self._pool is None:  # in here, because it starts a process that tracks resources
+                # not by fork: the threads of MindSpore, which the caller may have loaded, would not be there in the copy
+                context = get_context("spawn")
+                ended, self._life = context.Pipe(duplex=False)
+                self._pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (ended,))
             return self._pool.submit(task, number, unit)
 
     def close(self) -> None:

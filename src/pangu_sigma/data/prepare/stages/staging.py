@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 
 from pangu_sigma.config import ConfigError
@@ -27,13 +28,23 @@ def _folder_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.stage")
 
 
+def _refuse_links(folder: Path) -> None:
+    """Raise StageError for a link in the place of a folder of stages, or in it: what it names would be read, written or removed."""
+    for path in chain([folder], folder.rglob("*")):
+        if path.is_symlink() and path.name != _REPLACED:  # data.path may be a link, which is replaced as such
+            raise StageError(
+                f"{path}: is a link, and a stage has none; remove {folder} and call again, or choose another data.path"
+            )
+
+
 @contextmanager
 def staged(key: str, executor: Executor, output: Path, merge: bool) -> Iterator[Stage]:
     """Make the stage of a preparation of `output`, or find it there; it is removed after the block.
 
     It stays if the process is killed or interrupted, if the system or a worker fails, and where other machines need it. Stages of
     other text or settings are removed before. Raises DataError for errors of the file system, ConfigError if there is nothing to
-    merge, and StageError for a stage that is not this user's alone. key: of the text and the settings, a name of a folder.
+    merge, and StageError for a stage that is not this user's alone, has a link, or lacks a file. key: of the text and the settings,
+    a name of a folder.
     """
     folder = _folder_of(output)
     stage = Stage(folder / key)
@@ -42,6 +53,7 @@ def staged(key: str, executor: Executor, output: Path, merge: bool) -> Iterator[
             f"{argument('--merge')}: there are no shares in {folder} of this text and these settings; do them with "
             f"{argument('--shard')} first"
         )
+    _refuse_links(folder)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (folder, stage.folder):
@@ -55,6 +67,8 @@ def staged(key: str, executor: Executor, output: Path, merge: bool) -> Iterator[
             if not executor.shared:
                 _remove(folder)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and stage.folder in Path(error.filename or "").parents:
+            raise StageError(f"{error.filename}: is missing, damaged; remove {folder} and call again") from error
         there = f"; what is done stays in {folder} for the same command" if stage.folder.exists() else ""
         raise DataError(
             f"cannot write {output}: {error.strerror or error}; nothing was changed there{there}"
@@ -92,12 +106,13 @@ def _remove(folder: Path) -> None:
 def give_back(output: Path) -> None:
     """Give back the name `output` to a folder that was just being replaced when the process was killed.
 
-    Raises LockError if a process is replacing it now, and DataError.
+    Raises LockError if a process is replacing it now, StageError for a link in the stage, and DataError.
     """
     folder = _folder_of(output)
     old = next(folder.glob(f"*/{_REPLACED}"), None)
     if old is None or output.exists():
         return
+    _refuse_links(folder)
     with folder_lock(folder, required=False):
         try:
             old.rename(output)
