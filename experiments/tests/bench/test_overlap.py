@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -18,7 +19,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> OverlapLab:
     model = {"hidden": 16, "ffn": 24, "heads": 2, "dense_layers": 1, "rre_layers": 1, "experts_per_domain": 2}
     monkeypatch.setattr(overlap, "MODEL", model)
     monkeypatch.setattr(overlap, "HEAD", 64)
-    return OverlapLab(16)
+    return OverlapLab(16, max(os.sched_getaffinity(0)))
 
 
 def test_a_step_is_the_same_whoever_waits(lab: OverlapLab):
