@@ -106,7 +106,6 @@ MISTAKES = {
     "evaluate RUN --against EXPORT": "EXPORT",
     "evaluate RUN --json nix/x.json": "--json nix/x.json",
     "evaluate RUN --json file": "file exists; choose another path with --json, or remove it: nothing is replaced",
-    "plan sigma_1t --scan old.svg": "old.svg exists; choose another path with --scan",
     "benchmark RUN ocnli --files full --json file": "file exists; choose another path with --json",
     "benchmark nix ocnli --files full": "nix",
     "benchmark RUN ocnli --files nix": "nix",

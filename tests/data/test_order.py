@@ -27,7 +27,7 @@ def test_the_order_follows_from_the_cursor_alone(folder, tokenizer, shuffle):
         for batch in expected[start:]:
             found = other.next(resumed)
             for one, two in zip(found.arrays(), batch.arrays(), strict=True):
-                assert (one == two).all()
+                np.testing.assert_equal(one, two)
         assert resumed == cursor
 
 

@@ -491,13 +491,6 @@ def test_packaged_text_is_limited_and_the_users_only_when_asked(config, asked, i
     assert _limit(limited(config, asked), [None] * inputs) == limit
 
 
-def test_a_rule_for_files_that_are_not_there_is_said(text, tmp_path, config, caplog):
-    rules = {"books/*": "en", "*.jsonl": "zh"}
-    data = config.data.model_copy(update={"domain_of": rules})
-    assert _checked_before_reading(config.model_copy(update={"data": data}), [text], tmp_path / "out") == [text]
-    assert caplog.messages == ["data.domain_of: the rule 'books/*' matches no file of input"]
-
-
 def test_a_file_that_changes_while_it_is_read_is_refused(text, tmp_path, config, monkeypatch):
     path = shutil.copy(text, tmp_path / "a.jsonl")
     read = reading.read_unit

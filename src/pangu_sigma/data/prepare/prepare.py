@@ -57,7 +57,7 @@ from pangu_sigma.data.prepared import (
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.inputs import input_files, input_units
-from pangu_sigma.text.layout import Layout, matches
+from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.tokenizer import Tokenizer, tag_language
 
 logger = logging.getLogger(__name__)
@@ -179,9 +179,6 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
                 "another data.path"
             )
     files = input_files(inputs)
-    for glob in layout.domain_of if files else ():
-        if not any(matches(path, glob) for path in files):
-            logger.warning("data.domain_of: the rule %r matches no file of %s", glob, argument("--input"))
     for path in files:
         if f".{path.name}".endswith(f".{QUARANTINE_NAME}"):
             raise DataError(f"{argument('--input')} {path}: prepare-data replaces files of this name; rename it")
