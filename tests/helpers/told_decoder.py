@@ -11,6 +11,9 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.sections import ChatConfig
 
+NEVER = -1e9
+"""Logit of a token that is not said: its probability is 0, and yet it is finite, as a model's logits must be."""
+
 
 class ToldDecoder(FakeDecoder):
     """A `Decoder` with an answer to each prompt, or several that are equally likely; it has nothing to say to other prompts.
@@ -32,7 +35,7 @@ class ToldDecoder(FakeDecoder):
         }
 
     def _told(self, domain: Domain, ids: Sequence[int]) -> np.ndarray:
-        text, logits = bytes(ids), np.full(256, -np.inf)
+        text, logits = bytes(ids), np.full(256, NEVER)
         prompt = max((each for each in self._answers if text.startswith(each)), key=len, default=None)
         if prompt is None or text == prompt:
             self.prompts.add(text.decode())
@@ -41,7 +44,7 @@ class ToldDecoder(FakeDecoder):
             if answer.startswith(said):
                 next_one = answer[len(said)] if len(answer) > len(said) else EOT
                 logits[next_one] = np.logaddexp(logits[next_one], 0.0)
-        if not np.isfinite(logits).any():
+        if logits.max() == NEVER:
             logits[EOT] = 0.0
         return logits
 
