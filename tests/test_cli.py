@@ -667,6 +667,8 @@ def test_quiet_leaves_warnings_errors_and_the_result(file, tiny_data, tmp_path):
         str(tmp_path / "run"),
         "--set",
         "train.steps=2",
+        "--set",
+        "train.optimizer.warmup_steps=2",
     ]
     done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=True)
     assert done.stderr == ""

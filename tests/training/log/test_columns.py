@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 import pangu_sigma as ps
+from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log.columns import metrics_columns
 
 
@@ -22,7 +21,7 @@ def run(tmp_path):
         {"kind": "evaluation", "step": 5, "per_sample": {"a": {"nats": [1, 2]}}},
         {"kind": "evaluation", "step": 10, "per_sample": {"a": {"nats": [1]}}},
     ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "metrics.jsonl").write_text("".join(map(sealed_line, lines)))
     return tmp_path
 
 
