@@ -92,7 +92,8 @@ def run(graph_mode, tmp_path_factory) -> SimpleNamespace:
     dense = {name: parameter.asnumpy().copy() for name, parameter in network.parameters_and_names()}
     dense["embedding"] = dense["embedding"].reshape(2, SLOT_ROWS, -1)
     names = [name for names in example.EXPERT_TENSORS for name in names]
-    experts = {name: weight.asnumpy().copy() for name, weight in zip(names, store.weights, strict=True)}
+    weights = [weight for segment in store.segments for weight in segment.weights]
+    experts = {name: weight.asnumpy().copy() for name, weight in zip(names, weights, strict=True)}
     cursor, rate = loader.start(), Schedule(config.train.optimizer)
     batches = [loader.next(cursor) for _ in range(STEPS)]
     losses = []
@@ -105,7 +106,7 @@ def run(graph_mode, tmp_path_factory) -> SimpleNamespace:
         experts=experts,
         batches=batches,
         losses=losses,
-        updates=np.stack([each.asnumpy() for each in store.steps]),
+        updates=np.stack([segment.steps.asnumpy() for segment in store.segments]),
     )
 
 

@@ -26,7 +26,7 @@ from pangu_sigma.mindformers_import import quiet_mindformers
 from pangu_sigma.ranks.ranks import end_as_rank
 from pangu_sigma.ranks.worker import SCHEDULER_COMMAND
 
-_LOADED = ("api", "train.loop", "train.log.report", "train.log.summary")
+_LOADED = ("api", "training.loop", "training.log.report", "training.log.summary")
 
 
 class Forked:

@@ -31,13 +31,13 @@ KINDS = {
 class Segments:
     """Two segments with state, updated by the worker or by `AdamRows`."""
 
-    def __init__(self, call: Callable[..., int], moments: type = np.float32):
+    def __init__(self, call: Callable[..., int], moments: type = np.float32, widths: tuple[int, ...] = WIDTHS):
         rng = np.random.default_rng(0)
         self.call = call
-        self.w = [[rng.normal(size=(ROWS, width)).astype(np.float32) for width in WIDTHS] for _ in range(2)]
-        self.m, self.v = ([[np.zeros((ROWS, width), moments) for width in WIDTHS] for _ in range(2)] for _ in "mv")
+        self.w = [[rng.normal(size=(ROWS, width)).astype(np.float32) for width in widths] for _ in range(2)]
+        self.m, self.v = ([[np.zeros((ROWS, width), moments) for width in widths] for _ in range(2)] for _ in "mv")
         self.step = [np.zeros(ROWS, np.int32) for _ in range(2)]
-        self.copies = [[np.zeros((ACTIVE, width), np.float32) for width in WIDTHS] for _ in range(2)]
+        self.copies = [[np.zeros((ACTIVE, width), np.float32) for width in widths] for _ in range(2)]
         self.decay = np.array([0.1, 0.0], np.float32)
 
     def registered(self, **options: Any) -> AdamWorker:
@@ -83,9 +83,11 @@ def hyper_of(kind: str) -> np.ndarray:
     return np.array([values[name] for name in HYPER], np.float32)
 
 
-def drawn(rng: np.random.Generator, dtype: type) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def drawn(
+    rng: np.random.Generator, dtype: type, widths: tuple[int, ...] = WIDTHS
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Gradients of a segment, one of them now and then not a number; and which rows, with how many tokens, are copied where."""
-    grads = [rng.normal(size=(ACTIVE, width)).astype(dtype) for width in WIDTHS]
+    grads = [rng.normal(size=(ACTIVE, width)).astype(dtype) for width in widths]
     offsets = np.cumsum([0, *rng.integers(0, 3, ACTIVE)]).astype(np.int32)
     entries = np.where(rng.random(ACTIVE) < 0.5, rng.permutation(ACTIVE), -1).astype(np.int32)
     return grads, [np.sort(rng.permutation(ROWS)[:ACTIVE]).astype(np.int32), offsets, entries]
@@ -149,8 +151,9 @@ def test_an_update_is_that_of_the_oracle_and_counts_the_step_of_rows_with_tokens
 
 
 def test_a_segment_is_updated_once_at_a_time_with_known_arrays_and_rows(call_kernel: Callable[..., int]):
-    ours, rng = Segments(call_kernel), np.random.default_rng(0)
-    worker, empty, (grads, lists) = ours.registered(), AdamWorker(2), drawn(rng, np.float32)
+    wide = (1 << 19, 40)  # an update takes longer than the call that starts the next
+    ours, rng = Segments(call_kernel, widths=wide), np.random.default_rng(0)
+    worker, empty, (grads, lists) = ours.registered(), AdamWorker(2), drawn(rng, np.float32, wide)
     assert ours.start(at(empty, 0), grads, lists, hyper_of("clean")) == 5, "no arrays"
     assert ours.wait(at(worker, 2)) == 5, "no segment"
     lists[1][:] = np.arange(ACTIVE + 1)
@@ -241,7 +244,7 @@ worker.register(0, *([array] for array in arrays), np.zeros(2, np.int32), [0.0])
 step, grad = Step(worker), Tensor(np.full((1, 8), 3.0, np.float32))
 for _ in range(3):
     lists = Tensor(np.array([1], np.int32)), Tensor(np.array([0, 1], np.int32))
-    step(grad, *lists, Tensor(np.array([0.1, 1.0, 1.0, 0.9, 0.95, 1e-8, 0.0], np.float32)))
+    step(grad, *lists, Tensor(np.array([0.1, 1.0, 1.0, 0.9, 0.95, 1e-8], np.float32)))
     worker.settle()
 print("bytes", hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest(), arrays[0][1, 0] < 1.0)
 """

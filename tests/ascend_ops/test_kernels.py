@@ -273,7 +273,7 @@ def test_the_operator_keeps_subnormal_moments_in_a_thread_that_flushes_them(
 ):
     grad = np.tile(GRADS, 2000)  # several pieces of the parallel loop
     state = [np.zeros((1, grad.size), np.float32) for _ in range(3)]
-    hyper = np.array([RATE, 1.0, 1.0, BETA1, BETA2, EPS, 0.0], np.float32)
+    hyper = np.array([RATE, 1.0, 1.0, BETA1, BETA2, EPS], np.float32)
     integers = [np.array(values, np.int32) for values in ([0], [0], [0, 1])]
     for t in (1, 2, 3):
         before = [a[0].copy() for a in state]

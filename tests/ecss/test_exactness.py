@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,6 +14,7 @@ from helpers.sequences import SEQUENCE, Sequence, batch_of, differing
 from helpers.toy import toy_config
 
 from pangu_sigma.data.batches import Batch
+from pangu_sigma.ecss.store import array_specs
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -174,13 +177,16 @@ def test_inactive_experts_keep_everything_bit_for_bit_when_brought_from_files(ma
     assert len(rested) == sum(own), "every expert of a domain should have rested, and no common one"
 
 
-def test_the_files_hold_what_was_trained(made):
+def test_the_file_holds_what_was_trained(made):
     toy = made("float32", "file")
     toy.train(prefetch=True)
-    for layer in range(2):
-        for name, parameter in toy.store.segments[layer].named.items():
-            [file] = toy.folder.glob(f"experts/experts.{layer}.{name}.bin")
-            assert file.read_bytes() == parameter.asnumpy().tobytes(), name
+    file, begin, specs = toy.store.tier._file.fileno(), 0, array_specs(toy.config)
+    assert len(specs) == sum(len(toy.store.segments[n].named) for n in range(2))
+    for spec in specs:  # one after the other, each from the beginning of a page
+        trained = toy.store.segments[spec.segment].named[spec.name].asnumpy()
+        assert os.pread(file, spec.nbytes, begin) == trained.tobytes(), spec.key
+        begin += -(-spec.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    assert os.fstat(file).st_size == begin
 
 
 def test_ecss_on_equals_ecss_off_when_every_expert_is_active(tmp_path):

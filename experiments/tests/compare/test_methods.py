@@ -22,6 +22,7 @@ from experiments.compare.methods import (
 from experiments.compare.variants import TrainedVariant, compare_variants, last_logged
 from experiments.tiny import tiny_config
 from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log.losses import HeldOutLoss, evaluation_line
 
 TOKENS = np.array([200.0, 100.0])
@@ -41,7 +42,7 @@ def write_run(run: Path, nats_per_token: float, loads: list[list[list[int]]], sp
         evaluation_line(2, losses),
     ]
     run.mkdir(parents=True)
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (run / "metrics.jsonl").write_text("".join(map(sealed_line, lines)), encoding="utf-8")
     return run
 
 

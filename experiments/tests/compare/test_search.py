@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from experiments.cases import CaseError, Cases
 from experiments.compare import search
 from experiments.compare.search import SETTINGS, search_tiny, settings_of
+from pangu_sigma.sealed import sealed_line
 
 SHIPPED = tuple(values[0] for values in SETTINGS.values())
 
@@ -22,7 +22,7 @@ def log_a_run(cases: Cases, name: str, *work: object) -> None:
     lines = [{"kind": "evaluation", "step": 9, "per_domain_loss": {"zh": zh, "en": 3.0}}]
     lines += [{"kind": "step", "step": 9, "tokens_per_second": 1000.0}]
     run.mkdir(parents=True, exist_ok=True)
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "metrics.jsonl").write_text("".join(map(sealed_line, lines)))
 
 
 def test_settings_are_tried_from_the_best_so_far_and_the_dense_model_has_none_of_experts(

@@ -23,6 +23,7 @@ from experiments.compare.variants import (
     write_comparison,
 )
 from pangu_sigma.config import ConfigError
+from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log.losses import HeldOutLoss, evaluation_line
 
 SEEDS, RATES = ("1", "2", "3"), ("1e-3", "3e-3")
@@ -33,8 +34,8 @@ OF_RATE = {"Σ inherited": {"1e-3": 5.0, "3e-3": 4.5}, "α continued": {"1e-3": 
 def write_log(run: Path, losses: dict[int, dict[str, float | None]]) -> Path:
     run.mkdir(parents=True)
     lines = [{"kind": "evaluation", "step": step, "per_domain_loss": found} for step, found in losses.items()]
-    text = "\n".join(json.dumps(line) for line in [{"kind": "run", "step": 0}, *lines])
-    (run / "metrics.jsonl").write_text(text + "\n", encoding="utf-8")
+    text = "".join(map(sealed_line, [{"kind": "run", "step": 0}, *lines]))
+    (run / "metrics.jsonl").write_text(text, encoding="utf-8")
     return run
 
 
@@ -219,7 +220,7 @@ def logged(run: Path, nats: float, digest: str = "same") -> Path:
     loss = HeldOutLoss(np.array([nats, nats]), np.full(2, 10.0), np.full(2, 30.0), 7.0, digest)
     run.mkdir(parents=True)
     lines = [{"kind": "run", "step": 0}, *(evaluation_line(step, {"zh": loss}) for step in (0, 4))]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (run / "metrics.jsonl").write_text("".join(map(sealed_line, lines)), encoding="utf-8")
     return run
 
 
