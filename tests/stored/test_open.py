@@ -266,6 +266,7 @@ ALLOWED = {
     "foreign/huggingface_layout.py": "layouts of others",
     "data/prepare/prepare.py": "prepared text, which is no model",
     "training/start.py": "training starts a run, and takes it up again",
+    "training/finished.py": "a run at its last step is taken up if its newest checkpoint is whole",
     "checkpoint/healthy.py": "the newest checkpoint whose arrays are all finite",
     "finetune/tuner.py": "training goes back to the best state that it saved",
 }
