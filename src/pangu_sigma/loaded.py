@@ -267,8 +267,7 @@ class Model:
     @check_kinds
     def expert(self, segment: int, number: int) -> dict[str, np.ndarray]:
         """Return copies of an expert's weights, float32: w1 [F, H], b1 [F], w2 [F, H], and in the first segment of a layer b2 [H].
-        segment: 0 … N - 1, with F units. number: in an own segment domain d has its `experts` from `first_expert` on, a common
-        segment's are shared."""
+        segment: 0 … N - 1, of F units. number: a domain's own are its `experts` from `first_expert` on; common ones are shared."""
         routed = self.config.model.routed
         if not 0 <= segment < len(routed):
             raise ConfigError(
