@@ -22,7 +22,7 @@ BUDGETS = {
     "checkpoint": 1296,
     "commands": 511,
     "convert": 878,
-    "data": 3671,
+    "data": 3668,
     "ecss": 354,
     "evaluate": 1826,
     "finetune": 635,

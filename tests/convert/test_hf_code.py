@@ -145,7 +145,8 @@ def test_the_code_imports_only_what_is_promised_and_is_short():
                 "struct",
             }
             assert tops <= known | {"collections", "functools", "pathlib"}, name
-    assert lines["modeling_pangu_sigma.py"] + lines["configuration_pangu_sigma.py"] <= 300
+    # 20 of them refuse by name what transformers asks for and is not there
+    assert lines["modeling_pangu_sigma.py"] + lines["configuration_pangu_sigma.py"] <= 320
     assert sorted(lines) == sorted(file.name for file in HF_CODE.glob("*.py"))
     for written in CODE.values():
         file, _, cls = written.partition(".")
