@@ -131,7 +131,7 @@ def test_its_next_twenty_losses_are_the_packages(run):
     for batch in run.batches:
         arrays, active_N = example.make_batch(*ids_and_domains(batch), SLOTS, run.tables)
         stored = len(experts["t"][0])
-        assert [a.tolist() for a in active_N] == [a[a < stored].tolist() for a in batch.active_NA]
+        assert [a.tolist() for a in active_N] == [a[a < stored].tolist() for a in batch.active_A]
         losses.append(example.step(dense, experts, arrays, active_N).sum())
     np.testing.assert_allclose(losses, run.losses, rtol=1e-5)
     assert losses[-1] < 0.9 * losses[0], "and they learn"
