@@ -43,8 +43,9 @@ class ExpertDispatch(nn.Cell):
         self.move = Gather()
 
     def construct(self, x_TH, order_M, inverse_T):
-        check("ExpertDispatch", x_TH, "x", order_M, "order")
-        check_index("ExpertDispatch", inverse_T, "inverse", x_TH.shape[0], "rows of x")
+        _check_rows("ExpertDispatch", "x", x_TH.dtype, x_TH.shape)
+        _check_index("ExpertDispatch", "order", order_M.dtype, order_M.shape)
+        _check_index("ExpertDispatch", "inverse", inverse_T.dtype, inverse_T.shape, x_TH.shape[0], "rows of x")
         return self.move(x_TH, order_M, inverse_T)
 
 
@@ -62,11 +63,12 @@ class ExpertCombine(nn.Cell):
         self.add = GatherAdd()
 
     def construct(self, rows_MH, inverse_T, order_M, residual_TH=None):
-        check("ExpertCombine", rows_MH, "rows", inverse_T, "inverse")
-        check_index("ExpertCombine", order_M, "order", rows_MH.shape[0], "rows")
+        _check_rows("ExpertCombine", "rows", rows_MH.dtype, rows_MH.shape)
+        _check_index("ExpertCombine", "inverse", inverse_T.dtype, inverse_T.shape)
+        _check_index("ExpertCombine", "order", order_M.dtype, order_M.shape, rows_MH.shape[0], "rows")
         if residual_TH is None:
             return self.move(rows_MH, inverse_T, order_M)
-        check_residual(rows_MH, inverse_T, residual_TH)
+        _check_residual(rows_MH.shape, inverse_T.shape, residual_TH.shape, rows_MH.dtype, residual_TH.dtype)
         return self.add(rows_MH, inverse_T, order_M, residual_TH)
 
 
@@ -123,7 +125,7 @@ class GatherAdd(nn.Cell):
 
 
 @ms.constexpr
-def _refuse_index(operator, name, dtype, shape, length, of):
+def _check_index(operator, name, dtype, shape, length=None, of=""):
     if dtype != ms.int32:
         raise TypeError(f"{operator}: {name} has dtype {dtype}; it must be int32, so cast it")
     if len(shape) != 1:
@@ -133,7 +135,7 @@ def _refuse_index(operator, name, dtype, shape, length, of):
 
 
 @ms.constexpr
-def _refuse_rows(operator, name, dtype, shape):
+def _check_rows(operator, name, dtype, shape):
     if dtype not in FLOATS:
         raise TypeError(f"{operator}: {name} has dtype {dtype}; it must be float32, float16 or bfloat16")
     if len(shape) != 2:
@@ -141,30 +143,13 @@ def _refuse_rows(operator, name, dtype, shape):
 
 
 @ms.constexpr
-def _refuse_residual(rows, tokens, residual, rows_dtype, residual_dtype):
+def _check_residual(rows, tokens, residual, rows_dtype, residual_dtype):
     if residual_dtype != rows_dtype:
         raise TypeError(f"ExpertCombine: residual has dtype {residual_dtype}; it must be that of rows, {rows_dtype}")
     if residual != (tokens[0], rows[1]):
         raise ValueError(
             f"ExpertCombine: residual has shape {residual}; it must be {(tokens[0], rows[1])}, tokens by hidden"
         )
-
-
-def check(operator, x, x_name, index, index_name):
-    """Check dtypes and shapes of an operator's rows `x` and `index`. Raises TypeError or ValueError that names operator, x_name and
-    index_name."""
-    _refuse_rows(operator, x_name, x.dtype, x.shape)
-    _refuse_index(operator, index_name, index.dtype, index.shape, None, "")
-
-
-def check_index(operator, index, name, length, of):
-    """Check dtype, axes and length of an index. of: name of the things counted by `length`. Raises TypeError or ValueError."""
-    _refuse_index(operator, name, index.dtype, index.shape, length, of)
-
-
-def check_residual(rows, index, residual):
-    """Check that the residual is tokens by hidden, in the dtype of the rows. Raises TypeError or ValueError."""
-    _refuse_residual(rows.shape, index.shape, residual.shape, rows.dtype, residual.dtype)
 
 
 def dispatch_oracle(x_TH: np.ndarray, order_M: np.ndarray) -> np.ndarray:

@@ -107,6 +107,22 @@ def test_the_need_is_what_a_run_certainly_keeps(tmp_path: Path):
     assert stored(parallel={"expert": 2}) == whole // 2
 
 
+def test_partial_sums_count_where_the_mean_expert_has_few_rows(tmp_path: Path):
+    """One partial result for each 256 units of the FFN: 300 units are two."""
+
+    def activations(batch_size: int, **model: int) -> int:
+        sections = {"model": {"seq_length": 128} | model, "train": {"batch_size": batch_size}}
+        return next(
+            need.nbytes for need in training_needs(tiny_config(tmp_path, **sections)) if need.name == "activations"
+        )
+
+    # 16 and 32 units are one slice each, so both batches keep equally much; 300 units are two slices
+    active = tiny_config(tmp_path).active_experts
+    tokens_H = active * 128 * tiny_config(tmp_path).model.hidden * 4
+    assert activations(active, ffn=300) - activations(active, ffn=16) == tokens_H
+    assert activations(2 * active, ffn=300) == activations(2 * active, ffn=16)
+
+
 def test_training_asks_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pangu_sigma.host_memory.available_memory", lambda root: np.iinfo(np.int64).max // (1 << 50))
     with pytest.raises(ConfigError, match=r"training tiny needs at least .* GiB are free here"):

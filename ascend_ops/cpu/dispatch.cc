@@ -1,51 +1,17 @@
-// Rows to experts and back, and the counting sort that says where they go. See ascend_ops/expert_dispatch.py for the contract.
-//
-// A large result is written past the caches (streaming stores): nobody reads it before it would have been evicted, and a plain
-// store would first read the line it is about to overwrite.
+// Rows to experts and back. See ascend_ops/expert_dispatch.py for the contract.
 #include <algorithm>
-#include <vector>
-
-#include <omp.h>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include <cstring>
 
 #include "aot.h"
 #include "kernels.h"
 
 namespace {
-constexpr int64_t kStreamBytes = 8 << 20;   // results from this size on do not stay in a cache
 constexpr int64_t kParallelBytes = 1 << 17;  // below this a second thread costs more than it brings
 
 int64_t SizeOf(const char *dtype) {
-  if (std::strcmp(dtype, "float32") == 0 || std::strcmp(dtype, "int32") == 0) return 4;
+  if (std::strcmp(dtype, "float32") == 0) return 4;
   if (std::strcmp(dtype, "float16") == 0 || std::strcmp(dtype, "bfloat16") == 0) return 2;
   return 0;
-}
-
-// Bytes up to the first whole cache line of `p`, at most `bytes`: streaming stores take whole lines.
-int64_t ToLine(const void *p, int64_t bytes) { return std::min<int64_t>(-reinterpret_cast<uintptr_t>(p) & 63, bytes); }
-
-void CopyRow(char *out, const char *in, int64_t bytes, bool stream) {
-#if defined(__x86_64__)
-  if (stream) {
-    int64_t i = ToLine(out, bytes);
-    std::memcpy(out, in, i);
-    for (; i + 64 <= bytes; i += 64)
-      for (int64_t j = i; j < i + 64; j += 16)
-        _mm_stream_si128(reinterpret_cast<__m128i *>(out + j), _mm_loadu_si128(reinterpret_cast<const __m128i *>(in + j)));
-    std::memcpy(out + i, in + i, bytes - i);
-    return;
-  }
-#endif
-  std::memcpy(out, in, bytes);
-}
-
-void Fence() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
 }
 
 void AddRow(char *out, const char *a, const char *b, int64_t bytes) {
@@ -70,28 +36,8 @@ void AddHalfRow(char *out, const char *a, const char *b, int64_t bytes, bool hal
   }
 }
 
-void AddRowF32(char *out, const char *a, const char *b, int64_t bytes, bool stream) {
-#if defined(__x86_64__)
-  if (stream) {
-    int64_t i = ToLine(out, bytes);
-    AddRow(out, a, b, i);
-    for (; i + 64 <= bytes; i += 64)
-      for (int64_t j = i; j < i + 64; j += 16) {
-        const __m128 sum = _mm_add_ps(_mm_loadu_ps(reinterpret_cast<const float *>(a + j)), _mm_loadu_ps(reinterpret_cast<const float *>(b + j)));
-        _mm_stream_ps(reinterpret_cast<float *>(out + j), sum);
-      }
-    AddRow(out + i, a + i, b + i, bytes - i);
-    return;
-  }
-#endif
-  AddRow(out, a, b, bytes);
-}
-
 bool InRange(const int32_t *index, int64_t count, int64_t rows) {
-  bool good = true;
-#pragma omp simd reduction(&& : good)
-  for (int64_t i = 0; i < count; ++i) good = good && index[i] < rows;
-  return good;
+  return std::all_of(index, index + count, [rows](int32_t i) { return i < rows; });
 }
 }  // namespace
 
@@ -107,17 +53,12 @@ extern "C" int ExpertDispatch(int n, void **data, int *ranks, int64_t **shapes, 
   if (!InRange(index, M, in.dim(0, 0))) return 4;
   const char *x = static_cast<char *>(data[0]);
   char *out = static_cast<char *>(data[2]);
-  const bool stream = M * bytes >= kStreamBytes;
-#pragma omp parallel if (M * bytes > kParallelBytes)
-  {
-#pragma omp for schedule(static) nowait
-    for (int64_t i = 0; i < M; ++i) {
-      if (index[i] < 0)
-        std::memset(out + i * bytes, 0, bytes);
-      else
-        CopyRow(out + i * bytes, x + index[i] * bytes, bytes, stream);
-    }
-    Fence();
+#pragma omp parallel for schedule(static) if (M * bytes > kParallelBytes)
+  for (int64_t i = 0; i < M; ++i) {
+    if (index[i] < 0)
+      std::memset(out + i * bytes, 0, bytes);
+    else
+      std::memcpy(out + i * bytes, x + index[i] * bytes, bytes);
   }
   return 0;
 }
@@ -127,28 +68,24 @@ extern "C" int ExpertCombine(int n, void **data, int *ranks, int64_t **shapes, c
   const Args in{data, ranks, shapes, dtypes};
   if (n != 4) return 1;
   const int64_t size = SizeOf(dtypes[0]);
-  if (size == 0 || in.is(0, "int32") || !in.is(1, "int32") || std::strcmp(dtypes[0], dtypes[2]) != 0) return 2;
+  if (size == 0 || !in.is(1, "int32") || std::strcmp(dtypes[0], dtypes[2]) != 0) return 2;
   if (ranks[0] != 2 || ranks[1] != 1 || ranks[2] != 2 || in.dim(2, 0) != in.dim(1, 0) || in.dim(2, 1) != in.dim(0, 1)) return 3;
   const int64_t T = in.dim(1, 0), bytes = in.dim(0, 1) * size;
   const int32_t *index = in.i32(1);
   if (!InRange(index, T, in.dim(0, 0))) return 4;
   const char *rows = static_cast<char *>(data[0]), *residual = static_cast<char *>(data[2]);
   char *out = static_cast<char *>(data[3]);
-  const bool stream = T * bytes >= kStreamBytes, wide = size == 4, half = in.is(0, "float16");
-#pragma omp parallel if (T * bytes > kParallelBytes)
-  {
-#pragma omp for schedule(static) nowait
-    for (int64_t t = 0; t < T; ++t) {
-      char *o = out + t * bytes;
-      const char *r = residual + t * bytes, *y = rows + index[t] * bytes;
-      if (index[t] < 0)
-        CopyRow(o, r, bytes, stream);
-      else if (wide)
-        AddRowF32(o, r, y, bytes, stream);
-      else
-        AddHalfRow(o, r, y, bytes, half);
-    }
-    Fence();
+  const bool wide = size == 4, half = in.is(0, "float16");
+#pragma omp parallel for schedule(static) if (T * bytes > kParallelBytes)
+  for (int64_t t = 0; t < T; ++t) {
+    char *o = out + t * bytes;
+    const char *r = residual + t * bytes, *y = rows + index[t] * bytes;
+    if (index[t] < 0)
+      std::memcpy(o, r, bytes);
+    else if (wide)
+      AddRow(o, r, y, bytes);
+    else
+      AddHalfRow(o, r, y, bytes, half);
   }
   return 0;
 }

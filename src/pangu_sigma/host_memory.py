@@ -6,6 +6,7 @@ would kill a refused run in the middle, without a message. An accepted run may s
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ _FLOAT32 = 4
 _INT16 = 2
 _ALPHA_PIECES = 40_000
 """Minimum size of a vocabulary, PanGu-α's pieces; a routing table has one entry for each."""
+
+
+_FEW_ROWS, _SLICE = 128, 256
+"""An expert with at most so many rows keeps one partial result for each slice of its FFN units (ascend_ops/cpu/grouped_ffn.cc). A
+batch is taken to be of such experts if its mean expert is one."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ def training_needs(config: Config) -> list[Need]:
     scores = sequences * m.heads * m.seq_length**2
     # the input of each layer, the scores of one of them, the logits: tensors kept of the others are not counted
     activations = m.layers * tokens * m.hidden + scores + tokens * m.slot_rows
+    few = tokens <= _FEW_ROWS * max((config.active_of(kind) for kind in m.kinds), default=0)
+    partials = tokens * m.hidden * math.ceil(m.segment_ffn / _SLICE) if few else 0
     smaller = "model.experts_per_domain, model.rre_layers, model.ffn or model.hidden"
     return [
         Need("experts and their Adam state", stored, f"lower {smaller}, or keep them in files: ecss.store=file"),
@@ -78,7 +86,7 @@ def training_needs(config: Config) -> list[Need]:
         ),
         Need(
             "activations",
-            activations * _FLOAT32,
+            (activations + partials) * _FLOAT32,
             "lower train.batch_size (and raise train.accumulation as much for the same update) or model.seq_length",
         ),
         Need("routing tables", _table_bytes(config), "lower model.rre_layers or the number of domains"),
