@@ -20,7 +20,7 @@ from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.model.declare import as_tensor
-from pangu_sigma.optimizer.schedule import Schedule
+from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.sections import OptimizerConfig
 from pangu_sigma.training.step import TrainStep
 

@@ -30,8 +30,7 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import DeviceStore, ExpertStore, HostExperts, HostStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.model.declare import as_input
-from pangu_sigma.optimizer.clip import gradient_factor
-from pangu_sigma.optimizer.hyper import Hyper
+from pangu_sigma.optimizer.update import Hyper, gradient_factor
 from pangu_sigma.ranks.reduce import joined
 from pangu_sigma.rre.plan import RoutedSegment
 from pangu_sigma.sections import EcssConfig

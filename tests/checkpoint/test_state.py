@@ -16,7 +16,7 @@ from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, sh
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.optimizer.dense_adam import DenseAdam
-from pangu_sigma.optimizer.loss_scale import LossScale
+from pangu_sigma.optimizer.update import LossScale
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from helpers.toy import toy_batches, toy_config
 
-from pangu_sigma.data.batches import Batch, BatchLoader
-from pangu_sigma.data.lookahead import Lookahead
+from pangu_sigma.data.batches import Batch, BatchLoader, Lookahead
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.errors import DataError
 

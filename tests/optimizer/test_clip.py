@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from pangu_sigma.optimizer.clip import gradient_factor, is_finite
+from pangu_sigma.optimizer.update import gradient_factor, is_finite
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -9,7 +9,7 @@ from mindspore.common.initializer import Normal
 
 from pangu_sigma.model.declare import make_parameter
 from pangu_sigma.optimizer.dense_adam import DenseAdam
-from pangu_sigma.optimizer.hyper import Hyper
+from pangu_sigma.optimizer.update import Hyper
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -5,7 +5,7 @@ import pytest
 from mindspore import Tensor
 
 from ascend_ops.adam import HYPER
-from pangu_sigma.optimizer.hyper import Hyper
+from pangu_sigma.optimizer.update import Hyper
 from pangu_sigma.sections import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -5,7 +5,7 @@ import pytest
 from helpers.toy import toy_config
 from mindspore import Tensor, nn
 
-from pangu_sigma.optimizer.loss_scale import LossScale
+from pangu_sigma.optimizer.update import LossScale
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

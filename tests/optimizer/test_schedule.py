@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor
 
 from pangu_sigma.mindformers_import import quiet_mindformers
-from pangu_sigma.optimizer.schedule import Schedule
+from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.sections import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -12,7 +12,7 @@ from pangu_sigma.checkpoint.format import ANOTHER, CheckpointError
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, Part, SavedArray, copy_part
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.optimizer.loss_scale import LossScale
+from pangu_sigma.optimizer.update import LossScale
 from pangu_sigma.ranks.ranks import Ranks
 
 Shards = dict[str, dict[str, Parameter]]

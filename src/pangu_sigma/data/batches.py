@@ -9,7 +9,10 @@ is therefore raised on all ranks, and no rank waits for another that stopped.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -230,6 +233,28 @@ class BatchLoader:
                 f"domain {domain.name}: token id {ids_GBS[g, b, s]} has no row in embedding slot "
                 f"{self.domains.slot_names[domain.slot]!r}; the text was prepared for other slots, run prepare-data again"
             )
+
+
+class Lookahead:
+    """Iterator over the training batches after a data position, each with the next batch, whose experts can be prefetched. A
+    thread assembles the batches while a step computes."""
+
+    def __init__(self, batches: BatchLoader, cursor: Cursor):
+        self._batches = batches
+        self._cursor = deepcopy(cursor)
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._coming: deque[Future[tuple[Batch, Cursor]]] = deque()
+
+    def take(self) -> tuple[Batch, Cursor, Batch]:
+        """Return the next batch, the data position after it, and the following batch. Raises the errors of `BatchLoader.next`."""
+        while len(self._coming) < 3:
+            self._coming.append(self._thread.submit(self._make))
+        batch, cursor = self._coming.popleft().result()
+        return batch, cursor, self._coming[0].result()[0]
+
+    def _make(self) -> tuple[Batch, Cursor]:
+        batch = self._batches.next(self._cursor)
+        return batch, deepcopy(self._cursor)
 
 
 def _numbers(micro: int, batch: int, blocks: int) -> np.ndarray:

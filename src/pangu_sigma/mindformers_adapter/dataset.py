@@ -12,8 +12,7 @@ import numpy as np
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore.dataset import GeneratorDataset
 
-from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.data.lookahead import Lookahead
+from pangu_sigma.data.batches import BatchLoader, Lookahead
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 

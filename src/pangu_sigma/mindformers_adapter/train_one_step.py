@@ -30,7 +30,7 @@ class PanGuSigmaAdam:
     """MindFormers optimizer, the section `optimizer` of a YAML. It only provides the learning rate.
 
     `TrainStep` holds the moments and makes the update, since no gradient has the shape of all experts. The learning rate is
-    MindFormers' own schedule, evaluated on the host (optimizer/schedule.py says why).
+    MindFormers' own schedule, evaluated on the host (optimizer/update.py says why).
     """
 
     def __init__(self, params: list[ms.Parameter], learning_rate: nn.Cell, **settings: Any):

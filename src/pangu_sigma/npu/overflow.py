@@ -15,7 +15,7 @@ from mindspore._c_expression import MSContext
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
 
 from pangu_sigma.chips import CHIP_DATA, Chip
-from pangu_sigma.optimizer.clip import is_finite
+from pangu_sigma.optimizer.update import is_finite
 from pangu_sigma.sections import ParallelConfig
 
 INFINITY = ("ascend910b", "ascend910_93", "ascend950")

@@ -46,9 +46,7 @@ from pangu_sigma.npu.overflow import OverflowCheck
 from pangu_sigma.npu.rows import dispatch_layout, gather_operator
 from pangu_sigma.npu.sharding import apply_strategies, parameters_of_stage, received_by_stage
 from pangu_sigma.npu.supported import check_ascend
-from pangu_sigma.optimizer.clip import gradient_factor
-from pangu_sigma.optimizer.hyper import Hyper
-from pangu_sigma.optimizer.loss_scale import LossScale
+from pangu_sigma.optimizer.update import Hyper, LossScale, gradient_factor
 from pangu_sigma.ranks.connect import Groups
 from pangu_sigma.ranks.layout import Layout, active_entries
 from pangu_sigma.ranks.reduce import parted

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pangu_sigma.data.batches import Batch, BatchLoader
-from pangu_sigma.data.lookahead import Lookahead
+from pangu_sigma.data.batches import Batch, BatchLoader, Lookahead
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.prefetch import PrefetchedExperts, Prefetcher, Traffic

@@ -22,7 +22,7 @@ from pangu_sigma.data.order import repetitions
 from pangu_sigma.data.prepared import read_prepared_tokenizer
 from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.garbage import gc_frozen
-from pangu_sigma.optimizer.schedule import Schedule
+from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.ranks.heartbeat import Heartbeat
 from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.training.backend import Backend

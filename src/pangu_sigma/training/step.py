@@ -25,10 +25,8 @@ from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.ecss.worker import update_by_worker
 from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import PanGuSigma
-from pangu_sigma.optimizer.clip import gradient_factor, is_finite
 from pangu_sigma.optimizer.dense_adam import make_dense_adam
-from pangu_sigma.optimizer.hyper import Hyper
-from pangu_sigma.optimizer.loss_scale import LossScale
+from pangu_sigma.optimizer.update import Hyper, LossScale, gradient_factor, is_finite
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.ranks.reduce import make_gradient_reduction
 
