@@ -518,7 +518,7 @@ def plan(
         )
     from pangu_sigma.npu.plan.differences import compile_plan
     from pangu_sigma.npu.plan.plan import format_plan, format_tree, make_plan
-    from pangu_sigma.npu.plan.scan import scan as scan_devices
+    from pangu_sigma.npu.plan.plan import scan as scan_devices
 
     config = _loaded(config)
     tree: dict[str, Any] = {}

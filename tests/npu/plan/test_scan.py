@@ -10,8 +10,7 @@ from helpers.small_clusters import MODEL_CONFIGS
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config
-from pangu_sigma.npu.plan.plan import layout_text, make_plan
-from pangu_sigma.npu.plan.scan import SCANNED, scan
+from pangu_sigma.npu.plan.plan import SCANNED, layout_text, make_plan, scan
 from pangu_sigma.npu.plan.suggest import suggest_layout, with_parallel
 
 TINY, DENSE = MODEL_CONFIGS / "sigma_tiny.yaml", MODEL_CONFIGS / "alpha_13b.yaml"

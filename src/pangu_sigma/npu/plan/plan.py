@@ -1,9 +1,10 @@
-"""The plan of a configuration on a number of NPUs: memory, traffic and step time, as a tree and as text. Pure Python."""
+"""The plan of a configuration on a number of NPUs: memory, traffic and step time, as a tree and as text; and a scan over 8, 16, …
+4,096 NPUs. Pure Python."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,11 +60,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Pipeline stage of a plan: its layers, and the memory, arrays and collectives of one of its ranks."""
+    """Pipeline stage of a plan: its first and last layer, and the memory, arrays and collectives of one of its ranks."""
 
     first_rank: int
     layers: list[int]
-    """First and last layer."""
     rre_layers: int
     npu_memory_gib: float
     collectives: list[PredictedCollective]
@@ -82,7 +82,7 @@ class Plan:
     refused: reason why the Ascend step does not support the plan, which is for comparison only then.
     fits: True if every NPU and every host has enough memory. what_fits: keys and values with which the plan fits; None if it fits
         already, or if no values suffice.
-    npu, host: memory of the NPU and of the host that need most. variants: GiB of an NPU with one setting changed, by the change.
+    npu, host: memory of the NPU and of the host that need most.
     seconds: step time of the slowest stage. all_experts: seconds of a step that moves and updates all experts, as in the paper's
         baseline; None if all are active. links: bytes that the NPU with most traffic moves in a step.
     compiled: steps that MindSpore compiled, one for each stage. differences: what differs in them from the prediction; do not trust
@@ -98,7 +98,6 @@ class Plan:
     what_fits: dict[str, int | bool | str] | None
     npu: Memory
     host: Memory
-    variants: dict[str, float]
     seconds: StepTime
     all_experts: float | None
     links: LinkBytes
@@ -122,7 +121,7 @@ class Plan:
         return math.ceil(self.devices / self.chip.per_host)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan as sections of plain values, for JSON; `format_plan` prints all of them but LONG.
+        """Return the plan as sections of plain values, for JSON; `format_plan` prints all but the last three.
 
         rows of one pass of a segment of an RRE layer; tight: less than a tenth of a memory is left. collectives and parameters are
         of one rank of each stage, as MindSpore placed them if the plan is compiled, else as predicted; bytes as
@@ -151,7 +150,6 @@ class Plan:
             "multiplied_rows": multiplied_rows(c) if routed else 0,
             "npu_gib": self.npu.as_dict(),
             "host_gib": self.host.as_dict(),
-            "npu_gib_of_variants": self.variants,
             "step_seconds": self.seconds.step,
             "tokens_per_second": tokens_per_second(c, self.seconds),
             "seconds": asdict(self.seconds),
@@ -175,10 +173,6 @@ class Plan:
         }
 
 
-LONG = ("parallel", "collectives", "parameters")
-"""Sections of a plan that are for JSON alone."""
-
-
 def laid_out(config: Config, devices: int, layouts: list[TimedLayout] | None = None) -> Config:
     """Return the configuration for `devices` ranks: unchanged if its parallel section has that number, else with a suggested
     section. layouts: as in `suggest_layout`. Raises ConfigError if there is no layout, or the configuration cannot be planned."""
@@ -193,6 +187,7 @@ def make_plan(config: Config, devices: int) -> Plan:
     layouts = fastest_layouts(config, devices)
     planned = laid_out(config, devices, layouts)
     chip, stages = chip_of(planned), range(planned.parallel.stages)
+    idle = planned.model.rre_layers > 0 and planned.experts > planned.active_experts
     return Plan(
         config=planned,
         suggested=planned is not config,
@@ -203,9 +198,8 @@ def make_plan(config: Config, devices: int) -> Plan:
         what_fits=what_fits(planned),
         npu=Memory([item for item in npu_peak(planned) if item.nbytes], chip.memory),
         host=Memory([item for item in host_peak(planned) if item.nbytes], chip.host_memory),
-        variants={name: total(npu_peak(other)) / GIB for name, other in _variants(planned)},
         seconds=step_time(planned),
-        all_experts=_all_experts(planned),
+        all_experts=step_time_all_experts(planned).step if idle else None,
         links=max((link_bytes(planned, s) for s in stages), key=lambda link: link.pcie + link.hccs + link.network),
         stages=[_stage(planned, stage) for stage in stages],
     )
@@ -229,21 +223,6 @@ def _refused(config: Config) -> str | None:
     except ConfigError as error:
         return str(error)
     return None
-
-
-def _variants(config: Config) -> Iterator[tuple[str, Config]]:
-    """Yield the configuration with recompute the other way round, and without ECSS."""
-    other = not config.parallel.recompute
-    yield f"with{'' if other else 'out'} recompute", with_parallel(config, recompute=other)
-    if config.model.rre_layers and config.ecss.enabled:
-        off = config.ecss.model_copy(update={"enabled": False, "store": "host"})
-        yield "without ECSS", config.model_copy(update={"ecss": off})
-
-
-def _all_experts(config: Config) -> float | None:
-    if not (config.ecss.enabled and config.model.rre_layers) or config.experts <= config.active_experts:
-        return None
-    return step_time_all_experts(config).step
 
 
 def _summed(calls: Iterable[tuple[int, CollectiveCalls]]) -> list[dict[str, Any]]:
@@ -276,11 +255,11 @@ def _call_tree(call: CollectiveCalls, stage: int) -> dict[str, Any]:
 
 
 def format_plan(plan: Plan) -> str:
-    """Format the plan as text, all of `Plan.as_dict` but LONG."""
+    """Format the plan as text: all of `Plan.as_dict` but its last three sections, which are for JSON alone."""
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     title = f"{plan.config.name} on {plan.devices:,} NPUs of {plan.chip.title}, {plan.hosts:,} hosts: {verdict}"
     trust = "times are estimates, fitted to the paper's 7.5 s and 6.3x: npu/plan/cost.py says what to trust"
-    tree = {name: value for name, value in plan.as_dict().items() if name not in LONG}
+    tree = dict([*plan.as_dict().items()][:-3])
     return "\n".join([title, *format_tree(tree), trust])
 
 
@@ -326,3 +305,40 @@ def layout_text(parallel: ParallelConfig) -> str:
     sizes = ((getattr(parallel, name), name) for name in AXES)
     axes = " x ".join(f"{size} {name}" for size, name in sizes if size > 1) or "a single rank"
     return axes + (", recompute" if parallel.recompute else "")
+
+
+SCANNED = tuple(8 << power for power in range(10))
+"""Numbers of NPUs for which a scan finds layouts."""
+
+
+def scan(config: Config) -> dict[str, Any]:
+    """Return the fastest layout on each number of NPUs in SCANNED on which the configuration can be laid out, as plain values for
+    JSON and `format_tree`. fits: yes, no, or tight if less than a tenth of a memory is left; the time of a layout that does not fit
+    is for comparison.
+
+    Raises ConfigError if the configuration cannot be laid out on any of them.
+    """
+    rows, chip = [], chip_of(config)
+    for devices in SCANNED:
+        try:
+            planned = with_parallel(config, **suggest_layout(config, devices).model_dump())
+        except ConfigError as error:
+            refusal = error
+            continue
+        time, npu, host = step_time(planned), total(npu_peak(planned)), total(host_peak(planned))
+        left, speed = 1 - max(npu / chip.memory, host / chip.host_memory), tokens_per_second(planned, time)
+        rows.append(
+            {
+                "devices": devices,
+                "fits": "no" if left < 0 else "tight" if left < TIGHT_FRACTION else "yes",
+                "layout": layout_text(planned.parallel),
+                "npu_gib": npu / GIB,
+                "host_gib": host / GIB,
+                "step_seconds": time.step,
+                "tokens_per_second": speed,
+                "tokens_per_npu": speed / devices,
+            }
+        )
+    if not rows:
+        raise refusal
+    return {"name": config.name, "chip": config.parallel.chip, "least_devices": least_devices(config), "scan": rows}
