@@ -31,8 +31,10 @@ def run(peers: bool) -> list[Row]:
     rng = np.random.default_rng(0)
     x_TH, dout_TH = (rng.standard_normal((MOVED_TOKENS, MOVED_HIDDEN), dtype=np.float32) for _ in range(2))
     order_T = np.argsort(rng.integers(0, MOVED_EXPERTS, MOVED_TOKENS), kind="stable").astype(np.int32)
+    inverse_T = np.argsort(order_T).astype(np.int32)
     contenders = {
-        "ours": _our_moves(x_TH, dout_TH, order_T),
+        "ours": _moves_graph(Ours(), x_TH, (order_T, inverse_T), dout_TH),
+        "MindSpore Gather, gradient by the inverse": _moves_graph(Gathers(), x_TH, (order_T, inverse_T), dout_TH),
         "MindSpore gather, scatter_nd": _mindspore_moves(x_TH, dout_TH, order_T),
         "copy of the same bytes, 2 threads": _copies(x_TH),
     }
@@ -86,6 +88,33 @@ class Ours(nn.Cell):
         return self.combine(self.dispatch(x, order, inverse), inverse, order)
 
 
+class Permute(nn.Cell):
+    """MindSpore's Gather along a permutation, with the gradient that we give ours: the Gather along its inverse. Every row has an
+    expert here; for one without, our operators write zeros, and this one another row."""
+
+    def __init__(self):
+        super().__init__()
+        self.gather = ops.Gather()
+
+    def construct(self, x, index, back):
+        return self.gather(x, index, 0)
+
+    def bprop(self, x, index, back, out, dout):
+        return self.gather(dout, back, 0), ops.zeros_like(index), ops.zeros_like(back)
+
+
+class Gathers(nn.Cell):
+    """The same moves by `Permute`."""
+
+    def __init__(self):
+        super().__init__()
+        self.dispatch, self.combine = Permute(), Permute()
+
+    def construct(self, x, indices):
+        order, inverse = indices
+        return self.combine(self.dispatch(x, order, inverse), inverse, order)
+
+
 class GatherScatter(nn.Cell):
     """MindSpore's own operators for the same moves; MindSpore derives the gradients."""
 
@@ -104,11 +133,6 @@ def _moves_graph(
             tensor.asnumpy()  # waits for the result; on the CPU it is a view and no copy
 
     return work
-
-
-def _our_moves(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
-    inverse_T = np.argsort(order_T).astype(np.int32)
-    return _moves_graph(Ours(), x_TH, (order_T, inverse_T), dout_TH)
 
 
 def _mindspore_moves(x_TH: np.ndarray, dout_TH: np.ndarray, order_T: np.ndarray) -> Callable[[], Any]:
