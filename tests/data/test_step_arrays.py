@@ -6,7 +6,7 @@ import numpy as np
 
 from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays, draws_of
 from pangu_sigma.ecss.prefetch import PrefetchedExperts
-from pangu_sigma.model.loss import NextTokenLoss
+from pangu_sigma.model.pangu_sigma import NextTokenLoss
 from pangu_sigma.training.step import SpikeLimits, TrainStep
 
 

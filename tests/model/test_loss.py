@@ -6,7 +6,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_sigma.model.declare import as_input
-from pangu_sigma.model.loss import NextTokenLoss
+from pangu_sigma.model.pangu_sigma import NextTokenLoss
 from pangu_sigma.training.step import EXPERTS, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -11,8 +11,7 @@ from helpers.small_clusters import by_hand
 from ascend_ops.adam_worker import AdamWorker
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import HostStore
-from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.pangu_sigma import NextTokenLoss, PanGuSigma
 from pangu_sigma.npu.active_experts import ActiveExperts, FetchExperts, RankTier
 from pangu_sigma.npu.cuts import active_buffers
 from pangu_sigma.npu.inputs import StepSettings

@@ -1,4 +1,4 @@
-"""The whole network of PanGu-Σ.
+"""The whole network of PanGu-Σ, and its loss.
 
     rows of the domain's embedding slot + positions
       → L dense layers        LayerNorm, attention, LayerNorm, FFN            all domains share them
@@ -300,6 +300,46 @@ class PanGuSigma(nn.Cell):
     def logits(self, hidden_TH, slots_M):
         """Return the logits [M, T/M, R] of each block over the rows of its slot. slots_M: number of each block's slot."""
         return self.head(self.embedding, hidden_TH, slots_M)
+
+
+class NextTokenLoss(nn.Cell):
+    """Weighted cross-entropy of the next token over the rows of each block's slot, in float32. construct runs the network, and
+    returns the sum of weight · negative log-likelihood over the tokens of each block [M], or of each sequence [B].
+    slots: slot of each block. labels: next tokens, as rows of the block's slot. weights: the loss mask divided by its sum over the
+    whole update, so that micro-batches add up. Other inputs: as in `PanGuSigma.construct`.
+    """
+
+    def __init__(self, network: PanGuSigma, by_sequence: bool = False):
+        """by_sequence: True for a sum per sequence, False for a sum per block."""
+        super().__init__()
+        self.network, self.by_sequence = network, by_sequence
+        self.log_softmax = ops.LogSoftmax(-1)
+        self.pick = ops.GatherD()
+        self.weigh, self.negate = ops.Mul(), ops.Neg()
+        self.sum_tokens = ops.ReduceSum()
+
+    def construct(
+        self,
+        rows_BS,
+        positions_BS,
+        documents_BS,
+        slots_M,
+        labels_BS,
+        weights_BS,
+        draws_B4,
+        order,
+        inverse_T,
+        offsets_A1,
+        experts,
+    ):
+        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_T, offsets_A1, experts)
+        logits = ops.cast(self.network.logits(hidden_TH, slots_M), ms.float32)
+        labels = ops.reshape(labels_BS, (logits.shape[0], -1, 1))
+        picked = self.pick(self.log_softmax(logits), 2, labels)
+        weighted = self.weigh(picked, ops.reshape(weights_BS, labels.shape))
+        if self.by_sequence:
+            weighted = ops.reshape(weighted, (rows_BS.shape[0], -1, 1))
+        return self.negate(self.sum_tokens(weighted, (1, 2)))
 
 
 EMBEDDING_SITE = 0

@@ -4,7 +4,7 @@ Auto-parallel sums and accumulates gradients of parameters alone, so the active 
 a parameter of the network before the step has written it, so their weights are never written into them: an operator on the host
 gives the weights as values, and its gradients are those of the parameters. The host's store is in no graph.
 
-Shape suffixes: N segments of all RRE layers, F ffn, H hidden; B, S, T and M as in model/loss.py, of all ranks of a stage.
+Shape suffixes: N segments of all RRE layers, F ffn, H hidden; B, S, T and M as in model/pangu_sigma.py, of all ranks of a stage.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from pangu_sigma.ecss.store import HostStore
 from pangu_sigma.ecss.tiers import ArraySpec, UninitializedTier
 from pangu_sigma.model.arrays import expert_shapes
 from pangu_sigma.model.declare import Zero
-from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.model.pangu_sigma import FFN_TENSORS, NextTokenLoss
 from pangu_sigma.npu.communicators import OF_COPIES
 from pangu_sigma.npu.cuts import active_buffers, summed_alone
 from pangu_sigma.npu.inputs import StepSettings

@@ -23,7 +23,6 @@ from ascend_ops.adam_worker import FetchStored
 from ascend_ops.expert_dispatch import Gather, GatherAdd
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.model.dense_ffn import MatMulFFN
-from pangu_sigma.model.loss import NextTokenLoss
 from pangu_sigma.model.pangu_sigma import (
     FFN_TENSORS,
     Attention,
@@ -34,6 +33,7 @@ from pangu_sigma.model.pangu_sigma import (
     Head,
     Layer,
     Linear,
+    NextTokenLoss,
     PanGuSigma,
     QueryEmbedding,
     RoutedFFN,

@@ -34,8 +34,7 @@ from pangu_sigma.ecss.store import HostStore, array_specs
 from pangu_sigma.ecss.worker import WorkerUpdate
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.model.dense_ffn import MatMulFFN
-from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.pangu_sigma import NextTokenLoss, PanGuSigma
 from pangu_sigma.npu.active_experts import ActiveExperts, FetchExperts, RankTier, SumOverGroups
 from pangu_sigma.npu.device_adam import DeviceAdam
 from pangu_sigma.npu.dropless import dropless_experts

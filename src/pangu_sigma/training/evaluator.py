@@ -17,8 +17,7 @@ from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.held_out import HeldOut, HeldOutBatch, UnigramBaseline
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_input
-from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.pangu_sigma import NextTokenLoss, PanGuSigma
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.training.log.losses import HeldOutLoss, ratio
 

@@ -1,7 +1,7 @@
 """Training step as one graph.
 
     active experts, looked up here or prefetched         ecss/store.py, ecss/prefetch.py
-      → loss and gradients of every micro-batch          model/loss.py, model/
+      → loss and gradients of every micro-batch          model/
       → sums over ranks, global norm                     ranks/reduce.py
       → overflow, loss scale
       → Adam: dense parameters, active rows of the store  ascend_ops/adam.py
@@ -23,8 +23,7 @@ from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays
 from pangu_sigma.ecss.prefetch import PrefetchedExperts
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.ecss.worker import update_by_worker
-from pangu_sigma.model.loss import NextTokenLoss
-from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.model.pangu_sigma import NextTokenLoss, PanGuSigma
 from pangu_sigma.optimizer.dense_adam import make_dense_adam
 from pangu_sigma.optimizer.update import Hyper, LossScale, gradient_factor, is_finite
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
