@@ -19,12 +19,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = "src/pangu_sigma/"
 CORE = (
-    *("inherit/", "rre/", "ecss/", "ascend/", "model/", "optimizer/", "parallel/"),
-    *(f"train/{name}.py" for name in ("step", "loop", "feed", "backend", "held_out", "evaluator", "first_checkpoint")),
     *(
-        f"data/{name}.py"
-        for name in ("batches", "order", "samples", "sequences", "lookahead", "step_arrays", "indexed", "prepared")
+        "inherit/",
+        "rre/",
+        "ecss/",
+        "model/",
+        "optimizer/",
+        "ranks/plans",
+        "ranks/layout",
+        "ranks/experts",
+        "ranks/reduce",
     ),
+    *(f"training/{name}.py" for name in ("step", "loop", "feed", "backend", "evaluator")),
+    *(f"data/{name}.py" for name in ("batches", "order", "samples", "sequences", "step_arrays", "indexed", "prepared")),
 )
 """Folders and files of the package that are the core."""
 _NO_CODE = (
