@@ -69,7 +69,7 @@ def paper_form() -> dict[str, dict]:
         "heads": example.HEADS,
         "dense_layers": example.DENSE_LAYERS,
         "rre_layers": example.SPARSE_LAYERS,
-        "experts_per_domain": example.EXPERTS,
+        "experts_per_domain": example.EXPERTS_PER_DOMAIN,
         "seq_length": 16,
     }
     data = {"domains_per_step": example.DOMAINS_PER_STEP}
@@ -149,7 +149,7 @@ def test_an_inactive_expert_keeps_every_bit(run):
         updates = experts["t"].copy()
         example.step(dense, experts, batch, active_N)
         for n, active in enumerate(active_N):
-            of_domains = np.isin(np.arange(16) // example.EXPERTS, domains_B)
+            of_domains = np.isin(np.arange(16) // example.EXPERTS_PER_DOMAIN, domains_B)
             inactive = np.setdiff1d(np.arange(16), active)
             assert of_domains[inactive].any() == (ids is not ids_BS1)
             assert (experts["t"][n] - updates[n] == np.isin(np.arange(16), active)).all()
@@ -169,7 +169,7 @@ def test_step_0_of_the_sparse_model_is_the_parent():
     assert parent.keys() == dense.keys() | experts.keys()
     assert not dense.keys() & experts.keys()
     for name, array in experts.items():
-        assert len(array) == len(example.DOMAINS) * example.EXPERTS
+        assert len(array) == len(example.DOMAINS) * example.EXPERTS_PER_DOMAIN
         assert (array == parent[name]).all()
     domains_B = np.repeat([2, 1], example.BATCH // 2)
     ids_BS1 = rng.integers(0, 20, (example.BATCH, 17))
@@ -187,7 +187,8 @@ def test_random_tables_give_each_expert_the_same_number_of_ids():
     tables_NDR = example.draw_tables(np.random.default_rng(0))
     assert tables_NDR.shape == (example.SPARSE_LAYERS, len(example.DOMAINS), example.VOCABULARY)
     for table_R in tables_NDR.reshape(-1, example.VOCABULARY):
-        assert np.bincount(table_R).tolist() == [example.VOCABULARY // example.EXPERTS] * example.EXPERTS
+        of_each = np.bincount(table_R, minlength=example.EXPERTS_PER_DOMAIN)
+        assert set(of_each) == {example.VOCABULARY // example.EXPERTS_PER_DOMAIN}
     assert len({table_R.tobytes() for table_R in tables_NDR.reshape(-1, example.VOCABULARY)}) == 6
 
 
