@@ -249,7 +249,7 @@ def _sizes(shape: str) -> list[int]:
 
 
 def _plain_name(name: str) -> str:
-    """Return a parameter's name as in `parameters.py`. MindSpore puts its cells before it, and the purpose of a clone."""
+    """Return a parameter's name as in `npu/cuts.py`. MindSpore puts its cells before it, and the purpose of a clone."""
     kind = re.match(r"(moment|variance|accu_grads)\.", name)
     plain = re.sub(r"^(moment\.|variance\.|accu_grads\.)?(loss\.network\.)?", "", name)
     return f"{plain}.{kind[1].replace('accu_grads', 'accumulated')}" if kind else plain
