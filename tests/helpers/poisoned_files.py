@@ -15,7 +15,8 @@ from experiments.chaos.poisoned import GOOD
 @dataclass(frozen=True)
 class Case:
     """A poisoned file. documents: number of good records in it. reason, line, offset: of its only rejected line. error: words of
-    the one error instead. at_most: True if a stream that was cut gives up to so many documents, at least one."""
+    the one error instead. at_most: True if a stream that was cut gives up to so many documents, at least one. cut_from: all of its
+    text, if it was one of MANY."""
 
     name: str
     content: bytes
@@ -25,6 +26,7 @@ class Case:
     offset: int = 0
     error: str = ""
     at_most: bool = False
+    cut_from: bytes = b""
 
 
 def _record(text: bytes = b'"a"', domain: bytes = b'"zh"', more: bytes = b"") -> bytes:
@@ -53,7 +55,7 @@ RECORDS = {
 """Records as JSON, and why they are rejected. Their brackets match, so that an array goes on after them."""
 
 _CARRIERS = ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.json.zst")
-_MANY = [_record(f'"{number * number}"'.encode()) for number in range(2_000)]
+MANY = [_record(f'"{number * number}"'.encode()) for number in range(2_000)]
 
 
 def _in_the_middle(name: str) -> list[tuple[str, Case]]:
@@ -66,13 +68,14 @@ def _in_the_middle(name: str) -> list[tuple[str, Case]]:
 
 
 def _cut(name: str, share: float) -> tuple[str, Case]:
-    content = packed(name, text_of(name, _MANY))
+    text = text_of(name, MANY)
+    content = packed(name, text)
     reason = "broken gzip stream" if name.endswith("gz") else "broken zstd stream"
     if name == "a.json":
         reason = "cut JSON array"
     if name == "a.jsonl":
         reason = "not JSON"
-    case = Case(name, content[: int(share * len(content))], len(_MANY), reason, at_most=True)
+    case = Case(name, content[: int(share * len(content))], len(MANY), reason, at_most=True, cut_from=text)
     return f"{name} cut to {share:.0%}", case
 
 
@@ -130,7 +133,7 @@ def _other_column() -> bytes:
 
 
 def _streams() -> list[tuple[str, Case]]:
-    lines = text_of("a.jsonl", _MANY)
+    lines = text_of("a.jsonl", MANY)
     gzipped = gzip.compress(lines, mtime=0)
     cases = [_cut(name, share) for share in (0.4, 0.9) for name in (*_CARRIERS, "a.json.gz")]
     for name in (*_CARRIERS, "a.json.gz"):

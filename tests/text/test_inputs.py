@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from helpers.poisoned_files import CASES
+from helpers.poisoned_files import CASES, MANY
 from helpers.record_files import NAMES, WHOLE, read_whole, write_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,6 +107,8 @@ def test_a_poisoned_file_is_counted_with_its_place_or_refused(tmp_path, domains,
     if case.at_most:
         assert len(documents) <= case.documents
         assert bad.line == len(documents) + 1
+        if case.cut_from:
+            assert case.cut_from[bad.offset :].lstrip(b"[,\n").startswith(MANY[len(documents)])
     else:
         assert (len(documents), bad.line, bad.offset) == (case.documents, case.line, case.offset)
 
