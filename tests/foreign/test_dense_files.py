@@ -187,10 +187,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     # Megatron
     "mt: a tensor is missing": (megatron_pt(without(MG, INNER)), rf"{re.escape(INNER)} is missing"),
-    "mt: a tensor too many": (
-        megatron_pt({**MG, "language_model.pooler.dense.weight": GAIN}),
-        "pooler.* is no tensor",
-    ),
+    "mt: a tensor too many": (megatron_pt({**MG, "language_model.pooler.dense.weight": GAIN}), "pooler.* is no tensor"),
     "mt: a fused query, key and value": (
         megatron_pt({**MG, FUSED: GAIN}),
         "query_key_value.weight is no tensor of PanGu-α",
@@ -246,10 +243,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "ds: a rank is missing": (deepspeed(unlink("global_step7/mp_rank_00_model_states.pt")), "mp_rank_00 is missing"),
     "ds: weights that are elsewhere": (pt({"module": None}), "no weights under `model`"),
     # Hugging Face
-    "hf: a tensor is missing": (
-        huggingface(without(HF, "transformer.h.1.ln_2.bias")),
-        r"h\.1\.ln_2\.bias is missing",
-    ),
+    "hf: a tensor is missing": (huggingface(without(HF, "transformer.h.1.ln_2.bias")), r"h\.1\.ln_2\.bias is missing"),
     "hf: no layers": (huggingface({n: v for n, v in HF.items() if ".h." not in n}), r"h\.0\.ln_1\.weight is missing"),
     "hf: a tensor too many": (huggingface({**HF, "transformer.extra": GAIN}), "extra is no tensor"),
     "hf: a wrong shape": (huggingface({**HF, QUERY: twice(HF[QUERY])}), r"wqe\.weight is of shape \(12, 16\)"),
@@ -273,10 +267,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "hf: a path in the index": (in_index(BIAS, "../b/pytorch_model-0.bin"), NO_NAME),
     "hf: a whole path in the index": (in_index(BIAS, "/dev/zero", "safetensors-index"), NO_NAME),
     "hf: a number in the index": (in_index(BIAS, 3), "which is not there"),
-    "hf: a file of another kind in the index": (
-        in_index(BIAS, "config.json"),
-        r"config\.json: weights are read from",
-    ),
+    "hf: a file of another kind in the index": (in_index(BIAS, "config.json"), r"config\.json: weights are read from"),
     "hf: a file that is missing": (
         huggingface(form="bin-index", change=unlink("pytorch_model-1.bin")),
         r"pytorch_model-1\.bin, which is not there",
