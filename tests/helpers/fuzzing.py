@@ -13,7 +13,6 @@ import re
 import resource
 import shutil
 import signal
-import struct
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -41,7 +40,6 @@ from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.manifest import Passage, Source, load_manifest
-from pangu_sigma.data.token_files import TokenFile
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.finetune.conversation import parse_conversation
@@ -191,15 +189,8 @@ def limited_memory() -> Iterator[None]:
 NUMBERS = [0, -1, 2**15, 2**31, 2**32, 2**63, 2**64 + 1, 10**30, 1e308, -0.0, 1e-320, float("nan"), float("inf")]
 TEXTS = ["", "\0", "../../etc/passwd", "/dev/zero", "\ud800", "a" * 5_000, "null", "__class__", "1" * 5_000, "训练"]
 JUNK = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=12),
-    st.sampled_from(NUMBERS),
-    st.sampled_from(TEXTS),
-    st.lists(st.integers(-1, 9), max_size=3),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), st.sampled_from([*NUMBERS, *TEXTS])),
+    *(st.lists(st.integers(-1, 9), max_size=3), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2)),
 )
 TREES = st.recursive(
     JUNK, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
@@ -367,48 +358,6 @@ def task_lines_target(folder: Path) -> Target:
     text = "".join(json.dumps(record) + "\n" for record in records).encode()
     lines = st.lists(st.sampled_from(records).flatmap(changed_tree).map(as_text), max_size=4).map(b"\n".join)
     return Target(st.one_of(changed_bytes(text), lines), load, "empty file")
-
-
-def index_target(folder: Path) -> Target:
-    lengths, header = [3, 1, 4], struct.Struct("<9sQBQQ")
-    ids = np.arange(8, dtype="<i4").tobytes()
-
-    def index(
-        magic: bytes, version: int, code: int, number: int, bounds: int, lengths: list[int], offsets: list[int]
-    ) -> bytes:
-        tail = np.array(lengths, "<i4").tobytes() + np.array([*offsets, 0, 1, 2, 3], "<i8").tobytes()
-        return header.pack(magic, version, code, number, bounds) + tail
-
-    fields = (b"MMIDIDX\0\0", 1, 4, 3, 4, lengths, [0, 12, 16])
-    valid = index(*fields)
-    number, small = st.sampled_from([0, 1, 3, 4, 2**31, 2**63, 2**64 - 1]), st.integers(-(2**31), 2**31 - 1)
-
-    @st.composite
-    def changed_fields(draw: st.DrawFn) -> bytes:
-        given = list(fields)
-        which = draw(st.integers(1, 6))
-        if which in (1, 3, 4):
-            given[which] = draw(number)
-        elif which == 2:
-            given[which] = draw(st.integers(0, 255))
-        else:
-            given[which] = [draw(small) if draw(st.booleans()) else value for value in given[which]]
-        return index(*given)
-
-    def load(here: Path, case: tuple[bytes, bytes]) -> bool:
-        put(here / "en.idx", case[0])
-        put(here / "en.bin", case[1])
-        with watched():
-            file = TokenFile(here / "en", 8)
-            file.read(0, file.tokens)
-            assert file.lengths.sum() == file.tokens
-        return True
-
-    mutated = st.tuples(
-        st.one_of(changed_bytes(valid), changed_fields(), st.binary(max_size=40).map(lambda b: valid[:33] + b)),
-        st.one_of(st.just(ids), changed_bytes(ids)),
-    )
-    return Target(mutated, load, "first difference at byte [0-9];", st.tuples(ANYTHING, ANYTHING))
 
 
 def checkpoint_target(folder: Path) -> Target:
@@ -653,19 +602,8 @@ def torch_target(folder: Path) -> Target:
     zipped, older = foreign_files.torch_zip(tree), foreign_files.torch_older(tree)
     with zipfile.ZipFile(io.BytesIO(zipped)) as archive:
         pickled = archive.read("archive/data.pkl")
-    words = [
-        b"cos\nsystem\n",
-        b"\x82\x01",
-        b"r\xff\xff\xff\xff",
-        b")R",
-        b"b",
-        b"\x81",
-        b"Q",
-        b"h\x01",
-        b"}(",
-        b"u",
-        b"e",
-    ]
+    words = [b"cos\nsystem\n", b"\x82\x01", b"r\xff\xff\xff\xff", b")R", b"b", b"\x81", b"Q", b"h\x01"]
+    words += [b"}(", b"u", b"e"]
 
     @st.composite
     def changed_pickle(draw: st.DrawFn) -> bytes:
@@ -752,21 +690,8 @@ def huggingface_target(folder: Path) -> Target:
     )
 
 
-TARGETS: dict[str, Callable[[Path], Target]] = {
-    "configuration": config_target,
-    "overrides": overrides_target,
-    "task lines": task_lines_target,
-    "token index": index_target,
-    "checkpoint": checkpoint_target,
-    "routing tables": routing_target,
-    "Hugging Face folder": hf_target,
-    "metrics": metrics_target,
-    "tokenizer": tokenizer_target,
-    "sealed folder": sealed_target,
-    "data manifest": manifest_target,
-    "MindIR": mindir_target,
-    "torch": torch_target,
-    "checkpoints of MindSpore": ckpt_target,
-    "Hugging Face": huggingface_target,
-}
+_MAKERS = [config_target, overrides_target, task_lines_target, checkpoint_target, routing_target, hf_target]
+_MAKERS += [metrics_target, tokenizer_target, sealed_target, manifest_target, mindir_target]
+_MAKERS += [torch_target, ckpt_target, huggingface_target]
+TARGETS: dict[str, Callable[[Path], Target]] = {make.__name__.removesuffix("_target"): make for make in _MAKERS}
 """What is loaded, by name; each is made in a folder of its own."""

@@ -78,10 +78,7 @@ def test_text_that_is_left_out_is_said_with_the_key():
             {"overlap": overlap().model_copy(update={"boilerplate": 0.824})},
             "zh: 82% of the tokens of its held-out text are boilerplate: collapse blanks",
         ),
-        (
-            {"overlap": overlap(share=0.2)},
-            "zh: 20.0% of the held-out text stands in the training text (windows of 13",
-        ),
+        ({"overlap": overlap(share=0.2)}, "zh: 20.0% of the held-out text stands in the training text (windows of 13"),
     ],
 )
 def test_what_bites_is_said(changes, said):
