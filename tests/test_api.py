@@ -23,7 +23,6 @@ import pangu_sigma as ps
 from experiments.tiny import tiny_config, tiny_tree, write_text
 from pangu_sigma import shipped
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.domains import domains_of
 from pangu_sigma.training.log.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -358,23 +357,13 @@ def test_sampling_options_are_keywords(model):
     assert "".join(model.stream("the ", "en", seed=1, **options)) == drawn[2]
 
 
-def test_logits_are_of_the_token_that_greedy_generation_takes(model):
-    tokenizer = model.tokenizer
-    logits_R = model.logits("the cat", "en")
-    assert (logits_R.dtype, logits_R.shape) == (np.float32, (model.config.model.slot_rows,))
-    slot = 1  # zh has the first
-    assert ((tokenizer.slot_rows[slot] < 0) == np.isneginf(logits_R)).all()
-    best = tokenizer.slot_rows[slot, logits_R.argmax()]
-    assert tokenizer.decode([best]) == model.generate("the cat", "en", max_new_tokens=1)
-    ids = tokenizer.prompt("the cat", domains_of(model.config).named("en"))
-    np.testing.assert_array_equal(model.logits(np.array(ids), "en"), logits_R)
-
-
-def test_a_likely_text_scores_higher(model):
+def test_a_likely_text_scores_higher_and_ids_are_their_text(model):
     likely, unlikely = (model.score(text, "en") for text in ("a small old red", "red a old small"))
     assert isinstance(likely, ps.Score)
     assert likely.total > unlikely.total
     assert likely.total == pytest.approx(sum(likely.logprobs))
+    ids = np.array(model.ids("a small", "en"))
+    np.testing.assert_array_equal(model.logits(ids, "en"), model.logits("a small", "en"))
 
 
 def test_evaluate_is_what_the_run_logged_last(model, tiny_run):

@@ -256,18 +256,8 @@ def test_generate_reads_a_prompt_a_line_from_a_file_or_from_standard_input(tiny_
 
 def test_every_option_of_sampling_is_one_of_generate(tiny_run, capsys):
     """Each one changes what is drawn, or ends it."""
-    command = [
-        "generate",
-        tiny_run,
-        "--domain",
-        "en",
-        "--prompt",
-        "the cat",
-        "--max-new-tokens",
-        12,
-        "--temperature",
-        2,
-    ]
+    command = ["generate", tiny_run, "--domain", "en", "--prompt", "the cat"]
+    command += ["--max-new-tokens", 12, "--temperature", 2]
 
     def drawn(*options: object) -> str:
         (found,) = json.loads(prints(capsys, *command, *options, "--json", "-"))

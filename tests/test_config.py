@@ -125,17 +125,9 @@ def test_derived_numbers():
 @given(domains=st.integers(1, 5), experts=st.integers(1, 5), dense=st.integers(0, 4), rre=st.integers(0, 4))
 def test_more_experts_never_change_what_a_token_meets(domains: int, experts: int, dense: int, rre: int):
     def built(experts_per_domain: int) -> Config:
-        return parse_config(
-            tree(
-                **{
-                    "domains": [{"name": f"d{i}"} for i in range(domains)],
-                    "data.domains_per_step": 1,
-                    "model.dense_layers": dense + 1,
-                    "model.rre_layers": rre,
-                    "model.experts_per_domain": experts_per_domain,
-                }
-            )
-        )
+        changes = {"model.dense_layers": dense + 1, "model.rre_layers": rre, "data.domains_per_step": 1}
+        changes |= {"model.experts_per_domain": experts_per_domain}
+        return parse_config(tree(domains=[{"name": f"d{i}"} for i in range(domains)], **changes))
 
     one, many = built(1).num_params(), built(experts).num_params()
     assert many.active_per_token == one.active_per_token

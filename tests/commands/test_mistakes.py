@@ -184,9 +184,9 @@ MISTAKES = {
     "inspect RUN --drop zh --drop en --drop code": "--drop zh, en, code: no domain would be left",
     "inspect sigma_tiny --print-config --json x.json": "--print-config prints YAML and stops, so nothing is written to --json",
     "inspect full": "full",
-    "inspect sigma_tiny --verify": "--verify",
-    "inspect sigma_tiny --keep xx": "xx",
-    "inspect RUN --set x=1": "--set",
+    "inspect sigma_tiny --verify": "--verify is for files of weights",
+    "inspect sigma_tiny --keep xx": "unknown domain 'xx'",
+    "inspect RUN --set x=1": "--set and --print-config are for configurations",
     "doctor nix": "MODEL nix is about NPUs: add --device ascend",
     "doctor --chip 910b": "--chip 910b is about NPUs: add --device ascend",
 }
