@@ -36,13 +36,6 @@ def test_half_is_the_chip_s(settings, dtype):
     assert load_config(config_path("sigma_1t"), settings).train.compute_dtype == dtype
 
 
-def test_910a_refuses_bfloat16():
-    with pytest.raises(
-        ConfigError, match=r"compute_dtype=bfloat16: Ascend 910A has no bfloat16; set train.compute_dtype=float16"
-    ):
-        load_config(config_path("sigma_1t"), ["train.compute_dtype=bfloat16"])
-
-
 def test_an_unknown_chip_is_refused_where_it_stands():
     with pytest.raises(ConfigError, match=r"parallel\.chip"):
         load_config(config_path("sigma_1t"), ["parallel.chip=920"])

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import io
 import json
-import math
 import os
 import re
 import shlex
@@ -12,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from dataclasses import fields
 from pathlib import Path
@@ -60,23 +57,6 @@ def prints(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-def test_a_wrong_key_is_refused_in_seconds_and_before_mindspore_is_loaded(file):
-    """In a process of its own, as a user runs it."""
-    code = (
-        "import sys; from pangu_sigma.cli import main; status = main(sys.argv[1:]);"
-        "print([m for m in sys.modules if m.split('.')[0] in ('mindspore', 'mindformers')]); sys.exit(status)"
-    )
-    command = [sys.executable, "-c", code, "train", str(file), "--set", "train.stepz=5"]
-    started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert time.perf_counter() - started < 5
-    assert done.returncode == 2
-    assert done.stdout.strip() == "[]"
-    assert "train.stepz" in done.stderr
-    assert "nearest valid key: steps" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("command", ["prepare-data", "train", "inspect"])
 def test_print_config_prints_a_configuration_that_reads_back_equal(file, capsys, tmp_path, command):
     text = prints(capsys, command, file, "--set", "train.steps=7", "--print-config")
@@ -85,14 +65,6 @@ def test_print_config_prints_a_configuration_that_reads_back_equal(file, capsys,
     assert yaml.safe_load(text)["train"]["steps"] == 7
     assert yaml.safe_load(text)["train"]["optimizer"]["beta1"] == 0.8, "defaults are filled in"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["printed.yaml", "tiny.yaml"], "and nothing else happens"
-
-
-def test_set_overrides_sections_lists_and_numbers(file, capsys):
-    options = ["--set", "domains.1.weight=2.5", "--set", "train.optimizer.peak_lr=2e-3", "--set", "ecss.enabled=false"]
-    tree = yaml.safe_load(prints(capsys, "inspect", file, *options, "--print-config"))
-    assert tree["domains"][1]["weight"] == 2.5
-    assert tree["train"]["optimizer"]["peak_lr"] == 2e-3
-    assert tree["ecss"]["enabled"] is False
 
 
 def test_inspect_counts_as_json_and_as_text(file, capsys, tmp_path):
@@ -106,39 +78,6 @@ def test_inspect_counts_as_json_and_as_text(file, capsys, tmp_path):
     table = prints(capsys, "inspect", file)
     assert prints(capsys, "inspect", file, "--json", tmp_path / "out.json") == table, "a file silences nothing"
     assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == found
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("train.steps=many", r"train.steps: 'many' is not allowed"),
-        ("train.batch_size=3", r"batch_size=3 is not divisible by data.domains_per_step=2"),
-        ("steps", r"--set 'steps' is not key.path=value"),
-    ],
-)
-def test_wrong_overrides_are_refused_with_the_key(file, capsys, override, message):
-    assert message in fails(capsys, "inspect", file, "--set", override)
-
-
-@pytest.mark.parametrize(
-    "command", ["train FILE -o", "train", "generate --domain en --prompt x", "inspect", "prepare-data FILE --input"]
-)
-@pytest.mark.parametrize("blank", ["", " "])
-def test_a_blank_path_is_not_this_folder(file, capsys, command, blank):
-    with pytest.raises(SystemExit, match="2"):
-        main([str(file) if word == "FILE" else word for word in command.split()] + [blank])
-    assert f"{blank!r} is blank; name a file or folder" in capsys.readouterr().err
-
-
-def test_missing_files_and_folders_are_refused_by_name(file, capsys, tmp_path):
-    assert "cannot read configuration" in fails(capsys, "inspect", tmp_path / "none.yaml")
-    assert "run prepare-data" in fails(capsys, "train", file, "--output", tmp_path / "run")
-    for command in (["evaluate"], ["report"], ["export", "--output", tmp_path / "out"]):
-        for path, why in ((tmp_path / "none", ": it is not there"), (tmp_path, ": it has no config.yaml")):
-            said = fails(capsys, *command, path)
-            assert "is not a run folder" in said and why in said
-    generate = ["generate", tmp_path / "none", "--domain", "en", "--prompt", "a"]
-    assert "is not a run folder" in fails(capsys, *generate)
 
 
 def test_a_missing_compiler_is_one_message(file, tiny_data, tmp_path):
@@ -186,26 +125,8 @@ def test_help_tells_the_exit_statuses_once(capsys):
 
 
 COMMANDS = [
-    *(
-        "prepare-data",
-        "inherit",
-        "extend",
-        "extract",
-        "train",
-        "finetune",
-        "evaluate",
-        "benchmark",
-        "report",
-        "launch",
-        "generate",
-        "export",
-        "serve",
-        "chat",
-        "inspect",
-        "plan",
-        "doctor",
-    ),
-    "completion",
+    *("prepare-data", "inherit", "extend", "extract", "train", "finetune", "evaluate", "benchmark", "report"),
+    *("launch", "generate", "export", "serve", "chat", "inspect", "plan", "doctor", "completion"),
 ]
 
 
@@ -235,21 +156,6 @@ def test_completion_is_a_script_that_knows_commands_and_options(shell, capsys):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
 
 
-def test_wrong_usage_ends_with_status_2(capsys):
-    generate = ["generate", "run", "--domain", "en"]
-    for arguments in (
-        [],
-        ["fly"],
-        generate,
-        [*generate, "--prompt", "a", "--prompts", "-"],
-        ["evaluate", "--against", "a"],
-    ):
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments)
-        assert stopped.value.code == 2
-        capsys.readouterr()
-
-
 def test_a_run_that_never_trained_is_refused_with_what_to_do(file, tiny_data, capsys, tmp_path):
     start_run(tmp_path / "run", load_config(file))
     assert "it holds none yet\ntrain the run, or wait for its first one" in fails(capsys, "evaluate", tmp_path / "run")
@@ -264,18 +170,6 @@ def test_export_there_and_back_says_what_it_wrote_and_inspect_looks_into_it(tiny
     prints(capsys, "export", tmp_path / "hf", "-o", tmp_path / "again", "--format", "run")
     found = json.loads(prints(capsys, "inspect", tmp_path / "again", "--verify", "--json", "-"))
     assert (found["kind"], found["step"], found["lineage"]["parent_step"]) == ("run", 0, STEPS)
-    again = ["export", tmp_path / "hf", "-o", tmp_path / "again", "--format", "run"]
-    assert "again exists; choose another path" in fails(capsys, *again)
-
-
-def test_evaluate_prints_the_loss_of_each_domain(tiny_run, capsys):
-    found = json.loads(prints(capsys, "evaluate", tiny_run, "--json", "-"))
-    last = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
-    logged = [line for line in last if line["kind"] == "evaluation"][-1]["per_domain_loss"]
-    assert set(found) == {"zh", "en", "code"}
-    for name, losses in found.items():
-        assert losses["loss"] == pytest.approx(logged[name], rel=1e-5), "the checkpoint is the model that was evaluated"
-        assert 0 < losses["unigram"] < math.log(2 * 640)
 
 
 def test_evaluate_measures_any_text(capsys, tiny_run, tmp_path):
@@ -288,9 +182,6 @@ def test_evaluate_measures_any_text(capsys, tiny_run, tmp_path):
     as_json = ["--json", "-", "--domain", "en"]
     other = prints(capsys, "evaluate", tiny_run, "--input", file, *as_json, "--set", "data.text_keys=[txt]")
     assert json.loads(other)["en"]["tokens"] == 1, "the other record: the, <eot>"
-    assert "--domain en is of the records of --input" in fails(capsys, "evaluate", tiny_run, "--domain", "en")
-    said = fails(capsys, "evaluate", tiny_run, "--input", file, "--domain", "en", "--all-samples")
-    assert "--against and --all-samples are about held-out text, and --input is other text; leave them out" in said
 
 
 def test_a_model_that_overflows_is_an_error_of_generate_and_a_row_of_evaluate(capsys, tmp_path, caplog):
@@ -314,10 +205,6 @@ def test_evaluate_against_prints_paired_differences(tiny_run, capsys):
     assert text.splitlines()[0].endswith("held-out; ± over samples")
     for line in text.splitlines()[1:]:
         assert line.split()[5:9] == ["0.0000"] * 4, "a run against itself"
-    assert "2 models without --against" in fails(capsys, "evaluate", tiny_run, tiny_run)
-    assert "1 runs against 2; --against takes as many" in fails(
-        capsys, "evaluate", tiny_run, "--against", tiny_run, tiny_run
-    )
 
 
 def test_report_compares_with_several_runs(tiny_run, tmp_path, capsys):
@@ -369,55 +256,20 @@ def test_generate_reads_a_prompt_a_line_from_a_file_or_from_standard_input(tiny_
 
 def test_every_option_of_sampling_is_one_of_generate(tiny_run, capsys):
     """Each one changes what is drawn, or ends it."""
-    command = [
-        "generate",
-        tiny_run,
-        "--domain",
-        "en",
-        "--prompt",
-        "the cat",
-        "--max-new-tokens",
-        12,
-        "--temperature",
-        2,
-    ]
+    command = ["generate", tiny_run, "--domain", "en", "--prompt", "the cat"]
+    command += ["--max-new-tokens", 12, "--temperature", 2]
 
     def drawn(*options: object) -> str:
         (found,) = json.loads(prints(capsys, *command, *options, "--json", "-"))
         return found["text"]
 
     plain = drawn()
-    options = {
-        "top-k": 2,
-        "top-p": 0.2,
-        "min-p": 0.5,
-        "repetition-penalty": 5,
-        "presence-penalty": 2,
-        "frequency-penalty": 2,
-    }
+    options = {"top-k": 2, "top-p": 0.2, "min-p": 0.5}
+    options |= {"repetition-penalty": 5, "presence-penalty": 2, "frequency-penalty": 2}
     assert {name.replace("-", "_") for name in options} | {"temperature"} == {field.name for field in fields(Sampling)}
     for name, value in options.items():
         assert drawn(f"--{name}", value) != plain, name
     assert drawn("--stop", plain[3:5]) == plain.split(plain[3:5])[0]
-
-
-def test_generate_refuses_what_it_cannot_do(tiny_run, capsys):
-    generate = ["generate", tiny_run, "--domain", "en", "--prompt"]
-    told = fails(capsys, "generate", tiny_run, "--domain", "fr", "--prompt", "bonjour")
-    assert "unknown domain 'fr'; this configuration has zh, en, code" in told
-    assert "--domain has 2 names for 1 prompts" in fails(capsys, *generate, "hello", "--domain", "zh")
-    assert "--top-p=2.0 is not allowed" in fails(capsys, *generate, "a", "--top-p", 2)
-    assert "a prompt has no tokens" in fails(capsys, *generate, "")
-    assert "more than model.seq_length=32" in fails(capsys, *generate, "cat dog " * 40)
-
-
-def test_export_then_generate_from_the_folder(tiny_run, capsys, tmp_path, caplog):
-    caplog.set_level("INFO")
-    assert prints(capsys, "export", tiny_run, "--output", tmp_path / "out") == f"{tmp_path / 'out'}\n"
-    assert "greedy tokens equal those of the checkpoint" in caplog.text
-    prompt = ["--domain", "en", "--prompt", "the cat", "--max-new-tokens", 4, "--json", "-"]
-    one, other = (json.loads(prints(capsys, "generate", model, *prompt)) for model in (tiny_run, tmp_path / "out"))
-    assert one == other
 
 
 def test_serve_serves_a_run_until_it_is_ended(tiny_run):
@@ -437,30 +289,10 @@ def test_serve_serves_a_run_until_it_is_ended(tiny_run):
     assert "Traceback" not in process.stderr.read()
 
 
-def test_serve_refuses_what_it_cannot_do(capsys, tmp_path):
-    for options, message in (
-        (["--set", "frobs=1"], "there is no limit 'frobs'"),
-        (["--port", "70000"], "--port 70000 is not allowed"),
-        (["--port", "0", "--api-key-file", tmp_path / "none"], "No such file"),
-        (["--port", "0"], "is not a run folder"),
-    ):
-        assert message in fails(capsys, "serve", tmp_path / "none", *options)
-    assert "is not a run folder" in fails(capsys, "chat", tmp_path / "none")
-
-
 def test_chat_answers_lines(tiny_run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n/domain zh\n今天\n"))
     text = prints(capsys, "chat", tiny_run, "--domain", "en", "--max-new-tokens", 5, "--seed", 1)
     assert len(text.splitlines()) == 2
-    assert "unknown domain 'xx'" in fails(capsys, "chat", tiny_run, "--domain", "xx")
-
-
-def test_train_continues_a_run_and_prints_its_summary(file, tiny_data, tiny_run, capsys, tmp_path):
-    copy = shutil.copytree(tiny_run, tmp_path / "run")
-    out = prints(capsys, "train", file, "--output", copy)
-    assert f"step_{STEPS:08d}" in out
-    assert "held-out loss" in out
-    assert "routing.seed: 0 → 9" in fails(capsys, "train", file, "--output", copy, "--set", "routing.seed=9")
 
 
 def test_train_goes_on_with_what_the_run_has(tiny_data, tiny_run, capsys, tmp_path, monkeypatch):
@@ -470,14 +302,11 @@ def test_train_goes_on_with_what_the_run_has(tiny_data, tiny_run, capsys, tmp_pa
     assert yaml.safe_load(prints(capsys, "train", "run", "--print-config"))["train"]["steps"] == STEPS
     text = prints(capsys, "train", "run", "--set", "train.steps=12", "--print-config")
     assert yaml.safe_load(text)["train"]["steps"] == 12
-    assert f"step_{STEPS:08d}" in prints(capsys, "train", "run")
+    summary = prints(capsys, "train", "run")
+    assert f"step_{STEPS:08d}" in summary and "held-out loss" in summary
     assert [path.read_bytes() for path in (copy / "config.yaml", tiny_run / "config.yaml")] == [
         (tiny_run / "config.yaml").read_bytes()
     ] * 2
-    assert "model.ffn: 32 → 40" in fails(capsys, "train", "run", "--set", "model.ffn=40")
-    (tmp_path / "none").mkdir()
-    assert "is not a run folder: it has no config.yaml; pass a configuration" in fails(capsys, "train", "none")
-    assert "run is a run, which goes on where it is: leave --output b out" in fails(capsys, "train", "run", "-o", "b")
 
 
 def test_a_second_writer_is_refused_with_status_2_before_the_work(tiny_run, capsys, tmp_path, monkeypatch):
@@ -502,16 +331,6 @@ def test_prepare_data_reads_the_users_text(file, capsys, tmp_path):
     capsys.readouterr()
     assert main(["prepare-data", str(file), "--check", *options, str(text)]) == 1
     assert "domain en: 0 usable documents" in capsys.readouterr().out
-    assert "cannot be read" in fails(capsys, "prepare-data", file, *options, tmp_path / "b.jsonl")
-
-
-def test_json_that_cannot_be_written_is_refused_before_the_work(file, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("pangu_sigma.inspection.inspect.inspect", lambda config: pytest.fail("the work has begun"))
-    target = tmp_path / "none" / "out.json"
-    message = fails(capsys, "inspect", file, "--json", target)
-    assert f"--json {target}: the folder {tmp_path / 'none'} is not there" in message
-    assert f"--json {tmp_path}: is a folder" in fails(capsys, "inspect", file, "--json", tmp_path)
-    assert "cannot write into /proc" in fails(capsys, "inspect", file, "--json", "/proc/out.json")
 
 
 def test_a_full_disk_is_named(file, capsys):
@@ -519,39 +338,10 @@ def test_a_full_disk_is_named(file, capsys):
     assert "error: /dev/full: No space left on device; free space on that disk" in capsys.readouterr().err
 
 
-def test_a_run_folder_that_cannot_be_is_refused_by_name(file, tiny_data, capsys, tmp_path):
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        assert f"--output {folder}: {tmp_path / 'file'} is a file and no folder" in fails(
-            capsys, "train", file, "--output", folder
-        )
-    assert "cannot write into /proc" in fails(capsys, "train", file, "--output", "/proc/run")
-    port = ["--master-port", free_port()]
-    assert "cannot write into /proc" in fails(capsys, "launch", file, "--output", "/proc/run", *port)
-
-
-def test_training_on_ascend_without_an_npu_is_one_message(file, tiny_data, capsys, tmp_path):
-    message = fails(capsys, "train", file, "--output", tmp_path / "run", "--device", "ascend")
-    assert message.startswith("error: --device ascend: no NPU")
-    assert len(message.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_numbers_and_text_that_cannot_be_are_refused_before_a_model_is_loaded(capsys, tmp_path):
-    generate = ["generate", tmp_path / "none", "--domain", "en", "--prompt"]
-    for option, value in (
-        ("--seed", -1),
-        ("--max-new-tokens", -5),
-        ("--temperature", "inf"),
-        ("--top-k", -1),
-        ("--min-p", 2.0),
-    ):
-        assert f"{option}={value} is not allowed" in fails(capsys, *generate, "a", f"{option}={value}")
-    assert "--prompt is not Unicode text: character 0" in fails(
-        capsys, *generate, b"\xff".decode(errors="surrogateescape")
-    )
-    half = b"\xff".decode(errors="surrogateescape")
-    assert "--stop is not Unicode text: character 0" in fails(capsys, *generate, "a", "--stop", half)
+def test_text_that_cannot_be_is_refused_before_a_model_is_loaded(capsys, tmp_path):
+    half, generate = b"\xff".decode(errors="surrogateescape"), ["generate", tmp_path / "none", "--domain", "en"]
+    assert "--prompt is not Unicode text: character 0" in fails(capsys, *generate, "--prompt", half)
+    assert "--stop is not Unicode text: character 0" in fails(capsys, *generate, "--prompt", "a", "--stop", half)
 
 
 @pytest.mark.parametrize(
@@ -605,25 +395,6 @@ def test_a_host_is_not_given_more_ranks_than_it_has_npus(file, capsys):
     assert "16 of the 16 Ascend 910_93" in prints(capsys, *launch, "--chip", "910_93", "--dry-run")
 
 
-def test_a_doctor_of_npus_is_asked_with_ascend(capsys):
-    assert "--chip 910b is about NPUs: add --device ascend" in fails(capsys, "doctor", "--chip", "910b")
-    assert "MODEL runs/x is about NPUs: add --device ascend" in fails(capsys, "doctor", "runs/x")
-
-
-def test_numbers_of_a_launch_that_cannot_be_are_refused(file, capsys):
-    for option in ("--max-restarts=-1", "--grace=nan", "--wait=-1"):
-        name, _, value = option.partition("=")
-        assert f"{name} {value} is not allowed" in fails(capsys, "launch", file, option)
-
-
-def test_a_disk_that_is_full_is_one_message(file, capsys, monkeypatch):
-    def full(config: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/config.yaml")
-
-    monkeypatch.setattr("pangu_sigma.inspection.inspect.inspect", full)
-    assert "error: runs/a/config.yaml: No space left on device; free space" in fails(capsys, "inspect", file)
-
-
 def test_ctrl_c_and_a_reader_that_is_gone_end_without_a_traceback(file):
     """In processes of their own, as a shell starts them."""
     command = [sys.executable, "-m", "pangu_sigma", "inspect", str(file)]
@@ -640,36 +411,10 @@ def test_ctrl_c_and_a_reader_that_is_gone_end_without_a_traceback(file):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
-def test_print_config_is_not_taken_for_json(file, capsys, tmp_path):
-    told = fails(capsys, "inspect", file, "--print-config", "--json", tmp_path / "out.json")
-    assert "--print-config prints YAML and stops, so nothing is written to --json" in told
-    assert not (tmp_path / "out.json").exists()
-
-
-def test_messages_of_a_command_name_options(tiny_run, capsys):
-    """And those of Python arguments: tests/test_api.py."""
-    every = [word for name in ("zh", "en", "code") for word in ("--drop", name)]
-    assert "error: --drop zh, en, code: no domain would be left" in fails(capsys, "inspect", tiny_run, *every)
-    assert "2 models without --against" in fails(capsys, "evaluate", tiny_run, tiny_run)
-    assert "--output /proc/x: cannot write" in fails(capsys, "extract", tiny_run, "-o", "/proc/x", "--keep", "zh")
-    assert "--set 'steps' is not key.path=value" in fails(capsys, "inspect", "sigma_tiny", "--set", "steps")
-
-
 def test_quiet_leaves_warnings_errors_and_the_result(file, tiny_data, tmp_path):
     """In processes of their own: how much is logged is a setting of the process."""
-    command = [
-        sys.executable,
-        "-m",
-        "pangu_sigma",
-        "train",
-        str(file),
-        "-o",
-        str(tmp_path / "run"),
-        "--set",
-        "train.steps=2",
-        "--set",
-        "train.optimizer.warmup_steps=2",
-    ]
+    command = [sys.executable, "-m", "pangu_sigma", "train", str(file), "-o", str(tmp_path / "run")]
+    command += ["--set", "train.steps=2", "--set", "train.optimizer.warmup_steps=2"]
     done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert "held-out loss" in done.stdout

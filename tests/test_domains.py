@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import Domains, domains_of
 
@@ -33,8 +31,3 @@ def test_domains_are_found_by_index_by_name_and_by_slot():
     assert [d.name for d in domains.in_slot(0)] == ["d0", "d2"]
     assert domains.in_slot(7) == []
     assert domains[2].weight == 2.5
-
-
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="unknown domain 'zh'; this configuration has d0, d1"):
-        built(["a", "a"]).named("zh")

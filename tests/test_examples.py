@@ -53,25 +53,14 @@ def test_its_optimizer_has_the_numbers_and_the_schedule_of_the_package():
 
 
 def schedule() -> dict[str, float]:
-    return {
-        "peak_lr": example.PEAK_LR,
-        "end_lr": example.END_LR,
-        "warmup_steps": example.WARMUP,
-        "decay_steps": example.DECAY,
-    }
+    schedule = {"peak_lr": example.PEAK_LR, "end_lr": example.END_LR}
+    return schedule | {"warmup_steps": example.WARMUP, "decay_steps": example.DECAY}
 
 
 def paper_form() -> dict[str, dict]:
     """Sections of a small configuration in the paper's form, of the sizes and with the schedule of the example."""
-    model = {
-        "hidden": example.HIDDEN,
-        "ffn": 32,
-        "heads": example.HEADS,
-        "dense_layers": example.DENSE_LAYERS,
-        "rre_layers": example.SPARSE_LAYERS,
-        "experts_per_domain": example.EXPERTS_PER_DOMAIN,
-        "seq_length": 16,
-    }
+    model = {"hidden": example.HIDDEN, "ffn": 32, "heads": example.HEADS, "dense_layers": example.DENSE_LAYERS}
+    model |= {"rre_layers": example.SPARSE_LAYERS, "experts_per_domain": example.EXPERTS_PER_DOMAIN, "seq_length": 16}
     data = {"domains_per_step": example.DOMAINS_PER_STEP}
     return {"model": model, "data": data, "train": {"batch_size": example.BATCH, "optimizer": schedule()}}
 
@@ -100,14 +89,9 @@ def run(graph_mode, tmp_path_factory) -> SimpleNamespace:
     for update, batch in enumerate(batches, 1):
         result = step.take(rate(update), StepArrays(*map(as_tensor, batch.arrays())))
         losses.append(float(result.block_loss_GM[0].asnumpy().sum()))
-    return SimpleNamespace(
-        tables=table.first_NDV,
-        dense=dense,
-        experts=experts,
-        batches=batches,
-        losses=losses,
-        updates=np.stack([segment.steps.asnumpy() for segment in store.segments]),
-    )
+    updates = np.stack([segment.steps.asnumpy() for segment in store.segments])
+    told = {"batches": batches, "losses": losses, "updates": updates}
+    return SimpleNamespace(tables=table.first_NDV, dense=dense, experts=experts, **told)
 
 
 def ids_and_domains(batch: Batch) -> tuple[np.ndarray, np.ndarray]:

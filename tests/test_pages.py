@@ -317,18 +317,8 @@ def test_the_front_page_is_short():
 def test_the_site_builds_without_a_warning(tmp_path):
     """It needs the extra `docs`, which run_scripts/docs.sh installs."""
     pytest.importorskip("myst_parser", reason="run run_scripts/docs.sh once")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "--fail-on-warning",
-        "--keep-going",
-        "-q",
-        "-c",
-        "docs",
-        ".",
-        str(tmp_path),
-    ]
+    options = ["--fail-on-warning", "--keep-going", "-q", "-c", "docs"]
+    command = [sys.executable, "-m", "sphinx", *options, ".", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "load_config" in (tmp_path / "docs/reference.html").read_text(encoding="utf-8")

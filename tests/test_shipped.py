@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from pangu_sigma.config import ConfigError
 from pangu_sigma.shipped import config_path, shipped_configs
 
 FOLDER = Path(__file__).parents[1] / "model_configs"
@@ -33,10 +32,3 @@ def test_a_file_without_ending_wins_over_a_name_and_a_folder_does_not(tmp_path, 
     assert config_path("sigma_tiny").samefile(FOLDER / "sigma_tiny.yaml")
     Path("sigma_small").write_text("name: mine")
     assert config_path("sigma_small") == Path("sigma_small")
-
-
-def test_an_unknown_name_lists_the_shipped_ones():
-    with pytest.raises(
-        ConfigError, match=r"configuration 'sigma_tinny' is neither .* alpha_13b, .* sigma_tiny; .*\.yaml"
-    ):
-        config_path("sigma_tinny")

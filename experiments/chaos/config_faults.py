@@ -76,7 +76,7 @@ UNKNOWN = [
     _unknown("train", "checkpoint_intervall", "checkpoint_interval"),
     _unknown("train", "optimiser", "optimizer"),
     _unknown("train.optimizer", "peek_lr", "peak_lr"),
-    _unknown("train.optimizer", "warmup", "warmup_steps"),
+    _unknown("train.optimizer", "warmup", "finetune.warmup"),
     _unknown("train.optimizer", "beta_2", "beta2"),
     _unknown("train.optimizer", "clipnorm", "clip_norm"),
     _unknown("train.loss_scale", "intial", "initial"),

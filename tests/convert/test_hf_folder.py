@@ -31,10 +31,8 @@ from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.hf_folder import write_hf_folder
 from pangu_sigma.convert.model_card import model_card
 from pangu_sigma.convert.safetensors import export_safetensors
-from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent
@@ -84,23 +82,6 @@ def test_there_and_back_is_the_same_run_bit_for_bit(run, folder, tmp_path, caplo
     assert new.tokenizer.hash[:12] in caplog.text
     third = convert_model(again, tmp_path / "third", "hf")
     assert all((value == weights(third)[name]).all() for name, value in weights(folder).items())
-
-
-def test_it_answers_as_the_run_bit_for_bit_in_every_domain(run, folder, tmp_path):
-    again = convert_model(folder, tmp_path / "again", "run")
-    answers = []
-    for path in (run, again):
-        opened = open_model(path, "run")
-        model = ExactModel(opened.config.model, opened, opened.config.model.activation)
-        for domain in domains_of(opened.config):
-            ids_T = np.arange(40_004, 40_012)
-            experts_NT = opened.table.route(ids_T, np.full_like(ids_T, domain.index), np.arange(8))
-            first = domain.slot * opened.config.model.slot_rows
-            rows_T = first + opened.tokenizer.row_of[domain.slot, ids_T]
-            answers.append(model.logits(rows_T, experts_NT, first + np.arange(600)))
-    for one, other in zip(answers[:3], answers[3:], strict=True):
-        assert (one == other).all()
-        assert np.ptp(one) > 0
 
 
 def test_another_library_reads_every_weight_by_its_name(run, folder):
@@ -189,7 +170,7 @@ def test_config_json_says_sizes_domains_and_the_whole_configuration(run, folder)
         12,
     )
     assert tree["domains"][2] == {
-        **{"name": "code", "format": "code", "language": "python", "slot": 1, "first_expert": 8},
+        **{"name": "code", "format": "code", "language": "python", "slot": 1, "first_expert": 8}
     }
     assert tree["embedding_slots"] == ["zh", "en"]
     assert tree["routing"] == {"table": "balanced", "seed": 3}
@@ -317,17 +298,11 @@ def test_the_tables_of_segments_route_as_the_run_does(drawn_segmented_run, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda t: t["tid2eid"].__setitem__((1, 3, 1, 7), 3),
-            r"tid2eid has numbers outside of 0 … 2 in common segments",
-        ),
-        (lambda t: t["tid2eid"].__setitem__((1, 1, 1, 7), 4), r"tid2eid has numbers outside of 2 … 3 in domain en"),
-        (
-            lambda t: t["tid2eid"][0, 2, 0].__iadd__(1).__imod__(3),
-            r"tid2eid of a common segment is not the same in all",
-        ),
-        (lambda t: t["tid2eid_common_spread"].__setitem__(7, 4), r"tid2eid_common_spread has numbers outside of 1 … 3"),
-        (lambda t: t.pop("tid2eid_common_spread"), r"tid2eid_common_spread of shape .* is in no file"),
+        (lambda t: put((1, 3, 1, 7), 3)(t["tid2eid"]), "tid2eid has numbers outside of 0 … 2 in common segments"),
+        (lambda t: put((1, 1, 1, 7), 4)(t["tid2eid"]), "tid2eid has numbers outside of 2 … 3 in domain en"),
+        (lambda t: t["tid2eid"][0, 2, 0].__iadd__(1).__imod__(3), "tid2eid of a common segment is not the same in all"),
+        (lambda t: put((7,), 4)(t["tid2eid_common_spread"]), "tid2eid_common_spread has numbers outside of 1 … 3"),
+        (lambda t: t.pop("tid2eid_common_spread"), "tid2eid_common_spread of shape .* is in no file"),
         (
             lambda t: t.update(tid2eid=t["tid2eid"][:, :3]),
             r"tid2eid is int32 of shape \(2, 3, 3, .* needs .* \(2, 4, 3",
@@ -450,16 +425,8 @@ MEANT: list[tuple[str, Callable[[Path], object], str]] = [
         "config.json: routing_hash",
     ),
     ("rows of another", table("tid2row", put((1, 40_100), 3)), "tid2row is not what the tokenizer says"),
-    (
-        "expert of another domain",
-        table("tid2eid", put((1, 2, 77), 3)),
-        "outside of 8 … 11 in domain code",
-    ),
-    (
-        "negative expert",
-        table("tid2eid", put((0, 0, 0), -1)),
-        "tid2eid .* outside of 0 … 3 in domain zh",
-    ),
+    ("expert of another domain", table("tid2eid", put((1, 2, 77), 3)), "outside of 8 … 11 in domain code"),
+    ("negative expert", table("tid2eid", put((0, 0, 0), -1)), "tid2eid .* outside of 0 … 3 in domain zh"),
     ("huge expert", table("tid2eid", put((0, 0, 0), 65_536)), "tid2eid has numbers outside of 0 … 3"),
     ("spread over none", table("tid2eid_spread", put((1, 5), 0)), "tid2eid_spread .* 1 … 4 in domain en"),
     ("size", config(hidden_size=48), "config.json: hidden_size is 48, pangu_sigma.config says 24"),
@@ -575,10 +542,7 @@ def test_a_run_of_values_that_are_not_finite_is_refused_in_one_true_message(fold
         ),
         (lambda f: (f / "model.safetensors").unlink(), "is in no file of weights"),
         (config(hidden_size=48), "hidden_size is 48"),
-        (
-            config(dtype="float16"),
-            r"was saved in 'float16'; load it with dtype=float32 and save it again$",
-        ),
+        (config(dtype="float16"), r"was saved in 'float16'; load it with dtype=float32 and save it again$"),
         *[
             (
                 lambda f, value=value: edit_tensors(f, lambda t: t[BIAS].__setitem__(0, value), "model.safetensors"),

@@ -96,14 +96,9 @@ class Ours:
     def named(self, ranks: int) -> dict[str, int]:
         """Sizes by Megatron's names."""
         model, multiple = self.run.config.model, 128 * ranks
-        return {
-            "num_layers": model.layers - 1,
-            "hidden_size": model.hidden,
-            "num_attention_heads": model.heads,
-            "max_position_embeddings": model.seq_length,
-            "padded_vocab_size": -(-ALPHA_SIZE // multiple) * multiple,
-            "model_parallel_size": ranks,
-        }
+        sizes = {"num_layers": model.layers - 1, "hidden_size": model.hidden, "num_attention_heads": model.heads}
+        sizes |= {"padded_vocab_size": -(-ALPHA_SIZE // multiple) * multiple, "model_parallel_size": ranks}
+        return sizes | {"max_position_embeddings": model.seq_length}
 
     def sizes(self, ranks: int) -> str:
         return megatron_sizes(**self.named(ranks))

@@ -239,16 +239,8 @@ def peer_tokenizer(folder: Path, output: Path) -> Path:
 def results(command: list[str], model: str, folder: Path, **arguments: Any) -> dict[str, float]:
     """What the harness measured, by task and metric."""
     said = ",".join(f"{name}={value}" for name, value in arguments.items())
-    options = [
-        "--tasks",
-        "door_choice,door_text",
-        "--include_path",
-        str(folder / "tasks"),
-        "--batch_size",
-        "4",
-        "--device",
-        "cpu",
-    ]
+    options = ["--tasks", "door_choice,door_text", "--include_path", str(folder / "tasks")]
+    options += ["--batch_size", "4", "--device", "cpu"]
     done = subprocess.run(
         [*command, "run", "--model", model, "--model_args", said, *options, "--output_path", str(folder / model)],
         capture_output=True, text=True, check=False,

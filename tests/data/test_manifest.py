@@ -4,55 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.manifests import manifest as made
 from pydantic import ValidationError
 
-from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, Passage, Source, SplitCounts, load_manifest
+from pangu_sigma.data.manifest import Manifest, Source, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import sealed
 
 
 @pytest.fixture
 def manifest() -> Manifest:
-    counts = SplitCounts(documents=3, tokens=40, bytes=120, unknown=1, folded=2)
-    domain = DomainRecord(
-        slot="zh",
-        rows=600,
-        offered=5,
-        duplicates=1,
-        too_long=1,
-        train=counts,
-        held_out=counts.model_copy(update={"documents": 0}),
-        unigram_entropy=4.25,
-        shift=0.5,
-        shift_deviation=0.25,
-        sources=[Source(name="诗", version="1.0", licence="MIT", sha256=None)],
-        over_limit=0,
-        offered_bytes=400,
-        left_out_bytes=0,
-        overlap=OverlapRecord(
-            window=13,
-            windows=9,
-            boilerplate=0.5,
-            share=0.0,
-            by_hash_alone=0.1,
-            wanted=1,
-            max_overlap=0.01,
-            min_tokens=7,
-            passed_over=0,
-            passed_over_tokens=0,
-            boilerplate_windows=2,
-            by_boilerplate=1,
-            passages=[Passage(text="床前", documents=12)],
-        ),
-    )
-    return Manifest(
-        fingerprint="f" * 64,
-        vocabulary_hash="v" * 64,
-        vocabulary_size=40_000,
-        domains={"zh": domain},
-        quarantined={"empty text": 2},
-        config={"data": {"held_out": 0.1}},
-    )
+    return made(sources=[Source(name="诗", version="1.0", licence="MIT", sha256=None)])
 
 
 def test_what_was_saved_is_what_is_loaded(manifest: Manifest, tmp_path: Path):
@@ -60,7 +22,13 @@ def test_what_was_saved_is_what_is_loaded(manifest: Manifest, tmp_path: Path):
     assert load_manifest(tmp_path) == manifest
     tree = json.loads((tmp_path / "manifest.json").read_bytes())
     assert tree["domains"]["zh"]["sources"][0]["name"] == "诗"
-    assert tree["domains"]["zh"]["train"] == {"documents": 3, "tokens": 40, "bytes": 120, "unknown": 1, "folded": 2}
+    assert tree["domains"]["zh"]["train"] == {
+        "documents": 90,
+        "tokens": 1_000,
+        "bytes": 5 << 20,
+        "unknown": 1,
+        "folded": 700,
+    }
 
 
 def test_a_record_does_not_change(manifest: Manifest):

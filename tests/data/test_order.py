@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from helpers.numbered import SAMPLES, config_of, open_batches, samples_of, sets_config
+from helpers.numbered import SAMPLES, config_of, open_batches, samples_of
 
 from pangu_sigma.data.order import Cursor, SampleOrder
 from pangu_sigma.data.shuffle import KeyedShuffle
@@ -78,31 +78,6 @@ def test_every_sample_of_a_pass_comes_once_before_any_comes_again(
         if len(passes) > 2:
             assert passes[0] != passes[1], "each pass should be shuffled anew"
         assert passes[0] != sorted(passes[0])
-
-
-@pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_domain_shares_follow_the_weights_at_all_times(folder, tokenizer, blocks):
-    batches = open_batches(config_of(blocks=blocks, batch=6), folder, tokenizer)
-    cursor, drawn = batches.start(), Counter()
-    for step in range(1, 161):
-        batch = batches.next(cursor)
-        drawn.update(batch.domains_M.tolist())
-        for domain, share in enumerate((1 / 8, 2 / 8, 5 / 8)):
-            assert abs(drawn[domain] - step * blocks * share) < 2
-    assert cursor.taken == [drawn[d] * 6 // blocks for d in range(3)]
-
-
-def test_a_block_draws_from_its_set_by_the_weights_there(four, tokenizer):
-    config = sets_config({})
-    sets, batches = config.domain_sets, open_batches(config, four, tokenizer)
-    assert sets == [[0, 2], [1, 3]]
-    cursor, drawn = batches.start(), Counter()
-    for step in range(1, 121):
-        domains_M = batches.next(cursor).domains_M
-        assert all(domain in sets[m % 2] for m, domain in enumerate(domains_M.tolist()))
-        drawn.update(domains_M.tolist())
-        for domain, share in ((0, 1 / 6), (2, 5 / 6), (1, 2 / 5), (3, 3 / 5)):
-            assert abs(drawn[domain] - step * 2 * share) < 2
 
 
 def test_a_domain_of_weight_0_gives_nothing_and_the_others_by_their_weights():

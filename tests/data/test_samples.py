@@ -15,8 +15,3 @@ def test_a_domain_with_less_text_than_a_sample_is_refused_by_name(folder, tokeni
         write_tokens(tmp_path / f"{name}.train", [list(range(10, 10 + tokens))])
     with pytest.raises(DataError, match=r"domain b: the train split has 8 tokens.*9.*seq_length"):
         open_batches(config_of(), seal(tmp_path), tokenizer)
-
-
-def test_missing_text_says_to_prepare(tokenizer, tmp_path):
-    with pytest.raises(DataError, match=r"manifest\.json.*prepare-data"):
-        open_batches(config_of(), tmp_path, tokenizer)

@@ -45,12 +45,7 @@ def test_it_is_the_same_in_every_version():
     """Runs resume with it: what these lines say must never change."""
     assert shuffled(10, [0, 0, 0]) == [0, 8, 5, 9, 1, 6, 2, 7, 3, 4]
     large = KeyedShuffle(292_968_750, [7, 39, 1])
-    assert [large[index] for index in (0, 1, 2, 292_968_749)] == [
-        196626289,
-        188458700,
-        146759821,
-        106350212,
-    ]
+    assert [large[index] for index in (0, 1, 2, 292_968_749)] == [196626289, 188458700, 146759821, 106350212]
 
 
 def test_every_permutation_is_as_frequent():

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -107,10 +107,13 @@ def test_every_truncation_of_the_ids_is_noticed(prefix):
 def test_every_altered_byte_of_the_index_is_noticed(prefix):
     path = paths_of(prefix)[1]
     content = path.read_bytes()
-    for at in range(len(content)):
-        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    for at, bit in product(range(len(content)), (1, 64, 128)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
         with pytest.raises(DataError, match="run prepare-data again"):
             assert TokenFile(prefix).lengths is None
+    path.write_bytes(b"\xff" * len(content))
+    with pytest.raises(DataError, match="run prepare-data again"):
+        assert TokenFile(prefix).lengths is None
 
 
 def test_missing_files_are_one_error(tmp_path):

@@ -54,11 +54,7 @@ def logits(weights: Given, activation: str, layers: int = foreign.LAYERS) -> np.
 
 def assert_is(model: DenseModel, values: dict[str, np.ndarray]) -> None:
     """The model has these values, bit for bit, and so its logits are theirs."""
-    assert set(model.tensors) == set(values)
-    for name, array in values.items():
-        read = model.tensors[name].read()
-        assert read.dtype == array.dtype
-        np.testing.assert_array_equal(read, array, name)
+    foreign.assert_values(model, values)
     how = (model.activation, model.layers)
     apart = np.abs(logits(read_values(model), *how) - logits(Given(values), *how)).max()
     print(f"{model.layout}: largest |Δlogit| {apart}")

@@ -19,11 +19,7 @@ def test_every_form_is_read(tmp_path: Path, dtype: str, form: str, output: str):
     tensors = foreign.in_huggingface(values, output)
     mask = {"transformer.h.0.attn.bias": np.zeros((1, 1, 2, 2), np.uint8), "lm_head.weight": values["embedding"]}
     model = open_dense_model(foreign.write_huggingface(tmp_path / "a", {**tensors, **mask}, form))
-    assert set(model.tensors) == set(values)
-    for name, array in values.items():
-        read = model.tensors[name].read()
-        assert read.dtype == array.dtype
-        np.testing.assert_array_equal(read, array, name)
+    foreign.assert_values(model, values)
     assert {one.name for one in model.unused} == set(mask)
     assert (model.layout, model.heads, model.activation, model.activation_known) == ("huggingface", 8, "erf", True)
     assert model.made_from["layers.1.attention.output.weight"] == f"transformer.h.1.attn.{output}.weight: transposed"

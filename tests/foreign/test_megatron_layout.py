@@ -10,16 +10,13 @@ from helpers import foreign_files as foreign
 from helpers.alpha_peers import megatron_sizes, run_peers
 
 from pangu_sigma.foreign.dense_files import open_dense_model
+from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.foreign.megatron_layout import layer_rules
 
 
-def assert_equal(path: Path, values: dict[str, np.ndarray]) -> Any:
+def assert_equal(path: Path, values: dict[str, np.ndarray]) -> DenseModel:
     model = open_dense_model(path)
-    assert set(model.tensors) == set(values) == set(model.made_from)
-    for name, array in values.items():
-        read = model.tensors[name].read()
-        assert read.dtype == array.dtype
-        np.testing.assert_array_equal(read, array, name)
+    foreign.assert_values(model, values)
     return model
 
 

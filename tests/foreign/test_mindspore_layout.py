@@ -7,16 +7,8 @@ import pytest
 from helpers import foreign_files as foreign
 
 from pangu_sigma.foreign.dense_files import open_dense_model
-from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
+from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.foreign.mindspore_layout import BLOCK_TENSORS
-
-
-def assert_equal(model: DenseModel, values: dict[str, np.ndarray]) -> None:
-    assert set(model.tensors) == set(values) == set(model.made_from)
-    for name, array in values.items():
-        read = model.tensors[name].read()
-        assert read.dtype == array.dtype
-        np.testing.assert_array_equal(read, array, name)
 
 
 def test_names_and_orientations_are_those_of_pcl_pangu():
@@ -45,7 +37,7 @@ def test_one_file_that_mindspore_saved_is_read(tmp_path: Path, dtype: str):
     )
     for path in (tmp_path / "a.ckpt", tmp_path):
         model = open_dense_model(path)
-        assert_equal(model, values)
+        foreign.assert_values(model, values)
         assert {one.name for one in model.unused} == set(state)
         assert (model.layout, model.heads, model.activation, model.activation_known) == (
             "mindspore",
@@ -62,7 +54,7 @@ def test_the_files_of_ranks_are_joined_by_the_strategy(
 ):
     values = foreign.parent(dtype)
     model = open_dense_model(foreign.write_release(tmp_path / "a", values, data, tensor, stretches))
-    assert_equal(model, values)
+    foreign.assert_values(model, values)
     assert [one.name for one in model.unused] == ["global_step"]
     ways = max(1, tensor) * stretches
     how = f"joined from {ways} files" if ways > 1 else "copied"
@@ -72,7 +64,7 @@ def test_the_files_of_ranks_are_joined_by_the_strategy(
 def test_the_512_files_of_the_release_are_joined(tmp_path: Path):
     values = foreign.parent("float16", hidden=64, layers=2)
     model = open_dense_model(foreign.write_release(tmp_path / "a", values, 64, 8, 8, layers=2))
-    assert_equal(model, values)
+    foreign.assert_values(model, values)
 
 
 def test_a_rank_whose_file_is_arranged_otherwise_is_read_as_well(tmp_path: Path):
@@ -80,7 +72,7 @@ def test_a_rank_whose_file_is_arranged_otherwise_is_read_as_well(tmp_path: Path)
     folder = foreign.write_release(tmp_path / "a", values, 1, 4)
     file = folder / "filerted_1.ckpt"
     file.write_bytes(file.read_bytes() + foreign.ckpt({"epoch_num": np.array(3, np.int32)}))
-    assert_equal(open_dense_model(folder), values)
+    foreign.assert_values(open_dense_model(folder), values)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +101,7 @@ def test_tables_under_their_other_names_are_read(
     tensors |= {words: values["embedding"], positions: values["positions"], queries: values["query_positions"]}
     (tmp_path / "a.ckpt").write_bytes(foreign.ckpt(tensors))
     model = open_dense_model(tmp_path / "a.ckpt")
-    assert_equal(model, values)
+    foreign.assert_values(model, values)
     assert (model.activation, model.activation_known) == (activation, False)
 
 
@@ -118,7 +110,7 @@ def test_a_table_that_is_there_twice_is_taken_from_the_checkpoint_and_the_other_
     (tmp_path / "a.ckpt").write_bytes(foreign.ckpt(foreign.in_mindspore(values)))
     np.save(tmp_path / "word_embedding.npy", values["embedding"] + 1)
     model = open_dense_model(tmp_path)
-    assert_equal(model, values)
+    foreign.assert_values(model, values)
     assert [one.name for one in model.unused] == ["word_embedding.npy"]
 
 

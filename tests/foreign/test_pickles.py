@@ -88,10 +88,7 @@ CODE: dict[str, tuple[bytes, str]] = {
     "another function of torch": (_global("torch.load"), r"torch\.load"),
     "another function of torch._utils": (_stacked("torch._utils", "_rebuild_sparse_tensor"), "_rebuild_sparse_tensor"),
     "a compiled module": (_stacked("torch.jit._script", "RecursiveScriptModule"), "RecursiveScriptModule"),
-    "in a Namespace": (
-        b"\x80\x02cargparse\nNamespace\n)\x81}U\x01acos\nsystem\nU\x04true\x85Rsb.",
-        r"os\.system",
-    ),
+    "in a Namespace": (b"\x80\x02cargparse\nNamespace\n)\x81}U\x01acos\nsystem\nU\x04true\x85Rsb.", r"os\.system"),
     "in a state": (b"\x80\x02cargparse\nNamespace\n)\x81cos\nsystem\nb.", r"os\.system"),
     "as a class of NEWOBJ": (b"\x80\x02csubprocess\nPopen\nU\x04true\x85\x81.", r"subprocess\.Popen"),
     "by INST": (b"(U\x04trueios\nsystem\n.", "INST"),

@@ -495,12 +495,6 @@ def test_an_error_in_the_use_of_logits_ends_one_answer_and_is_logged(caplog):
     assert "an answer failed; the others go on" in caplog.text and "ZeroDivisionError" in caplog.text
 
 
-def test_more_requests_than_may_wait_are_answered_in_turn():
-    engine = Engine(FakeDecoder(2), waiting=1)
-    for answer in engine.complete([Request(UP, (number,), 3, DRAWN) for number in range(9)]):
-        check_equals_alone(answer)
-
-
 def test_an_interrupted_caller_leaves_nothing_running(monkeypatch):
     engine = Engine(FakeDecoder(2))
     read, times = engine.decoder.read, []

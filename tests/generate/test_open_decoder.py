@@ -58,8 +58,3 @@ def test_a_cache_that_does_not_fit_is_refused(tiny_run, monkeypatch):
     open_decoder(tiny_run, lanes=3)
     with pytest.raises(ConfigError, match="answering 4 texts at a time needs at least"):
         open_decoder(tiny_run, lanes=4)
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="is not a run folder"):
-        open_decoder(tmp_path)

@@ -33,24 +33,14 @@ def test_greedy_takes_the_first_of_equals():
     assert frequencies(Sampling(), logits=np.zeros(5, np.float32)) == {0: 1.0}
 
 
-def test_temperature_1_samples_the_distribution():
-    found = frequencies(Sampling(temperature=1.0))
-    assert set(found) == {0, 1, 2, 4, 5}
-    for row, share in found.items():
-        assert share == pytest.approx(CHANCES[row], abs=0.03)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_temperature_divides_the_logits(temperature):
     chances = np.exp(LOGITS / temperature)
     chances /= chances.sum()
-    for row, share in frequencies(Sampling(temperature=temperature)).items():
+    found = frequencies(Sampling(temperature=temperature))
+    assert 3 not in found
+    for row, share in found.items():
         assert share == pytest.approx(chances[row], abs=0.03)
-
-
-@pytest.mark.parametrize(("top_k", "kept"), [(1, {4}), (2, {4, 1}), (4, {4, 1, 2, 0}), (100, {4, 1, 2, 0, 5})])
-def test_top_k_never_leaves_the_k_best(top_k, kept):
-    assert set(frequencies(Sampling(temperature=2.0, top_k=top_k))) == kept
 
 
 @pytest.mark.parametrize(
@@ -63,27 +53,6 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
     mass = sum(CHANCES[row] for row in kept)
     for row, share in found.items():
         assert share == pytest.approx(CHANCES[row] / mass, abs=0.03)
-
-
-def test_top_k_and_top_p_both_hold():
-    assert set(frequencies(Sampling(temperature=1.0, top_k=2, top_p=0.99))) == {4, 1}
-    assert set(frequencies(Sampling(temperature=1.0, top_k=4, top_p=0.7))) == {4, 1}
-
-
-@given(
-    st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12),
-    st.integers(0, 14),
-    st.floats(0.01, 1.0),
-    st.floats(0.1, 5.0),
-)
-def test_what_is_chosen_is_among_the_kept(values, top_k, top_p, temperature):
-    logits = np.array(values, np.float32)
-    row = Sampling(temperature, top_k, top_p).choose(logits, [], [], np.random.default_rng(0))
-    better = logits > logits[row]
-    if top_k:
-        assert better.sum() < top_k
-    chances = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
-    assert chances[better].sum() / chances.sum() <= top_p + 1e-9
 
 
 def test_the_repetition_penalty_makes_what_occurred_less_likely():
@@ -145,13 +114,14 @@ def test_presence_is_taken_once_and_frequency_each_time():
     st.integers(0, 42),
     st.floats(0.01, 1.0),
     st.floats(0.0, 1.0),
+    st.floats(0.1, 5.0),
     st.integers(0, 5),
 )
-def test_the_kept_rows_are_those_that_sorting_everything_gives(values, top_k, top_p, min_p, seed):
+def test_the_kept_rows_are_those_that_sorting_everything_gives(values, top_k, top_p, min_p, temperature, seed):
     """An oracle without short cuts: sort, cut by each rule, and take the share that the generator's number falls into."""
     logits = np.array(values, np.float32)
-    sampling = Sampling(1.0, top_k, top_p, min_p)
-    chances = np.exp(logits.astype(np.float64) - logits.max())
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    chances = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     order = sorted(range(len(values)), key=lambda row: (-logits[row], row))
     before = np.cumsum(chances[order]) - chances[order]
     kept = [
@@ -180,26 +150,11 @@ def test_log_probabilities_are_those_of_the_rows_that_hold_a_token(values, most,
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("repetition_penalty", 0.0)],
-)
-def test_bad_values_are_named_with_what_is_allowed(key, value):
-    with pytest.raises(ValueError, match=f"{key}={value} is not allowed: .*[01]"):
-        Sampling(**{key: value})
-
-
-def test_nan_is_no_value():
-    for key in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-        with pytest.raises(ValueError, match=f"{key}=nan is not allowed"):
-            Sampling(**{key: float("nan")})
-
-
-@pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("temperature", [float("inf"), float("nan"), -1.0, 1e-300, "warm", None]),
+        ("temperature", [float("inf"), -1.0, 1e-300, "warm", None]),
         ("top_k", [-1, 2.5, True]),
-        ("top_p", [0.0, 1.1, float("nan")]),
+        ("top_p", [0.0, 1.1]),
         ("min_p", [-0.1, 1.1, "some", True]),
         ("presence_penalty", [-2.1, 2.1, None]),
         ("frequency_penalty", [-2.1, float("inf"), "1"]),
@@ -207,7 +162,7 @@ def test_nan_is_no_value():
     ],
 )
 def test_a_number_that_cannot_be_is_refused_with_its_range(name, values):
-    for value in values:
+    for value in [*values, float("nan")]:
         with pytest.raises(ConfigError, match=rf"^{name}=.* is not allowed: "):
             Sampling(**{name: value})
 

@@ -34,27 +34,22 @@ def as_json(tree: Any) -> str:
 
 def _nli(*labels: str) -> str:
     """https://github.com/CLUEbenchmark/OCNLI, data/ocnli/dev.json; CMNLI, in CLUEbenchmark/CLUE, has fewer keys."""
-    pairs = [
-        ("他在喝茶", "他没有喝酒"),
-        ("今天下雨", "明天下雨"),
-        ("门开着", "门关着"),
-        ("她会唱歌", "她会跳舞"),
-        ("山很高", "山不低"),
-    ]
-    return json_lines(
-        *(
-            {
-                "level": "easy",
-                "sentence1": one,
-                "sentence2": two,
-                "label": label,
-                "genre": "lit",
-                "prem_id": "lit_1",
-                "id": n,
-            }
-            for n, ((one, two), label) in enumerate(zip(pairs, labels, strict=True))
-        )
-    )
+    pairs = ["他在喝茶 他没有喝酒", "今天下雨 明天下雨", "门开着 门关着", "她会唱歌 她会跳舞", "山很高 山不低"]
+    rows = []
+    for number, (pair, label) in enumerate(zip(pairs, labels, strict=True)):
+        one, two = pair.split()
+        rows.append({"level": "easy", "sentence1": one, "sentence2": two, "label": label, "genre": "lit", "id": number})
+    return json_lines(*rows)
+
+
+def _pronoun(text: str, label: str, **words: str) -> dict[str, Any]:
+    """https://github.com/CLUEbenchmark/CLUEWSC2020, README."""
+    return {"target": {"span2_index": 9, "span1_index": 2, **words}, "idx": 0, "label": label, "text": text}
+
+
+def _c3(passage: list[str], *questions: tuple[str, list[str], str]) -> list[Any]:
+    """https://github.com/nlpdata/c3, README and data."""
+    return [passage, [dict(zip(("question", "choice", "answer"), each, strict=True)) for each in questions], "1-1"]
 
 
 def _squad(*articles: dict[str, Any]) -> str:
@@ -63,15 +58,27 @@ def _squad(*articles: dict[str, Any]) -> str:
 
 
 def _article(context: str, *questions: tuple[str, list[str]]) -> dict[str, Any]:
-    qas = [
-        {
-            "question": question,
-            "id": f"DEV_0_QUERY_{n}",
-            "answers": [{"text": each, "answer_start": 0} for each in answers],
-        }
-        for n, (question, answers) in enumerate(questions)
-    ]
+    qas = []
+    for number, (question, answers) in enumerate(questions):
+        found = [{"text": each, "answer_start": 0} for each in answers]
+        qas.append({"question": question, "id": f"DEV_0_QUERY_{number}", "answers": found})
     return {"paragraphs": [{"id": "DEV_0", "context": context, "qas": qas}], "id": "DEV_0", "title": "题目"}
+
+
+def _document(selected: bool, *paragraphs: str) -> dict[str, Any]:
+    """https://github.com/baidu/DuReader, DuReader-2.0/data/demo/devset."""
+    return {"is_selected": selected, "title": "题目", "paragraphs": list(paragraphs), "most_related_para": 0}
+
+
+def _searched(question: str, documents: list[dict[str, Any]], *answers: str) -> dict[str, Any]:
+    more = {"question_type": "DESCRIPTION", "fact_or_opinion": "FACT", "question_id": 1}
+    return {"documents": documents, "question": question, "answers": list(answers)} | more
+
+
+def _asked(question: str, **answers: str) -> dict[str, Any]:
+    """https://kexue.fm/archives/4338; keys as https://github.com/mindspore-lab/pangu_alpha, src/webqa, reads them."""
+    evidences = {name: {"answer": [answer], "evidence": "白云山在广州。"} for name, answer in answers.items()}
+    return {"question": question, "evidences": evidences}
 
 
 def _passage(question: str, *sentences: str) -> str:
@@ -82,6 +89,9 @@ def _passage(question: str, *sentences: str) -> str:
 CMRC2019 = "小猫想钓鱼，[BLANK1]。蝴蝶飞来了，[BLANK2]。妈妈钓到一条大鱼，[BLANK3]。"
 IFLYTEK = ["打车", "地图导航", "免费WIFI", "租车", "同城服务", "快递物流"]
 CHOICES = ["小猫去追蝴蝶", "小猫跟妈妈去河边", "小猫很惭愧", "小猫睡着了"]
+_PHONE, _FOOL = "放在床上的手机响了，它很吵。", "所谓 的 “ 傻钱 ” XXXXX ， 其实 简单 。"
+_STORY = {"context": CMRC2019, "choices": CHOICES, "context_id": "DEV_0"}
+_MASKED = "他立即想到自己为什么如此气愤。然而贝思使他害怕，而且<mask><mask>。"
 
 FILES: dict[str, dict[str, str]] = {
     "cmnli": {"dev.json": _nli("entailment", "neutral", "contradiction", "entailment", "-")},
@@ -121,51 +131,27 @@ FILES: dict[str, dict[str, str]] = {
             {"label": 5, "label_des": "快递物流", "sentence": "编号不是文字"},
         ),
     },
-    # https://github.com/CLUEbenchmark/CLUEWSC2020, README
     "cluewsc2020": {
         "dev.json": json_lines(
-            {
-                "target": {"span2_index": 9, "span1_index": 2, "span1_text": "床", "span2_text": "它"},
-                "idx": 0,
-                "label": "false",
-                "text": "放在床上的手机响了，它很吵。",
-            },
-            {
-                "target": {"span2_index": 9, "span1_index": 5, "span1_text": "手机", "span2_text": "它"},
-                "idx": 1,
-                "label": "true",
-                "text": "放在床上的手机响了，它很吵。",
-            },
-            {
-                "target": {"span2_index": 9, "span1_index": 5, "span1_text": "手机"},
-                "idx": 2,
-                "label": "true",
-                "text": "它很吵。",
-            },
+            _pronoun(_PHONE, "false", span1_text="床", span2_text="它"),
+            _pronoun(_PHONE, "true", span1_text="手机", span2_text="它"),
+            _pronoun("它很吵。", "true", span1_text="手机"),
         )
     },
-    # https://github.com/nlpdata/c3, README and data
     "c3": {
         "c3-d-dev.json": as_json(
             [
-                [
+                _c3(
                     ["男：你去哪儿?", "女：我去图书馆。"],
-                    [
-                        {"question": "女的去哪儿?", "choice": ["医院", "图书馆"], "answer": "图书馆"},
-                        {"question": "谁在问?", "choice": ["男的", "女的", "孩子"], "answer": "男的"},
-                    ],
-                    "1-1",
-                ]
+                    ("女的去哪儿?", ["医院", "图书馆"], "图书馆"),
+                    ("谁在问?", ["男的", "女的", "孩子"], "男的"),
+                )
             ]
         ),
         "c3-m-dev.json": as_json(
             [
-                [
-                    ["水在零度结冰。"],
-                    [{"question": "水何时结冰?", "choice": ["零度时", "一百度时"], "answer": "零度时"}],
-                    "m1",
-                ],
-                [["冰会化。"], [{"question": "什么会化?", "choice": ["水"], "answer": "冰"}], "m2"],
+                _c3(["水在零度结冰。"], ("水何时结冰?", ["零度时", "一百度时"], "零度时")),
+                _c3(["冰会化。"], ("什么会化?", ["水"], "冰")),
             ]
         ),
     },
@@ -181,16 +167,7 @@ FILES: dict[str, dict[str, str]] = {
         "dev_answer.json": as_json({"#idiom000378#": 0, "#idiom000379#": 1, "#idiom000380#": 2}),
     },
     # https://github.com/ymcui/cmrc2019, data/cmrc2019_dev.json
-    "cmrc2019": {
-        "cmrc2019_dev.json": as_json(
-            {
-                "data": [
-                    {"context": CMRC2019, "choices": CHOICES, "context_id": "DEV_0", "answers": [1, 0, 2]},
-                    {"context": CMRC2019, "choices": CHOICES, "context_id": "DEV_1", "answers": [1, 0, 4]},
-                ]
-            }
-        )
-    },
+    "cmrc2019": {"cmrc2019_dev.json": as_json({"data": [_STORY | {"answers": [1, 0, last]} for last in (2, 4)]})},
     "cmrc2018": {
         "cmrc2018_dev.json": _squad(
             _article(
@@ -201,66 +178,31 @@ FILES: dict[str, dict[str, str]] = {
     },
     "drcd": {
         "DRCD_dev.json": _squad(
-            _article("新教強調因信稱義。", ("新教強調什麼？", ["因信稱義"]), ("誰強調？", ["新教"])),
+            _article("新教強調因信稱義。", ("新教強調什麼？", ["因信稱義"]), ("誰強調？", ["新教"]))
         )
     },
-    # https://github.com/baidu/DuReader, DuReader-2.0/data/demo/devset
     "dureader": {
         "zhidao.dev.json": json_lines(
-            {
-                "documents": [
-                    {"is_selected": False, "title": "别的", "paragraphs": ["无关。"], "most_related_para": 0},
-                    {
-                        "is_selected": True,
-                        "title": "水温",
-                        "paragraphs": ["水温过高。", "所以烫。"],
-                        "most_related_para": 0,
-                    },
-                ],
-                "question": "为什么烫",
-                "question_type": "DESCRIPTION",
-                "fact_or_opinion": "FACT",
-                "question_id": 1,
-                "answers": ["温度高", "是因为水温过高造成的"],
-            },
-            {
-                "documents": [{"is_selected": True, "title": "喝", "paragraphs": ["要烧开。"]}],
-                "question": "能直接喝吗",
-                "question_type": "YES_NO",
-                "question_id": 2,
-                "answers": ["不能直接喝，要烧开"],
-            },
-            {"documents": [], "question": "没有文章", "question_type": "ENTITY", "question_id": 3, "answers": ["无"]},
+            _searched(
+                "为什么烫",
+                [_document(False, "无关。"), _document(True, "水温过高。", "所以烫。")],
+                *("温度高", "是因为水温过高造成的"),
+            ),
+            _searched("能直接喝吗", [_document(True, "要烧开。")], "不能直接喝，要烧开"),
+            _searched("没有文章", [], "无"),
         )
     },
-    # https://kexue.fm/archives/4338; keys as https://github.com/mindspore-lab/pangu_alpha, src/webqa, reads them
     "webqa": {
         "me_test.ann.json": as_json(
             {
-                "Q_ANN_TST_000000": {
-                    "question": "白云山多高？",
-                    "evidences": {
-                        "Q_ANN_TST_000000#00": {"answer": ["382米"], "evidence": "主峰高382米。"},
-                        "Q_ANN_TST_000000#01": {"answer": ["no_answer"], "evidence": "白云山在广州。"},
-                    },
-                },
-                "Q_ANN_TST_000001": {
-                    "question": "谁写了史记？",
-                    "evidences": {"Q_ANN_TST_000001#00": {"answer": ["司马迁"], "evidence": "司马迁写了史记。"}},
-                },
-                "Q_ANN_TST_000002": {
-                    "question": "没有？",
-                    "evidences": {"a": {"answer": ["no_answer"], "evidence": ""}},
-                },
+                "Q_ANN_TST_000000": _asked("白云山多高？", a="382米", b="no_answer"),
+                "Q_ANN_TST_000001": _asked("谁写了史记？", a="司马迁"),
+                "Q_ANN_TST_000002": _asked("没有？", a="no_answer"),
             }
         )
     },
     "pd_cft": {
-        "pd.test": _passage(
-            "所谓 的 “ 傻钱 ” XXXXX ， 其实 简单 。 ||| 策略",
-            "美国 股市 上涨 。",
-            "所谓 的 “ 傻钱 ” XXXXX ， 其实 简单 。",
-        )
+        "pd.test": _passage(f"{_FOOL} ||| 策略", "美国 股市 上涨 。", _FOOL)
         + _passage("股市 XXXXX 了 。 ||| 上涨", "今天 开市 。"),
         "cft.test.auto": _passage("他 的 名字 叫 XXXXX 。 ||| 狮子", "草丛 里 有 虫儿 。", "他 的 名字 叫 XXXXX 。")
         + _passage("没有 空格 。 ||| 空", "一 句 。"),
@@ -275,10 +217,7 @@ FILES: dict[str, dict[str, str]] = {
     # https://openi.pcl.ac.cn/PCL-Platform.Intelligence/Chinese_WPLC, whose README has the example of the first line
     "wplc": {
         "dev.json": json_lines(
-            {
-                "masked_text": "他立即想到自己为什么如此气愤。然而贝思使他害怕，而且<mask><mask>。",
-                "correct_word": "气愤",
-            },
+            {"masked_text": _MASKED, "correct_word": "气愤"},
             {"masked_text": "公主废了这个<mask>。", "correct_word": "驸马"},
             {"masked_text": "没有空格。", "correct_word": "空格"},
         )

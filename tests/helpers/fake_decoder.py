@@ -35,20 +35,9 @@ class FakeDecoder:
     ):
         """logits: of the ids that follow a text, [V]; by default drawn by its hash."""
         self.lanes = lanes
-        self.config = parse_config(
-            {
-                "name": "fake",
-                "model": {
-                    "hidden": 4,
-                    "ffn": 4,
-                    "heads": 1,
-                    "dense_layers": 1,
-                    "rre_layers": 2,
-                    "seq_length": seq_length,
-                },
-                "domains": [{"name": "up", "slot": "a"}, {"name": "reversed", "slot": "b"}],
-            }
-        )
+        sizes = {"hidden": 4, "ffn": 4, "heads": 1, "dense_layers": 1, "rre_layers": 2, "seq_length": seq_length}
+        domains = [{"name": "up", "slot": "a"}, {"name": "reversed", "slot": "b"}]
+        self.config = parse_config({"name": "fake", "model": sizes, "domains": domains})
         self.up, self.reversed = domains_of(self.config)
         self.tokenizer: Any = _tokenizer(surfaces)
         self._logits = logits or self._drawn

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from pangu_sigma.foreign.dense_model import DenseModel
+
 HIDDEN, HEADS, LAYERS, LENGTH, WORDS = 16, 8, 3, 6, 40
 """Sizes of the model that is written."""
 
@@ -41,14 +43,21 @@ def parent(
         for norm in ("attention_norm", "ffn_norm"):
             shapes |= {f"layers.{i}.{norm}.gain": (hidden,), f"layers.{i}.{norm}.bias": (hidden,)}
         for name in ("query", "key", "value", "output"):
-            shapes |= {
-                f"layers.{i}.attention.{name}.weight": (hidden, hidden),
-                f"layers.{i}.attention.{name}.bias": (hidden,),
-            }
+            at = f"layers.{i}.attention.{name}"
+            shapes |= {f"{at}.weight": (hidden, hidden), f"{at}.bias": (hidden,)}
         shapes |= {f"layers.{i}.ffn.w1": (4 * hidden, hidden), f"layers.{i}.ffn.b1": (4 * hidden,)}
         shapes |= {f"layers.{i}.ffn.w2": (4 * hidden, hidden), f"layers.{i}.ffn.b2": (hidden,)}
     shapes |= {"norm.gain": (hidden,), "norm.bias": (hidden,)}
     return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def assert_values(model: DenseModel, values: Mapping[str, np.ndarray]) -> None:
+    """A model has these tensors, bit for bit and in their type, and says what each was made from."""
+    assert set(model.tensors) == set(values) == set(model.made_from)
+    for name, array in values.items():
+        read = model.tensors[name].read()
+        assert read.dtype == array.dtype
+        np.testing.assert_array_equal(read, array, name)
 
 
 # names
@@ -185,15 +194,8 @@ def fake_torch() -> Iterator[dict[str, Any]]:
     """torch's names, where the pickler looks for them."""
     torch, utils = ModuleType("torch"), ModuleType("torch._utils")
     made: dict[str, Any] = {}
-    for name in (
-        "FloatStorage",
-        "HalfStorage",
-        "ByteStorage",
-        "LongStorage",
-        "BFloat16Storage",
-        "ComplexFloatStorage",
-        "Size",
-    ):
+    kinds = ("Float", "Half", "Byte", "Long", "BFloat16", "ComplexFloat")
+    for name in (*(f"{kind}Storage" for kind in kinds), "Size"):
         made[name] = type(name, (), {"__module__": "torch"})
         setattr(torch, name, made[name])
 
@@ -290,12 +292,8 @@ def of_rank(name: str, value: np.ndarray, rank: int, ranks: int) -> np.ndarray:
 
 def arguments(ranks: int, **more: Any) -> Namespace:
     """Arguments of a training, as its checkpoints hold them."""
-    given = {
-        "num_layers": LAYERS - 1,
-        "hidden_size": HIDDEN,
-        "num_attention_heads": HEADS,
-        "max_position_embeddings": LENGTH,
-    }
+    given = {"num_layers": LAYERS - 1, "hidden_size": HIDDEN, "num_attention_heads": HEADS}
+    given |= {"max_position_embeddings": LENGTH}
     return Namespace(**{**given, "model_parallel_size": ranks, "openai_gelu": False, "onnx_safe": None, **more})
 
 

@@ -6,7 +6,6 @@ nothing.
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import logging
@@ -14,7 +13,6 @@ import re
 import resource
 import shutil
 import signal
-import struct
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -30,6 +28,7 @@ import numpy as np
 import xxhash
 import yaml
 from helpers import foreign_files
+from helpers.manifests import manifest, overlap
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -38,11 +37,9 @@ from experiments.tiny import tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.parts import SavedArray
-from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of, write_arrays
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.manifest import DATA_FORMAT, load_manifest
-from pangu_sigma.data.token_files import TokenFile
+from pangu_sigma.data.manifest import Passage, Source, load_manifest
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.finetune.conversation import parse_conversation
@@ -52,9 +49,7 @@ from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sea
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.documents import Rejected
-from pangu_sigma.text.inputs import input_units, read_unit
 from pangu_sigma.text.json_lines import read_lines
-from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.sentencepieces import alpha_model, train_english
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import FIRST_BYTE, FIRST_ENGLISH
@@ -69,24 +64,6 @@ _FORBIDDEN = (
     *("pickle.find_class", "os.remove", "os.rename", "shutil.rmtree", "os.mkdir", "ctypes.dlopen"),
 )
 """Events of Python's audit that no loading of a file has a reason for. `open` for writing is one more."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """Something that is loaded.
-
-    anything, mutated: cases from nothing, and from valid ones.
-    load: writes a case into an empty folder, loads it, and says if anything of it was taken.
-    first: what the messages say if the very first look at the file refuses it.
-    share: part of all cases that it gets, relative to the others.
-    """
-
-    name: str
-    anything: st.SearchStrategy
-    mutated: st.SearchStrategy
-    load: Callable[[Path, Any], bool]
-    first: str
-    share: float = 1.0
 
 
 @dataclass
@@ -212,15 +189,8 @@ def limited_memory() -> Iterator[None]:
 NUMBERS = [0, -1, 2**15, 2**31, 2**32, 2**63, 2**64 + 1, 10**30, 1e308, -0.0, 1e-320, float("nan"), float("inf")]
 TEXTS = ["", "\0", "../../etc/passwd", "/dev/zero", "\ud800", "a" * 5_000, "null", "__class__", "1" * 5_000, "训练"]
 JUNK = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=12),
-    st.sampled_from(NUMBERS),
-    st.sampled_from(TEXTS),
-    st.lists(st.integers(-1, 9), max_size=3),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), st.sampled_from([*NUMBERS, *TEXTS])),
+    *(st.lists(st.integers(-1, 9), max_size=3), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2)),
 )
 TREES = st.recursive(
     JUNK, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
@@ -305,6 +275,28 @@ def put(file: Path, content: bytes) -> Path:
     return file
 
 
+ANYTHING = st.one_of(st.binary(max_size=200), TREES.map(as_text))
+SEALED = st.one_of(st.binary(max_size=100), TREES.map(as_text), TREES.map(resealed))
+"""Files of anything: bytes and JSON; and JSON with its own hash."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that is loaded.
+
+    mutated, anything: cases from valid ones, and from nothing.
+    load: writes a case into an empty folder, loads it, and says if anything of it was taken.
+    first: what the messages say if the very first look at the file refuses it.
+    share: part of all cases that it gets, relative to the others.
+    """
+
+    mutated: st.SearchStrategy
+    load: Callable[[Path, Any], bool]
+    first: str
+    anything: st.SearchStrategy = ANYTHING
+    share: float = 1.0
+
+
 # the targets
 
 
@@ -321,13 +313,9 @@ def config_target(folder: Path) -> Target:
             load_config(file)
         return True
 
-    return Target(
-        "configuration",
-        st.one_of(st.binary(max_size=200), lines.map(lambda some: "\n".join(some).encode()), TREES.map(_yaml)),
-        st.one_of(changed_bytes(text), changed_tree(valid).map(_yaml)),
-        load,
-        "not valid YAML|must be a mapping|more than .* bytes",
-    )
+    broken = lines.map(lambda some: "\n".join(some).encode())
+    mutated = st.one_of(changed_bytes(text), changed_tree(valid).map(_yaml), broken)
+    return Target(mutated, load, "not valid YAML|must be a mapping|more than .* bytes")
 
 
 def _yaml(tree: Any) -> bytes:
@@ -349,40 +337,10 @@ def overrides_target(folder: Path) -> Target:
     )
     some_key = st.one_of(st.sampled_from(keys), st.text(max_size=12), st.sampled_from(keys).map(lambda key: f"{key}.x"))
     return Target(
-        "overrides",
-        st.one_of(st.text(max_size=30), st.tuples(st.text(max_size=12), values).map("=".join)),
         st.one_of(st.tuples(some_key, values).map("=".join), st.tuples(some_key, JUNK)),
         load,
         "is not key|not a YAML value",
-    )
-
-
-def jsonl_target(folder: Path) -> Target:
-    domains = domains_of(tiny_config(Path("data")))
-    records = [
-        {"domain": "en", "text": "a cat"},
-        {"domain": "zh", "text": "今天天气"},
-        {"domain": "code", "text": "x = 1"},
-    ]
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
-
-    def load(here: Path, case: tuple[str, bytes]) -> bool:
-        file = put(here / case[0], case[1])
-        with watched():
-            found = [item for unit in input_units([file], 64) for item in read_unit(unit, Layout(), domains)]
-        return any(not isinstance(one, Rejected) or one.reason not in ("not UTF-8", "not JSON") for one in found)
-
-    names, packed = st.sampled_from(["a.jsonl", "a.jsonl.gz", "a.txt"]), gzip.compress(text)
-    lines = st.lists(changed_tree(records[0]).map(as_text), max_size=4).map(b"\n".join)
-    return Target(
-        "jsonl",
-        st.tuples(names, st.one_of(st.binary(max_size=200), TREES.map(as_text))),
-        st.one_of(
-            st.tuples(st.just("a.jsonl"), st.one_of(changed_bytes(text), lines)),
-            st.tuples(st.just("a.jsonl.gz"), st.one_of(changed_bytes(packed), lines.map(gzip.compress))),
-        ),
-        load,
-        "must end in|broken gzip",
+        st.one_of(st.text(max_size=30), st.tuples(st.text(max_size=12), values).map("=".join)),
     )
 
 
@@ -399,136 +357,37 @@ def task_lines_target(folder: Path) -> Target:
 
     text = "".join(json.dumps(record) + "\n" for record in records).encode()
     lines = st.lists(st.sampled_from(records).flatmap(changed_tree).map(as_text), max_size=4).map(b"\n".join)
-    return Target(
-        "task lines",
-        st.one_of(st.binary(max_size=200), TREES.map(as_text)),
-        st.one_of(changed_bytes(text), lines),
-        load,
-        "empty file",
-    )
-
-
-def index_target(folder: Path) -> Target:
-    lengths, header = [3, 1, 4], struct.Struct("<9sQBQQ")
-    ids = np.arange(8, dtype="<i4").tobytes()
-
-    def index(
-        magic: bytes, version: int, code: int, number: int, bounds: int, lengths: list[int], offsets: list[int]
-    ) -> bytes:
-        tail = np.array(lengths, "<i4").tobytes() + np.array([*offsets, 0, 1, 2, 3], "<i8").tobytes()
-        return header.pack(magic, version, code, number, bounds) + tail
-
-    fields = (b"MMIDIDX\0\0", 1, 4, 3, 4, lengths, [0, 12, 16])
-    valid = index(*fields)
-    number, small = st.sampled_from([0, 1, 3, 4, 2**31, 2**63, 2**64 - 1]), st.integers(-(2**31), 2**31 - 1)
-
-    @st.composite
-    def changed_fields(draw: st.DrawFn) -> bytes:
-        given = list(fields)
-        which = draw(st.integers(1, 6))
-        if which in (1, 3, 4):
-            given[which] = draw(number)
-        elif which == 2:
-            given[which] = draw(st.integers(0, 255))
-        else:
-            given[which] = [draw(small) if draw(st.booleans()) else value for value in given[which]]
-        return index(*given)
-
-    def load(here: Path, case: tuple[bytes, bytes]) -> bool:
-        put(here / "en.idx", case[0])
-        put(here / "en.bin", case[1])
-        with watched():
-            file = TokenFile(here / "en", 8)
-            file.read(0, file.tokens)
-            assert file.lengths.sum() == file.tokens
-        return True
-
-    return Target(
-        "token index",
-        st.tuples(
-            st.one_of(st.binary(max_size=80), st.binary(max_size=40).map(lambda b: valid[:33] + b)),
-            st.binary(max_size=40),
-        ),
-        st.tuples(st.one_of(changed_bytes(valid), changed_fields()), st.one_of(st.just(ids), changed_bytes(ids))),
-        load,
-        "first difference at byte [0-9];",
-    )
-
-
-def safetensors_target(folder: Path) -> Target:
-    file = folder / "valid.safetensors"
-    arrays = {
-        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "b": np.zeros((0, 4), np.int32),
-        "c": np.array(1, np.int64),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_arrays(file, arrays, lambda: None, {"parts": "{}"})
-    content = file.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header, rest = json.loads(content[8 : 8 + length]), content[8 + length :]
-
-    def with_header(tree: Any) -> bytes:
-        text = as_text(tree)
-        return len(text).to_bytes(8, "little") + text + rest
-
-    def load(here: Path, case: bytes) -> bool:
-        path = put(here / "x.safetensors", case)
-        with watched():
-            metadata_of(path)
-            return all(len(array.tobytes()) == array.nbytes for array in map_arrays(path).values())
-
-    return Target(
-        "safetensors",
-        st.one_of(
-            st.binary(max_size=120), TREES.map(with_header), st.binary(max_size=60).map(lambda b: content[:8] + b)
-        ),
-        st.one_of(changed_bytes(content), changed_tree(header).map(with_header)),
-        load,
-        "its header",
-    )
+    return Target(st.one_of(changed_bytes(text), lines), load, "empty file")
 
 
 def checkpoint_target(folder: Path) -> Target:
-    root = folder / "checkpoints"
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
     state = {"step": 3, "updates": 3, "cursor": {"draws": [1, 2]}}
     identity = Identity("v", "r", {"name": "tiny"})
-    valid = save_checkpoint(root, 3, {"dense": {"w": SavedArray.whole(values)}}, state, identity, 1)
-    manifest = json.loads((valid / "manifest.json").read_text())
-    arrays = safetensors_target(folder / "arrays").mutated
+    valid = save_checkpoint(folder / "checkpoints", 3, {"dense": {"w": SavedArray.whole(values)}}, state, identity, 1)
+    files = {file.name: file.read_bytes() for file in valid.iterdir()}
+    manifest = json.loads(files["manifest.json"])
 
     @st.composite
-    def fingerprinted(draw: st.DrawFn) -> tuple[bytes, bytes, bytes]:
+    def fingerprinted(draw: st.DrawFn) -> dict[str, bytes]:
         """A file is changed, and its hash with it."""
-        dense, told = (valid / "dense.safetensors").read_bytes(), (valid / "state.json").read_bytes()
-        dense, told = (draw(arrays), told) if draw(st.booleans()) else (dense, draw(changed_bytes(told)))
-        tree = deepcopy(manifest)
-        for name, content in (("dense.safetensors", dense), ("state.json", told)):
-            tree["files"][name] = {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
-        return resealed(tree), dense, told
+        name, tree = draw(st.sampled_from(["dense.safetensors", "state.json"])), deepcopy(manifest)
+        changed = draw(changed_bytes(files[name]))
+        tree["files"][name] = {"bytes": len(changed), "xxh3_128": xxhash.xxh3_128_hexdigest(changed)}
+        return {"manifest.json": resealed(tree), name: changed}
 
-    whole = [(valid / name).read_bytes() for name in ("dense.safetensors", "state.json")]
-
-    def load(here: Path, case: tuple[bytes, bytes, bytes]) -> bool:
-        for name, content in zip(("manifest.json", "dense.safetensors", "state.json"), case, strict=True):
+    def load(here: Path, case: dict[str, bytes]) -> bool:
+        for name, content in {**files, **case}.items():
             put(here / "step_00000003" / name, content)
         with watched():
-            checkpoint = load_checkpoint(here / "step_00000003")
-            checkpoint.saved("dense")
+            load_checkpoint(here / "step_00000003").saved("dense")
         return True
 
-    def beside(manifests: st.SearchStrategy[bytes]) -> st.SearchStrategy:
-        return manifests.map(lambda content: (content, *whole))
+    def alone(manifests: st.SearchStrategy[bytes]) -> st.SearchStrategy[dict[str, bytes]]:
+        return manifests.map(lambda content: {"manifest.json": content})
 
-    content = (valid / "manifest.json").read_bytes()
-    return Target(
-        "checkpoint",
-        beside(st.one_of(st.binary(max_size=100), TREES.map(as_text), TREES.map(resealed))),
-        st.one_of(beside(st.one_of(changed_bytes(content), changed_tree(manifest).map(resealed))), fingerprinted()),
-        load,
-        "not the JSON|its own hash",
-    )
+    mutated = st.one_of(alone(changed_tree(manifest).map(resealed)), fingerprinted())
+    return Target(mutated, load, "not the JSON|its own hash", alone(SEALED))
 
 
 def routing_target(folder: Path) -> Target:
@@ -577,13 +436,7 @@ def routing_target(folder: Path) -> Target:
             loaded = RoutingTable.load(file)
         return loaded.experts > 0
 
-    return Target(
-        "routing tables",
-        st.one_of(st.binary(max_size=200), st.binary(max_size=60).map(lambda b: npz({"first_NDV": b}))),
-        st.one_of(changed_bytes(content), changed_member()),
-        load,
-        "not a zip file",
-    )
+    return Target(st.one_of(changed_bytes(content), changed_member()), load, "not a zip file")
 
 
 def hf_target(folder: Path) -> Target:
@@ -613,11 +466,10 @@ def hf_target(folder: Path) -> Target:
 
     names = st.sampled_from(["config.json", *shards])
     return Target(
-        "Hugging Face folder",
-        st.tuples(names, st.one_of(st.binary(max_size=200), TREES.map(as_text)), st.just(True)),
         names.flatmap(lambda name: st.tuples(st.just(name), of_file(name), st.sampled_from([True, True, True, False]))),
         load,
         "was written; the file is damaged",
+        st.tuples(names, ANYTHING, st.just(True)),
         share=0.2,  # the tokenizer is read each time
     )
 
@@ -647,15 +499,8 @@ def metrics_target(folder: Path) -> Target:
         assert all(isinstance(line["kind"], str) and isinstance(line["step"], int) for line in found)
         return bool(found)
 
-    return Target(
-        "metrics",
-        st.one_of(st.binary(max_size=200), st.lists(TREES.map(as_text), max_size=3).map(b"\n".join)),
-        st.one_of(
-            changed_bytes(text), st.lists(st.sampled_from(lines).flatmap(changed_tree).map(with_own_hash)).map(b"".join)
-        ),
-        load,
-        "$^",
-    )
+    changed_lines = st.lists(st.sampled_from(lines).flatmap(changed_tree).map(with_own_hash)).map(b"".join)
+    return Target(st.one_of(changed_bytes(text), changed_lines), load, "$^")
 
 
 def tokenizer_target(folder: Path) -> Target:
@@ -679,14 +524,13 @@ def tokenizer_target(folder: Path) -> Target:
         return True
 
     return Target(
-        "tokenizer",
-        st.tuples(st.one_of(st.binary(max_size=200), TREES.map(as_text)), st.none()),
         st.one_of(
             st.tuples(st.one_of(changed_bytes(as_text(content)), changed_tree(content).map(as_text)), st.none()),
             st.tuples(st.just(as_text(content)), st.one_of(st.binary(max_size=60), changed_bytes(english))),
         ),
         load,
         "damaged",
+        st.tuples(ANYTHING, st.none()),
         share=0.05,  # a model is read each time
     )
 
@@ -708,35 +552,14 @@ def sealed_target(folder: Path) -> Target:
             check_folder(here, "restore it")
         return True
 
-    return Target(
-        "sealed folder",
-        st.one_of(st.binary(max_size=100), TREES.map(as_text), TREES.map(resealed)),
-        st.one_of(changed_bytes(content), changed_tree(tree).map(resealed)),
-        load,
-        "not the JSON|its own hash",
-    )
+    mutated = st.one_of(changed_bytes(content), changed_tree(tree).map(resealed))
+    return Target(mutated, load, "not the JSON|its own hash", SEALED)
 
 
 def manifest_target(folder: Path) -> Target:
-    counts = {"documents": 3, "tokens": 9, "bytes": 30, "unknown": 0, "folded": 0}
-    overlap = {"window": 13, "windows": 9, "share": 0.1, "by_hash_alone": 0.2, "wanted": 1}
-    overlap |= {"max_overlap": 0.01, "min_tokens": 9, "boilerplate": 0.5, "boilerplate_windows": 1, "by_boilerplate": 0}
-    record = {
-        **{"slot": "en", "rows": 5, "offered": 4, "duplicates": 1, "too_long": 0, "train": counts, "held_out": counts},
-        **{"over_limit": 0, "offered_bytes": 40, "left_out_bytes": 0},
-        **{
-            "overlap": overlap
-            | {"passed_over": 0, "passed_over_tokens": 0, "passages": [{"text": "x", "documents": 11}]},
-            "shift": 0.1,
-            "shift_deviation": 0.2,
-            "unigram_entropy": 3.0,
-            "sources": [{"name": "s", "version": "1", "licence": "MIT", "sha256": None}],
-        },
-    }
-    tree = {
-        **{"fingerprint": "f", "vocabulary_hash": "v", "vocabulary_size": 40_300, "domains": {"en": record}},
-        **{"quarantined": {"not JSON": 1}, "config": {"seed": 0}, "format": DATA_FORMAT},
-    }
+    of_domain = overlap().model_copy(update={"passages": [Passage(text="x", documents=11)]})
+    sources = [Source(name="s", version="1", licence="MIT", sha256=None)]
+    tree = manifest(quarantined={"not JSON": 1}, overlap=of_domain, sources=sources).model_dump(mode="json")
 
     def load(here: Path, case: bytes) -> bool:
         put(here / "manifest.json", case)
@@ -744,13 +567,8 @@ def manifest_target(folder: Path) -> Target:
             load_manifest(here)
         return True
 
-    return Target(
-        "data manifest",
-        st.one_of(st.binary(max_size=100), TREES.map(as_text), TREES.map(resealed)),
-        st.one_of(changed_bytes(resealed(tree)), changed_tree(tree).map(resealed)),
-        load,
-        "own hash|not the JSON",
-    )
+    mutated = st.one_of(changed_bytes(resealed(tree)), changed_tree(tree).map(resealed))
+    return Target(mutated, load, "own hash|not the JSON", SEALED)
 
 
 def mindir_target(folder: Path) -> Target:
@@ -774,9 +592,8 @@ def mindir_target(folder: Path) -> Target:
         with watched():
             return all(values.sum() is not None for values in open_model(here, "export").arrays.values())
 
-    return Target(
-        "MindIR", st.binary(max_size=120).map(lambda b: b"\x3a" + b), changed_bytes(valid), load, "is no file|no graph"
-    )
+    inside = st.binary(max_size=120).map(lambda b: b"\x3a" + b)
+    return Target(changed_bytes(valid), load, "is no file|no graph", inside)
 
 
 def torch_target(folder: Path) -> Target:
@@ -785,19 +602,8 @@ def torch_target(folder: Path) -> Target:
     zipped, older = foreign_files.torch_zip(tree), foreign_files.torch_older(tree)
     with zipfile.ZipFile(io.BytesIO(zipped)) as archive:
         pickled = archive.read("archive/data.pkl")
-    words = [
-        b"cos\nsystem\n",
-        b"\x82\x01",
-        b"r\xff\xff\xff\xff",
-        b")R",
-        b"b",
-        b"\x81",
-        b"Q",
-        b"h\x01",
-        b"}(",
-        b"u",
-        b"e",
-    ]
+    words = [b"cos\nsystem\n", b"\x82\x01", b"r\xff\xff\xff\xff", b")R", b"b", b"\x81", b"Q", b"h\x01"]
+    words += [b"}(", b"u", b"e"]
 
     @st.composite
     def changed_pickle(draw: st.DrawFn) -> bytes:
@@ -806,9 +612,8 @@ def torch_target(folder: Path) -> Target:
         inside = content[:at] + draw(st.sampled_from([b"", *words])) + content[at:]
         return foreign_files.torch_zip(tree, lambda _: inside)
 
-    programs = st.lists(st.sampled_from([*words, b"(", b"t", b"]", b"a", b"K\x01", b"X\x01\0\0\0a", b"q\x01"])).map(
-        b"".join
-    )
+    more = [b"(", b"t", b"]", b"a", b"K\x01", b"X\x01\0\0\0a", b"q\x01"]
+    programs = st.lists(st.sampled_from([*words, *more])).map(lambda some: b"\x80\x02" + b"".join(some) + b".")
 
     def load(here: Path, case: bytes) -> bool:
         file = put(here / "a.pt", case)
@@ -818,14 +623,10 @@ def torch_target(folder: Path) -> Target:
         return True
 
     return Target(
-        "torch",
-        st.one_of(
-            st.binary(max_size=200),
-            programs.map(lambda some: foreign_files.torch_zip(tree, lambda _: b"\x80\x02" + some + b".")),
-        ),
         st.one_of(changed_bytes(zipped), changed_bytes(older), changed_pickle()),
         load,
         "neither a zip file nor a pickle",
+        st.one_of(ANYTHING, programs.map(lambda program: foreign_files.torch_zip(tree, lambda _: program))),
         share=0.3,
     )
 
@@ -850,14 +651,12 @@ def ckpt_target(folder: Path) -> Target:
         return True
 
     whole = foreign_files.ckpt(foreign_files.in_mindspore(values))
+    anything = st.one_of(ANYTHING, st.binary(max_size=60).map(lambda b: whole[:9] + b))
     return Target(
-        "checkpoints of MindSpore",
-        st.one_of(st.binary(max_size=200), st.binary(max_size=60).map(lambda b: whole[:9] + b)).map(
-            lambda c: {"a.ckpt": c}
-        ),
         st.one_of(changed_bytes(whole).map(lambda content: {"a.ckpt": content}), changed_release()),
         load,
         "at byte 0 |it is empty",
+        anything.map(lambda content: {"a.ckpt": content}),
         share=0.3,
     )
 
@@ -877,37 +676,22 @@ def huggingface_target(folder: Path) -> Target:
             open_dense_model(here).tensors["norm.gain"].read()
         return True
 
+    names = st.sampled_from(sorted(files))
     return Target(
-        "Hugging Face",
-        st.tuples(st.sampled_from(sorted(files)), st.one_of(st.binary(max_size=100), TREES.map(as_text))),
         st.one_of(
             st.tuples(st.just("config.json"), changed_tree(config).map(as_text)),
             st.tuples(st.just("model.safetensors.index.json"), changed_tree(index).map(as_text)),
-            st.sampled_from(sorted(files)).flatmap(lambda name: st.tuples(st.just(name), changed_bytes(files[name]))),
+            names.flatmap(lambda name: st.tuples(st.just(name), changed_bytes(files[name]))),
         ),
         load,
         "it is not JSON",
+        st.tuples(names, ANYTHING),
         share=0.3,
     )
 
 
-TARGETS: dict[str, Callable[[Path], Target]] = {
-    "configuration": config_target,
-    "overrides": overrides_target,
-    "jsonl": jsonl_target,
-    "task lines": task_lines_target,
-    "token index": index_target,
-    "safetensors": safetensors_target,
-    "checkpoint": checkpoint_target,
-    "routing tables": routing_target,
-    "Hugging Face folder": hf_target,
-    "metrics": metrics_target,
-    "tokenizer": tokenizer_target,
-    "sealed folder": sealed_target,
-    "data manifest": manifest_target,
-    "MindIR": mindir_target,
-    "torch": torch_target,
-    "checkpoints of MindSpore": ckpt_target,
-    "Hugging Face": huggingface_target,
-}
+_MAKERS = [config_target, overrides_target, task_lines_target, checkpoint_target, routing_target, hf_target]
+_MAKERS += [metrics_target, tokenizer_target, sealed_target, manifest_target, mindir_target]
+_MAKERS += [torch_target, ckpt_target, huggingface_target]
+TARGETS: dict[str, Callable[[Path], Target]] = {make.__name__.removesuffix("_target"): make for make in _MAKERS}
 """What is loaded, by name; each is made in a folder of its own."""

@@ -15,7 +15,8 @@ from experiments.chaos.poisoned import GOOD
 @dataclass(frozen=True)
 class Case:
     """A poisoned file. documents: number of good records in it. reason, line, offset: of its only rejected line. error: words of
-    the one error instead. at_most: True if a stream that was cut gives up to so many documents, at least one."""
+    the one error instead. at_most: True if a stream that was cut gives up to so many documents, at least one. cut_from: all of its
+    text, if it was one of MANY."""
 
     name: str
     content: bytes
@@ -25,6 +26,7 @@ class Case:
     offset: int = 0
     error: str = ""
     at_most: bool = False
+    cut_from: bytes = b""
 
 
 def _record(text: bytes = b'"a"', domain: bytes = b'"zh"', more: bytes = b"") -> bytes:
@@ -53,7 +55,7 @@ RECORDS = {
 """Records as JSON, and why they are rejected. Their brackets match, so that an array goes on after them."""
 
 _CARRIERS = ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.json.zst")
-_MANY = [_record(f'"{number * number}"'.encode()) for number in range(2_000)]
+MANY = [_record(f'"{number * number}"'.encode()) for number in range(2_000)]
 
 
 def _in_the_middle(name: str) -> list[tuple[str, Case]]:
@@ -66,13 +68,14 @@ def _in_the_middle(name: str) -> list[tuple[str, Case]]:
 
 
 def _cut(name: str, share: float) -> tuple[str, Case]:
-    content = packed(name, text_of(name, _MANY))
+    text = text_of(name, MANY)
+    content = packed(name, text)
     reason = "broken gzip stream" if name.endswith("gz") else "broken zstd stream"
     if name == "a.json":
         reason = "cut JSON array"
     if name == "a.jsonl":
         reason = "not JSON"
-    case = Case(name, content[: int(share * len(content))], len(_MANY), reason, at_most=True)
+    case = Case(name, content[: int(share * len(content))], len(MANY), reason, at_most=True, cut_from=text)
     return f"{name} cut to {share:.0%}", case
 
 
@@ -130,7 +133,7 @@ def _other_column() -> bytes:
 
 
 def _streams() -> list[tuple[str, Case]]:
-    lines = text_of("a.jsonl", _MANY)
+    lines = text_of("a.jsonl", MANY)
     gzipped = gzip.compress(lines, mtime=0)
     cases = [_cut(name, share) for share in (0.4, 0.9) for name in (*_CARRIERS, "a.json.gz")]
     for name in (*_CARRIERS, "a.json.gz"):
@@ -145,15 +148,11 @@ def _streams() -> list[tuple[str, Case]]:
         ("another checksum", Case("a.jsonl.gz", _flipped(gzipped, len(gzipped) - 7), error="gzip stream is damaged")),
         ("another length", Case("a.jsonl.gz", _flipped(gzipped, len(gzipped) - 3), error="gzip stream is damaged")),
         ("a flipped bit", Case("a.jsonl.gz", _flipped(gzipped, len(gzipped) // 2), error="gzip stream is damaged")),
-        ("UTF-16 array", Case("a.json", "[{}]".encode("utf-16"), 0, "not a JSON array", 1, 0)),
-        ("two arrays", Case("a.json", b"[" + GOOD + b"]\n[]", 1, "not a JSON array", 2, len(GOOD) + 3)),
-        ("a comma too much", Case("a.json", b"[" + GOOD + b",]", 1, "not JSON", 2, len(GOOD) + 2)),
         (
             "an array in an object",
             Case("a.json", b'{"RECORDS": [' + GOOD + b"]}", 0, "domain missing or not a string", 1, 0),
         ),
         ("a quotation mark too much", Case("a.json", b'[{"a": "b"c"},' + GOOD + b"]", 0, "cut JSON array", 1, 1)),
-        ("a number", Case("a.json", b"7", 0, "not a JSON array", 1, 0)),
         ("an array in lines", Case("a.jsonl", b"[" + GOOD + b"]\n" + GOOD, 1, "not a JSON object", 1, 0)),
         ("UTF-16 lines", Case("a.jsonl", GOOD.decode().encode("utf-16-le"), 0, "not JSON", 1, 0)),
         ("old line ends", Case("a.jsonl", GOOD + b"\r" + GOOD, 0, "not JSON", 1, 0)),

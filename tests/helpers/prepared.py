@@ -16,15 +16,9 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 def seal(folder: Path) -> Path:
     """Give loose token files a manifest, which says no more than their hashes."""
-    Manifest(
-        fingerprint="",
-        vocabulary_hash="",
-        vocabulary_size=0,
-        domains={},
-        quarantined={},
-        config={},
-        files=file_records(folder),
-    ).save(folder)
+    nothing: dict[str, Any] = {"domains": {}, "quarantined": {}, "config": {}}
+    empty = Manifest(fingerprint="", vocabulary_hash="", vocabulary_size=0, **nothing)
+    empty.model_copy(update={"files": file_records(folder)}).save(folder)
     return folder
 
 

@@ -16,16 +16,9 @@ from experiments.tiny import write_text
 from pangu_sigma.config_file import read_tree
 from pangu_sigma.shipped import config_path
 
+_LAYERS = {"hidden": 24, "ffn": 32, "heads": 2, "dense_layers": 1, "rre_layers": 1}
 SIZES = {
-    "model": {
-        "hidden": 24,
-        "ffn": 32,
-        "heads": 2,
-        "dense_layers": 1,
-        "rre_layers": 1,
-        "seq_length": 64,
-        "slot_rows": 700,
-    },
+    "model": _LAYERS | {"seq_length": 64, "slot_rows": 700},
     "vocabulary": {"english_pieces": 300},
     "data": {"held_out": 0.1, "max_overlap": 1.0, "min_held_out_tokens": 1},
     "train": {"steps": 2, "eval_interval": 2, "eval_batches": 2, "log_interval": 1},

@@ -125,23 +125,6 @@ def test_quarantined_lines_are_counted_with_examples(tiny_data, tmp_path):
     assert "text.jsonl:361 (byte " in numbers.examples["unknown domain"][0]
 
 
-def test_an_index_whose_lengths_are_others_is_refused(tiny_data, tmp_path):
-    """Two lengths and the position between them: as many tokens, so nothing but the hash tells."""
-    data = shutil.copytree(tiny_data, tmp_path / "data")
-    index = data / "zh.train.idx"
-    content = bytearray(index.read_bytes())
-    documents = load_manifest(data).domains["zh"].train.documents
-    lengths = np.frombuffer(content, np.int32, documents, offset=34)
-    begins = np.frombuffer(content, np.int64, documents, offset=34 + 4 * documents)
-    width = begins[1] // lengths[0]
-    assert lengths[0] != lengths[1]
-    lengths[:2] = lengths[1::-1].copy()
-    begins[1] = lengths[0] * width
-    index.write_bytes(content)
-    with pytest.raises(DataError, match=r"zh\.train\.idx"):
-        measure_prepared(data)
-
-
 def test_a_damaged_file_is_refused_and_other_folders_are_no_prepared_data(tiny_data, tmp_path):
     assert is_prepared(tiny_data)
     assert not is_prepared(tmp_path)

@@ -30,10 +30,8 @@ def official(url) -> Iterator[openai.OpenAI]:
 def test_the_official_client_completes(official):
     assert [model.id for model in official.models.list()] == ["sigma-zh", "sigma-en", "sigma-code"]
     assert official.models.retrieve("sigma-zh").owned_by == "pangu-sigma"
-    whole = official.completions.create(model="sigma-en", prompt="the", max_tokens=9, seed=1, echo=True, logprobs=2)
-    stream = official.completions.create(
-        model="sigma-en", prompt="the", max_tokens=9, seed=1, echo=True, logprobs=2, stream=True
-    )
+    asked = {"model": "sigma-en", "prompt": "the", "max_tokens": 9, "seed": 1, "echo": True, "logprobs": 2}
+    whole, stream = official.completions.create(**asked), official.completions.create(**asked, stream=True)
     parts = list(stream)
     assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
     assert parts[-1].choices[0].finish_reason == whole.choices[0].finish_reason
@@ -44,15 +42,9 @@ def test_the_official_client_completes(official):
 
 
 def test_the_official_client_chats(official):
-    whole = official.chat.completions.create(model="sigma-en", messages=MESSAGES, seed=1, max_completion_tokens=9)
-    stream = official.chat.completions.create(
-        model="sigma-en",
-        messages=MESSAGES,
-        seed=1,
-        max_completion_tokens=9,
-        stream=True,
-        stream_options={"include_usage": True},
-    )
+    asked = {"model": "sigma-en", "messages": MESSAGES, "seed": 1, "max_completion_tokens": 9}
+    whole = official.chat.completions.create(**asked)
+    stream = official.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
     *parts, last = stream
     assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
     assert last.usage == whole.usage

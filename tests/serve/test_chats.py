@@ -16,27 +16,12 @@ def ask(client, **parameters):
 
 
 def test_the_answer_is_that_to_the_text_of_the_template(client):
-    body = {
-        "model": "sigma-en",
-        "prompt": "Be kind.\nUser: hi\nAssistant:",
-        "seed": 3,
-        "max_tokens": 20,
-        "stop": "\nUser:",
-    }
-    completion = client.post("/v1/completions", json=body).json()
-    chat = ask(client).json()
-    assert chat["choices"] == [
-        {
-            "index": 0,
-            "message": {
-                "role": "assistant",
-                "content": completion["choices"][0]["text"].removeprefix(" "),
-                "refusal": None,
-            },
-            "logprobs": None,
-            "finish_reason": completion["choices"][0]["finish_reason"],
-        }
-    ]
+    body = {"model": "sigma-en", "prompt": "Be kind.\nUser: hi\nAssistant:", "seed": 3, "max_tokens": 20}
+    completion = client.post("/v1/completions", json=body | {"stop": "\nUser:"}).json()
+    (said,), chat = completion["choices"], ask(client).json()
+    message = {"role": "assistant", "content": said["text"].removeprefix(" "), "refusal": None}
+    rest = {"index": 0, "logprobs": None, "finish_reason": said["finish_reason"]}
+    assert chat["choices"] == [{"message": message} | rest]
     assert chat["usage"] == completion["usage"]
     assert chat["object"] == "chat.completion"
 

@@ -12,28 +12,14 @@ from pangu_sigma.serve.server import Address, bind
 ASKED = {"model": "sigma-en", "prompt": "the", "max_tokens": 1}
 
 
-@pytest.mark.parametrize(
-    ("host", "known"),
-    [
-        ("127.0.0.1:8000", True),
-        ("localhost", True),
-        ("LocalHost:8000", True),
-        ("[::1]:8000", True),
-        ("127.9.9.9", True),
-        ("proxy.example", True),
-        ("evil.example", False),
-        ("evil.example:8000", False),
-        ("10.0.0.1", False),
-        ("localhost.evil.example", False),
-        ("127.0.0.1.evil.example", False),
-        ("user@localhost", False),
-        ("localhost:8000:1", False),
-        ("", False),
-        ("local host", False),
-    ],
-)
-def test_only_own_names_are_known(host, known):
-    assert HostNames("127.0.0.1", ["Proxy.example"]).knows(host) is known
+OWN = ["127.0.0.1:8000", "localhost", "LocalHost:8000", "[::1]:8000", "127.9.9.9", "proxy.example"]
+FOREIGN = ["evil.example", "evil.example:8000", "10.0.0.1", "localhost.evil.example", "127.0.0.1.evil.example"]
+FOREIGN += ["user@localhost", "localhost:8000:1", "", "local host"]
+
+
+@pytest.mark.parametrize("host", [*OWN, *FOREIGN])
+def test_only_own_names_are_known(host):
+    assert HostNames("127.0.0.1", ["Proxy.example"]).knows(host) is (host in OWN)
 
 
 @pytest.mark.parametrize("name", ["http://x.org/", "", "a b", "x.org:8000", "x.org/", "*", "*.x.org"])
@@ -52,10 +38,8 @@ def test_a_server_for_all_knows_every_address_and_no_name():
 
 
 def test_local_is_what_only_this_machine_reaches():
-    assert [is_local(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::", "10.0.0.1", "box")] == [
-        *[True] * 3,
-        *[False] * 4,
-    ]
+    hosts = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::", "10.0.0.1", "box")
+    assert [is_local(host) for host in hosts] == [True] * 3 + [False] * 4
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/completions"])

@@ -17,20 +17,14 @@ from pangu_sigma.generate.text import open_engine
 
 PAIRS = {
     "en": [
-        ("the cat", " sees a dog"),
-        ("the cat", " xyz"),
-        ("", "a red house"),
-        ("the dog hears a ", "bird"),
-        ("a " * 30, "cat"),
+        *[("the cat", " sees a dog"), ("the cat", " xyz"), ("", "a red house")],
+        *[("the dog hears a ", "bird"), ("a " * 30, "cat")],
     ],
     "zh": [("今天 天气", "不错"), ("我们", "去公园看花"), ("", "你好")],
     "code": [("for x in", " range"), ("x = ", "True")],
 }
-TEXTS = {
-    "en": ["the cat sees a dog", "a small old red green house " * 12],
-    "zh": ["今天天气不错"],
-    "code": ["return x"],
-}
+TEXTS = {"zh": ["今天天气不错"], "code": ["return x"]}
+TEXTS["en"] = ["the cat sees a dog", "a small old red green house " * 12]
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +60,8 @@ def test_numbers_are_those_of_the_class_in_process(tiny_run, url, domain, at_onc
 
 def test_our_tasks_have_the_numbers_of_evaluate(tiny_run, url, tmp_path):
     """`lm_eval --model local-completions --include_path …`: candidates by log-probability, and answers that are drawn."""
-    rows = [
-        {"sentence1": one, "sentence2": two, "label": label}
-        for one, two, label in (
-            ("今天天气", "不错", "neutral"),
-            ("我们去", "公园", "entailment"),
-            ("他说", "你好", "contradiction"),
-        )
-    ]
+    pairs = [("今天天气", "不错", "neutral"), ("我们去", "公园", "entailment"), ("他说", "你好", "contradiction")]
+    rows = [{"sentence1": one, "sentence2": two, "label": label} for one, two, label in pairs]
     files = {
         "ocnli/dev.json": json_lines(*rows),
         "cmrc2017/cloze.test.doc_query": "1 ||| 今天 天气 不错 。\n<qid_0> ||| 我们 去 XXXXX 。\n"

@@ -135,7 +135,7 @@ def test_a_structure_that_the_library_gives_up_on_is_said_in_the_answer(tiny_dat
     assert found["usage"]["completion_tokens"] < 2 * 50, "not by max_tokens"
     (warning,) = found["warnings"]
     assert "breaks off inside its structure, which is too large for llguidance: lexer error" in warning
-    assert last["warnings"] == [warning]
+    assert last["warnings"] == [warning] and len(warning) < 700
 
 
 def test_many_answers_of_one_request_have_its_structure(tiny_data):

@@ -238,19 +238,16 @@ def test_a_deep_run_is_served_under_a_limit_of_256_descriptors(tiny_data, tmp_pa
 # one place asks
 
 OPENERS = {
-    "load_checkpoint",
-    "open_dense_model",
-    "read_config",
-    "read_model_files",
-    "read_table",
-    "read_tokenizer",
-    "is_huggingface",
-    "StoredRun",
-    "StoredCheckpoint",
-    "StoredExport",
-    "StoredFolder",
-    "StoredWeights",
-    "StoredAlpha",
+    *("load_checkpoint", "open_dense_model", "read_config", "read_model_files", "read_table", "read_tokenizer"),
+    *(
+        "is_huggingface",
+        "StoredRun",
+        "StoredCheckpoint",
+        "StoredExport",
+        "StoredFolder",
+        "StoredWeights",
+        "StoredAlpha",
+    ),
 }
 """Functions and classes that open a model or a part of one."""
 SIGNS = {

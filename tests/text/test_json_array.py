@@ -129,18 +129,6 @@ def test_a_long_element_is_skipped_in_bounded_memory(tmp_path, domains, monkeypa
     assert path.read_bytes()[items[2].offset :].lstrip().startswith(long)
 
 
-@pytest.mark.parametrize("end", [".gz", ".zst"])
-def test_a_cut_stream_gives_its_whole_elements(tmp_path, domains, end):
-    records = [{"domain": "zh", "text": str(hash(str(i))) * 20} for i in range(3_000)]
-    path = written(tmp_path, json.dumps(records).encode(), f"a.json{end}")
-    path.write_bytes(path.read_bytes()[:-900])
-    *documents, last = read_whole(path, domains)
-    assert 0 < len(documents) < 3_000
-    assert all(isinstance(item, Document) for item in documents)
-    assert (last.reason, last.line) == (f"broken {'gzip' if end == '.gz' else 'zstd'} stream", len(documents) + 1)
-    assert last.offset == len(json.dumps(records[: len(documents)]))
-
-
 def test_the_number_of_elements_is_returned(tmp_path):
     def parse(content: bytes, at: int) -> bytes:
         raise RejectedLine("no", "at all")

@@ -89,20 +89,13 @@ def test_texts_are_joined_and_what_is_missing_is_said(domains):
     assert document(layout, whole, domains).text == "a\nb\nc"
     for left_out in (None, "", "\u3000\n"):
         assert document(layout, whole | {"body": left_out}, domains).text == "a\nc"
+    kind, empty = "text missing or not a string", dict.fromkeys(whole, None) | {"domain": "zh"}
     for record, reason, detail in (
-        (
-            {"domain": "zh", "title": "a", "body": "b"},
-            "text missing or not a string",
-            "no key 'note'; the keys are 'domain'",
-        ),
-        (whole | {"note": 3}, "text missing or not a string", "note is a number"),
-        (whole | {"note": {"zh": "a"}}, "text missing or not a string", "note is an object"),
+        ({"domain": "zh", "title": "a", "body": "b"}, kind, "no key 'note'; the keys are 'domain'"),
+        (whole | {"note": 3}, kind, "note is a number"),
+        (whole | {"note": {"zh": "a"}}, kind, "note is an object"),
         (whole | {"note": "a\ud800"}, "not Unicode text", "note has half a surrogate pair"),
-        (
-            dict.fromkeys(whole, None) | {"domain": "zh"},
-            "empty text",
-            "none of title, body, note has a visible character",
-        ),
+        (empty, "empty text", "none of title, body, note has a visible character"),
     ):
         with pytest.raises(RejectedLine) as refused:
             document(layout, record, domains)
@@ -173,10 +166,7 @@ def test_rules_that_contradict_each_other_are_an_error():
         ({"text_keys": "text"}, r"data\.text_keys"),
         ({"layout": "pile"}, r"data\.layout"),
         ({"reader": "no_colon"}, r"data\.reader"),
-        (
-            {"reader": "subprocess:call"},
-            r"data\.reader=subprocess:call: .*; name the file, such as subprocess\.py:call",
-        ),
+        ({"reader": "subprocess:call"}, "reader=subprocess:call: .*; name the file, such as subprocess\\.py:call"),
         ({"reader": "no_such.py:f"}, r"data\.reader=no_such\.py:f: .*No such file.*; relative paths begin in /"),
         ({"reader": f"{textwrap.__file__}:no_such"}, r"data\.reader=.*:no_such: cannot be loaded: AttributeError"),
         ({"reader": f"{textwrap.__file__}:__name__"}, r"data\.reader=.*:__name__: is not a function"),

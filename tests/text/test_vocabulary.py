@@ -25,14 +25,8 @@ from pangu_sigma.text.vocabulary import (
 def test_ids_are_alpha_then_tags_then_bytes_then_english(vocabulary):
     alpha = [piece.piece for piece in parse_model(alpha_model()).pieces]
     assert vocabulary.pieces[:ALPHA_SIZE] == alpha
-    assert [vocabulary.pieces[i] for i in (UNK, 3, 4, PAD, EOT, WORD_MARK)] == [
-        "<unk>",
-        "▃",
-        "▂",
-        "<pad>",
-        "<eot>",
-        "▁",
-    ]
+    specials = [vocabulary.pieces[i] for i in (UNK, 3, 4, PAD, EOT, WORD_MARK)]
+    assert specials == ["<unk>", "▃", "▂", "<pad>", "<eot>", "▁"]
     assert [vocabulary.pieces[i] for i in TAG_OF_LANGUAGE.values()] == ["<CN>", "<EN>", "<Python>", "<Java>"]
     assert vocabulary.pieces[FIRST_BYTE] == "<0x00>"
     assert vocabulary.pieces[FIRST_ENGLISH - 1] == "<0xFF>"

@@ -1,39 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from helpers.manifests import manifest, overlap
 
-from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, OverlapRecord, Passage, SplitCounts
+from pangu_sigma.data.manifest import FileRecord, Manifest, Passage, SplitCounts
 from pangu_sigma.data.prepare.overview import format_overview, warnings_of
-
-MIB = 1 << 20
-
-
-def overlap(wanted: int = 10, share: float = 0.002) -> OverlapRecord:
-    return OverlapRecord(
-        window=13, windows=180, share=share, by_hash_alone=0.1354, wanted=wanted, passed_over=7, passed_over_tokens=90,
-        max_overlap=0.25, min_tokens=10_000, boilerplate=0.38, boilerplate_windows=0, by_boilerplate=0, passages=[],
-    )  # fmt: skip
-
-
-def manifest(
-    limit: float | None = None, inputs: list | None = None, quarantined: dict | None = None, **changes
-) -> Manifest:
-    counts = SplitCounts(documents=90, tokens=1_000, bytes=5 * MIB, unknown=1, folded=700)
-    held_out = SplitCounts(documents=10, tokens=200, bytes=MIB, unknown=1, folded=70)
-    record = DomainRecord(
-        slot="zh", rows=600, offered=130, duplicates=5, too_long=1, train=counts, held_out=held_out, unigram_entropy=4.0,
-        shift=0.25, shift_deviation=0.5, sources=[], over_limit=24, offered_bytes=30 * MIB,
-        left_out_bytes=24 * MIB, overlap=overlap(),
-    )  # fmt: skip
-    config = {
-        "domains": [["zh"], ["en"]], "max_mib_per_domain": limit, "inputs": inputs or [],
-        "boilerplate_documents": 10, "max_held_out_tokens": 1_000,
-    }  # fmt: skip
-    domains = {"en": record, "zh": record.model_copy(update=changes)}
-    return Manifest(
-        fingerprint="", vocabulary_hash="", vocabulary_size=1, domains=domains, quarantined=quarantined or {}, config=config,
-        examples={"not JSON": "a.jsonl:3: what"},
-    )  # fmt: skip
 
 
 def test_the_table_says_what_became_of_the_text_in_the_order_of_the_configuration():
@@ -107,10 +78,7 @@ def test_text_that_is_left_out_is_said_with_the_key():
             {"overlap": overlap().model_copy(update={"boilerplate": 0.824})},
             "zh: 82% of the tokens of its held-out text are boilerplate: collapse blanks",
         ),
-        (
-            {"overlap": overlap(share=0.2)},
-            "zh: 20.0% of the held-out text stands in the training text (windows of 13",
-        ),
+        ({"overlap": overlap(share=0.2)}, "zh: 20.0% of the held-out text stands in the training text (windows of 13"),
     ],
 )
 def test_what_bites_is_said(changes, said):

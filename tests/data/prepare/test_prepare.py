@@ -14,7 +14,6 @@ from helpers.prepared import reseal
 from helpers.texts import ENGLISH, tiny_config
 
 import pangu_sigma as ps
-from experiments.chaos.poisoned import POISONED_LINES
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
@@ -83,11 +82,14 @@ def test_every_document_comes_back_from_the_files(prepared, text):
     assert sorted(found) == sorted(texts)
 
 
-def test_unusable_lines_are_counted_and_kept(prepared):
-    assert load_manifest(prepared).quarantined == {"unknown domain": 2, "empty text": 1}
+def test_unusable_lines_are_counted_and_kept(prepared, text):
+    manifest, written = load_manifest(prepared), text.read_bytes().splitlines(keepends=True)
+    assert manifest.quarantined == {"unknown domain": 2, "empty text": 1}
+    assert manifest.examples.keys() == manifest.quarantined.keys()
     lines = [json.loads(line) for line in (prepared / "quarantine.jsonl").read_text().splitlines()]
     assert [line["reason"] for line in lines] == ["unknown domain", "unknown domain", "empty text"]
-    assert all(line["offset"] > 0 and line["file"].endswith("a.jsonl") for line in lines)
+    assert [line["offset"] for line in lines] == [sum(map(len, written[:number])) for number in (41, 42, 43)]
+    assert all(line["file"].endswith("a.jsonl") for line in lines)
 
 
 def test_a_rule_for_files_that_are_not_there_is_warned_of(text, tmp_path, config, caplog):
@@ -264,15 +266,6 @@ def test_an_input_that_would_be_replaced_is_refused(text, prepared, tmp_path, co
     assert mine.read_bytes() == text.read_bytes()
 
 
-def test_a_domain_without_text_is_one_error(tmp_path, config):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"domain": "zh", "text": "你好"}\n')
-    with pytest.raises(DataError, match=r"domain zh: 1 usable documents; at least 2.*input your\.jsonl"):
-        prepare(config, [path], tmp_path / "out")
-    with pytest.raises(DataError, match=r"input .*none\.jsonl: cannot be read"):
-        prepare(config, [tmp_path / "none.jsonl"], tmp_path / "out")
-
-
 def test_too_few_documents_of_every_domain_are_told_before_words_are_cut(tmp_path, config, monkeypatch):
     monkeypatch.setattr(segmenting, "segment", lambda *_: pytest.fail("text was cut"))
     path = tmp_path / "a.jsonl"
@@ -422,24 +415,6 @@ def test_data_of_another_format_is_replaced(text, prepared, tmp_path, config):
     assert prepare(config, [text], other) == load_manifest(other) == load_manifest(prepared)
 
 
-def test_no_poisoned_line_is_used_and_every_one_is_counted(tmp_path, config):
-    good = [{"domain": name, "text": f"好 good {i}"} for i in range(5) for name in ("zh", "en", "bilingual", "code")]
-    content, places = b"", []
-    for i, case in enumerate(POISONED_LINES):
-        places.append((len(content), case.reason))
-        content += case.line + b"\n"
-        if i % 5 == 0 and i // 5 < len(good):
-            content += json.dumps(good[i // 5]).encode() + b"\n"
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(content)
-    manifest = prepare(config, [path], tmp_path / "out")
-    lines = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
-    assert [(line["offset"], line["reason"]) for line in lines] == places
-    assert sum(manifest.quarantined.values()) == len(POISONED_LINES)
-    assert manifest.examples.keys() == manifest.quarantined.keys()
-    assert {name: record.offered for name, record in manifest.domains.items()} == dict.fromkeys(manifest.domains, 5)
-
-
 def test_problems_are_said_once_and_their_cause_first(tmp_path, config, caplog):
     path = tmp_path / "a.jsonl"
     path.write_text('{"domain": "chinese", "text": "你好"}\n' * 30)
@@ -449,17 +424,8 @@ def test_problems_are_said_once_and_their_cause_first(tmp_path, config, caplog):
     assert [said.count(text) for text in ("domain zh: 0 usable", "30 × unknown domain")] == [1, 1]
     assert said.index("unknown domain") < said.index("domain zh")
     assert said.endswith("--check prints what there is of every domain, and writes nothing")
-
-
-def test_the_reason_is_seen_when_everything_was_quarantined(tmp_path, config):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"domain": "chinese", "text": "你好"}\n' * 30)
-    with pytest.raises(DataError) as refused:
-        prepare(config, [path], tmp_path / "out")
-    message = str(refused.value)
-    assert "domain zh: 0 usable documents" in message
-    assert f"30 × unknown domain, first {path}:1 (byte 0): domain 'chinese'; the configuration has zh, en" in message
-    assert str(tmp_path / "out.quarantine.jsonl") in message
+    place = f"first {path}:1 (byte 0): domain 'chinese'; the configuration has zh, en"
+    assert place in str(refused.value) and str(tmp_path / "out.quarantine.jsonl") in str(refused.value)
     assert len((tmp_path / "out.quarantine.jsonl").read_text().splitlines()) == 30
 
 

@@ -115,13 +115,8 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
     request = BenchmarkRequest(("mine",), str(data), limit=7, temperature=0.5, samples_per_problem=3)
     result = {"mine": TaskResult({"bleu": 12.5}, 3, 0, 0)}
     assert run_benchmarks(tiny_run, request, beside=tmp_path / "all.json") == result
-    options = {
-        "limit": 7,
-        "temperature": 0.5,
-        "samples": 3,
-        "unsafe": False,
-        "samples_file": tmp_path / "all.mine.jsonl",
-    }
+    options = {"limit": 7, "temperature": 0.5, "samples": 3, "unsafe": False}
+    options["samples_file"] = tmp_path / "all.mine.jsonl"
     assert calls == [(Engine, "code", data / "mine", options)], "the first domain of its format"
     assert run_benchmarks(tiny_run, asked(data, "mine")) == result
     assert calls[1:] == [(Engine, "zh", data / "mine", {"limit": None, "samples": 1, "unsafe": False})]
@@ -137,16 +132,8 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
 @pytest.mark.parametrize(
     ("tasks", "option", "said"),
     [
-        (
-            ["ocnli"],
-            {"samples_per_problem": 2},
-            "samples_per_problem is for humaneval and mbpp, and does nothing in ocnli",
-        ),
-        (
-            ["dialogue"],
-            {"allow_code_execution": True},
-            "allow_code_execution is for humaneval and mbpp, and does nothing",
-        ),
+        (["ocnli"], {"samples_per_problem": 2}, "samples_per_problem is for humaneval and mbpp, .* nothing in ocnli"),
+        (["dialogue"], {"allow_code_execution": True}, "allow_code_execution is for humaneval and mbpp, and does noth"),
         (["ocnli", "c3"], {"temperature": 0.5}, "temperature is for humaneval, .*, and does nothing in ocnli, c3"),
         (["mbpp"], {"num_fewshot": 2}, "num_fewshot is for tasks other than humaneval, .*, and does nothing in mbpp"),
     ],

@@ -53,14 +53,8 @@ def test_a_chat_with_itself_is_written_down(tmp_path):
 def test_the_oldest_messages_of_a_long_chat_are_left_out(tmp_path, caplog):
     told = {"U:12\nA:": "34", "A:12\nU:34\nA:": "56", "A:34\nU:56\nA:": "78"}
     path = tmp_path / "chats.md"
-    run(
-        told_engine(told, seq_length=20, chat=CHAT),
-        "up",
-        written(tmp_path, "12"),
-        transcripts=path,
-        turns=4,
-        max_new_tokens=6,
-    )
+    engine = told_engine(told, seq_length=20, chat=CHAT)
+    run(engine, "up", written(tmp_path, "12"), transcripts=path, turns=4, max_new_tokens=6)
     assert "**A:** 56\n\n**B:** 78\n" in path.read_text()
     assert "in 1 of 1 chats the oldest messages were left out, to fit" in caplog.messages
 

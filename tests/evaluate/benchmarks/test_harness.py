@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,6 @@ import pytest
 from helpers.slow_decoder import SlowDecoder
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
-from lm_eval.evaluator import simple_evaluate
-from lm_eval.models.openai_completions import LocalCompletionsAPI
-from lm_eval.tasks import TaskManager
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
@@ -181,76 +177,6 @@ def test_a_tag_stands_before_the_text_where_it_is_asked_for(tiny_run, caplog):
     ):
         ((found, _),) = model.loglikelihood(asked("loglikelihood", ("x y", " total")))
         assert found == pytest.approx(exact.of([*before, *after], len(after))[0], abs=1e-5)
-
-
-class ServedExactly(LocalCompletionsAPI):
-    """The harness's client of the OpenAI interface, whose server is the exact path."""
-
-    def __init__(self, exact: Exact):
-        super().__init__(base_url="http://nowhere", tokenizer_backend="None", max_length=32, model="sigma-en")
-        self.exact, self.tokenizer_backend, self.tokenized_requests = exact, "remote", True
-        eot = exact.tokenizer.eot
-        self.tokenizer = SimpleNamespace(
-            encode=lambda text: exact.tokenizer.encode(text, exact.domain), bos_token_id=None, eos_token_id=eot
-        )
-
-    def model_call(self, messages: list[list[int]], *, generate: bool = True, **options: Any) -> dict:
-        payload = self._create_payload(messages, generate=generate)
-        assert (payload["echo"], payload["max_tokens"]) == (True, 1)
-        return {"choices": [self._choice(index, ids) for index, ids in enumerate(messages)]}
-
-    def _choice(self, index: int, ids: list[int]) -> dict:
-        scores_TR, rows = self.exact.scores(ids), self.exact.tokenizer.row_of[self.exact.domain.slot, ids[1:]]
-        own = [None, *scores_TR[np.arange(len(rows)), rows].tolist(), 0.0]
-        best = [None, *({"best": float(value)} for value in scores_TR.max(axis=-1))]
-        return {"index": index, "logprobs": {"token_logprobs": own, "top_logprobs": best}}
-
-
-def test_the_harnesss_own_client_of_a_server_would_find_the_same_numbers(model, exact):
-    client = ServedExactly(exact)
-    pairs = PAIRS[:-1]
-    here, there = (each.loglikelihood(asked("loglikelihood", *pairs)) for each in (model, client))
-    assert [score for score, _ in here] == pytest.approx([score for score, _ in there], abs=1e-4)
-    assert [greedy for _, greedy in here] == [greedy for _, greedy in there]
-    texts = ["the cat sees a dog", "a small old red green house and then " * 12]
-    here, there = (each.loglikelihood_rolling(asked("loglikelihood_rolling", *texts)) for each in (model, client))
-    assert here == pytest.approx(there, abs=1e-4)
-
-
-def test_the_harness_runs_a_task_with_the_registered_model(tiny_run, model):
-    """The answer is one that the model was trained to find likelier: words of its text in their order, or turned round."""
-    from datasets import Dataset, DatasetDict
-
-    rows = [
-        {"start": "the cat", "choices": [" dog bird sees", " sees bird dog"], "gold": 0},
-        {"start": "a small", "choices": [" green red old", " old red green"], "gold": 1},
-    ]
-    task = {
-        "task": "words_in_order",
-        "custom_dataset": lambda **_: DatasetDict({"test": Dataset.from_list(rows)}),
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{start}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "gold",
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc"}],
-    }
-    found = simple_evaluate(
-        model="pangu-sigma",
-        model_args={"path": str(tiny_run), "domain": "en"},
-        tasks=[task],
-        task_manager=TaskManager(include_defaults=False),  # to look for all of its own takes seconds
-        batch_size=2,
-        bootstrap_iters=0,
-    )
-    samples = found["samples"]["words_in_order"]
-    told = [[tuple(each[0]) for each in sample["resps"]] for sample in samples]
-    pairs = [(row["start"], choice) for row in rows for choice in row["choices"]]
-    expected = model.loglikelihood(asked("loglikelihood", *pairs))
-    assert [score for pair in told for score, _ in pair] == pytest.approx([score for score, _ in expected], abs=1e-5)
-    right = [max((0, 1), key=lambda c: expected[2 * n + c][0]) == row["gold"] for n, row in enumerate(rows)]
-    assert found["results"]["words_in_order"]["acc,none"] == pytest.approx(np.mean(right))
 
 
 def test_it_is_registered_and_says_what_it_is_kept_under(model, tiny_run):

@@ -30,22 +30,9 @@ def test_the_command_gives_the_numbers_of_evaluate(tiny_run, tmp_path):
     (tmp_path / "data" / "ocnli").mkdir(parents=True)
     (tmp_path / "data" / "ocnli" / "dev.json").write_text(json_lines(*rows), encoding="utf-8")
     (expected,) = run_benchmarks(tiny_run, BenchmarkRequest(("ocnli",), str(tmp_path / "data"), "zh")).values()
-    command = [
-        sys.executable,
-        "-m",
-        "pangu_sigma.evaluate.benchmarks.lm_eval",
-        "run",
-        "--model",
-        "pangu-sigma",
-        "--tasks",
-        "ocnli",
-    ]
-    command += [
-        "--model_args",
-        f"path={tiny_run},domain=zh",
-        "--metadata",
-        json.dumps({"data": str(tmp_path / "data")}),
-    ]
+    command = [sys.executable, "-m", "pangu_sigma.evaluate.benchmarks.lm_eval", "run", "--model", "pangu-sigma"]
+    command += ["--tasks", "ocnli", "--model_args", f"path={tiny_run},domain=zh"]
+    command += ["--metadata", json.dumps({"data": str(tmp_path / "data")})]
     subprocess.run([*command, "--output_path", str(tmp_path / "out")], capture_output=True, text=True, check=True)
     (file,) = Path(tmp_path / "out").rglob("results*.json")
     found = json.loads(file.read_text(encoding="utf-8"))["results"]["ocnli"]

@@ -53,14 +53,11 @@ def test_into_chinese_by_characters(tmp_path, caplog):
     assert (result.n, result.skipped, result.truncated) == (3, 0, 0)
     assert run(engine, "up", tmp_path / "translation_en_zh", limit=2).n == 2
     assert kept.read_text() == "".join(f"{each}\n" for each in SAID_IN_CHINESE)
-    assert (
-        f"bleu is sacrebleu's nrefs:1|case:mixed|eff:no|tok:zh|smooth:exp|version:{sacrebleu.__version__}"
-        in caplog.text
-    )
-    assert (
-        f"chrf is sacrebleu's nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{sacrebleu.__version__}"
-        in caplog.text
-    )
+    for signature in (
+        "bleu is sacrebleu's nrefs:1|case:mixed|eff:no|tok:zh|smooth:exp|version:",
+        "chrf is sacrebleu's nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:",
+    ):
+        assert f"{signature}{sacrebleu.__version__}" in caplog.text
     assert "1 of 3 translations are empty" in caplog.text
 
 

@@ -291,18 +291,8 @@ def test_who_is_not_root_uses_user_namespaces():
         if "missing" in (first := said("")):
             pytest.skip(f"no user namespaces: {first['missing']}")
         assert [name for name in RIGHT if not said(RIGHT[name])["passed"]] == []
-        names = (
-            "a fork",
-            "rights",
-            "a mount",
-            "a namespace",
-            "the root",
-            "the library",
-            "accounts",
-            "a socket",
-            "its folder",
-        )
-        assert [name for name in names if said(ESCAPES[name])["passed"]] == []
+        names = ["a fork", "rights", "a mount", "a namespace", "the root", "the library", "accounts", "a socket"]
+        assert [name for name in [*names, "its folder"] if said(ESCAPES[name])["passed"]] == []
         assert said(
             "import os\nassert set(os.listdir('/')) <= {'work', 'dev', 'etc', 'usr', 'lib', 'lib32', 'lib64', 'opt'}"
         )["passed"]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.rounded_weights import RoundedWeights
 from helpers.slow_decoder import SlowDecoder
 from helpers.toy_weights import ToyWeights
 
+from ascend_ops.few_rows import Matrix, Precision
+from ascend_ops.large_pages import LargePages
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
@@ -21,7 +22,26 @@ from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.text import open_decoder
+from pangu_sigma.generate.weights import Weights
 from pangu_sigma.stored.open import open_model
+
+
+class RoundedWeights:
+    """`Weights`, of which every matrix but the tables of positions is as near as `precision` allows."""
+
+    def __init__(self, weights: Weights, precision: Precision):
+        self._weights, self._precision, self._room = weights, precision, LargePages()
+
+    def tensor(self, name: str) -> np.ndarray:
+        values = self._weights.tensor(name)
+        return values if "positions" in name else self._rounded(values)
+
+    def expert(self, layer: int, number: int, name: str) -> np.ndarray:
+        return self._rounded(self._weights.expert(layer, number, name))
+
+    def _rounded(self, values: np.ndarray) -> np.ndarray:
+        values = np.asarray(values)
+        return values if values.ndim < 2 else Matrix.copy_of(values, self._precision, self._room).as_float32()
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +107,8 @@ def test_texts_of_a_batch_get_the_bits_that_they_get_alone(run, decoder):
     for lane, (domain, _) in enumerate(texts):
         decoder.begin(lane, domain)
     together: dict[int, list[np.ndarray]] = {lane: [] for lane in range(len(texts))}
-    for first, end in (
-        (0, 1),
-        (1, 6),
-        (6, 7),
-        (7, 20),
-    ):  # lanes come in different orders, with chunks of different lengths
+    # lanes come in different orders, with chunks of different lengths
+    for first, end in ((0, 1), (1, 6), (6, 7), (7, 20)):
         chunks = [
             Chunk(lane, ids[first:end], len(ids[first:end])) for lane, (_, ids) in enumerate(texts) if ids[first:end]
         ]
@@ -118,24 +134,6 @@ def test_rows_that_nobody_asks_for_change_no_bit(run, decoder):
             assert (after[lane] == read(decoder, domains[lane], texts[lane][:3], lane=3)[-1:]).all(), (
                 "the cache is whole"
             )
-
-
-def test_greedy_texts_of_a_batch_are_those_of_one(run, decoder):
-    domains = domains_of(run.config)
-
-    def grown(lanes: list[int]) -> list[list[int]]:
-        texts = {lane: ids_of(run, domains[lane % 3], lane + 2, lane) for lane in lanes}
-        for lane in lanes:
-            decoder.begin(lane, domains[lane % 3])
-        new = dict(texts)
-        for _ in range(12):
-            logits = decoder.read([Chunk(lane, new[lane]) for lane in lanes])
-            rows = {lane: int(each[0].argmax()) for lane, each in zip(lanes, logits, strict=True)}
-            new = {lane: [int(run.tokenizer.slot_rows[domains[lane % 3].slot, row])] for lane, row in rows.items()}
-            texts = {lane: texts[lane] + new[lane] for lane in lanes}
-        return [texts[lane] for lane in lanes]
-
-    assert grown([0, 1, 2, 3]) == [text for lane in range(4) for text in grown([lane])]
 
 
 def test_a_copied_lane_goes_on_by_itself(run, decoder):

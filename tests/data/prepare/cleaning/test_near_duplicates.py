@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -22,62 +23,11 @@ from pangu_sigma.data.prepare.cleaning.near_duplicates import (
 from pangu_sigma.data.prepare.cleaning.shingles import shingles
 from pangu_sigma.text.documents import Document
 
-CHINESE = [
-    *(
-        "我们",
-        "天气",
-        "公园",
-        "经济",
-        "发展",
-        "学校",
-        "老师",
-        "今天",
-        "非常",
-        "高兴",
-        "研究",
-        "历史",
-        "北京",
-        "上海",
-        "城市",
-        "电影",
-    ),
-    *(
-        "音乐",
-        "医院",
-        "工作",
-        "问题",
-        "技术",
-        "科学",
-        "国家",
-        "社会",
-        "文化",
-        "市场",
-        "企业",
-        "农村",
-        "环境",
-        "水果",
-        "汽车",
-        "飞机",
-    ),
-    *(
-        "火车",
-        "朋友",
-        "家庭",
-        "孩子",
-        "健康",
-        "运动",
-        "足球",
-        "新闻",
-        "报纸",
-        "电视",
-        "网络",
-        "手机",
-        "电脑",
-        "软件",
-        "数据",
-        "语言",
-    ),
-]
+CHINESE = re.findall(
+    "..",
+    "我们天气公园经济发展学校老师今天非常高兴研究历史北京上海城市电影音乐医院工作问题技术科学国家社会"
+    "文化市场企业农村环境水果汽车飞机火车朋友家庭孩子健康运动足球新闻报纸电视网络手机电脑软件数据语言",
+)
 
 
 def text_of(language: str, seed: int, words: int = 300) -> list[str]:
