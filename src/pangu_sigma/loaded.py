@@ -126,10 +126,14 @@ class Model:
     """Trained model, as returned by `train`, `finetune` and `load`; accepted wherever a path of a model is.
 
     path: its folder, absolute. outcome: result of the training or fine-tuning; None for a loaded model, and for a stopped run.
+    stopped: True if a signal or a callback stopped the training before its last step.
     """
 
-    def __init__(self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None):
-        self.path, self._weights, self.outcome = to_path(path, "model").absolute(), weights, outcome
+    def __init__(
+        self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None, stopped: bool = False
+    ):
+        self.path, self._weights = to_path(path, "model").absolute(), weights
+        self.outcome, self.stopped = outcome, stopped
 
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r})"
