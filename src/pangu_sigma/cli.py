@@ -27,8 +27,7 @@ exit status:
   1  a check failed (doctor; a plan that does not fit, or compiles to something else; inspect --verify found damage), or
      something broke: a bug, shown with its traceback
   2  something that you can fix, said in one message; a loss that is not finite (evaluate)
-  130  interrupted; a training that was stopped by Ctrl-C or SIGTERM has saved its step (a launch then ends with 0)
-  141  nobody reads the output any more"""
+  130, 141  interrupted: a training has then saved its step (a launch ends with 0); nobody reads the output any more"""
 """Exit statuses of the commands, for the help; `errors.exit_status` maps errors to them."""
 
 

@@ -125,8 +125,7 @@ def load(model: AnyPath, weights: Precision | None = None) -> Model:
 class Model:
     """Trained model, as returned by `train`, `finetune` and `load`; accepted wherever a path of a model is.
 
-    path: its folder, absolute. outcome: result of the training or fine-tuning; None for a loaded model, and for a stopped run.
-    stopped: True if a signal or a callback stopped the training before its last step.
+    path: its folder, absolute. outcome: result of the training or fine-tuning; None for a loaded model, and if it was `stopped`.
     """
 
     def __init__(

@@ -14,12 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma import api
+from pangu_sigma import api, programs
 from pangu_sigma.chips import CHIP_NAMES
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config
-from pangu_sigma.errors import INTERRUPTED
-from pangu_sigma.ranks.ranks import is_rank
 from pangu_sigma.writable import check_file_writable
 
 CONFIG_HELP = "YAML file, or the name of a shipped configuration, such as sigma_tiny"
@@ -166,8 +164,8 @@ def call_and_show(function: Callable[..., Any], options: argparse.Namespace) -> 
     if isinstance(result, int):
         return result
     if isinstance(result, api.Model):
-        if result.stopped and not is_rank():  # its launcher takes any other status for a failure
-            return INTERRUPTED
+        if result.stopped:
+            return programs.stopped_status()
         result = result.outcome
     if result is not None:
         show(result, getattr(options, "json", None))

@@ -138,7 +138,7 @@ def test_problems_of_new_text_name_keys_of_the_whole_configuration(tiny_data, te
     _, [problem] = extended.preview_extension(parse_config(tree), [text], tiny_data)
     assert "domains.3.min_held_out_tokens=" in problem
     with pytest.raises(
-        ConfigError, match=r"extend .*text: is not prepared data \(no manifest\.json\); name its data\.path"
+        ConfigError, match=r"extend .*: is not prepared data \(no manifest\.json\); name its data\.path"
     ):
         prepare_extension(parse_config(tree), [text], text.parent, tmp_path / "data")
 

@@ -458,7 +458,7 @@ def test_the_reason_is_seen_when_everything_was_quarantined(tmp_path, config):
         prepare(config, [path], tmp_path / "out")
     message = str(refused.value)
     assert "domain zh: 0 usable documents" in message
-    assert f"30 × unknown domain, first {path}:1 (byte 0): domain 'chinese'; the configuration has zh, en" in message
+    assert f"30 × unknown domain, first {path}:1 (byte 0): domain 'chinese'; text is prepared for zh, en" in message
     assert str(tmp_path / "out.quarantine.jsonl") in message
     assert len((tmp_path / "out.quarantine.jsonl").read_text().splitlines()) == 30
 
