@@ -26,6 +26,7 @@ from pangu_sigma import cli
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.cli import EXIT_STATUSES, main
 from pangu_sigma.config_file import load_config
+from pangu_sigma.errors import exit_status
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.lock import folder_lock
 from pangu_sigma.shipped import shipped_configs
@@ -409,6 +410,27 @@ def test_ctrl_c_and_a_reader_that_is_gone_end_without_a_traceback(file):
     )
     done = subprocess.run([sys.executable, "-c", code, "inspect", str(file)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_that_a_half_imported_extension_swallows_is_an_interrupt(capsys):
+    def command() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+        return 0
+
+    before = signal.getsignal(signal.SIGINT)
+    assert exit_status(command) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_training_that_was_stopped_ends_as_interrupted(file, tmp_path, monkeypatch):
+    """So that `train … && evaluate …` does not go on with a model that is half trained."""
+    for stopped, status in ((True, 130), (False, 0)):
+        monkeypatch.setattr(ps.api, "train", lambda *_, stopped=stopped, **__: ps.Model(tmp_path, stopped=stopped))
+        assert main(["train", str(file), "--output", str(tmp_path / "run")]) == status
 
 
 def test_quiet_leaves_warnings_errors_and_the_result(file, tiny_data, tmp_path):

@@ -193,7 +193,7 @@ def train(
         trainer = train_run(config, folder, backend, options, profile, on_step=on_step)
     outcome = _summary(folder) if trainer.finished and trainer.ranks.first else None
     trainer.ranks.leave()
-    return Model(folder, outcome=outcome)
+    return Model(folder, outcome=outcome, stopped=not trainer.finished)
 
 
 def _summary(run: Path) -> Result | None:
@@ -353,7 +353,9 @@ def finetune(
     request = TuningRequest(chosen, lines, dev, learn, domain, to_overrides(overrides))
     with mindspore_lock:
         result = finetune_run(to_path(model, "model"), request, folder, lock, seconds)
-    return Model(folder, outcome=None if result is None else Result(result, format_result(result)))
+    return Model(
+        folder, outcome=None if result is None else Result(result, format_result(result)), stopped=result is None
+    )
 
 
 @check_kinds

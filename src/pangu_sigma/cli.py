@@ -18,7 +18,7 @@ import pangu_sigma
 from pangu_sigma.bars import Bar
 from pangu_sigma.commands import answering, measuring, models, tools, training
 from pangu_sigma.commands.options import check_json
-from pangu_sigma.errors import exit_status
+from pangu_sigma.errors import INTERRUPTED, exit_status
 from pangu_sigma.ranks.ranks import end_as_rank, end_process, is_rank
 
 EXIT_STATUSES = """\
@@ -27,7 +27,7 @@ exit status:
   1  a check failed (doctor; a plan that does not fit, or compiles to something else; inspect --verify found damage), or
      something broke: a bug, shown with its traceback
   2  something that you can fix, said in one message; a loss that is not finite (evaluate)
-  130, 141  interrupted (Ctrl-C); nobody reads the output any more"""
+  130, 141  interrupted: a training has then saved its step (a launch ends with 0); nobody reads the output any more"""
 """Exit statuses of the commands, for the help; `errors.exit_status` maps errors to them."""
 
 
@@ -36,8 +36,8 @@ def program() -> int:
     if is_rank():
         end_as_rank(main)
     status = main()
-    if status == 2:
-        end_process(status)  # it may be that memory is full
+    if status in (2, INTERRUPTED):
+        end_process(status)  # memory may be full, or MindSpore half imported
     gc.freeze()  # no garbage collection at the end of the process (garbage.py)
     return status
 

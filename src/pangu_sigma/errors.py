@@ -8,8 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from ascend_ops.errors import UserError
 
@@ -20,6 +24,7 @@ INTERRUPTED, NO_READER = 130, 141
 
 _OF_THE_MACHINE = {
     errno.ENOSPC: "free space on that disk",
+    errno.EFBIG: "raise the limit of a file's size: ulimit -f",
     errno.EDQUOT: "free some of your quota on that disk",
     errno.EROFS: "use a folder on another file system",
     errno.EACCES: "change its permissions, or use another folder",
@@ -82,7 +87,8 @@ def exit_status(command: Callable[[], int]) -> int:
     global _on_command_line
     _on_command_line = True
     try:
-        status = command()
+        with _interrupts_kept():
+            status = command()
         sys.stdout.flush()  # here, where a reader that is gone can still be noticed
         return status
     except UserError as error:
@@ -95,7 +101,8 @@ def exit_status(command: Callable[[], int]) -> int:
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""
+        file = error.filename2 or error.filename  # of a copy, what it wrote
+        where = f"{file}: " if file is not None else ""
         return _say(f"error: {where}{error.strerror}; {_OF_THE_MACHINE[error.errno]}", 2)
     except (MemoryError, RuntimeError, ImportError) as error:
         found = [(line, text) for line in str(error).splitlines() for text in _EXHAUSTED if text in line]
@@ -108,6 +115,31 @@ def exit_status(command: Callable[[], int]) -> int:
         return _say("interrupted", INTERRUPTED)
     finally:
         _on_command_line = False
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Raise KeyboardInterrupt, after Ctrl-C in a `with` block, in place of any other error: a C extension that is being imported
+    then fails with an ImportError, an AttributeError or whatever it meets."""
+    before, interrupted = signal.getsignal(signal.SIGINT), threading.Event()
+    # only the main thread has signals, and a shell's background jobs ignore this one
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    except Exception as error:
+        if interrupted.is_set():
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _reader_is_gone() -> bool:

@@ -125,11 +125,14 @@ def load(model: AnyPath, weights: Precision | None = None) -> Model:
 class Model:
     """Trained model, as returned by `train`, `finetune` and `load`; accepted wherever a path of a model is.
 
-    path: its folder, absolute. outcome: result of the training or fine-tuning; None for a loaded model, and for a stopped run.
+    path: its folder, absolute. outcome: result of the training or fine-tuning; None for a loaded model, and if it was `stopped`.
     """
 
-    def __init__(self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None):
-        self.path, self._weights, self.outcome = to_path(path, "model").absolute(), weights, outcome
+    def __init__(
+        self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None, stopped: bool = False
+    ):
+        self.path, self._weights = to_path(path, "model").absolute(), weights
+        self.outcome, self.stopped = outcome, stopped
 
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r})"

@@ -12,10 +12,12 @@ from pangu_sigma.arguments import AnyPath, to_path, to_texts
 from pangu_sigma.arguments import to_text as to_text  # for the command `generate`
 from pangu_sigma.chips import Chip
 from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import INTERRUPTED
 from pangu_sigma.generate.sampling import Sampling as Sampling  # for the command `generate`
 from pangu_sigma.kinds import check_kinds
 from pangu_sigma.launch import launch_training as launch_training  # for the command `launch`
 from pangu_sigma.launch import with_known_chip as with_known_chip
+from pangu_sigma.ranks.ranks import is_rank
 from pangu_sigma.results import Results
 
 
@@ -41,6 +43,12 @@ def doctor(
     run = None if model is None else to_path(model, "model")
     checks = run_checks(partial(node_checks, Host(), chip, run) if device == "ascend" else npus_if_any)
     return Results(checks, format_checks(checks), all(check.ok for check in checks))
+
+
+def stopped_status() -> int:
+    """Return the exit status of a training that was stopped, and has saved its step. That of a rank is 0: its launcher takes any
+    other for a failure, and starts the ranks again."""
+    return 0 if is_rank() else INTERRUPTED
 
 
 @check_kinds

@@ -350,7 +350,14 @@ def test_tokens_that_would_be_lost_are_named_with_the_way_to_keep_them(tiny_run,
     lossy = Tokenizer(alpha_model(), (tiny_run / "tokenizer" / "english.model").read_bytes(), rows)
     monkeypatch.setattr(extend, "read_prepared_tokenizer", lambda config: lossy)
     with pytest.raises(
-        ConfigError, match=r"slot zh: 10 of its 640 tokens have no row .*model\.slot_rows to 40\d\d\d or more"
+        ConfigError, match=r"slot zh: 10 of its 640 tokens have no row .*extend with model\.slot_rows=40\d\d\d or more"
+    ):
+        plan_extension(parent, law_config, Origin("zh"))
+    known_V = extend.parent_ids(parent.tokenizer.vocabulary, lossy.vocabulary)
+    known_V[known_V == parent.tokenizer.slot_rows[0, 600]] = -1  # other pieces were learned from other text
+    monkeypatch.setattr(extend, "parent_ids", lambda *of: known_V)
+    with pytest.raises(
+        ConfigError, match=r"The new vocabulary lacks some of them, so more rows do not help: keep .*\n.*keep="
     ):
         plan_extension(parent, law_config, Origin("zh"))
 

@@ -68,10 +68,10 @@ def test_people_read_where_everything_came_from_what_was_assumed_and_how_equal_i
         "slot zh          90 of 100 rows copied from slot alpha, 10 drawn anew; 929 of the parent's tokens have no row",
         "domain zh        largest |Δlogit| 0.08 with fast_gelu, which costs +0.0125 nats, 0 with the parent's tanh; "
         "16 tokens: '今天 天气'",
-        "text of zh       22 of 38 held-out texts are cut into other tokens than the parent's: largest |Δlogit| 1.9 after "
-        "'今天天气 不错'",
+        "text of zh       22 of 38 samples of held-out text are cut into other tokens than the parent's: largest |Δlogit| 1.9 "
+        "after '今天天气 不错'",
         "domain en        largest |Δlogit| 0, 2.5e-06 by the graph, which adds in another order; 16 tokens: 'the cat'",
-        "text of en       all 38 held-out texts are cut into the parent's tokens",
+        "text of en       all 38 samples of held-out text are cut into the parent's tokens",
     ]
 
 

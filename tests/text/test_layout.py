@@ -45,7 +45,7 @@ def test_wudao_is_arrays_of_title_and_content_with_labels(tmp_path, domains):
     assert (first.domain, first.text) == ("zh", "一则\n正文如此。")
     assert (second.domain, second.text) == ("en", "没有标题。"), "a blank title is left out"
     assert (third.reason, third.line) == ("unknown domain", 3)
-    assert third.detail == "domain '百科'; the configuration has zh, en, bilingual, code"
+    assert third.detail == "domain '百科'; text is prepared for zh, en, bilingual, code"
     assert path.read_bytes().decode().encode()[third.offset :].startswith(b'{"id": 9')
     everything = read_whole(path, domains, layout_of(layout="wudao", domain_of="{'*.json': zh}"))
     assert [item.domain for item in everything] == ["zh"] * 3

@@ -133,8 +133,8 @@ def name_unwritable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{error.filename or path}: {error.strerror}; nothing of the run was changed: make room there or the folder writable, "
-            "or choose another one with --output"
+            f"{error.filename2 or error.filename or path}: {error.strerror}; nothing of the run was changed: make room there or "
+            "the folder writable, or choose another one with --output"
         ) from error
 
 

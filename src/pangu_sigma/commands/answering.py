@@ -100,5 +100,7 @@ def _lines(file: Path) -> list[str]:
         raise ConfigError(f"--prompts {file}: is empty; write a prompt a line")
     lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
+        if not line:
+            raise ConfigError(f"--prompts {file}: line {number} is empty; write a prompt a line")
         programs.to_text(line, f"--prompts {file}: line {number}")
     return lines

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma import api
+from pangu_sigma import api, programs
 from pangu_sigma.chips import CHIP_NAMES
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config
@@ -164,6 +164,8 @@ def call_and_show(function: Callable[..., Any], options: argparse.Namespace) -> 
     if isinstance(result, int):
         return result
     if isinstance(result, api.Model):
+        if result.stopped:
+            return programs.stopped_status()
         result = result.outcome
     if result is not None:
         show(result, getattr(options, "json", None))

@@ -270,8 +270,7 @@ def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer,
             some = ", ".join(repr(had.vocabulary.pieces[token]) for token in lost[:5])
             raise ConfigError(
                 f"slot {name}: {len(lost)} of its {len(ids)} tokens have no row in data.path={config.data.path} any more ({some}). "
-                f"Keep them, or set model.slot_rows to {tokenizer.size} or more, which holds every token;\n"
-                f"{_keep_ids(parent.path)}"
+                f"{_more_rows(tokenizer, child_of[lost])}\n{_keep_ids(parent.path)}"
             )
     same = [each.name for each in config.domains] == [each.name for each in parent.config.domains]
     if (
@@ -291,6 +290,13 @@ def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer,
         )
 
 
+def _more_rows(tokenizer: Tokenizer, lost: np.ndarray) -> str:
+    """Return what a message says of more rows for the tokens `lost`, whose ids are -1 where the new vocabulary lacks them."""
+    if (lost < 0).any():
+        return "The new vocabulary lacks some of them, so more rows do not help: keep the tokens;"
+    return f"Keep them, or prepare and extend with model.slot_rows={tokenizer.size} or more, which holds every token;"
+
+
 def _given_rows(
     parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, name: str, origin: Origin
 ) -> SlotSource:
@@ -304,7 +310,7 @@ def _given_rows(
         return SlotSource(SlotRows(name, words.slots[slot], ids_R, rows_R), own=False, alpha=True)
     own = name in old.slot_names
     if not own and origin.domain is None:
-        return SlotSource(SlotRows(name, "nothing", ids_R, np.full_like(ids_R, -1)), own=False)
+        return SlotSource(SlotRows(name, "", ids_R, np.full_like(ids_R, -1)), own=False)
     slot = old.slot_names.index(name) if own else old.named(origin.domain or "").slot
     rows_R = looked_up(parent.tokenizer.row_of[slot], looked_up(known_V, ids_R))
     if own:  # rows without a token keep their values, too

@@ -178,7 +178,9 @@ def _format_activation(receipt: Receipt) -> str:
 
 
 def _format_slot(slot: SlotReceipt) -> str:
-    copied = f"{slot.copied:,} of {slot.rows:,} rows copied from slot {slot.parent_slot}, {slot.new:,} drawn anew"
+    copied = f"{slot.new:,} of {slot.rows:,} rows drawn anew"
+    if slot.parent_slot:
+        copied = f"{slot.copied:,} of {slot.rows:,} rows copied from slot {slot.parent_slot}, {slot.new:,} drawn anew"
     return copied + (f"; {slot.lost:,} of the parent's tokens have no row" if slot.lost else "")
 
 
@@ -198,10 +200,10 @@ def _format_agreement(each: Agreement, receipt: Receipt) -> str:
 
 def _format_cutting(cutting: Cutting) -> str:
     if not cutting.other:
-        return f"all {cutting.texts} held-out texts are cut into the parent's tokens"
+        return f"all {cutting.texts} samples of held-out text are cut into the parent's tokens"
     delta = "" if cutting.delta is None else f"largest |Δlogit| {cutting.delta:.2g} "
     return (
-        f"{cutting.other} of {cutting.texts} held-out texts are cut into other tokens than the parent's: {delta}after "
+        f"{cutting.other} of {cutting.texts} samples of held-out text are cut into other tokens than the parent's: {delta}after "
         f"{_short(cutting.example or '')}"
     )
 

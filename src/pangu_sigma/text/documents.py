@@ -102,7 +102,7 @@ def known_domain(name: Any, domains: Domains) -> str:
         raise RejectedLine("domain missing or not a string", f"domain is {name!r}")
     if name not in (domain.name for domain in domains):
         raise RejectedLine(
-            "unknown domain", f"domain {name!r}; the configuration has {', '.join(d.name for d in domains)}"
+            "unknown domain", f"domain {name!r}; text is prepared for {', '.join(d.name for d in domains)}"
         )
     return name
 

@@ -41,7 +41,8 @@ def check_input(path: Path, option: str = "--input", ends: tuple[str, ...] = LIN
     """
     option = argument(option)
     if not path.name.endswith(ends):
-        raise DataError(f"{option} {path}: the name must end in {', '.join(ends)}")
+        missing = "" if path.exists() else "there is no such file or folder; "
+        raise DataError(f"{option} {path}: {missing}the name must end in {', '.join(ends)}")
     try:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode):  # opening a pipe would wait, reading a device may never end

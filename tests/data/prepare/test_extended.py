@@ -106,7 +106,7 @@ def test_after_a_kill_the_same_call_goes_on(tiny_data, text, tmp_path, monkeypat
     made = (tmp_path / ".data.added" / "law.train.bin").stat().st_ino
     prepare_extension(config, [text], tiny_data, output)
     assert (output / "law.train.bin").stat().st_ino == made
-    with pytest.raises(ConfigError, match=r"data exists; choose another path"):
+    with pytest.raises(ConfigError, match=r"data exists, and extend makes a new folder; choose another path"):
         prepare_extension(config, [text], tiny_data, output)
 
 
@@ -126,6 +126,21 @@ def test_what_would_change_old_domains_is_refused(tiny_data, text, tmp_path, cha
     with pytest.raises(ConfigError, match=message):
         prepare_extension(parse_config(tree), [text], tiny_data, tmp_path / "data")
     assert not list(tmp_path.iterdir())
+
+
+def test_problems_of_new_text_name_keys_of_the_whole_configuration(tiny_data, text, tmp_path):
+    tree = law_tree(tmp_path / "data")
+    tree["domains"] = [*tree["domains"][1:], tree["domains"][0]]
+    tree["data"]["min_held_out_tokens"] = 1_000_000
+    tree["data"]["max_held_out_tokens"] = 2_000_000
+    with pytest.raises(DataError, match=r"domain law: .* set domains\.3\.min_held_out_tokens="):
+        prepare_extension(parse_config(tree), [text], tiny_data, tmp_path / "data")
+    _, [problem] = extended.preview_extension(parse_config(tree), [text], tiny_data)
+    assert "domains.3.min_held_out_tokens=" in problem
+    with pytest.raises(
+        ConfigError, match=r"extend .*: is not prepared data \(no manifest\.json\); name its data\.path"
+    ):
+        prepare_extension(parse_config(tree), [text], text.parent, tmp_path / "data")
 
 
 def test_other_ids_fewer_rows_and_missing_files_are_refused(tiny_data, folder, text, tmp_path):

@@ -424,7 +424,7 @@ def test_problems_are_said_once_and_their_cause_first(tmp_path, config, caplog):
     assert [said.count(text) for text in ("domain zh: 0 usable", "30 × unknown domain")] == [1, 1]
     assert said.index("unknown domain") < said.index("domain zh")
     assert said.endswith("--check prints what there is of every domain, and writes nothing")
-    place = f"first {path}:1 (byte 0): domain 'chinese'; the configuration has zh, en"
+    place = f"first {path}:1 (byte 0): domain 'chinese'; text is prepared for zh, en"
     assert place in str(refused.value) and str(tmp_path / "out.quarantine.jsonl") in str(refused.value)
     assert len((tmp_path / "out.quarantine.jsonl").read_text().splitlines()) == 30
 

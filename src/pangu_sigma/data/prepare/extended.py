@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -61,6 +62,10 @@ class _Extension:
     @classmethod
     def of(cls, config: Config, folder: Path) -> _Extension:
         """Examine the folder. Raises ConfigError if it does not go with the configuration, DataError if it is damaged."""
+        if not (folder / "manifest.json").is_file():
+            raise ConfigError(
+                f"{argument('--extend')} {folder}: is not prepared data (no manifest.json); name its data.path"
+            )
         old = PreparedData(folder)
         recorded = old.manifest.config.get("domains", [])
         names = [each[0] for each in recorded]
@@ -108,7 +113,9 @@ def preview_extension(
 ) -> tuple[Manifest, list[str]]:
     """Examine text of the domains that the folder `old` lacks, as `preview` does, and write nothing."""
     extension = _Extension.of(config, old)
-    return preview(extension.added, inputs, options, extension.kept)
+    with _keys_of(config, extension.added):
+        manifest, problems = preview(extension.added, inputs, options, extension.kept)
+    return manifest, [_renumbered(problem, config, extension.added) for problem in problems]
 
 
 def prepare_extension(
@@ -119,9 +126,11 @@ def prepare_extension(
     inputs: text of the new domains; lines of old domains are quarantined, because their text is not read. After a kill, the same
     call goes on. Raises ConfigError for a configuration that changes old domains, or if `output` exists, DataError for damage.
     """
-    if output.exists():
-        raise ConfigError(f"data.path={output} exists; choose another path, or remove it first")
     extension = _Extension.of(config, old)
+    if output.exists():
+        raise ConfigError(
+            f"data.path={output} exists, and {argument('--extend')} makes a new folder; choose another path, or remove it first"
+        )
     logger.info(
         "preparing %s; %s stay as they are in %s",
         ", ".join(domain.name for domain in extension.added.domains),
@@ -129,10 +138,26 @@ def prepare_extension(
         old,
     )
     added = Path(extension.added.data.path)
-    prepare(extension.added, inputs, added, options, extension.kept)
+    with _keys_of(config, extension.added):
+        prepare(extension.added, inputs, added, options, extension.kept)
     manifest = join(config, extension.old, PreparedData(added), output)
     shutil.rmtree(added)
     return manifest
+
+
+@contextmanager
+def _keys_of(config: Config, added: Config) -> Iterator[None]:
+    """Let errors of a `with` block name the keys of the whole configuration."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        raise type(error)(_renumbered(str(error), config, added)) from error
+
+
+def _renumbered(message: str, config: Config, added: Config) -> str:
+    """Return a message about the added domains alone with the numbers that they have in the whole configuration."""
+    numbers = {str(n): config.domains.index(domain) for n, domain in enumerate(added.domains)}
+    return re.sub(r"\bdomains\.(\d+)\.", lambda found: f"domains.{numbers[found[1]]}.", message)
 
 
 def join(config: Config, old: PreparedData, added: PreparedData, output: Path) -> Manifest:

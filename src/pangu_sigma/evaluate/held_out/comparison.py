@@ -86,7 +86,8 @@ def _check_same_text(run: StoredModel, other: StoredModel, own: BatchLoader, the
             reason = f"the held-out text of {', '.join(differing)} in {own.folder} and {theirs.folder} differs"
     if reason:
         raise ConfigError(
-            f"{run.path} and {other.path} cannot be compared token by token: {reason}; train both on the same prepared data"
+            f"{run.path} and {other.path} cannot be compared token by token: {reason}; train both on the same prepared data, or "
+            "compare losses of one text by `evaluate MODEL --input FILE`"
         )
 
 
