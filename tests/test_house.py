@@ -18,11 +18,11 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2211,
+    ".": 2208,
     "checkpoint": 1296,
     "commands": 511,
     "convert": 878,
-    "data": 3668,
+    "data": 3573,
     "ecss": 354,
     "evaluate": 1826,
     "finetune": 635,

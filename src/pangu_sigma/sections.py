@@ -356,9 +356,6 @@ class DataConfig(Section):
     dropped; 0.8 is usual. Pairs a little below may be dropped, too: it is estimated. null: only exact copies are dropped."""
     filters: FiltersConfig = FiltersConfig()
     """Quality filters by rule."""
-    count_private: bool = False
-    """Count private data by kind in the documents that filters pass: addresses of mail and IPv4, Chinese mobile and identity
-    numbers, bank cards, keys. Text is not changed. It takes a second for 9 to 25 MB."""
     memory_gib: PositiveFloat = 2.0
     """Memory of all processes of `prepare-data` in GiB, whatever the size of the text: it bounds the number of workers, at 768 MiB
     each. The result does not depend on it. One document over a few MiB needs more."""

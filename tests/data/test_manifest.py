@@ -44,6 +44,8 @@ def manifest() -> Manifest:
             by_boilerplate=1,
             passages=[Passage(text="床前", documents=12)],
         ),
+        near_duplicates=0,
+        filtered={},
     )
     return Manifest(
         fingerprint="f" * 64,

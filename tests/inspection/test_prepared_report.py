@@ -71,7 +71,7 @@ def mixed(tmp_path_factory):
     lines += [lines[0]]
     (folder / "a.jsonl").write_text("\n".join([*lines, "{"]) + "\n")
     tree = tiny_tree(folder / "out")
-    data = {"near_duplicates": 0.95, "filters": {"min_words": 4}, "count_private": True}
+    data = {"near_duplicates": 0.95, "filters": {"min_words": 4}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "block_size", lambda _: 2_000)
         preparation.prepare(parse_config(tree | {"data": tree["data"] | data}), [folder / "a.jsonl"], folder / "out")
@@ -91,7 +91,6 @@ def test_what_was_left_out_is_counted_and_shown_as_by_hand(mixed):
     }
     assert code.fates == {**dict.fromkeys(code.fates, 0), "kept": 40}
     assert mixed.filtered() == {"min_words": {"zh": 1, "en": 7}}
-    assert mixed.private() == {"e-mail": {"en": 2}}
     assert mixed.manifest.quarantined == {"not JSON": 2, "unknown domain": 1}
     assert [example.split(": ")[0].split("/")[-1].split(" ")[0] for example in mixed.examples["not JSON"]] == [
         "a.jsonl:61",
@@ -101,16 +100,15 @@ def test_what_was_left_out_is_counted_and_shown_as_by_hand(mixed):
     assert "None" not in "".join(mixed.examples["filter min_words"])
 
 
-def test_the_page_shows_filters_near_duplicates_and_private_data(mixed):
+def test_the_page_shows_filters_and_near_duplicates(mixed):
     text = write_prepared_report(mixed).read_text(encoding="utf-8")
     assert "<td>min_words</td><td>1</td><td>7</td><td>0</td><td>" in text
     assert "0 &lt;b&gt;" in text
     assert "<td>en</td><td>50</td><td>41</td><td>7</td><td>1</td><td>1</td><td>0</td><td>0</td>" in text
     assert "<td>en to en</td><td>2</td>" in text and "<th>stays</th>" in text
-    assert "<td>e-mail</td><td>0</td><td>2</td><td>0</td>" in text
     table = format_prepared(mixed, mixed.folder)
     assert "left out of 131 documents: filtered 8, exact copies 1, near-duplicates 1" in table
-    assert "filtered: min_words 8\nprivate data: e-mail 2" in table
+    assert "filtered: min_words 8" in table
     of_16 = [each.load[table][EXPERT_COUNTS.index(16)] for each in mixed.domains for table in ("random", "balanced")]
     assert " ".join(re.findall(r"\d\.\d\d / \d\.\d\d(?=\n)", table)).replace(" / ", " ") == " ".join(
         f"{load:.2f}" for load in of_16

@@ -15,10 +15,8 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import DamagedFile, as_json, sealed, unsealed, write_atomically
 
 MANIFEST_FILE = "manifest.json"
-DATA_FORMAT = 4
-"""Format version of a prepared data folder that is written: hashes of chunks are in files, and a `.bin` can have shards."""
-READABLE = (3, DATA_FORMAT)
-"""Format versions that are read; others are refused. In format 3 hashes of chunks are in the manifest."""
+DATA_FORMAT = 5
+"""Format version of a prepared data folder; others are refused. Version 0.1.0 wrote 4, with counts of private data."""
 
 EXTENDS = "extends"
 """Key of a manifest's `config`: fingerprint and content hash of the folder that was extended (`prepare-data --extend`)."""
@@ -112,7 +110,6 @@ class DomainRecord(_Record):
     copies), near_duplicates (of an earlier document of any domain), too_long (one document longer than data.max_mib_per_domain),
     over_limit (left out because other documents fill that limit).
     offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the documents too long or over the limit.
-    private: number of private data in the documents that filters passed, by kind, if data.count_private says so.
     """
 
     slot: str
@@ -130,9 +127,8 @@ class DomainRecord(_Record):
     offered_bytes: int
     left_out_bytes: int
     overlap: OverlapRecord
-    near_duplicates: int = 0
-    filtered: dict[str, int] = {}
-    private: dict[str, int] = {}
+    near_duplicates: int
+    filtered: dict[str, int]
 
 
 class NearDuplicatesRecord(_Record):
@@ -150,16 +146,10 @@ class NearDuplicatesRecord(_Record):
 
 
 class FileRecord(_Record):
-    """Size and content hash of a file in the manifest.
-
-    chunk_bytes: bytes of a chunk of a `.bin`, the last may be shorter; each is verified when it is first read. chunks: their hashes
-    in data format 3; later they are in a file of their own.
-    """
+    """Size and content hash of a file in the manifest."""
 
     bytes: int
     xxh3_128: str
-    chunk_bytes: int = 0
-    chunks: list[str] = []
 
 
 class Manifest(_Record):
@@ -206,10 +196,10 @@ def load_manifest(path: Path) -> Manifest:
         )
     try:
         tree = unsealed(file, _FIX)
-        if tree.get("format") not in READABLE:
+        if tree.get("format") != DATA_FORMAT:
             raise DataError(
-                f"{file}: data format {tree.get('format')}, this version reads {' and '.join(map(str, READABLE))}; "
-                "run prepare-data again"
+                f"{file}: data format {tree.get('format')}, this version reads {DATA_FORMAT}; run prepare-data again. Version "
+                "0.1.0 (commit ab9cf900) reads formats 3 and 4"
             )
         return Manifest.model_validate(tree)
     except DamagedFile as error:

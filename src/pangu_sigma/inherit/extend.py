@@ -238,9 +238,9 @@ def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
         tokenizer = read_prepared_tokenizer(config)
     except (DataError, ConfigError) as error:
         raise type(error)(f"{error}\n{_keep_ids(path)}") from error
-    prepared = load_manifest(Path(config.data.path)).config.get("domains")
+    prepared = load_manifest(Path(config.data.path)).config["domains"]
     cut_as = [[d.name, d.format, d.language, d.slot] for d in config.domains]  # what is held out of them may differ
-    if prepared is not None and [each[:4] for each in prepared] != cut_as:
+    if [each[:4] for each in prepared] != cut_as:
         names, wanted = (", ".join(each) for each in ([d[0] for d in prepared], [d.name for d in config.domains]))
         raise ConfigError(
             f"domains: data.path={config.data.path} was prepared for {names}, the configuration has {wanted}, or they differ in "

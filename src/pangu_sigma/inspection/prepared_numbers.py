@@ -107,7 +107,6 @@ class DomainNumbers:
             "offered": self.record.offered,
             "fates": self.fates,
             "filtered": self.record.filtered,
-            "private": self.record.private,
         }
 
 
@@ -143,10 +142,6 @@ class PreparedNumbers:
         """Return for each filter the number of documents that it dropped in each domain."""
         return _by_name({domain.name: domain.record.filtered for domain in self.domains})
 
-    def private(self) -> dict[str, dict[str, int]]:
-        """Return for each kind of private data their number in each domain; empty if they were not counted, or there are none."""
-        return _by_name({domain.name: domain.record.private for domain in self.domains})
-
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as plain values."""
         return {
@@ -179,7 +174,7 @@ def measure_prepared(folder: Path) -> PreparedNumbers:
     """Return the numbers of a prepared data folder. Raises DataError for a file that is missing or damaged."""
     data = PreparedData(folder)
     tokenizer, counts_DV = data.tokenizer(), data.frequencies()
-    listed = data.manifest.config.get("domains", [])
+    listed = data.manifest.config["domains"]
     if counts_DV.shape != (len(listed), tokenizer.size) or {each[0] for each in listed} != data.manifest.domains.keys():
         raise DataError(
             f"{folder / FREQUENCIES_NAME}: has the shape {counts_DV.shape}, the manifest lists {len(listed)} domains and "

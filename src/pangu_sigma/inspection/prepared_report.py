@@ -100,15 +100,14 @@ def format_prepared(numbers: PreparedNumbers, page: Path) -> str:
 
 
 def _left_out(numbers: PreparedNumbers) -> list[str]:
-    """Return a line about documents that were left out, and one about private data, if there are any."""
+    """Return a line about documents that were left out, and one about filters, if there are any."""
     found = []
     left_out = {name: sum(each.fates[name] for each in numbers.domains) for name in _FATES if name != "kept"}
     if any(left_out.values()):
         offered = sum(each.record.offered for each in numbers.domains)
         found.append(f"left out of {offered:,} documents: {_listed(left_out)}")
-    for what, counts in (("filtered", numbers.filtered()), ("private data", numbers.private())):
-        if counts:
-            found.append(f"{what}: {_listed({name: sum(some.values()) for name, some in counts.items()})}")
+    if counts := numbers.filtered():
+        found.append(f"filtered: {_listed({name: sum(some.values()) for name, some in counts.items()})}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""One folder, byte by byte, of files of every format, with filters, near-duplicates and private data, whoever makes it."""
+"""One folder, byte by byte, of files of every format, with filters and near-duplicates, whoever makes it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ def sifted() -> Config:
             "memory_gib": 5.0,
             "near_duplicates": 0.7,
             "filters": FiltersConfig(min_words=15),
-            "count_private": True,
         }
     )
     return limited().model_copy(update={"data": data})
@@ -77,7 +76,7 @@ def alone(folder, tmp_path_factory) -> dict[str, dict]:
     assert manifest.quarantined["not JSON"] > 5
     for record in manifest.domains.values():
         assert record.near_duplicates > 10
-    assert manifest.domains["en"].filtered["min_words"] > 5 and manifest.domains["en"].private["e-mail"] > 200
+    assert manifest.domains["en"].filtered["min_words"] > 5
     return prints(out)
 
 

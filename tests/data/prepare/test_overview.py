@@ -23,11 +23,11 @@ def manifest(
     record = DomainRecord(
         slot="zh", rows=600, offered=130, duplicates=5, too_long=1, train=counts, held_out=held_out, unigram_entropy=4.0,
         shift=0.25, shift_deviation=0.5, sources=[], over_limit=24, offered_bytes=30 * MIB,
-        left_out_bytes=24 * MIB, overlap=overlap(),
+        left_out_bytes=24 * MIB, overlap=overlap(), near_duplicates=0, filtered={},
     )  # fmt: skip
     config = {
         "domains": [["zh"], ["en"]], "max_mib_per_domain": limit, "inputs": inputs or [],
-        "boilerplate_documents": 10, "max_held_out_tokens": 1_000,
+        "boilerplate_documents": 10, "max_boilerplate": 0.5, "max_held_out_tokens": 1_000,
     }  # fmt: skip
     domains = {"en": record, "zh": record.model_copy(update=changes)}
     return Manifest(

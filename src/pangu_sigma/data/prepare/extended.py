@@ -62,7 +62,7 @@ class _Extension:
     def of(cls, config: Config, folder: Path) -> _Extension:
         """Examine the folder. Raises ConfigError if it does not go with the configuration, DataError if it is damaged."""
         old = PreparedData(folder)
-        recorded = old.manifest.config.get("domains", [])
+        recorded = old.manifest.config["domains"]
         names = [each[0] for each in recorded]
         by_name = {domain.name: domain for domain in config.domains}
         _refuse(config, folder, recorded)
@@ -81,8 +81,6 @@ class _Extension:
 def _refuse(config: Config, folder: Path, recorded: list[list[Any]]) -> None:
     """Raise ConfigError if the configuration changes a domain of the folder, or its vocabulary, or adds no domain."""
     option, by_name = f"{argument('--extend')} {folder}", {domain.name: domain for domain in config.domains}
-    if not recorded:
-        raise ConfigError(f"{option}: its manifest does not list its domains; prepare all text again")
     for name, *was in recorded:
         if name not in by_name:
             raise ConfigError(

@@ -51,9 +51,7 @@ _SHIFT = "shift: unigram loss of the held-out text above that of random text of 
 
 def _records(manifest: Manifest) -> dict[str, DomainRecord]:
     """Return the record of each domain, in the order of the configuration."""
-    order = [domain[0] for domain in manifest.config.get("domains", [])]
-    names = dict.fromkeys([*order, *manifest.domains])
-    return {name: manifest.domains[name] for name in names if name in manifest.domains}
+    return {name: manifest.domains[name] for name, *_ in manifest.config["domains"]}
 
 
 def format_overview(manifest: Manifest) -> str:
@@ -77,9 +75,9 @@ def format_overview(manifest: Manifest) -> str:
                 f"than data.boilerplate_documents={manifest.config['boilerplate_documents']} documents{': ' * bool(shown)}{shown}; "
                 f"{overlap.by_boilerplate:,} documents are held out that would be passed over if it counted as overlap"
             )
-        for what, counts in (("dropped by filters", record.filtered), ("private data", record.private)):
-            if some := {kind: count for kind, count in counts.items() if count}:
-                lines.append(f"{name}: {what}: {', '.join(f'{kind} {count:,}' for kind, count in some.items())}")
+        if record.filtered:
+            dropped = ", ".join(f"{rule} {count:,}" for rule, count in record.filtered.items())
+            lines.append(f"{name}: dropped by filters: {dropped}")
     if manifest.near_duplicates is not None:
         lines.append(_near(manifest.near_duplicates))
     if manifest.quarantined:
@@ -129,7 +127,7 @@ def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[st
         elif overlap.passed_over:
             why = (
                 f"because the others repeat text of their domain (max_overlap={overlap.max_overlap:g}) or are mostly boilerplate "
-                f"(data.max_boilerplate={config.get('max_boilerplate', 1):g})"
+                f"(data.max_boilerplate={config['max_boilerplate']:g})"
             )
         else:
             why = f"to have at most data.max_held_out_tokens={config['max_held_out_tokens']:,}"
@@ -153,7 +151,7 @@ def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[st
 
 
 def _limit(manifest: Manifest) -> str:
-    limit = manifest.config.get("max_mib_per_domain")
+    limit = manifest.config["max_mib_per_domain"]
     if limit is None:
         return (
             f"the limit of {PACKAGED_MIB} MiB a domain for packaged text, which is for demonstration; data.max_mib_per_domain sets "

@@ -418,7 +418,7 @@ def _record(
 ) -> DomainRecord:
     """Return the record of a domain for the manifest."""
     loss, shift, deviation = written.shift
-    filtered, filtered_bytes, private = sifted.of(domain.index)
+    filtered, filtered_bytes = sifted.of(domain.index)
     return DomainRecord(
         slot=domains.slot_names[domain.slot],
         rows=int((tokenizer.slot_rows[domain.slot] >= 0).sum()),
@@ -426,7 +426,6 @@ def _record(
         duplicates=counts.duplicates,
         near_duplicates=counts.near_duplicates,
         filtered=filtered,
-        private=private,
         too_long=counts.too_long,
         over_limit=counts.over_limit,
         offered_bytes=counts.offered_bytes + filtered_bytes,

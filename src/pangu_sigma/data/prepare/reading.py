@@ -34,7 +34,7 @@ class PackagedUnit:
 @dataclass(frozen=True)
 class Read:
     """Result of a unit. name: of its files. lines: number of its lines. domains: indices of the domains of its documents. reasons:
-    number of lines that cannot be used, by reason. sifted: what filters dropped, and private data."""
+    number of lines that cannot be used, by reason. sifted: what filters dropped."""
 
     name: str
     blocks: list[Block] = field(default_factory=list)

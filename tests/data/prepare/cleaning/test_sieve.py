@@ -29,26 +29,13 @@ def test_documents_are_dropped_counted_and_sampled(tmp_path):
     assert [type(each) for each in found[2:]] == [Sample] * 5
     assert (found[2].file, found[2].line, found[2].offset) == ("a.jsonl", None, 0)
     assert (found[2].reason, str(found[3])) == ("filter min_words", "a.jsonl (byte 1): two words")
-    assert sieve.sifted.of(1) == ({"min_words": 8}, 8 * len(SHORT), {})
-    assert sieve.sifted.of(0) == ({}, 0, {})
-
-
-def test_private_data_are_counted_only_if_asked_for_and_of_what_stays(tmp_path):
-    items = [
-        Document("en", f"{LONG} write to a.b@gmail.com or c@gmail.com", "a:0"),
-        Document("en", "d@gmail.com", "a:1"),
-    ]
-    quiet, asked = (
-        Sieve(config_of(tmp_path, filters={"min_words": 5}, count_private=count)) for count in (False, True)
-    )
-    assert len(list(quiet.sift(items))) == len(list(asked.sift(items))) == 2
-    assert quiet.sifted.private == Counter()
-    assert asked.sifted.of(1)[2] == {"e-mail": 2}
+    assert sieve.sifted.of(1) == ({"min_words": 8}, 8 * len(SHORT))
+    assert sieve.sifted.of(0) == ({}, 0)
 
 
 def test_counts_add_up():
-    one = Sifted(Counter({(0, "a"): 1}), Counter({0: 5}), Counter({(0, "x"): 2}))
-    assert (one + one).of(0) == ({"a": 2}, 10, {"x": 4})
+    one = Sifted(Counter({(0, "a"): 1}), Counter({0: 5}))
+    assert (one + one).of(0) == ({"a": 2}, 10)
 
 
 def lines(documents: list[tuple[str, str]]) -> str:
@@ -72,7 +59,7 @@ def test_a_preparation_counts_what_filters_and_near_duplicates_left_out(tmp_path
         ("code", f"def f_{n}(a, b):\n    total = a * {n} + b\n    return [total, {n * 7}, 'x{n}']") for n in range(20)
     ]
     (tmp_path / "text.jsonl").write_text(lines(documents), encoding="utf-8")
-    config = config_of(tmp_path / "out", filters={"min_words": 4}, near_duplicates=0.8, count_private=True)
+    config = config_of(tmp_path / "out", filters={"min_words": 4}, near_duplicates=0.8)
     prepare(config, [tmp_path / "text.jsonl"], tmp_path / "out", Options(workers=workers))
     manifest = load_manifest(tmp_path / "out")
     en, code = manifest.domains["en"], manifest.domains["code"]

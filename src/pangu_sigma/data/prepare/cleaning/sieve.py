@@ -1,4 +1,4 @@
-"""What happens to each document when it is read: quality filters drop it, or its private data are counted."""
+"""What happens to each document when it is read: quality filters drop it or let it pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepare.cleaning.filters import Filters
-from pangu_sigma.data.prepare.cleaning.private_data import private_data
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.text.documents import Document, Rejected
 
@@ -22,32 +21,25 @@ class Sample(Rejected):
 
 @dataclass(frozen=True)
 class Sifted:
-    """Counts of a unit. dropped: documents by domain index and filter. dropped_bytes: UTF-8 bytes of them by domain. private:
-    private data of the other documents by domain and kind."""
+    """Counts of a unit. dropped: documents by domain index and filter. dropped_bytes: UTF-8 bytes of them by domain."""
 
     dropped: Counter[tuple[int, str]] = field(default_factory=Counter)
     dropped_bytes: Counter[int] = field(default_factory=Counter)
-    private: Counter[tuple[int, str]] = field(default_factory=Counter)
 
-    def of(self, domain: int) -> tuple[dict[str, int], int, dict[str, int]]:
-        """Return the dropped documents of a domain by filter, their bytes, and its private data by kind."""
-        by_filter, by_kind = (
-            {name: count for (index, name), count in sorted(counts.items()) if index == domain}
-            for counts in (self.dropped, self.private)
-        )
-        return by_filter, self.dropped_bytes[domain], by_kind
+    def of(self, domain: int) -> tuple[dict[str, int], int]:
+        """Return the number of dropped documents of a domain by filter, and their bytes."""
+        by_filter = {name: count for (index, name), count in sorted(self.dropped.items()) if index == domain}
+        return by_filter, self.dropped_bytes[domain]
 
     def __add__(self, other: Sifted) -> Sifted:
-        return Sifted(
-            self.dropped + other.dropped, self.dropped_bytes + other.dropped_bytes, self.private + other.private
-        )
+        return Sifted(self.dropped + other.dropped, self.dropped_bytes + other.dropped_bytes)
 
 
 class Sieve:
     """Sieve of one unit of the input. sifted: its counts so far."""
 
     def __init__(self, config: Config) -> None:
-        self._filters, self._count_private = Filters.of(config), config.data.count_private
+        self._filters = Filters.of(config)
         self._domains: Domains = domains_of(config)
         self.sifted = Sifted()
 
@@ -63,10 +55,6 @@ class Sieve:
                     if sifted.dropped[domain.index, rule] <= _SAMPLES:
                         yield _sample(item, rule)
                     continue
-                if self._count_private:
-                    for _, text in item.segments:
-                        for kind, count in private_data(text).items():
-                            sifted.private[domain.index, kind] += count
             yield item
 
 
