@@ -323,28 +323,27 @@ class Model:
     def export(
         self,
         output: AnyPath,
-        format: Literal["mindir", "safetensors", "hf", "run"] = "mindir",
+        format: Literal["mindir", "hf", "run"] = "mindir",
         weights: StoredPrecision = "float32",
     ) -> Path:
         """Write the model of a run to `output` in another format, and return its path.
 
-        format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "safetensors" writes
-        all weights to one file; "hf" writes a Hugging Face style folder of weights, tokenizer and routing table. "run" converts
-        such a folder to a run with fresh Adam moments; a round trip keeps the bits of the weights. weights: precision of the
-        matrices in "mindir". Raises UserError if `output` exists, and for a model that the format cannot hold.
+        format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "hf" writes a
+        Hugging Face style folder of weights (safetensors), tokenizer and routing table. "run" converts such a folder to a run with
+        fresh Adam moments; a round trip keeps the bits of the weights. weights: precision of the matrices in "mindir".
+        Raises UserError if `output` exists, and for a model that the format cannot hold.
         """
         if weights != "float32" and format != "mindir":
             named = f"{argument('--weights')}={weights} is for {argument('--format')}=mindir"
             raise ConfigError(f"{named}; {format} has the weights as they are")
         path = to_path(output, "--output")
-        if format != "safetensors" and path.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             raise ConfigError(
-                f"{argument('--output')} {path} is named as a file of weights, and {argument('--format')} is {format}, a folder; "
-                f"add {argument('--format')}=safetensors, or choose another name"
+                f"{argument('--output')} {path} is named as a file of weights, and {argument('--format')}={format} writes a "
+                f"folder; choose another name: {argument('--format')}=hf has safetensors inside"
             )
         from pangu_sigma.convert.conversion import convert_model
         from pangu_sigma.convert.mindir import export_mindir, verify_export
-        from pangu_sigma.convert.safetensors import export_safetensors
 
         if format == "mindir":
             with mindspore_lock:
@@ -353,9 +352,7 @@ class Model:
             reference = "of the checkpoint" if weights == "float32" else "that its weights give without MindSpore"
             logger.info("reloaded, and %d greedy tokens equal those %s", tokens, reference)
             return written
-        written = (
-            export_safetensors(self.path, path) if format == "safetensors" else convert_model(self.path, path, format)
-        )
+        written = convert_model(self.path, path, format)
         logger.info("all weights of %s, without optimizer state", self.path)
         return written
 

@@ -105,7 +105,7 @@ def _add_export(commands: Any) -> None:
     )
     with_model(command, "run folder, or a folder written by --format hf")
     with_output(command, "new folder or file; it must not exist", required=True)
-    command.add_argument("--format", choices=["mindir", "safetensors", "hf", "run"], help="run: of a folder from hf")
+    command.add_argument("--format", choices=["mindir", "hf", "run"], help="run: of a folder from hf")
     command.add_argument("--weights", choices=["float32", "float16", "int8"], help="matrices in mindir")
 
 
