@@ -70,7 +70,7 @@ _WRITTEN = re.compile(
 _LOOK = "--check prints what there is of every domain, and writes nothing"
 _FORMAT = 5
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-_STAGE_FORMAT = 5
+_STAGE_FORMAT = 6
 """Version of the stage: raise it when its files change."""
 _PACKAGED_BLOCK = 1 << 20
 """Bytes of a block of packaged text."""
