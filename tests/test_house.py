@@ -18,10 +18,10 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2206,
+    ".": 2204,
     "checkpoint": 1296,
     "commands": 511,
-    "convert": 852,
+    "convert": 835,
     "data": 3573,
     "ecss": 354,
     "evaluate": 1826,
@@ -29,7 +29,7 @@ BUDGETS = {
     "foreign": 1330,
     "generate": 1541,
     "inherit": 1133,
-    "inspection": 549,
+    "inspection": 310,
     "mindformers_adapter": 360,
     "model": 357,
     "npu": 2847,
@@ -38,7 +38,7 @@ BUDGETS = {
     "rre": 332,
     "serve": 1689,
     "stored": 658,
-    "text": 1093,
+    "text": 1072,
     "training": 1967,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

@@ -283,8 +283,8 @@ def benchmark(
 @check_kinds
 def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     """Summarise a run and redraw its report. against: other runs to plot and summarise too; the differences in loss are always
-    those of `model` minus theirs. model: or a folder of prepared data, whose report is written to `<folder>.report/`."""
-    from pangu_sigma.inspection.prepared_numbers import is_prepared
+    those of `model` minus theirs. model: or a folder of prepared data, whose picture is written to `<folder>.report.png`."""
+    from pangu_sigma.inspection.prepared_report import is_prepared
 
     if is_prepared(to_path(model, "model")):
         return _report_of_data(Path(model), against)
@@ -310,14 +310,11 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
 
 
 def _report_of_data(folder: Path, against: Paths) -> Result:
-    from pangu_sigma.inspection.prepared_numbers import measure_prepared
-    from pangu_sigma.inspection.prepared_report import format_prepared, write_prepared_report
+    from pangu_sigma.inspection.prepared_report import report_prepared
 
     if to_paths(against, "--against"):
         raise ConfigError(f"{argument('--against')} compares runs, and {folder} is prepared data; leave it out")
-    numbers = measure_prepared(folder)
-    page = write_prepared_report(numbers)
-    return Result(numbers.as_dict() | {"report": str(page)}, format_prepared(numbers, page))
+    return Result(*report_prepared(folder))
 
 
 @check_kinds

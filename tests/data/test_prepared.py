@@ -24,7 +24,7 @@ from pangu_sigma.data.prepared import (
 )
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
-from pangu_sigma.inspection.prepared_numbers import measure_prepared
+from pangu_sigma.inspection.prepared_report import measure_prepared
 
 SIZE = 50_000
 """A number of ids that is larger than the tiny vocabulary."""
@@ -107,7 +107,7 @@ def test_other_lengths_of_the_same_sum_are_refused(copy, tmp_path):
     with pytest.raises(DataError, match=r"en\.train\.idx: xxh3_128 is .* was written; .* run prepare-data again"):
         use(copy)
     with pytest.raises(DataError, match=r"en\.train\.idx: xxh3_128 is"):
-        measure_prepared(copy)
+        measure_prepared(PreparedData(copy))
 
 
 def test_the_text_of_another_domain_is_refused(copy):
