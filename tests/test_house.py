@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2204,
-    "checkpoint": 1296,
+    "checkpoint": 1290,
     "commands": 511,
     "convert": 835,
     "data": 3573,
@@ -28,7 +28,7 @@ BUDGETS = {
     "finetune": 635,
     "foreign": 1330,
     "generate": 1541,
-    "inherit": 1133,
+    "inherit": 1132,
     "inspection": 310,
     "mindformers_adapter": 360,
     "model": 357,
@@ -39,7 +39,7 @@ BUDGETS = {
     "serve": 1689,
     "stored": 658,
     "text": 1072,
-    "training": 1967,
+    "training": 1963,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -365,10 +365,9 @@ class DataConfig(Section):
     """Number of sets into which the domains are divided: equally many domains in each, of near-equal weight. Block m of a batch
     draws its domain from set m modulo this number. Groups of ranks store whole sets, so each group has samples in every step. The
     key is here and not in `parallel` because it decides the order of samples, which is the same on any number of ranks."""
-    shuffle: Literal["keyed", "permutation"] | None = None
+    shuffle: Literal["keyed", "permutation"] = "keyed"
     """How the samples of a domain are shuffled in each pass over them. keyed: by a function of seed, domain and pass, in no memory.
-    permutation: by one that is drawn, with 8 bytes of memory a sample, as runs have that were made before this key. null: as the
-    run was begun, and keyed for a new run."""
+    permutation: by one that is drawn, with 8 bytes of memory a sample."""
     phases: Annotated[list[PhaseConfig], Field(max_length=1_000)] = []
     """Phases of training with different domains or weights, such as the paper's four major domains first and all forty later.
     Empty: all domains at all times, with the weights in `domains`."""

@@ -296,12 +296,6 @@ def test_what_cannot_be_extended_is_refused_by_key(tiny_data, tmp_path, key, val
         check_extension(tmp_path, tiny_config(tiny_data), parse_config(tree))
 
 
-def test_a_configuration_that_names_no_shuffle_takes_that_of_the_run(tiny_run, law_config):
-    """As every shipped YAML; a new run would get another one."""
-    config = law_config.model_copy(update={"data": law_config.data.model_copy(update={"shuffle": None})})
-    assert plan_extension(open_model(tiny_run, "run"), config, Origin("zh")).config.data.shuffle == "permutation"
-
-
 def test_all_problems_are_told_at_once(tiny_data, tmp_path):
     tree = law_tree(tmp_path)
     changed(tree, "model.hidden", 48)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of, shuffled_as
+from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData, read_prepared_tokenizer
@@ -132,10 +132,9 @@ def _changed_domains(old: Config, new: Config) -> list[str]:
 def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> ChildTensors:
     """Plan the extension of `parent` to a run of `config`, without reading tensors. origin: source of new domains and slots.
 
-    Without `data.shuffle` samples are shuffled as those of the run. Raises ConfigError for a key that cannot be extended, DataError
+    Raises ConfigError for a key that cannot be extended, DataError
     without text prepared for `config`.
     """
-    config = shuffled_as(config, parent.config.data.shuffle)
     check_extension(parent.path, parent.config, config)
     _check_origin(parent.config, config, origin)
     tokenizer = _prepared_tokenizer(parent.path, config)
