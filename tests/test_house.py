@@ -39,7 +39,7 @@ BUDGETS = {
     "serve": 1689,
     "stored": 658,
     "text": 1072,
-    "training": 1963,
+    "training": 1951,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""
