@@ -28,7 +28,7 @@ BUDGETS = {
     "finetune": 635,
     "foreign": 1330,
     "generate": 1541,
-    "inherit": 1132,
+    "inherit": 1119,
     "inspection": 310,
     "mindformers_adapter": 360,
     "model": 357,

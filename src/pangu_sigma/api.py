@@ -408,8 +408,8 @@ def extend(
     activation: Activation | None = None,
     skip_graph_check: bool = False,
 ) -> Receipt:
-    """Create a run of `config` in `output`, by default runs/NAME, from the trained run `model`, which has fewer domains, slots,
-    English pieces or experts.
+    """Create a run of `config` in `output`, by default runs/NAME, from the trained run `model`, which has fewer domains, slots
+    or English pieces.
 
     Old domains answer as before, bit for bit, and keep their Adam moments; `train` resumes from step 0. Give one origin of the new
     domains: from_domain: a domain of `model`, with its experts and routing; from_dense: a dense model as in `inherit`, with heads
