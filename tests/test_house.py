@@ -18,17 +18,17 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2204,
+    ".": 2185,
     "checkpoint": 1290,
     "commands": 511,
     "convert": 835,
-    "data": 3573,
+    "data": 3568,
     "ecss": 354,
     "evaluate": 1826,
     "finetune": 635,
     "foreign": 1330,
     "generate": 1541,
-    "inherit": 1119,
+    "inherit": 1114,
     "inspection": 310,
     "mindformers_adapter": 360,
     "model": 357,

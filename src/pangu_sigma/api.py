@@ -375,9 +375,6 @@ def inherit(
     Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists, or `model` does not fit.
     """
     config = _loaded(config)
-    if dry_run and output is not None:
-        named = f"{argument('--output')} {output} does nothing with {argument('--dry-run')}"
-        raise ConfigError(f"{named}, which writes nothing; leave it out")
     _, folder = resolve_run(config, output)
     if not dry_run:
         check_folder_writable(folder, "--output")
@@ -418,9 +415,6 @@ def extend(
     ids and rows. Returns the record of the weights' origin, saved as lineage.json.
     """
     config = _loaded(config)
-    for option, value in (("--heads", heads), ("--activation", activation)):
-        if value is not None and from_dense is None:
-            raise ConfigError(f"{argument(option)} {value} is of the model of {argument('--from-dense')}; leave it out")
     _, folder = resolve_run(config, output)
     check_folder_writable(folder, "--output")
     from pangu_sigma.inherit.extend import Origin, extend_run

@@ -76,19 +76,14 @@ def evaluate(
         raise ConfigError(
             f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
         )
-    if domain is not None and not files:
-        named = f"{argument('--domain')} {domain} is of the records of {argument('--input')}"
-        raise ConfigError(f"{named}; held-out text has its domains, leave it out")
-    if changes and not files:
-        named = f"{argument('--set', 'overrides')} says how records of {argument('--input')} are read"
-        raise ConfigError(f"{named}; held-out text is prepared, leave it out")
+    if (domain is not None or changes) and not files:
+        named = (
+            f"{argument('--domain')} and {argument('--set', 'overrides')} are of the records of {argument('--input')}"
+        )
+        raise ConfigError(f"{named}; held-out text is prepared and has its domains, leave them out")
     if files:
-        if others or all_samples:
-            named = f"{argument('--against')} and {argument('--all-samples')}"
-            raise ConfigError(
-                f"{named} are about held-out text, and {argument('--input')} is other text; leave them out"
-            )
-        return Model(models[0]).evaluate(input=files, domain=domain, overrides=changes)
+        of_input = {"input": files, "domain": domain, "overrides": changes}
+        return Model(models[0]).evaluate(**of_input, against=others, all_samples=all_samples)
     with mindspore_lock:
         if others:
             from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
@@ -305,7 +300,8 @@ class Model:
         if text is not None and (files or domain is None):
             raise ConfigError("text: give it a domain, domain=…, and no input; the name of a file is input=…")
         if all_samples or to_paths(against, "against"):
-            raise ConfigError("against and all_samples are about held-out text; leave them out")
+            named = f"{argument('--against')} and {argument('--all-samples')}"
+            raise ConfigError(f"{named} are about held-out text, and this is other text; leave them out")
         if text is not None and overrides:
             raise ConfigError("overrides say how records of input are read; leave them out")
         from pangu_sigma.evaluate.held_out.run import format_losses

@@ -64,7 +64,6 @@ MISTAKES = {
     "launch RUN --set model.hidden=96": "model.hidden",
     "inherit nix sigma_tiny -o new": "nix",
     "inherit nix sigma_tiny --dry-run": "nix",
-    "inherit nix sigma_tiny -o new --dry-run": "--output new does nothing with --dry-run",
     "inherit file sigma_tiny -o new": "file",
     "inherit list.yaml RUN -o new": "a configuration; MODEL comes first, CONFIG second",
     "inherit RUN sigma_tiny -o new": "model.rre_layers",

@@ -188,11 +188,6 @@ def _check_origin(old: Config, new: Config, origin: Origin) -> None:
         raise ConfigError(
             f"{argument('--from-domain')} {origin.domain}: the run has the domains {', '.join(each.name for each in old.domains)}"
         )
-    if origin.given and not added:
-        raise ConfigError(
-            f"the configuration has no new domain: {argument('--from-domain')}, {argument('--from-dense')} and "
-            f"{argument('--from-scratch')} do nothing; leave them out"
-        )
     if origin.dense is not None:
         _check_dense(new, origin.dense)
 

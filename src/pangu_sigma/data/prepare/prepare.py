@@ -142,14 +142,9 @@ def preview(
     one of data.path if that holds other domains. kept: as in `prepare`. Raises ConfigError or DataError for what leaves nothing to
     examine.
     """
-    if options.shard is not None or options.merge:
-        raise ConfigError(
-            f"{argument('--check')} writes nothing to share; leave {argument('--shard')} and {argument('--merge')} out"
-        )
-    if options.ray is not None:
-        raise ConfigError(
-            f"{argument('--check')} has its files in a folder that other machines do not see; leave {argument('--ray')} out"
-        )
+    if options.shard is not None or options.merge or options.ray is not None:
+        others = ", ".join(map(argument, ("--shard", "--merge", "--ray")))
+        raise ConfigError(f"{argument('--check')} has no files that other machines see; leave {others} out")
     output = Path(config.data.path)
     inputs = _checked_before_reading(config, inputs, output)
     existing, kept = _existing(output), kept or KeptVocabulary.of(config)
