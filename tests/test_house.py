@@ -18,11 +18,11 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2185,
+    ".": 2164,
     "checkpoint": 1290,
     "commands": 511,
     "convert": 835,
-    "data": 3568,
+    "data": 3416,
     "ecss": 354,
     "evaluate": 1826,
     "finetune": 635,

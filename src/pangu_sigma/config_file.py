@@ -261,7 +261,7 @@ _WORDS = {
 """Words of pydantic's messages, in the order in which they are replaced, and ours."""
 
 
-_GONE = ("data.count_private", "ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip")
+_GONE = ("data.count_private", "data.filters", "ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip")
 """Keys of version 0.1.0 that are gone."""
 
 

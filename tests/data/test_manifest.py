@@ -45,7 +45,6 @@ def manifest() -> Manifest:
             passages=[Passage(text="床前", documents=12)],
         ),
         near_duplicates=0,
-        filtered={},
     )
     return Manifest(
         fingerprint="f" * 64,

@@ -106,9 +106,9 @@ class DomainRecord(_Record):
     held-out token: loss of a unigram model with the training counts plus ½ for every row of the slot.
     shift, shift_deviation: how much this loss is above that of as much text drawn at random from the domain, and the standard
     deviation of such draws, in nats.
-    offered: number of documents read. Each is kept or counted in one of: filtered (by the name of the filter), duplicates (exact
-    copies), near_duplicates (of an earlier document of any domain), too_long (one document longer than data.max_mib_per_domain),
-    over_limit (left out because other documents fill that limit).
+    offered: number of documents read. Each is kept or counted in one of: duplicates (exact copies), near_duplicates (of an earlier
+    document of any domain), too_long (one document longer than data.max_mib_per_domain), over_limit (left out because other
+    documents fill that limit).
     offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the documents too long or over the limit.
     """
 
@@ -128,7 +128,6 @@ class DomainRecord(_Record):
     left_out_bytes: int
     overlap: OverlapRecord
     near_duplicates: int
-    filtered: dict[str, int]
 
 
 class NearDuplicatesRecord(_Record):
@@ -156,8 +155,8 @@ class Manifest(_Record):
     """Manifest of a prepared data folder.
 
     config: settings, inputs and versions that decide the content of the folder. fingerprint: sha256 of `config`.
-    quarantined: number of unusable lines, by reason. examples: file, offset and detail of the first unusable line, by reason, and
-    of the first document that each filter dropped. near_duplicates: None if they were not searched.
+    quarantined: number of unusable lines, by reason. examples: file, offset and detail of the first unusable line, by reason.
+    near_duplicates: None if they were not searched.
     files: size and hash of every other file of the folder, by relative path.
     """
 

@@ -50,7 +50,6 @@ _KEYS = {
     "min_held_out_tokens": "data",
     "max_held_out_tokens": "data",
     "near_duplicates": "data",
-    "filters": "data",
 }
 """Keys that decide how text is prepared → their section."""
 _DOMAIN_KEYS = ("name", "format", "language", "slot", "held_out", "max_overlap", "min_held_out_tokens")

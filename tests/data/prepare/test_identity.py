@@ -1,4 +1,4 @@
-"""One folder, byte by byte, of files of every format, with filters and near-duplicates, whoever makes it."""
+"""One folder, byte by byte, of files of every format, with near-duplicates, whoever makes it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from helpers.texts import ENGLISH
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepare.prepare import Options, prepare
 from pangu_sigma.data.prepare.stages.executors import ShareDone
-from pangu_sigma.sections import FiltersConfig
 
 pytestmark = pytest.mark.slow
 
 
-def sifted() -> Config:
+def cleaned() -> Config:
     data = limited().data.model_copy(
         update={
             "memory_gib": 5.0,
             "near_duplicates": 0.7,
-            "filters": FiltersConfig(min_words=15),
         }
     )
     return limited().model_copy(update={"data": data})
@@ -72,17 +70,16 @@ def alone(folder, tmp_path_factory) -> dict[str, dict]:
     out = tmp_path_factory.mktemp("alone") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pangu_sigma.data.prepare.prepare.block_size", lambda _: 16 << 10)
-        manifest = prepare(sifted(), [folder], out)
+        manifest = prepare(cleaned(), [folder], out)
     assert manifest.quarantined["not JSON"] > 5
     for record in manifest.domains.values():
         assert record.near_duplicates > 10
-    assert manifest.domains["en"].filtered["min_words"] > 5
     return prints(out)
 
 
 @pytest.mark.parametrize("workers", [2, 5])
 def test_by_several_processes(folder, alone, tmp_path, workers):
-    prepare(sifted(), [folder], tmp_path / "out", Options(workers))
+    prepare(cleaned(), [folder], tmp_path / "out", Options(workers))
     assert prints(tmp_path / "out") == alone
 
 
@@ -92,8 +89,8 @@ def test_in_three_shares_through_all_passes(folder, alone, tmp_path):
         assert len(said) < 60
         for number in (1, 0, 2):
             with pytest.raises(ShareDone) as done:
-                prepare(sifted(), [folder], out, Options(1, f"{number}/3"))
+                prepare(cleaned(), [folder], out, Options(1, f"{number}/3"))
             said.append(str(done.value))
-    prepare(sifted(), [folder], out, Options(1, merge=True))
+    prepare(cleaned(), [folder], out, Options(1, merge=True))
     assert prints(out) == alone
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -23,7 +23,7 @@ def manifest(
     record = DomainRecord(
         slot="zh", rows=600, offered=130, duplicates=5, too_long=1, train=counts, held_out=held_out, unigram_entropy=4.0,
         shift=0.25, shift_deviation=0.5, sources=[], over_limit=24, offered_bytes=30 * MIB,
-        left_out_bytes=24 * MIB, overlap=overlap(), near_duplicates=0, filtered={},
+        left_out_bytes=24 * MIB, overlap=overlap(), near_duplicates=0,
     )  # fmt: skip
     config = {
         "domains": [["zh"], ["en"]], "max_mib_per_domain": limit, "inputs": inputs or [],

@@ -22,7 +22,6 @@ def _mib(value: int) -> str:
 _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
     "offered": lambda record: f"{record.offered:,}",
     "MiB": lambda record: _mib(record.offered_bytes),
-    "filtered": lambda record: f"{sum(record.filtered.values()):,}",
     "copies": lambda record: f"{record.duplicates:,}",
     "near copies": lambda record: f"{record.near_duplicates:,}",
     "too long": lambda record: f"{record.too_long:,}",
@@ -42,7 +41,7 @@ _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
 counts characters that decode to another form, as `，` to `,`. `passed over` documents are trained on because they repeat others or
 are mostly boilerplate. `overlap` is the fraction of the held-out text that occurs in the training text; before the arrow, if none
 were passed over. It leaves out `boilerplate`, the fraction that stands in many documents of the domain. `shift`: see `_SHIFT`."""
-_IF_ANY = ("filtered", "near copies")
+_IF_ANY = ("near copies",)
 """Columns that are left out if all their cells are 0: these are off unless the configuration asks for them."""
 
 _IF_TABLES = "; data.max_boilerplate=1 holds out what is mostly boilerplate, too"
@@ -75,9 +74,6 @@ def format_overview(manifest: Manifest) -> str:
                 f"than data.boilerplate_documents={manifest.config['boilerplate_documents']} documents{': ' * bool(shown)}{shown}; "
                 f"{overlap.by_boilerplate:,} documents are held out that would be passed over if it counted as overlap"
             )
-        if record.filtered:
-            dropped = ", ".join(f"{rule} {count:,}" for rule, count in record.filtered.items())
-            lines.append(f"{name}: dropped by filters: {dropped}")
     if manifest.near_duplicates is not None:
         lines.append(_near(manifest.near_duplicates))
     if manifest.quarantined:

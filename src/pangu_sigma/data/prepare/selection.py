@@ -42,7 +42,7 @@ _PLACED = np.dtype([("at", "<i8"), *((name, INDEX[name]) for name in ("hold_high
 class Kept:
     """Counts of a domain. limit: maximum bytes kept; None for all.
 
-    offered: number of documents that filters passed. Each is kept or counted in one of: duplicates (copies of an earlier one),
+    offered: number of documents read. Each is kept or counted in one of: duplicates (copies of an earlier one),
     near_duplicates (of an earlier one of any domain), too_long (longer than `limit` by itself), over_limit (left out because
     documents of lower hashes fill the limit). offered_bytes, left_out_bytes: UTF-8 bytes of all of them, and of those too long or
     over the limit.
