@@ -24,7 +24,7 @@ BUDGETS = {
     "convert": 835,
     "data": 3416,
     "ecss": 354,
-    "evaluate": 1826,
+    "evaluate": 1760,
     "finetune": 635,
     "foreign": 1330,
     "generate": 1541,

@@ -254,9 +254,9 @@ def benchmark(
 
     model: a run, which keeps the metrics for its report, or another model. names: benchmarks of evaluate/README.md, or any of
     lm-evaluation-harness. files: folder with the published files of each benchmark in files/NAME/. domain: domain that answers; by
-    default zh, or the first one of code, bilingual or plain text for programs, translations, dialogue. limit: number of first items
+    default zh, or the first one of code or bilingual text for programs, translations. limit: number of first items
     to run. num_fewshot: number of examples before each item, by default the benchmark's.
-    samples_per_problem: programs per problem. temperature: for programs, translations and dialogue. allow_code_execution: run its
+    samples_per_problem: programs per problem. temperature: for programs and translations. allow_code_execution: run its
     programs even where they cannot be isolated. json: file for the result, beside which the same call resumes after a kill.
     """
     from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, format_tasks

@@ -723,7 +723,7 @@ def manifest_target(folder: Path) -> Target:
     overlap |= {"max_overlap": 0.01, "min_tokens": 9, "boilerplate": 0.5, "boilerplate_windows": 1, "by_boilerplate": 0}
     record = {
         **{"slot": "en", "rows": 5, "offered": 4, "duplicates": 1, "too_long": 0, "train": counts, "held_out": counts},
-        **{"over_limit": 0, "offered_bytes": 40, "left_out_bytes": 0},
+        **{"over_limit": 0, "offered_bytes": 40, "left_out_bytes": 0, "near_duplicates": 0},
         **{
             "overlap": overlap
             | {"passed_over": 0, "passed_over_tokens": 0, "passages": [{"text": "x", "documents": 11}]},

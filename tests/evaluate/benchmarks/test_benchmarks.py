@@ -143,7 +143,7 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
             "samples_per_problem is for humaneval and mbpp, and does nothing in ocnli",
         ),
         (
-            ["dialogue"],
+            ["translation_zh_en"],
             {"allow_code_execution": True},
             "allow_code_execution is for humaneval and mbpp, and does nothing",
         ),

@@ -127,6 +127,7 @@ def with_what_happened(folder: Path) -> Path:
     record = DomainRecord(
         slot="zh", rows=600, offered=1023, duplicates=1, too_long=2, train=split, held_out=split, unigram_entropy=6.5,
         shift=1.83, shift_deviation=0.584, sources=[], over_limit=0, offered_bytes=9, left_out_bytes=0, overlap=overlap,
+        near_duplicates=0,
     )  # fmt: skip
     Manifest(
         fingerprint="", vocabulary_hash="", vocabulary_size=1, domains={"zh": record}, quarantined={}, config={}
