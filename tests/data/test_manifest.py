@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, Passage, Source, SplitCounts, load_manifest
+from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, Source, SplitCounts, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import sealed
 
@@ -34,15 +34,12 @@ def manifest() -> Manifest:
             windows=9,
             boilerplate=0.5,
             share=0.0,
-            by_hash_alone=0.1,
             wanted=1,
             max_overlap=0.01,
             min_tokens=7,
             passed_over=0,
             passed_over_tokens=0,
             boilerplate_windows=2,
-            by_boilerplate=1,
-            passages=[Passage(text="床前", documents=12)],
         ),
         near_duplicates=0,
     )

@@ -719,14 +719,13 @@ def sealed_target(folder: Path) -> Target:
 
 def manifest_target(folder: Path) -> Target:
     counts = {"documents": 3, "tokens": 9, "bytes": 30, "unknown": 0, "folded": 0}
-    overlap = {"window": 13, "windows": 9, "share": 0.1, "by_hash_alone": 0.2, "wanted": 1}
-    overlap |= {"max_overlap": 0.01, "min_tokens": 9, "boilerplate": 0.5, "boilerplate_windows": 1, "by_boilerplate": 0}
+    overlap = {"window": 13, "windows": 9, "share": 0.1, "wanted": 1}
+    overlap |= {"max_overlap": 0.01, "min_tokens": 9, "boilerplate": 0.5, "boilerplate_windows": 1}
     record = {
         **{"slot": "en", "rows": 5, "offered": 4, "duplicates": 1, "too_long": 0, "train": counts, "held_out": counts},
         **{"over_limit": 0, "offered_bytes": 40, "left_out_bytes": 0, "near_duplicates": 0},
         **{
-            "overlap": overlap
-            | {"passed_over": 0, "passed_over_tokens": 0, "passages": [{"text": "x", "documents": 11}]},
+            "overlap": overlap | {"passed_over": 0, "passed_over_tokens": 0},
             "shift": 0.1,
             "shift_deviation": 0.2,
             "unigram_entropy": 3.0,

@@ -21,9 +21,6 @@ DATA_FORMAT = 5
 EXTENDS = "extends"
 """Key of a manifest's `config`: fingerprint and content hash of the folder that was extended (`prepare-data --extend`)."""
 
-SHORTENED = "…"
-"""End of the text of a passage that was cut."""
-
 _FIX = "the folder is damaged, run prepare-data again"
 
 
@@ -53,50 +50,28 @@ class SplitCounts(_Record):
     folded: int
 
 
-class Passage(_Record):
-    """Repeated text, shortened, and the number of documents of its domain that contain it."""
-
-    text: str
-    documents: int
-
-    @property
-    def blank(self) -> bool:
-        """True if the text is whitespace."""
-        return self.text.removesuffix(SHORTENED).isspace()
-
-    @property
-    def shown(self) -> str:
-        """Text as a literal; of whitespace only its length."""
-        text = self.text.removesuffix(SHORTENED)
-        return f"{len(text)}{' or more' * (text != self.text)} blanks and newlines" if self.blank else repr(self.text)
-
-
 class OverlapRecord(_Record):
     """Overlap of a domain's held-out text with its training text, measured in n-grams, called windows (see `overlap`).
 
     window: number of tokens of a window. windows: number of windows in the held-out text. share: fraction of them that also occur
     in the training text and touch no boilerplate. boilerplate: fraction of the tokens that are in boilerplate, windows that occur
-    in more than data.boilerplate_documents documents. by_hash_alone: `share` of documents held out by their hash alone.
+    in more than data.boilerplate_documents documents.
     wanted: number of held-out documents that the fraction held_out asks for. max_overlap, min_tokens: the domain's limits.
     passed_over, passed_over_tokens: number of candidates for the held-out text that are trained on, because they repeat other
     documents, and number of their tokens.
-    boilerplate_windows, passages: number of different boilerplate windows in the candidates, and the most frequent text of them.
-    by_boilerplate: number of held-out documents that would be passed over if boilerplate counted as overlap.
+    boilerplate_windows: number of different boilerplate windows in the candidates.
     """
 
     window: int
     windows: int
     boilerplate: float
     share: float
-    by_hash_alone: float
     wanted: int
     max_overlap: float
     min_tokens: int
     passed_over: int
     passed_over_tokens: int
     boilerplate_windows: int
-    by_boilerplate: int
-    passages: list[Passage]
 
 
 class DomainRecord(_Record):

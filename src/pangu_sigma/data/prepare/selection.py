@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.data.manifest import SHORTENED, NearDuplicatesRecord
+from pangu_sigma.data.manifest import NearDuplicatesRecord
 from pangu_sigma.data.prepare.blocks import INDEX, Block, Work, index_parts, starts
 from pangu_sigma.data.prepare.cleaning.near_duplicates import NearDuplicates, near_duplicates
 from pangu_sigma.data.prepare.stages.stage import Stage, read_frame, read_frames, write_frame
@@ -207,7 +207,7 @@ def _shown(work: Work, blocks: Sequence[Block], begins: Sequence[int], at: int) 
         if left < len(some):
             value: Any = some[left][1]
             text = value if isinstance(value, str) else "\n".join(side for _, side in value)
-            return text if len(text) <= _SHOWN else text[:_SHOWN] + SHORTENED
+            return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
         left -= len(some)
     raise IndexError(at)
 
