@@ -238,7 +238,7 @@ class Reader:
 
     def _chinese(self, text: str, slot: int) -> list[int]:
         """Encode Chinese. Characters that PanGu-α's model drops, and a ▂ or ▃ of the text, are spelled by bytes."""
-        model, ids = self._model(slot, True), []
+        model, ids = self._model(slot, True), list[int]()
         for i, part in enumerate(self._vanishing.split(text)):  # every other one vanishes
             ids += [FIRST_BYTE + value for value in part.encode()] if i % 2 else model.encode(self._words(part))
         return ids
