@@ -82,8 +82,8 @@ def evaluate(
         )
         raise ConfigError(f"{named}; held-out text is prepared and has its domains, leave them out")
     if files:
-        of_input = {"input": files, "domain": domain, "overrides": changes}
-        return Model(models[0]).evaluate(**of_input, against=others, all_samples=all_samples)
+        measured = Model(models[0]).evaluate
+        return measured(None, domain, input=files, against=others, all_samples=all_samples, overrides=changes)
     with mindspore_lock:
         if others:
             from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
