@@ -151,7 +151,7 @@ def test_no_command_is_without_a_test_of_its_help(capsys):
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_is_a_script_that_knows_commands_and_options(shell, capsys):
     script = prints(capsys, "completion", shell)
-    for word in (*COMMANDS, "--max-new-tokens", "safetensors"):
+    for word in (*COMMANDS, "--max-new-tokens", "mindir"):
         assert word in script
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)

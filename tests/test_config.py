@@ -144,7 +144,9 @@ def test_the_pure_modules_do_not_import_mindspore(module: str):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("key", ["ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip"])
+@pytest.mark.parametrize(
+    "key", ["data.count_private", "data.filters", "ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip"]
+)
 def test_a_key_that_is_gone_is_named_with_the_version_that_reads_it(key: str):
     with pytest.raises(ConfigError, match=rf"{key}: no longer a key; .*0\.1\.0 \(commit ab9cf900\) reads"):
         parse_config(tree(**{key: 1}))

@@ -18,18 +18,18 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2211,
-    "checkpoint": 1296,
+    ".": 2164,
+    "checkpoint": 1290,
     "commands": 511,
-    "convert": 878,
-    "data": 3668,
+    "convert": 835,
+    "data": 3342,
     "ecss": 354,
-    "evaluate": 1826,
+    "evaluate": 1760,
     "finetune": 635,
     "foreign": 1330,
     "generate": 1541,
-    "inherit": 1135,
-    "inspection": 554,
+    "inherit": 1114,
+    "inspection": 310,
     "mindformers_adapter": 360,
     "model": 357,
     "npu": 2847,
@@ -37,9 +37,9 @@ BUDGETS = {
     "ranks": 1038,
     "rre": 332,
     "serve": 1689,
-    "stored": 711,
-    "text": 1093,
-    "training": 1967,
+    "stored": 658,
+    "text": 1072,
+    "training": 1951,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -19,17 +19,18 @@ def test_a_file_in_place_of_a_folder_is_refused_by_name(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(
-            NotWritable, match=rf"^output {folder}: {tmp_path / 'file'} is a file and no folder; name another path"
+            NotWritable,
+            match=rf"^output {folder}: cannot write into {tmp_path / 'file'}: Not a directory; name another path",
         ):
             check_folder_writable(folder, "--output")
 
 
-def test_a_link_to_nowhere_is_told_as_what_it_is(tmp_path: Path):
+def test_a_link_to_nowhere_is_refused(tmp_path: Path):
     (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")
     for name in ("link", "loop", "link/run"):
         with pytest.raises(
-            NotWritable, match=rf"^output {tmp_path / name}: .* is a link to nowhere; remove it, or name"
+            NotWritable, match=rf"^output {tmp_path / name}: cannot write into {tmp_path}/l.*; name another"
         ):
             check_folder_writable(tmp_path / name, "--output")
 
@@ -42,17 +43,18 @@ def test_a_folder_of_the_kernel_is_refused():
 
 
 def test_a_name_that_cannot_be_is_refused(tmp_path: Path):
-    for name in ("a\0b", "a" * 400):
-        with pytest.raises(NotWritable, match="cannot write into"):
-            check_folder_writable(tmp_path / name / "b", "--output")
+    with pytest.raises(NotWritable, match=r"cannot write into .*: File name too long"):
+        check_folder_writable(tmp_path / ("a" * 400) / "b", "--output")
 
 
 def test_a_file_needs_its_folder(tmp_path: Path):
     check_file_writable(tmp_path / "a.json", "--json")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(NotWritable, match=rf"json .*: the folder {tmp_path / 'none'} is not there; make it"):
+    with pytest.raises(
+        NotWritable, match=rf"json {tmp_path}/none/a\.json: No such file or directory; name another file"
+    ):
         check_file_writable(tmp_path / "none" / "a.json", "--json")
-    with pytest.raises(NotWritable, match="is a folder"):
+    with pytest.raises(NotWritable, match="it is a folder, or this user may not write it; name another"):
         check_file_writable(tmp_path, "--json")
     check_file_writable(Path("/dev/stdout"), "--json")
 

@@ -254,9 +254,9 @@ def benchmark(
 
     model: a run, which keeps the metrics for its report, or another model. names: benchmarks of evaluate/README.md, or any of
     lm-evaluation-harness. files: folder with the published files of each benchmark in files/NAME/. domain: domain that answers; by
-    default zh, or the first one of code, bilingual or plain text for programs, translations, dialogue. limit: number of first items
+    default zh, or the first one of code or bilingual text for programs, translations. limit: number of first items
     to run. num_fewshot: number of examples before each item, by default the benchmark's.
-    samples_per_problem: programs per problem. temperature: for programs, translations and dialogue. allow_code_execution: run its
+    samples_per_problem: programs per problem. temperature: for programs and translations. allow_code_execution: run its
     programs even where they cannot be isolated. json: file for the result, beside which the same call resumes after a kill.
     """
     from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, format_tasks
@@ -283,8 +283,8 @@ def benchmark(
 @check_kinds
 def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     """Summarise a run and redraw its report. against: other runs to plot and summarise too; the differences in loss are always
-    those of `model` minus theirs. model: or a folder of prepared data, whose report is written to `<folder>.report/`."""
-    from pangu_sigma.inspection.prepared_numbers import is_prepared
+    those of `model` minus theirs. model: or a folder of prepared data, whose picture is written to `<folder>.report.png`."""
+    from pangu_sigma.inspection.prepared_report import is_prepared
 
     if is_prepared(to_path(model, "model")):
         return _report_of_data(Path(model), against)
@@ -310,14 +310,11 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
 
 
 def _report_of_data(folder: Path, against: Paths) -> Result:
-    from pangu_sigma.inspection.prepared_numbers import measure_prepared
-    from pangu_sigma.inspection.prepared_report import format_prepared, write_prepared_report
+    from pangu_sigma.inspection.prepared_report import report_prepared
 
     if to_paths(against, "--against"):
         raise ConfigError(f"{argument('--against')} compares runs, and {folder} is prepared data; leave it out")
-    numbers = measure_prepared(folder)
-    page = write_prepared_report(numbers)
-    return Result(numbers.as_dict() | {"report": str(page)}, format_prepared(numbers, page))
+    return Result(*report_prepared(folder))
 
 
 @check_kinds
@@ -380,9 +377,6 @@ def inherit(
     Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists, or `model` does not fit.
     """
     config = _loaded(config)
-    if dry_run and output is not None:
-        named = f"{argument('--output')} {output} does nothing with {argument('--dry-run')}"
-        raise ConfigError(f"{named}, which writes nothing; leave it out")
     _, folder = resolve_run(config, output)
     if not dry_run:
         check_folder_writable(folder, "--output")
@@ -413,8 +407,8 @@ def extend(
     activation: Activation | None = None,
     skip_graph_check: bool = False,
 ) -> Receipt:
-    """Create a run of `config` in `output`, by default runs/NAME, from the trained run `model`, which has fewer domains, slots,
-    English pieces or experts.
+    """Create a run of `config` in `output`, by default runs/NAME, from the trained run `model`, which has fewer domains, slots
+    or English pieces.
 
     Old domains answer as before, bit for bit, and keep their Adam moments; `train` resumes from step 0. Give one origin of the new
     domains: from_domain: a domain of `model`, with its experts and routing; from_dense: a dense model as in `inherit`, with heads
@@ -423,9 +417,6 @@ def extend(
     ids and rows. Returns the record of the weights' origin, saved as lineage.json.
     """
     config = _loaded(config)
-    for option, value in (("--heads", heads), ("--activation", activation)):
-        if value is not None and from_dense is None:
-            raise ConfigError(f"{argument(option)} {value} is of the model of {argument('--from-dense')}; leave it out")
     _, folder = resolve_run(config, output)
     check_folder_writable(folder, "--output")
     from pangu_sigma.inherit.extend import Origin, extend_run

@@ -83,14 +83,6 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
     return override(_mapping(content, f"configuration {path}"), overrides or [])
 
 
-def config_in_text(text: str, named: str) -> Config:
-    """Parse a configuration from text that `dump_config` returned, such as a file's metadata. named: name of the text in messages.
-
-    Raises ConfigError for text that is no valid configuration.
-    """
-    return parse_config(_mapping(text.encode(errors="surrogatepass"), f"{named}: its configuration"))
-
-
 def _mapping(content: bytes, named: str) -> dict[str, Any]:
     try:
         tree = _parse_yaml(content.decode("utf-8"))
@@ -269,7 +261,7 @@ _WORDS = {
 """Words of pydantic's messages, in the order in which they are replaced, and ours."""
 
 
-_GONE = ("ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip")
+_GONE = ("data.count_private", "data.filters", "ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip")
 """Keys of version 0.1.0 that are gone."""
 
 

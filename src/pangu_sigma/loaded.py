@@ -76,19 +76,14 @@ def evaluate(
         raise ConfigError(
             f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
         )
-    if domain is not None and not files:
-        named = f"{argument('--domain')} {domain} is of the records of {argument('--input')}"
-        raise ConfigError(f"{named}; held-out text has its domains, leave it out")
-    if changes and not files:
-        named = f"{argument('--set', 'overrides')} says how records of {argument('--input')} are read"
-        raise ConfigError(f"{named}; held-out text is prepared, leave it out")
+    if (domain is not None or changes) and not files:
+        named = (
+            f"{argument('--domain')} and {argument('--set', 'overrides')} are of the records of {argument('--input')}"
+        )
+        raise ConfigError(f"{named}; held-out text is prepared and has its domains, leave them out")
     if files:
-        if others or all_samples:
-            named = f"{argument('--against')} and {argument('--all-samples')}"
-            raise ConfigError(
-                f"{named} are about held-out text, and {argument('--input')} is other text; leave them out"
-            )
-        return Model(models[0]).evaluate(input=files, domain=domain, overrides=changes)
+        measured = Model(models[0]).evaluate
+        return measured(None, domain, input=files, against=others, all_samples=all_samples, overrides=changes)
     with mindspore_lock:
         if others:
             from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
@@ -308,7 +303,8 @@ class Model:
         if text is not None and (files or domain is None):
             raise ConfigError("text: give it a domain, domain=…, and no input; the name of a file is input=…")
         if all_samples or to_paths(against, "against"):
-            raise ConfigError("against and all_samples are about held-out text; leave them out")
+            named = f"{argument('--against')} and {argument('--all-samples')}"
+            raise ConfigError(f"{named} are about held-out text, and this is other text; leave them out")
         if text is not None and overrides:
             raise ConfigError("overrides say how records of input are read; leave them out")
         from pangu_sigma.evaluate.held_out.run import format_losses
@@ -326,28 +322,27 @@ class Model:
     def export(
         self,
         output: AnyPath,
-        format: Literal["mindir", "safetensors", "hf", "run"] = "mindir",
+        format: Literal["mindir", "hf", "run"] = "mindir",
         weights: StoredPrecision = "float32",
     ) -> Path:
         """Write the model of a run to `output` in another format, and return its path.
 
-        format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "safetensors" writes
-        all weights to one file; "hf" writes a Hugging Face style folder of weights, tokenizer and routing table. "run" converts
-        such a folder to a run with fresh Adam moments; a round trip keeps the bits of the weights. weights: precision of the
-        matrices in "mindir". Raises UserError if `output` exists, and for a model that the format cannot hold.
+        format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "hf" writes a
+        Hugging Face style folder of weights (safetensors), tokenizer and routing table. "run" converts such a folder to a run with
+        fresh Adam moments; a round trip keeps the bits of the weights. weights: precision of the matrices in "mindir".
+        Raises UserError if `output` exists, and for a model that the format cannot hold.
         """
         if weights != "float32" and format != "mindir":
             named = f"{argument('--weights')}={weights} is for {argument('--format')}=mindir"
             raise ConfigError(f"{named}; {format} has the weights as they are")
         path = to_path(output, "--output")
-        if format != "safetensors" and path.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             raise ConfigError(
-                f"{argument('--output')} {path} is named as a file of weights, and {argument('--format')} is {format}, a folder; "
-                f"add {argument('--format')}=safetensors, or choose another name"
+                f"{argument('--output')} {path} is named as a file of weights, and {argument('--format')}={format} writes a "
+                f"folder; choose another name: {argument('--format')}=hf has safetensors inside"
             )
         from pangu_sigma.convert.conversion import convert_model
         from pangu_sigma.convert.mindir import export_mindir, verify_export
-        from pangu_sigma.convert.safetensors import export_safetensors
 
         if format == "mindir":
             with mindspore_lock:
@@ -356,9 +351,7 @@ class Model:
             reference = "of the checkpoint" if weights == "float32" else "that its weights give without MindSpore"
             logger.info("reloaded, and %d greedy tokens equal those %s", tokens, reference)
             return written
-        written = (
-            export_safetensors(self.path, path) if format == "safetensors" else convert_model(self.path, path, format)
-        )
+        written = convert_model(self.path, path, format)
         logger.info("all weights of %s, without optimizer state", self.path)
         return written
 

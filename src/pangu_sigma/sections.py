@@ -253,51 +253,6 @@ class EcssConfig(Section):
         return self.update == "worker" or (npu and self.update == "auto")
 
 
-class FiltersConfig(Section):
-    """Section `data.filters`, filters by rule: a document beyond a limit is dropped and counted under the key's name; null: no such
-    filter. Rules of text hold for domains of all formats but `code`, rules of code for those alone. Words are runs of letters and
-    digits, and Han characters; lines are those with a visible character; shares are from 0 to 1. Sources: cleaning/filters.py."""
-
-    min_characters: NonNegative | None = None
-    """Least number of characters of text."""
-    max_characters: Positive | None = None
-    """Most characters of text."""
-    min_words: NonNegative | None = None
-    """Least number of words of text; Gopher: 50."""
-    max_words: Positive | None = None
-    """Most words of text; Gopher: 100,000."""
-    min_mean_word: PositiveFloat | None = None
-    """Least mean length of the words that are not Han, in characters; Gopher: 3. Text without such words passes."""
-    max_mean_word: PositiveFloat | None = None
-    """Most of the same; Gopher: 10."""
-    max_symbols: PositiveFloat | None = None
-    """Most `#` signs and ellipses a word; Gopher: 0.1."""
-    max_ellipsis_lines: Fraction | None = None
-    """Most of the lines that end with an ellipsis; Gopher: 0.3."""
-    max_bullet_lines: Fraction | None = None
-    """Most of the lines that begin with a bullet; Gopher: 0.9."""
-    min_ended_lines: Fraction | None = None
-    """Least of the lines that end with a mark of punctuation; FineWeb: 0.12. C4 removes the other lines."""
-    min_letters: Fraction | None = None
-    """Least share of letters and Han among the visible characters."""
-    min_han: Fraction | None = None
-    """Least share of Han among the visible characters, in domains of language `zh` alone."""
-    max_duplicate_lines: Fraction | None = None
-    """Most of the lines that occurred before in the document; Gopher: 0.3."""
-    max_duplicate_line_characters: Fraction | None = None
-    """Most of the characters that are in such lines; Gopher: 0.2."""
-    max_duplicate_grams: Fraction | None = None
-    """Most of the words' characters that are in 10-grams of words that occurred before in the document; Gopher: 0.1."""
-    max_code_bytes: Positive | None = None
-    """Bytes that code must be below; PanGu-Coder: 1,000,000."""
-    max_code_mean_line: PositiveFloat | None = None
-    """Mean length of lines, in characters, that code must be below; PanGu-Σ (as others report): 200; PanGu-Coder: 100."""
-    max_code_line: Positive | None = None
-    """Length of the longest line, in characters, that code must be below; PanGu-Coder: 1,000."""
-    code_parses: Literal[True] | None = None
-    """true: code of language `python` must parse as Python 3 (PanGu-Coder)."""
-
-
 class PhaseConfig(Section):
     """Section `data.phases`, one entry: the domains that are trained on from a step on, and their weights."""
 
@@ -354,11 +309,6 @@ class DataConfig(Section):
     near_duplicates: Annotated[float, Field(ge=0.3, le=1.0)] | None = None
     """Jaccard similarity of the 5-grams of words from which a document is a near-duplicate of an earlier one, of any domain, and is
     dropped; 0.8 is usual. Pairs a little below may be dropped, too: it is estimated. null: only exact copies are dropped."""
-    filters: FiltersConfig = FiltersConfig()
-    """Quality filters by rule."""
-    count_private: bool = False
-    """Count private data by kind in the documents that filters pass: addresses of mail and IPv4, Chinese mobile and identity
-    numbers, bank cards, keys. Text is not changed. It takes a second for 9 to 25 MB."""
     memory_gib: PositiveFloat = 2.0
     """Memory of all processes of `prepare-data` in GiB, whatever the size of the text: it bounds the number of workers, at 768 MiB
     each. The result does not depend on it. One document over a few MiB needs more."""
@@ -368,10 +318,9 @@ class DataConfig(Section):
     """Number of sets into which the domains are divided: equally many domains in each, of near-equal weight. Block m of a batch
     draws its domain from set m modulo this number. Groups of ranks store whole sets, so each group has samples in every step. The
     key is here and not in `parallel` because it decides the order of samples, which is the same on any number of ranks."""
-    shuffle: Literal["keyed", "permutation"] | None = None
+    shuffle: Literal["keyed", "permutation"] = "keyed"
     """How the samples of a domain are shuffled in each pass over them. keyed: by a function of seed, domain and pass, in no memory.
-    permutation: by one that is drawn, with 8 bytes of memory a sample, as runs have that were made before this key. null: as the
-    run was begun, and keyed for a new run."""
+    permutation: by one that is drawn, with 8 bytes of memory a sample."""
     phases: Annotated[list[PhaseConfig], Field(max_length=1_000)] = []
     """Phases of training with different domains or weights, such as the paper's four major domains first and all forty later.
     Empty: all domains at all times, with the weights in `domains`."""

@@ -18,24 +18,16 @@ def check_folder_writable(folder: Path, option: str) -> None:
 
     option: command-line option that gave the path, for messages, such as "--output".
     """
-    option = argument(option)
-    fix = f"name another path with {option}"
-    existing = folder.absolute()
+    named, absolute = argument(option), folder.absolute()
+    existing = absolute
     try:
-        if "\0" in str(folder):
-            raise ValueError("a name has no null byte")
-        while not existing.exists():
-            if existing.is_symlink():
-                raise NotWritable(f"{option} {folder}: {existing} is a link to nowhere; remove it, or {fix}")
-            existing = existing.parent
+        existing = next(each for each in (absolute, *absolute.parents) if each.is_symlink() or each.exists())
         # permissions do not tell: root may do everything, but not on a read-only or full file system, or in /proc
         with tempfile.TemporaryDirectory(prefix=".pangu_sigma-", dir=existing):
             pass
-    except NotADirectoryError:
-        raise NotWritable(f"{option} {folder}: {existing} is a file and no folder; {fix}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise NotWritable(f"{option} {folder}: cannot write into {existing}: {reason}; {fix}") from error
+    except OSError as error:
+        why = f"cannot write into {existing}: {error.strerror}; name another path with {named}"
+        raise NotWritable(f"{named} {folder}: {why}") from error
 
 
 def refuse_link(path: Path) -> None:
@@ -49,14 +41,13 @@ def refuse_link(path: Path) -> None:
 def check_file_writable(file: Path, option: str) -> None:
     """Raise NotWritable unless `file` can be made: its folder exists, and it does not. A device may exist, such as /dev/stdout."""
     named = argument(option)
-    fix = f"name another file with {named}"
-    if file.is_dir():
-        raise NotWritable(f"{named} {file}: is a folder; {fix}")
     if file.is_file() and not file.is_relative_to("/dev"):
         raise NotWritable(f"{file} exists; choose another path with {named}, or remove it: nothing is replaced")
-    if not file.parent.is_dir():
-        raise NotWritable(f"{named} {file}: the folder {file.parent} is not there; make it, or {fix}")
-    if not file.exists():
-        check_folder_writable(file.parent, option)
-    elif not os.access(file, os.W_OK):
-        raise NotWritable(f"{named} {file}: may not be written by this user; {fix}")
+    try:
+        if not file.exists():
+            file.touch()
+            file.unlink()
+        elif file.is_dir() or not os.access(file, os.W_OK):
+            raise OSError(0, "it is a folder, or this user may not write it")
+    except OSError as error:
+        raise NotWritable(f"{named} {file}: {error.strerror}; name another file with {named}") from error

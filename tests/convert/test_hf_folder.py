@@ -30,7 +30,6 @@ from pangu_sigma.convert import hf_folder as module
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.hf_folder import write_hf_folder
 from pangu_sigma.convert.model_card import model_card
-from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.inherit import equality
@@ -330,15 +329,6 @@ def test_a_dense_folder_is_a_parent_and_a_sparse_one_is_not(folder, tiny_data, t
     assert convert_model(written, tmp_path / "back", "run").exists()
     with pytest.raises(ConfigError, match=r"has model\.rre_layers=2; only a dense model"):
         open_parent(folder)
-
-
-def test_a_file_of_weights_alone_is_no_parent_because_nothing_says_what_its_rows_mean(tiny_data, tmp_path):
-    dense = write_dense_run(tiny_config(tiny_data, model=DENSE), tmp_path / "dense")
-    file = export_safetensors(dense, tmp_path / "weights.safetensors")
-    with pytest.raises(
-        ConfigError, match=r"weights\.safetensors: has weights and a configuration but no tokenizer.*--format hf"
-    ):
-        open_parent(file)
 
 
 # what is refused

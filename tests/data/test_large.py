@@ -38,7 +38,7 @@ def _shard(prefix: Path, tokens: int, first: list[int], last: list[int]) -> dict
     hashes = xxhash.xxh3_128_digest(begin) + middle * (chunks - 1) + xxhash.xxh3_128_digest(end)
     prefix.with_name(f"{prefix.name}.hashes").write_bytes(hashes)
     return {
-        f"{prefix.name}.bin": FileRecord(bytes=size, xxh3_128="", chunk_bytes=CHUNK_BYTES),
+        f"{prefix.name}.bin": FileRecord(bytes=size, xxh3_128=""),
         f"{prefix.name}.idx": FileRecord(bytes=0, xxh3_128=""),
         f"{prefix.name}.hashes": FileRecord(bytes=len(hashes), xxh3_128=xxhash.xxh3_128_hexdigest(hashes)),
     }

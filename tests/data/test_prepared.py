@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.prepared import as_format_3, exchange_lengths, reseal, seal
+from helpers.prepared import exchange_lengths, reseal, seal
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
@@ -24,7 +24,7 @@ from pangu_sigma.data.prepared import (
 )
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
-from pangu_sigma.inspection.prepared_numbers import measure_prepared
+from pangu_sigma.inspection.prepared_report import measure_prepared
 
 SIZE = 50_000
 """A number of ids that is larger than the tiny vocabulary."""
@@ -107,7 +107,7 @@ def test_other_lengths_of_the_same_sum_are_refused(copy, tmp_path):
     with pytest.raises(DataError, match=r"en\.train\.idx: xxh3_128 is .* was written; .* run prepare-data again"):
         use(copy)
     with pytest.raises(DataError, match=r"en\.train\.idx: xxh3_128 is"):
-        measure_prepared(copy)
+        measure_prepared(PreparedData(copy))
 
 
 def test_the_text_of_another_domain_is_refused(copy):
@@ -173,25 +173,11 @@ def test_a_file_that_changes_while_it_is_open_is_verified_again(copy):
 
 
 def test_a_manifest_of_another_format_is_refused(copy):
-    reseal(copy, format=1)
+    reseal(copy, format=4)
     with pytest.raises(
-        DataError, match=r"manifest\.json: data format 1, this version reads 3 and 4; run prepare-data again"
+        DataError,
+        match=r"manifest\.json: data format 4, this version reads 5; run prepare-data again\. Version 0\.1\.0 \(commit",
     ):
-        use(copy)
-
-
-def test_data_of_format_3_are_read_and_verified_as_they_are(tiny_data, copy):
-    before = load_manifest(copy)
-    old = load_manifest(as_format_3(copy))
-    assert (before.format, old.format) == (4, 3)
-    assert old.content_hash == before.content_hash, "a run goes on with either"
-    assert not [*copy.glob("*.hashes")]
-    use(copy)
-    PreparedData(copy).verify_all()
-    names = {"zh.train.hashes", "en.held_out.hashes"}
-    assert before.files.keys() - old.files.keys() > names
-    flip(copy / "zh.train.bin", 9, 0)
-    with pytest.raises(DataError, match=r"zh\.train\.bin: bytes 0 … \d+ are not what prepare-data wrote"):
         use(copy)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import xxhash
 import yaml
 from helpers import foreign_files
-from helpers.manifests import manifest, overlap
+from helpers.manifests import manifest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +39,7 @@ from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.manifest import Passage, Source, load_manifest
+from pangu_sigma.data.manifest import Source, load_manifest
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.finetune.conversation import parse_conversation
@@ -557,9 +557,8 @@ def sealed_target(folder: Path) -> Target:
 
 
 def manifest_target(folder: Path) -> Target:
-    of_domain = overlap().model_copy(update={"passages": [Passage(text="x", documents=11)]})
     sources = [Source(name="s", version="1", licence="MIT", sha256=None)]
-    tree = manifest(quarantined={"not JSON": 1}, overlap=of_domain, sources=sources).model_dump(mode="json")
+    tree = manifest(quarantined={"not JSON": 1}, sources=sources).model_dump(mode="json")
 
     def load(here: Path, case: bytes) -> bool:
         put(here / "manifest.json", case)

@@ -9,8 +9,8 @@ MIB = 1 << 20
 
 def overlap(wanted: int = 10, share: float = 0.002) -> OverlapRecord:
     return OverlapRecord(
-        window=13, windows=180, share=share, by_hash_alone=0.1354, wanted=wanted, passed_over=7, passed_over_tokens=90,
-        max_overlap=0.25, min_tokens=10_000, boilerplate=0.38, boilerplate_windows=0, by_boilerplate=0, passages=[],
+        window=13, windows=180, share=share, wanted=wanted, passed_over=7, passed_over_tokens=90,
+        max_overlap=0.25, min_tokens=10_000, boilerplate=0.38, boilerplate_windows=0,
     )  # fmt: skip
 
 
@@ -22,11 +22,11 @@ def manifest(
     record = DomainRecord(
         slot="zh", rows=600, offered=130, duplicates=5, too_long=1, train=counts, held_out=held_out, unigram_entropy=4.0,
         shift=0.25, shift_deviation=0.5, sources=[], over_limit=24, offered_bytes=30 * MIB,
-        left_out_bytes=24 * MIB, overlap=overlap(),
+        left_out_bytes=24 * MIB, overlap=overlap(), near_duplicates=0,
     )  # fmt: skip
     config = {
         "domains": [["zh"], ["en"]], "max_mib_per_domain": limit, "inputs": inputs or [],
-        "boilerplate_documents": 10, "max_held_out_tokens": 1_000,
+        "boilerplate_documents": 10, "max_boilerplate": 0.5, "max_held_out_tokens": 1_000,
     }  # fmt: skip
     domains = {"en": record, "zh": record.model_copy(update=changes)}
     return Manifest(

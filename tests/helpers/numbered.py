@@ -26,7 +26,7 @@ def config_of(
     batch: int = 4,
     seed: int = 0,
     layers: int = 2,
-    shuffle: str | None = None,
+    shuffle: str = "keyed",
 ) -> Config:
     model = {"hidden": 8, "ffn": 8, "heads": 1, "dense_layers": 1, "rre_layers": layers, "experts_per_domain": 2}
     return parse_config(

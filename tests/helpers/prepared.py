@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from pangu_sigma.data.indexed import index_of, read_lengths
 from pangu_sigma.data.manifest import Manifest, load_manifest
@@ -34,23 +33,6 @@ def exchange_lengths(index: Path) -> None:
     lengths[:2] += np.array([-1, 1], "<i4")
     index.unlink()  # it may be a hard link
     index.write_bytes(index_of(lengths))
-
-
-def as_format_3(folder: Path) -> Path:
-    """Make a prepared folder what data format 3 was: hashes of a mebibyte each in the manifest, and no files of them."""
-    files = {}
-    for name, record in load_manifest(folder).files.items():
-        content = (folder / name).read_bytes()
-        if name.endswith(".hashes"):
-            (folder / name).unlink()
-        elif name.endswith(".bin"):
-            parts = [content[at : at + (1 << 20)] for at in range(0, len(content), 1 << 20)]
-            chunks = [xxhash.xxh3_128_hexdigest(part) for part in parts]
-            files[name] = record.model_copy(update={"chunks": chunks, "chunk_bytes": 1 << 20})
-        else:
-            files[name] = record
-    load_manifest(folder).model_copy(update={"format": 3, "files": files}).save(folder)
-    return folder
 
 
 def change_vocabulary(folder: Path) -> None:

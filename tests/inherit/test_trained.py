@@ -10,7 +10,7 @@ from pangu_sigma.checkpoint.checkpoint import whole_array
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.inherit.trained import ChildTensors, experts_in_turn
+from pangu_sigma.inherit.trained import ChildTensors, experts_of
 from pangu_sigma.stored.open import open_model
 
 
@@ -44,10 +44,8 @@ def test_bits_of_bfloat16_moments_stay_what_they_are(tmp_path):
     assert found.tolist() == [[2, 40000], [0, 0]]
 
 
-def test_experts_of_a_domain_are_taken_in_turn(tmp_path):
-    code = domains_of(tiny_config(tmp_path)).named("code")
-    assert experts_in_turn(code, 2).tolist() == [4, 5]
-    assert experts_in_turn(code, 6).tolist() == [4, 5, 4, 5, 4, 5]
+def test_experts_of_a_domain_follow_each_other(tmp_path):
+    assert experts_of(domains_of(tiny_config(tmp_path)).named("code")).tolist() == [4, 5]
 
 
 def test_a_run_is_known_by_the_manifest_of_its_checkpoint(tiny_run, tmp_path):

@@ -17,7 +17,6 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main
 from pangu_sigma.convert.conversion import convert_model
-from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused, tensor_shapes
 from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.sealed import add_to_seal, sealed, unsealed
@@ -34,13 +33,12 @@ def run(tiny_data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def forms(run, tmp_path_factory) -> dict[str, Path]:
-    """One model as a run, a checkpoint, a folder and a file."""
+    """One model as a run, a checkpoint and a folder."""
     folder = tmp_path_factory.mktemp("forms")
     return {
         "run": run,
         "checkpoint": run / "checkpoints" / STEP,
         "hf": convert_model(run, folder / "hf", "hf"),
-        "weights": export_safetensors(run, folder / "weights.safetensors"),
     }
 
 
@@ -50,7 +48,7 @@ def test_segments_are_named_with_their_experts(drawn_segmented_run):
     assert "experts in the segments of an RRE layer: own 6, own 6, common 3, common 3" in format_file_inspection(found)
 
 
-@pytest.mark.parametrize("kind", ["run", "checkpoint", "hf", "weights"])
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "hf"])
 def test_the_roles_add_up_to_the_configuration_whatever_holds_them(forms, kind):
     found, count = inspect_files(forms[kind]), open_model(forms["run"], "run").config.num_params()
     roles = {role: counts["parameters"] for role, counts in found.roles.items()}
@@ -73,14 +71,11 @@ def test_a_run_and_its_folder_have_the_same_hashes_and_a_checkpoint_too(forms):
     assert checkpoint["data"] == folder["data"]
 
 
-@pytest.mark.parametrize("kind", ["run", "checkpoint", "hf", "weights"])
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "hf"])
 def test_a_flipped_value_is_found_with_verification_and_only_then(forms, tmp_path, capsys, kind):
     copy = tmp_path / forms[kind].name
-    if forms[kind].is_dir():
-        shutil.copytree(forms[kind], copy)
-        file = max(copy.rglob("*.safetensors"), key=lambda each: each.stat().st_size)
-    else:
-        file = Path(shutil.copy(forms[kind], copy))
+    shutil.copytree(forms[kind], copy)
+    file = max(copy.rglob("*.safetensors"), key=lambda each: each.stat().st_size)
     assert inspect_files(copy, verify=True).verified != inspect_files(copy).verified
     content = bytearray(file.read_bytes())
     content[8 + int.from_bytes(content[:8], "little") + 5] ^= 1  # a value of the first array
@@ -164,7 +159,6 @@ def test_what_inherit_would_refuse_is_told_for_each_kind(forms, tiny_data, tmp_p
     assert "model.rre_layers=2" in said["run"]
     assert "model.rre_layers=2" in said["hf"]
     assert "name the run folder" in said["checkpoint"]
-    assert "no tokenizer" in said["weights"]
     dense = write_dense_run(tiny_config(tiny_data, model={"dense_layers": 3, "rre_layers": 0}), tmp_path / "dense")
     assert inspect_files(dense).refusal is None
     assert inspect_files(convert_model(dense, tmp_path / "hf", "hf")).refusal is None
@@ -226,5 +220,5 @@ def test_the_command_takes_what_it_finds(forms, capsys):
     assert main(["inspect", str(forms["run"]), "--keep", "zh", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["kind"], found["step"], found["extract"]["domains"]) == ("run", 0, ["zh"])
-    assert main(["inspect", str(forms["weights"])]) == 0
-    assert "weights" in capsys.readouterr().out
+    assert main(["inspect", str(forms["hf"])]) == 0
+    assert "hf" in capsys.readouterr().out

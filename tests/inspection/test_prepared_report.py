@@ -1,152 +1,156 @@
-"""The report of a prepared folder shows its numbers, beside the folder."""
+"""The numbers of a prepared folder are those that counting its tokens one by one gives; its picture shows them."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import re
 import shutil
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
 import pangu_sigma as ps
-from experiments.tiny import tiny_tree, write_text
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.prepare import prepare as preparation
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepare.overview import format_overview
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.errors import DataError
-from pangu_sigma.inspection import prepared_report
-from pangu_sigma.inspection.prepared_numbers import EXPERT_COUNTS, measure_prepared
-from pangu_sigma.inspection.prepared_report import format_prepared, write_prepared_report
-from pangu_sigma.writable import NotWritable
+from pangu_sigma.inspection.prepared_report import (
+    EXPERT_COUNTS,
+    draw_prepared,
+    expected_load,
+    is_prepared,
+    measure_prepared,
+)
+from pangu_sigma.rre.table import draw_tables
+from pangu_sigma.sections import RoutingConfig
 
 
 @pytest.fixture(scope="module")
-def numbers(tiny_data, tmp_path_factory):
-    return measure_prepared(shutil.copytree(tiny_data, tmp_path_factory.mktemp("report") / "prepared"))
-
-
-def test_the_page_has_tables_and_four_pictures_and_needs_no_other_file(numbers):
-    page = write_prepared_report(numbers)
-    assert page == numbers.folder.parent / "prepared.report" / "report.html"
-    text = page.read_text(encoding="utf-8")
-    assert text.count("data:image/png;base64,") == 4
-    assert "http" not in text
-    for each in numbers.domains:
-        assert f"<td>{each.tokens:,}</td>" in text
-        assert f"{each.load['random'][0]:.2f}</td>" in text
-    assert "<p>None.</p>" in text
-    assert "<code>&#39;我们&#39;</code>" in text
-    for name in ("shares", "lengths", "fertility", "load"):
-        assert min(imread(page.with_name(f"{name}.png")).shape[:2]) > 200
-    written = {file.relative_to(numbers.folder).as_posix() for file in numbers.folder.rglob("*") if file.is_file()}
-    assert written == {*numbers.manifest.files, "manifest.json"}, "nothing is written there"
-
-
-def test_what_was_not_used_is_shown_by_reason_and_is_escaped(numbers):
-    manifest = numbers.manifest.model_copy(update={"quarantined": {"no JSON": 1, "unknown domain": 7}})
-    examples = {"unknown domain": ["a.jsonl:3 (byte 12): domain '<b>'"]}
-    text = write_prepared_report(dataclasses.replace(numbers, manifest=manifest, examples=examples)).read_text()
-    assert text.index("7 × unknown domain") < text.index("1 × no JSON")
-    assert "domain &#39;&lt;b&gt;&#39;" in text
+def numbers(tiny_data):
+    return measure_prepared(PreparedData(tiny_data))
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory):
-    """Folder of text of which every reason to leave documents out holds, in many small units."""
-    folder = tmp_path_factory.mktemp("mixed")
-    write_text(folder / "a.jsonl", 40)
-    lines = (folder / "a.jsonl").read_text().splitlines()
-    words = [json.loads(line)["text"] for line in lines if '"en"' in line]
-    long = " ".join(words[:6])
-    more = [{"domain": "en", "text": f"{number} <b>"} for number in range(7)]  # too few words
-    more += [{"domain": "zh", "text": "好"}]
-    more += [{"domain": "en", "text": f"{long} mail bob@mail.org{end}"} for end in ("", " again")]
-    lines[50:50] = [*map(json.dumps, more), "{", '{"domain": "fr", "text": "bon"}']
-    lines += [lines[0]]
-    (folder / "a.jsonl").write_text("\n".join([*lines, "{"]) + "\n")
-    tree = tiny_tree(folder / "out")
-    data = {"near_duplicates": 0.95, "filters": {"min_words": 4}, "count_private": True}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "block_size", lambda _: 2_000)
-        preparation.prepare(parse_config(tree | {"data": tree["data"] | data}), [folder / "a.jsonl"], folder / "out")
-    return measure_prepared(folder / "out")
+def read(tiny_data):
+    """Domain → split → ids of every document, read from the token files."""
+    data = PreparedData(tiny_data)
+    size, found = data.tokenizer().size, {}
+    for name in data.manifest.domains:
+        found[name] = {}
+        for split in ("train", "held_out"):
+            (file,) = data.tokens(name, split, size).shards
+            ends = np.cumsum(file.lengths)
+            found[name][split] = [
+                file.read(int(end - length), int(length)).tolist()
+                for end, length in zip(ends, file.lengths, strict=True)
+            ]
+    return found
 
 
-def test_what_was_left_out_is_counted_and_shown_as_by_hand(mixed):
-    zh, en, code = mixed.domains
-    assert [each.record.offered for each in mixed.domains] == [41, 50, 40]
-    none = dict.fromkeys(en.fates, 0)
-    assert zh.fates == none | {"kept": 40, "filtered": 1}
-    assert en.fates == none | {"kept": 41, "filtered": 7, "exact copies": 1, "near-duplicates": 1}
-    assert code.fates == none | {"kept": 40}
-    assert mixed.filtered() == {"min_words": {"zh": 1, "en": 7}}
-    assert mixed.private() == {"e-mail": {"en": 2}}
-    assert mixed.manifest.quarantined == {"not JSON": 2, "unknown domain": 1}
-    assert [example.split(": ")[0].split("/")[-1].split(" ")[0] for example in mixed.examples["not JSON"]] == [
-        "a.jsonl:61",
-        "a.jsonl:134",
-    ]
-    assert mixed.examples["filter min_words"][0].endswith("): 0 <b>")
-    assert "None" not in "".join(mixed.examples["filter min_words"])
+def test_tokens_lengths_and_shares_are_those_of_the_files(numbers, read):
+    assert [*numbers["domains"]] == ["zh", "en", "code"]
+    total = sum(len(ids) for of in read.values() for documents in of.values() for ids in documents)
+    assert numbers["tokens"] == total
+    for name, each in numbers["domains"].items():
+        lengths = [len(ids) for documents in read[name].values() for ids in documents]
+        assert (each["median"], each["longest"], each["documents"]) == (np.median(lengths), max(lengths), 120)
+        assert each["share"] == sum(lengths) / total
 
 
-def test_the_page_shows_filters_near_duplicates_and_private_data(mixed):
-    text = write_prepared_report(mixed).read_text(encoding="utf-8")
-    assert "<td>min_words</td><td>1</td><td>7</td><td>0</td><td>" in text
-    assert "0 &lt;b&gt;" in text
-    assert "<td>en</td><td>50</td><td>41</td><td>7</td><td>1</td><td>1</td><td>0</td><td>0</td>" in text
-    assert "<td>en to en</td><td>2</td>" in text and "<th>stays</th>" in text
-    assert "<td>e-mail</td><td>0</td><td>2</td><td>0</td>" in text
-    table = format_prepared(mixed, mixed.folder)
-    assert "left out of 131 documents: filtered 8, exact copies 1, near-duplicates 1" in table
-    assert "filtered: min_words 8\nprivate data: e-mail 2" in table
-    of_16 = [each.load[table][EXPERT_COUNTS.index(16)] for each in mixed.domains for table in ("random", "balanced")]
-    assert " ".join(re.findall(r"\d\.\d\d / \d\.\d\d(?=\n)", table)).replace(" / ", " ") == " ".join(
-        f"{load:.2f}" for load in of_16
-    )
-    assert "if the model has 16 experts a domain; the page has it for 4, 8, 16, 32" in table
+def test_fertility_is_tokens_over_the_characters_and_bytes_of_the_text(tiny_data, numbers, read):
+    tokenizer = PreparedData(tiny_data).tokenizer()
+    for name, each in numbers["domains"].items():
+        training = read[name]["train"]
+        text = "".join(tokenizer.decode(ids) for ids in training)
+        tokens = sum(map(len, training))
+        assert each["tokens_per_character"] == tokens / len(text)
+        assert each["tokens_per_byte"] == tokens / len(text.encode()), "this text is as it was given"
 
 
-def test_pictures_show_the_numbers(numbers):
-    axes = prepared_report._draw_shares(numbers).axes
-    widths = [bar.get_width() for bar in axes[0].patches]
-    assert widths == pytest.approx([100 * each.tokens / numbers.tokens for each in numbers.domains])
-    assert [bar.get_width() for bar in axes[1].patches] == [100.0] * 3, "all was kept"
-    lengths = prepared_report._draw_lengths(numbers.domains).axes[0]
-    assert [tick.get_text() for tick in lengths.get_yticklabels()] == ["zh", "en", "code"]
-    medians = [line.get_xdata()[0] for line in lengths.lines]
-    assert medians == [each.length(50) for each in numbers.domains]
-    assert len(prepared_report._draw_fertility(numbers.domains).axes) == 2, "there are no unknown tokens"
-    loads = prepared_report._draw_load(numbers.domains).axes
-    assert [bar.get_width() for bar in loads[1].patches] == [each.load["random"][1] for each in numbers.domains]
+def test_the_expected_load_is_that_of_the_tokens_routed_by_the_tables(numbers, read):
+    for name, domain in numbers["domains"].items():
+        for table in ("random", "balanced"):
+            ids = np.concatenate(read[name]["train"])
+            size = int(ids.max()) + 1
+            counts_V = np.bincount(ids, minlength=size)
+            drawn = draw_tables(RoutingConfig(table=table), 4, 1, size, 4, counts_V[None])
+            positions = np.arange(len(ids)) if table == "random" else np.zeros(len(ids), int)
+            if (drawn.spread_DV > 1).any():  # spread evenly: count each position
+                loads = np.zeros((4, 4))
+                for token, count in enumerate(counts_V):
+                    width = int(drawn.spread_DV[0, token])
+                    for n in range(4):
+                        for step in range(width):
+                            loads[n, (drawn.first_NDV[n, 0, token] + step) % 4] += count / width
+            else:
+                routed = drawn.route(ids, np.zeros(len(ids), int), positions)
+                loads = np.array([np.bincount(each, minlength=4) for each in routed])
+            by_hand = (loads.max(axis=1) / loads.mean(axis=1)).mean()
+            assert expected_load(counts_V, table, 4) == pytest.approx(by_hand)
+        assert len(domain["load"]["random"]) == len(EXPERT_COUNTS)
+        assert all(1 <= b <= r for b, r in zip(domain["load"]["balanced"], domain["load"]["random"], strict=True))
 
 
-def test_the_command_and_the_function_take_the_folder(numbers, tmp_path, capsys):
-    assert main(["report", str(numbers.folder)]) == 0
+def test_a_domain_without_tokens_is_even():
+    assert expected_load(np.zeros(50, np.int64), "random", 4) == 1.0
+
+
+def test_an_index_whose_lengths_are_others_is_refused(tiny_data, tmp_path):
+    """Two lengths and the position between them: as many tokens, so nothing but the hash tells."""
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    index = data / "zh.train.idx"
+    content = bytearray(index.read_bytes())
+    documents = load_manifest(data).domains["zh"].train.documents
+    lengths = np.frombuffer(content, np.int32, documents, offset=34)
+    begins = np.frombuffer(content, np.int64, documents, offset=34 + 4 * documents)
+    width = begins[1] // lengths[0]
+    assert lengths[0] != lengths[1]
+    lengths[:2] = lengths[1::-1].copy()
+    begins[1] = lengths[0] * width
+    index.write_bytes(content)
+    with pytest.raises(DataError, match=r"zh\.train\.idx"):
+        measure_prepared(PreparedData(data))
+
+
+def test_a_damaged_file_is_refused_and_other_folders_are_no_prepared_data(tiny_data, tmp_path):
+    assert is_prepared(tiny_data)
+    assert not is_prepared(tmp_path)
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    file = data / "frequencies.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"frequencies\.npy: "):
+        measure_prepared(PreparedData(data))
+
+
+def test_the_picture_shows_tokens_and_loads(numbers):
+    domains = numbers["domains"].values()
+    tokens, load = draw_prepared(numbers).axes
+    assert [bar.get_width() for bar in tokens.patches] == [each["tokens"] for each in domains]
+    for line, table in zip(load.lines, ("random", "balanced"), strict=False):
+        assert [*line.get_xdata()] == [each["load"][table][EXPERT_COUNTS.index(16)] for each in domains]
+
+
+def test_the_command_and_the_function_print_and_draw_beside_the_folder(tiny_data, tmp_path, capsys):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    before = {file: file.read_bytes() for file in data.rglob("*") if file.is_file()}
+    assert main(["report", str(data)]) == 0
     table = capsys.readouterr().out
     assert [line.split()[0] for line in table.splitlines()[:4]] == ["domain", "zh", "en", "code"]
-    found = ps.report(numbers.folder)
-    assert found["report"].endswith("prepared.report/report.html")
-    assert found["domains"]["zh"]["tokens"] == numbers.domains[0].tokens
+    assert "if the model has 16 experts a domain; the JSON has it for 4, 8, 16, 32" in table
+    assert format_overview(load_manifest(data)) in table, "what was left out"
+    found = ps.report(data)
+    assert found["report"] == str(tmp_path / "data.report.png")
+    assert min(imread(found["report"]).shape[:2]) > 200
+    assert {file: file.read_bytes() for file in data.rglob("*") if file.is_file()} == before, "nothing is written there"
+    for each in found["domains"].values():
+        at = EXPERT_COUNTS.index(16)
+        assert f"{each['load']['random'][at]:.2f} / {each['load']['balanced'][at]:.2f}\n" in table
     with pytest.raises(ConfigError, match=r"against.* compares runs, and .* is prepared data"):
-        ps.report(numbers.folder, against=[tmp_path])
-
-
-def test_a_linked_folder_of_reports_is_not_followed(numbers, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "data.report").symlink_to("mine")
-    with pytest.raises(NotWritable, match=r"data\.report is a link"):
-        write_prepared_report(dataclasses.replace(numbers, folder=tmp_path / "data"))
-    assert list((tmp_path / "mine").iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_written_is_named(numbers):
-    page = write_prepared_report(numbers)
-    shutil.rmtree(page.parent)
-    page.parent.write_text("")
-    with pytest.raises(DataError, match=r"cannot write .*report\.html"):
-        write_prepared_report(numbers)
-    page.parent.unlink()
+        ps.report(data, against=[tmp_path])
+    (tmp_path / "data.report.png").unlink()
+    (tmp_path / "data.report.png").mkdir()
+    with pytest.raises(DataError, match=r"cannot write .*data\.report\.png"):
+        ps.report(data)

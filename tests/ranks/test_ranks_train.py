@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import yaml
 from helpers.prepared import reseal
-from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from experiments.chaos.rank_processes import CRASHES_AT_EXIT, MAIN, RankProcesses
 from experiments.chaos.runs import whole
@@ -21,10 +19,11 @@ from experiments.tiny import tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.cli import main
-from pangu_sigma.config_file import load_config, parse_config
+from pangu_sigma.config_file import load_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.log.metrics import read_metrics
 from pangu_sigma.training.loop import train
 
@@ -296,19 +295,15 @@ def test_sigterm_to_one_rank_saves_the_step_and_ends_all(four_domains, tmp_path)
     assert lines(folder, "load")[-1]["step"] == saved.step
 
 
-def test_one_file_holds_the_weights_of_all_ranks(run, tmp_path):
-    file = tmp_path / "weights.safetensors"
-    assert main(["export", str(run(EXPERT)), "--format", "safetensors", "--output", str(file)]) == 0
-    found, saved = load_file(file), whole(load_checkpoint(run(EXPERT) / "checkpoints"))
-    expected = {name.removeprefix("dense/"): a for name, a in saved.items() if name.startswith("dense/")}
-    for name, array in saved.items():
+def test_an_exported_folder_holds_the_weights_of_all_ranks(run, tmp_path):
+    folder = tmp_path / "hf"
+    assert main(["export", str(run(EXPERT)), "--format", "hf", "--output", str(folder)]) == 0
+    model, names = open_model(folder, "hf"), []
+    for name, array in whole(load_checkpoint(run(EXPERT) / "checkpoints")).items():
         shard, _, tensor = name.partition("/")
-        if shard.startswith(EXPERTS) and tensor in FFN_TENSORS:
-            expected[f"experts.{shard.removeprefix(EXPERTS)}.{tensor}"] = array
-    assert found.keys() == expected.keys()
-    for name in expected:
-        assert np.array_equal(found[name], expected[name]), name
-    with safe_open(file, "numpy") as opened:
-        config = yaml.safe_load(opened.metadata()["config"])
-    assert parse_config(config) == load_config(run(EXPERT) / "config.yaml").on_one_rank()
-    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+        if shard == "dense" or (shard.startswith(EXPERTS) and tensor in FFN_TENSORS):
+            assert np.array_equal(model.array(shard, tensor).read(), array), name
+            names.append(name)
+    assert sum(model.array(*name.split("/")).size for name in names) == model.config.num_params().total
+    assert model.config.model == load_config(run(EXPERT) / "config.yaml").model
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]

@@ -20,7 +20,6 @@ from helpers.dense_runs import write_dense_run
 from experiments.tiny import tiny_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.convert.conversion import convert_model
-from pangu_sigma.convert.safetensors import export_safetensors
 from pangu_sigma.errors import UserError
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.generate.cpu.exact import ExactModel
@@ -30,7 +29,7 @@ from pangu_sigma.stored.open import kind_of, open_model
 
 SOURCES = Path(__file__).parents[2] / "src" / "pangu_sigma"
 
-OURS = ["run", "checkpoint", "export", "hf", "weights"]
+OURS = ["run", "checkpoint", "export", "hf"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,6 @@ def forms(tiny_run, tiny_export, tmp_path_factory) -> dict[str, Path]:
         "checkpoint": max((tiny_run / "checkpoints").glob("step_*")),
         "export": tiny_export,
         "hf": convert_model(tiny_run, folder / "hf", "hf"),
-        "weights": export_safetensors(tiny_run, folder / "weights.safetensors"),
         "alpha": foreign_files.write_release(folder / "alpha", foreign_files.parent(), 2, 2),
     }
 
@@ -135,9 +133,9 @@ def test_what_is_not_asked_for_is_not_opened(forms, tmp_path, kind):
 
 
 def test_each_kind_is_known_by_a_hash_of_all_that_it_holds(forms):
-    found = {kind: open_model(forms[kind]).hash for kind in ("run", "export", "hf", "weights")}
+    found = {kind: open_model(forms[kind]).hash for kind in ("run", "export", "hf")}
     assert all(len(each) == 32 for each in found.values())
-    assert len(set(found.values())) == 4
+    assert len(set(found.values())) == 3
     assert found["run"] == open_model(forms["run"], verified=False).hash
 
 
@@ -148,7 +146,6 @@ def test_another_kind_than_is_wanted_is_refused_by_its_name(forms, tmp_path, tmp
         (forms["export"], ("run",), "is an exported model, not a run folder; name the run that it came from"),
         (forms["run"], ("export",), "is a run folder, not an exported model"),
         (forms["hf"], ("run", "export"), "is a Hugging Face style folder, not a run folder or an exported model"),
-        (forms["weights"], ("run",), "is a file of weights, not a run folder"),
         (forms["checkpoint"], ("run",), "is the folder of a checkpoint, not a run folder; name the run that it is in"),
         (tmp_path, ("run",), r"is not a run folder: it has no config\.yaml; pass a folder that `train` wrote"),
         (
@@ -201,15 +198,14 @@ def test_the_number_of_descriptors_does_not_grow_with_the_depth(tiny_data, tmp_p
     config = deep_config(tiny_data, layers)
     run = write_dense_run(config, tmp_path / "run")
     paths = [run, max((run / "checkpoints").iterdir()), convert_model(run, tmp_path / "hf", "hf")]
-    paths.append(export_safetensors(run, tmp_path / "weights.safetensors"))
     paths.append(foreign_files.write_megatron(tmp_path / "alpha", foreign_files.parent(layers=layers), 2))
     done = subprocess.run(
         [sys.executable, "-c", DEEP, *map(str, paths)], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines] == ["run", "checkpoint", "hf", "weights", "alpha"]
-    assert {tuple(line[1:3]) for line in lines[:4]} == {
+    assert [line[0] for line in lines] == ["run", "checkpoint", "hf", "alpha"]
+    assert {tuple(line[1:3]) for line in lines[:3]} == {
         (str(len(weight_shapes(config))), str(config.num_params().total)),
     }
     assert max(int(line[3]) for line in lines) < 16
@@ -245,7 +241,6 @@ OPENERS = {
         "StoredCheckpoint",
         "StoredExport",
         "StoredFolder",
-        "StoredWeights",
         "StoredAlpha",
     ),
 }

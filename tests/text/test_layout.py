@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -241,3 +242,19 @@ def test_a_reader_is_named_by_a_person_and_never_by_a_record(tmp_path, tiny_run)
             "a": 1
         }
     assert reader.with_suffix(".ran").exists()
+
+
+def test_the_example_of_filters_keeps_good_text_and_leaves_out_the_rest():
+    example = Path(__file__).parents[2] / "examples" / "gopher.py"
+    keep = layout_of(reader=f"{example}:keep").function()
+    story = "\n".join(f"On day {n} the old man {n} walked to the river and sold his fish, 卖鱼。" for n in range(9))
+    bad = [
+        story[:100],
+        story * 1_000,
+        "- " + story.replace("\n", "\n- "),
+        story.replace("。", "…"),
+        "\n".join([story] * 2),
+    ]
+    bad += [re.sub(r"[A-Za-z]+", "an", story), re.sub(r" ", " # ", story)]
+    assert keep({"text": story}) == {"text": story}
+    assert [text[:20] for text in bad if keep({"text": text})] == []

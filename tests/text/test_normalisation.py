@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 import sentencepiece
 
-from pangu_sigma.text.normalisation import VANISHING, VANISHING_IN_RUN, folded_characters
+from pangu_sigma.text.normalisation import VANISHING, folded_characters
 from pangu_sigma.text.sentencepieces import alpha_model, parse_model
 
 CHARACTERS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000 and chr(code) not in " \n"]
@@ -28,8 +28,7 @@ def normalised() -> dict[str, str]:
 def test_a_character_vanishes_or_becomes_itself_or_its_nfkc_form(normalised):
     """The list in the source is complete and has nothing that is not needed."""
     lost = {c for c, normal in normalised.items() if not normal or set(normal) & set(" ▁▂▃")}
-    assert lost == set(VANISHING.findall("".join(CHARACTERS)))
-    assert set(VANISHING_IN_RUN.findall("".join(CHARACTERS))) == lost - set("▂▃")
+    assert lost == set("".join(VANISHING.findall("".join(CHARACTERS))))
     for c, normal in normalised.items():
         assert c in lost or normal in (c, unicodedata.normalize("NFKC", c)), hex(ord(c))
 

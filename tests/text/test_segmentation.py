@@ -41,10 +41,11 @@ def test_mixed_runs_put_the_text_together_again(text):
     assert "".join(part for _, part in plain(runs_of(text, "mixed"))) == text
 
 
-def test_marks_of_the_text_itself_stand_after_two_blanks():
-    assert runs_of("▂ ▃中\n▃", "zh") == (Run(True, "  ▂ ▂  ▃ 中 ▃  ▃", spelled=True),)
+def test_vanishing_characters_are_runs_of_their_own():
+    marks = Run(True, "▂", spelled=True), Run(True, "▃", spelled=True)
+    assert runs_of("▂ ▃中\n▃", "zh") == (marks[0], Run(True, "▂"), marks[1], Run(True, "中 ▃"), marks[1])
     assert runs_of(" 中\n", "zh") == (Run(True, "▂ 中 ▃"),)
-    assert runs_of("中\t国", "zh") == (Run(True, "中 \t 国", spelled=True),)
+    assert runs_of("中\t\t国", "zh") == (Run(True, "中"), Run(True, "\t\t", spelled=True), Run(True, "国"))
     assert runs_of("▂\ta", "mixed") == (Run(False, "▂\ta"),)
 
 

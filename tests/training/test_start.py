@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xxhash
 from helpers.failing_files import killed_after
 from helpers.prepared import reseal
 
@@ -16,14 +15,13 @@ from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.root import latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.save import save_checkpoint
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre.table import draw_tables
-from pangu_sigma.sealed import DamagedFile, sealed, unsealed
+from pangu_sigma.sealed import DamagedFile, sealed
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.training.progress import changes_since_checkpoint
 from pangu_sigma.training.start import StartOptions, check_start, start_run
 
 
@@ -47,52 +45,6 @@ def test_what_was_created_is_opened(tiny_data, tmp_path):
     assert opened.tokenizer.hash == Tokenizer.load(tiny_data / "tokenizer").hash
     assert opened.table.hash == created.table.hash
     assert opened.table.first_NDV.shape == (2, 3, opened.tokenizer.size)
-
-
-def shuffling(data: Path, way: str | None) -> Config:
-    config = tiny_config(data)
-    return config.model_copy(update={"data": config.data.model_copy(update={"shuffle": way})})
-
-
-def before_shuffle(run: Path) -> None:
-    """Make a run with a checkpoint what it was before the key `data.shuffle`: neither file says how samples are shuffled."""
-    lines = (run / "config.yaml").read_bytes().splitlines(keepends=True)[1:]
-    text = b"".join(line for line in lines if b"shuffle:" not in line)
-    assert len(text) < len(b"".join(lines))
-    first = f"# pangu-sigma run, format 2; xxh3_128 of the lines below: {xxhash.xxh3_128_hexdigest(text)}\n"
-    (run / "config.yaml").write_bytes(first.encode() + text)
-    manifest = latest_checkpoint(run / "checkpoints") / "manifest.json"
-    body = unsealed(manifest, "")
-    del body["identity"]["config"]["data"]["shuffle"]
-    manifest.write_bytes(sealed(body))
-
-
-def test_a_new_run_shuffles_in_the_newest_way_and_goes_on_so(tiny_data, tmp_path, caplog):
-    config = shuffling(tiny_data, None)
-    assert start_run(tmp_path / "run", config).config.data.shuffle == "keyed"
-    saved(tmp_path / "run")
-    assert "data.shuffle" not in " ".join(check_start(tmp_path / "run", config))
-    for given in (config, shuffling(tiny_data, "keyed"), run_config(tmp_path / "run")):
-        assert start_run(tmp_path / "run", given).config.data.shuffle == "keyed"
-    assert "data.shuffle" not in caplog.text
-
-
-@pytest.mark.parametrize("lost", [None, "config.yaml"])
-def test_a_run_from_before_the_key_keeps_its_order(tiny_data, run, lost, caplog):
-    before_shuffle(run)
-    if lost:
-        (run / lost).unlink()
-    config = shuffling(tiny_data, None)
-    assert "data.shuffle" not in " ".join(check_start(run, config))
-    assert run_config(run).data.shuffle == "permutation"
-    opened = start_run(run, config)
-    assert opened.config.data.shuffle == "permutation"
-    assert changes_since_checkpoint(opened.newest_checkpoint(), opened) == []
-    assert "data.shuffle" not in caplog.text
-    with pytest.raises(ConfigError, match=r'data\.shuffle: "permutation" → "keyed": .*taken twice and others never'):
-        start_run(run, shuffling(tiny_data, "keyed"))
-    over = start_run(run, config, options=StartOptions(start_over=True))
-    assert over.config.data.shuffle == "keyed", "begun anew"
 
 
 def test_preparation_keys_of_training_that_the_data_do_not_have_are_warned_of(tiny_data, tmp_path, caplog):

@@ -108,12 +108,6 @@ def change_text(change: Change) -> str:
     return f"{key}: {old} → {new}"
 
 
-def shuffled_as(config: Config, shuffle: Any) -> Config:
-    """Return the configuration with this value of `data.shuffle`, unless it has one."""
-    data = config.data.model_copy(update={"shuffle": config.data.shuffle or shuffle})
-    return config.model_copy(update={"data": data})
-
-
 def absolute_paths(config: Config) -> Config:
     """Return the configuration with its paths made absolute."""
     data = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})

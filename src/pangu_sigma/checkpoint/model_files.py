@@ -92,7 +92,7 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
         )
     if xxhash.xxh3_128_hexdigest(content[found.end() :]) != found[3].decode():
         raise DamagedFile(f"{file}: not the hash of its first line: it was edited by hand or is damaged; {fix}")
-    return parse_config(with_shuffle(read_tree(file)))
+    return parse_config(read_tree(file))
 
 
 def recorded_kind(file: Path) -> str | None:
@@ -103,12 +103,6 @@ def recorded_kind(file: Path) -> str | None:
     except OSError:
         return None
     return found[1].decode() if found else None
-
-
-def with_shuffle(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree of a recorded configuration with `data.shuffle`: one that was recorded before this key says permutation."""
-    data = recorded.get("data", {})
-    return recorded | {"data": data | {"shuffle": data.get("shuffle") or "permutation"}}
 
 
 def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pangu_sigma.checkpoint.changes import Change
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_identity
 from pangu_sigma.checkpoint.format import Identity
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config, with_shuffle
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
 from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint, step_of
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
 from pangu_sigma.config import Config, ConfigError
@@ -70,16 +70,15 @@ class RunFolder:
 def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
     """Read the configuration of a run folder, and override some keys. A missing config.yaml is read from the newest checkpoint.
 
-    A run that was made before the key `data.shuffle` gets the value that it had.
     Raises ConfigError if `path` is no run folder, DamagedFile for a config.yaml that was edited by hand or damaged.
     """
     if (path / CONFIG_FILE).exists():
         read_config(path, "run", WAY_BACK_OF_CONFIG)
-        return parse_config(override(with_shuffle(read_tree(path / CONFIG_FILE)), overrides))
+        return parse_config(override(read_tree(path / CONFIG_FILE), overrides))
     saved = newest_identity(path / CHECKPOINTS)
     if saved is None:
         raise ConfigError(f"{path} is not a run folder: it has no {CONFIG_FILE}; pass a configuration, or name a run")
-    return parse_config(override(with_shuffle(saved.config), overrides))
+    return parse_config(override(saved.config, overrides))
 
 
 _NOT_OF_STEPS = ("name", "data.path", "ecss.path", "chat.", "train.steps")

@@ -60,7 +60,7 @@ def _add_benchmark(commands: Any) -> None:
         run=_benchmark,
     )
     with_model(command)
-    usual = "zh; for programs the first code domain, for translations the first bilingual one, for dialogue the first one of text"
+    usual = "zh; for programs the first code domain, for translations the first bilingual one"
     option = command.add_argument
     option("names", nargs="+", metavar="NAME", help="benchmark of evaluate/README.md, or any of lm-evaluation-harness")
     option("--files", type=Path, metavar="FOLDER", help="published files of the benchmarks, in FOLDER/NAME/")
@@ -68,7 +68,7 @@ def _add_benchmark(commands: Any) -> None:
     option("--limit", type=_at_least_one, metavar="N", help="run only the first N items of each benchmark")
     option("--num-fewshot", type=_at_least_one, metavar="K", help="examples before each item; default the benchmark's")
     option("--samples-per-problem", type=_at_least_one, metavar="N", help="programs per problem of humaneval, mbpp")
-    option("--temperature", type=float, metavar="T", help="sampling temperature of programs, translations and dialogue")
+    option("--temperature", type=float, metavar="T", help="sampling temperature of programs and translations")
     flag(command, "--allow-code-execution", "run the model's programs even where they cannot be isolated")
     with_json(command)
 

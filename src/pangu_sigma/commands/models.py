@@ -57,7 +57,7 @@ def _add_extend(commands: Any) -> None:
         commands,
         "extend",
         api.extend,
-        "add domains, slots, pieces or experts to a trained run; old domains answer as before, bit for bit",
+        "add domains, slots or pieces to a trained run; old domains answer as before, bit for bit",
         "runs/sigma_tiny more.yaml -o runs/more --from-domain zh",
         "runs/sigma_paper_tiny more.yaml -o runs/more --from-dense runs/alpha_tiny",
     )
@@ -97,15 +97,15 @@ def _add_export(commands: Any) -> None:
         commands,
         "export",
         api.Model.export,
-        "convert a model to a self-contained folder, one file of weights, a Hugging Face style folder, or a run",
+        "convert a model to a self-contained folder, a Hugging Face style folder, or a run",
         "runs/sigma_tiny -o exports/sigma_tiny --weights int8",
         "runs/sigma_tiny -o exports/sigma_tiny_hf --format hf",
         "exports/sigma_tiny_hf -o runs/again --format run",
         run=_export,
     )
     with_model(command, "run folder, or a folder written by --format hf")
-    with_output(command, "new folder or file; it must not exist", required=True)
-    command.add_argument("--format", choices=["mindir", "safetensors", "hf", "run"], help="run: of a folder from hf")
+    with_output(command, "new folder; it must not exist", required=True)
+    command.add_argument("--format", choices=["mindir", "hf", "run"], help="run: of a folder from hf")
     command.add_argument("--weights", choices=["float32", "float16", "int8"], help="matrices in mindir")
 
 

@@ -15,16 +15,11 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import DamagedFile, as_json, sealed, unsealed, write_atomically
 
 MANIFEST_FILE = "manifest.json"
-DATA_FORMAT = 4
-"""Format version of a prepared data folder that is written: hashes of chunks are in files, and a `.bin` can have shards."""
-READABLE = (3, DATA_FORMAT)
-"""Format versions that are read; others are refused. In format 3 hashes of chunks are in the manifest."""
+DATA_FORMAT = 5
+"""Format version of a prepared data folder; others are refused. Version 0.1.0 wrote 4, with counts of private data."""
 
 EXTENDS = "extends"
 """Key of a manifest's `config`: fingerprint and content hash of the folder that was extended (`prepare-data --extend`)."""
-
-SHORTENED = "…"
-"""End of the text of a passage that was cut."""
 
 _FIX = "the folder is damaged, run prepare-data again"
 
@@ -55,50 +50,28 @@ class SplitCounts(_Record):
     folded: int
 
 
-class Passage(_Record):
-    """Repeated text, shortened, and the number of documents of its domain that contain it."""
-
-    text: str
-    documents: int
-
-    @property
-    def blank(self) -> bool:
-        """True if the text is whitespace."""
-        return self.text.removesuffix(SHORTENED).isspace()
-
-    @property
-    def shown(self) -> str:
-        """Text as a literal; of whitespace only its length."""
-        text = self.text.removesuffix(SHORTENED)
-        return f"{len(text)}{' or more' * (text != self.text)} blanks and newlines" if self.blank else repr(self.text)
-
-
 class OverlapRecord(_Record):
     """Overlap of a domain's held-out text with its training text, measured in n-grams, called windows (see `overlap`).
 
     window: number of tokens of a window. windows: number of windows in the held-out text. share: fraction of them that also occur
     in the training text and touch no boilerplate. boilerplate: fraction of the tokens that are in boilerplate, windows that occur
-    in more than data.boilerplate_documents documents. by_hash_alone: `share` of documents held out by their hash alone.
+    in more than data.boilerplate_documents documents.
     wanted: number of held-out documents that the fraction held_out asks for. max_overlap, min_tokens: the domain's limits.
     passed_over, passed_over_tokens: number of candidates for the held-out text that are trained on, because they repeat other
     documents, and number of their tokens.
-    boilerplate_windows, passages: number of different boilerplate windows in the candidates, and the most frequent text of them.
-    by_boilerplate: number of held-out documents that would be passed over if boilerplate counted as overlap.
+    boilerplate_windows: number of different boilerplate windows in the candidates.
     """
 
     window: int
     windows: int
     boilerplate: float
     share: float
-    by_hash_alone: float
     wanted: int
     max_overlap: float
     min_tokens: int
     passed_over: int
     passed_over_tokens: int
     boilerplate_windows: int
-    by_boilerplate: int
-    passages: list[Passage]
 
 
 class DomainRecord(_Record):
@@ -108,11 +81,10 @@ class DomainRecord(_Record):
     held-out token: loss of a unigram model with the training counts plus ½ for every row of the slot.
     shift, shift_deviation: how much this loss is above that of as much text drawn at random from the domain, and the standard
     deviation of such draws, in nats.
-    offered: number of documents read. Each is kept or counted in one of: filtered (by the name of the filter), duplicates (exact
-    copies), near_duplicates (of an earlier document of any domain), too_long (one document longer than data.max_mib_per_domain),
-    over_limit (left out because other documents fill that limit).
+    offered: number of documents read. Each is kept or counted in one of: duplicates (exact copies), near_duplicates (of an earlier
+    document of any domain), too_long (one document longer than data.max_mib_per_domain), over_limit (left out because other
+    documents fill that limit).
     offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the documents too long or over the limit.
-    private: number of private data in the documents that filters passed, by kind, if data.count_private says so.
     """
 
     slot: str
@@ -130,9 +102,7 @@ class DomainRecord(_Record):
     offered_bytes: int
     left_out_bytes: int
     overlap: OverlapRecord
-    near_duplicates: int = 0
-    filtered: dict[str, int] = {}
-    private: dict[str, int] = {}
+    near_duplicates: int
 
 
 class NearDuplicatesRecord(_Record):
@@ -150,24 +120,18 @@ class NearDuplicatesRecord(_Record):
 
 
 class FileRecord(_Record):
-    """Size and content hash of a file in the manifest.
-
-    chunk_bytes: bytes of a chunk of a `.bin`, the last may be shorter; each is verified when it is first read. chunks: their hashes
-    in data format 3; later they are in a file of their own.
-    """
+    """Size and content hash of a file in the manifest."""
 
     bytes: int
     xxh3_128: str
-    chunk_bytes: int = 0
-    chunks: list[str] = []
 
 
 class Manifest(_Record):
     """Manifest of a prepared data folder.
 
     config: settings, inputs and versions that decide the content of the folder. fingerprint: sha256 of `config`.
-    quarantined: number of unusable lines, by reason. examples: file, offset and detail of the first unusable line, by reason, and
-    of the first document that each filter dropped. near_duplicates: None if they were not searched.
+    quarantined: number of unusable lines, by reason. examples: file, offset and detail of the first unusable line, by reason.
+    near_duplicates: None if they were not searched.
     files: size and hash of every other file of the folder, by relative path.
     """
 
@@ -206,10 +170,10 @@ def load_manifest(path: Path) -> Manifest:
         )
     try:
         tree = unsealed(file, _FIX)
-        if tree.get("format") not in READABLE:
+        if tree.get("format") != DATA_FORMAT:
             raise DataError(
-                f"{file}: data format {tree.get('format')}, this version reads {' and '.join(map(str, READABLE))}; "
-                "run prepare-data again"
+                f"{file}: data format {tree.get('format')}, this version reads {DATA_FORMAT}; run prepare-data again. Version "
+                "0.1.0 (commit ab9cf900) reads formats 3 and 4"
             )
         return Manifest.model_validate(tree)
     except DamagedFile as error:

@@ -1,7 +1,7 @@
 """Sampling order of training: a function of the seed and of the number of samples taken of each domain, which a `Cursor` holds.
 
 The order does not depend on the number of processes or on when a run was stopped. How the samples of a domain are shuffled is a key
-of the run, `data.shuffle`; runs of before that key have a permutation in memory.
+of the run, `data.shuffle`.
 
 Shape suffix: M blocks (one domain each).
 """

@@ -17,7 +17,7 @@ import xxhash
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.indexed import CHUNK_BYTES, hashes_of_file, token_shards
+from pangu_sigma.data.indexed import hashes_of_file, token_shards
 from pangu_sigma.data.manifest import MANIFEST_FILE, FileRecord, load_manifest
 from pangu_sigma.data.token_files import Opener, TokenFile, Tokens, opener
 from pangu_sigma.errors import DataError
@@ -49,9 +49,7 @@ _KEYS = {
     "max_boilerplate": "data",
     "min_held_out_tokens": "data",
     "max_held_out_tokens": "data",
-    "count_private": "data",
     "near_duplicates": "data",
-    "filters": "data",
 }
 """Keys that decide how text is prepared → their section."""
 _DOMAIN_KEYS = ("name", "format", "language", "slot", "held_out", "max_overlap", "min_held_out_tokens")
@@ -88,15 +86,13 @@ class PreparedData:
         return Tokens([self._token_file(shard, vocabulary) for shard in shards])
 
     def _token_file(self, shard: str, vocabulary: int) -> TokenFile:
-        record, chunks = self._record(f"{shard}.bin"), partial(self._chunk_hashes, shard)
         return TokenFile(
             self.folder / shard,
             vocabulary,
-            record.bytes,
-            chunks,
-            record.chunk_bytes or CHUNK_BYTES,
-            self._opened,
-            self._record(f"{shard}.idx").xxh3_128,
+            self._record(f"{shard}.bin").bytes,
+            partial(self._chunk_hashes, shard),
+            opened=self._opened,
+            index_hash=self._record(f"{shard}.idx").xxh3_128,
         )
 
     @cached_property
@@ -105,8 +101,6 @@ class PreparedData:
 
     def _chunk_hashes(self, shard: str) -> bytes:
         """Return the hashes of the chunks of a shard, end to end. Raises DataError if their file is damaged."""
-        if inside := self._record(f"{shard}.bin").chunks:  # data format 3
-            return bytes.fromhex("".join(inside))
         self.verify(f"{shard}{HASHES_ENDING}")
         return (self.folder / f"{shard}{HASHES_ENDING}").read_bytes()
 
@@ -253,7 +247,7 @@ def file_records(folder: Path, known: Collection[str] = ()) -> dict[str, FileRec
             records[name] = FileRecord(**fingerprint(file))
             continue
         whole, chunks = hashes_of_file(file)
-        records[name] = FileRecord(bytes=file.stat().st_size, xxh3_128=whole, chunk_bytes=CHUNK_BYTES)
+        records[name] = FileRecord(bytes=file.stat().st_size, xxh3_128=whole)
         file.with_suffix(HASHES_ENDING).write_bytes(chunks)
         records[name.removesuffix(".bin") + HASHES_ENDING] = FileRecord(
             bytes=len(chunks), xxh3_128=xxhash.xxh3_128_hexdigest(chunks)

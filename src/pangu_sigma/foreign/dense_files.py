@@ -38,8 +38,6 @@ def open_dense_model(path: Path) -> DenseModel:
     for fits, opened in _OPENERS:
         if fits(path):
             return opened(path)
-    if path.is_file() and path.suffix == ".safetensors":
-        metadata_of(path)  # raises for a damaged file
     raise LayoutError(f"{path} is in no layout that is read: {contents(path)}; give one of these: {_listed()}")
 
 
@@ -53,6 +51,8 @@ def contents(path: Path, but: Collection[str] = ()) -> str:
         return "prepared data"
     if path.suffix in (".yaml", ".yml"):
         return "a configuration; MODEL comes first, CONFIG second"
+    if path.is_file() and path.suffix == ".safetensors" and "config" in metadata_of(path):  # raises for a damaged file
+        return "a file of `export --format safetensors`, which is gone; version 0.1.0 (commit ab9cf900) reads it"
     if path.is_file():
         return f"a file that ends in {path.suffix or 'nothing'}"
     names = sorted({file.name for file in path.iterdir()}.difference(but))

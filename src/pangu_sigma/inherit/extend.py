@@ -1,4 +1,4 @@
-"""Extension of a trained Σ by domains, slots, English pieces or experts, which changes no bit of its answers for its domains.
+"""Extension of a trained Σ by domains, slots or English pieces, which changes no bit of its answers for its domains.
 
     old domains      experts, rows of the routing tables, rows of slots, Adam state and step counts are copied
     common segments  their experts are copied with Adam state, and new domains share them; tables keep the entries of known tokens
@@ -7,7 +7,6 @@
     new slots        rows of the same tokens of the named domain's slot, or of the dense parent; the rest is drawn from
                      N(0, model.init_std)
     new tokens       rows are drawn; each domain's tables give them a drawn expert
-    k times experts  every expert becomes k equal copies with its Adam state, and its ids are divided among them
 
 All of this is our choice; the paper says that domains can be added, not how. Tables are drawn from routing.seed and the *name* of
 a domain, so they do not depend on other domains or on the order of extensions; those of common segments from routing.seed alone.
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of, shuffled_as
+from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData, read_prepared_tokenizer
@@ -36,7 +35,7 @@ from pangu_sigma.inherit.parent import ParentWords, looked_up, parent_slot
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.tensor_origin import SlotRows
 from pangu_sigma.inherit.text_cursor import text_cursor
-from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_in_turn, write_child
+from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_of, write_child
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
@@ -73,7 +72,6 @@ _OWN_RULE = {
     "seed": "draws what is new",
     "model.init_std": "draws what is new",
     "model.expert_init": "draws what is new",
-    "model.experts_per_domain": "may be a multiple",
     "model.slot_rows": "may grow",
     "vocabulary.english_pieces": "tokens are compared, not keys",
     "vocabulary.english_model": "tokens are compared, not keys",
@@ -97,11 +95,6 @@ def check_extension(path: Path, old: Config, new: Config) -> None:
     had, wanted = old.model, new.model
     if wanted.slot_rows < had.slot_rows:
         problems.append(f"model.slot_rows: {had.slot_rows} → {wanted.slot_rows}: rows can be added, not taken away")
-    if wanted.experts_per_domain % had.experts_per_domain:
-        problems.append(
-            f"model.experts_per_domain: {had.experts_per_domain} → {wanted.experts_per_domain}: it must be a multiple, because "
-            "every expert becomes as many equal copies, in all domains; single domains cannot have more than others"
-        )
     if problems:
         raise ConfigError(
             f"{path} cannot be extended to this configuration:\n  "
@@ -132,10 +125,8 @@ def _changed_domains(old: Config, new: Config) -> list[str]:
 def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> ChildTensors:
     """Plan the extension of `parent` to a run of `config`, without reading tensors. origin: source of new domains and slots.
 
-    Without `data.shuffle` samples are shuffled as those of the run. Raises ConfigError for a key that cannot be extended, DataError
-    without text prepared for `config`.
+    Raises ConfigError for a key that cannot be extended, DataError without text prepared for `config`.
     """
-    config = shuffled_as(config, parent.config.data.shuffle)
     check_extension(parent.path, parent.config, config)
     _check_origin(parent.config, config, origin)
     tokenizer = _prepared_tokenizer(parent.path, config)
@@ -146,10 +137,7 @@ def plan_extension(parent: StoredModel, config: Config, origin: Origin) -> Child
     origins = {each.name: each.name if each.name in names else origin.domain for each in domains}
     of_domain = {name: source for name, source in origins.items() if source is not None}
     none_K = np.full(config.model.experts_per_domain, -1)
-    numbers = [
-        experts_in_turn(old.named(of_domain[each.name]), each.experts) if each.name in of_domain else none_K
-        for each in domains
-    ]
+    numbers = [experts_of(old.named(of_domain[each.name])) if each.name in of_domain else none_K for each in domains]
     own_K = np.repeat([each.name in names for each in domains], config.model.experts_per_domain)
     return ChildTensors(
         parent,
@@ -200,11 +188,6 @@ def _check_origin(old: Config, new: Config, origin: Origin) -> None:
         raise ConfigError(
             f"{argument('--from-domain')} {origin.domain}: the run has the domains {', '.join(each.name for each in old.domains)}"
         )
-    if origin.given and not added:
-        raise ConfigError(
-            f"the configuration has no new domain: {argument('--from-domain')}, {argument('--from-dense')} and "
-            f"{argument('--from-scratch')} do nothing; leave them out"
-        )
     if origin.dense is not None:
         _check_dense(new, origin.dense)
 
@@ -238,9 +221,9 @@ def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
         tokenizer = read_prepared_tokenizer(config)
     except (DataError, ConfigError) as error:
         raise type(error)(f"{error}\n{_keep_ids(path)}") from error
-    prepared = load_manifest(Path(config.data.path)).config.get("domains")
+    prepared = load_manifest(Path(config.data.path)).config["domains"]
     cut_as = [[d.name, d.format, d.language, d.slot] for d in config.domains]  # what is held out of them may differ
-    if prepared is not None and [each[:4] for each in prepared] != cut_as:
+    if [each[:4] for each in prepared] != cut_as:
         names, wanted = (", ".join(each) for each in ([d[0] for d in prepared], [d.name for d in config.domains]))
         raise ConfigError(
             f"domains: data.path={config.data.path} was prepared for {names}, the configuration has {wanted}, or they differ in "
@@ -279,7 +262,7 @@ def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer,
         and config.model.experts_per_domain == parent.config.model.experts_per_domain
     ):
         raise ConfigError(
-            f"this configuration has nothing that {parent.path} lacks: add domains, slots, pieces or experts, or go on with "
+            f"this configuration has nothing that {parent.path} lacks: add domains, slots or pieces, or go on with "
             f"`pangu-sigma train {parent.path}`"
         )
     if (known_V < 0).any() or had.size != tokenizer.size:
@@ -327,9 +310,6 @@ def extended_tables(
     """Return the routing tables of an extended run: the parent's entries in the domains of `origins`, else drawn ones.
 
     known_V: the parent's id of each token, -1 for a new token, whose entries are drawn. origins: domain → domain of the parent.
-
-    If domains get more experts, copies of expert e of the parent's E are the experts e, e + E, e + 2E, …, so that a token that is
-    spread over neighbouring experts by its position is still routed to an equal expert.
     """
     old, experts = parent.table, config.model.experts_per_domain
     frequencies_DV = PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None
@@ -350,8 +330,7 @@ def extended_tables(
         first_NDV[:, domain.index], spread_DV[domain.index] = drawn.first_NDV[:, 0], drawn.spread_DV[0]
         if domain.name in origins:
             source = domains_of(parent.config).named(origins[domain.name]).index
-            copy_NV = drawn.first_NDV[:, 0, kept_V] // old.experts
-            first_NDV[:, domain.index, kept_V] = old.first_NDV[:, source, known_V[kept_V]] + old.experts * copy_NV
+            first_NDV[:, domain.index, kept_V] = old.first_NDV[:, source, known_V[kept_V]]
             spread_DV[domain.index, kept_V] = old.spread_DV[source, known_V[kept_V]]
     if old.common_N is None or old.common_spread_V is None:
         return RoutingTable(first_NDV, spread_DV, experts)
@@ -376,13 +355,10 @@ def _answers_as(child: ChildTensors, name: str, source: str) -> bool:
 def _fates(child: ChildTensors) -> dict[str, str]:
     """Describe what becomes of every domain, for people."""
     names = {each.name for each in child.parent.config.domains}
-    copies = child.config.model.experts_per_domain // child.parent.config.model.experts_per_domain
-    times = "" if copies == 1 else f", every expert {copies} times"
     drawn = f"new, its experts the FFN of {child.alpha.path}" if child.alpha else "new, its experts drawn"
-    made = {name: f"new, with experts and routing of domain {source}{times}" for name, source in child.origins.items()}
+    made = {name: f"new, with experts and routing of domain {source}" for name, source in child.origins.items()}
     return {
-        each.name: f"as it was{times}" if each.name in names else made.get(each.name, drawn)
-        for each in child.config.domains
+        each.name: "as it was" if each.name in names else made.get(each.name, drawn) for each in child.config.domains
     }
 
 

@@ -26,7 +26,7 @@ from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.tensor_origin import SlotRows
-from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_in_turn, write_child
+from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_of, write_child
 from pangu_sigma.sections import ParallelConfig
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
@@ -88,7 +88,7 @@ def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Chi
     indices = [domain.index for domain in chosen]
     whole = parent.table
     table = replace(whole, first_NDV=whole.first_NDV[:, indices], spread_DV=whole.spread_DV[indices])
-    experts_K = np.concatenate([experts_in_turn(domain, domain.experts) for domain in chosen])
+    experts_K = np.concatenate([experts_of(domain) for domain in chosen])
     own_K = np.ones(len(experts_K), bool)
     return ChildTensors(
         parent, config, tokenizer, table, given, experts_K, own_K, origins={name: name for name in kept}

@@ -35,8 +35,6 @@ a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigm
 _NO_PARENTS: dict[Kind, str] = {
     "checkpoint": "is a checkpoint, which has no tokenizer; name the run folder that it is in",
     "export": "is an export, whose weights are inside of its graph; inherit from the run that it came from",
-    "weights": "has weights and a configuration but no tokenizer, so nothing says what the rows of its word table mean; inherit "
-    "from the run that it came from, or from a folder of `pangu-sigma export RUN --format hf`",
 }
 """Reason why models of a kind cannot be parents."""
 

@@ -147,9 +147,9 @@ def write_child(path: Path, child: ChildTensors, data_hash: str | None, cursor: 
     return open_model(path, "run")
 
 
-def experts_in_turn(domain: Domain, wanted: int) -> np.ndarray:
-    """Return `wanted` numbers of experts: those of a domain in a layer, again and again, such as 4, 5, 4 of the experts 4 and 5."""
-    return domain.first_expert + np.arange(wanted) % domain.experts
+def experts_of(domain: Domain) -> np.ndarray:
+    """Return the numbers of a domain's experts in a layer, such as 4, 5."""
+    return domain.first_expert + np.arange(domain.experts)
 
 
 WARM = (

@@ -4,7 +4,6 @@ Headers and small files are read; the values of weights are read only for verifi
 
     run, checkpoint       the newest checkpoint by its name; with verification the newest intact one, and the damage of newer ones
     export                counted by its configuration: the weights are inside the graph
-    file of weights       file that `export --format safetensors` wrote
     hf                    folder that `export --format hf` wrote
     other files           a released PanGu-α in one of the layouts of foreign/README.md
 """
@@ -33,7 +32,7 @@ from pangu_sigma.stored.run import StoredRun
 class FileInspection:
     """Contents of a folder or file of weights.
 
-    kind: "run", "checkpoint", "export", "weights", "hf", or the layout of a foreign model. step: step of the checkpoint, if known.
+    kind: "run", "checkpoint", "export", "hf", or the layout of a foreign model. step: step of the checkpoint, if known.
     roles: number of tensors, parameters and bytes, and dtypes, by role in the network. hashes: content hashes, by the name of what
     was hashed. verified: names of the files compared with their hashes. lineage: record of the weights' origin. refusal: reason
     why `inherit` refuses the model; None if it accepts. notes: further remarks. config: the model's configuration, if known.
@@ -112,7 +111,6 @@ _VERIFIED: dict[Kind, tuple[str, str]] = {
     "checkpoint": ("manifest", "manifest, all files"),
     "export": ("configuration", "configuration, all files"),
     "hf": ("all files but those of the weights", "all files"),
-    "weights": ("nothing", "the whole file"),
     "alpha": ("nothing", "checksums of torch's zip files, tensors that must be equal; other files have no hashes"),
 }
 """Kind of model → names of the files that are verified, without and with `verify`."""

@@ -4,7 +4,6 @@
     checkpoint   folder of a checkpoint inside a run, without tokenizer
     export       folder of `export`: the weights are inside its graph
     hf           Hugging Face style folder of this project
-    weights      file of `export --format safetensors`, without tokenizer
     alpha        dense PanGu-α in the files of another project, without configuration and tokenizer
 
 All kinds name weights alike: by the network's parameters, and `layers.<i>.ffn.experts.<e>.<w1|b1|w2|b2>` for experts, where i
@@ -36,7 +35,7 @@ from pangu_sigma.text.tokenizer import Tokenizer
 TUNING_RESULT = Path("finetune/result.json")
 """File of the result of a fine-tuning in a run folder: files, dev loss, forgetting."""
 
-Kind = Literal["run", "checkpoint", "export", "hf", "weights", "alpha"]
+Kind = Literal["run", "checkpoint", "export", "hf", "alpha"]
 
 Listed = Iterator[tuple[str, str, tuple[int, ...], str]]
 """Shard of a checkpoint ("" in other files), name, shape and dtype of each array in a model's files."""

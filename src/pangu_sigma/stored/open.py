@@ -9,11 +9,10 @@ from typing import Literal, overload
 from pangu_sigma.checkpoint.format import MANIFEST, STATE
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, recorded_kind
 from pangu_sigma.checkpoint.root import has_checkpoints
-from pangu_sigma.checkpoint.safetensors_file import metadata_of
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.foreign.dense_files import is_dense_model
-from pangu_sigma.sealed import SEAL, DamagedFile
+from pangu_sigma.sealed import SEAL
 from pangu_sigma.shipped import shipped_configs
 from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
@@ -21,7 +20,6 @@ from pangu_sigma.stored.hf_config import MODEL_TYPE
 from pangu_sigma.stored.hf_folder import CONFIG_JSON, StoredFolder
 from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.run import StoredCheckpoint, StoredRun
-from pangu_sigma.stored.weights_file import HASH, StoredWeights
 
 ANSWERING: tuple[Kind, ...] = ("run", "export", "hf", "alpha")
 """Kinds of models with everything that answering takes: weights, sizes, a vocabulary, tables."""
@@ -31,7 +29,6 @@ KIND_NAMES: dict[Kind, str] = {
     "checkpoint": "the folder of a checkpoint",
     "export": "an exported model",
     "hf": "a Hugging Face style folder",
-    "weights": "a file of weights",
     "alpha": "a PanGu-α in the files of others",
 }
 _SIGNS: dict[Kind, tuple[str, str]] = {
@@ -47,7 +44,6 @@ _CLASSES: dict[Kind, type[StoredModel]] = {
     "checkpoint": StoredCheckpoint,
     "export": StoredExport,
     "hf": StoredFolder,
-    "weights": StoredWeights,
     "alpha": StoredAlpha,
 }
 
@@ -104,9 +100,7 @@ def kind_of(path: Path) -> Kind:
         return "run"
     if (path / MANIFEST).exists() and (path / STATE).exists():
         return "checkpoint"
-    if _is_folder(path):
-        return "hf"
-    return "weights" if _is_weights(path) else "alpha"
+    return "hf" if _is_folder(path) else "alpha"
 
 
 def _is_folder(path: Path) -> bool:
@@ -115,11 +109,4 @@ def _is_folder(path: Path) -> bool:
         with open(path / CONFIG_JSON, "rb") as stream:
             return (path / SEAL).exists() or f'"{MODEL_TYPE}"'.encode() in stream.read(1 << 16)
     except OSError:
-        return False
-
-
-def _is_weights(path: Path) -> bool:
-    try:
-        return path.is_file() and {"config", HASH} <= metadata_of(path).keys()
-    except (OSError, DamagedFile):
         return False

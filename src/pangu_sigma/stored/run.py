@@ -9,7 +9,7 @@ from typing import Any
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.format import MANIFEST, Identity
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, read_config, with_shuffle
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, read_config
 from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import WAY_BACK_OF_CONFIG, way_back
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE
@@ -114,7 +114,7 @@ class StoredCheckpoint(StoredRun):
 
     @cached_property
     def config(self) -> Config:
-        return parse_config(with_shuffle(self.checkpoint.identity.config))
+        return parse_config(self.checkpoint.identity.config)
 
     @property
     def hashes(self) -> dict[str, str]:

@@ -26,4 +26,4 @@ class AlphaTokenizer(Tokenizer):
         self._plain = sentencepiece.SentencePieceProcessor(model_proto=pieces)
 
     def _encode_run(self, run: Run, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
-        return encode_ids(run.text, self._plain)
+        return encode_ids(" ".join(run.text) if run.spelled else run.text, self._plain)

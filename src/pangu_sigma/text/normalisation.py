@@ -28,11 +28,8 @@ _VANISHING = (
 These characters decide token ids: a change needs a new format version of the tokenizer.
 """
 
-VANISHING = re.compile(f"[{_VANISHING}{SPACE}{NEWLINE}]")
+VANISHING = re.compile(f"([{_VANISHING}{SPACE}{NEWLINE}]+)")
 """Pattern of characters that PanGu-α's model loses: vanishing characters, and ▂ and ▃, which it reads as blank and newline."""
-
-VANISHING_IN_RUN = re.compile(f"  [{SPACE}{NEWLINE}]|[{_VANISHING}]")
-"""Pattern of the same characters in a `Run`, where ▂ and ▃ mean blank and newline; a ▂ or ▃ of the text follows two blanks."""
 
 _END = 0x30000
 """Code point from which on no character changes under NFKC."""

@@ -6,11 +6,12 @@ model, so they are found once for each document. This module does not use token 
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import NamedTuple
 
 from pangu_sigma.text.normalisation import VANISHING
-from pangu_sigma.text.words import NEWLINE, SPACE, words
+from pangu_sigma.text.words import words
 
 HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Han characters and radicals, as the inside of a regular expression's [ ]."""
@@ -21,7 +22,6 @@ _MARKS = "\u3000-\u303f\ufe30-\ufe4f\uff00-\uffef“”‘’—…·"
 _CHINESE_RUN = re.compile(f"([{_MARKS}]{{0,8}}[{HAN}](?:[\\W\\d_]*[{HAN}{_MARKS}])*)")
 _HAN = re.compile(f"[{HAN}]")
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
-_MARK = re.compile(f"([{SPACE}{NEWLINE}])")
 
 PATTERNS = {"chinese_run": _CHINESE_RUN.pattern, "han": _HAN.pattern, "latin_word": _LATIN_WORD.pattern}
 """Patterns that decide runs and tags, by name, for tokenizers outside of this package (tokenizer_config.json of `export`)."""
@@ -30,9 +30,8 @@ PATTERNS = {"chinese_run": _CHINESE_RUN.pattern, "han": _HAN.pattern, "latin_wor
 class Run(NamedTuple):
     """Run of text: a stretch that one SentencePiece model encodes, PanGu-α's if `alpha`, else the English one.
 
-    text: for PanGu-α, jieba's words joined with a blank. As in PanGu-α, ▂ and ▃ then stand for blanks and newlines; a ▂ or ▃ of the
-    text itself follows two blanks, which SentencePiece reads as one. spelled: True if the run has characters that only bytes can
-    spell: a ▂ or ▃ of the text itself, or one that PanGu-α's normaliser drops.
+    text: for PanGu-α, jieba's words joined with a blank. As in PanGu-α, ▂ and ▃ then stand for blanks and newlines. spelled: True
+    for a run of characters that only bytes can spell: a ▂ or ▃ of the text itself, or one that PanGu-α's normaliser drops.
     """
 
     alpha: bool
@@ -50,20 +49,18 @@ def runs_of(text: str, language: str) -> tuple[Run, ...]:
     if not text:
         return ()
     if language == "zh":
-        return (_chinese(text),)
+        return _chinese(text)
     if language != "mixed":
         return (Run(False, text),)
     stretches = _CHINESE_RUN.split(text)  # every other one is Chinese
-    return tuple(_chinese(some) if i % 2 else Run(False, some) for i, some in enumerate(stretches) if some)
+    parts = (_chinese(some) if i % 2 else (Run(False, some),) for i, some in enumerate(stretches) if some)
+    return tuple(itertools.chain.from_iterable(parts))
 
 
-def _chinese(text: str) -> Run:
-    """Make a run for PanGu-α. Two blanks go before a ▂ or ▃ of the text itself; jieba takes each for a word of its own."""
-    if not VANISHING.search(text):
-        return Run(True, words(text))
-    cut = _MARK.split(text)  # every other one is a mark; an empty one in front makes the blanks before the first word
-    written = [f" {some}" if i % 2 else words(some) for i, some in enumerate(cut) if some or i == 0]
-    return Run(True, " ".join(written), True)
+def _chinese(text: str) -> tuple[Run, ...]:
+    """Make runs for PanGu-α. Vanishing characters are runs of their own: jieba takes each for a word, so no other id changes."""
+    stretches = VANISHING.split(text)  # every other one vanishes
+    return tuple(Run(True, some, True) if i % 2 else Run(True, words(some)) for i, some in enumerate(stretches) if some)
 
 
 def is_chinese(text: str) -> bool:

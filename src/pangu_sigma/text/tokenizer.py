@@ -22,7 +22,7 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.sections import MOST_ROWS
 from pangu_sigma.text.documents import Document, Segments
-from pangu_sigma.text.normalisation import VANISHING_IN_RUN, folded_characters
+from pangu_sigma.text.normalisation import folded_characters
 from pangu_sigma.text.segmentation import Run, is_chinese, runs_of
 from pangu_sigma.text.sentencepieces import META, append_bytes, encode_ids, restricted_model
 from pangu_sigma.text.vocabulary import (
@@ -197,30 +197,9 @@ class Tokenizer:
             yield self.encode_runs(runs, domain)
 
     def _encode_run(self, run: Run, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
-        if not run.alpha:
-            return self._encode_english(run.text, model)
-        return self._encode_spelled(run.text, model) if run.spelled else encode_ids(run.text, model)
-
-    def _encode_spelled(self, text: str, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
-        """Encode a Chinese run that has characters PanGu-α's model cannot encode: their bytes are inserted between its ids.
-
-        The model reads the other words all at once, so that their ids are those that PanGu-α has for this text.
-        """
-        read, spelled, words, position = [], [], 0, 0
-        for match in VANISHING_IN_RUN.finditer(text):
-            before = text[position : match.start()]
-            position = match.end()
-            read.append(before)
-            words += len([word for word in before.split(" ") if word])
-            spelled.append((words, match.group()[-1]))
-        alpha_ids = model.encode("".join(read) + text[position:])
-        starts = [i for i, token in enumerate(alpha_ids) if token in self.vocabulary.word_starts] + [len(alpha_ids)]
-        ids, done = [], 0
-        for words, character in spelled:
-            ids += alpha_ids[done : starts[words]]
-            ids += [FIRST_BYTE + value for value in character.encode()]
-            done = starts[words]
-        return np.array(ids + alpha_ids[done:], np.int32)
+        if run.spelled:
+            return FIRST_BYTE + np.frombuffer(run.text.encode(), np.uint8).astype(np.int32)
+        return encode_ids(run.text, model) if run.alpha else self._encode_english(run.text, model)
 
     def _encode_english(self, text: str, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
         first, *others = (self._english_ids[encode_ids(between, model)] for between in text.split(META))

@@ -47,7 +47,7 @@ class Vocabulary:
 
     pieces: [V] names of the ids. surfaces: [V] bytes that the ids decode to (none for controls and tags).
     english_ids: SentencePiece id of the English model → merged id. character_ids: character → id of PanGu-α's piece for it.
-    word_starts: ids of PanGu-α's pieces that begin with "▁", as only the first piece of a word does. May raise DataError.
+    May raise DataError.
     """
 
     def __init__(self, alpha: bytes, english: bytes) -> None:
@@ -59,7 +59,6 @@ class Vocabulary:
         self.surfaces += [b""] * len(TAGS) + [bytes([value]) for value in range(256)]
         by_surface = self._alpha_by_surface()
         self.character_ids = {text: i for surface, i in by_surface.items() if len(text := surface.decode()) == 1}
-        self.word_starts = frozenset(i for i, piece in enumerate(self.pieces) if piece.startswith(META))
         self.english_ids = self._add_english(piece_names(english), by_surface)
 
     def __len__(self) -> int:

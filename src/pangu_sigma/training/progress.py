@@ -8,7 +8,6 @@ from typing import Any
 
 from pangu_sigma.checkpoint.changes import Change, changed_keys
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
-from pangu_sigma.checkpoint.model_files import with_shuffle
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
@@ -64,7 +63,7 @@ def changes_since_checkpoint(checkpoint: Checkpoint | None, run: RunFolder) -> l
     if checkpoint is None:
         return []
     then, now = checkpoint.identity, run.identity
-    changes = changed_keys(with_shuffle(then.config), now.config)
+    changes = changed_keys(then.config, now.config)
     if then.data_hash and now.data_hash and then.data_hash != now.data_hash:
         changes.append(("data", then.data_hash, now.data_hash))
     return changes

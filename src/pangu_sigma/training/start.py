@@ -13,7 +13,6 @@ from pangu_sigma.checkpoint.changes import (
     changed_keys,
     refuse_changes,
     rule_of,
-    shuffled_as,
 )
 from pangu_sigma.checkpoint.checkpoint import newest_identity
 from pangu_sigma.checkpoint.format import Identity
@@ -73,8 +72,7 @@ def start_run(
     """Create a run folder, or open one to resume its run, and write the configuration that it trains with.
 
     A folder without checkpoints gets the tokenizer of the prepared data and routing tables drawn for it. A run with checkpoints
-    keeps its tokenizer and tables, and without the key `data.shuffle` its order of samples; changed keys are logged, damaged files
-    rewritten. The same call completes an interrupted start.
+    keeps its tokenizer and tables; changed keys are logged, damaged files rewritten. The same call completes an interrupted start.
     Keys that the data were not prepared with are warned of.
 
     ranks: all of them call this; rank 0 writes, into a folder that all of them see.
@@ -93,8 +91,7 @@ def start_run(
     if ranks.any(resumed):
         with ranks.fail_together(f"reading {path}"):
             tokenizer, table = read_model_files(path, way_back(path))
-        return RunFolder(path, _shuffled(config, path), tokenizer, table, data_hash)
-    config = _shuffled(config)
+        return RunFolder(path, config, tokenizer, table, data_hash)
     with ranks.fail_together("drawing the routing tables"):
         table = drawn_tables(config, prepared)
     ranks.agree({"routing table": table.hash})
@@ -130,7 +127,7 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     saved = newest_identity(path / CHECKPOINTS)
     if saved is None:
         return []
-    return _compare(path, saved, _shuffled(absolute_paths(config), path), prepared, data_hash, options)
+    return _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
 
 
 def refuse_tuned(path: Path, config: Config) -> None:
@@ -156,11 +153,6 @@ def refuse_foreign(path: Path) -> None:
         raise ConfigError(f"{path} is {what}, not a run folder; {fix}")
 
 
-def _shuffled(config: Config, resumed: Path | None = None) -> Config:
-    """Return a configuration that says how samples are shuffled: itself, or as in the run that is resumed, or in the newest way."""
-    return shuffled_as(config, run_config(resumed).data.shuffle if resumed else "keyed")
-
-
 def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:
     """Prepare a folder to resume with `config`. Returns False if it has no checkpoint. Raises as `start_run`, and OSError."""
     if options.start_over:
@@ -171,7 +163,6 @@ def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, opt
     saved = newest_identity(path / CHECKPOINTS)
     if saved is None:
         return True  # none of them is whole, which loading them says
-    config = _shuffled(config, path)
     for change in _compare(path, saved, config, prepared, data_hash, options):
         logger.warning("%s", change)
     if not _mend(path, saved, config, prepared):

@@ -3,44 +3,21 @@ from __future__ import annotations
 import pytest
 from helpers.manifests import manifest, overlap
 
-from pangu_sigma.data.manifest import FileRecord, Manifest, Passage, SplitCounts
+from pangu_sigma.data.manifest import FileRecord, Manifest, SplitCounts
 from pangu_sigma.data.prepare.overview import format_overview, warnings_of
 
 
 def test_the_table_says_what_became_of_the_text_in_the_order_of_the_configuration():
     lines = format_overview(manifest(quarantined={"not JSON": 2})).splitlines()
     assert lines[0].split("  ")[0] == "domain"
-    assert (
-        " ".join(lines[1].split())
-        == "zh 130 30.0 5 1 24 100 6.0 10 7 13.54% → 0.20% 38.0% +0.25 ± 0.50 1,200 0.17% 770"
-    )
+    assert " ".join(lines[1].split()) == "zh 130 30.0 5 1 24 100 6.0 10 7 0.20% 38.0% +0.25 ± 0.50 1,200 0.17% 770"
     assert [line.split()[0] for line in lines[1:3]] == ["zh", "en"]
     assert lines[3].startswith("shift: unigram loss of the held-out text above that of random text of its domain")
     assert lines[4:] == ["2 lines are unusable and quarantined:", "  2 × not JSON, first a.jsonl:3: what"]
 
 
-def test_boilerplate_is_printed_with_its_text_and_number_of_documents():
-    passages = [Passage(text="本页面中文版", documents=1_699), Passage(text="END\n", documents=12)]
-    shown = overlap().model_copy(update={"boilerplate_windows": 26, "by_boilerplate": 3, "passages": passages})
-    assert format_overview(manifest(overlap=shown)).splitlines()[4] == (
-        "zh: 26 windows of 13 tokens are boilerplate, in more than data.boilerplate_documents=10 documents: "
-        "'本页面中文版' in 1,699, 'END\\n' in 12; 3 documents are held out that would be passed over if it counted as overlap"
-    )
-
-
 def written(previewed: Manifest) -> Manifest:
     return previewed.model_copy(update={"files": {"quarantine.jsonl": FileRecord(bytes=0, xxh3_128="")}})
-
-
-def test_boilerplate_of_blanks_is_shown_short_and_not_after_success():
-    passages = [Passage(text=" \n" * 4 + " ", documents=20), Passage(text=" " * 24 + "…", documents=12)]
-    shown = overlap().model_copy(update={"boilerplate_windows": 26, "passages": passages})
-    previewed = manifest(overlap=shown)
-    assert "documents: 9 blanks and newlines in 20, 24 or more blanks and newlines in 12; 0 doc" in format_overview(
-        previewed
-    )
-    said = format_overview(written(previewed))
-    assert "blanks" not in said and "data.boilerplate_documents=10 documents; 0 documents are held out" in said
 
 
 def test_text_that_is_left_out_is_said_with_the_key():

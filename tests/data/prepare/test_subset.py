@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.prepared import as_format_3, reseal
+from helpers.prepared import reseal
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
@@ -76,26 +76,21 @@ def test_without_links_they_are_copied(tiny_data, tokenizer, tmp_path, monkeypat
     assert not (tmp_path / "data" / "en.train.bin").samefile(tiny_data / "en.train.bin")
 
 
-@pytest.mark.parametrize("form", ["shards", "format 3"])
-def test_shards_and_data_of_an_older_format_are_kept_whole(tiny_data, tokenizer, tmp_path, form):
+def test_shards_are_kept_whole(tiny_data, tokenizer, tmp_path):
     data = shutil.copytree(tiny_data, tmp_path / "whole")
-    if form == "shards":
-        for split in SPLITS:
-            file = TokenFile(data / f"en.{split}")
-            documents = np.split(file.read(0, file.tokens), np.cumsum(file.lengths)[:-1])
-            for path in data.glob(f"en.{split}.*"):
-                path.unlink()
-            write_tokens(data / f"en.{split}", documents, 500)
-        reseal(data)
-    else:
-        as_format_3(data)
-    manifest = write_subset(data, tmp_path / "subset", NAMES, ["en"], tokenizer)
+    for split in SPLITS:
+        file = TokenFile(data / f"en.{split}")
+        documents = np.split(file.read(0, file.tokens), np.cumsum(file.lengths)[:-1])
+        for path in data.glob(f"en.{split}.*"):
+            path.unlink()
+        write_tokens(data / f"en.{split}", documents, 500)
+    reseal(data)
+    write_subset(data, tmp_path / "subset", NAMES, ["en"], tokenizer)
     PreparedData(tmp_path / "subset").verify_all()
-    assert manifest.format == 4
     for split in SPLITS:
         mine, its = (PreparedData(each).tokens("en", split, tokenizer.size) for each in (tmp_path / "subset", data))
         assert len(mine.shards) == len(its.shards)
-        assert (len(mine.shards) > 1) is (form == "shards")
+        assert len(mine.shards) > 1
         assert (mine.read(0, mine.tokens) == its.read(0, its.tokens)).all()
 
 

@@ -133,7 +133,11 @@ def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data,
     ("tasks", "option", "said"),
     [
         (["ocnli"], {"samples_per_problem": 2}, "samples_per_problem is for humaneval and mbpp, .* nothing in ocnli"),
-        (["dialogue"], {"allow_code_execution": True}, "allow_code_execution is for humaneval and mbpp, and does noth"),
+        (
+            ["translation_zh_en"],
+            {"allow_code_execution": True},
+            "allow_code_execution is for humaneval and mbpp, and does noth",
+        ),
         (["ocnli", "c3"], {"temperature": 0.5}, "temperature is for humaneval, .*, and does nothing in ocnli, c3"),
         (["mbpp"], {"num_fewshot": 2}, "num_fewshot is for tasks other than humaneval, .*, and does nothing in mbpp"),
     ],

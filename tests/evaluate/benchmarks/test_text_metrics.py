@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-from pangu_sigma.config import ConfigError
-from pangu_sigma.evaluate.benchmarks.text_metrics import bleu, chrf, distinct
+from pangu_sigma.evaluate.benchmarks.text_metrics import bleu, chrf
 
 
 def test_chinese_is_cut_by_character_for_bleu():
@@ -24,16 +21,3 @@ def test_english_is_cut_into_words_and_punctuation_for_bleu():
 def test_chrf_is_chrf2_of_characters():
     """n-grams of abc against abd: 2 of 3, 1 of 2, 0 of 1 are right, in precision and recall alike; no longer ones: their mean."""
     assert chrf(["abc"], ["abd"]) == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3)
-
-
-def test_distinct_counts_the_texts_together():
-    """a b, b a, a b; 你 好, 好 a: four different ones of five."""
-    assert distinct(["a b a b", "你好 a"], 2) == pytest.approx(4 / 5)
-    assert distinct(["a b a b", "你好 a"], 1) == pytest.approx(4 / 7)
-    assert distinct(["你", ""], 2) == 0.0
-
-
-def test_without_sacrebleu_there_is_one_message(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    with pytest.raises(ConfigError, match=r"sacrebleu cannot be loaded .*pip install 'pangu-sigma\[evaluate\]'"):
-        chrf(["a"], ["a"])

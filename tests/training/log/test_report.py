@@ -121,12 +121,13 @@ def with_what_happened(folder: Path) -> Path:
     (folder / "config.yaml").write_text(f"name: mine\ndata: {{ path: {folder} }}\ntrain: {{ batch_size: 8 }}\n")
     split = SplitCounts(documents=10, tokens=1000, bytes=5000, unknown=10, folded=0)
     overlap = OverlapRecord(
-        window=13, windows=9, share=0.002, by_hash_alone=0, wanted=1, passed_over=0, passed_over_tokens=0,
-        max_overlap=0.01, min_tokens=1, boilerplate=0.58, boilerplate_windows=1, by_boilerplate=0, passages=[],
+        window=13, windows=9, share=0.002, wanted=1, passed_over=0, passed_over_tokens=0,
+        max_overlap=0.01, min_tokens=1, boilerplate=0.58, boilerplate_windows=1,
     )  # fmt: skip
     record = DomainRecord(
         slot="zh", rows=600, offered=1023, duplicates=1, too_long=2, train=split, held_out=split, unigram_entropy=6.5,
         shift=1.83, shift_deviation=0.584, sources=[], over_limit=0, offered_bytes=9, left_out_bytes=0, overlap=overlap,
+        near_duplicates=0,
     )  # fmt: skip
     Manifest(
         fingerprint="", vocabulary_hash="", vocabulary_size=1, domains={"zh": record}, quarantined={}, config={}

@@ -164,12 +164,11 @@ class Reader:
     def __init__(self, vocabulary: bytes, alpha: bytes, english: bytes, patterns: dict[str, str]):
         self._alpha, self._english, content = alpha, english, json.loads(vocabulary)
         self._slots = [set(ids) for ids in content["slots"]]
-        self._chinese_run, self._han, self._latin, self._vanishing, self._vanishing_in_run = (
-            re.compile(patterns[name]) for name in ("chinese_run", "han", "latin_word", "vanishing", "vanishing_in_run")
+        self._chinese_run, self._han, self._latin, self._vanishing = (
+            re.compile(patterns[name]) for name in ("chinese_run", "han", "latin_word", "vanishing")
         )
         pieces: list[str] = content["pieces"]
         self._surfaces = [_surface(i, piece) for i, piece in enumerate(pieces)]
-        self._word_starts = {i for i, piece in enumerate(pieces[:ALPHA]) if piece.startswith(BLANK)}
         self.names: list[str] = []
         self.id_of_name: dict[str, int] = {}
         for i, piece in enumerate(pieces):
@@ -238,27 +237,11 @@ class Reader:
         return " ".join(word.replace(" ", SPACE).replace("\n", NEWLINE) for word in self._jieba.cut(text))
 
     def _chinese(self, text: str, slot: int) -> list[int]:
-        """Encode Chinese. Characters that PanGu-α's model drops, and a ▂ or ▃ of the text, are spelled by bytes between its ids."""
-        model = self._model(slot, True)
-        if not self._vanishing.search(text):
-            return model.encode(self._words(text))
-        marks = re.split(
-            f"([{SPACE}{NEWLINE}])", text
-        )  # every other one is a mark; two blanks before it tell it from a blank
-        run = " ".join(f" {part}" if i % 2 else self._words(part) for i, part in enumerate(marks) if part or i == 0)
-        read, spelled, at, words = [], [], 0, 0
-        for match in self._vanishing_in_run.finditer(run):
-            before, at = run[at : match.start()], match.end()
-            words += len([word for word in before.split(" ") if word])
-            read.append(before)
-            spelled.append((words, match.group()[-1]))
-        found = model.encode("".join(read) + run[at:])
-        starts = [i for i, token in enumerate(found) if token in self._word_starts] + [len(found)]
-        ids, done = [], 0
-        for words, character in spelled:
-            ids += [*found[done : starts[words]], *(FIRST_BYTE + value for value in character.encode())]
-            done = starts[words]
-        return ids + found[done:]
+        """Encode Chinese. Characters that PanGu-α's model drops, and a ▂ or ▃ of the text, are spelled by bytes."""
+        model, ids = self._model(slot, True), list[int]()
+        for i, part in enumerate(self._vanishing.split(text)):  # every other one vanishes
+            ids += [FIRST_BYTE + value for value in part.encode()] if i % 2 else model.encode(self._words(part))
+        return ids
 
     def _model(self, slot: int, alpha: bool) -> sentencepiece.SentencePieceProcessor:
         """Return a SentencePiece model without the pieces that a slot has no row for; PanGu-α's can also spell bytes."""

@@ -67,7 +67,7 @@ class _Extension:
                 f"{argument('--extend')} {folder}: is not prepared data (no manifest.json); name its data.path"
             )
         old = PreparedData(folder)
-        recorded = old.manifest.config.get("domains", [])
+        recorded = old.manifest.config["domains"]
         names = [each[0] for each in recorded]
         by_name = {domain.name: domain for domain in config.domains}
         _refuse(config, folder, recorded)
@@ -86,8 +86,6 @@ class _Extension:
 def _refuse(config: Config, folder: Path, recorded: list[list[Any]]) -> None:
     """Raise ConfigError if the configuration changes a domain of the folder, or its vocabulary, or adds no domain."""
     option, by_name = f"{argument('--extend')} {folder}", {domain.name: domain for domain in config.domains}
-    if not recorded:
-        raise ConfigError(f"{option}: its manifest does not list its domains; prepare all text again")
     for name, *was in recorded:
         if name not in by_name:
             raise ConfigError(

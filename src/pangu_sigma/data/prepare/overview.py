@@ -22,7 +22,6 @@ def _mib(value: int) -> str:
 _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
     "offered": lambda record: f"{record.offered:,}",
     "MiB": lambda record: _mib(record.offered_bytes),
-    "filtered": lambda record: f"{sum(record.filtered.values()):,}",
     "copies": lambda record: f"{record.duplicates:,}",
     "near copies": lambda record: f"{record.near_duplicates:,}",
     "too long": lambda record: f"{record.too_long:,}",
@@ -31,7 +30,7 @@ _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
     "MiB kept": lambda record: _mib(record.train.bytes + record.held_out.bytes),
     "held out": lambda record: f"{record.held_out.documents:,}",
     "passed over": lambda record: f"{record.overlap.passed_over:,}",
-    "overlap": lambda record: f"{record.overlap.by_hash_alone:.2%} → {record.overlap.share:.2%}",
+    "overlap": lambda record: f"{record.overlap.share:.2%}",
     "boilerplate": lambda record: f"{record.overlap.boilerplate:.1%}",
     "shift": lambda record: f"{record.shift:+.2f} ± {record.shift_deviation:.2f}",
     "tokens": lambda record: f"{record.train.tokens + record.held_out.tokens:,}",
@@ -40,9 +39,9 @@ _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
 }
 """Columns of the table: title → function of a domain's record. They count documents unless the title says something else. `folded`
 counts characters that decode to another form, as `，` to `,`. `passed over` documents are trained on because they repeat others or
-are mostly boilerplate. `overlap` is the fraction of the held-out text that occurs in the training text; before the arrow, if none
-were passed over. It leaves out `boilerplate`, the fraction that stands in many documents of the domain. `shift`: see `_SHIFT`."""
-_IF_ANY = ("filtered", "near copies")
+are mostly boilerplate. `overlap` is the fraction of the held-out text that occurs in the training text. `boilerplate`, the fraction
+that stands in many documents of the domain, is not in it. `shift`: see `_SHIFT`."""
+_IF_ANY = ("near copies",)
 """Columns that are left out if all their cells are 0: these are off unless the configuration asks for them."""
 
 _IF_TABLES = "; data.max_boilerplate=1 holds out what is mostly boilerplate, too"
@@ -51,16 +50,11 @@ _SHIFT = "shift: unigram loss of the held-out text above that of random text of 
 
 def _records(manifest: Manifest) -> dict[str, DomainRecord]:
     """Return the record of each domain, in the order of the configuration."""
-    order = [domain[0] for domain in manifest.config.get("domains", [])]
-    names = dict.fromkeys([*order, *manifest.domains])
-    return {name: manifest.domains[name] for name in names if name in manifest.domains}
+    return {name: manifest.domains[name] for name, *_ in manifest.config["domains"]}
 
 
 def format_overview(manifest: Manifest) -> str:
-    """Return the table as text, with lines for the most frequent boilerplate, and for each reason why lines are quarantined.
-
-    Boilerplate of whitespace alone has no sample once the data is prepared, only while it is examined.
-    """
+    """Return the table as text, with lines for near-duplicates, and for each reason why lines are quarantined."""
     records = _records(manifest)
     names = ["domain", *records]
     columns = [[title, *map(cell, records.values())] for title, cell in _COLUMNS.items()]
@@ -68,18 +62,6 @@ def format_overview(manifest: Manifest) -> str:
     cells = [[f"{name:{max(map(len, names))}}" for name in names]]
     cells += [[f"{cell:>{max(map(len, column))}}" for cell in column] for column in columns]
     lines = [*map("  ".join, zip(*cells, strict=True)), _SHIFT]
-    for name, record in records.items():
-        if (overlap := record.overlap).passages:
-            passages = [passage for passage in overlap.passages if not (manifest.files and passage.blank)]
-            shown = ", ".join(f"{passage.shown} in {passage.documents:,}" for passage in passages)
-            lines.append(
-                f"{name}: {overlap.boilerplate_windows:,} windows of {overlap.window} tokens are boilerplate, in more "
-                f"than data.boilerplate_documents={manifest.config['boilerplate_documents']} documents{': ' * bool(shown)}{shown}; "
-                f"{overlap.by_boilerplate:,} documents are held out that would be passed over if it counted as overlap"
-            )
-        for what, counts in (("dropped by filters", record.filtered), ("private data", record.private)):
-            if some := {kind: count for kind, count in counts.items() if count}:
-                lines.append(f"{name}: {what}: {', '.join(f'{kind} {count:,}' for kind, count in some.items())}")
     if manifest.near_duplicates is not None:
         lines.append(_near(manifest.near_duplicates))
     if manifest.quarantined:
@@ -130,7 +112,7 @@ def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[st
         elif overlap.passed_over:
             why = (
                 f"because the others repeat text of their domain (max_overlap={overlap.max_overlap:g}) or are mostly boilerplate "
-                f"(data.max_boilerplate={config.get('max_boilerplate', 1):g})"
+                f"(data.max_boilerplate={config['max_boilerplate']:g})"
             )
         else:
             why = f"to have at most data.max_held_out_tokens={config['max_held_out_tokens']:,}"
@@ -154,7 +136,7 @@ def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[st
 
 
 def _limit(manifest: Manifest) -> str:
-    limit = manifest.config.get("max_mib_per_domain")
+    limit = manifest.config["max_mib_per_domain"]
     if limit is None:
         return (
             f"the limit of {PACKAGED_MIB} MiB a domain for packaged text, which is for demonstration; data.max_mib_per_domain sets "

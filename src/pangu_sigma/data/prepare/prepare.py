@@ -33,7 +33,6 @@ import numpy as np
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, Source, load_manifest
 from pangu_sigma.data.prepare.blocks import Work, block_size
-from pangu_sigma.data.prepare.cleaning.sieve import Sifted
 from pangu_sigma.data.prepare.held_out.holding_out import HeldOutDocuments
 from pangu_sigma.data.prepare.input_files import InputFile, hashed
 from pangu_sigma.data.prepare.kept import KeptVocabulary
@@ -70,7 +69,7 @@ _WRITTEN = re.compile(
 _LOOK = "--check prints what there is of every domain, and writes nothing"
 _FORMAT = 5
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-_STAGE_FORMAT = 5
+_STAGE_FORMAT = 6
 """Version of the stage: raise it when its files change."""
 _PACKAGED_BLOCK = 1 << 20
 """Bytes of a block of packaged text."""
@@ -142,14 +141,9 @@ def preview(
     one of data.path if that holds other domains. kept: as in `prepare`. Raises ConfigError or DataError for what leaves nothing to
     examine.
     """
-    if options.shard is not None or options.merge:
-        raise ConfigError(
-            f"{argument('--check')} writes nothing to share; leave {argument('--shard')} and {argument('--merge')} out"
-        )
-    if options.ray is not None:
-        raise ConfigError(
-            f"{argument('--check')} has its files in a folder that other machines do not see; leave {argument('--ray')} out"
-        )
+    if options.shard is not None or options.merge or options.ray is not None:
+        others = ", ".join(map(argument, ("--shard", "--merge", "--ray")))
+        raise ConfigError(f"{argument('--check')} has no files that other machines see; leave {others} out")
     output = Path(config.data.path)
     inputs = _checked_before_reading(config, inputs, output)
     existing, kept = _existing(output), kept or KeptVocabulary.of(config)
@@ -218,7 +212,6 @@ def _prepare(
     size = block_size(sum(file.size for file in files)) if files else _PACKAGED_BLOCK
     passes = Passes(Work(config, stage, size, archives, _limit(config, files), preview=output is None), executor, kept)
     results, sources = _read(passes, files, quarantine)
-    sifted = sum((result.sifted for result in results), Sifted())
     blocks = [block for result in results for block in result.blocks]
     selection = passes.select(blocks)
     counts = selection.domains
@@ -239,7 +232,7 @@ def _prepare(
         raise ShareDone(f"all passes are done; call once with {argument('--merge')}, which makes the folder {output}")
     records = {
         domain.name: _record(
-            domains, domain, tokenizer, counts[domain.index], sources[domain.index], written[domain.index], sifted
+            domains, domain, tokenizer, counts[domain.index], sources[domain.index], written[domain.index]
         )
         for domain in domains
     }
@@ -414,22 +407,18 @@ def _record(
     counts: Kept,
     sources: list[Source],
     written: WrittenDomain,
-    sifted: Sifted,
 ) -> DomainRecord:
     """Return the record of a domain for the manifest."""
     loss, shift, deviation = written.shift
-    filtered, filtered_bytes, private = sifted.of(domain.index)
     return DomainRecord(
         slot=domains.slot_names[domain.slot],
         rows=int((tokenizer.slot_rows[domain.slot] >= 0).sum()),
-        offered=counts.offered + sum(filtered.values()),
+        offered=counts.offered,
         duplicates=counts.duplicates,
         near_duplicates=counts.near_duplicates,
-        filtered=filtered,
-        private=private,
         too_long=counts.too_long,
         over_limit=counts.over_limit,
-        offered_bytes=counts.offered_bytes + filtered_bytes,
+        offered_bytes=counts.offered_bytes,
         left_out_bytes=counts.left_out_bytes,
         train=written.splits["train"].record,
         held_out=written.splits["held_out"].record,

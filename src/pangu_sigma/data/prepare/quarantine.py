@@ -22,7 +22,7 @@ class Quarantine:
 
     file: one JSON object a line; None: lines are only counted. It is removed if the block succeeds, after `copy_to` has put it into
     the prepared folder. If the block fails and there are such lines, it stays if `kept`, and the error begins with them.
-    counts: number of lines by reason, without samples. examples: the first line of each reason, with its number and what is wrong.
+    counts: number of lines by reason. examples: the first line of each reason, with its number and what is wrong.
     """
 
     def __init__(self, file: Path | None, kept: bool = True) -> None:
@@ -42,10 +42,9 @@ class Quarantine:
             raise DataError(f"cannot write {self.file}: {error.strerror}; choose another data.path") from error
         return self
 
-    def add(self, line: Rejected, counted: bool = True) -> None:
-        """Write a rejected line, and count it. counted: False for a sample of what is counted elsewhere. Raises OSError."""
-        if counted:
-            self.counts[line.reason] += 1
+    def add(self, line: Rejected) -> None:
+        """Write a rejected line, and count it. Raises OSError."""
+        self.counts[line.reason] += 1
         self.examples.setdefault(line.reason, str(line))
         if self.file is not None:
             self._stream.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")

@@ -11,7 +11,6 @@ import numpy as np
 
 from pangu_sigma.data.prepare.blocks import FRAME_BYTES, INDEX, PER_DOCUMENT, Block, Work, index_parts
 from pangu_sigma.data.prepare.cleaning.near_duplicates import PERMUTATIONS, signature
-from pangu_sigma.data.prepare.cleaning.sieve import Sample, Sieve, Sifted
 from pangu_sigma.data.prepare.packaged.packages import packaged_documents, packaged_parts
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.data.prepare.stages.stage import Stage, read_frames, write_frame
@@ -34,13 +33,12 @@ class PackagedUnit:
 @dataclass(frozen=True)
 class Read:
     """Result of a unit. name: of its files. lines: number of its lines. domains: indices of the domains of its documents. reasons:
-    number of lines that cannot be used, by reason. sifted: what filters dropped, and private data."""
+    number of lines that cannot be used, by reason."""
 
     name: str
     blocks: list[Block] = field(default_factory=list)
     domains: set[int] = field(default_factory=set)
     reasons: Counter[str] = field(default_factory=Counter)
-    sifted: Sifted = field(default_factory=Sifted)
     lines: int = 0
 
 
@@ -51,9 +49,8 @@ def packaged_units(domains: Domains) -> list[PackagedUnit]:
 
 def read(work: Work, name: str, unit: InputUnit | PackagedUnit) -> Read:
     """Read a unit, and write its blocks, and the lines that cannot be used to the file .rejected if there are any."""
-    domains, sieve, unit_items = work.domains, Sieve(work.config), _Items(work, unit)
-    result = Read(name, sifted=sieve.sifted)
-    items = sieve.sift(unit_items)
+    domains, unit_items, result = work.domains, _Items(work, unit), Read(name)
+    items = iter(unit_items)
     rejected = list[Rejected]()
     with work.stage.writing(f"{name}.rejected") as unusable:
         for first in items:
@@ -67,8 +64,7 @@ def read(work: Work, name: str, unit: InputUnit | PackagedUnit) -> Read:
                 item: Document | Rejected | None = first
                 while item is not None:
                     if isinstance(item, Rejected):
-                        if not isinstance(item, Sample):
-                            result.reasons[item.reason] += 1
+                        result.reasons[item.reason] += 1
                         rejected.append(item)
                         if len(rejected) == _REJECTED_OF_FRAME:
                             write_frame(unusable, rejected)
@@ -81,7 +77,7 @@ def read(work: Work, name: str, unit: InputUnit | PackagedUnit) -> Read:
                 block.flush(documents)
             result.blocks.append(block.close())
         write_frame(unusable, rejected)
-    if not (result.reasons or result.sifted.dropped):
+    if not result.reasons:
         work.stage.path(f"{name}.rejected").unlink()
     return replace(result, lines=unit_items.lines)
 
@@ -164,14 +160,14 @@ def content_hash(purpose: str, document: Document) -> bytes:
 def quarantine_lines(
     stage: Stage, results: Sequence[Read], units: Sequence[InputUnit | PackagedUnit], into: Quarantine
 ) -> None:
-    """Add the unusable lines of all units to the quarantine, in order, with their numbers in the file, and samples of filters."""
+    """Add the unusable lines of all units to the quarantine, in order, with their numbers in the file."""
     before = 0
     for result, unit in zip(results, units, strict=True):
         if isinstance(unit, InputUnit) and unit.begin == 0:
             before = 0
-        if result.reasons or result.sifted.dropped:
+        if result.reasons:
             for some in read_frames(stage.path(f"{result.name}.rejected")):
                 for line in some:
                     numbered = line if line.line is None else replace(line, line=line.line + before)
-                    into.add(numbered, counted=not isinstance(line, Sample))
+                    into.add(numbered)
         before += result.lines

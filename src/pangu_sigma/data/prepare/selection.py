@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.data.manifest import SHORTENED, NearDuplicatesRecord
+from pangu_sigma.data.manifest import NearDuplicatesRecord
 from pangu_sigma.data.prepare.blocks import INDEX, Block, Work, index_parts, starts
 from pangu_sigma.data.prepare.cleaning.near_duplicates import NearDuplicates, near_duplicates
 from pangu_sigma.data.prepare.stages.stage import Stage, read_frame, read_frames, write_frame
@@ -42,7 +42,7 @@ _PLACED = np.dtype([("at", "<i8"), *((name, INDEX[name]) for name in ("hold_high
 class Kept:
     """Counts of a domain. limit: maximum bytes kept; None for all.
 
-    offered: number of documents that filters passed. Each is kept or counted in one of: duplicates (copies of an earlier one),
+    offered: number of documents read. Each is kept or counted in one of: duplicates (copies of an earlier one),
     near_duplicates (of an earlier one of any domain), too_long (longer than `limit` by itself), over_limit (left out because
     documents of lower hashes fill the limit). offered_bytes, left_out_bytes: UTF-8 bytes of all of them, and of those too long or
     over the limit.
@@ -207,7 +207,7 @@ def _shown(work: Work, blocks: Sequence[Block], begins: Sequence[int], at: int) 
         if left < len(some):
             value: Any = some[left][1]
             text = value if isinstance(value, str) else "\n".join(side for _, side in value)
-            return text if len(text) <= _SHOWN else text[:_SHOWN] + SHORTENED
+            return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
         left -= len(some)
     raise IndexError(at)
 

@@ -66,7 +66,7 @@ def _manifest(whole: Manifest, kept: Sequence[str], tokenizer: Tokenizer, files:
         config={
             **whole.config,
             "subset_of": whole.fingerprint,
-            "domains": [each for each in whole.config.get("domains", []) if each[0] in kept],
+            "domains": [each for each in whole.config["domains"] if each[0] in kept],
         },
         files=files,
     )

@@ -15,7 +15,7 @@ from typing import Any
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.evaluate.benchmarks import dialogue, human_eval, mbpp, translation
+from pangu_sigma.evaluate.benchmarks import human_eval, mbpp, translation
 from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
 from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
 from pangu_sigma.generate.engine import Engine
@@ -54,7 +54,6 @@ OWN_TASKS: dict[str, OwnTask] = {
     "mbpp": OwnTask(mbpp.run, "code", ("samples_file", "jsonl"), runs_programs=True),
     "translation_zh_en": OwnTask(translation.run, "bilingual", ("translations", "txt")),
     "translation_en_zh": OwnTask(translation.run, "bilingual", ("translations", "txt")),
-    "dialogue": OwnTask(dialogue.run, "text", ("transcripts", "md")),
 }
 """Benchmarks that run without lm-evaluation-harness, by name."""
 

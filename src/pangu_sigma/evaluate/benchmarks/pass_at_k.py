@@ -83,7 +83,7 @@ def pass_at_k(
     prompts = [runner.first_fitting(problem.prompts) for problem in problems]
     if runner.truncated:
         logger.warning("%d of %d prompts have fewer examples than is usual, to fit", runner.truncated, len(problems))
-    texts = runner.answers(prompts, options.samples, "write programs")
+    texts = runner.answers(prompts, options.samples)
     samples = [(problem, text) for problem, answers in zip(problems, texts, strict=True) for text in answers]
     outcomes = sandbox.run_all([problem.before + text + problem.after for problem, text in samples])
     if options.samples_file is not None:

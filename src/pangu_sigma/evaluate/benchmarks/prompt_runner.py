@@ -99,13 +99,8 @@ class PromptRunner:
                 return prompt
         return prompts[-1]
 
-    def answers(
-        self, prompts: Sequence[str], times: int = 1, what: str = "answers", passed_over: int = 0
-    ) -> list[list[str]]:
-        """Generate `times` answers to each prompt. A prompt that is too long loses its beginning.
-
-        what: label of the progress bar. passed_over: seed of the first answer to each prompt; the others have the seeds after it.
-        """
+    def answers(self, prompts: Sequence[str], times: int = 1) -> list[list[str]]:
+        """Generate `times` answers to each prompt, with the seeds 0, 1, 2, …. A prompt that is too long loses its beginning."""
         requests, cut = [], 0
         for prompt in prompts:
             check_text(prompt, "a prompt")
@@ -113,8 +108,7 @@ class PromptRunner:
             cut += len(ids) > self._room
             tail = tuple(ids[-self._room :])
             requests += [
-                Request(self.domain, tail, self._most, self._sampling, passed_over + number, self._stop)
-                for number in range(times)
+                Request(self.domain, tail, self._most, self._sampling, number, self._stop) for number in range(times)
             ]
         if cut:
             logger.warning(
@@ -122,7 +116,7 @@ class PromptRunner:
             )
         self.truncated += cut
         texts = [""] * len(requests)
-        with Bar(total=len(requests), desc=what, unit="answer", leave=False) as bar:
+        with Bar(total=len(requests), desc="answers", unit="answer", leave=False) as bar:
 
             def finished(number: int, text: str) -> None:
                 texts[number] = text

@@ -30,20 +30,6 @@ def _cut_by(language: str) -> str:
     return "zh" if language == "zh" else "13a"
 
 
-def distinct(texts: Sequence[str], n: int) -> float:
-    """Return distinct-n: different n-grams ÷ all n-grams of the texts (Li et al., 2016); 0 without n-grams.
-
-    Words are single Chinese characters, and other text between blanks.
-    """
-    grams = [tuple(words[i : i + n]) for words in map(_words, texts) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _words(text: str) -> list[str]:
-    apart = "".join(f" {c} " if "\u4e00" <= c <= "\u9fff" else c for c in text)
-    return apart.split()
-
-
 def _sacrebleu() -> ModuleType:
     try:
         import sacrebleu

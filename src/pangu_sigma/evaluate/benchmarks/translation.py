@@ -58,7 +58,7 @@ def run(
         logger.warning(
             "%d of %d sources lost their end, because their prompts did not fit", runner.truncated, len(pairs)
         )
-    outputs = [answer.strip() for (answer,) in runner.answers(prompts, what="translate")]
+    outputs = [answer.strip() for (answer,) in runner.answers(prompts)]
     if empty := outputs.count(""):
         logger.warning("%d of %d translations are empty", empty, len(outputs))
     if translations is not None:

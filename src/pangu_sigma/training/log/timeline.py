@@ -1,8 +1,9 @@
-"""Profile of a few training steps, `profile/trace.json` in the run folder, for https://ui.perfetto.dev or chrome://tracing.
+"""Timeline of a few training steps, `profile/trace.json` in the run folder, for https://ui.perfetto.dev or chrome://tracing.
 
-It has groups of rows on one clock: spans of the training loop (feed, step, metrics, evaluation, save), those of the worker that
-updates experts behind the step (`ecss.update`), and the operators of the graph from MindSpore's profiler, on Ascend those of the
-NPU too. The first step, which compiles, is not in it. MindSpore's own files are kept beside it, for MindStudio Insight.
+It has spans of the training loop (feed, step, metrics, evaluation, save), and those of the worker that updates experts behind the
+step (`ecss.update`). The first step, which compiles, is not in it. MindSpore's profiler writes operators to files of its own beside
+it, `*_ascend_ms/ASCEND_PROFILER_OUTPUT/trace_view.json`, for MindStudio Insight or Perfetto. Times in both are microseconds since
+1970.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ STEPS = 5
 """Number of training steps in a profiler timeline."""
 _NO_STEP = "no timeline: this run took no step after its first, which compiles"
 _LOOP_ROW = {"pid": 1, "tid": 0}
-"""Process and thread id in the trace for the row of the loop; MindSpore's processes begin with 2."""
+"""Process and thread id in the trace for the row of the loop."""
 _WORKER_ROW = {"pid": 1, "tid": 1}
 """The same for the row of the worker."""
 
@@ -83,20 +83,18 @@ class Timeline(NoTimeline):
         try:
             yield
         finally:
-            if self._profiler is not None and started >= self._begun:
-                times = {"ts": (started - self._begun) / 1000, "dur": (time.time_ns() - started) / 1000}
-                self._events.append({"ph": "X", "name": name, **_LOOP_ROW, **times})
+            self._add(name, _LOOP_ROW, started, time.time_ns() - started)
 
     def worked(self, spans: Sequence[Span]) -> None:
-        if self._profiler is None:
-            return
         since_1970 = time.time() - time.perf_counter()
         for span in spans:
-            started = 1e6 * (since_1970 + span.begin) - self._begun / 1000
-            if started >= 0.0:
-                name = f"segment {span.segment}"
-                times = {"ts": started, "dur": 1e6 * (span.end - span.begin)}
-                self._events.append({"ph": "X", "name": name, **_WORKER_ROW, **times})
+            begin, seconds = 1e9 * (since_1970 + span.begin), span.end - span.begin
+            self._add(f"segment {span.segment}", _WORKER_ROW, begin, 1e9 * seconds)
+
+    def _add(self, name: str, row: dict[str, int], begin: float, nanoseconds: float) -> None:
+        """Add a stretch of time, unless it began before the timeline."""
+        if self._profiler is not None and begin >= self._begun:
+            self._events.append({"ph": "X", "name": name, **row, "ts": begin / 1000, "dur": nanoseconds / 1000})
 
     def step_done(self, step: int) -> None:
         done = step - self._start
@@ -128,15 +126,5 @@ class Timeline(NoTimeline):
         named = {"ph": "M", "name": "process_name", **_LOOP_ROW, "args": {"name": "training loop"}}
         rows = ((_LOOP_ROW, "loop"), (_WORKER_ROW, "worker that updates experts"))
         threads = [{"ph": "M", "name": "thread_name", **row, "args": {"name": name}} for row, name in rows]
-        events = [named, *threads, *self._events]
-        for file in self._folder.glob("*/ASCEND_PROFILER_OUTPUT/trace_view.json"):
-            events += [self._on_our_clock(event) for event in json.loads(file.read_text(encoding="utf-8"))]
-        write_atomically(self._folder / TRACE, json.dumps(events).encode())
+        write_atomically(self._folder / TRACE, json.dumps([named, *threads, *self._events]).encode())
         logger.info("timeline of %d steps: %s; open it in https://ui.perfetto.dev", STEPS, self._folder / TRACE)
-
-    def _on_our_clock(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Convert an event of MindSpore, whose times are texts of microseconds since 1970, which no float holds exactly."""
-        if "ts" not in event:
-            return event
-        started = Decimal(event["ts"]) - Decimal(self._begun) / 1000
-        return event | {"ts": float(started), "dur": float(event.get("dur", 0))}

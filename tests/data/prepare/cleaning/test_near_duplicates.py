@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 import re
 from itertools import combinations
@@ -11,6 +12,9 @@ from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.tiny import tiny_tree
+from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare.cleaning import near_duplicates as module
 from pangu_sigma.data.prepare.cleaning.near_duplicates import (
     GRAM_WORDS,
@@ -21,6 +25,7 @@ from pangu_sigma.data.prepare.cleaning.near_duplicates import (
     signature,
 )
 from pangu_sigma.data.prepare.cleaning.shingles import shingles
+from pangu_sigma.data.prepare.prepare import Options, prepare
 from pangu_sigma.text.documents import Document
 
 CHINESE = re.findall(
@@ -238,3 +243,38 @@ def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path, monkey
     np.save(tmp_path / "a.npy", np.zeros((3, 64), np.uint32))
     with pytest.raises(OSError, match="No space left"):
         near_duplicates([tmp_path / "a.npy"], 0.8, tmp_path)
+
+
+def lines_of(documents: list[tuple[str, str]]) -> str:
+    return "".join(
+        json.dumps({"domain": domain, "text": text}, ensure_ascii=False) + "\n" for domain, text in documents
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_preparation_counts_what_near_duplicates_left_out(tmp_path, workers):
+    words = [f"w{n}" for n in range(400)]
+    stories = [" ".join(words[n : n + 60]) + f" number {n}" for n in range(0, 340, 12)]
+    near = [stories[5] + " again", stories[7] + " indeed"]
+    documents = [*(("en", text) for text in stories), *(("code", text) for text in near), ("en", stories[3])]
+    documents += [
+        *(("zh", f"今天天气不错，我们去公园看花{n}号，他说你好。") for n in range(20)),
+    ]
+    documents += [
+        ("code", f"def f_{n}(a, b):\n    total = a * {n} + b\n    return [total, {n * 7}, 'x{n}']") for n in range(20)
+    ]
+    (tmp_path / "text.jsonl").write_text(lines_of(documents), encoding="utf-8")
+    tree = tiny_tree(tmp_path / "out")
+    config = parse_config(tree | {"data": tree["data"] | {"near_duplicates": 0.8}})
+    prepare(config, [tmp_path / "text.jsonl"], tmp_path / "out", Options(workers=workers))
+    manifest = load_manifest(tmp_path / "out")
+    en, code = manifest.domains["en"], manifest.domains["code"]
+    assert en.duplicates == 1 and en.near_duplicates == 0
+    assert code.near_duplicates == 2
+    for record in manifest.domains.values():
+        left = record.duplicates + record.near_duplicates
+        assert record.offered == left + record.train.documents + record.held_out.documents
+    assert manifest.near_duplicates.lost["code to en"] == 2
+    one, other = manifest.near_duplicates.examples[0]
+    assert one[:40] == other[:40]
+    assert manifest.quarantined == {}

@@ -11,7 +11,6 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -29,20 +28,14 @@ _SLICE = 1 << 16
 _CHARACTER, _WORD, _MIX = (np.uint64(each) for each in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xFF51AFD7ED558CCD))
 
 
-class HashedWords(NamedTuple):
-    """Words of a text in order. hashes: uint64 [W]. lengths: int64 [W], characters, without the blanks around."""
-
-    hashes: np.ndarray
-    lengths: np.ndarray
-
-    def grams(self, size: int) -> np.ndarray:
-        """Return the hash of each n-gram of `size` words, uint64 [S]; all words make one if there are fewer. There must be one."""
-        size = min(size, len(self.hashes))
-        count = len(self.hashes) - size + 1
-        total = np.zeros(count, np.uint64)
-        for first in range(size):
-            total = total * _WORD + self.hashes[first : first + count]
-        return mixed(total)
+def _grams(hashes: np.ndarray, size: int) -> np.ndarray:
+    """Return the hash of each n-gram of `size` words, uint64 [S]; all words make one if there are fewer. There must be one."""
+    size = min(size, len(hashes))
+    count = len(hashes) - size + 1
+    total = np.zeros(count, np.uint64)
+    for first in range(size):
+        total = total * _WORD + hashes[first : first + count]
+    return mixed(total)
 
 
 def shingles(text: str, size: int) -> Iterator[np.ndarray]:
@@ -53,33 +46,31 @@ def shingles(text: str, size: int) -> Iterator[np.ndarray]:
     found = False
     for first in range(0, len(text), _SLICE):
         some = text[first : first + _SLICE]
-        hashed = hash_words(words(some) if _HAN.search(some) else some)
-        if len(hashed.hashes):
+        hashes_W = hash_words(words(some) if _HAN.search(some) else some)
+        if len(hashes_W):
             found = True
-            yield (hashed.grams(size) >> np.uint64(32)).astype(np.uint32)
+            yield (_grams(hashes_W, size) >> np.uint64(32)).astype(np.uint32)
     if not found:
         yield np.array([xxhash.xxh32_intdigest(text.encode("utf-8", "surrogatepass"))], np.uint32)
 
 
-def hash_words(text: str, han_alone: bool = False) -> HashedWords:
-    """Cut text into words and hash them. han_alone: every Han character is a word, not only where blanks separate them."""
+def hash_words(text: str) -> np.ndarray:
+    """Return the hashes of a text's words in order, uint64 [W]."""
     codes_C = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     values, kinds = _characters()
     kinds_C = kinds[codes_C]
-    if han_alone:
-        kinds_C[_is_han()[codes_C]] = _ALONE
     begins_C = kinds_C != _BLANK
     begins_C[1:] &= (kinds_C[1:] == _ALONE) | (kinds_C[:-1] != _LETTER)
     begin_W = np.flatnonzero(begins_C)
     if not len(begin_W):
-        return HashedWords(np.empty(0, np.uint64), np.empty(0, np.int64))
+        return np.empty(0, np.uint64)
     after_W = np.append(begin_W[1:], len(codes_C))  # with the blanks behind a word, whose value is 0
     position_C: np.ndarray = np.arange(begin_W[0], len(codes_C)) - np.repeat(begin_W, after_W - begin_W)
     # within a word only: the blanks behind it may be very many
     weights = _powers(int(position_C.max()) + 1)
     terms_C = values[codes_C[begin_W[0] :]] * weights[position_C]
-    visible_C = (kinds_C[begin_W[0] :] != _BLANK).astype(np.int64)
-    return HashedWords(np.add.reduceat(terms_C, begin_W - begin_W[0]), np.add.reduceat(visible_C, begin_W - begin_W[0]))
+    hashes_W: np.ndarray = np.add.reduceat(terms_C, begin_W - begin_W[0])
+    return hashes_W
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
@@ -119,10 +110,3 @@ def _characters() -> tuple[np.ndarray, np.ndarray]:
     values = mixed(folded + np.uint64(1))
     values[kinds == _BLANK] = 0
     return values, kinds
-
-
-@functools.cache
-def _is_han() -> np.ndarray:
-    is_han = np.zeros(0x110000, bool)
-    is_han[[code for code in range(_FOLDED) if _HAN.match(chr(code))]] = True
-    return is_han

@@ -16,7 +16,7 @@ from itertools import compress
 import numpy as np
 
 from pangu_sigma.data.prepare.blocks import Work
-from pangu_sigma.data.prepare.encoding import Encoded, final_tokenizer, ids_of
+from pangu_sigma.data.prepare.encoding import Encoded, ids_of
 from pangu_sigma.data.prepare.held_out.overlap import Finder, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
 from pangu_sigma.data.prepare.selection import Selection
 from pangu_sigma.data.prepare.stages.stage import Stage, UnitResults
@@ -124,7 +124,6 @@ def choose(work: Work, name: str, item: DomainItem) -> HeldOutDocuments:
     )
     assert item.overlap is not None, "the pass `overlap` comes first"
     others = map(item.overlap.__getitem__, range(item.first, item.end))
-    decode = final_tokenizer(work).decode
     finder = _finder(work.stage, item.domain)
-    choice = choose_held_out(_candidates(work, item), finder, others, demand, decode, f"domains.{item.domain}")
+    choice = choose_held_out(_candidates(work, item), finder, others, demand, f"domains.{item.domain}")
     return HeldOutDocuments(np.sort(candidates.at_N[choice.numbers]), choice)

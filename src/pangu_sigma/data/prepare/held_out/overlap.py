@@ -17,20 +17,15 @@ candidate and a window that occurs in it.
 from __future__ import annotations
 
 import functools
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from pangu_sigma.data.manifest import SHORTENED, OverlapRecord, Passage
+from pangu_sigma.data.manifest import OverlapRecord
 
 WINDOW = 13
 """Number of tokens of a window: long enough that equal ones are copies and not chance (our choice; GPT-3 compared 13 words)."""
-
-_PASSAGES, _PASSAGE_TOKENS = 3, 20
-"""Number of passages that are shown, and of tokens of each."""
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK = 1 << 16
@@ -41,8 +36,8 @@ _CHUNK = 1 << 16
 class HeldOutSize:
     """Demands on a held-out set. documents: number wanted. tokens, most: minimum and maximum number of tokens. limit: maximum
     overlap of a document. boilerplate: number of documents above which a window that occurs in all of them is boilerplate.
-    max_boilerplate: maximum fraction of a document's windows that are boilerplate. sample: number of tokens that training needs,
-    below which no remedy may go. more: advice on how to have more text."""
+    max_boilerplate: maximum fraction of a document's windows that are boilerplate. sample: number of tokens that training needs.
+    more: advice on how to have more text."""
 
     documents: int
     tokens: int
@@ -57,7 +52,7 @@ class HeldOutSize:
 @dataclass(frozen=True)
 class HeldOutChoice:
     """Numbers of the candidates to hold out, ascending, and their overlap with the others. shortage: why they have fewer tokens
-    than the minimum, and which changes give enough; "" if they have enough."""
+    than the minimum, and what to do; "" if they have enough."""
 
     numbers: list[int]
     overlap: OverlapRecord
@@ -69,15 +64,14 @@ def choose_held_out(
     finder: Finder,
     others: Iterable[tuple[np.ndarray, np.ndarray]],
     demand: HeldOutSize,
-    decode: Callable[[np.ndarray], str],
     prefix: str,
 ) -> HeldOutChoice:
     """Choose the documents to hold out of a domain.
 
     Candidates within the overlap limit are taken in order until documents and tokens suffice; too few documents are accepted.
     candidates: token ids of each, its <eot> last, first choice first. finder: what `finder_of` returns of them. others: what its
-    `count` returns of all other documents of the domain, in parts. decode: from token ids to text. prefix: key path of the domain's
-    own values, for `shortage`.
+    `count` returns of all other documents of the domain, in parts. prefix: key path of the domain's own values, for
+    `shortage`.
     """
     windows = _Windows(candidates, finder, others, demand.boilerplate)
     sizes_C = np.array([len(ids) for ids in candidates], np.int64)
@@ -89,7 +83,6 @@ def choose_held_out(
         window=WINDOW,
         windows=count,
         share=share,
-        by_hash_alone=windows.in_training(range(demand.documents))[1],
         wanted=demand.documents,
         max_overlap=demand.limit,
         min_tokens=demand.tokens,
@@ -97,14 +90,9 @@ def choose_held_out(
         passed_over_tokens=int(sizes_C[passed_over].sum()),
         boilerplate=boilerplate,
         boilerplate_windows=int(windows.boilerplate_U.sum()),
-        by_boilerplate=int((windows.overlaps(boilerplate=True)[taken] > demand.limit).sum()),
-        passages=_passages(windows, windows.boilerplate_U, decode),
     )
-    shortage = ""
-    if sizes_C[taken].sum() < demand.tokens:
-        repeated = _passages(windows, (windows.documents_U > 1) & ~windows.boilerplate_U, decode)
-        shortage = _shortage(sizes_C, overlaps_C, windows.overlaps(), demand, prefix, repeated)
-    return HeldOutChoice(sorted(taken), record, shortage)
+    short = sizes_C[taken].sum() < demand.tokens
+    return HeldOutChoice(sorted(taken), record, _shortage(sizes_C, overlaps_C, demand, prefix) if short else "")
 
 
 def _taken(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> list[int]:
@@ -120,49 +108,18 @@ def _taken(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> 
     return taken
 
 
-def _shortage(
-    sizes_C: np.ndarray,
-    overlaps_C: np.ndarray,
-    lenient_C: np.ndarray,
-    demand: HeldOutSize,
-    prefix: str,
-    repeated: list[Passage],
-) -> str:
-    """Return why candidates have too few tokens, and the changes of keys, all tried, that give enough. lenient_C: overlaps without
-    the limit on boilerplate."""
+def _shortage(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize, prefix: str) -> str:
+    """Return why candidates have too few tokens, and the keys to change."""
     tokens = int(sizes_C[_taken(sizes_C, overlaps_C, demand)].sum())
     text = (
         f"{tokens:,} tokens can be held out, min_held_out_tokens={demand.tokens:,} are wanted; of the {len(sizes_C):,} documents "
         f"that may be held out, {(overlaps_C > demand.limit).sum():,} have more than max_overlap={demand.limit:g} of their windows "
         f"of {WINDOW} tokens in other documents, or are mostly boilerplate"
     )
-    too_long = (sizes_C > demand.most).sum()
-    text += f"; {too_long:,} of them longer than data.max_held_out_tokens={demand.most:,}" if too_long else ""
-    text += "".join(f"; {passage.documents:,} documents have {passage.shown}" for passage in repeated)
-    remedies = [f"{prefix}.min_held_out_tokens={tokens}"] if tokens >= demand.sample else []
-    uncapped = int(sizes_C[_taken(sizes_C, overlaps_C, replace(demand, most=sizes_C.sum()))].sum())
-    if uncapped >= demand.tokens:
-        remedies.append(f"data.max_held_out_tokens={uncapped + uncapped // 10}")
-    if sizes_C[_taken(sizes_C, lenient_C, demand)].sum() >= demand.tokens:
-        remedies.append("data.max_boilerplate=1")
-    limits = np.unique(np.ceil(overlaps_C * 1_000) / 1_000).tolist()
-    least = bisect_left(
-        limits,
-        demand.tokens,
-        key=lambda limit: sizes_C[_taken(sizes_C, overlaps_C, replace(demand, limit=limit))].sum(),
-    )
-    if least < len(limits):
-        remedies.append(f"{prefix}.max_overlap={limits[least]:g}, whose losses are partly those of training text")
-    return f"{text}; {''.join(f'set {remedy}; or ' for remedy in remedies)}{demand.more}"
-
-
-def _passages(windows: _Windows, chosen_U: np.ndarray, decode: Callable[[np.ndarray], str]) -> list[Passage]:
-    """Return the passages whose windows are chosen and occur in most documents, with their text, shortened."""
-    found = []
-    for ids, documents in islice(windows.passages(chosen_U), _PASSAGES):
-        text = decode(ids[:_PASSAGE_TOKENS]) + (SHORTENED if len(ids) > _PASSAGE_TOKENS else "")
-        found.append(Passage(text=text, documents=documents))
-    return found
+    if too_long := (sizes_C > demand.most).sum():
+        text += f"; {too_long:,} of them longer than data.max_held_out_tokens={demand.most:,}; raise it"
+    lower = f"set {prefix}.min_held_out_tokens={tokens}; or " if tokens >= demand.sample else ""
+    return f"{text}; {lower}raise {prefix}.max_overlap or data.max_boilerplate, up to 1; or {demand.more}"
 
 
 class Finder:
@@ -253,7 +210,6 @@ class _Windows:
         others: Iterable[tuple[np.ndarray, np.ndarray]],
         boilerplate: int,
     ) -> None:
-        self._candidates = candidates
         self._sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
         # arrays of millions of windows: 4 bytes each where they do, and none longer than it is needed
         own = ((owners, starts, _numbers(finder, hashes)) for owners, starts, hashes in _own_windows(candidates))
@@ -274,14 +230,11 @@ class _Windows:
         before_T = np.concatenate([[0], np.cumsum(self._boilerplate_T, dtype=np.int32)])
         self._own_K = before_T[end_K] == before_T[start_K]
 
-    def overlaps(self, boilerplate: bool = False) -> np.ndarray:
-        """Return the overlap of each candidate with all other documents, [C]; 1 for one without windows of its own.
-
-        boilerplate: True to count boilerplate as well.
-        """
-        own_K = self._own_K | boilerplate
+    def overlaps(self) -> np.ndarray:
+        """Return the overlap of each candidate with all other documents, [C]; 1 for one without windows of its own."""
+        own_K = self._own_K
         found_C, own_C, windows_C = (
-            np.bincount(self._owner_K, counted_K, len(self._candidates))
+            np.bincount(self._owner_K, counted_K, len(self._sizes_C))
             for counted_K in (own_K & (self.documents_U[self._which_K] > 1), own_K, np.ones(len(own_K)))
         )
         return np.where(own_C > 0, found_C / np.maximum(windows_C, 1), 1.0)
@@ -289,7 +242,7 @@ class _Windows:
     def boilerplate(self) -> np.ndarray:
         """Return the fraction of each candidate's windows that are boilerplate, [C]."""
         windows_C, common_C = (
-            np.bincount(self._owner_K, counted_K, len(self._candidates))
+            np.bincount(self._owner_K, counted_K, len(self._sizes_C))
             for counted_K in (None, self.boilerplate_U[self._which_K])
         )
         return common_C / np.maximum(windows_C, 1)
@@ -297,32 +250,13 @@ class _Windows:
     def in_training(self, held_out: Sequence[int]) -> tuple[int, float, float]:
         """Return the number of windows of these candidates, their overlap with documents that are not held out, and the fraction of
         their tokens that is boilerplate."""
-        chosen_C = np.isin(np.arange(len(self._candidates)), held_out)
+        chosen_C = np.isin(np.arange(len(self._sizes_C)), held_out)
         held_out_U = np.bincount(self._found_P[chosen_C[self._finder_P]], minlength=len(self.documents_U))
         chosen_K = chosen_C[self._owner_K]
         count = int(chosen_K.sum())
         standing = (self.documents_U > held_out_U)[self._which_K[chosen_K & self._own_K]].sum()
         common_T = self._boilerplate_T[np.repeat(chosen_C, self._sizes_C)]
         return count, float(standing / max(1, count)), float(common_T.sum() / max(1, len(common_T)))
-
-    def passages(self, chosen_U: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield the token ids and number of documents of passages of chosen windows, those of most documents first.
-
-        A passage is a window together with its neighbours that occur in at least half as many documents, each in one passage only.
-        """
-        documents_U = np.where(chosen_U, self.documents_U, 0)
-        while documents_U.any():
-            documents_K = documents_U[self._which_K]
-            window = int(documents_K.argmax())
-            most, owner = int(documents_K[window]), int(self._owner_K[window])
-            first = int((self._owner_K == owner).argmax())
-            rarer = np.flatnonzero((2 * documents_K < most) | (self._owner_K != owner))
-            start, end = rarer[rarer < window].max(initial=-1) + 1, rarer[rarer > window].min(initial=len(documents_K))
-            yield (
-                self._candidates[owner][start - first : end - first + WINDOW - 1][: len(self._candidates[owner]) - 1],
-                most,
-            )
-            documents_U[self._which_K[start:end]] = 0
 
 
 class _Text:

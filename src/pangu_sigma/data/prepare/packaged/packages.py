@@ -11,6 +11,7 @@ recorded in the manifest; their text is no part of this repository.
 
 from __future__ import annotations
 
+import ast
 import csv
 import hashlib
 import logging
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +33,6 @@ from pathlib import Path
 from pangu_sigma.children import child_environment
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Source
-from pangu_sigma.data.prepare.cleaning.filters import longest_line, mean_line, parses
 from pangu_sigma.data.prepare.packaged.translations import catalogue_pairs, json_pairs, page_pairs
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError, argument
@@ -321,8 +322,21 @@ def filtered_code(content: bytes) -> str | None:
         text = content.decode()
     except UnicodeDecodeError:
         return None
-    short = len(content) < 1_000_000 and mean_line(text) < 100 and longest_line(text) < 1_000
-    return text if short and text.strip() and parses(text) else None
+    lines = text.split("\n")
+    mean = (len(text) - len(lines) + 1) / len(lines)
+    short = len(content) < 1_000_000 and mean < 100 and max(map(len, lines)) < 1_000
+    return text if short and text.strip() and _parses(text) else None
+
+
+def _parses(text: str) -> bool:
+    """Return True if text is Python 3, for the running version. Text too deeply nested for the parser is not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 _PACKAGED = {
