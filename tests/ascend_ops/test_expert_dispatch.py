@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.front_cases import KINDS, check_combine, check_dispatch, check_gradients, check_transposed
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ascend_ops import expert_dispatch as front
@@ -113,8 +113,7 @@ def test_large_rows_are_streamed_exactly(ms):
     assert np.array_equal(out.asnumpy(), front.combine_oracle(rows.asnumpy(), inverse, x))
 
 
-def test_gradients_equal_those_of_gather(ms):
-    """Against MindSpore's own derivative of gather with the same permutation, and finite differences of the oracle."""
+def test_gradients_are_finite_differences_of_the_oracle(ms):
     x, order, inverse = padded_case(3, 30, 9, 4)
 
     class Loss(ms.nn.Cell):
@@ -142,28 +141,6 @@ def test_gradients_equal_those_of_gather(ms):
             step[at] = 1e-6
             up, down = ([a + s * step if j == i else a for j, a in enumerate(wide)] for s in (1, -1))
             assert gradient.asnumpy()[at] == pytest.approx((oracle(*up) - oracle(*down)) / 2e-6, rel=2e-4, abs=2e-4)
-
-
-def test_gradient_along_a_permutation_equals_that_of_gather(ms):
-    """MindSpore derives the gradient of its gather as a scatter-add; without collisions that is the same sum, bit for bit."""
-    x, _, _ = padded_case(3, 30, 9, 4)
-    order, inverse, _ = front.plan_oracle(np.random.default_rng(5).integers(0, 4, 30).astype(np.int32), 4)
-
-    class Cubes(ms.nn.Cell):
-        def __init__(self, move: object):
-            super().__init__()
-            self.move = move
-
-        def construct(self, x, order, inverse):
-            return (self.move(x, order, inverse) ** 3).sum()
-
-    class Gather(ms.nn.Cell):
-        def construct(self, x, order, inverse):
-            return ms.ops.gather(x, order, 0)
-
-    inputs = [ms.Tensor(a) for a in (x, order, inverse)]
-    ours, theirs = (ms.grad(Cubes(move))(*inputs).asnumpy() for move in (front.ExpertDispatch(), Gather()))
-    assert np.array_equal(ours, theirs)
 
 
 def test_pynative_never_reads_before_the_producer_has_written(graph_mode: None):
@@ -239,12 +216,3 @@ def test_front_compiles_for_eight_ascend_ranks(tmp_path: Path):
     assert "aclnnExpertDispatch 3 aclnnExpertCombine 1" in found[0]
     assert "AllGather 0 AlltoAll 0 ReduceScatter 0" in found[0]
     assert "AllReduce 3" in found[0]
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 6), st.integers(0, 1000))
-def test_round_trip_restores_every_token(tokens: int, hidden: int, experts: int, seed: int):
-    x, order, inverse = padded_case(seed, tokens, hidden, experts)
-    back = front.combine_oracle(front.dispatch_oracle(x, order), inverse)
-    assert np.array_equal(back[1:], x[1:])
-    assert not back[0].any()

@@ -112,19 +112,6 @@ def test_an_expert_without_rows_has_gradients_of_exactly_zero(graph_mode: None):
         assert of_experts[~empty].any()
 
 
-def test_pieces_larger_than_the_kernels_blocks(graph_mode: None):
-    """More rows than a forward piece and more columns than a weight-gradient piece (256 each), neither a multiple."""
-    arguments, offsets = make_case([300, 0, 523], hidden=8, ffn=270)
-    arguments = [a * 0.2 for a in arguments]
-    np.testing.assert_allclose(run(arguments, offsets), grouped_ffn_oracle(*arguments, offsets), rtol=1e-4, atol=1e-5)
-    dy = np.random.default_rng(1).normal(size=arguments[0].shape)
-    whole = gradients(arguments, offsets, dy)
-    first = gradients([arguments[0][:300], *(a[:1] for a in arguments[1:])], np.array([0, 300], np.int32), dy[:300])
-    np.testing.assert_allclose(whole[0][:300], first[0], rtol=1e-4, atol=1e-5)
-    for found, alone in zip(whole[1:], first[1:], strict=True):
-        np.testing.assert_allclose(found[:1], alone, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("weights", [np.float16, np.float32])
 def test_rows_and_gradients_come_back_in_the_dtypes_of_what_they_belong_to(graph_mode: None, weights: type):
     """A float16 network reads float16 experts, and the float32 parameters of its dense layers."""
@@ -150,11 +137,6 @@ def test_rows_and_gradients_come_back_in_the_dtypes_of_what_they_belong_to(graph
     slopes = finite_differences(wide, offsets, np.ones_like(x))
     for found, slope in zip(gradients, slopes, strict=True):
         np.testing.assert_allclose(found.asnumpy(), slope, rtol=2.0**-11 + 1e-4, atol=1e-4)
-
-
-def test_the_result_does_not_depend_on_the_run(graph_mode: None):
-    arguments, offsets = make_case([100, 3, 211])
-    assert run(arguments, offsets).tobytes() == run(arguments, offsets).tobytes()
 
 
 def kernel_arrays(offsets: list[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
