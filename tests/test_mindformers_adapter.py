@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers.edited import stopped_at
 from helpers.toy import EOT, Logits, active_weights, logits_arguments, randomise, toy_batches, toy_config, weights_of
 
 from experiments.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
@@ -254,9 +255,7 @@ def test_the_losses_that_mindformers_prints_are_those_of_the_run(trained, tiny_r
 def test_its_folder_can_be_evaluated(trained, tiny_run, tmp_path):
     from pangu_sigma.evaluate.held_out.run import evaluate_run
 
-    earlier = tmp_path / "earlier"
-    shutil.copytree(tiny_run, earlier)
-    (earlier / "checkpoints" / "LATEST").write_text(f"step_{SAVED_AT:08d}\n")
+    earlier = stopped_at(tiny_run, SAVED_AT, tmp_path / "earlier")
     shutil.copy(trained[0] / "config.yaml", earlier / "config.yaml")  # as many held-out batches
     before = {name: losses["loss"] for name, losses in evaluate_run(earlier).items()}
     after = {name: losses["loss"] for name, losses in evaluate_run(trained[0]).items()}
@@ -266,10 +265,7 @@ def test_its_folder_can_be_evaluated(trained, tiny_run, tmp_path):
 
 def test_mindformers_goes_on_from_a_checkpoint_of_the_projects_trainer(tiny_run, tiny_data, tmp_path):
     """Through MindFormers' own registration, and without the prefetcher, which changes no bit."""
-    folder = tmp_path / "run"
-    shutil.copytree(tiny_run, folder)
-    (folder / "checkpoints" / "LATEST").write_text(f"step_{SAVED_AT:08d}\n")
-    shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
+    folder = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
     tree = tiny_yaml(tiny_data, folder, STEPS)
     tree["model"]["model_config"]["ecss"] = {"prefetch": False}
     tree["trainer"]["auto_register"] = "registration.PanGuSigmaTrainer"

@@ -333,19 +333,6 @@ def test_nothing_is_written_twice(tiny_data, run):
     assert {file: file.stat().st_mtime_ns for file in contents(run)} == before
 
 
-def test_a_missing_LATEST_is_no_reason_to_start_from_nothing(tiny_data, run):
-    whole = run / "checkpoints" / "step_00000003"
-    for name in ("", "nonsense", "step_00000099"):
-        (run / "checkpoints" / "LATEST").unlink(missing_ok=True)
-        if name:
-            (run / "checkpoints" / "LATEST").write_text(name)
-        opened = start_run(run, tiny_config(tiny_data))
-        assert latest_checkpoint(opened.checkpoints) == whole
-        found = opened.newest_checkpoint()
-        assert found is not None
-        assert found.step == 3
-
-
 def test_a_refused_start_is_no_obstacle_to_the_next_one(tiny_data, tmp_path):
     """Without a checkpoint nothing is lost, so another configuration may have the folder."""
     run = tmp_path / "run"

@@ -76,11 +76,6 @@ def test_the_run_line_and_tensorboard_files_are_there(tmp_path: Path):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-def test_steps_after_the_last_full_interval_are_logged_at_the_end(tmp_path: Path):
-    run(tmp_path, range(1, 7))
-    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4, 6]
-
-
 def test_expert_load_adds_up_over_the_run(tmp_path: Path):
     run(tmp_path, range(1, 15))
     assert np.array_equal(load_of(tmp_path), sum(step_metrics(s).load_NK for s in range(1, 15)))
@@ -208,13 +203,6 @@ def test_a_model_without_routed_layers_has_no_load(tmp_path: Path):
     with MetricsLog(tmp_path, DOMAINS, 1, 1) as log:
         log.record(step_metrics(1, load_NK=np.zeros((0, 4), np.int32), reachable_N=[]))
     assert of_kind(tmp_path, "step")[0]["load_max_over_mean"] is None
-
-
-def test_progress_shows_losses_speed_load_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture):
-    run(tmp_path, range(1, 9))
-    shown = capsys.readouterr().err
-    for part in ("8/20", "zh ", "en ", "tokens/s", "load max/mean", "left"):
-        assert part in shown
 
 
 def test_load_is_compared_over_experts_that_can_receive_tokens():
