@@ -44,22 +44,13 @@ def forget() -> None:
     few_rows._kernel.cache_clear()
 
 
-@pytest.fixture(params=["avx512", "avx2", "scalar"])
-def isa(request, tmp_path) -> Iterator[str]:
-    """The kernels of each instruction set; skips those that this processor does not have."""
-    copy = shutil.copy(cpu_library(), tmp_path / "kernels.so")  # a library chooses once
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PANGU_SIGMA_ISA", request.param)
-        patch.setattr(few_rows, "cpu_library", lambda: str(copy))
-        forget()
-        library = few_rows._libraries()[1]
-        library.KernelIsa.restype = few_rows.ctypes.c_char_p
-        found = library.KernelIsa().decode()
-        if found == request.param:
-            yield found
+@pytest.fixture
+def isa(isa_library: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernels of each instruction set."""
+    monkeypatch.setattr(few_rows, "cpu_library", lambda: isa_library)
     forget()
-    if found != request.param:
-        pytest.skip(f"this processor has no {request.param}")
+    yield
+    forget()
 
 
 def drawn(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from ascend_ops.adam import adam_oracle
 from ascend_ops.library import cpu_library
 
-ISAS = ("avx512", "avx2", "scalar")
 SUBNORMAL = float(np.finfo(np.float32).smallest_subnormal)
 BETA1, BETA2, EPS, RATE = 0.8, 0.95, 1e-20, 1e-2
 
@@ -58,22 +56,14 @@ class Loops:
 
 
 @pytest.fixture(scope="session")
-def every_loops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loops]:
-    """By name, each instruction set that this processor has. A library chooses once, so each comes from a copy of it."""
-    folder, found = tmp_path_factory.mktemp("kernels"), {}
-    with pytest.MonkeyPatch.context() as patch:
-        for isa in ISAS:
-            patch.setenv("PANGU_SIGMA_ISA", isa)
-            loops = Loops(ctypes.CDLL(str(shutil.copy(cpu_library(), folder / f"{isa}.so"))))
-            found[loops.isa] = loops
-    return found
+def every_loops(isa_libraries: dict[str, str]) -> dict[str, Loops]:
+    """By name, each instruction set that this processor has."""
+    return {isa: Loops(ctypes.CDLL(library)) for isa, library in isa_libraries.items()}
 
 
-@pytest.fixture(params=ISAS)
-def loops(request: pytest.FixtureRequest, every_loops: dict[str, Loops]) -> Loops:
-    if request.param not in every_loops:
-        pytest.skip(f"this processor has no {request.param}")
-    return every_loops[request.param]
+@pytest.fixture
+def loops(isa_library: str) -> Loops:
+    return Loops(ctypes.CDLL(isa_library))
 
 
 @pytest.fixture
