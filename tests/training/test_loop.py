@@ -183,17 +183,6 @@ def test_nothing_reads_or_saves_the_experts_of_a_step_that_failed(tiny_data, tin
     assert latest_checkpoint(trainer.run.checkpoints).name == f"step_{SAVED_AT:08d}"
 
 
-@pytest.mark.slow
-def test_a_run_that_looks_its_experts_up_goes_on_from_any_store_to_the_same_bits(tiny_data, tiny_run, tmp_path):
-    """No prefetch, files: from a checkpoint of memory and prefetch."""
-    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
-    trainer = Trainer(tiny_config(tiny_data, ecss={**FILES, "prefetch": False}), copy)
-    while trainer.progress.step < STEPS:
-        *_, traffic = trainer.advance()
-        assert traffic is None
-    assert digests(trainer.save()) == digests(tiny_run / "checkpoints" / f"step_{STEPS:08d}")
-
-
 @pytest.mark.parametrize("ecss", [{}, FILES], ids=["memory", "files"])
 def test_any_store_takes_a_checkpoint_of_files(tiny_data, file_run, tmp_path, ecss):
     trainer = Trainer(tiny_config(tiny_data, ecss=ecss), stopped_at(file_run, SAVED_AT, tmp_path / "run"))

@@ -86,24 +86,6 @@ def test_each_part_of_the_norm_is_drawn_where_it_is_known():
     assert "dense parameters" not in drawn
 
 
-def test_runs_have_their_own_kind_of_line_and_are_named():
-    figure = pictures.draw_losses([log("a"), log("b")])
-    assert {line.get_linestyle() for line in figure.axes[0].lines} >= {"-", "--"}
-    assert {text.get_text() for text in figure.legends[1].get_texts()} >= {"a", "b"}
-    assert figure.axes[0].get_title() == "Loss"
-
-
-def test_a_constant_learning_rate_is_flat_and_its_axis_has_no_offset():
-    steps = [{**log().steps[0], "step": step, "learning_rate": 2e-3 - 1e-10 * step} for step in range(1, 80)]
-    figure = pictures.draw_optimizer([dataclasses.replace(log(), steps=steps)])
-    figure.canvas.draw()
-    rates = figure.axes[0]
-    low, high = rates.get_ylim()
-    assert (low, high > 2e-3) == (0, True)
-    assert rates.yaxis.get_offset_text().get_text() == ""
-    assert {float(tick.get_text()) for tick in rates.get_yticklabels()} >= {0.0, 0.001, 0.002}
-
-
 def with_traffic(stall: float) -> RunLog:
     """A run on a CPU, which fetches nothing; `stall` is that of its last step."""
     values = dict(zip(pictures.TRAFFIC, (0.0, 3.0, 3.0, 1.0, 0.0), strict=True))
