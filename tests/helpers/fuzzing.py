@@ -81,7 +81,6 @@ class Target:
     share: part of all cases that it gets, relative to the others.
     """
 
-    name: str
     anything: st.SearchStrategy
     mutated: st.SearchStrategy
     load: Callable[[Path, Any], bool]
@@ -298,6 +297,12 @@ def resealed(tree: Any) -> bytes:
         return as_text(tree)
 
 
+def sealed_cases(tree: Any) -> tuple[st.SearchStrategy[bytes], st.SearchStrategy[bytes]]:
+    """Cases of a file that holds a tree and its hash: from nothing, and from the valid one, mostly with a right hash."""
+    anything = st.one_of(st.binary(max_size=100), TREES.map(as_text), TREES.map(resealed))
+    return anything, st.one_of(changed_bytes(resealed(tree)), changed_tree(tree).map(resealed))
+
+
 def put(file: Path, content: bytes) -> Path:
     """Write a file of a case."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -322,7 +327,6 @@ def config_target(folder: Path) -> Target:
         return True
 
     return Target(
-        "configuration",
         st.one_of(st.binary(max_size=200), lines.map(lambda some: "\n".join(some).encode()), TREES.map(_yaml)),
         st.one_of(changed_bytes(text), changed_tree(valid).map(_yaml)),
         load,
@@ -349,7 +353,6 @@ def overrides_target(folder: Path) -> Target:
     )
     some_key = st.one_of(st.sampled_from(keys), st.text(max_size=12), st.sampled_from(keys).map(lambda key: f"{key}.x"))
     return Target(
-        "overrides",
         st.one_of(st.text(max_size=30), st.tuples(st.text(max_size=12), values).map("=".join)),
         st.one_of(st.tuples(some_key, values).map("=".join), st.tuples(some_key, JUNK)),
         load,
@@ -375,7 +378,6 @@ def jsonl_target(folder: Path) -> Target:
     names, packed = st.sampled_from(["a.jsonl", "a.jsonl.gz", "a.txt"]), gzip.compress(text)
     lines = st.lists(changed_tree(records[0]).map(as_text), max_size=4).map(b"\n".join)
     return Target(
-        "jsonl",
         st.tuples(names, st.one_of(st.binary(max_size=200), TREES.map(as_text))),
         st.one_of(
             st.tuples(st.just("a.jsonl"), st.one_of(changed_bytes(text), lines)),
@@ -400,7 +402,6 @@ def task_lines_target(folder: Path) -> Target:
     text = "".join(json.dumps(record) + "\n" for record in records).encode()
     lines = st.lists(st.sampled_from(records).flatmap(changed_tree).map(as_text), max_size=4).map(b"\n".join)
     return Target(
-        "task lines",
         st.one_of(st.binary(max_size=200), TREES.map(as_text)),
         st.one_of(changed_bytes(text), lines),
         load,
@@ -444,7 +445,6 @@ def index_target(folder: Path) -> Target:
         return True
 
     return Target(
-        "token index",
         st.tuples(
             st.one_of(st.binary(max_size=80), st.binary(max_size=40).map(lambda b: valid[:33] + b)),
             st.binary(max_size=40),
@@ -479,7 +479,6 @@ def safetensors_target(folder: Path) -> Target:
             return all(len(array.tobytes()) == array.nbytes for array in map_arrays(path).values())
 
     return Target(
-        "safetensors",
         st.one_of(
             st.binary(max_size=120), TREES.map(with_header), st.binary(max_size=60).map(lambda b: content[:8] + b)
         ),
@@ -521,14 +520,8 @@ def checkpoint_target(folder: Path) -> Target:
     def beside(manifests: st.SearchStrategy[bytes]) -> st.SearchStrategy:
         return manifests.map(lambda content: (content, *whole))
 
-    content = (valid / "manifest.json").read_bytes()
-    return Target(
-        "checkpoint",
-        beside(st.one_of(st.binary(max_size=100), TREES.map(as_text), TREES.map(resealed))),
-        st.one_of(beside(st.one_of(changed_bytes(content), changed_tree(manifest).map(resealed))), fingerprinted()),
-        load,
-        "not the JSON|its own hash",
-    )
+    anything, mutated = map(beside, sealed_cases(manifest))
+    return Target(anything, st.one_of(mutated, fingerprinted()), load, "not the JSON|its own hash")
 
 
 def routing_target(folder: Path) -> Target:
@@ -578,7 +571,6 @@ def routing_target(folder: Path) -> Target:
         return loaded.experts > 0
 
     return Target(
-        "routing tables",
         st.one_of(st.binary(max_size=200), st.binary(max_size=60).map(lambda b: npz({"first_NDV": b}))),
         st.one_of(changed_bytes(content), changed_member()),
         load,
@@ -613,7 +605,6 @@ def hf_target(folder: Path) -> Target:
 
     names = st.sampled_from(["config.json", *shards])
     return Target(
-        "Hugging Face folder",
         st.tuples(names, st.one_of(st.binary(max_size=200), TREES.map(as_text)), st.just(True)),
         names.flatmap(lambda name: st.tuples(st.just(name), of_file(name), st.sampled_from([True, True, True, False]))),
         load,
@@ -648,7 +639,6 @@ def metrics_target(folder: Path) -> Target:
         return bool(found)
 
     return Target(
-        "metrics",
         st.one_of(st.binary(max_size=200), st.lists(TREES.map(as_text), max_size=3).map(b"\n".join)),
         st.one_of(
             changed_bytes(text), st.lists(st.sampled_from(lines).flatmap(changed_tree).map(with_own_hash)).map(b"".join)
@@ -679,7 +669,6 @@ def tokenizer_target(folder: Path) -> Target:
         return True
 
     return Target(
-        "tokenizer",
         st.tuples(st.one_of(st.binary(max_size=200), TREES.map(as_text)), st.none()),
         st.one_of(
             st.tuples(st.one_of(changed_bytes(as_text(content)), changed_tree(content).map(as_text)), st.none()),
@@ -696,8 +685,7 @@ def sealed_target(folder: Path) -> Target:
     for name in ("a", "b"):
         put(folder / name, name.encode() * 50)
     seal_folder(folder, ["a", "b"], {"format": 1})
-    content = (folder / SEAL).read_bytes()
-    tree = json.loads(content)
+    tree = json.loads((folder / SEAL).read_bytes())
     assert tree["files"]["a"] == fingerprint(folder / "a")
 
     def load(here: Path, case: bytes) -> bool:
@@ -708,13 +696,7 @@ def sealed_target(folder: Path) -> Target:
             check_folder(here, "restore it")
         return True
 
-    return Target(
-        "sealed folder",
-        st.one_of(st.binary(max_size=100), TREES.map(as_text), TREES.map(resealed)),
-        st.one_of(changed_bytes(content), changed_tree(tree).map(resealed)),
-        load,
-        "not the JSON|its own hash",
-    )
+    return Target(*sealed_cases(tree), load, "not the JSON|its own hash")
 
 
 def manifest_target(folder: Path) -> Target:
@@ -744,13 +726,7 @@ def manifest_target(folder: Path) -> Target:
             load_manifest(here)
         return True
 
-    return Target(
-        "data manifest",
-        st.one_of(st.binary(max_size=100), TREES.map(as_text), TREES.map(resealed)),
-        st.one_of(changed_bytes(resealed(tree)), changed_tree(tree).map(resealed)),
-        load,
-        "own hash|not the JSON",
-    )
+    return Target(*sealed_cases(tree), load, "own hash|not the JSON")
 
 
 def mindir_target(folder: Path) -> Target:
@@ -774,9 +750,7 @@ def mindir_target(folder: Path) -> Target:
         with watched():
             return all(values.sum() is not None for values in open_model(here, "export").arrays.values())
 
-    return Target(
-        "MindIR", st.binary(max_size=120).map(lambda b: b"\x3a" + b), changed_bytes(valid), load, "is no file|no graph"
-    )
+    return Target(st.binary(max_size=120).map(lambda b: b"\x3a" + b), changed_bytes(valid), load, "is no file|no graph")
 
 
 def torch_target(folder: Path) -> Target:
@@ -818,7 +792,6 @@ def torch_target(folder: Path) -> Target:
         return True
 
     return Target(
-        "torch",
         st.one_of(
             st.binary(max_size=200),
             programs.map(lambda some: foreign_files.torch_zip(tree, lambda _: b"\x80\x02" + some + b".")),
@@ -851,7 +824,6 @@ def ckpt_target(folder: Path) -> Target:
 
     whole = foreign_files.ckpt(foreign_files.in_mindspore(values))
     return Target(
-        "checkpoints of MindSpore",
         st.one_of(st.binary(max_size=200), st.binary(max_size=60).map(lambda b: whole[:9] + b)).map(
             lambda c: {"a.ckpt": c}
         ),
@@ -878,7 +850,6 @@ def huggingface_target(folder: Path) -> Target:
         return True
 
     return Target(
-        "Hugging Face",
         st.tuples(st.sampled_from(sorted(files)), st.one_of(st.binary(max_size=100), TREES.map(as_text))),
         st.one_of(
             st.tuples(st.just("config.json"), changed_tree(config).map(as_text)),

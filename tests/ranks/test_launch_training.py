@@ -101,26 +101,14 @@ def launch(file: Path, run: Path, *options: str) -> Launched:
     )
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ("configuration", "in train.steps (31, on node 0 30)"),
-        ("vocabulary", "in vocabulary ("),
-        ("data", "in prepared data ("),
-    ],
-)
-def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path, changed, message):
+def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path):
     """Each has a disk of its own, with everything in the same place."""
     options = ["--nodes", "2", "--master-address", "127.0.0.1", "--master-port", str(free_port()), "--output", "run"]
     for node in range(2):
         shutil.copytree(tiny_data, tmp_path / str(node) / "data")
         tree = tiny_tree(Path("data")) | {"parallel": {"data": 2}}
-        tree["train"]["steps"] += node * (changed == "configuration")
+        tree["train"]["steps"] += node
         (tmp_path / str(node) / "tiny.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    if changed == "vocabulary":
-        change_vocabulary(tmp_path / "1" / "data" / "tokenizer")
-    if changed == "data":
-        os.truncate(tmp_path / "1" / "data" / "en.train.bin", 100)
     started = time.monotonic()
     nodes = [
         subprocess.Popen(
@@ -138,7 +126,7 @@ def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path, changed,
         said = [line for line in error.splitlines() if not line.startswith("waiting up to 300 s for node 0 at ")]
         assert len(said) == 1, "one message"
         assert said[0].startswith("error: node 1 (")
-        assert message in said[0]
+        assert "in train.steps (31, on node 0 30)" in said[0]
     assert not list(tmp_path.glob("*/run")), "nothing was started"
 
 
@@ -181,22 +169,17 @@ def test_another_number_of_processes_than_laid_out_is_refused(tiny_data):
     ("options", "message"),
     [
         (["--processes", "8"], "--processes 8 is not what the parallel section lays out"),
-        (["--nodes", "2"], "1 processes cannot be divided among --nodes 2"),
         (["--nodes", "2", "--set", "parallel.data=2"], "--node-rank is missing"),
         (["--nodes", "2", "--node-rank", "0", "--set", "parallel.data=2"], "--master-address is missing"),
         (
             ["--nodes", "2", "--node-rank", "1", "--master-address", "", "--set", "parallel.data=2"],
             "--master-address is missing",
         ),
-        (["--node-rank", "1", "--dry-run"], "--node-rank 1 does not exist: with --nodes 1 it is 0 … 0"),
         (["--set", "parallel.expert=3"], "model.experts_per_domain (2) is not divisible by parallel.expert (3)"),
     ],
 )
 def test_wrong_launches_are_refused_by_the_command(file, capsys, options, message):
-    with_ranks = (
-        [] if "--nodes" not in options or "--set" in options else ["--node-rank", "0", "--master-address", "127.0.0.1"]
-    )
-    assert main(["launch", str(file), *options, *with_ranks]) == 2
+    assert main(["launch", str(file), *options]) == 2
     assert message in capsys.readouterr().err
 
 

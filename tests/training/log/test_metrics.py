@@ -279,23 +279,6 @@ def test_spikes_and_what_is_not_finite_have_lines_of_their_own(tmp_path: Path):
     assert of_kind(tmp_path, "unhealthy") == [{"kind": "unhealthy", "step": 3, "tensors": [tensor]}]
 
 
-def test_lines_that_are_no_lines_of_a_run_are_left_out_with_a_warning(tmp_path, caplog):
-    good = b'{"kind": "step", "step": 1}'
-    bad = [
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b"3",
-        b"{}",
-        b'{"kind": "step"}',
-        b'{"kind": 1, "step": 2}',
-        b'{"kind": "step", "st',
-    ]
-    line = sealed_line(json.loads(good)).strip().encode()
-    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([line, good, *bad]))
-    assert read_metrics(tmp_path) == [{"kind": "step", "step": 1}]
-    assert [f"metrics.jsonl: line {n} was changed" in text for n, text in enumerate(caplog.messages, 2)] == [True] * 8
-
-
 def test_a_flipped_bit_of_any_byte_is_told_with_the_number_of_its_line(tmp_path, caplog):
     lines = [
         {"kind": "run", "step": 0, "domains": DOMAINS},
