@@ -15,41 +15,19 @@ import pytest
 import yaml
 from helpers.prepared import change_vocabulary
 
-from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port, launched
+from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port
 from experiments.tiny import STEPS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.launch import check_ranks, training_facts
 
-SUMMING = Path(__file__).parents[1] / "helpers" / "summing.py"
 COMMAND = [sys.executable, "-m", "pangu_sigma", "launch"]
 
 
 @pytest.fixture
 def file(tmp_path, tiny_data) -> Path:
     return write_config(tmp_path, tiny_data, {})
-
-
-@pytest.mark.slow
-def test_two_ranks_add_up_and_go_on_after_one_is_killed_as_if_nothing_had_happened(tmp_path):
-    """MindSpore's AllReduce between two processes on the CPU."""
-    saved, steps = tmp_path / "saved", 40
-    saved.mkdir()
-    with launched([sys.executable, str(SUMMING), str(saved), str(steps)], tmp_path / "logs", restarts=1) as it:
-        eventually(lambda: list(saved.glob("00*.npy")))
-        os.kill(it.rank(1), signal.SIGKILL)
-        assert it.wait(120) == 0
-        assert it.left() == []
-    assert "rank 1 was killed by SIGKILL" in it.errors
-    first, second = it.texts(0)
-    assert "step 40 of" not in first
-    assert "step 1 of" not in second, "it went on from what was saved"
-    total = np.zeros(8, np.float32)
-    for step in range(steps):
-        parts = [np.sin(np.arange(8, dtype=np.float32) + rank + 10 * step) for rank in range(2)]
-        total = np.float32(0.9) * total + (parts[0] + parts[1])
-    np.testing.assert_array_equal(np.load(saved / f"{steps:04}.npy"), total)
 
 
 @pytest.mark.slow
@@ -72,21 +50,6 @@ def test_a_run_whose_rank_is_killed_ends_with_the_weights_of_an_undisturbed_run(
     for name, arrays in undisturbed.files.items():
         for key, array in arrays.items():
             np.testing.assert_array_equal(ours.files[name][key].values, array.values, err_msg=f"{name} {key}")
-
-
-@pytest.mark.slow
-def test_a_launch_that_is_stopped_saves_within_ten_seconds_and_leaves_nothing(tiny_data, tmp_path):
-    run = tmp_path / "run"
-    steps = 400
-    with launch(write_config(tmp_path, tiny_data, {"data": 2}), run, "--set", f"train.steps={steps}") as it:
-        eventually(lambda: (run / "checkpoints" / "LATEST").exists(), 120)
-        saved = load_checkpoint(run / "checkpoints").step
-        started = time.monotonic()
-        it.process.send_signal(signal.SIGTERM)
-        assert it.wait() == 0
-        assert time.monotonic() - started < 10
-        assert it.left() == []
-    assert saved < load_checkpoint(run / "checkpoints").step < steps
 
 
 def write_config(folder: Path, data: Path, axes: dict) -> Path:

@@ -199,12 +199,6 @@ def test_a_step_that_moved_nothing_has_no_hit_rate(tmp_path: Path):
     assert (line["fetched_mib"], line["prefetch_hit_rate"], line["prefetch_stall"]) == (0, None, None)
 
 
-def test_a_model_without_routed_layers_has_no_load(tmp_path: Path):
-    with MetricsLog(tmp_path, DOMAINS, 1, 1) as log:
-        log.record(step_metrics(1, load_NK=np.zeros((0, 4), np.int32), reachable_N=[]))
-    assert of_kind(tmp_path, "step")[0]["load_max_over_mean"] is None
-
-
 def test_load_is_compared_over_experts_that_can_receive_tokens():
     load_NK, reachable_N = np.array([[0, 0, 6, 2], [3, 3, 0, 0]]), [[2, 3], [0, 1, 2, 3]]
     assert load_max_over_mean(load_NK, reachable_N) == pytest.approx((6 / 4 + 2) / 2)
