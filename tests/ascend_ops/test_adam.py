@@ -11,6 +11,7 @@ import pytest
 from helpers.kernel_cases import from_bfloat16, to_bfloat16
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from ascend_ops.adam import AdamRows, adam_oracle, every_row
 
@@ -350,8 +351,6 @@ def test_the_sum_of_squares_refuses_other_dtypes(call_kernel: Callable[..., int]
 @pytest.fixture
 def parameters(graph_mode: None) -> list:
     """w, m, v of two tensors with 3 rows, and their step counts, as MindSpore parameters."""
-    from mindspore import Parameter, Tensor
-
     rng = np.random.default_rng(3)
     shapes = [(3, 4, 2), (3, 7)]
     weights = tuple(Parameter(Tensor(rng.normal(size=s).astype(np.float32)), name=f"w{s}") for s in shapes)
@@ -362,7 +361,6 @@ def parameters(graph_mode: None) -> list:
 
 def step_cell(parameters: list):
     """A cell that updates the parameters in a graph, as the training step does."""
-    from mindspore import ParameterTuple, nn
 
     class Step(nn.Cell):
         def __init__(self):
@@ -378,8 +376,6 @@ def step_cell(parameters: list):
 
 
 def graph_inputs(active: np.ndarray, offsets: np.ndarray, grads: list[np.ndarray]) -> list:
-    from mindspore import Tensor
-
     hyper, decay = np.array(list(HYPER.values()), np.float32), np.array([0.1, 0.0], np.float32)
     return [Tensor(a) for a in (*grads, active, offsets, hyper, decay)]
 

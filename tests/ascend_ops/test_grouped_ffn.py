@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import Tensor
 
-from ascend_ops.grouped_ffn import KERNELS, grouped_ffn_oracle
+from ascend_ops.grouped_ffn import KERNELS, GroupedFFN, grouped_ffn_oracle
 
 HIDDEN, FFN = 6, 10
 ROWS_OF_EXPERTS = [0, 4, 0, 0, 5, 0]
@@ -23,10 +25,6 @@ def make_case(rows_A: list[int]) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def run(arguments: list[np.ndarray], offsets: np.ndarray, activation: str = "fast_gelu") -> np.ndarray:
-    from mindspore import Tensor
-
-    from ascend_ops.grouped_ffn import GroupedFFN
-
     tensors = [Tensor(a.astype(np.float32)) for a in arguments]
     return GroupedFFN(activation)(*tensors, Tensor(offsets)).asnumpy()
 
@@ -35,11 +33,6 @@ def gradients(
     arguments: list[np.ndarray], offsets: np.ndarray, dy: np.ndarray, activation: str = "fast_gelu"
 ) -> list[np.ndarray]:
     """Of sum(y · dy) with respect to x, w1, b1, w2, b2."""
-    import mindspore as ms
-    from mindspore import Tensor
-
-    from ascend_ops.grouped_ffn import GroupedFFN
-
     op, weight = GroupedFFN(activation), Tensor(dy.astype(np.float32))
 
     def weighted_sum(x, w1, b1, w2, b2, offsets):
@@ -93,11 +86,6 @@ def test_an_expert_without_rows_has_gradients_of_exactly_zero(graph_mode: None):
 @pytest.mark.parametrize("weights", [np.float16, np.float32])
 def test_rows_and_gradients_come_back_in_the_dtypes_of_what_they_belong_to(graph_mode: None, weights: type):
     """A float16 network reads float16 experts, and the float32 parameters of its dense layers."""
-    import mindspore as ms
-    from mindspore import Tensor
-
-    from ascend_ops.grouped_ffn import GroupedFFN
-
     (x, *parameters), offsets = make_case([3, 0, 4])
     arguments = [x.astype(np.float16), *(p.astype(weights) for p in parameters)]
     op = GroupedFFN()
