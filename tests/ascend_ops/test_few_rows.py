@@ -13,16 +13,7 @@ import pytest
 
 from ascend_ops import few_rows
 from ascend_ops.activation import activation_oracle
-from ascend_ops.few_rows import (
-    FFN,
-    FfnWeights,
-    LaneAttention,
-    Matrix,
-    NormRows,
-    Projection,
-    Projections,
-    TiedHead,
-)
+from ascend_ops.few_rows import FFN, FfnWeights, LaneAttention, Matrix, NormRows, Projection, Projections, TiedHead
 from ascend_ops.large_pages import LargePages
 from ascend_ops.library import cpu_library
 

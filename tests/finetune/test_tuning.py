@@ -277,14 +277,8 @@ def test_what_stands_in_the_way_is_refused_and_leaves_nothing(tiny_run, tmp_path
 @pytest.mark.slow
 def test_with_everything_learning_the_forgetting_of_every_domain_is_printed(tiny_run, tmp_path, capsys):
     asked = ask(tmp_path / "asked")
-    command = [
-        "finetune",
-        str(tiny_run),
-        f"--task={asked.task}",
-        f"--train-file={asked.train_file}",
-        f"--output={tmp_path / 'run'}",
-    ]
-    assert main([*command, "--set", "finetune.epochs=2"]) == 0
+    options = [f"--task={asked.task}", f"--train-file={asked.train_file}", f"--output={tmp_path / 'run'}"]
+    assert main(["finetune", str(tiny_run), *options, "--set", "finetune.epochs=2"]) == 0
     printed = capsys.readouterr().out
     assert "no dev set (--dev-file): the last state is kept, that after step" in printed
     result = result_of(tmp_path / "run")

@@ -147,17 +147,8 @@ def test_wrong_launches_are_refused_by_the_command(file, capsys, options, messag
 
 
 def test_a_dry_run_needs_neither_the_other_nodes_nor_prepared_data(file, capsys, tmp_path):
-    options = [
-        "--nodes",
-        "2",
-        "--set",
-        "parallel.data=2",
-        "--set",
-        f"data.path={tmp_path / 'none'}",
-        "--output",
-        str(tmp_path / "run"),
-    ]
-    assert main(["launch", str(file), *options, "--dry-run"]) == 0
+    sets = ["--set", "parallel.data=2", "--set", f"data.path={tmp_path / 'none'}"]
+    assert main(["launch", str(file), "--nodes", "2", *sets, "--output", str(tmp_path / "run"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("\nmsrun ") == 2
     assert f"-m pangu_sigma train {file} --output {tmp_path / 'run'} --set parallel.data=2 --set data.path=" in printed

@@ -23,14 +23,7 @@ from pangu_sigma.checkpoint.format import UnhealthyState
 from pangu_sigma.checkpoint.healthy import last_healthy
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 from pangu_sigma.sections import SpikesConfig, TrainConfig
-from pangu_sigma.training.health import (
-    DomainHealth,
-    Health,
-    UnhealthyRun,
-    count_not_finite,
-    examine,
-    unhealthy_tensors,
-)
+from pangu_sigma.training.health import DomainHealth, Health, UnhealthyRun, count_not_finite, examine, unhealthy_tensors
 from pangu_sigma.training.log.metrics import NoLog, read_metrics
 from pangu_sigma.training.log.summary import format_summary, summarise
 from pangu_sigma.training.loop import Trainer, train

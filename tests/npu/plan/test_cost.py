@@ -12,13 +12,7 @@ from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.plan import cost
-from pangu_sigma.npu.plan.cost import (
-    flops,
-    host_rate_note,
-    host_update_bytes,
-    step_time,
-    step_time_all_experts,
-)
+from pangu_sigma.npu.plan.cost import flops, host_rate_note, host_update_bytes, step_time, step_time_all_experts
 
 
 def test_constants_are_the_solution_of_the_two_equations():
