@@ -14,16 +14,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 import pytest
 import yaml
+from helpers.edited import stopped_at
 from helpers.toy import EOT, Logits, active_weights, logits_arguments, randomise, toy_batches, toy_config, weights_of
+from mindspore import Tensor, nn
 
 from experiments.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config, read_tree
+from pangu_sigma.data.order import Cursor
+from pangu_sigma.domains import domains_of
+from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.mindformers_adapter import register
 from pangu_sigma.mindformers_adapter.yaml_keys import KEYS, sigma_config
+from pangu_sigma.model.declare import as_input
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.training.progress import Progress
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "model_configs" / "mindformers" / "sigma_tiny.yaml"
@@ -93,8 +103,6 @@ def write_yaml(tree: dict[str, Any], path: Path) -> Path:
 
 
 def same_checkpoint(left: Path, right: Path, step: int) -> None:
-    from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-
     ours, theirs = (load_checkpoint(folder / "checkpoints" / f"step_{step:08d}") for folder in (left, right))
     own = [{key: value for key, value in found.state.items() if key != "health"} for found in (ours, theirs)]
     assert own[0] == own[1], "but MindFormers' loop does not watch the health of a run"
@@ -252,11 +260,7 @@ def test_the_losses_that_mindformers_prints_are_those_of_the_run(trained, tiny_r
 
 
 def test_its_folder_can_be_evaluated(trained, tiny_run, tmp_path):
-    from pangu_sigma.evaluate.held_out.run import evaluate_run
-
-    earlier = tmp_path / "earlier"
-    shutil.copytree(tiny_run, earlier)
-    (earlier / "checkpoints" / "LATEST").write_text(f"step_{SAVED_AT:08d}\n")
+    earlier = stopped_at(tiny_run, SAVED_AT, tmp_path / "earlier")
     shutil.copy(trained[0] / "config.yaml", earlier / "config.yaml")  # as many held-out batches
     before = {name: losses["loss"] for name, losses in evaluate_run(earlier).items()}
     after = {name: losses["loss"] for name, losses in evaluate_run(trained[0]).items()}
@@ -266,10 +270,7 @@ def test_its_folder_can_be_evaluated(trained, tiny_run, tmp_path):
 
 def test_mindformers_goes_on_from_a_checkpoint_of_the_projects_trainer(tiny_run, tiny_data, tmp_path):
     """Through MindFormers' own registration, and without the prefetcher, which changes no bit."""
-    folder = tmp_path / "run"
-    shutil.copytree(tiny_run, folder)
-    (folder / "checkpoints" / "LATEST").write_text(f"step_{SAVED_AT:08d}\n")
-    shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:08d}")
+    folder = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
     tree = tiny_yaml(tiny_data, folder, STEPS)
     tree["model"]["model_config"]["ecss"] = {"prefetch": False}
     tree["trainer"]["auto_register"] = "registration.PanGuSigmaTrainer"
@@ -288,14 +289,9 @@ def test_mindformers_goes_on_from_a_checkpoint_of_the_projects_trainer(tiny_run,
 @pytest.mark.slow
 def test_a_step_that_overflows_is_said_to_and_does_not_advance_the_rate(graph_mode, tmp_path):
     register()
-    import mindspore as ms
-    from mindspore import Tensor, nn
-
-    from pangu_sigma.data.order import Cursor
     from pangu_sigma.mindformers_adapter.dataset import make_dataset
     from pangu_sigma.mindformers_adapter.model import PanGuSigmaConfig, PanGuSigmaForCausalLM
     from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
-    from pangu_sigma.training.progress import Progress
 
     config = toy_config(ecss={"enabled": False})
     batches = toy_batches(config, tmp_path)
@@ -359,8 +355,6 @@ def test_the_model_predicts_what_the_network_predicts(graph_mode, tmp_path):
     from mindformers.models import build_network
     from mindformers.tools.register import MindFormerConfig
 
-    from pangu_sigma.model.declare import as_input
-
     config = toy_config()
     sections = {"domains": [d.model_dump() for d in config.domains], "routing": config.routing.model_dump()}
     keys = {"type": "PanGuSigmaConfig", **config.model.model_dump(), **sections}
@@ -378,9 +372,6 @@ def test_the_model_predicts_what_the_network_predicts(graph_mode, tmp_path):
 def test_the_tokenizer_of_a_yaml_is_the_projects(tiny_data, tmp_path):
     register()
     from mindformers.models import build_tokenizer
-
-    from pangu_sigma.domains import domains_of
-    from pangu_sigma.text.tokenizer import Tokenizer
 
     tree = tiny_yaml(tiny_data, tmp_path, STEPS)["model"]["model_config"]
     ours, domains = Tokenizer.load(tiny_data / "tokenizer"), domains_of(tiny_config(tiny_data))

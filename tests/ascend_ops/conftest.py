@@ -22,17 +22,35 @@ def call_kernel() -> Callable[..., int]:
     return caller(ctypes.CDLL(cpu_library()))
 
 
-@pytest.fixture(scope="session", params=["avx512", "avx2", "scalar"])
-def call_kernel_of_isa(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
-    """call_kernel with the loops of each instruction set; skips those that this processor does not have."""
-    copy = shutil.copy(cpu_library(), tmp_path_factory.mktemp(request.param))  # a library chooses once
-    library = ctypes.CDLL(copy)
-    library.KernelIsa.restype = ctypes.c_char_p
+ISAS = ("avx512", "avx2", "scalar")
+
+
+@pytest.fixture(scope="session")
+def isa_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """By instruction set of this processor, the widest first, a library held to it. A library chooses once, so each is a copy."""
+    folder, found = tmp_path_factory.mktemp("kernels"), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PANGU_SIGMA_ISA", request.param)
-        if library.KernelIsa().decode() != request.param:
-            pytest.skip(f"this processor has no {request.param}")
-    return caller(library)
+        for isa in ISAS:
+            patch.setenv("PANGU_SIGMA_ISA", isa)
+            copy = str(shutil.copy(cpu_library(), folder / f"{isa}.so"))
+            library = ctypes.CDLL(copy)
+            library.KernelIsa.restype = ctypes.c_char_p
+            found[library.KernelIsa().decode()] = copy
+    return found
+
+
+@pytest.fixture(scope="session", params=ISAS)
+def isa_library(request: pytest.FixtureRequest, isa_libraries: dict[str, str]) -> str:
+    """The library of each instruction set; skips those that this processor does not have."""
+    if request.param not in isa_libraries:
+        pytest.skip(f"this processor has no {request.param}")
+    return isa_libraries[request.param]
+
+
+@pytest.fixture(scope="session")
+def call_kernel_of_isa(isa_library: str) -> Callable[..., int]:
+    """call_kernel with the loops of each instruction set."""
+    return caller(ctypes.CDLL(isa_library))
 
 
 def caller(library: ctypes.CDLL) -> Callable[..., int]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ascend_ops.adam import HYPER, adam_oracle
+from ascend_ops.adam import HYPER
 from ascend_ops.adam_worker import AdamWorker, AdamWorkerError
 
 ROWS, ACTIVE, WIDTHS = 7, 3, (2500, 40)
@@ -128,26 +128,6 @@ def test_random_sequences_of_clipped_overflowed_spiked_and_clean_steps_give_the_
                 theirs.adam_rows(n, *parts[n], hyper_of(kind))
         worker.settle()
         assert ours.bytes() == theirs.bytes(), seed
-
-
-def test_an_update_is_that_of_the_oracle_and_counts_the_step_of_rows_with_tokens(call_kernel: Callable[..., int]):
-    ours, rng = Segments(call_kernel), np.random.default_rng(0)
-    worker, before = ours.registered(), [w.copy() for w in ours.w[1]]
-    grads, lists = drawn(rng, np.float32)
-    lists[1][:] = [0, 2, 2, 5]  # the second of three active rows has no token
-    assert not ours.start(at(worker, 1), grads, lists, hyper_of("clipped"))
-    assert not ours.wait(at(worker, 1))
-    values = dict(zip(HYPER, hyper_of("clipped").tolist(), strict=True))
-    fixed = {name: values[name] for name in ("lr", "grad_scale", "beta1", "beta2", "eps")}
-    for g, (w, grad) in enumerate(zip(before, grads, strict=True)):
-        for place in (0, 2):
-            row, zeros = lists[0][place], np.zeros_like(grad[place])
-            expected = adam_oracle(w[row], zeros, zeros, 1, grad[place], weight_decay=float(ours.decay[g]), **fixed)
-            for found, each in zip((ours.w[1][g], ours.m[1][g], ours.v[1][g]), expected, strict=True):
-                np.testing.assert_allclose(found[row], each, rtol=1e-5, atol=1e-7)
-        still = np.setdiff1d(np.arange(ROWS), lists[0][[0, 2]])
-        np.testing.assert_array_equal(ours.w[1][g][still], w[still])
-    assert ours.step[1].tolist() == [int(row in lists[0][[0, 2]]) for row in range(ROWS)]
 
 
 def test_a_segment_is_updated_once_at_a_time_with_known_arrays_and_rows(call_kernel: Callable[..., int]):

@@ -1,7 +1,8 @@
 """Every mutation of a kernel or its host side is caught by the compiler, by a rule of the emulation, or by a wrong result.
 
-This is the evidence that the emulation would notice if the shipped kernels had such a defect. Mutations that
-change no behaviour, such as one more barrier, are not defects; those of HARMLESS must pass.
+This is the evidence that the emulation would notice if the shipped kernels had such a defect. Mutations that change no
+behaviour, such as one more barrier, are not defects; those of HARMLESS must pass. Each rule of the emulation alone is
+broken in broken_kernels.cpp.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 from helpers.host_cases import check_host
@@ -23,17 +24,16 @@ from ascend_ops.emulation.compiling import FOLDERS, PROJECT
 from ascend_ops.errors import BuildError
 
 
-@dataclass(frozen=True)
-class Mutation:
+class Mutation(NamedTuple):
     """`old` is replaced by `new`, everywhere in `file`; `caught` is what the error must say."""
 
     name: str
     file: str
+    chip: str
+    dtype: str
     old: str
     new: str
     caught: str
-    chip: str = "910B"
-    dtype: str = "float16"
 
     @property
     def on_host(self) -> bool:
@@ -41,391 +41,179 @@ class Mutation:
         return self.file.startswith("op_host")
 
 
-def dropped(name: str, file: str, line: str, caught: str, chip: str = "910B", dtype: str = "float16") -> Mutation:
-    return Mutation(f"dropped {name}", file, line, "", caught, chip, dtype)
+Table = dict[tuple[str, str, str], dict[str, tuple[str, str, str]]]
 
 
-MOVE, ADD, TINY, CHIP, INDEX, TILING = (
-    "op_kernel/move_rows.h",
-    "op_kernel/add_rows.h",
-    "op_kernel/tiny_rows.h",
-    "op_kernel/chip.h",
-    "op_kernel/index_tile.h",
-    "op_host/tiling.h",
+def listed(table: Table) -> list[Mutation]:
+    return [Mutation(name, *where, *how) for where, mutations in table.items() for name, how in mutations.items()]
+
+
+MOVE, ADD, TINY = "op_kernel/move_rows.h", "op_kernel/add_rows.h", "op_kernel/tiny_rows.h"
+CHIP, INDEX, DISPATCH = "op_kernel/chip.h", "op_kernel/index_tile.h", "op_kernel/expert_dispatch.cpp"
+TILING, HOST = "op_host/tiling.h", "op_host/operator.h"
+DISPATCH_HOST, COMBINE_HOST = "op_host/expert_dispatch.cpp", "op_host/expert_combine.cpp"
+LOAD_RESIDUAL = [
+    "      LoadPieces(residual, residualGm, at + c, run, n);\n",
+    "      residualQueue.EnQue(residual);\n",
+]
+LOAD_INDEX = [
+    "    LoadPieces(buffer.template Get<int32_t>(), gm, first, 1, loaded);\n",
+    "    Sync<HardEvent::MTE2_S>();\n",
+]
+ZERO_FILL = "Duplicate(zeros, static_cast<T>(0), static_cast<int32_t>(t.zeroTile));"
+LACKING = ("CAST_ROUND", "L1", "910A has no DataCopyPad", "910A has no bfloat16", "no chip adds bfloat16")
+"""These do not compile, all others do."""
+
+MUTATIONS = listed(
+    {
+        (MOVE, "910B", "float16"): {
+            "dropped DeQue": ("group = queue.template DeQue<T>();", "", "[sync]"),
+            "buffer of one row for a group": ("t.groupRows * t.colTile * sizeof", "t.colTile * sizeof", "[range]"),
+            "one row too many at the end": ("t.cores);", "t.cores) + 1;", "["),
+            "one row too few at the end": ("t.cores);", "t.cores) - 1;", "wrong"),
+            "first row left out": ("uint32_t first = 0;", "uint32_t first = 1;", "wrong"),
+            "no zero fill": (ZERO_FILL, "", "[uninitialised]"),
+            "token 0 taken for padding": ("indices.At(i) < 0", "indices.At(i) <= 0", "wrong"),
+            "padding inside a group not seen": (" && (indices.At(i + run) < 0) == padding", "", "["),
+            "one row for the whole group": ("indices.At(i + r)", "indices.At(i)", "wrong"),
+            "column ignored": ("* t.cols + c;", "* t.cols;", "wrong"),
+            # offsets beyond 2^31 and 2^32 elements
+            "32-bit source row": ("<uint64_t>(indices.At", "<uint32_t>(indices.At", "[uninitialised]"),
+            "32-bit offset of a core": ("static_cast<uint64_t>(begin)", "begin", "wrong bits"),
+            "32-bit offset in a core": ("at = static_cast<uint64_t>(first + i)", "at = (first + i)", "wrong bits"),
+            "31-bit offset": ("uint64_t>(first + i) * t.cols", "int32_t>((first + i) * t.cols)", "[range]"),
+            "32-bit run of padding": ("static_cast<uint64_t>(run)", "run", "wrong end"),
+            "32-bit size of the source": ("static_cast<uint64_t>(t.sourceRows)", "t.sourceRows", "[range]"),
+            # padding is any negative index
+            "padding only at -1": ("padding = indices.At(i) < 0", "padding = indices.At(i) == -1", "["),
+            "padding only at -1 inside a group": ("indices.At(i + run) < 0", "indices.At(i + run) == -1", "["),
+        },
+        (INDEX, "910B", "float16"): {
+            "dropped S_MTE2 before indices are overwritten": ("Sync<HardEvent::S_MTE2>();", "", "[sync]"),
+            "flag before the load of the index": ("".join(LOAD_INDEX), "".join(reversed(LOAD_INDEX)), "[sync]"),
+        },
+        (INDEX, "910A", "float16"): {
+            "index tail not read from GM": ("i < loaded ?", "true ?", ""),
+            "index tail read as a block": ("n / Lane<int32_t>() * Lane<int32_t>() : n", "n : n", "wrong"),
+            "index tail read from the table's start": ("uint64_t>(start) + i", "uint64_t>(0) + i", "wrong"),
+        },
+        (ADD, "910B", "float16"): {
+            "buffer too small by half": ("t.colTile * sizeof(T)", "t.colTile", "[range]"),
+            "dropped tokens not cleared": ("indices.At(i + r) < 0", "indices.At(i + r) < -1", "["),
+            "residual of core 0": ("(residual) + offset", "(residual)", "wrong"),
+            "residual forgotten": ("Add(sum, a, b,", "Add(sum, a, a,", "wrong"),
+            "residual enqueued early": ("".join(LOAD_RESIDUAL), "".join(reversed(LOAD_RESIDUAL)), "["),
+            "column of the source ignored": ("row) * t.cols + c, 1", "row) * t.cols, 1", "wrong"),
+            "column of the residual ignored": ("residualGm, at + c, run", "residualGm, at, run", "wrong"),
+            "32-bit source row in a sum": ("<uint64_t>(row)", "<uint32_t>(row)", "[uninitialised]"),
+            "32-bit offset of a core's sums": ("offset = static_cast<uint64_t>(begin)", "offset = begin", "["),
+            "dropped tokens only at -1": ("if (row >= 0) LoadPieces", "if (row != -1) LoadPieces", "["),
+            "only -1 cleared": ("indices.At(i + r) < 0", "indices.At(i + r) == -1", "["),
+        },
+        (ADD, "910B", "bfloat16"): {
+            "dropped barrier": ("PipeBarrier<PIPE_V>();  // the next turn overwrites fa\n", "", "[barrier]"),
+            "Add in bfloat16": ("std::is_same<T, bfloat16_t>::value", "false", "no chip adds bfloat16"),
+            "rounding Cast without a mode": ("RoundMode::CAST_RINT", "RoundMode::CAST_NONE", "[length]"),
+            "half up and not to even": ("CAST_RINT", "CAST_ROUND", "CAST_ROUND"),
+            "last cast too long": ("CAST_RINT, n", "CAST_RINT, t.castTile", "["),
+        },
+        (TINY, "910A", "float16"): {
+            "dropped S_V before the flat sum": ("Sync<HardEvent::S_V>();", "", "[sync]"),
+            "dropped MTE3_S before a flat tile is refilled": ("Sync<HardEvent::MTE3_S>();", "", "[sync]"),
+            "flat tail not shifted back": ("at = count < n ? 0 : count - n;", "at = at;", "["),
+            "flat row one too far": ("indexGm.GetValue(at / t.cols)", "indexGm.GetValue(at / t.cols + 1)", "["),
+            "32-bit offset of a flat element": ("<uint64_t>(row)", "<uint32_t>(row)", "wrong bits"),
+            "padding of flat rows only at -1": ("row < 0 ?", "row == -1 ?", "[range]"),
+        },
+        (DISPATCH, "910A", "float16"): {
+            "flat rows forgotten": ("t.cols < ascend_ops::Lane<DTYPE_X>()", "false", "["),
+            "bfloat16 on 910A": ("MoveRows<DTYPE_X>", "MoveRows<bfloat16_t>", "910A has no bfloat16"),
+        },
+        (CHIP, "910B", "float16"): {
+            "cores overlap by a row": ("GetBlockIdx()) * perCore;", "GetBlockIdx()) * (perCore - 1);", "[cores]"),
+            "last core ignores the rest": ("== cores ? total - begin :", "== cores ? perCore :", "["),
+            "32-bit offset of a load": ("uint64_t at, uint32_t pieces", "uint32_t at, uint32_t pieces", "["),
+            "32-bit offset of a store": ("uint64_t at, const", "uint32_t at, const", "wrong bits"),
+            "16-bit length of a transfer": ("uint32_t>(n * sizeof(T))", "uint16_t>(n * sizeof(T))", "wrong bits"),
+            "pieces cut to 8 bits": ("uint16_t>(pieces)", "uint8_t>(pieces)", "[uninitialised]"),
+        },
+        (CHIP, "910A", "float16"): {
+            "slots not on 32 B": ("from[i * Slot<T>(n)]", "from[i * n]", "[alignment]"),
+            "tail not shifted back": ("gm[at + n - Lane<T>()], from", "gm[at + whole], from", "["),
+            "tail loaded from a wrong place": ("+ whole], gm[at + n", "+ whole], gm[at + whole", "wrong"),
+            "no tail": ("if (whole < n) DataCopy(gm", "if (false) DataCopy(gm", "wrong"),
+            "part of a block": ("from[i * Slot<T>(n)], whole)", "from[i * Slot<T>(n)], n)", "[length]"),
+            "DataCopyPad on 910A": ("WHOLE_BLOCKS 1", "WHOLE_BLOCKS 0", "910A has no DataCopyPad"),
+        },
+        (TILING, "910A", "float16"): {
+            "eight buffers": ("<= capacity(4) ? 4", "<= capacity(8) ? 8", "[capacity]"),
+            "cores start inside a block": ("% lane != 0 ? lane : 1", "% lane != 0 ? 1 : 1", "["),
+            "a core owns less than a block": ("last < lane", "last < 0", "[range]"),
+            "core of exactly one block given away": ("last < lane", "last <= lane", "wrong tiling"),
+        },
+        (TILING, "910B", "float16"): {
+            "six buffers counted as two": ("hasResidual ? 3 * t", "false ? 3 * t", "[capacity]"),
+            "four buffers whatever a row takes": ("<= capacity(4) ?", "> 0 ?", "wrong tiling"),
+        },
+        (TILING, "910B", "bfloat16"): {
+            "cast buffers not counted": ("t->castTile * uint64_t(8)", "t->castTile * 0", "[capacity]"),
+        },
+        (HOST, "910B", "float16"): {
+            "cube cores for vector cores": ("GetCoreNumAiv()", "GetCoreNumAic()", "wrong tiling"),
+            "AI cores for vector cores": ("platform.GetCoreNumAiv() :", "platform.GetCoreNum() :", "wrong tiling"),
+            "all cores launched": ("tiling->cores)", "ReadChip(context).cores)", "wrong number of blocks"),
+            "element size of the index": ("GetInputDesc(0)->", "GetInputDesc(1)->", "wrong tiling"),
+            "four bytes an element": ("ge::GetSizeByDataType(dtype)", "4", "wrong tiling"),
+            "rows of the source inferred": ("? index->GetDim(0)", "? source->GetDim(0)", "wrong shape"),
+            "rows of the source tiled": ("rows = index.GetDim(0)", "rows = source.GetDim(0)", "wrong tiling"),
+            "DataCopyPad on the wrong chip": ("!= platform_ascendc", "== platform_ascendc", "wrong tiling"),
+            "bfloat16 not seen": ("dtype == ge::DT_BF16", "dtype == ge::DT_FLOAT16", "wrong tiling"),
+            "residual not seen": ("residual != nullptr, dtype", "false, dtype", "wrong tiling"),
+            "workspace not set": ("[0] = 0;", ";", "wrong workspace"),
+            "size of all tensors": ("most = INT32_MAX", "most = UINT32_MAX", "not refused"),
+            "length of the residual not checked": ("shape.GetDim(0) != rows || ", "", "not refused"),
+            "width of the residual not checked": (" || shape.GetDim(1) != cols", "", "not refused"),
+            "unknown rank taken for one axis": ("&& index->GetDim(0) >= 0", "", "wrong shape"),
+            "dtype of the index inferred": ("GetInputDataType(0)", "GetInputDataType(1)", "wrong dtype"),
+            "dropped bfloat16 on 910B": ("if (bfloat16) types.push_back(ge::DT_BF16);\n", "", "wrong dtypes"),
+            "L1 for the unified buffer": ("CoreMemType::UB", "CoreMemType::L1", "L1"),
+        },
+        (COMBINE_HOST, "910B", "float16"): {
+            "inverse taken for the residual": ("InputShape(2)", "InputShape(1)", "shapes"),
+            "a strided view on 910A alone": (
+                "Declare(ascend910, false)",
+                'ascend910.Input("rows").ParamType(REQUIRED).DataType(RowTypes(false)).Format(Formats(false))',
+                "strided",
+            ),
+            "residual required": ("OPTIONAL", "REQUIRED", "wrong arguments"),
+            "no dynamic ranks": ("RankSupportFlag(true)", "RankSupportFlag(false)", "no dynamic shapes"),
+            "static shapes compiled apart": ("StaticFlag(true)", "StaticFlag(false)", "no dynamic shapes"),
+            "no InferDataType": (".SetInferDataType(InferRowDataType)", "", "has no InferDataType"),
+        },
+        (DISPATCH_HOST, "910B", "float16"): {
+            "a strided view": (".AutoContiguous();\n    definition.Output", ";\n    definition.Output", "strided"),
+            "bfloat16 offered on 910A": ("Declare(ascend910, false)", "Declare(ascend910, true)", "wrong dtypes"),
+            "a chip left out": ('.AddConfig("ascend910_93")', "", "wrong chips"),
+            "no dynamic shapes": ("ShapeSupportFlag(true)", "ShapeSupportFlag(false)", "no dynamic shapes"),
+            "no InferShape": ("SetInferShape(InferRowShape).", "", "has no InferShape"),
+            "no tiling": (".SetTiling(optiling::TileExpertDispatch)", "", "has no Tiling"),
+        },
+    }
 )
-HOST, DISPATCH_HOST, COMBINE_HOST = "op_host/operator.h", "op_host/expert_dispatch.cpp", "op_host/expert_combine.cpp"
-LOAD_RESIDUAL = "      LoadPieces(residual, residualGm, at + c, run, n);\n      residualQueue.EnQue(residual);\n"
-ENQUEUED_FIRST = "".join(reversed(LOAD_RESIDUAL.splitlines(keepends=True)))
-LOAD_INDEX = "    LoadPieces(buffer.template Get<int32_t>(), gm, first, 1, loaded);\n    Sync<HardEvent::MTE2_S>();\n"
-ASKED_FOR_910B = "== platform_ascendc::SocVersion::ASCEND910B;"
-STORED_ZEROS = "uint32_t n = count < t.zeroTile ? static_cast<uint32_t>(count) : t.zeroTile;"
-LACKING = (
-    "CAST_ROUND",
-    "L1",
-    "910A has no DataCopyPad",
-    "910A has no bfloat16",
-    "no chip adds bfloat16",
-)  # these do not compile, all others do
-STORE_TAIL = "    if (whole < n) DataCopy(gm[at + n - Lane<T>()], from[i * Slot<T>(n) + whole], Lane<T>());\n"
-LOAD_TAIL = "    if (whole < n) DataCopy(to[i * Slot<T>(n) + whole], gm[at + n - Lane<T>()], Lane<T>());\n"
 
-MUTATIONS = [
-    # flags and barriers
-    dropped("V_MTE3 before zeros are stored", MOVE, "    Sync<HardEvent::V_MTE3>();", "[sync]"),
-    dropped("S_MTE2 before indices are overwritten", INDEX, "    Sync<HardEvent::S_MTE2>();", "[sync]"),
-    dropped("MTE2_S before indices are read", INDEX, "    Sync<HardEvent::MTE2_S>();", "[sync]"),
-    dropped("S_V before the flat sum", TINY, "      Sync<HardEvent::S_V>();", "[sync]", "910A"),
-    dropped("V_MTE3 after the flat sum", TINY, "      Sync<HardEvent::V_MTE3>();", "[sync]", "910A"),
-    dropped("S_MTE3 before a flat tile is stored", TINY, "      Sync<HardEvent::S_MTE3>();", "[sync]", "910A"),
-    dropped("MTE3_S before a flat tile is refilled", TINY, "    Sync<HardEvent::MTE3_S>();", "[sync]", "910A"),
-    dropped("SetFlag", CHIP, "  SetFlag<event>(id);\n", "[flags]"),
-    dropped("WaitFlag", CHIP, "  WaitFlag<event>(id);\n", "["),
-    dropped(
-        "barrier after clearing", ADD, "    PipeBarrier<PIPE_V>();  // the sum reads what was cleared\n", "[barrier]"
-    ),
-    Mutation(
-        "dropped barrier after Cast",
-        ADD,
-        "n);\n        PipeBarrier<PIPE_V>();\n        Add(",
-        "n);\n        Add(",
-        "[barrier]",
-        dtype="bfloat16",
-    ),
-    Mutation(
-        "dropped barrier after Add",
-        ADD,
-        "PipeBarrier<PIPE_V>();\n        Cast(sum",
-        "Cast(sum",
-        "[barrier]",
-        dtype="bfloat16",
-    ),
-    dropped(
-        "barrier before the next Cast",
-        ADD,
-        "        PipeBarrier<PIPE_V>();  // the next turn overwrites fa\n",
-        "[barrier]",
-        dtype="bfloat16",
-    ),
-    # queues
-    dropped("EnQue", MOVE, "      queue.EnQue(group);\n", "[queue]"),
-    dropped("DeQue", MOVE, "      group = queue.template DeQue<T>();", "[sync]"),
-    dropped("FreeTensor", MOVE, "      queue.FreeTensor(group);\n", "[queue]"),
-    dropped("FreeTensor of the source", ADD, "      sourceQueue.FreeTensor(source);\n", "[queue]"),
-    dropped("FreeTensor of the sum", ADD, "      outQueue.FreeTensor(sum);\n", "[queue]"),
-    dropped("EnQue of the residual", ADD, "      residualQueue.EnQue(residual);\n", "[queue]"),
-    dropped("DeQue of the residual", ADD, "      residual = residualQueue.template DeQue<T>();\n", "[sync]"),
-    dropped("DeQue of the sum", ADD, "      sum = outQueue.template DeQue<T>();\n", "[sync]"),
-    Mutation(
-        "more queue buffers than 910A has",
-        MOVE,
-        "InitBuffer(queue, t.buffers,",
-        "InitBuffer(queue, 5,",
-        "[capacity]",
-        "910A",
-    ),
-    # the unified buffer
-    Mutation(
-        "buffer of one row for a group", MOVE, "t.groupRows * t.colTile * sizeof", "t.colTile * sizeof", "[range]"
-    ),
-    Mutation(
-        "buffer too small by half",
-        ADD,
-        "bytes = t.groupRows * t.colTile * sizeof(T)",
-        "bytes = t.groupRows * t.colTile",
-        "[range]",
-    ),
-    Mutation("six buffers counted as two", TILING, "hasResidual ? 3 * t", "false ? 3 * t", "[capacity]"),
-    Mutation("eight buffers", TILING, "<= capacity(4) ? 4", "<= capacity(8) ? 8", "[capacity]", "910A"),
-    Mutation("four buffers whatever a row takes", TILING, "<= capacity(4) ?", "> 0 ?", "wrong tiling"),
-    Mutation(
-        "cast buffers not counted",
-        TILING,
-        "t->castTile * uint64_t(8)",
-        "t->castTile * 0",
-        "[capacity]",
-        dtype="bfloat16",
-    ),
-    Mutation("slots not on 32 B", CHIP, "from[i * Slot<T>(n)]", "from[i * n]", "[alignment]", "910A"),
-    # what is written, and by whom
-    Mutation("cores overlap by a row", CHIP, "GetBlockIdx()) * perCore;", "GetBlockIdx()) * (perCore - 1);", "[cores]"),
-    Mutation(
-        "one row too many at the end",
-        MOVE,
-        "rows = CoreCount(t.rows, t.rowsPerCore, t.cores);",
-        "rows = CoreCount(t.rows, t.rowsPerCore, t.cores) + 1;",
-        "[",
-    ),
-    Mutation(
-        "one row too few at the end",
-        MOVE,
-        "rows = CoreCount(t.rows, t.rowsPerCore, t.cores);",
-        "rows = CoreCount(t.rows, t.rowsPerCore, t.cores) - 1;",
-        "wrong",
-    ),
-    Mutation("first row left out", MOVE, "uint32_t first = 0;", "uint32_t first = 1;", "wrong"),
-    Mutation(
-        "last core ignores the rest", CHIP, "== cores ? total - begin : perCore", "== cores ? perCore : perCore", "["
-    ),
-    Mutation(
-        "tail not shifted back", CHIP, STORE_TAIL, STORE_TAIL.replace("at + n - Lane<T>()", "at + whole"), "[", "910A"
-    ),
-    Mutation(
-        "tail loaded from a wrong place",
-        CHIP,
-        LOAD_TAIL,
-        LOAD_TAIL.replace("at + n - Lane<T>()", "at + whole - Lane<T>()"),
-        "wrong",
-        "910A",
-    ),
-    dropped("tail", CHIP, STORE_TAIL, "wrong", "910A"),
-    Mutation("part of a block", CHIP, "from[i * Slot<T>(n)], whole)", "from[i * Slot<T>(n)], n)", "[length]", "910A"),
-    Mutation("cores start inside a block", TILING, "% lane != 0 ? lane : 1", "% lane != 0 ? 1 : 1", "[", "910A"),
-    Mutation(
-        "a core owns less than a block",
-        TILING,
-        "&& last < lane) --t->cores;",
-        "&& last < 0) --t->cores;",
-        "[range]",
-        "910A",
-    ),
-    Mutation("flat tail not shifted back", TINY, "at = count < n ? 0 : count - n;", "at = at;", "[", "910A"),
-    Mutation(
-        "flat rows forgotten",
-        "op_kernel/expert_dispatch.cpp",
-        "t.cols < ascend_ops::Lane<DTYPE_X>()",
-        "false",
-        "[",
-        "910A",
-    ),
-    # what the chip lacks
-    Mutation(
-        "DataCopyPad on 910A",
-        CHIP,
-        "#define ASCEND_OPS_WHOLE_BLOCKS 1",
-        "#define ASCEND_OPS_WHOLE_BLOCKS 0",
-        "910A has no DataCopyPad",
-        "910A",
-    ),
-    Mutation(
-        "bfloat16 on 910A",
-        "op_kernel/expert_dispatch.cpp",
-        "MoveRows<DTYPE_X>",
-        "MoveRows<bfloat16_t>",
-        "910A has no bfloat16",
-        "910A",
-    ),
-    Mutation(
-        "Add in bfloat16",
-        ADD,
-        "CAST = std::is_same<T, bfloat16_t>::value",
-        "CAST = false",
-        "no chip adds bfloat16",
-        dtype="bfloat16",
-    ),
-    Mutation(
-        "rounding Cast without a mode",
-        ADD,
-        "RoundMode::CAST_RINT",
-        "RoundMode::CAST_NONE",
-        "[length]",
-        dtype="bfloat16",
-    ),
-    # values
-    dropped(
-        "zero fill",
-        MOVE,
-        "    Duplicate(zeros, static_cast<T>(0), static_cast<int32_t>(t.zeroTile));\n",
-        "[uninitialised]",
-    ),
-    Mutation(
-        "dropped tokens not cleared",
-        ADD,
-        "if (indices.At(i + r) < 0) Duplicate",
-        "if (indices.At(i + r) < -1) Duplicate",
-        "[",
-    ),
-    Mutation("token 0 taken for padding", MOVE, "indices.At(i) < 0", "indices.At(i) <= 0", "wrong"),
-    Mutation("padding inside a group not seen", MOVE, " && (indices.At(i + run) < 0) == padding", "", "["),
-    Mutation("one row for the whole group", MOVE, "indices.At(i + r)", "indices.At(i)", "wrong"),
-    Mutation("column ignored", MOVE, "* t.cols + c;", "* t.cols;", "wrong"),
-    Mutation("residual of core 0", ADD, "(residual) + offset", "(residual)", "wrong"),
-    Mutation("residual forgotten", ADD, "Add(sum, a, b,", "Add(sum, a, a,", "wrong"),
-    Mutation("index tail not read from GM", INDEX, "i < loaded ?", "true ?", "", "910A"),
-    Mutation(
-        "index tail read as a block", INDEX, "n / Lane<int32_t>() * Lane<int32_t>() : n", "n : n", "wrong", "910A"
-    ),
-    # offsets beyond 2^31 and 2^32 elements, lengths from 2^16 on
-    Mutation(
-        "32-bit offset of a source row",
-        MOVE,
-        "static_cast<uint64_t>(indices.At(i + r))",
-        "static_cast<uint32_t>(indices.At(i + r))",
-        "[uninitialised]",
-    ),
-    Mutation("32-bit offset of a core", MOVE, "static_cast<uint64_t>(begin)", "begin", "wrong bits"),
-    Mutation(
-        "32-bit offset in a core",
-        MOVE,
-        "const uint64_t at = static_cast<uint64_t>(first + i)",
-        "const uint64_t at = (first + i)",
-        "wrong bits",
-    ),
-    Mutation(
-        "31-bit offset in a core",
-        MOVE,
-        "static_cast<uint64_t>(first + i) * t.cols",
-        "static_cast<int32_t>((first + i) * t.cols)",
-        "[range]",
-    ),
-    Mutation("32-bit run of padding", MOVE, "static_cast<uint64_t>(run)", "run", "wrong end"),
-    Mutation("32-bit size of the source", MOVE, "static_cast<uint64_t>(t.sourceRows)", "t.sourceRows", "[range]"),
-    Mutation(
-        "32-bit offset of a source row in a sum",
-        ADD,
-        "static_cast<uint64_t>(row)",
-        "static_cast<uint32_t>(row)",
-        "[uninitialised]",
-    ),
-    Mutation("32-bit offset of a core's sums", ADD, "offset = static_cast<uint64_t>(begin)", "offset = begin", "["),
-    Mutation(
-        "32-bit offset of a flat element",
-        TINY,
-        "static_cast<uint64_t>(row)",
-        "static_cast<uint32_t>(row)",
-        "wrong bits",
-        "910A",
-    ),
-    Mutation(
-        "32-bit offset of a load",
-        CHIP,
-        "GlobalTensor<T> &gm, uint64_t at, uint32_t pieces",
-        "GlobalTensor<T> &gm, uint32_t at, uint32_t pieces",
-        "[",
-    ),
-    Mutation(
-        "32-bit offset of a store",
-        CHIP,
-        "void StorePieces(const GlobalTensor<T> &gm, uint64_t",
-        "void StorePieces(const GlobalTensor<T> &gm, uint32_t",
-        "wrong bits",
-    ),
-    Mutation(
-        "16-bit length of a transfer",
-        CHIP,
-        "static_cast<uint32_t>(n * sizeof(T))",
-        "static_cast<uint16_t>(n * sizeof(T))",
-        "wrong bits",
-    ),
-    # padding is any negative index
-    Mutation(
-        "padding only at -1",
-        MOVE,
-        "const bool padding = indices.At(i) < 0",
-        "const bool padding = indices.At(i) == -1",
-        "[",
-    ),
-    Mutation(
-        "padding only at -1 inside a group", MOVE, "(indices.At(i + run) < 0)", "(indices.At(i + run) == -1)", "["
-    ),
-    Mutation("dropped tokens only at -1", ADD, "if (row >= 0) LoadPieces", "if (row != -1) LoadPieces", "["),
-    Mutation("only -1 cleared", ADD, "if (indices.At(i + r) < 0) Dup", "if (indices.At(i + r) == -1) Dup", "["),
-    Mutation("padding of flat rows only at -1", TINY, "row < 0 ?", "row == -1 ?", "[range]", "910A"),
-    # the host side: definitions, the chip, shapes, dtypes
-    Mutation("cube cores for vector cores", HOST, "GetCoreNumAiv()", "GetCoreNumAic()", "wrong tiling"),
-    Mutation(
-        "AI cores for vector cores", HOST, "platform.GetCoreNumAiv() :", "platform.GetCoreNum() :", "wrong tiling"
-    ),
-    Mutation(
-        "all cores launched",
-        HOST,
-        "Launch(context, tiling->cores)",
-        "Launch(context, ReadChip(context).cores)",
-        "wrong number of blocks",
-    ),
-    Mutation("element size of the index", HOST, "GetInputDesc(0)->", "GetInputDesc(1)->", "wrong tiling"),
-    Mutation("four bytes an element", HOST, "ge::GetSizeByDataType(dtype)", "4", "wrong tiling"),
-    Mutation("rows of the source inferred", HOST, "? index->GetDim(0)", "? source->GetDim(0)", "wrong shape"),
-    Mutation("rows of the source tiled", HOST, "rows = index.GetDim(0)", "rows = source.GetDim(0)", "wrong tiling"),
-    Mutation("DataCopyPad on the wrong chip", HOST, "!= platform_ascendc", "== platform_ascendc", "wrong tiling"),
-    Mutation("bfloat16 not seen", HOST, "dtype == ge::DT_BF16", "dtype == ge::DT_FLOAT16", "wrong tiling"),
-    Mutation("residual not seen", HOST, "residual != nullptr, dtype", "false, dtype", "wrong tiling"),
-    Mutation("inverse taken for the residual", COMBINE_HOST, "InputShape(2)", "InputShape(1)", "shapes"),
-    Mutation("workspace not set", HOST, "[0] = 0;", ";", "wrong workspace"),
-    Mutation("size of all tensors", HOST, "most = INT32_MAX", "most = UINT32_MAX", "not refused"),
-    Mutation("length of the residual not checked", HOST, "shape.GetDim(0) != rows || ", "", "not refused"),
-    Mutation("width of the residual not checked", HOST, " || shape.GetDim(1) != cols", "", "not refused"),
-    Mutation("unknown rank taken for one axis", HOST, "&& index->GetDim(0) >= 0", "", "wrong shape"),
-    Mutation("dtype of the index inferred", HOST, "GetInputDataType(0)", "GetInputDataType(1)", "wrong dtype"),
-    Mutation(
-        "a strided view",
-        DISPATCH_HOST,
-        ".AutoContiguous();\n    definition.Output",
-        ";\n    definition.Output",
-        "strided",
-    ),
-    Mutation(
-        "a strided view on 910A alone",
-        COMBINE_HOST,
-        "Declare(ascend910, false)",
-        'ascend910.Input("rows").ParamType(REQUIRED).DataType(RowTypes(false)).Format(Formats(false))',
-        "strided",
-    ),
-    Mutation(
-        "bfloat16 offered on 910A",
-        DISPATCH_HOST,
-        "Declare(ascend910, false)",
-        "Declare(ascend910, true)",
-        "wrong dtypes",
-    ),
-    dropped("bfloat16 on 910B", HOST, "  if (bfloat16) types.push_back(ge::DT_BF16);\n", "wrong dtypes"),
-    Mutation("a chip left out", DISPATCH_HOST, '.AddConfig("ascend910_93")', "", "wrong chips"),
-    Mutation("residual required", COMBINE_HOST, "OPTIONAL", "REQUIRED", "wrong arguments"),
-    # of an attack from outside
-    Mutation(
-        "pieces cut to 8 bits", CHIP, "static_cast<uint16_t>(pieces)", "static_cast<uint8_t>(pieces)", "[uninitialised]"
-    ),
-    Mutation(
-        "index tail read from the table's start", INDEX, "uint64_t>(start) + i", "uint64_t>(0) + i", "wrong", "910A"
-    ),
-    Mutation("column of the source ignored in a sum", ADD, "row) * t.cols + c, 1", "row) * t.cols, 1", "wrong"),
-    Mutation("column of the residual ignored", ADD, "residualGm, at + c, run", "residualGm, at, run", "wrong"),
-    Mutation("residual enqueued before its load", ADD, LOAD_RESIDUAL, ENQUEUED_FIRST, "["),
-    Mutation("half up and not to even", ADD, "CAST_RINT", "CAST_ROUND", "CAST_ROUND", dtype="bfloat16"),
-    Mutation("core of exactly one block given away", TILING, "last < lane", "last <= lane", "wrong tiling", "910A"),
-    Mutation("L1 for the unified buffer", HOST, "CoreMemType::UB", "CoreMemType::L1", "L1"),
-    Mutation(
-        "no dynamic shapes", DISPATCH_HOST, "ShapeSupportFlag(true)", "ShapeSupportFlag(false)", "no dynamic shapes"
-    ),
-    Mutation("no dynamic ranks", COMBINE_HOST, "RankSupportFlag(true)", "RankSupportFlag(false)", "no dynamic shapes"),
-    Mutation(
-        "static shapes compiled apart", COMBINE_HOST, "StaticFlag(true)", "StaticFlag(false)", "no dynamic shapes"
-    ),
-    Mutation("no InferDataType", COMBINE_HOST, ".SetInferDataType(InferRowDataType)", "", "has no InferDataType"),
-    Mutation("no InferShape", DISPATCH_HOST, "SetInferShape(InferRowShape).", "", "has no InferShape"),
-    Mutation("no tiling", DISPATCH_HOST, ".SetTiling(optiling::TileExpertDispatch)", "", "has no Tiling"),
-    Mutation(
-        "flag before the load of the index", INDEX, LOAD_INDEX, "".join(reversed(LOAD_INDEX.splitlines(True))), "[sync]"
-    ),
-    Mutation("last cast too long", ADD, "CAST_RINT, n", "CAST_RINT, t.castTile", "[", dtype="bfloat16"),
-    Mutation(
-        "flat row one too far", TINY, "indexGm.GetValue(at / t.cols)", "indexGm.GetValue(at / t.cols + 1)", "[", "910A"
-    ),
-]
-
-HARMLESS = [
-    Mutation(
-        "the same chips named the other way", HOST, "!= platform_ascendc::SocVersion::ASCEND910;", ASKED_FOR_910B, ""
-    ),
-    Mutation(
-        "32-bit position in a flat core",
-        TINY,
-        "for (uint64_t at = 0; at < count;)",
-        "for (uint32_t at = 0; at < count;)",
-        "",
-        "910A",
-    ),
-    Mutation("zeros in two transfers", MOVE, STORED_ZEROS, STORED_ZEROS + " n -= n / 2;", ""),
-]
+HARMLESS = listed(
+    {
+        (HOST, "910B", "float16"): {
+            "the same chips named the other way": (
+                "!= platform_ascendc::SocVersion::ASCEND910;",
+                "== platform_ascendc::SocVersion::ASCEND910B;",
+                "",
+            ),
+        },
+        (TINY, "910A", "float16"): {"32-bit position in a flat core": ("for (uint64_t at", "for (uint32_t at", "")},
+        (MOVE, "910B", "float16"): {"zeros in two transfers": (": t.zeroTile;", ": t.zeroTile; n -= n / 2;", "")},
+    }
+)
 """Changes without an effect: 910B and 910_93 are one version to CANN, and no core has 2^32 elements of short rows."""
 
 

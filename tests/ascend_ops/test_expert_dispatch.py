@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.front_cases import KINDS, check_combine, check_dispatch, check_gradients, check_transposed
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ascend_ops import expert_dispatch as front
@@ -51,32 +51,17 @@ def test_plan_oracle_is_a_stable_sort(experts: list[int]):
         assert (np.diff(rows) > 0).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("hidden", [1, 3, 16, 33, 2560])
-def test_moves_are_exact(ms, dtype: str, hidden: int):
-    """Dispatch with padding, combine with a dropped token, and the residual; bit for bit, in every dtype."""
-    x, order, inverse = padded_case(hidden, 40, hidden, 5)
-    half = ms.Tensor(x).astype(getattr(ms, dtype))
-    wide = half.astype(ms.float32).asnumpy()
-    rows = front.ExpertDispatch()(half, ms.Tensor(order), ms.Tensor(inverse))
-    assert np.array_equal(rows.astype(ms.float32).asnumpy(), front.dispatch_oracle(wide, order))
-    back = front.ExpertCombine()(rows, ms.Tensor(inverse), ms.Tensor(order))
-    kept = np.where(inverse[:, None] >= 0, wide, 0)
-    assert np.array_equal(back.astype(ms.float32).asnumpy(), kept)
-    summed = front.ExpertCombine()(rows, ms.Tensor(inverse), ms.Tensor(order), half)
-    rounded = ms.Tensor(wide + kept).astype(getattr(ms, dtype)).astype(ms.float32).asnumpy()
-    assert np.array_equal(summed.astype(ms.float32).asnumpy(), rounded)
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_cases_of_the_device(ms, kind: str):
+@pytest.mark.parametrize("hidden", [1, 3, 16, 33, 2560])
+def test_cases_of_the_device(ms, kind: str, hidden: int):
     """What tests/device asks of a chip, here of the CPU: strided views, no residual, any negative index, gradients."""
-    check_dispatch(kind, 7, 30, 3, strided=True)
-    check_combine(kind, 20, 33, 17, residual=True, strided=True)
-    check_combine(kind, 20, 33, 17, residual=False)
-    check_gradients(kind, 37, 3)
+    for strided in (False, True):
+        check_dispatch(kind, 7, 30, hidden, strided)
+        check_combine(kind, 20, 33, hidden, residual=True, strided=strided)
+    check_combine(kind, 20, 33, hidden, residual=False)
+    check_gradients(kind, 37, hidden)
     if kind != "bfloat16":  # which MindSpore does not transpose on a CPU
-        check_transposed(kind, 7, 30, 3)
+        check_transposed(kind, 7, 30, hidden)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])  # MindSpore's Gather has no bfloat16 on a CPU
@@ -112,8 +97,7 @@ def test_rows_are_moved_exactly_by_several_threads(ms):
     assert np.array_equal(out.asnumpy(), front.combine_oracle(rows.asnumpy(), inverse, x))
 
 
-def test_gradients_equal_those_of_gather(ms):
-    """Against MindSpore's own derivative of gather with the same permutation, and finite differences of the oracle."""
+def test_gradients_are_finite_differences_of_the_oracle(ms):
     x, order, inverse = padded_case(3, 30, 9, 4)
 
     class Loss(ms.nn.Cell):
@@ -141,28 +125,6 @@ def test_gradients_equal_those_of_gather(ms):
             step[at] = 1e-6
             up, down = ([a + s * step if j == i else a for j, a in enumerate(wide)] for s in (1, -1))
             assert gradient.asnumpy()[at] == pytest.approx((oracle(*up) - oracle(*down)) / 2e-6, rel=2e-4, abs=2e-4)
-
-
-def test_gradient_along_a_permutation_equals_that_of_gather(ms):
-    """MindSpore derives the gradient of its gather as a scatter-add; without collisions that is the same sum, bit for bit."""
-    x, _, _ = padded_case(3, 30, 9, 4)
-    order, inverse, _ = front.plan_oracle(np.random.default_rng(5).integers(0, 4, 30).astype(np.int32), 4)
-
-    class Cubes(ms.nn.Cell):
-        def __init__(self, move: object):
-            super().__init__()
-            self.move = move
-
-        def construct(self, x, order, inverse):
-            return (self.move(x, order, inverse) ** 3).sum()
-
-    class Gather(ms.nn.Cell):
-        def construct(self, x, order, inverse):
-            return ms.ops.gather(x, order, 0)
-
-    inputs = [ms.Tensor(a) for a in (x, order, inverse)]
-    ours, theirs = (ms.grad(Cubes(move))(*inputs).asnumpy() for move in (front.ExpertDispatch(), Gather()))
-    assert np.array_equal(ours, theirs)
 
 
 def test_pynative_never_reads_before_the_producer_has_written(graph_mode: None):
@@ -238,12 +200,3 @@ def test_front_compiles_for_eight_ascend_ranks(tmp_path: Path):
     assert "aclnnExpertDispatch 3 aclnnExpertCombine 1" in found[0]
     assert "AllGather 0 AlltoAll 0 ReduceScatter 0" in found[0]
     assert "AllReduce 3" in found[0]
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 6), st.integers(0, 1000))
-def test_round_trip_restores_every_token(tokens: int, hidden: int, experts: int, seed: int):
-    x, order, inverse = padded_case(seed, tokens, hidden, experts)
-    back = front.combine_oracle(front.dispatch_oracle(x, order), inverse)
-    assert np.array_equal(back[1:], x[1:])
-    assert not back[0].any()

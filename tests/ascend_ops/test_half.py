@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import mindspore as ms
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mindspore import Tensor
 
-from ascend_ops.half import copy_rows
+from ascend_ops.half import CastWeights, copy_rows
 
 HARD = [0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65520, 2.0**-24, 2.0**-25, 1.001 * 2.0**-25, 1 + 2.0**-11, 1e-40]
 
@@ -57,11 +59,6 @@ def test_the_kernel_checks_its_arrays(call_kernel: Callable[..., int]):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_weights_are_cast_in_a_graph(graph_mode: None, dtype: str):
-    import mindspore as ms
-    from mindspore import Tensor
-
-    from ascend_ops.half import CastWeights
-
     array = values(300).reshape(3, 100)
     found = CastWeights(getattr(ms, dtype))(Tensor(array)).asnumpy()
     assert found.dtype == dtype

@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.model_files import (
-    read_config,
-    read_model_files,
-    write_config,
-    write_model_files,
-)
+from pangu_sigma.checkpoint.model_files import read_config, read_model_files, write_config, write_model_files
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.rre.table import RoutingTable

@@ -148,18 +148,6 @@ def test_a_state_that_is_not_healthy_is_one_behind_too(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step_00000001", "unhealthy_00000002"]
 
 
-def test_a_kill_while_it_is_written_leaves_the_one_before(tmp_path: Path, held: threading.Event):
-    files = arrays()
-    held.set()
-    with opened(tmp_path) as behind:
-        behind.save(1, files, {})
-        held.clear()
-        behind.begin(2, files, {})
-        assert load_checkpoint(tmp_path).step == 1, "what a process finds that starts now"
-        held.set()
-    assert load_checkpoint(tmp_path).step == 2
-
-
 def test_a_run_that_ends_with_an_error_still_has_what_was_on_its_way(tmp_path: Path, held: threading.Event):
     files = arrays()
     with pytest.raises(ZeroDivisionError), opened(tmp_path) as behind:

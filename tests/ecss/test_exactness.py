@@ -189,11 +189,12 @@ def test_the_file_holds_what_was_trained(made):
     assert os.fstat(file).st_size == begin
 
 
-def test_ecss_on_equals_ecss_off_when_every_expert_is_active(tmp_path):
-    """The same bfloat16 moments, everything else different: host rows from files, brought; against ordinary parameters."""
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_ecss_on_equals_ecss_off_when_every_expert_is_active(tmp_path, moments: str):
+    """The same moments, everything else different: host rows from files, brought; against ordinary parameters."""
     found, sequence = [], [(0, 1)] * 4
     for ecss in ({"store": "file"}, {"enabled": False}):
-        options = {"ecss": {"moments": "bfloat16", **ecss}, "train": {"optimizer": OPTIMIZER}}
+        options = {"ecss": {"moments": moments, **ecss}, "train": {"optimizer": OPTIMIZER}}
         toy = Sequence.make(toy_config(2, model=SMALL, **options), tmp_path)
         for seed, domains in enumerate(sequence):
             assert (batch_of(toy, domains, seed).load_NK > 0).all(), "the batch should activate every expert"

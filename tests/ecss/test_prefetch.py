@@ -140,31 +140,6 @@ def moved(active_A: np.ndarray, before_A: np.ndarray, whole: bool) -> tuple[int,
     return 0, known, len(used) - known
 
 
-def test_traffic_of_a_sequence_counted_by_hand(graph_mode: None):
-    """Places without an expert count for nothing; a layer's expert is not another layer's."""
-    store = make_store(toy_config(), SlowTier())
-    prefetcher, rng = Prefetcher(store), np.random.default_rng(0)  # type: ignore[arg-type]
-    lists = [
-        [[0, 1, 2, 3], [4]],
-        [[2, 3, 4], [4, 5]],
-        [[2, 3, 4], [4, 5]],
-        [[], [2, 3]],
-        [[1], [1]],
-        [[4, 5, 6, 7], [1]],
-    ]
-    counted = []
-    for active, coming in zip(lists, [*lists[1:], [[], []]], strict=True):
-        brought, traffic = prefetcher.transfer(places_of(active), places_of(coming))
-        step_of(store, places_of(active), brought, rng)  # type: ignore[arg-type]
-        assert traffic.returned_bytes == (traffic.hits + traffic.misses) * ROW_BYTES
-        assert traffic.stall_seconds >= 0
-        moved_bytes = traffic.fetched_bytes, traffic.refreshed_bytes
-        counted.append((traffic.hits, traffic.misses, *(size // ROW_BYTES for size in moved_bytes)))
-        assert all(size % ROW_BYTES == 0 for size in moved_bytes)
-    # 0 … 3 fill the entries, and 4 … 7 at the end: they are read where they are, hits that move nothing
-    assert counted == [(4, 1, 1, 0), (3, 2, 2, 3), (5, 0, 0, 5), (0, 2, 2, 0), (0, 2, 2, 0), (5, 0, 0, 1)]
-
-
 def test_experts_that_fill_the_places_one_after_another_are_read_where_they_are(graph_mode: None):
     """And are those that Adam changes: nothing is copied for them, before or after the step. Not in another precision."""
     shared = []

@@ -196,6 +196,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
 def test_combinations_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match="store=file needs enabled=true"):
         toy_config(ecss={"enabled": False, "store": "file"})
+    with pytest.raises(ConfigError, match="update=worker needs enabled=true"):
+        toy_config(ecss={"enabled": False, "update": "worker"})
     with pytest.raises(ConfigError, match=r"bfloat16 needs train\.optimizer\.beta2 <= 0\.99, not 0\.999"):
         toy_config(ecss={"moments": "bfloat16"}, train={"optimizer": {"beta2": 0.999}})
     with pytest.raises(ConfigError, match="cache_gib"):

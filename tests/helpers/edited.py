@@ -31,3 +31,13 @@ def edit_evaluations(tiny_run: Path, folder: Path, change: Callable[[dict], obje
             change(line)
     (run / FILE).write_text("".join(map(sealed_line, lines)), encoding="utf-8")
     return run
+
+
+def stopped_at(run: Path, step: int, folder: Path) -> Path:
+    """A copy of a run as it was when it had just saved `step`; what it logged later is still there, as after a crash."""
+    copy = shutil.copytree(run, folder)
+    for path in (copy / "checkpoints").glob("step_*"):
+        if int(path.name.removeprefix("step_")) > step:
+            shutil.rmtree(path)
+    (copy / "checkpoints" / "LATEST").write_text(f"step_{step:08d}")
+    return copy

@@ -38,8 +38,6 @@ def batch_of(toy: Toy, domains: tuple[int, ...], seed: int = 0) -> Batch:
 class Sequence(Toy):
     """A toy whose arrays are changed where they are, so that those of files stay in their files."""
 
-    folder: Path
-
     @classmethod
     def make(cls, config: Config, folder: Path) -> Sequence:
         """`ecss.store` is looked at as `train` does; the file store may keep a tenth of its arrays in memory."""
@@ -49,9 +47,7 @@ class Sequence(Toy):
         network, store = build(config, tier=tier)
         step = TrainStep(config, network, store)
         step.set_train()
-        made = cls(config, toy_batches(config, folder), network, store, step)
-        made.folder = folder
-        return made
+        return cls(config, toy_batches(config, folder), network, store, step)
 
     def start(self) -> None:
         """Weights that depend on nothing but their number, no optimizer state, the loss scale of the configuration."""

@@ -9,15 +9,15 @@ import pytest
 from helpers.grown import saved_arrays
 
 from experiments.tiny import tiny_config, tiny_tree
+from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.convert.conversion import convert_model
+from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.inherit import extract
-from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extract import chosen_domains, extract_domains, extracted_config
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.loop import train
@@ -98,7 +98,7 @@ def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
         GraphDecoder.of(open_model(tiny_export, "export")),
         GraphDecoder.of(open_model(tmp_path / "zh", "export")),
     )
-    domains = [next(d for d in map_of(model) if d.name == "zh") for model in (whole, part_of_it)]
+    domains = [next(d for d in domains_of(model.config) if d.name == "zh") for model in (whole, part_of_it)]
     ids = whole.tokenizer.prompt("今天天气不错我们去公园看花", domains[0])
     assert part_of_it.tokenizer.prompt("今天天气不错我们去公园看花", domains[1]) == ids
     logits = []
@@ -107,24 +107,6 @@ def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
         logits += model.read([Chunk(0, ids, len(ids))])
     assert logits[0].tobytes() == logits[1].tobytes()
     assert json.loads((tmp_path / "zh" / "lineage.json").read_text(encoding="utf-8"))["kind"] == "extract"
-
-
-def test_through_a_hugging_face_folder_and_back_it_still_answers_as_its_parent(
-    extracted, tiny_run, tiny_data, tmp_path
-):
-    convert_model(extracted, tmp_path / "hf", "hf")
-    convert_model(tmp_path / "hf", tmp_path / "back", "run")
-    parent, back = open_model(tiny_run, "run"), open_model(tmp_path / "back", "run")
-    text = open_model(extracted, "run").path / "data"
-    found = compare_trained(parent, back, {"zh": "zh"}, text, graphs=False)
-    assert found["zh"].exact == 0.0
-    assert found["zh"].tokens == 16
-
-
-def map_of(model):
-    from pangu_sigma.domains import domains_of
-
-    return domains_of(model.config)
 
 
 def test_it_trains_on_from_exactly_the_loss_that_the_parent_had(tiny_run, extracted, tmp_path):
@@ -189,8 +171,6 @@ def test_what_is_interrupted_leaves_nothing(tiny_run, tmp_path, monkeypatch):
 def test_without_its_text_it_is_made_all_the_same_and_said(tiny_run, tiny_data, tmp_path, caplog):
     run, data = shutil.copytree(tiny_run, tmp_path / "moved"), tmp_path / "elsewhere"
     config = tmp_path / "moved" / "config.yaml"
-    from pangu_sigma.checkpoint.model_files import write_config
-
     opened = open_model(run, "run").config
     changed = opened.model_copy(update={"data": opened.data.model_copy(update={"path": str(data)})})
     write_config(config.parent, changed, "run")

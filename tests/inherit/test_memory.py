@@ -41,15 +41,7 @@ def peak_of_inheriting(data: Path, model: dict, layers: int, folder: Path) -> tu
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
-    command = [
-        "-m",
-        "pangu_sigma",
-        "inherit",
-        str(folder / "parent"),
-        str(config),
-        "--output",
-        str(folder / "run"),
-    ]
+    command = ["-m", "pangu_sigma", "inherit", str(folder / "parent"), str(config), "--output", str(folder / "run")]
     begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", program, sys.executable, *command],

@@ -73,12 +73,4 @@ def test_people_read_where_everything_came_from_what_was_assumed_and_how_equal_i
         "domain en        largest |Δlogit| 0, 2.5e-06 by the graph, which adds in another order; 16 tokens: 'the cat'",
         "text of en       all 38 samples of held-out text are cut into the parent's tokens",
     ]
-
-
-def test_moments_are_in_the_printed_receipt():
-    """And what was not asked for is told from what was."""
-    plain = replace(RECEIPT, options={"moments": False})
-    told, printed = format_receipt(plain), format_receipt(RECEIPT)
-    assert "each upper FFN is 6 experts\n" in told
-    assert "starts with zero state" in told
-    assert "moments are the parent's" in printed
+    assert "starts with zero state" in format_receipt(replace(RECEIPT, options={"moments": False}))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from helpers.toy import (
     EOT,
-    VOCABULARY,
     Logits,
     active_weights,
     logits_arguments,
@@ -325,38 +324,6 @@ def test_dropout_drops_at_every_site_what_philox_says(make):
     assert_close(found.reshape(expected.shape), expected, 1e-5)
 
 
-def test_one_block_reads_and_predicts_with_its_own_slot(routed):
-    batch = routed.batch(domains=(0, 3))
-    assert batch.slots_GM.tolist() == [[0, 1]]
-    before = routed(batch)
-    changed = weights_of(routed.network)["embedding"]
-    original = changed.copy()
-    changed[routed.config.model.slot_rows :] += 1.0
-    routed.network.embedding.set_data(ms.Tensor(changed))
-    hidden, logits = routed(batch)
-    routed.network.embedding.set_data(ms.Tensor(original))
-    tokens = len(hidden) // 2
-    assert (hidden[:tokens] == before[0][:tokens]).all() and (logits[0] == before[1][0]).all()
-    assert (hidden[tokens:] != before[0][tokens:]).any(axis=1).all()
-    assert (logits[1] != before[1][1]).any()
-
-
-def test_an_expert_touches_only_the_tokens_of_its_route(routed):
-    batch = routed.batch()
-    hidden, _ = routed(batch)
-    bias = routed.store.segments[1].named["b2"]  # of the last layer: nothing mixes tokens after it
-    original = bias.asnumpy()
-    moved = {}
-    for expert in range(routed.config.experts):
-        changed = original.copy()
-        changed[expert] += 1.0
-        bias.set_data(ms.Tensor(changed))
-        moved[expert] = (routed(batch)[0] != hidden).any(axis=1)
-    bias.set_data(ms.Tensor(original))
-    for expert, moved_T in moved.items():
-        assert (moved_T == (routes(routed, batch)[1] == expert).reshape(-1)).all(), f"expert {expert}"
-
-
 @pytest.mark.parametrize("kind", ["dense", "routed"])
 def test_documents_do_not_see_each_other(kind, request):
     model = request.getfixturevalue(kind)
@@ -384,17 +351,6 @@ def test_a_token_sees_nothing_after_it(kind, request):
     one, two = (h.reshape(len(ids), -1, h.shape[-1]) for h in (one, two))
     np.testing.assert_allclose(one[:, :9], two[:, :9], rtol=0, atol=0 if kind == "dense" else 2e-6)
     assert (one[:, 9:] != two[:, 9:]).any(axis=2).all()
-
-
-def test_positions_restart_with_every_document(dense):
-    """A document gives the same hidden states wherever in the row it stands."""
-    rng = np.random.default_rng(3)
-    document = rng.integers(10, VOCABULARY, 6)
-    ids = np.full((4, 17), 20)
-    ids[0, :6] = document
-    ids[1, 3], ids[1, 4:10] = EOT, document
-    hidden = dense(dense.assemble(ids))[0].reshape(4, 16, -1)
-    np.testing.assert_allclose(hidden[0, :6], hidden[1, 4:10], rtol=0, atol=2e-6)
 
 
 def test_one_domain_with_one_expert_is_pangu_alpha_exactly(dense, one_expert):

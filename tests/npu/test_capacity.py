@@ -14,10 +14,8 @@ from pangu_sigma.npu.capacity import (
     Receivers,
     check_arrived,
     check_sent,
-    exchange_plan,
     sent_rows,
 )
-from pangu_sigma.rre.plan import RoutedSegment, active_list
 
 LAYERS = 2
 
@@ -79,34 +77,3 @@ def test_first_senders_rows_have_room_first(layout: DispatchLayout, data: st.Dat
     assert (kept == expected).all()
     arrived = receivers.arrived(kept)
     assert arrived.max() <= (room.arrived)
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_each_token_takes_the_next_row_of_its_expert_until_none_is_left(data: st.DataObject):
-    """Two ranks that store every other expert; the rows of a token are counted one by one."""
-    stored, capacity, tokens = 6, data.draw(st.integers(1, 4)), 9
-    held_PK = np.stack([np.arange(0, stored, 2), np.arange(1, stored, 2)])
-    experts_GT = routes(data.draw, (2, tokens), stored)
-    segments = [RoutedSegment(0, "own", stored, held, 4, True) for held in held_PK]
-    rows = [segment.row_of[experts_GT] for segment in segments]
-    lists = [active_list(segment, r[r >= 0]) for segment, r in zip(segments, rows, strict=True)]
-    ids_PA = np.stack([np.append(held, -1)[active_A] for held, (active_A, _) in zip(held_PK, lists, strict=True)])
-    for peer in range(2):
-        kept, room = np.full((2, 2, stored), capacity), Capacity(capacity, 2 * capacity)
-        plan = exchange_plan("compacted", experts_GT, ids_PA, lists[peer], peer, kept, room)
-        assert (plan.active_A == lists[peer][0]).all()
-        assert (plan.offsets_GA1 == np.arange(5) * 2 * capacity).all()
-        for g in range(2):
-            free: dict[int, int] = {}
-            order, inverse = np.full(2 * 4 * capacity, -1), np.full(tokens, -1)
-            for token, expert in enumerate(experts_GT[g].tolist()):
-                rank, row = expert % 2, expert // 2
-                entry = int(np.flatnonzero(lists[rank][0] == row)[0])
-                number = free.get(expert, 0)
-                free[expert] = number + 1
-                if number < capacity:
-                    inverse[token] = (rank * 4 + entry) * capacity + number
-                    order[inverse[token]] = token
-            assert (plan.order_GT[g] == order).all()
-            assert (plan.inverse_GT[g] == inverse).all()

@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +19,10 @@ import pytest
 from helpers.ascend_host import AscendHost
 from helpers.strangers import strangers
 
-from experiments.chaos.launched import PATIENCE, eventually, free_port, launched
+from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port, launched
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.npu.host.devices import devices_of
-from pangu_sigma.ranks.launch import Job, check_job, check_numbers, check_ports, dry_run
+from pangu_sigma.ranks.launch import Job, check_job, check_ports, dry_run
 from pangu_sigma.ranks.processes import LaunchError
 
 SCRIPTS = Path(__file__).parents[2] / "run_scripts"
@@ -183,13 +185,19 @@ def test_a_rank_that_ends_before_it_is_known_is_named(tmp_path, monkeypatch):
     assert "worker_0.log:\nbroken\n" in it.errors
 
 
-def test_a_lost_rank_stops_and_restarts_all_nodes(tmp_path):
+@contextmanager
+def two_nodes(program: str, folder: Path, **options: int) -> Iterator[tuple[Launched, Launched]]:
     """Two nodes on this machine: two launchers, two ranks, one scheduler."""
-    port = free_port()
+    options |= {"nodes": 2, "port": free_port()}
     with (
-        launched(DEAF, tmp_path / "0", nodes=2, node=0, port=port, restarts=1) as zero,
-        launched(DEAF, tmp_path / "1", nodes=2, node=1, port=port, restarts=1) as one,
+        launched(program, folder / "0", node=0, **options) as zero,
+        launched(program, folder / "1", node=1, **options) as one,
     ):
+        yield zero, one
+
+
+def test_a_lost_rank_stops_and_restarts_all_nodes(tmp_path):
+    with two_nodes(DEAF, tmp_path, restarts=1) as (zero, one):
         zero.rank(0)
         os.kill(one.rank(1), signal.SIGKILL)
         zero.rank(0, start=1)
@@ -203,11 +211,7 @@ def test_a_lost_rank_stops_and_restarts_all_nodes(tmp_path):
 
 
 def test_a_lost_node_stops_the_others(tmp_path):
-    port = free_port()
-    with (
-        launched(DEAF, tmp_path / "0", nodes=2, node=0, port=port) as zero,
-        launched(DEAF, tmp_path / "1", nodes=2, node=1, port=port) as one,
-    ):
+    with two_nodes(DEAF, tmp_path) as (zero, one):
         zero.rank(0), one.rank(1)
         one.process.kill()
         assert zero.wait() == 1
@@ -219,11 +223,7 @@ def test_a_lost_node_stops_the_others(tmp_path):
 
 def test_stopping_one_node_lets_all_save(tmp_path, monkeypatch):
     monkeypatch.setenv("SAVED", str(tmp_path / "saved_"))
-    port = free_port()
-    with (
-        launched(SAVES, tmp_path / "0", nodes=2, node=0, port=port) as zero,
-        launched(SAVES, tmp_path / "1", nodes=2, node=1, port=port) as one,
-    ):
+    with two_nodes(SAVES, tmp_path) as (zero, one):
         zero.rank(0), one.rank(1)
         one.process.send_signal(signal.SIGTERM)
         assert (zero.wait(), one.wait()) == (0, 0)
@@ -332,10 +332,6 @@ def test_a_missing_msrun_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="msrun is not on PATH"):
         check_job(Job([], tmp_path, 1))
-
-
-def test_numbers_that_fit_are_accepted():
-    check_numbers(Job([], Path("logs"), 512, 64))
 
 
 @pytest.mark.parametrize("name", ["cpu", "node", "cluster"])

@@ -15,41 +15,19 @@ import pytest
 import yaml
 from helpers.prepared import change_vocabulary
 
-from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port, launched
+from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port
 from experiments.tiny import STEPS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.launch import check_ranks, training_facts
 
-SUMMING = Path(__file__).parents[1] / "helpers" / "summing.py"
 COMMAND = [sys.executable, "-m", "pangu_sigma", "launch"]
 
 
 @pytest.fixture
 def file(tmp_path, tiny_data) -> Path:
     return write_config(tmp_path, tiny_data, {})
-
-
-@pytest.mark.slow
-def test_two_ranks_add_up_and_go_on_after_one_is_killed_as_if_nothing_had_happened(tmp_path):
-    """MindSpore's AllReduce between two processes on the CPU."""
-    saved, steps = tmp_path / "saved", 40
-    saved.mkdir()
-    with launched([sys.executable, str(SUMMING), str(saved), str(steps)], tmp_path / "logs", restarts=1) as it:
-        eventually(lambda: list(saved.glob("00*.npy")))
-        os.kill(it.rank(1), signal.SIGKILL)
-        assert it.wait(120) == 0
-        assert it.left() == []
-    assert "rank 1 was killed by SIGKILL" in it.errors
-    first, second = it.texts(0)
-    assert "step 40 of" not in first
-    assert "step 1 of" not in second, "it went on from what was saved"
-    total = np.zeros(8, np.float32)
-    for step in range(steps):
-        parts = [np.sin(np.arange(8, dtype=np.float32) + rank + 10 * step) for rank in range(2)]
-        total = np.float32(0.9) * total + (parts[0] + parts[1])
-    np.testing.assert_array_equal(np.load(saved / f"{steps:04}.npy"), total)
 
 
 @pytest.mark.slow
@@ -74,21 +52,6 @@ def test_a_run_whose_rank_is_killed_ends_with_the_weights_of_an_undisturbed_run(
             np.testing.assert_array_equal(ours.files[name][key].values, array.values, err_msg=f"{name} {key}")
 
 
-@pytest.mark.slow
-def test_a_launch_that_is_stopped_saves_within_ten_seconds_and_leaves_nothing(tiny_data, tmp_path):
-    run = tmp_path / "run"
-    steps = 400
-    with launch(write_config(tmp_path, tiny_data, {"data": 2}), run, "--set", f"train.steps={steps}") as it:
-        eventually(lambda: (run / "checkpoints" / "LATEST").exists(), 120)
-        saved = load_checkpoint(run / "checkpoints").step
-        started = time.monotonic()
-        it.process.send_signal(signal.SIGTERM)
-        assert it.wait() == 0
-        assert time.monotonic() - started < 10
-        assert it.left() == []
-    assert saved < load_checkpoint(run / "checkpoints").step < steps
-
-
 def write_config(folder: Path, data: Path, axes: dict) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_tree(data) | {"parallel": axes}, allow_unicode=True), encoding="utf-8")
@@ -101,26 +64,14 @@ def launch(file: Path, run: Path, *options: str) -> Launched:
     )
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ("configuration", "in train.steps (31, on node 0 30)"),
-        ("vocabulary", "in vocabulary ("),
-        ("data", "in prepared data ("),
-    ],
-)
-def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path, changed, message):
+def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path):
     """Each has a disk of its own, with everything in the same place."""
     options = ["--nodes", "2", "--master-address", "127.0.0.1", "--master-port", str(free_port()), "--output", "run"]
     for node in range(2):
         shutil.copytree(tiny_data, tmp_path / str(node) / "data")
         tree = tiny_tree(Path("data")) | {"parallel": {"data": 2}}
-        tree["train"]["steps"] += node * (changed == "configuration")
+        tree["train"]["steps"] += node
         (tmp_path / str(node) / "tiny.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    if changed == "vocabulary":
-        change_vocabulary(tmp_path / "1" / "data" / "tokenizer")
-    if changed == "data":
-        os.truncate(tmp_path / "1" / "data" / "en.train.bin", 100)
     started = time.monotonic()
     nodes = [
         subprocess.Popen(
@@ -138,7 +89,7 @@ def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path, changed,
         said = [line for line in error.splitlines() if not line.startswith("waiting up to 300 s for node 0 at ")]
         assert len(said) == 1, "one message"
         assert said[0].startswith("error: node 1 (")
-        assert message in said[0]
+        assert "in train.steps (31, on node 0 30)" in said[0]
     assert not list(tmp_path.glob("*/run")), "nothing was started"
 
 
@@ -181,37 +132,23 @@ def test_another_number_of_processes_than_laid_out_is_refused(tiny_data):
     ("options", "message"),
     [
         (["--processes", "8"], "--processes 8 is not what the parallel section lays out"),
-        (["--nodes", "2"], "1 processes cannot be divided among --nodes 2"),
         (["--nodes", "2", "--set", "parallel.data=2"], "--node-rank is missing"),
         (["--nodes", "2", "--node-rank", "0", "--set", "parallel.data=2"], "--master-address is missing"),
         (
             ["--nodes", "2", "--node-rank", "1", "--master-address", "", "--set", "parallel.data=2"],
             "--master-address is missing",
         ),
-        (["--node-rank", "1", "--dry-run"], "--node-rank 1 does not exist: with --nodes 1 it is 0 … 0"),
         (["--set", "parallel.expert=3"], "model.experts_per_domain (2) is not divisible by parallel.expert (3)"),
     ],
 )
 def test_wrong_launches_are_refused_by_the_command(file, capsys, options, message):
-    with_ranks = (
-        [] if "--nodes" not in options or "--set" in options else ["--node-rank", "0", "--master-address", "127.0.0.1"]
-    )
-    assert main(["launch", str(file), *options, *with_ranks]) == 2
+    assert main(["launch", str(file), *options]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_dry_run_needs_neither_the_other_nodes_nor_prepared_data(file, capsys, tmp_path):
-    options = [
-        "--nodes",
-        "2",
-        "--set",
-        "parallel.data=2",
-        "--set",
-        f"data.path={tmp_path / 'none'}",
-        "--output",
-        str(tmp_path / "run"),
-    ]
-    assert main(["launch", str(file), *options, "--dry-run"]) == 0
+    sets = ["--set", "parallel.data=2", "--set", f"data.path={tmp_path / 'none'}"]
+    assert main(["launch", str(file), "--nodes", "2", *sets, "--output", str(tmp_path / "run"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("\nmsrun ") == 2
     assert f"-m pangu_sigma train {file} --output {tmp_path / 'run'} --set parallel.data=2 --set data.path=" in printed

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers.edited import stopped_at
 from helpers.prepared import reseal
 
 from experiments.chaos.rank_processes import CRASHES_AT_EXIT, MAIN, RankProcesses
@@ -241,11 +242,7 @@ def test_an_expert_without_tokens_keeps_every_bit(run):
 
 def resumed(run, start: dict[str, int], parallel: dict[str, int], copy: Path, **sections: dict[str, Any]) -> Path:
     """A run as it was after SAVED_AT, which goes on in another layout."""
-    shutil.copytree(run(start, **sections), copy)
-    for path in (copy / "checkpoints").glob("step_*"):
-        if int(path.name.removeprefix("step_")) > SAVED_AT:
-            shutil.rmtree(path)
-    (copy / "checkpoints" / "LATEST").write_text(f"step_{SAVED_AT:08d}")
+    stopped_at(run(start, **sections), SAVED_AT, copy)
     data = Path(load_config(copy / "config.yaml").data.path)
     file = write_config(copy.parent / "config.yaml", data, parallel, **sections)
     return start_run(file, copy)

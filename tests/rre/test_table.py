@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -145,13 +143,6 @@ def test_the_hash_knows_the_shape_and_the_number_of_experts():
     assert RoutingTable(table.first_NDV, table.spread_DV, 5).hash != table.hash
     other = RoutingTable(table.first_NDV.reshape(1, 4, 30), table.spread_DV, 4)
     assert other.hash != table.hash
-
-
-def test_save_and_load(tmp_path: Path):
-    table = draw("balanced")
-    table.save(tmp_path / "routing.npz")
-    loaded = RoutingTable.load(tmp_path / "routing.npz")
-    assert (loaded.hash, loaded.experts, loaded.layers) == (table.hash, 16, 3)
 
 
 @pytest.mark.parametrize("kind", ["random", "balanced"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import yaml
+from helpers.edited import stopped_at
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Parameter, Tensor
@@ -23,14 +23,7 @@ from pangu_sigma.checkpoint.format import UnhealthyState
 from pangu_sigma.checkpoint.healthy import last_healthy
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 from pangu_sigma.sections import SpikesConfig, TrainConfig
-from pangu_sigma.training.health import (
-    DomainHealth,
-    Health,
-    UnhealthyRun,
-    count_not_finite,
-    examine,
-    unhealthy_tensors,
-)
+from pangu_sigma.training.health import DomainHealth, Health, UnhealthyRun, count_not_finite, examine, unhealthy_tensors
 from pangu_sigma.training.log.metrics import NoLog, read_metrics
 from pangu_sigma.training.log.summary import format_summary, summarise
 from pangu_sigma.training.loop import Trainer, train
@@ -176,11 +169,7 @@ def test_one_value_is_found_anywhere_and_in_any_precision(position: int):
 @pytest.fixture(scope="module")
 def patient(graph_mode, tiny_data, tiny_run, tmp_path_factory) -> Trainer:
     """The tiny run in the middle, to be made ill and well again."""
-    copy = tmp_path_factory.mktemp("patient") / "run"
-    shutil.copytree(tiny_run, copy)
-    shutil.rmtree(copy / f"checkpoints/step_{STEPS:08d}")
-    (copy / "checkpoints/LATEST").write_text(f"step_{SAVED_AT:08d}")
-    return Trainer(tiny_config(tiny_data), copy)
+    return Trainer(tiny_config(tiny_data), stopped_at(tiny_run, SAVED_AT, tmp_path_factory.mktemp("patient") / "run"))
 
 
 @pytest.fixture
@@ -229,20 +218,13 @@ def test_a_weight_that_is_not_finite_stops_the_run_by_name(well, shard, name, ro
     assert "start the same command again" in text
 
 
-def test_a_moment_that_is_not_finite_stops_the_run_by_name(well):
+@pytest.mark.parametrize(("layer", "weight", "moment"), [(1, "w2", "w2.moment"), (0, "w1", "w1.variance")])
+def test_a_moment_or_variance_that_is_nan_stops_the_run_by_name(well, layer, weight, moment):
     """The update makes weights of it, and their next loss shows both."""
-    poison(well.shards["experts_layer_1"]["w2.moment"], 2, math.nan)
+    poison(well.shards[f"experts_layer_{layer}"][moment], 2, math.nan)
     text = advance_until_it_stops(well)
-    assert "domain en, RRE layer 1, expert 2, tensor w2: 1 of 768 values" in text
-    assert "tensor w2.moment: 1 of 768 values" in text
-
-
-def test_a_variance_that_is_nan_stops_the_run_by_name(well):
-    """Its root makes the weight NaN, like a moment that is."""
-    poison(well.shards["experts_layer_0"]["w1.variance"], 2, math.nan)
-    text = advance_until_it_stops(well)
-    assert "domain en, RRE layer 0, expert 2, tensor w1: 1 of 768 values" in text
-    assert "tensor w1.variance: 1 of 768 values" in text
+    assert f"domain en, RRE layer {layer}, expert 2, tensor {weight}: 1 of 768 values" in text
+    assert f"tensor {moment}: 1 of 768 values" in text
 
 
 @pytest.mark.parametrize(
@@ -312,10 +294,7 @@ def test_skips_without_an_end_stop_the_run_and_say_what_it_is_not(well):
 
 def test_one_bad_value_ends_a_whole_run_and_its_log_and_report_say_so(tiny_data, tiny_run, tmp_path, monkeypatch):
     """The log counts what its means leave out; the checkpoint before is there; the same command goes on from it."""
-    copy = tmp_path / "run"
-    shutil.copytree(tiny_run, copy)
-    shutil.rmtree(copy / f"checkpoints/step_{STEPS:08d}")
-    (copy / "checkpoints/LATEST").write_text(f"step_{SAVED_AT:08d}")
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
 
     def advance(trainer: Trainer):
         if trainer.progress.step == SAVED_AT + 1:
@@ -347,10 +326,7 @@ def test_a_spike_that_is_skipped_changes_nothing_and_without_spikes_the_bits_are
     tiny_data, tiny_run, tmp_path
 ):
     """Neither weights nor moments nor the loss scale; and a limit that nothing reaches changes no bit of a run."""
-    copy = tmp_path / "run"
-    shutil.copytree(tiny_run, copy)
-    shutil.rmtree(copy / f"checkpoints/step_{STEPS:08d}")
-    (copy / "checkpoints/LATEST").write_text(f"step_{SAVED_AT:08d}")
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
     trainer = Trainer(tiny_config(tiny_data, train={**tiny_tree(tiny_data)["train"], "spikes": {"skip": True}}), copy)
     while trainer.progress.step < STEPS:
         trainer.advance()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
@@ -50,14 +49,3 @@ def test_a_run_that_begins_with_weights_of_another_is_not_said_to_resume(drawn_s
     progress, checkpoint = resume(start_run(drawn_segmented_run, run_config(drawn_segmented_run)), Cursor([0, 0, 0]))
     assert checkpoint is not None and progress.step == checkpoint.step == 0
     assert "resuming" not in caplog.text
-
-
-@pytest.mark.usefixtures("graph_mode")
-def test_damage_sends_a_run_to_the_checkpoint_before(tiny_data, tiny_run, tmp_path):
-    copy = shutil.copytree(tiny_run, tmp_path / "run")
-    run = start_run(copy, tiny_config(tiny_data))
-    assert latest_checkpoint(run.checkpoints) is not None
-    (latest_checkpoint(run.checkpoints) / "state.json").write_text("{}")
-    progress, checkpoint = resume(run, Cursor([0, 0, 0]))
-    assert checkpoint is not None
-    assert progress.step == checkpoint.step < STEPS

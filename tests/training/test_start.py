@@ -12,7 +12,6 @@ from helpers.prepared import reseal
 import pangu_sigma as ps
 from experiments.chaos.runs import opened_whole
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.root import latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import ConfigError
@@ -283,19 +282,6 @@ def test_nothing_is_written_twice(tiny_data, run):
     before = {file: file.stat().st_mtime_ns for file in contents(run)}
     start_run(run, tiny_config(tiny_data))
     assert {file: file.stat().st_mtime_ns for file in contents(run)} == before
-
-
-def test_a_missing_LATEST_is_no_reason_to_start_from_nothing(tiny_data, run):
-    whole = run / "checkpoints" / "step_00000003"
-    for name in ("", "nonsense", "step_00000099"):
-        (run / "checkpoints" / "LATEST").unlink(missing_ok=True)
-        if name:
-            (run / "checkpoints" / "LATEST").write_text(name)
-        opened = start_run(run, tiny_config(tiny_data))
-        assert latest_checkpoint(opened.checkpoints) == whole
-        found = opened.newest_checkpoint()
-        assert found is not None
-        assert found.step == 3
 
 
 def test_a_refused_start_is_no_obstacle_to_the_next_one(tiny_data, tmp_path):

@@ -17,6 +17,7 @@ from pangu_sigma.check import Check
 from pangu_sigma.npu.host import access
 from pangu_sigma.npu.host.access import Host
 from pangu_sigma.npu.host.checks import host_checks
+from pangu_sigma.npu.host.npus import missing_for_ascend
 
 NFS = "36 25 0:32 / {mount} rw,relatime shared:9 - nfs4 10.0.0.9:/runs rw,vers=4.1,hard,local_lock=none,addr=10.0.0.9\n"
 DISK = "25 1 253:1 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard\n"
@@ -58,6 +59,10 @@ def test_a_healthy_host_passes_every_check(tmp_path, chip, npus):
     assert found["HCCL interface"] == "enp61s0f0 (10.0.0.5), HCCL_SOCKET_IFNAME not set"
     assert "nfs4, with locks" in found["run folder"]
     assert found["ascend_ops"].endswith(f"calls of them are compiled into {machine.root}/tmp/kernels")
+    asked = machine.root / "dev", machine.environment, machine.root / "mindspore"
+    assert missing_for_ascend(*asked) is None
+    machine.remove("mindspore/lib/plugin/libmindspore_ascend.so.2")
+    assert missing_for_ascend(*asked).problem.startswith("MindSpore has no plugin for Ascend")
 
 
 def gone(*names: str) -> Callable[[AscendHost], None]:
@@ -124,6 +129,10 @@ FAULTS = {
     "a shell without CANN": (
         lambda m: m.environment.pop("ASCEND_HOME_PATH"),
         "CANN: no CANN: neither ASCEND_TOOLKIT_HOME nor ASCEND_HOME_PATH is set; .*set_env.sh",
+    ),
+    "a CANN that was moved": (
+        variable(ASCEND_HOME_PATH="/gone"),
+        "CANN: /gone has no libascendcl.so; CANN was moved or removed",
     ),
     "another CANN": (
         file(CANN, "Version=8.5.0.2.220\nversion_dir=8.5.0\n"),

@@ -27,6 +27,8 @@ def test_a_machine_without_an_npu_passes(tmp_path: Path):
     assert npus_if_any(tmp_path, {}) == Check("Ascend", True, "no device, no CANN; runs use the CPU")
     cann = npus_if_any(tmp_path, {"ASCEND_HOME_PATH": "/cann"})
     assert (cann.ok, cann.found) == (True, "no device, CANN in /cann; runs use the CPU")
+    other = npus_if_any(tmp_path, {"ASCEND_TOOLKIT_HOME": "", "ASCEND_HOME_PATH": "/cann"})
+    assert other == cann
 
 
 def test_devices_without_cann_fail_and_say_what_to_do(tmp_path: Path):

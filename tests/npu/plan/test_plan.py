@@ -30,7 +30,7 @@ def command(*arguments: object) -> int:
 
 def test_the_trillion_fits_and_without_ecss_it_does_not(trillion: Plan):
     assert trillion.fits
-    assert trillion.npu.needed_gib <= 32
+    assert trillion.npu.needed_gib * 2**30 <= 32e9
     assert trillion.host.needed_gib * 2**30 <= 750e9
     assert (trillion.devices, trillion.hosts, trillion.suggested) == (512, 64, False)
     off = make_plan(load_config(TRILLION, ["ecss.enabled=false"]), 512)
@@ -94,8 +94,6 @@ def test_a_plan_that_does_not_fit_says_what_would():
     plan = make_plan(load_config(TRILLION, ["parallel.recompute=false"]), 512)
     assert plan.what_fits == {"parallel.recompute": True}
     assert "\nwhat fits\n  parallel.recompute  yes\n" in format_plan(plan)
-    plan = make_plan(load_config(MODEL_CONFIGS / "sigma_38b.yaml"), 64)
-    assert plan.what_fits == {"train.batch_size": 128, "train.accumulation": 4}
 
 
 def test_stages_are_planned_one_by_one():

@@ -17,14 +17,7 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.plan.cost import step_time
 from pangu_sigma.npu.plan.memory import host_items, host_peak, npu_items, total
-from pangu_sigma.npu.plan.suggest import (
-    fastest_layouts,
-    fits,
-    least_devices,
-    suggest_layout,
-    what_fits,
-    with_parallel,
-)
+from pangu_sigma.npu.plan.suggest import fastest_layouts, fits, least_devices, suggest_layout, what_fits, with_parallel
 from pangu_sigma.sections import ParallelConfig
 
 

@@ -11,14 +11,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.communicators import ALL, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
 from pangu_sigma.npu.plan.suggest import with_parallel
-from pangu_sigma.npu.plan.traffic import (
-    PredictedCollective,
-    collectives,
-    link_bytes,
-    pcie_bytes,
-    sent_bytes,
-    spread,
-)
+from pangu_sigma.npu.plan.traffic import PredictedCollective, collectives, link_bytes, pcie_bytes, sent_bytes, spread
 from pangu_sigma.ranks.layout import Layout
 
 

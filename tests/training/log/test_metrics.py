@@ -76,11 +76,6 @@ def test_the_run_line_and_tensorboard_files_are_there(tmp_path: Path):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-def test_steps_after_the_last_full_interval_are_logged_at_the_end(tmp_path: Path):
-    run(tmp_path, range(1, 7))
-    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4, 6]
-
-
 def test_expert_load_adds_up_over_the_run(tmp_path: Path):
     run(tmp_path, range(1, 15))
     assert np.array_equal(load_of(tmp_path), sum(step_metrics(s).load_NK for s in range(1, 15)))
@@ -204,19 +199,6 @@ def test_a_step_that_moved_nothing_has_no_hit_rate(tmp_path: Path):
     assert (line["fetched_mib"], line["prefetch_hit_rate"], line["prefetch_stall"]) == (0, None, None)
 
 
-def test_a_model_without_routed_layers_has_no_load(tmp_path: Path):
-    with MetricsLog(tmp_path, DOMAINS, 1, 1) as log:
-        log.record(step_metrics(1, load_NK=np.zeros((0, 4), np.int32), reachable_N=[]))
-    assert of_kind(tmp_path, "step")[0]["load_max_over_mean"] is None
-
-
-def test_progress_shows_losses_speed_load_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture):
-    run(tmp_path, range(1, 9))
-    shown = capsys.readouterr().err
-    for part in ("8/20", "zh ", "en ", "tokens/s", "load max/mean", "left"):
-        assert part in shown
-
-
 def test_load_is_compared_over_experts_that_can_receive_tokens():
     load_NK, reachable_N = np.array([[0, 0, 6, 2], [3, 3, 0, 0]]), [[2, 3], [0, 1, 2, 3]]
     assert load_max_over_mean(load_NK, reachable_N) == pytest.approx((6 / 4 + 2) / 2)
@@ -289,23 +271,6 @@ def test_spikes_and_what_is_not_finite_have_lines_of_their_own(tmp_path: Path):
         log.unhealthy(3, [tensor])
     assert of_kind(tmp_path, "spike") == [{"kind": "spike", **spike}]
     assert of_kind(tmp_path, "unhealthy") == [{"kind": "unhealthy", "step": 3, "tensors": [tensor]}]
-
-
-def test_lines_that_are_no_lines_of_a_run_are_left_out_with_a_warning(tmp_path, caplog):
-    good = b'{"kind": "step", "step": 1}'
-    bad = [
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b"3",
-        b"{}",
-        b'{"kind": "step"}',
-        b'{"kind": 1, "step": 2}',
-        b'{"kind": "step", "st',
-    ]
-    line = sealed_line(json.loads(good)).strip().encode()
-    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([line, good, *bad]))
-    assert read_metrics(tmp_path) == [{"kind": "step", "step": 1}]
-    assert [f"metrics.jsonl: line {n} was changed" in text for n, text in enumerate(caplog.messages, 2)] == [True] * 8
 
 
 def test_a_flipped_bit_of_any_byte_is_told_with_the_number_of_its_line(tmp_path, caplog):

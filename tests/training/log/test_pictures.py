@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from pangu_sigma.training.log import pictures
 from pangu_sigma.training.log.pictures import RunLog
@@ -85,55 +84,6 @@ def test_each_part_of_the_norm_is_drawn_where_it_is_known():
     assert drawn["all gradients"] == [[5, 10], [1.0, 1.0]]
     assert drawn["experts"] == [[10], [0.5]]
     assert "dense parameters" not in drawn
-
-
-def test_runs_have_their_own_kind_of_line_and_are_named():
-    figure = pictures.draw_losses([log("a"), log("b")])
-    assert {line.get_linestyle() for line in figure.axes[0].lines} >= {"-", "--"}
-    assert legend_of(figure, 1) | {"a": "-", "b": "--"} == legend_of(figure, 1)
-    assert figure.axes[0].get_title() == "Loss"
-
-
-def legend_of(figure: Figure, number: int) -> dict[str, str]:
-    """Line styles by text in a legend of a figure: 0 has the domains, 1 what lines and marks mean."""
-    legend = figure.legends[number]
-    return dict(
-        zip(
-            [text.get_text() for text in legend.get_texts()],
-            [line.get_linestyle() for line in legend.get_lines()],
-            strict=True,
-        )
-    )
-
-
-def test_dotted_levels_and_marks_have_a_legend_entry_if_they_are_there():
-    spike = {"step": 7, "domain": "zh", "loss": 9.0}
-    assert set(legend_of(pictures.draw_losses([log(spikes=[spike])]), 1)) == {
-        "training",
-        "unigram, by counting tokens",
-        "spike",
-        "skipped steps",
-    }
-    plain = dataclasses.replace(log(), unigram={"zh": None, "en": None}, steps=log().steps[:1])
-    assert set(legend_of(pictures.draw_losses([plain]), 1)) == {"training"}
-
-
-def test_a_constant_learning_rate_is_flat_and_its_axis_has_no_offset():
-    steps = [{**log().steps[0], "step": step, "learning_rate": 2e-3 - 1e-10 * step} for step in range(1, 80)]
-    figure = pictures.draw_optimizer([dataclasses.replace(log(), steps=steps)])
-    figure.canvas.draw()
-    rates = figure.axes[0]
-    low, high = rates.get_ylim()
-    assert (low, high > 2e-3) == (0, True)
-    assert rates.yaxis.get_offset_text().get_text() == ""
-    assert {float(tick.get_text()) for tick in rates.get_yticklabels()} >= {0.0, 0.001, 0.002}
-
-
-def test_the_gradient_norms_of_two_runs_have_colours_of_their_own():
-    norms = pictures.draw_optimizer([log("a"), log("b")]).axes[1]
-    looks = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in norms.lines}
-    assert set(looks) == {"a: all gradients", "a: experts", "b: all gradients", "b: experts"}
-    assert len({color for color, _ in looks.values()}) == 4
 
 
 def with_traffic(stall: float) -> RunLog:

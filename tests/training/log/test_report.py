@@ -258,31 +258,30 @@ def test_a_log_with_damaged_lines_is_drawn_without_them_unless_it_is_the_first(t
         report.write_report(tmp_path)
 
 
-def test_an_expert_with_much_of_the_text_is_named_with_what_would_help(tmp_path: Path):
+COMMON = "model: { segments: [own, common], common_experts: 6, experts_per_domain: 4 }\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens_NK", "said"),
+    [
+        ("", [[0] * 8, [0, 0, 0, 0, 90_000, 0, 0, 0]], r"had 3\.9\d times its fair share, in en, RRE layer 1: .*"),
+        (
+            COMMON,
+            [[0] * 8, [0, 90_000, 0, 0, 0, 0, 0, 0]],
+            r"had 5\.\d\d times its fair share, in an expert common to all domains, RRE layer 0, segment 1: .*",
+        ),
+    ],
+    ids=["own", "common"],
+)
+def test_an_expert_with_much_of_the_text_is_named_with_what_would_help(tmp_path: Path, model, tokens_NK, said):
     folder = with_what_happened(tmp_path / "run")
-    config = (folder / "config.yaml").read_text()
-    load = {"kind": "load", "step": 8, "tokens_NK": [[0] * 8, [0, 0, 0, 0, 90_000, 0, 0, 0]]}
+    config = (folder / "config.yaml").read_text() + model
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(sealed_line(load))
+        file.write(sealed_line({"kind": "load", "step": 8, "tokens_NK": tokens_NK}))
     (folder / "config.yaml").write_text(config + "routing: { table: random }\n")
-    text = report.write_report(folder).read_text()
-    assert re.search(r"had 3\.9\d times its fair share, in en, RRE layer 1: .*\nrouting\.table=balanced", text)
+    assert re.search(rf"{said}\nrouting\.table=balanced", report.write_report(folder).read_text())
     (folder / "config.yaml").write_text(config + "routing: { table: balanced }\n")
     assert "most loaded" not in report.write_report(folder).read_text()
-
-
-def test_a_common_expert_with_much_of_the_text_is_said_to_be_of_no_domain(tmp_path: Path):
-    folder = with_what_happened(tmp_path / "run")
-    config = (folder / "config.yaml").read_text()
-    model = "model: { segments: [own, common], common_experts: 6, experts_per_domain: 4 }\n"
-    (folder / "config.yaml").write_text(config + model + "routing: { table: random }\n")
-    load = {"kind": "load", "step": 8, "tokens_NK": [[0] * 8, [0, 90_000, 0, 0, 0, 0, 0, 0]]}
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write(sealed_line(load))
-    text = report.write_report(folder).read_text()
-    assert re.search(
-        r"had 5\.\d\d times its fair share, in an expert common to all domains, RRE layer 0, segment 1: ", text
-    )
 
 
 def test_pictures_have_an_alternative_text_and_what_does_not_change_is_a_sentence(tmp_path: Path):

@@ -64,19 +64,6 @@ def test_before_and_after_of_other_samples_are_said_to_be(tiny_run, tmp_path):
     assert "before       is of other held-out samples" in format_summary(summarise(run))
 
 
-def test_two_runs_are_compared_domain_by_domain_the_first_minus_the_second(tiny_run):
-    one = summarise(tiny_run)
-    found = {name: {"nats_per_token": -1.0, "se": 0.25} for name in ("zh", "en")} | {"code": {"none": "no reason"}}
-    other = {**one, "domains": {n: {**d, "loss_after": d["loss_after"] + 1} for n, d in one["domains"].items()}}
-    lines = format_comparison(one, other | {"differences": found}).splitlines()
-    assert "first − second" in lines[0]
-    for name in ("zh", "en"):
-        assert next(line for line in lines if line.startswith(name)).split()[3:5] == ["-1.000", "0.250"]
-    code = next(line for line in lines if line.startswith("code")).split()
-    assert (code[2] > code[1], code[3:5]) == (True, ["–", "–"]), "both losses, and no number for the difference"
-    assert lines[-1] == "no difference for code: no reason"
-
-
 def test_losses_that_are_not_those_of_the_checkpoint_are_said_to_be_older(tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     lines = [line for line in read_metrics(copy) if line["kind"] != "evaluation" or line["step"] < STEPS]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.edited import stopped_at
 from mindspore import Tensor, nn, ops
 
-from experiments.tiny import SAVED_AT, STEPS, tiny_config
+from experiments.tiny import SAVED_AT, tiny_config
 from pangu_sigma.training.log.metrics import read_metrics
 from pangu_sigma.training.log.timeline import STEPS as SEEN
 from pangu_sigma.training.log.timeline import NoTimeline, Timeline, profiler_activities
@@ -88,10 +88,7 @@ def test_without_being_asked_for_nothing_is_seen():
 @pytest.mark.slow
 def test_a_run_with_a_timeline_logs_what_one_without_logs(tiny_data, tiny_run, tmp_path):
     """The same losses to the last digit, and a file that names the parts of the loop and the project's own operators."""
-    copy = tmp_path / "run"
-    shutil.copytree(tiny_run, copy)
-    shutil.rmtree(copy / f"checkpoints/step_{STEPS:08d}")
-    (copy / "checkpoints/LATEST").write_text(f"step_{SAVED_AT:08d}")
+    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
     train(tiny_config(tiny_data), copy, profile=True)
     losses = [[line["loss"] for line in read_metrics(run) if line["kind"] == "step"] for run in (tiny_run, copy)]
     assert losses[0] == losses[1]
