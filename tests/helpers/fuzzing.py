@@ -268,12 +268,6 @@ def resealed(tree: Any) -> bytes:
         return as_text(tree)
 
 
-def sealed_cases(tree: Any) -> tuple[st.SearchStrategy[bytes], st.SearchStrategy[bytes]]:
-    """Cases of a file that holds a tree and its hash: from nothing, and from the valid one, mostly with a right hash."""
-    anything = st.one_of(st.binary(max_size=100), TREES.map(as_text), TREES.map(resealed))
-    return anything, st.one_of(changed_bytes(resealed(tree)), changed_tree(tree).map(resealed))
-
-
 def put(file: Path, content: bytes) -> Path:
     """Write a file of a case."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -546,7 +540,8 @@ def sealed_target(folder: Path) -> Target:
     for name in ("a", "b"):
         put(folder / name, name.encode() * 50)
     seal_folder(folder, ["a", "b"], {"format": 1})
-    tree = json.loads((folder / SEAL).read_bytes())
+    content = (folder / SEAL).read_bytes()
+    tree = json.loads(content)
     assert tree["files"]["a"] == fingerprint(folder / "a")
 
     def load(here: Path, case: bytes) -> bool:
