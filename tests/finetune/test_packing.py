@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.finetune.packing import pack
+from pangu_sigma.finetune.task_batches import pack
 
 
 @given(st.lists(st.integers(1, 30), max_size=60))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from pangu_sigma.ranks.collectives import BucketedAllReduce, _buckets
+from pangu_sigma.ranks.reduce import BucketedAllReduce, _buckets
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

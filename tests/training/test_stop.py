@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 
-from pangu_sigma.training.stop import stop_request
+from pangu_sigma.training.loop import stop_request
 
 
 def test_the_signal_is_noted_and_ends_nothing():

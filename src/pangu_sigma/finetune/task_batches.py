@@ -6,6 +6,7 @@ Shape suffixes: S sequence, V vocabulary, D domains.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.samples import Samples
 from pangu_sigma.finetune.encoding import EncodedSample
-from pangu_sigma.finetune.packing import pack
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -82,3 +82,24 @@ class TaskBatches(BatchLoader):
 
     def _open(self, folder: Path, split: str) -> Samples:
         return self._own
+
+
+def pack(lengths: Sequence[int], most: int, together: bool) -> list[list[int]]:
+    """Pack samples into sequences of at most `most` ids, and return the sample numbers of each sequence.
+
+    together: False to give each sample its own sequence. Sequences, and the samples in them, are in the order of the file.
+    """
+    if not together:
+        return [[number] for number in range(len(lengths))]
+    sequences: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # free ids and number of each sequence, ascending
+    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect.bisect_left(rooms, (lengths[number], -1))
+        if at == len(rooms):
+            room, sequence = most, len(sequences)
+            sequences.append([])
+        else:
+            room, sequence = rooms.pop(at)
+        sequences[sequence].append(number)
+        bisect.insort(rooms, (room - lengths[number], sequence))
+    return sorted(sorted(each) for each in sequences)

@@ -8,11 +8,13 @@ experts do not learn. over_ranks(values, after) -> the sum of values over the ra
 
 from __future__ import annotations
 
+import math
+
 from mindspore import nn, ops
+from mindspore.ops import functional as F
 
 from ascend_ops.adam import SquareSum, SquareSums
 from pangu_sigma.config import Config
-from pangu_sigma.ranks.collectives import BucketedAllReduce
 from pangu_sigma.ranks.connect import ConnectedRanks
 from pangu_sigma.ranks.ranks import Ranks
 
@@ -128,3 +130,47 @@ def make_gradient_reduction(config: Config, ranks: Ranks, dense: Shapes, of_segm
     if not isinstance(ranks, ConnectedRanks):
         return LocalGradients()
     return ReducedGradients(config, ranks, dense, of_segments)
+
+
+class BucketedAllReduce(nn.Cell):
+    """All-reduce (sum) of tensors over a group of ranks, adjacent tensors in one bucket: construct(tensors) -> tensors. Collectives
+    of a graph must come in one order on all ranks: where no data leads from one to the next, `depend` does. (MindSpore's CPU has
+    AllReduce for any group of ranks, AllGather for all ranks only, and no AlltoAll.)"""
+
+    def __init__(self, group: str, shapes: list[tuple[int, ...]], bucket_elements: int):
+        """group: name of the communication group. shapes: shapes of the tensors, which have one dtype.
+
+        bucket_elements: largest number of elements of a bucket; 0 to give each tensor a bucket.
+        """
+        super().__init__()
+        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
+        self.sizes = [math.prod(shape) for shape in shapes]
+        self.buckets = _buckets(self.sizes, bucket_elements)
+
+    def construct(self, tensors):
+        summed: tuple = ()
+        for first, end in self.buckets:
+            flat: tuple = ()
+            for i in range(first, end):
+                flat += (F.reshape(tensors[i], (-1,)),)
+            bucket = ops.concat(flat, 0) if len(flat) > 1 else flat[0]
+            if summed:
+                bucket = ops.depend(bucket, summed[-1])
+            bucket, at = self.all_reduce(bucket), 0
+            for i in range(first, end):
+                summed += (F.reshape(bucket[at : at + self.sizes[i]], tensors[i].shape),)
+                at += self.sizes[i]
+        return summed
+
+
+def _buckets(sizes: list[int], most: int) -> list[tuple[int, int]]:
+    """Return (first, end) of each bucket: neighbours that are summed together, with at most `most` elements if they are several."""
+    buckets: list[tuple[int, int]] = []
+    room = 0
+    for i, size in enumerate(sizes):
+        if buckets and size <= room:
+            buckets[-1], room = (buckets[-1][0], i + 1), room - size
+        else:
+            buckets.append((i, i + 1))
+            room = most - size
+    return buckets

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +38,6 @@ from pangu_sigma.training.log.timeline import NoTimeline, Timeline
 from pangu_sigma.training.progress import changes_since_checkpoint, resume
 from pangu_sigma.training.start import DEFAULT_START, StartOptions, refuse_tuned, start_run
 from pangu_sigma.training.step import StepResult
-from pangu_sigma.training.stop import stop_request
 
 logger = logging.getLogger(__name__)
 
@@ -337,3 +338,20 @@ def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -
     if losses:
         log.evaluation(trainer.progress.step, losses)
     trainer.evaluated(losses)
+
+
+@contextmanager
+def stop_request() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets in a `with` statement, instead of ending the process.
+
+    Python lets only the main thread handle signals. In another thread the event is never set.
+    """
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: requested.set())
+    try:
+        yield requested
+    finally:
+        signal.signal(signal.SIGTERM, before)

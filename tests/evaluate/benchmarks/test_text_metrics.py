@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pangu_sigma.evaluate.benchmarks.text_metrics import bleu, chrf
+from pangu_sigma.evaluate.benchmarks.translation import bleu, chrf
 
 
 def test_chinese_is_cut_by_character_for_bleu():

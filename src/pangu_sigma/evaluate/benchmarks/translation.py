@@ -7,14 +7,15 @@ sentence a line, as `sacrebleu --test-set wmt20 --language-pair en-zh --echo src
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.benchmarks.prompt_runner import PromptRunner
 from pangu_sigma.evaluate.benchmarks.task_lines import TaskLine, read_rows, task_file, warn_skipped
 from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
-from pangu_sigma.evaluate.benchmarks.text_metrics import bleu, chrf, signatures
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
 
@@ -102,3 +103,33 @@ def _fault(row: TaskLine) -> str:
         if not row[name].strip():
             return f"{name}: a sentence expected, found none"
     return ""
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str], language: str) -> float:
+    """Return the BLEU of translations, one reference each. language: "zh" texts are tokenized by character, others by 13a."""
+    return float(_sacrebleu().corpus_bleu(hypotheses, [references], tokenize=_cut_by(language)).score)
+
+
+def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Return the chrF2 of translations: F score of character n-grams up to 6, one reference each."""
+    return float(_sacrebleu().corpus_chrf(hypotheses, [references]).score)
+
+
+def signatures(language: str) -> dict[str, str]:
+    """Return sacrebleu's signatures of `bleu` and `chrf`, for reports."""
+    metrics = {"bleu": _sacrebleu().metrics.BLEU(tokenize=_cut_by(language)), "chrf": _sacrebleu().metrics.CHRF()}
+    for metric in metrics.values():
+        metric.num_refs = 1  # it is told with the references otherwise
+    return {name: str(metric.get_signature()) for name, metric in metrics.items()}
+
+
+def _cut_by(language: str) -> str:
+    return "zh" if language == "zh" else "13a"
+
+
+def _sacrebleu() -> ModuleType:
+    try:
+        import sacrebleu
+    except ImportError as error:
+        raise ConfigError(f"sacrebleu cannot be loaded ({error}); pip install 'pangu-sigma[evaluate]'") from error
+    return sacrebleu
