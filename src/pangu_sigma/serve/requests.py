@@ -139,7 +139,7 @@ class GenerationRequest(WithoutEffect):
     repetition_penalty: float | None = Field(
         None, ge=LEAST_FACTOR, le=MOST_FACTOR, description="Above 1: repetitions become less likely."
     )
-    seed: int | None = Field(None, ge=0, lt=1 << 53, description="Answer i draws its tokens with seed + i.")
+    seed: int | None = Field(None, ge=0, lt=1 << 53, description="Answer i to a prompt draws with seed + i.")
     stop: StopStrings = None
     stop_token_ids: list[TokenId] | None = Field(None, description="The answer ends with the first of these.")
     ignore_eos: bool | None = Field(None, description="Go on after the end of a document.")
