@@ -126,7 +126,7 @@ class WithoutEffect(RequestBody):
 class GenerationRequest(WithoutEffect):
     """Parameters that requests for completions and for chats share. null means the default."""
 
-    model: ModelName
+    model: ModelName | None = None
     n: int | None = Field(None, ge=1, description="Number of answers to each prompt; 1 if not given.")
     temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_not_tiny)] | None = Field(
         None, description="0 is greedy; 1 if not given."

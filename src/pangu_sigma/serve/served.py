@@ -109,8 +109,9 @@ class Served:
             )
         return self.domains[name]
 
-    def head(self, prefix: str, model: str) -> dict[str, Any]:
-        """Return the fields that every response begins with. prefix: beginning of the id. model: model name in the request."""
+    def head(self, prefix: str, domain: Domain) -> dict[str, Any]:
+        """Return the fields that every response begins with. prefix: beginning of the id. domain: the one that answers."""
+        model = PREFIX + domain.name
         fields = {"created": int(time.time()), "model": model, "system_fingerprint": self.fingerprint}
         return {"id": f"{prefix}-{uuid.uuid4().hex}", **fields}
 
