@@ -15,6 +15,14 @@ class RequestBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unknown_nulls(cls, body: Any) -> Any:
+        """Drop unknown keys whose value is null, which ask for nothing: clients send answers back with all of theirs."""
+        if not isinstance(body, dict):
+            return body
+        return {key: value for key, value in body.items() if value is not None or key in cls.model_fields}
+
 
 _IDS = 1 << 31
 """Token ids are below this."""
@@ -232,7 +240,6 @@ class Message(RequestBody):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str | list[TextPart], BeforeValidator(_one_kind_of_content)]
-    refusal: None = Field(None, description="Answers have it; it may come back.")
 
     @property
     def text(self) -> str:
