@@ -146,10 +146,11 @@ def test_a_step_of_training_comes_back_with_its_bits(run, folder, task, tmp_path
 
 
 def test_the_trainer_of_transformers_evaluates(folder, task, tmp_path):
-    evaluated, own = json.loads(
+    evaluated, own, left, right = json.loads(
         peer("judge", folder, task[0], tmp_path / "out").splitlines()[-1]
     )  # DeepSpeed prints, too
     assert evaluated == pytest.approx(own, rel=1e-6)
+    assert left == pytest.approx(right, rel=1e-5), "nothing predicts the first token behind padding"
 
 
 def test_a_folder_in_float16_is_refused_with_the_way_back(folder, task, tmp_path):

@@ -64,7 +64,8 @@ def train(model: Any, tokenizer: Any, task: dict[str, Any], out: Path, lora: boo
 
 
 def judge(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
-    """Write the loss that Trainer evaluates, and the model's own. Both of one domain, in sequences of one length."""
+    """Print the loss that Trainer evaluates and the model's own, of one domain in sequences of one length; then the losses of the
+    prompts, padded on the left and on the right."""
     from transformers import Trainer, TrainingArguments
 
     domain, asked = next(iter(task.items()))
@@ -73,7 +74,13 @@ def judge(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
     options = TrainingArguments(str(out), per_device_eval_batch_size=2, report_to=[], use_cpu=True)
     found = Trainer(model, options, eval_dataset=data).evaluate()
     ids = torch.tensor([asked["ids"]])
-    print(json.dumps([found["eval_loss"], model(ids, labels=ids).loss.item()]))
+    tokenizer.domain = domain
+    padded = []
+    for side in ("left", "right"):
+        batch = tokenizer(asked["prompts"], return_tensors="pt", padding=True, padding_side=side)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        padded.append(model(**batch, labels=labels).loss.item())
+    print(json.dumps([found["eval_loss"], model(ids, labels=ids).loss.item(), *padded]))
 
 
 def half(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:

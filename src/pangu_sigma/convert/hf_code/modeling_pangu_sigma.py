@@ -206,6 +206,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             self._rows(torch.where(labels < 0, input_ids, labels), domain_B1)  # refuses what has no logit
+            labels = labels.masked_fill(F.pad(marks_BS[:, :-1] == PADDING, (1, 0)), -100)  # padding predicts nothing
             count = {"num_items_in_batch": others["num_items_in_batch"]} if "num_items_in_batch" in others else {}
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **count)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
