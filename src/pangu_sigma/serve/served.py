@@ -166,7 +166,7 @@ class Served:
         self._check_ids("stop_token_ids", body.stop_token_ids or (), domain)
         self._check_ids("logit_bias", list(map(int, body.logit_bias or ())), domain)
         sampling, first = _sampling(body), secrets.randbits(53) if body.seed is None else body.seed
-        seeds: defaultdict[tuple[int, ...], count[int]] = defaultdict(lambda: count(first))  # goes on for a repeated prompt
+        seeds: defaultdict[tuple[int, ...], count[int]] = defaultdict(lambda: count(first))  # of each prompt
         bias = tuple((int(token), float(value)) for token, value in (body.logit_bias or {}).items())
         return [
             TextRequest(
