@@ -177,6 +177,8 @@ def test_config_json_says_sizes_domains_and_the_whole_configuration(run, folder)
     assert tree["pangu_sigma"]["config"] == open_model(run, "run").config.model_dump(mode="json")
     generation = json.loads((folder / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"], generation["do_sample"]) == (9, 6, False)
+    assert generation["max_new_tokens"] <= tree["max_position_embeddings"] // 2, "a prompt must fit, too"
+    assert "max_new_tokens" not in (folder / "README.md").read_text(encoding="utf-8")
     for file in (run / "tokenizer").iterdir():
         assert (folder / "tokenizer" / file.name).read_bytes() == file.read_bytes()
 

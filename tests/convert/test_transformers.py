@@ -174,6 +174,10 @@ REFUSED = {
     "more tokens": "'<new>' cannot be added: the vocabulary is fixed",
     "more special tokens": "'<CLS>' cannot be added: the vocabulary is fixed",
     "two texts": "a pair of texts is not taken",
+    "decoded -100": r"ValueError: token id -100 is not in the vocabulary, 0 … \d+",
+    "decoded too large": r"ValueError: token id \d+ is not in the vocabulary, 0 … \d+",
+    "piece -1": "ValueError: token id -1 is not in the vocabulary",
+    "too long": "this model reads 128; cut it, or lower max_new_tokens",
     "chat": "tokenizer.chat_template is not set",
 }
 """What is not there, and the beginning of the message that says so."""

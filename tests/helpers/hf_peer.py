@@ -25,6 +25,7 @@ NEW = 64
 
 def answer(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
     said, logits = {}, {}
+    assert model.generation_config.max_new_tokens == min(64, model.config.max_position_embeddings // 2)
     for domain, asked in task.items():
         tokenizer.domain = domain
         ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in asked["texts"]]
@@ -108,6 +109,10 @@ def refuse(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
         "more tokens": lambda: tokenizer.add_tokens(["<new>"]),
         "more special tokens": lambda: tokenizer.add_special_tokens({"cls_token": "<CLS>"}),
         "two texts": lambda: tokenizer("a", "b"),
+        "decoded -100": lambda: tokenizer.decode([9, -100]),
+        "decoded too large": lambda: tokenizer.decode([len(tokenizer)]),
+        "piece -1": lambda: tokenizer.convert_ids_to_tokens([-1]),
+        "too long": lambda: model.generate(ids, max_new_tokens=model.config.max_position_embeddings),
         "chat": lambda: tokenizer.apply_chat_template([{"role": "user", "content": "a"}]),
         "attentions by config": lambda: with_attentions(model.name_or_path)(ids),
     }

@@ -37,8 +37,11 @@ CODE = {
 _SAVED_BY = "transformers_version"
 """Key that `save_pretrained` of transformers writes to config.json, and we do not."""
 
-GENERATION = {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": 64}
-"""Contents of `generation_config.json`: greedy decoding, without a token that begins a text."""
+
+def generation_json(config: Config) -> dict[str, Any]:
+    """Return the contents of `generation_config.json`: greedy, without a token that begins a text, and half of the room."""
+    new = min(64, max(1, config.model.seq_length // 2))
+    return {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": new}
 
 
 def size_keys(config: Config) -> dict[str, Any]:

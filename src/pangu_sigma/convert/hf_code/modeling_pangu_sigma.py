@@ -237,9 +237,9 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         text_BK = (ends.cumsum(1) - ends).masked_fill(known == PADDING, -1)
         seen = (text_BK[:, -new:, None] == text_BK[:, None]).tril(known.shape[1] - new)
         positions = (seen.sum(-1) - 1).masked_fill(marks == PADDING, 0)
-        most = self.config.max_position_embeddings
-        if known.shape[1] > most and positions.max() >= most:
-            raise ValueError(f"a text has {positions.max() + 1} tokens, this model reads {most}; cut the text")
+        most, longest = self.config.max_position_embeddings, positions.max() + 1
+        if known.shape[1] > most and longest > most:
+            raise ValueError(f"a text has {longest} tokens, this model reads {most}; cut it, or lower max_new_tokens")
         return marks, seen, positions
 
     def _rows(self, ids: Tensor, domain_B1: Tensor) -> Tensor:
