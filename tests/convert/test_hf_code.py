@@ -101,6 +101,9 @@ def test_every_id_has_a_name_of_its_own_and_control_pieces_are_shown_or_skipped(
     assert len({*reader.names}) == ours.size
     assert [reader.id_of_name[name] for name in reader.names] == list(range(ours.size))
     assert (reader.text([9, 40_002], False), reader.text([9, 40_002], True)) == ("<eot><Python>", "")
+    for strange in (-100, ours.size):
+        with pytest.raises(ValueError, match=rf"token id {strange} is not in the vocabulary, 0 … {ours.size - 1}"):
+            reader.text([9, strange], True)
 
 
 def test_it_reads_with_a_jieba_of_its_own_and_can_be_copied_to_other_processes(reader):

@@ -68,8 +68,9 @@ def weights(path: Path) -> dict[str, np.ndarray]:
     return {name: value for file in sorted(path.glob("*.safetensors")) for name, value in load_file(file).items()}
 
 
-def test_there_and_back_is_the_same_run_bit_for_bit(run, folder, tmp_path, caplog):
+def test_there_and_back_is_the_same_run_bit_for_bit(run, folder, tiny_data, tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
+    monkeypatch.chdir(tiny_data.parent)
     again = convert_model(folder, tmp_path / "again", "run")
     old, new = open_model(run, "run"), open_model(again, "run")
     assert (old.config, old.tokenizer.hash, old.table.hash) == (new.config, new.tokenizer.hash, new.table.hash)
@@ -161,8 +162,11 @@ def test_what_several_ranks_wrote_becomes_the_same_folder(run, folder, tmp_path)
     assert all((value == weights(again)[name]).all() for name, value in weights(folder).items())
 
 
-def test_config_json_says_sizes_domains_and_the_whole_configuration(run, folder):
+def test_config_json_says_sizes_domains_and_the_whole_configuration(run, folder, tiny_data):
     tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert str(tiny_data.parent) not in (folder / "config.json").read_text(encoding="utf-8")
+    assert tree["pangu_sigma"]["config"]["data"]["path"] == tiny_data.name
+    tree["pangu_sigma"]["config"]["data"]["path"] = str(tiny_data)
     assert tree["model_type"] == "pangu_sigma"
     assert (tree["hidden_size"], tree["num_dense_layers"], tree["num_rre_layers"], tree["n_routed_experts"]) == (
         *(24, 1, 2),
@@ -177,6 +181,8 @@ def test_config_json_says_sizes_domains_and_the_whole_configuration(run, folder)
     assert tree["pangu_sigma"]["config"] == open_model(run, "run").config.model_dump(mode="json")
     generation = json.loads((folder / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"], generation["do_sample"]) == (9, 6, False)
+    assert generation["max_new_tokens"] <= tree["max_position_embeddings"] // 2, "a prompt must fit, too"
+    assert "max_new_tokens" not in (folder / "README.md").read_text(encoding="utf-8")
     for file in (run / "tokenizer").iterdir():
         assert (folder / "tokenizer" / file.name).read_bytes() == file.read_bytes()
 
@@ -258,7 +264,8 @@ def test_a_failure_leaves_nothing_behind(run, folder, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_segments_go_there_and_back_and_every_file_says_what_they_are(drawn_segmented_run, tmp_path):
+def test_segments_go_there_and_back_and_every_file_says_what_they_are(drawn_segmented_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(open_model(drawn_segmented_run, "run").config.data.path).parent)
     written = convert_model(drawn_segmented_run, tmp_path / "hf", "hf")
     again = convert_model(written, tmp_path / "again", "run")
     old, new = open_model(drawn_segmented_run, "run"), open_model(again, "run")

@@ -146,10 +146,11 @@ def test_a_step_of_training_comes_back_with_its_bits(run, folder, task, tmp_path
 
 
 def test_the_trainer_of_transformers_evaluates(folder, task, tmp_path):
-    evaluated, own = json.loads(
+    evaluated, own, left, right = json.loads(
         peer("judge", folder, task[0], tmp_path / "out").splitlines()[-1]
     )  # DeepSpeed prints, too
     assert evaluated == pytest.approx(own, rel=1e-6)
+    assert left == pytest.approx(right, rel=1e-5), "nothing predicts the first token behind padding"
 
 
 def test_a_folder_in_float16_is_refused_with_the_way_back(folder, task, tmp_path):
@@ -173,6 +174,10 @@ REFUSED = {
     "more tokens": "'<new>' cannot be added: the vocabulary is fixed",
     "more special tokens": "'<CLS>' cannot be added: the vocabulary is fixed",
     "two texts": "a pair of texts is not taken",
+    "decoded -100": r"ValueError: token id -100 is not in the vocabulary, 0 … \d+",
+    "decoded too large": r"ValueError: token id \d+ is not in the vocabulary, 0 … \d+",
+    "piece -1": "ValueError: token id -1 is not in the vocabulary",
+    "too long": "this model reads 128; cut it, or lower max_new_tokens",
     "chat": "tokenizer.chat_template is not set",
 }
 """What is not there, and the beginning of the message that says so."""

@@ -25,6 +25,7 @@ NEW = 64
 
 def answer(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
     said, logits = {}, {}
+    assert model.generation_config.max_new_tokens == min(64, model.config.max_position_embeddings // 2)
     for domain, asked in task.items():
         tokenizer.domain = domain
         ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in asked["texts"]]
@@ -64,7 +65,8 @@ def train(model: Any, tokenizer: Any, task: dict[str, Any], out: Path, lora: boo
 
 
 def judge(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
-    """Write the loss that Trainer evaluates, and the model's own. Both of one domain, in sequences of one length."""
+    """Print the loss that Trainer evaluates and the model's own, of one domain in sequences of one length; then the losses of the
+    prompts, padded on the left and on the right."""
     from transformers import Trainer, TrainingArguments
 
     domain, asked = next(iter(task.items()))
@@ -73,7 +75,13 @@ def judge(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
     options = TrainingArguments(str(out), per_device_eval_batch_size=2, report_to=[], use_cpu=True)
     found = Trainer(model, options, eval_dataset=data).evaluate()
     ids = torch.tensor([asked["ids"]])
-    print(json.dumps([found["eval_loss"], model(ids, labels=ids).loss.item()]))
+    tokenizer.domain = domain
+    padded = []
+    for side in ("left", "right"):
+        batch = tokenizer(asked["prompts"], return_tensors="pt", padding=True, padding_side=side)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        padded.append(model(**batch, labels=labels).loss.item())
+    print(json.dumps([found["eval_loss"], model(ids, labels=ids).loss.item(), *padded]))
 
 
 def half(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
@@ -101,6 +109,10 @@ def refuse(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
         "more tokens": lambda: tokenizer.add_tokens(["<new>"]),
         "more special tokens": lambda: tokenizer.add_special_tokens({"cls_token": "<CLS>"}),
         "two texts": lambda: tokenizer("a", "b"),
+        "decoded -100": lambda: tokenizer.decode([9, -100]),
+        "decoded too large": lambda: tokenizer.decode([len(tokenizer)]),
+        "piece -1": lambda: tokenizer.convert_ids_to_tokens([-1]),
+        "too long": lambda: model.generate(ids, max_new_tokens=model.config.max_position_embeddings),
         "chat": lambda: tokenizer.apply_chat_template([{"role": "user", "content": "a"}]),
         "attentions by config": lambda: with_attentions(model.name_or_path)(ids),
     }

@@ -98,6 +98,14 @@ def test_the_configuration_says_how_messages_are_written(tiny_data):
     assert chat["choices"][0]["message"]["content"] == text
 
 
+def test_an_answer_comes_back_with_the_nulls_that_a_client_adds(client):
+    answer = {"role": "assistant", "content": "a"}
+    kept = answer | dict.fromkeys(["refusal", "annotations", "audio", "function_call", "tool_calls"])
+    plain = ask(client, messages=[*ASKED, answer, ASKED[-1]]).json()
+    found = ask(client, messages=[*ASKED, kept, ASKED[-1]], functions=None).json()
+    assert found["choices"] == plain["choices"]
+
+
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
@@ -108,6 +116,7 @@ def test_the_configuration_says_how_messages_are_written(tiny_data):
         ({"messages": [*ASKED, *ASKED]}, "only the first one can have the role system"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": None}]}, "must be a text"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name: this parameter is not known"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             'messages.0.content: must be a text, or a list of parts {"type": "text", "text": …}; images, audio and files are',

@@ -29,12 +29,15 @@ def test_offsets_count_characters_and_go_on_from_part_to_part():
     )
 
 
-def test_of_alternatives_with_one_text_the_likeliest_is_told():
+def test_of_tokens_with_one_text_the_answers_own_has_it_and_all_are_told():
     """`lm_eval` takes a token for greedy if its log-probability is the highest of these."""
     (token,) = tokens(7, logprob=-3.0, top=((6, -0.5), (1, -1.0)))
     told = CompletionTokens(TEXTS, experts=False).to_logprobs([token])
-    assert told.top_logprobs == [{"e": -0.5, "the": -1.0}]
+    assert told.top_logprobs == [{"token_id:6": -0.5, "the": -1.0, "e": -3.0}]
     assert told.token_logprobs == [-3.0]
+    (token,) = tokens(1, top=((1, -1.0), (6, -2.0), (7, -3.0)))
+    told = CompletionTokens(TEXTS, experts=False).to_logprobs([token])
+    assert told.top_logprobs == [{"the": -1.0, "e": -2.0, "token_id:7": -3.0}]
 
 
 def test_json_has_no_infinity():

@@ -57,6 +57,10 @@ def test_without_a_number_a_quarter_is_for_the_answer(prompts, en):
     ids, warnings = prompts.chat_prompt(said, en, PLAIN, None)
     assert f"of which {LENGTH // 4} are for the answer" in warnings[0]
     assert len(ids) <= LENGTH - LENGTH // 4
+    with pytest.raises(ApiError, match=rf"{LENGTH // 4} are for the answer; shorten them, or set max_tokens") as told:
+        prompts.chat_prompt([("user", "x" * 85)], en, PLAIN, None)
+    assert "lower max_tokens" not in str(told.value.detail) + warnings[0]
+    assert prompts.chat_prompt([("user", "x" * 85)], en, PLAIN, 2)[1] == []
 
 
 def test_all_texts_are_read_in_one_thread_that_is_not_that_of_the_loop(prompts):

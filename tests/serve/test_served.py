@@ -72,10 +72,11 @@ def test_room_is_what_fits_or_what_is_wanted(served):
 def test_openais_defaults_and_seeds(served):
     en = served.domain("sigma-en")
     body = CompletionRequest(model="sigma-en", prompt="x", n=3, seed=7)
-    found = served.requests(body, en, [[1], [2]], [4, 5], {})
+    found = served.requests(body, en, [[1], [2], [1]], [4, 5, 6], {})
     assert [(r.ids, r.max_new_tokens, r.seed) for r in found] == [
         *[((1,), 4, seed) for seed in (7, 8, 9)],
         *[((2,), 5, seed) for seed in (7, 8, 9)],
+        *[((1,), 6, seed) for seed in (10, 11, 12)],
     ]
     assert {r.sampling for r in found} == {Sampling(temperature=1.0)}
     given = CompletionRequest(model="sigma-en", prompt="x", temperature=0, top_k=-1, logit_bias={"9": 1.5}, stop="q")

@@ -39,9 +39,13 @@ def test_the_end_of_a_document_has_a_name(client):
 
 def test_a_domain_must_be_named(client):
     """Each reads text in its own way, and ids of the wrong one would be wrong without a word."""
-    for answer in (client.get("/tokenizer_info"), client.post("/tokenize", json={"prompt": "a"})):
+    bodies = {"/tokenize": {"prompt": "a"}, "/v1/completions": {"prompt": "a"}}
+    bodies["/v1/chat/completions"] = {"messages": [{"role": "user", "content": "a"}]}
+    for answer in (client.get("/tokenizer_info"), *(client.post(path, json=body) for path, body in bodies.items())):
         assert answer.status_code == 400
         assert "/sigma-zh/" in answer.json()["error"]["message"]
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        assert post(client, f"/sigma-zh{path}", **bodies[path])["model"] == "sigma-zh"
     assert (
         client.get("/tokenizer_info", params={"model": "sigma-zh"}).json()["chat_template"]
         != (client.get("/sigma-en/tokenizer_info").json()["chat_template"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,8 +111,18 @@ def change_text(change: Change) -> str:
 
 def absolute_paths(config: Config) -> Config:
     """Return the configuration with its paths made absolute."""
-    data = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
-    ecss = config.ecss.model_copy(update={"path": config.ecss.path and str(Path(config.ecss.path).absolute())})
+    return _with_paths(config, str)
+
+
+def paths_from_here(config: Config) -> Config:
+    """Return the configuration with paths from the working folder; of a path outside of it, the last name."""
+    here = Path.cwd()
+    return _with_paths(config, lambda path: str(path.relative_to(here)) if path.is_relative_to(here) else path.name)
+
+
+def _with_paths(config: Config, written: Callable[[Path], str]) -> Config:
+    data = config.data.model_copy(update={"path": written(Path(config.data.path).absolute())})
+    ecss = config.ecss.model_copy(update={"path": config.ecss.path and written(Path(config.ecss.path).absolute())})
     table = config.routing.file
-    routing = config.routing.model_copy(update={"table": str(table.absolute())}) if table else config.routing
+    routing = config.routing.model_copy(update={"table": written(table.absolute())}) if table else config.routing
     return config.model_copy(update={"data": data, "ecss": ecss, "routing": routing})

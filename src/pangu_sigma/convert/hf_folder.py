@@ -14,7 +14,7 @@ from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.convert.model_card import model_card
 from pangu_sigma.sealed import seal_folder, sealed
-from pangu_sigma.stored.hf_config import GENERATION, MODEL_TYPE, code_files, config_json, tokenizer_config_json
+from pangu_sigma.stored.hf_config import MODEL_TYPE, code_files, config_json, generation_json, tokenizer_config_json
 from pangu_sigma.stored.hf_folder import (
     CONFIG_JSON,
     GENERATION_JSON,
@@ -49,7 +49,7 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
         written = _write_shards(folder, tensors, shards)
         sizes = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
         index = {"metadata": sizes, "weight_map": {name: file for file, names in shards.items() for name in names}}
-        trees = {CONFIG_JSON: config_json(model), GENERATION_JSON: GENERATION, INDEX_JSON: index}
+        trees = {CONFIG_JSON: config_json(model), GENERATION_JSON: generation_json(model.config), INDEX_JSON: index}
         trees[TOKENIZER_JSON] = tokenizer_config_json(model)
         files = {name: f"{json.dumps(tree, ensure_ascii=False, indent=2)}\n".encode() for name, tree in trees.items()}
         if model.lineage is not None:

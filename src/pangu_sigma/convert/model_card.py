@@ -165,7 +165,7 @@ model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", trust_remote_code=Tr
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER", trust_remote_code=True)
 tokenizer.domain = model.config.domain = "{first}"  # the domain of what follows; {first} unless set
 inputs = tokenizer("TEXT", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
+print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
 ```
 
 `tokenizer(text, domain=…)`, `model(…, domain=…)` and `model.generate(…, domain=…)` take a domain for one call; the model also

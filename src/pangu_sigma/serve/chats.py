@@ -64,7 +64,7 @@ class _Chat:
         self, served: Served, body: ChatRequest, answers: Answers, template: ChatTemplate, warnings: list[str]
     ):
         self._served, self._body, self._answers = served, body, answers
-        self._head = served.head("chatcmpl", body.model)
+        self._head = served.head("chatcmpl", answers.answers[0].request.domain)
         self._warnings, self._template = warnings, template
         self._texts = [""] * len(answers.answers)
 

@@ -71,7 +71,7 @@ class _Completion:
 
     def __init__(self, served: Served, body: CompletionRequest, answers: Answers, logprobs: bool, warnings: list[str]):
         self._served, self._body, self._answers = served, body, answers
-        self._head = {**served.head("cmpl", body.model), "object": "text_completion"}
+        self._head = {**served.head("cmpl", answers.answers[0].request.domain), "object": "text_completion"}
         self._warnings = warnings
         self._tokens = [
             CompletionTokens(served.texts, bool(body.experts)) if logprobs else None for _ in answers.answers

@@ -58,12 +58,15 @@ class CompletionTokens:
         return begin + bool(unfinished and new.startswith("\N{REPLACEMENT CHARACTER}"))
 
     def _top(self, token: Token) -> dict[str, float] | None:
-        """Return the alternatives by their text. Of several with the same text, the most likely is returned."""
+        """Return the alternatives by their text. Of several with the same text, the token itself has it, or else the likeliest; the
+        others are `token_id:` and their id."""
         if token.logprob is None:
             return None
-        by_text: dict[str, float] = {}
+        by_text, own = dict[str, float](), self._texts.shown(token.id)
         for other, logprob in (*token.top, (token.id, token.logprob)):
-            by_text.setdefault(self._texts.shown(other), max(logprob, MIN_LOGPROB))
+            text = self._texts.shown(other)
+            twin = other != token.id and text in (own, *by_text)
+            by_text[f"token_id:{other}" if twin else text] = max(logprob, MIN_LOGPROB)
         return by_text
 
 

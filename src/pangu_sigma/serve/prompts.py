@@ -73,6 +73,7 @@ class PromptTokenizer:
         message are always kept. Raises ApiError if these alone do not fit.
         """
         reserved = answer or max(self.length // 4, 1)
+        fix = "lower max_tokens" if answer else "set max_tokens, which keeps less for the answer"
         first = list(messages[:1]) if messages[0][0] == "system" else []
         rest = list(messages[len(first) :])
         for left_out in range(len(rest)):
@@ -81,13 +82,13 @@ class PromptTokenizer:
             if ids is not None and len(ids) <= self.length - reserved:
                 warning = (
                     f"{left_out} of {len(messages)} messages, the oldest, were left out: the model can read {self.length} tokens, "
-                    f"of which {reserved} are for the answer; lower max_tokens, or send less"
+                    f"of which {reserved} are for the answer; {fix}, or send less"
                 )
                 return ids, [warning] if left_out else []
         raise ApiError(
             400,
             f"messages: {'the first and the last one do' if first else 'the last one does'} not fit: the model can read "
-            f"{self.length} tokens, of which {reserved} are for the answer; shorten them, or lower max_tokens",
+            f"{self.length} tokens, of which {reserved} are for the answer; shorten them, or {fix}",
             "messages",
             "context_length_exceeded",
         )

@@ -15,6 +15,14 @@ class RequestBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unknown_nulls(cls, body: Any) -> Any:
+        """Drop unknown keys whose value is null, which ask for nothing: clients send answers back with all of theirs."""
+        if not isinstance(body, dict):
+            return body
+        return {key: value for key, value in body.items() if value is not None or key in cls.model_fields}
+
 
 _IDS = 1 << 31
 """Token ids are below this."""
@@ -126,7 +134,7 @@ class WithoutEffect(RequestBody):
 class GenerationRequest(WithoutEffect):
     """Parameters that requests for completions and for chats share. null means the default."""
 
-    model: ModelName
+    model: ModelName | None = None
     n: int | None = Field(None, ge=1, description="Number of answers to each prompt; 1 if not given.")
     temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_not_tiny)] | None = Field(
         None, description="0 is greedy; 1 if not given."
@@ -139,7 +147,7 @@ class GenerationRequest(WithoutEffect):
     repetition_penalty: float | None = Field(
         None, ge=LEAST_FACTOR, le=MOST_FACTOR, description="Above 1: repetitions become less likely."
     )
-    seed: int | None = Field(None, ge=0, lt=1 << 53, description="Answer i draws its tokens with seed + i.")
+    seed: int | None = Field(None, ge=0, lt=1 << 53, description="Answer i to a prompt draws with seed + i.")
     stop: StopStrings = None
     stop_token_ids: list[TokenId] | None = Field(None, description="The answer ends with the first of these.")
     ignore_eos: bool | None = Field(None, description="Go on after the end of a document.")
@@ -232,7 +240,6 @@ class Message(RequestBody):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str | list[TextPart], BeforeValidator(_one_kind_of_content)]
-    refusal: None = Field(None, description="Answers have it; it may come back.")
 
     @property
     def text(self) -> str:

@@ -50,9 +50,10 @@ class CompletionLogprobs(ResponseBody):
     """Log-probabilities of a completion's tokens, and with `echo` of the prompt's. The first token of the text has none.
 
     text_offset: number of characters before each token. tokens: text of each token; `bytes:\\xe4` for a part of a character.
-    top_logprobs: alternatives by their text, most likely first, and the token itself. experts (not OpenAI's): the
-    experts of each token, RRE layer by RRE layer and in it segment by segment, in the order of `ServedModel.segments`. Experts of
-    an own segment are numbered over all domains: no two have one with the same number. Those of a common one are shared by all.
+    top_logprobs: alternatives by their text, most likely first, and the token itself; `token_id:123` for one
+    whose text is another's. experts (not OpenAI's): the experts of each token, RRE layer by RRE layer and in it segment by segment,
+    in the order of `ServedModel.segments`. Experts of an own segment are numbered over all domains: no two have one with the same
+    number. Those of a common one are shared by all.
     """
 
     text_offset: list[int]

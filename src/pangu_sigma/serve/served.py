@@ -8,8 +8,10 @@ import logging
 import secrets
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from pangu_sigma.config import ConfigError
@@ -107,8 +109,9 @@ class Served:
             )
         return self.domains[name]
 
-    def head(self, prefix: str, model: str) -> dict[str, Any]:
-        """Return the fields that every response begins with. prefix: beginning of the id. model: model name in the request."""
+    def head(self, prefix: str, domain: Domain) -> dict[str, Any]:
+        """Return the fields that every response begins with. prefix: beginning of the id. domain: the one that answers."""
+        model = PREFIX + domain.name
         fields = {"created": int(time.time()), "model": model, "system_fingerprint": self.fingerprint}
         return {"id": f"{prefix}-{uuid.uuid4().hex}", **fields}
 
@@ -162,7 +165,8 @@ class Served:
         self.check("stop_token_ids", len(body.stop_token_ids or ()), "stops")
         self._check_ids("stop_token_ids", body.stop_token_ids or (), domain)
         self._check_ids("logit_bias", list(map(int, body.logit_bias or ())), domain)
-        sampling, seed = _sampling(body), secrets.randbits(53) if body.seed is None else body.seed
+        sampling, first = _sampling(body), secrets.randbits(53) if body.seed is None else body.seed
+        seeds: defaultdict[tuple[int, ...], count[int]] = defaultdict(lambda: count(first))  # of each prompt
         bias = tuple((int(token), float(value)) for token, value in (body.logit_bias or {}).items())
         return [
             TextRequest(
@@ -170,7 +174,7 @@ class Served:
                 tuple(ids),
                 most,
                 sampling,
-                seed + number,
+                next(seeds[tuple(ids)]),
                 stop + extra.get("stop", ()),
                 tuple(body.stop_token_ids or ()),
                 logprobs=extra.get("logprobs"),
@@ -180,7 +184,7 @@ class Served:
                 structure=extra.get("structure"),
             )
             for ids, most in zip(prompts, new, strict=True)
-            for number in range(body.n or 1)
+            for _ in range(body.n or 1)
         ]
 
     def ask(self, requests: list[TextRequest]) -> Answers:

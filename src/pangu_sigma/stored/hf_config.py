@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pangu_sigma.checkpoint.changes import paths_from_here
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domains_of
@@ -37,8 +38,11 @@ CODE = {
 _SAVED_BY = "transformers_version"
 """Key that `save_pretrained` of transformers writes to config.json, and we do not."""
 
-GENERATION = {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": 64}
-"""Contents of `generation_config.json`: greedy decoding, without a token that begins a text."""
+
+def generation_json(config: Config) -> dict[str, Any]:
+    """Return the contents of `generation_config.json`: greedy, without a token that begins a text, and half of the room."""
+    new = min(64, max(1, config.model.seq_length // 2))
+    return {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": new}
 
 
 def size_keys(config: Config) -> dict[str, Any]:
@@ -86,11 +90,12 @@ def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def config_json(model: StoredModel) -> dict[str, Any]:
     """Return the contents of the `config.json` of a model's Hugging Face style folder."""
-    whole = {"step": model.step, "data_hash": model.data_hash, "config": model.config.model_dump(mode="json")}
+    config = paths_from_here(model.config)
+    whole = {"step": model.step, "data_hash": model.data_hash, "config": config.model_dump(mode="json")}
     hashed = tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
     code = {name: written for name, written in CODE.items() if name != "AutoTokenizer"}
-    default = {"domain": model.config.domains[0].name, "auto_map": code}
-    return size_keys(model.config) | default | hashed | {WHOLE: whole}
+    default = {"domain": config.domains[0].name, "auto_map": code}
+    return size_keys(config) | default | hashed | {WHOLE: whole}
 
 
 def code_files() -> list[str]:

@@ -206,6 +206,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             self._rows(torch.where(labels < 0, input_ids, labels), domain_B1)  # refuses what has no logit
+            labels = labels.masked_fill(F.pad(marks_BS[:, :-1] == PADDING, (1, 0)), -100)  # padding predicts nothing
             count = {"num_items_in_batch": others["num_items_in_batch"]} if "num_items_in_batch" in others else {}
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **count)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -236,9 +237,9 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         text_BK = (ends.cumsum(1) - ends).masked_fill(known == PADDING, -1)
         seen = (text_BK[:, -new:, None] == text_BK[:, None]).tril(known.shape[1] - new)
         positions = (seen.sum(-1) - 1).masked_fill(marks == PADDING, 0)
-        most = self.config.max_position_embeddings
-        if known.shape[1] > most and positions.max() >= most:
-            raise ValueError(f"a text has {positions.max() + 1} tokens, this model reads {most}; cut the text")
+        most, longest = self.config.max_position_embeddings, positions.max() + 1
+        if known.shape[1] > most and longest > most:
+            raise ValueError(f"a text has {longest} tokens, this model reads {most}; cut it, or lower max_new_tokens")
         return marks, seen, positions
 
     def _rows(self, ids: Tensor, domain_B1: Tensor) -> Tensor:
