@@ -22,7 +22,7 @@ BUDGETS = {
     "checkpoint": 1290,
     "commands": 511,
     "convert": 835,
-    "data": 3342,
+    "data": 3224,
     "ecss": 354,
     "evaluate": 1760,
     "finetune": 635,
