@@ -184,6 +184,20 @@ def test_errors_of_workers_reach_the_caller(task, error, said):
         executor.close()
 
 
+def end_early(number: int, unit: int) -> None:
+    next(iter(()))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_task_that_stops_an_iteration_does_not_end_the_pass_in_silence(workers):
+    executor = LocalProcesses(workers)
+    try:
+        with pytest.raises(RuntimeError):
+            executor.run(end_early, list(enumerate(range(9))), "p", 9)
+    finally:
+        executor.close()
+
+
 def do_nothing(number: int, unit: int) -> None:
     pass
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import starmap
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from types import ModuleType
@@ -58,7 +57,7 @@ class LocalProcesses:
         """See `Executor`. Raises StageError if a worker process ends."""
         alone = self.workers == 1 or len(units) < 2
         submitted = (self._submit(task, *each) for each in units)
-        done = starmap(task, units) if alone else _done_of([], submitted, _IN_FLIGHT * self.workers, _wait)
+        done = (task(*each) for each in units) if alone else _done_of([], submitted, _IN_FLIGHT * self.workers, _wait)
         try:
             for _ in Bar(done, desc=name, unit="unit", total=total, initial=total - len(units)):
                 pass
@@ -68,7 +67,7 @@ class LocalProcesses:
                 f"with fewer {argument('--workers')} if memory is short"
             ) from error
 
-    def _submit(self, task: UnitTask, number: int, unit: Any) -> Future[None]:
+    def _submit(self, task: UnitTask, number: int, unit: Any) -> Future[object]:
         with _as_its_own():
             if self._pool is None:  # in here, because it starts a process that tracks resources
                 # not by fork: the threads of MindSpore, which the caller may have loaded, would not be there in the copy
@@ -184,7 +183,7 @@ def _done_of(
         yield
 
 
-def _wait(running: list[Future[None]]) -> None:
+def _wait(running: list[Future[object]]) -> None:
     """Wait for one unit, and take it out of what is running. Raises what the unit raises."""
     done = wait(running, return_when=FIRST_COMPLETED).done.pop()
     running.remove(done)

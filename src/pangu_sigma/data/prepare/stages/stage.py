@@ -36,7 +36,7 @@ _Value = TypeVar("_Value")
 _HEAD = struct.Struct("<QQ")
 """Length of a pickle, and its xxh3_64."""
 
-UnitTask = Callable[[int, Any], None]
+UnitTask = Callable[[int, Any], object]
 """Function of a pass: takes the number of a unit and the unit."""
 
 
