@@ -70,8 +70,6 @@ def prepare_data(
     extend: AnyPath | None = None,
     *,
     workers: int | None = None,
-    shard: str | None = None,
-    merge: bool = False,
     ray: str | None = None,
 ) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder `config.data.path`.
@@ -85,17 +83,15 @@ def prepare_data(
     `config`: their token files and vocabulary are kept, and only the text of the domains that it lacks is prepared.
 
     The result is the same however it is made, and a killed call goes on where it was. workers: number of processes; by default one
-    a core, as far as data.memory_gib allows, and one for a few MiB. ray: address of a Ray cluster that does the work, "auto" for
-    that of this machine. shard: "i/n", this machine's share, for schedulers of jobs: all shares of a pass, on storage that all
-    machines see, then all of the next; the result says which pass it was. merge: do all that the shares have left to do.
+    a core, as far as data.memory_gib allows, and one for a few MiB. ray: address of a Ray cluster that does the work, for several
+    machines, or "auto" for the cluster of this machine.
     """
     from pangu_sigma.data.prepare import extended
     from pangu_sigma.data.prepare import prepare as preparation
     from pangu_sigma.data.prepare.overview import format_overview
-    from pangu_sigma.data.prepare.stages.executors import ShareDone
 
     config = _loaded(config)
-    files, options = to_paths(input, "--input"), preparation.Options(workers, shard, merge, ray)
+    files, options = to_paths(input, "--input"), preparation.Options(workers, ray)
     old = None if extend is None else to_path(extend, "--extend")
     if check:
         manifest, problems = (
@@ -106,14 +102,11 @@ def prepare_data(
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
     output = Path(config.data.path)
-    try:
-        manifest = (
-            preparation.prepare(config, files, output, options)
-            if old is None
-            else extended.prepare_extension(config, files, old, output, options)
-        )
-    except ShareDone as done:
-        return Result({"share": str(done)}, str(done))
+    manifest = (
+        preparation.prepare(config, files, output, options)
+        if old is None
+        else extended.prepare_extension(config, files, old, output, options)
+    )
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 

@@ -41,8 +41,6 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--extend", type=Path, metavar="FOLDER", help=kept)
     flag(command, "--check", "print the table and all problems of the text, and write nothing")
     command.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one a core)")
-    command.add_argument("--shard", metavar="I/N", help="do share I of N of the next pass, on this machine, and stop")
-    flag(command, "--merge", "do all that the shares have left to do")
     command.add_argument(
         "--ray", metavar="ADDRESS", help="let a Ray cluster do the work; auto: the one this machine is in"
     )

@@ -17,8 +17,6 @@ from pangu_sigma.config_file import dump_config, parse_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import extended
 from pangu_sigma.data.prepare.extended import prepare_extension
-from pangu_sigma.data.prepare.prepare import Options
-from pangu_sigma.data.prepare.stages.executors import ShareDone
 from pangu_sigma.data.prepared import SPLITS, PreparedData, read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
@@ -79,17 +77,11 @@ def test_a_new_domain_in_an_old_slot_gets_the_rows_that_are_left(tiny_data, text
     assert (new.row_of[0, law.read(0, law.tokens)] >= 0).all()
 
 
-def test_near_duplicates_of_the_new_text_and_shares_are_those_of_a_preparation(tiny_data, text, tmp_path):
-    found = []
-    for name, options in (("one", Options(1)), ("shares", Options(1, merge=True))):
-        config = extending(tmp_path / name)
-        config = config.model_copy(update={"data": config.data.model_copy(update={"near_duplicates": 0.9})})
-        if options.merge:
-            with pytest.raises(ShareDone):
-                prepare_extension(config, [text], tiny_data, tmp_path / name, Options(1, "0/1"))
-        found.append(prepare_extension(config, [text], tiny_data, tmp_path / name, options))
-    assert found[0] == found[1] and found[0].near_duplicates is not None
-    assert {path.name for path in tmp_path.iterdir()} == {"one", "shares"}
+def test_near_duplicates_of_the_new_text_are_in_the_manifest(tiny_data, text, tmp_path):
+    config = extending(tmp_path / "data")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"near_duplicates": 0.9})})
+    assert prepare_extension(config, [text], tiny_data, tmp_path / "data").near_duplicates is not None
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}
 
 
 def test_after_a_kill_the_same_call_goes_on(tiny_data, text, tmp_path, monkeypatch):

@@ -109,12 +109,8 @@ def encode_block(work: Work, name: str, item: BlockItem) -> Encoded:
                 content, facts = ids.tobytes(), index[number]
                 file.write(content)
                 digest.update(content)
-                record["at"], record["begin"], record["tokens"], record["folded"] = (
-                    start + number,
-                    begin,
-                    len(ids),
-                    folded,
-                )
+                record["at"], record["begin"] = start + number, begin
+                record["tokens"], record["folded"] = len(ids), folded
                 for key in ("hold_high", "hold_low", "bytes"):
                     record[key] = facts[key]
                 begin += len(ids)

@@ -69,9 +69,8 @@ class _Extension:
         old = PreparedData(folder)
         recorded = old.manifest.config["domains"]
         names = [each[0] for each in recorded]
-        by_name = {domain.name: domain for domain in config.domains}
         _refuse(config, folder, recorded)
-        new = [domain for name, domain in by_name.items() if name not in names]
+        new = [domain for domain in config.domains if domain.name not in names]
         slots = list(dict.fromkeys(each[3] for each in recorded))
         domains = [
             Domain(n, name, form, language, slots.index(slot), 0, 0, 1.0)
@@ -129,12 +128,8 @@ def prepare_extension(
         raise ConfigError(
             f"data.path={output} exists, and {argument('--extend')} makes a new folder; choose another path, or remove it first"
         )
-    logger.info(
-        "preparing %s; %s stay as they are in %s",
-        ", ".join(domain.name for domain in extension.added.domains),
-        ", ".join(extension.names),
-        old,
-    )
+    new, kept = ", ".join(domain.name for domain in extension.added.domains), ", ".join(extension.names)
+    logger.info("preparing %s; %s stay as they are in %s", new, kept, old)
     added = Path(extension.added.data.path)
     with _keys_of(config, extension.added):
         prepare(extension.added, inputs, added, options, extension.kept)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.data.manifest import Source
 from pangu_sigma.data.prepare.packaged.packages import sha256_of
-from pangu_sigma.data.prepare.stages.stage import Executor, Stage
 from pangu_sigma.errors import DataError, argument
 
 logger = logging.getLogger(__name__)
@@ -49,8 +47,3 @@ def hash_file(name: str, path: Path) -> InputFile:
         return InputFile(path, sha256_of(path), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise DataError(f"{argument('--input')} {path}: {error.strerror}; check the path") from error
-
-
-def hashed(stage: Stage, executor: Executor, paths: Sequence[Path]) -> list[InputFile]:
-    """Hash files, each once in the life of a stage."""
-    return list(stage.map(executor, "hash", hash_file, paths))

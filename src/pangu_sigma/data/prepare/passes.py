@@ -84,17 +84,18 @@ class Passes:
         """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot."""
         stage, vocabulary = self.work.stage, self.work.config.vocabulary
         model = vocabulary.english_model or (self.kept and self.kept.english_model)
-        if model:
-            stage.once("english", lambda: read_english(Path(model)))
-        elif not stage.path("english").exists():
-            samples = list(self._map("sample", sample_block, sample_items(blocks, english, vocabulary.english_pieces)))
-            text = [run for domain in self.work.domains for each in samples for run in each[domain.index]]
-            pieces, mib = vocabulary.english_pieces, sum(map(len, text)) / (1 << 20)
-            logger.info("building the vocabulary: learning %s English pieces from %.1f MiB of text", f"{pieces:,}", mib)
-            stage.save("english", train_english(text, pieces))
-        if not stage.path("rows").exists():
-            stage.save("rows", self._rows(blocks))
+        stage.once("english", lambda: read_english(Path(model)) if model else self._english(blocks, english))
+        stage.once("rows", lambda: self._rows(blocks))
         return final_tokenizer(self.work)
+
+    def _english(self, blocks: Sequence[Block], english: UnitResults) -> bytes:
+        """Learn the English pieces, and return their model."""
+        pieces = self.work.config.vocabulary.english_pieces
+        samples = list(self._map("sample", sample_block, sample_items(blocks, english, pieces)))
+        text = [run for domain in self.work.domains for each in samples for run in each[domain.index]]
+        mib = sum(map(len, text)) / (1 << 20)
+        logger.info("building the vocabulary: learning %s English pieces from %.1f MiB of text", f"{pieces:,}", mib)
+        return train_english(text, pieces)
 
     def _rows(self, blocks: Sequence[Block]) -> np.ndarray:
         """Choose the token id of each row of every slot, int32 [slots, R]."""

@@ -21,8 +21,8 @@ import logging
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,16 +33,15 @@ import numpy as np
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, Source, load_manifest
 from pangu_sigma.data.prepare.blocks import Work, block_size
-from pangu_sigma.data.prepare.held_out.holding_out import HeldOutDocuments
-from pangu_sigma.data.prepare.input_files import InputFile, hashed
+from pangu_sigma.data.prepare.input_files import InputFile, hash_file
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.overview import warnings_of
 from pangu_sigma.data.prepare.packaged.packages import PACKAGED_MIB, archives_of, download, packaged_sources, sha256_of
 from pangu_sigma.data.prepare.passes import Passes, WrittenDomain
 from pangu_sigma.data.prepare.quarantine import Quarantine
-from pangu_sigma.data.prepare.reading import Read, packaged_units, quarantine_lines
+from pangu_sigma.data.prepare.reading import PackagedUnit, Read, packaged_units, quarantine_lines
 from pangu_sigma.data.prepare.selection import Kept
-from pangu_sigma.data.prepare.stages.executors import ShareDone, executor_of
+from pangu_sigma.data.prepare.stages.executors import executor_of
 from pangu_sigma.data.prepare.stages.stage import Executor, Stage, StageError
 from pangu_sigma.data.prepare.stages.staging import give_back, replace_folder, staged
 from pangu_sigma.data.prepared import (
@@ -55,7 +54,7 @@ from pangu_sigma.data.prepared import (
 )
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.inputs import input_files, input_units
+from pangu_sigma.text.inputs import InputUnit, input_files, input_units
 from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.tokenizer import Tokenizer, tag_language
 
@@ -73,18 +72,14 @@ _STAGE_FORMAT = 6
 """Version of the stage: raise it when its files change."""
 _PACKAGED_BLOCK = 1 << 20
 """Bytes of a block of packaged text."""
-_LITTLE_TEXT = 4 << 20
-"""Bytes of input below which starting processes would take longer than they save."""
 
 
 @dataclass(frozen=True)
 class Options:
     """How a preparation is done; its result does not depend on it. workers: number of processes; None: as many as there are cores,
-    fewer for little text. shard: "i/n" to do this share of one pass. merge: True if shares were done. ray: address of a cluster."""
+    fewer for little text. ray: address of a Ray cluster that does the work."""
 
     workers: int | None = None
-    shard: str | None = None
-    merge: bool = False
     ray: str | None = None
 
 
@@ -103,8 +98,7 @@ def prepare(
 
     inputs: the user's files and folders; none: the packaged text. A folder that holds this very result already is left alone, an
     older result of the same domains is replaced. A preparation that was killed goes on where it was. kept: vocabulary to keep in
-    place of that of `vocabulary.keep`. Raises ConfigError or DataError for what the user can fix, and ShareDone when this machine's
-    share of a pass is done.
+    place of that of `vocabulary.keep`. Raises ConfigError or DataError for what the user can fix.
     """
     inputs = _checked_before_reading(config, inputs, output)
     kept = kept or KeptVocabulary.of(config)
@@ -113,22 +107,11 @@ def prepare(
     if refused := _other_domains(config, output, existing):
         raise ConfigError(refused)
     with (
-        _executor(config, inputs, options) as executor,
-        staged(_stage_key(config, inputs, kept), executor, output, options.merge) as stage,
+        closing(_executor(config, inputs, options)) as executor,
+        staged(_stage_key(config, inputs, kept), output) as stage,
+        closing(executor),  # no process writes into the stage any more when it is removed
     ):
-        files = hashed(stage, executor, inputs)
-        decisive = _decisive(config, [[str(file.path), file.sha256] for file in files], kept)
-        if existing and existing.fingerprint == _fingerprint(decisive) and _intact(output):
-            logger.info("%s already holds this data; nothing to do", output)
-            manifest = existing
-        else:
-            _say_replaced(output, existing, decisive)
-            file = None if executor.shared else output.with_name(f"{output.name}.quarantine.jsonl")
-            with Quarantine(file) as quarantine:
-                manifest, _ = _prepare(config, files, output, quarantine, decisive, kept, stage, executor)
-    for remark in warnings_of(manifest):
-        logger.warning("%s", remark)
-    return manifest
+        return _prepare(config, inputs, output, True, existing, kept, stage, executor)[0]
 
 
 def preview(
@@ -141,23 +124,16 @@ def preview(
     one of data.path if that holds other domains. kept: as in `prepare`. Raises ConfigError or DataError for what leaves nothing to
     examine.
     """
-    if options.shard is not None or options.merge or options.ray is not None:
-        others = ", ".join(map(argument, ("--shard", "--merge", "--ray")))
-        raise ConfigError(f"{argument('--check')} has no files that other machines see; leave {others} out")
+    if options.ray is not None:
+        raise ConfigError(f"{argument('--check')} has no files that other machines see; leave {argument('--ray')} out")
     output = Path(config.data.path)
     inputs = _checked_before_reading(config, inputs, output)
     existing, kept = _existing(output), kept or KeptVocabulary.of(config)
-    with tempfile.TemporaryDirectory() as folder, _executor(config, inputs, options) as executor:
+    refused = _other_domains(config, output, existing)
+    with tempfile.TemporaryDirectory() as folder, closing(_executor(config, inputs, options)) as executor:
         stage = Stage(Path(folder))
-        files = hashed(stage, executor, inputs)
-        decisive = _decisive(config, [[str(file.path), file.sha256] for file in files], kept)
-        refused = _other_domains(config, output, existing)
-        if not refused:
-            _say_replaced(output, existing, decisive)
-        with Quarantine(None) as quarantine:
-            manifest, problems = _prepare(config, files, None, quarantine, decisive, kept, stage, executor)
-    for remark in warnings_of(manifest):
-        logger.warning("%s", remark)
+        existing = None if refused else existing
+        manifest, problems = _prepare(config, inputs, output, False, existing, kept, stage, executor)
     return manifest, [refused, *problems] if refused else problems
 
 
@@ -181,74 +157,79 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
     return files
 
 
-@contextmanager
-def _executor(config: Config, inputs: list[Path], options: Options) -> Iterator[Executor]:
-    """Make the executor of a preparation, and close it after the block. Raises ConfigError for wrong options."""
-    if options.merge and options.shard is not None:
-        raise ConfigError(f"{argument('--merge')} does what all shares have left; leave {argument('--shard')} out")
-    workers, total = options.workers, sum(path.stat().st_size for path in inputs)
-    if inputs and workers is None and options.ray is None and total < _LITTLE_TEXT:
-        workers = 1
-    executor = executor_of(workers, options.shard, options.ray, config.data.memory_gib)
-    try:
-        yield executor
-    finally:
-        executor.close()
+def _executor(config: Config, inputs: list[Path], options: Options) -> Executor:
+    size = sum(path.stat().st_size for path in inputs)
+    return executor_of(options.workers, options.ray, config.data.memory_gib, size)
 
 
 def _prepare(
     config: Config,
-    files: list[InputFile],
-    output: Path | None,
-    quarantine: Quarantine,
-    decisive: dict[str, Any],
+    inputs: list[Path],
+    output: Path,
+    writes: bool,
+    existing: Manifest | None,
     kept: KeptVocabulary | None,
     stage: Stage,
     executor: Executor,
 ) -> tuple[Manifest, list[str]]:
-    """Return the manifest and the problems of domains. output: folder to write unless there are problems; None: write nothing."""
-    domains = domains_of(config)
-    archives = {} if files else download(archives_of(domains), Path(config.data.path).parent / "packages")
-    size = block_size(sum(file.size for file in files)) if files else _PACKAGED_BLOCK
-    passes = Passes(Work(config, stage, size, archives, _limit(config, files), preview=output is None), executor, kept)
+    """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is.
+    existing: manifest of what the folder has."""
+    files = list[InputFile](stage.map(executor, "hash", hash_file, inputs))
+    decisive = _decisive(config, [[str(file.path), file.sha256] for file in files], kept)
+    if writes and existing and existing.fingerprint == _fingerprint(decisive) and _intact(output):
+        logger.info("%s already holds this data; nothing to do", output)
+        manifest, problems = existing, list[str]()
+    else:
+        _say_replaced(output, existing, decisive)
+        with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl") if writes else None) as quarantine:
+            packages = Path(config.data.path).parent / "packages"
+            archives = {} if files else download(archives_of(domains_of(config)), packages)
+            size = block_size(sum(file.size for file in files)) if files else _PACKAGED_BLOCK
+            passes = Passes(Work(config, stage, size, archives, _limit(config, files), not writes), executor, kept)
+            manifest, problems = _do_all(passes, files, output, quarantine, decisive)
+    for remark in warnings_of(manifest):
+        logger.warning("%s", remark)
+    return manifest, problems
+
+
+def _do_all(
+    passes: Passes, files: list[InputFile], output: Path, quarantine: Quarantine, decisive: dict[str, Any]
+) -> tuple[Manifest, list[str]]:
+    """Do all passes, and return the manifest and the problems of domains; without problems write `output`, but not in a preview."""
+    domains, preview = passes.work.domains, passes.work.preview
     results, sources = _read(passes, files, quarantine)
     blocks = [block for result in results for block in result.blocks]
     selection = passes.select(blocks)
     counts = selection.domains
-    few = [_too_few(domain, counts[domain.index]) for domain in domains if counts[domain.index].kept < 2]
-    if output is not None and len(few) == len(domains):
-        raise DataError("\n".join([*few, _LOOK]))
+    few = {n: _too_few(domain, counts[n]) for n, domain in enumerate(domains) if counts[n].kept < 2}
+    if not preview and len(few) == len(domains):
+        raise DataError("\n".join([*few.values(), _LOOK]))
     english = passes.segment(blocks)
     tokenizer = passes.build_tokenizer(blocks, english)
     encoded = passes.encode(blocks)
     held_out = passes.hold_out(encoded, [_more_text(domain, counts[domain.index]) for domain in domains])
-    problems = [
-        problem for domain in domains if (problem := _problem(domain, counts[domain.index], held_out[domain.index]))
-    ]
-    if problems and output is not None:
+    short = {n: each.choice.shortage for n, each in enumerate(held_out) if each.choice.shortage}
+    texts = {n: f"domain {domains[n].name}: {shortage}" for n, shortage in short.items()} | few
+    problems = [text for _, text in sorted(texts.items())]
+    if problems and not preview:
         raise DataError("\n".join([*problems, _LOOK]))
     written = passes.write(encoded, held_out)
-    if executor.shared:
-        raise ShareDone(f"all passes are done; call once with {argument('--merge')}, which makes the folder {output}")
-    records = {
-        domain.name: _record(
-            domains, domain, tokenizer, counts[domain.index], sources[domain.index], written[domain.index]
-        )
-        for domain in domains
-    }
     manifest = Manifest(
         fingerprint=_fingerprint(decisive),
         vocabulary_hash=tokenizer.hash,
         vocabulary_size=tokenizer.size,
-        domains=records,
+        domains={
+            domain.name: _record(domain, domains, tokenizer, counts[n], sources[n], written[n])
+            for n, domain in enumerate(domains)
+        },
         quarantined=dict(quarantine.counts),
         examples=quarantine.examples,
         config=decisive,
         near_duplicates=selection.near,
     )
-    if output is None:
+    if preview:
         return manifest, problems
-    folder = stage.path("output")
+    folder = passes.work.stage.path("output")
     tokenizer.save(folder / TOKENIZER_NAME)
     np.save(folder / FREQUENCIES_NAME, np.stack([each.splits["train"].counts_V for each in written]))
     quarantine.copy_to(folder / QUARANTINE_NAME)
@@ -257,45 +238,33 @@ def _prepare(
     manifest = manifest.model_copy(update={"files": files_there})
     manifest.save(folder)
     replace_folder(folder, output)
-    return manifest, []
+    return manifest, problems
 
 
 def _check_written(folder: Path, files: dict[str, FileRecord], written: list[WrittenDomain]) -> None:
     """Raise StageError unless the token files of a stage are those that were written: a machine may have lost power since."""
     wrote = {name: xxh3 for each in written for split in each.splits.values() for name, xxh3 in split.hashes.items()}
     found = {name: record.xxh3_128 for name, record in files.items() if name.endswith((".bin", ".idx"))}
-    for name in sorted(wrote.keys() | found.keys()):
-        if wrote.get(name) != found.get(name):
-            raise StageError(
-                f"{folder / name}: is not what was written, damaged; remove {folder.parent.parent} and call again"
-            )
+    if changed := sorted(wrote.items() ^ found.items()):
+        raise StageError(
+            f"{folder / changed[0][0]}: is not what was written, damaged; remove {folder.parent.parent} and call again"
+        )
 
 
 def _read(passes: Passes, files: list[InputFile], quarantine: Quarantine) -> tuple[list[Read], list[list[Source]]]:
     """Read all text. Return the result of each unit, and the sources of each domain."""
-    if not files:
-        domains = passes.work.domains
-        packaged = packaged_units(domains)
-        results = passes.read(packaged)
-        quarantine_lines(passes.work.stage, results, packaged, quarantine)
-        return results, [packaged_sources(domain) for domain in domains]
-    units = input_units([file.path for file in files], passes.work.size)
+    domains, parts = passes.work.domains, input_units([file.path for file in files], passes.work.size)
+    units: Sequence[InputUnit | PackagedUnit] = parts if files else packaged_units(domains)
     results = passes.read(units)
     for file in files:
         file.check_unchanged()
     quarantine_lines(passes.work.stage, results, units, quarantine)
-    sources = list[list[Source]]()
-    for domain in passes.work.domains:
-        paths = {unit.path for unit, result in zip(units, results, strict=True) if domain.index in result.domains}
-        sources.append([file.source for file in files if file.path in paths])
-    return results, sources
-
-
-def _problem(domain: Domain, counts: Kept, held_out: HeldOutDocuments) -> str:
-    """Return why the text of a domain is refused; "" if it is not."""
-    if counts.kept < 2:
-        return _too_few(domain, counts)
-    return f"domain {domain.name}: {held_out.choice.shortage}" if held_out.choice.shortage else ""
+    if not files:
+        return results, [packaged_sources(domain) for domain in domains]
+    of_file = dict[Path, set[int]]()
+    for unit, result in zip(parts, results, strict=True):
+        of_file.setdefault(unit.path, set()).update(result.domains)
+    return results, [[each.source for each in files if n in of_file.get(each.path, ())] for n in range(len(domains))]
 
 
 def _fingerprint(decisive: dict[str, Any]) -> str:
@@ -401,25 +370,15 @@ def _more_text(domain: Domain, counts: Kept) -> str:
 
 
 def _record(
-    domains: Domains,
-    domain: Domain,
-    tokenizer: Tokenizer,
-    counts: Kept,
-    sources: list[Source],
-    written: WrittenDomain,
+    domain: Domain, domains: Domains, tokenizer: Tokenizer, counts: Kept, sources: list[Source], written: WrittenDomain
 ) -> DomainRecord:
     """Return the record of a domain for the manifest."""
     loss, shift, deviation = written.shift
+    counted = {name: count for name, count in vars(counts).items() if name in DomainRecord.model_fields}
     return DomainRecord(
         slot=domains.slot_names[domain.slot],
         rows=int((tokenizer.slot_rows[domain.slot] >= 0).sum()),
-        offered=counts.offered,
-        duplicates=counts.duplicates,
-        near_duplicates=counts.near_duplicates,
-        too_long=counts.too_long,
-        over_limit=counts.over_limit,
-        offered_bytes=counts.offered_bytes,
-        left_out_bytes=counts.left_out_bytes,
+        **counted,
         train=written.splits["train"].record,
         held_out=written.splits["held_out"].record,
         unigram_entropy=loss,

@@ -51,15 +51,10 @@ def read(work: Work, name: str, unit: InputUnit | PackagedUnit) -> Read:
     """Read a unit, and write its blocks, and the lines that cannot be used to the file .rejected if there are any."""
     domains, unit_items, result = work.domains, _Items(work, unit), Read(name)
     items = iter(unit_items)
-    rejected = list[Rejected]()
+    rejected, signed = list[Rejected](), work.config.data.near_duplicates is not None
     with work.stage.writing(f"{name}.rejected") as unusable:
         for first in items:
-            block = BlockWriter(
-                work.stage,
-                f"{name}.{len(result.blocks):04}",
-                index_parts(work.size),
-                work.config.data.near_duplicates is not None,
-            )
+            block = BlockWriter(work.stage, f"{name}.{len(result.blocks):04}", index_parts(work.size), signed)
             with work.stage.writing(f"{block.name}.documents") as documents:
                 item: Document | Rejected | None = first
                 while item is not None:
@@ -168,6 +163,5 @@ def quarantine_lines(
         if result.reasons:
             for some in read_frames(stage.path(f"{result.name}.rejected")):
                 for line in some:
-                    numbered = line if line.line is None else replace(line, line=line.line + before)
-                    into.add(numbered)
+                    into.add(line if line.line is None else replace(line, line=line.line + before))
         before += result.lines

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from helpers.texts import ENGLISH, tiny_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.prepare import prepare as prepare_module
 from pangu_sigma.data.prepare.prepare import Options, prepare
-from pangu_sigma.data.prepare.stages.executors import LocalProcesses, MachineShare, ShareDone, executor_of
+from pangu_sigma.data.prepare.stages.executors import LocalProcesses, executor_of
 from pangu_sigma.data.prepare.stages.stage import Stage, StageError
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import fingerprint
@@ -53,9 +52,9 @@ def texts(tmp_path_factory) -> list[Path]:
 
 
 def limited() -> Config:
-    """With every pass; samples of what filters drop are some of each block, so the folder depends on the blocks with them."""
+    """With every pass."""
     config = tiny_config(slot_rows=800)
-    data = {"max_mib_per_domain": 0.06, "near_duplicates": 0.7, "count_private": True}
+    data = {"max_mib_per_domain": 0.06, "near_duplicates": 0.7}
     return config.model_copy(update={"data": config.data.model_copy(update=data)})
 
 
@@ -75,7 +74,6 @@ def expected(texts, tmp_path_factory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("expected") / "out"
     record = prepare(limited(), texts, folder).domains["en"]
     assert min(record.duplicates, record.over_limit, record.near_duplicates) > 10
-    assert record.private["e-mail"] > 100
     return prints(folder)
 
 
@@ -85,29 +83,6 @@ def test_any_number_of_workers_and_blocks_give_the_same(texts, expected, tmp_pat
     config = config.model_copy(update={"data": config.data.model_copy(update={"memory_gib": 4.0})})
     prepare(config, texts, tmp_path / "out", Options(workers))
     assert prints(tmp_path / "out") == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("rounds", [0, 2, 12])
-def test_shares_and_a_merge_at_any_time_give_the_same(texts, expected, tmp_path, rounds):
-    out, messages = tmp_path / "out", list[str]()
-    for _ in range(rounds):
-        for number in (2, 0, 1):
-            try:
-                prepare(limited(), texts, out, Options(1, f"{number}/3"))
-            except ShareDone as done:
-                messages.append(str(done))
-    if not rounds:
-        with pytest.raises(ConfigError, match=r"merge: there are no shares in .*; do them with shard first"):
-            prepare(limited(), texts, out, Options(1, merge=True))
-        return
-    assert messages[0].startswith("pass hash: share 2/3 is done, 0 of 2 units now; when all shares have ended, call")
-    assert messages[3].startswith("pass read: share 2/3 is done")
-    assert (messages[-1] == f"all passes are done; call once with merge, which makes the folder {out}") == (
-        rounds == 12
-    )
-    prepare(limited(), texts, out, Options(1, merge=True))
-    assert prints(out) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -158,9 +133,14 @@ def test_a_killed_preparation_goes_on_to_the_same(texts, expected, tmp_path, mom
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_stage_of_other_text_is_removed_and_it_is_said(texts, tmp_path, caplog):
-    with pytest.raises(ShareDone):
-        prepare(limited(), texts, tmp_path / "out", Options(1, "0/2"))
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_stage_of_other_text_is_removed_and_it_is_said(texts, tmp_path, caplog, monkeypatch):
+    with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
+        killing.setattr(prepare_module.Passes, "select", killed)
+        prepare(limited(), texts, tmp_path / "out")
     prepare(limited(), texts[:1], tmp_path / "out")
     assert "is the stage of another preparation, of other text or settings; removed" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -200,6 +180,20 @@ def test_errors_of_workers_reach_the_caller(task, error, said):
     try:
         with pytest.raises(error, match=said):
             executor.run(task, list(enumerate(range(9))), "p", 9)
+    finally:
+        executor.close()
+
+
+def end_early(number: int, unit: int) -> None:
+    next(iter(()))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_task_that_stops_an_iteration_does_not_end_the_pass_in_silence(workers):
+    executor = LocalProcesses(workers)
+    try:
+        with pytest.raises(RuntimeError):
+            executor.run(end_early, list(enumerate(range(9))), "p", 9)
     finally:
         executor.close()
 
@@ -267,18 +261,6 @@ def test_the_folder_that_was_being_replaced_is_there_after_a_kill(texts, tmp_pat
     assert not (tmp_path / ".out.stage").exists()
 
 
-def test_a_merge_with_other_settings_leaves_the_shares(texts, tmp_path):
-    out = tmp_path / "out"
-    with pytest.raises(ShareDone):
-        prepare(limited(), texts, out, Options(1, "0/2"))
-    before = prints(tmp_path)
-    with pytest.raises(ConfigError, match=r"merge: there are no shares in .* of this text and these settings"):
-        prepare(tiny_config(slot_rows=700), texts, out, Options(1, merge=True))
-    with pytest.raises(ConfigError, match="merge does what all shares have left; leave shard out"):
-        prepare(limited(), texts, out, Options(1, "0/2", merge=True))
-    assert prints(tmp_path) == before
-
-
 def test_input_that_disappears_while_it_is_read_is_named_and_what_is_done_stays(texts, tmp_path, monkeypatch):
     path = tmp_path / "c.jsonl"
     path.write_text(texts[0].read_text())
@@ -303,19 +285,6 @@ def test_an_error_of_the_text_leaves_no_stage_while_other_processes_write(texts,
     assert not (tmp_path / ".out.stage").exists()
 
 
-def collect(done: list[int], number: int, unit: str) -> None:
-    done.append(number)
-
-
-def test_shares_are_every_unit_once():
-    done = list[int]()
-    for number in range(3):
-        with pytest.raises(ShareDone):
-            MachineShare(number, 3, LocalProcesses()).run(partial(collect, done), list(enumerate("abcdefgh")), "p", 8)
-    assert sorted(done) == list(range(8))
-    MachineShare(0, 3, LocalProcesses()).run(partial(collect, done), [], "p", 8)
-
-
 def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -334,24 +303,22 @@ def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
     ("options", "said"),
     [
         ({"workers": 0}, "workers=0: is no number of processes"),
-        ({"shard": "3/3"}, r"shard=3/3: is no share; give i/n, with i from 0 to n - 1"),
-        ({"shard": "x"}, "shard=x: is no share"),
-        ({"ray": "auto", "workers": 2}, "ray: Ray decides what runs where; leave workers and shard out"),
+        ({"ray": "auto", "workers": 2}, "ray: Ray decides what runs where; leave workers out"),
     ],
 )
 def test_wrong_options_are_refused(options, said):
     with pytest.raises(ConfigError, match=said):
-        executor_of(**{"workers": None, "shard": None, "ray": None, "memory_gib": 2.0} | options)
+        executor_of(**{"workers": None, "ray": None, "memory_gib": 2.0, "size": 0} | options)
 
 
 def test_the_missing_ray_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"ray: Ray is not installed; run: pip install ray==2\.60\.0"):
-        executor_of(None, None, "auto", 2.0)
+        executor_of(None, "auto", 2.0, 0)
 
 
 def test_memory_bounds_the_workers(caplog):
-    found = executor_of(8, None, None, 1.5)
+    found = executor_of(8, None, 1.5, 0)
     assert isinstance(found, LocalProcesses) and found.workers == 2
     assert "8 processes of 768 MiB need more memory than data.memory_gib=1.5; 2 will work" in caplog.text
 

@@ -22,7 +22,9 @@ def test_values_come_back_in_order_and_from_their_offsets(tmp_path):
         assert [read_frame(file, offset) for offset in reversed(offsets)] == [None, [2], "one"]
 
 
-@pytest.mark.parametrize("damage", [lambda data: bytes(len(data)), lambda data: data[:-1], lambda data: data[:5]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: bytes(len(data)), lambda data: data[:-1], lambda data: data[:5], lambda data: b""]
+)
 def test_a_file_that_was_not_written_to_the_disk_is_noticed(tmp_path, damage):
     stage = Stage(tmp_path)
     stage.save("read/a", "value" * 100)
@@ -74,7 +76,7 @@ def test_a_stage_that_others_could_have_made_is_refused(tmp_path, make, said, wh
     (tmp_path / ".out.stage/key").mkdir(parents=True)
     make(tmp_path / which)
     refused = pytest.raises(StageError, match=rf"{which}: {said}.*remove {tmp_path}/\.out\.stage and")
-    with refused, staged("key", LocalProcesses(), tmp_path / "out", False):
+    with refused, staged("key", tmp_path / "out"):
         raise AssertionError("it was opened")
 
 
@@ -86,7 +88,7 @@ def test_a_link_in_a_stage_is_refused_and_what_it_names_stays(tmp_path, which):
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(tmp_path / "mine")
     refused = pytest.raises(StageError, match=rf"^{link}: is a link, .*; remove {tmp_path}/\.out\.stage and call again")
-    with refused, staged("key", LocalProcesses(), tmp_path / "out", False):
+    with refused, staged("key", tmp_path / "out"):
         raise AssertionError("it was opened")
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["file", "key"]
 
@@ -105,7 +107,7 @@ def test_a_missing_file_of_a_stage_is_named_with_the_way_on(tmp_path):
         pytest.raises(
             StageError, match=rf"^{missing}: is missing, damaged; remove {tmp_path}/\.out\.stage and call again"
         ),
-        staged("key", LocalProcesses(), tmp_path / "out", False) as stage,
+        staged("key", tmp_path / "out") as stage,
     ):
         stage.load("encode/000000")
 
@@ -113,7 +115,7 @@ def test_a_missing_file_of_a_stage_is_named_with_the_way_on(tmp_path):
 def test_a_stage_is_the_users_alone_whatever_the_umask(tmp_path):
     before = os.umask(0)
     try:
-        with staged("key", LocalProcesses(), tmp_path / "out", False) as stage:
+        with staged("key", tmp_path / "out") as stage:
             assert stage.once("hash/000000", lambda: 1) == 1
             assert stat.filemode((tmp_path / ".out.stage").stat().st_mode) == "drwx------"
     finally:

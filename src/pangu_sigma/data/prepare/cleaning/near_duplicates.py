@@ -138,18 +138,13 @@ def bands_of(threshold: float, permutations: int = PERMUTATIONS) -> Bands:
 
 
 def near_duplicates(
-    signatures: Sequence[Path],
-    threshold: float,
-    folder: Path,
-    memory: int = 1 << 28,
-    left_out: Sequence[np.ndarray] | None = None,
+    signatures: Sequence[Path], threshold: float, folder: Path, memory: int = 1 << 28
 ) -> NearDuplicates:
     """Find the near-duplicates among documents.
 
     signatures: files (.npy, uint32 [documents, P]) of blocks of documents, in the order of the input. threshold: the Jaccard
     similarity from which documents are near-duplicates. folder: an existing one, for files; `first` stays there, which the result
-    maps, and what an earlier call left is replaced. memory: bytes. left_out: bool arrays of documents that are gone already; they
-    take no part and are no duplicates. Raises OSError if the disk is full.
+    maps, and what an earlier call left is replaced. memory: bytes. Raises OSError if the disk is full.
     """
     begins = [0]
     for file in signatures:
@@ -157,7 +152,7 @@ def near_duplicates(
     bands = bands_of(threshold, np.load(signatures[0], mmap_mode="r").shape[1]) if signatures else bands_of(threshold)
     first_N = _numbers(folder / "first", begins[-1])
     search = _Search(folder, bands, first_N, memory)
-    search.write(signatures, left_out)
+    search.write(signatures)
     for band in Bar(range(bands.number), desc="finding near-duplicates", unit="band"):
         search.examine(band)
     return NearDuplicates(first_N, begins, search.pairs, search.passed_over, search.close())
@@ -178,7 +173,7 @@ def _numbers(file: Path, count: int) -> np.ndarray:
 
 class _Search:
     """Search for pairs, with its files: `signatures`, all of them end to end, and for each band the hashes of all documents,
-    uint64, 0 for one that takes no part."""
+    uint64."""
 
     def __init__(self, folder: Path, bands: Bands, first_N: np.ndarray, memory: int) -> None:
         self._folder, self._bands, self._first_N, self._memory = folder, bands, first_N, memory
@@ -188,11 +183,11 @@ class _Search:
     def _band(self, band: int) -> Path:
         return self._folder / f"band.{band:03}"
 
-    def write(self, signatures: Sequence[Path], left_out: Sequence[np.ndarray] | None) -> None:
+    def write(self, signatures: Sequence[Path]) -> None:
         """Write all files."""
         bands = [self._band(band).open("wb") for band in range(self._bands.number)]
         with (self._folder / "signatures").open("wb") as all_of_them:
-            for number, file in enumerate(signatures):
+            for file in signatures:
                 values_NP = np.load(file, mmap_mode="r")
                 self._permutations = values_NP.shape[1]
                 step = max(1, self._memory // (8 * self._permutations))
@@ -200,10 +195,7 @@ class _Search:
                     some = np.ascontiguousarray(values_NP[first : first + step])
                     some.tofile(all_of_them)
                     for band, stream in enumerate(bands):
-                        hashes = _band_hashes(some, band, self._bands.rows)
-                        if left_out is not None:
-                            hashes[left_out[number][first : first + step]] = 0
-                        hashes.tofile(stream)
+                        _band_hashes(some, band, self._bands.rows).tofile(stream)
         for stream in bands:
             stream.close()
 
@@ -222,7 +214,7 @@ class _Search:
         step, first = max(1, self._memory // _RECORD_BYTES), 0
         with self._band(band).open("rb") as file:
             while len(some := np.fromfile(file, np.uint64, step)):
-                chosen = np.flatnonzero((some % np.uint64(portions) == portion) & (some != 0))
+                chosen = np.flatnonzero(some % np.uint64(portions) == portion)
                 hashes.append(some[chosen])
                 numbers.append(first + chosen)
                 first += len(some)
@@ -275,11 +267,11 @@ class _Search:
 
 
 def _band_hashes(values_NP: np.ndarray, band: int, rows: int) -> np.ndarray:
-    """Return the hash of a band of each signature, uint64 [N], never 0."""
+    """Return the hash of a band of each signature, uint64 [N]."""
     hashes = np.zeros(len(values_NP), np.uint64)
     for column in range(band * rows, (band + 1) * rows):
         hashes = mixed(hashes + values_NP[:, column] + _FACTOR)
-    return np.maximum(hashes, np.uint64(1))
+    return hashes
 
 
 def _roots(first_N: np.ndarray, numbers: np.ndarray) -> np.ndarray:

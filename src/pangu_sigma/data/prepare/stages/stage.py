@@ -2,7 +2,7 @@
 
 A preparation is a series of *passes*, each a map of a function over *units* (pieces of the input, blocks of documents, domains).
 The result of a unit is a file of the stage, written under another name and renamed, after the unit's other files. A unit with a
-result is not done again, so a killed preparation goes on where it was, and several machines can share one.
+result is not done again, so a killed preparation goes on where it was.
 
 Files are sequences of *frames*: length and checksum of a pickle, and the pickle. The checksum tells what a machine that lost
 power did not write: files are not flushed one by one, which would take longer than the work on them. Reading a pickle executes
@@ -36,7 +36,7 @@ _Value = TypeVar("_Value")
 _HEAD = struct.Struct("<QQ")
 """Length of a pickle, and its xxh3_64."""
 
-UnitTask = Callable[[int, Any], None]
+UnitTask = Callable[[int, Any], object]
 """Function of a pass: takes the number of a unit and the unit."""
 
 
@@ -45,9 +45,7 @@ class StageError(UserError, RuntimeError):
 
 
 class Executor(Protocol):
-    """Executor. shared: True if other machines work on the same stage, so that nobody may remove it."""
-
-    shared: bool
+    """Executor of the units of a pass."""
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
         """Call a task for the units, pairs of number and unit, that have no result. name, total: the pass, and all its units.
@@ -81,16 +79,13 @@ def check_own(path: Path, status: os.stat_result, remove: Path) -> None:
 
 
 def read_frame(file: BinaryIO, offset: int | None = None) -> Any:
-    """Read the value at an offset of a file of frames, by default the next one. Raises EOFError at its end, and StageError."""
+    """Read the value at an offset of a file of frames, by default the next one. Raises OSError and StageError."""
     path = Path(file.name)
     check_own(path, os.fstat(file.fileno()), path.parent.parent)
     if offset is not None:
         file.seek(offset)
-    head = file.read(_HEAD.size)
-    if not head:
-        raise EOFError
     try:
-        length, checksum = _HEAD.unpack(head)
+        length, checksum = _HEAD.unpack(file.read(_HEAD.size))
         data = file.read(length)
     except (struct.error, OverflowError, MemoryError):
         data, checksum = b"", None
@@ -102,12 +97,8 @@ def read_frame(file: BinaryIO, offset: int | None = None) -> Any:
 def read_frames(path: Path) -> Iterator[Any]:
     """Yield the values of a file of frames. Raises OSError and StageError."""
     with path.open("rb") as file:
-        while True:
-            try:
-                value = read_frame(file)
-            except EOFError:
-                return
-            yield value
+        while file.peek(1):
+            yield read_frame(file)
 
 
 @dataclass(frozen=True)
@@ -161,8 +152,7 @@ class Stage:
         be picklable, and its result a function of the item alone.
         """
         results = UnitResults(self, name, len(items))
-        folder = self.path(name)
-        there = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+        there = {path.name for path in self.path(name).glob("*")}
         missing = [number for number in range(len(items)) if _number(number) not in there]
         if items and len(missing) < len(items):
             logger.info("%s: %d of %d units are done already", name, len(items) - len(missing), len(items))

@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from pangu_sigma.config import ConfigError
-from pangu_sigma.data.prepare.stages.stage import Executor, Stage, StageError, check_own, of_the_system
-from pangu_sigma.errors import DataError, argument
+from pangu_sigma.data.prepare.stages.stage import Stage, StageError, check_own, of_the_system
+from pangu_sigma.errors import DataError
 from pangu_sigma.lock import folder_lock
 from pangu_sigma.sealed import sync
 
@@ -38,34 +37,30 @@ def _refuse_links(folder: Path) -> None:
 
 
 @contextmanager
-def staged(key: str, executor: Executor, output: Path, merge: bool) -> Iterator[Stage]:
+def staged(key: str, output: Path) -> Iterator[Stage]:
     """Make the stage of a preparation of `output`, or find it there; it is removed after the block.
 
-    It stays if the process is killed or interrupted, if the system or a worker fails, and where other machines need it. Stages of
-    other text or settings are removed before. Raises DataError for errors of the file system, ConfigError if there is nothing to
-    merge, and StageError for a stage that is not this user's alone, has a link, or lacks a file. key: of the text and the settings,
-    a name of a folder.
+    It stays if the process is killed or interrupted, and if the system or a worker fails. Stages of other text or settings are
+    removed before. Raises DataError for errors of the file system, LockError if another process works on the stage, and StageError
+    for a stage that is not this user's alone, has a link, or lacks a file. key: of the text and the settings, a name of a folder.
     """
     folder = _folder_of(output)
     stage = Stage(folder / key)
-    if merge and not stage.folder.exists() and (folder.exists() or not output.exists()):
-        raise ConfigError(
-            f"{argument('--merge')}: there are no shares in {folder} of this text and these settings; do them with "
-            f"{argument('--shard')} first"
-        )
     _refuse_links(folder)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (folder, stage.folder):
             if path.exists():
                 check_own(path, path.stat(), folder)
-        with nullcontext() if executor.shared else folder_lock(folder, required=False):
-            if not executor.shared:
-                _remove_others(stage)
-            with _kept_if_unfinished(stage, executor):
+        with folder_lock(folder, required=False):
+            _remove_others(stage)
+            try:
                 yield stage
-            if not executor.shared:
-                _remove(folder)
+            except Exception as error:
+                if not isinstance(error, OSError | StageError) and not of_the_system(error.__cause__):
+                    _remove(folder)
+                raise
+            _remove(folder)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and stage.folder in Path(error.filename or "").parents:
             raise StageError(f"{error.filename}: is missing, damaged; remove {folder} and call again") from error
@@ -81,19 +76,6 @@ def _remove_others(stage: Stage) -> None:
         if other.is_dir() and other != stage.folder:
             logger.warning("%s: is the stage of another preparation, of other text or settings; removed", other)
             shutil.rmtree(other)
-
-
-@contextmanager
-def _kept_if_unfinished(stage: Stage, executor: Executor) -> Iterator[None]:
-    """Remove the stage's folder if the block fails because of the text."""
-    try:
-        yield
-    except Exception as error:
-        stays = executor.shared or isinstance(error, OSError | StageError) or of_the_system(error.__cause__)
-        if not stays:
-            executor.close()  # nobody may write there any more
-            _remove(stage.folder.parent)
-        raise
 
 
 def _remove(folder: Path) -> None:
