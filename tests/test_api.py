@@ -396,7 +396,8 @@ def test_an_export_answers_as_text_or_path_and_says_what_it_has_not(model, tiny_
             call()
 
 
-def test_a_folder_of_safetensors_is_a_format_and_others_are_refused(model, tmp_path):
+def test_a_folder_of_safetensors_is_a_format_and_others_are_refused(model, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_data.parent)
     folder = model.export(str(tmp_path / "hf"), format="hf")
     again = ps.load(str(folder)).export(tmp_path / "again", format="run")
     assert ps.Model(again).config == model.config
