@@ -80,7 +80,9 @@ def test_there_and_back_is_the_same_run_bit_for_bit(run, folder, tiny_data, tmp_
         assert (value.dtype, value.tobytes()) == (after[name].dtype, after[name].tobytes()), name
     assert "Adam's state and the position in the data start from nothing" in caplog.text
     assert new.tokenizer.hash[:12] in caplog.text
+    monkeypatch.chdir(tiny_data.parent.parent)
     third = convert_model(again, tmp_path / "third", "hf")
+    assert open_model(third, "hf").config == old.config, "paths below the working folder are kept from there"
     assert all((value == weights(third)[name]).all() for name, value in weights(folder).items())
 
 

@@ -45,7 +45,12 @@ def forms(tiny_run, tiny_export, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_every_form_gives_the_same_weights_by_the_same_names_in_the_same_order(forms, tiny_run, kind):
+def test_every_form_gives_the_same_weights_by_the_same_names_in_the_same_order(
+    forms, tiny_run, tiny_data, kind, monkeypatch
+):
+    monkeypatch.chdir(
+        tiny_data.parent
+    )  # where a Hugging Face style folder, which has no absolute paths, finds the data
     run, model = open_model(tiny_run, "run"), open_model(forms[kind])
     assert (model.kind, model.layout, kind_of(forms[kind])) == (kind, kind, kind)
     assert model.config == run.config

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from pangu_sigma.checkpoint.changes import absolute_paths
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
 from pangu_sigma.checkpoint.run_folder import RunFolder
@@ -43,7 +42,7 @@ def write_run(model: StoredModel, folder: Path) -> Path:
     Adam state and the position in the data start from zero, which is logged. The folder is created atomically. Raises ConfigError
     if it cannot be created.
     """
-    config = absolute_paths(model.config).model_copy(update={"finetune": None})  # it can be trained again
+    config = model.config.model_copy(update={"finetune": None})  # it can be trained again
     with unfinished_folder(folder) as path:
         write_model_files(path, config, model.path / TOKENIZER_FOLDER, model.table)
         run = RunFolder(path, config, model.tokenizer, model.table)
@@ -61,6 +60,6 @@ def write_run(model: StoredModel, folder: Path) -> Path:
     logger.info(
         "%s: the weights of step %d are its step 0; Adam's state and the position in the data start from nothing. To train on, set "
         "data.path to data prepared with the same vocabulary (hash %s…); it is %s now",
-        *(folder, model.step, model.tokenizer.hash[:12], config.data.path),
+        *(folder, model.step, model.tokenizer.hash[:12], model.config.data.path),
     )
     return folder

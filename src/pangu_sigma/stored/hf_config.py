@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.changes import paths_from_here
+from pangu_sigma.checkpoint.changes import absolute_paths, paths_from_here
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domains_of
@@ -147,7 +147,7 @@ def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str 
     if type(step) is not int or step < 0 or not isinstance(data_hash, str | None):
         raise LayoutError(f"{file}: {WHOLE}.step or data_hash is not what was written; {fix}")
     compare_keys(file, tree, size_keys(config), f"{WHOLE}.config", fix)
-    return config, step, data_hash
+    return absolute_paths(config), step, data_hash
 
 
 def compare_keys(file: Path, tree: dict[str, Any], wanted: dict[str, Any], source: str, fix: str) -> None:

@@ -62,11 +62,10 @@ class _Extension:
     @classmethod
     def of(cls, config: Config, folder: Path) -> _Extension:
         """Examine the folder. Raises ConfigError if it does not go with the configuration, DataError if it is damaged."""
-        if not (folder / "manifest.json").is_file():
-            raise ConfigError(
-                f"{argument('--extend')} {folder}: is not prepared data (no manifest.json); name its data.path"
-            )
-        old = PreparedData(folder)
+        try:
+            old = PreparedData(folder)
+        except DataError as error:
+            raise type(error)(f"{argument('--extend')} {folder}: name the data.path of a run. {error}") from error
         recorded = old.manifest.config["domains"]
         names = [each[0] for each in recorded]
         _refuse(config, folder, recorded)
