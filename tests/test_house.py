@@ -18,11 +18,11 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2195,
-    "checkpoint": 1290,
-    "commands": 515,
-    "convert": 835,
-    "data": 3361,
+    ".": 2185,
+    "checkpoint": 1295,
+    "commands": 513,
+    "convert": 840,
+    "data": 3223,
     "ecss": 354,
     "evaluate": 1761,
     "finetune": 635,
@@ -32,12 +32,12 @@ BUDGETS = {
     "inspection": 310,
     "mindformers_adapter": 360,
     "model": 357,
-    "npu": 2834,
+    "npu": 2827,
     "optimizer": 97,
     "ranks": 1038,
     "rre": 332,
-    "serve": 1689,
-    "stored": 658,
+    "serve": 1699,
+    "stored": 661,
     "text": 1071,
     "training": 1951,
 }

@@ -210,12 +210,6 @@ class RoutingConfig(Section):
         """Path of the file with the tables; None if they are drawn."""
         return None if self.table in ("random", "balanced") else Path(self.table)
 
-    @model_validator(mode="after")
-    def _check_seed(self) -> RoutingConfig:
-        if self.file and self.seed:
-            raise ValueError(f"seed={self.seed} does nothing, since table={self.table} is not drawn; leave it out")
-        return self
-
 
 class EcssConfig(Section):
     """Section `ecss`, Expert Computation and Storage Separation: storage of the experts, and their copy to the device."""

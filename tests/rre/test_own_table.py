@@ -127,8 +127,6 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path):
         draw_tables(routing, 2, 3, 5, 2, None)
 
 
-def test_a_name_that_is_no_file_and_a_seed_without_effect_are_refused():
+def test_a_name_that_is_no_file_is_refused():
     with pytest.raises(ps.UserError, match=r"routing\.table: 'hash' is not allowed"):
         ps.load_config("sigma_tiny", {"routing.table": "hash"})
-    with pytest.raises(ps.UserError, match=r"seed=3 does nothing, since table=mine\.npz is not drawn"):
-        ps.load_config("sigma_tiny", {"routing.table": "mine.npz", "routing.seed": 3})

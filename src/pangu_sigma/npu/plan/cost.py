@@ -23,7 +23,6 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from pangu_sigma.chips import CHIP_DATA, Chip
 from pangu_sigma.config import Config
 from pangu_sigma.npu.communicators import stages_of_host
 from pangu_sigma.npu.cuts import ITEM_SIZE, NPU, active_elements, all_arrays, expert_arrays
@@ -42,17 +41,6 @@ HOST_UPDATE_BANDWIDTH = 10.0e9
 """Bytes per second that Adam of all ranks of a host reads and writes. Fitted to the paper's step without ECSS, so it includes every
 cost that grew with the experts there. It is low: this repository's Adam reads and writes 36 GB/s on two cores of a CPU (`kernel` in
 docs/experiments/speed.md)."""
-
-
-def host_rate_note(chip: Chip) -> str | None:
-    """Return a warning if the hosts of a chip have another number of NPUs than those of 910A, to which Adam's rate is fitted."""
-    data, fitted = CHIP_DATA[chip], CHIP_DATA["910a"].per_host
-    if data.per_host == fitted:
-        return None
-    return (
-        f"Adam's rate is a host's, fitted to 910A with {fitted} NPUs a host; one of {data.title} has {data.per_host}, on the same "
-        f"{HOST_UPDATE_BANDWIDTH / 1e9:.0f} GB/s, so NPUs look slower than they may be"
-    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.cuts import Array, accumulator_arrays, active_buffers, all_arrays
 from pangu_sigma.npu.plan.compile import Compiled
-from pangu_sigma.npu.plan.cost import StepTime, host_rate_note, step_time, step_time_all_experts, tokens_per_second
+from pangu_sigma.npu.plan.cost import StepTime, step_time, step_time_all_experts, tokens_per_second
 from pangu_sigma.npu.plan.memory import TIGHT_FRACTION, MemoryItem, chip_of, host_peak, npu_items, npu_peak, total
 from pangu_sigma.npu.plan.suggest import (
     TimedLayout,
@@ -154,7 +154,6 @@ class Plan:
             "tokens_per_second": tokens_per_second(c, self.seconds),
             "seconds": asdict(self.seconds),
             "all_experts_seconds": self.all_experts,
-            "note": host_rate_note(c.parallel.chip) if self.seconds.host_update else None,
             "moved_gb": {link: nbytes / 1e9 for link, nbytes in asdict(self.links).items()},
             "stages": [
                 {key: getattr(stage, key) for key in ("first_rank", "layers", "rre_layers", "npu_memory_gib")}
@@ -258,7 +257,8 @@ def format_plan(plan: Plan) -> str:
     """Format the plan as text: all of `Plan.as_dict` but its last three sections, which are for JSON alone."""
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     title = f"{plan.config.name} on {plan.devices:,} NPUs of {plan.chip.title}, {plan.hosts:,} hosts: {verdict}"
-    trust = "times are estimates, fitted to the paper's 7.5 s and 6.3x: npu/plan/cost.py says what to trust"
+    trust = "times are estimates, fitted to 910A's 7.5 s and 6.3x of the paper; hosts of other chips are taken to be as fast, "
+    trust += "however many NPUs they have: npu/plan/cost.py says what to trust"
     tree = dict([*plan.as_dict().items()][:-3])
     return "\n".join([title, *format_tree(tree), trust])
 
