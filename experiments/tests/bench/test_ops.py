@@ -31,6 +31,7 @@ def test_rows_have_every_field(graph_mode: None, monkeypatch: pytest.MonkeyPatch
     rows = [row.as_dict() for row in ops.run(peers=False)]
     timed = [row for row in rows if row["unit"] == "ms"]
     assert [row["peer"] for row in timed] == [
+        "MindSpore Gather, gradient by the inverse",
         "MindSpore gather, scatter_nd",
         "copy of the same bytes, 2 threads",
         "tanh",
