@@ -23,8 +23,8 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from experiments.tiny import tiny_config
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.serve.app import PAGE_FILE, policy
 from pangu_sigma.serve.logprobs import TokenTexts
+from pangu_sigma.serve.page import PAGE_FILE, policy
 
 PROMPT = "the cat sees"
 EXPERTS = 16

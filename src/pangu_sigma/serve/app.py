@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib.metadata
 import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -23,10 +20,10 @@ from pangu_sigma.serve import requests, responses
 from pangu_sigma.serve.chats import answer_chat
 from pangu_sigma.serve.completions import complete
 from pangu_sigma.serve.guard import Guard, HostNames
+from pangu_sigma.serve.page import PAGE_FILE, policy
 from pangu_sigma.serve.refusals import ApiError, ErrorBody, install_error_handlers
-from pangu_sigma.serve.requests import DetokenizeRequest, TokenizeRequest
-from pangu_sigma.serve.responses import Detokenized, Tokenized, TokenizerInfo
 from pangu_sigma.serve.served import Served
+from pangu_sigma.serve.tokens import detokenize, tokenize, tokenizer_info
 
 _VERSION = importlib.metadata.version("pangu-sigma")
 _STREAM = "a stream, each event a chunk; the last line is [DONE]"
@@ -217,63 +214,3 @@ def _answers(
     """Return the schema of a response that may be a stream."""
     stream = {"text/event-stream": {"schema": {"type": "string", "description": f"{_STREAM} ({chunk.__name__})"}}}
     return {200: {"model": whole, "content": stream}}
-
-
-PAGE_FILE = Path(__file__).with_name("page.html")
-"""HTML file of the web page at `/`."""
-
-
-def policy(html: str) -> str:
-    """Return a page's Content-Security-Policy: it allows its inline scripts and styles, by hash, and requests to the server."""
-    rules = {
-        "default-src": "'none'",
-        "script-src": _hashes(html, "script"),
-        "style-src": _hashes(html, "style"),
-        "connect-src": "'self'",
-        "img-src": "data:",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-        "frame-ancestors": "'none'",
-        "require-trusted-types-for": "'script'",  # scripts cannot turn text into markup
-        "trusted-types": "'none'",
-    }
-    return "; ".join(f"{name} {value}" for name, value in rules.items())
-
-
-def _hashes(html: str, tag: str) -> str:
-    contents = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", html, re.DOTALL | re.IGNORECASE)
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in contents]
-    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
-
-
-async def tokenize(served: Served, body: TokenizeRequest, of_path: str | None) -> Tokenized:
-    """Tokenize a text in a domain. Raises ApiError."""
-    domain = served.domain(body.model, of_path)
-    ids = await served.prompts.in_thread(served.prompts.read, body.prompt, domain, body.add_special_tokens is not False)
-    names = [served.texts.shown(token) for token in ids] if body.return_token_strs else None
-    return Tokenized(count=len(ids), max_model_len=served.length, tokens=ids, token_strs=names)
-
-
-def detokenize(served: Served, body: DetokenizeRequest, of_path: str | None) -> Detokenized:
-    """Answer POST /detokenize with the text of token ids, which is the same in every domain. of_path: as in `Served.domain`."""
-    if body.model is not None:
-        served.domain(body.model, of_path)
-    most = served.tokenizer.size - 1
-    if outside := [token for token in body.tokens if token > most]:
-        raise ApiError(400, f"tokens: {outside[0]} does not exist; there are 0 … {most}", "tokens", "invalid_value")
-    return Detokenized(prompt=served.tokenizer.decode(body.tokens))
-
-
-def tokenizer_info(served: Served, name: str | None, of_path: str | None) -> TokenizerInfo:
-    """Answer GET /tokenizer_info with what a client needs to use token ids and chats. name, of_path: as in `Served.domain`."""
-    names, tokenizer = served.tokenizer.vocabulary.pieces, served.tokenizer
-    return TokenizerInfo(
-        tokenizer_class="PanGuSigmaTokenizer",
-        vocab_size=tokenizer.size,
-        model_max_length=served.length,
-        bos_token=None,
-        eos_token=names[tokenizer.eot],
-        pad_token=names[tokenizer.pad],
-        unk_token=names[tokenizer.unk],
-        chat_template=served.template(served.domain(name, of_path)).jinja(),
-    )
