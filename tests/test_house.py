@@ -32,13 +32,13 @@ BUDGETS = {
     "inspection": 310,
     "mindformers_adapter": 360,
     "model": 357,
-    "npu": 2827,
+    "npu": 2828,
     "optimizer": 97,
     "ranks": 1038,
     "rre": 332,
     "serve": 1699,
     "stored": 661,
-    "text": 1071,
+    "text": 1073,
     "training": 1951,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

@@ -33,8 +33,10 @@ def run(peers: bool) -> list[Row]:
     order_T = np.argsort(rng.integers(0, MOVED_EXPERTS, MOVED_TOKENS), kind="stable").astype(np.int32)
     inverse_T = np.argsort(order_T).astype(np.int32)
     contenders = {
-        "ours": _moves_graph(Ours(), x_TH, (order_T, inverse_T), dout_TH),
-        "MindSpore Gather, gradient by the inverse": _moves_graph(Gathers(), x_TH, (order_T, inverse_T), dout_TH),
+        "ours": _moves_graph(Moves(ExpertDispatch(), ExpertCombine()), x_TH, (order_T, inverse_T), dout_TH),
+        "MindSpore Gather, gradient by the inverse": _moves_graph(
+            Moves(Permute(), Permute()), x_TH, (order_T, inverse_T), dout_TH
+        ),
         "MindSpore gather, scatter_nd": _mindspore_moves(x_TH, dout_TH, order_T),
         "copy of the same bytes, 2 threads": _copies(x_TH),
     }
@@ -76,12 +78,12 @@ class RoundTrip(nn.Cell):
         return self.moves(x, indices), self.grad(self.moves)(x, indices, dout)
 
 
-class Ours(nn.Cell):
-    """Our operators."""
+class Moves(nn.Cell):
+    """Rows to experts and back."""
 
-    def __init__(self):
+    def __init__(self, dispatch: nn.Cell, combine: nn.Cell):
         super().__init__()
-        self.dispatch, self.combine = ExpertDispatch(), ExpertCombine()
+        self.dispatch, self.combine = dispatch, combine
 
     def construct(self, x, indices):
         order, inverse = indices
@@ -101,18 +103,6 @@ class Permute(nn.Cell):
 
     def bprop(self, x, index, back, out, dout):
         return self.gather(dout, back, 0), ops.zeros_like(index), ops.zeros_like(back)
-
-
-class Gathers(nn.Cell):
-    """The same moves by `Permute`."""
-
-    def __init__(self):
-        super().__init__()
-        self.dispatch, self.combine = Permute(), Permute()
-
-    def construct(self, x, indices):
-        order, inverse = indices
-        return self.combine(self.dispatch(x, order, inverse), inverse, order)
 
 
 class GatherScatter(nn.Cell):

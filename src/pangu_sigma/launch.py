@@ -18,8 +18,8 @@ from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.host.access import Host
-from pangu_sigma.npu.host.environment import chip_in_environment, chip_of_host
 from pangu_sigma.npu.host.devices import devices_of
+from pangu_sigma.npu.host.environment import chip_in_environment, chip_of_host
 from pangu_sigma.ranks import launch
 from pangu_sigma.ranks.layout import axes_text
 from pangu_sigma.shipped import config_path

@@ -16,10 +16,15 @@ def test_ours_and_mindspore_round_trips_agree(graph_mode: None):
     order = rng.permutation(40).astype(np.int32)
     inverse = np.argsort(order).astype(np.int32)
     tensors = ms.Tensor(x), ms.Tensor(dout)
-    ours = ops.RoundTrip(ops.Ours())(tensors[0], (ms.Tensor(order), ms.Tensor(inverse)), tensors[1])
+    pairs = (ops.ExpertDispatch(), ops.ExpertCombine()), (ops.Permute(), ops.Permute())
+    ours, gathered = (
+        ops.RoundTrip(ops.Moves(*pair))(tensors[0], (ms.Tensor(order), ms.Tensor(inverse)), tensors[1])
+        for pair in pairs
+    )
     theirs = ops.RoundTrip(ops.GatherScatter())(tensors[0], (ms.Tensor(order), ms.Tensor(order[:, None])), tensors[1])
-    for mine, peer, expected in zip(ours, theirs, (x, dout), strict=True):
+    for mine, other, peer, expected in zip(ours, gathered, theirs, (x, dout), strict=True):
         assert np.array_equal(mine.asnumpy(), expected)
+        assert np.array_equal(other.asnumpy(), expected)
         assert np.array_equal(peer.asnumpy(), expected)
 
 

@@ -25,6 +25,9 @@ from pangu_sigma.text.streams import ARRAYS, INPUTS, PARQUET, check_input
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 100
+"""Number of files left out of a folder that the log names."""
+
 
 @dataclass(frozen=True)
 class InputUnit:
@@ -69,8 +72,9 @@ def _files_below(folder: Path) -> list[Path]:
         raise DataError(f"{argument('--input')} {folder}: no file below it ends in {', '.join(INPUTS)}")
     logger.info("%s: %s %s", folder, f"{len(found):,}", "file is read" if len(found) == 1 else "files are read")
     if others:
-        named = ", ".join(str(path.relative_to(folder)) for path in sorted(others))
-        logger.warning("%s: not read are %s; names of text end in %s", folder, named, ", ".join(INPUTS))
+        named = ", ".join(str(path.relative_to(folder)) for path in sorted(others)[:_SHOWN])
+        more = f" and {len(others) - _SHOWN:,} more" if len(others) > _SHOWN else ""
+        logger.warning("%s: not read are %s%s; names of text end in %s", folder, named, more, ", ".join(INPUTS))
     return sorted(found)
 
 

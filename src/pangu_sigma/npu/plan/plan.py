@@ -30,6 +30,9 @@ from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.layout import AXES, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.sections import ParallelConfig
 
+FOR_JSON = ("parallel", "collectives", "parameters")
+"""Sections of a plan that are for JSON alone: too long to print."""
+
 _PHASES = ("forward", "recompute", "backward", "weight", "gradient", "norm")
 
 
@@ -121,7 +124,7 @@ class Plan:
         return math.ceil(self.devices / self.chip.per_host)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan as sections of plain values, for JSON; `format_plan` prints all but the last three.
+        """Return the plan as sections of plain values, for JSON; `format_plan` prints all but FOR_JSON.
 
         rows of one pass of a segment of an RRE layer; tight: less than a tenth of a memory is left. collectives and parameters are
         of one rank of each stage, as MindSpore placed them if the plan is compiled, else as predicted; bytes as
@@ -254,12 +257,12 @@ def _call_tree(call: CollectiveCalls, stage: int) -> dict[str, Any]:
 
 
 def format_plan(plan: Plan) -> str:
-    """Format the plan as text: all of `Plan.as_dict` but its last three sections, which are for JSON alone."""
+    """Format the plan as text: all of `Plan.as_dict` but FOR_JSON."""
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     title = f"{plan.config.name} on {plan.devices:,} NPUs of {plan.chip.title}, {plan.hosts:,} hosts: {verdict}"
     trust = "times are estimates, fitted to 910A's 7.5 s and 6.3x of the paper; hosts of other chips are taken to be as fast, "
     trust += "however many NPUs they have: npu/plan/cost.py says what to trust"
-    tree = dict([*plan.as_dict().items()][:-3])
+    tree = {name: value for name, value in plan.as_dict().items() if name not in FOR_JSON}
     return "\n".join([title, *format_tree(tree), trust])
 
 
