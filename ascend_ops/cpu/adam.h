@@ -17,6 +17,13 @@ constexpr int64_t kBlock = 2048;   // elements converted at a time: they stay in
 
 struct Hyper {  // the order of ascend_ops.adam.HYPER
   float lr, grad_scale, apply, beta1, beta2, eps;
+
+  // What the kernel needs for a row with this step count after the update.
+  AdamScalars ForRow(int32_t step, float decay) const {
+    const float rate = static_cast<float>(lr / (1.0 - std::pow(static_cast<double>(beta1), step)));
+    const float unbias = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(static_cast<double>(beta2), step)));
+    return {grad_scale, beta1, beta2, eps, rate, unbias, 1.0f - lr * decay};
+  }
 };
 
 struct Row {
@@ -24,7 +31,6 @@ struct Row {
   int64_t next;        // place in the copy, or -1
   bool used;
   int32_t step;  // its step count after the update
-  float rate, unbias;
 };
 
 struct Piece {
@@ -107,14 +113,10 @@ struct Update {  // of some rows of the tensors of a segment, which share step c
       const int64_t to = next ? next[a] : -1;
       if (!used && to < 0) continue;
       if ((used || to >= 0) && (active[a] < 0 || active[a] >= K || to >= A)) return 4;
-      rows.push_back({a, active[a], to, used, 0, 0.0f, 0.0f});
+      rows.push_back({a, active[a], to, used, 0});
     }
-    for (Row &r : rows) {
-      if (!r.used) continue;
-      r.step = step[r.row] + 1;
-      r.rate = static_cast<float>(hyper.lr / (1.0 - std::pow(static_cast<double>(hyper.beta1), r.step)));
-      r.unbias = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(static_cast<double>(hyper.beta2), r.step)));
-    }
+    for (Row &r : rows)
+      if (r.used) r.step = step[r.row] + 1;
     return 0;
   }
 
@@ -136,7 +138,7 @@ struct Update {  // of some rows of the tensors of a segment, which share step c
   void Run(const Piece &p) const {
     const Tensors &t = tensors[p.tensor];
     const Row &r = rows[p.row];
-    const AdamScalars s{hyper.grad_scale, hyper.beta1, hyper.beta2, hyper.eps, r.rate, r.unbias, 1.0f - hyper.lr * decay[p.tensor]};
+    const AdamScalars s = hyper.ForRow(r.step, decay[p.tensor]);
     for (int64_t i = p.begin; i < p.end; i += kBlock) {
       const int64_t n = std::min(kBlock, p.end - i), at = r.row * width[p.tensor] + i, grad_at = r.place * width[p.tensor] + i;
       if (r.used) UpdateBlock(t, at, grad_at, n, s);

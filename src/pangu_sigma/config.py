@@ -27,6 +27,7 @@ from pangu_sigma.sections import (
     ModelConfig,
     ParallelConfig,
     RoutingConfig,
+    RowsConfig,
     Section,
     Seed,
     Segment,
@@ -258,6 +259,10 @@ class Config(Section):
     def stored_experts(self, kind: Segment) -> int:
         """Return K, the number of experts stored in one segment of this kind."""
         return self.experts if kind == "own" else self.model.common_experts
+
+    def stored_rows(self, entry: RowsConfig) -> int:
+        """Return the number of rows of an entry of `model.rows`, of all domains together if they are own."""
+        return entry.rows * (len(self.domains) if entry.kind == "own" else 1)
 
     def reachable_experts(self, domains: Iterable[int]) -> list[list[int]]:
         """Return the numbers of the experts that tokens of these domains can reach, for each of the N segments."""

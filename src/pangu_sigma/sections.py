@@ -60,6 +60,19 @@ Segment = Literal["own", "common"]
 """Kind of a segment of experts: `own`, of a domain's group; `common`, shared by all domains."""
 
 
+class RowsConfig(Section):
+    """Section `model.rows`, one entry: rows that tokens address by their own id, or by it and the id before (our choice)."""
+
+    order: Literal[1, 2]
+    """1: a token's row is that of its id. 2: that of its id and of the id before it in the document."""
+    rows: Annotated[int, Field(ge=1, lt=1 << 30)]
+    """Number of rows that exist, of each domain if they are own. A row that no token met takes no room in memory or in files."""
+    width: Width
+    """Width of a row; those of all entries add up to `hidden`."""
+    kind: Segment = "common"
+    """`common`: all domains share the rows. `own`: each domain has rows of its own, which leave with it."""
+
+
 class ModelConfig(Section):
     """Section `model`, the network: dense layers inherited from PanGu-α, then RRE layers, whose FFNs are Random Routed Experts."""
 
@@ -88,6 +101,9 @@ class ModelConfig(Section):
     common_experts: Annotated[int, Field(ge=0, le=32_767)] = 0
     """Number of experts of each common segment; 0 without one. On several ranks each group has a copy of them, which its expert
     ranks divide evenly."""
+    rows: Annotated[list[RowsConfig], Field(max_length=16)] = []
+    """Entries of rows, which are stored on the host as experts are: e, a row of each entry side by side, is added before every
+    layer, times one learned number a layer. Rows begin at 0. []: none, as in the paper."""
     seq_length: Width = 1024
     """S, number of tokens of a sample, and of rows of both position tables."""
     slot_rows: Annotated[int, Field(ge=1, le=1 << 24)] = 40_000
@@ -149,6 +165,9 @@ class ModelConfig(Section):
             raise ValueError(
                 f"ffn={self.ffn} is not divisible by the {len(self.segments)} segments; change one of them"
             )
+        if self.rows and sum(entry.width for entry in self.rows) != self.hidden:
+            widths = " + ".join(str(entry.width) for entry in self.rows)
+            raise ValueError(f"rows have the widths {widths}, and hidden={self.hidden}; they must add up to hidden")
         if self.segments[0] != "own":
             raise ValueError("segments begins with common; the first one is own, because it has the output bias")
         if ("common" in self.segments) != bool(self.common_experts):
@@ -342,6 +361,10 @@ class OptimizerConfig(Section):
     """ε of dense parameters (as reported of the PanGu-Σ paper)."""
     eps_experts: PositiveFloat = 1e-20
     """ε of experts (as reported of the PanGu-Σ paper), whose gradients are smaller. In float32 this ε only guards against 0/0."""
+    eps_rows: PositiveFloat = 1e-12
+    """ε of rows (`model.rows`), whose gradients are those of single tokens."""
+    rate_rows: PositiveFloat = 5.0
+    """Learning rate of rows, in learning rates of all other parameters. They have no weight decay."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1e30)] = 0.01
     """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0

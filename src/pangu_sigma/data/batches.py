@@ -31,6 +31,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.ranks.layout import data_rank_of, data_rank_of_sequences
 from pangu_sigma.ranks.plans import make_planner
 from pangu_sigma.rre.plan import RoutingPlan
+from pangu_sigma.rre.row_keys import row_keys
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -48,6 +49,10 @@ class Batch:
     weights_GBS: np.ndarray
     """Loss mask divided by `counted`, so that the losses and gradients of the ranks add up to those of the batch."""
     draws_GB4: np.ndarray
+    row_keys_EGBS: np.ndarray | None
+    """Row of each token of the whole batch in each entry of `model.rows` (rre/row_keys.py), int64; None without rows."""
+    own_B: np.ndarray
+    """Indices, in the whole batch, of the sequences of this rank."""
     plans: Sequence[RoutingPlan] = field(repr=False)
     """Routing plan of each segment of the RRE layers; empty without such layers."""
     blocks: np.ndarray
@@ -74,8 +79,8 @@ class Batch:
         """Number of tokens of the whole batch that have no expert, summed over segments."""
         return sum(plan.dropped for plan in self.plans)
 
-    def arrays(self) -> StepArrays:
-        """Return the input arrays of the training step."""
+    def arrays(self, e_GTH: np.ndarray | tuple[()] = ()) -> StepArrays:
+        """Return the input arrays of the training step. e_GTH: the rows of the tokens, gathered by `row_keys_EGBS`."""
         return StepArrays(
             rows_GBS=self.rows_GBS,
             positions_GBS=self.positions_GBS,
@@ -87,6 +92,7 @@ class Batch:
             order_GT=tuple(plan.order_GT for plan in self.plans),
             inverse_GT=tuple(plan.inverse_GT for plan in self.plans),
             offsets_GA1=tuple(plan.offsets_GA1 for plan in self.plans),
+            e_GTH=e_GTH,
             active_A=self.active_A,
             used_A1=tuple(plan.used_A1 for plan in self.plans),
         )
@@ -177,7 +183,8 @@ class BatchLoader:
             weights *= counted_GBS
         counted = weights.sum()
         weights /= counted
-        plans, load_NK = self._plan(ids, domains_B, positions, taker_B)
+        domains_BS = np.broadcast_to(domains_B[:, None], ids.shape)
+        plans, load_NK = self._plan(ids, domains_BS, positions, taker_B)
         own = self.own(taker_B)
         blocks = np.unique(own // (batch // len(domains_M)))
         digest = xxhash.xxh3_64(np.ascontiguousarray(ids_GBS1, np.int32).tobytes())
@@ -191,6 +198,8 @@ class BatchLoader:
             labels_GBS=label_rows.astype(np.int32)[:, own],
             weights_GBS=weights[:, own],
             draws_GB4=draws_of(self.config.seed, first + _numbers(micro, batch, len(domains_M)))[:, own],
+            row_keys_EGBS=self._row_keys(ids, domains_BS, positions),
+            own_B=own,
             plans=plans,
             blocks=blocks,
             domains_M=domains_M,
@@ -212,14 +221,22 @@ class BatchLoader:
     def _open(self, folder: Path, split: str) -> Samples:
         return open_samples(self.config, folder, split, self.tokenizer.size)
 
+    def _row_keys(self, ids_GBS: np.ndarray, domains_GBS: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray | None:
+        """Return the row of each token in each entry of `model.rows`; None without rows."""
+        table, entries = self.table, self.config.model.rows
+        if not entries:
+            return None
+        assert table.row_EV is not None and table.before_EV1 is not None
+        return row_keys(entries, table.row_EV, table.before_EV1, ids_GBS, domains_GBS, positions_GBS)
+
     def _plan(
-        self, ids_GBS: np.ndarray, domains_B: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray
+        self, ids_GBS: np.ndarray, domains_GBS: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray
     ) -> tuple[Sequence[RoutingPlan], np.ndarray]:
         """Return the rank's routing plans, and the number of tokens of each expert in the whole batch [N, K]."""
         stored = max(self.config.experts, self.config.model.common_experts)
         if not self.table.layers:
             return (), np.zeros((1, stored), int)
-        experts_NGBS = self.table.route(ids_GBS, np.broadcast_to(domains_B[:, None], ids_GBS.shape), positions_GBS)
+        experts_NGBS = self.table.route(ids_GBS, domains_GBS, positions_GBS)
         load_NK = np.stack([np.bincount(experts.ravel(), minlength=stored) for experts in experts_NGBS])
         return self.planner.plan(experts_NGBS, taker_B), load_NK
 

@@ -229,6 +229,7 @@ def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
         PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None,
         config.model.segments,
         config.model.common_experts,
+        config.model.rows,
     )
 
 

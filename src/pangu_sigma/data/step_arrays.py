@@ -35,6 +35,8 @@ class StepArrays(NamedTuple):
     inverse_GT: Any
     offsets_GA1: Any
     """Routing plan of each segment, int32: tuples over the N segments. See `RoutingPlan`."""
+    e_GTH: Any
+    """Rows of each token (`model.rows`) side by side, float32; () without rows."""
     active_A: Any
     used_A1: Any
     """Active experts of each segment, and offsets of their tokens in all micro-batches and ranks of the group, int32: as above."""

@@ -28,6 +28,7 @@ from ascend_ops.adam import AdamRows, every_row
 from ascend_ops.adam_worker import AdamWorker
 from ascend_ops.half import CastWeights
 from pangu_sigma.config import Config
+from pangu_sigma.ecss.rows import RowStore
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.pangu_sigma import PanGuSigma, ffn_tensors
 from pangu_sigma.ranks.experts import make_experts_for
@@ -120,6 +121,7 @@ class ExpertStore(nn.Cell):
         super().__init__()
         self.tier, self.dtype = tier or HostTier(), getattr(ms, config.train.compute_dtype)
         self.segments = nn.CellList([self.kind(config, s, self.tier) for s in share_of(config, rank).stored])
+        self.rows = RowStore(config, self.tier) if config.model.rows else None
         self.worker: AdamWorker | None = None
         """Worker that updates the experts behind the step (ecss/worker.py); None: `update` does."""
 
@@ -140,8 +142,10 @@ class ExpertStore(nn.Cell):
         return updated
 
     def settle(self, in_step: bool = False) -> None:
-        """Wait until the experts are those of the last step, before anything but the next step's FFN reads them. in_step: True if
+        """Wait until experts and rows are those of the last step, before anything but the next step reads them. in_step: True if
         the next step waits. Raises AdamWorkerError if the worker or a step failed."""
+        if self.rows is not None:
+            self.rows.settle()
         if self.worker is not None:
             self.worker.settle(in_step)
 

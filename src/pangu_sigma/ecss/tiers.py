@@ -27,6 +27,8 @@ from pangu_sigma.model.declare import Initializer, wrap_array
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
+_NO_RESERVE = 0x4000
+"""MAP_NORESERVE of Linux, which Python does not name: address space may be more than memory."""
 
 
 class StoreError(UserError, RuntimeError):
@@ -87,6 +89,14 @@ class HostTier:
         for _ in spec.fill(array):
             pass
         return wrap_array(spec.key, array, decay=spec.decay)
+
+    def records(self, rows: int, size: int) -> np.ndarray:
+        """Return records of zeros, float32 [rows, size], whose memory is none until it is written."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+        return np.frombuffer(mmap.mmap(-1, 4 * rows * size, flags=flags), np.float32).reshape(rows, size)
+
+    def reserve(self, records: np.ndarray, keys: np.ndarray) -> None:
+        """Reserve the disk's room for records of these numbers, which will be written; do nothing in memory."""
 
     def prefetch(self, segment: int, expert: int) -> None:
         """Start to read an expert from its file, because the next step will use it; do nothing for an expert in memory."""

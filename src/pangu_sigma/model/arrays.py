@@ -48,13 +48,19 @@ def layer_shapes(layer: int, hidden: int, width: int | None) -> Shapes:
     return shapes | {f"{at}.ffn.{name}": shape for name, shape in inner.items()}
 
 
+def row_scale_shapes(layers: int) -> Shapes:
+    """Return the scale of the rows (`model.rows`) in front of each layer."""
+    return {f"layers.{layer}.row_scale": (1,) for layer in range(layers)}
+
+
 def dense_shapes(config: Config) -> Shapes:
     """Return the weights that are no experts': tables, layers from the bottom up, and the last LayerNorm."""
     m = config.model
     shapes = table_shapes(m.hidden, m.seq_length, config.slots * m.slot_rows)
     for layer in range(m.layers):
         shapes |= layer_shapes(layer, m.hidden, m.ffn if layer < m.dense_layers else None)
-    return shapes | norm_shapes("norm", m.hidden)
+    shapes |= norm_shapes("norm", m.hidden)
+    return shapes | row_scale_shapes(m.layers) if m.rows else shapes
 
 
 def stored_shapes(config: Config) -> Shapes:

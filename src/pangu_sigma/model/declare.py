@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor, mutable
 from mindspore.common import dtype as mstype
-from mindspore.common.initializer import Initializer, Normal, TruncatedNormal, Zero, initializer
+from mindspore.common.initializer import Constant, Initializer, Normal, TruncatedNormal, Zero, initializer
 
 __all__ = [
+    "Constant",
     "Initializer",
     "Normal",
     "Ones",

@@ -30,7 +30,7 @@ from mindspore.ops import functional as F
 
 from ascend_ops.dropout import CounterDropout
 from pangu_sigma.model.arrays import expert_shapes, ffn_shapes
-from pangu_sigma.model.declare import Normal, TruncatedNormal, Zero, make_parameter
+from pangu_sigma.model.declare import Constant, Normal, TruncatedNormal, Zero, make_parameter
 from pangu_sigma.model.dense_ffn import OneExpertFFN
 from pangu_sigma.model.rowwise import LayerNorm, softmax
 from pangu_sigma.rre.experts import Experts, grouped_experts
@@ -155,8 +155,12 @@ class RoutedFFN(nn.Cell):
         return sum_TH
 
 
+FIRST_ROW_SCALE = 0.1
+"""Initial value of the scale of rows in front of a layer (our choice, that of others)."""
+
+
 class Layer(nn.Cell):
-    """Transformer layer: x + attention(LN(x)), then x + FFN(LN(x))."""
+    """Transformer layer: x + row_scale · e, if the model has rows, then x + attention(LN(x)), then x + FFN(LN(x))."""
 
     def __init__(
         self,
@@ -173,13 +177,20 @@ class Layer(nn.Cell):
         self.ffn_norm = LayerNorm(config.hidden)
         self.ffn = ffn
         self.dtype = dtype
+        self.adds_rows = bool(config.rows)
+        if config.rows:
+            self.row_scale = make_parameter("row_scale", (1,), Constant(FIRST_ROW_SCALE), decay=False)
+            self.scale_rows, self.add_rows = ops.Mul(), ops.Add()
 
-    def construct(self, x_TH, query_TH, hidden_from_B1SS, draws_B4, *segments):
-        """Return the layer's output [T, H]. query_TH: position rows in the query layer; None in others, whose query is x_TH.
+    def construct(self, x_TH, e_TH, query_TH, hidden_from_B1SS, draws_B4, *segments):
+        """Return the layer's output [T, H]. e_TH: the rows of each token, or (). query_TH: position rows in the query layer; None
+        in others, whose query is x_TH.
 
         hidden_from, draws: as `AttentionMask` returns and `CounterDropout` takes. segments: as in `RoutedFFN`;
         none in a dense layer.
         """
+        if self.adds_rows:
+            x_TH = self.add_rows(x_TH, self.scale_rows(e_TH, F.cast(self.row_scale, self.dtype)))
         normed = F.cast(self.attention_norm(x_TH), self.dtype)
         asked_TH = normed if query_TH is None else query_TH
         x_TH = self.add(x_TH, self.attention(asked_TH, normed, hidden_from_B1SS, draws_B4))
@@ -265,15 +276,16 @@ class PanGuSigma(nn.Cell):
         self.hidden_from = AttentionMask()
         rre = [tuple(config.segments_of(layer)) for layer in range(config.rre_layers)]
         self.segments = (*[()] * config.dense_layers, *rre)  # numbers of those of each layer
-        self.last = config.layers - 1
+        self.last, self.has_rows = config.layers - 1, bool(config.rows)
         self.dtype = dtype
 
-    def construct(self, rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_T, offsets_A1, experts):
+    def construct(self, rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_T, offsets_A1, e_TH, experts):
         """Return the hidden states [T, H] after the query layer.
 
         rows: row of each token in the word table of all slots [slots·R, H]. positions: restart at every document. documents:
         number of each token's document; tokens attend within their document. draws: as in `CounterDropout`, or None. order,
-        inverse, offsets: routing plans of the N segments, bottom layer first; offsets may be None, see `Experts`. experts: for each
+        inverse, offsets: routing plans of the N segments, bottom layer first; offsets may be None, see `Experts`. e: rows of each
+        token (`model.rows`) side by side, or (); the query layer adds them behind the last LayerNorm. experts: for each
         segment a tuple of FFN_TENSORS of its active experts, without b2 if it is not the first of its layer.
         """
         positions_T = F.reshape(positions_BS, (-1,))
@@ -282,10 +294,11 @@ class PanGuSigma(nn.Cell):
         x_TH = x_TH if self.drop is None else self.drop(x_TH, draws_B4)
         x_TH = F.cast(x_TH, self.dtype)
         unseen = self.hidden_from(documents_BS)
-        return self.through_layers(x_TH, positions_T, unseen, draws_B4, order, inverse_T, offsets_A1, experts)
+        return self.through_layers(x_TH, positions_T, unseen, draws_B4, order, inverse_T, offsets_A1, e_TH, experts)
 
-    def through_layers(self, x_TH, positions_T, unseen, draws_B4, order, inverse_T, offsets_A1, experts):
+    def through_layers(self, x_TH, positions_T, unseen, draws_B4, order, inverse_T, offsets_A1, e_TH, experts):
         """Return the hidden states [T, H] for embedded tokens x_TH. unseen: mask for attention. Others: as in `construct`."""
+        e_TH = F.cast(e_TH, self.dtype) if self.has_rows else e_TH
         for i in range(self.last + 1):
             query_TH = None
             if i == self.last:
@@ -294,7 +307,7 @@ class PanGuSigma(nn.Cell):
             segments: tuple = ()
             for n in self.segments[i]:
                 segments += ((order[n], inverse_T[n], None if offsets_A1 is None else offsets_A1[n], *experts[n]),)
-            x_TH = self.layers[i](x_TH, query_TH, unseen, draws_B4, *segments)
+            x_TH = self.layers[i](x_TH, e_TH, query_TH, unseen, draws_B4, *segments)
         return x_TH
 
     def logits(self, hidden_TH, slots_M):
@@ -330,9 +343,12 @@ class NextTokenLoss(nn.Cell):
         order,
         inverse_T,
         offsets_A1,
+        e_TH,
         experts,
     ):
-        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_T, offsets_A1, experts)
+        hidden_TH = self.network(
+            rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_T, offsets_A1, e_TH, experts
+        )
         logits = ops.cast(self.network.logits(hidden_TH, slots_M), ms.float32)
         labels = ops.reshape(labels_BS, (logits.shape[0], -1, 1))
         picked = self.pick(self.log_softmax(logits), 2, labels)

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.config import ConfigError
+from pangu_sigma.rre.row_keys import draw_row_tables
 from pangu_sigma.rre.table_file import DAMAGED, read_tables, write_tables
-from pangu_sigma.sections import RoutingConfig, Segment
+from pangu_sigma.sections import RoutingConfig, RowsConfig, Segment
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class RoutingTable:
     experts: E, experts of one domain in a segment.
     common_N: number of experts of each segment that is common, and 0 for the others, int16; None if none is common.
     common_spread_V: as spread_DV, for common segments.
+    row_EV, before_EV1: the tables of `model.rows` (row_keys.py), int32; None without rows.
     """
 
     first_NDV: np.ndarray
@@ -41,6 +43,8 @@ class RoutingTable:
     experts: int
     common_N: np.ndarray | None = None
     common_spread_V: np.ndarray | None = None
+    row_EV: np.ndarray | None = None
+    before_EV1: np.ndarray | None = None
 
     @property
     def layers(self) -> int:
@@ -53,7 +57,7 @@ class RoutingTable:
         digest = hashlib.sha256(f"{self.first_NDV.shape} {self.experts}".encode())
         digest.update(np.ascontiguousarray(self.first_NDV).tobytes())
         digest.update(np.ascontiguousarray(self.spread_DV).tobytes())
-        for array in (self.common_N, self.common_spread_V):
+        for array in (self.common_N, self.common_spread_V, self.row_EV, self.before_EV1):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
@@ -103,13 +107,14 @@ def draw_tables(
     frequencies_DV: np.ndarray | None,
     segments: Sequence[Segment] = ("own",),
     common: int = 0,
+    rows: Sequence[RowsConfig] = (),
 ) -> RoutingTable:
     """Draw the routing tables of `layers` RRE layers, layer l with the seed routing.seed + l, and with (that seed, s) for its
     segment s above 0; or read them, if routing.table is a file.
 
     frequencies_DV: token counts of the training text, which only routing.table=balanced needs. common: number of experts of a
-    common segment. Raises ConfigError if balanced tables have no frequencies, and if a file's tables are of other sizes, DataError
-    if they cannot be read.
+    common segment. rows: entries of `model.rows`, whose tables are drawn, too. Raises ConfigError if balanced tables have no
+    frequencies, and if a file's tables are of other sizes, DataError if they cannot be read.
     """
     common_N = np.array([common if kind == "common" else 0 for kind in segments] * layers, np.int16) if common else None
     if routing.file:
@@ -135,9 +140,9 @@ def draw_tables(
         for domain in range(domains):
             counts = None if counts_DV is None else counts_DV[domain]
             first_NDV[n, domain] = _drawn(vocabulary, experts, counts, spread_DV[domain], rng)
-    if common_N is None:
-        return RoutingTable(first_NDV, spread_DV, experts)
-    return RoutingTable(first_NDV, spread_DV, experts, common_N, common_spread_V)
+    of_rows = draw_row_tables(rows, vocabulary, routing.seed) if rows else (None, None)
+    of_common = (None, None) if common_N is None else (common_N, common_spread_V)
+    return RoutingTable(first_NDV, spread_DV, experts, *of_common, *of_rows)
 
 
 def _read(file: Path, shape: tuple[int, int, int], experts: int, common_N: np.ndarray | None) -> RoutingTable:

@@ -91,7 +91,7 @@ class Backend:
         if limit_D is not None:
             blocks_MD = np.eye(len(limit_D), dtype=np.float32)[fed.batch.domains_M[fed.batch.blocks]]
             limits = SpikeLimits(Tensor(limit_D), Tensor(blocks_MD))
-        return built.step.take(rate, fed.arrays, fed.brought, limits)
+        return built.step.take(rate, fed.arrays, fed.brought, limits, fed.batch.row_keys_EGBS)
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
         """Return True if this rank adds its losses to the total: exactly one of the ranks that read the same tokens does."""

@@ -37,7 +37,11 @@ class InputPipeline:
     def take(self) -> StepInput:
         """Return batch and experts of the next step. Raises DataError for damaged data."""
         batch, cursor, coming = self._lookahead.take()
-        arrays = StepArrays(*map(as_input, batch.arrays()))
+        rows, e_GTH = self._store.rows, ()
+        if rows is not None:
+            e_GTH = rows.gather(batch.row_keys_EGBS[:, :, batch.own_B])
+            rows.prefetch(coming.row_keys_EGBS)
+        arrays = StepArrays(*map(as_input, batch.arrays(e_GTH)))
         if self._prefetcher is None:
             self._store.tier.release()  # the experts of the previous step
             return StepInput(batch, cursor, arrays, None, None)

@@ -13,9 +13,11 @@ Shape suffixes: G micro-batches, B batch, S sequence, T tokens = B·S, M blocks,
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import mindspore as ms
+import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
@@ -74,6 +76,8 @@ class ScaledLoss(nn.Cell):
 
 EXPERTS = 1 + len(PASS_FIELDS)
 """Index of the experts among the arguments of `ScaledLoss`."""
+ROWS = EXPERTS - 1
+"""Index of the rows of the tokens."""
 
 
 class TrainStep(nn.Cell):
@@ -93,10 +97,15 @@ class TrainStep(nn.Cell):
         self.dense = make_dense_adam(config, network.trainable_params(), network.embedding)
         dense = self.dense.learned
         self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
-        self.sparse, self.learns_dense = config.model.rre_layers > 0, bool(dense)
+        self.sparse, self.has_rows, self.learns_dense = (
+            config.model.rre_layers > 0,
+            bool(config.model.rows),
+            bool(dense),
+        )
+        self.learning_input = ROWS if self.has_rows else EXPERTS if self.sparse else None
         self.loss_and_grads = ms.value_and_grad(
             self.loss,
-            grad_position=EXPERTS if self.sparse else None,
+            grad_position=(ROWS, EXPERTS) if self.has_rows and self.sparse else self.learning_input,
             weights=ParameterTuple(dense) if dense else None,
             has_aux=True,
         )
@@ -109,6 +118,7 @@ class TrainStep(nn.Cell):
         self.clip_norm = optimizer.clip_norm
         self.hyper_dense = Hyper(optimizer, optimizer.eps_dense)
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
+        self.hyper_rows, self.rate_rows = Hyper(optimizer, optimizer.eps_rows), optimizer.rate_rows
         self.worker_update = update_by_worker(config, network, store)
         self._updating: tuple[Tensor, ...] = ()
 
@@ -125,6 +135,7 @@ class TrainStep(nn.Cell):
         order_GT,
         inverse_GT,
         offsets_GA1,
+        e_GTH,
         active_A,
         used_A1,
         limits_D=None,
@@ -137,6 +148,7 @@ class TrainStep(nn.Cell):
         experts = experts if experts else self.store.fetch(active_A)
         block_loss: tuple = ()
         expert_grads: tuple = ()
+        row_grads: tuple = ()
         dense_grads: tuple = ()
         for g in range(self.micro_batches):  # unrolled when the graph is compiled: its conditions are no part of it
             # only data dependencies order a graph: passes with collectives are chained, so that all ranks run them in one order
@@ -152,9 +164,11 @@ class TrainStep(nn.Cell):
                 of_pass(order_GT, g),
                 of_pass(inverse_GT, g),
                 of_pass(offsets_GA1, g),
+                e_GTH[g] if self.has_rows else (),
                 experts,
             )
-            of_experts, of_dense = grads if self.sparse and self.learns_dense else self.grad_pair(grads)
+            of_rows, of_experts, of_dense = self.by_kind(grads)
+            row_grads += (of_rows,)
             block_loss += (loss_M,)
             dense_grads = of_dense if g == 0 else add_gradients(dense_grads, of_dense)
             of_experts = self.of_learning(of_experts)
@@ -183,7 +197,8 @@ class TrainStep(nn.Cell):
         norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
         # a plain tuple, which `take` makes a StepResult; it depends on all updates
         result = ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
-        return result, expert_grads if self.worker_update is not None else ()
+        of_rows = (row_grads, self.hyper_rows(lr * self.rate_rows, grad_scale, applied)) if self.has_rows else ()
+        return result, expert_grads if self.worker_update is not None else (), of_rows
 
     def take(
         self,
@@ -191,8 +206,10 @@ class TrainStep(nn.Cell):
         arrays: StepArrays,
         brought: PrefetchedExperts | None = None,
         limits: SpikeLimits | None = None,
+        row_keys_EGBS: np.ndarray | None = None,
     ) -> StepResult:
-        """Run one step. rate: learning rate. brought: prefetched experts; None to read the store. limits: None to skip no spike."""
+        """Run one step. rate: learning rate. brought: prefetched experts; None to read the store. limits: None to skip no spike.
+        row_keys: as in `Batch`."""
         groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()))
         if brought is None:
             self.store.settle(in_step=True)  # the graph looks experts up at its start
@@ -200,12 +217,19 @@ class TrainStep(nn.Cell):
             self.worker_update.register()
         with self.store.step_guard():
             # the worker reads the gradients until the next step has waited for it
-            result, self._updating = self(Tensor(rate, ms.float32), *groups)
+            result, self._updating, of_rows = self(Tensor(rate, ms.float32), *groups)
+        if self.store.rows is not None:
+            self.store.rows.update(row_keys_EGBS, partial(_read_rows, *of_rows))
         return StepResult(*result)
 
-    def grad_pair(self, grads):
-        """Return (expert gradients, dense gradients) where only one of both learns. grads: the gradients of that one."""
-        return (grads, ()) if self.sparse else ((), grads)
+    def by_kind(self, grads):
+        """Return the gradients of rows, of experts, and of dense parameters; () of what does not learn."""
+        if self.learning_input is None:
+            return (), (), grads
+        of_inputs, of_dense = grads if self.learns_dense else (grads, ())
+        if self.has_rows and self.sparse:
+            return of_inputs[0], of_inputs[1], of_dense
+        return (of_inputs, (), of_dense) if self.has_rows else ((), of_inputs, of_dense)
 
     def of_learning(self, grads):
         """Return the gradients of experts, () for segments that do not learn: what nobody reads is no part of the graph."""
@@ -225,6 +249,11 @@ class TrainStep(nn.Cell):
             loss_M = loss_M + block_loss[g]
         loss_D = self.reduce.over_ranks(ops.ReduceSum()(ops.reshape(loss_M, (-1, 1)) * blocks_MD, 0), squares)
         return ops.ReduceMin()(ops.cast(loss_D <= limits_D, ms.float32), 0)  # false for NaN
+
+
+def _read_rows(grads_GTH: tuple[Tensor, ...], hyper: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Wait for the gradient of the rows of all micro-batches, and the hyperparameters of their update."""
+    return np.concatenate([grads_TH.asnumpy() for grads_TH in grads_GTH]), hyper.asnumpy()
 
 
 def of_pass(arrays, g):

@@ -1,0 +1,94 @@
+"""Rows for pairs of tokens (`model.rows`), stored on the host as experts are: a third kind of stored thing.
+
+Their keys are known when a batch is read. So the host gathers e, the rows of each token side by side, before the step, which takes
+e as one more input and returns its gradient; and the update of the rows runs behind the step, while the loop goes on.
+
+    gather(keys)              e of the next batch, once the update before is done
+    prefetch(keys)            of the batch after it: what a file holds is read while the step computes
+    update(keys, grads, …)    gradients of equal keys are added, then lazy AdamW with a step count a row
+
+A row is one record, [weights, moments, step count], and a record of zeros is a row that no token met: nothing here is as long as
+the number of rows, but for the address space of the records themselves. Shape suffixes: E entries of `model.rows`, R rows of one, T
+tokens, H hidden, W width, U different keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from ascend_ops.adam import HYPER
+from ascend_ops.rows import gather_rows, record_size, update_rows
+from pangu_sigma.config import Config
+from pangu_sigma.ecss.tiers import HostTier
+
+_APPLY = HYPER.index("apply")
+
+
+class RowStore:
+    """Rows of all entries of a run. One thread touches them: what it was given last is done last."""
+
+    def __init__(self, config: Config, tier: HostTier):
+        """tier: where the records are."""
+        self.entries = config.model.rows
+        ends = np.cumsum([entry.width for entry in self.entries])
+        self._columns = [slice(int(end) - entry.width, int(end)) for end, entry in zip(ends, self.entries, strict=True)]
+        self.hidden = int(ends[-1])
+        self._tier = tier
+        self.records = [tier.records(config.stored_rows(entry), record_size(entry.width)) for entry in self.entries]
+        self._met = [[np.zeros(0, np.int64)] for _ in self.entries]
+        self._thread = ThreadPoolExecutor(1, "rows")
+        self._updating: Future[None] | None = None
+
+    def gather(self, keys_EGBS: np.ndarray) -> np.ndarray:
+        """Return e [G, T, H], float32, of the rows as they are after the last update. A row that no token met is zeros."""
+        self.settle()
+        micro_batches, keys_ET = keys_EGBS.shape[1], _flat(keys_EGBS)
+        e_TH = np.empty((keys_ET.shape[1], self.hidden), np.float32)
+        for records, keys_T, columns in zip(self.records, keys_ET, self._columns, strict=True):
+            gather_rows(records, keys_T, e_TH[:, columns])
+        return e_TH.reshape(micro_batches, -1, self.hidden)
+
+    def prefetch(self, keys_EGBS: np.ndarray) -> None:
+        """Bring the records of the keys into memory, behind what the thread does, and reserve room for new ones."""
+        self._touching = self._thread.submit(self._touch, _flat(keys_EGBS))
+
+    def update(self, keys_EGBS: np.ndarray, result: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
+        """Begin to update the rows of the keys. result: waits for the step, and returns the gradient of e [T, H], float32, and the
+        vector `HYPER`."""
+        self._updating = self._thread.submit(self._update, _flat(keys_EGBS), result)
+
+    def settle(self) -> None:
+        """Wait until the rows are those of the last step. Raises what its update raised."""
+        updating, self._updating = self._updating, None
+        if updating is not None:
+            updating.result()
+
+    def met(self, entry: int) -> np.ndarray:
+        """Return the keys of the rows of an entry that have a step count above 0, ascending, int64."""
+        self.settle()
+        self._met[entry] = [np.sort(np.concatenate(self._met[entry]))]
+        return self._met[entry][0]
+
+    def _touch(self, keys_ET: np.ndarray) -> None:
+        for e, keys_T in enumerate(keys_ET):
+            gather_rows(self.records[e], keys_T, np.empty((len(keys_T), self.entries[e].width), np.float32))
+            keys_U = np.unique(keys_T)
+            self._tier.reserve(self.records[e], keys_U[self._steps(e, keys_U) == 0])
+
+    def _update(self, keys_ET: np.ndarray, result: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
+        grads_TH, hyper = result()
+        if not hyper[_APPLY]:
+            return
+        for e, (keys_T, columns) in enumerate(zip(keys_ET, self._columns, strict=True)):
+            keys_U = update_rows(self.records[e], keys_T, grads_TH[:, columns], hyper)
+            self._met[e].append(keys_U[self._steps(e, keys_U) == 1])
+
+    def _steps(self, e: int, keys_U: np.ndarray) -> np.ndarray:
+        return self.records[e][keys_U, -1].view(np.int32)
+
+
+def _flat(keys_EGBS: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(keys_EGBS.reshape(len(keys_EGBS), -1))

@@ -1,0 +1,62 @@
+"""Keys of rows for pairs of tokens (`model.rows`): which row of an entry a token reads, by tables that are drawn once.
+
+    order 1    key = A[x_t]                        the token alone
+    order 2    key = (A[x_t] + B[x_{t−1}]) mod R   the token and the one before it; B's last number: no token before
+
+Both numbers are below R, and R is below 2^30, so sum and remainder are one comparison in 32 bits: a graph needs nothing else. x is
+the id of the tokenizer. A row of an own entry is the domain's: rows d·R … (d + 1)·R − 1 are those of domain d.
+
+Shape suffixes: E entries of `model.rows`, V vocabulary. Source: our choice; n-gram rows are known from others, tables in place of
+multiplying hashes are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pangu_sigma.sections import RowsConfig
+
+
+def draw_row_tables(entries: Sequence[RowsConfig], vocabulary: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the tables A [E, V] and B [E, V + 1] of all entries, int32. seed: `routing.seed`.
+
+    Order 1 deals ids out to rows in turn, so two ids share a row only if there are more ids than rows; its B is 0.
+    """
+    row_EV = np.empty((len(entries), vocabulary), np.int32)
+    before_EV1 = np.zeros((len(entries), vocabulary + 1), np.int32)
+    for e, entry in enumerate(entries):
+        rng = np.random.default_rng([seed, e, len("rows")])  # experts' tables are drawn from one number, or from two
+        if entry.order == 1:
+            row_EV[e, rng.permutation(vocabulary)] = np.arange(vocabulary) % entry.rows
+        else:
+            row_EV[e] = rng.integers(entry.rows, size=vocabulary)
+            before_EV1[e] = rng.integers(entry.rows, size=vocabulary + 1)
+    return row_EV, before_EV1
+
+
+def row_keys(
+    entries: Sequence[RowsConfig],
+    row_EV: np.ndarray,
+    before_EV1: np.ndarray,
+    ids: np.ndarray,
+    domains: np.ndarray,
+    positions: np.ndarray,
+    before: np.ndarray | int = -1,
+) -> np.ndarray:
+    """Return the row of every token in every entry, int64 [E, …, S].
+
+    ids, domains, positions: int arrays of one shape [..., S], tokens that follow each other on the last axis. positions: of each
+    token in its document; at 0 there is no token before. before: the token before the first of each sequence, [..., 1], where its
+    position is not 0.
+    """
+    previous = np.concatenate([np.broadcast_to(before, ids[..., :1].shape), ids[..., :-1]], axis=-1)
+    previous = np.where(positions == 0, row_EV.shape[-1], previous)
+    keys = np.empty((len(entries), *ids.shape), np.int64)
+    for e, entry in enumerate(entries):
+        keys[e] = row_EV[e, ids] + before_EV1[e, previous]
+        keys[e] -= entry.rows * (keys[e] >= entry.rows)
+        if entry.kind == "own":
+            keys[e] += domains * entry.rows
+    return keys
