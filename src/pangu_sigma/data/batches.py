@@ -31,7 +31,6 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.ranks.layout import data_rank_of, data_rank_of_sequences
 from pangu_sigma.ranks.plans import make_planner
 from pangu_sigma.rre.plan import RoutingPlan
-from pangu_sigma.rre.row_keys import row_keys
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -223,11 +222,8 @@ class BatchLoader:
 
     def _row_keys(self, ids_GBS: np.ndarray, domains_GBS: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray | None:
         """Return the row of each token in each entry of `model.rows`; None without rows."""
-        table, entries = self.table, self.config.model.rows
-        if not entries:
-            return None
-        assert table.row_EV is not None and table.before_EV1 is not None
-        return row_keys(entries, table.row_EV, table.before_EV1, ids_GBS, domains_GBS, positions_GBS)
+        entries = self.config.model.rows
+        return self.table.row_keys(entries, ids_GBS, domains_GBS, positions_GBS) if entries else None
 
     def _plan(
         self, ids_GBS: np.ndarray, domains_GBS: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.rre.row_keys import draw_row_tables
+from pangu_sigma.rre.row_keys import draw_row_tables, row_keys
 from pangu_sigma.rre.table_file import DAMAGED, read_tables, write_tables
 from pangu_sigma.sections import RoutingConfig, RowsConfig, Segment
 
@@ -96,6 +96,18 @@ class RoutingTable:
         for n in np.flatnonzero(self._common):
             experts[n] = (first[n] + positions % self._spread_of_common[ids]) % self._common[n]
         return experts
+
+    def row_keys(
+        self,
+        entries: Sequence[RowsConfig],
+        ids: np.ndarray,
+        domains: np.ndarray,
+        positions: np.ndarray,
+        before: np.ndarray | int = -1,
+    ) -> np.ndarray:
+        """Return the row of every token in every entry of `model.rows`: see `row_keys`."""
+        assert self.row_EV is not None and self.before_EV1 is not None
+        return row_keys(entries, self.row_EV, self.before_EV1, ids, domains, positions, before)
 
 
 def draw_tables(
