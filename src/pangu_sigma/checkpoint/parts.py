@@ -17,6 +17,9 @@ WEIGHTS = "dense"
 """Name of the shard of the dense parameters."""
 EXPERTS = "experts_layer_"
 """Prefix of the names of the expert shards, one per segment of the RRE layers, which hold Adam state too."""
+ROWS = "rows_"
+"""Prefix of the names of the shards of rows, one per entry of `model.rows`: of the rows that a token met, ascending by key, with
+Adam state."""
 OPTIMIZER, LOSS_SCALE = "dense_optimizer", "loss_scale"
 """Names of the shards of the dense parameters' Adam state, and of the loss scale."""
 

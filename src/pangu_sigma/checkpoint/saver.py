@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState
+from pangu_sigma.checkpoint.lazy import AnyArray
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
+from pangu_sigma.checkpoint.safetensors_file import chunks
 from pangu_sigma.checkpoint.save import Save, Written
 from pangu_sigma.host_memory import available_memory
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
@@ -129,21 +131,18 @@ class Saver:
         return Save(self._root, step, state, self._identity, self._keep, self._ranks, self.spared)
 
     def _take(self, files: Files) -> None:
-        """Copy the arrays into the memory of the last copy, if they have the same shapes."""
-        if shapes_of(files) != shapes_of(self._copy):
-            self._copy = {}  # let go before as much is taken again
-            self._copy = {
-                file: {
-                    name: SavedArray(part, np.empty_like(values, order="C")) for name, (part, values) in arrays.items()
-                }
-                for file, arrays in files.items()
-            }
-        pairs = [
-            (self._copy[file][name].values, array.values)
-            for file, arrays in files.items()
-            for name, array in arrays.items()
-        ]
-        for _ in self._threads.map(lambda pair: np.copyto(*pair), pairs):
+        """Copy the arrays, into the memory of the last copy where they have the same shapes: all but rows do."""
+        shapes, old = shapes_of(files), shapes_of(self._copy)
+        kept = {
+            (file, name): self._copy[file][name] for file, name in shapes if shapes[file, name] == old.get((file, name))
+        }
+        self._copy = {}  # let go before as much is taken again
+        pairs = []
+        for (file, name), (part, dtype, shape) in shapes.items():
+            copy = kept.get((file, name)) or SavedArray(part, np.empty(shape, dtype))
+            self._copy.setdefault(file, {})[name] = copy
+            pairs.append((copy.values, files[file][name].values))
+        for _ in self._threads.map(lambda pair: copy_values(*pair), pairs):
             pass
 
     def _has_room(self, files: Files) -> bool:
@@ -159,6 +158,15 @@ class Saver:
                 there / _GIB,
             )
         return False
+
+
+def copy_values(target: np.ndarray, values: AnyArray) -> None:
+    """Copy an array of a checkpoint, a lazy one in pieces."""
+    if isinstance(values, np.ndarray):
+        np.copyto(target, values)
+        return
+    for first, flat in chunks(values):
+        target.reshape(-1)[first : first + len(flat)] = flat
 
 
 def bytes_of(files: Files) -> int:

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 import numpy as np
 from mindspore import Parameter, nn
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.format import ANOTHER, CheckpointError
-from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, Part, SavedArray, copy_part
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.parts import (
+    EXPERTS,
+    LOSS_SCALE,
+    OPTIMIZER,
+    ROWS,
+    WEIGHTS,
+    Files,
+    Part,
+    SavedArray,
+    copy_part,
+)
+from pangu_sigma.ecss.rows import ROW_ARRAYS, RowStore
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.optimizer.update import LossScale
 from pangu_sigma.ranks.ranks import Ranks
+
+_ROWS_AT_ONCE = 1 << 16
+"""Number of rows that are in memory together while they are written."""
 
 Shards = dict[str, dict[str, Parameter]]
 """Shard → path in the network → parameter. MindSpore's own names change whenever a parameter's cell joins another cell."""
@@ -97,6 +113,40 @@ def restore(
             raise CheckpointError(f"{what} has {copied} of {target.size} values; a file is missing, {ANOTHER}")
         if put is not None:
             put(parameter, target)
+
+
+def row_files(rows: RowStore) -> Files:
+    """Return the files of the rows that tokens met, ascending by key, with their Adam state; read as they are written."""
+    files: Files = {}
+    for e in range(len(rows.entries)):
+        keys_U = rows.met(e)
+        arrays = files.setdefault(f"{ROWS}{e}", {"keys": SavedArray.whole(keys_U)})
+        for name in ROW_ARRAYS:
+            one = rows.read(e, name, keys_U[:0])
+            shape = (len(keys_U), *one.shape[1:])
+            arrays[name] = SavedArray.whole(
+                LazyArray(shape, one.dtype, partial(_read_rows, rows, e, name, keys_U), name)
+            )
+    return files
+
+
+def _read_rows(rows: RowStore, e: int, name: str, keys_U: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(keys_U), _ROWS_AT_ONCE):
+        yield rows.read(e, name, keys_U[first : first + _ROWS_AT_ONCE])
+
+
+def restore_rows(rows: RowStore, checkpoint: Checkpoint) -> None:
+    """Write the rows of a checkpoint into a store of rows that no token met. Raises CheckpointError if they do not fit."""
+    for e, entry in enumerate(rows.entries):
+        saved = checkpoint.saved(f"{ROWS}{e}")
+        arrays = {name: saved[name][0].values for name in ("keys", *ROW_ARRAYS) if name in saved}
+        try:
+            rows.put(e, **arrays)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint of step {checkpoint.step}: the rows of entry {e} are not {entry.rows} of width {entry.width} "
+                f"({error}); the checkpoint is of another configuration"
+            ) from error
 
 
 def _matched(

@@ -48,8 +48,8 @@ class Batch:
     weights_GBS: np.ndarray
     """Loss mask divided by `counted`, so that the losses and gradients of the ranks add up to those of the batch."""
     draws_GB4: np.ndarray
-    row_keys_EGBS: np.ndarray | None
-    """Row of each token of the whole batch in each entry of `model.rows` (rre/row_keys.py), int64; None without rows."""
+    row_keys_EGBS: np.ndarray
+    """Row of each token of the whole batch in each entry of `model.rows` (rre/row_keys.py), int64."""
     own_B: np.ndarray
     """Indices, in the whole batch, of the sequences of this rank."""
     plans: Sequence[RoutingPlan] = field(repr=False)
@@ -72,6 +72,11 @@ class Batch:
     def active_A(self) -> tuple[np.ndarray, ...]:
         """Active experts of the update in each segment: see `RoutingPlan`."""
         return tuple(plan.active_A for plan in self.plans)
+
+    @property
+    def own_row_keys(self) -> np.ndarray:
+        """Rows of the tokens of this rank, as `row_keys_EGBS`."""
+        return self.row_keys_EGBS[:, :, self.own_B]
 
     @property
     def dropped(self) -> int:
@@ -197,7 +202,7 @@ class BatchLoader:
             labels_GBS=label_rows.astype(np.int32)[:, own],
             weights_GBS=weights[:, own],
             draws_GB4=draws_of(self.config.seed, first + _numbers(micro, batch, len(domains_M)))[:, own],
-            row_keys_EGBS=self._row_keys(ids, domains_BS, positions),
+            row_keys_EGBS=self.table.row_keys(self.config.model.rows, ids, domains_BS, positions),
             own_B=own,
             plans=plans,
             blocks=blocks,
@@ -219,11 +224,6 @@ class BatchLoader:
 
     def _open(self, folder: Path, split: str) -> Samples:
         return open_samples(self.config, folder, split, self.tokenizer.size)
-
-    def _row_keys(self, ids_GBS: np.ndarray, domains_GBS: np.ndarray, positions_GBS: np.ndarray) -> np.ndarray | None:
-        """Return the row of each token in each entry of `model.rows`; None without rows."""
-        entries = self.config.model.rows
-        return self.table.row_keys(entries, ids_GBS, domains_GBS, positions_GBS) if entries else None
 
     def _plan(
         self, ids_GBS: np.ndarray, domains_GBS: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray

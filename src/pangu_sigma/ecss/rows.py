@@ -24,6 +24,8 @@ from ascend_ops.rows import gather_rows, record_size, update_rows
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.tiers import HostTier
 
+ROW_ARRAYS = ("weight", "moment", "variance", "step")
+"""Names of what a record holds, as a checkpoint has them: [U, W] float32, and the step count, int32 [U]."""
 _APPLY = HYPER.index("apply")
 
 
@@ -37,10 +39,11 @@ class RowStore:
         self._columns = [slice(int(end) - entry.width, int(end)) for end, entry in zip(ends, self.entries, strict=True)]
         self.hidden = int(ends[-1])
         self._tier = tier
-        self.records = [tier.records(config.stored_rows(entry), record_size(entry.width)) for entry in self.entries]
+        sizes = [(config.stored_rows(entry), record_size(entry.width)) for entry in self.entries]
+        self.records = [tier.records(e, *size) for e, size in enumerate(sizes)]
         self._met = [[np.zeros(0, np.int64)] for _ in self.entries]
         self._thread = ThreadPoolExecutor(1, "rows")
-        self._updating: Future[None] | None = None
+        self._pending: list[Future[None]] = []
 
     def gather(self, keys_EGBS: np.ndarray) -> np.ndarray:
         """Return e [G, T, H], float32, of the rows as they are after the last update. A row that no token met is zeros."""
@@ -53,18 +56,18 @@ class RowStore:
 
     def prefetch(self, keys_EGBS: np.ndarray) -> None:
         """Bring the records of the keys into memory, behind what the thread does, and reserve room for new ones."""
-        self._touching = self._thread.submit(self._touch, _flat(keys_EGBS))
+        self._pending.append(self._thread.submit(self._touch, _flat(keys_EGBS)))
 
     def update(self, keys_EGBS: np.ndarray, result: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
         """Begin to update the rows of the keys. result: waits for the step, and returns the gradient of e [T, H], float32, and the
         vector `HYPER`."""
-        self._updating = self._thread.submit(self._update, _flat(keys_EGBS), result)
+        self._pending.append(self._thread.submit(self._update, _flat(keys_EGBS), result))
 
     def settle(self) -> None:
-        """Wait until the rows are those of the last step. Raises what its update raised."""
-        updating, self._updating = self._updating, None
-        if updating is not None:
-            updating.result()
+        """Wait until the rows are those of the last step. Raises what the thread raised, as StoreError for a full disk."""
+        pending, self._pending = self._pending, []
+        for each in pending:
+            each.result()
 
     def met(self, entry: int) -> np.ndarray:
         """Return the keys of the rows of an entry that have a step count above 0, ascending, int64."""
@@ -72,22 +75,49 @@ class RowStore:
         self._met[entry] = [np.sort(np.concatenate(self._met[entry]))]
         return self._met[entry][0]
 
+    def read(self, entry: int, name: str, keys_U: np.ndarray) -> np.ndarray:
+        """Return one of ROW_ARRAYS of these rows."""
+        found = self.records[entry][keys_U, self._columns_of(entry, name)]
+        return found.view(np.int32) if name == "step" else found
+
+    def put(self, entry: int, keys: np.ndarray, weight: np.ndarray, **state: np.ndarray) -> None:
+        """Write rows that no token met so far. state: others of ROW_ARRAYS; without them rows have no Adam state, for a model that
+        is only read. Raises ValueError for keys that are not ascending numbers of rows, or arrays of other shapes."""
+        records = self.records[entry]
+        if keys.dtype != np.int64 or (
+            len(keys) and not (keys[0] >= 0 and (np.diff(keys) > 0).all() and keys[-1] < len(records))
+        ):
+            raise ValueError(f"keys are not {len(keys)} ascending numbers below {len(records)}")
+        self._tier.reserve(entry, records, keys)
+        for name, values in {"weight": weight, **state}.items():
+            at = self._columns_of(entry, name)
+            records[keys, at] = values.view(np.float32)
+        self._met[entry] = [np.array(keys)]
+
+    def _columns_of(self, entry: int, name: str) -> slice | int:
+        width = self.entries[entry].width
+        return {
+            "weight": slice(0, width),
+            "moment": slice(width, 2 * width),
+            "variance": slice(2 * width, 3 * width),
+        }.get(name, -1)
+
     def _touch(self, keys_ET: np.ndarray) -> None:
         for e, keys_T in enumerate(keys_ET):
             gather_rows(self.records[e], keys_T, np.empty((len(keys_T), self.entries[e].width), np.float32))
-            keys_U = np.unique(keys_T)
-            self._tier.reserve(self.records[e], keys_U[self._steps(e, keys_U) == 0])
+            self._reserve(e, np.unique(keys_T))
 
     def _update(self, keys_ET: np.ndarray, result: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
         grads_TH, hyper = result()
         if not hyper[_APPLY]:
             return
         for e, (keys_T, columns) in enumerate(zip(keys_ET, self._columns, strict=True)):
+            self._reserve(e, np.unique(keys_T))
             keys_U = update_rows(self.records[e], keys_T, grads_TH[:, columns], hyper)
-            self._met[e].append(keys_U[self._steps(e, keys_U) == 1])
+            self._met[e].append(keys_U[self.read(e, "step", keys_U) == 1])
 
-    def _steps(self, e: int, keys_U: np.ndarray) -> np.ndarray:
-        return self.records[e][keys_U, -1].view(np.int32)
+    def _reserve(self, e: int, keys_U: np.ndarray) -> None:
+        self._tier.reserve(e, self.records[e], keys_U[self.read(e, "step", keys_U) == 0])
 
 
 def _flat(keys_EGBS: np.ndarray) -> np.ndarray:

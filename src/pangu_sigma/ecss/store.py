@@ -144,7 +144,7 @@ class ExpertStore(nn.Cell):
     def settle(self, in_step: bool = False) -> None:
         """Wait until experts and rows are those of the last step, before anything but the next step reads them. in_step: True if
         the next step waits. Raises AdamWorkerError if the worker or a step failed."""
-        if self.rows is not None:
+        if self.rows:
             self.rows.settle()
         if self.worker is not None:
             self.worker.settle(in_step)

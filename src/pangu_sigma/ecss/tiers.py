@@ -90,13 +90,14 @@ class HostTier:
             pass
         return wrap_array(spec.key, array, decay=spec.decay)
 
-    def records(self, rows: int, size: int) -> np.ndarray:
-        """Return records of zeros, float32 [rows, size], whose memory is none until it is written."""
+    def records(self, entry: int, rows: int, size: int) -> np.ndarray:
+        """Return the records of an entry of `model.rows`, float32 [rows, size]: zeros, which take no room until they are
+        written."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
         return np.frombuffer(mmap.mmap(-1, 4 * rows * size, flags=flags), np.float32).reshape(rows, size)
 
-    def reserve(self, records: np.ndarray, keys: np.ndarray) -> None:
-        """Reserve the disk's room for records of these numbers, which will be written; do nothing in memory."""
+    def reserve(self, entry: int, records: np.ndarray, keys: np.ndarray) -> None:
+        """Reserve room on the disk for records of an entry that will be written; do nothing in memory."""
 
     def prefetch(self, segment: int, expert: int) -> None:
         """Start to read an expert from its file, because the next step will use it; do nothing for an expert in memory."""
@@ -133,6 +134,7 @@ class FileTier(HostTier):
         self._maps: dict[int, list[tuple[mmap.mmap, int]]] = {}
         self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._counting = threading.Lock()  # of `_mapped`: a prefetcher's thread and the loop both let go
+        self._folder, self._rows = folder, dict[int, IO[bytes]]()
         self._file = _reserve(folder, sum(map(_pages, specs)))
         self._used_bytes = 0
 
@@ -144,6 +146,29 @@ class FileTier(HostTier):
         for _ in spec.fill(array):
             mapped.madvise(mmap.MADV_DONTNEED)
         return wrap_array(spec.key, array, decay=spec.decay)
+
+    def records(self, entry: int, rows: int, size: int) -> np.ndarray:
+        file = _nameless(self._folder)
+        self._rows[entry] = file
+        try:
+            os.ftruncate(file.fileno(), 4 * rows * size)
+            return np.frombuffer(mmap.mmap(file.fileno(), 4 * rows * size), np.float32).reshape(rows, size)
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"ecss.path={self._folder}: no file of {rows:,} rows, {4 * rows * size / _GIB:.1f} GiB if all are met ({error}); "
+                "set ecss.path to a file system with larger files, or lower model.rows"
+            ) from error
+
+    def reserve(self, entry: int, records: np.ndarray, keys: np.ndarray) -> None:
+        size = records.strides[0]
+        try:
+            for key in keys.tolist():
+                os.posix_fallocate(self._rows[entry].fileno(), key * size, size)
+        except OSError as error:
+            raise StoreError(
+                f"ecss.path={self._folder}: no room for {len(keys)} more rows ({error.strerror}); free space, set ecss.path to a "
+                "larger disk, or lower model.rows"
+            ) from error
 
     def prefetch(self, segment: int, expert: int) -> None:
         for mapped, row in self._maps[segment]:
@@ -193,13 +218,17 @@ def _pages(spec: ArraySpec) -> int:
     return -(-spec.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-def _reserve(folder: Path, nbytes: int) -> IO[bytes]:
-    """Make a file without a name of so many bytes, whose blocks are reserved."""
+def _nameless(folder: Path) -> IO[bytes]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as the store)
+        return tempfile.TemporaryFile(dir=folder)  # open as long as the store
     except OSError as error:
         raise StoreError(f"ecss.path={folder}: {error.strerror}; set it to a folder that can be written") from error
+
+
+def _reserve(folder: Path, nbytes: int) -> IO[bytes]:
+    """Make a file without a name of so many bytes, whose blocks are reserved."""
+    file = _nameless(folder)
     try:
         os.posix_fallocate(file.fileno(), 0, nbytes)
     except OSError as error:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.rre.row_keys import draw_row_tables
 from pangu_sigma.rre.table import RoutingTable
 
 Router = Callable[[str, int, str, int], int] | np.ndarray
@@ -41,9 +42,9 @@ def own_table(router: Router, config: Config, texts_V: Sequence[str]) -> Routing
         )
     first_NDV, ones_V = experts_NDV.astype(np.int16), np.ones(len(texts_V), np.int16)
     spread_DV = np.tile(ones_V, (len(names), 1))
-    if not common_N.any():
-        return RoutingTable(first_NDV, spread_DV, model.experts_per_domain)
-    return RoutingTable(first_NDV, spread_DV, model.experts_per_domain, common_N, ones_V)
+    of_common = (common_N, ones_V) if common_N.any() else (None, None)
+    of_rows = draw_row_tables(model.rows, len(texts_V), config.routing.seed) if model.rows else (None, None)
+    return RoutingTable(first_NDV, spread_DV, model.experts_per_domain, *of_common, *of_rows)
 
 
 def _broadcast(router: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -97,6 +97,13 @@ class RoutingTable:
             experts[n] = (first[n] + positions % self._spread_of_common[ids]) % self._common[n]
         return experts
 
+    def has_keys_of(self, entries: Sequence[RowsConfig]) -> bool:
+        """Return True if the tables of rows are for these entries of `model.rows`."""
+        if self.row_EV is None or self.before_EV1 is None:
+            return not entries
+        most = np.maximum(self.row_EV.max(axis=1, initial=0), self.before_EV1.max(axis=1, initial=0)).tolist()
+        return len(most) == len(entries) and all(m < entry.rows for m, entry in zip(most, entries, strict=True))
+
     def row_keys(
         self,
         entries: Sequence[RowsConfig],
@@ -106,7 +113,8 @@ class RoutingTable:
         before: np.ndarray | int = -1,
     ) -> np.ndarray:
         """Return the row of every token in every entry of `model.rows`: see `row_keys`."""
-        assert self.row_EV is not None and self.before_EV1 is not None
+        if self.row_EV is None or self.before_EV1 is None:
+            return np.empty((0, *ids.shape), np.int64)
         return row_keys(entries, self.row_EV, self.before_EV1, ids, domains, positions, before)
 
 
@@ -130,7 +138,7 @@ def draw_tables(
     """
     common_N = np.array([common if kind == "common" else 0 for kind in segments] * layers, np.int16) if common else None
     if routing.file:
-        return _read(routing.file, (layers * len(segments), domains, vocabulary), experts, common_N)
+        return _read(routing.file, (layers * len(segments), domains, vocabulary), experts, common_N, rows)
     if routing.table == "random":
         spread_DV = np.ones((domains, vocabulary), np.int16)
     elif frequencies_DV is None:
@@ -157,13 +165,15 @@ def draw_tables(
     return RoutingTable(first_NDV, spread_DV, experts, *of_common, *of_rows)
 
 
-def _read(file: Path, shape: tuple[int, int, int], experts: int, common_N: np.ndarray | None) -> RoutingTable:
+def _read(
+    file: Path, shape: tuple[int, int, int], experts: int, common_N: np.ndarray | None, rows: Sequence[RowsConfig]
+) -> RoutingTable:
     """Read tables of one's own, and check that they are for these sizes, [N, D, V]."""
     table = RoutingTable.load(file, "write it with ps.write_routing, or name routing.npz of a run")
-    has = (table.first_NDV.shape, table.experts, table._common.tolist())
-    needs = (shape, experts, [0] * shape[0] if common_N is None else common_N.tolist())
+    has = (table.first_NDV.shape, table.experts, table._common.tolist(), table.has_keys_of(rows))
+    needs = (shape, experts, [0] * shape[0] if common_N is None else common_N.tolist(), True)
     for what, is_so, must in zip(
-        ("segments, domains and token ids", "experts of a domain", "experts of each common segment"),
+        ("segments, domains and token ids", "experts of a domain", "experts of each common segment", "such model.rows"),
         has,
         needs,
         strict=True,

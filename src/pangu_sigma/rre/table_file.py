@@ -17,6 +17,7 @@ from pangu_sigma.errors import DataError
 DAMAGED = "the file is damaged, take it from a copy of the run or the export"
 
 _ALWAYS, _COMMON = ("first_NDV", "spread_DV", "experts"), ("common_N", "common_spread_V")
+_ROWS = ("row_EV", "before_EV1")
 _MOST_BYTES = 4 << 30
 """Size limit in bytes of tables that are read; those of `sigma_1t` have some 30 MB. A few kilobytes of zip can unpack to more than
 any memory holds."""
@@ -36,7 +37,7 @@ def read_tables(path: Path, fix: str = DAMAGED) -> dict[str, Any]:
         if size > _MOST_BYTES:
             raise ValueError(f"it unpacks to {size} bytes, at most {_MOST_BYTES} are read")
         with np.load(path, allow_pickle=False) as file:
-            names = (*_ALWAYS, *_COMMON) if _COMMON[0] in file.files else _ALWAYS
+            names = [*_ALWAYS, *(name for pair in (_COMMON, _ROWS) if pair[0] in file.files for name in pair)]
             arrays: dict[str, Any] = {name: np.asarray(file[name]) for name in names}  # other members would be bytes
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; {fix}") from error
@@ -55,6 +56,8 @@ def _wrong(
     experts: int,
     common_N: np.ndarray | None = None,
     common_spread_V: np.ndarray | None = None,
+    row_EV: np.ndarray | None = None,
+    before_EV1: np.ndarray | None = None,
 ) -> str | None:
     """Return what is wrong with the dtypes, shapes or ranges of tables that were read; None if nothing is."""
     if not (first_NDV.ndim == 3 and first_NDV.shape[1:] == spread_DV.shape):
@@ -65,6 +68,12 @@ def _wrong(
         return f"shapes {common_N.shape} and {common_spread_V.shape} of common segments do not fit"
     if any(array.dtype != np.int16 for array in (first_NDV, spread_DV, common_N, common_spread_V)):
         return "numbers are not of 16 bits"
+    if row_EV is not None and before_EV1 is not None:
+        entries, vocabulary = len(row_EV), spread_DV.shape[-1]
+        if (row_EV.shape, before_EV1.shape) != ((entries, vocabulary), (entries, vocabulary + 1)):
+            return f"shapes {row_EV.shape} and {before_EV1.shape} of the tables of rows do not fit"
+        if any(array.dtype != np.int32 or array.min(initial=0) < 0 for array in (row_EV, before_EV1)):
+            return "tables of rows have numbers that are negative, or not of 32 bits"
     if experts < 1:
         return "the number of experts is missing"
     if (common_N < 0).any():

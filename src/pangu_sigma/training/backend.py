@@ -16,7 +16,7 @@ from mindspore import Tensor, nn
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import EXPERTS, Files
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of
+from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, restore_rows, row_files, shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader, MakesPlans
 from pangu_sigma.data.held_out import samples_of_evaluation
@@ -107,7 +107,8 @@ class Backend:
         built.store.settle()
         config, rank, segments = built.config, built.ranks.rank, [experts.segment for experts in built.store.segments]
         left = {f"{EXPERTS}{s.number}" for s in segments if not writes_experts(config, rank, s.kind)}
-        return files_of(built.shards, parts_of(built.shards, built.store), built.ranks, left)
+        files = files_of(built.shards, parts_of(built.shards, built.store), built.ranks, left)
+        return files | row_files(built.store.rows) if built.store.rows and built.ranks.first else files
 
     def cannot_copy(self, config: Config) -> str | None:
         """Return why the arrays of `checkpoint_files` cannot be copied to be saved in the background; None if they can."""
@@ -117,6 +118,8 @@ class Backend:
         """Load the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
         built.store.settle()
         restore(built.shards, checkpoint, built.store.tier.release, parts_of(built.shards, built.store))
+        if built.store.rows:
+            restore_rows(built.store.rows, checkpoint)
 
 
 def tier_of(config: Config, ranks: Ranks, run: RunFolder) -> HostTier:

@@ -38,7 +38,7 @@ class EvaluationStep(nn.Cell):
     def of(self, batch: Batch) -> np.ndarray:
         """Return the weighted loss of each sequence of a batch, [B]."""
         rows = self.store.rows
-        arrays = batch.arrays(() if rows is None else rows.gather(batch.row_keys_EGBS[:, :, batch.own_B]))
+        arrays = batch.arrays(rows.gather(batch.own_row_keys) if rows else ())
         self.store.settle()
         return self(*map(as_input, (arrays.active_A, *arrays.of_pass(0)))).asnumpy()
 

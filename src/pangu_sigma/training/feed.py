@@ -37,11 +37,10 @@ class InputPipeline:
     def take(self) -> StepInput:
         """Return batch and experts of the next step. Raises DataError for damaged data."""
         batch, cursor, coming = self._lookahead.take()
-        rows, e_GTH = self._store.rows, ()
-        if rows is not None:
-            e_GTH = rows.gather(batch.row_keys_EGBS[:, :, batch.own_B])
+        rows = self._store.rows
+        arrays = StepArrays(*map(as_input, batch.arrays(rows.gather(batch.own_row_keys) if rows else ())))
+        if rows:
             rows.prefetch(coming.row_keys_EGBS)
-        arrays = StepArrays(*map(as_input, batch.arrays(e_GTH)))
         if self._prefetcher is None:
             self._store.tier.release()  # the experts of the previous step
             return StepInput(batch, cursor, arrays, None, None)

@@ -74,6 +74,8 @@ class ScaledLoss(nn.Cell):
         return scale * ops.ReduceSum()(loss_M, 0), loss_M
 
 
+NO_KEYS = np.empty((0, 1, 1, 1), np.int64)
+"""Keys of rows of a model without rows."""
 EXPERTS = 1 + len(PASS_FIELDS)
 """Index of the experts among the arguments of `ScaledLoss`."""
 ROWS = EXPERTS - 1
@@ -206,7 +208,7 @@ class TrainStep(nn.Cell):
         arrays: StepArrays,
         brought: PrefetchedExperts | None = None,
         limits: SpikeLimits | None = None,
-        row_keys_EGBS: np.ndarray | None = None,
+        row_keys_EGBS: np.ndarray = NO_KEYS,
     ) -> StepResult:
         """Run one step. rate: learning rate. brought: prefetched experts; None to read the store. limits: None to skip no spike.
         row_keys: as in `Batch`."""
@@ -218,7 +220,7 @@ class TrainStep(nn.Cell):
         with self.store.step_guard():
             # the worker reads the gradients until the next step has waited for it
             result, self._updating, of_rows = self(Tensor(rate, ms.float32), *groups)
-        if self.store.rows is not None:
+        if self.store.rows:
             self.store.rows.update(row_keys_EGBS, partial(_read_rows, *of_rows))
         return StepResult(*result)
 

@@ -81,7 +81,7 @@ class CachedGraph(nn.Cell):
         # Read once: MindSpore copies a parameter that is read again after another one was written.
         table = F.reshape(self.network.embedding, F.shape(self.network.embedding))
         x_TH = self.network.embed(table, self.network.positions, rows_T, positions_T)
-        hidden_TH = self.network.through_layers(x_TH, positions_T, seen, None, order, inverse_NT, None, experts)
+        hidden_TH = self.network.through_layers(x_TH, positions_T, seen, None, order, inverse_NT, None, (), experts)
         slots_W = self.pick(slots_T, wanted_W, 0)
         logits_W1R = self.network.head(table, self.pick(hidden_TH, wanted_W, 0), slots_W)
         faults_W = self.pick(F.reshape(F.reduce_sum(F.reshape(faults_T, (batch, -1)), 1), (-1,)), wanted_W // most, 0)
