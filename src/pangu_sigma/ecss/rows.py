@@ -14,7 +14,6 @@ tokens, H hidden, W width, U different keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -58,10 +57,9 @@ class RowStore:
         """Bring the records of the keys into memory, behind what the thread does, and reserve room for new ones."""
         self._pending.append(self._thread.submit(self._touch, _flat(keys_EGBS)))
 
-    def update(self, keys_EGBS: np.ndarray, result: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
-        """Begin to update the rows of the keys. result: waits for the step, and returns the gradient of e [T, H], float32, and the
-        vector `HYPER`."""
-        self._pending.append(self._thread.submit(self._update, _flat(keys_EGBS), result))
+    def update(self, keys_EGBS: np.ndarray, grads_TH: np.ndarray, hyper: np.ndarray) -> None:
+        """Begin to update the rows of the keys. grads: gradient of e, float32, of all micro-batches. hyper: the vector `HYPER`."""
+        self._pending.append(self._thread.submit(self._update, _flat(keys_EGBS), grads_TH, hyper))
 
     def settle(self) -> None:
         """Wait until the rows are those of the last step. Raises what the thread raised, as StoreError for a full disk."""
@@ -107,8 +105,7 @@ class RowStore:
             gather_rows(self.records[e], keys_T, np.empty((len(keys_T), self.entries[e].width), np.float32))
             self._reserve(e, np.unique(keys_T))
 
-    def _update(self, keys_ET: np.ndarray, result: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
-        grads_TH, hyper = result()
+    def _update(self, keys_ET: np.ndarray, grads_TH: np.ndarray, hyper: np.ndarray) -> None:
         if not hyper[_APPLY]:
             return
         for e, (keys_T, columns) in enumerate(zip(keys_ET, self._columns, strict=True)):

@@ -22,7 +22,7 @@ import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import read_config, read_table, read_tokenizer
-from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
+from pangu_sigma.checkpoint.parts import EXPERTS, ROWS, WEIGHTS
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused
@@ -151,6 +151,17 @@ class StoredModel:
     def expert(self, segment: int, number: int, name: str) -> np.ndarray:
         """Read one weight of one expert. segment: index among those of all RRE layers. number: index of the expert in it."""
         return self.tensor(expert_name(self.config.model, segment, number, name))
+
+    def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the keys [U], ascending, int64, and weights [U, W] of the rows of an entry of `model.rows` that a token met; all
+        others are zeros. Raises LayoutError if they are missing."""
+        shard, width = f"{ROWS}{entry}", self.config.model.rows[entry].width
+        keys, weight = self.array(shard, "keys"), self.array(shard, "weight")
+        if keys is None or weight is None or weight.shape != (*keys.shape, width):
+            raise LayoutError(
+                f"{self.path}: has no rows of entry {entry} of width {width}; they are of another configuration"
+            )
+        return keys.read(), weight.read()
 
     def listed(self) -> Listed:
         """List (shard, name, shape, dtype) of each array in the model's files. If `verified`, their hashes are checked first."""

@@ -29,4 +29,7 @@ def build_network(model: StoredModel) -> tuple[PanGuSigma, ExpertStore]:
                 release_pages(values)
             else:
                 parameter.set_data(ms.Tensor.from_numpy(values), slice_shape=True)
+    for entry in range(len(model.config.model.rows)):
+        assert store.rows is not None
+        store.rows.put(entry, *model.rows(entry))
     return network, store

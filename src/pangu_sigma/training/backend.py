@@ -18,7 +18,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, Files
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, restore_rows, row_files, shards_of
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import BatchLoader, MakesPlans
+from pangu_sigma.data.batches import Batch, BatchLoader, MakesPlans
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.prefetch import Prefetcher, make_prefetcher
@@ -91,7 +91,10 @@ class Backend:
         if limit_D is not None:
             blocks_MD = np.eye(len(limit_D), dtype=np.float32)[fed.batch.domains_M[fed.batch.blocks]]
             limits = SpikeLimits(Tensor(limit_D), Tensor(blocks_MD))
-        return built.step.take(rate, fed.arrays, fed.brought, limits, fed.batch.row_keys_EGBS)
+        result = built.step.take(rate, fed.arrays, fed.brought, limits)
+        if result.rows_hyper is not None:
+            update_rows(built, fed.batch, result.rows_GTH, result.rows_hyper)
+        return result
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
         """Return True if this rank adds its losses to the total: exactly one of the ranks that read the same tokens does."""
@@ -120,6 +123,19 @@ class Backend:
         restore(built.shards, checkpoint, built.store.tier.release, parts_of(built.shards, built.store))
         if built.store.rows:
             restore_rows(built.store.rows, checkpoint)
+
+
+def update_rows(built: TrainingSetup, batch: Batch, rows_GTH: tuple[Tensor, ...], hyper: Tensor) -> None:
+    """Let the store update the rows of a batch, behind the step. Every rank stores all rows and has the keys of the whole batch, so
+    ranks sum their gradients, each in the places of its sequences. Others: as in `StepResult`."""
+    rows, grads_GTH = built.store.rows, np.stack([rows_TH.asnumpy() for rows_TH in rows_GTH])
+    assert rows is not None
+    if built.ranks.world > 1:
+        keys_GBS = batch.row_keys_EGBS[0]
+        whole_GBSH = np.zeros((*keys_GBS.shape, rows.hidden), np.float32)
+        whole_GBSH[:, batch.own_B] = grads_GTH.reshape(len(keys_GBS), len(batch.own_B), -1, rows.hidden)
+        grads_GTH = built.ranks.sum(whole_GBSH)
+    rows.update(batch.row_keys_EGBS, grads_GTH.reshape(-1, rows.hidden), hyper.asnumpy())
 
 
 def tier_of(config: Config, ranks: Ranks, run: RunFolder) -> HostTier:

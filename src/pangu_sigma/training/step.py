@@ -13,11 +13,9 @@ Shape suffixes: G micro-batches, B batch, S sequence, T tokens = B·S, M blocks,
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import mindspore as ms
-import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
@@ -47,6 +45,10 @@ class StepResult(NamedTuple):
     """Norm of the dense gradients; None: not measured."""
     norm_experts: Tensor | None = None
     """Norm of the experts' gradients; None: not measured. norm² = norm_dense² + norm_experts²."""
+    rows_GTH: tuple[Tensor, ...] = ()
+    """Gradient of the rows of each token, for each micro-batch; () without rows."""
+    rows_hyper: Tensor | None = None
+    """Hyperparameters of the update of rows, as `HYPER`."""
 
 
 class SpikeLimits(NamedTuple):
@@ -74,8 +76,6 @@ class ScaledLoss(nn.Cell):
         return scale * ops.ReduceSum()(loss_M, 0), loss_M
 
 
-NO_KEYS = np.empty((0, 1, 1, 1), np.int64)
-"""Keys of rows of a model without rows."""
 EXPERTS = 1 + len(PASS_FIELDS)
 """Index of the experts among the arguments of `ScaledLoss`."""
 ROWS = EXPERTS - 1
@@ -208,10 +208,8 @@ class TrainStep(nn.Cell):
         arrays: StepArrays,
         brought: PrefetchedExperts | None = None,
         limits: SpikeLimits | None = None,
-        row_keys_EGBS: np.ndarray = NO_KEYS,
     ) -> StepResult:
-        """Run one step. rate: learning rate. brought: prefetched experts; None to read the store. limits: None to skip no spike.
-        row_keys: as in `Batch`."""
+        """Run one step. rate: learning rate. brought: prefetched experts; None to read the store. limits: None to skip no spike."""
         groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()))
         if brought is None:
             self.store.settle(in_step=True)  # the graph looks experts up at its start
@@ -220,9 +218,7 @@ class TrainStep(nn.Cell):
         with self.store.step_guard():
             # the worker reads the gradients until the next step has waited for it
             result, self._updating, of_rows = self(Tensor(rate, ms.float32), *groups)
-        if self.store.rows:
-            self.store.rows.update(row_keys_EGBS, partial(_read_rows, *of_rows))
-        return StepResult(*result)
+        return StepResult(*result, *of_rows)
 
     def by_kind(self, grads):
         """Return the gradients of rows, of experts, and of dense parameters; () of what does not learn."""
@@ -251,11 +247,6 @@ class TrainStep(nn.Cell):
             loss_M = loss_M + block_loss[g]
         loss_D = self.reduce.over_ranks(ops.ReduceSum()(ops.reshape(loss_M, (-1, 1)) * blocks_MD, 0), squares)
         return ops.ReduceMin()(ops.cast(loss_D <= limits_D, ms.float32), 0)  # false for NaN
-
-
-def _read_rows(grads_GTH: tuple[Tensor, ...], hyper: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Wait for the gradient of the rows of all micro-batches, and the hyperparameters of their update."""
-    return np.concatenate([grads_TH.asnumpy() for grads_TH in grads_GTH]), hyper.asnumpy()
 
 
 def of_pass(arrays, g):
