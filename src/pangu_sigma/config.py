@@ -47,10 +47,6 @@ WITHOUT_ROWS = {
     "decode": "the decoder",
     "mindir": "export to MindIR",
     "hf": "the Hugging Face folder",
-    "inherit": "inheriting",
-    "extend": "extending",
-    "extract": "extracting",
-    "tune": "fine-tuning",
 }
 """Where `model.rows` has no place yet, with its name for messages."""
 
@@ -294,7 +290,7 @@ class Config(Section):
         return [own if kind == "own" else common for kind in self.model.routed]
 
     def learns(self, kind: Segment) -> bool:
-        """Return True if experts of segments of this kind learn; common ones do not where fine-tuning names the experts that do."""
+        """Return True if experts of segments of this kind, and rows of such entries, learn; common ones do not where fine-tuning names the experts that do."""
         return kind == "own" or self.finetune is None or self.finetune.learn == "all"
 
     @property
@@ -331,12 +327,12 @@ class Config(Section):
         return self.on_one_rank().model_copy(update={"train": train, "data": self.data.model_copy(update=shape)})
 
     def num_params(self) -> ParamCount:
-        """Count the parameters of the model."""
+        """Count the parameters of the model. Rows (`model.rows`) are none: how many there are, text decides."""
         m = self.model
         attention = 4 * (m.hidden * m.hidden + m.hidden)
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
         norms = 2 * 2 * m.hidden
-        dense = m.layers * (attention + norms) + m.dense_layers * ffn + 2 * m.hidden
+        dense = m.layers * (attention + norms + bool(m.rows)) + m.dense_layers * ffn + 2 * m.hidden
         stored = (self.stored_experts(kind) * m.expert_params(s) for s, kind in enumerate(m.segments))
         experts = m.rre_layers * sum(stored)
         embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden

@@ -184,6 +184,8 @@ def _receipt(parent: StoredModel, config: Config, training: TaskFile, dev: TaskF
     kept = (
         ["experts of common segments keep their bits, because all domains share them"] if found["common_kept"] else []
     )
+    if not config.learns("common") and any(entry.kind == "common" for entry in config.model.rows):
+        kept.append("common rows (model.rows) keep their bits, because all domains share them")
     files = {"train_file": training, **({"dev_file": dev} if dev is not None else {})}
     fates = {each.name: "as it was" for each in config.domains} if config.tuning.learn == "experts" else {}
     return Receipt(

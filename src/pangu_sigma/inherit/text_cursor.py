@@ -19,7 +19,8 @@ def text_cursor(parent: StoredModel, config: Config, text: Manifest) -> tuple[Cu
     begin = Cursor([0] * len(config.domains))
     if not isinstance(parent, StoredRun) or not _same_text(parent, text):
         return begin, (
-            "all text is read from its beginning: only text that was prepared with `prepare-data --extend` is known to be the run's"
+            "all text is read from its beginning: only the run's own text, or text that was prepared with `prepare-data --extend`, is "
+            "known to be the run's"
         )
     if parent.config.seed != config.seed:
         return begin, "all text is read from its beginning: with another seed its order is another"
@@ -46,4 +47,5 @@ def text_cursor(parent: StoredModel, config: Config, text: Manifest) -> tuple[Cu
 
 def _same_text(parent: StoredRun, text: Manifest) -> bool:
     extends = text.config.get(EXTENDS)
-    return isinstance(extends, dict) and parent.data_hash is not None and extends["content_hash"] == parent.data_hash
+    extended = extends["content_hash"] if isinstance(extends, dict) else None
+    return parent.data_hash is not None and parent.data_hash in (text.content_hash, extended)
