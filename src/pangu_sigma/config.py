@@ -290,7 +290,8 @@ class Config(Section):
         return [own if kind == "own" else common for kind in self.model.routed]
 
     def learns(self, kind: Segment) -> bool:
-        """Return True if experts of segments of this kind, and rows of such entries, learn; common ones do not where fine-tuning names the experts that do."""
+        """Return True if experts of segments of this kind and rows of such entries learn; common ones do not where fine-tuning
+        names the experts that do."""
         return kind == "own" or self.finetune is None or self.finetune.learn == "all"
 
     @property

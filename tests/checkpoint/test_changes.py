@@ -45,7 +45,8 @@ def test_every_key_has_a_rule_and_every_rule_a_key():
         *[(key, True) for key in ("domains.1.weight", "model.dropout", "train.batch_size", "train.new_key")],
         *[(key, False) for key in ("seed", "model.hidden", "model.init_std", "domains.0.name", "domains.12.slot")],
         *[(key, False) for key in ("routing.table", "vocabulary.english_pieces", "ecss.moments", "domains.2.format")],
-        ("model.activation", False),
+        *[("model.activation", False), ("model.rows.0.width", False)],
+        *[("train.optimizer.rate_rows", True), ("train.optimizer.eps_rows", True)],
     ],
 )
 def test_keys_that_give_the_state_another_meaning_are_not_free(key, free):

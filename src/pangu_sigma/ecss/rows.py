@@ -70,9 +70,9 @@ class RowStore:
             each.result()
 
     def met(self, entry: int) -> np.ndarray:
-        """Return the keys of the rows of an entry that have a step count above 0, ascending, int64."""
+        """Return the keys of the rows of an entry that a token met, or that `put` wrote, ascending, int64."""
         self.settle()
-        self._met[entry] = [np.sort(np.concatenate(self._met[entry]))]
+        self._met[entry] = [np.unique(np.concatenate(self._met[entry]))]  # `put` writes some of step 0
         return self._met[entry][0]
 
     def read(self, entry: int, name: str, keys_U: np.ndarray) -> np.ndarray:
@@ -81,8 +81,8 @@ class RowStore:
         return found.view(np.int32) if name == "step" else found
 
     def put(self, entry: int, keys: np.ndarray, weight: np.ndarray, **state: np.ndarray) -> None:
-        """Write rows in place of all that an entry has. state: others of ROW_ARRAYS; without them rows have no Adam state, for a model that
-        is only read. Raises ValueError for keys that are not ascending numbers of rows, or arrays of other shapes."""
+        """Write rows in place of all that an entry has. state: others of ROW_ARRAYS; without them rows have no Adam state, for a
+        model that is only read. Raises ValueError for keys that are not ascending numbers of rows, or arrays of other shapes."""
         records = self.records[entry]
         if keys.dtype != np.int64 or (
             len(keys) and not (keys[0] >= 0 and (np.diff(keys) > 0).all() and keys[-1] < len(records))

@@ -2,8 +2,8 @@
 
     old domains      experts, rows of the routing tables, rows of slots, Adam state and step counts are copied
     common segments  their experts are copied with Adam state, and new domains share them; tables keep the entries of known tokens
-    rows             (`model.rows`) those of old domains and common ones are copied with Adam state; tables keep the numbers of known
-                     tokens. A run without rows may get some, which begin at 0
+    model.rows       rows of old domains and common ones are copied with Adam state; tables keep the numbers of known tokens. A run
+                     without rows may get some, which begin at 0
     new domains      experts of a named domain and its row of the routing tables; or the FFN of a dense parent; or drawn. Adam state
                      starts from zero, and so do rows of its own
     new slots        rows of the same tokens of the named domain's slot, or of the dense parent; the rest is drawn from

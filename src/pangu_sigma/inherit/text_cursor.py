@@ -19,8 +19,7 @@ def text_cursor(parent: StoredModel, config: Config, text: Manifest) -> tuple[Cu
     begin = Cursor([0] * len(config.domains))
     if not isinstance(parent, StoredRun) or not _same_text(parent, text):
         return begin, (
-            "all text is read from its beginning: only the run's own text, or text that was prepared with `prepare-data --extend`, is "
-            "known to be the run's"
+            "all text is read from its beginning: only text that was prepared with `prepare-data --extend` is known to be the run's"
         )
     if parent.config.seed != config.seed:
         return begin, "all text is read from its beginning: with another seed its order is another"
