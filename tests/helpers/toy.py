@@ -122,8 +122,8 @@ class Logits(nn.Cell):
         super().__init__()
         self.network = network
 
-    def construct(self, rows, positions, documents, slots, order, inverse, offsets, experts):
-        hidden = self.network(rows, positions, documents, None, order, inverse, offsets, experts)
+    def construct(self, rows, positions, documents, slots, order, inverse, offsets, e, experts):
+        hidden = self.network(rows, positions, documents, None, order, inverse, offsets, e, experts)
         return hidden, self.network.logits(hidden, slots)
 
 
