@@ -115,7 +115,7 @@ def segmented_run(tiny_data, made_once) -> Path:
 
 @pytest.fixture(scope="session")
 def rows_run(tiny_data, made_once) -> Path:
-    """A whole run on that data with rows of both orders and kinds, some of which no token met, trained for a few steps. Read only."""
+    """A whole run on that data with rows of both orders and kinds, trained for a few steps. Read only."""
     from experiments.tiny import TINY_ROWS, tiny_config
     from pangu_sigma.training.loop import train
 

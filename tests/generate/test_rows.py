@@ -44,7 +44,7 @@ def table(config, tokenizer) -> RoutingTable:
 
 
 def test_a_decoder_reads_the_rows_that_training_reads(config, tokenizer, table, monkeypatch):
-    """Of two texts in two lanes that held others, chunk by chunk, alone or together; documents end inside chunks and between them."""
+    """Of two texts in two lanes that held others, chunk by chunk, alone or together; documents end in chunks and between them."""
     rng, length, domains = np.random.default_rng(0), config.model.seq_length, domains_of(config)
     decoder = CpuDecoder(config, tokenizer, table, Numbered(config), lanes=3)
     texts = []

@@ -28,7 +28,7 @@ New = tuple[Domain, list[int], int, int]
 """New tokens of a text: domain, ids, number of tokens before them, lane."""
 
 
-@pytest.fixture(scope="module", params=["tiny_run", "rows_run"])
+@pytest.fixture(scope="module", params=[pytest.param("tiny_run", marks=pytest.mark.slow), "rows_run"])
 def run(request) -> StoredRun:
     return open_model(request.getfixturevalue(request.param), "run")
 
