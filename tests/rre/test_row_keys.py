@@ -61,8 +61,8 @@ def test_tables_follow_the_seed_and_entries_have_their_own():
 
 
 def test_in_another_vocabulary_known_ids_keep_their_numbers_and_no_token_before_stays_the_last():
-    """Ids have moved, one is gone, and two are new."""
-    known_V = np.array([3, -1, *range(4, VOCABULARY), 0, -1])
+    """Ids have moved, two are gone, and three are new."""
+    known_V = np.array([3, -1, *range(4, VOCABULARY), 0, -1, -1])
     row_EV, before_EV1 = extended_row_tables(ENTRIES, TABLES, known_V, seed=3)
     kept = known_V >= 0
     assert np.array_equal(row_EV[:, kept], TABLES[0][:, known_V[kept]])
