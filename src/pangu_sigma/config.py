@@ -44,8 +44,6 @@ class ConfigError(UserError, ValueError):
 WITHOUT_ROWS = {
     "mindformers": "MindFormers' trainer, whose dataset has no host beside it",
     "npu": "the step of NPUs",
-    "decode": "the decoder",
-    "mindir": "export to MindIR",
     "hf": "the Hugging Face folder",
     "inherit": "inheriting",
     "extend": "extending",
