@@ -25,9 +25,10 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 TEXTS = [("en", "the cat sees a small old dog"), ("zh", "今天天气不错我们去公园"), ("code", "x y total")]
 
 
-@pytest.fixture(scope="module", params=["tiny_run", "drawn_segmented_run"])
+@pytest.fixture(scope="module", params=["tiny_run", "drawn_segmented_run", "rows_run"])
 def model(request) -> ps.Model:
-    """A run of the paper's layers; a run with two own and two common segments, and ids that are spread over experts."""
+    """A run of the paper's layers; a run with two own and two common segments, and ids that are spread over experts; one with
+    rows for pairs of tokens."""
     return ps.load(request.getfixturevalue(request.param))
 
 
@@ -81,6 +82,18 @@ def routed_by_hand(model: ps.Model, ids: list[int], domain: int) -> np.ndarray:
     return found
 
 
+def rows_by_hand(model: ps.Model, ids: list[int], domain: int) -> np.ndarray:
+    """The rows of each token side by side, [T, H], by the arrays of routing.npz."""
+    parts, stored, tables = [], open_model(model.path), np.load(model.path / "routing.npz")
+    for e, entry in enumerate(model.config.model.rows):
+        met, part = dict(zip(*stored.rows(e), strict=True)), np.zeros((len(ids), entry.width))
+        for t, token in enumerate(ids):
+            key = int(tables["row_EV"][e, token]) + int(tables["before_EV1"][e, ids[t - 1] if t else -1])
+            part[t] = met.get(key % entry.rows + domain * entry.rows * (entry.kind == "own"), 0)
+        parts.append(part)
+    return np.concatenate(parts, axis=1)
+
+
 def hidden_by_hand(model: ps.Model, ids: list[int], index: int) -> list[np.ndarray]:
     tensor, sizes, slot = tensors_of(model), model.config.model, model.domains[index].slot
     assert sizes.activation == "fast_gelu"
@@ -88,11 +101,14 @@ def hidden_by_hand(model: ps.Model, ids: list[int], index: int) -> list[np.ndarr
     places, experts_NT = np.arange(len(ids)), routed_by_hand(model, ids, index)
     x_TH = tensor("embedding")[[slot * sizes.slot_rows + row for row in rows]] + tensor("positions")[places]
     seen, width = [x_TH], len(sizes.segments)
+    e_TH = rows_by_hand(model, ids, index) if sizes.rows else None
     for layer in range(sizes.layers):
         at, query = f"layers.{layer}", None
         if layer == sizes.layers - 1:
             x_TH = norm(x_TH, tensor, "norm")
             query = tensor("query_positions")[places]
+        if e_TH is not None:
+            x_TH = x_TH + tensor(f"{at}.row_scale") * e_TH
         normed = norm(x_TH, tensor, f"{at}.attention_norm")
         x_TH = x_TH + attention(tensor, f"{at}.attention", normed if query is None else query, normed, sizes.heads)
         normed, first = norm(x_TH, tensor, f"{at}.ffn_norm"), (layer - sizes.dense_layers) * width

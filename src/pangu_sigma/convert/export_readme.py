@@ -44,9 +44,9 @@ while len(answer) < 8:
 print(answer)
 """
 _ROWS = """
-Rows for pairs of tokens (`model.rows`) are float32. The graph makes the key of a token's row from its id and the id before it, which
-the cache holds. `rows.<entry>.numbers` has the keys of the rows that training met, and `rows.<entry>.weight` these rows; the last one
-is zeros, and stands for all others.
+Rows for pairs of tokens (`model.rows`) are float32. The graph makes the key of a token's row from its id and the id
+before it, which the cache holds. `rows.<entry>.numbers` has the keys of the rows that training met, and
+`rows.<entry>.weight` these rows; the last one is zeros, and stands for all others.
 """
 
 
