@@ -25,9 +25,8 @@ def saved_arrays(config: Config) -> set[tuple[str, str]]:
     for key in stored_shapes(config):
         _, segment, name = key.split(".")
         arrays |= {(f"{EXPERTS}{segment}", n) for n in (name, f"{name}.moment", f"{name}.variance", "step")}
-    for e in range(len(config.model.rows)):
-        arrays |= {(f"{ROWS}{e}", name) for name in ("keys", "weight", "moment", "variance", "step")}
-    return arrays
+    rows = ("keys", "weight", "moment", "variance", "step")
+    return arrays | {(f"{ROWS}{entry}", name) for entry in range(len(config.model.rows)) for name in rows}
 
 
 def compose(config: Config, find: Find) -> Files:
