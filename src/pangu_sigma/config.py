@@ -46,7 +46,6 @@ WITHOUT_ROWS = {
     "npu": "the step of NPUs",
     "decode": "the decoder",
     "mindir": "export to MindIR",
-    "hf": "the Hugging Face folder",
     "inherit": "inheriting",
     "extend": "extending",
     "extract": "extracting",
