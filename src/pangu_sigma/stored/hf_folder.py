@@ -22,9 +22,9 @@ numbered over the whole layer; with several segments [layers, segments, D, V], n
 domains if it is common. `tid2eid_spread` [D, V]: number of experts of the domain over which a token id is spread by position;
 always 1 for a random table. `tid2eid_common_spread` [V], if there are common segments: the same in these.
 
-Rows of entry e of `model.rows` are under `rows.<e>`. The tables `tid2key` [V] and `before2key` [V + 1], int32, say which row a token
-reads (rre/row_keys.py). `keys` [U], int64 and ascending, numbers the rows that a token met, of all domains if they are own, and
-`weight` [U, W], float32, has them; all other rows are zeros.
+Entry e of `model.rows` has four tensors `rows.<e>.…`. `tid2key` [V] and `before2key` [V + 1], int32, are its tables A and B, which
+say what row a token reads (rre/row_keys.py). `keys` [U], int64, are the numbers of the rows that a token met, ascending, and
+`weight` [U, W], float32, has these rows; all others are zeros.
 
 Shape suffixes: N segments of the RRE layers, D domains, V vocabulary, U rows that a token met, W their width.
 """
