@@ -45,7 +45,7 @@ def answer(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
 def follow(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
     """Read drawn sequences along all ways of a cache, in three precisions: rows and logits must be those of the whole."""
     keys: list[list[torch.Tensor]] = []
-    for entry in getattr(model, "rows", []):
+    for entry in model.rows:
         keys.append([])
         entry.register_forward_hook(lambda module, given, _, mine=keys[-1]: mine.append(module.numbers(*given)))
 

@@ -79,10 +79,10 @@ def _rows(model: StoredModel) -> str:
         )
     return (
         f"* rows for pairs of tokens, {count:,} parameters besides: {'; '.join(entries)}. The number of a token's row is "
-        "(`tid2key`[its id] + `before2key`[the id before it in its text]) mod rows, and of own rows + domain · rows; the last number "
-        "of `before2key` is for no id before. `weight` has the rows of the numbers `keys`, which ascend; all others are zeros. Before "
-        "each layer, the rows of all entries side by side are added, times `layers.<layer>.row_scale`, in the last layer behind the "
-        "last norm"
+        "(`tid2key`[its id] + `before2key`[the id before it in its text]) mod rows, and of own rows + domain · rows; the last "
+        "number of `before2key` is for no id before. `weight` has the rows of the numbers `keys`, which ascend; all others are "
+        "zeros. Before each layer, the rows of all entries side by side are added, times `layers.<layer>.row_scale`, in the last "
+        "layer behind the last norm"
     )
 
 

@@ -194,9 +194,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         self.register_buffer("tid2eid_spread", torch.ones(each, dtype=torch.int32))
         if config.num_common_experts:
             self.register_buffer("tid2eid_common_spread", torch.ones(config.vocab_size, dtype=torch.int32))
-        if config.rows:
-            pairs = zip(config.rows, config.rows_met, strict=True)
-            self.rows = nn.ModuleList(Rows(*pair, config.vocab_size) for pair in pairs)
+        self.rows = nn.ModuleList(map(Rows, config.rows, config.rows_met, [config.vocab_size] * len(config.rows)))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -232,8 +230,8 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         known_BS, seen_BSK, positions_BS, before_BS = self._texts(input_ids, attention_mask, cache)
         rows_BS = self._rows(input_ids, domain_B1)  # first: it refuses ids that are in no table
         experts = self._experts(input_ids, domain_B1, positions_BS)
-        entries = self.rows if self.config.rows else []
-        e_BSH = torch.cat([entry(input_ids, before_BS, domain_B1) for entry in entries], -1) if entries else None
+        found = [entry(input_ids, before_BS, domain_B1) for entry in self.rows]
+        e_BSH = torch.cat(found, -1) if found else None
         x = self.embedding(rows_BS) + self.positions(positions_BS)
         states, query = [x], None
         for number, layer in enumerate(self.layers):
