@@ -197,7 +197,7 @@ def test_a_step_of_training_comes_back_with_its_bits(run, folder, task, tmp_path
         keys_U, weight_UW = again.rows(e)
         assert keys_U.tobytes() == run.rows(e)[0].tobytes()
         assert weight_UW.tobytes() == saved[f"rows.{e}.weight"].tobytes()
-        assert (weight_UW.tobytes() != run.rows(e)[1].tobytes()) is (verb == "full")
+        assert (weight_UW.tobytes() != run.rows(e)[1].tobytes()) is (verb == "full" and len(keys_U) > 0)
     changed = {name for name in run.tensors if again.tensor(name).tobytes() != run.tensor(name).tobytes()}
     assert "layers.0.attention.query.weight" in changed
     assert ("embedding" in changed) is (verb == "full")
