@@ -22,6 +22,7 @@ from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
 from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.state import restore_rows
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
@@ -30,6 +31,8 @@ from pangu_sigma.convert import hf_folder as module
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.hf_folder import write_hf_folder
 from pangu_sigma.convert.model_card import model_card
+from pangu_sigma.ecss.rows import RowStore
+from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.inherit import equality
@@ -379,6 +382,20 @@ def test_rows_that_are_not_what_was_written_are_refused(rows_run, tmp_path, chan
     reseal(written)
     with pytest.raises(LayoutError, match=message):
         _ = open_model(written, "hf").table
+
+
+def test_rows_of_a_run_that_is_made_of_a_folder_learn_and_are_there_once(rows_run, tmp_path):
+    """They begin with a step count of 0."""
+    model = open_model(convert_model(convert_model(rows_run, tmp_path / "hf", "hf"), tmp_path / "again", "run"), "run")
+    store, (keys_U, weight_UW) = RowStore(model.config, HostTier()), model.rows(0)
+    restore_rows(store, model.checkpoint)
+    keys_EGBS = np.zeros((3, 1, 1, 3), np.int64)
+    keys_EGBS[0] = 0, 1, 3  # the first is new
+    rate_of_one = np.array([1, 1, 1, 0.9, 0.99, 1e-12], np.float32)
+    store.update(keys_EGBS, np.ones((3, 24), np.float32), rate_of_one)
+    met = store.met(0)
+    assert met.tolist() == [0, *keys_U] and store.read(0, "step", met)[:5].tolist() == [1, 1, 1, 0, 0]
+    assert np.allclose(store.read(0, "weight", met)[1:3], weight_UW[:2] - 1)
 
 
 def test_a_changed_bit_of_a_row_and_other_entries_are_refused(rows_run, tmp_path):
