@@ -335,6 +335,8 @@ def test_rows_go_there_and_back_and_every_file_says_what_they_are(rows_run, tmp_
             assert (mine.dtype, mine.tobytes()) == (theirs.dtype, theirs.tobytes())
         assert (its["keys"] == before[f"rows_{e}/keys"]).all() and len(its["keys"]) == met
         assert its["weight"].tobytes() == before[f"rows_{e}/weight"].tobytes()
+    listed = {shard: shape for shard, name, shape, _ in between.listed() if shard and name == "weight"}
+    assert listed == {"rows_0": (450, 8), "rows_1": (105, 14), "rows_2": (0, 2)}
     assert found["layers.1.row_scale"] == before["dense/layers.1.row_scale"]
     tree, card = json.loads((written / "config.json").read_text()), (written / "README.md").read_text(encoding="utf-8")
     assert tree["rows"][1] == {"order": 2, "rows": 70, "width": 14, "kind": "own"} and tree["rows_met"] == [450, 105, 0]

@@ -59,7 +59,7 @@ from pangu_sigma.stored.hf_config import (
     saved_by_transformers,
     tokenizer_keys,
 )
-from pangu_sigma.stored.model import Kind, StoredModel, read_lineage, weight_shapes
+from pangu_sigma.stored.model import Kind, Listed, StoredModel, read_lineage, weight_shapes
 from pangu_sigma.text.tokenizer import FILES, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -173,6 +173,12 @@ class StoredFolder(StoredModel):
             return super().array(shard, name)
         found = self._arrays.get(row_tensor(int(shard.removeprefix(ROWS)), name))
         return None if found is None else LazyArray.of(found, f"{name} of {shard}")
+
+    def listed(self) -> Listed:
+        yield from super().listed()
+        for e in range(len(self.config.model.rows)):
+            for name, array in zip(("keys", "weight"), self.rows(e), strict=True):
+                yield f"{ROWS}{e}", name, array.shape, array.dtype.name
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:

@@ -230,8 +230,8 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         known_BS, seen_BSK, positions_BS, before_BS = self._texts(input_ids, attention_mask, cache)
         rows_BS = self._rows(input_ids, domain_B1)  # first: it refuses ids that are in no table
         experts = self._experts(input_ids, domain_B1, positions_BS)
-        found = [entry(input_ids, before_BS, domain_B1) for entry in self.rows]
-        e_BSH = torch.cat(found, -1) if found else None
+        each = [entry(input_ids, before_BS, domain_B1) for entry in self.rows]
+        e_BSH = torch.cat(each, -1) if each else None
         x = self.embedding(rows_BS) + self.positions(positions_BS)
         states, query = [x], None
         for number, layer in enumerate(self.layers):
