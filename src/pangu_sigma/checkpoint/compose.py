@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, SavedArray
+from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS, WEIGHTS, Files, SavedArray
 from pangu_sigma.config import Config
 from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 from pangu_sigma.ranks.layout import share_of
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
-"""find(shard, name, shape) returns the array of that name and shape; None for Adam state and loss scale of a new run."""
+"""find(shard, name, shape) returns the array of that name and shape; None for Adam state and loss scale of a new run, and for rows
+if no token met one. The shape of the keys of rows, whose number only the model knows, is asked for as ()."""
 
 
 def saved_arrays(config: Config) -> set[tuple[str, str]]:
@@ -47,6 +48,8 @@ def compose(config: Config, find: Find) -> Files:
             if found is None and spec.kind == "weight":
                 raise KeyError(f"{shard}: {spec.name}")
             files[shard][spec.name] = SavedArray.whole(found or LazyArray.zeros(spec.shape, spec.dtype))
+    for e, entry in enumerate(config.model.rows):
+        files[f"{ROWS}{e}"] = _rows(find, f"{ROWS}{e}", entry.width)
     state = {f"{name}.{kind}": shape for kind in ("moment", "variance") for name, shape in dense.items()}
     files[OPTIMIZER] = {
         name: SavedArray.whole(find(OPTIMIZER, name, shape) or LazyArray.zeros(shape, "float32"))
@@ -59,6 +62,20 @@ def compose(config: Config, find: Find) -> Files:
         "good_steps": SavedArray.whole(find(LOSS_SCALE, "good_steps", ()) or LazyArray.zeros((), "int32")),
     }
     return files
+
+
+def _rows(find: Find, shard: str, width: int) -> dict[str, SavedArray]:
+    from pangu_sigma.ecss.rows import ROW_ARRAYS
+
+    keys = find(shard, "keys", ()) or LazyArray.zeros((0,), "int64")
+    arrays = {"keys": keys}
+    for name in ROW_ARRAYS:
+        shape, dtype = (keys.shape, "int32") if name == "step" else ((*keys.shape, width), "float32")
+        found = find(shard, name, shape)
+        if found is None and name == "weight" and keys.size:
+            raise KeyError(f"{shard}: {name}")
+        arrays[name] = found or LazyArray.zeros(shape, dtype)
+    return {name: SavedArray.whole(array) for name, array in arrays.items()}
 
 
 def _weight(find: Find, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray:

@@ -68,9 +68,9 @@ class RowStore:
             each.result()
 
     def met(self, entry: int) -> np.ndarray:
-        """Return the keys of the rows of an entry that have a step count above 0, ascending, int64."""
+        """Return the keys of the rows of an entry that a token met, or that `put` wrote, ascending, int64."""
         self.settle()
-        self._met[entry] = [np.sort(np.concatenate(self._met[entry]))]
+        self._met[entry] = [np.unique(np.concatenate(self._met[entry]))]  # `put` writes some of step 0
         return self._met[entry][0]
 
     def read(self, entry: int, name: str, keys_U: np.ndarray) -> np.ndarray:
