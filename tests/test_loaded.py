@@ -7,6 +7,7 @@ import math
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import pangu_sigma as ps
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.data.token_files import TokenFile
+from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.sealed import check_folder, seal_folder
 from pangu_sigma.stored.open import open_model
 
@@ -340,3 +342,49 @@ def test_a_run_that_has_moved_shows_itself(one, tmp_path):
     moved = ps.load(shutil.copytree(one.path, tmp_path / "moved"))
     assert np.array_equal(moved.hidden_states("the cat", "en"), one.hidden_states("the cat", "en"))
     assert isinstance(moved.path, Path) and moved.evaluate("the cat", "en") == one.evaluate("the cat", "en")
+
+
+def test_a_model_without_its_rows_or_an_expert_is_the_model_whose_weights_are_zeros(rows_run, tmp_path):
+    model, text = ps.load(rows_run), "the cat sees a small old dog"
+    whole = model.logits(text, "en")
+    bare, stored = model.without(rows=True), open_model(model.path)
+    assert np.array_equal(
+        model.without(rows=0).without(rows=1).without(rows=2).logits(text, "en"), bare.logits(text, "en")
+    )
+    assert not np.array_equal(bare.logits(text, "en"), whole) and np.array_equal(model.logits(text, "en"), whole)
+    plain = stored.config.model_copy(update={"model": stored.config.model.model_copy(update={"rows": []})})
+    ids, domain = model.ids(text, "en"), model.domains.named("en")
+    network = ExactModel(plain.model, stored, plain.model.activation)
+    first = domain.slot * plain.model.slot_rows
+    rows_T = first + stored.tokenizer.row_of[domain.slot, ids]
+    experts_NT, slot = model.experts(ids, "en"), first + np.arange(plain.model.slot_rows)
+    expected = network.logits(rows_T, experts_NT, slot, last=1)[0]
+    found = bare.logits(text, "en")
+    used = np.isfinite(found)
+    np.testing.assert_allclose(found[used], expected[used], atol=1e-5)
+    number = int(experts_NT[0, -1])
+    without = model.without(segment=0, expert=number)
+    assert not np.array_equal(without.logits(text, "en"), whole)
+    others = set(range(6)) - set(experts_NT[0].tolist())
+    assert np.array_equal(model.without(segment=0, expert=others.pop()).logits(text, "en"), whole), (
+        "no token is sent there"
+    )
+    assert bare.score(text, "en").logprobs != model.score(text, "en").logprobs
+    for refused in (lambda: bare.export(tmp_path / "x"), bare.evaluate, lambda: ps.evaluate(bare)):
+        with pytest.raises(ps.UserError, match="changed in memory"):
+            refused()
+    for wrong in ({}, {"rows": 3}, {"rows": False}, {"segment": 99}, {"expert": 1}, {"rows": 0, "segment": 0}):
+        with pytest.raises(ps.UserError):
+            model.without(**wrong)
+
+
+def test_other_routing_tables_answer_and_the_folder_keeps_its_own(one, tmp_path):
+    table, text = open_model(one.path).table, "the cat sees a small old dog"
+    replace(table, first_NDV=1 - table.first_NDV).save(tmp_path / "other.npz")
+    other = ps.load(one, routing=tmp_path / "other.npz")
+    swapped = one.experts(text, "en") ^ 1
+    assert np.array_equal(other.experts(text, "en"), swapped), "of two experts a domain the other one"
+    assert not np.array_equal(other.logits(text, "en"), one.logits(text, "en"))
+    replace(table, first_NDV=table.first_NDV[:1]).save(tmp_path / "short.npz")
+    with pytest.raises(ps.UserError, match=r"short\.npz is for .* this run has"):
+        ps.load(one, routing=tmp_path / "short.npz")

@@ -44,7 +44,6 @@ class ConfigError(UserError, ValueError):
 WITHOUT_ROWS = {
     "mindformers": "MindFormers' trainer, whose dataset has no host beside it",
     "npu": "the step of NPUs",
-    "hf": "the Hugging Face folder",
 }
 """Where `model.rows` has no place yet, with its name for messages."""
 
