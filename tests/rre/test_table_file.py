@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre import table_file
 from pangu_sigma.rre.table import RoutingTable, draw_tables
-from pangu_sigma.sections import RoutingConfig
+from pangu_sigma.sections import RoutingConfig, RowsConfig
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,33 @@ def test_a_table_that_routes_nowhere_is_refused(tmp_path: Path, changed: dict, m
     np.savez_compressed(tmp_path / "a.npz", **(arrays | changed))
     with pytest.raises(DataError, match=message):
         RoutingTable.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"row_EV": np.zeros((1, 8), np.int32)}, r"shapes \(1, 8\) and \(1, 10\) of the tables of rows do not fit"),
+        ({"row_EV": np.full((1, 9), -1, np.int32)}, "negative, or not of 32 bits"),
+        ({"before_EV1": np.zeros((1, 10))}, "negative, or not of 32 bits"),
+    ],
+)
+def test_tables_of_rows_that_name_no_row_are_refused(tmp_path: Path, changed: dict, message: str):
+    table = draw_tables(RoutingConfig(), 3, 2, 9, 4, None, rows=[RowsConfig(order=2, rows=5, width=4)])
+    table.save(tmp_path / "a.npz")
+    assert RoutingTable.load(tmp_path / "a.npz").hash == table.hash
+    replace(table, **changed).save(tmp_path / "a.npz")
+    with pytest.raises(DataError, match=message):
+        RoutingTable.load(tmp_path / "a.npz")
+
+
+def test_tables_of_other_rows_are_refused(tmp_path: Path):
+    drawn, other = (RowsConfig(order=2, rows=rows, width=4) for rows in (500, 50))
+    draw_tables(RoutingConfig(), 3, 2, 9, 4, None, rows=[drawn]).save(tmp_path / "a.npz")
+    routing = RoutingConfig(table=str(tmp_path / "a.npz"))
+    draw_tables(routing, 3, 2, 9, 4, None, rows=[drawn])
+    for rows in ([other], [drawn, drawn], []):
+        with pytest.raises(ConfigError, match="has not the tables of these model.rows"):
+            draw_tables(routing, 3, 2, 9, 4, None, rows=rows)
 
 
 def test_tables_that_are_cut_short_or_missing_are_refused(tmp_path: Path):

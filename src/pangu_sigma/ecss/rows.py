@@ -107,20 +107,16 @@ class RowStore:
         for e, keys_T in enumerate(keys_ET):
             gather_rows(self.records[e], keys_T, np.empty((len(keys_T), self.entries[e].width), np.float32))
             if self.learns[e]:
-                self._reserve(e, np.unique(keys_T))
+                self._tier.reserve(e, self.records[e], keys_T)
 
     def _update(self, keys_ET: np.ndarray, grads_TH: np.ndarray, hyper: np.ndarray) -> None:
         if not hyper[_APPLY]:
             return
         for e, (keys_T, columns) in enumerate(zip(keys_ET, self._columns, strict=True)):
-            if not self.learns[e]:
-                continue
-            self._reserve(e, np.unique(keys_T))
-            keys_U = update_rows(self.records[e], keys_T, grads_TH[:, columns], hyper)
-            self._met[e].append(keys_U[self.read(e, "step", keys_U) == 1])
-
-    def _reserve(self, e: int, keys_U: np.ndarray) -> None:
-        self._tier.reserve(e, self.records[e], keys_U[self.read(e, "step", keys_U) == 0])
+            if self.learns[e]:
+                self._tier.reserve(e, self.records[e], keys_T)
+                keys_U = update_rows(self.records[e], keys_T, grads_TH[:, columns], hyper)
+                self._met[e].append(keys_U[self.read(e, "step", keys_U) == 1])
 
 
 def _flat(keys_EGBS: np.ndarray) -> np.ndarray:

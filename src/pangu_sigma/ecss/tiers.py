@@ -99,7 +99,7 @@ class HostTier:
         return np.frombuffer(memory, np.float32).reshape(rows, size)
 
     def reserve(self, entry: int, records: np.ndarray, keys: np.ndarray) -> None:
-        """Reserve room on the disk for records of an entry that will be written; do nothing in memory."""
+        """Reserve room on the disk for those records of an entry that no token met and that will be written; nothing in memory."""
 
     def prefetch(self, segment: int, expert: int) -> None:
         """Start to read an expert from its file, because the next step will use it; do nothing for an expert in memory."""
@@ -162,13 +162,13 @@ class FileTier(HostTier):
             ) from error
 
     def reserve(self, entry: int, records: np.ndarray, keys: np.ndarray) -> None:
-        size = records.strides[0]
+        size, new = records.strides[0], np.unique(keys[records[keys, -1].view(np.int32) == 0])
         try:
-            for key in keys.tolist():
+            for key in new.tolist():
                 os.posix_fallocate(self._rows[entry].fileno(), key * size, size)
         except OSError as error:
             raise StoreError(
-                f"ecss.path={self._folder}: no room for {len(keys)} more rows ({error.strerror}); free space, set ecss.path to a "
+                f"ecss.path={self._folder}: no room for {len(new)} more rows ({error.strerror}); free space, set ecss.path to a "
                 "larger disk, or lower model.rows"
             ) from error
 

@@ -170,10 +170,10 @@ def _read(
 ) -> RoutingTable:
     """Read tables of one's own, and check that they are for these sizes, [N, D, V]."""
     table = RoutingTable.load(file, "write it with ps.write_routing, or name routing.npz of a run")
-    has = (table.first_NDV.shape, table.experts, table._common.tolist(), table.has_keys_of(rows))
-    needs = (shape, experts, [0] * shape[0] if common_N is None else common_N.tolist(), True)
+    has = (table.first_NDV.shape, table.experts, table._common.tolist())
+    needs = (shape, experts, [0] * shape[0] if common_N is None else common_N.tolist())
     for what, is_so, must in zip(
-        ("segments, domains and token ids", "experts of a domain", "experts of each common segment", "such model.rows"),
+        ("segments, domains and token ids", "experts of a domain", "experts of each common segment"),
         has,
         needs,
         strict=True,
@@ -183,6 +183,10 @@ def _read(
                 f"routing.table={file} is for {is_so} {what}, this run has {must}; write it for this configuration and its "
                 "prepared text, with ps.write_routing"
             )
+    if not table.has_keys_of(rows):
+        raise ConfigError(
+            f"routing.table={file} has not the tables of these model.rows; write it with ps.write_routing"
+        )
     return table
 
 
