@@ -58,7 +58,7 @@ def test_tables_of_other_rows_are_refused(tmp_path: Path):
     routing = RoutingConfig(table=str(tmp_path / "a.npz"))
     draw_tables(routing, 3, 2, 9, 4, None, rows=[drawn])
     for rows in ([other], [drawn, drawn], []):
-        with pytest.raises(ConfigError, match="has not the tables of these model.rows"):
+        with pytest.raises(ConfigError, match=r"has not the tables of these model\.rows"):
             draw_tables(routing, 3, 2, 9, 4, None, rows=rows)
 
 
