@@ -26,7 +26,7 @@ from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.connect import connect
 from pangu_sigma.ranks.layout import Layout
 from pangu_sigma.ranks.ranks import Ranks
-from pangu_sigma.training.backend import Backend, TrainingSetup
+from pangu_sigma.training.backend import Backend, TrainingSetup, update_rows
 from pangu_sigma.training.evaluator import Evaluator
 from pangu_sigma.training.feed import StepInput
 from pangu_sigma.training.step import StepResult
@@ -55,7 +55,10 @@ class AscendBackend(Backend):
         self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
     ) -> StepResult:
         """Take one training step. rate: learning rate. fed: batch and experts. limit_D: unused, see `check_ascend`."""
-        loss_M, norm, applied, scale = built.step.take(rate, fed.batch)
+        loss_M, norm, applied, scale, *of_rows = built.step.take(rate, fed.batch)
+        if of_rows:
+            rows_TH, hyper = of_rows
+            update_rows(built, fed.batch, (rows_TH,), hyper)
         return StepResult((loss_M,), norm, applied, scale)
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:

@@ -202,7 +202,7 @@ def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, 
     first, last = stage == 0, stage == config.parallel.stages - 1
     several = m.layers > 1  # with one layer only the norm outside of layers reads the embeddings
     yield "embeddings", "AllGather", TENSOR, first and several, tokens, True
-    if item < 4 or not several:
+    if (item < 4 and not m.rows) or not several:  # rows are added in the compute dtype, before the norm
         yield "embeddings, for LayerNorm", "AllGather", TENSOR, int(first), 4 * elements, several
     yield "query positions", "AllGather", TENSOR, int(last), tokens, True
     yield "attention output", "AllReduce", TENSOR, layers, tokens, True
