@@ -60,7 +60,10 @@ def toy_config(domains: int = 4, slots: int = 2, **sections: dict[str, Any]) -> 
 def toy_table(config: Config) -> RoutingTable:
     domains, experts = len(config.domains), config.model.experts_per_domain
     segments, common = config.model.segments, config.model.common_experts
-    return draw_tables(config.routing, config.model.rre_layers, domains, VOCABULARY, experts, None, segments, common)
+    rows = config.model.rows
+    return draw_tables(
+        config.routing, config.model.rre_layers, domains, VOCABULARY, experts, None, segments, common, rows
+    )
 
 
 def toy_tokenizer(slots: int) -> SimpleNamespace:
@@ -122,8 +125,8 @@ class Logits(nn.Cell):
         super().__init__()
         self.network = network
 
-    def construct(self, rows, positions, documents, slots, order, inverse, offsets, experts):
-        hidden = self.network(rows, positions, documents, None, order, inverse, offsets, experts)
+    def construct(self, rows, positions, documents, slots, order, inverse, offsets, e, experts):
+        hidden = self.network(rows, positions, documents, None, order, inverse, offsets, e, experts)
         return hidden, self.network.logits(hidden, slots)
 
 

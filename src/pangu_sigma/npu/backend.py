@@ -12,7 +12,7 @@ from mindspore import Parameter, Tensor
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore
+from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore, restore_rows, row_files
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
@@ -57,6 +57,7 @@ class AscendBackend(Backend):
         """Take one training step. rate: learning rate. fed: batch and experts. limit_D: unused, see `check_ascend`."""
         loss_M, norm, applied, scale, *of_rows = built.step.take(rate, fed.batch)
         if of_rows:
+            # of what tensor ranks share, each has a part of the gradient, and each stage that of its layers: the sum is of all ranks
             rows_TH, hyper = of_rows
             update_rows(built, fed.batch, (rows_TH,), hyper)
         return StepResult((loss_M,), norm, applied, scale)
@@ -79,7 +80,7 @@ class AscendBackend(Backend):
         for shard, name, parameter, part in parameter_parts(built.shards, built.store, config.parallel, rank):
             if writes_part(dense_of(built.shards, name), shard, name, config, rank):
                 files.setdefault(file_of_rank(shard, rank), {})[name] = SavedArray(part, parameter.asnumpy())
-        return files
+        return files | row_files(built.store.rows) if built.store.rows and built.ranks.first else files
 
     def cannot_copy(self, config: Config) -> str | None:
         return "the experts fill the host's memory, and no save behind training was tried on a device"
@@ -98,4 +99,6 @@ class AscendBackend(Backend):
         restore(experts, checkpoint, parts=parts)
         others = {shard: arrays for shard, arrays in built.shards.items() if shard not in experts}
         restore(others, checkpoint, parts=parts, put=put)
+        if built.store.rows:
+            restore_rows(built.store.rows, checkpoint)
         built.step.give_scale()
