@@ -192,6 +192,10 @@ def test_every_key_means_its_own():
         ("model.model_config.hidden=100", "model.model_config: hidden=100 is not divisible by heads=6"),
         ("model.model_config.routing.tabel=random", "model.model_config.routing.tabel: unknown key (value 'random')"),
         ("model.model_config.ecss.store=file", "model.model_config.ecss.store: 'file' is not allowed"),
+        (
+            "model.model_config.rows=[{order: 1, rows: 9, width: 192}]",
+            "model.model_config.rows: MindFormers' trainer, whose dataset has no host beside it, has no place for rows; use",
+        ),
         ("optimizer.beta=0.9", "optimizer.beta: unknown key; nearest valid key: optimizer.betas"),
         ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1: 1.5 is not allowed: it must be less than 1"),
         ("optimizer.type=AdamW", "optimizer.type: 'AdamW' is not allowed: it must be 'PanGuSigmaAdam'"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, WEIGHTS, Files, SavedArray
+from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS, WEIGHTS, Files, SavedArray
 from pangu_sigma.config import Config
 from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 from pangu_sigma.ranks.layout import share_of
@@ -24,7 +24,8 @@ def saved_arrays(config: Config) -> set[tuple[str, str]]:
     for key in stored_shapes(config):
         _, segment, name = key.split(".")
         arrays |= {(f"{EXPERTS}{segment}", n) for n in (name, f"{name}.moment", f"{name}.variance", "step")}
-    return arrays
+    rows = ("keys", "weight", "moment", "variance", "step")
+    return arrays | {(f"{ROWS}{entry}", name) for entry in range(len(config.model.rows)) for name in rows}
 
 
 def compose(config: Config, find: Find) -> Files:

@@ -54,7 +54,7 @@ from pangu_sigma.npu.cuts import (
     expert_arrays,
     word_table,
 )
-from pangu_sigma.npu.plan.memory import chip_of
+from pangu_sigma.npu.plan.memory import chip_of, row_gradient_bytes
 from pangu_sigma.npu.rows import dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import AXES, Layout, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.sections import ParallelConfig
@@ -108,8 +108,9 @@ def collectives(config: Config, stage: int = 0) -> list[PredictedCollective]:
 
 def link_bytes(config: Config, stage: int = 0) -> LinkBytes:
     """Return the bytes that the rank of a stage that sends most over the network sends in a step, by link."""
-    sent = [sent_bytes(config, c, stage) for c in collectives(config, stage)]
-    return LinkBytes(sum(pcie_bytes(config, stage)), sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
+    sent = [sent_bytes(config, c, stage) for c in (*collectives(config, stage), *sums_of_rows(config))]
+    pcie = sum(pcie_bytes(config, stage)) + 2 * row_pcie_bytes(config)
+    return LinkBytes(pcie, sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
 
 
 def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
@@ -164,6 +165,20 @@ def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
         return 0, 0
     one_way = active_elements(config, stage) * ITEM_SIZE[config.train.compute_dtype]
     return one_way, one_way
+
+
+def row_pcie_bytes(config: Config) -> int:
+    """Return the bytes of rows to the NPU in a step, and as many come back: the rows of the rank's tokens in float32, whose gradients
+    come back, and on several ranks the gradients of the whole step, which come back summed."""
+    own = 4 * config.train.accumulation * tokens_of_rank(config) * config.model.hidden if config.model.rows else 0
+    return own + (row_gradient_bytes(config) if config.parallel.ranks > 1 else 0)
+
+
+def sums_of_rows(config: Config) -> list[PredictedCollective]:
+    """Return the sum over all ranks of the gradients of rows, sequence by sequence, behind the step and no part of its graph."""
+    size, calls = config.parallel.ranks, config.train.batch_size
+    sums = PredictedCollective("AllReduce", "rows", size, calls, row_gradient_bytes(config), ALL, "gradients of rows")
+    return [sums] if config.model.rows and size > 1 else []
 
 
 def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
