@@ -22,6 +22,7 @@ BENCHES = (
         "moe",
         "ops",
         "overlap",
+        "rows",
         "scale",
         "segments",
         "serve",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,13 @@ def _stored_config(domains: int, update: str = "step") -> Config:
 
 
 def resident() -> dict[str, float]:
-    """GiB that this process has in memory now, and has had at most."""
+    """GiB that this process has in memory now, and has had at most, and of these now pages of files."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: int(lines[key].split()[0]) / (1 << 20) for name, key in (("gib", "VmRSS"), ("peak_gib", "VmHWM"))}
+    keys = {"gib": "VmRSS", "peak_gib": "VmHWM", "file_gib": "RssFile"}
+    return {name: int(lines[key].split()[0]) / (1 << 20) for name, key in keys.items()}
 
 
-def main() -> None:
+def answer_steps(start: Callable[..., SyntheticRun]) -> None:
     """Train as the JSON of the first argument says: a step, and a line of JSON, for each line of standard input."""
     # Libraries print to standard error, so that standard output has answers only.
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -59,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    answer_steps(start)

@@ -19,7 +19,9 @@ from pangu_sigma.ecss.prefetch import Traffic, make_prefetcher
 from pangu_sigma.ecss.store import ExpertStore, make_network, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import wrap_array
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 from pangu_sigma.rre.table import RoutingTable, draw_tables
+from pangu_sigma.training.backend import update_rows
 from pangu_sigma.training.feed import InputPipeline
 from pangu_sigma.training.step import TrainStep
 
@@ -35,16 +37,23 @@ def config_of(domains: int, model: dict[str, Any], **sections: dict[str, Any]) -
 
 
 class SyntheticRun:
-    """A run that does all that `train` does for a step, on uniformly drawn ids. Ids, weights and tables depend on the seed only."""
+    """A run that does all that `train` does for a step, on drawn ids. Ids, weights and tables depend on the seed only."""
 
-    def __init__(self, config: Config, store: ExpertStore | None = None, in_place: bool = True):
-        """store: the store of experts; made for this configuration if None. in_place: the setting of the prefetcher."""
+    def __init__(
+        self,
+        config: Config,
+        store: ExpertStore | None = None,
+        in_place: bool = True,
+        frequencies_V: np.ndarray | None = None,
+    ):
+        """store: the store of experts; made for this configuration if None. in_place: the setting of the prefetcher. frequencies_V:
+        of ids above FIRST; None: all are equally frequent."""
         ms.set_seed(config.seed)
         self.config = config
         self.store = make_store(config) if store is None else store
         self.step = TrainStep(config, make_network(config), self.store)
         self.step.set_train()
-        batches = _batches(config)
+        batches = _batches(config, frequencies_V)
         self._feed = InputPipeline(batches, batches.start(), self.store, make_prefetcher(config, self.store, in_place))
         self.traffic: Traffic | None = None
         self.device_bytes = 0
@@ -60,6 +69,8 @@ class SyntheticRun:
         self.traffic = fed.traffic
         self.device_bytes = sum(t.nbytes for of in fed.brought.experts for t in of) if fed.brought else 0
         result = self.step.take(RATE, fed.arrays, fed.brought)
+        if self.store.rows:
+            update_rows(self.store, SINGLE_PROCESS, fed.batch, result)
         return float(result.block_loss_GM[0].asnumpy().sum())
 
 
@@ -78,8 +89,12 @@ class _DrawnText:
 
     tokens = 1 << 40
 
-    def __init__(self, vocabulary: int, name: str):
-        self._ids = np.random.default_rng(list(name.encode())).integers(FIRST, vocabulary, 1 << 16, np.int32)
+    def __init__(self, vocabulary: int, name: str, frequencies_V: np.ndarray | None):
+        rng = np.random.default_rng(list(name.encode()))
+        if frequencies_V is None:
+            self._ids = rng.integers(FIRST, vocabulary, 1 << 16, np.int32)
+        else:
+            self._ids = (FIRST + rng.choice(vocabulary - FIRST, 1 << 20, p=frequencies_V)).astype(np.int32)
 
     def read(self, first: int, count: int) -> np.ndarray:
         return self._ids[(first + np.arange(count)) % len(self._ids)]
@@ -88,12 +103,15 @@ class _DrawnText:
 class _DrawnBatches(BatchLoader):
     """The project's batches of drawn text, with each domain's samples in order: a shuffle of so many would fill the memory."""
 
-    def __init__(self, config: Config, tokenizer: Any, table: RoutingTable):
+    def __init__(self, config: Config, tokenizer: Any, table: RoutingTable, frequencies_V: np.ndarray | None):
+        self._frequencies_V = frequencies_V
         super().__init__(config, Path(), tokenizer, table)
         self.order = _InTurn(config, self.samples.counts)
 
     def _open(self, folder: Path, split: str) -> Samples:
-        return Samples(self.config, [_DrawnText(self.tokenizer.size, f"{d.name}.{split}") for d in self.domains], split)
+        names = [f"{d.name}.{split}" for d in self.domains]
+        texts = [_DrawnText(self.tokenizer.size, name, self._frequencies_V) for name in names]
+        return Samples(self.config, texts, split)
 
 
 class _InTurn(SampleOrder):
@@ -103,11 +121,18 @@ class _InTurn(SampleOrder):
         return number
 
 
-def _batches(config: Config) -> BatchLoader:
+def zipf(ids: int) -> np.ndarray:
+    """Return frequencies of ids as in text: the n-th most frequent one in proportion to 1/n."""
+    shares_V = 1 / np.arange(1, ids + 1)
+    return shares_V / shares_V.sum()
+
+
+def _batches(config: Config, frequencies_V: np.ndarray | None) -> BatchLoader:
     rows, model = config.model.slot_rows, config.model
     row_of = np.tile(np.arange(rows, dtype=np.int32), (config.slots, 1))
     # everything that batches read of a tokenizer
     tokenizer: Any = SimpleNamespace(size=rows, eot=EOT_ID, pad=PAD_ID, row_of=row_of)
     own, common = model.experts_per_domain, model.common_experts
-    table = draw_tables(config.routing, model.rre_layers, len(config.domains), rows, own, None, model.segments, common)
-    return _DrawnBatches(config, tokenizer, table)
+    sizes = model.rre_layers, len(config.domains), rows, own
+    table = draw_tables(config.routing, *sizes, None, model.segments, common, model.rows)
+    return _DrawnBatches(config, tokenizer, table, frequencies_V)

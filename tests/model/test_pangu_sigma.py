@@ -40,6 +40,7 @@ class Oracle:
         self.w = {name: array.astype(np.float64) for name, array in weights.items()}
         self.experts = [{n: a.astype(np.float64) for n, a in layer.items()} for layer in expert_weights]
         self.dropout = 0.0
+        self.e_BSH: np.ndarray | None = None
 
     def hidden(self, batch: Batch, routes_NBS: np.ndarray | None) -> np.ndarray:
         """[B, S, H]: every sequence and head on its own, no vectorisation to share a mistake with."""
@@ -54,6 +55,8 @@ class Oracle:
                 if layer == self.config.layers - 1:
                     x = self.norm("norm", x)
                     query = self.w["query_positions"][positions]
+                if self.e_BSH is not None:
+                    x = x + self.w[f"layers.{layer}.row_scale"] * self.e_BSH[b]
                 x = self.layer(layer, x, query, documents, None if routes_NBS is None else routes_NBS[:, b])
             sequences.append(x)
         return np.stack(sequences)
@@ -120,10 +123,13 @@ class Model:
 
     def __call__(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Hidden states [T, H] and logits [M, T/M, R]."""
-        arrays = batch.arrays()
+        arrays = batch.arrays(self.e_of(batch))
         experts = active_weights(self.store, arrays.active_A)
         hidden, logits = self.graph(*map(as_input, [*logits_arguments(arrays), experts]))
         return hidden.asnumpy(), logits.asnumpy()
+
+    def e_of(self, batch: Batch) -> np.ndarray | tuple[()]:
+        return self.store.rows.gather(batch.own_row_keys) if self.store.rows else ()
 
     def oracle(self) -> Oracle:
         segments = [experts.named for experts in self.store.segments]
@@ -263,10 +269,10 @@ def test_gradients_of_segments_are_those_of_the_formula(make):
     batch, rng = model.batch(3), np.random.default_rng(0)
     routes_NBS = routes(model, batch)
     factors = rng.standard_normal((batch.tokens, model.config.model.hidden)).astype(np.float32)
-    rows, positions, documents, _, order, inverse, offsets = logits_arguments(batch.arrays())
+    rows, positions, documents, _, order, inverse, offsets, e = logits_arguments(batch.arrays())
     experts = active_weights(model.store, batch.active_A)
-    arguments = [rows, positions, documents, batch.draws_GB4[0], order, inverse, offsets, experts]
-    gradients = ms.grad(Projected(model.network, factors), 7)(*map(as_input, arguments))
+    arguments = [rows, positions, documents, batch.draws_GB4[0], order, inverse, offsets, e, experts]
+    gradients = ms.grad(Projected(model.network, factors), 8)(*map(as_input, arguments))
 
     oracle = model.oracle()
 
@@ -285,6 +291,42 @@ def test_gradients_of_segments_are_those_of_the_formula(make):
                 found.append(value())
             expert[at] = kept
             assert (found[0] - found[1]) / (2 * step) == pytest.approx(gradient[at], rel=1e-3, abs=1e-3)
+
+
+ROWS = [{"order": 1, "rows": 70, "width": 6}, {"order": 2, "rows": 40, "width": 10, "kind": "own"}]
+
+
+def test_rows_are_added_before_every_layer_and_have_the_gradient_of_the_formula(make):
+    """Every row is filled; the gradient by central differences of the oracle in float64, in some directions."""
+    model, rng = make(4, 2, rows=ROWS), np.random.default_rng(2)
+    stored = [model.config.stored_rows(entry) for entry in model.config.model.rows]
+    assert stored == [70, 160]
+    for e, (number, entry) in enumerate(zip(stored, model.config.model.rows, strict=True)):
+        model.store.rows.put(e, np.arange(number), rng.standard_normal((number, entry.width)).astype(np.float32))
+    batch = model.batch(4)
+    e_GTH = model.e_of(batch)
+    weights = [
+        records[keys, :width]
+        for records, keys, width in zip(model.store.rows.records, batch.row_keys_EGBS, (6, 10), strict=True)
+    ]
+    assert np.array_equal(e_GTH, np.concatenate(weights, axis=-1).reshape(e_GTH.shape))
+    oracle, (hidden, _) = model.oracle(), model(batch)
+    routes_NBS, shape = routes(model, batch), (len(batch.ids_GBS[0]), -1, hidden.shape[-1])
+    oracle.e_BSH = e_GTH.reshape(shape).astype(np.float64)
+    assert_close(hidden, oracle.hidden(batch, routes_NBS).reshape(hidden.shape), 1e-5)
+
+    factors = rng.standard_normal(hidden.shape).astype(np.float32)
+    rows, positions, documents, _, order, inverse, offsets, e_TH = logits_arguments(batch.arrays(e_GTH))
+    experts = active_weights(model.store, batch.active_A)
+    arguments = [rows, positions, documents, batch.draws_GB4[0], order, inverse, offsets, e_TH, experts]
+    gradient_TH = ms.grad(Projected(model.network, factors), 7)(*map(as_input, arguments)).asnumpy()
+    for _ in range(3):
+        towards, found = rng.standard_normal(oracle.e_BSH.shape), []
+        for sign in (1, -1):
+            oracle.e_BSH = e_GTH.reshape(shape) + sign * 1e-5 * towards
+            found.append(float((oracle.hidden(batch, routes_NBS).reshape(factors.shape) * factors).sum()))
+        expected = float((gradient_TH * towards.reshape(factors.shape)).sum())
+        assert (found[0] - found[1]) / 2e-5 == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "erf"])
@@ -306,8 +348,8 @@ class Hidden(nn.Cell):
         super().__init__()
         self.network = network
 
-    def construct(self, rows, positions, documents, draws, order, inverse, offsets, experts):
-        return self.network(rows, positions, documents, draws, order, inverse, offsets, experts)
+    def construct(self, rows, positions, documents, draws, order, inverse, offsets, e, experts):
+        return self.network(rows, positions, documents, draws, order, inverse, offsets, e, experts)
 
 
 def test_dropout_drops_at_every_site_what_philox_says(make):

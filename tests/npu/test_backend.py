@@ -14,6 +14,7 @@ from experiments.tiny import tiny_config
 from pangu_sigma.config import Config
 from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.held_out.run import evaluate_run
+from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.npu import backend as ascend
 from pangu_sigma.npu.backend import AscendBackend
 from pangu_sigma.npu.cuts import _dense_array
@@ -138,6 +139,9 @@ def test_rows_are_those_of_a_run_on_the_cpu_and_survive_a_stop(graph_mode, tiny_
     lines = [line for line in read_metrics(tmp_path / "ascend") if line["kind"] == "rows"]
     assert [line["step"] for line in lines] == [0, 4, 8] and lines[0]["entries"][0]["met"] == 0
     assert lines[2]["entries"][1] | {"collisions": 0} == {"met": len(keys), "stored": 1800, "collisions": 0}
+    text = format_file_inspection(inspect_files(tmp_path / "ascend"))
+    assert f"rows, entry 1: {len(keys):,} of 1,800 met ({len(keys) / 1800:.2%}), order 2, own, width 16, " in text
+    assert f"scale of rows in front of each layer: {lines[2]['scales'][0]:.4g}, " in text
     assert len(lines[2]["scales"]) == config.model.layers and 0.1 not in lines[2]["scales"]
 
 

@@ -206,6 +206,17 @@ def test_a_run_with_segments_goes_on_in_another_layout(run, start, parallel, tmp
     assert_same_run(resumed(run, start, parallel, tmp_path / "run", **sections), run(ONE, **sections))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [DATA, MIXED], ids=str)
+def test_every_rank_updates_all_rows_by_the_gradients_of_all(run, parallel):
+    entries = [{"order": 1, "rows": 900, "width": 8}, {"order": 2, "rows": 4_000, "width": 16, "kind": "own"}]
+    sections = {"model": {"rows": entries}, "train": {"accumulation": 2}}
+    found, alone, step = run(parallel, **sections), run(ONE, **sections), f"checkpoints/step_{SAVED_AT:08d}"
+    assert_same_run(found, alone)
+    assert_same_weights(found / step, alone / step, 2e-4)
+    assert (found / step / "rows_1.safetensors").exists(), "one rank writes them"
+
+
 @pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
 def test_ranks_save_the_weights_of_one_process(run, parallel):
     step = f"checkpoints/step_{SAVED_AT:08d}"

@@ -230,7 +230,7 @@ def _reserve(folder: Path, nbytes: int) -> IO[bytes]:
     """Make a file without a name of so many bytes, whose blocks are reserved."""
     file = _nameless(folder)
     try:
-        os.posix_fallocate(file.fileno(), 0, nbytes)
+        os.posix_fallocate(file.fileno(), 0, max(nbytes, 1))
     except OSError as error:
         file.close()
         stats = os.statvfs(folder)

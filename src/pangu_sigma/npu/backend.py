@@ -56,11 +56,13 @@ class AscendBackend(Backend):
     ) -> StepResult:
         """Take one training step. rate: learning rate. fed: batch and experts. limit_D: unused, see `check_ascend`."""
         loss_M, norm, applied, scale, *of_rows = built.step.take(rate, fed.batch)
-        if of_rows:
-            # of what tensor ranks share, each has a part of the gradient, and each stage that of its layers: the sum is of all ranks
-            rows_TH, hyper = of_rows
-            update_rows(built, fed.batch, (rows_TH,), hyper)
-        return StepResult((loss_M,), norm, applied, scale)
+        if not of_rows:
+            return StepResult((loss_M,), norm, applied, scale)
+        rows_TH, hyper = of_rows
+        result = StepResult((loss_M,), norm, applied, scale, rows_GTH=(rows_TH,), rows_hyper=hyper)
+        # of what tensor ranks share each has a part of the gradient, and each stage has that of its layers: all ranks are summed
+        update_rows(built.store, built.ranks, fed.batch, result)
+        return result
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
         """Return True if this rank adds its losses to the total: if it is the first of a tensor group in the last stage."""

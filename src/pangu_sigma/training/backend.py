@@ -94,7 +94,7 @@ class Backend:
             limits = SpikeLimits(Tensor(limit_D), Tensor(blocks_MD))
         result = built.step.take(rate, fed.arrays, fed.brought, limits)
         if result.rows_hyper is not None:
-            update_rows(built, fed.batch, result.rows_GTH, result.rows_hyper)
+            update_rows(built.store, built.ranks, fed.batch, result)
         return result
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
@@ -126,19 +126,19 @@ class Backend:
             restore_rows(built.store.rows, checkpoint)
 
 
-def update_rows(built: TrainingSetup, batch: Batch, rows_GTH: tuple[Tensor, ...], hyper: Tensor) -> None:
+def update_rows(store: ExpertStore, ranks: Ranks, batch: Batch, result: StepResult) -> None:
     """Let the store update the rows of a batch, behind the step. Every rank stores all rows and has the keys of the whole batch, so
-    ranks sum their gradients, each in the places of its sequences. Others: as in `StepResult`."""
-    rows, grads_GTH = built.store.rows, np.stack([rows_TH.asnumpy() for rows_TH in rows_GTH])
-    assert rows is not None
-    if built.ranks.world > 1:
+    ranks sum their gradients, each in the places of its sequences."""
+    rows, grads_GTH = store.rows, np.stack([rows_TH.asnumpy() for rows_TH in result.rows_GTH])
+    assert rows is not None and result.rows_hyper is not None
+    if ranks.world > 1:
         keys_GBS = batch.row_keys_EGBS[0]
         whole_GBSH = np.zeros((*keys_GBS.shape, rows.hidden), np.float32)
         whole_GBSH[:, batch.own_B] = grads_GTH.reshape(len(keys_GBS), len(batch.own_B), -1, rows.hidden)
         for b in range(keys_GBS.shape[1]):  # one by one: a device may have no room for the gradients of the whole batch
-            whole_GBSH[:, b] = built.ranks.sum(whole_GBSH[:, b])
+            whole_GBSH[:, b] = ranks.sum(whole_GBSH[:, b])
         grads_GTH = whole_GBSH
-    rows.update(batch.row_keys_EGBS, grads_GTH.reshape(-1, rows.hidden), hyper.asnumpy())
+    rows.update(batch.row_keys_EGBS, grads_GTH.reshape(-1, rows.hidden), result.rows_hyper.asnumpy())
 
 
 def tier_of(config: Config, ranks: Ranks, run: RunFolder) -> HostTier:

@@ -1,0 +1,49 @@
+"""Training with rows: stopped and resumed it ends with the bits of one that went through, wherever rows are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.tiny import tiny_config
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.stored.network import build_network
+from pangu_sigma.stored.open import open_model
+from pangu_sigma.training.loop import Trainer, train
+
+ROWS = [
+    {"order": 1, "rows": 2_000, "width": 8},
+    {"order": 2, "rows": 5_000, "width": 8},
+    {"order": 2, "rows": 1_000_000_000, "width": 8, "kind": "own"},
+]
+
+
+def trained(
+    tiny_data: Path, run: Path, steps: int, train_keys: dict[str, Any] | None = None, **sections: Any
+) -> Trainer:
+    keys = {"steps": steps, "checkpoint_interval": 6, "eval_interval": 100} | (train_keys or {})
+    return train(tiny_config(tiny_data, model={"rows": ROWS}, train=keys, **sections), run)
+
+
+def saved(run: Path) -> dict[str, bytes]:
+    files = load_checkpoint(run / "checkpoints").files
+    return {f"{file}/{name}": each.values.tobytes() for file, arrays in files.items() for name, each in arrays.items()}
+
+
+def test_a_stopped_training_ends_with_the_same_bits_from_memory_and_from_files(tiny_data: Path, tmp_path: Path):
+    whole = trained(tiny_data, tmp_path / "whole", 10, {"async_save": True})
+    trained(tiny_data, tmp_path / "cut", 6, ecss={"store": "file"})
+    trained(tiny_data, tmp_path / "cut", 10, {"async_save": False}, ecss={"store": "file", "update": "worker"})
+    expected, found = saved(tmp_path / "whole"), saved(tmp_path / "cut")
+    assert expected.keys() == found.keys() and {"rows_2/keys", "rows_2/step"} <= found.keys()
+    assert [name for name in expected if expected[name] != found[name]] == []
+    keys = np.frombuffer(expected["rows_2/keys"], np.int64)
+    assert (np.diff(keys) > 0).all() and np.frombuffer(expected["rows_2/step"], np.int32).min() > 0
+    scales = [p.asnumpy()[0] for name, p in whole.network.parameters_and_names() if name.endswith("row_scale")]
+    assert len(scales) == 3 and all(scale != np.float32(0.1) for scale in scales)
+    whole.evaluator().losses()
+    assert whole.store.rows.met(2).tolist() == keys.tolist(), "evaluation reads rows and makes none"
+    _, opened = build_network(open_model(tmp_path / "cut"))
+    assert np.array_equal(opened.rows.read(2, "weight", keys), whole.store.rows.read(2, "weight", keys))
