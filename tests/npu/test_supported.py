@@ -26,7 +26,10 @@ COMPARED: list[tuple[dict[str, Any], str]] = [
         r"^train\.spikes\.skip=true: .*; set train\.spikes\.skip=false, which logs",
     ),
     ({"ecss": {"store": "file"}}, r"^ecss\.store=file: .*; set ecss\.store=host$"),
-    ({"ecss": {"store": "file"}, "model": {"rre_layers": 0, "rows": ROWS}}, r"^ecss\.store=file: .* rows in the host's memory"),
+    (
+        {"ecss": {"store": "file"}, "model": {"rre_layers": 0, "rows": ROWS}},
+        r"^ecss\.store=file: .* rows in the host's memory",
+    ),
     ({"parallel": {"gather": "cann"}}, r"^parallel\.gather=cann: .*; leave parallel\.gather out, or use another chip"),
 ]
 """Planned all the same."""

@@ -102,7 +102,9 @@ class AscendStep(nn.Cell):
         ops.assign(self.network.scale, self.one * next_scale)
         # accumulators are cleared after all readers: both updates, and the gradients that are sent to another stage
         done = self.passes.clear(ops.depend(applied, (updated, sent_back)))
-        return ops.depend((scaled_M / scale, norm, applied, scale, *((of_rows, hyper_rows) if self.has_rows else ())), done)
+        return ops.depend(
+            (scaled_M / scale, norm, applied, scale, *((of_rows, hyper_rows) if self.has_rows else ())), done
+        )
 
     def give_scale(self) -> None:
         """Give the network the loss scale, after another hand than the step's has set it."""
