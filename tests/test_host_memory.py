@@ -122,7 +122,7 @@ def test_rows_count_as_far_as_a_run_can_meet_them(tmp_path: Path, monkeypatch: p
         need = next(n for n in training_needs(config(rows, steps)) if n.name.startswith("rows"))
         assert need.nbytes == nbytes
     assert not any(n.nbytes for n in training_needs(config(9, 1, "file")) if n.name.startswith("rows"))
-    with pytest.raises(ConfigError, match="rows that the run can meet, and their Adam state .*ecss.store=file"):
+    with pytest.raises(ConfigError, match=r"rows that the run can meet, and their Adam state .*ecss\.store=file"):
         check_training_fits(config(1 << 29, 10**9), root=machine(tmp_path, 8 * GIB))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=GIB))
     check_rows_fit(config(500, 10**9, "file"), tmp_path)

@@ -1,7 +1,8 @@
 """Memory that a run needs on this machine, compared with the memory that is free before anything is allocated.
 
-The need is a lower bound: parameters, optimizer state, and tensors that a training step keeps for certain; of rows (`model.rows`)
-it is all that the run can meet. The system would kill a refused run in the middle, without a message. An accepted run may still need too much. `npu/plan/` counts NPU memory.
+The need is a lower bound: parameters, optimizer state, and tensors that a training step keeps for certain; but rows (`model.rows`)
+count as far as the run can meet them. The system would kill a refused run in the middle, without a message. An accepted run may
+still need too much. `npu/plan/` counts NPU memory.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ def check_rows_fit(config: Config, folder: Path) -> None:
     needed, free = row_bytes(config), shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
-            f"ecss.path={folder}: the rows that {config.name} can meet take up to {needed / _GIB:,.1f} GiB, and {free / _GIB:,.1f} GiB "
-            "are free; free space, set ecss.path to a larger disk, or lower model.rows or train.steps"
+            f"ecss.path={folder}: the rows that {config.name} can meet take up to {needed / _GIB:,.1f} GiB, and "
+            f"{free / _GIB:,.1f} GiB are free; free space, set ecss.path to a larger disk, or lower model.rows or train.steps"
         )
 
 

@@ -70,7 +70,7 @@ def test_memory_and_files_hold_the_same_bits_and_what_is_written_is_read_again(t
 
 
 def test_collisions_are_about_those_of_pairs_that_fall_on_rows_at_random():
-    """900 pairs in each of two domains of 300 own rows, none in the others; how many ids share a row of order 1 is not estimated."""
+    """900 pairs in each of two domains of 300 own rows, none in the others; of order 1 nothing is estimated."""
     store, rng = RowStore(config_of(), HostTier()), np.random.default_rng(0)
     keys = np.unique(np.concatenate([rng.integers(300, size=900), 900 + rng.integers(300, size=900)]))
     store.put(1, keys, np.ones((len(keys), 6), np.float32))

@@ -17,8 +17,8 @@ from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 
 _WHOLE = StepArrays._fields.index("order_GT")
-"""Number of the fields of `StepArrays` that are arrays. The others, and `coming`, are tuples over the N
-segments, but for the rows of `model.rows`, which are refused. A row of a dataset is flat, so each segment has a column of its own there."""
+"""Number of the fields of `StepArrays` that are arrays. The others, and `coming`, are tuples over the N segments, but for the rows
+of `model.rows`, which are refused. A row of a dataset is flat, so each segment has a column of its own there."""
 _BY_SEGMENT = (*(name for name in StepArrays._fields[_WHOLE:] if name != "e_GTH"), "coming")
 
 

@@ -48,8 +48,8 @@ class MicroBatches(nn.Cell):
 
 class GradientAccumulation(nn.Cell):
     """Loss and gradients of the Ascend step over all micro-batches of an update.
-    construct(*inputs) -> (scaled loss of each block, gradients of this stage's weights, gradients of other stages' weights, gradient
-    of the rows of the tokens, if the model has rows)
+    construct(*inputs) -> (scaled loss of each block, gradients of this stage's weights, gradients of other stages' weights,
+    gradient of the rows of all tokens, () without rows)
     inputs: the inputs of the step."""
 
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):

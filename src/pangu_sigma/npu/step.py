@@ -56,8 +56,8 @@ from pangu_sigma.sections import Activation, Segment
 class AscendStep(nn.Cell):
     """Training step of one Ascend rank: forward pass, backward pass and update.
     construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others)
-        -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of training/step.py; with rows also their gradient
-        and hyperparameters
+        -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of training/step.py; of a model with rows also
+        the gradient of the rows of all tokens, and the hyperparameters of their update
         The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`). Losses are summed over micro-batches,
         and zero on the ranks of all stages but the last. `prepare` writes the settings of a step before.
     Raises ConfigError for the settings that supported.py lists.

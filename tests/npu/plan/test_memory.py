@@ -123,7 +123,7 @@ ROWS = [{"order": 1, "rows": 5, "width": 2}, {"order": 2, "rows": 1 << 29, "widt
 
 
 def test_rows_take_what_a_run_can_meet_on_every_rank():
-    """4 sequences of 4 tokens a step; of 10 steps 160 tokens meet as many rows, each in a page of its own, but never more than 5."""
+    """4 sequences of 4 tokens a step: 160 tokens meet as many rows, each in a page of its own, or the only 5."""
     config = by_hand(model={"rows": ROWS}, train={"steps": 10})
     rows, whole = 5 * 7 * 4 + 160 * (19 * 4 + 4096), 4 * 4 * 8 * 4
     assert host(config) == host(by_hand()) | {

@@ -228,8 +228,8 @@ def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
 
 
 def _row_items(config: Config) -> list[MemoryItem]:
-    """Return, in float32, the rows of the tokens of all micro-batches and as large an array for their gradient, for each micro-batch
-    one if there are several, and their sum; and the rows of one and their gradient in the compute dtype."""
+    """Return the item of the rows of all tokens: in float32 the rows and an array as large for the gradient, of several
+    micro-batches one for each and their sum; in the compute dtype the rows and the gradient of one micro-batch."""
     elements, passes = tokens_of_rank(config) * config.model.hidden, config.train.accumulation
     nbytes = (4 * passes * (1 + passes + (passes > 1)) + 2 * _item(config)) * elements
     return [MemoryItem("rows of tokens and their gradients", nbytes)] if config.model.rows else []

@@ -28,7 +28,8 @@ all of them. Then come
                   each group has a copy, once more over groups
 
 and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
-`parallel.fusion_mib` merges them. With stages the first stage sends the word table to the last, each tensor rank its columns.
+`parallel.fusion_mib` merges them. Rows (`model.rows`) add the gradient of each layer's scale, and are added before the first
+LayerNorm in the compute dtype, so that it takes no float32 of the embeddings. With stages the first stage sends the word table to the last, each tensor rank its columns.
 
 stage: the pipeline stage of the rank; without stages, 0.
 """
@@ -168,8 +169,8 @@ def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
 
 
 def row_pcie_bytes(config: Config) -> int:
-    """Return the bytes of rows to the NPU in a step, and as many come back: the rows of the rank's tokens in float32, whose gradients
-    come back, and on several ranks the gradients of the whole step, which come back summed."""
+    """Return the bytes of rows to the NPU in a step, and as many come back, in float32: the rows of the rank's tokens, for their
+    gradients; and on several ranks the gradients of the whole step, for their sums."""
     own = 4 * config.train.accumulation * tokens_of_rank(config) * config.model.hidden if config.model.rows else 0
     return own + (row_gradient_bytes(config) if config.parallel.ranks > 1 else 0)
 
