@@ -30,8 +30,8 @@ all of them. Then come
 and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
 `parallel.fusion_mib` merges them. With stages the first stage sends the word table to the last, each tensor rank its columns.
 
-Rows (`model.rows`) are added in the compute dtype, before the first LayerNorm, which then takes no float32 of the embeddings. Behind
-the step their gradients are summed over all ranks, sequence by sequence: that is no part of the graph (`sums_of_rows`).
+Rows (`model.rows`) are added in the compute dtype, before the first LayerNorm, which then takes no float32 of the embeddings.
+Behind the step their gradients are summed over all ranks, sequence by sequence; this is no part of the graph (`sums_of_rows`).
 
 stage: the pipeline stage of the rank; without stages, 0.
 """
