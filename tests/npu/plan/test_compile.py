@@ -110,7 +110,6 @@ QUICK: dict[str, tuple[dict[str, Any], list[str]]] = {
     "recompute": (RECOMPUTE, []),
     "910B": (ALL_AXES, B16),
     "910B, common segments": (ALL_AXES, [*B16, *SOME]),
-    "rows": (REPLICAS, ROWS),
 }
 
 LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -127,6 +126,7 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "910B, two own segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *OWN]),
     "910B, common segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *SOME]),
     "910B, common segments, replicas, two passes": (REPLICAS, [*B16, *SOME, "train.accumulation=2"]),
+    "rows": (REPLICAS, ROWS),
     "910B, rows, recompute": (RECOMPUTE, [*B16, *ROWS]),
     "rows, two passes": (REPLICAS, [*ROWS, "train.accumulation=2"]),
     "rows, an only layer": (RECOMPUTE, [*ROWS, "model.dense_layers=0"]),
