@@ -30,7 +30,8 @@ def arrays_of(columns: Sequence[Any]) -> tuple[StepArrays, tuple[Any, ...], Any]
     firsts = (_WHOLE + i * count for i in range(len(_BY_SEGMENT)))
     by_segment = {name: tuple(columns[first : first + count]) for name, first in zip(_BY_SEGMENT, firsts, strict=True)}
     coming = by_segment.pop("coming")
-    return StepArrays(*columns[:_WHOLE], e_GTH=(), **by_segment), coming, taken
+    whole = dict(zip(StepArrays._fields, columns[:_WHOLE], strict=False))
+    return StepArrays(**whole, **by_segment, e_GTH=()), coming, taken
 
 
 class StepRows:
