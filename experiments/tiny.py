@@ -20,6 +20,13 @@ TINY_WORDS = {
     "code": "x y total item return if for in range print while True None def add left right".split(),  # noqa: SIM905
 }
 
+TINY_ROWS = [
+    {"order": 1, "rows": 2000, "width": 8},
+    {"order": 2, "rows": 5000, "width": 8},
+    {"order": 2, "rows": 700, "width": 8, "kind": "own"},
+]
+"""Entries of `model.rows` for the tiny network."""
+
 
 def write_text(path: Path, documents: int = 120) -> None:
     """Short documents of three domains; each word is mostly followed by the one after it, so that there is something to learn."""

@@ -114,6 +114,17 @@ def segmented_run(tiny_data, made_once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def rows_run(tiny_data, made_once) -> Path:
+    """A whole run on that data with rows of both orders and kinds, trained for a few steps. Read only."""
+    from experiments.tiny import TINY_ROWS, tiny_config
+    from pangu_sigma.training.loop import train
+
+    steps = {"steps": 8, "eval_interval": 8, "checkpoint_interval": 8}
+    config = tiny_config(tiny_data, model={"rows": TINY_ROWS}, train=steps)
+    return made_once("rows_run", lambda folder: train(config, folder / "run")) / "run"
+
+
+@pytest.fixture(scope="session")
 def drawn_segmented_run(tiny_data, made_once) -> Path:
     """The folder of a run with drawn weights, whose RRE layers have two own and two common segments. Read only."""
     from helpers.dense_runs import write_dense_run

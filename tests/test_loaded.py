@@ -7,6 +7,7 @@ import math
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import pangu_sigma as ps
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.data.token_files import TokenFile
+from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.sealed import check_folder, seal_folder
 from pangu_sigma.stored.open import open_model
 
@@ -25,9 +27,10 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 TEXTS = [("en", "the cat sees a small old dog"), ("zh", "今天天气不错我们去公园"), ("code", "x y total")]
 
 
-@pytest.fixture(scope="module", params=["tiny_run", "drawn_segmented_run"])
+@pytest.fixture(scope="module", params=["tiny_run", "drawn_segmented_run", "rows_run"])
 def model(request) -> ps.Model:
-    """A run of the paper's layers; a run with two own and two common segments, and ids that are spread over experts."""
+    """A run of the paper's layers; a run with two own and two common segments, and ids that are spread over experts; one with
+    rows for pairs of tokens."""
     return ps.load(request.getfixturevalue(request.param))
 
 
@@ -81,6 +84,18 @@ def routed_by_hand(model: ps.Model, ids: list[int], domain: int) -> np.ndarray:
     return found
 
 
+def rows_by_hand(model: ps.Model, ids: list[int], domain: int) -> np.ndarray:
+    """The rows of each token side by side, [T, H], by the arrays of routing.npz."""
+    parts, stored, tables = [], open_model(model.path), np.load(model.path / "routing.npz")
+    for e, entry in enumerate(model.config.model.rows):
+        met, part = dict(zip(*stored.rows(e), strict=True)), np.zeros((len(ids), entry.width))
+        for t, token in enumerate(ids):
+            key = int(tables["row_EV"][e, token]) + int(tables["before_EV1"][e, ids[t - 1] if t else -1])
+            part[t] = met.get(key % entry.rows + domain * entry.rows * (entry.kind == "own"), 0)
+        parts.append(part)
+    return np.concatenate(parts, axis=1)
+
+
 def hidden_by_hand(model: ps.Model, ids: list[int], index: int) -> list[np.ndarray]:
     tensor, sizes, slot = tensors_of(model), model.config.model, model.domains[index].slot
     assert sizes.activation == "fast_gelu"
@@ -88,11 +103,14 @@ def hidden_by_hand(model: ps.Model, ids: list[int], index: int) -> list[np.ndarr
     places, experts_NT = np.arange(len(ids)), routed_by_hand(model, ids, index)
     x_TH = tensor("embedding")[[slot * sizes.slot_rows + row for row in rows]] + tensor("positions")[places]
     seen, width = [x_TH], len(sizes.segments)
+    e_TH = rows_by_hand(model, ids, index) if sizes.rows else None
     for layer in range(sizes.layers):
         at, query = f"layers.{layer}", None
         if layer == sizes.layers - 1:
             x_TH = norm(x_TH, tensor, "norm")
             query = tensor("query_positions")[places]
+        if e_TH is not None:
+            x_TH = x_TH + tensor(f"{at}.row_scale") * e_TH
         normed = norm(x_TH, tensor, f"{at}.attention_norm")
         x_TH = x_TH + attention(tensor, f"{at}.attention", normed if query is None else query, normed, sizes.heads)
         normed, first = norm(x_TH, tensor, f"{at}.ffn_norm"), (layer - sizes.dense_layers) * width
@@ -324,3 +342,49 @@ def test_a_run_that_has_moved_shows_itself(one, tmp_path):
     moved = ps.load(shutil.copytree(one.path, tmp_path / "moved"))
     assert np.array_equal(moved.hidden_states("the cat", "en"), one.hidden_states("the cat", "en"))
     assert isinstance(moved.path, Path) and moved.evaluate("the cat", "en") == one.evaluate("the cat", "en")
+
+
+def test_a_model_without_its_rows_or_an_expert_is_the_model_whose_weights_are_zeros(rows_run, tmp_path):
+    model, text = ps.load(rows_run), "the cat sees a small old dog"
+    whole = model.logits(text, "en")
+    bare, stored = model.without(rows=True), open_model(model.path)
+    assert np.array_equal(
+        model.without(rows=0).without(rows=1).without(rows=2).logits(text, "en"), bare.logits(text, "en")
+    )
+    assert not np.array_equal(bare.logits(text, "en"), whole) and np.array_equal(model.logits(text, "en"), whole)
+    plain = stored.config.model_copy(update={"model": stored.config.model.model_copy(update={"rows": []})})
+    ids, domain = model.ids(text, "en"), model.domains.named("en")
+    network = ExactModel(plain.model, stored, plain.model.activation)
+    first = domain.slot * plain.model.slot_rows
+    rows_T = first + stored.tokenizer.row_of[domain.slot, ids]
+    experts_NT, slot = model.experts(ids, "en"), first + np.arange(plain.model.slot_rows)
+    expected = network.logits(rows_T, experts_NT, slot, last=1)[0]
+    found = bare.logits(text, "en")
+    used = np.isfinite(found)
+    np.testing.assert_allclose(found[used], expected[used], atol=1e-5)
+    number = int(experts_NT[0, -1])
+    without = model.without(segment=0, expert=number)
+    assert not np.array_equal(without.logits(text, "en"), whole)
+    others = set(range(6)) - set(experts_NT[0].tolist())
+    assert np.array_equal(model.without(segment=0, expert=others.pop()).logits(text, "en"), whole), (
+        "no token is sent there"
+    )
+    assert bare.score(text, "en").logprobs != model.score(text, "en").logprobs
+    for refused in (lambda: bare.export(tmp_path / "x"), bare.evaluate, lambda: ps.evaluate(bare)):
+        with pytest.raises(ps.UserError, match="changed in memory"):
+            refused()
+    for wrong in ({}, {"rows": 3}, {"rows": False}, {"segment": 99}, {"expert": 1}, {"rows": 0, "segment": 0}):
+        with pytest.raises(ps.UserError):
+            model.without(**wrong)
+
+
+def test_other_routing_tables_answer_and_the_folder_keeps_its_own(one, tmp_path):
+    table, text = open_model(one.path).table, "the cat sees a small old dog"
+    replace(table, first_NDV=1 - table.first_NDV).save(tmp_path / "other.npz")
+    other = ps.load(one, routing=tmp_path / "other.npz")
+    swapped = one.experts(text, "en") ^ 1
+    assert np.array_equal(other.experts(text, "en"), swapped), "of two experts a domain the other one"
+    assert not np.array_equal(other.logits(text, "en"), one.logits(text, "en"))
+    replace(table, first_NDV=table.first_NDV[:1]).save(tmp_path / "short.npz")
+    with pytest.raises(ps.UserError, match=r"short\.npz is for .* this run has"):
+        ps.load(one, routing=tmp_path / "short.npz")

@@ -115,6 +115,9 @@ class DrawnWeights:
     def expert(self, segment: int, number: int, name: str) -> np.ndarray:
         return self._arrays[f"experts.{segment}.{name}"][number]
 
+    def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError("model.rows: rows are not drawn; take a configuration without them")
+
 
 def _ffn_shapes(ffn: int, hidden: int) -> list[tuple[str, tuple[int, ...]]]:
     return [("w1", (ffn, hidden)), ("b1", (ffn,)), ("w2", (ffn, hidden)), ("b2", (hidden,))]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.cases import log_to_terminal
 from experiments.compare import dense, inherit, methods, search
-from experiments.compare.arms import ARMS
+from experiments.compare.arms import ARMS, LEAKING
 from experiments.small import add_options
 from pangu_sigma.errors import exit_status
 
@@ -38,7 +38,7 @@ def main() -> int:
             rates.add_argument(
                 "--rates-of", type=Path, metavar="FOLDER", help="take each arm's best rate in that folder"
             )
-            _add_arms(command, 160, list(ARMS), [name for name in ARMS if name != "leak"])
+            _add_arms(command, 160, list(ARMS), [name for name in ARMS if name not in LEAKING])
         elif name == "tiny":
             _add_arms(command, 500, list(search.FORMS), ["dense", "rre16", "mixed64"])
         command.add_argument(

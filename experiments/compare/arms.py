@@ -34,6 +34,16 @@ def _arm(title: str, own: int, *segments: str, common: int = 0, peer: Peer = "ou
     return Arm(title, keys, peer)
 
 
+_WIDE, _ROWS = 64, 131_071
+"""Half of the hidden width, and rows of a table: with two of them as many stored values as all experts of `mixed64`."""
+
+
+def _rows(*entries: tuple[int, int], kind: str = "common") -> dict[str, Any]:
+    """Keys of rows, by order and width; own ones are divided among the four domains, so that as many are stored."""
+    rows = _ROWS // (4 if kind == "own" else 1)
+    return {"model.rows": [{"order": order, "rows": rows, "width": width, "kind": kind} for order, width in entries]}
+
+
 _FOUR = ("own", "own", "common", "common")
 
 ARMS = {
@@ -55,20 +65,38 @@ ARMS = {
     "moge64": _arm("MoGE's gate, 4x64", 16, *["own"] * 4, peer="gate"),
     "leak": _arm("key: next token", 4, peer="leak"),
 }
-"""By name on the command line. All but `leak` run unless others are asked for."""
+"""By name on the command line. All but those of LEAKING run unless others are asked for."""
+
+_ID, _PAIR = (1, _WIDE), (2, _WIDE)
+_SHIPPED = _arm("", 16, *_FOUR, common=64).keys
+
+ARMS |= {
+    "mixed128": _arm("own 32, common 128", 32, *_FOUR, common=128),
+    "rows": Arm("+ id and pair", _SHIPPED | _rows(_ID, _PAIR)),
+    "rows_id": Arm("+ one id", _SHIPPED | _rows((1, 2 * _WIDE))),
+    "rows_pairs": Arm("+ pairs, twice", _SHIPPED | _rows(_PAIR, _PAIR)),
+    "rows_own": Arm("+ id and pair, own", _SHIPPED | _rows(_ID, _PAIR, kind="own")),
+    "dense_rows": Arm("dense + id and pair", SMALL_DENSE | _rows(_ID, _PAIR)),
+    "rows_leak": Arm("+ pair with the next", _SHIPPED | _rows(_ID, _PAIR), peer="row_leak"),
+}
+"""Arms with rows, on the form that ships and on the dense model; `mixed128` stores as many values in experts instead."""
+
+LEAKING = ("leak", "rows_leak")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the experts of one layer. stored, extracted: in FFNs of F inner units; extracted: what one domain needs for itself.
+    """Sizes of a model. stored: values of all FFNs, experts and rows. extracted: those that one domain needs for itself.
 
-    bytes, moved_bytes: of the weights in float32, and those that ECSS brings to the device and takes back as gradients in a step,
-    both together, at most. experts_N: number of experts of each segment of all RRE layers.
+    flops: floating-point operations of training on a token: six for each weight that it meets, the head's included, and for
+    attention 12 · seq_length · hidden a layer. moved_bytes: of what ECSS would bring to the device and take back in a step, at
+    most, in float32: active experts and their gradients, and the rows of each token and theirs. experts_N: number of experts of
+    each segment of all RRE layers.
     """
 
-    stored: float
-    bytes: int
-    extracted: float
+    flops: float
+    stored: int
+    extracted: int
     moved_bytes: int
     experts_N: list[int]
 
@@ -76,12 +104,20 @@ class Sizes:
 def sizes_of(arm: Arm, config: Config) -> Sizes:
     """Count. An expert of a peer may get tokens of any domain, so one domain needs all of them."""
     m = config.model
-    whole = _FLOAT32 * ((2 * m.hidden + 1) * m.ffn + m.hidden)
-    if not m.rre_layers:
-        return Sizes(1, whole, 1, 0, [])
-    stored = config.num_params().experts * _FLOAT32 // m.rre_layers
-    alone = config.model_copy(update={"domains": config.domains[:1]}).num_params().experts * _FLOAT32 // m.rre_layers
+    met = config.num_params().active_per_token + m.slot_rows * m.hidden + m.layers * (m.hidden if m.rows else 0)
     separated = config.model_copy(update={"ecss": config.ecss.model_copy(update={"enabled": True})})
-    moved = 2 * separated.active_expert_params * _FLOAT32 // m.rre_layers
-    extracted = (alone if arm.peer == "ours" else stored) / whole
-    return Sizes(stored / whole, stored, extracted, moved, [config.stored_experts(kind) for kind in m.routed])
+    moved = separated.active_expert_params if m.rre_layers else 0
+    moved += config.train.batch_size * m.seq_length * m.hidden if m.rows else 0
+    alone = config.model_copy(update={"domains": config.domains[:1]}) if arm.peer in ("ours", "row_leak") else config
+    return Sizes(
+        6.0 * met + 12.0 * m.seq_length * m.hidden * m.layers,
+        _stored(config),
+        _stored(alone),
+        2 * _FLOAT32 * moved,
+        [config.stored_experts(kind) for kind in m.routed],
+    )
+
+
+def _stored(config: Config) -> int:
+    m, rows = config.model, sum(config.stored_rows(entry) * entry.width for entry in config.model.rows)
+    return m.dense_layers * ((2 * m.hidden + 1) * m.ffn + m.hidden) + config.num_params().experts + rows

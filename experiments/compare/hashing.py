@@ -5,17 +5,21 @@ fixed table from token id to expert (`tid2eid`), after Hash Layers (Roller et al
 draws for a common segment.
 
 `leak`: the same table, read at the *next* token, which the model is to predict. It shows that the experiment would see a leak: its
-loss has to be far below that of all others (Roller et al. have such an oracle, too).
+loss has to be far below that of all others (Roller et al. have such an oracle, too). `row_leak`: rows (`model.rows`) by the next
+token, and the pair of it and the token itself.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.rre.table import RoutingTable, draw_tables
-from pangu_sigma.sections import RoutingConfig
+from pangu_sigma.sections import RoutingConfig, RowsConfig
 from pangu_sigma.training.loop import Trainer
 
 
@@ -50,3 +54,21 @@ class LeakTrainer(HashTrainer):
     """A run whose routing key is the token to predict."""
 
     table = LeakingTable
+
+
+class LeakingRows(RoutingTable):
+    """Tables whose keys of rows are read one token too late."""
+
+    def row_keys(self, entries: Sequence[RowsConfig], ids: np.ndarray, *others: Any) -> np.ndarray:
+        """Rows of the token after each one. As `RoutingTable.row_keys` otherwise."""
+        return super().row_keys(entries, np.roll(ids, -1, axis=-1), *others)
+
+
+class RowLeakTrainer(Trainer):
+    """A run whose rows are those of the token to predict."""
+
+    def open_batches(self, split: str) -> BatchLoader:
+        """The product's batches, with the leaking keys."""
+        batches = super().open_batches(split)
+        batches.table = LeakingRows(**vars(batches.table))
+        return batches

@@ -182,17 +182,18 @@ def format_costs(variants: Mapping[str, Any]) -> str:
     """A table for people: loss by domain with its spread over seeds, sizes, speed and load, of variants at their best rates."""
     width, domains = max(16, *map(len, variants)), list(next(iter(variants.values()))["held_out"])
     heads = [f"{domain:>15}" for domain in domains]
-    heads += [f"{head:>9}" for head in ("stored", "MB", "1 domain", "MB moved", "tokens/s")]
+    heads += [f"{head:>9}" for head in ("MFLOPs", "stored", "1 domain", "MB moved", "tokens/s")]
     lines = [
-        "held-out loss ± its standard deviation over seeds; experts of a layer: stored, in FFNs of the dense model and in MB, what",
-        "a domain needs of them, and what ECSS would move in a step, both ways, at most; load of each segment, max over mean",
+        "held-out loss ± its standard deviation over seeds; MFLOPs of training on a token; millions of values in FFNs,",
+        "experts and rows, and what a domain needs of them; MB that ECSS would move in a step, both ways, at most; load of each",
+        "segment, max over mean",
         f"{'at its best rate':{width}} {' '.join(heads)}  load",
     ]
     for name, variant in variants.items():
         losses = [
             f"{format_number(variant['held_out'][d], 6)} ±{format_number(variant['spread'][d], 7, 4)}" for d in domains
         ]
-        sizes = variant["stored"], variant["bytes"] / 1e6, variant["extracted"], variant["moved_bytes"] / 1e6
+        sizes = (variant[key] / 1e6 for key in ("flops", "stored", "extracted", "moved_bytes"))
         cells = [*losses, *(format_number(size, 9, 1) for size in sizes)]
         load = " ".join(format_number(ratio, 0, 2) for ratio in variant["load"]) or "–"
         lines.append(f"{name:{width}} {' '.join(cells)} {format_number(variant['tokens_per_second'], 9, 0)}  {load}")

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.compare.gates import GateBackend, GateTrainer
-from experiments.compare.hashing import HashTrainer, LeakTrainer
+from experiments.compare.hashing import HashTrainer, LeakTrainer, RowLeakTrainer
 from pangu_sigma.config import Config
 from pangu_sigma.training.backend import Backend
 from pangu_sigma.training.loop import Trainer, train
 
-Peer = Literal["ours", "gate", "hash", "leak"]
+Peer = Literal["ours", "gate", "hash", "leak", "row_leak"]
 
 PEERS: dict[Peer, tuple[Backend, type[Trainer]]] = {
     "ours": (Backend(), Trainer),
     "gate": (GateBackend(), GateTrainer),
     "hash": (Backend(), HashTrainer),
     "leak": (Backend(), LeakTrainer),
+    "row_leak": (Backend(), RowLeakTrainer),
 }
 """How the product and each peer are trained."""
 

@@ -43,15 +43,8 @@ class ConfigError(UserError, ValueError):
 
 WITHOUT_ROWS = {
     "mindformers": "MindFormers' trainer, whose dataset has no host beside it,",
-    "decode": "the decoder",
-    "mindir": "export to MindIR",
-    "hf": "the Hugging Face folder",
-    "inherit": "inheriting",
-    "extend": "extending",
-    "extract": "extracting",
-    "tune": "fine-tuning",
 }
-"""Where `model.rows` has no place yet, with its name for messages."""
+"""Where `model.rows` has no place, with its name for messages."""
 
 
 def refuse_rows(config: Config, where: str) -> None:
@@ -300,7 +293,8 @@ class Config(Section):
         return [own if kind == "own" else common for kind in self.model.routed]
 
     def learns(self, kind: Segment) -> bool:
-        """Return True if experts of segments of this kind learn; common ones do not where fine-tuning names the experts that do."""
+        """Return True if experts of segments of this kind and rows of such entries learn; common ones do not where fine-tuning
+        names the experts that do."""
         return kind == "own" or self.finetune is None or self.finetune.learn == "all"
 
     @property
@@ -337,7 +331,7 @@ class Config(Section):
         return self.on_one_rank().model_copy(update={"train": train, "data": self.data.model_copy(update=shape)})
 
     def num_params(self) -> ParamCount:
-        """Count the parameters of the model."""
+        """Count the parameters of the model. Rows (`model.rows`) are none: how many there are, text decides."""
         m = self.model
         attention = 4 * (m.hidden * m.hidden + m.hidden)
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pangu_sigma.domains import Domain, Domains
+    from pangu_sigma.generate.ablation import Ablation
     from pangu_sigma.generate.engine import Engine
     from pangu_sigma.stored.model import StoredModel
     from pangu_sigma.text.tokenizer import Tokenizer
@@ -109,10 +111,15 @@ def _measured(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, 
 
 
 @check_kinds
-def load(model: AnyPath, weights: Precision | None = None) -> Model:
+def load(model: AnyPath, weights: Precision | None = None, *, routing: AnyPath | None = None) -> Model:
     """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote. weights: precision
-    of the matrices in memory, "float32", "float16", "int8" or "int4"; by default the stored one of an export, float32 for a run."""
+    of the matrices in memory, "float32", "float16", "int8" or "int4"; by default the stored one of an export, float32 for a run.
+
+    routing: file of other routing tables to answer by, of `write_routing` or of a run with this vocabulary; see `Model.without`.
+    """
     loaded = Model(model, weights)
+    if routing is not None:
+        loaded = loaded._lacking(routing=to_path(routing, "routing"))
     _ = loaded.engine  # raises if the folder is no model
     return loaded
 
@@ -128,11 +135,13 @@ class Model:
     ):
         self.path, self._weights = to_path(path, "model").absolute(), weights
         self.outcome, self.stopped = outcome, stopped
+        self._without: Ablation | None = None
 
     def __repr__(self) -> str:
-        return f"Model({str(self.path)!r})"
+        return f"Model({str(self.path)!r}{f', {self._without}' if self._without else ''})"
 
     def __fspath__(self) -> str:
+        self._refuse_changed("a folder is taken as it is")
         return str(self.path)
 
     @cached_property
@@ -140,7 +149,7 @@ class Model:
         """Engine that generates text, loaded at first use."""
         from pangu_sigma.generate.text import open_engine
 
-        return open_engine(self.path, weights=self._weights)
+        return open_engine(self.path, weights=self._weights, without=self._without)
 
     @cached_property
     def config(self) -> Config:
@@ -278,6 +287,38 @@ class Model:
         names = ("w1", "b1", "w2") if in_layer else ("w1", "b1", "w2", "b2")
         return {name: self._stored.expert(segment, number, name).copy() for name in names}
 
+    @check_kinds
+    def without(
+        self, *, rows: bool | int | None = None, segment: int | None = None, expert: int | None = None
+    ) -> Model:
+        """Return this model without some of its parts, which then add nothing to a token: an ablation. The folder does not change.
+
+        rows: an entry of `model.rows`, or True for all. segment: a segment, as in `expert`, without all of its experts; with
+        expert, without that one. Calls add up. Such a model answers, scores, and measures the loss of a text or of `input`; it is
+        not exported or trained on, and its held-out loss is not measured: these take a folder as it is.
+        """
+        if (rows is None) == (segment is None) or (segment is None and expert is not None):
+            raise ConfigError("without: give rows=…, or segment=… and perhaps expert=…")
+        entries = len(self.config.model.rows)
+        if rows is not None and (rows is False or (rows is not True and not 0 <= rows < entries) or not entries):
+            raise ConfigError(f"rows={rows} is not allowed: the model has {entries} entries of rows; True: all")
+        if segment is not None:
+            self.expert(segment, 0 if expert is None else expert)  # refuses what is not there
+            return self._lacking(experts=frozenset({(segment, expert)}))
+        return self._lacking(rows=frozenset(range(entries) if rows is True else [int(rows or 0)]))
+
+    def _lacking(self, **parts: Any) -> Model:
+        from pangu_sigma.generate.ablation import Ablation
+
+        lacks, changed = self._without or Ablation(), Model(self.path, self._weights)
+        sets = {name: getattr(lacks, name) | value for name, value in parts.items() if name != "routing"}
+        changed._without = replace(lacks, **parts | sets)
+        return changed
+
+    def _refuse_changed(self, why: str) -> None:
+        if self._without is not None:
+            raise ConfigError(f"{self}: {why}, and this model was changed in memory; leave out `without` and routing")
+
     def score(self, text: str, domain: str) -> Score:
         """Return the log-probability, in nats, of each token of a text given the tokens before it, except the first. In code and
         bilingual text the first token is the language tag."""
@@ -299,6 +340,7 @@ class Model:
         """Measure the loss as the function `evaluate` does, on held-out text or `input`; or that of a text, read by `domain`."""
         files = to_paths(input, "input")
         if text is None and not files:
+            self._refuse_changed("held-out text is measured of a folder; give input=… or a text")
             return evaluate(self.path, against, all_samples, domain=domain, overrides=overrides)
         if text is not None and (files or domain is None):
             raise ConfigError("text: give it a domain, domain=…, and no input; the name of a file is input=…")
@@ -335,6 +377,7 @@ class Model:
         if weights != "float32" and format != "mindir":
             named = f"{argument('--weights')}={weights} is for {argument('--format')}=mindir"
             raise ConfigError(f"{named}; {format} has the weights as they are")
+        self._refuse_changed("a folder is exported as it is")
         path = to_path(output, "--output")
         if path.suffix == ".safetensors":
             raise ConfigError(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.tiny import tiny_config, tiny_tree
+from experiments.tiny import TINY_ROWS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.changes import (
     RULES,
     absolute_paths,
@@ -22,7 +22,7 @@ from pangu_sigma.data.order import SampleOrder
 
 CONFIG = tiny_config(Path("/data"), parallel={"data": 2})
 PHASES = {"phases": [{"from_step": 0, "weights": {"zh": 1.0}}]}
-KEYS = leaves(CONFIG.model_dump(mode="json")) | leaves(PHASES, "data")
+KEYS = leaves(CONFIG.model_dump(mode="json")) | leaves(PHASES, "data") | leaves({"rows": TINY_ROWS}, "model")
 
 
 def test_every_key_has_a_rule_and_every_rule_a_key():
@@ -45,7 +45,8 @@ def test_every_key_has_a_rule_and_every_rule_a_key():
         *[(key, True) for key in ("domains.1.weight", "model.dropout", "train.batch_size", "train.new_key")],
         *[(key, False) for key in ("seed", "model.hidden", "model.init_std", "domains.0.name", "domains.12.slot")],
         *[(key, False) for key in ("routing.table", "vocabulary.english_pieces", "ecss.moments", "domains.2.format")],
-        ("model.activation", False),
+        *[("model.activation", False), ("model.rows.0.width", False)],
+        *[("train.optimizer.rate_rows", True), ("train.optimizer.eps_rows", True)],
     ],
 )
 def test_keys_that_give_the_state_another_meaning_are_not_free(key, free):

@@ -22,6 +22,7 @@ from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
 from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.state import restore_rows
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
@@ -30,6 +31,8 @@ from pangu_sigma.convert import hf_folder as module
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.hf_folder import write_hf_folder
 from pangu_sigma.convert.model_card import model_card
+from pangu_sigma.ecss.rows import RowStore
+from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.inherit import equality
@@ -52,6 +55,18 @@ def run(tiny_data, tmp_path_factory) -> Path:
     """A sparse run with drawn weights, whose frequent ids are spread over experts."""
     config = tiny_config(tiny_data, model=MODEL, routing=BALANCED)
     return write_dense_run(config, tmp_path_factory.mktemp("run") / "sparse")
+
+
+@pytest.fixture(scope="module")
+def rows_run(tiny_data, tmp_path_factory) -> Path:
+    """A run with drawn weights, common experts, and rows, of which every other one was met, but of the last entry none."""
+    rows = [
+        {"order": 1, "rows": 900, "width": 8},
+        {"order": 2, "rows": 70, "width": 14, "kind": "own"},
+        {"order": 2, "rows": 1, "width": 2},
+    ]
+    config = tiny_config(tiny_data, model={"segments": ["own", "common"], "common_experts": 3, "rows": rows})
+    return write_dense_run(config, tmp_path_factory.mktemp("run") / "rows")
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +316,100 @@ def test_the_tables_of_segments_route_as_the_run_does(drawn_segmented_run, tmp_p
         own = start + (first_LPDV[:, :2, domain, ids] - start + position % spread) % 2
         common = (first_LPDV[:, 2:, domain, ids] + position % common_spread) % 3
         assert (np.concatenate([own, common], axis=1).reshape(8, -1) == its).all()
+
+
+def test_rows_go_there_and_back_and_every_file_says_what_they_are(rows_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(open_model(rows_run, "run").config.data.path).parent)
+    written = convert_model(rows_run, tmp_path / "hf", "hf")
+    again = convert_model(written, tmp_path / "again", "run")
+    old, new, between = open_model(rows_run, "run"), open_model(again, "run"), open_model(written, "hf")
+    assert (old.config, old.table.hash) == (new.config, new.table.hash) == (between.config, between.table.hash)
+    before, after = (whole(load_checkpoint(path / "checkpoints")) for path in (rows_run, again))
+    assert before.keys() == after.keys()
+    assert all((value.dtype, value.tobytes()) == (after[n].dtype, after[n].tobytes()) for n, value in before.items())
+    found = weights(written)
+    for e, met in enumerate((450, 105, 0)):
+        its = {name: found[f"rows.{e}.{name}"] for name in ("tid2key", "before2key", "keys", "weight")}
+        assert (its["tid2key"] == old.table.row_EV[e]).all() and (its["before2key"] == old.table.before_EV1[e]).all()
+        for mine, theirs in zip((its["keys"], its["weight"]), between.rows(e), strict=True):
+            assert (mine.dtype, mine.tobytes()) == (theirs.dtype, theirs.tobytes())
+        assert (its["keys"] == before[f"rows_{e}/keys"]).all() and len(its["keys"]) == met
+        assert its["weight"].tobytes() == before[f"rows_{e}/weight"].tobytes()
+    listed = {shard: shape for shard, name, shape, _ in between.listed() if shard and name == "weight"}
+    assert listed == {"rows_0": (450, 8), "rows_1": (105, 14), "rows_2": (0, 2)}
+    assert found["layers.1.row_scale"] == before["dense/layers.1.row_scale"]
+    tree, card = json.loads((written / "config.json").read_text()), (written / "README.md").read_text(encoding="utf-8")
+    assert tree["rows"][1] == {"order": 2, "rows": 70, "width": 14, "kind": "own"} and tree["rows_met"] == [450, 105, 0]
+    assert "5,070 parameters besides" in card and "order 2, 70 own of width 14, 105 of them met" in card
+    third = convert_model(again, tmp_path / "third", "hf")
+    assert all(value.tobytes() == weights(third)[name].tobytes() for name, value in found.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: put((5,), 8)(t["rows.1.keys"]), r"rows\.1\.keys does not ascend"),
+        (lambda t: put((5,), 9)(t["rows.1.keys"]), r"rows\.1\.keys does not ascend"),
+        (lambda t: put((0,), -1)(t["rows.1.keys"]), r"rows\.1\.keys has numbers outside of 0 … 209"),
+        (lambda t: put((104,), 210)(t["rows.1.keys"]), r"rows\.1\.keys has numbers outside of 0 … 209"),
+        (lambda t: put((7,), 900)(t["rows.0.tid2key"]), r"rows\.0\.tid2key has numbers outside of 0 … 899"),
+        (lambda t: put((7,), -1)(t["rows.1.before2key"]), r"rows\.1\.before2key has numbers outside of 0 … 69"),
+        (lambda t: put((7,), 3)(t["rows.0.before2key"]), r"config\.json: routing_hash is"),
+        (
+            lambda t: t.update({name: t[name][:-1] for name in ("rows.0.keys", "rows.0.weight")}),
+            r"config\.json: rows_met is \[450, 105, 0\], the folder says \[449, 105, 0\]",
+        ),
+        (
+            lambda t: t.update({"rows.1.weight": t["rows.1.weight"][1:]}),
+            r"rows\.1\.weight is float32 of shape \(104, 14\), .* needs float32 of shape \(105, 14\)",
+        ),
+        (
+            lambda t: t.update({"rows.0.keys": t["rows.0.keys"].astype(np.int32)}),
+            r"rows\.0\.keys is int32 .* needs int64",
+        ),
+        (
+            lambda t: t.update({"rows.1.before2key": t["rows.1.before2key"][1:]}),
+            r"rows\.1\.before2key is int32 of shape .* needs int32",
+        ),
+        *[
+            (lambda t, name=name: t.pop(name), rf"{name} of shape .* is in no file of weights")
+            for name in ("rows.0.keys", "rows.0.weight", "rows.2.tid2key", "layers.2.row_scale")
+        ],
+        (lambda t: t.update({"rows.3.weight": ONES}), r"rows\.3\.weight is no tensor"),
+    ],
+)
+def test_rows_that_are_not_what_was_written_are_refused(rows_run, tmp_path, change, message):
+    written = convert_model(rows_run, tmp_path / "hf", "hf")
+    edit_tensors(written, change, "model-00001-of-00001.safetensors")
+    reseal(written)
+    with pytest.raises(LayoutError, match=message):
+        _ = open_model(written, "hf").table
+
+
+def test_rows_of_a_run_that_is_made_of_a_folder_learn_and_are_there_once(rows_run, tmp_path):
+    """They begin with a step count of 0."""
+    model = open_model(convert_model(convert_model(rows_run, tmp_path / "hf", "hf"), tmp_path / "again", "run"), "run")
+    store, (keys_U, weight_UW) = RowStore(model.config, HostTier()), model.rows(0)
+    restore_rows(store, model.checkpoint)
+    keys_EGBS = np.zeros((3, 1, 1, 3), np.int64)
+    keys_EGBS[0] = 0, 1, 3  # the first is new
+    rate_of_one = np.array([1, 1, 1, 0.9, 0.99, 1e-12], np.float32)
+    store.update(keys_EGBS, np.ones((3, 24), np.float32), rate_of_one)
+    met = store.met(0)
+    assert met.tolist() == [0, *keys_U] and store.read(0, "step", met)[:5].tolist() == [1, 1, 1, 0, 0]
+    assert np.allclose(store.read(0, "weight", met)[1:3], weight_UW[:2] - 1)
+
+
+def test_a_changed_bit_of_a_row_and_other_entries_are_refused(rows_run, tmp_path):
+    written = convert_model(rows_run, tmp_path / "hf", "hf")
+    file, row = written / "model-00001-of-00001.safetensors", weights(written)["rows.1.weight"][5].tobytes()
+    file.write_bytes(file.read_bytes().replace(row, row[:-1] + bytes([row[-1] ^ 1])))
+    with pytest.raises(DamagedFile, match=r"model-00001-of-00001\.safetensors: xxh3_128 is"):
+        open_model(written, "hf").rows(1)
+    edit_json(written / "config.json", lambda tree: tree["rows"][1].update(rows=71))
+    reseal(written)
+    with pytest.raises(LayoutError, match=r"config\.json: rows is .*'rows': 71.*, pangu_sigma\.config says"):
+        open_model(written, "hf")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from ast import literal_eval
 from pathlib import Path
 
 import numpy as np
@@ -244,3 +245,38 @@ def test_a_graph_with_two_own_segments_gives_the_tokens_of_its_run(tiny_data, tm
     for domain in range(3):
         expected_NV = its.route(ids, np.full_like(ids, domain), 0 * ids)
         np.testing.assert_array_equal(tables["tid2eid"][:, :, domain].reshape(4, -1), expected_NV)
+
+
+@pytest.fixture(scope="module", params=["float32", pytest.param("int8", marks=pytest.mark.slow)])
+def rows_export(graph_mode, rows_run, tmp_path_factory, request) -> Path:
+    return export_mindir(rows_run, tmp_path_factory.mktemp("rows") / "out", request.param)
+
+
+def test_an_export_has_the_rows_of_its_run_in_float32(rows_run, rows_export):
+    export, run = open_model(rows_export, "export"), open_model(rows_run, "run")
+    for entry, configured in enumerate(run.config.model.rows):
+        assert 0 < len(run.rows(entry)[0]) < run.config.stored_rows(configured)
+        for found, expected in zip(export.rows(entry), run.rows(entry), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    losses = [{name: found["loss"] for name, found in ps.evaluate(path).items()} for path in (rows_run, rows_export)]
+    assert losses[1]["zh"] == pytest.approx(losses[0]["zh"], rel=1e-5 if export.facts["weights"] == "float32" else 0.02)
+
+
+@pytest.mark.slow
+def test_a_graph_with_rows_computes_as_its_run(rows_run, rows_export):
+    """A lane that held another text, and its copy, are read on from the middle of a document."""
+    assert verify_export(rows_run, rows_export, 4) >= 3 * 4
+    run = open_model(rows_run, "run")
+    graph, decoder = GraphDecoder.of(open_model(rows_export, "export"), 2), open_decoder(rows_export, 2)
+    found = re.search(r"name\.endswith\((\(.*\))\):", (rows_export / "README.md").read_text(encoding="utf-8"))
+    assert {f".{p.name.rsplit('.', 1)[1]}" for p in graph._copy.parameters} == set(literal_eval(found[1]))
+    for domain in domains_of(run.config):
+        ids, eot = run.tokenizer.prompt("the cat sees 今天天气", domain), run.tokenizer.eot
+        text, logits = [*ids[:2], eot, *ids, eot, *ids[:3]], []
+        for each in (graph, decoder):
+            parts = [logits_of(each, domain, text[:6])]
+            each.copy(0, 1)
+            parts += each.read([Chunk(0, ids[:1], 1), Chunk(1, text[6:], len(text) - 6)])
+            logits.append(np.concatenate(parts))
+        some = np.isfinite(logits[1])
+        np.testing.assert_allclose(logits[0][some], logits[1][some], rtol=0, atol=2e-5)

@@ -35,6 +35,15 @@ STRANGE = " 今天天气不错，ＡＢｃ㎏ the cat▁▂▃\t\r\n\u3000𠀀é
 FORMS: dict[str, dict[str, Any]] = {
     "paper": {"experts_per_domain": 4},
     "segments": {"segments": ["own", "own", "common", "common"], "common_experts": 3, "activation": "tanh"},
+    "rows": {
+        "dense_layers": 1,
+        "rows": [
+            {"order": 1, "rows": 900, "width": 8},
+            {"order": 2, "rows": 5_000, "width": 10},
+            {"order": 2, "rows": 300, "width": 4, "kind": "own"},
+            {"order": 2, "rows": 1, "width": 2},  # no token met it
+        ],
+    },
     "dense": {"dense_layers": 3, "rre_layers": 0, "activation": "erf"},
 }
 
@@ -93,20 +102,55 @@ def task(run, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
         ids = [i for text in texts[:9] for i in (*run.tokenizer.prompt(text[:30], domain), run.tokenizer.eot)]
         asked[domain.name] = {"texts": texts, "prompts": [text[: 9 + i] for i, text in enumerate(texts[:4])]}
         asked[domain.name]["ids"] = ids[: run.config.model.seq_length]
+        rng, ids_R = np.random.default_rng(domain.index), run.tokenizer.slot_rows[domain.slot]
+        asked[domain.name]["drawn"] = rng.choice(ids_R[ids_R >= 0], (4, 40)).tolist()
+        for ids in asked[domain.name]["drawn"]:
+            ids[4::17] = ids[5::17] = [run.tokenizer.eot] * len(ids[5::17])  # an empty text, too
     file = tmp_path_factory.mktemp("task") / "task.json"
     file.write_text(json.dumps(asked))
     return file, asked
 
 
+class WithRows(ExactModel):
+    """The network of reference for tokens whose rows, all entries' side by side, are e."""
+
+    def __init__(self, run: StoredModel, e_TH: np.ndarray):
+        super().__init__(run.config.model, run, run.config.model.activation)
+        self.e_TH = e_TH
+
+    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        if name.endswith("attention_norm"):
+            x += self._tensor(name.replace("attention_norm", "row_scale")) * self.e_TH  # x is the residual, too
+        return super().norm(name, x)
+
+
+def keys_of(run: StoredModel, ids: np.ndarray, domain: Any) -> np.ndarray:
+    """Keys [E, …] of the rows of sequences of several texts, by our tables."""
+    positions = np.zeros_like(ids)
+    for s in range(1, ids.shape[-1]):
+        positions[..., s] = np.where(ids[..., s - 1] == run.tokenizer.eot, 0, positions[..., s - 1] + 1)
+    return run.table.row_keys(run.config.model.rows, ids, np.full_like(ids, domain.index), positions)
+
+
+def rows_of(run: StoredModel, ids_S: np.ndarray, domain: Any) -> np.ndarray:
+    """e [S, H] of a text: zeros where no token met the row."""
+    columns, counts = [], []
+    for e, keys_S in enumerate(keys_of(run, ids_S, domain)):
+        met, none = dict(zip(*run.rows(e), strict=True)), np.zeros(run.config.model.rows[e].width, np.float32)
+        columns.append(np.stack([met.get(key, none) for key in keys_S]))
+        counts.append(sum(key in met for key in keys_S))
+    assert len(ids_S) < 20 or (min(counts[:3]) > 0 and max(counts) < len(ids_S)), "some rows were met, and some not"
+    return np.concatenate(columns, axis=1)
+
+
 def logits_of(run: StoredModel, ids_S: np.ndarray, domain: Any) -> np.ndarray:
     """Our logits of one sequence of several texts, each of which begins anew behind <eot>."""
-    exact, first = (
-        ExactModel(run.config.model, run, run.config.model.activation),
-        domain.slot * run.config.model.slot_rows,
-    )
+    first = domain.slot * run.config.model.slot_rows
     wanted_R, parts = first + np.flatnonzero(run.tokenizer.slot_rows[domain.slot] >= 0), []
     for part in np.split(ids_S, np.flatnonzero(ids_S == run.tokenizer.eot) + 1):
         experts_NT = run.table.route(part, np.full_like(part, domain.index), np.arange(len(part)))
+        plain = ExactModel(run.config.model, run, run.config.model.activation)
+        exact = WithRows(run, rows_of(run, part, domain)) if run.config.model.rows and len(part) else plain
         parts.append(exact.logits(first + run.tokenizer.rows(part, domain), experts_NT, wanted_R))
     return np.concatenate([part for part in parts if len(part)])
 
@@ -130,6 +174,15 @@ def test_ids_logits_and_greedy_answers_are_ours(run, folder, task, tmp_path):
             assert answer.ids[len(tokenizer.prompt(prompt, domain)) :][:end] == new[:end]
 
 
+def test_what_a_cache_knows_is_what_the_whole_text_says_whatever_becomes_of_the_cache(run, folder, task, tmp_path):
+    file, asked = task
+    peer("follow", folder, file, tmp_path / "keys")
+    found = np.load(tmp_path / "keys.npz")
+    for domain in list(domains_of(run.config))[1::2]:
+        ours = keys_of(run, np.array(asked[domain.name]["drawn"]), domain)
+        assert (found[domain.name] == ours).all() and found[domain.name].shape == ours.shape
+
+
 @pytest.mark.parametrize("verb", ["full", "lora"])
 def test_a_step_of_training_comes_back_with_its_bits(run, folder, task, tmp_path, verb):
     if verb == "lora":
@@ -140,6 +193,11 @@ def test_a_step_of_training_comes_back_with_its_bits(run, folder, task, tmp_path
     assert again.tensors.keys() == run.tensors.keys()
     assert all(again.tensor(name).tobytes() == saved[name_in_folder(name)].tobytes() for name in again.tensors)
     assert (again.table.hash, again.tokenizer.hash) == (run.table.hash, run.tokenizer.hash)
+    for e in range(len(run.config.model.rows)):
+        keys_U, weight_UW = again.rows(e)
+        assert keys_U.tobytes() == run.rows(e)[0].tobytes()
+        assert weight_UW.tobytes() == saved[f"rows.{e}.weight"].tobytes()
+        assert (weight_UW.tobytes() != run.rows(e)[1].tobytes()) is (verb == "full" and len(keys_U) > 0)
     changed = {name for name in run.tensors if again.tensor(name).tobytes() != run.tensor(name).tobytes()}
     assert "layers.0.attention.query.weight" in changed
     assert ("embedding" in changed) is (verb == "full")

@@ -14,8 +14,12 @@ from helpers.toy import toy_config
 from ascend_ops.rows import record_size
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.rows import ROW_ARRAYS, RowStore
+from pangu_sigma.ecss.store import build
 from pangu_sigma.ecss.tiers import FileTier, HostTier, StoreError
+from pangu_sigma.sections import FinetuneConfig
+from pangu_sigma.training.step import EXPERTS, ROWS, TrainStep
 
+EXPERTS_LEARN = FinetuneConfig(task="test", domain="d0", domains=["d0"], learn="experts")
 HYPER = np.array([1e-2, 1.0, 1.0, 0.9, 0.99, 1e-12], np.float32)
 
 
@@ -116,3 +120,34 @@ def test_a_full_disk_is_an_error_that_names_the_key(tmp_path: Path, monkeypatch:
         store.settle()
     assert not store.records[0].any()
     assert record_size(10) == store.records[0].shape[1]
+
+
+def test_what_is_put_takes_the_place_of_all_rows():
+    """As when an earlier checkpoint is loaded: a row that it has not met is 0 again."""
+    config = config_of()
+    store = RowStore(config, HostTier())
+    trained(store, config)
+    first, rest = np.split(store.met(0), [1])
+    assert len(rest)
+    store.put(0, first, **{name: store.read(0, name, first) for name in ROW_ARRAYS})
+    assert store.met(0).tolist() == first.tolist()
+    assert not any(store.read(0, name, rest).any() for name in ROW_ARRAYS)
+
+
+def test_rows_that_do_not_learn_are_read_and_neither_updated_nor_met():
+    """In a tuning of experts own rows learn, and common ones, which all domains share, do not."""
+    config = config_of().model_copy(update={"finetune": EXPERTS_LEARN})
+    store = RowStore(config, HostTier())
+    store.put(0, np.arange(64), np.ones((64, 10), np.float32))
+    e_of_steps = trained(store, config)
+    assert store.learns == [False, True]
+    assert (store.read(0, "weight", store.met(0)) == 1).all() and not store.read(0, "step", store.met(0)).any()
+    assert all((e_GTH[..., :10] == 1).all() for e_GTH in e_of_steps) and len(store.met(1)) > 0
+
+
+def test_without_a_row_that_learns_a_step_has_no_gradient_of_rows():
+    for kind, learns in (("own", True), ("common", False)):
+        config = toy_config(model={"rows": [{"order": 2, "rows": 30, "width": 16, "kind": kind}]})
+        config = config.model_copy(update={"finetune": EXPERTS_LEARN})
+        step = TrainStep(config, *build(config))
+        assert (step.learns_rows, step.learning_input) == (learns, ROWS if learns else EXPERTS)

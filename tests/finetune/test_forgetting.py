@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from experiments.tiny import STEPS, tiny_config
+from experiments.tiny import STEPS, TINY_ROWS, tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.finetune.forgetting import changed_domains, format_forgetting, measure_forgetting
 from pangu_sigma.stored.open import open_model
 
@@ -51,6 +54,24 @@ def test_a_weight_that_changes_names_the_domains_that_use_it(tiny_run, file, nam
     values = after.files[file][name].values
     values[at] = values[at] + 1
     assert changed_domains(tiny_config(tiny_run), before, after) == changed
+
+
+@pytest.mark.parametrize(("entry", "changed"), [(0, {"zh", "en", "code"}), (2, {"en"})])
+def test_a_row_that_changes_or_is_met_names_its_domain_or_all(entry, changed):
+    config = tiny_config(Path(), model={"rows": TINY_ROWS})
+
+    def saved(keys: list[int], weights: list[float]) -> SimpleNamespace:
+        arrays = {"keys": np.array(keys), "weight": np.outer(weights, np.ones(8))}
+        none = {"keys": np.zeros(0, int), "weight": np.zeros((0, 8))}
+        of_entries = [arrays if e == entry else none for e in range(3)]
+        named = ({name: SavedArray.whole(values) for name, values in each.items()} for each in of_entries)
+        return SimpleNamespace(files={f"rows_{e}": each for e, each in enumerate(named)})
+
+    before = saved([5, 700], [1.0, 2.0])
+    assert changed_domains(config, before, saved([5, 700], [1.0, 2.0])) == set()
+    assert changed_domains(config, before, saved([5, 700, 1399], [1.0, 2.0, 0.0])) == set(), "met, and still 0"
+    assert changed_domains(config, before, saved([5, 700], [1.0, 2.5])) == changed
+    assert changed_domains(config, before, saved([5, 700, 1399], [1.0, 2.0, 0.5])) == changed
 
 
 def test_the_table_has_each_domain_before_and_after():

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.dense_runs import write_dense_run
 from helpers.grown import saved_arrays
 from helpers.tasks import pairs, write_lines, write_task
 
 from experiments.chaos.runs import digests
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.cli import main
@@ -92,6 +94,43 @@ def test_common_segments_keep_their_bits_where_experts_learn(segmented_run, tmp_
     assert (forgotten["zh"], forgotten["code"]) == (0.0, 0.0)
     notes = json.loads((run / "lineage.json").read_text(encoding="utf-8"))["notes"]
     assert notes[-1] == "experts of common segments keep their bits, because all domains share them"
+
+
+@pytest.mark.slow
+def test_where_experts_learn_only_own_rows_of_the_domain_do(rows_run, tmp_path):
+    """Common rows are read, and neither learn nor are met; state and scale of all other rows stay."""
+    run = tmp_path / "tuned"
+    result = finetune_run(rows_run, ask(tmp_path / "asked", learn="experts"), run)
+    old, new = saved_arrays(rows_run), saved_arrays(run)
+    keys = new.pop("rows_2 keys")
+    assert set(keys) > set(old["rows_2 keys"]), "rows that the parent had not met are met"
+    assert set(keys) - set(old["rows_2 keys"]) <= set(range(700, 1400))
+    for name, values in new.items():
+        if name.startswith(("rows_0", "rows_1")) or "row_scale" in name:
+            assert values.tobytes() == old[name].tobytes(), name
+        elif name.startswith("rows_2"):
+            others, had = keys // 700 != 1, old["rows_2 keys"] // 700 != 1
+            assert values[others].tobytes() == old[name][had].tobytes(), name
+            assert values[~others].tobytes() != old[name][~had].tobytes(), name
+    assert result is not None
+    assert learns_text(result).endswith("; common rows keep their bits; own rows that samples meet learn")
+    own = result["forgetting"]["domains"]
+    assert {name: each["changed"] for name, each in own.items()} == {"zh": False, "en": True, "code": False}
+    assert own["zh"]["difference"]["nats_per_token"] == 0.0
+    notes = json.loads((run / "lineage.json").read_text(encoding="utf-8"))["notes"]
+    assert notes[-1] == "common rows (model.rows) keep their bits, because all domains share them"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learn", ["experts", "all"])
+def test_common_rows_alone_learn_with_everything_or_have_no_gradient(tiny_data, tmp_path, learn):
+    rows = [{"order": 2, "rows": 500, "width": 24}]
+    parent = write_dense_run(tiny_config(tiny_data, model={"rows": rows}), tmp_path / "parent")
+    asked = ask(tmp_path / "asked", learn=learn, overrides=["train.steps=2"])
+    finetune_run(parent, replace(asked, dev_file=None), tmp_path / "tuned")
+    arrays = saved_arrays(tmp_path / "tuned")
+    assert (len(arrays["rows_0 keys"]) > 0) == (learn == "all")
+    assert (np.abs(arrays["rows_0 weight"]).sum() > 0) == (learn == "all")
 
 
 def test_the_other_domains_answer_as_before_bit_for_bit(tiny_run, tiny_data, tuned):

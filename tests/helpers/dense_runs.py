@@ -8,6 +8,7 @@ import numpy as np
 
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.parts import ROWS
 from pangu_sigma.config import Config
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.training.first_checkpoint import new_run, write_step_0
@@ -18,12 +19,15 @@ _DRAWN = 1 << 20
 def write_dense_run(config: Config, folder: Path, std: float = 0.1) -> Path:
     """A run folder of `config` whose checkpoint of step 0 has weights from N(0, std), the same million of them again and again.
 
-    Experts, if it has some, differ from each other.
+    Experts, if it has some, differ from each other. Of rows, if it has some, every other one was met.
     """
     drawn = np.random.default_rng(0).standard_normal(_DRAWN).astype(np.float32) * np.float32(std)
 
     def find(shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        if shard != "dense" and name not in FFN_TENSORS:
+        if shard.startswith(ROWS) and name == "keys":
+            stored = config.stored_rows(config.model.rows[int(shard.removeprefix(ROWS))])
+            return LazyArray.of(np.arange(1, stored, 2))
+        if shard != "dense" and name not in FFN_TENSORS and not (shard.startswith(ROWS) and name == "weight"):
             return None
         size = int(np.prod(shape))
         start = sum(f"{shard} {name}".encode()) % 1000  # so that tensors of one shape differ

@@ -2,6 +2,7 @@
 
     hf_peer.py answer FOLDER TASK OUT    TASK: {domain: {"texts": […], "prompts": […], "ids": […]}} in JSON
     hf_peer.py full|lora FOLDER TASK OUT one step of training on the ids of TASK, saved to OUT
+    hf_peer.py follow FOLDER TASK OUT    the ways of a KV cache, on the sequences "drawn" of TASK; OUT.npz: keys of rows by domain
     hf_peer.py judge|half|refuse FOLDER TASK OUT   Trainer's evaluation; a folder in float16; the messages of what is refused
 
 `answer` writes OUT.json, {domain: {"ids", "decoded", "greedy"}}, and OUT.npz with the logits of each domain's ids.
@@ -18,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-NEW = 64
+NEW, MOST = 64, 1e-5
 
 
 def answer(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
@@ -39,6 +40,79 @@ def answer(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
         said[domain]["greedy"] = found[:, batch["input_ids"].shape[1] :].tolist()
     out.with_suffix(".json").write_text(json.dumps(said))
     np.savez(out.with_suffix(".npz"), **logits)
+
+
+def follow(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
+    """Read drawn sequences along all ways of a cache, in three precisions: rows and logits must be those of the whole."""
+    keys: list[list[torch.Tensor]] = []
+    for entry in model.rows:
+        keys.append([])
+        entry.register_forward_hook(lambda module, given, _, mine=keys[-1]: mine.append(module.numbers(*given)))
+
+    def read(ids: torch.Tensor, cache: Any = None, mask: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys [E, B, S] and logits [B, S, V] of ids, which are read in pieces if there is a cache."""
+        for mine in keys:
+            mine.clear()
+        known, logits = 0 if cache is None else cache.get_seq_length(), []
+        for piece in [ids] if cache is None else ids.split([1, 4, *[1] * (ids.shape[1] - 5)], 1):
+            known += piece.shape[1]
+            seen = None if mask is None else mask[:, :known]
+            options = {"cache": cache} if cache is not None else {"use_cache": False}
+            logits.append(model(piece, attention_mask=seen, domain=domain, **options).logits)
+        found = [torch.cat(mine, 1) for mine in keys]
+        return torch.stack(found) if found else torch.empty(0, *ids.shape), torch.cat(logits, 1)
+
+    def same(way: str, wanted: tuple[torch.Tensor, torch.Tensor], found: tuple[torch.Tensor, torch.Tensor]) -> None:
+        assert torch.equal(wanted[0], found[0]), f"keys, {way}, {model.dtype}"
+        apart = (wanted[1] - found[1]).abs().max().item()
+        assert model.dtype != torch.float32 or apart < MOST, f"logits, {way}: {apart}"
+
+    torch.manual_seed(0)
+    first: dict[str, Any] = {}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        model.to(dtype)
+        for domain in [*task][1::2]:
+            ids = torch.tensor(task[domain]["drawn"])
+            count, half = ids.shape[1], ids.shape[1] // 2
+            mask = (
+                torch.rand(len(ids), count + 20).argsort(1) < count
+            )  # padding anywhere, also behind prompts of a batch
+            mask[0] = torch.arange(count + 20) >= 20
+            padded = torch.full(mask.shape, tokenizer.pad_token_id)
+            padded[mask] = ids.flatten()
+            with torch.no_grad():
+                whole = read(ids)
+                first.setdefault(domain, whole[0])
+                same("in this precision", (first[domain], whole[1]), whole)
+                for way, cache in (("alone", None), ("token by token", DynamicCache(config=model.config))):
+                    if cache is not None:
+                        same(way, whole, read(ids, cache))
+                        cache = DynamicCache(config=model.config)
+                    its, logits = read(padded, cache, mask.long())
+                    found = its[:, mask].unflatten(1, ids.shape), logits[mask].unflatten(0, ids.shape)
+                    same(f"padded, {way}", whole, found)
+                cache = DynamicCache(config=model.config)
+                read(torch.cat([ids[:, :half], ids[:, 3:13]], 1), cache)
+                cache.crop(-10)
+                order = torch.arange(len(ids))
+                for way in ("behind a crop", "in another order", "some of them, twice"):
+                    if way == "in another order":
+                        cache.reorder_cache(chosen := torch.tensor([3, 0, 0, 2]))
+                        order = order[chosen]
+                    elif way == "some of them, twice":
+                        cache.batch_select_indices(chosen := torch.tensor([3, 0]))
+                        cache.batch_repeat_interleave(2)
+                        order = order[chosen].repeat_interleave(2)
+                    rest = whole[0][:, order, half:], whole[1][order, half:]
+                    same(way, rest, read(ids[order, half:], cache))
+                    cache.crop(half - count)
+    model.to(torch.float32)
+    for domain in first:
+        tokenizer.domain = domain
+        batch = tokenizer(task[domain]["prompts"], return_tensors="pt", padding=True)
+        options = {"domain": domain, "max_new_tokens": 20, "num_beams": 3, "do_sample": False}
+        assert torch.equal(*(model.generate(**batch, **options, use_cache=use) for use in (True, False))), "beams"
+    np.savez(out.with_suffix(".npz"), **{domain: each.numpy() for domain, each in first.items()})
 
 
 def train(model: Any, tokenizer: Any, task: dict[str, Any], out: Path, lora: bool = False) -> None:
@@ -137,7 +211,7 @@ def main(verb: str, folder: str, task: str, out: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     asked = json.loads(Path(task).read_text())
     verbs = {"full": train, "lora": partial(train, lora=True)} | {
-        each.__name__: each for each in (answer, judge, half, refuse)
+        each.__name__: each for each in (answer, follow, judge, half, refuse)
     }
     verbs[verb](model, tokenizer, asked, Path(out))
 

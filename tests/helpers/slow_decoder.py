@@ -8,6 +8,7 @@ from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.rows import MetRows
 from pangu_sigma.stored.model import StoredModel
 
 
@@ -17,6 +18,7 @@ class SlowDecoder:
     def __init__(self, run: StoredModel, lanes: int = 4):
         self.config, self.tokenizer, self.lanes = run.config, run.tokenizer, lanes
         self._table = run.table
+        self._rows = MetRows(run.config, run.table, run)
         self._model = ExactModel(run.config.model, run, run.config.model.activation)
         self._texts: dict[int, tuple[Domain, list[int]]] = {}
 
@@ -42,7 +44,9 @@ class SlowDecoder:
         if chunk.wanted:
             experts_NT = self._route(domain, ids_T)
             wanted = first + np.flatnonzero(used_R)
-            logits_WR[:, used_R] = self._model.logits(rows_T, experts_NT, wanted, last=chunk.wanted)
+            before_T = np.append(-1, ids_T[:-1])
+            e_TH = self._rows.of(ids_T, np.full_like(ids_T, domain.index), np.arange(len(ids)), before_T)
+            logits_WR[:, used_R] = self._model.logits(rows_T, experts_NT, wanted, chunk.wanted, e_TH)
         return logits_WR
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:

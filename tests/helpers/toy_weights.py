@@ -17,6 +17,7 @@ class ToyWeights:
         self._hidden, self._ffn, self._segments = model.hidden, model.ffn, len(model.segments)
         self._tables = {"embedding": config.slots * model.slot_rows}
         self._positions = model.seq_length
+        self._rows = [(config.stored_rows(entry), entry.width) for entry in model.rows]
 
     def tensor(self, name: str) -> np.ndarray:
         *_, cell, kind = f".{name}".rsplit(".", 2)
@@ -24,12 +25,20 @@ class ToyWeights:
             return self._drawn(name, self._tables.get(kind, self._positions), self._hidden)
         if cell == "ffn":
             return self._of_ffn(name, kind, self._ffn)
+        if kind == "row_scale":
+            return self._drawn(name, 1)
         if kind == "weight":
             return self._drawn(name, self._hidden, self._hidden)
         return self._drawn(name, self._hidden) + np.float32(kind == "gain")
 
     def expert(self, layer: int, number: int, name: str) -> np.ndarray:
         return self._of_ffn(f"{layer} {number} {name}", name, self._ffn // self._segments)
+
+    def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
+        """Every third row was met by no token."""
+        rows, width = self._rows[entry]
+        keys_U = np.flatnonzero(np.arange(rows) % 3)
+        return keys_U, self._drawn(f"rows {entry}", len(keys_U), width)
 
     def _of_ffn(self, seed: str, name: str, units: int) -> np.ndarray:
         shapes = {"b1": (units,), "b2": (self._hidden,)}

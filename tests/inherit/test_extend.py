@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
 from helpers.grown import law_tree, saved_arrays
 
-from experiments.tiny import tiny_config, tiny_tree
+from experiments.tiny import TINY_ROWS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
@@ -17,14 +18,17 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.errors import DataError
 from pangu_sigma.inherit import extend
+from pangu_sigma.inherit.equality import compare_trained
 from pangu_sigma.inherit.extend import Origin, check_extension, extend_run, extended_tables, plan_extension
 from pangu_sigma.inherit.extract import extract_domains
 from pangu_sigma.inherit.parent import open_parent
+from pangu_sigma.rre.row_keys import draw_row_tables
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.sentencepieces import alpha_model, parse_model
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.log.metrics import read_metrics
+from pangu_sigma.training.loop import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -122,6 +126,70 @@ def test_a_new_domain_has_own_segments_and_shares_the_common_ones_bit_for_bit(se
     assert [agreement.exact for agreement in back.agreement.values()] == [0.0] * 3
     assert all(old[name].tobytes() == again[name].tobytes() for name in old)
     assert open_model(tmp_path / "back", "run").table.hash == before.hash
+
+
+def test_rows_of_old_domains_keep_their_bits_and_own_ones_of_a_new_domain_are_0(rows_run, law_config, tmp_path):
+    """The new domain is in front, so keys of own rows move by one domain; without it again they are what they were."""
+    config = law_config.model_copy(update={"model": open_model(rows_run, "run").config.model})
+    receipt = extend_run(rows_run, config, tmp_path / "run", Origin("zh"), graphs=False)
+    assert {name: each.exact for name, each in receipt.agreement.items()} == dict.fromkeys(("zh", "en", "code"), 0.0)
+    assert receipt.domains["law"] == "new, with experts and routing of domain zh, its own rows 0"
+    old, new = saved_arrays(rows_run), saved_arrays(tmp_path / "run")
+    assert old.keys() == new.keys()
+    for name, values in new.items():
+        if name.startswith("rows_") or "row_scale" in name:
+            assert values.tobytes() == (old[name] + (700 if name == "rows_2 keys" else 0)).tobytes(), name
+    parent, run = (open_model(path, "run") for path in (rows_run, tmp_path / "run"))
+    of_zh = compare_trained(parent, run, {"law": "zh"}, None, graphs=False)["law"]
+    assert of_zh.exact > 0, "without own rows it is not zh"
+    back = extract_domains(tmp_path / "run", tmp_path / "back", dropped=["law"], graphs=False)
+    again = saved_arrays(tmp_path / "back")
+    assert [agreement.exact for agreement in back.agreement.values()] == [0.0] * 3
+    assert all(old[name].tobytes() == again[name].tobytes() for name in old)
+    assert open_model(tmp_path / "back", "run").table.hash == parent.table.hash
+
+
+def test_a_run_without_rows_gets_some_that_are_0_and_keeps_all_its_bits(tiny_run, tiny_data, tmp_path):
+    """Its Adam state and its place in the text, too."""
+    config = tiny_config(tiny_data, model={"rows": TINY_ROWS})
+    receipt = extend_run(tiny_run, config, tmp_path / "run", Origin(), graphs=False)
+    assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0] * 3
+    old, new = saved_arrays(tiny_run), saved_arrays(tmp_path / "run")
+    assert all(new[name].tobytes() == old[name].tobytes() for name in old)
+    assert all(len(values) == 0 for name, values in new.items() if name.startswith("rows_"))
+    before, after = (open_model(path, "run").table for path in (tiny_run, tmp_path / "run"))
+    assert replace(after, row_EV=None, before_EV1=None).hash == before.hash
+    drawn = draw_row_tables(config.model.rows, before.first_NDV.shape[2], config.routing.seed)
+    assert [table.tobytes() for table in drawn] == [after.row_EV.tobytes(), after.before_EV1.tobytes()]
+    assert (receipt.parameters["begun"], receipt.rows["own"].rows) == (3, 0)
+    assert "the text of zh, en, code is read on from where the run stands" in receipt.notes
+
+
+@pytest.mark.slow
+def test_with_rows_added_training_goes_on_from_the_loss_that_the_run_had_bit_for_bit(tiny_run, tiny_data, tmp_path):
+    config = tiny_config(tiny_data, model={"rows": TINY_ROWS}, train={"steps": 1, "eval_interval": 1})
+    extend_run(tiny_run, config, tmp_path / "run", Origin(), graphs=False)
+    train(config, tmp_path / "run")
+    last, first = (
+        [line for line in read_metrics(path) if line["kind"] == "evaluation"][at]
+        for path, at in ((tiny_run, -1), (tmp_path / "run", 0))
+    )
+    assert (last["step"], first["step"]) == (30, 0)
+    assert first["per_sample"] == last["per_sample"]
+    assert (saved_arrays(tmp_path / "run")["rows_1 step"] == 1).all(), "and then they learn"
+
+
+def test_rows_cannot_be_changed_by_an_extension(tiny_data, tmp_path):
+    old = tiny_config(tiny_data, model={"rows": TINY_ROWS})
+    for rows, message in (
+        (
+            [TINY_ROWS[0] | {"rows": 3000}, *TINY_ROWS[1:]],
+            r"model\.rows\.0\.rows: 2000 → 3000: rows are saved by numbers",
+        ),
+        ([], r"model\.rows\.2\.kind: \"own\" → null"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_extension(tmp_path, old, tiny_config(tiny_data, model={"rows": rows}))
 
 
 def test_tables_of_common_segments_have_one_row_for_all_domains_also_where_tokens_are_new(segmented_run, law_config):

@@ -19,6 +19,7 @@ from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.inherit import extract
 from pangu_sigma.inherit.extract import chosen_domains, extract_domains, extracted_config
+from pangu_sigma.inherit.receipt import RowCount
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.loop import train
 
@@ -87,6 +88,33 @@ def test_common_segments_are_taken_whole_and_own_ones_by_domain_bit_for_bit(segm
     config = open_model(tmp_path / "run", "run").config
     assert sum(receipt.parameters.values()) == config.num_params().total
     assert receipt.parameters["experts copied"] == len(kept) * 4 * (2 * (2 * 24 * 8 + 8) + 24)
+
+
+@pytest.mark.parametrize("kept", [["en"], ["zh", "code"]], ids=len)
+def test_own_rows_leave_with_their_domains_and_common_ones_whole_bit_for_bit(rows_run, tmp_path, kept):
+    receipt = extract_domains(rows_run, tmp_path / "run", kept, graphs=False)
+    assert {name: each.exact for name, each in receipt.agreement.items()} == dict.fromkeys(kept, 0.0)
+    old, new = saved_arrays(rows_run), saved_arrays(tmp_path / "run")
+    assert old.keys() == new.keys()
+    numbers, keys = [("zh", "en", "code").index(name) for name in kept], old["rows_2 keys"]
+    mine = np.isin(keys // 700, numbers)
+    assert 0 < mine.sum() < len(keys)
+    for name, values in new.items():
+        if name.startswith(("rows_0", "rows_1")):
+            assert values.tobytes() == old[name].tobytes(), name
+        elif name.startswith("rows_2") and not name.endswith("keys"):
+            assert values.tobytes() == old[name][mine].tobytes(), name
+    assert (new["rows_2 keys"] == keys[mine] % 700 + 700 * np.searchsorted(numbers, keys[mine] // 700)).all()
+    whole, its = (open_model(path, "run").table for path in (rows_run, tmp_path / "run"))
+    assert its.row_EV.tobytes() == whole.row_EV.tobytes()
+    assert its.before_EV1.tobytes() == whole.before_EV1.tobytes()
+    common = len(old["rows_0 keys"]) + len(old["rows_1 keys"])
+    assert receipt.rows == {
+        "common": RowCount(common, common, 32 * common),
+        "own": RowCount(int(mine.sum()), len(keys), 32 * int(mine.sum())),
+    }
+    assert f"{mine.sum()} of {len(keys)} rows that were met, {32 * mine.sum():,} bytes of weights" in str(receipt)
+    assert sum(receipt.parameters.values()) == open_model(tmp_path / "run", "run").config.num_params().total
 
 
 def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):

@@ -13,7 +13,7 @@ from helpers.dense_runs import write_dense_run
 from helpers.grown import saved_arrays
 from helpers.toy import weights_of
 
-from experiments.tiny import tiny_config, tiny_tree, write_text
+from experiments.tiny import TINY_ROWS, tiny_config, tiny_tree, write_text
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
@@ -21,8 +21,8 @@ from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit, plan_inheritance
-from pangu_sigma.inherit.parent import open_parent, parent_slot
-from pangu_sigma.inherit.receipt import format_mapping
+from pangu_sigma.inherit.parent import open_parent, parent_refusal, parent_slot
+from pangu_sigma.inherit.receipt import RowCount, format_mapping
 from pangu_sigma.inherit.tensor_origin import Child
 from pangu_sigma.stored.network import build_network
 from pangu_sigma.stored.open import open_model
@@ -150,6 +150,37 @@ def test_segments_have_the_parents_units_in_order_and_answer_as_it_bit_for_bit(
     kinds = ", ".join(f"{6 if kind == 'own' else 3} {kind}" for kind in segments)
     assert f"each upper FFN is cut into {len(segments)} segments of {kinds} experts" in str(receipt)
     assert sum(receipt.parameters.values()) == open_model(tmp_path / "child", "run").config.num_params().total
+
+
+def test_rows_begin_at_0_and_step_0_answers_as_the_parent_bit_for_bit(no_graph, parent, child, tiny_data, tmp_path):
+    """Adam state of the parent goes along, and its scales of rows begin with none."""
+    config = tiny_config(tiny_data, model={"rows": TINY_ROWS})
+    receipt = inherit(open_parent(parent), config, tmp_path / "run", moments=True)
+    assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0, 0.0, 0.0]
+    old, new = saved_arrays(child.path), saved_arrays(tmp_path / "run")
+    assert {name.split()[0] for name in new.keys() - old.keys() if "row_scale" not in name} == {
+        "rows_0",
+        "rows_1",
+        "rows_2",
+    }
+    assert all(len(values) == 0 for name, values in new.items() if name.startswith("rows_"))
+    for layer in range(3):
+        name = f"layers.{layer}.row_scale"
+        assert new[f"dense {name}"] == np.float32(0.1)
+        assert new[f"dense_optimizer {name}.variance"] == 0
+    for name in old.keys() - {"dense_optimizer step"}:
+        if name.startswith("dense ") or name.endswith((" w1", " w2", " b1", " b2")):
+            assert new[name].tobytes() == old[name].tobytes(), name
+    assert receipt.rows == {"common": RowCount(0, 0, 0), "own": RowCount(0, 0, 0)}
+    assert re.search(r"own rows +none was met: all are 0, and change no answer", str(receipt))
+    assert receipt.parameters["begun"] == 3
+    assert sum(receipt.parameters.values()) == config.num_params().total
+    assert "row_scale" in format_mapping(plan_inheritance(open_parent(parent), config))
+
+
+def test_a_dense_parent_with_rows_is_refused(tiny_data):
+    config = tiny_config(tiny_data, model={"rows": TINY_ROWS, "dense_layers": 3, "rre_layers": 0})
+    assert "has model.rows" in parent_refusal(SimpleNamespace(kind="run", config=config))
 
 
 def test_the_mapping_names_the_units_of_each_segment(parent, tiny_data):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers.grown import law_tree, write_law
@@ -25,7 +27,7 @@ def last_tree(data, seed: int = 0):
     return tree | {"seed": seed}
 
 
-def test_after_only_new_text_was_prepared_the_run_goes_on_in_the_old_text(tiny_data, tiny_run, tmp_path):
+def test_after_only_new_text_was_prepared_the_run_goes_on_in_the_old_text(tiny_data, tiny_run, law_config, tmp_path):
     write_law(tmp_path / "law.jsonl", tiny_data.parent / "text.jsonl")
     config, text = parse_config(last_tree(tmp_path / "data")), tmp_path / "data"
     prepare_extension(config, [tmp_path / "law.jsonl"], tiny_data, text)
@@ -53,6 +55,7 @@ def test_after_only_new_text_was_prepared_the_run_goes_on_in_the_old_text(tiny_d
         "the text of zh, en, code is read from its beginning, because another place in the list is another order",
     )
     assert text_cursor(parent, other, manifest)[0] == Cursor([0] * 4)
-    cursor, note = text_cursor(parent, config, load_manifest(tiny_data))
+    cursor, note = text_cursor(parent, config, load_manifest(Path(law_config.data.path)))
     assert cursor == Cursor([0] * 4)
     assert "all text is read from its beginning: only text that was prepared with" in note
+    assert text_cursor(parent, parent.config, load_manifest(tiny_data))[0] == Cursor(taken, taken), "the run's own text"

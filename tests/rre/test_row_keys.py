@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.data.sequences import documents_and_positions
-from pangu_sigma.rre.row_keys import draw_row_tables, row_keys
+from pangu_sigma.rre.row_keys import draw_row_tables, extended_row_tables, row_keys
 from pangu_sigma.sections import RowsConfig
 
 VOCABULARY, EOT = 50, 9
@@ -58,3 +58,18 @@ def test_tables_follow_the_seed_and_entries_have_their_own():
     assert np.array_equal(row_EV, again[0]) and np.array_equal(before_EV1, again[1])
     assert (row_EV != other[0]).all() and (row_EV[0] != row_EV[1]).all()
     assert (row_EV.dtype, before_EV1.shape) == (np.int32, (2, VOCABULARY + 1))
+
+
+def test_in_another_vocabulary_known_ids_keep_their_numbers_and_no_token_before_stays_the_last():
+    """Ids have moved, two are gone, and three are new."""
+    known_V = np.array([3, -1, *range(4, VOCABULARY), 0, -1, -1])
+    row_EV, before_EV1 = extended_row_tables(ENTRIES, TABLES, known_V, seed=3)
+    kept = known_V >= 0
+    assert np.array_equal(row_EV[:, kept], TABLES[0][:, known_V[kept]])
+    assert np.array_equal(before_EV1[:, :-1][:, kept], TABLES[1][:, known_V[kept]])
+    assert np.array_equal(before_EV1[:, -1], TABLES[1][:, -1])
+    drawn = draw_row_tables(ENTRIES, len(known_V), seed=3)
+    assert np.array_equal(row_EV[:, ~kept], drawn[0][:, ~kept])
+    assert np.array_equal(before_EV1[:, :-1][:, ~kept], drawn[1][:, :-1][:, ~kept])
+    for mine, its in zip(extended_row_tables(ENTRIES, None, known_V, seed=3), drawn, strict=True):
+        assert np.array_equal(mine, its)

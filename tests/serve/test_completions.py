@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.served import LENGTH, client_of, events
 
+import pangu_sigma as ps
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
@@ -292,3 +293,16 @@ def test_an_echo_of_folded_text_is_said_not_to_be_what_was_sent(tiny_data):
         assert "as the model reads it" in said["warnings"][-1]
         chunks = events(ask(client, model="sigma-zh", prompt="ＡＢ", echo=True, stream=True).text)
         assert [chunk.get("warnings") for chunk in chunks] == [said["warnings"]] + [None] * (len(chunks) - 1)
+
+
+def test_a_model_with_rows_says_here_what_it_says_in_python(rows_run):
+    """Several at a time, whole and in a stream."""
+    model, prompts = ps.load(rows_run), ["the cat sees", "a small old", "the cat sees a"]
+    options = {"max_new_tokens": 16, "temperature": 0.8, "seed": 5}
+    expected = [model.generate(prompt, domain="en", **options) for prompt in prompts]
+    with client_of(open_decoder(rows_run)) as client:
+        asked = {"prompt": prompts, "max_tokens": 16, "temperature": 0.8}
+        assert [choice["text"] for choice in whole(client, **asked)["choices"]] == expected
+        chunks = [chunk["choices"][0] for chunk in events(ask(client, stream=True, **asked).text)]
+        for i, text in enumerate(expected):
+            assert "".join(chunk["text"] for chunk in chunks if chunk["index"] == i) == text

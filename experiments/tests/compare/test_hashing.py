@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from helpers.toy import VOCABULARY, toy_config
 
-from experiments.compare.hashing import LeakingTable, hash_table
+from experiments.compare.hashing import LeakingRows, LeakingTable, hash_table
 from pangu_sigma.rre.own_table import own_table
+from pangu_sigma.rre.row_keys import draw_row_tables
 from pangu_sigma.rre.table import RoutingTable, draw_tables
-from pangu_sigma.sections import RoutingConfig, RoutingTables, Segment
+from pangu_sigma.sections import RoutingConfig, RoutingTables, RowsConfig, Segment
 
 IDS_DV = np.tile(np.arange(VOCABULARY), (4, 1))
 DOMAINS_DV = np.repeat(np.arange(4), VOCABULARY).reshape(4, -1)
@@ -54,6 +55,19 @@ def test_the_leak_reads_the_next_token():
     config = toy_config(routing={"seed": 1})
     assert changed_before(hash_table(config, VOCABULARY, LeakingTable), 9).tolist() == [False] * 8 + [True]
     assert not changed_before(hash_table(config, VOCABULARY), 9).any()
+
+
+def test_rows_that_leak_read_the_next_token():
+    entries = [RowsConfig(order=order, rows=40, width=8) for order in (1, 2)]
+    table = RoutingTable(np.zeros((0, 4, VOCABULARY), np.int16), np.ones((4, VOCABULARY), np.int16), 1)
+    row_EV, before_EV1 = draw_row_tables(entries, VOCABULARY, 0)
+    ids_1S, numbers_1S = np.tile(np.arange(20), (2, 1)), np.arange(20)
+    ids_1S[1, 9] = 41
+    for kind, leaks in ((LeakingRows, True), (RoutingTable, False)):
+        keyed = kind(**vars(table) | {"row_EV": row_EV, "before_EV1": before_EV1})
+        keys = keyed.row_keys(entries, ids_1S, np.zeros_like(ids_1S), np.broadcast_to(numbers_1S, ids_1S.shape))
+        changed = (keys[:, 0] != keys[:, 1]).any(axis=0)[:9].tolist()
+        assert changed == [False] * 8 + [leaks]
 
 
 def test_every_kind_of_table_and_segment_is_tested_here():

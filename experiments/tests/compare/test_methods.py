@@ -56,9 +56,9 @@ def variants(tmp_path) -> list[TrainedVariant]:
 
 
 SIZES = {
-    "RRE, 4 a domain": Sizes(16, 8_430_000, 4, 16_860_000, [2, 2]),
-    "dense": Sizes(1, 527_000, 1, 0, []),
-    "2 own + 2 common": Sizes(16, 8_430_000, 10, 16_860_000, [2, 2]),
+    "RRE, 4 a domain": Sizes(9_000_000, 8_430_000, 4_000_000, 16_860_000, [2, 2]),
+    "dense": Sizes(9_000_000, 527_000, 527_000, 0, []),
+    "2 own + 2 common": Sizes(9_000_000, 8_430_000, 5_000_000, 16_860_000, [2, 2]),
 }
 
 
@@ -89,11 +89,11 @@ def test_all_of_it_is_written_beside_the_runs(variants, tmp_path):
     assert first[3].split()[-2:] == ["0.0000", "±0.0000"]
     assert dense[0].startswith("nats a token more than dense")
     assert [line.split()[-2] for line in dense[2:]] == ["-0.1508"] * 2
-    assert costs[3].split()[4:] == [
-        *("4.100", "±", "0.1000", "2.050", "±", "0.0500", "16.0", "8.4", "4.0", "16.9", "950", "1.33", "1.33")
+    assert costs[4].split()[4:] == [
+        *("4.100", "±", "0.1000", "2.050", "±", "0.0500", "9.0", "8.4", "4.0", "16.9", "950", "1.33", "1.33")
     ]
-    assert costs[4].split() == [
-        *("dense", "4.301", "±", "0.1010", "2.151", "±", "0.0505", "1.0", "0.5", "1.0", "0.0", "1,200", "–")
+    assert costs[5].split() == [
+        *("dense", "4.301", "±", "0.1010", "2.151", "±", "0.0505", "9.0", "0.5", "0.5", "0.0", "1,200", "–")
     ]
     kept = json.loads((tmp_path / "differences.json").read_text())
     assert format_costs(kept["variants"]) == text.split("\n\n")[3]
@@ -118,7 +118,7 @@ def test_arms_are_trained_alike(recorded, tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "write_methods", lambda *taken: compared.append(taken) or "tables")
     monkeypatch.setattr(methods, "format_passes", lambda _: "passes")
     arms = list(ARMS)
-    options = {"steps": 40, "arms": arms, "overrides": ["model.hidden=32"]}
+    options = {"steps": 40, "arms": arms, "overrides": ["model.ffn=64"]}
     text = methods.compare_methods(tmp_path, [1, 4], ["1e-3", "2e-3"], **options)
     assert text.splitlines()[:2] == ["tables", "passes"]
     expected = [f"{name}_{seed}_{rate}" for seed in (1, 4) for rate in ("1e-3", "2e-3") for name in arms]
@@ -142,7 +142,7 @@ def test_arms_are_trained_alike(recorded, tmp_path, monkeypatch):
     config = recorded.config("gate_4_2e-3")
     assert (config.seed, config.routing.seed, config.train.optimizer.peak_lr) == (4, 6, 2e-3)
     assert (config.train.steps, config.train.optimizer.warmup_steps, config.train.optimizer.decay_steps) == (40, 4, 36)
-    assert (config.ecss.enabled, config.model.hidden) == (False, 32)
+    assert (config.ecss.enabled, config.model.ffn) == (False, 64)
     trained, sizes, _ = compared[0]
     assert [variant.name for variant in trained] == list(sizes) == [arm.title for arm in ARMS.values()]
     for wrong, message in (

@@ -37,6 +37,9 @@ RULES = {
         False, "the weights were trained for it: with another one the same weights are another function"
     ),
     "model.dropout": Rule(True),
+    "model.rows": Rule(
+        False, "rows are saved by numbers that follow from it; `pangu-sigma extend` adds rows to a run without them"
+    ),
     "model.init_std": Rule(False, _DRAWN),
     "model.expert_init": Rule(False, _DRAWN),
     "domains": Rule(False, "experts, slots and sample counts of the checkpoint belong to these domains in this order"),

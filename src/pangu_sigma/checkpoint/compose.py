@@ -9,11 +9,12 @@ import numpy as np
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS, WEIGHTS, Files, SavedArray
 from pangu_sigma.config import Config
-from pangu_sigma.model.arrays import dense_shapes, stored_shapes
+from pangu_sigma.model.arrays import FIRST_ROW_SCALE, dense_shapes, row_scale_shapes, stored_shapes
 from pangu_sigma.ranks.layout import share_of
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
-"""find(shard, name, shape) returns the array of that name and shape; None for Adam state and loss scale of a new run."""
+"""find(shard, name, shape) returns the array of that name and shape; None for Adam state and loss scale of a new run, and for rows
+if no token met one. The shape of the keys of rows, whose number only the model knows, is asked for as ()."""
 
 
 def saved_arrays(config: Config) -> set[tuple[str, str]]:
@@ -31,14 +32,14 @@ def saved_arrays(config: Config) -> set[tuple[str, str]]:
 def compose(config: Config, find: Find) -> Files:
     """Return the files of a checkpoint of `config` in one process, with the names, shapes and dtypes that training saves.
 
-    find: function from (shard, name, shape) to the array, or to None for Adam state and loss scale that are to be as in a new run.
+    find: function from (shard, name, shape) to the array, or to None for what is to be as in a new run: see `Find`.
     """
     from pangu_sigma.ecss.store import segment_arrays
 
     config = config.on_one_rank()
-    dense = dense_shapes(config)
+    dense, scales = dense_shapes(config), row_scale_shapes(config.model.layers)
     files: Files = {
-        WEIGHTS: {name: SavedArray.whole(_weight(find, WEIGHTS, name, shape)) for name, shape in dense.items()}
+        WEIGHTS: {name: SavedArray.whole(_weight(find, name, shape, name in scales)) for name, shape in dense.items()}
     }
     for segment in share_of(config, 0).routed:
         shard = f"{EXPERTS}{segment.number}"
@@ -48,6 +49,8 @@ def compose(config: Config, find: Find) -> Files:
             if found is None and spec.kind == "weight":
                 raise KeyError(f"{shard}: {spec.name}")
             files[shard][spec.name] = SavedArray.whole(found or LazyArray.zeros(spec.shape, spec.dtype))
+    for e, entry in enumerate(config.model.rows):
+        files[f"{ROWS}{e}"] = _rows(find, f"{ROWS}{e}", entry.width)
     state = {f"{name}.{kind}": shape for kind in ("moment", "variance") for name, shape in dense.items()}
     files[OPTIMIZER] = {
         name: SavedArray.whole(find(OPTIMIZER, name, shape) or LazyArray.zeros(shape, "float32"))
@@ -62,8 +65,25 @@ def compose(config: Config, find: Find) -> Files:
     return files
 
 
-def _weight(find: Find, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray:
-    found = find(shard, name, shape)
+def _rows(find: Find, shard: str, width: int) -> dict[str, SavedArray]:
+    from pangu_sigma.ecss.rows import ROW_ARRAYS
+
+    keys = find(shard, "keys", ()) or LazyArray.zeros((0,), "int64")
+    arrays = {"keys": keys}
+    for name in ROW_ARRAYS:
+        shape, dtype = (keys.shape, "int32") if name == "step" else ((*keys.shape, width), "float32")
+        found = find(shard, name, shape)
+        if found is None and name == "weight" and keys.size:
+            raise KeyError(f"{shard}: {name}")
+        arrays[name] = found or LazyArray.zeros(shape, dtype)
+    return {name: SavedArray.whole(array) for name, array in arrays.items()}
+
+
+def _weight(find: Find, name: str, shape: tuple[int, ...], scale: bool) -> LazyArray:
+    """Return a dense weight. scale: True for a scale of rows, which begins anew where there is none."""
+    found = find(WEIGHTS, name, shape)
+    if found is None and scale:
+        return LazyArray.of(np.full(shape, FIRST_ROW_SCALE, np.float32))
     if found is None or found.shape != shape:
-        raise KeyError(f"{shard}: {name} of shape {shape}")
+        raise KeyError(f"{WEIGHTS}: {name} of shape {shape}")
     return found

@@ -136,7 +136,7 @@ def _read_rows(rows: RowStore, e: int, name: str, keys_U: np.ndarray) -> Iterato
 
 
 def restore_rows(rows: RowStore, checkpoint: Checkpoint) -> None:
-    """Write the rows of a checkpoint into a store of rows that no token met. Raises CheckpointError if they do not fit."""
+    """Write the rows of a checkpoint into a store, in place of all that it has. Raises CheckpointError if they do not fit."""
     for e, entry in enumerate(rows.entries):
         saved = checkpoint.saved(f"{ROWS}{e}")
         arrays = {name: saved[name][0].values for name in ("keys", *ROW_ARRAYS) if name in saved}

@@ -43,6 +43,11 @@ while len(answer) < 8:
     answer += ids
 print(answer)
 """
+_ROWS = """
+Rows for pairs of tokens (`model.rows`) are float32. The graph makes the key of a token's row from its id and the id
+before it, which the cache holds. `rows.<entry>.numbers` has the keys of the rows that training met, and
+`rows.<entry>.weight` these rows; the last one is zeros, and stands for all others.
+"""
 
 
 def readme(
@@ -64,6 +69,7 @@ def readme(
         for each in signature[f"{kind}s"]
     ]
     listed = [f"| {d.index} | `{d.name}` | {d.format} | {d.slot} | `{openings[d.name]}` |" for d in domains]
+    cache = [".keys", ".values", ".ended", *[".before"] * bool(model.rows)]
     scales = " int8 rows have a scale each, in `<name>.scale`." if at_rest == "int8" else ""
     return f"""\
 # {config.name}: an exported PanGu-Σ
@@ -81,7 +87,7 @@ FOLDER`.
 
 Sizes: {names}; {sizes}. An `<eot>`, id {tokenizer.eot}, ends a document: what follows it does not see it, as in training. Logits
 are NaN where an id, among the new ones, does not exist or has no row in the domain's slot.
-
+{_ROWS if model.rows else ""}
 | domain | name | format | slot | a prompt |
 |---|---|---|---|---|
 {chr(10).join(listed)}
@@ -97,7 +103,7 @@ The file has a cache of one lane. For L lanes, after `nn.GraphCell(…)`:
 import numpy as np
 
 for name, parameter in graph.parameters_and_names():
-    if name.endswith((".keys", ".values", ".ended")):
+    if name.endswith({tuple(cache)}):
         shape = (L, *parameter.shape[1:])
         parameter.set_data(Tensor(np.zeros(shape, parameter.asnumpy().dtype)), slice_shape=True)
 ```

@@ -22,6 +22,7 @@ from pangu_sigma.stored.hf_folder import (
     ROW_OF,
     TOKENIZER_JSON,
     name_in_folder,
+    row_tensor,
     table_tensors,
 )
 from pangu_sigma.stored.model import StoredModel
@@ -42,6 +43,9 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
     """
     tables = table_tensors(model.table, model.config) | {ROW_OF: model.tokenizer.row_of}
     tensors = {name_in_folder(name): tensor for name, tensor in model.tensors.items()}
+    for entry in range(len(model.config.model.rows)):
+        met = zip(("keys", "weight"), model.rows(entry), strict=True)
+        tables |= {row_tensor(entry, name): values for name, values in met}
     tensors |= {name: LazyArray.of(values, name) for name, values in tables.items()}
     shards = _divide({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)
     with unfinished_folder(output) as folder:

@@ -63,7 +63,27 @@ def _sizes(model: StoredModel) -> str:
         lines.append(
             f"* routing: table {table}, seed {config.routing.seed}, hash `{model.table.hash}`; no gate. {tables_text(sizes)}"
         )
+    if sizes.rows:
+        lines += [_rows(model)]
     return "\n".join(lines)
+
+
+def _rows(model: StoredModel) -> str:
+    """Return the entries of `model.rows` and how to read them."""
+    entries, count = [], 0
+    for e, entry in enumerate(model.config.model.rows):
+        met = len(model.rows(e)[0])
+        count += met * entry.width
+        entries.append(
+            f"`rows.{e}`: order {entry.order}, {entry.rows} {entry.kind} of width {entry.width}, {met} of them met"
+        )
+    return (
+        f"* rows for pairs of tokens, {count:,} parameters besides: {'; '.join(entries)}. The number of a token's row is "
+        "(`tid2key`[its id] + `before2key`[the id before it in its text]) mod rows, and of own rows + domain · rows; the last "
+        "number of `before2key` is for no id before. `weight` has the rows of the numbers `keys`, which ascend; all others are "
+        "zeros. Before each layer, the rows of all entries side by side are added, times `layers.<layer>.row_scale`, in the last "
+        "layer behind the last norm"
+    )
 
 
 def tables_text(sizes: ModelConfig) -> str:

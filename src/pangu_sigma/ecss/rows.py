@@ -35,6 +35,8 @@ class RowStore:
     def __init__(self, config: Config, tier: HostTier):
         """tier: where the records are."""
         self.entries = config.model.rows
+        self.learns = [config.learns(entry.kind) for entry in self.entries]
+        """Whether the rows of each entry learn; others are read, and neither updated nor met."""
         ends = np.cumsum([entry.width for entry in self.entries])
         self._columns = [slice(int(end) - entry.width, int(end)) for end, entry in zip(ends, self.entries, strict=True)]
         self.hidden = int(ends[-1])
@@ -69,9 +71,9 @@ class RowStore:
             each.result()
 
     def met(self, entry: int) -> np.ndarray:
-        """Return the keys of the rows of an entry that have a step count above 0, ascending, int64."""
+        """Return the keys of the rows of an entry that a token met, or that `put` wrote, ascending, int64."""
         self.settle()
-        self._met[entry] = [np.sort(np.concatenate(self._met[entry]))]
+        self._met[entry] = [np.unique(np.concatenate(self._met[entry]))]  # `put` writes some of step 0
         return self._met[entry][0]
 
     def figures(self) -> list[dict[str, Any]]:
@@ -92,13 +94,14 @@ class RowStore:
         return found.view(np.int32) if name == "step" else found
 
     def put(self, entry: int, keys: np.ndarray, weight: np.ndarray, **state: np.ndarray) -> None:
-        """Write rows that no token met so far. state: others of ROW_ARRAYS; without them rows have no Adam state, for a model that
-        is only read. Raises ValueError for keys that are not ascending numbers of rows, or arrays of other shapes."""
+        """Write rows in place of all that an entry has. state: others of ROW_ARRAYS; without them rows have no Adam state, for a
+        model that is only read. Raises ValueError for keys that are not ascending numbers of rows, or arrays of other shapes."""
         records = self.records[entry]
         if keys.dtype != np.int64 or (
             len(keys) and not (keys[0] >= 0 and (np.diff(keys) > 0).all() and keys[-1] < len(records))
         ):
             raise ValueError(f"keys are not {len(keys)} ascending numbers below {len(records)}")
+        records[self.met(entry)] = 0
         self._tier.reserve(entry, records, keys)
         for name, values in {"weight": weight, **state}.items():
             at = self._columns_of(entry, name)
@@ -116,12 +119,15 @@ class RowStore:
     def _touch(self, keys_ET: np.ndarray) -> None:
         for e, keys_T in enumerate(keys_ET):
             gather_rows(self.records[e], keys_T, np.empty((len(keys_T), self.entries[e].width), np.float32))
-            self._reserve(e, np.unique(keys_T))
+            if self.learns[e]:
+                self._reserve(e, np.unique(keys_T))
 
     def _update(self, keys_ET: np.ndarray, grads_TH: np.ndarray, hyper: np.ndarray) -> None:
         if not hyper[_APPLY]:
             return
         for e, (keys_T, columns) in enumerate(zip(keys_ET, self._columns, strict=True)):
+            if not self.learns[e]:
+                continue
             self._reserve(e, np.unique(keys_T))
             keys_U = update_rows(self.records[e], keys_T, grads_TH[:, columns], hyper)
             self._met[e].append(keys_U[self.read(e, "step", keys_U) == 1])

@@ -93,8 +93,10 @@ class HostTier:
     def records(self, entry: int, rows: int, size: int) -> np.ndarray:
         """Return the records of an entry of `model.rows`, float32 [rows, size]: zeros, which take no room until they are
         written."""
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
-        return np.frombuffer(mmap.mmap(-1, 4 * rows * size, flags=flags), np.float32).reshape(rows, size)
+        memory = mmap.mmap(-1, 4 * rows * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+        with suppress(OSError):  # where all memory has large pages, each row would take 2 MiB
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        return np.frombuffer(memory, np.float32).reshape(rows, size)
 
     def reserve(self, entry: int, records: np.ndarray, keys: np.ndarray) -> None:
         """Reserve room on the disk for records of an entry that will be written; do nothing in memory."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
-from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
+from pangu_sigma.checkpoint.parts import EXPERTS, ROWS, WEIGHTS
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.held_out import HeldOut, samples_of_evaluation
 from pangu_sigma.domains import domains_of
@@ -72,10 +72,16 @@ def logged_losses(tuner: Tuner, parent: StoredRun) -> dict[str, HeldOutLoss]:
 
 
 def changed_domains(config: Config, before: Checkpoint, after: Checkpoint) -> set[str]:
-    """Return the domains with a weight that differs between two checkpoints: of their experts, their slot, or what all share."""
+    """Return the domains with a weight that differs between two checkpoints: of their experts, their slot, their rows, or what all
+    share."""
     from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 
     slots, experts = set[int](), set[int]()
+    for e, entry in enumerate(config.model.rows):
+        keys = _changed_rows(before, after, f"{ROWS}{e}")
+        if len(keys) and entry.kind == "common":
+            return {domain.name for domain in config.domains}
+        experts.update((keys // entry.rows).tolist())
     for file, arrays in after.files.items():
         weights = FFN_TENSORS if file.startswith(EXPERTS) else arrays if file == WEIGHTS else ()
         for name in [name for name in arrays if name in weights]:
@@ -88,6 +94,16 @@ def changed_domains(config: Config, before: Checkpoint, after: Checkpoint) -> se
             elif len(rows):
                 return {domain.name for domain in config.domains}
     return {domain.name for domain in domains_of(config) if domain.slot in slots or domain.index in experts}
+
+
+def _changed_rows(before: Checkpoint, after: Checkpoint, shard: str) -> np.ndarray:
+    """Return the keys of the rows of an entry that differ. One that was not met is 0; none that was is not met any more."""
+    (old_keys, old), (keys, new) = (
+        (each.files[shard]["keys"].values, each.files[shard]["weight"].values) for each in (before, after)
+    )
+    was = np.zeros_like(new)
+    was[np.isin(keys, old_keys)] = old
+    return keys[(was != new).any(axis=1)]
 
 
 def format_forgetting(found: dict[str, Any]) -> str:

@@ -184,6 +184,8 @@ def _receipt(parent: StoredModel, config: Config, training: TaskFile, dev: TaskF
     kept = (
         ["experts of common segments keep their bits, because all domains share them"] if found["common_kept"] else []
     )
+    if not config.learns("common") and any(entry.kind == "common" for entry in config.model.rows):
+        kept.append("common rows (model.rows) keep their bits, because all domains share them")
     files = {"train_file": training, **({"dev_file": dev} if dev is not None else {})}
     fates = {each.name: "as it was" for each in config.domains} if config.tuning.learn == "experts" else {}
     return Receipt(
@@ -243,13 +245,16 @@ def _learned(config: Config) -> dict[str, Any]:
     count = config.num_params()
     counts = {"learn": learned_parameters(config), "all": count.total}
     common = 0 if config.learns("common") else count.experts - len(config.domains) * config.domain_experts
-    return {"learn": config.tuning.learn, "parameters": counts, "common_kept": common}
+    rows = {entry.kind: config.learns(entry.kind) for entry in config.model.rows}
+    return {"learn": config.tuning.learn, "parameters": counts, "common_kept": common, "rows": rows}
 
 
 def learns_text(result: dict[str, Any]) -> str:
     """Format the number of parameters that a fine-tuning run trains, in one line."""
     learned, total = result["parameters"]["learn"], result["parameters"]["all"]
     kept = f"; the {common:,} of common segments keep their bits" if (common := result["common_kept"]) else ""
+    for kind, learns in result.get("rows", {}).items():
+        kept += f"; {kind} rows that samples meet learn" if learns else f"; {kind} rows keep their bits"
     return f"learn {result['learn']}: {learned:,} of {total:,} parameters ({learned / total:.1%}){kept}"
 
 

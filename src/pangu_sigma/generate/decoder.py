@@ -31,11 +31,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class LaneText:
-    """Text of a lane. length: number of its tokens. first: number of the first token of its last document, which continues."""
+    """Text of a lane. length: number of its tokens. first: number of the first token of its last document, which continues.
+    last: id of its last token, -1 before the first one."""
 
     domain: Domain
     length: int = 0
     first: int = 0
+    last: int = -1
 
 
 class Decoder:
@@ -101,5 +103,5 @@ class Decoder:
                     f"a sequence of {length} tokens is longer than model.seq_length={self.config.model.seq_length}; shorten it"
                 )
             ends = [text.length + i for i, token in enumerate(chunk.ids, 1) if token == self.tokenizer.eot]
-            texts[chunk.lane] = LaneText(text.domain, length, ends[-1] if ends else text.first)
+            texts[chunk.lane] = LaneText(text.domain, length, ends[-1] if ends else text.first, chunk.ids[-1])
         return texts

@@ -11,6 +11,7 @@ from pathlib import Path
 from ascend_ops.few_rows import Precision
 from pangu_sigma.bars import Bar
 from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.generate.ablation import Ablation, WithoutParts
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
@@ -44,21 +45,28 @@ class Generated:
     finished: bool
 
 
-def open_engine(path: Path, lanes: int = 8, weights: Precision | None = None) -> Engine:
+def open_engine(
+    path: Path, lanes: int = 8, weights: Precision | None = None, without: Ablation | None = None
+) -> Engine:
     """Make the engine of a model that `open_decoder` can open. Arguments and errors are those of `open_decoder`."""
-    return Engine(open_decoder(path, lanes, weights))
+    return Engine(open_decoder(path, lanes, weights, without))
 
 
-def open_decoder(path: Path, lanes: int = 4, weights: Precision | None = None) -> Decoder:
+def open_decoder(
+    path: Path, lanes: int = 4, weights: Precision | None = None, without: Ablation | None = None
+) -> Decoder:
     """Open a CPU decoder for a run folder (its newest intact checkpoint), an exported model, a Hugging Face style folder, or a
     dense PanGu-α in the files of others, which has one domain, zh.
 
     lanes: number of texts that it can read at a time. weights: precision of the matrices in memory; None: the precision in which
-    an export stores them, else float32. Errors: see `open_model`.
+    an export stores them, else float32. without: parts that the model answers without. Errors: see `open_model`.
     """
     model = open_model(path, *ANSWERING)
     precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")
-    return CpuDecoder(model.config, model.tokenizer, model.table, model, lanes, precision)
+    if without is None:
+        return CpuDecoder(model.config, model.tokenizer, model.table, model, lanes, precision)
+    table, parts = without.table_of(model), WithoutParts(model, without)
+    return CpuDecoder(model.config, model.tokenizer, table, parts, lanes, precision)
 
 
 def generate(

@@ -18,6 +18,7 @@ from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.rows import MetRows
 from pangu_sigma.inherit.parent import ParentWords, looked_up, parent_slot
 from pangu_sigma.sections import Activation
 from pangu_sigma.stored.model import StoredModel
@@ -101,10 +102,12 @@ class _Reader:
 
     def logits(self, ids_T: np.ndarray, wanted_W: np.ndarray, last: int = 0) -> np.ndarray:
         """Return logits by the exact path, float32 [T, W]. wanted_W: rows of the child's slot. last: as in `ExactModel.logits`."""
-        experts_NT = np.empty((0, len(ids_T)), np.int32)
+        experts_NT, e_TH = np.empty((0, len(ids_T)), np.int32), None
         if self.run is not None:
-            experts_NT = self.run.table.route(ids_T, np.full_like(ids_T, self.domain.index), np.arange(len(ids_T)))
-        return self.model.logits(self.rows(ids_T), experts_NT, self.rows(self.ids_R[wanted_W]), last)
+            of_tokens = ids_T, np.full_like(ids_T, self.domain.index), np.arange(len(ids_T))
+            experts_NT = self.run.table.route(*of_tokens)
+            e_TH = MetRows(self.run.config, self.run.table, self.run).of(*of_tokens, np.roll(ids_T, 1))
+        return self.model.logits(self.rows(ids_T), experts_NT, self.rows(self.ids_R[wanted_W]), last, e_TH)
 
     def graph_logits(self, ids_T: np.ndarray, wanted_W: np.ndarray) -> np.ndarray | None:
         """Return logits by the graph, float32 [T, W]; None if it is not compared."""
@@ -118,7 +121,7 @@ class _Reader:
 def agreements(model: StoredModel, child: Path, tokens: int = COMPARED_TOKENS) -> dict[str, Agreement]:
     """Compare each domain of a child with its dense parent `model`, on held-out text. child: run folder. tokens: most to read."""
     run, activation, words = open_model(child, "run"), model.sizes.activation, ParentWords(model)
-    sizes = run.config.model.model_copy(update={"dense_layers": run.config.model.layers, "rre_layers": 0})
+    sizes = run.config.model.model_copy(update={"dense_layers": run.config.model.layers, "rre_layers": 0, "rows": []})
     parent = ExactModel(sizes if model.kind == "alpha" else model.config.model, model, activation)
     domains, known_V = domains_of(run.config), words.ids(run.tokenizer.vocabulary)
 

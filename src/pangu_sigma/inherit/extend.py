@@ -1,9 +1,11 @@
-"""Extension of a trained Σ by domains, slots or English pieces, which changes no bit of its answers for its domains.
+"""Extension of a trained Σ by domains, slots, English pieces or rows, which changes no bit of its answers for its domains.
 
     old domains      experts, rows of the routing tables, rows of slots, Adam state and step counts are copied
     common segments  their experts are copied with Adam state, and new domains share them; tables keep the entries of known tokens
+    model.rows       rows of old domains and common ones are copied with Adam state; tables keep the numbers of known tokens. A run
+                     without rows may get some, which begin at 0
     new domains      experts of a named domain and its row of the routing tables; or the FFN of a dense parent; or drawn. Adam state
-                     starts from zero
+                     starts from zero, and so do rows of its own
     new slots        rows of the same tokens of the named domain's slot, or of the dense parent; the rest is drawn from
                      N(0, model.init_std)
     new tokens       rows are drawn; each domain's tables give them a drawn expert
@@ -36,6 +38,7 @@ from pangu_sigma.inherit.receipt import Receipt
 from pangu_sigma.inherit.tensor_origin import SlotRows
 from pangu_sigma.inherit.text_cursor import text_cursor
 from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_of, write_child
+from pangu_sigma.rre.row_keys import extended_row_tables
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
@@ -90,6 +93,7 @@ def check_extension(path: Path, old: Config, new: Config) -> None:
         f"{change_text(change)}: {rule_of(change[0]).why}"
         for change in changed_keys(old.model_dump(mode="json"), new.model_dump(mode="json"))
         if not change[0].startswith("domains.") and change[0] not in _OWN_RULE and not rule_of(change[0]).free
+        if old.model.rows or not change[0].startswith("model.rows.")
     ]
     problems += _changed_domains(old, new)
     had, wanted = old.model, new.model
@@ -260,9 +264,10 @@ def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer,
         same
         and tokenizer.hash == had.hash
         and config.model.experts_per_domain == parent.config.model.experts_per_domain
+        and config.model.rows == parent.config.model.rows
     ):
         raise ConfigError(
-            f"this configuration has nothing that {parent.path} lacks: add domains, slots or pieces, or go on with "
+            f"this configuration has nothing that {parent.path} lacks: add domains, slots, pieces or rows, or go on with "
             f"`pangu-sigma train {parent.path}`"
         )
     if (known_V < 0).any() or had.size != tokenizer.size:
@@ -316,7 +321,11 @@ def extended_tables(
     layers, size, segments = config.model.rre_layers, tokenizer.size, config.model.segments
     first_NDV = np.empty((len(config.model.routed), len(config.domains), size), np.int16)
     spread_DV = np.empty((len(config.domains), size), np.int16)
-    kept_V = known_V >= 0
+    kept_V, of_rows = known_V >= 0, {}
+    if config.model.rows:
+        its_rows = None if old.row_EV is None or old.before_EV1 is None else (old.row_EV, old.before_EV1)
+        drawn_rows = extended_row_tables(config.model.rows, its_rows, known_V, config.routing.seed)
+        of_rows = dict(zip(("row_EV", "before_EV1"), drawn_rows, strict=True))
 
     def draw(seed: int, counts: np.ndarray | None) -> RoutingTable:
         kind, common = "random" if config.routing.file else config.routing.table, config.model.common_experts
@@ -333,30 +342,31 @@ def extended_tables(
             first_NDV[:, domain.index, kept_V] = old.first_NDV[:, source, known_V[kept_V]]
             spread_DV[domain.index, kept_V] = old.spread_DV[source, known_V[kept_V]]
     if old.common_N is None or old.common_spread_V is None:
-        return RoutingTable(first_NDV, spread_DV, experts)
+        return RoutingTable(first_NDV, spread_DV, experts, **of_rows)
     drawn = draw(config.routing.seed, None if frequencies_DV is None else frequencies_DV.sum(axis=0, keepdims=True))
     common_N, spread_V = old.common_N > 0, old.common_spread_V[known_V]
     drawn.first_NDV[:, 0, kept_V] = old.first_NDV[:, 0, known_V[kept_V]]
     first_NDV[common_N] = drawn.first_NDV[common_N]  # one row for all domains
     if drawn.common_spread_V is not None:
         spread_V[~kept_V] = drawn.common_spread_V[~kept_V]
-    return RoutingTable(first_NDV, spread_DV, experts, old.common_N, spread_V)
+    return RoutingTable(first_NDV, spread_DV, experts, old.common_N, spread_V, **of_rows)
 
 
 def _answers_as(child: ChildTensors, name: str, source: str) -> bool:
-    """Return True if a domain of the child has the rows of the parent's domain that it was made of."""
+    """Return True if a domain of the child answers as the parent's domain that it was made of: it is that one, or has the rows of
+    its slot, and there are no own rows, which begin at 0 in a new domain."""
     its = domains_of(child.parent.config)
-    return (
-        child.slots[domains_of(child.config).named(name).slot].rows.parent_slot
-        == its.slot_names[its.named(source).slot]
-    )
+    slot = child.slots[domains_of(child.config).named(name).slot].rows.parent_slot
+    copied = name == source or all(entry.kind == "common" for entry in child.config.model.rows)
+    return copied and slot == its.slot_names[its.named(source).slot]
 
 
 def _fates(child: ChildTensors) -> dict[str, str]:
     """Describe what becomes of every domain, for people."""
     names = {each.name for each in child.parent.config.domains}
-    drawn = f"new, its experts the FFN of {child.alpha.path}" if child.alpha else "new, its experts drawn"
-    made = {name: f"new, with experts and routing of domain {source}" for name, source in child.origins.items()}
+    rows = ", its own rows 0" if any(entry.kind == "own" for entry in child.config.model.rows) else ""
+    drawn = (f"new, its experts the FFN of {child.alpha.path}" if child.alpha else "new, its experts drawn") + rows
+    made = {name: f"new, with experts and routing of domain {source}{rows}" for name, source in child.origins.items()}
     return {
         each.name: "as it was" if each.name in names else made.get(each.name, drawn) for each in child.config.domains
     }

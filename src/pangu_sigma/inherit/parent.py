@@ -123,7 +123,8 @@ def parent_refusal(model: StoredModel) -> str | None:
         return model.foreign_words
     layers = model.config.model.rre_layers
     if not layers:
-        return None
+        rows = "has model.rows, which no run can take from it yet; a parent is a dense model with model.rows=[]"
+        return rows if model.config.model.rows else None
     return (
         f"has model.rre_layers={layers}; only a dense model (rre_layers=0) can be inherited; to add domains to a sparse run "
         "use `pangu-sigma extend`"

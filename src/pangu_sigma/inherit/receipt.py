@@ -9,13 +9,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pangu_sigma.checkpoint.parts import ROWS
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.errors import argument
 from pangu_sigma.sealed import add_to_seal, sealed, write_atomically
 
 if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
+    from pangu_sigma.checkpoint.compose import Find
+    from pangu_sigma.config import Config
     from pangu_sigma.inherit.equality import Agreement, Cutting
     from pangu_sigma.inherit.tensor_origin import Child, SlotRows, TensorOrigin
+    from pangu_sigma.stored.model import StoredModel
 
 
 ReceiptKind = Literal["inherit", "extend", "extract", "finetune"]
@@ -43,6 +47,28 @@ class SlotReceipt:
 
 
 @dataclass(frozen=True)
+class RowCount:
+    """Size of the rows of all entries of `model.rows` of one kind in a `Receipt`: those that were met, in child and parent, and the
+    bytes of the child's weights of them."""
+
+    rows: int
+    parent_rows: int
+    bytes: int
+
+
+def count_met_rows(config: Config, find: Find, parent: StoredModel) -> dict[str, RowCount]:
+    """Count the rows of a child that were met, by kind. find: its arrays, as `compose` takes them."""
+    counts: dict[str, RowCount] = {}
+    for e, entry in enumerate(config.model.rows):
+        shard, had = f"{ROWS}{e}", counts.get(entry.kind, RowCount(0, 0, 0))
+        its, own = parent.array(shard, "keys"), find(shard, "keys", ())
+        rows = 0 if own is None else own.size
+        parent_rows = had.parent_rows + (0 if its is None else its.size)
+        counts[entry.kind] = RowCount(had.rows + rows, parent_rows, had.bytes + 4 * entry.width * rows)
+    return counts
+
+
+@dataclass(frozen=True)
 class Receipt:
     """Receipt: record in a run (child) of the model that it was made of (parent). Numbers count parameters of the child.
 
@@ -54,6 +80,8 @@ class Receipt:
     unused: tensors of the parent that the child lacks, with the reason. activation, parent_activation: form of GELU of child and
     parent. heads_known, activation_known: False if the parent's files do not record it, so that a configured value was used.
     options: arguments of `inherit`. agreement: differences of logits, by domain. domains: what became of each domain.
+    rows: numbers of rows for pairs of tokens (`model.rows`) that were met, by kind of their entries, and bytes of their weights; {}
+    for a model without rows.
     parent_parameters: parameters of the parent. notes: remarks for people. parent_lineage: content of the parent's lineage.json.
     """
 
@@ -78,6 +106,7 @@ class Receipt:
     domains: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     parent_lineage: dict[str, Any] | None = None
+    rows: dict[str, RowCount] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return format_receipt(self)
@@ -108,6 +137,7 @@ def make_receipt(child: Child, agreement: dict[str, Agreement]) -> Receipt:
         activation_known=model.activation_known,
         options={"moments": child.moments},
         agreement=agreement,
+        rows=count_met_rows(child.config, child.find, model),
     )
 
 
@@ -152,6 +182,7 @@ def format_receipt(receipt: Receipt) -> str:
     if receipt.kind == "inherit":
         rows.append(("GELU", _format_activation(receipt)))
     rows += [(f"slot {slot.name}", _format_slot(slot)) for slot in receipt.slots]
+    rows += [(f"{kind} rows", _format_rows(count)) for kind, count in receipt.rows.items()]
     for name, each in receipt.agreement.items():
         rows.append((f"domain {name}", _format_agreement(each, receipt)))
         if each.cutting is not None:
@@ -182,6 +213,12 @@ def _format_slot(slot: SlotReceipt) -> str:
     if slot.parent_slot:
         copied = f"{slot.copied:,} of {slot.rows:,} rows copied from slot {slot.parent_slot}, {slot.new:,} drawn anew"
     return copied + (f"; {slot.lost:,} of the parent's tokens have no row" if slot.lost else "")
+
+
+def _format_rows(count: RowCount) -> str:
+    if not count.parent_rows:
+        return "none was met: all are 0, and change no answer"
+    return f"{count.rows:,} of {count.parent_rows:,} rows that were met, {count.bytes:,} bytes of weights"
 
 
 def _format_agreement(each: Agreement, receipt: Receipt) -> str:

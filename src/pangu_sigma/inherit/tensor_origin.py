@@ -7,6 +7,7 @@
                                               Of P segments each has the P-th part of the units, in order, and the first the
                                               output bias b2
     embedding rows                        →   rows of the same tokens in every slot; tokens the parent lacks are drawn anew
+    none                                  →   rows for pairs of tokens (`model.rows`), none met: they are 0, so x + scale · 0 = x
 
 Our choice where the paper is silent: rows of new tokens are drawn from N(0, model.init_std), and Adam starts from nothing.
 
@@ -28,6 +29,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import argument
 from pangu_sigma.inherit.parent import ParentWords, parent_slot
+from pangu_sigma.model.arrays import FIRST_ROW_SCALE, row_scale_shapes
 from pangu_sigma.sections import ModelConfig
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -40,7 +42,8 @@ _ROWS_BYTES = 64 << 20
 class TensorOrigin:
     """Origin of a tensor of a new run (child) in the files of its dense parent.
 
-    kind: copied, transposed, joined (as the parent's layout needs it), replicated (to K experts), rows (of the same tokens).
+    kind: copied, transposed, joined (as the parent's layout needs it), replicated (to K experts), rows (of the same tokens), begun
+        (scale of `model.rows`, which the parent lacks).
     made_from: tensors of the parent's files.
     """
 
@@ -93,7 +96,7 @@ class Child:
         """Return the child's array `name` of a checkpoint shard, or None for Adam state that starts from zero."""
         from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 
-        if shard == WEIGHTS:
+        if shard == WEIGHTS and name in self.parent.tensors:
             table = self._read(name)
             if name != "embedding":
                 return table
@@ -124,6 +127,8 @@ class Child:
                 yield TensorOrigin(WEIGHTS, name, shape, "rows", source)
             else:
                 yield TensorOrigin(WEIGHTS, name, tensor.shape, how, source)
+        for name, shape in row_scale_shapes(child.layers if child.rows else 0).items():
+            yield TensorOrigin(WEIGHTS, name, shape, "begun", f"none: {FIRST_ROW_SCALE}, of rows that are 0")
 
     def parent_hash(self) -> str:
         """Return a hash over the values of all tensors of the parent, as stored; tensors not read yet are read now."""

@@ -46,4 +46,5 @@ def text_cursor(parent: StoredModel, config: Config, text: Manifest) -> tuple[Cu
 
 def _same_text(parent: StoredRun, text: Manifest) -> bool:
     extends = text.config.get(EXTENDS)
-    return isinstance(extends, dict) and parent.data_hash is not None and extends["content_hash"] == parent.data_hash
+    extended = extends["content_hash"] if isinstance(extends, dict) else None
+    return parent.data_hash is not None and parent.data_hash in (text.content_hash, extended)

@@ -5,6 +5,7 @@
       positions, common segments
     experts of a domain                    →  the same, or equal copies; with moments and step counts where it is the same domain
     rows of a slot                         →  rows of the same tokens, with moments where it is the same slot
+    rows of entries of `model.rows`        →  common ones, and own ones of the same domain, with Adam state; no others
     loss scale, number of updates          →  the same
 
 Experts and rows that the parent lacks, of new domains, come from a dense parent, or are drawn. Values are read when they are
@@ -27,13 +28,13 @@ from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import release_pages
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
-from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER
+from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER, ROWS
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.inherit.equality import Agreement
-from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt, count_rows
+from pangu_sigma.inherit.receipt import Receipt, ReceiptKind, SlotReceipt, count_met_rows, count_rows
 from pangu_sigma.inherit.tensor_origin import SlotRows, ffn_source, table_rows
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.stored.model import StoredModel
@@ -81,9 +82,34 @@ class ChildTensors:
             number = int(shard.removeprefix(EXPERTS))
             own = self.config.model.routed[number] == "own"
             return self._experts(found, number, name, shape) if own else found
+        if shard.startswith(ROWS):
+            return self._met_rows(found, shard, name)
         if name.partition(".")[0] == "embedding":
             return LazyArray(shape, found.dtype, partial(self._rows, found, shard == OPTIMIZER), name)
         return found
+
+    def _met_rows(self, found: LazyArray, shard: str, name: str) -> LazyArray:
+        """Return an array of the rows of an entry that were met: of an own entry those of domains of the parent, renumbered."""
+        entry = self.config.model.rows[int(shard.removeprefix(ROWS))]
+        stored_keys = self.parent.array(shard, "keys")
+        if entry.kind == "common" or stored_keys is None:
+            return found
+        keys_U, its = stored_keys.read(), [domain.name for domain in self.parent.config.domains]
+        parts: list[tuple[slice, int]] = []
+        for number, domain in enumerate(self.config.domains):
+            if domain.name in its:
+                before = its.index(domain.name)
+                first, end = np.searchsorted(keys_U, [before * entry.rows, (before + 1) * entry.rows]).tolist()
+                parts.append((slice(first, end), (number - before) * entry.rows))
+
+        def content() -> Iterator[np.ndarray]:
+            values = found.read()
+            for part, more in parts:
+                yield values[part] + more if name == "keys" else values[part]
+            release_pages(values)
+
+        shape = (sum(part.stop - part.start for part, _ in parts), *found.shape[1:])
+        return LazyArray(shape, found.dtype, content, name)
 
     def _rows(self, table: LazyArray, state: bool) -> Iterator[np.ndarray]:
         """Yield rows of the embedding table, or with `state` those of an Adam moment, which are zero in a new slot."""
@@ -188,6 +214,7 @@ def child_receipt(
         agreement=agreement,
         parent_parameters=parent.config.num_params().total,
         domains=domains,
+        rows=count_met_rows(child.config, child.find, parent),
         notes=[*([WARM] if trains else []), *([SHARED] if parent.config.model.common_experts else []), *notes],
         parent_lineage=parent.lineage,
     )
@@ -198,7 +225,8 @@ def parameters_by_kind(child: ChildTensors) -> dict[str, int]:
     config = child.config
     count, table = config.num_params(), config.slots * config.model.slot_rows * config.model.hidden
     old = {domain.name for domain in child.parent.config.domains}
-    found = {"copied": count.total - len(config.domains) * config.domain_experts - table}
+    scales = config.model.layers if config.model.rows and not child.parent.config.model.rows else 0
+    found = {"copied": count.total - len(config.domains) * config.domain_experts - table - scales, "begun": scales}
     for domain in domains_of(config):
         source = child.origins.get(domain.name)
         if source:

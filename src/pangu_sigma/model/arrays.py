@@ -48,6 +48,10 @@ def layer_shapes(layer: int, hidden: int, width: int | None) -> Shapes:
     return shapes | {f"{at}.ffn.{name}": shape for name, shape in inner.items()}
 
 
+FIRST_ROW_SCALE = 0.1
+"""Initial value of the scale of rows in front of a layer (our choice, that of others)."""
+
+
 def row_scale_shapes(layers: int) -> Shapes:
     """Return the scale of the rows (`model.rows`) in front of each layer."""
     return {f"layers.{layer}.row_scale": (1,) for layer in range(layers)}

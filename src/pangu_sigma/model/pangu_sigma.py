@@ -29,7 +29,7 @@ from mindspore import nn, ops
 from mindspore.ops import functional as F
 
 from ascend_ops.dropout import CounterDropout
-from pangu_sigma.model.arrays import expert_shapes, ffn_shapes
+from pangu_sigma.model.arrays import FIRST_ROW_SCALE, expert_shapes, ffn_shapes
 from pangu_sigma.model.declare import Constant, Normal, TruncatedNormal, Zero, make_parameter
 from pangu_sigma.model.dense_ffn import OneExpertFFN
 from pangu_sigma.model.rowwise import LayerNorm, softmax
@@ -153,10 +153,6 @@ class RoutedFFN(nn.Cell):
         if drops:  # on the CPU only, so without a strategy
             return residual_TH + self.drop(sum_TH, draws_B4)
         return sum_TH
-
-
-FIRST_ROW_SCALE = 0.1
-"""Initial value of the scale of rows in front of a layer (our choice, that of others)."""
 
 
 class Layer(nn.Cell):

@@ -36,6 +36,24 @@ def draw_row_tables(entries: Sequence[RowsConfig], vocabulary: int, seed: int) -
     return row_EV, before_EV1
 
 
+def extended_row_tables(
+    entries: Sequence[RowsConfig],
+    old: tuple[np.ndarray, np.ndarray] | None,
+    known_V: np.ndarray,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return tables for another vocabulary: numbers of known ids are the old ones, those of others are drawn.
+
+    old: tables of the old vocabulary; None draws all. known_V: its id of each id, -1 for none. seed: `routing.seed`.
+    """
+    row_EV, before_EV1 = draw_row_tables(entries, len(known_V), seed)
+    if old is not None:
+        known_V1 = np.append(known_V, old[0].shape[1])  # "no token before" is the last number, whatever the vocabulary
+        for tables, its_tables, known in ((row_EV, old[0], known_V), (before_EV1, old[1], known_V1)):
+            tables[:, known >= 0] = its_tables[:, known[known >= 0]]
+    return row_EV, before_EV1
+
+
 def row_keys(
     entries: Sequence[RowsConfig],
     row_EV: np.ndarray,

@@ -31,7 +31,13 @@ EXPORT_AGAIN = "run `pangu-sigma export` again, or copy the folder again"
 SCALE_ENDING = ".scale"
 """Suffix of the name of the array with the row scales of an int8 matrix."""
 
-_KINDS: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 3: np.dtype("i1"), 6: np.dtype("<i4"), 10: np.dtype("<f2")}
+_KINDS: dict[int, np.dtype[Any]] = {
+    1: np.dtype("<f4"),
+    3: np.dtype("i1"),
+    6: np.dtype("<i4"),
+    7: np.dtype("<i8"),
+    10: np.dtype("<f2"),
+}
 """data_type of a TensorProto → NumPy dtype."""
 
 
@@ -55,7 +61,8 @@ class StoredExport(StoredModel):
         """Weights in the graph of the export, by name, as stored: float32, float16 or int8, unaligned in memory.
 
         Names: those of dense tensors, and `experts.<segment>.<name>`, [experts, …], segments numbered over all RRE
-        layers. NAME.scale has the row scales of an int8 NAME.
+        layers; `rows.<entry>.numbers` and `rows.<entry>.weight` have the rows that a token met, and one of zeros at the end.
+        NAME.scale has the row scales of an int8 NAME.
         """
         _ = self.facts  # verifies
         try:
@@ -86,6 +93,15 @@ class StoredExport(StoredModel):
         """Return a matrix as stored: a dense matrix, or the matrix of expert `number` in the array `experts.<segment>.<name>`."""
         which, scales = ... if number is None else number, self.arrays.get(f"{name}{SCALE_ENDING}")
         return Matrix(self.arrays[name][which], None if scales is None else scales[which])
+
+    def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
+        keys, weight = (self.arrays.get(f"rows.{entry}.{name}") for name in ("numbers", "weight"))
+        width = self.config.model.rows[entry].width
+        if keys is None or weight is None or keys.ndim != 1 or weight.shape != (*keys.shape, width):
+            raise DamagedFile(
+                f"{self.path / GRAPH_FILE}: has no rows of entry {entry} of width {width}; {EXPORT_AGAIN}"
+            )
+        return keys[:-1].copy(), weight[:-1]  # each search in keys that are not aligned would copy them
 
     def listed(self) -> Listed:
         """List ("", name, shape, dtype) of each weight that the export's configuration implies."""

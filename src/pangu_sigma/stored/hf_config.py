@@ -28,6 +28,8 @@ WHOLE = "pangu_sigma"
 """Key of the whole configuration in config.json."""
 FORMAT_KEY = "pangu_sigma_format"
 ROUTING_KEY = "routing_hash"
+ROWS_KEY = "rows_met"
+"""Key of the number of rows that a token met, of each entry of `model.rows`; absent without rows."""
 
 CODE = {
     "AutoConfig": "configuration_pangu_sigma.PanGuSigmaConfig",
@@ -48,6 +50,7 @@ def generation_json(config: Config) -> dict[str, Any]:
 def size_keys(config: Config) -> dict[str, Any]:
     """Return the entries of a Hugging Face style folder's `config.json` that follow from the configuration."""
     model = config.model
+    rows = {"rows": [entry.model_dump() for entry in model.rows]} if model.rows else {}
     return {
         "architectures": ["PanGuSigmaForCausalLM"],
         "model_type": MODEL_TYPE,
@@ -75,6 +78,7 @@ def size_keys(config: Config) -> dict[str, Any]:
             for d in domains_of(config)
         ],
         "routing": {"table": config.routing.table, "seed": config.routing.seed},
+        **rows,
     }
 
 
@@ -95,6 +99,8 @@ def config_json(model: StoredModel) -> dict[str, Any]:
     hashed = tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
     code = {name: written for name, written in CODE.items() if name != "AutoTokenizer"}
     default = {"domain": config.domains[0].name, "auto_map": code}
+    if config.model.rows:
+        hashed[ROWS_KEY] = [len(model.rows(entry)[0]) for entry in range(len(config.model.rows))]
     return size_keys(config) | default | hashed | {WHOLE: whole}
 
 

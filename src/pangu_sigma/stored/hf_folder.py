@@ -1,7 +1,7 @@
 """Reader of a Hugging Face style folder of a model, which it verifies.
 
     config.json                             sizes, domains, routing; the whole configuration (hf_config.py)
-    model-00001-of-00003.safetensors …      weights, the routing table, and `tid2row`
+    model-00001-of-00003.safetensors …      weights, the routing table, `tid2row`, and rows
     model.safetensors.index.json            file of each tensor, for other readers
     generation_config.json                  greedy; ids of <eot> and <pad>
     tokenizer/, tokenizer_config.json       files of the run's tokenizer; its domains and patterns
@@ -22,7 +22,11 @@ numbered over the whole layer; with several segments [layers, segments, D, V], n
 domains if it is common. `tid2eid_spread` [D, V]: number of experts of the domain over which a token id is spread by position;
 always 1 for a random table. `tid2eid_common_spread` [V], if there are common segments: the same in these.
 
-Shape suffixes: N segments of the RRE layers, D domains, V vocabulary.
+Entry e of `model.rows` has four tensors `rows.<e>.…`. `tid2key` [V] and `before2key` [V + 1], int32, are its tables A and B, which
+say what row a token reads (rre/row_keys.py). `keys` [U], int64, are the numbers of the rows that a token met, ascending, and
+`weight` [U, W], float32, has these rows; all others are zeros.
+
+Shape suffixes: N segments of the RRE layers, D domains, V vocabulary, U rows that a token met, W their width.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ import xxhash
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.not_finite import count_not_finite
+from pangu_sigma.checkpoint.parts import ROWS
 from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, map_arrays
 from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config
@@ -48,12 +53,13 @@ from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, as_json, check_folder, fingerprint
 from pangu_sigma.stored.hf_config import (
     ROUTING_KEY,
+    ROWS_KEY,
     compare_keys,
     read_config_json,
     saved_by_transformers,
     tokenizer_keys,
 )
-from pangu_sigma.stored.model import Kind, StoredModel, read_lineage, weight_shapes
+from pangu_sigma.stored.model import Kind, Listed, StoredModel, read_lineage, weight_shapes
 from pangu_sigma.text.tokenizer import FILES, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -63,6 +69,8 @@ TOKENIZER_JSON = "tokenizer_config.json"
 INDEX_JSON = "model.safetensors.index.json"
 ROUTES, SPREAD, COMMON_SPREAD = "tid2eid", "tid2eid_spread", "tid2eid_common_spread"
 ROW_OF = "tid2row"
+_OF_KEYS = ("tid2key", "before2key")
+"""Names of the tables of an entry of `model.rows`: A and B."""
 
 _LAST_WORDS = {
     **{name: f"{name}.weight" for name in ("embedding", "positions", "query_positions")},
@@ -160,6 +168,18 @@ class StoredFolder(StoredModel):
     def tensors(self) -> dict[str, LazyArray]:
         return {name: LazyArray.of(self._arrays[name_in_folder(name)], name) for name in weight_shapes(self.config)}
 
+    def array(self, shard: str, name: str) -> LazyArray | None:
+        if not shard.startswith(ROWS):
+            return super().array(shard, name)
+        found = self._arrays.get(row_tensor(int(shard.removeprefix(ROWS)), name))
+        return None if found is None else LazyArray.of(found, f"{name} of {shard}")
+
+    def listed(self) -> Listed:
+        yield from super().listed()
+        for e in range(len(self.config.model.rows)):
+            for name, array in zip(("keys", "weight"), self.rows(e), strict=True):
+                yield f"{ROWS}{e}", name, array.shape, array.dtype.name
+
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
         """Map every tensor. Raises LayoutError unless each is in one file, with the dtype and shape of the configuration."""
@@ -177,6 +197,7 @@ class StoredFolder(StoredModel):
         _check_shapes(self.path, self.config, self.tokenizer, arrays)
         if (arrays[ROW_OF] != self.tokenizer.row_of).any():
             raise LayoutError(f"{self.path}: {ROW_OF} is not what the tokenizer says; {_FIX}")
+        _check_keys(self.path, self.config, self._json, arrays)
         if self._verified and not self._sealed:
             for name, values in arrays.items():
                 if bad := count_not_finite(values):
@@ -190,6 +211,11 @@ def name_in_folder(name: str) -> str:
     return f"{before}{dot}{_LAST_WORDS.get(last, last)}"
 
 
+def row_tensor(entry: int, name: str) -> str:
+    """Return the name of a tensor of an entry of `model.rows` in a Hugging Face style folder."""
+    return f"rows.{entry}.{name}"
+
+
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
@@ -201,6 +227,10 @@ def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict
     wanted = {name_in_folder(name): (shape, "float32") for name, shape in weight_shapes(config).items()}
     tables = _table_shapes(config, tokenizer.size) | {ROW_OF: tokenizer.row_of.shape}
     wanted |= {name: (shape, "int32") for name, shape in tables.items()}
+    for e, entry in enumerate(config.model.rows):
+        keys, weight = row_tensor(e, "keys"), row_tensor(e, "weight")
+        met = arrays[keys].size if keys in arrays else 0
+        wanted |= {keys: ((met,), "int64"), weight: ((met, entry.width), "float32")}
     for name, (shape, dtype) in wanted.items():
         if name not in arrays:
             raise LayoutError(f"{path}: {name} of shape {shape} is in no file of weights; {_FIX}")
@@ -213,6 +243,20 @@ def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict
         raise LayoutError(f"{path}: {name} is no tensor of this model; {_FIX}")
 
 
+def _check_keys(path: Path, config: Config, tree: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Raise LayoutError for keys of rows that there are not, that do not ascend, or that are more or fewer than were written."""
+    met = []
+    for e, entry in enumerate(config.model.rows):
+        name = row_tensor(e, "keys")
+        keys_U = arrays[name]
+        _check_numbers(path, name, keys_U, 0, config.stored_rows(entry) - 1, "")
+        if (keys_U[1:] <= keys_U[:-1]).any():
+            raise LayoutError(f"{path}: {name} does not ascend; {_FIX}")
+        met.append(len(keys_U))
+    if met:
+        compare_keys(path / CONFIG_JSON, tree, {ROWS_KEY: met}, "the folder", _FIX)
+
+
 def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:
     """Return the tensors of a routing table by name, int32: experts of own segments are numbered over all domains."""
     first_D1 = np.arange(len(config.domains), dtype=np.int32)[:, None] * table.experts
@@ -222,6 +266,9 @@ def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:
     tensors = {ROUTES: numbered_NDV.reshape(shapes[ROUTES]), SPREAD: table.spread_DV.astype(np.int32)}
     if table.common_spread_V is not None:
         tensors[COMMON_SPREAD] = table.common_spread_V.astype(np.int32)
+    if table.row_EV is not None and table.before_EV1 is not None:
+        for e, pair in enumerate(zip(table.row_EV, table.before_EV1, strict=True)):
+            tensors |= {row_tensor(e, name): array for name, array in zip(_OF_KEYS, pair, strict=True)}
     return tensors
 
 
@@ -230,6 +277,8 @@ def _table_shapes(config: Config, vocabulary: int) -> dict[str, tuple[int, ...]]
     model, each = config.model, (len(config.domains), vocabulary)
     segments = (len(model.segments),) if len(model.segments) > 1 else ()
     shapes = {ROUTES: (model.rre_layers, *segments, *each), SPREAD: each}
+    for e in range(len(model.rows)):
+        shapes |= {row_tensor(e, name): (vocabulary + more,) for more, name in enumerate(_OF_KEYS)}
     return shapes | ({COMMON_SPREAD: (vocabulary,)} if model.common_experts else {})
 
 
@@ -245,8 +294,9 @@ def _read_table(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> Ro
         _check_numbers(path, ROUTES, table_NDV[own_N, domain], first, first + experts - 1, where)
         _check_numbers(path, SPREAD, spread_DV[domain], 1, experts, where)
         first_NDV[:, domain] = table_NDV[:, domain] - own_N[:, None] * first
+    of_rows = _read_row_tables(path, config, arrays)
     if not common:
-        return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts)
+        return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts, None, None, *of_rows)
     shared_NDV = table_NDV[~own_N]
     _check_numbers(path, ROUTES, shared_NDV, 0, common - 1, " in common segments")
     _check_numbers(path, COMMON_SPREAD, arrays[COMMON_SPREAD], 1, common, "")
@@ -254,7 +304,16 @@ def _read_table(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> Ro
         raise LayoutError(f"{path}: {ROUTES} of a common segment is not the same in all domains; {_FIX}")
     common_N = np.where(own_N, 0, common).astype(np.int16)
     common_spread_V = arrays[COMMON_SPREAD].astype(np.int16)
-    return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts, common_N, common_spread_V)
+    return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts, common_N, common_spread_V, *of_rows)
+
+
+def _read_row_tables(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> list[np.ndarray | None]:
+    """Return the tables A [E, V] and B [E, V + 1] of rows; None without rows. Raises LayoutError for rows that there are not."""
+    for e, entry in enumerate(config.model.rows):
+        for name in _OF_KEYS:
+            _check_numbers(path, row_tensor(e, name), arrays[row_tensor(e, name)], 0, entry.rows - 1, "")
+    entries = range(len(config.model.rows))
+    return [np.stack([arrays[row_tensor(e, name)] for e in entries]) if entries else None for name in _OF_KEYS]
 
 
 def _check_numbers(path: Path, name: str, values: np.ndarray, least: int, most: int, where: str) -> None:

@@ -46,9 +46,9 @@ class StepResult(NamedTuple):
     norm_experts: Tensor | None = None
     """Norm of the experts' gradients; None: not measured. norm² = norm_dense² + norm_experts²."""
     rows_GTH: tuple[Tensor, ...] = ()
-    """Gradient of the rows of each token, for each micro-batch; () without rows."""
+    """Gradient of the rows of each token, for each micro-batch; () if no rows learn."""
     rows_hyper: Tensor | None = None
-    """Hyperparameters of the update of rows, as `HYPER`."""
+    """Hyperparameters of the update of rows, as `HYPER`; None if no rows learn."""
 
 
 class SpikeLimits(NamedTuple):
@@ -99,15 +99,12 @@ class TrainStep(nn.Cell):
         self.dense = make_dense_adam(config, network.trainable_params(), network.embedding)
         dense = self.dense.learned
         self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
-        self.sparse, self.has_rows, self.learns_dense = (
-            config.model.rre_layers > 0,
-            bool(config.model.rows),
-            bool(dense),
-        )
-        self.learning_input = ROWS if self.has_rows else EXPERTS if self.sparse else None
+        self.sparse, self.learns_dense = config.model.rre_layers > 0, bool(dense)
+        self.has_rows, self.learns_rows = bool(config.model.rows), store.rows is not None and any(store.rows.learns)
+        self.learning_input = ROWS if self.learns_rows else EXPERTS if self.sparse else None
         self.loss_and_grads = ms.value_and_grad(
             self.loss,
-            grad_position=(ROWS, EXPERTS) if self.has_rows and self.sparse else self.learning_input,
+            grad_position=(ROWS, EXPERTS) if self.learns_rows and self.sparse else self.learning_input,
             weights=ParameterTuple(dense) if dense else None,
             has_aux=True,
         )
@@ -199,7 +196,7 @@ class TrainStep(nn.Cell):
         norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
         # a plain tuple, which `take` makes a StepResult; it depends on all updates
         result = ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
-        of_rows = (row_grads, self.hyper_rows(lr * self.rate_rows, grad_scale, applied)) if self.has_rows else ()
+        of_rows = (row_grads, self.hyper_rows(lr * self.rate_rows, grad_scale, applied)) if self.learns_rows else ()
         return result, expert_grads if self.worker_update is not None else (), of_rows
 
     def take(
@@ -225,9 +222,9 @@ class TrainStep(nn.Cell):
         if self.learning_input is None:
             return (), (), grads
         of_inputs, of_dense = grads if self.learns_dense else (grads, ())
-        if self.has_rows and self.sparse:
+        if self.learns_rows and self.sparse:
             return of_inputs[0], of_inputs[1], of_dense
-        return (of_inputs, (), of_dense) if self.has_rows else ((), of_inputs, of_dense)
+        return (of_inputs, (), of_dense) if self.learns_rows else ((), of_inputs, of_dense)
 
     def of_learning(self, grads):
         """Return the gradients of experts, () for segments that do not learn: what nobody reads is no part of the graph."""

@@ -39,19 +39,22 @@ class RoundedWeights:
     def expert(self, layer: int, number: int, name: str) -> np.ndarray:
         return self._rounded(self._weights.expert(layer, number, name))
 
+    def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._weights.rows(entry)
+
     def _rounded(self, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values)
         return values if values.ndim < 2 else Matrix.copy_of(values, self._precision, self._room).as_float32()
 
 
-@pytest.fixture(scope="module")
-def run(tiny_run) -> RunFolder:
-    return open_model(tiny_run, "run")
+@pytest.fixture(scope="module", params=["tiny_run", "rows_run"])
+def run(request) -> RunFolder:
+    return open_model(request.getfixturevalue(request.param), "run")
 
 
 @pytest.fixture(scope="module")
-def decoder(tiny_run) -> CpuDecoder:
-    return open_decoder(tiny_run, lanes=4)
+def decoder(run) -> CpuDecoder:
+    return open_decoder(run.path, lanes=4)
 
 
 def ids_of(run: RunFolder, domain: Domain, count: int, seed: int = 0) -> list[int]:
@@ -190,9 +193,9 @@ def test_a_lane_holds_as_many_tokens_as_the_model(run, decoder):
 
 
 @pytest.mark.parametrize(("precision", "most"), [("float16", 5e-3), ("int8", 0.02)])
-def test_less_precise_weights_change_logits_a_little(run, decoder, tiny_run, precision, most):
+def test_less_precise_weights_change_logits_a_little(run, decoder, precision, most):
     """They are those of a float32 model whose matrices are rounded, and near the model."""
-    less = open_decoder(tiny_run, lanes=1, weights=precision)
+    less = open_decoder(run.path, lanes=1, weights=precision)
     saved = run
     rounded = CpuDecoder(run.config, run.tokenizer, run.table, RoundedWeights(saved, precision), lanes=1)
     for domain in domains_of(run.config):

@@ -10,11 +10,14 @@ from helpers.toy import Logits, active_weights, logits_arguments
 
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.generate.cpu.decoder import CpuDecoder
+from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.generate.graph.decoder import is_cache
 from pangu_sigma.model.declare import as_input, as_tensor
 from pangu_sigma.stored.network import build_network
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.run import StoredRun
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -25,9 +28,14 @@ New = tuple[Domain, list[int], int, int]
 """New tokens of a text: domain, ids, number of tokens before them, lane."""
 
 
+@pytest.fixture(scope="module", params=[pytest.param("tiny_run", marks=pytest.mark.slow), "rows_run"])
+def run(request) -> StoredRun:
+    return open_model(request.getfixturevalue(request.param), "run")
+
+
 @pytest.fixture(scope="module")
-def graph(graph_mode, tiny_run) -> CachedGraph:
-    made = cached_graph(open_model(tiny_run, "run"))
+def graph(graph_mode, run) -> CachedGraph:
+    made = cached_graph(run)
     for parameter in made.get_parameters():
         if is_cache(parameter.name):  # one lane for each, with what another text has left there
             one = parameter.asnumpy()
@@ -39,9 +47,8 @@ def graph(graph_mode, tiny_run) -> CachedGraph:
 
 
 @pytest.fixture(scope="module")
-def texts(tiny_run) -> list[tuple[Domain, list[int]]]:
+def texts(run) -> list[tuple[Domain, list[int]]]:
     """Prompts; the first one has a second document, ends it, and begins a third."""
-    run = open_model(tiny_run, "run")
     known, tokenizer = domains_of(run.config), run.tokenizer
     found = [(known.named(name), tokenizer.prompt(text, known.named(name))) for name, text in TEXTS]
     domain, ids = found[0]
@@ -50,9 +57,8 @@ def texts(tiny_run) -> list[tuple[Domain, list[int]]]:
 
 
 @pytest.fixture(scope="module")
-def expected(graph_mode, tiny_run, texts) -> np.ndarray:
+def expected(graph_mode, run, texts) -> np.ndarray:
     """Logits after the whole text, [B, R], by the network that trains: another graph, another layout of the experts' rows."""
-    run = open_model(tiny_run, "run")
     tree = run.config.model_dump()
     tree["train"]["batch_size"] = tree["data"]["domains_per_step"] = 3
     config = run.config.model_validate(tree)
@@ -65,7 +71,8 @@ def expected(graph_mode, tiny_run, texts) -> np.ndarray:
         ids = np.full((1, 3, config.model.seq_length + 1), 4)
         for ids_S, (_, text) in zip(ids[0], chosen, strict=True):
             ids_S[: len(text)] = text
-        arrays = batches.assemble(ids, np.array([domain.index for domain, _ in chosen])).arrays()
+        batch = batches.assemble(ids, np.array([domain.index for domain, _ in chosen]))
+        arrays = batch.arrays(store.rows.gather(batch.row_keys_EGBS) if store.rows else ())
         experts = active_weights(store, arrays.active_A)
         found_BSR = logits(*map(as_input, [*logits_arguments(arrays), experts]))[1].asnumpy()
         return [
@@ -95,13 +102,22 @@ def same(found_R: np.ndarray, expected_R: np.ndarray) -> None:
     np.testing.assert_allclose(found_R[used], expected_R[used], rtol=0, atol=1e-5)
 
 
-def test_texts_of_unequal_lengths_are_read_in_one_call(graph, texts, expected, tiny_run):
+def test_texts_of_unequal_lengths_are_read_in_one_call(graph, texts, expected, run):
     logits_BR, token_B = call(graph, [(*text, 0, lane) for text, lane in zip(texts, (2, 0, 3, 1), strict=True)])
     for found_R, expected_R in zip(logits_BR, expected, strict=True):
         same(found_R, expected_R)
-    ids = open_model(tiny_run, "run").tokenizer.slot_rows
+    ids = run.tokenizer.slot_rows
     rows = expected.argmax(axis=1)
     assert token_B.tolist() == [ids[domain.slot, row] for (domain, _), row in zip(texts, rows, strict=True)]
+
+
+def test_the_decoder_without_mindspore_gives_them_too(run, texts, expected):
+    decoder = CpuDecoder(run.config, run.tokenizer, run.table, run)
+    for lane, (domain, _) in enumerate(texts):
+        decoder.begin(lane, domain)
+    found = decoder.read([Chunk(lane, ids) for lane, (_, ids) in enumerate(texts)])
+    for (found_R,), expected_R in zip(found, expected, strict=True):
+        same(found_R, expected_R)
 
 
 def test_texts_grow_by_some_tokens_a_call_each_from_its_own_place(graph, texts, expected):
@@ -125,9 +141,9 @@ def test_a_text_may_go_back_and_on_from_any_token(graph, texts, expected):
     same(call(graph, [(domain, ids[4:], 4, 0)])[0][0], expected[0])
 
 
-def test_ids_that_cannot_be_give_no_numbers_and_harm_nobody(graph, texts, expected, tiny_run):
+def test_ids_that_cannot_be_give_no_numbers_and_harm_nobody(graph, texts, expected, run):
     domain, ids = texts[0]
-    tokenizer = open_model(tiny_run, "run").tokenizer
+    tokenizer = run.tokenizer
     without_row = int(np.flatnonzero(tokenizer.row_of[domain.slot] < 0)[0])
     new = [(domain, [*ids[:2], wrong, *ids[2:]], 0, lane) for lane, wrong in enumerate((10**6, -1, without_row))]
     logits_BR, _ = call(graph, [*new, (domain, ids, 0, 3)])
@@ -135,7 +151,7 @@ def test_ids_that_cannot_be_give_no_numbers_and_harm_nobody(graph, texts, expect
     same(logits_BR[3], expected[0])
 
 
-def test_what_is_said_of_the_inputs_is_what_they_are(tiny_run):
-    said, opened = inputs_and_outputs(open_model(tiny_run, "run").config)["inputs"], open_inputs()
+def test_what_is_said_of_the_inputs_is_what_they_are(run):
+    said, opened = inputs_and_outputs(run.config)["inputs"], open_inputs()
     assert [len(each["axes"]) for each in said] == [len(tensor.shape) for tensor in opened]
     assert {str(tensor.dtype).lower() for tensor in opened} == {each["dtype"] for each in said}

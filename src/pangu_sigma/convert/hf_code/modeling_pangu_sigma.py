@@ -1,9 +1,11 @@
 """PanGu-Σ for transformers 5, in torch alone: PanGu-α's decoder, whose upper FFNs are experts chosen by domain and token id.
 
-The tables that say which expert, `tid2eid…`, and which row of the word table, `tid2row`, are tensors of the model. A text ends with
-<eot>: what follows in the same sequence is another text, which begins at position 0 and does not see the first.
+The tables that say which expert, `tid2eid…`, and which row of the word table, `tid2row`, are tensors of the model; so are rows that
+a token finds by its id and the one before it, if the model has some. A text ends with <eot>: what follows in the same sequence is
+another text, which begins at position 0 and does not see the first.
 
-Shape suffixes: B batch, S tokens given, K tokens known (cached ones and these), T tokens = B·S, H hidden, V vocabulary.
+Shape suffixes: B batch, S tokens given, K tokens known (cached ones and these), T tokens = B·S, H hidden, V vocabulary, W width of
+rows, U rows that are stored.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ ACTIVATIONS = {
     "tanh": lambda x: F.gelu(x, approximate="tanh"),
     "erf": F.gelu,
 }
-IN_TEXT, ENDS_TEXT, PADDING = 0, 1, 2
+PADDING = -1
+"""Id of padding among the ids that are known."""
+DIGITS = (1, 1 << 8, 1 << 16)
+"""Values of the digits by which the cache knows ids: each is below 256, which float16 and bfloat16 hold exactly."""
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """Name of the cache in an output, which transformers 5 changed between its versions."""
 
@@ -98,22 +103,48 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.output = (Conv1D(hidden, hidden) for _ in range(4))
         self.heads, self.number = config.num_attention_heads, number
 
-    def forward(self, x: Tensor, query: Tensor, seen: Tensor, marks: Tensor, cache: Any) -> Tensor:
+    def forward(self, x: Tensor, query: Tensor, seen: Tensor, known: Tensor, cache: Any) -> Tensor:
         q, k, v = (
             cell(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for cell, source in ((self.query, query), (self.key, x), (self.value, x))
         )
         if cache is not None:
-            if self.number == 0:  # marks are kept with keys, as a further unit, so that beams and crops move them, too
-                k = torch.cat([k, marks[:, None, :, None].expand(-1, self.heads, -1, 1).to(k.dtype)], -1)
+            if self.number == 0:  # ids are kept with keys, as further units, so that beams and crops move them, too
+                digits = (known[:, None, :, None] - PADDING) // known.new_tensor(DIGITS) % 256
+                k = torch.cat([k, digits.expand(-1, self.heads, -1, -1).to(k.dtype)], -1)
             k, v = cache.update(k, v, self.number)
             k = k[..., : q.shape[-1]]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
+class Rows(nn.Module):
+    """Rows of an entry that tokens find by their id, or by it and the id before. Those that no token met in training are zeros."""
+
+    def __init__(self, entry: dict[str, Any], met: int, vocabulary: int):
+        super().__init__()
+        self.rows, self.own = entry["rows"], entry["kind"] == "own"
+        self.register_buffer("tid2key", torch.zeros(vocabulary, dtype=torch.int32))
+        self.register_buffer("before2key", torch.zeros(vocabulary + 1, dtype=torch.int32))
+        self.register_buffer("keys", torch.arange(met))
+        self.weight = nn.Parameter(torch.zeros(met, entry["width"]))
+
+    def numbers(self, ids: Tensor, before: Tensor, domain_B1: Tensor) -> Tensor:
+        """Return the key of each token's row, [B, S]. before: ids before, V for none."""
+        return (self.tid2key[ids].long() + self.before2key[before]) % self.rows + domain_B1 * self.rows * self.own
+
+    def forward(self, ids: Tensor, before: Tensor, domain_B1: Tensor) -> Tensor:
+        key = self.numbers(ids, before, domain_B1)
+        at = torch.searchsorted(self.keys, key)
+        met = torch.searchsorted(self.keys, key, right=True) > at
+        row_BSW = self.weight.new_zeros(*key.shape, self.weight.shape[1])
+        row_BSW[met] = self.weight[at[met]]
+        return row_BSW
+
+
 class PanGuSigmaLayer(GradientCheckpointingLayer):
-    """Transformer layer: x + attention(LN(x)), then x + FFN(LN(x)); the FFN is the same for all tokens, or of experts."""
+    """Transformer layer: x + row_scale · e, if there are rows, then x + attention(LN(x)), then x + FFN(LN(x)), the FFN the same
+    for all tokens, or of experts."""
 
     def __init__(self, config: PanGuSigmaConfig, number: int):
         super().__init__()
@@ -122,10 +153,15 @@ class PanGuSigmaLayer(GradientCheckpointingLayer):
         self.attention = Attention(config, number)
         self.ffn_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.ffn = RoutedFFN(config) if routed else FFN(config, config.intermediate_size)
+        if config.rows:
+            self.row_scale = nn.Parameter(torch.full((1,), 0.1))
 
-    def forward(self, x: Tensor, query: Any, seen: Tensor, marks: Tensor, experts: Any, cache: Any = None) -> Tensor:
+    def forward(
+        self, x: Tensor, e: Any, query: Any, seen: Tensor, known: Tensor, experts: Any, cache: Any = None
+    ) -> Tensor:
+        x = x if e is None else x + self.row_scale * e
         normed = self.attention_norm(x)
-        x = x + self.attention(normed, normed if query is None else query, seen, marks, cache)
+        x = x + self.attention(normed, normed if query is None else query, seen, known, cache)
         normed = self.ffn_norm(x)
         return x + (self.ffn(normed, experts) if experts else self.ffn(normed))
 
@@ -158,6 +194,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         self.register_buffer("tid2eid_spread", torch.ones(each, dtype=torch.int32))
         if config.num_common_experts:
             self.register_buffer("tid2eid_common_spread", torch.ones(config.vocab_size, dtype=torch.int32))
+        self.rows = nn.ModuleList(map(Rows, config.rows, config.rows_met, [config.vocab_size] * len(config.rows)))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -190,23 +227,25 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None and not checkpointed and (not self.training if use_cache is None else use_cache):
             cache = DynamicCache(config=self.config)
         domain_B1 = self._domains(domain, len(input_ids), input_ids.device)[:, None]
-        marks_BS, seen_BSK, positions_BS = self._texts(input_ids, attention_mask, cache)
+        known_BS, seen_BSK, positions_BS, before_BS = self._texts(input_ids, attention_mask, cache)
         rows_BS = self._rows(input_ids, domain_B1)  # first: it refuses ids that are in no table
         experts = self._experts(input_ids, domain_B1, positions_BS)
+        each = [entry(input_ids, before_BS, domain_B1) for entry in self.rows]
+        e_BSH = torch.cat(each, -1) if each else None
         x = self.embedding(rows_BS) + self.positions(positions_BS)
         states, query = [x], None
         for number, layer in enumerate(self.layers):
             if number == len(self.layers) - 1:
                 x, query = self.norm(x), self.query_positions(positions_BS)
             chosen = experts[number - self.config.num_dense_layers] if number >= self.config.num_dense_layers else None
-            x = layer(x, query, seen_BSK, marks_BS, chosen, cache=cache)
+            x = layer(x, e_BSH, query, seen_BSK, known_BS, chosen, cache=cache)
             states.append(x)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self._logits(x[:, kept], domain_B1)
         loss = None
         if labels is not None:
             self._rows(torch.where(labels < 0, input_ids, labels), domain_B1)  # refuses what has no logit
-            labels = labels.masked_fill(F.pad(marks_BS[:, :-1] == PADDING, (1, 0)), -100)  # padding predicts nothing
+            labels = labels.masked_fill(F.pad(known_BS[:, :-1] == PADDING, (1, 0)), -100)  # padding predicts nothing
             count = {"num_items_in_batch": others["num_items_in_batch"]} if "num_items_in_batch" in others else {}
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **count)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -223,24 +262,31 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(f"domain has {len(each)} entries for {batch} sequences; give one for each, or one for all")
         return torch.tensor([self.config.domain_number(one) for one in each], device=device)
 
-    def _texts(self, ids_BS: Tensor, mask: Tensor | None, cache: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the marks [B, S] to remember of these tokens, which tokens each sees [B, S, K], and its position in its text."""
-        marks = torch.where(ids_BS == self.config.eos_token_id, ENDS_TEXT, IN_TEXT)
+    def _texts(self, ids_BS: Tensor, mask: Tensor | None, cache: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the ids [B, S] to remember, without padding, which tokens each sees [B, S, K], and its position in its text and
+        the id before it there, V for none, [B, S]."""
+        given, new = ids_BS, ids_BS.shape[1]
         if mask is not None:
             if mask.dim() != 2:
                 raise ValueError(f"attention_mask has {mask.dim()} dimensions; give [batch, tokens], 0 for padding")
-            marks = marks.masked_fill(mask[:, -ids_BS.shape[1] :] == 0, PADDING)
-        known = marks
+            given = ids_BS.masked_fill(mask[:, -new:] == 0, PADDING)
+        known = given
         if cache is not None and cache.get_seq_length():
-            known = torch.cat([cache.layers[0].keys[:, 0, :, -1].round().to(marks.dtype), marks], 1)
-        ends, new = (known == ENDS_TEXT).long(), ids_BS.shape[1]
+            digits = cache.layers[0].keys[:, 0, :, -len(DIGITS) :].to(given)
+            known = torch.cat([(digits * given.new_tensor(DIGITS)).sum(-1) + PADDING, given], 1)
+        ends = (known == self.config.eos_token_id).long()
         text_BK = (ends.cumsum(1) - ends).masked_fill(known == PADDING, -1)
         seen = (text_BK[:, -new:, None] == text_BK[:, None]).tril(known.shape[1] - new)
-        positions = (seen.sum(-1) - 1).masked_fill(marks == PADDING, 0)
+        positions = (seen.sum(-1) - 1).masked_fill(given == PADDING, 0)
         most, longest = self.config.max_position_embeddings, positions.max() + 1
         if known.shape[1] > most and longest > most:
             raise ValueError(f"a text has {longest} tokens, this model reads {most}; cut it, or lower max_new_tokens")
-        return marks, seen, positions
+        numbers_BK = torch.arange(known.shape[1], device=known.device).expand_as(known)
+        last_BK = (
+            numbers_BK.masked_fill(known == PADDING, 0).cummax(1).values
+        )  # padding is between a token and the one before
+        before = known.gather(1, F.pad(last_BK, (1, -1)))[:, -new:].masked_fill(positions == 0, self.config.vocab_size)
+        return given, seen, positions, before
 
     def _rows(self, ids: Tensor, domain_B1: Tensor) -> Tensor:
         """Return the row of each id in the word table. Raises ValueError for an id that the domain's slot has no row for."""

@@ -18,6 +18,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.generate.cpu.network import hidden_states
 from pangu_sigma.generate.cpu.operators import PASS_TOKENS, CpuOperators
 from pangu_sigma.generate.decoder import Chunk, Decoder
+from pangu_sigma.generate.rows import MetRows
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.host_memory import available_memory, check_cache_fits
 from pangu_sigma.rre.table import RoutingTable
@@ -31,9 +32,11 @@ class _NewTokens:
     """New tokens of all lanes, one chunk after another; all int [T].
 
     lane, at, first: as in `CpuOperators.take`. row: row of the token in the flattened slots. wanted: True if logits are needed.
+    before: id of the token before it in the lane, -1 for none.
     """
 
     id: np.ndarray
+    before: np.ndarray
     domain: np.ndarray
     slot: np.ndarray
     lane: np.ndarray
@@ -72,9 +75,10 @@ class CpuDecoder(Decoder):
             )
         check_cache_fits(config, lanes)
         self._operators = CpuOperators(config, weights, lanes, precision, precision == "float32" and _is_large(config))
+        self._rows = MetRows(config, table, weights)
         self._unused = [np.flatnonzero(rows < 0) for rows in tokenizer.slot_rows]
         self.cache_bytes = self._operators.cache_bytes
-        self.resident_bytes = self._operators.weight_bytes + self.cache_bytes
+        self.resident_bytes = self._operators.weight_bytes + self._rows.nbytes + self.cache_bytes
         mib = [n / (1 << 20) for n in (self._operators.weight_bytes, self._operators.copied_bytes, self.cache_bytes)]
         logger.info(
             "weights %.1f MiB, %.1f of them copied as %s; cache of %d lanes %.1f MiB",
@@ -140,25 +144,29 @@ class CpuDecoder(Decoder):
         lane_T, at_T, first_T = new.lane[some], new.at[some], new.first[some]
         self._operators.take(lane_T, at_T, first_T)
         positions_T, experts_NT = at_T - first_T, experts_NT[:, some]
-        return hidden_states(self.config.model, self._operators, new.row[some], positions_T, experts_NT, asking_A, seen)
+        e_TH = self._rows.of(new.id[some], new.domain[some], positions_T, new.before[some])
+        return hidden_states(
+            self.config.model, self._operators, new.row[some], positions_T, experts_NT, e_TH, asking_A, seen
+        )
 
     def _new_tokens(self, chunks: list[Chunk]) -> _NewTokens:
         """Return the tokens of the chunks. Raises ConfigError for an id that does not exist or has no row."""
         tokens = []
         for chunk in chunks:  # a Python loop: most chunks have one token
             text, count = self._texts[chunk.lane], len(chunk.ids)
-            first, index, slot = text.first, text.domain.index, text.domain.slot
+            first, before, index, slot = text.first, text.last, text.domain.index, text.domain.slot
             for i, token in enumerate(chunk.ids):
                 at = text.length + i
-                tokens.append((token, index, slot, chunk.lane, at, first, i >= count - chunk.wanted))
+                tokens.append((token, before, index, slot, chunk.lane, at, first, i >= count - chunk.wanted))
+                before = token
                 if token == self.tokenizer.eot:
                     first = at + 1
-        id_T, domain_T, slot_T, lane_T, at_T, first_T, wanted_T = np.array(tokens, np.int64).T
+        id_T, before_T, domain_T, slot_T, lane_T, at_T, first_T, wanted_T = np.array(tokens, np.int64).T
         if id_T.min() < 0 or id_T.max() >= self.tokenizer.size or (self.tokenizer.row_of[slot_T, id_T] < 0).any():
             for chunk in chunks:
                 self.tokenizer.rows(chunk.ids, self._texts[chunk.lane].domain)  # one of them raises the error
         row_T = slot_T * self.config.model.slot_rows + self.tokenizer.row_of[slot_T, id_T]
-        return _NewTokens(id_T, domain_T, slot_T, lane_T, at_T, first_T, row_T, wanted_T)
+        return _NewTokens(id_T, before_T, domain_T, slot_T, lane_T, at_T, first_T, row_T, wanted_T)
 
 
 def _is_large(config: Config) -> bool:

@@ -29,13 +29,21 @@ class ExactModel(Operators):
         """model: sizes of the network. activation: the GELU variant to use in place of that of `model`."""
         self.model, self.weights, self._activation = model, weights, activation
 
-    def logits(self, rows_T: np.ndarray, experts_NT: np.ndarray, wanted_R: np.ndarray, last: int = 0) -> np.ndarray:
+    def logits(
+        self,
+        rows_T: np.ndarray,
+        experts_NT: np.ndarray,
+        wanted_R: np.ndarray,
+        last: int = 0,
+        e_TH: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Return the logits of the token after each token, float32 [T, R].
 
         rows_T: row of each token in the word table of all slots. experts_NT: expert of each token in each segment, [0, T] for a
         dense model. wanted_R: rows of that table to return logits for. last: number of last tokens to return logits for; 0: all.
+        e_TH: rows of each token (`MetRows.of`); None for a model without rows.
         """
-        hidden_TH = self.hidden(rows_T, experts_NT, last)
+        hidden_TH = self.hidden(rows_T, experts_NT, last, e_TH)
         table = self.weights.tensor("embedding")
         logits_TR = np.empty((len(hidden_TH), len(wanted_R)), np.float32)
         for first in range(0, len(wanted_R), _ROWS):
@@ -46,10 +54,12 @@ class ExactModel(Operators):
         release_pages(table)
         return logits_TR
 
-    def hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray, last: int = 0) -> np.ndarray:
+    def hidden(
+        self, rows_T: np.ndarray, experts_NT: np.ndarray, last: int = 0, e_TH: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return the hidden states after the query layer (the last one), float32 [T, H]; arguments as in `logits`."""
         asking_A = np.arange(len(rows_T))[-last:]
-        return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT, asking_A)
+        return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT, e_TH, asking_A)
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
         table = self.weights.tensor("embedding")
@@ -121,6 +131,9 @@ class ExactModel(Operators):
         y_TH = x_TH @ np.ascontiguousarray(weight, np.float32) + self._tensor(f"{at}.bias")
         release_pages(weight)
         return y_TH
+
+    def add_rows(self, layer: int, residual: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
+        return residual + self._tensor(f"layers.{layer}.row_scale") * e_TH
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
         centred_TH = x - x.mean(axis=-1, keepdims=True)

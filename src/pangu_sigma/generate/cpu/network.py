@@ -28,6 +28,9 @@ class Operators(Protocol):
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
         """Return rows of the query layer's position embedding table."""
 
+    def add_rows(self, layer: int, residual: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
+        """Return residual + the layer's scale · e, the rows of each token (`model.rows`)."""
+
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
         """Apply the LayerNorm of the network's cell `name` to rows."""
 
@@ -52,15 +55,16 @@ def hidden_states(
     rows_T: np.ndarray,
     positions_T: np.ndarray,
     experts_NT: np.ndarray,
+    e_TH: np.ndarray | None,
     asking_A: np.ndarray | None = None,
     seen: list[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Run the network without MindSpore, and return the hidden states [T, H] after the query layer (the last one).
 
     rows_T: row of each token in the word table of all slots. positions_T: its position in its document. experts_NT: its expert in
-    each segment, numbered over the segment. asking_A: numbers of the tokens to return hidden states of, in order, as [A, H]; None
-    for all. The query layer computes only keys and values of the other tokens. seen: list to which a copy of the hidden states
-    before the first layer and after each is added.
+    each segment, numbered over the segment. e_TH: its rows, as `MetRows.of` returns them. asking_A: numbers of the tokens to
+    return hidden states of, in order, as [A, H]; None for all. The query layer computes only keys and values of the other tokens.
+    seen: list to which a copy of the hidden states before the first layer and after each is added.
     """
     x_TH = operators.embed(rows_T, positions_T)
     if seen is not None:
@@ -71,6 +75,8 @@ def hidden_states(
             asking = asking_A
             x_TH = operators.norm("norm", x_TH)
             query_TH = operators.queries(positions_T)
+        if e_TH is not None:
+            x_TH = operators.add_rows(layer, x_TH, e_TH)
         normed_TH = operators.norm(f"layers.{layer}.attention_norm", x_TH)
         x_TH = operators.attention(layer, x_TH, normed_TH, normed_TH if query_TH is None else query_TH, asking)
         if asking is not None:

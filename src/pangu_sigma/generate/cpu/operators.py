@@ -60,6 +60,8 @@ class CpuOperators(Operators):
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
         self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
+        scaled = range(model.layers if model.rows else 0)
+        self._row_scales = [self._weights.vector(f"layers.{i}.row_scale") for i in scaled]
         numbers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
         self._layers = [self._layer(i) for i in numbers]
         self._ffns = [
@@ -96,6 +98,10 @@ class CpuOperators(Operators):
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
         self._mixed_TH[: len(positions_T)] = self._queries_SH[positions_T]
         return self._mixed_TH
+
+    def add_rows(self, layer: int, residual: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
+        residual[: len(e_TH)] += self._row_scales[layer] * e_TH
+        return residual
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
         norm, y = self._norms[name]

@@ -22,6 +22,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.graph.block_plan import block_plan, fixed_parameter, numbered
 from pangu_sigma.generate.graph.kv_cache import CachedAttention, Lanes
+from pangu_sigma.generate.graph.rows import GraphRows
 from pangu_sigma.generate.graph.weights_at_rest import KeptExperts, keep
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.model.dense_ffn import MatMulFFN
@@ -61,6 +62,7 @@ class CachedGraph(nn.Cell):
         self.plan = block_plan(table) if model.rre_layers else None
         keep(self.network, weights, at_rest)
         self.experts = KeptExperts(config, weights, at_rest)
+        self.rows = GraphRows(config, table, weights) if model.rows else None
         self.words = _Words(config, tokenizer)
         self.pick, self.pick_each = ops.Gather(), ops.GatherD()
 
@@ -69,7 +71,8 @@ class CachedGraph(nn.Cell):
         # Padding repeats a text's last token and its index in the cache, which changes nothing.
         token_BC = F.minimum(F.reshape(numbered(most), (1, -1)), F.reshape(lengths_B - 1, (-1, 1)))
         ids_BC = self.pick_each(ids_BC, 1, token_BC)
-        positions_BC, seen = self.lanes(ids_BC, F.reshape(start_B, (-1, 1)) + token_BC, start_B, lane_B)
+        index_BC = F.reshape(start_B, (-1, 1)) + token_BC
+        positions_BC, seen = self.lanes(ids_BC, index_BC, start_B, lane_B)
         positions_T = F.reshape(positions_BC, (-1,))
         domains_T = F.reshape(F.reshape(domain_B, (-1, 1)) + ids_BC * 0, (-1,))
         ids_T, slots_T, rows_T, faults_T = self.words.rows(F.reshape(ids_BC, (-1,)), domains_T)
@@ -78,10 +81,13 @@ class CachedGraph(nn.Cell):
         if self.plan is not None:
             active_NA, order, inverse_NT = self.plan(ids_T, domains_T, positions_T, batch)
             experts = self.experts(active_NA)
+        e_TH: tuple = ()
+        if self.rows is not None:
+            e_TH = self.rows(ids_T, domains_T, positions_T, F.reshape(lane_B, (-1, 1)), index_BC)
         # Read once: MindSpore copies a parameter that is read again after another one was written.
         table = F.reshape(self.network.embedding, F.shape(self.network.embedding))
         x_TH = self.network.embed(table, self.network.positions, rows_T, positions_T)
-        hidden_TH = self.network.through_layers(x_TH, positions_T, seen, None, order, inverse_NT, None, (), experts)
+        hidden_TH = self.network.through_layers(x_TH, positions_T, seen, None, order, inverse_NT, None, e_TH, experts)
         slots_W = self.pick(slots_T, wanted_W, 0)
         logits_W1R = self.network.head(table, self.pick(hidden_TH, wanted_W, 0), slots_W)
         faults_W = self.pick(F.reshape(F.reduce_sum(F.reshape(faults_T, (batch, -1)), 1), (-1,)), wanted_W // most, 0)

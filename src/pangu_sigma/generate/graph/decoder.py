@@ -103,7 +103,7 @@ class GraphDecoder(Decoder):
 
 def is_cache(name: str) -> bool:
     """Return True if an exported graph's parameter of this name belongs to the KV cache, and not to the weights."""
-    return name.rsplit(".", 1)[-1] in ("keys", "values", "ended")
+    return name.rsplit(".", 1)[-1] in ("keys", "values", "ended", "before")
 
 
 def _with_lanes(parameter: Parameter, lanes: int) -> Parameter:

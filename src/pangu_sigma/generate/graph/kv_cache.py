@@ -26,7 +26,7 @@ class CachedAttention(Attention):
     def __init__(self, config: ModelConfig, dtype: ms.Type, layer: int):
         super().__init__(config, dtype, layer)
         shape = (1, config.heads, config.seq_length, config.hidden // config.heads)
-        self.keys, self.values = _of_lanes("keys", shape, np.float32), _of_lanes("values", shape, np.float32)
+        self.keys, self.values = of_lanes("keys", shape, np.float32), of_lanes("values", shape, np.float32)
         self.add_keys, self.add_values = ops.ScatterNdUpdate(), ops.ScatterNdUpdate()
         self.of_lanes = ops.Gather()
 
@@ -55,7 +55,7 @@ class Lanes(nn.Cell):
 
     def __init__(self, config: ModelConfig, eot: int):
         super().__init__()
-        self.ended = _of_lanes("ended", (1, config.seq_length + 1), np.int32)  # one more, for the token after the last
+        self.ended = of_lanes("ended", (1, config.seq_length + 1), np.int32)  # one more, for the token after the last
         self.eot, self.length, self.heads = eot, config.seq_length, config.heads
         self.number_S = Tensor(np.arange(config.seq_length, dtype=np.int32))
         self.head_n = Tensor(np.arange(config.heads, dtype=np.int32))
@@ -85,6 +85,6 @@ class Lanes(nn.Cell):
         return F.stack([F.reshape(each, (-1,)) for each in of_each], 1)
 
 
-def _of_lanes(name: str, shape: tuple[int, ...], dtype: type) -> Parameter:
+def of_lanes(name: str, shape: tuple[int, ...], dtype: type) -> Parameter:
     """Make a cache parameter of one lane; `GraphDecoder` adds more."""
     return Parameter(Tensor(np.zeros(shape, dtype)), name=name, requires_grad=False)
