@@ -331,7 +331,7 @@ class Config(Section):
         return self.on_one_rank().model_copy(update={"train": train, "data": self.data.model_copy(update=shape)})
 
     def num_params(self) -> ParamCount:
-        """Count the parameters of the model. Rows (`model.rows`) are none: how many there are, text decides."""
+        """Count the parameters of the model. Rows (`model.rows`) are not in the total: how many there are, text decides."""
         m = self.model
         attention = 4 * (m.hidden * m.hidden + m.hidden)
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
