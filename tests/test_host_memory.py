@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments.tiny import tiny_config
 from pangu_sigma import api
-from pangu_sigma.config import ConfigError
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.host_memory import (
     available_memory,
     check_cache_fits,
     check_reading_fits,
+    check_rows_fit,
     check_training_fits,
     training_needs,
 )
@@ -105,6 +107,27 @@ def test_the_need_is_what_a_run_certainly_keeps(tmp_path: Path):
     assert stored(ecss={"store": "file"}) == 0
     assert stored(ecss={"moments": "bfloat16"}) == whole * 8 // 12
     assert stored(parallel={"expert": 2}) == whole // 2
+
+
+def test_rows_count_as_far_as_a_run_can_meet_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In memory with `host`, on the disk with `file`; a row that no step can meet takes no room."""
+    width = tiny_config(tmp_path).model.hidden
+
+    def config(rows: int, steps: int, store: str = "host") -> Config:
+        model = {"rows": [{"order": 2, "rows": rows, "width": width}]}
+        return tiny_config(tmp_path, model=model, train={"steps": steps}, ecss={"store": store})
+
+    record, tokens = 4 * (3 * width + 1), config(9, 1).step_tokens
+    for rows, steps, nbytes in ((500, 10**9, 500 * record), (1 << 29, 7, 7 * tokens * (record + 4096))):
+        need = next(n for n in training_needs(config(rows, steps)) if n.name.startswith("rows"))
+        assert need.nbytes == nbytes
+    assert not any(n.nbytes for n in training_needs(config(9, 1, "file")) if n.name.startswith("rows"))
+    with pytest.raises(ConfigError, match=r"rows that the run can meet, and their Adam state .*ecss\.store=file"):
+        check_training_fits(config(1 << 29, 10**9), root=machine(tmp_path, 8 * GIB))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=GIB))
+    check_rows_fit(config(500, 10**9, "file"), tmp_path)
+    with pytest.raises(ConfigError, match=r"^ecss\.path=.* up to [\d.,]+ GiB, and 1\.0 GiB are free; free space"):
+        check_rows_fit(config(1 << 29, 10**9, "file"), tmp_path)
 
 
 def test_partial_sums_count_where_the_mean_expert_has_few_rows(tmp_path: Path):

@@ -42,10 +42,9 @@ class ConfigError(UserError, ValueError):
 
 
 WITHOUT_ROWS = {
-    "mindformers": "MindFormers' trainer, whose dataset has no host beside it",
-    "npu": "the step of NPUs",
+    "mindformers": "MindFormers' trainer, whose dataset has no host beside it,",
 }
-"""Where `model.rows` has no place yet, with its name for messages."""
+"""Where `model.rows` has no place, with its name for messages."""
 
 
 def refuse_rows(config: Config, where: str) -> None:
@@ -58,13 +57,15 @@ def refuse_rows(config: Config, where: str) -> None:
 
 @dataclass(frozen=True)
 class ParamCount:
-    """Parameter counts of a model. active_per_token excludes embedding tables, as PanGu-α's model sizes do."""
+    """Parameter counts of a model. active_per_token excludes embedding tables, as PanGu-α's model sizes do. rows: of `model.rows`,
+    if tokens met all rows; not in the total, because a row that no token met is nowhere."""
 
     total: int
     dense: int
     experts: int
     embeddings: int
     active_per_token: int
+    rows: int
 
 
 class Config(Section):
@@ -279,6 +280,11 @@ class Config(Section):
         """Return the number of rows of an entry of `model.rows`, of all domains together if they are own."""
         return entry.rows * (len(self.domains) if entry.kind == "own" else 1)
 
+    @property
+    def step_tokens(self) -> int:
+        """Number of tokens of a step, in all micro-batches of all ranks."""
+        return self.train.batch_size * self.train.accumulation * self.model.seq_length
+
     def reachable_experts(self, domains: Iterable[int]) -> list[list[int]]:
         """Return the numbers of the experts that tokens of these domains can reach, for each of the N segments."""
         each = self.model.experts_per_domain
@@ -325,7 +331,7 @@ class Config(Section):
         return self.on_one_rank().model_copy(update={"train": train, "data": self.data.model_copy(update=shape)})
 
     def num_params(self) -> ParamCount:
-        """Count the parameters of the model. Rows (`model.rows`) are none: how many there are, text decides."""
+        """Count the parameters of the model. Rows (`model.rows`) are not in the total: how many there are, text decides."""
         m = self.model
         attention = 4 * (m.hidden * m.hidden + m.hidden)
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
@@ -334,4 +340,6 @@ class Config(Section):
         stored = (self.stored_experts(kind) * m.expert_params(s) for s, kind in enumerate(m.segments))
         experts = m.rre_layers * sum(stored)
         embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden
-        return ParamCount(dense + experts + embeddings, dense, experts, embeddings, dense + m.rre_layers * ffn)
+        rows = sum(self.stored_rows(entry) * entry.width for entry in m.rows)
+        active = dense + m.rre_layers * ffn + m.hidden * bool(m.rows)
+        return ParamCount(dense + experts + embeddings, dense, experts, embeddings, active, rows)

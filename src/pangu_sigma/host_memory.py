@@ -1,13 +1,15 @@
 """Memory that a run needs on this machine, compared with the memory that is free before anything is allocated.
 
-The need is a lower bound: parameters, optimizer state, and tensors that a training step keeps for certain. The system
-would kill a refused run in the middle, without a message. An accepted run may still need too much. `npu/plan/` counts NPU memory.
+The need is a lower bound: parameters, optimizer state, and tensors that a training step keeps for certain; but rows (`model.rows`)
+count as far as the run can meet them. The system would kill a refused run in the middle, without a message. An accepted run may
+still need too much. `npu/plan/` counts NPU memory.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pangu_sigma.config import Config, ConfigError
 _GIB = 1 << 30
 _FLOAT32 = 4
 _INT16 = 2
+_PAGE = 4096
 _ALPHA_PIECES = 40_000
 """Minimum size of a vocabulary, PanGu-α's pieces; a routing table has one entry for each."""
 
@@ -77,6 +80,11 @@ def training_needs(config: Config) -> list[Need]:
     smaller = "model.experts_per_domain, model.rre_layers, model.ffn or model.hidden"
     return [
         Need("experts and their Adam state", stored, f"lower {smaller}, or keep them in files: ecss.store=file"),
+        Need(
+            "rows that the run can meet, and their Adam state",
+            row_bytes(config) if ecss.store == "host" else 0,
+            "lower model.rows, or keep them in files: ecss.store=file",
+        ),
         Need("gradients of the step before, for the worker", worker, "set ecss.update=step"),
         Need("gradients of the active experts", gradients, f"lower {smaller}, or data.domains_per_step"),
         Need(
@@ -91,6 +99,26 @@ def training_needs(config: Config) -> list[Need]:
         ),
         Need("routing tables", _table_bytes(config), "lower model.rre_layers or the number of domains"),
     ]
+
+
+def row_bytes(config: Config) -> int:
+    """Return the most bytes that the records of rows take on a rank, in memory or on a disk: every token of every step meets rows
+    that none met before, until all are met, and each record needs a page that no other is in, until all pages are taken."""
+    met = 0
+    for entry in config.model.rows:
+        record = (3 * entry.width + 1) * _FLOAT32
+        met += min(config.stored_rows(entry) * record, config.train.steps * config.step_tokens * (record + _PAGE))
+    return met
+
+
+def check_rows_fit(config: Config, folder: Path) -> None:
+    """Raise ConfigError if the rows that a run can meet have no room in files in `folder`, which are not reserved at the start."""
+    needed, free = row_bytes(config), shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"ecss.path={folder}: the rows that {config.name} can meet take up to {needed / _GIB:,.1f} GiB, and "
+            f"{free / _GIB:,.1f} GiB are free; free space, set ecss.path to a larger disk, or lower model.rows or train.steps"
+        )
 
 
 def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:

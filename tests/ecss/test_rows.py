@@ -73,6 +73,18 @@ def test_memory_and_files_hold_the_same_bits_and_what_is_written_is_read_again(t
     assert states[0] == states[1]
 
 
+def test_collisions_are_about_those_of_pairs_that_fall_on_rows_at_random():
+    """900 pairs in each of two domains of 300 own rows, none in the others; of order 1 nothing is estimated."""
+    store, rng = RowStore(config_of(), HostTier()), np.random.default_rng(0)
+    keys = np.unique(np.concatenate([rng.integers(300, size=900), 900 + rng.integers(300, size=900)]))
+    store.put(1, keys, np.ones((len(keys), 6), np.float32))
+    store.put(0, np.arange(64), np.ones((64, 10), np.float32))
+    first, second = store.figures()
+    assert first == {"met": 64, "stored": 64, "collisions": None}
+    assert (second["met"], second["stored"]) == (len(keys), 4 * 300)
+    assert second["collisions"] == pytest.approx(1800 - len(keys), rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("keys", "problem"), [([3, 2], "ascending"), ([2, 2], "ascending"), ([-1, 2], "ascending"), ([2, 64], "below 64")]
 )

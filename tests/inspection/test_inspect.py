@@ -10,6 +10,7 @@ import pytest
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config
+from pangu_sigma.host_memory import row_bytes
 from pangu_sigma.inspection.inspect import extraction, format_extraction, format_inspection, inspect
 
 FOLDER = Path(__file__).parents[2] / "model_configs"
@@ -38,6 +39,21 @@ def test_bytes_of_the_trillion():
         "11.7 TiB on the host",
     ):
         assert part in text
+
+
+def test_rows_are_counted_beside_the_parameters_and_a_token_meets_hidden_of_them():
+    rows = "[{order: 1, rows: 1000, width: 64}, {order: 2, rows: 500000000, width: 128, kind: own}]"
+    without, config = (load_config(FOLDER / "sigma_tiny.yaml", keys) for keys in ([], [f"model.rows={rows}"]))
+    found, (count, before) = inspect(config), (config.num_params(), without.num_params())
+    layers, domains = config.model.layers, len(config.domains)
+    assert count.rows == 1000 * 64 + domains * 500_000_000 * 128 and before.rows == 0
+    assert (count.total - before.total, count.dense - before.dense) == (layers, layers), "scales alone"
+    assert count.active_per_token - before.active_per_token == layers + config.model.hidden
+    assert found["rows"][1] == {"order": 2, "kind": "own", "stored": domains * 500_000_000, "width": 128}
+    assert found["bytes"]["rows_at_most"] == row_bytes(config)
+    text = format_inspection(found)
+    assert f"{domains * 500_000_000:,} of order 2 (own), width 128" in text and "those that all steps can meet" in text
+    assert "rows, entry" not in format_inspection(inspect(without))
 
 
 def test_segments_are_counted_one_by_one_and_common_experts_are_not_extracted_away():

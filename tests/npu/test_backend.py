@@ -14,12 +14,15 @@ from experiments.tiny import tiny_config
 from pangu_sigma.config import Config
 from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.held_out.run import evaluate_run
+from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.npu import backend as ascend
 from pangu_sigma.npu.backend import AscendBackend
 from pangu_sigma.npu.cuts import _dense_array
 from pangu_sigma.npu.saved_parts import dense_part, expert_part, writes_part
 from pangu_sigma.ranks.layout import share_of
 from pangu_sigma.sections import ParallelConfig, Segment
+from pangu_sigma.stored.open import open_model
+from pangu_sigma.training.log.metrics import read_metrics
 from pangu_sigma.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -113,6 +116,33 @@ def test_it_trains_and_resumes_like_any_other_run(runs: SimpleNamespace):
     ours, theirs = losses(runs.ascend), losses(runs.cpu)
     assert len(ours) == len(theirs) == runs.config.train.steps // runs.config.train.log_interval
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_rows_are_those_of_a_run_on_the_cpu_and_survive_a_stop(graph_mode, tiny_data: Path, tmp_path: Path):
+    rows = [{"order": 1, "rows": 2_000, "width": 8}, {"order": 2, "rows": 900, "width": 16, "kind": "own"}]
+    model, steps = {"rows": rows}, {"steps": 8, "checkpoint_interval": 4, "eval_interval": 8, "log_interval": 2}
+    config = tiny_config(tiny_data, model=model, train=steps, parallel={"capacity_factor": 4.0})
+    half = config.model_copy(update={"train": config.train.model_copy(update={"steps": 4})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ascend, "use_ascend", lambda config: use_cpu(config.seed))
+        train(half, tmp_path / "ascend", AscendBackend())
+        train(config, tmp_path / "ascend", AscendBackend())
+    train(config, tmp_path / "cpu")
+    ours, theirs = (open_model(tmp_path / name, "run") for name in ("ascend", "cpu"))
+    for e in range(2):
+        (keys, weight), (same, expected) = ours.rows(e), theirs.rows(e)
+        assert np.array_equal(keys, same) and len(keys) > 50
+        # a first step of Adam is as large as the rate, whatever the gradient: where that is nearly 0, its sign may differ
+        off = np.abs(weight - expected) > 1e-3 * np.abs(expected).max()
+        assert off.mean() < 1e-3 and np.abs(expected).max() > 0
+    lines = [line for line in read_metrics(tmp_path / "ascend") if line["kind"] == "rows"]
+    assert [line["step"] for line in lines] == [0, 4, 8] and lines[0]["entries"][0]["met"] == 0
+    assert lines[2]["entries"][1] | {"collisions": 0} == {"met": len(keys), "stored": 2700, "collisions": 0}
+    text = format_file_inspection(inspect_files(tmp_path / "ascend"))
+    assert f"rows, entry 1: {len(keys):,} of 2,700 met ({len(keys) / 2700:.2%}), order 2, own, width 16, " in text
+    assert f"scale of rows in front of each layer: {lines[2]['scales'][0]:.4g}, " in text
+    assert len(lines[2]["scales"]) == config.model.layers and 0.1 not in lines[2]["scales"]
 
 
 def test_evaluation_and_training_are_one_graph(runs: SimpleNamespace):

@@ -16,7 +16,7 @@ from helpers.toy import Toy, adam_of, toy_batches, toy_config, weights_of
 from mindspore import Parameter, Tensor, nn
 
 from pangu_sigma.data.batches import Batch, BatchLoader
-from pangu_sigma.ecss.store import ExpertStore
+from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.npu import dropless
 from pangu_sigma.npu.inputs import input_strategies, inputs_of, step_inputs
@@ -26,6 +26,7 @@ from pangu_sigma.npu.step import AscendStep
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 RATE = 1e-2
+ROWS = [{"order": 1, "rows": 50, "width": 6}, {"order": 2, "rows": 90, "width": 10, "kind": "own"}]
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +44,17 @@ def toys() -> dict[str, Toy]:
         pytest.param((2, "910b", "ours", ["own"]), marks=pytest.mark.slow, id="two passes, dropless, our kernels"),
         pytest.param((2, "910a", None, ["own", "common"]), id="segments"),
         pytest.param((2, "910b", None, ["own", "common"]), id="segments, dropless"),
+        pytest.param((2, "910a", None, ["own"], ROWS), id="rows"),
     ],
 )
 def toy(request, graph_mode, toys, tmp_path_factory) -> Toy:
-    passes, chip, gather, segments = request.param
+    passes, chip, gather, segments, *rows = request.param
     optimizer = {"eps_dense": 1e-3, "eps_experts": 1e-5, "weight_decay": 0.1, "clip_norm": 0.5}
     train = {"optimizer": optimizer, "batch_size": 8 // passes}
     train["accumulation"] = passes
     parallel = {"chip": chip, "capacity_factor": 4.0, "arrival_factor": 4.0, "gather": gather}
-    model = {"segments": segments, "common_experts": 6 * ("common" in segments)}
-    config, key = toy_config(train=train, parallel=parallel, model=model), f"{passes} {segments}"
+    model = {"segments": segments, "common_experts": 6 * ("common" in segments), "rows": rows[0] if rows else []}
+    config, key = toy_config(train=train, parallel=parallel, model=model), f"{passes} {segments} {rows}"
     if key not in toys:
         toys[key] = Toy.build(config, tmp_path_factory.mktemp("toy"))
         toys[key].step.scale.window = 3  # as in float16, but this toy computes in float32
@@ -92,6 +94,11 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
     step.dense.step.set_data(Tensor(0.0, ms.float32))
     for mine, theirs in zip(arrays_of(step.store), arrays_of(toy.store), strict=True):
         mine.asnumpy()[...] = theirs.asnumpy()
+    for store in (toy.store, step.store) if toy.store.rows else ():
+        for records in store.rows.records:
+            records[...] = 0
+            width = records.shape[1] // 3
+            records[:, :width] = np.random.default_rng(0).standard_normal((len(records), width))
     step.scale.value.set_data(Tensor(1024.0, ms.float32))
     step.scale.good_steps.set_data(Tensor(0, ms.int32))
     step.give_scale()
@@ -99,9 +106,9 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
 
 def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
     """One step on a batch. factor: of all loss weights, and so of all gradients."""
-    rows, positions, documents, slots, labels, weights, *plans = inputs_of(batch, step.config)
+    rows, positions, documents, slots, labels, weights, *others = inputs_of(batch, step.config, step.store.rows)
     step.prepare(RATE, batch)
-    inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *plans)
+    inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *others)
     taken = [np.asarray(t.asnumpy()) for t in step(*map(as_tensor, inputs))]
     step.store.settle()
     return taken
@@ -119,11 +126,21 @@ def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep, exchan
     start_equal(toy, step)
     cursor, same = toy.batches.start(), exchanged.start()
     for _ in range(3):
-        result = toy.run(toy.batches.next(cursor), RATE)
-        loss_M, norm, applied, scale = advance(step, exchanged.next(same))
+        given = toy.batches.next(cursor)
+        rows = toy.store.rows
+        result = toy.run_arrays(given.arrays(rows.gather(given.own_row_keys) if rows else ()), RATE)
+        batch = exchanged.next(same)
+        loss_M, norm, applied, scale, *of_rows = advance(step, batch)
         np.testing.assert_allclose(loss_M, sum(loss.asnumpy() for loss in result.block_loss_GM), rtol=1e-5)
         np.testing.assert_allclose(norm, result.norm.asnumpy(), rtol=1e-5)
         assert (applied, scale) == (1.0, result.scale.asnumpy())
+        if toy.store.rows:
+            grads_TH, hyper = of_rows
+            theirs_GTH = np.stack([grads.asnumpy() for grads in result.rows_GTH])
+            np.testing.assert_allclose(grads_TH, theirs_GTH.reshape(grads_TH.shape), rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(hyper, result.rows_hyper.asnumpy(), rtol=1e-5)
+            for store in (toy.store, step.store):
+                store.rows.update(batch.row_keys_EGBS, grads_TH, hyper)
     same_state(toy, step)
     assert step.scale.value.asnumpy() == toy.step.scale.value.asnumpy() == 2048.0
 
@@ -140,7 +157,7 @@ def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, e
         *step.store.get_parameters(),
     ]
     before = [p.asnumpy().copy() for p in kinds]
-    _, _, applied, scale = advance(step, exchanged.next(cursor), factor=1e38)
+    _, _, applied, scale, *_ = advance(step, exchanged.next(cursor), factor=1e38)
     assert (applied, scale) == (0.0, 1024.0)
     for parameter, was in zip(kinds, before, strict=True):
         assert np.array_equal(parameter.asnumpy(), was), parameter.name
@@ -149,13 +166,15 @@ def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, e
 
 @pytest.mark.parametrize("chip", ["910a", "910b"])
 @pytest.mark.parametrize("routed", [0, 2])
-def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(routed: int, chip: str, graph_mode, tmp_path):
+@pytest.mark.parametrize("rows", [[], ROWS], ids=["", "rows"])
+def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(rows: list, routed: int, chip: str, graph_mode, tmp_path):
     """Also of a dense model, whose batches carry plans of zeros that the step does not take."""
     train, parallel = {"accumulation": 2, "batch_size": 4}, {"chip": chip}
-    config = toy_config(model={"rre_layers": routed}, train=train, parallel=parallel)
+    config = toy_config(model={"rre_layers": routed, "rows": rows}, train=train, parallel=parallel)
     made = toy_batches(config, tmp_path)
     batches = BatchLoader(config, tmp_path, made.tokenizer, made.table, planner=ExchangePlanner(config, 0))
-    arrays, inputs = inputs_of(batches.next(batches.start()), config), step_inputs(config)
+    rows = make_store(config).rows
+    arrays, inputs = inputs_of(batches.next(batches.start()), config, rows), step_inputs(config)
     assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
     assert len(input_strategies(config)) == len(inputs)
 
@@ -188,7 +207,7 @@ def test_a_flag_of_overflow_is_an_overflow(toy: Toy, step: AscendStep, exchanged
     flagged.set_train()
     flagged.scale.value.set_data(Tensor(1024.0, ms.float32))
     flagged.give_scale()
-    _, norm, applied, _ = advance(flagged, exchanged.next(exchanged.start()))
+    _, norm, applied, *_ = advance(flagged, exchanged.next(exchanged.start()))
     assert np.isfinite(norm)
     assert applied == 0.0
     assert flagged.scale.value.asnumpy() == 512.0

@@ -16,6 +16,8 @@ from pangu_sigma.npu.host.npus import MissingRequirement
 from pangu_sigma.npu.plan.plan import format_plan, laid_out, make_plan
 from pangu_sigma.npu.supported import check_ascend, check_machine
 
+ROWS = [{"order": 2, "rows": 9, "width": 8}]
+
 COMPARED: list[tuple[dict[str, Any], str]] = [
     ({"model": {"dropout": 0.1}}, r"^model\.dropout=0\.1: .*; set model\.dropout=0$"),
     ({"ecss": {"enabled": False}}, r"^ecss\.enabled=false: .*; set ecss\.enabled=true$"),
@@ -24,6 +26,10 @@ COMPARED: list[tuple[dict[str, Any], str]] = [
         r"^train\.spikes\.skip=true: .*; set train\.spikes\.skip=false, which logs",
     ),
     ({"ecss": {"store": "file"}}, r"^ecss\.store=file: .*; set ecss\.store=host$"),
+    (
+        {"ecss": {"store": "file"}, "model": {"rre_layers": 0, "rows": ROWS}},
+        r"^ecss\.store=file: .* rows in the host's memory",
+    ),
     ({"parallel": {"gather": "cann"}}, r"^parallel\.gather=cann: .*; leave parallel\.gather out, or use another chip"),
 ]
 """Planned all the same."""

@@ -15,6 +15,7 @@ tokens, H hidden, W width, U different keys.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,18 @@ class RowStore:
         self.settle()
         self._met[entry] = [np.unique(np.concatenate(self._met[entry]))]  # `put` writes some of step 0
         return self._met[entry][0]
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Return, for each entry, the number of rows that were met, that of all, and of collisions: how many more different pairs
+        of tokens met them, about, if random tables spread pairs evenly: -R · ln(1 - met/R) - met; None for order 1."""
+        found = []
+        for e, entry in enumerate(self.entries):
+            stored, keys = len(self.records[e]), self.met(e)
+            share_D = np.bincount(keys // entry.rows, minlength=stored // entry.rows) / entry.rows
+            pairs = -entry.rows * np.log1p(-np.minimum(share_D, 1 - 1 / (2 * entry.rows))).sum()
+            collisions = None if entry.order == 1 else round(float(pairs) - len(keys))
+            found.append({"met": len(keys), "stored": stored, "collisions": collisions})
+        return found
 
     def read(self, entry: int, name: str, keys_U: np.ndarray) -> np.ndarray:
         """Return one of ROW_ARRAYS of these rows."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from pangu_sigma.config import Config
 from pangu_sigma.domains import chosen_domains
+from pangu_sigma.host_memory import row_bytes
 
 _FLOAT32 = 4
 _STORED_COPIES = 3
@@ -19,7 +20,8 @@ def inspect(config: Config) -> dict[str, Any]:
 
     Its keys expert_store…: weights and both Adam moments of all experts in float32; on the host with ECSS, on the device without.
     active_expert_…: float32 weights and gradients of the experts that a step can activate, all that ECSS holds on the device.
-    All bytes are sums over the cluster, not per device. experts.segments: kind and number of experts of each segment of an RRE
+    rows: entries of `model.rows`; rows_at_most: of one rank, of all rows that its steps can meet. All other bytes are sums over the
+    cluster, not per device. experts.segments: kind and number of experts of each segment of an RRE
     layer, and the parameters of one; empty for a dense model.
     """
     m, count = config.model, config.num_params()
@@ -44,12 +46,17 @@ def inspect(config: Config) -> dict[str, Any]:
             "active_per_layer_at_most": sum(segment["active_at_most"] for segment in segments),
             "segments": segments,
         },
-        "tokens_per_step": config.train.batch_size * config.train.accumulation * m.seq_length,
+        "rows": [
+            {"order": entry.order, "kind": entry.kind, "stored": config.stored_rows(entry), "width": entry.width}
+            for entry in m.rows
+        ],
+        "tokens_per_step": config.step_tokens,
         "bytes": {
             "expert_store": count.experts * _FLOAT32 * _STORED_COPIES,
             "expert_store_on": "host" if config.ecss.enabled else "device",
             "active_expert_weights": active * _FLOAT32,
             "active_expert_gradients": active * _FLOAT32,
+            "rows_at_most": row_bytes(config),
             "dense_and_adam": (count.dense + count.embeddings) * _FLOAT32 * _STORED_COPIES,
         },
     }
@@ -101,12 +108,21 @@ def format_inspection(inspection: dict[str, Any]) -> str:
             f"{experts['stored_per_layer']}, at most {experts['active_per_layer_at_most']} in a step",
         ),
         *_segment_rows(experts["segments"]),
+        *(
+            (f"rows, entry {e}", f"{each['stored']:,} of order {each['order']} ({each['kind']}), width {each['width']}")
+            for e, each in enumerate(inspection["rows"])
+        ),
         ("tokens in a step", f"{inspection['tokens_per_step']:,}"),
         (
             "expert store",
             f"{_binary_size(size['expert_store'])} on the {size['expert_store_on']}, weights and two moments",
         ),
         ("active experts", f"{_binary_size(size['active_expert_weights'])} on the device, and as much for gradients"),
+        *(
+            [("rows", f"{_binary_size(size['rows_at_most'])} at most, those that all steps can meet")]
+            if inspection["rows"]
+            else []
+        ),
         ("dense parameters", f"{_binary_size(size['dense_and_adam'])}, weights and two moments"),
     ]
     width = max(len(label) for label, _ in rows)

@@ -18,12 +18,13 @@ from typing import Any
 
 from pangu_sigma.checkpoint.compose import saved_arrays
 from pangu_sigma.checkpoint.format import ANOTHER, DamagedCheckpoint
-from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER
+from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS
 from pangu_sigma.config import Config
 from pangu_sigma.inherit.parent import parent_refusal
+from pangu_sigma.model.arrays import row_scale_shapes
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.alpha import StoredAlpha
-from pangu_sigma.stored.model import Kind, Listed
+from pangu_sigma.stored.model import Kind, Listed, StoredModel
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.stored.run import StoredRun
 
@@ -84,6 +85,7 @@ def _inspect(path: Path, verify: bool) -> FileInspection:
         if len(segments) > 1:
             stored = ", ".join(f"{kind} {model.config.stored_experts(kind)}" for kind in segments)
             found.notes.append(f"experts in the segments of an RRE layer: {stored}")
+        found.notes += _row_notes(model, listed)
     if model.kind == "export":
         found.notes.append("counted by its configuration")
     if isinstance(model, StoredRun):
@@ -128,7 +130,23 @@ def _notes(model: StoredAlpha) -> list[str]:
     return notes + (["`inherit` needs --heads"] if sizes.heads is None else [])
 
 
-ADAM, EXPERT_ROLE = "Adam state", "experts"
+def _row_notes(model: StoredModel, listed: list[tuple[str, str, tuple[int, ...], str]]) -> list[str]:
+    """Return remarks on the rows of a checkpoint: how many of each entry tokens met, and the scales of the layers."""
+    shapes, config, notes = {(shard, name): shape for shard, name, shape, _ in listed}, model.config, list[str]()
+    for e, entry in enumerate(config.model.rows):
+        if (f"{ROWS}{e}", "keys") in shapes:
+            (met,), stored = shapes[f"{ROWS}{e}", "keys"], config.stored_rows(entry)
+            notes.append(
+                f"rows, entry {e}: {met:,} of {stored:,} met ({met / stored:.2%}), order {entry.order}, {entry.kind}, width "
+                f"{entry.width}, {met * (8 + 4 * (3 * entry.width + 1)):,} bytes with Adam state and keys"
+            )
+    if notes:
+        scales = (model.tensor(name).item() for name in row_scale_shapes(config.model.layers))
+        notes.append(f"scale of rows in front of each layer: {', '.join(f'{scale:.4g}' for scale in scales)}")
+    return notes
+
+
+ADAM, ROW_KEYS, EXPERT_ROLE = "Adam state", "keys of rows", "experts"
 """Roles of arrays that are not dense weights."""
 
 
@@ -136,8 +154,10 @@ def _role_of(shard: str, name: str) -> str:
     """Return the role of an array in the network. shard: the array's shard in a checkpoint; "" in other files."""
     if shard == LOSS_SCALE:
         return "loss scale"
-    if shard == OPTIMIZER or name == "step" or name.endswith((".moment", ".variance")):
+    if shard == OPTIMIZER or name.rpartition(".")[2] in ("step", "moment", "variance"):
         return ADAM
+    if shard.startswith(ROWS):
+        return ROW_KEYS if name == "keys" else "rows"
     if shard.startswith(EXPERTS):
         return EXPERT_ROLE
     words = name.split(".")
@@ -147,7 +167,7 @@ def _role_of(shard: str, name: str) -> str:
         return "word tables"
     if words[0] in ("positions", "query_positions"):
         return "positions"
-    kinds = {"attention": "attention", "ffn": "dense FFN"}
+    kinds = {"attention": "attention", "ffn": "dense FFN", "row_scale": "scales of rows"}
     return next((role for word, role in kinds.items() if word in words), "LayerNorm")
 
 
@@ -172,7 +192,7 @@ def format_file_inspection(found: FileInspection) -> str:
         (f"  {role}", f"{n['parameters']:,} in {n['tensors']:,} tensors, {', '.join(n['types'])}, {n['bytes']:,} bytes")
         for role, n in found.roles.items()
     ]
-    dense_and_experts = [c for role, c in found.roles.items() if role not in (ADAM, "loss scale")]
+    dense_and_experts = [c for role, c in found.roles.items() if role not in (ADAM, ROW_KEYS, "loss scale")]
     rows.insert(0, ("parameters", f"{sum(c['parameters'] for c in dense_and_experts):,}"))
     rows += [(f"hash of {what}", value) for what, value in found.hashes.items()]
     rows.append(("verified", found.verified))

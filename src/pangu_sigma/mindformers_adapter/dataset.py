@@ -17,9 +17,9 @@ from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 
 _WHOLE = StepArrays._fields.index("order_GT")
-"""Number of the fields of `StepArrays` that are arrays. The others, and `coming`, are tuples over the N
-segments. A row of a dataset is flat, so each segment has a column of its own there."""
-_BY_SEGMENT = (*StepArrays._fields[_WHOLE:], "coming")
+"""Number of the fields of `StepArrays` that are arrays. The others, and `coming`, are tuples over the N segments, but for the rows
+of `model.rows`, which are refused. A row of a dataset is flat, so each segment has a column of its own there."""
+_BY_SEGMENT = (*(name for name in StepArrays._fields[_WHOLE:] if name != "e_GTH"), "coming")
 
 
 def arrays_of(columns: Sequence[Any]) -> tuple[StepArrays, tuple[Any, ...], Any]:
@@ -28,8 +28,10 @@ def arrays_of(columns: Sequence[Any]) -> tuple[StepArrays, tuple[Any, ...], Any]
     *columns, taken = columns
     count = (len(columns) - _WHOLE) // len(_BY_SEGMENT)
     firsts = (_WHOLE + i * count for i in range(len(_BY_SEGMENT)))
-    *by_segment, coming = (tuple(columns[first : first + count]) for first in firsts)
-    return StepArrays(*columns[:_WHOLE], *by_segment), coming, taken
+    by_segment = {name: tuple(columns[first : first + count]) for name, first in zip(_BY_SEGMENT, firsts, strict=True)}
+    coming = by_segment.pop("coming")
+    whole = dict(zip(StepArrays._fields, columns[:_WHOLE], strict=False))
+    return StepArrays(**whole, **by_segment, e_GTH=()), coming, taken
 
 
 class StepRows:

@@ -62,7 +62,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel):
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, order, inverse_T, offsets_A1, active_A):
         experts = self.store.fetch(active_A)
-        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, None, order, inverse_T, offsets_A1, experts)
+        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, None, order, inverse_T, offsets_A1, (), experts)
         return self.network.logits(hidden_TH, slots_M)
 
     @classmethod

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config, ConfigError, refuse_rows
 from pangu_sigma.config_file import override, parse_config
 from pangu_sigma.sections import ModelConfig
 
@@ -102,8 +102,8 @@ def sigma_config(yaml: dict[str, Any]) -> Config:
 
     yaml: tree of the file, or of the file with the keys that MindFormers adds.
     Raises ConfigError, which names the YAML's key, for an unknown or missing key, a value that is invalid, or unlike the only
-    allowed one (in FIXED), a key that must be empty (in EMPTY), the callback CheckpointMonitor of MindFormers, and the file store
-    for experts.
+    allowed one (in FIXED), a key that must be empty (in EMPTY), the callback CheckpointMonitor of MindFormers, the file store for
+    experts, and a model with rows.
     """
     given = dict(_leaves(_by_type(yaml), ""))
     for path, value in FIXED.items():
@@ -119,6 +119,7 @@ def sigma_config(yaml: dict[str, Any]) -> Config:
     tree = override({}, [(ours, given[path]) for path, ours in KEYS.items() if path in given])
     try:
         config = parse_config(_with_decay(tree))
+        refuse_rows(config, "mindformers")
     except ConfigError as error:
         raise ConfigError("\n".join(map(_in_their_words, str(error).splitlines()))) from None
     if config.ecss.store == "file":

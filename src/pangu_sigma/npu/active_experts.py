@@ -68,9 +68,9 @@ class FetchExperts(nn.Cell):
 
 class ActiveExperts(nn.Cell):
     """Network of the Ascend step and its loss. The active experts of all ranks are its parameters; nobody reads their values.
-    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans) -> loss scale · loss of each block [M]
-        plans: for each name of `inputs.plan_arrays`, its arrays of all segments: auto-parallel takes a flat list of inputs. Other
-        inputs: as in `NextTokenLoss`.
+    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others) -> loss scale · loss of each block [M]
+        others: e_TH, if the model has rows; then for each name of `inputs.plan_arrays` its arrays of all segments: auto-parallel
+        takes a flat list of inputs. Other inputs: as in `NextTokenLoss`.
 
     The loss scale is a parameter, because inputs of the network are cut into micro-batches, and has one axis, because MindSpore
     2.9 crashes on a network with a scalar parameter. The step writes it for the next one, behind all that reads it. It is a copy,
@@ -85,6 +85,7 @@ class ActiveExperts(nn.Cell):
         self.multiply = ops.Mul()
         self.active = ParameterTuple(_buffers(config))
         self.segments, self.dropless = len(config.model.routed), dispatch_layout(config) == "dropless"
+        self.has_rows = bool(config.model.rows)
         of_layer = [len(expert_shapes(config.model, s)) for s in range(len(config.model.segments))]
         self.sizes = tuple(of_layer * config.model.rre_layers)
         self.begin, self.end = (own[0], own[-1] + 1) if own else (0, 0)
@@ -93,7 +94,8 @@ class ActiveExperts(nn.Cell):
         """Return the parameters of the rank's own segments."""
         return [p for of_segment in parted(tuple(self.active), self.sizes)[self.begin : self.end] for p in of_segment]
 
-    def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
+    def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others):
+        e_TH, plans = (others[0], others[1:]) if self.has_rows else ((), others)
         order, inverse, ends = self.by_segment(plans)
         active: tuple = ()
         for i in range(len(self.active)):
@@ -101,9 +103,8 @@ class ActiveExperts(nn.Cell):
         active = parted(active, self.sizes)
         # experts of other stages stay parameters: MindSpore removes all that reads them
         experts = active[: self.begin] + self.fetch(active[self.begin : self.end]) + active[self.end :]
-        loss_M = self.loss(
-            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, None, order, inverse, ends, experts
-        )
+        batch = (rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS)
+        loss_M = self.loss(*batch, None, order, inverse, ends, e_TH, experts)
         return self.multiply(loss_M, self.scale)
 
     def by_segment(self, plans):

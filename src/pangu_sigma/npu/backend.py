@@ -12,7 +12,7 @@ from mindspore import Parameter, Tensor
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore
+from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore, restore_rows, row_files
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
@@ -26,7 +26,7 @@ from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.connect import connect
 from pangu_sigma.ranks.layout import Layout
 from pangu_sigma.ranks.ranks import Ranks
-from pangu_sigma.training.backend import Backend, TrainingSetup
+from pangu_sigma.training.backend import Backend, TrainingSetup, update_rows
 from pangu_sigma.training.evaluator import Evaluator
 from pangu_sigma.training.feed import StepInput
 from pangu_sigma.training.step import StepResult
@@ -55,8 +55,14 @@ class AscendBackend(Backend):
         self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
     ) -> StepResult:
         """Take one training step. rate: learning rate. fed: batch and experts. limit_D: unused, see `check_ascend`."""
-        loss_M, norm, applied, scale = built.step.take(rate, fed.batch)
-        return StepResult((loss_M,), norm, applied, scale)
+        loss_M, norm, applied, scale, *of_rows = built.step.take(rate, fed.batch)
+        if not of_rows:
+            return StepResult((loss_M,), norm, applied, scale)
+        rows_TH, hyper = of_rows
+        result = StepResult((loss_M,), norm, applied, scale, rows_GTH=(rows_TH,), rows_hyper=hyper)
+        # of what tensor ranks share each has a part of the gradient, and each stage has that of its layers: all ranks are summed
+        update_rows(built.store, built.ranks, fed.batch, result)
+        return result
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
         """Return True if this rank adds its losses to the total: if it is the first of a tensor group in the last stage."""
@@ -76,7 +82,7 @@ class AscendBackend(Backend):
         for shard, name, parameter, part in parameter_parts(built.shards, built.store, config.parallel, rank):
             if writes_part(dense_of(built.shards, name), shard, name, config, rank):
                 files.setdefault(file_of_rank(shard, rank), {})[name] = SavedArray(part, parameter.asnumpy())
-        return files
+        return files | row_files(built.store.rows) if built.store.rows and built.ranks.first else files
 
     def cannot_copy(self, config: Config) -> str | None:
         return "the experts fill the host's memory, and no save behind training was tried on a device"
@@ -95,4 +101,6 @@ class AscendBackend(Backend):
         restore(experts, checkpoint, parts=parts)
         others = {shard: arrays for shard, arrays in built.shards.items() if shard not in experts}
         restore(others, checkpoint, parts=parts, put=put)
+        if built.store.rows:
+            restore_rows(built.store.rows, checkpoint)
         built.step.give_scale()

@@ -95,6 +95,7 @@ def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[A
     m, shapes = config.model, [(1, _tables(config, stage))]
     for layer, count in layers:
         shapes.append((count, layer_shapes(layer, m.hidden, m.ffn if layer < m.dense_layers else None)))
+        shapes.append((count if m.rows else 0, {f"layers.{layer}.row_scale": (1,)}))
     if stage == config.parallel.stages - 1:
         shapes.append((1, norm_shapes("norm", m.hidden)))
     return [_dense_array(config, n, name, shape) for n, some in shapes if n for name, shape in some.items()]

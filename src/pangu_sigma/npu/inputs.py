@@ -8,17 +8,21 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
+from pangu_sigma.ecss.rows import RowStore
 from pangu_sigma.npu.rows import dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import active_entries
 from pangu_sigma.rre.plan import RoutedSegment
 from pangu_sigma.sections import Segment
+
+ROWS = 6
+"""Index of the rows of the tokens (`model.rows`) among the inputs of the Ascend step, behind those of the batch."""
 
 
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
     """Return the number of slices along each axis of each input of the Ascend step: MindSpore's parallel strategies."""
     ranks = config.parallel.stage_ranks // config.parallel.tensor
     by_row, by_rank = (ranks, 1), (ranks,)
-    batch = (by_row, by_row, by_row, by_rank, by_row, by_row)
+    batch = (by_row, by_row, by_row, by_rank, by_row, by_row, *[by_row] * bool(config.model.rows))
     return (*batch, *[by_rank] * (len(plan_arrays(config)) * len(config.model.routed)))
 
 
@@ -35,12 +39,13 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
         return Tensor(np.zeros(shape, np.int32))
 
     weights = Tensor(np.zeros((sequences, model.seq_length), np.float32))
-    return (*map(zeros, ints), weights, *map(zeros, plans))
+    e = Tensor(np.zeros((sequences * model.seq_length, model.hidden), np.float32))
+    return (*map(zeros, ints), weights, *[e] * bool(model.rows), *map(zeros, plans))
 
 
-def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
+def inputs_of(batch: Batch, config: Config, rows: RowStore | None) -> tuple[np.ndarray, ...]:
     """Return a batch as the inputs of the Ascend step, its micro-batches concatenated. batch: sequences of this rank, with routing
-    plans in an Ascend layout."""
+    plans in an Ascend layout. rows: the store of the rows of its tokens, if the model has rows."""
     plans = [getattr(plan, name) for name in plan_arrays(config) for plan in batch.plans]
     whole = (
         batch.rows_GBS,
@@ -49,6 +54,7 @@ def inputs_of(batch: Batch, config: Config) -> tuple[np.ndarray, ...]:
         batch.slots_GM,
         batch.labels_GBS,
         batch.weights_GBS,
+        *([rows.gather(batch.own_row_keys)] if rows else []),
     )
     return tuple(array.reshape(-1, *array.shape[2:]) for array in (*whole, *plans))
 

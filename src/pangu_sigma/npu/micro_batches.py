@@ -14,6 +14,7 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, nn, ops
 
 from pangu_sigma.config import Config
+from pangu_sigma.npu.inputs import ROWS
 from pangu_sigma.sections import ParallelConfig
 
 
@@ -47,7 +48,8 @@ class MicroBatches(nn.Cell):
 
 class GradientAccumulation(nn.Cell):
     """Loss and gradients of the Ascend step over all micro-batches of an update.
-    construct(*inputs) -> (scaled loss of each block, gradients of this stage's weights, gradients of other stages' weights)
+    construct(*inputs) -> (scaled loss of each block, gradients of this stage's weights, gradients of other stages' weights,
+    gradient of the rows of all tokens, () without rows)
     inputs: the inputs of the step."""
 
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):
@@ -58,13 +60,15 @@ class GradientAccumulation(nn.Cell):
         self.own, passes = len(weights), config.train.accumulation
         differentiated = ParameterTuple([*weights, *received])
         forward = network if passes == 1 else MicroBatches(network, passes, config.parallel)
-        self.loss_and_grads = ms.value_and_grad(forward, None, weights=differentiated)
+        self.has_rows = bool(config.model.rows)
+        self.loss_and_grads = ms.value_and_grad(forward, ROWS if self.has_rows else None, weights=differentiated)
         self.accumulators = None if passes == 1 else accumulators(differentiated)
         self.map = ops.HyperMap()
 
     def construct(self, *inputs):
         scaled_M, grads = self.loss_and_grads(*inputs)
-        return scaled_M, grads[: self.own], grads[self.own :]
+        of_rows, grads = grads if self.has_rows else ((), grads)
+        return scaled_M, grads[: self.own], grads[self.own :], of_rows
 
     def clear(self, applied):
         """Reset the gradient accumulators to zero for the next step, once `applied`, 0.0 or 1.0, has been computed."""

@@ -91,7 +91,7 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     DenseFFN: {"add": (("D", 1), ("D", 1))},
     RoutedFFN: {},
     ExpertFFN: {},
-    Layer: {"add": (("D", 1), ("D", 1))},
+    Layer: {"add": (("D", 1), ("D", 1)), "scale_rows": (("D", 1), (1,)), "add_rows": (("D", 1), ("D", 1))},
     AttentionMask: {
         "across": (("D", 1),),
         "down": (("D", 1),),

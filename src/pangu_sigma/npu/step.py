@@ -55,8 +55,9 @@ from pangu_sigma.sections import Activation, Segment
 
 class AscendStep(nn.Cell):
     """Training step of one Ascend rank: forward pass, backward pass and update.
-    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans)
-        -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of training/step.py
+    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others)
+        -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of training/step.py; of a model with rows also
+        the gradient of the rows of all tokens, and the hyperparameters of their update
         The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`). Losses are summed over micro-batches,
         and zero on the ranks of all stages but the last. `prepare` writes the settings of a step before.
     Raises ConfigError for the settings that supported.py lists.
@@ -70,7 +71,7 @@ class AscendStep(nn.Cell):
         stage = Layout(config.parallel).coordinates(rank).stage
         self.store = HostStore(_columns(config), self.tier, rank)
         segments = [experts.segment for experts in self.store.segments]
-        self.settings = StepSettings(segments)
+        self.settings, self.has_rows = StepSettings(segments), bool(config.model.rows)
         # MindSpore may use the memory of gradients again as soon as the worker's operator has returned
         self.worker_update = WorkerUpdate(self.store, copies_gradients=True)
         network = _network(config, rank)
@@ -90,18 +91,20 @@ class AscendStep(nn.Cell):
         self.verdict = OverflowCheck(weights, config.parallel)
         self.update = Update(config, self.dense, self.worker_update, self.scale, self.settings)
 
-    def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans):
+    def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
-        scaled_M, grads, sent_back = self.passes(
-            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *plans
+        scaled_M, grads, sent_back, of_rows = self.passes(
+            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others
         )
         grads = self.sum_common(grads)
         norm, finite = self.verdict(grads, scale, sent_back)
-        applied, updated, next_scale = self.update(grads, norm, finite, scale)
+        applied, updated, next_scale, hyper_rows = self.update(grads, norm, finite, scale)
         ops.assign(self.network.scale, self.one * next_scale)
         # accumulators are cleared after all readers: both updates, and the gradients that are sent to another stage
         done = self.passes.clear(ops.depend(applied, (updated, sent_back)))
-        return ops.depend((scaled_M / scale, norm, applied, scale), done)
+        return ops.depend(
+            (scaled_M / scale, norm, applied, scale, *((of_rows, hyper_rows) if self.has_rows else ())), done
+        )
 
     def give_scale(self) -> None:
         """Give the network the loss scale, after another hand than the step's has set it."""
@@ -129,7 +132,7 @@ class AscendStep(nn.Cell):
     def run(self, batch: Batch) -> tuple[Tensor, ...]:
         """Run the graph on the rank's share of a batch, which `prepare` took."""
         with self.store.step_guard():
-            result = self(*map(as_tensor, inputs_of(batch, self.config)))
+            result = self(*map(as_tensor, inputs_of(batch, self.config, self.store.rows)))
         if not self.config.ecss.by_worker(npu=True):
             self.store.settle()
         return result
@@ -147,7 +150,8 @@ class AscendStep(nn.Cell):
 class Update(nn.Cell):
     """Optimizer update of an Ascend rank: Adam of its dense parameters and its experts, and the loss scale.
     construct(grads, norm, finite, scale)
-        -> (1.0 if the update was applied, else 0.0; a value that is computed after all updates; the loss scale of the next step)
+        -> (1.0 if the update was applied, else 0.0; a value that is computed after all updates; the loss scale of the next step;
+        the hyperparameters of the update of rows)
     norm: global gradient norm, without the loss scale. finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale."""
 
     def __init__(
@@ -160,6 +164,7 @@ class Update(nn.Cell):
         self.sizes = tuple(len(experts.weights) for experts in worker_update.store.segments)
         self.clip_norm = optimizer.clip_norm
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
+        self.hyper_rows, self.rate_rows = Hyper(optimizer, optimizer.eps_rows), optimizer.rate_rows
         self.accumulated = config.train.accumulation > 1
 
     def construct(self, grads, norm, finite, scale):
@@ -177,7 +182,7 @@ class Update(nn.Cell):
             started = self.worker_update.update(of_experts, self.settings.active_rows, self.settings.used, hyper)
             updated = (updated, started)
         next_scale = self.scale.update(finite, learns)
-        return applied, (updated, next_scale), next_scale
+        return applied, (updated, next_scale), next_scale, self.hyper_rows(lr * self.rate_rows, grad_scale, applied)
 
 
 def _network(config: Config, rank: int) -> PanGuSigma:

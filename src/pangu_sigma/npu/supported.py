@@ -31,6 +31,10 @@ def check_ascend(config: Config) -> None:
             f"finetune.learn={config.finetune.learn}: the Ascend step updates every parameter; fine-tune on the CPU, or set "
             "finetune.learn=all"
         )
+    if config.ecss.store != "host" and (config.model.rre_layers or config.model.rows):
+        raise ConfigError(
+            f"ecss.store={config.ecss.store}: the Ascend step keeps experts and rows in the host's memory; set ecss.store=host"
+        )
     if not config.model.rre_layers:
         return
     if not config.ecss.enabled:
@@ -39,10 +43,6 @@ def check_ascend(config: Config) -> None:
         raise ConfigError(
             "parallel.gather=cann: CANN's operator is for 910B and later without stages; leave parallel.gather out, or use another "
             "chip (parallel.chip) or parallel.stages=1"
-        )
-    if config.ecss.store != "host":
-        raise ConfigError(
-            f"ecss.store={config.ecss.store}: the Ascend step keeps experts in the host's memory; set ecss.store=host"
         )
 
 

@@ -24,6 +24,7 @@ from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.prefetch import Prefetcher, make_prefetcher
 from pangu_sigma.ecss.store import ExpertStore, array_specs, build
 from pangu_sigma.ecss.tiers import FileTier, HostTier
+from pangu_sigma.host_memory import check_rows_fit
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.ranks.connect import connect
 from pangu_sigma.ranks.layout import writes_experts
@@ -134,7 +135,9 @@ def update_rows(store: ExpertStore, ranks: Ranks, batch: Batch, result: StepResu
         keys_GBS = batch.row_keys_EGBS[0]
         whole_GBSH = np.zeros((*keys_GBS.shape, rows.hidden), np.float32)
         whole_GBSH[:, batch.own_B] = grads_GTH.reshape(len(keys_GBS), len(batch.own_B), -1, rows.hidden)
-        grads_GTH = ranks.sum(whole_GBSH)
+        for b in range(keys_GBS.shape[1]):  # one by one: a device may have no room for the gradients of the whole batch
+            whole_GBSH[:, b] = ranks.sum(whole_GBSH[:, b])
+        grads_GTH = whole_GBSH
     rows.update(batch.row_keys_EGBS, grads_GTH.reshape(-1, rows.hidden), result.rows_hyper.asnumpy())
 
 
@@ -143,4 +146,7 @@ def tier_of(config: Config, ranks: Ranks, run: RunFolder) -> HostTier:
     options = config.ecss
     if options.store == "host":
         return HostTier()
-    return FileTier(Path(options.path or run.path), array_specs(config, ranks.rank), options.cache_gib)
+    folder = Path(options.path or run.path)
+    tier = FileTier(folder, array_specs(config, ranks.rank), options.cache_gib)
+    check_rows_fit(config, folder)  # beside the experts, whose room is reserved
+    return tier

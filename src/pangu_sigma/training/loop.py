@@ -26,6 +26,7 @@ from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.garbage import gc_frozen
 from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.ranks.heartbeat import Heartbeat
+from pangu_sigma.ranks.layout import layers_of_stage
 from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.training.backend import Backend
 from pangu_sigma.training.evaluator import Evaluator
@@ -337,6 +338,10 @@ def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -
     losses = evaluator.losses()
     if losses:
         log.evaluation(trainer.progress.step, losses)
+    if rows := trainer.store.rows:
+        first = layers_of_stage(trainer.config, 0)  # rank 0, which writes the log, keeps no others
+        scales = [trainer.network.layers[layer].row_scale.asnumpy().item() for layer in first]
+        log.rows(trainer.progress.step, rows.figures(), scales)
     trainer.evaluated(losses)
 
 

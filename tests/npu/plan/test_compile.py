@@ -101,6 +101,7 @@ B16 = ["parallel.chip=910b", "train.compute_dtype=bfloat16"]
 
 OWN = ["model.segments=[own, own]", "model.common_experts=0"]
 SOME = ["model.segments=[own, common]", "model.common_experts=8"]
+ROWS = ["model.rows=[{order: 1, rows: 99, width: 64}, {order: 2, rows: 1000000, width: 128, kind: own}]"]
 RANKS_64 = {"groups": 2, "expert": 4, "data": 2, "tensor": 4, "recompute": True}
 WIDE = ["model.heads=8", "train.batch_size=32"]
 
@@ -125,6 +126,12 @@ LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "910B, two own segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *OWN]),
     "910B, common segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *SOME]),
     "910B, common segments, replicas, two passes": (REPLICAS, [*B16, *SOME, "train.accumulation=2"]),
+    "rows": (REPLICAS, ROWS),
+    "910B, rows, recompute": (RECOMPUTE, [*B16, *ROWS]),
+    "rows, two passes": (REPLICAS, [*ROWS, "train.accumulation=2"]),
+    "rows, an only layer": (RECOMPUTE, [*ROWS, "model.dense_layers=0"]),
+    "rows, two stages": (STAGES, [*ROWS, "train.accumulation=2", "model.dense_layers=2"]),
+    "rows, float32": (ALL_AXES, [*ROWS, "train.compute_dtype=float32"]),
     "910_93": (ALL_AXES, ["parallel.chip=910_93", "train.compute_dtype=bfloat16"]),
     "all axes": (ALL_AXES, []),
     "groups and experts": ({"groups": 4, "expert": 2}, []),

@@ -119,6 +119,22 @@ def test_experts_in_files_take_at_most_their_cache():
     assert host(small)["experts: mapped files"] == int(4 * 1e-6 * GIB)
 
 
+ROWS = [{"order": 1, "rows": 5, "width": 2}, {"order": 2, "rows": 1 << 29, "width": 6, "kind": "own"}]
+
+
+def test_rows_take_what_a_run_can_meet_on_every_rank():
+    """4 sequences of 4 tokens a step: 160 tokens meet as many rows, each in a page of its own, or the only 5."""
+    config = by_hand(model={"rows": ROWS}, train={"steps": 10})
+    rows, whole = 5 * 7 * 4 + 160 * (19 * 4 + 4096), 4 * 4 * 8 * 4
+    assert host(config) == host(by_hand()) | {
+        "rows: all that can be met": 4 * rows,
+        "rows: gradients of the batch": 4 * whole,
+    }
+    assert npu(config)["rows of tokens and their gradients"] == 8 * 8 * (4 + 4 + 2 * 2)  # of 8 tokens
+    twice = by_hand(model={"rows": ROWS}, train={"accumulation": 2})
+    assert npu(twice)["rows of tokens and their gradients"] == 8 * 8 * (2 * 4 * (1 + 2 + 1) + 2 * 2)
+
+
 def test_without_ecss_all_stored_experts_are_on_the_npu():
     with_ecss, without = npu(by_hand()), npu(by_hand(ecss={"enabled": False}))
     stored = 2 * FFN_SLICE

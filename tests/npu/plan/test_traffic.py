@@ -10,8 +10,18 @@ from hypothesis import strategies as st
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.communicators import ALL, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
+from pangu_sigma.npu.plan.cost import step_time
 from pangu_sigma.npu.plan.suggest import with_parallel
-from pangu_sigma.npu.plan.traffic import PredictedCollective, collectives, link_bytes, pcie_bytes, sent_bytes, spread
+from pangu_sigma.npu.plan.traffic import (
+    PredictedCollective,
+    collectives,
+    link_bytes,
+    pcie_bytes,
+    row_pcie_bytes,
+    sent_bytes,
+    spread,
+    sums_of_rows,
+)
 from pangu_sigma.ranks.layout import Layout
 
 
@@ -47,6 +57,22 @@ def test_a_small_case_by_hand():
     assert counted(config, "AllReduce", axes=HOLDERS, phase="gradient") == (1, 2 * 8)  # b2 of the one local expert
     assert counted(config, "AllReduce", phase="norm") == (2, 8)  # and overflow
     assert pcie_bytes(config) == (2 * 144, 2 * 144)
+
+
+def test_rows_travel_to_the_npu_and_their_gradients_are_summed_behind_the_step():
+    """8 tokens of a rank and 16 of all, of 8 float32; the embeddings are gathered once, rows are added before they are float32."""
+    rows = [{"order": 1, "rows": 9, "width": 8}]
+    config, without = by_hand(model={"rows": rows}), by_hand()
+    assert row_pcie_bytes(config) == 4 * 8 * 8 + 4 * 16 * 8
+    assert link_bytes(config).pcie == link_bytes(without).pcie + 2 * row_pcie_bytes(config)
+    (sums,) = sums_of_rows(config)
+    assert (sums.group_size, sums.count, sums.nbytes) == (4, 4, 4 * 16 * 8)
+    assert sums_of_rows(without) == [] and row_pcie_bytes(without) == 0
+    assert step_time(config).host_update > step_time(without).host_update
+    for phase in ("forward", "backward"):
+        assert counted(config, {"forward": "AllGather", "backward": "ReduceScatter"}[phase], phase=phase)[0] == 5
+    calls, nbytes = (counted(each, "AllReduce", axes=STAGE, phase="gradient") for each in (config, without))
+    assert (calls[0] - nbytes[0], calls[1] - nbytes[1]) == (2, 2 * 4), "the scale of each layer"
 
 
 def test_recompute_repeats_layers_but_not_what_only_the_next_layer_reads():

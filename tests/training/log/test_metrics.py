@@ -269,6 +269,8 @@ def test_spikes_and_what_is_not_finite_have_lines_of_their_own(tmp_path: Path):
         log.record(step_metrics(3))
         log.spike(spike)
         log.unhealthy(3, [tensor])
+        log.rows(3, [entry := {"met": 2, "stored": 8, "collisions": None}], [0.1, 0.2])
+    assert of_kind(tmp_path, "rows") == [{"kind": "rows", "step": 3, "entries": [entry], "scales": [0.1, 0.2]}]
     assert of_kind(tmp_path, "spike") == [{"kind": "spike", **spike}]
     assert of_kind(tmp_path, "unhealthy") == [{"kind": "unhealthy", "step": 3, "tensors": [tensor]}]
 

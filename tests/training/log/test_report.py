@@ -100,6 +100,9 @@ def test_a_run_without_steps_says_what_to_do(tmp_path: Path):
         report.write_report(tmp_path)
 
 
+ENTRIES = [{"met": 1200, "stored": 5000, "collisions": None}, {"met": 900, "stored": 1000, "collisions": 1403}]
+
+
 def with_what_happened(folder: Path) -> Path:
     """A made-up run whose log has every kind of line, one of them of a later version, and whose data are still there."""
     made_up_run(folder, ["zh", "en"], 2, 4)
@@ -114,6 +117,8 @@ def with_what_happened(folder: Path) -> Path:
         {"kind": "unhealthy", "step": 7, "tensors": []},
         {"kind": "unhealthy", "step": 8, "tensors": [tensor, tensor | {"domain": None, "segment": 2}]},
         {"kind": "config", "step": 4, "changes": [["train.batch_size", 4, 8], ["data.path", "<a>", "b"]]},
+        {"kind": "rows", "step": 4, "entries": [{"met": 1, "stored": 9, "collisions": 0}], "scales": [0.1]},
+        {"kind": "rows", "step": 8, "entries": ENTRIES, "scales": [0.1, -0.25]},
         {"kind": "of a later version", "step": 8},
     ]
     with (folder / "metrics.jsonl").open("a") as file:
@@ -140,6 +145,8 @@ def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text
     for part in (
         "2 steps skipped, which changed nothing; 2 of them without a finite loss",
         "1 loss spikes",
+        "Rows of pairs of tokens after step 8: 1,200 of 5,000 met; 900 of 1,000 met, about 1,403 pairs more than rows; "
+        "scale in front of each layer 0.100, -0.250.",
         "After step 8: values that are not finite in w1 of expert 3 (zh), RRE layer 1; w1 of expert 3 (all domains), RRE layer 1, "
         "segment 2",
         "<td>7</td><td>en</td><td>9.250</td><td>3.500</td><td>4.125</td><td>abcd</td><td>yes</td>",

@@ -14,7 +14,13 @@ from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log.differences import loss_differences
 from pangu_sigma.training.log.metrics import FILE, read_metrics
-from pangu_sigma.training.log.summary import format_comparison, format_divergence, format_summary, summarise
+from pangu_sigma.training.log.summary import (
+    format_comparison,
+    format_divergence,
+    format_rows,
+    format_summary,
+    summarise,
+)
 
 
 def test_the_summary_says_what_the_log_says(tiny_data, tiny_run):
@@ -36,6 +42,16 @@ def test_the_summary_says_what_the_log_says(tiny_data, tiny_run):
     assert "dropped" not in text
     for shown in ("zh", "en", "code", f"{after['zh']:.3f}", summary["checkpoint"]):
         assert shown in text
+
+
+def test_rows_are_told_as_far_as_they_were_met():
+    entries = [{"met": 1200, "stored": 5000, "collisions": None}, {"met": 900, "stored": 1000, "collisions": 1403}]
+    assert format_rows({"kind": "rows", "step": 8, "entries": entries, "scales": [0.1, -0.25]}) == [
+        "rows, 0      1,200 of 5,000 met (24.00%)",
+        "rows, 1      900 of 1,000 met (90.00%), about 1,403 pairs more than rows",
+        "row scales   0.1, -0.25, layer by layer, after step 8",
+    ]
+    assert format_rows(None) == []
 
 
 def diverge(line: dict) -> None:

@@ -26,8 +26,16 @@ from dataclasses import dataclass
 from pangu_sigma.config import Config
 from pangu_sigma.npu.communicators import stages_of_host
 from pangu_sigma.npu.cuts import ITEM_SIZE, NPU, active_elements, all_arrays, expert_arrays
-from pangu_sigma.npu.plan.memory import chip_of
-from pangu_sigma.npu.plan.traffic import EXCHANGES, collectives, pcie_bytes, sent_bytes, spread
+from pangu_sigma.npu.plan.memory import chip_of, row_gradient_bytes
+from pangu_sigma.npu.plan.traffic import (
+    EXCHANGES,
+    collectives,
+    pcie_bytes,
+    row_pcie_bytes,
+    sent_bytes,
+    spread,
+    sums_of_rows,
+)
 from pangu_sigma.npu.rows import multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import layers_of_stage, rre_layers_of_stage
 
@@ -90,7 +98,7 @@ def step_time_all_experts(config: Config) -> StepTime:
 
 def tokens_per_second(config: Config, time: StepTime) -> float:
     """Return the training speed: tokens of one step on all ranks, divided by the seconds of the step."""
-    return config.train.accumulation * config.train.batch_size * config.model.seq_length / time.step
+    return config.step_tokens / time.step
 
 
 def flops(config: Config, stage: int = 0) -> float:
@@ -126,6 +134,13 @@ def host_update_bytes(config: Config, stage: int = 0) -> int:
     return element * active_elements(config, stage)
 
 
+def _row_update_bytes(config: Config) -> int:
+    """Return the bytes that Adam of rows reads and writes on one rank, which updates the rows of all tokens of a step: the gradient
+    of each token, and each row's record, if no two tokens of a step meet the same row of many."""
+    met = ((entry, min(config.stored_rows(entry), config.step_tokens)) for entry in config.model.rows)
+    return row_gradient_bytes(config) + sum(count * 8 * (3 * entry.width + 1) for entry, count in met)
+
+
 @dataclass(frozen=True)
 class _Sent:
     """Seconds of a collective's calls, by link. in_passes: True if it belongs to the forward and backward passes."""
@@ -142,7 +157,7 @@ class _Sent:
 
 def _sent(config: Config, stage: int) -> list[_Sent]:
     times, chip = [], chip_of(config)
-    for c in collectives(config, stage):
+    for c in (*collectives(config, stage), *sums_of_rows(config)):
         hccs, network = sent_bytes(config, c, stage)
         in_passes = c.phase in ("forward", "backward", "recompute")
         messages = c.count * (c.group_size - spread(config, c.axes).here) if c.op in EXCHANGES else 0
@@ -161,9 +176,9 @@ def _stage_time(config: Config, stage: int, sent: list[_Sent], experts_moved: fl
         hccs=sum(c.hccs for c in sent),
         network=sum(c.network for c in sent),
         npu_update=_npu_update_bytes(config, stage) / chip.hbm,
-        fetch=experts_moved * there / chip.pcie,
-        gradients_back=experts_moved * back / chip.pcie,
-        host_update=experts_moved * updated / HOST_UPDATE_BANDWIDTH,
+        fetch=(experts_moved * there + row_pcie_bytes(config)) / chip.pcie,
+        gradients_back=(experts_moved * back + row_pcie_bytes(config)) / chip.pcie,
+        host_update=(experts_moved * updated + ranks.total() * _row_update_bytes(config)) / HOST_UPDATE_BANDWIDTH,
         bubble=bubble,
         all_to_all=sum(c.seconds for c in sent if c.op in EXCHANGES),
     )

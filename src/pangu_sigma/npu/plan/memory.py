@@ -37,6 +37,7 @@ from typing import NamedTuple
 
 from pangu_sigma.chips import CHIP_DATA, GIB, ChipData
 from pangu_sigma.config import Config
+from pangu_sigma.host_memory import row_bytes
 from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR, stages_of_host
 from pangu_sigma.npu.cuts import (
     HOST,
@@ -124,6 +125,12 @@ def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
     if config.ecss.store == "file":
         mapped = int(len(stages) * config.ecss.cache_gib * GIB)
         items = [MemoryItem("experts: mapped files", min(mapped, total(items)))]
+    if config.model.rows:
+        gradients = len(stages) * row_gradient_bytes(config)
+        items += [
+            MemoryItem("rows: all that can be met", len(stages) * row_bytes(config)),
+            MemoryItem("rows: gradients of the batch", gradients),
+        ]
     return [
         *items,
         # active weights and what stands for them, gradients twice
@@ -131,6 +138,11 @@ def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
         MemoryItem("processes", len(stages) * PROCESS_RESERVE),
         MemoryItem("operating system", HOST_RESERVE),
     ]
+
+
+def row_gradient_bytes(config: Config) -> int:
+    """Return the bytes of the gradients of the rows of a step's tokens (`model.rows`), which each rank sums over all ranks."""
+    return 4 * config.step_tokens * config.model.hidden if config.model.rows else 0
 
 
 def _active_bytes(config: Config, stage: int) -> int:
@@ -209,9 +221,18 @@ def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
         peaks.append(2 * word_table(config).used_nbytes)
     return [
         MemoryItem("activations kept", ahead * (kept + int(last) * 4 * row)),
+        *_row_items(config),
         MemoryItem("largest transient", max(peaks)),
         MemoryItem("attention mask", masks * _sequences(config) * m.seq_length**2 * 4),
     ]
+
+
+def _row_items(config: Config) -> list[MemoryItem]:
+    """Return the item of the rows of all tokens: in float32 the rows and an array as large for the gradient, of several
+    micro-batches one for each and their sum; in the compute dtype the rows and the gradient of one micro-batch."""
+    elements, passes = tokens_of_rank(config) * config.model.hidden, config.train.accumulation
+    nbytes = (4 * passes * (1 + passes + (passes > 1)) + 2 * _item(config)) * elements
+    return [MemoryItem("rows of tokens and their gradients", nbytes)] if config.model.rows else []
 
 
 def layer_bytes(config: Config, stage: int = 0) -> list[int]:

@@ -30,6 +30,9 @@ all of them. Then come
 and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
 `parallel.fusion_mib` merges them. With stages the first stage sends the word table to the last, each tensor rank its columns.
 
+Rows (`model.rows`) are added in the compute dtype, before the first LayerNorm, which then takes no float32 of the embeddings.
+Behind the step their gradients are summed over all ranks, sequence by sequence; this is no part of the graph (`sums_of_rows`).
+
 stage: the pipeline stage of the rank; without stages, 0.
 """
 
@@ -54,7 +57,7 @@ from pangu_sigma.npu.cuts import (
     expert_arrays,
     word_table,
 )
-from pangu_sigma.npu.plan.memory import chip_of
+from pangu_sigma.npu.plan.memory import chip_of, row_gradient_bytes
 from pangu_sigma.npu.rows import dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import AXES, Layout, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.sections import ParallelConfig
@@ -108,8 +111,9 @@ def collectives(config: Config, stage: int = 0) -> list[PredictedCollective]:
 
 def link_bytes(config: Config, stage: int = 0) -> LinkBytes:
     """Return the bytes that the rank of a stage that sends most over the network sends in a step, by link."""
-    sent = [sent_bytes(config, c, stage) for c in collectives(config, stage)]
-    return LinkBytes(sum(pcie_bytes(config, stage)), sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
+    sent = [sent_bytes(config, c, stage) for c in (*collectives(config, stage), *sums_of_rows(config))]
+    pcie = sum(pcie_bytes(config, stage)) + 2 * row_pcie_bytes(config)
+    return LinkBytes(pcie, sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
 
 
 def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
@@ -166,6 +170,20 @@ def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
     return one_way, one_way
 
 
+def row_pcie_bytes(config: Config) -> int:
+    """Return the bytes of rows to the NPU in a step, and as many come back, in float32: the rows of the rank's tokens, for their
+    gradients; and on several ranks the gradients of the whole step, for their sums."""
+    own = 4 * config.train.accumulation * tokens_of_rank(config) * config.model.hidden if config.model.rows else 0
+    return own + (row_gradient_bytes(config) if config.parallel.ranks > 1 else 0)
+
+
+def sums_of_rows(config: Config) -> list[PredictedCollective]:
+    """Return the sum over all ranks of the gradients of rows, sequence by sequence, behind the step and no part of its graph."""
+    size, calls = config.parallel.ranks, config.train.batch_size
+    sums = PredictedCollective("AllReduce", "rows", size, calls, row_gradient_bytes(config), ALL, "gradients of rows")
+    return [sums] if config.model.rows and size > 1 else []
+
+
 def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
     passes, stages = config.train.accumulation, config.parallel.stages
     for purpose, op, axes, count, nbytes, again in _forward(config, stage):
@@ -202,7 +220,7 @@ def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, 
     first, last = stage == 0, stage == config.parallel.stages - 1
     several = m.layers > 1  # with one layer only the norm outside of layers reads the embeddings
     yield "embeddings", "AllGather", TENSOR, first and several, tokens, True
-    if item < 4 or not several:
+    if (item < 4 and not m.rows) or not several:  # rows are added in the compute dtype, before the norm
         yield "embeddings, for LayerNorm", "AllGather", TENSOR, int(first), 4 * elements, several
     yield "query positions", "AllGather", TENSOR, int(last), tokens, True
     yield "attention output", "AllReduce", TENSOR, layers, tokens, True

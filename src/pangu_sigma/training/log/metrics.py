@@ -17,6 +17,9 @@
   waited for it (`update_stall`).
 * `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists, such as its standard error (`se`), the
   unigram loss of the same tokens (`unigram`), bits per byte, and the loss of every sample.
+* `rows`: of a model with rows (`model.rows`), at each evaluation. `entries`: of each entry the rows that were met, all rows that
+  exist, and about how many pairs of tokens found their row taken by another pair (`RowStore.figures`). `scales`: the scale of rows
+  in front of each layer, with pipeline stages of the first one.
 * `load`: tokens per expert [N][K] since the previous `load` line. Their sum is the load of the whole run.
 * `spike`: a step whose loss of a domain is above its limit: the fields of `health.Spike`.
 * `unhealthy`: result of a search for values that are not finite: a list with the fields of `health.UnhealthyTensor` of each such
@@ -192,6 +195,14 @@ class MetricsLog:
             self._board.add_scalar(f"bits_per_byte_held_out/{name}", loss.bits_per_byte.mean, step)
         self.flush()
 
+    def rows(self, step: int, entries: list[dict[str, Any]], scales: list[float]) -> None:
+        """Log the rows of a model after `step`: of each entry `RowStore.figures`, and the scale of each layer."""
+        self._write({"kind": "rows", "step": step, "entries": entries, "scales": scales})
+        for e, entry in enumerate(entries):
+            self._board.add_scalar(f"rows_met/{e}", entry["met"] / entry["stored"], step)
+        for layer, scale in enumerate(scales):
+            self._board.add_scalar(f"row_scale/{layer}", scale, step)
+
     def changed(self, step: int, changes: Sequence[Change]) -> None:
         """Log configuration changes with which a run resumes after `step`. A new log has the configuration in its first line."""
         if changes and not self._fresh:
@@ -357,7 +368,7 @@ class NoLog:
     def _ignore(self, *_: object) -> None:
         """Write nothing."""
 
-    __exit__ = record = evaluation = changed = spike = unhealthy = flush = _ignore
+    __exit__ = record = evaluation = rows = changed = spike = unhealthy = flush = _ignore
 
     def paused(self) -> AbstractContextManager[None]:
         """Do nothing: this log measures no speed."""

@@ -59,7 +59,8 @@ _STYLES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True)
 class RunLog:
-    """Metrics log of a run, for figures. steps, evaluations, loads, spikes, changes, unhealthy: log lines of these kinds, in order.
+    """Metrics log of a run, for figures. steps, evaluations, loads, spikes, changes, unhealthy, rows: log lines of these
+    kinds, in order.
 
     unigram: unigram loss of the held-out tokens by domain; None if unknown. evaluated: name of the text of the `evaluations`.
     segments: kind of each segment of an RRE layer. stored: experts in a segment of each kind; without, as many as the loads have.
@@ -78,6 +79,7 @@ class RunLog:
     evaluated: str = "held-out text"
     segments: Sequence[Segment] = ("own",)
     stored: Mapping[Segment, int] = field(default_factory=dict)
+    rows: Sequence[Line] = ()
 
 
 def draw_losses(runs: Sequence[RunLog]) -> Figure:

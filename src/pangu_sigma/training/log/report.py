@@ -169,6 +169,7 @@ def _read(folder: Path) -> _Run:
         spikes=by_kind.get("spike", []),
         changes=by_kind.get("config", []),
         unhealthy=by_kind.get("unhealthy", []),
+        rows=by_kind.get("rows", []),
         unigram={name: counted.get(name) for name in domains},
         evaluated="dev set" if tuning else "held-out text",
         segments=[kind for key, kind in config.items() if key.startswith("model.segments.")] or ["own"],

@@ -27,7 +27,7 @@ def summarise(path: Path) -> dict[str, Any]:
     evaluation at the newest checkpoint, or else the last one; its step is `evaluated_at`. That loss comes with its standard error,
     the unigram loss of the same tokens, bits per byte, and how often the training text was read ("epochs"). For the run it has
     tokens per second, max/mean of the load of all experts that its domains can reach, the number of rows dropped beyond an expert's
-    capacity, and the median prefetch traffic of a log line, None without a prefetcher.
+    capacity, the median prefetch traffic of a log line, None without a prefetcher, and the last `rows` line.
     "report" is the path that `write_report` writes to; "finetune" is `read_tuning`: the losses of a tuned run are of its dev set.
 
     Raises EmptyLogError if the run has not reached its first checkpoint, or its log is missing.
@@ -74,6 +74,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "skipped": sum(line.get("skipped", 0) for line in lines if line["kind"] == "step"),
         "clipped": sum(line.get("clipped", 0) for line in lines if line["kind"] == "step"),
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK, reachable_N),
+        "rows": next((line for line in reversed(lines) if line["kind"] == "rows"), None),
         "checkpoint": str(run.latest),
         "checkpoint_step": step_of(run.latest),
         "report": str(path / PAGE),
@@ -116,8 +117,24 @@ def format_summary(summary: dict[str, Any]) -> str:
             f"{'ECSS':12} fetched {moved[0]}, refreshed {moved[1]}, returned {moved[2]} MiB a step; "
             f"hits {ecss['prefetch_hit_rate'] or 0:.0%}, stall {ecss['prefetch_stall'] or 0:.2%}"
         )
+    lines += format_rows(summary["rows"])
     lines += [f"{name:12} {summary[name]}" for name in ("checkpoint", "report")]
     return "\n".join(lines)
+
+
+def format_rows(line: dict[str, Any] | None) -> list[str]:
+    """Format a `rows` line of metrics.jsonl: a line for each entry, and one for the scales; nothing for None."""
+    if line is None:
+        return []
+    scales = ", ".join(f"{scale:.3g}" for scale in line["scales"])
+    return [
+        *(
+            f"{f'rows, {e}':12} {entry['met']:,} of {entry['stored']:,} met ({entry['met'] / entry['stored']:.2%})"
+            + ("" if entry["collisions"] is None else f", about {entry['collisions']:,} pairs more than rows")
+            for e, entry in enumerate(line["entries"])
+        ),
+        f"{'row scales':12} {scales}, layer by layer, after step {line['step']}",
+    ]
 
 
 def format_divergence(lines: list[dict[str, Any]], peak_lr: float) -> str:
