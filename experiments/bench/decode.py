@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +31,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.model.pangu_sigma import FIRST_ROW_SCALE
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -58,6 +59,8 @@ SIZES = {
 DRAWN_DOMAINS = 4
 FORM = {"segments": ["own", "own", "common", "common"], "experts_per_domain": 16, "common_experts": 64}
 """Form of the RRE layers, that of `sigma_tiny`."""
+ROWS = 131_071
+"""Rows of each of two entries, where rows are timed."""
 READ, TOKENS = 32, 6
 """Tokens of a text before the first step, and tokens that a step adds."""
 PROMPT, QUERIES = 512, 128
@@ -81,11 +84,11 @@ def run(peers: bool) -> list[Row]:
         rows += _against_peer(small, 1, ("float32", "float16", "int8", "int4"), python, peers)
         rows += _against_peer(small, 8, ("float32", "int8", "int4"), python, peers)
         rows += _batch(small) + _position(small) + _prompt(small, python, peers) + _memory(small)
-    return rows + _start()
+    return rows + _with_rows() + _start()
 
 
 class DrawnWeights:
-    """`Weights` of a configuration, drawn once into a file that is mapped."""
+    """`Weights` of a configuration, drawn once into a file that is mapped; of rows that could be met, half were."""
 
     def __init__(self, config: Config, file: Path):
         model, rng = config.model, np.random.default_rng(config.seed)
@@ -108,6 +111,12 @@ class DrawnWeights:
         write_arrays(file, drawn, lambda: None)
         self._arrays = map_arrays(file)
         self._norm = {"gain": np.ones(model.hidden, np.float32), "bias": np.zeros(model.hidden, np.float32)}
+        self._norm["row_scale"] = np.full(1, FIRST_ROW_SCALE, np.float32)
+        keys = [np.flatnonzero(rng.random(config.stored_rows(entry)) < 0.5) for entry in model.rows]
+        self._rows = [
+            (keys_U, rng.standard_normal((len(keys_U), entry.width), np.float32))
+            for keys_U, entry in zip(keys, model.rows, strict=True)
+        ]
 
     def tensor(self, name: str) -> np.ndarray:
         return self._arrays[name] if name in self._arrays else self._norm[name.rpartition(".")[2]]
@@ -116,7 +125,7 @@ class DrawnWeights:
         return self._arrays[f"experts.{segment}.{name}"][number]
 
     def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
-        raise NotImplementedError("model.rows: rows are not drawn; take a configuration without them")
+        return self._rows[entry]
 
 
 def _ffn_shapes(ffn: int, hidden: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -126,16 +135,16 @@ def _ffn_shapes(ffn: int, hidden: int) -> list[tuple[str, tuple[int, ...]]]:
 class Drawn:
     """A model of drawn weights, and its decoders."""
 
-    def __init__(self, name: str, file: Path):
+    def __init__(self, name: str, file: Path, rows: Sequence[Mapping[str, Any]] = ()):
         domains = [{"name": f"d{i}"} for i in range(DRAWN_DOMAINS)]
-        tree = {"name": name, "model": SIZES[name] | FORM, "domains": domains}
+        tree = {"name": name, "model": SIZES[name] | FORM | {"rows": list(rows)}, "domains": domains}
         self.name, self.config = name, parse_config(tree)
         self.rows = self.config.model.slot_rows
         self._weights = DrawnWeights(self.config, file)
         model = self.config.model
         own, common = model.experts_per_domain, model.common_experts
         table = (self.config.routing, model.rre_layers, DRAWN_DOMAINS, self.rows, own, None, model.segments, common)
-        self._table = draw_tables(*table)
+        self._table = draw_tables(*table, model.rows)
 
     def decoder(self, lanes: int, precision: Precision = "float32") -> CpuDecoder:
         """A decoder of it. Its tokenizer has as many ids as a slot has rows, and no document ends."""
@@ -204,9 +213,9 @@ class Drawn:
 
 
 @contextmanager
-def _drawn(name: str) -> Iterator[Drawn]:
+def _drawn(name: str, rows: Sequence[Mapping[str, Any]] = ()) -> Iterator[Drawn]:
     with tempfile.TemporaryDirectory() as folder:
-        yield Drawn(name, Path(folder) / "weights.safetensors")
+        yield Drawn(name, Path(folder) / "weights.safetensors", rows)
 
 
 def _peer(python: Path, model: Drawn, batch: int, read: int, tokens: int, prompt: bool = False) -> Worker:
@@ -249,6 +258,18 @@ def _against_peer(
         else:
             rate = work / statistics.median(seconds[precision])
             rows.append(absent("decode", case, rate, "transformers" if peers else "no peer", "tokens/s", RUNS))
+    return rows
+
+
+def _with_rows() -> list[Row]:
+    """Tokens a second with rows of one id and of pairs, against the same model without."""
+    rows = []
+    entries = [{"order": order, "rows": ROWS, "width": SIZES["tiny"]["hidden"] // 2} for order in (1, 2)]
+    with _drawn("tiny") as plain, _drawn("tiny", entries) as model:
+        for batch in (1, 8):
+            seconds = take_turns({"ours": model.texts(batch, READ), "without rows": plain.texts(batch, READ)}, 4 * RUNS)
+            case = f"tiny with 2 x {ROWS:,} rows, batch {batch}, float32"
+            rows += compare("decode", case, seconds, work=batch * TOKENS, unit="tokens/s")
     return rows
 
 
