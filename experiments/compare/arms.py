@@ -104,7 +104,7 @@ class Sizes:
 def sizes_of(arm: Arm, config: Config) -> Sizes:
     """Count. An expert of a peer may get tokens of any domain, so one domain needs all of them."""
     m = config.model
-    met = config.num_params().active_per_token + m.slot_rows * m.hidden + m.layers * (m.hidden if m.rows else 0)
+    met = config.num_params().active_per_token + m.slot_rows * m.hidden
     separated = config.model_copy(update={"ecss": config.ecss.model_copy(update={"enabled": True})})
     moved = separated.active_expert_params if m.rre_layers else 0
     moved += config.train.batch_size * m.seq_length * m.hidden if m.rows else 0

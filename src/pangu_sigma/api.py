@@ -81,7 +81,6 @@ def prepare_data(
     check: only examine the text, and write nothing but downloaded packages. The result has the manifest that would be written, and
     under "problems" why the text would be refused; then `ok` is False. extend: folder of prepared data with other domains of
     `config`: their token files and vocabulary are kept, and only the text of the domains that it lacks is prepared.
-
     The result is the same however it is made, and a killed call goes on where it was. workers: number of processes; by default one
     a core, as far as data.memory_gib allows, and one for a few MiB. ray: address of a Ray cluster that does the work, for several
     machines, or "auto" for the cluster of this machine.
@@ -244,7 +243,6 @@ def benchmark(
     json: AnyPath | None = None,
 ) -> Result:
     """Run benchmarks on a model and return the metrics by benchmark: {metric: value, …, "n": …, "skipped": …, "truncated": …}.
-
     model: a run, which keeps the metrics for its report, or another model. names: benchmarks of evaluate/README.md, or any of
     lm-evaluation-harness. files: folder with the published files of each benchmark in files/NAME/. domain: domain that answers; by
     default zh, or the first one of code or bilingual text for programs, translations. limit: number of first items
@@ -324,7 +322,6 @@ def finetune(
     lock: bool = True,
 ) -> Model:
     """Fine-tune the trained run `model` on a task in the run folder `output`, and return the tuned model in its best state.
-
     task: "dialogue", "qa", "translation_zh_en", "translation_en_zh", "code", or a YAML file. train_file, dev_file: *.jsonl or
     *.jsonl.gz with lines {"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]}, optionally with "domain".
     The loss on dev_file selects the best state and stops the training early. learn: parameters that are trained, domain: domain of
@@ -361,7 +358,6 @@ def inherit(
     dry_run: bool = False,
 ) -> Receipt | Results:
     """Create a run of `config` in `output`, by default runs/NAME, that answers at step 0 as the dense `model`; `train` resumes it.
-
     model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md lists them). heads, activation:
     needed if the model's files do not state them. The run computes the model's GELU unless `config` names one. moments: also
     copy the Adam moments, which a run of this project has. drop_rows: leave out embedding rows of a run whose tokens the
@@ -402,7 +398,6 @@ def extend(
 ) -> Receipt:
     """Create a run of `config` in `output`, by default runs/NAME, from the trained run `model`, which has fewer domains, slots
     or English pieces.
-
     Old domains answer as before, bit for bit, and keep their Adam moments; `train` resumes from step 0. Give one origin of the new
     domains: from_domain: a domain of `model`, with its experts and routing; from_dense: a dense model as in `inherit`, with heads
     and activation if its files do not contain them; from_scratch: random weights. skip_graph_check: compare logits without

@@ -114,9 +114,7 @@ def _measured(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, 
 def load(model: AnyPath, weights: Precision | None = None, *, routing: AnyPath | None = None) -> Model:
     """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote. weights: precision
     of the matrices in memory, "float32", "float16", "int8" or "int4"; by default the stored one of an export, float32 for a run.
-
-    routing: file of other routing tables to answer by, of `write_routing` or of a run with this vocabulary; see `Model.without`.
-    """
+    routing: file of other routing tables to answer by, as `routing.table` takes it; the same limits hold as in `Model.without`."""
     loaded = Model(model, weights)
     if routing is not None:
         loaded = loaded._lacking(routing=to_path(routing, "routing"))
@@ -291,12 +289,9 @@ class Model:
     def without(
         self, *, rows: bool | int | None = None, segment: int | None = None, expert: int | None = None
     ) -> Model:
-        """Return this model without some of its parts, which then add nothing to a token: an ablation. The folder does not change.
-
-        rows: an entry of `model.rows`, or True for all. segment: a segment, as in `expert`, without all of its experts; with
-        expert, without that one. Calls add up. Such a model answers, scores, and measures the loss of a text or of `input`; it is
-        not exported or trained on, and its held-out loss is not measured: these take a folder as it is.
-        """
+        """Return this model without some of its parts, which then add nothing; calls add up. rows: an entry of `model.rows`, or
+        True for all. segment: without its experts, or without one, expert. The folder does not change: such a model answers,
+        scores, and measures the loss of a text or of `input`, and is refused where a folder is taken as it is."""
         if (rows is None) == (segment is None) or (segment is None and expert is not None):
             raise ConfigError("without: give rows=…, or segment=… and perhaps expert=…")
         entries = len(self.config.model.rows)

@@ -32,6 +32,8 @@ DIFFERENCES = {
     "quiet": "the level of Python's `logging`",
     "on_step": "a function, which only Python has",
     "plan chip": "a --set of parallel.chip",
+    "export routing": "an ablation, in Python",
+    "generate routing": "an ablation, in Python",
     "generate prompts": "the lines of a file; a list in Python",
     "generate prompt": "not required where there are lines of a file",
 }

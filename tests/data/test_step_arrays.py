@@ -25,7 +25,7 @@ def test_a_pass_has_the_arguments_of_the_loss():
     assert arguments(NextTokenLoss.construct) == [*(name.split("_")[0] for name in PASS_FIELDS), "experts"]
     arrays = StepArrays(*(np.full((2, 1), number) for number in range(len(StepArrays._fields))))
     assert [int(array[0]) for array in arrays.of_pass(1)] == list(range(len(PASS_FIELDS)))
-    [*_, plan] = arrays._replace(offsets_GA1=(np.arange(4).reshape(2, 2), np.ones((2, 1)))).of_pass(1)
+    [*_, plan, _] = arrays._replace(offsets_GA1=(np.arange(4).reshape(2, 2), np.ones((2, 1)))).of_pass(1)
     assert [array.tolist() for array in plan] == [[2, 3], [1.0]], "of each segment"
 
 

@@ -21,7 +21,7 @@ class FixedLogits(nn.Cell):
         super().__init__()
         self.value = Parameter(Tensor(logits_MTR.reshape(-1, ROWS)), name="value")
 
-    def construct(self, rows, positions, documents, draws, order, inverse, offsets, experts):
+    def construct(self, rows, positions, documents, draws, order, inverse, offsets, e, experts):
         return self.value + 0.0 * ops.cast(rows.sum(), ms.float32)
 
     def logits(self, hidden_TR, slots_M):
@@ -31,7 +31,7 @@ class FixedLogits(nn.Cell):
 def inputs(weights_BS: np.ndarray, labels_BS: np.ndarray, scale: float = 1.0) -> list[Tensor]:
     unused = np.zeros((4, 3), np.int32)
     whole = [unused, unused, unused, np.zeros(BLOCKS, np.int32), labels_BS, weights_BS, unused]
-    arrays = [*whole, (), (), (), ()]  # no plan and no experts
+    arrays = [*whole, (), (), (), (), ()]  # no plan, no rows and no experts
     return [Tensor(scale, ms.float32), *map(as_input, arrays)]
 
 

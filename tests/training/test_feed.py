@@ -17,7 +17,7 @@ class Store:
     """What a feed needs of a store: a tier that counts how often it is released."""
 
     def __init__(self):
-        self.released = 0
+        self.released, self.rows = 0, None
         self.tier = SimpleNamespace(release=self.release)
 
     def release(self) -> None:
