@@ -17,7 +17,7 @@ class MetRows:
 
     def __init__(self, config: Config, table: RoutingTable, weights: Weights):
         self._entries, self._table = config.model.rows, table
-        self._met = [weights.rows(entry) for entry in range(len(self._entries))]
+        self._met = [_or_nobody(*weights.rows(entry)) for entry in range(len(self._entries))]
         self.nbytes = sum(keys_U.nbytes + weight.nbytes for keys_U, weight in self._met)
 
     def of(
@@ -31,10 +31,13 @@ class MetRows:
         keys_ET = self._table.row_keys(self._entries, *of_each)[..., 0]
         parts = []
         for (keys_U, weight), keys_T in zip(self._met, keys_ET, strict=True):
-            at_T = np.searchsorted(keys_U, keys_T)
-            found_T = at_T < len(keys_U)
-            found_T[found_T] = keys_U[at_T[found_T]] == keys_T[found_T]
-            part = np.zeros((len(keys_T), weight.shape[1]), np.float32)
-            part[found_T] = weight[at_T[found_T]]
+            at_T = np.minimum(np.searchsorted(keys_U, keys_T), len(keys_U) - 1)
+            part = weight[at_T]
+            part[keys_U[at_T] != keys_T] = 0
             parts.append(part)
         return np.concatenate(parts, axis=1)
+
+
+def _or_nobody(keys_U: np.ndarray, weight_UW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows, or one that no token has, so that there is always a last one."""
+    return (keys_U, weight_UW) if len(keys_U) else (np.array([-1]), np.zeros((1, weight_UW.shape[1]), np.float32))

@@ -71,10 +71,8 @@ def row_keys(
     """
     previous = np.concatenate([np.broadcast_to(before, ids[..., :1].shape), ids[..., :-1]], axis=-1)
     previous = np.where(positions == 0, row_EV.shape[-1], previous)
-    keys = np.empty((len(entries), *ids.shape), np.int64)
-    for e, entry in enumerate(entries):
-        keys[e] = row_EV[e, ids] + before_EV1[e, previous]
-        keys[e] -= entry.rows * (keys[e] >= entry.rows)
-        if entry.kind == "own":
-            keys[e] += domains * entry.rows
-    return keys
+    each = (len(entries), *[1] * ids.ndim)
+    rows = np.array([entry.rows for entry in entries], np.int32).reshape(each)
+    of_domain = np.array([entry.rows * (entry.kind == "own") for entry in entries], np.int64).reshape(each)
+    keys = row_EV[:, ids] + before_EV1[:, previous]
+    return keys - rows * (keys >= rows) + domains * of_domain
