@@ -363,8 +363,9 @@ class OptimizerConfig(Section):
     """ε of experts (as reported of the PanGu-Σ paper), whose gradients are smaller. In float32 this ε only guards against 0/0."""
     eps_rows: PositiveFloat = 1e-12
     """ε of rows (`model.rows`), whose gradients are those of single tokens."""
-    rate_rows: PositiveFloat = 5.0
-    """Learning rate of rows, in learning rates of all other parameters. They have no weight decay."""
+    rate_rows: PositiveFloat = 200.0
+    """Learning rate of rows, in learning rates of all other parameters: most rows are met seldom. They have no weight decay. 5, as
+    Megatron's n-gram tables have it, gained less than half in our small model (docs/experiments/log.md)."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1e30)] = 0.01
     """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
