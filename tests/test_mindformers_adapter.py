@@ -174,7 +174,7 @@ def test_every_key_means_its_own():
         "beta2": 0.6,
         "eps_dense": 1e-5,
         "eps_rows": 1e-12,
-        "rate_rows": 5.0,
+        "rate_rows": 200.0,
         "eps_experts": 1e-6,
         "weight_decay": 0.3,
         "clip_norm": 0.7,

@@ -266,8 +266,9 @@ def _with_rows() -> list[Row]:
     rows = []
     entries = [{"order": order, "rows": ROWS, "width": SIZES["tiny"]["hidden"] // 2} for order in (1, 2)]
     with _drawn("tiny") as plain, _drawn("tiny", entries) as model:
+        rounds = (model.config.model.seq_length - READ) // TOKENS - 1
         for batch in (1, 8):
-            seconds = take_turns({"ours": model.texts(batch, READ), "without rows": plain.texts(batch, READ)}, 4 * RUNS)
+            seconds = take_turns({"ours": model.texts(batch, READ), "without rows": plain.texts(batch, READ)}, rounds)
             case = f"tiny with 2 x {ROWS:,} rows, batch {batch}, float32"
             rows += compare("decode", case, seconds, work=batch * TOKENS, unit="tokens/s")
     return rows

@@ -64,5 +64,6 @@ def test_rows_have_every_field_and_an_absent_peer_is_named(small: None, monkeypa
         "float32, against float16",
         "float32, against int8",
         "float32, against int4",
+        "without rows",
     }
     assert [row["peer"] for row in rows if row["limit"]] == ["time of a token around position 50"]
