@@ -114,7 +114,7 @@ def test_a_full_disk_is_an_error_that_names_the_key(tmp_path: Path, monkeypatch:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "pwrite", full)
     store.update(keys_of(np.random.default_rng(0), config), np.ones((40, 16), np.float32), HYPER)
     with pytest.raises(StoreError, match=r"ecss\.path=.*no room for \d+ more rows \(No space left.*lower model\.rows"):
         store.settle()
