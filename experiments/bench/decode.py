@@ -152,15 +152,19 @@ class Drawn:
         ids = cast(Tokenizer, SimpleNamespace(size=self.rows, eot=-1, slot_rows=rows, row_of=rows))
         return CpuDecoder(self.config, ids, self._table, self._weights, lanes, precision)
 
-    def texts(self, batch: int, tokens: int, precision: Precision = "float32") -> Callable[[], None]:
-        """The step of texts of so many tokens: it adds TOKENS greedy tokens to each."""
-        decoder = self.decoder(batch, precision)
+    def texts(
+        self, batch: int, tokens: int, precision: Precision = "float32", greedy: bool = True
+    ) -> Callable[[], None]:
+        """The step of texts of so many tokens: it adds TOKENS tokens to each: greedy ones, or drawn ones, the same to every model."""
+        decoder, rng = self.decoder(batch, precision), np.random.default_rng(1)
         new = self._begin(decoder, batch, tokens)
 
         def step() -> None:
             for _ in range(TOKENS):
                 logits = decoder.read([Chunk(lane, [new[lane]]) for lane in range(batch)])
-                new[:] = [int(each[0].argmax()) for each in logits]
+                new[:] = (
+                    [int(each[0].argmax()) for each in logits] if greedy else rng.integers(0, self.rows, batch).tolist()
+                )
 
         return step
 
@@ -268,7 +272,8 @@ def _with_rows() -> list[Row]:
     with _drawn("tiny") as plain, _drawn("tiny", entries) as model:
         rounds = (model.config.model.seq_length - READ) // TOKENS - 1
         for batch in (1, 8):
-            seconds = take_turns({"ours": model.texts(batch, READ), "without rows": plain.texts(batch, READ)}, rounds)
+            steps = {"ours": model, "without rows": plain}
+            seconds = take_turns({name: of.texts(batch, READ, greedy=False) for name, of in steps.items()}, rounds)
             case = f"tiny with 2 x {ROWS:,} rows, batch {batch}, float32"
             rows += compare("decode", case, seconds, work=batch * TOKENS, unit="tokens/s")
     return rows
