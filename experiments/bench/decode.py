@@ -155,7 +155,7 @@ class Drawn:
     def texts(
         self, batch: int, tokens: int, precision: Precision = "float32", greedy: bool = True
     ) -> Callable[[], None]:
-        """The step of texts of so many tokens: it adds TOKENS tokens to each: greedy ones, or drawn ones, the same to every model."""
+        """The step of texts of so many tokens: it adds TOKENS to each, greedy ones, or drawn ones, the same to every model."""
         decoder, rng = self.decoder(batch, precision), np.random.default_rng(1)
         new = self._begin(decoder, batch, tokens)
 
