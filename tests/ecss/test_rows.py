@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from helpers.toy import toy_config
 from ascend_ops.rows import record_size
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.rows import ROW_ARRAYS, RowStore
-from pangu_sigma.ecss.store import build
+from pangu_sigma.ecss.store import build, make_store
 from pangu_sigma.ecss.tiers import FileTier, HostTier, StoreError
 from pangu_sigma.sections import FinetuneConfig
 from pangu_sigma.training.step import EXPERTS, ROWS, TrainStep
@@ -105,6 +106,18 @@ def test_rows_that_no_token_met_take_neither_memory_nor_disk(tmp_path: Path, kin
     assert len(store.met(1)) == 5 * 40
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10, "KiB"
     assert (free - os.statvfs(tmp_path).f_bavail) * os.statvfs(tmp_path).f_frsize < 1 << 30
+
+
+def test_whoever_waits_for_experts_does_not_wait_for_rows():
+    """The prefetcher's thread does, while the loop gives rows their next work."""
+    config = config_of()
+    store, free = make_store(config), Event()
+    assert store.rows is not None
+    store.rows._pending.append(store.rows._thread.submit(free.wait))
+    store.settle()
+    assert not free.is_set() and len(store.rows._pending) == 1
+    free.set()
+    assert not len(store.rows.met(0)), "this waits"
 
 
 def test_a_full_disk_is_an_error_that_names_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

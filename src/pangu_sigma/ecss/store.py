@@ -142,10 +142,8 @@ class ExpertStore(nn.Cell):
         return updated
 
     def settle(self, in_step: bool = False) -> None:
-        """Wait until experts and rows are those of the last step, before anything but the next step reads them. in_step: True if
-        the next step waits. Raises AdamWorkerError if the worker or a step failed."""
-        if self.rows:
-            self.rows.settle()
+        """Wait until the experts are those of the last step, before anything but the next step's FFN reads them; rows wait by
+        themselves. in_step: True if the next step waits. Raises AdamWorkerError if the worker or a step failed."""
         if self.worker is not None:
             self.worker.settle(in_step)
 
