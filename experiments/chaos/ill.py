@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,7 @@ def _do(trainer: Any, what: str) -> None:
             """Labels that nobody expects."""
             trainer.feed.take = take
             fed = take()
-            from pangu_sigma.model.declare import as_tensor
-
-            labels = np.full_like(fed.arrays.labels_GBS.asnumpy(), 639)
-            return fed._replace(arrays=fed.arrays._replace(labels_GBS=as_tensor(labels)))
+            return fed._replace(batch=replace(fed.batch, labels_GBS=np.full_like(fed.batch.labels_GBS, 639)))
 
         trainer.feed.take = other_labels
     elif what == "nan_in_dense":

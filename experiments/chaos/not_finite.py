@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from experiments.chaos.layouts import TWO_RANKS
 from experiments.chaos.rank_processes import RankProcesses
 from pangu_sigma.config_file import load_config
 from pangu_sigma.device import use_cpu
-from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.training.feed import StepInput
 from pangu_sigma.training.loop import Trainer
 
@@ -58,12 +58,12 @@ def _one_process(work: Path, where: str, number: int, folder: Path) -> str:
 
     def taken() -> StepInput:
         fed = take()
-        weights = fed.arrays.weights_GBS.asnumpy().copy()
+        weights = fed.batch.weights_GBS.copy()
         sequence = int(rng.integers(weights.shape[1]))
         tokens = np.flatnonzero(weights[0, sequence])
         tokens = tokens if where == "block" else tokens[[int(rng.integers(len(tokens)))]]
         weights[0, sequence, tokens] = list(_BAD.values())[number % 3]
-        return fed._replace(arrays=fed.arrays._replace(weights_GBS=as_tensor(weights)))
+        return fed._replace(batch=replace(fed.batch, weights_GBS=weights))
 
     for step in range(6):
         before = _snapshot(trainer)
@@ -85,10 +85,10 @@ def _one_process(work: Path, where: str, number: int, folder: Path) -> str:
 
 _POISONED_RANK = """
 import hashlib, sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from pangu_sigma.config_file import load_config
-from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.ranks.ranks import end_as_rank
 from pangu_sigma.training.loop import Trainer
 
@@ -99,9 +99,9 @@ take = trainer.feed.take
 def taken():
     fed = take()
     if trainer.ranks.rank == bad_rank and trainer.progress.step + 1 == bad_step:
-        weights = fed.arrays.weights_GBS.asnumpy().copy()
+        weights = fed.batch.weights_GBS.copy()
         weights[0, 0, np.flatnonzero(weights[0, 0])[0]] = value
-        fed = fed._replace(arrays=fed.arrays._replace(weights_GBS=as_tensor(weights)))
+        fed = fed._replace(batch=replace(fed.batch, weights_GBS=weights))
     return fed
 
 def digest():

@@ -68,7 +68,7 @@ ARMS = {
 """By name on the command line. All but those of LEAKING run unless others are asked for."""
 
 _ID, _PAIR = (1, _WIDE), (2, _WIDE)
-_SHIPPED = _arm("", 16, *_FOUR, common=64).keys
+_SHIPPED = ARMS["mixed64"].keys
 
 ARMS |= {
     "mixed128": _arm("own 32, common 128", 32, *_FOUR, common=128),

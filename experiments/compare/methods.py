@@ -202,8 +202,7 @@ def format_costs(variants: Mapping[str, Any]) -> str:
 
 def format_passes(config: Config) -> str:
     """A line that says how often a run reads the text of each domain. Raises DataError if there is no prepared text."""
-    train = config.train
-    tokens = train.steps * train.batch_size * train.accumulation * config.model.seq_length
+    tokens = config.train.steps * config.step_tokens
     counts_D = PreparedData(Path(config.data.path)).frequencies().sum(axis=1)
     passes = [
         f"{domain.name} {tokens / len(counts_D) / count:.3f}"

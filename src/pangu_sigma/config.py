@@ -41,20 +41,6 @@ class ConfigError(UserError, ValueError):
     """Error of a configuration that cannot be used; the message is complete and meant for the user."""
 
 
-WITHOUT_ROWS = {
-    "mindformers": "MindFormers' trainer, whose dataset has no host beside it,",
-}
-"""Where `model.rows` has no place, with its name for messages."""
-
-
-def refuse_rows(config: Config, where: str) -> None:
-    """Raise ConfigError for a model with rows. where: key of WITHOUT_ROWS."""
-    if config.model.rows:
-        raise ConfigError(
-            f"model.rows: {WITHOUT_ROWS[where]} has no place for rows; use a model with model.rows=[] there"
-        )
-
-
 @dataclass(frozen=True)
 class ParamCount:
     """Parameter counts of a model. active_per_token excludes embedding tables, as PanGu-α's model sizes do. rows: of `model.rows`,

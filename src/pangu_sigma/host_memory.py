@@ -8,6 +8,7 @@ still need too much. `npu/plan/` counts NPU memory.
 from __future__ import annotations
 
 import math
+import mmap
 import re
 import shutil
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from pangu_sigma.config import Config, ConfigError
 _GIB = 1 << 30
 _FLOAT32 = 4
 _INT16 = 2
-_PAGE = 4096
 _ALPHA_PIECES = 40_000
 """Minimum size of a vocabulary, PanGu-α's pieces; a routing table has one entry for each."""
 
@@ -107,7 +107,9 @@ def row_bytes(config: Config) -> int:
     met = 0
     for entry in config.model.rows:
         record = (3 * entry.width + 1) * _FLOAT32
-        met += min(config.stored_rows(entry) * record, config.train.steps * config.step_tokens * (record + _PAGE))
+        met += min(
+            config.stored_rows(entry) * record, config.train.steps * config.step_tokens * (record + mmap.PAGESIZE)
+        )
     return met
 
 

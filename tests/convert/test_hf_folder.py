@@ -379,11 +379,7 @@ def test_rows_go_there_and_back_and_every_file_says_what_they_are(rows_run, tmp_
     ],
 )
 def test_rows_that_are_not_what_was_written_are_refused(rows_run, tmp_path, change, message):
-    written = convert_model(rows_run, tmp_path / "hf", "hf")
-    edit_tensors(written, change, "model-00001-of-00001.safetensors")
-    reseal(written)
-    with pytest.raises(LayoutError, match=message):
-        _ = open_model(written, "hf").table
+    check_refused(rows_run, tmp_path / "hf", change, message)
 
 
 def test_rows_of_a_run_that_is_made_of_a_folder_learn_and_are_there_once(rows_run, tmp_path):
@@ -427,11 +423,7 @@ def test_a_changed_bit_of_a_row_and_other_entries_are_refused(rows_run, tmp_path
     ],
 )
 def test_tables_of_segments_that_are_not_what_was_written_are_refused(drawn_segmented_run, tmp_path, change, message):
-    written = convert_model(drawn_segmented_run, tmp_path / "hf", "hf")
-    edit_tensors(written, change, "model-00001-of-00001.safetensors")
-    reseal(written)
-    with pytest.raises(LayoutError, match=message):
-        _ = open_model(written, "hf").table
+    check_refused(drawn_segmented_run, tmp_path / "hf", change, message)
 
 
 def test_a_dense_folder_is_a_parent_and_a_sparse_one_is_not(folder, tiny_data, tmp_path, monkeypatch):
@@ -462,6 +454,15 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], object]
     tensors = load_file(folder / file)
     change(tensors)
     save_file(tensors, folder / file, {"format": "pt"})
+
+
+def check_refused(run: Path, copy: Path, change: Callable[[dict[str, np.ndarray]], object], message: str) -> None:
+    """The tables of a sealed folder whose only file of weights was changed."""
+    written = convert_model(run, copy, "hf")
+    edit_tensors(written, change, "model-00001-of-00001.safetensors")
+    reseal(written)
+    with pytest.raises(LayoutError, match=message):
+        _ = open_model(written, "hf").table
 
 
 def reseal(folder: Path) -> None:

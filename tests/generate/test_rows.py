@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.toy_weights import ToyWeights
+from helpers.toy_weights import NumberedRows, ToyWeights
 
 from experiments.tiny import TINY_ROWS, tiny_config
 from pangu_sigma.config import Config
@@ -18,14 +18,6 @@ from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.rows import MetRows
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
-
-
-class Numbered(ToyWeights):
-    """Rows in which only their keys stand."""
-
-    def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, width = self._rows[entry]
-        return np.arange(rows), np.repeat(np.arange(rows, dtype=np.float32)[:, None], width, axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +38,7 @@ def table(config, tokenizer) -> RoutingTable:
 def test_a_decoder_reads_the_rows_that_training_reads(config, tokenizer, table, monkeypatch):
     """Of two texts in two lanes that held others, chunk by chunk, alone or together; documents end in chunks and between them."""
     rng, length, domains = np.random.default_rng(0), config.model.seq_length, domains_of(config)
-    decoder = CpuDecoder(config, tokenizer, table, Numbered(config), lanes=3)
+    decoder = CpuDecoder(config, tokenizer, table, NumberedRows(config), lanes=3)
     texts = []
     for domain in (domains[0], domains[2]):
         used = tokenizer.slot_rows[domain.slot]

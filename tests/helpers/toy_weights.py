@@ -49,6 +49,14 @@ class ToyWeights:
         return 0.3 * rng.standard_normal(shape, np.float32)
 
 
+class NumberedRows(ToyWeights):
+    """The same weights, and of each row, all of which were met, its number."""
+
+    def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
+        rows, width = self._rows[entry]
+        return np.arange(rows), np.repeat(np.arange(rows, dtype=np.float32)[:, None], width, axis=1)
+
+
 class OneBrokenExpert(ToyWeights):
     """The same weights, but that one unit of one expert of the first segment reads with this value."""
 

@@ -106,7 +106,9 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
 
 def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
     """One step on a batch. factor: of all loss weights, and so of all gradients."""
-    rows, positions, documents, slots, labels, weights, *others = inputs_of(batch, step.config, step.store.rows)
+    rows, positions, documents, slots, labels, weights, *others = inputs_of(
+        batch, step.config, step.store.rows_of(batch.own_row_keys)
+    )
     step.prepare(RATE, batch)
     inputs = (rows, positions, documents, slots, labels, (weights * factor).astype(np.float32), *others)
     taken = [np.asarray(t.asnumpy()) for t in step(*map(as_tensor, inputs))]
@@ -127,8 +129,7 @@ def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep, exchan
     cursor, same = toy.batches.start(), exchanged.start()
     for _ in range(3):
         given = toy.batches.next(cursor)
-        rows = toy.store.rows
-        result = toy.run_arrays(given.arrays(rows.gather(given.own_row_keys) if rows else ()), RATE)
+        result = toy.run_arrays(given.arrays(toy.store.rows_of(given.own_row_keys)), RATE)
         batch = exchanged.next(same)
         loss_M, norm, applied, scale, *of_rows = advance(step, batch)
         np.testing.assert_allclose(loss_M, sum(loss.asnumpy() for loss in result.block_loss_GM), rtol=1e-5)
@@ -173,8 +174,9 @@ def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(rows: list, routed
     config = toy_config(model={"rre_layers": routed, "rows": rows}, train=train, parallel=parallel)
     made = toy_batches(config, tmp_path)
     batches = BatchLoader(config, tmp_path, made.tokenizer, made.table, planner=ExchangePlanner(config, 0))
-    rows = make_store(config).rows
-    arrays, inputs = inputs_of(batches.next(batches.start()), config, rows), step_inputs(config)
+    batch = batches.next(batches.start())
+    e_GTH = make_store(config).rows_of(batch.own_row_keys)
+    arrays, inputs = inputs_of(batch, config, e_GTH), step_inputs(config)
     assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
     assert len(input_strategies(config)) == len(inputs)
 
@@ -189,7 +191,7 @@ def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(
     loss_M = step.of(batch)
     for parameter, was in zip(kinds, before, strict=True):
         assert np.array_equal(parameter.asnumpy(), was), parameter.name
-    taken_M, *_ = step.take(RATE, batch)
+    taken_M, *_ = step.take(RATE, batch, step.store.rows_of(batch.own_row_keys))
     assert np.array_equal(loss_M, taken_M.asnumpy())
 
 

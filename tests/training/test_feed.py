@@ -23,6 +23,9 @@ class Store:
     def release(self) -> None:
         self.released += 1
 
+    def rows_of(self, keys_EGBS: np.ndarray) -> tuple[()]:
+        return ()
+
 
 Lists = tuple[np.ndarray, ...]
 """The active experts of each segment."""

@@ -9,7 +9,7 @@ import numpy as np
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS, WEIGHTS, Files, SavedArray
 from pangu_sigma.config import Config
-from pangu_sigma.model.arrays import FIRST_ROW_SCALE, dense_shapes, row_scale_shapes, stored_shapes
+from pangu_sigma.model.arrays import FIRST_ROW_SCALE, ROW_ARRAYS, dense_shapes, row_scale_shapes, stored_shapes
 from pangu_sigma.ranks.layout import share_of
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
@@ -25,8 +25,8 @@ def saved_arrays(config: Config) -> set[tuple[str, str]]:
     for key in stored_shapes(config):
         _, segment, name = key.split(".")
         arrays |= {(f"{EXPERTS}{segment}", n) for n in (name, f"{name}.moment", f"{name}.variance", "step")}
-    rows = ("keys", "weight", "moment", "variance", "step")
-    return arrays | {(f"{ROWS}{entry}", name) for entry in range(len(config.model.rows)) for name in rows}
+    entries = range(len(config.model.rows))
+    return arrays | {(f"{ROWS}{entry}", name) for entry in entries for name in ("keys", *ROW_ARRAYS)}
 
 
 def compose(config: Config, find: Find) -> Files:
@@ -66,8 +66,6 @@ def compose(config: Config, find: Find) -> Files:
 
 
 def _rows(find: Find, shard: str, width: int) -> dict[str, SavedArray]:
-    from pangu_sigma.ecss.rows import ROW_ARRAYS
-
     keys = find(shard, "keys", ()) or LazyArray.zeros((0,), "int64")
     arrays = {"keys": keys}
     for name in ROW_ARRAYS:

@@ -22,8 +22,9 @@ from pangu_sigma.checkpoint.parts import (
     SavedArray,
     copy_part,
 )
-from pangu_sigma.ecss.rows import ROW_ARRAYS, RowStore
+from pangu_sigma.ecss.rows import RowStore
 from pangu_sigma.ecss.store import ExpertStore
+from pangu_sigma.model.arrays import ROW_ARRAYS
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.optimizer.update import LossScale
 from pangu_sigma.ranks.ranks import Ranks
@@ -115,9 +116,12 @@ def restore(
             put(parameter, target)
 
 
-def row_files(rows: RowStore) -> Files:
-    """Return the files of the rows that tokens met, ascending by key, with their Adam state; read as they are written."""
+def row_files(rows: RowStore | None, ranks: Ranks) -> Files:
+    """Return the files of the rows that tokens met, ascending by key, with their Adam state; read as they are written. All ranks
+    have the same rows, and rank 0 writes them. rows: None for a model without rows."""
     files: Files = {}
+    if rows is None or not ranks.first:
+        return files
     for e in range(len(rows.entries)):
         keys_U = rows.met(e)
         arrays = files.setdefault(f"{ROWS}{e}", {"keys": SavedArray.whole(keys_U)})
@@ -135,8 +139,11 @@ def _read_rows(rows: RowStore, e: int, name: str, keys_U: np.ndarray) -> Iterato
         yield rows.read(e, name, keys_U[first : first + _ROWS_AT_ONCE])
 
 
-def restore_rows(rows: RowStore, checkpoint: Checkpoint) -> None:
-    """Write the rows of a checkpoint into a store, in place of all that it has. Raises CheckpointError if they do not fit."""
+def restore_rows(rows: RowStore | None, checkpoint: Checkpoint) -> None:
+    """Write the rows of a checkpoint into a store, in place of all that it has. rows: None for a model without rows. Raises
+    CheckpointError if they do not fit."""
+    if rows is None:
+        return
     for e, entry in enumerate(rows.entries):
         saved = checkpoint.saved(f"{ROWS}{e}")
         arrays = {name: saved[name][0].values for name in ("keys", *ROW_ARRAYS) if name in saved}

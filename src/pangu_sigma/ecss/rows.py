@@ -23,9 +23,8 @@ from ascend_ops.adam import HYPER
 from ascend_ops.rows import gather_rows, record_size, update_rows
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.tiers import HostTier
+from pangu_sigma.model.arrays import ROW_ARRAYS
 
-ROW_ARRAYS = ("weight", "moment", "variance", "step")
-"""Names of what a record holds, as a checkpoint has them: [U, W] float32, and the step count, int32 [U]."""
 _APPLY = HYPER.index("apply")
 
 
@@ -109,12 +108,8 @@ class RowStore:
         self._met[entry] = [np.array(keys)]
 
     def _columns_of(self, entry: int, name: str) -> slice | int:
-        width = self.entries[entry].width
-        return {
-            "weight": slice(0, width),
-            "moment": slice(width, 2 * width),
-            "variance": slice(2 * width, 3 * width),
-        }.get(name, -1)
+        number, width = ROW_ARRAYS.index(name), self.entries[entry].width
+        return -1 if name == "step" else slice(number * width, (number + 1) * width)
 
     def _touch(self, keys_ET: np.ndarray) -> None:
         for e, keys_T in enumerate(keys_ET):

@@ -132,6 +132,10 @@ class ExpertStore(nn.Cell):
             experts += (self.segments[n].fetch(active_A[n]),)
         return experts
 
+    def rows_of(self, keys_EGBS: np.ndarray) -> np.ndarray | tuple[()]:
+        """Return the rows of tokens, e [G, T, H], as the last step left them; () without rows. keys: as in `Batch`."""
+        return self.rows.gather(keys_EGBS) if self.rows else ()
+
     def update(self, grads, active_A, used_A1, hyper, next_A=(), buffers=()):
         """Update the experts of segments that learn, and return the number of updated rows. grads: () of the others."""
         updated = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,11 @@ class _Reader:
     run: StoredModel | None = None
     graph: GraphDecoder | None = None
 
+    @cached_property
+    def met(self) -> MetRows | None:
+        """Rows of pairs of tokens of a run."""
+        return None if self.run is None else MetRows(self.run.config, self.run.table, self.run)
+
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Return the row of each token in the flattened slots, -1 for none."""
         rows = looked_up(self.tokenizer.row_of[self.domain.slot], ids)
@@ -103,10 +109,10 @@ class _Reader:
     def logits(self, ids_T: np.ndarray, wanted_W: np.ndarray, last: int = 0) -> np.ndarray:
         """Return logits by the exact path, float32 [T, W]. wanted_W: rows of the child's slot. last: as in `ExactModel.logits`."""
         experts_NT, e_TH = np.empty((0, len(ids_T)), np.int32), None
-        if self.run is not None:
+        if self.run is not None and self.met is not None:
             of_tokens = ids_T, np.full_like(ids_T, self.domain.index), np.arange(len(ids_T))
             experts_NT = self.run.table.route(*of_tokens)
-            e_TH = MetRows(self.run.config, self.run.table, self.run).of(*of_tokens, np.roll(ids_T, 1))
+            e_TH = self.met.of(*of_tokens, np.roll(ids_T, 1))
         return self.model.logits(self.rows(ids_T), experts_NT, self.rows(self.ids_R[wanted_W]), last, e_TH)
 
     def graph_logits(self, ids_T: np.ndarray, wanted_W: np.ndarray) -> np.ndarray | None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pangu_sigma.config import Config, ConfigError, refuse_rows
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import override, parse_config
 from pangu_sigma.sections import ModelConfig
 
@@ -119,7 +119,11 @@ def sigma_config(yaml: dict[str, Any]) -> Config:
     tree = override({}, [(ours, given[path]) for path, ours in KEYS.items() if path in given])
     try:
         config = parse_config(_with_decay(tree))
-        refuse_rows(config, "mindformers")
+        if config.model.rows:
+            raise ConfigError(
+                "model.rows: MindFormers' trainer, whose dataset has no host beside it, has no place for rows; use a model with "
+                "model.rows=[] there"
+            )
     except ConfigError as error:
         raise ConfigError("\n".join(map(_in_their_words, str(error).splitlines()))) from None
     if config.ecss.store == "file":

@@ -55,7 +55,7 @@ class AscendBackend(Backend):
         self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
     ) -> StepResult:
         """Take one training step. rate: learning rate. fed: batch and experts. limit_D: unused, see `check_ascend`."""
-        loss_M, norm, applied, scale, *of_rows = built.step.take(rate, fed.batch)
+        loss_M, norm, applied, scale, *of_rows = built.step.take(rate, fed.batch, fed.e_GTH)
         if not of_rows:
             return StepResult((loss_M,), norm, applied, scale)
         rows_TH, hyper = of_rows
@@ -82,7 +82,7 @@ class AscendBackend(Backend):
         for shard, name, parameter, part in parameter_parts(built.shards, built.store, config.parallel, rank):
             if writes_part(dense_of(built.shards, name), shard, name, config, rank):
                 files.setdefault(file_of_rank(shard, rank), {})[name] = SavedArray(part, parameter.asnumpy())
-        return files | row_files(built.store.rows) if built.store.rows and built.ranks.first else files
+        return files | row_files(built.store.rows, built.ranks)
 
     def cannot_copy(self, config: Config) -> str | None:
         return "the experts fill the host's memory, and no save behind training was tried on a device"
@@ -101,6 +101,5 @@ class AscendBackend(Backend):
         restore(experts, checkpoint, parts=parts)
         others = {shard: arrays for shard, arrays in built.shards.items() if shard not in experts}
         restore(others, checkpoint, parts=parts, put=put)
-        if built.store.rows:
-            restore_rows(built.store.rows, checkpoint)
+        restore_rows(built.store.rows, checkpoint)
         built.step.give_scale()

@@ -8,7 +8,6 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
-from pangu_sigma.ecss.rows import RowStore
 from pangu_sigma.npu.rows import dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import active_entries
 from pangu_sigma.rre.plan import RoutedSegment
@@ -43,9 +42,9 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
     return (*map(zeros, ints), weights, *[e] * bool(model.rows), *map(zeros, plans))
 
 
-def inputs_of(batch: Batch, config: Config, rows: RowStore | None) -> tuple[np.ndarray, ...]:
+def inputs_of(batch: Batch, config: Config, e_GTH: np.ndarray | tuple[()] = ()) -> tuple[np.ndarray, ...]:
     """Return a batch as the inputs of the Ascend step, its micro-batches concatenated. batch: sequences of this rank, with routing
-    plans in an Ascend layout. rows: the store of the rows of its tokens, if the model has rows."""
+    plans in an Ascend layout. e: the rows of its tokens, if the model has rows."""
     plans = [getattr(plan, name) for name in plan_arrays(config) for plan in batch.plans]
     whole = (
         batch.rows_GBS,
@@ -54,7 +53,7 @@ def inputs_of(batch: Batch, config: Config, rows: RowStore | None) -> tuple[np.n
         batch.slots_GM,
         batch.labels_GBS,
         batch.weights_GBS,
-        *([rows.gather(batch.own_row_keys)] if rows else []),
+        *([e_GTH] if isinstance(e_GTH, np.ndarray) else []),
     )
     return tuple(array.reshape(-1, *array.shape[2:]) for array in (*whole, *plans))
 

@@ -110,10 +110,11 @@ class AscendStep(nn.Cell):
         """Give the network the loss scale, after another hand than the step's has set it."""
         self.network.scale.set_data(Tensor([float(self.scale.value.asnumpy())], ms.float32))
 
-    def take(self, rate: float, batch: Batch) -> tuple[Tensor, ...]:
-        """Run one step on the rank's share of a batch, and return the result of `construct`. rate: learning rate."""
+    def take(self, rate: float, batch: Batch, e_GTH: np.ndarray | tuple[()] = ()) -> tuple[Tensor, ...]:
+        """Run one step on the rank's share of a batch, and return the result of `construct`. rate: learning rate. e: rows of its
+        tokens (`model.rows`)."""
         self.prepare(rate, batch)
-        return self.run(batch)
+        return self.run(batch, e_GTH)
 
     def of(self, batch: Batch) -> np.ndarray:
         """Return the weighted loss of each block (sequences of one domain) of the rank. The training graph runs without updating.
@@ -121,7 +122,7 @@ class AscendStep(nn.Cell):
         A graph for losses alone would need another compilation, and auto-parallel would shard its operators outside the network.
         """
         self.prepare(0.0, batch, learns=0.0)
-        return self.run(batch)[0].asnumpy()
+        return self.run(batch, self.store.rows_of(batch.own_row_keys))[0].asnumpy()
 
     def prepare(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
         """Write the settings of the next step, which takes `batch`, and tell the worker where the experts are. rate: learning rate.
@@ -129,10 +130,10 @@ class AscendStep(nn.Cell):
         self.settings.write(rate, batch, learns)
         self.worker_update.register()
 
-    def run(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Run the graph on the rank's share of a batch, which `prepare` took."""
+    def run(self, batch: Batch, e_GTH: np.ndarray | tuple[()] = ()) -> tuple[Tensor, ...]:
+        """Run the graph on the rank's share of a batch, which `prepare` took. e: as in `take`."""
         with self.store.step_guard():
-            result = self(*map(as_tensor, inputs_of(batch, self.config, self.store.rows)))
+            result = self(*map(as_tensor, inputs_of(batch, self.config, e_GTH)))
         if not self.config.ecss.by_worker(npu=True):
             self.store.settle()
         return result

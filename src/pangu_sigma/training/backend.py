@@ -112,7 +112,7 @@ class Backend:
         config, rank, segments = built.config, built.ranks.rank, [experts.segment for experts in built.store.segments]
         left = {f"{EXPERTS}{s.number}" for s in segments if not writes_experts(config, rank, s.kind)}
         files = files_of(built.shards, parts_of(built.shards, built.store), built.ranks, left)
-        return files | row_files(built.store.rows) if built.store.rows and built.ranks.first else files
+        return files | row_files(built.store.rows, built.ranks)
 
     def cannot_copy(self, config: Config) -> str | None:
         """Return why the arrays of `checkpoint_files` cannot be copied to be saved in the background; None if they can."""
@@ -122,8 +122,7 @@ class Backend:
         """Load the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
         built.store.settle()
         restore(built.shards, checkpoint, built.store.tier.release, parts_of(built.shards, built.store))
-        if built.store.rows:
-            restore_rows(built.store.rows, checkpoint)
+        restore_rows(built.store.rows, checkpoint)
 
 
 def update_rows(store: ExpertStore, ranks: Ranks, batch: Batch, result: StepResult) -> None:

@@ -37,8 +37,7 @@ class EvaluationStep(nn.Cell):
 
     def of(self, batch: Batch) -> np.ndarray:
         """Return the weighted loss of each sequence of a batch, [B]."""
-        rows = self.store.rows
-        arrays = batch.arrays(rows.gather(batch.own_row_keys) if rows else ())
+        arrays = batch.arrays(self.store.rows_of(batch.own_row_keys))
         self.store.settle()
         return self(*map(as_input, (arrays.active_A, *arrays.of_pass(0)))).asnumpy()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.toy_weights import ToyWeights
+from helpers.toy_weights import NumberedRows
 from mindspore import Tensor
 
 from experiments.tiny import TINY_ROWS, tiny_config
@@ -21,18 +21,10 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 DOCUMENTS = 1_000
 
 
-class Numbered(ToyWeights):
-    """Rows in which only their keys stand."""
-
-    def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, width = self._rows[entry]
-        return np.arange(rows), np.repeat(np.arange(rows, dtype=np.float32)[:, None], width, axis=1)
-
-
 def test_keys_of_a_thousand_documents_are_equal_in_loader_decoder_and_graph(tiny_data):
     config = tiny_config(tiny_data, model={"rows": TINY_ROWS}, train={"batch_size": 2})
     tokenizer, rng, length = Tokenizer.load(tiny_data / "tokenizer"), np.random.default_rng(3), config.model.seq_length
-    table, weights = drawn_tables(config, tokenizer), Numbered(config)
+    table, weights = drawn_tables(config, tokenizer), NumberedRows(config)
     loader, domains = BatchLoader(config, Path(config.data.path), tokenizer, table), domains_of(config)
     ends = np.cumsum([entry.width for entry in config.model.rows]) - 1
     graph, met = GraphRows(config, table, weights), MetRows(config, table, weights)
