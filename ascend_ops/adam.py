@@ -21,30 +21,25 @@ overflowed)."""
 
 class AdamRows(nn.Cell):
     """In-place AdamW of the active rows of G tensors that share step counts (those of one layer's experts); `*`: any shape.
-    construct(w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay, copy=(), next_A=None) -> float32 [1], rows updated
+    construct(w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay) -> float32 [1], rows updated
         w, m, v: tuples of G Parameters [K, *], changed in place: w float32; m and v both float32, or both bfloat16 as the uint16 of
         its bits (rounded to nearest). step_K: int32 Parameter, changed in place.
         grad: tuple of G tensors [A, *], float32, float16 or bfloat16. decay: float32 [G], weight decay of each tensor.
         hyper: see `HYPER`.
         active: row of each gradient; entry a is skipped if offsets[a] == offsets[a + 1] (no token), whatever active[a] is.
-        copy: tuple of G tensors [A, *], of a dtype as grad's, written in place: row active[a] after the step is copied to entry
-        next[a], updated or not; it is not copied if next[a] is negative.
     Raises RuntimeError if a used entry names a row outside the store (the kernel returns 4), for sizes that do not fit (3)
     or another dtype (2); nothing is changed then.
     """
 
     def __init__(self):
         super().__init__()
-        self.op, self.copying_op = (
-            host_op(function, lambda *shapes: (1,), lambda w, *others: w) for function in ("AdamRows", "AdamRowsCopied")
-        )
-        for op in (self.op, self.copying_op):
-            op.add_prim_attr("side_effect_mem", True)  # it writes its inputs: MindSpore must keep it, and keep its turn
+        self.op = host_op("AdamRows", lambda *shapes: (1,), lambda w, *others: w)
+        self.op.add_prim_attr(
+            "side_effect_mem", True
+        )  # it writes its inputs: MindSpore must keep it, and keep its turn
 
-    def construct(self, w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay, copy=(), next_A=None):
-        if next_A is None:
-            return self.op(*w, *m, *v, *grad, step_K, active_A, offsets_A1, hyper, decay)
-        return self.copying_op(*w, *m, *v, *grad, *copy, step_K, active_A, offsets_A1, next_A, hyper, decay)
+    def construct(self, w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay):
+        return self.op(*w, *m, *v, *grad, step_K, active_A, offsets_A1, hyper, decay)
 
 
 class SquareSum(nn.Cell):

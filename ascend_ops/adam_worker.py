@@ -1,7 +1,8 @@
 """Adam of a store's experts behind the step: a worker thread of the host updates rows in place while the graph goes on.
 
     StartUpdate   gradients of a segment and the step's norm are known: the worker may update the segment's experts
-    Await         in the next forward pass, in front of the segment's FFN: waits until its experts are updated
+    Await         in the next forward pass, in front of the segment's FFN: waits until its experts are updated, and copies the
+                  active ones to where the network reads them
     FetchStored   the same, and gives their weights as values: for a device with a memory of its own
 
 The arrays are registered by address and are in no graph; only gradients, lists of rows and tokens are, and these order the
@@ -71,15 +72,30 @@ class AdamWorker:
         variances: Sequence[np.ndarray],
         steps: np.ndarray,
         decay: Sequence[float],
+        active_A: np.ndarray | None = None,
+        fetched: Sequence[np.ndarray] = (),
     ) -> None:
-        """Name the arrays of a segment, each [K, *], as `AdamRows` takes them. They stay where they are until the next call."""
+        """Name the arrays of a segment, each [K, *], as `AdamRows` takes them. They stay where they are until the next call.
+
+        active, fetched: rows that the next `Await` copies, and arrays [A, *], one for each tensor, to which it does, float32 or
+        float16; K in `active` gives zeros.
+        """
         arrays = [array for tensor in zip(weights, moments, variances, strict=True) for array in tensor]
         assert all(w.dtype == np.float32 for w in weights) and all(array.flags.c_contiguous for array in arrays)
         addresses = np.array([array.ctypes.data for array in arrays], np.int64)
         width, rates = np.array([w[0].size for w in weights], np.int64), np.array(decay, np.float32)
         lists = addresses.ctypes.data, moments[0].dtype != np.float32, width.ctypes.data, rates.ctypes.data
-        _library().WorkerRegister(self._number, segment, len(weights), *lists, steps.ctypes.data, len(steps))
-        self._arrays[segment] = [*arrays, steps]
+        active_A = np.zeros(0, np.int32) if active_A is None else active_A
+        assert active_A.dtype == np.int32
+        places = np.array([array.ctypes.data for array in fetched], np.int64)
+        copied = (
+            len(active_A),
+            active_A.ctypes.data,
+            places.ctypes.data,
+            bool(fetched) and fetched[0].dtype == np.float16,
+        )
+        _library().WorkerRegister(self._number, segment, len(weights), *lists, steps.ctypes.data, len(steps), *copied)
+        self._arrays[segment] = [*arrays, steps, *fetched]
 
     def at(self, segment: int) -> Tensor:
         """Return what tells an operator its worker and segment: their numbers, int64 [2]."""
@@ -108,7 +124,7 @@ class AdamWorker:
 
 
 class StartUpdate(nn.Cell):
-    """Let the worker update a segment: construct(grads, active_A, offsets_A1, hyper, copies=(), next_A=None) -> token [1]
+    """Let the worker update a segment: construct(grads, active_A, offsets_A1, hyper) -> token [1]
     Arguments as in `AdamRows`. Gradients must keep their memory until the next `Await` of the segment.
     Raises RuntimeError as `AdamRows` does, and for a worker or a segment without arrays (5), after the worker failed (8), or for a
     segment whose last update was not awaited (9)."""
@@ -117,15 +133,15 @@ class StartUpdate(nn.Cell):
         super().__init__()
         self.op, self.at = _token_op("StartUpdate"), worker.at(segment)
 
-    def construct(self, grads, active_A, offsets_A1, hyper, copies=(), next_A=None):
-        if next_A is None:
-            return self.op(*grads, active_A, offsets_A1, hyper, self.at)
-        return self.op(*grads, *copies, active_A, offsets_A1, next_A, hyper, self.at)
+    def construct(self, grads, active_A, offsets_A1, hyper):
+        return self.op(*grads, active_A, offsets_A1, hyper, self.at)
 
 
 class Await(nn.Cell):
-    """Wait until a segment's experts are updated: construct(rows) -> rows, unchanged. rows: what its FFN multiplies next, so that
-    the operator has its turn behind the layers below. Raises RuntimeError if the worker failed (8) or there is none (5)."""
+    """Wait until a segment's experts are updated, and copy the active ones as `AdamWorker.register` says: construct(rows) -> rows,
+    unchanged. rows: what its FFN multiplies next, so that the operator has its turn behind the layers below.
+
+    Raises RuntimeError if the worker failed (8), there is none (5), or it has no such row (4)."""
 
     def __init__(self, worker: AdamWorker, segment: int):
         super().__init__()
@@ -183,7 +199,10 @@ def _library() -> ctypes.CDLL:
     signatures = {
         "WorkerNew": ([number, number], number),
         "WorkerFree": ([number], None),
-        "WorkerRegister": ([number, number, number, pointer, number, pointer, pointer, pointer, number], None),
+        "WorkerRegister": (
+            [number] * 3 + [pointer, number, pointer, pointer, pointer, number, number, pointer, pointer, number],
+            None,
+        ),
         "WorkerSettle": ([number, number], number),
         "WorkerRead": ([number, pointer, pointer, number], number),
         "WorkerFail": ([number], None),

@@ -155,11 +155,11 @@ def test_every_key_means_its_own():
         "callbacks.1.keep_checkpoint_max": 5,
         "model.model_config.compute_dtype": "float16",
         "model.model_config.routing.table": "balanced",
-        "model.model_config.ecss.prefetch": False,
+        "model.model_config.ecss.cache_gib": 2.5,
     }
     tree = read_tree(SHIPPED, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
     config = sigma_config(tree)
-    assert (config.name, config.seed, config.routing.table, config.ecss.prefetch) == ("other", 7, "balanced", False)
+    assert (config.name, config.seed, config.routing.table, config.ecss.cache_gib) == ("other", 7, "balanced", 2.5)
     assert (
         config.data.model_dump().items()
         >= {"path": "elsewhere", "domains_per_step": 2, "domain_sets": 1, "shuffle": "keyed"}.items()
@@ -275,10 +275,10 @@ def test_its_folder_can_be_evaluated(trained, tiny_run, tmp_path):
 
 
 def test_mindformers_goes_on_from_a_checkpoint_of_the_projects_trainer(tiny_run, tiny_data, tmp_path):
-    """Through MindFormers' own registration, and without the prefetcher, which changes no bit."""
+    """Through MindFormers' own registration, and with the worker, which changes no bit."""
     folder = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
     tree = tiny_yaml(tiny_data, folder, STEPS)
-    tree["model"]["model_config"]["ecss"] = {"prefetch": False}
+    tree["model"]["model_config"]["ecss"] = {"update": "worker"}
     tree["trainer"]["auto_register"] = "registration.PanGuSigmaTrainer"
     path = write_yaml(tree, tmp_path / "tiny.yaml")
     import pangu_sigma.mindformers_adapter as adapter

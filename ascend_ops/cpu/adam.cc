@@ -4,48 +4,44 @@
 namespace {
 using namespace adam;
 
-// Arrays of the call, checked. copies: whether copy[G] and next[A] are among them.
+// Arrays of the call, checked.
 struct Call {
   Update update;
-  int64_t K, A;
-  const int32_t *active, *offsets, *next;
   float *updated;
 
-  int Read(int n, const Args &in, bool copies) {
-    const int arrays = copies ? 5 : 4, others = copies ? 7 : 6, G = (n - others) / arrays;
-    if (G < 1 || n != arrays * G + others) return 1;
-    int at = arrays * G;
-    const int step_at = at++, active_at = at++, offsets_at = at++, next_at = copies ? at++ : -1, hyper_at = at++, decay_at = at++;
-    for (int i : {step_at, active_at, offsets_at, copies ? next_at : step_at})
+  int Read(int n, const Args &in) {
+    const int G = (n - 6) / 4, step_at = 4 * G, active_at = step_at + 1, offsets_at = step_at + 2, hyper_at = step_at + 3, decay_at = step_at + 4;
+    if (G < 1 || n != 4 * G + 6) return 1;
+    for (int i : {step_at, active_at, offsets_at})
       if (!in.is(i, "int32")) return 2;
     for (int i : {hyper_at, decay_at})
       if (!in.is(i, "float32")) return 2;
-    K = in.count(step_at), A = in.count(active_at);
-    if (in.count(offsets_at) != A + 1 || (copies && in.count(next_at) != A) || in.count(hyper_at) != 6 || in.count(decay_at) != G) return 3;
+    const int64_t K = in.count(step_at), A = in.count(active_at);
+    if (in.count(offsets_at) != A + 1 || in.count(hyper_at) != 6 || in.count(decay_at) != G) return 3;
     if (K < 1) return 3;
     for (int g = 0; g < G; ++g) {
-      const int m = G + g, v = 2 * G + g, grad = 3 * G + g, copy = copies ? 4 * G + g : grad;
+      const int m = G + g, v = 2 * G + g, grad = 3 * G + g;
       const auto raw = [&](int i) { return static_cast<char *>(in.data[i]); };
       const auto type = [&](int i) { return FloatOf(in.dtypes[i]); };
       if (type(g) != Float::f32 || type(m) != type(v)) return 2;
       if (type(m) != Float::f32 && type(m) != Float::bf16) return 2;
-      for (int i : {grad, copy})
-        if (type(i) == Float::other || in.is(i, "uint16")) return 2;
+      if (type(grad) == Float::other || in.is(grad, "uint16")) return 2;
       if (in.count(g) % K || in.count(grad) * K != in.count(g) * A || in.count(m) != in.count(g) || in.count(v) != in.count(g)) return 3;
-      if (in.count(copy) != in.count(grad)) return 3;
-      update.tensors.push_back({in.f32(g), raw(m), raw(v), raw(grad), copies ? raw(copy) : nullptr, type(m), type(grad), type(copy)});
+      update.tensors.push_back({in.f32(g), raw(m), raw(v), raw(grad), type(m), type(grad)});
       update.width.push_back(in.count(g) / K);
     }
-    update.step = in.i32(step_at), active = in.i32(active_at), offsets = in.i32(offsets_at), next = copies ? in.i32(next_at) : nullptr;
+    update.step = in.i32(step_at);
     update.hyper = *reinterpret_cast<const Hyper *>(in.f32(hyper_at));
     update.decay.assign(in.f32(decay_at), in.f32(decay_at) + G), updated = in.f32(decay_at + 1);
-    return update.Choose(K, A, active, offsets, next);
+    return update.Choose(K, A, in.i32(active_at), in.i32(offsets_at));
   }
 };
+}  // namespace
 
-int AdamRowsOf(int n, const Args &in, bool copies) {
+// G tensors: w[G][K,P] m[G][K,P] v[G][K,P] grad[G][A,P], then step[K] active[A] offsets[A+1] hyper[6] decay[G] -> rows updated [1]
+extern "C" int AdamRows(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
   Call call;
-  if (const int failed = call.Read(n, in, copies)) return failed;
+  if (const int failed = call.Read(n, Args{data, ranks, shapes, dtypes})) return failed;
   const std::vector<Piece> pieces = call.update.Pieces();
 #pragma omp parallel
   {
@@ -55,17 +51,6 @@ int AdamRowsOf(int n, const Args &in, bool copies) {
   }
   *call.updated = static_cast<float>(call.update.Count());
   return 0;
-}
-}  // namespace
-
-// G tensors: w[G][K,P] m[G][K,P] v[G][K,P] grad[G][A,P], then step[K] active[A] offsets[A+1] hyper[6] decay[G] -> rows updated [1]
-extern "C" int AdamRows(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
-  return AdamRowsOf(n, Args{data, ranks, shapes, dtypes}, false);
-}
-
-// The same with copy[G][A,P] after grad and next[A] after offsets: row a, as it is after the step, also goes to copy[next[a]].
-extern "C" int AdamRowsCopied(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
-  return AdamRowsOf(n, Args{data, ranks, shapes, dtypes}, true);
 }
 
 // Any number of tensors -> sum of the squares of all their elements [1], or that and the sum of each tensor [1 + tensors].

@@ -28,9 +28,7 @@ struct Hyper {  // the order of ascend_ops.adam.HYPER
 
 struct Row {
   int64_t place, row;  // in the gradients, in the store
-  int64_t next;        // place in the copy, or -1
-  bool used;
-  int32_t step;  // its step count after the update
+  int32_t step;        // its step count after the update
 };
 
 struct Piece {
@@ -79,10 +77,10 @@ inline void Narrowed(const float *from, char *to, Float type, int64_t n) {
     std::memcpy(to, from, n * sizeof(float));
 }
 
-struct Tensors {  // where the five arrays of one tensor are, and what they hold
+struct Tensors {  // where the four arrays of one tensor are, and what they hold
   float *w;
-  char *m, *v, *grad, *copy;
-  Float moment_type, grad_type, copy_type;
+  char *m, *v, *grad;
+  Float moment_type, grad_type;
 };
 
 inline void UpdateBlock(const Tensors &t, int64_t at, int64_t grad_at, int64_t n, const AdamScalars &s) {
@@ -104,19 +102,15 @@ struct Update {  // of some rows of the tensors of a segment, which share step c
   int32_t *step = nullptr;
   Hyper hyper{};
   int64_t gradient_rows = 0;
-  std::vector<Row> rows;  // those that something is done to
+  std::vector<Row> rows;  // those that are updated
 
-  // The rows, from the active list of a store of K rows. Returns 0, or 4 for a row that the store or the copy does not have.
-  int Choose(int64_t K, int64_t A, const int32_t *active, const int32_t *offsets, const int32_t *next) {
+  // The rows, from the active list of a store of K rows. Returns 0, or 4 for a row that the store does not have.
+  int Choose(int64_t K, int64_t A, const int32_t *active, const int32_t *offsets) {
     for (int64_t a = 0; a < A; ++a) {
-      const bool used = hyper.apply != 0.0f && offsets[a + 1] != offsets[a];  // no token, or an overflow: nothing changes
-      const int64_t to = next ? next[a] : -1;
-      if (!used && to < 0) continue;
-      if ((used || to >= 0) && (active[a] < 0 || active[a] >= K || to >= A)) return 4;
-      rows.push_back({a, active[a], to, used, 0});
+      if (hyper.apply == 0.0f || offsets[a + 1] == offsets[a]) continue;  // an overflow, or no token: nothing changes
+      if (active[a] < 0 || active[a] >= K) return 4;
+      rows.push_back({a, active[a], step[active[a]] + 1});
     }
-    for (Row &r : rows)
-      if (r.used) r.step = step[r.row] + 1;
     return 0;
   }
 
@@ -130,9 +124,8 @@ struct Update {  // of some rows of the tensors of a segment, which share step c
 
   // Writes the step counts of the updated rows, and returns their number.
   int64_t Count() const {
-    for (const Row &r : rows)
-      if (r.used) step[r.row] = r.step;
-    return std::count_if(rows.begin(), rows.end(), [](const Row &r) { return r.used; });
+    for (const Row &r : rows) step[r.row] = r.step;
+    return rows.size();
   }
 
   void Run(const Piece &p) const {
@@ -141,8 +134,7 @@ struct Update {  // of some rows of the tensors of a segment, which share step c
     const AdamScalars s = hyper.ForRow(r.step, decay[p.tensor]);
     for (int64_t i = p.begin; i < p.end; i += kBlock) {
       const int64_t n = std::min(kBlock, p.end - i), at = r.row * width[p.tensor] + i, grad_at = r.place * width[p.tensor] + i;
-      if (r.used) UpdateBlock(t, at, grad_at, n, s);
-      if (r.next >= 0) Narrowed(t.w + at, t.copy + (r.next * width[p.tensor] + i) * SizeOf(t.copy_type), t.copy_type, n);
+      UpdateBlock(t, at, grad_at, n, s);
     }
   }
 };

@@ -28,7 +28,15 @@ struct Segment {
   Update arrays;                // arrays of its experts, without gradients and rows
   Update job;                   // the update that the thread does while the segment is busy
   std::vector<char> gradients;  // the job's gradients, if the worker copies them
+  std::vector<int32_t> active;  // the experts of the step, which `Await` copies to `fetched`: G tensors of that type
+  std::vector<char *> fetched;
+  Float fetched_type = Float::f32;
   bool busy = false;
+
+  // Whether a row to copy is none of the segment's; the number of rows stands for zeros.
+  bool Lacks(const int32_t *active, int64_t A) const {
+    return std::any_of(active, active + A, [this](int32_t row) { return row < 0 || row > rows; });
+  }
 };
 
 struct Span {  // the update of a segment, for a timeline
@@ -164,6 +172,20 @@ struct At {
     if (segment && segment->rows == 0) segment = nullptr;
   }
 };
+
+// Row active[a] of tensor g to entry a of `to`; zeros where active[a] is the number of rows.
+void CopyRows(const Segment &segment, int g, const int32_t *active, int64_t A, char *to, Float type) {
+  const int64_t P = segment.arrays.width[g], pieces = (P + kPiece - 1) / kPiece, size = SizeOf(type);
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < A * pieces; ++i) {
+    const int64_t a = i / pieces, begin = i % pieces * kPiece, count = std::min(kPiece, P - begin);
+    char *entry = to + (a * P + begin) * size;
+    if (active[a] == segment.rows)
+      std::memset(entry, 0, count * size);
+    else
+      Narrowed(segment.arrays.tensors[g].w + active[a] * P + begin, entry, type, count);
+  }
+}
 }  // namespace
 
 extern "C" {
@@ -181,18 +203,21 @@ void WorkerFree(int64_t number) {
   registry.erase(number);
 }
 
-// arrays: w, m, v of each tensor, as addresses. width, decay: of each tensor.
+// arrays: w, m, v of each tensor, as addresses. width, decay: of each tensor. fetched: where each tensor of the active experts goes,
+// as float16 or float32; A is 0 if nothing goes anywhere.
 void WorkerRegister(int64_t number, int64_t n, int64_t tensors, char **arrays, int64_t bfloat, const int64_t *width, const float *decay,
-                    int32_t *step, int64_t rows) {
+                    int32_t *step, int64_t rows, int64_t A, const int32_t *active, char **fetched, int64_t half) {
   Segment &segment = *Registered(number)->segment(n);
   segment.arrays = Update{};
   const Float moments = bfloat ? Float::bf16 : Float::f32;
   for (int64_t g = 0; g < tensors; ++g) {
     char **of = arrays + 3 * g;
-    segment.arrays.tensors.push_back({reinterpret_cast<float *>(of[0]), of[1], of[2], nullptr, nullptr, moments, Float::f32, Float::f32});
+    segment.arrays.tensors.push_back({reinterpret_cast<float *>(of[0]), of[1], of[2], nullptr, moments, Float::f32});
   }
   segment.arrays.width.assign(width, width + tensors), segment.arrays.decay.assign(decay, decay + tensors);
   segment.arrays.step = step, segment.rows = rows;
+  segment.active.assign(active, active + A), segment.fetched.assign(fetched, fetched + (A ? tensors : 0));
+  segment.fetched_type = half ? Float::f16 : Float::f32;
 }
 
 int64_t WorkerSettle(int64_t number, int64_t in_step) { return Registered(number)->Wait(nullptr, in_step != 0); }
@@ -210,44 +235,45 @@ int64_t WorkerRead(int64_t number, double *waited, double *spans, int64_t most) 
   return count;
 }
 
-// grad[G][A,P] (copy[G][A,P]) active[A] offsets[A+1] (next[A]) hyper[6] at[2] -> token [1]
+// grad[G][A,P] active[A] offsets[A+1] hyper[6] at[2] -> token [1]
 int StartUpdate(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
   const Args in{data, ranks, shapes, dtypes};
   in.f32(n - 1)[0] = 0.0f;
   const At at(in, n - 2);
   if (!at.segment) return kNotRegistered;
   Update update = at.segment->arrays;
-  const int G = update.tensors.size(), inputs = n - 1;
-  const bool copies = inputs == 2 * G + 5;
-  if (!copies && inputs != G + 4) return 1;
-  const int active_at = copies ? 2 * G : G, next_at = active_at + 2, hyper_at = inputs - 2;
-  for (int i = active_at; i < hyper_at; ++i)
+  const int G = update.tensors.size(), active_at = G, offsets_at = G + 1, hyper_at = G + 2;
+  if (n != G + 5) return 1;
+  for (int i : {active_at, offsets_at})
     if (!in.is(i, "int32")) return 2;
   if (!in.is(hyper_at, "float32")) return 2;
   const int64_t A = in.count(active_at);
-  if (in.count(active_at + 1) != A + 1 || (copies && in.count(next_at) != A) || in.count(hyper_at) != 6) return 3;
+  if (in.count(offsets_at) != A + 1 || in.count(hyper_at) != 6) return 3;
   for (int g = 0; g < G; ++g) {
-    for (int i : {g, copies ? G + g : g}) {
-      if (FloatOf(dtypes[i]) == Float::other || in.is(i, "uint16")) return 2;
-      if (in.count(i) != A * update.width[g]) return 3;
-    }
-    Tensors &t = update.tensors[g];
-    t.grad = in.as<char>(g), t.grad_type = FloatOf(dtypes[g]);
-    if (copies) t.copy = in.as<char>(G + g), t.copy_type = FloatOf(dtypes[G + g]);
+    if (FloatOf(dtypes[g]) == Float::other || in.is(g, "uint16")) return 2;
+    if (in.count(g) != A * update.width[g]) return 3;
+    update.tensors[g].grad = in.as<char>(g), update.tensors[g].grad_type = FloatOf(dtypes[g]);
   }
   update.gradient_rows = A;
   update.hyper = *reinterpret_cast<const Hyper *>(in.f32(hyper_at));
-  if (const int failed = update.Choose(at.segment->rows, A, in.i32(active_at), in.i32(active_at + 1), copies ? in.i32(next_at) : nullptr))
-    return failed;
+  if (const int failed = update.Choose(at.segment->rows, A, in.i32(active_at), in.i32(offsets_at))) return failed;
   return at.worker->Start(at.segment, std::move(update));
 }
 
-// Any tensor, which only says when, and at[2] -> token [1], once the segment's experts are those of the last step
+// Any tensor, which only says when, and at[2] -> token [1], once the segment's experts are those of the last step, and the active
+// ones where `WorkerRegister` said; that is done once
 int Await(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes, void *, void *) {
   const Args in{data, ranks, shapes, dtypes};
   in.f32(n - 1)[0] = 0.0f;
   const At at(in, n - 2);
-  return at.segment ? at.worker->Wait(at.segment, true) : kNotRegistered;
+  if (!at.segment) return kNotRegistered;
+  if (const int failed = at.worker->Wait(at.segment, true)) return failed;
+  Segment &segment = *at.segment;
+  const std::vector<int32_t> active = std::exchange(segment.active, {});
+  const int64_t A = active.size();
+  if (segment.Lacks(active.data(), A)) return 4;
+  for (size_t g = 0; A && g < segment.fetched.size(); ++g) CopyRows(segment, g, active.data(), A, segment.fetched[g], segment.fetched_type);
+  return 0;
 }
 
 // active[A] like[G][A,P] any token, at[2] -> rows[G][A,P], token [1]: row active[a] of each tensor once the segment's experts are
@@ -262,27 +288,15 @@ int FetchStored(int n, void **data, int *ranks, int64_t **shapes, const char **d
   const Segment &segment = *at.segment;
   if (static_cast<int>(segment.arrays.tensors.size()) != G) return 1;
   if (!in.is(0, "int32")) return 2;
-  const int64_t A = in.count(0), K = segment.rows;
+  const int64_t A = in.count(0);
   const int32_t *active = in.i32(0);
   for (int g = 0; g < G; ++g) {
     if (FloatOf(dtypes[first_out + g]) == Float::other || in.is(first_out + g, "uint16")) return 2;
     if (in.count(first_out + g) != A * segment.arrays.width[g]) return 3;
   }
-  if (std::any_of(active, active + A, [=](int32_t row) { return row < 0 || row > K; })) return 4;
+  if (segment.Lacks(active, A)) return 4;
   if (const int failed = at.worker->Wait(&segment, true)) return failed;
-  for (int g = 0; g < G; ++g) {
-    const Float type = FloatOf(dtypes[first_out + g]);
-    const int64_t P = segment.arrays.width[g], pieces = (P + kPiece - 1) / kPiece, size = SizeOf(type);
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < A * pieces; ++i) {
-      const int64_t a = i / pieces, begin = i % pieces * kPiece, count = std::min(kPiece, P - begin);
-      char *to = in.as<char>(first_out + g) + (a * P + begin) * size;
-      if (active[a] == K)
-        std::memset(to, 0, count * size);
-      else
-        Narrowed(segment.arrays.tensors[g].w + active[a] * P + begin, to, type, count);
-    }
-  }
+  for (int g = 0; g < G; ++g) CopyRows(segment, g, active, A, in.as<char>(first_out + g), FloatOf(dtypes[first_out + g]));
   return 0;
 }
 }

@@ -17,6 +17,3 @@ extern "C" int ToHalf(int n, void **data, int *ranks, int64_t **shapes, const ch
     BestKernels().narrow_half_past(in.f32(0) + at, in.as<Half>(1) + at, std::min(kPiece, count - at));
   return 0;
 }
-
-// The same in the calling thread only.
-extern "C" void CopyToHalf(const float *in, Half *out, int64_t n) { BestKernels().narrow_half_past(in, out, n); }

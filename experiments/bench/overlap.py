@@ -191,7 +191,7 @@ class OverlapLab(Lab):
 
     def offloaded_all(self) -> SyntheticRun:
         """A run that fetches all experts in its graph, and whose worker updates all."""
-        config = self._config(self._tokens, enabled=False, prefetch=False)
+        config = self._config(self._tokens, enabled=False)
         # not a configuration of the product, which would refuse it: a worker, and no separation
         config = config.model_copy(update={"ecss": config.ecss.model_copy(update={"update": "worker"})})
         return self._with_worker(config, _Offloaded)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from experiments.bench import stored_experts
-from experiments.bench.harness import MOST_STALL, Row, compare, limit, take_turns
+from experiments.bench.harness import Row, compare, limit, take_turns
 from experiments.bench.synthetic import SyntheticRun, config_of
 from experiments.peers import Worker
 from pangu_sigma.device import use_cpu
@@ -90,12 +89,10 @@ def in_files(update: str) -> list[Row]:
             seconds = take_turns({"ours": lambda: answers.append(files.step()), "in memory": memory.step})
             stored = files.started["parameters"] / 1e9
     case = f"{stored:.2f} B parameters in files, cache {CACHE_GIB} GiB, another domain each step, ecss.update: {update}"
-    peak, stall = max(a["peak_gib"] for a in answers), statistics.median(a["stall"] for a in answers)
-    share = stall / statistics.median(seconds["ours"])
+    peak = max(a["peak_gib"] for a in answers)
     return [
         *compare("scale", case, seconds),
         limit("scale", case, "peak resident memory", peak, MOST_GIB, "GiB"),
-        limit("scale", case, "stall, of the step", 100 * share, MOST_STALL, "%"),
     ]
 
 

@@ -56,8 +56,7 @@ def answer_steps(start: Callable[..., SyntheticRun]) -> None:
     print(json.dumps({"parameters": run.config.num_params().experts}), file=answers, flush=True)
     for _ in sys.stdin:
         loss = run.advance()
-        stall = run.traffic.stall_seconds if run.traffic else 0.0
-        print(json.dumps({"loss": loss, "stall": stall, **resident()}), file=answers, flush=True)
+        print(json.dumps({"loss": loss, **resident()}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training runs on drawn token ids: the project's own batches, step, store and prefetcher, without prepared text."""
+"""Training runs on drawn token ids: the project's own batches, step and store, without prepared text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.order import SampleOrder
 from pangu_sigma.data.samples import Samples
-from pangu_sigma.ecss.prefetch import Traffic, make_prefetcher
-from pangu_sigma.ecss.store import ExpertStore, make_network, make_store
+from pangu_sigma.ecss.store import ExpertStore, HostStore, make_network, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import wrap_array
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
@@ -43,19 +42,17 @@ class SyntheticRun:
         self,
         config: Config,
         store: ExpertStore | None = None,
-        in_place: bool = True,
         frequencies_V: np.ndarray | None = None,
     ):
-        """store: the store of experts; made for this configuration if None. in_place: the setting of the prefetcher. frequencies_V:
-        of ids above FIRST; None: all are equally frequent."""
+        """store: the store of experts; made for this configuration if None. frequencies_V: of ids above FIRST; None: all are equally
+        frequent."""
         ms.set_seed(config.seed)
         self.config = config
         self.store = make_store(config) if store is None else store
         self.step = TrainStep(config, make_network(config), self.store)
         self.step.set_train()
         batches = _batches(config, frequencies_V)
-        self._feed = InputPipeline(batches, batches.start(), self.store, make_prefetcher(config, self.store, in_place))
-        self.traffic: Traffic | None = None
+        self._feed = InputPipeline(batches, batches.start(), self.store)
         self.device_bytes = 0
         """Bytes of the expert weights that the network read in the last step."""
 
@@ -66,9 +63,9 @@ class SyntheticRun:
     def advance(self) -> float:
         """Take one step and return its loss, after all updates that nobody hides."""
         fed = self._feed.take()
-        self.traffic = fed.traffic
-        self.device_bytes = sum(t.nbytes for of in fed.brought.experts for t in of) if fed.brought else 0
-        result = self.step.take(RATE, fed.arrays, fed.brought)
+        if isinstance(self.store, HostStore):
+            self.device_bytes = self.store.traffic(fed.batch.active_A).fetched
+        result = self.step.take(RATE, fed.arrays)
         if self.store.rows:
             update_rows(self.store, SINGLE_PROCESS, fed.batch, result)
         return float(result.block_loss_GM[0].asnumpy().sum())

@@ -64,7 +64,7 @@ UNKNOWN = [
     _unknown("vocabulary", "englishmodel", "english_model"),
     _unknown("routing", "tables", "table"),
     _unknown("ecss", "enable", "enabled"),
-    _unknown("ecss", "prefech", "prefetch"),
+    _unknown("ecss", "cache_gb", "cache_gib"),
     _unknown("ecss", "moment", "moments"),
     _unknown("data", "paht", "path"),
     _unknown("data", "heldout", "held_out"),

@@ -25,10 +25,10 @@ def soak(work: Path, full: bool) -> Sequence[Case]:
 
 
 def resting(work: Path, full: bool) -> Sequence[Case]:
-    """Every step of a run, with the experts in memory and in files, with and without the prefetcher."""
+    """Every step of a run, with the experts in memory and in files, updated in the step and behind it."""
     stores: dict[str, dict] = {
         "host": {},
-        "looked_up": {"prefetch": False},
+        "worker": {"update": "worker"},
         "file": {"store": "file"},
         "bfloat16": {"moments": "bfloat16"},
     }

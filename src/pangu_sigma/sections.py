@@ -242,9 +242,6 @@ class EcssConfig(Section):
     """Folder of the files with `store: file`; null: `experts` in the run folder."""
     cache_gib: Annotated[float, Field(gt=0.0, le=1e6)] = 4.0
     """GiB of the mapped files that may stay in memory; the experts used longest ago are released."""
-    prefetch: bool = True
-    """true: the experts of the next step are copied while a step computes, except experts that both steps use. false: each step
-    copies all its experts when it starts, as on Ascend with either value. The results are the same."""
     update: Literal["auto", "worker", "step"] = "auto"
     """Who updates the experts. worker: a thread of the host, while the device updates the dense parameters and computes the dense
     layers of the next step. step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the

@@ -39,8 +39,6 @@ class Store:
         active: list[int],
         tokens: list[int],
         decay: float = 0.0,
-        copy: np.ndarray | None = None,
-        next_entries: list[int] | None = None,
         **hyper: float,
     ) -> tuple[int, float]:
         """tokens: of each active entry. Returns the number of the failed check and the rows updated."""
@@ -50,11 +48,7 @@ class Store:
         self.grad = grad if grad.dtype == np.float16 else grad.astype(np.float32)
         arrays = [self.w, self.m, self.v, self.grad]
         rest = [values, decays, updated]
-        if copy is None:
-            return self.call("AdamRows", *arrays, self.step, entries, offsets, *rest), float(updated[0])
-        entries_next = np.array(next_entries, np.int32)
-        failed = self.call("AdamRowsCopied", *arrays, copy, self.step, entries, offsets, entries_next, *rest)
-        return failed, float(updated[0])
+        return self.call("AdamRows", *arrays, self.step, entries, offsets, *rest), float(updated[0])
 
 
 def oracle(w, m, v, t, grad, **hyper) -> tuple[np.ndarray, ...]:
@@ -175,67 +169,25 @@ def test_bfloat16_moments_of_gradients_that_are_not_numbers_stay_so(call_kernel:
     assert np.isinf(from_bfloat16(store.v)[0]).tolist() == [False, True, False]
 
 
-@settings(deadline=None, max_examples=80)
-@given(data=st.data(), rows=st.integers(1, 6), half=st.booleans(), width=st.sampled_from([1, 5, 33]))
-def test_rows_are_copied_as_they_are_after_the_step_to_the_places_asked_for(
-    call_kernel: Callable[..., int], data: st.DataObject, rows: int, half: bool, width: int
-):
-    """Updated or not: without a token, and when the step is skipped. Places that nobody asks for keep what they hold."""
-    active = data.draw(st.lists(st.integers(0, rows - 1), unique=True, min_size=1))
-    count = len(active)
-    tokens = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
-    entries = data.draw(st.permutations(range(count)))
-    to = [entry if data.draw(st.booleans()) else data.draw(st.sampled_from([-1, -7])) for entry in entries]
-    apply = data.draw(st.sampled_from([0.0, 1.0]))
-    store, plain = (Store(call_kernel, rows, width, seed=7) for _ in range(2))
-    grad = store.rng.normal(size=(count, width))
-    copy = np.full((count, width), 77, np.float16 if half else np.float32)
-    result = store.update(grad, active, tokens, decay=0.1, copy=copy, next_entries=to, apply=apply)
-    assert (
-        result == plain.update(grad, active, tokens, decay=0.1, apply=apply) == (0, apply * sum(t > 0 for t in tokens))
-    )
-    assert bits(store.state()) == bits(plain.state()), "copying changes no update"
-    expected = np.full_like(copy, 77)
-    for row, entry in zip(active, to, strict=True):
-        if entry >= 0:
-            expected[entry] = store.w[row].astype(copy.dtype)
-    assert copy.tobytes() == expected.tobytes()
-
-
-def test_a_copy_in_half_precision_rounds_as_numpy_does(call_kernel: Callable[..., int]):
-    store = Store(call_kernel, 1, 5000)
-    store.w *= 10.0 ** store.rng.integers(-9, 7, store.w.shape).astype(np.float32)
-    copy = np.zeros((1, 5000), np.float16)
-    assert store.update(store.rng.normal(size=(1, 5000)), [0], [1], copy=copy, next_entries=[0], lr=1e-7) == (0, 1)
-    with np.errstate(over="ignore"):
-        assert copy.tobytes() == store.w.astype(np.float16).tobytes()
-    assert np.isinf(copy).any()
-    assert ((copy != 0) & (np.abs(copy) < 6e-5)).any()
-
-
-@pytest.mark.parametrize(("active", "to"), [([0, 1], [0, 2]), ([0, 2], [0, -1]), ([0, 2], [-1, 0]), ([-1, 0], [0, 1])])
+@pytest.mark.parametrize("active", [[0, 2], [-1, 0]])
 @pytest.mark.parametrize("tokens", [[1, 1], [0, 0]])
-def test_a_place_or_a_row_that_does_not_exist_is_refused_before_anything_changes(
-    call_kernel: Callable[..., int], active: list[int], to: list[int], tokens: list[int]
+def test_a_row_that_does_not_exist_is_refused_before_anything_changes(
+    call_kernel: Callable[..., int], active: list[int], tokens: list[int]
 ):
-    store, copy = Store(call_kernel, 2), np.full((2, 5), 77, np.float32)
-    before = bits([*store.state(), copy])
-    failed, _ = store.update(np.ones((2, 5)), active, tokens, copy=copy, next_entries=to)
-    wanted = [row for row, entry, count in zip(active, to, tokens, strict=True) if count or entry >= 0]
-    assert failed == (4 if max(to) > 1 or not set(wanted) <= {0, 1} else 0)
-    if failed:
-        assert bits([*store.state(), copy]) == before
+    store = Store(call_kernel, 2)
+    before = bits(store.state())
+    assert store.update(np.ones((2, 5)), active, tokens) == ((4, -1) if any(tokens) else (0, 0))
+    assert bits(store.state()) == before
 
 
 def call_arrays(**changes: np.ndarray) -> list[np.ndarray]:
-    """A good call of AdamRowsCopied, but for the arrays of `changes`."""
+    """A good call of AdamRows, but for the arrays of `changes`."""
     good = {
         **{name: np.zeros((4, 6), np.float32) for name in ("w", "m", "v")},
-        **{name: np.zeros((2, 6), np.float32) for name in ("grad", "copy")},
+        "grad": np.zeros((2, 6), np.float32),
         "step": np.zeros(4, np.int32),
         "active": np.array([1, 3], np.int32),
         "offsets": np.array([0, 1, 2], np.int32),
-        "next": np.array([-1, 0], np.int32),
         "hyper": np.array(list(HYPER.values()), np.float32),
         "decay": np.zeros(1, np.float32),
         "updated": np.zeros(1, np.float32),
@@ -245,32 +197,29 @@ def call_arrays(**changes: np.ndarray) -> list[np.ndarray]:
 
 
 BAD_DTYPES = {
-    "w": np.float16, "m": np.uint16, "v": np.uint16, "grad": np.uint16, "copy": np.uint16, "step": np.int64, "active": np.int64,
-    "offsets": np.int64, "next": np.float32, "hyper": np.float64, "decay": np.float64,
+    "w": np.float16, "m": np.uint16, "v": np.uint16, "grad": np.uint16, "step": np.int64, "active": np.int64,
+    "offsets": np.int64, "hyper": np.float64, "decay": np.float64,
 }  # fmt: skip
 BAD_SHAPES = {
-    "w": (4, 5), "m": (4, 5), "v": (3, 6), "grad": (2, 5), "copy": (3, 6), "step": (5,), "active": (3,), "offsets": (2,),
-    "next": (3,), "hyper": (5,), "decay": (2,),
+    "w": (4, 5), "m": (4, 5), "v": (3, 6), "grad": (2, 5), "step": (5,), "active": (3,), "offsets": (2,),
+    "hyper": (5,), "decay": (2,),
 }  # fmt: skip
 
 
 def test_every_array_of_another_dtype_or_size_is_refused(call_kernel: Callable[..., int]):
-    assert call_kernel("AdamRowsCopied", *call_arrays()) == 0
+    assert call_kernel("AdamRows", *call_arrays()) == 0
     good = dict(zip([*BAD_DTYPES, "updated"], call_arrays(), strict=True))
     for name, dtype in BAD_DTYPES.items():
-        assert call_kernel("AdamRowsCopied", *call_arrays(**{name: good[name].astype(dtype)})) == 2, name
+        assert call_kernel("AdamRows", *call_arrays(**{name: good[name].astype(dtype)})) == 2, name
     for name, shape in BAD_SHAPES.items():
-        assert call_kernel("AdamRowsCopied", *call_arrays(**{name: np.zeros(shape, good[name].dtype)})) == 3, name
+        assert call_kernel("AdamRows", *call_arrays(**{name: np.zeros(shape, good[name].dtype)})) == 3, name
     moments = {name: np.zeros((4, 6), np.float16) for name in ("m", "v")}
-    assert call_kernel("AdamRowsCopied", *call_arrays(**moments)) == 2, "float16 is not bfloat16"
-    uneven = {
-        name: np.zeros(size, np.float32) for name, size in (("w", 6), ("m", 6), ("v", 6), ("grad", 3), ("copy", 3))
-    }
-    assert call_kernel("AdamRowsCopied", *call_arrays(**uneven)) == 3, "six elements are no four rows"
+    assert call_kernel("AdamRows", *call_arrays(**moments)) == 2, "float16 is not bfloat16"
+    uneven = {name: np.zeros(size, np.float32) for name, size in (("w", 6), ("m", 6), ("v", 6), ("grad", 3))}
+    assert call_kernel("AdamRows", *call_arrays(**uneven)) == 3, "six elements are no four rows"
     none = {name: np.zeros((0, 6), np.float32) for name in ("w", "m", "v")} | {"step": np.zeros(0, np.int32)}
-    assert call_kernel("AdamRowsCopied", *call_arrays(**none)) == 3, "a store without rows"
-    assert call_kernel("AdamRowsCopied", *call_arrays()[1:]) == 1
-    assert call_kernel("AdamRows", *call_arrays()) == 1
+    assert call_kernel("AdamRows", *call_arrays(**none)) == 3, "a store without rows"
+    assert call_kernel("AdamRows", *call_arrays()[1:]) == 1
 
 
 def square_sum(call_kernel: Callable[..., int], *tensors: np.ndarray) -> np.float32:

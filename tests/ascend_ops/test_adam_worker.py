@@ -37,7 +37,6 @@ class Segments:
         self.w = [[rng.normal(size=(ROWS, width)).astype(np.float32) for width in widths] for _ in range(2)]
         self.m, self.v = ([[np.zeros((ROWS, width), moments) for width in widths] for _ in range(2)] for _ in "mv")
         self.step = [np.zeros(ROWS, np.int32) for _ in range(2)]
-        self.copies = [[np.zeros((ACTIVE, width), np.float32) for width in widths] for _ in range(2)]
         self.decay = np.array([0.1, 0.0], np.float32)
 
     def registered(self, **options: Any) -> AdamWorker:
@@ -47,28 +46,15 @@ class Segments:
         return worker
 
     def bytes(self) -> list[bytes]:
-        arrays = [a for of in (self.w, self.m, self.v, self.copies) for arrays in of for a in arrays]
+        arrays = [a for of in (self.w, self.m, self.v) for arrays in of for a in arrays]
         return [array.tobytes() for array in [*arrays, *self.step]]
 
     def adam_rows(self, n: int, grads: list[np.ndarray], lists: list[np.ndarray], hyper: np.ndarray) -> None:
-        active, offsets, entries = lists
-        arrays = [*self.w[n], *self.m[n], *self.v[n], *grads, *self.copies[n]]
-        assert not self.call(
-            "AdamRowsCopied",
-            *arrays,
-            self.step[n],
-            active,
-            offsets,
-            entries,
-            hyper,
-            self.decay,
-            np.zeros(1, np.float32),
-        )
+        arrays = [*self.w[n], *self.m[n], *self.v[n], *grads, self.step[n], *lists, hyper, self.decay]
+        assert not self.call("AdamRows", *arrays, np.zeros(1, np.float32))
 
     def start(self, at: np.ndarray, grads: list[np.ndarray], lists: list[np.ndarray], hyper: np.ndarray) -> int:
-        active, offsets, entries = lists
-        copies, token = self.copies[at[1]], np.zeros(1, np.float32)
-        return self.call("StartUpdate", *grads, *copies, active, offsets, entries, hyper, at, token)
+        return self.call("StartUpdate", *grads, *lists, hyper, at, np.zeros(1, np.float32))
 
     def wait(self, at: np.ndarray) -> int:
         return self.call("Await", np.zeros(1, np.float32), at, np.zeros(1, np.float32))
@@ -86,11 +72,10 @@ def hyper_of(kind: str) -> np.ndarray:
 def drawn(
     rng: np.random.Generator, dtype: type, widths: tuple[int, ...] = WIDTHS
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Gradients of a segment, one of them now and then not a number; and which rows, with how many tokens, are copied where."""
+    """Gradients of a segment, and which rows, with how many tokens."""
     grads = [rng.normal(size=(ACTIVE, width)).astype(dtype) for width in widths]
     offsets = np.cumsum([0, *rng.integers(0, 3, ACTIVE)]).astype(np.int32)
-    entries = np.where(rng.random(ACTIVE) < 0.5, rng.permutation(ACTIVE), -1).astype(np.int32)
-    return grads, [np.sort(rng.permutation(ROWS)[:ACTIVE]).astype(np.int32), offsets, entries]
+    return grads, [np.sort(rng.permutation(ROWS)[:ACTIVE]).astype(np.int32), offsets]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +142,33 @@ def test_a_failed_worker_fails_every_operator_and_every_wait(call_kernel: Callab
     assert ours.wait(at(worker, 0)) == ours.start(at(worker, 1), grads, lists, hyper_of("clean")) == 8
     with pytest.raises(AdamWorkerError, match="go on from the last checkpoint"):
         worker.settle()
+    del worker  # its thread may still read the gradients
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_wait_copies_the_active_rows_once_after_their_update(call_kernel: Callable[..., int], dtype: type):
+    ours, rng = Segments(call_kernel), np.random.default_rng(0)
+    worker, (grads, lists) = ours.registered(), drawn(rng, np.float32)
+    active, fetched = np.array([0, 2, 5, ROWS], np.int32), [np.full((4, width), 7, dtype) for width in WIDTHS]
+    lists[0][:], lists[1][:] = active[:3], np.arange(ACTIVE + 1)
+    before = ours.bytes()
+
+    def register(rows: np.ndarray) -> None:
+        arrays = ours.w[0], ours.m[0], ours.v[0], ours.step[0], ours.decay.tolist()
+        worker.register(0, *arrays, rows, fetched)
+
+    register(active)
+    assert not ours.start(at(worker, 0), grads, lists, hyper_of("clean"))
+    assert not ours.wait(at(worker, 0))
+    assert ours.bytes() != before
+    for copy, weights in zip(fetched, ours.w[0], strict=True):
+        np.testing.assert_array_equal(copy, np.concatenate([weights[active[:3]], 0 * weights[:1]]).astype(dtype))
+        copy[...] = 7
+    assert not ours.wait(at(worker, 0))
+    assert all((copy == 7).all() for copy in fetched), "copied by the first wait alone"
+    register(np.array([0, 1, 2, ROWS + 1], np.int32))
+    assert ours.wait(at(worker, 0)) == 4
+    assert all((copy == 7).all() for copy in fetched)
 
 
 def test_a_worker_ends_with_its_object_and_its_number_names_no_other(call_kernel: Callable[..., int]):

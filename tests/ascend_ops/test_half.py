@@ -7,11 +7,9 @@ from collections.abc import Callable
 import mindspore as ms
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mindspore import Tensor
 
-from ascend_ops.half import CastWeights, copy_rows
+from ascend_ops.half import CastWeights
 
 HARD = [0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65520, 2.0**-24, 2.0**-25, 1.001 * 2.0**-25, 1 + 2.0**-11, 1e-40]
 
@@ -26,18 +24,6 @@ def values(count: int) -> np.ndarray:
 def cast(array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore"):
         return array.astype(np.float16)
-
-
-@settings(deadline=None, max_examples=60)
-@given(count=st.integers(0, 150), source=st.integers(0, 3), target=st.integers(0, 40))
-def test_rows_are_copied_to_any_place_and_nothing_beside_it(count: int, source: int, target: int):
-    array = values(source + count)[source:]
-    for dtype in (np.float16, np.float32):
-        out = np.full(target + count + 40, 7, dtype)
-        copy_rows(array, out[target : target + count])
-        expected = cast(array) if dtype is np.float16 else array
-        np.testing.assert_array_equal(out[target : target + count], expected)
-        assert (np.delete(out, np.arange(target, target + count)) == 7).all()
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 65_536), (65_537, 3)])

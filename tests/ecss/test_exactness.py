@@ -1,16 +1,15 @@
-"""However experts are stored and brought, training gives the same bits."""
+"""However experts are stored and updated, training gives the same bits."""
 
 from __future__ import annotations
 
 import mmap
 import os
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.sequences import SEQUENCE, Sequence, batch_of, differing
+from helpers.sequences import Sequence, batch_of, differing
 from helpers.toy import toy_config
 
 from pangu_sigma.data.batches import Batch
@@ -51,55 +50,31 @@ def made(graph_mode, tmp_path_factory) -> Callable[..., Sequence]:
 
 @pytest.fixture(scope="module")
 def looked_up(made) -> Callable[..., dict[str, bytes]]:
-    """looked_up(variant, bad_step): evidence of training from memory, every expert looked up as it is needed."""
+    """looked_up(variant, bad_step): evidence of training from memory, without a worker."""
     kept: dict[tuple[str, int | None], dict[str, bytes]] = {}
 
     def found(variant: str, bad_step: int | None = None) -> dict[str, bytes]:
         if (variant, bad_step) not in kept:
-            kept[variant, bad_step] = evidence(made(variant), prefetch=False, bad_step=bad_step)
+            kept[variant, bad_step] = evidence(made(variant), bad_step=bad_step)
         return kept[variant, bad_step]
 
     return found
 
 
 def evidence(toy: Sequence, **options: Any) -> dict[str, bytes]:
-    return toy.evidence(toy.train(**options)[0])
+    return toy.evidence(toy.train(**options))
 
 
-def test_the_sequence_has_every_kind_of_neighbours(made):
-    """Side by side or not in the store, sharing some experts, all, or none."""
-    toy, kinds = made("float32"), []
-    steps = [batch_of(toy, domains, seed).active_A for seed, domains in enumerate(SEQUENCE)]
-    for one, other in pairwise(steps):
-        for layer in range(2):
-            first, second = (set(active[layer]) - {8} for active in (one, other))
-            shared = "all" if first == second else "some" if first & second else "none"
-            kinds.append((side_by_side(one[layer]), side_by_side(other[layer]), shared))
-    assert set(kinds) == {
-        *((True, True, shared) for shared in ("some", "all")),
-        *((False, False, shared) for shared in ("some", "all", "none")),
-        *((*kind, "some") for kind in ((True, False), (False, True))),
-    }
-
-
-def side_by_side(active_A: np.ndarray) -> bool:
-    return bool((np.diff(active_A) == 1).all() and active_A[-1] < 8)
-
-
-def test_files_and_prefetching_change_no_bit(made, looked_up):
-    """All four of (memory, files) × (looked up, brought)."""
-    expected, file = looked_up("float32"), made("float32", "file")
+def test_files_change_no_bit(made, looked_up):
+    expected = looked_up("float32")
     assert len(expected) > 60
-    assert differing(expected, evidence(made("float32"), prefetch=True)) == set()
-    assert differing(expected, evidence(file, prefetch=False)) == set()
-    assert differing(expected, evidence(file, prefetch=True)) == set()
+    assert differing(expected, evidence(made("float32", "file"))) == set()
 
 
 @pytest.mark.parametrize("variant", [pytest.param(v, marks=pytest.mark.slow) for v in list(VARIANTS)[1:]])
-def test_files_and_prefetching_change_no_bit_with(made, looked_up, variant: str):
-    """Both at once against neither."""
+def test_files_change_no_bit_with(made, looked_up, variant: str):
     expected = looked_up(variant)
-    assert differing(expected, evidence(made(variant, "file"), prefetch=True)) == set()
+    assert differing(expected, evidence(made(variant, "file"))) == set()
     assert differing(expected, looked_up("float32")), "the option should do something"
 
 
@@ -107,40 +82,21 @@ def test_files_and_prefetching_change_no_bit_with(made, looked_up, variant: str)
     "variant", ["segments", *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS if v != "segments")]
 )
 def test_an_update_behind_the_step_changes_no_bit(made, looked_up, variant: str):
-    """Brought and looked up, with a step that is not a number, from files; and the worker did update."""
+    """With a step that is not a number, from files; and the worker did update."""
     toy = made(variant, update="worker")
     for bad_step in (None, 3):
-        expected = looked_up(variant, bad_step)
-        for prefetch in (True, False):
-            assert differing(expected, evidence(toy, prefetch=prefetch, bad_step=bad_step)) == set(), (
-                bad_step,
-                prefetch,
-            )
+        assert differing(looked_up(variant, bad_step), evidence(toy, bad_step=bad_step)) == set(), bad_step
     times, updates = toy.store.worker.read()
     assert {update.segment for update in updates} == {
         n for n, experts in enumerate(toy.store.segments) if experts.learns
     } and times.busy > 0.0
     if variant == "float32":
         files = made(variant, "file", update="worker")
-        assert differing(looked_up(variant), evidence(files, prefetch=True)) == set()
-
-
-def test_experts_were_read_in_place_fetched_and_refreshed(made):
-    """What the tests above compare is not one way only. A float16 network cannot read float32 rows in place."""
-    for variant, in_place in (("float32", True), ("float16 and dropout", False)):
-        toy = made(variant, "file")
-        moved = toy.train(prefetch=True)[1]
-        row = moved[0].returned_bytes // sum((active_A < 8).sum() for active_A in batch_of(toy, SEQUENCE[0]).active_A)
-        assert sum(t.fetched_bytes for t in moved) == sum(t.misses for t in moved) * row > 0
-        assert sum(t.refreshed_bytes for t in moved) > 0
-        assert (sum(t.hits for t in moved) * row > sum(t.refreshed_bytes for t in moved)) == in_place
+        assert differing(looked_up(variant), evidence(files)) == set()
 
 
 @pytest.mark.parametrize("bad_step", [*(pytest.param(step, marks=pytest.mark.slow) for step in (0, 2)), 3, 7])
-def test_a_step_with_a_gradient_that_is_not_a_number_changes_nothing_and_the_next_is_fed_right(
-    made, looked_up, bad_step: int
-):
-    """Steps that share experts with the next one: rows that were not updated are brought on all the same."""
+def test_a_step_with_a_gradient_that_is_not_a_number_changes_nothing(made, looked_up, bad_step: int):
 
     def watch(number: int, _: Batch, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
         if number == bad_step:
@@ -149,13 +105,13 @@ def test_a_step_with_a_gradient_that_is_not_a_number_changes_nothing_and_the_nex
 
     expected = looked_up("float32", bad_step)
     for store in ("host", "file"):
-        found = evidence(made("float32", store), prefetch=True, bad_step=bad_step, watch=watch)
+        found = evidence(made("float32", store), bad_step=bad_step, watch=watch)
         assert differing(expected, found) == set(), store
     assert differing(expected, looked_up("float32")), "the bad step should be missing"
 
 
 @pytest.mark.parametrize("variant", ["float32", *(pytest.param(v, marks=pytest.mark.slow) for v in list(VARIANTS)[1:])])
-def test_inactive_experts_keep_everything_bit_for_bit_when_brought_from_files(made, variant: str):
+def test_inactive_experts_keep_everything_bit_for_bit_in_files(made, variant: str):
     toy, rested = made(variant, "file"), set()
 
     def watch(_: int, batch: Batch, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
@@ -171,7 +127,7 @@ def test_inactive_experts_keep_everything_bit_for_bit_when_brought_from_files(ma
             assert (before[weights] != after[weights]).any(axis=(1, 2)).tolist() == active_K.tolist()
             rested.update((layer, int(expert)) for expert in np.flatnonzero(~active_K))
 
-    toy.train(prefetch=True, watch=watch)
+    toy.train(watch=watch)
     segments = [experts.segment for experts in toy.store.segments]
     own = [segment.stored for segment in segments if segment.kind == "own"]
     assert len(rested) == sum(own), "every expert of a domain should have rested, and no common one"
@@ -179,7 +135,7 @@ def test_inactive_experts_keep_everything_bit_for_bit_when_brought_from_files(ma
 
 def test_the_file_holds_what_was_trained(made):
     toy = made("float32", "file")
-    toy.train(prefetch=True)
+    toy.train()
     file, begin, specs = toy.store.tier._file.fileno(), 0, array_specs(toy.config)
     assert len(specs) == sum(len(toy.store.segments[n].named) for n in range(2))
     for spec in specs:  # one after the other, each from the beginning of a page
@@ -191,12 +147,12 @@ def test_the_file_holds_what_was_trained(made):
 
 @pytest.mark.parametrize("moments", ["float32", "bfloat16"])
 def test_ecss_on_equals_ecss_off_when_every_expert_is_active(tmp_path, moments: str):
-    """The same moments, everything else different: host rows from files, brought; against ordinary parameters."""
+    """The same moments, everything else different: host rows from files against ordinary parameters."""
     found, sequence = [], [(0, 1)] * 4
     for ecss in ({"store": "file"}, {"enabled": False}):
         options = {"ecss": {"moments": moments, **ecss}, "train": {"optimizer": OPTIMIZER}}
         toy = Sequence.make(toy_config(2, model=SMALL, **options), tmp_path)
         for seed, domains in enumerate(sequence):
             assert (batch_of(toy, domains, seed).load_NK > 0).all(), "the batch should activate every expert"
-        found.append(evidence(toy, prefetch=toy.config.ecss.enabled, sequence=sequence))
+        found.append(evidence(toy, sequence=sequence))
     assert differing(*found) == set()

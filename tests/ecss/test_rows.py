@@ -109,7 +109,6 @@ def test_rows_that_no_token_met_take_neither_memory_nor_disk(tmp_path: Path, kin
 
 
 def test_whoever_waits_for_experts_does_not_wait_for_rows():
-    """The prefetcher's thread does, while the loop gives rows their next work."""
     config = config_of()
     store, free = make_store(config), Event()
     assert store.rows is not None

@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import mindspore as ms
@@ -63,35 +62,11 @@ def test_letting_go_of_experts_changes_none_of_them(tmp_path: Path):
     expected = {name: array.copy() for name, array in arrays.items()}
     for _ in range(20):
         active = rng.choice(8, 3, replace=False)
-        for expert in active.tolist():
-            tier.prefetch(0, expert)
         for name, array in arrays.items():
             new = rng.integers(0, 9, array[active].shape)
             array[active], expected[name][active] = new, new
-        tier.used([active, active[:1]])
+        tier.read_ahead([active, active[:1]], [rng.choice(9, 3, replace=False)] * 2)
     assert {name: a.tobytes() for name, a in arrays.items()} == {name: a.tobytes() for name, a in expected.items()}
-
-
-def test_the_loop_may_let_go_of_everything_while_a_thread_lets_go_of_the_oldest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """After an evaluation, or as a checkpoint is written, while the next experts are brought."""
-    tier = FileTier(tmp_path, array_specs(toy_config()), cache_gib=1e-9)
-    make_store(toy_config(), tier)
-    tier.used([np.arange(4), np.arange(4)])
-    advise, loop = tiers._advise, threading.Thread(target=tier.release)
-
-    def interrupted(*arguments) -> None:
-        advise(*arguments)
-        if loop.ident is None:
-            loop.start()
-            loop.join(0.2)  # as far as it comes
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tiers, "_advise", interrupted)
-        tier.used([np.arange(4, 8), np.arange(4, 8)])
-    loop.join()
-    tier.used([np.arange(2), np.arange(2)])
 
 
 RESIDENT = """

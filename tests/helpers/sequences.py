@@ -1,4 +1,4 @@
-"""Batches of chosen domains, and a toy that trains on a sequence of them with every kind of store, fed or not."""
+"""Batches of chosen domains, and a toy that trains on a sequence of them with every kind of store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from mindspore import Tensor
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.data.step_arrays import StepArrays
-from pangu_sigma.ecss.prefetch import Prefetcher, Traffic
 from pangu_sigma.ecss.store import array_specs, build
 from pangu_sigma.ecss.tiers import FileTier
 from pangu_sigma.model.declare import as_input
@@ -63,32 +62,26 @@ class Sequence(Toy):
 
     def train(
         self,
-        prefetch: bool,
         sequence: list[tuple[int, ...]] = SEQUENCE,
         bad_step: int | None = None,
         watch: Watch | None = None,
-    ) -> tuple[list[StepResult], list[Traffic]]:
+    ) -> list[StepResult]:
         """Train on the sequence from the start. bad_step: one token of this step weighs NaN."""
         self.start()
         batches = [batch_of(self, domains, seed) for seed, domains in enumerate(sequence)]
-        fed = Prefetcher(self.store) if prefetch else None
-        results, moved, brought = [], [], None
+        results: list[StepResult] = []
         for number, batch in enumerate(batches):
             arrays = batch.arrays()
             if number == bad_step:
                 arrays.weights_GBS[0, 0, 0] = np.nan
-            if fed is not None:
-                brought, traffic = fed.transfer(batch.active_A, batches[(number + 1) % len(batches)].active_A)
-                moved.append(traffic)
+            self.store.tier.read_ahead(batch.active_A, batches[(number + 1) % len(batches)].active_A)
             before = self.snapshot() if watch else {}
-            results.append(self.step.take(1e-3, StepArrays(*map(as_input, arrays)), brought))
+            results.append(self.step.take(1e-3, StepArrays(*map(as_input, arrays))))
             assert float(results[-1].applied.asnumpy()) == (number != bad_step)
-            if fed is None:
-                self.store.tier.release()
             if watch:
                 self.store.settle()
                 watch(number, batch, before, self.snapshot())
-        return results, moved
+        return results
 
     def evidence(self, results: list[StepResult]) -> dict[str, bytes]:
         """Bits of everything that training changed, and of what every step reported."""

@@ -158,7 +158,7 @@ def test_nor_does_what_is_dropped(run):
     [
         {"train": {"accumulation": 2}},
         {"ecss": {"enabled": False}},
-        {"ecss": {"store": "file", "prefetch": False}},
+        {"ecss": {"store": "file"}},
         {"parallel": {"fusion_mib": 0}},
         {"model": {"rre_layers": 1, "dense_layers": 2, "expert_init": "replicated"}},
     ],

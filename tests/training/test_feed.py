@@ -7,21 +7,17 @@ import pytest
 from helpers.toy import toy_batches, toy_config
 
 from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.ecss.prefetch import PrefetchedExperts
 from pangu_sigma.training.feed import InputPipeline
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
 class Store:
-    """What a feed needs of a store: a tier that counts how often it is released."""
+    """What a feed needs of a store: a tier that notes what it is asked to read ahead."""
 
     def __init__(self):
-        self.released, self.rows = 0, None
-        self.tier = SimpleNamespace(release=self.release)
-
-    def release(self) -> None:
-        self.released += 1
+        self.asked: list[tuple[Lists, Lists]] = []
+        self.rows, self.tier = None, SimpleNamespace(read_ahead=lambda *lists: self.asked.append(lists))
 
     def rows_of(self, keys_EGBS: np.ndarray) -> tuple[()]:
         return ()
@@ -31,17 +27,6 @@ Lists = tuple[np.ndarray, ...]
 """The active experts of each segment."""
 
 
-class Prefetcher:
-    """Notes what it is asked for."""
-
-    def __init__(self):
-        self.asked: list[tuple[Lists, Lists]] = []
-
-    def transfer(self, active_A: Lists, coming_A: Lists) -> tuple[PrefetchedExperts, str]:
-        self.asked.append((active_A, coming_A))
-        return PrefetchedExperts(experts=("experts",)), "traffic"
-
-
 @pytest.fixture
 def batches(tmp_path) -> BatchLoader:
     return toy_batches(toy_config(), tmp_path)
@@ -49,7 +34,7 @@ def batches(tmp_path) -> BatchLoader:
 
 def test_batches_come_in_order_each_with_the_cursor_after_it(batches):
     start = batches.start()
-    feed, cursor = InputPipeline(batches, start, Store(), None), batches.start()
+    feed, cursor = InputPipeline(batches, start, Store()), batches.start()
     for _ in range(4):
         fed, expected = feed.take(), batches.next(cursor)
         assert fed.batch.digest == expected.digest
@@ -60,22 +45,13 @@ def test_batches_come_in_order_each_with_the_cursor_after_it(batches):
     assert start == batches.start(), "the run's own cursor moves only when a step is done"
 
 
-def test_without_a_prefetcher_the_store_lets_go_of_what_the_step_before_used(batches):
-    store = Store()
-    feed = InputPipeline(batches, batches.start(), store, None)
-    for taken in range(1, 4):
-        fed = feed.take()
-        assert (fed.brought, fed.traffic, store.released) == (None, None, taken)
-
-
-def test_a_prefetcher_is_told_the_experts_of_this_step_and_of_the_next(batches):
-    store, prefetcher, cursor = Store(), Prefetcher(), batches.start()
-    feed = InputPipeline(batches, batches.start(), store, prefetcher)
+def test_a_store_is_told_the_experts_of_this_step_and_of_the_next(batches):
+    store, cursor = Store(), batches.start()
+    feed = InputPipeline(batches, batches.start(), store)
     active = [batches.next(cursor).active_A for _ in range(4)]
     for _ in range(3):
-        fed = feed.take()
-        assert (fed.brought, fed.traffic) == (PrefetchedExperts(experts=("experts",)), "traffic")
-    for number, (now, coming) in enumerate(prefetcher.asked):
+        feed.take()
+    assert len(store.asked) == 3
+    for number, (now, coming) in enumerate(store.asked):
         assert all(map(np.array_equal, now, active[number]))
         assert all(map(np.array_equal, coming, active[number + 1]))
-    assert store.released == 0

@@ -249,7 +249,7 @@ class BatchLoader:
 
 
 class Lookahead:
-    """Iterator over the training batches after a data position, each with the next batch, whose experts can be prefetched. A
+    """Iterator over the training batches after a data position, each with the next batch, whose experts can be read ahead. A
     thread assembles the batches while a step computes."""
 
     def __init__(self, batches: BatchLoader, cursor: Cursor):

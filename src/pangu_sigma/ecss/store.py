@@ -16,9 +16,9 @@ over cells of single segments, which in the paper are whole layers:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -37,10 +37,19 @@ from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.plan import RoutedSegment
 
 
+class Traffic(NamedTuple):
+    """Bytes of experts that a training step moves between host and device, over all segments."""
+
+    fetched: int
+    """Weights of the active experts, in the dtype of the network."""
+    returned: int
+    """Gradients of the active experts that learn."""
+
+
 class StoredExperts(nn.Cell):
     """Experts of one segment in a store: a row of its arrays is an expert.
     fetch(active_A) -> FFN_TENSORS of the active experts [A, …] in the network's dtype, without b2 if the segment has none.
-    update(grads, active_A, used_A1, hyper, next_A, buffers) -> number of rows updated, float32 [1]; runs Adam in place.
+    update(grads, active_A, used_A1, hyper) -> number of rows updated, float32 [1]; runs Adam in place.
     """
 
     def __init__(self, config: Config, segment: RoutedSegment, tier: HostTier):
@@ -63,12 +72,12 @@ class StoredExperts(nn.Cell):
         """Shapes of the tensors of the active experts, which are also the shapes of their gradients."""
         return [(self.segment.entries, *weight.shape[1:]) for weight in self.weights]
 
-    def update(self, grads, active_A, used_A1, hyper, next_A=None, buffers=()):
+    def update(self, grads, active_A, used_A1, hyper):
         """Update experts in place. grads: gradients of what `fetch` returned. active, used: as in `RoutingPlan`. hyper: as `Hyper`
-        returns. next_A, buffers: of the segment in `PrefetchedExperts`, if there are any."""
+        returns."""
         rows_A, used_A1 = self.updated_rows(active_A, used_A1)
         of_experts = (self.weights, self.moments, self.variances, grads, self.steps)
-        return self.adam(*of_experts, rows_A, used_A1, hyper, self.decay, buffers, next_A)
+        return self.adam(*of_experts, rows_A, used_A1, hyper, self.decay)
 
 
 class HostExperts(StoredExperts):
@@ -136,13 +145,12 @@ class ExpertStore(nn.Cell):
         """Return the rows of tokens, e [G, T, H], as the last step left them; () without rows. keys: as in `Batch`."""
         return self.rows.gather(keys_EGBS) if self.rows else ()
 
-    def update(self, grads, active_A, used_A1, hyper, next_A=(), buffers=()):
+    def update(self, grads, active_A, used_A1, hyper):
         """Update the experts of segments that learn, and return the number of updated rows. grads: () of the others."""
         updated = 0.0
         for n in range(len(self.segments)):
             if self.segments[n].learns:
-                ahead = (next_A[n], buffers[n]) if buffers else ()
-                updated = updated + self.segments[n].update(grads[n], active_A[n], used_A1[n], hyper, *ahead)
+                updated = updated + self.segments[n].update(grads[n], active_A[n], used_A1[n], hyper)
         return updated
 
     def settle(self, in_step: bool = False) -> None:
@@ -167,6 +175,15 @@ class HostStore(ExpertStore):
     """Expert store with ECSS: host arrays with one row per expert."""
 
     kind = HostExperts
+
+    def traffic(self, active_A: Sequence[np.ndarray]) -> Traffic:
+        """Return what a step with these active experts moves."""
+        bytes_N = []
+        for experts, active in zip(self.segments, active_A, strict=True):
+            elements = sum(int(np.prod(shape[1:])) for shape in experts.active_shapes)
+            bytes_N.append(int((active <= experts.last).sum()) * elements * (2 if self.dtype == ms.float16 else 4))
+        learning = zip(bytes_N, self.segments, strict=True)
+        return Traffic(sum(bytes_N), sum(count for count, experts in learning if experts.learns))
 
 
 class DeviceStore(ExpertStore):

@@ -10,9 +10,8 @@ import logging
 import mmap
 import os
 import tempfile
-import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,11 +100,9 @@ class HostTier:
     def reserve(self, entry: int, records: np.ndarray, keys: np.ndarray) -> None:
         """Reserve room on the disk for those records of an entry that no token met and that will be written; nothing in memory."""
 
-    def prefetch(self, segment: int, expert: int) -> None:
-        """Start to read an expert from its file, because the next step will use it; do nothing for an expert in memory."""
-
-    def used(self, active: list[np.ndarray]) -> None:
-        """Note which experts of each segment this step or the next one uses. Memory of those used longest ago may be released."""
+    def read_ahead(self, active_A: Sequence[np.ndarray], coming_A: Sequence[np.ndarray]) -> None:
+        """Start to read the experts of the coming step from their files, and release the memory of those used longest ago; nothing
+        for experts in memory. active, coming: active experts of each segment in the next step to run, and in the step after it."""
 
     def release(self) -> None:
         """Give back memory if the values of the experts are also in files, from which the next use reads them; else do nothing."""
@@ -135,7 +132,6 @@ class FileTier(HostTier):
         self._budget = int(cache_gib * _GIB)
         self._maps: dict[int, list[tuple[mmap.mmap, int]]] = {}
         self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()
-        self._counting = threading.Lock()  # of `_mapped`: a prefetcher's thread and the loop both let go
         self._folder, self._rows = folder, dict[int, IO[bytes]]()
         self._file = _reserve(folder, sum(map(_pages, specs)))
         self._used_bytes = 0
@@ -176,30 +172,19 @@ class FileTier(HostTier):
                 "larger disk, or lower model.rows"
             ) from error
 
-    def prefetch(self, segment: int, expert: int) -> None:
-        for mapped, row in self._maps[segment]:
-            _advise(mapped, mmap.MADV_WILLNEED, expert * row, row)
-
-    def used(self, active: list[np.ndarray]) -> None:
-        with self._counting:
-            self._used(active)
-
-    def release(self) -> None:
-        """Give back the memory of all experts. Their values are in the files, from which the next use reads them."""
-        with self._counting:
-            for maps in self._maps.values():
-                for mapped, _ in maps:
-                    mapped.madvise(mmap.MADV_DONTNEED)
-            self._mapped.clear()
-
-    def _used(self, active: list[np.ndarray]) -> None:
+    def read_ahead(self, active_A: Sequence[np.ndarray], coming_A: Sequence[np.ndarray]) -> None:
         keep = set()
-        for segment, experts in enumerate(active):
-            size = sum(row for _, row in self._maps[segment])
-            for expert in experts.tolist():
+        for (segment, maps), active, coming in zip(self._maps.items(), active_A, coming_A, strict=True):
+            stored, size = len(maps[0][0]) // maps[0][1], sum(row for _, row in maps)
+            for expert in np.concatenate([active, coming]).tolist():
+                if expert == stored:  # fills the list
+                    continue
                 keep.add((segment, expert))
                 self._mapped[segment, expert] = size
                 self._mapped.move_to_end((segment, expert))
+            for expert in coming[coming < stored].tolist():
+                for mapped, row in maps:
+                    _advise(mapped, mmap.MADV_WILLNEED, expert * row, row)
         total = sum(self._mapped.values())
         for (segment, expert), size in list(self._mapped.items()):
             if total <= self._budget or (segment, expert) in keep:
@@ -208,6 +193,13 @@ class FileTier(HostTier):
                 _advise(mapped, mmap.MADV_DONTNEED, expert * row, row)
             del self._mapped[segment, expert]
             total -= size
+
+    def release(self) -> None:
+        """Give back the memory of all experts. Their values are in the files, from which the next use reads them."""
+        for maps in self._maps.values():
+            for mapped, _ in maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+        self._mapped.clear()
 
 
 def _large_pages(spec: ArraySpec) -> np.ndarray:

@@ -11,7 +11,11 @@ Results are the same bit for bit.
 
 from __future__ import annotations
 
-from mindspore import nn
+from collections.abc import Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
 
 from ascend_ops.adam_worker import AdamWorker, Await, StartUpdate
 from pangu_sigma.config import Config
@@ -20,7 +24,11 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma, RoutedFFN
 
 
 class AwaitedFFN(nn.Cell):
-    """Expert FFN of a segment that first waits until the experts are updated: construct(rows, *weights and offsets) -> rows."""
+    """Expert FFN of a segment that first waits until the experts are updated: construct(rows, *weights and offsets) -> rows.
+
+    In a training step the weights are `WorkerUpdate.experts`, to which the wait copies them. Elsewhere they are those that were
+    looked up, after the updates.
+    """
 
     def __init__(self, ffn: nn.Cell, worker: AdamWorker, segment: int):
         super().__init__()
@@ -40,25 +48,30 @@ class WorkerUpdate(nn.Cell):
         self.worker = AdamWorker(len(store.segments), copies_gradients)
         store.worker = self.worker
         self.start = nn.CellList([StartUpdate(self.worker, n) for n in range(len(store.segments))])
+        dtype = np.float16 if store.dtype == ms.float16 else np.float32
+        self._fetched = [[np.zeros(shape, dtype) for shape in experts.active_shapes] for experts in store.segments]
+        self.experts = tuple(tuple(map(Tensor.from_numpy, arrays)) for arrays in self._fetched)
+        """Weights of the active experts for the network on a CPU, which reads them where `AwaitedFFN` puts them."""
         self.register()
 
-    def register(self) -> None:
-        """Tell the worker where the arrays are. Call it before each step: a parameter that Python has set is elsewhere."""
+    def register(self, active_A: Sequence[np.ndarray] | None = None) -> None:
+        """Tell the worker where the arrays are. Call it before each step: a parameter that Python has set is elsewhere. active: the
+        active experts of each segment, which the step reads in `experts`; None if it reads them otherwise."""
         for n, experts in enumerate(self.store.segments):
             of_experts = experts.weights, experts.moments, experts.variances
             weights, moments, variances = ([p.asnumpy() for p in of] for of in of_experts)
             steps, decay = experts.steps.asnumpy(), experts.decay.asnumpy().tolist()
-            self.worker.register(n, weights, moments, variances, steps, decay)
+            copied = () if active_A is None else (active_A[n], self._fetched[n])
+            self.worker.register(n, weights, moments, variances, steps, decay, *copied)
 
-    def update(self, grads, active_A, used_A1, hyper, next_A=(), buffers=()):
+    def update(self, grads, active_A, used_A1, hyper):
         """Let the worker update all segments that learn, and return a token of each. The gradients must keep their memory until the
         next step has waited for the update."""
         tokens: tuple = ()
         for n in range(len(self.start)):
             if self.store.segments[n].learns:
                 rows_A, used = self.store.segments[n].updated_rows(active_A[n], used_A1[n])
-                ahead = (buffers[n], next_A[n]) if buffers else ()
-                tokens += (self.start[n](grads[n], rows_A, used, hyper, *ahead),)
+                tokens += (self.start[n](grads[n], rows_A, used, hyper),)
         return tokens
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.batches import Batch, BatchLoader
-from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.finetune.seconds import Seconds
 from pangu_sigma.finetune.task_batches import TaskBatches, TaskSamples
@@ -95,7 +94,7 @@ class Tuner(Trainer):
         """Return the evaluator of the whole dev set."""
         return Evaluator(self.open_batches("held_out"), max(self._dev.counts), self._forward, self.network)
 
-    def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
+    def advance(self) -> tuple[Batch, float, StepResult]:
         """Take one step. The first one, in which the graph is compiled, counts to the phase "compile"."""
         with nullcontext() if self._compiled else self.seconds.of("compile"):
             taken = super().advance()

@@ -23,8 +23,8 @@ _BY_SEGMENT = (*(name for name in StepArrays._fields[_WHOLE:] if name != "e_GTH"
 
 
 def arrays_of(columns: Sequence[Any]) -> tuple[StepArrays, tuple[Any, ...], Any]:
-    """Return what a row of the dataset has: the arrays of a step; the active experts of the next batch, for the prefetcher; and the
-    number of samples taken of each domain after the step [D]."""
+    """Return what a row of the dataset has: the arrays of a step; the active experts of the next batch, to read them ahead;
+    and the number of samples taken of each domain after the step [D]."""
     *columns, taken = columns
     count = (len(columns) - _WHOLE) // len(_BY_SEGMENT)
     firsts = (_WHOLE + i * count for i in range(len(_BY_SEGMENT)))

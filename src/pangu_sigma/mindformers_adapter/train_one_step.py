@@ -1,4 +1,4 @@
-"""Training step of the project as MindFormers' one-step cell, with the same graph, prefetcher and loss scale.
+"""Training step of the project as MindFormers' one-step cell, with the same graph and loss scale.
 
 Shape suffixes: A active experts of a segment, D domains.
 """
@@ -17,7 +17,6 @@ from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.step_arrays import StepArrays
-from pangu_sigma.ecss.prefetch import make_prefetcher
 from pangu_sigma.mindformers_adapter.dataset import arrays_of
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.model.declare import as_input
@@ -62,17 +61,12 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         self.network, self.optimizer, self.folder, self.progress = network, optimizer, folder, progress
         self.step = TrainStep(config, network.network, network.store)
         self.shards = shards_of(network.network, network.store, self.step.dense, self.step.scale)
-        self.prefetcher = make_prefetcher(config, network.store)
 
     def __call__(self, *columns: Tensor) -> tuple[Tensor, ...]:
         arrays, coming_A, taken_D = arrays_of(columns)
-        brought = None
-        if self.prefetcher is not None:
-            brought, _ = self.prefetcher.transfer(
-                *([a.asnumpy() for a in lists] for lists in (arrays.active_A, coming_A))
-            )
+        self.network.store.tier.read_ahead(*([a.asnumpy() for a in lists] for lists in (arrays.active_A, coming_A)))
         rate = self.optimizer.rate(self.progress.updates + 1)
-        result = self.step.take(rate, StepArrays(*map(as_input, arrays)), brought)
+        result = self.step.take(rate, StepArrays(*map(as_input, arrays)))
         applied = bool(result.applied.asnumpy())
         self.progress.advance(applied, replace(self.progress.cursor, taken=taken_D.asnumpy().tolist()))
         loss = np.stack([loss_M.asnumpy() for loss_M in result.block_loss_GM]).sum()

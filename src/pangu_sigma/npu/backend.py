@@ -14,9 +14,9 @@ from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore, restore_rows, row_files
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
-from pangu_sigma.ecss.prefetch import Prefetcher
+from pangu_sigma.ecss.store import Traffic
 from pangu_sigma.npu.context import use_ascend
 from pangu_sigma.npu.inputs import step_inputs
 from pangu_sigma.npu.planner import ExchangePlanner
@@ -48,13 +48,13 @@ class AscendBackend(Backend):
         step.fill(config.seed)
         return TrainingSetup(config, ranks, step.network.loss.network, step.store, step)
 
-    def prefetcher(self, built: TrainingSetup) -> Prefetcher | None:
-        return None  # the step looks its experts up itself
+    def traffic(self, built: TrainingSetup, batch: Batch) -> Traffic | None:
+        return None  # `plan` tells
 
     def take_step(
         self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
     ) -> StepResult:
-        """Take one training step. rate: learning rate. fed: batch and experts. limit_D: unused, see `check_ascend`."""
+        """Take one training step. rate: learning rate. fed: its batch. limit_D: unused, see `check_ascend`."""
         loss_M, norm, applied, scale, *of_rows = built.step.take(rate, fed.batch, fed.e_GTH)
         if not of_rows:
             return StepResult((loss_M,), norm, applied, scale)

@@ -21,8 +21,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader, MakesPlans
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.device import use_cpu
-from pangu_sigma.ecss.prefetch import Prefetcher, make_prefetcher
-from pangu_sigma.ecss.store import ExpertStore, array_specs, build
+from pangu_sigma.ecss.store import ExpertStore, HostStore, Traffic, array_specs, build
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.host_memory import check_rows_fit
 from pangu_sigma.model.pangu_sigma import PanGuSigma
@@ -56,8 +55,7 @@ class TrainingSetup:
 
 
 class Backend:
-    """Interface between the training loop and its devices. This base class is for processes on CPUs: the step of step.py, with
-    prefetched experts."""
+    """Interface between the training loop and its devices. This base class is for processes on CPUs: the step of step.py."""
 
     def planner(self, config: Config, rank: int) -> MakesPlans:
         """Return the maker of the routing plans of a rank."""
@@ -77,14 +75,10 @@ class Backend:
         network, store = build(config, ranks, tier_of(config, ranks, run))
         return TrainingSetup(config, ranks, network, store, TrainStep(config, network, store, ranks))
 
-    def prefetcher(self, built: TrainingSetup) -> Prefetcher | None:
-        """Make the prefetcher of the next step's experts; None if the step itself reads them from the expert store."""
-        return make_prefetcher(built.config, built.store)
-
     def take_step(
         self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
     ) -> StepResult:
-        """Take one training step. rate: learning rate. fed: batch and experts.
+        """Take one training step. rate: learning rate. fed: its batch.
 
         limit_D: limits from `Health.limits`; a batch with a loss above its limit is a loss spike and is skipped. None: no limits.
         """
@@ -92,10 +86,14 @@ class Backend:
         if limit_D is not None:
             blocks_MD = np.eye(len(limit_D), dtype=np.float32)[fed.batch.domains_M[fed.batch.blocks]]
             limits = SpikeLimits(Tensor(limit_D), Tensor(blocks_MD))
-        result = built.step.take(rate, fed.arrays, fed.brought, limits)
+        result = built.step.take(rate, fed.arrays, limits)
         if result.rows_hyper is not None:
             update_rows(built.store, built.ranks, fed.batch, result)
         return result
+
+    def traffic(self, built: TrainingSetup, batch: Batch) -> Traffic | None:
+        """Return what a step moves of the experts; None if it is not known."""
+        return built.store.traffic(batch.active_A) if isinstance(built.store, HostStore) else None
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
         """Return True if this rank adds its losses to the total: exactly one of the ranks that read the same tokens does."""

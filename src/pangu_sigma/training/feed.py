@@ -1,4 +1,4 @@
-"""Input pipeline of the training loop: batch and experts of each step, prepared while the previous step computes."""
+"""Input pipeline of the training loop: the batch of each step, prepared while the previous step computes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,18 @@ import numpy as np
 from pangu_sigma.data.batches import Batch, BatchLoader, Lookahead
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
-from pangu_sigma.ecss.prefetch import PrefetchedExperts, Prefetcher, Traffic
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_input
 
 
 class StepInput(NamedTuple):
-    """Input of one training step: its batch with the rows of its tokens, and prefetched experts."""
+    """Input of one training step: its batch with the rows of its tokens."""
 
     batch: Batch
     cursor: Cursor
     """Position in the data after this batch."""
     e_GTH: np.ndarray | tuple[()]
     """Rows of the batch's tokens (`model.rows`); () without rows."""
-    brought: PrefetchedExperts | None
-    """Prefetched experts; None without a prefetcher."""
-    traffic: Traffic | None
-    """Prefetch traffic of this step; None without a prefetcher."""
 
     @property
     def arrays(self) -> StepArrays:
@@ -34,21 +29,18 @@ class StepInput(NamedTuple):
 
 
 class InputPipeline:
-    """Input pipeline of training: batches in the order of training, each with its experts. Call `take` before each step."""
+    """Input pipeline of training: batches in the order of training. Call `take` before each step."""
 
-    def __init__(self, batches: BatchLoader, cursor: Cursor, store: ExpertStore, prefetcher: Prefetcher | None):
-        """cursor: position in the data at which the first batch begins. prefetcher: None if the step itself reads the store."""
+    def __init__(self, batches: BatchLoader, cursor: Cursor, store: ExpertStore):
+        """cursor: position in the data at which the first batch begins."""
         self._lookahead = Lookahead(batches, cursor)
         self._store = store
-        self._prefetcher = prefetcher
 
     def take(self) -> StepInput:
-        """Return batch and experts of the next step. Raises DataError for damaged data."""
+        """Return the batch of the next step, and let the store read ahead. Raises DataError for damaged data."""
         batch, cursor, coming = self._lookahead.take()
         e_GTH = self._store.rows_of(batch.own_row_keys)
         if self._store.rows:
             self._store.rows.prefetch(coming.row_keys_EGBS)
-        if self._prefetcher is None:
-            self._store.tier.release()  # the experts of the previous step
-            return StepInput(batch, cursor, e_GTH, None, None)
-        return StepInput(batch, cursor, e_GTH, *self._prefetcher.transfer(batch.active_A, coming.active_A))
+        self._store.tier.read_ahead(batch.active_A, coming.active_A)
+        return StepInput(batch, cursor, e_GTH)

@@ -22,7 +22,6 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.order import repetitions
 from pangu_sigma.data.prepared import read_prepared_tokenizer
-from pangu_sigma.ecss.prefetch import Traffic
 from pangu_sigma.garbage import gc_frozen
 from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.ranks.heartbeat import Heartbeat
@@ -84,7 +83,7 @@ class Trainer:
         if checkpoint is not None:
             backend.restore(self.built, checkpoint)
         self.changes = changes_since_checkpoint(checkpoint, self.run)
-        self.feed = InputPipeline(self.batches, self.progress.cursor, self.store, backend.prefetcher(self.built))
+        self.feed = InputPipeline(self.batches, self.progress.cursor, self.store)
         self._counts = backend.adds_losses(config, self.ranks)
         self.saver = self._open_saver()
         self.loss, self.losses = 0.0, dict[str, float]()
@@ -114,8 +113,8 @@ class Trainer:
     def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
         """Hook for subclasses, called with the held-out losses of each evaluation. This class does nothing."""
 
-    def advance(self) -> tuple[Batch, float, StepResult, Traffic | None]:
-        """Take one step. Returns its batch, learning rate, result, and prefetch traffic."""
+    def advance(self) -> tuple[Batch, float, StepResult]:
+        """Take one step. Returns its batch, learning rate, and result."""
         step = self.progress.step + 1
         self.heart.beat(f"the batch of step {step}")
         with self.timeline.span("feed"):
@@ -134,7 +133,7 @@ class Trainer:
         self.loss, self.losses = self._losses(fed.batch, weight_M, result)
         spiked = not applied and bool(np.isfinite(result.norm.asnumpy()))
         self.health.observe(self.progress.step, self.losses, fed.batch.digest, not applied, spiked)
-        return fed.batch, rate, result, fed.traffic
+        return fed.batch, rate, result
 
     def _losses(self, batch: Batch, weight_M: np.ndarray, result: StepResult) -> tuple[float, dict[str, float]]:
         """Return the mean loss per token of a step, in all and of each domain of its batch; the same on every rank."""
@@ -149,7 +148,7 @@ class Trainer:
             per_domain[name] = float(loss_M[blocks].sum() / weight_M[blocks].sum())
         return float(loss_M.sum()), per_domain
 
-    def metrics(self, batch: Batch, rate: float, result: StepResult, traffic: Traffic | None) -> StepMetrics:
+    def metrics(self, batch: Batch, rate: float, result: StepResult) -> StepMetrics:
         """Return the metrics of the last step, from what `advance` returned; the same on every rank."""
         applied, norm = bool(result.applied.asnumpy()), float(result.norm.asnumpy())
         return StepMetrics(
@@ -166,7 +165,7 @@ class Trainer:
             reachable_N=self.config.reachable_experts(batch.domains_M.tolist()),
             samples=batch.digest,
             dropped=batch.dropped,
-            traffic=traffic,
+            traffic=self.backend.traffic(self.built, batch),
             norm_dense=None if result.norm_dense is None else float(result.norm_dense.asnumpy()),
             norm_experts=None if result.norm_experts is None else float(result.norm_experts.asnumpy()),
             worker=self._worked,

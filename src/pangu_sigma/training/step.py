@@ -1,6 +1,6 @@
 """Training step as one graph.
 
-    active experts, looked up here or prefetched         ecss/store.py, ecss/prefetch.py
+    active experts, looked up in the store               ecss/store.py
       → loss and gradients of every micro-batch          model/
       → sums over ranks, global norm                     ranks/reduce.py
       → overflow, loss scale
@@ -20,7 +20,6 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays
-from pangu_sigma.ecss.prefetch import PrefetchedExperts
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.ecss.worker import update_by_worker
 from pangu_sigma.model.pangu_sigma import NextTokenLoss, PanGuSigma
@@ -85,8 +84,8 @@ ROWS = EXPERTS - 1
 class TrainStep(nn.Cell):
     """Training step: forward pass, backward pass and update.
 
-    construct(lr, *StepArrays, *SpikeLimits, *PrefetchedExperts) -> fields of StepResult
-        Plans and experts are tuples over the segments.
+    construct(lr, *StepArrays, *SpikeLimits, experts=()) -> fields of StepResult
+        experts: `WorkerUpdate.experts`, with a worker; () to look them up in the store. Plans and experts are tuples over segments.
         active: experts of all micro-batches. offsets: their tokens in each micro-batch. used: their tokens in all of them.
     The arguments are plain tensors and tuples and not the NamedTuples of the host: see data/step_arrays.py.
     """
@@ -139,9 +138,7 @@ class TrainStep(nn.Cell):
         used_A1,
         limits_D=None,
         blocks_MD=None,
-        next_A=(),
         experts=(),
-        buffers=(),
     ):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
         experts = experts if experts else self.store.fetch(active_A)
@@ -184,9 +181,9 @@ class TrainStep(nn.Cell):
         if self.sparse:
             hyper = self.hyper_experts(lr, grad_scale, applied)
             if self.worker_update is None:
-                updated = (self.store.update(expert_grads, active_A, used_A1, hyper, next_A, buffers),)
+                updated = (self.store.update(expert_grads, active_A, used_A1, hyper),)
             else:
-                updated = self.worker_update.update(expert_grads, active_A, used_A1, hyper, next_A, buffers)
+                updated = self.worker_update.update(expert_grads, active_A, used_A1, hyper)
                 hyper_dense = ops.depend(hyper_dense, updated)  # the worker begins before Adam of the dense parameters
         updated = (updated, self.dense.update(dense_grads, hyper_dense))
         # a spike does not change the scale, unless its gradients are not finite
@@ -203,15 +200,13 @@ class TrainStep(nn.Cell):
         self,
         rate: float,
         arrays: StepArrays,
-        brought: PrefetchedExperts | None = None,
         limits: SpikeLimits | None = None,
     ) -> StepResult:
-        """Run one step. rate: learning rate. brought: prefetched experts; None to read the store. limits: None to skip no spike."""
-        groups = (*arrays, *(limits or SpikeLimits()), *(brought or PrefetchedExperts()))
-        if brought is None:
-            self.store.settle(in_step=True)  # the graph looks experts up at its start
+        """Run one step. rate: learning rate. limits: None to skip no spike."""
+        groups: tuple = (*arrays, *(limits or SpikeLimits()))
         if self.worker_update is not None:
-            self.worker_update.register()
+            self.worker_update.register([active.asnumpy() for active in arrays.active_A])
+            groups += (self.worker_update.experts,)
         with self.store.step_guard():
             # the worker reads the gradients until the next step has waited for it
             result, self._updating, of_rows = self(Tensor(rate, ms.float32), *groups)

@@ -89,9 +89,8 @@ def test_a_chip_computes_at_its_rate_in_the_compute_dtype():
     assert computing("parallel.chip=910b") == pytest.approx(half / later)
 
 
-@pytest.mark.parametrize("prefetch", [True, False])
-def test_active_weights_come_before_the_step_and_cost_their_whole_way(prefetch: bool):
-    assert step_time(by_hand(ecss={"prefetch": prefetch})).fetch == pytest.approx(2 * 144 / CHIP_DATA["910a"].pcie)
+def test_active_weights_come_before_the_step_and_cost_their_whole_way():
+    assert step_time(by_hand()).fetch == pytest.approx(2 * 144 / CHIP_DATA["910a"].pcie)
 
 
 def test_adam_on_the_host_reads_and_writes_26_bytes_an_element_or_18():

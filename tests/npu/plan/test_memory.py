@@ -71,10 +71,6 @@ def test_recompute_keeps_inputs_and_one_layer():
     assert recomputed["largest transient"] == 2 * plain["largest transient"]
 
 
-def test_prefetch_brings_no_second_set_of_active_weights():
-    assert npu(by_hand(ecss={"prefetch": False})) == npu(by_hand())
-
-
 def test_gradients_are_summed_in_pieces_of_fusion_mib():
     """But not less than the largest, an FFN matrix, and not more than all but the embedding's. A single rank sums nothing."""
     for mib, expected in ((0, 4 * 2560 * 5120), (64, 64 << 20)):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.losses import held_out
 
-from pangu_sigma.ecss.prefetch import Traffic
+from pangu_sigma.ecss.store import Traffic
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log import metrics
 from pangu_sigma.training.log.metrics import TRAFFIC, MetricsLog, StepMetrics, load_max_over_mean, read_metrics
@@ -149,54 +149,32 @@ def test_skipped_steps_are_counted_and_do_not_spoil_the_means(tmp_path: Path):
         json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
 
 
-def traffic(hits: int, misses: int, stall: float = 0.0, mib: int = 1) -> Traffic:
-    row = mib << 20
-    return Traffic(misses * row, hits * row, (hits + misses) * row, hits, misses, stall)
-
-
-def test_what_a_prefetcher_moved_is_a_mean_per_step_and_its_hits_a_share_of_all_experts(tmp_path: Path):
-    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
-        for step, moved in enumerate([traffic(0, 8), traffic(8, 0), traffic(3, 5), traffic(1, 1)], 1):
-            log.record(step_metrics(step, traffic=moved))
-    line = of_kind(tmp_path, "step")[0]
-    assert line.keys() >= set(TRAFFIC)
-    assert (line["fetched_mib"], line["refreshed_mib"], line["returned_mib"]) == (14 / 4, 12 / 4, 26 / 4)
-    assert line["prefetch_hit_rate"] == 12 / 26
-
-
-def test_each_line_tells_the_traffic_of_its_own_steps(tmp_path: Path):
+def test_each_line_tells_the_traffic_of_its_own_steps_a_step(tmp_path: Path):
     with MetricsLog(tmp_path, DOMAINS, 4, 2) as log:
-        for step in range(1, 5):
-            log.record(step_metrics(step, traffic=traffic(0, 2) if step < 3 else traffic(2, 0)))
-    assert [(line["fetched_mib"], line["prefetch_hit_rate"]) for line in of_kind(tmp_path, "step")] == [(2, 0), (0, 1)]
+        for step, mib in enumerate([1, 2, 3, 5], 1):
+            log.record(step_metrics(step, traffic=Traffic(mib << 20, 2 * mib << 20)))
+    found = [(line["fetched_mib"], line["returned_mib"]) for line in of_kind(tmp_path, "step")]
+    assert found == [(1.5, 3.0), (4.0, 8.0)]
 
 
-def test_the_stall_is_a_share_of_the_time_that_the_speed_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Without the first step, which compiles, and without evaluations: a step ends at 0, 2, 4 and 206."""
+def test_the_speed_is_without_the_first_step_which_compiles_and_without_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A step ends at 0, 2, 4 and 206."""
     clock = iter([0.0, 2.0, 4.0, 100.0, 200.0, 206.0])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
-        log.record(step_metrics(1, traffic=traffic(1, 1, stall=50.0)))
-        log.record(step_metrics(2, traffic=traffic(1, 1, stall=0.5)))
-        log.record(step_metrics(3, traffic=traffic(1, 1, stall=0.5)))
+        for step in (1, 2, 3):
+            log.record(step_metrics(step))
         with log.paused():
             pass  # from 100 to 200
-        log.record(step_metrics(4, traffic=traffic(1, 1, stall=0.5)))
-    line = of_kind(tmp_path, "step")[0]
-    assert line["tokens_per_second"] == pytest.approx(3 * 64 / 106)
-    assert line["prefetch_stall"] == pytest.approx(1.5 / 106)
+        log.record(step_metrics(4))
+    assert of_kind(tmp_path, "step")[0]["tokens_per_second"] == pytest.approx(3 * 64 / 106)
 
 
-def test_without_a_prefetcher_a_line_says_nothing_of_traffic(tmp_path: Path):
+def test_without_ecss_a_line_says_nothing_of_traffic(tmp_path: Path):
     run(tmp_path, range(1, 5))
     assert not set(TRAFFIC) & of_kind(tmp_path, "step")[0].keys()
-
-
-def test_a_step_that_moved_nothing_has_no_hit_rate(tmp_path: Path):
-    with MetricsLog(tmp_path, DOMAINS, 1, 1) as log:
-        log.record(step_metrics(1, traffic=traffic(0, 0)))
-    line = of_kind(tmp_path, "step")[0]
-    assert (line["fetched_mib"], line["prefetch_hit_rate"], line["prefetch_stall"]) == (0, None, None)
 
 
 def test_load_is_compared_over_experts_that_can_receive_tokens():

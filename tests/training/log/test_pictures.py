@@ -87,19 +87,19 @@ def test_each_part_of_the_norm_is_drawn_where_it_is_known():
 
 
 def with_traffic(stall: float) -> RunLog:
-    """A run on a CPU, which fetches nothing; `stall` is that of its last step."""
-    values = dict(zip(pictures.TRAFFIC, (0.0, 3.0, 3.0, 1.0, 0.0), strict=True))
+    """A run whose steps move the same; `stall` is the wait for the worker in the last step."""
+    values = dict(zip((*pictures.TRAFFIC, *pictures.UPDATE), (2.0, 3.0, 1.0, 0.0), strict=True))
     first, last = ({**line, **values} for line in log().steps)
-    return dataclasses.replace(log(), steps=[first, last | {"prefetch_stall": stall}])
+    return dataclasses.replace(log(), steps=[first, last | {"update_stall": stall}])
 
 
 def test_pictures_of_nothing_are_left_out_and_said_in_a_sentence():
     assert pictures.draw_traffic([with_traffic(0.0002)]) is None
     assert len(pictures.draw_optimizer([log()]).axes) == 2, "the loss scale is the same"
-    expected = {"loss scale": 8.0, "MiB fetched": 0.0, "MiB refreshed": 3.0, "MiB returned": 3.0}
-    assert pictures.constants(with_traffic(0.0)) == expected | {"prefetch hit rate": 1.0, "prefetch stall": 0.0}
+    expected = {"loss scale": 8.0, "MiB fetched": 2.0, "MiB returned": 3.0}
+    assert pictures.constants(with_traffic(0.0)) == expected | {"worker busy": 1.0, "wait for updates": 0.0}
     (axes,) = pictures.draw_traffic([with_traffic(0.5)]).axes
-    assert lines_of(axes) == {"prefetch stall": [[5, 10], [0.0, 0.5]]}
+    assert lines_of(axes) == {"wait for updates": [[5, 10], [0.0, 0.5]]}
     scaled = dataclasses.replace(log(), steps=[log().steps[0], log().steps[1] | {"loss_scale": 4.0}])
     assert len(pictures.draw_optimizer([scaled]).axes) == 3
 

@@ -11,8 +11,8 @@
   leaves out; `per_domain_left_out`: the same by domain, for domains that have any. `epochs`: how often the training text of each
   domain has been read since the run began. `load_max_over_mean`: tokens of the most loaded expert over the mean of all experts
   that the domains of the step can reach, idle ones too, averaged over segments; 0.1.0 left idle experts out.
-  `gradient_norm_dense`, `gradient_norm_experts`: norms of these gradients, null if not measured. With a prefetcher, of rank 0: MiB
-  fetched, refreshed and returned per step, hit rate, and stall as a fraction of the time. With `ecss.update=worker`, of rank 0:
+  `gradient_norm_dense`, `gradient_norm_experts`: norms of these gradients, null if not measured. With ECSS on CPUs, of rank 0: MiB
+  of active experts fetched, and of their gradients returned, a step. With `ecss.update=worker`, of rank 0:
   fractions of the time in which the worker updated experts (`update_busy`; in the rest it waits for the device) and in which a step
   waited for it (`update_stall`).
 * `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists, such as its standard error (`se`), the
@@ -55,7 +55,7 @@ from pangu_sigma.training.log.losses import HeldOutLoss, evaluation_line
 
 if TYPE_CHECKING:
     from ascend_ops.adam_worker import WorkerTimes
-    from pangu_sigma.ecss.prefetch import Traffic
+    from pangu_sigma.ecss.store import Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 """File of the metrics log, and folder of its TensorBoard files, in a run folder."""
 
-TRAFFIC = ("fetched_mib", "refreshed_mib", "returned_mib", "prefetch_hit_rate", "prefetch_stall")
-"""Keys of a `step` line that only runs with a prefetcher have."""
+TRAFFIC = ("fetched_mib", "returned_mib")
+"""Keys of a `step` line that only runs with ECSS on CPUs have."""
 
 UPDATE = ("update_busy", "update_stall")
 """Keys of a `step` line that only runs with a worker have, which updates experts behind the step."""
@@ -134,7 +134,7 @@ class MetricsLog:
         self._pending: list[StepMetrics] = []
         self._last_step = resumed_step
         self._load_NK: np.ndarray | None = None
-        self._seconds, self._timed_tokens, self._stalled, self._busy, self._waited = 0.0, 0, 0.0, 0.0, 0.0
+        self._seconds, self._timed_tokens, self._busy, self._waited = 0.0, 0, 0.0, 0.0
         self._clock: float | None = None
         self._smoothed, self._ill = dict[str, float](), set[str]()
         self._dropped = self._skipped = 0
@@ -176,7 +176,6 @@ class MetricsLog:
             self._seconds += now - self._clock
             self._pace.step(now - self._clock)
             self._timed_tokens += metrics.tokens
-            self._stalled += metrics.traffic.stall_seconds if metrics.traffic else 0.0
             self._busy += metrics.worker.busy if metrics.worker else 0.0
             self._waited += metrics.worker.waited if metrics.worker else 0.0
         self._clock = now
@@ -258,9 +257,7 @@ class MetricsLog:
         speed = f", {self._timed_tokens / self._seconds:,.0f} tokens/s" if self._seconds else ""
         balance = load_max_over_mean(metrics.load_NK, metrics.reachable_N)
         load = "" if balance is None else f", load max/mean {balance:.2f}"
-        stall = f", stall {self._stalled / self._seconds:.1%}" if metrics.traffic and self._seconds else ""
-        if metrics.worker and self._seconds:
-            stall += f", waits for updates {self._waited / self._seconds:.1%}"
+        stall = f", waits for updates {self._waited / self._seconds:.1%}" if metrics.worker and self._seconds else ""
         self._dropped += metrics.dropped
         dropped = f", {self._dropped:,} rows dropped" if self._dropped else ""
         self._skipped += metrics.skipped
@@ -297,10 +294,10 @@ class MetricsLog:
             "dropped": sum(s.dropped for s in steps),
             "tokens_per_second": self._timed_tokens / self._seconds if self._seconds else None,
             "load_max_over_mean": _mean([load_max_over_mean(s.load_NK, s.reachable_N) for s in steps]),
-            **self._traffic([s.traffic for s in steps if s.traffic]),
+            **_traffic([s.traffic for s in steps if s.traffic]),
             **(self._updates() if last.worker else {}),
         }
-        self._seconds, self._timed_tokens, self._stalled, self._busy, self._waited = 0.0, 0, 0.0, 0.0, 0.0
+        self._seconds, self._timed_tokens, self._busy, self._waited = 0.0, 0, 0.0, 0.0
         self._write(line)
         self._lines.flush()
         for key, value in line.items():
@@ -311,19 +308,6 @@ class MetricsLog:
                 self._board.add_scalar(f"loss_train/{name}", loss, last.step)
         for name, epochs in last.epochs.items():
             self._board.add_scalar(f"epochs/{name}", epochs, last.step)
-
-    def _traffic(self, moved: list[Traffic]) -> dict[str, float | None]:
-        """Return the values of the keys TRAFFIC over these steps."""
-        if not moved:
-            return {}
-        steps, active = len(moved), sum(t.hits + t.misses for t in moved)
-        mib = [
-            sum(getattr(t, f"{kind}_bytes") for t in moved) / steps / (1 << 20)
-            for kind in ("fetched", "refreshed", "returned")
-        ]
-        rate = sum(t.hits for t in moved) / active if active else None
-        stall = self._stalled / self._seconds if self._seconds else None
-        return dict(zip(TRAFFIC, [*mib, rate, stall], strict=True))
 
     def _updates(self) -> dict[str, float | None]:
         """Return the values of the keys UPDATE over the pending steps."""
@@ -420,6 +404,12 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
         write_atomically(file, "".join(map(sealed_line, kept)).encode())
     else:
         file.unlink()
+
+
+def _traffic(moved: list[Traffic]) -> dict[str, float]:
+    """Return the values of the keys TRAFFIC: means over steps."""
+    means = (sum(counts) / len(moved) / (1 << 20) for counts in zip(*moved, strict=True))
+    return dict(zip(TRAFFIC, means, strict=True)) if moved else {}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -37,13 +37,7 @@ _NORMS = {
 """Norms that are drawn, by their keys in `step` lines, with their names in legends."""
 _LABELS = {
     "loss_scale": "loss scale",
-    **dict(
-        zip(
-            TRAFFIC,
-            ("MiB fetched", "MiB refreshed", "MiB returned", "prefetch hit rate", "prefetch stall"),
-            strict=True,
-        )
-    ),
+    **dict(zip(TRAFFIC, ("MiB fetched", "MiB returned"), strict=True)),
     **dict(zip(UPDATE, ("worker busy", "wait for updates"), strict=True)),
 }
 """Names for people of keys of `step` lines that often do not change."""
@@ -165,7 +159,7 @@ def draw_speed(runs: Sequence[RunLog]) -> Figure | None:
 
 
 def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
-    """Draw the experts' traffic per step, and the prefetcher's hit rate and stall time; None if no value changes in any run."""
+    """Draw the experts' traffic per step, and the worker's time and the waits for it; None if no value changes in any run."""
     changing = [
         key
         for key in (*TRAFFIC, *UPDATE)

@@ -52,7 +52,7 @@ _ALT = {
     "loss": "training and held-out loss of each domain over the steps",
     "optimizer": "learning rate and gradient norms over the steps, and the loss scale if it changes",
     "tokens_per_second": "training speed in tokens per second over the steps",
-    "ecss": "MiB of experts moved in a step, and the prefetcher's hit rate and stall, over the steps",
+    "ecss": "MiB of experts moved in a step, and the worker's time and the steps' waits for it, over the steps",
     "expert_load": "tokens of each expert over its fair share, by RRE layer and domain",
 }
 """Descriptions of the figures for those who do not see them."""

@@ -27,7 +27,7 @@ def summarise(path: Path) -> dict[str, Any]:
     evaluation at the newest checkpoint, or else the last one; its step is `evaluated_at`. That loss comes with its standard error,
     the unigram loss of the same tokens, bits per byte, and how often the training text was read ("epochs"). For the run it has
     tokens per second, max/mean of the load of all experts that its domains can reach, the number of rows dropped beyond an expert's
-    capacity, the median prefetch traffic of a log line, None without a prefetcher, and the last `rows` line.
+    capacity, the median traffic of experts of a log line, None without ECSS, and the last `rows` line.
     "report" is the path that `write_report` writes to; "finetune" is `read_tuning`: the losses of a tuned run are of its dev set.
 
     Raises EmptyLogError if the run has not reached its first checkpoint, or its log is missing.
@@ -112,11 +112,8 @@ def format_summary(summary: dict[str, Any]) -> str:
     )
     lines += [f"{'skipped':12} {skipped:,} steps, which changed nothing"] if (skipped := summary["skipped"]) else []
     if ecss := summary["ecss"]:
-        moved = [format_number(ecss[f"{kind}_mib"], 0, 1) for kind in ("fetched", "refreshed", "returned")]
-        lines.append(
-            f"{'ECSS':12} fetched {moved[0]}, refreshed {moved[1]}, returned {moved[2]} MiB a step; "
-            f"hits {ecss['prefetch_hit_rate'] or 0:.0%}, stall {ecss['prefetch_stall'] or 0:.2%}"
-        )
+        moved = [format_number(ecss[key], 0, 1) for key in TRAFFIC]
+        lines.append(f"{'ECSS':12} fetched {moved[0]}, returned {moved[1]} MiB of active experts a step")
     lines += format_rows(summary["rows"])
     lines += [f"{name:12} {summary[name]}" for name in ("checkpoint", "report")]
     return "\n".join(lines)
