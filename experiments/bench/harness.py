@@ -16,8 +16,6 @@ from tqdm import tqdm
 RUNS = 9
 """Number of counted runs of each contender, after one that is not counted."""
 
-MOST_STALL = 5.0
-"""Our limit for the share of a step, in percent, that waits for experts to be brought."""
 
 logger = logging.getLogger(__name__)
 

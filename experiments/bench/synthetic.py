@@ -44,8 +44,8 @@ class SyntheticRun:
         store: ExpertStore | None = None,
         frequencies_V: np.ndarray | None = None,
     ):
-        """store: the store of experts; made for this configuration if None. frequencies_V: of ids above FIRST; None: all are equally
-        frequent."""
+        """store: the store of experts; made for this configuration if None. frequencies_V: of ids above FIRST; None: all are
+        equally frequent."""
         ms.set_seed(config.seed)
         self.config = config
         self.store = make_store(config) if store is None else store

@@ -20,6 +20,7 @@ from mindspore import Tensor, nn
 from ascend_ops.adam_worker import AdamWorker, Await, StartUpdate
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, HostStore
+from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.pangu_sigma import PanGuSigma, RoutedFFN
 
 
@@ -50,7 +51,7 @@ class WorkerUpdate(nn.Cell):
         self.start = nn.CellList([StartUpdate(self.worker, n) for n in range(len(store.segments))])
         dtype = np.float16 if store.dtype == ms.float16 else np.float32
         self._fetched = [[np.zeros(shape, dtype) for shape in experts.active_shapes] for experts in store.segments]
-        self.experts = tuple(tuple(map(Tensor.from_numpy, arrays)) for arrays in self._fetched)
+        self.experts = as_input(tuple(tuple(map(Tensor.from_numpy, arrays)) for arrays in self._fetched))
         """Weights of the active experts for the network on a CPU, which reads them where `AwaitedFFN` puts them."""
         self.register()
 
