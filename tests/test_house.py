@@ -18,19 +18,19 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2251,
+    ".": 2250,
     "checkpoint": 1348,
     "commands": 513,
     "convert": 903,
     "data": 3234,
-    "ecss": 467,
+    "ecss": 375,
     "evaluate": 1761,
     "finetune": 652,
     "foreign": 1330,
     "generate": 1663,
     "inherit": 1178,
     "inspection": 340,
-    "mindformers_adapter": 367,
+    "mindformers_adapter": 362,
     "model": 373,
     "npu": 2868,
     "optimizer": 97,
@@ -39,7 +39,7 @@ BUDGETS = {
     "serve": 1699,
     "stored": 732,
     "text": 1073,
-    "training": 2017,
+    "training": 1988,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mutable, nn, ops
 
 from ascend_ops.adam import HYPER, AdamRows, SquareSum
+from ascend_ops.half import CastWeights
 from ascend_ops.library import FLAGS, cache_folder, compile_library
 from experiments.bench.harness import Row, absent, compare, take_turns
 from pangu_sigma.device import use_cpu
@@ -73,7 +75,7 @@ class Arrays:
 
 
 class _Update(nn.Cell):
-    """AdamW over stored rows in one graph. half: True for everything around it, too."""
+    """AdamW over stored rows in one graph. half: True for everything around it, too: norm, clipping, and the weights in float16."""
 
     def __init__(self, arrays: Arrays, half: bool):
         super().__init__()
@@ -87,17 +89,19 @@ class _Update(nn.Cell):
         fixed = {"lr": LR, "apply": 1.0, "beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS}
         self.fixed = Tensor(np.array([fixed.get(name, 0.0) for name in HYPER], np.float32))
         self.scale_at = Tensor(np.eye(len(HYPER), dtype=np.float32)[HYPER.index("grad_scale")])
-        self.adam, self.square_sum, self.half = AdamRows(), SquareSum(), half
+        self.adam, self.square_sum, self.cast, self.half = AdamRows(), SquareSum(), CastWeights(ms.float16), half
 
-    def construct(self, active_A, offsets_A1, next_A, grads, copies):
+    def construct(self, active_A, offsets_A1, grads):
         if not self.half:
             hyper = self.fixed + self.scale_at
             return self.adam(self.w, self.m, self.v, grads, self.step, active_A, offsets_A1, hyper, self.decay)
         norm = ops.sqrt(self.square_sum(grads)) / SCALE
         hyper = self.fixed + self.scale_at * ops.minimum(CLIP / (norm + 1e-6), 1.0) / SCALE
-        return self.adam(
-            self.w, self.m, self.v, grads, self.step, active_A, offsets_A1, hyper, self.decay, copies, next_A
-        )
+        updated = self.adam(self.w, self.m, self.v, grads, self.step, active_A, offsets_A1, hyper, self.decay)
+        halves: tuple = ()
+        for weight in self.w:
+            halves += (self.cast(ops.depend(weight, updated)),)
+        return halves
 
 
 class HostAdam:
@@ -106,17 +110,17 @@ class HostAdam:
     def __init__(self, arrays: Arrays, active: int):
         self._kernel, self._pipeline = _Update(arrays, False), _Update(arrays, True)
         numbers = np.arange(active, dtype=np.int32)
-        self._plan = [Tensor(a) for a in (numbers, np.arange(active + 1, dtype=np.int32), numbers)]
+        self._plan = [Tensor(a) for a in (numbers, np.arange(active + 1, dtype=np.int32))]
         shapes = [(active, weight.shape[1]) for weight in arrays.weights]
         # mutable: a graph takes other tuples for constants, and equal constants for one
         self._grads = mutable(tuple(Tensor(np.full(shape, 1e-3, np.float32)) for shape in shapes))
-        self._copies = mutable(tuple(Tensor(np.zeros(shape, np.float16)) for shape in shapes))
 
     def kernel(self) -> None:
-        self._kernel(*self._plan, self._grads, ()).asnumpy()
+        self._kernel(*self._plan, self._grads).asnumpy()
 
-    def pipeline(self) -> None:
-        self._pipeline(*self._plan, self._grads, self._copies).asnumpy()
+    def pipeline(self) -> list[np.ndarray]:
+        """Return the weights of all rows in float16."""
+        return [half.asnumpy() for half in self._pipeline(*self._plan, self._grads)]
 
 
 class TorchAdam:

@@ -241,7 +241,7 @@ def test_a_variance_that_is_infinite_shows_in_no_step_and_stops_the_run_at_its_n
     variances.asnumpy()[last] = math.inf
     before = float(well.shards[shard][name].asnumpy()[last])
     for _ in range(4):
-        batch, _, result, _ = well.advance()
+        batch, _, result = well.advance()
         assert bool(result.applied.asnumpy())
         examine(well.health, well.built, well.run, well.progress.step, batch.active_A, NoLog())
     assert well.shards[shard][name].asnumpy()[last] == pytest.approx(before, rel=1e-3), "a step of Adam is far larger"

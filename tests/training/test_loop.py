@@ -179,8 +179,6 @@ def test_nothing_reads_or_saves_the_experts_of_a_step_that_failed(tiny_data, tin
             read()
     with pytest.raises(RuntimeError, match="An error occurred in the previous step"):  # MindSpore's own
         trainer.advance()
-    with pytest.raises(AdamWorkerError):
-        trainer.feed.take()
     assert latest_checkpoint(trainer.run.checkpoints).name == f"step_{SAVED_AT:08d}"
 
 
