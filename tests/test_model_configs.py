@@ -42,6 +42,7 @@ def tensor_sizes(config: Config) -> dict[str, int]:
         for name in ("query", "key", "value", "output"):
             sizes[f"{layer}.{name}"] = m.hidden * m.hidden + m.hidden
         sizes[f"{layer}.attention_norm"] = sizes[f"{layer}.ffn_norm"] = 2 * m.hidden
+        sizes[f"{layer}.row_scale"] = 1 if m.rows else 0
         if layer < m.dense_layers:
             sizes[f"{layer}.ffn"] = m.ffn * m.hidden + m.ffn + m.hidden * m.ffn + m.hidden
             continue

@@ -1,9 +1,10 @@
 """Do experts pay? `sigma_tiny` and `sigma_paper_tiny` against a dense PanGu-α of the same active size, and of the same time.
 
 All learn from the same tokens in the same order, with several seeds, each at its own best rate (`compare tiny`), and are compared
-on all held-out tokens when they end, paired by sample. The dense models keep the embedding slots, so that experts are the only
-difference; the second one takes as many steps as fit into the time of `sigma_tiny`. A seed decides initial values, the order of
-samples and the routing tables; seed 1 is each model as it is shipped. What comes out is in differences.txt, .json and .png.
+on all held-out tokens when they end, paired by sample. The dense models keep embedding slots and rows of `sigma_tiny`, so that
+experts are the only difference; the second one takes as many steps as fit into the time of `sigma_tiny`. A seed decides initial
+values, the order of samples and the routing tables; seed 1 is each model as it is shipped. What comes out is in differences.txt,
+.json and .png.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from pangu_sigma.config import Config
 
 STEP_TIME = 1.04
 """Time of a step of sigma_tiny over that of the dense model of the same active size (docs/experiments/speed.md)."""
-ALPHA_BEST = {**ALPHA, "train.optimizer.peak_lr": 1e-3}
+ALPHA_BEST = {
+    **ALPHA,
+    "train.optimizer.peak_lr": 1e-3,
+    "model.rows": tiny(base="sigma_tiny").model.model_dump()["rows"],
+}
 """The dense model, at its best rate."""
 
 

@@ -43,7 +43,9 @@ def test_bytes_of_the_trillion():
 
 def test_rows_are_counted_beside_the_parameters_and_a_token_meets_hidden_of_them():
     rows = "[{order: 1, rows: 1000, width: 64}, {order: 2, rows: 500000000, width: 128, kind: own}]"
-    without, config = (load_config(FOLDER / "sigma_tiny.yaml", keys) for keys in ([], [f"model.rows={rows}"]))
+    without, config = (
+        load_config(FOLDER / "sigma_tiny.yaml", keys) for keys in (["model.rows=[]"], [f"model.rows={rows}"])
+    )
     found, (count, before) = inspect(config), (config.num_params(), without.num_params())
     layers, domains = config.model.layers, len(config.domains)
     assert count.rows == 1000 * 64 + domains * 500_000_000 * 128 and before.rows == 0
