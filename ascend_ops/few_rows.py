@@ -209,6 +209,80 @@ class NormRows:
 
 
 @dataclass(frozen=True)
+class KeyedRows:
+    """Rows of an entry of `model.rows` that are found by their keys, [U], ascending, and the tables of the keys.
+
+    A token's key is row_V[id] + before_V1[id before it], modulo `rows`, plus domain · of_domain.
+    """
+
+    row_V: np.ndarray
+    before_V1: np.ndarray
+    rows: int
+    of_domain: int
+    keys_U: np.ndarray
+    weight_UW: np.ndarray
+
+
+class _RowsFields(ctypes.Structure):
+    _fields_ = [
+        *((name, _POINTER) for name in ("row", "before")),
+        *((name, _NUMBER) for name in ("rows", "of_domain")),
+        *((name, _POINTER) for name in ("keys", "weight")),
+        *((name, _NUMBER) for name in ("met", "width")),
+    ]
+
+
+class FindRows:
+    """Rows of tokens in all entries side by side, e [T, H]; zeros where no row has the key. call(tokens: int64 [4, T]) returns e.
+
+    tokens: ids, domains, positions in their documents, and ids before, any number where the position is 0. room: array whose first
+    rows become e; None: a new one.
+    """
+
+    def __init__(self, entries: Sequence[KeyedRows], room_TH: np.ndarray | None = None):
+        self._kept, self._room_TH = list(entries), room_TH
+        self._fields = (_RowsFields * len(entries))(*map(_rows_fields, entries))
+        self._width = sum(entry.weight_UW.shape[1] for entry in entries)
+        assert room_TH is None or room_TH.shape[1] == self._width
+        self._call = _kernel("HostFindRows")
+        self._arguments = ctypes.addressof(self._fields), len(entries), len(entries[0].row_V)
+
+    def __call__(self, tokens_4T: np.ndarray) -> np.ndarray:
+        count = tokens_4T.shape[1]
+        e_TH = np.empty((count, self._width), np.float32) if self._room_TH is None else self._room_TH[:count]
+        assert len(e_TH) == count
+        self._call(count, *self._arguments, _address(tokens_4T, np.int64), _address(e_TH, np.float32))
+        return e_TH
+
+
+def _rows_fields(entry: KeyedRows) -> _RowsFields:
+    met, width = entry.weight_UW.shape
+    assert len(entry.before_V1) == len(entry.row_V) + 1 and len(entry.keys_U) == met
+    return _RowsFields(
+        _address(entry.row_V, np.int32),
+        _address(entry.before_V1, np.int32),
+        entry.rows,
+        entry.of_domain,
+        _address(entry.keys_U, np.int64),
+        _address(entry.weight_UW, np.float32),
+        met,
+        width,
+    )
+
+
+class AddRows:
+    """Rows of tokens added to what a layer reads: x += scale · e, [T, H] both. call(rows: number of rows)"""
+
+    def __init__(self, x: np.ndarray, scale: np.ndarray, e: np.ndarray):
+        assert x.shape == e.shape and scale.shape == (1,)
+        self._kept = x, scale, e
+        self._call, self._arguments = _kernel("HostAddRows"), tuple(_address(each, np.float32) for each in self._kept)
+
+    def __call__(self, rows: int) -> None:
+        self._call(rows, *self._arguments, self._kept[0].shape[1])
+
+
+@dataclass(frozen=True)
 class FfnWeights:
     """Weights of an FFN: w1 [F, H], b1 [F], w2 [F, H], b2 [H]."""
 
@@ -341,6 +415,8 @@ def _kernel(name: str) -> _Kernel:
 _ARGUMENTS = {
     "HostLinears": (_NUMBER, _POINTER, _NUMBER),
     "HostNorm": (_NUMBER, *[_POINTER] * 4, _NUMBER),
+    "HostFindRows": (_NUMBER, _POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER),
+    "HostAddRows": (_NUMBER, *[_POINTER] * 3, _NUMBER),
     "HostFfn": (_NUMBER, _POINTER, _POINTER),
     "HostAttention": (_NUMBER, _POINTER, _POINTER, _POINTER, _NUMBER, *[_POINTER] * 3),
 }

@@ -75,7 +75,7 @@ class CpuDecoder(Decoder):
             )
         check_cache_fits(config, lanes)
         self._operators = CpuOperators(config, weights, lanes, precision, precision == "float32" and _is_large(config))
-        self._rows = MetRows(config, table, weights)
+        self._rows = MetRows(config, table, weights, self._operators.e_TH)
         self._unused = [np.flatnonzero(rows < 0) for rows in tokenizer.slot_rows]
         self.cache_bytes = self._operators.cache_bytes
         self.resident_bytes = self._operators.weight_bytes + self._rows.nbytes + self.cache_bytes

@@ -11,6 +11,7 @@ import numpy as np
 
 from ascend_ops.few_rows import (
     FFN,
+    AddRows,
     LaneAttention,
     NormRows,
     Precision,
@@ -33,7 +34,7 @@ class CpuOperators(Operators):
     """CPU operators of the network, with a KV cache that has a lane for each text.
 
     weight_bytes: bytes of the weights that the operators read, mapped files too. copied_bytes: bytes of the copies in memory.
-    cache_bytes: size of the full KV cache.
+    cache_bytes: size of the full KV cache. e_TH: where the rows of the tokens of a pass have to be (`MetRows.of`).
     """
 
     def __init__(self, config: Config, weights: Weights, lanes: int, precision: Precision, mapped: bool):
@@ -43,8 +44,8 @@ class CpuOperators(Operators):
         self._weights = Matrices(weights, precision, mapped, self._room)
         self._table_RH = self._weights.matrix("embedding")
         self._positions_SH, self._queries_SH = (self._weights.vector(name) for name in ("positions", "query_positions"))
-        self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
-            self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(6)
+        self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, self.e_TH = (
+            self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(7)
         )
         self._at_3T, self._asking_3T = (np.zeros((3, PASS_TOKENS), np.int32) for _ in range(2))
         self._where, self._where_asking = (
@@ -60,8 +61,8 @@ class CpuOperators(Operators):
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
         self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
-        scaled = range(model.layers if model.rows else 0)
-        self._row_scales = [self._weights.vector(f"layers.{i}.row_scale") for i in scaled]
+        scales = [self._weights.vector(f"layers.{i}.row_scale") for i in range(model.layers if model.rows else 0)]
+        self._add_rows = [AddRows(self._rows(i)[0], scale, self.e_TH) for i, scale in enumerate(scales)]
         numbers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
         self._layers = [self._layer(i) for i in numbers]
         self._ffns = [
@@ -100,7 +101,7 @@ class CpuOperators(Operators):
         return self._mixed_TH
 
     def add_rows(self, layer: int, residual: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
-        residual[: len(e_TH)] += self._row_scales[layer] * e_TH
+        self._add_rows[layer](self._tokens)
         return residual
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
