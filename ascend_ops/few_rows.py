@@ -195,17 +195,28 @@ class TiedHead:
 
 
 class NormRows:
-    """LayerNorm of decoding, with ε = 1e-5: y = LayerNorm(x); y may be x. call(rows: number of rows)"""
+    """LayerNorm of decoding, with ε = 1e-5: y = LayerNorm(x); y may be x. call(rows: number of rows)
 
-    def __init__(self, x: np.ndarray, gain: np.ndarray, bias: np.ndarray, y: np.ndarray):
+    added: (scale [1], e [T, H]): x += scale · e before; None: x stays.
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        gain: np.ndarray,
+        bias: np.ndarray,
+        y: np.ndarray,
+        added: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
         assert x.shape[1] == y.shape[1] == len(gain) == len(bias)
-        self._kept = x, gain, bias, y
+        assert added is None or (added[0].shape == (1,) and added[1].shape[1] == x.shape[1])
+        self._kept = x, gain, bias, y, added
         self._call = _kernel("HostNorm")
-        self._arguments = tuple(_address(array, np.float32) for array in self._kept)
-        self._width = x.shape[1]
+        of_added = (_address(each, np.float32) for each in added or (None, None))
+        self._arguments = *(_address(each, np.float32) for each in (x, gain, bias, y)), x.shape[1], *of_added
 
     def __call__(self, rows: int) -> None:
-        self._call(rows, *self._arguments, self._width)
+        self._call(rows, *self._arguments)
 
 
 @dataclass(frozen=True)
@@ -233,26 +244,28 @@ class _RowsFields(ctypes.Structure):
 
 
 class FindRows:
-    """Rows of tokens in all entries side by side, e [T, H]; zeros where no row has the key. call(tokens: int64 [4, T]) returns e.
+    """Rows of tokens in all entries side by side; zeros where no row has the key. call(ids, domains, positions, before) writes them to
+    the first rows of e, and returns these.
 
-    tokens: ids, domains, positions in their documents, and ids before, any number where the position is 0. room: array whose first
-    rows become e; None: a new one.
+    All are int [T]. positions: of the tokens in their documents. before: ids before the tokens, any number where the position is 0.
+    tokens: most T.
     """
 
-    def __init__(self, entries: Sequence[KeyedRows], room_TH: np.ndarray | None = None):
-        self._kept, self._room_TH = list(entries), room_TH
-        self._fields = (_RowsFields * len(entries))(*map(_rows_fields, entries))
-        self._width = sum(entry.weight_UW.shape[1] for entry in entries)
-        assert room_TH is None or room_TH.shape[1] == self._width
+    def __init__(self, entries: Sequence[KeyedRows], tokens: int):
+        self.e = LargePages().zeros((tokens, sum(entry.weight_UW.shape[1] for entry in entries)))
+        self._of_4T = np.zeros((4, tokens), np.int64)
+        self._kept, self._fields = list(entries), (_RowsFields * len(entries))(*map(_rows_fields, entries))
         self._call = _kernel("HostFindRows")
-        self._arguments = ctypes.addressof(self._fields), len(entries), len(entries[0].row_V)
+        self._arguments = (
+            *(ctypes.addressof(self._fields), len(entries), len(entries[0].row_V)),
+            *(_address(self._of_4T), tokens, _address(self.e)),
+        )
 
-    def __call__(self, tokens_4T: np.ndarray) -> np.ndarray:
-        count = tokens_4T.shape[1]
-        e_TH = np.empty((count, self._width), np.float32) if self._room_TH is None else self._room_TH[:count]
-        assert len(e_TH) == count
-        self._call(count, *self._arguments, _address(tokens_4T, np.int64), _address(e_TH, np.float32))
-        return e_TH
+    def __call__(self, *of_tokens: np.ndarray) -> np.ndarray:
+        count = len(of_tokens[0])
+        self._of_4T[:, :count] = of_tokens
+        self._call(count, *self._arguments)
+        return self.e[:count]
 
 
 def _rows_fields(entry: KeyedRows) -> _RowsFields:
@@ -268,18 +281,6 @@ def _rows_fields(entry: KeyedRows) -> _RowsFields:
         met,
         width,
     )
-
-
-class AddRows:
-    """Rows of tokens added to what a layer reads: x += scale · e, [T, H] both. call(rows: number of rows)"""
-
-    def __init__(self, x: np.ndarray, scale: np.ndarray, e: np.ndarray):
-        assert x.shape == e.shape and scale.shape == (1,)
-        self._kept = x, scale, e
-        self._call, self._arguments = _kernel("HostAddRows"), tuple(_address(each, np.float32) for each in self._kept)
-
-    def __call__(self, rows: int) -> None:
-        self._call(rows, *self._arguments, self._kept[0].shape[1])
 
 
 @dataclass(frozen=True)
@@ -414,9 +415,8 @@ def _kernel(name: str) -> _Kernel:
 
 _ARGUMENTS = {
     "HostLinears": (_NUMBER, _POINTER, _NUMBER),
-    "HostNorm": (_NUMBER, *[_POINTER] * 4, _NUMBER),
-    "HostFindRows": (_NUMBER, _POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER),
-    "HostAddRows": (_NUMBER, *[_POINTER] * 3, _NUMBER),
+    "HostNorm": (_NUMBER, *[_POINTER] * 4, _NUMBER, _POINTER, _POINTER),
+    "HostFindRows": (_NUMBER, _POINTER, _NUMBER, _NUMBER, _POINTER, _NUMBER, _POINTER),
     "HostFfn": (_NUMBER, _POINTER, _POINTER),
     "HostAttention": (_NUMBER, _POINTER, _POINTER, _POINTER, _NUMBER, *[_POINTER] * 3),
 }

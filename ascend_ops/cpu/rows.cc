@@ -44,10 +44,10 @@ struct MetRows {
   int64_t met, width;
 };
 
-// e [T, sum of widths] = the rows of each token side by side, zeros for keys that are not there. tokens [4, T]: ids, domains, positions in
-// the document, and ids before.
-void HostFindRows(int64_t T, const MetRows *entries, int64_t count, int64_t vocabulary, const int64_t *tokens, float *e) {
-  const int64_t *ids = tokens, *domains = ids + T, *positions = domains + T, *before = positions + T;
+// e [T, sum of widths] = the rows of each token side by side, zeros for keys that are not there. tokens [4, most], of which T are used:
+// ids, domains, positions in the document, and ids before.
+void HostFindRows(int64_t T, const MetRows *entries, int64_t count, int64_t vocabulary, const int64_t *tokens, int64_t most, float *e) {
+  const int64_t *ids = tokens, *domains = ids + most, *positions = domains + most, *before = positions + most;
   for (int64_t t = 0; t < T; ++t) {
     for (const MetRows *of = entries; of != entries + count; e += of->width, ++of) {
       int64_t key = of->row[ids[t]] + of->before[positions[t] == 0 ? vocabulary : before[t]];
@@ -59,11 +59,5 @@ void HostFindRows(int64_t T, const MetRows *entries, int64_t count, int64_t voca
         std::fill_n(e, of->width, 0.0f);
     }
   }
-}
-
-// x += scale · e, [T, width] both
-void HostAddRows(int64_t T, float *x, const float *scale, const float *e, int64_t width) {
-  const float s = *scale;  // which x could be, for all that the compiler knows
-  for (int64_t i = 0; i < T * width; ++i) x[i] += s * e[i];
 }
 }

@@ -18,7 +18,7 @@ class SlowDecoder:
     def __init__(self, run: StoredModel, lanes: int = 4):
         self.config, self.tokenizer, self.lanes = run.config, run.tokenizer, lanes
         self._table = run.table
-        self._rows = MetRows(run.config, run.table, run)
+        self._rows = MetRows(run.config, run.table, run, run.config.model.seq_length)
         self._model = ExactModel(run.config.model, run, run.config.model.activation)
         self._texts: dict[int, tuple[Domain, list[int]]] = {}
 

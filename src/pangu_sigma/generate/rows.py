@@ -14,11 +14,12 @@ from pangu_sigma.rre.table import RoutingTable
 
 
 class MetRows:
-    """Rows of all entries of a model. nbytes: their size with their keys, mapped files too."""
+    """Rows of all entries of a model. nbytes: their size with their keys, mapped files too. e: where `of` puts rows, float32
+    [tokens, H]; None for a model without rows."""
 
-    def __init__(self, config: Config, table: RoutingTable, weights: Weights, room_TH: np.ndarray | None = None):
-        """room: array whose first rows `of` fills and returns; None: `of` returns a new array."""
-        self._find, self.nbytes = None, 0
+    def __init__(self, config: Config, table: RoutingTable, weights: Weights, tokens: int):
+        """tokens: most that `of` may be called with."""
+        self._find, self.e, self.nbytes = None, None, 0
         if not config.model.rows:
             return
         assert table.row_EV is not None and table.before_EV1 is not None
@@ -27,14 +28,12 @@ class MetRows:
             KeyedRows(row_V, before_V1, entry.rows, entry.rows * (entry.kind == "own"), *weights.rows(e))
             for e, (entry, row_V, before_V1) in enumerate(tables)
         ]
-        self._find = FindRows(entries, room_TH)
-        self.nbytes = sum(entry.keys_U.nbytes + entry.weight_UW.nbytes for entry in entries)
+        self._find = FindRows(entries, tokens)
+        self.e, self.nbytes = self._find.e, sum(entry.keys_U.nbytes + entry.weight_UW.nbytes for entry in entries)
 
     def of(
         self, ids_T: np.ndarray, domains_T: np.ndarray, positions_T: np.ndarray, before_T: np.ndarray
     ) -> np.ndarray | None:
-        """Return e, the rows of each token side by side, float32 [T, H]; None for a model without rows. before: id of the token
-        before each, any number where its position in its document is 0."""
-        if self._find is None:
-            return None
-        return self._find(np.array([ids_T, domains_T, positions_T, before_T], np.int64))
+        """Return e, the rows of each token side by side, float32 [T, H], which the next call overwrites; None for a model without
+        rows. before: id of the token before each, any number where its position in its document is 0."""
+        return None if self._find is None else self._find(ids_T, domains_T, positions_T, before_T)

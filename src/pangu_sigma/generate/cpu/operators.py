@@ -11,7 +11,6 @@ import numpy as np
 
 from ascend_ops.few_rows import (
     FFN,
-    AddRows,
     LaneAttention,
     NormRows,
     Precision,
@@ -34,18 +33,20 @@ class CpuOperators(Operators):
     """CPU operators of the network, with a KV cache that has a lane for each text.
 
     weight_bytes: bytes of the weights that the operators read, mapped files too. copied_bytes: bytes of the copies in memory.
-    cache_bytes: size of the full KV cache. e_TH: where the rows of the tokens of a pass have to be (`MetRows.of`).
+    cache_bytes: size of the full KV cache.
     """
 
-    def __init__(self, config: Config, weights: Weights, lanes: int, precision: Precision, mapped: bool):
-        """mapped: True to read float32 matrices in place, without copies in large pages."""
-        model = config.model
+    def __init__(
+        self, config: Config, weights: Weights, lanes: int, precision: Precision, mapped: bool, e_TH: np.ndarray | None
+    ):
+        """mapped: True to read float32 matrices in place, without copies in large pages. e: as in `MetRows`."""
+        model, self._e_TH = config.model, e_TH
         self._model, self._room = model, LargePages()
         self._weights = Matrices(weights, precision, mapped, self._room)
         self._table_RH = self._weights.matrix("embedding")
         self._positions_SH, self._queries_SH = (self._weights.vector(name) for name in ("positions", "query_positions"))
-        self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, self.e_TH = (
-            self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(7)
+        self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
+            self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(6)
         )
         self._at_3T, self._asking_3T = (np.zeros((3, PASS_TOKENS), np.int32) for _ in range(2))
         self._where, self._where_asking = (
@@ -61,8 +62,6 @@ class CpuOperators(Operators):
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
         self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
-        scales = [self._weights.vector(f"layers.{i}.row_scale") for i in range(model.layers if model.rows else 0)]
-        self._add_rows = [AddRows(self._rows(i)[0], scale, self.e_TH) for i, scale in enumerate(scales)]
         numbers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
         self._layers = [self._layer(i) for i in numbers]
         self._ffns = [
@@ -101,8 +100,7 @@ class CpuOperators(Operators):
         return self._mixed_TH
 
     def add_rows(self, layer: int, residual: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
-        self._add_rows[layer](self._tokens)
-        return residual
+        return residual  # the norm that follows adds them (`_layer`)
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
         norm, y = self._norms[name]
@@ -151,9 +149,10 @@ class CpuOperators(Operators):
     def _layer(self, layer: int) -> tuple[Projections, Projections, Projections, LaneAttention, Projections]:
         at = f"layers.{layer}.attention"
         residual_TH, normed_TH = self._rows(layer)
-        for name in ("attention_norm", "ffn_norm"):
+        rows = None if self._e_TH is None else (self._weights.vector(f"layers.{layer}.row_scale"), self._e_TH)
+        for name, added in (("attention_norm", rows), ("ffn_norm", None)):
             cell = f"layers.{layer}.{name}"
-            self._norms[cell] = NormRows(residual_TH, *self._norm_weights(cell), normed_TH), normed_TH
+            self._norms[cell] = NormRows(residual_TH, *self._norm_weights(cell), normed_TH, added), normed_TH
         asked_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
         ask, key, value, output = (
             Projection(
