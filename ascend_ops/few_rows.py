@@ -244,8 +244,8 @@ class _RowsFields(ctypes.Structure):
 
 
 class FindRows:
-    """Rows of tokens in all entries side by side; zeros where no row has the key. call(ids, domains, positions, before) writes them to
-    the first rows of e, and returns these.
+    """Rows of tokens in all entries side by side; zeros where no row has the key. call(ids, domains, positions, before) writes
+    them to the first rows of e, and returns these.
 
     All are int [T]. positions: of the tokens in their documents. before: ids before the tokens, any number where the position is 0.
     tokens: most T.
