@@ -17,8 +17,8 @@ class MetRows:
     """Rows of all entries of a model. nbytes: their size with their keys, mapped files too. e: where `of` puts rows, float32
     [tokens, H]; None for a model without rows."""
 
-    def __init__(self, config: Config, table: RoutingTable, weights: Weights, tokens: int):
-        """tokens: most that `of` may be called with."""
+    def __init__(self, config: Config, table: RoutingTable, weights: Weights, tokens: int = 0):
+        """tokens: most that `of` may be called with; 0: model.seq_length."""
         self._find, self.e, self.nbytes = None, None, 0
         if not config.model.rows:
             return
@@ -28,7 +28,7 @@ class MetRows:
             KeyedRows(row_V, before_V1, entry.rows, entry.rows * (entry.kind == "own"), *weights.rows(e))
             for e, (entry, row_V, before_V1) in enumerate(tables)
         ]
-        self._find = FindRows(entries, tokens)
+        self._find = FindRows(entries, tokens or config.model.seq_length)
         self.e, self.nbytes = self._find.e, sum(entry.keys_U.nbytes + entry.weight_UW.nbytes for entry in entries)
 
     def of(

@@ -90,8 +90,7 @@ class _Reader:
     @cached_property
     def met(self) -> MetRows | None:
         """Rows of pairs of tokens of a run."""
-        run = self.run
-        return None if run is None else MetRows(run.config, run.table, run, run.config.model.seq_length)
+        return None if self.run is None else MetRows(self.run.config, self.run.table, self.run)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Return the row of each token in the flattened slots, -1 for none."""
