@@ -195,17 +195,92 @@ class TiedHead:
 
 
 class NormRows:
-    """LayerNorm of decoding, with ε = 1e-5: y = LayerNorm(x); y may be x. call(rows: number of rows)"""
+    """LayerNorm of decoding, with ε = 1e-5: y = LayerNorm(x); y may be x. call(rows: number of rows)
 
-    def __init__(self, x: np.ndarray, gain: np.ndarray, bias: np.ndarray, y: np.ndarray):
+    added: (scale [1], e [T, H]): x += scale · e before; None: x stays.
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        gain: np.ndarray,
+        bias: np.ndarray,
+        y: np.ndarray,
+        added: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
         assert x.shape[1] == y.shape[1] == len(gain) == len(bias)
-        self._kept = x, gain, bias, y
+        assert added is None or (added[0].shape == (1,) and added[1].shape[1] == x.shape[1])
+        self._kept = x, gain, bias, y, added
         self._call = _kernel("HostNorm")
-        self._arguments = tuple(_address(array, np.float32) for array in self._kept)
-        self._width = x.shape[1]
+        of_added = (_address(each, np.float32) for each in added or (None, None))
+        self._arguments = *(_address(each, np.float32) for each in (x, gain, bias, y)), x.shape[1], *of_added
 
     def __call__(self, rows: int) -> None:
-        self._call(rows, *self._arguments, self._width)
+        self._call(rows, *self._arguments)
+
+
+@dataclass(frozen=True)
+class KeyedRows:
+    """Rows of an entry of `model.rows` that are found by their keys, [U], ascending, and the tables of the keys.
+
+    A token's key is row_V[id] + before_V1[id before it], modulo `rows`, plus domain · of_domain.
+    """
+
+    row_V: np.ndarray
+    before_V1: np.ndarray
+    rows: int
+    of_domain: int
+    keys_U: np.ndarray
+    weight_UW: np.ndarray
+
+
+class _RowsFields(ctypes.Structure):
+    _fields_ = [
+        *((name, _POINTER) for name in ("row", "before")),
+        *((name, _NUMBER) for name in ("rows", "of_domain")),
+        *((name, _POINTER) for name in ("keys", "weight")),
+        *((name, _NUMBER) for name in ("met", "width")),
+    ]
+
+
+class FindRows:
+    """Rows of tokens in all entries side by side; zeros where no row has the key. call(ids, domains, positions, before) writes
+    them to the first rows of e, and returns these.
+
+    All are int [T]. positions: of the tokens in their documents. before: ids before the tokens, any number where the position is 0.
+    tokens: most T.
+    """
+
+    def __init__(self, entries: Sequence[KeyedRows], tokens: int):
+        self.e = LargePages().zeros((tokens, sum(entry.weight_UW.shape[1] for entry in entries)))
+        self._of_4T = np.zeros((4, tokens), np.int64)
+        self._kept, self._fields = list(entries), (_RowsFields * len(entries))(*map(_rows_fields, entries))
+        self._call = _kernel("HostFindRows")
+        self._arguments = (
+            *(ctypes.addressof(self._fields), len(entries), len(entries[0].row_V)),
+            *(_address(self._of_4T), tokens, _address(self.e)),
+        )
+
+    def __call__(self, *of_tokens: np.ndarray) -> np.ndarray:
+        count = len(of_tokens[0])
+        self._of_4T[:, :count] = of_tokens
+        self._call(count, *self._arguments)
+        return self.e[:count]
+
+
+def _rows_fields(entry: KeyedRows) -> _RowsFields:
+    met, width = entry.weight_UW.shape
+    assert len(entry.before_V1) == len(entry.row_V) + 1 and len(entry.keys_U) == met
+    return _RowsFields(
+        _address(entry.row_V, np.int32),
+        _address(entry.before_V1, np.int32),
+        entry.rows,
+        entry.of_domain,
+        _address(entry.keys_U, np.int64),
+        _address(entry.weight_UW, np.float32),
+        met,
+        width,
+    )
 
 
 @dataclass(frozen=True)
@@ -340,7 +415,8 @@ def _kernel(name: str) -> _Kernel:
 
 _ARGUMENTS = {
     "HostLinears": (_NUMBER, _POINTER, _NUMBER),
-    "HostNorm": (_NUMBER, *[_POINTER] * 4, _NUMBER),
+    "HostNorm": (_NUMBER, *[_POINTER] * 4, _NUMBER, _POINTER, _POINTER),
+    "HostFindRows": (_NUMBER, _POINTER, _NUMBER, _NUMBER, _POINTER, _NUMBER, _POINTER),
     "HostFfn": (_NUMBER, _POINTER, _POINTER),
     "HostAttention": (_NUMBER, _POINTER, _POINTER, _POINTER, _NUMBER, *[_POINTER] * 3),
 }

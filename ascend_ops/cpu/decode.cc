@@ -143,11 +143,15 @@ extern "C" void HostLinears(int64_t rows, const Linear *linears, int64_t count) 
   Share(pieces.size(), [all](int64_t i) { ByKind(all[i].linear->kind, [&](auto *of) { Multiply<std::decay_t<decltype(*of)>>(all[i]); }); });
 }
 
-// y = LayerNorm(x), [rows, width] both.
-extern "C" void HostNorm(int64_t rows, const float *x, const float *gain, const float *bias, float *y, int64_t width) {
+// y = LayerNorm(x), [rows, width] both; x += scale · e before, if there is an e.
+extern "C" void HostNorm(int64_t rows, float *x, const float *gain, const float *bias, float *y, int64_t width, const float *scale, const float *e) {
   constexpr float kEpsilon = 1e-5f;
   const auto norm = [=](int64_t first) {
-    for (int64_t r = first; r < std::min(first + kRows, rows); ++r) BestKernels().norm(x + r * width, gain, bias, y + r * width, width, kEpsilon);
+    for (int64_t r = first; r < std::min(first + kRows, rows); ++r) {
+      float *x_r = x + r * width;
+      if (e != nullptr) std::transform(x_r, x_r + width, e + r * width, x_r, [s = *scale](float a, float b) { return a + s * b; });
+      BestKernels().norm(x_r, gain, bias, y + r * width, width, kEpsilon);
+    }
   };
   if (rows <= kRows)
     norm(0);

@@ -1,4 +1,7 @@
 // Rows of a store that are one record each, [w, m, v, step count]: gathered by key, and updated by AdamW. See ascend_ops/rows.py.
+// And rows that decoding finds by their keys. See ascend_ops/few_rows.py.
+#include <algorithm>
+
 #include "adam.h"
 
 namespace {
@@ -29,6 +32,32 @@ void RowsUpdate(float *records, int64_t width, int64_t unique, const int64_t *ke
       for (int64_t j = 0; j < width; ++j) sum[j] += grad[j];
     }
     BestKernels().adam(w, m, v, sum.data(), width, hyper.ForRow(++*step, 0.0f));
+  }
+}
+
+// All fields have eight bytes, and the same names in few_rows.py.
+struct MetRows {
+  const int32_t *row, *before;  // [vocabulary], [vocabulary + 1]
+  int64_t rows, of_domain;      // a key is below `rows`, and `of_domain` more for each domain before the token's
+  const int64_t *keys;          // [met], ascending
+  const float *weight;          // [met, width]
+  int64_t met, width;
+};
+
+// e [T, sum of widths] = the rows of each token side by side, zeros for keys that are not there. tokens [4, most], of which T are used:
+// ids, domains, positions in the document, and ids before.
+void HostFindRows(int64_t T, const MetRows *entries, int64_t count, int64_t vocabulary, const int64_t *tokens, int64_t most, float *e) {
+  const int64_t *ids = tokens, *domains = ids + most, *positions = domains + most, *before = positions + most;
+  for (int64_t t = 0; t < T; ++t) {
+    for (const MetRows *of = entries; of != entries + count; e += of->width, ++of) {
+      int64_t key = of->row[ids[t]] + of->before[positions[t] == 0 ? vocabulary : before[t]];
+      key += domains[t] * of->of_domain - (key >= of->rows ? of->rows : 0);
+      const int64_t *end = of->keys + of->met, *found = std::lower_bound(of->keys, end, key);
+      if (found != end && *found == key)
+        std::memcpy(e, of->weight + (found - of->keys) * of->width, of->width * sizeof(float));
+      else
+        std::fill_n(e, of->width, 0.0f);
+    }
   }
 }
 }

@@ -13,7 +13,18 @@ import pytest
 
 from ascend_ops import few_rows
 from ascend_ops.activation import activation_oracle
-from ascend_ops.few_rows import FFN, FfnWeights, LaneAttention, Matrix, NormRows, Projection, Projections, TiedHead
+from ascend_ops.few_rows import (
+    FFN,
+    FfnWeights,
+    FindRows,
+    KeyedRows,
+    LaneAttention,
+    Matrix,
+    NormRows,
+    Projection,
+    Projections,
+    TiedHead,
+)
 from ascend_ops.large_pages import LargePages
 from ascend_ops.library import cpu_library
 
@@ -124,6 +135,30 @@ def test_layer_norm_is_the_oracle(isa):
         close(y, centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5) * gain + bias)
         NormRows(x, gain, bias, x)(len(x))
         assert (x == y).all(), "in place"
+        e, scale = drawn(2, 70, hidden), np.array([0.3], np.float32)
+        sums = y + scale * e
+        NormRows(x, gain, bias, y, (scale, e))(len(x))
+        close(x, sums)
+        NormRows(x.copy(), gain, bias, sums)(len(x))
+        assert (y == sums).all(), "after the sum"
+
+
+def test_rows_are_found_by_their_keys():
+    """Rows of one entry of two domains, of which half were met, beside an entry of which none was."""
+    rng, (V, R, T) = np.random.default_rng(0), (50, 23, 40)
+    row_V, before_V1 = (rng.integers(R, size=size).astype(np.int32) for size in (V, V + 1))
+    keys_U, weight_UW = np.arange(0, 2 * R, 2), drawn(1, R, 5)
+    ids_T, before_T = rng.integers(V, size=(2, T))
+    domains_T, positions_T = rng.integers(2, size=(2, T))
+    unmet = KeyedRows(row_V, before_V1, R, 0, keys_U[:0], drawn(2, 0, 3))
+    find = FindRows([KeyedRows(row_V, before_V1, R, R, keys_U, weight_UW), unmet], T + 1)
+    find.e[:] = 1
+    e_TH = find(ids_T, domains_T, positions_T, before_T)
+    key_T = (row_V[ids_T] + before_V1[np.where(positions_T == 0, V, before_T)]) % R + domains_T * R
+    expected_TH = np.zeros((T, 8), np.float32)
+    expected_TH[key_T % 2 == 0, :5] = weight_UW[key_T[key_T % 2 == 0] // 2]
+    assert (e_TH == expected_TH).all() and e_TH.any()
+    assert (find.e[:T] == e_TH).all() and (find.e[T] == 1).all()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

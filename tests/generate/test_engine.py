@@ -204,6 +204,20 @@ def test_a_step_reads_no_more_of_prompts_than_a_chunk():
     assert decoder.asked == [2, 2], "the first two, then what was left of the second and the third"
 
 
+def test_a_step_reads_less_of_prompts_while_others_are_written():
+    decoder = FakeDecoder(2, seq_length=512)
+    engine = Engine(decoder)
+    engine.submit(Request(UP, (1,), 3, DRAWN, ignore_eot=True))
+    engine.step()
+    long = engine.submit(Request(UP, tuple([1] * 400), 1, DRAWN))
+    read = []
+    while not long.tokens:
+        before = decoder.tokens
+        engine.step()
+        read.append(decoder.tokens - before)
+    assert read == [1 + 128, 1 + 128, 400 - 2 * 128]
+
+
 def test_who_came_first_is_served_first():
     decoder, order = FakeDecoder(1), []
     engine = Engine(decoder)

@@ -81,7 +81,7 @@ def test_a_decoder_reads_the_rows_that_training_reads(config, tokenizer, table, 
 def test_a_row_that_no_token_met_is_zeros(config, table):
     weights, ids_T = ToyWeights(config), np.arange(200)
     nothing = np.zeros_like(ids_T)
-    e_TH = MetRows(config, table, weights).of(ids_T, nothing, nothing, nothing)
+    e_TH = MetRows(config, table, weights, 200).of(ids_T, nothing, nothing, nothing)
     first = 0
     for e, entry in enumerate(config.model.rows):
         keys_U, weight = weights.rows(e)
@@ -90,7 +90,7 @@ def test_a_row_that_no_token_met_is_zeros(config, table):
         keys_T = table.row_keys(config.model.rows, ids_T[:, None], nothing[:, None], nothing[:, None])[e, :, 0]
         np.testing.assert_array_equal(e_TH[:, first : first + entry.width], whole[keys_T])
         first += entry.width
-    none = MetRows(config, table, Unmet(config)).of(ids_T, nothing, nothing, nothing)
+    none = MetRows(config, table, Unmet(config), 200).of(ids_T, nothing, nothing, nothing)
     assert none.shape == e_TH.shape and not none.any() and e_TH.any()
 
 

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 OnChange = Callable[[Answer], None]
 """Callback with an answer, called by the thread that steps the engine after each new token and at the end."""
 
+_CHUNK_BESIDE = 128
+"""Maximum number of prompt tokens that a step reads while texts are generated: the next token of each waits for them."""
+
 _WORTH_COPYING = 16
 """Minimum length of a common prefix to share; copying a lane takes time too."""
 
@@ -205,6 +208,8 @@ class Engine:
     def _reading(self) -> list[tuple[RunningText, Chunk]]:
         """Return what this step reads: a token of each generating text, and a chunk of prompts, in their order of arrival."""
         left, reading = self._chunk, []
+        if any(text.is_generating for text in self._texts):
+            left = min(left, _CHUNK_BESIDE)
         for text in self._texts:
             if text.is_generating:
                 reading.append((text, text.chunk(text.read + 1)))

@@ -1,43 +1,39 @@
 """Rows for pairs of tokens (`model.rows`) of a model that answers: those that training met, found by their keys; others are zeros.
 
-Shape suffixes: E entries of `model.rows`, T tokens, U rows that were met, H hidden.
+Shape suffixes: T tokens, H hidden.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from ascend_ops.few_rows import FindRows, KeyedRows
 from pangu_sigma.config import Config
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.rre.table import RoutingTable
 
 
 class MetRows:
-    """Rows of all entries of a model. nbytes: their size with their keys, mapped files too."""
+    """Rows of all entries of a model. nbytes: their size with their keys, mapped files too. e: where `of` puts rows, float32
+    [tokens, H]; None for a model without rows."""
 
-    def __init__(self, config: Config, table: RoutingTable, weights: Weights):
-        self._entries, self._table = config.model.rows, table
-        self._met = [_or_nobody(*weights.rows(entry)) for entry in range(len(self._entries))]
-        self.nbytes = sum(keys_U.nbytes + weight.nbytes for keys_U, weight in self._met)
+    def __init__(self, config: Config, table: RoutingTable, weights: Weights, tokens: int = 0):
+        """tokens: most that `of` may be called with; 0: model.seq_length."""
+        self._find, self.e, self.nbytes = None, None, 0
+        if not config.model.rows:
+            return
+        assert table.row_EV is not None and table.before_EV1 is not None
+        tables = zip(config.model.rows, table.row_EV, table.before_EV1, strict=True)
+        entries = [
+            KeyedRows(row_V, before_V1, entry.rows, entry.rows * (entry.kind == "own"), *weights.rows(e))
+            for e, (entry, row_V, before_V1) in enumerate(tables)
+        ]
+        self._find = FindRows(entries, tokens or config.model.seq_length)
+        self.e, self.nbytes = self._find.e, sum(entry.keys_U.nbytes + entry.weight_UW.nbytes for entry in entries)
 
     def of(
         self, ids_T: np.ndarray, domains_T: np.ndarray, positions_T: np.ndarray, before_T: np.ndarray
     ) -> np.ndarray | None:
-        """Return e, the rows of each token side by side, float32 [T, H]; None for a model without rows. before: id of the token
-        before each, any number where its position in its document is 0."""
-        if not self._entries:
-            return None
-        of_each = (each_T[:, None] for each_T in (ids_T, domains_T, positions_T, before_T))
-        keys_ET = self._table.row_keys(self._entries, *of_each)[..., 0]
-        parts = []
-        for (keys_U, weight), keys_T in zip(self._met, keys_ET, strict=True):
-            at_T = np.minimum(np.searchsorted(keys_U, keys_T), len(keys_U) - 1)
-            part = weight[at_T]
-            part[keys_U[at_T] != keys_T] = 0
-            parts.append(part)
-        return np.concatenate(parts, axis=1)
-
-
-def _or_nobody(keys_U: np.ndarray, weight_UW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows, or one that no token has, so that there is always a last one."""
-    return (keys_U, weight_UW) if len(keys_U) else (np.array([-1]), np.zeros((1, weight_UW.shape[1]), np.float32))
+        """Return e, the rows of each token side by side, float32 [T, H], which the next call overwrites; None for a model without
+        rows. before: id of the token before each, any number where its position in its document is 0."""
+        return None if self._find is None else self._find(ids_T, domains_T, positions_T, before_T)

@@ -35,8 +35,9 @@ class RunningText:
         self.shared = 0
         self.finish: Literal["stop", "length"] | None = None
         self._decoder, self._tokenizer = decoder, decoder.tokenizer
-        self._ids, self._document = list(self.request.ids), 0
+        self._ids, eot = list(self.request.ids), self._tokenizer.eot
         self._prompt, self._scores = len(self._ids), list[Scored]()
+        self._document = self._prompt - self._ids[::-1].index(eot) if eot in self._ids else 0
         self._rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
         self._used = np.count_nonzero(self._tokenizer.slot_rows[self.request.domain.slot] >= 0)
         self._most = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
@@ -145,8 +146,8 @@ class RunningText:
         self._rows.append(row)
         text = self._spell(token)
         logprob, top = (None, ()) if request.logprobs is None else self._scored(logits_R, row, request.logprobs)
-        experts_NT = self._decoder.experts(request.domain, self._ids[self._document :])
-        self.answer.tokens.append(Token(token, text, logprob, top, tuple(experts_NT[:, -1].tolist())))
+        experts_N1 = self._decoder.experts(request.domain, [token], len(self._ids) - 1 - self._document)
+        self.answer.tokens.append(Token(token, text, logprob, top, tuple(experts_N1[:, 0].tolist())))
         self.answer.text += text
         if token == self._tokenizer.eot:
             self._document = len(self._ids)

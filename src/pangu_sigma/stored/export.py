@@ -101,7 +101,7 @@ class StoredExport(StoredModel):
             raise DamagedFile(
                 f"{self.path / GRAPH_FILE}: has no rows of entry {entry} of width {width}; {EXPORT_AGAIN}"
             )
-        return keys[:-1].copy(), weight[:-1]  # each search in keys that are not aligned would copy them
+        return keys[:-1].copy(), weight[:-1]  # a search needs keys that are aligned
 
     def listed(self) -> Listed:
         """List ("", name, shape, dtype) of each weight that the export's configuration implies."""

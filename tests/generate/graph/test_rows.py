@@ -27,7 +27,7 @@ def test_keys_of_a_thousand_documents_are_equal_in_loader_decoder_and_graph(tiny
     table, weights = drawn_tables(config, tokenizer), NumberedRows(config)
     loader, domains = BatchLoader(config, Path(config.data.path), tokenizer, table), domains_of(config)
     ends = np.cumsum([entry.width for entry in config.model.rows]) - 1
-    graph, met = GraphRows(config, table, weights), MetRows(config, table, weights)
+    graph, met = GraphRows(config, table, weights), MetRows(config, table, weights, 2 * length)
     documents = 0
     while documents < DOCUMENTS:
         of_batch = [domains[d] for d in rng.choice(len(domains), 2, replace=False)]

@@ -74,8 +74,9 @@ class CpuDecoder(Decoder):
                 f"{GROUP}; take weights of int8"
             )
         check_cache_fits(config, lanes)
-        self._operators = CpuOperators(config, weights, lanes, precision, precision == "float32" and _is_large(config))
-        self._rows = MetRows(config, table, weights)
+        mapped = precision == "float32" and _is_large(config)
+        self._rows = MetRows(config, table, weights, PASS_TOKENS)
+        self._operators = CpuOperators(config, weights, lanes, precision, mapped, self._rows.e)
         self._unused = [np.flatnonzero(rows < 0) for rows in tokenizer.slot_rows]
         self.cache_bytes = self._operators.cache_bytes
         self.resident_bytes = self._operators.weight_bytes + self._rows.nbytes + self.cache_bytes

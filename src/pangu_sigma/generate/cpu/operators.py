@@ -36,9 +36,11 @@ class CpuOperators(Operators):
     cache_bytes: size of the full KV cache.
     """
 
-    def __init__(self, config: Config, weights: Weights, lanes: int, precision: Precision, mapped: bool):
-        """mapped: True to read float32 matrices in place, without copies in large pages."""
-        model = config.model
+    def __init__(
+        self, config: Config, weights: Weights, lanes: int, precision: Precision, mapped: bool, e_TH: np.ndarray | None
+    ):
+        """mapped: True to read float32 matrices in place, without copies in large pages. e: as in `MetRows`."""
+        model, self._e_TH = config.model, e_TH
         self._model, self._room = model, LargePages()
         self._weights = Matrices(weights, precision, mapped, self._room)
         self._table_RH = self._weights.matrix("embedding")
@@ -60,8 +62,6 @@ class CpuOperators(Operators):
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
         self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
-        scaled = range(model.layers if model.rows else 0)
-        self._row_scales = [self._weights.vector(f"layers.{i}.row_scale") for i in scaled]
         numbers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
         self._layers = [self._layer(i) for i in numbers]
         self._ffns = [
@@ -100,8 +100,7 @@ class CpuOperators(Operators):
         return self._mixed_TH
 
     def add_rows(self, layer: int, residual: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
-        residual[: len(e_TH)] += self._row_scales[layer] * e_TH
-        return residual
+        return residual  # the norm that follows adds them (`_layer`)
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
         norm, y = self._norms[name]
@@ -150,9 +149,10 @@ class CpuOperators(Operators):
     def _layer(self, layer: int) -> tuple[Projections, Projections, Projections, LaneAttention, Projections]:
         at = f"layers.{layer}.attention"
         residual_TH, normed_TH = self._rows(layer)
-        for name in ("attention_norm", "ffn_norm"):
+        rows = None if self._e_TH is None else (self._weights.vector(f"layers.{layer}.row_scale"), self._e_TH)
+        for name, added in (("attention_norm", rows), ("ffn_norm", None)):
             cell = f"layers.{layer}.{name}"
-            self._norms[cell] = NormRows(residual_TH, *self._norm_weights(cell), normed_TH), normed_TH
+            self._norms[cell] = NormRows(residual_TH, *self._norm_weights(cell), normed_TH, added), normed_TH
         asked_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
         ask, key, value, output = (
             Projection(
