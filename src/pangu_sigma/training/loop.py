@@ -149,7 +149,7 @@ class Trainer:
         return float(loss_M.sum()), per_domain
 
     def load(self, batch: Batch) -> tuple[np.ndarray, list[list[int]]]:
-        """Return the tokens of each expert in a batch, and the numbers of the experts that its domains can reach, in each segment."""
+        """Return the tokens of each expert in a batch, and for each segment the numbers of the experts that its domains can reach."""
         return batch.load_NK, self.config.reachable_experts(batch.domains_M.tolist())
 
     def metrics(self, batch: Batch, rate: float, result: StepResult) -> Metrics:
@@ -340,8 +340,8 @@ def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -
         log.evaluation(trainer.progress.step, losses)
     if rows := trainer.store.rows:
         first = layers_of_stage(trainer.config, 0)  # rank 0, which writes the log, keeps no others
-        scales = [trainer.network.layers[layer].row_scale.asnumpy().item() for layer in first]
-        log.rows(trainer.progress.step, rows.figures(), scales)
+        scales = {layer: trainer.network.layers[layer].row_scale.asnumpy().item() for layer in first}
+        log.write("rows", step=trainer.progress.step, entries=dict(enumerate(rows.figures())), scales=scales)
     trainer.evaluated(losses)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +67,7 @@ def last(of: Mapping[str, Any], name: str) -> float | None:
 
 
 def _column(values: list[Any]) -> Any:
-    if all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in values):
-        return np.array(values, None if all(isinstance(value, int) for value in values) else float)
-    if all(isinstance(value, list) for value in values):
-        try:
-            array = np.array(values)
-        except ValueError:  # rows of several lengths
-            return values
+    with suppress(ValueError):  # rows of several lengths
+        array = np.array([math.nan if value is None else value for value in values])
         return array if array.dtype.kind in "if" else values
     return values

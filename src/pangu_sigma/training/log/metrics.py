@@ -26,9 +26,9 @@ it is of. A name without a value is absent. The names:
   number of ranks.
 * `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists, such as its standard error (`se`), the
   unigram loss of the same tokens (`unigram`), bits per byte, and the loss of every sample.
-* `rows`: of a model with rows (`model.rows`), at each evaluation. `entries`: of each entry the rows that were met, all rows that
-  exist, and about how many pairs of tokens found their row taken by another pair (`RowStore.figures`). `scales`: the scale of rows
-  in front of each layer, with pipeline stages of the first one.
+* `rows`: of a model with rows (`model.rows`), at each evaluation. `entries`: by number, the rows that were met, all rows that
+  exist, and about how many pairs of tokens found their row taken by another pair (`RowStore.figures`). `scales`: by layer, the
+  scale of rows in front of it, with pipeline stages of the first one.
 * `load`: tokens per expert [N][K] since the previous `load` line. Their sum is the load of the whole run.
 * `spike`: a step whose loss of a domain is above its limit: the fields of `health.Spike`.
 * `unhealthy`: result of a search for values that are not finite: a list with the fields of `health.UnhealthyTensor` of each such
@@ -164,20 +164,20 @@ class MetricsLog:
 
     def evaluation(self, step: int, losses: dict[str, HeldOutLoss]) -> None:
         """Log the held-out loss of each domain after `step`."""
-        self._write(evaluation_line(step, losses))
+        self.write(**evaluation_line(step, losses))
         self.flush()
-
-    def rows(self, step: int, entries: list[dict[str, Any]], scales: list[float]) -> None:
-        """Log the rows of a model after `step`: of each entry `RowStore.figures`, and the scale of each layer."""
-        self._write({"kind": "rows", "step": step, "entries": entries, "scales": scales})
-        self._board.add(step, {f"rows/met/{e}": entry["met"] / entry["stored"] for e, entry in enumerate(entries)})
-        self._board.add(step, {f"rows/scale/{layer}": scale for layer, scale in enumerate(scales)})
 
     def changed(self, step: int, changes: Sequence[Change]) -> None:
         """Log configuration changes with which a run resumes after `step`. A new log has the configuration in its first line."""
         if changes and not self._fresh:
-            self._write({"kind": "config", "step": step, "changes": list(changes)})
+            self.write("config", step=step, changes=list(changes))
             self._lines.flush()
+
+    def write(self, kind: str, *, step: int, **values: Any) -> None:
+        """Write a line of any kind, and its numbers for TensorBoard."""
+        self._lines.write(sealed_line({"kind": kind, "step": step, **values}))
+        path = "" if kind == "step" else f"{kind}/"
+        self._board.add(step, {n: value for n, value in flat(values, path).items() if isinstance(value, int | float)})
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -191,20 +191,12 @@ class MetricsLog:
                 self._clock += pause
                 self._paused += pause
 
-    def spike(self, spike: dict[str, Any]) -> None:
-        """Log a loss spike: the fields of a `health.Spike`."""
-        self._write({"kind": "spike", **spike})
-
-    def unhealthy(self, step: int, tensors: list[dict[str, Any]]) -> None:
-        """Log the tensors that are not finite: the fields of each `health.UnhealthyTensor`."""
-        self._write({"kind": "unhealthy", "step": step, "tensors": tensors})
-
     def flush(self) -> None:
         """Write pending metrics to the disk. Call this method before each checkpoint, so that the log has all steps up to it."""
         if self._pending:
             self._log()
         if self._load_NK is not None:
-            self._write({"kind": "load", "step": self._last_step, "tokens_NK": self._load_NK.tolist()})
+            self.write("load", step=self._last_step, tokens_NK=self._load_NK.tolist())
             self._load_NK = None
         self._lines.flush()
         os.fsync(self._lines.fileno())
@@ -213,15 +205,9 @@ class MetricsLog:
     def _log(self) -> None:
         """Write the pending steps as a line."""
         samples = xxhash.xxh3_64_hexdigest(self._samples.encode())
-        self._write({"kind": "step", **over_steps(self._pending), "samples": samples})
+        self.write("step", **over_steps(self._pending), samples=samples)
         self._pending, self._samples = [], ""
         self._lines.flush()
-
-    def _write(self, line: dict[str, Any]) -> None:
-        self._lines.write(sealed_line(line))
-        kind = "" if line["kind"] == "step" else f"{line['kind']}/"
-        numbers = {name: value for name, value in flat(line).items() if isinstance(value, int | float)}
-        self._board.add(numbers.pop("step"), {kind + name: value for name, value in numbers.items()})
 
     def _show(self, metrics: Metrics) -> None:
         """Advance the progress line."""
@@ -260,10 +246,10 @@ class NoLog:
     def __enter__(self) -> NoLog:
         return self
 
-    def _ignore(self, *_: object) -> None:
+    def _ignore(self, *_: object, **__: object) -> None:
         """Write nothing."""
 
-    __exit__ = record = evaluation = rows = changed = spike = unhealthy = flush = _ignore
+    __exit__ = record = evaluation = changed = write = flush = _ignore
 
     def paused(self) -> AbstractContextManager[None]:
         """Do nothing: this log measures no speed."""

@@ -129,9 +129,7 @@ def draw_numbers(runs: Sequence[RunLog]) -> Figure | None:
 def numbers(run: RunLog) -> list[str]:
     """Return the names of a run's numbers that have a value in a `step` line, besides the losses."""
     return [
-        name
-        for name in run.steps
-        if name.partition("/")[0] not in _TOLD_ELSEWHERE and points(run.steps, name)[1].size
+        name for name in run.steps if name.partition("/")[0] not in _TOLD_ELSEWHERE and points(run.steps, name)[1].size
     ]
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,9 @@ class _Run(RunLog):
         n, expert = np.unravel_index(relative_NK.argmax(), relative_NK.shape)
         if relative_NK[n, expert] < _UNBALANCED:
             return ""
-        domains, where = self.domains, load.labels[n].replace(".", ", segment ")
-        whose = (
-            "an expert common to all domains"
-            if load.kind == "common"
-            else domains[expert * len(domains) // relative_NK.shape[1]]
-        )
+        domain = self.domains[expert * len(self.domains) // relative_NK.shape[1]]
+        whose = domain if load.kind == "own" else "an expert common to all domains"
+        where = load.labels[n].replace(".", ", segment ")
         return f"{relative_NK[n, expert]:.2f} times its fair share, in {whose}, RRE layer {where}"
 
     @property
@@ -147,21 +145,20 @@ def _read(folder: Path) -> _Run:
         raise EmptyLogError(f"{folder} has no logged step; train it for at least train.log_interval steps")
     if "run" not in lines:
         raise EmptyLogError(f"{folder / FILE}: its first line, with the domains, is missing; take the file from a copy")
-    config, tuning = _config(folder), read_tuning(folder)
-    data = {} if tuning else _data(folder, config.get("data.path"))
+    config, data, benchmarks = dict[str, Any](), dict[str, DomainRecord](), dict[str, Any]()
+    tuning = read_tuning(folder)
+    with suppress(ConfigError):  # what cannot be read is not shown; the figures are of the log
+        config = leaves(read_tree(folder / CONFIG_FILE))
+    with suppress(DataError):
+        path = config.get("data.path")
+        data = load_manifest(folder / path).domains if isinstance(path, str) and not tuning else {}
+    with suppress(OSError, ValueError, AttributeError):
+        tasks = json.loads((folder / BENCHMARKS).read_text(encoding="utf-8"))
+        benchmarks = {name: dict(task.items()) for name, task in tasks.items()}
     unigram: dict[str, float | None] = {name: record.unigram_entropy for name, record in data.items()}
     unigram |= lines["evaluation"][-1]["unigram"] if "evaluation" in lines else {}
-    tasks = _read_json(folder / BENCHMARKS)
-    return _Run(
-        name=folder.resolve().name,
-        lines=lines,
-        config=config,
-        unigram=unigram,
-        evaluated="dev set" if tuning else "held-out text",
-        data=data,
-        benchmarks=tasks if all(isinstance(task, dict) for task in tasks.values()) else {},
-        tuning=tuning,
-    )
+    name, evaluated = folder.resolve().name, "dev set" if tuning else "held-out text"
+    return _Run(name, lines, config, unigram, evaluated, data, benchmarks, tuning)
 
 
 def read_tuning(folder: Path) -> dict[str, Any] | None:
@@ -173,31 +170,6 @@ def read_tuning(folder: Path) -> dict[str, Any] | None:
     if lineage.get("kind") != "finetune":
         return None
     return {key: lineage.get(key) for key in ("parent", "parent_step", "options")} | (read_tuning_result(folder) or {})
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file; empty if missing or invalid."""
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Read the run's configuration by key path; empty if it cannot be read."""
-    try:
-        return leaves(read_tree(folder / CONFIG_FILE))
-    except ConfigError:
-        return {}
-
-
-def _data(folder: Path, path: Any) -> dict[str, DomainRecord]:
-    """Read the domains of the manifest of a run's data; empty if the data are missing."""
-    try:
-        return load_manifest(folder / path).domains if isinstance(path, str) else {}
-    except DataError:
-        return {}
 
 
 def _save(figure: Figure, file: Path) -> bytes:

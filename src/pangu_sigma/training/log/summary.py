@@ -119,12 +119,12 @@ def format_rows(line: dict[str, Any] | None) -> list[str]:
     """Format a `rows` line of metrics.jsonl: a line for each entry, and one for the scales; nothing for None."""
     if line is None:
         return []
-    scales = ", ".join(f"{scale:.3g}" for scale in line["scales"])
+    scales = ", ".join(f"{scale:.3g}" for scale in line["scales"].values())
     return [
         *(
             f"{f'rows, {e}':12} {entry['met']:,} of {entry['stored']:,} met ({entry['met'] / entry['stored']:.2%})"
             + ("" if entry["collisions"] is None else f", about {entry['collisions']:,} pairs more than rows")
-            for e, entry in enumerate(line["entries"])
+            for e, entry in line["entries"].items()
         ),
         f"{'row scales':12} {scales}, layer by layer, after step {line['step']}",
     ]
