@@ -307,7 +307,7 @@ def test_one_bad_value_ends_a_whole_run_and_its_log_and_report_say_so(tiny_data,
         train(tiny_config(tiny_data), copy)
     lines = read_metrics(copy)
     last = [line for line in lines if line["kind"] == "step"][-1]
-    assert (last["skipped"], last["left_out"], last["per_domain_left_out"]["en"]) == (1, 1, 1)
+    assert (last["skipped"], last["left_out/loss"], last["left_out/loss/en"]) == (1, 1, 1)
     (found,) = [line for line in lines if line["kind"] == "unhealthy"]
     assert found["step"] == last["step"]
     assert found["tensors"] == [

@@ -149,7 +149,7 @@ class Trainer:
         return float(loss_M.sum()), per_domain
 
     def load(self, batch: Batch) -> tuple[np.ndarray, list[list[int]]]:
-        """Return the tokens of each expert in a batch, and for each segment the numbers of the experts that its domains can reach."""
+        """Return the tokens of each expert in a batch, and for each segment the numbers of experts that its domains can reach."""
         return batch.load_NK, self.config.reachable_experts(batch.domains_M.tolist())
 
     def metrics(self, batch: Batch, rate: float, result: StepResult) -> Metrics:

@@ -8,7 +8,7 @@ import pytest
 import pangu_sigma as ps
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log.columns import last, metrics_columns, points
-from pangu_sigma.training.log.metrics import EmptyLogError
+from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, read_metrics
 
 
 @pytest.fixture
@@ -56,8 +56,12 @@ def test_points_are_the_finite_values_with_their_steps(run):
 def test_steps_of_an_earlier_version_are_refused_with_the_commit_that_reads_them(tmp_path):
     lines = [{"kind": "run", "step": 0}, {"kind": "step", "step": 5, "per_domain_loss": {"a": 3.0}}]
     (tmp_path / "metrics.jsonl").write_text("".join(map(sealed_line, lines)))
-    with pytest.raises(EmptyLogError, match=r"metrics\.jsonl: .*under other names; commit e9a89c7e reads them"):
+    told = r"metrics\.jsonl: .*under other names; commit e9a89c7e reports them\. To train on, move the file away"
+    with pytest.raises(EmptyLogError, match=told):
         metrics_columns(tmp_path, "step")
+    with pytest.raises(EmptyLogError, match=told):
+        MetricsLog(tmp_path, ["a"], 10, 5, 5)
+    assert read_metrics(tmp_path) == lines, "evaluations are read as ever"
 
 
 def test_the_face_gives_a_table_that_prints_and_that_pandas_takes(run):

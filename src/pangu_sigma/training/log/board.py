@@ -1,7 +1,6 @@
-"""TensorBoard file of a run, written synchronously: tensorboardX's `SummaryWriter` writes in a thread, which ends at the first error
-of the disk, and the tenth point after that waits for ever.
-
-Here such an error ends the curves but not the training: metrics.jsonl has the same numbers.
+"""TensorBoard file of a run, written synchronously. tensorboardX's `SummaryWriter` writes in a thread, which ends at the first error
+of the disk; a later point then waits for ever for room in the queue. Here such an error ends the curves, but not the training:
+metrics.jsonl has the same numbers.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.training.log.metrics import FILE, EmptyLogError, flat, read_metrics
+from pangu_sigma.training.log.metrics import FILE, flat, read_metrics
 
 
 def metrics_columns(run: Path, kind: str) -> dict[str, Any]:
@@ -32,12 +32,8 @@ def metrics_columns(run: Path, kind: str) -> dict[str, Any]:
 def lines_by_kind(run: Path) -> defaultdict[str, list[dict[str, Any]]]:
     """Return the lines of a run's log by their kind, in order. Raises FileNotFoundError without a log."""
     lines = defaultdict(list)
-    for line in read_metrics(run):
+    for line in read_metrics(run, steps=True):
         lines[line["kind"]].append(line)
-    if any("per_domain_loss" in line for line in lines.get("step", ())):
-        raise EmptyLogError(
-            f"{run / FILE}: an earlier version logged steps there, under other names; commit e9a89c7e reads them"
-        )
     return lines
 
 

@@ -1,7 +1,7 @@
 """Metrics log of a run: `metrics.jsonl`, TensorBoard files, and a progress line on stderr.
 
-A step is a flat record, name → number, which `Trainer.metrics` makes. The part of a name before "/" is the metric, and the rest what
-it is of. A name without a value is absent. The names:
+A step is a flat record, name → number, which `Trainer.metrics` makes. The part of a name before "/" is the metric, the rest says
+what it is of. A name without a value is absent. The names:
 
 * `loss`, `loss/DOMAIN` (domains of the batch only): nats per token.
 * `learning_rate`. `loss_scale`. `gradient_norm`: before clipping; not finite if gradients overflowed. `gradient_norm/dense`,
@@ -295,10 +295,10 @@ def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path, steps: bool = False) -> list[dict[str, Any]]:
     """Read a run's metrics.jsonl: objects with a kind and a step, in order. Truncated or damaged lines are left out with a warning.
 
-    Raises FileNotFoundError if the run has no metrics.jsonl.
+    steps: True to refuse `step` lines with the names of an earlier version. Raises FileNotFoundError without a metrics.jsonl.
     """
     lines, texts = [], (folder / FILE).read_bytes().splitlines()
     for number, text in enumerate(texts, 1):
@@ -309,6 +309,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             lines.append(line)
         except (DamagedFile, ValueError, TypeError, KeyError, RecursionError):
             logger.warning("%s: line %d was changed, or cut off by a crash; it is left out", folder / FILE, number)
+    if steps and any(line["kind"] == "step" and "per_domain_loss" in line for line in lines):
+        raise EmptyLogError(
+            f"{folder / FILE}: an earlier version logged steps there, under other names; commit e9a89c7e reports them. To train "
+            "on, move the file away: the run then begins another log"
+        )
     return lines
 
 
@@ -328,7 +333,7 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
     """
     if not file.exists():
         return
-    lines = read_metrics(file.parent) if step else []
+    lines = read_metrics(file.parent, steps=True) if step else []
     kept = [line for line in lines if line["step"] <= step and (line["kind"], line["step"]) != ("config", step)]
     logged = max((line["step"] for line in kept if line["kind"] == "step"), default=0)
     if logged < step:
