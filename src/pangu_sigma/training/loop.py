@@ -34,7 +34,7 @@ from pangu_sigma.training.finished import conclude
 from pangu_sigma.training.health import Health, examine
 from pangu_sigma.training.log.losses import HeldOutLoss
 from pangu_sigma.training.log.metrics import Metrics, MetricsLog, NoLog, load_max_over_mean
-from pangu_sigma.training.log.timeline import NoTimeline, Timeline
+from pangu_sigma.training.log.timeline import Timeline
 from pangu_sigma.training.progress import changes_since_checkpoint, resume
 from pangu_sigma.training.start import DEFAULT_START, StartOptions, refuse_tuned, start_run
 from pangu_sigma.training.step import StepResult
@@ -88,7 +88,7 @@ class Trainer:
         self.saver = self._open_saver()
         self.loss, self.losses = 0.0, dict[str, float]()
         """Loss of the last step, and loss of each domain in its batch, in nats per token."""
-        self.timeline = NoTimeline()
+        self.timeline = Timeline()
         self._worked: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
 
     def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:

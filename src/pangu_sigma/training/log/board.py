@@ -1,5 +1,5 @@
-"""TensorBoard file of a run, written synchronously. tensorboardX's `SummaryWriter` writes in a thread, which ends at the first error
-of the disk; a later point then waits for ever for room in the queue. Here such an error ends the curves, but not the training:
+"""TensorBoard file of a run, written synchronously. The thread of tensorboardX's `SummaryWriter` ends at the first error of the
+disk, and a later point waits for ever for room in its queue. Here such an error ends the curves, but not the training:
 metrics.jsonl has the same numbers.
 """
 

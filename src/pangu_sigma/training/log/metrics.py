@@ -118,7 +118,6 @@ class MetricsLog:
         self._progress = Bar(
             total=steps_total,
             initial=resumed_step,
-            unit="step",
             desc="train",
             dynamic_ncols=True,
             mininterval=0.5,
@@ -256,9 +255,9 @@ class NoLog:
         return nullcontext()
 
 
-def over_steps(steps: Sequence[Metrics]) -> Metrics:
+def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
     """Return the numbers of a `step` line. steps: records, those that have a time with their `seconds`."""
-    numbers = Metrics()
+    numbers = dict[str, Any]()
     for name in dict.fromkeys(name for step in steps for name in step if not name.endswith("seconds")):
         values = [step[name] for step in steps if name in step]
         metric, finite = name.partition("/")[0], [value for value in values if math.isfinite(value)]
