@@ -263,8 +263,10 @@ def test_spikes_and_what_is_not_finite_have_lines_of_their_own(tmp_path: Path):
         record(log, 3)
         log.write("spike", **spike)
         log.write("unhealthy", step=3, tensors=[tensor])
-        log.write("rows", step=3, entries={"0": (entry := {"met": 2, "collisions": None})}, scales={"1": 0.2})
-    assert of_kind(tmp_path, "rows") == [{"kind": "rows", "step": 3, "entries": {"0": entry}, "scales": {"1": 0.2}}]
+        log.write("rows", step=3, entries={0: (entry := {"met": 2, "collisions": None})}, scales={1: 0.5})
+    assert of_kind(tmp_path, "rows") == [{"kind": "rows", "step": 3, "entries": {"0": entry}, "scales": {"1": 0.5}}]
+    tags = {event.summary.value[0].tag for event in events(tmp_path / "tensorboard")[2:]}
+    assert {"rows/entries/0/met", "rows/scales/1", "spike/loss", "loss/zh"} <= tags and "run/steps_total" not in tags
     assert of_kind(tmp_path, "spike") == [{"kind": "spike", **spike}]
     assert of_kind(tmp_path, "unhealthy") == [{"kind": "unhealthy", "step": 3, "tensors": [tensor]}]
 

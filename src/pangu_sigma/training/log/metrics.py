@@ -290,7 +290,7 @@ def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Return nested values as one mapping, by names such as unigram/en."""
     found = dict[str, Any]()
     for name, value in values.items():
-        found |= flat(value, f"{path}{name}/") if isinstance(value, Mapping) else {path + name: value}
+        found |= flat(value, f"{path}{name}/") if isinstance(value, Mapping) else {f"{path}{name}": value}
     return found
 
 
