@@ -39,7 +39,7 @@ BUDGETS = {
     "serve": 1699,
     "stored": 732,
     "text": 1073,
-    "training": 1988,
+    "training": 1815,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

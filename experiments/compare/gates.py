@@ -16,9 +16,6 @@ Shape suffixes: T tokens, H hidden, G groups (segments), F inner units of an exp
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
@@ -28,13 +25,13 @@ from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from ascend_ops.grouped_ffn import GroupedFFN
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.batches import Batch
 from pangu_sigma.ecss.store import make_store
 from pangu_sigma.model.declare import Initializer, make_parameter
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.rowwise import softmax
 from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.training.backend import Backend, TrainingSetup
-from pangu_sigma.training.log.metrics import StepMetrics
 from pangu_sigma.training.loop import Trainer
 from pangu_sigma.training.step import TrainStep
 
@@ -138,10 +135,9 @@ class GateBackend(Backend):
 class GateTrainer(Trainer):
     """A run whose load is the gate's."""
 
-    def metrics(self, *taken: Any) -> StepMetrics:
+    def load(self, batch: Batch) -> tuple[np.ndarray, list[list[int]]]:
         load_NK = received(self.network)
-        reachable_N = [list(range(load_NK.shape[1]))] * len(load_NK)
-        return replace(super().metrics(*taken), load_NK=load_NK, reachable_N=reachable_N)
+        return load_NK, [list(range(load_NK.shape[1]))] * len(load_NK)
 
 
 def gated_network(config: Config) -> PanGuSigma:

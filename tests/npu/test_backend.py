@@ -137,12 +137,12 @@ def test_rows_are_those_of_a_run_on_the_cpu_and_survive_a_stop(graph_mode, tiny_
         off = np.abs(weight - expected) > 1e-3 * np.abs(expected).max()
         assert off.mean() < 1e-3 and np.abs(expected).max() > 0
     lines = [line for line in read_metrics(tmp_path / "ascend") if line["kind"] == "rows"]
-    assert [line["step"] for line in lines] == [0, 4, 8] and lines[0]["entries"][0]["met"] == 0
-    assert lines[2]["entries"][1] | {"collisions": 0} == {"met": len(keys), "stored": 2700, "collisions": 0}
+    assert [line["step"] for line in lines] == [0, 4, 8] and lines[0]["entries"]["0"]["met"] == 0
+    assert lines[2]["entries"]["1"] | {"collisions": 0} == {"met": len(keys), "stored": 2700, "collisions": 0}
     text = format_file_inspection(inspect_files(tmp_path / "ascend"))
     assert f"rows, entry 1: {len(keys):,} of 2,700 met ({len(keys) / 2700:.2%}), order 2, own, width 16, " in text
-    assert f"scale of rows in front of each layer: {lines[2]['scales'][0]:.4g}, " in text
-    assert len(lines[2]["scales"]) == config.model.layers and 0.1 not in lines[2]["scales"]
+    assert f"scale of rows in front of each layer: {lines[2]['scales']['0']:.4g}, " in text
+    assert len(lines[2]["scales"]) == config.model.layers and 0.1 not in lines[2]["scales"].values()
 
 
 def test_evaluation_and_training_are_one_graph(runs: SimpleNamespace):

@@ -59,7 +59,8 @@ def test_experts_of_a_domain_outside_the_phase_keep_their_bits_and_a_stopped_run
     assert all(one[name].tobytes() == values.tobytes() for name, values in other.items())
     assert experts(tmp_path / "whole")["experts_layer_0 w1.moment"][4:].any(), "code is in the second phase"
     lines = [json.loads(line) for line in (tmp_path / "whole" / FILE).read_text(encoding="utf-8").splitlines()]
-    epochs = [line["epochs"] for line in lines if line["kind"] == "step"]
+    steps = [line for line in lines if line["kind"] == "step"]
+    epochs = [{name: line[f"epochs/{name}"] for name in ("zh", "en", "code")} for line in steps]
     counts = whole.batches.samples.counts
     assert epochs[3] == {"zh": 8 / counts[0], "en": 8 / counts[1], "code": 0.0}
     assert epochs[-1] == {

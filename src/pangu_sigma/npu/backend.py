@@ -16,7 +16,6 @@ from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore, restore_r
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
-from pangu_sigma.ecss.store import Traffic
 from pangu_sigma.npu.context import use_ascend
 from pangu_sigma.npu.inputs import step_inputs
 from pangu_sigma.npu.planner import ExchangePlanner
@@ -48,8 +47,8 @@ class AscendBackend(Backend):
         step.fill(config.seed)
         return TrainingSetup(config, ranks, step.network.loss.network, step.store, step)
 
-    def traffic(self, built: TrainingSetup, batch: Batch) -> Traffic | None:
-        return None  # `plan` tells
+    def traffic(self, built: TrainingSetup, batch: Batch) -> dict[str, float]:
+        return {}  # `plan` tells
 
     def take_step(
         self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None

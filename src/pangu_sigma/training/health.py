@@ -214,7 +214,7 @@ def examine(
     Raises UnhealthyRun, on all ranks, if any rank has values that are not finite, or a domain is stuck.
     """
     for spike in health.spikes:
-        log.spike(asdict(spike))
+        log.write("spike", **asdict(spike))
         if built.ranks.first:
             logger.warning("%s", _text_of(spike))
     if not health.needs_check:
@@ -223,7 +223,7 @@ def examine(
     texts = [
         text for of_rank in built.ranks.texts("\n".join(map(str, tensors[:_NAMED]))) for text in of_rank.splitlines()
     ]
-    log.unhealthy(step, [asdict(tensor) for tensor in tensors])
+    log.write("unhealthy", step=step, tensors=[asdict(tensor) for tensor in tensors])
     number = int(built.ranks.sum(np.array([len(tensors)], np.float32))[0])
     if number:
         texts = list(dict.fromkeys(texts))[:_NAMED]  # replicas have the same tensors

@@ -33,8 +33,8 @@ from pangu_sigma.training.feed import InputPipeline
 from pangu_sigma.training.finished import conclude
 from pangu_sigma.training.health import Health, examine
 from pangu_sigma.training.log.losses import HeldOutLoss
-from pangu_sigma.training.log.metrics import MetricsLog, NoLog, StepMetrics
-from pangu_sigma.training.log.timeline import NoTimeline, Timeline
+from pangu_sigma.training.log.metrics import Metrics, MetricsLog, NoLog, load_max_over_mean
+from pangu_sigma.training.log.timeline import Timeline
 from pangu_sigma.training.progress import changes_since_checkpoint, resume
 from pangu_sigma.training.start import DEFAULT_START, StartOptions, refuse_tuned, start_run
 from pangu_sigma.training.step import StepResult
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 CPU = Backend()
 """Default backend of training."""
 
-OnStep = Callable[[StepMetrics], object]
+OnStep = Callable[[Metrics], object]
 """Callback with the metrics of each step; it stops the training if it returns True."""
 
 
@@ -88,7 +88,7 @@ class Trainer:
         self.saver = self._open_saver()
         self.loss, self.losses = 0.0, dict[str, float]()
         """Loss of the last step, and loss of each domain in its batch, in nats per token."""
-        self.timeline = NoTimeline()
+        self.timeline = Timeline()
         self._worked: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
 
     def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
@@ -148,33 +148,34 @@ class Trainer:
             per_domain[name] = float(loss_M[blocks].sum() / weight_M[blocks].sum())
         return float(loss_M.sum()), per_domain
 
-    def metrics(self, batch: Batch, rate: float, result: StepResult) -> StepMetrics:
-        """Return the metrics of the last step, from what `advance` returned; the same on every rank."""
+    def load(self, batch: Batch) -> tuple[np.ndarray, list[list[int]]]:
+        """Return the tokens of each expert in a batch, and for each segment the numbers of experts that its domains can reach."""
+        return batch.load_NK, self.config.reachable_experts(batch.domains_M.tolist())
+
+    def metrics(self, batch: Batch, rate: float, result: StepResult) -> Metrics:
+        """Return the record of the last step, from what `advance` returned: numbers by the names of log/metrics.py. All ranks have
+        the same, except what ECSS moved and how long its worker took."""
         applied, norm = bool(result.applied.asnumpy()), float(result.norm.asnumpy())
-        return StepMetrics(
-            step=self.progress.step,
-            loss=self.loss,
-            per_domain_loss=self.losses,
-            learning_rate=rate,
-            gradient_norm=norm,
-            loss_scale=float(result.scale.asnumpy()),
-            skipped=not applied,
-            clipped=applied and norm > self.config.train.optimizer.clip_norm,
-            tokens=batch.tokens,
-            load_NK=batch.load_NK,
-            reachable_N=self.config.reachable_experts(batch.domains_M.tolist()),
-            samples=batch.digest,
-            dropped=batch.dropped,
-            traffic=self.backend.traffic(self.built, batch),
-            norm_dense=None if result.norm_dense is None else float(result.norm_dense.asnumpy()),
-            norm_experts=None if result.norm_experts is None else float(result.norm_experts.asnumpy()),
-            worker=self._worked,
-            epochs=dict(
-                zip(
-                    (d.name for d in self.batches.domains), self.batches.order.epochs(self.progress.cursor), strict=True
-                )
-            ),
-        )
+        norms = {"gradient_norm/dense": result.norm_dense, "gradient_norm/experts": result.norm_experts}
+        epochs = zip(self.batches.domains, self.batches.order.epochs(self.progress.cursor), strict=True)
+        balance, worked = load_max_over_mean(*self.load(batch)), self._worked
+        return {
+            "step": self.progress.step,
+            "loss": self.loss,
+            **{f"loss/{name}": loss for name, loss in self.losses.items()},
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            **{name: float(measured.asnumpy()) for name, measured in norms.items() if measured is not None},
+            "loss_scale": float(result.scale.asnumpy()),
+            "skipped": int(not applied),
+            "clipped": int(applied and norm > self.config.train.optimizer.clip_norm),
+            "tokens": batch.tokens,
+            **{f"epochs/{domain.name}": taken for domain, taken in epochs},
+            "dropped": batch.dropped,
+            **({} if balance is None else {"load_max_over_mean": balance}),
+            **self.backend.traffic(self.built, batch),
+            **({} if worked is None else {"update_busy_seconds": worked.busy, "update_stall_seconds": worked.waited}),
+        }
 
     def state(self) -> dict[str, Any]:
         """Return the state that a checkpoint holds besides arrays: progress and health, as plain data."""
@@ -294,7 +295,7 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             step, last = trainer.progress.step, trainer.finished
             with span("metrics"):
                 metrics = trainer.metrics(*taken)
-                log.record(metrics)
+                log.record(metrics, trainer.load(taken[0])[0], taken[0].digest)
                 trainer.complete_save(now=trainer.health.needs_check)  # it may be the checkpoint to go back to
                 examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_A, log)
             with log.paused():
@@ -339,8 +340,8 @@ def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -
         log.evaluation(trainer.progress.step, losses)
     if rows := trainer.store.rows:
         first = layers_of_stage(trainer.config, 0)  # rank 0, which writes the log, keeps no others
-        scales = [trainer.network.layers[layer].row_scale.asnumpy().item() for layer in first]
-        log.rows(trainer.progress.step, rows.figures(), scales)
+        scales = {layer: trainer.network.layers[layer].row_scale.asnumpy().item() for layer in first}
+        log.write("rows", step=trainer.progress.step, entries=dict(enumerate(rows.figures())), scales=scales)
     trainer.evaluated(losses)
 
 

@@ -7,39 +7,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.event_files import events
 from helpers.losses import held_out
 
-from pangu_sigma.ecss.store import Traffic
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log import metrics
-from pangu_sigma.training.log.metrics import TRAFFIC, MetricsLog, StepMetrics, load_max_over_mean, read_metrics
+from pangu_sigma.training.log.metrics import Metrics, MetricsLog, load_max_over_mean, read_metrics
 
 DOMAINS = ["zh", "en"]
 
 
-def step_metrics(step: int, **changes) -> StepMetrics:
-    load_NK = np.array([[step, 0, 1, 1], [1, 1, 0, step]])
-    values = {
-        "step": step,
-        "loss": float(step),
-        "per_domain_loss": {"zh": float(step)} if step % 2 else {"en": float(step)},
-        "learning_rate": 1e-3,
+def load_at(step: int) -> np.ndarray:
+    return np.array([[step, 0, 1, 1], [1, 1, 0, step]])
+
+
+def record(log: MetricsLog, step: int, changes: Metrics | None = None) -> None:
+    domain = "zh" if step % 2 else "en"
+    values = {"step": step, "loss": float(step), f"loss/{domain}": float(step), "learning_rate": 1e-3}
+    values |= {
         "gradient_norm": 1.0,
         "loss_scale": 1024.0,
-        "skipped": False,
+        "skipped": 0,
+        "clipped": 0,
         "tokens": 64,
-        "load_NK": load_NK,
-        "reachable_N": [[0, 1, 2, 3]] * 2,
-        "samples": f"{step:016x}",
         "dropped": step % 4,
     }
-    return StepMetrics(**{**values, **changes})
+    values |= {"load_max_over_mean": load_max_over_mean(load_at(step), [[0, 1, 2, 3]] * 2)}
+    log.record(values | (changes or {}), load_at(step), f"{step:016x}")
 
 
 def run(folder: Path, steps: range, resumed_step: int = 0) -> None:
     with MetricsLog(folder, DOMAINS, 20, 4, resumed_step) as log:
         for step in steps:
-            log.record(step_metrics(step))
+            record(log, step)
             if step % 8 == 0:
                 with log.paused():
                     log.evaluation(step, held_out(zh=2.0, en=3.0))
@@ -60,7 +60,7 @@ def test_a_line_holds_means_over_its_steps_and_over_those_that_had_the_domain(tm
     first, second, third = of_kind(tmp_path, "step")
     assert (first["step"], second["step"], third["step"]) == (4, 6, 8), "step 6 is where a checkpoint would be"
     assert first["loss"] == 2.5
-    assert second["per_domain_loss"] == {"zh": 5.0, "en": 6.0}
+    assert (second["loss/zh"], second["loss/en"]) == (5.0, 6.0)
     assert first["tokens"] == 4 * 64
     assert first["tokens_per_second"] > 0
     (evaluation,) = of_kind(tmp_path, "evaluation")
@@ -78,7 +78,7 @@ def test_the_run_line_and_tensorboard_files_are_there(tmp_path: Path):
 
 def test_expert_load_adds_up_over_the_run(tmp_path: Path):
     run(tmp_path, range(1, 15))
-    assert np.array_equal(load_of(tmp_path), sum(step_metrics(s).load_NK for s in range(1, 15)))
+    assert np.array_equal(load_of(tmp_path), sum(map(load_at, range(1, 15))))
 
 
 def test_a_resumed_run_reads_like_an_uninterrupted_one(tmp_path: Path):
@@ -136,13 +136,14 @@ def test_lines_that_a_checkpoint_knows_and_the_log_does_not_are_said_to_be_lost(
 
 def test_skipped_steps_are_counted_and_do_not_spoil_the_means(tmp_path: Path):
     with MetricsLog(tmp_path, DOMAINS, 4, 2) as log:
-        log.record(step_metrics(1, gradient_norm=float("inf"), skipped=True, loss=float("nan")))
-        log.record(step_metrics(2))
-        log.record(step_metrics(3, gradient_norm=float("nan"), skipped=True, per_domain_loss={"zh": float("inf")}))
+        record(log, 1, {"gradient_norm": float("inf"), "skipped": 1, "loss": float("nan")})
+        record(log, 2)
+        record(log, 3, {"gradient_norm": float("nan"), "skipped": 1, "loss/zh": float("inf")})
         log.evaluation(3, held_out(zh=float("nan")))
     first, second = of_kind(tmp_path, "step")
     assert (first["skipped"], first["gradient_norm"], first["loss"]) == (1, 1.0, 2.0)
-    assert (second["gradient_norm"], second["per_domain_loss"]) == (None, {"zh": None})
+    assert not {"gradient_norm", "loss/zh"} & second.keys(), "a name without a value is absent"
+    assert (second["left_out/gradient_norm"], second["left_out/loss/zh"], second["loss"]) == (1, 1, 3.0)
     (evaluation,) = of_kind(tmp_path, "evaluation")
     assert (evaluation["per_domain_loss"], evaluation["se"]) == ({"zh": None}, {"zh": None})
     for text in (tmp_path / "metrics.jsonl").read_text().splitlines():
@@ -152,7 +153,7 @@ def test_skipped_steps_are_counted_and_do_not_spoil_the_means(tmp_path: Path):
 def test_each_line_tells_the_traffic_of_its_own_steps_a_step(tmp_path: Path):
     with MetricsLog(tmp_path, DOMAINS, 4, 2) as log:
         for step, mib in enumerate([1, 2, 3, 5], 1):
-            log.record(step_metrics(step, traffic=Traffic(mib << 20, 2 * mib << 20)))
+            record(log, step, {"fetched_mib": mib, "returned_mib": 2 * mib})
     found = [(line["fetched_mib"], line["returned_mib"]) for line in of_kind(tmp_path, "step")]
     assert found == [(1.5, 3.0), (4.0, 8.0)]
 
@@ -165,16 +166,29 @@ def test_the_speed_is_without_the_first_step_which_compiles_and_without_evaluati
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
         for step in (1, 2, 3):
-            log.record(step_metrics(step))
+            record(log, step)
         with log.paused():
             pass  # from 100 to 200
-        log.record(step_metrics(4))
+        record(log, 4)
     assert of_kind(tmp_path, "step")[0]["tokens_per_second"] == pytest.approx(3 * 64 / 106)
 
 
-def test_without_ecss_a_line_says_nothing_of_traffic(tmp_path: Path):
-    run(tmp_path, range(1, 5))
-    assert not set(TRAFFIC) & of_kind(tmp_path, "step")[0].keys()
+def test_a_new_number_is_in_the_line_and_in_tensorboard_by_its_name_and_seconds_become_a_share(tmp_path, monkeypatch):
+    """Steps end at 0, 2 and 4; nothing but the record names the numbers."""
+    clock = iter([0.0, 2.0, 4.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    with MetricsLog(tmp_path, DOMAINS, 3, 3) as log:
+        for step in (1, 2, 3):
+            record(log, step, {"new/one": float(step), "wait_seconds": 0.5, "epochs/zh": step / 8})
+    (line,) = of_kind(tmp_path, "step")
+    assert (line["new/one"], line["wait"], line["epochs/zh"]) == (2.0, 0.25, 0.375)
+    assert not {name for name in line if name.endswith("seconds")}
+    drawn = {
+        event.summary.value[0].tag: event.summary.value[0].simple_value
+        for event in events(tmp_path / "tensorboard")[2:]
+    }
+    assert drawn.keys() == line.keys() - {"kind", "step", "samples"}
+    assert (drawn["new/one"], drawn["wait"]) == (2.0, 0.25)
 
 
 def test_load_is_compared_over_experts_that_can_receive_tokens():
@@ -205,7 +219,7 @@ def test_time_left_is_that_of_the_steps_after_the_first_with_their_share_of_paus
     with MetricsLog(tmp_path, DOMAINS, 103, 4) as log:
         for step, seconds in enumerate([1000.0, 2.0, 2.0, 2.0], 1):
             clock[0] += seconds
-            log.record(step_metrics(step))
+            record(log, step)
             shown.append(log._progress.postfix)
             if step == 3:
                 with log.paused():
@@ -216,39 +230,43 @@ def test_time_left_is_that_of_the_steps_after_the_first_with_their_share_of_paus
 def test_a_resumed_run_does_not_know_the_time_left_before_its_second_step(tmp_path: Path):
     run(tmp_path, range(1, 5))
     with MetricsLog(tmp_path, DOMAINS, 20, 4, 4) as log:
-        log.record(step_metrics(5))
+        record(log, 5)
         assert log._progress.postfix.endswith("? left")
-        log.record(step_metrics(6))
+        record(log, 6)
         assert not log._progress.postfix.endswith("? left")
 
 
 def test_the_log_says_how_many_steps_its_means_leave_out_and_the_progress_line_what_is_not_finite_now(tmp_path: Path):
     """A mean over what is left looks healthy; nothing else may."""
     nan = float("nan")
-    ill = {"gradient_norm": nan, "norm_dense": nan, "norm_experts": 1.0, "skipped": True, "loss": nan}
+    dense, experts = "gradient_norm/dense", "gradient_norm/experts"
+    ill = {"gradient_norm": nan, dense: nan, experts: 1.0, "skipped": 1, "loss": nan, "loss/zh": nan}
     with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
-        log.record(step_metrics(1, norm_dense=0.6, norm_experts=0.8))
-        log.record(step_metrics(2, **ill, per_domain_loss={"zh": nan, "en": 2.0}))
+        record(log, 1, {dense: 0.6, experts: 0.8})
+        record(log, 2, ill)
         assert "zh nan" in log._progress.postfix
         assert "1 steps skipped" in log._progress.postfix
-        log.record(step_metrics(3, **ill, per_domain_loss={"zh": nan}))
-        log.record(step_metrics(4, per_domain_loss={"zh": 1.0}))
+        record(log, 3, ill)
+        record(log, 4, {"loss/zh": 1.0})
         assert "nan" not in log._progress.postfix
         assert "2 steps skipped" in log._progress.postfix
     (line,) = of_kind(tmp_path, "step")
-    assert (line["skipped"], line["left_out"], line["per_domain_left_out"]) == (2, 2, {"zh": 2})
-    assert (line["gradient_norm_dense"], line["gradient_norm_experts"]) == (0.6, pytest.approx(2.8 / 3))
+    assert (line["skipped"], line["left_out/loss"], line["left_out/loss/zh"]) == (2, 2, 2)
+    assert "left_out/loss/en" not in line
+    assert (line[dense], line[experts]) == (0.6, pytest.approx(2.8 / 3))
 
 
 def test_spikes_and_what_is_not_finite_have_lines_of_their_own(tmp_path: Path):
     spike = {"step": 3, "domain": "zh", "loss": 9.0, "mean": 3.0, "limit": 4.0, "samples": "ab", "skipped": False}
     tensor = {"domain": None, "layer": None, "expert": None, "tensor": "norm.gain", "values": 1, "size": 24}
     with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
-        log.record(step_metrics(3))
-        log.spike(spike)
-        log.unhealthy(3, [tensor])
-        log.rows(3, [entry := {"met": 2, "stored": 8, "collisions": None}], [0.1, 0.2])
-    assert of_kind(tmp_path, "rows") == [{"kind": "rows", "step": 3, "entries": [entry], "scales": [0.1, 0.2]}]
+        record(log, 3)
+        log.write("spike", **spike)
+        log.write("unhealthy", step=3, tensors=[tensor])
+        log.write("rows", step=3, entries={0: (entry := {"met": 2, "collisions": None})}, scales={1: 0.5})
+    assert of_kind(tmp_path, "rows") == [{"kind": "rows", "step": 3, "entries": {"0": entry}, "scales": {"1": 0.5}}]
+    tags = {event.summary.value[0].tag for event in events(tmp_path / "tensorboard")[2:]}
+    assert {"rows/entries/0/met", "rows/scales/1", "spike/loss", "loss/zh"} <= tags and "run/steps_total" not in tags
     assert of_kind(tmp_path, "spike") == [{"kind": "spike", **spike}]
     assert of_kind(tmp_path, "unhealthy") == [{"kind": "unhealthy", "step": 3, "tensors": [tensor]}]
 
@@ -257,7 +275,7 @@ def test_a_flipped_bit_of_any_byte_is_told_with_the_number_of_its_line(tmp_path,
     lines = [
         {"kind": "run", "step": 0, "domains": DOMAINS},
         {"kind": "spike", "step": 2, "domain": "en", "loss": 9.25},
-        {"kind": "step", "step": 2, "loss": 3.25, "per_domain_loss": {"zh": 3.5}},
+        {"kind": "step", "step": 2, "loss": 3.25, "loss/zh": 3.5},
     ]
     file = tmp_path / "metrics.jsonl"
     whole = "".join(map(sealed_line, lines)).encode()

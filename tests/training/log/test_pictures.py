@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from pangu_sigma.training.log import pictures
-from pangu_sigma.training.log.pictures import RunLog
+from pangu_sigma.training.log.pictures import RunLog, is_constant, numbers
 
 
-def log(name: str = "a", **kinds: list[dict]) -> RunLog:
-    step = {
-        "step": 5,
-        "per_domain_loss": {"zh": 2.0, "en": None},
-        "skipped": 0,
-        "learning_rate": 1e-3,
-        "loss_scale": 8.0,
+def log(name: str = "a", config: dict | None = None, later: dict | None = None, **lines: list[dict]) -> RunLog:
+    step = {"step": 5, "loss/zh": 2.0, "skipped": 0, "learning_rate": 1e-3, "loss_scale": 8.0, "gradient_norm": 1.0}
+    lines |= {"step": [step, {**step, "step": 10, "skipped": 3, "gradient_norm/experts": 0.5, **(later or {})}]}
+    lines |= {"run": [{"domains": ["zh", "en"]}]}
+    return RunLog(name, lines, config or {}, unigram={"zh": 6.0, "en": None})
+
+
+def panels(runs: list[RunLog]) -> dict[str, dict[str, list]]:
+    """Lines of each panel of the figure of numbers, by title and label."""
+    figure = pictures.draw_numbers(runs)
+    lines = {axes.get_title(): axes.lines for axes in figure.axes} if figure else {}
+    return {
+        title: {line.get_label(): [*map(list, line.get_data())] for line in drawn} for title, drawn in lines.items()
     }
-    step |= {"gradient_norm": 1.0, "tokens_per_second": None}
-    later = {**step, "step": 10, "skipped": 3, "gradient_norm_experts": 0.5}
-    empty: dict[str, list[dict]] = {kind: [] for kind in ("evaluations", "loads", "spikes", "changes", "unhealthy")}
-    return RunLog(name, ["zh", "en"], 10, [step, later], **(empty | kinds), unigram={"zh": 6.0, "en": None})
-
-
-def lines_of(axes) -> dict[str, list]:
-    return {line.get_label(): [list(line.get_xdata()), list(line.get_ydata())] for line in axes.lines}
 
 
 def test_load_is_relative_to_the_fair_share_of_its_domain():
@@ -37,8 +33,9 @@ def test_load_is_relative_to_the_fair_share_of_its_domain():
 
 def with_segments(segments: list[str], common: int, tokens_NK: list[list[int]]) -> RunLog:
     """A run of two domains with two own experts each."""
-    stored = {"own": 4, "common": common}
-    return dataclasses.replace(log(loads=[{"tokens_NK": tokens_NK}]), segments=segments, stored=stored)
+    config = {f"model.segments.{n}": kind for n, kind in enumerate(segments)}
+    config |= {"model.experts_per_domain": 2, "model.common_experts": common}
+    return log(config=config, load=[{"tokens_NK": tokens_NK}])
 
 
 @pytest.mark.parametrize("common", [3, 6])
@@ -70,7 +67,7 @@ def test_two_own_segments_share_a_map():
 
 def test_losses_skipped_steps_spikes_and_the_level_of_counting_are_drawn():
     spike = {"step": 7, "domain": "zh", "loss": 9.0}
-    axes = pictures.draw_losses([log(spikes=[spike])]).axes[0]
+    axes = pictures.draw_losses([log(spike=[spike])]).axes[0]
     drawn = [(list(line.get_xdata()), list(line.get_ydata()), line.get_marker()) for line in axes.lines]
     assert ([5, 10], [2.0, 2.0], "None") in drawn
     assert ([7], [9.0], "^") in drawn
@@ -79,34 +76,43 @@ def test_losses_skipped_steps_spikes_and_the_level_of_counting_are_drawn():
 
 
 def test_each_part_of_the_norm_is_drawn_where_it_is_known():
-    norms = pictures.draw_optimizer([log()]).axes[1]
-    drawn = lines_of(norms)
-    assert drawn["all gradients"] == [[5, 10], [1.0, 1.0]]
-    assert drawn["experts"] == [[10], [0.5]]
-    assert "dense parameters" not in drawn
+    drawn = panels([log(later={"gradient_norm": 2.0, "gradient_norm/experts": 0.5})] * 2)["gradient norm"]
+    assert drawn == {"a all": [[5, 10], [1.0, 2.0]]}, "the part of experts is known once, which is no change"
+    run = log(later={"gradient_norm": 2.0})
+    run.steps["gradient_norm/experts"] = np.array([0.25, 0.5])
+    assert panels([run])["gradient norm"]["experts"] == [[5, 10], [0.25, 0.5]]
+    assert "dense" not in panels([run])["gradient norm"]
+
+
+ECSS = {"fetched_mib": 2.0, "returned_mib": 3.0, "update_busy": 1.0, "update_stall": 0.0}
 
 
 def with_traffic(stall: float) -> RunLog:
     """A run whose steps move the same; `stall` is the wait for the worker in the last step."""
-    values = dict(zip((*pictures.TRAFFIC, *pictures.UPDATE), (2.0, 3.0, 1.0, 0.0), strict=True))
-    first, last = ({**line, **values} for line in log().steps)
-    return dataclasses.replace(log(), steps=[first, last | {"update_stall": stall}])
+    run = log(later={"skipped": 0})
+    run.steps.update({name: np.array([value, value]) for name, value in ECSS.items()})
+    run.steps["update_stall"][1] = stall
+    return run
 
 
 def test_pictures_of_nothing_are_left_out_and_said_in_a_sentence():
-    assert pictures.draw_traffic([with_traffic(0.0002)]) is None
-    assert len(pictures.draw_optimizer([log()]).axes) == 2, "the loss scale is the same"
-    expected = {"loss scale": 8.0, "MiB fetched": 2.0, "MiB returned": 3.0}
-    assert pictures.constants(with_traffic(0.0)) == expected | {"worker busy": 1.0, "wait for updates": 0.0}
-    (axes,) = pictures.draw_traffic([with_traffic(0.5)]).axes
-    assert lines_of(axes) == {"wait for updates": [[5, 10], [0.0, 0.5]]}
-    scaled = dataclasses.replace(log(), steps=[log().steps[0], log().steps[1] | {"loss_scale": 4.0}])
-    assert len(pictures.draw_optimizer([scaled]).axes) == 3
+    assert panels([with_traffic(0.0002)]) == {}
+    run = with_traffic(0.0)
+    assert {*ECSS, "loss_scale", "learning_rate"} < {name for name in numbers(run) if is_constant(run, name)}
+    assert panels([with_traffic(0.5)]) == {"update stall": {"all": [[5, 10], [0.0, 0.5]]}}
+    assert {*panels([log(later={"loss_scale": 4.0})])} == {"skipped", "loss scale"}
+    assert {*panels([log(later={"learning_rate": 9e-4})])} == {"skipped", "learning rate"}, "small, and it changes"
 
 
-@pytest.mark.parametrize("draw", [pictures.draw_speed, pictures.draw_traffic])
-def test_without_numbers_there_is_no_picture(draw):
-    assert draw([log()]) is None
+def test_a_new_number_has_a_panel_by_its_name_and_several_runs_share_it():
+    runs = [log("a"), log("b")]
+    for run in runs:
+        run.steps["new_one/x"] = np.array([1.0, 2.0])
+    assert panels(runs)["new one"] == {label: [[5, 10], [1.0, 2.0]] for label in ("a x", "b x")}
+
+
+def test_without_numbers_there_is_no_picture():
+    assert pictures.draw_numbers([log(later={"skipped": 0})]) is None
     assert pictures.draw_load(log()) is None
 
 

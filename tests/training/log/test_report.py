@@ -17,18 +17,26 @@ from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, Spl
 from pangu_sigma.sealed import DamagedFile, sealed, sealed_line
 from pangu_sigma.stored.model import TUNING_RESULT
 from pangu_sigma.training.log import report
-from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, StepMetrics
+from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog
 from pangu_sigma.writable import NotWritable
+
+COUNTS = {"loss_scale": 1.0, "skipped": 0, "clipped": 0, "dropped": 0, "tokens": 100}
 
 
 def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, evaluate: bool = True) -> None:
     rng = np.random.default_rng(0)
     with MetricsLog(folder, domains, 6, 2) as log:
         for step in range(1, 7):
-            losses = dict.fromkeys(domains[:4], 5.0 / step)
-            load_NK = rng.integers(0, 50, (layers, experts * len(domains)))
-            reachable_N = [list(range(load_NK.shape[1]))] * layers
-            log.record(StepMetrics(step, 5.0 / step, losses, 1e-3, 1.0, 1.0, False, 100, load_NK, reachable_N))
+            losses = {f"loss/{name}": 5.0 / step for name in domains[:4]}
+            metrics = {
+                "step": step,
+                "loss": 5.0 / step,
+                **losses,
+                "learning_rate": 1e-3,
+                "gradient_norm": 1.0,
+                **COUNTS,
+            }
+            log.record(metrics, rng.integers(0, 50, (layers, experts * len(domains))), "")
         if evaluate:
             log.evaluation(6, held_out(**dict.fromkeys(domains, 1.0)))
 
@@ -39,11 +47,11 @@ def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, eva
 def test_pictures_and_a_page_that_holds_them(tmp_path: Path, domains: list[str], layers: int, experts: int):
     made_up_run(tmp_path, domains, layers, experts)
     page = report.write_report(tmp_path)
-    for name in ("loss", "optimizer", "expert_load", "tokens_per_second"):
+    for name in ("loss", "numbers", "expert_load"):
         height, width = image.imread(tmp_path / "report" / f"{name}.png").shape[:2]
         assert min(height, width) > 200
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 4
+    assert text.count("data:image/png;base64,") == 3
     assert "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td>" in text or domains[0] != "zh"
     assert "http" not in text
 
@@ -59,7 +67,7 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path):
 def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch, stop):
     """A kill, or an error of the disk, at any call that changes a file: the page and the picture there are whole ones."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    for name in ("draw_optimizer", "draw_speed", "draw_traffic", "draw_load"):
+    for name in ("draw_numbers", "draw_load"):
         monkeypatch.setattr(report, name, lambda logs: None)
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, dpi: file.write(b"a picture"))
     made_up_run(tmp_path, ["zh"], 0, 1)
@@ -100,15 +108,17 @@ def test_a_run_without_steps_says_what_to_do(tmp_path: Path):
         report.write_report(tmp_path)
 
 
-ENTRIES = [{"met": 1200, "stored": 5000, "collisions": None}, {"met": 900, "stored": 1000, "collisions": 1403}]
+ENTRIES = {
+    "0": {"met": 1200, "stored": 5000, "collisions": None},
+    "1": {"met": 900, "stored": 1000, "collisions": 1403},
+}
 
 
 def with_what_happened(folder: Path) -> Path:
     """A made-up run whose log has every kind of line, one of them of a later version, and whose data are still there."""
     made_up_run(folder, ["zh", "en"], 2, 4)
-    step = {"kind": "step", "step": 8, "loss": None, "per_domain_loss": {"zh": None}, "learning_rate": 1e-3}
-    step |= {"gradient_norm": None, "gradient_norm_dense": None, "gradient_norm_experts": None, "loss_scale": 1.0}
-    step |= {"skipped": 2, "left_out": 2, "per_domain_left_out": {"zh": 2}, "tokens": 200, "tokens_per_second": None}
+    step = {"kind": "step", "step": 8, "learning_rate": 1e-3, "left_out/loss": 2, "left_out/loss/zh": 2}
+    step |= COUNTS | {"skipped": 2, "tokens": 200}
     tensor = {"domain": "zh", "layer": 1, "expert": 3, "tensor": "w1", "values": 1, "size": 768}
     spike = {"step": 7, "domain": "en", "loss": 9.25, "mean": 3.5, "limit": 4.125, "samples": "abcd", "skipped": True}
     lines = [
@@ -117,8 +127,8 @@ def with_what_happened(folder: Path) -> Path:
         {"kind": "unhealthy", "step": 7, "tensors": []},
         {"kind": "unhealthy", "step": 8, "tensors": [tensor, tensor | {"domain": None, "segment": 2}]},
         {"kind": "config", "step": 4, "changes": [["train.batch_size", 4, 8], ["data.path", "<a>", "b"]]},
-        {"kind": "rows", "step": 4, "entries": [{"met": 1, "stored": 9, "collisions": 0}], "scales": [0.1]},
-        {"kind": "rows", "step": 8, "entries": ENTRIES, "scales": [0.1, -0.25]},
+        {"kind": "rows", "step": 4, "entries": {"0": {"met": 1, "stored": 9, "collisions": 0}}, "scales": {"0": 0.1}},
+        {"kind": "rows", "step": 8, "entries": ENTRIES, "scales": {"0": 0.1, "1": -0.25}},
         {"kind": "of a later version", "step": 8},
     ]
     with (folder / "metrics.jsonl").open("a") as file:
@@ -176,7 +186,7 @@ def test_several_runs_share_a_page_whose_tables_say_how_they_differ(tmp_path: Pa
     assert "<td>en</td><td>1.000</td><td>–</td><td>–</td><td>–</td>" in text
     assert f"<p>No difference for en: {missing}.</p>" in text
     assert "<td>train.batch_size</td><td>8</td><td>null</td>" in text
-    assert text.count("data:image/png;base64,") == 5, "a heat map for each run"
+    assert text.count("data:image/png;base64,") == 4, "a heat map for each run"
 
 
 def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
@@ -184,7 +194,8 @@ def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
     nan = float("nan")
     with MetricsLog(tmp_path, ["zh"], 2, 1) as log:
         for step in (1, 2):
-            log.record(StepMetrics(step, nan, {"zh": nan}, 1e-3, nan, 1.0, True, 100, np.zeros((0, 4)), []))
+            ill = COUNTS | {"loss": nan, "loss/zh": nan, "gradient_norm": nan, "skipped": 1}
+            log.record({"step": step, "learning_rate": 1e-3, **ill}, np.zeros((0, 4)), "")
         log.evaluation(2, held_out(zh=nan))
     text = report.write_report(tmp_path).read_text()
     assert "2 steps skipped" in text
@@ -295,13 +306,15 @@ def test_pictures_have_an_alternative_text_and_what_does_not_change_is_a_sentenc
     made_up_run(tmp_path, ["zh"], 1, 4)
     text = report.write_report(tmp_path).read_text()
     described = re.findall(r'<img alt="([^"]*)"', text)
-    assert len(described) == text.count("<img") == 4
+    assert len(described) == text.count("<img") == 3
     assert all(len(words.split()) > 5 for words in described)
-    assert "<p>The same at every step: loss scale 1.</p>" in text
+    constant = "learning rate 0.001, gradient norm 1, loss scale 1, skipped 0, clipped 0, dropped 0"
+    assert f"<p>The same at every step: {constant}.</p>" in text
 
 
-def test_epochs_are_those_after_the_last_step_and_an_older_log_has_none():
-    lines = [{"epochs": {"zh": 0.5}}, {"epochs": {"zh": 1.25, "en": 0.0}}]
-    assert report.last_epochs(lines, "zh") == 1.25
-    assert report.last_epochs(lines[:1], "en") is None
-    assert report.last_epochs([{}], "zh") is None
+def test_a_number_that_changes_is_a_row_of_the_page_by_the_name_that_its_record_has(tmp_path: Path):
+    with MetricsLog(tmp_path, ["zh"], 4, 1) as log:
+        for step, value in enumerate((3.0, 1.0, 2.0, 2.5), 1):
+            log.record({"step": step, **COUNTS, "new/one": value}, np.zeros((0, 4)), "")
+    text = report.write_report(tmp_path).read_text()
+    assert "<td>new/one</td><td>1</td><td>2.25</td><td>3</td><td>2.5</td>" in text

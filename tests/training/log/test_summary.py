@@ -4,6 +4,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.edited import edit_evaluations
 from helpers.losses import held_out_losses
@@ -37,16 +38,24 @@ def test_the_summary_says_what_the_log_says(tiny_data, tiny_run):
     assert Path(summary["checkpoint"]).name == f"step_{STEPS:08d}"
     assert Path(summary["report"]).exists()
     assert summary["expert_load_max_over_mean"] >= 1
+    steps = [line for line in read_metrics(tiny_run) if line["kind"] == "step"]
+    assert summary["tokens"] == sum(line["tokens"] for line in steps) and summary["skipped"] == 0
+    for name in ("tokens_per_second", "fetched_mib", "load_max_over_mean"):
+        assert summary[name] == np.median([line[name] for line in steps])
+    assert summary["learning_rate"] == steps[-1]["learning_rate"]
     assert "12 rows beyond parallel.capacity_factor" in format_summary(summary | {"dropped": 12})
     text = format_summary(summary)
     assert "dropped" not in text
+    moved = f"{summary['fetched_mib']:.1f}, returned {summary['returned_mib']:.1f} MiB of active experts a step"
+    assert f"\nECSS         fetched {moved}\n" in text
     for shown in ("zh", "en", "code", f"{after['zh']:.3f}", summary["checkpoint"]):
         assert shown in text
 
 
 def test_rows_are_told_as_far_as_they_were_met():
-    entries = [{"met": 1200, "stored": 5000, "collisions": None}, {"met": 900, "stored": 1000, "collisions": 1403}]
-    assert format_rows({"kind": "rows", "step": 8, "entries": entries, "scales": [0.1, -0.25]}) == [
+    first, second = {"met": 1200, "stored": 5000, "collisions": None}, {"met": 900, "stored": 1000, "collisions": 1403}
+    line = {"kind": "rows", "step": 8, "entries": {"0": first, "1": second}, "scales": {"0": 0.1, "1": -0.25}}
+    assert format_rows(line) == [
         "rows, 0      1,200 of 5,000 met (24.00%)",
         "rows, 1      900 of 1,000 met (90.00%), about 1,403 pairs more than rows",
         "row scales   0.1, -0.25, layer by layer, after step 8",

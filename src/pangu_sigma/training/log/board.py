@@ -1,13 +1,13 @@
-"""TensorBoard file of a run, written synchronously: tensorboardX's own writer uses a thread, whose errors nobody handles.
-
-An error of the disk ends the TensorBoard curves but not the training: metrics.jsonl has the same numbers.
+"""TensorBoard file of a run, written synchronously. The thread of tensorboardX's `SummaryWriter` ends at the first error of the
+disk, and a later point waits for ever for room in its queue. Here such an error ends the curves, but not the training:
+metrics.jsonl has the same numbers.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tensorboardX.event_file_writer import EventsWriter
@@ -25,9 +25,10 @@ class TensorBoardWriter:
         self._writer: EventsWriter | None = None
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Add the value of a metric at a step to its curve."""
-        self._write(Event(summary=scalar(name, value), step=step))
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the value of each name at a step to its curve."""
+        for name, value in values.items():
+            self._write(Event(summary=scalar(name, value), step=step))
 
     def flush(self) -> None:
         """Write buffered points to the disk."""

@@ -1,32 +1,42 @@
 """Metrics log of a run: `metrics.jsonl`, TensorBoard files, and a progress line on stderr.
 
-`metrics.jsonl` has one JSON object a line, of one of these kinds (`kind`):
+A step is a flat record, name → number, which `Trainer.metrics` makes. The part of a name before "/" is the metric, the rest says
+what it is of. A name without a value is absent. The names:
+
+* `loss`, `loss/DOMAIN` (domains of the batch only): nats per token.
+* `learning_rate`. `loss_scale`. `gradient_norm`: before clipping; not finite if gradients overflowed. `gradient_norm/dense`,
+  `gradient_norm/experts`: of these gradients alone, if measured.
+* `tokens`. `epochs/DOMAIN`: how often the training text of the domain has been read since the run began.
+* `skipped`: 1 if the step updated nothing. `clipped`: 1 if gradients were scaled down to `train.optimizer.clip_norm`. `dropped`:
+  rows beyond the capacity of an expert's rank, over all layers.
+* `load_max_over_mean`: tokens of the most loaded expert over the mean of all experts that the domains of the step can reach, idle
+  ones too, averaged over segments; 0.1.0 left idle experts out.
+* `fetched_mib`, `returned_mib`: with ECSS on CPUs, of rank 0: MiB of active experts fetched, and of their gradients returned.
+* `update_busy_seconds`, `update_stall_seconds`: with `ecss.update=worker`, of rank 0: how long the worker updated experts (in the
+  rest of the time it waits for the device), and how long the step waited for it.
+
+`metrics.jsonl` has one JSON object a line, of one of these kinds (`kind`), each with a `step`:
 
 * `run`: domains, steps_total, config, and data, the content hash of the prepared text if known. Once, as the first line.
 * `config`: changes of config and data, [[key, old, new], …], with which the run goes on after `step`.
-* `step`: means over the steps since the previous `step` line, every log_interval steps and before an evaluation or a checkpoint, so
-  that the log has all steps of a checkpoint. `samples`: hash of the training samples, the same at any number of ranks. `dropped`:
-  rows beyond the capacity of an expert's rank, over all layers. `skipped`: steps that updated nothing. `clipped`: steps whose
-  gradients were scaled down to `train.optimizer.clip_norm`. `left_out`: steps whose loss is not finite, which the mean `loss`
-  leaves out; `per_domain_left_out`: the same by domain, for domains that have any. `epochs`: how often the training text of each
-  domain has been read since the run began. `load_max_over_mean`: tokens of the most loaded expert over the mean of all experts
-  that the domains of the step can reach, idle ones too, averaged over segments; 0.1.0 left idle experts out.
-  `gradient_norm_dense`, `gradient_norm_experts`: norms of these gradients, null if not measured. With ECSS on CPUs, of rank 0: MiB
-  of active experts fetched, and of their gradients returned, a step. With `ecss.update=worker`, of rank 0:
-  fractions of the time in which the worker updated experts (`update_busy`; in the rest it waits for the device) and in which a step
-  waited for it (`update_stall`).
+* `step`: the names above over the steps since the previous `step` line, every log_interval steps and before an evaluation or a
+  checkpoint, so that the log has all steps of a checkpoint. Counts are sums (SUMMED), states are those of the last step (LAST), and
+  all else is the mean of the finite values; `left_out/NAME`: steps that the mean of a name leaves out, if any. `NAME_seconds`
+  becomes `NAME`, a share of the time. Besides, `tokens_per_second`, and `samples`: hash of the training samples, the same at any
+  number of ranks.
 * `evaluation`: held-out loss of each domain, and by domain what `losses.FIGURES` lists, such as its standard error (`se`), the
   unigram loss of the same tokens (`unigram`), bits per byte, and the loss of every sample.
-* `rows`: of a model with rows (`model.rows`), at each evaluation. `entries`: of each entry the rows that were met, all rows that
-  exist, and about how many pairs of tokens found their row taken by another pair (`RowStore.figures`). `scales`: the scale of rows
-  in front of each layer, with pipeline stages of the first one.
+* `rows`: of a model with rows (`model.rows`), at each evaluation. `entries`: by number, the rows that were met, all rows that
+  exist, and about how many pairs of tokens found their row taken by another pair (`RowStore.figures`). `scales`: by layer, the
+  scale of rows in front of it, with pipeline stages of the first one.
 * `load`: tokens per expert [N][K] since the previous `load` line. Their sum is the load of the whole run.
 * `spike`: a step whose loss of a domain is above its limit: the fields of `health.Spike`.
 * `unhealthy`: result of a search for values that are not finite: a list with the fields of `health.UnhealthyTensor` of each such
   tensor of rank 0; empty if none was found.
 
 The last key of each line, `xxh3`, is a hash of the line without this key (`sealed.py`), which `read_metrics` checks and removes.
-Readers skip lines of unknown kinds. Losses are in nats per token. Shape suffixes: N segments, K experts stored in one.
+Readers skip lines of unknown kinds. TensorBoard has the numbers of each line under the same names, after the kind if it is not
+`step`. Shape suffixes: N segments, K experts stored in one.
 """
 
 from __future__ import annotations
@@ -36,11 +46,10 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -53,21 +62,18 @@ from pangu_sigma.sealed import DamagedFile, sealed_line, unsealed_line, write_at
 from pangu_sigma.training.log.board import TensorBoardWriter
 from pangu_sigma.training.log.losses import HeldOutLoss, evaluation_line
 
-if TYPE_CHECKING:
-    from ascend_ops.adam_worker import WorkerTimes
-    from pangu_sigma.ecss.store import Traffic
-
 logger = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+"""Record of a step, by the names above."""
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 """File of the metrics log, and folder of its TensorBoard files, in a run folder."""
 
-TRAFFIC = ("fetched_mib", "returned_mib")
-"""Keys of a `step` line that only runs with ECSS on CPUs have."""
-
-UPDATE = ("update_busy", "update_stall")
-"""Keys of a `step` line that only runs with a worker have, which updates experts behind the step."""
+SUMMED = {"tokens", "skipped", "clipped", "dropped", "left_out"}
+LAST = {"step", "learning_rate", "loss_scale", "epochs"}
+"""Metrics of which several steps have a sum, and of which they have the last value; others have an average."""
 
 _SMOOTHING = 0.95
 """Weight of the past in the moving averages of the progress line."""
@@ -76,39 +82,7 @@ _DOMAINS_SHOWN = 6
 
 
 class EmptyLogError(ConfigError):
-    """Raised if a run has no logged steps or losses: it has just begun, or a crash lost the lines."""
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """Metrics of one training step.
-
-    step: counted from 1. per_domain_loss: only the domains in this batch. gradient_norm: before clipping; not finite if
-    gradients overflowed. skipped: True if the step updated nothing. clipped: True if gradients were scaled down. load_NK: number of
-    tokens of each expert. reachable_N: numbers of the experts that the domains of the batch can reach, in each segment.
-    samples: hash of the batch (`Batch.digest`). dropped: token rows beyond an expert's capacity. norm_dense, norm_experts: norms
-    of the dense and of the expert gradients; None if not measured. worker: seconds of the worker of `ecss.update` during the step.
-    epochs: as in a `step` line.
-    """
-
-    step: int
-    loss: float
-    per_domain_loss: dict[str, float]
-    learning_rate: float
-    gradient_norm: float
-    loss_scale: float
-    skipped: bool
-    tokens: int
-    load_NK: np.ndarray
-    reachable_N: list[list[int]]
-    samples: str = ""
-    dropped: int = 0
-    clipped: bool = False
-    traffic: Traffic | None = None
-    norm_dense: float | None = None
-    norm_experts: float | None = None
-    worker: WorkerTimes | None = None
-    epochs: dict[str, float] = field(default_factory=dict)
+    """Raised if a run has no logged steps or losses that can be read: it has just begun, or a crash lost the lines."""
 
 
 class MetricsLog:
@@ -130,20 +104,20 @@ class MetricsLog:
         self._fresh = not (folder / FILE).exists()
         self._lines = open(folder / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self._board = TensorBoardWriter(folder / TENSORBOARD, resumed_step + 1)
-        self._log_interval = log_interval
-        self._pending: list[StepMetrics] = []
+        self._log_interval, self._steps_total = log_interval, steps_total
+        self._pending: list[Metrics] = []
+        """Steps since the last `step` line, each with its `seconds` unless it is the first, which compiles."""
+        self._samples = ""
         self._last_step = resumed_step
         self._load_NK: np.ndarray | None = None
-        self._seconds, self._timed_tokens, self._busy, self._waited = 0.0, 0, 0.0, 0.0
         self._clock: float | None = None
+        self._pace: float | None = None  # seconds of a step, smoothed
+        self._timed, self._paused = 1, 0.0
         self._smoothed, self._ill = dict[str, float](), set[str]()
-        self._dropped = self._skipped = 0
-        self._steps_total = steps_total
-        self._pace = _Pace()
+        self._counts: Counter[str] = Counter()
         self._progress = Bar(
             total=steps_total,
             initial=resumed_step,
-            unit="step",
             desc="train",
             dynamic_ncols=True,
             mininterval=0.5,
@@ -152,7 +126,8 @@ class MetricsLog:
         )
         if self._fresh:
             begins = {} if identity is None else {"config": identity.config, "data": identity.data_hash}
-            self._write({"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total, **begins})
+            line = {"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total, **begins}
+            self._lines.write(sealed_line(line))
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -169,44 +144,39 @@ class MetricsLog:
             # `error` is the one to raise
             logger.error("%s: %s; its last lines are missing", self._lines.name, refused.strerror)
 
-    def record(self, metrics: StepMetrics) -> None:
-        """Record the metrics of a step; call it once after each."""
+    def record(self, metrics: Metrics, load_NK: np.ndarray, samples: str) -> None:
+        """Record a step; call it once after each. load_NK: tokens of each expert. samples: hash of the batch (`Batch.digest`)."""
         now = time.perf_counter()
+        timed = {}
         if self._clock is not None:  # the first step compiles the graph and says nothing about speed
-            self._seconds += now - self._clock
-            self._pace.step(now - self._clock)
-            self._timed_tokens += metrics.tokens
-            self._busy += metrics.worker.busy if metrics.worker else 0.0
-            self._waited += metrics.worker.waited if metrics.worker else 0.0
+            timed = {"seconds": now - self._clock}
+            self._pace = _smooth(self._pace, now - self._clock)
+            self._timed += 1
         self._clock = now
-        self._last_step = metrics.step
-        self._pending.append(metrics)
-        self._load_NK = metrics.load_NK + (0 if self._load_NK is None else self._load_NK)
+        self._last_step = int(metrics["step"])
+        self._pending.append(metrics | timed)
+        self._samples += samples
+        self._load_NK = load_NK + (0 if self._load_NK is None else self._load_NK)
         self._show(metrics)
-        if metrics.step % self._log_interval == 0:
+        if self._last_step % self._log_interval == 0:
             self._log()
 
     def evaluation(self, step: int, losses: dict[str, HeldOutLoss]) -> None:
         """Log the held-out loss of each domain after `step`."""
-        self._write(evaluation_line(step, losses))
-        for name, loss in losses.items():
-            self._board.add_scalar(f"loss_held_out/{name}", loss.nats_per_token.mean, step)
-            self._board.add_scalar(f"bits_per_byte_held_out/{name}", loss.bits_per_byte.mean, step)
+        self.write(**evaluation_line(step, losses))
         self.flush()
-
-    def rows(self, step: int, entries: list[dict[str, Any]], scales: list[float]) -> None:
-        """Log the rows of a model after `step`: of each entry `RowStore.figures`, and the scale of each layer."""
-        self._write({"kind": "rows", "step": step, "entries": entries, "scales": scales})
-        for e, entry in enumerate(entries):
-            self._board.add_scalar(f"rows_met/{e}", entry["met"] / entry["stored"], step)
-        for layer, scale in enumerate(scales):
-            self._board.add_scalar(f"row_scale/{layer}", scale, step)
 
     def changed(self, step: int, changes: Sequence[Change]) -> None:
         """Log configuration changes with which a run resumes after `step`. A new log has the configuration in its first line."""
         if changes and not self._fresh:
-            self._write({"kind": "config", "step": step, "changes": list(changes)})
+            self.write("config", step=step, changes=list(changes))
             self._lines.flush()
+
+    def write(self, kind: str, *, step: int, **values: Any) -> None:
+        """Write a line of any kind, and its numbers for TensorBoard."""
+        self._lines.write(sealed_line({"kind": kind, "step": step, **values}))
+        path = "" if kind == "step" else f"{kind}/"
+        self._board.add(step, {n: value for n, value in flat(values, path).items() if isinstance(value, int | float)})
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -218,129 +188,55 @@ class MetricsLog:
             if self._clock is not None:
                 pause = time.perf_counter() - started
                 self._clock += pause
-                self._pace.pause(pause)
-
-    def spike(self, spike: dict[str, Any]) -> None:
-        """Log a loss spike: the fields of a `health.Spike`."""
-        self._write({"kind": "spike", **spike})
-        self._board.add_scalar(f"spikes/{spike['domain']}", spike["loss"], spike["step"])
-
-    def unhealthy(self, step: int, tensors: list[dict[str, Any]]) -> None:
-        """Log the tensors that are not finite: the fields of each `health.UnhealthyTensor`."""
-        self._write({"kind": "unhealthy", "step": step, "tensors": tensors})
-        self._board.add_scalar("train/unhealthy_tensors", len(tensors), step)
+                self._paused += pause
 
     def flush(self) -> None:
         """Write pending metrics to the disk. Call this method before each checkpoint, so that the log has all steps up to it."""
         if self._pending:
             self._log()
         if self._load_NK is not None:
-            self._write({"kind": "load", "step": self._last_step, "tokens_NK": self._load_NK.tolist()})
+            self.write("load", step=self._last_step, tokens_NK=self._load_NK.tolist())
             self._load_NK = None
         self._lines.flush()
         os.fsync(self._lines.fileno())
         self._board.flush()
 
-    def _show(self, metrics: StepMetrics) -> None:
+    def _log(self) -> None:
+        """Write the pending steps as a line."""
+        samples = xxhash.xxh3_64_hexdigest(self._samples.encode())
+        self.write("step", **over_steps(self._pending), samples=samples)
+        self._pending, self._samples = [], ""
+        self._lines.flush()
+
+    def _show(self, metrics: Metrics) -> None:
         """Advance the progress line."""
-        for name, loss in metrics.per_domain_loss.items():
+        losses = {name.removeprefix("loss/"): loss for name, loss in metrics.items() if name.startswith("loss/")}
+        for name, loss in losses.items():
             if math.isfinite(loss):
-                past = self._smoothed.get(name, loss)
-                self._smoothed[name] = _SMOOTHING * past + (1 - _SMOOTHING) * loss
+                self._smoothed[name] = _smooth(self._smoothed.get(name), loss)
                 self._ill.discard(name)
             else:
                 self._ill.add(name)
         # With many domains the line has room only for those of this step.
-        shown = self._smoothed if len(self._smoothed) <= _DOMAINS_SHOWN else metrics.per_domain_loss
-        known = {name: f"{self._smoothed[name]:.3f}" for name in shown if name in self._smoothed}
-        losses = " ".join(f"{name} {text}" for name, text in (known | dict.fromkeys(sorted(self._ill), "nan")).items())
-        speed = f", {self._timed_tokens / self._seconds:,.0f} tokens/s" if self._seconds else ""
-        balance = load_max_over_mean(metrics.load_NK, metrics.reachable_N)
-        load = "" if balance is None else f", load max/mean {balance:.2f}"
-        stall = f", waits for updates {self._waited / self._seconds:.1%}" if metrics.worker and self._seconds else ""
-        self._dropped += metrics.dropped
-        dropped = f", {self._dropped:,} rows dropped" if self._dropped else ""
-        self._skipped += metrics.skipped
-        skipped = f", {self._skipped:,} steps skipped" if self._skipped else ""
-        left = f", {self._pace.left(self._steps_total - metrics.step)} left"
-        self._progress.set_postfix_str(f"loss {losses}{speed}{load}{stall}{dropped}{skipped}{left}", refresh=False)
+        shown = self._smoothed if len(self._smoothed) <= _DOMAINS_SHOWN else losses
+        texts = {name: f"{self._smoothed[name]:.3f}" for name in shown if name in self._smoothed}
+        texts |= dict.fromkeys(sorted(self._ill), "nan")
+        parts = ["loss " + " ".join(f"{name} {text}" for name, text in texts.items())]
+        if speed := _per_second(self._pending, "tokens"):
+            parts.append(f"{speed:,.0f} tokens/s")
+        if "load_max_over_mean" in metrics:
+            parts.append(f"load max/mean {metrics['load_max_over_mean']:.2f}")
+        if "update_stall_seconds" in metrics and speed:
+            parts.append(f"waits for updates {_per_second(self._pending, 'update_stall_seconds'):.1%}")
+        for name, counted in (("dropped", "rows dropped"), ("skipped", "steps skipped")):
+            self._counts[name] += int(metrics[name])
+            parts += [f"{self._counts[name]:,} {counted}"] if self._counts[name] else []
+        left = "?"
+        if self._pace is not None:
+            seconds = self._pace + self._paused / self._timed
+            left = Bar.format_interval((self._steps_total - metrics["step"]) * seconds)
+        self._progress.set_postfix_str(", ".join([*parts, f"{left} left"]), refresh=False)
         self._progress.update()
-
-    def _log(self) -> None:
-        """Write the means of the pending steps."""
-        steps, self._pending = self._pending, []
-        last = steps[-1]
-        names = dict.fromkeys(name for s in steps for name in s.per_domain_loss)
-        per_domain_loss = {n: _mean([s.per_domain_loss[n] for s in steps if n in s.per_domain_loss]) for n in names}
-        line = {
-            "kind": "step",
-            "step": last.step,
-            "loss": _mean([s.loss for s in steps]),
-            "per_domain_loss": per_domain_loss,
-            "learning_rate": last.learning_rate,
-            "gradient_norm": _mean([s.gradient_norm for s in steps]),
-            "gradient_norm_dense": _mean([s.norm_dense for s in steps]),
-            "gradient_norm_experts": _mean([s.norm_experts for s in steps]),
-            "loss_scale": last.loss_scale,
-            "skipped": sum(s.skipped for s in steps),
-            "clipped": sum(s.clipped for s in steps),
-            "left_out": sum(not math.isfinite(s.loss) for s in steps),
-            "per_domain_left_out": dict(
-                Counter(name for s in steps for name, loss in s.per_domain_loss.items() if not math.isfinite(loss))
-            ),
-            "epochs": last.epochs,
-            "tokens": sum(s.tokens for s in steps),
-            "samples": xxhash.xxh3_64_hexdigest("".join(s.samples for s in steps).encode()),
-            "dropped": sum(s.dropped for s in steps),
-            "tokens_per_second": self._timed_tokens / self._seconds if self._seconds else None,
-            "load_max_over_mean": _mean([load_max_over_mean(s.load_NK, s.reachable_N) for s in steps]),
-            **_traffic([s.traffic for s in steps if s.traffic]),
-            **(self._updates() if last.worker else {}),
-        }
-        self._seconds, self._timed_tokens, self._busy, self._waited = 0.0, 0, 0.0, 0.0
-        self._write(line)
-        self._lines.flush()
-        for key, value in line.items():
-            if isinstance(value, int | float) and key != "step":
-                self._board.add_scalar(f"train/{key}", value, last.step)
-        for name, loss in per_domain_loss.items():
-            if loss is not None:
-                self._board.add_scalar(f"loss_train/{name}", loss, last.step)
-        for name, epochs in last.epochs.items():
-            self._board.add_scalar(f"epochs/{name}", epochs, last.step)
-
-    def _updates(self) -> dict[str, float | None]:
-        """Return the values of the keys UPDATE over the pending steps."""
-        shares = [seconds / self._seconds if self._seconds else None for seconds in (self._busy, self._waited)]
-        return dict(zip(UPDATE, shares, strict=True))
-
-    def _write(self, line: dict[str, Any]) -> None:
-        self._lines.write(sealed_line(line))
-
-
-class _Pace:
-    """Estimator of the remaining time, from the times of steps (without the first, which compiles), evaluations and checkpoints."""
-
-    def __init__(self) -> None:
-        self._seconds: float | None = None
-        self._steps = 1
-        self._paused = 0.0
-
-    def step(self, seconds: float) -> None:
-        """Record the time of a step after the first."""
-        past = seconds if self._seconds is None else self._seconds
-        self._seconds = _SMOOTHING * past + (1 - _SMOOTHING) * seconds
-        self._steps += 1
-
-    def pause(self, seconds: float) -> None:
-        """Record the time of an evaluation or checkpoint."""
-        self._paused += seconds
-
-    def left(self, steps: int) -> str:
-        """Return the time that `steps` more steps need, with their share of pauses, as text."""
-        if self._seconds is None:
-            return "?"
-        return Bar.format_interval(steps * (self._seconds + self._paused / self._steps))
 
 
 class NoLog:
@@ -349,20 +245,59 @@ class NoLog:
     def __enter__(self) -> NoLog:
         return self
 
-    def _ignore(self, *_: object) -> None:
+    def _ignore(self, *_: object, **__: object) -> None:
         """Write nothing."""
 
-    __exit__ = record = evaluation = rows = changed = spike = unhealthy = flush = _ignore
+    __exit__ = record = evaluation = changed = write = flush = _ignore
 
     def paused(self) -> AbstractContextManager[None]:
         """Do nothing: this log measures no speed."""
         return nullcontext()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
+    """Return the numbers of a `step` line. steps: records, those that have a time with their `seconds`."""
+    numbers = dict[str, Any]()
+    for name in dict.fromkeys(name for step in steps for name in step if not name.endswith("seconds")):
+        values = [step[name] for step in steps if name in step]
+        metric, finite = name.partition("/")[0], [value for value in values if math.isfinite(value)]
+        if metric in LAST:
+            numbers[name] = values[-1]
+        elif metric in SUMMED:
+            numbers[name] = sum(values)
+        else:
+            numbers |= {name: math.fsum(finite) / len(finite)} if finite else {}
+            numbers |= {f"left_out/{name}": len(values) - len(finite)} if len(finite) < len(values) else {}
+    shares = {name: name.removesuffix("_seconds") for name in steps[-1] if name.endswith("_seconds")}
+    for name, rate in ({"tokens": "tokens_per_second"} | shares).items():
+        found = _per_second(steps, name)
+        numbers |= {} if found is None else {rate: found}
+    return numbers
+
+
+def _per_second(steps: Sequence[Metrics], name: str) -> float | None:
+    """Return the sum of a number over the seconds of the steps, as far as they have a time; None if none has."""
+    timed = [step for step in steps if "seconds" in step]
+    seconds = sum(step["seconds"] for step in timed)
+    return sum(step[name] for step in timed) / seconds if seconds else None
+
+
+def _smooth(past: float | None, value: float) -> float:
+    return value if past is None else _SMOOTHING * past + (1 - _SMOOTHING) * value
+
+
+def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return nested values as one mapping, by names such as unigram/en."""
+    found = dict[str, Any]()
+    for name, value in values.items():
+        found |= flat(value, f"{path}{name}/") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return found
+
+
+def read_metrics(folder: Path, steps: bool = False) -> list[dict[str, Any]]:
     """Read a run's metrics.jsonl: objects with a kind and a step, in order. Truncated or damaged lines are left out with a warning.
 
-    Raises FileNotFoundError if the run has no metrics.jsonl.
+    steps: True to refuse `step` lines with the names of an earlier version. Raises FileNotFoundError without a metrics.jsonl.
     """
     lines, texts = [], (folder / FILE).read_bytes().splitlines()
     for number, text in enumerate(texts, 1):
@@ -373,6 +308,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             lines.append(line)
         except (DamagedFile, ValueError, TypeError, KeyError, RecursionError):
             logger.warning("%s: line %d was changed, or cut off by a crash; it is left out", folder / FILE, number)
+    if steps and any(line["kind"] == "step" and "per_domain_loss" in line for line in lines):
+        raise EmptyLogError(
+            f"{folder / FILE}: an earlier version logged steps there, under other names; commit e9a89c7e reports them. To train "
+            "on, move the file away: the run then begins another log"
+        )
     return lines
 
 
@@ -392,7 +332,7 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
     """
     if not file.exists():
         return
-    lines = read_metrics(file.parent) if step else []
+    lines = read_metrics(file.parent, steps=True) if step else []
     kept = [line for line in lines if line["step"] <= step and (line["kind"], line["step"]) != ("config", step)]
     logged = max((line["step"] for line in kept if line["kind"] == "step"), default=0)
     if logged < step:
@@ -404,15 +344,3 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
         write_atomically(file, "".join(map(sealed_line, kept)).encode())
     else:
         file.unlink()
-
-
-def _traffic(moved: list[Traffic]) -> dict[str, float]:
-    """Return the values of the keys TRAFFIC: means over steps."""
-    means = (sum(counts) / len(moved) / (1 << 20) for counts in zip(*moved, strict=True))
-    return dict(zip(TRAFFIC, means, strict=True)) if moved else {}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the finite values; None without any (every step overflowed)."""
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else None

@@ -1,4 +1,4 @@
-"""Figures of training runs from their logs: losses, optimizer, speed, ECSS traffic, and load of every expert.
+"""Figures of training runs from their logs: losses, every other number that changes, and the load of every expert.
 
 Several runs share a figure: colours distinguish the domains, and line styles the runs.
 Shape suffixes: N segments of the RRE layers, K experts stored in a segment (in a log: in the largest), D domains.
@@ -7,8 +7,9 @@ Shape suffixes: N segments of the RRE layers, K experts stored in a segment (in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,29 +19,18 @@ from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no
 from matplotlib.lines import Line2D
 
 from pangu_sigma.sections import Segment
-from pangu_sigma.training.log.metrics import TRAFFIC, UPDATE
+from pangu_sigma.training.log.columns import columns, points
 
-Line = dict[str, Any]
-"""Line of metrics.jsonl, parsed."""
 Look = dict[str, Any]
 """Arguments of matplotlib for a line or a mark."""
 
-_FEW_DOMAINS = 8
-"""Maximum number of domains whose names are written large and side by side."""
+_FEW = 8
+"""Maximum number of domains, or of lines in a panel, whose names are written in full."""
 _ANNOTATE_MAX = 40
 """Maximum number of experts in a layer for which each cell of the heat map shows its value."""
-_NORMS = {
-    "gradient_norm": "all gradients",
-    "gradient_norm_dense": "dense parameters",
-    "gradient_norm_experts": "experts",
-}
-"""Norms that are drawn, by their keys in `step` lines, with their names in legends."""
-_LABELS = {
-    "loss_scale": "loss scale",
-    **dict(zip(TRAFFIC, ("MiB fetched", "MiB returned"), strict=True)),
-    **dict(zip(UPDATE, ("worker busy", "wait for updates"), strict=True)),
-}
-"""Names for people of keys of `step` lines that often do not change."""
+_TOLD_ELSEWHERE = {"step", "tokens", "loss", "left_out"}
+"""Metrics that `numbers` leaves out: the figure of losses and the table of domains have them."""
+_LOGARITHMIC = {"gradient_norm", "loss_scale"}
 _TRAINING: Look = {"linewidth": 1.0, "alpha": 0.55}
 _EVALUATED: Look = {"marker": "o", "markersize": 4}
 _COUNTING: Look = {"linestyle": (0, (1, 4)), "linewidth": 1.0}
@@ -53,27 +43,32 @@ _STYLES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True)
 class RunLog:
-    """Metrics log of a run, for figures. steps, evaluations, loads, spikes, changes, unhealthy, rows: log lines of these
-    kinds, in order.
+    """Metrics log of a run, for figures and tables.
 
-    unigram: unigram loss of the held-out tokens by domain; None if unknown. evaluated: name of the text of the `evaluations`.
-    segments: kind of each segment of an RRE layer. stored: experts in a segment of each kind; without, as many as the loads have.
+    lines: lines of the log by kind. config: configuration by key path; empty if it cannot be read. unigram: unigram loss of the
+    held-out tokens by domain, where it is known. evaluated: name of the text of the evaluations.
     """
 
     name: str
-    domains: list[str]
-    steps_total: int
-    steps: list[Line]
-    evaluations: list[Line]
-    loads: list[Line]
-    spikes: list[Line]
-    changes: list[Line]
-    unhealthy: list[Line]
-    unigram: dict[str, float | None]
+    lines: Mapping[str, list[dict[str, Any]]]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    unigram: Mapping[str, float | None] = field(default_factory=dict)
     evaluated: str = "held-out text"
-    segments: Sequence[Segment] = ("own",)
-    stored: Mapping[Segment, int] = field(default_factory=dict)
-    rows: Sequence[Line] = ()
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains of the run."""
+        return [*self.lines["run"][0]["domains"]]
+
+    @cached_property
+    def steps(self) -> dict[str, Any]:
+        """Columns of the `step` lines."""
+        return columns(self.lines.get("step", []))
+
+    @cached_property
+    def evaluations(self) -> dict[str, Any]:
+        """Columns of the `evaluation` lines."""
+        return columns(self.lines.get("evaluation", []))
 
 
 def draw_losses(runs: Sequence[RunLog]) -> Figure:
@@ -84,121 +79,64 @@ def draw_losses(runs: Sequence[RunLog]) -> Figure:
     many = len(domains) > 10
     palette = colormaps["turbo"](np.linspace(0, 1, len(domains))) if many else colormaps["tab10"](range(len(domains)))
     colors = dict(zip(domains, palette, strict=True))
-    marks: dict[str, Look] = {run.name: {"linestyle": style} for run, style in _styled(runs) if len(runs) > 1}
     for run, style in _styled(runs):
         for name in run.domains:
-            color, label = colors[name], name
-            for lines, kind, look in (
-                (run.steps, "training", _TRAINING),
-                (run.evaluations, run.evaluated, _EVALUATED),
-            ):
-                points = _points((line["step"], line["per_domain_loss"].get(name)) for line in lines)
-                if points:
-                    axes.plot(*points, color=color, linestyle=style, label=label if run is runs[0] else "_", **look)
-                    label = "_"  # one legend entry a domain
-                    marks[kind] = look
-            counting = run.unigram.get(name)
-            if counting is not None and run is runs[0] and len(domains) <= _FEW_DOMAINS:
-                marks["unigram, by counting tokens"] = _COUNTING
-                axes.axhline(counting, color=color, **_COUNTING)
-        for spike in run.spikes:
-            marks["spike"] = _SPIKE
+            look = {"color": colors[name], "linestyle": style}
+            axes.plot(*points(run.steps, f"loss/{name}"), **look, **_TRAINING)
+            axes.plot(*points(run.evaluations, f"per_domain_loss/{name}"), **look, **_EVALUATED)
+            level = run.unigram.get(name)
+            if level is not None and run is runs[0] and len(domains) <= _FEW:
+                axes.axhline(level, color=colors[name], **_COUNTING)
+        for spike in run.lines.get("spike", []):
             axes.plot(spike["step"], spike["loss"], color=colors.get(spike["domain"], "black"), **_SPIKE)
-        if skipping := [line["step"] for line in run.steps if line["skipped"]]:
-            marks["skipped steps"] = _SKIPPED
-            axes.plot(skipping, [0.01] * len(skipping), transform=axes.get_xaxis_transform(), **_SKIPPED)
-    _axes(axes, "step", "loss (nats per token)", "Loss")
-    if not axes.get_legend_handles_labels()[0]:
-        return figure  # no loss was finite
-    columns, size = math.ceil(len(domains) / 24), 10 if len(domains) <= _FEW_DOMAINS else 8
-    legend = figure.legend(title="domain", loc="outside right upper", ncols=columns, fontsize=size)
-    for line in legend.get_lines():
-        line.set(alpha=1.0, linewidth=2.0)
-    handles = [Line2D([], [], label=name, **(Look(color="black") | look)) for name, look in marks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9)
+        steps, skipped = points(run.steps, "skipped")
+        steps = steps[skipped > 0]
+        axes.plot(steps, np.full(len(steps), 0.01), transform=axes.get_xaxis_transform(), **_SKIPPED)
+    _axes(axes, "loss (nats per token)")
+    axes.set_xlabel("step")
+    _legend(figure, {name: {"color": color, "linewidth": 2.0} for name, color in colors.items()}, "outside right upper")
+    marks = {run.name: {"linestyle": style} for run, style in _styled(runs) if len(runs) > 1}
+    marks |= {"training": _TRAINING, runs[0].evaluated: _EVALUATED, "unigram, by counting tokens": _COUNTING}
+    _legend(figure, marks | {"spike": _SPIKE, "skipped steps": _SKIPPED}, "outside lower center")
     return figure
 
 
-def draw_optimizer(runs: Sequence[RunLog]) -> Figure:
-    """Draw learning rate and gradient norms over the steps of the runs, and the loss scale if it changes."""
-    scaled = any("loss scale" not in constants(run) for run in runs)
-    figure = Figure(figsize=(10, 7.5 if scaled else 5), layout="constrained")
-    rates, norms, *scales = figure.subplots(3 if scaled else 2, sharex=True)
-    _draw_keys(rates, runs, {"learning_rate": ""})
-    _draw_keys(norms, runs, _NORMS)
-    titles = ["Learning rate", "gradient norm before clipping", *(["loss scale"] if scaled else [])]
-    _axes(rates, "", "learning rate", ", ".join(titles))
-    rates.set_ylim(bottom=0)
-    _axes(norms, "" if scaled else "step", "gradient norm", "")
-    norms.set_yscale("log")
-    for axes in scales:
-        _draw_keys(axes, runs, {"loss_scale": ""})
-        _axes(axes, "step", "loss scale", "")
-        axes.set_yscale("log", base=2)
-    return figure
-
-
-def draw_speed(runs: Sequence[RunLog]) -> Figure | None:
-    """Draw the training speed in tokens per second, and its median, for each run; None if no log has a speed."""
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
-    axes, drawn = figure.subplots(), False
-    for number, (run, style) in enumerate(_styled(runs)):
-        if points := _of_steps(run, "tokens_per_second"):
-            axes.plot(*points, linewidth=1.0, color=f"C{number}", linestyle=style)
-            median = float(np.median(points[1]))
-            label = f"{f'{run.name}: ' if len(runs) > 1 else ''}median {median:,.0f} tokens/s"
-            axes.axhline(median, color="gray", linestyle=style, linewidth=1.0, label=label)
-            drawn = True
-    if not drawn:
+def draw_numbers(runs: Sequence[RunLog]) -> Figure | None:
+    """Draw `numbers` that change in a run over the steps, a panel for each metric; None if none changes."""
+    metrics: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for run in runs for name in numbers(run)):
+        if any(name in numbers(run) and not is_constant(run, name) for run in runs):
+            metrics.setdefault(name.partition("/")[0], []).append(name)
+    if not metrics:
         return None
-    _axes(axes, "step", "speed (tokens/s)", "Training speed, without evaluation and checkpoints")
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.legend()
+    rows = math.ceil(len(metrics) / 2)
+    figure = Figure(figsize=(10, 2.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).ravel()
+    for axes, (metric, names) in zip(panels, metrics.items(), strict=False):
+        lines = [(run, style, name) for run, style in _styled(runs) for name in names]
+        for number, (run, style, name) in enumerate(lines):
+            label = " ".join([run.name] * (len(runs) > 1) + [name.partition("/")[2] or "all"])
+            axes.plot(*points(run.steps, name), linestyle=style, color=f"C{number}", linewidth=1.0, label=label)
+        _axes(axes, metric.replace("_", " "))
+        axes.set_yscale("log" if metric in _LOGARITHMIC else "linear")
+        if 1 < len(lines) <= _FEW:
+            axes.legend(fontsize=8)
+    for axes in panels[len(metrics) :]:
+        axes.remove()
     return figure
 
 
-def draw_traffic(runs: Sequence[RunLog]) -> Figure | None:
-    """Draw the experts' traffic per step, and the worker's time and the waits for it; None if no value changes in any run."""
-    changing = [
-        key
-        for key in (*TRAFFIC, *UPDATE)
-        if any(_of_steps(run, key) and _LABELS[key] not in constants(run) for run in runs)
+def numbers(run: RunLog) -> list[str]:
+    """Return the names of a run's numbers that have a value in a `step` line, besides the losses."""
+    return [
+        name for name in run.steps if name.partition("/")[0] not in _TOLD_ELSEWHERE and points(run.steps, name)[1].size
     ]
-    if not changing:
-        return None
-    panels = [[key for key in changing if key.endswith("_mib") == mib] for mib in (True, False)]
-    panels = [keys for keys in panels if keys]
-    figure = Figure(figsize=(10, 2.5 * len(panels)), layout="constrained")
-    rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    for axes, keys in zip(rows, panels, strict=True):
-        _draw_keys(axes, runs, {key: _LABELS[key] for key in keys})
-        first, last = axes is rows[0], axes is rows[-1]
-        title = "ECSS: experts moved between the store and the device" if first else ""
-        _axes(axes, "step" if last else "", "MiB" if keys[0].endswith("_mib") else "share", title)
-        axes.set_ylim(bottom=0)
-    return figure
 
 
-def _draw_keys(axes: Axes, runs: Sequence[RunLog], names: Mapping[str, str]) -> None:
-    """Draw keys of `step` lines of several runs, with a legend at the right. names: key → name, "" without one."""
-    for number, (run, style) in enumerate(_styled(runs)):
-        for shade, (key, name) in enumerate(names.items()):
-            if points := _of_steps(run, key):
-                label = ": ".join(filter(None, (run.name if len(runs) > 1 else "", name)))
-                axes.plot(*points, linestyle=style, color=f"C{3 * number + shade}", linewidth=1.0, label=label)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
-
-
-def constants(run: RunLog) -> dict[str, float]:
-    """Return the loss scale and the figures of ECSS that no step of a run changes by a thousandth, by their names for people."""
-    found = {}
-    for key, label in _LABELS.items():
-        _, values = _of_steps(run, key) or ((), ())
-        if values and max(values) - min(values) <= 1e-3 * max(1.0, *map(abs, values)):
-            found[label] = values[-1]
-    return found
+def is_constant(run: RunLog, name: str) -> bool:
+    """Return True if no step changes a number by a thousandth, of itself or of one; a learning rate is far below one."""
+    _, values = points(run.steps, name)
+    return bool(np.ptp(values) <= 1e-3 * max(abs(values).max(), float(name != "learning_rate")))
 
 
 def draw_load(run: RunLog) -> Figure | None:
@@ -223,14 +161,17 @@ def _draw_segments(figure: Figure, axes: Axes, load: SegmentLoad, domains: list[
     image = axes.imshow(relative_NK, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="tokens / fair share\n(1 = balanced)")
     if experts <= _ANNOTATE_MAX:
-        _write_numbers(axes, relative_NK)
+        for n, k in np.argwhere(np.isfinite(relative_NK)):
+            color = "black" if relative_NK[n, k] > np.nanmax(relative_NK) / 2 else "white"
+            axes.text(k, n, f"{relative_NK[n, k]:.2f}", ha="center", va="center", color=color, fontsize=8)
+        axes.set_xticks(range(experts))
     axes.set_yticks(range(len(load.labels)), load.labels)
     several = any("." in label for label in load.labels)
     expert = f"{'common ' * (load.kind == 'common')}expert (number in its {'segment' if several else 'layer'})"
     axes.set(xlabel=expert, ylabel=f"RRE layer{'.segment' * several} (0 = lowest)")
     if not domains:
         return
-    per_domain, few = experts // len(domains), len(domains) <= _FEW_DOMAINS
+    per_domain, few = experts // len(domains), len(domains) <= _FEW
     for border in range(per_domain, experts, per_domain):
         axes.axvline(border - 0.5, color="white", linewidth=2.0 if few else 0.8)
     top = axes.secondary_xaxis("top")
@@ -251,21 +192,23 @@ class SegmentLoad:
 
 def segment_loads(run: RunLog) -> list[SegmentLoad]:
     """Return the load of the own segments of a run, then that of the common ones; none that it does not have."""
-    total_NK = expert_load(run.loads)
+    total_NK = expert_load(run.lines.get("load", []))
     if total_NK is None:
         return []
-    parts, found = len(run.segments), []
-    for kind in dict.fromkeys(run.segments):
-        numbers = [n for n in range(len(total_NK)) if run.segments[n % parts] == kind]
+    kinds = [kind for key, kind in run.config.items() if key.startswith("model.segments.")] or ["own"]
+    each, common = run.config.get("model.experts_per_domain"), run.config.get("model.common_experts")
+    stored = {"own": each and each * len(run.domains), "common": common}
+    parts, found = len(kinds), []
+    for kind in dict.fromkeys(kinds):
+        numbers = [n for n in range(len(total_NK)) if kinds[n % parts] == kind]
         labels = [f"{n // parts}.{n % parts}" if parts > 1 else str(n) for n in numbers]
-        stored = run.stored.get(kind, total_NK.shape[1])
-        of_kind_NK = total_NK[numbers, :stored]
+        of_kind_NK = total_NK[numbers, : stored[kind] or None]
         relative_NK = relative_load(of_kind_NK, len(run.domains) if kind == "own" else 1)
         found.append(SegmentLoad(kind, labels, of_kind_NK, relative_NK))
     return found
 
 
-def expert_load(loads: list[Line]) -> np.ndarray | None:
+def expert_load(loads: list[dict[str, Any]]) -> np.ndarray | None:
     """Sum the `load` lines of a log to the tokens of each expert over the run, int64 [N, K]; None if no token met an expert.
 
     The lines of a model without RRE layers have one row of zeros.
@@ -282,32 +225,17 @@ def relative_load(total_NK: np.ndarray, domains: int) -> np.ndarray:
     return relative_NDE.reshape(total_NK.shape)
 
 
-def _write_numbers(axes: Axes, relative_NK: np.ndarray) -> None:
-    """Write the value of each cell of the heat map in a colour that contrasts with its background."""
-    bright = np.nanmax(relative_NK) / 2
-    for n, k in np.argwhere(np.isfinite(relative_NK)):
-        value = relative_NK[n, k]
-        color = "black" if value > bright else "white"
-        axes.text(k, n, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
-    axes.set_xticks(range(relative_NK.shape[1]))
-
-
 def _styled(runs: Sequence[RunLog]) -> list[tuple[RunLog, str]]:
     return [(run, _STYLES[number % len(_STYLES)]) for number, run in enumerate(runs)]
 
 
-def _of_steps(run: RunLog, key: str) -> tuple[list[float], list[float]] | tuple[()]:
-    """Return steps and values of a key in the `step` lines that have it; empty without any."""
-    return _points((line["step"], line.get(key)) for line in run.steps)
-
-
-def _points(pairs: Iterable[tuple[float, float | None]]) -> tuple[list[float], list[float]] | tuple[()]:
-    known = [(step, value) for step, value in pairs if value is not None]
-    return ([step for step, _ in known], [value for _, value in known]) if known else ()
-
-
-def _axes(axes: Axes, x: str, y: str, title: str) -> None:
-    axes.set(xlabel=x, ylabel=y)
+def _axes(axes: Axes, title: str) -> None:
     axes.ticklabel_format(useOffset=False)
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3)
+
+
+def _legend(figure: Figure, looks: Mapping[str, Look], place: str) -> None:
+    handles = [Line2D([], [], label=name, **(Look(color="black") | look)) for name, look in looks.items()]
+    columns = math.ceil(len(handles) / 24) if "right" in place else min(4, len(handles))
+    figure.legend(handles=handles, loc=place, ncols=columns, fontsize=9 if len(handles) <= _FEW else 8)

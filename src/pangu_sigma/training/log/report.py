@@ -7,8 +7,9 @@ import functools
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,17 @@ from pangu_sigma.config_file import read_tree
 from pangu_sigma.data.manifest import DomainRecord, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
-from pangu_sigma.sections import Segment
 from pangu_sigma.stored.model import read_lineage, read_tuning_result
+from pangu_sigma.training.log.columns import last, lines_by_kind, points
 from pangu_sigma.training.log.differences import format_missing
-from pangu_sigma.training.log.metrics import FILE, EmptyLogError, read_metrics
+from pangu_sigma.training.log.metrics import FILE, EmptyLogError
 from pangu_sigma.training.log.pictures import (
-    Line,
     RunLog,
-    constants,
     draw_load,
     draw_losses,
-    draw_optimizer,
-    draw_speed,
-    draw_traffic,
+    draw_numbers,
+    is_constant,
+    numbers,
     segment_loads,
 )
 from pangu_sigma.writable import refuse_link
@@ -50,37 +49,39 @@ _UNBALANCED = 1.5
 """Load of an expert, over its fair share, from which the report names a way to balance it."""
 _ALT = {
     "loss": "training and held-out loss of each domain over the steps",
-    "optimizer": "learning rate and gradient norms over the steps, and the loss scale if it changes",
-    "tokens_per_second": "training speed in tokens per second over the steps",
-    "ecss": "MiB of experts moved in a step, and the worker's time and the steps' waits for it, over the steps",
+    "numbers": "every other number of the log that changes, over the steps",
     "expert_load": "tokens of each expert over its fair share, by RRE layer and domain",
 }
 """Descriptions of the figures for those who do not see them."""
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Run in a report: log, configuration by key path, domains of the data manifest, benchmarks by task; empty if missing.
+class _Run(RunLog):
+    """Run in a report. data: domains of the data manifest; benchmarks: by task; empty if missing.
 
     tuning: `read_tuning` of the run; a tuned run has no `data`, which are those of its parent.
     """
 
-    log: RunLog
-    config: dict[str, Any]
-    data: dict[str, DomainRecord]
-    benchmarks: dict[str, dict[str, Any]]
-    tuning: dict[str, Any] | None
+    data: dict[str, DomainRecord] = field(default_factory=dict)
+    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tuning: dict[str, Any] | None = None
 
     @property
     def constants(self) -> str:
-        """Values of `pictures.constants`, in words."""
-        values = {name: f"{value:,.3f}".rstrip("0").rstrip(".") for name, value in constants(self.log).items()}
-        return ", ".join(f"{name} {value}" for name, value in values.items())
+        """Numbers that are the same at every step, in words."""
+        names = [name for name in numbers(self) if is_constant(self, name)]
+        return ", ".join(f"{name.replace('_', ' ')} {last(self.steps, name):,.6g}" for name in names)
+
+    @property
+    def changing(self) -> dict[str, np.ndarray]:
+        """Values of each number that changes; the table of domains has the epochs."""
+        names = [name for name in numbers(self) if not is_constant(self, name) and not name.startswith("epochs/")]
+        return {name: points(self.steps, name)[1] for name in names}
 
     @property
     def unbalanced(self) -> str:
         """Load of the most loaded expert, if it is high and `routing.table` can lower it; else ""."""
-        loads = segment_loads(self.log)
+        loads = segment_loads(self)
         if not loads or self.config.get("routing.table") != "random":
             return ""
         load = max(loads, key=lambda load: np.nan_to_num(load.relative_NK).max())
@@ -88,24 +89,21 @@ class _Run:
         n, expert = np.unravel_index(relative_NK.argmax(), relative_NK.shape)
         if relative_NK[n, expert] < _UNBALANCED:
             return ""
-        domains, where = self.log.domains, load.labels[n].replace(".", ", segment ")
-        whose = (
-            "an expert common to all domains"
-            if load.kind == "common"
-            else domains[expert * len(domains) // relative_NK.shape[1]]
-        )
+        domain = self.domains[expert * len(self.domains) // relative_NK.shape[1]]
+        whose = domain if load.kind == "own" else "an expert common to all domains"
+        where = load.labels[n].replace(".", ", segment ")
         return f"{relative_NK[n, expert]:.2f} times its fair share, in {whose}, RRE layer {where}"
 
     @property
     def samples(self) -> str:
         """Hash over the training samples of all steps."""
-        return xxhash.xxh3_64_hexdigest("".join(line.get("samples", "") for line in self.log.steps).encode())
+        return xxhash.xxh3_64_hexdigest("".join(filter(None, self.steps.get("samples", []))).encode())
 
 
 def write_report(
     run_folder: Path, others: Sequence[Path] = (), differences: Sequence[dict[str, dict[str, Any]]] = ()
 ) -> Path:
-    """Write `report/` in `run_folder`: the page report.html and its figures loss, optimizer, tokens_per_second, ecss, expert_load.
+    """Write `report/` in `run_folder`: the page report.html and its figures loss, numbers, expert_load.
 
     others: folders of further runs, shown in the same figures and in further tables; nothing is written to these folders.
     differences: `loss_differences` of the run and each of the others.
@@ -114,13 +112,10 @@ def write_report(
     Raises FileNotFoundError if a run has no metrics.jsonl, EmptyLogError if the log has no step, OSError for errors of the disk.
     """
     runs = [_read(folder) for folder in (run_folder, *others)]
-    logs = [run.log for run in runs]
     figures: dict[str, Figure | None] = {
-        "loss": draw_losses(logs),
-        "optimizer": draw_optimizer(logs),
-        "tokens_per_second": draw_speed(logs),
-        "ecss": draw_traffic(logs),
-        **{f"expert_load{f'_{n}' if n > 1 else ''}": draw_load(log) for n, log in enumerate(logs, 1)},
+        "loss": draw_losses(runs),
+        "numbers": draw_numbers(runs),
+        **{f"expert_load{f'_{n}' if n > 1 else ''}": draw_load(run) for n, run in enumerate(runs, 1)},
     }
     page = run_folder / PAGE
     refuse_link(page.parent)
@@ -128,13 +123,12 @@ def write_report(
     pictures = {name: _save(figure, page.with_name(f"{name}.png")) for name, figure in figures.items() if figure}
     for name in figures.keys() - pictures.keys():
         page.with_name(f"{name}.png").unlink(missing_ok=True)  # of an earlier report
-    values = {
-        key: [_text(run.config.get(key)) for run in runs] for key in sorted({k for run in runs for k in run.config})
-    }
+    keys = sorted({key for run in runs for key in run.config})
+    values = {key: [_text(run.config.get(key)) for run in runs] for key in keys}
     html = _template().render(
-        names=", ".join(log.name for log in logs),
+        names=", ".join(run.name for run in runs),
         runs=runs,
-        compared=[(run.log, differences_of) for run, differences_of in zip(runs[1:], differences, strict=True)],
+        compared=list(zip(runs[1:], differences, strict=True)),
         reasons=list(dict.fromkeys(reason for each in differences for reason in format_missing(each))),
         pictures=[
             (_ALT[name.rstrip("_0123456789")], base64.b64encode(content).decode()) for name, content in pictures.items()
@@ -146,37 +140,25 @@ def write_report(
 
 
 def _read(folder: Path) -> _Run:
-    by_kind: dict[str, list[Line]] = {}
-    for line in read_metrics(folder):
-        by_kind.setdefault(line["kind"], []).append(line)
-    if "step" not in by_kind:
+    lines = lines_by_kind(folder)
+    if "step" not in lines:
         raise EmptyLogError(f"{folder} has no logged step; train it for at least train.log_interval steps")
-    if "run" not in by_kind:
+    if "run" not in lines:
         raise EmptyLogError(f"{folder / FILE}: its first line, with the domains, is missing; take the file from a copy")
-    config, tuning = _config(folder), read_tuning(folder)
-    data = {} if tuning else _data(folder, config.get("data.path"))
-    evaluations = by_kind.get("evaluation", [])
-    counted = {name: record.unigram_entropy for name, record in data.items()}
-    counted |= evaluations[-1]["unigram"] if evaluations else {}
-    domains = by_kind["run"][0]["domains"]
-    log = RunLog(
-        name=folder.resolve().name,
-        domains=domains,
-        steps_total=by_kind["run"][0]["steps_total"],
-        steps=by_kind["step"],
-        evaluations=evaluations,
-        loads=by_kind.get("load", []),
-        spikes=by_kind.get("spike", []),
-        changes=by_kind.get("config", []),
-        unhealthy=by_kind.get("unhealthy", []),
-        rows=by_kind.get("rows", []),
-        unigram={name: counted.get(name) for name in domains},
-        evaluated="dev set" if tuning else "held-out text",
-        segments=[kind for key, kind in config.items() if key.startswith("model.segments.")] or ["own"],
-        stored=_stored(config, len(domains)),
-    )
-    tasks = _read_json(folder / BENCHMARKS)
-    return _Run(log, config, data, tasks if all(isinstance(task, dict) for task in tasks.values()) else {}, tuning)
+    config, data, benchmarks = dict[str, Any](), dict[str, DomainRecord](), dict[str, Any]()
+    tuning = read_tuning(folder)
+    with suppress(ConfigError):  # what cannot be read is not shown; the figures are of the log
+        config = leaves(read_tree(folder / CONFIG_FILE))
+    with suppress(DataError):
+        path = config.get("data.path")
+        data = load_manifest(folder / path).domains if isinstance(path, str) and not tuning else {}
+    with suppress(OSError, ValueError, AttributeError):
+        tasks = json.loads((folder / BENCHMARKS).read_text(encoding="utf-8"))
+        benchmarks = {name: dict(task.items()) for name, task in tasks.items()}
+    unigram: dict[str, float | None] = {name: record.unigram_entropy for name, record in data.items()}
+    unigram |= lines["evaluation"][-1]["unigram"] if "evaluation" in lines else {}
+    name, evaluated = folder.resolve().name, "dev set" if tuning else "held-out text"
+    return _Run(name, lines, config, unigram, evaluated, data, benchmarks, tuning)
 
 
 def read_tuning(folder: Path) -> dict[str, Any] | None:
@@ -188,37 +170,6 @@ def read_tuning(folder: Path) -> dict[str, Any] | None:
     if lineage.get("kind") != "finetune":
         return None
     return {key: lineage.get(key) for key in ("parent", "parent_step", "options")} | (read_tuning_result(folder) or {})
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file; empty if missing or invalid."""
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Read the run's configuration by key path; empty if it cannot be read."""
-    try:
-        return leaves(read_tree(folder / CONFIG_FILE))
-    except ConfigError:
-        return {}
-
-
-def _data(folder: Path, path: Any) -> dict[str, DomainRecord]:
-    """Read the domains of the manifest of a run's data; empty if the data are missing."""
-    try:
-        return load_manifest(folder / path).domains if isinstance(path, str) else {}
-    except DataError:
-        return {}
-
-
-def _stored(config: dict[str, Any], domains: int) -> dict[Segment, int]:
-    """Return the number of experts in a segment of each kind, as far as the configuration tells."""
-    of_domain, common = config.get("model.experts_per_domain"), config.get("model.common_experts")
-    return {"own": domains * of_domain, "common": common} if of_domain and common else {}
 
 
 def _save(figure: Figure, file: Path) -> bytes:
@@ -235,20 +186,12 @@ def _template() -> Template:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     environment.filters |= {"cell": _cell, "number": _number, "text": _text}
-    environment.globals |= {"epochs": last_epochs, "last_loss": last_loss, "perplexity": _perplexity}
+    environment.globals |= {"last": last, "total": _total, "perplexity": _perplexity, "median": np.median}
     return environment.get_template("report.html")
 
 
-def last_loss(lines: list[Line], domain: str) -> float | None:
-    """Return the last finite loss of a domain in the `step` lines, each of which has only the domains of its batches."""
-    losses = (line["per_domain_loss"].get(domain) for line in reversed(lines))
-    return next((loss for loss in losses if loss is not None), None)
-
-
-def last_epochs(lines: list[Line], domain: str) -> float | None:
-    """Return how often the training text of a domain has been read after the last `step` line; None in a log without this."""
-    found: float | None = lines[-1].get("epochs", {}).get(domain) if lines else None
-    return found
+def _total(of: Mapping[str, Any], name: str) -> int:
+    return int(points(of, name)[1].sum())
 
 
 def _perplexity(loss: float | None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,24 @@ import numpy as np
 
 from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.training.log.columns import columns, last, lines_by_kind, points
 from pangu_sigma.training.log.differences import evaluation_of, format_missing
 from pangu_sigma.training.log.losses import format_number
-from pangu_sigma.training.log.metrics import FILE, TRAFFIC, EmptyLogError, load_max_over_mean, read_metrics
+from pangu_sigma.training.log.metrics import FILE, LAST, SUMMED, EmptyLogError, load_max_over_mean
 from pangu_sigma.training.log.pictures import expert_load
-from pangu_sigma.training.log.report import PAGE, last_epochs, read_tuning
+from pangu_sigma.training.log.report import PAGE, read_tuning
 
 _FIGURES = ("se", "unigram", "bits_per_byte", "tokens", "samples")
 """Keys of a domain's last evaluation in a summary, besides its loss."""
+_LINES = (
+    ("tokens/s", "{tokens_per_second:,.0f}"),
+    ("expert load", "max/mean {expert_load_max_over_mean:.2f}, idle experts counted"),
+    ("dropped", "{dropped:,} rows beyond parallel.capacity_factor"),
+    ("clipped", "{clipped:,} steps, by train.optimizer.clip_norm"),
+    ("skipped", "{skipped:,} steps, which changed nothing"),
+    ("ECSS", "fetched {fetched_mib:,.1f}, returned {returned_mib:,.1f} MiB of active experts a step"),
+)
+"""Lines of a summary; one is left out if its first number is zero or missing."""
 
 
 def summarise(path: Path) -> dict[str, Any]:
@@ -26,60 +37,54 @@ def summarise(path: Path) -> dict[str, Any]:
     For each domain it has the held-out loss in nats per token before and after training; None if it is not finite. "After" is the
     evaluation at the newest checkpoint, or else the last one; its step is `evaluated_at`. That loss comes with its standard error,
     the unigram loss of the same tokens, bits per byte, and how often the training text was read ("epochs"). For the run it has
-    tokens per second, max/mean of the load of all experts that its domains can reach, the number of rows dropped beyond an expert's
-    capacity, the median traffic of experts of a log line, None without ECSS, and the last `rows` line.
+    every number of the `step` lines by its name, over all lines the sum, the last value, or the median (metrics.py says which);
+    max/mean of the load of all experts that its domains can reach; and the last `rows` line.
     "report" is the path that `write_report` writes to; "finetune" is `read_tuning`: the losses of a tuned run are of its dev set.
 
     Raises EmptyLogError if the run has not reached its first checkpoint, or its log is missing.
     """
     run, tuning = open_model(path, "run"), read_tuning(path)
-    lines = read_metrics(path) if (path / FILE).exists() else []
-    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    lines = lines_by_kind(path) if (path / FILE).exists() else {}
+    evaluations, steps = lines.get("evaluation", []), columns(lines.get("step", []))
     if run.latest is None or not (evaluations or (tuning and lines)):
         raise EmptyLogError(
             f"{path} has no checkpoint or no losses to report yet; train it first, or wait for its first checkpoint"
         )
-    steps = [line for line in lines if line["kind"] == "step"]
-    moved = [line for line in lines if "fetched_mib" in line]
-    speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
-    load_NK = expert_load([line for line in lines if line["kind"] == "load"])
-    trained = {name for line in steps for name in line["per_domain_loss"]}
-    reachable_N = run.config.reachable_experts(
-        n for n, domain in enumerate(run.config.domains) if domain.name in trained
-    )
-    nothing: dict[str, Any] = {
-        "step": None,
-        "per_domain_loss": {},
-        "held_out": {},
-    }  # of a run that is tuned without a dev set
-    before, after = evaluations[0] if evaluations else nothing, evaluation_of(run, lines) or nothing
+    load_NK = expert_load(lines.get("load", []))
+    trained = [n for n, domain in enumerate(run.config.domains) if f"loss/{domain.name}" in steps]
+    reachable_N = run.config.reachable_experts(trained)
+    nothing: dict[str, Any] = {"step": None, "per_domain_loss": {}, "held_out": {}}  # tuned without a dev set
+    before, after = evaluations[0] if evaluations else nothing, evaluation_of(run, evaluations) or nothing
     return {
         "run": str(path),
         "losses": "loss on the dev set" if tuning else "held-out loss",
-        "steps": max(line["step"] for line in lines),
+        "steps": max(line["step"] for of_kind in lines.values() for line in of_kind),
         "evaluated_at": after["step"],
         "domains": {
             name: {
                 "loss_before": before["per_domain_loss"].get(name),
                 "loss_after": loss,
                 **{key: after[key][name] for key in _FIGURES},
-                "epochs": last_epochs(steps, name),
+                "epochs": last(steps, f"epochs/{name}"),
             }
             for name, loss in after["per_domain_loss"].items()
         },
         "same_samples": before["held_out"] == after["held_out"],
-        "tokens_per_second": _median(speeds),
-        "ecss": {name: _median([line[name] for line in moved]) for name in TRAFFIC} if moved else None,
-        "dropped": sum(line.get("dropped", 0) for line in lines),
-        "skipped": sum(line.get("skipped", 0) for line in lines if line["kind"] == "step"),
-        "clipped": sum(line.get("clipped", 0) for line in lines if line["kind"] == "step"),
+        **{name: _over_run(steps, name) for name in steps if points(steps, name)[1].size and "/" not in name},
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK, reachable_N),
-        "rows": next((line for line in reversed(lines) if line["kind"] == "rows"), None),
+        "rows": lines["rows"][-1] if "rows" in lines else None,
         "checkpoint": str(run.latest),
         "checkpoint_step": step_of(run.latest),
         "report": str(path / PAGE),
         "finetune": tuning,
     }
+
+
+def _over_run(steps: Mapping[str, Any], name: str) -> float:
+    """Return the sum, last value or median of a number over the `step` lines."""
+    values = points(steps, name)[1]
+    found = values.sum() if name in SUMMED else values[-1] if name in LAST else np.median(values)
+    return int(found) if name in SUMMED else float(found)
 
 
 def format_summary(summary: dict[str, Any]) -> str:
@@ -101,19 +106,10 @@ def format_summary(summary: dict[str, Any]) -> str:
             f"after        is of step {summary['evaluated_at']}, the last evaluation in the log, and the checkpoint of step "
             f"{summary['checkpoint_step']}; pangu-sigma evaluate tells its losses"
         )
-    speed, load = summary["tokens_per_second"], summary["expert_load_max_over_mean"]
     lines.append(f"{'steps':12} {summary['steps']}")
-    lines += [f"{'tokens/s':12} {speed:,.0f}"] if speed else []
-    lines += [f"{'expert load':12} max/mean {load:.2f}, idle experts counted"] if load else []
-    if dropped := summary["dropped"]:
-        lines.append(f"{'dropped':12} {dropped:,} rows beyond parallel.capacity_factor")
-    lines += (
-        [f"{'clipped':12} {clipped:,} steps, by train.optimizer.clip_norm"] if (clipped := summary["clipped"]) else []
-    )
-    lines += [f"{'skipped':12} {skipped:,} steps, which changed nothing"] if (skipped := summary["skipped"]) else []
-    if ecss := summary["ecss"]:
-        moved = [format_number(ecss[key], 0, 1) for key in TRAFFIC]
-        lines.append(f"{'ECSS':12} fetched {moved[0]}, returned {moved[1]} MiB of active experts a step")
+    for title, text in _LINES:
+        name = text.partition("{")[2].partition(":")[0]
+        lines += [f"{title:12} {text.format_map(summary)}"] if summary.get(name) else []
     lines += format_rows(summary["rows"])
     lines += [f"{name:12} {summary[name]}" for name in ("checkpoint", "report")]
     return "\n".join(lines)
@@ -123,12 +119,12 @@ def format_rows(line: dict[str, Any] | None) -> list[str]:
     """Format a `rows` line of metrics.jsonl: a line for each entry, and one for the scales; nothing for None."""
     if line is None:
         return []
-    scales = ", ".join(f"{scale:.3g}" for scale in line["scales"])
+    scales = ", ".join(f"{scale:.3g}" for scale in line["scales"].values())
     return [
         *(
             f"{f'rows, {e}':12} {entry['met']:,} of {entry['stored']:,} met ({entry['met'] / entry['stored']:.2%})"
             + ("" if entry["collisions"] is None else f", about {entry['collisions']:,} pairs more than rows")
-            for e, entry in enumerate(line["entries"])
+            for e, entry in line["entries"].items()
         ),
         f"{'row scales':12} {scales}, layer by layer, after step {line['step']}",
     ]
@@ -168,10 +164,5 @@ def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
             f"{format_number(domain['unigram'], 8)}"
         )
     for key, title in (("steps", "steps"), ("tokens_per_second", "tokens/s")):
-        lines.append(f"{title:12} {summary[key] or 0:{width},.0f} {other[key] or 0:{width},.0f}")
+        lines.append(f"{title:12} {summary.get(key) or 0:{width},.0f} {other.get(key) or 0:{width},.0f}")
     return "\n".join([*lines, *format_missing(other["differences"])])
-
-
-def _median(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None

@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,43 +42,27 @@ def profiler_activities(target: str) -> list[ProfilerActivity]:
     return [ProfilerActivity.CPU, *([ProfilerActivity.NPU] if target == "Ascend" else [])]
 
 
-class NoTimeline:
-    """Timeline of a run without --profile, which writes nothing."""
-
-    def __enter__(self) -> NoTimeline:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Write nothing: nothing was seen."""
-
-    def span(self, name: str) -> AbstractContextManager[None]:
-        """Record the time of a `with` block under a name, such as "save"."""
-        return nullcontext()
-
-    def worked(self, spans: Sequence[Span]) -> None:
-        """Record stretches of the worker that updates experts."""
-
-    def step_done(self, step: int) -> None:
-        """Record that a step has ended, with its evaluation and checkpoint."""
-
-
-class Timeline(NoTimeline):
+class Timeline:
     """Profiler timeline of a few steps after this process's first. It is a context manager, so that it ends with a shorter run."""
 
-    def __init__(self, run: Path, start: int):
-        """run: run folder. start: number of steps that the run has already taken."""
-        self._folder, self._start = run / FOLDER, start
+    def __init__(self, run: Path | None = None, start: int = 0):
+        """run: run folder; None to write nothing. start: number of steps that the run has already taken."""
+        self._run, self._start = run, start
         self._events: list[dict[str, Any]] = []
         self._profiler: Any = None
         self._begun = 0
 
+    def __enter__(self) -> Timeline:
+        return self
+
     def __exit__(self, *_: object) -> None:
-        if not self._begun:
+        if self._run and not self._begun:
             logger.warning(_NO_STEP)
         self._write()
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
+        """Record the time of a `with` block under a name, such as "save"."""
         started = time.time_ns()
         try:
             yield
@@ -86,6 +70,7 @@ class Timeline(NoTimeline):
             self._add(name, _LOOP_ROW, started, time.time_ns() - started)
 
     def worked(self, spans: Sequence[Span]) -> None:
+        """Record stretches of the worker that updates experts."""
         since_1970 = time.time() - time.perf_counter()
         for span in spans:
             begin, seconds = 1e9 * (since_1970 + span.begin), span.end - span.begin
@@ -97,18 +82,20 @@ class Timeline(NoTimeline):
             self._events.append({"ph": "X", "name": name, **row, "ts": begin / 1000, "dur": nanoseconds / 1000})
 
     def step_done(self, step: int) -> None:
+        """Record that a step has ended, with its evaluation and checkpoint."""
         done = step - self._start
-        if done == 1:
-            self._begin()
+        if done == 1 and self._run:
+            self._begin(self._run / FOLDER)
         elif done == 1 + STEPS:
             self._write()
 
-    def _begin(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+    def _begin(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self._folder = folder
         self._profiler = profile(
             activities=profiler_activities(ms.get_context("device_target")),
-            on_trace_ready=tensorboard_trace_handler(str(self._folder)),
+            on_trace_ready=tensorboard_trace_handler(str(folder)),
         )
         self._profiler.start()
         self._begun = time.time_ns()
