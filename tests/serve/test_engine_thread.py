@@ -67,11 +67,11 @@ def test_news_are_all_tokens_in_order_and_the_end_last():
         thread.start()
         found, firsts, ends = [[] for _ in range(3)], [0] * 3, []
         async for news in answers.news():
-            assert news.index not in [index for index, _ in ends]
-            firsts[news.index] += news.first
-            found[news.index] += [token.id for token in news.tokens]
+            assert news.number not in [index for index, _ in ends]
+            firsts[news.number] += news.first
+            found[news.number] += [token.id for token in news.tokens]
             if news.finish:
-                ends.append((news.index, news.finish))
+                ends.append((news.number, news.finish))
         assert found == expected
         assert firsts == [1] * 3
         assert sorted(ends) == [(0, "length"), (1, "length"), (2, "length")]

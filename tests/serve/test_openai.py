@@ -71,7 +71,7 @@ def test_a_token_out_of_range_is_told_by_the_name_of_its_parameter(served, name)
     wrong = {"logit_bias": {"9999999": 1.0}, "stop_token_ids": [9999999]}[name]
     body = CompletionRequest(model="sigma-en", prompt="x", **{name: wrong})
     with pytest.raises(ApiError, match=f"{name}: token id 9999999 does not exist") as refused:
-        make_requests(served, body, served.domains["sigma-en"], [[1]], [1])
+        make_requests(served, body, served.domains["sigma-en"], [[1]], [1], {})
     assert refused.value.body["error"]["param"] == name
 
 
@@ -87,7 +87,7 @@ def test_room_is_what_fits_or_what_is_wanted(served):
 def test_openais_defaults_and_seeds(served):
     en = served.domains["sigma-en"]
     body = CompletionRequest(model="sigma-en", prompt="x", n=3, seed=7)
-    found = make_requests(served, body, en, [[1], [2], [1]], [4, 5, 6])
+    found = make_requests(served, body, en, [[1], [2], [1]], [4, 5, 6], {})
     assert [(r.ids, r.max_new_tokens, r.seed) for r in found] == [
         *[((1,), 4, seed) for seed in (7, 8, 9)],
         *[((2,), 5, seed) for seed in (7, 8, 9)],
@@ -95,6 +95,6 @@ def test_openais_defaults_and_seeds(served):
     ]
     assert {r.sampling for r in found} == {Sampling(temperature=1.0)}
     given = CompletionRequest(model="sigma-en", prompt="x", temperature=0, top_k=-1, logit_bias={"9": 1.5}, stop="q")
-    (one,) = make_requests(served, given, en, [[1]], [1], ("z",))
+    (one,) = make_requests(served, given, en, [[1]], [1], {}, ("z",))
     assert (one.sampling, one.logit_bias, one.stop) == (Sampling(), ((9, 1.5),), ("q", "z"))
     assert served.fingerprint.startswith("tiny-")

@@ -8,6 +8,7 @@ import hmac
 import importlib.metadata
 import re
 from asyncio import create_task
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,7 +29,6 @@ from pangu_sigma.serve.served import PREFIX, Served
 
 PAGE_FILE = Path(__file__).with_name("page.html")
 """HTML file of the web page at `/`."""
-_NONE = "'none'"
 
 
 def make_app(served: Served, hosts: Sequence[str], key: str | None = None) -> FastAPI:
@@ -47,7 +47,6 @@ def make_app(served: Served, hosts: Sequence[str], key: str | None = None) -> Fa
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from another site
         redoc_url=None,
-        separate_input_output_schemas=False,
         max_body_size=served.limits.body_kib << 10,
     )
     app.state.served, app.state.key = served, key
@@ -91,7 +90,7 @@ _refused: dict[int | str, dict[str, Any]] = {
     status: {"description": "refused: {error: {message, type, param, code}}"}
     for status in (400, 401, 404, 413, 429, 500, 503)
 }
-_stream = {200: {"content": {"application/json": {}, "text/event-stream": {}}}} | _refused
+_stream = _refused | {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 _router, _public = APIRouter(responses=_refused), APIRouter(responses=_refused)
 
 
@@ -202,13 +201,13 @@ def policy(html: str) -> str:
 
     Scripts cannot turn text into markup, because there are no trusted types.
     """
-    hashes: dict[str, list[str]] = {"script": [], "style": []}
+    allowed = defaultdict[str, str](str)
     for tag, text in re.findall(r"<(script|style)\b[^>]*>(.*?)</\1>", html, re.DOTALL):
-        hashes[tag].append(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
-    allowed = "; ".join(f"{tag}-src {' '.join(found) or _NONE}" for tag, found in hashes.items())
+        allowed[tag] += f" 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    inline = "".join(f"{tag}-src{hashes}; " for tag, hashes in allowed.items())
     return (
-        f"default-src 'none'; {allowed}; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+        f"{inline}default-src 'none'; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
 

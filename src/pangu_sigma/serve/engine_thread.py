@@ -77,10 +77,10 @@ class EngineThread:
 class News(NamedTuple):
     """New tokens of one of the answers to an HTTP request.
 
-    index: number of the answer. first: True for the answer's first tokens. finish: reason why it has ended; None while it goes on.
+    number: number of the answer. first: True for the answer's first tokens. finish: reason why it has ended; None while it goes on.
     """
 
-    index: int
+    number: int
     answer: Answer
     first: bool
     tokens: list[Token]

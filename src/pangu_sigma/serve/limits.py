@@ -16,8 +16,7 @@ class Limits:
     lanes: texts in one batch; each takes memory for model.seq_length tokens. waiting: requests in the queue. body_kib: KiB of a
     request's body. prompts: prompts of a request. n: answers to a prompt. stops: stop strings of a request, and stop ids.
     stop_characters: characters of a stop string. logprobs: alternatives to a token. messages: messages of a chat. connections:
-    open connections. keep_alive_seconds: time in which a connection without a request stays open. stop_seconds: time that running
-    answers have when the server stops.
+    open ones. keep_alive_seconds: for the next request of a connection. stop_seconds: for running answers when the server stops.
     """
 
     lanes: int = 8

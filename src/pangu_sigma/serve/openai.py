@@ -49,8 +49,8 @@ async def complete(request: HttpRequest, answers: Answers, body: CompletionReque
     prompts, warnings = await _prompts(served, body, domain)
     new = room_for(served, prompts, body.max_tokens, DEFAULT_MAX_TOKENS)
     structure = await _structure(served, body, domain)
-    scored = {"logprobs": logprobs, "prompt_logprobs": logprobs if body.echo else None}
-    answers.ask(make_requests(served, body, domain, prompts, new, structure=structure, **scored))
+    options = {"logprobs": logprobs, "prompt_logprobs": logprobs if body.echo else None, "structure": structure}
+    answers.ask(make_requests(served, body, domain, prompts, new, options))
     return await _Completions(served, answers, body, domain, warnings).respond()
 
 
@@ -71,7 +71,8 @@ async def answer_chat(request: HttpRequest, answers: Answers, body: ChatRequest)
     structure = await _structure(served, body, domain)
     stop = template.stop if structure is None else ()  # a structured answer ends once it is whole
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    answers.ask(make_requests(served, body, domain, [ids], new, stop, structure=structure, logprobs=logprobs))
+    options = {"logprobs": logprobs, "structure": structure}
+    answers.ask(make_requests(served, body, domain, [ids], new, options, stop))
     return await _Chats(served, answers, body, domain, warnings).respond()
 
 
@@ -85,9 +86,8 @@ def domain_of(request: HttpRequest, name: str | None) -> tuple[Served, Domain]:
     if None not in (name, of_path) and name != of_path:
         raise ApiError.invalid("model", "the body and the path say different ones; say one")
     if (name := name or of_path) is None and len(domains) > 1:
-        fix = f"name one of {names}, here or in front of the path: /{next(iter(domains))}/…"
-        reason = f"each domain reads text in its own way, so {fix}"
-        raise ApiError.invalid("model", reason, "missing_required_parameter")
+        reason = f"name one of {names}, here or in front of the path: /{next(iter(domains))}/…"
+        raise ApiError.invalid("model", f"each is a domain; {reason}", "missing_required_parameter")
     if name is not None and name not in domains:
         (near,) = difflib.get_close_matches(name[:100], domains, n=1, cutoff=0.0)
         reason = f"model: there is no {name[:100]!r} here; the nearest is {near}, and /v1/models lists all"
@@ -145,12 +145,12 @@ def make_requests(
     domain: Domain,
     prompts: Sequence[list[int]],
     new: Sequence[int],
+    options: dict[str, Any],
     stop: tuple[str, ...] = (),
-    **options: Any,
 ) -> list[Request]:
     """Make the engine's requests, body.n for each prompt. Raises ApiError for parameters beyond a limit.
 
-    new: maximum number of new tokens of each prompt. stop: stop strings besides the client's. options: of `Request`.
+    new: maximum number of new tokens of each prompt. options: more fields of `Request`. stop: stop strings besides the client's.
     """
     n, stops = body.n or 1, (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     bias = tuple((int(token), float(value)) for token, value in (body.logit_bias or {}).items())
@@ -193,8 +193,7 @@ class _Responses:
     """Response to one request, as a whole or as a stream of chunks."""
 
     id_prefix: str
-    objects: tuple[str, str]
-    """Values of the field `object` of the whole response and of a chunk."""
+    objects: tuple[str, str]  # values of the field `object` of the whole response and of a chunk
 
     def __init__(self, served: Served, answers: Answers, body: Any, domain: Domain, warnings: Iterable[str]):
         self.served, self.answers, self.body, self.domain = served, answers, body, domain
@@ -277,8 +276,8 @@ class _Completions(_Responses):
         if news.first and self.body.echo:
             text = self.served.tokenizer.decode(news.answer.request.ids) + text
             new = [*news.answer.prompt, *new]
-        logprobs = self._tokens[news.index].to_logprobs(new) if self._tokens and new else None
-        return {"index": news.index, "text": text, "logprobs": logprobs, "finish_reason": news.finish}
+        logprobs = self._tokens[news.number].to_logprobs(new) if self._tokens and new else None
+        return {"index": news.number, "text": text, "logprobs": logprobs, "finish_reason": news.finish}
 
     def parts(self, news: News) -> list[dict[str, Any]]:
         choice = self.choice(news)
@@ -299,16 +298,16 @@ class _Chats(_Responses):
     def choice(self, news: News) -> dict[str, Any]:
         message = {"role": "assistant", "content": self._content(news.text), "refusal": None}
         logprobs = chat_logprobs(self.served.texts, news.tokens) if self.body.logprobs else None
-        return {"index": news.index, "message": message, "logprobs": logprobs, "finish_reason": news.finish}
+        return {"index": news.number, "message": message, "logprobs": logprobs, "finish_reason": news.finish}
 
     def parts(self, news: News) -> list[dict[str, Any]]:
         logprobs = chat_logprobs(self.served.texts, news.tokens) if self.body.logprobs and news.tokens else None
-        before = self._texts[news.index]
-        after = self._texts[news.index] = before + news.text
+        before = self._texts[news.number]
+        after = self._texts[news.number] = before + news.text
         text = self._content(after)[len(self._content(before)) :]
 
         def part(delta: dict[str, str], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
-            return {"index": news.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+            return {"index": news.number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
         begin = [part({"role": "assistant", "content": ""})] if news.first else []
         end = [part({}, finish=news.finish)] if news.finish else []

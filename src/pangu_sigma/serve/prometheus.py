@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -18,16 +19,15 @@ class Metrics:
 
     def __init__(self, engine: Engine, names: dict[str, str]):
         self._engine, self.names, self.registry = engine, names, CollectorRegistry()
-        to, model = {"registry": self.registry}, ["model_name"]
+        to: dict[str, Any] = {"registry": self.registry}
+        model = ["model_name"]
         Gauge("vllm:num_requests_running", "Texts that are computed", **to).set_function(lambda: engine.running)
         Gauge("vllm:num_requests_waiting", "Texts that wait for a lane", **to).set_function(lambda: engine.waiting)
         self.prompt = Counter("vllm:prompt_tokens", "Tokens of prompts", model, **to)
         self.new = Counter("vllm:generation_tokens", "Tokens of answers", model, **to)
-        self.ended = Counter(
-            "vllm:request_success", "Answers that ended, and why", [*model, "finished_reason"], registry=self.registry
-        )
+        self.ended = Counter("vllm:request_success", "Answers that ended, and why", [*model, "finished_reason"], **to)
         self.first, self.next, self.whole = (
-            Histogram(name, help, model, registry=self.registry, buckets=_SECONDS)
+            Histogram(name, help, model, buckets=_SECONDS, **to)
             for name, help in (
                 ("vllm:time_to_first_token_seconds", "From the request to the first token"),
                 ("vllm:inter_token_latency_seconds", "From a token to the next"),

@@ -17,10 +17,8 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 _Result = TypeVar("_Result")
 
-TOO_LONG = "context_length_exceeded"
-"""Code of a refusal, as in OpenAI's interface."""
-_FOLDED = 4
-"""Characters that NFKC may fold into one in ordinary text: a letter with its marks."""
+TOO_LONG = "context_length_exceeded"  # code of a refusal, as in OpenAI's interface
+_FOLDED = 4  # characters that NFKC may fold into one in ordinary text: a letter with its marks
 
 
 class PromptTokenizer:

@@ -26,8 +26,7 @@ logger = logging.getLogger(__name__)
 KEY_VARIABLE = "PANGU_SIGMA_API_KEY"
 """Environment variable with the API key that clients must send."""
 
-_KEY_BYTES = 4 << 10
-"""Maximum length of an API key."""
+_KEY_BYTES = 4 << 10  # maximum length of an API key
 LAST_SECONDS = 2
 """Timeout in seconds for connections to close after the last event when the server stops."""
 _NAME = r"(\*\.)?[\w-]+(\.[\w-]+)*|\*|\[[0-9a-fA-F:.]+\]"
@@ -49,12 +48,9 @@ class Address:
 
     @property
     def names(self) -> list[str]:
-        """Host names that requests may name. A page of another site may point its own name at this machine (DNS rebinding).
-
-        A server that other machines reach has any address, perhaps a translated one: it takes every name until it is told some.
-        """
+        """Host names that requests may name. A page of another site may point its own name at this machine (DNS rebinding)."""
         if not self.is_local and not self.others:
-            return ["*"]
+            return ["*"]  # other machines may know this one by any name or address
         own = f"[{self.host}]" if ":" in self.host else self.host
         return ["localhost", "127.0.0.1", "[::1]", own, *self.others]
 
