@@ -87,7 +87,7 @@ def domain_of(request: HttpRequest, name: str | None) -> tuple[Served, Domain]:
         raise ApiError.invalid("model", "the body and the path say different ones; say one")
     if (name := name or of_path) is None and len(domains) > 1:
         reason = f"name one of {names}, here or in front of the path: /{next(iter(domains))}/…"
-        raise ApiError.invalid("model", f"each is a domain; {reason}", "missing_required_parameter")
+        raise ApiError.invalid("model", f"domains read text differently; {reason}", "missing_required_parameter")
     if name is not None and name not in domains:
         (near,) = difflib.get_close_matches(name[:100], domains, n=1, cutoff=0.0)
         reason = f"model: there is no {name[:100]!r} here; the nearest is {near}, and /v1/models lists all"
@@ -166,7 +166,7 @@ def make_requests(
             raise ApiError.invalid(parameter, str(error)) from error
     names = ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     given = {name: value for name in names if (value := getattr(body, name)) is not None}
-    options |= {
+    options = options | {
         "sampling": Sampling(1.0 if body.temperature is None else body.temperature, max(body.top_k or 0, 0), **given),
         "stop": stops + stop,
         "stop_ids": tuple(body.stop_token_ids or ()),
