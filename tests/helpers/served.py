@@ -29,7 +29,6 @@ from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.serve.app import make_app
-from pangu_sigma.serve.guard import HostNames
 from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.served import Served
 from pangu_sigma.serve.server import Address, bind, make_server
@@ -103,9 +102,7 @@ def served_app(decoder: Any, key: str | None = None, **limits: int):
     """The application of a decoder. Its limits by name."""
     chosen = Limits(**{"lanes": decoder.lanes} | limits)
     served = Served(Engine(decoder, waiting=chosen.waiting), chosen)
-    app = make_app(served, HostNames("127.0.0.1", ["testserver"]), key)
-    app.state.served = served
-    return app
+    return make_app(served, ["127.0.0.1", "testserver"], key)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 import schemathesis
-from helpers.served import DrawnDecoder, served_app, server_of
+from helpers.served import DrawnDecoder, client_of, served_app, server_of
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
@@ -108,6 +108,60 @@ def test_health_says_when_the_engine_has_failed(tiny_data):
         assert client.get("/health").status_code == 503
         answer = client.post("/v1/completions", json={"model": "sigma-en", "prompt": "x"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_stopping")
+
+
+ASKED = {"model": "sigma-en", "prompt": "the", "max_tokens": 1}
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/completions"])
+def test_a_foreign_name_is_refused(client, path):
+    answer = client.get(path, headers={"Host": "evil.example"})
+    assert (answer.status_code, answer.text) == (400, "Invalid host header"), "TrustedHostMiddleware's own words"
+
+
+def test_no_other_site_gets_leave_to_ask(client):
+    """A page's JSON needs a preflight request, which is refused; without one its body is not JSON (tests of wrong kinds)."""
+    answer = client.options(
+        "/v1/completions", headers={"Origin": "http://127.0.0.1:1", "Access-Control-Request-Method": "POST"}
+    )
+    assert answer.status_code == 405
+    asked = client.post("/v1/completions", json=ASKED, headers={"Origin": "http://evil.example"})
+    for each in (answer, asked):
+        assert not [name for name in each.headers if name.startswith("access-control")]
+
+
+def test_a_key_is_needed_where_there_is_one(decoder):
+    with client_of(decoder, key="secret") as client:
+        for header in (None, "Bearer wrong", "Bearer", "Basic secret", "Bearer sécret".encode()):
+            for path in ("/v1/models", "/metrics", "/version", "/tokenizer_info", "/sigma-en/v1/models"):
+                answer = client.get(path, headers={"Authorization": header} if header else {})
+                assert answer.status_code == 401, (path, header)
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert answer.json()["error"]["code"] == "invalid_api_key"
+            assert client.post("/v1/completions", json=ASKED).status_code == 401
+        assert client.get("/health").status_code == client.get("/").status_code == 200
+        key = {"Authorization": "Bearer secret"}
+        assert client.post("/v1/completions", json=ASKED, headers=key).status_code == 200
+        assert "HTTPBearer" in client.get("/openapi.json").text
+
+
+def test_a_body_that_is_too_large_is_refused(decoder):
+    with client_of(decoder, body_kib=1) as client:
+        large = ASKED | {"prompt": "x" * 1100}
+        assert client.post("/v1/completions", json=ASKED).status_code == 200
+        answer = client.post("/v1/completions", json=large)
+        assert (answer.status_code, answer.text) == (413, "Content Too Large"), "Starlette's own words"
+        chunks = (b"x" * 400 for _ in range(4))
+        answer = client.post("/v1/completions", content=chunks, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413
+
+
+def test_a_path_may_name_the_model(client):
+    assert client.post("/sigma-en/v1/completions", json=ASKED).status_code == 200
+    assert client.post("/sigma-zh/v1/completions", json=ASKED).status_code == 400, "the body says another one"
+    assert client.get("/sigma-zh/v1/models").json() == client.get("/v1/models").json()
+    for path in ("/sigma-xx/tokenizer_info", "/sigma-zh", "/sigma-zh/sigma-zh/version", "/%2e%2e/%2e%2e/etc/passwd"):
+        assert client.get(path).status_code == 404, path
 
 
 @pytest.fixture(scope="module")

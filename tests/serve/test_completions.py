@@ -244,7 +244,7 @@ def test_too_much_is_refused_with_the_numbers(client, decoder):
         ({"max_tokens": 97}, "max_tokens is 97"),
         ({"n": 17}, "n: 17 is more than 16, the limit n of this server"),
         ({"prompt": ["x"] * 129}, "prompt: 129 is more than 128"),
-        ({"prompt": ["x"] * 128, "n": 16}, "2048 answers are more than may wait (256)"),
+        ({"prompt": ["x"] * 128, "n": 16}, "n: 2048 is more than 256, the limit waiting of this server"),
         ({"logprobs": 21}, "logprobs: 21"),
         ({"stop": ["x"] * 17}, "stop: 17"),
         ({"stop": "x" * 101}, "stop: 101"),

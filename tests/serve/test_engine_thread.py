@@ -1,105 +1,184 @@
-"""The engine in its thread: it works while there is something to do, and its bugs end answers, not the server."""
+"""The engine in its thread and the queue to the handlers: all tokens, in order, once; lanes given back whatever happens."""
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 import pytest
 from helpers.fake_decoder import FakeDecoder
 
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
-from pangu_sigma.serve.engine_thread import EngineThread
+from pangu_sigma.serve.engine_thread import Answers, EngineThread
+from pangu_sigma.serve.prometheus import Metrics
+from pangu_sigma.serve.refusals import ApiError
+
+NAMES = {"up": "sigma-up", "reversed": "sigma-reversed"}
 
 
 class FailingDecoder(FakeDecoder):
-    """Fails at the readings with these numbers."""
+    """Fails at the readings with these numbers. seconds: time that a reading takes."""
 
     fails: tuple[int, ...] = ()
     readings = 0
+    seconds = 0.0
 
     def read(self, chunks):
+        time.sleep(self.seconds)
         self.readings += 1
         if self.readings in self.fails:
             raise ValueError(f"reading {self.readings}")
         return super().read(chunks)
 
 
-@pytest.fixture
-def threads():
-    """Makes threads, and ends them."""
-    made = []
-
-    def make(decoder) -> EngineThread:
-        made.append(EngineThread(Engine(decoder)))
-        made[-1].start()
-        return made[-1]
-
-    yield make
-    for thread in made:
-        thread.end()
+def requests(engine: Engine, number: int, tokens: int = 20) -> list[Request]:
+    return [Request(engine.decoder.up, (1, 2, i), tokens, ignore_eot=True) for i in range(number)]
 
 
-def ask(thread, domain, ids=(1, 2), tokens=3):
-    """An answer and what says that it has ended."""
-    ended = threading.Event()
+def run(decoder: FakeDecoder, work: Callable[[EngineThread], Awaitable[None]]) -> None:
+    """Let an engine with room for three that wait work in its thread, which `work` starts."""
+    engine = Engine(decoder, waiting=3)
+    thread = EngineThread(engine, Metrics(engine, NAMES))
 
-    def changed(answer):
-        if answer.finish or thread.failed:
-            ended.set()
+    async def with_end() -> None:
+        try:
+            await asyncio.wait_for(work(thread), 60)
+        finally:
+            if thread.loop:
+                thread.end()
 
-    return thread.submit(Request(domain, ids, tokens, ignore_eot=True), changed), ended
-
-
-def test_it_sleeps_until_it_is_asked(threads):
-    decoder = FakeDecoder()
-    thread = threads(decoder)
-    for _ in range(3):
-        answer, ended = ask(thread, decoder.up)
-        assert ended.wait(60)
-        assert len(answer.tokens) == 3
-    asked = len(decoder.asked)
-    time.sleep(0.05)
-    assert len(decoder.asked) == asked
+    asyncio.run(with_end())
 
 
-def test_a_failed_step_ends_what_ran_and_nothing_else(threads):
+async def until(what: Callable[[], bool]) -> None:
+    while not what():
+        await asyncio.sleep(0.01)
+
+
+def test_news_are_all_tokens_in_order_and_the_end_last():
+    engine = Engine(FakeDecoder(seq_length=200))
+    expected = [[t.id for t in a.tokens] for a in engine.complete(requests(engine, 3))]
+
+    async def work(thread):
+        answers = Answers(thread)
+        answers.ask(requests(thread.engine, 3))
+        thread.start()
+        found, firsts, ends = [[] for _ in range(3)], [0] * 3, []
+        async for news in answers.news():
+            assert news.number not in [index for index, _ in ends]
+            firsts[news.number] += news.first
+            found[news.number] += [token.id for token in news.tokens]
+            if news.finish:
+                ends.append((news.number, news.finish))
+        assert found == expected
+        assert firsts == [1] * 3
+        assert sorted(ends) == [(0, "length"), (1, "length"), (2, "length")]
+
+    run(FakeDecoder(lanes=2, seq_length=200), work)
+
+
+def test_all_or_nothing_is_taken():
+    async def work(thread):
+        engine, (first, second, third) = thread.engine, (Answers(thread) for _ in range(3))
+        first.ask(requests(engine, 2))
+        with pytest.raises(ApiError, match="3 requests wait already") as refused:
+            second.ask(requests(engine, 2))
+        assert refused.value.status_code == 429
+        second.close()
+        engine.step()
+        assert engine.waiting == 0, "the one that was taken is let go"
+        with pytest.raises(ApiError, match="no tokens"):
+            third.ask([*requests(engine, 1), Request(engine.decoder.up, ())])
+        third.close()
+        first.close()
+        engine.step()
+        assert (engine.running, engine.waiting) == (0, 0)
+
+    run(FakeDecoder(lanes=2, seq_length=200), work)
+
+
+def test_closing_gives_the_lanes_back():
+    async def work(thread):
+        answers = Answers(thread)
+        answers.ask(requests(thread.engine, 2, 190))
+        thread.start()
+        async for _ in answers.news():
+            break
+        answers.close()
+        await until(lambda: thread.engine.running == 0)
+        assert all(len(answer.tokens) < 190 for answer in answers.answers)
+
+    run(FakeDecoder(lanes=2, seq_length=200), work)
+
+
+def test_it_sleeps_until_it_is_asked():
+    async def work(thread):
+        thread.start()
+        for _ in range(3):
+            answers = Answers(thread)
+            answers.ask(requests(thread.engine, 1, 3))
+            (news,) = await answers.whole()
+            assert len(news.tokens) == 3
+        asked = len(thread.engine.decoder.asked)
+        await asyncio.sleep(0.05)
+        assert len(thread.engine.decoder.asked) == asked
+
+    run(FakeDecoder(), work)
+
+
+def test_a_stop_tells_who_runs_and_who_waits_and_who_comes():
+    async def work(thread):
+        thread.start()
+        asked = [Answers(thread) for _ in range(3)]
+        for answers in asked:
+            answers.ask(requests(thread.engine, 1, 900))
+        telling = [asyncio.ensure_future(answers.whole()) for answers in asked]
+        await until(lambda: bool(asked[0].answers[0].tokens))
+        thread.stop()
+        for each in telling:
+            with pytest.raises(ApiError, match="the server ends") as told:
+                await each
+            assert (told.value.status_code, told.value.body["error"]["code"]) == (503, "server_stopping")
+        with pytest.raises(ApiError, match="the server ends"):
+            Answers(thread).ask(requests(thread.engine, 1))
+
+    decoder = FailingDecoder(lanes=1, seq_length=1000)
+    decoder.seconds = 0.02
+    run(decoder, work)
+
+
+def test_a_failed_step_ends_what_ran_and_nothing_else():
+    async def work(thread):
+        first, second = Answers(thread), Answers(thread)
+        first.ask(requests(thread.engine, 1, 3))
+        second.ask(requests(thread.engine, 1, 3))
+        thread.start()
+        with pytest.raises(ApiError, match="the model failed"):
+            await first.whole()
+        (news,) = await second.whole()
+        assert (news.finish, thread.failed) == ("length", False)
+
     decoder = FailingDecoder(lanes=1)
     decoder.fails = (2,)
-    thread = threads(decoder)
-    first, one = ask(thread, decoder.up)
-    second, two = ask(thread, decoder.up)
-    assert one.wait(60)
-    assert two.wait(60)
-    assert (first.finish, second.finish) == ("cancelled", "length")
-    assert not thread.failed
+    run(decoder, work)
 
 
-def test_steps_that_only_fail_are_the_end(threads):
-    decoder, told = FailingDecoder(lanes=1), threading.Event()
+def test_steps_that_only_fail_are_the_end():
+    async def work(thread):
+        asked = [Answers(thread) for _ in range(4)]
+        for answers in asked[:3]:
+            answers.ask(requests(thread.engine, 1, 3))
+        thread.start()
+        for answers in asked[:3]:
+            with pytest.raises(ApiError, match="the model failed"):
+                await answers.whole()
+        await until(lambda: thread.stopped)
+        assert thread.failed
+        with pytest.raises(ApiError, match="the server ends"):
+            asked[3].ask(requests(thread.engine, 1, 3))
+
+    decoder = FailingDecoder(lanes=1)
     decoder.fails = tuple(range(1, 100))
-    thread = threads(decoder)
-    thread.on_failure = told.set
-    answers = [ask(thread, decoder.up) for _ in range(5)]
-    assert told.wait(60)
-    assert thread.failed
-    assert all(ended.wait(60) for _, ended in answers)
-    _, ended = ask(thread, decoder.up)
-    assert ended.wait(60), "who asks now is told too"
-
-
-def test_it_cancels_what_is_not_finished(threads):
-    class Slow(FakeDecoder):
-        def read(self, chunks):
-            time.sleep(0.02)
-            return super().read(chunks)
-
-    decoder = Slow(seq_length=1000)
-    thread = threads(decoder)
-    short, at_once = ask(thread, decoder.up, tokens=3)
-    long, ended = ask(thread, decoder.up, tokens=900)
-    assert at_once.wait(60)
-    thread.cancel_all()
-    assert ended.wait(60)
-    assert (short.finish, long.finish) == ("length", "cancelled")
+    run(decoder, work)

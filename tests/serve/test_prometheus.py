@@ -39,5 +39,5 @@ def test_tokens_and_ends_are_counted(tiny_data):
 def test_the_guess_of_a_wait_is_between_a_second_and_a_minute(decoder):
     metrics = Metrics(Engine(decoder), {})
     assert metrics.wait_seconds() == 1
-    metrics._engine = SimpleNamespace(waiting=10_000, running=4)
+    metrics._engine = SimpleNamespace(waiting=10_000, running=4, decoder=decoder)
     assert metrics.wait_seconds() == 60

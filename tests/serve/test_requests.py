@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import re
@@ -117,7 +118,7 @@ BODIES = {
     "Infinity": b'{"model":"sigma-en","prompt":"a","top_p":-Infinity}',
     "more than float64": b'{"model":"sigma-en","prompt":"a","temperature":1e400}',
     "a number of 5,000 digits": b'{"model":"sigma-en","prompt":"a","seed":' + b"9" * 5000 + b"}",
-    "a key twice": b'{"model":"sigma-en","prompt":"a","prompt":"b"}',
+    "compressed": gzip.compress(json.dumps(COMPLETION).encode()),
     "bytes that are no UTF-8": b'{"model":"sigma-en","prompt":"\xff\xfe"}',
     "Latin-1": '{"model":"sigma-en","prompt":"é"}'.encode("latin-1"),
     "half a pair as a key": b'{"model":"sigma-en","prompt":"a","\\ud800":1}',
@@ -148,16 +149,13 @@ def check_refused(answer) -> None:
     assert strange is None, "an option, a clause of pydantic, or the library's grammar"
 
 
-@pytest.mark.parametrize("path", VALID)
-def test_wrong_values_are_refused(client, path):
-    for name, values in OF_PATH[path].items():
-        for value in values:
-            body = json.dumps({**VALID[path], name: value})
-            answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
-            try:
-                check_refused(answer)
-            except AssertionError as error:
-                raise AssertionError(f"{name}={str(value)[:40]}: {error}") from error
+HOSTILE = [(path, name, value) for path in VALID for name, values in OF_PATH[path].items() for value in values]
+
+
+@pytest.mark.parametrize(("path", "name", "value"), HOSTILE, ids=lambda value: ascii(value)[:40])
+def test_wrong_values_are_refused(client, path, name, value):
+    body = json.dumps({**VALID[path], name: value})
+    check_refused(client.post(path, content=body, headers={"Content-Type": "application/json"}))
 
 
 @pytest.mark.parametrize(("path", "name"), itertools.product(VALID, BODIES))
@@ -169,30 +167,18 @@ def test_wrong_bodies_are_refused(client, path, name):
     "kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "a" * 5000]
 )
 def test_wrong_kinds_are_refused(client, kind):
+    """Pages of other sites can send these without asking the browser."""
     headers = {} if kind is None else {"Content-Type": kind}
-    answer = client.post("/v1/completions", content=json.dumps(COMPLETION), headers=headers)
-    assert answer.status_code == 415
-    assert "curl" in answer.json()["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    ("headers", "reason"),
-    [
-        ({"Content-Encoding": "gzip"}, "Content-Encoding is 'gzip'; send the body as it is"),
-        ({"Content-Type": "application/json; charset=latin1"}, "the charset 'latin1'; JSON is UTF-8"),
-        ({"Content-Type": 'application/json; charset="GB18030"'}, "the charset 'gb18030'; JSON is UTF-8"),
-    ],
-)
-def test_bodies_in_another_encoding_are_refused(client, headers, reason):
     for path, body in VALID.items():
-        answer = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"} | headers)
-        assert answer.status_code == 415
-        assert reason in answer.json()["error"]["message"]
-    plain = {"Content-Type": "application/json; charset=UTF-8", "Content-Encoding": "identity"}
-    assert client.post("/tokenize", content=json.dumps(TOKENIZE), headers=plain).status_code == 200
+        answer = client.post(path, content=json.dumps(body), headers=headers)
+        assert answer.status_code == 400
+        assert "curl" in answer.json()["error"]["message"]
 
 
-IDS = "a list of token ids must have whole numbers from 0 to 2147483647 only, at least one"
+IDS = (
+    "must be a text, token ids, or a list of texts or of lists of token ids; no list may be empty, and a token id is a whole "
+    "number from 0 to 2147483647"
+)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
-from pangu_sigma.serve import responses
-
 ASKED: list[dict[str, Any]] = [{}, {"n": 2}, {"logprobs": 0}, {"logprobs": 3, "n": 2}, {"echo": True, "logprobs": 1}]
 CHATS: list[dict[str, Any]] = [{}, {"n": 2}, {"logprobs": True}, {"logprobs": True, "top_logprobs": 3}]
 
@@ -68,9 +66,3 @@ def test_chats(client, parameters):
 def test_models_have_two_fields_more(client):
     for tree in client.get("/v1/models").json()["data"]:
         assert sorted(foreign(Model.model_validate(tree, strict=True))) == [".domain", ".max_model_len", ".segments"]
-
-
-def test_what_was_not_given_is_not_there():
-    usage = responses.Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
-    assert usage.json_text() == '{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}'
-    assert responses.Delta().json_text() == "{}"

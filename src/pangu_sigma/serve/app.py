@@ -1,36 +1,38 @@
-"""FastAPI application: routes and request parsing. Handlers are a line or two and call the other files of this folder."""
+"""FastAPI application: routes. Handlers are a few lines and call the other files of this folder."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import importlib.metadata
-import json
 import re
-from collections.abc import AsyncIterator
+from asyncio import create_task
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
-from fastapi.routing import APIRoute
-from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import generate_latest
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from pangu_sigma.serve import requests, responses
-from pangu_sigma.serve.chats import answer_chat
-from pangu_sigma.serve.completions import complete
-from pangu_sigma.serve.guard import Guard, HostNames
-from pangu_sigma.serve.page import PAGE_FILE, policy
-from pangu_sigma.serve.refusals import ApiError, ErrorBody, install_error_handlers
-from pangu_sigma.serve.served import Served
-from pangu_sigma.serve.tokens import detokenize, tokenize, tokenizer_info
+from pangu_sigma.domains import Domain
+from pangu_sigma.generate.chat_template import ChatTemplate
+from pangu_sigma.serve import openai, schemas
+from pangu_sigma.serve.engine_thread import Answers
+from pangu_sigma.serve.refusals import ApiError, install_error_handlers
+from pangu_sigma.serve.served import PREFIX, Served
 
-_VERSION = importlib.metadata.version("pangu-sigma")
-_STREAM = "a stream, each event a chunk; the last line is [DONE]"
+PAGE_FILE = Path(__file__).with_name("page.html")
+"""HTML file of the web page at `/`."""
 
 
-def make_app(served: Served, names: HostNames, key: str | None = None) -> FastAPI:
-    """Make the application that serves a model. names: allowed host names. key: API key of the clients; None if they need none."""
+def make_app(served: Served, hosts: Sequence[str], key: str | None = None) -> FastAPI:
+    """Make the application that serves a model. hosts: host names that requests may name. key: API key; None if none is needed."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -41,176 +43,177 @@ def make_app(served: Served, names: HostNames, key: str | None = None) -> FastAP
 
     app = FastAPI(
         title="PanGu-Σ",
-        version=_VERSION,
+        version=importlib.metadata.version("pangu-sigma"),
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from another site
         redoc_url=None,
-        separate_input_output_schemas=False,
+        max_body_size=served.limits.body_kib << 10,
     )
+    app.state.served, app.state.key = served, key
     install_error_handlers(app)
-    app.include_router(_text_routes(served))
-    app.include_router(_other_routes(served))
-    app.add_middleware(Guard, names=names, key=key, served=served)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    keyed = [] if key is None else [Depends(_check_key)]
+    app.include_router(_public)
+    app.include_router(_router, dependencies=keyed)
+    # for clients that cannot send a model's name: /sigma-zh/tokenize is /tokenize with model=sigma-zh
+    app.include_router(_router, prefix="/{of_path}", dependencies=keyed, include_in_schema=False)
     return app
 
 
-def _text_routes(served: Served) -> APIRouter:
-    """Routes whose requests have a body."""
-    router = APIRouter(route_class=_StrictRoute, responses=_problems(400, 403, 404, 408, 413, 415, 429, 503))
+async def _check_key(
+    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+) -> None:
+    if given is None or not hmac.compare_digest(given.credentials.encode(), request.app.state.key.encode()):
+        reason = "the key is missing or wrong; send the header Authorization: Bearer KEY"
+        raise ApiError(401, reason, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
-    @router.post("/v1/completions", response_model=None, responses=_answers(responses.Completion, responses.Completion))
-    async def completions(request: Request, body: requests.CompletionRequest) -> Response:
-        """Continue prompts."""
-        return await complete(served, request, body)
 
-    @router.post(
-        "/v1/chat/completions", response_model=None, responses=_answers(responses.ChatCompletion, responses.ChatChunk)
+async def _answers(request: Request) -> AsyncIterator[Answers]:
+    """Yield the answers of a request. They are cancelled when the request ends, and when the client disconnects before."""
+    answers = Answers(request.app.state.served.thread)
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        answers.break_off()
+
+    watching = create_task(watch())
+    try:
+        yield answers
+    finally:
+        watching.cancel()
+        answers.close()
+
+
+Asked = Annotated[Answers, Depends(_answers)]
+_refused: dict[int | str, dict[str, Any]] = {
+    status: {"description": "refused: {error: {message, type, param, code}}"}
+    for status in (400, 401, 404, 413, 429, 500, 503)
+}
+_stream = _refused | {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+_router, _public = APIRouter(responses=_refused), APIRouter(responses=_refused)
+
+
+@_router.post("/v1/completions", responses=_stream)
+async def completions(request: Request, answers: Asked, body: schemas.CompletionRequest) -> Response:
+    """Continue prompts."""
+    return await openai.complete(request, answers, body)
+
+
+@_router.post("/v1/chat/completions", responses=_stream)
+async def chat_completions(request: Request, answers: Asked, body: schemas.ChatRequest) -> Response:
+    """Answer a chat."""
+    return await openai.answer_chat(request, answers, body)
+
+
+@_router.post("/tokenize")
+async def tokenize(request: Request, body: schemas.TokenizeRequest) -> dict[str, Any]:
+    """Tokenize a text, as in vLLM."""
+    served, domain = openai.domain_of(request, body.model)
+    tags = body.add_special_tokens is not False
+    ids = await served.prompts.in_thread(served.prompts.read, body.prompt, domain, tags)
+    names = [served.texts.shown(token) for token in ids] if body.return_token_strs else None
+    return {"count": len(ids), "max_model_len": served.length, "tokens": ids, "token_strs": names}
+
+
+@_router.post("/detokenize")
+async def detokenize(request: Request, body: schemas.DetokenizeRequest) -> dict[str, str]:
+    """Decode token ids, as in vLLM. Ids mean the same in every domain."""
+    tokenizer = request.app.state.served.tokenizer
+    if body.model or "of_path" in request.path_params:
+        openai.domain_of(request, body.model)
+    if outside := [token for token in body.tokens if token >= tokenizer.size]:
+        raise ApiError.invalid("tokens", f"{outside[0]} does not exist; there are 0 … {tokenizer.size - 1}")
+    return {"prompt": tokenizer.decode(body.tokens)}
+
+
+@_router.get("/tokenizer_info")
+async def tokenizer_info(request: Request, model: str | None = None) -> dict[str, Any]:
+    """Describe the tokenizer, as in vLLM; with it lm-evaluation-harness needs no tokenizer of its own."""
+    served, domain = openai.domain_of(request, model)
+    names, tokenizer = served.tokenizer.vocabulary.pieces, served.tokenizer
+    return {
+        "tokenizer_class": "PanGuSigmaTokenizer",
+        "vocab_size": tokenizer.size,
+        "model_max_length": served.length,
+        "bos_token": None,
+        "eos_token": names[tokenizer.eot],
+        "pad_token": names[tokenizer.pad],
+        "unk_token": names[tokenizer.unk],
+        "chat_template": ChatTemplate.of(domain, served.config.chat).jinja(),
+    }
+
+
+@_router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """List the models: the domains."""
+    served = request.app.state.served
+    return {"object": "list", "data": [_described(served, domain) for domain in served.domains.values()]}
+
+
+@_router.get("/v1/models/{model}")
+async def model(request: Request, model: str) -> dict[str, Any]:
+    """Describe one model: a domain. Ours: domain, and segments, the kinds of an RRE layer's segments."""
+    return _described(*openai.domain_of(request, model))
+
+
+def _described(served: Served, domain: Domain) -> dict[str, Any]:
+    return {
+        "id": PREFIX + domain.name,
+        "object": "model",
+        "created": served.started,
+        "owned_by": "pangu-sigma",
+        "max_model_len": served.length,
+        "domain": domain.name,
+        "segments": served.config.model.segments if served.config.model.rre_layers else [],
+    }
+
+
+@_router.get("/version")
+async def version(request: Request) -> dict[str, str]:
+    """Return the version of the program."""
+    return {"version": request.app.version}
+
+
+@_router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Return metrics for Prometheus."""
+    text = generate_latest(request.app.state.served.metrics.registry)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@_public.get("/health")
+async def health(request: Request) -> dict[str, str]:
+    """Report that the engine works. Needs no key."""
+    if request.app.state.served.thread.failed:
+        raise ApiError(503, "the engine has failed; the log says why", code="failed")
+    return {"status": "ok"}
+
+
+@_public.get("/", response_class=HTMLResponse)
+async def page() -> HTMLResponse:
+    """Return the chat page for browsers, which has no data and asks for the key."""
+    return HTMLResponse(PAGE_FILE.read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+
+
+def policy(html: str) -> str:
+    """Return a page's Content-Security-Policy: it allows its inline scripts and styles, by hash, and requests to the server.
+
+    Scripts cannot turn text into markup, because there are no trusted types.
+    """
+    allowed = defaultdict[str, str](str)
+    for tag, text in re.findall(r"<(script|style)\b[^>]*>(.*?)</\1>", html, re.DOTALL):
+        allowed[tag] += f" 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    inline = "".join(f"{tag}-src{hashes}; " for tag, hashes in allowed.items())
+    return (
+        f"{inline}default-src 'none'; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
-    async def chat_completions(request: Request, body: requests.ChatRequest) -> Response:
-        """Answer a chat."""
-        return await answer_chat(served, request, body)
-
-    @router.post("/tokenize")
-    async def tokenize_text(request: Request, body: requests.TokenizeRequest) -> responses.Tokenized:
-        """Tokenize a text."""
-        return await tokenize(served, body, request.scope.get("model"))
-
-    @router.post("/detokenize")
-    async def detokenize_ids(request: Request, body: requests.DetokenizeRequest) -> responses.Detokenized:
-        """Decode token ids."""
-        return detokenize(served, body, request.scope.get("model"))
-
-    return router
 
 
-def _other_routes(served: Served) -> APIRouter:
-    """Routes whose requests have no body."""
-    router, page = APIRouter(responses=_problems(403)), PAGE_FILE.read_text(encoding="utf-8")
-    page_headers = {"Content-Security-Policy": policy(page), "Cache-Control": "no-cache"}
-
-    @router.get("/v1/models")
-    async def models() -> responses.ModelList:
-        """List the models: the domains."""
-        return responses.ModelList(object="list", data=[_model(served, name) for name in served.domains])
-
-    @router.get("/v1/models/{model}", responses=_problems(404))
-    async def model(model: str) -> responses.ServedModel:
-        """Describe one model: a domain."""
-        served.domain(model)
-        return _model(served, model)
-
-    @router.get("/tokenizer_info", responses=_problems(400, 404))
-    async def tokenizer(request: Request, model: str | None = None) -> responses.TokenizerInfo:
-        """Describe the tokenizer."""
-        return tokenizer_info(served, model, request.scope.get("model"))
-
-    @router.get("/health", responses=_problems(503))
-    async def health() -> dict[str, str]:
-        """Report that the engine works."""
-        if served.thread.failed:
-            raise ApiError(503, "the engine has failed; the log says why", code="failed")
-        return {"status": "ok"}
-
-    @router.get("/version")
-    async def version() -> dict[str, str]:
-        """Return the version of the program."""
-        return {"version": _VERSION}
-
-    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    async def metrics() -> Response:
-        """Return metrics for Prometheus."""
-        return Response(served.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    @router.get("/", response_class=Response, responses={200: {"content": {"text/html": {}}}})
-    async def root() -> Response:
-        """Return the chat page for browsers."""
-        return Response(page, media_type="text/html; charset=utf-8", headers=page_headers)
-
-    return router
-
-
-def _model(served: Served, name: str) -> responses.ServedModel:
-    return responses.ServedModel(
-        id=name,
-        object="model",
-        created=served.started,
-        owned_by="pangu-sigma",
-        max_model_len=served.length,
-        domain=served.domains[name].name,
-        segments=served.config.model.segments if served.config.model.rre_layers else [],
-    )
-
-
-class _StrictRequest(Request):
-    """Request with strict JSON: no duplicate keys, no NaN, no overlong numbers, limited nesting."""
-
-    async def json(self) -> Any:
-        try:
-            return json.loads(await self.body(), parse_constant=_no_constant, object_pairs_hook=_no_key_twice)
-        except json.JSONDecodeError:
-            raise
-        except (ValueError, RecursionError) as error:
-            what = "it is nested too deeply" if isinstance(error, RecursionError) else error
-            raise ApiError(400, f"the body is not JSON that can be read: {what}", code="invalid_json") from None
-
-
-class _StrictRoute(APIRoute):
-    """Route that requires a body of type application/json, in UTF-8 and not compressed. Without CORS preflight, pages of other
-    sites can send any other type."""
-
-    def get_route_handler(self):
-        handle = super().get_route_handler()
-
-        async def handle_strictly(request: Request) -> Response:
-            _check_kind(request.headers)
-            try:
-                return await handle(_StrictRequest(request.scope, request.receive))
-            except RequestValidationError as error:
-                for problem in error.errors():
-                    if problem["type"] == "json_invalid":
-                        reason = f"the body is not JSON: {problem['ctx']['error']}"
-                        raise ApiError(400, reason, code="invalid_json") from None
-                raise
-            except ClientDisconnect:
-                return Response(status_code=499)  # nobody reads it
-
-        return handle_strictly
-
-
-def _check_kind(headers: Headers) -> None:
-    """Raise ApiError for a body that is no JSON in UTF-8, or that is compressed."""
-    kind, _, parameters = headers.get("content-type", "").lower().partition(";")
-    kind, charset = kind.strip(), re.search(r'charset="?([^\s;"]*)', parameters)
-    if kind != "application/json":
-        raise ApiError(
-            415,
-            f"Content-Type is {kind[:100]!r}; it must be application/json (curl: -H 'Content-Type: application/json')",
-        )
-    if charset and charset[1] not in ("utf-8", "utf8"):
-        raise ApiError(415, f"Content-Type has the charset {charset[1][:100]!r}; JSON is UTF-8, send it so")
-    if (encoding := headers.get("content-encoding", "identity").lower()) != "identity":
-        raise ApiError(415, f"Content-Encoding is {encoding[:100]!r}; send the body as it is")
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number in JSON")
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    by_key = dict(pairs)
-    if len(by_key) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:100]!r} is there twice")
-    return by_key
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorBody} for status in (*statuses, 401)}
-
-
-def _answers(
-    whole: type[responses.ResponseBody], chunk: type[responses.ResponseBody]
-) -> dict[int | str, dict[str, Any]]:
-    """Return the schema of a response that may be a stream."""
-    stream = {"text/event-stream": {"schema": {"type": "string", "description": f"{_STREAM} ({chunk.__name__})"}}}
-    return {200: {"model": whole, "content": stream}}
+_PAGE_HEADERS = {
+    "Content-Security-Policy": policy(PAGE_FILE.read_text(encoding="utf-8")),
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}

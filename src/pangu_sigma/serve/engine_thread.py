@@ -1,96 +1,178 @@
-"""Thread that steps the engine, and its thread-safe interface for the request handlers."""
+"""Thread that steps the engine, and the queue that brings the tokens of its answers to the handler of an HTTP request."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import NamedTuple
 
-from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.request import Answer, Request
+from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import UserError
+from pangu_sigma.generate.engine import Engine, OnChange, QueueFull
+from pangu_sigma.generate.request import Answer, Request, Token
+from pangu_sigma.serve.prometheus import AnswerWatch, Metrics
+from pangu_sigma.serve.refusals import ApiError
 
 logger = logging.getLogger(__name__)
-
 
 _FAILURES = 3
 """Number of consecutive failed steps after which the engine is given up."""
 
 
 class EngineThread:
-    """Thread that runs the steps of the engine, which generate text. `submit` and `cancel` may be called from any thread.
+    """Thread that runs the steps of the engine, which generate text.
 
-    failed: True after repeated errors of the engine, which end the thread. on_failure: function that the thread then calls once.
+    open: requests whose handlers run. stopped: True once `stop` was called. failed: True after repeated errors of the engine,
+    which end the thread. loop: event loop of the handlers; None before the start. wake: set when there may be something to do.
     """
 
-    def __init__(self, engine: Engine):
-        self.engine = engine
-        self.failed = False
-        self.on_failure: Callable[[], None] = lambda: None
-        self._wake = threading.Event()
-        self._ending = False
-        self._open: dict[Answer, Callable[[Answer], None]] = {}
+    def __init__(self, engine: Engine, metrics: Metrics):
+        self.engine, self.metrics = engine, metrics
+        self.open: set[Answers] = set()
+        self.stopped = self.failed = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.wake, self._ending = threading.Event(), False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Start the engine's thread."""
+        """Start the thread. The event loop of the handlers must call it."""
+        self.loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def submit(self, request: Request, on_change: Callable[[Answer], None]) -> Answer:
-        """Submit a request to the engine, and return its answer, to which the engine's thread adds tokens.
-
-        on_change: function that this thread calls with the answer after each new token, at its end, and if the engine fails.
-        Raises the errors of `Engine.submit`.
-        """
-
-        def changed(answer: Answer) -> None:
-            if answer.finish is not None:
-                self._open.pop(answer, None)
-            on_change(answer)
-
-        answer = self.engine.submit(request, changed)
-        self._open[answer] = on_change
-        if answer.finish is not None:  # it finished before the line above
-            self._open.pop(answer, None)
-        if self.failed:  # perhaps before this answer was in _open
-            on_change(answer)
-        self._wake.set()
-        return answer
-
-    def cancel(self, answer: Answer) -> None:
-        """Cancel an answer as `Engine.cancel` does."""
-        self.engine.cancel(answer)
-        self._wake.set()
-
-    def cancel_all(self) -> None:
-        """Cancel the submitted answers that are not finished."""
-        for answer in list(self._open):
-            self.cancel(answer)
+    def stop(self) -> None:
+        """Tell all open requests that the server ends; later ones are refused. The event loop must call it."""
+        self.stopped = True
+        if self.open:
+            logger.warning("%d requests are not finished, and are broken off", len(self.open))
+        for answers in self.open:
+            answers.break_off()
 
     def end(self) -> None:
-        """Stop the thread after its current step."""
+        """End the thread after its current step."""
         self._ending = True
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self.wake.set()
+        self._thread.join()
 
     def _work(self) -> None:
         failures = 0
         while not self._ending and failures < _FAILURES:
-            self._wake.clear()
+            self.wake.clear()
             try:
                 if self.engine.step():
                     failures = 0
                 else:
-                    self._wake.wait()
+                    self.wake.wait()
             except Exception:  # the engine has cancelled the running answers; waiting ones may still be answered
                 failures += 1
                 logger.exception("a step of the engine failed, and so did the answers that ran")
         if failures == _FAILURES:
-            self._give_up()
+            logger.error("%d steps failed one after another; nothing is answered any more", _FAILURES)
+            self.failed = True
+            self.loop.call_soon_threadsafe(self.stop)  # type: ignore[union-attr]
 
-    def _give_up(self) -> None:
-        logger.error("%d steps failed one after another; nothing is answered any more", _FAILURES)
-        self.failed = True
-        for answer, on_change in list(self._open.items()):
-            on_change(answer)
-        self.on_failure()
+
+class News(NamedTuple):
+    """New tokens of one of the answers to an HTTP request.
+
+    number: number of the answer. first: True for the answer's first tokens. finish: reason why it has ended; None while it goes on.
+    """
+
+    number: int
+    answer: Answer
+    first: bool
+    tokens: list[Token]
+    finish: str | None
+
+    @property
+    def text(self) -> str:
+        """Text of the new tokens."""
+        return "".join(token.text for token in self.tokens)
+
+
+class Answers:
+    """Answers to one HTTP request. Its handler must call `close`, which frees the lanes of unfinished answers."""
+
+    def __init__(self, thread: EngineThread):
+        self._thread, self._engine, self._metrics = thread, thread.engine, thread.metrics
+        self._changed = asyncio.Queue[int | None]()  # number of an answer with new tokens; None: nothing more comes
+        self._watches: list[AnswerWatch] = []
+        self.answers: list[Answer] = []
+
+    def ask(self, requests: list[Request]) -> None:
+        """Submit requests to the engine. Raises ApiError if too many wait, if one does not fit, or if the server ends."""
+        if self._thread.stopped:
+            raise _stopping()
+        self._thread.open.add(self)
+        try:
+            for index, request in enumerate(requests):
+                self.answers.append(self._engine.submit(request, self._teller(index)))
+                self._watches.append(self._metrics.watch(request))
+        except QueueFull as error:
+            self._metrics.refused.labels("busy").inc()
+            wait = {"Retry-After": str(self._metrics.wait_seconds())}
+            raise ApiError(429, str(error), code="busy", headers=wait) from error
+        except ConfigError as error:
+            raise ApiError(400, str(error), "prompt", "invalid_value") from error
+        self._thread.wake.set()
+
+    def break_off(self) -> None:
+        """Let `news` raise ApiError: the server ends, or the client has gone."""
+        self._changed.put_nowait(None)
+
+    def close(self) -> None:
+        """Cancel the answers that are not finished."""
+        self._thread.open.discard(self)
+        for answer, watch in zip(self.answers, self._watches, strict=True):
+            self._engine.cancel(answer)
+            watch.ended("abort")  # unless it has ended already
+        self._thread.wake.set()
+
+    async def news(self) -> AsyncIterator[News]:
+        """Yield new tokens of all answers until all are finished. Raises ApiError if the model fails or the server ends before."""
+        going, sent = set(range(len(self.answers))), Counter[int]()
+        while going:
+            index = await self._changed.get()
+            if index is None:
+                raise _stopping()
+            answer, watch = self.answers[index], self._watches[index]
+            finish = answer.finish  # read first: a finished answer has all of its tokens
+            if finish == "cancelled":
+                watch.ended("abort" if answer.error is None else "error")
+                raise _stopping() if answer.error is None else _failed(answer.error)
+            tokens = answer.tokens[sent[index] :]
+            if index in going and (tokens or finish):
+                watch.record(len(tokens))
+                yield News(index, answer, not sent[index], tokens, finish)
+                sent[index] += len(tokens)
+            if finish:
+                going.discard(index)
+                watch.ended(finish)
+
+    async def whole(self) -> list[News]:
+        """Wait until all answers are finished, and return each with all of its tokens. Raises ApiError as `news`."""
+        async for _ in self.news():
+            pass
+        return [News(i, answer, True, answer.tokens, answer.finish) for i, answer in enumerate(self.answers)]
+
+    def _teller(self, index: int) -> OnChange:
+        loop = asyncio.get_running_loop()
+
+        def tell(answer: Answer) -> None:
+            loop.call_soon_threadsafe(self._changed.put_nowait, index)
+
+        return tell
+
+
+def _stopping() -> ApiError:
+    reason = "this request is broken off: the server ends; ask another one, or again later"
+    return ApiError(503, reason, code="server_stopping")
+
+
+def _failed(error: Exception) -> ApiError:
+    """Log the error of an answer, and return the response to its request."""
+    logger.error("an answer failed: %s", error)
+    reason = error if isinstance(error, UserError) else "the server's log says why"
+    return ApiError(500, f"the model failed: {reason}", code="model_failed")

@@ -16,8 +16,7 @@ class Limits:
     lanes: texts in one batch; each takes memory for model.seq_length tokens. waiting: requests in the queue. body_kib: KiB of a
     request's body. prompts: prompts of a request. n: answers to a prompt. stops: stop strings of a request, and stop ids.
     stop_characters: characters of a stop string. logprobs: alternatives to a token. messages: messages of a chat. connections:
-    open connections. Timeouts in seconds: body_seconds: for receiving a body. head_seconds: for receiving the request line and
-    headers. send_seconds: for a client to accept a part of a response. stop_seconds: for running answers when the server stops.
+    open ones. keep_alive_seconds: for the next request of a connection. stop_seconds: for running answers when the server stops.
     """
 
     lanes: int = 8
@@ -29,10 +28,8 @@ class Limits:
     stop_characters: int = 100
     logprobs: int = 20
     messages: int = 256
-    body_seconds: int = 30
-    head_seconds: int = 10
-    send_seconds: int = 60
     connections: int = 512
+    keep_alive_seconds: int = 10
     stop_seconds: int = 7
 
     @classmethod

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from typing import Any
 
 from pangu_sigma.generate.request import Token
-from pangu_sigma.serve.responses import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from pangu_sigma.text.vocabulary import Vocabulary
 
 MIN_LOGPROB = -9999.0
@@ -38,17 +38,18 @@ class CompletionTokens:
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._offset = 0
 
-    def to_logprobs(self, tokens: Sequence[Token]) -> CompletionLogprobs:
-        """Return the log-probabilities of the answer's next tokens in the response's form."""
-        converted = CompletionLogprobs(
-            text_offset=[self._begin(token.id) for token in tokens],
-            token_logprobs=[None if t.logprob is None else max(t.logprob, MIN_LOGPROB) for t in tokens],
-            tokens=[self._texts.shown(token.id) for token in tokens],
-            top_logprobs=[self._top(token) for token in tokens],
-        )
-        if self._experts:
-            converted.experts = [list(token.experts) for token in tokens]
-        return converted
+    def to_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Return the log-probabilities of the answer's next tokens. The first token of a text has none.
+
+        Ours: `experts`, the expert of each token in each RRE layer and in it in each segment, in the order of /v1/models.
+        """
+        converted = {
+            "text_offset": [self._begin(token.id) for token in tokens],
+            "token_logprobs": [None if t.logprob is None else max(t.logprob, MIN_LOGPROB) for t in tokens],
+            "tokens": [self._texts.shown(token.id) for token in tokens],
+            "top_logprobs": [self._top(token) for token in tokens],
+        }
+        return converted | ({"experts": [list(token.experts) for token in tokens]} if self._experts else {})
 
     def _begin(self, token: int) -> int:
         unfinished, begin = self._characters.getstate()[0], self._offset
@@ -58,8 +59,8 @@ class CompletionTokens:
         return begin + bool(unfinished and new.startswith("\N{REPLACEMENT CHARACTER}"))
 
     def _top(self, token: Token) -> dict[str, float] | None:
-        """Return the alternatives by their text. Of several with the same text, the token itself has it, or else the likeliest; the
-        others are `token_id:` and their id."""
+        """Return the alternatives by their text. If several have the same text, it stands for the token itself, or else for the
+        likeliest; the others are `token_id:` and their id."""
         if token.logprob is None:
             return None
         by_text, own = dict[str, float](), self._texts.shown(token.id)
@@ -70,18 +71,12 @@ class CompletionTokens:
         return by_text
 
 
-def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> ChatLogprobs:
+def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> dict[str, Any]:
     """Return the log-probabilities of an answer's tokens as a response of /v1/chat/completions has them."""
 
-    def one(token: int, logprob: float | None) -> TopLogprob:
-        return TopLogprob(
-            token=texts.shown(token),
-            bytes=list(texts.surfaces[token]),
-            logprob=MIN_LOGPROB if logprob is None else max(logprob, MIN_LOGPROB),
-        )
+    def one(token: int, logprob: float | None) -> dict[str, Any]:
+        finite = MIN_LOGPROB if logprob is None else max(logprob, MIN_LOGPROB)
+        return {"token": texts.shown(token), "bytes": list(texts.surfaces[token]), "logprob": finite}
 
-    content = [
-        TokenLogprob(**vars(one(token.id, token.logprob)), top_logprobs=[one(*other) for other in token.top])
-        for token in tokens
-    ]
-    return ChatLogprobs(content=content, refusal=None)
+    content = [one(t.id, t.logprob) | {"top_logprobs": [one(*other) for other in t.top]} for t in tokens]
+    return {"content": content, "refusal": None}

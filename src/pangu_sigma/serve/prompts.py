@@ -17,16 +17,15 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 _Result = TypeVar("_Result")
 
-_FOLDED = 4
-"""Characters that NFKC may fold into one in ordinary text: a letter with its marks."""
+TOO_LONG = "context_length_exceeded"  # code of a refusal, as in OpenAI's interface
+_FOLDED = 4  # characters that NFKC may fold into one in ordinary text: a letter with its marks
 
 
 class PromptTokenizer:
     """Tokenizer of the prompts of HTTP requests. It works in its own thread, so that a long text does not block the event loop."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
-        self.tokenizer = tokenizer
-        self.length = config.model.seq_length
+        self.tokenizer, self.length = tokenizer, config.model.seq_length
         self._end = tokenizer.vocabulary.pieces[tokenizer.eot]
         longest = max(len(surface.decode(errors="replace")) for surface in tokenizer.vocabulary.surfaces)
         self._most_characters = _FOLDED * longest * self.length
@@ -51,17 +50,15 @@ class PromptTokenizer:
             check_text(text, "the text")
             return self.tokenizer.prompt(text, domain) if tags else self.tokenizer.encode(text, domain)
         except (DataError, ValueError) as error:
-            raise ApiError(400, str(error), "prompt", "invalid_value") from error
+            raise ApiError.invalid("prompt", str(error)) from error
 
     def text_prompt(self, text: str, domain: Domain, tags: bool) -> list[int]:
         """Tokenize a prompt; an empty prompt becomes <eot>. tags: as in `read`. Raises ApiError above model.seq_length tokens."""
         if len(text) > self._most_characters:
-            raise ApiError(
-                400,
-                f"prompt: {len(text)} characters are too many for the {self.length} tokens that the model can read; shorten it",
-                "prompt",
-                "context_length_exceeded",
+            reason = (
+                f"{len(text)} characters are too many for the {self.length} tokens that the model reads; shorten it"
             )
+            raise ApiError.invalid("prompt", reason, TOO_LONG)
         return self.read(text, domain, tags) or [self.tokenizer.eot]
 
     def chat_prompt(
@@ -74,21 +71,14 @@ class PromptTokenizer:
         """
         reserved = answer or max(self.length // 4, 1)
         fix = "lower max_tokens" if answer else "set max_tokens, which keeps less for the answer"
+        can = f"the model can read {self.length} tokens, of which {reserved} are for the answer"
         first = list(messages[:1]) if messages[0][0] == "system" else []
         rest = list(messages[len(first) :])
         for left_out in range(len(rest)):
             text = template.prompt([*first, *rest[left_out:]])
             ids = self.read(text, domain) if len(text) <= self._most_characters else None
             if ids is not None and len(ids) <= self.length - reserved:
-                warning = (
-                    f"{left_out} of {len(messages)} messages, the oldest, were left out: the model can read {self.length} tokens, "
-                    f"of which {reserved} are for the answer; {fix}, or send less"
-                )
-                return ids, [warning] if left_out else []
-        raise ApiError(
-            400,
-            f"messages: {'the first and the last one do' if first else 'the last one does'} not fit: the model can read "
-            f"{self.length} tokens, of which {reserved} are for the answer; shorten them, or {fix}",
-            "messages",
-            "context_length_exceeded",
-        )
+                number = f"{left_out} of {len(messages)} messages, the oldest, were left out"
+                return ids, [f"{number}: {can}; {fix}, or send less"] if left_out else []
+        what = "the first and the last one do" if first else "the last one does"
+        raise ApiError.invalid("messages", f"{what} not fit: {can}; shorten them, or {fix}", TOO_LONG)

@@ -1,31 +1,24 @@
-"""Server process: listening socket, API key, timeouts of connections, graceful shutdown."""
+"""Server process: socket, API key, host names, and the end of uvicorn with a word to each open request."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import os
 import re
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import argument
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.serve.app import make_app
-from pangu_sigma.serve.guard import HostNames, is_local
 from pangu_sigma.serve.limits import Limits
-from pangu_sigma.serve.refusals import ApiError, error_response
 from pangu_sigma.serve.served import Served
 
 logger = logging.getLogger(__name__)
@@ -33,14 +26,11 @@ logger = logging.getLogger(__name__)
 KEY_VARIABLE = "PANGU_SIGMA_API_KEY"
 """Environment variable with the API key that clients must send."""
 
-_KEY_BYTES = 4 << 10
-"""Maximum length of an API key."""
-_HEAD_BYTES = 64 << 10
-"""Maximum size of request line and headers together."""
-_LAST_HEAD_SECONDS = 0.5
-"""Timeout in seconds for the request line and headers of a connection that is open when the server stops."""
+_KEY_BYTES = 4 << 10  # maximum length of an API key
 LAST_SECONDS = 2
-"""Timeout in seconds for connections to close after the last answer when the server stops."""
+"""Timeout in seconds for connections to close after the last event when the server stops."""
+_NAME = r"(\*\.)?[\w-]+(\.[\w-]+)*|\*|\[[0-9a-fA-F:.]+\]"
+"""Name of a host as TrustedHostMiddleware takes it."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +41,32 @@ class Address:
     port: int = 8000
     others: Collection[str] = ()
 
+    @property
+    def is_local(self) -> bool:
+        """True if the server is reachable from this machine only."""
+        return self.host.lower() in ("localhost", "::1") or self.host.startswith("127.")
+
+    @property
+    def names(self) -> list[str]:
+        """Host names that requests may name. A page of another site may point its own name at this machine (DNS rebinding)."""
+        if not self.is_local and not self.others:
+            return ["*"]  # other machines may know this one by any name or address
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        return ["localhost", "127.0.0.1", "[::1]", own, *self.others]
+
 
 def bind(address: Address) -> socket.socket:
-    """Return a socket bound to an address. Connections are refused until the server is ready. Raises ConfigError for a bad address.
-
-    The port of a killed server can be bound again at once.
-    """
-    HostNames(address.host, address.others)
+    """Return a socket bound to an address. Connections are refused until the server is ready. Raises ConfigError."""
+    for name in address.others:
+        if not re.fullmatch(_NAME, name):
+            named = f"{argument('--allow-host')}={name!r}"
+            raise ConfigError(f"{named} is not a host name; leave out http://, port and path")
     if not 0 <= address.port < 1 << 16:
         raise ConfigError(f"--port {address.port} is not allowed: 0 (any that is free) to 65535")
+    bound = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
     try:
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"--host {address.host}: {error.strerror}; choose an address of this machine") from error
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(where)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a killed server's port is free at once
+        bound.bind((address.host, address.port))
     except OSError as error:
         bound.close()
         raise _cannot_listen(address.host, address.port, error) from error
@@ -77,10 +74,8 @@ def bind(address: Address) -> socket.socket:
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"cannot listen at {host}, port {port}: {error.strerror}; stop what listens there, or choose another "
-        "--port (0: any that is free) or --host"
-    )
+    fix = "stop what listens there, or choose another --port (0: any that is free) or --host"
+    return ConfigError(f"cannot listen at {host}, port {port}: {error.strerror}; {fix}")
 
 
 def read_key(file: Path | None) -> str | None:
@@ -88,6 +83,9 @@ def read_key(file: Path | None) -> str | None:
 
     Raises ConfigError for a file that cannot be read, and for a key that cannot be sent in a header.
     """
+    if file is None and KEY_VARIABLE not in os.environ:
+        return None
+    named, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "").strip()
     if file is not None:
         named = f"--api-key-file {file}"
         try:
@@ -95,10 +93,6 @@ def read_key(file: Path | None) -> str | None:
                 key = stream.read(_KEY_BYTES + 1).decode("latin-1").strip()  # a device may have no end
         except OSError as error:
             raise ConfigError(f"{named}: {error.strerror}; give a file with the key") from error
-    elif KEY_VARIABLE in os.environ:
-        key, named = os.environ[KEY_VARIABLE].strip(), KEY_VARIABLE
-    else:
-        return None
     if not 0 < len(key) <= _KEY_BYTES or not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(f"{named}: a key has 1 to {_KEY_BYTES:,} ASCII letters, digits and marks, and no blanks")
     return key
@@ -109,61 +103,57 @@ def serve(decoder: Decoder, listening: socket.socket, address: Address, key: str
 
     Requests that were accepted before the signal have limits.stop_seconds to finish.
     """
+    if key is None and not address.is_local:
+        who = f"--host {address.host}: everybody who reaches this machine can use the model"
+        logger.warning("%s; set %s, or --api-key-file", who, KEY_VARIABLE)
     server = make_server(decoder, address, key, limits)
-    warn_if_open(address, key)
     server.served.warm_up()
     server.run([listening])
     return 1 if server.served.thread.failed else 0
 
 
-def warn_if_open(address: Address, key: str | None) -> None:
-    """Warn if the server is reachable from other machines without an API key."""
-    if key is None and not is_local(address.host):
-        logger.warning(
-            "--host %s: everybody who reaches this machine can use the model; set %s, or --api-key-file",
-            address.host,
-            KEY_VARIABLE,
-        )
-
-
 def make_server(decoder: Decoder, address: Address, key: str | None, limits: Limits) -> Server:
     """Make the HTTP server of a model. Its method `run` takes the sockets on which it listens."""
     served = Served(Engine(decoder, waiting=limits.waiting), limits)
-    app = make_app(served, HostNames(address.host, address.others), key)
     config = uvicorn.Config(
-        app,
-        http=_protocol(served),
+        make_app(served, address.names, key),
+        http="h11",
         ws="none",
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,
         server_header=False,
-        h11_max_incomplete_event_size=_HEAD_BYTES,
-        timeout_keep_alive=limits.head_seconds,
+        limit_concurrency=limits.connections + 1,  # this number itself is refused
+        timeout_keep_alive=limits.keep_alive_seconds,
         timeout_graceful_shutdown=limits.stop_seconds + LAST_SECONDS,
     )
     return Server(config, served)
 
 
 class Server(uvicorn.Server):
-    """Uvicorn server that answers every request that reached it before it stops: in full, or with an error."""
+    """Uvicorn server that tells the open requests when it stops. Uvicorn alone cuts them: the lifespan ends after them."""
 
     def __init__(self, config: uvicorn.Config, served: Served):
         super().__init__(config)
         self.served = served
-        served.thread.on_failure = self.stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop after the current requests at the first SIGINT or SIGTERM, and at once at the second SIGINT."""
-        if not self.should_exit:
-            logger.info("stopping; what runs may go on for %d s", self.served.limits.stop_seconds)
-            self.stop()
-        else:
+        """Stop after the open requests at the first SIGINT or SIGTERM, and at once at the second SIGINT."""
+        if self.should_exit:
             super().handle_exit(sig, frame)
+        else:
+            self.stop()
 
     def stop(self) -> None:
-        """Accept no more requests, and stop once the current requests are answered."""
-        self.should_exit = self.served.stopping = True
+        """Accept no more requests, and break off those that are still open after limits.stop_seconds. Any thread may call it."""
+        logger.info("stopping; what runs may go on for %d s", self.served.limits.stop_seconds)
+        self.should_exit = True
+        if loop := self.served.thread.loop:
+            loop.call_soon_threadsafe(loop.call_later, self.served.limits.stop_seconds, self.served.thread.stop)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return True if the server must stop."""
+        return self.served.thread.failed or await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and log the address."""
@@ -174,112 +164,3 @@ class Server(uvicorn.Server):
             raise _cannot_listen(host, port, error) from error
         shown = f"[{host}]" if ":" in host else host
         logger.info("serving %s at http://%s:%d", ", ".join(self.served.domains), shown, port)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Give the requests limits.stop_seconds to finish, then break them off."""
-        end = asyncio.get_running_loop().call_later(self.served.limits.stop_seconds, self._break_off)
-        for listening in sockets or []:
-            await self._accept_the_last(listening)
-        await super().shutdown(sockets)
-        end.cancel()
-
-    async def _accept_the_last(self, listening: socket.socket) -> None:
-        """Accept the connections that wait in the kernel: it would reset them, with the requests that they have sent already."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(listening)
-        waiting = []
-        with contextlib.suppress(OSError):  # of an empty queue
-            while True:
-                waiting.append(listening.accept()[0])
-        listening.shutdown(socket.SHUT_RD)  # from here on connections are refused
-        protocol = partial(self.config.http_protocol_class, self.config, self.server_state, self.lifespan.state)  # type: ignore[call-arg]
-        for connection in waiting:
-            await loop.connect_accepted_socket(protocol, connection)
-        # asyncio drops connections that it has accepted and not yet begun when it closes the socket
-        await asyncio.sleep(0)
-
-    def _break_off(self) -> None:
-        seconds, open_requests = self.served.limits.stop_seconds, len(self.server_state.tasks)
-        if open_requests:
-            logger.warning("%d requests were not finished after %d s, and are broken off", open_requests, seconds)
-        self.served.break_off()
-
-
-def _protocol(served: Served) -> type[asyncio.Protocol]:
-    limits = served.limits
-
-    class Patient(H11Protocol):
-        """HTTP protocol that closes connections that send no request in time or exceed the limit of connections."""
-
-        _deadline: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > limits.connections:
-                transport.abort()
-                return
-            self._wait_for_head()
-
-        def handle_events(self) -> None:
-            if self.conn.their_state is h11.IDLE and _has_two_lengths(self.conn.trailing_data[0]):
-                self.send_400_response("Content-Length has two values; send one")
-            else:
-                super().handle_events()
-
-        def send_400_response(self, msg: str) -> None:
-            self._refuse(ApiError(400, msg, code="invalid_http"))
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._wait_for_head()
-
-        def shutdown(self) -> None:
-            """Let a request finish that has begun, and wait shortly for one that is on its way."""
-            if self._is_idle:
-                self._wait_for_head()
-            else:
-                super().shutdown()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_waiting()
-            super().connection_lost(exc)
-
-        def _should_upgrade(self) -> bool:
-            return False  # and uvicorn logs no advice to install packages for WebSockets
-
-        @property
-        def _is_idle(self) -> bool:
-            return self.cycle is None or self.cycle.response_complete
-
-        def _wait_for_head(self) -> None:
-            self._stop_waiting()
-            seconds = _LAST_HEAD_SECONDS if served.stopping else limits.head_seconds
-            self._deadline = self.loop.call_later(seconds, self._give_up)
-
-        def _stop_waiting(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-
-        def _give_up(self) -> None:
-            if self._is_idle and self.conn.trailing_data[0]:
-                self._refuse(ApiError(408, "the request line and headers did not come in time", code="too_slow"))
-            elif self._is_idle:
-                self.transport.close()
-
-        def _refuse(self, refused: ApiError) -> None:
-            """Answer what is no request yet."""
-            response = error_response(refused)
-            head = h11.Response(
-                status_code=response.status_code, headers=[*response.raw_headers, (b"connection", b"close")]
-            )
-            for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event))
-            self.transport.close()
-
-    return Patient
-
-
-def _has_two_lengths(received: bytes) -> bool:
-    """Return True if a head has two values of Content-Length, of which h11 takes equal ones as one."""
-    head = re.split(rb"\n\r?\n", received, maxsplit=1)[0]
-    return b"," in b",".join(re.findall(rb"(?im)^content-length[ \t]*:(.*)", head))

@@ -1,12 +1,12 @@
-"""Schemas of request bodies, in the form of OpenAI's interface. Undeclared parameters are refused, not ignored."""
+"""Schemas of requests, in the form of OpenAI's interface. A request with an unknown parameter is refused."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
-from pangu_sigma.generate.sampling import LEAST_FACTOR, MOST_FACTOR, check_text
+from pangu_sigma.generate.sampling import LEAST_FACTOR, MOST_FACTOR
 from pangu_sigma.generate.structure import StructureKind
 
 
@@ -18,60 +18,54 @@ class RequestBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_unknown_nulls(cls, body: Any) -> Any:
-        """Drop unknown keys whose value is null, which ask for nothing: clients send answers back with all of theirs."""
+        """Drop unknown keys whose value is null: clients send answers back with all their fields."""
         if not isinstance(body, dict):
             return body
         return {key: value for key, value in body.items() if value is not None or key in cls.model_fields}
 
 
-_IDS = 1 << 31
-"""Token ids are below this."""
+def _or(message: str) -> WrapValidator:
+    """Return a validator that refuses a value with this message, where pydantic has a line for each type of a union."""
 
-TokenId = Annotated[int, Field(ge=0, lt=_IDS)]
+    def check(value: Any, validate: Any) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(message) from None
+
+    return WrapValidator(check)
+
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 ModelName = Annotated[str, Field(max_length=200, description="An id of /v1/models, which names a domain.")]
-
-
-def _one_kind_of_prompt(value: Any) -> Any:
-    """Raise ValueError for a value that is no prompt: one line, where pydantic has one for each kind of prompt."""
-    if not isinstance(value, str | list) or value == []:
-        raise ValueError("must be a text, token ids, or a list of texts or of lists of token ids, not empty")
-    if isinstance(value, list):
-        kinds = {type(each) for each in value}
-        if len(kinds) > 1 or not kinds <= {str, int, list}:
-            raise ValueError("the elements of a list must all be texts, all token ids, or all lists of token ids")
-        ids = [each for inner in value for each in inner] if kinds == {list} else value if kinds == {int} else []
-        if any(type(each) is not int or not 0 <= each < _IDS for each in ids) or [] in value:
-            raise ValueError(f"a list of token ids must have whole numbers from 0 to {_IDS - 1} only, at least one")
-    return value
-
-
-def _one_kind_of_stop(value: Any) -> Any:
-    """Raise ValueError unless the value is a text or a list of texts."""
-    texts = value if isinstance(value, list) else [] if value is None else [value]
-    if any(not isinstance(each, str) or not each for each in texts):
-        raise ValueError("must be a text, or a list of texts, of at least one character each")
-    for each in texts:
-        check_text(each, "a text")
-    return value
-
-
-def _not_tiny(temperature: float) -> float:
-    if 0 < temperature < LEAST_FACTOR:
-        raise ValueError(f"must be 0 (greedy), or {LEAST_FACTOR:g} to 2")
-    return temperature
-
-
+SomeText = Annotated[str, Field(min_length=1)]
+SomeTexts = Annotated[list[SomeText], Field(min_length=1)]
+SomeIds = Annotated[list[TokenId], Field(min_length=1)]
 PromptInput = Annotated[
-    str | list[str] | list[TokenId] | list[list[TokenId]],
-    BeforeValidator(_one_kind_of_prompt),
+    str | Annotated[list[str], Field(min_length=1)] | SomeIds | Annotated[list[SomeIds], Field(min_length=1)],
+    _or(
+        "must be a text, token ids, or a list of texts or of lists of token ids; no list may be empty, and a token id is a whole "
+        "number from 0 to 2147483647"
+    ),
     Field(description="A text, or token ids, or a list of either: an answer for each."),
 ]
 StopStrings = Annotated[
-    Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None,
-    BeforeValidator(_one_kind_of_stop),
+    SomeText | list[SomeText],
+    _or("must be a Unicode text, or a list of Unicode texts, of at least one character each"),
     Field(description="The answer ends before the first of these."),
 ]
+Temperature = Annotated[
+    Annotated[float, Field(ge=0, le=0)] | Annotated[float, Field(ge=LEAST_FACTOR, le=2)],
+    _or(f"must be 0 (greedy), or {LEAST_FACTOR:g} to 2"),
+    Field(description="0 is greedy; 1 if not given."),
+]
+NoSuffix = Annotated[
+    Literal[""],
+    _or("is not supported: these models write after a text, not inside of one; leave it out"),
+    Field(description="Not supported."),
+]
+_NO_TOOLS = _or("these models call no tools; response_format with a json_schema makes the answer their arguments")
 
 
 class JsonSchema(RequestBody):
@@ -100,10 +94,8 @@ class StructuredOutputs(RequestBody):
     """Structure of an answer, as in vLLM: exactly one of these."""
 
     json_schema: dict[str, Any] | None = Field(None, alias="json", description="A JSON schema.")
-    regex: Annotated[str, Field(min_length=1)] | None = Field(None, description="The whole answer matches it.")
-    choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = Field(
-        None, description="The answer is one of these."
-    )
+    regex: SomeText | None = Field(None, description="The whole answer matches it.")
+    choice: SomeTexts | None = Field(None, description="The answer is one of these.")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> StructuredOutputs:
@@ -136,9 +128,7 @@ class GenerationRequest(WithoutEffect):
 
     model: ModelName | None = None
     n: int | None = Field(None, ge=1, description="Number of answers to each prompt; 1 if not given.")
-    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_not_tiny)] | None = Field(
-        None, description="0 is greedy; 1 if not given."
-    )
+    temperature: Temperature | None = None
     top_p: float | None = Field(None, gt=0, le=1, description="Draw from the fewest tokens with this probability.")
     top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="Draw from this many tokens; 0 or -1: from all.")
     min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
@@ -148,7 +138,7 @@ class GenerationRequest(WithoutEffect):
         None, ge=LEAST_FACTOR, le=MOST_FACTOR, description="Above 1: repetitions become less likely."
     )
     seed: int | None = Field(None, ge=0, lt=1 << 53, description="Answer i to a prompt draws with seed + i.")
-    stop: StopStrings = None
+    stop: StopStrings | None = None
     stop_token_ids: list[TokenId] | None = Field(None, description="The answer ends with the first of these.")
     ignore_eos: bool | None = Field(None, description="Go on after the end of a document.")
     stream: bool | None = None
@@ -164,18 +154,15 @@ class GenerationRequest(WithoutEffect):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed with stream=true")
         if self.structured_outputs is not None and self.response_format is not None:
-            raise ValueError(
-                "response_format and structured_outputs both say what the answer is like; give one of them"
-            )
+            raise ValueError("response_format and structured_outputs both describe the answer; give one of them")
         if self.structure is not None and self.ignore_eos:
-            raise ValueError(
-                f"{self.structure[0]} ends the answer where it is whole; ignore_eos=true goes on; leave one out"
-            )
+            ends = f"{self.structure[0]} ends the answer where it is whole"
+            raise ValueError(f"{ends}; ignore_eos=true goes on; leave one out")
         return self
 
     @property
     def structure(self) -> tuple[str, StructureKind, Any] | None:
-        """Parameter that says what the answer is like, kind of its structure, and schema, expression or texts; None: any text."""
+        """Parameter that describes the answer, kind of its structure, and schema, expression or texts. None: any text."""
         if self.structured_outputs is not None:
             ((kind, what),) = self.structured_outputs.model_dump(by_alias=True, exclude_none=True).items()
             return f"structured_outputs.{kind}", cast(StructureKind, kind), what
@@ -183,12 +170,6 @@ class GenerationRequest(WithoutEffect):
             return None
         asked = self.response_format.json_schema
         return "response_format", "json", {"type": "object"} if asked is None else asked.json_schema
-
-
-def _no_suffix(suffix: str) -> str:
-    if suffix:
-        raise ValueError("is not supported: these models write after a text, not inside of one; leave it out")
-    return suffix
 
 
 class CompletionRequest(GenerationRequest):
@@ -200,17 +181,15 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = Field(None, ge=0, description="Log-probabilities, with this many alternatives to a token.")
     experts: bool | None = Field(None, description="Ours: each token's experts in all segments, in logprobs.experts.")
     best_of: int | None = Field(None, ge=1, description="Not supported beyond n.")
-    suffix: Annotated[str, AfterValidator(_no_suffix)] | None = Field(None, description="Not supported.")
+    suffix: NoSuffix | None = None
     add_special_tokens: bool | None = Field(None, description="false: no language tag before the text.")
 
     @model_validator(mode="after")
     def _own_combinations(self) -> CompletionRequest:
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens=0 without echo=true asks for nothing; raise it, or set echo")
-        if self.best_of not in (None, self.n or 1):
-            raise ValueError(
-                f"best_of={self.best_of} is not supported; leave it out, or set n={self.best_of} and choose"
-            )
+        if (best := self.best_of) not in (None, self.n or 1):
+            raise ValueError(f"best_of={best} is not supported; leave it out, or set n={best} and choose")
         return self
 
 
@@ -221,38 +200,19 @@ class TextPart(RequestBody):
     text: str
 
 
-def _one_kind_of_content(value: Any) -> Any:
-    """Raise ValueError unless the value is a text or a list of text parts: one line, where pydantic has one for each part."""
-    if not (isinstance(value, str) or (isinstance(value, list) and value and all(map(_is_text_part, value)))):
-        raise ValueError(
-            'must be a text, or a list of parts {"type": "text", "text": …}; images, audio and files are not read'
-        )
-    return value
-
-
-def _is_text_part(value: Any) -> bool:
-    known = isinstance(value, dict) and value.keys() == {"type", "text"}
-    return known and value["type"] == "text" and isinstance(value["text"], str)
-
-
 class Message(RequestBody):
     """Message of a chat request."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[TextPart], BeforeValidator(_one_kind_of_content)]
+    content: Annotated[
+        str | Annotated[list[TextPart], Field(min_length=1)],
+        _or('must be a text, or a list of parts {"type": "text", "text": …}; images, audio and files are not read'),
+    ]
 
     @property
     def text(self) -> str:
         """Text of the whole message."""
-        return self.content if isinstance(self.content, str) else "".join(each.text for each in self.content)
-
-
-def _no_tools(value: Any) -> Any:
-    if value and value != "none":
-        raise ValueError(
-            "these models call no tools; response_format with a json_schema makes the answer their arguments"
-        )
-    return value
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class ChatRequest(GenerationRequest):
@@ -263,12 +223,8 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, description="Number of alternatives to a token; with logprobs=true.")
-    tools: Annotated[list[Any], BeforeValidator(_no_tools), Field(max_length=0)] | None = Field(
-        None, description="Not supported."
-    )
-    tool_choice: Annotated[Literal["none"] | None, BeforeValidator(_no_tools)] = Field(
-        None, description="Not supported."
-    )
+    tools: Annotated[list[Any], Field(max_length=0, description="Not supported."), _NO_TOOLS] | None = None
+    tool_choice: Annotated[Literal["none"], Field(description="Not supported."), _NO_TOOLS] | None = None
 
     @model_validator(mode="after")
     def _own_combinations(self) -> ChatRequest:
@@ -278,7 +234,7 @@ class ChatRequest(GenerationRequest):
             raise ValueError("max_tokens and max_completion_tokens mean the same and differ; give one of them")
         if self.messages[-1].role != "user":
             raise ValueError("messages: the last one must have the role user; the answer to it is what comes next")
-        if any(each.role in ("system", "developer") for each in self.messages[1:]):
+        if any(message.role in ("system", "developer") for message in self.messages[1:]):
             raise ValueError("messages: only the first one can have the role system or developer")
         return self
 
