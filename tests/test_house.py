@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 BUDGETS = {
     ".": 2251,
     "checkpoint": 1348,
-    "commands": 513,
     "convert": 903,
     "data": 3234,
     "ecss": 467,

@@ -129,6 +129,14 @@ def parse_config(tree: dict[str, Any]) -> Config:
         raise ConfigError("\n".join(lines)) from None
 
 
+def changed(config: Config, overrides: Sequence[Override]) -> Config:
+    """Return a configuration with overrides. Raises ConfigError as `parse_config` and `override`."""
+    if not overrides:
+        return config
+    tree = parse_config(override(config.model_dump(), overrides))
+    return tree.with_reader_named() if names_reader(overrides) or config.reader_named else tree
+
+
 def dump_config(config: Config) -> str:
     """Return a configuration as YAML, with every default filled in; `load_config` reads it back to an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -139,11 +147,11 @@ def _key_and_value(text: str) -> tuple[str, Any]:
     named = argument("--set", "override")
     if not equals or not key:
         example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
-        raise ConfigError(f"{named} {_short(text)} is not key.path=value, for example {example}")
+        raise ConfigError(f"{named} {short(text)} is not key.path=value, for example {example}")
     try:
         return key, _parse_yaml(value)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{named} {key}: {_short(value)} is not a YAML value: {_yaml_problem(error)}") from error
+        raise ConfigError(f"{named} {key}: {short(value)} is not a YAML value: {_yaml_problem(error)}") from error
 
 
 def _parse_yaml(text: str) -> Any:
@@ -205,7 +213,7 @@ def _nodes(node: yaml.Node, counted: dict[int, int | None]) -> int:
     return number
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """Format a value for a message: at most some four hundred characters, however large it is."""
     shown = reprlib.Repr()
     shown.maxstring = shown.maxlong = shown.maxother = 200
@@ -224,13 +232,13 @@ def _set(tree: dict[str, Any], path: str, value: Any, named: str) -> None:
     for key in parents:
         node = node[_list_index(node, key, named)] if isinstance(node, list) else node.setdefault(key, {})
         if not isinstance(node, dict | list):
-            raise ConfigError(f"{named}: {key} holds the value {_short(node)}, not a section with keys of its own")
+            raise ConfigError(f"{named}: {key} holds the value {short(node)}, not a section with keys of its own")
     node[_list_index(node, last, named) if isinstance(node, list) else last] = value
 
 
 def _list_index(node: list[Any], key: str, named: str) -> int:
     if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < len(node)):
-        raise ConfigError(f"{named}: {_short(key)} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
+        raise ConfigError(f"{named}: {short(key)} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
     return int(key)
 
 
@@ -275,19 +283,24 @@ def _explain(problem: Any) -> str:
         allowed = _keys_at(problem["loc"][:-1])
         near = _nearest(str(problem["loc"][-1])[:100].lower(), allowed)
         hint = f"nearest valid key: {near}; " if near else ""
-        return f"{path}: unknown key (value {_short(value)}); {hint}allowed here: {', '.join(allowed)}"
+        return f"{path}: unknown key (value {short(value)}); {hint}allowed here: {', '.join(allowed)}"
     if kind == "missing":
         return f"{path}: required key is missing; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
-    message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{path}: {message}"
-    if kind == "string_pattern_mismatch":
+        return f"{path}: {in_words(problem)}"
+    return f"{path}: {short(value)} is not allowed: {in_words(problem)}"
+
+
+def in_words(problem: Any) -> str:
+    """Return what a value must be, from a pydantic error."""
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":
         message = _PATTERNS[problem["ctx"]["pattern"]]
-    elif kind == "model_type":
+    elif problem["type"] == "model_type":
         message = "it must be a section of keys"
     for words, ours in _WORDS.items():
         message = message.replace(words, ours)
-    return f"{path}: {_short(value)} is not allowed: {message}"
+    return message
 
 
 def _nearest(name: str, allowed: list[str]) -> str:
