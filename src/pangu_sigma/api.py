@@ -32,7 +32,6 @@ from pangu_sigma.arguments import (
 from pangu_sigma.arguments import load_config as load_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
-from pangu_sigma.machine import doctor as doctor
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument, without_effect
 from pangu_sigma.generate.score import Score as Score  # a public name
@@ -44,6 +43,7 @@ from pangu_sigma.loaded import export as export
 from pangu_sigma.loaded import generate as generate
 from pangu_sigma.loaded import load as load
 from pangu_sigma.lock import LOCK, folder_lock
+from pangu_sigma.machine import doctor as doctor
 from pangu_sigma.npu.supported import check_machine
 from pangu_sigma.ranks.ranks import is_rank, started_ranks
 from pangu_sigma.results import Result, Results, Table

@@ -1,4 +1,4 @@
-"""Processes are found by their parent, and how they ended is said in words. What a launch does with them: test_launching.py."""
+"""Processes are found by their parent, and how they ended is said in words. What a launch does with them: test_launch.py."""
 
 from __future__ import annotations
 
