@@ -359,7 +359,7 @@ def test_training_without_a_configuration_goes_on_with_that_of_the_run(tiny_run,
     with pytest.raises(ps.UserError, match="run is a run, which goes on where it is: leave output other out"):
         ps.train("run", "other")
     with pytest.raises(ps.UserError, match=r"model\.hidden: 24 → 48"):
-        ps.train(ps.load_config(copy / "config.yaml", {"model.hidden": 48}), copy)
+        ps.train(ps.load_config(copy / "configuration.json", {"model.hidden": 48}), copy)
 
 
 def test_prepare_data_takes_one_path_or_several(tiny_data, tmp_path, monkeypatch):

@@ -332,8 +332,8 @@ def test_train_goes_on_with_what_the_run_has(tiny_data, tiny_run, capsys, tmp_pa
     assert yaml.safe_load(text)["train"]["steps"] == 12
     summary = prints(capsys, "train", "run")
     assert f"step_{STEPS:08d}" in summary and "held-out loss" in summary
-    assert [path.read_bytes() for path in (copy / "config.yaml", tiny_run / "config.yaml")] == [
-        (tiny_run / "config.yaml").read_bytes()
+    assert [path.read_bytes() for path in (copy / "configuration.json", tiny_run / "configuration.json")] == [
+        (tiny_run / "configuration.json").read_bytes()
     ] * 2
 
 

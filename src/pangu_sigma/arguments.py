@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 
 from pangu_sigma import config_file
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
@@ -120,17 +121,16 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
     """Load a configuration.
 
     Args:
-        config: name of a shipped configuration, such as "sigma_tiny"; a YAML file; or a run folder.
+        config: name of a shipped configuration, such as "sigma_tiny"; a YAML file; or a run folder or its configuration.json.
         overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces
             the section.
     """
-    from pangu_sigma.checkpoint.model_files import recorded_kind
-
     path, changes = Path(config), overrides_of(overrides)
-    file = path if path.is_dir() else config_path(path)
-    loaded = run_config(file, changes) if file.is_dir() else config_file.load_config(file, changes)
-    named = config_file.names_reader(changes) or not (file.is_dir() or recorded_kind(file))
-    return loaded.with_reader_named() if named and loaded.data.reader is not None else loaded
+    path = path.parent if path.name == CONFIG_FILE else path
+    if path.is_dir():
+        return run_config(path, changes)
+    read = config_file.load_config(config_path(path), changes)
+    return read.with_reader_named() if read.data.reader is not None else read
 
 
 def loaded(config: AnyConfig, overrides: Overrides = ()) -> Config:

@@ -224,8 +224,10 @@ def test_a_reader_is_named_by_a_person_and_never_by_a_record(tmp_path, tiny_run)
     own.write_text(dump_config(recorded))
     (run := tmp_path / "run").mkdir()
     write_config(run, recorded, "run")
-    copied.write_bytes((run / "config.yaml").read_bytes())
-    for config in (run, run / "config.yaml", copied):
+    copied.write_bytes((run / "configuration.json").read_bytes())
+    with pytest.raises(ConfigError, match="kind: unknown key"):
+        ps.load_config(copied)
+    for config in (run, run / "configuration.json"):
         for found in (ps.load_config(config), ps.load_config(config, {"data.held_out": 0.1})):
             assert found.data.reader == f"{reader}:read"
             with pytest.raises(

@@ -19,8 +19,6 @@ from matplotlib.figure import Figure
 
 from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
-from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import read_tree
 from pangu_sigma.data.manifest import DomainRecord, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
@@ -202,8 +200,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _config(folder: Path) -> dict[str, Any]:
     """Read the run's configuration by key path; empty if it cannot be read."""
     try:
-        return leaves(read_tree(folder / CONFIG_FILE))
-    except ConfigError:
+        return leaves(json.loads((folder / CONFIG_FILE).read_bytes())["config"])
+    except (OSError, ValueError, LookupError, TypeError):
         return {}
 
 
