@@ -175,6 +175,15 @@ MISTAKES = {
     "prepare-data sigma_tiny --input ' '": "' ' is blank; name a file or folder",
     "prepare-data sigma_tiny --input file": "file",
     "prepare-data sigma_tiny --set data.held_out=2": "data.held_out",
+    "prepare-data sigma_tiny --set data.domain_map={a:zh}": "data.domain_map.a:zh: has no value; write KEY: VALUE, with a blank",
+    "prepare-data sigma_tiny --set 'data.domain_of={*:zh}'": "put a text with * or & into quotes, and KEY=VALUE into single quotes",
+    "prepare-data sigma_tiny --input parquet.jsonl": "its first bytes are of a .parquet file; name it so, such as parquet.parquet",
+    "prepare-data sigma_tiny --input zst.jsonl.gz": "its first bytes are of a .zst file; name it so, such as zst.jsonl.zst",
+    "prepare-data sigma_tiny --input file.jsonl --extend RUN --set data.path=new": "--extend RUN is not prepared data, which has a",
+    "prepare-data sigma_tiny --input file.jsonl --extend nix --set data.path=new": "--extend nix is not there; name the data.path",
+    "train sigma_tiny --set data.path=nix/x": "data.path=nix/x is not there, below /",
+    "train sigma_tiny --set data.domains_per_step=5": "data.domains_per_step=5 is more than the 4 domains",
+    "inspect runs/nothing": "runs/nothing is not there: neither a model nor a configuration; check the path",
     "inspect nix": "nix",
     "inspect ''": "'' is blank; name a file or folder",
     "inspect RUN --drop zh --drop en --drop code": "--drop zh, en, code: no domain would be left",
@@ -197,9 +206,11 @@ def told(tiny_run, tiny_export, tiny_data, tmp_path_factory) -> dict[str, tuple[
         "empty.yaml": "",
         "list.yaml": "- a",
         "bad.safetensors": "xxxxxxxxxxxxxxxxxx",
+        "parquet.jsonl": "PAR1 and more",
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
+    (folder / "zst.jsonl.gz").write_bytes(b"(\xb5/\xfd and more")
     (folder / "link").symlink_to("nowhere")
     paths = {"RUN": tiny_run, "EXPORT": tiny_export, "DATA": tiny_data}
     commands = []

@@ -129,7 +129,9 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
     path = path.parent if path.name == CONFIG_FILE else path
     if path.is_dir():
         return run_config(path, changes)
-    read = config_file.load_config(config_path(path), changes)
+    if not (file := config_path(path)).exists():
+        raise ConfigError(f"{path} is not there: neither a model nor a configuration; check the path")
+    read = config_file.load_config(file, changes)
     return read.with_reader_named() if read.data.reader is not None else read
 
 

@@ -161,6 +161,7 @@ _YAML_FIXES = {
     "mapping values are not allowed": "indent the keys of a section alike, and quote a text with a colon",
     "expected <block end>": "indent the keys of a section alike, and the items of a list",
     "could not find expected ':'": "write KEY: VALUE, with a blank after the colon",
+    "expected alphabetic or numeric character": "put a text with * or & into quotes, and KEY=VALUE into single quotes",
     "expected ',' or": "close the bracket, or write the comma that is missing",
 }
 """Fixes of errors of YAML, by what PyYAML's message has."""
@@ -248,6 +249,8 @@ def _explain(problem: Any) -> str:
         return f"{path}: required key is missing; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
     if kind == "value_error":
         return f"{path}: {in_words(problem)}"
+    if value is None and ":" in path:
+        return f"{path}: has no value; write KEY: VALUE, with a blank after the colon"
     return f"{path}: {short(value)} is not allowed: {in_words(problem)}"
 
 
