@@ -11,7 +11,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 project = "PanGu-Σ on MindSpore"
 version = release = tomllib.loads((_ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
 include_patterns = [
     "*.md",

@@ -49,17 +49,14 @@ SPELLED = {
     **dict.fromkeys(("json", "prompts"), Parameter(allow_leading_hyphen=True)),  # - is a value of them
 }
 """Options that are spelled in another way than their parameters: `--set KEY=VALUE` may be repeated."""
-OF_THE_COMMAND_LINE: dict[str, tuple[Any, str, Callable[[dict[str, Any]], bool]]] = {
-    "chip": (Chip, "type of the NPUs, as --set parallel.chip=…", lambda has: "nodes" in has or "scan" in has),
-    "print_config": (
-        bool,
-        "print the resolved configuration and stop",
-        lambda has: bool({"config", "what"} & has.keys()),
-    ),
-    "json": (AnyPath, "also write the result as JSON, to a new file; -: instead, to standard output", lambda has: True),
-    "quiet": (bool, "print warnings, errors and the result only", lambda has: True),
+OF_THE_COMMAND_LINE: dict[str, tuple[Any, str, set[str]]] = {
+    "chip": (Chip, "type of the NPUs, as --set parallel.chip=…", {"nodes", "scan"}),
+    "print_config": (bool, "print the resolved configuration and stop", {"config", "what"}),
+    "json": (AnyPath, "also write the result as JSON, to a new file; -: instead, to standard output", set()),
+    "quiet": (bool, "print warnings, errors and the result only", set()),
 }
-"""Options that no function has: their types, help, and whether a command with these parameters has them."""
+"""Options that no function has: their types, help, and parameters of which a command must have one to have the option. `--json` is
+for commands with a result."""
 
 EXIT_STATUSES = """\
 exit status:
@@ -169,8 +166,9 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
         for name, each in has.items()
         if name not in ONLY_PYTHON
     ]
-    for name, (kind, help, is_of) in OF_THE_COMMAND_LINE.items():
-        if is_of(has) and name not in has:
+    silent = original.__annotations__["return"] in ("int", "int | str", "None")
+    for name, (kind, help, of) in OF_THE_COMMAND_LINE.items():
+        if name not in has and (not of or of & has.keys()) and not (name == "json" and silent):
             default = False if kind is bool else None
             annotation = Annotated[_typed(kind, default), _spelled(name, default), Parameter(help=help)]
             parameters.append(

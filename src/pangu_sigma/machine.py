@@ -17,11 +17,10 @@ import numpy as np
 from packaging.requirements import Requirement
 
 from pangu_sigma.arguments import AnyPath, checked
-from pangu_sigma.check import Check
 from pangu_sigma.chips import Chip
 from pangu_sigma.errors import argument, without_effect
 from pangu_sigma.host_memory import available_memory
-from pangu_sigma.results import Results
+from pangu_sigma.results import Check, Results
 
 _GIB = 1 << 30
 _MEMORY_GIB = 4.0
