@@ -7,11 +7,14 @@ import re
 import tomllib
 from pathlib import Path
 
+from sphinx.ext import napoleon
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+
 _ROOT = Path(__file__).resolve().parents[1]
 
 project = "PanGu-Σ on MindSpore"
 version = release = tomllib.loads((_ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "docs/index"
 include_patterns = [
     "*.md",
@@ -30,6 +33,8 @@ myst_heading_anchors = 4
 autodoc_mock_imports = ["mindspore", "mindformers"]  # docstrings need neither, and the build takes seconds without them
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+_TYPES = ("AnyConfig", "AnyPath", "AtLeastOne", "Overrides", "Paths", "Router", "Text", "Texts")
+autodoc_type_aliases = {name: name for name in _TYPES}  # not what pydantic checks them with
 default_role = "code"
 smartquotes = False
 
@@ -41,6 +46,11 @@ def _as_restructured_text(line: str) -> str:
 
 
 def _docstring(app, what, name, obj, options, lines):
+    if what in (
+        "function",
+        "method",
+    ):  # `Args:` and `Examples:`; of attributes it would take a colon for the end of a type
+        lines[:] = GoogleDocstring(lines, napoleon.Config()).lines()
     lines[:] = [] if what == "module" else [_as_restructured_text(line) for line in lines]
 
 
