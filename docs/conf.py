@@ -56,7 +56,9 @@ def _docstring(app, what, name, obj, options, lines):
 
 def _signature(app, what, name, obj, options, signature, returned):
     """No signature for a section of a configuration: its keys are listed below it."""
-    return (None, None) if isinstance(obj, type) and hasattr(obj, "model_fields") else (signature, returned)
+    if isinstance(obj, type) and hasattr(obj, "model_fields"):
+        return None, None
+    return re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature) if signature else signature, returned
 
 
 def setup(app):
