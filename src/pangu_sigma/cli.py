@@ -170,7 +170,8 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     for name, (kind, help, of) in OF_THE_COMMAND_LINE.items():
         if name not in has and (not of or of & has.keys()) and not (name == "json" and silent):
             default = False if kind is bool else None
-            annotation = Annotated[_typed(kind, default), _spelled(name, default), Parameter(help=help)]
+            told = Parameter.combine(_spelled(name, default), Parameter(help=help))
+            annotation: Any = Annotated[_typed(kind, default), told]
             parameters.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
             )
@@ -188,7 +189,7 @@ def _typed(hint: Any, default: Any) -> Any:
     for each in inner:
         inner += get_args(each) if get_origin(each) is not Literal else ()
     origins = {get_origin(each) for each in inner} - {os.PathLike}
-    one: Any = Path if os.PathLike in map(get_origin, inner) else str if str in inner else hint
+    one: Any = Path if os.PathLike in [get_origin(each) for each in inner] else str if str in inner else hint
     kind = list[one] if any(isinstance(of, type) and issubclass(of, Iterable) for of in origins) else one
     kind = kind | None if default is None else kind
     return Annotated[kind, Parameter(converter=_value)] if one is Path or int in inner else kind
