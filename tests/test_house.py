@@ -18,12 +18,12 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2251,
-    "checkpoint": 1348,
+    ".": 2404,
+    "checkpoint": 1332,
     "convert": 903,
-    "data": 3234,
+    "data": 3242,
     "ecss": 467,
-    "evaluate": 1761,
+    "evaluate": 1777,
     "finetune": 652,
     "foreign": 1330,
     "generate": 1663,
@@ -37,7 +37,7 @@ BUDGETS = {
     "rre": 405,
     "serve": 1699,
     "stored": 732,
-    "text": 1073,
+    "text": 1089,
     "training": 2017,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
