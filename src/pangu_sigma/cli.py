@@ -84,7 +84,7 @@ def program() -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status, one of EXIT_STATUSES."""
     given = sys.argv[1:] if arguments is None else arguments
-    app = make_app()
+    app = make_app(given[0] if given else "")
     if not given or {"--help", "-h"} & {*given}:
         _show_plainly(app)
     try:
@@ -96,8 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
     return status if given else 2
 
 
-def make_app() -> App:
-    """Return the parser of all commands."""
+def make_app(asked: str = "") -> App:
+    """Return the parser of all commands; or only of the one that is asked for, if it is a command, which takes less time."""
     app = App(
         name="pangu-sigma",
         help="PanGu-Σ on MindSpore. Examples of a command: pangu-sigma COMMAND --help",
@@ -119,9 +119,10 @@ def make_app() -> App:
         """
         print(app.generate_completion(shell=shell))
 
-    for number, function in enumerate((*COMMANDS, completion)):
+    named = {each.__name__.replace("_", "-"): each for each in COMMANDS}
+    functions = {asked: named[asked]} if asked in named else named | {"completion": completion}
+    for number, (name, function) in enumerate(functions.items()):
         described, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
-        name = function.__name__.replace("_", "-")
         app.command(_command(function, described), name=name, sort_key=number, help_epilogue=f"examples:\n{examples}")
     return app
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from packaging.requirements import Requirement
 
 from pangu_sigma.arguments import AnyPath, checked
 from pangu_sigma.chips import Chip
@@ -102,6 +101,8 @@ def _python() -> Check:
 
 def _requirements() -> Iterator[Check]:
     """Check the installed version of every package that the metadata of this one requires; those of its extras are not needed."""
+    from packaging.requirements import Requirement
+
     for requirement in map(Requirement, importlib.metadata.requires("pangu-sigma") or []):
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
