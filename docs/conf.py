@@ -7,6 +7,9 @@ import re
 import tomllib
 from pathlib import Path
 
+from sphinx.ext import napoleon
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+
 _ROOT = Path(__file__).resolve().parents[1]
 
 project = "PanGu-Σ on MindSpore"
@@ -30,6 +33,8 @@ myst_heading_anchors = 4
 autodoc_mock_imports = ["mindspore", "mindformers"]  # docstrings need neither, and the build takes seconds without them
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+_TYPES = ("AnyConfig", "AnyPath", "AtLeastOne", "Overrides", "Paths", "Router", "Text", "Texts")
+autodoc_type_aliases = {name: name for name in _TYPES}  # not what pydantic checks them with
 default_role = "code"
 smartquotes = False
 
@@ -41,12 +46,19 @@ def _as_restructured_text(line: str) -> str:
 
 
 def _docstring(app, what, name, obj, options, lines):
+    if what in (
+        "function",
+        "method",
+    ):  # `Args:` and `Examples:`; of attributes it would take a colon for the end of a type
+        lines[:] = GoogleDocstring(lines, napoleon.Config()).lines()
     lines[:] = [] if what == "module" else [_as_restructured_text(line) for line in lines]
 
 
 def _signature(app, what, name, obj, options, signature, returned):
     """No signature for a section of a configuration: its keys are listed below it."""
-    return (None, None) if isinstance(obj, type) and hasattr(obj, "model_fields") else (signature, returned)
+    if isinstance(obj, type) and hasattr(obj, "model_fields"):
+        return None, None
+    return re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature) if signature else signature, returned
 
 
 def setup(app):

@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -23,12 +25,14 @@ import pangu_sigma as ps
 from experiments.chaos.launched import free_port
 from experiments.tiny import STEPS, tiny_tree
 from pangu_sigma import cli
+from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, checked
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.cli import EXIT_STATUSES, main
 from pangu_sigma.config_file import load_config
 from pangu_sigma.errors import exit_status
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.lock import folder_lock
+from pangu_sigma.results import Result
 from pangu_sigma.shipped import shipped_configs
 from pangu_sigma.training import loop
 from pangu_sigma.training.start import start_run
@@ -108,44 +112,67 @@ def test_a_shipped_configuration_is_known_by_name(capsys, tmp_path, monkeypatch)
     assert "sigma_1t" in prints(capsys, "plan", "sigma_1t", "--devices", 512, "--print-config")
 
 
-def printed_and_stopped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Standard output of what argparse answers by itself, with status 0."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    assert stopped.value.code == 0
-    return capsys.readouterr().out
-
-
 def test_the_version_is_that_of_the_package(capsys):
-    assert printed_and_stopped(capsys, "--version") == f"pangu-sigma {importlib.metadata.version('pangu-sigma')}\n"
+    assert prints(capsys, "--version") == f"pangu-sigma {importlib.metadata.version('pangu-sigma')}\n"
 
 
-def test_help_tells_the_exit_statuses_once(capsys):
-    assert EXIT_STATUSES in printed_and_stopped(capsys, "--help")
+def test_help_tells_the_exit_statuses_once_and_is_shown_where_no_command_is_named(capsys):
+    shown = prints(capsys, "--help")
+    assert EXIT_STATUSES in shown
     assert re.findall(r"^  (\d+)", EXIT_STATUSES, re.MULTILINE) == ["0", "1", "2", "130"]
+    assert main([]) == 2
+    assert capsys.readouterr().out == shown
 
 
 COMMANDS = [
-    *("prepare-data", "inherit", "extend", "extract", "train", "finetune", "evaluate", "benchmark", "report"),
-    *("launch", "generate", "export", "serve", "chat", "inspect", "plan", "doctor", "completion"),
+    *("prepare-data", "train", "launch", "finetune", "evaluate", "benchmark", "report", "inherit", "extend", "extract"),
+    *("export", "generate", "chat", "serve", "inspect", "plan", "doctor", "completion"),
 ]
 
 
+def test_the_commands_are_functions_of_the_face(capsys):
+    assert re.findall(r"^  ([a-z-]+): ", prints(capsys, "--help"), re.MULTILINE)[:-1] == [*COMMANDS, "--help, -h"][:-1]
+    for function in cli.COMMANDS:
+        assert getattr(ps, function.__name__) is function
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_help_ends_with_examples_that_the_command_understands(command, capsys):
-    text = printed_and_stopped(capsys, command, "--help")
-    examples = re.split(r"^examples?:$", text, flags=re.MULTILINE)[1].strip().splitlines()
+def test_each_help_has_a_word_on_every_option_and_examples_that_the_command_understands(command, capsys):
+    text = prints(capsys, command, "--help")
+    options = re.findall(r"^  (\S.*?)(?::|$)", text.split("\nexamples:")[0], re.MULTILINE)
+    assert [line for line in re.findall(r"^  (?:--|[A-Z]).*", text, re.MULTILINE) if ": " not in line] == []
+    assert all("False" not in option for option in options)
+    examples = text.split("\nexamples:\n")[1].strip().splitlines()
     assert 1 <= len(examples) <= 3
     for example in examples:
         program, *arguments = shlex.split(example.split(" > ")[0])
         assert program == "pangu-sigma"
-        assert cli._parser().parse_args(arguments).run_command is not None
+        cli.make_app().parse_args(arguments, exit_on_error=False, print_error=False)
         for name in set(arguments) & {"sigma_tiny", "sigma_1t"}:
             assert name in shipped_configs()
 
 
-def test_no_command_is_without_a_test_of_its_help(capsys):
-    assert set(re.findall(r"^    ([a-z-]+)\b", printed_and_stopped(capsys, "--help"), re.MULTILINE)) == set(COMMANDS)
+def test_a_new_command_costs_its_function_and_nothing_else(capsys, monkeypatch, tmp_path):
+    @checked
+    def count(model: AnyPath, *, by: Literal["step", "epoch"] = "step", most: AtLeastOne = 3) -> Result:
+        """Count.
+
+        Args:
+            model: a run.
+            by: what is counted.
+            most: where it ends.
+
+        Examples:
+            pangu-sigma count runs/a
+        """
+        return Result({"by": by, "most": most}, f"{Path(model).name} by {by} to {most}")
+
+    monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, count))
+    assert prints(capsys, "count", tmp_path / "a", "--by", "epoch", "--most", 4) == "a by epoch to 4\n"
+    assert json.loads(prints(capsys, "count", "a", "--json", "-")) == {"by": "step", "most": 3}
+    assert "--by CHOICE: what is counted. [choices: step, epoch] [default: step]" in prints(capsys, "count", "--help")
+    assert 'Invalid value "eposh" for --by' in fails(capsys, "count", "a", "--by", "eposh")
+    assert "most=0 is not allowed: it must be greater than" in fails(capsys, "count", "a", "--most", 0)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
@@ -193,7 +220,7 @@ def test_a_model_that_overflows_is_an_error_of_generate_and_a_row_of_evaluate(ca
     assert prints(capsys, "generate", folder, "--domain", "zh", "--prompt", "今天", "--max-new-tokens", 2)
     file.write_text('{"text": "the cat", "domain": "en"}\n{"text": "今天天气", "domain": "zh"}\n')
     caplog.clear()
-    assert main(["evaluate", str(folder), "--input", str(file)]) == 2
+    assert main(["evaluate", str(folder), "--input", str(file)]) == 1
     zh, en = capsys.readouterr().out.splitlines()[1:]
     assert en.split()[:3] == ["en", "not", "finite"] and "finite" not in zh
     assert "the loss of en is not finite" in caplog.text
@@ -305,8 +332,8 @@ def test_train_goes_on_with_what_the_run_has(tiny_data, tiny_run, capsys, tmp_pa
     assert yaml.safe_load(text)["train"]["steps"] == 12
     summary = prints(capsys, "train", "run")
     assert f"step_{STEPS:08d}" in summary and "held-out loss" in summary
-    assert [path.read_bytes() for path in (copy / "config.yaml", tiny_run / "config.yaml")] == [
-        (tiny_run / "config.yaml").read_bytes()
+    assert [path.read_bytes() for path in (copy / "configuration.json", tiny_run / "configuration.json")] == [
+        (tiny_run / "configuration.json").read_bytes()
     ] * 2
 
 
@@ -341,8 +368,9 @@ def test_a_full_disk_is_named(file, capsys):
 
 def test_text_that_cannot_be_is_refused_before_a_model_is_loaded(capsys, tmp_path):
     half, generate = b"\xff".decode(errors="surrogateescape"), ["generate", tmp_path / "none", "--domain", "en"]
-    assert "--prompt is not Unicode text: character 0" in fails(capsys, *generate, "--prompt", half)
-    assert "--stop is not Unicode text: character 0" in fails(capsys, *generate, "--prompt", "a", "--stop", half)
+    not_allowed = "is not allowed: it is not Unicode text: character 0"
+    assert re.search(rf"prompt=.* {not_allowed}", fails(capsys, *generate, "--prompt", half))
+    assert re.search(rf"stop=.* {not_allowed}", fails(capsys, *generate, "--prompt", "a", "--stop", half))
 
 
 @pytest.mark.parametrize(
@@ -371,11 +399,19 @@ def test_a_launch_takes_the_chip_that_is_named_nearest(
     assert re.findall(r"parallel\.chip=(\w+)", printed) == ([chip] if chip else [])
 
 
-@pytest.mark.parametrize("undone", ["parallel.chip=910b", "parallel={data: 1}"])
 @pytest.mark.parametrize("command", ["launch {} --dry-run", "plan {} --devices 8"])
-def test_a_chip_that_a_setting_undoes_is_refused(command, undone, file, capsys):
-    told = fails(capsys, *command.format(file).split(), "--chip", "910_93", "--set", undone)
-    assert re.search(r"--chip 910_93, and by --set parallel\.chip is 910[ab]; .*chip: 910_93 into it", told)
+def test_a_chip_that_a_setting_undoes_counts_and_the_setting_is_warned_of(command, file, capsys, caplog):
+    arguments = [*command.format(file).split(), "--chip", "910_93", "--set"]
+    assert (
+        yaml.safe_load(prints(capsys, *arguments, "parallel={data: 1}", "--print-config"))["parallel"]["chip"]
+        == "910_93"
+    )
+    assert caplog.messages == []
+    assert (
+        yaml.safe_load(prints(capsys, *arguments, "parallel.chip=910b", "--print-config"))["parallel"]["chip"]
+        == "910_93"
+    )
+    assert "--set parallel.chip=910b has no effect: --chip 910_93 is given, too" in caplog.messages
 
 
 def test_npu_smi_does_not_overrule_a_configuration_that_names_its_chip(file, tmp_path, monkeypatch, capsys):
@@ -429,10 +465,18 @@ def test_ctrl_c_that_a_half_imported_extension_swallows_is_an_interrupt(capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def trained(folder: Path, stopped: bool) -> Callable[..., Any]:
+    def train(config: AnyConfig, output: AnyPath | None = None) -> ps.Model:
+        """Train."""
+        return ps.Model(folder, stopped=stopped)
+
+    return train
+
+
 def test_a_training_that_was_stopped_ends_as_interrupted(file, tmp_path, monkeypatch):
     """So that `train … && evaluate …` does not go on with a model that is half trained."""
     for stopped, status in ((True, 130), (False, 0)):
-        monkeypatch.setattr(ps.api, "train", lambda *_, stopped=stopped, **__: ps.Model(tmp_path, stopped=stopped))
+        monkeypatch.setattr(cli, "COMMANDS", (trained(tmp_path, stopped),))
         assert main(["train", str(file), "--output", str(tmp_path / "run")]) == status
 
 

@@ -18,16 +18,15 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2250,
-    "checkpoint": 1348,
-    "commands": 513,
+    ".": 2404,
+    "checkpoint": 1332,
     "convert": 903,
-    "data": 3234,
+    "data": 3242,
     "ecss": 375,
-    "evaluate": 1761,
+    "evaluate": 1777,
     "finetune": 652,
     "foreign": 1330,
-    "generate": 1663,
+    "generate": 1664,
     "inherit": 1178,
     "inspection": 340,
     "mindformers_adapter": 362,
@@ -38,7 +37,7 @@ BUDGETS = {
     "rre": 405,
     "serve": 1060,
     "stored": 732,
-    "text": 1073,
+    "text": 1089,
     "training": 1815,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

@@ -18,6 +18,7 @@ import pytest
 import pangu_sigma as ps
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.data.token_files import TokenFile
+from pangu_sigma.evaluate.held_out.text import read_documents
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.sealed import check_folder, seal_folder
 from pangu_sigma.stored.open import open_model
@@ -289,34 +290,61 @@ def test_what_cannot_be_shown_is_one_message(one, tmp_path):
         (lambda: one.hidden_states([10**6], "en"), "token id 1000000 does not exist"),
         (lambda: one.experts("the", "fr"), "unknown domain 'fr'"),
         (lambda: one.experts([1.5], "en"), r"text_or_ids=1\.5 is not allowed"),
-        (lambda: one.logits("the", "en", all_positions=1), "all_positions=1 is not allowed: True or False"),
+        (lambda: one.logits("the", "en", all_positions=1), "all_positions=1 is not allowed: it must be true or false"),
         (lambda: one.expert(2, 0), "segment=2 is not allowed: the RRE layers have the segments 0 … 1"),
         (lambda: one.expert(-1, 0), "segment=-1 is not allowed"),
         (lambda: one.expert(0, 6), "number=6 is not allowed: segment 0 has the experts 0 … 5"),
-        (lambda: one.expert(0, "1"), "number='1' is not allowed: a whole number"),
+        (lambda: one.expert(0, "1"), "number='1' is not allowed: it must be a whole number"),
         (lambda: one.slot("fr"), "unknown domain 'fr'"),
         (lambda: one.ids(3, "en"), "text=3 is not allowed: a text"),
         (lambda: one.evaluate("mine.jsonl"), "text: give it a domain, .*; the name of a file is input=…"),
         (lambda: one.evaluate("the", "en", input="x.jsonl"), "and no input"),
         (lambda: one.evaluate("the", "fr"), "unknown domain 'fr'"),
         (lambda: one.evaluate("", "en"), "a text of domain en has no tokens"),
-        (lambda: one.evaluate("\ud800", "en"), "text is not Unicode text"),
-        (lambda: ps.train(one.config, tmp_path / "x", on_step=3), "on_step=3 is not allowed: a function"),
-        (
-            lambda: one.evaluate("the", "en", all_samples=True),
-            "are about held-out text, and this is other text; leave them out",
-        ),
-        (lambda: one.evaluate(domain="en"), "domain and overrides are of the records of input"),
-        (lambda: one.evaluate(overrides={"data.layout": "wudao"}), "domain and overrides are of the records of input"),
-        (lambda: one.evaluate("the", "en", overrides={"data.layout": "wudao"}), "overrides say how records of input"),
-        (lambda: one.evaluate(input="x", overrides={"train.steps": 1}), "overrides train.steps does nothing here"),
-        (lambda: ps.evaluate(one, one, input="x.jsonl"), "against and all_samples are about held-out text"),
+        (lambda: one.evaluate("\ud800", "en"), "text=.* it is not Unicode text"),
+        (lambda: ps.train(one.config, tmp_path / "x", on_step=3), "on_step=3 is not allowed: it must be callable"),
         (lambda: one.evaluate(input=tmp_path / "empty.jsonl"), "no line can be used; the first: .*empty.jsonl:1"),
         (lambda: one.evaluate(input=tmp_path / "none.jsonl"), "none.jsonl"),
         (lambda: one.evaluate(input=tmp_path / "x.txt"), r"must end in \.jsonl"),
     ):
         with pytest.raises(ps.UserError, match=message):
             call()
+
+
+def test_what_has_no_effect_on_a_measure_is_warned_of(one, tmp_path, caplog):
+    (tmp_path / "mine.jsonl").write_text('{"text": "the cat", "domain": "en"}\n')
+    alone = one.evaluate(input=tmp_path / "mine.jsonl")
+    assert caplog.messages == []
+    of_input, of_text = "domain or overrides has no effect: held-out text", "against or all_samples has no effect"
+    for call, message in (
+        (lambda: one.evaluate("the", "en", all_samples=True), of_text),
+        (lambda: ps.evaluate(one, one, input=tmp_path / "mine.jsonl"), of_text),
+        (lambda: one.evaluate(overrides={"data.layout": "wudao"}), of_input),
+        (
+            lambda: one.evaluate("the", "en", overrides={"data.layout": "wudao"}),
+            "overrides has no effect: they say how",
+        ),
+        (
+            lambda: one.evaluate(input=tmp_path / "mine.jsonl", overrides={"train.steps": 1}),
+            "overrides train.steps has no",
+        ),
+    ):
+        caplog.clear()
+        assert call() is not None
+        assert message in caplog.text
+    assert call() == alone
+
+
+def test_records_without_the_runs_keys_are_read_by_the_key_text(one, tmp_path, caplog):
+    (tmp_path / "mine.jsonl").write_text('{"text": "the cat"}\n')
+    config = ps.load_config(one.path, {"data.layout": "wudao"})
+    (document,) = read_documents(config, [tmp_path / "mine.jsonl"], "en")
+    assert (document.domain, document.text) == ("en", "the cat")
+    assert "no record has the keys title, content of the run's text; the key text is read" in caplog.messages
+    with pytest.raises(
+        ps.UserError, match=r"no line can be used; the first: .*; say with domain which domain reads them"
+    ):
+        one.evaluate(input=tmp_path / "mine.jsonl")
 
 
 def test_it_shows_itself_while_it_answers(one):

@@ -267,7 +267,7 @@ def test_the_losses_that_mindformers_prints_are_those_of_the_run(trained, tiny_r
 
 def test_its_folder_can_be_evaluated(trained, tiny_run, tmp_path):
     earlier = stopped_at(tiny_run, SAVED_AT, tmp_path / "earlier")
-    shutil.copy(trained[0] / "config.yaml", earlier / "config.yaml")  # as many held-out batches
+    shutil.copy(trained[0] / "configuration.json", earlier / "configuration.json")  # as many held-out batches
     before = {name: losses["loss"] for name, losses in evaluate_run(earlier).items()}
     after = {name: losses["loss"] for name, losses in evaluate_run(trained[0]).items()}
     assert set(after) == {"zh", "en", "code"}

@@ -60,7 +60,7 @@ def test_the_wheel_holds_what_running_needs_and_nothing_else():
     for file in (
         "pangu_sigma/model_configs/sigma_tiny.yaml",
         "ascend_ops/cpu/adam.cc",
-        "pangu_sigma/doctor.py",
+        "pangu_sigma/machine.py",
     ):
         assert file in sources()
 
@@ -153,7 +153,7 @@ def test_an_installed_wheel_runs_the_lines_of_the_readme_in_an_empty_folder(whee
     checked = run(
         "python",
         "-c",
-        "from pangu_sigma.doctor import _requirements; print([c.name for c in _requirements()])",
+        "from pangu_sigma.machine import _requirements; print([c.name for c in _requirements()])",
     )
     assert "mindspore" in checked
     assert "pytest" not in checked

@@ -146,6 +146,6 @@ _FOLDERS = {"checkpoint": "run/checkpoints/step_00000006", "export": "export", "
 def _is_read(kind: str, path: Path) -> bool:
     """True for the files that a reader of this kind of folder needs; the others say nothing to it."""
     if kind == "run":
-        return path.parts[0] in ("config.yaml", "tokenizer", "routing.npz", "seal.json")
+        return path.parts[0] in ("configuration.json", "tokenizer", "routing.npz", "seal.json")
     unread = {"data": ("quarantine.jsonl", "frequencies.npy"), "export": ("README.md",)}
     return path.name not in unread.get(kind, ())

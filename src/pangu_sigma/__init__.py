@@ -7,10 +7,11 @@
     print(model.generate("The", domain="en", max_new_tokens=32, temperature=0.8))
     model.export("exports/mine", format="mindir")
 
-Text and training: load_config, prepare_data, write_routing, train, finetune. Measures: metrics, evaluate, benchmark, report,
-inspect, plan. Models from models: inherit, extend, extract. A trained one: load, which gives a Model. Further classes, each with
-a help of its own: Config is a configuration, Receipt what inherit, extend and extract return, Score what Model.score does,
-UserError any mistake that its message says how to mend. Importing this package is quick: dependencies come at first use.
+Text and training: load_config, prepare_data, write_routing, train, launch, finetune. Measures: metrics, evaluate, benchmark,
+report, inspect, plan, doctor. Models from models: inherit, extend, extract, export. A trained one: load, which gives a Model;
+generate, chat, serve. Most are commands of `pangu-sigma`, too. Further classes, each with a help of its own: Config is a
+configuration, Receipt what inherit, extend and extract return, Score what Model.score does, UserError any mistake that its message
+says how to mend. Importing this package is quick: dependencies come at first use.
 """
 
 from __future__ import annotations
@@ -22,28 +23,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pangu_sigma.api import Config as Config
-    from pangu_sigma.api import (
-        Model,
-        benchmark,
-        evaluate,
-        extend,
-        extract,
-        finetune,
-        inherit,
-        inspect,
-        load,
-        load_config,
-        metrics,
-        plan,
-        prepare_data,
-        report,
-        train,
-        write_routing,
-    )
+    from pangu_sigma.api import *
     from pangu_sigma.api import Receipt as Receipt
-    from pangu_sigma.api import Score as Score
-    from pangu_sigma.api import UserError as UserError
 
     __version__: str
 
@@ -51,18 +32,24 @@ __all__ = [
     "Model",
     "__version__",
     "benchmark",
+    "chat",
+    "doctor",
     "evaluate",
+    "export",
     "extend",
     "extract",
     "finetune",
+    "generate",
     "inherit",
     "inspect",
+    "launch",
     "load",
     "load_config",
     "metrics",
     "plan",
     "prepare_data",
     "report",
+    "serve",
     "train",
     "write_routing",
 ]
@@ -83,7 +70,7 @@ os.environ.setdefault("GLOG_v", "3")
 
 
 class _Face(ModuleType):
-    """Module type of this package, which keeps public names visible: `train` is the function, although a folder has the same name.
+    """Module type of this package, which keeps public names visible: `serve` is the function, although a folder has the same name.
 
     Importing a folder sets an attribute of the package, which must not hide a public name. Code of the project writes `from
     pangu_sigma.training.loop import …`, which does not read attributes.

@@ -1,78 +1,153 @@
-"""Arguments of the Python face: a caller's values as the kinds that the folders take, or one message that names the argument."""
+"""Arguments of the Python face: their types, the check of a call by its signature, and what a configuration's argument names."""
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
 
-from pangu_sigma.config import ConfigError
+import numpy as np
+from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+
+from pangu_sigma import config_file
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE
+from pangu_sigma.checkpoint.run_folder import run_config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
-from pangu_sigma.errors import argument, keyword
-from pangu_sigma.generate.sampling import Sampling, check_text
+from pangu_sigma.errors import UserError, argument
+from pangu_sigma.generate.sampling import check_text
+from pangu_sigma.shipped import config_path
 
-AnyPath = str | os.PathLike[str]
-Paths = AnyPath | Iterable[AnyPath]
-Overrides = Mapping[str, Any] | Sequence[Override]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value).strip():
+        raise ValueError("a path, as text or pathlib.Path, not blank")
+    return Path(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text")
+    check_text(value, "it")
+    return value
+
+
+def _several(value: Any, one: Callable[[Any], _R]) -> list[_R]:
+    """Return one value or several as a list, each as `one` returns it."""
+    single = isinstance(value, str | bytes | Mapping | os.PathLike) or not isinstance(value, Iterable)
+    return [one(each) for each in ([value] if single else value)]
+
+
+def paths(value: Paths) -> list[Path]:
+    """Return one path or several as a list. Raises ValueError for other types and blank text."""
+    return _several(value, _path)
+
+
+def texts(value: Texts) -> list[str]:
+    """Return one text or several as a list. Raises ValueError for other types, ConfigError for bad Unicode."""
+    return _several(value, _text)
+
+
+def overrides_of(value: Overrides) -> list[Override]:
+    """Return the overrides of a configuration as a list. Raises ValueError for other types."""
+
+    def one(each: Any) -> Override:
+        if isinstance(each, str) or (isinstance(each, tuple) and len(each) == 2):
+            return each
+        raise ValueError('values by key path, such as {"train.steps": 100}')
+
+    return _several(value.items() if isinstance(value, Mapping) else value, one)
+
+
+AnyPath = Annotated[str | os.PathLike[str], PlainValidator(_path)]
+Paths = Annotated[str | os.PathLike[str] | Iterable[str | os.PathLike[str]], PlainValidator(paths)]
+Text = Annotated[str, PlainValidator(_text)]
+Texts = Annotated[str | Iterable[str], PlainValidator(texts)]
+AnyConfig = Annotated[
+    Config | str | os.PathLike[str], PlainValidator(lambda value: value if isinstance(value, Config) else _path(value))
+]
+"""A configuration, or what `load_config` takes."""
+Overrides = Annotated[Mapping[str, Any] | Iterable[Override], PlainValidator(overrides_of)]
 """Overrides of a configuration: values by key path, such as {"train.steps": 100}, or texts such as "train.steps=100"."""
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
-def to_path(path: AnyPath, name: str) -> Path:
-    """Return a caller's argument as a path. name: of the argument. Raises ConfigError for other types and blank text."""
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path).strip():
-        raise ConfigError(f"{argument(name)}={path!r} is not allowed: a path, as text or pathlib.Path, not blank")
-    return Path(path)
+def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorate a function so that it raises UserError, which names the argument, for a value that its annotation does not allow,
+    and for unknown and missing arguments. The function gets the values of the types above as lists and paths."""
+    signature = inspect.signature(function)
+
+    @cache
+    def types() -> dict[str, TypeAdapter[Any]]:
+        kinds = {each.name: each.kind for each in signature.parameters.values()}
+        named = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+        hints = get_type_hints(SimpleNamespace(__annotations__=named), function.__globals__, include_extras=True)
+        strict = ConfigDict(strict=True, arbitrary_types_allowed=True)
+        return {
+            name: TypeAdapter(hint, config=strict)
+            for name, hint in hints.items()
+            if kinds[name] is not inspect.Parameter.VAR_KEYWORD
+        }
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            known = ", ".join(signature.parameters).removeprefix("self, ")
+            raise UserError(f"{function.__name__}: {error}; allowed here: {known}") from None
+        for name in [name for name in bound.arguments if name in types()]:
+            value = bound.arguments[name]
+            try:
+                plain = value.item() if isinstance(value, np.generic) else value
+                bound.arguments[name] = types()[name].validate_python(plain)
+            except ValidationError as error:
+                wanted = config_file.in_words(error.errors(include_url=False)[-1])
+                raise UserError(f"{name}={config_file.short(value)} is not allowed: {wanted}") from None
+        return function(*bound.args, **bound.kwargs)
+
+    return call
 
 
-def to_paths(paths: Paths, name: str) -> list[Path]:
-    """Return a caller's argument, one path or several, as a list. name: of the argument. Raises ConfigError for other types."""
-    if isinstance(paths, str | bytes | Mapping | os.PathLike) or not isinstance(paths, Iterable):
-        return [to_path(paths, name)]  # type: ignore[arg-type]  # which refuses it
-    return [to_path(path, name) for path in paths]
+@checked
+def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
+    """Load a configuration.
+
+    Args:
+        config: name of a shipped configuration, such as "sigma_tiny"; a YAML file; or a run folder or its configuration.json.
+        overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces
+            the section.
+    """
+    path, changes = Path(config), overrides_of(overrides)
+    path = path.parent if path.name == CONFIG_FILE else path
+    if path.is_dir():
+        return run_config(path, changes)
+    if not (file := config_path(path)).exists():
+        raise ConfigError(f"{path} is not there: neither a model nor a configuration; check the path")
+    read = config_file.load_config(file, changes)
+    return read.with_reader_named() if read.data.reader is not None else read
 
 
-def to_overrides(overrides: Overrides) -> list[Override]:
-    """Return a caller's overrides of a configuration as a list. Raises ConfigError for other types."""
-    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
-        overrides = [overrides]
-    changes = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
-    for each in changes:
-        if not isinstance(each, str) and not (isinstance(each, tuple) and len(each) == 2):
-            raise ConfigError(f'overrides: {each!r} is not allowed: values by key path, such as {{"train.steps": 100}}')
-    return changes
+def loaded(config: AnyConfig, overrides: Overrides = ()) -> Config:
+    """Return the configuration that an argument is or names, with overrides."""
+    if not isinstance(config, Config):
+        return load_config(config, overrides)
+    return config_file.changed(config, overrides_of(overrides))
 
 
-def to_text(text: str, name: str) -> str:
-    """Return a caller's argument if it is a text. name: of the argument. Raises ConfigError for other types and bad Unicode."""
-    if not isinstance(text, str):
-        raise ConfigError(f"{argument(name)}={text!r} is not allowed: a text")
-    check_text(text, argument(name))
-    return text
-
-
-def to_texts(texts: str | Iterable[str], name: str) -> list[str]:
-    """Return a caller's argument, one text or several, as a list. name: of the argument. Raises ConfigError for other types."""
-    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
-        return [to_text(texts, name)]  # type: ignore[arg-type]  # which refuses it
-    return [to_text(text, name) for text in texts]
-
-
-def to_sampling(options: Mapping[str, Any], seed: int) -> Sampling:
-    """Return sampling options given as keywords. Raises ConfigError for an unknown one, and for one or a seed without effect."""
-    known = ["prompt", "domain", "max_new_tokens", "seed", "stop", *(field.name for field in fields(Sampling))]
-    for name in options:
-        if name in known:
-            continue
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise ConfigError(f"{name}: unknown argument; nearest: {near[0]}; allowed here: {', '.join(known)}")
-    sampling = Sampling(**options)
-    without_effect = {name: getattr(sampling, name) for name in ("top_k", "top_p", "min_p")} | {"seed": seed}
-    for name, value in without_effect.items():
-        if sampling.temperature == 0 and value != getattr(Sampling, name, 0):
-            raise ConfigError(
-                f"{keyword(name)}={value} does nothing at {keyword('temperature')}=0, which takes the likeliest token; raise it"
-            )
-    return sampling
+def resolve_run(config: AnyConfig, output: AnyPath | None, overrides: Overrides = ()) -> tuple[Config, Path]:
+    """Return the configuration and the run folder of a command that starts or resumes a run. A folder is a run folder, with its
+    configuration; any other argument is a configuration, and the run folder is `output`, by default runs/NAME."""
+    resolved = loaded(config, overrides)
+    if isinstance(config, Config) or not Path(config).is_dir():
+        return resolved, Path(output or f"runs/{resolved.name}")
+    if output is not None:
+        raise ConfigError(f"{config} is a run, which goes on where it is: leave {argument('--output')} {output} out")
+    return resolved, Path(config)

@@ -1,33 +1,72 @@
-"""Command `pangu-sigma`: argument parser and exit status. The commands themselves are in `commands/`.
+"""Command `pangu-sigma`: each function of COMMANDS is a command. Its parameters are the options, with their types and defaults, its
+docstring is the help. The constants below hold what no signature says.
 
-Commands import what they need when they run, so that an invalid configuration is refused before MindSpore is loaded.
+The functions import what they need when they run, so that an invalid configuration is refused before MindSpore is loaded.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import gc
+import inspect
+import json
 import logging
+import os
+import shutil
 import sys
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
 
 import pangu_sigma
+from pangu_sigma import api
+from pangu_sigma.arguments import AnyPath
 from pangu_sigma.bars import Bar
-from pangu_sigma.commands import answering, measuring, models, tools, training
-from pangu_sigma.commands.options import check_json
-from pangu_sigma.errors import INTERRUPTED, exit_status
+from pangu_sigma.chips import Chip
+from pangu_sigma.config_file import dump_config, key_of
+from pangu_sigma.errors import INTERRUPTED, exit_status, without_effect
 from pangu_sigma.ranks.ranks import end_as_rank, end_process, is_rank
+from pangu_sigma.writable import check_file_writable
+
+COMMANDS: tuple[Callable[..., Any], ...] = (
+    *(api.prepare_data, api.train, api.launch, api.finetune, api.evaluate, api.benchmark, api.report, api.inherit),
+    *(api.extend, api.extract, api.export, api.generate, api.chat, api.serve, api.inspect, api.plan, api.doctor),
+)
+POSITIONAL = ("model", "config", "what", "names", "shell")
+"""Parameters that are given without the name of an option."""
+ONLY_PYTHON = ("on_step",)
+SPELLED = {
+    "output": Parameter(alias="-o"),
+    "overrides": Parameter(name="--set", metavar="KEY=VALUE"),
+    "limits": Parameter(name="--set", metavar="KEY=VALUE"),
+    "against": Parameter(consume_multiple=True),
+    "lock": Parameter(negative="--no-lock"),
+    **dict.fromkeys(("json", "prompts"), Parameter(allow_leading_hyphen=True)),  # - is a value of them
+}
+"""Options that are spelled in another way than their parameters: `--set KEY=VALUE` may be repeated."""
+OF_THE_COMMAND_LINE: dict[str, tuple[Any, str, set[str]]] = {
+    "chip": (Chip, "type of the NPUs, as --set parallel.chip=…", {"nodes", "scan"}),
+    "print_config": (bool, "print the resolved configuration and stop", {"config", "what"}),
+    "json": (AnyPath, "also write the result as JSON, to a new file; -: instead, to standard output", set()),
+    "quiet": (bool, "print warnings, errors and the result only", set()),
+}
+"""Options that no function has: their types, help, and parameters of which a command must have one to have the option. `--json` is
+for commands with a result."""
 
 EXIT_STATUSES = """\
 exit status:
   0  done
-  1  a check failed (doctor; a plan that does not fit, or compiles to something else; inspect --verify found damage), or
-     something broke: a bug, shown with its traceback
-  2  something that you can fix, said in one message; a loss that is not finite (evaluate)
-  130, 141  interrupted: a training has then saved its step (a launch ends with 0); nobody reads the output any more"""
+  1  a check failed (doctor; a plan that does not fit, or compiles to something else;
+     inspect --verify found damage; a loss of evaluate is not finite), or something broke:
+     a bug, shown with its traceback
+  2  something that you can fix, said in one message
+  130, 141  interrupted: a training has then saved its step (a launch ends with 0);
+     nobody reads the output any more"""
 """Exit statuses of the commands, for the help; `errors.exit_status` maps errors to them."""
 
 
@@ -44,74 +83,193 @@ def program() -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status, one of EXIT_STATUSES."""
-    options = _parser().parse_args(arguments)
-    level = logging.WARNING if options.quiet else logging.INFO
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    Bar.quiet = options.quiet
-    return exit_status(lambda: _run(options))
+    given = sys.argv[1:] if arguments is None else arguments
+    app = make_app(given[0] if given else "")
+    if not given or {"--help", "-h"} & {*given}:
+        _show_plainly(app)
+    try:
+        command, bound, _ = app.parse_args(given or ["--help"], exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        print(f"error: {usage_error(error)}", file=sys.stderr)
+        return 2
+    status = exit_status(lambda: command(*bound.args, **bound.kwargs) or 0)
+    return status if given else 2
 
 
-def _run(options: argparse.Namespace) -> int:
-    check_json(options)
-    return options.run_command(options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="pangu-sigma",
-        description="PanGu-Σ on MindSpore",
-        epilog=f"examples of a command: pangu-sigma COMMAND --help\n\n{EXIT_STATUSES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def make_app(asked: str = "") -> App:
+    """Return the parser of all commands; or only of the one that is asked for, if it is a command, which takes less time."""
+    app = App(
+        name="pangu-sigma",
+        help="PanGu-Σ on MindSpore. Examples of a command: pangu-sigma COMMAND --help",
+        help_epilogue=EXIT_STATUSES,
+        help_format="plaintext",
+        version=lambda: f"pangu-sigma {pangu_sigma.__version__}",
+        default_parameter=Parameter(negative=()),
     )
-    parser.add_argument("--version", action=_Version, help="print the version and stop")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    training.add_commands(commands)
-    measuring.add_commands(commands)
-    models.add_commands(commands)
-    answering.add_commands(commands)
-    tools.add_commands(commands, parser)
-    return parser
+
+    def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
+        """Print a shell script that completes these commands.
+
+        Args:
+            shell: shell that will run the script.
+
+        Examples:
+            pangu-sigma completion bash > ~/.local/share/bash-completion/completions/pangu-sigma
+            pangu-sigma completion zsh > ~/.zfunc/_pangu-sigma
+        """
+        print(app.generate_completion(shell=shell))
+
+    named = {each.__name__.replace("_", "-"): each for each in COMMANDS}
+    functions = {asked: named[asked]} if asked in named else named | {"completion": completion}
+    for number, (name, function) in enumerate(functions.items()):
+        described, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
+        app.command(_command(function, described), name=name, sort_key=number, help_epilogue=f"examples:\n{examples}")
+    return app
 
 
-class _Parser(argparse.ArgumentParser):
-    """Parser of the program and of its commands, whose messages name the nearest option, command or choice."""
+def _show_plainly(app: App) -> None:
+    """Print help as lines of text without boxes, which are folded between words; examples are not folded."""
+    from cyclopts.help.formatters.plain import PlainFormatter
+    from rich.console import Console
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, unknown = super().parse_known_args(args, namespace)
-        if unknown:  # said here, where a command's own options are known
-            hint = (
-                "; an option takes one value: --set KEY=VALUE, and --keep A --keep B or --input A --input B for several"
+    class Help(PlainFormatter):
+        def _print_plain(self, console: Console, text: str) -> None:
+            width, indent = min(shutil.get_terminal_size().columns, 120), " " * (len(text) - len(text.lstrip(" ")))
+            fold = partial(textwrap.fill, width=width, initial_indent=indent, subsequent_indent=indent * 3)
+            print("\n\n".join(fold(" ".join(part.split())) for part in text.split("\n\n")))
+
+    app.console, app.help_formatter = Console(soft_wrap=True, highlight=False), Help()
+
+
+def _command(function: Callable[..., Any], help: str) -> Callable[..., int]:
+    """Return the function that a command runs."""
+
+    def command(*given: Any, **options: Any) -> int:
+        return _run(function, *given, **options)
+
+    command.__doc__, command.__signature__ = help, _signature(function)  # type: ignore[attr-defined]
+    return command
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a function's command: positional parameters first, then options by keyword."""
+    original = inspect.unwrap(function)
+    named = {name: hint for name, hint in original.__annotations__.items() if name != "return"}
+    hints = get_type_hints(type("", (), {"__annotations__": named}), original.__globals__)
+    has = dict(inspect.signature(original).parameters)
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY,
+            default=each.default,
+            annotation=Annotated[_typed(hints[name], each.default), _spelled(name, each.default)],
+        )
+        for name, each in has.items()
+        if name not in ONLY_PYTHON
+    ]
+    silent = original.__annotations__["return"] in ("int", "int | str", "None")
+    for name, (kind, help, of) in OF_THE_COMMAND_LINE.items():
+        if name not in has and (not of or of & has.keys()) and not (name == "json" and silent):
+            default = False if kind is bool else None
+            told = Parameter.combine(_spelled(name, default), Parameter(help=help))
+            annotation: Any = Annotated[_typed(kind, default), told]
+            parameters.append(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
             )
-            if unknown[0].startswith("-"):
-                hint = _nearest(" option", unknown[0].partition("=")[0], self._option_string_actions)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-        return parsed, unknown
+    return inspect.Signature(sorted(parameters, key=lambda each: each.kind))
 
-    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        if action.type is Path and not arg_string.strip():  # which `Path` takes as the current folder
-            raise argparse.ArgumentError(action, f"{arg_string!r} is blank; name a file or folder, such as .")
-        return super()._get_value(action, arg_string)
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
+def _spelled(name: str, default: Any) -> Parameter:
+    shown = default not in (None, False, (), inspect.Parameter.empty)
+    return Parameter.combine(SPELLED.get(name), Parameter(show_default=shown))
+
+
+def _typed(hint: Any, default: Any) -> Any:
+    """Return the type of an option from that of a parameter: paths of files as such, several values as a list."""
+    inner = [hint]
+    for each in inner:
+        inner += get_args(each) if get_origin(each) is not Literal else ()
+    origins = {get_origin(each) for each in inner} - {os.PathLike}
+    one: Any = Path if os.PathLike in [get_origin(each) for each in inner] else str if str in inner else hint
+    kind = list[one] if any(isinstance(of, type) and issubclass(of, Iterable) for of in origins) else one
+    kind = kind | None if default is None else kind
+    return Annotated[kind, Parameter(converter=_value)] if one is Path or int in inner else kind
+
+
+def _value(kind: Any, tokens: Any) -> Any:
+    """Return a path or a whole number, or several paths: cyclopts rounds 1.5, and pathlib takes a blank as the current folder."""
+    if kind is int:
+        return int(tokens[0].value)
+    for value in (token.value for token in tokens):
+        if not value.strip() or value.startswith("--"):
+            raise ValueError(f"{value!r} is {'an option' if value.strip() else 'blank'}; name a file or folder")
+    found = [Path(token.value) for token in tokens]
+    return found if get_origin(kind) is list else found[0]
+
+
+def _run(
+    function: Callable[..., Any],
+    *given: Any,
+    chip: str | None = None,
+    print_config: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> int:
+    """Run a command, show its result and return the exit status."""
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    Bar.quiet = quiet
+    has = [*inspect.signature(function).parameters]
+    file = options.pop("json", None)
+    if file not in (None, Path("-")):
+        check_file_writable(file, "--json")
+        if "json" in has:  # the function writes it
+            options["json"], file = file, None
+    if chip is not None and "model" not in has:
+        for change in options.get("overrides", ()):
+            if key_of(change) == "parallel.chip":
+                without_effect(f"--set {change}", f"--chip {chip} is given, too")
+        options["overrides"] = [*options.get("overrides", ()), f"parallel.chip={chip}"]
+    elif chip is not None:
+        options["chip"] = chip
+    if print_config:
+        config = given[has.index("config" if "config" in has else "what")]
+        print(dump_config(api.load_config(config, options.get("overrides", ()))), end="")
+        return 0
+    return _shown(function(*given, **options), file)
+
+
+def _shown(result: Any, file: Path | None) -> int:
+    """Print the result of a command, and return its exit status. file: of --json, which gets the result too; -: print JSON
+    instead of the table."""
+    if isinstance(result, api.Model):
+        if result.stopped:  # a launcher takes any other status of a rank for a failure, and starts the ranks again
+            return 0 if is_rank() else INTERRUPTED
+        result = result.outcome
+    if result is None or isinstance(result, int):
+        return result or 0
+    text = json.dumps(result, ensure_ascii=False, indent=2, default=_plain) if file else ""
+    print(text if file == Path("-") else result)
+    if file not in (None, Path("-")):
         try:
-            super()._check_value(action, value)
-        except argparse.ArgumentError as error:
-            error.message += _nearest("", str(value), action.choices or ())
+            file.write_text(f"{text}\n", encoding="utf-8")
+        except OSError as error:  # that of a write, to a full disk, names no file
+            error.filename = str(file)
             raise
+    return 0 if getattr(result, "ok", True) else 1
 
 
-def _nearest(kind: str, word: str, known: Iterable[str]) -> str:
-    """Return the end of a message that names the word nearest to a mistyped one; "" if none is near."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; nearest{kind}: {near[0]}" if near else ""
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else asdict(value)
 
 
-class _Version(argparse.Action):
-    """Print the version as argparse's own action does, but read the package's metadata only when needed."""
-
-    def __init__(self, option_strings: Any, dest: str, help: str | None = None):
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> None:
-        print(f"{parser.prog} {pangu_sigma.__version__}")
-        parser.exit()
+def usage_error(error: CycloptsError) -> str:
+    """Return the message of an error of the command line, in one line."""
+    error.verbose = False
+    said, tokens = str(error).rstrip("."), error.unused_tokens or []
+    if isinstance(error, UnusedCliTokensError):
+        said = f"unrecognized arguments: {' '.join(tokens)}; put a text with blanks into quotes; an option takes one value: "
+        said += "--set KEY=VALUE, and --keep A --keep B or --input A --input B for several"
+    elif isinstance(error, UnknownCommandError) and tokens[0].startswith("-"):
+        said = f"{tokens[0]}: options stand behind the command: pangu-sigma COMMAND {tokens[0]}"
+    command = " ".join(["pangu-sigma", *(error.command_chain or ())])
+    return f"{said}; see {command} --help"

@@ -123,14 +123,14 @@ class Config(Section):
                 "8 bits, and a change of less than 1/256 a step would be rounded away"
             )
         blocks = self.data.domains_per_step
+        if blocks > len(self.domains):
+            raise ValueError(
+                f"data.domains_per_step={blocks} is more than the {len(self.domains)} domains; lower it to at most that"
+            )
         if self.train.batch_size % blocks:
             raise ValueError(
                 f"train.batch_size={self.train.batch_size} is not divisible by data.domains_per_step={blocks}; "
                 "every block of a batch holds the same number of sequences"
-            )
-        if blocks > len(self.domains):
-            raise ValueError(
-                f"data.domains_per_step={blocks} is more than the {len(self.domains)} domains; lower it to at most that"
             )
         for index, domain in enumerate(self.domains):
             if (least := self.data_of(index).min_held_out_tokens) > self.data.max_held_out_tokens:

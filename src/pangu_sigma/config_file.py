@@ -20,10 +20,6 @@ from pangu_sigma.errors import argument
 
 MOST_BYTES = 256 << 10
 """Maximum bytes of a configuration file; 1,024 domains take half of them. PyYAML reads that many in a second or two."""
-MOST_NODES = 100_000
-"""Maximum number of values and keys after expanding YAML aliases: nine lines of aliases can expand to a billion."""
-MOST_NESTED = 100
-"""Maximum nesting of brackets in a YAML file; the tree of a configuration has four levels."""
 _SHOWN_PROBLEMS = 20
 """Maximum number of problems that a message lists; a file of another kind has thousands."""
 
@@ -39,11 +35,6 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
-
-    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
-        if self.flow_level >= MOST_NESTED:  # each bracket costs PyYAML a look at all that are open
-            raise yaml.scanner.ScannerError(None, None, "brackets are nested too deeply", self.get_mark())
-        super().fetch_flow_collection_start(token)
 
 
 _INT = "tag:yaml.org,2002:int"
@@ -85,9 +76,13 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
 
 def _mapping(content: bytes, named: str) -> dict[str, Any]:
     try:
-        tree = _parse_yaml(content.decode("utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{named} is not valid YAML: {_yaml_problem(error)}") from error
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise ConfigError(
+            f"{named} is not valid YAML: line {line}: byte {error.start} is no UTF-8; save the file as UTF-8"
+        ) from None
+    tree = _parse_yaml(text, f"{named} is not valid YAML")
     if not isinstance(tree, dict):
         what = "empty" if tree is None else "a list" if isinstance(tree, list) else "a single value"
         raise ConfigError(f"{named} is {what}; it must be a mapping of keys, such as `name: mine`")
@@ -129,6 +124,14 @@ def parse_config(tree: dict[str, Any]) -> Config:
         raise ConfigError("\n".join(lines)) from None
 
 
+def changed(config: Config, overrides: Sequence[Override]) -> Config:
+    """Return a configuration with overrides. Raises ConfigError as `parse_config` and `override`."""
+    if not overrides:
+        return config
+    tree = parse_config(override(config.model_dump(), overrides))
+    return tree.with_reader_named() if names_reader(overrides) or config.reader_named else tree
+
+
 def dump_config(config: Config) -> str:
     """Return a configuration as YAML, with every default filled in; `load_config` reads it back to an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -139,29 +142,18 @@ def _key_and_value(text: str) -> tuple[str, Any]:
     named = argument("--set", "override")
     if not equals or not key:
         example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
-        raise ConfigError(f"{named} {_short(text)} is not key.path=value, for example {example}")
-    try:
-        return key, _parse_yaml(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{named} {key}: {_short(value)} is not a YAML value: {_yaml_problem(error)}") from error
+        raise ConfigError(f"{named} {short(text)} is not key.path=value, for example {example}")
+    return key, _parse_yaml(value, f"{named} {key}: {short(value)} is not a YAML value")
 
 
-def _parse_yaml(text: str) -> Any:
-    """Parse a YAML document. Raises YAMLError or ValueError, also for documents that would take all time or memory to build."""
-    loader = _Loader(text)
+def _parse_yaml(text: str, named: str) -> Any:
+    """Parse a YAML document. named: what it is, for the message of ConfigError."""
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if (count := _nodes(node, {})) > MOST_NODES:
-            raise ValueError(f"its aliases stand for {count:,} values; at most {MOST_NODES:,} are read")
-        return loader.construct_document(node)
+        return yaml.load(text, _Loader)
     except RecursionError:
-        raise ValueError("brackets or sections are nested too deeply") from None
-    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:  # PyYAML's answer to `!!int ""`
-        raise ValueError(f"a value is not of the kind that its tag names ({type(error).__name__}: {error})") from error
-    finally:
-        loader.dispose()
+        raise ConfigError(f"{named}: brackets or sections are nested too deeply") from None
+    except Exception as error:  # PyYAML raises what it likes, all of it about the text
+        raise ConfigError(f"{named}: {_yaml_problem(error)}") from error
 
 
 _YAML_FIXES = {
@@ -169,6 +161,7 @@ _YAML_FIXES = {
     "mapping values are not allowed": "indent the keys of a section alike, and quote a text with a colon",
     "expected <block end>": "indent the keys of a section alike, and the items of a list",
     "could not find expected ':'": "write KEY: VALUE, with a blank after the colon",
+    "expected alphabetic or numeric character": "put a text with * or & into quotes, and KEY=VALUE into single quotes",
     "expected ',' or": "close the bracket, or write the comma that is missing",
 }
 """Fixes of errors of YAML, by what PyYAML's message has."""
@@ -176,9 +169,6 @@ _YAML_FIXES = {
 
 def _yaml_problem(error: Exception) -> str:
     """Return what is wrong in a YAML text, with its line and a fix if one is known."""
-    if isinstance(error, UnicodeDecodeError):
-        line = 1 + error.object.count(b"\n", 0, error.start)
-        return f"line {line}: byte {error.start} is no UTF-8; save the file as UTF-8"
     mark = getattr(error, "problem_mark", None)
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return str(error)
@@ -187,33 +177,12 @@ def _yaml_problem(error: Exception) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{within}{fix}"
 
 
-def _nodes(node: yaml.Node, counted: dict[int, int | None]) -> int:
-    """Count the nodes of a node with every alias expanded.
-
-    counted: numbers of the nodes that were visited before, by identity; None while a node is being counted.
-    """
-    if id(node) in counted:
-        number = counted[id(node)]
-        if number is None:
-            raise ValueError("an alias stands inside of what it names")
-        return number
-    counted[id(node)] = None
-    inner: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
-    if isinstance(node, yaml.MappingNode):
-        inner = [one for pair in inner for one in pair]
-    counted[id(node)] = number = 1 + sum(_nodes(one, counted) for one in inner)
-    return number
-
-
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """Format a value for a message: at most some four hundred characters, however large it is."""
     shown = reprlib.Repr()
     shown.maxstring = shown.maxlong = shown.maxother = 200
     shown.maxlevel = shown.maxdict = shown.maxlist = 4
-    try:
-        text = shown.repr(value)
-    except ValueError:  # Python writes no integer of more than 4,300 digits
-        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    text = shown.repr(value)
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
@@ -224,13 +193,13 @@ def _set(tree: dict[str, Any], path: str, value: Any, named: str) -> None:
     for key in parents:
         node = node[_list_index(node, key, named)] if isinstance(node, list) else node.setdefault(key, {})
         if not isinstance(node, dict | list):
-            raise ConfigError(f"{named}: {key} holds the value {_short(node)}, not a section with keys of its own")
+            raise ConfigError(f"{named}: {key} holds the value {short(node)}, not a section with keys of its own")
     node[_list_index(node, last, named) if isinstance(node, list) else last] = value
 
 
 def _list_index(node: list[Any], key: str, named: str) -> int:
     if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < len(node)):
-        raise ConfigError(f"{named}: {_short(key)} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
+        raise ConfigError(f"{named}: {short(key)} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
     return int(key)
 
 
@@ -275,19 +244,26 @@ def _explain(problem: Any) -> str:
         allowed = _keys_at(problem["loc"][:-1])
         near = _nearest(str(problem["loc"][-1])[:100].lower(), allowed)
         hint = f"nearest valid key: {near}; " if near else ""
-        return f"{path}: unknown key (value {_short(value)}); {hint}allowed here: {', '.join(allowed)}"
+        return f"{path}: unknown key (value {short(value)}); {hint}allowed here: {', '.join(allowed)}"
     if kind == "missing":
         return f"{path}: required key is missing; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
-    message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{path}: {message}"
-    if kind == "string_pattern_mismatch":
+        return f"{path}: {in_words(problem)}"
+    if value is None and ":" in path:
+        return f"{path}: has no value; write KEY: VALUE, with a blank after the colon"
+    return f"{path}: {short(value)} is not allowed: {in_words(problem)}"
+
+
+def in_words(problem: Any) -> str:
+    """Return what a value must be, from a pydantic error."""
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":
         message = _PATTERNS[problem["ctx"]["pattern"]]
-    elif kind == "model_type":
+    elif problem["type"] == "model_type":
         message = "it must be a section of keys"
     for words, ours in _WORDS.items():
         message = message.replace(words, ours)
-    return f"{path}: {_short(value)} is not allowed: {message}"
+    return message
 
 
 def _nearest(name: str, allowed: list[str]) -> str:

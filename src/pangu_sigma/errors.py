@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import signal
@@ -17,7 +18,9 @@ from typing import Any
 
 from ascend_ops.errors import UserError
 
-__all__ = ["DataError", "UserError", "argument", "exit_status", "keyword", "remedy"]
+__all__ = ["DataError", "UserError", "argument", "exit_status", "keyword", "remedy", "without_effect"]
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED, NO_READER = 130, 141
 """Exit statuses after Ctrl-C (SIGINT) and after the output's pipe was closed (SIGPIPE), as shells use them."""
@@ -80,6 +83,11 @@ def argument(option: str, python: str = "") -> str:
 def keyword(name: str) -> str:
     """Return the name of an argument for a message, as `argument` does, by its name in Python: "--top-p", or "top_p"."""
     return argument(f"--{name.replace('_', '-')}")
+
+
+def without_effect(option: str, why: str) -> None:
+    """Warn of an option that was given and does nothing. why: a sentence without its full stop."""
+    logger.warning("%s has no effect: %s", option, why)
 
 
 def exit_status(command: Callable[[], int]) -> int:

@@ -6,30 +6,22 @@ Shape suffixes in docstrings: T tokens of a text, R rows of a slot, L layers, H 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from pydantic import SkipValidation
+
 from ascend_ops.few_rows import Precision, StoredPrecision
-from pangu_sigma.arguments import (
-    AnyPath,
-    Overrides,
-    Paths,
-    to_overrides,
-    to_path,
-    to_paths,
-    to_sampling,
-    to_text,
-    to_texts,
-)
+from pangu_sigma.arguments import AnyPath, Overrides, Paths, Text, Texts, checked, overrides_of, paths, texts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
-from pangu_sigma.errors import argument
-from pangu_sigma.generate.sampling import check_count, check_request
+from pangu_sigma.errors import argument, keyword, without_effect
+from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
 from pangu_sigma.generate.score import Score
-from pangu_sigma.kinds import check_kinds
 from pangu_sigma.results import Result, Results, Table
 
 if TYPE_CHECKING:
@@ -44,9 +36,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Prompt = TypeVar("_Prompt", str, list[str])
+TextOrIds = SkipValidation[str | Sequence[int]]
 
 
-@check_kinds
+@checked
 def evaluate(
     model: Paths,
     against: Paths = (),
@@ -56,33 +49,40 @@ def evaluate(
     domain: str | None = None,
     overrides: Overrides = (),
 ) -> Result:
-    """Measure each domain's held-out loss in nats per token: {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}.
+    """Measure the held-out loss of each domain, or of other text, or compare models on the same tokens.
 
-    model: a run, or an exported model, which is evaluated on its run's text. se: standard error over samples. unigram: loss of a
-    unigram model on the same tokens. all_samples: read all held-out samples, not only the samples that training evaluates. against:
-    as many other runs as `model` names, evaluated on the same tokens. Then the result has "pairs", with the losses of both runs and
-    their differences, paired by sample, and the "mean" over the pairs. A loss that is not finite is None, and logged. Raises
-    UserError if the text is missing, or if the runs differ in text or tokenizer.
+    The result is {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}, in nats per token; se is the standard error
+    over samples, unigram the loss of a unigram model on the same tokens. With `against` it has "pairs", with the losses of both
+    runs and their differences, paired by sample, and the "mean" over the pairs. A loss that is not finite is None, and logged.
+    Raises UserError if the text is missing, or if the runs differ in text or tokenizer.
 
-    input: any other text, files or folders of documents as in `prepare_data`; domain: of all of them, by default they say it.
-    overrides: of the keys of section `data` that say how records are read, by default the run's; a reader that a run recorded is
-    not executed. Documents are read as held-out text is, one after another in samples of model.seq_length tokens; all tokens of a
-    document but the first are predicted, and its <eot>. Lines that cannot be used are left out with a warning. "unigram" is None:
-    no training text is read.
+    Args:
+        model: a run, an exported model or a Hugging Face style folder, which is evaluated on its run's text; several runs with
+            `against`.
+        against: as many other runs as `model` names, to compare in pairs.
+        all_samples: read all held-out samples, not only those that training evaluates.
+        input: any other text, files or folders of documents as in `prepare_data`. Documents are read as held-out text is, one
+            after another in samples of model.seq_length tokens; all tokens of a document but the first are predicted, and its
+            <eot>. Lines that cannot be used are left out with a warning. "unigram" is None: no training text is read.
+        domain: domain of all records of `input`; by default they say it.
+        overrides: keys of section `data` that say how records of `input` are read, such as data.layout=wudao; by default as the
+            run's text, or else from the key "text". A reader that a run recorded is not executed.
+
+    Examples:
+        pangu-sigma evaluate runs/sigma_tiny --all-samples
+        pangu-sigma evaluate runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all-samples
+        pangu-sigma evaluate runs/sigma_tiny --input mine.jsonl --domain en
     """
     from pangu_sigma.evaluate.held_out.run import format_losses
 
-    models, others, files = to_paths(model, "model"), to_paths(against, "--against"), to_paths(input, "--input")
-    changes = to_overrides(overrides)
-    if not others and len(models) != 1:
+    models, others, files, changes = paths(model), paths(against), paths(input), overrides_of(overrides)
+    if (files or not others) and len(models) != 1:
         raise ConfigError(
             f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
         )
     if (domain is not None or changes) and not files:
-        named = (
-            f"{argument('--domain')} and {argument('--set', 'overrides')} are of the records of {argument('--input')}"
-        )
-        raise ConfigError(f"{named}; held-out text is prepared and has its domains, leave them out")
+        named = f"{argument('--domain')} or {argument('--set', 'overrides')}"
+        without_effect(named, f"held-out text is prepared, and only records of {argument('--input')} are read by them")
     if files:
         measured = Model(models[0]).evaluate
         return measured(None, domain, input=files, against=others, all_samples=all_samples, overrides=changes)
@@ -110,16 +110,139 @@ def _measured(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, 
     return Result(values, table, not found)
 
 
-@check_kinds
+@checked
 def load(model: AnyPath, weights: Precision | None = None, *, routing: AnyPath | None = None) -> Model:
-    """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote. weights: precision
-    of the matrices in memory, "float32", "float16", "int8" or "int4"; by default the stored one of an export, float32 for a run.
-    routing: file of other routing tables to answer by, as `routing.table` takes it; the same limits hold as in `Model.without`."""
-    loaded = Model(model, weights)
+    """Load a model from a run folder (its newest intact checkpoint), or from a folder that `Model.export` wrote.
+
+    Args:
+        model: path of the folder.
+        weights: precision of the matrices in memory; by default the stored one of an export, float32 for a run.
+        routing: file of other routing tables to answer by, as `routing.table` takes it; the same limits hold as in
+            `Model.without`.
+    """
+    opened = Model(model, weights)
     if routing is not None:
-        loaded = loaded._lacking(routing=to_path(routing, "routing"))
-    _ = loaded.engine  # raises if the folder is no model
-    return loaded
+        opened = opened._lacking(routing=Path(routing))
+    _ = opened.engine  # raises if the folder is no model
+    return opened
+
+
+@checked
+def generate(
+    model: AnyPath,
+    *,
+    domain: Texts = (),
+    prompt: Texts = (),
+    prompts: AnyPath | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    stop: Texts = (),
+    seed: int = 0,
+    weights: Precision | None = None,
+) -> Results:
+    """Continue prompts with a trained model, as `Model.answers`.
+
+    Args:
+        model: a run, export, Hugging Face style folder, or files of PanGu-α.
+        domain: domain to answer: one for all prompts, or one for each, in order.
+        prompt: texts to continue.
+        prompts: file with a prompt a line; - is standard input.
+        max_new_tokens: maximum number of new tokens.
+        temperature: sampling temperature; 0 is greedy.
+        top_k: draw from this many most likely tokens; 0: from all.
+        top_p: draw from the fewest tokens with this total probability.
+        min_p: drop tokens below this fraction of the highest probability.
+        repetition_penalty: above 1: make tokens of prompt and answer less likely.
+        presence_penalty: subtract from the logit of tokens in the answer.
+        frequency_penalty: the same, once for each occurrence.
+        stop: end the text before one of these strings.
+        seed: random seed; the same seed draws the same tokens.
+        weights: precision of matrices in memory, by default float32 for a run, the stored one for an export.
+
+    Examples:
+        pangu-sigma generate runs/sigma_tiny --domain en --prompt The --domain zh --prompt 今天
+        pangu-sigma generate exports/sigma_tiny --domain code --prompt def --temperature 0.8 --top-p 0.9
+        pangu-sigma generate exports/sigma_tiny --domain en --prompts lines.txt --json -
+    """
+    asked, opened = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], Model(model, weights)
+    if not asked:
+        raise ConfigError(f"name what to continue with {argument('--prompt')} or {argument('--prompts')}")
+    if not domain:
+        known = ", ".join(each.name for each in opened.domains)
+        raise ConfigError(f"say with {argument('--domain')} which domain answers; the model has {known}")
+    sampling = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+    }
+    return opened.answers(asked, texts(domain), max_new_tokens, seed, texts(stop), **sampling)
+
+
+def _lines(file: Path) -> list[str]:
+    """Return the lines of a file or of standard input. Raises ConfigError, which names the line, for what is no UTF-8."""
+    named = f"{argument('--prompts')} {file}"
+    try:
+        text = sys.stdin.read() if file == Path("-") else file.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise ConfigError(f"{named}: {error.strerror}; name a file with a prompt a line") from None
+    lines = text.removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            raise ConfigError(f"{named}: line {number} is empty; write a prompt a line")
+        check_text(line, f"{named}: line {number}")
+    return lines
+
+
+@checked
+def export(
+    model: AnyPath,
+    output: AnyPath,
+    *,
+    format: Literal["mindir", "hf", "run"] = "mindir",
+    weights: StoredPrecision = "float32",
+) -> Path:
+    """Convert a model to a self-contained folder, a Hugging Face style folder, or a run, and return its path.
+
+    Args:
+        model: a run folder, or a folder written by format "hf".
+        output: new folder; it must not exist.
+        format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "hf" a Hugging
+            Face style folder of weights (safetensors), tokenizer and routing table; "run" converts such a folder to a run with
+            fresh Adam moments. A round trip keeps the bits of the weights.
+        weights: precision of the matrices in "mindir".
+
+    Examples:
+        pangu-sigma export runs/sigma_tiny -o exports/sigma_tiny --weights int8
+        pangu-sigma export runs/sigma_tiny -o exports/sigma_tiny_hf --format hf
+        pangu-sigma export exports/sigma_tiny_hf -o runs/again --format run
+    """
+    return Model(model).export(output, format, weights)
+
+
+def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
+    """Return sampling options given as keywords. Warns of what has no effect. Raises ConfigError for an unknown one."""
+    known = [field.name for field in fields(Sampling)]
+    if unknown := [*(options.keys() - known)]:
+        raise ConfigError(
+            f"{unknown[0]}: unknown argument; allowed here: max_new_tokens, seed, stop, {', '.join(known)}"
+        )
+    sampling = Sampling(**options)
+    for name, value in {each: getattr(sampling, each) for each in ("top_k", "top_p", "min_p")}.items():
+        if sampling.temperature == 0 and value != getattr(Sampling, name):
+            without_effect(f"{keyword(name)}={value}", f"{keyword('temperature')}=0 takes the likeliest token")
+    if sampling.temperature == 0 and seed:
+        without_effect(f"{keyword('seed')}={seed}", f"{keyword('temperature')}=0 takes the likeliest token")
+    return sampling
 
 
 class Model:
@@ -131,7 +254,7 @@ class Model:
     def __init__(
         self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None, stopped: bool = False
     ):
-        self.path, self._weights = to_path(path, "model").absolute(), weights
+        self.path, self._weights = paths(path)[0].absolute(), weights
         self.outcome, self.stopped = outcome, stopped
         self._without: Ablation | None = None
 
@@ -192,29 +315,30 @@ class Model:
         texts = [answer.text for answer in self.answers(prompt, domain, max_new_tokens, seed, stop, **sampling)]
         return texts[0] if isinstance(prompt, str) else texts
 
+    @checked
     def answers(
         self,
-        prompt: str | list[str],
-        domain: str | list[str],
+        prompt: Texts,
+        domain: Texts,
         max_new_tokens: int = 64,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: Texts = (),
         **sampling: float,
     ) -> Results:
         """Generate as `generate` does, and return `generate.text.Generated` for each prompt: text, ids and whether it has ended."""
-        prompts, stops, domains = to_texts(prompt, "--prompt"), to_texts(stop, "--stop"), to_texts(domain, "--domain")
-        if isinstance(domain, str):
+        prompts, domains = texts(prompt), texts(domain)
+        if len(domains) == 1:
             domains *= len(prompts)
         if len(domains) != len(prompts):
             raise ConfigError(
                 f"{argument('--domain')} has {len(domains)} names for {len(prompts)} prompts; give one for all, or one for each"
             )
         check_request(max_new_tokens, seed)
-        options = to_sampling(sampling, seed)
+        options = _sampling(sampling, seed)
         from pangu_sigma.generate.text import generate
 
         pairs = list(zip(domains, prompts, strict=True))
-        answers = generate(self.engine, pairs, max_new_tokens, options, seed, stops)
+        answers = generate(self.engine, pairs, max_new_tokens, options, seed, texts(stop))
         length = self.config.model.seq_length
         if cut := sum(not each.finished and len(each.ids) >= length for each in answers):
             logger.warning(
@@ -222,54 +346,58 @@ class Model:
             )
         return Results(answers, "\n".join(f"[{each.domain}] {each.prompt}|{each.text}" for each in answers))
 
+    @checked
     def stream(
         self,
-        prompt: str,
-        domain: str,
+        prompt: Text,
+        domain: Text,
         max_new_tokens: int = 64,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: Texts = (),
         **sampling: float,
     ) -> Iterator[str]:
         """Yield the text that `generate` returns for the same arguments, in parts, as tokens are generated."""
         from pangu_sigma.generate.text import stream
 
-        asked = to_text(domain, "domain"), to_text(prompt, "prompt")
-        return stream(self.engine, asked, max_new_tokens, to_sampling(sampling, seed), seed, to_texts(stop, "stop"))
+        return stream(self.engine, (domain, prompt), max_new_tokens, _sampling(sampling, seed), seed, texts(stop))
 
-    def ids(self, text: str, domain: str) -> list[int]:
+    @checked
+    def ids(self, text: Text, domain: Text) -> list[int]:
         """Return the token ids by which a domain reads a text. In code and bilingual text the first one is the language tag."""
         from pangu_sigma.generate.text import prompt_ids
 
-        return prompt_ids(self.tokenizer, to_text(text, "text"), self._domain(domain))
+        return prompt_ids(self.tokenizer, text, self._domain(domain))
 
-    def slot(self, domain: str) -> Table:
+    @checked
+    def slot(self, domain: Text) -> Table:
         """Return the token of each row of a domain's embedding slot: columns `id`, int [R], and `text`, "" for tokens without text.
         A row without a token has the id -1. The row of an id is `model.tokenizer.row_of[slot, id]`, -1 if it has none."""
         ids_R = self.tokenizer.slot_rows[self._domain(domain).slot]
         return Table({"id": ids_R, "text": [self.tokenizer.decode([id] if id >= 0 else []) for id in ids_R.tolist()]})
 
-    @check_kinds
-    def logits(self, text_or_ids: str | Sequence[int], domain: str, all_positions: bool = False) -> np.ndarray:
+    @checked
+    def logits(self, text_or_ids: TextOrIds, domain: Text, all_positions: bool = False) -> np.ndarray:
         """Return the logits of the token after a text or after token ids, float32 [R]; or after each of its tokens, [T, R].
         R are the rows of the domain's embedding slot, which `slot` lists; those without a token hold -inf."""
         ids = self._read(text_or_ids, domain)
         logits_WR = self.engine.logits(self._domain(domain), ids, len(ids) if all_positions else 1)
         return logits_WR if all_positions else logits_WR[0]
 
-    def hidden_states(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
+    @checked
+    def hidden_states(self, text_or_ids: TextOrIds, domain: Text) -> np.ndarray:
         """Return the hidden states of a text's tokens, float32 [L + 1, T, H]: first the embeddings, then those after each layer.
         The last, the query layer, reads the LayerNorm of what comes before; its result times the slot's rows are the logits."""
         known, ids = self._domain(domain), self._read(text_or_ids, domain)
         with self.engine.lane_for(known, ids) as lane:
             return self.engine.decoder.hidden_states(lane, ids)
 
-    def experts(self, text_or_ids: str | Sequence[int], domain: str) -> np.ndarray:
+    @checked
+    def experts(self, text_or_ids: TextOrIds, domain: Text) -> np.ndarray:
         """Return the expert of each token of a text in each segment of the RRE layers, int32 [N, T], numbered as in `expert`.
         Without model.segments N are the layers; with S segments in a layer, number n is segment n % S of RRE layer n // S."""
         return self.engine.decoder.experts(self._domain(domain), self._read(text_or_ids, domain))
 
-    @check_kinds
+    @checked
     def expert(self, segment: int, number: int) -> dict[str, np.ndarray]:
         """Return copies of an expert's weights, float32: w1 [F, H], b1 [F], w2 [F, H], and in the first segment of a layer b2 [H].
         segment: 0 … N - 1, of F units. number: a domain's own are its `experts` from `first_expert` on; common ones are shared."""
@@ -285,7 +413,7 @@ class Model:
         names = ("w1", "b1", "w2") if in_layer else ("w1", "b1", "w2", "b2")
         return {name: self._stored.expert(segment, number, name).copy() for name in names}
 
-    @check_kinds
+    @checked
     def without(
         self, *, rows: bool | int | None = None, segment: int | None = None, expert: int | None = None
     ) -> Model:
@@ -314,18 +442,19 @@ class Model:
         if self._without is not None:
             raise ConfigError(f"{self}: {why}, and this model was changed in memory; leave out `without` and routing")
 
-    def score(self, text: str, domain: str) -> Score:
+    @checked
+    def score(self, text: Text, domain: Text) -> Score:
         """Return the log-probability, in nats, of each token of a text given the tokens before it, except the first. In code and
         bilingual text the first token is the language tag."""
         from pangu_sigma.generate.score import score
 
-        return score(self.engine, to_text(text, "text"), self._domain(domain))
+        return score(self.engine, text, self._domain(domain))
 
-    @check_kinds
+    @checked
     def evaluate(
         self,
-        text: str | None = None,
-        domain: str | None = None,
+        text: Text | None = None,
+        domain: Text | None = None,
         *,
         input: Paths = (),
         against: Paths = (),
@@ -333,29 +462,29 @@ class Model:
         overrides: Overrides = (),
     ) -> Result:
         """Measure the loss as the function `evaluate` does, on held-out text or `input`; or that of a text, read by `domain`."""
-        files = to_paths(input, "input")
+        files, changes = paths(input), overrides_of(overrides)
         if text is None and not files:
             self._refuse_changed("held-out text is measured of a folder; give input=… or a text")
-            return evaluate(self.path, against, all_samples, domain=domain, overrides=overrides)
+            return evaluate(self.path, against, all_samples, domain=domain, overrides=changes)
         if text is not None and (files or domain is None):
             raise ConfigError("text: give it a domain, domain=…, and no input; the name of a file is input=…")
-        if all_samples or to_paths(against, "against"):
-            named = f"{argument('--against')} and {argument('--all-samples')}"
-            raise ConfigError(f"{named} are about held-out text, and this is other text; leave them out")
-        if text is not None and overrides:
-            raise ConfigError("overrides say how records of input are read; leave them out")
+        if all_samples or against:
+            named = f"{argument('--against')} or {argument('--all-samples')}"
+            without_effect(named, "it is about held-out text, and this is other text")
+        if text is not None and changes:
+            without_effect("overrides", "they say how records of input are read")
         from pangu_sigma.evaluate.held_out.run import format_losses
         from pangu_sigma.evaluate.held_out.text import evaluate_documents, read_documents
         from pangu_sigma.text.documents import Document
 
         if text is None:
-            documents = read_documents(self.config, files, domain, to_overrides(overrides))
+            documents = read_documents(self.config, files, domain, changes)
         else:
-            documents = [Document(self._domain(domain).name, to_text(text, "text"), "text")]
+            documents = [Document(self._domain(domain or "").name, text, "text")]
         losses = evaluate_documents(self.engine, documents)
         return _measured(losses, format_losses(losses, "nats per token"), [losses])
 
-    @check_kinds
+    @checked
     def export(
         self,
         output: AnyPath,
@@ -370,10 +499,11 @@ class Model:
         Raises UserError if `output` exists, and for a model that the format cannot hold.
         """
         if weights != "float32" and format != "mindir":
-            named = f"{argument('--weights')}={weights} is for {argument('--format')}=mindir"
-            raise ConfigError(f"{named}; {format} has the weights as they are")
+            without_effect(
+                f"{argument('--weights')}={weights}", f"{argument('--format')}={format} has the weights as they are"
+            )
         self._refuse_changed("a folder is exported as it is")
-        path = to_path(output, "--output")
+        path = Path(output)
         if path.suffix == ".safetensors":
             raise ConfigError(
                 f"{argument('--output')} {path} is named as a file of weights, and {argument('--format')}={format} writes a "
@@ -393,10 +523,10 @@ class Model:
         logger.info("all weights of %s, without optimizer state", self.path)
         return written
 
-    def _domain(self, name: str | None) -> Domain:
-        return self.domains.named(to_text(name, "domain"))  # type: ignore[arg-type]  # which refuses None
+    def _domain(self, name: str) -> Domain:
+        return self.domains.named(name)
 
-    def _read(self, text_or_ids: str | Sequence[int], domain: str) -> list[int]:
+    def _read(self, text_or_ids: TextOrIds, domain: str) -> list[int]:
         """Return the ids of a text, or the ids. Raises ConfigError for what is neither."""
         if isinstance(text_or_ids, str):
             return self.ids(text_or_ids, domain)

@@ -1,8 +1,9 @@
-"""Results of the Python interface: plain values that print as the command's table."""
+"""Results of the Python interface: plain values that print as the command's table; and the result of one check of a machine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -43,3 +44,23 @@ def _short(value: Any) -> str:
     if isinstance(value, str) or not hasattr(value, "__len__"):
         return f"{value:.6g}" if isinstance(value, float) else str(value)
     return f"[{' × '.join(map(str, getattr(value, 'shape', (len(value),))))}]"
+
+
+@dataclass(frozen=True)
+class Check:
+    """Result of one check of a host before launching. found: the finding. fix: advice to the user, empty if ok."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""
+
+
+def passed(found: str) -> Check:
+    """Return the result of a passed check of a host; the caller sets its name."""
+    return Check("", True, found)
+
+
+def failed(found: str, fix: str) -> Check:
+    """Return the result of a failed check of a host; the caller sets its name. fix: advice to the user."""
+    return Check("", False, found, fix)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import pangu_sigma as ps
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.model_files import read_config, read_model_files, write_config, write_model_files
-from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import load_config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import DamagedFile, check_folder
 
@@ -29,27 +28,29 @@ def folder(tiny_data, tmp_path) -> Path:
 def test_what_was_written_is_read(folder, tiny_data):
     assert read_config(folder, "run", FIX) == tiny_config(tiny_data)
     tokenizer, table = read_model_files(folder, FIX)
-    assert (tokenizer.size > 40_000, table.experts, check_folder(folder, FIX)["format"]) == (True, 2, 2)
+    assert (tokenizer.size > 40_000, table.experts, check_folder(folder, FIX)["format"]) == (True, 2, 3)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["config.yaml", "routing.npz", "seal.json", "tokenizer"]
+    assert names == ["configuration.json", "routing.npz", "seal.json", "tokenizer"]
     assert sorted(json.loads((folder / "seal.json").read_text())["files"]) == [
         "routing.npz",
         *sorted(f"tokenizer/{file.name}" for file in (tiny_data / "tokenizer").iterdir()),
     ]
 
 
-def test_the_first_line_says_format_and_hash_and_any_yaml_reader_skips_it(folder, tiny_data):
-    line = (folder / "config.yaml").read_text(encoding="utf-8").splitlines()[0]
-    assert re.fullmatch(r"# pangu-sigma run, format 2; xxh3_128 of the lines below: [0-9a-f]{32}", line)
-    assert load_config(folder / "config.yaml") == tiny_config(tiny_data)
+def test_it_is_json_that_says_kind_and_format_and_the_folder_or_the_file_names_it(folder, tiny_data):
+    tree = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
+    assert [*tree] == ["kind", "format", "config", "manifest"] and (tree["kind"], tree["format"]) == ("run", 3)
+    assert Config.model_validate(tree["config"]) == tiny_config(tiny_data)
+    for named in (folder, folder / "configuration.json"):
+        assert ps.load_config(named) == tiny_config(tiny_data)
 
 
 def test_every_flipped_bit_of_the_configuration_is_noticed(folder):
-    file = folder / "config.yaml"
+    file = folder / "configuration.json"
     content = file.read_bytes()
     for at in range(len(content)):
         file.write_bytes(content[:at] + bytes([content[at] ^ (1 << at % 8)]) + content[at + 1 :])
-        with pytest.raises((DamagedFile, ConfigError), match=rf"config\.yaml.*{FIX}"):
+        with pytest.raises((DamagedFile, ConfigError), match=rf"configuration\.json.*{FIX}"):
             read_config(folder, "run", FIX)
 
 
@@ -60,10 +61,11 @@ def test_a_lost_seal_is_damage(folder):
         read_model_files(folder, FIX)
 
 
-def test_a_lost_first_line_is_damage(folder):
-    lines = (folder / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
-    (folder / "config.yaml").write_text("".join(lines[1:]), encoding="utf-8")
-    with pytest.raises(DamagedFile, match="its first line is not the one that was written"):
+def test_a_lost_hash_is_damage(folder):
+    tree = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
+    del tree["manifest"]
+    (folder / "configuration.json").write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(DamagedFile, match="its content does not match its own hash"):
         read_config(folder, "run", FIX)
 
 

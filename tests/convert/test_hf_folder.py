@@ -684,7 +684,7 @@ def test_what_a_reader_may_change_is_no_damage(folder, tmp_path):
         (
             "nothing",
             "hf",
-            "is not a run folder or a Hugging Face style folder: it has no config.yaml and no config.json",
+            "is not a run folder or a Hugging Face style folder: it has no configuration.json and no config.json",
         ),
     ],
 )

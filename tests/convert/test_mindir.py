@@ -78,7 +78,15 @@ def test_the_program_of_its_readme_runs_without_this_project_and_gives_the_token
 def test_it_holds_what_it_needs_and_others_may_read_it(tiny_export):
     names = sorted(path.name for path in tiny_export.iterdir())
     assert names == [
-        *("README.md", "config.yaml", "model.mindir", "routing.npz", "seal.json", "tables.safetensors", "tokenizer")
+        *(
+            "README.md",
+            "configuration.json",
+            "model.mindir",
+            "routing.npz",
+            "seal.json",
+            "tables.safetensors",
+            "tokenizer",
+        )
     ]
     assert (tiny_export / "model.mindir").stat().st_mode & 0o044
     assert [path.name for path in tiny_export.parent.iterdir()] == ["tiny"], "nothing half-written beside it"
@@ -160,7 +168,7 @@ def test_each_flipped_bit_of_an_exported_graph_is_found_before_use(copied, numbe
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "routing.npz", "seal.json", "tokenizer/english.model", "tables.safetensors"]
+    "name", ["configuration.json", "routing.npz", "seal.json", "tokenizer/english.model", "tables.safetensors"]
 )
 @pytest.mark.parametrize("fault", ["flipped first", "flipped last", "cut", "empty", "gone"])
 def test_each_damaged_file_of_an_export_is_named_before_use(copied, name, fault):

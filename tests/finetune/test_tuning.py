@@ -244,11 +244,11 @@ def test_finetune_again_with_other_learn_advises_what_finetune_has(tiny_run, tun
 
 
 def test_other_steps_for_a_finished_fine_tuning_leave_its_configuration_alone(tiny_run, tuned):
-    before = (tuned / "config.yaml").read_bytes()
+    before = (tuned / "configuration.json").read_bytes()
     for steps in (40, 1):
         with pytest.raises(ConfigError, match=rf"is finished, and was tuned with\n  train\.steps: 20 → {steps}\n"):
             finetune_run(tiny_run, again(tuned, steps=steps), tuned)
-    assert (tuned / "config.yaml").read_bytes() == before
+    assert (tuned / "configuration.json").read_bytes() == before
 
 
 def test_a_run_tuned_into_itself_is_told_so(tuned, tmp_path):

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, write_config
-from pangu_sigma.config_file import load_config
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log.metrics import FILE, read_metrics
 
 
 def edit_config(run: Path, changes: dict[str, str]) -> None:
-    """Replace texts in a run's config.yaml, and write its hash anew."""
+    """Replace texts in a run's configuration.json, and write its hash anew."""
     text = (run / CONFIG_FILE).read_text(encoding="utf-8")
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
-    (run / CONFIG_FILE).write_text(text, encoding="utf-8")
-    write_config(run, load_config(run / CONFIG_FILE), "run")
+    write_config(run, parse_config(json.loads(text)["config"]), "run")
 
 
 def edit_evaluations(tiny_run: Path, folder: Path, change: Callable[[dict], object]) -> Path:

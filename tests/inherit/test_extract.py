@@ -198,7 +198,7 @@ def test_what_is_interrupted_leaves_nothing(tiny_run, tmp_path, monkeypatch):
 
 def test_without_its_text_it_is_made_all_the_same_and_said(tiny_run, tiny_data, tmp_path, caplog):
     run, data = shutil.copytree(tiny_run, tmp_path / "moved"), tmp_path / "elsewhere"
-    config = tmp_path / "moved" / "config.yaml"
+    config = tmp_path / "moved" / "configuration.json"
     opened = open_model(run, "run").config
     changed = opened.model_copy(update={"data": opened.data.model_copy(update={"path": str(data)})})
     write_config(config.parent, changed, "run")

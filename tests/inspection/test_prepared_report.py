@@ -10,7 +10,6 @@ from matplotlib.image import imread
 
 import pangu_sigma as ps
 from pangu_sigma.cli import main
-from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare.overview import format_overview
 from pangu_sigma.data.prepared import PreparedData
@@ -133,7 +132,7 @@ def test_the_picture_shows_tokens_and_loads(numbers):
         assert [*line.get_xdata()] == [each["load"][table][EXPERT_COUNTS.index(16)] for each in domains]
 
 
-def test_the_command_and_the_function_print_and_draw_beside_the_folder(tiny_data, tmp_path, capsys):
+def test_the_command_and_the_function_print_and_draw_beside_the_folder(tiny_data, tmp_path, capsys, caplog):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     before = {file: file.read_bytes() for file in data.rglob("*") if file.is_file()}
     assert main(["report", str(data)]) == 0
@@ -148,8 +147,8 @@ def test_the_command_and_the_function_print_and_draw_beside_the_folder(tiny_data
     for each in found["domains"].values():
         at = EXPERT_COUNTS.index(16)
         assert f"{each['load']['random'][at]:.2f} / {each['load']['balanced'][at]:.2f}\n" in table
-    with pytest.raises(ConfigError, match=r"against.* compares runs, and .* is prepared data"):
-        ps.report(data, against=[tmp_path])
+    assert ps.report(data, against=[tmp_path]) == found
+    assert f"against has no effect: it compares runs, and {data} is prepared data" in caplog.messages
     (tmp_path / "data.report.png").unlink()
     (tmp_path / "data.report.png").mkdir()
     with pytest.raises(DataError, match=r"cannot write .*data\.report\.png"):

@@ -20,7 +20,7 @@ from experiments.tiny import STEPS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
-from pangu_sigma.launch import check_ranks, training_facts
+from pangu_sigma.launching import check_ranks, training_facts
 
 COMMAND = [sys.executable, "-m", "pangu_sigma", "launch"]
 

@@ -97,14 +97,14 @@ def test_another_number_of_ranks_than_laid_out_is_refused_naming_both(monkeypatc
     [
         (["--version"], 0, "pangu-sigma "),
         (["train", "none.yaml", "--output", "run"], 2, "error: "),
-        (["--no-such"], 2, "usage: "),
-        (["doctor"], 1, "ZeroDivisionError"),
+        (["--no-such"], 2, "error: "),
+        (["inspect", "sigma_tiny"], 1, "ZeroDivisionError"),
     ],
     ids=["done", "refused", "usage", "a bug"],
 )
 def test_a_rank_keeps_its_status_whatever_happens_at_exit(tmp_path, arguments, status, said):
     """Of one process everything runs at exit that Python would run, unless a command ended with an error: memory may be full."""
-    broken = "import pangu_sigma.programs as a; a.doctor = lambda: 1 / 0\n"
+    broken = "from pangu_sigma import inspection; from pangu_sigma.inspection import inspect as a; a.inspect = lambda _: 1 / 0\n"
     (tmp_path / "sitecustomize.py").write_text(CRASHES_AT_EXIT + (broken if status == 1 else ""))
     variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "MS_ROLE": "MS_WORKER"}
     for ranks, expected in (("2", status), ("1", 2 if said == "error: " else -signal.SIGSEGV)):

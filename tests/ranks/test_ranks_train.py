@@ -18,6 +18,7 @@ from experiments.chaos.rank_processes import CRASHES_AT_EXIT, MAIN, RankProcesse
 from experiments.chaos.runs import whole
 from experiments.tiny import tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.cli import main
 from pangu_sigma.config_file import load_config
@@ -255,7 +256,7 @@ def test_an_expert_without_tokens_keeps_every_bit(run):
 def resumed(run, start: dict[str, int], parallel: dict[str, int], copy: Path, **sections: dict[str, Any]) -> Path:
     """A run as it was after SAVED_AT, which goes on in another layout."""
     stopped_at(run(start, **sections), SAVED_AT, copy)
-    data = Path(load_config(copy / "config.yaml").data.path)
+    data = Path(run_config(copy).data.path)
     file = write_config(copy.parent / "config.yaml", data, parallel, **sections)
     return start_run(file, copy)
 
@@ -314,5 +315,5 @@ def test_an_exported_folder_holds_the_weights_of_all_ranks(run, tmp_path):
             assert np.array_equal(model.array(shard, tensor).read(), array), name
             names.append(name)
     assert sum(model.array(*name.split("/")).size for name in names) == model.config.num_params().total
-    assert model.config.model == load_config(run(EXPERT) / "config.yaml").model
+    assert model.config.model == run_config(run(EXPERT)).model
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]

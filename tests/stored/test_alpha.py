@@ -136,7 +136,7 @@ def forms_of_no_use(tiny_run, tmp_path) -> dict[Path, str]:
     (tmp_path / "c.yaml").write_text("name: c")
     return {
         max((tiny_run / "checkpoints").glob("step_*")): "name the run that it is in",
-        tmp_path / "empty": "it has no config.yaml .* pass a folder that `train` or `export`",
+        tmp_path / "empty": "it has no configuration.json .* pass a folder that `train` or `export`",
         tmp_path / "some.txt": "pass a folder that `train`",
         tmp_path / "c.yaml": r"`pangu-sigma train .*c\.yaml` makes a run of it",
         tmp_path / "none": "it is not there; check the path",

@@ -152,7 +152,7 @@ def test_another_kind_than_is_wanted_is_refused_by_its_name(forms, tmp_path, tmp
         (forms["run"], ("export",), "is a run folder, not an exported model"),
         (forms["hf"], ("run", "export"), "is a Hugging Face style folder, not a run folder or an exported model"),
         (forms["checkpoint"], ("run",), "is the folder of a checkpoint, not a run folder; name the run that it is in"),
-        (tmp_path, ("run",), r"is not a run folder: it has no config\.yaml; pass a folder that `train` wrote"),
+        (tmp_path, ("run",), r"is not a run folder: it has no configuration\.json; pass a folder that `train` wrote"),
         (
             file,
             ("run",),
@@ -170,8 +170,10 @@ def test_another_kind_than_is_wanted_is_refused_by_its_name(forms, tmp_path, tmp
 
 def test_a_run_that_lost_its_configuration_is_told_how_to_have_it_again(tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
-    (copy / "config.yaml").unlink()
-    with pytest.raises(ConfigError, match=r"it has no config\.yaml; .*, or `pangu-sigma train .*` makes it again"):
+    (copy / "configuration.json").unlink()
+    with pytest.raises(
+        ConfigError, match=r"it has no configuration\.json; .*, or `pangu-sigma train .*` makes it again"
+    ):
         _ = open_model(copy, "run").config
 
 
@@ -252,7 +254,7 @@ OPENERS = {
 """Functions and classes that open a model or a part of one."""
 SIGNS = {
     *("CONFIG_FILE", "GRAPH_FILE", "ROUTING_FILE", "CONFIG_JSON", "MANIFEST", "LINEAGE_FILE", "SEAL", "CHECKPOINTS"),
-    *("config.yaml", "model.mindir", "config.json", "manifest.json"),
+    *("configuration.json", "model.mindir", "config.json", "manifest.json"),
 }
 """Names of files by whose presence kinds could be told apart."""
 ALLOWED = {

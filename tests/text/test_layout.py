@@ -12,10 +12,12 @@ import pytest
 from helpers.record_files import read_whole, write_records
 
 import pangu_sigma as ps
+from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config
 from pangu_sigma.data.prepared import preparation_settings
+from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Document, RejectedLine
 from pangu_sigma.text.layout import Layout
@@ -46,7 +48,7 @@ def test_wudao_is_arrays_of_title_and_content_with_labels(tmp_path, domains):
     assert (first.domain, first.text) == ("zh", "一则\n正文如此。")
     assert (second.domain, second.text) == ("en", "没有标题。"), "a blank title is left out"
     assert (third.reason, third.line) == ("unknown domain", 3)
-    assert third.detail == "domain '百科'; text is prepared for zh, en, bilingual, code"
+    assert third.detail.startswith("domain '百科'; text is prepared for zh, en, bilingual, code; data.domain_map says")
     assert path.read_bytes().decode().encode()[third.offset :].startswith(b'{"id": 9')
     everything = read_whole(path, domains, layout_of(layout="wudao", domain_of="{'*.json': zh}"))
     assert [item.domain for item in everything] == ["zh"] * 3
@@ -224,8 +226,10 @@ def test_a_reader_is_named_by_a_person_and_never_by_a_record(tmp_path, tiny_run)
     own.write_text(dump_config(recorded))
     (run := tmp_path / "run").mkdir()
     write_config(run, recorded, "run")
-    copied.write_bytes((run / "config.yaml").read_bytes())
-    for config in (run, run / "config.yaml", copied):
+    copied.write_bytes((run / "configuration.json").read_bytes())
+    with pytest.raises(ConfigError, match="kind: unknown key"):
+        ps.load_config(copied)
+    for config in (run, run / "configuration.json"):
         for found in (ps.load_config(config), ps.load_config(config, {"data.held_out": 0.1})):
             assert found.data.reader == f"{reader}:read"
             with pytest.raises(
@@ -258,3 +262,17 @@ def test_the_example_of_filters_keeps_good_text_and_leaves_out_the_rest():
     bad += [re.sub(r"[A-Za-z]+", "an", story), re.sub(r" ", " # ", story)]
     assert keep({"text": story}) == {"text": story}
     assert [text[:20] for text in bad if keep({"text": text})] == []
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"title": "a", "content": "b", "dataType": "c"}, "they are of data.layout=wudao"),
+        ({"content": "b", "domain": "en"}, "name those with the text in data.text_keys"),
+        ({"text": "b"}, "say with data.domain_of which domain a file has, or with data.domain_key which key has it"),
+    ],
+)
+def test_a_record_without_the_keys_is_told_what_names_others(record, said):
+    with pytest.raises(RejectedLine) as refused:
+        Layout().document(record, None, domains_of(tiny_config(Path())), "a:1")
+    assert refused.value.args[1].endswith(f"; {said}")

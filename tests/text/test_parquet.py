@@ -69,7 +69,7 @@ def test_objects_in_columns_are_sides_or_hold_keys(tmp_path, domains):
 def test_a_missing_column_is_one_error(tmp_path, domains):
     path = table(tmp_path, text=["a"], source=["zh"])
     with pytest.raises(
-        DataError, match=r"a\.parquet: there is no column 'domain'; the columns are 'text', 'source': set data"
+        DataError, match=r"a\.parquet: there is no column 'domain'; the columns are 'text', 'source': name the one"
     ):
         read_whole(path, domains)
     assert len(read_whole(path, domains, Layout(domain_of={"*": "zh"}))) == 1

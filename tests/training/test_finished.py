@@ -24,7 +24,7 @@ def run(tiny_run, tmp_path):
 def test_training_that_is_finished_says_so_and_changes_nothing(run, caplog, capsys, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("the network is built"))
     caplog.set_level("INFO")
-    before = {path: path.read_bytes() for path in [run / "metrics.jsonl", run / "config.yaml"]}
+    before = {path: path.read_bytes() for path in [run / "metrics.jsonl", run / "configuration.json"]}
     assert main(["train", str(run)]) == 0
     assert f"nothing to do: {run} is at step {STEPS} of {STEPS}; raise train.steps to train on" in caplog.text
     assert "resuming" not in caplog.text

@@ -227,7 +227,7 @@ def test_other_routing_is_refused_by_the_checkpoint_itself(tiny_data, tiny_run, 
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     shutil.rmtree(copy / "tokenizer")
     (copy / "routing.npz").unlink()
-    (copy / "config.yaml").unlink()
+    (copy / "configuration.json").unlink()
     with pytest.raises(ConfigError, match=r"routing\.seed: 0 → 5"):
         Trainer(tiny_config(tiny_data, routing={"seed": 5}), copy)
     run = start_run(tiny_run, tiny_config(tiny_data))

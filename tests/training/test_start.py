@@ -18,7 +18,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre.table import draw_tables
-from pangu_sigma.sealed import DamagedFile, sealed
+from pangu_sigma.sealed import DamagedFile, sealed, unsealed
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.training.start import StartOptions, check_start, start_run
@@ -110,7 +110,7 @@ def test_balanced_tables_are_made_from_the_frequencies_of_the_text(tiny_data, tm
     assert table.hash != draw_tables(tiny_config(tiny_data).routing, 2, 3, frequencies.shape[1], 2, None).hash
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "routing.npz", "tokenizer"])
+@pytest.mark.parametrize("name", ["configuration.json", "routing.npz", "tokenizer"])
 def test_a_folder_that_misses_a_part_is_no_run(tiny_data, tmp_path, name):
     start_run(tmp_path / "run", tiny_config(tiny_data))
     path = tmp_path / "run" / name
@@ -170,27 +170,27 @@ def test_the_record_of_the_origin_stays_in_a_seal_that_is_made_again(tiny_data, 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "gone"])
 def test_a_configuration_that_was_edited_or_damaged_is_refused_with_the_way_back(tiny_data, run, fault):
-    whole = (run / "config.yaml").read_bytes()
-    damage(run / "config.yaml", fault)
+    whole = (run / "configuration.json").read_bytes()
+    damage(run / "configuration.json", fault)
     damaged = contents(run)
     for call in (
         lambda: opened_whole(run, "run"),
         lambda: start_run(run, tiny_config(tiny_data)),
         lambda: run_config(run),
     ):
-        with pytest.raises(DamagedFile, match=r"config\.yaml: .*change keys with --set; .* remove the file"):
+        with pytest.raises(DamagedFile, match=r"configuration\.json: .*change keys with --set; .* remove the file"):
             call()
     assert contents(run) == damaged
-    (run / "config.yaml").unlink()
+    (run / "configuration.json").unlink()
     assert run_config(run) == tiny_config(tiny_data)
     start_run(run, run_config(run))
-    assert (run / "config.yaml").read_bytes() == whole
+    assert (run / "configuration.json").read_bytes() == whole
 
 
 def test_a_format_of_the_future_is_told_from_damage(run):
-    text = (run / "config.yaml").read_text(encoding="utf-8")
-    (run / "config.yaml").write_text(text.replace("format 2", "format 3"), encoding="utf-8")
-    with pytest.raises(ConfigError, match="says format 3, this version reads 2: use the version that wrote it"):
+    body = unsealed(run / "configuration.json", "", record=True)
+    (run / "configuration.json").write_bytes(sealed(body | {"format": 4}, record=True))
+    with pytest.raises(ConfigError, match="says format 4, this version reads 3: use the version that wrote it"):
         opened_whole(run, "run")
 
 
@@ -215,13 +215,13 @@ def test_what_cannot_be_made_again_is_said(tiny_data, tmp_path):
 @pytest.mark.parametrize(
     ("files", "what"),
     [
-        (["config.yaml", "model.mindir", "tokenizer/vocabulary.json"], "is an exported model, not a run folder"),
+        (["configuration.json", "model.mindir", "tokenizer/vocabulary.json"], "is an exported model, not a run folder"),
         (["config.json", "seal.json", "tokenizer/vocabulary.json"], "is a Hugging Face style folder, not a run folder"),
         (["manifest.json", "frequencies.npy", "tokenizer/vocabulary.json"], "is prepared data, not a run folder"),
         (["LOCK", "report/mine.txt", "tokenizer/mine.model"], "is a folder with report, not a run folder"),
         (["tokenizer/mine.model", "logs/mine.txt"], "is a folder with tokenizer, not a run folder"),
         (["kernel/config.yaml", "other/config.yaml"], "is a folder with kernel, other, not a run folder"),
-        (["config.yaml"], "config.yaml: its first line is not the one that was written"),
+        (["configuration.json"], "configuration.json: is not the JSON that was written"),
     ],
 )
 def test_a_folder_with_files_that_is_no_run_is_refused_before_anything_is_written(
@@ -289,7 +289,7 @@ def test_a_refused_start_is_no_obstacle_to_the_next_one(tiny_data, tmp_path):
     run = tmp_path / "run"
     start_run(run, tiny_config(tiny_data, routing={"seed": 1}))
     assert start_run(run, tiny_config(tiny_data)).table.hash == open_model(run, "run").table.hash
-    damage(run / "config.yaml", "cut")
+    damage(run / "configuration.json", "cut")
     start_run(run, tiny_config(tiny_data))
     assert open_model(run, "run").config == tiny_config(tiny_data)
 

@@ -1,15 +1,15 @@
 """Configuration, tokenizer and routing tables of a run folder or an exported model: written once, verified before use.
 
-    config.yaml              `# pangu-sigma run, format 2; xxh3_128 of the lines below: …`, then the resolved tree
+    configuration.json       {"kind": "run", "format": 3, "config": {…}, "manifest": its own hash}; the configuration is resolved
     tokenizer/ routing.npz   vocabulary, and the expert of each token id
     seal.json                size and hash of those two (of an export: of every file but README.md), and its own hash
 
-config.yaml has its own hash because a run may change it; the others never change.
+configuration.json has its own hash because a run may change it; the others never change.
 """
 
 from __future__ import annotations
 
-import re
+import json
 import shutil
 import zipfile
 import zlib
@@ -17,25 +17,31 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import dump_config, parse_config, read_tree
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import ITS_VERSION, UNFINISHED, DamagedFile, check_folder, seal_folder, sync, write_atomically
+from pangu_sigma.sealed import (
+    ITS_VERSION,
+    UNFINISHED,
+    DamagedFile,
+    check_folder,
+    seal_folder,
+    sealed,
+    sync,
+    unsealed,
+    write_atomically,
+)
 from pangu_sigma.text.tokenizer import Tokenizer, copy_tokenizer
 
-FILES_FORMAT = 2
+FILES_FORMAT = 3
 """Format version of these files; others are refused."""
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE = "configuration.json"
 ROUTING_FILE = "routing.npz"
 TOKENIZER_FOLDER = "tokenizer"
 
-_FIRST_LINE = re.compile(rb"# pangu-sigma (run|export), format (\d+); xxh3_128 of the lines below: ([0-9a-f]{32})\n")
-
 
 def write_model_files(folder: Path, config: Config, tokenizer: Path, table: RoutingTable) -> None:
-    """Write configuration, tokenizer and routing tables of a run folder; config.yaml comes last, so a folder with it is complete.
+    """Write configuration, tokenizer and routing tables of a run folder; configuration.json comes last: then it is complete.
 
     tokenizer: folder of a saved tokenizer, which is copied. Raises OSError.
     """
@@ -60,49 +66,35 @@ def seal_model_files(folder: Path, facts: dict[str, Any], others: Iterable[str] 
 
 
 def write_config(folder: Path, config: Config, kind: str) -> None:
-    """Write config.yaml atomically, with its hash in the first line. kind: "run" or "export"."""
-    text = dump_config(config).encode()
-    line = (
-        f"# pangu-sigma {kind}, format {FILES_FORMAT}; xxh3_128 of the lines below: {xxhash.xxh3_128_hexdigest(text)}\n"
-    )
-    write_atomically(folder / CONFIG_FILE, line.encode() + text)
+    """Write configuration.json atomically. kind: "run" or "export"."""
+    body = {"kind": kind, "format": FILES_FORMAT, "config": config.model_dump(mode="json")}
+    write_atomically(folder / CONFIG_FILE, sealed(body, record=True))
 
 
 def read_config(folder: Path, kind: str, fix: str) -> Config:
-    """Read config.yaml of a run folder or an export. kind: "run" or "export". fix: advice to the user for an edited file.
+    """Read configuration.json of a run folder or an export. kind: "run" or "export". fix: advice to the user for an edited file.
 
     Raises DamagedFile for a file that was edited or damaged; ConfigError for another kind of folder or an invalid configuration.
     """
-    file = folder / CONFIG_FILE
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DamagedFile(f"{file}: {error.strerror}; {fix}") from error
-    found = _FIRST_LINE.match(content)
-    if found is None:
-        raise DamagedFile(f"{file}: its first line is not the one that was written; {fix}")
-    if found[1] != kind.encode():
+    body = unsealed(folder / CONFIG_FILE, fix, record=True)
+    if body.get("kind") != kind:
         raise ConfigError(
             f"{folder} is an {'export; name the run that it came from' if kind == 'run' else 'ordinary run, not an export'}"
         )
-    if int(found[2]) != FILES_FORMAT:
+    if body["format"] != FILES_FORMAT:
         raise ConfigError(
-            f"{file} says format {int(found[2])}, this version reads {FILES_FORMAT}: {ITS_VERSION}; if none "
-            f"did, the line is damaged: {fix}"
+            f"{folder / CONFIG_FILE} says format {body['format']}, this version reads {FILES_FORMAT}: {ITS_VERSION}"
         )
-    if xxhash.xxh3_128_hexdigest(content[found.end() :]) != found[3].decode():
-        raise DamagedFile(f"{file}: not the hash of its first line: it was edited by hand or is damaged; {fix}")
-    return parse_config(read_tree(file))
+    return parse_config(body["config"])
 
 
-def recorded_kind(file: Path) -> str | None:
-    """Return "run" or "export" for a file that begins as the config.yaml of one does; None for another file, or none."""
+def recorded_kind(folder: Path) -> str | None:
+    """Return "run" or "export" for a folder whose configuration.json says so; None for another folder. Nothing is verified."""
     try:
-        with open(file, "rb") as stream:
-            found = _FIRST_LINE.match(stream.read(200))
-    except OSError:
+        tree = json.loads((folder / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError):
         return None
-    return found[1].decode() if found else None
+    return tree.get("kind") if isinstance(tree, dict) else None
 
 
 def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:

@@ -1,6 +1,6 @@
 """Run folder: everything that training writes, and all that evaluation, generation and export read.
 
-config.yaml, tokenizer/, routing.npz, seal.json   see model_files.py
+configuration.json, tokenizer/, routing.npz, seal.json   see model_files.py
 checkpoints/                                      see checkpoint.py
 metrics.jsonl, tensorboard/, report/
 set_aside_1/ …                                    contents before the run was started over: see start_over.py
@@ -22,7 +22,7 @@ from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
 from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint, step_of
 from pangu_sigma.checkpoint.start_over import CHECKPOINTS
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import Override, override, parse_config, read_tree
+from pangu_sigma.config_file import Override, changed, override, parse_config
 from pangu_sigma.lock import folder_lock
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable
@@ -33,7 +33,7 @@ WAY_BACK_OF_CONFIG = (
     "change keys with --set; to have it as it was, remove the file: `pangu-sigma train` writes that of the newest checkpoint "
     "again"
 )
-"""Advice to the user for a config.yaml that differs from what was written."""
+"""Advice to the user for a configuration.json that differs from what was written."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,12 @@ class RunFolder:
 
 
 def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
-    """Read the configuration of a run folder, and override some keys. A missing config.yaml is read from the newest checkpoint.
+    """Read the configuration of a run folder, and override some keys. If the file is missing, the newest checkpoint has it.
 
-    Raises ConfigError if `path` is no run folder, DamagedFile for a config.yaml that was edited by hand or damaged.
+    Raises ConfigError if `path` is no run folder, DamagedFile for a configuration.json that was edited by hand or damaged.
     """
     if (path / CONFIG_FILE).exists():
-        read_config(path, "run", WAY_BACK_OF_CONFIG)
-        return parse_config(override(read_tree(path / CONFIG_FILE), overrides))
+        return changed(read_config(path, "run", WAY_BACK_OF_CONFIG), overrides)
     saved = newest_identity(path / CHECKPOINTS)
     if saved is None:
         raise ConfigError(f"{path} is not a run folder: it has no {CONFIG_FILE}; pass a configuration, or name a run")
@@ -138,5 +137,5 @@ def name_unwritable(path: Path) -> Iterator[None]:
 
 
 def way_back(path: Path) -> str:
-    """Return advice to the user on how to restore a damaged file of a run folder, other than config.yaml."""
+    """Return advice to the user on how to restore a damaged file of a run folder, other than configuration.json."""
     return f"`pangu-sigma train {path}` makes it again if data.path still gives the same"

@@ -115,6 +115,6 @@ SentencePiece
   models, PanGu-α's for Chinese and one for the rest.
 * `tables.safetensors`: what the graph looks up. {tables_text(model)}.
   `slot_of_domain`, `row_of_id` [slots, vocabulary] (-1: none), `id_of_row` [slots, R].
-* `config.yaml`, `routing.npz`: the configuration, and the routing tables again, as pangu-sigma reads them.
+* `configuration.json`, `routing.npz`: the configuration, and the routing tables again, as pangu-sigma reads them.
 * `seal.json`: size and xxh3_128 hash of every other file, and this table of inputs and outputs.
 """

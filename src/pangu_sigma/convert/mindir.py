@@ -2,7 +2,7 @@
 
 model.mindir           the graph: `generate/graph/cached.py`; if it has more than 1 GiB, its values are in model_variables/
 tables.safetensors     lookup tables from token ids to experts and embedding rows, as plain tensors
-config.yaml  tokenizer/  routing.npz       as in a run folder
+configuration.json  tokenizer/  routing.npz  as in a run folder
 README.md              inputs and outputs of the graph, and a program of MindSpore alone that runs it; it may be edited
 seal.json              size and hash of every other file, and the signature of the graph; all are verified before use
 """

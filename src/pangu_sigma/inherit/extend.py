@@ -104,7 +104,7 @@ def check_extension(path: Path, old: Config, new: Config) -> None:
             f"{path} cannot be extended to this configuration:\n  "
             + "\n  ".join(problems)
             + "\nkeep the run's values (they are "
-            f"in {path / 'config.yaml'}) and add to them"
+            f"in {path / 'configuration.json'}) and add to them"
         )
 
 

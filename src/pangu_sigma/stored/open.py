@@ -94,7 +94,7 @@ def _why_not(path: Path, wanted: Sequence[Kind]) -> str:
 
 def kind_of(path: Path) -> Kind:
     """Return the kind of a model on the disk, by the files that each kind must have; "alpha" for files of another project."""
-    if (path / GRAPH_FILE).exists() or recorded_kind(path / CONFIG_FILE) == "export":  # whose graph is lost
+    if (path / GRAPH_FILE).exists() or recorded_kind(path) == "export":  # whose graph is lost
         return "export"
     if (path / CONFIG_FILE).exists() or has_checkpoints(path / CHECKPOINTS):
         return "run"

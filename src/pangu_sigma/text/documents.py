@@ -102,7 +102,9 @@ def known_domain(name: Any, domains: Domains) -> str:
         raise RejectedLine("domain missing or not a string", f"domain is {name!r}")
     if name not in (domain.name for domain in domains):
         raise RejectedLine(
-            "unknown domain", f"domain {name!r}; text is prepared for {', '.join(d.name for d in domains)}"
+            "unknown domain",
+            f"domain {name!r}; text is prepared for {', '.join(d.name for d in domains)}; data.domain_map says what other labels "
+            "stand for",
         )
     return name
 

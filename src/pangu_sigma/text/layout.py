@@ -145,11 +145,20 @@ def _value(record: Record, key: str, what: str) -> Any:
     for name in [key] if key in record else key.split("."):
         check_unique_keys(value, (name,))
         if not isinstance(value, dict) or name not in value:
-            raise RejectedLine(
-                f"{what} missing or not a string", f"no key {key!r}; the keys are {', '.join(map(repr, record))}"
-            )
+            found = f"no key {key!r}; the keys are {', '.join(map(repr, record))}; {_way_to_name(record, what)}"
+            raise RejectedLine(f"{what} missing or not a string", found)
         value = value[name]
     return value
+
+
+def _way_to_name(record: Record, what: str) -> str:
+    """Return how a configuration says which keys of such a record hold the text or the domain."""
+    for layout, (text_keys, domain_key) in _NAMED.items():
+        if layout is not None and domain_key and {*text_keys, domain_key} <= record.keys():
+            return f"they are of data.layout={layout}"
+    if what == "text":
+        return "name those with the text in data.text_keys"
+    return "say with data.domain_of which domain a file has, or with data.domain_key which key has it"
 
 
 def _joined(keys: tuple[str, ...], values: list[Any]) -> str:

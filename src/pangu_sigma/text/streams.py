@@ -24,6 +24,9 @@ PARQUET = (".parquet",)
 INPUTS = LINES + ARRAYS + PARQUET
 """Ends of the names of all files that `prepare-data` reads."""
 
+_MAGIC = {b"PAR1": ".parquet", b"\x1f\x8b": ".gz", b"(\xb5/\xfd": ".zst"}
+"""First bytes of files that have a format of their own, and the end of their names."""
+
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """UTF-8 byte order mark, removed from the start of a file."""
 
@@ -39,17 +42,23 @@ def check_input(path: Path, option: str = "--input", ends: tuple[str, ...] = LIN
 
     option: command-line option that gave the path, for the error.
     """
-    option = argument(option)
+    option, begins = argument(option), b""
     if not path.name.endswith(ends):
         missing = "" if path.exists() else "there is no such file or folder; "
         raise DataError(f"{option} {path}: {missing}the name must end in {', '.join(ends)}")
     try:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode):  # opening a pipe would wait, reading a device may never end
-            path.open("rb").close()
+            with path.open("rb") as file:
+                begins = file.read(4)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         why = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{option} {path}: cannot be read: {why}; check the path") from error
+    for magic, end in _MAGIC.items():
+        if begins.startswith(magic) and not path.name.endswith(end):
+            raise DataError(
+                f"{option} {path}: its first bytes are of a {end} file; name it so, such as {path.stem}{end}"
+            )
     if not stat.S_ISREG(mode):
         raise DataError(f"{option} {path}: is not a file but a folder, a pipe or a device; write the text to a file")
 

@@ -145,7 +145,7 @@ def refuse_foreign(path: Path) -> None:
     if kind == "run" and not has_checkpoints(path / CHECKPOINTS):
         read_config(path, "run", fix)
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    # `launch` writes logs before a rank starts, and an interrupted start has a lock and no config.yaml
+    # `launch` writes logs before a rank starts, and an interrupted start has a lock and no configuration.json
     begun = {"logs", *((LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL) if LOCK in names else ())}
     begun |= {name for name in names if name.startswith(UNFINISHED)}
     if kind != "run" and names - begun:

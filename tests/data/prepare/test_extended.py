@@ -129,8 +129,10 @@ def test_problems_of_new_text_name_keys_of_the_whole_configuration(tiny_data, te
         prepare_extension(parse_config(tree), [text], tiny_data, tmp_path / "data")
     _, [problem] = extended.preview_extension(parse_config(tree), [text], tiny_data)
     assert "domains.3.min_held_out_tokens=" in problem
-    with pytest.raises(DataError, match=r"extend .*: name the data\.path of a run"):
+    with pytest.raises(DataError, match=r"is not prepared data, .*; name the data\.path of a run"):
         prepare_extension(parse_config(tree), [text], text.parent, tmp_path / "data")
+    with pytest.raises(DataError, match=r"extend .*nix is not there; name the data\.path of a run"):
+        prepare_extension(parse_config(tree), [text], tmp_path / "nix", tmp_path / "data")
 
 
 def test_other_ids_fewer_rows_and_missing_files_are_refused(tiny_data, folder, text, tmp_path):

@@ -317,7 +317,8 @@ def test_problems_of_all_domains_are_one_message_each_with_a_remedy_that_works(t
         prepare(strict(), [path], tmp_path / "out")
     lines = str(refused.value).splitlines()
     assert [line.split(":")[0] for line in lines[:-1]] == ["domain en", "domain bilingual", "domain code"]
-    assert lines[1].endswith('pass --input your.jsonl with more lines {"domain": "bilingual", "text": …}')
+    wanted = 'name text of it with input, such as lines {"domain": "bilingual", "text": …}, or mend what makes lines unusable'
+    assert lines[1].endswith(wanted)
     assert lines[-1] == "--check prints what there is of every domain, and writes nothing"
     assert not (tmp_path / "out").exists()
     with path.open("a") as file:

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from helpers.ascend_host import AscendHost
 
-from pangu_sigma.check import Check
 from pangu_sigma.npu.host import access
 from pangu_sigma.npu.host.access import Host
 from pangu_sigma.npu.host.checks import host_checks
 from pangu_sigma.npu.host.npus import missing_for_ascend
+from pangu_sigma.results import Check
 
 NFS = "36 25 0:32 / {mount} rw,relatime shared:9 - nfs4 10.0.0.9:/runs rw,vers=4.1,hard,local_lock=none,addr=10.0.0.9\n"
 DISK = "25 1 253:1 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard\n"

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from helpers.ascend_host import AscendHost
 
-from pangu_sigma.check import Check
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.host import checks
 from pangu_sigma.npu.host.checks import node_checks, npus_if_any
 from pangu_sigma.npu.host.npus import MissingRequirement
+from pangu_sigma.results import Check
 from pangu_sigma.shipped import config_path
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,11 @@ from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog
 from pangu_sigma.writable import NotWritable
 
 COUNTS = {"loss_scale": 1.0, "skipped": 0, "clipped": 0, "dropped": 0, "tokens": 100}
+
+
+def write_recorded(run: Path, tree: dict[str, Any]) -> None:
+    """Write the configuration of a run; a report needs no whole one."""
+    (run / "configuration.json").write_text(json.dumps({"config": tree}))
 
 
 def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, evaluate: bool = True) -> None:
@@ -133,7 +140,7 @@ def with_what_happened(folder: Path) -> Path:
     ]
     with (folder / "metrics.jsonl").open("a") as file:
         file.writelines(map(sealed_line, lines))
-    (folder / "config.yaml").write_text(f"name: mine\ndata: {{ path: {folder} }}\ntrain: {{ batch_size: 8 }}\n")
+    write_recorded(folder, {"name": "mine", "data": {"path": str(folder)}, "train": {"batch_size": 8}})
     split = SplitCounts(documents=10, tokens=1000, bytes=5000, unknown=10, folded=0)
     overlap = OverlapRecord(
         window=13, windows=9, share=0.002, wanted=1, passed_over=0, passed_over_tokens=0,
@@ -276,13 +283,13 @@ def test_a_log_with_damaged_lines_is_drawn_without_them_unless_it_is_the_first(t
         report.write_report(tmp_path)
 
 
-COMMON = "model: { segments: [own, common], common_experts: 6, experts_per_domain: 4 }\n"
+COMMON = {"model": {"segments": ["own", "common"], "common_experts": 6, "experts_per_domain": 4}}
 
 
 @pytest.mark.parametrize(
     ("model", "tokens_NK", "said"),
     [
-        ("", [[0] * 8, [0, 0, 0, 0, 90_000, 0, 0, 0]], r"had 3\.9\d times its fair share, in en, RRE layer 1: .*"),
+        ({}, [[0] * 8, [0, 0, 0, 0, 90_000, 0, 0, 0]], r"had 3\.9\d times its fair share, in en, RRE layer 1: .*"),
         (
             COMMON,
             [[0] * 8, [0, 90_000, 0, 0, 0, 0, 0, 0]],
@@ -293,12 +300,12 @@ COMMON = "model: { segments: [own, common], common_experts: 6, experts_per_domai
 )
 def test_an_expert_with_much_of_the_text_is_named_with_what_would_help(tmp_path: Path, model, tokens_NK, said):
     folder = with_what_happened(tmp_path / "run")
-    config = (folder / "config.yaml").read_text() + model
+    tree = json.loads((folder / "configuration.json").read_text())["config"] | model
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(sealed_line({"kind": "load", "step": 8, "tokens_NK": tokens_NK}))
-    (folder / "config.yaml").write_text(config + "routing: { table: random }\n")
+    write_recorded(folder, tree | {"routing": {"table": "random"}})
     assert re.search(rf"{said}\nrouting\.table=balanced", report.write_report(folder).read_text())
-    (folder / "config.yaml").write_text(config + "routing: { table: balanced }\n")
+    write_recorded(folder, tree | {"routing": {"table": "balanced"}})
     assert "most loaded" not in report.write_report(folder).read_text()
 
 

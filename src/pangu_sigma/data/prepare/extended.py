@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import EXTENDS, FileRecord, Manifest
+from pangu_sigma.data.manifest import EXTENDS, MANIFEST_FILE, FileRecord, Manifest
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.prepare import ONE_PROCESS, Options, prepare, preview
 from pangu_sigma.data.prepare.subset import link
@@ -62,6 +62,9 @@ class _Extension:
     @classmethod
     def of(cls, config: Config, folder: Path) -> _Extension:
         """Examine the folder. Raises ConfigError if it does not go with the configuration, DataError if it is damaged."""
+        if not (folder / MANIFEST_FILE).exists():
+            what = "is not there" if not folder.exists() else "is not prepared data, which has a manifest.json"
+            raise DataError(f"{argument('--extend')} {folder} {what}; name the data.path of a run")
         try:
             old = PreparedData(folder)
         except DataError as error:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import load_config
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepared import TOKENIZER_NAME
 from pangu_sigma.domains import Domains, domains_of, matching_slot
 from pangu_sigma.errors import DataError
+from pangu_sigma.sealed import DamagedFile, unsealed
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import Vocabulary, parent_ids, special_ids
 
@@ -32,8 +33,9 @@ class KeptVocabulary:
             return None
         run = Path(config.vocabulary.keep)
         try:
-            return cls(run, Tokenizer.load(run / TOKENIZER_NAME), domains_of(load_config(run / "config.yaml")))
-        except (ConfigError, DataError) as error:
+            body = unsealed(run / "configuration.json", "name another folder", record=True)
+            return cls(run, Tokenizer.load(run / TOKENIZER_NAME), domains_of(parse_config(body["config"])))
+        except (ConfigError, DataError, DamagedFile) as error:
             raise ConfigError(f"vocabulary.keep={run}: is no run folder ({error}); name one") from error
 
     @property

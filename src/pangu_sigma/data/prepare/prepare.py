@@ -363,6 +363,9 @@ def _too_few(domain: Domain, counts: Kept) -> str:
 
 def _more_text(domain: Domain, counts: Kept) -> str:
     """Return advice on how to have more text of a domain."""
+    if not counts.kept and not counts.left_out_bytes:
+        lines = f'{{"domain": "{domain.name}", "text": …}}'
+        return f"name text of it with {argument('--input')}, such as lines {lines}, or mend what makes lines unusable"
     if counts.limit is None or not counts.left_out_bytes:
         return f'pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
     limit, left_out = (size / (1 << 20) for size in (counts.limit, counts.left_out_bytes))

@@ -14,7 +14,7 @@ from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
-from pangu_sigma.errors import DataError, argument
+from pangu_sigma.errors import DataError, argument, without_effect
 from pangu_sigma.evaluate.benchmarks import human_eval, mbpp, translation
 from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
 from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
@@ -66,7 +66,7 @@ class BenchmarkRequest:
     `OWN_TASKS` for the first domain of their format. limit: maximum number of items of a task, the first ones; None for all.
     num_fewshot: examples before each item, drawn from the other items; None for the task's default. temperature: of the answers in
     tasks of `OWN_TASKS`; None for their defaults. samples_per_problem: programs for each problem. allow_code_execution: True to
-    run them even where they cannot be isolated.
+    run them even where they cannot be isolated. include_path: folder with tasks of the user's own for lm-evaluation-harness.
     """
 
     tasks: tuple[str, ...]
@@ -77,6 +77,7 @@ class BenchmarkRequest:
     temperature: float | None = None
     samples_per_problem: int = 1
     allow_code_execution: bool = False
+    include_path: str | None = None
 
     def domain_of(self, name: str, config: Config) -> str:
         """Return the domain that answers in a task. Raises ConfigError if the model has no domain of the task's format."""
@@ -135,7 +136,7 @@ def run_benchmarks(
 
 
 def _check_options(request: BenchmarkRequest) -> None:
-    """Raise ConfigError for an option that none of the tasks uses."""
+    """Warn of an option that none of the tasks uses."""
     own = [OWN_TASKS[name] for name in request.tasks if name in OWN_TASKS]
     programs, harness = any(task.runs_programs for task in own), len(own) < len(request.tasks)
     for option, given, used, tasks in (
@@ -145,9 +146,7 @@ def _check_options(request: BenchmarkRequest) -> None:
         ("--num-fewshot", request.num_fewshot is not None, harness, f"tasks other than {', '.join(OWN_TASKS)}"),
     ):
         if given and not used:
-            raise ConfigError(
-                f"{argument(option)} is for {tasks}, and does nothing in {', '.join(request.tasks)}; leave it out"
-            )
+            without_effect(argument(option), f"it is for {tasks}, and not for {', '.join(request.tasks)}")
 
 
 def kept_beside(file: Path, model: Path, request: BenchmarkRequest) -> ResultCache:
@@ -181,7 +180,13 @@ def _load(
     logging.getLogger("lm_eval.api.task").addFilter(lambda record: advice not in record.getMessage())
     ours = {file.stem for file in TASKS.glob("*.yaml")} | {"pangu_alpha"}
     metadata = {"data": request.files, "seq_length": config.model.seq_length}
-    manager = TaskManager(include_path=str(TASKS), include_defaults=not ours >= set(names), metadata=metadata)
+    folders = [TASKS, *([Path(request.include_path)] if request.include_path else [])]
+    if not folders[-1].is_dir():
+        raise ConfigError(f"{argument('--include-path')} {folders[-1]} is not a folder; name one with tasks in YAML")
+    ours |= {file.stem for file in folders[-1].rglob("*.yaml")}
+    manager = TaskManager(
+        include_path=[str(folder) for folder in folders], include_defaults=not ours >= set(names), metadata=metadata
+    )
     for name in names:
         if name not in manager.all_tasks:
             raise ConfigError(

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import BatchLoader
@@ -60,7 +59,7 @@ def held_out_batches(run: StoredModel | RunFolder, like: Config | None = None) -
         raise ConfigError(
             f"data.path={folder} was prepared with another vocabulary than {run.path} has (hash {manifest.vocabulary_hash[:12]}…, "
             f"not {run.tokenizer.hash[:12]}…): its token ids mean other text; put back the data that the run was trained on, or "
-            f"prepare them there again as they were: pangu-sigma prepare-data {run.path / CONFIG_FILE}, with the same --input"
+            f"prepare them there again as they were: pangu-sigma prepare-data {run.path}, with the same --input"
         )
     config = run.config.on_one_rank() if like is None else run.config.with_batches_of(like)
     return BatchLoader(config, folder, run.tokenizer, run.table, "held_out")

@@ -20,9 +20,9 @@ import xxhash
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import Override, key_of, names_reader, override, parse_config
-from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.errors import DataError, argument
+from pangu_sigma.config_file import Override, changed, key_of
+from pangu_sigma.domains import Domain, Domains, domains_of
+from pangu_sigma.errors import DataError, argument, without_effect
 from pangu_sigma.evaluate.held_out.run import DomainFigures, figures_with_perplexity
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.score import token_losses
@@ -46,30 +46,45 @@ def read_documents(
 ) -> list[Document]:
     """Read the documents of files or folders, as `prepare-data` does with section `data` of a model's configuration.
 
-    domain: domain of all records; None: each says its own. overrides: of the keys that say how records are read. Lines that cannot
-    be used are left out with a warning. Raises ConfigError for other keys and as `Layout.of`, DataError if no line can be used, and
-    as `input_units`.
+    domain: domain of all records; None: each says its own. overrides: of the keys that say how records are read; other keys are
+    warned of. If no record has the text keys of the model's configuration, the key `text` is read, with a warning. Lines that
+    cannot be used are left out with a warning. Raises ConfigError as `Layout.of`, DataError if no line can be used, and as
+    `input_units`.
     """
     for key in map(key_of, overrides):
         if key.split(".")[:2] not in [["data", name] for name in _OF_RECORDS]:
             known = ", ".join(f"data.{name}" for name in _OF_RECORDS)
-            raise ConfigError(f"{argument('--set', 'overrides')} {key} does nothing here: the text is read by {known}")
-    if overrides:
-        config = parse_config(override(config.model_dump(), overrides))
-    layout, domains = Layout.of(config.with_reader_named() if names_reader(overrides) else config), domains_of(config)
+            without_effect(f"{argument('--set', 'overrides')} {key}", f"the text is read by {known}")
+    layout, domains = Layout.of(changed(config, overrides)), domains_of(config)
     if domain is not None:
         layout = replace(layout, domain_key=None, domain_map={}, domain_of={"*": domains.named(domain).name})
-    documents, rejected = list[Document](), list[Rejected]()
-    for unit in Bar(input_units(files, 64 << 20), desc="reading", unit="part"):
-        for item in read_unit(unit, layout, domains):
-            (documents if isinstance(item, Document) else rejected).append(item)  # type: ignore[arg-type]
+    documents, rejected = _read(files, layout, domains)
+    if not documents and not overrides and layout.text_keys != ("text",) and layout.reader is None:
+        of_records = replace(layout, text_keys=("text",), domain_key=layout.domain_key and "domain")
+        documents, others = _read(files, of_records, domains)
+        if documents:
+            logger.warning(
+                "no record has the keys %s of the run's text; the key text is read", ", ".join(layout.text_keys)
+            )
+            rejected = others
     if rejected:
         shown = "\n".join(str(line) for line in rejected[:_SHOWN])
         logger.warning("%d lines cannot be used, and are left out of the loss; the first:\n%s", len(rejected), shown)
     if not documents:
         named = ", ".join(map(str, files))
-        raise DataError(f"{named}: no line can be used" + (f"; the first: {rejected[0]}" if rejected else ""))
+        label = next((each for each in rejected if each.detail.startswith(f"no key {layout.domain_key!r}")), None)
+        fix = f"; say with {argument('--domain')} which domain reads them" if label else ""
+        raise DataError(f"{named}: no line can be used" + (f"; the first: {rejected[0]}{fix}" if rejected else ""))
     return documents
+
+
+def _read(files: Sequence[Path], layout: Layout, domains: Domains) -> tuple[list[Document], list[Rejected]]:
+    """Return the documents of files or folders, and the lines that cannot be used."""
+    documents, rejected = list[Document](), list[Rejected]()
+    for unit in Bar(input_units(files, 64 << 20), desc="reading", unit="part"):
+        for item in read_unit(unit, layout, domains):
+            (documents if isinstance(item, Document) else rejected).append(item)  # type: ignore[arg-type]
+    return documents, rejected
 
 
 def evaluate_documents(engine: Engine, documents: Iterable[Document]) -> DomainFigures:

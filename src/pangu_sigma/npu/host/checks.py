@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pangu_sigma.check import Check, failed
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.chips import Chip, family
 from pangu_sigma.npu.host import npu_checks as npu
@@ -18,6 +17,7 @@ from pangu_sigma.npu.host.access import Host, ToolError
 from pangu_sigma.npu.host.environment import ChosenChip, chip_in_environment
 from pangu_sigma.npu.host.npu_smi import Npu, chip_called, list_npus
 from pangu_sigma.npu.host.npus import DEV, cann, missing_for_ascend, npus
+from pangu_sigma.results import Check, failed
 from pangu_sigma.stored.open import kind_of
 
 

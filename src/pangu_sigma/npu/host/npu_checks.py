@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pangu_sigma.check import Check, failed, passed
 from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.npu.host.access import Host
 from pangu_sigma.npu.host.npu_smi import Npu, chip_called
 from pangu_sigma.npu.host.npus import DRIVER_NODES, missing_devices, npus
+from pangu_sigma.results import Check, failed, passed
 
 _MB = 1 << 20
 _WHOLE = (1, 2, 4)

@@ -8,8 +8,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_sigma.check import Check, failed, passed
 from pangu_sigma.npu.host.access import Host
+from pangu_sigma.results import Check, failed, passed
 
 _SHARED = re.compile(
     r"nfs|lustre|ceph|gpfs|beegfs|cifs|smb|glusterfs|wekafs|juicefs|dpc|ocfs2|gfs2|orangefs|panfs|9p|virtiofs"

@@ -6,11 +6,11 @@ import os
 import re
 from pathlib import Path
 
-from pangu_sigma.check import Check, failed, passed
 from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.npu.host.access import Host, assignments
 from pangu_sigma.npu.host.environment import KERNELS_VARIABLE, chip_environment
 from pangu_sigma.npu.host.npus import cann, missing_cann, missing_plugin
+from pangu_sigma.results import Check, failed, passed
 from pangu_sigma.writable import NotWritable, check_folder_writable
 
 CANN_OF = {"2.9": "9.0.0", "2.10": "9.1.0"}

@@ -20,8 +20,6 @@ from matplotlib.figure import Figure
 
 from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
-from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import read_tree
 from pangu_sigma.data.manifest import DomainRecord, load_manifest
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
@@ -147,8 +145,10 @@ def _read(folder: Path) -> _Run:
         raise EmptyLogError(f"{folder / FILE}: its first line, with the domains, is missing; take the file from a copy")
     config, data, benchmarks = dict[str, Any](), dict[str, DomainRecord](), dict[str, Any]()
     tuning = read_tuning(folder)
-    with suppress(ConfigError):  # what cannot be read is not shown; the figures are of the log
-        config = leaves(read_tree(folder / CONFIG_FILE))
+    with suppress(
+        OSError, ValueError, LookupError, TypeError
+    ):  # what cannot be read is not shown; the figures are of the log
+        config = leaves(json.loads((folder / CONFIG_FILE).read_bytes())["config"])
     with suppress(DataError):
         path = config.get("data.path")
         data = load_manifest(folder / path).domains if isinstance(path, str) and not tuning else {}

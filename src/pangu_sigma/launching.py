@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -11,16 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pangu_sigma.arguments import AnyPath, AtLeastOne, Overrides, checked, overrides_of, resolve_run
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import override, read_tree
+from pangu_sigma.config_file import Override, override, read_tree
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.host.access import Host
 from pangu_sigma.npu.host.devices import devices_of
 from pangu_sigma.npu.host.environment import chip_in_environment, chip_of_host
-from pangu_sigma.ranks import launch
+from pangu_sigma.ranks import launch as ranks_launch
 from pangu_sigma.ranks.layout import axes_text
 from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_folder_writable, refuse_link
@@ -28,71 +30,104 @@ from pangu_sigma.writable import check_folder_writable, refuse_link
 logger = logging.getLogger(__name__)
 
 
-def launch_training(
-    config: Config,
-    output: Path,
-    source: Path,
-    overrides: Sequence[str] = (),
+@checked
+def launch(
+    config: AnyPath,
+    output: AnyPath | None = None,
     *,
     device: Literal["cpu", "ascend"] = "cpu",
     start_over: bool = False,
     allow_data_change: bool = False,
     lock: bool = True,
-    processes: int | None = None,
-    nodes: int = 1,
+    processes: AtLeastOne | None = None,
+    nodes: AtLeastOne = 1,
     node_rank: int | None = None,
     master_address: str | None = None,
-    master_port: int = launch.DEFAULT_PORT,
+    master_port: int = ranks_launch.DEFAULT_PORT,
     max_restarts: int = 0,
     grace: float = 10.0,
     wait: float = 300.0,
     hang_timeout: float = 1800.0,
     dry_run: bool = False,
+    overrides: Overrides = (),
 ) -> int | str:
-    """Train a run on several processes, launched as a `launch.Job`, and return the exit status.
+    """Train on many processes, NPUs or nodes, watch them, and return the exit status.
 
-    source, overrides: origin of the configuration, as in `training_command`. processes: number of ranks that the user expects.
-    dry_run: True to start nothing, and return the shell script of the launch. Raises LaunchError, ConfigError and DataError for
-    errors that are found before ranks start.
+    Raises LaunchError, ConfigError and DataError for errors that are found before processes start.
+
+    Args:
+        config: a shipped name or a YAML file, which each node loads; or a run folder to resume.
+        output: run folder of a configuration, by default runs/NAME.
+        device: "ascend" to train on NPUs, one a process.
+        start_over: move the folder's contents aside, and begin at step 0.
+        allow_data_change: resume although the training text differs from the checkpoint's.
+        lock: False (--no-lock) to write without a lock, for file systems that have none.
+        processes: number of processes that you expect; another one is refused.
+        nodes: number of nodes.
+        node_rank: number of this node, 0 … nodes - 1; node 0 has the master address.
+        master_address: address of node 0 that all nodes can reach.
+        master_port: port of node 0; with several nodes also the next one.
+        max_restarts: number of restarts from the last checkpoint after failures.
+        grace: seconds for saving when asked to stop.
+        wait: seconds to wait for the other nodes.
+        hang_timeout: seconds without progress that count as a hang; 0: never.
+        dry_run: print what each node would start, and start nothing.
+        overrides: keys of the configuration to change, such as train.steps=10, as texts KEY=VALUE.
+
+    Examples:
+        pangu-sigma launch sigma_tiny --processes 2 --set parallel.data=2
+        pangu-sigma launch sigma_1t --device ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --max-restarts 3
+        pangu-sigma launch sigma_1t --device ascend --chip 910b --nodes 64 --dry-run
     """
     from pangu_sigma.checkpoint.run_folder import one_writer
     from pangu_sigma.checkpoint.start_over import start_over as move_aside
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
-    check_ranks(config, processes)
-    (check_layout if device == "ascend" else check_cpu)(config)
+    changes = texts_of(overrides_of(overrides))
+    if device == "ascend":
+        changes = with_known_chip(Path(config), changes)
+    made, folder = resolve_run(config, output, changes)
+    check_ranks(made, processes)
+    (check_layout if device == "ascend" else check_cpu)(made)
     if nodes > 1 and not dry_run:
         for name, value in (("--node-rank", node_rank), ("--master-address", master_address)):
             if value in (None, ""):
                 raise ConfigError(f"{name} is missing: with --nodes {nodes} each is told its rank and where node 0 is")
-    job = launch.Job(
-        command=training_command(source, output, overrides, device, allow_data_change, lock),
-        logs=output / "logs",
-        ranks=config.parallel.ranks,
+    job = ranks_launch.Job(
+        command=training_command(Path(config), folder, changes, device, allow_data_change, lock),
+        logs=folder / "logs",
+        ranks=made.parallel.ranks,
         nodes=nodes,
         node=node_rank or 0,
         address=master_address or ("MASTER" if nodes > 1 else "127.0.0.1"),
         port=master_port,
-        devices=devices_of(config.parallel.chip) if device == "ascend" else None,
+        devices=devices_of(made.parallel.chip) if device == "ascend" else None,
         restarts=max_restarts,
         grace=grace,
         wait=wait,
         hang_timeout=hang_timeout,
     )
     if dry_run:
-        return launch.dry_run(job)
-    launch.check_job(job)
-    check_folder_writable(output, "--output")
+        return ranks_launch.dry_run(job)
+    ranks_launch.check_job(job)
+    check_folder_writable(folder, "--output")
     refuse_link(job.logs)
     if not job.devices:
-        check_training_fits(config, job.local)
-    for change in check_start(output, config, StartOptions(start_over, allow_data_change)):
+        check_training_fits(made, job.local)
+    for change in check_start(folder, made, StartOptions(start_over, allow_data_change)):
         logger.info("%s", change)
-    launch.check_ports(job)
+    ranks_launch.check_ports(job)
     if start_over and job.node == 0:
-        with one_writer(output, lock):
-            move_aside(output)  # before ranks start, so that a restart after a failure resumes
-    return launch.launch(replace(job, facts=training_facts(config)) if nodes > 1 else job)
+        with one_writer(folder, lock):
+            move_aside(folder)  # before ranks start, so that a restart after a failure resumes
+    return ranks_launch.launch(replace(job, facts=training_facts(made)) if nodes > 1 else job)
+
+
+def texts_of(changes: Sequence[Override]) -> list[str]:
+    """Return overrides as texts KEY=VALUE, as a command takes them."""
+    return [
+        each if isinstance(each, str) else f"{each[0]}={json.dumps(each[1], ensure_ascii=False)}" for each in changes
+    ]
 
 
 def training_command(

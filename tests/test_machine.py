@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from helpers.ascend_host import AscendHost
 
-from pangu_sigma import doctor
-from pangu_sigma.doctor import Check, format_checks, run_checks
+from pangu_sigma import machine
+from pangu_sigma.machine import Check, format_checks, run_checks
 from pangu_sigma.npu.host.checks import node_checks, npus_if_any
 
 
@@ -30,7 +30,7 @@ def test_this_machine_passes(graph_mode):
 def test_a_wrong_or_missing_package_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch):
     required = ["numpy<1.0", "no-such-package>=2", "pydantic", "other; python_version<'3'"]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: required)
-    checks = list(doctor._requirements())
+    checks = list(machine._requirements())
     assert [check.name for check in checks] == ["numpy", "no-such-package", "pydantic"]
     assert [check.ok for check in checks] == [False, False, True]
     assert checks[0].fix == "pip install 'numpy<1.0'"
@@ -38,14 +38,14 @@ def test_a_wrong_or_missing_package_is_named_with_its_fix(monkeypatch: pytest.Mo
 
 
 def test_a_machine_that_only_trains_needs_no_packages_of_tests_and_evaluation(monkeypatch: pytest.MonkeyPatch):
-    assert not {"pytest", "playwright", "hypothesis", "lm-eval"} & {check.name for check in doctor._requirements()}
+    assert not {"pytest", "playwright", "hypothesis", "lm-eval"} & {check.name for check in machine._requirements()}
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["mindspore==2.9.0", "pytest>=8; extra == 'test'"])
-    assert [check.name for check in doctor._requirements()] == ["mindspore"]
+    assert [check.name for check in machine._requirements()] == ["mindspore"]
 
 
 def test_a_missing_compiler_is_a_failed_check(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    check = doctor._compiler()
+    check = machine._compiler()
     assert not check.ok
     assert "install g++" in check.fix
 
@@ -57,8 +57,8 @@ def test_a_kernel_that_fails_or_is_wrong_is_a_failed_check(monkeypatch: pytest.M
             raise error
         return float(str(error))
 
-    monkeypatch.setattr(doctor, "_kernel_error", kernel_error)
-    check = doctor._kernels()
+    monkeypatch.setattr(machine, "_kernel_error", kernel_error)
+    check = machine._kernels()
     assert not check.ok
     assert "PANGU_SIGMA_CACHE" in check.fix
 
@@ -75,13 +75,13 @@ def test_the_table_shows_every_check_and_the_fix_of_a_failed_one():
 
 
 def test_a_demanded_host_is_looked_at_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "_kernel_error", lambda: 0.0)
-    machine = AscendHost(tmp_path, "910b", 1)
-    names = [check.name for check in run_checks(partial(node_checks, machine.host))]
+    monkeypatch.setattr(machine, "_kernel_error", lambda: 0.0)
+    host = AscendHost(tmp_path, "910b", 1)
+    names = [check.name for check in run_checks(partial(node_checks, host.host))]
     assert {"python", "g++", "NPU devices", "HCCL interface"} <= set(names)
     assert "Ascend" not in names
-    machine.environment["PANGU_SIGMA_CHIP"] = "911"
-    last = run_checks(partial(node_checks, machine.host))[-1]
+    host.environment["PANGU_SIGMA_CHIP"] = "911"
+    last = run_checks(partial(node_checks, host.host))[-1]
     assert last == Check("host", False, last.found, "mend what the message names")
     assert "PANGU_SIGMA_CHIP=911 is not a chip: 910a, 910b" in last.found
 
@@ -90,4 +90,4 @@ def test_a_check_that_breaks_is_a_failed_check(monkeypatch: pytest.MonkeyPatch):
     def broken() -> Check:
         raise OSError("no /proc")
 
-    assert doctor._results(broken) == [Check("broken", False, "OSError: no /proc", "mend what the message names")]
+    assert machine._results(broken) == [Check("broken", False, "OSError: no /proc", "mend what the message names")]

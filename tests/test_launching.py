@@ -15,7 +15,7 @@ from experiments.tiny import STEPS
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest
-from pangu_sigma.launch import check_ranks, training_command
+from pangu_sigma.launching import check_ranks, training_command
 from pangu_sigma.ranks.launch import Job
 
 

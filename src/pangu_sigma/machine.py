@@ -1,4 +1,4 @@
-"""Checks of this machine for `doctor`: is it able to run the project? A failed check names the fix."""
+"""`doctor`: is this machine able to run the project? A failed check names the fix."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from packaging.requirements import Requirement
 
-from pangu_sigma.check import Check
+from pangu_sigma.arguments import AnyPath, checked
+from pangu_sigma.chips import Chip
+from pangu_sigma.errors import argument, without_effect
 from pangu_sigma.host_memory import available_memory
+from pangu_sigma.results import Check, Results
 
 _GIB = 1 << 30
 _MEMORY_GIB = 4.0
@@ -27,6 +31,34 @@ _TOLERANCE = 1e-4
 
 CheckMaker = Callable[[], Check | Iterable[Check]]
 """Function that checks something, and returns one finding or several."""
+
+
+@checked
+def doctor(
+    model: AnyPath | None = None, *, device: Literal["cpu", "ascend"] = "cpu", chip: Chip | None = None
+) -> Results:
+    """Check that this machine is ready; a failed check names the fix.
+
+    Args:
+        model: run folder that must be on storage that all nodes share; with device "ascend".
+        device: "ascend" to require NPUs, and everything that a host of a cluster needs.
+        chip: required type of the NPUs; with device "ascend".
+
+    Examples:
+        pangu-sigma doctor
+        pangu-sigma doctor --device ascend --chip 910b
+        pangu-sigma doctor /shared/runs/sigma_1t --device ascend
+    """
+    from pangu_sigma.npu.host.access import Host
+    from pangu_sigma.npu.host.checks import node_checks, npus_if_any
+
+    if device != "ascend" and (model is not None or chip is not None):
+        without_effect(
+            argument("MODEL or --chip", "model or chip"), f"it is about NPUs: add {argument('--device')} ascend"
+        )
+    run = None if model is None else Path(model)
+    checks = run_checks(partial(node_checks, Host(), chip, run) if device == "ascend" else npus_if_any)
+    return Results(checks, format_checks(checks), all(check.ok for check in checks))
 
 
 def run_checks(devices: CheckMaker) -> list[Check]:
@@ -69,6 +101,8 @@ def _python() -> Check:
 
 def _requirements() -> Iterator[Check]:
     """Check the installed version of every package that the metadata of this one requires; those of its extras are not needed."""
+    from packaging.requirements import Requirement
+
     for requirement in map(Requirement, importlib.metadata.requires("pangu-sigma") or []):
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
