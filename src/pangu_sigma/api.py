@@ -141,8 +141,8 @@ def train(
         allow_data_change: resume although the training text differs from the checkpoint's.
         lock: False (--no-lock) to write without a lock, for file systems that have none; a second writer is then not detected.
         profile: write a timeline of five steps to profile/trace.json of the run folder.
-        on_step: function that is called with each step's metrics (`step`, `loss`, `per_domain_loss`, `load_NK`, …:
-            training.log.metrics.StepMetrics); if it returns True, the training stops after this step, saved, and the next
+        on_step: function that is called with each step's metrics, a dictionary (`step`, `loss`, `loss/en`, `learning_rate`, …:
+            training/log/metrics.py); if it returns True, the training stops after this step, saved, and the next
             call goes on.
         overrides: keys of the configuration to change, such as train.steps=10.
 
@@ -204,7 +204,7 @@ def _summary(run: Path) -> Result | None:
 @checked
 def metrics(run: AnyPath, kind: str = "step") -> Table:
     """Return what a run logged as columns, {name: array}, as `pandas.DataFrame` takes them; by domain such as
-    per_domain_loss/en.
+    loss/en.
 
     Args:
         run: a run folder.
