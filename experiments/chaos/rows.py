@@ -39,7 +39,7 @@ ROWS = {
         ),
         FaultRow("R4-disk-full", "goes on or one message; nothing lost, nothing left", partial(disk.cases, "ENOSPC")),
         FaultRow("R4-io-error", "goes on or one message; nothing lost, nothing left", partial(disk.cases, "EIO")),
-        FaultRow("R17-server-stopped", "every request finishes or is told; none is cut", stops.cases, alone=True),
+        FaultRow("R17-server-stopped", "every request that was read finishes or is told", stops.cases, alone=True),
         FaultRow("R7-hung", "named with its stack, restarted, same bits", launches.hung, alone=True),
         FaultRow("R10-layouts", "same samples, every array whole, weights within rounding", layouts.cases),
         FaultRow("R8-not-finite", "exactly those steps skipped on all ranks, scale halved", not_finite.cases),

@@ -168,7 +168,7 @@ class Answers:
 
 def _stopping() -> ApiError:
     reason = "this request is broken off: the server ends; ask another one, or again later"
-    return ApiError(503, reason, code="server_stopping")
+    return ApiError(503, reason, code="server_stopping", headers={"Connection": "close"})
 
 
 def _failed(error: Exception) -> ApiError:
