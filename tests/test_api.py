@@ -260,9 +260,9 @@ def test_an_option_without_effect_is_warned_of(model, tmp_path, caplog):
 
 def test_every_function_with_a_configuration_takes_overrides(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = ps.load_config("sigma_tiny", {"model.hidden": 96})
-    assert ps.inspect("sigma_tiny", overrides={"model.hidden": 96}) == ps.inspect(config)
-    assert ps.inspect(config, overrides={"model.hidden": 192}) == ps.inspect("sigma_tiny")
+    config = ps.load_config("sigma_tiny", {"model.ffn": 96})
+    assert ps.inspect("sigma_tiny", overrides={"model.ffn": 96}) == ps.inspect(config)
+    assert ps.inspect(config, overrides={"model.ffn": 768}) == ps.inspect("sigma_tiny")
     with pytest.raises(ps.UserError, match=r"data\.path=nix"):
         ps.train("sigma_tiny", overrides=["data.path=nix"])
 

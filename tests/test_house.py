@@ -18,7 +18,7 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2405,
+    ".": 2413,
     "checkpoint": 1332,
     "convert": 903,
     "data": 3242,
@@ -38,7 +38,7 @@ BUDGETS = {
     "serve": 1060,
     "stored": 732,
     "text": 1089,
-    "training": 1815,
+    "training": 1817,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -82,7 +82,9 @@ def test_every_key_is_written_as_the_type_it_declares(config: Config):
     """No value changes when it is read: the file says what the tree holds."""
     written = yaml.safe_load((FOLDER / f"{config.name}.yaml").read_text(encoding="utf-8"))
     tree = config.model_dump(mode="json")
+    rows = zip(written["model"].pop("rows", []), tree["model"]["rows"], strict=True)
     assert written["model"].items() <= tree["model"].items()
+    assert all(entry.items() <= whole.items() for entry, whole in rows)
     assert written["train"].keys() <= tree["train"].keys()
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE
+from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import load_config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.benchmarks.tasks.scoring import exact_match, f1
@@ -46,7 +45,7 @@ def answer_test(model: Path, tuned: Path, test: Path, kept: Path, max_new_tokens
     """
     if kept.exists():
         return json.loads(kept.read_bytes())
-    config = load_config(tuned / CONFIG_FILE)
+    config = run_config(tuned)
     if config.finetune is None:
         raise ConfigError(f"{tuned} is a run that is not tuned to a task")
     talks, skipped = _talks(test, config)

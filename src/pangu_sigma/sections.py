@@ -68,7 +68,7 @@ class RowsConfig(Section):
     rows: Annotated[int, Field(ge=1, lt=1 << 30)]
     """Number of rows that exist, of each domain if they are own. A row that no token met takes no room in memory or in files."""
     width: Width
-    """Width of a row; those of all entries add up to `hidden`."""
+    """Width of a row; those of all entries add up to `hidden`. Without it, `hidden` is shared evenly."""
     kind: Segment = "common"
     """`common`: all domains share the rows. `own`: each domain has rows of its own, which leave with it."""
 
@@ -155,6 +155,14 @@ class ModelConfig(Section):
         """Return the number of parameters of one expert of segment s of an RRE layer: only those of segment 0 have b2."""
         return (2 * self.hidden + 1) * self.segment_ffn + self.hidden * (s == 0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _widths_of_rows(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("rows"), list) and isinstance(tree.get("hidden"), int):
+            share = {"width": tree["hidden"] // max(len(tree["rows"]), 1)}
+            tree = tree | {"rows": [share | row if isinstance(row, dict) else row for row in tree["rows"]]}
+        return tree
+
     @model_validator(mode="after")
     def _combinations(self) -> ModelConfig:
         if self.hidden % self.heads:
@@ -167,7 +175,9 @@ class ModelConfig(Section):
             )
         if self.rows and sum(entry.width for entry in self.rows) != self.hidden:
             widths = " + ".join(str(entry.width) for entry in self.rows)
-            raise ValueError(f"rows have the widths {widths}, and hidden={self.hidden}; they must add up to hidden")
+            raise ValueError(
+                f"rows have the widths {widths}, and hidden={self.hidden}; they must add up to hidden, as without widths"
+            )
         if self.segments[0] != "own":
             raise ValueError("segments begins with common; the first one is own, because it has the output bias")
         if ("common" in self.segments) != bool(self.common_experts):

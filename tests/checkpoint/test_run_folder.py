@@ -26,7 +26,7 @@ def test_the_run_is_the_truth_about_itself(tiny_data, tmp_path):
     assert run_config(run, ["train.steps=7"]) == tiny_config(tiny_data, train={"steps": 7})
     with pytest.raises(ConfigError, match=r"train\.stepz: unknown key"):
         run_config(run, ["train.stepz=7"])
-    with pytest.raises(ConfigError, match=r"no config\.yaml; pass a configuration"):
+    with pytest.raises(ConfigError, match=r"no configuration\.json; pass a configuration"):
         run_config(run / "none")
 
 

@@ -29,6 +29,7 @@ from pangu_sigma.errors import UserError
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.graph import cached
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.text import open_decoder
@@ -190,7 +191,7 @@ def test_an_edited_readme_of_an_export_is_no_damage(copied):
 
 def test_the_signature_of_an_export_says_what_the_graph_takes_and_gives(tiny_export):
     found = json.loads((tiny_export / SEAL).read_text())
-    assert (found["format"], found["weights"]) == (2, "float32")
+    assert (found["format"], found["weights"]) == (3, "float32")
     assert found["signature"]["inputs"][0] == {"name": "ids", "axes": "BC", "dtype": "int32"}
     names = [each["name"] for each in found["signature"]["inputs"]]
     assert names == ["ids", "lengths", "start", "lane", "domain", "wanted"]
@@ -214,7 +215,7 @@ def test_the_inputs_of_the_graph_have_these_names_and_nothing_has_long_ones(tiny
 def test_an_output_that_cannot_be_is_refused_before_any_work(tiny_run, tmp_path, monkeypatch, output):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_text("x")
-    monkeypatch.setattr("pangu_sigma.generate.graph.cached.cached_graph", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr(cached, "cached_graph", lambda *_: pytest.fail("it began to work"))
     with pytest.raises(ConfigError, match=r"cannot be written: .*; choose another folder"):
         export_mindir(tiny_run, Path(output.format(tmp_path)))
 

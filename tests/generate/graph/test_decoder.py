@@ -19,6 +19,7 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.graph import decoder as graph_decoder
 from pangu_sigma.generate.graph.cached import CachedGraph
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.request import Request
@@ -52,7 +53,7 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
 
 def test_chunks_of_several_lanes_have_the_logits_of_the_exact_path(tiny_graph, tiny_run, monkeypatch):
     """Long ones in several calls, too."""
-    monkeypatch.setattr("pangu_sigma.generate.graph.decoder._AT_ONCE", 2)
+    monkeypatch.setattr(graph_decoder, "_AT_ONCE", 2)
     slow = SlowDecoder(open_model(tiny_run, "run"))
     texts = begun(tiny_graph), begun(slow)
     for first, last, wanted in ((0, 2, 0), (2, 3, 1), (3, 6, 3), (6, 7, 1)):

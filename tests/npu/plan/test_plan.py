@@ -152,7 +152,7 @@ def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: Plan):
         ((TINY,), "plan needs --devices N, for a plan on N NPUs; or --scan"),
         ((TINY, "--scan", "--compile"), "plan needs --devices N"),
         ((TINY, "--devices", 7), "The nearest numbers that can be are 4 or 8"),
-        ((TINY, "--devices", 0), "--devices 0 is not allowed: 1 or more"),
+        ((TINY, "--devices", 0), "devices=0 is not allowed: it must be greater than or equal to 1"),
         (
             (TINY, "--devices", 12, "--set", "train.batch_size=12"),
             "MindSpore takes 1, 2, 4 or a multiple of 8",
@@ -161,7 +161,7 @@ def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: Plan):
         ((TINY, "--devices", 8, "--set", "parallel.stages=99"), "is more than the"),
         ((TINY, "--devices", 8, "--compile", "--set", "model.dropout=0.1"), "set model.dropout=0"),
         ((TINY, "--devices", 8, "--compile", "--set", "ecss.enabled=false"), "set ecss.enabled=true"),
-        (("none.yaml", "--devices", 8), "cannot read configuration none.yaml"),
+        (("none.yaml", "--devices", 8), "none.yaml is not there: neither a model nor a configuration"),
         ((TINY, "--devices", 8, "--set", "parallel.tensr=2"), "nearest valid key: tensor"),
         ((TINY, "--devices", 8, "--set", "parallel.tensor=5"), "is not divisible by parallel.tensor (5)"),
     ],

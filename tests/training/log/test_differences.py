@@ -48,9 +48,9 @@ def test_a_difference_is_paired_where_both_logs_have_the_samples(tiny_run, tmp_p
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"eval_batches: 2": "eval_batches: 3"}, "train.eval_batches · train.batch_size is 8 and 12 samples"),
-        ({"seq_length: 32": "seq_length: 16"}, "model.seq_length is 32 and 16, so the samples are not the same"),
-        ({"name: tiny": "name: other"}, "the held-out text differs"),
+        ({'"eval_batches": 2': '"eval_batches": 3'}, "train.eval_batches · train.batch_size is 8 and 12 samples"),
+        ({'"seq_length": 32': '"seq_length": 16'}, "model.seq_length is 32 and 16, so the samples are not the same"),
+        ({'"name": "tiny"': '"name": "other"'}, "the held-out text differs"),
     ],
     ids=str,
 )
