@@ -176,7 +176,8 @@ class ModelConfig(Section):
         if self.rows and sum(entry.width for entry in self.rows) != self.hidden:
             widths = " + ".join(str(entry.width) for entry in self.rows)
             raise ValueError(
-                f"rows have the widths {widths}, and hidden={self.hidden}; they must add up to hidden, as without widths"
+                f"rows have the widths {widths}, and hidden={self.hidden}; they must add up to hidden; without any they have "
+                "even shares"
             )
         if self.segments[0] != "own":
             raise ValueError("segments begins with common; the first one is own, because it has the output bias")
