@@ -34,9 +34,8 @@ class AdamRows(nn.Cell):
     def __init__(self):
         super().__init__()
         self.op = host_op("AdamRows", lambda *shapes: (1,), lambda w, *others: w)
-        self.op.add_prim_attr(
-            "side_effect_mem", True
-        )  # it writes its inputs: MindSpore must keep it, and keep its turn
+        # it writes its inputs: MindSpore must keep it, and keep its turn
+        self.op.add_prim_attr("side_effect_mem", True)
 
     def construct(self, w, m, v, grad, step_K, active_A, offsets_A1, hyper, decay):
         return self.op(*w, *m, *v, *grad, step_K, active_A, offsets_A1, hyper, decay)

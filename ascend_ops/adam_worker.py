@@ -47,7 +47,7 @@ class WorkerTimes(NamedTuple):
     busy: float
     """Seconds in which the worker updated."""
     waited: float
-    """Seconds in which a step waited for the worker: in `Await`, in `FetchStored`, or before it looks experts up."""
+    """Seconds in which a step waited for the worker: in `Await` or in `FetchStored`."""
 
 
 class AdamWorker:
@@ -101,12 +101,9 @@ class AdamWorker:
         """Return what tells an operator its worker and segment: their numbers, int64 [2]."""
         return Tensor(np.array([self._number, segment], np.int64))
 
-    def settle(self, in_step: bool = False) -> None:
-        """Wait until all updates are done. in_step: True if the next step waits, so that the time counts in `WorkerTimes.waited`.
-
-        Raises AdamWorkerError if the worker or a step failed.
-        """
-        if _library().WorkerSettle(self._number, in_step):
+    def settle(self) -> None:
+        """Wait until all updates are done. Raises AdamWorkerError if the worker or a step failed."""
+        if _library().WorkerSettle(self._number):
             raise AdamWorkerError(
                 "a step or the update of experts behind it failed: experts may be half updated; go on from the last checkpoint"
             )
@@ -203,7 +200,7 @@ def _library() -> ctypes.CDLL:
             [number] * 3 + [pointer, number, pointer, pointer, pointer, number, number, pointer, pointer, number],
             None,
         ),
-        "WorkerSettle": ([number, number], number),
+        "WorkerSettle": ([number], number),
         "WorkerRead": ([number, pointer, pointer, number], number),
         "WorkerFail": ([number], None),
     }

@@ -22,7 +22,7 @@ BUDGETS = {
     "checkpoint": 1332,
     "convert": 903,
     "data": 3242,
-    "ecss": 375,
+    "ecss": 377,
     "evaluate": 1777,
     "finetune": 652,
     "foreign": 1330,
@@ -38,7 +38,7 @@ BUDGETS = {
     "serve": 1060,
     "stored": 732,
     "text": 1089,
-    "training": 1817,
+    "training": 1814,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -71,12 +71,12 @@ class AdamWorker {
     return 0;
   }
 
-  // Waits until a segment is no longer busy; null: until none is. in_step: whether a step waits, or something else.
-  int Wait(const Segment *segment, bool in_step) {
+  // Waits until a segment is no longer busy, which a step does; null: until none is, which something else does.
+  int Wait(const Segment *segment) {
     std::unique_lock<std::mutex> held(lock_);
     const double from = Now();
     changed_.wait(held, [&] { return failed_ || !(segment ? segment->busy : Busy() != nullptr); });
-    if (in_step) waited_ += Now() - from;
+    if (segment) waited_ += Now() - from;
     return failed_ ? kFailed : 0;
   }
 
@@ -220,7 +220,7 @@ void WorkerRegister(int64_t number, int64_t n, int64_t tensors, char **arrays, i
   segment.fetched_type = half ? Float::f16 : Float::f32;
 }
 
-int64_t WorkerSettle(int64_t number, int64_t in_step) { return Registered(number)->Wait(nullptr, in_step != 0); }
+int64_t WorkerSettle(int64_t number) { return Registered(number)->Wait(nullptr); }
 void WorkerFail(int64_t number) { Registered(number)->Fail(); }
 
 // spans: begin, end, segment of each. Returns their number.
@@ -267,7 +267,7 @@ int Await(int n, void **data, int *ranks, int64_t **shapes, const char **dtypes,
   in.f32(n - 1)[0] = 0.0f;
   const At at(in, n - 2);
   if (!at.segment) return kNotRegistered;
-  if (const int failed = at.worker->Wait(at.segment, true)) return failed;
+  if (const int failed = at.worker->Wait(at.segment)) return failed;
   Segment &segment = *at.segment;
   const std::vector<int32_t> active = std::exchange(segment.active, {});
   const int64_t A = active.size();
@@ -295,7 +295,7 @@ int FetchStored(int n, void **data, int *ranks, int64_t **shapes, const char **d
     if (in.count(first_out + g) != A * segment.arrays.width[g]) return 3;
   }
   if (segment.Lacks(active, A)) return 4;
-  if (const int failed = at.worker->Wait(&segment, true)) return failed;
+  if (const int failed = at.worker->Wait(&segment)) return failed;
   for (int g = 0; g < G; ++g) CopyRows(segment, g, active, A, in.as<char>(first_out + g), FloatOf(dtypes[first_out + g]));
   return 0;
 }

@@ -15,7 +15,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.order import SampleOrder
 from pangu_sigma.data.samples import Samples
-from pangu_sigma.ecss.store import ExpertStore, HostStore, make_network, make_store
+from pangu_sigma.ecss.store import ExpertStore, make_network, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import wrap_array
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
@@ -53,7 +53,7 @@ class SyntheticRun:
         self.step.set_train()
         batches = _batches(config, frequencies_V)
         self._feed = InputPipeline(batches, batches.start(), self.store)
-        self.device_bytes = 0
+        self.device_bytes = 0.0
         """Bytes of the expert weights that the network read in the last step."""
 
     def batch(self) -> Batch:
@@ -63,8 +63,7 @@ class SyntheticRun:
     def advance(self) -> float:
         """Take one step and return its loss, after all updates that nobody hides."""
         fed = self._feed.take()
-        if isinstance(self.store, HostStore):
-            self.device_bytes = self.store.traffic(fed.batch.active_A).fetched
+        self.device_bytes = self.store.traffic(fed.batch.active_A).get("fetched_mib", 0.0) * (1 << 20)
         result = self.step.take(RATE, fed.arrays)
         if self.store.rows:
             update_rows(self.store, SINGLE_PROCESS, fed.batch, result)

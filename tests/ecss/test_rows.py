@@ -45,7 +45,7 @@ def trained(store: RowStore, config: Config, steps: int = 5) -> list[np.ndarray]
     for _ in range(steps):
         keys = keys_of(rng, config)
         found.append(store.gather(keys))
-        store.prefetch(keys_of(rng, config))
+        store.read_ahead(keys_of(rng, config))
         store.update(keys, rng.normal(size=(40, 16)).astype(np.float32), HYPER)
     return found
 

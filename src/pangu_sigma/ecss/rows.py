@@ -4,7 +4,7 @@ Their keys are known when a batch is read. So the host gathers e, the rows of ea
 e as one more input and returns its gradient; and the update of the rows runs behind the step, while the loop goes on.
 
     gather(keys)              e of the next batch, once the update before is done
-    prefetch(keys)            of the batch after it: what a file holds is read while the step computes
+    read_ahead(keys)          of the batch after it: what a file holds is read while the step computes
     update(keys, grads, …)    gradients of equal keys are added, then lazy AdamW with a step count a row
 
 A row is one record, [weights, moments, step count], and a record of zeros is a row that no token met: nothing here is as long as
@@ -55,7 +55,7 @@ class RowStore:
             gather_rows(records, keys_T, e_TH[:, columns])
         return e_TH.reshape(micro_batches, -1, self.hidden)
 
-    def prefetch(self, keys_EGBS: np.ndarray) -> None:
+    def read_ahead(self, keys_EGBS: np.ndarray) -> None:
         """Bring the records of the keys into memory, behind what the thread does, and reserve room for new ones."""
         self._pending.append(self._thread.submit(self._touch, _flat(keys_EGBS)))
 

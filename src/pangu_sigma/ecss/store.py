@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import mindspore as ms
 import numpy as np
@@ -35,15 +35,6 @@ from pangu_sigma.ranks.experts import make_experts_for
 from pangu_sigma.ranks.layout import share_of
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.plan import RoutedSegment
-
-
-class Traffic(NamedTuple):
-    """Bytes of experts that a training step moves between host and device, over all segments."""
-
-    fetched: int
-    """Weights of the active experts, in the dtype of the network."""
-    returned: int
-    """Gradients of the active experts that learn."""
 
 
 class StoredExperts(nn.Cell):
@@ -153,11 +144,16 @@ class ExpertStore(nn.Cell):
                 updated = updated + self.segments[n].update(grads[n], active_A[n], used_A1[n], hyper)
         return updated
 
-    def settle(self, in_step: bool = False) -> None:
+    def traffic(self, active_A: Sequence[np.ndarray]) -> dict[str, float]:
+        """Return what a step with these active experts moves between host and device, by metric: MiB of their weights, in the dtype
+        of the network, and of the gradients of those that learn. Nothing without ECSS."""
+        return {}
+
+    def settle(self) -> None:
         """Wait until the experts are those of the last step, before anything but the next step's FFN reads them; rows wait by
-        themselves. in_step: True if the next step waits. Raises AdamWorkerError if the worker or a step failed."""
+        themselves. Raises AdamWorkerError if the worker or a step failed."""
         if self.worker is not None:
-            self.worker.settle(in_step)
+            self.worker.settle()
 
     @contextmanager
     def step_guard(self) -> Iterator[None]:
@@ -176,14 +172,14 @@ class HostStore(ExpertStore):
 
     kind = HostExperts
 
-    def traffic(self, active_A: Sequence[np.ndarray]) -> Traffic:
-        """Return what a step with these active experts moves."""
-        bytes_N = []
+    def traffic(self, active_A: Sequence[np.ndarray]) -> dict[str, float]:
+        moved = {"fetched_mib": 0.0, "returned_mib": 0.0}
         for experts, active in zip(self.segments, active_A, strict=True):
             elements = sum(int(np.prod(shape[1:])) for shape in experts.active_shapes)
-            bytes_N.append(int((active <= experts.last).sum()) * elements * (2 if self.dtype == ms.float16 else 4))
-        learning = zip(bytes_N, self.segments, strict=True)
-        return Traffic(sum(bytes_N), sum(count for count, experts in learning if experts.learns))
+            mib = int((active <= experts.last).sum()) * elements * (2 if self.dtype == ms.float16 else 4) / (1 << 20)
+            moved["fetched_mib"] += mib
+            moved["returned_mib"] += mib * experts.learns
+        return moved
 
 
 class DeviceStore(ExpertStore):

@@ -162,9 +162,8 @@ class FileTier(HostTier):
     def reserve(self, entry: int, records: np.ndarray, keys: np.ndarray) -> None:
         nothing, new = bytes(records.strides[0]), np.unique(keys[records[keys, -1].view(np.int32) == 0])
         try:
-            for key in (
-                new.tolist()
-            ):  # posix_fallocate is as safe, and on ext4 the next write to its page takes 20 times as long
+            for key in new.tolist():
+                # posix_fallocate is as safe, and on ext4 the next write to its page takes 20 times as long
                 os.pwrite(self._rows[entry].fileno(), nothing, key * len(nothing))
         except OSError as error:
             raise StoreError(

@@ -49,11 +49,15 @@ class WorkerUpdate(nn.Cell):
         self.worker = AdamWorker(len(store.segments), copies_gradients)
         store.worker = self.worker
         self.start = nn.CellList([StartUpdate(self.worker, n) for n in range(len(store.segments))])
-        dtype = np.float16 if store.dtype == ms.float16 else np.float32
-        self._fetched = [[np.zeros(shape, dtype) for shape in experts.active_shapes] for experts in store.segments]
-        self.experts = as_input(tuple(tuple(map(Tensor.from_numpy, arrays)) for arrays in self._fetched))
-        """Weights of the active experts for the network on a CPU, which reads them where `AwaitedFFN` puts them."""
+        self.experts: tuple = ()
+        self._fetched: list[list[np.ndarray]] = []
         self.register()
+
+    def make_room(self) -> None:
+        """Make `experts`: weights of the active experts for the network on a CPU, which reads them where `AwaitedFFN` puts them."""
+        dtype = np.float16 if self.store.dtype == ms.float16 else np.float32
+        self._fetched = [[np.zeros(shape, dtype) for shape in experts.active_shapes] for experts in self.store.segments]
+        self.experts = as_input(tuple(tuple(map(Tensor.from_numpy, arrays)) for arrays in self._fetched))
 
     def register(self, active_A: Sequence[np.ndarray] | None = None) -> None:
         """Tell the worker where the arrays are. Call it before each step: a parameter that Python has set is elsewhere. active: the
@@ -84,6 +88,7 @@ def update_by_worker(config: Config, network: PanGuSigma, store: ExpertStore) ->
     if not config.ecss.by_worker(npu=False) or not isinstance(store, HostStore) or not len(store.segments):
         return None
     update = WorkerUpdate(store)
+    update.make_room()
     layers = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]
     for n, ffn in enumerate(ffn for layer in layers for ffn in layer.segments):
         ffn.experts = AwaitedFFN(ffn.experts, update.worker, n)

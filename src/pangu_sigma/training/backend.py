@@ -21,7 +21,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader, MakesPlans
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.device import use_cpu
-from pangu_sigma.ecss.store import ExpertStore, HostStore, array_specs, build
+from pangu_sigma.ecss.store import ExpertStore, array_specs, build
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.host_memory import check_rows_fit
 from pangu_sigma.model.pangu_sigma import PanGuSigma
@@ -92,11 +92,8 @@ class Backend:
         return result
 
     def traffic(self, built: TrainingSetup, batch: Batch) -> dict[str, float]:
-        """Return what a step moves of the experts, by metric; nothing if it is not known."""
-        if not isinstance(built.store, HostStore):
-            return {}
-        moved = built.store.traffic(batch.active_A)
-        return {"fetched_mib": moved.fetched / (1 << 20), "returned_mib": moved.returned / (1 << 20)}
+        """Return `ExpertStore.traffic` of a step; nothing if it is not known."""
+        return built.store.traffic(batch.active_A)
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
         """Return True if this rank adds its losses to the total: exactly one of the ranks that read the same tokens does."""

@@ -41,6 +41,6 @@ class InputPipeline:
         batch, cursor, coming = self._lookahead.take()
         e_GTH = self._store.rows_of(batch.own_row_keys)
         if self._store.rows:
-            self._store.rows.prefetch(coming.row_keys_EGBS)
+            self._store.rows.read_ahead(coming.row_keys_EGBS)
         self._store.tier.read_ahead(batch.active_A, coming.active_A)
         return StepInput(batch, cursor, e_GTH)
