@@ -41,10 +41,13 @@ def _stored_config(domains: int, update: str = "step") -> Config:
 
 
 def resident() -> dict[str, float]:
-    """GiB that this process has in memory now, and has had at most, and of these now pages of files."""
+    """GiB that this process has in memory now, and has had at most, and of these now pages of files; GiB on the disk of its files
+    without a name."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     keys = {"gib": "VmRSS", "peak_gib": "VmHWM", "file_gib": "RssFile"}
-    return {name: int(lines[key].split()[0]) / (1 << 20) for name, key in keys.items()}
+    files = {file.stat().st_ino: file.stat() for file in Path("/proc/self/fd").iterdir() if file.is_file()}
+    disk = sum(file.st_blocks * 512 for file in files.values() if file.st_nlink == 0) / (1 << 30)
+    return {name: int(lines[key].split()[0]) / (1 << 20) for name, key in keys.items()} | {"disk_gib": disk}
 
 
 def answer_steps(start: Callable[..., SyntheticRun]) -> None:
