@@ -22,6 +22,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS
 from pangu_sigma.config import Config
 from pangu_sigma.inherit.parent import parent_refusal
 from pangu_sigma.model.arrays import row_scale_shapes
+from pangu_sigma.results import aligned
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import Kind, Listed, StoredModel
@@ -204,8 +205,7 @@ def format_file_inspection(found: FileInspection) -> str:
 
 
 def _format_rows(head: str, rows: list[tuple[str, str]]) -> str:
-    width = max(len(label) for label, _ in rows)
-    return "\n".join([head, *(f"  {label:<{width}}  {value}" for label, value in rows)])
+    return "\n".join([head, *(f"  {line}" for line in aligned(rows, "<"))])
 
 
 def _lineage_text(lineage: dict[str, Any] | None) -> str:
