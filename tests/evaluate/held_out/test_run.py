@@ -136,7 +136,7 @@ def test_the_table_has_a_line_for_each_domain():
         }
     )
     assert text.splitlines() == [
-        "domain           loss        ± perplexity  unigram bits/byte     tokens  samples   held-out, nats per token",
-        "zh              6.269    0.021     528.16    7.237     1.812     16,384       64",
-        "en                             not finite    6.000         –     16,384       64",
+        "domain        loss      ±  perplexity  unigram  bits/byte  tokens  samples   held-out, nats per token",
+        "zh           6.269  0.021      528.16    7.237      1.812  16,384       64",
+        "en      not finite      –           –    6.000          –  16,384       64",
     ]

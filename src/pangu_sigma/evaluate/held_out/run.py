@@ -86,7 +86,7 @@ def format_losses(losses: Mapping[str, Mapping[str, Any]], unit: str = "held-out
     rows = [["domain", "loss", "±", "perplexity", "unigram", "bits/byte", "tokens", "samples"]]
     for name, d in losses.items():
         figures = [d["loss"], d["se"], d["perplexity"], d["unigram"], d["bits_per_byte"]]
-        cells = [format_number(value, 8, digits) for value, digits in zip(figures, (3, 3, 2, 3, 3), strict=True)]
+        cells = [format_number(value, 1, digits) for value, digits in zip(figures, (3, 3, 2, 3, 3), strict=True)]
         cells[:1] = ["not finite"] if d["loss"] is None else cells[:1]
         rows.append([name, *cells, f"{d['tokens']:,}", f"{d['samples']:,}"])
     head, *lines = aligned(rows, "<>")
