@@ -159,7 +159,9 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     hints = get_type_hints(type("", (), {"__annotations__": named}), original.__globals__)
     has = dict(inspect.signature(original).parameters)
     silent = original.__annotations__["return"] in ("int", "int | str", "None")
-    options = [(name, hints[name], each.default, None) for name, each in has.items() if name not in ONLY_PYTHON]
+    options: list[tuple[str, Any, Any, Parameter | None]] = [
+        *((name, hints[name], each.default, None) for name, each in has.items() if name not in ONLY_PYTHON)
+    ]
     options += [
         (name, kind, False if kind is bool else None, Parameter(help=help))
         for name, (kind, help, of) in OF_THE_COMMAND_LINE.items()
@@ -169,7 +171,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     for name, hint, default, told in options:
         kind = inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY
         shown = Parameter(show_default=default not in (None, False, (), inspect.Parameter.empty))
-        annotation = Annotated[_typed(hint, default), Parameter.combine(SPELLED.get(name), told, shown)]
+        annotation: Any = Annotated[_typed(hint, default), Parameter.combine(SPELLED.get(name), told, shown)]
         parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
     return inspect.Signature(sorted(parameters, key=lambda each: each.kind))
 

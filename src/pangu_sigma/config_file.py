@@ -197,19 +197,15 @@ _PATTERNS = {
 """What the patterns of `sections.py` mean."""
 _WORDS = {
     "Input should be": "it must be",
-    "a valid integer, got a number with a fractional part": "a whole number",
-    "a valid integer, unable to parse string as an integer": "a whole number",
-    "a valid integer": "a whole number",
-    "a valid number, unable to parse string as a number": "a number",
-    "a valid number": "a number",
+    "a valid integer.*": "a whole number",
+    "a valid number.*": "a number",
+    "a valid boolean.*": "true or false",
     "a valid string": "a text; put it into quotes",
-    "a valid boolean, unable to interpret input": "true or false",
-    "a valid boolean": "true or false",
     "a valid list": "a list",
     "List should have": "it must have",
     " after validation": "",
 }
-"""Words of pydantic's messages, in the order in which they are replaced, and ours."""
+"""Patterns of pydantic's words, and ours."""
 
 
 _GONE = ("data.count_private", "data.filters", "ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip")
@@ -244,7 +240,7 @@ def in_words(problem: Any) -> str:
     elif problem["type"] == "model_type":
         message = "it must be a section of keys"
     for words, ours in _WORDS.items():
-        message = message.replace(words, ours)
+        message = re.sub(words, ours, message)
     return message
 
 

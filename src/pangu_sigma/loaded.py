@@ -259,6 +259,11 @@ def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
     return sampling
 
 
+def _check_below(name: str, value: int, count: int, there_are: str) -> None:
+    if not 0 <= value < count:
+        raise ConfigError(f"{name}={value} is not allowed: {there_are} 0 … {count - 1}")
+
+
 class Model:
     """Trained model, as returned by `train`, `finetune` and `load`; accepted wherever a path of a model is.
 
@@ -419,13 +424,9 @@ class Model:
         """Return copies of an expert's weights, float32: w1 [F, H], b1 [F], w2 [F, H], and in the first segment of a layer b2 [H].
         segment: 0 … N - 1, of F units. number: a domain's own are its `experts` from `first_expert` on; common ones are shared."""
         routed = self.config.model.routed
-        if not 0 <= segment < len(routed):
-            raise ConfigError(
-                f"segment={segment} is not allowed: the RRE layers have the segments 0 … {len(routed) - 1}"
-            )
+        _check_below("segment", segment, len(routed), "the RRE layers have the segments")
         stored = self.config.stored_experts(routed[segment])
-        if not 0 <= number < stored:
-            raise ConfigError(f"number={number} is not allowed: segment {segment} has the experts 0 … {stored - 1}")
+        _check_below("number", number, stored, f"segment {segment} has the experts")
         _, in_layer = self.config.model.in_layer(segment)
         names = ("w1", "b1", "w2") if in_layer else ("w1", "b1", "w2", "b2")
         return {name: self._stored.expert(segment, number, name).copy() for name in names}
