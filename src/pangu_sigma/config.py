@@ -56,7 +56,7 @@ class ParamCount:
 class Config(Section):
     """Whole configuration of a run: the root of the configuration tree."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w .+=-]{0,99}$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w .+=-]*$", max_length=100)]
     """Name of the run, and of its folder: `runs/<name>` unless --output names another."""
     seed: Seed = 0
     """Seed of initialisation, dropout and sample order."""

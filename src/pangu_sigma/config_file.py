@@ -188,7 +188,7 @@ _PATTERNS = {
     r"^[a-z0-9_]+$": "it must have a to z, 0 to 9 and _ only",
     r"^[a-z0-9_+]+$": "it must have a to z, 0 to 9, _ and + only",
     r"[^./]": "it must have a character besides dots and slashes",
-    r"^\w[\w .+=-]{0,99}$": "it becomes the name of a folder: 1 to 100 letters, digits, blanks and _-.+=, a letter or digit first",
+    r"^\w[\w .+=-]*$": "it becomes the name of a folder: 1 to 100 letters, digits, blanks and _-.+=, a letter or digit first",
     r"^[^\x00]+:\w+$": "it must be FILE.py:FUNCTION",
     r"^(random|balanced|[^\x00]+\.npz)$": "it must be 'random' or 'balanced', or a file of tables, NAME.npz",
     r"^[^\x00]*$": "it must have no null character",
@@ -202,7 +202,7 @@ _WORDS = {
     "a valid boolean.*": "true or false",
     "a valid string": "a text; put it into quotes",
     "a valid list": "a list",
-    "List should have": "it must have",
+    "(List|String) should have": "it must have",
     " after validation": "",
 }
 """Patterns of pydantic's words, and ours."""
