@@ -200,9 +200,7 @@ def format_file_inspection(found: FileInspection) -> str:
     rows.append(("verified", found.verified))
     rows.append(("lineage", _lineage_text(found.lineage)))
     rows += [("", note) for note in found.notes]
-    unread = (
-        f", as far as headers tell ({argument('--verify')} reads the values)" if found.verified == "nothing" else ""
-    )
+    unread = f", as far as headers tell ({argument('--verify')}: all values)" if found.verified == "nothing" else ""
     rows.append(("inherit", found.refusal or f"takes it{unread}"))
     return _format_rows(head, damaged + rows)
 
