@@ -234,6 +234,27 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
             call()
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ps.launch("sigma_tiny", nodes=2), "^node_rank is missing: with nodes 2 each is told its rank"),
+        (lambda: ps.launch("sigma_tiny", processes=3), "^processes 3 is not what the parallel section lays out"),
+        (lambda: ps.launch("sigma_tiny", max_restarts=-1), "^max_restarts -1 is not allowed: 0 to 1000000$"),
+        (lambda: ps.launch("sigma_tiny", master_port=80), "^master_port 80 is not allowed: 1024 to 65534$"),
+        (lambda: ps.serve("nix", port=99_999_999), "^port 99999999 is not allowed"),
+        (lambda: ps.serve("nix", limits="lanez=1"), "^limits lanez=1: there is no limit 'lanez'"),
+        (lambda: ps.serve("nix", api_key_file="nix"), "^api_key_file nix: No such file"),
+        (lambda: ps.train("sigma_tiny", overrides={"data.path": "nix"}), "or, if it was moved, set data.path$"),
+    ],
+)
+def test_a_message_names_arguments_as_python_does(call, message, tmp_path, monkeypatch):
+    """Where a command runs it names options, as tests/test_mistakes.py has them."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ps.UserError, match=message) as refused:
+        call()
+    assert "--" not in str(refused.value)
+
+
 def test_one_name_is_a_name_and_not_its_letters(model, tmp_path):
     assert ps.inspect(model, keep="en")["extract"] == ps.inspect(model, keep=["en"])["extract"]
     whole = model.generate("the cat", "en", max_new_tokens=8)

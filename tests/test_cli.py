@@ -70,6 +70,11 @@ def test_print_config_prints_a_configuration_that_reads_back_equal(file, capsys,
     assert yaml.safe_load(text)["train"]["steps"] == 7
     assert yaml.safe_load(text)["train"]["optimizer"]["beta1"] == 0.8, "defaults are filled in"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["printed.yaml", "tiny.yaml"], "and nothing else happens"
+    whole = load_config(tmp_path / "printed.yaml").model_dump(mode="json")
+    command = [command, file, "--set", "train.steps=7", "--print-config", "--json"]
+    assert json.loads(prints(capsys, *command, "-")) == whole, "--json holds for it, too"
+    assert prints(capsys, *command, tmp_path / "printed.json") == text
+    assert json.loads((tmp_path / "printed.json").read_text(encoding="utf-8")) == whole
 
 
 def test_inspect_counts_as_json_and_as_text(file, capsys, tmp_path):

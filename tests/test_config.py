@@ -58,7 +58,10 @@ SETS = {"data.domains_per_step": 3, "data.domain_sets": 3, "train.batch_size": 3
             },
             r"model\.common_experts \(3\) is not divisible by parallel\.expert \(2\)",
         ),
-        ({"model.segments": ["own", "own", "own"]}, r"ffn=\d+ is not divisible by the 3 segments"),
+        (
+            {"model.segments": ["own", "own", "own"]},
+            r"model\.ffn \(\d+\) is not divisible by the number of model\.segments \(3\)",
+        ),
         (
             {"model.segments": ["common"], "model.common_experts": 2},
             "segments begins with common; the first one is own",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pangu_sigma.garbage import gc_disabled, gc_frozen
-from pangu_sigma.mindformers_import import quiet_mindformers
+from pangu_sigma.mindformers_adapter import quiet_mindformers
 
 
 class Node:

@@ -106,5 +106,5 @@ def contents(run: Path) -> dict[Path, bytes]:
 def test_another_number_of_processes_than_is_laid_out_is_refused():
     check_ranks(by_hand(), 4)
     check_ranks(by_hand(), None)
-    with pytest.raises(ConfigError, match=r"^--processes 8 is not what the parallel section lays out: .* is 4 ranks"):
+    with pytest.raises(ConfigError, match=r"^processes 8 is not what the parallel section lays out: .* is 4 ranks"):
         check_ranks(by_hand(), 8)

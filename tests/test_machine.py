@@ -66,9 +66,9 @@ def test_a_kernel_that_fails_or_is_wrong_is_a_failed_check(monkeypatch: pytest.M
 def test_the_table_shows_every_check_and_the_fix_of_a_failed_one():
     text = format_checks([Check("a", True, "1"), Check("long name", False, "2", "do this")])
     assert text.splitlines() == [
-        "ok   a          1",
-        "FAIL long name  2",
-        "                fix: do this",
+        "ok    a          1",
+        "FAIL  long name  2",
+        "                 fix: do this",
         "1 of 2 checks failed",
     ]
     assert format_checks([Check("a", True, "1")]).endswith("all 1 checks passed")

@@ -191,7 +191,10 @@ def test_every_key_means_its_own():
             "model.model_config.hiden=3",
             "model.model_config.hiden: unknown key; nearest valid key: model.model_config.hidden;",
         ),
-        ("model.model_config.hidden=100", "model.model_config: hidden=100 is not divisible by heads=6"),
+        (
+            "model.model_config.hidden=100",
+            "configuration: model.model_config.hidden (100) is not divisible by model.model_config.heads (6);",
+        ),
         ("model.model_config.routing.tabel=random", "model.model_config.routing.tabel: unknown key (value 'random')"),
         ("model.model_config.ecss.store=file", "model.model_config.ecss.store: 'file' is not allowed"),
         (
@@ -222,7 +225,7 @@ def test_every_key_means_its_own():
         ("callbacks.1.save_steps=5", "callbacks.PanGuSigmaCheckpoint.save_steps: unknown key; nearest valid key:"),
         (
             "train_dataset.data_loader.domains_per_step=3",
-            "configuration: runner_config.batch_size=8 is not divisible by train_dataset.data_loader.domains_per_step=3;",
+            "configuration: runner_config.batch_size (8) is not divisible by train_dataset.data_loader.domains_per_step (3);",
         ),
         ("lr_schedule.lr_end=-1.0", "lr_schedule.lr_end: -1.0 is not allowed"),
     ],

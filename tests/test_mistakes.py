@@ -176,7 +176,7 @@ MISTAKES = {
     "prepare-data sigma_tiny --input file": "file",
     "prepare-data sigma_tiny --set data.held_out=2": "data.held_out",
     "prepare-data sigma_tiny --set data.domain_map={a:zh}": "data.domain_map.a:zh: has no value; write KEY: VALUE, with a blank",
-    "prepare-data sigma_tiny --set 'data.domain_of={*:zh}'": "put a text with * or & into quotes, and KEY=VALUE into single quotes",
+    "prepare-data sigma_tiny --set 'data.domain_of={*:zh}'": "put a text with : * & or [ into quotes",
     "prepare-data sigma_tiny --input parquet.jsonl": "its first bytes are of a .parquet file; name it so, such as parquet.parquet",
     "prepare-data sigma_tiny --input zst.jsonl.gz": "its first bytes are of a .zst file; name it so, such as zst.jsonl.zst",
     "prepare-data sigma_tiny --input file.jsonl --extend RUN --set data.path=new": "--extend RUN is not prepared data, which has a",

@@ -148,11 +148,11 @@ RANGES = [
 COMBINATIONS = [
     _set("name=../../x", "name: ", "'../../x' is not allowed", "name of a folder"),
     _set("name=''", "name: ", "is not allowed"),
-    _set("model.heads=5", "model: hidden=24 is not divisible by heads=5", "choose a divisor"),
+    _set("model.heads=5", "model.hidden (24) is not divisible by model.heads (5); change one of them"),
     _set("domains.1.name=zh", "domains: name 'zh' is used more than once"),
-    _set("train.batch_size=3", "train.batch_size=3 is not divisible by data.domains_per_step=2"),
+    _set("train.batch_size=3", "train.batch_size (3) is not divisible by data.domains_per_step (2)"),
     _set("data.domains_per_step=4", "data.domains_per_step=4 is more than the 3 domains"),
-    _set("train.optimizer.end_lr=1.0", "train: optimizer.end_lr=1.0 is above peak_lr=0.01"),
+    _set("train.optimizer.end_lr=1.0", "train.optimizer.end_lr=1.0 is more than peak_lr=0.01"),
     _set("parallel.stages=9", "parallel.stages=9 is more than the 3 layers"),
     _set("parallel.expert=4", "model.experts_per_domain (2)", "parallel.expert (4)"),
     _set("ecss={enabled: false, store: file}", "ecss: store=file needs enabled=true"),
@@ -162,7 +162,7 @@ COMBINATIONS = [
     ),
     Fault(
         *("too many ranks", None, ("parallel.groups=100000", "parallel.expert=100000")),
-        ("parallel: its axes make 10000000000 ranks",),
+        ("parallel: the number of ranks=10000000000 is more than the possible 1048576",),
     ),
 ]
 OVERRIDES = [

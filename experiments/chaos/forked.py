@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pangu_sigma.mindformers_import import quiet_mindformers
+from pangu_sigma.mindformers_adapter import quiet_mindformers
 from pangu_sigma.ranks.ranks import end_as_rank
 from pangu_sigma.ranks.worker import SCHEDULER_COMMAND
 

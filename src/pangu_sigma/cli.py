@@ -31,6 +31,7 @@ from pangu_sigma.chips import Chip
 from pangu_sigma.config_file import dump_config, key_of
 from pangu_sigma.errors import INTERRUPTED, exit_status, without_effect
 from pangu_sigma.ranks.ranks import end_as_rank, end_process, is_rank
+from pangu_sigma.results import Result
 from pangu_sigma.writable import check_file_writable
 
 COMMANDS: tuple[Callable[..., Any], ...] = (
@@ -51,7 +52,7 @@ SPELLED = {
 """Options that are spelled in another way than their parameters: `--set KEY=VALUE` may be repeated."""
 OF_THE_COMMAND_LINE: dict[str, tuple[Any, str, set[str]]] = {
     "chip": (Chip, "type of the NPUs, as --set parallel.chip=…", {"nodes", "scan"}),
-    "print_config": (bool, "print the resolved configuration and stop", {"config", "what"}),
+    "print_config": (bool, "print the resolved configuration, as YAML, and stop", {"config", "what"}),
     "json": (AnyPath, "also write the result as JSON, to a new file; -: instead, to standard output", set()),
     "quiet": (bool, "print warnings, errors and the result only", set()),
 }
@@ -157,31 +158,22 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     named = {name: hint for name, hint in original.__annotations__.items() if name != "return"}
     hints = get_type_hints(type("", (), {"__annotations__": named}), original.__globals__)
     has = dict(inspect.signature(original).parameters)
-    parameters = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY,
-            default=each.default,
-            annotation=Annotated[_typed(hints[name], each.default), _spelled(name, each.default)],
-        )
-        for name, each in has.items()
-        if name not in ONLY_PYTHON
-    ]
     silent = original.__annotations__["return"] in ("int", "int | str", "None")
-    for name, (kind, help, of) in OF_THE_COMMAND_LINE.items():
-        if name not in has and (not of or of & has.keys()) and not (name == "json" and silent):
-            default = False if kind is bool else None
-            told = Parameter.combine(_spelled(name, default), Parameter(help=help))
-            annotation: Any = Annotated[_typed(kind, default), told]
-            parameters.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            )
+    options: list[tuple[str, Any, Any, Parameter | None]] = [
+        *((name, hints[name], each.default, None) for name, each in has.items() if name not in ONLY_PYTHON)
+    ]
+    options += [
+        (name, kind, False if kind is bool else None, Parameter(help=help))
+        for name, (kind, help, of) in OF_THE_COMMAND_LINE.items()
+        if name not in has and (not of or of & has.keys()) and not (name == "json" and silent)
+    ]
+    parameters = []
+    for name, hint, default, told in options:
+        kind = inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY
+        shown = Parameter(show_default=default not in (None, False, (), inspect.Parameter.empty))
+        annotation: Any = Annotated[_typed(hint, default), Parameter.combine(SPELLED.get(name), told, shown)]
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
     return inspect.Signature(sorted(parameters, key=lambda each: each.kind))
-
-
-def _spelled(name: str, default: Any) -> Parameter:
-    shown = default not in (None, False, (), inspect.Parameter.empty)
-    return Parameter.combine(SPELLED.get(name), Parameter(show_default=shown))
 
 
 def _typed(hint: Any, default: Any) -> Any:
@@ -233,8 +225,8 @@ def _run(
         options["chip"] = chip
     if print_config:
         config = given[has.index("config" if "config" in has else "what")]
-        print(dump_config(api.load_config(config, options.get("overrides", ()))), end="")
-        return 0
+        made = api.load_config(config, options.get("overrides", ()))
+        return _shown(Result(made.model_dump(mode="json"), dump_config(made).rstrip()), file)
     return _shown(function(*given, **options), file)
 
 

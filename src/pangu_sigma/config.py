@@ -7,17 +7,17 @@ which names the key path, the value, what is allowed and the nearest valid key, 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES
 from pangu_sigma.errors import UserError, argument
 from pangu_sigma.sections import (
+    MOST_RANKS,
     MOST_ROWS,
     ChatConfig,
     DataConfig,
@@ -33,7 +33,6 @@ from pangu_sigma.sections import (
     Segment,
     TrainConfig,
     VocabularyConfig,
-    chip_name,
 )
 
 
@@ -57,7 +56,7 @@ class ParamCount:
 class Config(Section):
     """Whole configuration of a run: the root of the configuration tree."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w .+=-]*$", max_length=100)]
     """Name of the run, and of its folder: `runs/<name>` unless --output names another."""
     seed: Seed = 0
     """Seed of initialisation, dropout and sample order."""
@@ -85,16 +84,6 @@ class Config(Section):
         BaseModel.__setattr__(copy, "_reader_named", True)
         return copy
 
-    @field_validator("name")
-    @classmethod
-    def _no_path(cls, name: str) -> str:
-        if not re.fullmatch(r"\w[\w .+=-]{0,99}", name):
-            raise ValueError(
-                f"{name[:100]!r} is not allowed: it becomes the name of a folder, so use 1 to 100 letters, digits, '_', '-', '.', "
-                "'+', '=' and blanks, a letter or digit first"
-            )
-        return name
-
     @model_validator(mode="before")
     @classmethod
     def _half_of_the_chip(cls, tree: Any) -> Any:
@@ -102,7 +91,7 @@ class Config(Section):
         train, parallel = (tree.get(key) for key in ("train", "parallel")) if isinstance(tree, dict) else (None, None)
         if not isinstance(train, dict) or train.get("compute_dtype") != "half":
             return tree
-        chip = chip_name(parallel.get("chip") if isinstance(parallel, dict) else None)
+        chip = parallel.get("chip") if isinstance(parallel, dict) else None
         half = CHIP_DATA[chip if chip in CHIP_NAMES else "910a"].half  # an unknown chip is refused where it stands
         return tree | {"train": train | {"compute_dtype": half}}
 
@@ -112,7 +101,7 @@ class Config(Section):
         if self.train.compute_dtype not in chip.flops:
             raise ValueError(
                 f"train.compute_dtype={self.train.compute_dtype}: {chip.title} has no {self.train.compute_dtype}; set "
-                f"train.compute_dtype={chip.half}, or a later chip, such as parallel.chip=910b (--chip 910b); on a CPU set float32"
+                f"train.compute_dtype={chip.half}, or a later chip, such as parallel.chip=910b; on a CPU set float32"
             )
         twice = sorted(name for name, times in Counter(d.name for d in self.domains).items() if times > 1)
         if twice:
@@ -122,33 +111,45 @@ class Config(Section):
                 f"ecss.moments=bfloat16 needs train.optimizer.beta2 <= 0.99, not {self.train.optimizer.beta2}: bfloat16 has "
                 "8 bits, and a change of less than 1/256 a step would be rounded away"
             )
-        blocks = self.data.domains_per_step
-        if blocks > len(self.domains):
+        self._check_limits()
+        stages, passes = self.parallel.stages, self.train.accumulation
+        if passes < stages > 1:
             raise ValueError(
-                f"data.domains_per_step={blocks} is more than the {len(self.domains)} domains; lower it to at most that"
-            )
-        if self.train.batch_size % blocks:
-            raise ValueError(
-                f"train.batch_size={self.train.batch_size} is not divisible by data.domains_per_step={blocks}; "
-                "every block of a batch holds the same number of sequences"
-            )
-        for index, domain in enumerate(self.domains):
-            if (least := self.data_of(index).min_held_out_tokens) > self.data.max_held_out_tokens:
-                raise ValueError(
-                    f"domain {domain.name}: min_held_out_tokens={least} is above data.max_held_out_tokens="
-                    f"{self.data.max_held_out_tokens}; lower the one or raise the other"
-                )
-        rows = self.slots * self.model.slot_rows
-        if rows > MOST_ROWS:
-            raise ValueError(
-                f"model.slot_rows={self.model.slot_rows} in {self.slots} slots is {rows} rows; at most {MOST_ROWS} can be counted, "
-                "lower it or let domains share slots"
+                f"parallel.stages={stages} needs train.accumulation >= {stages}, not {passes}: a stage works on one micro-batch "
+                "while the others work on other ones; raise it, and lower train.batch_size to keep the batch"
             )
         self.check_divisible()
         self._check_phases()
-        self._check_stages()
         self._check_finetune()
         return self
+
+    def _check_limits(self) -> None:
+        """Raise ValueError for the first value that is more than another one, or the count of something, allows."""
+        optimizer, held_out = self.train.optimizer, self.data.max_held_out_tokens
+        domains = [(domain.name, self.data_of(index)) for index, domain in enumerate(self.domains)]
+        for key, value, most, limit in (
+            ("data.domains_per_step", self.data.domains_per_step, len(domains), f"the {len(domains)} domains"),
+            (
+                "parallel.stages",
+                self.parallel.stages,
+                self.model.layers,
+                f"the {self.model.layers} layers of the model",
+            ),
+            ("parallel: the number of ranks", self.parallel.ranks, MOST_RANKS, f"the possible {MOST_RANKS}"),
+            ("model.slot_rows · slots", self.model.slot_rows * self.slots, MOST_ROWS, f"the possible {MOST_ROWS} rows"),
+            ("train.optimizer.end_lr", optimizer.end_lr, optimizer.peak_lr, f"peak_lr={optimizer.peak_lr}"),
+            *(
+                (
+                    f"domain {name}: min_held_out_tokens",
+                    data.min_held_out_tokens,
+                    held_out,
+                    f"max_held_out_tokens={held_out}",
+                )
+                for name, data in domains
+            ),
+        ):
+            if value > most:
+                raise ValueError(f"{key}={value} is more than {limit}; change one of them")
 
     def data_of(self, domain: int) -> DataConfig:
         """Return section `data` for a domain: with the values that the domain gives to keys of the section. domain: its index."""
@@ -175,19 +176,9 @@ class Config(Section):
                         "data.domain_sets"
                     )
 
-    def _check_stages(self) -> None:
-        stages, layers, passes = self.parallel.stages, self.model.layers, self.train.accumulation
-        if stages > layers:
-            raise ValueError(f"parallel.stages={stages} is more than the {layers} layers of the model; lower it")
-        if stages > 1 and passes < stages:
-            raise ValueError(
-                f"parallel.stages={stages} needs train.accumulation >= {stages}, not {passes}: a stage works on one micro-batch "
-                "while the others work on other ones; raise it, and lower train.batch_size to keep the batch"
-            )
-
     def _check_finetune(self) -> None:
         """Raise ValueError if the `finetune` section does not fit the rest of the tree."""
-        options, train = self.finetune, self.train
+        options = self.finetune
         if options is None:
             return
         names = [domain.name for domain in self.domains]
@@ -197,11 +188,6 @@ class Config(Section):
                     f"finetune.{key}={unknown[0]} is not a domain of this run; it has {', '.join(names)}: add "
                     f"{argument('--domain')} with one of them, which lines take that name no domain of their own"
                 )
-        if train.eval_interval % train.checkpoint_interval:
-            raise ValueError(
-                f"train.eval_interval={train.eval_interval} is not a multiple of train.checkpoint_interval="
-                f"{train.checkpoint_interval}: the best state of a fine-tuning is one that was evaluated and saved"
-            )
         if options.learn != "all" and not (self.model.rre_layers and self.ecss.enabled):
             key = "ecss.enabled=false" if self.model.rre_layers else "model.rre_layers=0"
             raise ValueError(
@@ -213,7 +199,12 @@ class Config(Section):
         """Raise ValueError for the first size, such as heads or batch_size, that ranks or blocks do not divide evenly."""
         m, p, sets = self.model, self.parallel, self.data.domain_sets
         sequences, count = self.train.batch_size // self.data.domains_per_step, len(m.segments)
+        between_saves = self.train.checkpoint_interval if self.finetune else 1  # its best state was evaluated and saved
         for key, value, by, number in (
+            ("model.hidden", m.hidden, "model.heads", m.heads),
+            ("model.ffn", m.ffn, "the number of model.segments", count),
+            ("train.batch_size", self.train.batch_size, "data.domains_per_step", self.data.domains_per_step),
+            ("train.eval_interval", self.train.eval_interval, "train.checkpoint_interval", between_saves),
             ("the number of domains", len(self.domains), "data.domain_sets", sets),
             ("data.domains_per_step", self.data.domains_per_step, "data.domain_sets", sets),
             ("data.domain_sets", sets, "parallel.groups", p.groups),

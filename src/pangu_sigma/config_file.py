@@ -25,7 +25,7 @@ _SHOWN_PROBLEMS = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader of YAML in which `2e-5` is a number, `1:30` (90 in YAML 1.1) and `010` (8) are none, and a key twice is an error."""
+    """Loader of YAML that refuses a key twice. `2e-5` is a number; `1:30`, 90 in YAML 1.1, `010`, 8, and `910_93` are texts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -42,7 +42,9 @@ _Loader.yaml_implicit_resolvers = {
     first: [each for each in known if each[0] != _INT]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_INT, re.compile("[-+]?(0|[1-9][0-9]*(_[0-9]+)*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _INT, re.compile("[-+]?(0|[1-9][0-9]{0,2}(_[0-9]{3})+|[1-9][0-9]*)$"), list("-+0123456789")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -63,42 +65,43 @@ def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> 
     Raises ConfigError for a missing file, a pipe, broken YAML, an override that is not `key=value`, or an impossible key.
     """
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait, reading a device may never end
+        facts = Path(path).stat()
+        if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait, reading a device may never end
             raise ConfigError(f"configuration {path} is not a file but a folder, a pipe or a device; pass a YAML file")
-        with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
+        if facts.st_size > MOST_BYTES:
+            raise ConfigError(
+                f"configuration {path} has more than {MOST_BYTES:,} bytes, as no other has; check the path"
+            )
+        content = Path(path).read_bytes()
+        tree = _parse_yaml(content.decode(), f"configuration {path} is not valid YAML")
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}; check the path") from error
-    if len(content) > MOST_BYTES:
-        raise ConfigError(f"configuration {path} has more than {MOST_BYTES:,} bytes, as no other has; check the path")
-    return override(_mapping(content, f"configuration {path}"), overrides or [])
-
-
-def _mapping(content: bytes, named: str) -> dict[str, Any]:
-    try:
-        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = 1 + content.count(b"\n", 0, error.start)
+        where = f"line {1 + content.count(10, 0, error.start)}: byte {error.start}"
         raise ConfigError(
-            f"{named} is not valid YAML: line {line}: byte {error.start} is no UTF-8; save the file as UTF-8"
+            f"configuration {path} is not valid YAML: {where} is no UTF-8; save the file as UTF-8"
         ) from None
-    tree = _parse_yaml(text, f"{named} is not valid YAML")
     if not isinstance(tree, dict):
         what = "empty" if tree is None else "a list" if isinstance(tree, list) else "a single value"
-        raise ConfigError(f"{named} is {what}; it must be a mapping of keys, such as `name: mine`")
-    return tree
+        raise ConfigError(f"configuration {path} is {what}; it must be a mapping of keys, such as `name: mine`")
+    return override(tree, overrides or [])
 
 
 def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
     """Apply overrides to a configuration's plain tree, in order; the tree is changed and returned. Raises ConfigError."""
     for each in overrides:
         if isinstance(each, str):
-            key, value = _key_and_value(each)
-            _set(tree, key, value, f"{argument('--set', 'override')} {key}")
+            key, equals, text = each.partition("=")
+            option = argument("--set", "override")
+            if not equals or not key:
+                example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
+                raise ConfigError(f"{option} {short(each)} is not key.path=value, for example {example}")
+            named, value = f"{option} {key}", _parse_yaml(text, f"{option} {key}: {short(text)} is not a YAML value")
         else:
-            key, value = each
-            plain = value.item() if isinstance(value, np.generic) else value
-            _set(tree, str(key), os.fspath(plain) if isinstance(plain, os.PathLike) else plain, f"override {key}")
+            key, named, value = str(each[0]), f"override {each[0]}", each[1]
+            value = value.item() if isinstance(value, np.generic) else value
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        _set(tree, key, value, named)
     return tree
 
 
@@ -137,44 +140,22 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _key_and_value(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    named = argument("--set", "override")
-    if not equals or not key:
-        example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
-        raise ConfigError(f"{named} {short(text)} is not key.path=value, for example {example}")
-    return key, _parse_yaml(value, f"{named} {key}: {short(value)} is not a YAML value")
+_ADVICE = (
+    "write KEY: VALUE, indent the keys of a section alike, with blanks, and put a text with : * & or [ into quotes"
+)
+"""What helps against most errors of YAML."""
 
 
 def _parse_yaml(text: str, named: str) -> Any:
     """Parse a YAML document. named: what it is, for the message of ConfigError."""
     try:
         return yaml.load(text, _Loader)
-    except RecursionError:
-        raise ConfigError(f"{named}: brackets or sections are nested too deeply") from None
     except Exception as error:  # PyYAML raises what it likes, all of it about the text
-        raise ConfigError(f"{named}: {_yaml_problem(error)}") from error
-
-
-_YAML_FIXES = {
-    "'\\t'": "indent with blanks, not with tabs",
-    "mapping values are not allowed": "indent the keys of a section alike, and quote a text with a colon",
-    "expected <block end>": "indent the keys of a section alike, and the items of a list",
-    "could not find expected ':'": "write KEY: VALUE, with a blank after the colon",
-    "expected alphabetic or numeric character": "put a text with * or & into quotes, and KEY=VALUE into single quotes",
-    "expected ',' or": "close the bracket, or write the comma that is missing",
-}
-"""Fixes of errors of YAML, by what PyYAML's message has."""
-
-
-def _yaml_problem(error: Exception) -> str:
-    """Return what is wrong in a YAML text, with its line and a fix if one is known."""
-    mark = getattr(error, "problem_mark", None)
-    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
-        return str(error)
-    within = f" ({error.context} of line {error.context_mark.line + 1})" if error.context and error.context_mark else ""
-    fix = next((f"; {fix}" for said, fix in _YAML_FIXES.items() if said in str(error.problem)), "")
-    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{within}{fix}"
+        said, mark = str(error), getattr(error, "problem_mark", None)
+        if isinstance(error, yaml.MarkedYAMLError) and mark is not None:
+            within = f" ({error.context} of line {error.context_mark.line + 1})" if error.context_mark else ""
+            said = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{within}"
+        raise ConfigError(f"{named}: {said}; {_ADVICE}") from error
 
 
 def short(value: Any) -> str:
@@ -207,6 +188,7 @@ _PATTERNS = {
     r"^[a-z0-9_]+$": "it must have a to z, 0 to 9 and _ only",
     r"^[a-z0-9_+]+$": "it must have a to z, 0 to 9, _ and + only",
     r"[^./]": "it must have a character besides dots and slashes",
+    r"^\w[\w .+=-]*$": "it becomes the name of a folder: 1 to 100 letters, digits, blanks and _-.+=, a letter or digit first",
     r"^[^\x00]+:\w+$": "it must be FILE.py:FUNCTION",
     r"^(random|balanced|[^\x00]+\.npz)$": "it must be 'random' or 'balanced', or a file of tables, NAME.npz",
     r"^[^\x00]*$": "it must have no null character",
@@ -215,19 +197,15 @@ _PATTERNS = {
 """What the patterns of `sections.py` mean."""
 _WORDS = {
     "Input should be": "it must be",
-    "a valid integer, got a number with a fractional part": "a whole number",
-    "a valid integer, unable to parse string as an integer": "a whole number",
-    "a valid integer": "a whole number",
-    "a valid number, unable to parse string as a number": "a number",
-    "a valid number": "a number",
+    "a valid integer.*": "a whole number",
+    "a valid number.*": "a number",
+    "a valid boolean.*": "true or false",
     "a valid string": "a text; put it into quotes",
-    "a valid boolean, unable to interpret input": "true or false",
-    "a valid boolean": "true or false",
     "a valid list": "a list",
-    "List should have": "it must have",
+    "(List|String) should have": "it must have",
     " after validation": "",
 }
-"""Words of pydantic's messages, in the order in which they are replaced, and ours."""
+"""Patterns of pydantic's words, and ours."""
 
 
 _GONE = ("data.count_private", "data.filters", "ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip")
@@ -258,11 +236,11 @@ def in_words(problem: Any) -> str:
     """Return what a value must be, from a pydantic error."""
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "string_pattern_mismatch":
-        message = _PATTERNS[problem["ctx"]["pattern"]]
+        message = _PATTERNS.get(problem["ctx"]["pattern"], message)
     elif problem["type"] == "model_type":
         message = "it must be a section of keys"
     for words, ours in _WORDS.items():
-        message = message.replace(words, ours)
+        message = re.sub(words, ours, message)
     return message
 
 

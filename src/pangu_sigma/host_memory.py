@@ -7,6 +7,7 @@ still need too much. `npu/plan/` counts NPU memory.
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import re
@@ -78,25 +79,15 @@ def training_needs(config: Config) -> list[Need]:
     few = tokens <= _FEW_ROWS * max((config.active_of(kind) for kind in m.kinds), default=0)
     partials = tokens * m.hidden * math.ceil(m.segment_ffn / _SLICE) if few else 0
     smaller = "model.experts_per_domain, model.rre_layers, model.ffn or model.hidden"
+    kept, dense = (activations + partials) * _FLOAT32, (count.dense + count.embeddings) * 4 * _FLOAT32
+    rows = row_bytes(config) if ecss.store == "host" else 0
     return [
-        Need("experts and their Adam state", stored, f"lower {smaller}, or keep them in files: ecss.store=file"),
-        Need(
-            "rows that the run can meet, and their Adam state",
-            row_bytes(config) if ecss.store == "host" else 0,
-            "lower model.rows, or keep them in files: ecss.store=file",
-        ),
+        Need("experts and their Adam state", stored, f"lower {smaller}, or set ecss.store=file"),
+        Need("rows that the run can meet, and their Adam state", rows, "lower model.rows, or set ecss.store=file"),
         Need("gradients of the step before, for the worker", worker, "set ecss.update=step"),
         Need("gradients of the active experts", gradients, f"lower {smaller}, or data.domains_per_step"),
-        Need(
-            "dense parameters, their gradients and Adam state",
-            (count.dense + count.embeddings) * 4 * _FLOAT32,
-            "lower model.hidden, model.ffn, model.dense_layers or model.slot_rows",
-        ),
-        Need(
-            "activations",
-            (activations + partials) * _FLOAT32,
-            "lower train.batch_size (and raise train.accumulation as much for the same update) or model.seq_length",
-        ),
+        Need("dense parameters, gradients and Adam state", dense, "lower model.hidden, model.ffn or model.slot_rows"),
+        Need("activations", kept, "lower train.batch_size, with more train.accumulation, or model.seq_length"),
         Need("routing tables", _table_bytes(config), "lower model.rre_layers or the number of domains"),
     ]
 
@@ -123,15 +114,38 @@ def check_rows_fit(config: Config, folder: Path) -> None:
         )
 
 
+_GROUPS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Names of the limit, of the use and of the file cache in memory.stat, for cgroup 2 and 1."""
+
+
 def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
-    """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of this
-    process's cgroup limit. None if the system does not say. swap: False to leave out swap."""
-    try:
-        kib = dict(re.findall(r"^(\w+):\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE))
-        free = 1024 * (int(kib["MemAvailable"]) + (int(kib.get("SwapFree", 0)) if swap else 0))
-    except (OSError, KeyError):
+    """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of the limits
+    of this process's cgroup and of its ancestors. None if the system does not say. swap: False to leave out swap."""
+    kib = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
+    if "MemAvailable" not in kib:
         return None
-    return min([free, *_left_in_groups(root)])
+    left = [1024 * (int(kib["MemAvailable"]) + (int(kib.get("SwapFree", 0)) if swap else 0))]
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        own = root / "sys/fs/cgroup" / controllers / path.strip("/")
+        # in a container the path may be that of the host, and the group itself is above it
+        for folder, (limit, usage, cache) in itertools.product((own, *own.parents), _GROUPS):
+            most, used = _read(folder / limit).strip(), _read(folder / usage).strip()
+            if most.isdigit() and used.isdigit():  # "max" is no limit
+                match = re.search(rf"^{cache} (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+                left.append(max(0, int(most) - int(used) + int(match[1] if match else 0)))
+    return min(left)
+
+
+def _read(file: Path) -> str:
+    """Return the contents of a file of the system, "" if there is none."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def _check(what: str, needs: list[Need], processes: int, root: Path) -> None:
@@ -149,37 +163,3 @@ def _check(what: str, needs: list[Need], processes: int, root: Path) -> None:
 
 def _table_bytes(config: Config) -> int:
     return len(config.model.routed) * len(config.domains) * _ALPHA_PIECES * _INT16
-
-
-def _left_in_groups(root: Path) -> list[int]:
-    """Return the rest of the memory limits of our cgroup and of its ancestors, of either version."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    left = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            base = root / "sys/fs/cgroup" / controllers
-            own = base / path.strip("/")
-            # in a container the path may be that of the host, and the group itself is at the base
-            for folder in {base, own, *(parent for parent in own.parents if base in parent.parents)}:
-                left += _left(folder, *_FILES[controllers])
-    return left
-
-
-_FILES = {
-    "": ("memory.max", "memory.current", "inactive_file"),
-    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-}
-"""Names of the limit, of the use and of the file cache in memory.stat, for cgroup 2 and 1."""
-
-
-def _left(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
-    try:
-        most, used = (int((folder / name).read_text()) for name in (limit, usage))  # "max" is no number
-        match = re.search(rf"^{cache} (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
-    except (OSError, ValueError):
-        return []
-    return [max(0, most - used + int(match[1] if match else 0))]

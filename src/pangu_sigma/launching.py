@@ -15,8 +15,9 @@ from typing import Any, Literal
 from pangu_sigma.arguments import AnyPath, AtLeastOne, Overrides, checked, overrides_of, resolve_run
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import Override, override, read_tree
+from pangu_sigma.config_file import override, read_tree
 from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.errors import argument
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.host.access import Host
@@ -83,7 +84,10 @@ def launch(
     from pangu_sigma.checkpoint.start_over import start_over as move_aside
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
-    changes = texts_of(overrides_of(overrides))
+    changes = [
+        each if isinstance(each, str) else f"{each[0]}={json.dumps(each[1], ensure_ascii=False)}"
+        for each in overrides_of(overrides)
+    ]
     if device == "ascend":
         changes = with_known_chip(Path(config), changes)
     made, folder = resolve_run(config, output, changes)
@@ -92,7 +96,9 @@ def launch(
     if nodes > 1 and not dry_run:
         for name, value in (("--node-rank", node_rank), ("--master-address", master_address)):
             if value in (None, ""):
-                raise ConfigError(f"{name} is missing: with --nodes {nodes} each is told its rank and where node 0 is")
+                raise ConfigError(
+                    f"{argument(name)} is missing: with {argument('--nodes')} {nodes} each is told its rank and where node 0 is"
+                )
     job = ranks_launch.Job(
         command=training_command(Path(config), folder, changes, device, allow_data_change, lock),
         logs=folder / "logs",
@@ -121,13 +127,6 @@ def launch(
         with one_writer(folder, lock):
             move_aside(folder)  # before ranks start, so that a restart after a failure resumes
     return ranks_launch.launch(replace(job, facts=training_facts(made)) if nodes > 1 else job)
-
-
-def texts_of(changes: Sequence[Override]) -> list[str]:
-    """Return overrides as texts KEY=VALUE, as a command takes them."""
-    return [
-        each if isinstance(each, str) else f"{each[0]}={json.dumps(each[1], ensure_ascii=False)}" for each in changes
-    ]
 
 
 def training_command(
@@ -178,8 +177,8 @@ def check_ranks(config: Config, processes: int | None) -> None:
     p = config.parallel
     if processes not in (None, p.ranks):
         raise ConfigError(
-            f"--processes {processes} is not what the parallel section lays out: {axes_text(p)} is {p.ranks} ranks; change one of "
-            "them, for example --set parallel.data=…"
+            f"{argument('--processes')} {processes} is not what the parallel section lays out: {axes_text(p)} is {p.ranks} ranks; "
+            "change one of them, for example parallel.data"
         )
 
 

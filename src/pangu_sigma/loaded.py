@@ -80,12 +80,12 @@ def evaluate(
         raise ConfigError(
             f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
         )
-    if (domain is not None or changes) and not files:
-        named = f"{argument('--domain')} or {argument('--set', 'overrides')}"
-        without_effect(named, f"held-out text is prepared, and only records of {argument('--input')} are read by them")
     if files:
         measured = Model(models[0]).evaluate
         return measured(None, domain, input=files, against=others, all_samples=all_samples, overrides=changes)
+    if domain is not None or changes:
+        named = f"{argument('--domain')} or {argument('--set', 'overrides')}"
+        without_effect(named, f"held-out text is prepared, and only records of {argument('--input')} are read by them")
     with mindspore_lock:
         if others:
             from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
@@ -170,21 +170,14 @@ def generate(
         pangu-sigma generate exports/sigma_tiny --domain code --prompt def --temperature 0.8 --top-p 0.9
         pangu-sigma generate exports/sigma_tiny --domain en --prompts lines.txt --json -
     """
+    given = locals()
+    sampling = {field.name: given[field.name] for field in fields(Sampling)}  # each is a parameter
     asked, opened = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], Model(model, weights)
     if not asked:
         raise ConfigError(f"name what to continue with {argument('--prompt')} or {argument('--prompts')}")
     if not domain:
         known = ", ".join(each.name for each in opened.domains)
         raise ConfigError(f"say with {argument('--domain')} which domain answers; the model has {known}")
-    sampling = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-    }
     return opened.answers(asked, texts(domain), max_new_tokens, seed, texts(stop), **sampling)
 
 
@@ -226,7 +219,29 @@ def export(
         pangu-sigma export runs/sigma_tiny -o exports/sigma_tiny_hf --format hf
         pangu-sigma export exports/sigma_tiny_hf -o runs/again --format run
     """
-    return Model(model).export(output, format, weights)
+    if weights != "float32" and format != "mindir":
+        without_effect(
+            f"{argument('--weights')}={weights}", f"{argument('--format')}={format} has the weights as they are"
+        )
+    source, path = Path(model).absolute(), Path(output)
+    if path.suffix == ".safetensors":
+        raise ConfigError(
+            f"{argument('--output')} {path} is named as a file of weights, and {argument('--format')}={format} writes a "
+            f"folder; choose another name: {argument('--format')}=hf has safetensors inside"
+        )
+    from pangu_sigma.convert.conversion import convert_model
+    from pangu_sigma.convert.mindir import export_mindir, verify_export
+
+    if format != "mindir":
+        written = convert_model(source, path, format)
+        logger.info("all weights of %s, without optimizer state", source)
+        return written
+    with mindspore_lock:
+        written = export_mindir(source, path, weights)
+        tokens = verify_export(source, written)
+    reference = "of the checkpoint" if weights == "float32" else "that its weights give without MindSpore"
+    logger.info("reloaded, and %d greedy tokens equal those %s", tokens, reference)
+    return written
 
 
 def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
@@ -237,12 +252,16 @@ def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
             f"{unknown[0]}: unknown argument; allowed here: max_new_tokens, seed, stop, {', '.join(known)}"
         )
     sampling = Sampling(**options)
-    for name, value in {each: getattr(sampling, each) for each in ("top_k", "top_p", "min_p")}.items():
-        if sampling.temperature == 0 and value != getattr(Sampling, name):
-            without_effect(f"{keyword(name)}={value}", f"{keyword('temperature')}=0 takes the likeliest token")
-    if sampling.temperature == 0 and seed:
-        without_effect(f"{keyword('seed')}={seed}", f"{keyword('temperature')}=0 takes the likeliest token")
+    if sampling.temperature == 0:
+        for name, default in {"top_k": 0, "top_p": 1, "min_p": 0, "seed": 0}.items():
+            if (value := {**options, "seed": seed}.get(name, default)) != default:
+                without_effect(f"{keyword(name)}={value}", f"{keyword('temperature')}=0 takes the likeliest token")
     return sampling
+
+
+def _check_below(name: str, value: int, count: int, there_are: str) -> None:
+    if not 0 <= value < count:
+        raise ConfigError(f"{name}={value} is not allowed: {there_are} 0 … {count - 1}")
 
 
 class Model:
@@ -262,7 +281,10 @@ class Model:
         return f"Model({str(self.path)!r}{f', {self._without}' if self._without else ''})"
 
     def __fspath__(self) -> str:
-        self._refuse_changed("a folder is taken as it is")
+        if self._without is not None:
+            raise ConfigError(
+                f"{self}: a folder is taken as it is, and this model was changed in memory; load it again"
+            )
         return str(self.path)
 
     @cached_property
@@ -402,13 +424,9 @@ class Model:
         """Return copies of an expert's weights, float32: w1 [F, H], b1 [F], w2 [F, H], and in the first segment of a layer b2 [H].
         segment: 0 … N - 1, of F units. number: a domain's own are its `experts` from `first_expert` on; common ones are shared."""
         routed = self.config.model.routed
-        if not 0 <= segment < len(routed):
-            raise ConfigError(
-                f"segment={segment} is not allowed: the RRE layers have the segments 0 … {len(routed) - 1}"
-            )
+        _check_below("segment", segment, len(routed), "the RRE layers have the segments")
         stored = self.config.stored_experts(routed[segment])
-        if not 0 <= number < stored:
-            raise ConfigError(f"number={number} is not allowed: segment {segment} has the experts 0 … {stored - 1}")
+        _check_below("number", number, stored, f"segment {segment} has the experts")
         _, in_layer = self.config.model.in_layer(segment)
         names = ("w1", "b1", "w2") if in_layer else ("w1", "b1", "w2", "b2")
         return {name: self._stored.expert(segment, number, name).copy() for name in names}
@@ -438,10 +456,6 @@ class Model:
         changed._without = replace(lacks, **parts | sets)
         return changed
 
-    def _refuse_changed(self, why: str) -> None:
-        if self._without is not None:
-            raise ConfigError(f"{self}: {why}, and this model was changed in memory; leave out `without` and routing")
-
     @checked
     def score(self, text: Text, domain: Text) -> Score:
         """Return the log-probability, in nats, of each token of a text given the tokens before it, except the first. In code and
@@ -464,8 +478,7 @@ class Model:
         """Measure the loss as the function `evaluate` does, on held-out text or `input`; or that of a text, read by `domain`."""
         files, changes = paths(input), overrides_of(overrides)
         if text is None and not files:
-            self._refuse_changed("held-out text is measured of a folder; give input=… or a text")
-            return evaluate(self.path, against, all_samples, domain=domain, overrides=changes)
+            return evaluate(self, against, all_samples, domain=domain, overrides=changes)
         if text is not None and (files or domain is None):
             raise ConfigError("text: give it a domain, domain=…, and no input; the name of a file is input=…")
         if all_samples or against:
@@ -491,37 +504,8 @@ class Model:
         format: Literal["mindir", "hf", "run"] = "mindir",
         weights: StoredPrecision = "float32",
     ) -> Path:
-        """Write the model of a run to `output` in another format, and return its path.
-
-        format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "hf" writes a
-        Hugging Face style folder of weights (safetensors), tokenizer and routing table. "run" converts such a folder to a run with
-        fresh Adam moments; a round trip keeps the bits of the weights. weights: precision of the matrices in "mindir".
-        Raises UserError if `output` exists, and for a model that the format cannot hold.
-        """
-        if weights != "float32" and format != "mindir":
-            without_effect(
-                f"{argument('--weights')}={weights}", f"{argument('--format')}={format} has the weights as they are"
-            )
-        self._refuse_changed("a folder is exported as it is")
-        path = Path(output)
-        if path.suffix == ".safetensors":
-            raise ConfigError(
-                f"{argument('--output')} {path} is named as a file of weights, and {argument('--format')}={format} writes a "
-                f"folder; choose another name: {argument('--format')}=hf has safetensors inside"
-            )
-        from pangu_sigma.convert.conversion import convert_model
-        from pangu_sigma.convert.mindir import export_mindir, verify_export
-
-        if format == "mindir":
-            with mindspore_lock:
-                written = export_mindir(self.path, path, weights)
-                tokens = verify_export(self.path, written)
-            reference = "of the checkpoint" if weights == "float32" else "that its weights give without MindSpore"
-            logger.info("reloaded, and %d greedy tokens equal those %s", tokens, reference)
-            return written
-        written = convert_model(self.path, path, format)
-        logger.info("all weights of %s, without optimizer state", self.path)
-        return written
+        """Write the model to `output` in another format, as the function `export` does, and return its path."""
+        return export(self, output, format=format, weights=weights)
 
     def _domain(self, name: str) -> Domain:
         return self.domains.named(name)

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -19,7 +18,7 @@ from pangu_sigma.arguments import AnyPath, checked
 from pangu_sigma.chips import Chip
 from pangu_sigma.errors import argument, without_effect
 from pangu_sigma.host_memory import available_memory
-from pangu_sigma.results import Check, Results
+from pangu_sigma.results import Check, Results, aligned
 
 _GIB = 1 << 30
 _MEMORY_GIB = 4.0
@@ -81,22 +80,18 @@ def _results(check: CheckMaker) -> list[Check]:
 
 def format_checks(checks: list[Check]) -> str:
     """Format the results of the checks, one line each, with the fix below each failed one."""
-    width = max(len(check.name) for check in checks)
-    lines = []
+    rows = []
     for check in checks:
-        lines.append(f"{'ok  ' if check.ok else 'FAIL'} {check.name:<{width}}  {check.found}")
-        if not check.ok:
-            lines.append(f"     {'':<{width}}  fix: {check.fix}")
+        rows.append(("ok" if check.ok else "FAIL", check.name, check.found))
+        rows += [] if check.ok else [("", "", f"fix: {check.fix}")]
     failed = sum(not check.ok for check in checks)
-    lines.append(f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed")
-    return "\n".join(lines)
+    end = f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
+    return "\n".join([*aligned(rows, "<"), end])
 
 
 def _python() -> Check:
-    ok = sys.version_info[:2] == (3, 11)
-    return Check(
-        "python", ok, platform.python_version(), "" if ok else "make the venv with Python 3.11: PYTHON=python3.11"
-    )
+    fix = "make the venv with Python 3.11: PYTHON=python3.11"
+    return Check("python", sys.version_info[:2] == (3, 11), platform.python_version(), fix)
 
 
 def _requirements() -> Iterator[Check]:
@@ -114,18 +109,13 @@ def _requirements() -> Iterator[Check]:
             continue
         ok = requirement.specifier.contains(version, prereleases=True)
         wants = f" (wants {requirement.specifier})" if requirement.specifier else ""
-        yield Check(requirement.name, ok, f"{version}{wants}", "" if ok else fix)
+        yield Check(requirement.name, ok, f"{version}{wants}", fix)
 
 
 def _compiler() -> Check:
-    name = "g++"
+    path = shutil.which("g++")
     fix = "install g++ (Debian, Ubuntu: apt install g++; others: the gcc-c++ package); it compiles the CPU kernels"
-    if shutil.which(name) is None:
-        return Check(name, False, "not on PATH", fix)
-    done = subprocess.run([name, "--version"], capture_output=True, text=True)
-    return Check(
-        name, done.returncode == 0, (done.stdout or done.stderr).splitlines()[0], "" if not done.returncode else fix
-    )
+    return Check("g++", path is not None, path or "not on PATH", fix)
 
 
 def _kernels() -> Check:
@@ -136,10 +126,8 @@ def _kernels() -> Check:
         error = _kernel_error()
     except Exception as problem:  # anything may be broken in MindSpore, the compiler or the cache: it is reported
         return Check(name, False, f"{type(problem).__name__}: {problem}", fix)
-    ok = error < _TOLERANCE
-    return Check(
-        name, ok, f"grouped FFN is within {error:.0e} of its oracle (limit {_TOLERANCE:.0e})", "" if ok else fix
-    )
+    found = f"grouped FFN is within {error:.0e} of its oracle (limit {_TOLERANCE:.0e})"
+    return Check(name, error < _TOLERANCE, found, fix)
 
 
 def _kernel_error() -> float:
@@ -167,12 +155,11 @@ def _memory() -> Check:
     available = available_memory()
     if available is None:
         return Check("free memory", True, "not known on this system")
-    free = available / _GIB
     fix = f"close other programs; the smallest model needs {_MEMORY_GIB:g} GiB"
-    return Check("free memory", free >= _MEMORY_GIB, f"{free:.1f} GiB", "" if free >= _MEMORY_GIB else fix)
+    return Check("free memory", available >= _MEMORY_GIB * _GIB, f"{available / _GIB:.1f} GiB", fix)
 
 
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / _GIB
     fix = f"free space on this disk, or run from another one; data and checkpoints need {_DISK_GIB:g} GiB"
-    return Check("free disk", free >= _DISK_GIB, f"{free:.1f} GiB here", "" if free >= _DISK_GIB else fix)
+    return Check("free disk", free >= _DISK_GIB, f"{free:.1f} GiB here", fix)

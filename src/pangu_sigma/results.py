@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Return rows of a table as lines with aligned columns. sides: < (left) or > (right) of each column; the last holds for the
+    rest."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = sides.ljust(len(widths), sides[-1])
+    return ["  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in rows]
+
+
 class _Printed:
     """Result of a call as plain values; prints as the command's table. ok: False if the command exits with status 1."""
 
@@ -30,13 +38,9 @@ class Table(_Printed, dict[str, Any]):
     """Columns by name, arrays or lists of one length, such as `pandas.DataFrame` takes; prints their names and ends."""
 
     def __init__(self, columns: Mapping[str, Sequence[Any]]):
-        rows = len(next(iter(columns.values()), ()))
-        shown = (
-            [f"{name:24} {_short(column[0])} … {_short(column[-1])}" for name, column in columns.items()]
-            if rows
-            else []
-        )
-        super().__init__(columns, "\n".join([f"{rows:,} rows; the columns, from the first value to the last:", *shown]))
+        ends = [(name, f"{_short(each[0])} … {_short(each[-1])}") for name, each in columns.items() if len(each)]
+        head = f"{len(next(iter(columns.values()), ())):,} rows; the columns, from the first value to the last:"
+        super().__init__(columns, "\n".join([head, *aligned(ends, "<")]))
 
 
 def _short(value: Any) -> str:
@@ -54,6 +58,9 @@ class Check:
     ok: bool
     found: str
     fix: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fix", "" if self.ok else self.fix)
 
 
 def passed(found: str) -> Check:

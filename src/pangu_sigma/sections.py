@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pangu_sigma.chips import Chip
 from pangu_sigma.errors import UserError
@@ -165,14 +165,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> ModelConfig:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden={self.hidden} is not divisible by heads={self.heads}; choose a divisor of hidden")
         if self.layers < 1:
             raise ValueError("dense_layers + rre_layers is 0; at least 1 is needed, which is the query layer")
-        if self.ffn % len(self.segments):
-            raise ValueError(
-                f"ffn={self.ffn} is not divisible by the {len(self.segments)} segments; change one of them"
-            )
         if self.rows and sum(entry.width for entry in self.rows) != self.hidden:
             widths = " + ".join(str(entry.width) for entry in self.rows)
             raise ValueError(
@@ -380,16 +374,11 @@ class OptimizerConfig(Section):
     """Maximum global norm of the gradients of dense parameters and active experts; larger gradients are scaled down to it."""
 
 
-def chip_name(chip: Any) -> Any:
-    """Return a chip's name from YAML, which reads 910_93 without quotes as a number."""
-    return "910_93" if chip == 91_093 else chip
-
-
 class ParallelConfig(Section):
     """Section `parallel`, the layout of stages · groups · expert · data · tensor ranks, one process and one device each. The last
     axis varies fastest, so that the ranks of a tensor group share a host."""
 
-    chip: Annotated[Chip, BeforeValidator(chip_name)] = "910a"
+    chip: Chip = "910a"
     """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, or `910b` for the most common of these; `910_93`. The chip decides
     memory and speed in plans, the dtype that `half` means, and the operators of the Ascend step. The CPU ignores this key."""
     stages: Width = 1
@@ -425,12 +414,6 @@ class ParallelConfig(Section):
     overflow: Literal["refuse", "drop"] = "refuse"
     """Treatment of rows beyond `capacity_factor` or `arrival_factor`, which are known before the step. `refuse`: the run ends with
     an error that names the needed factor. `drop`: these rows skip the FFN, and are counted and reported. Only on Ascend."""
-
-    @model_validator(mode="after")
-    def _combinations(self) -> ParallelConfig:
-        if self.ranks > MOST_RANKS:
-            raise ValueError(f"its axes make {self.ranks} ranks; at most {MOST_RANKS} are possible, lower them")
-        return self
 
     @property
     def stage_ranks(self) -> int:
@@ -507,12 +490,6 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     spikes: SpikesConfig = SpikesConfig()
-
-    @model_validator(mode="after")
-    def _combinations(self) -> TrainConfig:
-        if self.optimizer.end_lr > self.optimizer.peak_lr:
-            raise ValueError(f"optimizer.end_lr={self.optimizer.end_lr} is above peak_lr={self.optimizer.peak_lr}")
-        return self
 
     @property
     def first_loss_scale(self) -> float:

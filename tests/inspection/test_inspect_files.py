@@ -187,7 +187,7 @@ def test_a_foreign_model_says_its_sizes_and_what_it_does_not_say(tmp_path, monke
         "an unknown number of heads",
         "assumed",
         "rng_state (random state)",
-        "--heads",
+        "`inherit` needs heads",
         "no hashes",
     ):
         assert said in text
@@ -210,7 +210,7 @@ def test_inspect_of_an_untied_head_does_not_promise_that_inherit_takes_it(tmp_pa
     for name, head in (("tied", values["embedding"]), ("untied", values["embedding"] + 1)):
         write_huggingface(tmp_path / name, {**in_huggingface(values), "lm_head.weight": head}, "safetensors")
     told = format_file_inspection(inspect_files(tmp_path / "untied"))
-    assert told.endswith("takes it, as far as headers tell (--verify reads the values)")
+    assert told.endswith("takes it, as far as headers tell (verify: all values)")
     assert format_file_inspection(inspect_files(tmp_path / "tied", verify=True)).endswith("takes it")
     with pytest.raises(LayoutError, match=r"lm_head\.weight is not equal to transformer\.wte\.weight"):
         inspect_files(tmp_path / "untied", verify=True)

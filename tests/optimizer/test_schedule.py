@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from pangu_sigma.mindformers_import import quiet_mindformers
+from pangu_sigma.mindformers_adapter import quiet_mindformers
 from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.sections import OptimizerConfig
 

@@ -272,13 +272,13 @@ def test_a_dry_run_prints_what_each_of_64_hosts_of_a_chip_would_start(monkeypatc
 @pytest.mark.parametrize("look", [dry_run, check_job], ids=["dry run", "launch"])
 @pytest.mark.parametrize(
     ("chip", "ranks", "nodes", "fix"),
-    [("910a", 16, 1, "use --nodes 2"), ("910b", 512, 32, "use --nodes 64"), ("910_93", 96, 4, "use --nodes 6")],
+    [("910a", 16, 1, "use nodes 2"), ("910b", 512, 32, "use nodes 64"), ("910_93", 96, 4, "use nodes 6")],
 )
 def test_more_ranks_than_a_host_has_npus_are_refused(tmp_path, look, chip, ranks, nodes, fix):
     job = Job([], tmp_path, ranks, nodes, devices=devices_of(chip))
     with pytest.raises(LaunchError) as refused:
         look(job)
-    for word in (f"--nodes {nodes}", f"{ranks} ranks", f"parallel.chip={chip}", f"{CHIPS[chip][0]} NPUs", fix):
+    for word in (f"nodes {nodes}", f"{ranks} ranks", f"parallel.chip={chip}", f"{CHIPS[chip][0]} NPUs", fix):
         assert word in str(refused.value)
     dry_run(replace(job, devices=None))  # processes of a CPU are not counted
 
@@ -287,7 +287,9 @@ def test_npus_of_another_family_are_refused(tmp_path, monkeypatch):
     machine = AscendHost(tmp_path, "910b", 1)
     monkeypatch.setenv("PATH", f"{machine.tools}:{os.environ['PATH']}")
     job = Job([], tmp_path / "logs", 1, devices=devices_of("910a"), port=free_port())
-    with pytest.raises(LaunchError, match=r"parallel\.chip=910a: Ascend 910A .* has Ascend 910B3 .*use --chip 910b3"):
+    with pytest.raises(
+        LaunchError, match=r"parallel\.chip=910a: Ascend 910A .* has Ascend 910B3 .*use parallel.chip=910b3"
+    ):
         check_job(job)
     with pytest.raises(LaunchError, match="has 0 NPUs"):  # this machine; the chip is right
         check_job(replace(job, devices=devices_of("910b4")))
@@ -296,14 +298,14 @@ def test_npus_of_another_family_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nodes": 3}, "8 processes cannot be divided among --nodes 3"),
-        ({"nodes": 0}, "8 processes cannot be divided among --nodes 0"),
-        ({"nodes": 2, "node": 2}, "--node-rank 2 does not exist: with --nodes 2 it is 0 … 1"),
-        ({"port": 80}, "--master-port 80 is not allowed"),
-        ({"restarts": -1}, "--max-restarts -1 is not allowed: 0 to"),
-        ({"grace": float("nan")}, "--grace nan is not allowed"),
-        ({"grace": -1.0}, "--grace -1 is not allowed"),
-        ({"wait": float("inf")}, "--wait inf is not allowed"),
+        ({"nodes": 3}, "8 processes cannot be divided among 3 nodes"),
+        ({"nodes": 0}, "8 processes cannot be divided among 0 nodes"),
+        ({"nodes": 2, "node": 2}, "node_rank 2 is not allowed: 0 to 1"),
+        ({"port": 80}, "master_port 80 is not allowed"),
+        ({"restarts": -1}, "max_restarts -1 is not allowed: 0 to"),
+        ({"grace": float("nan")}, "grace nan is not allowed"),
+        ({"grace": -1.0}, "grace -1 is not allowed"),
+        ({"wait": float("inf")}, "wait inf is not allowed"),
         ({"devices": devices_of("910a")}, "has 0 NPUs and is to run 8 ranks"),
     ],
 )
@@ -317,7 +319,7 @@ def test_a_port_in_use_is_refused_on_node_0_alone(tmp_path, offset):
     port = free_port()
     with socket.create_server(("127.0.0.1", port + offset)):
         with pytest.raises(
-            LaunchError, match=f"127.0.0.1:{port + offset} cannot be used: .*choose another --master-port"
+            LaunchError, match=f"127.0.0.1:{port + offset} cannot be used: .*choose another master_port"
         ):
             check_ports(Job([], tmp_path, 8, 2, 0, port=port))
         check_ports(Job([], tmp_path, 8, 2, 1, port=port))

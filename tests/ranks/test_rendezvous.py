@@ -89,7 +89,7 @@ def test_two_nodes_of_the_same_rank_are_refused():
         }
     (message,) = refusals(came)
     assert "node 1" in message
-    assert "each node needs a --node-rank of its own, 0 … 2" in message
+    assert "give each node its own node_rank, 0 … 2" in message
 
 
 def test_whoever_else_connects_disturbs_nothing():

@@ -37,7 +37,7 @@ def test_a_rank_that_hangs_is_named_with_its_stack_and_all_are_stopped(tmp_path)
         assert it.wait() == 1
         assert it.left() == []
     assert (
-        "no progress for 2 s (--hang-timeout): rank 1 in the batch of step 5; 1 other rank of this node waits"
+        "no progress for 2 s (hang_timeout): rank 1 in the batch of step 5; 1 other rank of this node waits"
         in it.errors
     )
     assert "in reads_a_batch_for_ever" in it.errors

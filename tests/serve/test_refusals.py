@@ -32,7 +32,7 @@ def client() -> TestClient:
 def test_every_problem_is_a_line_with_its_parameter():
     error = client().post("/thing", json={"number": "x", "color": 1}).json()["error"]
     assert error["message"] == (
-        "number: Input should be a valid integer; color: this parameter is not known here; remove it, or see /openapi.json"
+        "number: it must be a whole number; color: this parameter is not known here; remove it, or see /openapi.json"
     )
     assert (error["param"], error["code"], error["type"]) == ("number", "invalid_value", "invalid_request_error")
 

@@ -145,7 +145,9 @@ def check_refused(answer) -> None:
     assert len(error["message"]) > 10
     assert len(answer.content) < 3000, "what was sent does not come back whole"
     assert "Traceback" not in answer.text
-    strange = re.search(r"--(?!set )\w|constrained|list\[|\.str\b|llguidance|%json|start:", error["message"])
+    strange = re.search(
+        r"--(?!set )\w|Input should|constrained|list\[|\.str\b|llguidance|%json|start:", error["message"]
+    )
     assert strange is None, "an option, a clause of pydantic, or the library's grammar"
 
 
@@ -185,7 +187,7 @@ IDS = (
     ("name", "value", "message"),
     [
         ("temperature", 1e-30, "must be 0 (greedy), or 1e-09 to 2"),
-        ("repetition_penalty", 1e-30, "Input should be greater than or equal to 0.000000001"),
+        ("repetition_penalty", 1e-30, "it must be greater than or equal to 0.000000001"),
         *[("prompt", prompt, IDS) for prompt in ([-1], [[-1]], [1 << 31], [[260], []])],
         ("suffix", "x", "is not supported: these models write after a text, not inside of one; leave it out"),
     ],

@@ -231,7 +231,7 @@ def test_sigterm_finishes_what_runs_and_sigkill_leaves_nothing(start):
 
     port = urlsplit(url).port
     process, url = start(port)
-    with pytest.raises(ConfigError, match=f"port {port}: Address already in use; .* choose another --port"):
+    with pytest.raises(ConfigError, match=f"port {port}: Address already in use; .* choose another port"):
         bind(Address(port=port))
     with httpx2.stream(
         "POST", f"{url}/v1/completions", json=ASKED | {"max_tokens": 90, "stream": True}, timeout=60
@@ -325,7 +325,7 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
     assert read_key(file) == "def"
     for text in ("", "a b", "é", "a\nb"):
         file.write_text(text)
-        with pytest.raises(ConfigError, match="--api-key-file"):
+        with pytest.raises(ConfigError, match="api_key_file"):
             read_key(file)
     for endless in (Path("/dev/urandom"), Path("/dev/zero")):
         with pytest.raises(ConfigError, match=r"a key has 1 to 4,096 ASCII letters"):
@@ -342,7 +342,7 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
 
 def test_an_address_that_is_not_here_is_said():
     for host in ("203.0.113.7", "no.such.name.invalid"):
-        with pytest.raises(ConfigError, match=rf"cannot listen at {host}, port 8000: .* choose another --port"):
+        with pytest.raises(ConfigError, match=rf"cannot listen at {host}, port 8000: .* choose another port"):
             bind(Address(host))
 
 

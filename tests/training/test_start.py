@@ -367,6 +367,6 @@ def test_data_that_was_moved_says_how_to_say_where(tiny_data, tmp_path):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     start_run(tmp_path / "run", tiny_config(data))
     data.rename(tmp_path / "moved")
-    with pytest.raises(DataError, match=r"if it was moved, --set data\.path="):
+    with pytest.raises(DataError, match=r"if it was moved, set data\.path"):
         start_run(tmp_path / "run", run_config(tmp_path / "run"))
     start_run(tmp_path / "run", run_config(tmp_path / "run", [("data.path", tmp_path / "moved")]))

@@ -165,9 +165,7 @@ def load_manifest(path: Path) -> Manifest:
     """Load the manifest of a prepared data folder. Raises DataError if it is missing, damaged or of another format."""
     file = path / MANIFEST_FILE
     if not file.exists():
-        raise DataError(
-            f"{file}: No such file or directory; run prepare-data first, or set data.path to that: train RUN --set data.path=…"
-        )
+        raise DataError(f"{file}: No such file or directory; run prepare-data first, or set data.path to that")
     try:
         tree = unsealed(file, _FIX)
         if tree.get("format") != DATA_FORMAT:

@@ -205,7 +205,7 @@ def read_prepared_tokenizer(config: Config) -> Tokenizer:
     if not prepared.exists():
         began = "" if prepared.is_absolute() else f", below {Path.cwd()}"
         raise DataError(
-            f"data.path={config.data.path} is not there{began}; run prepare-data first, or, if it was moved, --set data.path=…"
+            f"data.path={config.data.path} is not there{began}; run prepare-data first, or, if it was moved, set data.path"
         )
     data = PreparedData(prepared)
     data.require_domains(config)

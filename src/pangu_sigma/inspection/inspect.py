@@ -9,6 +9,7 @@ from typing import Any
 from pangu_sigma.config import Config
 from pangu_sigma.domains import chosen_domains
 from pangu_sigma.host_memory import row_bytes
+from pangu_sigma.results import aligned
 
 _FLOAT32 = 4
 _STORED_COPIES = 3
@@ -125,8 +126,7 @@ def format_inspection(inspection: dict[str, Any]) -> str:
         ),
         ("dense parameters", f"{_binary_size(size['dense_and_adam'])}, weights and two moments"),
     ]
-    width = max(len(label) for label, _ in rows)
-    return "\n".join([inspection["name"], *(f"  {label:<{width}}  {value}" for label, value in rows)])
+    return "\n".join([inspection["name"], *(f"  {line}" for line in aligned(rows, "<"))])
 
 
 def _segment_rows(segments: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -20,8 +20,10 @@ from pangu_sigma.checkpoint.compose import saved_arrays
 from pangu_sigma.checkpoint.format import ANOTHER, DamagedCheckpoint
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS
 from pangu_sigma.config import Config
+from pangu_sigma.errors import argument
 from pangu_sigma.inherit.parent import parent_refusal
 from pangu_sigma.model.arrays import row_scale_shapes
+from pangu_sigma.results import aligned
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import Kind, Listed, StoredModel
@@ -127,7 +129,7 @@ def _notes(model: StoredAlpha) -> list[str]:
         f"GELU {sizes.activation}" + ("" if sizes.activation_known else ", assumed: the files do not say it"),
         *(f"unused: {each.name} ({each.reason})" for each in model.unused),
     ]
-    return notes + (["`inherit` needs --heads"] if sizes.heads is None else [])
+    return notes + ([f"`inherit` needs {argument('--heads')}"] if sizes.heads is None else [])
 
 
 def _row_notes(model: StoredModel, listed: list[tuple[str, str, tuple[int, ...], str]]) -> list[str]:
@@ -198,14 +200,13 @@ def format_file_inspection(found: FileInspection) -> str:
     rows.append(("verified", found.verified))
     rows.append(("lineage", _lineage_text(found.lineage)))
     rows += [("", note) for note in found.notes]
-    unread = ", as far as headers tell (--verify reads the values)" if found.verified == "nothing" else ""
+    unread = f", as far as headers tell ({argument('--verify')}: all values)" if found.verified == "nothing" else ""
     rows.append(("inherit", found.refusal or f"takes it{unread}"))
     return _format_rows(head, damaged + rows)
 
 
 def _format_rows(head: str, rows: list[tuple[str, str]]) -> str:
-    width = max(len(label) for label, _ in rows)
-    return "\n".join([head, *(f"  {label:<{width}}  {value}" for label, value in rows)])
+    return "\n".join([head, *(f"  {line}" for line in aligned(rows, "<"))])
 
 
 def _lineage_text(lineage: dict[str, Any] | None) -> str:

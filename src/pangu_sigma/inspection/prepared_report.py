@@ -19,6 +19,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.data.prepare.overview import format_overview
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, SPLITS, PreparedData
 from pangu_sigma.errors import DataError
+from pangu_sigma.results import aligned
 from pangu_sigma.rre.table import draw_tables, shares_of_experts
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.sections import RoutingConfig
@@ -114,17 +115,13 @@ def _load(domain: dict[str, Any], table: str) -> float:
 
 
 def _format(numbers: dict[str, Any]) -> str:
-    domains = numbers["domains"]
-    width = max(len("domain"), *map(len, domains))
-    heads = f"{'tokens':>15} {'share':>6} {'documents':>11} {'median':>8} {'longest':>9} {'/char':>6} {'/byte':>6}"
-    lines = [f"{'domain':{width}} {heads} {'unknown':>8} {'load':>11}"]
-    for name, each in domains.items():
-        load = " / ".join(f"{_load(each, table):.2f}" for table in _TABLES)
-        lines.append(
-            f"{name:{width}} {each['tokens']:15,} {each['share']:6.1%} {each['documents']:11,} {each['median']:8,.0f} "
-            f"{each['longest']:9,} {each['tokens_per_character']:6.3f} {each['tokens_per_byte']:6.3f} {each['unknown']:8.3%} "
-            f"{load:>11}"
-        )
+    rows = [["domain", "tokens", "share", "documents", "median", "longest", "/char", "/byte", "unknown", "load"]]
+    for name, each in numbers["domains"].items():
+        rows.append([name, f"{each['tokens']:,}", f"{each['share']:.1%}", f"{each['documents']:,}"])
+        rows[-1] += [f"{each['median']:,.0f}", f"{each['longest']:,}", f"{each['tokens_per_character']:.3f}"]
+        rows[-1] += [f"{each['tokens_per_byte']:.3f}", f"{each['unknown']:.3%}"]
+        rows[-1].append(" / ".join(f"{_load(each, table):.2f}" for table in _TABLES))
+    lines = aligned(rows, "<>")
     lines.append("median, longest: tokens of a document. /char, /byte: tokens per character and per byte (fertility)")
     lines.append(
         f"load: of the most loaded expert of a domain over its fair share, {' / '.join(_TABLES)} tables, if the model has {_SHOWN} "

@@ -14,7 +14,27 @@ is what `python -m pangu_sigma.mindformers_adapter CONFIG` does; registration.py
 
 from __future__ import annotations
 
-from pangu_sigma.mindformers_import import quiet_mindformers
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pangu_sigma.garbage import gc_disabled
+
+
+@contextmanager
+def quiet_mindformers() -> Iterator[None]:
+    """Import from MindFormers in a `with` statement without its side effects: log files in the working directory, and warnings of
+    missing packages."""
+    os.environ.setdefault("LOG_MF_PATH", str(Path(tempfile.gettempdir()) / "mindformers_log"))
+    logging.disable(logging.WARNING)
+    try:
+        with gc_disabled():
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def register() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.errors import argument
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.host.npus import missing_for_ascend
 from pangu_sigma.npu.rows import dispatch_layout
@@ -51,6 +52,6 @@ def check_machine() -> None:
     missing = None if "MS_SIMULATION_LEVEL" in os.environ else missing_for_ascend()
     if missing is not None:
         raise ConfigError(
-            f"--device ascend: {missing.problem}; {missing.fix}, or train on the CPU: --device cpu. `pangu-sigma doctor --device "
+            f"{argument('--device')} ascend: {missing.problem}; {missing.fix}, or train on the CPU. `pangu-sigma doctor --device "
             "ascend` checks all of it"
         )

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pangu_sigma.children import child_environment
+from pangu_sigma.errors import argument
 from pangu_sigma.ranks.heartbeat import HEARTBEATS_VARIABLE
 from pangu_sigma.ranks.processes import LaunchError, Processes
 from pangu_sigma.ranks.rendezvous import Peers, Stop, rendezvous
@@ -177,7 +178,7 @@ def check_ports(job: Job) -> None:
             except OSError as error:
                 raise LaunchError(
                     f"{job.address}:{port} cannot be used: {error.strerror}; the master's address is one of node 0, and the port "
-                    "must be free there: choose another --master-port"
+                    f"must be free there: choose another {argument('--master-port')}"
                 ) from error
 
 
@@ -185,22 +186,20 @@ def check_numbers(job: Job) -> None:
     """Raise LaunchError if the numbers of ranks, nodes, ports or seconds of a job are wrong on any node."""
     if job.nodes < 1 or job.ranks % job.nodes:
         raise LaunchError(
-            f"{job.ranks} processes cannot be divided among --nodes {job.nodes}: every node runs the same number; use a divisor"
+            f"{job.ranks} processes cannot be divided among {job.nodes} nodes: every node runs the same number; use a divisor"
         )
-    if not 0 <= job.node < job.nodes:
-        raise LaunchError(f"--node-rank {job.node} does not exist: with --nodes {job.nodes} it is 0 … {job.nodes - 1}")
     if job.devices:
         _check_room(job, job.devices)
-    if not 1024 <= job.port < 65_535:
-        raise LaunchError(f"--master-port {job.port} is not allowed: it and the one after it must be in 1024 … 65535")
-    for name, value, most in (
-        ("--max-restarts", job.restarts, _MOST_RESTARTS),
-        ("--grace", job.grace, _MOST_SECONDS),
-        ("--wait", job.wait, _MOST_SECONDS),
-        ("--hang-timeout", job.hang_timeout, _MOST_SECONDS),
+    for name, value, least, most in (
+        ("--node-rank", job.node, 0, job.nodes - 1),
+        ("--master-port", job.port, 1024, 65_534),  # the next one is used too
+        ("--max-restarts", job.restarts, 0, _MOST_RESTARTS),
+        ("--grace", job.grace, 0, _MOST_SECONDS),
+        ("--wait", job.wait, 0, _MOST_SECONDS),
+        ("--hang-timeout", job.hang_timeout, 0, _MOST_SECONDS),
     ):
-        if not 0 <= value <= most:  # nor is NaN
-            raise LaunchError(f"{name} {value:g} is not allowed: 0 to {most:,.0f}")
+        if not least <= value <= most:  # nor is NaN
+            raise LaunchError(f"{argument(name)} {value:.9g} is not allowed: {least} to {most:.0f}")
 
 
 def _check_room(job: Job, devices: Devices) -> None:
@@ -209,8 +208,8 @@ def _check_room(job: Job, devices: Devices) -> None:
     if job.local > most:
         nodes = next(n for n in range(job.nodes, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= most)
         raise LaunchError(
-            f"--nodes {job.nodes}: the parallel section lays out {job.ranks} ranks, which makes {job.local} on each node, and a "
-            f"server of {devices.title} ({devices.key}) has {most} NPUs; use --nodes {nodes}, or fewer ranks"
+            f"{argument('--nodes')} {job.nodes}: the parallel section lays out {job.ranks} ranks, {job.local} on each node, and "
+            f"a server of {devices.title} ({devices.key}) has {most} NPUs; use {argument('--nodes')} {nodes}, or fewer ranks"
         )
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pangu_sigma.bars import Bar
+from pangu_sigma.errors import argument
 from pangu_sigma.ranks.processes import LaunchError
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ class _Host:
             missing = [str(n) for n in range(1, self._nodes) if n not in self._present]
             self._problems.append(
                 f"of {self._nodes} nodes, {len(missing)} did not come to {address}:{port} within {self._seconds:g} s: "
-                f"{', '.join(missing)}; start them with the same --master-address and --master-port, or wait longer (--wait)"
+                f"{', '.join(missing)}; start them with the same address and port of node 0, or wait longer ({argument('--wait')})"
             )
         present = list(self._present.values())
         for link in self._links:
@@ -225,7 +226,9 @@ class _Host:
             link.node = node
         else:
             taken = f"and {self._present[node]} is there" if node in self._present else "and node 0 is this one"
-            self._object(f"{came} came, {taken}; each node needs a --node-rank of its own, 0 … {self._nodes - 1}")
+            self._object(
+                f"{came} came, {taken}; give each node its own {argument('--node-rank')}, 0 … {self._nodes - 1}"
+            )
         different = [name for name in {**self._facts, **facts} if facts.get(name) != self._facts.get(name)]
         if different:
             shown = [
@@ -247,7 +250,7 @@ def _server(address: str, port: int, nodes: int) -> socket.socket:
         return socket.create_server((address, port), backlog=nodes)
     except OSError as error:
         raise LaunchError(
-            f"cannot listen at {address}:{port}: {error.strerror}; choose another --master-port"
+            f"cannot listen at {address}:{port}: {error.strerror}; choose another {argument('--master-port')}"
         ) from error
 
 
@@ -272,6 +275,6 @@ def _visit(node: int, address: str, port: int, facts: dict[str, str], seconds: f
         link.close()  # node 0 was stopped; it may be started again
         time.sleep(_RETRY_SECONDS)
     raise LaunchError(
-        f"node 0 did not answer at {address}:{port} within {seconds:g} s; start it there, with the same --master-address and "
-        "--master-port, or wait longer (--wait)"
+        f"node 0 did not answer at {address}:{port} within {seconds:g} s; start it there, with the same address and "
+        f"port of node 0, or wait longer ({argument('--wait')})"
     )

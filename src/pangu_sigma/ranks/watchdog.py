@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from pangu_sigma.errors import argument
 from pangu_sigma.ranks.heartbeat import STACK_SIGNAL, Beat, last_beat
 
 _LOOK_SECONDS = 1.0
@@ -71,7 +72,7 @@ def _explain(late: dict[int, Beat], states: dict[int, str], seconds: float) -> s
         if others
         else ""
     )
-    return f"no progress for {seconds:g} s (--hang-timeout): {named}{waiting}; the stack of each rank is in its log"
+    return f"no progress for {seconds:g} s ({argument('--hang-timeout')}): {named}{waiting}; the stack of each rank is in its log"
 
 
 def _named(beats: Mapping[int, Beat | None], states: dict[int, str]) -> str:

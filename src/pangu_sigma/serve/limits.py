@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from pangu_sigma.config import ConfigError
+from pangu_sigma.errors import argument
 from pangu_sigma.sections import MOST
 
 
@@ -35,12 +36,12 @@ class Limits:
     @classmethod
     def changed(cls, changes: Sequence[str]) -> Limits:
         """Return the default limits with changes, texts NAME=NUMBER. Raises ConfigError for unknown names and unfit numbers."""
-        limits, names = cls(), [field.name for field in fields(cls)]
+        limits, names, named = cls(), [field.name for field in fields(cls)], argument("--set", "limits")
         for change in changes:
             name, _, number = change.partition("=")
             if name not in names:
-                raise ConfigError(f"--set {change}: there is no limit {name!r}; there are {', '.join(names)}")
+                raise ConfigError(f"{named} {change}: there is no limit {name!r}; there are {', '.join(names)}")
             if not (number.isascii() and number.isdigit() and len(number) < 14 and 1 <= int(number) <= MOST):
-                raise ConfigError(f"--set {change}: {number!r} is not a whole number from 1 to {MOST}")
+                raise ConfigError(f"{named} {change}: {number!r} is not a whole number from 1 to {MOST}")
             limits = replace(limits, **{name: int(number)})
         return limits

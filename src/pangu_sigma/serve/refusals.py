@@ -9,6 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from pangu_sigma.config_file import in_words
+
 _SHOWN = 8
 """Number of problems of one request that a message lists."""
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -57,7 +59,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def _explained(problem: dict[str, Any]) -> str:
     """Return a line for one problem that FastAPI or pydantic found."""
-    where, message = _parameter(problem), problem["msg"].removeprefix("Value error, ")
+    where = _parameter(problem)
     match problem["type"]:
         case "extra_forbidden":
             return f"{where}: this parameter is not known here; remove it, or see /openapi.json"
@@ -67,7 +69,7 @@ def _explained(problem: dict[str, Any]) -> str:
             return f"the body is not JSON: {problem['ctx']['error']}"
         case "model_attributes_type" if not where:
             return "the body is not a JSON object, sent as such (curl: -H 'Content-Type: application/json')"
-    return f"{where}: {message}" if where else message
+    return f"{where}: {in_words(problem)}" if where else in_words(problem)
 
 
 def _parameter(problem: dict[str, Any]) -> str:

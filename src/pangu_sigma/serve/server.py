@@ -62,7 +62,7 @@ def bind(address: Address) -> socket.socket:
             named = f"{argument('--allow-host')}={name!r}"
             raise ConfigError(f"{named} is not a host name; leave out http://, port and path")
     if not 0 <= address.port < 1 << 16:
-        raise ConfigError(f"--port {address.port} is not allowed: 0 (any that is free) to 65535")
+        raise ConfigError(f"{argument('--port')} {address.port} is not allowed: 0 (any that is free) to 65535")
     bound = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a killed server's port is free at once
@@ -74,7 +74,7 @@ def bind(address: Address) -> socket.socket:
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
-    fix = "stop what listens there, or choose another --port (0: any that is free) or --host"
+    fix = f"stop what listens there, or choose another {argument('--port')} (0: any free one) or {argument('--host')}"
     return ConfigError(f"cannot listen at {host}, port {port}: {error.strerror}; {fix}")
 
 
@@ -87,7 +87,7 @@ def read_key(file: Path | None) -> str | None:
         return None
     named, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "").strip()
     if file is not None:
-        named = f"--api-key-file {file}"
+        named = f"{argument('--api-key-file')} {file}"
         try:
             with open(file, "rb") as stream:
                 key = stream.read(_KEY_BYTES + 1).decode("latin-1").strip()  # a device may have no end
@@ -104,8 +104,8 @@ def serve(decoder: Decoder, listening: socket.socket, address: Address, key: str
     Requests that were accepted before the signal have limits.stop_seconds to finish.
     """
     if key is None and not address.is_local:
-        who = f"--host {address.host}: everybody who reaches this machine can use the model"
-        logger.warning("%s; set %s, or --api-key-file", who, KEY_VARIABLE)
+        who = f"{argument('--host')} {address.host}: everybody who reaches this machine can use the model"
+        logger.warning("%s; set %s, or %s", who, KEY_VARIABLE, argument("--api-key-file"))
     server = make_server(decoder, address, key, limits)
     server.served.warm_up()
     server.run([listening])

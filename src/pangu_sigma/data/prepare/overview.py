@@ -9,6 +9,7 @@ from pangu_sigma.data.manifest import DomainRecord, Manifest, NearDuplicatesReco
 from pangu_sigma.data.prepare.packaged.packages import PACKAGED_MIB
 from pangu_sigma.data.prepare.quarantine import format_reasons
 from pangu_sigma.errors import argument
+from pangu_sigma.results import aligned
 
 _MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP, _MUCH_BOILERPLATE, _MUCH_SHIFT = 0.005, 0.1, 0.01, 0.5, 0.3
 """Thresholds of the warnings: fraction of <unk> tokens, of exact copies, of held-out windows found in the training text, of
@@ -56,12 +57,9 @@ def _records(manifest: Manifest) -> dict[str, DomainRecord]:
 def format_overview(manifest: Manifest) -> str:
     """Return the table as text, with lines for near-duplicates, and for each reason why lines are quarantined."""
     records = _records(manifest)
-    names = ["domain", *records]
     columns = [[title, *map(cell, records.values())] for title, cell in _COLUMNS.items()]
     columns = [[title, *cells] for title, *cells in columns if title not in _IF_ANY or {*cells} != {"0"}]
-    cells = [[f"{name:{max(map(len, names))}}" for name in names]]
-    cells += [[f"{cell:>{max(map(len, column))}}" for cell in column] for column in columns]
-    lines = [*map("  ".join, zip(*cells, strict=True)), _SHIFT]
+    lines = [*aligned([*zip(["domain", *records], *columns, strict=True)], "<>"), _SHIFT]
     if manifest.near_duplicates is not None:
         lines.append(_near(manifest.near_duplicates))
     if manifest.quarantined:
@@ -142,7 +140,7 @@ def _limit(manifest: Manifest) -> str:
             f"the limit of {PACKAGED_MIB} MiB a domain for packaged text, which is for demonstration; data.max_mib_per_domain sets "
             "another one"
         )
-    return f"data.max_mib_per_domain={limit:g}; raise it, or set it to null for all of --input"
+    return f"data.max_mib_per_domain={limit:g}; raise it, or set it to null for all of {argument('--input')}"
 
 
 def _unknown(record: DomainRecord) -> float:

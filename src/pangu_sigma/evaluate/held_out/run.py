@@ -14,6 +14,7 @@ from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.device import use_cpu
 from pangu_sigma.foreign.dense_files import is_dense_model
+from pangu_sigma.results import aligned
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import KIND_NAMES, kind_of, open_model
 from pangu_sigma.training.log.losses import HeldOutLoss, finite_or_none, format_number
@@ -82,17 +83,11 @@ def measure(run: StoredModel, batches: BatchLoader, most: int) -> dict[str, Held
 
 def format_losses(losses: Mapping[str, Mapping[str, Any]], unit: str = "held-out, nats per token") -> str:
     """Format losses as the table that `pangu-sigma evaluate` prints. unit: of what text, and in what unit."""
-    heads = f"{'loss':>8} {'±':>8} {'perplexity':>10} {'unigram':>8} {'bits/byte':>9} {'tokens':>10} {'samples':>8}"
-    rows = [
-        f"{name:12} {_loss_cells(d)} {format_number(d['unigram'], 8)} {format_number(d['bits_per_byte'], 9)} "
-        f"{d['tokens']:10,} {d['samples']:8,}"
-        for name, d in losses.items()
-    ]
-    return "\n".join([f"{'domain':12} {heads}   {unit}", *rows])
-
-
-def _loss_cells(figures: Mapping[str, Any]) -> str:
-    """Return the cells of a loss, its error and its perplexity."""
-    if figures["loss"] is None:
-        return f"{'not finite':>28}"
-    return f"{format_number(figures['loss'], 8)} {format_number(figures['se'], 8)} {format_number(figures['perplexity'], 10, 2)}"
+    rows = [["domain", "loss", "±", "perplexity", "unigram", "bits/byte", "tokens", "samples"]]
+    for name, d in losses.items():
+        figures = [d["loss"], d["se"], d["perplexity"], d["unigram"], d["bits_per_byte"]]
+        cells = [format_number(value, 1, digits) for value, digits in zip(figures, (3, 3, 2, 3, 3), strict=True)]
+        cells[:1] = ["not finite"] if d["loss"] is None else cells[:1]
+        rows.append([name, *cells, f"{d['tokens']:,}", f"{d['samples']:,}"])
+    head, *lines = aligned(rows, "<>")
+    return "\n".join([f"{head}   {unit}", *lines])

@@ -25,11 +25,11 @@ def _check(chip: Chip, ranks: int) -> None:
     if detected is not None and family(detected.name) != family(chip):
         raise LaunchError(
             f"parallel.chip={chip}: {CHIP_DATA[chip].title} is what this run is made for, and {host} has "
-            f"{CHIP_DATA[detected.name].title} ({detected.by}); use --chip {detected.name}, or other nodes"
+            f"{CHIP_DATA[detected.name].title} ({detected.by}); use parallel.chip={detected.name}, or other nodes"
         )
     found = len(npus())
     if found < ranks:
         raise LaunchError(
-            f"{host} has {found} NPUs and is to run {ranks} ranks, one on each; take more nodes (--nodes), or change the "
+            f"{host} has {found} NPUs and is to run {ranks} ranks, one on each; take more nodes, or change the "
             "parallel section"
         )

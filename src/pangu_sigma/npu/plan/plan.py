@@ -28,6 +28,7 @@ from pangu_sigma.npu.plan.traffic import CollectiveCalls, LinkBytes, PredictedCo
 from pangu_sigma.npu.rows import exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.layout import AXES, layers_of_stage, rre_layers_of_stage
+from pangu_sigma.results import aligned
 from pangu_sigma.sections import ParallelConfig
 
 FOR_JSON = ("parallel", "collectives", "parameters")
@@ -274,12 +275,13 @@ def format_tree(tree: dict[str, Any]) -> list[str]:
         if value in (None, [], {}):
             continue
         if isinstance(value, dict):
-            lines += [title, *_columns([(key.replace("_", " "), _text(of)) for key, of in value.items()], "<>")]
+            rows, sides = [[key.replace("_", " "), _text(of)] for key, of in value.items()], "<>"
         elif isinstance(value, list) and isinstance(value[0], dict):
-            rows = [[_text(cell) for cell in row.values()] for row in value]
-            lines += [title, *_columns([[*value[0]], *rows], ">" * len(value[0]))]
+            rows, sides = [[*value[0]], *([_text(cell) for cell in row.values()] for row in value)], ">"
         else:
             lines.append(f"{title}: {_text(value)}")
+            continue
+        lines += [title, *(f"  {line}" for line in aligned(rows, sides))]
     return lines
 
 
@@ -294,13 +296,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(map(_text, value[:20]))
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _columns(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """Align the columns of rows, indented. sides: < or > for each column."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = (zip(row, sides, widths, strict=True) for row in rows)
-    return [f"  {'  '.join(f'{text:{side}{width}}' for text, side, width in row)}".rstrip() for row in aligned]
 
 
 def layout_text(parallel: ParallelConfig) -> str:

