@@ -59,7 +59,7 @@ def _check(whole: Path, how: str, kind: str, number: int, folder: Path) -> str:
             found = _READ[kind](whole)
         except UserError as error:
             found = str(error)
-    assert found is not None, f"{file.relative_to(whole)} {how}: used without a word"
+    assert found is not None or said, f"{file.relative_to(whole)} {how}: used without a word"
     text = f"{found} {' '.join(said)}"
     assert file.name in text, f"{file.relative_to(whole)} {how}: not named in {text[:300]!r}"
     return ""

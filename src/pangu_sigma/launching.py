@@ -80,7 +80,7 @@ def launch(
         pangu-sigma launch sigma_1t --device ascend --chip 910b --nodes 64 --dry-run
     """
     from pangu_sigma.checkpoint.run_folder import one_writer
-    from pangu_sigma.checkpoint.start_over import start_over as move_aside
+    from pangu_sigma.checkpoint.run_folder import start_over as move_aside
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
     changes = texts_of(overrides_of(overrides))

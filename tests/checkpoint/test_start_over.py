@@ -7,8 +7,8 @@ import pytest
 from helpers.failing_files import killed_after
 
 from experiments.tiny import tiny_config
+from pangu_sigma.checkpoint.run_folder import set_aside, start_over
 from pangu_sigma.checkpoint.save import save_checkpoint
-from pangu_sigma.checkpoint.start_over import set_aside, start_over
 from pangu_sigma.config import ConfigError
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.stored.open import open_model

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -36,6 +35,7 @@ from pangu_sigma.model.declare import as_input
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.log.metrics import load_max_over_mean, read_metrics
 from pangu_sigma.training.loop import Trainer, _remarks, train
 from pangu_sigma.training.start import start_run
@@ -231,7 +231,8 @@ def test_other_routing_is_refused_by_the_checkpoint_itself(tiny_data, tiny_run, 
     with pytest.raises(ConfigError, match=r"routing\.seed: 0 → 5"):
         Trainer(tiny_config(tiny_data, routing={"seed": 5}), copy)
     run = start_run(tiny_run, tiny_config(tiny_data))
-    other = replace(run, table=draw_tables(RoutingConfig(seed=5), 2, 3, run.tokenizer.size, 2, None))
+    table = draw_tables(RoutingConfig(seed=5), 2, 3, run.tokenizer.size, 2, None)
+    other = StoredRun.of(run.path, run.config, run.tokenizer, table)
     with pytest.raises(CheckpointError, match=r"routing_hash.*routing\.seed"):
         other.newest_checkpoint()
 

@@ -66,9 +66,11 @@ def seal_model_files(folder: Path, facts: dict[str, Any], others: Iterable[str] 
 
 
 def write_config(folder: Path, config: Config, kind: str) -> None:
-    """Write configuration.json atomically. kind: "run" or "export"."""
-    body = {"kind": kind, "format": FILES_FORMAT, "config": config.model_dump(mode="json")}
-    write_atomically(folder / CONFIG_FILE, sealed(body, record=True))
+    """Write configuration.json atomically, unless it is there already. kind: "run" or "export"."""
+    content = sealed({"kind": kind, "format": FILES_FORMAT, "config": config.model_dump(mode="json")}, record=True)
+    file = folder / CONFIG_FILE
+    if not file.exists() or file.read_bytes() != content:
+        write_atomically(file, content)
 
 
 def read_config(folder: Path, kind: str, fix: str) -> Config:

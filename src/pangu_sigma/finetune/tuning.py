@@ -21,7 +21,7 @@ from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_config, write_model_files
 from pangu_sigma.checkpoint.root import keep_only
-from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer, refuse_idle_changes
+from pangu_sigma.checkpoint.run_folder import one_writer, refuse_idle_changes
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
 from pangu_sigma.data.held_out import samples_of_evaluation
@@ -105,7 +105,7 @@ def finetune_run(
         if begins:
             with unfinished_folder(into) as fresh:
                 write_model_files(fresh, config, parent.path / TOKENIZER_FOLDER, parent.table)
-                run = RunFolder(fresh, config, parent.tokenizer, parent.table, data_hash)
+                run = StoredRun.of(fresh, config, parent.tokenizer, parent.table, data_hash)
                 write_step_0(run, compose(config, lambda shard, name, shape: parent.array(shard, name)))
                 _receipt(parent, config, training, dev).save(fresh)
                 (fresh / TUNING_FOLDER).mkdir()
@@ -126,7 +126,7 @@ def finetune_run(
     return result
 
 
-def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolder:
+def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> StoredRun:
     """Open a fine-tuning run to resume it. Raises ConfigError for another parent, other samples, or changes of fixed keys."""
     run = open_model(into, "run")
     if run.config.finetune is None:
@@ -156,10 +156,10 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
         logger.info("%s", change_text(change))
     if changes:
         write_config(into, config, "run")
-    return RunFolder(into, config, run.tokenizer, run.table, data_hash)
+    return StoredRun.of(into, config, run.tokenizer, run.table, data_hash)
 
 
-def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None, seconds: Seconds) -> Tuner | None:
+def _train(run: StoredRun, training: TaskFile, dev: TaskFile | None, seconds: Seconds) -> Tuner | None:
     """Train to the end. Returns None if SIGTERM came before."""
     from pangu_sigma.finetune.tuner import Tuner
     from pangu_sigma.training.loop import train_to_end

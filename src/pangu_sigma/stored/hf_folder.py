@@ -45,8 +45,8 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.not_finite import count_not_finite
 from pangu_sigma.checkpoint.parts import ROWS
+from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, map_arrays
-from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
 from pangu_sigma.config import Config
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.rre.table import RoutingTable

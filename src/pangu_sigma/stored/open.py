@@ -9,7 +9,7 @@ from typing import Literal, overload
 from pangu_sigma.checkpoint.format import MANIFEST, STATE
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, recorded_kind
 from pangu_sigma.checkpoint.root import has_checkpoints
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS
+from pangu_sigma.checkpoint.run_folder import CHECKPOINTS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.foreign.dense_files import is_dense_model
 from pangu_sigma.sealed import SEAL

@@ -1,4 +1,4 @@
-"""Models in a run folder, opened from its newest intact checkpoint, and in the folder of one checkpoint."""
+"""Runs on the disk: a run folder, whose model is its newest intact checkpoint, and the folder of one checkpoint."""
 
 from __future__ import annotations
 
@@ -9,43 +9,57 @@ from typing import Any
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from pangu_sigma.checkpoint.format import MANIFEST, Identity
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, read_config
+from pangu_sigma.checkpoint.model_files import ROUTING_FILE, TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
-from pangu_sigma.checkpoint.run_folder import WAY_BACK_OF_CONFIG, way_back
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE
+from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, LINEAGE_FILE, run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
+from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint
 from pangu_sigma.stored.model import LINEAGE_FIX, Kind, Listed, StoredModel, read_lineage
+from pangu_sigma.text.tokenizer import Tokenizer
 
 
 class StoredRun(StoredModel):
-    """Model in a run folder. checkpoint: newest intact checkpoint, loaded when weights, step or data_hash are first used.
-    checkpoints: path of the folder of all checkpoints.
+    """Run folder, which is read as a model and which training writes to. checkpoint: newest intact checkpoint, loaded when
+    weights, step or data_hash are first used. checkpoints: path of the folder of all checkpoints.
 
     Raises ConfigError for a missing file of the run. Properties raise DamagedFile for a file that differs from what was written,
     and CheckpointError if no checkpoint is whole.
     """
 
     kind: Kind = "run"
+    text_hash: str | None = None
+    """Content hash of the prepared text that training reads; None for a run that is only read."""
 
     def __init__(self, path: Path, verified: bool = True):
         super().__init__(path, verified)
-        for name in (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER):
+        for name in (ROUTING_FILE, TOKENIZER_FOLDER):
             if not (path / name).exists():
-                raise ConfigError(
-                    f"{path} is not a run folder: it has no {name}; pass a folder that `train` wrote"
-                    + (f", or {self.fix}" if has_checkpoints(self.checkpoints) else "")
-                )
+                raise ConfigError(f"{path} is not a run folder: it has no {name}; {self.fix}")
+
+    @classmethod
+    def of(
+        cls, path: Path, config: Config, tokenizer: Tokenizer, table: RoutingTable, text_hash: str | None = None
+    ) -> StoredRun:
+        """Return the run of a folder whose files the caller has just read or written. text_hash: see the field."""
+        run = cls.__new__(cls)
+        StoredModel.__init__(run, path)
+        run.config, run.tokenizer, run.table, run.text_hash = config, tokenizer, table, text_hash
+        return run
 
     @property
     def fix(self) -> str:
         """Advice to the user for a damaged file of the run folder."""
-        return way_back(self.path)
+        return (
+            "take it from a copy of the run, or, together with seal.json, from a run that `train` begins in another folder with "
+            "the same configuration and data"
+        )
 
     @cached_property
     def config(self) -> Config:
-        return read_config(self.path, "run", WAY_BACK_OF_CONFIG)
+        return run_config(self.path)
 
     @property
     def checkpoints(self) -> Path:
@@ -58,8 +72,18 @@ class StoredRun(StoredModel):
 
     @property
     def identity(self) -> Identity:
-        """Vocabulary, routing table and configuration that the run's checkpoints must have."""
-        return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"))
+        """Vocabulary, routing table and configuration that the run's checkpoints have, and the text that training reads."""
+        return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"), self.text_hash)
+
+    def newest_checkpoint(self, ranks: Ranks = SINGLE_PROCESS) -> Checkpoint | None:
+        """Load and verify the newest whole checkpoint of this run; None if the run has saved none yet.
+
+        ranks: every rank calls this method and gets the same checkpoint.
+        Raises CheckpointError if all checkpoints are damaged, or have another vocabulary or routing table.
+        """
+        if not has_checkpoints(self.checkpoints):
+            return None
+        return load_checkpoint(self.checkpoints, self.identity, ranks)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

@@ -8,8 +8,7 @@ from pathlib import Path
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.root import latest_checkpoint, recover_interrupted_save, step_of
-from pangu_sigma.checkpoint.run_folder import one_writer
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS
+from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, one_writer
 from pangu_sigma.config import Config
 from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, read_metrics
 from pangu_sigma.training.log.report import write_report

@@ -11,11 +11,11 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
 from pangu_sigma.checkpoint.not_finite import describe
 from pangu_sigma.checkpoint.parts import Files
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.save import save_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.errors import argument
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.health import Health
 from pangu_sigma.training.progress import Progress
 from pangu_sigma.training.start import start_run
@@ -53,7 +53,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
+def new_run(folder: Path, config: Config) -> Iterator[StoredRun]:
     """Make a run folder that has everything but weights, which the `with` block adds; it appears only if the block succeeds.
 
     Raises the errors of `unfinished_folder` and `start_run`.
@@ -62,7 +62,7 @@ def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
         yield start_run(path, config)
 
 
-def write_step_0(run: RunFolder, files: Files, cursor: Cursor | None = None) -> None:
+def write_step_0(run: StoredRun, files: Files, cursor: Cursor | None = None) -> None:
     """Write a checkpoint of step 0 that training starts from.
 
     files: files of the checkpoint, with the weights. cursor: position in the text, None for its beginning.

@@ -17,10 +17,10 @@ import numpy as np
 from pangu_sigma.checkpoint.healthy import way_on
 from pangu_sigma.checkpoint.not_finite import count_not_finite
 from pangu_sigma.checkpoint.parts import EXPERTS
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.errors import UserError
 from pangu_sigma.ranks.layout import share_of
 from pangu_sigma.sections import SpikesConfig, TrainConfig
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.log.metrics import MetricsLog, NoLog
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def unhealthy_tensors(built: TrainingSetup, active_A: Sequence[np.ndarray] | Non
 def examine(
     health: Health,
     built: TrainingSetup,
-    run: RunFolder,
+    run: StoredRun,
     step: int,
     active_A: Sequence[np.ndarray],
     log: MetricsLog | NoLog,

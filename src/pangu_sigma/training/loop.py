@@ -16,7 +16,7 @@ import numpy as np
 from ascend_ops.adam_worker import WorkerTimes
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.root import recover_interrupted_save
-from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
+from pangu_sigma.checkpoint.run_folder import one_writer
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
@@ -27,6 +27,7 @@ from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.ranks.heartbeat import Heartbeat
 from pangu_sigma.ranks.layout import layers_of_stage
 from pangu_sigma.ranks.ranks import Ranks
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.backend import Backend
 from pangu_sigma.training.evaluator import Evaluator
 from pangu_sigma.training.feed import InputPipeline
@@ -91,7 +92,7 @@ class Trainer:
         self.timeline = Timeline()
         self._worked: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
 
-    def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
+    def open_run(self, folder: Path, asked: StartOptions) -> StoredRun:
         """Create or open the run folder. Raises the errors of `start_run`."""
         return start_run(folder, self.config, self.ranks, asked)
 

@@ -17,34 +17,24 @@ from pangu_sigma.checkpoint.changes import (
 from pangu_sigma.checkpoint.checkpoint import newest_identity
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.model_files import (
-    CONFIG_FILE,
     ROUTING_FILE,
     TOKENIZER_FOLDER,
     read_config,
-    read_model_files,
     write_config,
     write_model_files,
 )
 from pangu_sigma.checkpoint.root import has_checkpoints
-from pangu_sigma.checkpoint.run_folder import (
-    WAY_BACK_OF_CONFIG,
-    RunFolder,
-    name_unwritable,
-    refuse_idle_changes,
-    run_config,
-    way_back,
-)
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside, start_over
+from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, name_unwritable, refuse_idle_changes, set_aside, start_over
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer, unlike_prepared
-from pangu_sigma.errors import DataError, argument
+from pangu_sigma.errors import argument
 from pangu_sigma.foreign.dense_files import contents
 from pangu_sigma.lock import LOCK
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
-from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import SEAL, UNFINISHED, DamagedFile, add_to_seal
+from pangu_sigma.sealed import SEAL, UNFINISHED
 from pangu_sigma.stored.open import KIND_NAMES, kind_of
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -68,16 +58,16 @@ DEFAULT_START = StartOptions()
 
 def start_run(
     path: Path, config: Config, ranks: Ranks = SINGLE_PROCESS, options: StartOptions = DEFAULT_START
-) -> RunFolder:
+) -> StoredRun:
     """Create a run folder, or open one to resume its run, and write the configuration that it trains with.
 
     A folder without checkpoints gets the tokenizer of the prepared data and routing tables drawn for it. A run with checkpoints
-    keeps its tokenizer and tables; changed keys are logged, damaged files rewritten. The same call completes an interrupted start.
-    Keys that the data were not prepared with are warned of.
+    keeps its tokenizer and tables; changed keys are logged. The same call completes an interrupted start. Keys that the data were
+    not prepared with are warned of.
 
     ranks: all of them call this; rank 0 writes, into a folder that all of them see.
     Raises ConfigError for changed keys that do not fit the checkpoints, other data, or a folder that is not writable; DamagedFile
-    for a damaged file that cannot be rewritten; RankError if ranks differ in configuration or prepared data.
+    for a damaged file; RankError if ranks differ in configuration or prepared data.
     """
     given, config = config, absolute_paths(config)
     with ranks.fail_together(f"reading {config.data.path}"):
@@ -90,16 +80,16 @@ def start_run(
         resumed = ranks.first and _resume(path, config, prepared, data_hash, options)
     if ranks.any(resumed):
         with ranks.fail_together(f"reading {path}"):
-            tokenizer, table = read_model_files(path, way_back(path))
-        return RunFolder(path, config, tokenizer, table, data_hash)
+            there = StoredRun(path)
+            return StoredRun.of(path, config, there.tokenizer, there.table, data_hash)
     with ranks.fail_together("drawing the routing tables"):
         table = drawn_tables(config, prepared)
     ranks.agree({"routing table": table.hash})
     with ranks.fail_together(f"writing {path}"), name_unwritable(path):
-        if ranks.first and not _holds(path, config, prepared, table):
+        if ranks.first:
             path.mkdir(parents=True, exist_ok=True)
             write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
-    return RunFolder(path, config, prepared, table, data_hash)
+    return StoredRun.of(path, config, prepared, table, data_hash)
 
 
 def check_cpu(config: Config) -> None:
@@ -157,18 +147,15 @@ def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, opt
     """Prepare a folder to resume with `config`. Returns False if it has no checkpoint. Raises as `start_run`, and OSError."""
     if options.start_over:
         start_over(path)
-    if not has_checkpoints(path / CHECKPOINTS):
-        _set_aside_log(path)
-        return False
     saved = newest_identity(path / CHECKPOINTS)
     if saved is None:
-        return True  # none of them is whole, which loading them says
+        if has_checkpoints(path / CHECKPOINTS):
+            return True  # none of them is whole, which loading them says
+        _set_aside_log(path)
+        return False
     for change in _compare(path, saved, config, prepared, data_hash, options):
         logger.warning("%s", change)
-    if not _mend(path, saved, config, prepared):
-        recorded = read_config(path, "run", WAY_BACK_OF_CONFIG)
-        if recorded.model_dump() != config.model_dump():  # the keys alone: nobody named the reader of a record
-            write_config(path, config, "run")
+    write_config(path, config, "run")
     return True
 
 
@@ -188,7 +175,7 @@ def _compare(
     path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions
 ) -> list[str]:
     """Return the keys that change, and a change of text. Raises ConfigError for those that are not allowed."""
-    changes = changed_keys(run_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
+    changes = changed_keys(saved.config, config.model_dump(mode="json"))
     fix = "leave the run's values (`train RUN` takes all of them), choose another folder with --output, or add --start-over"
     refuse_changes(path, changes, fix)
     refuse_idle_changes(path, changes, config.train.steps)
@@ -214,43 +201,3 @@ def _compare(
             f"{argument('--allow-data-change')}: {path} was trained on the same text, there was nothing to allow"
         )
     return texts
-
-
-def _mend(path: Path, saved: Identity, config: Config, prepared: Tokenizer) -> bool:
-    """Write the files of a run again if one is missing or damaged, provided that they are then those of its checkpoints.
-
-    Returns True if it did. Raises DamagedFile if they would be others.
-    """
-    try:
-        if not (path / CONFIG_FILE).exists():
-            raise DamagedFile(f"{path / CONFIG_FILE}: is missing")
-        tokenizer, table = read_model_files(path, "and has to be made again")
-        if (tokenizer.hash, table.hash) == (saved.vocabulary_hash, saved.routing_hash):
-            return False
-        raise DamagedFile(f"{path}: {TOKENIZER_FOLDER}/ and {ROUTING_FILE} are not those of its checkpoints")
-    except (DamagedFile, DataError) as problem:
-        table = drawn_tables(config, prepared)
-        if table.hash != saved.routing_hash:
-            other = (
-                "make the run again with the command that made it"
-                if (path / LINEAGE_FILE).exists()
-                else (f"set data.path to the text that {path} was started with")
-            )
-            raise DamagedFile(
-                f"{problem}\nit cannot be: data.path={config.data.path} gives other routing tables than the checkpoints have; "
-                f"{other}, or copy the file from a backup"
-            ) from problem
-        write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
-        if (path / LINEAGE_FILE).exists():
-            add_to_seal(path, LINEAGE_FILE)
-        logger.warning("%s\nmade again from data.path=%s and the configuration of the run", problem, config.data.path)
-        return True
-
-
-def _holds(path: Path, config: Config, tokenizer: Tokenizer, table: RoutingTable) -> bool:
-    """True if a folder has these files already."""
-    try:
-        files = read_config(path, "run", ""), *(each.hash for each in read_model_files(path, ""))
-    except (ConfigError, DamagedFile, DataError):
-        return False
-    return files == (config, tokenizer.hash, table.hash)
