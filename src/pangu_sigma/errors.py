@@ -18,7 +18,7 @@ from typing import Any
 
 from ascend_ops.errors import UserError
 
-__all__ = ["DataError", "UserError", "argument", "exit_status", "keyword", "remedy", "without_effect"]
+__all__ = ["DataError", "UserError", "argument", "exit_status", "failure", "in_words", "keyword", "without_effect"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,16 @@ _OF_THE_MACHINE = {
 looked for, is a bug and keeps its traceback."""
 
 
-def remedy(error: OSError, otherwise: str) -> str:
-    """Return the fix of an error that the system may raise at any time; of any other, such as a missing file, `otherwise`."""
-    return _OF_THE_MACHINE.get(error.errno or 0, otherwise)
+def failure(error: OSError, path: object) -> str:
+    """Return what an error of the disk says: the file, which is `path` if the error names none, and what the system calls it."""
+    file = error.filename2 or error.filename or path  # of a copy, what it wrote
+    return f"{file}: {error.strerror or error}" if file else str(error.strerror)
+
+
+def in_words(error: OSError, path: object, otherwise: str) -> str:
+    """Return an error of the disk for people: `failure` and the fix. otherwise: fix of an error that the system does not raise at
+    any time, such as a missing file."""
+    return f"{failure(error, path)}; {_OF_THE_MACHINE.get(error.errno or 0, otherwise)}"
 
 
 _MEMORY = "memory is full", "close other programs, use a smaller configuration, or raise `ulimit -v`"
@@ -109,9 +116,7 @@ def exit_status(command: Callable[[], int]) -> int:
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise
-        file = error.filename2 or error.filename  # of a copy, what it wrote
-        where = f"{file}: " if file is not None else ""
-        return _say(f"error: {where}{error.strerror}; {_OF_THE_MACHINE[error.errno]}", 2)
+        return _say(f"error: {in_words(error, '', '')}", 2)
     except (MemoryError, RuntimeError, ImportError) as error:
         found = [(line, text) for line in str(error).splitlines() for text in _EXHAUSTED if text in line]
         if not isinstance(error, MemoryError) and not found:

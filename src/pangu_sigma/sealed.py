@@ -16,7 +16,7 @@ from typing import Any
 
 import xxhash
 
-from pangu_sigma.errors import UserError, remedy
+from pangu_sigma.errors import UserError, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True)
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         actual = fingerprint(file) if content else {"bytes": file.stat().st_size}
     except OSError as error:
-        raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
+        raise DamagedFile(in_words(error, file, fix)) from error
     for what, value in actual.items():
         if value != recorded[what]:
             raise DamagedFile(f"{file}: {what} is {value}, {recorded[what]} was written; the file is damaged, {fix}")
@@ -82,7 +82,7 @@ def unsealed(file: Path, fix: str, record: bool = False) -> dict[str, Any]:
         body = {key: value for key, value in tree.items() if key != _OWN_HASH}
         again = sealed(body, record)
     except OSError as error:
-        raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
+        raise DamagedFile(in_words(error, file, fix)) from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
     if again != content:
@@ -130,10 +130,10 @@ def add_to_seal(folder: Path, name: str) -> None:
     write_atomically(folder / SEAL, sealed({**body, "files": files}))
 
 
-def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = True) -> dict[str, Any]:
-    """Verify the files of a sealed folder, and return the contents of the seal. Raises DamagedFile if one is missing or differs.
+def read_seal(folder: Path, fix: str) -> dict[str, Any]:
+    """Return the contents of the seal of a folder, whose "files" are fingerprints of files inside the folder by name.
 
-    fix: advice to the user. beginning: prefix of the names of files to verify; "" for all. content: False for sizes alone.
+    fix: advice to the user. Raises DamagedFile for a seal that is missing or not what was written.
     """
     file = folder / SEAL
     body = unsealed(file, fix)
@@ -146,6 +146,16 @@ def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = Tr
             raise DamagedFile(f"{file}: {name[:100]!r} is no file of this folder; {fix}")
         if not isinstance(recorded, dict) or {"bytes", "xxh3_128"} - recorded.keys():
             raise DamagedFile(f"{file}: has no fingerprint of {name}; {fix}")
+    return body
+
+
+def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = True) -> dict[str, Any]:
+    """Verify the files of a sealed folder, and return the contents of the seal. Raises DamagedFile if one is missing or differs.
+
+    fix: advice to the user. beginning: prefix of the names of files to verify; "" for all. content: False for sizes alone.
+    """
+    body = read_seal(folder, fix)
+    for name, recorded in body["files"].items():
         if name.startswith(beginning):
             verify(folder / name, recorded, fix, content)
     return body
@@ -157,12 +167,18 @@ def write_atomically(file: Path, content: bytes) -> None:
     try:
         fresh.unlink(missing_ok=True)  # a link there would be followed
         fresh.write_bytes(content)
-        sync(fresh)
-        fresh.replace(file)
+        commit(fresh, file)
     except OSError:
         fresh.unlink(missing_ok=True)
         raise
-    sync(file.parent)
+
+
+def commit(fresh: Path, target: Path) -> None:
+    """Make a file or folder, which was written beside `target` under another name, appear as `target`: flushed and renamed."""
+    for path in (*fresh.rglob("*"), fresh):
+        sync(path)
+    fresh.replace(target)
+    sync(target.parent)
 
 
 def sync(path: Path) -> None:

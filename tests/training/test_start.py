@@ -13,7 +13,7 @@ import pangu_sigma as ps
 from experiments.chaos.runs import opened_whole
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.run_folder import run_config
-from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.errors import DataError
@@ -261,7 +261,7 @@ def test_a_later_start_that_is_killed_anywhere_leaves_the_run_as_it_was_or_as_it
         copy = shutil.copytree(run, tmp_path / f"killed_{kills}")
         more = killed_after(kills, lambda: start_run(copy, new))  # noqa: B023
         assert open_model(copy, "run").config in (old, new)
-        assert open_model(copy, "run").latest == copy / "checkpoints" / "step_00000003"
+        assert open_model(copy, "run").newest.path == copy / "checkpoints" / "step_00000003"
         start_run(copy, new)
         assert open_model(copy, "run").config == new
         kills += 1

@@ -22,12 +22,10 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import (
     ITS_VERSION,
-    UNFINISHED,
     DamagedFile,
     check_folder,
     seal_folder,
     sealed,
-    sync,
     unsealed,
     write_atomically,
 )
@@ -45,16 +43,9 @@ def write_model_files(folder: Path, config: Config, tokenizer: Path, table: Rout
 
     tokenizer: folder of a saved tokenizer, which is copied. Raises OSError.
     """
-    fresh = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
-    shutil.rmtree(fresh, ignore_errors=True)
-    copy_tokenizer(tokenizer, fresh)
-    if (folder / TOKENIZER_FOLDER).exists():
-        shutil.rmtree(folder / TOKENIZER_FOLDER)
-    fresh.rename(folder / TOKENIZER_FOLDER)
-    unfinished = folder / f"{UNFINISHED}{ROUTING_FILE}"
-    table.save(unfinished)
-    sync(unfinished)
-    unfinished.replace(folder / ROUTING_FILE)
+    shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
+    copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+    table.save(folder / ROUTING_FILE)
     seal_model_files(folder, {})
     write_config(folder, config, "run")
 

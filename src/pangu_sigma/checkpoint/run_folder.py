@@ -20,12 +20,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pangu_sigma.checkpoint.changes import Change
-from pangu_sigma.checkpoint.checkpoint import newest_identity
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, read_config
-from pangu_sigma.checkpoint.root import latest_checkpoint, recover_interrupted_save, step_of
+from pangu_sigma.checkpoint.root import checkpoints, remove_leftovers, step_of
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, changed, override, parse_config
-from pangu_sigma.errors import argument
+from pangu_sigma.errors import argument, failure
 from pangu_sigma.lock import folder_lock
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.sealed import SEAL, DamagedFile, sync
@@ -39,7 +39,8 @@ LINEAGE_FILE = "lineage.json"
 SET_ASIDE = "set_aside_"
 """Prefix of the names of the folders, numbered from 1, that hold earlier contents of a run."""
 
-_MOVED = (CHECKPOINTS, "metrics.jsonl", "tensorboard", "report")
+METRICS = "metrics.jsonl"
+_MOVED = (CHECKPOINTS, METRICS, "tensorboard", "report")
 _COPIED = (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, SEAL, LINEAGE_FILE)
 _WRITTEN = (*_MOVED, "logs", "profile", "finetune")
 """Names of what training writes, prunes or cuts in a run folder, which may itself be reached through a link; they may not."""
@@ -57,7 +58,7 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
     try:
         return changed(read_config(path, "run", fix), overrides)
     except DamagedFile as damage:
-        saved = newest_identity(path / CHECKPOINTS)
+        saved = newest_checkpoint(path / CHECKPOINTS, verified=False)
         if saved is None and there:
             raise
         if saved is None:
@@ -65,16 +66,15 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
             raise ConfigError(why) from damage
         if there:
             logger.warning("%s; the configuration of the newest checkpoint is used in its place", damage)
-        return parse_config(override(saved.config, overrides))
+        return parse_config(override(saved.identity.config, overrides))
 
 
-def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int) -> None:
+def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int, done: int) -> None:
     """Raise ConfigError for changes of a run that has no step left, whose folder would say that it was trained so.
 
-    steps: train.steps, which must not be below the step of the newest checkpoint either.
+    steps: train.steps, which must not be below the step of the newest checkpoint either, `done`.
     """
-    newest = latest_checkpoint(path / CHECKPOINTS)
-    if newest is None or steps > (done := step_of(newest)):
+    if steps > done:
         return
     idle = [
         f"{key}={json.dumps(value, ensure_ascii=False)}"
@@ -111,8 +111,8 @@ def name_unwritable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{error.filename2 or error.filename or path}: {error.strerror}; nothing of the run was changed: make room there or "
-            "the folder writable, or choose another one with --output"
+            f"{failure(error, path)}; nothing of the run was changed: make room there or the folder writable, or choose "
+            "another one with --output"
         ) from error
 
 
@@ -130,26 +130,48 @@ def start_over(run: Path) -> None:
         logger.warning("%s: %s holds no run, there was nothing to start over", argument("--start-over"), run)
 
 
-def set_aside(run: Path) -> Path | None:
+def checkpoint_at(run: Path, step: int) -> Checkpoint:
+    """Return the checkpoint of a step, whose sizes are checked. Raises ConfigError if there is none, CheckpointError for damage."""
+    there = [step_of(path) for path in checkpoints(run / CHECKPOINTS)]
+    if step not in there:
+        known = ", ".join(map(str, reversed(there))) or "none"
+        raise ConfigError(
+            f"{argument('--from-step')} {step}: {run} has no such checkpoint; those that it has are of steps {known}"
+        )
+    return load_checkpoint(run / CHECKPOINTS / f"step_{step:08d}", verified=False)
+
+
+def go_back(run: Path, step: int) -> None:
+    """Set the checkpoints of later steps aside, so that a run goes on from that of `step`. Raises as `checkpoint_at`."""
+    checkpoint_at(run, step)
+    set_aside(run, step)
+
+
+def set_aside(run: Path, after: int | None = None) -> Path | None:
     """Move checkpoints, metrics and reports of a run into a new folder inside its run folder, which becomes a run folder too, and
     return that; None if there are none.
 
-    Checkpoints are moved first, so that after an interrupted call the run also starts at step 0.
+    after: step to move only the checkpoints of later steps, and to copy the metrics.
+    Checkpoints are moved first, the newest before others, so that another call completes an interrupted one.
     """
-    there = [name for name in _MOVED if (run / name).exists()]
+    root = run / CHECKPOINTS
+    there = [run / name for name in _MOVED if (run / name).exists()]
+    if after is not None:
+        there = [path for path in checkpoints(root) if step_of(path) > after]
     if not there:
         return None
     folder = next(path for n in itertools.count(1) if not (path := run / f"{SET_ASIDE}{n}").exists())
     folder.mkdir()
-    if (run / CHECKPOINTS).is_dir():  # files of a killed save are no checkpoint, and take the room of one
-        recover_interrupted_save(run / CHECKPOINTS)
-    for name in _COPIED:
+    remove_leftovers(root)  # files of a killed save are no checkpoint, and take the room of one
+    for name in (*_COPIED, *((METRICS,) if after is not None else ())):
         if (run / name).is_dir():
             shutil.copytree(run / name, folder / name)
         elif (run / name).exists():
             shutil.copy2(run / name, folder / name)
-    for name in there:
-        (run / name).rename(folder / name)
+    for path in there:
+        moved = folder / path.relative_to(run)
+        moved.parent.mkdir(exist_ok=True)
+        path.rename(moved)
     sync(run)
-    logger.info("set aside %s of %s in %s", ", ".join(there), run, folder)
+    logger.info("set aside %s of %s in %s", ", ".join(path.name for path in there), run, folder)
     return folder

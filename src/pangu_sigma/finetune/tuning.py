@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.checkpoint.changes import change_text, changed_keys, refuse_changes
-from pangu_sigma.checkpoint.checkpoint import newest_identity
+from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_config, write_model_files
@@ -141,8 +141,8 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> StoredRu
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     fix = f"give the options that it was begun with, or choose another folder with {argument('--output')}"
     refuse_changes(into, changes, fix)
-    saved = newest_identity(run.checkpoints)
-    if saved is not None and saved.data_hash != data_hash:
+    saved = newest_checkpoint(run.checkpoints, verified=False)
+    if saved is not None and saved.identity.data_hash != data_hash:
         raise ConfigError(
             f"{into} was begun on other samples: {argument('--train-file')} or {argument('--dev-file')} is another file, or its "
             f"lines have changed; name the files that it was begun with, or choose another folder with {argument('--output')}"
@@ -151,7 +151,7 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> StoredRu
         raise ConfigError(
             "\n  ".join([f"{into} is finished, and was tuned with", *map(change_text, changes)]) + f"\n{fix}"
         )
-    refuse_idle_changes(into, changes, config.train.steps)
+    refuse_idle_changes(into, changes, config.train.steps, saved.step if saved else -1)
     for change in changes:
         logger.info("%s", change_text(change))
     if changes:

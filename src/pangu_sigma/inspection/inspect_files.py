@@ -18,6 +18,7 @@ from typing import Any
 
 from pangu_sigma.checkpoint.compose import saved_arrays
 from pangu_sigma.checkpoint.format import ANOTHER, DamagedCheckpoint
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS
 from pangu_sigma.config import Config
 from pangu_sigma.inherit.parent import parent_refusal
@@ -72,6 +73,10 @@ def inspect_files(path: Path, verify: bool = False) -> FileInspection:
 
 def _inspect(path: Path, verify: bool) -> FileInspection:
     model = open_model(path, verified=verify)
+    if model.kind == "run" and (path / CONFIG_FILE).exists():
+        read_config(
+            path, "run", "change keys with --set, or remove the file"
+        )  # others use the checkpoint's in its place
     listed = list(model.listed())
     roles = _count((_role_of(shard, name), name, shape, dtype) for shard, name, shape, dtype in listed)
     found = FileInspection(
@@ -110,7 +115,7 @@ def _check_complete(model: StoredRun, listed: set[tuple[str, str]]) -> None:
 
 _VERIFIED: dict[Kind, tuple[str, str]] = {
     "run": (files := "configuration, tokenizer, routing table, lineage", f"{files}, checkpoint"),
-    "checkpoint": ("manifest", "manifest, all files"),
+    "checkpoint": ("seal", "seal, all files"),
     "export": ("configuration", "configuration, all files"),
     "hf": ("all files but those of the weights", "all files"),
     "alpha": ("nothing", "checksums of torch's zip files, tensors that must be equal; other files have no hashes"),

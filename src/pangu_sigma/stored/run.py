@@ -6,15 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from pangu_sigma.checkpoint.format import MANIFEST, Identity
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError, Identity
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import ROUTING_FILE, TOKENIZER_FOLDER
-from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, LINEAGE_FILE, run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint
 from pangu_sigma.stored.model import LINEAGE_FIX, Kind, Listed, StoredModel, read_lineage
@@ -66,28 +64,21 @@ class StoredRun(StoredModel):
         return self.path / CHECKPOINTS
 
     @property
-    def latest(self) -> Path | None:
-        """Folder of the newest checkpoint by name, unverified; None if the run has saved none yet."""
-        return latest_checkpoint(self.checkpoints)
+    def newest(self) -> Checkpoint | None:
+        """Newest whole checkpoint, by its seal and the sizes of its files; None if the run has saved none yet."""
+        return newest_checkpoint(self.checkpoints, verified=False)
 
     @property
     def identity(self) -> Identity:
         """Vocabulary, routing table and configuration that the run's checkpoints have, and the text that training reads."""
         return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"), self.text_hash)
 
-    def newest_checkpoint(self, ranks: Ranks = SINGLE_PROCESS) -> Checkpoint | None:
-        """Load and verify the newest whole checkpoint of this run; None if the run has saved none yet.
-
-        ranks: every rank calls this method and gets the same checkpoint.
-        Raises CheckpointError if all checkpoints are damaged, or have another vocabulary or routing table.
-        """
-        if not has_checkpoints(self.checkpoints):
-            return None
-        return load_checkpoint(self.checkpoints, self.identity, ranks)
-
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        return load_checkpoint(self.checkpoints, self.identity, verified=self._verified)
+        found = newest_checkpoint(self.checkpoints, self.identity, verified=self._verified)
+        if found is None:
+            raise CheckpointError(f"{self.checkpoints} holds no checkpoint; train the run, or wait for its first one")
+        return found
 
     @cached_property
     def step(self) -> int:
@@ -99,7 +90,7 @@ class StoredRun(StoredModel):
 
     @cached_property
     def hash(self) -> str:
-        return str(fingerprint(self.checkpoints / f"step_{self.step:08d}" / MANIFEST)["xxh3_128"])
+        return str(fingerprint(self.checkpoint.path / SEAL)["xxh3_128"])
 
     @property
     def hashes(self) -> dict[str, str]:

@@ -11,10 +11,11 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
 from pangu_sigma.checkpoint.not_finite import describe
 from pangu_sigma.checkpoint.parts import Files
-from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.order import Cursor
-from pangu_sigma.errors import argument
+from pangu_sigma.errors import argument, failure
+from pangu_sigma.sealed import commit
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.health import Health
 from pangu_sigma.training.progress import Progress
@@ -37,7 +38,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
+        raise ConfigError(f"{folder} cannot be written: {failure(error, folder)}; choose another folder") from error
     with made as unfinished:
         path = Path(unfinished) / folder.name
         path.mkdir()
@@ -46,10 +47,9 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         except OSError as error:
             error.filename = error.filename or str(folder)  # that of a write, to a full disk, names no file
             raise
-        try:
-            path.rename(folder)
-        except OSError as error:
-            raise ConfigError(f"{folder} was made meanwhile ({error.strerror}); choose another folder") from error
+        if folder.exists():
+            raise ConfigError(f"{folder} was made meanwhile; choose another folder")
+        commit(path, folder)
 
 
 @contextmanager

@@ -15,8 +15,8 @@ import numpy as np
 
 from ascend_ops.adam_worker import WorkerTimes
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.checkpoint.root import recover_interrupted_save
-from pangu_sigma.checkpoint.run_folder import one_writer
+from pangu_sigma.checkpoint.root import remove_leftovers
+from pangu_sigma.checkpoint.run_folder import one_writer, set_aside
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
@@ -193,24 +193,18 @@ class Trainer:
         to the next checkpoint (our choice: nothing computed is lost if the disk recovers). Raises UnhealthyState in either case.
         """
         self.heart.beat(f"the save after step {self.progress.step}")
-        with self._going_on():
-            self.saver.wait()  # in a block of its own: this checkpoint or the next one may fail alone
+        self.complete_save()  # this checkpoint or the next one may fail alone
         if last:
             self.save()
             return
         with self._going_on():
             self.saver.begin(self.progress.step, self.backend.checkpoint_files(self.built), self.state())
 
-    def complete_save(self, now: bool = False) -> None:
-        """Complete the checkpoint that is written in the background, if all ranks have written it. Call it between steps.
-
-        now: True to wait for it.
-        """
+    def complete_save(self) -> None:
+        """Wait for the checkpoint that is written in the background, if there is one. An error of the disk is logged. Raises
+        UnhealthyState."""
         with self._going_on():
-            if now:
-                self.saver.wait()
-            else:
-                self.saver.poll()
+            self.saver.wait()
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -273,9 +267,10 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
     options, names = config.train, [d.name for d in config.domains]
     with ranks.fail_together("reading the held-out text"):
         evaluator = trainer.evaluator()
-    if ranks.first:  # all ranks have read the checkpoint; a finished run saves no other one
-        recover_interrupted_save(trainer.run.checkpoints)
     start = trainer.progress.step
+    if ranks.first:  # all ranks have read the checkpoint
+        remove_leftovers(trainer.run.checkpoints)  # a finished run saves no other one
+        set_aside(folder, start)  # damaged ones of later steps
     log = (
         MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
         if ranks.first
@@ -297,7 +292,8 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             with span("metrics"):
                 metrics = trainer.metrics(*taken)
                 log.record(metrics, trainer.load(taken[0])[0], taken[0].digest)
-                trainer.complete_save(now=trainer.health.needs_check)  # it may be the checkpoint to go back to
+                if trainer.health.needs_check:
+                    trainer.complete_save()  # it may be the checkpoint to go back to
                 examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_A, log)
             with log.paused():
                 if on_step is not None and on_step(metrics) is True:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pangu_sigma.checkpoint.changes import Change, changed_keys
-from pangu_sigma.checkpoint.checkpoint import Checkpoint
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, newest_checkpoint
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.stored.run import StoredRun
@@ -49,7 +49,7 @@ def resume(run: StoredRun, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tupl
 
     All ranks call this. Raises CheckpointError if no checkpoint is intact, or if it is of another vocabulary or routing table.
     """
-    checkpoint = run.newest_checkpoint(ranks)
+    checkpoint = newest_checkpoint(run.checkpoints, run.identity, ranks)
     if checkpoint is None:
         return Progress(0, 0, start), None
     if checkpoint.step:  # a run that was made of another begins with a checkpoint, too

@@ -14,8 +14,7 @@ from pangu_sigma.checkpoint.changes import (
     refuse_changes,
     rule_of,
 )
-from pangu_sigma.checkpoint.checkpoint import newest_identity
-from pangu_sigma.checkpoint.format import Identity
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, newest_checkpoint
 from pangu_sigma.checkpoint.model_files import (
     ROUTING_FILE,
     TOKENIZER_FOLDER,
@@ -23,8 +22,16 @@ from pangu_sigma.checkpoint.model_files import (
     write_config,
     write_model_files,
 )
-from pangu_sigma.checkpoint.root import has_checkpoints
-from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, name_unwritable, refuse_idle_changes, set_aside, start_over
+from pangu_sigma.checkpoint.root import checkpoints
+from pangu_sigma.checkpoint.run_folder import (
+    CHECKPOINTS,
+    checkpoint_at,
+    go_back,
+    name_unwritable,
+    refuse_idle_changes,
+    set_aside,
+    start_over,
+)
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer, unlike_prepared
@@ -45,12 +52,14 @@ class StartOptions:
     """Options of the start of a run, besides its configuration.
 
     start_over: True to move the folder's contents aside and begin at step 0. allow_data_change: True to resume although the text
-    differs from the checkpoint's. lock: False to write also where the file system has no locks.
+    differs from the checkpoint's. lock: False to write also where the file system has no locks. from_step: step of the checkpoint
+    to go on from, if it is not to be the newest; those of later steps are set aside.
     """
 
     start_over: bool = False
     allow_data_change: bool = False
     lock: bool = True
+    from_step: int | None = None
 
 
 DEFAULT_START = StartOptions()
@@ -112,9 +121,14 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     refuse_tuned(path, config)
     refuse_foreign(path)
     prepared, data_hash = read_prepared_tokenizer(config), load_manifest(Path(config.data.path)).content_hash
-    if options.start_over or not has_checkpoints(path / CHECKPOINTS):
+    if options.start_over and options.from_step is not None:
+        raise ConfigError(
+            f"{argument('--start-over')} and {argument('--from-step')} are two ways to begin; choose one of them"
+        )
+    if options.start_over:
         return []
-    saved = newest_identity(path / CHECKPOINTS)
+    step, root = options.from_step, path / CHECKPOINTS
+    saved = newest_checkpoint(root, verified=False) if step is None else checkpoint_at(path, step)
     if saved is None:
         return []
     return _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
@@ -132,7 +146,7 @@ def refuse_tuned(path: Path, config: Config) -> None:
 def refuse_foreign(path: Path) -> None:
     """Raise ConfigError or DamagedFile for a folder with files that is no run: training would write over what is there."""
     kind, fix = kind_of(path), f"name another folder with {argument('--output')}"
-    if kind == "run" and not has_checkpoints(path / CHECKPOINTS):
+    if kind == "run" and not checkpoints(path / CHECKPOINTS):
         read_config(path, "run", fix)
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     # `launch` writes logs before a rank starts, and an interrupted start has a lock and no configuration.json
@@ -147,10 +161,10 @@ def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, opt
     """Prepare a folder to resume with `config`. Returns False if it has no checkpoint. Raises as `start_run`, and OSError."""
     if options.start_over:
         start_over(path)
-    saved = newest_identity(path / CHECKPOINTS)
+    if options.from_step is not None:
+        go_back(path, options.from_step)
+    saved = newest_checkpoint(path / CHECKPOINTS, verified=False)
     if saved is None:
-        if has_checkpoints(path / CHECKPOINTS):
-            return True  # none of them is whole, which loading them says
         _set_aside_log(path)
         return False
     for change in _compare(path, saved, config, prepared, data_hash, options):
@@ -172,29 +186,30 @@ def _set_aside_log(path: Path) -> None:
 
 
 def _compare(
-    path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions
+    path: Path, saved: Checkpoint, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions
 ) -> list[str]:
     """Return the keys that change, and a change of text. Raises ConfigError for those that are not allowed."""
-    changes = changed_keys(saved.config, config.model_dump(mode="json"))
+    changes = changed_keys(saved.identity.config, config.model_dump(mode="json"))
     fix = "leave the run's values (`train RUN` takes all of them), choose another folder with --output, or add --start-over"
     refuse_changes(path, changes, fix)
-    refuse_idle_changes(path, changes, config.train.steps)
+    refuse_idle_changes(path, changes, config.train.steps, saved.step)
     whys = [rule_of(change[0]).why for change in changes]
     texts = [change_text(change) + (f" ({why})" if why else "") for change, why in zip(changes, whys, strict=True)]
-    if prepared.hash != saved.vocabulary_hash:
+    identity = saved.identity
+    if prepared.hash != identity.vocabulary_hash:
         raise ConfigError(
             f"{path} holds a run with another vocabulary than data.path={config.data.path}: its token ids mean other text; set "
             f"data.path back, choose another folder with {argument('--output')}, or add {argument('--start-over')}"
         )
-    if saved.data_hash is None:
+    if identity.data_hash is None:
         texts.append(f"{path}: its checkpoint has no hash of its text, so it could not be checked that it is the same")
-    elif saved.data_hash != data_hash and not options.allow_data_change:
+    elif identity.data_hash != data_hash and not options.allow_data_change:
         raise ConfigError(
             f"data.path={config.data.path} holds other text than {path} was trained on (content hash {data_hash[:12]}…, not "
-            f"{saved.data_hash[:12]}…); set data.path back, or add {argument('--allow-data-change')} to train on with it, which "
+            f"{identity.data_hash[:12]}…); set data.path back, or add {argument('--allow-data-change')} to train on with it, which "
             "the history of the run will say"
         )
-    elif saved.data_hash != data_hash:
+    elif identity.data_hash != data_hash:
         texts.append(f"{path} goes on with other text, that of data.path={config.data.path}")
     elif options.allow_data_change:
         texts.append(
