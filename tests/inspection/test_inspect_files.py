@@ -96,7 +96,10 @@ def test_a_damaged_checkpoint_is_told_also_where_an_older_one_is_whole(forms, tm
     copy = shutil.copytree(forms["run"], tmp_path / "run")
     assert inspect_files(copy, verify=True).damaged == []
     shutil.copytree(copy / "checkpoints" / STEP, copy / "checkpoints" / "step_00000004")
-    file = copy / "checkpoints" / "step_00000004" / "dense.safetensors"
+    newer = copy / "checkpoints" / "step_00000004"
+    (newer / "state.json").write_bytes((newer / "state.json").read_bytes().replace(b'"step": 0', b'"step": 4'))
+    add_to_seal(newer, "state.json")
+    file = newer / "dense.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert main(["inspect", str(copy), "--verify"]) == 1
     head, damaged, *rows = capsys.readouterr().out.splitlines()
