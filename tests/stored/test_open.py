@@ -238,7 +238,7 @@ def test_a_deep_run_is_served_under_a_limit_of_256_descriptors(tiny_data, tmp_pa
 # one place asks
 
 OPENERS = {
-    *("load_checkpoint", "newest_checkpoint", "open_dense_model", "read_config", "read_model_files", "read_table", "read_tokenizer"),
+    *("load_checkpoint", "newest_checkpoint", "open_dense_model", "read_config", "read_table", "read_tokenizer"),
     *(
         "is_huggingface",
         "StoredRun",
@@ -258,7 +258,6 @@ ALLOWED = {
     "checkpoint/run_folder.py": "a run's configuration and newest checkpoint, for resuming",
     "checkpoint/checkpoint.py": "one checkpoint among those of a run",
     "checkpoint/format.py": "checkpoints of an older form are refused",
-    "checkpoint/model_files.py": "tokenizer and tables together, for training",
     "foreign/huggingface_layout.py": "layouts of others",
     "data/prepare/prepare.py": "prepared text, which is no model",
     "training/start.py": "training starts a run, and takes it up again",

@@ -21,7 +21,7 @@ from experiments.chaos.runs import digests
 from experiments.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import last_healthy
 from pangu_sigma.checkpoint.format import UnhealthyState
-from pangu_sigma.checkpoint.not_finite import descriptions
+from pangu_sigma.checkpoint.not_finite import describe
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 from pangu_sigma.sections import SpikesConfig, TrainConfig
 from pangu_sigma.training.health import DomainHealth, Health, UnhealthyRun, examine, unhealthy_arrays
@@ -262,7 +262,7 @@ def test_an_expert_is_named_with_its_segment_and_a_common_one_without_a_domain(t
     poison(trainer.shards["experts_layer_3"]["w2.moment"], 6, math.nan)
     own, common = unhealthy_arrays(trainer.built)
     assert (own.name, own.count, common.name, common.count) == ("w1", 1, "w2.moment", 1)
-    one, other = descriptions([own, common], trainer.run.identity.config)
+    one, other = describe([own, common], trainer.run.identity.config)
     assert one.endswith("(layer 1, own segment 0, expert 3 of domain en)")
     assert other.endswith("(layer 1, common segment 1, expert 6)")
 

@@ -45,10 +45,10 @@ class UnhealthyState(UserError, RuntimeError):
 
     def __init__(self, step: int, found: list[NotFinite], config: dict[str, Any], folder: Path | None, way_on: str):
         self.step, self.found, self.folder = step, found, folder
-        kept = f"; the state is kept in {folder} for looking at" if folder else ""
+        named = describe(found, config) + ([f"the state is kept in {folder} for looking at"] if folder else [])
         super().__init__(
-            f"the state after step {step} has values that are not finite and was not saved as a checkpoint: "
-            f"{describe(found, config)}{kept}. {way_on} If it comes back, lower train.optimizer.peak_lr, or use other data."
+            f"the state after step {step} has values that are not finite and was not saved as a checkpoint: {'; '.join(named)}. "
+            f"{way_on} If it comes back, lower train.optimizer.peak_lr, or use other data."
         )
 
 

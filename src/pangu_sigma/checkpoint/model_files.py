@@ -90,12 +90,6 @@ def recorded_kind(folder: Path) -> str | None:
     return tree.get("kind") if isinstance(tree, dict) else None
 
 
-def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:
-    """Read tokenizer and routing tables of a run folder or an export. Arguments and errors: see `read_tokenizer`, `read_table`."""
-    table = read_table(folder, fix)
-    return read_tokenizer(folder, fix), table
-
-
 def read_tokenizer(folder: Path, fix: str) -> Tokenizer:
     """Read the tokenizer of a run folder or an export, verified by the hashes in seal.json. fix: advice to the user if it is
     damaged, for the message. Raises DamagedFile or DataError."""

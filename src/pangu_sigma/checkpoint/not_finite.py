@@ -86,8 +86,8 @@ def find_not_finite(files: Files) -> list[NotFinite]:
     return found
 
 
-def descriptions(found: Sequence[NotFinite], config: dict[str, Any]) -> list[str]:
-    """Describe arrays with NaN or infinity for a message: tensors, layers, experts with their domains, and counts.
+def describe(found: Sequence[NotFinite], config: dict[str, Any]) -> list[str]:
+    """Return texts for a message on arrays with NaN or infinity: tensors, layers, experts with their domains, and counts.
 
     config: the configuration as a plain tree (`Identity.config`), which names the domains.
     """
@@ -95,29 +95,19 @@ def descriptions(found: Sequence[NotFinite], config: dict[str, Any]) -> list[str
     return [_describe(each, config) for each in found[:_NAMED]] + more
 
 
-def describe(found: Sequence[NotFinite], config: dict[str, Any]) -> str:
-    """Return `descriptions` as one text."""
-    return "; ".join(descriptions(found, config))
-
-
 def _describe(found: NotFinite, config: dict[str, Any]) -> str:
     at = f", first at [{', '.join(map(str, found.first))}]" if found.first else ""
-    text = f"{found.file}: {found.name} has {found.count}{at}"
+    text, model = f"{found.file}: {found.name} has {found.count}{at}", config.get("model", {})
     if found.segment is None:
         return text
-    segments = config.get("model", {}).get("segments", ["own"])
+    segments = model.get("segments", ["own"])
     layer, s = divmod(found.segment, len(segments))
     where = f"layer {layer}" + (f", {segments[s]} segment {s}" if len(segments) > 1 else "")
-    own = segments[s] == "own"
-    names = [f"{expert}{_domain(expert, config) if own else ''}" for expert in found.experts[:_NAMED]]
+    names = [each["name"] for each in config.get("domains", []) for _ in range(model.get("experts_per_domain", 0))]
+    names = [f" of domain {name}" for name in names] if segments[s] == "own" else []
+    experts = [f"{expert}{''.join(names[expert : expert + 1])}" for expert in found.experts[:_NAMED]]
     more = f" and {len(found.experts) - _NAMED} more" if len(found.experts) > _NAMED else ""
-    return f"{text} ({where}, {'expert' if len(found.experts) == 1 else 'experts'} {', '.join(names)}{more})"
-
-
-def _domain(expert: int, config: dict[str, Any]) -> str:
-    """Return the domain of an expert as text; "" if the configuration does not say."""
-    size, domains = config.get("model", {}).get("experts_per_domain", 0), config.get("domains", [])
-    return f" of domain {domains[expert // size]['name']}" if size and expert // size < len(domains) else ""
+    return f"{text} ({where}, {'expert' if len(found.experts) == 1 else 'experts'} {', '.join(experts)}{more})"
 
 
 def _not_finite(values: np.ndarray) -> np.ndarray:

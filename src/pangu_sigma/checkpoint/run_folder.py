@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 LINEAGE_FILE = "lineage.json"
 """Receipt (origin of the weights) of a run whose weights were inherited, extended, extracted or converted from another model."""
-SET_ASIDE = "set_aside_"
-"""Prefix of the names of the folders, numbered from 1, that hold earlier contents of a run."""
 
 METRICS = "metrics.jsonl"
 _MOVED = (CHECKPOINTS, METRICS, "tensorboard", "report")
@@ -160,7 +158,7 @@ def set_aside(run: Path, after: int | None = None) -> Path | None:
         there = [path for path in checkpoints(root) if step_of(path) > after]
     if not there:
         return None
-    folder = next(path for n in itertools.count(1) if not (path := run / f"{SET_ASIDE}{n}").exists())
+    folder = next(path for n in itertools.count(1) if not (path := run / f"set_aside_{n}").exists())
     folder.mkdir()
     remove_leftovers(root)  # files of a killed save are no checkpoint, and take the room of one
     for name in (*_COPIED, *((METRICS,) if after is not None else ())):

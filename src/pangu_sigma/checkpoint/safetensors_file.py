@@ -23,16 +23,8 @@ from pangu_sigma.checkpoint.lazy import AnyArray, LazyArray
 from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.sealed import DamagedFile
 
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "I64": "int64",
-    "I32": "int32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32"}
+_DTYPES |= {"U16": "uint16", "U8": "uint8", "BOOL": "bool"}
 _CHUNK = 64 << 20
 """Number of bytes written between two calls of `after_chunk`."""
 _MOST_AXES, _MOST_VALUES = 32, 1 << 59
@@ -78,16 +70,14 @@ def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
 
     Raises ValueError when a LazyArray has more or fewer values than its shape says.
     """
-    length, position = max(1, _CHUNK // array.itemsize), 0
+    length, position = max(1, _CHUNK // array.dtype.itemsize), 0
     for values in array.content() if isinstance(array, LazyArray) else (array,):
         flat = np.ascontiguousarray(values, array.dtype).reshape(-1)
         for first in range(0, len(flat), length):
             yield position + first, flat[first : first + length]
         position += len(flat)
     if position != array.size:
-        raise ValueError(
-            f"{array.origin if isinstance(array, LazyArray) else 'array'}: {position} of {array.size} values"
-        )
+        raise ValueError(f"{getattr(array, 'origin', 'array')}: {position} of {array.size} values")
 
 
 def _header(

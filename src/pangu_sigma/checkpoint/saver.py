@@ -106,29 +106,27 @@ def save_checkpoint(
         return saver.save(step, files, state)
 
 
+@dataclass
 class Saver:
     """Saver of a run's checkpoints. All ranks call the same methods in the same order. Leaving the context manager ends the thread.
 
+    behind: True to write in a thread; False to write in `begin`. after_chunk: as in `save_checkpoint`. spared: steps whose
+    checkpoints are kept, however many newer ones there are.
     Raises the errors of `save_checkpoint`, on all ranks; an error of the thread is raised by the call that completes the save.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        identity: Identity,
-        keep: int,
-        behind: bool,
-        after_chunk: Callable[[], None] = lambda: None,
-        ranks: Ranks = SINGLE_PROCESS,
-    ):
-        """behind: True to write in a thread; False to write in `begin`. after_chunk: as in `save_checkpoint`."""
-        self._root, self._identity, self._keep = root, identity, keep
-        self._behind, self._after_chunk, self._ranks = behind, after_chunk, ranks
+    root: Path
+    identity: Identity
+    keep: int
+    behind: bool
+    after_chunk: Callable[[], None] = lambda: None
+    ranks: Ranks = SINGLE_PROCESS
+    spared: Collection[int] = ()
+
+    def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, "checkpoint")
         self._pending: tuple[_Save, Future[None], Future[list[NotFinite]]] | None = None
         self._cleaning: Future[None] | None = None
-        self.spared: Collection[int] = ()
-        """Steps whose checkpoints are kept, however many newer ones there are."""
         self._copy: Files = {}
         self._warned = False
 
@@ -141,9 +139,9 @@ class Saver:
         """Write a checkpoint at once, and return its folder. A pending checkpoint is completed first."""
         self.wait()
         save = self._begin(step, state)
-        self._complete(save, partial(self._write, save, files, self._after_chunk), partial(self._finish, save))
-        if self._ranks.first:
-            remove_leftovers(self._root)
+        self._complete(save, partial(self._write, save, files, self.after_chunk), partial(self._finish, save))
+        if self.ranks.first:
+            remove_leftovers(self.root)
         return save.target
 
     def begin(self, step: int, files: Files, state: dict[str, Any]) -> None:
@@ -152,10 +150,10 @@ class Saver:
         Writes at once if the saver has no thread, or if memory has no room for the copy, which is logged once.
         """
         self.wait()
-        if not self._behind or self._ranks.any(not self._has_room(files)):
+        if not self.behind or self.ranks.any(not self._has_room(files)):
             self.save(step, files, state)
             return
-        with self._ranks.fail_together("copying the state for a checkpoint"):
+        with self.ranks.fail_together("copying the state for a checkpoint"):
             self._take(files)
         save = self._begin(step, state)
         written = self._threads.submit(self._write, save, self._copy, lambda: None)
@@ -167,8 +165,8 @@ class Saver:
             return
         (save, written, finished), self._pending = self._pending, None
         self._complete(save, written.result, finished.result)
-        if self._ranks.first:
-            self._cleaning = self._threads.submit(remove_leftovers, self._root)
+        if self.ranks.first:
+            self._cleaning = self._threads.submit(remove_leftovers, self.root)
 
     def __enter__(self) -> Saver:
         return self
@@ -176,7 +174,7 @@ class Saver:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Complete the pending checkpoint. After an error, other ranks may not come here: rank 0 takes the notes that are there."""
         try:
-            if error is None or self._ranks.world == 1:
+            if error is None or self.ranks.world == 1:
                 self.wait()
             elif self._pending is not None:
                 self._pending[0].given_up.set()
@@ -191,17 +189,17 @@ class Saver:
         """Make the folder in which all ranks write. What an interrupted save has left is removed."""
         if self._cleaning is not None:
             self._cleaning.result()
-        save = _Save(self._root / f"step_{step:08d}", Facts(step, self._identity, state))
+        save = _Save(self.root / f"step_{step:08d}", Facts(step, self.identity, state))
         try:
             as_json(state)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{STATE}: {error}; state must be plain finite JSON; put arrays in a file") from error
-        with self._refused(save), self._ranks.fail_together("making the folder of a checkpoint"):
-            if self._ranks.first:
-                if not self._root.is_dir():
-                    self._root.mkdir(parents=True)
-                    sync(self._root.parent)
-                remove_leftovers(self._root)
+        with self._refused(save), self.ranks.fail_together("making the folder of a checkpoint"):
+            if self.ranks.first:
+                if not self.root.is_dir():
+                    self.root.mkdir(parents=True)
+                    sync(self.root.parent)
+                remove_leftovers(self.root)
                 save.folder.mkdir()
         return save
 
@@ -214,10 +212,10 @@ class Saver:
             values = {name: array.values for name, array in arrays.items()}
             save.own.files[file.name] = write_arrays(file, values, after_chunk, metadata, watch.see)
             save.own.not_finite.extend(watch.found)
-        if not self._ranks.first:
+        if not self.ranks.first:
             for name in save.own.files:
                 sync(save.folder / name)
-            write_atomically(save.note(self._ranks.rank), _WRITTEN.dump_json(save.own))
+            write_atomically(save.note(self.ranks.rank), _WRITTEN.dump_json(save.own))
 
     def _finish(self, save: _Save, written: Future[None] | None = None) -> list[NotFinite]:
         """On rank 0, seal the folder when all ranks have written, rename it and prune; or put it aside if a value is not finite.
@@ -226,7 +224,7 @@ class Saver:
         """
         if written is not None:
             written.result()
-        if not self._ranks.first:
+        if not self.ranks.first:
             return []
         reports = [save.own, *self._notes(save)]
         if found := [each for report in reports for each in report.not_finite]:
@@ -237,22 +235,22 @@ class Saver:
         seal_folder(save.folder, [*known, STATE], {}, known)
         set_aside_for_removal(save.target)  # one of the same step
         commit(save.folder, save.target)
-        prune(self._root, self._keep, self.spared)
+        prune(self.root, self.keep, self.spared)
         return []
 
     def _notes(self, save: _Save) -> list[Written]:
         """Wait for the notes of the other ranks, by name: a shared file system may show an old list. Removes and returns them."""
         notes: dict[int, Written] = {}
         end = time.monotonic() + NOTE_SECONDS
-        while missing := [rank for rank in range(1, self._ranks.world) if rank not in notes]:
+        while missing := [rank for rank in range(1, self.ranks.world) if rank not in notes]:
             for rank in missing:
                 with suppress(FileNotFoundError):
                     notes[rank] = _WRITTEN.validate_json(save.note(rank).read_bytes())
-            if len(notes) < self._ranks.world - 1 and (save.given_up.wait(_PAUSE) or time.monotonic() > end):
+            if len(notes) < self.ranks.world - 1 and (save.given_up.wait(_PAUSE) or time.monotonic() > end):
                 late = ", ".join(str(rank) for rank in missing if rank not in notes)
                 raise RankError(
                     f"rank {late} has not said within {NOTE_SECONDS:g} s that its files are written; its log says why, unless "
-                    f"{self._root} is not one folder that all ranks see"
+                    f"{self.root} is not one folder that all ranks see"
                 )
         for rank in notes:
             save.note(rank).unlink()
@@ -261,16 +259,16 @@ class Saver:
     def _complete(self, save: _Save, write: Callable[[], None], finish: Callable[[], list[NotFinite]]) -> None:
         """Call `write` on all ranks, then `finish` on rank 0, or wait for the threads that do. Raises on all ranks or on none."""
         with self._refused(save):
-            with self._ranks.fail_together("writing a checkpoint"):
+            with self.ranks.fail_together("writing a checkpoint"):
                 write()
-            with self._ranks.fail_together("completing a checkpoint"):
-                found = finish() if self._ranks.first else []
-        if self._ranks.world > 1:
-            text = self._ranks.texts(_WRITTEN.dump_json(Written({}, found)).decode())[0]
+            with self.ranks.fail_together("completing a checkpoint"):
+                found = finish() if self.ranks.first else []
+        if self.ranks.world > 1:
+            text = self.ranks.texts(_WRITTEN.dump_json(Written({}, found)).decode())[0]
             found = _WRITTEN.validate_json(text).not_finite
         if found:
-            way, kept = way_on(self._root, self._ranks), save.unhealthy if save.unhealthy.exists() else None
-            raise UnhealthyState(save.facts.step, found, self._identity.config, kept, way)
+            way, kept = way_on(self.root, self.ranks), save.unhealthy if save.unhealthy.exists() else None
+            raise UnhealthyState(save.facts.step, found, self.identity.config, kept, way)
 
     @contextmanager
     def _refused(self, save: _Save) -> Iterator[None]:
@@ -278,7 +276,7 @@ class Saver:
             yield
         except (OSError, RankError) as error:
             save.given_up.set()
-            if self._ranks.first:
+            if self.ranks.first:
                 shutil.rmtree(save.folder, ignore_errors=True)
             why = failure(error, save.folder) if isinstance(error, OSError) else error
             raise CheckpointError(

@@ -85,8 +85,8 @@ def write_step_0(run: StoredRun, files: Files, cursor: Cursor | None = None) -> 
             )
     except UnhealthyState as error:
         raise CheckpointError(
-            f"the model has values that are not finite: {describe(error.found, run.identity.config)}. No run begins with them, and "
-            "nothing was written; name another model, such as an earlier checkpoint of its run"
+            f"the model has values that are not finite: {'; '.join(describe(error.found, run.identity.config))}. No run begins "
+            "with them, and nothing was written; name another model, such as an earlier checkpoint of its run"
         ) from error
 
 

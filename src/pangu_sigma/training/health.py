@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import way_on
-from pangu_sigma.checkpoint.not_finite import NotFinite, descriptions, find_not_finite
+from pangu_sigma.checkpoint.not_finite import NotFinite, describe, find_not_finite
 from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
 from pangu_sigma.errors import UserError
 from pangu_sigma.sections import SpikesConfig, TrainConfig
@@ -193,7 +193,7 @@ def examine(
         return
     found = unhealthy_arrays(built, active_A if health.stuck is None else None)
     log.write("unhealthy", step=step, tensors=[asdict(each) for each in found])
-    own = "\n".join(descriptions(found, run.identity.config))
+    own = "\n".join(describe(found, run.identity.config))
     named = dict.fromkeys(
         text for of_rank in built.ranks.texts(own) for text in of_rank.splitlines()
     )  # replicas have the same

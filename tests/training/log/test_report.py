@@ -132,7 +132,11 @@ def with_what_happened(folder: Path) -> Path:
         step,
         {"kind": "spike", **spike},
         {"kind": "unhealthy", "step": 7, "tensors": []},
-        {"kind": "unhealthy", "step": 8, "tensors": [tensor, {"file": "dense", "name": "<gain>", "count": 1, "first": [3], "experts": []}]},
+        {
+            "kind": "unhealthy",
+            "step": 8,
+            "tensors": [tensor, {"file": "dense", "name": "<gain>", "count": 1, "first": [3], "experts": []}],
+        },
         {"kind": "config", "step": 4, "changes": [["train.batch_size", 4, 8], ["data.path", "<a>", "b"]]},
         {"kind": "rows", "step": 4, "entries": {"0": {"met": 1, "stored": 9, "collisions": 0}}, "scales": {"0": 0.1}},
         {"kind": "rows", "step": 8, "entries": ENTRIES, "scales": {"0": 0.1, "1": -0.25}},
