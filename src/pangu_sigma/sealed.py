@@ -125,9 +125,9 @@ def seal_folder(
 
 def add_to_seal(folder: Path, name: str) -> None:
     """Add an existing file to the seal of a folder, or its new content. Raises OSError, and DamagedFile for a damaged seal."""
-    body = unsealed(folder / SEAL, "make the folder again")
-    files = {**body["files"], name: fingerprint(folder / name)}
-    write_atomically(folder / SEAL, sealed({**body, "files": files}))
+    body = read_seal(folder, "make the folder again")
+    body["files"][name] = fingerprint(folder / name)
+    write_atomically(folder / SEAL, sealed(body))
 
 
 def read_seal(folder: Path, fix: str) -> dict[str, Any]:

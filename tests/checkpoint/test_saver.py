@@ -13,6 +13,7 @@ import pytest
 from helpers.failing_files import refused_at
 from helpers.threads import on_ranks
 
+from experiments.chaos.launched import eventually
 from pangu_sigma.checkpoint import saver
 from pangu_sigma.checkpoint import saver as saving
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint, newest_checkpoint
@@ -70,9 +71,11 @@ def test_what_is_saved_is_the_state_at_the_step_however_late_it_is_written(tmp_p
         before = bits(files)
         behind.begin(1, files, {"step": 1})
         train(files)
-        assert behind.pending
+        assert behind.pending and not behind.failed
         assert checkpoints(tmp_path) == []
         held.set()
+        eventually(lambda: checkpoints(tmp_path) == [tmp_path / "step_00000001"], 30)
+        assert behind.pending and not behind.failed, "the thread completes it, and nothing is to be told"
     assert not behind.pending
     loaded = newest_checkpoint(tmp_path, IDENTITY)
     assert bits(loaded.files) == before != bits(files)
@@ -142,6 +145,7 @@ def test_a_state_that_is_not_healthy_is_one_behind_too(tmp_path: Path):
         behind.save(1, files, {})
         files["experts_layer_0"]["w1"].values[2] = np.nan
         behind.begin(2, files, {})
+        eventually(lambda: behind.failed, 30)
         with pytest.raises(UnhealthyState, match=r"experts_layer_0: w1 has 350.*layer 0, expert 2"):
             behind.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001", "unhealthy_00000002"]

@@ -135,6 +135,13 @@ class Saver:
         """True if a checkpoint was begun, and `wait` has not said how it went."""
         return self._pending is not None
 
+    @property
+    def failed(self) -> bool:
+        """True if the thread of this rank has met what `wait` will raise on all ranks."""
+        return self._pending is not None and any(
+            done.exception() or done.result() for done in self._pending[1:] if done.done()
+        )
+
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
         """Write a checkpoint at once, and return its folder. A pending checkpoint is completed first."""
         self.wait()

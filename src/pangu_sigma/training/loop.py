@@ -298,7 +298,10 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             with log.paused():
                 if on_step is not None and on_step(metrics) is True:
                     stop.set()
-            stopped = ranks.any(stop.is_set())
+            asked, failed = ranks.sum(np.array([stop.is_set(), trainer.saver.failed], np.float32))
+            stopped = bool(asked)
+            if failed:
+                trainer.complete_save()
             with log.paused():
                 if last or (step % options.eval_interval == 0 and not stopped):
                     trainer.heart.beat(f"the evaluation after step {step}")
