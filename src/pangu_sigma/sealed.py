@@ -7,8 +7,8 @@ file does, too. A *sealed folder* has a sealed JSON file, `seal.json`, with size
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -17,8 +17,6 @@ from typing import Any
 import xxhash
 
 from pangu_sigma.errors import UserError, in_words
-
-logger = logging.getLogger(__name__)
 
 SEAL = "seal.json"
 """Name of the seal (manifest with its own hash) of a sealed folder."""
@@ -31,7 +29,6 @@ LINE_HASH = "xxh3"
 """Last key of a sealed line: hash of the line without this key."""
 ITS_VERSION = "use the version that wrote it: up to format 2 it is 0.1.0, commit ab9cf900"
 """Advice about a file of another format: until version 1.0 formats may change, and older ones are not read."""
-_READ_BYTES = 8 << 20
 
 
 class DamagedFile(UserError, RuntimeError):
@@ -40,10 +37,8 @@ class DamagedFile(UserError, RuntimeError):
 
 def fingerprint(file: Path) -> dict[str, Any]:
     """Return size and content hash of a file: {"bytes": …, "xxh3_128": …}. Raises OSError."""
-    digest = xxhash.xxh3_128()
     with open(file, "rb") as stream:
-        while chunk := stream.read(_READ_BYTES):
-            digest.update(chunk)
+        digest = hashlib.file_digest(stream, xxhash.xxh3_128)
         return {"bytes": stream.tell(), "xxh3_128": digest.hexdigest()}
 
 
@@ -78,8 +73,7 @@ def unsealed(file: Path, fix: str, record: bool = False) -> dict[str, Any]:
     """
     try:
         content = file.read_bytes()
-        tree = json.loads(content)
-        body = {key: value for key, value in tree.items() if key != _OWN_HASH}
+        body = {key: value for key, value in json.loads(content).items() if key != _OWN_HASH}
         again = sealed(body, record)
     except OSError as error:
         raise DamagedFile(in_words(error, file, fix)) from error
@@ -105,13 +99,10 @@ def unsealed_line(line: bytes) -> dict[str, Any]:
     text += b"}"
     if ending != f'{xxhash.xxh3_64_hexdigest(text)}"}}'.encode():
         raise DamagedFile("the line does not match its own hash")
-    body: dict[str, Any] = json.loads(text)
-    return body
+    return dict(json.loads(text))
 
 
-def seal_folder(
-    folder: Path, names: Iterable[str], facts: dict[str, Any], known: dict[str, dict[str, Any]] | None = None
-) -> None:
+def seal_folder(folder: Path, names: Iterable[str], facts: dict[str, Any], known: dict[str, Any] | None = None) -> None:
     """Write `seal.json` with size and hash of existing files of a folder, and flush all files to the disk.
 
     facts: other contents of the seal, under other keys than "files". known: fingerprints that the writer of a file has computed, so

@@ -264,7 +264,9 @@ ALLOWED = {
     "training/finished.py": "a run at its last step is taken up if its newest checkpoint is whole",
     "training/progress.py": "training goes on from the newest checkpoint",
     "inspection/inspect_files.py": "a configuration that was edited is damage there",
-    "finetune/tuning.py": "a tuning goes on only with the samples of its newest checkpoint",
+    **dict.fromkeys(
+        ("convert/conversion.py", "finetune/tuning.py", "inherit/trained.py"), "a run that was just written"
+    ),
     "finetune/tuner.py": "training goes back to the best state that it saved",
 }
 

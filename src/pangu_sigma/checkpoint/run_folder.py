@@ -25,7 +25,7 @@ from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENI
 from pangu_sigma.checkpoint.root import checkpoints, remove_leftovers, step_of
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, changed, override, parse_config
-from pangu_sigma.errors import argument, failure
+from pangu_sigma.errors import argument, in_words
 from pangu_sigma.lock import folder_lock
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.sealed import SEAL, DamagedFile, sync
@@ -109,7 +109,7 @@ def name_unwritable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{failure(error, path)}; nothing of the run was changed: make room there or the folder writable, or choose "
+            f"{in_words(error, path)}; nothing of the run was changed: make room there or the folder writable, or choose "
             "another one with --output"
         ) from error
 

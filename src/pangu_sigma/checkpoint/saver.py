@@ -29,7 +29,6 @@ from pangu_sigma.checkpoint.not_finite import NotFinite, Watch
 from pangu_sigma.checkpoint.parts import Files, SavedArray, encode_parts
 from pangu_sigma.checkpoint.root import prune, remove_leftovers, set_aside_for_removal
 from pangu_sigma.checkpoint.safetensors_file import chunks, write_arrays
-from pangu_sigma.errors import failure
 from pangu_sigma.host_memory import available_memory
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
 from pangu_sigma.sealed import UNFINISHED, as_json, commit, seal_folder, sealed, sync, write_atomically
@@ -285,9 +284,8 @@ class Saver:
             save.given_up.set()
             if self.ranks.first:
                 shutil.rmtree(save.folder, ignore_errors=True)
-            why = failure(error, save.folder) if isinstance(error, OSError) else error
             raise CheckpointError(
-                f"cannot save checkpoint {save.target}: {why}; earlier checkpoints, if there are any, are unchanged; "
+                f"cannot save checkpoint {save.target}: {error}; earlier checkpoints, if there are any, are unchanged; "
                 "free space on that disk or make the folder writable, then call the command again"
             ) from error
 

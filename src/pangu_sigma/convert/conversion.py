@@ -45,8 +45,7 @@ def write_run(model: StoredModel, folder: Path) -> Path:
     config = model.config.model_copy(update={"finetune": None})  # it can be trained again
     with unfinished_folder(folder) as path:
         write_model_files(path, config, model.path / TOKENIZER_FOLDER, model.table)
-        run = StoredRun.of(path, config, model.tokenizer, model.table)
-        write_step_0(run, compose(config, lambda shard, name, shape: model.array(shard, name)))
+        write_step_0(StoredRun(path), compose(config, lambda shard, name, shape: model.array(shard, name)))
         receipt = {
             "kind": "export",
             "parent": str(model.path),

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.checkpoint.changes import change_text, changed_keys, refuse_changes
-from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_config, write_model_files
@@ -105,7 +104,7 @@ def finetune_run(
         if begins:
             with unfinished_folder(into) as fresh:
                 write_model_files(fresh, config, parent.path / TOKENIZER_FOLDER, parent.table)
-                run = StoredRun.of(fresh, config, parent.tokenizer, parent.table, data_hash)
+                run = StoredRun(fresh, text_hash=data_hash)
                 write_step_0(run, compose(config, lambda shard, name, shape: parent.array(shard, name)))
                 _receipt(parent, config, training, dev).save(fresh)
                 (fresh / TUNING_FOLDER).mkdir()
@@ -141,8 +140,7 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> StoredRu
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     fix = f"give the options that it was begun with, or choose another folder with {argument('--output')}"
     refuse_changes(into, changes, fix)
-    saved = newest_checkpoint(run.checkpoints, verified=False)
-    if saved is not None and saved.identity.data_hash != data_hash:
+    if (saved := run.newest) and saved.identity.data_hash != data_hash:
         raise ConfigError(
             f"{into} was begun on other samples: {argument('--train-file')} or {argument('--dev-file')} is another file, or its "
             f"lines have changed; name the files that it was begun with, or choose another folder with {argument('--output')}"
@@ -156,7 +154,8 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> StoredRu
         logger.info("%s", change_text(change))
     if changes:
         write_config(into, config, "run")
-    return StoredRun.of(into, config, run.tokenizer, run.table, data_hash)
+    run.config, run.text_hash = config, data_hash
+    return run
 
 
 def _train(run: StoredRun, training: TaskFile, dev: TaskFile | None, seconds: Seconds) -> Tuner | None:

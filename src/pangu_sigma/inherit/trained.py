@@ -167,7 +167,7 @@ def write_child(path: Path, child: ChildTensors, data_hash: str | None, cursor: 
     with tempfile.TemporaryDirectory() as temporary:
         child.tokenizer.save(Path(temporary) / TOKENIZER_FOLDER)
         write_model_files(path, child.config, Path(temporary) / TOKENIZER_FOLDER, child.table)
-    run = StoredRun.of(path, child.config, child.tokenizer, child.table, data_hash)
+    run = StoredRun(path, text_hash=data_hash)
     write_step_0(run, compose(child.config, child.find), cursor)
     return open_model(path, "run")
 

@@ -13,10 +13,8 @@ from pangu_sigma.checkpoint.model_files import ROUTING_FILE, TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, LINEAGE_FILE, run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint
 from pangu_sigma.stored.model import LINEAGE_FIX, Kind, Listed, StoredModel, read_lineage
-from pangu_sigma.text.tokenizer import Tokenizer
 
 
 class StoredRun(StoredModel):
@@ -28,32 +26,19 @@ class StoredRun(StoredModel):
     """
 
     kind: Kind = "run"
-    text_hash: str | None = None
-    """Content hash of the prepared text that training reads; None for a run that is only read."""
 
-    def __init__(self, path: Path, verified: bool = True):
+    def __init__(self, path: Path, verified: bool = True, text_hash: str | None = None):
+        """text_hash: content hash of the prepared text that training reads; None for a run that is only read."""
         super().__init__(path, verified)
-        for name in (ROUTING_FILE, TOKENIZER_FOLDER):
+        self.text_hash = text_hash
+        for name in (ROUTING_FILE, TOKENIZER_FOLDER) if self.kind == "run" else ():
             if not (path / name).exists():
                 raise ConfigError(f"{path} is not a run folder: it has no {name}; {self.fix}")
-
-    @classmethod
-    def of(
-        cls, path: Path, config: Config, tokenizer: Tokenizer, table: RoutingTable, text_hash: str | None = None
-    ) -> StoredRun:
-        """Return the run of a folder whose files the caller has just read or written. text_hash: see the field."""
-        run = cls.__new__(cls)
-        StoredModel.__init__(run, path)
-        run.config, run.tokenizer, run.table, run.text_hash = config, tokenizer, table, text_hash
-        return run
 
     @property
     def fix(self) -> str:
         """Advice to the user for a damaged file of the run folder."""
-        return (
-            "take it from a copy of the run, or, together with seal.json, from a run that `train` begins in another folder with "
-            "the same configuration and data"
-        )
+        return "take it from a copy, or, together with seal.json, from a run that `train` begins with the same keys and data"
 
     @cached_property
     def config(self) -> Config:
@@ -119,9 +104,6 @@ class StoredCheckpoint(StoredRun):
     """Model in the folder of one checkpoint inside a run."""
 
     kind: Kind = "checkpoint"
-
-    def __init__(self, path: Path, verified: bool = True):
-        StoredModel.__init__(self, path, verified)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

@@ -14,7 +14,7 @@ from pangu_sigma.checkpoint.parts import Files
 from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.order import Cursor
-from pangu_sigma.errors import argument, failure
+from pangu_sigma.errors import argument, in_words
 from pangu_sigma.sealed import commit
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.health import Health
@@ -38,7 +38,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {failure(error, folder)}; choose another folder") from error
+        raise ConfigError(f"{folder} cannot be written: {in_words(error, folder)}; choose another folder") from error
     with made as unfinished:
         path = Path(unfinished) / folder.name
         path.mkdir()

@@ -87,18 +87,18 @@ def start_run(
     ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
     with ranks.fail_together(f"taking up {path}"), name_unwritable(path):
         resumed = ranks.first and _resume(path, config, prepared, data_hash, options)
-    if ranks.any(resumed):
-        with ranks.fail_together(f"reading {path}"):
-            there = StoredRun(path)
-            return StoredRun.of(path, config, there.tokenizer, there.table, data_hash)
-    with ranks.fail_together("drawing the routing tables"):
-        table = drawn_tables(config, prepared)
-    ranks.agree({"routing table": table.hash})
-    with ranks.fail_together(f"writing {path}"), name_unwritable(path):
-        if ranks.first:
-            path.mkdir(parents=True, exist_ok=True)
-            write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
-    return StoredRun.of(path, config, prepared, table, data_hash)
+    if not ranks.any(resumed):
+        with ranks.fail_together("drawing the routing tables"):
+            table = drawn_tables(config, prepared)
+        ranks.agree({"routing table": table.hash})
+        with ranks.fail_together(f"writing {path}"), name_unwritable(path):
+            if ranks.first:
+                path.mkdir(parents=True, exist_ok=True)
+                write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
+    with ranks.fail_together(f"reading {path}"):
+        run = StoredRun(path, text_hash=data_hash)
+        run.config, _ = config, (run.tokenizer, run.table)
+    return run
 
 
 def check_cpu(config: Config) -> None:
