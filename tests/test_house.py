@@ -18,14 +18,14 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2318,
-    "checkpoint": 1332,
-    "convert": 903,
+    ".": 2317,
+    "checkpoint": 1101,
+    "convert": 902,
     "data": 3238,
     "ecss": 377,
     "evaluate": 1774,
     "finetune": 652,
-    "foreign": 1330,
+    "foreign": 1382,
     "generate": 1664,
     "inherit": 1178,
     "inspection": 334,
@@ -36,9 +36,9 @@ BUDGETS = {
     "ranks": 1038,
     "rre": 405,
     "serve": 1060,
-    "stored": 732,
+    "stored": 731,
     "text": 1089,
-    "training": 1814,
+    "training": 1774,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -11,7 +11,8 @@ from helpers.prepared import change_vocabulary
 from helpers.small_clusters import by_hand
 
 from experiments.chaos.launched import free_port
-from experiments.tiny import STEPS
+from experiments.tiny import SAVED_AT, STEPS
+from pangu_sigma.checkpoint.root import checkpoints
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest
@@ -40,10 +41,14 @@ def test_a_launch_starts_over_once_and_its_ranks_never_do(tiny_run, tmp_path, mo
     assert (run / "checkpoints").exists()
     assert main([*launch, "--start-over", "--allow-data-change", "--max-restarts", "3"]) == 0
     assert not (run / "checkpoints").exists()
-    assert (run / "set_aside_1" / "checkpoints" / "LATEST").exists()
+    assert len(list((run / "set_aside_1" / "checkpoints").glob("step_*"))) == 2
     assert launched[0].command[4:] == [str(run), "--allow-data-change"]
     assert main([*launch, "--set", "train.steps=5"]) == 0
     assert launched[1].command[4:] == [str(run), "--set", "train.steps=5"]
+    again = str(shutil.copytree(tiny_run, tmp_path / "again"))
+    assert main(["launch", again, "--master-port", str(free_port()), "--from-step", str(SAVED_AT)]) == 0
+    assert [path.name for path in checkpoints(tmp_path / "again" / "checkpoints")] == [f"step_{SAVED_AT:08d}"]
+    assert launched.pop().command[4:] == [again]
     (run / "logs").symlink_to(tmp_path)
     assert main([*launch, "--set", "train.steps=5"]) == 2
     assert (len(launched), f"{run}/logs is a link" in capsys.readouterr().err) == (2, True)

@@ -106,7 +106,7 @@ MISTAKES = {
     "evaluate sigma_tiny": "it is a configuration; `pangu-sigma train sigma_tiny` makes a run of it",
     "evaluate runs/nope": "runs/nope is not a run folder or an exported model or a Hugging Face style folder: it is not there",
     "evaluate EXPORT/model.mindir": "it is a file of one; name its folder, EXPORT",
-    "inspect bad.safetensors": "bytes is cut off; copy the file again",
+    "inspect bad.safetensors": "header too large; copy the file again",
     "evaluate RUN RUN": "2 models without --against",
     "evaluate --against RUN": "MODEL",
     "evaluate RUN --against nix": "nix",

@@ -82,7 +82,10 @@ def rounds(files: Files, folder: Path, worker: Worker | None, runs: int = RUNS) 
         Saver(folder / "at_once", identity, 1, behind=False) as at_once,
     ):
         for number in tqdm(range(runs + 1), desc="bench", unit="round", leave=False):
-            stalls = {"ours": _stall(behind, number, files), AT_ONCE: _timed_save(at_once, number, files)}
+            stalls = {
+                "ours": _stall(behind, number, files, folder / "behind"),
+                AT_ONCE: _timed_save(at_once, number, files),
+            }
             if worker is not None:
                 answer = worker.step()
                 if not answer["intact"]:
@@ -93,16 +96,15 @@ def rounds(files: Files, folder: Path, worker: Worker | None, runs: int = RUNS) 
     return seconds
 
 
-def _stall(saver: Saver, step: int, files: Files) -> float:
-    """Time that a training loses, which asks at its boundaries whether the checkpoint can be completed."""
-    stall = 0.0
+def _stall(saver: Saver, step: int, files: Files, folder: Path) -> float:
+    """Time that a training loses, which goes on while the checkpoint is written and then takes note of it. folder: the saver's."""
     started = time.perf_counter()
     saver.begin(step, files, {"step": step})
-    while saver.pending:
-        stall += time.perf_counter() - started
+    stall = time.perf_counter() - started
+    while not (folder / f"step_{step:08d}").exists():
         time.sleep(0.01)  # a step
-        started = time.perf_counter()
-        saver.poll()
+    started = time.perf_counter()
+    saver.wait()
     return stall + time.perf_counter() - started
 
 

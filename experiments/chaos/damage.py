@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.chaos.cases import TRAIN, Case, command, configuration, data, once
-from experiments.chaos.runs import opened_whole
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from experiments.chaos.runs import newest, opened_whole
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.manifest import load_manifest
@@ -59,7 +58,7 @@ def _check(whole: Path, how: str, kind: str, number: int, folder: Path) -> str:
             found = _READ[kind](whole)
         except UserError as error:
             found = str(error)
-    assert found is not None, f"{file.relative_to(whole)} {how}: used without a word"
+    assert found is not None or said, f"{file.relative_to(whole)} {how}: used without a word"
     text = f"{found} {' '.join(said)}"
     assert file.name in text, f"{file.relative_to(whole)} {how}: not named in {text[:300]!r}"
     return ""
@@ -104,7 +103,7 @@ def _warnings() -> Iterator[list[str]]:
 
 def _read_checkpoint(whole: Path) -> str | None:
     """Falls back by name from the newest checkpoint."""
-    return "the one before" if load_checkpoint(whole / "run" / "checkpoints").step < 6 else None
+    return "the one before" if newest(whole / "run").step < 6 else None
 
 
 def _read_export(whole: Path) -> str | None:

@@ -89,7 +89,6 @@ class ExactResume:
         shutil.copytree(self.run, copy)
         for number in range(step + 1, self._steps + 1):
             shutil.rmtree(self._checkpoint(copy, number))
-        (copy / "checkpoints" / "LATEST").write_text(f"step_{step:08d}")
 
     def _train(self, run: Path, fresh: bool) -> None:
         arguments = ["train", str(self._file), "--output", str(run)]

@@ -22,7 +22,7 @@ from experiments.chaos.cases import (
     end_of,
     once,
 )
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from experiments.chaos.runs import newest
 from pangu_sigma.training.log.metrics import read_metrics
 
 _TRAIN: dict[str, Any] = {"steps": 12, "checkpoint_interval": 4, "keep_checkpoints": 3}
@@ -33,11 +33,11 @@ _SPIKE_AT = 30
 """The step with a spike; before it the model has learned enough to be surprised."""
 
 NAMED: dict[str, tuple[str, ...]] = {
-    "nan_in_expert_of_zh": ("domain zh", "RRE layer 0", "expert 0", "w1"),
-    "nan_in_expert_of_en": ("domain en", "RRE layer 0", "expert 2", "w1"),
-    "nan_in_expert_of_code": ("domain code", "RRE layer 0", "expert 4", "w1"),
-    "inf_in_expert_of_en": ("domain en", "RRE layer 0", "expert 2", "w1"),
-    "nan_in_dense": ("dense tensor norm.gain",),
+    "nan_in_expert_of_zh": ("domain zh", "layer 0", "expert 0", "w1"),
+    "nan_in_expert_of_en": ("domain en", "layer 0", "expert 2", "w1"),
+    "nan_in_expert_of_code": ("domain code", "layer 0", "expert 4", "w1"),
+    "inf_in_expert_of_en": ("domain en", "layer 0", "expert 2", "w1"),
+    "nan_in_dense": ("dense: norm.gain",),
     "inf_in_moment_of_expert": ("experts_layer_0", "w1.variance", "2 of domain en"),
     "inf_in_moment_of_dense": ("dense_optimizer", "norm.gain.variance"),
     "overflow_without_end": ("train.max_skipped_steps",),
@@ -81,10 +81,10 @@ def _stops(work: Path, what: str, folder: Path) -> str:
     assert not missing, f"{missing} not named in {message[:500]!r}"
     if what == "overflow_without_end":
         return ""
-    newest = load_checkpoint(run / "checkpoints")
-    values = (array.values for arrays in newest.files.values() for array in arrays.values())
+    saved = newest(run)
+    values = (array.values for arrays in saved.files.values() for array in arrays.values())
     assert all(np.isfinite(each).all() for each in values), "the newest checkpoint is not healthy"
-    assert newest.step == 4, f"the newest checkpoint is of step {newest.step}"
+    assert saved.step == 4, f"the newest checkpoint is of step {saved.step}"
     status, said = command([*TRAIN, str(config), "--output", str(run)])
     assert status == 0, f"it cannot go on: {said[-400:]}"
     assert_same(end_of(run), end_of(reference / "run"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments.chaos.cases import Case, assert_same, configuration, data, end_of, once
 from experiments.chaos.launched import Launched, eventually, free_port
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from experiments.chaos.runs import newest
 from pangu_sigma.training.log.metrics import read_metrics
 
 _LAUNCH = [sys.executable, "-m", "pangu_sigma", "launch"]
@@ -97,7 +97,7 @@ def _stopped(work: Path, number: int, folder: Path) -> str:
         assert status in (0, 143), f"status {status}: {it.errors[-600:]}"
         assert seconds < 12, f"it ended after {seconds:.1f} s"
         assert it.left() == [], "processes are left"
-    step = load_checkpoint(run / "checkpoints").step
+    step = newest(run).step
     last = max(line["step"] for line in read_metrics(run) if line["kind"] == "step")
     assert step == last, f"the last step was {last}, saved is {step}"
     with _launched(reference, run) as it:

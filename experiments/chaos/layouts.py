@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.chaos.cases import CASE_SECONDS, TRAIN, Case, command, configuration, data
 from experiments.chaos.rank_processes import RankProcesses
-from experiments.chaos.runs import whole
+from experiments.chaos.runs import newest, whole
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.training.log.metrics import read_metrics
 
@@ -44,7 +44,7 @@ def _check(work: Path, layouts: list[dict[str, Any]], folder: Path) -> str:
         here = folder / str(number)
         here.mkdir()
         config = configuration(here, prepared, parallel=parallel, train={"steps": steps})
-        before = whole(load_checkpoint(folder / "run" / "checkpoints")) if number else {}
+        before = whole(newest(folder / "run")) if number else {}
         _train(config, folder / "run", 1 if parallel == _ONE else 2, here / "logs")
         if (
             number
@@ -58,7 +58,7 @@ def _check(work: Path, layouts: list[dict[str, Any]], folder: Path) -> str:
         for run in (folder / "run", straight / "run")
     )
     assert found == expected, f"samples {found}, not {expected}"
-    one, other = (whole(load_checkpoint(run / "checkpoints")) for run in (straight / "run", folder / "run"))
+    one, other = (whole(newest(run)) for run in (straight / "run", folder / "run"))
     assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())
     worst = max(
         float(np.abs(one[name].astype(np.float64) - other[name]).max())

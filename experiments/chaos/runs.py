@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from pangu_sigma.checkpoint.parts import Part, copy_part
 from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.open import open_model
@@ -23,6 +23,13 @@ def digests(checkpoint: Path) -> dict[str, str]:
         for name, a in arrays.items()
     }
     return found | {"state": json.dumps(loaded.state, sort_keys=True), "step": str(loaded.step)}
+
+
+def newest(run: Path) -> Checkpoint:
+    """The newest whole checkpoint of a run folder."""
+    found = newest_checkpoint(run / "checkpoints")
+    assert found is not None, f"{run} has no checkpoint"
+    return found
 
 
 def opened_whole(path: Path, *kinds: Kind) -> StoredModel:

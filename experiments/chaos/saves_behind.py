@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from experiments.tiny import tiny_config
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.config import Config
 from pangu_sigma.training.loop import Trainer
 
@@ -24,7 +26,6 @@ def same_saves(config: Config, folder: Path, count: int) -> list[bool]:
         with trainer.saver:
             for _ in range(count):
                 trainer.advance()
-                trainer.complete_save()
                 trainer.save_in_turn(last=False)
     return [_files(behind, step) == _files(at_once, step) for step in range(1, count + 1)]
 
@@ -33,10 +34,10 @@ def _many(count: int, behind: bool) -> dict:
     return {"steps": count, "checkpoint_interval": 1, "keep_checkpoints": count, "async_save": behind}
 
 
-def _files(trainer: Trainer, step: int) -> dict[str, bytes]:
-    """The bytes of a checkpoint's files; the manifest names the configuration, in which the two differ."""
+def _files(trainer: Trainer, step: int) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The bytes of a checkpoint's arrays, and its state; its facts name the configuration, in which the two differ."""
     folder = trainer.run.checkpoints / f"step_{step:08d}"
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "manifest.json"}
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}, load_checkpoint(folder).state
 
 
 def main() -> int:

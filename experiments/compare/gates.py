@@ -23,7 +23,6 @@ from mindspore.ops import functional as F
 
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from ascend_ops.grouped_ffn import GroupedFFN
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.ecss.store import make_store
@@ -31,6 +30,7 @@ from pangu_sigma.model.declare import Initializer, make_parameter
 from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.model.rowwise import softmax
 from pangu_sigma.ranks.ranks import Ranks
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.backend import Backend, TrainingSetup
 from pangu_sigma.training.loop import Trainer
 from pangu_sigma.training.step import TrainStep
@@ -125,7 +125,7 @@ class _Drawn(Initializer):
 class GateBackend(Backend):
     """The CPU, with a network whose routed FFNs have a gate."""
 
-    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
+    def build(self, config: Config, ranks: Ranks, run: StoredRun) -> TrainingSetup:
         """Raises ConfigError for what the gate does not go with: it is for one process and one pass, in float32, without ECSS."""
         _check(config, ranks)
         network, store = gated_network(config), make_store(config)

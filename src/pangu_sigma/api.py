@@ -120,6 +120,7 @@ def train(
     *,
     device: Literal["cpu", "ascend"] = "cpu",
     start_over: bool = False,
+    from_step: int | None = None,
     allow_data_change: bool = False,
     lock: bool = True,
     profile: bool = False,
@@ -138,6 +139,7 @@ def train(
         output: run folder of a configuration, by default runs/NAME.
         device: "ascend" to train on NPUs, one a process.
         start_over: move the folder's contents aside, and begin at step 0.
+        from_step: step of an older checkpoint to go on from; those of later steps are moved aside.
         allow_data_change: resume although the training text differs from the checkpoint's.
         lock: False (--no-lock) to write without a lock, for file systems that have none; a second writer is then not detected.
         profile: write a timeline of five steps to profile/trace.json of the run folder.
@@ -150,6 +152,7 @@ def train(
         pangu-sigma train sigma_tiny
         pangu-sigma train sigma_tiny -o runs/short --set train.steps=100 --set routing.table=balanced
         pangu-sigma train runs/short --set train.steps=200
+        pangu-sigma train runs/short --from-step 100
     """
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
@@ -163,7 +166,7 @@ def train(
     check_folder_writable(folder, "--output")
     if made.ecss.path is not None:
         check_folder_writable(Path(made.ecss.path), "ecss.path")
-    options = StartOptions(start_over, allow_data_change, lock)
+    options = StartOptions(start_over, allow_data_change, lock, from_step)
     if not is_rank():  # whose launcher has checked it
         check_start(folder, made, options)
         if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again

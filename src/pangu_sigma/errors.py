@@ -18,7 +18,7 @@ from typing import Any
 
 from ascend_ops.errors import UserError
 
-__all__ = ["DataError", "UserError", "argument", "exit_status", "keyword", "remedy", "without_effect"]
+__all__ = ["DataError", "UserError", "argument", "exit_status", "in_words", "keyword", "without_effect"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,15 @@ _OF_THE_MACHINE = {
 looked for, is a bug and keeps its traceback."""
 
 
-def remedy(error: OSError, otherwise: str) -> str:
-    """Return the fix of an error that the system may raise at any time; of any other, such as a missing file, `otherwise`."""
-    return _OF_THE_MACHINE.get(error.errno or 0, otherwise)
+def in_words(error: OSError, path: object = "", otherwise: str = "") -> str:
+    """Return an error of the disk for people: file, what the system calls the error, and the fix.
+
+    path: the file, if the error names none. otherwise: fix of an error that the system does not raise at any time, such as that of
+    a missing file.
+    """
+    file = error.filename2 or error.filename or path  # of a copy, what it wrote
+    fix = _OF_THE_MACHINE.get(error.errno or 0, otherwise)
+    return ": ".join(filter(None, [str(file), str(error.strerror or error)])) + (f"; {fix}" if fix else "")
 
 
 _MEMORY = "memory is full", "close other programs, use a smaller configuration, or raise `ulimit -v`"
@@ -109,9 +115,7 @@ def exit_status(command: Callable[[], int]) -> int:
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise
-        file = error.filename2 or error.filename  # of a copy, what it wrote
-        where = f"{file}: " if file is not None else ""
-        return _say(f"error: {where}{error.strerror}; {_OF_THE_MACHINE[error.errno]}", 2)
+        return _say(f"error: {in_words(error)}", 2)
     except (MemoryError, RuntimeError, ImportError) as error:
         found = [(line, text) for line in str(error).splitlines() for text in _EXHAUSTED if text in line]
         if not isinstance(error, MemoryError) and not found:

@@ -38,6 +38,7 @@ def launch(
     *,
     device: Literal["cpu", "ascend"] = "cpu",
     start_over: bool = False,
+    from_step: int | None = None,
     allow_data_change: bool = False,
     lock: bool = True,
     processes: AtLeastOne | None = None,
@@ -61,6 +62,7 @@ def launch(
         output: run folder of a configuration, by default runs/NAME.
         device: "ascend" to train on NPUs, one a process.
         start_over: move the folder's contents aside, and begin at step 0.
+        from_step: step of an older checkpoint to go on from; those of later steps are moved aside.
         allow_data_change: resume although the training text differs from the checkpoint's.
         lock: False (--no-lock) to write without a lock, for file systems that have none.
         processes: number of processes that you expect; another one is refused.
@@ -80,8 +82,8 @@ def launch(
         pangu-sigma launch sigma_1t --device ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --max-restarts 3
         pangu-sigma launch sigma_1t --device ascend --chip 910b --nodes 64 --dry-run
     """
-    from pangu_sigma.checkpoint.run_folder import one_writer
-    from pangu_sigma.checkpoint.start_over import start_over as move_aside
+    from pangu_sigma.checkpoint.run_folder import go_back, one_writer
+    from pangu_sigma.checkpoint.run_folder import start_over as move_aside
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
     changes = [
@@ -120,12 +122,12 @@ def launch(
     refuse_link(job.logs)
     if not job.devices:
         check_training_fits(made, job.local)
-    for change in check_start(folder, made, StartOptions(start_over, allow_data_change)):
+    for change in check_start(folder, made, StartOptions(start_over, allow_data_change, lock, from_step)):
         logger.info("%s", change)
     ranks_launch.check_ports(job)
-    if start_over and job.node == 0:
-        with one_writer(folder, lock):
-            move_aside(folder)  # before ranks start, so that a restart after a failure resumes
+    if (start_over or from_step is not None) and job.node == 0:
+        with one_writer(folder, lock):  # before ranks start, so that a restart after a failure resumes
+            move_aside(folder) if from_step is None else go_back(folder, from_step)
     return ranks_launch.launch(replace(job, facts=training_facts(made)) if nodes > 1 else job)
 
 

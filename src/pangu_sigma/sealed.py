@@ -7,8 +7,8 @@ file does, too. A *sealed folder* has a sealed JSON file, `seal.json`, with size
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -16,9 +16,7 @@ from typing import Any
 
 import xxhash
 
-from pangu_sigma.errors import UserError, remedy
-
-logger = logging.getLogger(__name__)
+from pangu_sigma.errors import UserError, in_words
 
 SEAL = "seal.json"
 """Name of the seal (manifest with its own hash) of a sealed folder."""
@@ -31,7 +29,6 @@ LINE_HASH = "xxh3"
 """Last key of a sealed line: hash of the line without this key."""
 ITS_VERSION = "use the version that wrote it: up to format 2 it is 0.1.0, commit ab9cf900"
 """Advice about a file of another format: until version 1.0 formats may change, and older ones are not read."""
-_READ_BYTES = 8 << 20
 
 
 class DamagedFile(UserError, RuntimeError):
@@ -40,10 +37,8 @@ class DamagedFile(UserError, RuntimeError):
 
 def fingerprint(file: Path) -> dict[str, Any]:
     """Return size and content hash of a file: {"bytes": …, "xxh3_128": …}. Raises OSError."""
-    digest = xxhash.xxh3_128()
     with open(file, "rb") as stream:
-        while chunk := stream.read(_READ_BYTES):
-            digest.update(chunk)
+        digest = hashlib.file_digest(stream, xxhash.xxh3_128)
         return {"bytes": stream.tell(), "xxh3_128": digest.hexdigest()}
 
 
@@ -57,7 +52,7 @@ def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True)
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         actual = fingerprint(file) if content else {"bytes": file.stat().st_size}
     except OSError as error:
-        raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
+        raise DamagedFile(in_words(error, file, fix)) from error
     for what, value in actual.items():
         if value != recorded[what]:
             raise DamagedFile(f"{file}: {what} is {value}, {recorded[what]} was written; the file is damaged, {fix}")
@@ -78,11 +73,10 @@ def unsealed(file: Path, fix: str, record: bool = False) -> dict[str, Any]:
     """
     try:
         content = file.read_bytes()
-        tree = json.loads(content)
-        body = {key: value for key, value in tree.items() if key != _OWN_HASH}
+        body = {key: value for key, value in json.loads(content).items() if key != _OWN_HASH}
         again = sealed(body, record)
     except OSError as error:
-        raise DamagedFile(f"{file}: {error.strerror}; {remedy(error, fix)}") from error
+        raise DamagedFile(in_words(error, file, fix)) from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
     if again != content:
@@ -105,13 +99,10 @@ def unsealed_line(line: bytes) -> dict[str, Any]:
     text += b"}"
     if ending != f'{xxhash.xxh3_64_hexdigest(text)}"}}'.encode():
         raise DamagedFile("the line does not match its own hash")
-    body: dict[str, Any] = json.loads(text)
-    return body
+    return dict(json.loads(text))
 
 
-def seal_folder(
-    folder: Path, names: Iterable[str], facts: dict[str, Any], known: dict[str, dict[str, Any]] | None = None
-) -> None:
+def seal_folder(folder: Path, names: Iterable[str], facts: dict[str, Any], known: dict[str, Any] | None = None) -> None:
     """Write `seal.json` with size and hash of existing files of a folder, and flush all files to the disk.
 
     facts: other contents of the seal, under other keys than "files". known: fingerprints that the writer of a file has computed, so
@@ -125,15 +116,15 @@ def seal_folder(
 
 def add_to_seal(folder: Path, name: str) -> None:
     """Add an existing file to the seal of a folder, or its new content. Raises OSError, and DamagedFile for a damaged seal."""
-    body = unsealed(folder / SEAL, "make the folder again")
-    files = {**body["files"], name: fingerprint(folder / name)}
-    write_atomically(folder / SEAL, sealed({**body, "files": files}))
+    body = read_seal(folder, "make the folder again")
+    body["files"][name] = fingerprint(folder / name)
+    write_atomically(folder / SEAL, sealed(body))
 
 
-def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = True) -> dict[str, Any]:
-    """Verify the files of a sealed folder, and return the contents of the seal. Raises DamagedFile if one is missing or differs.
+def read_seal(folder: Path, fix: str) -> dict[str, Any]:
+    """Return the contents of the seal of a folder, whose "files" are fingerprints of files inside the folder by name.
 
-    fix: advice to the user. beginning: prefix of the names of files to verify; "" for all. content: False for sizes alone.
+    fix: advice to the user. Raises DamagedFile for a seal that is missing or not what was written.
     """
     file = folder / SEAL
     body = unsealed(file, fix)
@@ -146,6 +137,16 @@ def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = Tr
             raise DamagedFile(f"{file}: {name[:100]!r} is no file of this folder; {fix}")
         if not isinstance(recorded, dict) or {"bytes", "xxh3_128"} - recorded.keys():
             raise DamagedFile(f"{file}: has no fingerprint of {name}; {fix}")
+    return body
+
+
+def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = True) -> dict[str, Any]:
+    """Verify the files of a sealed folder, and return the contents of the seal. Raises DamagedFile if one is missing or differs.
+
+    fix: advice to the user. beginning: prefix of the names of files to verify; "" for all. content: False for sizes alone.
+    """
+    body = read_seal(folder, fix)
+    for name, recorded in body["files"].items():
         if name.startswith(beginning):
             verify(folder / name, recorded, fix, content)
     return body
@@ -157,12 +158,18 @@ def write_atomically(file: Path, content: bytes) -> None:
     try:
         fresh.unlink(missing_ok=True)  # a link there would be followed
         fresh.write_bytes(content)
-        sync(fresh)
-        fresh.replace(file)
+        commit(fresh, file)
     except OSError:
         fresh.unlink(missing_ok=True)
         raise
-    sync(file.parent)
+
+
+def commit(fresh: Path, target: Path) -> None:
+    """Make a file or folder, which was written beside `target` under another name, appear as `target`: flushed and renamed."""
+    for path in (*fresh.rglob("*"), fresh):
+        sync(path)
+    fresh.replace(target)
+    sync(target.parent)
 
 
 def sync(path: Path) -> None:

@@ -33,9 +33,7 @@ def check_folder_writable(folder: Path, option: str) -> None:
 def refuse_link(path: Path) -> None:
     """Raise NotWritable for a link in the place of a file or folder of our own: what it names may be somebody else's."""
     if path.is_symlink():
-        raise NotWritable(
-            f"{path} is a link, and what it names would be written; put the link's target there, or remove it"
-        )
+        raise NotWritable(f"{path} is a link, whose target would be written; put the target there, or remove it")
 
 
 def check_file_writable(file: Path, option: str) -> None:

@@ -10,7 +10,13 @@ import pytest
 
 import pangu_sigma as ps
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.model_files import read_config, read_model_files, write_config, write_model_files
+from pangu_sigma.checkpoint.model_files import (
+    read_config,
+    read_table,
+    read_tokenizer,
+    write_config,
+    write_model_files,
+)
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import DamagedFile, check_folder
@@ -27,7 +33,7 @@ def folder(tiny_data, tmp_path) -> Path:
 
 def test_what_was_written_is_read(folder, tiny_data):
     assert read_config(folder, "run", FIX) == tiny_config(tiny_data)
-    tokenizer, table = read_model_files(folder, FIX)
+    tokenizer, table = read_tokenizer(folder, FIX), read_table(folder, FIX)
     assert (tokenizer.size > 40_000, table.experts, check_folder(folder, FIX)["format"]) == (True, 2, 3)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["configuration.json", "routing.npz", "seal.json", "tokenizer"]
@@ -57,8 +63,9 @@ def test_every_flipped_bit_of_the_configuration_is_noticed(folder):
 def test_a_lost_seal_is_damage(folder):
     (folder / "seal.json").unlink()
     read_config(folder, "run", FIX)
-    with pytest.raises(DamagedFile, match=rf"seal\.json: No such file or directory; {FIX}"):
-        read_model_files(folder, FIX)
+    for read in (read_tokenizer, read_table):
+        with pytest.raises(DamagedFile, match=rf"seal\.json: No such file or directory; {FIX}"):
+            read(folder, FIX)
 
 
 def test_a_lost_hash_is_damage(folder):

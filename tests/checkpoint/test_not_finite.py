@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from pangu_sigma.checkpoint import safetensors_file
-from pangu_sigma.checkpoint.not_finite import NotFinite, Watch, describe
-from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
-from pangu_sigma.checkpoint.save import Written
+from pangu_sigma.checkpoint.not_finite import NotFinite, describe, find_not_finite
+from pangu_sigma.checkpoint.parts import Part, SavedArray
+from pangu_sigma.checkpoint.saver import Written
 
 CONFIG = {"model": {"experts_per_domain": 2}, "domains": [{"name": "zh"}, {"name": "en"}]}
 
@@ -19,18 +19,6 @@ CONFIG = {"model": {"experts_per_domain": 2}, "domains": [{"name": "zh"}, {"name
 def bfloat16(values: np.ndarray) -> np.ndarray:
     """The upper halves of float32."""
     return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-
-
-def find_not_finite(files: Files) -> list[NotFinite]:
-    """The arrays that hold NaN or infinity, in the order of the files and by name."""
-    found = []
-    for file, arrays in files.items():
-        watch = Watch(file, arrays)
-        for name, array in arrays.items():
-            for first, values in safetensors_file.chunks(array.values):
-                watch.see(name, first, values)
-        found += watch.found
-    return found
 
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])
@@ -74,15 +62,31 @@ def test_an_expert_has_the_number_that_it_has_on_all_ranks():
 def test_words_name_the_segment_and_a_common_expert_has_no_domain():
     config = CONFIG | {"model": {"experts_per_domain": 2, "segments": ["own", "common"]}}
     own, common = (NotFinite(f"experts_layer_{number}", "w1", 1, (2, 0), (2,)) for number in (2, 3))
-    assert describe([own], config).endswith("(layer 1, own segment 0, expert 2 of domain en)")
-    assert describe([common], config).endswith("(layer 1, common segment 1, expert 2)")
+    assert describe([own], config)[0].endswith("(layer 1, own segment 0, expert 2 of domain en)")
+    assert describe([common], config)[0].endswith("(layer 1, common segment 1, expert 2)")
 
 
 def test_words_name_file_tensor_layer_experts_and_their_domains():
     found = NotFinite("experts_layer_1", "w1", 3, (1, 0), (1, 2, 7))
-    assert describe([found], CONFIG) == (
-        "experts_layer_1.safetensors: w1 has 3, first at [1, 0] (layer 1, experts 1 of domain zh, 2 of domain en, 7)"
-    )
+    assert describe([found], CONFIG) == [
+        "experts_layer_1: w1 has 3, first at [1, 0] (layer 1, experts 1 of domain zh, 2 of domain en, 7)"
+    ]
     dense = NotFinite("loss_scale", "value", 1, ())
-    assert describe([dense], {}) == "loss_scale.safetensors: value has 1"
-    assert describe([dense] * 20, {}).endswith("and 12 more")
+    assert describe([dense], {}) == ["loss_scale: value has 1"]
+    assert describe([dense] * 20, {})[8:] == ["and 12 more"]
+
+
+@pytest.mark.parametrize("position", [0, (1 << 22) - 1, 1 << 22, (1 << 22) + 4])
+def test_one_value_is_found_anywhere_and_in_any_precision(position: int):
+    single = np.zeros((5, (1 << 20) + 1), np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        single.reshape(-1)[position] = bad
+        for values in (single, single.astype(np.float16), bfloat16(single)):
+            assert [found.count for found in find_not_finite({"dense": {"w": SavedArray.whole(values)}})] == [1]
+
+
+def test_the_largest_values_and_a_scalar():
+    largest = {"bfloat16": np.full(3, 0x7F7F, np.uint16), "float32": np.full(3, 3e38, np.float32)}
+    assert find_not_finite({"dense": {name: SavedArray.whole(values) for name, values in largest.items()}}) == []
+    (found,) = find_not_finite({"dense": {"scalar": SavedArray.whole(np.array(np.nan, np.float32))}})
+    assert found == NotFinite("dense", "scalar", 1, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ from helpers.threads import on_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.checkpoint import save as module
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint import saver as module
+from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, Identity
 from pangu_sigma.checkpoint.parts import Part, SavedArray, copy_part, decode_parts, encode_parts
-from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.saver import save_checkpoint
 
 IDENTITY = Identity("vocabulary", "routing", {})
 
@@ -97,7 +98,7 @@ def test_ranks_write_one_checkpoint_that_any_number_reads(tmp_path):
     assert sorted(p.stem for p in (tmp_path / "step_00000007").glob("*.safetensors")) == names
     assert not list((tmp_path / "step_00000007").glob(".*"))
     for world in (1, 2, 5):
-        for loaded in on_ranks(world, lambda ranks: load_checkpoint(tmp_path, IDENTITY, ranks)):
+        for loaded in on_ranks(world, lambda ranks: newest_checkpoint(tmp_path, IDENTITY, ranks)):
             target = np.zeros((6, 4))
             saved = loaded.saved("experts")["w"]
             assert sum(copy_part(array, target, Part.everything((6, 4))) for array in saved) == 24
@@ -105,12 +106,27 @@ def test_ranks_write_one_checkpoint_that_any_number_reads(tmp_path):
             assert loaded.saved("dense")["x"][0].values.tolist() == [1, 1, 1]
 
 
+def test_ranks_read_the_checkpoint_that_rank_0_sees(tmp_path, monkeypatch):
+    """A shared file system may show another rank an old list."""
+    save_on(2, tmp_path, 7)
+    save_on(2, tmp_path, 8)
+    listed, shown = Path.iterdir, lambda self: (p for p in listed(self) if held.first or p.name != "step_00000008")
+    held = threading.local()
+    monkeypatch.setattr(Path, "iterdir", shown)
+
+    def work(ranks):
+        held.first = ranks.first
+        return newest_checkpoint(tmp_path, IDENTITY, ranks).step
+
+    assert on_ranks(2, work) == [8, 8]
+
+
 def test_damage_that_one_rank_finds_sends_all_to_the_checkpoint_before(tmp_path):
     save_on(3, tmp_path, 7)
     save_on(3, tmp_path, 8)
     file = tmp_path / "step_00000008" / "experts.1.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    assert [found.step for found in on_ranks(4, lambda ranks: load_checkpoint(tmp_path, IDENTITY, ranks))] == [7] * 4
+    assert [found.step for found in on_ranks(4, lambda ranks: newest_checkpoint(tmp_path, IDENTITY, ranks))] == [7] * 4
 
 
 @pytest.mark.parametrize("fail", [0, 1, 2])
@@ -129,5 +145,5 @@ def test_a_rank_that_cannot_write_leaves_the_checkpoint_before_in_force(tmp_path
     assert "disk full" in str(found[fail])
     assert "another rank" in str(found[(fail + 1) % 3])
     monkeypatch.undo()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step_00000007"]
-    assert load_checkpoint(tmp_path).step == 7
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000007"]
+    assert newest_checkpoint(tmp_path).step == 7

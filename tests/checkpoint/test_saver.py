@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import pytest
 from helpers.failing_files import refused_at
 from helpers.threads import on_ranks
 
-from pangu_sigma.checkpoint import save as saving
+from experiments.chaos.launched import eventually
 from pangu_sigma.checkpoint import saver
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint import saver as saving
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint, newest_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
-from pangu_sigma.checkpoint.root import keep_only
+from pangu_sigma.checkpoint.root import checkpoints, keep_only
 from pangu_sigma.checkpoint.saver import Saver, bytes_of
 
 IDENTITY = Identity("vocabulary", "routing", {}, "data")
@@ -69,12 +71,13 @@ def test_what_is_saved_is_the_state_at_the_step_however_late_it_is_written(tmp_p
         before = bits(files)
         behind.begin(1, files, {"step": 1})
         train(files)
-        behind.poll()
-        assert behind.pending
-        assert not (tmp_path / "LATEST").exists()
+        assert behind.pending and not behind.failed
+        assert checkpoints(tmp_path) == []
         held.set()
+        eventually(lambda: checkpoints(tmp_path) == [tmp_path / "step_00000001"], 30)
+        assert behind.pending and not behind.failed, "the thread completes it, and nothing is to be told"
     assert not behind.pending
-    loaded = load_checkpoint(tmp_path, IDENTITY)
+    loaded = newest_checkpoint(tmp_path, IDENTITY)
     assert bits(loaded.files) == before != bits(files)
     assert (loaded.step, loaded.state) == (1, {"step": 1})
 
@@ -86,7 +89,6 @@ def test_every_saved_state_is_the_one_that_is_saved_at_once(tmp_path: Path):
             at_once.save(step, files, {"step": step})
             behind.begin(step, files, {"step": step})
             train(files)
-            behind.poll()
     for step in range(count):
         one, other = (tmp_path / kind / f"step_{step:08d}" for kind in ("behind", "at once"))
         assert [p.name for p in sorted(one.iterdir())] == [p.name for p in sorted(other.iterdir())]
@@ -105,7 +107,7 @@ def test_a_second_save_waits_for_the_first_and_uses_its_memory_again(tmp_path: P
         train(files)
         behind.begin(2, files, {})
         assert held.is_set(), "it waited"
-        assert (tmp_path / "LATEST").read_text() == "step_00000001\n"
+        assert checkpoints(tmp_path) == [tmp_path / "step_00000001"]
         assert {id(a.values) for held_ in behind._copy.values() for a in held_.values()} == copies
         assert bytes_of(behind._copy) == bytes_of(files)
         behind.save(3, files, {})
@@ -119,7 +121,7 @@ def test_retention_and_the_same_step_are_as_ever(tmp_path: Path):
     with opened(tmp_path, keep=2) as behind:
         for step in (1, 2, 3, 3):
             behind.begin(step, files, {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step_00000002", "step_00000003"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
 
 
 def test_an_error_in_the_thread_is_that_of_a_save_at_once(tmp_path: Path):
@@ -132,9 +134,9 @@ def test_an_error_in_the_thread_is_that_of_a_save_at_once(tmp_path: Path):
                 behind.begin(2, files, {})
                 behind.wait()
             assert not behind.pending
-            assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step_00000001"]
+            assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001"]
         behind.begin(3, files, {})
-    assert load_checkpoint(tmp_path).step == 3
+    assert newest_checkpoint(tmp_path).step == 3
 
 
 def test_a_state_that_is_not_healthy_is_one_behind_too(tmp_path: Path):
@@ -143,9 +145,10 @@ def test_a_state_that_is_not_healthy_is_one_behind_too(tmp_path: Path):
         behind.save(1, files, {})
         files["experts_layer_0"]["w1"].values[2] = np.nan
         behind.begin(2, files, {})
-        with pytest.raises(UnhealthyState, match=r"experts_layer_0\.safetensors: w1 has 350.*layer 0, expert 2"):
+        eventually(lambda: behind.failed, 30)
+        with pytest.raises(UnhealthyState, match=r"experts_layer_0: w1 has 350.*layer 0, expert 2"):
             behind.wait()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step_00000001", "unhealthy_00000002"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001", "unhealthy_00000002"]
 
 
 def test_a_run_that_ends_with_an_error_still_has_what_was_on_its_way(tmp_path: Path, held: threading.Event):
@@ -154,7 +157,7 @@ def test_a_run_that_ends_with_an_error_still_has_what_was_on_its_way(tmp_path: P
         behind.begin(1, files, {})
         threading.Timer(0.1, held.set).start()
         raise ZeroDivisionError
-    assert load_checkpoint(tmp_path).step == 1
+    assert newest_checkpoint(tmp_path).step == 1
 
 
 def test_without_room_for_a_copy_it_is_written_at_once_which_is_said_once(
@@ -166,9 +169,22 @@ def test_without_room_for_a_copy_it_is_written_at_once_which_is_said_once(
         for step in (1, 2):
             behind.begin(step, files, {})
             assert not behind.pending
-            assert load_checkpoint(tmp_path).step == step
+            assert newest_checkpoint(tmp_path).step == step
         assert behind._copy == {}
     assert caplog.text.count("train.async_save needs a copy") == 1
+
+
+def by_ranks(ranks, root: Path, behind: bool, after_begin=lambda ranks: None) -> Path:
+    """Two checkpoints with parts of experts from each rank, filled with its number. Returns the folder of the later one."""
+    rows = np.array([ranks.rank, ranks.rank + 3])
+    values = np.full((2, 3), ranks.rank, np.float32)
+    files = {f"experts_layer_0.{ranks.rank:05d}": {"w1": SavedArray(Part.of_rows((6, 3), rows), values)}}
+    with opened(root, behind, ranks=ranks) as saver:
+        saver.begin(7, files, {})
+        values += 10
+        after_begin(ranks)
+        saver.wait()
+        return saver.save(8, files, {})
 
 
 def test_ranks_complete_it_together_when_the_last_has_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -184,29 +200,74 @@ def test_ranks_complete_it_together_when_the_last_has_written(tmp_path: Path, mo
 
     monkeypatch.setattr(saving, "write_arrays", waiting)
 
-    def work(ranks, root: Path):
-        rows = np.array([ranks.rank, ranks.rank + 3])
-        values = np.full((2, 3), ranks.rank, np.float32)
-        files = {f"experts_layer_0.{ranks.rank:05d}": {"w1": SavedArray(Part.of_rows((6, 3), rows), values)}}
-        with opened(root, ranks=ranks) as behind:
-            behind.begin(7, files, {})
-            values += 10
-            behind.poll()
-            assert behind.pending
-            ranks.any(False)
-            late.set()
-            behind.wait()
-            return behind.save(8, files, {})
+    def go_on(ranks):
+        ranks.any(False)
+        late.set()
 
-    assert on_ranks(3, lambda ranks: work(ranks, tmp_path / "good")) == [tmp_path / "good" / "step_00000008"] * 3
-    saved = load_checkpoint(tmp_path / "good" / "step_00000007").saved("experts_layer_0")["w1"]
-    assert [array.values[0, 0] for array in saved] == [0, 1, 2]
+    good = on_ranks(3, lambda ranks: by_ranks(ranks, tmp_path / "good", True, go_on))
+    assert good == [tmp_path / "good" / "step_00000008"] * 3
+    saved = load_checkpoint(tmp_path / "good" / "step_00000007")
+    assert [array.values[0, 0] for array in saved.saved("experts_layer_0")["w1"]] == [0, 1, 2]
+    assert sorted(path.suffix for path in saved.path.iterdir()) == [".json", ".json", *[".safetensors"] * 3]
     late.clear()
-    errors = on_ranks(3, lambda ranks: work(ranks, tmp_path / "fail"))
+    errors = on_ranks(3, lambda ranks: by_ranks(ranks, tmp_path / "fail", True, go_on))
     assert all(isinstance(error, CheckpointError) for error in errors)
     assert "another rank" in str(errors[0])
     assert "Input/output error" in str(errors[1])
     assert list((tmp_path / "fail").iterdir()) == []
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_note_that_shows_up_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: bool):
+    """A shared file system may show rank 0 what another rank has written only after a while."""
+    read, asked = Path.read_bytes, dict[Path, int]()
+
+    def shown(self):
+        asked[self] = asked.get(self, 0) + 1
+        if self.name.startswith("note.00002") and asked[self] < 5:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", shown)
+    assert on_ranks(3, lambda ranks: by_ranks(ranks, tmp_path, behind)) == [tmp_path / "step_00000008"] * 3
+    assert max(asked.values()) == 5
+    assert newest_checkpoint(tmp_path).array("experts_layer_0", "w1").read()[:, 0].tolist() == [10, 11, 12] * 2
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_ranks_whose_notes_never_come_are_named_after_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind):
+    monkeypatch.setattr(saving, "NOTE_SECONDS", 0.2)
+    whole = saving.write_atomically
+    elsewhere = {"note.00001.json", "note.00002.json"}
+    monkeypatch.setattr(saving, "write_atomically", lambda file, text: file.name in elsewhere or whole(file, text))
+    found = on_ranks(4, lambda ranks: by_ranks(ranks, tmp_path, behind))
+    assert all(isinstance(error, CheckpointError) for error in found)
+    assert "rank 1, 2 has not said within 0.2 s that its files are written" in str(found[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_leaves_with_an_error_is_not_waited_for(tmp_path: Path, held: threading.Event):
+    """Rank 0 ends at once, though rank 1 has not written."""
+
+    def work(ranks):
+        with opened(tmp_path, ranks=ranks) as saver:
+            files = arrays() if ranks.first else {"experts_layer_1.00001": {"w1": SavedArray.whole(np.ones(3))}}
+            saver.begin(7, files, {})
+            threading.Timer(0.3, held.set).start()
+            raise ZeroDivisionError
+
+    start = time.monotonic()
+    assert [type(error) for error in on_ranks(2, work)] == [ZeroDivisionError] * 2
+    assert time.monotonic() - start < 10
+
+
+def test_what_a_dead_rank_left_is_removed_at_the_next_save(tmp_path: Path):
+    left = tmp_path / ".unfinished-step_00000007"
+    left.mkdir()
+    (left / "note.00001.json").write_text("{}")
+    (left / "experts_layer_0.00001.safetensors").write_text("half")
+    assert on_ranks(3, lambda ranks: by_ranks(ranks, tmp_path, True))[0].exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000007", "step_00000008"]
 
 
 def test_a_step_that_is_spared_stays_and_can_be_all_that_is_kept(tmp_path: Path):
@@ -217,9 +278,9 @@ def test_a_step_that_is_spared_stays_and_can_be_all_that_is_kept(tmp_path: Path)
             saver.save(step, files, {"step": step})
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00000002", "step_00000005"]
     keep_only(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step_00000002"]
-    assert load_checkpoint(tmp_path, IDENTITY).step == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002"]
+    assert newest_checkpoint(tmp_path, IDENTITY).step == 2
     with pytest.raises(CheckpointError, match="step_00000004 is to be kept and is not there, so nothing was removed"):
         keep_only(tmp_path, 4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step_00000002"]
-    assert load_checkpoint(tmp_path, IDENTITY).step == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002"]
+    assert newest_checkpoint(tmp_path, IDENTITY).step == 2

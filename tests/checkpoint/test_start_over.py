@@ -7,12 +7,14 @@ import pytest
 from helpers.failing_files import killed_after
 
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.save import save_checkpoint
-from pangu_sigma.checkpoint.start_over import set_aside, start_over
+from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.run_folder import go_back, set_aside, start_over
+from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.training.start import StartOptions, start_run
+from pangu_sigma.training.start import StartOptions, check_start, start_run
 
 OTHER = {"seed": 5}
 """Routing tables that the run's checkpoints do not go with."""
@@ -41,7 +43,7 @@ def test_starting_over_deletes_nothing_and_what_is_set_aside_is_a_run(tiny_data,
     before = {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.is_file()}
     with caplog.at_level("INFO"):
         created = start_run(run, tiny_config(tiny_data, routing=OTHER), options=StartOptions(start_over=True))
-    assert created.newest_checkpoint() is None
+    assert created.newest is None
     assert f"set aside checkpoints, metrics.jsonl, tensorboard, report of {run} in {run / 'set_aside_1'}" in caplog.text
     aside = open_model(run / "set_aside_1", "run")
     assert aside.config == tiny_config(tiny_data)
@@ -60,12 +62,41 @@ def test_starting_over_twice_takes_the_next_number_and_an_empty_run_has_nothing_
     assert (run / "set_aside_2" / "metrics.jsonl").exists()
 
 
-def test_what_an_interrupted_save_left_is_not_set_aside_and_a_checkpoint_that_stepped_aside_is(run):
-    checkpoints = run / "checkpoints"
-    (checkpoints / "step_00000003").rename(checkpoints / ".unfinished-replaced-step_00000003")
-    (checkpoints / ".unfinished-step_00000006").mkdir()
+def test_what_an_interrupted_save_left_is_not_set_aside(run):
+    (run / "checkpoints" / ".unfinished-step_00000006").mkdir()
     set_aside(run)
-    assert sorted(path.name for path in (run / "set_aside_1/checkpoints").iterdir()) == ["LATEST", "step_00000003"]
+    assert sorted(path.name for path in (run / "set_aside_1/checkpoints").iterdir()) == ["step_00000003"]
+
+
+def test_going_back_sets_the_later_checkpoints_aside_by_name(tiny_data, run, caplog):
+    opened = open_model(run, "run")
+    for step in (6, 9):
+        state = {"step": step, "updates": step, "cursor": {"taken": [step, 0, 0]}}
+        save_checkpoint(run / "checkpoints", step, {}, state, opened.identity, 5)
+    write_metrics(run, 9)
+    with pytest.raises(ConfigError, match=r"from_step 5: .*run has no such checkpoint; .* are of steps 3, 6, 9$"):
+        go_back(run, 5)
+    config = tiny_config(tiny_data)
+    assert check_start(run, config, StartOptions(from_step=3)) == []
+    with caplog.at_level("INFO"):
+        assert start_run(run, config, options=StartOptions(from_step=3)).newest.step == 3
+    assert f"set aside step_00000009, step_00000006 of {run} in {run / 'set_aside_1'}" in caplog.text
+    assert (
+        newest_checkpoint(run / "set_aside_1" / "checkpoints").step == open_model(run / "set_aside_1", "run").step == 9
+    )
+    assert (run / "set_aside_1" / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    start_run(run, config, options=StartOptions(from_step=3))
+    assert not (run / "set_aside_2").exists(), "nothing is newer"
+    with pytest.raises(ConfigError, match="start_over and from_step are two ways to begin; choose one"):
+        check_start(run, config, StartOptions(start_over=True, from_step=3))
+
+
+def test_a_step_to_go_back_to_that_is_damaged_is_refused_and_nothing_is_set_aside(run):
+    save_checkpoint(run / "checkpoints", 6, {}, {}, open_model(run, "run").identity, 5)
+    (run / "checkpoints" / "step_00000003" / "seal.json").unlink()
+    with pytest.raises(CheckpointError, match=r"step_00000003/seal\.json"):
+        go_back(run, 3)
+    assert (run / "checkpoints" / "step_00000006").exists()
 
 
 def test_lines_without_a_checkpoint_are_kept_and_said(tiny_data, run, caplog):

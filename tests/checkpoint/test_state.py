@@ -11,7 +11,7 @@ from helpers.toy import randomise, toy_config, toy_network, weights_of
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, Identity
 from pangu_sigma.checkpoint.parts import Files
-from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, make_store
@@ -40,8 +40,7 @@ def whole(seed: int, **model: int) -> tuple[Shards, ExpertStore]:
 
 
 def saved(folder: Path, files: Files) -> Path:
-    save_checkpoint(folder, 5, files, {}, IDENTITY, 1)
-    return folder
+    return save_checkpoint(folder, 5, files, {}, IDENTITY, 1)
 
 
 def arrays(shards: Shards) -> dict[str, bytes]:

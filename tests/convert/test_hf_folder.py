@@ -17,11 +17,11 @@ from safetensors.numpy import load_file, save_file
 
 from experiments.chaos.runs import whole
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
-from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.checkpoint.state import restore_rows
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
@@ -89,7 +89,7 @@ def test_there_and_back_is_the_same_run_bit_for_bit(run, folder, tiny_data, tmp_
     again = convert_model(folder, tmp_path / "again", "run")
     old, new = open_model(run, "run"), open_model(again, "run")
     assert (old.config, old.tokenizer.hash, old.table.hash) == (new.config, new.tokenizer.hash, new.table.hash)
-    before, after = whole(load_checkpoint(run / "checkpoints")), whole(load_checkpoint(again / "checkpoints"))
+    before, after = whole(newest_checkpoint(run / "checkpoints")), whole(newest_checkpoint(again / "checkpoints"))
     assert before.keys() == after.keys()
     for name, value in before.items():
         assert (value.dtype, value.tobytes()) == (after[name].dtype, after[name].tobytes()), name
@@ -104,7 +104,7 @@ def test_there_and_back_is_the_same_run_bit_for_bit(run, folder, tiny_data, tmp_
 def test_another_library_reads_every_weight_by_its_name(run, folder):
     found, shapes = weights(folder), weight_shapes(open_model(run, "run").config)
     assert found.keys() == {*map(name_in_folder, shapes), "tid2eid", "tid2eid_spread", "tid2row"}
-    saved = whole(load_checkpoint(run / "checkpoints"))
+    saved = whole(newest_checkpoint(run / "checkpoints"))
     for name, shape in shapes.items():
         assert (found[name_in_folder(name)].dtype, found[name_in_folder(name)].shape) == (np.float32, shape), name
     for theirs, ours in (
@@ -160,7 +160,7 @@ def test_what_several_ranks_wrote_becomes_the_same_folder(run, folder, tmp_path)
     copy = tmp_path / "ranks"
     shutil.copytree(run, copy)
     opened = open_model(run, "run")
-    saved = load_checkpoint(run / "checkpoints")
+    saved = newest_checkpoint(run / "checkpoints")
     arrays = {shard: saved.saved(shard) for shard in ("dense", "experts_layer_0", "experts_layer_1")}
     files = compose(
         opened.config,
@@ -258,7 +258,7 @@ def test_a_run_is_made_without_prepared_data_and_trains_on_with_it(run, folder, 
     with pytest.raises(DataError, match=r"data\.path=/nowhere is not there"):
         start_run(again, config)
     there = tiny_config(tiny_data, model=MODEL, routing=BALANCED)
-    checkpoint = start_run(again, there).newest_checkpoint()
+    checkpoint = start_run(again, there).newest
     assert checkpoint is not None
     assert checkpoint.step == 0
     with pytest.raises(ConfigError, match="starting over would draw new ones"):
@@ -287,7 +287,7 @@ def test_segments_go_there_and_back_and_every_file_says_what_they_are(drawn_segm
     again = convert_model(written, tmp_path / "again", "run")
     old, new = open_model(drawn_segmented_run, "run"), open_model(again, "run")
     assert (old.config, old.table.hash) == (new.config, new.table.hash)
-    before, after = (whole(load_checkpoint(path / "checkpoints")) for path in (drawn_segmented_run, again))
+    before, after = (whole(newest_checkpoint(path / "checkpoints")) for path in (drawn_segmented_run, again))
     assert before.keys() == after.keys()
     assert all(value.tobytes() == after[name].tobytes() for name, value in before.items())
     found = weights(written)
@@ -324,7 +324,7 @@ def test_rows_go_there_and_back_and_every_file_says_what_they_are(rows_run, tmp_
     again = convert_model(written, tmp_path / "again", "run")
     old, new, between = open_model(rows_run, "run"), open_model(again, "run"), open_model(written, "hf")
     assert (old.config, old.table.hash) == (new.config, new.table.hash) == (between.config, between.table.hash)
-    before, after = (whole(load_checkpoint(path / "checkpoints")) for path in (rows_run, again))
+    before, after = (whole(newest_checkpoint(path / "checkpoints")) for path in (rows_run, again))
     assert before.keys() == after.keys()
     assert all((value.dtype, value.tobytes()) == (after[n].dtype, after[n].tobytes()) for n, value in before.items())
     found = weights(written)
@@ -635,7 +635,7 @@ def test_a_run_of_values_that_are_not_finite_is_refused_in_one_true_message(fold
     reseal(saved)  # with hashes of its own it is read as it is; without, the reader refuses it before
     assert main(["export", str(saved), "--output", str(tmp_path / "run"), "--format", "run"]) == 2
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "the model has values that are not finite: dense.safetensors: " in message
+    assert "the model has values that are not finite: dense: " in message
     assert "has 1, first at [3]. No run begins with them, and nothing was written; name another model" in message
     assert "not finite" not in caplog.text, "it is said once"
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file
 import pangu_sigma as ps
 from experiments.chaos.runs import opened_whole
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.checkpoint.parts import SavedArray
-from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert import mindir as module
 from pangu_sigma.convert.mindir import ExportError, compare_greedy, export_mindir, verify_export
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 def altered(run: Path, copy: Path) -> Path:
     """A run of the same tokenizer and tables whose weights are others."""
     shutil.copytree(run, copy)
-    checkpoint = load_checkpoint(copy / "checkpoints")
+    checkpoint = newest_checkpoint(copy / "checkpoints")
     dense = checkpoint.files["dense"]
     dense["embedding"] = SavedArray.whole(-dense["embedding"].values)
     step = checkpoint.step + 1

@@ -6,19 +6,19 @@ import pytest
 from helpers.tasks import TASK
 
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.domains import domains_of
 from pangu_sigma.finetune.encoding import SampleEncoder, TooLong
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.run import StoredRun
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run) -> RunFolder:
+def run(tiny_run) -> StoredRun:
     return open_model(tiny_run, "run")
 
 
-def speller(run: RunFolder, data, **options: object) -> SampleEncoder:
+def speller(run: StoredRun, data, **options: object) -> SampleEncoder:
     config = tiny_config(data, finetune=TASK["finetune"] | {"domain": "en"} | options, chat=TASK["chat"])
     return SampleEncoder(run.tokenizer, config)
 

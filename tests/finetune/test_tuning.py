@@ -16,7 +16,7 @@ from helpers.tasks import pairs, write_lines, write_task
 
 from experiments.chaos.runs import digests
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
@@ -338,7 +338,7 @@ def test_patience_ends_a_run_and_the_best_state_is_kept(tiny_run, tmp_path):
     assert result["steps"] < config.train.steps
     assert result["best"]["stale"] == 2
     assert result["steps"] == result["best"]["step"] + 2 * config.train.eval_interval
-    assert load_checkpoint(tmp_path / "run" / "checkpoints").step == result["best"]["step"]
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints").step == result["best"]["step"]
 
 
 @pytest.mark.slow

@@ -281,7 +281,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "hf: an empty index": (indexed(lambda files: files.clear()), "it has no weight_map"),
     "hf: safetensors that are cut short": (
         huggingface(change=content("model.safetensors", lambda c: c[:999])),
-        "its header of|ends at byte",
+        "deserializing header: .*download it again",
     ),
     "hf: code": (
         huggingface(form="bin", change=content("pytorch_model.bin", lambda c: foreign.torch_zip({"a": _System()}))),

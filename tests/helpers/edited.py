@@ -39,5 +39,4 @@ def stopped_at(run: Path, step: int, folder: Path) -> Path:
     for path in (copy / "checkpoints").glob("step_*"):
         if int(path.name.removeprefix("step_")) > step:
             shutil.rmtree(path)
-    (copy / "checkpoints" / "LATEST").write_text(f"step_{step:08d}")
     return copy

@@ -37,7 +37,7 @@ from experiments.tiny import tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.checkpoint.parts import SavedArray
-from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.manifest import Source, load_manifest
 from pangu_sigma.domains import domains_of
@@ -366,15 +366,15 @@ def checkpoint_target(folder: Path) -> Target:
     identity = Identity("v", "r", {"name": "tiny"})
     valid = save_checkpoint(folder / "checkpoints", 3, {"dense": {"w": SavedArray.whole(values)}}, state, identity, 1)
     files = {file.name: file.read_bytes() for file in valid.iterdir()}
-    manifest = json.loads(files["manifest.json"])
+    seal = json.loads(files[SEAL])
 
     @st.composite
     def fingerprinted(draw: st.DrawFn) -> dict[str, bytes]:
         """A file is changed, and its hash with it."""
-        name, tree = draw(st.sampled_from(["dense.safetensors", "state.json"])), deepcopy(manifest)
+        name, tree = draw(st.sampled_from(["dense.safetensors", "state.json"])), deepcopy(seal)
         changed = draw(changed_bytes(files[name]))
         tree["files"][name] = {"bytes": len(changed), "xxh3_128": xxhash.xxh3_128_hexdigest(changed)}
-        return {"manifest.json": resealed(tree), name: changed}
+        return {SEAL: resealed(tree), name: changed}
 
     def load(here: Path, case: dict[str, bytes]) -> bool:
         for name, content in {**files, **case}.items():
@@ -383,10 +383,10 @@ def checkpoint_target(folder: Path) -> Target:
             load_checkpoint(here / "step_00000003").saved("dense")
         return True
 
-    def alone(manifests: st.SearchStrategy[bytes]) -> st.SearchStrategy[dict[str, bytes]]:
-        return manifests.map(lambda content: {"manifest.json": content})
+    def alone(seals: st.SearchStrategy[bytes]) -> st.SearchStrategy[dict[str, bytes]]:
+        return seals.map(lambda content: {SEAL: content})
 
-    mutated = st.one_of(alone(changed_tree(manifest).map(resealed)), fingerprinted())
+    mutated = st.one_of(alone(changed_tree(seal).map(resealed)), fingerprinted())
     return Target(mutated, load, "not the JSON|its own hash", alone(SEALED))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.tiny import TINY_WORDS, tiny_tree
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.stored.open import open_model
 
 LAW = {"name": "law", "language": "zh", "slot": "law"}
@@ -40,5 +40,5 @@ def law_tree(data: Path, run: Path | None = None) -> dict[str, Any]:
 def saved_arrays(run: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint of a run, by file and name."""
     opened = open_model(run, "run")
-    files = load_checkpoint(opened.checkpoints, opened.identity).files
+    files = newest_checkpoint(opened.checkpoints, opened.identity).files
     return {f"{file} {name}": np.array(a.values) for file, arrays in files.items() for name, a in arrays.items()}

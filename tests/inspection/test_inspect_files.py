@@ -96,8 +96,10 @@ def test_a_damaged_checkpoint_is_told_also_where_an_older_one_is_whole(forms, tm
     copy = shutil.copytree(forms["run"], tmp_path / "run")
     assert inspect_files(copy, verify=True).damaged == []
     shutil.copytree(copy / "checkpoints" / STEP, copy / "checkpoints" / "step_00000004")
-    (copy / "checkpoints" / "LATEST").write_text("step_00000004\n")
-    file = copy / "checkpoints" / "step_00000004" / "dense.safetensors"
+    newer = copy / "checkpoints" / "step_00000004"
+    (newer / "state.json").write_bytes((newer / "state.json").read_bytes().replace(b'"step": 0', b'"step": 4'))
+    add_to_seal(newer, "state.json")
+    file = newer / "dense.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert main(["inspect", str(copy), "--verify"]) == 1
     head, damaged, *rows = capsys.readouterr().out.splitlines()
@@ -110,14 +112,14 @@ def test_a_flipped_bit_in_any_file_of_a_run_is_damage(forms, tmp_path):
     copy = shutil.copytree(forms["run"], tmp_path / "run")
     (copy / "lineage.json").write_bytes(sealed({"kind": "inherit", "parent": "/alpha"}, record=True))
     assert inspect_files(copy, verify=True).damaged == []
-    files = [file for file in copy.rglob("*") if file.is_file() and file.name not in ("LATEST", "LOCK")]
+    files = [file for file in copy.rglob("*") if file.is_file() and file.name != "LOCK"]
     assert len(files) > 8
     for file in files:
         content = file.read_bytes()
         at = len(content) // 2
         file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         (message,) = inspect_files(copy, verify=True).damaged
-        assert file.name in message or (file.parent.name == STEP and "manifest" in file.name), file
+        assert file.name in message, file
         file.write_bytes(content)
 
 
@@ -134,9 +136,9 @@ def test_a_missing_record_of_the_origin_is_damage(forms, tmp_path):
 def test_a_checkpoint_that_lacks_an_array_is_not_verified(forms, tmp_path):
     """Its hashes are right: a rank was missing when it was sealed."""
     copy = shutil.copytree(forms["checkpoint"], tmp_path / STEP)
-    body = unsealed(copy / "manifest.json", "")
+    body = unsealed(copy / "seal.json", "")
     del body["files"]["experts_layer_1.safetensors"]
-    (copy / "manifest.json").write_bytes(sealed(body))
+    (copy / "seal.json").write_bytes(sealed(body))
     (message,) = inspect_files(copy, verify=True).damaged
     assert "the checkpoint of step 0 lacks 13 of " in message
     assert "such as b1 of shard experts_layer_1" in message

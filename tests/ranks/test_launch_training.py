@@ -17,7 +17,7 @@ from helpers.prepared import change_vocabulary
 
 from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port
 from experiments.tiny import STEPS, tiny_config, tiny_tree
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.launching import check_ranks, training_facts
@@ -38,12 +38,12 @@ def test_a_run_whose_rank_is_killed_ends_with_the_weights_of_an_undisturbed_run(
     with launch(file, other) as it:
         assert it.wait(300) == 0
     with launch(file, run, "--max-restarts", "1") as it:
-        eventually(lambda: (run / "checkpoints" / "LATEST").exists(), 120)
+        eventually(lambda: list((run / "checkpoints").glob("step_*")), 120)
         os.kill(it.rank(0), signal.SIGKILL)
         assert it.wait(300) == 0
         assert it.left() == []
     assert "resuming" in it.texts(0)[1]
-    ours, undisturbed = (load_checkpoint(path / "checkpoints") for path in (run, other))
+    ours, undisturbed = (newest_checkpoint(path / "checkpoints") for path in (run, other))
     assert ours.step == undisturbed.step == STEPS
     assert ours.state == undisturbed.state
     assert ours.files.keys() == undisturbed.files.keys()

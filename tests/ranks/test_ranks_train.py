@@ -17,7 +17,7 @@ from helpers.prepared import reseal
 from experiments.chaos.rank_processes import CRASHES_AT_EXIT, MAIN, RankProcesses
 from experiments.chaos.runs import whole
 from experiments.tiny import tiny_tree
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint, newest_checkpoint
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.cli import main
@@ -299,7 +299,7 @@ def test_sigterm_to_one_rank_saves_the_step_and_ends_all(four_domains, tmp_path)
         ranks.workers[1].send_signal(signal.SIGTERM)
         assert ranks.wait(WAIT) == [0, 0], ranks.said()
         assert time.monotonic() - asked < 10
-    saved = load_checkpoint(folder / "checkpoints")
+    saved = newest_checkpoint(folder / "checkpoints")
     assert saved.step == lines(folder, "step")[-1]["step"] < 100_000
     assert f"stopped after step {saved.step}, which is saved" in ranks.logs[0].read_text()
     assert lines(folder, "load")[-1]["step"] == saved.step
@@ -309,7 +309,7 @@ def test_an_exported_folder_holds_the_weights_of_all_ranks(run, tmp_path):
     folder = tmp_path / "hf"
     assert main(["export", str(run(EXPERT)), "--format", "hf", "--output", str(folder)]) == 0
     model, names = open_model(folder, "hf"), []
-    for name, array in whole(load_checkpoint(run(EXPERT) / "checkpoints")).items():
+    for name, array in whole(newest_checkpoint(run(EXPERT) / "checkpoints")).items():
         shard, _, tensor = name.partition("/")
         if shard == "dense" or (shard.startswith(EXPERTS) and tensor in FFN_TENSORS):
             assert np.array_equal(model.array(shard, tensor).read(), array), name

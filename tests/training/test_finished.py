@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from experiments.tiny import STEPS
-from pangu_sigma.checkpoint.root import latest_checkpoint
+from experiments.tiny import SAVED_AT, STEPS
+from pangu_sigma.checkpoint.root import checkpoints
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.cli import main
 from pangu_sigma.training import loop
@@ -47,10 +47,9 @@ def test_a_run_that_has_steps_to_do_or_a_damaged_checkpoint_is_trained(run):
     for config, asked in (
         (run_config(run, ["train.steps=31"]), DEFAULT_START),
         (run_config(run), StartOptions(start_over=True)),
+        (run_config(run), StartOptions(from_step=SAVED_AT)),
     ):
         assert not take_up_finished(run, config, asked)
-    newest = latest_checkpoint(run / "checkpoints")
-    assert newest is not None
-    (newest / "state.json").write_text("{}")
+    (checkpoints(run / "checkpoints")[0] / "state.json").write_text("{}")
     assert not take_up_finished(run, run_config(run), DEFAULT_START)
     assert not take_up_finished(run.with_name("new"), run_config(run), DEFAULT_START)

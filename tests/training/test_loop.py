@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -22,10 +21,10 @@ from ascend_ops.adam_worker import AdamWorkerError
 from experiments.chaos.runs import digests
 from experiments.chaos.saves_behind import same_saves
 from experiments.tiny import SAVED_AT, STEPS, tiny_config
-from pangu_sigma.checkpoint import save as saving
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint import saver as saving
+from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
-from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
+from pangu_sigma.checkpoint.root import checkpoints
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
@@ -36,6 +35,7 @@ from pangu_sigma.model.declare import as_input
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.log.metrics import load_max_over_mean, read_metrics
 from pangu_sigma.training.loop import Trainer, _remarks, train
 from pangu_sigma.training.start import start_run
@@ -83,7 +83,7 @@ def file_run(tiny_data, tmp_path_factory) -> Path:
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     mapped = [line for line in killed.stdout.splitlines() if f" {folder}/" in line]
     assert mapped and all(line.endswith(" (deleted)") for line in mapped), killed.stdout
-    assert (folder / "checkpoints/LATEST").read_text().strip() == f"step_{SAVED_AT:08d}"
+    assert [path.name for path in checkpoints(folder / "checkpoints")] == [f"step_{SAVED_AT:08d}"]
     train(tiny_config(tiny_data, ecss=FILES), folder)
     return folder
 
@@ -112,8 +112,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_report(tiny_run):
     assert load.shape == (2, 6)
     assert (load.sum(axis=1) == STEPS * 4 * 32).all()
     names = sorted(path.name for path in (tiny_run / "checkpoints").iterdir())
-    assert names == ["LATEST", f"step_{SAVED_AT:08d}", f"step_{STEPS:08d}"]
-    assert (tiny_run / "checkpoints/LATEST").read_text().strip() == f"step_{STEPS:08d}"
+    assert names == [f"step_{SAVED_AT:08d}", f"step_{STEPS:08d}"]
     assert list((tiny_run / "tensorboard").iterdir())
     assert list((tiny_run / "report").iterdir())
 
@@ -180,14 +179,14 @@ def test_nothing_reads_or_saves_the_experts_of_a_step_that_failed(tiny_data, tin
             read()
     with pytest.raises(RuntimeError, match="An error occurred in the previous step"):  # MindSpore's own
         trainer.advance()
-    assert latest_checkpoint(trainer.run.checkpoints).name == f"step_{SAVED_AT:08d}"
+    assert trainer.run.newest.path.name == f"step_{SAVED_AT:08d}"
 
 
 @pytest.mark.parametrize("ecss", [{}, FILES], ids=["memory", "files"])
 def test_any_store_takes_a_checkpoint_of_files(tiny_data, file_run, tmp_path, ecss):
     trainer = Trainer(tiny_config(tiny_data, ecss=ecss), stopped_at(file_run, SAVED_AT, tmp_path / "run"))
     assert trainer.progress.step == SAVED_AT
-    saved, found = load_checkpoint(trainer.run.checkpoints).files, trainer.shards
+    saved, found = newest_checkpoint(trainer.run.checkpoints).files, trainer.shards
     for shard, arrays in saved.items():
         for name, array in arrays.items():
             assert found[shard][name].asnumpy().tobytes() == array.values.tobytes(), name
@@ -211,7 +210,7 @@ def test_the_traffic_of_the_log_is_that_of_the_batches(tiny_data, tiny_run):
 
 
 def test_a_checkpoint_holds_all_of_the_store_and_the_optimizer(tiny_run):
-    loaded = load_checkpoint(tiny_run / "checkpoints")
+    loaded = newest_checkpoint(tiny_run / "checkpoints")
     assert set(loaded.files) == {"dense", "dense_optimizer", "experts_layer_0", "experts_layer_1", "loss_scale"}
     for name, array in loaded.files["dense"].items():
         for part in ("moment", "variance"):
@@ -231,9 +230,11 @@ def test_other_routing_is_refused_by_the_checkpoint_itself(tiny_data, tiny_run, 
     with pytest.raises(ConfigError, match=r"routing\.seed: 0 → 5"):
         Trainer(tiny_config(tiny_data, routing={"seed": 5}), copy)
     run = start_run(tiny_run, tiny_config(tiny_data))
-    other = replace(run, table=draw_tables(RoutingConfig(seed=5), 2, 3, run.tokenizer.size, 2, None))
+    table = draw_tables(RoutingConfig(seed=5), 2, 3, run.tokenizer.size, 2, None)
+    other = StoredRun(run.path)
+    other.table = table
     with pytest.raises(CheckpointError, match=r"routing_hash.*routing\.seed"):
-        other.newest_checkpoint()
+        newest_checkpoint(other.checkpoints, other.identity)
 
 
 def changes(run: Path) -> list[tuple[int, list]]:
@@ -304,7 +305,7 @@ def test_a_disk_that_refuses_a_save_is_logged_and_only_the_last_save_ends_the_ru
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert re.search(r"step_00000005: .*No space left.* Training goes on.* due after step \d+", said)
     found = tmp_path / "run" / "checkpoints"
-    assert sorted(path.name for path in found.iterdir()) == ["LATEST", "step_00000010"]
+    assert sorted(path.name for path in found.iterdir()) == ["step_00000010"]
     monkeypatch.undo()
     train(config, tmp_path / "run")
     latest = f"checkpoints/step_{SAVED_AT:08d}"
@@ -319,7 +320,7 @@ def test_200_states_that_are_saved_behind_the_training_are_those_that_are_saved_
 def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer, caplog):
     """Behind the training: the error comes at a later step, and whatever is saved then is no checkpoint."""
     trainer.save()
-    before = has_checkpoints(trainer.run.checkpoints), latest_checkpoint(trainer.run.checkpoints)
+    before = checkpoints(trainer.run.checkpoints)
     weight = trainer.store.segments[1].named["w2"].asnumpy()
     kept = weight[4].copy()
     weight[4, 3] = np.nan
@@ -329,11 +330,10 @@ def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer,
         with pytest.raises(
             UnhealthyState, match=r"w2 has \d+, first at \[4, 3, 0\] \(layer 1, expert 4 of domain code\)"
         ):
-            while trainer.saver.pending:
-                trainer.complete_save()
+            trainer.complete_save()
     finally:
         weight[4] = kept
-    assert before == (True, latest_checkpoint(trainer.run.checkpoints))
+    assert before == checkpoints(trainer.run.checkpoints) != []
     assert [path.name for path in trainer.run.checkpoints.glob("unhealthy_*")] == [
         f"unhealthy_{trainer.progress.step:08d}"
     ]
@@ -343,17 +343,30 @@ def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer,
 def test_a_finished_run_is_not_trained_again_and_what_a_kill_left_behind_its_last_save_is_removed(
     tiny_data, tiny_run, tmp_path
 ):
-    """Killed between the two renames of the last save, and while an older checkpoint was pruned."""
+    """Killed after the rename of the last save, while an older checkpoint was pruned."""
     copy = shutil.copytree(tiny_run, tmp_path / "run")
-    checkpoints = copy / "checkpoints"
-    (checkpoints / "LATEST").rename(checkpoints / ".unfinished-LATEST")
-    (checkpoints / ".unfinished-pruned-step_00000001").mkdir()
+    root = copy / "checkpoints"
+    (root / ".unfinished-pruned-step_00000001").mkdir()
     train(tiny_config(tiny_data), copy)
     assert not list(copy.rglob(".unfinished*"))
-    assert (checkpoints / "LATEST").read_text() == f"step_{STEPS:08d}\n"
     assert read_metrics(copy) == read_metrics(tiny_run)
     latest = f"checkpoints/step_{STEPS:08d}"
     assert digests(copy / latest) == digests(tiny_run / latest)
+
+
+def test_a_newest_checkpoint_that_is_damaged_is_set_aside_by_name_when_the_run_goes_on(
+    tiny_data, tiny_run, tmp_path, caplog
+):
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    newest = copy / f"checkpoints/step_{STEPS:08d}"
+    file = newest / "experts_layer_0.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    caplog.set_level("INFO")
+    train(tiny_config(tiny_data), copy)
+    assert f"{file}: xxh3_128 is " in caplog.text and f"resuming {copy} after step {SAVED_AT}" in caplog.text
+    assert f"set aside {newest.name} of {copy} in {copy / 'set_aside_1'}" in caplog.text
+    assert digests(newest) == digests(tiny_run / newest.relative_to(copy))
+    assert (copy / "set_aside_1" / newest.relative_to(copy) / file.name).exists()
 
 
 @pytest.mark.parametrize("kept", [0, 60])

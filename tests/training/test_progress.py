@@ -5,7 +5,6 @@ import json
 import pytest
 
 from experiments.tiny import STEPS, tiny_config
-from pangu_sigma.checkpoint.root import latest_checkpoint
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.training.progress import Progress, resume
@@ -27,7 +26,7 @@ def test_it_comes_back_from_the_state_of_a_checkpoint():
 
 def test_a_run_without_a_checkpoint_begins_at_the_start(tiny_data, tmp_path):
     run, start = start_run(tmp_path / "run", tiny_config(tiny_data)), Cursor([0, 0, 0])
-    assert latest_checkpoint(run.checkpoints) is None
+    assert run.newest is None
     assert resume(run, start) == (Progress(0, 0, start), None)
 
 
@@ -37,7 +36,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tiny_data, tiny_run, caplog):
     with caplog.at_level("INFO"):
         progress, checkpoint = resume(run, Cursor([0, 0, 0]))
     assert checkpoint is not None
-    assert latest_checkpoint(run.checkpoints) == run.checkpoints / f"step_{STEPS:08d}"
+    assert checkpoint.path == run.checkpoints / f"step_{STEPS:08d}"
     assert (progress.step, progress.updates, checkpoint.step) == (STEPS, STEPS, STEPS)
     assert sum(progress.cursor.taken) == STEPS * 4
     assert f"resuming {tiny_run} after step {STEPS}" in caplog.text

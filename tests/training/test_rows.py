@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.stored.network import build_network
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.loop import Trainer, train
@@ -28,7 +28,7 @@ def trained(
 
 
 def saved(run: Path) -> dict[str, bytes]:
-    files = load_checkpoint(run / "checkpoints").files
+    files = newest_checkpoint(run / "checkpoints").files
     return {f"{file}/{name}": each.values.tobytes() for file, arrays in files.items() for name, each in arrays.items()}
 
 

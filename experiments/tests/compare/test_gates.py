@@ -13,7 +13,7 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 from ascend_ops.grouped_ffn import grouped_ffn_oracle
 from experiments.compare.gates import GateBackend, GatedFFN, GateTrainer, gated_network, received
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.ecss.store import make_network
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
@@ -175,7 +175,7 @@ def test_the_loop_trains_the_gate_and_logs_its_load(tiny_data: Path, tmp_path: P
     config = tiny_config(tiny_data, ecss={"enabled": False}, train=base | {"steps": 6})
     trainer = train(config, tmp_path / "gated", GateBackend(), kind=GateTrainer)
     before = {name: p.asnumpy() for name, p in gated_network(config).parameters_and_names() if "gate" in name}
-    dense = load_checkpoint(trainer.run.checkpoints, trainer.run.identity).saved("dense")
+    dense = newest_checkpoint(trainer.run.checkpoints, trainer.run.identity).saved("dense")
     for name, values in before.items():
         assert abs(dense[name][0].values - values).max() > 1e-3, "the gate learns, and is saved"
     lines = read_metrics(tmp_path / "gated")

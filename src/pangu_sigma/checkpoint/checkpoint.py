@@ -1,9 +1,8 @@
 """Reader of checkpoints: every byte is verified, and a damaged checkpoint is refused. The promises are in README.md.
 
     <root>/step_00000400/<shard>.safetensors …  arrays
-                         state.json             counters, random state, data cursor
-                         manifest.json          size and content hash of those files, identity of the run, its own hash
-    <root>/LATEST                               name of the newest whole checkpoint
+                         state.json             step, identity of the run, counters, random state, data cursor
+                         seal.json              size and content hash of those files, its own hash
     <root>/unhealthy_00000500/                  a state with values that are not finite; kept for inspection, never loaded
 
 A shard is a named group of arrays: the dense parameters, the experts of a layer. A shard that several ranks write has one file per
@@ -12,7 +11,6 @@ rank, `<shard>.<rank>.safetensors`, whose metadata say which part of the whole a
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from dataclasses import dataclass, replace
@@ -24,35 +22,32 @@ import numpy as np
 
 from pangu_sigma.checkpoint.format import (
     ANOTHER,
-    CHECKPOINT_NAME,
-    MANIFEST,
     PARTS,
-    STATE,
-    UNHEALTHY,
     CheckpointError,
     DamagedCheckpoint,
     Identity,
-    read_manifest,
+    read_facts,
 )
 from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.not_finite import find_not_finite
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part, decode_parts
-from pangu_sigma.checkpoint.root import ASIDE, candidates, latest_checkpoint
+from pangu_sigma.checkpoint.root import checkpoints
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
+from pangu_sigma.errors import argument
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
 from pangu_sigma.sealed import DamagedFile, verify
 
 logger = logging.getLogger(__name__)
-
-_WAIT = "train the run, or wait for its first one"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Checkpoint on the disk, with verified files and memory-mapped arrays; writing to an array changes memory only.
 
-    passed_over: messages on damaged checkpoints that come before this one in the order of `candidates`.
+    passed_over: messages on newer checkpoints that are damaged.
     """
 
+    path: Path
     step: int
     state: dict[str, Any]
     identity: Identity
@@ -75,82 +70,83 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: Path,
-    expected: Identity | None = None,
-    ranks: Ranks = SINGLE_PROCESS,
-    verified: bool = True,
+    path: Path, expected: Identity | None = None, ranks: Ranks = SINGLE_PROCESS, verified: bool = True
 ) -> Checkpoint:
-    """Load a checkpoint and verify its files.
+    """Load the checkpoint in a folder, and verify its files.
 
-    path: one checkpoint's directory, where damage is an error; or a root, where the newest whole checkpoint is loaded. A warning
-        then names the checkpoint in LATEST if that one is damaged or missing.
     expected: identity of the run to resume; another vocabulary or routing hash is refused. Configurations and data may differ.
     ranks: every rank calls this function, verifies some of the files, and loads the same checkpoint.
-    verified: False to compare sizes and no hashes, which reads headers only; in a root the newest checkpoint by name is loaded.
-    Raises CheckpointError if there is no whole checkpoint, or if its identity is not the expected one.
+    verified: False to compare sizes and no hashes, which reads headers only.
+    Raises DamagedCheckpoint on all ranks for damage, CheckpointError if the identity is not the expected one.
     """
-    if CHECKPOINT_NAME.fullmatch(path.name) or (path / MANIFEST).exists():
-        return _load_directory(path, expected, ranks, verified)
-    if verified:
-        return _newest_whole(path, expected, ranks)
-    newest = latest_checkpoint(path)
-    if newest is None:
-        raise CheckpointError(f"{path}: holds no checkpoint; {_WAIT}")
-    return _load_directory(newest, expected, ranks, verified)
+    try:
+        with ranks.fail_together(f"verifying {path}"):
+            facts, recorded = read_facts(path)
+            for name, fingerprint in list(recorded.items())[ranks.rank :: ranks.world]:
+                verify(path / name, fingerprint, ANOTHER, verified)
+    except (RankError, DamagedFile) as error:
+        raise DamagedCheckpoint(str(error)) from error
+    if expected is not None:
+        _refuse_other(path, facts.identity, expected)
+    names = [name.removesuffix(".safetensors") for name in recorded if name.endswith(".safetensors")]
+    try:
+        files = {name: _read_arrays(path / f"{name}.safetensors") for name in names}
+        _check_whole(path, files)
+    except (DamagedFile, ValueError, OSError) as error:
+        # the file has its hash, and is not what a save writes
+        raise DamagedCheckpoint(f"{error}; {ANOTHER}") from error
+    return Checkpoint(path, facts.step, facts.state, facts.identity, files)
 
 
-def newest_identity(root: Path) -> Identity | None:
-    """Return the identity in the newest checkpoint with an undamaged manifest, the only file read; None if a root has none."""
-    for directory in candidates(root) if root.is_dir() else ():
-        try:
-            return Identity(**read_manifest(directory)["identity"])
-        except DamagedCheckpoint as error:
-            logger.warning("%s; asking the checkpoint before it", error)
-    return None
+def newest_checkpoint(
+    root: Path, expected: Identity | None = None, ranks: Ranks = SINGLE_PROCESS, verified: bool = True
+) -> Checkpoint | None:
+    """Load the newest whole checkpoint of a root; None if it has none. Damaged ones are passed over, which is logged.
 
-
-def _newest_whole(root: Path, expected: Identity | None, ranks: Ranks) -> Checkpoint:
-    if (root / UNHEALTHY).exists():
-        raise CheckpointError(f"{root} holds values that are not finite, and is no checkpoint; name one beside it")
+    Arguments: as in `load_checkpoint`; without `verified`, whole is what has its seal and files of the right sizes.
+    Raises DamagedCheckpoint if none is whole, CheckpointError if the identity is not the expected one.
+    """
     problems: list[str] = []
-    for directory in candidates(root):
+    found = "\n".join(path.name for path in checkpoints(root))  # rank 0's list: another rank may be shown an old one
+    for name in (ranks.texts(found)[0] if ranks.world > 1 else found).split():
         try:
-            return replace(_load_directory(directory, expected, ranks), passed_over=tuple(problems))
+            return replace(load_checkpoint(root / name, expected, ranks, verified), passed_over=tuple(problems))
         except DamagedCheckpoint as error:
             logger.warning("%s; trying the checkpoint before it", error)
             problems.append(str(error))
     if not problems:
-        raise CheckpointError(f"no usable checkpoint in {root}: it holds none yet\n{_WAIT}")
-    found = "\n".join(problems)
+        return None
     fix = f"name another run, or train this one anew: pangu-sigma train {root.parent} --start-over"
-    raise DamagedCheckpoint(f"no usable checkpoint in {root}: {found}\n{fix}")
+    raise DamagedCheckpoint("\n".join([f"no usable checkpoint in {root}:", *problems, fix]))
 
 
-def _load_directory(path: Path, expected: Identity | None, ranks: Ranks, verified: bool = True) -> Checkpoint:
-    try:
-        with ranks.fail_together(f"verifying {path}"):
-            manifest = read_manifest(path)
-            for name, recorded in list(manifest["files"].items())[ranks.rank :: ranks.world]:
-                verify(path / name, recorded, ANOTHER, verified)
-    except (RankError, DamagedFile) as error:
-        raise DamagedCheckpoint(str(error)) from error
-    step, named = manifest["step"], CHECKPOINT_NAME.fullmatch(path.name.removeprefix(ASIDE))
-    if named and int(named[1]) != step:
-        raise DamagedCheckpoint(
-            f"{path / MANIFEST}: is of step {step}, which its folder's name does not say; {ANOTHER}"
-        )
-    identity = Identity(**manifest["identity"])
-    if expected is not None:
-        _refuse_other(path, identity, expected)
-    names = [name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors")]
-    try:
-        files = {name: _read_arrays(path / f"{name}.safetensors") for name in names}
-        _check_whole(path, files)
-        state = json.loads((path / STATE).read_bytes())
-    except (DamagedFile, ValueError, OSError, RecursionError) as error:
-        # the file has its hash, and is not what a save writes
-        raise DamagedCheckpoint(f"{error}; {ANOTHER}") from error
-    return Checkpoint(step, state, identity, files)
+def way_on(root: Path, ranks: Ranks) -> str:
+    """Return the advice to the user of a run whose values are not finite: the checkpoint to go back to. All ranks call this."""
+    healthy, ill = last_healthy(root, ranks)
+    if healthy is None:
+        return f"No checkpoint in {root} has only finite values: start again in another folder, with {argument('--output')}."
+    remove = f"remove {', '.join(map(str, ill))}, and " if ill else ""
+    again = "start the same command again, which goes on from it."
+    return f"The last checkpoint whose values are all finite is {healthy}: {remove}{again}"
+
+
+def last_healthy(root: Path, ranks: Ranks) -> tuple[Path | None, list[Path]]:
+    """Return the newest checkpoint that is intact, with finite values alone, or None, and those after it, which are not.
+
+    All ranks call this; each checks some of the files.
+    """
+    ill: list[Path] = []
+    for path in checkpoints(root):
+        try:
+            files = load_checkpoint(path, ranks=ranks).files
+        except CheckpointError:
+            ill.append(path)
+            continue
+        own = {name: files[name] for name in list(files)[ranks.rank :: ranks.world]}
+        if not ranks.any(bool(find_not_finite(own))):
+            return path, ill
+        ill.append(path)
+    return None, ill
 
 
 def _read_arrays(file: Path) -> dict[str, SavedArray]:

@@ -1,28 +1,31 @@
-"""Format of a checkpoint: names of its files, version of the layout, identity of its run, and errors."""
+"""Format of a checkpoint: names of its files, what is said of it, and errors."""
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from pangu_sigma.checkpoint.not_finite import NotFinite, describe
 from pangu_sigma.errors import UserError
-from pangu_sigma.sealed import ITS_VERSION, DamagedFile, unsealed
+from pangu_sigma.sealed import ITS_VERSION, SEAL, DamagedFile, read_seal, verify
 
-FORMAT = 2
+FORMAT = 3
 """Format version of a checkpoint; others are refused."""
-LATEST = "LATEST"
-MANIFEST = "manifest.json"
 STATE = "state.json"
+"""File of the facts of a checkpoint (`Facts`)."""
 UNHEALTHY = "unhealthy.json"
-"""Manifest of a saved state with NaN or infinity; the other name keeps it from being read as a checkpoint."""
+"""File of the facts of a saved state with NaN or infinity, which has neither STATE nor a seal, and is not a checkpoint."""
 PARTS = "parts"
 """Metadata key of a checkpoint's file: part of the whole array that each saved array is (parts.py); arrays not listed are whole."""
 CHECKPOINT_NAME = re.compile(r"step_(\d{8,18})")
-FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 ANOTHER = "use another checkpoint"
+OF_FORMAT_2 = "is of format 2, this version reads 3: use the version that wrote it, 0.1.0 up to commit d8fd62a8"
+"""What is said of checkpoints with LATEST and manifest.json."""
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -42,10 +45,10 @@ class UnhealthyState(UserError, RuntimeError):
 
     def __init__(self, step: int, found: list[NotFinite], config: dict[str, Any], folder: Path | None, way_on: str):
         self.step, self.found, self.folder = step, found, folder
-        kept = f"; the state is kept in {folder} for looking at" if folder else ""
+        named = describe(found, config) + ([f"the state is kept in {folder} for looking at"] if folder else [])
         super().__init__(
-            f"the state after step {step} has values that are not finite and was not saved as a checkpoint: "
-            f"{describe(found, config)}{kept}. {way_on} If it comes back, lower train.optimizer.peak_lr, or use other data."
+            f"the state after step {step} has values that are not finite and was not saved as a checkpoint: {'; '.join(named)}. "
+            f"{way_on} If it comes back, lower train.optimizer.peak_lr, or use other data."
         )
 
 
@@ -63,31 +66,49 @@ class Identity:
     config: dict[str, Any]
     data_hash: str | None = None
 
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read the manifest of a checkpoint's directory. Raises CheckpointError for another format, DamagedCheckpoint for damage."""
-    file = path / MANIFEST
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that a checkpoint says besides its arrays. state: counters, random state, position in the data."""
+
+    step: int
+    identity: Identity
+    state: dict[str, Any]
+    format: int = FORMAT
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+_FACTS = TypeAdapter(Facts)
+
+
+def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
+    """Read the facts of a checkpoint's folder. Returns them and the fingerprints of all its files by name, unverified so far.
+
+    Raises CheckpointError for another format, DamagedCheckpoint for damage.
+    """
+    if (folder / "manifest.json").exists():
+        raise CheckpointError(f"{folder} {OF_FORMAT_2}")
+    if (folder / UNHEALTHY).exists():
+        raise DamagedCheckpoint(f"{folder} holds values that are not finite, and is no checkpoint; name one beside it")
+    file = folder / STATE
     try:
-        body = unsealed(file, ANOTHER)
+        files = read_seal(folder, ANOTHER)["files"]
+        if STATE not in files:
+            raise DamagedFile(f"{folder / SEAL}: does not list {STATE}; {ANOTHER}")
+        verify(file, files[STATE], ANOTHER)
+        content = file.read_bytes()
+        if (found := json.loads(content)["format"]) != FORMAT:
+            raise CheckpointError(f"{file}: checkpoint format {found}, this version reads {FORMAT}; {ITS_VERSION}")
+        facts = _FACTS.validate_json(content)
     except DamagedFile as error:
         raise DamagedCheckpoint(str(error)) from error
-    if body.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{file}: checkpoint format {body.get('format')}, this version reads {FORMAT}; {ITS_VERSION}"
-        )
-    if not _is_manifest(body):
-        raise DamagedCheckpoint(f"{file}: does not say what a manifest says; {ANOTHER}")
-    return body
-
-
-def _is_manifest(body: dict[str, Any]) -> bool:
-    """Return True if a manifest has every key that is read, and no file of it is outside the folder."""
-    files, identity = body.get("files"), body.get("identity")
-    if type(body.get("step")) is not int or not isinstance(files, dict) or not isinstance(identity, dict):
-        return False
-    return (
-        identity.keys() == {each.name for each in fields(Identity)}
-        and STATE in files
-        and all(FILE_NAME.fullmatch(name) for name in files)
-        and all(isinstance(each, dict) and {"bytes", "xxh3_128"} <= each.keys() for each in files.values())
-    )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        # the file has its hash, and is not what a save writes
+        raise DamagedCheckpoint(f"{file}: does not say what a save writes; {ANOTHER}") from error
+    named = CHECKPOINT_NAME.fullmatch(folder.name)
+    if named and int(named[1]) != facts.step:
+        raise DamagedCheckpoint(f"{file}: is of step {facts.step}, which its folder's name does not say; {ANOTHER}")
+    return facts, files

@@ -40,12 +40,8 @@ class LazyArray:
         return math.prod(self.shape)
 
     @property
-    def itemsize(self) -> int:
-        return self.dtype.itemsize
-
-    @property
     def nbytes(self) -> int:
-        return self.size * self.itemsize
+        return self.size * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
         """Return all values. If `content` yields one array, it is returned itself; several are copied into the whole one by one."""

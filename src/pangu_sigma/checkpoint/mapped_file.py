@@ -1,48 +1,33 @@
-"""Memory-mapped files that keep no file descriptor open.
-
-Python's own `mmap` holds a duplicate of its file's descriptor, so a model of dozens of layers, with a file and many arrays each,
-would not open under the usual limit of 1,024.
-"""
+"""Memory-mapped files as NumPy arrays. Each map holds a file descriptor, so the limit of open files is raised as far as it goes."""
 
 from __future__ import annotations
 
-import ctypes
 import mmap
-import os
-import weakref
+import resource
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.mmap.restype = ctypes.c_void_p
-_LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_FAILED = ctypes.c_void_p(-1).value
 _MAP_NORESERVE = 0x4000
 """Flag of Linux for a map that may be larger than the memory."""
 
 
-class _Region:
-    """Mapped region of memory for NumPy; it is unmapped when the last array in it is deleted."""
-
-    def __init__(self, address: int, size: int):
-        self.__array_interface__ = {"data": (address, False), "shape": (size,), "typestr": "|u1", "version": 3}
-        weakref.finalize(self, _LIBC.munmap, address, size).atexit = False  # threads may still read then
-
-
 def map_file(path: Path) -> np.ndarray:
     """Map the bytes of a file, uint8; writing to them changes memory and never the file. Raises OSError."""
+    _allow_many_files()
     with open(path, "rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if not size:  # which cannot be mapped
+        if not path.stat().st_size:  # which cannot be mapped
             return np.empty(0, np.uint8)
-        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-        address = _LIBC.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, stream.fileno(), 0)
-    if address == _FAILED:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
-    return np.asarray(_Region(address, size))
+        flags, access = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        return np.frombuffer(mmap.mmap(stream.fileno(), 0, flags, access), np.uint8)
+
+
+@cache
+def _allow_many_files() -> None:
+    """Raise the limit of open files once: a model of dozens of layers and ranks has more files than the usual 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def release_pages(values: np.ndarray) -> None:
@@ -50,11 +35,12 @@ def release_pages(values: np.ndarray) -> None:
 
     Values written to the array may be lost. Pages that the array shares with its neighbours in the file stay in memory.
     """
-    base: object = values
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, _Region):
-        first, end = np.byte_bounds(values)
+    whole = values
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    file = getattr(whole.base, "obj", None)
+    if isinstance(file, mmap.mmap):
+        first, end = (at - np.byte_bounds(whole)[0] for at in np.byte_bounds(values))
         first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
         if end > first:
-            _LIBC.madvise(first, end - first, mmap.MADV_DONTNEED)
+            file.madvise(mmap.MADV_DONTNEED, first, end - first)

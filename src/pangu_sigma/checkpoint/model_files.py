@@ -22,12 +22,10 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import (
     ITS_VERSION,
-    UNFINISHED,
     DamagedFile,
     check_folder,
     seal_folder,
     sealed,
-    sync,
     unsealed,
     write_atomically,
 )
@@ -45,16 +43,9 @@ def write_model_files(folder: Path, config: Config, tokenizer: Path, table: Rout
 
     tokenizer: folder of a saved tokenizer, which is copied. Raises OSError.
     """
-    fresh = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
-    shutil.rmtree(fresh, ignore_errors=True)
-    copy_tokenizer(tokenizer, fresh)
-    if (folder / TOKENIZER_FOLDER).exists():
-        shutil.rmtree(folder / TOKENIZER_FOLDER)
-    fresh.rename(folder / TOKENIZER_FOLDER)
-    unfinished = folder / f"{UNFINISHED}{ROUTING_FILE}"
-    table.save(unfinished)
-    sync(unfinished)
-    unfinished.replace(folder / ROUTING_FILE)
+    shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
+    copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+    table.save(folder / ROUTING_FILE)
     seal_model_files(folder, {})
     write_config(folder, config, "run")
 
@@ -66,9 +57,11 @@ def seal_model_files(folder: Path, facts: dict[str, Any], others: Iterable[str] 
 
 
 def write_config(folder: Path, config: Config, kind: str) -> None:
-    """Write configuration.json atomically. kind: "run" or "export"."""
-    body = {"kind": kind, "format": FILES_FORMAT, "config": config.model_dump(mode="json")}
-    write_atomically(folder / CONFIG_FILE, sealed(body, record=True))
+    """Write configuration.json atomically, unless it is there already. kind: "run" or "export"."""
+    content = sealed({"kind": kind, "format": FILES_FORMAT, "config": config.model_dump(mode="json")}, record=True)
+    file = folder / CONFIG_FILE
+    if not file.exists() or file.read_bytes() != content:
+        write_atomically(file, content)
 
 
 def read_config(folder: Path, kind: str, fix: str) -> Config:
@@ -95,12 +88,6 @@ def recorded_kind(folder: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return tree.get("kind") if isinstance(tree, dict) else None
-
-
-def read_model_files(folder: Path, fix: str) -> tuple[Tokenizer, RoutingTable]:
-    """Read tokenizer and routing tables of a run folder or an export. Arguments and errors: see `read_tokenizer`, `read_table`."""
-    table = read_table(folder, fix)
-    return read_tokenizer(folder, fix), table
 
 
 def read_tokenizer(folder: Path, fix: str) -> Tokenizer:

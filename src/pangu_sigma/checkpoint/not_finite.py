@@ -1,15 +1,15 @@
-"""Search for NaN and infinity in saved arrays: every float array is examined as it is written, by tensor, layer and expert."""
+"""Search for NaN and infinity, by tensor, layer and expert: in every array as it is written, and in a network after a bad step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.parts import EXPERTS, SavedArray
+from pangu_sigma.checkpoint.parts import EXPERTS, Files, Part, SavedArray
 from pangu_sigma.checkpoint.safetensors_file import chunks
 
 _EXPONENT = np.uint16(0x7F80)
@@ -40,77 +40,74 @@ class NotFinite:
 
 
 class Watch:
-    """Search for NaN and infinity in the arrays of one file while it is written, chunk by chunk. found: arrays that hold some."""
+    """Search for NaN and infinity in the arrays of one file, chunk by chunk, such as while it is written."""
 
     def __init__(self, file: str, arrays: dict[str, SavedArray]):
         self._file, self._arrays = file, arrays
-        self._counts: dict[str, int] = {}
-        self._first: dict[str, int] = {}
-        self._rows: dict[str, set[int]] = {}
+        self._found: dict[str, NotFinite] = {}
 
     def see(self, name: str, first: int, values: np.ndarray) -> None:
         """Examine a chunk of an array. first: position of its first value in the flattened array."""
-        positions = _not_finite(values)
-        if len(positions):
-            self._counts[name] = self._counts.get(name, 0) + len(positions)
-            self._first.setdefault(name, first + int(positions[0]))
-            row = max(1, math.prod(self._arrays[name].values.shape[1:]))
-            self._rows.setdefault(name, set()).update(np.unique((first + positions) // row).tolist())
+        positions = first + _not_finite(values)
+        if not len(positions):
+            return
+        part, whole = self._arrays[name]
+        before, experts = self._found.get(name), ()
+        if before is None:
+            before = NotFinite(self._file, name, 0, _index(part, whole.shape, int(positions[0])))
+        if self._file.startswith(EXPERTS):
+            experts = part.numbers()[np.unique(positions // max(1, math.prod(whole.shape[1:])))].tolist()
+        experts = tuple(sorted({*before.experts, *experts}))
+        self._found[name] = replace(before, count=before.count + len(positions), experts=experts)
 
     @property
     def found(self) -> list[NotFinite]:
-        return [
-            NotFinite(self._file, name, count, self._index(name), self._experts(name))
-            for name, count in sorted(self._counts.items())
-        ]
-
-    def _index(self, name: str) -> tuple[int, ...]:
-        part, values = self._arrays[name]
-        if not values.ndim:
-            return ()
-        row, *rest = np.unravel_index(self._first[name], values.shape)
-        return int(part.numbers()[row]), *(int(i) + offset for i, offset in zip(rest, part.offset, strict=True))
-
-    def _experts(self, name: str) -> tuple[int, ...]:
-        if not self._file.startswith(EXPERTS):
-            return ()
-        numbers = self._arrays[name].part.numbers()
-        return tuple(int(numbers[row]) for row in sorted(self._rows[name]))
+        """Arrays that hold NaN or infinity, by name."""
+        return [self._found[name] for name in sorted(self._found)]
 
 
-def count_not_finite(values: np.ndarray) -> int:
-    """Count the NaN and infinite values of an array."""
-    return sum(len(_not_finite(chunk)) for _, chunk in chunks(values))
+def _index(part: Part, shape: tuple[int, ...], position: int) -> tuple[int, ...]:
+    """Return the index in the whole array of a position in a flattened part of a shape."""
+    if not shape:
+        return ()
+    row, *rest = np.unravel_index(position, shape)
+    return int(part.numbers()[row]), *(int(i) + offset for i, offset in zip(rest, part.offset, strict=True))
 
 
-def describe(found: Iterable[NotFinite], config: dict[str, Any]) -> str:
-    """Describe arrays with NaN or infinity for a message: tensors, layers, experts with their domains, and counts.
+def find_not_finite(files: Files) -> list[NotFinite]:
+    """Return the arrays that hold NaN or infinity, in the order of the files and by name."""
+    found = []
+    for file, arrays in files.items():
+        watch = Watch(file, arrays)
+        for name, array in arrays.items():
+            for first, values in chunks(array.values):
+                watch.see(name, first, values)
+        found += watch.found
+    return found
+
+
+def describe(found: Sequence[NotFinite], config: dict[str, Any]) -> list[str]:
+    """Return texts for a message on arrays with NaN or infinity: tensors, layers, experts with their domains, and counts.
 
     config: the configuration as a plain tree (`Identity.config`), which names the domains.
     """
-    texts = [_describe(each, config) for each in found]
-    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
-    return "; ".join(texts[:_NAMED]) + more
+    more = [f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else []
+    return [_describe(each, config) for each in found[:_NAMED]] + more
 
 
 def _describe(found: NotFinite, config: dict[str, Any]) -> str:
     at = f", first at [{', '.join(map(str, found.first))}]" if found.first else ""
-    text = f"{found.file}.safetensors: {found.name} has {found.count}{at}"
+    text, model = f"{found.file}: {found.name} has {found.count}{at}", config.get("model", {})
     if found.segment is None:
         return text
-    segments = config.get("model", {}).get("segments", ["own"])
+    segments = model.get("segments", ["own"])
     layer, s = divmod(found.segment, len(segments))
     where = f"layer {layer}" + (f", {segments[s]} segment {s}" if len(segments) > 1 else "")
-    own = segments[s] == "own"
-    names = [f"{expert}{_domain(expert, config) if own else ''}" for expert in found.experts[:_NAMED]]
+    names = [each["name"] for each in config.get("domains", []) for _ in range(model.get("experts_per_domain", 0))]
+    names = [f" of domain {name}" for name in names] if segments[s] == "own" else []
+    experts = [f"{expert}{''.join(names[expert : expert + 1])}" for expert in found.experts[:_NAMED]]
     more = f" and {len(found.experts) - _NAMED} more" if len(found.experts) > _NAMED else ""
-    return f"{text} ({where}, {'expert' if len(found.experts) == 1 else 'experts'} {', '.join(names)}{more})"
-
-
-def _domain(expert: int, config: dict[str, Any]) -> str:
-    """Return the domain of an expert as text; "" if the configuration does not say."""
-    size, domains = config.get("model", {}).get("experts_per_domain", 0), config.get("domains", [])
-    return f" of domain {domains[expert // size]['name']}" if size and expert // size < len(domains) else ""
+    return f"{text} ({where}, {'expert' if len(found.experts) == 1 else 'experts'} {', '.join(experts)}{more})"
 
 
 def _not_finite(values: np.ndarray) -> np.ndarray:

@@ -3,94 +3,76 @@
 configuration.json, tokenizer/, routing.npz, seal.json   see model_files.py
 checkpoints/                                      see checkpoint.py
 metrics.jsonl, tensorboard/, report/
-set_aside_1/ …                                    contents before the run was started over: see start_over.py
+set_aside_1/ …                                    earlier contents, or checkpoints that the run went back behind
 LOCK                                              lock of the process that writes: see lock.py
+
+The model in it is `stored.run.StoredRun`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.checkpoint.changes import Change
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_identity
-from pangu_sigma.checkpoint.format import Identity
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
-from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint, step_of
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, read_config
+from pangu_sigma.checkpoint.root import checkpoints, remove_leftovers, step_of
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, changed, override, parse_config
+from pangu_sigma.errors import argument, in_words
 from pangu_sigma.lock import folder_lock
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
-from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.sealed import SEAL, DamagedFile, sync
 from pangu_sigma.writable import refuse_link
 
-WAY_BACK_OF_CONFIG = (
-    "change keys with --set; to have it as it was, remove the file: `pangu-sigma train` writes that of the newest checkpoint "
-    "again"
-)
-"""Advice to the user for a configuration.json that differs from what was written."""
+logger = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+LINEAGE_FILE = "lineage.json"
+"""Receipt (origin of the weights) of a run whose weights were inherited, extended, extracted or converted from another model."""
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Folder of a run, with what was read from it when it was opened: configuration, tokenizer and routing table. checkpoints: path
-    of the folder of its checkpoints. identity: what the checkpoints of this run belong to. data_hash: content hash of the prepared
-    text that training reads; None without training."""
-
-    path: Path
-    config: Config
-    tokenizer: Tokenizer
-    table: RoutingTable
-    data_hash: str | None = None
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / CHECKPOINTS
-
-    @property
-    def identity(self) -> Identity:
-        return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"), self.data_hash)
-
-    def newest_checkpoint(self, ranks: Ranks = SINGLE_PROCESS) -> Checkpoint | None:
-        """Load and verify the newest whole checkpoint of this run; None if the run has saved none yet.
-
-        ranks: every rank calls this method and gets the same checkpoint.
-        Raises CheckpointError if all checkpoints are damaged, or have another vocabulary or routing table.
-        """
-        if not has_checkpoints(self.checkpoints):
-            return None
-        return load_checkpoint(self.checkpoints, self.identity, ranks)
-
-
-def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
-    """Read the configuration of a run folder, and override some keys. If the file is missing, the newest checkpoint has it.
-
-    Raises ConfigError if `path` is no run folder, DamagedFile for a configuration.json that was edited by hand or damaged.
-    """
-    if (path / CONFIG_FILE).exists():
-        return changed(read_config(path, "run", WAY_BACK_OF_CONFIG), overrides)
-    saved = newest_identity(path / CHECKPOINTS)
-    if saved is None:
-        raise ConfigError(f"{path} is not a run folder: it has no {CONFIG_FILE}; pass a configuration, or name a run")
-    return parse_config(override(saved.config, overrides))
-
-
+METRICS = "metrics.jsonl"
+_MOVED = (CHECKPOINTS, METRICS, "tensorboard", "report")
+_COPIED = (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, SEAL, LINEAGE_FILE)
+_WRITTEN = (*_MOVED, "logs", "profile", "finetune")
+"""Names of what training writes, prunes or cuts in a run folder, which may itself be reached through a link; they may not."""
 _NOT_OF_STEPS = ("name", "data.path", "ecss.path", "chat.", "train.steps")
 """Beginnings of the keys that a run without a step to do may still change."""
 
 
-def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int) -> None:
+def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
+    """Read the configuration of a run folder, and override some keys. If its file is missing, was edited or is damaged, which is
+    logged, the configuration is that of the newest checkpoint.
+
+    Raises ConfigError if `path` is no run folder, and DamagedFile for a damaged configuration.json of a run without checkpoints.
+    """
+    there, fix = (path / CONFIG_FILE).exists(), "change keys with --set"
+    try:
+        return changed(read_config(path, "run", fix), overrides)
+    except DamagedFile as damage:
+        saved = newest_checkpoint(path / CHECKPOINTS, verified=False)
+        if saved is None and there:
+            raise
+        if saved is None:
+            why = f"{path} is not a run folder: it has no {CONFIG_FILE}; pass a configuration, or name a run"
+            raise ConfigError(why) from damage
+        if there:
+            logger.warning("%s; the configuration of the newest checkpoint is used in its place", damage)
+        return parse_config(override(saved.identity.config, overrides))
+
+
+def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int, done: int) -> None:
     """Raise ConfigError for changes of a run that has no step left, whose folder would say that it was trained so.
 
-    steps: train.steps, which must not be below the step of the newest checkpoint either.
+    steps: train.steps, which must not be below the step of the newest checkpoint either, `done`.
     """
-    newest = latest_checkpoint(path / CHECKPOINTS)
-    if newest is None or steps > (done := step_of(newest)):
+    if steps > done:
         return
     idle = [
         f"{key}={json.dumps(value, ensure_ascii=False)}"
@@ -102,10 +84,6 @@ def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int) -> No
             f"{', '.join(idle)}: {path} is at step {done}, nothing to do, and nothing was changed; raise train.steps to train "
             "on, or leave it as the run has it"
         )
-
-
-_WRITTEN = (CHECKPOINTS, "metrics.jsonl", "tensorboard", "report", "logs", "profile", "finetune")
-"""Names of what training writes, prunes or cuts in a run folder, which may itself be reached through a link; they may not."""
 
 
 @contextmanager
@@ -131,11 +109,67 @@ def name_unwritable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{error.filename2 or error.filename or path}: {error.strerror}; nothing of the run was changed: make room there or "
-            "the folder writable, or choose another one with --output"
+            f"{in_words(error, path)}; nothing of the run was changed: make room there or the folder writable, or choose "
+            "another one with --output"
         ) from error
 
 
-def way_back(path: Path) -> str:
-    """Return advice to the user on how to restore a damaged file of a run folder, other than configuration.json."""
-    return f"`pangu-sigma train {path}` makes it again if data.path still gives the same"
+def start_over(run: Path) -> None:
+    """Move the checkpoints and logs of a run folder aside, so that the run starts at step 0.
+
+    Raises ConfigError for a run whose weights come from another model, because a restart cannot restore these weights.
+    """
+    if (run / LINEAGE_FILE).exists():
+        raise ConfigError(
+            f"{run} has its weights from another model ({LINEAGE_FILE}), and starting over would draw new ones; make it again in "
+            "another folder, with the command that made it"
+        )
+    if set_aside(run) is None:
+        logger.warning("%s: %s holds no run, there was nothing to start over", argument("--start-over"), run)
+
+
+def checkpoint_at(run: Path, step: int) -> Checkpoint:
+    """Return the checkpoint of a step, whose sizes are checked. Raises ConfigError if there is none, CheckpointError for damage."""
+    there = [step_of(path) for path in checkpoints(run / CHECKPOINTS)]
+    if step not in there:
+        known = ", ".join(map(str, reversed(there))) or "none"
+        raise ConfigError(
+            f"{argument('--from-step')} {step}: {run} has no such checkpoint; those that it has are of steps {known}"
+        )
+    return load_checkpoint(run / CHECKPOINTS / f"step_{step:08d}", verified=False)
+
+
+def go_back(run: Path, step: int) -> None:
+    """Set the checkpoints of later steps aside, so that a run goes on from that of `step`. Raises as `checkpoint_at`."""
+    checkpoint_at(run, step)
+    set_aside(run, step)
+
+
+def set_aside(run: Path, after: int | None = None) -> Path | None:
+    """Move checkpoints, metrics and reports of a run into a new folder inside its run folder, which becomes a run folder too, and
+    return that; None if there are none.
+
+    after: step to move only the checkpoints of later steps, and to copy the metrics.
+    Checkpoints are moved first, the newest before others, so that another call completes an interrupted one.
+    """
+    root = run / CHECKPOINTS
+    there = [run / name for name in _MOVED if (run / name).exists()]
+    if after is not None:
+        there = [path for path in checkpoints(root) if step_of(path) > after]
+    if not there:
+        return None
+    folder = next(path for n in itertools.count(1) if not (path := run / f"set_aside_{n}").exists())
+    folder.mkdir()
+    remove_leftovers(root)  # files of a killed save are no checkpoint, and take the room of one
+    for name in (*_COPIED, *((METRICS,) if after is not None else ())):
+        if (run / name).is_dir():
+            shutil.copytree(run / name, folder / name)
+        elif (run / name).exists():
+            shutil.copy2(run / name, folder / name)
+    for path in there:
+        moved = folder / path.relative_to(run)
+        moved.parent.mkdir(exist_ok=True)
+        path.rename(moved)
+    sync(run)
+    logger.info("set aside %s of %s in %s", ", ".join(path.name for path in there), run, folder)
+    return folder

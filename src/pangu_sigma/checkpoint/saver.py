@@ -1,30 +1,45 @@
-"""Asynchronous saver of a training run: a thread writes a copy of the arrays while the training continues.
+"""Saver of checkpoints, at once or while the training continues: a thread then writes a copy of the arrays.
 
-The thread uses NumPy and files only: MindSpore is not called from two threads, and collectives run in the main threads. Between
-later steps the ranks check (`poll`) whether all have written their files. Then the thread of rank 0 renames the checkpoint, and
-after another step all ranks know that it is complete. The copy's memory is kept, because new pages take longer than the copy.
+All ranks write their files under another name. Each rank but 0 leaves a note there with the hashes of its files; rank 0 waits for
+the notes, seals the folder and renames it, which makes the checkpoint. The threads use NumPy and files only: MindSpore is not
+called from two threads, and collectives run in the main threads, when a save begins and before the next one.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState
+from pangu_sigma.checkpoint.checkpoint import way_on
+from pangu_sigma.checkpoint.format import PARTS, STATE, UNHEALTHY, CheckpointError, Facts, Identity, UnhealthyState
 from pangu_sigma.checkpoint.lazy import AnyArray
-from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
-from pangu_sigma.checkpoint.safetensors_file import chunks
-from pangu_sigma.checkpoint.save import Save, Written
+from pangu_sigma.checkpoint.not_finite import NotFinite, Watch
+from pangu_sigma.checkpoint.parts import Files, SavedArray, encode_parts
+from pangu_sigma.checkpoint.root import prune, remove_leftovers, set_aside_for_removal
+from pangu_sigma.checkpoint.safetensors_file import chunks, write_arrays
 from pangu_sigma.host_memory import available_memory
-from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
+from pangu_sigma.sealed import UNFINISHED, as_json, commit, seal_folder, sealed, sync, write_atomically
 
 logger = logging.getLogger(__name__)
 
+NOTE_SECONDS = 1800.0
+"""Time limit of rank 0 for the notes of the other ranks, from when its own files are written."""
+_PAUSE = 0.05
+"""Seconds between two looks for the notes."""
+_UNHEALTHY_FOLDER = "unhealthy_"
 _SPARE = 256 << 20
 """Bytes of free memory that a copy must leave."""
 _THREADS = 2
@@ -32,42 +47,108 @@ _THREADS = 2
 _GIB = 1 << 30
 
 
+@dataclass(frozen=True)
+class Written:
+    """Report of a rank on a checkpoint: size and hash of its files, by name, and its arrays with NaN or infinity."""
+
+    files: dict[str, Any] = field(default_factory=dict)
+    not_finite: list[NotFinite] = field(default_factory=list)
+
+
+_WRITTEN = TypeAdapter(Written)
+
+
+@dataclass
+class _Save:
+    """A save that has begun. own: what this rank has written. given_up: set when no further note is to be waited for."""
+
+    target: Path
+    facts: Facts
+    own: Written = field(default_factory=Written)
+    given_up: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the checkpoint until it is complete."""
+        return self.target.with_name(f"{UNFINISHED}{self.target.name}")
+
+    @property
+    def unhealthy(self) -> Path:
+        """Folder in which the state is kept if a value is not finite."""
+        return self.target.with_name(f"{_UNHEALTHY_FOLDER}{self.facts.step:08d}")
+
+    def note(self, rank: int) -> Path:
+        """File with the report of a rank other than 0."""
+        return self.folder / f"note.{rank:05d}.json"
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    files: Files,
+    state: dict[str, Any],
+    identity: Identity,
+    keep: int,
+    after_chunk: Callable[[], None] = lambda: None,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> Path:
+    """Write the checkpoint of `step`, then prune to the `keep` newest. Returns the checkpoint's folder.
+
+    files: arrays that this rank writes. state: values that JSON can hold.
+    after_chunk: called as the arrays are written, so that arrays of mapped files need not stay in memory.
+    ranks: every rank calls this function with the files that it writes; rank 0 does everything else.
+    Raises CheckpointError, on all ranks, for a state value that is not allowed and for disk errors; no checkpoint is made then.
+    Raises UnhealthyState, on all ranks, if an array holds NaN or infinity: nothing is pruned, and the state is kept under another
+    name.
+    """
+    with Saver(root, identity, keep, False, after_chunk, ranks) as saver:
+        return saver.save(step, files, state)
+
+
+@dataclass
 class Saver:
     """Saver of a run's checkpoints. All ranks call the same methods in the same order. Leaving the context manager ends the thread.
 
+    behind: True to write in a thread; False to write in `begin`. after_chunk: as in `save_checkpoint`. spared: steps whose
+    checkpoints are kept, however many newer ones there are.
     Raises the errors of `save_checkpoint`, on all ranks; an error of the thread is raised by the call that completes the save.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        identity: Identity,
-        keep: int,
-        behind: bool,
-        after_chunk: Callable[[], None] = lambda: None,
-        ranks: Ranks = SINGLE_PROCESS,
-    ):
-        """behind: True to write in a thread; False to write in `begin`. after_chunk: as in `save_checkpoint`."""
-        self._root, self._identity, self._keep = root, identity, keep
-        self._behind, self._after_chunk, self._ranks = behind, after_chunk, ranks
+    root: Path
+    identity: Identity
+    keep: int
+    behind: bool
+    after_chunk: Callable[[], None] = lambda: None
+    ranks: Ranks = SINGLE_PROCESS
+    spared: Collection[int] = ()
+
+    def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, "checkpoint")
-        self._writing: tuple[Save, Future[Written]] | None = None
-        self._finishing: tuple[Save, Future[None]] | None = None
+        self._pending: tuple[_Save, Future[None], Future[list[NotFinite]]] | None = None
         self._cleaning: Future[None] | None = None
-        self.spared: frozenset[int] = frozenset()
-        """Steps whose checkpoints are kept, however many newer ones there are."""
         self._copy: Files = {}
         self._warned = False
 
     @property
     def pending(self) -> bool:
-        """True while a checkpoint is being written."""
-        return self._writing is not None or self._finishing is not None
+        """True if a checkpoint was begun, and `wait` has not said how it went."""
+        return self._pending is not None
+
+    @property
+    def failed(self) -> bool:
+        """True if the thread of this rank has met what `wait` will raise on all ranks."""
+        return self._pending is not None and any(
+            done.exception() or done.result() for done in self._pending[1:] if done.done()
+        )
 
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
-        """Write a checkpoint at once, and return its directory. A pending checkpoint is completed first."""
+        """Write a checkpoint at once, and return its folder. A pending checkpoint is completed first."""
         self.wait()
-        return self._next(step, state).at_once(files, self._after_chunk)
+        save = self._begin(step, state)
+        self._complete(save, partial(self._write, save, files, self.after_chunk), partial(self._finish, save))
+        if self.ranks.first:
+            remove_leftovers(self.root)
+        return save.target
 
     def begin(self, step: int, files: Files, state: dict[str, Any]) -> None:
         """Copy the arrays of a checkpoint, and write the copy in a thread. A pending checkpoint is completed first.
@@ -75,49 +156,34 @@ class Saver:
         Writes at once if the saver has no thread, or if memory has no room for the copy, which is logged once.
         """
         self.wait()
-        if not self._behind or self._ranks.any(not self._has_room(files)):
+        if not self.behind or self.ranks.any(not self._has_room(files)):
             self.save(step, files, state)
             return
-        save = self._next(step, state)
-        save.begin()
-        try:
-            with self._ranks.fail_together("copying the state for a checkpoint"):
-                self._take(files)
-        except Exception:
-            save.abandon()
-            raise
-        self._writing = save, self._threads.submit(save.write, self._copy, lambda: None)
-
-    def poll(self) -> None:
-        """Advance the pending checkpoint to its next state (written, renamed, complete) if all ranks are ready. Call it often."""
-        now = self._writing or self._finishing
-        if now is not None and not self._ranks.any(not now[1].done()):
-            self._go_on()
+        with self.ranks.fail_together("copying the state for a checkpoint"):
+            self._take(files)
+        save = self._begin(step, state)
+        written = self._threads.submit(self._write, save, self._copy, lambda: None)
+        self._pending = save, written, self._threads.submit(self._finish, save, written)
 
     def wait(self) -> None:
         """Wait until all ranks have written the pending checkpoint, if there is one, and complete it."""
-        while self.pending:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """Wait for the threads, and begin the next stage of the pending checkpoint."""
-        if self._writing is not None:
-            (save, written), self._writing = self._writing, None
-            save.gather(written.result)
-            self._finishing = save, self._threads.submit(save.finish)
-        elif self._finishing is not None:
-            (save, finished), self._finishing = self._finishing, None
-            save.complete(finished.result)
-            self._cleaning = self._threads.submit(save.clean)
+        if self._pending is None:
+            return
+        (save, written, finished), self._pending = self._pending, None
+        self._complete(save, written.result, finished.result)
+        if self.ranks.first:
+            self._cleaning = self._threads.submit(remove_leftovers, self.root)
 
     def __enter__(self) -> Saver:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Complete the pending checkpoint. After an error, only a run of one process can: other ranks may not come here."""
+        """Complete the pending checkpoint. After an error, other ranks may not come here: rank 0 takes the notes that are there."""
         try:
-            if error is None or self._ranks.world == 1:
+            if error is None or self.ranks.world == 1:
                 self.wait()
+            elif self._pending is not None:
+                self._pending[0].given_up.set()
         except (CheckpointError, UnhealthyState) as problem:
             if error is None:
                 raise
@@ -125,24 +191,119 @@ class Saver:
         finally:
             self._threads.shutdown()
 
-    def _next(self, step: int, state: dict[str, Any]) -> Save:
+    def _begin(self, step: int, state: dict[str, Any]) -> _Save:
+        """Make the folder in which all ranks write. What an interrupted save has left is removed."""
         if self._cleaning is not None:
             self._cleaning.result()
-        return Save(self._root, step, state, self._identity, self._keep, self._ranks, self.spared)
+        save = _Save(self.root / f"step_{step:08d}", Facts(step, self.identity, state))
+        try:
+            as_json(state)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{STATE}: {error}; state must be plain finite JSON; put arrays in a file") from error
+        with self._refused(save), self.ranks.fail_together("making the folder of a checkpoint"):
+            if self.ranks.first:
+                if not self.root.is_dir():
+                    self.root.mkdir(parents=True)
+                    sync(self.root.parent)
+                remove_leftovers(self.root)
+                save.folder.mkdir()
+        return save
+
+    def _write(self, save: _Save, files: Files, after_chunk: Callable[[], None]) -> None:
+        """Write the files of this rank and flush them to the disk, then the note for rank 0. Raises OSError."""
+        for name, arrays in files.items():
+            file, watch = save.folder / f"{name}.safetensors", Watch(name, arrays)
+            parts = {name: array.part for name, array in arrays.items() if not array.is_whole}
+            metadata = {PARTS: encode_parts(parts)} if parts else None
+            values = {name: array.values for name, array in arrays.items()}
+            save.own.files[file.name] = write_arrays(file, values, after_chunk, metadata, watch.see)
+            save.own.not_finite.extend(watch.found)
+        if not self.ranks.first:
+            for name in save.own.files:
+                sync(save.folder / name)
+            write_atomically(save.note(self.ranks.rank), _WRITTEN.dump_json(save.own))
+
+    def _finish(self, save: _Save, written: Future[None] | None = None) -> list[NotFinite]:
+        """On rank 0, seal the folder when all ranks have written, rename it and prune; or put it aside if a value is not finite.
+
+        written: what to wait for first. Returns the arrays of all ranks with values that are not finite. Raises OSError, RankError.
+        """
+        if written is not None:
+            written.result()
+        if not self.ranks.first:
+            return []
+        reports = [save.own, *self._notes(save)]
+        if found := [each for report in reports for each in report.not_finite]:
+            _put_aside(save, found)
+            return found
+        (save.folder / STATE).write_bytes(as_json(asdict(save.facts)))
+        known = {name: recorded for report in reports for name, recorded in report.files.items()}
+        seal_folder(save.folder, [*known, STATE], {}, known)
+        set_aside_for_removal(save.target)  # one of the same step
+        commit(save.folder, save.target)
+        prune(self.root, self.keep, self.spared)
+        return []
+
+    def _notes(self, save: _Save) -> list[Written]:
+        """Wait for the notes of the other ranks, by name: a shared file system may show an old list. Removes and returns them."""
+        notes: dict[int, Written] = {}
+        end = time.monotonic() + NOTE_SECONDS
+        while missing := [rank for rank in range(1, self.ranks.world) if rank not in notes]:
+            for rank in missing:
+                with suppress(FileNotFoundError):
+                    notes[rank] = _WRITTEN.validate_json(save.note(rank).read_bytes())
+            if len(notes) < self.ranks.world - 1 and (save.given_up.wait(_PAUSE) or time.monotonic() > end):
+                late = ", ".join(str(rank) for rank in missing if rank not in notes)
+                raise RankError(
+                    f"rank {late} has not said within {NOTE_SECONDS:g} s that its files are written; its log says why, unless "
+                    f"{self.root} is not one folder that all ranks see"
+                )
+        for rank in notes:
+            save.note(rank).unlink()
+        return list(notes.values())
+
+    def _complete(self, save: _Save, write: Callable[[], None], finish: Callable[[], list[NotFinite]]) -> None:
+        """Call `write` on all ranks, then `finish` on rank 0, or wait for the threads that do. Raises on all ranks or on none."""
+        with self._refused(save):
+            with self.ranks.fail_together("writing a checkpoint"):
+                write()
+            with self.ranks.fail_together("completing a checkpoint"):
+                found = finish() if self.ranks.first else []
+        if self.ranks.world > 1:
+            text = self.ranks.texts(_WRITTEN.dump_json(Written({}, found)).decode())[0]
+            found = _WRITTEN.validate_json(text).not_finite
+        if found:
+            way, kept = way_on(self.root, self.ranks), save.unhealthy if save.unhealthy.exists() else None
+            raise UnhealthyState(save.facts.step, found, self.identity.config, kept, way)
+
+    @contextmanager
+    def _refused(self, save: _Save) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RankError) as error:
+            save.given_up.set()
+            if self.ranks.first:
+                shutil.rmtree(save.folder, ignore_errors=True)
+            raise CheckpointError(
+                f"cannot save checkpoint {save.target}: {error}; earlier checkpoints, if there are any, are unchanged; "
+                "free space on that disk or make the folder writable, then call the command again"
+            ) from error
 
     def _take(self, files: Files) -> None:
         """Copy the arrays, into the memory of the last copy where they have the same shapes: all but rows do."""
-        shapes, old = shapes_of(files), shapes_of(self._copy)
-        kept = {
-            (file, name): self._copy[file][name] for file, name in shapes if shapes[file, name] == old.get((file, name))
-        }
-        self._copy = {}  # let go before as much is taken again
-        pairs = []
-        for (file, name), (part, dtype, shape) in shapes.items():
-            copy = kept.get((file, name)) or SavedArray(part, np.empty(shape, dtype))
-            self._copy.setdefault(file, {})[name] = copy
-            pairs.append((copy.values, files[file][name].values))
-        for _ in self._threads.map(lambda pair: copy_values(*pair), pairs):
+        last, self._copy, pairs = self._copy, {}, []
+        for file, arrays in files.items():
+            for name, (part, values) in arrays.items():
+                copy = last.get(file, {}).pop(name, None)
+                if (
+                    copy is None
+                    or (copy.part, copy.values.dtype) != (part, values.dtype)
+                    or copy.values.shape != values.shape
+                ):
+                    copy = SavedArray(part, np.empty(values.shape, values.dtype))
+                self._copy.setdefault(file, {})[name] = copy
+                pairs.append((copy.values, values))
+        for _ in self._threads.map(lambda pair: _copy_values(*pair), pairs):
             pass
 
     def _has_room(self, files: Files) -> bool:
@@ -154,17 +315,26 @@ class Saver:
             logger.warning(
                 "train.async_save needs a copy of the %.1f GiB that this rank saves, and %.1f GiB of memory are available: while "
                 "that is so, checkpoints are written before training goes on; train.async_save=false does so without asking",
-                bytes_of(files) / _GIB,
-                there / _GIB,
+                *(bytes_of(files) / _GIB, there / _GIB),
             )
         return False
 
 
-def copy_values(target: np.ndarray, values: AnyArray) -> None:
-    """Copy an array of a checkpoint, a lazy one in pieces."""
-    if isinstance(values, np.ndarray):
-        np.copyto(target, values)
-        return
+def _put_aside(save: _Save, found: list[NotFinite]) -> None:
+    """Keep a state with values that are not finite in a folder that is no checkpoint, and remove the one before. A failure is
+    logged, and the state is lost."""
+    try:
+        facts = {**asdict(save.facts), "not_finite": [asdict(each) for each in found]}
+        write_atomically(save.folder / UNHEALTHY, sealed(facts))
+        for old in save.target.parent.glob(f"{_UNHEALTHY_FOLDER}*"):
+            shutil.rmtree(old)
+        commit(save.folder, save.unhealthy)
+    except OSError as error:
+        logger.warning("cannot keep the unhealthy state of step %d: %s", save.facts.step, error)
+        shutil.rmtree(save.folder, ignore_errors=True)
+
+
+def _copy_values(target: np.ndarray, values: AnyArray) -> None:
     for first, flat in chunks(values):
         target.reshape(-1)[first : first + len(flat)] = flat
 
@@ -172,12 +342,3 @@ def copy_values(target: np.ndarray, values: AnyArray) -> None:
 def bytes_of(files: Files) -> int:
     """Return the number of bytes of a checkpoint's arrays."""
     return sum(array.values.nbytes for arrays in files.values() for array in arrays.values())
-
-
-def shapes_of(files: Files) -> dict[tuple[str, str], tuple[Part, np.dtype, tuple[int, ...]]]:
-    """Return part, dtype and shape of each array of a checkpoint; arrays with equal results fit into the same copy."""
-    return {
-        (file, name): (part, values.dtype, values.shape)
-        for file, arrays in files.items()
-        for name, (part, values) in arrays.items()
-    }

@@ -107,13 +107,24 @@ def restore(
     values to the device; None if parameters are in the memory of the host.
     Raises CheckpointError for a parameter that is missing, or of another shape or dtype.
     """
-    for parameter, part, saved, what in _matched(shards, checkpoint, parts or {}):
-        target = parameter.asnumpy() if put is None else np.empty_like(parameter.asnumpy())
-        copied = sum(copy_part(array, target, part, after_row) for array in saved)
-        if copied != target.size:
-            raise CheckpointError(f"{what} has {copied} of {target.size} values; a file is missing, {ANOTHER}")
-        if put is not None:
-            put(parameter, target)
+    for shard, parameters in shards.items():
+        arrays = checkpoint.saved(shard)
+        for name, parameter in parameters.items():
+            values, part, saved = parameter.asnumpy(), _part(parts or {}, shard, name, parameter), arrays.get(name, [])
+            found = {(each.values.dtype, each.part.whole) for each in saved}
+            what = f"checkpoint of step {checkpoint.step}: {name}"
+            if found != {(values.dtype, part.whole)}:
+                has = ", ".join(f"{dtype} of shape {shape}" for dtype, shape in found) or "missing"
+                raise CheckpointError(
+                    f"{what} is {has} in shard {shard}, the model needs {values.dtype} of shape {part.whole}; the checkpoint is of "
+                    "another configuration"
+                )
+            target = values if put is None else np.empty_like(values)
+            copied = sum(copy_part(array, target, part, after_row) for array in saved)
+            if copied != target.size:
+                raise CheckpointError(f"{what} has {copied} of {target.size} values; a file is missing, {ANOTHER}")
+            if put is not None:
+                put(parameter, target)
 
 
 def row_files(rows: RowStore | None, ranks: Ranks) -> Files:
@@ -154,26 +165,6 @@ def restore_rows(rows: RowStore | None, checkpoint: Checkpoint) -> None:
                 f"checkpoint of step {checkpoint.step}: the rows of entry {e} are not {entry.rows} of width {entry.width} "
                 f"({error}); the checkpoint is of another configuration"
             ) from error
-
-
-def _matched(
-    shards: Shards, checkpoint: Checkpoint, parts: Parts
-) -> Iterator[tuple[Parameter, Part, list[SavedArray], str]]:
-    """Yield each parameter, its part, the saved arrays with its values, and its name for messages."""
-    for shard, parameters in shards.items():
-        arrays = checkpoint.saved(shard)
-        for name, parameter in parameters.items():
-            part, saved = _part(parts, shard, name, parameter), arrays.get(name, [])
-            needed = part.whole, parameter.asnumpy().dtype
-            wrong = [kind for kind in ((each.part.whole, each.values.dtype) for each in saved) if kind != needed]
-            what = f"checkpoint of step {checkpoint.step}: {name}"
-            if wrong or not saved:
-                found = f"is {wrong[0][1]} of shape {wrong[0][0]}" if wrong else "is missing"
-                raise CheckpointError(
-                    f"{what} {found} in shard {shard}, the model needs {needed[1]} of shape {needed[0]}; the checkpoint is of "
-                    "another configuration"
-                )
-            yield parameter, part, saved, what
 
 
 def _part(parts: Parts, shard: str, name: str, parameter: Parameter) -> Part:

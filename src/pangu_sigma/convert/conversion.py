@@ -8,13 +8,13 @@ from typing import Literal
 
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
-from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
+from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.hf_folder import write_hf_folder
 from pangu_sigma.sealed import add_to_seal, sealed, write_atomically
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import KIND_NAMES, open_model
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder, write_step_0
 from pangu_sigma.writable import check_folder_writable
 
@@ -45,8 +45,7 @@ def write_run(model: StoredModel, folder: Path) -> Path:
     config = model.config.model_copy(update={"finetune": None})  # it can be trained again
     with unfinished_folder(folder) as path:
         write_model_files(path, config, model.path / TOKENIZER_FOLDER, model.table)
-        run = RunFolder(path, config, model.tokenizer, model.table)
-        write_step_0(run, compose(config, lambda shard, name, shape: model.array(shard, name)))
+        write_step_0(StoredRun(path), compose(config, lambda shard, name, shape: model.array(shard, name)))
         receipt = {
             "kind": "export",
             "parent": str(model.path),

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from pangu_sigma.errors import DataError, remedy
+from pangu_sigma.errors import DataError, in_words
 
 CHUNK_BYTES = 256 << 10
 """Bytes of a chunk of a `.bin`, the unit of hashing and verification. Our choice: the first sample of a chunk reads it whole, so
@@ -139,7 +139,7 @@ def read_lengths(path: Path, written: str | None = None) -> np.ndarray:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; {remedy(error, 'run prepare-data first')}") from error
+        raise DataError(in_words(error, path, "run prepare-data first")) from error
     documents = max(0, len(data) - len(index_of(np.empty(0, "<i4")))) // 20  # a length, an offset and a bound each
     lengths = np.frombuffer(data[_HEADER.size :][: 4 * documents], "<i4").copy()
     if (right := index_of(lengths)) != data:

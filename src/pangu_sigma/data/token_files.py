@@ -25,7 +25,7 @@ import numpy as np
 import xxhash
 
 from pangu_sigma.data.indexed import CHUNK_BYTES, FIX, HASH_BYTES, paths_of, read_lengths
-from pangu_sigma.errors import DataError, remedy
+from pangu_sigma.errors import DataError, in_words
 
 Stamp = tuple[int, int, int]
 """Size, modification time and inode of a file: if they are equal, it is taken not to have changed."""
@@ -121,7 +121,7 @@ class TokenFile:
         return self._chunks() if self._chunks is not None else b""
 
     def _cannot_open(self, error: OSError) -> DataError:
-        return DataError(f"{self.path}: {error.strerror}; {remedy(error, 'run prepare-data first')}")
+        return DataError(in_words(error, self.path, "run prepare-data first"))
 
     def _verify(self, file: _Opened, hashes: bytes, numbers: range) -> None:
         """Check those chunks that were not checked since the file changed. hashes: of all chunks."""

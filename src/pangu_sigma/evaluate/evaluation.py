@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, kept_beside, run_benchmarks
 from pangu_sigma.sealed import as_json, write_atomically
 from pangu_sigma.stored.open import kind_of, open_model
@@ -35,7 +34,7 @@ def benchmark_model(model: Path, asked: BenchmarkRequest, file: Path | None = No
 def _note_in_run(run: Path, asked: BenchmarkRequest, tasks: dict[str, Any]) -> None:
     """Write the results to the run folder, and rewrite its report if it has logged steps."""
     opened = open_model(run, "run")
-    step = step_of(opened.latest) if opened.latest else None
+    step = opened.newest.step if opened.newest else None
     of = {name: {"domain": asked.domain_of(name, opened.config), "step": step} for name in tasks}
     file = run / BENCHMARKS
     try:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.finetune.seconds import Seconds
 from pangu_sigma.finetune.task_batches import TaskBatches, TaskSamples
 from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.training.log.losses import HeldOutLoss
 from pangu_sigma.training.loop import Trainer
@@ -71,7 +71,7 @@ class Tuner(Trainer):
     one graph, in which equal weights have equal losses bit for bit.
     """
 
-    def __init__(self, run: RunFolder, training: TaskSamples, dev: TaskSamples | None, seconds: Seconds):
+    def __init__(self, run: StoredRun, training: TaskSamples, dev: TaskSamples | None, seconds: Seconds):
         """run: run folder with a checkpoint. dev: the dev set; without one nothing is evaluated, and the last state is the best."""
         nothing = TaskSamples(run.config, [[] for _ in run.config.domains], run.tokenizer)
         self._opened, self._training, self._dev = run, training, nothing if dev is None else dev
@@ -81,7 +81,7 @@ class Tuner(Trainer):
         self.best = BestState(**self.resumed.get("best", {}))
         self.saver.spared = frozenset([0, self.best.step])
 
-    def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
+    def open_run(self, folder: Path, asked: StartOptions) -> StoredRun:
         """Return the run folder that is already open."""
         return self._opened
 

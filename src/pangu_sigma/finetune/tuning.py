@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_sigma.checkpoint.changes import change_text, changed_keys, refuse_changes
-from pangu_sigma.checkpoint.checkpoint import newest_identity
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_config, write_model_files
 from pangu_sigma.checkpoint.root import keep_only
-from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer, refuse_idle_changes
+from pangu_sigma.checkpoint.run_folder import one_writer, refuse_idle_changes
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
 from pangu_sigma.data.held_out import samples_of_evaluation
@@ -105,7 +104,7 @@ def finetune_run(
         if begins:
             with unfinished_folder(into) as fresh:
                 write_model_files(fresh, config, parent.path / TOKENIZER_FOLDER, parent.table)
-                run = RunFolder(fresh, config, parent.tokenizer, parent.table, data_hash)
+                run = StoredRun(fresh, text_hash=data_hash)
                 write_step_0(run, compose(config, lambda shard, name, shape: parent.array(shard, name)))
                 _receipt(parent, config, training, dev).save(fresh)
                 (fresh / TUNING_FOLDER).mkdir()
@@ -126,7 +125,7 @@ def finetune_run(
     return result
 
 
-def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolder:
+def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> StoredRun:
     """Open a fine-tuning run to resume it. Raises ConfigError for another parent, other samples, or changes of fixed keys."""
     run = open_model(into, "run")
     if run.config.finetune is None:
@@ -141,8 +140,7 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     fix = f"give the options that it was begun with, or choose another folder with {argument('--output')}"
     refuse_changes(into, changes, fix)
-    saved = newest_identity(run.checkpoints)
-    if saved is not None and saved.data_hash != data_hash:
+    if (saved := run.newest) and saved.identity.data_hash != data_hash:
         raise ConfigError(
             f"{into} was begun on other samples: {argument('--train-file')} or {argument('--dev-file')} is another file, or its "
             f"lines have changed; name the files that it was begun with, or choose another folder with {argument('--output')}"
@@ -151,15 +149,16 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> RunFolde
         raise ConfigError(
             "\n  ".join([f"{into} is finished, and was tuned with", *map(change_text, changes)]) + f"\n{fix}"
         )
-    refuse_idle_changes(into, changes, config.train.steps)
+    refuse_idle_changes(into, changes, config.train.steps, saved.step if saved else -1)
     for change in changes:
         logger.info("%s", change_text(change))
     if changes:
         write_config(into, config, "run")
-    return RunFolder(into, config, run.tokenizer, run.table, data_hash)
+    run.config, run.text_hash = config, data_hash
+    return run
 
 
-def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None, seconds: Seconds) -> Tuner | None:
+def _train(run: StoredRun, training: TaskFile, dev: TaskFile | None, seconds: Seconds) -> Tuner | None:
     """Train to the end. Returns None if SIGTERM came before."""
     from pangu_sigma.finetune.tuner import Tuner
     from pangu_sigma.training.loop import train_to_end

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, array_extents
+from pangu_sigma.checkpoint.safetensors_file import array_extents
 from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
 from pangu_sigma.foreign.file_tensors import FileTensor, Joined, only, row_major
 from pangu_sigma.foreign.layout import (
@@ -25,6 +25,7 @@ from pangu_sigma.foreign.layout import (
 )
 from pangu_sigma.foreign.pickles import PickledTensor
 from pangu_sigma.foreign.torch_files import open_torch_file
+from pangu_sigma.sealed import DamagedFile
 
 PORT_LAYER = {
     **weight_and_bias("ln_1", "attention_norm.gain", "attention_norm.bias"),
@@ -163,7 +164,7 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
     if file.suffix == ".safetensors":
         try:
             extents = array_extents(file)
-        except DamagedArrays as error:
+        except DamagedFile as error:
             raise LayoutError(f"{error}: download it again") from None
         return {
             name: FileTensor(file, begin, _KINDS.get(kind, kind), shape, row_major(shape), name)

@@ -12,9 +12,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pangu_sigma.checkpoint.protobuf import OF_BYTES, field_at, numbers
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, checked_sizes, row_major
+from pangu_sigma.foreign.protobuf import OF_BYTES, field_at, numbers
 
 _KINDS = {"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"}
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pangu_sigma.checkpoint.parts import ROWS
-from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
+from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.errors import argument
 from pangu_sigma.sealed import add_to_seal, sealed, write_atomically
 

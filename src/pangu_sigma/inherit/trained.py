@@ -29,7 +29,6 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import release_pages
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
 from pangu_sigma.checkpoint.parts import EXPERTS, OPTIMIZER, ROWS
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.domains import Domain, domains_of
@@ -168,7 +167,7 @@ def write_child(path: Path, child: ChildTensors, data_hash: str | None, cursor: 
     with tempfile.TemporaryDirectory() as temporary:
         child.tokenizer.save(Path(temporary) / TOKENIZER_FOLDER)
         write_model_files(path, child.config, Path(temporary) / TOKENIZER_FOLDER, child.table)
-    run = RunFolder(path, child.config, child.tokenizer, child.table, data_hash)
+    run = StoredRun(path, text_hash=data_hash)
     write_step_0(run, compose(child.config, child.find), cursor)
     return open_model(path, "run")
 

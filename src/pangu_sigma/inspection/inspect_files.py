@@ -18,6 +18,7 @@ from typing import Any
 
 from pangu_sigma.checkpoint.compose import saved_arrays
 from pangu_sigma.checkpoint.format import ANOTHER, DamagedCheckpoint
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS
 from pangu_sigma.config import Config
 from pangu_sigma.errors import argument
@@ -74,6 +75,9 @@ def inspect_files(path: Path, verify: bool = False) -> FileInspection:
 
 def _inspect(path: Path, verify: bool) -> FileInspection:
     model = open_model(path, verified=verify)
+    # others use the newest checkpoint's in the place of a configuration that was edited
+    if model.kind == "run" and (path / CONFIG_FILE).exists():
+        read_config(path, "run", "change keys with --set, or remove the file")
     listed = list(model.listed())
     roles = _count((_role_of(shard, name), name, shape, dtype) for shard, name, shape, dtype in listed)
     found = FileInspection(
@@ -91,28 +95,20 @@ def _inspect(path: Path, verify: bool) -> FileInspection:
     if model.kind == "export":
         found.notes.append("counted by its configuration")
     if isinstance(model, StoredRun):
-        _check_complete(model, {(shard, name) for shard, name, *_ in listed})
+        needed = saved_arrays(model.config)
+        if lacking := sorted(needed - {(shard, name) for shard, name, *_ in listed}):
+            shard, name = lacking[0]
+            raise DamagedCheckpoint(
+                f"{path}: the checkpoint of step {model.step} lacks {len(lacking)} of {len(needed)} arrays, which a run with its "
+                f"configuration restores, such as {name} of shard {shard}; {ANOTHER}"
+            )
         found.damaged = list(model.checkpoint.passed_over)
     return found
 
 
-def _check_complete(model: StoredRun, listed: set[tuple[str, str]]) -> None:
-    """Raise DamagedCheckpoint if the checkpoint lacks arrays that a run with its configuration restores.
-
-    listed: (shard, name) of each array of the checkpoint.
-    """
-    needed = saved_arrays(model.config)
-    if lacking := sorted(needed - listed):
-        shard, name = lacking[0]
-        raise DamagedCheckpoint(
-            f"{model.path}: the checkpoint of step {model.step} lacks {len(lacking)} of {len(needed)} arrays, such as {name} of "
-            f"shard {shard}; {ANOTHER}"
-        )
-
-
 _VERIFIED: dict[Kind, tuple[str, str]] = {
     "run": (files := "configuration, tokenizer, routing table, lineage", f"{files}, checkpoint"),
-    "checkpoint": ("manifest", "manifest, all files"),
+    "checkpoint": ("seal", "seal, all files"),
     "export": ("configuration", "configuration, all files"),
     "hf": ("all files but those of the weights", "all files"),
     "alpha": ("nothing", "checksums of torch's zip files, tensors that must be equal; other files have no hashes"),

@@ -13,7 +13,7 @@ from typing import Any
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore.train import Callback
 
-from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.checkpoint.state import files_of
 from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaTrainOneStepCell
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS

@@ -13,13 +13,13 @@ import numpy as np
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Tensor, nn
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.mindformers_adapter.dataset import arrays_of
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.model.declare import as_input
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.progress import Progress
 from pangu_sigma.training.step import TrainStep
 
@@ -53,7 +53,7 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         network: PanGuSigmaForCausalLM,
         optimizer: PanGuSigmaAdam,
         config: Config,
-        folder: RunFolder,
+        folder: StoredRun,
         progress: Progress,
     ):
         """progress: progress of the run, which advances with every step."""

@@ -11,7 +11,6 @@ from mindspore import Parameter, Tensor
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore, restore_rows, row_files
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
@@ -25,6 +24,7 @@ from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.connect import connect
 from pangu_sigma.ranks.layout import Layout
 from pangu_sigma.ranks.ranks import Ranks
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.backend import Backend, TrainingSetup, update_rows
 from pangu_sigma.training.evaluator import Evaluator
 from pangu_sigma.training.feed import StepInput
@@ -42,7 +42,7 @@ class AscendBackend(Backend):
         use_ascend(config)
         return connect(config.parallel)
 
-    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
+    def build(self, config: Config, ranks: Ranks, run: StoredRun) -> TrainingSetup:
         step = AscendStep(config, ranks.rank)
         step.fill(config.seed)
         return TrainingSetup(config, ranks, step.network.loss.network, step.store, step)

@@ -43,14 +43,14 @@ import xxhash
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
-from pangu_sigma.checkpoint.not_finite import count_not_finite
-from pangu_sigma.checkpoint.parts import ROWS
-from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, map_arrays
-from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
+from pangu_sigma.checkpoint.not_finite import find_not_finite
+from pangu_sigma.checkpoint.parts import ROWS, WEIGHTS, SavedArray
+from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
+from pangu_sigma.checkpoint.safetensors_file import map_arrays
 from pangu_sigma.config import Config
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import SEAL, as_json, check_folder, fingerprint
+from pangu_sigma.sealed import SEAL, DamagedFile, as_json, check_folder, fingerprint
 from pangu_sigma.stored.hf_config import (
     ROUTING_KEY,
     ROWS_KEY,
@@ -189,7 +189,7 @@ class StoredFolder(StoredModel):
         for file in self._weight_files():
             try:
                 inside = map_arrays(self.path / file)
-            except (DamagedArrays, OSError) as error:
+            except (DamagedFile, OSError) as error:
                 raise LayoutError(f"{error}; {_FIX}") from error
             if twice := sorted(inside.keys() & arrays.keys()):
                 raise LayoutError(f"{self.path / file}: has {twice[0]}, which is in another file, too; {_FIX}")
@@ -199,9 +199,9 @@ class StoredFolder(StoredModel):
             raise LayoutError(f"{self.path}: {ROW_OF} is not what the tokenizer says; {_FIX}")
         _check_keys(self.path, self.config, self._json, arrays)
         if self._verified and not self._sealed:
-            for name, values in arrays.items():
-                if bad := count_not_finite(values):
-                    raise LayoutError(f"{self.path}: {name} has {bad} values that are NaN or infinite; {_FIX}")
+            whole = {name: SavedArray.whole(values) for name, values in arrays.items()}
+            for bad in find_not_finite({WEIGHTS: whole})[:1]:
+                raise LayoutError(f"{self.path}: {bad.name} has {bad.count} values that are NaN or infinite; {_FIX}")
         return arrays
 
 

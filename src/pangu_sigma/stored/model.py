@@ -23,7 +23,7 @@ import numpy as np
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import read_config, read_table, read_tokenizer
 from pangu_sigma.checkpoint.parts import EXPERTS, ROWS, WEIGHTS
-from pangu_sigma.checkpoint.start_over import LINEAGE_FILE
+from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.config import Config
 from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused
 from pangu_sigma.model.arrays import dense_shapes, stored_shapes

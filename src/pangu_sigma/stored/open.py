@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
 
-from pangu_sigma.checkpoint.format import MANIFEST, STATE
+from pangu_sigma.checkpoint.format import STATE
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, recorded_kind
-from pangu_sigma.checkpoint.root import has_checkpoints
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS
+from pangu_sigma.checkpoint.root import checkpoints
+from pangu_sigma.checkpoint.run_folder import CHECKPOINTS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.foreign.dense_files import is_dense_model
 from pangu_sigma.sealed import SEAL
@@ -96,9 +96,9 @@ def kind_of(path: Path) -> Kind:
     """Return the kind of a model on the disk, by the files that each kind must have; "alpha" for files of another project."""
     if (path / GRAPH_FILE).exists() or recorded_kind(path) == "export":  # whose graph is lost
         return "export"
-    if (path / CONFIG_FILE).exists() or has_checkpoints(path / CHECKPOINTS):
+    if (path / CONFIG_FILE).exists() or checkpoints(path / CHECKPOINTS):
         return "run"
-    if (path / MANIFEST).exists() and (path / STATE).exists():
+    if (path / STATE).exists():
         return "checkpoint"
     return "hf" if _is_folder(path) else "alpha"
 

@@ -1,4 +1,4 @@
-"""Models in a run folder, opened from its newest intact checkpoint, and in the folder of one checkpoint."""
+"""Runs on the disk: a run folder, whose model is its newest intact checkpoint, and the folder of one checkpoint."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from pangu_sigma.checkpoint.format import MANIFEST, Identity
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from pangu_sigma.checkpoint.format import CheckpointError, Identity
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, read_config
-from pangu_sigma.checkpoint.root import has_checkpoints, latest_checkpoint
-from pangu_sigma.checkpoint.run_folder import WAY_BACK_OF_CONFIG, way_back
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE
+from pangu_sigma.checkpoint.model_files import ROUTING_FILE, TOKENIZER_FOLDER
+from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, LINEAGE_FILE, run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint
@@ -20,8 +18,8 @@ from pangu_sigma.stored.model import LINEAGE_FIX, Kind, Listed, StoredModel, rea
 
 
 class StoredRun(StoredModel):
-    """Model in a run folder. checkpoint: newest intact checkpoint, loaded when weights, step or data_hash are first used.
-    checkpoints: path of the folder of all checkpoints.
+    """Run folder, which is read as a model and which training writes to. checkpoint: newest intact checkpoint, loaded when
+    weights, step or data_hash are first used. checkpoints: path of the folder of all checkpoints.
 
     Raises ConfigError for a missing file of the run. Properties raise DamagedFile for a file that differs from what was written,
     and CheckpointError if no checkpoint is whole.
@@ -29,41 +27,43 @@ class StoredRun(StoredModel):
 
     kind: Kind = "run"
 
-    def __init__(self, path: Path, verified: bool = True):
+    def __init__(self, path: Path, verified: bool = True, text_hash: str | None = None):
+        """text_hash: content hash of the prepared text that training reads; None for a run that is only read."""
         super().__init__(path, verified)
-        for name in (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER):
+        self.text_hash = text_hash
+        for name in (ROUTING_FILE, TOKENIZER_FOLDER) if self.kind == "run" else ():
             if not (path / name).exists():
-                raise ConfigError(
-                    f"{path} is not a run folder: it has no {name}; pass a folder that `train` wrote"
-                    + (f", or {self.fix}" if has_checkpoints(self.checkpoints) else "")
-                )
+                raise ConfigError(f"{path} is not a run folder: it has no {name}; {self.fix}")
 
     @property
     def fix(self) -> str:
         """Advice to the user for a damaged file of the run folder."""
-        return way_back(self.path)
+        return "take it from a copy, or, together with seal.json, from a run that `train` begins with the same keys and data"
 
     @cached_property
     def config(self) -> Config:
-        return read_config(self.path, "run", WAY_BACK_OF_CONFIG)
+        return run_config(self.path)
 
     @property
     def checkpoints(self) -> Path:
         return self.path / CHECKPOINTS
 
     @property
-    def latest(self) -> Path | None:
-        """Folder of the newest checkpoint by name, unverified; None if the run has saved none yet."""
-        return latest_checkpoint(self.checkpoints)
+    def newest(self) -> Checkpoint | None:
+        """Newest whole checkpoint, by its seal and the sizes of its files; None if the run has saved none yet."""
+        return newest_checkpoint(self.checkpoints, verified=False)
 
     @property
     def identity(self) -> Identity:
-        """Vocabulary, routing table and configuration that the run's checkpoints must have."""
-        return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"))
+        """Vocabulary, routing table and configuration that the run's checkpoints have, and the text that training reads."""
+        return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"), self.text_hash)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        return load_checkpoint(self.checkpoints, self.identity, verified=self._verified)
+        found = newest_checkpoint(self.checkpoints, self.identity, verified=self._verified)
+        if found is None:
+            raise CheckpointError(f"{self.checkpoints} holds no checkpoint; train the run, or wait for its first one")
+        return found
 
     @cached_property
     def step(self) -> int:
@@ -75,7 +75,7 @@ class StoredRun(StoredModel):
 
     @cached_property
     def hash(self) -> str:
-        return str(fingerprint(self.checkpoints / f"step_{self.step:08d}" / MANIFEST)["xxh3_128"])
+        return str(fingerprint(self.checkpoint.path / SEAL)["xxh3_128"])
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -104,9 +104,6 @@ class StoredCheckpoint(StoredRun):
     """Model in the folder of one checkpoint inside a run."""
 
     kind: Kind = "checkpoint"
-
-    def __init__(self, path: Path, verified: bool = True):
-        StoredModel.__init__(self, path, verified)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

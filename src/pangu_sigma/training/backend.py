@@ -15,7 +15,6 @@ from mindspore import Tensor, nn
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import EXPERTS, Files
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, restore_rows, row_files, shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader, MakesPlans
@@ -29,6 +28,7 @@ from pangu_sigma.ranks.connect import connect
 from pangu_sigma.ranks.layout import writes_experts
 from pangu_sigma.ranks.plans import make_planner
 from pangu_sigma.ranks.ranks import Ranks
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.training.feed import StepInput
 from pangu_sigma.training.start import check_cpu
@@ -70,7 +70,7 @@ class Backend:
         use_cpu(config.seed)
         return connect(config.parallel)
 
-    def build(self, config: Config, ranks: Ranks, run: RunFolder) -> TrainingSetup:
+    def build(self, config: Config, ranks: Ranks, run: StoredRun) -> TrainingSetup:
         """Build network, experts and step of this rank, with initial values."""
         network, store = build(config, ranks, tier_of(config, ranks, run))
         return TrainingSetup(config, ranks, network, store, TrainStep(config, network, store, ranks))
@@ -138,7 +138,7 @@ def update_rows(store: ExpertStore, ranks: Ranks, batch: Batch, result: StepResu
     rows.update(batch.row_keys_EGBS, grads_GTH.reshape(-1, rows.hidden), result.rows_hyper.asnumpy())
 
 
-def tier_of(config: Config, ranks: Ranks, run: RunFolder) -> HostTier:
+def tier_of(config: Config, ranks: Ranks, run: StoredRun) -> HostTier:
     """Make the host storage for the experts of a rank, by `ecss.store`: memory, or a file in `ecss.path` or in the run folder."""
     options = config.ecss
     if options.store == "host":

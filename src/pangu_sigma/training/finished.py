@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint, newest_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.checkpoint.root import latest_checkpoint, recover_interrupted_save, step_of
-from pangu_sigma.checkpoint.run_folder import one_writer
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS
+from pangu_sigma.checkpoint.root import remove_leftovers
+from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, one_writer
 from pangu_sigma.config import Config
 from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, read_metrics
 from pangu_sigma.training.log.report import write_report
@@ -40,18 +39,20 @@ def take_up_finished(folder: Path, config: Config, asked: StartOptions) -> bool:
 
     Returns False, and changes nothing, for a run with steps to do, or whose newest checkpoint is damaged. Raises as `start_run`.
     """
-    newest = None if asked.start_over else latest_checkpoint(folder / CHECKPOINTS)
-    if newest is None or step_of(newest) < config.train.steps:
+    if asked.start_over or asked.from_step is not None:
+        return False
+    newest = newest_checkpoint(folder / CHECKPOINTS, verified=False)
+    if newest is None or newest.step < config.train.steps:
         return False
     try:
-        checkpoint = load_checkpoint(newest)
+        checkpoint = load_checkpoint(newest.path)
     except CheckpointError:
         return False  # training says what is damaged, and goes on from the checkpoint before it
     step, options, names = checkpoint.step, config.train, [each.name for each in config.domains]
     with one_writer(folder, asked.lock):
         logger.info("nothing to do: %s is at step %d of %d; raise train.steps to train on", folder, step, options.steps)
         run = start_run(folder, config, options=asked)
-        recover_interrupted_save(run.checkpoints)
+        remove_leftovers(run.checkpoints)
         with MetricsLog(folder, names, options.steps, options.log_interval, step, run.identity) as log:
             log.changed(step, changes_since_checkpoint(checkpoint, run))
         conclude(folder, config)

@@ -11,11 +11,12 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
 from pangu_sigma.checkpoint.not_finite import describe
 from pangu_sigma.checkpoint.parts import Files
-from pangu_sigma.checkpoint.run_folder import RunFolder
-from pangu_sigma.checkpoint.save import save_checkpoint
+from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.order import Cursor
-from pangu_sigma.errors import argument
+from pangu_sigma.errors import argument, in_words
+from pangu_sigma.sealed import commit
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.health import Health
 from pangu_sigma.training.progress import Progress
 from pangu_sigma.training.start import start_run
@@ -37,7 +38,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
+        raise ConfigError(f"{folder} cannot be written: {in_words(error, folder)}; choose another folder") from error
     with made as unfinished:
         path = Path(unfinished) / folder.name
         path.mkdir()
@@ -46,14 +47,13 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         except OSError as error:
             error.filename = error.filename or str(folder)  # that of a write, to a full disk, names no file
             raise
-        try:
-            path.rename(folder)
-        except OSError as error:
-            raise ConfigError(f"{folder} was made meanwhile ({error.strerror}); choose another folder") from error
+        if folder.exists():
+            raise ConfigError(f"{folder} was made meanwhile; choose another folder")
+        commit(path, folder)
 
 
 @contextmanager
-def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
+def new_run(folder: Path, config: Config) -> Iterator[StoredRun]:
     """Make a run folder that has everything but weights, which the `with` block adds; it appears only if the block succeeds.
 
     Raises the errors of `unfinished_folder` and `start_run`.
@@ -62,7 +62,7 @@ def new_run(folder: Path, config: Config) -> Iterator[RunFolder]:
         yield start_run(path, config)
 
 
-def write_step_0(run: RunFolder, files: Files, cursor: Cursor | None = None) -> None:
+def write_step_0(run: StoredRun, files: Files, cursor: Cursor | None = None) -> None:
     """Write a checkpoint of step 0 that training starts from.
 
     files: files of the checkpoint, with the weights. cursor: position in the text, None for its beginning.
@@ -85,8 +85,8 @@ def write_step_0(run: RunFolder, files: Files, cursor: Cursor | None = None) -> 
             )
     except UnhealthyState as error:
         raise CheckpointError(
-            f"the model has values that are not finite: {describe(error.found, run.identity.config)}. No run begins with them, and "
-            "nothing was written; name another model, such as an earlier checkpoint of its run"
+            f"the model has values that are not finite: {'; '.join(describe(error.found, run.identity.config))}. No run begins "
+            "with them, and nothing was written; name another model, such as an earlier checkpoint of its run"
         ) from error
 
 

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.healthy import way_on
-from pangu_sigma.checkpoint.not_finite import count_not_finite
-from pangu_sigma.checkpoint.parts import EXPERTS
-from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.checkpoint import way_on
+from pangu_sigma.checkpoint.not_finite import NotFinite, describe, find_not_finite
+from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
 from pangu_sigma.errors import UserError
-from pangu_sigma.ranks.layout import share_of
 from pangu_sigma.sections import SpikesConfig, TrainConfig
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.log.metrics import MetricsLog, NoLog
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 LEAST_DEVIATION = 0.01
 """Minimum standard deviation of a loss in its spike limit, as a fraction of its mean: a loss that hardly varies has no spikes."""
-_NAMED = 5
-"""Maximum number of tensors that a message names; the log of the run has all of them."""
 
 
 class UnhealthyRun(UserError, RuntimeError):
@@ -146,62 +143,37 @@ class Health:
             domain.take(loss, options)
 
 
-@dataclass(frozen=True)
-class UnhealthyTensor:
-    """Tensor of a rank with values that are not finite.
-
-    domain, layer, segment, expert: of an expert's tensor; layer is the number of the RRE layer, 0 the lowest, segment its number in
-    the layer, None if there is one only, and expert the number in its segment. They are None for a dense tensor; experts of common
-    segments have no domain. tensor: its path, with `.moment` or `.variance` for Adam state.
-    values: number of values that are not finite. size: number of all values.
-    """
-
-    domain: str | None
-    layer: int | None
-    expert: int | None
-    tensor: str
-    values: int
-    size: int
-    segment: int | None = None
-
-    def __str__(self) -> str:
-        domain = "all domains" if self.domain is None else f"domain {self.domain}"
-        segment = "" if self.segment is None else f"segment {self.segment}, "
-        of_expert = f"{domain}, RRE layer {self.layer}, {segment}expert {self.expert}, tensor "
-        return f"{'dense tensor ' if self.expert is None else of_expert}{self.tensor}: {self.values:,} of {self.size:,} values"
-
-
-def unhealthy_tensors(built: TrainingSetup, active_A: Sequence[np.ndarray] | None = None) -> list[UnhealthyTensor]:
+def unhealthy_arrays(built: TrainingSetup, active_A: Sequence[np.ndarray] | None = None) -> list[NotFinite]:
     """Find this rank's dense parameters, experts and Adam moments with values that are not finite.
 
     active_A: store rows of the experts to check, as in `Batch.active_A`; None checks all experts of the rank.
     """
     built.store.settle()
-    tensors, routed = [], share_of(built.config, built.ranks.rank).routed
-    for shard, parameters in built.shards.items():
-        for name, parameter in parameters.items():
-            values = parameter.asnumpy()
-            if not shard.startswith(EXPERTS):
-                if bad := count_not_finite(values):
-                    tensors.append(UnhealthyTensor(None, None, None, name, bad, values.size))
-                continue
-            n, model = int(shard.removeprefix(EXPERTS)), built.config.model
-            layer, s = model.in_layer(n)
-            for row in range(len(values)) if active_A is None else active_A[n][active_A[n] < len(values)]:
-                if bad := count_not_finite(values[row]):
-                    expert, domain = int(routed[n].held[row]), None
-                    if routed[n].kind == "own":
-                        domain = built.config.domains[expert // model.experts_per_domain].name
-                    segment = s if len(model.segments) > 1 else None
-                    tensors.append(UnhealthyTensor(domain, layer, expert, name, bad, values[row].size, segment))
-            built.store.tier.release()
-    return tensors
+    found = find_not_finite(
+        {
+            shard: {name: SavedArray.whole(parameter.asnumpy()) for name, parameter in parameters.items()}
+            for shard, parameters in built.shards.items()
+            if not shard.startswith(EXPERTS)
+        }
+    )
+    for experts in built.store.segments:
+        segment, arrays = experts.segment, dict[str, SavedArray]()
+        for name, parameter in experts.named.items():
+            values, held = parameter.asnumpy(), segment.held
+            if active_A is not None:
+                rows = np.unique(active_A[segment.number][active_A[segment.number] < len(values)])
+                values, held = values[rows], held[rows]
+            if len(held):
+                arrays[name] = SavedArray(Part.of_rows((segment.experts, *values.shape[1:]), held), values)
+        found += find_not_finite({f"{EXPERTS}{segment.number}": arrays})
+        built.store.tier.release()
+    return found
 
 
 def examine(
     health: Health,
     built: TrainingSetup,
-    run: RunFolder,
+    run: StoredRun,
     step: int,
     active_A: Sequence[np.ndarray],
     log: MetricsLog | NoLog,
@@ -219,17 +191,16 @@ def examine(
             logger.warning("%s", _text_of(spike))
     if not health.needs_check:
         return
-    tensors = unhealthy_tensors(built, active_A if health.stuck is None else None)
-    texts = [
-        text for of_rank in built.ranks.texts("\n".join(map(str, tensors[:_NAMED]))) for text in of_rank.splitlines()
-    ]
-    log.write("unhealthy", step=step, tensors=[asdict(tensor) for tensor in tensors])
-    number = int(built.ranks.sum(np.array([len(tensors)], np.float32))[0])
-    if number:
-        texts = list(dict.fromkeys(texts))[:_NAMED]  # replicas have the same tensors
-        named = "\n  ".join([*texts, *(["…"] if number > len(texts) else [])])
+    found = unhealthy_arrays(built, active_A if health.stuck is None else None)
+    log.write("unhealthy", step=step, tensors=[asdict(each) for each in found])
+    own = "\n".join(describe(found, run.identity.config))
+    named = dict.fromkeys(
+        text for of_rank in built.ranks.texts(own) for text in of_rank.splitlines()
+    )  # replicas have the same
+    if named:
+        texts = "\n  ".join(named)
         raise UnhealthyRun(
-            f"step {step}: values that are not finite in\n  {named}\nNo step that uses them can change anything, so the run stops. "
+            f"step {step}: values that are not finite in\n  {texts}\nNo step that uses them can change anything, so the run stops. "
             f"{way_on(run.checkpoints, built.ranks)} If it comes back, lower train.optimizer.peak_lr, or leave such batches out "
             "with train.spikes.skip=true."
         )

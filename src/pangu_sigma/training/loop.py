@@ -15,8 +15,8 @@ import numpy as np
 
 from ascend_ops.adam_worker import WorkerTimes
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.checkpoint.root import recover_interrupted_save
-from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer
+from pangu_sigma.checkpoint.root import remove_leftovers
+from pangu_sigma.checkpoint.run_folder import one_writer, set_aside
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
@@ -27,6 +27,7 @@ from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.ranks.heartbeat import Heartbeat
 from pangu_sigma.ranks.layout import layers_of_stage
 from pangu_sigma.ranks.ranks import Ranks
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.backend import Backend
 from pangu_sigma.training.evaluator import Evaluator
 from pangu_sigma.training.feed import InputPipeline
@@ -91,7 +92,7 @@ class Trainer:
         self.timeline = Timeline()
         self._worked: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
 
-    def open_run(self, folder: Path, asked: StartOptions) -> RunFolder:
+    def open_run(self, folder: Path, asked: StartOptions) -> StoredRun:
         """Create or open the run folder. Raises the errors of `start_run`."""
         return start_run(folder, self.config, self.ranks, asked)
 
@@ -192,24 +193,18 @@ class Trainer:
         to the next checkpoint (our choice: nothing computed is lost if the disk recovers). Raises UnhealthyState in either case.
         """
         self.heart.beat(f"the save after step {self.progress.step}")
-        with self._going_on():
-            self.saver.wait()  # in a block of its own: this checkpoint or the next one may fail alone
+        self.complete_save()  # this checkpoint or the next one may fail alone
         if last:
             self.save()
             return
         with self._going_on():
             self.saver.begin(self.progress.step, self.backend.checkpoint_files(self.built), self.state())
 
-    def complete_save(self, now: bool = False) -> None:
-        """Complete the checkpoint that is written in the background, if all ranks have written it. Call it between steps.
-
-        now: True to wait for it.
-        """
+    def complete_save(self) -> None:
+        """Wait for the checkpoint that is written in the background, if there is one. An error of the disk is logged. Raises
+        UnhealthyState."""
         with self._going_on():
-            if now:
-                self.saver.wait()
-            else:
-                self.saver.poll()
+            self.saver.wait()
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -272,9 +267,10 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
     options, names = config.train, [d.name for d in config.domains]
     with ranks.fail_together("reading the held-out text"):
         evaluator = trainer.evaluator()
-    if ranks.first:  # all ranks have read the checkpoint; a finished run saves no other one
-        recover_interrupted_save(trainer.run.checkpoints)
     start = trainer.progress.step
+    if ranks.first:  # all ranks have read the checkpoint
+        remove_leftovers(trainer.run.checkpoints)  # a finished run saves no other one
+        set_aside(folder, start)  # damaged ones of later steps
     log = (
         MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
         if ranks.first
@@ -296,12 +292,16 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             with span("metrics"):
                 metrics = trainer.metrics(*taken)
                 log.record(metrics, trainer.load(taken[0])[0], taken[0].digest)
-                trainer.complete_save(now=trainer.health.needs_check)  # it may be the checkpoint to go back to
+                if trainer.health.needs_check:
+                    trainer.complete_save()  # it may be the checkpoint to go back to
                 examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_A, log)
             with log.paused():
                 if on_step is not None and on_step(metrics) is True:
                     stop.set()
-            stopped = ranks.any(stop.is_set())
+            asked, failed = ranks.sum(np.array([stop.is_set(), trainer.saver.failed], np.float32))
+            stopped = bool(asked)
+            if failed:
+                trainer.complete_save()
             with log.paused():
                 if last or (step % options.eval_interval == 0 and not stopped):
                     trainer.heart.beat(f"the evaluation after step {step}")

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pangu_sigma.checkpoint.changes import Change, changed_keys
-from pangu_sigma.checkpoint.checkpoint import Checkpoint
-from pangu_sigma.checkpoint.run_folder import RunFolder
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, newest_checkpoint
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
+from pangu_sigma.stored.run import StoredRun
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,12 @@ class Progress:
         return cls(state["step"], state["updates"], Cursor(list(cursor["taken"]), list(cursor["begun"])))
 
 
-def resume(run: RunFolder, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:
+def resume(run: StoredRun, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:
     """Return the progress to resume from, and the newest checkpoint to restore; if there is none, step 0 at `start`, and None.
 
     All ranks call this. Raises CheckpointError if no checkpoint is intact, or if it is of another vocabulary or routing table.
     """
-    checkpoint = run.newest_checkpoint(ranks)
+    checkpoint = newest_checkpoint(run.checkpoints, run.identity, ranks)
     if checkpoint is None:
         return Progress(0, 0, start), None
     if checkpoint.step:  # a run that was made of another begins with a checkpoint, too
@@ -57,7 +57,7 @@ def resume(run: RunFolder, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tupl
     return Progress.from_state(checkpoint.state), checkpoint
 
 
-def changes_since_checkpoint(checkpoint: Checkpoint | None, run: RunFolder) -> list[Change]:
+def changes_since_checkpoint(checkpoint: Checkpoint | None, run: StoredRun) -> list[Change]:
     """Return the changes since a run's newest checkpoint was written: (key, old, new) of configuration keys, and of `data`, the
     content hash of the prepared text, if both hashes are known."""
     if checkpoint is None:

@@ -14,37 +14,34 @@ from pangu_sigma.checkpoint.changes import (
     refuse_changes,
     rule_of,
 )
-from pangu_sigma.checkpoint.checkpoint import newest_identity
-from pangu_sigma.checkpoint.format import Identity
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, newest_checkpoint
 from pangu_sigma.checkpoint.model_files import (
-    CONFIG_FILE,
     ROUTING_FILE,
     TOKENIZER_FOLDER,
     read_config,
-    read_model_files,
     write_config,
     write_model_files,
 )
-from pangu_sigma.checkpoint.root import has_checkpoints
+from pangu_sigma.checkpoint.root import checkpoints
 from pangu_sigma.checkpoint.run_folder import (
-    WAY_BACK_OF_CONFIG,
-    RunFolder,
+    CHECKPOINTS,
+    checkpoint_at,
+    go_back,
     name_unwritable,
     refuse_idle_changes,
-    run_config,
-    way_back,
+    set_aside,
+    start_over,
 )
-from pangu_sigma.checkpoint.start_over import CHECKPOINTS, LINEAGE_FILE, set_aside, start_over
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer, unlike_prepared
-from pangu_sigma.errors import DataError, argument
+from pangu_sigma.errors import argument
 from pangu_sigma.foreign.dense_files import contents
 from pangu_sigma.lock import LOCK
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
-from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import SEAL, UNFINISHED, DamagedFile, add_to_seal
+from pangu_sigma.sealed import SEAL, UNFINISHED
 from pangu_sigma.stored.open import KIND_NAMES, kind_of
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -55,12 +52,14 @@ class StartOptions:
     """Options of the start of a run, besides its configuration.
 
     start_over: True to move the folder's contents aside and begin at step 0. allow_data_change: True to resume although the text
-    differs from the checkpoint's. lock: False to write also where the file system has no locks.
+    differs from the checkpoint's. lock: False to write also where the file system has no locks. from_step: step of the checkpoint
+    to go on from, if it is not to be the newest; those of later steps are set aside.
     """
 
     start_over: bool = False
     allow_data_change: bool = False
     lock: bool = True
+    from_step: int | None = None
 
 
 DEFAULT_START = StartOptions()
@@ -68,16 +67,16 @@ DEFAULT_START = StartOptions()
 
 def start_run(
     path: Path, config: Config, ranks: Ranks = SINGLE_PROCESS, options: StartOptions = DEFAULT_START
-) -> RunFolder:
+) -> StoredRun:
     """Create a run folder, or open one to resume its run, and write the configuration that it trains with.
 
     A folder without checkpoints gets the tokenizer of the prepared data and routing tables drawn for it. A run with checkpoints
-    keeps its tokenizer and tables; changed keys are logged, damaged files rewritten. The same call completes an interrupted start.
-    Keys that the data were not prepared with are warned of.
+    keeps its tokenizer and tables; changed keys are logged. The same call completes an interrupted start. Keys that the data were
+    not prepared with are warned of.
 
     ranks: all of them call this; rank 0 writes, into a folder that all of them see.
     Raises ConfigError for changed keys that do not fit the checkpoints, other data, or a folder that is not writable; DamagedFile
-    for a damaged file that cannot be rewritten; RankError if ranks differ in configuration or prepared data.
+    for a damaged file; RankError if ranks differ in configuration or prepared data.
     """
     given, config = config, absolute_paths(config)
     with ranks.fail_together(f"reading {config.data.path}"):
@@ -88,18 +87,18 @@ def start_run(
     ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
     with ranks.fail_together(f"taking up {path}"), name_unwritable(path):
         resumed = ranks.first and _resume(path, config, prepared, data_hash, options)
-    if ranks.any(resumed):
-        with ranks.fail_together(f"reading {path}"):
-            tokenizer, table = read_model_files(path, way_back(path))
-        return RunFolder(path, config, tokenizer, table, data_hash)
-    with ranks.fail_together("drawing the routing tables"):
-        table = drawn_tables(config, prepared)
-    ranks.agree({"routing table": table.hash})
-    with ranks.fail_together(f"writing {path}"), name_unwritable(path):
-        if ranks.first and not _holds(path, config, prepared, table):
-            path.mkdir(parents=True, exist_ok=True)
-            write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
-    return RunFolder(path, config, prepared, table, data_hash)
+    if not ranks.any(resumed):
+        with ranks.fail_together("drawing the routing tables"):
+            table = drawn_tables(config, prepared)
+        ranks.agree({"routing table": table.hash})
+        with ranks.fail_together(f"writing {path}"), name_unwritable(path):
+            if ranks.first:
+                path.mkdir(parents=True, exist_ok=True)
+                write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
+    with ranks.fail_together(f"reading {path}"):
+        run = StoredRun(path, text_hash=data_hash)
+        run.config, _ = config, (run.tokenizer, run.table)
+    return run
 
 
 def check_cpu(config: Config) -> None:
@@ -122,9 +121,14 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     refuse_tuned(path, config)
     refuse_foreign(path)
     prepared, data_hash = read_prepared_tokenizer(config), load_manifest(Path(config.data.path)).content_hash
-    if options.start_over or not has_checkpoints(path / CHECKPOINTS):
+    if options.start_over and options.from_step is not None:
+        raise ConfigError(
+            f"{argument('--start-over')} and {argument('--from-step')} are two ways to begin; choose one of them"
+        )
+    if options.start_over:
         return []
-    saved = newest_identity(path / CHECKPOINTS)
+    step, root = options.from_step, path / CHECKPOINTS
+    saved = newest_checkpoint(root, verified=False) if step is None else checkpoint_at(path, step)
     if saved is None:
         return []
     return _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
@@ -142,7 +146,7 @@ def refuse_tuned(path: Path, config: Config) -> None:
 def refuse_foreign(path: Path) -> None:
     """Raise ConfigError or DamagedFile for a folder with files that is no run: training would write over what is there."""
     kind, fix = kind_of(path), f"name another folder with {argument('--output')}"
-    if kind == "run" and not has_checkpoints(path / CHECKPOINTS):
+    if kind == "run" and not checkpoints(path / CHECKPOINTS):
         read_config(path, "run", fix)
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     # `launch` writes logs before a rank starts, and an interrupted start has a lock and no configuration.json
@@ -157,18 +161,15 @@ def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, opt
     """Prepare a folder to resume with `config`. Returns False if it has no checkpoint. Raises as `start_run`, and OSError."""
     if options.start_over:
         start_over(path)
-    if not has_checkpoints(path / CHECKPOINTS):
+    if options.from_step is not None:
+        go_back(path, options.from_step)
+    saved = newest_checkpoint(path / CHECKPOINTS, verified=False)
+    if saved is None:
         _set_aside_log(path)
         return False
-    saved = newest_identity(path / CHECKPOINTS)
-    if saved is None:
-        return True  # none of them is whole, which loading them says
     for change in _compare(path, saved, config, prepared, data_hash, options):
         logger.warning("%s", change)
-    if not _mend(path, saved, config, prepared):
-        recorded = read_config(path, "run", WAY_BACK_OF_CONFIG)
-        if recorded.model_dump() != config.model_dump():  # the keys alone: nobody named the reader of a record
-            write_config(path, config, "run")
+    write_config(path, config, "run")
     return True
 
 
@@ -185,72 +186,33 @@ def _set_aside_log(path: Path) -> None:
 
 
 def _compare(
-    path: Path, saved: Identity, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions
+    path: Path, saved: Checkpoint, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions
 ) -> list[str]:
     """Return the keys that change, and a change of text. Raises ConfigError for those that are not allowed."""
-    changes = changed_keys(run_config(path).model_dump(mode="json"), config.model_dump(mode="json"))
+    changes = changed_keys(saved.identity.config, config.model_dump(mode="json"))
     fix = "leave the run's values (`train RUN` takes all of them), choose another folder with --output, or add --start-over"
     refuse_changes(path, changes, fix)
-    refuse_idle_changes(path, changes, config.train.steps)
+    refuse_idle_changes(path, changes, config.train.steps, saved.step)
     whys = [rule_of(change[0]).why for change in changes]
     texts = [change_text(change) + (f" ({why})" if why else "") for change, why in zip(changes, whys, strict=True)]
-    if prepared.hash != saved.vocabulary_hash:
+    identity = saved.identity
+    if prepared.hash != identity.vocabulary_hash:
         raise ConfigError(
             f"{path} holds a run with another vocabulary than data.path={config.data.path}: its token ids mean other text; set "
             f"data.path back, choose another folder with {argument('--output')}, or add {argument('--start-over')}"
         )
-    if saved.data_hash is None:
+    if identity.data_hash is None:
         texts.append(f"{path}: its checkpoint has no hash of its text, so it could not be checked that it is the same")
-    elif saved.data_hash != data_hash and not options.allow_data_change:
+    elif identity.data_hash != data_hash and not options.allow_data_change:
         raise ConfigError(
             f"data.path={config.data.path} holds other text than {path} was trained on (content hash {data_hash[:12]}…, not "
-            f"{saved.data_hash[:12]}…); set data.path back, or add {argument('--allow-data-change')} to train on with it, which "
+            f"{identity.data_hash[:12]}…); set data.path back, or add {argument('--allow-data-change')} to train on with it, which "
             "the history of the run will say"
         )
-    elif saved.data_hash != data_hash:
+    elif identity.data_hash != data_hash:
         texts.append(f"{path} goes on with other text, that of data.path={config.data.path}")
     elif options.allow_data_change:
         texts.append(
             f"{argument('--allow-data-change')}: {path} was trained on the same text, there was nothing to allow"
         )
     return texts
-
-
-def _mend(path: Path, saved: Identity, config: Config, prepared: Tokenizer) -> bool:
-    """Write the files of a run again if one is missing or damaged, provided that they are then those of its checkpoints.
-
-    Returns True if it did. Raises DamagedFile if they would be others.
-    """
-    try:
-        if not (path / CONFIG_FILE).exists():
-            raise DamagedFile(f"{path / CONFIG_FILE}: is missing")
-        tokenizer, table = read_model_files(path, "and has to be made again")
-        if (tokenizer.hash, table.hash) == (saved.vocabulary_hash, saved.routing_hash):
-            return False
-        raise DamagedFile(f"{path}: {TOKENIZER_FOLDER}/ and {ROUTING_FILE} are not those of its checkpoints")
-    except (DamagedFile, DataError) as problem:
-        table = drawn_tables(config, prepared)
-        if table.hash != saved.routing_hash:
-            other = (
-                "make the run again with the command that made it"
-                if (path / LINEAGE_FILE).exists()
-                else (f"set data.path to the text that {path} was started with")
-            )
-            raise DamagedFile(
-                f"{problem}\nit cannot be: data.path={config.data.path} gives other routing tables than the checkpoints have; "
-                f"{other}, or copy the file from a backup"
-            ) from problem
-        write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
-        if (path / LINEAGE_FILE).exists():
-            add_to_seal(path, LINEAGE_FILE)
-        logger.warning("%s\nmade again from data.path=%s and the configuration of the run", problem, config.data.path)
-        return True
-
-
-def _holds(path: Path, config: Config, tokenizer: Tokenizer, table: RoutingTable) -> bool:
-    """True if a folder has these files already."""
-    try:
-        files = read_config(path, "run", ""), *(each.hash for each in read_model_files(path, ""))
-    except (ConfigError, DamagedFile, DataError):
-        return False
-    return files == (config, tokenizer.hash, table.hash)

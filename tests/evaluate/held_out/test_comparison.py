@@ -30,7 +30,6 @@ def earlier(tiny_run, tmp_path_factory) -> Path:
     shutil.rmtree(copy / "checkpoints")
     name = f"step_{SAVED_AT:08d}"
     shutil.copytree(tiny_run / "checkpoints" / name, copy / "checkpoints" / name)
-    (copy / "checkpoints" / "LATEST").write_text(name + "\n")
     return copy
 
 

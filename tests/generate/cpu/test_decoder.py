@@ -13,7 +13,6 @@ from helpers.toy_weights import ToyWeights
 from ascend_ops.few_rows import Matrix, Precision
 from ascend_ops.large_pages import LargePages
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.domains import Domain, domains_of
@@ -24,6 +23,7 @@ from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.run import StoredRun
 
 
 class RoundedWeights:
@@ -48,7 +48,7 @@ class RoundedWeights:
 
 
 @pytest.fixture(scope="module", params=["tiny_run", "rows_run"])
-def run(request) -> RunFolder:
+def run(request) -> StoredRun:
     return open_model(request.getfixturevalue(request.param), "run")
 
 
@@ -57,7 +57,7 @@ def decoder(run) -> CpuDecoder:
     return open_decoder(run.path, lanes=4)
 
 
-def ids_of(run: RunFolder, domain: Domain, count: int, seed: int = 0) -> list[int]:
+def ids_of(run: StoredRun, domain: Domain, count: int, seed: int = 0) -> list[int]:
     used = run.tokenizer.slot_rows[domain.slot]
     return np.random.default_rng(seed).choice(used[(used >= 0) & (used != run.tokenizer.eot)], count).tolist()
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -24,7 +24,7 @@ def trained(tiny_data, tmp_path_factory):
     return open_model(path, "run")
 
 
-def exact(run: RunFolder, activation: str = "fast_gelu") -> ExactModel:
+def exact(run: StoredRun, activation: str = "fast_gelu") -> ExactModel:
     return ExactModel(run.config.model, run, activation)
 
 

@@ -258,7 +258,7 @@ def test_the_log_says_how_many_steps_its_means_leave_out_and_the_progress_line_w
 
 def test_spikes_and_what_is_not_finite_have_lines_of_their_own(tmp_path: Path):
     spike = {"step": 3, "domain": "zh", "loss": 9.0, "mean": 3.0, "limit": 4.0, "samples": "ab", "skipped": False}
-    tensor = {"domain": None, "layer": None, "expert": None, "tensor": "norm.gain", "values": 1, "size": 24}
+    tensor = {"file": "dense", "name": "norm.gain", "count": 1, "first": [3], "experts": []}
     with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
         record(log, 3)
         log.write("spike", **spike)

@@ -126,13 +126,17 @@ def with_what_happened(folder: Path) -> Path:
     made_up_run(folder, ["zh", "en"], 2, 4)
     step = {"kind": "step", "step": 8, "learning_rate": 1e-3, "left_out/loss": 2, "left_out/loss/zh": 2}
     step |= COUNTS | {"skipped": 2, "tokens": 200}
-    tensor = {"domain": "zh", "layer": 1, "expert": 3, "tensor": "w1", "values": 1, "size": 768}
+    tensor = {"file": "experts_layer_1", "name": "w1", "count": 1, "first": [3, 0, 0], "experts": [3, 5]}
     spike = {"step": 7, "domain": "en", "loss": 9.25, "mean": 3.5, "limit": 4.125, "samples": "abcd", "skipped": True}
     lines = [
         step,
         {"kind": "spike", **spike},
         {"kind": "unhealthy", "step": 7, "tensors": []},
-        {"kind": "unhealthy", "step": 8, "tensors": [tensor, tensor | {"domain": None, "segment": 2}]},
+        {
+            "kind": "unhealthy",
+            "step": 8,
+            "tensors": [tensor, {"file": "dense", "name": "<gain>", "count": 1, "first": [3], "experts": []}],
+        },
         {"kind": "config", "step": 4, "changes": [["train.batch_size", 4, 8], ["data.path", "<a>", "b"]]},
         {"kind": "rows", "step": 4, "entries": {"0": {"met": 1, "stored": 9, "collisions": 0}}, "scales": {"0": 0.1}},
         {"kind": "rows", "step": 8, "entries": ENTRIES, "scales": {"0": 0.1, "1": -0.25}},
@@ -164,8 +168,7 @@ def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text
         "1 loss spikes",
         "Rows of pairs of tokens after step 8: 1,200 of 5,000 met; 900 of 1,000 met, about 1,403 pairs more than rows; "
         "scale in front of each layer 0.100, -0.250.",
-        "After step 8: values that are not finite in w1 of expert 3 (zh), RRE layer 1; w1 of expert 3 (all domains), RRE layer 1, "
-        "segment 2",
+        "After step 8: values that are not finite in experts_layer_1: w1 of expert 3, 5; dense: &lt;gain&gt;",
         "<td>7</td><td>en</td><td>9.250</td><td>3.500</td><td>4.125</td><td>abcd</td><td>yes</td>",
         "<td>4</td><td>train.batch_size</td><td>4</td><td>8</td>",
         "<td>data.path</td><td>&#34;&lt;a&gt;&#34;</td>",

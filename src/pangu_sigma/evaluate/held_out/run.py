@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.run_folder import RunFolder
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.held_out import samples_of_evaluation
@@ -49,7 +48,7 @@ def figures_with_perplexity(loss: HeldOutLoss) -> dict[str, Any]:
     return loss.figures() | {"perplexity": finite_or_none(math.exp(nats)) if nats < 700 else None}
 
 
-def held_out_batches(run: StoredModel | RunFolder, like: Config | None = None) -> BatchLoader:
+def held_out_batches(run: StoredModel, like: Config | None = None) -> BatchLoader:
     """Open the held-out batches of a model for one process. like: configuration whose shape of batches they have; None: its own.
 
     Raises DataError if the prepared text is missing, ConfigError if it was prepared again with another vocabulary.

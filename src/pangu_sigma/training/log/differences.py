@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
@@ -36,7 +35,7 @@ def loss_differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
 def evaluation_of(run: StoredRun, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the `evaluation` line of a run's newest checkpoint, or else the last one; None without any. lines: the run's log."""
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
-    step = None if run.latest is None else step_of(run.latest)
+    step = run.newest.step if run.newest else None
     return next((line for line in evaluations if line["step"] == step), evaluations[-1] if evaluations else None)
 
 

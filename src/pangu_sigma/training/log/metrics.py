@@ -31,7 +31,7 @@ what it is of. A name without a value is absent. The names:
   scale of rows in front of it, with pipeline stages of the first one.
 * `load`: tokens per expert [N][K] since the previous `load` line. Their sum is the load of the whole run.
 * `spike`: a step whose loss of a domain is above its limit: the fields of `health.Spike`.
-* `unhealthy`: result of a search for values that are not finite: a list with the fields of `health.UnhealthyTensor` of each such
+* `unhealthy`: result of a search for values that are not finite: a list with the fields of `not_finite.NotFinite` of each such
   tensor of rank 0; empty if none was found.
 
 The last key of each line, `xxh3`, is a hash of the line without this key (`sealed.py`), which `read_metrics` checks and removes.

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.log.columns import columns, last, lines_by_kind, points
 from pangu_sigma.training.log.differences import evaluation_of, format_missing
@@ -46,7 +45,8 @@ def summarise(path: Path) -> dict[str, Any]:
     run, tuning = open_model(path, "run"), read_tuning(path)
     lines = lines_by_kind(path) if (path / FILE).exists() else {}
     evaluations, steps = lines.get("evaluation", []), columns(lines.get("step", []))
-    if run.latest is None or not (evaluations or (tuning and lines)):
+    newest = run.newest
+    if newest is None or not (evaluations or (tuning and lines)):
         raise EmptyLogError(
             f"{path} has no checkpoint or no losses to report yet; train it first, or wait for its first checkpoint"
         )
@@ -73,8 +73,8 @@ def summarise(path: Path) -> dict[str, Any]:
         **{name: _over_run(steps, name) for name in steps if points(steps, name)[1].size and "/" not in name},
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK, reachable_N),
         "rows": lines["rows"][-1] if "rows" in lines else None,
-        "checkpoint": str(run.latest),
-        "checkpoint_step": step_of(run.latest),
+        "checkpoint": str(newest.path),
+        "checkpoint_step": newest.step,
         "report": str(path / PAGE),
         "finetune": tuning,
     }
