@@ -132,11 +132,18 @@ def _refuse_other_model(parent: Config, child: Config) -> None:
         raise ConfigError("\n  ".join(["a tuned run has the arrays of its parent, which do not go with", *lines]))
 
 
-def learned_parameters(config: Config) -> int:
-    """Return the number of parameters that a fine-tuning run trains: those that its samples reach."""
+def learned(config: Config) -> dict[str, Any]:
+    """Return what a fine-tuning run trains, as values for JSON: its choice, the number of parameters that its samples reach and of
+    all, of experts of common segments that keep their bits, and for each kind of `model.rows` if those that samples meet learn."""
     options, model, count = config.tuning, config.model, config.num_params()
-    experts = config.domain_experts * len(options.domains)
+    named = {domains_of(config).named(name).slot for name in options.domains}
+    slots = len(named) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0
+    learn, own = config.domain_experts * len(options.domains) + slots, len(config.domains) * config.domain_experts
     if options.learn == "all":
-        return count.total - config.domain_experts * (len(config.domains) - len(options.domains))
-    slots = {domains_of(config).named(name).slot for name in options.domains}
-    return experts + (len(slots) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0)
+        learn = count.total - own + config.domain_experts * len(options.domains)
+    return {
+        "learn": options.learn,
+        "parameters": {"learn": learn, "all": count.total},
+        "common_kept": 0 if config.learns("common") else count.experts - own,
+        "rows": {entry.kind: config.learns(entry.kind) for entry in model.rows},
+    }
