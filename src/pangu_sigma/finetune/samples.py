@@ -191,8 +191,7 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
 
 
 _COUNTS = ("lines", "samples", "cut", "sequences", "tokens", "counted")
-"""Counts of a domain in a fine-tuning file. cut: samples with cut prompts. sequences: that the samples fill. counted: tokens in the
-loss."""
+"""Counts of a domain in a fine-tuning file. cut: samples with cut prompts. counted: tokens in the loss."""
 
 
 def format_file(facts: dict[str, Any]) -> str:

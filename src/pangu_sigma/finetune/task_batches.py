@@ -1,5 +1,4 @@
-"""Batches of a fine-tuning task's samples, with the loss on the answers only. Samples in one sequence do not attend to each other:
-documents end with <eot>, and attention and positions are per document.
+"""Batches of a fine-tuning task's samples, with the loss on the answers only. Samples in a sequence do not attend to each other.
 
 Shape suffixes: T ids of a sample, S sequence, V vocabulary, D domains.
 """

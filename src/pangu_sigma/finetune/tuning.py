@@ -17,7 +17,6 @@ from typing import Any
 
 from pangu_sigma.checkpoint.changes import change_text, changed_keys, refuse_changes
 from pangu_sigma.checkpoint.checkpoint import newest_identity
-from pangu_sigma.checkpoint.format import CheckpointError
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.checkpoint.root import keep_only
 from pangu_sigma.checkpoint.run_folder import RunFolder, one_writer, refuse_idle_changes
@@ -65,8 +64,8 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
     """Fine-tune the run in `path` on a task, in the run folder `into`; the same call resumes a stopped run.
 
     lock: False to write even if the file system has no locks. Returns the result that `format_result` formats; None if SIGTERM
-    stopped the run. A finished run is not trained again.
-    Raises ConfigError, DataError, CheckpointError for errors that the user can fix, and UnhealthyRun if training fails.
+    stopped the run. A finished run is not trained again. Raises ConfigError, DataError and CheckpointError for errors that the user
+    can fix, and UnhealthyRun if training fails.
     """
     parent, task = open_model(path, "run"), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
     if into.resolve() == path.resolve():
@@ -99,11 +98,12 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
             _take_up(into, config, parent.path.absolute(), data_hash)
         logger.info("%s", learns_text(learned(config)))
         run = RunFolder(into, config, parent.tokenizer, parent.table, data_hash)
-        result, known = read_tuning_result(into), None
-        if result is None and (known := _train(run, training, dev)) is None:
+        result = read_tuning_result(into)
+        known = result or _train(run, training, dev)
+        if known is None:
             return None
-        keep_only(run.checkpoints, result["best"]["step"] if known is None else known["best"]["step"])
-        if known is not None:
+        keep_only(run.checkpoints, known["best"]["step"])
+        if result is None:
             result = {
                 "parent": str(parent.path.absolute()),
                 "task": config.tuning.task,
@@ -123,11 +123,12 @@ def _read_files(
     asked: TuningRequest, config: Config, tokenizer: Tokenizer, quarantine: Quarantine
 ) -> tuple[TaskFile, TaskFile | None]:
     """Read the training samples and the dev set. Raises DataError, and ConfigError if they are the same."""
-    training = read_task_file(asked.train_file, "--train-file", config, tokenizer, quarantine)
-    if asked.dev_file is None:
-        return training, None
-    dev = read_task_file(asked.dev_file, "--dev-file", config, tokenizer, quarantine)
-    if dev.sequences.hash == training.sequences.hash:
+    options = (("--train-file", asked.train_file), ("--dev-file", asked.dev_file))
+    found = [
+        read_task_file(file, option, config, tokenizer, quarantine) for option, file in options if file is not None
+    ]
+    training, dev = found[0], found[1] if len(found) > 1 else None
+    if dev is not None and dev.sequences.hash == training.sequences.hash:
         raise ConfigError(
             f"{argument('--dev-file')} {asked.dev_file} is the {argument('--train-file')}: its loss says nothing about new text; "
             "give other lines, or leave it out"
@@ -136,9 +137,7 @@ def _read_files(
 
 
 def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> None:
-    """Take up a fine-tuning run with what may change in its configuration.
-
-    Raises ConfigError for another parent, other samples, or changes of fixed keys."""
+    """Take up a run with what may change in it. Raises ConfigError for another parent, other samples, or changes of fixed keys."""
     run = open_model(into, "run")
     began, other = (run.lineage or {}).get("parent"), f"choose another folder with {argument('--output')}"
     if run.config.finetune is None:
@@ -159,9 +158,8 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> None:
             "\n  ".join([f"{into} is finished, and was tuned with", *map(change_text, changes)]) + f"\n{fix}"
         )
     refuse_idle_changes(into, changes, config.train.steps)
-    for change in changes:
-        logger.info("%s", change_text(change))
     if changes:
+        logger.info("%s", "\n".join(map(change_text, changes)))
         write_config(into, config, "run")
 
 
@@ -177,11 +175,6 @@ def _train(run: RunFolder, training: TaskFile, dev: TaskFile | None) -> dict[str
     if not tuner.finished:
         return None
     best = tuner.best
-    if not (run.checkpoints / f"step_{best.step:08d}").exists():
-        raise CheckpointError(
-            f"{run.path}: the best state, that after step {best.step}, was not saved, as the log says; make room on the disk, "
-            "remove the folder and tune again"
-        )
     if best.loss is None:
         raise UnhealthyRun(
             f"{run.path}: the loss of the {'training samples' if dev is None else 'dev set'} is not finite after step {best.step}: "
@@ -247,17 +240,13 @@ def measure_forgetting(run: Path, parent: StoredRun) -> dict[str, Any]:
         (pair,) = compare_runs([run], [parent.path])["pairs"]
     except (ConfigError, DataError) as error:
         return {"skipped": str(error)}
-    kept = ("loss", "tokens", "samples")
-    return {
-        "domains": {
-            name: {
-                "before": {key: own["against"][key] for key in kept},
-                "after": {key: own[key] for key in kept},
-                "difference": own["difference"],
-            }
-            for name, own in pair["domains"].items()
-        }
-    }
+
+    def kept(loss: dict[str, Any]) -> dict[str, Any]:
+        return {key: loss[key] for key in ("loss", "tokens", "samples")}
+
+    rows = pair["domains"].items()
+    losses = {name: {"before": kept(own["against"]), "after": kept(own)} for name, own in rows}
+    return {"domains": {name: losses[name] | {"difference": own["difference"]} for name, own in rows}}
 
 
 def format_forgetting(found: dict[str, Any]) -> str:

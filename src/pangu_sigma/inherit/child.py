@@ -217,22 +217,19 @@ class Child:
         stored_keys = self.parent.array(shard, "keys")
         if entry.kind == "common" or stored_keys is None:
             return found
-        keys_U, its = stored_keys.read(), [domain.name for domain in self.parent.config.domains]
-        parts: list[tuple[slice, int]] = []
-        for number, domain in enumerate(self.config.domains):
-            if domain.name in its:
-                before = its.index(domain.name)
-                first, end = np.searchsorted(keys_U, [before * entry.rows, (before + 1) * entry.rows]).tolist()
-                parts.append((slice(first, end), (number - before) * entry.rows))
+        its = {domain.name: number for number, domain in enumerate(self.parent.config.domains)}
+        both = [(number, its[each.name]) for number, each in enumerate(self.config.domains) if each.name in its]
+        ends = np.searchsorted(stored_keys.read(), np.arange(len(its) + 1) * entry.rows).tolist()
 
         def content() -> Iterator[np.ndarray]:
             values = found.read()
-            for part, more in parts:
-                yield values[part] + more if name == "keys" else values[part]
+            for number, before in both:
+                part = values[ends[before] : ends[before + 1]]
+                yield part + (number - before) * entry.rows if name == "keys" else part
             release_pages(values)
 
-        shape = (sum(part.stop - part.start for part, _ in parts), *found.shape[1:])
-        return LazyArray(shape, found.dtype, content, name)
+        rows = sum(ends[before + 1] - ends[before] for _, before in both)
+        return LazyArray((rows, *found.shape[1:]), found.dtype, content, name)
 
 
 def _slot_of_run(parent: StoredModel, tokenizer: Tokenizer, number: int, name: str, slots_of: str | None) -> SlotRows:

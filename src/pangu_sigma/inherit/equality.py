@@ -54,8 +54,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Model that reads text. ids_R: its token id of each row of the child's slot, -1 for none. domain: with the model's numbers of
-    domain and slot. activation: form of GELU that is computed."""
+    """Model that reads text, with the GELU `activation`. ids_R: its token id of each row of the child's slot, -1 for none."""
 
     model: StoredModel
     ids_R: np.ndarray

@@ -9,7 +9,7 @@
 All of this is our choice; the paper says that domains can be added, not how. Tables are drawn from routing.seed and the *name* of
 a domain, so they do not depend on other domains or on the order of extensions; those of common segments from routing.seed alone.
 
-Shape suffixes: N segments of all RRE layers, D domains, V vocabulary, K experts of a segment, R rows of a slot.
+Shape suffixes: N segments of all RRE layers, D domains, V vocabulary.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ def check_extension(path: Path, old: Config, new: Config) -> None:
         if old.model.rows or not change[0].startswith("model.rows.")
     ]
     problems += _changed_domains(old, new)
-    had, wanted = old.model, new.model
-    if wanted.slot_rows < had.slot_rows:
-        problems.append(f"model.slot_rows: {had.slot_rows} → {wanted.slot_rows}: rows can be added, not taken away")
+    if (rows := new.model.slot_rows) < (had := old.model.slot_rows):
+        problems.append(f"model.slot_rows: {had} → {rows}: rows can be added, not taken away")
     if problems:
         lines = "\n  ".join([f"{path} cannot be extended to this configuration:", *problems])
         raise ConfigError(f"{lines}\nkeep the run's values (they are in {path / 'configuration.json'}) and add to them")
@@ -70,9 +69,8 @@ def check_extension(path: Path, old: Config, new: Config) -> None:
 
 def _changed_domains(old: Config, new: Config) -> list[str]:
     by_name, problems = {each.name: each for each in new.domains}, []
-    whys = {key: rule_of(f"domains.0.{key}").why for key in ("format", "language")} | {
-        "slot": "its rows are in that slot"
-    }
+    whys = {"slot": "its rows are in that slot"}
+    whys |= {key: rule_of(f"domains.0.{key}").why for key in ("format", "language")}
     for had in old.domains:
         if had.name not in by_name:
             leaves = f"`pangu-sigma extract --drop {had.name}` leaves it away"
@@ -85,7 +83,7 @@ def _changed_domains(old: Config, new: Config) -> list[str]:
     return problems
 
 
-def plan_extension(parent: StoredModel, config: Config, source: str | None = None, scratch: bool = False) -> Child:
+def plan_extension(parent: StoredRun, config: Config, source: str | None = None, scratch: bool = False) -> Child:
     """Plan the extension of `parent` to a run of `config`, without reading tensors. source: domain of the parent that new domains
     and slots begin as. scratch: True to draw them.
 
@@ -95,7 +93,7 @@ def plan_extension(parent: StoredModel, config: Config, source: str | None = Non
     _check_source(parent.config, config, source, scratch)
     tokenizer = _prepared_tokenizer(parent.path, config)
     known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
-    _check_vocabulary(parent, config, tokenizer, known_V)
+    _check_vocabulary(parent, config, tokenizer)
     names = {each.name for each in parent.config.domains}
     named = {each.name: each.name if each.name in names else source for each in config.domains}
     sources = {name: its for name, its in named.items() if its is not None}
@@ -165,11 +163,10 @@ def _keep_ids(path: Path) -> str:
     )
 
 
-def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray) -> None:
+def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> None:
     """Raise ConfigError if a slot of the run loses the row of a token."""
     had = parent.tokenizer
-    child_of = np.full(had.size, -1)
-    child_of[known_V[known_V >= 0]] = np.flatnonzero(known_V >= 0)
+    child_of = parent_ids(tokenizer.vocabulary, had.vocabulary)
     names = domains_of(config).slot_names
     for slot, name in enumerate(domains_of(parent.config).slot_names):
         ids = had.slot_rows[slot][had.slot_rows[slot] >= 0]
@@ -244,7 +241,7 @@ def _notes(parent: StoredModel, config: Config, tokenizer: Tokenizer, all_copied
     return notes
 
 
-def text_cursor(parent: StoredModel, config: Config, text: Manifest) -> tuple[Cursor, str]:
+def text_cursor(parent: StoredRun, config: Config, text: Manifest) -> tuple[Cursor, str]:
     """Return the position at which an extended run begins, and a note about it for the receipt. text: manifest of the run's text.
 
     The samples that `parent` has taken of its domains are not taken again if their token files are the same, which the manifest of
@@ -253,7 +250,7 @@ def text_cursor(parent: StoredModel, config: Config, text: Manifest) -> tuple[Cu
     """
     begin, extends = Cursor([0] * len(config.domains)), text.config.get(EXTENDS)
     same_text = (text.content_hash, extends["content_hash"] if isinstance(extends, dict) else None)
-    if not isinstance(parent, StoredRun) or parent.data_hash is None or parent.data_hash not in same_text:
+    if parent.data_hash is None or parent.data_hash not in same_text:
         return begin, (
             "all text is read from its beginning: only text that was prepared with `prepare-data --extend` is known to be the run's"
         )

@@ -38,8 +38,7 @@ DATA_FOLDER = "data"
 def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     """Return `config` changed for a run that has the domains `kept` only. data: folder of its text.
 
-    Keys that fewer domains do not allow are lowered as little as possible. Experts in files go into the new run's folder.
-    Changes are logged.
+    Keys that fewer domains do not allow are lowered as little as possible, which is logged. Experts in files go into the new run.
     """
     tree = absolute_paths(config).model_dump(mode="json")
     tree["domains"] = [each for each in tree["domains"] if each["name"] in kept]

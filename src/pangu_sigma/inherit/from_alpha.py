@@ -36,28 +36,20 @@ def plan_inheritance(parent: StoredModel, config: Config, moments: bool = False,
     Raises ConfigError if a key does not fit the parent, and if the parent lacks the moments; DataError without prepared text.
     """
     config = fitted(parent, config, moments)
-    tokenizer, notes = read_prepared_tokenizer(config), _notes(parent, config, moments)
+    tokenizer, notes, domains = read_prepared_tokenizer(config), _notes(parent, config, moments), domains_of(config)
     for remark in unlike_prepared(config):
         logger.warning("%s", remark)
     if isinstance(parent, StoredAlpha):
         parent.assume(config.model.heads, None)
-    ffn_K, domains = np.zeros(config.experts, int), domains_of(config)  # the only expert of a dense layer
-    its = {"language": "zh"} if parent.kind == "alpha" else {}  # it cuts all text as Chinese
-    slots = [parent_slot(name, slot_names(parent)) for name in domains.slot_names]
-    return Child(
-        "inherit",
-        parent,
-        absolute_paths(config),
-        tokenizer,
-        drawn_tables(config, tokenizer),
-        inherited_slots(parent, config, tokenizer, drop_rows),
-        ffn_K,
-        ffn_K == 0,
-        moments,
-        answers={each.name: replace(each, index=0, slot=slots[each.slot], **its) for each in domains},
-        notes=notes,
-        options={"moments": moments},
-    )
+    slots, table = inherited_slots(parent, config, tokenizer, drop_rows), drawn_tables(config, tokenizer)
+    ffn_K, config = np.zeros(config.experts, int), absolute_paths(config)  # the only expert of a dense layer
+    child = Child("inherit", parent, config, tokenizer, table, slots, ffn_K, ffn_K == 0, moments)
+    child.notes, child.options = notes, {"moments": moments}
+    for each in domains:  # PanGu-α cuts all text as Chinese
+        slot = parent_slot(domains.slot_names[each.slot], slot_names(parent))
+        language = "zh" if parent.kind == "alpha" else each.language
+        child.answers[each.name] = replace(each, index=0, slot=slot, language=language)
+    return child
 
 
 def inherit(
@@ -65,8 +57,7 @@ def inherit(
 ) -> Receipt:
     """Write `folder`, atomically, as a run of `config` whose step 0 answers as `parent`; `train` resumes from it.
 
-    moments, drop_rows: as in `plan_inheritance`.
-    Raises ConfigError if `folder` exists or a key does not fit the parent; DataError without prepared text; LayoutError or
+    moments, drop_rows: as in `plan_inheritance`. Raises its errors, ConfigError if `folder` exists, and LayoutError or
     CheckpointError if the parent cannot be read.
     """
     check_absent(folder)
@@ -152,10 +143,9 @@ def _notes(parent: StoredModel, config: Config, moments: bool) -> list[str]:
 class TensorOrigin:
     """Origin of a weight of a new run (child) in the files of its dense parent.
 
-    name, layer: name without the layer, whose number is among the RRE layers for experts; -1: none.
-    kind: copied, transposed, joined (as the parent's layout needs it), replicated (to K experts), rows (of the same tokens), begun
-        (scale of `model.rows`, which the parent lacks).
-    made_from: tensors of the parent's files.
+    name, layer: name without the layer, whose number is among the RRE layers for experts; -1: none. made_from: tensors of the
+    parent's files. kind: copied, transposed, joined (as the parent's layout needs it), replicated (to K experts), rows (of the same
+    tokens), begun (scale of `model.rows`, which the parent lacks).
     """
 
     name: str
@@ -197,7 +187,7 @@ def mapped(
     """Return the origin of every weight of a run of `config` that would inherit from `parent`, and a table of them for people, with
     equal layers in one line; nothing is written. moments, drop_rows: as in `plan_inheritance`.
 
-    Without prepared text nothing is known of rows. Raises ConfigError as `plan_inheritance`.
+    Without prepared text nothing is known of rows.
     """
     config = fitted(parent, config, moments)
     origins = list(origins_of(parent, config))
@@ -218,10 +208,9 @@ def _table(origins: Sequence[TensorOrigin]) -> list[str]:
     for origin in origins:
         groups.setdefault((origin.name, origin.kind, str(origin.shape)), []).append(origin)
     lines = [("child", "layers", "shape", "kind", "parent")]
-    for (name, kind, shape), (first, *others) in groups.items():
-        last = others[-1] if others else None
-        span = "" if first.layer < 0 else f"{first.layer} … {last.layer}" if last else str(first.layer)
-        made_from = f"{first.made_from} … {last.made_from}" if last else first.made_from
-        lines.append((name, span, shape, kind, made_from))
+    for (name, kind, shape), group in groups.items():
+        ends = group[:1] + group[1:][-1:]
+        layers = " … ".join(str(each.layer) for each in ends if each.layer >= 0)
+        lines.append((name, layers, shape, kind, " … ".join(each.made_from for each in ends)))
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
     return ["  ".join([*map(str.ljust, line[:4], widths), line[4]]) for line in lines]

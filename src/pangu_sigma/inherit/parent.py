@@ -56,9 +56,7 @@ def slot_names(parent: StoredModel) -> list[str]:
 
 
 def rows_of_tokens(parent: StoredModel, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
-    """Return the row of a parent's whole word table for each of the child's token ids, in the parent's slot `slot`; -1: none.
-
-    vocabulary: the child's."""
+    """Return the row of a parent's whole word table for each of the child's token ids, in the parent's slot `slot`; -1: none."""
     return table_rows(parent.tokenizer, slot, looked_up(parent_ids(parent.tokenizer.vocabulary, vocabulary), ids))
 
 

@@ -52,15 +52,13 @@ class RowCount:
 class Receipt:
     """Receipt: record in a run (child) of the model that it was made of (parent). Numbers count parameters of the child.
 
-    kind: inherit, extend, extract or finetune.
-    parent, layout, parent_step: path of the parent, file format of the parent, step of the parent's checkpoint or None.
-    parent_hash: hash of the values of a dense parent's tensors; for a run, that of its manifest, which has the files' hashes.
+    parent, layout, parent_step: path of the parent, its file format, and the step of its checkpoint or None. parent_hash: after
+    `inherit`, hash of the values of its tensors; else of its checkpoint's manifest, which has the files' hashes.
     parameters: number of parameters, by origin. slots: rows of each slot. unused: tensors of the parent that the child lacks, with
     the reason. activation, parent_activation: form of GELU of child and parent. options: of the command that made the child.
-    agreement: differences of logits, by domain. domains: what became of each domain.
-    rows: numbers of rows for pairs of tokens (`model.rows`) that were met, by kind of their entries, and bytes of their weights; {}
-    for a model without rows.
-    parent_parameters: parameters of the parent. notes: remarks for people. parent_lineage: content of the parent's lineage.json.
+    agreement: differences of logits, by domain. kind: inherit, extend, extract or finetune. domains: what became of each domain.
+    rows: numbers of rows (`model.rows`) that were met, by kind of their entries. parent_parameters: parameters of the parent.
+    notes: remarks for people. parent_lineage: content of the parent's lineage.json.
     """
 
     parent: str
@@ -82,7 +80,30 @@ class Receipt:
     rows: dict[str, RowCount] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return format_receipt(self)
+        """Format the receipt as a table for people."""
+        step = "" if self.parent_step is None else f", step {self.parent_step}"
+        rows = [("parent", f"{self.parent} ({self.layout}{step}), hash {self.parent_hash}")]
+        if self.parent_parameters is not None:
+            sizes = f"{self.parent_parameters:,} before, {sum(self.parameters.values()):,} after"
+            rows.append(("parameters", sizes))
+        rows += [(kind, f"{count:,} parameters") for kind, count in self.parameters.items() if count]
+        rows += [(f"domain {name}", what) for name, what in self.domains.items()]
+        if self.unused:
+            reasons = Counter(self.unused.values())
+            rows.append(("unused", "; ".join(f"{n} ({reason})" for reason, n in reasons.items())))
+        if self.kind == "inherit":
+            other = f"as the configuration asks (model.activation); the parent's is {self.parent_activation}"
+            why = "the parent's" if self.activation == self.parent_activation else other
+            rows.append(("GELU", f"{self.activation}, {why}"))
+        rows += [(f"slot {slot.name}", _format_slot(slot)) for slot in self.slots]
+        rows += [(f"{kind} rows", _format_rows(count)) for kind, count in self.rows.items()]
+        for name, each in self.agreement.items():
+            rows.append((f"domain {name}", _format_agreement(each, self)))
+            if each.texts:
+                rows.append((f"text of {name}", _format_cutting(each)))
+        rows += [("note", each) for each in self.notes]
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
     def save(self, folder: Path) -> None:
         """Write the receipt into a run folder or an export, and add it to the seal. Raises OSError."""
@@ -159,33 +180,6 @@ def count_by_origin(
     rows = {"rows copied": copied, "rows drawn anew": used - copied, "rows without a token": table - used}
     rest = total - table - sum(experts.values()) - begun
     return {"copied": rest, **experts, "begun": begun, **(rows if slots else {"rows": table})}
-
-
-def format_receipt(receipt: Receipt) -> str:
-    """Format a receipt as a table for people."""
-    step = "" if receipt.parent_step is None else f", step {receipt.parent_step}"
-    rows = [("parent", f"{receipt.parent} ({receipt.layout}{step}), hash {receipt.parent_hash}")]
-    if receipt.parent_parameters is not None:
-        sizes = f"{receipt.parent_parameters:,} before, {sum(receipt.parameters.values()):,} after"
-        rows.append(("parameters", sizes))
-    rows += [(kind, f"{count:,} parameters") for kind, count in receipt.parameters.items() if count]
-    rows += [(f"domain {name}", what) for name, what in receipt.domains.items()]
-    if receipt.unused:
-        reasons = Counter(receipt.unused.values())
-        rows.append(("unused", "; ".join(f"{n} ({reason})" for reason, n in reasons.items())))
-    if receipt.kind == "inherit":
-        other = f"as the configuration asks (model.activation); the parent's is {receipt.parent_activation}"
-        why = "the parent's" if receipt.activation == receipt.parent_activation else other
-        rows.append(("GELU", f"{receipt.activation}, {why}"))
-    rows += [(f"slot {slot.name}", _format_slot(slot)) for slot in receipt.slots]
-    rows += [(f"{kind} rows", _format_rows(count)) for kind, count in receipt.rows.items()]
-    for name, each in receipt.agreement.items():
-        rows.append((f"domain {name}", _format_agreement(each, receipt)))
-        if each.texts:
-            rows.append((f"text of {name}", _format_cutting(each)))
-    rows += [("note", each) for each in receipt.notes]
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
 def _format_slot(slot: SlotReceipt) -> str:
