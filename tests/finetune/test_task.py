@@ -68,7 +68,7 @@ def test_each_choice_says_how_many_parameters_learn(parent, task):
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (["model.ffn=64"], r"(?s)which do not go with\n  model\.ffn: 32 → 64: the saved arrays.*\n  leave these keys out$"),
+        (["model.ffn=64"], r"(?s)that do not go with\n  model\.ffn: 32 → 64: the saved arrays.*\n  leave these keys out$"),
         (["ecss.moments=bfloat16"], r"ecss\.moments: .*the saved moments have this precision"),
         (["finetune.lern=all"], r"finetune\.lern: unknown key .*nearest valid key: learn"),
         (["finetune.learn=lora"], r"finetune\.learn: 'lora' is not allowed"),

@@ -183,8 +183,7 @@ class Child:
         return LazyArray((1,), whole.dtype, whole.content, found.origin, row=lambda _: whole.read()[units])
 
     def _drawn(self, segment: int, name: str, expert: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Draw a tensor of an expert as a new run draws it, but by another generator: the distribution is the same, the values are
-        not."""
+        """Draw a tensor of an expert as a new run does, but by another generator: the same distribution, other values."""
         model = self.config.model
         if name not in ("w1", "w2"):
             return np.zeros(shape, np.float32)
@@ -196,8 +195,7 @@ class Child:
         return draw.standard_normal(shape, np.float32) * np.float32(std)
 
     def _slot_rows(self, table: LazyArray, state: bool) -> Iterator[np.ndarray]:
-        """Yield rows of the embedding table, some at a time; new ones are drawn. state: True for an Adam moment, which is zero
-        there."""
+        """Yield the embedding table, some rows at a time. state: True for an Adam moment, which is zero in new rows."""
         values, std = table.read(), np.float32(self.config.model.init_std)
         at_once = max(1, _ROWS_BYTES // (4 * values.shape[1]))
         for number, slot in enumerate(self.slots):
@@ -234,7 +232,6 @@ class Child:
 
 def _slot_of_run(parent: StoredModel, tokenizer: Tokenizer, number: int, name: str, slots_of: str | None) -> SlotRows:
     """Return the rows of a slot: of the parent's slot of that name, else of the slot of its domain `slots_of` by token, else none.
-
     tokenizer, number: of the child, and of the slot there."""
     old, ids_R = domains_of(parent.config), tokenizer.slot_rows[number]
     own = name in old.slot_names

@@ -1,8 +1,7 @@
 """Extraction of domains from a trained Σ as a separate run with bit-identical answers, which can be trained further.
 
-A domain never uses experts of other domains, and no gate weighs an expert's output, so nothing is lost: shared layers, common
-segments, the experts of the domains, their slots with all rows, and their rows of the routing tables are copied. Tokens keep their
-ids.
+A domain never uses experts of other domains, and no gate weighs an expert's output, so nothing is lost. Shared layers, common
+segments, and experts, slots and rows of the routing tables of the domains are copied. Tokens keep their ids.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 def plan_inheritance(parent: StoredModel, config: Config, moments: bool = False, drop_rows: bool = False) -> Child:
-    """Plan a sparse run that inherits from `parent`, without reading values. moments: True to copy Adam state. drop_rows: as in
-    `inherited_slots`.
+    """Plan a sparse run that inherits from `parent`, without reading values.
 
+    moments: True to copy Adam state. drop_rows: as in `inherited_slots`.
     Raises ConfigError if a key does not fit the parent, and if the parent lacks the moments; DataError without prepared text.
     """
     config = fitted(parent, config, moments)

@@ -40,8 +40,7 @@ class SlotReceipt:
 
 @dataclass(frozen=True)
 class RowCount:
-    """Size of the rows of all entries of `model.rows` of one kind in a `Receipt`: those that were met, in child and parent, and the
-    bytes of the child's weights of them."""
+    """Numbers of rows (`model.rows`) of one kind that were met, in child and parent, and bytes of the child's weights of them."""
 
     rows: int
     parent_rows: int
