@@ -89,6 +89,9 @@ def plan_extension(parent: StoredRun, config: Config, source: str | None = None,
 
     Raises ConfigError for a key that cannot be extended, DataError without text prepared for `config`.
     """
+    if source is not None and scratch:
+        both = f"{argument('--from-domain')} and {argument('--from-scratch')}"
+        raise ConfigError(f"{both} say where new domains come from; give one of them")
     check_extension(parent.path, parent.config, config)
     _check_source(parent.config, config, source, scratch)
     tokenizer = _prepared_tokenizer(parent.path, config)
@@ -125,18 +128,16 @@ def extend_run(path: Path, config: Config, folder: Path, source: str | None = No
 
 
 def _check_source(old: Config, new: Config, source: str | None, scratch: bool) -> None:
-    """Raise ConfigError unless it is said, once, what new domains begin as."""
-    names, ways = [each.name for each in old.domains], (argument("--from-domain"), argument("--from-scratch"))
+    """Raise ConfigError unless it is said what new domains begin as."""
+    names, way = [each.name for each in old.domains], argument("--from-domain")
     added = [each.name for each in new.domains if each.name not in names]
-    if source is not None and scratch:
-        raise ConfigError(f"{' and '.join(ways)} say where new domains come from; give one of them")
     if added and source is None and not scratch:
         raise ConfigError(
-            f"domains: {', '.join(added)}: say what new domains begin as: {ways[0]} DOMAIN (experts of "
-            f"{', '.join(sorted(names))}), or {ways[1]} (drawn)"
+            f"domains: {', '.join(added)}: say what new domains begin as: {way} DOMAIN (experts of "
+            f"{', '.join(sorted(names))}), or {argument('--from-scratch')} (drawn)"
         )
     if source is not None and source not in names:
-        raise ConfigError(f"{ways[0]} {source}: the run has the domains {', '.join(names)}")
+        raise ConfigError(f"{way} {source}: the run has the domains {', '.join(names)}")
 
 
 def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
@@ -256,8 +257,7 @@ def text_cursor(parent: StoredRun, config: Config, text: Manifest) -> tuple[Curs
         )
     if parent.config.seed != config.seed:
         return begin, "all text is read from its beginning: with another seed its order is another"
-    before = [each.name for each in parent.config.domains]
-    names = [each.name for each in config.domains]
+    before, names = ([domain.name for domain in each.domains] for each in (parent.config, config))
     kept = [name for had, name in zip(before, names, strict=False) if had == name]
     moved = [name for name in names if name in before and name not in kept]
     counts = dict(zip(before, parent.checkpoint.state["cursor"]["taken"], strict=True))
