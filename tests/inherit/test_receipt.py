@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from pangu_sigma.inherit.equality import Agreement
-from pangu_sigma.inherit.receipt import LINEAGE_FILE, Receipt, SlotReceipt, format_receipt
+from pangu_sigma.inherit.receipt import LINEAGE_FILE, Receipt, SlotReceipt
 from pangu_sigma.sealed import check_folder, seal_folder
 
 RECEIPT = Receipt(
@@ -52,7 +52,7 @@ def test_it_is_kept_with_every_number(tmp_path):
 
 
 def test_people_read_where_everything_came_from_what_was_assumed_and_how_equal_it_is():
-    assert format_receipt(RECEIPT).splitlines() == [
+    assert repr(RECEIPT).splitlines() == [
         "parent           released/alpha (mindspore), hash ab12",
         "copied           1,234,567 parameters",
         "replicated       890 parameters",
