@@ -18,16 +18,16 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2317,
+    ".": 2306,
     "checkpoint": 1101,
     "convert": 902,
     "data": 3238,
     "ecss": 377,
     "evaluate": 1774,
-    "finetune": 652,
+    "finetune": 494,
     "foreign": 1382,
-    "generate": 1664,
-    "inherit": 1178,
+    "generate": 1674,
+    "inherit": 873,
     "inspection": 334,
     "mindformers_adapter": 371,
     "model": 373,
@@ -35,10 +35,10 @@ BUDGETS = {
     "optimizer": 97,
     "ranks": 1038,
     "rre": 405,
-    "serve": 1060,
+    "serve": 1059,
     "stored": 731,
     "text": 1089,
-    "training": 1774,
+    "training": 1770,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

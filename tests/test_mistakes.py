@@ -83,7 +83,6 @@ MISTAKES = {
     "extend RUN sigma_tiny -o full": "full exists",
     "extend RUN sigma_tiny -o new": "model.hidden",
     "extend RUN sigma_tiny -o new --from-domain zh --from-scratch": "--from-domain",
-    "extend RUN sigma_tiny -o new --from-dense nix": "nix",
     "extend EXPORT sigma_tiny -o new": "EXPORT",
     "extract nix --keep zh -o new": "nix",
     "extract RUN --keep xx -o new": "xx",

@@ -15,7 +15,7 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.benchmarks.tasks.scoring import exact_match, f1
 from pangu_sigma.evaluate.benchmarks.translation import bleu, chrf
-from pangu_sigma.finetune.conversation import Conversation, parse_conversation
+from pangu_sigma.finetune.samples import Conversation, parse_conversation
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.sealed import write_atomically

@@ -326,7 +326,7 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     if not others:
         text = format_summary(summary)
         if found := (summary["finetune"] or {}).get("forgetting"):  # of a tuned run that is finished
-            from pangu_sigma.finetune.forgetting import format_forgetting
+            from pangu_sigma.finetune.tuning import format_forgetting
 
             text += f"\n\n{format_forgetting(found)}"
         return Result(summary, text)
@@ -371,15 +371,12 @@ def finetune(
     """
     folder = Path(output)
     check_folder_writable(folder, "--output")
-    from pangu_sigma.finetune.seconds import Seconds
-
-    seconds = Seconds()  # from here on, as what is imported next takes seconds
     from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, format_result
 
     dev = None if dev_file is None else Path(dev_file)
     request = TuningRequest(Path(task), Path(train_file), dev, learn, domain, overrides_of(overrides))
     with mindspore_lock:
-        result = finetune_run(Path(model), request, folder, lock, seconds)
+        result = finetune_run(Path(model), request, folder, lock)
     return Model(
         folder, outcome=None if result is None else Result(result, format_result(result)), stopped=result is None
     )
@@ -424,7 +421,6 @@ def inherit(
         check_folder_writable(folder, "--output")
     from pangu_sigma.inherit import from_alpha
     from pangu_sigma.inherit.parent import open_parent
-    from pangu_sigma.inherit.receipt import format_mapping
 
     if not dry_run:
         from_alpha.check_absent(folder)
@@ -432,8 +428,7 @@ def inherit(
         parent = open_parent(Path(model), heads, activation)
         if not dry_run:
             return from_alpha.inherit(parent, made, folder, moments, drop_rows)
-        child = from_alpha.plan_inheritance(parent, made, moments, drop_rows)
-        return Results(child.descents(), format_mapping(child))
+        return Results(*from_alpha.mapped(parent, made, moments, drop_rows))
 
 
 def _new_run(config: AnyConfig, output: AnyPath | None, overrides: Overrides) -> tuple[Config, Path]:
@@ -449,11 +444,7 @@ def extend(
     output: AnyPath | None = None,
     *,
     from_domain: str | None = None,
-    from_dense: AnyPath | None = None,
     from_scratch: bool = False,
-    heads: int | None = None,
-    activation: Activation | None = None,
-    skip_graph_check: bool = False,
     overrides: Overrides = (),
 ) -> Receipt:
     """Add domains, slots or English pieces to a trained run, in a new run; old domains answer as before, bit for bit.
@@ -467,26 +458,19 @@ def extend(
         config: configuration of the new run, with more domains, slots or English pieces.
         output: new run folder, by default runs/NAME.
         from_domain: copy new domains from this domain of the run, with its experts and routing.
-        from_dense: make new domains from this dense model, as in `inherit`.
         from_scratch: initialise new domains at random.
-        heads: attention heads of from_dense, if its files do not state them.
-        activation: GELU of from_dense, if its files do not state it.
-        skip_graph_check: compare logits without compiling graphs.
         overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma extend runs/sigma_tiny more.yaml -o runs/more --from-domain zh
-        pangu-sigma extend runs/sigma_paper_tiny more.yaml -o runs/more --from-dense runs/alpha_tiny
+        pangu-sigma extend runs/sigma_tiny more.yaml -o runs/more --from-scratch
     """
     made, folder = _new_run(config, output, overrides)
     check_folder_writable(folder, "--output")
-    from pangu_sigma.inherit.extend import Origin, extend_run
-    from pangu_sigma.inherit.parent import open_parent
+    from pangu_sigma.inherit.extend import extend_run
 
     with mindspore_lock:
-        dense = None if from_dense is None else open_parent(Path(from_dense), heads, activation)
-        origin = Origin(from_domain, dense, from_scratch)
-        return extend_run(Path(model), made, folder, origin, not skip_graph_check)
+        return extend_run(Path(model), made, folder, from_domain, from_scratch)
 
 
 @checked
@@ -498,7 +482,6 @@ def extract(
     drop: Texts = (),
     format: Literal["run", "mindir"] = "run",
     data: AnyPath | None = None,
-    skip_graph_check: bool = False,
 ) -> Receipt:
     """Extract domains from a trained run into a smaller model, in which they answer as before, bit for bit.
 
@@ -512,7 +495,6 @@ def extract(
         format: "run" writes a run folder with its text, from which `train` resumes at step 0 with its Adam moments; "mindir"
             writes an exported model.
         data: folder of the run's prepared text if it has moved from data.path.
-        skip_graph_check: compare logits without compiling graphs.
 
     Examples:
         pangu-sigma extract runs/sigma_tiny --keep zh -o runs/zh
@@ -523,9 +505,7 @@ def extract(
 
     text, as_graph = None if data is None else Path(data), format == "mindir"
     with mindspore_lock:
-        return extract_domains(
-            Path(model), Path(output), texts(keep), texts(drop), text, not skip_graph_check, as_graph
-        )
+        return extract_domains(Path(model), Path(output), texts(keep), texts(drop), text, as_graph)
 
 
 @checked

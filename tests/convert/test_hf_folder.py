@@ -35,7 +35,6 @@ from pangu_sigma.ecss.rows import RowStore
 from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.inherit import equality
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent
 from pangu_sigma.sealed import SEAL, DamagedFile, seal_folder, sealed
@@ -427,7 +426,6 @@ def test_tables_of_segments_that_are_not_what_was_written_are_refused(drawn_segm
 
 
 def test_a_dense_folder_is_a_parent_and_a_sparse_one_is_not(folder, tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(equality, "GRAPH_BYTES", 0)
     dense = write_dense_run(tiny_config(tiny_data, model=DENSE), tmp_path / "dense")
     written = convert_model(dense, tmp_path / "hf", "hf")
     receipt = inherit(open_parent(written), tiny_config(tiny_data), tmp_path / "child")

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.tiny import tiny_config
 from pangu_sigma.domains import Domains, domains_of
-from pangu_sigma.finetune.conversation import Conversation, parse_conversation
+from pangu_sigma.finetune.samples import Conversation, parse_conversation
 from pangu_sigma.text.documents import RejectedLine
 
 

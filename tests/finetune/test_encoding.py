@@ -7,7 +7,7 @@ from helpers.tasks import TASK
 
 from experiments.tiny import tiny_config
 from pangu_sigma.domains import domains_of
-from pangu_sigma.finetune.encoding import SampleEncoder, TooLong
+from pangu_sigma.finetune.samples import SampleEncoder, TooLong
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.run import StoredRun

@@ -11,7 +11,7 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate.benchmarks.translation import TEMPLATES
-from pangu_sigma.finetune.task import learned_parameters, read_task
+from pangu_sigma.finetune.task import learned, read_task
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.shipped import config_path, shipped_configs
 
@@ -58,17 +58,17 @@ def test_what_is_set_stays(parent, task):
 def test_each_choice_says_how_many_parameters_learn(parent, task):
     config = read_task(task, "experts").config(parent, ["en"])
     experts = 2 * 2 * (2 * 24 * 32 + 32 + 24)
-    assert learned_parameters(config) == experts
+    assert learned(config)["parameters"]["learn"] == experts
     slot = read_task(task, "experts+slot").config(parent, ["en", "code"])
-    assert learned_parameters(slot) == 2 * experts + 640 * 24, "they share a slot"
+    assert learned(slot)["parameters"]["learn"] == 2 * experts + 640 * 24, "they share a slot"
     whole = read_task(task, "all").config(parent, ["zh", "en", "code"])
-    assert learned_parameters(whole) == whole.num_params().total
+    assert learned(whole)["parameters"]["learn"] == whole.num_params().total
 
 
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (["model.ffn=64"], r"(?s)which do not go with\n  model\.ffn: 32 → 64: the saved arrays.*\n  leave these keys out$"),
+        (["model.ffn=64"], r"(?s)that do not go with\n  model\.ffn: 32 → 64: the saved arrays.*\n  leave these keys out$"),
         (["ecss.moments=bfloat16"], r"ecss\.moments: .*the saved moments have this precision"),
         (["finetune.lern=all"], r"finetune\.lern: unknown key .*nearest valid key: learn"),
         (["finetune.learn=lora"], r"finetune\.learn: 'lora' is not allowed"),

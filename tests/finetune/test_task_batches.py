@@ -24,8 +24,7 @@ from mindspore import ParameterTuple, Tensor
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
-from pangu_sigma.finetune.encoding import EncodedSample
-from pangu_sigma.finetune.task_batches import TaskBatches, TaskSamples
+from pangu_sigma.finetune.task_batches import EncodedSample, TaskBatches, TaskSamples
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.training.evaluator import EvaluationStep
 from pangu_sigma.training.step import EXPERTS, ScaledLoss

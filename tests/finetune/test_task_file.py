@@ -10,7 +10,7 @@ from helpers.tasks import TASK, pairs, write_lines
 from experiments.tiny import tiny_config
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.errors import DataError
-from pangu_sigma.finetune.task_file import TaskFile, format_file, read_task_file
+from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_file
 from pangu_sigma.stored.open import open_model
 
 
@@ -32,20 +32,21 @@ def test_every_line_is_accounted_for_by_domain(read, tmp_path):
     chinese = {"prompt": "今天", "response": "天气", "domain": "zh"}
     long = {"prompt": "the cat " * 30, "response": "dog"}
     found = read(*pairs(0, 3), {"messages": talk}, chinese, long, "no json", {"prompt": "a"}, "", '{"prompt"')
-    english, other = found.accounts["en"], found.accounts["zh"]
-    assert (english.lines, english.samples, english.left_out) == (5, 7, {"prompt and answer are too long": 1})
-    assert english.cut > 0, "of four answers the last ones have too long a past"
-    assert (other.lines, other.samples) == (1, 1)
-    assert found.domains == ["zh", "en"]
-    samples = [sample for own in found.samples for sample in own]
-    assert english.tokens + other.tokens == sum(len(sample.ids_T) for sample in samples)
-    assert english.counted + other.counted == sum(sample.counted for sample in samples)
-    assert english.sequences == found.sequences.counts[1] < 7
-    assert found.refused.counts == {"not JSON": 2, "wrong keys": 1}
+    facts, counts = found.facts, ("lines", "samples", "left_out")
+    english, other = facts["domains"]["en"], facts["domains"]["zh"]
+    assert [english[key] for key in counts] == [5, 7, {"prompt and answer are too long": 1}]
+    assert english["cut"] > 0, "of four answers the last ones have too long a past"
+    assert [other[key] for key in counts] == [1, 1, {}]
+    assert [count > 0 for count in found.sequences.counts] == [True, True, False]
+    samples = [sample for own in found.sequences._samples for sample in own]
+    assert english["tokens"] + other["tokens"] == sum(len(sample.ids_T) for sample in samples)
+    assert english["counted"] + other["counted"] == sum(sample.counted for sample in samples)
+    assert english["sequences"] == found.sequences.counts[1] < 7
+    assert facts["skipped"] == {"not JSON": 2, "wrong keys": 1}
     kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["reason"] for line in kept] == ["not JSON", "wrong keys", "not JSON"]
     assert kept[0]["offset"] == (tmp_path / "a.jsonl").read_bytes().index(b"no json")
-    table = format_file(found.facts())
+    table = format_file(facts)
     assert "3 lines are unusable and quarantined:\n  2 × not JSON, first " in table
     assert "left out: 1 × prompt and answer are too long" in table
 
@@ -68,4 +69,4 @@ def test_the_hash_is_that_of_the_samples(read):
     first = read(*pairs(0, 3))
     assert read(*pairs(0, 3), "bad").sequences.hash == first.sequences.hash
     assert read(*pairs(0, 4)).sequences.hash != first.sequences.hash
-    assert first.hashes()["samples"] == first.sequences.hash
+    assert first.facts["samples"] == first.sequences.hash

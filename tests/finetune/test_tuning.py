@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,10 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.held_out.run import evaluate_run
-from pangu_sigma.finetune import forgetting
 from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, learns_text
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
-from pangu_sigma.inherit.equality import compare_trained
+from pangu_sigma.inherit.equality import compare
 from pangu_sigma.inherit.extract import extract_domains
 from pangu_sigma.sealed import DamagedFile, sealed
 from pangu_sigma.stored.open import open_model
@@ -93,7 +93,7 @@ def test_common_segments_keep_their_bits_where_experts_learn(segmented_run, tmp_
     forgotten = {name: own["difference"]["nats_per_token"] for name, own in result["forgetting"]["domains"].items()}
     assert (forgotten["zh"], forgotten["code"]) == (0.0, 0.0)
     notes = json.loads((run / "lineage.json").read_text(encoding="utf-8"))["notes"]
-    assert notes[-1] == "experts of common segments keep their bits, because all domains share them"
+    assert notes[-1] == learns_text(result)
 
 
 @pytest.mark.slow
@@ -115,10 +115,10 @@ def test_where_experts_learn_only_own_rows_of_the_domain_do(rows_run, tmp_path):
     assert result is not None
     assert learns_text(result).endswith("; common rows keep their bits; own rows that samples meet learn")
     own = result["forgetting"]["domains"]
-    assert {name: each["changed"] for name, each in own.items()} == {"zh": False, "en": True, "code": False}
-    assert own["zh"]["difference"]["nats_per_token"] == 0.0
+    changed = {name: each["difference"]["nats_per_token"] != 0.0 for name, each in own.items()}
+    assert changed == {"zh": False, "en": True, "code": False}
     notes = json.loads((run / "lineage.json").read_text(encoding="utf-8"))["notes"]
-    assert notes[-1] == "common rows (model.rows) keep their bits, because all domains share them"
+    assert notes[-1] == learns_text(result)
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_common_rows_alone_learn_with_everything_or_have_no_gradient(tiny_data, 
 
 def test_the_other_domains_answer_as_before_bit_for_bit(tiny_run, tiny_data, tuned):
     parent, run = open_model(tiny_run, "run"), open_model(tuned, "run")
-    found = compare_trained(parent, run, {n: n for n in ("zh", "en", "code")}, tiny_data, graphs=False)
+    found = compare(run, parent, {each.name: each for each in domains_of(parent.config)}, tiny_data)
     assert (found["zh"].exact, found["code"].exact) == (0.0, 0.0)
     assert found["en"].exact > 0.0
 
@@ -157,7 +157,6 @@ def test_what_came_of_it_is_counted_measured_and_kept(tiny_run, tuned):
     assert forgotten["en"] != 0.0
     assert result["parent"] == str(tiny_run)
     assert result["losses"] == {"before": best["before"], "after": best["loss"]}
-    assert result["seconds"].keys() == {"start", "compile", "training", "after"}, "before is of the log"
     lineage = json.loads((tuned / "lineage.json").read_text(encoding="utf-8"))
     assert (lineage["kind"], lineage["parent"], lineage["parent_step"]) == ("finetune", str(tiny_run), 30)
     assert lineage["options"]["task"] == "test"
@@ -174,12 +173,12 @@ def test_a_tuned_run_is_a_run(tiny_run, tuned, tmp_path):
     losses = evaluate_run(tuned)
     after = {name: own["after"]["loss"] for name, own in result_of(tuned)["forgetting"]["domains"].items()}
     assert losses["en"]["loss"] == after["en"]
-    assert losses["zh"]["loss"] == pytest.approx(after["zh"], rel=1e-6), "of the parent's log"
+    assert losses["zh"]["loss"] == after["zh"]
     for name, parent in evaluate_run(tiny_run).items():
         before = result_of(tuned)["forgetting"]["domains"][name]["before"]
         assert before["samples"] == parent["samples"], "what evaluate says of the parent"
         assert before["loss"] == pytest.approx(parent["loss"], rel=1e-6)
-    extract_domains(tuned, tmp_path / "en", ["en"], graphs=False)
+    extract_domains(tuned, tmp_path / "en", ["en"])
     assert open_model(tmp_path / "en", "run").config.finetune is None
     with pytest.raises(ConfigError, match=r"finetune\.task=test: .* is tuned to a task; go on with .*finetune"):
         train(open_model(tuned, "run").config, tuned)
@@ -198,7 +197,6 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_ru
             raise Stop
         return advance(self)
 
-    monkeypatch.setattr(forgetting, "logged_losses", lambda *unused: {})
     folder = shutil.copytree(tuned.parent / "asked", tmp_path / "asked")
     asked = TuningRequest(folder / "test.yaml", folder / "train.jsonl", folder / "dev.jsonl", learn="experts")
     with monkeypatch.context() as patch, pytest.raises(Stop):
@@ -208,12 +206,7 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_ru
     result = finetune_run(tiny_run, asked, tmp_path / "run")
     same_end(tuned, tmp_path / "run")
     assert result["best"] == result_of(tuned)["best"]
-    for name, own in result["forgetting"]["domains"].items():
-        known = result_of(tuned)["forgetting"]["domains"][name]
-        assert own["before"]["loss"] == pytest.approx(known["before"]["loss"], rel=1e-6), (
-            "measured, as the log is not read"
-        )
-        assert (own["changed"], own["after"]["samples"]) == (known["changed"], known["after"]["samples"])
+    assert result["forgetting"] == result_of(tuned)["forgetting"]
     assert finetune_run(tiny_run, asked, tmp_path / "run") == result, "a finished run is not trained again"
     with pytest.raises(ConfigError, match="was begun on other samples: train_file or dev_file"):
         write_lines(folder / "train.jsonl", pairs(0, 23))
@@ -319,7 +312,9 @@ def test_with_everything_learning_the_forgetting_of_every_domain_is_printed(tiny
     options = [f"--task={asked.task}", f"--train-file={asked.train_file}", f"--output={tmp_path / 'run'}"]
     assert main(["finetune", str(tiny_run), *options, "--set", "finetune.epochs=2"]) == 0
     printed = capsys.readouterr().out
-    assert "no dev set (--dev-file): the last state is kept, that after step" in printed
+    assert re.search(
+        r"loss of the training samples: [\d.]+ before, [\d.]+ at the end \(no --dev-file\), after step", printed
+    )
     result = result_of(tmp_path / "run")
     assert result["losses"]["after"] < result["losses"]["before"], "of the training samples"
     for name, own in result["forgetting"]["domains"].items():

@@ -11,7 +11,8 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import ROWS
 from pangu_sigma.config import Config
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
-from pangu_sigma.training.first_checkpoint import new_run, write_step_0
+from pangu_sigma.training.first_checkpoint import unfinished_folder, write_step_0
+from pangu_sigma.training.start import start_run
 
 _DRAWN = 1 << 20
 
@@ -41,6 +42,7 @@ def write_dense_run(config: Config, folder: Path, std: float = 0.1) -> Path:
 
         return LazyArray(shape, np.dtype(np.float32), content)
 
-    with new_run(folder, config) as run:
+    with unfinished_folder(folder) as fresh:
+        run = start_run(fresh, config)
         write_step_0(run, compose(run.config, find))
     return folder

@@ -42,7 +42,7 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.data.manifest import Source, load_manifest
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.finetune.conversation import parse_conversation
+from pangu_sigma.finetune.samples import parse_conversation
 from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sealed

@@ -28,15 +28,15 @@ def law_config(tiny_data, tiny_run, made_once) -> Config:
 
 @pytest.fixture(scope="session")
 def extended(tiny_run, law_config, made_once) -> Path:
-    """The run with the new domain, which begins as zh; logits were compared with both graphs. Read only."""
-    from pangu_sigma.inherit.extend import Origin, extend_run
+    """The run with the new domain, which begins as zh. Read only."""
+    from pangu_sigma.inherit.extend import extend_run
 
-    return made_once("extended", lambda f: extend_run(tiny_run, law_config, f / "law", Origin("zh"))) / "law"
+    return made_once("extended", lambda f: extend_run(tiny_run, law_config, f / "law", "zh")) / "law"
 
 
 @pytest.fixture(scope="session")
 def extracted(tiny_run, made_once) -> Path:
-    """The domain zh of the run; logits were compared with both graphs. Read only."""
+    """The domain zh of the run. Read only."""
     from pangu_sigma.inherit.extract import extract_domains
 
     return made_once("extracted", lambda folder: extract_domains(tiny_run, folder / "zh", ["zh"])) / "zh"

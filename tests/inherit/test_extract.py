@@ -17,7 +17,7 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
-from pangu_sigma.inherit import extract
+from pangu_sigma.inherit import child
 from pangu_sigma.inherit.extract import chosen_domains, extract_domains, extracted_config
 from pangu_sigma.inherit.receipt import RowCount
 from pangu_sigma.stored.open import open_model
@@ -44,12 +44,11 @@ def test_every_array_is_the_domains_part_of_the_parents_bit_for_bit(tiny_run, ex
     assert (mine.first_NDV == whole.first_NDV[:, :1]).all()
 
 
-def test_the_domain_answers_as_before_bit_for_bit_by_the_graph_too(extracted, tiny_run, tiny_data):
+def test_the_domain_answers_as_before_bit_for_bit(extracted, tiny_run, tiny_data):
     receipt = json.loads((extracted / "lineage.json").read_text(encoding="utf-8"))
     assert receipt["kind"] == "extract"
     assert receipt["agreement"].keys() == {"zh"}
     assert receipt["agreement"]["zh"]["exact"] == 0.0
-    assert receipt["agreement"]["zh"]["fast"] == 0.0
     assert receipt["domains"] == {"zh": "as it was", "en": "left away", "code": "left away"}
     assert receipt["parent_parameters"] == tiny_config(tiny_data).num_params().total
     assert sum(receipt["parameters"].values()) == open_model(extracted, "run").config.num_params().total
@@ -58,20 +57,20 @@ def test_the_domain_answers_as_before_bit_for_bit_by_the_graph_too(extracted, ti
 
 @pytest.mark.parametrize("kept", [["en"], ["code"], ["zh", "code"], ["en", "code"]])
 def test_any_domains_answer_as_before_bit_for_bit(tiny_run, tmp_path, kept):
-    receipt = extract_domains(tiny_run, tmp_path / "run", kept, graphs=False)
+    receipt = extract_domains(tiny_run, tmp_path / "run", kept)
     assert {name: each.exact for name, each in receipt.agreement.items()} == dict.fromkeys(kept, 0.0)
     run = open_model(tmp_path / "run", "run")
     assert [each.name for each in run.config.domains] == kept
     assert run.tokenizer.slot_rows.shape == (run.config.slots, 640)
     dropped = [name for name in ("zh", "en", "code") if name not in kept]
-    extract_domains(tiny_run, tmp_path / "again", dropped=dropped, graphs=False)
+    extract_domains(tiny_run, tmp_path / "again", dropped=dropped)
     one, other = saved_arrays(tmp_path / "run"), saved_arrays(tmp_path / "again")
     assert all(one[name].tobytes() == other[name].tobytes() for name in one), "--drop is the complement"
 
 
 @pytest.mark.parametrize("kept", [["en"], ["zh", "code"]], ids=len)
 def test_common_segments_are_taken_whole_and_own_ones_by_domain_bit_for_bit(segmented_run, tmp_path, kept):
-    receipt = extract_domains(segmented_run, tmp_path / "run", kept, graphs=False)
+    receipt = extract_domains(segmented_run, tmp_path / "run", kept)
     assert {name: each.exact for name, each in receipt.agreement.items()} == dict.fromkeys(kept, 0.0)
     rows = np.array([2 * ("zh", "en", "code").index(name) + i for name in kept for i in range(2)])
     old, new = saved_arrays(segmented_run), saved_arrays(tmp_path / "run")
@@ -92,7 +91,7 @@ def test_common_segments_are_taken_whole_and_own_ones_by_domain_bit_for_bit(segm
 
 @pytest.mark.parametrize("kept", [["en"], ["zh", "code"]], ids=len)
 def test_own_rows_leave_with_their_domains_and_common_ones_whole_bit_for_bit(rows_run, tmp_path, kept):
-    receipt = extract_domains(rows_run, tmp_path / "run", kept, graphs=False)
+    receipt = extract_domains(rows_run, tmp_path / "run", kept)
     assert {name: each.exact for name, each in receipt.agreement.items()} == dict.fromkeys(kept, 0.0)
     old, new = saved_arrays(rows_run), saved_arrays(tmp_path / "run")
     assert old.keys() == new.keys()
@@ -118,7 +117,7 @@ def test_own_rows_leave_with_their_domains_and_common_ones_whole_bit_for_bit(row
 
 
 def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
-    receipt = extract_domains(tiny_run, tmp_path / "zh", ["zh"], graphs=False, export=True)
+    receipt = extract_domains(tiny_run, tmp_path / "zh", ["zh"], export=True)
     assert not any("Adam" in note for note in receipt.notes), "an export has no optimizer"
     assert receipt.agreement["zh"].exact == 0.0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zh"]
@@ -188,7 +187,7 @@ def test_what_is_interrupted_leaves_nothing(tiny_run, tmp_path, monkeypatch):
     def interrupt(*unused):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(extract, "compare_trained", interrupt)  # everything is written by then
+    monkeypatch.setattr(child, "compare", interrupt)  # everything is written by then
     with pytest.raises(KeyboardInterrupt):
         extract_domains(tiny_run, tmp_path / "run", ["zh"])
     with pytest.raises(KeyboardInterrupt):
@@ -202,14 +201,14 @@ def test_without_its_text_it_is_made_all_the_same_and_said(tiny_run, tiny_data, 
     opened = open_model(run, "run").config
     changed = opened.model_copy(update={"data": opened.data.model_copy(update={"path": str(data)})})
     write_config(config.parent, changed, "run")
-    receipt = extract_domains(run, tmp_path / "without", ["zh"], graphs=False)
+    receipt = extract_domains(run, tmp_path / "without", ["zh"])
     assert receipt.agreement["zh"].exact == 0.0
     assert "cannot be trained; to have it, name the text with data" in caplog.text
     assert not (tmp_path / "without" / "data").exists()
-    extract_domains(run, tmp_path / "with", ["zh"], data=tiny_data, graphs=False)
+    extract_domains(run, tmp_path / "with", ["zh"], data=tiny_data)
     assert (tmp_path / "with" / "data" / "zh.train.bin").exists()
     with pytest.raises(DataError, match="is not the prepared text of"):
-        extract_domains(run, tmp_path / "other", ["zh"], data=tmp_path, graphs=False)
+        extract_domains(run, tmp_path / "other", ["zh"], data=tmp_path)
 
 
 def test_keys_that_fewer_domains_do_not_allow_are_lowered_and_said(tiny_data, tmp_path, caplog):
@@ -217,23 +216,23 @@ def test_keys_that_fewer_domains_do_not_allow_are_lowered_and_said(tiny_data, tm
     tree["ecss"] = {"store": "file", "path": "experts"}
     tree["parallel"] = {"data": 2}
     config = parse_config(tree)
-    child = extracted_config(config, ["code"], tmp_path / "data")
-    assert child.data.domains_per_step == 1
-    assert child.data.path == str(tmp_path / "data")
-    assert child.train.batch_size == config.train.batch_size
-    assert child.parallel == config.parallel
-    assert child.ecss.path is None
+    fewer = extracted_config(config, ["code"], tmp_path / "data")
+    assert fewer.data.domains_per_step == 1
+    assert fewer.data.path == str(tmp_path / "data")
+    assert fewer.train.batch_size == config.train.batch_size
+    assert fewer.parallel == config.parallel
+    assert fewer.ecss.path is None
     assert "data.domains_per_step: 2 → 1, because the run has 1 of 3 domains" in caplog.text
     assert "ecss.path" in caplog.text
 
 
 def test_the_command_prints_the_receipt(tiny_run, tmp_path, capsys):
-    options = ["--keep", "en", "--skip-graph-check"]
+    options = ["--keep", "en"]
     assert main(["extract", str(tiny_run), *options, "--output", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert "domain zh             left away" in printed
     assert "largest |Δlogit| 0; 16 tokens" in printed
     assert main(["extract", str(tiny_run), *options, "--output", str(tmp_path / "two"), "--json", "-"]) == 0
-    receipt = extract_domains(tiny_run, tmp_path / "three", ["en"], graphs=False)
+    receipt = extract_domains(tiny_run, tmp_path / "three", ["en"])
     assert json.loads(capsys.readouterr().out) == asdict(receipt)
     assert main(["extract", str(tiny_run), *options, "--output", str(tmp_path / "run")]) == 2

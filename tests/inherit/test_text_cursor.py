@@ -12,8 +12,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.prepare.extended import prepare_extension
-from pangu_sigma.inherit.extend import Origin, extend_run
-from pangu_sigma.inherit.text_cursor import text_cursor
+from pangu_sigma.inherit.extend import extend_run, text_cursor
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.loop import Trainer
 
@@ -31,7 +30,7 @@ def test_after_only_new_text_was_prepared_the_run_goes_on_in_the_old_text(tiny_d
     write_law(tmp_path / "law.jsonl", tiny_data.parent / "text.jsonl")
     config, text = parse_config(last_tree(tmp_path / "data")), tmp_path / "data"
     prepare_extension(config, [tmp_path / "law.jsonl"], tiny_data, text)
-    receipt = extend_run(tiny_run, config, tmp_path / "run", Origin("zh"), graphs=False)
+    receipt = extend_run(tiny_run, config, tmp_path / "run", "zh")
     assert "the text of zh, en, code is read on from where the run stands" in receipt.notes
     assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0] * 4
     taken = open_model(tiny_run, "run").checkpoint.state["cursor"]["taken"]

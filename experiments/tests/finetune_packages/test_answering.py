@@ -13,7 +13,7 @@ from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.finetune.encoding import SampleEncoder
+from pangu_sigma.finetune.samples import SampleEncoder
 from pangu_sigma.finetune.task import read_task
 from pangu_sigma.generate.text import Generated, generate, prompt_ids
 from pangu_sigma.stored.open import open_model

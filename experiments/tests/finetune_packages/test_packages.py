@@ -10,7 +10,7 @@ from experiments.finetune_packages.packages import format_splits, write_packaged
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.domains import domains_of
-from pangu_sigma.finetune.conversation import parse_conversation
+from pangu_sigma.finetune.samples import parse_conversation
 from pangu_sigma.shipped import config_path
 from pangu_sigma.text.documents import Document
 

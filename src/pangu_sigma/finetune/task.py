@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, leaves, rule_of
+from pangu_sigma.checkpoint.changes import absolute_paths, changed_keys, leaves, refuse_changes
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, override, parse_config, read_tree
 from pangu_sigma.data.held_out import samples_of_evaluation
@@ -56,7 +56,11 @@ class Task:
         self._set(tree, self._derived(parent, parse_config(tree), len(domains), sequences))
         tree["finetune"]["domains"] = list(domains)
         child = parse_config(tree)
-        _refuse_other_model(parent, child)
+        changes = changed_keys(parent.model_dump(mode="json"), child.model_dump(mode="json"))
+        changes = [
+            each for each in changes if not each[0].startswith(("seed", "finetune"))
+        ]  # the weights are drawn already
+        refuse_changes(Path(parent.name), changes, "  leave these keys out")
         return child
 
     def _set(self, tree: dict[str, Any], values: dict[str, Any]) -> None:
@@ -121,22 +125,18 @@ def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _refuse_other_model(parent: Config, child: Config) -> None:
-    """Raise ConfigError for keys that do not fit the parent's arrays."""
-    changes = changed_keys(parent.model_dump(mode="json"), child.model_dump(mode="json"))
-    free = ("seed", "finetune")  # the weights are already initialised
-    refused = [c for c in changes if not rule_of(c[0]).free and not c[0].startswith(free)]
-    if refused:
-        lines = [f"{change_text(change)}: {rule_of(change[0]).why}" for change in refused]
-        lines.append("leave these keys out")
-        raise ConfigError("\n  ".join(["a tuned run has the arrays of its parent, which do not go with", *lines]))
-
-
-def learned_parameters(config: Config) -> int:
-    """Return the number of parameters that a fine-tuning run trains: those that its samples reach."""
+def learned(config: Config) -> dict[str, Any]:
+    """Return what a fine-tuning run trains, as values for JSON: its choice, the number of parameters that its samples reach and of
+    all, of experts of common segments that keep their bits, and for each kind of `model.rows` if those that samples meet learn."""
     options, model, count = config.tuning, config.model, config.num_params()
-    experts = config.domain_experts * len(options.domains)
+    named = {domains_of(config).named(name).slot for name in options.domains}
+    slots = len(named) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0
+    learn, own = config.domain_experts * len(options.domains) + slots, len(config.domains) * config.domain_experts
     if options.learn == "all":
-        return count.total - config.domain_experts * (len(config.domains) - len(options.domains))
-    slots = {domains_of(config).named(name).slot for name in options.domains}
-    return experts + (len(slots) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0)
+        learn = count.total - own + config.domain_experts * len(options.domains)
+    return {
+        "learn": options.learn,
+        "parameters": {"learn": learn, "all": count.total},
+        "common_kept": 0 if config.learns("common") else count.experts - own,
+        "rows": {entry.kind: config.learns(entry.kind) for entry in model.rows},
+    }

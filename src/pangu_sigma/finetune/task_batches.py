@@ -1,13 +1,13 @@
-"""Batches of a fine-tuning task's samples, with the loss on the answers only. Samples in one sequence do not attend to each other:
-documents end with <eot>, and attention and positions are per document.
+"""Batches of a fine-tuning task's samples, with the loss on the answers only. Samples in a sequence do not attend to each other.
 
-Shape suffixes: S sequence, V vocabulary, D domains.
+Shape suffixes: T ids of a sample, S sequence, V vocabulary, D domains.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,22 @@ import xxhash
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.samples import Samples
-from pangu_sigma.finetune.encoding import EncodedSample
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """Tokenized sample. ids_T: prompt, answer, <eot>. answer: index of the answer's start. cut: True if the prompt was cut."""
+
+    ids_T: np.ndarray
+    answer: int
+    cut: bool
+
+    @property
+    def counted(self) -> int:
+        """Number of ids in the loss: the answer and its <eot>."""
+        return len(self.ids_T) - self.answer
 
 
 class TaskSamples(Samples):

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from pangu_sigma.data.batches import Batch, BatchLoader
-from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.finetune.seconds import Seconds
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.finetune.task_batches import TaskBatches, TaskSamples
-from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.evaluator import EvaluationStep, Evaluator
-from pangu_sigma.training.log.losses import HeldOutLoss
+from pangu_sigma.training.log.losses import HeldOutLoss, finite_or_none
 from pangu_sigma.training.loop import Trainer
 from pangu_sigma.training.start import StartOptions
-from pangu_sigma.training.step import StepResult
 
 
 @dataclass
 class BestState:
-    """Best state of a fine-tuning run so far, by the loss on the dev set.
+    """Best state of a fine-tuning run so far, by the loss on the dev set; without one, the last state.
 
-    step: step of the best state. loss: its loss on the dev set, in nats per token; None while unknown. before: loss at step 0.
-    stale: number of evaluations since the best state. diverged: number of evaluations without a finite loss.
+    step: step of the best state. loss: its loss on the dev set, or else on training samples, in nats per token; None while unknown.
+    before: loss at step 0. stale: number of evaluations since the best state. diverged: evaluations without a finite loss.
     """
 
     step: int = 0
@@ -51,35 +43,17 @@ class BestState:
             self.stale += 1
 
 
-class TimedEvaluation(EvaluationStep):
-    """Evaluation step whose first pass, in which its graph is compiled, counts to the phase "compile"."""
-
-    def __init__(self, network: PanGuSigma, store: ExpertStore, seconds: Seconds):
-        super().__init__(network, store)
-        self._seconds, self._compiled = seconds, False
-
-    def of(self, batch: Batch) -> np.ndarray:
-        with nullcontext() if self._compiled else self._seconds.of("compile"):
-            self._compiled = True
-            return super().of(batch)
-
-
 class Tuner(Trainer):
-    """Trainer that fine-tunes a run on a task, in one CPU process. `best`: best state so far.
+    """Trainer that fine-tunes a run on a task, in one CPU process. `best`: best state so far, whose checkpoint is never pruned."""
 
-    The checkpoints of the best state and of step 0, the parent's state, are never pruned. All losses that the tuner measures are of
-    one graph, in which equal weights have equal losses bit for bit.
-    """
-
-    def __init__(self, run: StoredRun, training: TaskSamples, dev: TaskSamples | None, seconds: Seconds):
-        """run: run folder with a checkpoint. dev: the dev set; without one nothing is evaluated, and the last state is the best."""
+    def __init__(self, run: StoredRun, training: TaskSamples, dev: TaskSamples | None):
+        """run: run folder with a checkpoint. dev: the dev set; without one the last state is the best, and only the first and the
+        last are evaluated, on training samples."""
         nothing = TaskSamples(run.config, [[] for _ in run.config.domains], run.tokenizer)
         self._opened, self._training, self._dev = run, training, nothing if dev is None else dev
         super().__init__(run.config, run.path)
-        self.seconds, self._in_memory, self._compiled = seconds, self.progress.step, False
-        self._forward = TimedEvaluation(self.network, self.store, seconds)
         self.best = BestState(**self.resumed.get("best", {}))
-        self.saver.spared = frozenset([0, self.best.step])
+        self.saver.spared = frozenset([self.best.step])
 
     def open_run(self, folder: Path, asked: StartOptions) -> StoredRun:
         """Return the run folder that is already open."""
@@ -92,31 +66,10 @@ class Tuner(Trainer):
 
     def evaluator(self) -> Evaluator:
         """Return the evaluator of the whole dev set."""
-        return Evaluator(self.open_batches("held_out"), max(self._dev.counts), self._forward, self.network)
+        return self._evaluator(self.open_batches("held_out"), max(self._dev.counts))
 
-    def advance(self) -> tuple[Batch, float, StepResult]:
-        """Take one step. The first one, in which the graph is compiled, counts to the phase "compile"."""
-        with nullcontext() if self._compiled else self.seconds.of("compile"):
-            taken = super().advance()
-        self._compiled, self._in_memory = True, self.progress.step
-        return taken
-
-    def losses_at(
-        self, step: int, batches: BatchLoader, most: int, only: Collection[str] | None = None
-    ) -> dict[str, HeldOutLoss]:
-        """Measure the losses of the state after a step, on at most `most` samples of each domain. only: domains; None for all.
-
-        Afterwards this state is in memory, and the training cannot go on. Raises CheckpointError.
-        """
-        with self.seconds.of("after" if step else "before"):
-            if step != self._in_memory:
-                self.backend.restore(self.built, self.checkpoint(step))
-                self._in_memory = step
-            return Evaluator(batches, most, self._forward, self.network, only=only).losses()
-
-    def checkpoint(self, step: int) -> Checkpoint:
-        """Load the checkpoint of a step. Raises CheckpointError."""
-        return load_checkpoint(self.run.checkpoints / f"step_{step:08d}")
+    def _evaluator(self, batches: BatchLoader, most: int) -> Evaluator:
+        return Evaluator(batches, most, EvaluationStep(self.network, self.store), self.network)
 
     @property
     def finished(self) -> bool:
@@ -125,11 +78,16 @@ class Tuner(Trainer):
 
     def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
         """Update the best state with the dev loss."""
+        step, best = self.progress.step, self.best
         if losses:
-            self.best.take(self.progress.step, mean_loss(losses))
+            best.take(step, mean_loss(losses))
         else:
-            self.best.step = self.progress.step
-        self.saver.spared = frozenset([0, self.best.step])
+            best.step = step
+            if step == 0 or self.finished:
+                most = samples_of_evaluation(self.config)
+                best.loss = finite_or_none(mean_loss(self._evaluator(self.batches, most).losses()))
+                best.before = best.loss if step == 0 else best.before
+        self.saver.spared = frozenset([best.step])
 
     def state(self) -> dict[str, Any]:
         """Return the trainer's state for a checkpoint, with the best state."""

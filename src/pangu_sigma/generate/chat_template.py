@@ -7,7 +7,7 @@ token of English text includes the blank before it, so a model that is to answer
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +15,9 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.sections import ChatConfig
 
 Role = Literal["system", "user", "assistant"]
+
+Messages = tuple[tuple[Role, str], ...]
+"""Roles and texts of consecutive messages."""
 
 CONTENT = "{content}"
 """Placeholder of a message's text in a chat template."""
@@ -70,6 +73,22 @@ class ChatTemplate:
             f"{{% for message in messages %}}{''.join(cases)}{{% endif %}}{{% endfor %}}"
             f"{{% if add_generation_prompt %}}{{{{ {beginning} }}}}{{% endif %}}"
         )
+
+
+def without_oldest(
+    messages: Messages, most: int, encode: Callable[[Messages], list[int] | None]
+) -> tuple[list[int], int] | None:
+    """Return the ids of a chat without its oldest messages, as few as must be for at most `most` ids, and how many were left out.
+
+    A system message and the last message always stay; None if these alone are too long. encode: returns the ids of messages, or
+    None for more than can be encoded.
+    """
+    first = messages[:1] if messages[0][0] == "system" else ()
+    for left_out in range(len(messages) - len(first)):
+        ids = encode((*first, *messages[len(first) + left_out :]))
+        if ids is not None and len(ids) <= most:
+            return ids, left_out
+    return None
 
 
 def _quoted(text: str) -> str:

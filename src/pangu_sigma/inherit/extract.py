@@ -1,8 +1,7 @@
 """Extraction of domains from a trained Σ as a separate run with bit-identical answers, which can be trained further.
 
-A domain never uses experts of other domains, and no gate weighs an expert's output, so nothing is lost: shared layers, common
-segments, the experts of the domains, their slots with all rows, and their rows of the routing tables are copied. Tokens keep their
-ids.
+A domain never uses experts of other domains, and no gate weighs an expert's output, so nothing is lost. Shared layers, common
+segments, and experts, slots and rows of the routing tables of the domains are copied. Tokens keep their ids.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys
 from pangu_sigma.config import Config, ConfigError
@@ -23,14 +21,11 @@ from pangu_sigma.data.prepare.subset import write_subset
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import chosen_domains, domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.inherit.equality import compare_trained
-from pangu_sigma.inherit.receipt import Receipt
-from pangu_sigma.inherit.tensor_origin import SlotRows
-from pangu_sigma.inherit.trained import ChildTensors, SlotSource, child_receipt, experts_of, write_child
+from pangu_sigma.inherit.child import Child, new_run_from
+from pangu_sigma.inherit.receipt import WARM, Receipt
 from pangu_sigma.sections import ParallelConfig
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -42,8 +37,7 @@ DATA_FOLDER = "data"
 def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     """Return `config` changed for a run that has the domains `kept` only. data: folder of its text.
 
-    Keys that fewer domains do not allow are lowered as little as possible. Experts in files go into the new run's folder.
-    Changes are logged.
+    Keys that fewer domains do not allow are lowered as little as possible, which is logged. Experts in files go into the new run.
     """
     tree = absolute_paths(config).model_dump(mode="json")
     tree["domains"] = [each for each in tree["domains"] if each["name"] in kept]
@@ -62,37 +56,27 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
 
 def _fitting(tree: dict[str, Any], config: Config, domains: int) -> Config:
     """Return the first valid configuration, with as many ranks, sets and blocks as possible."""
-    for parallel in (tree["parallel"], ParallelConfig().model_dump(mode="json")):
-        for sets in range(min(config.data.domain_sets, domains), 0, -1):
-            for blocks in range(min(config.data.domains_per_step, domains), 0, -1):
-                data = tree["data"] | {"domain_sets": sets, "domains_per_step": blocks}
-                try:
-                    return parse_config(tree | {"data": data, "parallel": parallel})
-                except ConfigError:
-                    continue
+    parallels = tree["parallel"], ParallelConfig().model_dump(mode="json")
+    most = (min(count, domains) for count in (config.data.domain_sets, config.data.domains_per_step))
+    for parallel, sets, blocks in product(parallels, *(range(count, 0, -1) for count in most)):
+        data = tree["data"] | {"domain_sets": sets, "domains_per_step": blocks}
+        try:
+            return parse_config(tree | {"data": data, "parallel": parallel})
+        except ConfigError:
+            continue
     raise ConfigError("no layout of ranks and blocks fits these domains")  # one block on one rank always does
 
 
-def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> ChildTensors:
+def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Child:
     """Plan a run with the domains `kept` of `parent`, without reading tensors. data: folder of the new run's text."""
-    old = domains_of(parent.config)
+    old, whole = domains_of(parent.config), parent.table
     config = extracted_config(parent.config, kept, data)
-    chosen = [old.named(name) for name in kept]
-    slots = [old.slot_names.index(name) for name in domains_of(config).slot_names]
-    rows = config.model.slot_rows
-    tokenizer = parent.tokenizer.of_slots(slots)
-    given = [
-        SlotSource(SlotRows(old.slot_names[slot], old.slot_names[slot], ids_R, slot * rows + np.arange(rows)))
-        for slot, ids_R in zip(slots, tokenizer.slot_rows, strict=True)
-    ]
-    indices = [domain.index for domain in chosen]
-    whole = parent.table
+    tokenizer = parent.tokenizer.of_slots([old.slot_names.index(name) for name in domains_of(config).slot_names])
+    indices = [old.named(name).index for name in kept]
     table = replace(whole, first_NDV=whole.first_NDV[:, indices], spread_DV=whole.spread_DV[indices])
-    experts_K = np.concatenate([experts_of(domain) for domain in chosen])
-    own_K = np.ones(len(experts_K), bool)
-    return ChildTensors(
-        parent, config, tokenizer, table, given, experts_K, own_K, origins={name: name for name in kept}
-    )
+    child = Child.of_run("extract", parent, config, tokenizer, table, {name: name for name in kept})
+    child.domains = {each.name: "as it was" if each.name in kept else "left away" for each in old}
+    return child
 
 
 def extract_domains(
@@ -101,16 +85,14 @@ def extract_domains(
     kept: Sequence[str] = (),
     dropped: Sequence[str] = (),
     data: Path | None = None,
-    graphs: bool = True,
     export: bool = False,
 ) -> Receipt:
     """Write `output`, atomically, as a run of some domains of the run in `path`; `train` resumes from its step 0 with Adam state.
 
     The receipt compares the logits of both runs for held-out text.
     kept, dropped: names of domains; give one of the two. data: prepared text of the run, by default data.path of the run; without
-    it the new run cannot be trained, which is logged. graphs: False to compare logits by the NumPy network of generate/cpu/exact.py
-    alone, which compiles nothing, and to skip comparing an export's greedy tokens. export: True to write an exported model (MindIR)
-    instead of a run. Raises ConfigError, CheckpointError and DataError.
+    it the new run cannot be trained, which is logged. export: True to write an exported model (MindIR) instead of a run, whose
+    greedy tokens are compared with the run's. Raises ConfigError, CheckpointError and DataError.
     """
     check_absent(output)
     parent = open_model(path, "run")
@@ -120,42 +102,30 @@ def extract_domains(
     with unfinished_folder(output) as fresh:
         if export:
             run = fresh.parent / "run"
-            receipt = _write(child, run, None, text, graphs, trains=False)
+            receipt = new_run_from(child, run, None, text)
             fresh.rmdir()  # an export makes its own folder
             export_mindir(run, fresh)
-            if graphs:
-                verify_export(run, fresh)
-        else:
-            data_hash, own = None, None
-            if text is not None:
-                own = fresh / DATA_FOLDER
-                domains = [each.name for each in parent.config.domains]
-                data_hash = write_subset(text, own, domains, names, child.tokenizer).content_hash
-            receipt = _write(child, fresh, data_hash, own, graphs)
-        receipt.save(fresh)
-    return receipt
-
-
-def _write(
-    child: ChildTensors, path: Path, data_hash: str | None, text: Path | None, graphs: bool, trains: bool = True
-) -> Receipt:
-    parent = child.parent
-    run = write_child(path, child, data_hash)
-    agreement = compare_trained(parent, run, child.origins, text, graphs)
-    fates = {each.name: "as it was" if each.name in child.origins else "left away" for each in parent.config.domains}
-    return child_receipt("extract", child, agreement, fates, trains=trains)
+            verify_export(run, fresh)
+            receipt.save(fresh)
+            return receipt
+        child.notes.insert(0, WARM)
+        data_hash, own = None, None
+        if text is not None:
+            own = fresh / DATA_FOLDER
+            domains = [each.name for each in parent.config.domains]
+            data_hash = write_subset(text, own, domains, names, child.tokenizer).content_hash
+        return new_run_from(child, fresh, data_hash, own)
 
 
 def _own_text(parent: StoredModel, data: Path | None) -> Path | None:
     """Return the folder of a run's prepared text; None, with a warning, if it is missing. data: folder given by the user."""
     folder = data or Path(parent.config.data.path)
     try:
-        found: Tokenizer | None = PreparedData(folder).tokenizer()
+        if PreparedData(folder).tokenizer().hash == parent.tokenizer.hash:
+            return folder
         problem = f"{folder} was prepared with another tokenizer"
     except DataError as error:
-        found, problem = None, str(error)
-    if found is not None and found.hash == parent.tokenizer.hash:
-        return folder
+        problem = str(error)
     if data is not None:
         raise DataError(f"{argument('--data')} {data}: is not the prepared text of {parent.path}: {problem}")
     logger.warning(

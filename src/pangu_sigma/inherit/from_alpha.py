@@ -1,32 +1,76 @@
-"""Inheritance: a dense model becomes step 0 of a sparse run, with the tensors of `tensor_origin.py`."""
+"""Inheritance: a dense model becomes step 0 of a sparse run, every expert of whose upper layers is a copy of the FFN there."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.config import Config
-from pangu_sigma.data.prepared import read_prepared_tokenizer
+import numpy as np
+
+from pangu_sigma.checkpoint.changes import absolute_paths
+from pangu_sigma.checkpoint.parts import OPTIMIZER
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer, unlike_prepared
 from pangu_sigma.data.samples import open_samples
-from pangu_sigma.errors import DataError
-from pangu_sigma.inherit.equality import agreements
-from pangu_sigma.inherit.receipt import Receipt, make_receipt
-from pangu_sigma.inherit.tensor_origin import Child, check_child, check_rows, slot_rows
+from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import DataError, argument
+from pangu_sigma.inherit.child import Child, SlotRows, ffn_source, new_run_from
+from pangu_sigma.inherit.parent import lost_pieces, parent_slot, rows_of_tokens, slot_names
+from pangu_sigma.inherit.receipt import Receipt, count_by_origin
+from pangu_sigma.model.arrays import FIRST_ROW_SCALE, dense_shapes, stored_shapes
+from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.training.first_checkpoint import check_absent, new_run, write_step_0
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
 
 
 def plan_inheritance(parent: StoredModel, config: Config, moments: bool = False, drop_rows: bool = False) -> Child:
-    """Plan a sparse run that inherits from `parent`, without reading values. moments: True to copy Adam state.
+    """Plan a sparse run that inherits from `parent`, without reading values.
 
-    The new run computes the parent's GELU unless the configuration names one. drop_rows: True to leave out embedding rows of a
-    parent run whose tokens the prepared text does not have; False raises ConfigError for such rows. (Of a released PanGu-α only
-    the rows of the prepared text's tokens are ever copied.) Without prepared text, nothing is known of rows. Raises ConfigError
-    also if a key does not fit the parent, and if the parent lacks the moments.
+    moments: True to copy Adam state. drop_rows: as in `inherited_slots`.
+    Raises ConfigError if a key does not fit the parent, and if the parent lacks the moments; DataError without prepared text.
     """
+    config = fitted(parent, config, moments)
+    tokenizer, notes, domains = read_prepared_tokenizer(config), _notes(parent, config, moments), domains_of(config)
+    for remark in unlike_prepared(config):
+        logger.warning("%s", remark)
+    if isinstance(parent, StoredAlpha):
+        parent.assume(config.model.heads, None)
+    slots, table = inherited_slots(parent, config, tokenizer, drop_rows), drawn_tables(config, tokenizer)
+    ffn_K, config = np.zeros(config.experts, int), absolute_paths(config)  # the only expert of a dense layer
+    child = Child("inherit", parent, config, tokenizer, table, slots, ffn_K, ffn_K == 0, moments)
+    child.notes, child.options = notes, {"moments": moments}
+    for each in domains:  # PanGu-α cuts all text as Chinese
+        slot = parent_slot(domains.slot_names[each.slot], slot_names(parent))
+        language = "zh" if parent.kind == "alpha" else each.language
+        child.answers[each.name] = replace(each, index=0, slot=slot, language=language)
+    return child
+
+
+def inherit(
+    parent: StoredModel, config: Config, folder: Path, moments: bool = False, drop_rows: bool = False
+) -> Receipt:
+    """Write `folder`, atomically, as a run of `config` whose step 0 answers as `parent`; `train` resumes from it.
+
+    moments, drop_rows: as in `plan_inheritance`. Raises its errors, ConfigError if `folder` exists, and LayoutError or
+    CheckpointError if the parent cannot be read.
+    """
+    check_absent(folder)
+    child = plan_inheritance(parent, config, moments, drop_rows)
+    text = Path(child.config.data.path)
+    open_samples(child.config, text, "train", child.tokenizer.size)  # too little text is refused before any work
+    with unfinished_folder(folder) as fresh:
+        return new_run_from(child, fresh, load_manifest(text).content_hash, text)
+
+
+def fitted(parent: StoredModel, config: Config, moments: bool) -> Config:
+    """Return `config` with the parent's GELU, unless it names one. Raises ConfigError, which names the key, if a run of it cannot
+    inherit from `parent`. moments: also Adam state."""
     activation = parent.sizes.activation
     if "activation" not in config.model.model_fields_set:
         config = config.model_copy(update={"model": config.model.model_copy(update={"activation": activation})})
@@ -35,37 +79,138 @@ def plan_inheritance(parent: StoredModel, config: Config, moments: bool = False,
             "model.activation=%s is asked for, the parent computes %s, so step 0 answers otherwise; leave the key out to take it",
             *(config.model.activation, activation),
         )
-    check_child(parent, config, moments)
-    try:
-        slots = slot_rows(parent, config, read_prepared_tokenizer(config))
-    except DataError:
-        return Child(parent, config, None, moments)
-    if parent.kind != "alpha" and not drop_rows:
-        check_rows(parent, config, slots)
-    return Child(parent, config, slots, moments)
+    for key in ("hidden", "ffn", "heads", "seq_length", "layers"):
+        has, wants = getattr(parent.sizes, key), getattr(config.model, key)
+        if has is not None and has != wants:
+            name = "dense_layers + rre_layers" if key == "layers" else key
+            raise ConfigError(
+                f"model.{name} is {wants}, the parent's is {has}; they must be equal: change the child's configuration"
+            )
+    if moments and parent.array(OPTIMIZER, "step") is None:
+        raise ConfigError(f"{parent.path}: has no Adam state; leave {argument('--moments')} out")
+    if moments and config.ecss.moments != "float32":
+        raise ConfigError(f"{argument('--moments')} carries float32 moments over; use ecss.moments=float32")
+    for name in domains_of(config).slot_names:
+        parent_slot(name, slot_names(parent))
+    return config
 
 
-def inherit(
-    parent: StoredModel,
-    config: Config,
-    folder: Path,
-    moments: bool = False,
-    drop_rows: bool = False,
-) -> Receipt:
-    """Write `folder`, atomically, as a run of `config` whose step 0 answers as `parent`; `train` resumes from it.
+def inherited_slots(parent: StoredModel, config: Config, tokenizer: Tokenizer, drop_rows: bool) -> list[SlotRows]:
+    """Return the rows of each embedding slot of a new run of `config`.
 
-    moments, drop_rows: as in `plan_inheritance`.
-    Raises ConfigError if `folder` exists or a key does not fit the parent; DataError without prepared text; LayoutError or
-    CheckpointError if the parent cannot be read.
+    drop_rows: True to leave out rows of a parent run whose tokens the prepared text does not have; False raises ConfigError for
+    such rows, because the same text would be cut into other tokens. (Of a released PanGu-α only the rows of the prepared text's
+    tokens are ever copied.) Raises ConfigError for a slot that the parent lacks.
     """
-    check_absent(folder)
-    child = plan_inheritance(parent, config, moments, drop_rows)
-    config = child.config
-    tokenizer = read_prepared_tokenizer(config)  # raises what is wrong
-    open_samples(config, Path(config.data.path), "train", tokenizer.size)  # too little text is refused before any work
-    with new_run(folder, config) as run:
-        write_step_0(run, compose(run.config, child.find))
-        agreement = agreements(parent, run.path)
-        receipt = make_receipt(child, agreement)
-        receipt.save(run.path)
-    return receipt
+    slots, names, domains = [], slot_names(parent), domains_of(config)
+    for slot, name in enumerate(domains.slot_names):
+        source, ids_R = parent_slot(name, names), tokenizer.slot_rows[slot]
+        rows_R = rows_of_tokens(parent, source, tokenizer.vocabulary, ids_R)
+        lost = lost_pieces(parent, source, tokenizer.vocabulary, ids_R[ids_R >= 0], domains.languages(slot))
+        slots.append(SlotRows(name, names[source], ids_R, rows_R, lost=lost))
+    problems = [
+        f"slot {slot.name}: {len(slot.lost):,} tokens of the parent's slot {slot.parent_slot} ("
+        f"{', '.join(map(repr, slot.lost[:5]))}) have no row"
+        for slot in slots
+        if slot.lost
+    ]
+    if problems and parent.kind != "alpha" and not drop_rows:
+        listed = "\n  ".join(problems)
+        raise ConfigError(
+            f"data.path={config.data.path}: text would be cut into other tokens than {parent.path} cuts it:\n  {listed}\n"
+            f"keep them: pangu-sigma prepare-data CONFIG --set vocabulary.keep={parent.path}, with a larger model.slot_rows or "
+            f"slots of their own for what is new; or accept the loss with {argument('--drop-rows')}"
+        )
+    return slots
+
+
+def _notes(parent: StoredModel, config: Config, moments: bool) -> list[str]:
+    model, notes = config.model, []
+    if len(model.segments) > 1:
+        kinds = ", ".join(f"{config.stored_experts(kind)} {kind}" for kind in model.segments)
+        notes.append(f"each upper FFN is cut into {len(model.segments)} segments of {kinds} experts")
+    elif model.rre_layers:
+        notes.append(f"each upper FFN is {config.experts} experts")
+    notes.append("Adam's moments are the parent's" if moments else "Adam starts with zero state")
+    if parent.sizes.heads is None:
+        notes.append("the parent's files do not say how many heads; taken from the configuration")
+    if not parent.activation_known:
+        notes.append(f"the parent's GELU is assumed: its files do not say it ({argument('--activation')})")
+    return notes
+
+
+@dataclass(frozen=True)
+class TensorOrigin:
+    """Origin of a weight of a new run (child) in the files of its dense parent.
+
+    name, layer: name without the layer, whose number is among the RRE layers for experts; -1: none. made_from: tensors of the
+    parent's files. kind: copied, transposed, joined (as the parent's layout needs it), replicated (to K experts), rows (of the same
+    tokens), begun (scale of `model.rows`, which the parent lacks).
+    """
+
+    name: str
+    layer: int
+    shape: tuple[int, ...]
+    kind: str
+    made_from: str
+
+
+def origins_of(parent: StoredModel, config: Config) -> Iterator[TensorOrigin]:
+    """Yield the origin of every weight of a run of `config` that inherits from `parent`, dense ones first."""
+
+    def source(name: str) -> tuple[str, str]:
+        if name not in parent.tensors:
+            return f"none: {FIRST_ROW_SCALE}, of rows that are 0", "begun"
+        files, _, how = parent.made_from.get(name, "copied").rpartition(": ")
+        return files or parent.tensors[name].origin or name, "rows" if name == "embedding" else how
+
+    for name, shape in dense_shapes(config).items():
+        files, how = source(name)
+        layer, short = name.split(".", 2)[1:] if name.startswith("layers.") else (-1, name)
+        yield TensorOrigin(short, int(layer), shape, how, files)
+    for key, shape in stored_shapes(config).items():
+        _, segment, name = key.split(".")
+        at, units = ffn_source(config.model, int(segment), name)
+        cut = (
+            ""
+            if units == slice(None) or len(config.model.segments) == 1
+            else f", units {units.start} … {units.stop - 1}"
+        )
+        layer, s = config.model.in_layer(int(segment))
+        short = f"{f'segments.{s}.' if s else ''}experts.{name}"
+        yield TensorOrigin(short, layer, shape, "replicated", source(at)[0] + cut)
+
+
+def mapped(
+    parent: StoredModel, config: Config, moments: bool = False, drop_rows: bool = False
+) -> tuple[list[TensorOrigin], str]:
+    """Return the origin of every weight of a run of `config` that would inherit from `parent`, and a table of them for people, with
+    equal layers in one line; nothing is written. moments, drop_rows: as in `plan_inheritance`.
+
+    Without prepared text nothing is known of rows.
+    """
+    config = fitted(parent, config, moments)
+    origins = list(origins_of(parent, config))
+    slots, missing = [], list[str]()
+    try:
+        slots = inherited_slots(parent, config, read_prepared_tokenizer(config), drop_rows)
+    except DataError:
+        missing = [f"which rows are copied is known when text is prepared: prepare-data, into {config.data.path}"]
+    counts = count_by_origin(config, [slot.counts for slot in slots], {"replicated": config.num_params().experts})
+    numbers = [f"{kind}: {count:,} parameters" for kind, count in counts.items() if count]
+    unused = [f"unused: {each.name} ({each.reason})" for each in parent.unused]
+    return origins, "\n".join([*_table(origins), *unused, *numbers, *missing])
+
+
+def _table(origins: Sequence[TensorOrigin]) -> list[str]:
+    """Format origins as the lines of a table."""
+    groups: dict[tuple[str, ...], list[TensorOrigin]] = {}
+    for origin in origins:
+        groups.setdefault((origin.name, origin.kind, str(origin.shape)), []).append(origin)
+    lines = [("child", "layers", "shape", "kind", "parent")]
+    for (name, kind, shape), group in groups.items():
+        ends = group[:1] + group[1:][-1:]
+        layers = " … ".join(str(each.layer) for each in ends if each.layer >= 0)
+        lines.append((name, layers, shape, kind, " … ".join(each.made_from for each in ends)))
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    return ["  ".join([*map(str.ljust, line[:4], widths), line[4]]) for line in lines]

@@ -7,13 +7,13 @@ files of a released PanGu-α        one embedding table of 40,000 rows, whose ro
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.domains import Domain, domains_of, matching_slot
+from pangu_sigma.domains import domains_of, matching_slot
 from pangu_sigma.errors import argument
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.sections import Activation
@@ -21,7 +21,7 @@ from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.text.vocabulary import ALPHA_SIZE, Vocabulary, parent_ids
+from pangu_sigma.text.vocabulary import Vocabulary, parent_ids
 
 PUBLISHED = """\
 a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigma_tiny with model.rre_layers=0), a folder that
@@ -44,53 +44,31 @@ def looked_up(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return np.where(indices >= 0, values[np.maximum(indices, 0)], -1)
 
 
-class ParentWords:
-    """Lookup of the tokens of a new run (child) in the embedding table of the dense model that it inherits from (parent).
+def table_rows(tokenizer: Tokenizer, slot: int, ids: np.ndarray) -> np.ndarray:
+    """Return the row in the whole word table, which has its slots end to end, of each token in a slot; -1: none."""
+    rows = looked_up(tokenizer.row_of[slot], ids)
+    return np.where(rows >= 0, slot * tokenizer.slot_rows.shape[1] + rows, -1)
 
-    slots: names of the parent's slots. A released PanGu-α has a row for each id. A table of this project has its slots end to end.
-    """
 
-    def __init__(self, parent: StoredModel):
-        self._own = None if parent.kind == "alpha" else parent
-        self._whole: Tokenizer | None = None
-        self.slots = domains_of(self._own.config).slot_names if self._own else ["alpha"]
+def slot_names(parent: StoredModel) -> list[str]:
+    """Return the names of a parent's slots."""
+    return ["alpha"] if parent.kind == "alpha" else domains_of(parent.config).slot_names
 
-    def lost(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray, languages: set[str]) -> list[str]:
-        """Return the pieces that have a row in slot `slot` of the parent and none in a slot of the child, although text in a
-        language of both slots can contain them. vocabulary: the child's. ids: tokens with a row in the
-        child's slot. languages: those of its domains."""
-        if self._own is None:
-            its, there, languages = vocabulary, set(range(ALPHA_SIZE)), languages & {"zh", "mixed"}
-        else:
-            its, there = self._own.tokenizer.vocabulary, set(self._own.tokenizer.slot_rows[slot].tolist())
-            languages = languages & domains_of(self._own.config).languages(slot)
-        kept = set(self.ids(vocabulary)[ids].tolist())
-        return [its.pieces[token] for token in sorted((there & its.producible(languages)) - kept)]
 
-    def ids(self, vocabulary: Vocabulary) -> np.ndarray:
-        """Return the parent's id of each token of the child's `vocabulary`, -1 for none, int64 [V]."""
-        if self._own is None:
-            return np.where(np.arange(len(vocabulary)) < ALPHA_SIZE, np.arange(len(vocabulary)), -1)
-        return parent_ids(self._own.tokenizer.vocabulary, vocabulary)
+def rows_of_tokens(parent: StoredModel, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
+    """Return the row of a parent's whole word table for each of the child's token ids, in the parent's slot `slot`; -1: none."""
+    return table_rows(parent.tokenizer, slot, looked_up(parent_ids(parent.tokenizer.vocabulary, vocabulary), ids))
 
-    def reading(self, tokenizer: Tokenizer, domain: Domain, slot: int) -> tuple[Tokenizer, Domain]:
-        """Return the parent's tokenizer, and `domain` as this tokenizer needs it: with the parent's slot number `slot`.
 
-        A released PanGu-α cuts all text as Chinese. tokenizer, domain: the child's."""
-        if self._own is not None:
-            return self._own.tokenizer, replace(domain, slot=slot)
-        if self._whole is None:
-            self._whole = tokenizer.whole_again()
-            self._whole.row_of[:, ALPHA_SIZE:] = -1  # its table ends there: characters that it drops have no row
-        return self._whole, replace(domain, language="zh", slot=0)
-
-    def rows(self, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
-        """Return the row of the parent's whole table for each of the child's token ids, in the parent's slot `slot`; -1: none."""
-        known = looked_up(self.ids(vocabulary), ids)
-        if self._own is None:
-            return known
-        rows = looked_up(self._own.tokenizer.row_of[slot], known)
-        return np.where(rows >= 0, slot * self._own.config.model.slot_rows + rows, -1)
+def lost_pieces(
+    parent: StoredModel, slot: int, vocabulary: Vocabulary, ids: np.ndarray, languages: set[str]
+) -> list[str]:
+    """Return the pieces that have a row in slot `slot` of the parent and none in a slot of the child, although text in a language
+    of both slots can contain them. vocabulary: the child's. ids: tokens with a row in the child's slot. languages: of its text."""
+    its, there = parent.tokenizer.vocabulary, set(parent.tokenizer.slot_rows[slot].tolist())
+    both = languages & ({"zh", "mixed"} if parent.kind == "alpha" else domains_of(parent.config).languages(slot))
+    kept = set(parent_ids(its, vocabulary)[ids].tolist())
+    return [its.pieces[token] for token in sorted((there & its.producible(both)) - kept)]
 
 
 def open_parent(path: Path, heads: int | None = None, activation: Activation | None = None) -> StoredModel:
@@ -129,6 +107,17 @@ def parent_refusal(model: StoredModel) -> str | None:
         f"has model.rre_layers={layers}; only a dense model (rre_layers=0) can be inherited; to add domains to a sparse run "
         "use `pangu-sigma extend`"
     )
+
+
+def values_hash(model: StoredModel) -> str:
+    """Return a hash over the values of all tensors, as stored; it is the same in every layout. All of them are read."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(model.tensors):
+        own = xxhash.xxh3_128()
+        for values in model.tensors[name].content():
+            own.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        digest.update(f"{name} {own.hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def parent_slot(name: str, parent_names: list[str]) -> int:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from pangu_sigma.config import Config
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
-from pangu_sigma.generate.chat_template import ChatTemplate, Role
+from pangu_sigma.generate.chat_template import ChatTemplate, Messages, Role, without_oldest
 from pangu_sigma.generate.sampling import check_text
 from pangu_sigma.serve.refusals import ApiError
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -72,13 +72,14 @@ class PromptTokenizer:
         reserved = answer or max(self.length // 4, 1)
         fix = "lower max_tokens" if answer else "set max_tokens, which keeps less for the answer"
         can = f"the model can read {self.length} tokens, of which {reserved} are for the answer"
-        first = list(messages[:1]) if messages[0][0] == "system" else []
-        rest = list(messages[len(first) :])
-        for left_out in range(len(rest)):
-            text = template.prompt([*first, *rest[left_out:]])
-            ids = self.read(text, domain) if len(text) <= self._most_characters else None
-            if ids is not None and len(ids) <= self.length - reserved:
-                number = f"{left_out} of {len(messages)} messages, the oldest, were left out"
-                return ids, [f"{number}: {can}; {fix}, or send less"] if left_out else []
-        what = "the first and the last one do" if first else "the last one does"
+
+        def ids_of(some: Messages) -> list[int] | None:
+            text = template.prompt(some)
+            return self.read(text, domain) if len(text) <= self._most_characters else None
+
+        if found := without_oldest(tuple(messages), self.length - reserved, ids_of):
+            ids, left_out = found
+            number = f"{left_out} of {len(messages)} messages, the oldest, were left out"
+            return ids, [f"{number}: {can}; {fix}, or send less"] if left_out else []
+        what = "the first and the last one do" if messages[0][0] == "system" else "the last one does"
         raise ApiError.invalid("messages", f"{what} not fit: {can}; shorten them, or {fix}", TOO_LONG)

@@ -12,14 +12,13 @@ from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
 from pangu_sigma.checkpoint.not_finite import describe
 from pangu_sigma.checkpoint.parts import Files
 from pangu_sigma.checkpoint.saver import save_checkpoint
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import ConfigError
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.errors import argument, in_words
 from pangu_sigma.sealed import commit
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.health import Health
 from pangu_sigma.training.progress import Progress
-from pangu_sigma.training.start import start_run
 
 
 def check_absent(output: Path) -> None:
@@ -50,16 +49,6 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             raise ConfigError(f"{folder} was made meanwhile; choose another folder")
         commit(path, folder)
-
-
-@contextmanager
-def new_run(folder: Path, config: Config) -> Iterator[StoredRun]:
-    """Make a run folder that has everything but weights, which the `with` block adds; it appears only if the block succeeds.
-
-    Raises the errors of `unfinished_folder` and `start_run`.
-    """
-    with unfinished_folder(folder) as path:
-        yield start_run(path, config)
 
 
 def write_step_0(run: StoredRun, files: Files, cursor: Cursor | None = None) -> None:

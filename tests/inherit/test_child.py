@@ -8,9 +8,8 @@ import pytest
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import whole_array
 from pangu_sigma.checkpoint.parts import Part, SavedArray
-from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.inherit.trained import ChildTensors, experts_of
+from pangu_sigma.inherit.child import Child
 from pangu_sigma.stored.open import open_model
 
 
@@ -19,7 +18,7 @@ def child_of(arrays, experts_K, own_K, config):
         return whole_array(arrays[name], name) if name in arrays else None
 
     parent = SimpleNamespace(array=array)
-    return ChildTensors(parent, config, None, None, [], np.array(experts_K), np.array(own_K))
+    return Child("extend", parent, config, None, None, [], np.array(experts_K), np.array(own_K))
 
 
 def test_experts_that_ranks_have_divided_come_whole_in_any_order(tmp_path):
@@ -42,10 +41,6 @@ def test_bits_of_bfloat16_moments_stay_what_they_are(tmp_path):
     found = child.find("experts_layer_0", "b2.moment", (2, 2)).read()
     assert found.dtype == np.uint16
     assert found.tolist() == [[2, 40000], [0, 0]]
-
-
-def test_experts_of_a_domain_follow_each_other(tmp_path):
-    assert experts_of(domains_of(tiny_config(tmp_path)).named("code")).tolist() == [4, 5]
 
 
 def test_a_run_is_known_by_the_manifest_of_its_checkpoint(tiny_run, tmp_path):

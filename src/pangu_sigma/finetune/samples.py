@@ -1,0 +1,203 @@
+"""Samples of a fine-tuning file: its lines are parsed, tokenized and counted, with everything that is cut, left out or skipped.
+
+A line is a prompt and its response, or the messages of a conversation, of which each answer is a sample. A prompt is tokenized as
+in serving, then the answer, then <eot>: separately, because in generation a model reads the tokens of the prompt alone. A sample
+that is too long is cut as the task says, but never its answer.
+
+Shape suffix: T ids.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from pangu_sigma.bars import Bar
+from pangu_sigma.config import Config
+from pangu_sigma.data.prepare.quarantine import Quarantine, format_reasons
+from pangu_sigma.domains import Domain, Domains, domains_of
+from pangu_sigma.errors import DataError, argument
+from pangu_sigma.finetune.task_batches import EncodedSample, TaskSamples
+from pangu_sigma.generate.chat_template import ChatTemplate, Messages, Role, without_oldest
+from pangu_sigma.sealed import fingerprint
+from pangu_sigma.text.documents import (
+    Rejected,
+    RejectedLine,
+    check_unique_keys,
+    json_object,
+    known_domain,
+    visible_text,
+)
+from pangu_sigma.text.json_lines import read_lines
+from pangu_sigma.text.streams import check_input
+from pangu_sigma.text.tokenizer import Tokenizer
+
+_PAIR, _CONVERSATION = ("prompt", "response"), ("messages",)
+_NEAR = 0.82
+"""Likeness above which a key is a mistyped "domain": "domian" and "Domain" are, "subdomain" and "main" are not."""
+_EXPECTED = '{"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]}'
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Fine-tuning conversation in a domain; its last message is an answer."""
+
+    domain: str
+    messages: Messages
+
+    def answers(self) -> Iterator[tuple[Messages, str]]:
+        """Yield each answer with the messages before it."""
+        for number, (role, text) in enumerate(self.messages):
+            if role == "assistant":
+                yield self.messages[:number], text
+
+
+def parse_conversation(line: bytes, domains: Domains, usual: str) -> Conversation:
+    """Parse a fine-tuning line: `{"prompt", "response"}` or `{"messages"}`, optionally with `domain`; other keys are ignored.
+
+    usual: domain of a line that names none. Raises RejectedLine for any other line, and for a mistyped `domain`.
+    """
+    record = json_object(line)
+    check_unique_keys(record, (*_PAIR, *_CONVERSATION, "domain"))
+    if "domain" not in record and (near := difflib.get_close_matches("domain", record, n=1, cutoff=_NEAR)):
+        raise RejectedLine("unknown key", f"unknown key {near[0]!r}, nearest 'domain'")
+    domain = known_domain(record["domain"], domains) if "domain" in record else usual
+    keys = [key for key in (*_PAIR, *_CONVERSATION) if key in record]
+    if keys == list(_PAIR):
+        prompt, response = (visible_text(record[key], key) for key in _PAIR)
+        return Conversation(domain, (("user", prompt), ("assistant", response)))
+    if keys != list(_CONVERSATION):
+        raise RejectedLine("wrong keys", f"the line has {', '.join(keys) or 'none of the keys'}; expected: {_EXPECTED}")
+    return Conversation(domain, _messages(record["messages"]))
+
+
+def _messages(value: Any) -> Messages:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise RejectedLine("messages not a list of objects", f"expected: {_EXPECTED}")
+    messages: list[tuple[Role, str]] = []
+    for number, each in enumerate(value):
+        check_unique_keys(each, ("role", "content"))
+        role = each.get("role")
+        if role not in get_args(Role):
+            raise RejectedLine(
+                "unknown role", f"messages.{number}.role is {role!r}; expected: {', '.join(get_args(Role))}"
+            )
+        if role == "system" and number:
+            raise RejectedLine("system message not the first", f"messages.{number}")
+        messages.append((cast(Role, role), visible_text(each.get("content"), f"messages.{number}.content")))
+    if len(messages) < 2 or messages[-1][0] != "assistant":
+        raise RejectedLine("no answer at the end", "the last message must be the assistant's, after another one")
+    if messages[0][0] == "assistant":
+        raise RejectedLine("an answer to nothing", "messages.0 is the assistant's; it needs a prompt")
+    return tuple(messages)
+
+
+class TooLong(Exception):
+    """Error of a fine-tuning sample that does not fit even when cut; the message says what is too long."""
+
+
+class SampleEncoder:
+    """Tokenizer of fine-tuning samples, with the chat template of the run's section `chat`."""
+
+    def __init__(self, tokenizer: Tokenizer, config: Config):
+        self._tokenizer, self._chat, self._cut = tokenizer, config.chat, config.tuning.cut
+        self._most = config.model.seq_length + 1  # the last id is only predicted
+
+    def spell(self, before: Messages, text: str, domain: Domain) -> EncodedSample:
+        """Tokenize an answer and the messages before it. Raises TooLong."""
+        template = ChatTemplate.of(domain, self._chat)
+        answer = [*self._tokenizer.encode(template.answer(text), domain), self._tokenizer.eot]
+        room = self._most - len(answer)
+        if room < 1:
+            raise TooLong("the answer is too long")
+        prompt, cut = self._prompt(template, before, domain, room)
+        return EncodedSample(np.array([*prompt, *answer], np.int32), len(prompt), cut)
+
+    def _prompt(self, template: ChatTemplate, before: Messages, domain: Domain, room: int) -> tuple[list[int], bool]:
+        """Return the ids of the prompt that fit, and True if it was cut."""
+        ids = self._tokenizer.prompt(template.prompt(before), domain)
+        if len(ids) <= room:
+            return ids, False
+        if self._cut == "prompt":
+            tag = 0 if domain.format == "text" else 1  # a language tag stays where it is
+            if room > tag:
+                return [*ids[:tag], *ids[len(ids) - room + tag :]], True
+        if self._cut == "messages":
+            found = without_oldest(before, room, lambda some: self._tokenizer.prompt(template.prompt(some), domain))
+            if found is not None:
+                return found[0], True
+        raise TooLong("prompt and answer are too long")
+
+
+@dataclass
+class TaskFile:
+    """Contents of a fine-tuning task's file. sequences: its samples, packed. facts: path, hashes, and counts of each domain's lines
+    and samples, as values for JSON. A line gives one sample for each of its answers."""
+
+    sequences: TaskSamples
+    facts: dict[str, Any]
+
+
+def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer, quarantine: Quarantine) -> TaskFile:
+    """Read a fine-tuning file of prompts and responses, or of messages.
+
+    option: command-line option that names the file, for messages. quarantine: receives unusable lines. Raises DataError for a file
+    that cannot be read, or has no usable sample.
+    """
+    check_input(path, option)
+    domains, usual, encoder = domains_of(config), config.tuning.domain, SampleEncoder(tokenizer, config)
+    samples: list[list[EncodedSample]] = [[] for _ in domains]
+    accounts, refused = dict[str, dict[str, Any]](), Quarantine(None)
+    with Bar(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
+        for item in read_lines(path, lambda line, at: parse_conversation(line, domains, usual), bar.update, option):
+            if isinstance(item, Rejected):
+                quarantine.add(item)
+                refused.add(item)
+                continue
+            own = accounts.setdefault(item.domain, {**dict.fromkeys(_COUNTS, 0), "left_out": {}})
+            own["lines"] += 1
+            for before, text in item.answers():
+                try:
+                    sample = encoder.spell(before, text, domains.named(item.domain))
+                except TooLong as error:
+                    own["left_out"][str(error)] = own["left_out"].get(str(error), 0) + 1
+                    continue
+                samples[domains.named(item.domain).index].append(sample)
+                counted = {"samples": 1, "cut": sample.cut, "tokens": len(sample.ids_T), "counted": sample.counted}
+                own.update({key: own[key] + more for key, more in counted.items()})
+    if not any(samples):
+        left_out = sum((Counter(own["left_out"]) for own in accounts.values()), Counter[str]())
+        why = "; ".join(f"{count:,} × {reason}" for reason, count in left_out.items())
+        raise DataError(
+            f"{argument(option)} {path}: has no sample that can be used"
+            + (f": {why}; model.seq_length is {config.model.seq_length}" if why else "")
+        )
+    sequences = TaskSamples(config, samples, tokenizer)
+    for name, own in accounts.items():
+        own["sequences"] = sequences.counts[domains.named(name).index]
+    facts = {
+        "path": str(path),
+        "xxh3_128": fingerprint(path)["xxh3_128"],
+        "samples": sequences.hash,
+        "domains": accounts,
+    }
+    return TaskFile(sequences, {**facts, "skipped": dict(refused.counts), "examples": refused.examples})
+
+
+_COUNTS = ("lines", "samples", "cut", "sequences", "tokens", "counted")
+"""Counts of a domain in a fine-tuning file. cut: samples with cut prompts. counted: tokens in the loss."""
+
+
+def format_file(facts: dict[str, Any]) -> str:
+    """Format a file's `facts` as a table: counts of each domain, and the reasons of samples left out and of skipped lines."""
+    rows = [f"{'domain':12} {' '.join(f'{head:>10}' for head in _COUNTS)}   {facts['path']}"]
+    for name, own in facts["domains"].items():
+        rows.append(f"{name:12} {' '.join(f'{own[key]:10,}' for key in _COUNTS)}")
+        rows += [f"  left out: {count:,} × {reason}" for reason, count in own["left_out"].items()]
+    return "\n".join([*rows, *([format_reasons(facts["skipped"], facts["examples"])] if facts["skipped"] else [])])

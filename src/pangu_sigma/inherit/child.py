@@ -1,0 +1,285 @@
+"""A new run (child) that is made of another model (parent): a recipe over rows, by which every tensor is read one at a time.
+
+    of the parent                    in the child
+    attention, LayerNorm,            the same
+      dense FFNs, positions
+    experts of a segment             each is the copy of one, or drawn. A dense parent has one expert in a layer, its FFN: of P
+                                     segments each has the P-th part of the units, in order, and the first the output bias b2.
+                                     Without a gate the sum is unchanged
+    rows of a slot                   rows of the same tokens; others are drawn from N(0, model.init_std)
+    rows of entries of `model.rows`  common ones, and own ones of the same domain; all others are 0, so x + scale · 0 = x
+    Adam state, loss scale           the same for what keeps it; zero for copies in new places, and for what is drawn
+
+Values are copied bit for bit. All of this is our choice where the paper is silent.
+
+Shape suffixes: K experts of an own segment, R rows of a slot, U rows of an entry that were met.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pangu_sigma.checkpoint.compose import compose
+from pangu_sigma.checkpoint.lazy import LazyArray
+from pangu_sigma.checkpoint.mapped_file import release_pages
+from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
+from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS, WEIGHTS
+from pangu_sigma.config import Config
+from pangu_sigma.data.order import Cursor
+from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.inherit.equality import compare
+from pangu_sigma.inherit.parent import rows_of_tokens
+from pangu_sigma.inherit.receipt import SHARED, Receipt, ReceiptKind, SlotReceipt, receipt_of
+from pangu_sigma.model.arrays import ffn_shapes
+from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.sections import ModelConfig
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import open_model
+from pangu_sigma.stored.run import StoredRun
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.training.first_checkpoint import write_step_0
+
+_FFN = ffn_shapes(1, 1)
+_ROWS_BYTES = 64 << 20
+"""Number of bytes of an embedding table's rows that are computed at a time."""
+
+
+@dataclass(frozen=True)
+class SlotRows:
+    """Rows of an embedding slot of a child. ids_R: token id of each row. parent_R: row of the parent's whole table that it is a
+    copy of. -1: none. warm: True if the rows keep the parent's Adam state. lost: tokens of the parent's slot that have no row in
+    this slot, although text of its domains can contain them."""
+
+    name: str
+    parent_slot: str
+    ids_R: np.ndarray
+    parent_R: np.ndarray
+    warm: bool = True
+    lost: Sequence[str] = ()
+
+    @property
+    def counts(self) -> SlotReceipt:
+        """Numbers of rows with a token; rows without one may be copied, too."""
+        used, copied = self.ids_R >= 0, (self.parent_R >= 0) & (self.ids_R >= 0)
+        numbers = int(used.sum()), int(copied.sum()), int(used.sum() - copied.sum())
+        return SlotReceipt(self.name, self.parent_slot, *numbers, len(self.lost))
+
+
+@dataclass
+class Child:
+    """Recipe of a new run (child) from `parent`; `compose` calls `find` to write its checkpoint.
+
+    own_K: number of the parent's expert that each expert of an own segment is a copy of; -1: it is drawn. warm_K: True for experts
+    of own segments that keep moments and step count. warm: True if Adam state is kept at all. answers: as in `compare`. sources:
+    domain of the child → domain of a sparse parent that has its experts. domains, notes, options: of the receipt.
+    """
+
+    kind: ReceiptKind
+    parent: StoredModel
+    config: Config
+    tokenizer: Tokenizer
+    table: RoutingTable
+    slots: list[SlotRows]
+    own_K: np.ndarray
+    warm_K: np.ndarray
+    warm: bool = True
+    answers: dict[str, Domain] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    domains: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    options: dict[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(
+        cls,
+        kind: ReceiptKind,
+        parent: StoredModel,
+        config: Config,
+        tokenizer: Tokenizer,
+        table: RoutingTable,
+        sources: dict[str, str],
+        slots_of: str | None = None,
+    ) -> Child:
+        """Return the recipe of a run that is made of a run.
+
+        sources: domain of the child → domain of the parent whose experts it has; the experts of other domains are drawn. slots_of:
+        domain of the parent whose slot gives the rows of new slots; None: they are drawn."""
+        domains, old, size = domains_of(config), domains_of(parent.config), config.model.experts_per_domain
+        firsts = [old.named(sources[each.name]).first_expert if each.name in sources else -size for each in domains]
+        own_K = np.maximum(np.add.outer(firsts, np.arange(size)).reshape(-1), -1)
+        warm_K = np.repeat([sources.get(each.name) == each.name for each in domains], size)
+        slots = [
+            _slot_of_run(parent, tokenizer, number, name, slots_of) for number, name in enumerate(domains.slot_names)
+        ]
+        child = cls(kind, parent, config, tokenizer, table, slots, own_K, warm_K, sources=sources)
+        for name, source in sources.items():
+            its, domain = old.named(source), domains.named(name)
+            moved = name != source and any(entry.kind == "own" for entry in config.model.rows)  # own rows of it are 0
+            if not moved and slots[domain.slot].parent_slot == old.slot_names[its.slot]:
+                child.answers[name] = replace(its, language=domain.language)
+        child.notes = [SHARED] if parent.config.model.common_experts else []
+        return child
+
+    def find(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
+        """Return the child's array `name` of a checkpoint shard, or None for state that begins as in a new run."""
+        weight = shard == WEIGHTS or shard.startswith(ROWS) or name in _FFN
+        if not weight and (not self.warm or (shard == LOSS_SCALE and self.kind == "inherit")):
+            return None
+        if shard.startswith(EXPERTS):
+            return self._experts(int(shard.removeprefix(EXPERTS)), name, shape)
+        found = self.parent.array(shard, name)
+        if found is None:
+            return None
+        if shard.startswith(ROWS):
+            return self._met_rows(found, shard, name)
+        found = _in_float32(found) if weight else found
+        if name.partition(".")[0] == "embedding":
+            return LazyArray(shape, found.dtype, partial(self._slot_rows, found, not weight), found.origin)
+        return found
+
+    def _experts(self, segment: int, name: str, shape: tuple[int, ...]) -> LazyArray | None:
+        """Return a tensor of all experts of a segment. segment: its number among those of all RRE layers."""
+        stack, weight = self._of_parent(segment, name), name in _FFN
+        if stack is None:
+            return None
+        number_K = np.arange(shape[0]) % stack.shape[0]  # common experts: all of the parent's, or its FFN
+        if self.config.model.routed[segment] == "own":
+            number_K = self.own_K if weight else np.where(self.warm_K, self.own_K, -1)
+        row_of = stack.row
+        assert row_of is not None
+
+        def content() -> Iterator[np.ndarray]:
+            last, row = -1, np.empty(0)
+            for expert, number in enumerate(number_K.tolist()):
+                if number < 0 and weight:
+                    yield self._drawn(segment, name, expert, shape[1:])
+                elif number < 0:
+                    yield np.zeros(shape[1:] or 1, stack.dtype)
+                else:
+                    if number != last:
+                        last, row = number, np.atleast_1d(row_of(number))
+                    yield row
+                    release_pages(row)
+
+        return LazyArray(shape, stack.dtype, content, stack.origin)
+
+    def _of_parent(self, segment: int, name: str) -> LazyArray | None:
+        """Return a tensor of the parent's experts of a segment, [experts, …]; of a dense parent that of one expert, its FFN."""
+        if self.kind != "inherit":
+            return self.parent.array(f"{EXPERTS}{segment}", name)
+        if name == "step":
+            return self.parent.array(OPTIMIZER, name)
+        at, units = ffn_source(self.config.model, segment, name)
+        found = self.parent.array(WEIGHTS if name in _FFN else OPTIMIZER, at)
+        if found is None:
+            return None
+        whole = _in_float32(found)
+        return LazyArray((1,), whole.dtype, whole.content, found.origin, row=lambda _: whole.read()[units])
+
+    def _drawn(self, segment: int, name: str, expert: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Draw a tensor of an expert as a new run does, but by another generator: the same distribution, other values."""
+        model = self.config.model
+        if name not in ("w1", "w2"):
+            return np.zeros(shape, np.float32)
+        domain, local = divmod(expert, model.experts_per_domain)
+        local = 0 if model.expert_init == "replicated" else local
+        what = f"{self.config.domains[domain].name} {name}".encode()
+        draw = np.random.default_rng([self.config.seed, segment, local, *what])
+        std = model.init_std / (np.sqrt(2 * model.layers) if name == "w2" else 1.0)
+        return draw.standard_normal(shape, np.float32) * np.float32(std)
+
+    def _slot_rows(self, table: LazyArray, state: bool) -> Iterator[np.ndarray]:
+        """Yield the embedding table, some rows at a time. state: True for an Adam moment, which is zero in new rows."""
+        values, std = table.read(), np.float32(self.config.model.init_std)
+        at_once = max(1, _ROWS_BYTES // (4 * values.shape[1]))
+        for number, slot in enumerate(self.slots):
+            draw = np.random.default_rng([self.config.seed, number])
+            for first in range(0, len(slot.parent_R), at_once):
+                rows = slot.parent_R[first : first + at_once]
+                shape = len(rows), values.shape[1]
+                new = np.zeros(shape, np.float32) if state else draw.standard_normal(shape, np.float32) * std
+                copied = (rows >= 0) & (slot.warm or not state)
+                new[copied] = values[rows[copied]]
+                yield new
+            release_pages(values)
+
+    def _met_rows(self, found: LazyArray, shard: str, name: str) -> LazyArray:
+        """Return an array of the rows of an entry that were met: of an own entry those of domains of the parent, renumbered."""
+        entry = self.config.model.rows[int(shard.removeprefix(ROWS))]
+        stored_keys = self.parent.array(shard, "keys")
+        if entry.kind == "common" or stored_keys is None:
+            return found
+        its = {domain.name: number for number, domain in enumerate(self.parent.config.domains)}
+        both = [(number, its[each.name]) for number, each in enumerate(self.config.domains) if each.name in its]
+        ends = np.searchsorted(stored_keys.read(), np.arange(len(its) + 1) * entry.rows).tolist()
+
+        def content() -> Iterator[np.ndarray]:
+            values = found.read()
+            for number, before in both:
+                part = values[ends[before] : ends[before + 1]]
+                yield part + (number - before) * entry.rows if name == "keys" else part
+            release_pages(values)
+
+        rows = sum(ends[before + 1] - ends[before] for _, before in both)
+        return LazyArray((rows, *found.shape[1:]), found.dtype, content, name)
+
+
+def _slot_of_run(parent: StoredModel, tokenizer: Tokenizer, number: int, name: str, slots_of: str | None) -> SlotRows:
+    """Return the rows of a slot: of the parent's slot of that name, else of the slot of its domain `slots_of` by token, else none.
+    tokenizer, number: of the child, and of the slot there."""
+    old, ids_R = domains_of(parent.config), tokenizer.slot_rows[number]
+    own = name in old.slot_names
+    if not own and slots_of is None:
+        return SlotRows(name, "", ids_R, np.full_like(ids_R, -1), warm=False)
+    slot = old.slot_names.index(name) if own else old.named(slots_of or "").slot
+    rows_R = rows_of_tokens(parent, slot, tokenizer.vocabulary, ids_R)
+    if own:  # rows without a token keep their values, too
+        its_R = parent.tokenizer.slot_rows[slot]
+        unused = np.flatnonzero((ids_R[: len(its_R)] < 0) & (its_R < 0))
+        rows_R[unused] = slot * len(its_R) + unused
+    return SlotRows(name, old.slot_names[slot], ids_R, rows_R, own)
+
+
+def ffn_source(model: ModelConfig, segment: int, name: str) -> tuple[str, slice]:
+    """Return the tensor of a dense parent that experts of a segment are copies of, and which of its rows: their inner units, in
+    order; all of b2. segment: its number among those of all RRE layers. name: of the tensor, or of a moment such as w1.moment."""
+    layer, s = model.in_layer(segment)
+    first = s * model.segment_ffn
+    units = slice(None) if name.startswith("b2") else slice(first, first + model.segment_ffn)
+    return f"layers.{model.dense_layers + layer}.ffn.{name}", units
+
+
+def _in_float32(found: LazyArray) -> LazyArray:
+    """Return an array in float32 and in C order, which some files of other projects are not in."""
+
+    def content() -> Iterator[np.ndarray]:
+        for values in found.content():
+            yield np.ascontiguousarray(values).astype(np.float32, copy=False)
+
+    return LazyArray(found.shape, np.dtype(np.float32), content, found.origin)
+
+
+def new_run_from(
+    child: Child, folder: Path, data_hash: str | None, text: Path | None = None, cursor: Cursor | None = None
+) -> Receipt:
+    """Write a child as a run folder with a checkpoint of step 0 and a receipt, which compares its logits with the parent's.
+
+    data_hash: content hash of the text that it trains on. text: folder of held-out text to compare logits on; None: tokens are
+    drawn. cursor: position in the text, None for its beginning. Raises OSError, and CheckpointError for values that are not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        child.tokenizer.save(Path(temporary) / TOKENIZER_FOLDER)
+        write_model_files(folder, child.config, Path(temporary) / TOKENIZER_FOLDER, child.table)
+    run = StoredRun(folder, text_hash=data_hash)
+    write_step_0(run, compose(child.config, child.find), cursor)
+    tuned = child.kind == "finetune"  # it is a copy in all, and nobody waits for a comparison
+    receipt = receipt_of(child, {} if tuned else compare(open_model(folder, "run"), child.parent, child.answers, text))
+    receipt.save(folder)
+    return receipt
