@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from experiments.chaos.runs import digests
+from experiments.chaos.runs import digests, newest
 from experiments.tiny import prepare_tiny, tiny_tree
 
 TRAIN = [sys.executable, "-m", "pangu_sigma", "train"]
@@ -103,7 +103,7 @@ def command(
 
 def end_of(run: Path) -> dict[str, str]:
     """Hashes of everything in a run's newest checkpoint."""
-    return digests(run / "checkpoints")
+    return digests(newest(run).path)
 
 
 def assert_same(found: dict[str, str], expected: dict[str, str]) -> None:
