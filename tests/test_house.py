@@ -38,7 +38,7 @@ BUDGETS = {
     "serve": 1060,
     "stored": 732,
     "text": 1089,
-    "training": 1814,
+    "training": 1679,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""
