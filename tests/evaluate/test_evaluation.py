@@ -36,10 +36,10 @@ def test_a_run_keeps_benchmarks_for_its_report(tiny_run, asked, tmp_path):
     noted = json.loads((run / BENCHMARKS).read_text(encoding="utf-8"))
     assert noted["ocnli"] == figures | {"domain": "zh", "step": STEPS} and noted["older"]["n"] == 9
     page = (run / "report" / "report.html").read_text(encoding="utf-8")
-    heads = ("task", "acc", "domain", "n", "skipped", "step", "truncated")
+    heads = ("task", "acc", "acc_norm", "domain", "n", "skipped", "step", "truncated")
     rows = (
-        ("ocnli", f"{figures['acc']:.5g}", "zh", "2", "1", f"{STEPS}", "0"),
-        ("older", "0.5", "–", "9", "–", "3", "–"),
+        ("ocnli", *(f"{figures[key]:.5g}" for key in ("acc", "acc_norm")), "zh", "2", "1", f"{STEPS}", "0"),
+        ("older", "0.5", "–", "–", "9", "–", "3", "–"),
     )
     assert f"<tr><th>{'</th><th>'.join(heads)}</th></tr>" in page
     for row in rows:
