@@ -48,7 +48,7 @@ def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, eva
                 "gradient_norm": 1.0,
                 **COUNTS,
             }
-            log.record(metrics, rng.integers(0, 50, (layers, experts * len(domains))), "")
+            log.record(metrics, rng.integers(0, 50, (layers, experts * len(domains))), "", 1.0)
         if evaluate:
             log.evaluation(6, held_out(**dict.fromkeys(domains, 1.0)))
 
@@ -210,7 +210,7 @@ def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
     with MetricsLog(tmp_path, ["zh"], 2, 1) as log:
         for step in (1, 2):
             ill = COUNTS | {"loss": nan, "loss/zh": nan, "gradient_norm": nan, "skipped": 1}
-            log.record({"step": step, "learning_rate": 1e-3, **ill}, np.zeros((0, 4)), "")
+            log.record({"step": step, "learning_rate": 1e-3, **ill}, np.zeros((0, 4)), "", 1.0)
         log.evaluation(2, held_out(zh=nan))
     text = report.write_report(tmp_path).read_text()
     assert "2 steps skipped" in text
@@ -335,7 +335,7 @@ def test_pictures_have_an_alternative_text(tmp_path: Path):
 def test_a_number_is_a_row_of_the_page_by_the_name_that_its_record_has(tmp_path: Path):
     with MetricsLog(tmp_path, ["zh"], 4, 1) as log:
         for step, value in enumerate((3.0, 1.0, 2.0, 2.5), 1):
-            log.record({"step": step, **COUNTS, "new/one": value}, np.zeros((0, 4)), "")
+            log.record({"step": step, **COUNTS, "new/one": value}, np.zeros((0, 4)), "", 1.0)
     text = report.write_report(tmp_path).read_text()
     assert "<td>new/one</td><td>1</td><td>2.25</td><td>3</td><td>2.5</td>" in text
     assert "<td>loss_scale</td><td>1</td><td>1</td><td>1</td><td>1</td>" in text, "also one that does not change"

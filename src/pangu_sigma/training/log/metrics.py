@@ -46,8 +46,8 @@ import math
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,6 @@ class MetricsLog:
         self._pending: list[Metrics] = []
         """Steps since the last `step` line, each with its `seconds` unless it is the first, which compiles."""
         self._samples, self._load_NK, self._last_step = "", np.array(0), resumed_step
-        self._clock: float | None = None
         self._begun, self._first_step = 0.0, 0
         """When the first step ended, and its number; since then the speed is measured."""
         self._losses, self._counts = dict[str, float](), Counter[str]()
@@ -150,19 +149,19 @@ class MetricsLog:
             # `error` is the one to raise
             logger.error("%s: %s; its last lines are missing", self._lines.name, refused.strerror)
 
-    def record(self, metrics: Metrics, load_NK: np.ndarray, samples: str) -> None:
-        """Record a step; call it once after each. load_NK: tokens of each expert. samples: hash of the batch (`Batch.digest`)."""
-        now, step = time.perf_counter(), int(metrics["step"])
-        if self._clock is not None:
-            metrics = metrics | {"seconds": now - self._clock}
+    def record(self, metrics: Metrics, load_NK: np.ndarray, samples: str, seconds: float) -> None:
+        """Record a step; call it once after each. load_NK: tokens of each expert. samples: hash of the batch (`Batch.digest`).
+        seconds: how long the step took, without evaluation and checkpoint."""
+        self._last_step = int(metrics["step"])
+        if self._begun:
+            metrics = metrics | {"seconds": seconds}
         else:  # the first step compiles the graph and says nothing about speed
-            self._begun, self._first_step = now, step
-        self._clock, self._last_step = now, step
+            self._begun, self._first_step = time.perf_counter(), self._last_step
         self._pending.append(metrics)
         self._samples += samples
         self._load_NK = self._load_NK + load_NK
-        self._show(metrics, now)
-        if step % self._log_interval == 0:
+        self._show(metrics)
+        if self._last_step % self._log_interval == 0:
             self._log()
 
     def evaluation(self, step: int, losses: dict[str, HeldOutLoss]) -> None:
@@ -182,14 +181,6 @@ class MetricsLog:
         numbers = flat(values, "" if kind == "step" else f"{kind}/").items()
         self._draw(*(Event(step=step, summary=scalar(name, n)) for name, n in numbers if isinstance(n, int | float)))
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Exclude the time of a block (evaluation, checkpoint) from the training speed."""
-        started = time.perf_counter()
-        yield
-        if self._clock is not None:
-            self._clock += time.perf_counter() - started
-
     def flush(self) -> None:
         """Write pending metrics to the disk. Call this method before each checkpoint, so that the log has all steps up to it."""
         if self._pending:
@@ -207,7 +198,7 @@ class MetricsLog:
         self._pending, self._samples = [], ""
         self._lines.flush()
 
-    def _show(self, metrics: Metrics, now: float) -> None:
+    def _show(self, metrics: Metrics) -> None:
         """Advance the progress line."""
         losses = {name.removeprefix("loss/"): loss for name, loss in metrics.items() if name.startswith("loss/")}
         self._losses |= losses
@@ -217,9 +208,10 @@ class MetricsLog:
         self._counts.update({name: int(metrics[name]) for name in ("dropped", "skipped")})
         numbers = metrics | over_steps(self._pending) | self._counts
         parts += [text.format(numbers[name]) for name, text in _SHOWN.items() if numbers.get(name)]
-        left, taken = "?", self._last_step - self._first_step
-        if taken and self._clock is not None:
-            left = Bar.format_interval((self._steps_total - self._last_step) * (now - self._begun) / taken)
+        left = "?"
+        if taken := self._last_step - self._first_step:
+            pace = (time.perf_counter() - self._begun) / taken
+            left = Bar.format_interval((self._steps_total - self._last_step) * pace)
         self._progress.set_postfix_str(", ".join([*parts, f"{left} left"]), refresh=False)
         self._progress.update()
 
@@ -254,10 +246,6 @@ class NoLog:
         """Write nothing."""
 
     __exit__ = record = evaluation = changed = write = flush = _ignore
-
-    def paused(self) -> AbstractContextManager[None]:
-        """Do nothing: this log measures no speed."""
-        return nullcontext()
 
 
 def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
