@@ -38,7 +38,7 @@ BUDGETS = {
     "serve": 1068,
     "stored": 732,
     "text": 1089,
-    "training": 1679,
+    "training": 1669,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

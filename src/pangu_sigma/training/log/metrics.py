@@ -118,7 +118,7 @@ class MetricsLog:
         self._begun, self._first_step = 0.0, 0
         """When the first step ended, and its number; since then the speed is measured."""
         self._losses, self._counts = dict[str, float](), Counter[str]()
-        look = {"dynamic_ncols": True, "mininterval": 0.5, "delay": 0}
+        look: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.5, "delay": 0}
         self._progress = Bar(
             total=steps_total,
             initial=resumed_step,

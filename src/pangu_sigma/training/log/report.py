@@ -121,8 +121,8 @@ def draw_numbers(runs: Sequence[RunLog]) -> Figure:
             for name in names:
                 whole, _, part = name.partition("/")
                 label = " ".join([run.name] * (len(runs) > 1) + ([] if whole == metric else [whole]) + [part or "all"])
-                look = {"color": f"C{parts.index(part)}", "marker": "" if whole == metric else "."}
-                axes.plot(*run.numbers.get(name, ((), ())), style, linewidth=1.0, label=label, **look)
+                (line,) = axes.plot(*run.numbers.get(name, ((), ())), style, linewidth=1.0, label=label)
+                line.set(color=f"C{parts.index(part)}", marker="" if whole == metric else ".")
             for spike in run.lines.get("spike", []) if metric == "loss" else ():
                 axes.plot(spike["step"], spike["loss"], "r^")
         axes.set_title(metric.replace("_", " ") + ", ▲: spike" * (metric == "loss"), fontsize=11)
