@@ -18,15 +18,15 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2306,
+    ".": 2305,
     "checkpoint": 1101,
     "convert": 902,
     "data": 3238,
     "ecss": 377,
     "evaluate": 1774,
-    "finetune": 494,
+    "finetune": 495,
     "foreign": 1382,
-    "generate": 1674,
+    "generate": 1666,
     "inherit": 873,
     "inspection": 334,
     "mindformers_adapter": 371,
@@ -35,10 +35,10 @@ BUDGETS = {
     "optimizer": 97,
     "ranks": 1038,
     "rre": 405,
-    "serve": 1059,
+    "serve": 1067,
     "stored": 731,
     "text": 1089,
-    "training": 1770,
+    "training": 1625,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

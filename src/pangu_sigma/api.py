@@ -214,7 +214,7 @@ def metrics(run: AnyPath, kind: str = "step") -> Table:
         kind: "step", "evaluation", "load" (tokens of each expert, tokens_NK [rows, N, K]), or another kind of line in
             metrics.jsonl.
     """
-    from pangu_sigma.training.log.columns import metrics_columns
+    from pangu_sigma.training.log.metrics import metrics_columns
 
     return Table(metrics_columns(Path(run), kind))
 
@@ -316,13 +316,14 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
         if others:
             without_effect(argument("--against"), f"it compares runs, and {run} is prepared data")
         return Result(*report_prepared(run))
-    from pangu_sigma.training.log.differences import loss_differences
     from pangu_sigma.training.log.report import write_report
-    from pangu_sigma.training.log.summary import format_comparison, format_summary, summarise
+    from pangu_sigma.training.log.summary import format_comparison, format_summary, loss_differences, summarise
 
     summary, *summaries = (summarise(each) for each in (run, *others))  # says what is no run, before it is drawn
-    differences = [loss_differences(run, other) for other in others]
-    page = write_report(run, others, differences)
+    for each, other in zip(summaries, others, strict=True):
+        each["differences"] = loss_differences(run, other)
+    tables = "\n\n".join(format_comparison(summary, other) for other in summaries)
+    page = write_report(run, others, tables)
     if not others:
         text = format_summary(summary)
         if found := (summary["finetune"] or {}).get("forgetting"):  # of a tuned run that is finished
@@ -330,10 +331,7 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
 
             text += f"\n\n{format_forgetting(found)}"
         return Result(summary, text)
-    for each, found in zip(summaries, differences, strict=True):
-        each["differences"] = found
-    tables = [format_comparison(summary, other) for other in summaries]
-    return Results([summary, *summaries], "\n\n".join([*tables, f"{'report':12} {page}"]))
+    return Results([summary, *summaries], f"{tables}\n\n{'report':12} {page}")
 
 
 @checked

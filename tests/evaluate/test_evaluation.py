@@ -36,10 +36,14 @@ def test_a_run_keeps_benchmarks_for_its_report(tiny_run, asked, tmp_path):
     noted = json.loads((run / BENCHMARKS).read_text(encoding="utf-8"))
     assert noted["ocnli"] == figures | {"domain": "zh", "step": STEPS} and noted["older"]["n"] == 9
     page = (run / "report" / "report.html").read_text(encoding="utf-8")
-    assert (
-        f"<tr><td>ocnli</td><td>acc</td><td>{figures['acc']:.3f}</td><td>2</td><td>1</td><td>0</td><td>zh</td>" in page
+    heads = ("task", "acc", "acc_norm", "domain", "n", "skipped", "step", "truncated")
+    rows = (
+        ("ocnli", *(f"{figures[key]:.5g}" for key in ("acc", "acc_norm")), "zh", "2", "1", f"{STEPS}", "0"),
+        ("older", "0.5", "–", "–", "9", "–", "3", "–"),
     )
-    assert "<tr><td>older</td><td>acc</td><td>0.500</td><td>9</td><td>–</td>" in page
+    assert f"<tr><th>{'</th><th>'.join(heads)}</th></tr>" in page
+    for row in rows:
+        assert f"<tr><td>{'</td><td>'.join(row)}</td></tr>" in page
     text = format_tasks(found)
     assert text.startswith("| task |") and f"| ocnli | acc | {figures['acc']:.4f} | 2 | 1 | 0 |" in text
     assert not list(tmp_path.glob("*.partial"))

@@ -356,22 +356,29 @@ def test_thirty_two_dialogues_are_learned_by_heart(tiny_run, tmp_path):
 
 def test_the_report_of_a_tuned_run_tells_parent_dev_loss_and_forgetting(tiny_run, tuned, tmp_path, capsys):
     result = result_of(tuned)
-    rows = {
-        name: [f"{own[when]['loss']:.4f}" for when in ("before", "after")]
+    losses = {
+        name: [own[when]["loss"] for when in ("before", "after")]
         for name, own in result["forgetting"]["domains"].items()
     }
     page = (tuned / "report" / "report.html").read_text(encoding="utf-8")
-    for part in (f"<td>parent</td><td>{tiny_run}, step 30</td>", "<td>task</td><td>test</td>", "loss on dev set"):
+    parts = (
+        f"<td>parent</td><td>{tiny_run}</td>",
+        "<td>parent_step</td><td>30</td>",
+        "<td>options/task</td><td>test</td>",
+    )
+    for part in (*parts, "<th>dev_loss</th>", "<th>before/loss</th>"):
         assert part in page, part
-    for name, (before, after) in rows.items():
-        assert f"<td>{name}</td><td>{before}</td><td>{after}</td>" in page
+    for name, own in result["forgetting"]["domains"].items():
+        cells = [cell for when in ("before", "after") for cell in own[when].values()]
+        texts = [f"{cell:,}" if isinstance(cell, int) else f"{cell:,.5g}" for cell in cells]
+        assert f"<td>{name}</td><td>{'</td><td>'.join(texts)}</td>" in page
     copy = shutil.copytree(tuned, tmp_path / "run")
     assert main(["report", str(copy)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("loss on the dev set, nats per token")
     assert lines[1].split()[:3] == ["en", *(f"{result['best'][when]:.3f}" for when in ("before", "loss"))]
-    for name, losses in rows.items():
-        assert [line.split()[1:3] for line in lines if line.startswith(name)][-1] == losses
+    for name, both in losses.items():
+        assert [line.split()[1:3] for line in lines if line.startswith(name)][-1] == [f"{loss:.4f}" for loss in both]
     assert main(["report", str(copy), "--against", str(tiny_run)]) == 0
     printed = capsys.readouterr().out
     assert f"no difference for en: the losses of {copy} are of a task's answers; pangu-sigma evaluate" in printed

@@ -167,9 +167,7 @@ def check_prompt(answer: Answer) -> None:
     first = min(request.scored_from, len(ids)) - 1
     assert [token.id for token in answer.prompt] == ids[first:]
     assert "".join(token.text for token in answer.prompt) == decoder.tokenizer.decode(ids[first:])
-    experts_NT = decoder.experts(request.domain, ids)
     for number, token in enumerate(answer.prompt, first):
-        assert list(token.experts) == experts_NT[:, number].tolist()
         if number < request.scored_from:
             assert (token.logprob, token.top) == (None, ())
             continue
@@ -329,17 +327,6 @@ def test_a_held_text_comes_when_there_is_no_room_for_more():
     decoder = FakeDecoder(logits=saying("abcabd"))
     (answer,) = Engine(decoder).complete([Request(UP, (0,), 5, stop=("abd",))])
     assert ([token.text for token in answer.tokens], answer.finish) == (["", "", "abc", "", "ab"], "length")
-
-
-def test_tokens_tell_where_they_were_computed():
-    """The experts are those of the whole text, and after <eot> those of a new document."""
-    decoder = FakeDecoder()
-    (answer,) = Engine(decoder).complete(
-        [Request(UP, (1, EOT, 2), 20, DRAWN, ignore_eot=True, logit_bias=((EOT, 3.0),))]
-    )
-    assert EOT in answer.ids
-    experts_NT = decoder.experts(UP, [1, EOT, 2, *answer.ids])[:, 3:]
-    assert [list(token.experts) for token in answer.tokens] == experts_NT.T.tolist()
 
 
 def test_ids_are_those_of_the_answer_without_what_ended_it():

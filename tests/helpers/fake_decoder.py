@@ -76,9 +76,9 @@ class FakeDecoder:
         digest = hashlib.blake2b(bytes([domain.index, *ids]), digest_size=8).digest()
         return np.random.default_rng(int.from_bytes(digest, "little")).normal(size=self.tokenizer.size) * 2
 
-    def experts(self, domain: Domain, ids: list[int], position: int = 0) -> np.ndarray:
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
         """Depends on the position, as tables that spread a token over experts do; <eot> ends a document."""
-        positions, at = [], position
+        positions, at = [], 0
         for token in ids:
             positions.append(at)
             at = 0 if token == EOT else at + 1

@@ -86,7 +86,7 @@ class DrawnDecoder:
         )
         return np.where(used_R, drawn_R, np.float32(-np.inf))
 
-    def experts(self, domain: Domain, ids: list[int], position: int = 0) -> np.ndarray:
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
         return domain.first_expert + np.array([np.array(ids) % 2, np.array(ids) // 2 % 2])
 
 

@@ -49,9 +49,9 @@ class SlowDecoder:
             logits_WR[:, used_R] = self._model.logits(rows_T, experts_NT, wanted, chunk.wanted, e_TH)
         return logits_WR
 
-    def experts(self, domain: Domain, ids: list[int], position: int = 0) -> np.ndarray:
-        return self._route(domain, np.array(ids), position)
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
+        return self._route(domain, np.array(ids))
 
-    def _route(self, domain: Domain, ids_T: np.ndarray, position: int = 0) -> np.ndarray:
+    def _route(self, domain: Domain, ids_T: np.ndarray) -> np.ndarray:
         _, positions_T = documents_and_positions(ids_T, self.tokenizer.eot)
-        return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T + position)
+        return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T)

@@ -197,10 +197,16 @@ def test_own_experts_are_never_shared_and_common_ones_are(drawn_segmented_run):
 
 
 def test_experts_are_those_of_the_tokens(client, decoder):
-    logprobs = whole(client, experts=True, echo=True, max_tokens=3)["choices"][0]["logprobs"]
-    ids = client.post("/tokenize", json={"model": "sigma-en", "prompt": PROMPT}).json()["tokens"]
-    assert logprobs["experts"][: len(ids)] == decoder.experts(domain_of(decoder), ids).T.tolist()
-    assert len(logprobs["experts"]) == len(logprobs["tokens"])
+    ids, domain = (
+        client.post("/tokenize", json={"model": "sigma-en", "prompt": PROMPT}).json()["tokens"],
+        domain_of(decoder),
+    )
+    (answer,) = Engine(decoder).complete([Request(domain, tuple(ids), 3, Sampling(0.0))])
+    expected_TN = decoder.experts(domain, ids + [token.id for token in answer.tokens]).T.tolist()
+    asked = {"experts": True, "temperature": 0, "max_tokens": 3}
+    assert whole(client, echo=True, **asked)["choices"][0]["logprobs"]["experts"] == expected_TN
+    chunks = [chunk["choices"][0]["logprobs"] for chunk in events(ask(client, stream=True, **asked).text)]
+    assert [of_token for each in chunks if each for of_token in each["experts"]] == expected_TN[len(ids) :]
     assert "experts" not in whole(client, logprobs=1)["choices"][0]["logprobs"]
 
 

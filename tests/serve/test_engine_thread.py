@@ -79,6 +79,22 @@ def test_news_are_all_tokens_in_order_and_the_end_last():
     run(FakeDecoder(lanes=2, seq_length=200), work)
 
 
+def test_a_step_wakes_the_handlers_once_for_all_of_its_tokens(monkeypatch):
+    decoder = FailingDecoder(lanes=3, seq_length=200)
+
+    async def work(thread):
+        answers, woken, loop = Answers(thread), [], asyncio.get_running_loop()
+        wake = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *call: woken.append(call) or wake(*call))
+        answers.ask(requests(thread.engine, 3))
+        thread.start()
+        whole = await answers.whole()
+        assert [len(news.tokens) for news in whole] == [20] * 3
+        assert len(woken) == decoder.readings
+
+    run(decoder, work)
+
+
 def test_all_or_nothing_is_taken():
     async def work(thread):
         engine, (first, second, third) = thread.engine, (Answers(thread) for _ in range(3))

@@ -12,7 +12,7 @@ TEXTS = TokenTexts(SimpleNamespace(surfaces=SURFACES, pieces=["<eot>", *"abcdefg
 
 
 def tokens(*ids, logprob=-1.0, top=()):
-    return [Token(token, "", logprob, top, (0,)) for token in ids]
+    return [Token(token, "", logprob, top) for token in ids]
 
 
 def test_texts_of_tokens():
@@ -20,10 +20,10 @@ def test_texts_of_tokens():
 
 
 def test_offsets_count_characters_and_go_on_from_part_to_part():
-    mine = CompletionTokens(TEXTS, experts=False)
+    mine = CompletionTokens(TEXTS)
     assert mine.to_logprobs(tokens(1, 2, 3))["text_offset"] == [0, 3, 5]
     assert mine.to_logprobs(tokens(4, 5, 6))["text_offset"] == [5, 5, 6], "今 is whole with its third byte"
-    broken = CompletionTokens(TEXTS, experts=False)
+    broken = CompletionTokens(TEXTS)
     assert broken.to_logprobs(tokens(3, 6, 4, 6))["text_offset"] == [0, 1, 2, 3], (
         "what breaks off is a character of its own"
     )
@@ -32,17 +32,17 @@ def test_offsets_count_characters_and_go_on_from_part_to_part():
 def test_of_tokens_with_one_text_the_answers_own_has_it_and_all_are_told():
     """`lm_eval` takes a token for greedy if its log-probability is the highest of these."""
     (token,) = tokens(7, logprob=-3.0, top=((6, -0.5), (1, -1.0)))
-    told = CompletionTokens(TEXTS, experts=False).to_logprobs([token])
+    told = CompletionTokens(TEXTS).to_logprobs([token])
     assert told["top_logprobs"] == [{"token_id:6": -0.5, "the": -1.0, "e": -3.0}]
     assert told["token_logprobs"] == [-3.0]
     (token,) = tokens(1, top=((1, -1.0), (6, -2.0), (7, -3.0)))
-    told = CompletionTokens(TEXTS, experts=False).to_logprobs([token])
+    told = CompletionTokens(TEXTS).to_logprobs([token])
     assert told["top_logprobs"] == [{"the": -1.0, "e": -2.0, "token_id:7": -3.0}]
 
 
 def test_json_has_no_infinity():
     (token,) = tokens(1, logprob=-float("inf"))
-    assert CompletionTokens(TEXTS, experts=False).to_logprobs([token])["token_logprobs"] == [MIN_LOGPROB]
+    assert CompletionTokens(TEXTS).to_logprobs([token])["token_logprobs"] == [MIN_LOGPROB]
     assert chat_logprobs(TEXTS, [token])["content"][0]["logprob"] == MIN_LOGPROB
 
 

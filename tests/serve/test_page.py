@@ -38,7 +38,7 @@ class PageDecoder(DrawnDecoder):
 
     said: tuple[int, ...] = ()
 
-    def experts(self, domain: Domain, ids: list[int], position: int = 0) -> np.ndarray:
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
         return domain.index * EXPERTS + np.array([np.array(ids) % EXPERTS, np.array(ids) // 2 % EXPERTS])
 
     def logits(self, domain: Domain, ids: list[int]) -> np.ndarray:
@@ -276,7 +276,7 @@ class SegmentedDecoder(PageDecoder):
         model = {"seq_length": LENGTH, "segments": ["own", "common"], "common_experts": 3}
         self.config = tiny_config(prepared, model=model)
 
-    def experts(self, domain: Domain, ids: list[int], position: int = 0) -> np.ndarray:
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
         own_NT, common_T = super().experts(domain, ids), np.array(ids) % 3
         return np.stack([own_NT[0], common_T, own_NT[1], 2 - common_T])
 

@@ -75,13 +75,13 @@ class Decoder:
         float32 [L + 1, T, H]."""
         raise NotImplementedError
 
-    def experts(self, domain: Domain, ids: list[int], position: int = 0) -> np.ndarray:
+    def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
         """Return the expert of each token of a text in each segment of the RRE layers, numbered over the segment, int [N, T].
-        position: position of the first one in its document. Raises ConfigError for an id that the domain cannot read."""
+        Raises ConfigError for an id that the domain cannot read."""
         self.tokenizer.rows(ids, domain)
         ids_T = np.asarray(ids, np.int64)
-        documents_T, positions_T = documents_and_positions(ids_T, self.tokenizer.eot)
-        return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T + position * (documents_T == 0))
+        _, positions_T = documents_and_positions(ids_T, self.tokenizer.eot)
+        return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T)
 
     def _check_lane(self, lane: int) -> None:
         if not 0 <= lane < self.lanes:

@@ -49,21 +49,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """Token of a prompt or an answer, with its probability and experts.
+    """Token of a prompt or an answer, with its probability.
 
     text: the characters that are certain with this token, "" while a character or a possible stop string is incomplete; the texts
     of all tokens, joined, are the whole text.
     logprob: natural logarithm of its probability in the model's own distribution (temperature 1, before bias and penalties); None
     if it was not requested, or if the token is the first.
     top: ids of the most likely tokens here with their log-probabilities, most likely first.
-    experts: expert of the token in each segment of the RRE layers, layer by layer, numbered over the whole segment.
     """
 
     id: int
     text: str
     logprob: float | None
     top: tuple[tuple[int, float], ...]
-    experts: tuple[int, ...]
 
 
 @dataclass(eq=False)

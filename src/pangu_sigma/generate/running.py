@@ -34,10 +34,9 @@ class RunningText:
         self.leader: RunningText | None = None
         self.shared = 0
         self.finish: Literal["stop", "length"] | None = None
-        self._decoder, self._tokenizer = decoder, decoder.tokenizer
-        self._ids, eot = list(self.request.ids), self._tokenizer.eot
+        self._tokenizer = decoder.tokenizer
+        self._ids = list(self.request.ids)
         self._prompt, self._scores = len(self._ids), list[Scored]()
-        self._document = self._prompt - self._ids[::-1].index(eot) if eot in self._ids else 0
         self._rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
         self._used = np.count_nonzero(self._tokenizer.slot_rows[self.request.domain.slot] >= 0)
         self._most = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
@@ -125,11 +124,8 @@ class RunningText:
         surfaces, first = self._tokenizer.vocabulary.surfaces, min(self.request.scored_from, self._prompt) - 1
         ids, scores = self._ids[first:], [(None, ()), *self._scores]
         texts = decode_in_parts(surfaces[token] for token in ids)
-        experts_TN = self._decoder.experts(self.request.domain, self._ids).T[first:].tolist()
-        self.answer.prompt = [
-            Token(token, text, logprob, top, tuple(experts))
-            for token, text, (logprob, top), experts in zip(ids, texts, scores, experts_TN, strict=True)
-        ]
+        of_each = zip(ids, texts, scores, strict=True)
+        self.answer.prompt = [Token(token, text, logprob, top) for token, text, (logprob, top) in of_each]
 
     def _write(self, logits_R: np.ndarray) -> None:
         """Sample and append the next token."""
@@ -146,11 +142,8 @@ class RunningText:
         self._rows.append(row)
         text = self._spell(token)
         logprob, top = (None, ()) if request.logprobs is None else self._scored(logits_R, row, request.logprobs)
-        experts_N1 = self._decoder.experts(request.domain, [token], len(self._ids) - 1 - self._document)
-        self.answer.tokens.append(Token(token, text, logprob, top, tuple(experts_N1[:, 0].tolist())))
+        self.answer.tokens.append(Token(token, text, logprob, top))
         self.answer.text += text
-        if token == self._tokenizer.eot:
-            self._document = len(self._ids)
 
     def _spell(self, token: int) -> str:
         """Return the characters that are certain with the newest token, and set `finish` if it is the last one."""

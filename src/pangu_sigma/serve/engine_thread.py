@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import NamedTuple
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import UserError
-from pangu_sigma.generate.engine import Engine, OnChange, QueueFull
+from pangu_sigma.generate.engine import Engine, QueueFull
 from pangu_sigma.generate.request import Answer, Request, Token
 from pangu_sigma.serve.prometheus import AnswerWatch, Metrics
 from pangu_sigma.serve.refusals import ApiError
@@ -35,6 +36,7 @@ class EngineThread:
         self.stopped = self.failed = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self.wake, self._ending = threading.Event(), False
+        self._told = deque[tuple[asyncio.Queue[int | None], int]]()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -56,6 +58,15 @@ class EngineThread:
         self.wake.set()
         self._thread.join()
 
+    def tell(self, queue: asyncio.Queue[int | None], index: int, _: Answer) -> None:
+        """Put the number of an answer with new tokens into the queue of its handler, once the step is done."""
+        self._told.append((queue, index))
+
+    def _hand_over(self) -> None:
+        while self._told:
+            queue, index = self._told.popleft()
+            queue.put_nowait(index)
+
     def _work(self) -> None:
         failures = 0
         while not self._ending and failures < _FAILURES:
@@ -68,6 +79,8 @@ class EngineThread:
             except Exception:  # the engine has cancelled the running answers; waiting ones may still be answered
                 failures += 1
                 logger.exception("a step of the engine failed, and so did the answers that ran")
+            if self._told:  # the event loop is woken once for all answers of the step
+                self.loop.call_soon_threadsafe(self._hand_over)  # type: ignore[union-attr]
         if failures == _FAILURES:
             logger.error("%d steps failed one after another; nothing is answered any more", _FAILURES)
             self.failed = True
@@ -108,7 +121,7 @@ class Answers:
         self._thread.open.add(self)
         try:
             for index, request in enumerate(requests):
-                self.answers.append(self._engine.submit(request, self._teller(index)))
+                self.answers.append(self._engine.submit(request, partial(self._thread.tell, self._changed, index)))
                 self._watches.append(self._metrics.watch(request))
         except QueueFull as error:
             self._metrics.refused.labels("busy").inc()
@@ -156,14 +169,6 @@ class Answers:
         async for _ in self.news():
             pass
         return [News(i, answer, True, answer.tokens, answer.finish) for i, answer in enumerate(self.answers)]
-
-    def _teller(self, index: int) -> OnChange:
-        loop = asyncio.get_running_loop()
-
-        def tell(answer: Answer) -> None:
-            loop.call_soon_threadsafe(self._changed.put_nowait, index)
-
-        return tell
 
 
 def _stopping() -> ApiError:

@@ -31,25 +31,25 @@ class TokenTexts:
 
 
 class CompletionTokens:
-    """Converter of one answer's tokens, taken in order, to the log-probabilities in a response of /v1/completions."""
+    """Converter of one answer's tokens, taken in order, to the log-probabilities in a response of /v1/completions.
 
-    def __init__(self, texts: TokenTexts, experts: bool):
-        self._texts, self._experts = texts, experts
+    ids: ids of the text so far, which begins with those that the response does not show.
+    """
+
+    def __init__(self, texts: TokenTexts, ids: Sequence[int] = ()):
+        self._texts, self.ids = texts, [*ids]
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._offset = 0
 
     def to_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        """Return the log-probabilities of the answer's next tokens. The first token of a text has none.
-
-        Ours: `experts`, the expert of each token in each RRE layer and in it in each segment, in the order of /v1/models.
-        """
-        converted = {
+        """Return the log-probabilities of the answer's next tokens. The first token of a text has none."""
+        self.ids += [token.id for token in tokens]
+        return {
             "text_offset": [self._begin(token.id) for token in tokens],
             "token_logprobs": [None if t.logprob is None else max(t.logprob, MIN_LOGPROB) for t in tokens],
             "tokens": [self._texts.shown(token.id) for token in tokens],
             "top_logprobs": [self._top(token) for token in tokens],
         }
-        return converted | ({"experts": [list(token.experts) for token in tokens]} if self._experts else {})
 
     def _begin(self, token: int) -> int:
         unfinished, begin = self._characters.getstate()[0], self._offset

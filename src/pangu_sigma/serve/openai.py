@@ -269,7 +269,8 @@ class _Completions(_Responses):
     def __init__(self, served: Served, answers: Answers, body: CompletionRequest, *more: Any):
         super().__init__(served, answers, body, *more)
         scored = body.experts or body.logprobs is not None
-        self._tokens = [CompletionTokens(served.texts, bool(body.experts)) for _ in answers.answers if scored]
+        before = [[] if body.echo else answer.request.ids for answer in answers.answers]
+        self._tokens = [CompletionTokens(served.texts, ids) for ids in before if scored]
 
     def choice(self, news: News) -> dict[str, Any]:
         text, new = news.text, news.tokens
@@ -277,6 +278,9 @@ class _Completions(_Responses):
             text = self.served.tokenizer.decode(news.answer.request.ids) + text
             new = [*news.answer.prompt, *new]
         logprobs = self._tokens[news.number].to_logprobs(new) if self._tokens and new else None
+        if logprobs and self.body.experts:  # ours
+            ids, decoder = self._tokens[news.number].ids, self.served.thread.engine.decoder
+            logprobs["experts"] = decoder.experts(self.domain, ids)[:, -len(new) :].T.tolist()
         return {"index": news.number, "text": text, "logprobs": logprobs, "finish_reason": news.finish}
 
     def parts(self, news: News) -> list[dict[str, Any]]:

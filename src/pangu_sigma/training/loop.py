@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -287,33 +288,32 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             _evaluate(trainer, evaluator, log)
         stopped = False
         while not trainer.finished and not stopped:
+            begun = time.perf_counter()
             taken = trainer.advance()
             step, last = trainer.progress.step, trainer.finished
             with span("metrics"):
                 metrics = trainer.metrics(*taken)
-                log.record(metrics, trainer.load(taken[0])[0], taken[0].digest)
+                log.record(metrics, trainer.load(taken[0])[0], taken[0].digest, time.perf_counter() - begun)
                 if trainer.health.needs_check:
                     trainer.complete_save()  # it may be the checkpoint to go back to
                 examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_A, log)
-            with log.paused():
-                if on_step is not None and on_step(metrics) is True:
-                    stop.set()
+            if on_step is not None and on_step(metrics) is True:
+                stop.set()
             asked, failed = ranks.sum(np.array([stop.is_set(), trainer.saver.failed], np.float32))
             stopped = bool(asked)
             if failed:
                 trainer.complete_save()
-            with log.paused():
-                if last or (step % options.eval_interval == 0 and not stopped):
-                    trainer.heart.beat(f"the evaluation after step {step}")
-                    with span("evaluation"):
-                        _evaluate(trainer, evaluator, log)
-                    trainer.store.tier.release()
-                    last = trainer.finished
-                if step % options.checkpoint_interval == 0 or last or stopped:
-                    with span("save"):
-                        log.flush()
-                        trainer.save_in_turn(last or stopped)
-                trainer.timeline.step_done(step)
+            if last or (step % options.eval_interval == 0 and not stopped):
+                trainer.heart.beat(f"the evaluation after step {step}")
+                with span("evaluation"):
+                    _evaluate(trainer, evaluator, log)
+                trainer.store.tier.release()
+                last = trainer.finished
+            if step % options.checkpoint_interval == 0 or last or stopped:
+                with span("save"):
+                    log.flush()
+                    trainer.save_in_turn(last or stopped)
+            trainer.timeline.step_done(step)
     if ranks.first and trainer.finished and trainer.config.finetune is None:  # that of a tuned run shows its result
         conclude(folder, config)
     elif not trainer.finished:

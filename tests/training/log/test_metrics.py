@@ -9,10 +9,21 @@ import numpy as np
 import pytest
 from helpers.event_files import events
 from helpers.losses import held_out
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import SessionLog
 
+import pangu_sigma as ps
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log import metrics
-from pangu_sigma.training.log.metrics import Metrics, MetricsLog, load_max_over_mean, read_metrics
+from pangu_sigma.training.log.metrics import (
+    EmptyLogError,
+    Metrics,
+    MetricsLog,
+    load_max_over_mean,
+    metrics_columns,
+    points,
+    read_metrics,
+)
 
 DOMAINS = ["zh", "en"]
 
@@ -21,7 +32,7 @@ def load_at(step: int) -> np.ndarray:
     return np.array([[step, 0, 1, 1], [1, 1, 0, step]])
 
 
-def record(log: MetricsLog, step: int, changes: Metrics | None = None) -> None:
+def record(log: MetricsLog, step: int, changes: Metrics | None = None, seconds: float = 2.0) -> None:
     domain = "zh" if step % 2 else "en"
     values = {"step": step, "loss": float(step), f"loss/{domain}": float(step), "learning_rate": 1e-3}
     values |= {
@@ -33,7 +44,7 @@ def record(log: MetricsLog, step: int, changes: Metrics | None = None) -> None:
         "dropped": step % 4,
     }
     values |= {"load_max_over_mean": load_max_over_mean(load_at(step), [[0, 1, 2, 3]] * 2)}
-    log.record(values | (changes or {}), load_at(step), f"{step:016x}")
+    log.record(values | (changes or {}), load_at(step), f"{step:016x}", seconds)
 
 
 def run(folder: Path, steps: range, resumed_step: int = 0) -> None:
@@ -41,8 +52,7 @@ def run(folder: Path, steps: range, resumed_step: int = 0) -> None:
         for step in steps:
             record(log, step)
             if step % 8 == 0:
-                with log.paused():
-                    log.evaluation(step, held_out(zh=2.0, en=3.0))
+                log.evaluation(step, held_out(zh=2.0, en=3.0))
             if step % 6 == 0:
                 log.flush()
 
@@ -158,25 +168,15 @@ def test_each_line_tells_the_traffic_of_its_own_steps_a_step(tmp_path: Path):
     assert found == [(1.5, 3.0), (4.0, 8.0)]
 
 
-def test_the_speed_is_without_the_first_step_which_compiles_and_without_evaluations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """A step ends at 0, 2, 4 and 206."""
-    clock = iter([0.0, 2.0, 4.0, 100.0, 200.0, 206.0])
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+def test_the_speed_is_without_the_first_step_which_compiles(tmp_path: Path):
     with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
-        for step in (1, 2, 3):
-            record(log, step)
-        with log.paused():
-            pass  # from 100 to 200
-        record(log, 4)
+        for step, seconds in enumerate((1000.0, 2.0, 2.0, 102.0), 1):
+            record(log, step, seconds=seconds)
     assert of_kind(tmp_path, "step")[0]["tokens_per_second"] == pytest.approx(3 * 64 / 106)
 
 
-def test_a_new_number_is_in_the_line_and_in_tensorboard_by_its_name_and_seconds_become_a_share(tmp_path, monkeypatch):
-    """Steps end at 0, 2 and 4; nothing but the record names the numbers."""
-    clock = iter([0.0, 2.0, 4.0])
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+def test_a_new_number_is_in_the_line_and_in_tensorboard_by_its_name_and_seconds_become_a_share(tmp_path):
+    """Steps take two seconds; nothing but the record names the numbers."""
     with MetricsLog(tmp_path, DOMAINS, 3, 3) as log:
         for step in (1, 2, 3):
             record(log, step, {"new/one": float(step), "wait_seconds": 0.5, "epochs/zh": step / 8})
@@ -213,7 +213,7 @@ def test_time_left_is_that_of_the_steps_after_the_first_with_their_share_of_paus
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     """The first step, which compiles, takes 1,000 s; the others 2 s; an evaluation after the third 30 s."""
-    clock = [0.0]
+    clock = [1.0]
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
     shown = []
     with MetricsLog(tmp_path, DOMAINS, 103, 4) as log:
@@ -222,9 +222,8 @@ def test_time_left_is_that_of_the_steps_after_the_first_with_their_share_of_paus
             record(log, step)
             shown.append(log._progress.postfix)
             if step == 3:
-                with log.paused():
-                    clock[0] += 30.0
-    assert [text.rsplit(", ", 1)[1] for text in shown] == ["? left", "03:22 left", "03:20 left", "15:40 left"]
+                clock[0] += 30.0
+    assert [text.rsplit(", ", 1)[1] for text in shown] == ["? left", "03:22 left", "03:20 left", "19:48 left"]
 
 
 def test_a_resumed_run_does_not_know_the_time_left_before_its_second_step(tmp_path: Path):
@@ -292,3 +291,101 @@ def test_a_flipped_bit_of_any_byte_is_told_with_the_number_of_its_line(tmp_path,
             [line for line in lines if line not in left_out] for left_out in (lines[number - 1 :][:n] for n in (1, 2))
         )
         assert f"{file}: line {number} was changed, or cut off by a crash; it is left out" in caplog.messages, at
+
+
+def test_every_point_is_in_the_file_after_the_step_that_it_begins_at(tmp_path):
+    with MetricsLog(tmp_path, DOMAINS, 20, 4, 4) as log:
+        log.write("spike", step=6, loss=2.5)
+        log.write("spike", step=7, loss=2.25)
+    version, start, *drawn = events(tmp_path / "tensorboard")
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (5, SessionLog.START)
+    values = [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in drawn]
+    assert values == [(6, "spike/loss", 2.5), (7, "spike/loss", 2.25)]
+    assert all(event.wall_time > 1e9 for event in drawn)
+
+
+def test_a_disk_that_refuses_the_curves_is_said_once_and_stops_nothing(tmp_path, monkeypatch, caplog):
+    with MetricsLog(tmp_path, DOMAINS, 20, 1) as log:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(EventsWriter, "write_event", full)
+        for step in (1, 2, 3):
+            record(log, step)
+    assert caplog.text.count("No space left on device; nothing more is written for TensorBoard") == 1
+    assert [line["step"] for line in of_kind(tmp_path, "step")] == [1, 2, 3]
+
+
+def test_a_folder_of_curves_that_cannot_be_made_stops_nothing(tmp_path, caplog):
+    (tmp_path / "tensorboard").touch()
+    run(tmp_path, range(1, 5))
+    assert "nothing more is written for TensorBoard" in caplog.text
+    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4]
+
+
+@pytest.fixture
+def logged(tmp_path):
+    lines = [
+        {"kind": "run", "step": 0, "domains": ["a", "b"]},
+        {"kind": "step", "step": 5, "loss": 3.5, "loss/a": 3, "samples": "x", "norm": None},
+        {"kind": "step", "step": 10, "loss/a": 2, "loss/b": 1.5, "samples": "y", "norm": None},
+        {"kind": "load", "step": 5, "tokens_NK": [[1, 2], [3, 4]]},
+        {"kind": "load", "step": 10, "tokens_NK": [[5, 6], [7, 8]]},
+        {"kind": "evaluation", "step": 5, "unigram": {"a": 6.5}, "per_sample": {"a": {"nats": [1, 2]}}},
+        {"kind": "evaluation", "step": 10, "unigram": {"b": 6.0}, "per_sample": {"a": {"nats": [1]}}},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(map(sealed_line, lines)))
+    return tmp_path
+
+
+def test_each_line_of_the_kind_is_a_row(logged):
+    found = metrics_columns(logged, "step")
+    assert list(found) == ["step", "loss", "loss/a", "samples", "norm", "loss/b"]
+    assert found["step"].tolist() == [5, 10] and found["step"].dtype.kind == "i"
+    np.testing.assert_array_equal(found["loss"], [3.5, np.nan])
+    np.testing.assert_array_equal(found["loss/b"], [np.nan, 1.5])
+    assert np.isnan(found["norm"]).all() and found["samples"] == ["x", "y"]
+
+
+def test_arrays_are_arrays_and_lists_of_several_lengths_stay_lists(logged):
+    assert metrics_columns(logged, "load")["tokens_NK"].tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    evaluations = metrics_columns(logged, "evaluation")
+    assert evaluations["per_sample/a/nats"] == [[1, 2], [1]]
+    np.testing.assert_array_equal(evaluations["unigram/a"], [6.5, np.nan])
+
+
+def test_points_are_the_finite_values_with_their_steps(logged):
+    steps = metrics_columns(logged, "step")
+    assert [values.tolist() for values in points(steps, "loss/b")] == [[10], [1.5]]
+    for name in ("norm", "samples", "none"):
+        assert not points(steps, name)[1].size
+
+
+def test_steps_of_an_earlier_version_are_refused_with_the_commit_that_reads_them(tmp_path):
+    lines = [{"kind": "run", "step": 0}, {"kind": "step", "step": 5, "per_domain_loss": {"a": 3.0}}]
+    (tmp_path / "metrics.jsonl").write_text("".join(map(sealed_line, lines)))
+    told = r"metrics\.jsonl: .*under other names; commit e9a89c7e reports them\. To train on, move the file away"
+    with pytest.raises(EmptyLogError, match=told):
+        metrics_columns(tmp_path, "step")
+    with pytest.raises(EmptyLogError, match=told):
+        MetricsLog(tmp_path, ["a"], 10, 5, 5)
+    assert read_metrics(tmp_path) == lines, "evaluations are read as ever"
+
+
+def test_the_face_gives_a_table_that_prints_and_that_pandas_takes(logged):
+    pandas = pytest.importorskip("pandas")
+    table = ps.metrics(logged)
+    assert str(table).splitlines()[0] == "2 rows; the columns, from the first value to the last:"
+    assert [*str(table).splitlines()[1].split()] == ["step", "5", "…", "10"]
+    frame = pandas.DataFrame(table)
+    assert frame.shape == (2, 6) and frame["loss"].isna().tolist() == [False, True]
+    assert "[2 × 2]" in str(ps.metrics(logged, "load"))
+
+
+def test_what_is_not_there_is_named(logged, tmp_path):
+    with pytest.raises(ps.UserError, match=r"kind='spike': .* has no such lines; it has run, step, load, evaluation"):
+        ps.metrics(logged, "spike")
+    with pytest.raises(ps.UserError, match=r"none/metrics\.jsonl: No such file or directory; name a run folder"):
+        ps.metrics(tmp_path / "none")

@@ -1,7 +1,11 @@
-"""The report is drawn from metrics alone, for few domains and many, and for models without routed layers."""
+"""The report is drawn from metrics alone, for few domains and many, and for models without routed layers.
+
+What it shows is what the log has; what the log does not have is left out."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -20,6 +24,7 @@ from pangu_sigma.sealed import DamagedFile, sealed, sealed_line
 from pangu_sigma.stored.model import TUNING_RESULT
 from pangu_sigma.training.log import report
 from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog
+from pangu_sigma.training.log.report import RunLog, changes, draw_load, draw_numbers
 from pangu_sigma.writable import NotWritable
 
 COUNTS = {"loss_scale": 1.0, "skipped": 0, "clipped": 0, "dropped": 0, "tokens": 100}
@@ -43,7 +48,7 @@ def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, eva
                 "gradient_norm": 1.0,
                 **COUNTS,
             }
-            log.record(metrics, rng.integers(0, 50, (layers, experts * len(domains))), "")
+            log.record(metrics, rng.integers(0, 50, (layers, experts * len(domains))), "", 1.0)
         if evaluate:
             log.evaluation(6, held_out(**dict.fromkeys(domains, 1.0)))
 
@@ -54,49 +59,46 @@ def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, eva
 def test_pictures_and_a_page_that_holds_them(tmp_path: Path, domains: list[str], layers: int, experts: int):
     made_up_run(tmp_path, domains, layers, experts)
     page = report.write_report(tmp_path)
-    for name in ("loss", "numbers", "expert_load"):
-        height, width = image.imread(tmp_path / "report" / f"{name}.png").shape[:2]
-        assert min(height, width) > 200
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 3
-    assert "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td>" in text or domains[0] != "zh"
+    pictures = re.findall(r"data:image/png;base64,([^\"]*)", text)
+    assert len(pictures) == 2
+    for picture in pictures:
+        height, width = image.imread(io.BytesIO(base64.b64decode(picture))).shape[:2]
+        assert min(height, width) > 200
+    assert "<td>zh</td><td>0.91667</td><td>1</td>" in text or domains[0] != "zh"
     assert "http" not in text
+    assert [file.name for file in (tmp_path / "report").iterdir()] == ["report.html"], "the page needs no other file"
 
 
 def test_what_was_not_measured_is_left_out(tmp_path: Path):
     made_up_run(tmp_path, ["zh"], 0, 1, evaluate=False)
     text = report.write_report(tmp_path).read_text()
-    assert not (tmp_path / "report" / "expert_load.png").exists()
-    assert "<td>zh</td><td>0.917</td><td>–</td><td>–</td>" in text
+    assert text.count("<img") == 1 and "held_out" not in text
+    assert "<th>domain</th><th>loss</th></tr><tr><td>zh</td><td>0.91667</td></tr>" in text
 
 
 @pytest.mark.parametrize("stop", [killed_at, refused_at])
 def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch, stop):
-    """A kill, or an error of the disk, at any call that changes a file: the page and the picture there are whole ones."""
+    """A kill, or an error of the disk, at any call that changes a file: the page there is a whole one."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    for name in ("draw_numbers", "draw_load"):
-        monkeypatch.setattr(report, name, lambda logs: None)
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, dpi: file.write(b"a picture"))
     made_up_run(tmp_path, ["zh"], 0, 1)
-    report.write_report(tmp_path)
-    names = ("report.html", "loss.png")
-    old = {name: (tmp_path / "report" / name).read_bytes() for name in names}
+    page = report.write_report(tmp_path)
+    old = page.read_bytes()
     with MetricsLog(tmp_path, ["zh"], 6, 2, 6) as log:
         log.evaluation(6, held_out(zh=0.5))
     with FileCalls()() as calls:
         report.write_report(tmp_path)
-    new = {name: (tmp_path / "report" / name).read_bytes() for name in names}
-    assert new["report.html"] != old["report.html"]
-    assert calls.names.count("replace") == 2
+    new = page.read_bytes()
+    assert new != old
+    assert calls.names.count("replace") == 1
     for call in range(1, len(calls.names)):
-        for name in names:
-            (tmp_path / "report" / name).write_bytes(old[name])
+        page.write_bytes(old)
         with stop(call)(), pytest.raises((Killed, OSError)):
             report.write_report(tmp_path)
-        for name in names:
-            assert (tmp_path / "report" / name).read_bytes() in (old[name], new[name])
+        assert page.read_bytes() in (old, new)
     report.write_report(tmp_path)
-    assert sorted(file.name for file in (tmp_path / "report").iterdir()) == sorted(names), "nothing is left behind"
+    assert [file.name for file in page.parent.iterdir()] == ["report.html"], "nothing is left behind"
 
 
 def test_a_linked_folder_of_reports_is_not_followed(tmp_path: Path):
@@ -155,8 +157,9 @@ def with_what_happened(folder: Path) -> Path:
         shift=1.83, shift_deviation=0.584, sources=[], over_limit=0, offered_bytes=9, left_out_bytes=0, overlap=overlap,
         near_duplicates=0,
     )  # fmt: skip
+    prepared = {"domains": [["zh"]]}
     Manifest(
-        fingerprint="", vocabulary_hash="", vocabulary_size=1, domains={"zh": record}, quarantined={}, config={}
+        fingerprint="", vocabulary_hash="", vocabulary_size=1, domains={"zh": record}, quarantined={}, config=prepared
     ).save(folder)
     return folder
 
@@ -164,39 +167,45 @@ def with_what_happened(folder: Path) -> Path:
 def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text(tmp_path: Path):
     text = report.write_report(with_what_happened(tmp_path / "run")).read_text()
     for part in (
-        "2 steps skipped, which changed nothing; 2 of them without a finite loss",
+        "2 steps skipped, which changed nothing;\n2 of them without a finite loss",
         "1 loss spikes",
-        "Rows of pairs of tokens after step 8: 1,200 of 5,000 met; 900 of 1,000 met, about 1,403 pairs more than rows; "
-        "scale in front of each layer 0.100, -0.250.",
-        "After step 8: values that are not finite in experts_layer_1: w1 of expert 3, 5; dense: &lt;gain&gt;",
-        "<td>7</td><td>en</td><td>9.250</td><td>3.500</td><td>4.125</td><td>abcd</td><td>yes</td>",
+        "rows, 0      1,200 of 5,000 met (24.00%); rows, 1      900 of 1,000 met (90.00%), about 1,403 pairs more than rows; "
+        "row scales   0.1, -0.25, layer by layer, after step 8.",
+        "Values that are not finite after step 8",
+        "<th>file</th><th>name</th><th>count</th><th>first</th><th>experts</th></tr>"
+        "<tr><td>experts_layer_1</td><td>w1</td><td>1</td><td>[3, 0, 0]</td><td>[3, 5]</td></tr>"
+        "<tr><td>dense</td><td>&lt;gain&gt;</td><td>1</td><td>[3]</td><td>[]</td></tr>",
+        "<td>7</td><td>en</td><td>9.25</td><td>3.5</td><td>4.125</td><td>abcd</td><td>yes</td>",
         "<td>4</td><td>train.batch_size</td><td>4</td><td>8</td>",
         "<td>data.path</td><td>&#34;&lt;a&gt;&#34;</td>",
-        "<td>zh</td><td>1,023</td><td>1</td><td>2</td><td>0</td><td>20</td><td>2,000</td><td>1,000</td><td>1.00%</td>"
-        "<td>0.20%</td><td>58.0%</td><td>+1.83 ± 0.58</td></tr>",
-        "<p>Shift: unigram loss of the held-out text above that of random text of its domain",
-        "<td>zh</td><td>0.917</td><td>1.000</td><td>2.718</td><td>4.000</td><td>–</td><td>2</td><td>0</td>",
+        "offered  MiB  copies  too long  over limit  kept",
+        "0.20%        58.0%  +1.83 ± 0.58   2,000    1.00%",
+        "shift: unigram loss of the held-out text above that of random text of its domain",
+        "<td>zh</td><td>0.91667</td><td>2</td><td>1</td><td>1</td><td>4</td>",
         "<summary>Configuration</summary>",
         "<td>train.batch_size</td><td>8</td>",
     ):
         assert part in text, part
-    assert "After step 7" not in text, "nothing was found there"
+    assert "after step 7" not in text, "nothing was found there"
 
 
 def test_several_runs_share_a_page_whose_tables_say_how_they_differ(tmp_path: Path):
     one, two = with_what_happened(tmp_path / "one"), tmp_path / "two"
     made_up_run(two, ["zh", "code"], 1, 4)
     before = sorted(two.iterdir())
-    missing = "two has no held-out loss of it"
-    found = {"zh": {"nats_per_token": -0.25, "se": 0.01}, "en": {"none": missing}}
-    text = report.write_report(one, [two], [found]).read_text()
+    text = report.write_report(one, [two], "domain  one − two\nzh         −0.25").read_text()
     assert sorted(two.iterdir()) == before, "only the first run's report is written"
-    assert "<th>one</th><th>two</th><th>one − two</th><th>±</th>" in text, "one minus two, as in the terminal"
-    assert "<td>zh</td><td>1.000</td><td>1.000</td><td>-0.250</td><td>0.010</td>" in text
-    assert "<td>en</td><td>1.000</td><td>–</td><td>–</td><td>–</td>" in text
-    assert f"<p>No difference for en: {missing}.</p>" in text
-    assert "<td>train.batch_size</td><td>8</td><td>null</td>" in text
-    assert text.count("data:image/png;base64,") == 4, "a heat map for each run"
+    assert "<pre>domain  one − two\nzh         −0.25</pre>" in text, "as in the terminal"
+    assert "<th>key</th><th>one</th><th>two</th>" in text
+    assert text.count("<td>train.batch_size</td><td>8</td><td>null</td>") == 2, "a key that differs, and all keys"
+    assert text.count("data:image/png;base64,") == 3, "a heat map for each run"
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
+    runs = [tmp_path / name / "run" for name in ("a", "b")]
+    for run in runs:
+        made_up_run(run, ["zh"], 1, 4)
+    assert f"<h1>Runs {runs[0]}, {runs[1]}</h1>" in report.write_report(runs[0], [runs[1]]).read_text()
 
 
 def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
@@ -205,11 +214,12 @@ def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
     with MetricsLog(tmp_path, ["zh"], 2, 1) as log:
         for step in (1, 2):
             ill = COUNTS | {"loss": nan, "loss/zh": nan, "gradient_norm": nan, "skipped": 1}
-            log.record({"step": step, "learning_rate": 1e-3, **ill}, np.zeros((0, 4)), "")
+            log.record({"step": step, "learning_rate": 1e-3, **ill}, np.zeros((0, 4)), "", 1.0)
         log.evaluation(2, held_out(zh=nan))
     text = report.write_report(tmp_path).read_text()
     assert "2 steps skipped" in text
-    assert "<td>zh</td><td>–</td><td>–</td><td>–</td><td>4.000</td><td>–</td><td>2</td><td>0</td>" in text
+    assert "<th>domain</th><th>left_out/loss</th><th>held_out_unigram</th>" in text, "nothing else is finite"
+    assert "<td>zh</td><td>2</td><td>4</td>" in text
 
 
 def tuned_run(folder: Path) -> Path:
@@ -248,18 +258,18 @@ def test_a_tuned_runs_report_shows_its_own_data_and_forgetting_above_all(tmp_pat
     folder = tuned_run(tmp_path / "run")
     text = report.write_report(folder).read_text()
     for part in (
-        "<td>parent</td><td>/runs/five, step 80</td>",
-        "<td>task</td><td>qa</td>",
-        "<td>learned</td><td>experts: 1,000 of 7,930 parameters; the 2,000 of common segments keep their bits</td>",
-        "<td>loss on the dev set before</td><td>6.109</td>",
-        "<td>at its best, the state that is kept</td><td>6.059</td>",
-        "<td>after step</td><td>20</td>",
-        "<h3>train_file.jsonl</h3>",
-        "<td>zh</td><td>40</td><td>41</td><td>2</td><td>7</td><td>900</td><td>300</td><td>3</td>",
-        "<h2>Forgetting: held-out text of the parent, nats per token</h2>",
-        "<td>en</td><td>5.0000</td><td>5.1250</td><td>0.1250</td><td>0.0300</td>",
-        "<td>zh</td><td>5.5000</td><td>5.5000</td><td>exactly 0</td><td>0.0000</td>",
-        "<th>loss on dev set</th>",
+        "<td>parent</td><td>/runs/five</td></tr><tr><td>parent_step</td><td>80</td>",
+        "<td>options/task</td><td>qa</td></tr><tr><td>options/learn</td><td>experts</td>",
+        "<td>parameters/learn</td><td>1,000</td></tr><tr><td>parameters/all</td><td>7,930</td>",
+        "<td>common_kept</td><td>2,000</td>",
+        "<td>best/step</td><td>20</td></tr><tr><td>best/loss</td><td>6.0588</td></tr><tr><td>best/before</td><td>6.1085</td>",
+        "<h2>Train_file</h2>",
+        "<td>zh</td><td>40</td><td>41</td><td>2</td><td>3</td><td>900</td><td>300</td><td>7</td>",
+        "<h2>Forgetting</h2>",
+        "<th>domain</th><th>before/loss</th><th>after/loss</th><th>difference/nats_per_token</th><th>difference/se</th>",
+        "<td>en</td><td>5</td><td>5.125</td><td>0.125</td><td>0.03</td><td>0.1</td><td>0.01</td></tr>",
+        "<td>zh</td><td>5.5</td><td>5.5</td><td>0</td><td>0</td><td>0.1</td><td>0.01</td></tr>",
+        "<th>dev_loss</th>",
     ):
         assert part in text, part
     assert "<h2>Data" not in text, "they are the parent's"
@@ -268,7 +278,9 @@ def test_a_tuned_runs_report_shows_its_own_data_and_forgetting_above_all(tmp_pat
     with pytest.raises(DamagedFile, match=r"result\.json: its content does not match its own hash"):
         report.write_report(folder)
     (folder / TUNING_RESULT).unlink()
-    assert "Not measured: the fine-tuning is not finished" in report.write_report(folder).read_text()
+    assert (
+        "<td>forgetting/skipped</td><td>the fine-tuning is not finished</td>" in report.write_report(folder).read_text()
+    )
 
 
 def test_a_log_with_damaged_lines_is_drawn_without_them_unless_it_is_the_first(tmp_path, caplog):
@@ -291,11 +303,15 @@ COMMON = {"model": {"segments": ["own", "common"], "common_experts": 6, "experts
 @pytest.mark.parametrize(
     ("model", "tokens_NK", "said"),
     [
-        ({}, [[0] * 8, [0, 0, 0, 0, 90_000, 0, 0, 0]], r"had 3\.9\d times its fair share, in en, RRE layer 1: .*"),
+        (
+            {},
+            [[0] * 8, [0, 0, 0, 0, 90_000, 0, 0, 0]],
+            r"had 3\.9\d times its fair share: expert 4 of segment 1\.0 own\. .*",
+        ),
         (
             COMMON,
             [[0] * 8, [0, 90_000, 0, 0, 0, 0, 0, 0]],
-            r"had 5\.\d\d times its fair share, in an expert common to all domains, RRE layer 0, segment 1: .*",
+            r"had 5\.\d\d times its fair share: expert 1 of segment 0\.1 common\. .*",
         ),
     ],
     ids=["own", "common"],
@@ -306,24 +322,127 @@ def test_an_expert_with_much_of_the_text_is_named_with_what_would_help(tmp_path:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(sealed_line({"kind": "load", "step": 8, "tokens_NK": tokens_NK}))
     write_recorded(folder, tree | {"routing": {"table": "random"}})
-    assert re.search(rf"{said}\nrouting\.table=balanced", report.write_report(folder).read_text())
+    assert re.search(rf"{said}routing\.table=balanced", report.write_report(folder).read_text())
     write_recorded(folder, tree | {"routing": {"table": "balanced"}})
     assert "most loaded" not in report.write_report(folder).read_text()
 
 
-def test_pictures_have_an_alternative_text_and_what_does_not_change_is_a_sentence(tmp_path: Path):
+def test_pictures_have_an_alternative_text(tmp_path: Path):
     made_up_run(tmp_path, ["zh"], 1, 4)
     text = report.write_report(tmp_path).read_text()
     described = re.findall(r'<img alt="([^"]*)"', text)
-    assert len(described) == text.count("<img") == 3
+    assert len(described) == text.count("<img") == 2
     assert all(len(words.split()) > 5 for words in described)
-    constant = "learning rate 0.001, gradient norm 1, loss scale 1, skipped 0, clipped 0, dropped 0"
-    assert f"<p>The same at every step: {constant}.</p>" in text
 
 
-def test_a_number_that_changes_is_a_row_of_the_page_by_the_name_that_its_record_has(tmp_path: Path):
+def test_a_number_is_a_row_of_the_page_by_the_name_that_its_record_has(tmp_path: Path):
     with MetricsLog(tmp_path, ["zh"], 4, 1) as log:
         for step, value in enumerate((3.0, 1.0, 2.0, 2.5), 1):
-            log.record({"step": step, **COUNTS, "new/one": value}, np.zeros((0, 4)), "")
+            log.record({"step": step, **COUNTS, "new/one": value}, np.zeros((0, 4)), "", 1.0)
     text = report.write_report(tmp_path).read_text()
     assert "<td>new/one</td><td>1</td><td>2.25</td><td>3</td><td>2.5</td>" in text
+    assert "<td>loss_scale</td><td>1</td><td>1</td><td>1</td><td>1</td>" in text, "also one that does not change"
+
+
+def log(name: str = "a", config: dict | None = None, later: dict | None = None, **lines: list[dict]) -> RunLog:
+    step = {"step": 5, "loss/zh": 2.0, "skipped": 0, "learning_rate": 1e-3, "loss_scale": 8.0, "gradient_norm": 1.0}
+    lines |= {"step": [step, {**step, "step": 10, "skipped": 3, "gradient_norm/experts": 0.5, **(later or {})}]}
+    lines |= {"run": [{"domains": ["zh", "en"]}]}
+    return RunLog(name, lines, config or {})
+
+
+def panels(runs: list[RunLog]) -> dict[str, dict[str, list]]:
+    """Lines of each panel of the figure of numbers but the losses, by title and label."""
+    lines = {axes.get_title(): axes.lines for axes in draw_numbers(runs).axes[1:]}
+    return {
+        title: {line.get_label(): [*map(list, line.get_data())] for line in drawn} for title, drawn in lines.items()
+    }
+
+
+def with_segments(segments: list[str], common: int, tokens_NK: list[list[int]]) -> RunLog:
+    """A run of two domains with two own experts each."""
+    config = {f"model.segments.{n}": kind for n, kind in enumerate(segments)}
+    config |= {"model.experts_per_domain": 2, "model.common_experts": common}
+    return log(config=config, load=[{"tokens_NK": tokens_NK}])
+
+
+def test_load_is_relative_to_the_fair_share_of_its_domain():
+    run = log(load=[{"tokens_NK": [[10, 30, 0, 0]]}, {"tokens_NK": [[0, 0, 5, 5]]}])
+    assert run.load[0] == ["0.0 own"] and np.array_equal(run.load[1], [[0.5, 1.5, 1.0, 1.0]])
+    _, relative_NK = log(load=[{"tokens_NK": [[10, 30, 0, 0]]}]).load
+    assert np.array_equal(relative_NK, [[0.5, 1.5, np.nan, np.nan]], equal_nan=True)
+
+
+@pytest.mark.parametrize("common", [3, 6])
+def test_own_segments_and_then_common_ones_share_a_map(common):
+    """A log has as many columns as the largest segment has experts, and a column of no expert is empty."""
+    tokens_NK = np.zeros((4, max(4, common)), int)
+    tokens_NK[[0, 2], :4] = [[10, 30, 5, 5], [20, 20, 10, 0]]
+    tokens_NK[[1, 3], :3] = [[10, 20, 30], [60, 0, 0]]
+    axes, _ = draw_load(with_segments(["own", "common"], common, tokens_NK.tolist())).axes
+    relative_NK = axes.images[0].get_array().filled(np.nan)
+    assert np.array_equal(relative_NK[:2, :4], [[0.5, 1.5, 1.0, 1.0], [1.0, 1.0, 2.0, 0.0]])
+    assert np.array_equal(relative_NK[2, :3], np.array([10, 20, 30]) / (60 / common))
+    assert np.isnan(relative_NK[:2, 4:]).all() and np.isnan(relative_NK[2:, common:]).all()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.0 own", "1.0 own", "0.1 common", "1.1 common"]
+    (top,) = axes.child_axes
+    assert [label.get_text() for label in top.get_xticklabels()] == ["zh", "en"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        "expert (number in its segment)",
+        "RRE layer.segment (0 = lowest)",
+    )
+
+
+def test_losses_spikes_and_the_level_of_counting_share_a_panel():
+    spike, at = {"step": 7, "domain": "zh", "loss": 9.0}, {"per_domain_loss": {"zh": 2.5}, "unigram": {"zh": 6.0}}
+    run = log(spike=[spike], evaluation=[{"step": step, **at} for step in (5, 10)])
+    axes = draw_numbers([run]).axes[0]
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+    losses = {"zh": 2.0, "held_out_loss zh": 2.5, "held_out_unigram zh": 6.0}
+    assert {name: drawn[name] for name in losses} == {name: ([5, 10], [level] * 2) for name, level in losses.items()}
+    assert ([7], [9.0]) in drawn.values()
+    assert panels([run])["skipped"] == {"all": [[5, 10], [0, 3]]}, "the line that had skips"
+
+
+def test_each_part_of_the_norm_is_drawn_where_it_is_known():
+    drawn = panels([log(later={"gradient_norm": 2.0, "gradient_norm/experts": 0.5})] * 2)["gradient norm"]
+    assert drawn == {"a all": [[5, 10], [1.0, 2.0]]}, "the part of experts is known once, which is no change"
+    run = log(later={"gradient_norm": 2.0})
+    run.numbers["gradient_norm/experts"] = np.array([5, 10]), np.array([0.25, 0.5])
+    assert panels([run])["gradient norm"]["experts"] == [[5, 10], [0.25, 0.5]]
+    assert "dense" not in panels([run])["gradient norm"]
+
+
+ECSS = {"fetched_mib": 2.0, "returned_mib": 3.0, "update_busy": 1.0, "update_stall": 0.0}
+
+
+def with_traffic(stall: float) -> RunLog:
+    """A run whose steps move the same; `stall` is the wait for the worker in the last step."""
+    run = log(later={"skipped": 0})
+    run.numbers.update({name: (np.array([5, 10]), np.array([value, value])) for name, value in ECSS.items()})
+    run.numbers["update_stall"][1][1] = stall
+    return run
+
+
+def test_a_number_that_does_not_change_has_no_panel():
+    assert panels([with_traffic(0.0002)]) == {}
+    run = with_traffic(0.0)
+    same = {name for name, (_, values) in run.numbers.items() if not changes(name, values)}
+    assert {*ECSS, "loss_scale", "learning_rate"} < same
+    assert panels([with_traffic(0.5)]) == {"update stall": {"all": [[5, 10], [0.0, 0.5]]}}
+    assert {*panels([log(later={"loss_scale": 4.0})])} == {"skipped", "loss scale"}
+    assert {*panels([log(later={"learning_rate": 9e-4})])} == {"skipped", "learning rate"}, "small, and it changes"
+
+
+def test_a_new_number_has_a_panel_by_its_name_and_several_runs_share_it():
+    runs = [log("a"), log("b")]
+    for run in runs:
+        run.numbers["new_one/x"] = np.array([5, 10]), np.array([1.0, 2.0])
+    assert panels(runs)["new one"] == {label: [[5, 10], [1.0, 2.0]] for label in ("a x", "b x")}
+
+
+def test_a_dense_run_with_segments_in_its_configuration_has_no_load():
+    """`train sigma_tiny --set model.rre_layers=0` leaves the segments; its load lines are one row of zeros."""
+    dense = with_segments(["own", "own", "common", "common"], 3, [[0] * 4])
+    assert draw_load(dense) is None
+    assert draw_load(log()) is None

@@ -28,8 +28,8 @@ from pangu_sigma.evaluate.held_out.run import (
 )
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.training.log.differences import why_incomparable
 from pangu_sigma.training.log.losses import Difference, HeldOutLoss, finite_or_none, format_number, mean_of
+from pangu_sigma.training.log.summary import why_incomparable
 
 Losses = dict[str, HeldOutLoss]
 

@@ -14,7 +14,7 @@ Shape suffix: U units, which are samples, or blocks of samples on Ascend.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,12 +37,9 @@ class Difference(NamedTuple):
     """Difference in bits per byte."""
 
     def figures(self) -> dict[str, float | None]:
-        """Return the difference as values for JSON, by the names of `DIFFERENCE_FIGURES`; None for values that are not finite."""
-        return dict(zip(DIFFERENCE_FIGURES, map(finite_or_none, (*self.nats, *self.bits)), strict=True))
-
-
-DIFFERENCE_FIGURES = ("nats_per_token", "se", "bits_per_byte", "bits_per_byte_se")
-"""Keys of the JSON form of a difference of held-out losses."""
+        """Return the difference as values for JSON; None for values that are not finite."""
+        names = ("nats_per_token", "se", "bits_per_byte", "bits_per_byte_se")
+        return dict(zip(names, map(finite_or_none, (*self.nats, *self.bits)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -151,3 +148,14 @@ def finite_or_none(value: float) -> float | None:
 def format_number(value: float | None, width: int, digits: int = 3) -> str:
     """Format a number for a table; – if it is None or not finite. What rounds to zero has no sign."""
     return f"{'–':>{width}}" if value is None or not math.isfinite(value) else f"{value:z{width},.{digits}f}"
+
+
+def format_table(
+    heads: Sequence[tuple[str, int, int]], rows: Mapping[str, Sequence[float | None]], unit: str
+) -> list[str]:
+    """Format numbers by domain as lines of a table. heads: name, width, decimals of each column. unit: what follows the heads."""
+    lines = [" ".join([f"{'domain':12}", *(f"{head:>{width}}" for head, width, _ in heads)]) + f"   {unit}"]
+    for name, values in rows.items():
+        cells = [format_number(value, *shape) for value, (_, *shape) in zip(values, heads, strict=True)]
+        lines.append(" ".join([f"{name:12}", *cells]))
+    return lines

@@ -45,21 +45,23 @@ import logging
 import math
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.changes import Change
 from pangu_sigma.checkpoint.format import Identity
 from pangu_sigma.config import ConfigError
 from pangu_sigma.sealed import DamagedFile, sealed_line, unsealed_line, write_atomically
-from pangu_sigma.training.log.board import TensorBoardWriter
 from pangu_sigma.training.log.losses import HeldOutLoss, evaluation_line
 
 logger = logging.getLogger(__name__)
@@ -75,10 +77,16 @@ SUMMED = {"tokens", "skipped", "clipped", "dropped", "left_out"}
 LAST = {"step", "learning_rate", "loss_scale", "epochs"}
 """Metrics of which several steps have a sum, and of which they have the last value; others have an average."""
 
-_SMOOTHING = 0.95
-"""Weight of the past in the moving averages of the progress line."""
 _DOMAINS_SHOWN = 6
 """Maximum number of domains that the progress line shows together; of more it shows those of the step."""
+_SHOWN = {
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "load_max_over_mean": "load max/mean {:.2f}",
+    "update_stall": "waits for updates {:.1%}",
+    "dropped": "{:,} rows dropped",
+    "skipped": "{:,} steps skipped",
+}
+"""Numbers of the progress line besides the losses; one is left out if it is zero or unknown."""
 
 
 class EmptyLogError(ConfigError):
@@ -103,27 +111,24 @@ class MetricsLog:
         _drop_lines_beyond(folder / FILE, resumed_step)
         self._fresh = not (folder / FILE).exists()
         self._lines = open(folder / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self._board = TensorBoardWriter(folder / TENSORBOARD, resumed_step + 1)
         self._log_interval, self._steps_total = log_interval, steps_total
         self._pending: list[Metrics] = []
         """Steps since the last `step` line, each with its `seconds` unless it is the first, which compiles."""
-        self._samples = ""
-        self._last_step = resumed_step
-        self._load_NK: np.ndarray | None = None
-        self._clock: float | None = None
-        self._pace: float | None = None  # seconds of a step, smoothed
-        self._timed, self._paused = 1, 0.0
-        self._smoothed, self._ill = dict[str, float](), set[str]()
-        self._counts: Counter[str] = Counter()
+        self._samples, self._load_NK, self._last_step = "", np.array(0), resumed_step
+        self._begun, self._first_step = 0.0, 0
+        """When the first step ended, and its number; since then the speed is measured."""
+        self._losses, self._counts = dict[str, float](), Counter[str]()
+        look: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.5, "delay": 0}
         self._progress = Bar(
             total=steps_total,
             initial=resumed_step,
             desc="train",
-            dynamic_ncols=True,
-            mininterval=0.5,
-            delay=0,
             bar_format="{desc} {n_fmt}/{total_fmt} {postfix}",
+            **look,
         )
+        self._folder, self._refused = folder / TENSORBOARD, False
+        self._board: EventsWriter | None = None
+        self._draw(Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START)))  # hides older points
         if self._fresh:
             begins = {} if identity is None else {"config": identity.config, "data": identity.data_hash}
             line = {"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total, **begins}
@@ -136,7 +141,7 @@ class MetricsLog:
         try:
             self.flush()
             self._progress.close()
-            self._board.close()
+            self._draw(end=EventsWriter.close)
             self._lines.close()
         except OSError as refused:
             if error is None:
@@ -144,19 +149,17 @@ class MetricsLog:
             # `error` is the one to raise
             logger.error("%s: %s; its last lines are missing", self._lines.name, refused.strerror)
 
-    def record(self, metrics: Metrics, load_NK: np.ndarray, samples: str) -> None:
-        """Record a step; call it once after each. load_NK: tokens of each expert. samples: hash of the batch (`Batch.digest`)."""
-        now = time.perf_counter()
-        timed = {}
-        if self._clock is not None:  # the first step compiles the graph and says nothing about speed
-            timed = {"seconds": now - self._clock}
-            self._pace = _smooth(self._pace, now - self._clock)
-            self._timed += 1
-        self._clock = now
+    def record(self, metrics: Metrics, load_NK: np.ndarray, samples: str, seconds: float) -> None:
+        """Record a step; call it once after each. load_NK: tokens of each expert. samples: hash of the batch (`Batch.digest`).
+        seconds: how long the step took, without evaluation and checkpoint."""
         self._last_step = int(metrics["step"])
-        self._pending.append(metrics | timed)
+        if self._begun:
+            metrics = metrics | {"seconds": seconds}
+        else:  # the first step compiles the graph and says nothing about speed
+            self._begun, self._first_step = time.perf_counter(), self._last_step
+        self._pending.append(metrics)
         self._samples += samples
-        self._load_NK = load_NK + (0 if self._load_NK is None else self._load_NK)
+        self._load_NK = self._load_NK + load_NK
         self._show(metrics)
         if self._last_step % self._log_interval == 0:
             self._log()
@@ -175,31 +178,18 @@ class MetricsLog:
     def write(self, kind: str, *, step: int, **values: Any) -> None:
         """Write a line of any kind, and its numbers for TensorBoard."""
         self._lines.write(sealed_line({"kind": kind, "step": step, **values}))
-        path = "" if kind == "step" else f"{kind}/"
-        self._board.add(step, {n: value for n, value in flat(values, path).items() if isinstance(value, int | float)})
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Exclude the time of a block (evaluation, checkpoint) from the training speed."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            if self._clock is not None:
-                pause = time.perf_counter() - started
-                self._clock += pause
-                self._paused += pause
+        numbers = flat(values, "" if kind == "step" else f"{kind}/").items()
+        self._draw(*(Event(step=step, summary=scalar(name, n)) for name, n in numbers if isinstance(n, int | float)))
 
     def flush(self) -> None:
         """Write pending metrics to the disk. Call this method before each checkpoint, so that the log has all steps up to it."""
         if self._pending:
             self._log()
-        if self._load_NK is not None:
+        if self._load_NK.ndim:
             self.write("load", step=self._last_step, tokens_NK=self._load_NK.tolist())
-            self._load_NK = None
+            self._load_NK = np.array(0)
         self._lines.flush()
         os.fsync(self._lines.fileno())
-        self._board.flush()
 
     def _log(self) -> None:
         """Write the pending steps as a line."""
@@ -211,32 +201,39 @@ class MetricsLog:
     def _show(self, metrics: Metrics) -> None:
         """Advance the progress line."""
         losses = {name.removeprefix("loss/"): loss for name, loss in metrics.items() if name.startswith("loss/")}
-        for name, loss in losses.items():
-            if math.isfinite(loss):
-                self._smoothed[name] = _smooth(self._smoothed.get(name), loss)
-                self._ill.discard(name)
-            else:
-                self._ill.add(name)
+        self._losses |= losses
         # With many domains the line has room only for those of this step.
-        shown = self._smoothed if len(self._smoothed) <= _DOMAINS_SHOWN else losses
-        texts = {name: f"{self._smoothed[name]:.3f}" for name in shown if name in self._smoothed}
-        texts |= dict.fromkeys(sorted(self._ill), "nan")
-        parts = ["loss " + " ".join(f"{name} {text}" for name, text in texts.items())]
-        if speed := _per_second(self._pending, "tokens"):
-            parts.append(f"{speed:,.0f} tokens/s")
-        if "load_max_over_mean" in metrics:
-            parts.append(f"load max/mean {metrics['load_max_over_mean']:.2f}")
-        if "update_stall_seconds" in metrics and speed:
-            parts.append(f"waits for updates {_per_second(self._pending, 'update_stall_seconds'):.1%}")
-        for name, counted in (("dropped", "rows dropped"), ("skipped", "steps skipped")):
-            self._counts[name] += int(metrics[name])
-            parts += [f"{self._counts[name]:,} {counted}"] if self._counts[name] else []
+        shown = self._losses if len(self._losses) <= _DOMAINS_SHOWN else losses
+        parts = ["loss " + " ".join(f"{name} {loss:.3f}" for name, loss in shown.items())]
+        self._counts.update({name: int(metrics[name]) for name in ("dropped", "skipped")})
+        numbers = metrics | over_steps(self._pending) | self._counts
+        parts += [text.format(numbers[name]) for name, text in _SHOWN.items() if numbers.get(name)]
         left = "?"
-        if self._pace is not None:
-            seconds = self._pace + self._paused / self._timed
-            left = Bar.format_interval((self._steps_total - metrics["step"]) * seconds)
+        if taken := self._last_step - self._first_step:
+            pace = (time.perf_counter() - self._begun) / taken
+            left = Bar.format_interval((self._steps_total - self._last_step) * pace)
         self._progress.set_postfix_str(", ".join([*parts, f"{left} left"]), refresh=False)
         self._progress.update()
+
+    def _draw(self, *events: Event, end: Callable[[EventsWriter], object] = EventsWriter.flush) -> None:
+        """Write events for TensorBoard, until its folder refuses one, which ends the curves and not the training.
+
+        `SummaryWriter` has a thread that ends at such an error; a later point then waits for ever for room in its queue.
+        """
+        if self._refused:
+            return
+        try:
+            if self._board is None:
+                self._folder.mkdir(exist_ok=True)
+                self._board = EventsWriter(str(self._folder / "events"))
+            for event in events:
+                event.wall_time = time.time()
+                self._board.write_event(event)
+            end(self._board)
+        except OSError as error:
+            self._refused, why = True, error.strerror or error
+            told = "nothing more is written for TensorBoard, until training is started again; metrics.jsonl has the same numbers"
+            logger.warning("%s: %s; %s", self._folder, why, told)
 
 
 class NoLog:
@@ -249,10 +246,6 @@ class NoLog:
         """Write nothing."""
 
     __exit__ = record = evaluation = changed = write = flush = _ignore
-
-    def paused(self) -> AbstractContextManager[None]:
-        """Do nothing: this log measures no speed."""
-        return nullcontext()
 
 
 def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
@@ -268,22 +261,12 @@ def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
         else:
             numbers |= {name: math.fsum(finite) / len(finite)} if finite else {}
             numbers |= {f"left_out/{name}": len(values) - len(finite)} if len(finite) < len(values) else {}
-    shares = {name: name.removesuffix("_seconds") for name in steps[-1] if name.endswith("_seconds")}
-    for name, rate in ({"tokens": "tokens_per_second"} | shares).items():
-        found = _per_second(steps, name)
-        numbers |= {} if found is None else {rate: found}
-    return numbers
-
-
-def _per_second(steps: Sequence[Metrics], name: str) -> float | None:
-    """Return the sum of a number over the seconds of the steps, as far as they have a time; None if none has."""
     timed = [step for step in steps if "seconds" in step]
-    seconds = sum(step["seconds"] for step in timed)
-    return sum(step[name] for step in timed) / seconds if seconds else None
-
-
-def _smooth(past: float | None, value: float) -> float:
-    return value if past is None else _SMOOTHING * past + (1 - _SMOOTHING) * value
+    if seconds := sum(step["seconds"] for step in timed):
+        rates = {name: name.removesuffix("_seconds") for name in steps[-1] if name.endswith("_seconds")}
+        rates["tokens"] = "tokens_per_second"
+        numbers |= {rate: sum(step[name] for step in timed) / seconds for name, rate in rates.items()}
+    return numbers
 
 
 def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -316,6 +299,54 @@ def read_metrics(folder: Path, steps: bool = False) -> list[dict[str, Any]]:
     return lines
 
 
+def metrics_columns(run: Path, kind: str) -> dict[str, Any]:
+    """Return `columns` of the lines of a kind; metrics.py says what they hold.
+
+    Raises ConfigError for a folder without a log, and for a kind that it does not have.
+    """
+    try:
+        lines = lines_by_kind(run)
+    except OSError as error:
+        raise ConfigError(f"{run / FILE}: {error.strerror}; name a run folder, in which training writes it") from None
+    if kind not in lines:
+        raise ConfigError(f"kind={kind!r}: {run / FILE} has no such lines; it has {', '.join(lines) or 'none'}")
+    return columns(lines[kind])
+
+
+def lines_by_kind(run: Path) -> defaultdict[str, list[dict[str, Any]]]:
+    """Return the lines of a run's log by their kind, in order. Raises FileNotFoundError without a log."""
+    lines = defaultdict(list)
+    for line in read_metrics(run, steps=True):
+        lines[line["kind"]].append(line)
+    return lines
+
+
+def columns(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return lines as columns by name, a row for each line. A value by domain becomes a column of each, such as unigram/en.
+
+    Numbers are arrays, NaN where a line has none; a line of kind "load" holds an array, so tokens_NK is int [rows, N, K]. Anything
+    else is a list, None where a line has none.
+    """
+    rows = [flat(line) for line in lines]
+    names = dict.fromkeys(name for row in rows for name in row if name != "kind")
+    return {name: _column([row.get(name) for row in rows]) for name in names}
+
+
+def points(of: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps and values of a column where it is finite; empty arrays without such a column of numbers."""
+    values = of.get(name)
+    if not isinstance(values, np.ndarray) or values.ndim > 1:
+        return np.array([]), np.array([])
+    return of["step"][np.isfinite(values)], values[np.isfinite(values)]
+
+
+def _column(values: list[Any]) -> Any:
+    with suppress(ValueError):  # rows of several lengths
+        array = np.array([math.nan if value is None else value for value in values])
+        return array if array.dtype.kind in "if" else values
+    return values
+
+
 def load_max_over_mean(load_NK: np.ndarray, reachable_N: Sequence[Sequence[int]]) -> float | None:
     """Return max/mean of the tokens per expert, averaged over segments; None without load. reachable_N: numbers of the experts in
     each segment that could get a token. Those that got none count in the mean."""
@@ -323,6 +354,15 @@ def load_max_over_mean(load_NK: np.ndarray, reachable_N: Sequence[Sequence[int]]
     loads = [load_K[reachable] for load_K, reachable in pairs if load_K.any()]
     ratios = [load.max() / load.mean() for load in loads]
     return float(np.mean(ratios)) if ratios else None
+
+
+def expert_load(lines: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """Sum `load` lines to the tokens of each expert over the run, int64 [N, K]; None if no token met an expert.
+
+    The lines of a model without RRE layers have one row of zeros.
+    """
+    total_NK = np.sum([line["tokens_NK"] for line in lines], axis=0, dtype=np.int64)
+    return total_NK if total_NK.any() else None
 
 
 def _drop_lines_beyond(file: Path, step: int) -> None:

@@ -1,213 +1,284 @@
-"""HTML report of one run or several: figures from pictures.py, and the tables of the template `report.html`."""
+"""HTML report of one run or several: figures and tables of the numbers by the names that the log has.
+
+Several runs share a figure: colours distinguish the domains or other parts of a number, and line styles the runs.
+Shape suffixes: N segments of the RRE layers, K experts stored in the largest one, G groups of experts, E experts of a group.
+"""
 
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from matplotlib.figure import Figure
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
 
 from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
-from pangu_sigma.data.manifest import DomainRecord, load_manifest
+from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepare.overview import format_overview
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
-from pangu_sigma.stored.model import read_lineage, read_tuning_result
-from pangu_sigma.training.log.columns import last, lines_by_kind, points
-from pangu_sigma.training.log.differences import format_missing
-from pangu_sigma.training.log.metrics import FILE, EmptyLogError
-from pangu_sigma.training.log.pictures import (
-    RunLog,
-    draw_load,
-    draw_losses,
-    draw_numbers,
-    is_constant,
-    numbers,
-    segment_loads,
-)
+from pangu_sigma.training.log.metrics import FILE, EmptyLogError, columns, expert_load, flat, lines_by_kind, points
+from pangu_sigma.training.log.summary import PAGE, format_rows, read_tuning
 from pangu_sigma.writable import refuse_link
 
-PAGE = Path("report/report.html")
-"""Path of the HTML report in a run folder."""
+Table = list[dict[str, Any]]
+"""Rows of a table of the page, each with its cells by their heads; a row may lack some."""
+
 BENCHMARKS = "benchmarks.json"
 """File of benchmark results in a run folder: metrics, counts, answering domain and checkpoint step of each task."""
-
 _UNBALANCED = 1.5
 """Load of an expert, over its fair share, from which the report names a way to balance it."""
-_ALT = {
-    "loss": "training and held-out loss of each domain over the steps",
-    "numbers": "every other number of the log that changes, over the steps",
-    "expert_load": "tokens of each expert over its fair share, by RRE layer and domain",
-}
-"""Descriptions of the figures for those who do not see them."""
+_NO_NUMBER = {"tokens", "left_out"}
+"""Metrics that no panel shows."""
+_LOGARITHMIC = {"gradient_norm", "loss_scale"}
+_LEGEND = 20
+"""Maximum number of lines in a panel that has a legend."""
+_STYLES = ("-", "--", ":", "-.")
+"""Line styles of the runs of a figure, in turn."""
 
 
 @dataclass(frozen=True)
-class _Run(RunLog):
-    """Run in a report. data: domains of the data manifest; benchmarks: by task; empty if missing.
+class RunLog:
+    """Metrics log of a run, for figures and tables. lines: by kind. config: configuration by key path. tuning: `read_tuning`.
 
-    tuning: `read_tuning` of the run; a tuned run has no `data`, which are those of its parent.
+    data: overview of the prepared text; a tuned run has none but its parent's. benchmarks: by task. Any of them may be unknown.
     """
 
-    data: dict[str, DomainRecord] = field(default_factory=dict)
-    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    name: str
+    lines: Mapping[str, list[dict[str, Any]]]
+    config: Mapping[str, Any] = field(default_factory=dict)
     tuning: dict[str, Any] | None = None
+    data: str = ""
+    benchmarks: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def constants(self) -> str:
-        """Numbers that are the same at every step, in words."""
-        names = [name for name in numbers(self) if is_constant(self, name)]
-        return ", ".join(f"{name.replace('_', ' ')} {last(self.steps, name):,.6g}" for name in names)
+    def evaluated(self) -> str:
+        """What evaluations read."""
+        return "dev" if self.tuning else "held_out"
 
     @property
-    def changing(self) -> dict[str, np.ndarray]:
-        """Values of each number that changes; the table of domains has the epochs."""
-        names = [name for name in numbers(self) if not is_constant(self, name) and not name.startswith("epochs/")]
-        return {name: points(self.steps, name)[1] for name in names}
+    def domains(self) -> list[str]:
+        """Names of the domains of the run."""
+        return [*self.lines["run"][0]["domains"]]
 
-    @property
-    def unbalanced(self) -> str:
-        """Load of the most loaded expert, if it is high and `routing.table` can lower it; else ""."""
-        loads = segment_loads(self)
-        if not loads or self.config.get("routing.table") != "random":
-            return ""
-        load = max(loads, key=lambda load: np.nan_to_num(load.relative_NK).max())
-        relative_NK = np.nan_to_num(load.relative_NK)
-        n, expert = np.unravel_index(relative_NK.argmax(), relative_NK.shape)
-        if relative_NK[n, expert] < _UNBALANCED:
-            return ""
-        domain = self.domains[expert * len(self.domains) // relative_NK.shape[1]]
-        whose = domain if load.kind == "own" else "an expert common to all domains"
-        where = load.labels[n].replace(".", ", segment ")
-        return f"{relative_NK[n, expert]:.2f} times its fair share, in {whose}, RRE layer {where}"
+    @cached_property
+    def numbers(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Steps and finite values of each number by its name; before a name of an `evaluation` line stands what was evaluated."""
+        steps, evaluations = (columns(self.lines.get(kind, [])) for kind in ("step", "evaluation"))
+        found = {name: points(steps, name) for name in steps if name != "step"}
+        for name in [name for name in evaluations if name != "step"]:
+            found[f"{self.evaluated}_{name.removeprefix('per_domain_')}"] = points(evaluations, name)
+        return {name: both for name, both in found.items() if both[1].size}
 
-    @property
-    def samples(self) -> str:
-        """Hash over the training samples of all steps."""
-        return xxhash.xxh3_64_hexdigest("".join(filter(None, self.steps.get("samples", []))).encode())
+    @cached_property
+    def load(self) -> tuple[list[str], np.ndarray] | None:
+        """Of each segment, own ones first, its label, layer.segment and kind, and the load of its experts over their fair share
+        [N, K]: the mean of their domain, or in a common segment of all. NaN without tokens or expert. None without load."""
+        total_NK = expert_load(self.lines.get("load", []))
+        if total_NK is None:
+            return None
+        kinds = [kind for key, kind in self.config.items() if key.startswith("model.segments.")] or ["own"]
+        each, common = self.config.get("model.experts_per_domain"), self.config.get("model.common_experts")
+        stored = {"own": each and each * len(self.domains), "common": common}
+        labels, relative_NK = list[str](), np.full(total_NK.shape, np.nan)
+        order = sorted(range(len(total_NK)), key=lambda n: kinds[n % len(kinds)] != "own")
+        for row, n in enumerate(order):
+            kind = kinds[n % len(kinds)]
+            total_GE = total_NK[n, : stored[kind] or None].reshape(len(self.domains) if kind == "own" else 1, -1)
+            with np.errstate(invalid="ignore"):  # 0 / 0
+                relative_NK[row, : total_GE.size] = (total_GE / total_GE.mean(axis=1, keepdims=True)).ravel()
+            labels.append(f"{n // len(kinds)}.{n % len(kinds)} {kind}")
+        return labels, relative_NK
 
 
-def write_report(
-    run_folder: Path, others: Sequence[Path] = (), differences: Sequence[dict[str, dict[str, Any]]] = ()
-) -> Path:
-    """Write `report/` in `run_folder`: the page report.html and its figures loss, numbers, expert_load.
+def draw_numbers(runs: Sequence[RunLog]) -> Figure:
+    """Draw numbers over the steps, a panel for each metric: losses with the unigram loss, and all others that change in a run."""
+    panels: dict[str, dict[str, None]] = {"loss": {}}
+    for run in runs:
+        for name, (_, values) in run.numbers.items():
+            metric = name.partition("/")[0].removeprefix(f"{run.evaluated}_")
+            if metric in ("loss", "unigram"):
+                panels["loss"][name] = None
+            elif metric not in _NO_NUMBER and changes(name, values):
+                panels.setdefault(metric, {})[name] = None
+    rows = 1 + math.ceil((len(panels) - 1) / 2)
+    figure = Figure(figsize=(12, 3 * rows), layout="constrained")
+    for place, (metric, names) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, 2, (1, 2) if place == 1 else place + 1)
+        parts = list(dict.fromkeys(name.partition("/")[2] for name in names))
+        for run, style in zip(runs, cycle(_STYLES), strict=False):
+            for name in names:
+                whole, _, part = name.partition("/")
+                label = " ".join([run.name] * (len(runs) > 1) + ([] if whole == metric else [whole]) + [part or "all"])
+                (line,) = axes.plot(*run.numbers.get(name, ((), ())), style, linewidth=1.0, label=label)
+                line.set(color=f"C{parts.index(part)}", marker="" if whole == metric else ".")
+            for spike in run.lines.get("spike", []) if metric == "loss" else ():
+                axes.plot(spike["step"], spike["loss"], "r^")
+        axes.set_title(metric.replace("_", " ") + ", ▲: spike" * (metric == "loss"), fontsize=11)
+        axes.set_yscale("log" if metric in _LOGARITHMIC else "linear")
+        axes.grid(alpha=0.3)
+        if 1 < len(axes.lines) <= _LEGEND:
+            axes.legend(fontsize=7)
+    return figure
+
+
+def changes(name: str, values: np.ndarray) -> bool:
+    """Return True if a number changes by more than a thousandth of itself or of one; a learning rate is far below one."""
+    return bool(np.ptp(values) > 1e-3 * max(abs(values).max(), float(name != "learning_rate")))
+
+
+def draw_load(run: RunLog) -> Figure | None:
+    """Draw a heat map, segments × experts, of the load of each expert over its fair share; None if the run has no load."""
+    if run.load is None:
+        return None
+    labels, relative_NK = run.load
+    figure = Figure(figsize=(12, 2.5 + 0.4 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(relative_NK, aspect="auto", vmin=0, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="tokens / fair share\n(1 = balanced)")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="expert (number in its segment)", ylabel="RRE layer.segment (0 = lowest)")
+    each = run.config.get("model.experts_per_domain") or relative_NK.shape[1] // len(run.domains)
+    borders, own = np.arange(len(run.domains)) * each - 0.5, sum(label.endswith("own") for label in labels)
+    axes.vlines(borders[1:], -0.5, own - 0.5, "white")
+    axes.secondary_xaxis("top").set_xticks(borders + each / 2, run.domains, rotation=30)
+    axes.set_title("Load of each expert over the run")
+    return figure
+
+
+def _unbalanced(run: RunLog) -> str:
+    """Return the load of the most loaded expert, if it is high and `routing.table` can lower it; else ""."""
+    if run.load is None or run.config.get("routing.table") != "random":
+        return ""
+    labels, relative_NK = run.load
+    n, expert = np.unravel_index(np.nanargmax(relative_NK), relative_NK.shape)
+    told = f"{relative_NK[n, expert]:.2f} times its fair share: expert {expert} of segment {labels[n]}"
+    return told if relative_NK[n, expert] >= _UNBALANCED else ""
+
+
+def _by_domain(run: RunLog) -> Table:
+    """Return every number by domain: its last value in the log, or its sum for what counts steps."""
+    rows: dict[str, dict[str, Any]] = {name: {"domain": name} for name in run.domains}
+    for name, (_, values) in run.numbers.items():
+        metric, _, domain = name.rpartition("/")
+        if domain in rows:
+            rows[domain][metric] = values.sum() if metric.startswith("left_out/") else values[-1]
+    return [*rows.values()]
+
+
+def _tables(run: RunLog) -> dict[str, Table]:
+    """Return further tables by title; one without rows is not shown."""
+    changed = [(line["step"], *change) for line in run.lines.get("config", []) for change in line["changes"]]
+    tables: dict[str, Table] = {
+        "Numbers": [],
+        "Fine-tuning": [],
+        "Benchmarks": [{"task": name} | task for name, task in run.benchmarks.items()],
+        "Loss spikes, the latest 50": run.lines.get("spike", [])[-50:],
+        "Changes of the configuration": [
+            {"after step": step, "key": key, "was": as_text(old), "became": as_text(new)}
+            for step, key, old, new in changed
+        ],
+    }
+    for name, (_, v) in run.numbers.items():
+        if name.rpartition("/")[2] not in run.domains:
+            row = {"number": name, "lowest": v.min(), "median": np.median(v), "highest": v.max(), "last": v[-1]}
+            tables["Numbers"].append(row)
+    known = {"forgetting": {"skipped": "the fine-tuning is not finished"}} | run.tuning if run.tuning else {}
+    by_domain: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, value in flat(known).items():
+        title, found, rest = name.partition("/domains/")
+        domain, _, head = rest.partition("/")
+        if found:
+            by_domain.setdefault(title.capitalize(), {}).setdefault(domain, {"domain": domain})[head] = value
+        else:
+            tables["Fine-tuning"].append({"key": name, "value": value})
+    return tables | {title: [*rows.values()] for title, rows in by_domain.items()}
+
+
+def write_report(run_folder: Path, others: Sequence[Path] = (), compared: str = "") -> Path:
+    """Write the page `report/report.html` in `run_folder`, with the figures of losses, numbers and expert load.
 
     others: folders of further runs, shown in the same figures and in further tables; nothing is written to these folders.
-    differences: `loss_differences` of the run and each of the others.
+    compared: tables of the run's losses beside theirs, `format_comparison`.
     Returns the path of the page, which needs no other file. A figure without data is left out (a model without RRE layers has no
-    expert load). Each file is written atomically, and replaces that of an earlier report.
+    expert load). The page is written atomically, and replaces an earlier one.
     Raises FileNotFoundError if a run has no metrics.jsonl, EmptyLogError if the log has no step, OSError for errors of the disk.
     """
-    runs = [_read(folder) for folder in (run_folder, *others)]
-    figures: dict[str, Figure | None] = {
-        "loss": draw_losses(runs),
-        "numbers": draw_numbers(runs),
-        **{f"expert_load{f'_{n}' if n > 1 else ''}": draw_load(run) for n, run in enumerate(runs, 1)},
-    }
+    folders = [run_folder, *others]
+    names = [folder.resolve().name for folder in folders]
+    if len({*names}) < len(names):
+        names = [str(folder) for folder in folders]
+    runs = list(map(_read, folders, names))
+    keys = sorted({key for run in runs for key in run.config})
+    settings = [{"key": key} | {run.name: as_text(run.config.get(key)) for run in runs} for key in keys]
+    load = "tokens of each expert over its fair share, by RRE layer and domain"
+    figures = {"losses of each domain, and every other number that changes, over the steps": draw_numbers(runs)}
+    figures |= {f"{load}, {run.name}": figure for run in runs if (figure := draw_load(run))}
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["cell"] = _cell
+    html = environment.get_template("report.html").render(
+        runs=[(run, _by_domain(run), _unbalanced(run), _tables(run)) for run in runs],
+        compared=compared,
+        settings=settings,
+        differing=[row for row in settings if len({*row.values()} - {row["key"]}) > 1],
+        pictures={description: _png(figure) for description, figure in figures.items()},
+        format_rows=format_rows,
+    )
     page = run_folder / PAGE
     refuse_link(page.parent)
     page.parent.mkdir(exist_ok=True)
-    pictures = {name: _save(figure, page.with_name(f"{name}.png")) for name, figure in figures.items() if figure}
-    for name in figures.keys() - pictures.keys():
-        page.with_name(f"{name}.png").unlink(missing_ok=True)  # of an earlier report
-    keys = sorted({key for run in runs for key in run.config})
-    values = {key: [_text(run.config.get(key)) for run in runs] for key in keys}
-    html = _template().render(
-        names=", ".join(run.name for run in runs),
-        runs=runs,
-        compared=list(zip(runs[1:], differences, strict=True)),
-        reasons=list(dict.fromkeys(reason for each in differences for reason in format_missing(each))),
-        pictures=[
-            (_ALT[name.rstrip("_0123456789")], base64.b64encode(content).decode()) for name, content in pictures.items()
-        ],
-        differing=[[key, *texts] for key, texts in values.items() if len(set(texts)) > 1],
-    )
     write_atomically(page, html.encode())
     return page
 
 
-def _read(folder: Path) -> _Run:
-    lines = lines_by_kind(folder)
+def _read(folder: Path, name: str) -> RunLog:
+    lines, tuning = lines_by_kind(folder), read_tuning(folder)
     if "step" not in lines:
         raise EmptyLogError(f"{folder} has no logged step; train it for at least train.log_interval steps")
     if "run" not in lines:
         raise EmptyLogError(f"{folder / FILE}: its first line, with the domains, is missing; take the file from a copy")
-    config, data, benchmarks = dict[str, Any](), dict[str, DomainRecord](), dict[str, Any]()
-    tuning = read_tuning(folder)
-    with suppress(
-        OSError, ValueError, LookupError, TypeError
-    ):  # what cannot be read is not shown; the figures are of the log
+    config, data, benchmarks = dict[str, Any](), "", dict[str, Any]()
+    # what cannot be read is not shown; the figures are of the log
+    with suppress(OSError, ValueError, LookupError, TypeError):
         config = leaves(json.loads((folder / CONFIG_FILE).read_bytes())["config"])
-    with suppress(DataError):
-        path = config.get("data.path")
-        data = load_manifest(folder / path).domains if isinstance(path, str) and not tuning else {}
-    with suppress(OSError, ValueError, AttributeError):
-        tasks = json.loads((folder / BENCHMARKS).read_text(encoding="utf-8"))
-        benchmarks = {name: dict(task.items()) for name, task in tasks.items()}
-    unigram: dict[str, float | None] = {name: record.unigram_entropy for name, record in data.items()}
-    unigram |= lines["evaluation"][-1]["unigram"] if "evaluation" in lines else {}
-    name, evaluated = folder.resolve().name, "dev set" if tuning else "held-out text"
-    return _Run(name, lines, config, unigram, evaluated, data, benchmarks, tuning)
+    with suppress(DataError, LookupError):
+        data = "" if tuning else format_overview(load_manifest(folder / config["data.path"]))
+    with suppress(OSError, ValueError):
+        benchmarks = json.loads((folder / BENCHMARKS).read_text(encoding="utf-8"))
+    return RunLog(name, lines, config, tuning, data, benchmarks)
 
 
-def read_tuning(folder: Path) -> dict[str, Any] | None:
-    """Return parent, parent_step and options of a tuned run, and its result once it is finished; None for other runs.
-
-    Raises DamagedFile if one of the two files was changed.
-    """
-    lineage = read_lineage(folder) or {}
-    if lineage.get("kind") != "finetune":
-        return None
-    return {key: lineage.get(key) for key in ("parent", "parent_step", "options")} | (read_tuning_result(folder) or {})
-
-
-def _save(figure: Figure, file: Path) -> bytes:
+def _png(figure: Figure) -> str:
+    """Draw a figure; return the picture in base64."""
     png = io.BytesIO()
     figure.savefig(png, dpi=110)
-    write_atomically(file, png.getvalue())
-    return png.getvalue()
+    return base64.b64encode(png.getvalue()).decode()
 
 
-@functools.cache
-def _template() -> Template:
-    """Load the template `report.html` with its filters and functions."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"cell": _cell, "number": _number, "text": _text}
-    environment.globals |= {"last": last, "total": _total, "perplexity": _perplexity, "median": np.median}
-    return environment.get_template("report.html")
+def _cell(value: Any) -> str:
+    """Format a table cell: a count, a number with five digits, yes or no, or a text; a dash for None."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.5g}"
+    return "–" if value is None else value if isinstance(value, str) else as_text(value)
 
 
-def _total(of: Mapping[str, Any], name: str) -> int:
-    return int(points(of, name)[1].sum())
-
-
-def _perplexity(loss: float | None) -> float | None:
-    return None if loss is None else math.exp(min(loss, 700.0))
-
-
-def _cell(value: float | str | None) -> str:
-    """Format a table cell: a count, a number with three decimals, or a text; a dash for None."""
-    if isinstance(value, int):
-        return format(value, ",")
-    return value if isinstance(value, str) else _number(value)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else format(value, ".3f")
-
-
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Return a value of a configuration as JSON."""
     return json.dumps(value, ensure_ascii=False, default=str)

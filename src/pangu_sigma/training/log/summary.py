@@ -1,4 +1,7 @@
-"""Summary of a run, and comparison of two, from their metrics.jsonl."""
+"""Summary of a run, and comparison of two, from their metrics.jsonl.
+
+A difference is always the first run minus the second, and only of losses on the same samples.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,25 @@ from typing import Any
 
 import numpy as np
 
+from pangu_sigma.data.held_out import samples_of_evaluation
+from pangu_sigma.stored.model import StoredModel, read_lineage, read_tuning_result
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.training.log.columns import columns, last, lines_by_kind, points
-from pangu_sigma.training.log.differences import evaluation_of, format_missing
-from pangu_sigma.training.log.losses import format_number
-from pangu_sigma.training.log.metrics import FILE, LAST, SUMMED, EmptyLogError, load_max_over_mean
-from pangu_sigma.training.log.pictures import expert_load
-from pangu_sigma.training.log.report import PAGE, read_tuning
+from pangu_sigma.stored.run import StoredRun
+from pangu_sigma.training.log.losses import format_table, losses_of
+from pangu_sigma.training.log.metrics import (
+    FILE,
+    LAST,
+    SUMMED,
+    EmptyLogError,
+    columns,
+    expert_load,
+    lines_by_kind,
+    load_max_over_mean,
+    points,
+)
 
+PAGE = Path("report/report.html")
+"""Path of the HTML report in a run folder."""
 _FIGURES = ("se", "unigram", "bits_per_byte", "tokens", "samples")
 """Keys of a domain's last evaluation in a summary, besides its loss."""
 _LINES = (
@@ -65,12 +79,12 @@ def summarise(path: Path) -> dict[str, Any]:
                 "loss_before": before["per_domain_loss"].get(name),
                 "loss_after": loss,
                 **{key: after[key][name] for key in _FIGURES},
-                "epochs": last(steps, f"epochs/{name}"),
+                "epochs": _over_run(steps, f"epochs/{name}"),
             }
             for name, loss in after["per_domain_loss"].items()
         },
         "same_samples": before["held_out"] == after["held_out"],
-        **{name: _over_run(steps, name) for name in steps if points(steps, name)[1].size and "/" not in name},
+        **{name: _over_run(steps, name) for name in steps if "/" not in name and name != "samples"},
         "expert_load_max_over_mean": None if load_NK is None else load_max_over_mean(load_NK, reachable_N),
         "rows": lines["rows"][-1] if "rows" in lines else None,
         "checkpoint": str(newest.path),
@@ -80,25 +94,20 @@ def summarise(path: Path) -> dict[str, Any]:
     }
 
 
-def _over_run(steps: Mapping[str, Any], name: str) -> float:
-    """Return the sum, last value or median of a number over the `step` lines."""
-    values = points(steps, name)[1]
-    found = values.sum() if name in SUMMED else values[-1] if name in LAST else np.median(values)
-    return int(found) if name in SUMMED else float(found)
+def _over_run(steps: Mapping[str, Any], name: str) -> float | None:
+    """Return the sum, last value or median of a number over the `step` lines; None if they do not have it."""
+    values, metric = points(steps, name)[1], name.partition("/")[0]
+    if metric in SUMMED:
+        return int(values.sum())
+    return float(values[-1] if metric in LAST else np.median(values)) if values.size else None
 
 
 def format_summary(summary: dict[str, Any]) -> str:
     """Format a summary as the table that `pangu-sigma report` prints."""
-    lines = [
-        f"{'domain':12} {'before':>8} {'after':>8} {'±':>8} {'unigram':>8} {'bits/byte':>9} {'epochs':>7}   "
-        f"{summary['losses']}, nats per token",
-        *(
-            f"{name:12} {format_number(d['loss_before'], 8)} {format_number(d['loss_after'], 8)} {format_number(d['se'], 8)} "
-            f"{format_number(d['unigram'], 8)} {format_number(d['bits_per_byte'], 9)} "
-            f"{format_number(d['epochs'], 7, 2)}"
-            for name, d in summary["domains"].items()
-        ),
-    ]
+    heads = ("before", 8, 3), ("after", 8, 3), ("±", 8, 3), ("unigram", 8, 3), ("bits/byte", 9, 3), ("epochs", 7, 2)
+    keys = ("loss_before", "loss_after", "se", "unigram", "bits_per_byte", "epochs")
+    rows = {name: [domain[key] for key in keys] for name, domain in summary["domains"].items()}
+    lines = format_table(heads, rows, f"{summary['losses']}, nats per token")
     if not summary["same_samples"]:
         lines.append("before       is of other held-out samples: the run was begun on other data")
     if summary["evaluated_at"] not in (None, summary["checkpoint_step"]):
@@ -135,17 +144,75 @@ def format_divergence(lines: list[dict[str, Any]], peak_lr: float) -> str:
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
     if not evaluations or evaluations[0]["step"] or evaluations[0]["held_out"] != evaluations[-1]["held_out"]:
         return ""
-    before, after = (
-        {name: math.inf if loss is None else loss for name, loss in line["per_domain_loss"].items()}
-        for line in (evaluations[0], evaluations[-1])
-    )
-    if not after or any(loss <= before[name] for name, loss in after.items()):
+    final = evaluations[-1]["per_domain_loss"]
+    losses = {name: [loss, final[name]] for name, loss in evaluations[0]["per_domain_loss"].items() if name in final}
+    losses = {name: [math.inf if loss is None else loss for loss in both] for name, both in losses.items()}
+    if not losses or any(after <= before for before, after in losses.values()):
         return ""
-    changes = ", ".join(f"{name} {before[name]:.4g} → {loss:.4g}" for name, loss in after.items())
+    changes = ", ".join(f"{name} {before:.4g} → {after:.4g}" for name, (before, after) in losses.items())
     return (
         f"the held-out loss ended above that of step 0 in all domains ({changes}): the training diverged; lower "
         f"train.optimizer.peak_lr={peak_lr:g}"
     )
+
+
+def read_tuning(folder: Path) -> dict[str, Any] | None:
+    """Return parent, parent_step and options of a tuned run, and its result once it is finished; None for other runs.
+
+    Raises DamagedFile if one of the two files was changed.
+    """
+    lineage = read_lineage(folder) or {}
+    if lineage.get("kind") != "finetune":
+        return None
+    return {key: lineage.get(key) for key in ("parent", "parent_step", "options")} | (read_tuning_result(folder) or {})
+
+
+def loss_differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
+    """Return the held-out losses of the run in `path` minus those of `other`, by domain of either; negative: `path` is better.
+
+    A domain has nats_per_token, se, bits_per_byte and bits_per_byte_se, of differences that are paired by sample. If domain,
+    samples or tokenizer are not common to both runs, it has `none`, the reason, instead.
+    """
+    runs = [open_model(run, "run") for run in (path, other)]
+    logged = [evaluation_of(run, lines_by_kind(run.path)["evaluation"]) for run in runs]
+    mine, theirs = (losses_of(line or {"per_sample": {}}) for line in logged)
+    result: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys([*mine, *theirs]):
+        if name not in mine or name not in theirs:
+            result[name] = {"none": f"{path if name not in mine else other} has no held-out loss of it"}
+        elif mine[name].digest != theirs[name].digest:
+            result[name] = {"none": _why_unpaired(*runs)}
+        else:
+            result[name] = mine[name].minus(theirs[name]).figures()
+    return result
+
+
+def evaluation_of(run: StoredRun, evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return, of the `evaluation` lines of a run, the one of its newest checkpoint, or else the last one; None without any."""
+    step = run.newest.step if run.newest else None
+    return next((line for line in evaluations if line["step"] == step), evaluations[-1] if evaluations else None)
+
+
+def why_incomparable(run: StoredModel, other: StoredModel) -> str:
+    """Return why held-out losses of two runs are incomparable (tokenizer, sequence length); "" if they may be comparable."""
+    if run.tokenizer.hash != other.tokenizer.hash:
+        return "their tokenizers differ"
+    lengths = [r.config.model.seq_length for r in (run, other)]
+    return "" if lengths[0] == lengths[1] else f"model.seq_length is {lengths[0]} and {lengths[1]}"
+
+
+def _why_unpaired(run: StoredModel, other: StoredModel) -> str:
+    """Return why the logs of two runs have losses of different samples of a domain, and what to do."""
+    again = f"pangu-sigma evaluate {run.path} --against {other.path} measures both on the same tokens"
+    if reason := why_incomparable(run, other):
+        return f"{reason}, so the samples are not the same"
+    tuned = [each.path for each in (run, other) if each.config.finetune is not None]
+    if tuned:
+        return f"the losses of {' and '.join(map(str, tuned))} are of a task's answers; {again}"
+    counts = [samples_of_evaluation(each.config) for each in (run, other)]
+    if counts[0] != counts[1]:
+        return f"train.eval_batches · train.batch_size is {counts[0]} and {counts[1]} samples; {again}"
+    return "the held-out text differs, or one evaluated blocks of samples, on Ascend, and the other single ones"
 
 
 def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
@@ -153,16 +220,17 @@ def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
 
     other: summary of the second run, with `loss_differences` under "differences".
     """
-    width = max(len(summary["run"]), len(other["run"]), 8)
-    heads = f"{summary['run']:>{width}} {other['run']:>{width}} {'first − second':>14} {'±':>8} {'unigram':>8}"
-    lines = [f"{'domain':12} {heads}   {summary['losses']}, nats per token"]
+    rows, width = {}, max(8, len(summary["run"]), len(other["run"]))
     for name, domain in summary["domains"].items():
         theirs, difference = other["domains"].get(name, {}).get("loss_after"), other["differences"][name]
-        lines.append(
-            f"{name:12} {format_number(domain['loss_after'], width)} {format_number(theirs, width)} "
-            f"{format_number(difference.get('nats_per_token'), 14)} {format_number(difference.get('se'), 8)} "
-            f"{format_number(domain['unigram'], 8)}"
-        )
+        rows[name] = [domain["loss_after"], theirs, *map(difference.get, ("nats_per_token", "se")), domain["unigram"]]
+    names = (summary["run"], width, 3), (other["run"], width, 3)
+    heads = *names, ("first − second", 14, 3), ("±", 8, 3), ("unigram", 8, 3)
+    lines = format_table(heads, rows, f"{summary['losses']}, nats per token")
     for key, title in (("steps", "steps"), ("tokens_per_second", "tokens/s")):
         lines.append(f"{title:12} {summary.get(key) or 0:{width},.0f} {other.get(key) or 0:{width},.0f}")
-    return "\n".join([*lines, *format_missing(other["differences"])])
+    reasons: dict[str, list[str]] = {}
+    for name, values in other["differences"].items():
+        if "none" in values:
+            reasons.setdefault(values["none"], []).append(name)
+    return "\n".join([*lines, *(f"no difference for {', '.join(names)}: {why}" for why, names in reasons.items())])

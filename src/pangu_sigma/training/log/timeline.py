@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -30,11 +31,8 @@ TRACE = "trace.json"
 """Folder of the profiler timeline in a run folder, and file in it."""
 STEPS = 5
 """Number of training steps in a profiler timeline."""
-_NO_STEP = "no timeline: this run took no step after its first, which compiles"
-_LOOP_ROW = {"pid": 1, "tid": 0}
-"""Process and thread id in the trace for the row of the loop."""
-_WORKER_ROW = {"pid": 1, "tid": 1}
-"""The same for the row of the worker."""
+_ROWS = ("training loop", "worker that updates experts")
+"""Rows of the timeline by number: threads of the trace."""
 
 
 def profiler_activities(target: str) -> list[ProfilerActivity]:
@@ -50,68 +48,58 @@ class Timeline:
         self._run, self._start = run, start
         self._events: list[dict[str, Any]] = []
         self._profiler: Any = None
-        self._begun = 0
+        self._begun = math.inf  # in seconds since 1970, as long as the profiler runs
 
     def __enter__(self) -> Timeline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._run and not self._begun:
-            logger.warning(_NO_STEP)
-        self._write()
+        self._end()
+        if self._run and not self._events:
+            logger.warning("no timeline: this run took no step after its first, which compiles")
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Record the time of a `with` block under a name, such as "save"."""
-        started = time.time_ns()
-        try:
-            yield
-        finally:
-            self._add(name, _LOOP_ROW, started, time.time_ns() - started)
+        started = time.time()
+        yield
+        self._add(0, name, started, time.time() - started)
 
     def worked(self, spans: Sequence[Span]) -> None:
         """Record stretches of the worker that updates experts."""
         since_1970 = time.time() - time.perf_counter()
         for span in spans:
-            begin, seconds = 1e9 * (since_1970 + span.begin), span.end - span.begin
-            self._add(f"segment {span.segment}", _WORKER_ROW, begin, 1e9 * seconds)
+            self._add(1, f"segment {span.segment}", since_1970 + span.begin, span.end - span.begin)
 
-    def _add(self, name: str, row: dict[str, int], begin: float, nanoseconds: float) -> None:
-        """Add a stretch of time, unless it began before the timeline."""
-        if self._profiler is not None and begin >= self._begun:
-            self._events.append({"ph": "X", "name": name, **row, "ts": begin / 1000, "dur": nanoseconds / 1000})
+    def _add(self, row: int, name: str, begin: float, seconds: float) -> None:
+        """Add a stretch of time to a row, unless it began before the timeline."""
+        if begin >= self._begun:
+            times = {"ts": 1e6 * begin, "dur": 1e6 * seconds}
+            self._events.append({"ph": "X", "name": name, "pid": 1, "tid": row, **times})
 
     def step_done(self, step: int) -> None:
         """Record that a step has ended, with its evaluation and checkpoint."""
-        done = step - self._start
-        if done == 1 and self._run:
-            self._begin(self._run / FOLDER)
-        elif done == 1 + STEPS:
-            self._write()
+        if self._run and step == self._start + 1:
+            folder = self._run / FOLDER
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            activities = profiler_activities(ms.get_context("device_target"))
+            self._profiler = profile(activities=activities, on_trace_ready=tensorboard_trace_handler(str(folder)))
+            self._profiler.start()
+            self._begun = time.time()
+        elif step == self._start + 1 + STEPS:
+            self._end()
 
-    def _begin(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        self._folder = folder
-        self._profiler = profile(
-            activities=profiler_activities(ms.get_context("device_target")),
-            on_trace_ready=tensorboard_trace_handler(str(folder)),
-        )
-        self._profiler.start()
-        self._begun = time.time_ns()
-
-    def _write(self) -> None:
+    def _end(self) -> None:
         """Stop the profiler, and write the trace, once."""
-        if self._profiler is None:
+        if self._run is None or self._profiler is None:
             return
         self._profiler.stop()
-        self._profiler = None
+        self._profiler, self._begun = None, math.inf
         if not self._events:  # the run ended with its first step
-            shutil.rmtree(self._folder)
-            logger.warning(_NO_STEP)
+            shutil.rmtree(self._run / FOLDER)
             return
-        named = {"ph": "M", "name": "process_name", **_LOOP_ROW, "args": {"name": "training loop"}}
-        rows = ((_LOOP_ROW, "loop"), (_WORKER_ROW, "worker that updates experts"))
-        threads = [{"ph": "M", "name": "thread_name", **row, "args": {"name": name}} for row, name in rows]
-        write_atomically(self._folder / TRACE, json.dumps([named, *threads, *self._events]).encode())
-        logger.info("timeline of %d steps: %s; open it in https://ui.perfetto.dev", STEPS, self._folder / TRACE)
+        file, name = self._run / FOLDER / TRACE, {"ph": "M", "name": "thread_name", "pid": 1}
+        rows = [{**name, "tid": number, "args": {"name": row}} for number, row in enumerate(_ROWS)]
+        write_atomically(file, json.dumps([*rows, *self._events]).encode())
+        logger.info("timeline of %d steps: %s; open it in https://ui.perfetto.dev", STEPS, file)
