@@ -264,8 +264,8 @@ def benchmark(
         limit: number of first items to run.
         num_fewshot: number of examples before each item, by default the benchmark's.
         samples_per_problem: programs per problem of humaneval, mbpp.
-        temperature: sampling temperature of programs and translations.
-        allow_code_execution: run the model's programs even where they cannot be isolated.
+        temperature: sampling temperature of generated answers, by default the benchmark's.
+        allow_code_execution: run the programs that the model writes, in a sandbox.
         json: file for the result, beside which the same call resumes after a kill.
 
     Examples:
