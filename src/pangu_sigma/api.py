@@ -271,8 +271,7 @@ def benchmark(
     Examples:
         pangu-sigma benchmark runs/sigma_tiny ocnli cmrc2018 --files benchmarks --json results.json
     """
-    from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, format_tasks
-    from pangu_sigma.evaluate.evaluation import benchmark_model
+    from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, benchmark_model, format_tasks
 
     request = BenchmarkRequest(
         tuple(dict.fromkeys(texts(names))),

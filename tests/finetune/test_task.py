@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from lm_eval.tasks._yaml_loader import load_yaml
 from helpers.tasks import write_task
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import Config, ConfigError
@@ -44,8 +44,9 @@ def test_what_nobody_has_set_follows_from_the_sequences(parent, task):
 @pytest.mark.parametrize("name", ["translation_en_zh", "translation_zh_en"])
 def test_a_benchmark_of_translation_asks_as_its_task_was_tuned(name):
     config = read_task(name).config(load_config(config_path("sigma_tiny")), ["bilingual"], 30)
+    asked = load_yaml(TASKS / f"{name}.yaml")["doc_to_text"]
     template = ChatTemplate.of(domains_of(config).named("bilingual"), config.chat)
-    assert template.prompt([("user", "{source}")]) == load_yaml(TASKS / f"{name}.yaml")["doc_to_text"].replace("{{source}}", "{source}")
+    assert template.prompt([("user", "{source}")]) == asked.replace("{{source}}", "{source}")
 
 
 def test_what_is_set_stays(parent, task):

@@ -12,7 +12,7 @@ import pytest
 from helpers.benchmark_files import json_lines
 from lm_eval.api.instance import Instance
 
-from experiments.tiny import TINY_WORDS
+from experiments.tiny import STEPS, TINY_WORDS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.benchmarks import benchmarks
@@ -20,14 +20,16 @@ from pangu_sigma.evaluate.benchmarks.benchmarks import (
     FORMATS,
     TASKS,
     BenchmarkRequest,
+    TaskResult,
+    benchmark_model,
     format_tasks,
     kept_beside,
     run_benchmarks,
 )
 from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
 from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
-from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
 from pangu_sigma.evaluate.benchmarks.tasks import programs
+from pangu_sigma.training.log.report import BENCHMARKS
 
 LABELS = ["entailment", "neutral", "contradiction", "neutral", "-"]
 
@@ -140,7 +142,7 @@ def test_the_first_domain_of_its_format_answers_and_its_answers_stand_beside_the
         ({}, "humaneval runs programs that the model writes; allow_code_execution allows it"),
         (
             {"allow_code_execution": True, "samples_per_problem": 2},
-            "samples_per_problem 2: programs of temperature 0 are all the same; give temperature 0.8",
+            "2 programs of temperature 0 are all the same; give temperature 0.8",
         ),
         ({"num_fewshot": 2, "allow_code_execution": True}, "num_fewshot 2 is not possible: humaneval has 2 items"),
     ],
@@ -300,3 +302,42 @@ def test_the_table_has_a_line_for_each_metric():
         "| wplc | perplexity | – | 1,200 | 1 | 0 |",
         "| wplc | acc | 0.5000 | 1,200 | 1 | 0 |",
     ]
+
+
+@pytest.fixture(scope="module")
+def of_ocnli(tmp_path_factory) -> BenchmarkRequest:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "ocnli").mkdir()
+    rows = [{"sentence1": "今天天气", "sentence2": text, "label": "neutral"} for text in ("不错", "公园")]
+    (folder / "ocnli" / "dev.json").write_text(json_lines(*rows, {"label": "-"}), encoding="utf-8")
+    return BenchmarkRequest(("ocnli",), str(folder))
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_a_run_keeps_benchmarks_for_its_report(tiny_run, of_ocnli, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / BENCHMARKS).write_text('{"older": {"acc": 0.5, "n": 9, "step": 3}}', encoding="utf-8")
+    found = benchmark_model(run, of_ocnli, tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == found
+    figures = found["ocnli"]
+    assert {key: figures[key] for key in ("n", "skipped", "truncated")} == {"n": 2, "skipped": 1, "truncated": 0}
+    noted = json.loads((run / BENCHMARKS).read_text(encoding="utf-8"))
+    assert noted["ocnli"] == figures | {"domain": "zh", "step": STEPS} and noted["older"]["n"] == 9
+    page = (run / "report" / "report.html").read_text(encoding="utf-8")
+    assert (
+        f"<tr><td>ocnli</td><td>acc</td><td>{figures['acc']:.3f}</td><td>2</td><td>1</td><td>0</td><td>zh</td>" in page
+    )
+    assert "<tr><td>older</td><td>acc</td><td>0.500</td><td>9</td><td>–</td>" in page
+    text = format_tasks(found)
+    assert text.startswith("| task |") and f"| ocnli | acc | {figures['acc']:.4f} | 2 | 1 | 0 |" in text
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("graph_mode")
+def test_an_export_has_the_benchmarks_of_its_run(tiny_run, tiny_export, of_ocnli, tmp_path):
+    before = {str(file): file.read_bytes() for file in Path(tiny_export).rglob("*") if file.is_file()}
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    found = benchmark_model(tiny_export, of_ocnli, tmp_path / "out.json")
+    assert found == benchmark_model(run, of_ocnli)
+    assert {str(file): file.read_bytes() for file in Path(tiny_export).rglob("*") if file.is_file()} == before

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pangu_sigma.checkpoint.root import step_of
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument, without_effect
 from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
-from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
 from pangu_sigma.generate.text import open_engine
-from pangu_sigma.stored.open import ANSWERING, open_model
+from pangu_sigma.sealed import as_json, write_atomically
+from pangu_sigma.stored.open import ANSWERING, kind_of, open_model
+from pangu_sigma.training.log.report import BENCHMARKS, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +33,6 @@ CHINESE = "zh"
 
 FORMATS = {"humaneval": "code", "mbpp": "code", "translation_en_zh": "bilingual", "translation_zh_en": "bilingual"}
 """Text format of the domain that answers by default in a benchmark; its first domain does."""
-
-LANES = 8
-"""Number of texts in a batch of a benchmark."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,46 @@ class BenchmarkRequest:
         return names[0]
 
 
+@dataclass(frozen=True)
+class TaskResult:
+    """Result of one benchmark. metrics: values by name. n: number of items. skipped: lines or entries without a label or an answer
+    by design. truncated: items whose text was cut to fit into the model."""
+
+    metrics: dict[str, float]
+    n: int
+    skipped: int
+    truncated: int
+
+    def figures(self) -> dict[str, Any]:
+        """Return the result of the benchmark as values for JSON; metrics that are not finite become None."""
+        metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
+        return {**metrics, "n": self.n, "skipped": self.skipped, "truncated": self.truncated}
+
+
+def benchmark_model(model: Path, asked: BenchmarkRequest, file: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Run benchmarks on a trained run or an exported model, and return {task: {metric: value, …, "n", "skipped", "truncated"}}.
+
+    file: file to write the result to as JSON; until then, answers are cached beside it. The results of a run are also written to
+    its folder. Raises the errors of `run_benchmarks`.
+    """
+    cache = kept_beside(file, model, asked) if file is not None else None
+    tasks = {name: result.figures() for name, result in run_benchmarks(model, asked, cache, file).items()}
+    if kind_of(model) == "run":
+        _note_in_run(model, asked, tasks)
+    if file is not None and cache is not None:
+        file.write_text(json.dumps(tasks, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        cache.remove()
+    return tasks
+
+
 def run_benchmarks(
     model: Path, request: BenchmarkRequest, kept: ResultCache | None = None, beside: Path | None = None
 ) -> dict[str, TaskResult]:
     """Run benchmarks on a run's newest checkpoint or an exported model, and return results by task; a task group has a result too.
 
     kept: cache of answers; None for no cache. beside: path of the result's file, beside which the generated answers of each task
-    are written, an item a line; None to write none.
-
-    Raises, before anything is computed, ConfigError for an unknown task or domain, and where programs may or can not be run, and
-    DataError for missing or invalid files.
+    are written, an item a line; None to write none. Raises, before anything is computed, ConfigError for an unknown task or domain,
+    and where programs may or can not be run, and DataError for missing or invalid files.
     """
     config = open_model(model, *ANSWERING, verified=False).config
     for name in request.tasks:
@@ -88,7 +118,7 @@ def run_benchmarks(
 
     manager, loaded = _load(request, config)
     _check([task for found in loaded.values() for task in found["tasks"].values()], request)
-    engine = open_engine(model, lanes=LANES)
+    engine = open_engine(model, lanes=8)
     results: dict[str, TaskResult] = {}
     for name in request.tasks:
         done = kept.get(f"task {name}") if kept else None
@@ -101,6 +131,20 @@ def run_benchmarks(
                 kept.put(f"task {name}", done)
         results |= {each: TaskResult(**result) for each, result in done.items()}
     return results
+
+
+def _note_in_run(run: Path, asked: BenchmarkRequest, tasks: dict[str, Any]) -> None:
+    """Write the results to the run folder, and rewrite its report if it has logged steps."""
+    opened = open_model(run, "run")
+    step = step_of(opened.latest) if opened.latest else None
+    of = {name: {"domain": asked.domain_of(name, opened.config), "step": step} for name in tasks}
+    file = run / BENCHMARKS
+    try:
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        write_atomically(file, as_json(before | {name: figures | of[name] for name, figures in tasks.items()}))
+        write_report(run)
+    except (OSError, ValueError) as error:
+        logger.warning("the run's report does not have these benchmarks: %s", error)
 
 
 def kept_beside(file: Path, model: Path, request: BenchmarkRequest) -> ResultCache:
@@ -195,10 +239,7 @@ def _check_programs(task: Any, request: BenchmarkRequest) -> None:
     if not (TASKS / f"{name}.yaml").exists():
         raise ConfigError(f"{name} runs programs outside of a sandbox; take humaneval or mbpp, which have one")
     if samples > 1 and not task.config.generation_kwargs["do_sample"]:
-        option = argument("--samples-per-problem")
-        raise ConfigError(
-            f"{option} {samples}: programs of temperature 0 are all the same; give {argument('--temperature')} 0.8"
-        )
+        raise ConfigError(f"{samples} programs of temperature 0 are all the same; give {argument('--temperature')} 0.8")
     try:
         outcome({"task_id": 0, "prompt": "", "test": "def check(_): pass", "entry_point": "None"}, "")
     except RuntimeError as error:
@@ -211,8 +252,7 @@ def _run(
     """Run a task or a group, and return the results of its tasks, and its own."""
     from lm_eval import evaluator
 
-    # it asks git, which complains where the user's folder is no repository
-    evaluator.get_git_commit_hash = lambda: None
+    evaluator.get_git_commit_hash = lambda: None  # it asks git, which complains where there is no repository
     evaluated = evaluator.simple_evaluate(
         model=lm,
         tasks=[*(loaded["groups"] or loaded["tasks"]).values()],

