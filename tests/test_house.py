@@ -23,7 +23,7 @@ BUDGETS = {
     "convert": 903,
     "data": 3242,
     "ecss": 377,
-    "evaluate": 985,
+    "evaluate": 986,
     "finetune": 652,
     "foreign": 1330,
     "generate": 1664,

@@ -218,6 +218,10 @@ def test_a_task_of_ones_own_runs_by_its_name(tiny_run, tmp_path):
     (tmp_path / "mine.yaml").write_text(json.dumps(task))
     (result,) = run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None, "zh", include_path=str(tmp_path))).values()
     assert (result.n, set(result.metrics)) == (3, {"acc", "acc_norm"})
+    (tmp_path / "mine.yaml").write_text(json.dumps(task | {"unsafe_code": True}))
+    request = BenchmarkRequest(("mine",), None, "zh", include_path=str(tmp_path), allow_code_execution=True)
+    with pytest.raises(ConfigError, match="mine runs programs outside of a sandbox; take humaneval or mbpp"):
+        run_benchmarks(tiny_run, request)
     with pytest.raises(ConfigError, match="include_path nix is not a folder"):
         run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None, "zh", include_path="nix"))
 

