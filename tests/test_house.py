@@ -23,7 +23,7 @@ BUDGETS = {
     "convert": 902,
     "data": 3238,
     "ecss": 377,
-    "evaluate": 1774,
+    "evaluate": 983,
     "finetune": 495,
     "foreign": 1382,
     "generate": 1666,

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sacrebleu import corpus_bleu, corpus_chrf
 
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.benchmarks.tasks.scoring import exact_match, f1
-from pangu_sigma.evaluate.benchmarks.translation import bleu, chrf
 from pangu_sigma.finetune.samples import Conversation, parse_conversation
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
@@ -28,8 +28,8 @@ ASKED_AT_ONCE = 32
 TaskMetric = Callable[[Sequence[str], Sequence[str], str], float]
 
 TASK_METRICS: Mapping[str, TaskMetric] = {
-    "bleu": bleu,
-    "chrf": lambda answers, wanted, _: chrf(answers, wanted),
+    "bleu": lambda answers, wanted, to: corpus_bleu(answers, [wanted], tokenize="zh" if to == "zh" else "13a").score,
+    "chrf": lambda answers, wanted, _: corpus_chrf(answers, [wanted]).score,
     "exact_match": lambda answers, wanted, _: 100 * _mean(exact_match, answers, wanted),
     "f1": lambda answers, wanted, _: 100 * _mean(f1, answers, wanted),
 }

@@ -267,15 +267,14 @@ def benchmark(
         limit: number of first items to run.
         num_fewshot: number of examples before each item, by default the benchmark's.
         samples_per_problem: programs per problem of humaneval, mbpp.
-        temperature: sampling temperature of programs and translations.
-        allow_code_execution: run the model's programs even where they cannot be isolated.
+        temperature: sampling temperature of generated answers, by default the benchmark's.
+        allow_code_execution: run the programs that the model writes, in a sandbox.
         json: file for the result, beside which the same call resumes after a kill.
 
     Examples:
         pangu-sigma benchmark runs/sigma_tiny ocnli cmrc2018 --files benchmarks --json results.json
     """
-    from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, format_tasks
-    from pangu_sigma.evaluate.evaluation import benchmark_model
+    from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, benchmark_model, format_tasks
 
     request = BenchmarkRequest(
         tuple(dict.fromkeys(texts(names))),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pangu_sigma.config import ConfigError
-from pangu_sigma.evaluate.sandbox.sandbox import Sandbox
+from pangu_sigma.evaluate.benchmarks.tasks.programs import outcome
+
+PROBLEM = {"task_id": 0, "prompt": "", "test": "def check(_): pass", "entry_point": "None"}
+"""A problem whose tests are passed by whatever comes to its end."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def programs_can_run() -> None:
     """Programs can be isolated here; otherwise tests that run them are skipped, with the reason."""
     try:
-        Sandbox()
-    except ConfigError as error:
+        outcome(PROBLEM, "")
+    except RuntimeError as error:
         pytest.skip(str(error))

@@ -1,6 +1,6 @@
 """Small files of Chinese benchmarks in their published formats, made by us, and a model for lm-eval that answers by rule.
 
-Each format is cited where its file is written. The last entry of most files cannot be used.
+Each format is cited where its file is written. The last entry of some files has no label or no answer, as in the published ones.
 """
 
 from __future__ import annotations
@@ -102,7 +102,6 @@ FILES: dict[str, dict[str, str]] = {
             {"sentence1": "花呗提额在哪", "sentence2": "哪里可以提花呗额度", "label": "1"},
             {"sentence1": "借呗怎么还", "sentence2": "花呗怎么开通", "label": "0"},
             {"sentence1": "借呗怎么关", "sentence2": "怎么关借呗", "label": "1"},
-            {"sentence1": "借呗怎么关", "label": "1"},
         )
     },
     # https://github.com/CLUEbenchmark/CLUE, README, 6. CSL
@@ -110,7 +109,6 @@ FILES: dict[str, dict[str, str]] = {
         "dev.json": json_lines(
             {"id": 1, "abst": "本文研究声呐成像", "keyword": ["声呐", "成像"], "label": "1"},
             {"id": 2, "abst": "本文研究稀土", "keyword": ["水稻"], "label": "0"},
-            {"id": 3, "abst": "本文研究桥梁", "keyword": [], "label": "0"},
         )
     },
     # https://github.com/CLUEbenchmark/CLUE, README, 2. TNEWS; the downloaded file calls the name label_desc, and has keywords
@@ -119,7 +117,6 @@ FILES: dict[str, dict[str, str]] = {
             {"label": "109", "label_desc": "news_tech", "sentence": "新手机发布", "keywords": ""},
             {"label": "103", "label_desc": "news_sports", "sentence": "球队赢了", "keywords": "球队"},
             {"label": "102", "label_desc": "news_entertainment", "sentence": "演员自拍", "keywords": ""},
-            {"label": "105", "label_desc": "news", "sentence": "没有这个类别", "keywords": ""},
         )
     },
     # https://github.com/CLUEbenchmark/CLUE, README, 3. IFLYTEK
@@ -128,14 +125,12 @@ FILES: dict[str, dict[str, str]] = {
         "dev.json": json_lines(
             {"label": "5", "label_des": "快递物流", "sentence": "在手机上寄快递"},
             {"label": "0", "label_des": "打车", "sentence": "附近的车马上就到"},
-            {"label": 5, "label_des": "快递物流", "sentence": "编号不是文字"},
         ),
     },
     "cluewsc2020": {
         "dev.json": json_lines(
             _pronoun(_PHONE, "false", span1_text="床", span2_text="它"),
             _pronoun(_PHONE, "true", span1_text="手机", span2_text="它"),
-            _pronoun("它很吵。", "true", span1_text="手机"),
         )
     },
     "c3": {
@@ -151,7 +146,6 @@ FILES: dict[str, dict[str, str]] = {
         "c3-m-dev.json": as_json(
             [
                 _c3(["水在零度结冰。"], ("水何时结冰?", ["零度时", "一百度时"], "零度时")),
-                _c3(["冰会化。"], ("什么会化?", ["水"], "冰")),
             ]
         ),
     },
@@ -162,18 +156,16 @@ FILES: dict[str, dict[str, str]] = {
                 "content": ["希望能#idiom000378#再进一步。", "去#idiom000379#？还是迎难而上？#idiom000380#更累。"],
                 "candidates": ["百尺竿头", "随波逐流", "逆水行舟"],
             },
-            {"content": ["没有空格。"], "candidates": ["百尺竿头"]},
         ),
         "dev_answer.json": as_json({"#idiom000378#": 0, "#idiom000379#": 1, "#idiom000380#": 2}),
     },
     # https://github.com/ymcui/cmrc2019, data/cmrc2019_dev.json
-    "cmrc2019": {"cmrc2019_dev.json": as_json({"data": [_STORY | {"answers": [1, 0, last]} for last in (2, 4)]})},
+    "cmrc2019": {"cmrc2019_dev.json": as_json({"data": [_STORY | {"answers": [1, 0, 2]}]})},
     "cmrc2018": {
         "cmrc2018_dev.json": _squad(
             _article(
                 "生命数耗完即算为踢爆。", ("生命数耗完即算为什么？", ["踢爆", "算为踢爆"]), ("谁运营？", ["盛大游戏"])
             ),
-            _article("没有答案。", ("有答案吗？", [])),
         )
     },
     "drcd": {
@@ -204,14 +196,12 @@ FILES: dict[str, dict[str, str]] = {
     "pd_cft": {
         "pd.test": _passage(f"{_FOOL} ||| 策略", "美国 股市 上涨 。", _FOOL)
         + _passage("股市 XXXXX 了 。 ||| 上涨", "今天 开市 。"),
-        "cft.test.auto": _passage("他 的 名字 叫 XXXXX 。 ||| 狮子", "草丛 里 有 虫儿 。", "他 的 名字 叫 XXXXX 。")
-        + _passage("没有 空格 。 ||| 空", "一 句 。"),
+        "cft.test.auto": _passage("他 的 名字 叫 XXXXX 。 ||| 狮子", "草丛 里 有 虫儿 。", "他 的 名字 叫 XXXXX 。"),
     },
     # https://github.com/ymcui/cmrc2017, validation
     "cmrc2017": {
         "cloze.test.doc_query": "1 ||| 森林 里 有 鸟 。\n2 ||| XXXXX 在 树 上 啄啄 。\n<qid_0> ||| XXXXX 在 树 上 啄啄 。\n"
-        "1 ||| 野牛 和 一 只 XXXXX 打架 。\n2 ||| 野牛 赢 了 。\n<qid_1> ||| 野牛 和 一 只 XXXXX 打架 。\n"
-        "1 ||| 没有 答案 。\n<qid_2> ||| 没有 XXXXX 。\n",
+        "1 ||| 野牛 和 一 只 XXXXX 打架 。\n2 ||| 野牛 赢 了 。\n<qid_1> ||| 野牛 和 一 只 XXXXX 打架 。\n",
         "cloze.test.answer": "<qid_0> ||| 啄木鸟\n<qid_1> ||| 老虎\n",
     },
     # https://openi.pcl.ac.cn/PCL-Platform.Intelligence/Chinese_WPLC, whose README has the example of the first line
@@ -219,7 +209,6 @@ FILES: dict[str, dict[str, str]] = {
         "dev.json": json_lines(
             {"masked_text": _MASKED, "correct_word": "气愤"},
             {"masked_text": "公主废了这个<mask>。", "correct_word": "驸马"},
-            {"masked_text": "没有空格。", "correct_word": "空格"},
         )
     },
 }

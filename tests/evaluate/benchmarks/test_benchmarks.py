@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
-import re
 import shutil
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +12,24 @@ import pytest
 from helpers.benchmark_files import json_lines
 from lm_eval.api.instance import Instance
 
-from experiments.tiny import TINY_WORDS
+from experiments.tiny import STEPS, TINY_WORDS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import DataError
 from pangu_sigma.evaluate.benchmarks import benchmarks
 from pangu_sigma.evaluate.benchmarks.benchmarks import (
-    OWN_TASKS,
+    FORMATS,
     TASKS,
     BenchmarkRequest,
-    OwnTask,
+    TaskResult,
+    benchmark_model,
     format_tasks,
     kept_beside,
     run_benchmarks,
 )
 from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
-from pangu_sigma.evaluate.benchmarks.pass_at_k import CodeOptions
 from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
-from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
-from pangu_sigma.generate.engine import Engine
+from pangu_sigma.evaluate.benchmarks.tasks import programs
+from pangu_sigma.training.log.report import BENCHMARKS
 
 LABELS = ["entailment", "neutral", "contradiction", "neutral", "-"]
 
@@ -90,7 +87,7 @@ def test_a_limit_takes_the_first_items_and_examples_stand_before_each(tiny_run, 
     found = run_benchmarks(tiny_run, asked(data, "ocnli", limit=2, num_fewshot=1))["ocnli"]
     assert (found.n, found.skipped) == (2, 1)
     assert all(text.endswith("\n") and text.count("?") == 1 for text in texts)
-    with pytest.raises(ConfigError, match="num_fewshot 5 is not possible: ocnli has 5 items"):
+    with pytest.raises(ConfigError, match="num_fewshot 5 is not possible: ocnli has 5 items, and examples are others"):
         run_benchmarks(tiny_run, asked(data, "ocnli", num_fewshot=5))
 
 
@@ -105,57 +102,103 @@ def test_a_group_counts_the_items_of_its_tasks(tiny_run, data, tmp_path, monkeyp
     assert found["both"] == TaskResult({"acc": found["ocnli"].metrics["acc"]}, n=10, skipped=2, truncated=2)
 
 
-def test_what_the_harness_does_not_run_is_called_by_its_own_name(tiny_run, data, tmp_path, monkeypatch):
-    calls: list[tuple[Any, ...]] = []
+PROBLEM = {
+    "task_id": "HumanEval/0",
+    "prompt": "x = ",
+    "entry_point": "x",
+    "canonical_solution": "1\n",
+    "test": "def check(x):\n    pass\n",
+}
 
-    def run(engine: Engine, domain: str, folder: Path, **options: Any) -> TaskResult:
-        calls.append((type(engine), domain, folder, options))
-        return TaskResult({"bleu": 12.5}, n=3, skipped=0, truncated=0)
 
-    monkeypatch.setitem(OWN_TASKS, "mine", OwnTask(run, "code", ("samples_file", "jsonl"), runs_programs=True))
-    request = BenchmarkRequest(("mine",), str(data), limit=7, temperature=0.5, samples_per_problem=3)
-    result = {"mine": TaskResult({"bleu": 12.5}, 3, 0, 0)}
-    assert run_benchmarks(tiny_run, request, beside=tmp_path / "all.json") == result
-    options = {"limit": 7, "temperature": 0.5, "samples": 3, "unsafe": False}
-    options["samples_file"] = tmp_path / "all.mine.jsonl"
-    assert calls == [(Engine, "code", data / "mine", options)], "the first domain of its format"
-    assert run_benchmarks(tiny_run, asked(data, "mine")) == result
-    assert calls[1:] == [(Engine, "zh", data / "mine", {"limit": None, "samples": 1, "unsafe": False})]
-    with pytest.raises(ConfigError, match="mine reads files; say with files in which folder its folder mine is"):
-        run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None))
-    monkeypatch.setitem(OWN_TASKS, "mine", OwnTask(run, "bilingual", ("translations", "txt")))
-    with pytest.raises(
-        ConfigError, match="mine asks a domain of format bilingual, and the model has none; say with domain"
-    ):
-        run_benchmarks(tiny_run, BenchmarkRequest(("mine",), str(data)))
+@pytest.fixture
+def problems(tmp_path) -> Path:
+    (tmp_path / "humaneval").mkdir()
+    (tmp_path / "humaneval" / "HumanEval.jsonl").write_text(json_lines(PROBLEM, PROBLEM | {"task_id": "HumanEval/1"}))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("programs_can_run")
+def test_the_first_domain_of_its_format_answers_and_its_answers_stand_beside_the_result(tiny_run, problems):
+    """Ten answers to each problem, with seeds that follow one another; the domain's tag is before the prompt, as in training."""
+    options = {"temperature": 1.0, "samples_per_problem": 10, "allow_code_execution": True}
+    request = BenchmarkRequest(("humaneval",), str(problems), **options)
+    result = run_benchmarks(tiny_run, request, beside=problems / "all.json")["humaneval"]
+    assert set(result.metrics) == {"pass@1", "pass@10"} and (result.n, result.skipped, result.truncated) == (2, 0, 0)
+    rows = [json.loads(line) for line in (problems / "all.humaneval.jsonl").read_text().splitlines()]
+    assert [(row["item"], row["prompt"], len(row["answers"])) for row in rows] == [(0, "x = ", 10), (1, "x = ", 10)]
+    assert rows[0]["answers"] == rows[1]["answers"] and len(set(rows[0]["answers"])) > 1
+    model = HarnessModel(str(tiny_run), "code", tags=True, seed=1234 + 9)
+    asked_for = ("x = ", {"until": ["\nclass", "\ndef", "\n#", "\nif", "\nprint"], "temperature": 1.0, "top_p": 0.95})
+    ninth = model.generate_until([Instance("generate_until", {}, asked_for, 0)], True)
+    assert ninth == rows[0]["answers"][9:]
+    passed = [row["pass@1"].count("passed") for row in rows]
+    assert result.metrics["pass@1"] == pytest.approx(sum(passed) / 20)
 
 
 @pytest.mark.parametrize(
-    ("tasks", "option", "said"),
+    ("options", "message"),
+    [
+        ({}, "humaneval runs programs that the model writes; allow_code_execution allows it"),
+        (
+            {"allow_code_execution": True, "samples_per_problem": 2},
+            "2 programs of temperature 0 are all the same; give temperature 0.8",
+        ),
+        ({"num_fewshot": 2, "allow_code_execution": True}, "num_fewshot 2 is not possible: humaneval has 2 items"),
+    ],
+)
+@pytest.mark.usefixtures("programs_can_run")
+def test_programs_that_may_not_be_run_are_refused_before_anything_is_computed(tiny_run, problems, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run_benchmarks(tiny_run, BenchmarkRequest(("humaneval",), str(problems), **options))
+
+
+def test_no_model_is_asked_where_programs_cannot_be_isolated(tiny_run, problems, monkeypatch):
+    monkeypatch.setattr(programs, "_BWRAP", "false")
+    monkeypatch.setattr(benchmarks, "open_engine", None)
+    with pytest.raises(ConfigError, match="programs cannot be isolated here, so none is run: "):
+        run_benchmarks(tiny_run, BenchmarkRequest(("humaneval",), str(problems), allow_code_execution=True))
+
+
+def test_a_model_without_a_domain_of_the_format_is_told_how_to_name_another(tiny_run, tmp_path):
+    with pytest.raises(
+        ConfigError,
+        match="translation_zh_en asks a domain of format bilingual, and the model has none; say with domain",
+    ):
+        run_benchmarks(tiny_run, BenchmarkRequest(("translation_zh_en",), str(tmp_path)))
+    assert FORMATS.keys() <= {file.stem for file in TASKS.glob("*.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
     [
         (
-            ["ocnli"],
             {"samples_per_problem": 2},
-            "samples_per_problem has no effect: it is for humaneval and mbpp, .* ocnli",
+            "samples_per_problem has no effect: it is for benchmarks of programs, and not for ocnli",
         ),
+        ({"allow_code_execution": True}, "allow_code_execution has no effect: it is for benchmarks of programs"),
         (
-            ["translation_zh_en"],
-            {"allow_code_execution": True},
-            "allow_code_execution has no effect: it is for humaneval .*",
-        ),
-        (["ocnli", "c3"], {"temperature": 0.5}, "temperature has no effect: it is for humaneval, .* not for ocnli, c3"),
-        (
-            ["mbpp"],
-            {"num_fewshot": 2},
-            "num_fewshot has no effect: it is for tasks other than humaneval, .* not for mbpp",
+            {"temperature": 0.5},
+            "temperature has no effect: it is for benchmarks of generated answers, and not for ocnli",
         ),
     ],
 )
-def test_options_that_do_nothing_are_warned_of(tmp_path, caplog, tasks, option, said):
-    """Before the model is looked at, which is none here."""
-    with pytest.raises(ConfigError):
-        run_benchmarks(tmp_path, BenchmarkRequest(tuple(tasks), None, **option))
-    assert re.fullmatch(said, caplog.messages[0])
+def test_options_that_do_nothing_are_warned_of(tiny_run, data, caplog, monkeypatch, option, said):
+    monkeypatch.setattr(benchmarks, "_run", lambda *_: {})
+    run_benchmarks(tiny_run, asked(data, "ocnli", **option))
+    assert any(message.startswith(said) for message in caplog.messages)
+
+
+def test_a_temperature_is_that_of_the_answers(tiny_run, data, monkeypatch):
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        HarnessModel,
+        "generate_until",
+        lambda self, requests: given.extend(r.args[1] for r in requests) or [""] * len(requests),
+    )
+    for temperature in (None, 0, 0.5):
+        run_benchmarks(tiny_run, asked(data, "cmrc2017", limit=1, temperature=temperature))
+    assert [(each["temperature"], each["do_sample"]) for each in given] == [(1.0, True), (0, False), (0.5, True)]
 
 
 def test_a_task_of_ones_own_runs_by_its_name(tiny_run, tmp_path):
@@ -175,6 +218,10 @@ def test_a_task_of_ones_own_runs_by_its_name(tiny_run, tmp_path):
     (tmp_path / "mine.yaml").write_text(json.dumps(task))
     (result,) = run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None, "zh", include_path=str(tmp_path))).values()
     assert (result.n, set(result.metrics)) == (3, {"acc", "acc_norm"})
+    (tmp_path / "mine.yaml").write_text(json.dumps(task | {"unsafe_code": True}))
+    request = BenchmarkRequest(("mine",), None, "zh", include_path=str(tmp_path), allow_code_execution=True)
+    with pytest.raises(ConfigError, match="mine runs programs outside of a sandbox; take humaneval or mbpp"):
+        run_benchmarks(tiny_run, request)
     with pytest.raises(ConfigError, match="include_path nix is not a folder"):
         run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None, "zh", include_path="nix"))
 
@@ -192,15 +239,6 @@ def test_git_is_not_asked_where_there_is_no_repository(tiny_run, data, tmp_path,
     monkeypatch.chdir(tmp_path)
     run_benchmarks(tiny_run, asked(data, "ocnli", limit=1))
     assert "fatal" not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("name", OWN_TASKS)
-def test_each_of_them_takes_what_it_is_given(name):
-    task = OWN_TASKS[name]
-    if task.runs_programs:
-        assert {task.file[0], "samples", "unsafe", "temperature"} <= {each.name for each in fields(CodeOptions)}
-    else:
-        assert {task.file[0], "temperature", "limit"} <= inspect.signature(task.run).parameters.keys()
 
 
 @pytest.mark.parametrize(
@@ -268,3 +306,46 @@ def test_the_table_has_a_line_for_each_metric():
         "| wplc | perplexity | – | 1,200 | 1 | 0 |",
         "| wplc | acc | 0.5000 | 1,200 | 1 | 0 |",
     ]
+
+
+@pytest.fixture(scope="module")
+def of_ocnli(tmp_path_factory) -> BenchmarkRequest:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "ocnli").mkdir()
+    rows = [{"sentence1": "今天天气", "sentence2": text, "label": "neutral"} for text in ("不错", "公园")]
+    (folder / "ocnli" / "dev.json").write_text(json_lines(*rows, {"label": "-"}), encoding="utf-8")
+    return BenchmarkRequest(("ocnli",), str(folder))
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_a_run_keeps_benchmarks_for_its_report(tiny_run, of_ocnli, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / BENCHMARKS).write_text('{"older": {"acc": 0.5, "n": 9, "step": 3}}', encoding="utf-8")
+    found = benchmark_model(run, of_ocnli, tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == found
+    figures = found["ocnli"]
+    assert {key: figures[key] for key in ("n", "skipped", "truncated")} == {"n": 2, "skipped": 1, "truncated": 0}
+    noted = json.loads((run / BENCHMARKS).read_text(encoding="utf-8"))
+    assert noted["ocnli"] == figures | {"domain": "zh", "step": STEPS} and noted["older"]["n"] == 9
+    page = (run / "report" / "report.html").read_text(encoding="utf-8")
+    heads = ("task", "acc", "acc_norm", "domain", "n", "skipped", "step", "truncated")
+    rows = (
+        ("ocnli", *(f"{figures[key]:.5g}" for key in ("acc", "acc_norm")), "zh", "2", "1", f"{STEPS}", "0"),
+        ("older", "0.5", "–", "–", "9", "–", "3", "–"),
+    )
+    assert f"<tr><th>{'</th><th>'.join(heads)}</th></tr>" in page
+    for row in rows:
+        assert f"<tr><td>{'</td><td>'.join(row)}</td></tr>" in page
+    text = format_tasks(found)
+    assert text.startswith("| task |") and f"| ocnli | acc | {figures['acc']:.4f} | 2 | 1 | 0 |" in text
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("graph_mode")
+def test_an_export_has_the_benchmarks_of_its_run(tiny_run, tiny_export, of_ocnli, tmp_path):
+    before = {str(file): file.read_bytes() for file in Path(tiny_export).rglob("*") if file.is_file()}
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    found = benchmark_model(tiny_export, of_ocnli, tmp_path / "out.json")
+    assert found == benchmark_model(run, of_ocnli)
+    assert {str(file): file.read_bytes() for file in Path(tiny_export).rglob("*") if file.is_file()} == before

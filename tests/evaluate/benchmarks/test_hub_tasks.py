@@ -17,9 +17,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.benchmarks.benchmarks import TASKS, BenchmarkRequest, run_benchmarks
+from pangu_sigma.evaluate.benchmarks.benchmarks import TASKS, BenchmarkRequest, TaskResult, run_benchmarks
 from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
-from pangu_sigma.evaluate.benchmarks.task_result import TaskResult
 
 ROWS = [("今天去哪里", "公园", "学校", "家", "天气", "B"), ("什么不错", "天气", "朋友", "花", "我们", "D")]
 CMMLU = ("haonan-li/cmmlu", ("Question", "A", "B", "C", "D", "Answer"), ("test", "dev"))

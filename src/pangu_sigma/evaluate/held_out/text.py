@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 _SHOWN = 3
 """Maximum number of lines that cannot be used that the log shows."""
 
-
 _OF_RECORDS = ("layout", "text_keys", "domain_key", "domain_map", "domain_of", "reader")
 """Keys of section `data` that say how records are read."""
 

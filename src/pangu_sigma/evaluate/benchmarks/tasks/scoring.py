@@ -14,6 +14,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from nltk.tokenize import NLTKWordTokenizer
+from sacrebleu import corpus_bleu
 
 _PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 """Characters that the script of CMRC 2018 removes. Its list also has …… as one entry, which no single character equals."""
@@ -140,3 +141,15 @@ def begins(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Score an item for lm-evaluation-harness: 1 if the answer begins with the expected word, without punctuation and blanks."""
     own, word = ("".join(_bare(text).split()) for text in (results[0], doc["answer"]))
     return {doc["metric"]: float(own.startswith(word))}
+
+
+def translated(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Score an item for lm-evaluation-harness: reference and translation, for BLEU and chrF over all items."""
+    pair = doc["reference"], results[0].strip()
+    return {"bleu": pair, "chrf": pair}
+
+
+def bleu_zh(pairs: Sequence[tuple[str, str]]) -> float:
+    """Return sacrebleu's BLEU of pairs (reference, Chinese translation), which its tokenizer "zh" cuts into characters."""
+    references, translations = zip(*pairs, strict=True)
+    return float(corpus_bleu(translations, [references], tokenize="zh").score)
