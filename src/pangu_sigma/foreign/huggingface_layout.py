@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, array_extents
 from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, Joined, only, row_major
+from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
@@ -23,7 +24,6 @@ from pangu_sigma.foreign.layout import (
     plain_name,
     weight_and_bias,
 )
-from pangu_sigma.foreign.pickles import PickledTensor
 from pangu_sigma.foreign.torch_files import open_torch_file
 
 PORT_LAYER = {
@@ -165,21 +165,22 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
             extents = array_extents(file)
         except DamagedArrays as error:
             raise LayoutError(f"{error}: download it again") from None
+        content = map_file(file)
         return {
-            name: FileTensor(file, begin, _KINDS.get(kind, kind), shape, row_major(shape), name)
-            for name, (kind, shape, begin, _) in extents.items()
+            name: mapped(file, name, _KINDS.get(kind, kind), shape, content[begin:end])
+            for name, (kind, shape, begin, end) in extents.items()
         }
     if file.suffix != ".bin":
         raise LayoutError(f"{file}: weights are read from .safetensors and .bin; correct the index")
-    opened = open_torch_file(file)
-    if not isinstance(opened.value, dict):
+    tensors = open_torch_file(file)
+    if not isinstance(tensors, dict):
         raise LayoutError(f"{file}: it holds no tensors by their names; it is another kind of file")
-    for name, value in opened.value.items():
-        if not isinstance(value, PickledTensor) or not isinstance(name, str):
+    for name, value in tensors.items():
+        if not isinstance(value, FileTensor) or not isinstance(name, str):
             raise LayoutError(
                 f"{file}: {str(name)[:120]} is a {type(value).__name__}, and must be a tensor; save the weights alone"
             )
-    return {name: opened.stored(value, name) for name, value in opened.value.items()}
+    return {name: replace(value, name=name) for name, value in tensors.items()}
 
 
 def _named(
@@ -199,5 +200,5 @@ def _named(
             short = short.replace(".attn.out_proj.", ".attn.c_proj.")
             if short in sources:
                 raise LayoutError(f"{path}: {name[:120]} is there under two names; the files are not of one model")
-            sources[short] = only(stored)
+            sources[short] = Joined.only(stored)
     return sources, head

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pangu_sigma.foreign.dense_model import MIXED, Activation, DenseModel, LayoutError, Unused, tensor_shapes
-from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, Joined, checked_sizes, only, row_major
+from pangu_sigma.foreign.file_tensors import FileTensor, Joined
 
 
 class Counterpart(NamedTuple):
@@ -90,36 +90,28 @@ def dense_model_of(
     for name, rule in rules.items():
         if name not in sources:
             raise LayoutError(f"{path}: {name} is missing ({rule.ours}); take the whole release")
-        source = sources[name]
+        source, rows = sources[name], facts.vocabulary
         shape = source.shape
-        if (
-            rule.ours == "embedding"
-            and facts.vocabulary is not None
-            and len(shape) == 2
-            and facts.vocabulary < shape[0]
-        ):
-            fragments = _first_rows(source.fragments, facts.vocabulary)
-            source = replace(source, shape=(facts.vocabulary, shape[1]), fragments=fragments)
-            unused.append(
-                Unused(f"{name}, rows from {facts.vocabulary}", f"padding of the vocabulary: {shape[0]} rows")
-            )
+        if rule.ours == "embedding" and rows is not None and len(shape) == 2 and rows < shape[0]:
+            source = _first_rows(source, rows)
+            unused.append(Unused(f"{name}, rows from {rows}", f"padding of the vocabulary: {shape[0]} rows"))
         if rule.transposed and len(shape) != 2:
             raise LayoutError(f"{path}: {name} is of shape {shape}, and must have two axes; {MIXED}")
         tensors[rule.ours] = source.assembled(rule.ours, rule.transposed)
-        how = [f"joined from {source.parts} files"] if source.parts > 1 else []
+        files = len({part.file for part in source.parts})
+        how = [f"joined from {files} files"] if files > 1 else []
         how += ["transposed"] if rule.transposed else []
-        made_from[rule.ours] = f"{source.fragments[0].stored.name}: {', '.join(how) or 'copied'}"
-        kinds[rule.ours] = source.fragments[0].stored.kind
+        made_from[rule.ours] = f"{source.parts[0].name}: {', '.join(how) or 'copied'}"
+        kinds[rule.ours] = source.kind
     return replace(_checked(path, layout, tensors, made_from, facts, unused), kinds=kinds)
 
 
-def _first_rows(fragments: Sequence[Fragment], rows: int) -> list[Fragment]:
-    """Return the fragments of the first rows of a table."""
-    return [
-        Fragment(f.stored, f.first, min(f.shape[0], rows - f.first[0]))
-        for f in fragments
-        if f.first and f.first[0] < rows
+def _first_rows(table: Joined, rows: int) -> Joined:
+    """Return the first rows of a table."""
+    parts = [
+        replace(part, values=part.values[: rows - part.corner[0]]) for part in table.parts if part.corner[0] < rows
     ]
+    return replace(table, shape=(rows, table.shape[1]), parts=parts)
 
 
 def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Facts, unused: list[Unused]) -> DenseModel:
@@ -188,5 +180,4 @@ def npy_source(file: Path) -> Joined:
         raise LayoutError(
             f"{file}: it holds {dtype}{' in Fortran order' if fortran else ''}; convert it to float32 or float16 in C order"
         )
-    sizes = checked_sizes(file, file.name, array.shape)
-    return only(FileTensor(file, array.offset, dtype.name, sizes, row_major(sizes), file.name))
+    return Joined.only(FileTensor(file, file.name, dtype.name, array))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, Joined, only
+from pangu_sigma.foreign.file_tensors import FileTensor, Joined
 from pangu_sigma.foreign.layout import (
     Counterpart,
     Facts,
@@ -27,8 +27,8 @@ from pangu_sigma.foreign.layout import (
     plain_name,
     weight_and_bias,
 )
-from pangu_sigma.foreign.pickles import OpaqueObject, PickledTensor
-from pangu_sigma.foreign.torch_files import TorchFile, open_torch_file
+from pangu_sigma.foreign.pickles import OpaqueObject
+from pangu_sigma.foreign.torch_files import open_torch_file
 
 MEGATRON_LAYER = {
     **weight_and_bias("input_layernorm", "attention_norm.gain", "attention_norm.bias"),
@@ -77,9 +77,10 @@ def open_megatron(path: Path) -> DenseModel:
     """Open a Megatron or DeepSpeed checkpoint of PanGu-α. Raises LayoutError, which names the file or tensor."""
     files, unused = _files(path)
     opened = [open_torch_file(file) for file in files]
-    key = _weights_key(opened[0])
+    top = opened[0]
+    key = _weights_key(files[0], top)
     layout = "megatron" if key == "model" else "deepspeed"
-    ranks = [_weights(file, key) for file in opened]
+    ranks = [_weights(file, value, key) for file, value in zip(files, opened, strict=True)]
     layers = layer_count(path, ranks[0], r"language_model\.transformer\.layers\.(\d+)\.") + 1
     rules = layer_rules(layers)
     sources = {name: _source(path, name, ranks, rules.get(name)) for name in ranks[0]}
@@ -87,7 +88,6 @@ def open_megatron(path: Path) -> DenseModel:
         if weights.keys() != ranks[0].keys():
             name = min(weights.keys() ^ ranks[0].keys())
             raise LayoutError(f"{path}: {name[:120]} is in only one of {files[0]} and {file}; {MIXED}")
-    top = opened[0].value
     unused += [
         Unused(name, "random state, not built" if "rng" in name else "state of training, not built")
         for name in top
@@ -150,36 +150,34 @@ def _said(file: Path) -> str:
         return stream.read(300).decode("utf-8", "replace").strip()
 
 
-def _weights_key(file: TorchFile) -> str:
-    if isinstance(file.value, dict):
+def _weights_key(file: Path, value: Any) -> str:
+    if isinstance(value, dict):
         for key in ("model", "module"):
-            if isinstance(file.value.get(key), dict):
+            if isinstance(value.get(key), dict):
                 return key
     raise LayoutError(
-        f"{file.path}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); give a checkpoint of PanGu-α"
+        f"{file}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); give a checkpoint of PanGu-α"
     )
 
 
-def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
-    """Return the tensors of a file by dotted name. Raises LayoutError when anything else is among them."""
-    if not isinstance(file.value, dict) or not isinstance(file.value.get(key), dict):
-        raise LayoutError(f"{file.path}: it has no weights under `{key}`, as other ranks have; {MIXED}")
+def _weights(file: Path, value: Any, key: str) -> dict[str, FileTensor]:
+    """Return the tensors of a file by dotted name. value: contents of the file. Raises LayoutError for anything else there."""
+    if not isinstance(value, dict) or not isinstance(value.get(key), dict):
+        raise LayoutError(f"{file}: it has no weights under `{key}`, as other ranks have; {MIXED}")
     found: dict[str, FileTensor] = {}
-    waiting: list[tuple[str, Any, int]] = [("", file.value[key], 0)]
+    waiting: list[tuple[str, Any, int]] = [("", value[key], 0)]
     while waiting:
         name, value, depth = waiting.pop()
-        if isinstance(value, PickledTensor):
+        if isinstance(value, FileTensor):
             if name in found:
-                raise LayoutError(f"{file.path}: {name[:120]} is twice in it; the file is damaged")
-            found[name] = file.stored(value, name)
+                raise LayoutError(f"{file}: {name[:120]} is twice in it; the file is damaged")
+            found[name] = replace(value, name=name)
         elif isinstance(value, dict) and depth < 8 and len(waiting) + len(value) < 100_000:
             waiting += [(f"{name}.{inner}".lstrip("."), one, depth + 1) for inner, one in value.items()]
         else:
             opaque = isinstance(value, OpaqueObject)
             what = f"a {value.name}, which is not built" if opaque else f"a {type(value).__name__}"
-            raise LayoutError(
-                f"{file.path}: {name[:120]} is {what}, and no tensor; save the weights alone, and use those"
-            )
+            raise LayoutError(f"{file}: {name[:120]} is {what}, and no tensor; save the weights alone, and use those")
     return found
 
 
@@ -191,16 +189,15 @@ def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Cou
         if other.shape != first.shape:
             raise LayoutError(f"{other.origin} is of shape {other.shape}, of rank 0 it is {first.shape}; {MIXED}")
     if rule is None or rule.cut is None or len(held) == 1:
-        return replace(only(first), same=held[1:])
+        return Joined(first.shape, [first], same=held[1:])
     axis = rule.cut
     if axis >= len(first.shape):
         raise LayoutError(f"{first.origin} is of shape {first.shape}, and must have an axis {axis}; {MIXED}")
-    fragments = [
-        Fragment(one, tuple(rank * n if other == axis else 0 for other, n in enumerate(one.shape)))
+    parts = [
+        replace(one, first=tuple(rank * n if other == axis else 0 for other, n in enumerate(one.shape)))
         for rank, one in enumerate(held)
     ]
-    shape = tuple(n * len(held) if other == axis else n for other, n in enumerate(first.shape))
-    return Joined(shape, fragments, parts=len(held))
+    return Joined(tuple(n * len(held) if other == axis else n for other, n in enumerate(first.shape)), parts)
 
 
 def _facts(path: Path, args: Any, layers: int, ranks: int, words: Joined | None) -> Facts:

@@ -7,7 +7,7 @@ Names: those of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; for t
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 
 from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
@@ -21,7 +21,7 @@ from pangu_sigma.foreign.layout import (
     npy_source,
     weight_and_bias,
 )
-from pangu_sigma.foreign.mindspore_files import CkptTensor, open_ckpt
+from pangu_sigma.foreign.mindspore_files import open_ckpt
 from pangu_sigma.foreign.strategy_file import Cut, read_strategy
 
 BLOCK_TENSORS = {
@@ -85,8 +85,7 @@ def open_mindspore(path: Path) -> DenseModel:
     if any(_PART.match(file.name) for file in weights):
         sources, unused = _joined(path, _in_order(path, weights), strategies)
     elif len(weights) == 1:
-        tensors, unused = _split(open_ckpt(weights[0]).tensors)
-        sources = {name: Joined(tensor.shape, tensor.fragments()) for name, tensor in tensors.items()}
+        sources, unused = _split(open_ckpt(weights[0]))
         unused += [Unused(file.name, "how ranks cut a model; this one is whole") for file in strategies]
     else:
         raise LayoutError(
@@ -121,7 +120,7 @@ def _in_order(path: Path, weights: list[Path]) -> list[Path]:
     return [by_rank[rank] for rank in range(len(by_rank))]
 
 
-def _split(tensors: dict[str, CkptTensor]) -> tuple[dict[str, CkptTensor], list[Unused]]:
+def _split(tensors: dict[str, Joined]) -> tuple[dict[str, Joined], list[Unused]]:
     """Split tensors into weights and training state."""
     unused = [Unused(name, "state of training or decoding") for name in tensors if _STATE.match(name)]
     return {name: tensor for name, tensor in tensors.items() if not _STATE.match(name)}, unused
@@ -139,15 +138,21 @@ def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict
     ranks = next(iter(cuts.values())).ranks
     if ranks != len(files):
         raise LayoutError(f"{path}: {len(files)} files of ranks, {strategy.name} is for {ranks}; take a whole release")
-    one = open_ckpt(files[0])
-    weights, unused = _split(one.tensors)
-    held = [weights if one.is_alike(file) else _of_rank(file, files[0], weights) for file in files]
-    return {name: _source(strategy, name, held, files, cuts.get(name)) for name in weights}, unused
+    weights, unused = _split(open_ckpt(files[0]))
+    for name, tensor in weights.items():
+        _check_cut(files[0], strategy, name, tensor.shape, cuts.get(name))
+    parts: dict[str, dict[tuple[int, ...], Joined]] = {name: {} for name in weights}
+    for rank, file in enumerate(files):
+        for name, tensor in (_of_rank(file, files[0], weights) if rank else weights).items():
+            cut = cuts.get(name)  # MindSpore writes no layout of what it did not cut
+            corner = cut.first(rank, tensor.shape) if cut else (0,) * len(tensor.shape)
+            parts[name].setdefault(corner, tensor)  # of equal parts, that of the lowest rank is read
+    return {name: _whole(cuts.get(name), weights[name].shape, held) for name, held in parts.items()}, unused
 
 
-def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[str, CkptTensor]:
+def _of_rank(file: Path, other: Path, weights: dict[str, Joined]) -> dict[str, Joined]:
     """Read the weights of a rank's file. Raises LayoutError when names, shapes or dtypes differ from another rank's."""
-    found, _ = _split(open_ckpt(file).tensors)
+    found, _ = _split(open_ckpt(file))
     if found.keys() != weights.keys():
         name = min(found.keys() ^ weights.keys())
         raise LayoutError(
@@ -163,28 +168,25 @@ def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[st
     return found
 
 
-def _source(strategy: Path, name: str, held: list[dict[str, CkptTensor]], files: list[Path], cut: Cut | None) -> Joined:
-    """Join a tensor from the parts of the ranks; of equal parts, that of the lowest rank is read."""
-    shape = held[0][name].shape
-    if cut is None:  # MindSpore writes no layout of what it did not cut
-        return Joined(shape, held[0][name].fragments())
+def _check_cut(file: Path, strategy: Path, name: str, shape: tuple[int, ...], cut: Cut | None) -> None:
+    """Raise LayoutError if a rank's part of a tensor has another shape than the strategy says."""
+    if cut is None:
+        return
     before = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
     if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, before)):
         raise LayoutError(
-            f"{files[0]}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; {MIXED}"
+            f"{file}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; {MIXED}"
         )
-    corners = _corners(cut, shape)
-    fragments = [one for rank, first in corners for one in held[rank][name].fragments(first, files[rank])]
-    return Joined(cut.whole(shape), fragments, parts=len(corners))
 
 
-@lru_cache
-def _corners(cut: Cut, shape: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
-    """Return, for each part of a tensor, the lowest rank that holds it and its first index."""
-    first: dict[tuple[int, ...], int] = {}
-    for rank in range(cut.ranks):
-        first.setdefault(cut.first(rank, shape), rank)
-    return [(rank, corner) for corner, rank in first.items()]
+def _whole(cut: Cut | None, shape: tuple[int, ...], held: dict[tuple[int, ...], Joined]) -> Joined:
+    """Join a tensor from the parts of ranks. shape: of a part. held: parts by the index of their first value in the whole."""
+    parts = [
+        replace(part, first=tuple(a + b for a, b in zip(corner, part.corner, strict=True)))
+        for corner, tensor in held.items()
+        for part in tensor.parts
+    ]
+    return Joined(cut.whole(shape) if cut else shape, parts)
 
 
 def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused: list[Unused]) -> dict[str, str]:

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_sigma.checkpoint.protobuf import OF_BYTES, OF_NUMBER, Field, fields, numbers
+from pangu_sigma.checkpoint.protobuf import Field, fields, message, numbers
 from pangu_sigma.foreign.dense_model import LayoutError
 
 _MOST_BYTES = 64 << 20
@@ -61,15 +61,12 @@ def read_strategy(file: Path) -> dict[str, Cut]:
     """Read the split of each parameter, by name, from a strategy file. Raises LayoutError for another or an unsupported file."""
     if file.stat().st_size > _MOST_BYTES:
         raise LayoutError(f"{file}: a strategy file of {file.stat().st_size:,} bytes is none; it holds no weights")
-    content, cuts = file.read_bytes(), {}
+    content = file.read_bytes()
     try:
-        for item in fields(content, 0, len(content)):
-            if item.number == 3 and item.way == OF_BYTES:
-                name, cut = _item(file, content, item)
-                cuts[name] = cut
-    except (ValueError, UnicodeDecodeError) as error:
-        if isinstance(error, LayoutError):
-            raise
+        cuts = dict(_item(file, content, item) for item in message(content, 0, len(content)).get(3, []))
+    except LayoutError:
+        raise
+    except (ValueError, LookupError) as error:
         raise LayoutError(f"{file}: no strategy file of MindSpore ({str(error)[:80]}); download it again") from None
     if not cuts:
         raise LayoutError(f"{file}: it says of no parameter how it was cut; take the strategy file of the release")
@@ -79,24 +76,37 @@ def read_strategy(file: Path) -> dict[str, Cut]:
 
 
 def _item(file: Path, content: bytes, item: Field) -> tuple[str, Cut]:
-    inner = {found.number: found for found in fields(content, item.begin, item.end)}
-    if 1 not in inner or 2 not in inner:
-        raise ValueError("an entry without name and layout")
-    name = content[inner[1].begin : inner[1].end].decode()
-    dims: dict[int, list[int]] = {1: [], 2: [], 3: []}
-    single = {5: 0, 6: 0, 7: 0}
-    for found in fields(content, inner[2].begin, inner[2].end):
-        if found.number in dims and found.way == OF_BYTES:
-            if found.number == 2 and dims[2]:
-                raise LayoutError(f"{file}: {name[:80]} is cut along several axes of the grid at once, and not read")
-            dims[found.number] += [n for d in fields(content, found.begin, found.end) for n in numbers(content, d)]
-        elif found.number in single and found.way == OF_NUMBER:
-            single[found.number] = numbers(content, found)[0]
-    return name, _cut(file, name, dims, *single.values())
+    inner = message(content, item.begin, item.end)
+    name, layout = content[inner[1][-1].begin : inner[1][-1].end].decode(), inner[2][-1]
+    found = message(content, layout.begin, layout.end)
+
+    def values(number: int) -> list[int]:
+        return [n for each in found.get(number, []) for n in numbers(content, each)]
+
+    if len(found.get(2, [])) > 1:
+        raise LayoutError(f"{file}: {name[:80]} is cut along several axes of the grid at once, and not read")
+    dims = [
+        tuple(
+            n
+            for each in found.get(number, [])
+            for dim in fields(content, each.begin, each.end)
+            for n in numbers(content, dim)
+        )
+        for number in (1, 2, 3)
+    ]
+    return name, _cut(file, name, *dims, *((values(number) or [0])[-1] for number in (5, 6, 7)))
 
 
-def _cut(file: Path, name: str, dims: dict[int, list[int]], rows: int, step: int, stretches: int) -> Cut:
-    grid, axes, part = (tuple(dims[number]) for number in (1, 2, 3))
+def _cut(
+    file: Path,
+    name: str,
+    grid: tuple[int, ...],
+    axes: tuple[int, ...],
+    part: tuple[int, ...],
+    rows: int,
+    step: int,
+    stretches: int,
+) -> Cut:
     ranks = math.prod(grid) if grid and len(grid) < 16 and all(0 < n <= _MOST_RANKS for n in grid) else 0
     if not 0 < ranks <= _MOST_RANKS or not axes or len(axes) > 8 or not all(-1 <= axis < len(grid) for axis in axes):
         raise LayoutError(
