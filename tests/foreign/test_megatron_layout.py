@@ -11,7 +11,7 @@ from helpers.alpha_peers import megatron_sizes, run_peers
 
 from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.foreign.dense_model import DenseModel
-from pangu_sigma.foreign.megatron_layout import layer_rules
+from pangu_sigma.foreign.names import counterparts
 
 
 def assert_equal(path: Path, values: dict[str, np.ndarray]) -> DenseModel:
@@ -21,9 +21,8 @@ def assert_equal(path: Path, values: dict[str, np.ndarray]) -> DenseModel:
 
 
 def test_names_and_orientations_are_those_of_pcl_pangu():
-    assert {name: rule[:2] for name, rule in layer_rules(foreign.LAYERS).items()} == {
-        theirs: (ours, transposed) for _, theirs, ours, _, transposed in foreign.names()
-    }
+    theirs = {name: (ours, flip) for _, name, ours, _, flip in foreign.names()}
+    assert {name: rule[:2] for name, rule in counterparts("megatron", Path("a"), theirs).items()} == theirs
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

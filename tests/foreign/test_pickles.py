@@ -178,8 +178,20 @@ def test_what_asks_for_copies_of_copies_takes_no_more_than_its_instructions():
     names = b"}(" + b"".join(b"X\x05\0\0\0%05dN" % i for i in range(10_000)) + b"uq\0"
     found = loaded(b"\x80\x02" + names + b"0](" + b"cargparse\nNamespace\n)Rh\0b" * 1_000 + b"e.")
     assert len({id(vars(one)) for one in found}) == 1
-    with pytest.raises(LayoutError, match="takes 0 positional arguments"):
-        loaded(b"\x80\x02" + names + b"0ccollections\nOrderedDict\nh\0\x85R.")
+    for call, message in (
+        (b"ccollections\nOrderedDict\nh\0\x85R.", "takes 0 positional arguments"),
+        (b"cnumpy\nndarray\nh\0R.", "a call with a _Table of arguments"),
+        (b"(" + b"N" * 99 + b"tq\1cnumpy\nndarray\nh\1R.", "a call with a tuple of arguments, or more than nine"),
+    ):
+        with pytest.raises(LayoutError, match=message):
+            loaded(b"\x80\x02" + names + b"0" + call)
+
+
+def test_a_long_name_is_cut():
+    long = b"megatron." + b"x" * 5_000
+    text = b"X" + struct.pack("<I", len(long)) + long
+    (found,) = {len(one.name) for one in loaded(b"\x80\x04](" + text + b"q\0h\0\x93" + b"h\0h\0\x93" * 9 + b"e.")}
+    assert found < 200
 
 
 def test_a_pickle_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

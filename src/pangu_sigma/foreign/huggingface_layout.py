@@ -1,8 +1,4 @@
-"""Layout of the Hugging Face ports of PanGu-α (GPTPangu): `config.json` beside safetensors or `pytorch_model*.bin`.
-
-Names: those of `modeling_gptpangu.py` in the repositories imone/pangu_2_6B and sunzeyeah/pangu-*; the first names the attention's
-output `out_proj`, the others `c_proj`. Weights of `nn.Linear` are [out, in].
-"""
+"""Layout of the Hugging Face ports of PanGu-α (GPTPangu): `config.json` beside safetensors or `pytorch_model*.bin`."""
 
 from __future__ import annotations
 
@@ -15,36 +11,10 @@ from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.checkpoint.safetensors_file import DamagedArrays, array_extents
 from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
 from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped
-from pangu_sigma.foreign.layout import (
-    Counterpart,
-    Facts,
-    counterparts,
-    dense_model_of,
-    layer_count,
-    plain_name,
-    weight_and_bias,
-)
+from pangu_sigma.foreign.layout import Facts, dense_model_of, plain_name
+from pangu_sigma.foreign.names import counterparts
 from pangu_sigma.foreign.torch_files import open_torch_file
 
-PORT_LAYER = {
-    **weight_and_bias("ln_1", "attention_norm.gain", "attention_norm.bias"),
-    **weight_and_bias("ln_2", "ffn_norm.gain", "ffn_norm.bias"),
-    **weight_and_bias("attn.q_proj", "attention.query.weight", "attention.query.bias", transposed=True),
-    **weight_and_bias("attn.k_proj", "attention.key.weight", "attention.key.bias", transposed=True),
-    **weight_and_bias("attn.v_proj", "attention.value.weight", "attention.value.bias", transposed=True),
-    **weight_and_bias("attn.c_proj", "attention.output.weight", "attention.output.bias", transposed=True),
-    **weight_and_bias("mlp.c_fc", "ffn.w1", "ffn.b1"),
-    **weight_and_bias("mlp.c_proj", "ffn.w2", "ffn.b2", transposed=True),
-}
-"""Port's name of each tensor of a layer, after `transformer.h.<i>.`, → our tensor; the last layer is the query layer."""
-PORT_SHARED = {
-    "wte.weight": Counterpart("embedding"),
-    "wpe.weight": Counterpart("positions"),
-    "wqe.weight": Counterpart("query_positions"),
-    "ln_f.weight": Counterpart("norm.gain"),
-    "ln_f.bias": Counterpart("norm.bias"),
-}
-"""Port's name of each tensor outside of the layers, after `transformer.`, → our tensor."""
 _ACTIVATIONS: dict[str, Activation] = {
     **dict.fromkeys(("gelu", "gelu_python"), "erf"),
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), "tanh"),
@@ -72,14 +42,13 @@ def open_huggingface(path: Path) -> DenseModel:
     unused = [Unused(one.name, f"{file.name} is read instead") for one in others]
     found = _weights(path, file)
     sources, head = _named(path, found, unused)
-    layers = layer_count(path, sources, r"h\.(\d+)\.") or 1
-    rules = PORT_SHARED | counterparts(PORT_LAYER, [f"h.{layer}" for layer in range(layers)])
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
             raise LayoutError(
                 f"{path}: lm_head.weight is of shape {head.shape}; PanGu-α predicts with its word table: it cannot be used"
             )
         sources["wte.weight"] = replace(sources["wte.weight"], same=[head], strict=True)
+    rules = counterparts("huggingface", path, sources)
     return dense_model_of(path, "huggingface", sources, rules, facts, unused)
 
 
@@ -186,7 +155,7 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
 def _named(
     path: Path, found: dict[str, FileTensor], unused: list[Unused]
 ) -> tuple[dict[str, Joined], FileTensor | None]:
-    """Return tensors by the names of PORT_LAYER and PORT_SHARED, and the output head tied to the embedding table, if it exists."""
+    """Return tensors by the names of names.py, and the output head tied to the embedding table, if it exists."""
     sources: dict[str, Joined] = {}
     head = None
     for name, stored in found.items():

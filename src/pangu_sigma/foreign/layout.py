@@ -5,46 +5,16 @@ A layout maps each of its tensors to one of ours; this module refuses a missing 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tokenize import TokenError
-from typing import NamedTuple
 
 import numpy as np
 
 from pangu_sigma.foreign.dense_model import MIXED, Activation, DenseModel, LayoutError, Unused, tensor_shapes
 from pangu_sigma.foreign.file_tensors import FileTensor, Joined
-
-
-class Counterpart(NamedTuple):
-    """Tensor of this project that a tensor of another project becomes. ours: its name here. transposed: True if it is transposed.
-    cut: axis along which tensor-parallel ranks of the other project split their tensor; None if they do not."""
-
-    ours: str
-    transposed: bool = False
-    cut: int | None = None
-
-
-def weight_and_bias(
-    theirs: str, weight: str, bias: str, transposed: bool = False, cut: int | None = None
-) -> dict[str, Counterpart]:
-    """Return the counterparts of `theirs`.weight and `theirs`.bias: our tensors `weight` and `bias`. transposed, cut: as in
-    `Counterpart`, for the weight; if ranks split the weight along axis 0, its outputs, they split the bias too."""
-    return {
-        f"{theirs}.weight": Counterpart(weight, transposed, cut),
-        f"{theirs}.bias": Counterpart(bias, cut=0 if cut == 0 else None),
-    }
-
-
-def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) -> dict[str, Counterpart]:
-    """Return the counterparts of the tensors of all layers. tensors: those of one layer. prefixes: prefix of each layer's names."""
-    return {
-        f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}")
-        for layer, prefix in enumerate(prefixes)
-        for name, rule in tensors.items()
-    }
+from pangu_sigma.foreign.names import Counterpart
 
 
 @dataclass
@@ -59,18 +29,6 @@ class Facts:
     activation_known: bool = False
     vocabulary: int | None = None
     said: dict[str, tuple[str, int]] = field(default_factory=dict)
-
-
-def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
-    """Count the layers in tensor names. pattern: its one group is a layer's index. Raises LayoutError if an index is missing."""
-    compiled = re.compile(pattern)
-    found = {match[1] for name in names if (match := compiled.match(name))}
-    for index in range(len(found)):
-        if str(index) not in found:
-            raise LayoutError(
-                f"{path}: there are {len(found)} layers and none of index {index}; take the whole release"
-            )
-    return len(found)
 
 
 def dense_model_of(

@@ -1,8 +1,4 @@
-"""Layout of MindSpore's PanGu-α: one `.ckpt`, or a folder of them cut by a strategy file, with three tables as `.npy`.
-
-Names: those of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; for the tables also those of a merged file
-(`pcl_pangu/model/alpha/alpha.py`) and of the later model zoo. Weights of `nn.Dense` are [out, in], of `Mapping` [in, out].
-"""
+"""Layout of MindSpore's PanGu-α: one `.ckpt`, or a folder of them cut by a strategy file, with three tables as `.npy`."""
 
 from __future__ import annotations
 
@@ -12,54 +8,11 @@ from pathlib import Path
 
 from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
 from pangu_sigma.foreign.file_tensors import Joined
-from pangu_sigma.foreign.layout import (
-    Counterpart,
-    Facts,
-    counterparts,
-    dense_model_of,
-    layer_count,
-    npy_source,
-    weight_and_bias,
-)
+from pangu_sigma.foreign.layout import Facts, dense_model_of, npy_source
 from pangu_sigma.foreign.mindspore_files import open_ckpt
+from pangu_sigma.foreign.names import LATER, TABLES, Counterpart, counterparts
 from pangu_sigma.foreign.strategy_file import Cut, read_strategy
 
-BLOCK_TENSORS = {
-    "layernorm1.gamma": Counterpart("attention_norm.gain"),
-    "layernorm1.beta": Counterpart("attention_norm.bias"),
-    "layernorm2.gamma": Counterpart("ffn_norm.gain"),
-    "layernorm2.beta": Counterpart("ffn_norm.bias"),
-    **weight_and_bias("attention.dense1", "attention.query.weight", "attention.query.bias", transposed=True),
-    **weight_and_bias("attention.dense2", "attention.key.weight", "attention.key.bias", transposed=True),
-    **weight_and_bias("attention.dense3", "attention.value.weight", "attention.value.bias", transposed=True),
-    **weight_and_bias("attention.projection", "attention.output.weight", "attention.output.bias"),
-    **weight_and_bias("output.mapping", "ffn.w1", "ffn.b1", transposed=True),
-    **weight_and_bias("output.projection", "ffn.w2", "ffn.b2"),
-}
-"""MindSpore's name of each tensor of a layer, after `backbone.blocks.<i>.` or `backbone.top_query_layer.`, → our tensor."""
-_LATER = ("backbone.embedding.word_embedding.embedding_table", "word_embedding_table")
-"""Names of the word table in the later model zoo; the second of a network that was given its tables as .npy files (mPanGu's, and
-MindFormers' converter)."""
-TABLES = {
-    "embedding": (
-        "word_embedding.npy",
-        "embedding_table",
-        "backbone.word_embedding.embedding_table",
-        *_LATER,
-    ),
-    "positions": (
-        "position_embedding.npy",
-        "backbone.embedding.embedding.position_embedding.embedding_table",
-        "backbone.position_embedding.embedding_table",
-        *("backbone.embedding.position_embedding.embedding_table", "position_embedding_table"),
-    ),
-    "query_positions": (
-        "top_query_embedding.npy",
-        "backbone.top_query_embedding_table",
-        *("backbone.top_query_embedding.embedding_table", "query_embedding_table"),
-    ),
-}
-"""Our table → its .npy file, and its names in a checkpoint: in the release, in a merged file, and two in the later model zoo."""
 _STATE = re.compile(
     r"(adam_[mv]|moment[12s]?|accu_grads)\.|scale_sense$|global_step$|current_iterator_step$|last_overflow_iterator_step$|"
     r"(epoch|step)_num$|learning_rate$|beta[12]_power$|.*\.(key|value)_past$|.*is_first_iteration$"
@@ -93,12 +46,10 @@ def open_mindspore(path: Path) -> DenseModel:
             "with its strategy file"
         )
     tables = _tables(path, folder, sources, unused)
-    layers = layer_count(path, sources, r"backbone\.blocks\.(\d+)\.")
-    _check_not_pipelined(path, layers, sources)
-    rules = {names: Counterpart(ours) for ours, names in tables.items()}
-    rules |= counterparts(BLOCK_TENSORS, [*(f"backbone.blocks.{i}" for i in range(layers)), "backbone.top_query_layer"])
-    rules |= {"backbone.layernorm.gamma": Counterpart("norm.gain"), "backbone.layernorm.beta": Counterpart("norm.bias")}
-    later = any(name in sources for name in _LATER)  # its network computes fast GELU
+    _check_not_pipelined(path, sources)
+    rules = counterparts("mindspore", path, sources)
+    rules |= {name: Counterpart(ours) for ours, name in tables.items()}
+    later = any(name in sources for name in LATER)  # its network computes fast GELU
     facts = Facts(activation="fast_gelu" if later else "tanh")
     return dense_model_of(path, "mindspore", sources, rules, facts, unused)
 
@@ -207,10 +158,11 @@ def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused:
     return found
 
 
-def _check_not_pipelined(path: Path, layers: int, sources: dict[str, Joined]) -> None:
-    if layers and not any(name.startswith("backbone.top_query_layer.") for name in sources):
+def _check_not_pipelined(path: Path, sources: dict[str, Joined]) -> None:
+    blocks = {int(match[1]) for name in sources if (match := re.match(r"backbone\.blocks\.(\d{1,9})\.", name))}
+    if blocks and not any(name.startswith("backbone.top_query_layer.") for name in sources):
         raise LayoutError(
-            f"{path}: backbone.top_query_layer is missing and backbone.blocks.{layers - 1} stands for it: this model was trained "
+            f"{path}: backbone.top_query_layer is missing and backbone.blocks.{max(blocks)} stands for it: this model was trained "
             "in pipeline stages, and its last LayerNorm comes after the query layer, not before it as in our network; it cannot be "
             "used"
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -24,36 +25,18 @@ import numpy as np
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.foreign.file_tensors import KINDS, FileTensor, mapped
 
-_KINDS = {
-    **{"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"},
-    **{f"{kind}Storage": kind for kind in ("Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "Untyped")},
-}
+_KINDS = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"}
+_KINDS |= {f"{kind}Storage": kind for kind in ("Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "Untyped")}
 """Storage class of torch → dtype of its values; tensors of the others are no weights."""
-_DTYPES = (
-    *("float16", "half", "float32", "float", "float64", "double", "bfloat16", "int8", "int16", "short", "int32", "int"),
-    *("int64", "long", "uint8", "bool"),
+_INERT = re.compile(
+    r"numpy(\._?core\.multiarray)?\.(ndarray|dtype|_reconstruct|scalar)|_codecs\.encode|collections\.defaultdict|"
+    r"(builtins|__builtin__)\.(set|object|bytes|bytearray)|(megatron|fp16|deepspeed|apex)\..*|"
+    r"torch\.(device|Generator|serialization\._get_layout|bool|u?int\d*|short|long|half|b?float\d*|double)"
 )
-_INERT = frozenset(
-    (
-        *("numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
-        *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "_codecs.encode", "torch.device"),
-        *("builtins.set", "__builtin__.set", "collections.defaultdict", "__builtin__.bytes", "__builtin__.bytearray"),
-        *("torch.Generator", "torch.serialization._get_layout", "builtins.object", "__builtin__.object"),
-    )
-)
-_INERT_MODULES = ("megatron.", "fp16.", "deepspeed.", "apex.")
-"""Module prefixes of the trainers that wrote the files: states of their loss scalers and optimizers are skipped."""
+"""Names of which an OpaqueObject is made. The last but one are trainers', states of their loss scalers and optimizers."""
 _REFUSED = (
-    "INST",
-    "OBJ",
-    "NEWOBJ_EX",
-    "EXT1",
-    "EXT2",
-    "EXT4",
-    "PERSID",
-    "BYTEARRAY8",
-    "NEXT_BUFFER",
-    "READONLY_BUFFER",
+    *("INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"),
+    *("BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"),
 )
 """Instructions of pickles that files of weights do not need."""
 
@@ -106,7 +89,6 @@ _BUILT: dict[str, Any] = {
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     **dict.fromkeys(("copyreg._reconstructor", "copy_reg._reconstructor"), lambda made, *_: made()),
     **{f"{module}.{name}": kind for module in ("torch", "torch.storage") for name, kind in _KINDS.items()},
-    **{f"torch.{name}": name for name in _DTYPES},
 }
 """Name in a pickle → function that makes the object, or the value."""
 
@@ -128,8 +110,6 @@ def load_pickle(content: bytes, file: Path, storages: Mapping[str, Storage]) -> 
 
 
 class _Weights(pickle._Unpickler):
-    """Unpickler of a file of weights."""
-
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, content: bytes, file: Path, storages: Mapping[str, Storage]):
@@ -138,13 +118,13 @@ class _Weights(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a pickle may build by this name, an OpaqueObject for what is not built, or raise LayoutError."""
-        full = f"{module}.{name}"
+        full = f"{module[:99]}.{name[:99]}"
         if full in _BUILT:
             return _BUILT[full]
-        if full in _INERT or full.startswith(_INERT_MODULES):
+        if _INERT.fullmatch(full):
             return OpaqueObject(full)
         raise LayoutError(
-            f"{self.file}: its pickle asks for {full[:80]}, which is not loaded: it could execute anything; save the weights "
+            f"{self.file}: its pickle asks for {full}, which is not loaded: it could execute anything; save the weights "
             "alone and use that file"
         )
 
@@ -159,6 +139,13 @@ class _Weights(pickle._Unpickler):
                     raise ValueError(f"the storage {key[:40]} has {len(storage.content)} bytes, not {size} values")
                 return storage
         raise ValueError("a persistent id that is not of a storage")
+
+    def _load_reduce(self) -> None:
+        """Call what `find_class` returned."""
+        arguments, made = self.stack.pop(), self.stack[-1]
+        if type(arguments) is not tuple or len(arguments) > 9:  # which are copied
+            raise TypeError(f"a call with a {type(arguments).__name__} of arguments, or more than nine")
+        self.stack[-1] = made(*arguments)
 
     def _load_dict(self) -> None:
         items, table = self.pop_mark(), _Table()  # type: ignore[attr-defined]
@@ -183,7 +170,7 @@ _Weights.dispatch |= {
     pickle.DICT[0]: _Weights._load_dict,
     pickle.EMPTY_SET[0]: lambda self: self.append(OpaqueObject("set")),
     pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.append(OpaqueObject("frozenset"))),
-    pickle.NEWOBJ[0]: pickle._Unpickler.load_reduce,  # type: ignore[attr-defined]  # classes are functions here
+    **dict.fromkeys((pickle.REDUCE[0], pickle.NEWOBJ[0]), _Weights._load_reduce),  # functions stand for classes
     pickle.BUILD[0]: _Weights._load_build,
     **{getattr(pickle, name)[0]: partial(_Weights._refuse, name=name) for name in _REFUSED},
 }

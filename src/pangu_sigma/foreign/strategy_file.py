@@ -77,36 +77,15 @@ def read_strategy(file: Path) -> dict[str, Cut]:
 
 def _item(file: Path, content: bytes, item: Field) -> tuple[str, Cut]:
     inner = message(content, item.begin, item.end)
-    name, layout = content[inner[1][-1].begin : inner[1][-1].end].decode(), inner[2][-1]
-    found = message(content, layout.begin, layout.end)
-
-    def values(number: int) -> list[int]:
-        return [n for each in found.get(number, []) for n in numbers(content, each)]
-
+    named, layout = inner[1][-1], inner[2][-1]
+    name, found = content[named.begin : named.end].decode(), message(content, layout.begin, layout.end)
     if len(found.get(2, [])) > 1:
         raise LayoutError(f"{file}: {name[:80]} is cut along several axes of the grid at once, and not read")
-    dims = [
-        tuple(
-            n
-            for each in found.get(number, [])
-            for dim in fields(content, each.begin, each.end)
-            for n in numbers(content, dim)
-        )
-        for number in (1, 2, 3)
-    ]
-    return name, _cut(file, name, *dims, *((values(number) or [0])[-1] for number in (5, 6, 7)))
-
-
-def _cut(
-    file: Path,
-    name: str,
-    grid: tuple[int, ...],
-    axes: tuple[int, ...],
-    part: tuple[int, ...],
-    rows: int,
-    step: int,
-    stretches: int,
-) -> Cut:
+    lists = {number: [fields(content, each.begin, each.end) for each in found.get(number, [])] for number in (1, 2, 3)}
+    grid, axes, part = (
+        tuple(n for dims in several for dim in dims for n in numbers(content, dim)) for several in lists.values()
+    )
+    rows, step, stretches = (numbers(content, found[number][-1])[0] if number in found else 0 for number in (5, 6, 7))
     ranks = math.prod(grid) if grid and len(grid) < 16 and all(0 < n <= _MOST_RANKS for n in grid) else 0
     if not 0 < ranks <= _MOST_RANKS or not axes or len(axes) > 8 or not all(-1 <= axis < len(grid) for axis in axes):
         raise LayoutError(
@@ -124,4 +103,4 @@ def _cut(
             f"{file}: {name[:80]} has tensor_map {axes} and is cut into {stretches} stretches for the optimizer, {step} ranks "
             f"apart, which {equal} equal ranks cannot hold; download it again"
         )
-    return Cut(grid, axes, part, max(1, step), max(1, stretches))
+    return name, Cut(grid, axes, part, max(1, step), max(1, stretches))
