@@ -20,8 +20,10 @@ def test_what_mindspore_saves_is_read(tmp_path: Path, checksum: bool):
 
     values = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.arange(3, dtype=np.float16), "n": np.int32(4)}
     saved = [{"name": name, "data": ms.Tensor(value)} for name, value in values.items()]
+    saved.append({"name": "h", "data": ms.Tensor(values["a"] / 8, ms.bfloat16)})  # exact
     ms.save_checkpoint(saved, str(tmp_path / "a.ckpt"), crc_check=checksum)
-    assert set(open_ckpt(tmp_path / "a.ckpt")) == set(values)
+    assert set(open_ckpt(tmp_path / "a.ckpt")) == {*values, "h"}
+    np.testing.assert_array_equal(read(tmp_path / "a.ckpt", "h"), values["a"] / 8)
     for name in ("a", "b"):
         np.testing.assert_array_equal(read(tmp_path / "a.ckpt", name), values[name])
     with pytest.raises(LayoutError, match=r"n \(n\) is Int32; weights are read as float32"):
