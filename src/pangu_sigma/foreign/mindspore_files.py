@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pangu_sigma.checkpoint.mapped_file import map_file
-from pangu_sigma.checkpoint.protobuf import OF_BYTES, field_at, numbers
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.foreign.file_tensors import KINDS, FileTensor, Joined, mapped
+from pangu_sigma.foreign.protobuf import OF_BYTES, field_at, numbers
 
 _KINDS = {"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"}
 _HEAD = 512

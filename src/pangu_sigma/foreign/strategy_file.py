@@ -15,8 +15,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from pangu_sigma.checkpoint.protobuf import Field, fields, message, numbers
 from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.protobuf import Field, fields, message, numbers
 
 _MOST_BYTES = 64 << 20
 """Maximum bytes of a strategy file."""

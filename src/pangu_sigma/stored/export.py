@@ -19,7 +19,7 @@ from ascend_ops.few_rows import Matrix, StoredPrecision
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
-from pangu_sigma.checkpoint.protobuf import Field, message, numbers
+from pangu_sigma.foreign.protobuf import Field, message, numbers
 from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 from pangu_sigma.sealed import DamagedFile, check_folder
 from pangu_sigma.stored.model import Kind, Listed, StoredModel

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.checkpoint.protobuf import field_at, fields, numbers, varint
+from pangu_sigma.foreign.protobuf import field_at, fields, numbers, varint
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5), st.text(max_size=20))
