@@ -22,7 +22,7 @@ from pangu_sigma.foreign.dense_model import MIXED, LayoutError
 
 logger = logging.getLogger(__name__)
 
-KINDS = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2")}
+KINDS: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2")}
 """Dtype of a weight in a file → dtype of its mapped values. NumPy has no bfloat16; float32 holds its values exactly."""
 _SLICE = 4 << 20
 """Number of bytes of a slice of rows, read at a time."""

@@ -20,6 +20,7 @@ from pangu_sigma.foreign.file_tensors import FileTensor, Joined
 from pangu_sigma.foreign.layout import Facts, dense_model_of, plain_name
 from pangu_sigma.foreign.names import WORD_TABLE, Counterpart, counterparts
 from pangu_sigma.foreign.pickles import OpaqueObject
+from pangu_sigma.foreign.strategy_file import Cut
 from pangu_sigma.foreign.torch_files import open_torch_file
 
 ALPHA_VOCABULARY = 40_000
@@ -158,11 +159,8 @@ def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Cou
     axis = rule.cut
     if axis >= len(first.shape):
         raise LayoutError(f"{first.origin} is of shape {first.shape}, and must have an axis {axis}; {MIXED}")
-    parts = [
-        replace(one, first=tuple(rank * n if other == axis else 0 for other, n in enumerate(one.shape)))
-        for rank, one in enumerate(held)
-    ]
-    return Joined(tuple(n * len(held) if other == axis else n for other, n in enumerate(first.shape)), parts)
+    cut = Cut((len(held),), tuple(0 if other == axis else -1 for other in range(len(first.shape))))
+    return cut.joined({cut.first(rank, one.shape): Joined.only(one) for rank, one in enumerate(held)})
 
 
 def _facts(path: Path, args: Any, ranks: int, words: Joined | None) -> Facts:

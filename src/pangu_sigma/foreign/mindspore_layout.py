@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
@@ -95,10 +94,11 @@ def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict
     parts: dict[str, dict[tuple[int, ...], Joined]] = {name: {} for name in weights}
     for rank, file in enumerate(files):
         for name, tensor in (_of_rank(file, files[0], weights) if rank else weights).items():
-            cut = cuts.get(name)  # MindSpore writes no layout of what it did not cut
-            corner = cut.first(rank, tensor.shape) if cut else (0,) * len(tensor.shape)
+            corner = (
+                cuts[name].first(rank, tensor.shape) if name in cuts else ()
+            )  # what MindSpore did not cut has no layout
             parts[name].setdefault(corner, tensor)  # of equal parts, that of the lowest rank is read
-    return {name: _whole(cuts.get(name), weights[name].shape, held) for name, held in parts.items()}, unused
+    return {name: cuts[name].joined(held) if name in cuts else held[()] for name, held in parts.items()}, unused
 
 
 def _of_rank(file: Path, other: Path, weights: dict[str, Joined]) -> dict[str, Joined]:
@@ -128,16 +128,6 @@ def _check_cut(file: Path, strategy: Path, name: str, shape: tuple[int, ...], cu
         raise LayoutError(
             f"{file}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; {MIXED}"
         )
-
-
-def _whole(cut: Cut | None, shape: tuple[int, ...], held: dict[tuple[int, ...], Joined]) -> Joined:
-    """Join a tensor from the parts of ranks. shape: of a part. held: parts by the index of their first value in the whole."""
-    parts = [
-        replace(part, first=tuple(a + b for a, b in zip(corner, part.corner, strict=True)))
-        for corner, tensor in held.items()
-        for part in tensor.parts
-    ]
-    return Joined(cut.whole(shape) if cut else shape, parts)
 
 
 def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused: list[Unused]) -> dict[str, str]:

@@ -110,7 +110,9 @@ def load_pickle(content: bytes, file: Path, storages: Mapping[str, Storage]) -> 
 
 
 class _Weights(pickle._Unpickler):
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Any], Any]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    append: Callable[[Any], None]
 
     def __init__(self, content: bytes, file: Path, storages: Mapping[str, Storage]):
         super().__init__(io.BytesIO(content))

@@ -12,10 +12,14 @@ axis, for the optimizer: into `opt_weight_shard_size` stretches, on ranks that a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.file_tensors import Joined
 from pangu_sigma.foreign.protobuf import Field, fields, message, numbers
 
 _MOST_BYTES = 64 << 20
@@ -55,6 +59,15 @@ class Cut:
             at.append(0 if axis < 0 else rank // behind % self.grid[-1 - axis])
         at[0] = at[0] * self.stretches + rank // self.step % self.stretches
         return tuple(index * n for index, n in zip(at, shape, strict=True))
+
+    def joined(self, held: Mapping[tuple[int, ...], Joined]) -> Joined:
+        """Join a tensor from the parts of ranks. held: parts of equal shapes by the index of their first value in the whole."""
+        parts = [
+            replace(part, first=tuple(np.add(corner, part.corner).tolist()))
+            for corner, tensor in held.items()
+            for part in tensor.parts
+        ]
+        return Joined(self.whole(next(iter(held.values())).shape), parts)
 
 
 def read_strategy(file: Path) -> dict[str, Cut]:

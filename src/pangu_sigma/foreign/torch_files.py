@@ -68,7 +68,7 @@ def _storage(path: Path, content: np.ndarray, member: zipfile.ZipInfo) -> Storag
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.compress_size != member.file_size:
         raise LayoutError(f"{path}: its member {name} is compressed or encrypted; save it again with torch.save")
     if 0 <= at <= len(content) - _HEAD.size:  # zipfile takes the directory's word for it, negative numbers too
-        signature, *more = _HEAD.unpack(content[at : at + _HEAD.size])
+        signature, *more = _HEAD.unpack(content[at : at + _HEAD.size].data)
         begin = at + _HEAD.size + sum(more)
         if signature == b"PK\3\4" and begin + member.file_size <= len(content):
             found = content[begin : begin + member.file_size]
@@ -81,7 +81,7 @@ def _check_crc(path: Path, member: zipfile.ZipInfo, content: np.ndarray) -> None
     crc = 0
     for at in range(0, len(content), _READ_BYTES):
         some = content[at : at + _READ_BYTES]
-        crc = zlib.crc32(some, crc)
+        crc = zlib.crc32(some.data, crc)
         release_pages(some)
     if crc != member.CRC:
         raise LayoutError(
