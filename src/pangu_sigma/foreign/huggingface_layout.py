@@ -21,6 +21,11 @@ _ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "fast_gelu",
 }
 """Name of an activation in transformers → our name."""
+_SIZES = {
+    **{"hidden_size": "hidden", "num_layers": "layers", "max_position_embeddings": "seq_length"},
+    **{"vocab_size": "vocabulary", "intermediate_size": "ffn"},
+}
+"""Key of config.json → field of `DenseModel`."""
 _KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MODEL_TYPE = "gpt_pangu"
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -76,32 +81,19 @@ def _facts(file: Path, config: dict[str, Any]) -> Facts:
         raise LayoutError(
             f"{file}: activation_function is {str(named)[:40]!r}; {', '.join(_ACTIVATIONS)} are computed here"
         )
-    if config.get("scale_attn_weights", True) is not True:
-        raise LayoutError(
-            f"{file}: scale_attn_weights is off; PanGu-α divides its scores by the root of the size of a head: it cannot be used"
-        )
-    if config.get("layer_norm_epsilon", 1e-5) != 1e-5:
-        raise LayoutError(
-            f"{file}: layer_norm_epsilon is {str(config['layer_norm_epsilon'])[:40]}; PanGu-α's is 1e-5: it cannot be used"
-        )
-    facts = Facts(activation=_ACTIVATIONS[named] if named else "erf", activation_known=named is not None)
-    for key, name in (
-        ("hidden_size", "hidden"),
-        ("num_layers", "layers"),
-        ("max_position_embeddings", "seq_length"),
-        ("vocab_size", "vocabulary"),
-        ("intermediate_size", "ffn"),
-        ("num_heads", "heads"),
+    for key, needed, why in (
+        ("scale_attn_weights", True, "PanGu-α divides its scores by the root of the size of a head"),
+        ("layer_norm_epsilon", 1e-5, "PanGu-α's is 1e-5"),
     ):
-        value = config.get(key)
-        if value is None:
-            continue
+        if config.get(key, needed) != needed:
+            raise LayoutError(f"{file}: {key} is {str(config[key])[:40]}; {why}: it cannot be used")
+    facts = Facts(activation=_ACTIVATIONS[named] if named else "erf", activation_known=named is not None)
+    sizes = {key: config[key] for key in (*_SIZES, "num_heads") if config.get(key) is not None}
+    for key, value in sizes.items():
         if type(value) is not int or not 0 < value < 1 << 31:
             raise LayoutError(f"{file}: {key} is {str(value)[:40]}, and must be a positive number; download it again")
-        if name == "heads":
-            facts.heads = value
-        else:
-            facts.said[name] = (key, value)
+    facts.heads = sizes.pop("num_heads", None)
+    facts.said |= {_SIZES[key]: (key, value) for key, value in sizes.items()}
     return facts
 
 
