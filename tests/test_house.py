@@ -19,16 +19,16 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2414,
-    "checkpoint": 1332,
+    "checkpoint": 1280,
     "convert": 903,
     "data": 3242,
     "ecss": 377,
     "evaluate": 1777,
     "finetune": 652,
-    "foreign": 1330,
+    "foreign": 1112,
     "generate": 1664,
     "inherit": 1178,
-    "inspection": 340,
+    "inspection": 331,
     "mindformers_adapter": 362,
     "model": 373,
     "npu": 2868,
@@ -36,7 +36,7 @@ BUDGETS = {
     "ranks": 1038,
     "rre": 405,
     "serve": 1060,
-    "stored": 732,
+    "stored": 726,
     "text": 1089,
     "training": 1814,
 }
