@@ -10,23 +10,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.foreign import file_tensors as module
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, Joined, checked_sizes, only, row_major
+from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped
 
 
 def written(folder: Path, values: np.ndarray, name: str = "a") -> FileTensor:
     """Values in a file, at an odd byte."""
     (folder / name).write_bytes(b"x" + np.ascontiguousarray(values).tobytes())
-    return FileTensor(folder / name, 1, values.dtype.name, values.shape, row_major(values.shape), name)
+    return mapped(folder / name, name, values.dtype.name, values.shape, map_file(folder / name)[1:])
 
 
-def blocks(values: np.ndarray, rows: int, columns: int, folder: Path) -> list[Fragment]:
+def blocks(values: np.ndarray, rows: int, columns: int, folder: Path) -> list[FileTensor]:
     found = []
     for i, some in enumerate(np.split(values, rows, 0)):
         for j, one in enumerate(np.split(some, columns, 1)):
             at = (i * one.shape[0], j * one.shape[1])
-            found.append(Fragment(written(folder, one, f"{i}_{j}"), at))
+            found.append(replace(written(folder, one, f"{i}_{j}"), first=at))
     return found
 
 
@@ -72,32 +73,41 @@ def test_fragments_that_overlap_leave_gaps_or_reach_out_are_refused(tmp_path: Pa
     one = written(tmp_path, np.zeros((2, 4), np.float32))
     for corners in ([(0, 0), (0, 0)], [(0, 0)], [(0, 0), (3, 0)]):
         with pytest.raises(LayoutError, match="do not fill w of shape"):
-            Joined((4, 4), [Fragment(one, corner) for corner in corners]).assembled("w")
+            Joined((4, 4), [replace(one, first=corner) for corner in corners]).assembled("w")
 
 
 def test_types_are_refused_by_name(tmp_path: Path):
     wide = written(tmp_path, np.zeros((2, 4), np.float64), "wide")
     with pytest.raises(LayoutError, match=r"wide \(w\) is float64; weights are read as float32, float16, bfloat16"):
-        only(wide).assembled("w")
+        Joined.only(wide).assembled("w")
     one, half = written(tmp_path, np.zeros(2, np.float32), "one"), written(tmp_path, np.zeros(2, np.float16), "half")
     with pytest.raises(LayoutError, match=r"half is float16, .*one is float32"):
-        Joined((4,), [Fragment(one, (0,)), Fragment(half, (2,))]).assembled("w")
+        Joined((4,), [one, replace(half, first=(2,))]).assembled("w")
 
 
 def test_copies_that_differ_are_said_or_refused_when_they_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     one, other = np.zeros(4, np.float32), np.array([0, 0, 0.5, 0], np.float32)
     first, second = written(tmp_path, one, "one"), written(tmp_path, other, "other")
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(replace(only(first), same=[first]).assembled("w").read(), one)
+        np.testing.assert_array_equal(replace(Joined.only(first), same=[first]).assembled("w").read(), one)
         assert caplog.text == ""
-        np.testing.assert_array_equal(replace(only(first), same=[second]).assembled("w").read(), one)
+        np.testing.assert_array_equal(replace(Joined.only(first), same=[second]).assembled("w").read(), one)
     assert "other differs from" in caplog.text and "by up to 0.5" in caplog.text
-    strict = replace(only(first), same=[second], strict=True).assembled("w")
+    strict = replace(Joined.only(first), same=[second], strict=True).assembled("w")
     with pytest.raises(LayoutError, match="other is not equal to one"):
         strict.read()
 
 
-@pytest.mark.parametrize("sizes", [(-1,), (1 << 50,), (float("nan"),), ("a",), (True,), (1 << 30, 1 << 30), (1,) * 9])
-def test_sizes_that_cannot_be_are_refused(sizes: tuple):
-    with pytest.raises(LayoutError, match="w has the shape"):
-        checked_sizes(Path("a"), "w", sizes)
+@pytest.mark.parametrize("kind", ["float32", "int64"])
+@pytest.mark.parametrize("sizes", [(-1,), (1 << 50, 1 << 50), (float("nan"),), ("a",), (1 << 32, 1 << 32), (1,) * 99])
+def test_sizes_that_cannot_be_are_refused(sizes: tuple, kind: str):
+    with pytest.raises(LayoutError, match=r"w has the shape .* cannot have"):
+        mapped(Path("a"), "w", kind, sizes, np.zeros(8, np.uint8))
+
+
+def test_a_small_view_that_is_read_as_a_large_tensor_is_refused():
+    content = np.zeros(8, np.uint8)
+    assert mapped(Path("a"), "w", "float32", (2,), content, 0, (0,)).shape == (2,)
+    for shape, strides in (((3,), (0,)), ((1 << 31, 4), (0, 0)), ((2, 2), (1, 1)), ((2,), (2,)), ((2,), (-1,))):
+        with pytest.raises(LayoutError, match=r"w has the shape .* its 8 bytes cannot have"):
+            mapped(Path("a"), "w", "float32", shape, content, 0, strides)

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.layout import layer_count, npy_source, plain_name
+from pangu_sigma.foreign.layout import npy_source, plain_name
+from pangu_sigma.foreign.names import counterparts
 
 A = Path("a")
 
 
 def test_layers_are_counted_and_one_that_is_left_out_is_named():
-    assert layer_count(A, ["h.0.x", "h.1.x", "h.1.y", "other"], r"h\.(\d+)\.") == 2
+    rules = counterparts("huggingface", A, ["h.0.x", "h.1.x", "h.1.y", "other"])
+    assert {rule.ours.split(".")[1] for rule in rules.values() if rule.ours.startswith("layers.")} == {"0", "1"}
     with pytest.raises(LayoutError, match="2 layers and none of index 1"):
-        layer_count(A, ["h.0.x", "h.999999999999.x"], r"h\.(\d+)\.")
+        counterparts("huggingface", A, ["h.0.x", "h.999999999999.x"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from helpers.alpha_peers import megatron_sizes, run_peers
 
 from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.foreign.dense_model import DenseModel
-from pangu_sigma.foreign.megatron_layout import layer_rules
+from pangu_sigma.foreign.names import counterparts
 
 
 def assert_equal(path: Path, values: dict[str, np.ndarray]) -> DenseModel:
@@ -21,9 +21,8 @@ def assert_equal(path: Path, values: dict[str, np.ndarray]) -> DenseModel:
 
 
 def test_names_and_orientations_are_those_of_pcl_pangu():
-    assert {name: rule[:2] for name, rule in layer_rules(foreign.LAYERS).items()} == {
-        theirs: (ours, transposed) for _, theirs, ours, _, transposed in foreign.names()
-    }
+    theirs = {name: (ours, flip) for _, name, ours, _, flip in foreign.names()}
+    assert {name: rule[:2] for name, rule in counterparts("megatron", Path("a"), theirs).items()} == theirs
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -41,9 +40,9 @@ def test_megatron_and_deepspeed_are_read(tmp_path: Path, dtype: str, ranks: int)
     assert (model.layout, model.heads, model.activation, model.activation_known) == ("deepspeed", None, "erf", False)
 
 
-def test_the_older_format_the_folder_of_a_step_and_a_bare_file_are_read(tmp_path: Path):
+def test_the_folder_of_a_step_and_a_bare_file_are_read(tmp_path: Path):
     values = foreign.parent()
-    folder = foreign.write_megatron(tmp_path / "m", values, 1, foreign.torch_older)
+    folder = foreign.write_megatron(tmp_path / "m", values)
     step = folder / "iter_0000007"
     for path in (folder, step, step / "mp_rank_00", step / "mp_rank_00" / "model_optim_rng.pt"):
         assert_equal(path, values)
@@ -104,7 +103,7 @@ def test_what_pcl_pangu_saves_and_splits_is_read(tmp_path: Path, ranks: int, hal
     run_peers("write", tmp_path, [ranks], sizes(fp16=half))
     wanted = np.load(tmp_path / "values.npz")
     assert set(wanted) == {name for _, name, *_ in foreign.names()}
-    for path in (tmp_path / "whole", tmp_path / "of_ranks", tmp_path / "older.pt"):
+    for path in (tmp_path / "whole", tmp_path / "of_ranks"):
         model = open_dense_model(path)
         for _, name, ours, _, transposed in foreign.names():
             read = model.tensors[ours].read()

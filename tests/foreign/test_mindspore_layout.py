@@ -8,16 +8,12 @@ from helpers import foreign_files as foreign
 
 from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.mindspore_layout import BLOCK_TENSORS
+from pangu_sigma.foreign.names import counterparts
 
 
 def test_names_and_orientations_are_those_of_pcl_pangu():
-    theirs = {name.split("{}.")[1] for name in foreign.alpha_names() if "{}" in name}
-    assert theirs == set(BLOCK_TENSORS)
-    for name, ours, transposed in (
-        (n.split(".", 3)[3], o, t) for n, _, o, t, _ in foreign.names() if ".blocks.0." in n
-    ):
-        assert BLOCK_TENSORS[name][:2] == (ours.removeprefix("layers.0."), transposed)
+    theirs = {name: (ours, flip) for name, _, ours, flip, _ in foreign.names() if "_embedding" not in name}
+    assert {name: rule[:2] for name, rule in counterparts("mindspore", Path("a"), theirs).items()} == theirs
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

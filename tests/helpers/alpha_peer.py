@@ -107,12 +107,6 @@ def write(folder, ranks, args):
         file.parent.mkdir(parents=True)
         torch.save({"model": part.state_dict_for_save_checkpoint(), "iteration": "iter_0007800"}, file)
     (folder / "of_ranks" / "latest_checkpointed_iteration.txt").write_text("0007800")
-    args.model_parallel_size = 1
-    torch.save(
-        {"model": whole.state_dict_for_save_checkpoint(), "args": args},
-        folder / "older.pt",
-        _use_new_zipfile_serialization=False,
-    )
 
 
 def part_of(whole, rank, ranks, args):

@@ -10,7 +10,6 @@ import io
 import json
 import pickle
 import re
-import struct
 import sys
 import zipfile
 from argparse import Namespace
@@ -220,12 +219,12 @@ def fake_torch() -> Iterator[dict[str, Any]]:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, stream: io.BytesIO, torch: dict[str, Any], older: bool):
+    def __init__(self, stream: io.BytesIO, torch: dict[str, Any]):
         super().__init__(stream, 2)
-        self.torch, self.older, self.storages = torch, older, {}  # type: ignore[var-annotated]
+        self.torch, self.storages = torch, {}  # type: ignore[var-annotated]
 
     def persistent_id(self, value: Any) -> Any:
-        return ((*value.id, None) if self.older else value.id) if isinstance(value, _StorageId) else None
+        return value.id if isinstance(value, _StorageId) else None
 
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, FakeTensor):
@@ -242,7 +241,7 @@ def torch_zip(value: Any, change: Callable[[bytes], bytes] = lambda content: con
     """A file of torch, zip format. change: of the pickle. members: more of them, or others, by name."""
     with fake_torch() as torch:
         stream = io.BytesIO()
-        pickler = _Pickler(stream, torch, older=False)
+        pickler = _Pickler(stream, torch)
         pickler.dump(value)
     output = io.BytesIO()
     with zipfile.ZipFile(output, "w") as archive:
@@ -250,21 +249,6 @@ def torch_zip(value: Any, change: Callable[[bytes], bytes] = lambda content: con
         inside |= {f"data/{key}": tensor.bytes() for key, tensor in pickler.storages.items()}
         for name, content in (inside | {"version": b"3\n"} | members).items():
             archive.writestr(f"archive/{name}", content)
-    return output.getvalue()
-
-
-def torch_older(value: Any) -> bytes:
-    """A file of torch, of the format before zip."""
-    output = io.BytesIO()
-    facts = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
-    for fact in (0x1950A86A20F9469CFC6C, 1001, facts):
-        pickle.dump(fact, output, 2)
-    with fake_torch() as torch:
-        pickler = _Pickler(output, torch, older=True)
-        pickler.dump(value)
-    pickle.dump(sorted(pickler.storages), output, 2)
-    for key in sorted(pickler.storages):
-        output.write(struct.pack("<q", pickler.storages[key].values.size) + pickler.storages[key].bytes())
     return output.getvalue()
 
 
@@ -316,7 +300,6 @@ def write_megatron(
     folder: Path,
     values: Mapping[str, np.ndarray],
     ranks: int = 1,
-    written: Callable[[Any], bytes] = torch_zip,
     step: int = 7,
     **given: Any,
 ) -> Path:
@@ -326,7 +309,7 @@ def write_megatron(
         cut = {name: of_rank(name, value, rank, ranks) for name, value in flat.items()}
         file = folder / f"iter_{step:07d}" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
         file.parent.mkdir(parents=True)
-        file.write_bytes(written({"args": arguments(ranks, **given), "model": nested(cut), **training_state(step)}))
+        file.write_bytes(torch_zip({"args": arguments(ranks, **given), "model": nested(cut), **training_state(step)}))
     (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
     return folder
 

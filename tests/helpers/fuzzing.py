@@ -598,7 +598,7 @@ def mindir_target(folder: Path) -> Target:
 def torch_target(folder: Path) -> Target:
     values = foreign_files.in_megatron(foreign_files.parent())
     tree = {"args": foreign_files.arguments(1), "model": foreign_files.nested(values), **foreign_files.training_state()}
-    zipped, older = foreign_files.torch_zip(tree), foreign_files.torch_older(tree)
+    zipped = foreign_files.torch_zip(tree)
     with zipfile.ZipFile(io.BytesIO(zipped)) as archive:
         pickled = archive.read("archive/data.pkl")
     words = [b"cos\nsystem\n", b"\x82\x01", b"r\xff\xff\xff\xff", b")R", b"b", b"\x81", b"Q", b"h\x01"]
@@ -622,7 +622,7 @@ def torch_target(folder: Path) -> Target:
         return True
 
     return Target(
-        st.one_of(changed_bytes(zipped), changed_bytes(older), changed_pickle()),
+        st.one_of(changed_bytes(zipped), changed_pickle()),
         load,
         "neither a zip file nor a pickle",
         st.one_of(ANYTHING, programs.map(lambda program: foreign_files.torch_zip(tree, lambda _: program))),

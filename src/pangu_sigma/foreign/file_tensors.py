@@ -1,4 +1,4 @@
-"""Tensors in files: positions of their bytes, and lazy joining and transposing into the tensors of a model.
+"""Tensors in files of other projects: mapped into memory, and joined and transposed when they are read.
 
 Values are read in slices of rows, so that a tensor that is joined from 512 files, or transposed, takes little more memory than its
 own size.
@@ -12,108 +12,114 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.mapped_file import map_file
+from pangu_sigma.checkpoint.mapped_file import release_pages
 from pangu_sigma.foreign.dense_model import MIXED, LayoutError
 
 logger = logging.getLogger(__name__)
 
-KINDS: dict[str, np.dtype] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(np.float32),
-}
-"""Dtype of a weight in a file → dtype of the array that is read: NumPy has no bfloat16; float32 holds its values exactly."""
+KINDS: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2")}
+"""Dtype of a weight in a file → dtype of its mapped values. NumPy has no bfloat16; float32 holds its values exactly."""
 _SLICE = 4 << 20
 """Number of bytes of a slice of rows, read at a time."""
-_MOST_SIZE = 1 << 40
-"""Maximum accepted size of an axis of a tensor."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FileTensor:
-    """Position of a tensor's values in a file of another project.
+    """Tensor in a file of another project, or a part of one.
 
-    offset: byte of the first value. kind: dtype of the values; a dtype that is not in KINDS is refused when the tensor is used.
-    strides: strides in values, not bytes. name: name of the tensor in the file. check: compares a checksum before values are read,
-    and raises LayoutError; None if the format has none.
+    name: its name in the file. kind: dtype in the file; one that is not in KINDS is refused when the tensor is used.
+    values: mapped, and not read yet. first: index of the first value in the whole tensor, by axis; (): zeros.
+    check: compares a checksum before values are read, and raises LayoutError; None if the format has none.
     """
 
     file: Path
-    offset: int
-    kind: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
     name: str
+    kind: str
+    values: np.ndarray
+    first: tuple[int, ...] = ()
     check: Callable[[], None] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def corner(self) -> tuple[int, ...]:
+        """Index of the first value in the whole tensor, by axis."""
+        return self.first or (0,) * self.values.ndim
 
     @property
     def origin(self) -> str:
         """File and name of the tensor, for messages."""
         return f"{self.file}: {self.name}"
 
-    def values(self) -> np.ndarray:
-        """Map the values into memory; bfloat16 as uint16."""
-        raw = np.dtype("<u2" if self.kind == "bfloat16" else KINDS[self.kind].newbyteorder("<"))
-        if 0 in self.shape:
-            return np.empty(self.shape, raw)
+    def read(self, axis: int, begin: int, end: int) -> np.ndarray:
+        """Return the values from `begin` to `end` of an axis; bfloat16 as float32. The mapped memory is released."""
         if self.check is not None:
             self.check()
-        count = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        mapped = map_file(self.file)[self.offset :][: count * raw.itemsize]
-        return np.ndarray(self.shape, raw, mapped, 0, tuple(step * raw.itemsize for step in self.strides))
+        mapped = self.values[(slice(None),) * axis + (slice(begin, end),)]
+        values = (mapped.astype(np.uint32) << 16).view(np.float32) if self.kind == "bfloat16" else mapped.copy()
+        release_pages(mapped)
+        return values
 
 
-def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides, in values, of a contiguous tensor."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+def mapped(
+    file: Path, name: str, kind: str, shape: Any, content: np.ndarray, offset: Any = 0, strides: Any = None
+) -> FileTensor:
+    """Return the tensor whose values are in `content`, bytes of a mapped file, which it fills unless strides are given.
 
-
-def checked_sizes(file: Path, name: str, sizes: Sequence[object]) -> tuple[int, ...]:
-    """Return the sizes of a tensor's axes. Raises LayoutError for a size that is no integer, negative, or huge."""
-    numbers = all(type(n) is int and n >= 0 for n in sizes)
-    if len(sizes) > 8 or not numbers or math.prod(max(1, n) for n in sizes) > _MOST_SIZE:  # type: ignore[call-overload]
-        raise LayoutError(f"{file}: {name} has the shape {str(sizes)[:80]}, which no tensor has; the file is damaged")
-    return tuple(sizes)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """Tensor in a file of another project (`stored`) that is part of a larger tensor. first: index of its first value in the larger
-    one, by axis. rows: number of its rows that are used, from the first on; None: all."""
-
-    stored: FileTensor
-    first: tuple[int, ...]
-    rows: int | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the rows that are used."""
-        return self.stored.shape if self.rows is None else (self.rows, *self.stored.shape[1:])
+    offset, strides: in values. Raises LayoutError for a shape that the bytes cannot have.
+    """
+    try:
+        if kind not in KINDS:
+            return FileTensor(file, name, kind, np.broadcast_to(np.uint8(0), shape))
+        dtype = KINDS[kind]
+        steps = None if strides is None else tuple(step * dtype.itemsize for step in strides)
+        values: np.ndarray = np.ndarray(shape, dtype, content, offset * dtype.itemsize, steps)
+        least = len(content) if strides is None else 0
+        if not least <= values.nbytes <= len(content) or values.shape != tuple(shape):  # strides may be 0, a size -1
+            raise ValueError("another number of bytes")
+    except (TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise LayoutError(
+            f"{file}: {name[:120]} has the shape {str(shape)[:80]}, which its {len(content)} bytes cannot have "
+            f"({str(error)[:80]}); the file is damaged: download it again"
+        ) from None
+    return FileTensor(file, name, kind, values)
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Whole tensor of another project, joined from fragments of files. parts: number of files with a fragment, for messages.
+    """Whole tensor of another project, joined from its parts in files.
 
-    same: copies of the only fragment, which are compared with it when it is read. A difference is logged as a warning, or raises
+    same: copies of the only part, which are compared with it when it is read. A difference is logged as a warning, or raises
     LayoutError if `strict`.
     """
 
     shape: tuple[int, ...]
-    fragments: Sequence[Fragment]
+    parts: Sequence[FileTensor]
     same: Sequence[FileTensor] = ()
     strict: bool = False
-    parts: int = 1
+
+    @classmethod
+    def only(cls, stored: FileTensor) -> Joined:
+        """Return a tensor that one file holds as a whole."""
+        return cls(stored.shape, [stored])
+
+    @property
+    def kind(self) -> str:
+        """Dtype in the files."""
+        return self.parts[0].kind
 
     def assembled(self, name: str, transposed: bool = False) -> LazyArray:
-        """Return the tensor `name` of a model, which is joined when it is read. Raises LayoutError if the fragments have different
+        """Return the tensor `name` of a model, which is joined when it is read. Raises LayoutError if the parts have different
         dtypes or do not fill the shape."""
-        first = self.fragments[0].stored
-        for stored in [fragment.stored for fragment in self.fragments]:
+        first = self.parts[0]
+        for stored in self.parts:
             if stored.kind not in KINDS:
                 raise LayoutError(
                     f"{stored.origin} ({name}) is {stored.kind}; weights are read as {', '.join(KINDS)}: convert it"
@@ -122,48 +128,49 @@ class Joined:
                 raise LayoutError(f"{stored.origin} is {stored.kind}, {first.origin} is {first.kind}; {MIXED}")
         if not self._is_filled():
             raise LayoutError(
-                f"{first.origin} and {len(self.fragments) - 1} more do not fill {name} of shape {self.shape}; take the whole "
-                "release"
+                f"{first.origin} and {len(self.parts) - 1} more do not fill {name} of shape {self.shape}; take the whole release"
             )
         shape = self.shape[::-1] if transposed else self.shape
-        return LazyArray(shape, KINDS[first.kind], partial(self._slices, transposed), origin=first.origin)
+        return LazyArray(shape, self._dtype, partial(self._slices, transposed), origin=first.origin)
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return KINDS["float32" if self.kind == "bfloat16" else self.kind]
 
     def _is_filled(self) -> bool:
-        """Return True if every fragment is inside and no two begin at one position; with equal counts, they then fill the whole."""
-        inside = all(
-            len(f.shape) == len(self.shape)
-            and all(at + n <= whole for at, n, whole in zip(f.first, f.shape, self.shape, strict=True))
-            for f in self.fragments
+        """Return True if every part is inside and no two begin at one position; with equal counts, they then fill the whole."""
+        corners = [part.corner for part in self.parts if part.values.size]
+        return (
+            all(len(part.shape) == len(self.shape) for part in self.parts)
+            and all(np.add(part.corner, part.shape).tolist() <= [*self.shape] for part in self.parts)
+            and sum(part.values.size for part in self.parts) == math.prod(self.shape)
+            and len(set(corners)) == len(corners)
         )
-        sizes = [math.prod(fragment.shape) for fragment in self.fragments]
-        corners = [fragment.first for fragment, size in zip(self.fragments, sizes, strict=True) if size]
-        return inside and sum(sizes) == math.prod(self.shape) and len(set(corners)) == len(corners)
 
     def _slices(self, transposed: bool) -> Iterator[np.ndarray]:
         """Yield slices of rows, or of columns where the tensor is transposed."""
-        kind = self.fragments[0].stored.kind
-        dtype, axis = KINDS[kind], len(self.shape) - 1 if transposed else 0
-        if not self.shape:
-            yield _decoded(self.fragments[0].stored.values(), kind)
-            return
-        row = max(1, math.prod(self.shape) // max(1, self.shape[axis]) * dtype.itemsize)
-        length = max(1, _SLICE // row)
+        axis = len(self.shape) - 1 if transposed else 0
+        row = math.prod(self.shape) // max(1, self.shape[axis]) * self._dtype.itemsize
+        length = max(1, _SLICE // max(1, row))
         for begin in range(0, self.shape[axis], length):
             end = min(begin + length, self.shape[axis])
-            values = np.empty((*self.shape[:axis], end - begin, *self.shape[axis + 1 :]), dtype)
-            for fragment in self.fragments:
-                _fill(values, fragment, axis, begin, end)
-            self._compare(values, begin, end)
+            values = np.empty((*self.shape[:axis], end - begin, *self.shape[axis + 1 :]), self._dtype)
+            for part in self.parts:
+                at = part.corner[axis]
+                low, high = max(begin, at), min(end, at + part.shape[axis])
+                if low < high:
+                    target = [slice(first, first + n) for first, n in zip(part.corner, part.shape, strict=True)]
+                    target[axis] = slice(low - begin, high - begin)
+                    values[tuple(target)] = part.read(axis, low - at, high - at)
+            self._compare(values, axis, begin, end)
             yield values.T if transposed else values
-        if 0 in self.shape:
-            yield np.empty((0,), dtype)
 
-    def _compare(self, values: np.ndarray, begin: int, end: int) -> None:
+    def _compare(self, values: np.ndarray, axis: int, begin: int, end: int) -> None:
         """Log a warning, or raise LayoutError if strict, for a copy with other values."""
         for other in self.same:
-            copy = _decoded(other.values()[begin:end], other.kind)
+            copy = other.read(axis, begin, end)
             if not np.array_equal(values, copy, equal_nan=True):
-                first = self.fragments[0].stored
+                first = self.parts[0]
                 if self.strict:
                     raise LayoutError(f"{other.origin} is not equal to {first.name}, as it must be: it cannot be used")
                 most = np.nanmax(np.abs(values.astype(np.float64) - copy)) if values.size else 0.0
@@ -171,27 +178,3 @@ class Joined:
                     "%s differs from %s by up to %g; both should be one tensor: the latter is taken",
                     *(other.origin, first.origin, most),
                 )
-
-
-def only(stored: FileTensor) -> Joined:
-    """Return the `Joined` of a tensor that one file holds as a whole: its single fragment."""
-    return Joined(stored.shape, [Fragment(stored, (0,) * len(stored.shape))])
-
-
-def _fill(values: np.ndarray, fragment: Fragment, axis: int, begin: int, end: int) -> None:
-    """Copy the values that a fragment has in the slice from `begin` to `end` of an axis."""
-    at, n = fragment.first[axis], fragment.shape[axis]
-    low, high = max(begin, at), min(end, at + n)
-    if low >= high:
-        return
-    target = [slice(first, first + size) for first, size in zip(fragment.first, fragment.shape, strict=True)]
-    source = [slice(0, size) for size in fragment.shape]
-    target[axis], source[axis] = slice(low - begin, high - begin), slice(low - at, high - at)
-    values[tuple(target)] = _decoded(fragment.stored.values()[tuple(source)], fragment.stored.kind)
-
-
-def _decoded(values: np.ndarray, kind: str) -> np.ndarray:
-    """Return bfloat16 values as float32, all others unchanged."""
-    if kind != "bfloat16":
-        return values
-    return (values.astype(np.uint32) << 16).view(np.float32)

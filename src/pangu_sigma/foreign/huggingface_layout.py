@@ -1,8 +1,4 @@
-"""Layout of the Hugging Face ports of PanGu-α (GPTPangu): `config.json` beside safetensors or `pytorch_model*.bin`.
-
-Names: those of `modeling_gptpangu.py` in the repositories imone/pangu_2_6B and sunzeyeah/pangu-*; the first names the attention's
-output `out_proj`, the others `c_proj`. Weights of `nn.Linear` are [out, in].
-"""
+"""Layout of the Hugging Face ports of PanGu-α (GPTPangu): `config.json` beside safetensors or `pytorch_model*.bin`."""
 
 from __future__ import annotations
 
@@ -11,47 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.checkpoint.safetensors_file import array_extents
 from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, Joined, only, row_major
-from pangu_sigma.foreign.layout import (
-    Counterpart,
-    Facts,
-    counterparts,
-    dense_model_of,
-    layer_count,
-    plain_name,
-    weight_and_bias,
-)
-from pangu_sigma.foreign.pickles import PickledTensor
+from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped
+from pangu_sigma.foreign.layout import Facts, dense_model_of, plain_name
+from pangu_sigma.foreign.names import counterparts
 from pangu_sigma.foreign.torch_files import open_torch_file
 from pangu_sigma.sealed import DamagedFile
 
-PORT_LAYER = {
-    **weight_and_bias("ln_1", "attention_norm.gain", "attention_norm.bias"),
-    **weight_and_bias("ln_2", "ffn_norm.gain", "ffn_norm.bias"),
-    **weight_and_bias("attn.q_proj", "attention.query.weight", "attention.query.bias", transposed=True),
-    **weight_and_bias("attn.k_proj", "attention.key.weight", "attention.key.bias", transposed=True),
-    **weight_and_bias("attn.v_proj", "attention.value.weight", "attention.value.bias", transposed=True),
-    **weight_and_bias("attn.c_proj", "attention.output.weight", "attention.output.bias", transposed=True),
-    **weight_and_bias("mlp.c_fc", "ffn.w1", "ffn.b1"),
-    **weight_and_bias("mlp.c_proj", "ffn.w2", "ffn.b2", transposed=True),
-}
-"""Port's name of each tensor of a layer, after `transformer.h.<i>.`, → our tensor; the last layer is the query layer."""
-PORT_SHARED = {
-    "wte.weight": Counterpart("embedding"),
-    "wpe.weight": Counterpart("positions"),
-    "wqe.weight": Counterpart("query_positions"),
-    "ln_f.weight": Counterpart("norm.gain"),
-    "ln_f.bias": Counterpart("norm.bias"),
-}
-"""Port's name of each tensor outside of the layers, after `transformer.`, → our tensor."""
 _ACTIVATIONS: dict[str, Activation] = {
     **dict.fromkeys(("gelu", "gelu_python"), "erf"),
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), "tanh"),
     "quick_gelu": "fast_gelu",
 }
 """Name of an activation in transformers → our name."""
+_SIZES = {
+    **{"hidden_size": "hidden", "num_layers": "layers", "max_position_embeddings": "seq_length"},
+    **{"vocab_size": "vocabulary", "intermediate_size": "ffn"},
+}
+"""Key of config.json → field of `DenseModel`."""
 _KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MODEL_TYPE = "gpt_pangu"
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -73,14 +48,13 @@ def open_huggingface(path: Path) -> DenseModel:
     unused = [Unused(one.name, f"{file.name} is read instead") for one in others]
     found = _weights(path, file)
     sources, head = _named(path, found, unused)
-    layers = layer_count(path, sources, r"h\.(\d+)\.") or 1
-    rules = PORT_SHARED | counterparts(PORT_LAYER, [f"h.{layer}" for layer in range(layers)])
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
             raise LayoutError(
                 f"{path}: lm_head.weight is of shape {head.shape}; PanGu-α predicts with its word table: it cannot be used"
             )
         sources["wte.weight"] = replace(sources["wte.weight"], same=[head], strict=True)
+    rules = counterparts("huggingface", path, sources)
     return dense_model_of(path, "huggingface", sources, rules, facts, unused)
 
 
@@ -108,32 +82,19 @@ def _facts(file: Path, config: dict[str, Any]) -> Facts:
         raise LayoutError(
             f"{file}: activation_function is {str(named)[:40]!r}; {', '.join(_ACTIVATIONS)} are computed here"
         )
-    if config.get("scale_attn_weights", True) is not True:
-        raise LayoutError(
-            f"{file}: scale_attn_weights is off; PanGu-α divides its scores by the root of the size of a head: it cannot be used"
-        )
-    if config.get("layer_norm_epsilon", 1e-5) != 1e-5:
-        raise LayoutError(
-            f"{file}: layer_norm_epsilon is {str(config['layer_norm_epsilon'])[:40]}; PanGu-α's is 1e-5: it cannot be used"
-        )
-    facts = Facts(activation=_ACTIVATIONS[named] if named else "erf", activation_known=named is not None)
-    for key, name in (
-        ("hidden_size", "hidden"),
-        ("num_layers", "layers"),
-        ("max_position_embeddings", "seq_length"),
-        ("vocab_size", "vocabulary"),
-        ("intermediate_size", "ffn"),
-        ("num_heads", "heads"),
+    for key, needed, why in (
+        ("scale_attn_weights", True, "PanGu-α divides its scores by the root of the size of a head"),
+        ("layer_norm_epsilon", 1e-5, "PanGu-α's is 1e-5"),
     ):
-        value = config.get(key)
-        if value is None:
-            continue
+        if config.get(key, needed) != needed:
+            raise LayoutError(f"{file}: {key} is {str(config[key])[:40]}; {why}: it cannot be used")
+    facts = Facts(activation=_ACTIVATIONS[named] if named else "erf", activation_known=named is not None)
+    sizes = {key: config[key] for key in (*_SIZES, "num_heads") if config.get(key) is not None}
+    for key, value in sizes.items():
         if type(value) is not int or not 0 < value < 1 << 31:
             raise LayoutError(f"{file}: {key} is {str(value)[:40]}, and must be a positive number; download it again")
-        if name == "heads":
-            facts.heads = value
-        else:
-            facts.said[name] = (key, value)
+    facts.heads = sizes.pop("num_heads", None)
+    facts.said |= {_SIZES[key]: (key, value) for key, value in sizes.items()}
     return facts
 
 
@@ -166,27 +127,28 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
             extents = array_extents(file)
         except DamagedFile as error:
             raise LayoutError(f"{error}: download it again") from None
+        content = map_file(file)
         return {
-            name: FileTensor(file, begin, _KINDS.get(kind, kind), shape, row_major(shape), name)
-            for name, (kind, shape, begin, _) in extents.items()
+            name: mapped(file, name, _KINDS.get(kind, kind), shape, content[begin:end])
+            for name, (kind, shape, begin, end) in extents.items()
         }
     if file.suffix != ".bin":
         raise LayoutError(f"{file}: weights are read from .safetensors and .bin; correct the index")
-    opened = open_torch_file(file)
-    if not isinstance(opened.value, dict):
+    tensors = open_torch_file(file)
+    if not isinstance(tensors, dict):
         raise LayoutError(f"{file}: it holds no tensors by their names; it is another kind of file")
-    for name, value in opened.value.items():
-        if not isinstance(value, PickledTensor) or not isinstance(name, str):
+    for name, value in tensors.items():
+        if not isinstance(value, FileTensor) or not isinstance(name, str):
             raise LayoutError(
                 f"{file}: {str(name)[:120]} is a {type(value).__name__}, and must be a tensor; save the weights alone"
             )
-    return {name: opened.stored(value, name) for name, value in opened.value.items()}
+    return {name: replace(value, name=name) for name, value in tensors.items()}
 
 
 def _named(
     path: Path, found: dict[str, FileTensor], unused: list[Unused]
 ) -> tuple[dict[str, Joined], FileTensor | None]:
-    """Return tensors by the names of PORT_LAYER and PORT_SHARED, and the output head tied to the embedding table, if it exists."""
+    """Return tensors by the names of names.py, and the output head tied to the embedding table, if it exists."""
     sources: dict[str, Joined] = {}
     head = None
     for name, stored in found.items():
@@ -200,5 +162,5 @@ def _named(
             short = short.replace(".attn.out_proj.", ".attn.c_proj.")
             if short in sources:
                 raise LayoutError(f"{path}: {name[:120]} is there under two names; the files are not of one model")
-            sources[short] = only(stored)
+            sources[short] = Joined.only(stored)
     return sources, head

@@ -5,46 +5,16 @@ A layout maps each of its tensors to one of ours; this module refuses a missing 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tokenize import TokenError
-from typing import NamedTuple
 
 import numpy as np
 
 from pangu_sigma.foreign.dense_model import MIXED, Activation, DenseModel, LayoutError, Unused, tensor_shapes
-from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, Joined, checked_sizes, only, row_major
-
-
-class Counterpart(NamedTuple):
-    """Tensor of this project that a tensor of another project becomes. ours: its name here. transposed: True if it is transposed.
-    cut: axis along which tensor-parallel ranks of the other project split their tensor; None if they do not."""
-
-    ours: str
-    transposed: bool = False
-    cut: int | None = None
-
-
-def weight_and_bias(
-    theirs: str, weight: str, bias: str, transposed: bool = False, cut: int | None = None
-) -> dict[str, Counterpart]:
-    """Return the counterparts of `theirs`.weight and `theirs`.bias: our tensors `weight` and `bias`. transposed, cut: as in
-    `Counterpart`, for the weight; if ranks split the weight along axis 0, its outputs, they split the bias too."""
-    return {
-        f"{theirs}.weight": Counterpart(weight, transposed, cut),
-        f"{theirs}.bias": Counterpart(bias, cut=0 if cut == 0 else None),
-    }
-
-
-def counterparts(tensors: Mapping[str, Counterpart], prefixes: Sequence[str]) -> dict[str, Counterpart]:
-    """Return the counterparts of the tensors of all layers. tensors: those of one layer. prefixes: prefix of each layer's names."""
-    return {
-        f"{prefix}.{name}": rule._replace(ours=f"layers.{layer}.{rule.ours}")
-        for layer, prefix in enumerate(prefixes)
-        for name, rule in tensors.items()
-    }
+from pangu_sigma.foreign.file_tensors import FileTensor, Joined
+from pangu_sigma.foreign.names import Counterpart
 
 
 @dataclass
@@ -59,18 +29,6 @@ class Facts:
     activation_known: bool = False
     vocabulary: int | None = None
     said: dict[str, tuple[str, int]] = field(default_factory=dict)
-
-
-def layer_count(path: Path, names: Iterable[str], pattern: str) -> int:
-    """Count the layers in tensor names. pattern: its one group is a layer's index. Raises LayoutError if an index is missing."""
-    compiled = re.compile(pattern)
-    found = {match[1] for name in names if (match := compiled.match(name))}
-    for index in range(len(found)):
-        if str(index) not in found:
-            raise LayoutError(
-                f"{path}: there are {len(found)} layers and none of index {index}; take the whole release"
-            )
-    return len(found)
 
 
 def dense_model_of(
@@ -90,36 +48,28 @@ def dense_model_of(
     for name, rule in rules.items():
         if name not in sources:
             raise LayoutError(f"{path}: {name} is missing ({rule.ours}); take the whole release")
-        source = sources[name]
+        source, rows = sources[name], facts.vocabulary
         shape = source.shape
-        if (
-            rule.ours == "embedding"
-            and facts.vocabulary is not None
-            and len(shape) == 2
-            and facts.vocabulary < shape[0]
-        ):
-            fragments = _first_rows(source.fragments, facts.vocabulary)
-            source = replace(source, shape=(facts.vocabulary, shape[1]), fragments=fragments)
-            unused.append(
-                Unused(f"{name}, rows from {facts.vocabulary}", f"padding of the vocabulary: {shape[0]} rows")
-            )
+        if rule.ours == "embedding" and rows is not None and len(shape) == 2 and rows < shape[0]:
+            source = _first_rows(source, rows)
+            unused.append(Unused(f"{name}, rows from {rows}", f"padding of the vocabulary: {shape[0]} rows"))
         if rule.transposed and len(shape) != 2:
             raise LayoutError(f"{path}: {name} is of shape {shape}, and must have two axes; {MIXED}")
         tensors[rule.ours] = source.assembled(rule.ours, rule.transposed)
-        how = [f"joined from {source.parts} files"] if source.parts > 1 else []
+        files = len({part.file for part in source.parts})
+        how = [f"joined from {files} files"] if files > 1 else []
         how += ["transposed"] if rule.transposed else []
-        made_from[rule.ours] = f"{source.fragments[0].stored.name}: {', '.join(how) or 'copied'}"
-        kinds[rule.ours] = source.fragments[0].stored.kind
+        made_from[rule.ours] = f"{source.parts[0].name}: {', '.join(how) or 'copied'}"
+        kinds[rule.ours] = source.kind
     return replace(_checked(path, layout, tensors, made_from, facts, unused), kinds=kinds)
 
 
-def _first_rows(fragments: Sequence[Fragment], rows: int) -> list[Fragment]:
-    """Return the fragments of the first rows of a table."""
-    return [
-        Fragment(f.stored, f.first, min(f.shape[0], rows - f.first[0]))
-        for f in fragments
-        if f.first and f.first[0] < rows
+def _first_rows(table: Joined, rows: int) -> Joined:
+    """Return the first rows of a table."""
+    parts = [
+        replace(part, values=part.values[: rows - part.corner[0]]) for part in table.parts if part.corner[0] < rows
     ]
+    return replace(table, shape=(rows, table.shape[1]), parts=parts)
 
 
 def _checked(path: Path, layout: str, tensors: dict, made_from: dict, facts: Facts, unused: list[Unused]) -> DenseModel:
@@ -188,5 +138,4 @@ def npy_source(file: Path) -> Joined:
         raise LayoutError(
             f"{file}: it holds {dtype}{' in Fortran order' if fortran else ''}; convert it to float32 or float16 in C order"
         )
-    sizes = checked_sizes(file, file.name, array.shape)
-    return only(FileTensor(file, array.offset, dtype.name, sizes, row_major(sizes), file.name))
+    return Joined.only(FileTensor(file, file.name, dtype.name, array))

@@ -3,9 +3,8 @@
     megatron     latest_checkpointed_iteration.txt, iter_<step>/mp_rank_<rank>/model_optim_rng.pt: {"model": …, "args": …, …}
     deepspeed    latest, <tag>/mp_rank_<rank>_model_states.pt: {"module": …, …}
 
-Names and splits: those of `pcl_pangu/model/panguAlpha_pytorch/megatron`. Query, key and value are three tensors. Tensor ranks split
-the embedding table by rows, query, key, value and the first FFN matrix by their outputs, the attention's output and the second FFN
-matrix by their inputs.
+Query, key and value are three tensors. Tensor ranks split the embedding table by rows, query, key, value and the first FFN matrix
+by their outputs, the attention's output and the second FFN matrix by their inputs.
 """
 
 from __future__ import annotations
@@ -17,39 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, Joined, only
-from pangu_sigma.foreign.layout import (
-    Counterpart,
-    Facts,
-    counterparts,
-    dense_model_of,
-    layer_count,
-    plain_name,
-    weight_and_bias,
-)
-from pangu_sigma.foreign.pickles import OpaqueObject, PickledTensor
-from pangu_sigma.foreign.torch_files import TorchFile, open_torch_file
+from pangu_sigma.foreign.file_tensors import FileTensor, Joined
+from pangu_sigma.foreign.layout import Facts, dense_model_of, plain_name
+from pangu_sigma.foreign.names import WORD_TABLE, Counterpart, counterparts
+from pangu_sigma.foreign.pickles import OpaqueObject
+from pangu_sigma.foreign.strategy_file import Cut
+from pangu_sigma.foreign.torch_files import open_torch_file
 
-MEGATRON_LAYER = {
-    **weight_and_bias("input_layernorm", "attention_norm.gain", "attention_norm.bias"),
-    **weight_and_bias("post_attention_layernorm", "ffn_norm.gain", "ffn_norm.bias"),
-    **weight_and_bias("attention.query", "attention.query.weight", "attention.query.bias", True, 0),
-    **weight_and_bias("attention.key", "attention.key.weight", "attention.key.bias", True, 0),
-    **weight_and_bias("attention.value", "attention.value.weight", "attention.value.bias", True, 0),
-    **weight_and_bias("attention.dense", "attention.output.weight", "attention.output.bias", True, 1),
-    **weight_and_bias("mlp.dense_h_to_4h", "ffn.w1", "ffn.b1", False, 0),
-    **weight_and_bias("mlp.dense_4h_to_h", "ffn.w2", "ffn.b2", True, 1),
-}
-"""Megatron's name of each tensor of a layer, after `transformer.layers.<i>.` or `transformer.topQueryLayer.`, → our tensor."""
-WORD_TABLE = "language_model.embedding.word_embeddings.weight"
-MEGATRON_SHARED = {
-    WORD_TABLE: Counterpart("embedding", False, 0),
-    "language_model.embedding.position_embeddings.weight": Counterpart("positions"),
-    "language_model.topQueryEmbedding.top_query_embeddings.weight": Counterpart("query_positions"),
-    "language_model.transformer.final_layernorm.weight": Counterpart("norm.gain"),
-    "language_model.transformer.final_layernorm.bias": Counterpart("norm.bias"),
-}
-"""Megatron's name of each tensor outside of the layers → our tensor."""
 ALPHA_VOCABULARY = 40_000
 """Size of PanGu-α's vocabulary. Megatron pads its table to a multiple of 128 times the number of ranks."""
 _MOST_PADDING = 128 * 64
@@ -57,12 +30,6 @@ _MOST_PADDING = 128 * 64
 TRACKER, TAG_FILE = "latest_checkpointed_iteration.txt", "latest"
 RANK_FILE = "model_optim_rng.pt"
 _RANK, _STATES = re.compile(r"mp_rank_(\d{2,4})$"), re.compile(r"mp_rank_(\d{2,4})_model_states\.pt$")
-
-
-def layer_rules(layers: int) -> dict[str, Counterpart]:
-    """Return our counterpart of each Megatron tensor, by its name. layers: number of layers with the query layer, our last one."""
-    names = [*(f"layers.{layer}" for layer in range(layers - 1)), "topQueryLayer"]
-    return MEGATRON_SHARED | counterparts(MEGATRON_LAYER, [f"language_model.transformer.{name}" for name in names])
 
 
 def is_megatron(path: Path) -> bool:
@@ -77,23 +44,22 @@ def open_megatron(path: Path) -> DenseModel:
     """Open a Megatron or DeepSpeed checkpoint of PanGu-α. Raises LayoutError, which names the file or tensor."""
     files, unused = _files(path)
     opened = [open_torch_file(file) for file in files]
-    key = _weights_key(opened[0])
+    top = opened[0]
+    key = _weights_key(files[0], top)
     layout = "megatron" if key == "model" else "deepspeed"
-    ranks = [_weights(file, key) for file in opened]
-    layers = layer_count(path, ranks[0], r"language_model\.transformer\.layers\.(\d+)\.") + 1
-    rules = layer_rules(layers)
+    ranks = [_weights(file, value, key) for file, value in zip(files, opened, strict=True)]
+    rules = counterparts("megatron", path, ranks[0])
     sources = {name: _source(path, name, ranks, rules.get(name)) for name in ranks[0]}
     for file, weights in zip(files, ranks, strict=True):
         if weights.keys() != ranks[0].keys():
             name = min(weights.keys() ^ ranks[0].keys())
             raise LayoutError(f"{path}: {name[:120]} is in only one of {files[0]} and {file}; {MIXED}")
-    top = opened[0].value
     unused += [
         Unused(name, "random state, not built" if "rng" in name else "state of training, not built")
         for name in top
         if name not in (key, "args")
     ]
-    facts = _facts(path, top.get("args"), layers, len(files), sources.get(WORD_TABLE))
+    facts = _facts(path, top.get("args"), len(files), sources.get(WORD_TABLE))
     return dense_model_of(path, layout, sources, rules, facts, unused)
 
 
@@ -150,36 +116,34 @@ def _said(file: Path) -> str:
         return stream.read(300).decode("utf-8", "replace").strip()
 
 
-def _weights_key(file: TorchFile) -> str:
-    if isinstance(file.value, dict):
+def _weights_key(file: Path, value: Any) -> str:
+    if isinstance(value, dict):
         for key in ("model", "module"):
-            if isinstance(file.value.get(key), dict):
+            if isinstance(value.get(key), dict):
                 return key
     raise LayoutError(
-        f"{file.path}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); give a checkpoint of PanGu-α"
+        f"{file}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); give a checkpoint of PanGu-α"
     )
 
 
-def _weights(file: TorchFile, key: str) -> dict[str, FileTensor]:
-    """Return the tensors of a file by dotted name. Raises LayoutError when anything else is among them."""
-    if not isinstance(file.value, dict) or not isinstance(file.value.get(key), dict):
-        raise LayoutError(f"{file.path}: it has no weights under `{key}`, as other ranks have; {MIXED}")
+def _weights(file: Path, value: Any, key: str) -> dict[str, FileTensor]:
+    """Return the tensors of a file by dotted name. value: contents of the file. Raises LayoutError for anything else there."""
+    if not isinstance(value, dict) or not isinstance(value.get(key), dict):
+        raise LayoutError(f"{file}: it has no weights under `{key}`, as other ranks have; {MIXED}")
     found: dict[str, FileTensor] = {}
-    waiting: list[tuple[str, Any, int]] = [("", file.value[key], 0)]
+    waiting: list[tuple[str, Any, int]] = [("", value[key], 0)]
     while waiting:
         name, value, depth = waiting.pop()
-        if isinstance(value, PickledTensor):
+        if isinstance(value, FileTensor):
             if name in found:
-                raise LayoutError(f"{file.path}: {name[:120]} is twice in it; the file is damaged")
-            found[name] = file.stored(value, name)
+                raise LayoutError(f"{file}: {name[:120]} is twice in it; the file is damaged")
+            found[name] = replace(value, name=name)
         elif isinstance(value, dict) and depth < 8 and len(waiting) + len(value) < 100_000:
             waiting += [(f"{name}.{inner}".lstrip("."), one, depth + 1) for inner, one in value.items()]
         else:
             opaque = isinstance(value, OpaqueObject)
             what = f"a {value.name}, which is not built" if opaque else f"a {type(value).__name__}"
-            raise LayoutError(
-                f"{file.path}: {name[:120]} is {what}, and no tensor; save the weights alone, and use those"
-            )
+            raise LayoutError(f"{file}: {name[:120]} is {what}, and no tensor; save the weights alone, and use those")
     return found
 
 
@@ -191,43 +155,40 @@ def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Cou
         if other.shape != first.shape:
             raise LayoutError(f"{other.origin} is of shape {other.shape}, of rank 0 it is {first.shape}; {MIXED}")
     if rule is None or rule.cut is None or len(held) == 1:
-        return replace(only(first), same=held[1:])
+        return Joined(first.shape, [first], same=held[1:])
     axis = rule.cut
     if axis >= len(first.shape):
         raise LayoutError(f"{first.origin} is of shape {first.shape}, and must have an axis {axis}; {MIXED}")
-    fragments = [
-        Fragment(one, tuple(rank * n if other == axis else 0 for other, n in enumerate(one.shape)))
-        for rank, one in enumerate(held)
-    ]
-    shape = tuple(n * len(held) if other == axis else n for other, n in enumerate(first.shape))
-    return Joined(shape, fragments, parts=len(held))
+    cut = Cut((len(held),), tuple(0 if other == axis else -1 for other in range(len(first.shape))))
+    return cut.joined({cut.first(rank, one.shape): Joined.only(one) for rank, one in enumerate(held)})
 
 
-def _facts(path: Path, args: Any, layers: int, ranks: int, words: Joined | None) -> Facts:
+def _facts(path: Path, args: Any, ranks: int, words: Joined | None) -> Facts:
     """Read the properties in the training's arguments; without arguments, return the defaults of the community's code."""
     rows = words.shape[0] if words is not None and words.shape else 0
     padded = ALPHA_VOCABULARY < rows <= ALPHA_VOCABULARY + _MOST_PADDING
     facts = Facts(activation="erf", vocabulary=ALPHA_VOCABULARY if padded else None)
     if not isinstance(args, Namespace):
         return facts
-    given = vars(args)
+    given = {name: value for name, value in vars(args).items() if type(value) is bool or _is_size(value)}
     for name in ("model_parallel_size", "tensor_model_parallel_size"):
-        if type(given.get(name)) is int and given[name] != ranks:
+        if given.get(name, ranks) != ranks:
             raise LayoutError(
                 f"{path}: args.{name} is {given[name]}, and {ranks} ranks are here; give the folder with the files of all"
             )
-    for key, name, more in (
-        ("hidden_size", "hidden", 0),
-        ("num_layers", "layers", 1),
-        ("max_position_embeddings", "seq_length", 0),
-    ):
-        if type(given.get(key)) is int:
-            facts.said[name] = (f"args.{key}{' + 1, the query layer,' if more else ''}", given[key] + more)
-    if type(given.get("num_attention_heads")) is int:
-        facts.heads = given["num_attention_heads"]
-    if type(given.get("vocab_size")) is int and 0 < given["vocab_size"] < rows:
+    for key, name in (("hidden_size", "hidden"), ("max_position_embeddings", "seq_length")):
+        if key in given:
+            facts.said[name] = (f"args.{key}", given[key])
+    if "num_layers" in given:
+        facts.said["layers"] = ("args.num_layers + 1, the query layer,", given["num_layers"] + 1)
+    facts.heads = given.get("num_attention_heads")
+    if 0 < given.get("vocab_size", 0) < rows:
         facts.vocabulary = given["vocab_size"]
-    if type(given.get("openai_gelu")) is bool:
-        tanh = given["openai_gelu"] or given.get("bias_gelu_fusion") is True
+    if "openai_gelu" in given:
+        tanh = given["openai_gelu"] or given.get("bias_gelu_fusion", False)
         facts.activation, facts.activation_known = ("tanh" if tanh else "erf"), True
     return facts
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31

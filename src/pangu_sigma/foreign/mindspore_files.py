@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+
+from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.file_tensors import FileTensor, Fragment, checked_sizes, row_major
+from pangu_sigma.foreign.file_tensors import KINDS, FileTensor, Joined, mapped
 from pangu_sigma.foreign.protobuf import OF_BYTES, field_at, numbers
 
 _KINDS = {"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"}
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _HEAD = 512
 """Number of bytes read at the start of a value: its tag, dims and type are far shorter."""
 _MOST_VALUES = 200_000
@@ -26,142 +30,103 @@ _CHECKSUM = b"crc_num"
 """End of a file that was saved with a checksum; ten more bytes follow."""
 
 
-@dataclass
-class CkptTensor:
-    """Tensor in a MindSpore checkpoint file. extents: (first byte, number of bytes) of each of its parts, in order."""
+class _Value(NamedTuple):
+    """Value of a checkpoint file. content: (first byte, end) of its values, which end the value."""
 
-    file: Path
     name: str
-    shape: tuple[int, ...]
+    dims: tuple[int, ...]
     kind: str
-    extents: list[tuple[int, int]] = field(default_factory=list)
-
-    def fragments(self, first: tuple[int, ...] | None = None, file: Path | None = None) -> list[Fragment]:
-        """Return the tensor as fragments of a whole tensor, in which it begins at index `first`, by default 0.
-
-        file: file to read the values from, with the same structure (`is_alike`), by default this tensor's file.
-        Raises LayoutError for a tensor that is not of floats, or does not have the bytes of its shape.
-        """
-        file = file or self.file
-        origin = f"{file}: {self.name}"
-        if self.kind not in _BYTES:
-            raise LayoutError(f"{origin} is {self.kind}; weights are read as {', '.join(_KINDS)}: convert it")
-        itemsize, length = _BYTES[self.kind], sum(length for _, length in self.extents)
-        if length != math.prod(self.shape) * itemsize:
-            raise LayoutError(
-                f"{origin} of shape {self.shape} has {length} bytes; it is damaged, or is twice in the file"
-            )
-        first = first or (0,) * len(self.shape)
-        if len(self.extents) == 1:
-            return [Fragment(self._stored(file, self.extents[0][0], self.shape), first)]
-        return self._stretches(file, first, itemsize)
-
-    def _stretches(self, file: Path, first: tuple[int, ...], itemsize: int) -> list[Fragment]:
-        """Return a fragment for the whole rows of each value, and for each part of a row at its beginning or end."""
-        row, origin = math.prod(self.shape[1:]), f"{file}: {self.name}"
-        if len(self.shape) not in (1, 2):
-            raise LayoutError(f"{origin} is in {len(self.extents)} values and has {len(self.shape)} axes; convert it")
-        found, at = [], 0
-        for begin, length in self.extents:
-            if length % itemsize:
-                raise LayoutError(f"{origin} is written in values that do not end with a number; it is damaged")
-            count, taken = length // itemsize, 0
-            while taken < count:
-                column, rows = at % row, 1
-                if column == 0 and count - taken >= row:
-                    rows, width = (count - taken) // row, row
-                else:
-                    width = min(row - column, count - taken)
-                shape, corner = ((rows, width), (at // row, column)) if len(self.shape) == 2 else ((rows,), (at,))
-                where = tuple(a + b for a, b in zip(first, corner, strict=True))
-                found.append(Fragment(self._stored(file, begin + taken * itemsize, shape), where))
-                at, taken = at + rows * width, taken + rows * width
-        return found
-
-    def _stored(self, file: Path, offset: int, shape: tuple[int, ...]) -> FileTensor:
-        return FileTensor(file, offset, self.kind, shape, row_major(shape), self.name)
+    content: tuple[int, int]
 
 
-@dataclass
-class CkptFile:
-    """Checkpoint file of MindSpore. tensors: its tensors by name. heads: (position, bytes) of everything except tensor values."""
-
-    path: Path
-    size: int
-    tensors: dict[str, CkptTensor] = field(default_factory=dict)
-    heads: list[tuple[int, bytes]] = field(default_factory=list)
-
-    def is_alike(self, path: Path) -> bool:
-        """Return True if another file differs from this one in tensor values only, as the files of one run's ranks do."""
-        if path.stat().st_size != self.size:
-            return False
-        with open(path, "rb", buffering=0) as stream:
-            descriptor = stream.fileno()
-            return all(os.pread(descriptor, len(head), at) == head for at, head in self.heads)
+def open_ckpt(path: Path) -> dict[str, Joined]:
+    """Return the tensors of a MindSpore checkpoint file by name. Raises LayoutError for a damaged, encrypted or other file."""
+    values: dict[str, list[_Value]] = {}
+    for value in _values(path):
+        values.setdefault(value.name, []).append(value)
+    if not values:
+        raise LayoutError(f"{path}: it is empty; download it again")
+    content = map_file(path)
+    return {name: _tensor(path, content, parts) for name, parts in values.items()}
 
 
-def open_ckpt(path: Path) -> CkptFile:
-    """Read a MindSpore checkpoint file except the tensors' values. Raises LayoutError for a damaged, encrypted or other file."""
-    found, at = CkptFile(path, path.stat().st_size), 0
+def _values(path: Path) -> Iterator[_Value]:
+    """Yield the values of a file. Only their heads are read, one by one: a map of the file would read ahead."""
+    at, count, size = 0, 0, path.stat().st_size
     with open(path, "rb", buffering=0) as stream:
-        descriptor = stream.fileno()
-        while at < found.size:
-            head = os.pread(descriptor, _HEAD, at)
-            if found.size - at == len(_CHECKSUM) + 10 and head.startswith(_CHECKSUM):
-                found.heads.append((at, _CHECKSUM))
-                break
-            if len(found.heads) >= _MOST_VALUES:
+        while at < size:
+            head, count = os.pread(stream.fileno(), _HEAD, at), count + 1
+            if size - at == len(_CHECKSUM) + 10 and head.startswith(_CHECKSUM):
+                return
+            if count > _MOST_VALUES:
                 raise LayoutError(f"{path}: more than {_MOST_VALUES:,} values; no checkpoint of weights has so many")
             try:
-                at = _value(found, head, at)
-            except LayoutError:
-                raise
+                value = _parsed(head, size - at)
             except ValueError as error:
                 raise LayoutError(
                     f"{path}: no checkpoint of MindSpore at byte {at} ({error}); it is damaged, cut short or encrypted: "
                     "download it again"
                 ) from None
-    if not found.tensors:
-        raise LayoutError(f"{path}: it is empty; download it again")
-    return found
+            begin, end = value.content
+            yield value._replace(content=(at + begin, at + end))
+            at += end
 
 
-def _value(file: CkptFile, head: bytes, at: int) -> int:
-    """Record the value whose head begins at a byte of the file. Returns the byte after it."""
+def _parsed(head: bytes, left: int) -> _Value:
+    """Parse the head of a value. left: bytes of the file from the value on. Raises ValueError for anything else."""
     end = len(head)
-    value = field_at(head, 0, end, file.size - at)
-    if value.number != 1 or value.way != OF_BYTES:
-        raise ValueError("no value")
+    value = field_at(head, 0, end, left)
     tag = field_at(head, value.begin, end, value.end)
-    if tag.number != 1 or tag.way != OF_BYTES or tag.end > end:
-        raise ValueError("no tag")
-    name = head[tag.begin : tag.end].decode()
     tensor = field_at(head, tag.end, end, value.end)
-    if tensor.number != 2 or tensor.way != OF_BYTES or tensor.end != value.end:
-        raise ValueError(f"{name[:80]} is no tensor")
+    if [(one.number, one.way) for one in (value, tag, tensor)] != [(1, OF_BYTES), (1, OF_BYTES), (2, OF_BYTES)]:
+        raise ValueError("no value of a tag and a tensor")
     dims: list[int] = []
-    inner, kind = tensor.begin, ""
-    while inner < tensor.end:
-        found = field_at(head, inner, end, tensor.end)
-        if found.number == 1 and found.end <= end:
+    kind, at = "", tensor.begin
+    while at < tensor.end:
+        found = field_at(head, at, end, tensor.end)
+        if found.number == 3 and found.end == tensor.end == value.end:
+            name = head[tag.begin : tag.end].decode()
+            return _Value(name, tuple(dims), _KINDS.get(kind, kind[:40]), (found.begin, found.end))
+        if found.end > end:
+            break
+        if found.number == 1:
             dims += numbers(head, found)
-        elif found.number == 2 and found.end <= end:
+        elif found.number == 2:
             kind = head[found.begin : found.end].decode()
-        elif found.number == 3 and found.end == tensor.end:
-            file.heads.append((at, head[: found.begin]))
-            _note(file, name, dims, _KINDS.get(kind, kind[:40]), (at + found.begin, found.value))
-            return at + value.end
-        else:
-            raise ValueError(f"{name[:80]} has no type and content")
-        inner = found.end
-    raise ValueError(f"{name[:80]} has no content")
+        at = found.end
+    raise ValueError("a tensor without dims, type and content")
 
 
-def _note(file: CkptFile, name: str, dims: list[int], kind: str, extent: tuple[int, int]) -> None:
-    known = file.tensors.get(name)
-    if known is None:
-        shape = checked_sizes(file.path, name[:80], dims)
-        known = file.tensors[name] = CkptTensor(file.path, name, shape, kind)
-    elif list(known.shape) != dims or known.kind != kind:
-        raise LayoutError(f"{file.path}: {name[:80]} is twice in the file, of two shapes or types; it is damaged")
-    known.extents.append(extent)
+def _tensor(path: Path, content: np.ndarray, values: list[_Value]) -> Joined:
+    """Return the tensor that the values of one tag hold. Raises LayoutError if they do not have the bytes of its shape."""
+    name, shape, kind, _ = values[0]
+    extents = [value.content for value in values]
+    if len({value[:3] for value in values}) > 1:
+        raise LayoutError(f"{path}: {name[:80]} is twice in the file, of two shapes or types; it is damaged")
+    if len(values) == 1 or kind not in KINDS:
+        return Joined.only(mapped(path, name, kind, shape, content[slice(*extents[0])]))
+    itemsize, length = KINDS[kind].itemsize, sum(end - begin for begin, end in extents)
+    ends_within = any((end - begin) % itemsize for begin, end in extents)
+    if length != math.prod(shape) * itemsize or min(shape, default=0) < 0 or ends_within:
+        raise LayoutError(
+            f"{path}: {name[:80]} of shape {shape} has {length} bytes; it is damaged, or is twice in the file"
+        )
+    if len(shape) not in (1, 2):
+        raise LayoutError(f"{path}: {name[:80]} is in {len(values)} values and has {len(shape)} axes; convert it")
+    parts, at = list[FileTensor](), 0
+    for begin, end in extents:
+        flat = content[begin:end].view(KINDS[kind])
+        parts += [FileTensor(path, name, kind, *piece) for piece in _pieces(flat, at, shape)]
+        at += len(flat)
+    return Joined(shape, parts)
+
+
+def _pieces(flat: np.ndarray, at: int, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
+    """Yield (values, first index) of the whole rows in a stretch of a flattened tensor, and of the part of a row at either end.
+
+    at: index of the stretch's first value in the flattened tensor.
+    """
+    n, row = len(flat), max(1, math.prod(shape[1:]))
+    for begin, end in pairwise(sorted({0, min(n, -at % row), max(0, n - (at + n) % row), n})):
+        values = flat[begin:end].reshape((-1, min(row, end - begin))[: len(shape)])
+        yield values, divmod(at + begin, row)[: len(shape)]

@@ -1,65 +1,17 @@
-"""Layout of MindSpore's PanGu-α: one `.ckpt`, or a folder of them cut by a strategy file, with three tables as `.npy`.
-
-Names: those of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; for the tables also those of a merged file
-(`pcl_pangu/model/alpha/alpha.py`) and of the later model zoo. Weights of `nn.Dense` are [out, in], of `Mapping` [in, out].
-"""
+"""Layout of MindSpore's PanGu-α: one `.ckpt`, or a folder of them cut by a strategy file, with three tables as `.npy`."""
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from pathlib import Path
 
 from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
 from pangu_sigma.foreign.file_tensors import Joined
-from pangu_sigma.foreign.layout import (
-    Counterpart,
-    Facts,
-    counterparts,
-    dense_model_of,
-    layer_count,
-    npy_source,
-    weight_and_bias,
-)
-from pangu_sigma.foreign.mindspore_files import CkptTensor, open_ckpt
+from pangu_sigma.foreign.layout import Facts, dense_model_of, npy_source
+from pangu_sigma.foreign.mindspore_files import open_ckpt
+from pangu_sigma.foreign.names import LATER, TABLES, Counterpart, counterparts
 from pangu_sigma.foreign.strategy_file import Cut, read_strategy
 
-BLOCK_TENSORS = {
-    "layernorm1.gamma": Counterpart("attention_norm.gain"),
-    "layernorm1.beta": Counterpart("attention_norm.bias"),
-    "layernorm2.gamma": Counterpart("ffn_norm.gain"),
-    "layernorm2.beta": Counterpart("ffn_norm.bias"),
-    **weight_and_bias("attention.dense1", "attention.query.weight", "attention.query.bias", transposed=True),
-    **weight_and_bias("attention.dense2", "attention.key.weight", "attention.key.bias", transposed=True),
-    **weight_and_bias("attention.dense3", "attention.value.weight", "attention.value.bias", transposed=True),
-    **weight_and_bias("attention.projection", "attention.output.weight", "attention.output.bias"),
-    **weight_and_bias("output.mapping", "ffn.w1", "ffn.b1", transposed=True),
-    **weight_and_bias("output.projection", "ffn.w2", "ffn.b2"),
-}
-"""MindSpore's name of each tensor of a layer, after `backbone.blocks.<i>.` or `backbone.top_query_layer.`, → our tensor."""
-_LATER = ("backbone.embedding.word_embedding.embedding_table", "word_embedding_table")
-"""Names of the word table in the later model zoo; the second of a network that was given its tables as .npy files (mPanGu's, and
-MindFormers' converter)."""
-TABLES = {
-    "embedding": (
-        "word_embedding.npy",
-        "embedding_table",
-        "backbone.word_embedding.embedding_table",
-        *_LATER,
-    ),
-    "positions": (
-        "position_embedding.npy",
-        "backbone.embedding.embedding.position_embedding.embedding_table",
-        "backbone.position_embedding.embedding_table",
-        *("backbone.embedding.position_embedding.embedding_table", "position_embedding_table"),
-    ),
-    "query_positions": (
-        "top_query_embedding.npy",
-        "backbone.top_query_embedding_table",
-        *("backbone.top_query_embedding.embedding_table", "query_embedding_table"),
-    ),
-}
-"""Our table → its .npy file, and its names in a checkpoint: in the release, in a merged file, and two in the later model zoo."""
 _STATE = re.compile(
     r"(adam_[mv]|moment[12s]?|accu_grads)\.|scale_sense$|global_step$|current_iterator_step$|last_overflow_iterator_step$|"
     r"(epoch|step)_num$|learning_rate$|beta[12]_power$|.*\.(key|value)_past$|.*is_first_iteration$"
@@ -85,8 +37,7 @@ def open_mindspore(path: Path) -> DenseModel:
     if any(_PART.match(file.name) for file in weights):
         sources, unused = _joined(path, _in_order(path, weights), strategies)
     elif len(weights) == 1:
-        tensors, unused = _split(open_ckpt(weights[0]).tensors)
-        sources = {name: Joined(tensor.shape, tensor.fragments()) for name, tensor in tensors.items()}
+        sources, unused = _split(open_ckpt(weights[0]))
         unused += [Unused(file.name, "how ranks cut a model; this one is whole") for file in strategies]
     else:
         raise LayoutError(
@@ -94,12 +45,10 @@ def open_mindspore(path: Path) -> DenseModel:
             "with its strategy file"
         )
     tables = _tables(path, folder, sources, unused)
-    layers = layer_count(path, sources, r"backbone\.blocks\.(\d+)\.")
-    _check_not_pipelined(path, layers, sources)
-    rules = {names: Counterpart(ours) for ours, names in tables.items()}
-    rules |= counterparts(BLOCK_TENSORS, [*(f"backbone.blocks.{i}" for i in range(layers)), "backbone.top_query_layer"])
-    rules |= {"backbone.layernorm.gamma": Counterpart("norm.gain"), "backbone.layernorm.beta": Counterpart("norm.bias")}
-    later = any(name in sources for name in _LATER)  # its network computes fast GELU
+    _check_not_pipelined(path, sources)
+    rules = counterparts("mindspore", path, sources)
+    rules |= {name: Counterpart(ours) for ours, name in tables.items()}
+    later = any(name in sources for name in LATER)  # its network computes fast GELU
     facts = Facts(activation="fast_gelu" if later else "tanh")
     return dense_model_of(path, "mindspore", sources, rules, facts, unused)
 
@@ -121,7 +70,7 @@ def _in_order(path: Path, weights: list[Path]) -> list[Path]:
     return [by_rank[rank] for rank in range(len(by_rank))]
 
 
-def _split(tensors: dict[str, CkptTensor]) -> tuple[dict[str, CkptTensor], list[Unused]]:
+def _split(tensors: dict[str, Joined]) -> tuple[dict[str, Joined], list[Unused]]:
     """Split tensors into weights and training state."""
     unused = [Unused(name, "state of training or decoding") for name in tensors if _STATE.match(name)]
     return {name: tensor for name, tensor in tensors.items() if not _STATE.match(name)}, unused
@@ -139,15 +88,22 @@ def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict
     ranks = next(iter(cuts.values())).ranks
     if ranks != len(files):
         raise LayoutError(f"{path}: {len(files)} files of ranks, {strategy.name} is for {ranks}; take a whole release")
-    one = open_ckpt(files[0])
-    weights, unused = _split(one.tensors)
-    held = [weights if one.is_alike(file) else _of_rank(file, files[0], weights) for file in files]
-    return {name: _source(strategy, name, held, files, cuts.get(name)) for name in weights}, unused
+    weights, unused = _split(open_ckpt(files[0]))
+    for name, tensor in weights.items():
+        _check_cut(files[0], strategy, name, tensor.shape, cuts.get(name))
+    parts: dict[str, dict[tuple[int, ...], Joined]] = {name: {} for name in weights}
+    for rank, file in enumerate(files):
+        for name, tensor in (_of_rank(file, files[0], weights) if rank else weights).items():
+            corner = (
+                cuts[name].first(rank, tensor.shape) if name in cuts else ()
+            )  # what MindSpore did not cut has no layout
+            parts[name].setdefault(corner, tensor)  # of equal parts, that of the lowest rank is read
+    return {name: cuts[name].joined(held) if name in cuts else held[()] for name, held in parts.items()}, unused
 
 
-def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[str, CkptTensor]:
+def _of_rank(file: Path, other: Path, weights: dict[str, Joined]) -> dict[str, Joined]:
     """Read the weights of a rank's file. Raises LayoutError when names, shapes or dtypes differ from another rank's."""
-    found, _ = _split(open_ckpt(file).tensors)
+    found, _ = _split(open_ckpt(file))
     if found.keys() != weights.keys():
         name = min(found.keys() ^ weights.keys())
         raise LayoutError(
@@ -163,28 +119,15 @@ def _of_rank(file: Path, other: Path, weights: dict[str, CkptTensor]) -> dict[st
     return found
 
 
-def _source(strategy: Path, name: str, held: list[dict[str, CkptTensor]], files: list[Path], cut: Cut | None) -> Joined:
-    """Join a tensor from the parts of the ranks; of equal parts, that of the lowest rank is read."""
-    shape = held[0][name].shape
-    if cut is None:  # MindSpore writes no layout of what it did not cut
-        return Joined(shape, held[0][name].fragments())
+def _check_cut(file: Path, strategy: Path, name: str, shape: tuple[int, ...], cut: Cut | None) -> None:
+    """Raise LayoutError if a rank's part of a tensor has another shape than the strategy says."""
+    if cut is None:
+        return
     before = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
     if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, before)):
         raise LayoutError(
-            f"{files[0]}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; {MIXED}"
+            f"{file}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; {MIXED}"
         )
-    corners = _corners(cut, shape)
-    fragments = [one for rank, first in corners for one in held[rank][name].fragments(first, files[rank])]
-    return Joined(cut.whole(shape), fragments, parts=len(corners))
-
-
-@lru_cache
-def _corners(cut: Cut, shape: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
-    """Return, for each part of a tensor, the lowest rank that holds it and its first index."""
-    first: dict[tuple[int, ...], int] = {}
-    for rank in range(cut.ranks):
-        first.setdefault(cut.first(rank, shape), rank)
-    return [(rank, corner) for corner, rank in first.items()]
 
 
 def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused: list[Unused]) -> dict[str, str]:
@@ -205,10 +148,11 @@ def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused:
     return found
 
 
-def _check_not_pipelined(path: Path, layers: int, sources: dict[str, Joined]) -> None:
-    if layers and not any(name.startswith("backbone.top_query_layer.") for name in sources):
+def _check_not_pipelined(path: Path, sources: dict[str, Joined]) -> None:
+    blocks = {int(match[1]) for name in sources if (match := re.match(r"backbone\.blocks\.(\d{1,9})\.", name))}
+    if blocks and not any(name.startswith("backbone.top_query_layer.") for name in sources):
         raise LayoutError(
-            f"{path}: backbone.top_query_layer is missing and backbone.blocks.{layers - 1} stands for it: this model was trained "
+            f"{path}: backbone.top_query_layer is missing and backbone.blocks.{max(blocks)} stands for it: this model was trained "
             "in pipeline stages, and its last LayerNorm comes after the query layer, not before it as in our network; it cannot be "
             "used"
         )

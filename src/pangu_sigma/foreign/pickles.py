@@ -1,58 +1,44 @@
-"""Unpickler for files of weights that cannot execute code, because none of its instructions does.
+"""Unpickler for files of weights, which imports and calls nothing that a file names.
 
-Python's own unpickler imports and calls what a file names. This one builds the few objects of files of weights itself: numbers,
-texts, containers, `argparse.Namespace`, and *descriptions* of tensors. It imports nothing and calls nothing. Objects of random
-states and optimizers (NumPy's arrays, loss scalers) become an `OpaqueObject`, which holds the name only. Any other name in a file
-raises LayoutError.
+`_BUILT` has the few names that are built: dictionaries, `argparse.Namespace`, and tensors, whose values stay in the file. Random
+states and optimizers become an `OpaqueObject`, which holds the name only. Any other name in a file raises LayoutError.
+
+The base is the standard library's unpickler in Python. The one in C keeps its memo as an array, which one instruction of a hostile
+file makes 32 GB long.
 """
 
 from __future__ import annotations
 
-import pickletools
+import io
+import pickle
+import re
 import struct
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.foreign.file_tensors import KINDS, FileTensor, mapped
 
-MOST_PICKLED = 64 << 20
-"""Maximum bytes of a pickle: the pickle of a 13B model with its optimizer has less than a hundredth."""
-MOST_STEPS = 2_000_000
-"""Maximum number of instructions of a pickle."""
-
-STORAGES = {
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "DoubleStorage": "float64",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "UntypedStorage": "uint8",
-}
-"""Storage class of torch → dtype of its values."""
-_DTYPES = frozenset(
-    (
-        *("float16", "half", "float32", "float", "float64", "double", "bfloat16", "int8", "int16", "short"),
-        *("int32", "int", "int64", "long", "uint8", "bool"),
-    )
+_KINDS = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"}
+_KINDS |= {f"{kind}Storage": kind for kind in ("Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "Untyped")}
+"""Storage class of torch → dtype of its values; tensors of the others are no weights."""
+_INERT = re.compile(
+    r"numpy(\._?core\.multiarray)?\.(ndarray|dtype|_reconstruct|scalar)|_codecs\.encode|collections\.defaultdict|"
+    r"(builtins|__builtin__)\.(set|object|bytes|bytearray)|(megatron|fp16|deepspeed|apex)\..*|"
+    r"torch\.(device|Generator|serialization\._get_layout|bool|u?int\d*|short|long|half|b?float\d*|double)"
 )
-_INERT = frozenset(
-    (
-        *("numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"),
-        *("numpy.core.multiarray scalar", "numpy._core.multiarray scalar", "_codecs encode", "torch device"),
-        *("builtins set", "__builtin__ set", "collections defaultdict", "__builtin__ bytes", "__builtin__ bytearray"),
-        *("torch Generator", "torch.serialization _get_layout"),
-    )
+"""Names of which an OpaqueObject is made. The last but one are trainers', states of their loss scalers and optimizers."""
+_REFUSED = (
+    *("INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"),
+    *("BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"),
 )
-_INERT_MODULES = ("megatron.", "fp16.", "deepspeed.", "apex.")
-"""Module prefixes of the trainers that wrote the files: states of their loss scalers and optimizers are skipped."""
+"""Instructions of pickles that files of weights do not need."""
 
 
 @dataclass(frozen=True)
@@ -61,248 +47,132 @@ class OpaqueObject:
 
     name: str
 
+    def __call__(self, *_: Any) -> OpaqueObject:
+        return self
 
-@dataclass(frozen=True)
-class Storage:
-    """Storage of a torch tensor. kind: dtype of the values. key: name of the storage in the file. size: number of values."""
-
-    kind: str
-    key: str
-    size: int
+    append = extend = add = __setitem__ = __call__  # contents are dropped
 
 
-@dataclass(frozen=True)
-class PickledTensor:
-    """Torch tensor that a pickle describes: a view of a storage. offset, shape, strides: values in the file, unchecked."""
+class Storage(NamedTuple):
+    """Bytes of a storage in a mapped file. kind: dtype of the values. check: as in `FileTensor`."""
 
-    storage: Storage
-    offset: Any
-    shape: Any
-    strides: Any
-
-
-@dataclass(frozen=True)
-class _Global:
-    """Name of a class or function that a pickle may use."""
-
-    name: str
+    file: Path
+    content: np.ndarray
+    check: Callable[[], None] | None = None
+    kind: str = ""
 
 
-class _Mark:
-    """Mark on the unpickler's stack before a group of values."""
+class _Table(dict[Any, Any]):
+    """Dictionary of a pickle. Refuses keys whose hashes take a hostile file's time or stack, such as deep tuples."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not (isinstance(key, str | bytes | float | bool | None) or (type(key) is int and abs(key) < 1 << 32)):
+            raise TypeError(f"a key that is a {type(key).__name__}")
+        super().__setitem__(key, value)
 
 
-_ALLOWED = frozenset(
-    (
-        *("collections OrderedDict", "argparse Namespace", "torch Size", "builtins object", "__builtin__ object"),
-        *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor", "torch._utils _rebuild_parameter"),
-        *("copyreg _reconstructor", "copy_reg _reconstructor"),
-    )
-)
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> FileTensor:
+    """Return a tensor of torch, a view of a storage."""
+    if not isinstance(storage, Storage) or not type(shape) is type(strides) is tuple or len(shape) != len(strides):
+        raise TypeError("a tensor without storage, shape and strides")
+    tensor = mapped(storage.file, "a tensor", storage.kind, shape, storage.content, offset, strides)
+    return replace(tensor, check=storage.check)
 
 
-def load_pickle(stream: BinaryIO, file: Path, kinds: dict[str, str] | None = None) -> Any:
-    """Read the pickle at a stream's position without executing it, and return its value; the stream is then after the pickle.
-    kinds: gets the dtype of each storage, by its key. Raises LayoutError, which names the file and the problem."""
-    machine = _Machine(file, {} if kinds is None else kinds)
+_BUILT: dict[str, Any] = {
+    "collections.OrderedDict": lambda: _Table(),  # without arguments: no copies of what a file repeats
+    "argparse.Namespace": lambda: Namespace(),
+    "torch.Size": lambda sizes: sizes,
+    **dict.fromkeys(("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"), _tensor),
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    **dict.fromkeys(("copyreg._reconstructor", "copy_reg._reconstructor"), lambda made, *_: made()),
+    **{f"{module}.{name}": kind for module in ("torch", "torch.storage") for name, kind in _KINDS.items()},
+}
+"""Name in a pickle → function that makes the object, or the value."""
+
+
+def load_pickle(content: bytes, file: Path, storages: Mapping[str, Storage]) -> Any:
+    """Return the value of a pickle, with a `FileTensor` for each tensor. storages: by their keys.
+
+    Raises LayoutError, which names the file and the problem.
+    """
     try:
-        return machine.run(stream)
+        return _Weights(content, file, storages).load()
     except LayoutError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error, RecursionError) as error:
+    except (
+        *(pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError, EOFError, OverflowError),
+        *(struct.error, MemoryError, RecursionError),
+    ) as error:
         raise LayoutError(f"{file}: its pickle is damaged ({str(error)[:80]}); download it again") from None
 
 
-class _Limited:
-    """Stream limited to MOST_PICKLED bytes from its position on, for the reader of instructions."""
+class _Weights(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Callable[[Any], Any]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    append: Callable[[Any], None]
 
-    def __init__(self, stream: BinaryIO):
-        self._stream, self._left, self.tell = stream, MOST_PICKLED, stream.tell
+    def __init__(self, content: bytes, file: Path, storages: Mapping[str, Storage]):
+        super().__init__(io.BytesIO(content))
+        self.file, self.storages = file, storages
 
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= self._left:
-            raise ValueError(f"{size} bytes are asked for")
-        self._left -= size
-        return self._stream.read(size)
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a pickle may build by this name, an OpaqueObject for what is not built, or raise LayoutError."""
+        full = f"{module[:99]}.{name[:99]}"
+        if full in _BUILT:
+            return _BUILT[full]
+        if _INERT.fullmatch(full):
+            return OpaqueObject(full)
+        raise LayoutError(
+            f"{self.file}: its pickle asks for {full}, which is not loaded: it could execute anything; save the weights "
+            "alone and use that file"
+        )
 
-    def readline(self) -> bytes:
-        line = self._stream.readline(self._left)
-        self._left -= len(line)
-        return line
+    def persistent_load(self, pid: Any) -> Storage:
+        """Return the storage that a persistent id describes."""
+        match pid:
+            case ("storage", str(kind), str(key), str(), int(size)) if kind in _KINDS.values():
+                if key not in self.storages:
+                    raise LayoutError(f"{self.file}: the storage {key[:40]} is missing; take the whole file")
+                storage = self.storages[key]._replace(kind=kind)
+                if kind in KINDS and size * KINDS[kind].itemsize != len(storage.content):
+                    raise ValueError(f"the storage {key[:40]} has {len(storage.content)} bytes, not {size} values")
+                return storage
+        raise ValueError("a persistent id that is not of a storage")
 
+    def _load_reduce(self) -> None:
+        """Call what `find_class` returned."""
+        arguments, made = self.stack.pop(), self.stack[-1]
+        if type(arguments) is not tuple or len(arguments) > 9:  # which are copied
+            raise TypeError(f"a call with a {type(arguments).__name__} of arguments, or more than nine")
+        self.stack[-1] = made(*arguments)
 
-class _Machine:
-    """Stack machine of the unpickler: a stack, a memo, and one method for each instruction that needs one."""
+    def _load_dict(self) -> None:
+        items, table = self.pop_mark(), _Table()  # type: ignore[attr-defined]
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            table[key] = value
+        self.append(table)
 
-    def __init__(self, file: Path, kinds: dict[str, str]):
-        self.file, self.kinds = file, kinds
-        self.stack: list[Any] = []
-        self.memory: dict[int, Any] = {}
+    def _load_build(self) -> None:
+        """Set the values of a Namespace. Other states are dropped: `_metadata` of modules, states of loss scalers."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Namespace) and isinstance(state, dict):
+            target.__dict__ = state  # and no copy, of which a file could ask for millions
+        elif not isinstance(target, _Table | OpaqueObject):
+            raise TypeError(f"a state of a {type(target).__name__}")
 
-    def run(self, stream: BinaryIO) -> Any:
-        for steps, (opcode, argument, _) in enumerate(pickletools.genops(_Limited(stream))):  # type: ignore[arg-type]
-            if steps > MOST_STEPS:
-                raise LayoutError(
-                    f"{self.file}: its pickle has more than {MOST_STEPS:,} instructions; no file of weights needs them"
-                )
-            name = opcode.name
-            if name == "STOP":
-                (value,) = self.stack
-                return value
-            if name in _CONSTANTS:
-                self.stack.append(_CONSTANTS[name])
-            elif name in _VALUES:
-                self.stack.append(argument)
-            elif name in _INSTRUCTIONS:
-                _INSTRUCTIONS[name](self, argument)
-            else:
-                raise LayoutError(f"{self.file}: its pickle uses the instruction {name}, which no weights need")
-        raise ValueError("it has no end")
-
-    def to_mark(self) -> list[Any]:
-        """Pop the values above the newest mark, and the mark, from the stack, and return the values."""
-        group: list[Any] = []
-        while not isinstance(value := self.stack.pop(), _Mark):
-            group.append(value)
-        return group[::-1]
-
-    def last(self, count: int) -> list[Any]:
-        """Pop the last values of the stack, and return them."""
-        if len(self.stack) < count:
-            raise ValueError("fewer values than are needed")
-        group = self.stack[len(self.stack) - count :]
-        del self.stack[len(self.stack) - count :]
-        return group
-
-    def named(self, name: str) -> None:
-        """Push the class or function of a name. Raises LayoutError for a name that a pickle may not use."""
-        module, _, attribute = name.partition(" ")
-        if module in ("torch", "torch.storage") and attribute in STORAGES:
-            self.stack.append(_Global(attribute))
-        elif name in _ALLOWED:
-            self.stack.append(_Global(name))
-        elif module == "torch" and attribute in _DTYPES:
-            self.stack.append(attribute)
-        elif name in _INERT or name.startswith(_INERT_MODULES):
-            self.stack.append(OpaqueObject(name))
-        else:
-            raise LayoutError(
-                f"{self.file}: its pickle asks for {name.replace(' ', '.')[:80]}, which is not loaded: it could execute anything; "
-                "save the weights alone and use that file"
-            )
-
-    def made(self, function: Any, arguments: Any, names: Any = None) -> Any:
-        """Return the object that a known class or function makes of its arguments. names: arguments by name; there may be none."""
-        if isinstance(function, OpaqueObject):
-            return function
-        if not isinstance(function, _Global) or type(arguments) is not tuple or names:
-            raise ValueError(f"a call of {type(function).__name__}")
-        match function.name.split(" ")[-1], arguments:
-            case "OrderedDict", ():
-                return {}
-            case "OrderedDict", ([*pairs],):
-                return self.filled([value for key, item in pairs for value in (key, item)], {})
-            case "Namespace", ():
-                return Namespace()
-            case "_reconstructor", (_Global(name="argparse Namespace"), _, None):
-                return Namespace()
-            case "Size", (sizes,):
-                return tuple(sizes)
-            case (("_rebuild_tensor_v2" | "_rebuild_tensor"), (Storage() as storage, offset, shape, strides, *_)):
-                return PickledTensor(storage, offset, shape, strides)
-            case "_rebuild_parameter", (PickledTensor() as tensor, *_):
-                return tensor
-        raise ValueError(f"a call of {function.name}")
-
-    def storage(self, _: Any) -> None:
-        """Push the storage that a persistent id describes."""
-        match self.stack.pop():
-            case ("storage", _Global(name=kind), str(key), str(), int(size), *view) if (
-                kind in STORAGES and 0 <= size < 1 << 48 and view in ([], [None])
-            ):
-                self.kinds[key] = STORAGES[kind]
-                self.stack.append(Storage(STORAGES[kind], key, size))
-            case ("storage", OpaqueObject(name=name) | _Global(name=name), *_):
-                raise LayoutError(f"{self.file}: a storage is a {name}, which is not read")
-            case _:
-                raise ValueError("a persistent id that is not of a storage")
-
-    def state(self, _: Any) -> None:
-        """Set the values of a Namespace. The state of other objects is dropped: `_metadata` of modules, states of loss scalers."""
-        values, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, Namespace):
-            if type(values) is not dict or not all(isinstance(key, str) for key in values):
-                raise ValueError("a Namespace without names")
-            vars(target).update(values)
-        elif type(target) is not dict and not isinstance(target, OpaqueObject):
-            raise ValueError(f"a state of a {type(target).__name__}")
-
-    def filled(self, group: list[Any], target: Any) -> Any:
-        """Add keys and values, in turn, to a dictionary, and return that."""
-        if isinstance(target, OpaqueObject):
-            return target
-        if type(target) is not dict or len(group) % 2:
-            raise ValueError("keys and values of what is no dictionary")
-        for key, value in zip(group[::2], group[1::2], strict=True):
-            if isinstance(key, str | bytes | float | bool | None) or (type(key) is int and abs(key) < 1 << 32):
-                target[key] = value
-            else:
-                raise ValueError(f"a key that is a {type(key).__name__}")
-        return target
-
-    def extend(self, group: list[Any], target: Any) -> None:
-        """Add values to a list."""
-        if type(target) is list:
-            target.extend(group)
-        elif not isinstance(target, OpaqueObject):
-            raise ValueError("values for what is no list")
+    def _refuse(self, name: str) -> None:
+        raise LayoutError(f"{self.file}: its pickle uses the instruction {name}, which no weights need")
 
 
-_CONSTANTS: dict[str, Any] = {
-    "NONE": None,
-    "NEWTRUE": True,
-    "NEWFALSE": False,
-    "EMPTY_TUPLE": (),
-    "EMPTY_SET": OpaqueObject("set"),
-}
-_VALUES = frozenset(
-    (
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"),
-        *("SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES"),
-        *("BINBYTES8", "BYTEARRAY8"),
-    )
-)
-"""Instructions that push their own argument."""
-_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
-    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None),
-    "MARK": lambda machine, _: machine.stack.append(_Mark()),
-    "POP": lambda machine, _: machine.stack.pop(),
-    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
-    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
-    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
-    "LIST": lambda machine, _: machine.stack.append(machine.to_mark()),
-    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.to_mark())),
-    "DICT": lambda machine, _: machine.stack.append(machine.filled(machine.to_mark(), {})),
-    "FROZENSET": lambda machine, _: machine.stack.append(OpaqueObject(f"frozenset of {len(machine.to_mark())}")),
-    "TUPLE1": lambda machine, _: machine.stack.append(tuple(machine.last(1))),
-    "TUPLE2": lambda machine, _: machine.stack.append(tuple(machine.last(2))),
-    "TUPLE3": lambda machine, _: machine.stack.append(tuple(machine.last(3))),
-    "APPEND": lambda machine, _: machine.extend(machine.last(1), machine.stack[-1]),
-    "APPENDS": lambda machine, _: machine.extend(machine.to_mark(), machine.stack[-1]),
-    "SETITEM": lambda machine, _: machine.filled(machine.last(2), machine.stack[-1]),
-    "SETITEMS": lambda machine, _: machine.filled(machine.to_mark(), machine.stack[-1]),
-    **dict.fromkeys(("POP_MARK", "ADDITEMS"), lambda machine, _: machine.to_mark()),  # sets are not built
-    **dict.fromkeys(
-        ("GET", "BINGET", "LONG_BINGET"), lambda machine, index: machine.stack.append(machine.memory[index])
-    ),
-    **dict.fromkeys(
-        ("PUT", "BINPUT", "LONG_BINPUT"), lambda machine, index: machine.memory.update({index: machine.stack[-1]})
-    ),
-    "MEMOIZE": lambda machine, _: machine.memory.update({len(machine.memory): machine.stack[-1]}),
-    "GLOBAL": _Machine.named,
-    "STACK_GLOBAL": lambda machine, _: machine.named(" ".join(machine.last(2))),
-    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda machine, _: machine.stack.append(machine.made(*machine.last(2)))),
-    "NEWOBJ_EX": lambda machine, _: machine.stack.append(machine.made(*machine.last(3))),
-    "BUILD": _Machine.state,
-    "BINPERSID": _Machine.storage,
+_Weights.dispatch |= {
+    pickle.EMPTY_DICT[0]: lambda self: self.append(_Table()),
+    pickle.DICT[0]: _Weights._load_dict,
+    pickle.EMPTY_SET[0]: lambda self: self.append(OpaqueObject("set")),
+    pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.append(OpaqueObject("frozenset"))),
+    **dict.fromkeys((pickle.REDUCE[0], pickle.NEWOBJ[0]), _Weights._load_reduce),  # functions stand for classes
+    pickle.BUILD[0]: _Weights._load_build,
+    **{getattr(pickle, name)[0]: partial(_Weights._refuse, name=name) for name in _REFUSED},
 }

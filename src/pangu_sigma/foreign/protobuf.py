@@ -70,6 +70,14 @@ def fields(content: Content, begin: int, end: int) -> Iterator[Field]:
         begin = found.end
 
 
+def message(content: Content, begin: int, end: int) -> dict[int, list[Field]]:
+    """Return the fields of a protobuf message by their numbers, each in order. Raises ValueError as `field_at` does."""
+    found: dict[int, list[Field]] = {}
+    for field in fields(content, begin, end):
+        found.setdefault(field.number, []).append(field)
+    return found
+
+
 def numbers(content: Content, found: Field) -> list[int]:
     """Return the signed numbers of a repeated field of MindSpore's checkpoint files: one number, or several packed into bytes."""
     if found.way == OF_NUMBER:

@@ -12,11 +12,15 @@ axis, for the optimizer: into `opt_weight_shard_size` stretches, on ranks that a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.protobuf import OF_BYTES, OF_NUMBER, Field, fields, numbers
+from pangu_sigma.foreign.file_tensors import Joined
+from pangu_sigma.foreign.protobuf import Field, fields, message, numbers
 
 _MOST_BYTES = 64 << 20
 """Maximum bytes of a strategy file."""
@@ -56,20 +60,26 @@ class Cut:
         at[0] = at[0] * self.stretches + rank // self.step % self.stretches
         return tuple(index * n for index, n in zip(at, shape, strict=True))
 
+    def joined(self, held: Mapping[tuple[int, ...], Joined]) -> Joined:
+        """Join a tensor from the parts of ranks. held: parts of equal shapes by the index of their first value in the whole."""
+        parts = [
+            replace(part, first=tuple(np.add(corner, part.corner).tolist()))
+            for corner, tensor in held.items()
+            for part in tensor.parts
+        ]
+        return Joined(self.whole(next(iter(held.values())).shape), parts)
+
 
 def read_strategy(file: Path) -> dict[str, Cut]:
     """Read the split of each parameter, by name, from a strategy file. Raises LayoutError for another or an unsupported file."""
     if file.stat().st_size > _MOST_BYTES:
         raise LayoutError(f"{file}: a strategy file of {file.stat().st_size:,} bytes is none; it holds no weights")
-    content, cuts = file.read_bytes(), {}
+    content = file.read_bytes()
     try:
-        for item in fields(content, 0, len(content)):
-            if item.number == 3 and item.way == OF_BYTES:
-                name, cut = _item(file, content, item)
-                cuts[name] = cut
-    except (ValueError, UnicodeDecodeError) as error:
-        if isinstance(error, LayoutError):
-            raise
+        cuts = dict(_item(file, content, item) for item in message(content, 0, len(content)).get(3, []))
+    except LayoutError:
+        raise
+    except (ValueError, LookupError) as error:
         raise LayoutError(f"{file}: no strategy file of MindSpore ({str(error)[:80]}); download it again") from None
     if not cuts:
         raise LayoutError(f"{file}: it says of no parameter how it was cut; take the strategy file of the release")
@@ -79,24 +89,16 @@ def read_strategy(file: Path) -> dict[str, Cut]:
 
 
 def _item(file: Path, content: bytes, item: Field) -> tuple[str, Cut]:
-    inner = {found.number: found for found in fields(content, item.begin, item.end)}
-    if 1 not in inner or 2 not in inner:
-        raise ValueError("an entry without name and layout")
-    name = content[inner[1].begin : inner[1].end].decode()
-    dims: dict[int, list[int]] = {1: [], 2: [], 3: []}
-    single = {5: 0, 6: 0, 7: 0}
-    for found in fields(content, inner[2].begin, inner[2].end):
-        if found.number in dims and found.way == OF_BYTES:
-            if found.number == 2 and dims[2]:
-                raise LayoutError(f"{file}: {name[:80]} is cut along several axes of the grid at once, and not read")
-            dims[found.number] += [n for d in fields(content, found.begin, found.end) for n in numbers(content, d)]
-        elif found.number in single and found.way == OF_NUMBER:
-            single[found.number] = numbers(content, found)[0]
-    return name, _cut(file, name, dims, *single.values())
-
-
-def _cut(file: Path, name: str, dims: dict[int, list[int]], rows: int, step: int, stretches: int) -> Cut:
-    grid, axes, part = (tuple(dims[number]) for number in (1, 2, 3))
+    inner = message(content, item.begin, item.end)
+    named, layout = inner[1][-1], inner[2][-1]
+    name, found = content[named.begin : named.end].decode(), message(content, layout.begin, layout.end)
+    if len(found.get(2, [])) > 1:
+        raise LayoutError(f"{file}: {name[:80]} is cut along several axes of the grid at once, and not read")
+    lists = {number: [fields(content, each.begin, each.end) for each in found.get(number, [])] for number in (1, 2, 3)}
+    grid, axes, part = (
+        tuple(n for dims in several for dim in dims for n in numbers(content, dim)) for several in lists.values()
+    )
+    rows, step, stretches = (numbers(content, found[number][-1])[0] if number in found else 0 for number in (5, 6, 7))
     ranks = math.prod(grid) if grid and len(grid) < 16 and all(0 < n <= _MOST_RANKS for n in grid) else 0
     if not 0 < ranks <= _MOST_RANKS or not axes or len(axes) > 8 or not all(-1 <= axis < len(grid) for axis in axes):
         raise LayoutError(
@@ -114,4 +116,4 @@ def _cut(file: Path, name: str, dims: dict[int, list[int]], rows: int, step: int
             f"{file}: {name[:80]} has tensor_map {axes} and is cut into {stretches} stretches for the optimizer, {step} ranks "
             f"apart, which {equal} equal ranks cannot hold; download it again"
         )
-    return Cut(grid, axes, part, max(1, step), max(1, stretches))
+    return name, Cut(grid, axes, part, max(1, step), max(1, stretches))

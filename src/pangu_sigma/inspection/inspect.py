@@ -14,6 +14,8 @@ from pangu_sigma.results import aligned
 _FLOAT32 = 4
 _STORED_COPIES = 3
 """Number of stored arrays per parameter: its weight and two Adam moments."""
+_PARAMETERS = {"total": "parameters", "dense": "  dense", "experts": "  experts", "embeddings": "  embeddings"}
+"""Field of the parameter counts → its label."""
 
 
 def inspect(config: Config) -> dict[str, Any]:
@@ -79,16 +81,11 @@ def extraction(config: Config, keep: Sequence[str], drop: Sequence[str]) -> dict
 
 def format_extraction(found: dict[str, Any]) -> str:
     """Format the result of `extraction` as lines of text."""
-    lines = [f"extracting {', '.join(found['domains'])} leaves"]
-    for key, label in (
-        ("total", "parameters"),
-        ("dense", "  dense"),
-        ("experts", "  experts"),
-        ("embeddings", "  embeddings"),
-    ):
-        before, after = found["before"][key], found["after"][key]
-        lines.append(f"  {label:<12}  {_short_number(after)} of {_short_number(before)}")
-    return "\n".join(lines)
+    rows = [
+        (label, f"{_short_number(found['after'][key])} of {_short_number(found['before'][key])}")
+        for key, label in _PARAMETERS.items()
+    ]
+    return format_rows(f"extracting {', '.join(found['domains'])} leaves", rows)
 
 
 def format_inspection(inspection: dict[str, Any]) -> str:
@@ -96,10 +93,7 @@ def format_inspection(inspection: dict[str, Any]) -> str:
     params, layers, experts, size = (inspection[key] for key in ("params", "layers", "experts", "bytes"))
     slots = inspection["embedding_slots"]
     rows = [
-        ("parameters", _short_number(params["total"])),
-        ("  dense", _short_number(params["dense"])),
-        ("  experts", _short_number(params["experts"])),
-        ("  embeddings", _short_number(params["embeddings"])),
+        *((label, _short_number(params[key])) for key, label in _PARAMETERS.items()),
         ("  met by a token", f"{_short_number(params['active_per_token'])}, without embeddings"),
         ("layers", f"{layers['dense']} dense + {layers['rre']} RRE"),
         ("domains", f"{inspection['domains']}"),
@@ -126,7 +120,12 @@ def format_inspection(inspection: dict[str, Any]) -> str:
         ),
         ("dense parameters", f"{_binary_size(size['dense_and_adam'])}, weights and two moments"),
     ]
-    return "\n".join([inspection["name"], *(f"  {line}" for line in aligned(rows, "<"))])
+    return format_rows(inspection["name"], rows)
+
+
+def format_rows(head: str, rows: Sequence[tuple[str, str]]) -> str:
+    """Format pairs of a label and a value as lines of text below a headline."""
+    return "\n".join([head, *(f"  {line}" for line in aligned(rows, "<"))])
 
 
 def _segment_rows(segments: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -23,8 +23,8 @@ from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS
 from pangu_sigma.config import Config
 from pangu_sigma.errors import argument
 from pangu_sigma.inherit.parent import parent_refusal
+from pangu_sigma.inspection.inspect import format_rows
 from pangu_sigma.model.arrays import row_scale_shapes
-from pangu_sigma.results import aligned
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import Kind, Listed, StoredModel
@@ -185,7 +185,7 @@ def format_file_inspection(found: FileInspection) -> str:
     head = f"{found.path}: {found.kind}" + ("" if found.step is None else f", step {found.step}")
     damaged = [("DAMAGED", message) for message in found.damaged]
     if damaged and not found.roles:
-        return _format_rows(head, damaged)
+        return format_rows(head, damaged)
     rows = [
         (f"  {role}", f"{n['parameters']:,} in {n['tensors']:,} tensors, {', '.join(n['types'])}, {n['bytes']:,} bytes")
         for role, n in found.roles.items()
@@ -198,11 +198,7 @@ def format_file_inspection(found: FileInspection) -> str:
     rows += [("", note) for note in found.notes]
     unread = f", as far as headers tell ({argument('--verify')}: all values)" if found.verified == "nothing" else ""
     rows.append(("inherit", found.refusal or f"takes it{unread}"))
-    return _format_rows(head, damaged + rows)
-
-
-def _format_rows(head: str, rows: list[tuple[str, str]]) -> str:
-    return "\n".join([head, *(f"  {line}" for line in aligned(rows, "<"))])
+    return format_rows(head, damaged + rows)
 
 
 def _lineage_text(lineage: dict[str, Any] | None) -> str:

@@ -24,13 +24,23 @@ from pangu_sigma.rre.table import draw_tables, shares_of_experts
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.sections import RoutingConfig
 
-EXPERT_COUNTS = (4, 8, 16, 32)
-"""Numbers of experts of a domain for which the load is computed: the folder does not say how many a model has."""
-_SHOWN = 16
-"""Number of experts of a domain in the table and the picture: that of the paper and of every shipped configuration."""
+EXPERTS = 16
+"""Number of experts of a domain for which the load is computed: that of the paper and of every shipped configuration."""
 _DRAWS = 4
 """Number of tables over which the load is averaged."""
 _TABLES = ("random", "balanced")
+_COLUMNS = {
+    "tokens": "{tokens:,}",
+    "share": "{share:.1%}",
+    "documents": "{documents:,}",
+    "median": "{median:,.0f}",
+    "longest": "{longest:,}",
+    "/char": "{tokens_per_character:.3f}",
+    "/byte": "{tokens_per_byte:.3f}",
+    "unknown": "{unknown:.3%}",
+    "load": "{load[random]:.2f} / {load[balanced]:.2f}",
+}
+"""Title of each column of the table → how a domain's numbers are shown in it."""
 
 
 def is_prepared(path: Path) -> bool:
@@ -59,7 +69,7 @@ def report_prepared(folder: Path) -> tuple[dict[str, Any], str]:
 def measure_prepared(data: PreparedData) -> dict[str, Any]:
     """Return the numbers of prepared data as plain values. Raises DataError for a file that is missing or damaged.
 
-    load: table → tokens of the most loaded expert over its fair share, for each number of EXPERT_COUNTS.
+    load: table → tokens of the most loaded of EXPERTS experts over its fair share.
     """
     tokenizer, counts_DV = data.tokenizer(), data.frequencies()
     characters_V = np.array([_characters(surface) for surface in tokenizer.vocabulary.surfaces])
@@ -80,15 +90,13 @@ def measure_prepared(data: PreparedData) -> dict[str, Any]:
             "tokens_per_character": record.train.tokens / max(1, int(counts_V @ characters_V)),
             "tokens_per_byte": record.train.tokens / max(1, record.train.bytes),
             "unknown": (record.train.unknown + record.held_out.unknown) / max(1, tokens),
-            "load": {
-                table: [expected_load(counts_V, table, experts) for experts in EXPERT_COUNTS] for table in _TABLES
-            },
+            "load": {table: expected_load(counts_V, table, EXPERTS) for table in _TABLES},
         }
     total = sum(each["tokens"] for each in domains.values())
     for each in domains.values():
         each["share"] = each["tokens"] / max(1, total)
     facts = {"folder": str(data.folder), "content_hash": data.manifest.content_hash}
-    return facts | {"tokens": total, "experts": list(EXPERT_COUNTS), "domains": domains}
+    return facts | {"tokens": total, "experts": EXPERTS, "domains": domains}
 
 
 def expected_load(counts_V: np.ndarray, table: str, experts: int) -> float:
@@ -109,25 +117,16 @@ def _characters(surface: bytes) -> int:
     return sum(byte & 0xC0 != 0x80 for byte in surface)
 
 
-def _load(domain: dict[str, Any], table: str) -> float:
-    load: float = domain["load"][table][EXPERT_COUNTS.index(_SHOWN)]
-    return load
-
-
 def _format(numbers: dict[str, Any]) -> str:
-    rows = [["domain", "tokens", "share", "documents", "median", "longest", "/char", "/byte", "unknown", "load"]]
-    for name, each in numbers["domains"].items():
-        rows.append([name, f"{each['tokens']:,}", f"{each['share']:.1%}", f"{each['documents']:,}"])
-        rows[-1] += [f"{each['median']:,.0f}", f"{each['longest']:,}", f"{each['tokens_per_character']:.3f}"]
-        rows[-1] += [f"{each['tokens_per_byte']:.3f}", f"{each['unknown']:.3%}"]
-        rows[-1].append(" / ".join(f"{_load(each, table):.2f}" for table in _TABLES))
-    lines = aligned(rows, "<>")
-    lines.append("median, longest: tokens of a document. /char, /byte: tokens per character and per byte (fertility)")
-    lines.append(
-        f"load: of the most loaded expert of a domain over its fair share, {' / '.join(_TABLES)} tables, if the model has {_SHOWN} "
-        f"experts a domain; the JSON has it for {', '.join(map(str, EXPERT_COUNTS))}"
+    domains = numbers["domains"]
+    rows = [["domain", *_COLUMNS]]
+    rows += [[name, *(cell.format(**each) for cell in _COLUMNS.values())] for name, each in domains.items()]
+    notes = (
+        "median, longest: tokens of a document. /char, /byte: tokens per character and per byte (fertility)",
+        f"load: of the most loaded expert of a domain over its fair share, {' / '.join(_TABLES)} tables, if the model has "
+        f"{EXPERTS} experts a domain",
     )
-    return "\n".join(lines)
+    return "\n".join([*aligned(rows, "<>"), *notes])
 
 
 def draw_prepared(numbers: dict[str, Any]) -> Figure:
@@ -139,8 +138,8 @@ def draw_prepared(numbers: dict[str, Any]) -> Figure:
     tokens.set(xlabel="tokens", title=f"{numbers['tokens']:,} tokens")
     tokens.invert_yaxis()
     for table, mark in zip(_TABLES, "oD", strict=True):
-        load.plot([_load(each, table) for each in domains], names, mark, label=table)
+        load.plot([each["load"][table] for each in domains], names, mark, label=table)
     load.axvline(1.0, color="black", linestyle="--")
-    load.set(xlabel="times its fair share", title=f"Most loaded of {_SHOWN} experts, by routing.table (dashed: even)")
+    load.set(xlabel="times its fair share", title=f"Most loaded of {EXPERTS} experts, by routing.table (dashed: even)")
     load.legend()
     return figure

@@ -19,7 +19,7 @@ from ascend_ops.few_rows import Matrix, StoredPrecision
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
-from pangu_sigma.foreign.protobuf import OF_NUMBER, Field, fields, numbers
+from pangu_sigma.foreign.protobuf import Field, message, numbers
 from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 from pangu_sigma.sealed import DamagedFile, check_folder
 from pangu_sigma.stored.model import Kind, Listed, StoredModel
@@ -115,31 +115,25 @@ def _parameters(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yield name and values of each parameter of a graph; the network's prefix is removed from the name."""
     map_once = cache(partial(_map, folder))
     graph = memoryview(map_once(GRAPH_FILE))  # type: ignore[arg-type]
-    model = next((each for each in fields(graph, 0, len(graph)) if each.number == 7), None)
-    if model is None:
+    models = message(graph, 0, len(graph)).get(7)
+    if not models:
         raise ValueError("no graph")
-    for found in fields(graph, model.begin, model.end):
-        if found.number == 3:
-            name, values = _parameter(graph, found, map_once)
-            yield name.removeprefix("network."), values
+    for found in message(graph, models[0].begin, models[0].end).get(3, []):
+        name, values = _parameter(graph, found, map_once)
+        yield name.removeprefix("network."), values
 
 
 def _parameter(graph: memoryview, of: Field, map_once: Callable[[str], np.ndarray]) -> tuple[str, np.ndarray]:
-    dims, kind, name, file, begin, length = [], 0, "", GRAPH_FILE, 0, 0
-    for each in fields(graph, of.begin, of.end):
-        if each.number == 1:
-            dims += numbers(graph, each)
-        elif each.number == 2 and each.way == OF_NUMBER:
-            kind = each.value
-        elif each.number == 7:
-            name = str(graph[each.begin : each.end], "utf-8")
-        elif each.number == 9:
-            begin, length = each.begin, each.value
-        elif each.number == 12:
-            inner = {found.number: found for found in fields(graph, each.begin, each.end)}
-            file = str(graph[inner[1].begin : inner[1].end], "utf-8")
-            begin, length = inner[2].value, inner[3].value
-    content, dtype = map_once(file), _KINDS[kind]
+    found, file, begin, length = message(graph, of.begin, of.end), GRAPH_FILE, 0, 0
+    dims = [n for each in found.get(1, []) for n in numbers(graph, each)]
+    name = str(graph[found[7][-1].begin : found[7][-1].end], "utf-8")
+    if 12 in found:
+        inner = message(graph, found[12][-1].begin, found[12][-1].end)
+        file = str(graph[inner[1][-1].begin : inner[1][-1].end], "utf-8")
+        begin, length = inner[2][-1].value, inner[3][-1].value
+    elif 9 in found:
+        begin, length = found[9][-1].begin, found[9][-1].value
+    content, dtype = map_once(file), _KINDS[found[2][-1].value]
     if length != math.prod(dims) * dtype.itemsize or begin + length > len(content):
         raise ValueError(f"{name} of shape {dims} has {length} bytes")
     return name, np.ndarray(dims, dtype, content, begin)
