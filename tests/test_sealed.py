@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -138,3 +139,14 @@ def test_a_pipe_in_place_of_a_file_is_damage_and_no_wait(tmp_path):
     os.mkfifo(tmp_path / "a")
     with pytest.raises(DamagedFile, match="No such file"):
         check_folder(tmp_path, "restore it")
+
+
+def test_a_sealed_folder_is_flushed_with_the_names_in_the_folders_inside(tmp_path, monkeypatch):
+    """A power cut keeps a file's bytes and forgets its name, unless the folder that has the name is flushed, too."""
+    flushed: list[Path] = []
+    monkeypatch.setattr("pangu_sigma.sealed.sync", flushed.append)
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("a", "tokenizer/b"):
+        (tmp_path / name).write_text("x")
+    seal_folder(tmp_path, ["a", "tokenizer/b"], {})
+    assert {tmp_path / "a", tmp_path / "tokenizer" / "b", tmp_path / "tokenizer", tmp_path} <= {*flushed}

@@ -109,8 +109,8 @@ def seal_folder(folder: Path, names: Iterable[str], facts: dict[str, Any], known
     that large files are not read again.
     """
     files = {name: (known or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
-    for name in files:
-        sync(folder / name)
+    for path in dict.fromkeys(each for name in files for each in (folder / name, (folder / name).parent)):
+        sync(path)
     write_atomically(folder / SEAL, sealed({**facts, "files": files}))
 
 

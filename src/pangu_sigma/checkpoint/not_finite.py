@@ -52,13 +52,11 @@ class Watch:
         if not len(positions):
             return
         part, whole = self._arrays[name]
-        before, experts = self._found.get(name), list[int]()
-        if before is None:
-            before = NotFinite(self._file, name, 0, _index(part, whole.shape, int(positions[0])))
+        before = self._found.get(name) or NotFinite(self._file, name, 0, _index(part, whole.shape, int(positions[0])))
+        experts = set(before.experts)
         if self._file.startswith(EXPERTS):
-            experts = part.numbers()[np.unique(positions // max(1, math.prod(whole.shape[1:])))].tolist()
-        every = tuple(sorted({*before.experts, *experts}))
-        self._found[name] = replace(before, count=before.count + len(positions), experts=every)
+            experts |= {*part.numbers()[np.unique(positions // max(1, math.prod(whole.shape[1:])))].tolist()}
+        self._found[name] = replace(before, count=before.count + len(positions), experts=tuple(sorted(experts)))
 
     @property
     def found(self) -> list[NotFinite]:
