@@ -3,12 +3,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.failing_files import killed_after
 
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.checkpoint.run_folder import go_back, set_aside, start_over
 from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config import ConfigError
@@ -92,8 +94,16 @@ def test_going_back_sets_the_later_checkpoints_aside_by_name(tiny_data, run, cap
 
 
 def test_a_step_to_go_back_to_that_is_damaged_is_refused_and_nothing_is_set_aside(run):
-    save_checkpoint(run / "checkpoints", 6, {}, {}, open_model(run, "run").identity, 5)
-    (run / "checkpoints" / "step_00000003" / "seal.json").unlink()
+    files = {"dense": {"w": SavedArray(Part.everything((2,)), np.zeros(2, np.float32))}}
+    for step in (3, 6):
+        save_checkpoint(run / "checkpoints", step, files, {}, open_model(run, "run").identity, 5)
+    dense, seal = (run / "checkpoints" / "step_00000003" / name for name in ("dense.safetensors", "seal.json"))
+    content = bytearray(dense.read_bytes())
+    content[-1] ^= 1
+    dense.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"step_00000003/dense\.safetensors: xxh3_128 is .* damaged, use another"):
+        go_back(run, 3)
+    seal.unlink()
     with pytest.raises(CheckpointError, match=r"step_00000003/seal\.json"):
         go_back(run, 3)
     assert (run / "checkpoints" / "step_00000006").exists()

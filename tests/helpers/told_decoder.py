@@ -8,7 +8,6 @@ import numpy as np
 from helpers.fake_decoder import EOT, FakeDecoder
 
 from pangu_sigma.domains import Domain
-from pangu_sigma.generate.engine import Engine
 from pangu_sigma.sections import ChatConfig
 
 NEVER = -1e9
@@ -47,8 +46,3 @@ class ToldDecoder(FakeDecoder):
         if logits.max() == NEVER:
             logits[EOT] = 0.0
         return logits
-
-
-def told_engine(answers: Mapping[str, str | Sequence[str]], **options: object) -> Engine:
-    """An engine of such a decoder."""
-    return Engine(ToldDecoder(answers, **options))  # type: ignore[arg-type]

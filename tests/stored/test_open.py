@@ -264,9 +264,7 @@ ALLOWED = {
     "training/finished.py": "a run at its last step is taken up if its newest checkpoint is whole",
     "training/progress.py": "training goes on from the newest checkpoint",
     "inspection/inspect_files.py": "a configuration that was edited is damage there",
-    **dict.fromkeys(
-        ("convert/conversion.py", "finetune/tuning.py", "inherit/trained.py"), "a run that was just written"
-    ),
+    **dict.fromkeys(("convert/conversion.py", "finetune/tuning.py", "inherit/child.py"), "a run that was just written"),
     "finetune/tuner.py": "training goes back to the best state that it saved",
 }
 

@@ -128,20 +128,21 @@ def start_over(run: Path) -> None:
         logger.warning("%s: %s holds no run, there was nothing to start over", argument("--start-over"), run)
 
 
-def checkpoint_at(run: Path, step: int) -> Checkpoint:
-    """Return the checkpoint of a step, whose sizes are checked. Raises ConfigError if there is none, CheckpointError for damage."""
+def checkpoint_at(run: Path, step: int, verified: bool = False) -> Checkpoint:
+    """Return the checkpoint of a step. verified: as in `load_checkpoint`. Raises ConfigError if there is none, CheckpointError for
+    damage."""
     there = [step_of(path) for path in checkpoints(run / CHECKPOINTS)]
     if step not in there:
         known = ", ".join(map(str, reversed(there))) or "none"
         raise ConfigError(
             f"{argument('--from-step')} {step}: {run} has no such checkpoint; those that it has are of steps {known}"
         )
-    return load_checkpoint(run / CHECKPOINTS / f"step_{step:08d}", verified=False)
+    return load_checkpoint(run / CHECKPOINTS / f"step_{step:08d}", verified=verified)
 
 
 def go_back(run: Path, step: int) -> None:
     """Set the checkpoints of later steps aside, so that a run goes on from that of `step`. Raises as `checkpoint_at`."""
-    checkpoint_at(run, step)
+    checkpoint_at(run, step, verified=True)
     set_aside(run, step)
 
 

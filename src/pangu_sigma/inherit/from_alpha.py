@@ -21,6 +21,7 @@ from pangu_sigma.inherit.child import Child, SlotRows, ffn_source, new_run_from
 from pangu_sigma.inherit.parent import lost_pieces, parent_slot, rows_of_tokens, slot_names
 from pangu_sigma.inherit.receipt import Receipt, count_by_origin
 from pangu_sigma.model.arrays import FIRST_ROW_SCALE, dense_shapes, stored_shapes
+from pangu_sigma.results import aligned
 from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -212,5 +213,4 @@ def _table(origins: Sequence[TensorOrigin]) -> list[str]:
         ends = group[:1] + group[1:][-1:]
         layers = " … ".join(str(each.layer) for each in ends if each.layer >= 0)
         lines.append((name, layers, shape, kind, " … ".join(each.made_from for each in ends)))
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    return ["  ".join([*map(str.ljust, line[:4], widths), line[4]]) for line in lines]
+    return aligned(lines, "<")

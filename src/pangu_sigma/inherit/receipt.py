@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pangu_sigma.checkpoint.parts import ROWS
 from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.inherit.parent import values_hash
+from pangu_sigma.results import aligned
 from pangu_sigma.sealed import add_to_seal, sealed, write_atomically
 
 if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
@@ -101,8 +102,7 @@ class Receipt:
             if each.texts:
                 rows.append((f"text of {name}", _format_cutting(each)))
         rows += [("note", each) for each in self.notes]
-        width = max(len(label) for label, _ in rows)
-        return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+        return "\n".join(aligned(rows, "<"))
 
     def save(self, folder: Path) -> None:
         """Write the receipt into a run folder or an export, and add it to the seal. Raises OSError."""

@@ -28,12 +28,10 @@ _OUTSIDE, _INSIDE = re.compile(rb'["\[\]{},]'), re.compile(rb'["\[\]{}]')
 """What matters between elements, and inside of one."""
 
 
-def read_array(
-    path: Path, parse: Callable[[bytes, int], LineItem], option: str = "--input"
-) -> Generator[LineItem | Rejected, None, int]:
+def read_array(path: Path, parse: Callable[[bytes, int], LineItem]) -> Generator[LineItem | Rejected, None, int]:
     """Yield, for each element of the array in a file, what `parse` makes of it, or a `Rejected`. Return the number of elements.
 
-    parse: takes an element and its offset. option: as in `check_input`. `Rejected.line` is the number of the element.
+    parse: takes an element and its offset. `Rejected.line` is the number of the element.
     A file that begins with an object is read as JSON lines, which many publish under this name. A truncated array yields its whole
     elements, then one `Rejected`. Raises DataError as `lines_between` does.
     """
@@ -41,12 +39,12 @@ def read_array(
         try:
             start, first = _first(file)
         except UNREADABLE as error:
-            yield broken_stream(path, 1, 0, error, option)
+            yield broken_stream(path, 1, 0, error)
             return 0
         if first == b"[":
-            return (yield from _items(path, file, start, parse, option))
+            return (yield from _items(path, file, start, parse))
     if first == b"{":
-        return (yield from lines_between(path, 0, None, parse, option=option))
+        return (yield from lines_between(path, 0, None, parse))
     if first:
         detail = f"the file begins with {first!r}, not with '['; it must be UTF-8, and hold an array of objects"
         yield Rejected(str(path), 1, start, "not a JSON array", detail)
@@ -58,7 +56,7 @@ def read_array(
 
 
 def _items(
-    path: Path, file: BinaryIO, start: int, parse: Callable[[bytes, int], LineItem], option: str
+    path: Path, file: BinaryIO, start: int, parse: Callable[[bytes, int], LineItem]
 ) -> Generator[LineItem | Rejected, None, int]:
     """Yield as `read_array` does. file: after the opening bracket. start: offset of the opening bracket."""
     number, elements = 0, _Elements(file, start + 1)
@@ -81,7 +79,7 @@ def _items(
             detail = "what follows the end of the array is not read; join arrays with `jq -c '.[]' FILE > lines.jsonl`"
             yield Rejected(str(path), number + 1, more, "not a JSON array", detail)
     except UNREADABLE as error:
-        yield broken_stream(path, number + 1, elements.offset, error, option)
+        yield broken_stream(path, number + 1, elements.offset, error)
     return number
 
 

@@ -74,7 +74,7 @@ def open_stream(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def broken_stream(path: Path, line: int, offset: int, error: Exception, option: str) -> Rejected:
+def broken_stream(path: Path, line: int, offset: int, error: Exception, option: str = "--input") -> Rejected:
     """Return a `Rejected` for a compressed stream that was cut off, or is none. Raises DataError for every other failed read.
 
     line, offset: the place after the last line that could be read. error: one of `UNREADABLE`.

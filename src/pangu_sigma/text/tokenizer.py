@@ -78,10 +78,6 @@ class Tokenizer:
         size = len(_vocabulary(alpha, english))
         return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)))
 
-    def whole_again(self) -> Tokenizer:
-        """Return a tokenizer of the same vocabulary, with one slot that has a row for every id."""
-        return Tokenizer.whole(self._alpha, self._english, 1)
-
     def of_slots(self, slots: Sequence[int]) -> Tokenizer:
         """Return a tokenizer with only these embedding slots, in this order; ids and rows stay the same."""
         return self.with_rows(self.slot_rows[list(slots)])

@@ -206,7 +206,14 @@ def test_a_domain_that_one_run_lacks_is_what_is_said(tiny_run, tmp_path):
 def test_the_difference_is_of_the_checkpoints_that_are_there(tiny_run, tmp_path):
     """A tuned run keeps its best checkpoint, after which the log goes on."""
     lines = [{"step": step} for step in (0, 2, STEPS, STEPS + 5)]
-    run = open_model(tiny_run, "run")
-    assert evaluation_of(run, lines)["step"] == STEPS
-    assert evaluation_of(run, lines[:2])["step"] == 2
-    assert evaluation_of(run, []) is None
+    newest = open_model(tiny_run, "run").newest
+    assert evaluation_of(newest, lines)["step"] == STEPS
+    assert evaluation_of(newest, lines[:2])["step"] == 2
+    assert evaluation_of(newest, []) is None
+
+
+def test_a_damaged_checkpoint_is_told_once(tiny_run, tmp_path, caplog):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (open_model(run, "run").newest.path / "seal.json").write_text("{}")
+    summarise(run)
+    assert caplog.text.count("trying the checkpoint before it") == 1

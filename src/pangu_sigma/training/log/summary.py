@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.stored.model import StoredModel, read_lineage, read_tuning_result
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.log.losses import format_table, losses_of
 from pangu_sigma.training.log.metrics import (
     FILE,
@@ -68,7 +68,7 @@ def summarise(path: Path) -> dict[str, Any]:
     trained = [n for n, domain in enumerate(run.config.domains) if f"loss/{domain.name}" in steps]
     reachable_N = run.config.reachable_experts(trained)
     nothing: dict[str, Any] = {"step": None, "per_domain_loss": {}, "held_out": {}}  # tuned without a dev set
-    before, after = evaluations[0] if evaluations else nothing, evaluation_of(run, evaluations) or nothing
+    before, after = evaluations[0] if evaluations else nothing, evaluation_of(newest, evaluations) or nothing
     return {
         "run": str(path),
         "losses": "loss on the dev set" if tuning else "held-out loss",
@@ -174,7 +174,7 @@ def loss_differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
     samples or tokenizer are not common to both runs, it has `none`, the reason, instead.
     """
     runs = [open_model(run, "run") for run in (path, other)]
-    logged = [evaluation_of(run, lines_by_kind(run.path)["evaluation"]) for run in runs]
+    logged = [evaluation_of(run.newest, lines_by_kind(run.path)["evaluation"]) for run in runs]
     mine, theirs = (losses_of(line or {"per_sample": {}}) for line in logged)
     result: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys([*mine, *theirs]):
@@ -187,10 +187,10 @@ def loss_differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
     return result
 
 
-def evaluation_of(run: StoredRun, evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
+def evaluation_of(newest: Checkpoint | None, evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return, of the `evaluation` lines of a run, the one of its newest checkpoint, or else the last one; None without any."""
-    step = run.newest.step if run.newest else None
-    return next((line for line in evaluations if line["step"] == step), evaluations[-1] if evaluations else None)
+    last = evaluations[-1] if evaluations else None
+    return next((line for line in evaluations if newest and line["step"] == newest.step), last)
 
 
 def why_incomparable(run: StoredModel, other: StoredModel) -> str:
