@@ -191,7 +191,9 @@ def test_completion_is_a_script_that_knows_commands_and_options(shell, capsys):
 
 def test_a_run_that_never_trained_is_refused_with_what_to_do(file, tiny_data, capsys, tmp_path):
     start_run(tmp_path / "run", load_config(file))
-    assert "it holds none yet\ntrain the run, or wait for its first one" in fails(capsys, "evaluate", tmp_path / "run")
+    assert "holds no checkpoint; train the run, or wait for its first one" in fails(
+        capsys, "evaluate", tmp_path / "run"
+    )
     assert "train it first" in fails(capsys, "report", tmp_path / "run")
 
 

@@ -151,8 +151,7 @@ def train(
     Examples:
         pangu-sigma train sigma_tiny
         pangu-sigma train sigma_tiny -o runs/short --set train.steps=100 --set routing.table=balanced
-        pangu-sigma train runs/short --set train.steps=200
-        pangu-sigma train runs/short --from-step 100
+        pangu-sigma train runs/short --from-step 50 --set train.steps=200
     """
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 

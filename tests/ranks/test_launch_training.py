@@ -124,7 +124,7 @@ def test_another_number_of_processes_than_laid_out_is_refused(tiny_data):
     config = tiny_config(tiny_data, parallel={"data": 2})
     check_ranks(config, 2)
     check_ranks(config, None)
-    with pytest.raises(ConfigError, match=r"--processes 4 .* groups=1 · expert=1 · data=2 · tensor=1 is 2 ranks"):
+    with pytest.raises(ConfigError, match=r"^processes 4 .* groups=1 · expert=1 · data=2 · tensor=1 is 2 ranks"):
         check_ranks(config, 4)
 
 
