@@ -145,16 +145,19 @@ def test_a_folder_that_was_copied_half_is_told_with_its_sizes_and_passed_over_wi
         assert f"{file}: bytes is {size - 3}, {size} was written" in caplog.text
 
 
-def test_fallback_passes_over_every_damaged_one_and_then_gives_up(tmp_path: Path):
+def test_fallback_passes_over_every_damaged_one_and_then_gives_up(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     for step in (100, 200, 300):
         save(tmp_path, step)
     damage(tmp_path / "step_00000300", "truncated")
     damage(tmp_path / "step_00000200", "deleted")
     assert_is(newest_checkpoint(tmp_path), 100)
+    assert caplog.text.count("; step_00000100 is used in its place") == 2
+    caplog.clear()
     damage(tmp_path / "step_00000100", "empty")
     anew = rf"train this one anew: pangu-sigma train {tmp_path.parent} --start-over$"
     with pytest.raises(CheckpointError, match=rf"(?s)no usable checkpoint.*dense.*experts.*state\.json.*{anew}"):
         newest_checkpoint(tmp_path)
+    assert caplog.text == "", "no checkpoint is used, and the error says all"
 
 
 def test_what_is_not_a_checkpoint_is_not_one(tmp_path: Path):

@@ -151,7 +151,8 @@ def test_a_damaged_file_is_named_with_the_way_back(tiny_data, run, tmp_path, nam
     before = open_model(run, "run").identity
     damage(run / name, fault)
     damaged = contents(run)
-    for call in (lambda: opened_whole(run, "run"), lambda: start_run(run, tiny_config(tiny_data))):
+    config = tiny_config(tiny_data)
+    for call in (lambda: opened_whole(run, "run"), lambda: check_start(run, config), lambda: start_run(run, config)):
         with pytest.raises(
             (DamagedFile, ConfigError), match=rf"{name}.*together with seal.json, from a run that `train`"
         ):

@@ -107,13 +107,16 @@ def newest_checkpoint(
     Raises DamagedCheckpoint if none is whole, CheckpointError if the identity is not the expected one.
     """
     problems: list[str] = []
-    found = "\n".join(path.name for path in checkpoints(root))  # rank 0's list: another rank may be shown an old one
-    for name in (ranks.texts(found)[0] if ranks.world > 1 else found).split():
+    names = "\n".join(path.name for path in checkpoints(root))  # rank 0's list: another rank may be shown an old one
+    for name in (ranks.texts(names)[0] if ranks.world > 1 else names).split():
         try:
-            return replace(load_checkpoint(root / name, expected, ranks, verified), passed_over=tuple(problems))
+            found = load_checkpoint(root / name, expected, ranks, verified)
         except DamagedCheckpoint as error:
-            logger.warning("%s; trying the checkpoint before it", error)
             problems.append(str(error))
+            continue
+        for problem in problems:
+            logger.warning("%s; %s is used in its place", problem, name)
+        return replace(found, passed_over=tuple(problems))
     if not problems:
         return None
     fix = f"name another run, or train this one anew: pangu-sigma train {root.parent} --start-over"

@@ -116,7 +116,7 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     """Check that `start_run` would succeed, and return what it would change in a run with checkpoints; nothing is written.
 
     This is called before ranks start, and before MindSpore is loaded. Raises ConfigError for a start that would be refused,
-    DataError for invalid data.
+    DataError for invalid data, DamagedFile for a damaged file of the run.
     """
     refuse_tuned(path, config)
     refuse_foreign(path)
@@ -131,6 +131,8 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     saved = newest_checkpoint(root, verified=False) if step is None else checkpoint_at(path, step)
     if saved is None:
         return []
+    run = StoredRun(path)
+    _ = run.tokenizer, run.table  # their damage is told before anything is changed
     return _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
 
 

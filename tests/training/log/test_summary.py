@@ -216,4 +216,4 @@ def test_a_damaged_checkpoint_is_told_once(tiny_run, tmp_path, caplog):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     (open_model(run, "run").newest.path / "seal.json").write_text("{}")
     summarise(run)
-    assert caplog.text.count("trying the checkpoint before it") == 1
+    assert caplog.text.count("is used in its place") == 1
