@@ -112,16 +112,19 @@ def _read_export(whole: Path) -> str | None:
 
 
 def _read_data(whole: Path) -> str | None:
-    """Opens the prepared data and reads every sample of both splits once."""
-    config = load_config(whole / "config.yaml")
+    """Opens the prepared data, and reads every sample of both splits once and the lengths of documents, which reports need."""
+    config, prepared = load_config(whole / "config.yaml"), PreparedData(whole / "data")
     load_manifest(whole / "data")
-    tokenizer = PreparedData(whole / "data").tokenizer()
+    tokenizer = prepared.tokenizer()
     table = open_model(whole / "run", "run").table
     for split in ("train", "held_out"):
         samples = BatchLoader(config, whole / "data", tokenizer, table, split).samples
-        for domain, count in enumerate(samples.counts):
+        for position, count in enumerate(samples.counts):
             for number in range(count):
-                samples.read(domain, number)
+                samples.read(position, number)
+        for domain in prepared.manifest.domains:
+            for file in prepared.tokens(domain, split, tokenizer.size).shards:
+                _ = file.lengths
     return None
 
 
