@@ -265,7 +265,6 @@ ALLOWED = {
     "training/progress.py": "training goes on from the newest checkpoint",
     "inspection/inspect_files.py": "a configuration that was edited is damage there",
     **dict.fromkeys(("convert/conversion.py", "finetune/tuning.py", "inherit/child.py"), "a run that was just written"),
-    "finetune/tuner.py": "training goes back to the best state that it saved",
 }
 
 
