@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2305,
-    "checkpoint": 1102,
+    "checkpoint": 1101,
     "convert": 902,
     "data": 3238,
     "ecss": 377,
@@ -27,7 +27,7 @@ BUDGETS = {
     "finetune": 495,
     "foreign": 1112,
     "generate": 1666,
-    "inherit": 873,
+    "inherit": 871,
     "inspection": 328,
     "mindformers_adapter": 371,
     "model": 373,
@@ -37,7 +37,7 @@ BUDGETS = {
     "rre": 405,
     "serve": 1067,
     "stored": 725,
-    "text": 1089,
+    "text": 1085,
     "training": 1625,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

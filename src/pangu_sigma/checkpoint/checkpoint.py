@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,9 +89,8 @@ def load_checkpoint(
         raise DamagedCheckpoint(str(error)) from error
     if expected is not None:
         _refuse_other(path, facts.identity, expected)
-    names = [name.removesuffix(".safetensors") for name in recorded if name.endswith(".safetensors")]
     try:
-        files = {name: _read_arrays(path / f"{name}.safetensors") for name in names}
+        files = {Path(name).stem: _read_arrays(path / name) for name in recorded if name.endswith(".safetensors")}
         _check_whole(path, files)
     except (DamagedFile, ValueError, OSError) as error:
         # the file has its hash, and is not what a save writes
@@ -140,14 +140,11 @@ def last_healthy(root: Path, ranks: Ranks) -> tuple[Path | None, list[Path]]:
     """
     ill: list[Path] = []
     for path in checkpoints(root):
-        try:
+        with suppress(CheckpointError):
             files = load_checkpoint(path, ranks=ranks).files
-        except CheckpointError:
-            ill.append(path)
-            continue
-        own = {name: files[name] for name in list(files)[ranks.rank :: ranks.world]}
-        if not ranks.any(bool(find_not_finite(own))):
-            return path, ill
+            own = {name: files[name] for name in list(files)[ranks.rank :: ranks.world]}
+            if not ranks.any(bool(find_not_finite(own))):
+                return path, ill
         ill.append(path)
     return None, ill
 

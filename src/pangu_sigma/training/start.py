@@ -129,11 +129,9 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
         return []
     step, root = options.from_step, path / CHECKPOINTS
     saved = newest_checkpoint(root, verified=False) if step is None else checkpoint_at(path, step)
-    if saved is None:
-        return []
-    run = StoredRun(path)
-    _ = run.tokenizer, run.table  # their damage is told before anything is changed
-    return _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
+    if saved is not None:
+        _ = (run := StoredRun(path)).tokenizer, run.table  # their damage is told before anything is changed
+    return [] if saved is None else _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
 
 
 def refuse_tuned(path: Path, config: Config) -> None:
