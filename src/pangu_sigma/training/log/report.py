@@ -116,7 +116,7 @@ def draw_numbers(runs: Sequence[RunLog]) -> Figure:
     figure = Figure(figsize=(12, 3 * rows), layout="constrained")
     for place, (metric, names) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, 2, (1, 2) if place == 1 else place + 1)
-        parts = list(dict.fromkeys(name.partition("/")[2] for name in names))
+        parts = list(dict.fromkeys(["", *(name.partition("/")[2] for name in names)]))
         for run, style in zip(runs, cycle(_STYLES), strict=False):
             for name in names:
                 whole, _, part = name.partition("/")
@@ -129,7 +129,7 @@ def draw_numbers(runs: Sequence[RunLog]) -> Figure:
         axes.set_yscale("log" if metric in _LOGARITHMIC else "linear")
         axes.grid(alpha=0.3)
         if 1 < len(axes.lines) <= _LEGEND:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, ncols=1 + len(axes.lines) // 6)
     return figure
 
 
