@@ -178,7 +178,7 @@ def test_a_checkpoint_that_is_there_and_damaged_is_never_a_start_from_nothing(tm
 def test_checkpoints_of_the_older_form_are_refused_by_name(tmp_path: Path):
     folder = save(tmp_path, 100)
     (folder / "seal.json").rename(folder / "manifest.json")
-    words = "is of format 2, this version reads 3: use the version that wrote it, 0.1.0 up to commit d8fd62a8$"
+    words = "is of format 2, this version reads 3: use 0.1.0 up to commit d8fd62a8, which wrote it, or begin in another folder$"
     with pytest.raises(CheckpointError, match=f"^{folder} {words}"):
         load_checkpoint(folder)
     (tmp_path / "LATEST").write_text("step_00000100\n")

@@ -24,7 +24,9 @@ PARTS = "parts"
 """Metadata key of a checkpoint's file: part of the whole array that each saved array is (parts.py); arrays not listed are whole."""
 CHECKPOINT_NAME = re.compile(r"step_(\d{8,18})")
 ANOTHER = "use another checkpoint"
-OF_FORMAT_2 = "is of format 2, this version reads 3: use the version that wrote it, 0.1.0 up to commit d8fd62a8"
+OF_FORMAT_2 = (
+    "is of format 2, this version reads 3: use 0.1.0 up to commit d8fd62a8, which wrote it, or begin in another folder"
+)
 """What is said of checkpoints with LATEST and manifest.json."""
 
 
