@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2305,
-    "checkpoint": 1101,
+    "checkpoint": 1103,
     "convert": 902,
     "data": 3238,
     "ecss": 377,
