@@ -68,10 +68,18 @@ def run(request, programs_can_run) -> Iterator[Callable[[str], str]]:
                 env={"PYTHONPATH": folder, "SECRET": "12345", "PATH": os.environ["PATH"]},
                 capture_output=True,
                 text=True,
-                check=True,
             )
+            assert done.returncode == 0, done.stderr
             return done.stdout.strip()
 
+        if become and not Path(python).exists():
+            pytest.skip(f"another user needs {python}")
+        try:
+            said("")
+        except AssertionError as error:
+            if "programs cannot be isolated here" in str(error):  # where only root may make namespaces
+                pytest.skip(str(error))
+            raise
         yield said
 
 
