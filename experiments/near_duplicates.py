@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.config_file import load_config
+from pangu_sigma.data.packaged.packages import archives_of, download, packaged_documents
 from pangu_sigma.data.prepare.cleaning.near_duplicates import GRAM_WORDS, near_duplicates, signature
 from pangu_sigma.data.prepare.cleaning.shingles import shingles
-from pangu_sigma.data.prepare.packaged.packages import archives_of, download, packaged_documents
 from pangu_sigma.data.prepare.prepare import Options, prepare
 from pangu_sigma.data.prepared import SPLITS, PreparedData
 from pangu_sigma.domains import domains_of

@@ -18,10 +18,10 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2305,
+    ".": 2309,
     "checkpoint": 1101,
     "convert": 902,
-    "data": 3238,
+    "data": 3240,
     "ecss": 377,
     "evaluate": 983,
     "finetune": 495,
@@ -37,7 +37,7 @@ BUDGETS = {
     "rre": 405,
     "serve": 1067,
     "stored": 725,
-    "text": 1089,
+    "text": 1092,
     "training": 1625,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

@@ -137,7 +137,7 @@ _SIDES: dict[str, tuple[Any, str]] = {
     "one missing its text": ({"zh": "你", "en": None}, "text missing or not a string"),
     "a number": ({"zh": 1, "en": "one"}, "text missing or not a string"),
     "an object": ({"zh": {"text": "你"}, "en": "you"}, "text missing or not a string"),
-    "a list": ([["zh", "你"]], "text missing or not a string"),
+    "a list": ([["zh", "你"]], "wrong sides"),
     "half a pair": ({"zh": "你\ud800", "en": "you"}, "not Unicode text"),
 }
 _TWICE = {

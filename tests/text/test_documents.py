@@ -29,12 +29,14 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
         b"",
         line(domain="bilingual", text={"en": "hello", "zh": "你好"}, extra=1),
         line(domain="bilingual", text="你好 hello"),
+        line(domain="bilingual", text=[{"zh": "你", "en": "you"}, {"en": "good", "zh": "好"}]),
     )
     items = list(read_whole(file, domains))
     assert [(item.domain, item.text) for item in items] == [
         ("zh", "你好"),
         ("bilingual", (("en", "hello"), ("zh", "你好"))),
         ("bilingual", "你好 hello"),
+        ("bilingual", (("zh", "你"), ("en", "you"), ("en", "good"), ("zh", "好"))),
     ]
     assert items[1].bytes == 5 + 6
     assert items[0].segments == (("", "你好"),)
@@ -70,6 +72,8 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
         (line(domain="bilingual", text={"zh": "你", "en": ""}), "empty text", "text.en"),
         (line(domain="bilingual", text={"zh": "你", "fr": "x"}), "wrong sides", "fr"),
         (line(domain="bilingual", text={}), "wrong sides", "zh, en"),
+        (line(domain="bilingual", text=[]), "wrong sides", "this is []"),
+        (line(domain="bilingual", text=[{"zh": "你"}, "x"]), "wrong sides", "this is 'x'"),
         (b'{"domain": "zh", "text": "ab\\ud800"}', "not Unicode text", "character 2"),
     ],
 )

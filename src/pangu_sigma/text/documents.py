@@ -130,13 +130,17 @@ def check_unique_keys(value: Any, keys: tuple[str, ...]) -> None:
         raise RejectedLine("a key twice", f"{twice[0]!r} stands more than once in an object")
 
 
-def text_sides(value: dict[str, Any]) -> Segments:
-    """Check the sides of a bilingual document and return them. Raises RejectedLine for other keys, and as `visible_text` does."""
-    check_unique_keys(value, SIDES)
-    unknown = sorted(set(value) - set(SIDES))
-    if unknown or not value:
-        raise RejectedLine("wrong sides", f"text has the keys {sorted(value)}; allowed: {', '.join(SIDES)}")
-    return tuple((language, visible_text(side, f"text.{language}")) for language, side in value.items())
+def text_sides(value: dict[str, Any] | list[Any]) -> Segments:
+    """Check the sides of a bilingual document, one object or a list of some, and return them. Raises RejectedLine for other keys,
+    and as `visible_text` does."""
+    pairs = value if isinstance(value, list) and value else [value]
+    for pair in pairs:
+        check_unique_keys(pair, SIDES)
+        if not isinstance(pair, dict) or not pair or not pair.keys() <= {*SIDES}:
+            raise RejectedLine("wrong sides", f"a pair has the keys {', '.join(SIDES)}; this is {pair!r}")
+    return tuple(
+        (language, visible_text(side, f"text.{language}")) for pair in pairs for language, side in pair.items()
+    )
 
 
 def is_visible(text: str) -> bool:

@@ -120,7 +120,7 @@ class Layout:
         values = [_value(record, key, "text") for key in self.text_keys]
         if len(values) > 1:
             return Document(name, _joined(self.text_keys, values), origin)
-        if isinstance(values[0], dict) and domains.named(name).format == "bilingual":
+        if isinstance(values[0], dict | list) and domains.named(name).format == "bilingual":
             return Document(name, text_sides(values[0]), origin)
         return Document(name, visible_text(values[0], self.text_keys[0]), origin)
 

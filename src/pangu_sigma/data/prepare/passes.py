@@ -32,7 +32,7 @@ from pangu_sigma.data.prepare.held_out.holding_out import (
 )
 from pangu_sigma.data.prepare.held_out.shift import ShiftItem, find_shift
 from pangu_sigma.data.prepare.kept import KeptVocabulary
-from pangu_sigma.data.prepare.reading import PackagedUnit, Read, read
+from pangu_sigma.data.prepare.reading import Read, read
 from pangu_sigma.data.prepare.segmenting import BlockItem, sample_block, sample_items, segment_block
 from pangu_sigma.data.prepare.selection import Selection, select
 from pangu_sigma.data.prepare.stages.stage import Executor, UnitResults
@@ -66,7 +66,7 @@ class Passes:
     def _map(self, name: str, function: Callable[[Work, str, Any], Any], items: Sequence[Any]) -> UnitResults:
         return self.work.stage.map(self.executor, name, partial(function, self.work), items)
 
-    def read(self, units: Sequence[InputUnit | PackagedUnit]) -> list[Read]:
+    def read(self, units: Sequence[InputUnit]) -> list[Read]:
         """Read the units of the input."""
         return list(self._map("read", read, units))
 
