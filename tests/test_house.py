@@ -24,7 +24,7 @@ BUDGETS = {
     "data": 3240,
     "ecss": 377,
     "evaluate": 983,
-    "finetune": 495,
+    "finetune": 493,
     "foreign": 1112,
     "generate": 1666,
     "inherit": 873,
@@ -37,7 +37,7 @@ BUDGETS = {
     "rre": 405,
     "serve": 1067,
     "stored": 725,
-    "text": 1092,
+    "text": 1038,
     "training": 1625,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

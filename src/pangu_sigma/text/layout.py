@@ -17,7 +17,6 @@ from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import (
     Document,
     RejectedLine,
-    check_unique_keys,
     is_visible,
     known_domain,
     text_sides,
@@ -143,7 +142,6 @@ def _value(record: Record, key: str, what: str) -> Any:
     """
     value: Any = record
     for name in [key] if key in record else key.split("."):
-        check_unique_keys(value, (name,))
         if not isinstance(value, dict) or name not in value:
             found = f"no key {key!r}; the keys are {', '.join(map(repr, record))}; {_way_to_name(record, what)}"
             raise RejectedLine(f"{what} missing or not a string", found)
