@@ -18,12 +18,12 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2309,
+    ".": 2308,
     "checkpoint": 1101,
     "convert": 902,
-    "data": 3240,
+    "data": 3237,
     "ecss": 377,
-    "evaluate": 983,
+    "evaluate": 980,
     "finetune": 493,
     "foreign": 1112,
     "generate": 1666,
@@ -37,7 +37,7 @@ BUDGETS = {
     "rre": 405,
     "serve": 1067,
     "stored": 725,
-    "text": 1038,
+    "text": 1007,
     "training": 1625,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

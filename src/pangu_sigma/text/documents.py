@@ -106,8 +106,8 @@ def known_domain(name: Any, domains: Domains) -> str:
     if name not in (domain.name for domain in domains):
         raise RejectedLine(
             "unknown domain",
-            f"domain {name!r}; text is prepared for {', '.join(d.name for d in domains)}; data.domain_map says what other labels "
-            "stand for",
+            f"domain {name!r}; text is prepared for {', '.join(d.name for d in domains)}; data.domain_of says the domain of "
+            "a file, a data.reader that of a record",
         )
     return name
 
