@@ -21,7 +21,7 @@ BUDGETS = {
     ".": 2308,
     "checkpoint": 1101,
     "convert": 902,
-    "data": 3237,
+    "data": 3229,
     "ecss": 377,
     "evaluate": 980,
     "finetune": 493,

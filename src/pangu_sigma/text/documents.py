@@ -115,7 +115,7 @@ def known_domain(name: Any, domains: Domains) -> str:
 def text_sides(value: dict[str, Any] | list[Any]) -> Segments:
     """Check the sides of a bilingual document, one object or a list of some, and return them. Raises RejectedLine for other keys,
     and as `visible_text` does."""
-    pairs = value if isinstance(value, list) and value else [value]
+    pairs: list[Any] = value if isinstance(value, list) and value else [value]
     for pair in pairs:
         if not isinstance(pair, dict) or not pair or not pair.keys() <= {*SIDES}:
             raise RejectedLine("wrong sides", f"a pair has the keys {', '.join(SIDES)}; this is {pair!r}")

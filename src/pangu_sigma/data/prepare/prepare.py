@@ -36,13 +36,14 @@ from pangu_sigma.data.prepare.blocks import Work, block_size
 from pangu_sigma.data.prepare.input_files import InputFile, hash_file, sha256_of
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.overview import warnings_of
-from pangu_sigma.data.prepare.passes import Passes, WrittenDomain
+from pangu_sigma.data.prepare.passes import Passes
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.data.prepare.reading import Read, quarantine_lines
 from pangu_sigma.data.prepare.selection import Kept
 from pangu_sigma.data.prepare.stages.executors import executor_of
 from pangu_sigma.data.prepare.stages.stage import Executor, Stage, StageError
 from pangu_sigma.data.prepare.stages.staging import give_back, replace_folder, staged
+from pangu_sigma.data.prepare.writing import WrittenDomain
 from pangu_sigma.data.prepared import (
     FREQUENCIES_NAME,
     QUARANTINE_NAME,
@@ -67,7 +68,7 @@ _WRITTEN = re.compile(
 _LOOK = "`prepare-data --check` prints what there is of every domain, and writes nothing"
 _FORMAT = 5
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-_STAGE_FORMAT = 6
+_STAGE_FORMAT = 7
 """Version of the stage: raise it when its files change."""
 
 
@@ -376,5 +377,5 @@ def _record(
         shift=shift,
         shift_deviation=deviation,
         sources=sources,
-        overlap=written.held_out.choice.overlap,
+        overlap=written.overlap,
     )
