@@ -60,11 +60,11 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
         (
             line(text="x", Domain="zh"),
             "domain missing or not a string",
-            "no key 'domain'; the keys are 'text', 'Domain'",
+            "or a data.reader; the keys are 'text', 'Domain'",
         ),
         (line(text="x", domain=3), "domain missing or not a string", "3"),
         (line(text="x", domain="fr"), "unknown domain", "'fr'; text is prepared for zh, en, bilingual, code"),
-        (line(domain="zh"), "text missing or not a string", "no key 'text'; the keys are 'domain'"),
+        (line(domain="zh"), "text missing or not a string", "'KEY'} or a data.reader; the keys are 'domain'"),
         (line(domain="zh", text=None), "text missing or not a string", "text is null or missing"),
         (line(domain="zh", text=1), "text missing or not a string", "text is a number"),
         (line(domain="zh", text={"zh": "x"}), "text missing or not a string", "text is an object"),
