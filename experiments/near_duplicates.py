@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.config_file import load_config
+from pangu_sigma.data.packaged.packages import archives_of, download, packaged_documents
 from pangu_sigma.data.prepare.cleaning.near_duplicates import GRAM_WORDS, near_duplicates, signature
 from pangu_sigma.data.prepare.cleaning.shingles import shingles
-from pangu_sigma.data.prepare.packaged.packages import archives_of, download, packaged_documents
 from pangu_sigma.data.prepare.prepare import Options, prepare
 from pangu_sigma.data.prepared import SPLITS, PreparedData
 from pangu_sigma.domains import domains_of
@@ -83,7 +83,7 @@ def sentences(cache: Path) -> dict[str, list[str]]:
 
 
 def documents(pool: dict[str, list[str]], size: int) -> Iterator[dict[str, Any]]:
-    """Documents of `size` bytes together: language, text, the number of the original, and the wanted and the exact similarity."""
+    """Documents of `size` bytes together: domain, text, the number of the original, and the wanted and the exact similarity."""
     draw, waiting, number, planted = random.Random(0), dict[int, dict[str, Any]](), 0, 0
 
     def text(language: str) -> str:
@@ -94,7 +94,7 @@ def documents(pool: dict[str, list[str]], size: int) -> Iterator[dict[str, Any]]
             document = waiting.pop(number if number in waiting else min(waiting))
         else:
             language = draw.choice(LANGUAGES)
-            document = {"language": language, "text": text(language), "original": None}
+            document = {"domain": language, "text": text(language), "original": None}
             if number % _EVERY == 0:
                 wanted = SIMILARITIES[planted % len(SIMILARITIES)]
                 copy, exact = near_copy(document["text"], text(language), wanted)
@@ -130,9 +130,9 @@ def make_signatures(folder: Path, corpus: Path) -> dict[str, float]:
         found = []
         for each in documents_of(file):
             begun = time.process_time()
-            found.append(signature(Document(each["language"], each["text"], "")))
-            measured[f"{each['language']} seconds"] += time.process_time() - begun  # type: ignore[assignment]
-            measured[f"{each['language']} bytes"] += len(each["text"].encode())
+            found.append(signature(Document(each["domain"], each["text"], "")))
+            measured[f"{each['domain']} seconds"] += time.process_time() - begun  # type: ignore[assignment]
+            measured[f"{each['domain']} bytes"] += len(each["text"].encode())
         np.save(folder / f"{file.stem}.npy", np.stack(found))
     return dict(measured)
 
@@ -158,7 +158,6 @@ def hold_out(folder: Path, corpus: Path, threshold: float | None) -> dict[str, i
     changes = [("data.path", str(folder / "prepared")), ("data.max_overlap", 1.0), ("data.near_duplicates", threshold)]
     domains = [{"name": each, "format": "text", "language": each, "slot": each} for each in LANGUAGES]
     changes += [("domains", domains), ("data.domains_per_step", 1), ("data.domain_sets", 1)]
-    changes += [("data.domain_key", "language")]
     config = load_config(config_path("sigma_tiny"), changes)
     prepare(config, sorted(corpus.glob("*.jsonl")), folder / "prepared", Options())
     data = PreparedData(folder / "prepared")
@@ -170,8 +169,8 @@ def hold_out(folder: Path, corpus: Path, threshold: float | None) -> dict[str, i
     counts = Counter({"held out": sum(len(held_out) for _, held_out in texts.values()), "near-duplicate trained on": 0})
     for each in every:
         if each["original"] is not None and each["exact"] >= 0.8:
-            train, held_out = texts[each["language"]]
-            domain = domains_of(config).named(each["language"])
+            train, held_out = texts[each["domain"]]
+            domain = domains_of(config).named(each["domain"])
             pair = [
                 np.array(tokenizer.sample(Document("", some["text"], ""), domain), np.int32).tobytes()
                 for some in (each, every[each["original"]])
@@ -203,8 +202,8 @@ def judge(corpus: Path, first_N: np.ndarray) -> dict[str, str]:
         first, original = int(first_N[number]), each["original"]
         if original is not None:
             originals[number] = original
-            planted[each["language"], each["wanted"]] += 1
-            found[each["language"], each["wanted"]] += first == original
+            planted[each["domain"], each["wanted"]] += 1
+            found[each["domain"], each["wanted"]] += first == original
             exact.setdefault(each["wanted"], []).append(each["exact"])
         wrong += first not in (number, original)
         if number in sampled:

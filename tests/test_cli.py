@@ -215,7 +215,7 @@ def test_evaluate_measures_any_text(capsys, tiny_run, tmp_path):
     assert text.splitlines()[1].split()[0] == "en"
     assert "no key 'domain'" in fails(capsys, "evaluate", tiny_run, "--input", file)
     as_json = ["--json", "-", "--domain", "en"]
-    other = prints(capsys, "evaluate", tiny_run, "--input", file, *as_json, "--set", "data.text_keys=[txt]")
+    other = prints(capsys, "evaluate", tiny_run, "--input", file, *as_json, "--set", "data.text_key=txt")
     assert json.loads(other)["en"]["tokens"] == 1, "the other record: the, <eot>"
 
 

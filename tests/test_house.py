@@ -18,13 +18,13 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2305,
+    ".": 2308,
     "checkpoint": 1103,
     "convert": 902,
-    "data": 3238,
+    "data": 3229,
     "ecss": 377,
-    "evaluate": 983,
-    "finetune": 495,
+    "evaluate": 980,
+    "finetune": 493,
     "foreign": 1112,
     "generate": 1666,
     "inherit": 871,
@@ -37,7 +37,7 @@ BUDGETS = {
     "rre": 405,
     "serve": 1067,
     "stored": 725,
-    "text": 1085,
+    "text": 1003,
     "training": 1625,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

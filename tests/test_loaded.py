@@ -265,10 +265,10 @@ def test_a_model_does_not_choose_code_that_reads_text(from_outside, tmp_path, mo
 
 
 def test_records_are_read_as_overrides_say(one, tmp_path):
-    file = tmp_path / "wudao.jsonl"
-    file.write_text('{"title": "the", "content": "cat sees", "dataType": "x"}\n')
-    changes = {"data.layout": "wudao", "data.domain_map.x": "en"}
-    assert one.evaluate(input=file, overrides=changes) == one.evaluate("the\ncat sees", "en")
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"content": "the cat sees"}\n')
+    changes = {"data.text_key": "content", "data.domain_of": {"*": "en"}}
+    assert one.evaluate(input=file, overrides=changes) == one.evaluate("the cat sees", "en")
 
 
 def test_the_held_out_text_as_any_text_has_the_loss_that_training_measured(one, tiny_data):
@@ -319,9 +319,9 @@ def test_what_has_no_effect_on_a_measure_is_warned_of(one, tmp_path, caplog):
     for call, message in (
         (lambda: one.evaluate("the", "en", all_samples=True), of_text),
         (lambda: ps.evaluate(one, one, input=tmp_path / "mine.jsonl"), of_text),
-        (lambda: one.evaluate(overrides={"data.layout": "wudao"}), of_input),
+        (lambda: one.evaluate(overrides={"data.text_key": "body"}), of_input),
         (
-            lambda: one.evaluate("the", "en", overrides={"data.layout": "wudao"}),
+            lambda: one.evaluate("the", "en", overrides={"data.text_key": "body"}),
             "overrides has no effect: they say how",
         ),
         (
@@ -337,10 +337,10 @@ def test_what_has_no_effect_on_a_measure_is_warned_of(one, tmp_path, caplog):
 
 def test_records_without_the_runs_keys_are_read_by_the_key_text(one, tmp_path, caplog):
     (tmp_path / "mine.jsonl").write_text('{"text": "the cat"}\n')
-    config = ps.load_config(one.path, {"data.layout": "wudao"})
+    config = ps.load_config(one.path, {"data.text_key": "content"})
     (document,) = read_documents(config, [tmp_path / "mine.jsonl"], "en")
     assert (document.domain, document.text) == ("en", "the cat")
-    assert "no record has the keys title, content of the run's text; the key text is read" in caplog.messages
+    assert "no record has the key content of the run's text; the key text is read" in caplog.messages
     with pytest.raises(
         ps.UserError, match=r"no line can be used; the first: .*; say with domain which domain reads them"
     ):

@@ -174,7 +174,7 @@ MISTAKES = {
     "prepare-data sigma_tiny --input ' '": "' ' is blank; name a file or folder",
     "prepare-data sigma_tiny --input file": "file",
     "prepare-data sigma_tiny --set data.held_out=2": "data.held_out",
-    "prepare-data sigma_tiny --set data.domain_map={a:zh}": "data.domain_map.a:zh: has no value; write KEY: VALUE, with a blank",
+    "prepare-data sigma_tiny --set data.domain_of={a:zh}": "data.domain_of.a:zh: has no value; write KEY: VALUE, with a blank",
     "prepare-data sigma_tiny --set 'data.domain_of={*:zh}'": "put a text with : * & or [ into quotes",
     "prepare-data sigma_tiny --input parquet.jsonl": "its first bytes are of a .parquet file; name it so, such as parquet.parquet",
     "prepare-data sigma_tiny --input zst.jsonl.gz": "its first bytes are of a .zst file; name it so, such as zst.jsonl.zst",

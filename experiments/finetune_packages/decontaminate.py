@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pangu_sigma.data.prepare.packaged.packages import Archive
+from pangu_sigma.data.packaged.packages import Archive
 
 LONGEST = 160
 """Characters of the longest prompt or response that is kept."""

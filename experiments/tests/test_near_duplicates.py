@@ -44,7 +44,7 @@ def test_what_is_planted_is_found_and_counted(pool, tmp_path):
     every = list(documents(pool, 600_000))
     copies = [each for each in every if each["original"] is not None]
     assert len(every) // (2 * _EVERY) < len(copies) <= -(-len(every) // _EVERY)
-    assert all(every[each["original"]]["language"] == each["language"] for each in copies)
+    assert all(every[each["original"]]["domain"] == each["domain"] for each in copies)
     originals = [grams(each["text"]) for each in every[:60] if each["original"] is None]
     assert max(jaccard(a, b) for a, b in combinations(originals, 2)) < 0.3
     corpus, signatures = tmp_path / "corpus", tmp_path / "signatures"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +33,7 @@ from pangu_sigma.arguments import (
 from pangu_sigma.arguments import load_config as load_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
+from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument, without_effect
 from pangu_sigma.generate.score import Score as Score  # a public name
@@ -79,7 +81,7 @@ def prepare_data(
         input: files, or folders of files: JSON lines (*.jsonl), JSON arrays (*.json), each also *.gz or *.zst, and Parquet.
             Records are {"text": …, "domain": …} unless section `data` says otherwise. By default text from ordinary software
             packages.
-        check: only examine the text, print the table and all problems, and write nothing but downloaded packages.
+        check: only examine the text, print the table and all problems, and write nothing but the text from packages.
         extend: folder of prepared data with other domains of the configuration: their token files and vocabulary are kept,
             and only the text of the domains that it lacks is prepared.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.
@@ -91,12 +93,17 @@ def prepare_data(
         pangu-sigma prepare-data sigma_tiny --input mine.jsonl --set data.path=data/mine
         pangu-sigma prepare-data five.yaml --input law.jsonl --extend data/prepared --set data.path=data/five
     """
+    from pangu_sigma.data.packaged.packages import packaged_files
     from pangu_sigma.data.prepare import extended
     from pangu_sigma.data.prepare import prepare as preparation
     from pangu_sigma.data.prepare.overview import format_overview
 
     made, files, options = loaded(config, overrides), paths(input), preparation.Options(workers, ray)
     old, output = None if extend is None else Path(extend), Path(made.data.path)
+    if not files:
+        domains = domains_of(made) if old is None else extended.added_domains(made, old)
+        sources = packaged_files(domains, output.parent / "packages", made.data.max_mib_per_domain)
+        files, options = [*sources], replace(options, sources=sources)
     if check:
         manifest, problems = (
             preparation.preview(made, files, options)

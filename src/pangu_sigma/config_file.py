@@ -208,7 +208,9 @@ _WORDS = {
 """Patterns of pydantic's words, and ours."""
 
 
-_GONE = ("data.count_private", "data.filters", "ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip")
+_GONE = re.compile(
+    r"data\.(count_private|domain_key|domain_map|filters|layout|text_keys)|ecss\.(undo_gib|update_cores)|train\.optimizer\.clip"
+)
 """Keys of version 0.1.0 that are gone."""
 
 
@@ -217,7 +219,7 @@ def _explain(problem: Any) -> str:
     path = ".".join(str(key)[:100] for key in problem["loc"]) or "configuration"
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        if path in _GONE:
+        if _GONE.fullmatch(path):
             return f"{path}: no longer a key; leave it out. Version 0.1.0 (commit ab9cf900) reads files that have it"
         allowed = _keys_at(problem["loc"][:-1])
         near = _nearest(str(problem["loc"][-1])[:100].lower(), allowed)

@@ -65,7 +65,7 @@ def evaluate(
             after another in samples of model.seq_length tokens; all tokens of a document but the first are predicted, and its
             <eot>. Lines that cannot be used are left out with a warning. "unigram" is None: no training text is read.
         domain: domain of all records of `input`; by default they say it.
-        overrides: keys of section `data` that say how records of `input` are read, such as data.layout=wudao; by default as the
+        overrides: keys of section `data` that say how records of `input` are read, such as data.text_key=body; by default as the
             run's text, or else from the key "text". A reader that a run recorded is not executed.
 
     Examples:

@@ -284,21 +284,12 @@ class DataConfig(Section):
 
     path: FilePath = "data/prepared"
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
-    layout: Literal["wudao", "skypile", "chinese-fineweb-edu"] | None = None
-    """Layout of a known corpus, which sets `text_keys` and `domain_key` where they are null. `wudao`: WuDaoCorpora 2.0, [title,
-    content] and dataType. `skypile`: SkyPile-150B, and `chinese-fineweb-edu`: [text] and no label, so `domain_of` names the domain.
-    null: [text] and domain."""
-    text_keys: Annotated[list[RecordKey], Field(min_length=1, max_length=16)] | None = None
-    """Keys of a record that hold its text, or columns of a Parquet file; `a.b` is the key b in the object a. Texts of several keys
-    are joined with a newline; null and texts without a visible character are left out. A record without one of the keys is
-    quarantined. null: as `layout` says."""
-    domain_key: RecordKey | None = None
-    """Key of a record that holds the label of its domain. null: as `layout` says."""
-    domain_map: Annotated[dict[str, str], Field(max_length=100_000)] = {}
-    """Label of a record → name of the domain. Other labels must be names of domains themselves, or the record is quarantined."""
+    text_key: RecordKey = "text"
+    """Key of a record that holds its text, or column of a Parquet file; `a.b` is the key b in the object a. A record without it is
+    quarantined. The key `domain` holds the name of its domain."""
     domain_of: Annotated[dict[Glob, str], Field(max_length=100_000)] = {}
-    """Glob of a file or of a folder → name of the domain of all records there, whose labels are not read. A glob is compared with
-    the end of the path: `books.jsonl`, `law/*.parquet`, `news` for all below folders of this name, `*` for every file."""
+    """Glob of a file or of a folder → name of the domain of all records there, whose key `domain` is not read. A glob is compared
+    with the end of the path: `books.jsonl`, `law/*.parquet`, `news` for all below folders of this name, `*` for every file."""
     reader: Annotated[str, Field(max_length=4_000, pattern=r"^[^\x00]+:\w+$")] | None = None
     """FILE.py:FUNCTION of yours, called with each record, a dict. It returns the record to use in its place, or None to leave the
     record out, which is counted. It is executed only if your own file or --set names it: the key of a run or an export is a record.

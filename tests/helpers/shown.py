@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def write_texts(folder: Path) -> None:
     write_lines(folder / "train.jsonl", lines[:24])
     write_lines(folder / "dev.jsonl", lines[24:])
     (folder / "key.txt").write_text("a-key-of-a-page\n")
+    shutil.copytree(Path(__file__).parents[2] / "examples", folder / "examples")
     for corpus in ("wudao", "skypile", "edu"):
         (folder / corpus).mkdir()
     wudao = [{"title": "今天", "content": text, "dataType": "科技"} for text in texts["zh"]]

@@ -29,12 +29,14 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
         b"",
         line(domain="bilingual", text={"en": "hello", "zh": "你好"}, extra=1),
         line(domain="bilingual", text="你好 hello"),
+        line(domain="bilingual", text=[{"zh": "你", "en": "you"}, {"en": "good", "zh": "好"}]),
     )
     items = list(read_whole(file, domains))
     assert [(item.domain, item.text) for item in items] == [
         ("zh", "你好"),
         ("bilingual", (("en", "hello"), ("zh", "你好"))),
         ("bilingual", "你好 hello"),
+        ("bilingual", (("zh", "你"), ("en", "you"), ("en", "good"), ("zh", "好"))),
     ]
     assert items[1].bytes == 5 + 6
     assert items[0].segments == (("", "你好"),)
@@ -58,11 +60,11 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
         (
             line(text="x", Domain="zh"),
             "domain missing or not a string",
-            "no key 'domain'; the keys are 'text', 'Domain'",
+            "or a data.reader; the keys are 'text', 'Domain'",
         ),
         (line(text="x", domain=3), "domain missing or not a string", "3"),
         (line(text="x", domain="fr"), "unknown domain", "'fr'; text is prepared for zh, en, bilingual, code"),
-        (line(domain="zh"), "text missing or not a string", "no key 'text'; the keys are 'domain'"),
+        (line(domain="zh"), "text missing or not a string", "'KEY'} or a data.reader; the keys are 'domain'"),
         (line(domain="zh", text=None), "text missing or not a string", "text is null or missing"),
         (line(domain="zh", text=1), "text missing or not a string", "text is a number"),
         (line(domain="zh", text={"zh": "x"}), "text missing or not a string", "text is an object"),
@@ -70,6 +72,8 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
         (line(domain="bilingual", text={"zh": "你", "en": ""}), "empty text", "text.en"),
         (line(domain="bilingual", text={"zh": "你", "fr": "x"}), "wrong sides", "fr"),
         (line(domain="bilingual", text={}), "wrong sides", "zh, en"),
+        (line(domain="bilingual", text=[]), "wrong sides", "this is []"),
+        (line(domain="bilingual", text=[{"zh": "你"}, "x"]), "wrong sides", "this is 'x'"),
         (b'{"domain": "zh", "text": "ab\\ud800"}', "not Unicode text", "character 2"),
     ],
 )

@@ -28,8 +28,8 @@ def written(folder: Path, content: bytes, name: str = "a.json") -> Path:
 
 
 def elements(path: Path) -> list[Any]:
-    """What Python's parser makes of each element, with its offset; rejected ones as they are."""
-    return list(read_array(path, lambda content, at: (json.loads(content), at)))
+    """Each element with its offset; rejected ones as they are."""
+    return list(read_array(path, lambda value, at: (value, at)))
 
 
 @given(
@@ -58,12 +58,12 @@ def test_any_bytes_are_either_elements_or_rejected(tmp_path_factory, content, bl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_array, "_BLOCK_BYTES", block)
 
-        def parse(element: bytes, at: int) -> bytes:
-            assert content[at - 1 :].startswith(element)
-            return element
-
-        for item in read_array(path, parse):
-            assert isinstance(item, bytes) or 0 <= item.offset <= len(content) + 1
+        for item in elements(path):
+            if isinstance(item, Rejected):
+                assert 0 <= item.offset <= len(content) + 1
+            else:
+                text = content[item[1] - 1 :].decode("utf-8", "surrogateescape")
+                assert json.dumps(json.JSONDecoder().raw_decode(text)[0]) == json.dumps(item[0])
 
 
 @pytest.mark.parametrize(
@@ -71,22 +71,22 @@ def test_any_bytes_are_either_elements_or_rejected(tmp_path_factory, content, bl
     [
         (b"", 0, "empty file", 1, 0, "there is nothing in it"),
         (b" \n\t", 0, "empty file", 1, 0, "there are only blanks in it"),
-        (b"[]", 0, "empty file", 1, 0, "there is no element in the array"),
-        (b" [ \n ] ", 0, "empty file", 1, 1, "there is no element in the array"),
-        (b"[", 0, "cut JSON array", 1, 1, "the array has no end; its last 0 bytes"),
-        (b"[" + GOOD, 0, "cut JSON array", 1, 1, f"its last {len(GOOD)} bytes are no whole element"),
-        (b"[" + GOOD + b"," + GOOD[:9], 1, "cut JSON array", 2, len(GOOD) + 2, "its last 9 bytes"),
-        (b"[" + GOOD + b",", 1, "cut JSON array", 2, len(GOOD) + 2, "its last 0 bytes"),
-        (b"[" + GOOD + b"] [" + GOOD + b"]", 1, "not a JSON array", 2, len(GOOD) + 3, "what follows the end"),
-        (b"[" + GOOD + b"]]", 1, "not a JSON array", 2, len(GOOD) + 2, "what follows the end"),
-        (b"[" + GOOD + b",]", 1, "not JSON", 2, len(GOOD) + 2, "Expecting value"),
-        (b"[" + GOOD + b",," + GOOD + b"]", 2, "not JSON", 2, len(GOOD) + 2, "Expecting value"),
-        (b"[" + GOOD + b"},  " + GOOD + b"]", 1, "not JSON", 1, 1, "Extra data"),
+        (b"[]", 0, "empty file", 1, 1, "there is no element in the array"),
+        (b" [ \n ] ", 0, "empty file", 1, 5, "there is no element in the array"),
+        (b"[", 0, "not JSON", 1, 1, "Expecting value"),
+        (b"[" + GOOD, 1, "not JSON", 2, len(GOOD) + 1, "the array has no end"),
+        (b"[" + GOOD + b"," + GOOD[:9], 1, "not JSON", 2, len(GOOD) + 2, "; 9 bytes from here on are not read"),
+        (b"[" + GOOD + b",", 1, "not JSON", 2, len(GOOD) + 2, "Expecting value"),
+        (b"[" + GOOD + b"] [" + GOOD + b"]", 1, "not a JSON array", 2, len(GOOD) + 3, "join arrays"),
+        (b"[" + GOOD + b"]]", 1, "not a JSON array", 2, len(GOOD) + 2, "; 1 bytes from here on are not read"),
+        (b"[" + GOOD + b",]", 1, "not JSON", 2, len(GOOD) + 2, "Expecting value; 1 bytes"),
+        (b"[" + GOOD + b",," + GOOD + b"]", 1, "not JSON", 2, len(GOOD) + 2, f"; {len(GOOD) + 2} bytes from here on"),
+        (b"[" + GOOD + b"},  " + GOOD + b"]", 1, "not JSON", 2, len(GOOD) + 1, "',' or ']' expected, not '}'"),
         (b'["a, b", ' + GOOD + b"]", 1, "not a JSON object", 1, 1, "the line holds a string"),
         (b"[[" + GOOD + b"]]", 0, "not a JSON object", 1, 1, "the line holds a list"),
-        ("[]".encode("utf-16"), 0, "not a JSON array", 1, 0, "the file begins with b'\\xff'"),
-        (b"7", 0, "not a JSON array", 1, 0, "the file begins with b'7', not with '['"),
-        (b"\xef\xbbx", 0, "not a JSON array", 1, 0, r"begins with b'\xef\xbbx'"),
+        ("[]".encode("utf-16"), 0, "not a JSON array", 1, 0, "the file begins with '\\udcff'"),
+        (b"7", 0, "not a JSON array", 1, 0, "the file begins with '7', not with '['"),
+        (b"\xef\xbbx", 0, "not a JSON array", 1, 0, r"begins with '\udcef'"),
     ],
 )
 def test_what_is_no_array_of_objects_is_named_with_its_place(
@@ -100,14 +100,16 @@ def test_what_is_no_array_of_objects_is_named_with_its_place(
 
 
 @pytest.mark.parametrize("case", POISONED_LINES, ids=lambda case: case.name)
-def test_a_poisoned_element_costs_no_other(tmp_path, domains, case):
-    """Unless its brackets do not match: then the array has no end, and it is said where it breaks."""
+def test_a_poisoned_element_costs_no_other_unless_it_is_no_json(tmp_path, domains, case):
     items = read_whole(written(tmp_path, b"[" + GOOD + b"," + case.line + b"," + GOOD + b"]"), domains)
     assert isinstance(items[0], Document)
-    rejected = [item for item in items if isinstance(item, Rejected)]
-    assert rejected[0].offset == len(GOOD) + 2
-    assert rejected[0].reason in (case.reason, "cut JSON array", "not JSON")
-    assert rejected[0].reason == "cut JSON array" or isinstance(items[-1], Document)
+    *_, bad = [item for item in items if isinstance(item, Rejected)]
+    assert len(GOOD) + 2 <= bad.offset <= len(GOOD) + 2 + len(case.line)
+    if bad.reason == "not JSON":
+        assert bad is items[-1] and bad.detail.endswith(" bytes from here on are not read")
+    else:
+        assert bad.reason == case.reason or (case.reason, bad.reason) == ("not UTF-8", "not Unicode text")
+        assert bad is items[1] and isinstance(items[2], Document)
 
 
 def test_a_byte_order_mark_and_objects_without_an_array_are_read(tmp_path, domains):
@@ -117,20 +119,22 @@ def test_a_byte_order_mark_and_objects_without_an_array_are_read(tmp_path, domai
     assert [getattr(item, "line", 0) for item in items] == [0, 2, 0]
 
 
-def test_a_long_element_is_skipped_in_bounded_memory(tmp_path, domains, monkeypatch):
+def test_a_long_element_is_left_out_and_one_without_end_ends_the_reading_in_bounded_memory(
+    tmp_path, domains, monkeypatch
+):
     monkeypatch.setattr(json_array, "MAX_LINE_BYTES", 1_000)
     monkeypatch.setattr(json_array, "_BLOCK_BYTES", 7)
-    long = b'{"domain": "zh", "text": "' + b'\\\\\\"]},[{' * 1_000 + b'"}'
-    path = written(tmp_path, b"[ " + long + b" , " + GOOD + b",\n" + long + b"," + GOOD + b"]")
+    long, endless = (b'{"domain": "zh", "text": "' + b'\\\\\\"]},[{' * count + b'"}' for count in (120, 1_000))
+    path = written(tmp_path, b"[ " + long + b" , " + GOOD + b",\n" + endless + b"," + GOOD + b"]")
     items = read_whole(path, domains)
-    assert [getattr(item, "reason", "") for item in items] == ["line too long", "", "line too long", ""]
-    assert items[0].detail.startswith(f"{len(long) + 2:,} bytes"), "with the blanks around it"
-    assert items[2].line == 3
-    assert path.read_bytes()[items[2].offset :].lstrip().startswith(long)
+    assert [getattr(item, "reason", "") for item in items] == ["line too long", "", "not JSON"]
+    assert items[0].detail.startswith(f"{len(long):,} bytes")
+    assert items[2].line == 3 and "or an element is longer than 1,000 bytes" in items[2].detail
+    assert path.read_bytes()[items[2].offset :].startswith(endless)
 
 
 def test_the_number_of_elements_is_returned(tmp_path):
-    def parse(content: bytes, at: int) -> bytes:
+    def parse(value: Any, at: int) -> Any:
         raise RejectedLine("no", "at all")
 
     reader = read_array(written(tmp_path, b"[1, 2,\n3]"), parse)

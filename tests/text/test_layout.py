@@ -5,6 +5,7 @@ import pickle
 import re
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,10 @@ import pytest
 from helpers.record_files import read_whole, write_records
 
 import pangu_sigma as ps
-from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config
 from pangu_sigma.data.prepared import preparation_settings
-from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Document, RejectedLine
 from pangu_sigma.text.layout import Layout
@@ -29,8 +28,8 @@ def layout_of(**data: Any) -> Layout:
 
 def test_the_default_is_text_and_domain_and_every_key_decides_the_result(config):
     assert layout_of() == Layout()
-    assert pickle.loads(pickle.dumps(layout_of(domain_map="{a: zh}"))) == layout_of(domain_map="{a: zh}")
-    keys = {"layout", "text_keys", "domain_key", "domain_map", "domain_of", "reader"}
+    assert pickle.loads(pickle.dumps(layout_of(domain_of="{a: zh}"))) == layout_of(domain_of="{a: zh}")
+    keys = {"text_key", "domain_of", "reader"}
     assert keys <= preparation_settings(config).keys()
 
 
@@ -41,28 +40,30 @@ WUDAO = [
 ]
 
 
-def test_wudao_is_arrays_of_title_and_content_with_labels(tmp_path, domains):
+def example(name: str) -> str:
+    return str(Path(__file__).parents[2] / "examples" / name)
+
+
+def test_wudao_is_arrays_of_title_and_content(tmp_path, domains):
     """As https://github.com/xubuvd/LLMs shows a record of WuDaoCorpora 2.0 (200 GB)."""
-    path = write_records(tmp_path / "part-2021011893.json", WUDAO)
-    first, second, third = read_whole(path, domains, layout_of(layout="wudao", domain_map="{科技: zh, 法律: en}"))
-    assert (first.domain, first.text) == ("zh", "一则\n正文如此。")
-    assert (second.domain, second.text) == ("en", "没有标题。"), "a blank title is left out"
-    assert (third.reason, third.line) == ("unknown domain", 3)
-    assert third.detail.startswith("domain '百科'; text is prepared for zh, en, bilingual, code; data.domain_map says")
-    assert path.read_bytes().decode().encode()[third.offset :].startswith(b'{"id": 9')
-    everything = read_whole(path, domains, layout_of(layout="wudao", domain_of="{'*.json': zh}"))
-    assert [item.domain for item in everything] == ["zh"] * 3
+    path = write_records(tmp_path / "part-2021011893.json", [*WUDAO, {"title": None, "content": ""}])
+    reader = layout_of(reader=example("corpora.py:wudao"))
+    *items, empty = read_whole(path, domains, reader)
+    assert [item.text for item in items] == ["一则\n正文如此。", "没有标题。", "二\n何处去？"], (
+        "a blank title is left out"
+    )
+    assert {item.domain for item in items} == {"zh"}
+    assert (empty.reason, empty.line) == ("empty text", 4)
+    of_files = replace(reader, domain_of={"*.json": "en"})
+    assert [item.domain for item in read_whole(path, domains, of_files)[:3]] == ["en"] * 3, "a rule for files wins"
 
 
 def test_skypile_is_lines_of_text(tmp_path, domains):
     """As https://huggingface.co/datasets/Skywork/SkyPile-150B says."""
     path = write_records(tmp_path / "2020-40_zh_head_0000.jsonl", [{"text": "网页一"}, {"text": "网页二"}])
-    items = read_whole(path, domains, layout_of(layout="skypile", domain_of="{'*': zh}"))
-    assert [(item.domain, item.text) for item in items] == [("zh", "网页一"), ("zh", "网页二")]
-    with pytest.raises(
-        DataError, match=r"head_0000\.jsonl: records of this data\.layout have no domain; .* data\.domain_of"
-    ):
-        read_whole(path, domains, layout_of(layout="skypile"))
+    for layout in (layout_of(reader=example("corpora.py:skypile")), layout_of(domain_of="{'*': zh}")):
+        items = read_whole(path, domains, layout)
+        assert [(item.domain, item.text) for item in items] == [("zh", "网页一"), ("zh", "网页二")]
 
 
 def test_chinese_fineweb_edu_is_parquet_below_folders_of_sources(tmp_path, domains):
@@ -70,59 +71,51 @@ def test_chinese_fineweb_edu_is_parquet_below_folders_of_sources(tmp_path, domai
     for source in ("data", "IndustryCorpus"):
         (tmp_path / source).mkdir()
         write_records(tmp_path / source / "00024.parquet", [{"text": f"来自{source}", "score": 4.2, "source": source}])
-    layout = layout_of(layout="chinese-fineweb-edu", domain_of="{data: zh, IndustryCorpus: en}")
+    layout = layout_of(domain_of="{data: zh, IndustryCorpus: en}")
     items = read_whole(tmp_path, domains, layout)
     assert [(item.domain, item.text) for item in items] == [("en", "来自IndustryCorpus"), ("zh", "来自data")]
 
 
-def test_keys_win_over_those_of_a_layout():
-    layout = layout_of(layout="wudao", text_keys="[content]", domain_key="kind")
-    assert (layout.text_keys, layout.domain_key) == (("content",), "kind")
-    assert layout.columns(None) == ["content", "kind"]
-    assert layout.columns("zh") == ["content"]
+def test_only_the_columns_that_are_needed_are_read():
+    layout = layout_of(text_key="content")
+    assert (layout.columns(None), layout.columns("zh")) == (["content", "domain"], ["content"])
 
 
 def document(layout: Layout, record: dict[str, Any], domains, domain: str | None = None) -> Document:
     return layout.document(record, domain, domains, "")
 
 
-def test_texts_are_joined_and_what_is_missing_is_said(domains):
-    layout = Layout(("title", "body", "note"))
-    whole = {"domain": "zh", "title": "a", "body": "b", "note": "c"}
-    assert document(layout, whole, domains).text == "a\nb\nc"
-    for left_out in (None, "", "\u3000\n"):
-        assert document(layout, whole | {"body": left_out}, domains).text == "a\nc"
-    kind, empty = "text missing or not a string", dict.fromkeys(whole, None) | {"domain": "zh"}
-    for record, reason, detail in (
-        ({"domain": "zh", "title": "a", "body": "b"}, kind, "no key 'note'; the keys are 'domain'"),
-        (whole | {"note": 3}, kind, "note is a number"),
-        (whole | {"note": {"zh": "a"}}, kind, "note is an object"),
-        (whole | {"note": "a\ud800"}, "not Unicode text", "note has half a surrogate pair"),
-        (empty, "empty text", "none of title, body, note has a visible character"),
+def test_what_is_no_text_is_said(domains):
+    layout = Layout("body")
+    assert document(layout, {"domain": "zh", "body": "b"}, domains).text == "b"
+    kind = "text missing or not a string"
+    for value, reason, detail in (
+        (3, kind, "body is a number"),
+        (None, kind, "body is null"),
+        ({"zh": "a"}, kind, "body is an object"),
+        ("a\ud800", "not Unicode text", "body has half a surrogate pair"),
+        ("\u3000\n", "empty text", "body has no visible character"),
     ):
         with pytest.raises(RejectedLine) as refused:
-            document(layout, record, domains)
+            document(layout, {"domain": "zh", "body": value}, domains)
         assert refused.value.args[0] == reason
         assert detail in refused.value.args[1]
 
 
 def test_a_dot_leads_into_an_object_unless_it_is_in_the_key(domains):
-    layout = Layout(("text",), "meta.set", {"Wiki": "en"})
-    assert document(layout, {"text": "a", "meta": {"set": "Wiki"}}, domains).domain == "en"
-    assert document(layout, {"text": "a", "meta.set": "zh", "meta": {}}, domains).domain == "zh"
-    for record in ({"text": "a", "meta": "Wiki"}, {"text": "a", "meta": {}}, {"text": "a"}):
-        with pytest.raises(RejectedLine, match=r"domain missing or not a string.*no key 'meta\.set'"):
-            document(layout, record, domains)
+    layout = Layout("meta.text")
+    assert document(layout, {"meta": {"text": "a"}}, domains, "en").text == "a"
+    assert document(layout, {"meta.text": "b", "meta": {}}, domains, "en").text == "b"
+    for record in ({"meta": "Wiki"}, {"meta": {}}, {"text": "a"}):
+        with pytest.raises(RejectedLine, match=r"text missing or not a string.*no key .*meta\.text"):
+            document(layout, record, domains, "en")
 
 
-def test_labels_are_mapped_or_names_of_domains(domains):
-    layout = Layout(domain_map={"新闻": "zh", "en": "code"})
-    assert document(layout, {"domain": "新闻", "text": "a"}, domains).domain == "zh"
-    assert document(layout, {"domain": "en", "text": "a"}, domains).domain == "code", "a rule wins over a name"
-    assert document(layout, {"domain": "bilingual", "text": "a"}, domains).domain == "bilingual"
-    for label in ("体育", None, 3, ["新闻"], {"a": 1}):
+def test_a_domain_is_one_of_the_configuration(domains):
+    assert document(Layout(), {"domain": "bilingual", "text": "a"}, domains).domain == "bilingual"
+    for label in ("体育", None, 3, ["zh"], {"a": 1}):
         with pytest.raises(RejectedLine, match=r"unknown domain|domain missing or not a string"):
-            document(layout, {"domain": label, "text": "a"}, domains)
+            document(Layout(), {"domain": label, "text": "a"}, domains)
 
 
 @pytest.mark.parametrize(
@@ -161,13 +154,11 @@ def test_rules_that_contradict_each_other_are_an_error():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"domain_map": "{a: fr}"}, r"data\.domain_map: 'a' has the domain 'fr'; write one of zh, en"),
-        ({"domain_of": "{'*': fr}"}, r"data\.domain_of: '\*' has the domain 'fr'"),
+        ({"domain_of": "{'*': fr}"}, r"data\.domain_of: '\*' has the domain 'fr'; write one of zh, en"),
         ({"domain_of": "{'.': zh}"}, r"data\.domain_of"),
         ({"domain_of": "{'': zh}"}, r"data\.domain_of"),
-        ({"text_keys": "[]"}, r"data\.text_keys"),
-        ({"text_keys": "text"}, r"data\.text_keys"),
-        ({"layout": "pile"}, r"data\.layout"),
+        ({"text_key": "''"}, r"data\.text_key"),
+        ({"text_keys": "[text]"}, r"data\.text_keys: no longer a key"),
         ({"reader": "no_colon"}, r"data\.reader"),
         ({"reader": "subprocess:call"}, "reader=subprocess:call: .*; name the file, such as subprocess\\.py:call"),
         ({"reader": "no_such.py:f"}, r"data\.reader=no_such\.py:f: .*No such file.*; relative paths begin in /"),
@@ -249,8 +240,7 @@ def test_a_reader_is_named_by_a_person_and_never_by_a_record(tmp_path, tiny_run)
 
 
 def test_the_example_of_filters_keeps_good_text_and_leaves_out_the_rest():
-    example = Path(__file__).parents[2] / "examples" / "gopher.py"
-    keep = layout_of(reader=f"{example}:keep").function()
+    keep = layout_of(reader=example("gopher.py:keep")).function()
     story = "\n".join(f"On day {n} the old man {n} walked to the river and sold his fish, 卖鱼。" for n in range(9))
     bad = [
         story[:100],
@@ -267,12 +257,14 @@ def test_the_example_of_filters_keeps_good_text_and_leaves_out_the_rest():
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"title": "a", "content": "b", "dataType": "c"}, "they are of data.layout=wudao"),
-        ({"content": "b", "domain": "en"}, "name those with the text in data.text_keys"),
-        ({"text": "b"}, "say with data.domain_of which domain a file has, or with data.domain_key which key has it"),
+        (
+            {"domain": "english", "title": "a", "content": "bcd", "n": 3},
+            "no key 'text'; add overrides={\"data.text_key\": 'content'} or a data.reader",
+        ),
+        ({"text": "b", "n": 1}, "no key 'domain'; add overrides={\"data.domain_of\": {\"*\": 'zh'}} or a data.reader"),
     ],
 )
-def test_a_record_without_the_keys_is_told_what_names_others(record, said):
+def test_a_record_without_the_keys_is_told_the_argument_that_names_others(record, said, domains):
     with pytest.raises(RejectedLine) as refused:
-        Layout().document(record, None, domains_of(tiny_config(Path())), "a:1")
-    assert refused.value.args[1].endswith(f"; {said}")
+        Layout().document(record, "en" if "domain" in record else None, domains, "a:1")
+    assert refused.value.args[1] == f"{said}; the keys are {', '.join(map(repr, record))}"

@@ -62,7 +62,7 @@ def test_objects_in_columns_are_sides_or_hold_keys(tmp_path, domains):
         tmp_path, domain=["bilingual"], text=[{"en": "cat", "zh": "猫"}], meta=[{"source": "en", "body": "dog"}]
     )
     assert read_whole(path, domains)[0].text == (("en", "cat"), ("zh", "猫"))
-    (item,) = read_whole(path, domains, Layout(text_keys=("meta.body",), domain_key="meta.source"))
+    (item,) = read_whole(path, domains, Layout("meta.body", {"*": "en"}))
     assert (item.domain, item.text) == ("en", "dog")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from helpers.archives import catalogue, write_wheel
 
 from experiments.finetune_packages.catalogues import PROGRAMS, translations
-from pangu_sigma.data.prepare.packaged.packages import BILINGUAL
+from pangu_sigma.data.packaged.packages import BILINGUAL
 
 MESSAGES = {
     "menu\x04Save": "保存",

@@ -10,7 +10,7 @@ import pytest
 from helpers.archives import write_deb
 
 from experiments.finetune_packages.debian import apt_download, open_deb
-from pangu_sigma.data.prepare.packaged.packages import Archive, download, tar_members
+from pangu_sigma.data.packaged.packages import Archive, download, tar_members
 from pangu_sigma.errors import DataError
 
 PACKAGE = Archive("p", "1-2", "p_1-2_all.deb", "MIT", hashlib.sha256(b"!<arch>\n").hexdigest())

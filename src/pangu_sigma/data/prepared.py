@@ -36,10 +36,7 @@ _FIX = "the prepared data is damaged or is of another preparation, run prepare-d
 
 _KEYS = {
     "english_pieces": "vocabulary",
-    "layout": "data",
-    "text_keys": "data",
-    "domain_key": "data",
-    "domain_map": "data",
+    "text_key": "data",
     "domain_of": "data",
     "reader": "data",
     "max_mib_per_domain": "data",

@@ -29,8 +29,8 @@ from pangu_sigma.sealed import fingerprint
 from pangu_sigma.text.documents import (
     Rejected,
     RejectedLine,
-    check_unique_keys,
     json_object,
+    json_value,
     known_domain,
     visible_text,
 )
@@ -63,8 +63,7 @@ def parse_conversation(line: bytes, domains: Domains, usual: str) -> Conversatio
 
     usual: domain of a line that names none. Raises RejectedLine for any other line, and for a mistyped `domain`.
     """
-    record = json_object(line)
-    check_unique_keys(record, (*_PAIR, *_CONVERSATION, "domain"))
+    record = json_object(json_value(line))
     if "domain" not in record and (near := difflib.get_close_matches("domain", record, n=1, cutoff=_NEAR)):
         raise RejectedLine("unknown key", f"unknown key {near[0]!r}, nearest 'domain'")
     domain = known_domain(record["domain"], domains) if "domain" in record else usual
@@ -82,7 +81,6 @@ def _messages(value: Any) -> Messages:
         raise RejectedLine("messages not a list of objects", f"expected: {_EXPECTED}")
     messages: list[tuple[Role, str]] = []
     for number, each in enumerate(value):
-        check_unique_keys(each, ("role", "content"))
         role = each.get("role")
         if role not in get_args(Role):
             raise RejectedLine(

@@ -8,7 +8,6 @@ file count as lines.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,20 +75,24 @@ class RejectedLine(Exception):
         super().__init__(reason, detail if len(detail) <= _SHOWN else f"{detail[:_SHOWN]}…")
 
 
-def json_object(line: bytes) -> dict[str, Any]:
-    """Parse a line that is a JSON object. Raises RejectedLine for any other line."""
+def json_value(line: bytes) -> Any:
+    """Parse a line of JSON. Raises RejectedLine for any other line."""
     try:
-        record = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
+        return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         fix = "convert it with `iconv -f … -t UTF-8`, or name a compressed file *.jsonl.gz"
         raise RejectedLine("not UTF-8", f"byte {error.start} of the line: {error.reason}; {fix}") from None
     except (ValueError, RecursionError) as error:
         fix = _OF_AN_ARRAY if line.lstrip().startswith(b"[") else "a line holds a whole object, as `jq -c .` writes it"
         raise RejectedLine("not JSON", f"{error}; {fix}") from None
-    if not isinstance(record, dict):
-        fix = f"; {_OF_AN_ARRAY}" if isinstance(record, list) else ""
-        raise RejectedLine("not a JSON object", f"the line holds {_kind_of(record)}{fix}")
-    return record
+
+
+def json_object(value: Any) -> dict[str, Any]:
+    """Return a JSON value that is an object. Raises RejectedLine for any other."""
+    if not isinstance(value, dict):
+        fix = f"; {_OF_AN_ARRAY}" if isinstance(value, list) else ""
+        raise RejectedLine("not a JSON object", f"the line holds {_kind_of(value)}{fix}")
+    return value
 
 
 def _kind_of(value: Any) -> str:
@@ -103,40 +106,22 @@ def known_domain(name: Any, domains: Domains) -> str:
     if name not in (domain.name for domain in domains):
         raise RejectedLine(
             "unknown domain",
-            f"domain {name!r}; text is prepared for {', '.join(d.name for d in domains)}; data.domain_map says what other labels "
-            "stand for",
+            f"domain {name!r}; text is prepared for {', '.join(d.name for d in domains)}; data.domain_of says the domain of "
+            "a file, a data.reader that of a record",
         )
     return name
 
 
-class _Doubled(dict[str, Any]):
-    """JSON object with duplicate keys, of which it is unknown which value is meant. twice: those keys, sorted."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        seen = Counter(key for key, _ in pairs)
-        self.twice = sorted(key for key, count in seen.items() if count > 1)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    return record if len(record) == len(pairs) else _Doubled(pairs)
-
-
-def check_unique_keys(value: Any, keys: tuple[str, ...]) -> None:
-    """Raise RejectedLine if one of `keys` is duplicated in a JSON object; other keys are not read."""
-    twice = [key for key in keys if isinstance(value, _Doubled) and key in value.twice]
-    if twice:
-        raise RejectedLine("a key twice", f"{twice[0]!r} stands more than once in an object")
-
-
-def text_sides(value: dict[str, Any]) -> Segments:
-    """Check the sides of a bilingual document and return them. Raises RejectedLine for other keys, and as `visible_text` does."""
-    check_unique_keys(value, SIDES)
-    unknown = sorted(set(value) - set(SIDES))
-    if unknown or not value:
-        raise RejectedLine("wrong sides", f"text has the keys {sorted(value)}; allowed: {', '.join(SIDES)}")
-    return tuple((language, visible_text(side, f"text.{language}")) for language, side in value.items())
+def text_sides(value: dict[str, Any] | list[Any]) -> Segments:
+    """Check the sides of a bilingual document, one object or a list of some, and return them. Raises RejectedLine for other keys,
+    and as `visible_text` does."""
+    pairs: list[Any] = value if isinstance(value, list) and value else [value]
+    for pair in pairs:
+        if not isinstance(pair, dict) or not pair or not pair.keys() <= {*SIDES}:
+            raise RejectedLine("wrong sides", f"a pair has the keys {', '.join(SIDES)}; this is {pair!r}")
+    return tuple(
+        (language, visible_text(side, f"text.{language}")) for pair in pairs for language, side in pair.items()
+    )
 
 
 def is_visible(text: str) -> bool:
@@ -148,10 +133,11 @@ def visible_text(value: Any, key: str) -> str:
     """Check the text under `key` of a line and return it. Raises RejectedLine unless it is Unicode with a visible character."""
     if not isinstance(value, str):
         raise RejectedLine("text missing or not a string", f"{key} is {_kind_of(value)}")
-    if not is_visible(value):
-        raise RejectedLine("empty text", f"{key} has no visible character")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RejectedLine("not Unicode text", f"{key} has half a surrogate pair at character {error.start}") from None
+        what = f"{key} has half a surrogate pair at character {error.start}, or is not UTF-8 there"
+        raise RejectedLine("not Unicode text", what) from None
+    if not is_visible(value):
+        raise RejectedLine("empty text", f"{key} has no visible character")
     return value

@@ -10,13 +10,13 @@ import logging
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pangu_sigma.domains import Domains
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.documents import Document, Rejected, json_object
+from pangu_sigma.text.documents import Document, Rejected, json_object, json_value
 from pangu_sigma.text.json_array import read_array
 from pangu_sigma.text.json_lines import line_ends, lines_between
 from pangu_sigma.text.layout import Layout
@@ -115,11 +115,11 @@ def read_unit(unit: InputUnit, layout: Layout, domains: Domains) -> Generator[Do
                 lambda record, row: layout.document(record, domain, domains, f"{path}:{row}"),
             )
         )
-    parse = partial(_parsed, path, layout, domain, domains)
+
+    def parse(value: Any, offset: int) -> Document:
+        return layout.document(json_object(value), domain, domains, f"{path}:{offset}")
+
     if path.name.endswith(ARRAYS):
         return (yield from read_array(path, parse))
-    return (yield from lines_between(path, unit.begin, unit.end if path.suffix == ".jsonl" else None, parse))
-
-
-def _parsed(path: Path, layout: Layout, domain: str | None, domains: Domains, line: bytes, offset: int) -> Document:
-    return layout.document(json_object(line), domain, domains, f"{path}:{offset}")
+    end = unit.end if path.suffix == ".jsonl" else None
+    return (yield from lines_between(path, unit.begin, end, lambda line, at: parse(json_value(line), at)))

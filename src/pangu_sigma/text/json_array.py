@@ -1,176 +1,133 @@
 """Reader of a JSON array of objects, as WuDaoCorpora is published, in bounded memory: one element at a time, on one line or many.
 
-The end of an element is found by counting brackets outside of strings, which knows nothing else of JSON; then the element is parsed
-as a line is. So an element that is not JSON costs no other, unless its brackets or quotation marks do not match.
+Python's parser finds the end of an element. So what is no JSON ends the reading of its file, and it is said how much is not read.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
-from pangu_sigma.text.documents import MAX_LINE_BYTES, Rejected, RejectedLine
+from pangu_sigma.text.documents import MAX_LINE_BYTES, Rejected, RejectedLine, json_value
 from pangu_sigma.text.json_lines import LineItem, lines_between
-from pangu_sigma.text.streams import BYTE_ORDER_MARK, UNREADABLE, broken_stream, open_stream
+from pangu_sigma.text.streams import broken_stream, open_stream
 
-CUT_ARRAY = "cut JSON array"
-"""Reason of the last `Rejected` of an array without its closing bracket."""
-
-_BLOCK_BYTES = 1 << 14
-"""Bytes read at once. What a compressed stream holds of a block that is cut off is lost, so blocks are small."""
-_BLANKS = b" \t\r\n"
-_BACKSLASH = ord("\\")
-_OUTSIDE, _INSIDE = re.compile(rb'["\[\]{},]'), re.compile(rb'["\[\]{}]')
-"""What matters between elements, and inside of one."""
+_BLOCK_BYTES = 1 << 18
+"""Bytes read at once, at least."""
+_BLANKS = re.compile("[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
 
 
-def read_array(path: Path, parse: Callable[[bytes, int], LineItem]) -> Generator[LineItem | Rejected, None, int]:
+def read_array(path: Path, parse: Callable[[Any, int], LineItem]) -> Generator[LineItem | Rejected, None, int]:
     """Yield, for each element of the array in a file, what `parse` makes of it, or a `Rejected`. Return the number of elements.
 
     parse: takes an element and its offset. `Rejected.line` is the number of the element.
-    A file that begins with an object is read as JSON lines, which many publish under this name. A truncated array yields its whole
-    elements, then one `Rejected`. Raises DataError as `lines_between` does.
+    A file that begins with an object is read as JSON lines, which many publish under this name. What is no JSON ends the elements
+    with one `Rejected`. Raises DataError as `lines_between` does.
     """
+    number = 0
     with open_stream(path) as file:
+        elements = _Elements(file)
         try:
-            start, first = _first(file)
-        except UNREADABLE as error:
-            yield broken_stream(path, 1, 0, error)
-            return 0
-        if first == b"[":
-            return (yield from _items(path, file, start, parse))
-    if first == b"{":
-        return (yield from lines_between(path, 0, None, parse))
-    if first:
-        detail = f"the file begins with {first!r}, not with '['; it must be UTF-8, and hold an array of objects"
-        yield Rejected(str(path), 1, start, "not a JSON array", detail)
-    else:
-        yield Rejected(
-            str(path), 1, 0, "empty file", "there are only blanks in it" if start else "there is nothing in it"
-        )
-    return 0
-
-
-def _items(
-    path: Path, file: BinaryIO, start: int, parse: Callable[[bytes, int], LineItem]
-) -> Generator[LineItem | Rejected, None, int]:
-    """Yield as `read_array` does. file: after the opening bracket. start: offset of the opening bracket."""
-    number, elements = 0, _Elements(file, start + 1)
-    try:
-        for content, offset, size in elements:
-            if not number and elements.closed and not content:
-                yield Rejected(str(path), 1, start, "empty file", "there is no element in the array")
-                continue
-            number += 1
-            try:
-                if size > MAX_LINE_BYTES:
-                    raise RejectedLine("line too long", f"{size:,} bytes; at most {MAX_LINE_BYTES:,} are read")
-                yield parse(content, offset)
-            except RejectedLine as why:
-                yield Rejected(str(path), number, offset, *why.args)
-        if not elements.closed:
-            detail = f"the array has no end; its last {elements.left:,} bytes are no whole element"
-            yield Rejected(str(path), number + 1, elements.offset, CUT_ARRAY, detail)
-        elif (more := _after(file, elements)) is not None:
-            detail = "what follows the end of the array is not read; join arrays with `jq -c '.[]' FILE > lines.jsonl`"
-            yield Rejected(str(path), number + 1, more, "not a JSON array", detail)
-    except UNREADABLE as error:
-        yield broken_stream(path, number + 1, elements.offset, error)
+            if elements.peek() == "{":
+                as_lines = lines_between(path, 0, None, lambda line, at: parse(json_value(line), at))
+                return (yield from as_lines)
+            for value, offset in elements:
+                number += 1
+                try:
+                    if (size := elements.offset - offset) > MAX_LINE_BYTES:
+                        raise RejectedLine("line too long", f"{size:,} bytes; at most {MAX_LINE_BYTES:,} are read")
+                    yield parse(value, offset)
+                except RejectedLine as why:
+                    yield Rejected(str(path), number, offset, *why.args)
+        except RejectedLine as why:
+            yield Rejected(str(path), number + 1, elements.offset, *why.args)
+        except OSError as error:
+            yield broken_stream(path, number + 1, elements.offset, error)
     return number
 
 
 class _Elements:
-    """Elements of an array: for each its bytes without blanks around it, its offset and its size.
+    """Elements of the array in a stream, each with its offset. offset: bytes before what comes next.
 
-    file: stream after the opening bracket, at `offset`. Of an element over MAX_LINE_BYTES the bytes are not kept.
-    closed: True after the array's end. offset: of the next element, blanks before it included. left: bytes after it, if not closed.
+    Bytes that are not UTF-8 become half surrogate pairs, which text may not have. Raises RejectedLine for what is no array.
     """
 
-    def __init__(self, file: BinaryIO, offset: int) -> None:
-        self.offset, self.left, self.closed = offset, 0, False
-        self.block = bytearray()
-        self._file, self._depth, self._in_string = file, 0, False
+    def __init__(self, file: BinaryIO) -> None:
+        self.offset = self._at = 0
+        self._file, self._utf8 = file, getincrementaldecoder("utf-8")("surrogateescape")
+        self._text, self._ended = "", False
 
-    def __iter__(self) -> Iterator[tuple[bytes, int, int]]:
-        at = dropped = 0
-        while not self.closed:
-            at, ended = self._scan(at)
-            if ended:
-                content = bytes(self.block[:at])
-                stripped = content.lstrip(_BLANKS)
-                blanks = 0 if dropped else len(content) - len(stripped)
-                offset, size = self.offset + blanks, dropped + len(content) - blanks
-                self.closed = self.block[at] == ord("]")
-                self.offset += dropped + at + 1
-                del self.block[: at + 1]
-                at = dropped = 0
-                yield stripped.rstrip(_BLANKS), offset, size
-                continue
-            if len(self.block) > MAX_LINE_BYTES:
-                kept = _backslashes(self.block, at) % 2  # it escapes what comes next
-                dropped += at - kept
-                del self.block[: at - kept]
-                at = kept
-            more = self._file.read1(_BLOCK_BYTES)  # type: ignore[attr-defined]
-            if not more:
-                self.left = dropped + len(self.block)
-                return
-            self.block += more
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        if (mark := self.peek()) != "[":
+            if not mark:
+                blanks, self.offset = self.offset, 0
+                self._end("empty file", "there are only blanks in it" if blanks else "there is nothing in it")
+            self._end("not a JSON array", f"the file begins with {mark!r}, not with '['; it must be UTF-8")
+        self._go(self._at + 1)
+        if self.peek() == "]":
+            self._end("empty file", "there is no element in the array")
+        while mark != "]":
+            self.peek()
+            offset = self.offset
+            yield self._value(), offset
+            mark = self.peek()
+            if mark not in (",", "]"):
+                self._end("not JSON", f"',' or ']' expected, not {mark!r}" if mark else "the array has no end")
+            self._go(self._at + 1)
+        if self.peek():
+            self._end("not a JSON array", "join arrays with `jq -c '.[]' FILE > lines.jsonl`")
 
-    def _scan(self, at: int) -> tuple[int, bool]:
-        """Go on through the block from `at`. Return where it stopped, and True if the element ends there."""
-        block = self.block
-        while at < len(block):
-            if self._in_string:
-                quote = block.find(b'"', at)
-                if quote < 0:
-                    return len(block), False
-                self._in_string, at = _backslashes(block, quote) % 2 == 1, quote + 1
-                continue
-            found = (_INSIDE if self._depth else _OUTSIDE).search(block, at)
-            if found is None:
-                return len(block), False
-            at, mark = found.end(), found[0]
-            if mark == b'"':
-                self._in_string = True
-            elif mark in b"[{":
-                self._depth += 1
-            elif self._depth:
-                self._depth -= 1
-            elif mark in b",]":
-                return at - 1, True
-        return at, False
+    def peek(self) -> str:
+        """Go to the next character that is no blank, and return it; "" at the end of the file."""
+        while True:
+            blanks = _BLANKS.match(self._text, self._at)
+            assert blanks is not None, "none match, too"
+            mark = not self.offset and self._text.startswith("\ufeff")
+            self._go(blanks.end() + mark)
+            if not mark and (self._at < len(self._text) or self._ended):
+                return self._text[self._at : self._at + 1]
+            self._more()
 
+    def _value(self) -> Any:
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+                if end < len(self._text) or self._ended:  # else a number may go on
+                    self._go(end)
+                    return value
+            except (ValueError, RecursionError) as error:
+                said = getattr(error, "msg", str(error))
+                if isinstance(error, RecursionError) or self._ended:
+                    self._end("not JSON", said)
+                if len(self._text) - self._at > MAX_LINE_BYTES:
+                    self._end("not JSON", f"{said}, or an element is longer than {MAX_LINE_BYTES:,} bytes")
+            self._more()
 
-def _backslashes(block: bytearray, at: int) -> int:
-    """Return the number of backslashes right before `at`."""
-    first = at
-    while first and block[first - 1] == _BACKSLASH:
-        first -= 1
-    return at - first
+    def _go(self, at: int) -> None:
+        self.offset += len(self._text[self._at : at].encode("utf-8", "surrogateescape"))
+        self._at = at
 
+    def _more(self) -> None:
+        """Read on: as much again as is there, so that a long element is not parsed often."""
+        self._text, self._at, size, blocks = self._text[self._at :], 0, 0, list[bytes]()
+        try:
+            while size <= max(len(self._text), _BLOCK_BYTES) and (block := self._file.read1(_BLOCK_BYTES)):  # type: ignore[attr-defined]
+                blocks.append(block)
+                size += len(block)
+        except OSError:
+            if not blocks:  # else the next call raises it
+                raise
+        self._text += self._utf8.decode(b"".join(blocks), final=not blocks)
+        self._ended = not blocks
 
-def _first(file: BinaryIO) -> tuple[int, bytes]:
-    """Read to the first byte that is no blank, a byte order mark left out. Return its offset and the byte, b"" if there is none."""
-    offset = 0
-    while (byte := file.read(1)) and (byte in _BLANKS or (not offset and byte == BYTE_ORDER_MARK[:1])):
-        offset += 1
-        if byte not in _BLANKS:
-            if (rest := file.read(2)) != BYTE_ORDER_MARK[1:]:
-                return 0, byte + rest
-            offset += 2
-    return offset, byte
-
-
-def _after(file: BinaryIO, elements: _Elements) -> int | None:
-    """Read to the end of the file, so that its checksum is verified. Return the offset of what is there and no blank."""
-    offset, found = elements.offset, None
-    for block in chain([bytes(elements.block)], iter(partial(file.read1, _BLOCK_BYTES), b"")):  # type: ignore[attr-defined]
-        if found is None and block.strip(_BLANKS):
-            found = offset + len(block) - len(block.lstrip(_BLANKS))
-        offset += len(block)
-    return found
+    def _end(self, reason: str, detail: str) -> NoReturn:
+        """Read to the end, so that a checksum is verified. Raises RejectedLine with the number of bytes that are not used."""
+        there = self._text[self._at :].encode("utf-8", "surrogateescape")
+        left = len(there) + sum(map(len, iter(partial(self._file.read, _BLOCK_BYTES), b"")))
+        raise RejectedLine(reason, f"{detail}; {left:,} bytes from here on are not read" if left else detail)

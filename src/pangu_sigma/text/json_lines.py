@@ -8,7 +8,7 @@ from typing import BinaryIO, TypeVar
 
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import MAX_LINE_BYTES, Rejected, RejectedLine
-from pangu_sigma.text.streams import BYTE_ORDER_MARK, UNREADABLE, broken_stream, check_input, open_stream
+from pangu_sigma.text.streams import BYTE_ORDER_MARK, broken_stream, check_input, open_stream
 
 LineItem = TypeVar("LineItem")
 
@@ -49,7 +49,7 @@ def lines_between(
         while end is None or offset < end:
             try:
                 line, size = _line(file)
-            except UNREADABLE as error:
+            except OSError as error:
                 yield broken_stream(path, number + 1, offset, error, option)
                 return number
             if not line:

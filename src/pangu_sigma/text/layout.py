@@ -17,22 +17,13 @@ from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import (
     Document,
     RejectedLine,
-    check_unique_keys,
-    is_visible,
     known_domain,
     text_sides,
     visible_text,
 )
 
-_NAMED: dict[str | None, tuple[tuple[str, ...], str | None]] = {
-    None: (("text",), "domain"),
-    "wudao": (("title", "content"), "dataType"),
-    "skypile": (("text",), None),
-    "chinese-fineweb-edu": (("text",), None),
-}
-"""Text keys and domain key of each `data.layout`. Records of WuDaoCorpora 2.0 base (200 GB) are shown at github.com/xubuvd/LLMs,
-those of SkyPile-150B at huggingface.co/datasets/Skywork/SkyPile-150B, those of Chinese FineWeb-Edu at
-huggingface.co/datasets/opencsg/chinese-fineweb-edu."""
+_DOMAIN = "domain"
+"""Key with the name of a record's domain."""
 
 Record = dict[str, Any]
 """JSON object, or a row of a Parquet file."""
@@ -42,13 +33,10 @@ Record = dict[str, Any]
 class Layout:
     """Layout of records, by default {"text": …, "domain": …}. It can be sent to another process.
 
-    text_keys, domain_key, domain_map, domain_of, reader: as in section `data`. domain_key: None if records have no label.
-    reader_sha256: SHA-256 of the file of `reader`, which decides the result too.
+    text_key, domain_of, reader: as in section `data`. reader_sha256: SHA-256 of the file of `reader`, which decides the result too.
     """
 
-    text_keys: tuple[str, ...] = ("text",)
-    domain_key: str | None = "domain"
-    domain_map: Mapping[str, str] = field(default_factory=dict)
+    text_key: str = "text"
     domain_of: Mapping[str, str] = field(default_factory=dict)
     reader: str | None = None
     reader_sha256: str | None = None
@@ -61,20 +49,16 @@ class Layout:
         a record names.
         """
         data = config.data
-        text_keys, domain_key = _NAMED[data.layout]
         layout = cls(
-            text_keys=text_keys if data.text_keys is None else tuple(data.text_keys),
-            domain_key=domain_key if data.domain_key is None else data.domain_key,
-            domain_map=data.domain_map,
+            text_key=data.text_key,
             domain_of=data.domain_of,
             reader=data.reader,
             reader_sha256=None if data.reader is None else _hash_of_reader(config, data.reader),
         )
         names = [domain.name for domain in domains_of(config)]
-        for key, rules in (("domain_map", data.domain_map), ("domain_of", data.domain_of)):
-            for label, name in rules.items():
-                if name not in names:
-                    raise ConfigError(f"data.{key}: {label!r} has the domain {name!r}; write one of {', '.join(names)}")
+        for glob, name in data.domain_of.items():
+            if name not in names:
+                raise ConfigError(f"data.domain_of: {glob!r} has the domain {name!r}; write one of {', '.join(names)}")
         layout.function()
         return layout
 
@@ -86,23 +70,15 @@ class Layout:
         """Return the keys that records need; None if a reader may need any. domain: of the file, or None."""
         if self.reader is not None:
             return None
-        keys = [*self.text_keys, *([self.domain_key] if domain is None and self.domain_key else [])]
-        return list(dict.fromkeys(keys))
+        return [self.text_key, *([_DOMAIN] if domain is None else [])]
 
     def domain_of_file(self, path: Path) -> str | None:
-        """Return the domain of all records of a file by `domain_of`, or None if their labels say it.
-
-        Raises DataError if rules contradict each other, and if there is neither a rule nor a label.
-        """
+        """Return the domain of all records of a file by `domain_of`, or None if they say it. Raises DataError if rules contradict
+        each other."""
         rules = {glob: name for glob, name in self.domain_of.items() if matches(path, glob)}
         if len(set(rules.values())) > 1:
             said = ", ".join(f"{glob!r} says {name}" for glob, name in rules.items())
             raise DataError(f"data.domain_of: for {path} {said}; change the rules so that they agree")
-        if not rules and self.domain_key is None:
-            raise DataError(
-                f"{path}: records of this data.layout have no domain; say which one the file has with data.domain_of, such as "
-                f"'{{{path.name}: zh}}', or set data.domain_key"
-            )
         return next(iter(rules.values()), None)
 
     def idle_rules(self, files: Sequence[Path]) -> list[str]:
@@ -116,19 +92,11 @@ class Layout:
         """
         if (function := self.function()) is not None:
             record = _read(function, record)
-        name = self._label(record, domains) if domain is None else domain
-        values = [_value(record, key, "text") for key in self.text_keys]
-        if len(values) > 1:
-            return Document(name, _joined(self.text_keys, values), origin)
-        if isinstance(values[0], dict) and domains.named(name).format == "bilingual":
-            return Document(name, text_sides(values[0]), origin)
-        return Document(name, visible_text(values[0], self.text_keys[0]), origin)
-
-    def _label(self, record: Record, domains: Domains) -> str:
-        """Return the domain that the label of a record stands for."""
-        assert self.domain_key is not None, "domain_of_file refuses files without"
-        label = _value(record, self.domain_key, "domain")
-        return known_domain(self.domain_map.get(label, label) if isinstance(label, str) else label, domains)
+        name = known_domain(_value(record, _DOMAIN, domains), domains) if domain is None else domain
+        value = _value(record, self.text_key, domains)
+        if isinstance(value, dict | list) and domains.named(name).format == "bilingual":
+            return Document(name, text_sides(value), origin)
+        return Document(name, visible_text(value, self.text_key), origin)
 
 
 def matches(path: Path, glob: str) -> bool:
@@ -136,41 +104,28 @@ def matches(path: Path, glob: str) -> bool:
     return any(each.match(glob) for each in (path, *path.parents))
 
 
-def _value(record: Record, key: str, what: str) -> Any:
-    """Return the value of a key of a record; a.b is the key b in the object a, unless there is a key "a.b".
-
-    what: "text" or "domain", for the reason. Raises RejectedLine if the key is missing.
-    """
+def _value(record: Record, key: str, domains: Domains) -> Any:
+    """Return the value of a key of a record; a.b is the key b in the object a, unless there is a key "a.b". Raises RejectedLine if
+    the key is missing."""
     value: Any = record
     for name in [key] if key in record else key.split("."):
-        check_unique_keys(value, (name,))
         if not isinstance(value, dict) or name not in value:
-            found = f"no key {key!r}; the keys are {', '.join(map(repr, record))}; {_way_to_name(record, what)}"
+            what = "domain" if key == _DOMAIN else "text"
+            fix, keys = _way_to_name(what, record, domains), ", ".join(map(repr, record))
+            found = f"no key {key!r}; add {fix} or a data.reader; the keys are {keys}"
             raise RejectedLine(f"{what} missing or not a string", found)
         value = value[name]
     return value
 
 
-def _way_to_name(record: Record, what: str) -> str:
-    """Return how a configuration says which keys of such a record hold the text or the domain."""
-    for layout, (text_keys, domain_key) in _NAMED.items():
-        if layout is not None and domain_key and {*text_keys, domain_key} <= record.keys():
-            return f"they are of data.layout={layout}"
-    if what == "text":
-        return "name those with the text in data.text_keys"
-    return "say with data.domain_of which domain a file has, or with data.domain_key which key has it"
-
-
-def _joined(keys: tuple[str, ...], values: list[Any]) -> str:
-    """Join the texts of several keys with newlines; null and texts without a visible character are left out."""
-    texts = [
-        visible_text(value, key)
-        for key, value in zip(keys, values, strict=True)
-        if value is not None and not (isinstance(value, str) and not is_visible(value))
-    ]
-    if not texts:
-        raise RejectedLine("empty text", f"none of {', '.join(keys)} has a visible character")
-    return "\n".join(texts)
+def _way_to_name(what: str, record: Record, domains: Domains) -> str:
+    """Return the argument that says where the text of such a record is, or of which domain it is. what: "text" or "domain"."""
+    if what == "text":  # most likely in the longest value
+        sizes = {key: len(value) for key, value in record.items() if isinstance(value, str) and key != _DOMAIN}
+        key = max(sizes, key=sizes.__getitem__, default="KEY")
+        return argument(f"--set data.text_key={key}", f'overrides={{"data.text_key": {key!r}}}')
+    name = domains[0].name
+    return argument(f"--set 'data.domain_of={{\"*\": {name}}}'", f'overrides={{"data.domain_of": {{"*": {name!r}}}}}')
 
 
 def _hash_of_reader(config: Config, reader: str) -> str:

@@ -86,8 +86,7 @@ def _columns(path: Path, names: list[str], keys: list[str] | None) -> list[str]:
             why = "there are several columns" if name in names else "there is no column"
             raise DataError(
                 f"{argument('--input')} {path}: {why} {name!r}; the columns are {', '.join(map(repr, names))}: name the one with "
-                "the text in data.text_keys, the one with the domain in data.domain_key, or say the domain of the file with "
-                "data.domain_of; data.reader reads files that differ"
+                "the text in data.text_key, or say the domain of the file with data.domain_of; data.reader reads files that differ"
             )
     return list(dict.fromkeys(needed))
 

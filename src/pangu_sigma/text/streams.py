@@ -1,14 +1,12 @@
 """Input files: which names are read, and the stream of bytes of a file that is plain, `.gz` or `.zst`.
 
-zstd is read by PyArrow, which reports a stream that was cut off; the package `zstandard` reads such a stream as if it were whole.
+PyArrow decompresses, which reports a stream that was cut off; the package `zstandard` reads such a stream as if it were whole.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import stat
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,11 +28,8 @@ _MAGIC = {b"PAR1": ".parquet", b"\x1f\x8b": ".gz", b"(\xb5/\xfd": ".zst"}
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """UTF-8 byte order mark, removed from the start of a file."""
 
-BROKEN_STREAMS = {".gz": "broken gzip stream", ".zst": "broken zstd stream"}
-"""Reason of the last `Rejected` of a compressed file that was cut off."""
-
-UNREADABLE = (EOFError, OSError, zlib.error)
-"""Exceptions that reading a stream may raise."""
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+"""Ends of the names of compressed files, and their format."""
 
 
 def check_input(path: Path, option: str = "--input", ends: tuple[str, ...] = LINES) -> None:
@@ -65,38 +60,24 @@ def check_input(path: Path, option: str = "--input", ends: tuple[str, ...] = LIN
 
 def open_stream(path: Path) -> BinaryIO:
     """Open a file and return its bytes, decompressed if the name ends in .gz or .zst. Raises OSError."""
-    if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        import pyarrow  # here: it takes 0.2 s, and most input is not zstd
+    if path.suffix not in COMPRESSED:
+        return path.open("rb")
+    import pyarrow  # here: it takes 0.2 s
 
-        return io.BufferedReader(pyarrow.CompressedInputStream(path.open("rb"), "zstd"))
-    return path.open("rb")
+    return io.BufferedReader(pyarrow.input_stream(path.open("rb"), compression=COMPRESSED[path.suffix]))
 
 
-def broken_stream(path: Path, line: int, offset: int, error: Exception, option: str = "--input") -> Rejected:
-    """Return a `Rejected` for a compressed stream that was cut off, or is none. Raises DataError for every other failed read.
+def broken_stream(path: Path, line: int, offset: int, error: OSError, option: str = "--input") -> Rejected:
+    """Return a `Rejected` for a compressed stream that was cut off. Raises DataError for every other failed read.
 
-    line, offset: the place after the last line that could be read. error: one of `UNREADABLE`.
+    line, offset: the place after the last line that could be read.
     """
-    cut = isinstance(error, EOFError) or "Truncated compressed stream" in str(error)
-    if path.suffix in BROKEN_STREAMS and (cut or _is_no_stream(error)):
-        plain = "" if offset or cut else f"; if it is not compressed, name the file *{Path(path.stem).suffix}"
-        return Rejected(str(path), line, offset, BROKEN_STREAMS[path.suffix], f"{error}{plain}")
-    if isinstance(error, gzip.BadGzipFile | zlib.error) or (path.suffix == ".zst" and _errno(error) is None):
-        kind = BROKEN_STREAMS[path.suffix].removeprefix("broken ")
+    if "Truncated compressed stream" in str(error):
+        return Rejected(str(path), line, offset, "cut stream", f"{error}; copy the file again")
+    if error.errno is None:  # PyArrow found it in the data
         raise DataError(
-            f"{argument(option)} {path}: the {kind} is damaged before byte {offset} of its text ({error}), so any line of it "
-            "may be other text; copy the file again"
+            f"{argument(option)} {path}: the {COMPRESSED[path.suffix]} stream is damaged after byte {offset} of its text, or is "
+            f"none ({error}), so any line before may be other text, too; copy the file again, or, if it is not compressed, name it "
+            f"*{Path(path.stem).suffix}"
         ) from error
     raise DataError(f"{argument(option)} {path}: cannot be read at byte {offset}: {error}; check the disk") from error
-
-
-def _is_no_stream(error: Exception) -> bool:
-    """Return True if what comes next is no compressed data: the file never was any, or there is rubbish after its end."""
-    return "Not a gzipped file" in str(error) or "Unknown frame descriptor" in str(error)
-
-
-def _errno(error: Exception) -> int | None:
-    """Return the number of an error of the system; None for one that PyArrow found in the data."""
-    return error.errno if isinstance(error, OSError) else None

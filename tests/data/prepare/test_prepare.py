@@ -18,7 +18,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import reading, segmenting
-from pangu_sigma.data.prepare.prepare import _checked_before_reading, _limit, prepare
+from pangu_sigma.data.prepare.prepare import _checked_before_reading, prepare
 from pangu_sigma.data.prepare.stages.stage import StageError
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.data.token_files import TokenFile
@@ -447,13 +447,6 @@ def test_the_users_text_has_no_limit_unless_asked_and_what_is_left_out_is_said(t
     caplog.clear()
     prepare(limited(config, 0.1), [path], tmp_path / "out")
     assert "en: 0.1 of 0.1 MiB were left out" in caplog.text, "also when there is nothing to do"
-
-
-@pytest.mark.parametrize(
-    ("asked", "inputs", "limit"), [(None, 0, 6 << 20), (None, 1, None), (2.5, 0, 5 << 19), (2.5, 1, 5 << 19)]
-)
-def test_packaged_text_is_limited_and_the_users_only_when_asked(config, asked, inputs, limit):
-    assert _limit(limited(config, asked), [None] * inputs) == limit
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(text, tmp_path, config, monkeypatch):

@@ -146,7 +146,7 @@ def test_the_first_of_copies_in_several_blocks_is_kept(tmp_path: Path):
                 block.add(file, 1, Document("en", text, ""))
             block.flush(file)
         blocks.append(block.close())
-    found = select(Work(tiny_config(), stage, 16 << 20, {}, None, preview=True), blocks)
+    found = select(Work(tiny_config(), stage, 16 << 20, None, preview=True), blocks)
     assert [found.of_block(stage, number).tolist() for number in range(3)] == [[True, True, False]] + 2 * [
         [True, False, False]
     ]

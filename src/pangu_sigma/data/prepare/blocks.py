@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.prepare.packaged.packages import Archive
 from pangu_sigma.data.prepare.stages.stage import Stage, read_frame
 from pangu_sigma.domains import Domains, domains_of
 
@@ -60,13 +58,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Work:
-    """What every unit of a preparation needs to know. size: bytes of text of a block. archives: files of packaged text. limit:
-    maximum bytes kept of a domain; None for all. preview: True to write no token files."""
+    """What every unit of a preparation needs to know. size: bytes of text of a block. limit: maximum bytes kept
+    of a domain; None for all. preview: True to write no token files."""
 
     config: Config
     stage: Stage
     size: int
-    archives: dict[Archive, Path]
     limit: int | None
     preview: bool
 

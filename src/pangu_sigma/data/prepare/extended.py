@@ -107,6 +107,11 @@ def _refuse(config: Config, folder: Path, recorded: list[list[Any]]) -> None:
         )
 
 
+def added_domains(config: Config, old: Path) -> list[Domain]:
+    """Return the domains of a configuration that the folder `old` lacks. Raises as `prepare_extension` does."""
+    return list(domains_of(_Extension.of(config, old).added))
+
+
 def preview_extension(
     config: Config, inputs: list[Path], old: Path, options: Options = ONE_PROCESS
 ) -> tuple[Manifest, list[str]]:

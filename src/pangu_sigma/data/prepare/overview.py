@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pangu_sigma.data.manifest import DomainRecord, Manifest, NearDuplicatesRecord
-from pangu_sigma.data.prepare.packaged.packages import PACKAGED_MIB
 from pangu_sigma.data.prepare.quarantine import format_reasons
 from pangu_sigma.errors import argument
 from pangu_sigma.results import aligned
@@ -84,7 +83,9 @@ def warnings_of(manifest: Manifest) -> list[str]:
     for name, record in _records(manifest).items():
         if record.left_out_bytes:
             sentences.append(
-                f"{name}: {_mib(record.left_out_bytes)} of {_mib(record.offered_bytes)} MiB were left out by {_limit(manifest)}"
+                f"{name}: {_mib(record.left_out_bytes)} of {_mib(record.offered_bytes)} MiB were left out by data."
+                f"max_mib_per_domain={manifest.config['max_mib_per_domain']}; raise it, or set it to null for all of "
+                f"{argument('--input')}"
             )
         if (share := record.duplicates / max(1, record.offered)) > _MANY_COPIES:
             sentences.append(f"{name}: {share:.0%} of the documents are exact copies of others and were left out")
@@ -131,16 +132,6 @@ def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[st
             f"{'above' if record.shift > 0 else 'below'} that of random documents (± {record.shift_deviation:.2f}), and a model's "
             f"loss is likely to be, too{_IF_TABLES * bool(record.shift > 0 and overlap.boilerplate_windows)}"
         )
-
-
-def _limit(manifest: Manifest) -> str:
-    limit = manifest.config["max_mib_per_domain"]
-    if limit is None:
-        return (
-            f"the limit of {PACKAGED_MIB} MiB a domain for packaged text, which is for demonstration; data.max_mib_per_domain sets "
-            "another one"
-        )
-    return f"data.max_mib_per_domain={limit:g}; raise it, or set it to null for all of {argument('--input')}"
 
 
 def _unknown(record: DomainRecord) -> float:

@@ -2,7 +2,6 @@
 
     hash → read: input → blocks of documents → [select] → segment: → runs of words → sample: → text → [English pieces]
     → count: → counts of pieces → [rows of slots] → encode: → ids → windows, overlap, choose: → held-out documents → write: → files
-    → shift: how far held-out text is from the rest
 
 What stands in brackets is done by the caller's process, from results of the pass before, and kept in the stage like them. Memory is
 bounded: a process has a frame of text as objects, the ids of a block, the windows of one domain's candidates, or a part of the
@@ -30,29 +29,18 @@ from pangu_sigma.data.prepare.held_out.holding_out import (
     find_windows,
     overlap_items,
 )
-from pangu_sigma.data.prepare.held_out.shift import ShiftItem, find_shift
 from pangu_sigma.data.prepare.kept import KeptVocabulary
-from pangu_sigma.data.prepare.reading import PackagedUnit, Read, read
+from pangu_sigma.data.prepare.reading import Read, read
 from pangu_sigma.data.prepare.segmenting import BlockItem, sample_block, sample_items, segment_block
 from pangu_sigma.data.prepare.selection import Selection, select
 from pangu_sigma.data.prepare.stages.stage import Executor, UnitResults
-from pangu_sigma.data.prepare.writing import SplitItem, SplitStatistics, write_split
-from pangu_sigma.data.prepared import SPLITS
+from pangu_sigma.data.prepare.writing import WriteItem, WrittenDomain, write_domain
 from pangu_sigma.text.inputs import InputUnit
 from pangu_sigma.text.sentencepieces import read_english, train_english
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import choose_rows
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WrittenDomain:
-    """Result for a domain. shift: unigram loss of the held-out text, its shift, and the shift's deviation (`held_out_shift`)."""
-
-    held_out: HeldOutDocuments
-    splits: dict[str, SplitStatistics]
-    shift: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class Passes:
     def _map(self, name: str, function: Callable[[Work, str, Any], Any], items: Sequence[Any]) -> UnitResults:
         return self.work.stage.map(self.executor, name, partial(function, self.work), items)
 
-    def read(self, units: Sequence[InputUnit | PackagedUnit]) -> list[Read]:
+    def read(self, units: Sequence[InputUnit]) -> list[Read]:
         """Read the units of the input."""
         return list(self._map("read", read, units))
 
@@ -127,15 +115,8 @@ class Passes:
 
     def write(self, encoded: UnitResults, held_out: Sequence[HeldOutDocuments]) -> list[WrittenDomain]:
         """Write the token files of all domains."""
-        items = [
-            SplitItem(domain, split, encoded, each.at_N) for domain, each in enumerate(held_out) for split in SPLITS
-        ]
-        results = list(self._map("write", write_split, items))
-        of_domains = (results[n : n + len(SPLITS)] for n in range(0, len(results), len(SPLITS)))
-        splits = [dict(zip(SPLITS, some, strict=True)) for some in of_domains]
-        counts = [[each[split].counts_V for split in SPLITS] for each in splits]
-        shifts = self._map("shift", find_shift, [ShiftItem(d, encoded, *some) for d, some in enumerate(counts)])
-        return [WrittenDomain(*each) for each in zip(held_out, splits, shifts, strict=True)]
+        items = [WriteItem(domain, encoded, each) for domain, each in enumerate(held_out)]
+        return list(self._map("write", write_domain, items))
 
 
 def _items(blocks: Sequence[Block]) -> list[BlockItem]:

@@ -21,9 +21,9 @@ import logging
 import platform
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,17 @@ import numpy as np
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, Source, load_manifest
 from pangu_sigma.data.prepare.blocks import Work, block_size
-from pangu_sigma.data.prepare.input_files import InputFile, hash_file
+from pangu_sigma.data.prepare.input_files import InputFile, hash_file, sha256_of
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.overview import warnings_of
-from pangu_sigma.data.prepare.packaged.packages import PACKAGED_MIB, archives_of, download, packaged_sources, sha256_of
-from pangu_sigma.data.prepare.passes import Passes, WrittenDomain
+from pangu_sigma.data.prepare.passes import Passes
 from pangu_sigma.data.prepare.quarantine import Quarantine
-from pangu_sigma.data.prepare.reading import PackagedUnit, Read, packaged_units, quarantine_lines
+from pangu_sigma.data.prepare.reading import Read, quarantine_lines
 from pangu_sigma.data.prepare.selection import Kept
 from pangu_sigma.data.prepare.stages.executors import executor_of
 from pangu_sigma.data.prepare.stages.stage import Executor, Stage, StageError
 from pangu_sigma.data.prepare.stages.staging import give_back, replace_folder, staged
+from pangu_sigma.data.prepare.writing import WrittenDomain
 from pangu_sigma.data.prepared import (
     FREQUENCIES_NAME,
     QUARANTINE_NAME,
@@ -54,7 +54,7 @@ from pangu_sigma.data.prepared import (
 )
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.inputs import InputUnit, input_files, input_units
+from pangu_sigma.text.inputs import input_files, input_units
 from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.tokenizer import Tokenizer, tag_language
 
@@ -68,19 +68,19 @@ _WRITTEN = re.compile(
 _LOOK = "`prepare-data --check` prints what there is of every domain, and writes nothing"
 _FORMAT = 5
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-_STAGE_FORMAT = 6
+_STAGE_FORMAT = 7
 """Version of the stage: raise it when its files change."""
-_PACKAGED_BLOCK = 1 << 20
-"""Bytes of a block of packaged text."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a preparation is done; its result does not depend on it. workers: number of processes; None: as many as there are cores,
-    fewer for little text. ray: address of a Ray cluster that does the work."""
+    """How a preparation is done; no token depends on it. workers: number of processes; None: as many as there are cores, fewer for
+    little text. ray: address of a Ray cluster that does the work. sources: those of input files, for the manifest; a file without
+    is the user's."""
 
     workers: int | None = None
     ray: str | None = None
+    sources: Mapping[Path, list[Source]] = field(default_factory=dict)
 
 
 ONE_PROCESS = Options(workers=1)
@@ -96,7 +96,7 @@ def prepare(
 ) -> Manifest:
     """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
 
-    inputs: the user's files and folders; none: the packaged text. A folder that holds this very result already is left alone, an
+    inputs: files, and folders of files. A folder that holds this very result already is left alone, an
     older result of the same domains is replaced. A preparation that was killed goes on where it was. kept: vocabulary to keep in
     place of that of `vocabulary.keep`. Raises ConfigError or DataError for what the user can fix.
     """
@@ -111,14 +111,13 @@ def prepare(
         staged(_stage_key(config, inputs, kept), output) as stage,
         closing(executor),  # no process writes into the stage any more when it is removed
     ):
-        return _prepare(config, inputs, output, True, existing, kept, stage, executor)[0]
+        return _prepare(config, inputs, output, True, existing, kept, stage, executor, options.sources)[0]
 
 
 def preview(
     config: Config, inputs: list[Path], options: Options = ONE_PROCESS, kept: KeptVocabulary | None = None
 ) -> tuple[Manifest, list[str]]:
-    """Examine text as `prepare` does and write nothing, except packaged text that has to be downloaded, and files for the time
-    being where Python has temporary ones.
+    """Examine text as `prepare` does and write nothing, but files for the time being where Python has temporary ones.
 
     Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
     one of data.path if that holds other domains. kept: as in `prepare`. Raises ConfigError or DataError for what leaves nothing to
@@ -133,12 +132,12 @@ def preview(
     with tempfile.TemporaryDirectory() as folder, closing(_executor(config, inputs, options)) as executor:
         stage = Stage(Path(folder))
         existing = None if refused else existing
-        manifest, problems = _prepare(config, inputs, output, False, existing, kept, stage, executor)
+        manifest, problems = _prepare(config, inputs, output, False, existing, kept, stage, executor, options.sources)
     return manifest, [refused, *problems] if refused else problems
 
 
 def _checked_before_reading(config: Config, inputs: list[Path], output: Path) -> list[Path]:
-    """Return the files of `inputs`. Raises ConfigError or DataError for what can be known before anything is downloaded or read."""
+    """Return the files of `inputs`. Raises ConfigError or DataError for what can be known before anything is read."""
     for domain in domains_of(config):
         tag_language("", "", domain)  # refuses a code domain that has no tag
     layout = Layout.of(config)
@@ -171,10 +170,12 @@ def _prepare(
     kept: KeptVocabulary | None,
     stage: Stage,
     executor: Executor,
+    sources: Mapping[Path, list[Source]],
 ) -> tuple[Manifest, list[str]]:
     """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is.
-    existing: manifest of what the folder has."""
-    files = list[InputFile](stage.map(executor, "hash", hash_file, inputs))
+    existing: manifest of what the folder has. sources: as in `Options`."""
+    items = [(path, sources.get(path)) for path in inputs]
+    files = list[InputFile](stage.map(executor, "hash", hash_file, items))
     decisive = _decisive(config, [[str(file.path), file.sha256] for file in files], kept)
     if writes and existing and existing.fingerprint == _fingerprint(decisive) and _intact(output):
         logger.info("%s already holds this data; nothing to do", output)
@@ -182,11 +183,9 @@ def _prepare(
     else:
         _say_replaced(output, existing, decisive)
         with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl") if writes else None) as quarantine:
-            packages = Path(config.data.path).parent / "packages"
-            archives = {} if files else download(archives_of(domains_of(config)), packages)
-            size = block_size(sum(file.size for file in files)) if files else _PACKAGED_BLOCK
-            passes = Passes(Work(config, stage, size, archives, _limit(config, files), not writes), executor, kept)
-            manifest, problems = _do_all(passes, files, output, quarantine, decisive)
+            mib, size = config.data.max_mib_per_domain, block_size(sum(file.size for file in files))
+            work = Work(config, stage, size, None if mib is None else int(mib * (1 << 20)), not writes)
+            manifest, problems = _do_all(Passes(work, executor, kept), files, output, quarantine, decisive)
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
     return manifest, problems
@@ -253,18 +252,16 @@ def _check_written(folder: Path, files: dict[str, FileRecord], written: list[Wri
 
 def _read(passes: Passes, files: list[InputFile], quarantine: Quarantine) -> tuple[list[Read], list[list[Source]]]:
     """Read all text. Return the result of each unit, and the sources of each domain."""
-    domains, parts = passes.work.domains, input_units([file.path for file in files], passes.work.size)
-    units: Sequence[InputUnit | PackagedUnit] = parts if files else packaged_units(domains)
+    units = input_units([file.path for file in files], passes.work.size)
     results = passes.read(units)
     for file in files:
         file.check_unchanged()
     quarantine_lines(passes.work.stage, results, units, quarantine)
-    if not files:
-        return results, [packaged_sources(domain) for domain in domains]
     of_file = dict[Path, set[int]]()
-    for unit, result in zip(parts, results, strict=True):
+    for unit, result in zip(units, results, strict=True):
         of_file.setdefault(unit.path, set()).update(result.domains)
-    return results, [[each.source for each in files if n in of_file.get(each.path, ())] for n in range(len(domains))]
+    numbers = range(len(passes.work.domains))
+    return results, [[s for each in files if n in of_file.get(each.path, ()) for s in each.sources] for n in numbers]
 
 
 def _fingerprint(decisive: dict[str, Any]) -> str:
@@ -285,7 +282,6 @@ def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | No
         "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
         "reader_sha256": Layout.of(config).reader_sha256,
         "inputs": inputs,
-        "packages": [] if inputs else [archive.file for archive in archives_of(domains_of(config))],
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }
 
@@ -347,13 +343,6 @@ def _intact(output: Path) -> bool:
     return True
 
 
-def _limit(config: Config, files: list[InputFile]) -> int | None:
-    """Return the maximum number of bytes of text kept of a domain; None: no limit."""
-    asked = config.data.max_mib_per_domain
-    mib = asked if asked is not None or files else PACKAGED_MIB
-    return None if mib is None else int(mib * (1 << 20))
-
-
 def _too_few(domain: Domain, counts: Kept) -> str:
     return (
         f"domain {domain.name}: {counts.kept} usable documents; at least 2 are needed, one of them to hold out; "
@@ -388,5 +377,5 @@ def _record(
         shift=shift,
         shift_deviation=deviation,
         sources=sources,
-        overlap=written.held_out.choice.overlap,
+        overlap=written.overlap,
     )

@@ -11,23 +11,13 @@ import numpy as np
 
 from pangu_sigma.data.prepare.blocks import FRAME_BYTES, INDEX, PER_DOCUMENT, Block, Work, index_parts
 from pangu_sigma.data.prepare.cleaning.near_duplicates import PERMUTATIONS, signature
-from pangu_sigma.data.prepare.packaged.packages import packaged_documents, packaged_parts
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.data.prepare.stages.stage import Stage, read_frames, write_frame
-from pangu_sigma.domains import Domains
 from pangu_sigma.text.documents import Document, Rejected
 from pangu_sigma.text.inputs import InputUnit, read_unit
 from pangu_sigma.text.layout import Layout
 
 _REJECTED_OF_FRAME = 1_000
-
-
-@dataclass(frozen=True)
-class PackagedUnit:
-    """Stretch of a domain's packaged text. domain: index."""
-
-    domain: int
-    stretch: int
 
 
 @dataclass(frozen=True)
@@ -42,12 +32,7 @@ class Read:
     lines: int = 0
 
 
-def packaged_units(domains: Domains) -> list[PackagedUnit]:
-    """Return the units of the packaged text of domains."""
-    return [PackagedUnit(domain.index, stretch) for domain in domains for stretch in range(packaged_parts(domain))]
-
-
-def read(work: Work, name: str, unit: InputUnit | PackagedUnit) -> Read:
+def read(work: Work, name: str, unit: InputUnit) -> Read:
     """Read a unit, and write its blocks, and the lines that cannot be used to the file .rejected if there are any."""
     domains, unit_items, result = work.domains, _Items(work, unit), Read(name)
     items = iter(unit_items)
@@ -78,18 +63,13 @@ def read(work: Work, name: str, unit: InputUnit | PackagedUnit) -> Read:
 
 
 class _Items:
-    """Documents and rejected lines of a unit. lines: number of its lines, once all are read; 0 for packaged text."""
+    """Documents and rejected lines of a unit. lines: number of its lines, once all are read."""
 
-    def __init__(self, work: Work, unit: InputUnit | PackagedUnit) -> None:
+    def __init__(self, work: Work, unit: InputUnit) -> None:
         self._work, self._unit, self.lines = work, unit, 0
 
     def __iter__(self) -> Generator[Document | Rejected, None, None]:
-        if isinstance(self._unit, InputUnit):
-            self.lines = yield from read_unit(self._unit, Layout.of(self._work.config), self._work.domains)
-        else:
-            yield from packaged_documents(
-                self._work.domains[self._unit.domain], self._work.archives, self._unit.stretch
-            )
+        self.lines = yield from read_unit(self._unit, Layout.of(self._work.config), self._work.domains)
 
 
 class BlockWriter:
@@ -152,13 +132,11 @@ def content_hash(purpose: str, document: Document) -> bytes:
     return digest.digest()
 
 
-def quarantine_lines(
-    stage: Stage, results: Sequence[Read], units: Sequence[InputUnit | PackagedUnit], into: Quarantine
-) -> None:
+def quarantine_lines(stage: Stage, results: Sequence[Read], units: Sequence[InputUnit], into: Quarantine) -> None:
     """Add the unusable lines of all units to the quarantine, in order, with their numbers in the file."""
     before = 0
     for result, unit in zip(results, units, strict=True):
-        if isinstance(unit, InputUnit) and unit.begin == 0:
+        if unit.begin == 0:
             before = 0
         if result.reasons:
             for some in read_frames(stage.path(f"{result.name}.rejected")):

@@ -1,4 +1,4 @@
-"""Pass `write`: token ids of all blocks → the token file of a domain and split, and its statistics.
+"""Pass `write`: token ids of all blocks → the token files of a domain, and their statistics.
 
 Shape suffixes: V vocabulary, N documents.
 """
@@ -12,21 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from pangu_sigma.data.indexed import write_tokens
-from pangu_sigma.data.manifest import SplitCounts
+from pangu_sigma.data.manifest import OverlapRecord, SplitCounts
 from pangu_sigma.data.prepare.blocks import Work
 from pangu_sigma.data.prepare.encoding import Encoded, final_tokenizer, ids_of
+from pangu_sigma.data.prepare.held_out.holding_out import HeldOutDocuments
+from pangu_sigma.data.prepare.held_out.shift import find_shift
 from pangu_sigma.data.prepare.stages.stage import UnitResults
+from pangu_sigma.data.prepared import SPLITS
 from pangu_sigma.text.vocabulary import UNK
 
 
 @dataclass(frozen=True)
-class SplitItem:
-    """Split of a domain. held_out_N: positions of the domain's held-out documents among those of all blocks, ascending."""
+class WriteItem:
+    """Domain by its index. encoded: results of the pass `encode`. held_out: the domain's held-out documents."""
 
     domain: int
-    split: str
     encoded: UnitResults
-    held_out_N: np.ndarray
+    held_out: HeldOutDocuments
 
 
 class SplitStatistics:
@@ -56,26 +58,43 @@ class SplitStatistics:
         )
 
 
-def write_split(work: Work, name: str, item: SplitItem) -> SplitStatistics:
-    """Write the token file of a split into the folder `output` of the stage, unless the work is a preview."""
+@dataclass(frozen=True)
+class WrittenDomain:
+    """Statistics of a domain's splits; unigram loss of the held-out text, its shift, and the shift's deviation (`held_out_shift`);
+    and its overlap."""
+
+    splits: dict[str, SplitStatistics]
+    shift: tuple[float, float, float]
+    overlap: OverlapRecord
+
+
+def write_domain(work: Work, name: str, item: WriteItem) -> WrittenDomain:
+    """Write the token files of a domain into the folder `output` of the stage, unless the work is a preview."""
+    splits = {split: _write_split(work, item, split) for split in SPLITS}
+    counts = (splits[split].counts_V for split in SPLITS)
+    shift = find_shift(work, item.encoded, item.domain, *counts)
+    return WrittenDomain(splits, shift, item.held_out.choice.overlap)
+
+
+def _write_split(work: Work, item: WriteItem, split: str) -> SplitStatistics:
     written = SplitStatistics(final_tokenizer(work).size)
-    documents = _documents(work, item, written)
+    documents = _documents(work, item, split, written)
     if work.preview:
         deque(documents, maxlen=0)
     else:
-        prefix = work.stage.path(f"output/{work.domains[item.domain].name}.{item.split}")
+        prefix = work.stage.path(f"output/{work.domains[item.domain].name}.{split}")
         prefix.parent.mkdir(exist_ok=True)
         written.hashes = write_tokens(prefix, documents)
     return written
 
 
-def _documents(work: Work, item: SplitItem, written: SplitStatistics) -> Iterator[np.ndarray]:
-    """Yield the token ids of each document of the split in order, and count them."""
+def _documents(work: Work, item: WriteItem, split: str, written: SplitStatistics) -> Iterator[np.ndarray]:
+    """Yield the token ids of each document of a split in order, and count them."""
     encoded: Encoded
     for encoded in item.encoded:
         documents_N = encoded.documents[item.domain]
-        held_out_N = np.isin(documents_N["at"], item.held_out_N)
-        if item.split == "held_out":  # few documents of many blocks
+        held_out_N = np.isin(documents_N["at"], item.held_out.at_N)
+        if split == "held_out":  # few documents of many blocks
             chosen_N = documents_N[held_out_N]
             ids = [ids_of(work.stage, encoded.name, document) for document in chosen_N]
         else:

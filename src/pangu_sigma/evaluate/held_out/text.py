@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _SHOWN = 3
 """Maximum number of lines that cannot be used that the log shows."""
 
-_OF_RECORDS = ("layout", "text_keys", "domain_key", "domain_map", "domain_of", "reader")
+_OF_RECORDS = ("text_key", "domain_of", "reader")
 """Keys of section `data` that say how records are read."""
 
 
@@ -46,7 +46,7 @@ def read_documents(
     """Read the documents of files or folders, as `prepare-data` does with section `data` of a model's configuration.
 
     domain: domain of all records; None: each says its own. overrides: of the keys that say how records are read; other keys are
-    warned of. If no record has the text keys of the model's configuration, the key `text` is read, with a warning. Lines that
+    warned of. If no record has the text key of the model's configuration, the key `text` is read, with a warning. Lines that
     cannot be used are left out with a warning. Raises ConfigError as `Layout.of`, DataError if no line can be used, and as
     `input_units`.
     """
@@ -56,22 +56,19 @@ def read_documents(
             without_effect(f"{argument('--set', 'overrides')} {key}", f"the text is read by {known}")
     layout, domains = Layout.of(changed(config, overrides)), domains_of(config)
     if domain is not None:
-        layout = replace(layout, domain_key=None, domain_map={}, domain_of={"*": domains.named(domain).name})
+        layout = replace(layout, domain_of={"*": domains.named(domain).name})
     documents, rejected = _read(files, layout, domains)
-    if not documents and not overrides and layout.text_keys != ("text",) and layout.reader is None:
-        of_records = replace(layout, text_keys=("text",), domain_key=layout.domain_key and "domain")
-        documents, others = _read(files, of_records, domains)
+    if not documents and not overrides and layout.text_key != "text" and layout.reader is None:
+        documents, others = _read(files, replace(layout, text_key="text"), domains)
         if documents:
-            logger.warning(
-                "no record has the keys %s of the run's text; the key text is read", ", ".join(layout.text_keys)
-            )
+            logger.warning("no record has the key %s of the run's text; the key text is read", layout.text_key)
             rejected = others
     if rejected:
         shown = "\n".join(str(line) for line in rejected[:_SHOWN])
         logger.warning("%d lines cannot be used, and are left out of the loss; the first:\n%s", len(rejected), shown)
     if not documents:
         named = ", ".join(map(str, files))
-        label = next((each for each in rejected if each.detail.startswith(f"no key {layout.domain_key!r}")), None)
+        label = next((each for each in rejected if each.detail.startswith("no key 'domain'")), None)
         fix = f"; say with {argument('--domain')} which domain reads them" if label else ""
         raise DataError(f"{named}: no line can be used" + (f"; the first: {rejected[0]}{fix}" if rejected else ""))
     return documents

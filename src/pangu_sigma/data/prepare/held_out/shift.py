@@ -1,4 +1,4 @@
-"""Pass `shift`: how far held-out text is from a random sample of its domain, measured with a unigram model.
+"""How far held-out text is from a random sample of its domain, measured with a unigram model.
 
 Passing documents over may leave held-out text that is unlike the rest, whose losses then say little about the domain.
 
@@ -8,7 +8,6 @@ Shape suffixes: N documents, V vocabulary, R rows of a slot.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,21 +21,12 @@ _DRAWS = 20
 """Maximum number of random samples."""
 
 
-@dataclass(frozen=True)
-class ShiftItem:
-    """Domain, results of the pass `encode`, and how often each token id occurs in what is trained on and held out, int64 [V]."""
-
-    domain: int
-    encoded: UnitResults
-    train_V: np.ndarray
-    held_out_V: np.ndarray
-
-
-def find_shift(work: Work, name: str, item: ShiftItem) -> tuple[float, float, float]:
-    """Compare the held-out text of a domain with random text of it, see `held_out_shift`."""
-    first = _first_by_hash(work, item.encoded, item.domain, int(item.held_out_V.sum()))
-    rows = final_tokenizer(work).slot_rows[work.domains[item.domain].slot]
-    return held_out_shift(item.train_V, item.held_out_V, first, rows)
+def find_shift(
+    work: Work, encoded: UnitResults, domain: int, train_V: np.ndarray, held_out_V: np.ndarray
+) -> tuple[float, float, float]:
+    """Compare the held-out text of a domain with random text of it, see `held_out_shift`. encoded: results of the pass `encode`."""
+    first = _first_by_hash(work, encoded, domain, int(held_out_V.sum()))
+    return held_out_shift(train_V, held_out_V, first, final_tokenizer(work).slot_rows[work.domains[domain].slot])
 
 
 def held_out_shift(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from pangu_sigma.data.prepare.packaged.translations import json_pairs, page_pairs
+from pangu_sigma.data.packaged.translations import json_pairs, page_pairs
 
 
 def test_texts_under_the_same_keys_are_pairs():

