@@ -396,7 +396,9 @@ def test_prepare_data_takes_one_path_or_several(tiny_data, tmp_path, monkeypatch
         ps.prepare_data(config, inputs)
     found = ps.prepare_data(config)
     assert found["domains"].keys() == {"zh", "en", "code"} and "held out" in str(found).splitlines()[0]
-    assert asked == [([Path("a.jsonl")], tmp_path / "data")] * 4 + [([], tmp_path / "data")]
+    assert asked[:4] == [([Path("a.jsonl")], tmp_path / "data")] * 4
+    packaged, folder = asked[4]
+    assert folder == tmp_path / "data" and [file.name.partition("-")[0] for file in packaged] == ["zh", "en", "code"]
 
 
 def test_one_prompt_gives_a_text_and_a_list_gives_texts(model):

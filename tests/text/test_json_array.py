@@ -142,3 +142,11 @@ def test_the_number_of_elements_is_returned(tmp_path):
     with pytest.raises(StopIteration) as end:
         next(reader)
     assert end.value.value == 3
+
+
+@pytest.mark.parametrize("number", ["1.5", "-12e+3", "7E-2", "0.25e1", "10"])
+def test_a_number_may_go_on_in_the_next_block(tmp_path, monkeypatch, number):
+    path = written(tmp_path, f"[{number}, {number}]".encode(), "a.json")
+    for block in range(1, 12):
+        monkeypatch.setattr(json_array, "_BLOCK_BYTES", block)
+        assert [value for value, _ in elements(path)] == [json.loads(number)] * 2

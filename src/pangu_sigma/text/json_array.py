@@ -21,6 +21,8 @@ _BLOCK_BYTES = 1 << 18
 """Bytes read at once, at least."""
 _BLANKS = re.compile("[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+_NUMBER_GOES_ON = ("", ".", "e", "E", "e+", "e-", "E+", "E-")
+"""What the text may end with, behind a number that is whole so far, and of which the next block has more."""
 
 
 def read_array(path: Path, parse: Callable[[Any, int], LineItem]) -> Generator[LineItem | Rejected, None, int]:
@@ -98,7 +100,7 @@ class _Elements:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                if end < len(self._text) or self._ended:  # else a number may go on
+                if self._ended or self._text[end:] not in _NUMBER_GOES_ON:
                     self._go(end)
                     return value
             except (ValueError, RecursionError) as error:
