@@ -37,7 +37,7 @@ BUDGETS = {
     "rre": 405,
     "serve": 1067,
     "stored": 725,
-    "text": 1003,
+    "text": 1004,
     "training": 1625,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
