@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.checkpoint import saver as module
-from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
+from pangu_sigma.checkpoint.checkpoint import last_healthy, newest_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError, Identity
 from pangu_sigma.checkpoint.parts import Part, SavedArray, copy_part, decode_parts, encode_parts
 from pangu_sigma.checkpoint.saver import save_checkpoint
@@ -116,9 +116,9 @@ def test_ranks_read_the_checkpoint_that_rank_0_sees(tmp_path, monkeypatch):
 
     def work(ranks):
         held.first = ranks.first
-        return newest_checkpoint(tmp_path, IDENTITY, ranks).step
+        return newest_checkpoint(tmp_path, IDENTITY, ranks).step, last_healthy(tmp_path, ranks)[0].name
 
-    assert on_ranks(2, work) == [8, 8]
+    assert on_ranks(2, work) == [(8, "step_00000008")] * 2
 
 
 def test_damage_that_one_rank_finds_sends_all_to_the_checkpoint_before(tmp_path):

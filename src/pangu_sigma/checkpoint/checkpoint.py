@@ -107,20 +107,25 @@ def newest_checkpoint(
     Raises DamagedCheckpoint if none is whole, CheckpointError if the identity is not the expected one.
     """
     problems: list[str] = []
-    names = "\n".join(path.name for path in checkpoints(root))  # rank 0's list: another rank may be shown an old one
-    for name in (ranks.texts(names)[0] if ranks.world > 1 else names).split():
+    for path in _listed(root, ranks):
         try:
-            found = load_checkpoint(root / name, expected, ranks, verified)
+            found = load_checkpoint(path, expected, ranks, verified)
         except DamagedCheckpoint as error:
             problems.append(str(error))
             continue
         for problem in problems:
-            logger.warning("%s; %s is used in its place", problem, name)
+            logger.warning("%s; %s is used in its place", problem, path.name)
         return replace(found, passed_over=tuple(problems))
     if not problems:
         return None
     fix = f"name another run, or train this one anew: pangu-sigma train {root.parent} --start-over"
     raise DamagedCheckpoint("\n".join([f"no usable checkpoint in {root}:", *problems, fix]))
+
+
+def _listed(root: Path, ranks: Ranks) -> list[Path]:
+    """Return the checkpoints of a root as rank 0 sees them: another rank may be shown an old list. All ranks call this."""
+    names = "\n".join(path.name for path in checkpoints(root))
+    return [root / name for name in ranks.texts(names)[0].split()]
 
 
 def way_on(root: Path, ranks: Ranks) -> str:
@@ -139,7 +144,7 @@ def last_healthy(root: Path, ranks: Ranks) -> tuple[Path | None, list[Path]]:
     All ranks call this; each checks some of the files.
     """
     ill: list[Path] = []
-    for path in checkpoints(root):
+    for path in _listed(root, ranks):
         with suppress(CheckpointError):
             files = load_checkpoint(path, ranks=ranks).files
             own = {name: files[name] for name in list(files)[ranks.rank :: ranks.world]}
