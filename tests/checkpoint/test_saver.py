@@ -71,12 +71,12 @@ def test_what_is_saved_is_the_state_at_the_step_however_late_it_is_written(tmp_p
         before = bits(files)
         behind.begin(1, files, {"step": 1})
         train(files)
-        assert behind.pending and not behind.failed
+        assert behind._pending is not None and not behind.failed
         assert checkpoints(tmp_path) == []
         held.set()
         eventually(lambda: checkpoints(tmp_path) == [tmp_path / "step_00000001"], 30)
-        assert behind.pending and not behind.failed, "the thread completes it, and nothing is to be told"
-    assert not behind.pending
+        assert behind._pending is not None and not behind.failed, "the thread completes it, and nothing is to be told"
+    assert behind._pending is None
     loaded = newest_checkpoint(tmp_path, IDENTITY)
     assert bits(loaded.files) == before != bits(files)
     assert (loaded.step, loaded.state) == (1, {"step": 1})
@@ -111,7 +111,7 @@ def test_a_second_save_waits_for_the_first_and_uses_its_memory_again(tmp_path: P
         assert {id(a.values) for held_ in behind._copy.values() for a in held_.values()} == copies
         assert bytes_of(behind._copy) == bytes_of(files)
         behind.save(3, files, {})
-        assert not behind.pending
+        assert behind._pending is None
     assert bits(load_checkpoint(tmp_path / "step_00000001").files) == first
     assert bits(load_checkpoint(tmp_path / "step_00000002").files) == bits(files)
 
@@ -133,7 +133,7 @@ def test_an_error_in_the_thread_is_that_of_a_save_at_once(tmp_path: Path):
             with refused_at(call, errno.ENOSPC)(), refused:
                 behind.begin(2, files, {})
                 behind.wait()
-            assert not behind.pending
+            assert behind._pending is None
             assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001"]
         behind.begin(3, files, {})
     assert newest_checkpoint(tmp_path).step == 3
@@ -168,7 +168,7 @@ def test_without_room_for_a_copy_it_is_written_at_once_which_is_said_once(
     with opened(tmp_path) as behind:
         for step in (1, 2):
             behind.begin(step, files, {})
-            assert not behind.pending
+            assert behind._pending is None
             assert newest_checkpoint(tmp_path).step == step
         assert behind._copy == {}
     assert caplog.text.count("train.async_save needs a copy") == 1

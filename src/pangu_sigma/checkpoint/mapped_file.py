@@ -40,7 +40,8 @@ def release_pages(values: np.ndarray) -> None:
         whole = whole.base
     file = getattr(whole.base, "obj", None)
     if isinstance(file, mmap.mmap):
-        first, end = (at - np.byte_bounds(whole)[0] for at in np.byte_bounds(values))
+        start = np.byte_bounds(whole)[0]
+        first, end = (at - start for at in np.byte_bounds(values))
         first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
         if end > first:
             file.madvise(mmap.MADV_DONTNEED, first, end - first)

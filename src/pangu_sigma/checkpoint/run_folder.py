@@ -37,8 +37,8 @@ CHECKPOINTS = "checkpoints"
 LINEAGE_FILE = "lineage.json"
 """Receipt (origin of the weights) of a run whose weights were inherited, extended, extracted or converted from another model."""
 
-METRICS = "metrics.jsonl"
-_MOVED = (CHECKPOINTS, METRICS, "tensorboard", "report")
+_METRICS = "metrics.jsonl"
+_MOVED = (CHECKPOINTS, _METRICS, "tensorboard", "report")
 _COPIED = (CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, SEAL, LINEAGE_FILE)
 _WRITTEN = (*_MOVED, "logs", "profile", "finetune")
 """Names of what training writes, prunes or cuts in a run folder, which may itself be reached through a link; they may not."""
@@ -131,13 +131,13 @@ def start_over(run: Path) -> None:
 def checkpoint_at(run: Path, step: int, verified: bool = False) -> Checkpoint:
     """Return the checkpoint of a step. verified: as in `load_checkpoint`. Raises ConfigError if there is none, CheckpointError for
     damage."""
-    there = [step_of(path) for path in checkpoints(run / CHECKPOINTS)]
+    there = {step_of(path): path for path in checkpoints(run / CHECKPOINTS)}
     if step not in there:
         known = ", ".join(map(str, reversed(there))) or "none"
         raise ConfigError(
             f"{argument('--from-step')} {step}: {run} has no such checkpoint; those that it has are of steps {known}"
         )
-    return load_checkpoint(run / CHECKPOINTS / f"step_{step:08d}", verified=verified)
+    return load_checkpoint(there[step], verified=verified)
 
 
 def go_back(run: Path, step: int) -> None:
@@ -162,7 +162,7 @@ def set_aside(run: Path, after: int | None = None) -> Path | None:
     folder = next(path for n in itertools.count(1) if not (path := run / f"set_aside_{n}").exists())
     folder.mkdir()
     remove_leftovers(root)  # files of a killed save are no checkpoint, and take the room of one
-    for name in (*_COPIED, *((METRICS,) if after is not None else ())):
+    for name in (*_COPIED, *((_METRICS,) if after is not None else ())):
         if (run / name).is_dir():
             shutil.copytree(run / name, folder / name)
         elif (run / name).exists():

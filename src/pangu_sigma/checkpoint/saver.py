@@ -130,11 +130,6 @@ class Saver:
         self._warned = False
 
     @property
-    def pending(self) -> bool:
-        """True if a checkpoint was begun, and `wait` has not said how it went."""
-        return self._pending is not None
-
-    @property
     def failed(self) -> bool:
         """True if the thread of this rank has met what `wait` will raise on all ranks."""
         return self._pending is not None and any(
@@ -238,9 +233,10 @@ class Saver:
             return found
         (save.folder / STATE).write_bytes(as_json(asdict(save.facts)))
         known = {name: recorded for report in reports for name, recorded in report.files.items()}
-        seal_folder(save.folder, [*known, STATE], {}, known)
+        seal_folder(save.folder, [*known, STATE], {}, known)  # flushes all of it
         set_aside_for_removal(save.target)  # one of the same step
-        commit(save.folder, save.target)
+        save.folder.rename(save.target)
+        sync(self.root)
         prune(self.root, self.keep, self.spared)
         return []
 
@@ -268,7 +264,7 @@ class Saver:
             with self.ranks.fail_together("writing a checkpoint"):
                 write()
             with self.ranks.fail_together("completing a checkpoint"):
-                found = finish() if self.ranks.first else []
+                found = finish()
         if self.ranks.world > 1:
             text = self.ranks.texts(_WRITTEN.dump_json(Written({}, found)).decode())[0]
             found = _WRITTEN.validate_json(text).not_finite

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint, newest_checkpoint
+from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.checkpoint.root import remove_leftovers
+from pangu_sigma.checkpoint.root import checkpoints, remove_leftovers, step_of
 from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, one_writer
 from pangu_sigma.config import Config
 from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, read_metrics
@@ -41,11 +41,11 @@ def take_up_finished(folder: Path, config: Config, asked: StartOptions) -> bool:
     """
     if asked.start_over or asked.from_step is not None:
         return False
-    newest = newest_checkpoint(folder / CHECKPOINTS, verified=False)
-    if newest is None or newest.step < config.train.steps:
+    newest = next(iter(checkpoints(folder / CHECKPOINTS)), None)
+    if newest is None or step_of(newest) < config.train.steps:
         return False
     try:
-        checkpoint = load_checkpoint(newest.path)
+        checkpoint = load_checkpoint(newest)
     except CheckpointError:
         return False  # training says what is damaged, and goes on from the checkpoint before it
     step, options, names = checkpoint.step, config.train, [each.name for each in config.domains]

@@ -11,7 +11,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
 from pangu_sigma.checkpoint.not_finite import describe
 from pangu_sigma.checkpoint.parts import Files
-from pangu_sigma.checkpoint.saver import save_checkpoint
+from pangu_sigma.checkpoint.saver import bytes_of, save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.errors import argument, in_words
@@ -60,7 +60,7 @@ def write_step_0(run: StoredRun, files: Files, cursor: Cursor | None = None) -> 
     config = run.config
     start = cursor or Cursor([0] * len(config.domains))
     health = Health(config.train, [domain.name for domain in config.domains]).state()
-    total = sum(array.values.nbytes for arrays in files.values() for array in arrays.values())
+    total = bytes_of(files)
     try:
         with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:
             save_checkpoint(
