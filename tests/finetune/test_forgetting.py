@@ -31,13 +31,13 @@ def test_what_cannot_be_measured_is_said(tiny_run, tmp_path, monkeypatch, error)
     monkeypatch.setattr(tuning, "compare_runs", refuse)
     parent = open_model(tiny_run, "run")
     (tmp_path / "lineage.json").write_bytes(sealed({"parent_hash": parent.hash}, record=True))
-    assert format_forgetting(measure_forgetting(tmp_path, parent)) == "forgetting was not measured: moved"
+    assert format_forgetting(measure_forgetting(tmp_path, tiny_run)) == "forgetting was not measured: moved"
 
 
 def test_a_parent_that_was_trained_on_is_not_compared(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "compare_runs", lambda *runs: pytest.fail("its weights are others"))
     (tmp_path / "lineage.json").write_bytes(sealed({"parent_hash": "of an earlier checkpoint"}, record=True))
-    found = measure_forgetting(tmp_path, open_model(tiny_run, "run"))
+    found = measure_forgetting(tmp_path, tiny_run)
     assert found == {"skipped": f"{tiny_run} was trained on after the tuning began"}
 
 

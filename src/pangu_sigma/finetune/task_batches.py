@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ class TaskSamples(Samples):
         ids = [[s.ids_T[s.answer :] for s in own] for own in self._samples]
         return np.stack([np.bincount(np.concatenate(own or [np.array([], int)]), minlength=vocabulary) for own in ids])
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Hash over the sequences and their loss masks."""
         digest = xxhash.xxh3_128()

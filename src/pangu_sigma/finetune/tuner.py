@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,11 @@ class Tuner(Trainer):
     def _evaluator(self, batches: BatchLoader, most: int) -> Evaluator:
         return Evaluator(batches, most, EvaluationStep(self.network, self.store), self.network)
 
+    @cached_property
+    def _of_training(self) -> Evaluator:
+        """Evaluator of training samples, for a tuning without a dev set: both of its losses are of one graph."""
+        return self._evaluator(self.batches, samples_of_evaluation(self.config))
+
     @property
     def finished(self) -> bool:
         """True if the run is at its last step, or the dev loss has not improved for too long."""
@@ -84,8 +90,7 @@ class Tuner(Trainer):
         else:
             best.step = step
             if step == 0 or self.finished:
-                most = samples_of_evaluation(self.config)
-                best.loss = finite_or_none(mean_loss(self._evaluator(self.batches, most).losses()))
+                best.loss = finite_or_none(mean_loss(self._of_training.losses()))
                 best.before = best.loss if step == 0 else best.before
         self.saver.spared = frozenset([best.step])
 

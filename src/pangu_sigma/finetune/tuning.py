@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,10 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
                 if quarantine.counts:
                     quarantine.copy_to(fresh / TUNING_FOLDER / QUARANTINE)
     with one_writer(into, lock):
-        if not begins:
-            _take_up(into, config, parent.path.absolute(), data_hash)
-        logger.info("%s", learns_text(learned(config)))
         run = StoredRun(into, text_hash=data_hash)
+        if not begins:
+            _take_up(run, config, parent.path.absolute())
+        logger.info("%s", learns_text(learned(config)))
         run.config = config
         result = read_tuning_result(into)
         known = result or _train(run, training, dev)
@@ -112,7 +112,7 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
                 "dev_file": None if dev is None else dev.facts,
                 **known,
                 "metric": config.tuning.metric,
-                "forgetting": measure_forgetting(into, parent),
+                "forgetting": measure_forgetting(into, parent.path),
             }
             write_atomically(into / TUNING_RESULT, sealed(result, record=True))
             draw_report(into)
@@ -136,9 +136,9 @@ def _read_files(
     return training, dev
 
 
-def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> None:
+def _take_up(run: StoredRun, config: Config, path: Path) -> None:
     """Take up a run with what may change in it. Raises ConfigError for another parent, other samples, or changes of fixed keys."""
-    run = open_model(into, "run")
+    into = run.path
     began, other = (run.lineage or {}).get("parent"), f"choose another folder with {argument('--output')}"
     if run.config.finetune is None:
         raise ConfigError(f"{into} is a run that is not tuned to a task; {other}")
@@ -147,7 +147,7 @@ def _take_up(into: Path, config: Config, path: Path, data_hash: str) -> None:
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     fix = f"give the options that it was begun with, or {other}"
     refuse_changes(into, changes, fix)
-    if (saved := run.newest) and saved.identity.data_hash != data_hash:
+    if (saved := run.newest) and saved.identity.data_hash != run.text_hash:
         raise ConfigError(
             f"{into} was begun on other samples: {argument('--train-file')} or {argument('--dev-file')} is another file, or its "
             f"lines have changed; name the files that it was begun with, or {other}"
@@ -197,8 +197,8 @@ def _begin(
     child.domains |= dict.fromkeys(config.tuning.domains, "learns the task")
     child.notes = [WARM, learns_text(found)]
     child.options = {**config.tuning.model_dump(mode="json"), **hashes}
-    receipt = new_run_from(child, folder, data_hash)
-    replace(receipt, parameters={"learns": learns, "stays as it was": total - learns}).save(folder)
+    child.parameters = {"learns": learns, "stays as it was": total - learns}
+    new_run_from(child, folder, data_hash)
 
 
 def learns_text(result: dict[str, Any]) -> str:
@@ -227,16 +227,19 @@ def format_result(result: dict[str, Any]) -> str:
     return "\n".join([*lines, format_forgetting(result["forgetting"])])
 
 
-def measure_forgetting(run: Path, parent: StoredRun) -> dict[str, Any]:
+def measure_forgetting(run: Path, parent: Path) -> dict[str, Any]:
     """Compare a tuned run with its parent, as `evaluate RUN --against PARENT` does: equal weights have equal losses bit for bit.
 
     Returns {"domains": {name: {"before", "after", "difference"}}}, held-out losses in nats per token and their difference with its
     standard error, or {"skipped": reason} if the parent's text is missing, or its checkpoint is another one by now.
     """
-    if parent.hash != (read_lineage(run) or {}).get("parent_hash"):
-        return {"skipped": f"{parent.path} was trained on after the tuning began"}
+    now = open_model(
+        parent, "run", verified=False
+    )  # anew: `compare_runs`, which verifies it, takes what is there now, too
+    if now.hash != (read_lineage(run) or {}).get("parent_hash"):
+        return {"skipped": f"{parent} was trained on after the tuning began"}
     try:
-        (pair,) = compare_runs([run], [parent.path])["pairs"]
+        (pair,) = compare_runs([run], [parent])["pairs"]
     except (ConfigError, DataError) as error:
         return {"skipped": str(error)}
 

@@ -40,7 +40,6 @@ from pangu_sigma.model.arrays import ffn_shapes
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sections import ModelConfig
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.training.first_checkpoint import write_step_0
@@ -77,7 +76,8 @@ class Child:
 
     own_K: number of the parent's expert that each expert of an own segment is a copy of; -1: it is drawn. warm_K: True for experts
     of own segments that keep moments and step count. warm: True if Adam state is kept at all. answers: as in `compare`. sources:
-    domain of the child → domain of a sparse parent that has its experts. domains, notes, options: of the receipt.
+    domain of the child → domain of a sparse parent that has its experts. parameters, domains, notes, options: of the receipt;
+    without parameters they are counted by origin.
     """
 
     kind: ReceiptKind
@@ -91,6 +91,7 @@ class Child:
     warm: bool = True
     answers: dict[str, Domain] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
     domains: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     options: dict[str, object] = field(default_factory=dict)
@@ -200,10 +201,13 @@ class Child:
         at_once = max(1, _ROWS_BYTES // (4 * values.shape[1]))
         for number, slot in enumerate(self.slots):
             draw = np.random.default_rng([self.config.seed, number])
+            draws = (
+                not state and (slot.parent_R < 0).any()
+            )  # else a copy of a large table would draw all of it, to no end
             for first in range(0, len(slot.parent_R), at_once):
                 rows = slot.parent_R[first : first + at_once]
                 shape = len(rows), values.shape[1]
-                new = np.zeros(shape, np.float32) if state else draw.standard_normal(shape, np.float32) * std
+                new = draw.standard_normal(shape, np.float32) * std if draws else np.zeros(shape, np.float32)
                 copied = (rows >= 0) & (slot.warm or not state)
                 new[copied] = values[rows[copied]]
                 yield new
@@ -280,6 +284,6 @@ def new_run_from(
     run = StoredRun(folder, text_hash=data_hash)
     write_step_0(run, compose(child.config, child.find), cursor)
     tuned = child.kind == "finetune"  # it is a copy in all, and nobody waits for a comparison
-    receipt = receipt_of(child, {} if tuned else compare(open_model(folder, "run"), child.parent, child.answers, text))
+    receipt = receipt_of(child, {} if tuned else compare(run, child.parent, child.answers, text))
     receipt.save(folder)
     return receipt

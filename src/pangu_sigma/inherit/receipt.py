@@ -129,7 +129,7 @@ def receipt_of(child: Child, agreement: dict[str, Agreement]) -> Receipt:
         layout=parent.layout,
         parent_step=parent.step,
         parent_hash=values_hash(parent) if inherits else parent.hash,
-        parameters=count_by_origin(child.config, slots, _experts_by_origin(child), had_rows),
+        parameters=child.parameters or count_by_origin(child.config, slots, _experts_by_origin(child), had_rows),
         slots=slots,
         unused={each.name: each.reason for each in parent.unused},
         activation=child.config.model.activation,
