@@ -8,7 +8,7 @@ block, D domains, V vocabulary, R rows of a slot, U units.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,18 +42,14 @@ class HeldOut:
     training step, which returns a loss per block of samples. What has one loss is called a unit.
     """
 
-    def __init__(self, batches: BatchLoader, most: int, only: Collection[str] | None = None):
-        """batches: loader of the held-out split. most: maximum number of samples of a domain. only: names of the domains whose
-        samples are read; None for all."""
+    def __init__(self, batches: BatchLoader, most: int):
+        """batches: loader of the held-out split. most: maximum number of samples of a domain."""
         self._batches, self._config = batches, batches.config
         everybody = data_rank_of_sequences(self._config)
         self._takers_B = everybody[np.isin(everybody, takers_of_group(self._config, batches.rank))]
         self._blocks = self._config.data.domains_per_step // self._config.parallel.groups
         self._per_block = self._config.train.batch_size // self._config.data.domains_per_step
-        self._wanted = [
-            min(count, most) if only is None or domain.name in only else 0
-            for domain, count in zip(batches.domains, batches.samples.counts, strict=True)
-        ]
+        self._wanted = [min(count, most) for count in batches.samples.counts]
         self.block = self._config.train.accumulation * self._per_block
 
     @cached_property

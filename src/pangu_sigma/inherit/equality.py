@@ -82,12 +82,11 @@ def compare(
     parent: StoredModel,
     answers: Mapping[str, Domain],
     data: Path | None,
-    tokens: int = COMPARED_TOKENS,
 ) -> dict[str, Agreement]:
     """Compare the logits of domains of a new run with the logits of the model that it was made of.
 
     answers: domain of `child` → domain whose answers it must give, with the numbers that it has in `parent`. data: folder of
-    held-out text of the child; None: tokens are drawn. tokens: maximum number of tokens of a domain.
+    held-out text of the child; None: tokens are drawn.
     """
     domains, known_V = domains_of(child.config), parent_ids(parent.tokenizer.vocabulary, child.tokenizer.vocabulary)
     activation, found = parent.sizes.activation, {}
@@ -98,16 +97,16 @@ def compare(
             _Reader(parent, looked_up(known_V, ids_R), its, activation),
             _Reader(child, ids_R, domain, activation),
         )
-        held_out_T = None if data is None else _held_out(child, domain, data, tokens)
-        found[name] = _agreement(old, new, held_out_T, tokens)
+        held_out_T = None if data is None else _held_out(child, domain, data)
+        found[name] = _agreement(old, new, held_out_T)
     return found
 
 
-def _agreement(old: _Reader, new: _Reader, held_out_T: np.ndarray | None, tokens: int) -> Agreement:
+def _agreement(old: _Reader, new: _Reader, held_out_T: np.ndarray | None) -> Agreement:
     """Compare parent and child in one domain. held_out_T: held-out tokens of the child; None: tokens are drawn."""
     tokenizer, activation = new.model.tokenizer, new.model.config.model.activation
     wanted_W = np.flatnonzero(old.rows(old.ids_R) >= 0)
-    ids_T = _common(new.model, held_out_T, new.ids_R[wanted_W], tokens)
+    ids_T = _common(new.model, held_out_T, new.ids_R[wanted_W])
     rows_T = tokenizer.row_of[new.domain.slot, ids_T]
     old_TW, new_TW = old.logits(old.ids_R[rows_T], wanted_W), new.logits(ids_T, wanted_W)
     own_activation = nats = None
@@ -117,25 +116,25 @@ def _agreement(old: _Reader, new: _Reader, held_out_T: np.ndarray | None, tokens
         cost_T = token_losses(changed_TW[:-1], columns) - token_losses(new_TW[:-1], columns)
         nats = float(cost_T.sum()) / max(len(cost_T), 1)
     found = tokenizer.decode(ids_T.tolist()), len(ids_T), _largest(new_TW, old_TW), own_activation, nats
-    return Agreement(*found, *(() if held_out_T is None else _cutting(old, new, held_out_T, wanted_W, tokens)))
+    return Agreement(*found, *(() if held_out_T is None else _cutting(old, new, held_out_T, wanted_W)))
 
 
 def _largest(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).max())
 
 
-def _held_out(run: StoredModel, domain: Domain, data: Path, tokens: int) -> np.ndarray:
+def _held_out(run: StoredModel, domain: Domain, data: Path) -> np.ndarray:
     """Return the first held-out tokens of a domain, int64: enough for COMPARED_TEXTS texts. data: folder of prepared text."""
     prepared = PreparedData(data).tokens(domain.name, "held_out", run.tokenizer.size)
-    return prepared.read(0, min(prepared.tokens, COMPARED_TEXTS * tokens)).astype(np.int64)
+    return prepared.read(0, min(prepared.tokens, COMPARED_TEXTS * COMPARED_TOKENS)).astype(np.int64)
 
 
-def _common(run: StoredModel, held_out_T: np.ndarray | None, known: np.ndarray, tokens: int) -> np.ndarray:
+def _common(run: StoredModel, held_out_T: np.ndarray | None, known: np.ndarray) -> np.ndarray:
     """Return the beginning of the longest text without <eot> and tokens that the parent lacks.
 
-    held_out_T: held-out tokens; None: tokens are drawn. known: tokens that both models have. tokens: maximum length.
+    held_out_T: held-out tokens; None: tokens are drawn. known: tokens that both models have.
     """
-    most = min(tokens, run.config.model.seq_length)
+    most = min(COMPARED_TOKENS, run.config.model.seq_length)
     if held_out_T is None:
         words = known[known != run.tokenizer.eot].astype(np.int64)
         return np.random.default_rng(run.config.seed).choice(words, most)
@@ -148,10 +147,10 @@ def _stretches(ids_T: np.ndarray, kept_T: np.ndarray) -> list[np.ndarray]:
     return np.split(ids_T, np.flatnonzero(np.diff(kept_T)) + 1)[0 if kept_T[0] else 1 :: 2]
 
 
-def _cutting(old: _Reader, new: _Reader, held_out_T: np.ndarray, wanted_W: np.ndarray, tokens: int) -> tuple[Any, ...]:
+def _cutting(old: _Reader, new: _Reader, held_out_T: np.ndarray, wanted_W: np.ndarray) -> tuple[Any, ...]:
     """Cut held-out texts as both models do, and return the last fields of an `Agreement`. wanted_W: rows of the child's slot."""
     longest, tokenizer = new.model.config.model.seq_length, new.model.tokenizer
-    most = min(tokens, longest)
+    most = min(COMPARED_TOKENS, longest)
     documents = _stretches(held_out_T, held_out_T != tokenizer.eot)
     texts = [tokenizer.decode(each[at : at + most].tolist()) for each in documents for at in range(0, len(each), most)]
     cut = [(text, new.cut(text), old.cut(text)) for text in texts]

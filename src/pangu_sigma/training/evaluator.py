@@ -5,7 +5,6 @@ Shape suffixes: B sequences, M blocks, N segments, A active experts, U units, wh
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from itertools import accumulate
 from typing import Protocol
 
@@ -73,16 +72,14 @@ class Evaluator:
         ranks: Ranks = SINGLE_PROCESS,
         together: bool = False,
         counts: bool = True,
-        only: Collection[str] | None = None,
     ):
         """batches: batches of the held-out split. most: maximum number of samples of each domain. forward: graph of `network`.
         ranks: processes that evaluate together; each evaluates its share of the batches of its expert group.
         together: True if `forward` is the training graph, which takes batches shaped as in training and has collectives.
         counts: True if this rank's losses are added to the total: one of the ranks that read the same tokens does so.
-        only: names of the domains to evaluate; None for all.
         Raises DataError for damaged token counts, and with `together` CapacityError for too many tokens on an expert's rank.
         """
-        held_out = HeldOut(batches, most, only)
+        held_out = HeldOut(batches, most)
         if together:
             self._batches = held_out.training_shaped_batches()
         else:
