@@ -124,11 +124,6 @@ def text_sides(value: dict[str, Any] | list[Any]) -> Segments:
     )
 
 
-def is_visible(text: str) -> bool:
-    """Return True if a text has a character that is not a blank and can be printed."""
-    return any(character.isprintable() and not character.isspace() for character in text)
-
-
 def visible_text(value: Any, key: str) -> str:
     """Check the text under `key` of a line and return it. Raises RejectedLine unless it is Unicode with a visible character."""
     if not isinstance(value, str):
@@ -138,6 +133,6 @@ def visible_text(value: Any, key: str) -> str:
     except UnicodeEncodeError as error:
         what = f"{key} has half a surrogate pair at character {error.start}, or is not UTF-8 there"
         raise RejectedLine("not Unicode text", what) from None
-    if not is_visible(value):
+    if not any(character.isprintable() and not character.isspace() for character in value):
         raise RejectedLine("empty text", f"{key} has no visible character")
     return value

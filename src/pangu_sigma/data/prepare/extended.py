@@ -30,6 +30,7 @@ from pangu_sigma.data.prepare.subset import link
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, file_records
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
+from pangu_sigma.sealed import commit
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import Vocabulary
 
@@ -252,6 +253,6 @@ def _appearing(output: Path) -> Iterator[Path]:
             folder = Path(unfinished) / output.name
             folder.mkdir()
             yield folder
-            folder.rename(output)
+            commit(folder, output)
     except OSError as error:
         raise DataError(f"cannot write {output}: {error.strerror or error}; choose another data.path") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -34,8 +34,13 @@ class Read:
 
 def read(work: Work, name: str, unit: InputUnit) -> Read:
     """Read a unit, and write its blocks, and the lines that cannot be used to the file .rejected if there are any."""
-    domains, unit_items, result = work.domains, _Items(work, unit), Read(name)
-    items = iter(unit_items)
+    domains, result, lines = work.domains, Read(name), 0
+
+    def items_of_unit() -> Iterator[Document | Rejected]:
+        nonlocal lines
+        lines = yield from read_unit(unit, Layout.of(work.config), domains)
+
+    items = items_of_unit()
     rejected, signed = list[Rejected](), work.config.data.near_duplicates is not None
     with work.stage.writing(f"{name}.rejected") as unusable:
         for first in items:
@@ -59,17 +64,7 @@ def read(work: Work, name: str, unit: InputUnit) -> Read:
         write_frame(unusable, rejected)
     if not result.reasons:
         work.stage.path(f"{name}.rejected").unlink()
-    return replace(result, lines=unit_items.lines)
-
-
-class _Items:
-    """Documents and rejected lines of a unit. lines: number of its lines, once all are read."""
-
-    def __init__(self, work: Work, unit: InputUnit) -> None:
-        self._work, self._unit, self.lines = work, unit, 0
-
-    def __iter__(self) -> Generator[Document | Rejected, None, None]:
-        self.lines = yield from read_unit(self._unit, Layout.of(self._work.config), self._work.domains)
+    return replace(result, lines=lines)
 
 
 class BlockWriter:

@@ -148,7 +148,7 @@ def _call(shared: tuple[UnitTask, Path], number: int, unit: Any) -> None:
 
 
 def executor_of(workers: int | None, ray: str | None, memory_gib: float, size: int) -> Executor:
-    """Return the executor that options ask for. memory_gib: memory of all processes. size: bytes of the input; 0: not known. Raises
+    """Return the executor that options ask for. memory_gib: memory of all processes. size: bytes of the input. Raises
     ConfigError for wrong options."""
     if workers is not None and workers < 1:
         raise ConfigError(f"{argument('--workers')}={workers}: is no number of processes; give 1 or more")
@@ -156,7 +156,7 @@ def executor_of(workers: int | None, ray: str | None, memory_gib: float, size: i
         raise ConfigError(f"{argument('--ray')}: Ray decides what runs where; leave {argument('--workers')} out")
     if ray is not None:
         return Ray(ray)
-    count = workers or (1 if 0 < size < _LITTLE_TEXT else len(os.sched_getaffinity(0)))
+    count = workers or (1 if size < _LITTLE_TEXT else len(os.sched_getaffinity(0)))
     fitting = max(1, int(memory_gib * (1 << 30)) // WORKER_BYTES)
     if count > fitting:
         logger.warning(
