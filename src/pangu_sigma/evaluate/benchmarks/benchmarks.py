@@ -19,7 +19,7 @@ from pangu_sigma.errors import DataError, argument, without_effect
 from pangu_sigma.evaluate.benchmarks.result_cache import ResultCache
 from pangu_sigma.generate.text import open_engine
 from pangu_sigma.sealed import as_json, write_atomically
-from pangu_sigma.stored.open import ANSWERING, kind_of, open_model
+from pangu_sigma.stored.open import ANSWERING, open_model
 from pangu_sigma.training.log.report import BENCHMARKS, write_report
 
 logger = logging.getLogger(__name__)
@@ -90,10 +90,12 @@ def benchmark_model(model: Path, asked: BenchmarkRequest, file: Path | None = No
     file: file to write the result to as JSON; until then, answers are cached beside it. The results of a run are also written to
     its folder. Raises the errors of `run_benchmarks`.
     """
+    stored = open_model(model, *ANSWERING, verified=False)
+    step = stored.step  # of the checkpoint that answers: training may go on meanwhile
     cache = kept_beside(file, model, asked) if file is not None else None
     tasks = {name: result.figures() for name, result in run_benchmarks(model, asked, cache, file).items()}
-    if kind_of(model) == "run":
-        _note_in_run(model, asked, tasks)
+    if stored.kind == "run":
+        _note_in_run(model, asked, tasks, stored.config, step)
     if file is not None and cache is not None:
         file.write_text(json.dumps(tasks, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         cache.remove()
@@ -131,11 +133,9 @@ def run_benchmarks(
     return results
 
 
-def _note_in_run(run: Path, asked: BenchmarkRequest, tasks: dict[str, Any]) -> None:
-    """Write the results to the run folder, and rewrite its report if it has logged steps."""
-    opened = open_model(run, "run")
-    step = opened.newest.step if opened.newest else None
-    of = {name: {"domain": asked.domain_of(name, opened.config), "step": step} for name in tasks}
+def _note_in_run(run: Path, asked: BenchmarkRequest, tasks: dict[str, Any], config: Config, step: int | None) -> None:
+    """Write the results to the run folder, and rewrite its report if it has logged steps. step: of the run's checkpoint."""
+    of = {name: {"domain": asked.domain_of(name, config), "step": step} for name in tasks}
     file = run / BENCHMARKS
     try:
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -68,23 +68,24 @@ class TaskFiles:
         """Return how many characters of a text, at least 1, fit beside `others` (texts or lengths), an <eot> and one new token."""
         return max(1, self.seq_length - 2 - sum(o if isinstance(o, int) else len(o) for o in others))
 
+    def one(self, where: str, row: Any, make: Callable[[Any], Any]) -> Any:
+        """Return what is made of a row. Raises ValueError, with its location, for a bad row."""
+        try:
+            return make(row)
+        except _BAD as error:
+            reason = f"{error} expected, and not there" if isinstance(error, KeyError) else error
+            message = f"{self.data}/{self.folder}/{where}: {reason}; get the file again from {self.published}"
+            raise ValueError(message) from error
+
     def each(self, rows: Iterable[tuple[str, Any]], make: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
-        """Yield what is made of each row, after its location. Raises ValueError, with the location, for a bad row."""
-        for where, row in rows:
-            try:
-                made = make(row)
-            except _BAD as error:
-                reason = f"{error} expected, and not there" if isinstance(error, KeyError) else error
-                message = f"{self.data}/{self.folder}/{where}: {reason}; get the file again from {self.published}"
-                raise ValueError(message) from error
-            yield where, made
+        """Yield what is made of each row, after its location. Raises as `one`."""
+        return ((where, self.one(where, row, make)) for where, row in rows)
 
     def text(self, file: str) -> bytes:
         """Return the content of a file."""
         path = self.path(file)
         read = gzip.decompress if path.suffix == ".gz" else bytes
-        ((_, content),) = self.each([(path.name, path)], lambda path: read(path.read_bytes()))
-        return content
+        return self.one(path.name, path, lambda path: read(path.read_bytes()))
 
     def lines(self, file: str) -> Iterator[tuple[str, str]]:
         """Yield each line that is not blank, after its location: file and line number."""
@@ -97,8 +98,7 @@ class TaskFiles:
 
     def json_file(self, file: str, value: Callable[[Any], Any]) -> Any:
         """Return what is made of a file that is one JSON value."""
-        ((_, made),) = self.each([(file, self.text(file))], lambda text: value(json.loads(text.decode("utf-8-sig"))))
-        return made
+        return self.one(file, self.text(file), lambda text: value(json.loads(text.decode("utf-8-sig"))))
 
     def entries(self, file: str, value: Callable[[Any], list[Any]] = list) -> Iterator[tuple[str, Any]]:
         """Yield the entries of the list that is made of such a file, each after its location."""
