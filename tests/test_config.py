@@ -148,7 +148,11 @@ def test_the_pure_modules_do_not_import_mindspore(module: str):
 
 
 @pytest.mark.parametrize(
-    "key", ["data.count_private", "data.filters", "ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip"]
+    "key",
+    [
+        *(f"data.{name}" for name in ("count_private", "domain_key", "domain_map", "filters", "layout", "text_keys")),
+        *("ecss.prefetch", "ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip"),
+    ],
 )
 def test_a_key_that_is_gone_is_named_with_the_version_that_reads_it(key: str):
     with pytest.raises(ConfigError, match=rf"{key}: no longer a key; .*0\.1\.0 \(commit ab9cf900\) reads"):

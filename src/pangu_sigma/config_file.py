@@ -209,7 +209,7 @@ _WORDS = {
 
 
 _GONE = re.compile(
-    r"data\.(count_private|domain_key|domain_map|filters|layout|text_keys)|ecss\.(undo_gib|update_cores)|train\.optimizer\.clip"
+    r"data\.(count_private|domain_key|domain_map|filters|layout|text_keys)|ecss\.(prefetch|undo_gib|update_cores)|train\.optimizer\.clip"
 )
 """Keys of version 0.1.0 that are gone."""
 
