@@ -19,15 +19,15 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2308,
-    "checkpoint": 1103,
+    "checkpoint": 1104,
     "convert": 902,
-    "data": 3229,
+    "data": 3227,
     "ecss": 377,
-    "evaluate": 980,
-    "finetune": 493,
+    "evaluate": 978,
+    "finetune": 498,
     "foreign": 1112,
     "generate": 1666,
-    "inherit": 871,
+    "inherit": 874,
     "inspection": 328,
     "mindformers_adapter": 371,
     "model": 373,
@@ -36,8 +36,8 @@ BUDGETS = {
     "ranks": 1038,
     "rre": 405,
     "serve": 1067,
-    "stored": 725,
-    "text": 1004,
+    "stored": 726,
+    "text": 994,
     "training": 1625,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

@@ -82,10 +82,7 @@ def rounds(files: Files, folder: Path, worker: Worker | None, runs: int = RUNS) 
         Saver(folder / "at_once", identity, 1, behind=False) as at_once,
     ):
         for number in tqdm(range(runs + 1), desc="bench", unit="round", leave=False):
-            stalls = {
-                "ours": _stall(behind, number, files, folder / "behind"),
-                AT_ONCE: _timed_save(at_once, number, files),
-            }
+            stalls = {"ours": _stall(behind, number, files), AT_ONCE: _timed_save(at_once, number, files)}
             if worker is not None:
                 answer = worker.step()
                 if not answer["intact"]:
@@ -96,12 +93,12 @@ def rounds(files: Files, folder: Path, worker: Worker | None, runs: int = RUNS) 
     return seconds
 
 
-def _stall(saver: Saver, step: int, files: Files, folder: Path) -> float:
-    """Time that a training loses, which goes on while the checkpoint is written and then takes note of it. folder: the saver's."""
+def _stall(saver: Saver, step: int, files: Files) -> float:
+    """Time that a training loses, which goes on while the checkpoint is written and then takes note of it."""
     started = time.perf_counter()
     saver.begin(step, files, {"step": step})
     stall = time.perf_counter() - started
-    while not (folder / f"step_{step:08d}").exists():
+    while not (saver.root / f"step_{step:08d}").exists():
         time.sleep(0.01)  # a step
     started = time.perf_counter()
     saver.wait()

@@ -15,7 +15,6 @@ from experiments.chaos.cases import TRAIN, Case, command, configuration, data, o
 from experiments.chaos.runs import newest, opened_whole
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.errors import UserError
 from pangu_sigma.stored.open import open_model
@@ -114,7 +113,6 @@ def _read_export(whole: Path) -> str | None:
 def _read_data(whole: Path) -> str | None:
     """Opens the prepared data, and reads every sample of both splits once and the lengths of documents, which reports need."""
     config, prepared = load_config(whole / "config.yaml"), PreparedData(whole / "data")
-    load_manifest(whole / "data")
     tokenizer = prepared.tokenizer()
     table = open_model(whole / "run", "run").table
     for split in ("train", "held_out"):

@@ -200,8 +200,9 @@ class StoredFolder(StoredModel):
         _check_keys(self.path, self.config, self._json, arrays)
         if self._verified and not self._sealed:
             whole = {name: SavedArray.whole(values) for name, values in arrays.items()}
-            for bad in find_not_finite({WEIGHTS: whole})[:1]:
-                raise LayoutError(f"{self.path}: {bad.name} has {bad.count} values that are NaN or infinite; {_FIX}")
+            if bad := find_not_finite({WEIGHTS: whole}):
+                what = f"{bad[0].name} has {bad[0].count} values that are NaN or infinite"
+                raise LayoutError(f"{self.path}: {what}; {_FIX}")
         return arrays
 
 

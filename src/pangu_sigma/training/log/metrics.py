@@ -118,13 +118,14 @@ class MetricsLog:
         self._begun, self._first_step = 0.0, 0
         """When the first step ended, and its number; since then the speed is measured."""
         self._losses, self._counts = dict[str, float](), Counter[str]()
-        look: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.5, "delay": 0}
         self._progress = Bar(
             total=steps_total,
             initial=resumed_step,
             desc="train",
             bar_format="{desc} {n_fmt}/{total_fmt} {postfix}",
-            **look,
+            dynamic_ncols=True,
+            mininterval=0.5,
+            delay=0,
         )
         self._folder, self._refused = folder / TENSORBOARD, False
         self._board: EventsWriter | None = None
