@@ -3,8 +3,8 @@
     python -m experiments.compressors runs/sigma_tiny
 
 `zstd --patch-from` and `xz` may copy from all training text of the domain; a model has seen the same text, and reads at most
-seq_length tokens before the one that it predicts. Neither the model nor the training text counts. The size of zstd is the patch; the
-size of xz is that of training and held-out text together, less that of training text alone.
+seq_length tokens before the one that it predicts. Neither the model nor the training text counts. The size of zstd is the patch; xz
+has the size of training and held-out text together, less that of training text alone.
 """
 
 from __future__ import annotations
