@@ -14,6 +14,7 @@ from pangu_sigma.domains import domains_of
 FOLDER = Path(__file__).parents[1] / "model_configs"
 PATHS = sorted(FOLDER.glob("*.yaml"))
 TOTALS = {
+    "sigma_minute": 2.402e6,
     "sigma_paper_tiny": 46.34e6,
     "sigma_tiny": 46.34e6,
     "sigma_small": 329.4e6,
