@@ -158,7 +158,7 @@ def test_a_missing_configuration_is_refused_by_name(script, arguments, repositor
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "lint.sh", "docs.sh"])
+@pytest.mark.parametrize("script", ["minute.sh", "quickstart.sh", "test.sh", "lint.sh", "docs.sh"])
 def test_scripts_without_paths_of_the_user_work_in_the_repository(script, repository, folder, tmp_path):
     calls = shlex.quote(str(tmp_path / "calls"))
     stand_ins(
@@ -168,9 +168,11 @@ def test_scripts_without_paths_of_the_user_work_in_the_repository(script, reposi
     done = run(repository / "run_scripts" / script, cwd=folder)
     assert done.returncode == 0, done.stderr
     calls = set((tmp_path / "calls").read_text().splitlines())
-    expected = {"test.sh": {"python", "ruff", "mypy"}, "lint.sh": {"ruff", "mypy"}, "docs.sh": {"python"}}.get(
-        script, {"pangu-sigma"}
-    )
+    expected = {
+        "test.sh": {"python", "ruff", "mypy"},
+        "lint.sh": {"ruff", "mypy"},
+        "quickstart.sh": {"pangu-sigma"},
+    }.get(script, {"python"})
     assert calls == {f"{name} {repository}" for name in expected}
     assert set(folder.rglob("*")) == before
 
