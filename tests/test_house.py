@@ -21,12 +21,13 @@ BUDGETS = {
     ".": 2308,
     "checkpoint": 1104,
     "convert": 902,
-    "data": 3227,
+    "data": 3134,
     "ecss": 377,
-    "evaluate": 978,
+    "evaluate": 785,
     "finetune": 498,
     "foreign": 1112,
     "generate": 1666,
+    "held_out": 441,
     "inherit": 874,
     "inspection": 328,
     "mindformers_adapter": 371,
@@ -38,7 +39,7 @@ BUDGETS = {
     "serve": 1067,
     "stored": 726,
     "text": 994,
-    "training": 1625,
+    "training": 1463,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

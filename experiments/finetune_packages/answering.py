@@ -14,7 +14,7 @@ from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.benchmarks.tasks.scoring import exact_match, f1
+from pangu_sigma.evaluate.tasks.scoring import exact_match, f1
 from pangu_sigma.finetune.samples import Conversation, parse_conversation
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine

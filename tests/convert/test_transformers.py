@@ -285,7 +285,7 @@ def test_lm_eval_says_of_both_the_same(run, folder, task, tmp_path):
         tokenizer=peer_tokenizer(folder, tmp_path / "en"), dtype="float32", max_length=126,
     )  # fmt: skip
     ours = results(
-        [sys.executable, "-m", "pangu_sigma.evaluate.benchmarks.lm_eval"], "pangu-sigma", tmp_path, path=run.path, domain="en"
+        [sys.executable, "-m", "pangu_sigma.evaluate.lm_eval"], "pangu-sigma", tmp_path, path=run.path, domain="en"
     )  # fmt: skip
     assert theirs.keys() == ours.keys() and len(ours) >= 4
     assert {name: pytest.approx(value, abs=1e-4, rel=1e-4) for name, value in ours.items()} == theirs

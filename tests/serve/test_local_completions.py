@@ -11,8 +11,8 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
 
-from pangu_sigma.evaluate.benchmarks.benchmarks import TASKS, BenchmarkRequest, run_benchmarks
-from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
+from pangu_sigma.evaluate.benchmarks import TASKS, BenchmarkRequest, run_benchmarks
+from pangu_sigma.evaluate.harness import HarnessModel
 from pangu_sigma.generate.text import open_engine
 
 PAIRS = {
