@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from helpers.numbered import folder, four, tokenizer
+from helpers.vocabularies import config, domains, english, restricted, small, vocabulary, whole
+
 __all__ = [
-    *("folder", "four", "tokenizer"),
-    *("config", "domains", "english", "restricted", "small", "vocabulary", "whole"),
+    "config",
+    "domains",
+    "english",
+    "folder",
+    "four",
+    "restricted",
+    "small",
+    "tokenizer",
+    "vocabulary",
+    "whole",
 ]
