@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,15 +21,15 @@ from pangu_sigma.evaluate.benchmarks import (
     FORMATS,
     TASKS,
     BenchmarkRequest,
-    TaskResult,
     benchmark_model,
+    cache_beside,
     format_tasks,
-    kept_beside,
     run_benchmarks,
 )
 from pangu_sigma.evaluate.harness import HarnessModel
 from pangu_sigma.evaluate.result_cache import ResultCache
 from pangu_sigma.evaluate.tasks import programs
+from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.log.report import BENCHMARKS
 
 LABELS = ["entailment", "neutral", "contradiction", "neutral", "-"]
@@ -74,7 +75,7 @@ def test_a_result_is_what_the_log_probabilities_say(tiny_run, data):
         gold = ["entailment", "neutral", "contradiction"].index(row["label"])
         right["acc"] += max(range(3), key=lambda n: scores[n]) == gold
         right["acc_norm"] += max(range(3), key=lambda n: scores[n] / len(texts[n])) == gold
-    assert found == TaskResult({key: count / len(rows) for key, count in right.items()}, n=5, skipped=1, truncated=1)
+    assert found == {key: count / len(rows) for key, count in right.items()} | {"n": 5, "skipped": 1, "truncated": 1}
 
 
 def test_a_limit_takes_the_first_items_and_examples_stand_before_each(tiny_run, data, monkeypatch):
@@ -85,7 +86,7 @@ def test_a_limit_takes_the_first_items_and_examples_stand_before_each(tiny_run, 
         lambda self, requests: texts.extend(r.args[0] for r in requests) or [(-1.0, False)] * 6,
     )
     found = run_benchmarks(tiny_run, asked(data, "ocnli", limit=2, num_fewshot=1))["ocnli"]
-    assert (found.n, found.skipped) == (2, 1)
+    assert (found["n"], found["skipped"]) == (2, 1)
     assert all(text.endswith("\n") and text.count("?") == 1 for text in texts)
     with pytest.raises(ConfigError, match="num_fewshot 5 is not possible: ocnli has 5 items, and examples are others"):
         run_benchmarks(tiny_run, asked(data, "ocnli", num_fewshot=5))
@@ -99,7 +100,7 @@ def test_a_group_counts_the_items_of_its_tasks(tiny_run, data, tmp_path, monkeyp
     found = run_benchmarks(tiny_run, asked(data, "both"))
     assert found.keys() == {"both", "ocnli", "cmnli"}
     assert found["ocnli"] == found["cmnli"]
-    assert found["both"] == TaskResult({"acc": found["ocnli"].metrics["acc"]}, n=10, skipped=2, truncated=2)
+    assert found["both"] == {"acc": found["ocnli"]["acc"], "n": 10, "skipped": 2, "truncated": 2}
 
 
 PROBLEM = {
@@ -123,8 +124,9 @@ def test_the_first_domain_of_its_format_answers_and_its_answers_stand_beside_the
     """Ten answers to each problem, with seeds that follow one another; the domain's tag is before the prompt, as in training."""
     options = {"temperature": 1.0, "samples_per_problem": 10, "allow_code_execution": True}
     request = BenchmarkRequest(("humaneval",), str(problems), **options)
-    result = run_benchmarks(tiny_run, request, beside=problems / "all.json")["humaneval"]
-    assert set(result.metrics) == {"pass@1", "pass@10"} and (result.n, result.skipped, result.truncated) == (2, 0, 0)
+    result = run_benchmarks(tiny_run, request, problems / "all.json")["humaneval"]
+    counts = {"n": 2, "skipped": 0, "truncated": 0}
+    assert result.keys() == {"pass@1", "pass@10", *counts} and result | counts == result
     rows = [json.loads(line) for line in (problems / "all.humaneval.jsonl").read_text().splitlines()]
     assert [(row["item"], row["prompt"], len(row["answers"])) for row in rows] == [(0, "x = ", 10), (1, "x = ", 10)]
     assert rows[0]["answers"] == rows[1]["answers"] and len(set(rows[0]["answers"])) > 1
@@ -133,7 +135,7 @@ def test_the_first_domain_of_its_format_answers_and_its_answers_stand_beside_the
     ninth = model.generate_until([Instance("generate_until", {}, asked_for, 0)], True)
     assert ninth == rows[0]["answers"][9:]
     passed = [row["pass@1"].count("passed") for row in rows]
-    assert result.metrics["pass@1"] == pytest.approx(sum(passed) / 20)
+    assert result["pass@1"] == pytest.approx(sum(passed) / 20)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def test_a_task_of_ones_own_runs_by_its_name(tiny_run, tmp_path):
     }
     (tmp_path / "mine.yaml").write_text(json.dumps(task))
     (result,) = run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None, "zh", include_path=str(tmp_path))).values()
-    assert (result.n, set(result.metrics)) == (3, {"acc", "acc_norm"})
+    assert result["n"] == 3 and result.keys() == {"acc", "acc_norm", "n", "skipped", "truncated"}
     (tmp_path / "mine.yaml").write_text(json.dumps(task | {"unsafe_code": True}))
     request = BenchmarkRequest(("mine",), None, "zh", include_path=str(tmp_path), allow_code_execution=True)
     with pytest.raises(ConfigError, match="mine runs programs outside of a sandbox; take humaneval or mbpp"):
@@ -267,44 +269,51 @@ def test_a_task_that_nobody_knows_is_refused(tiny_run, data):
 
 
 def test_it_goes_on_where_it_was_killed(tiny_run, data, tmp_path, monkeypatch):
-    """Killed in the second task: the first is not run again, nor is an answer that was there already."""
+    """Killed in the second task: no answer that was there already is asked for again."""
     both, file = asked(data, "ocnli", "cmrc2017"), tmp_path / "out.json"
     whole = run_benchmarks(tiny_run, both)
-    put, requests = ResultCache.put, list[str]()
+    put, answers = ResultCache.put, list[tuple[str, Any]]()
 
     def killed(self: ResultCache, name: str, value: Any) -> None:
-        if "task ocnli" in requests and requests[-1].startswith("answer"):
+        if answers and isinstance(answers[-1][1], str):  # a text, as the second task's answers are
             raise KeyboardInterrupt
-        requests.append(name)
+        answers.append((name, value))
         put(self, name, value)
 
     monkeypatch.setattr(ResultCache, "put", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_benchmarks(tiny_run, both, kept_beside(file, tiny_run, both))
-    assert "task ocnli" in requests
-    done = len(requests)
-    monkeypatch.setattr(ResultCache, "put", lambda self, name, value: requests.append(name) or put(self, name, value))
-    assert run_benchmarks(tiny_run, both, kept_beside(file, tiny_run, both)) == whole
-    new = requests[done:]
-    assert len(new) == 2 and new[-1] == "task cmrc2017" and not set(new) & set(requests[:done])
+        run_benchmarks(tiny_run, both, file)
+    before = {name for name, _ in answers}
+    assert len(before) == 16 and not file.exists(), "15 candidates, and the first of two answers"
+    monkeypatch.setattr(
+        ResultCache, "put", lambda self, name, value: answers.append((name, value)) or put(self, name, value)
+    )
+    assert run_benchmarks(tiny_run, both, file) == whole == json.loads(file.read_text(encoding="utf-8"))
+    assert len(answers) == 17 and answers[-1][0] not in before
+    assert {path.name for path in tmp_path.iterdir()} == {"out.json", "out.cmrc2017.jsonl"}
 
 
 def test_other_options_do_not_take_answers_of_before(tiny_run, data, tmp_path):
-    one, other = asked(data, "ocnli"), asked(data, "ocnli", limit=2)
-    kept_beside(tmp_path / "out.json", tiny_run, one).put("a", 1)
-    assert kept_beside(tmp_path / "out.json", tiny_run, one).get("a") == 1
-    assert kept_beside(tmp_path / "out.json", tiny_run, other).get("a") is None
+    one, other, run = asked(data, "ocnli"), asked(data, "ocnli", limit=2), open_model(tiny_run, "run")
+    cache_beside(tmp_path / "out.json", run, one).put("a", 1)
+    assert cache_beside(tmp_path / "out.json", run, one).get("a") == 1
+    assert cache_beside(tmp_path / "out.json", run, other).get("a") is None
 
 
 def test_the_table_has_a_line_for_each_metric():
-    results = {"wplc": TaskResult({"perplexity": math.inf, "acc": 0.5}, n=1200, skipped=1, truncated=0)}
-    figures = {name: result.figures() for name, result in results.items()}
-    assert figures == {"wplc": {"perplexity": None, "acc": 0.5, "n": 1200, "skipped": 1, "truncated": 0}}
+    items = [{"doc_id": n, "doc": {}} for n in range(1200)]
+    task, lm = (
+        SimpleNamespace(dataset={"skipped": ["dev.json:3"]}),
+        SimpleNamespace(truncated={("wplc", 3), ("other", 1)}),
+    )
+    values = {"alias": "wplc", "perplexity,none": math.inf, "acc,none": 0.5}
+    figures = {"wplc": benchmarks._result(lm, values, {"wplc": items}, ["wplc"], {"wplc": task})}
+    assert figures == {"wplc": {"perplexity": None, "acc": 0.5, "n": 1200, "skipped": 1, "truncated": 1}}
     assert format_tasks(figures).splitlines() == [
         "| task | metric | value | items | skipped | truncated |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
-        "| wplc | perplexity | – | 1,200 | 1 | 0 |",
-        "| wplc | acc | 0.5000 | 1,200 | 1 | 0 |",
+        "| wplc | perplexity | – | 1,200 | 1 | 1 |",
+        "| wplc | acc | 0.5000 | 1,200 | 1 | 1 |",
     ]
 
 

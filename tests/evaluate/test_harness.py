@@ -266,15 +266,15 @@ def test_answers_that_were_kept_are_not_asked_for_again(tiny_run, tmp_path, monk
         counted.append(len(requests))
         return complete(requests, finish)
 
-    model.kept = ResultCache(tmp_path / "kept", {})
+    model.cache = ResultCache(tmp_path / "kept", {})
     monkeypatch.setattr(model.engine, "complete", lambda requests, finish: counting(requests[:2], finish))
     model.generate_until(asked("generate_until", *prompts), disable_tqdm=True)
-    model.kept = ResultCache(tmp_path / "kept", {})
+    model.cache = ResultCache(tmp_path / "kept", {})
     monkeypatch.setattr(model.engine, "complete", counting)
     assert model.generate_until(asked("generate_until", *prompts), disable_tqdm=True) == whole
     assert model.loglikelihood(asked("loglikelihood", *PAIRS[:4]), disable_tqdm=True) == scores
     assert counted == [2, 2, 4]
-    model.kept = ResultCache(tmp_path / "kept", {})
+    model.cache = ResultCache(tmp_path / "kept", {})
     again = model.loglikelihood(asked("loglikelihood", *PAIRS[:4]), disable_tqdm=True)
     assert again == scores and counted == [2, 2, 4], "the numbers come back from the file as they were"
 

@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.benchmarks import TASKS, BenchmarkRequest, TaskResult, run_benchmarks
+from pangu_sigma.evaluate.benchmarks import TASKS, BenchmarkRequest, run_benchmarks
 from pangu_sigma.evaluate.harness import HarnessModel
 
 ROWS = [("今天去哪里", "公园", "学校", "家", "天气", "B"), ("什么不错", "天气", "朋友", "花", "我们", "D")]
@@ -86,8 +86,7 @@ def test_the_letter_that_is_most_likely_after_the_published_prompt_counts(
     model = HarnessModel(str(tiny_run), "zh")
     accuracy = right_answers(model, description) / len(ROWS)
     found = run_benchmarks(tiny_run, asked(task))[task]
-    assert found.metrics == {"acc": accuracy, "acc_norm": accuracy}
-    assert (found.n, found.skipped) == (len(ROWS), 0)
+    assert found == {"acc": accuracy, "acc_norm": accuracy, "n": len(ROWS), "skipped": 0, "truncated": 0}
 
 
 def test_where_the_text_cannot_be_fetched_the_error_says_where_a_copy_is_looked_for(tiny_run, monkeypatch):
@@ -103,7 +102,7 @@ def test_a_whole_group_has_a_result_of_its_own(tiny_run, working_folder, manager
     copy_of(working_folder, dataset, [name.removeprefix(f"{group}_") for name in members])
     found = run_benchmarks(tiny_run, asked(group))
     assert found.keys() == {group, *members} and len(members) > 50
-    right = sum(found[name].metrics["acc"] * len(ROWS) for name in members)
+    right = sum(found[name]["acc"] * len(ROWS) for name in members)
     items = len(ROWS) * len(members)
-    assert found[group].metrics["acc"] == pytest.approx(right / items)
-    assert isinstance(found[group], TaskResult) and (found[group].n, found[group].skipped) == (items, 0)
+    assert found[group]["acc"] == pytest.approx(right / items)
+    assert (found[group]["n"], found[group]["skipped"]) == (items, 0)

@@ -36,4 +36,4 @@ def test_the_command_gives_the_numbers_of_evaluate(tiny_run, tmp_path):
     subprocess.run([*command, "--output_path", str(tmp_path / "out")], capture_output=True, text=True, check=True)
     (file,) = Path(tmp_path / "out").rglob("results*.json")
     found = json.loads(file.read_text(encoding="utf-8"))["results"]["ocnli"]
-    assert {"acc": found["acc,none"], "acc_norm": found["acc_norm,none"]} == expected.metrics
+    assert {"acc": found["acc,none"], "acc_norm": found["acc_norm,none"]}.items() <= expected.items()

@@ -1,4 +1,4 @@
-"""README.md of exported folders, from templates: the model card of a Hugging Face style folder, and the README of a MindIR export."""
+"""README.md of exported folders, from templates: the model card of a Hugging Face style folder, the README of a MindIR export."""
 
 from __future__ import annotations
 

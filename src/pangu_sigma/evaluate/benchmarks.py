@@ -19,6 +19,7 @@ from pangu_sigma.errors import DataError, argument, without_effect
 from pangu_sigma.evaluate.result_cache import ResultCache
 from pangu_sigma.generate.text import open_engine
 from pangu_sigma.sealed import as_json, write_atomically
+from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import ANSWERING, open_model
 from pangu_sigma.training.log.report import BENCHMARKS, write_report
 
@@ -69,86 +70,65 @@ class BenchmarkRequest:
         return names[0]
 
 
-@dataclass(frozen=True)
-class TaskResult:
-    """Result of a benchmark. n: items. skipped: lines without label or answer by design. truncated: items that were cut to fit."""
-
-    metrics: dict[str, float]
-    n: int
-    skipped: int
-    truncated: int
-
-    def figures(self) -> dict[str, Any]:
-        """Return the result of the benchmark as values for JSON; metrics that are not finite become None."""
-        metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
-        return {**metrics, "n": self.n, "skipped": self.skipped, "truncated": self.truncated}
+Figures = dict[str, Any]
+"""Result of a benchmark as values for JSON: its metrics, None where not finite; `n`, items; `skipped`, lines without a label or an
+answer by design; `truncated`, items that were cut to fit."""
 
 
-def benchmark_model(model: Path, asked: BenchmarkRequest, file: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Run benchmarks on a trained run or an exported model, and return {task: {metric: value, …, "n", "skipped", "truncated"}}.
-
-    file: file to write the result to as JSON; until then, answers are cached beside it. The results of a run are also written to
-    its folder. Raises the errors of `run_benchmarks`.
-    """
+def benchmark_model(model: Path, request: BenchmarkRequest, file: Path | None = None) -> dict[str, Figures]:
+    """Run benchmarks as `run_benchmarks` does. The results of a run are also written to its folder."""
     stored = open_model(model, *ANSWERING, verified=False)
     step = stored.step  # of the checkpoint that answers: training may go on meanwhile
-    cache = kept_beside(file, model, asked) if file is not None else None
-    tasks = {name: result.figures() for name, result in run_benchmarks(model, asked, cache, file).items()}
+    results = run_benchmarks(model, request, file)
     if stored.kind == "run":
-        _note_in_run(model, asked, tasks, stored.config, step)
-    if file is not None and cache is not None:
-        file.write_text(json.dumps(tasks, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        cache.remove()
-    return tasks
-
-
-def run_benchmarks(
-    model: Path, request: BenchmarkRequest, kept: ResultCache | None = None, beside: Path | None = None
-) -> dict[str, TaskResult]:
-    """Run benchmarks on a run's newest checkpoint or an exported model, and return results by task; a task group has a result too.
-
-    kept: cache of answers; None for no cache. beside: path of the result's file, beside which the generated answers of each task
-    are written, an item a line; None to write none. Raises, before anything is computed, ConfigError for an unknown task or domain,
-    and where programs may or can not be run, and DataError for missing or invalid files.
-    """
-    config = open_model(model, *ANSWERING, verified=False).config
-    for name in request.tasks:
-        domains_of(config).named(request.domain_of(name, config))
-    from pangu_sigma.evaluate.harness import HarnessModel
-
-    manager, loaded = _load(request, config)
-    _check([task for found in loaded.values() for task in found["tasks"].values()], request)
-    engine = open_engine(model, lanes=8)
-    results: dict[str, TaskResult] = {}
-    for name in request.tasks:
-        done = kept.get(f"task {name}") if kept else None
-        if done is None:
-            lm = HarnessModel(engine, request.domain_of(name, config), tags=True)
-            lm.kept = kept
-            logger.info("%s: domain %s answers", name, lm.domain.name)
-            done = {each: asdict(result) for each, result in _run(lm, manager, loaded[name], request, beside).items()}
-            if kept:
-                kept.put(f"task {name}", done)
-        results |= {each: TaskResult(**result) for each, result in done.items()}
+        _note_in_run(model, request, results, stored.config, step)
     return results
 
 
-def _note_in_run(run: Path, asked: BenchmarkRequest, tasks: dict[str, Any], config: Config, step: int | None) -> None:
+def run_benchmarks(model: Path, request: BenchmarkRequest, file: Path | None = None) -> dict[str, Figures]:
+    """Run benchmarks on a run's newest checkpoint or an exported model, and return results by task; a task group has a result too.
+
+    file: file to write the result to as JSON; until then, answers are cached beside it, and the generated answers of each task are
+    written beside it, an item a line. Raises, before anything is computed, ConfigError for an unknown task or domain, and where
+    programs may or can not be run, and DataError for missing or invalid files.
+    """
+    stored = open_model(model, *ANSWERING, verified=False)
+    for name in request.tasks:
+        domains_of(stored.config).named(request.domain_of(name, stored.config))
+    from pangu_sigma.evaluate.harness import HarnessModel
+
+    manager, loaded = _load(request, stored.config)
+    _check([task for found in loaded.values() for task in found["tasks"].values()], request)
+    engine, results = open_engine(model, lanes=8), dict[str, Figures]()
+    cache = cache_beside(file, stored, request) if file else None
+    for name in request.tasks:
+        lm = HarnessModel(engine, request.domain_of(name, stored.config), tags=True)
+        lm.cache = cache
+        logger.info("%s: domain %s answers", name, lm.domain.name)
+        results |= _run(lm, manager, loaded[name], request, file)
+    if file and cache:
+        file.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        cache.remove()
+    return results
+
+
+def _note_in_run(
+    run: Path, request: BenchmarkRequest, results: dict[str, Figures], config: Config, step: int | None
+) -> None:
     """Write the results to the run folder, and rewrite its report if it has logged steps. step: of the run's checkpoint."""
-    of = {name: {"domain": asked.domain_of(name, config), "step": step} for name in tasks}
+    of = {name: {"domain": request.domain_of(name, config), "step": step} for name in results}
     file = run / BENCHMARKS
     try:
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        write_atomically(file, as_json(before | {name: figures | of[name] for name, figures in tasks.items()}))
+        write_atomically(file, as_json(before | {name: figures | of[name] for name, figures in results.items()}))
         write_report(run)
     except (OSError, ValueError) as error:
         logger.warning("the run's report does not have these benchmarks: %s", error)
 
 
-def kept_beside(file: Path, model: Path, request: BenchmarkRequest) -> ResultCache:
+def cache_beside(file: Path, model: StoredModel, request: BenchmarkRequest) -> ResultCache:
     """Open the cache of answers beside a result file; it has answers if a run with the same model and options was interrupted."""
-    stored = open_model(model, *ANSWERING, verified=False)
-    header = asdict(request) | {"tasks": list(request.tasks), "model": stored.hash}
+    header = asdict(request) | {"tasks": list(request.tasks), "model": model.hash}
     return ResultCache(file.with_name(f"{file.name}.partial"), header)
 
 
@@ -176,9 +156,11 @@ def _load(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[str, Any
     if not folders[-1].is_dir():
         raise ConfigError(f"{argument('--include-path')} {folders[-1]} is not a folder; name one with tasks in YAML")
     ours = {"pangu_alpha"} | {file.stem for folder in folders for file in folder.rglob("*.yaml")}
+    if theirs := [name for name in request.tasks if name not in ours]:
+        logger.info("lm-evaluation-harness reads its 14,000 task files to find %s: seconds", ", ".join(theirs))
     manager = TaskManager(
         include_path=[str(folder) for folder in folders],
-        include_defaults=not ours >= set(request.tasks),
+        include_defaults=bool(theirs),
         metadata={"data": request.files, "seq_length": config.model.seq_length},
     )
     for name in request.tasks:
@@ -247,7 +229,7 @@ def _check_programs(task: Any, request: BenchmarkRequest) -> None:
 
 def _run(
     lm: Any, manager: Any, loaded: dict[str, Any], request: BenchmarkRequest, beside: Path | None
-) -> dict[str, TaskResult]:
+) -> dict[str, Figures]:
     """Run a task or a group, and return the results of its tasks, and its own."""
     from lm_eval import evaluator
 
@@ -283,10 +265,14 @@ def _write_answers(file: Path, samples: Sequence[Mapping[str, Any]]) -> None:
 
 def _result(
     lm: Any, values: Mapping[str, Any], samples: Mapping[str, Any], names: Sequence[str], tasks: Mapping[str, Any]
-) -> TaskResult:
+) -> Figures:
     """Convert the harness's result of a task, or of a group with the tasks `names`."""
     metrics = {key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, float)}
     items = {(name, each["doc_id"]): each["doc"] for name in names for each in samples.get(name, [])}
     cut = {item for item, doc in items.items() if isinstance(doc, Mapping) and doc.get("cut")}
-    skipped = sum(len(tasks[name].dataset["skipped"]) for name in names if "skipped" in tasks[name].dataset)
-    return TaskResult(metrics, len(items), skipped, len(cut | (lm.truncated & items.keys())))
+    return {
+        **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        "n": len(items),
+        "skipped": sum(len(tasks[name].dataset["skipped"]) for name in names if "skipped" in tasks[name].dataset),
+        "truncated": len(cut | (lm.truncated & items.keys())),
+    }

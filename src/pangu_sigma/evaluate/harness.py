@@ -68,7 +68,7 @@ class HarnessModel(LM):
     """Model of lm-evaluation-harness: one domain of a model of this project.
 
     truncated: (task name, item number) of requests that were cut, or scored in windows, because they exceed model.seq_length.
-    kept: cache of the answers, with which a killed evaluation resumes; None for no cache.
+    cache: cache of the answers, with which a killed evaluation resumes; None for no cache.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class HarnessModel(LM):
         self.max_length = (max_length or longest) - 1  # always with room for one token of the answer
         self._most, self._tags, self._seed = max_gen_toks, tags, seed
         self.truncated: set[tuple[str | None, int | None]] = set()
-        self.kept: ResultCache | None = None
+        self.cache: ResultCache | None = None
         self._notes = Counter[str]()
         self._ids = lru_cache(maxsize=4096)(self._tokenize)  # choices of one question share its text
         if not tags and self.tokenizer.prompt("", self.domain):
@@ -214,7 +214,7 @@ class HarnessModel(LM):
     ) -> list[Any]:
         """Return what `extract` gives for each answer, in the order of the requests."""
         names = [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests]
-        results: list[Any] = [self.kept.get(name) if self.kept else None for name in names]
+        results: list[Any] = [self.cache.get(name) if self.cache else None for name in names]
         order = [number for number in _in_order(requests) if results[number] is None]
         numbers, total = {id(requests[number]): number for number in order}, len(requests)
         with Bar(total=total, initial=total - len(order), desc=what, unit="request", disable=quiet) as bar:
@@ -223,8 +223,8 @@ class HarnessModel(LM):
                 if answer.finish in ("stop", "length"):
                     number = numbers[id(answer.request)]
                     results[number] = extract(answer)
-                    if self.kept:
-                        self.kept.put(names[number], results[number])
+                    if self.cache:
+                        self.cache.put(names[number], results[number])
                     bar.update()
 
             for first in range(0, len(order), _AT_ONCE):
