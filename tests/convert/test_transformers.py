@@ -20,7 +20,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.domains import domains_of
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.stored.hf_folder import name_in_folder

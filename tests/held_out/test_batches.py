@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.prepared import unigram_nats
-from pangu_sigma.held_out.batches import HeldOut, HeldOutBatch, UnigramBaseline
+from pangu_sigma.held_out.batches import HeldOut, HeldOutBatch
 from pangu_sigma.ranks.plans import RankPlanner
 from pangu_sigma.rre.table import draw_tables
 
@@ -75,17 +75,20 @@ def test_any_number_of_samples_is_spread_evenly(count, most):
     assert abs(ends[0] - ends[1]) <= 1, "as much text is left out before the first as behind the last"
 
 
+def digests(batches: BatchLoader, most: int = 8, size: int = 1) -> dict[str, str]:
+    batches.frequencies = lambda: np.ones((3, VOCABULARY), int)  # type: ignore[method-assign]
+    return {name: text.digest for name, text in HeldOut(batches, most).texts(size).items()}
+
+
 def test_the_digest_tells_other_samples_another_tokenizer_and_other_units_apart(folder, tokenizer):
     batches = open_batches(config_of(blocks=2, batch=4), folder, tokenizer, "held_out")
-    first = HeldOut(batches, 8).digests()
-    assert first == HeldOut(open_batches(config_of(batch=8), folder, tokenizer, "held_out"), 8).digests()
+    first = digests(batches)
+    assert first == digests(open_batches(config_of(batch=8), folder, tokenizer, "held_out"))
     assert first.keys() == {"a", "b", "c"}
     for other in (
-        HeldOut(batches, 9).digests(),
-        HeldOut(batches, 8).digests(4),
-        HeldOut(
-            open_batches(config_of(), folder, SimpleNamespace(**vars(tokenizer) | {"hash": "other"}), "held_out"), 8
-        ).digests(),
+        digests(batches, 9),
+        digests(batches, 8, 4),
+        digests(open_batches(config_of(), folder, SimpleNamespace(**vars(tokenizer) | {"hash": "other"}), "held_out")),
     ):
         assert all(first[name] != other[name] for name in first)
 
@@ -96,24 +99,29 @@ def test_unigram_and_bytes_are_of_exactly_the_tokens_that_count(folder, tokenize
     config = config_of(accumulation=2 if form == "like_training" else 1, blocks=2, batch=4)
     batches = open_batches(config, folder, tokenizer, "held_out")
     counts_DV = np.random.default_rng(0).integers(0, 9, (3, VOCABULARY))
-    held_out, yardstick = HeldOut(batches, 7), UnigramBaseline(tokenizer, batches.domains, counts_DV)  # type: ignore[arg-type]
+    batches.frequencies = lambda: counts_DV  # type: ignore[method-assign]
+    held_out = HeldOut(batches, 7)
     found = (
         held_out.training_shaped_batches()
         if form == "like_training"
         else [b for d in range(3) for b in held_out.domain_batches(d)]
     )
     size = held_out.block if form == "like_training" else 1
-    sums = {(d, u): np.zeros(3) for d, n in enumerate(held_out.units(size)) for u in range(n)}
+    units = [text.units_U3 for text in held_out.texts(size).values()]
+    assert [len(units_U3) for units_U3 in units] == held_out.units(size)
+    weighed = [np.zeros(len(units_U3)) for units_U3 in units]
     for each in found:
-        for d, u, values in zip(each.domains_U.tolist(), each.units_U.tolist(), yardstick.of(each), strict=True):
-            sums[d, u] += values
+        weights_GUS = each.batch.weights_GBS.reshape(len(each.batch.weights_GBS), len(each.units_U), -1)
+        for d, u, tokens in zip(each.domains_U, each.units_U, (weights_GUS > 0).sum((0, 2)), strict=True):
+            weighed[d][u] += tokens
+    np.testing.assert_equal(weighed, [units_U3[:, 0] for units_U3 in units])
     for domain in range(3):
         nats_V = -np.log((counts_DV[domain] + 0.5) / (counts_DV[domain] + 0.5).sum())
         for unit, numbers in enumerate(np.split(held_out.numbers(domain), range(size, 7, size))):
             ids = FIRST[domain] + np.concatenate([n * LENGTH + np.arange(LENGTH) for n in numbers])
             counted = [i + 1 for i in ids if i != EOT and i + 1 != PAD]
             expected = [len(counted), sum(i % 5 for i in counted), nats_V[counted].sum()]
-            np.testing.assert_allclose(sums[domain, unit], expected, rtol=1e-12)
+            np.testing.assert_allclose(units[domain][unit], expected, rtol=1e-12)
 
 
 def test_counting_knows_the_rows_of_its_slot_alone():

@@ -16,8 +16,8 @@ import pangu_sigma as ps
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, run_benchmarks
-from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.text import generate, open_decoder, open_engine
 from pangu_sigma.held_out.run import evaluate_run

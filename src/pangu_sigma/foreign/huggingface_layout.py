@@ -9,9 +9,9 @@ from typing import Any
 
 from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.checkpoint.safetensors_file import array_extents
-from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped
-from pangu_sigma.foreign.layout import Facts, dense_model_of, plain_name
+from pangu_sigma.errors import LayoutError
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, Facts, Unused, dense_model_of
+from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped, plain_name
 from pangu_sigma.foreign.names import counterparts
 from pangu_sigma.foreign.torch_files import open_torch_file
 from pangu_sigma.sealed import DamagedFile

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, Joined
-from pangu_sigma.foreign.layout import Facts, dense_model_of, plain_name
+from pangu_sigma.errors import LayoutError
+from pangu_sigma.foreign.dense_model import DenseModel, Facts, Unused, dense_model_of
+from pangu_sigma.foreign.file_tensors import MIXED, FileTensor, Joined, plain_name
 from pangu_sigma.foreign.names import WORD_TABLE, Counterpart, counterparts
 from pangu_sigma.foreign.pickles import OpaqueObject
 from pangu_sigma.foreign.strategy_file import Cut
@@ -67,27 +67,20 @@ def _files(path: Path) -> tuple[list[Path], list[Unused]]:
     """Return the files of the ranks in their order, and the other files beside them."""
     if path.is_file():
         return [path], []
-    folder = path
-    unused = [Unused(file.name, "not of this layout") for file in sorted(path.iterdir()) if file.is_file()]
-    if (path / TRACKER).exists():
-        step = _said(path / TRACKER)
-        if step != "release" and not re.match(r"\d{1,9}$", step, re.ASCII):
-            raise LayoutError(
-                f"{path}: {TRACKER} says {step[:40]!r}, and must have the number of a step, or `release`; correct it"
-            )
-        name = step if step == "release" else f"iter_{int(step):07d}"
-        folder = plain_name(path, name, f"the folder that {TRACKER} names")
-        unused = [one for one in unused if one.name != TRACKER]
-    elif (path / TAG_FILE).is_file():
-        folder = plain_name(path, _said(path / TAG_FILE), f"the folder that {TAG_FILE} names")
-        unused = [one for one in unused if one.name != TAG_FILE]
+    unused = [file.name for file in sorted(path.iterdir()) if file.is_file() and not _STATES.match(file.name)]
+    folder, tracker = path, next((name for name in (TRACKER, TAG_FILE) if (path / name).is_file()), None)
+    if tracker is not None:
+        name = _named_folder(path, tracker)
+        folder = plain_name(path, name, f"the folder that {tracker} names")
+        unused.remove(tracker)
     elif steps := [one for one in path.iterdir() if one.is_dir() and re.match(r"iter_\d+$|release$", one.name)]:
         if len(steps) > 1:
             raise LayoutError(f"{path}: {len(steps)} checkpoints and no {TRACKER}; give the folder of one of them")
         folder = steps[0]
-    if (folder / RANK_FILE).is_file():
-        return [folder / RANK_FILE], unused
-    return _of_ranks(folder), [one for one in unused if not _STATES.match(one.name)]
+    whole = folder / RANK_FILE
+    unused = [name for name in unused if path / name != whole]
+    files = [whole] if whole.is_file() else _of_ranks(folder)
+    return files, [Unused(name, "not of this layout") for name in unused]
 
 
 def _of_ranks(folder: Path) -> list[Path]:
@@ -110,10 +103,17 @@ def _of_ranks(folder: Path) -> list[Path]:
     return [by_rank[rank] for rank in range(len(by_rank))]
 
 
-def _said(file: Path) -> str:
-    """Read the one line of a file that names a folder."""
-    with open(file, "rb") as stream:
-        return stream.read(300).decode("utf-8", "replace").strip()
+def _named_folder(path: Path, tracker: str) -> str:
+    """Return the name of the folder that a tracker's one line stands for."""
+    with open(path / tracker, "rb") as stream:
+        said = stream.read(300).decode("utf-8", "replace").strip()
+    if tracker == TAG_FILE or said == "release":
+        return said
+    if not re.match(r"\d{1,9}$", said, re.ASCII):
+        raise LayoutError(
+            f"{path}: {TRACKER} says {said[:40]!r}, and must have the number of a step, or `release`; correct it"
+        )
+    return f"iter_{int(said):07d}"
 
 
 def _weights_key(file: Path, value: Any) -> str:

@@ -1,14 +1,13 @@
-"""Held-out batches and their unigram baselines. Samples are spread evenly over the text of each domain. They are the same in every
-evaluation and on any number of ranks, so a loss is always a mean over the same tokens. A *unit* is a sample, or a block of samples,
-for which a graph returns one loss.
+"""Held-out batches, and their text: tokens, bytes, unigram loss. Samples are spread evenly over the text of each domain. They are
+the same in every evaluation and on any number of ranks, so a loss is always a mean over the same tokens. A *unit* is a sample, or
+a block of samples, for which a graph returns one loss.
 
 Shape suffixes: G micro-batches of an update, B sequences of a micro-batch, S sequence length, M blocks of a batch, Q sequences of a
-block, D domains, V vocabulary, R rows of a slot, U units.
+block, V vocabulary, U units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +17,6 @@ import xxhash
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.prepared import unigram_nats
-from pangu_sigma.domains import Domain
 from pangu_sigma.ranks.layout import data_rank_of_sequences, share_of, takers_of_group
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -34,6 +32,15 @@ class HeldOutBatch:
     batch: Batch
     domains_U: np.ndarray
     units_U: np.ndarray
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """Held-out text of a domain. digest: hash of samples, tokenizer and unit size: losses are comparable if it is equal. units_U3:
+    of each unit the number of predicted tokens, their bytes, and their unigram loss in nats."""
+
+    digest: str
+    units_U3: np.ndarray
 
 
 class HeldOut:
@@ -68,15 +75,21 @@ class HeldOut:
         """Return the number of units (samples or blocks with one loss) of each domain. size: number of samples of a unit."""
         return [-(-wanted // size) for wanted in self._wanted]
 
-    def digests(self, size: int = 1) -> dict[str, str]:
-        """Return one hash per domain of samples, tokenizer and unit size: losses are comparable if the hashes are equal."""
-        digests_by_domain = {}
-        for domain in self._batches.domains:
-            digest = xxhash.xxh3_64(f"{self._batches.tokenizer.hash} {domain.slot} {size}".encode())
+    def texts(self, size: int = 1) -> dict[str, HeldOutText]:
+        """Return the text of each domain, of units of `size` samples. Raises DataError for damaged token counts."""
+        samples, tokenizer, texts = self._batches.samples, self._batches.tokenizer, {}
+        bytes_V, counts_DV = bytes_of_ids(tokenizer), self._batches.frequencies()
+        for domain, counts_V in zip(self._batches.domains, counts_DV, strict=True):
+            digest, units = xxhash.xxh3_64(f"{tokenizer.hash} {domain.slot} {size}".encode()), []
+            unigram_V = unigram_nats(counts_V, tokenizer.slot_rows[domain.slot])
             for number in self.numbers(domain.index).tolist():
-                digest.update(self._batches.samples.read(domain.index, number).tobytes())
-            digests_by_domain[domain.name] = digest.hexdigest()
-        return digests_by_domain
+                ids = samples.read(domain.index, number)
+                digest.update(ids.tobytes())
+                predicted = ids[1:][counted(ids, tokenizer) & samples.counted(domain.index, number)]
+                units.append((len(predicted), bytes_V[predicted].sum(), unigram_V[predicted].sum()))
+            units_U3 = np.add.reduceat(np.reshape(units, (-1, 3)), np.arange(0, len(units), size))
+            texts[domain.name] = HeldOutText(digest.hexdigest(), units_U3)
+        return texts
 
     def domain_batches(self, domain: int) -> list[HeldOutBatch]:
         """Return this rank's share of a domain's batches, for a graph with a loss per sample; [] for a domain of other ranks.
@@ -85,13 +98,12 @@ class HeldOut:
         """
         if domain not in self.domains:
             return []
-        domains_M = np.full(self._blocks, domain)
-        own, last, batches = self._batches.own(self._takers_B), self._wanted[domain] - 1, []
-        for numbers_MGQ in self._numbers(domain):
-            ids_GBS1, counted_GBS = self._read(domains_M, numbers_MGQ)
-            counted_GBS &= _by_pass(numbers_MGQ <= last)[..., None]
-            batch = self._assembled(ids_GBS1, domains_M, counted_GBS)
-            units_U = _by_pass(numbers_MGQ)[0, own].clip(max=last)
+        wanted, size, batches = self._wanted[domain], self._blocks * self._per_block, []
+        domains_M, own = np.full(self._blocks, domain), self._batches.own(self._takers_B)
+        for first in range(0, wanted, size):
+            numbers_MGQ = np.arange(first, first + size).reshape(self._blocks, 1, -1)
+            batch = self._batch(domains_M, numbers_MGQ, np.full(self._blocks, wanted))
+            units_U = _by_pass(numbers_MGQ)[0, own].clip(max=wanted - 1)
             batches.append(HeldOutBatch(batch, np.full(len(own), domain), units_U))
         return batches
 
@@ -107,32 +119,22 @@ class HeldOut:
             domains_M = np.array([*own, *(d for d in self.domains if d not in own)][: self._blocks])
             for start in range(0, wanted_M.max(), size):
                 numbers_GQ = np.arange(start, start + size).reshape(passes, -1)
-                numbers_MGQ = np.tile(numbers_GQ, (self._blocks, 1, 1))
-                ids_GBS1, counted_GBS = self._read(domains_M, numbers_MGQ)
-                counted_GBS &= _by_pass(numbers_MGQ < wanted_M[:, None, None])[..., None]
-                batch = self._assembled(ids_GBS1, domains_M, counted_GBS)
+                batch = self._batch(domains_M, np.tile(numbers_GQ, (self._blocks, 1, 1)), wanted_M)
                 domains_U = domains_M[batch.blocks]
                 last_U = np.array(self.units(size))[domains_U] - 1
                 batches.append(HeldOutBatch(batch, domains_U, np.minimum(start // size, last_U)))
         return batches
 
-    def _numbers(self, domain: int) -> Iterator[np.ndarray]:
-        """Yield the positions in `numbers` of the samples of each batch of one domain, [M, 1, Q]; padding is past the last."""
-        size = self._blocks * self._per_block
-        for first in range(0, self._wanted[domain], size):
-            yield np.arange(first, first + size).reshape(self._blocks, 1, -1)
-
-    def _read(self, domains_M: np.ndarray, numbers_MGQ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids [G, B, S + 1] and loss mask [G, B, S] of the samples of each block; a domain's last sample pads it."""
+    def _batch(self, domains_M: np.ndarray, numbers_MGQ: np.ndarray, wanted_M: np.ndarray) -> Batch:
+        """Return the batch of the samples at these positions of `numbers`, by the domain of each block; from `wanted` on they have
+        weight 0, and are the domain's last one."""
         samples, chosen = self._batches.samples, []
         for domain, numbers_GQ in zip(domains_M.tolist(), numbers_MGQ, strict=True):
             numbers = self.numbers(domain)
             chosen += [(domain, n) for n in numbers[numbers_GQ.ravel().clip(max=len(numbers) - 1)].tolist()]
-        ids, counted = (np.stack([read(*each) for each in chosen]) for read in (samples.read, samples.counted))
-        return _by_pass(ids.reshape(*numbers_MGQ.shape, -1)), _by_pass(counted.reshape(*numbers_MGQ.shape, -1))
-
-    def _assembled(self, ids_GBS1: np.ndarray, domains_M: np.ndarray, counted_GBS: np.ndarray) -> Batch:
-        """Return the batch of these token ids, whose sequences the ranks of the group take."""
+        both = (np.stack([read(*each) for each in chosen]) for read in (samples.read, samples.counted))
+        ids_GBS1, counted_GBS = (_by_pass(array.reshape(*numbers_MGQ.shape, -1)) for array in both)
+        counted_GBS &= _by_pass(numbers_MGQ < wanted_M[:, None, None])[..., None]
         return self._batches.assemble(ids_GBS1, domains_M, counted_GBS=counted_GBS, taker_B=self._takers_B)
 
 
@@ -141,27 +143,14 @@ def samples_of_evaluation(config: Config) -> int:
     return config.train.eval_batches * config.train.batch_size
 
 
-class UnigramBaseline:
-    """Unigram model of each domain, the baseline of its held-out loss, and the bytes of each token id, for bits per byte."""
+def bytes_of_ids(tokenizer: Tokenizer) -> np.ndarray:
+    """Return the bytes of each token id's text, [V], for bits per byte."""
+    return np.array([len(surface) for surface in tokenizer.vocabulary.surfaces])
 
-    def __init__(self, tokenizer: Tokenizer, domains: Iterable[Domain], frequencies_DV: np.ndarray):
-        """frequencies_DV: token counts of each domain's training text."""
-        self._rows, self._slots = tokenizer.slot_rows, np.array([domain.slot for domain in domains])
-        self._bytes_V = np.array([len(surface) for surface in tokenizer.vocabulary.surfaces])
-        self._unigram_DV = np.stack(
-            [unigram_nats(counts_V, self._rows[s]) for counts_V, s in zip(frequencies_DV, self._slots, strict=True)]
-        )
 
-    def of(self, held_out: HeldOutBatch) -> np.ndarray:
-        """Return, for each unit of a held-out batch, the number, bytes and unigram loss in nats of its predicted tokens, [U, 3]."""
-        batch = held_out.batch
-        passes, sequences = batch.labels_GBS.shape[:2]
-        domains_B = np.repeat(batch.domains_M[batch.blocks], sequences // len(batch.blocks))
-        ids_GBS = self._rows[self._slots[domains_B][:, None], batch.labels_GBS]
-        counted_GBS = batch.weights_GBS > 0
-        values = (np.ones_like(ids_GBS), self._bytes_V[ids_GBS], self._unigram_DV[domains_B[:, None], ids_GBS])
-        units = len(held_out.units_U)
-        return np.stack([np.where(counted_GBS, v, 0).reshape(passes, units, -1).sum((0, 2)) for v in values], axis=-1)
+def counted(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Return where a token of a sample predicts another of its document, bool [S]. ids: token ids, [S + 1]."""
+    return (ids[:-1] != tokenizer.eot) & (ids[1:] != tokenizer.pad)
 
 
 def _by_pass(of_blocks: np.ndarray) -> np.ndarray:

@@ -73,8 +73,8 @@ def _check_same_text(run: StoredModel, other: StoredModel, own: BatchLoader, the
     if not reason and names[0] != names[1]:
         reason = f"their domains are {', '.join(names[0])} and {', '.join(names[1])}"
     if not reason:
-        digests = [HeldOut(batches, most).digests() for batches in (own, theirs)]
-        differing = [name for name in names[0] if digests[0][name] != digests[1][name]]
+        texts = [HeldOut(batches, most).texts() for batches in (own, theirs)]
+        differing = [name for name in names[0] if texts[0][name].digest != texts[1][name].digest]
         if differing:
             reason = f"the held-out text of {', '.join(differing)} in {own.folder} and {theirs.folder} differs"
     if reason:

@@ -14,7 +14,7 @@ from mindspore import nn
 from pangu_sigma.bars import Bar
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.held_out.batches import HeldOut, HeldOutBatch, UnigramBaseline
+from pangu_sigma.held_out.batches import HeldOut, HeldOutBatch
 from pangu_sigma.held_out.losses import HeldOutLoss, ratio
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.pangu_sigma import NextTokenLoss, PanGuSigma
@@ -51,15 +51,6 @@ class LossGraph(Protocol):
         """Switch dropout on for training (True) or off (False)."""
 
 
-class HasTrainMode(Protocol):
-    """Network with a training mode, in which dropout is on, such as any `nn.Cell`."""
-
-    training: bool
-
-    def set_train(self, mode: bool) -> object:
-        """Switch the training mode on (True) or off (False)."""
-
-
 class Evaluator:
     """Evaluator of the held-out loss of each domain, in training and afterwards. It does not change the network."""
 
@@ -68,7 +59,7 @@ class Evaluator:
         batches: BatchLoader,
         most: int,
         forward: LossGraph,
-        network: HasTrainMode,
+        network: nn.Cell,
         ranks: Ranks = SINGLE_PROCESS,
         together: bool = False,
         counts: bool = True,
@@ -86,13 +77,8 @@ class Evaluator:
             self._batches = [batch for d in batches.domains for batch in held_out.domain_batches(d.index)]
         self._together, self._counts = together, counts
         self._ranks, self._network, self._step = ranks, network, forward
-        size = held_out.block if together else 1
-        self._digests, units = held_out.digests(size), held_out.units(size)
-        self._first_D = np.array([0, *accumulate(units)])
-        yardstick = UnigramBaseline(batches.tokenizer, batches.domains, batches.frequencies())
-        self._text_U3 = np.zeros((sum(units), 3))
-        for batch in self._batches if counts else []:
-            np.add.at(self._text_U3, self._units(batch), yardstick.of(batch))
+        self._texts = held_out.texts(held_out.block if together else 1)
+        self._first_D = np.array([0, *accumulate(len(text.units_U3) for text in self._texts.values())])
 
     def losses(self) -> dict[str, HeldOutLoss]:
         """Measure the loss of each domain that has held-out samples."""
@@ -104,19 +90,18 @@ class Evaluator:
         finally:
             self._network.set_train(training)  # a training step that is compiled after this must keep its dropout
         # rounded as the sum over ranks is, so that the number of ranks changes nothing
-        own_U4 = np.column_stack([own_U, self._text_U3]).astype(np.float32)
-        of_domains = np.split(self._ranks.sum(own_U4).astype(float), self._first_D[1:-1])
+        nats_U = self._ranks.sum(own_U.astype(np.float32)).astype(float)
         losses = {}
-        for (name, digest), all_U4 in zip(self._digests.items(), of_domains, strict=True):
-            nats_U, tokens_U, bytes_U, unigram_U = all_U4.T
-            if not len(nats_U):
+        for (name, text), of_domain_U in zip(self._texts.items(), np.split(nats_U, self._first_D[1:-1]), strict=True):
+            if not len(of_domain_U):
                 continue
-            losses[name] = HeldOutLoss(nats_U, tokens_U, bytes_U, ratio(unigram_U, tokens_U).mean, digest)
+            tokens_U, bytes_U, unigram_U = text.units_U3.T
+            losses[name] = HeldOutLoss(of_domain_U, tokens_U, bytes_U, ratio(unigram_U, tokens_U).mean, text.digest)
         return losses
 
     def _own(self) -> np.ndarray:
         """Return the loss in nats of each unit, summed over this rank's tokens, [U]; the domains follow each other."""
-        nats_U, own = np.zeros(len(self._text_U3)), len(self._batches)
+        nats_U, own = np.zeros(self._first_D[-1]), len(self._batches)
         passes = self._ranks.max(own) if self._together else own
         with Bar(total=passes, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first) as progress:
             for number in range(passes):
