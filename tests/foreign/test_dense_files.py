@@ -292,7 +292,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "hf: a Namespace among the weights": (
         huggingface(form="bin", change=content("pytorch_model.bin", lambda c: foreign.torch_zip(NAMESPACE))),
-        "b is a Namespace, and must be a tensor",
+        "b is a Namespace, and no tensor",
     ),
 }
 

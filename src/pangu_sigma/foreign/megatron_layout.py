@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_model import DenseModel, Facts, Unused, dense_model_of
 from pangu_sigma.foreign.file_tensors import MIXED, FileTensor, Joined, plain_name
 from pangu_sigma.foreign.names import WORD_TABLE, Counterpart, counterparts
-from pangu_sigma.foreign.pickles import OpaqueObject
 from pangu_sigma.foreign.strategy_file import Cut
-from pangu_sigma.foreign.torch_files import open_torch_file
+from pangu_sigma.foreign.torch_files import named_tensors, open_torch_file
 
 ALPHA_VOCABULARY = 40_000
 """Size of PanGu-α's vocabulary. Megatron pads its table to a multiple of 128 times the number of ranks."""
@@ -45,9 +43,16 @@ def open_megatron(path: Path) -> DenseModel:
     files, unused = _files(path)
     opened = [open_torch_file(file) for file in files]
     top = opened[0]
-    key = _weights_key(files[0], top)
+    key = next((key for key in ("model", "module") if isinstance(top, dict) and isinstance(top.get(key), dict)), None)
+    if key is None:
+        raise LayoutError(
+            f"{files[0]}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); give a checkpoint of PanGu-α"
+        )
     layout = "megatron" if key == "model" else "deepspeed"
-    ranks = [_weights(file, value, key) for file, value in zip(files, opened, strict=True)]
+    for file, value in zip(files, opened, strict=True):
+        if not isinstance(value, dict) or not isinstance(value.get(key), dict):
+            raise LayoutError(f"{file}: it has no weights under `{key}`, as other ranks have; {MIXED}")
+    ranks = [named_tensors(file, value[key]) for file, value in zip(files, opened, strict=True)]
     rules = counterparts("megatron", path, ranks[0])
     sources = {name: _source(path, name, ranks, rules.get(name)) for name in ranks[0]}
     for file, weights in zip(files, ranks, strict=True):
@@ -116,37 +121,6 @@ def _named_folder(path: Path, tracker: str) -> str:
     return f"iter_{int(said):07d}"
 
 
-def _weights_key(file: Path, value: Any) -> str:
-    if isinstance(value, dict):
-        for key in ("model", "module"):
-            if isinstance(value.get(key), dict):
-                return key
-    raise LayoutError(
-        f"{file}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); give a checkpoint of PanGu-α"
-    )
-
-
-def _weights(file: Path, value: Any, key: str) -> dict[str, FileTensor]:
-    """Return the tensors of a file by dotted name. value: contents of the file. Raises LayoutError for anything else there."""
-    if not isinstance(value, dict) or not isinstance(value.get(key), dict):
-        raise LayoutError(f"{file}: it has no weights under `{key}`, as other ranks have; {MIXED}")
-    found: dict[str, FileTensor] = {}
-    waiting: list[tuple[str, Any, int]] = [("", value[key], 0)]
-    while waiting:
-        name, value, depth = waiting.pop()
-        if isinstance(value, FileTensor):
-            if name in found:
-                raise LayoutError(f"{file}: {name[:120]} is twice in it; the file is damaged")
-            found[name] = replace(value, name=name)
-        elif isinstance(value, dict) and depth < 8 and len(waiting) + len(value) < 100_000:
-            waiting += [(f"{name}.{inner}".lstrip("."), one, depth + 1) for inner, one in value.items()]
-        else:
-            opaque = isinstance(value, OpaqueObject)
-            what = f"a {value.name}, which is not built" if opaque else f"a {type(value).__name__}"
-            raise LayoutError(f"{file}: {name[:120]} is {what}, and no tensor; save the weights alone, and use those")
-    return found
-
-
 def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Counterpart | None) -> Joined:
     """Return a whole tensor from the ranks' tensors: joined along the axis of its split, or the tensor of rank 0."""
     held = [weights[name] for weights in ranks if name in weights]
@@ -170,7 +144,7 @@ def _facts(path: Path, args: Any, ranks: int, words: Joined | None) -> Facts:
     facts = Facts(activation="erf", vocabulary=ALPHA_VOCABULARY if padded else None)
     if not isinstance(args, Namespace):
         return facts
-    given = {name: value for name, value in vars(args).items() if type(value) is bool or _is_size(value)}
+    given = {name: value for name, value in vars(args).items() if type(value) in (bool, int) and 0 <= value < 1 << 31}
     for name in ("model_parallel_size", "tensor_model_parallel_size"):
         if given.get(name, ranks) != ranks:
             raise LayoutError(
@@ -188,7 +162,3 @@ def _facts(path: Path, args: Any, ranks: int, words: Joined | None) -> Facts:
         tanh = given["openai_gelu"] or given.get("bias_gelu_fusion", False)
         facts.activation, facts.activation_known = ("tanh" if tanh else "erf"), True
     return facts
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 31
