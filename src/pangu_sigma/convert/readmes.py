@@ -54,10 +54,9 @@ def export_readme(
 
 
 def _rendered(template: str, model: StoredModel, **facts: Any) -> str:
+    loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        **{"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True},
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"comma": "{:,}".format, "text": _text, "code": _code}
     config = model.config
