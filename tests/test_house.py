@@ -18,15 +18,16 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2308,
+    ".": 2309,
     "checkpoint": 1104,
-    "convert": 902,
-    "data": 3227,
+    "convert": 675,
+    "data": 3134,
     "ecss": 377,
-    "evaluate": 978,
-    "finetune": 498,
-    "foreign": 1112,
+    "evaluate": 776,
+    "finetune": 501,
+    "foreign": 1097,
     "generate": 1666,
+    "held_out": 415,
     "inherit": 874,
     "inspection": 328,
     "mindformers_adapter": 371,
@@ -37,8 +38,8 @@ BUDGETS = {
     "rre": 405,
     "serve": 1067,
     "stored": 726,
-    "text": 994,
-    "training": 1625,
+    "text": 986,
+    "training": 1463,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -18,8 +18,8 @@ import pytest
 import pangu_sigma as ps
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.data.token_files import TokenFile
-from pangu_sigma.evaluate.held_out.text import read_documents
 from pangu_sigma.generate.cpu.exact import ExactModel
+from pangu_sigma.held_out.text import read_documents
 from pangu_sigma.sealed import check_folder, seal_folder
 from pangu_sigma.stored.open import open_model
 

@@ -28,7 +28,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config, read_tree
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.domains import domains_of
-from pangu_sigma.evaluate.held_out.run import evaluate_run
+from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.mindformers_adapter import register
 from pangu_sigma.mindformers_adapter.yaml_keys import KEYS, sigma_config
 from pangu_sigma.model.declare import as_input

@@ -22,7 +22,7 @@ from experiments.bench.harness import Row, compare, take_turns
 from experiments.bench.serve import drawn_config, real_tokenizer
 from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.device import use_cpu
-from pangu_sigma.evaluate.benchmarks.harness import HarnessModel
+from pangu_sigma.evaluate.harness import HarnessModel
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine

@@ -42,7 +42,7 @@ from experiments.compare.variants import (
 from experiments.small import SMALL, Changes, drawn, evaluated, schedule, tiny
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepared import PreparedData
-from pangu_sigma.training.log.losses import format_number
+from pangu_sigma.held_out.losses import format_number
 from pangu_sigma.training.log.metrics import read_metrics
 
 DENSE = ARMS["dense"].title

@@ -21,7 +21,7 @@ from experiments.compare.peer_runs import train_peer
 from experiments.compare.variants import TrainedVariant, evaluations
 from experiments.small import ALPHA, drawn, evaluated, tiny
 from pangu_sigma.config_file import Override
-from pangu_sigma.training.log.losses import format_number
+from pangu_sigma.held_out.losses import format_number
 
 _RATE, _WARMUP = "train.optimizer.peak_lr", "train.optimizer.warmup_steps"
 

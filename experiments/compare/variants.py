@@ -20,8 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no display
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.evaluate.held_out.comparison import Losses, differences_of, measure_together
-from pangu_sigma.training.log.losses import Estimate, format_number, losses_of, mean_of
+from pangu_sigma.held_out.compare import Losses, differences_of, measure_together
+from pangu_sigma.held_out.losses import Estimate, format_number, losses_of, mean_of
 from pangu_sigma.training.log.metrics import read_metrics
 
 

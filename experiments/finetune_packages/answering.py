@@ -14,13 +14,13 @@ from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.benchmarks.tasks.scoring import exact_match, f1
+from pangu_sigma.evaluate.tasks.scoring import exact_match, f1
 from pangu_sigma.finetune.samples import Conversation, parse_conversation
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.text.documents import Rejected
-from pangu_sigma.text.json_lines import read_lines
+from pangu_sigma.text.json_lines import lines_between
 
 ASKED_AT_ONCE = 32
 """Texts that are written at a time; it changes no answer."""
@@ -87,7 +87,8 @@ def _talks(test: Path, config: Config) -> tuple[list[Conversation], int]:
     """The conversations of a file, and the number of lines that are none."""
     assert config.finetune is not None
     domains, usual = domains_of(config), config.finetune.domain
-    lines = list(read_lines(test, lambda line, at: parse_conversation(line, domains, usual), option="test file"))
+    parsed = lines_between(test, 0, None, lambda line, at: parse_conversation(line, domains, usual), option="test file")
+    lines = list(parsed)
     talks = [line for line in lines if not isinstance(line, Rejected)]
     if not talks:
         raise DataError(f"test file {test}: has no line that can be used")

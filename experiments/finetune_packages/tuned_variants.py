@@ -16,8 +16,8 @@ from typing import Any
 from experiments.compare.variants import is_certain
 from experiments.finetune_packages.answering import answer_test
 from pangu_sigma.config import ConfigError
+from pangu_sigma.held_out.losses import finite_or_none, format_number, mean_of
 from pangu_sigma.stored.model import TUNING_RESULT, read_tuning_result
-from pangu_sigma.training.log.losses import finite_or_none, format_number, mean_of
 
 
 @dataclass(frozen=True)

@@ -280,7 +280,7 @@ def benchmark(
     Examples:
         pangu-sigma benchmark runs/sigma_tiny ocnli cmrc2018 --files benchmarks --json results.json
     """
-    from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, benchmark_model, format_tasks
+    from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, benchmark_model, format_tasks
 
     request = BenchmarkRequest(
         tuple(dict.fromkeys(texts(names))),

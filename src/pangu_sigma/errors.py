@@ -18,7 +18,7 @@ from typing import Any
 
 from ascend_ops.errors import UserError
 
-__all__ = ["DataError", "UserError", "argument", "exit_status", "in_words", "keyword", "without_effect"]
+__all__ = ["DataError", "LayoutError", "UserError", "argument", "exit_status", "in_words", "keyword", "without_effect"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,10 @@ and the fix."""
 
 class DataError(UserError, ValueError):
     """Error of text, a token file or a tokenizer folder that cannot be used."""
+
+
+class LayoutError(UserError, ValueError):
+    """Error of a folder or file of weights that cannot be used; the message names the tensor or file, the problem and the fix."""
 
 
 _on_command_line = False

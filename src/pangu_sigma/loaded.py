@@ -73,7 +73,7 @@ def evaluate(
         pangu-sigma evaluate runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all-samples
         pangu-sigma evaluate runs/sigma_tiny --input mine.jsonl --domain en
     """
-    from pangu_sigma.evaluate.held_out.run import format_losses
+    from pangu_sigma.held_out.losses import format_losses
 
     models, others, files, changes = paths(model), paths(against), paths(input), overrides_of(overrides)
     if (files or not others) and len(models) != 1:
@@ -88,13 +88,13 @@ def evaluate(
         without_effect(named, f"held-out text is prepared, and only records of {argument('--input')} are read by them")
     with mindspore_lock:
         if others:
-            from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
+            from pangu_sigma.held_out.compare import compare_runs, format_differences
 
             comparison = compare_runs(models, others, all_samples)
             rows = [each["domains"] for each in comparison["pairs"]]
             theirs = [{name: figures["against"] for name, figures in row.items()} for row in rows]
             return _measured(comparison, format_differences(comparison), [*rows, *theirs])
-        from pangu_sigma.evaluate.held_out.run import evaluate_run
+        from pangu_sigma.held_out.run import evaluate_run
 
         losses = evaluate_run(models[0], all_samples)
     return _measured(losses, format_losses(losses), [losses])
@@ -486,15 +486,16 @@ class Model:
             without_effect(named, "it is about held-out text, and this is other text")
         if text is not None and changes:
             without_effect("overrides", "they say how records of input are read")
-        from pangu_sigma.evaluate.held_out.run import format_losses
-        from pangu_sigma.evaluate.held_out.text import evaluate_documents, read_documents
+        from pangu_sigma.held_out.decoded import measure_documents
+        from pangu_sigma.held_out.losses import format_losses
+        from pangu_sigma.held_out.text import read_documents
         from pangu_sigma.text.documents import Document
 
         if text is None:
             documents = read_documents(self.config, files, domain, changes)
         else:
             documents = [Document(self._domain(domain or "").name, text, "text")]
-        losses = evaluate_documents(self.engine, documents)
+        losses = {name: loss.figures() for name, loss in measure_documents(self.engine, documents).items()}
         return _measured(losses, format_losses(losses, "nats per token"), [losses])
 
     @checked

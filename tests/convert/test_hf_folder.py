@@ -30,11 +30,10 @@ from pangu_sigma.convert import conversion
 from pangu_sigma.convert import hf_folder as module
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.convert.hf_folder import write_hf_folder
-from pangu_sigma.convert.model_card import model_card
+from pangu_sigma.convert.readmes import model_card
 from pangu_sigma.ecss.rows import RowStore
 from pangu_sigma.ecss.tiers import HostTier
-from pangu_sigma.errors import DataError, UserError
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import DataError, LayoutError, UserError
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent
 from pangu_sigma.sealed import SEAL, DamagedFile, seal_folder, sealed

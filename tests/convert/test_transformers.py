@@ -20,7 +20,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.domains import domains_of
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.stored.hf_folder import name_in_folder
@@ -285,7 +285,7 @@ def test_lm_eval_says_of_both_the_same(run, folder, task, tmp_path):
         tokenizer=peer_tokenizer(folder, tmp_path / "en"), dtype="float32", max_length=126,
     )  # fmt: skip
     ours = results(
-        [sys.executable, "-m", "pangu_sigma.evaluate.benchmarks.lm_eval"], "pangu-sigma", tmp_path, path=run.path, domain="en"
+        [sys.executable, "-m", "pangu_sigma.evaluate.lm_eval"], "pangu-sigma", tmp_path, path=run.path, domain="en"
     )  # fmt: skip
     assert theirs.keys() == ours.keys() and len(ours) >= 4
     assert {name: pytest.approx(value, abs=1e-4, rel=1e-4) for name, value in ours.items()} == theirs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pangu_sigma.evaluate.benchmarks.tasks.programs import outcome
+from pangu_sigma.evaluate.tasks.programs import outcome
 
 PROBLEM = {"task_id": 0, "prompt": "", "test": "def check(_): pass", "entry_point": "None"}
 """A problem whose tests are passed by whatever comes to its end."""

@@ -25,8 +25,8 @@ from mindspore import ParameterTuple, Tensor
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.finetune.task_batches import EncodedSample, TaskBatches, TaskSamples
+from pangu_sigma.held_out.evaluator import EvaluationStep
 from pangu_sigma.model.declare import as_input
-from pangu_sigma.training.evaluator import EvaluationStep
 from pangu_sigma.training.step import EXPERTS, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

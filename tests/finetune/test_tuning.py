@@ -23,10 +23,10 @@ from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, learns_text
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
+from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.inherit.equality import compare
 from pangu_sigma.inherit.extract import extract_domains
 from pangu_sigma.sealed import DamagedFile, sealed

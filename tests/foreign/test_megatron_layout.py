@@ -45,7 +45,8 @@ def test_the_folder_of_a_step_and_a_bare_file_are_read(tmp_path: Path):
     folder = foreign.write_megatron(tmp_path / "m", values)
     step = folder / "iter_0000007"
     for path in (folder, step, step / "mp_rank_00", step / "mp_rank_00" / "model_optim_rng.pt"):
-        assert_equal(path, values)
+        model = assert_equal(path, values)
+        assert {one.name for one in model.unused} == set(foreign.training_state()), "the file that is read is used"
     (folder / "latest_checkpointed_iteration.txt").unlink()
     assert_equal(folder, values)
     step.rename(folder / "release")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import foreign_files as foreign
 
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.mindspore_files import open_ckpt
 
 

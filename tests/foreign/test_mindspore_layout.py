@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from helpers import foreign_files as foreign
 
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_files import open_dense_model
-from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.foreign.names import counterparts
 
 

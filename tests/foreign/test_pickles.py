@@ -15,8 +15,8 @@ from helpers.fuzzing import watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign import torch_files
-from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.foreign.file_tensors import FileTensor
 from pangu_sigma.foreign.pickles import OpaqueObject, load_pickle
 from pangu_sigma.foreign.torch_files import open_torch_file

@@ -8,7 +8,7 @@ from helpers import foreign_files as foreign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.strategy_file import Cut, read_strategy
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.foreign_files import FakeTensor, torch_zip
 
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.file_tensors import Joined, mapped
 from pangu_sigma.foreign.torch_files import open_torch_file
 

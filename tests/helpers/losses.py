@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_sigma.training.log.losses import HeldOutLoss
+from pangu_sigma.held_out.losses import HeldOutLoss
 from pangu_sigma.training.log.metrics import read_metrics
 
 

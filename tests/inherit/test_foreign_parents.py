@@ -17,7 +17,7 @@ from helpers.dense_runs import write_dense_run
 from experiments.tiny import tiny_config
 from pangu_sigma.cli import main
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.inherit.from_alpha import inherit
 from pangu_sigma.inherit.parent import open_parent
 from pangu_sigma.inherit.receipt import Receipt

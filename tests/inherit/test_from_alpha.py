@@ -18,7 +18,7 @@ from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepare.prepare import prepare
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.inherit.from_alpha import inherit, mapped
 from pangu_sigma.inherit.parent import open_parent, parent_refusal, parent_slot, values_hash
 from pangu_sigma.inherit.receipt import RowCount

@@ -17,7 +17,8 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main
 from pangu_sigma.convert.conversion import convert_model
-from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused, tensor_shapes
+from pangu_sigma.errors import LayoutError
+from pangu_sigma.foreign.dense_model import DenseModel, Unused, tensor_shapes
 from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.sealed import add_to_seal, sealed, unsealed
 from pangu_sigma.stored import alpha as module

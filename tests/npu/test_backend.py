@@ -13,7 +13,7 @@ from helpers.small_clusters import by_hand
 from experiments.tiny import tiny_config
 from pangu_sigma.config import Config
 from pangu_sigma.device import use_cpu
-from pangu_sigma.evaluate.held_out.run import evaluate_run
+from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.npu import backend as ascend
 from pangu_sigma.npu.backend import AscendBackend

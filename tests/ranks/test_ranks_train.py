@@ -23,7 +23,7 @@ from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.cli import main
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.evaluate.held_out.run import evaluate_run
+from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.log.metrics import read_metrics

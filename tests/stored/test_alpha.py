@@ -16,11 +16,11 @@ import pangu_sigma as ps
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
-from pangu_sigma.evaluate.benchmarks.benchmarks import BenchmarkRequest, run_benchmarks
-from pangu_sigma.evaluate.held_out.run import evaluate_run
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError
+from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, run_benchmarks
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.text import generate, open_decoder, open_engine
+from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.stored.alpha import PUBLISHED_HEADS
 from pangu_sigma.stored.open import open_model
 
@@ -87,7 +87,7 @@ def test_files_of_every_layout_answer_are_served_and_measured(layout, values, ta
         body |= {"structured_outputs": {"choice": ["好", "不好"]}}
         assert client.post("/v1/completions", json=body).json()["choices"][0]["text"] in ("好", "不好")
     result = run_benchmarks(path, BenchmarkRequest(("ocnli",), str(task)))["ocnli"]
-    assert result.n == 2
+    assert result["n"] == 2
 
 
 def test_half_precision_answers_as_float32(values, tmp_path):

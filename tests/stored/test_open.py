@@ -20,8 +20,7 @@ from helpers.dense_runs import write_dense_run
 from experiments.tiny import tiny_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.convert.conversion import convert_model
-from pangu_sigma.errors import UserError
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError, UserError
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.model import weight_shapes

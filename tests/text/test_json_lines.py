@@ -12,7 +12,7 @@ from experiments.chaos.poisoned import GOOD
 from pangu_sigma.errors import DataError
 from pangu_sigma.text import json_lines
 from pangu_sigma.text.documents import Document, Rejected, RejectedLine
-from pangu_sigma.text.json_lines import line_ends, lines_between, read_lines
+from pangu_sigma.text.json_lines import line_ends, lines_between
 
 
 def line(**record: object) -> bytes:
@@ -42,7 +42,7 @@ def test_a_line_without_end_is_skipped_in_bounded_memory(tmp_path, domains, monk
 def test_progress_is_told_every_byte_and_the_lines_are_returned(tmp_path):
     path, told = tmp_path / "a.jsonl", []
     path.write_bytes(b"a\n\n{\nlast")
-    reader = read_lines(path, lambda line, at: (line, at), told.append)
+    reader = lines_between(path, 0, None, lambda line, at: (line, at), told.append)
     items = []
     with pytest.raises(StopIteration) as end:
         while True:

@@ -29,7 +29,7 @@ from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.evaluate.held_out.run import evaluate_run
+from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.lock import LockError, folder_lock
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.rre.table import draw_tables

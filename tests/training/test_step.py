@@ -12,9 +12,9 @@ from mindspore import ParameterTuple, Tensor
 
 from pangu_sigma.data.batches import Batch
 from pangu_sigma.data.step_arrays import draws_of
+from pangu_sigma.held_out.evaluator import EvaluationStep
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
-from pangu_sigma.training.evaluator import EvaluationStep
 from pangu_sigma.training.step import EXPERTS, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

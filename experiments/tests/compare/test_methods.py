@@ -22,8 +22,8 @@ from experiments.compare.methods import (
 from experiments.compare.variants import TrainedVariant, compare_variants, last_logged
 from experiments.tiny import tiny_config
 from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.held_out.losses import HeldOutLoss, evaluation_line
 from pangu_sigma.sealed import sealed_line
-from pangu_sigma.training.log.losses import HeldOutLoss, evaluation_line
 
 TOKENS = np.array([200.0, 100.0])
 

@@ -23,8 +23,8 @@ from experiments.compare.variants import (
     write_comparison,
 )
 from pangu_sigma.config import ConfigError
+from pangu_sigma.held_out.losses import HeldOutLoss, evaluation_line
 from pangu_sigma.sealed import sealed_line
-from pangu_sigma.training.log.losses import HeldOutLoss, evaluation_line
 
 SEEDS, RATES = ("1", "2", "3"), ("1e-3", "3e-3")
 OF_RATE = {"Σ inherited": {"1e-3": 5.0, "3e-3": 4.5}, "α continued": {"1e-3": 4.8, "3e-3": 5.2}}

@@ -12,7 +12,7 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
-from pangu_sigma.convert.model_card import model_card
+from pangu_sigma.convert.readmes import model_card
 from pangu_sigma.sealed import seal_folder, sealed
 from pangu_sigma.stored.hf_config import MODEL_TYPE, code_files, config_json, generation_json, tokenizer_config_json
 from pangu_sigma.stored.hf_folder import (

@@ -18,7 +18,7 @@ import numpy as np
 
 from pangu_sigma.checkpoint.model_files import ROUTING_FILE, TOKENIZER_FOLDER, seal_model_files, write_config
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
-from pangu_sigma.convert.export_readme import readme
+from pangu_sigma.convert.readmes import export_readme
 from pangu_sigma.device import use_cpu
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
@@ -76,8 +76,7 @@ def export_mindir(
             str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()
         ]  # large graphs have several
         seal_model_files(folder, {"signature": signature, "weights": at_rest}, files)
-        text = readme(run.config, run.tokenizer, signature, at_rest, openings)
-        (folder / README_FILE).write_text(text, encoding="utf-8")
+        (folder / README_FILE).write_text(export_readme(run, signature, at_rest, openings), encoding="utf-8")
     return output
 
 

@@ -192,6 +192,19 @@ def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
     return counts
 
 
+def unigram_nats(counts_V: np.ndarray, slot_R: np.ndarray) -> np.ndarray:
+    """Return the unigram loss of each id in nats, float64 [V], from counts plus ½ for every row in use; infinity for an id without
+    a row.
+
+    counts_V: token counts of the training text. slot_R: id of each row of the slot, -1 for a row without one.
+    """
+    used = slot_R[slot_R >= 0]
+    smoothed = counts_V[used] + 0.5
+    nats_V = np.full(len(counts_V), np.inf)
+    nats_V[used] = -np.log(smoothed / smoothed.sum())
+    return nats_V
+
+
 def read_prepared_tokenizer(config: Config) -> Tokenizer:
     """Load the tokenizer of a configuration's prepared data.
 

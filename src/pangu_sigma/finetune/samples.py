@@ -34,7 +34,7 @@ from pangu_sigma.text.documents import (
     known_domain,
     visible_text,
 )
-from pangu_sigma.text.json_lines import read_lines
+from pangu_sigma.text.json_lines import lines_between
 from pangu_sigma.text.streams import check_input
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -153,7 +153,10 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
     samples: list[list[EncodedSample]] = [[] for _ in domains]
     accounts, refused = dict[str, dict[str, Any]](), Quarantine(None)
     with Bar(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
-        for item in read_lines(path, lambda line, at: parse_conversation(line, domains, usual), bar.update, option):
+        lines = lines_between(
+            path, 0, None, lambda line, at: parse_conversation(line, domains, usual), bar.update, option
+        )
+        for item in lines:
             if isinstance(item, Rejected):
                 quarantine.add(item)
                 refused.add(item)

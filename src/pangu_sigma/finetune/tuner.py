@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.finetune.task_batches import TaskBatches, TaskSamples
+from pangu_sigma.held_out.batches import samples_of_evaluation
+from pangu_sigma.held_out.evaluator import EvaluationStep, Evaluator
+from pangu_sigma.held_out.losses import HeldOutLoss, finite_or_none
 from pangu_sigma.stored.run import StoredRun
-from pangu_sigma.training.evaluator import EvaluationStep, Evaluator
-from pangu_sigma.training.log.losses import HeldOutLoss, finite_or_none
 from pangu_sigma.training.loop import Trainer
 from pangu_sigma.training.start import StartOptions
 

@@ -23,9 +23,10 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.evaluate.held_out.comparison import compare_runs
 from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_file
 from pangu_sigma.finetune.task import learned, read_task
+from pangu_sigma.held_out.compare import compare_runs
+from pangu_sigma.held_out.losses import format_number
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.inherit.child import Child, new_run_from
 from pangu_sigma.inherit.receipt import WARM
@@ -39,7 +40,6 @@ from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.training.finished import draw_report
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
 from pangu_sigma.training.health import UnhealthyRun
-from pangu_sigma.training.log.losses import format_number
 
 logger = logging.getLogger(__name__)
 

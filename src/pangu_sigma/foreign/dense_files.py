@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pangu_sigma.checkpoint.safetensors_file import metadata_of
 from pangu_sigma.data.prepared import FREQUENCIES_NAME
-from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
+from pangu_sigma.errors import LayoutError
+from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.foreign.huggingface_layout import is_huggingface, open_huggingface
 from pangu_sigma.foreign.megatron_layout import is_megatron, open_megatron
 from pangu_sigma.foreign.mindspore_layout import is_mindspore, open_mindspore

@@ -7,25 +7,22 @@ The names are those of `PanGuSigma.parameters_and_names` for a configuration wit
     layers.<i>.attention.query|key|value|output.weight [H in, H out], .bias [H]
     layers.<i>.ffn.w1 [F, H], .b1 [F], .w2 [F, H], .b2 [H]
 
-The last layer is the query layer; `norm` is applied before it.
+The last layer is the query layer; `norm` is applied before it. A layout maps each of its tensors to one of ours; a missing or
+unknown tensor on either side is refused.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import LayoutError
+from pangu_sigma.foreign.file_tensors import MIXED, Joined
+from pangu_sigma.foreign.names import Counterpart
 from pangu_sigma.model.arrays import Shapes, layer_shapes, norm_shapes, table_shapes
 from pangu_sigma.sections import Activation
-
-MIXED = "the files are not of one model"
-"""Reason in the messages of files that contradict each other."""
-
-
-class LayoutError(UserError, ValueError):
-    """Error of a folder or file of weights that cannot be used; the message names the tensor or file, the problem and the fix."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,100 @@ class DenseModel:
     made_from: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     unused: list[Unused] = field(default_factory=list)
+
+
+@dataclass
+class Facts:
+    """Properties of another project's dense model that its tensors do not show. heads: None if unknown.
+
+    said: sizes that the files state, to compare with the tensors: field of `DenseModel` → (name in the file, value).
+    """
+
+    heads: int | None = None
+    activation: Activation = "tanh"
+    activation_known: bool = False
+    vocabulary: int | None = None
+    said: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+
+def dense_model_of(
+    path: Path,
+    layout: str,
+    sources: Mapping[str, Joined],
+    rules: Mapping[str, Counterpart],
+    facts: Facts,
+    unused: list[Unused],
+) -> DenseModel:
+    """Build a dense model from tensors of another project. sources: tensors by name. rules: counterpart of each name. unused:
+    entries of the files that are no weights. Raises LayoutError for a missing or unknown tensor, and for a wrong shape or type."""
+    for name in sources:
+        if name not in rules:
+            raise LayoutError(f"{path}: {name[:120]} is no tensor of PanGu-α ({layout}): these are of another model")
+    tensors, made_from, kinds = {}, {}, {}
+    for name, rule in rules.items():
+        if name not in sources:
+            raise LayoutError(f"{path}: {name} is missing ({rule.ours}); take the whole release")
+        source, rows = sources[name], facts.vocabulary
+        shape = source.shape
+        if rule.ours == "embedding" and rows is not None and len(shape) == 2 and rows < shape[0]:
+            source = _first_rows(source, rows)
+            unused.append(Unused(f"{name}, rows from {rows}", f"padding of the vocabulary: {shape[0]} rows"))
+        if rule.transposed and len(shape) != 2:
+            raise LayoutError(f"{path}: {name} is of shape {shape}, and must have two axes; {MIXED}")
+        tensors[rule.ours] = source.assembled(rule.ours, rule.transposed)
+        files = len({part.file for part in source.parts})
+        how = [f"joined from {files} files"] if files > 1 else []
+        how += ["transposed"] if rule.transposed else []
+        made_from[rule.ours] = f"{source.parts[0].name}: {', '.join(how) or 'copied'}"
+        kinds[rule.ours] = source.kind
+    for table in (tensors["embedding"], tensors["positions"], tensors["layers.0.ffn.w1"]):
+        if table.ndim != 2 or 0 in table.shape:
+            raise LayoutError(f"{path}: {table.origin} is of shape {table.shape}, and must be a table; it is damaged")
+    model = DenseModel(
+        path=path,
+        layout=layout,
+        hidden=tensors["embedding"].shape[1],
+        ffn=tensors["layers.0.ffn.w1"].shape[0],
+        heads=facts.heads,
+        layers=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers.")),
+        seq_length=tensors["positions"].shape[0],
+        vocabulary=tensors["embedding"].shape[0],
+        activation=facts.activation,
+        activation_known=facts.activation_known,
+        tensors=tensors,
+        made_from=made_from,
+        kinds=kinds,
+        unused=unused,
+    )
+    _check_sizes(model, facts)
+    return model
+
+
+def _first_rows(table: Joined, rows: int) -> Joined:
+    """Return the first rows of a table."""
+    parts = [
+        replace(part, values=part.values[: rows - part.corner[0]]) for part in table.parts if part.corner[0] < rows
+    ]
+    return replace(table, shape=(rows, table.shape[1]), parts=parts)
+
+
+def _check_sizes(model: DenseModel, facts: Facts) -> None:
+    path, sizes = model.path, (model.hidden, model.ffn, model.layers, model.seq_length, model.vocabulary)
+    if model.heads is not None and (model.heads < 1 or model.hidden % model.heads):
+        raise LayoutError(
+            f"{path}: {model.heads} heads do not divide a hidden size of {model.hidden}; give the right heads"
+        )
+    for name, shape in tensor_shapes(*sizes).items():
+        found = model.tensors[name]
+        if found.shape != shape:
+            raise LayoutError(
+                f"{path}: {found.origin or name} is of shape {found.shape}, {name} must be {shape}; {MIXED}"
+            )
+    for name, (key, value) in facts.said.items():
+        if getattr(model, name) != value:
+            raise LayoutError(
+                f"{path}: its tensors are of a model with {name}={getattr(model, name)}, {key} says {value}; {MIXED}"
+            )
 
 
 def tensor_shapes(hidden: int, ffn: int, layers: int, seq_length: int, vocabulary: int) -> Shapes:

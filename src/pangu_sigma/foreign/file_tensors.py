@@ -12,18 +12,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.mapped_file import release_pages
-from pangu_sigma.foreign.dense_model import MIXED, LayoutError
+from pangu_sigma.errors import LayoutError
 
 logger = logging.getLogger(__name__)
 
 KINDS: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2")}
 """Dtype of a weight in a file → dtype of its mapped values. NumPy has no bfloat16; float32 holds its values exactly."""
+MIXED = "the files are not of one model"
+"""Reason in the messages of files that contradict each other."""
 _SLICE = 4 << 20
 """Number of bytes of a slice of rows, read at a time."""
 
@@ -178,3 +181,29 @@ class Joined:
                     "%s differs from %s by up to %g; both should be one tensor: the latter is taken",
                     *(other.origin, first.origin, most),
                 )
+
+
+def plain_name(path: Path, name: object, what: str) -> Path:
+    """Return the path of the file `name` of a folder. what: what names it, for messages. Raises LayoutError without such a file."""
+    if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
+        raise LayoutError(f"{path}: {what} is {str(name)[:80]!r}, no name of a file in this folder; download it again")
+    if not (path / name).exists():
+        raise LayoutError(f"{path}: {what} is {name}, which is not there; take the whole release")
+    return path / name
+
+
+def npy_source(file: Path) -> Joined:
+    """Open the array of an .npy file without running code in its header. Raises LayoutError unless it has floats in C order."""
+    try:
+        array = np.lib.format.open_memmap(file, mode="r")
+    except (
+        *(ValueError, SyntaxError, TypeError, EOFError, ArithmeticError),
+        *(RecursionError, MemoryError, TokenError),
+    ) as error:
+        raise LayoutError(f"{file}: no array of NumPy, or cut short ({str(error)[:80]}); download it again") from None
+    dtype, fortran = array.dtype, not array.flags.c_contiguous
+    if fortran or dtype.name not in ("float32", "float16") or dtype.byteorder == ">":
+        raise LayoutError(
+            f"{file}: it holds {dtype}{' in Fortran order' if fortran else ''}; convert it to float32 or float16 in C order"
+        )
+    return Joined.only(FileTensor(file, file.name, dtype.name, array))

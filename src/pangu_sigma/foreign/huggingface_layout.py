@@ -9,11 +9,11 @@ from typing import Any
 
 from pangu_sigma.checkpoint.mapped_file import map_file
 from pangu_sigma.checkpoint.safetensors_file import array_extents
-from pangu_sigma.foreign.dense_model import Activation, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped
-from pangu_sigma.foreign.layout import Facts, dense_model_of, plain_name
+from pangu_sigma.errors import LayoutError
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, Facts, Unused, dense_model_of
+from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped, plain_name
 from pangu_sigma.foreign.names import counterparts
-from pangu_sigma.foreign.torch_files import open_torch_file
+from pangu_sigma.foreign.torch_files import named_tensors, open_torch_file
 from pangu_sigma.sealed import DamagedFile
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -137,12 +137,7 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
     tensors = open_torch_file(file)
     if not isinstance(tensors, dict):
         raise LayoutError(f"{file}: it holds no tensors by their names; it is another kind of file")
-    for name, value in tensors.items():
-        if not isinstance(value, FileTensor) or not isinstance(name, str):
-            raise LayoutError(
-                f"{file}: {str(name)[:120]} is a {type(value).__name__}, and must be a tensor; save the weights alone"
-            )
-    return {name: replace(value, name=name) for name, value in tensors.items()}
+    return named_tensors(file, tensors)
 
 
 def _named(

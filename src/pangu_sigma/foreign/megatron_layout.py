@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import FileTensor, Joined
-from pangu_sigma.foreign.layout import Facts, dense_model_of, plain_name
+from pangu_sigma.errors import LayoutError
+from pangu_sigma.foreign.dense_model import DenseModel, Facts, Unused, dense_model_of
+from pangu_sigma.foreign.file_tensors import MIXED, FileTensor, Joined, plain_name
 from pangu_sigma.foreign.names import WORD_TABLE, Counterpart, counterparts
-from pangu_sigma.foreign.pickles import OpaqueObject
 from pangu_sigma.foreign.strategy_file import Cut
-from pangu_sigma.foreign.torch_files import open_torch_file
+from pangu_sigma.foreign.torch_files import named_tensors, open_torch_file
 
 ALPHA_VOCABULARY = 40_000
 """Size of PanGu-α's vocabulary. Megatron pads its table to a multiple of 128 times the number of ranks."""
@@ -45,9 +43,16 @@ def open_megatron(path: Path) -> DenseModel:
     files, unused = _files(path)
     opened = [open_torch_file(file) for file in files]
     top = opened[0]
-    key = _weights_key(files[0], top)
+    key = next((key for key in ("model", "module") if isinstance(top, dict) and isinstance(top.get(key), dict)), None)
+    if key is None:
+        raise LayoutError(
+            f"{files[0]}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); give a checkpoint of PanGu-α"
+        )
     layout = "megatron" if key == "model" else "deepspeed"
-    ranks = [_weights(file, value, key) for file, value in zip(files, opened, strict=True)]
+    for file, value in zip(files, opened, strict=True):
+        if not isinstance(value, dict) or not isinstance(value.get(key), dict):
+            raise LayoutError(f"{file}: it has no weights under `{key}`, as other ranks have; {MIXED}")
+    ranks = [named_tensors(file, value[key]) for file, value in zip(files, opened, strict=True)]
     rules = counterparts("megatron", path, ranks[0])
     sources = {name: _source(path, name, ranks, rules.get(name)) for name in ranks[0]}
     for file, weights in zip(files, ranks, strict=True):
@@ -67,27 +72,20 @@ def _files(path: Path) -> tuple[list[Path], list[Unused]]:
     """Return the files of the ranks in their order, and the other files beside them."""
     if path.is_file():
         return [path], []
-    folder = path
-    unused = [Unused(file.name, "not of this layout") for file in sorted(path.iterdir()) if file.is_file()]
-    if (path / TRACKER).exists():
-        step = _said(path / TRACKER)
-        if step != "release" and not re.match(r"\d{1,9}$", step, re.ASCII):
-            raise LayoutError(
-                f"{path}: {TRACKER} says {step[:40]!r}, and must have the number of a step, or `release`; correct it"
-            )
-        name = step if step == "release" else f"iter_{int(step):07d}"
-        folder = plain_name(path, name, f"the folder that {TRACKER} names")
-        unused = [one for one in unused if one.name != TRACKER]
-    elif (path / TAG_FILE).is_file():
-        folder = plain_name(path, _said(path / TAG_FILE), f"the folder that {TAG_FILE} names")
-        unused = [one for one in unused if one.name != TAG_FILE]
+    unused = [file.name for file in sorted(path.iterdir()) if file.is_file() and not _STATES.match(file.name)]
+    folder, tracker = path, next((name for name in (TRACKER, TAG_FILE) if (path / name).is_file()), None)
+    if tracker is not None:
+        name = _named_folder(path, tracker)
+        folder = plain_name(path, name, f"the folder that {tracker} names")
+        unused.remove(tracker)
     elif steps := [one for one in path.iterdir() if one.is_dir() and re.match(r"iter_\d+$|release$", one.name)]:
         if len(steps) > 1:
             raise LayoutError(f"{path}: {len(steps)} checkpoints and no {TRACKER}; give the folder of one of them")
         folder = steps[0]
-    if (folder / RANK_FILE).is_file():
-        return [folder / RANK_FILE], unused
-    return _of_ranks(folder), [one for one in unused if not _STATES.match(one.name)]
+    whole = folder / RANK_FILE
+    unused = [name for name in unused if path / name != whole]
+    files = [whole] if whole.is_file() else _of_ranks(folder)
+    return files, [Unused(name, "not of this layout") for name in unused]
 
 
 def _of_ranks(folder: Path) -> list[Path]:
@@ -110,41 +108,17 @@ def _of_ranks(folder: Path) -> list[Path]:
     return [by_rank[rank] for rank in range(len(by_rank))]
 
 
-def _said(file: Path) -> str:
-    """Read the one line of a file that names a folder."""
-    with open(file, "rb") as stream:
-        return stream.read(300).decode("utf-8", "replace").strip()
-
-
-def _weights_key(file: Path, value: Any) -> str:
-    if isinstance(value, dict):
-        for key in ("model", "module"):
-            if isinstance(value.get(key), dict):
-                return key
-    raise LayoutError(
-        f"{file}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); give a checkpoint of PanGu-α"
-    )
-
-
-def _weights(file: Path, value: Any, key: str) -> dict[str, FileTensor]:
-    """Return the tensors of a file by dotted name. value: contents of the file. Raises LayoutError for anything else there."""
-    if not isinstance(value, dict) or not isinstance(value.get(key), dict):
-        raise LayoutError(f"{file}: it has no weights under `{key}`, as other ranks have; {MIXED}")
-    found: dict[str, FileTensor] = {}
-    waiting: list[tuple[str, Any, int]] = [("", value[key], 0)]
-    while waiting:
-        name, value, depth = waiting.pop()
-        if isinstance(value, FileTensor):
-            if name in found:
-                raise LayoutError(f"{file}: {name[:120]} is twice in it; the file is damaged")
-            found[name] = replace(value, name=name)
-        elif isinstance(value, dict) and depth < 8 and len(waiting) + len(value) < 100_000:
-            waiting += [(f"{name}.{inner}".lstrip("."), one, depth + 1) for inner, one in value.items()]
-        else:
-            opaque = isinstance(value, OpaqueObject)
-            what = f"a {value.name}, which is not built" if opaque else f"a {type(value).__name__}"
-            raise LayoutError(f"{file}: {name[:120]} is {what}, and no tensor; save the weights alone, and use those")
-    return found
+def _named_folder(path: Path, tracker: str) -> str:
+    """Return the name of the folder that a tracker's one line stands for."""
+    with open(path / tracker, "rb") as stream:
+        said = stream.read(300).decode("utf-8", "replace").strip()
+    if tracker == TAG_FILE or said == "release":
+        return said
+    if not re.match(r"\d{1,9}$", said, re.ASCII):
+        raise LayoutError(
+            f"{path}: {TRACKER} says {said[:40]!r}, and must have the number of a step, or `release`; correct it"
+        )
+    return f"iter_{int(said):07d}"
 
 
 def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Counterpart | None) -> Joined:
@@ -170,7 +144,7 @@ def _facts(path: Path, args: Any, ranks: int, words: Joined | None) -> Facts:
     facts = Facts(activation="erf", vocabulary=ALPHA_VOCABULARY if padded else None)
     if not isinstance(args, Namespace):
         return facts
-    given = {name: value for name, value in vars(args).items() if type(value) is bool or _is_size(value)}
+    given = {name: value for name, value in vars(args).items() if type(value) in (bool, int) and 0 <= value < 1 << 31}
     for name in ("model_parallel_size", "tensor_model_parallel_size"):
         if given.get(name, ranks) != ranks:
             raise LayoutError(
@@ -188,7 +162,3 @@ def _facts(path: Path, args: Any, ranks: int, words: Joined | None) -> Facts:
         tanh = given["openai_gelu"] or given.get("bias_gelu_fusion", False)
         facts.activation, facts.activation_known = ("tanh" if tanh else "erf"), True
     return facts
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 31

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pangu_sigma.foreign.dense_model import MIXED, DenseModel, LayoutError, Unused
-from pangu_sigma.foreign.file_tensors import Joined
-from pangu_sigma.foreign.layout import Facts, dense_model_of, npy_source
+from pangu_sigma.errors import LayoutError
+from pangu_sigma.foreign.dense_model import DenseModel, Facts, Unused, dense_model_of
+from pangu_sigma.foreign.file_tensors import MIXED, Joined, npy_source
 from pangu_sigma.foreign.mindspore_files import open_ckpt
 from pangu_sigma.foreign.names import LATER, TABLES, Counterpart, counterparts
 from pangu_sigma.foreign.strategy_file import Cut, read_strategy

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.file_tensors import Joined
 from pangu_sigma.foreign.protobuf import Field, fields, message, numbers
 

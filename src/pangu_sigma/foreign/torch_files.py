@@ -12,6 +12,7 @@ import re
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.checkpoint.mapped_file import map_file, release_pages
-from pangu_sigma.foreign.dense_model import LayoutError
-from pangu_sigma.foreign.pickles import Storage, load_pickle
+from pangu_sigma.errors import LayoutError
+from pangu_sigma.foreign.file_tensors import FileTensor
+from pangu_sigma.foreign.pickles import OpaqueObject, Storage, load_pickle
 
 MOST_PICKLED = 4 << 20
 """Maximum bytes of a pickle: that of a 13B model with its optimizer has a tenth. A hostile one takes a hundred times its bytes."""
@@ -60,6 +62,25 @@ def open_torch_file(path: Path) -> Any:
         raise LayoutError(f"{path}: its values are big-endian; save it again on a little-endian machine")
     storages = {name.removeprefix("data/"): one for name, one in stored.items() if name.startswith("data/")}
     return load_pickle(_content(stored["data.pkl"]), path, storages)
+
+
+def named_tensors(file: Path, tree: dict[Any, Any]) -> dict[str, FileTensor]:
+    """Return the tensors in nested dictionaries of a file by dotted name. Raises LayoutError for anything else there."""
+    found: dict[str, FileTensor] = {}
+    waiting: list[tuple[str, Any, int]] = [("", tree, 0)]
+    while waiting:
+        name, value, depth = waiting.pop()
+        if isinstance(value, FileTensor):
+            if name in found:
+                raise LayoutError(f"{file}: {name[:120]} is twice in it; the file is damaged")
+            found[name] = replace(value, name=name)
+        elif isinstance(value, dict) and depth < 8 and len(waiting) + len(value) < 100_000:
+            waiting += [(f"{name}.{inner}".lstrip("."), one, depth + 1) for inner, one in value.items()]
+        else:
+            opaque = isinstance(value, OpaqueObject)
+            what = f"a {value.name}, which is not built" if opaque else f"a {type(value).__name__}"
+            raise LayoutError(f"{file}: {name[:120]} is {what}, and no tensor; save the weights alone, and use those")
+    return found
 
 
 def _storage(path: Path, content: np.ndarray, member: zipfile.ZipInfo) -> Storage:

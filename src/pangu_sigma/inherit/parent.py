@@ -14,8 +14,7 @@ import xxhash
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of, matching_slot
-from pangu_sigma.errors import argument
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError, argument
 from pangu_sigma.sections import Activation
 from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import Kind, StoredModel

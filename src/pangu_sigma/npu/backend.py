@@ -14,7 +14,8 @@ from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
 from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore, restore_rows, row_files
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
-from pangu_sigma.data.held_out import samples_of_evaluation
+from pangu_sigma.held_out.batches import samples_of_evaluation
+from pangu_sigma.held_out.evaluator import Evaluator
 from pangu_sigma.npu.context import use_ascend
 from pangu_sigma.npu.inputs import step_inputs
 from pangu_sigma.npu.planner import ExchangePlanner
@@ -26,7 +27,6 @@ from pangu_sigma.ranks.layout import Layout
 from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.backend import Backend, TrainingSetup, update_rows
-from pangu_sigma.training.evaluator import Evaluator
 from pangu_sigma.training.feed import StepInput
 from pangu_sigma.training.step import StepResult
 

@@ -12,8 +12,9 @@ import xxhash
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_files import open_dense_model
-from pangu_sigma.foreign.dense_model import DenseModel, LayoutError
+from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sections import Activation
 from pangu_sigma.stored.model import Kind, Listed, StoredModel

@@ -13,7 +13,7 @@ from pangu_sigma.checkpoint.changes import absolute_paths, paths_from_here
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domains_of
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.sealed import ITS_VERSION
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.normalisation import VANISHING

@@ -48,7 +48,7 @@ from pangu_sigma.checkpoint.parts import ROWS, WEIGHTS, SavedArray
 from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.checkpoint.safetensors_file import map_arrays
 from pangu_sigma.config import Config
-from pangu_sigma.foreign.dense_model import LayoutError
+from pangu_sigma.errors import LayoutError
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, DamagedFile, as_json, check_folder, fingerprint
 from pangu_sigma.stored.hf_config import (

@@ -25,7 +25,8 @@ from pangu_sigma.checkpoint.model_files import read_config, read_table, read_tok
 from pangu_sigma.checkpoint.parts import EXPERTS, ROWS, WEIGHTS
 from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.config import Config
-from pangu_sigma.foreign.dense_model import DenseModel, LayoutError, Unused
+from pangu_sigma.errors import LayoutError
+from pangu_sigma.foreign.dense_model import DenseModel, Unused
 from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, fingerprint, unsealed

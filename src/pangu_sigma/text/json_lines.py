@@ -8,22 +8,11 @@ from typing import BinaryIO, TypeVar
 
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import MAX_LINE_BYTES, Rejected, RejectedLine
-from pangu_sigma.text.streams import BYTE_ORDER_MARK, broken_stream, check_input, open_stream
+from pangu_sigma.text.streams import BYTE_ORDER_MARK, broken_stream, open_stream
 
 LineItem = TypeVar("LineItem")
 
 _SKIP_BYTES = 1 << 20
-
-
-def read_lines(
-    path: Path,
-    parse: Callable[[bytes, int], LineItem],
-    progress: Callable[[int], object] = lambda _: None,
-    option: str = "--input",
-) -> Generator[LineItem | Rejected, None, int]:
-    """Check the name of a file, and yield as `lines_between` does."""
-    check_input(path, option)
-    return (yield from lines_between(path, 0, None, parse, progress, option))
 
 
 def lines_between(

@@ -24,17 +24,17 @@ from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.order import repetitions
 from pangu_sigma.data.prepared import read_prepared_tokenizer
 from pangu_sigma.garbage import gc_frozen
+from pangu_sigma.held_out.evaluator import Evaluator
+from pangu_sigma.held_out.losses import HeldOutLoss
 from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.ranks.heartbeat import Heartbeat
 from pangu_sigma.ranks.layout import layers_of_stage
 from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.backend import Backend
-from pangu_sigma.training.evaluator import Evaluator
 from pangu_sigma.training.feed import InputPipeline
 from pangu_sigma.training.finished import conclude
 from pangu_sigma.training.health import Health, examine
-from pangu_sigma.training.log.losses import HeldOutLoss
 from pangu_sigma.training.log.metrics import Metrics, MetricsLog, NoLog, load_max_over_mean
 from pangu_sigma.training.log.timeline import Timeline
 from pangu_sigma.training.progress import changes_since_checkpoint, resume

@@ -9,11 +9,11 @@ import pytest
 
 from pangu_sigma.convert.mindir import export_mindir
 from pangu_sigma.domains import domains_of
-from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.generate.graph.weights_at_rest import rows_in_int8
 from pangu_sigma.generate.text import open_decoder
+from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.stored.open import open_model
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -14,10 +14,10 @@ from helpers.losses import held_out_losses
 from experiments.tiny import STEPS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.held_out.losses import losses_of
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.log import summary
-from pangu_sigma.training.log.losses import losses_of
 from pangu_sigma.training.log.metrics import FILE, read_metrics
 from pangu_sigma.training.log.summary import (
     evaluation_of,

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
-from pangu_sigma.data.held_out import samples_of_evaluation
+from pangu_sigma.held_out.batches import samples_of_evaluation
+from pangu_sigma.held_out.compare import why_incomparable
+from pangu_sigma.held_out.losses import format_table, losses_of
 from pangu_sigma.stored.model import StoredModel, read_lineage, read_tuning_result
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.training.log.losses import format_table, losses_of
 from pangu_sigma.training.log.metrics import (
     FILE,
     LAST,
@@ -191,14 +192,6 @@ def evaluation_of(newest: Checkpoint | None, evaluations: list[dict[str, Any]]) 
     """Return, of the `evaluation` lines of a run, the one of its newest checkpoint, or else the last one; None without any."""
     last = evaluations[-1] if evaluations else None
     return next((line for line in evaluations if newest and line["step"] == newest.step), last)
-
-
-def why_incomparable(run: StoredModel, other: StoredModel) -> str:
-    """Return why held-out losses of two runs are incomparable (tokenizer, sequence length); "" if they may be comparable."""
-    if run.tokenizer.hash != other.tokenizer.hash:
-        return "their tokenizers differ"
-    lengths = [r.config.model.seq_length for r in (run, other)]
-    return "" if lengths[0] == lengths[1] else f"model.seq_length is {lengths[0]} and {lengths[1]}"
 
 
 def _why_unpaired(run: StoredModel, other: StoredModel) -> str:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pangu_sigma.data.held_out import unigram_nats
 from pangu_sigma.data.prepare.blocks import Work
 from pangu_sigma.data.prepare.encoding import DOCUMENT, final_tokenizer, ids_of
 from pangu_sigma.data.prepare.selection import Lowest
 from pangu_sigma.data.prepare.stages.stage import UnitResults
+from pangu_sigma.data.prepared import unigram_nats
 
 _DRAWS = 20
 """Maximum number of random samples."""

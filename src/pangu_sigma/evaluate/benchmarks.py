@@ -1,0 +1,278 @@
+"""Benchmarks of a model by name: tasks of lm-evaluation-harness, among them those of `tasks/`.
+
+Each answer is saved beside the result file at once, so that the same command resumes after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.domains import domains_of
+from pangu_sigma.errors import DataError, argument, without_effect
+from pangu_sigma.evaluate.result_cache import ResultCache
+from pangu_sigma.generate.text import open_engine
+from pangu_sigma.sealed import as_json, write_atomically
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import ANSWERING, open_model
+from pangu_sigma.training.log.report import BENCHMARKS, write_report
+
+logger = logging.getLogger(__name__)
+
+TASKS = Path(__file__).parent / "tasks"
+"""Folder of this project's tasks for lm-evaluation-harness, for its --include_path."""
+
+CHINESE = "zh"
+"""Default domain of benchmarks, since nearly all of this project's are Chinese."""
+
+FORMATS = {"humaneval": "code", "mbpp": "code", "translation_en_zh": "bilingual", "translation_zh_en": "bilingual"}
+"""Text format of the domain that answers by default in a benchmark; its first domain does."""
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """Options of a benchmark run.
+
+    tasks: task names. files: folder with a folder of files for each task. domain: domain that answers; None for the first domain of
+    the format in `FORMATS`, and for zh in other tasks. limit: maximum number of items of a task, the first ones; None for all.
+    num_fewshot: examples before each item; None for the task's default. temperature: of generated answers; None for the task's
+    default. samples_per_problem: programs for each problem. allow_code_execution: True to run programs that the model writes, in a
+    sandbox. include_path: folder with tasks of the user's own for lm-evaluation-harness.
+    """
+
+    tasks: tuple[str, ...]
+    files: str | None
+    domain: str | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    temperature: float | None = None
+    samples_per_problem: int = 1
+    allow_code_execution: bool = False
+    include_path: str | None = None
+
+    def domain_of(self, name: str, config: Config) -> str:
+        """Return the domain that answers in a task. Raises ConfigError if the model has no domain of the task's format."""
+        if self.domain is not None:
+            return self.domain
+        wanted = FORMATS.get(name)
+        names = [each.name for each in config.domains if (each.format == wanted if wanted else each.name == CHINESE)]
+        if not names:
+            raise ConfigError(
+                f"{name} asks a domain {f'of format {wanted}' if wanted else f'called {CHINESE}'}, and the model has none; say "
+                f"with {argument('--domain')} which answers: {', '.join(each.name for each in config.domains)}"
+            )
+        return names[0]
+
+
+Figures = dict[str, Any]
+"""Result of a benchmark as values for JSON: its metrics, None where not finite; `n`, items; `skipped`, lines without a label or an
+answer by design; `truncated`, items that were cut to fit."""
+
+
+def benchmark_model(model: Path, request: BenchmarkRequest, file: Path | None = None) -> dict[str, Figures]:
+    """Run benchmarks as `run_benchmarks` does. The results of a run are also written to its folder."""
+    stored = open_model(model, *ANSWERING, verified=False)
+    step = stored.step  # of the checkpoint that answers: training may go on meanwhile
+    results = run_benchmarks(model, request, file)
+    if stored.kind == "run":
+        _note_in_run(model, request, results, stored.config, step)
+    return results
+
+
+def run_benchmarks(model: Path, request: BenchmarkRequest, file: Path | None = None) -> dict[str, Figures]:
+    """Run benchmarks on a run's newest checkpoint or an exported model, and return results by task; a task group has a result too.
+
+    file: file to write the result to as JSON; until then, answers are cached beside it, and the generated answers of each task are
+    written beside it, an item a line. Raises, before anything is computed, ConfigError for an unknown task or domain, and where
+    programs may or can not be run, and DataError for missing or invalid files.
+    """
+    stored = open_model(model, *ANSWERING, verified=False)
+    for name in request.tasks:
+        domains_of(stored.config).named(request.domain_of(name, stored.config))
+    from pangu_sigma.evaluate.harness import HarnessModel
+
+    manager, loaded = _load(request, stored.config)
+    _check([task for found in loaded.values() for task in found["tasks"].values()], request)
+    engine, results = open_engine(model, lanes=8), dict[str, Figures]()
+    cache = cache_beside(file, stored, request) if file else None
+    for name in request.tasks:
+        lm = HarnessModel(engine, request.domain_of(name, stored.config), tags=True)
+        lm.cache = cache
+        logger.info("%s: domain %s answers", name, lm.domain.name)
+        results |= _run(lm, manager, loaded[name], request, file)
+    if file and cache:
+        file.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        cache.remove()
+    return results
+
+
+def _note_in_run(
+    run: Path, request: BenchmarkRequest, results: dict[str, Figures], config: Config, step: int | None
+) -> None:
+    """Write the results to the run folder, and rewrite its report if it has logged steps. step: of the run's checkpoint."""
+    of = {name: {"domain": request.domain_of(name, config), "step": step} for name in results}
+    file = run / BENCHMARKS
+    try:
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        write_atomically(file, as_json(before | {name: figures | of[name] for name, figures in results.items()}))
+        write_report(run)
+    except (OSError, ValueError) as error:
+        logger.warning("the run's report does not have these benchmarks: %s", error)
+
+
+def cache_beside(file: Path, model: StoredModel, request: BenchmarkRequest) -> ResultCache:
+    """Open the cache of answers beside a result file; it has answers if a run with the same model and options was interrupted."""
+    header = asdict(request) | {"tasks": list(request.tasks), "model": model.hash}
+    return ResultCache(file.with_name(f"{file.name}.partial"), header)
+
+
+def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Format the metrics of each benchmark task as a Markdown table."""
+    counts = ("n", "skipped", "truncated")
+    rows = [
+        [name, metric, "–" if value is None else f"{value:.4f}", *(f"{figures[key]:,}" for key in counts)]
+        for name, figures in results.items()
+        for metric, value in figures.items()
+        if metric not in counts
+    ]
+    lines = [["task", "metric", "value", "items", *counts[1:]], ["---", "---", *["---:"] * 4], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _load(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[str, Any]]:
+    """Return the harness's task manager, and the loaded tasks by the names of the request."""
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    advice = "Custom kwargs can be passed"  # to pass metadata, which is done below
+    logging.getLogger("lm_eval.api.task").addFilter(lambda record: advice not in record.getMessage())
+    folders = [TASKS, *([Path(request.include_path)] if request.include_path else [])]
+    if not folders[-1].is_dir():
+        raise ConfigError(f"{argument('--include-path')} {folders[-1]} is not a folder; name one with tasks in YAML")
+    ours = {"pangu_alpha"} | {file.stem for folder in folders for file in folder.rglob("*.yaml")}
+    if theirs := [name for name in request.tasks if name not in ours]:
+        logger.info("lm-evaluation-harness reads its 14,000 task files to find %s: seconds", ", ".join(theirs))
+    manager = TaskManager(
+        include_path=[str(folder) for folder in folders],
+        include_defaults=bool(theirs),
+        metadata={"data": request.files, "seq_length": config.model.seq_length},
+    )
+    for name in request.tasks:
+        if name not in manager.all_tasks:
+            raise ConfigError(
+                f"benchmark {name} is not known; this project has {', '.join(sorted(ours))}, and lm-evaluation-harness what "
+                "`python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
+            )
+    loaded: dict[str, Any] = {}
+    for name in request.tasks:
+        try:
+            loaded[name] = manager.load([name])
+        except (OSError, ValueError) as error:
+            source = (
+                f"{name}: the harness cannot read its dataset: {error}; it comes from the Hugging Face Hub, or from a copy in "
+                "a folder of its full name, owner/name, below the folder where this command is started"
+            )
+            raise DataError(str(error) if name in ours else source) from error
+    return manager, loaded
+
+
+def _check(tasks: Sequence[Any], request: BenchmarkRequest) -> None:
+    """Apply the options of a request to the loaded tasks, and warn of one that none of them uses. Raises ConfigError for an option
+    that is not possible, and where programs may or can not be run."""
+    programs = [task for task in tasks if getattr(task, "UNSAFE_CODE", False)]
+    generating = [task for task in tasks if task.OUTPUT_TYPE == "generate_until"]
+    for option, given, used, kind in (
+        ("--samples-per-problem", request.samples_per_problem != 1, programs, "programs"),
+        ("--allow-code-execution", request.allow_code_execution, programs, "programs"),
+        ("--temperature", request.temperature is not None, generating, "generated answers"),
+    ):
+        if given and not used:
+            without_effect(argument(option), f"it is for benchmarks of {kind}, and not for {', '.join(request.tasks)}")
+    if (temperature := request.temperature) is not None:
+        for task in generating:
+            sampled = {"temperature": temperature, "do_sample": temperature > 0}
+            task.set_config("generation_kwargs", sampled, update=True)
+    for task in programs:
+        _check_programs(task, request)
+        task.set_config("repeats", request.samples_per_problem)
+    for task in tasks:
+        shown, split = request.num_fewshot or task.config.num_fewshot or 0, task.config.fewshot_config.split
+        if "skipped" in task.dataset and shown > len(task.dataset[split]) - (split == task.config.test_split):
+            raise ConfigError(
+                f"{argument('--num-fewshot')} {shown} is not possible: {task.task_name} has {len(task.dataset[split])} {split}, "
+                "and examples are others than the one that is asked; give a smaller number"
+            )
+
+
+def _check_programs(task: Any, request: BenchmarkRequest) -> None:
+    """Raise ConfigError unless the programs of a task may and can be run in the sandbox, and several of a problem differ."""
+    from pangu_sigma.evaluate.tasks.programs import outcome
+
+    name, samples = task.task_name, request.samples_per_problem
+    if not request.allow_code_execution:
+        raise ConfigError(f"{name} runs programs that the model writes; {argument('--allow-code-execution')} allows it")
+    if not (TASKS / f"{name}.yaml").exists():
+        raise ConfigError(f"{name} runs programs outside of a sandbox; take humaneval or mbpp, which have one")
+    if samples > 1 and not task.config.generation_kwargs["do_sample"]:
+        raise ConfigError(f"{samples} programs of temperature 0 are all the same; give {argument('--temperature')} 0.8")
+    try:
+        outcome({"task_id": 0, "prompt": "", "test": "def check(_): pass", "entry_point": "None"}, "")
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _run(
+    lm: Any, manager: Any, loaded: dict[str, Any], request: BenchmarkRequest, beside: Path | None
+) -> dict[str, Figures]:
+    """Run a task or a group, and return the results of its tasks, and its own."""
+    from lm_eval import evaluator
+
+    evaluator.get_git_commit_hash = lambda: None  # it asks git, which complains where there is no repository
+    evaluated = evaluator.simple_evaluate(
+        model=lm,
+        tasks=[*(loaded["groups"] or loaded["tasks"]).values()],
+        num_fewshot=request.num_fewshot,
+        limit=request.limit,
+        bootstrap_iters=0,
+        task_manager=manager,
+        confirm_run_unsafe_code=request.allow_code_execution,
+    )
+    samples, members = evaluated["samples"], evaluated.get("group_subtasks", {})
+    for name, task in loaded["tasks"].items():
+        if beside and task.OUTPUT_TYPE == "generate_until":
+            _write_answers(beside.with_name(f"{beside.stem}.{name}.jsonl"), samples[name])
+    return {
+        name: _result(lm, values, samples, members.get(name) or [name], loaded["tasks"])
+        for name, values in evaluated["results"].items()
+    }
+
+
+def _write_answers(file: Path, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Write the prompt, the answers and their scores of each item to a file, a line of JSON each, for people to read."""
+    rows = [
+        {"item": s["doc_id"], "prompt": s["arguments"][0][0], "answers": s["resps"][0]}
+        | {m: s[m] for m in s["metrics"]}
+        for s in samples
+    ]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf-8")
+
+
+def _result(
+    lm: Any, values: Mapping[str, Any], samples: Mapping[str, Any], names: Sequence[str], tasks: Mapping[str, Any]
+) -> Figures:
+    """Convert the harness's result of a task, or of a group with the tasks `names`."""
+    metrics = {key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, float)}
+    items = {(name, each["doc_id"]): each["doc"] for name in names for each in samples.get(name, [])}
+    cut = {item for item, doc in items.items() if isinstance(doc, Mapping) and doc.get("cut")}
+    return {
+        **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        "n": len(items),
+        "skipped": sum(len(tasks[name].dataset["skipped"]) for name in names if "skipped" in tasks[name].dataset),
+        "truncated": len(cut | (lm.truncated & items.keys())),
+    }

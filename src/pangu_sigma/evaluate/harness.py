@@ -1,0 +1,247 @@
+"""Adapter of models for lm-evaluation-harness, in one process. Importing this file registers the model "pangu-sigma" there.
+
+`lm_eval.py` is the harness's own command with that model. Requests are tokenized and cut as the harness's `local-completions` does
+against `pangu-sigma serve` with its tokenizer and max_length=model.seq_length, so that both give the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from pangu_sigma.bars import Bar
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import domains_of
+from pangu_sigma.evaluate.result_cache import ResultCache
+from pangu_sigma.generate.engine import Engine
+from pangu_sigma.generate.request import Answer, Request
+from pangu_sigma.generate.sampling import Sampling, check_text
+from pangu_sigma.generate.text import open_engine
+
+try:
+    import lm_eval.models  # noqa: F401 (the harness loads its own models only while none is registered)
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    raise ConfigError(
+        f"lm-evaluation-harness cannot be loaded ({error}); install it: pip install 'pangu-sigma[evaluate]'"
+    ) from error
+
+logger = logging.getLogger(__name__)
+
+_MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names of the generation option for the maximum number of new tokens; the first that is present counts."""
+
+_SAMPLING = tuple(field.name for field in fields(Sampling))
+
+_ALIKE = 16
+"""Length of the common prefix by which prompts are grouped; shorter ones are not worth sharing."""
+
+_AT_ONCE = 512
+"""Number of requests submitted together; their answers are in memory until the result is extracted."""
+
+Pair = tuple[list[int], list[int]]
+"""Token ids of a context, and of its continuation to score."""
+
+_NOTES = {
+    "contexts": "{} of {} contexts lost their beginning: {} tokens fit",
+    "windows": "{} of {} continuations have {} tokens or more, so that they do not fit; they were scored in windows",
+    "prompts": "{} of {} prompts lost their beginning, to leave room for the answer",
+    "answers": "{} of {} answers have half of the {} tokens that the model can read, and not what the task asks for",
+    "apart": "in {} of {} requests a token would reach over the end of the context; context and continuation were read on their "
+    "own there. local-completions would lose or repeat characters, so its numbers differ for these",
+}
+"""What is said of the requests of a call: their number, the number of all, and `max_length`."""
+
+
+@register_model("pangu-sigma")
+class HarnessModel(LM):
+    """Model of lm-evaluation-harness: one domain of a model of this project.
+
+    truncated: (task name, item number) of requests that were cut, or scored in windows, because they exceed model.seq_length.
+    cache: cache of the answers, with which a killed evaluation resumes; None for no cache.
+    """
+
+    def __init__(
+        self,
+        path: str | Engine,
+        domain: str,
+        batch_size: int | str = 8,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        tags: bool = False,
+        seed: int = 1234,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ):
+        """path: a run folder, an exported model, or an engine, whose batch is fixed. batch_size: texts in a batch.
+
+        max_length: maximum tokens of a text and one new token; model.seq_length by default. max_gen_toks: maximum tokens of an
+        answer if the task does not set it. tags: True to put the domain's language tag, if it has one, before each text, as in
+        training. seed: of the first answer to a prompt, by default that of `local-completions`; each repeat has the next one.
+        max_batch_size, device: passed to every model, not used. Raises ConfigError for an unknown domain and invalid numbers.
+        """
+        super().__init__()
+        lanes = 8 if str(batch_size).startswith("auto") else int(batch_size)
+        if lanes < 1:
+            raise ConfigError(f"batch_size={batch_size} is not allowed: 1 or more, or auto, which is 8")
+        if device not in (None, "cpu"):  # the harness's default is cuda:0
+            logger.info("device=%s is not used: this model answers on the CPU", device)
+        self.engine = path if isinstance(path, Engine) else open_engine(Path(path), lanes=lanes)
+        config, self.tokenizer = self.engine.decoder.config, self.engine.decoder.tokenizer
+        self.domain = domains_of(config).named(domain)
+        longest = config.model.seq_length
+        if max_length is not None and not 3 <= max_length <= longest:
+            raise ConfigError(f"max_length={max_length} is not allowed: 3 to model.seq_length={longest}")
+        self.max_length = (max_length or longest) - 1  # always with room for one token of the answer
+        self._most, self._tags, self._seed = max_gen_toks, tags, seed
+        self.truncated: set[tuple[str | None, int | None]] = set()
+        self.cache: ResultCache | None = None
+        self._notes = Counter[str]()
+        self._ids = lru_cache(maxsize=4096)(self._tokenize)  # choices of one question share its text
+        if not tags and self.tokenizer.prompt("", self.domain):
+            logger.warning(
+                "domain %s was trained with a tag of the language before each text, and reads texts without it here, as "
+                "local-completions sends them; tags=True among the model_args puts it there",
+                domain,
+            )
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return for each (context, continuation) its log-probability in nats, and whether greedy generation gives it.
+
+        A continuation that exceeds the model's length is scored in windows, each token once.
+        """
+        texts = []
+        for request in requests:
+            context, continuation = self._pair(*request.args)
+            long = len(continuation) >= self.max_length
+            if long or len(context) + len(continuation) > self.max_length:
+                self._note("windows" if long else "contexts", request)
+            texts.append(self._windows(context, continuation) if long else [(context, continuation)])
+        self._report(len(requests))
+        return self._scores(texts, "loglikelihood", disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Return the log-probability of each whole text in nats; an <eot> precedes its first token.
+
+        A text that exceeds the model's length is scored in windows, each token once.
+        """
+        windows = [self._windows([self.tokenizer.eot], self._ids(request.args[0], self._tags)) for request in requests]
+        return [score for score, _ in self._scores(windows, "rolling", disable_tqdm)]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return for each request, (context, options of the task), the generated text, without the stop string that ended it."""
+        repeats = [number for _, same in groupby(requests, id) for number, _ in enumerate(same)]
+        own_requests = [self._continuation(*each) for each in zip(requests, repeats, strict=True)]
+        self._report(len(requests))
+        return self._answers(own_requests, lambda answer: answer.text, "generate_until", disable_tqdm)
+
+    def _tokenize(self, text: str, tags: bool) -> list[int]:
+        check_text(text, "a text of the task")
+        return (self.tokenizer.prompt if tags else self.tokenizer.encode)(text, self.domain)
+
+    def _pair(self, context: str, continuation: str) -> Pair:
+        """Tokenize a context and its continuation. Trailing blanks of the context belong to the continuation."""
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        if not stripped:
+            return [self.tokenizer.eot], self._ids(continuation, False)
+        before, whole = self._ids(stripped, self._tags), self._ids(stripped + continuation, self._tags)
+        if not before:  # nothing of it is a token of this vocabulary
+            return [self.tokenizer.eot], whole
+        if whole[: len(before)] == before:
+            return before, whole[len(before) :]
+        self._notes["apart"] += 1
+        return before, self._ids(continuation, False)
+
+    def _windows(self, context: list[int], continuation: list[int]) -> list[Pair]:
+        """Split a text into windows that fit, each with as much preceding context as fits."""
+        whole = get_rolling_token_windows(continuation, context[-1], self.max_length - 1, context_len=1)
+        return [make_disjoint_window(window) for window in whole]
+
+    def _note(self, what: str, request: Any) -> None:
+        self._notes[what] += 1
+        self.truncated.add((request.task_name, request.doc_id))
+
+    def _report(self, total: int) -> None:
+        """Log how many of the requests of a call were cut or changed, and how."""
+        for what, number in self._notes.items():
+            logger.warning(_NOTES[what].format(number, total, self.max_length))
+        self._notes.clear()
+
+    def _continuation(self, request: Any, repeat: int) -> Request:
+        context, options = request.args[0], dict(request.args[1])
+        until = options.pop("until", None) or []
+        stop = [until] if isinstance(until, str) else list(until)
+        most = next((int(options[name]) for name in _MOST_TOKENS if options.get(name) is not None), self._most)
+        sampled = options.pop("do_sample", None)
+        sampling = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
+        if sampled is False:
+            sampling["temperature"] = 0.0
+        if strange := options.keys() - {*_MOST_TOKENS, *_SAMPLING}:
+            raise ConfigError(f"the task asks for {', '.join(sorted(strange))}, which this model does not know")
+        if most >= self.max_length:
+            most = (self.max_length + 1) // 2
+            self._notes["answers"] += 1
+        ids, room = self._ids(context, self._tags) or [self.tokenizer.eot], self.max_length - most
+        if len(ids) > room:
+            self._note("prompts", request)
+        seed = self._seed + repeat
+        return Request(self.domain, tuple(ids[-room:]), most, Sampling(**sampling), seed, tuple(filter(None, stop)))
+
+    def _scores(self, texts: Sequence[list[Pair]], what: str, quiet: bool) -> list[tuple[float, bool]]:
+        """Return for each text, given as pairs, the continuations' log-probability, and whether each token was the likeliest."""
+        requests = []
+        for context, continuation in (pair for pairs in texts for pair in pairs):
+            ids = [*context, *continuation][-self.max_length :]
+            first = len(ids) - len(continuation)
+            requests.append(Request(self.domain, tuple(ids), 0, prompt_logprobs=1, scored_from=first))
+        scores = iter(self._answers(requests, _score_of, what, quiet))
+        parts = [[next(scores) for _ in pairs] for pairs in texts]
+        return [(float(sum(s for s, _ in each)), all(greedy for _, greedy in each)) for each in parts]
+
+    def _answers(
+        self, requests: Sequence[Request], extract: Callable[[Answer], Any], what: str, quiet: bool
+    ) -> list[Any]:
+        """Return what `extract` gives for each answer, in the order of the requests."""
+        names = [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests]
+        results: list[Any] = [self.cache.get(name) if self.cache else None for name in names]
+        order = [number for number in _in_order(requests) if results[number] is None]
+        numbers, total = {id(requests[number]): number for number in order}, len(requests)
+        with Bar(total=total, initial=total - len(order), desc=what, unit="request", disable=quiet) as bar:
+
+            def advance(answer: Answer) -> None:
+                if answer.finish in ("stop", "length"):
+                    number = numbers[id(answer.request)]
+                    results[number] = extract(answer)
+                    if self.cache:
+                        self.cache.put(names[number], results[number])
+                    bar.update()
+
+            for first in range(0, len(order), _AT_ONCE):
+                self.engine.complete([requests[number] for number in order[first : first + _AT_ONCE]], advance)
+        return results
+
+
+def _in_order(requests: Sequence[Request]) -> list[int]:
+    """Return the order of submission: longest first, and prompts with a common prefix together, so that the prefix is read once."""
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, request in enumerate(requests):
+        alike[request.ids[:_ALIKE]].append(number)
+    groups = sorted(alike.values(), key=lambda numbers: -max(len(requests[number].ids) for number in numbers))
+    return [number for group in groups for number in sorted(group, key=lambda number: requests[number].ids)]
+
+
+def _score_of(answer: Answer) -> tuple[float, bool]:
+    scored = answer.prompt[1:]
+    total = sum(token.logprob or 0.0 for token in scored)
+    return float(total), all((token.logprob or 0.0) >= token.top[0][1] for token in scored)

@@ -1,0 +1,159 @@
+"""Held-out batches, and their text: tokens, bytes, unigram loss. Samples are spread evenly over the text of each domain. They are
+the same in every evaluation and on any number of ranks, so a loss is always a mean over the same tokens. A *unit* is a sample, or
+a block of samples, for which a graph returns one loss.
+
+Shape suffixes: G micro-batches of an update, B sequences of a micro-batch, S sequence length, M blocks of a batch, Q sequences of a
+block, V vocabulary, U units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import xxhash
+
+from pangu_sigma.config import Config
+from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.data.prepared import unigram_nats
+from pangu_sigma.ranks.layout import data_rank_of_sequences, share_of, takers_of_group
+from pangu_sigma.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class HeldOutBatch:
+    """Held-out batch, with the unit (sample or block of samples) of each loss that a graph returns for the batch.
+
+    domains_U: domain of each of the U losses. units_U: index of each loss's unit among all units of its domain, which the ranks
+    share. Padding samples have weight 0, whatever their unit.
+    """
+
+    batch: Batch
+    domains_U: np.ndarray
+    units_U: np.ndarray
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """Held-out text of a domain. digest: hash of samples, tokenizer and unit size: losses are comparable if it is equal. units_U3:
+    of each unit the number of predicted tokens, their bytes, and their unigram loss in nats."""
+
+    digest: str
+    units_U3: np.ndarray
+
+
+class HeldOut:
+    """Held-out batches that one rank evaluates. Their domains are those of its group of ranks. Two methods give the same samples.
+
+    `domain_batches` is for a forward graph, which returns a loss per sample. `training_shaped_batches` is for the graph of a
+    training step, which returns a loss per block of samples. What has one loss is called a unit.
+    """
+
+    def __init__(self, batches: BatchLoader, most: int):
+        """batches: loader of the held-out split. most: maximum number of samples of a domain."""
+        self._batches, self._config = batches, batches.config
+        everybody = data_rank_of_sequences(self._config)
+        self._takers_B = everybody[np.isin(everybody, takers_of_group(self._config, batches.rank))]
+        self._blocks = self._config.data.domains_per_step // self._config.parallel.groups
+        self._per_block = self._config.train.batch_size // self._config.data.domains_per_step
+        self._wanted = [min(count, most) for count in batches.samples.counts]
+        self.block = self._config.train.accumulation * self._per_block
+
+    @cached_property
+    def domains(self) -> list[int]:
+        """Indices of the domains of the rank's group: domain set by domain set (`domain_sets`), ascending within a set."""
+        sets = self._batches.domain_sets
+        return [domain for s in share_of(self._config, self._batches.rank).sets for domain in sets[s]]
+
+    def numbers(self, domain: int) -> np.ndarray:
+        """Return the numbers of a domain's samples that are evaluated, ascending: the middles of equal stretches of its text."""
+        count, wanted = self._batches.samples.counts[domain], self._wanted[domain]
+        return (2 * np.arange(wanted) + 1) * count // (2 * wanted)
+
+    def units(self, size: int) -> list[int]:
+        """Return the number of units (samples or blocks with one loss) of each domain. size: number of samples of a unit."""
+        return [-(-wanted // size) for wanted in self._wanted]
+
+    def texts(self, size: int = 1) -> dict[str, HeldOutText]:
+        """Return the text of each domain, of units of `size` samples. Raises DataError for damaged token counts."""
+        samples, tokenizer, texts = self._batches.samples, self._batches.tokenizer, {}
+        bytes_V, counts_DV = bytes_of_ids(tokenizer), self._batches.frequencies()
+        for domain, counts_V in zip(self._batches.domains, counts_DV, strict=True):
+            digest, units = xxhash.xxh3_64(f"{tokenizer.hash} {domain.slot} {size}".encode()), []
+            unigram_V = unigram_nats(counts_V, tokenizer.slot_rows[domain.slot])
+            for number in self.numbers(domain.index).tolist():
+                ids = samples.read(domain.index, number)
+                digest.update(ids.tobytes())
+                predicted = ids[1:][counted(ids, tokenizer) & samples.counted(domain.index, number)]
+                units.append((len(predicted), bytes_V[predicted].sum(), unigram_V[predicted].sum()))
+            units_U3 = np.add.reduceat(np.reshape(units, (-1, 3)), np.arange(0, len(units), size))
+            texts[domain.name] = HeldOutText(digest.hexdigest(), units_U3)
+        return texts
+
+    def domain_batches(self, domain: int) -> list[HeldOutBatch]:
+        """Return this rank's share of a domain's batches, for a graph with a loss per sample; [] for a domain of other ranks.
+
+        The last batch is padded with samples of weight 0.
+        """
+        if domain not in self.domains:
+            return []
+        wanted, size, batches = self._wanted[domain], self._blocks * self._per_block, []
+        domains_M, own = np.full(self._blocks, domain), self._batches.own(self._takers_B)
+        for first in range(0, wanted, size):
+            numbers_MGQ = np.arange(first, first + size).reshape(self._blocks, 1, -1)
+            batch = self._batch(domains_M, numbers_MGQ, np.full(self._blocks, wanted))
+            units_U = _by_pass(numbers_MGQ)[0, own].clip(max=wanted - 1)
+            batches.append(HeldOutBatch(batch, np.full(len(own), domain), units_U))
+        return batches
+
+    def training_shaped_batches(self) -> list[HeldOutBatch]:
+        """Return this rank's batches in the shape of training, for a graph with a loss per block.
+
+        Blocks are padded with samples of weight 0. Raises the errors of the planner, as training does.
+        """
+        passes, batches, size = self._config.train.accumulation, [], self.block
+        for first in range(0, len(self.domains), self._blocks):
+            own = self.domains[first : first + self._blocks]
+            wanted_M = np.array([self._wanted[d] for d in own] + [0] * (self._blocks - len(own)))
+            domains_M = np.array([*own, *(d for d in self.domains if d not in own)][: self._blocks])
+            for start in range(0, wanted_M.max(), size):
+                numbers_GQ = np.arange(start, start + size).reshape(passes, -1)
+                batch = self._batch(domains_M, np.tile(numbers_GQ, (self._blocks, 1, 1)), wanted_M)
+                domains_U = domains_M[batch.blocks]
+                last_U = np.array(self.units(size))[domains_U] - 1
+                batches.append(HeldOutBatch(batch, domains_U, np.minimum(start // size, last_U)))
+        return batches
+
+    def _batch(self, domains_M: np.ndarray, numbers_MGQ: np.ndarray, wanted_M: np.ndarray) -> Batch:
+        """Return the batch of the samples at these positions of `numbers`, by the domain of each block; from `wanted` on they have
+        weight 0, and are the domain's last one."""
+        samples, chosen = self._batches.samples, []
+        for domain, numbers_GQ in zip(domains_M.tolist(), numbers_MGQ, strict=True):
+            numbers = self.numbers(domain)
+            chosen += [(domain, n) for n in numbers[numbers_GQ.ravel().clip(max=len(numbers) - 1)].tolist()]
+        both = (np.stack([read(*each) for each in chosen]) for read in (samples.read, samples.counted))
+        ids_GBS1, counted_GBS = (_by_pass(array.reshape(*numbers_MGQ.shape, -1)) for array in both)
+        counted_GBS &= _by_pass(numbers_MGQ < wanted_M[:, None, None])[..., None]
+        return self._batches.assemble(ids_GBS1, domains_M, counted_GBS=counted_GBS, taker_B=self._takers_B)
+
+
+def samples_of_evaluation(config: Config) -> int:
+    """Return the maximum number of held-out samples per domain that an evaluation during training reads."""
+    return config.train.eval_batches * config.train.batch_size
+
+
+def bytes_of_ids(tokenizer: Tokenizer) -> np.ndarray:
+    """Return the bytes of each token id's text, [V], for bits per byte."""
+    return np.array([len(surface) for surface in tokenizer.vocabulary.surfaces])
+
+
+def counted(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Return where a token of a sample predicts another of its document, bool [S]. ids: token ids, [S + 1]."""
+    return (ids[:-1] != tokenizer.eot) & (ids[1:] != tokenizer.pad)
+
+
+def _by_pass(of_blocks: np.ndarray) -> np.ndarray:
+    """Reorder [M, G, Q, …] to [G, B, …]: the blocks of each micro-batch next to each other."""
+    blocks, passes, per_block, *rest = of_blocks.shape
+    return of_blocks.swapaxes(0, 1).reshape(passes, blocks * per_block, *rest)

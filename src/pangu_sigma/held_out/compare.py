@@ -1,0 +1,138 @@
+"""Comparison of runs by their losses on the same held-out tokens, with the standard error of the difference.
+
+For a single pair of runs the error is over samples of text (losses.py): does the difference depend on the text? For
+the mean of several pairs it is over pairs: does the difference depend on the seed?
+
+Shape suffixes: P pairs of runs, U samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.errors import argument
+from pangu_sigma.held_out.batches import HeldOut
+from pangu_sigma.held_out.losses import Difference, DomainFigures, HeldOutLoss, finite_or_none, format_number, mean_of
+from pangu_sigma.held_out.run import held_out_batches, measure, samples_read
+from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.open import open_model
+
+Losses = dict[str, HeldOutLoss]
+
+
+def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False) -> dict[str, Any]:
+    """Compare the losses of each of `runs` with its counterpart in `others` on the same held-out tokens.
+
+    all: True to read all held-out samples, False for as many as the training of the first run evaluates.
+    Returns {"pairs": [{"run", "against", "domains"}, …], "mean"}. Each domain of a pair has the metrics of `evaluate_run`, those of
+    the other run as "against", and `Difference.figures` as "difference". "mean" has, by domain, the mean difference of all pairs,
+    its standard error over pairs (None for a single pair), and its standard error over samples of text.
+    Raises ConfigError if the numbers of runs differ, or if a run has another tokenizer or other held-out text than the first.
+    """
+    if len(runs) != len(others):
+        raise ConfigError(
+            f"{len(runs)} runs against {len(others)}; {argument('--against')} takes as many as there are runs"
+        )
+    return differences_of(measure_together([*runs, *others], all), runs, others)
+
+
+def measure_together(runs: Sequence[Path], all: bool = False) -> dict[Path, Losses]:
+    """Measure the losses of each run on the same held-out tokens, in batches as in the first run, so that equal weights have equal
+    losses bit for bit. Arguments and errors as in `compare_runs`."""
+    opened, first = {path: open_model(path, "run") for path in runs}, runs[0]
+    batches = {path: held_out_batches(run, opened[first].config) for path, run in opened.items()}
+    most = samples_read(opened[first], batches[first], all)
+    for path in opened:
+        _check_same_text(opened[first], opened[path], batches[first], batches[path], most)
+    return {path: measure(run, batches[path], most) for path, run in opened.items()}
+
+
+def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
+    """Return the result of `compare_runs` for losses from `measure_together`. runs and others have the same length."""
+    pairs = [(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
+    return {
+        "pairs": [
+            {"run": str(run), "against": str(other), "domains": _rows(*pair)}
+            for run, other, pair in zip(runs, others, pairs, strict=True)
+        ],
+        "mean": {name: _mean(name, pairs) for name in pairs[0][0]},
+    }
+
+
+def _check_same_text(run: StoredModel, other: StoredModel, own: BatchLoader, theirs: BatchLoader, most: int) -> None:
+    """Raise ConfigError unless two runs have the same domains and the same held-out samples, in the same tokens."""
+    reason = why_incomparable(run, other)
+    names = [[domain.name for domain in batches.domains] for batches in (own, theirs)]
+    if not reason and names[0] != names[1]:
+        reason = f"their domains are {', '.join(names[0])} and {', '.join(names[1])}"
+    if not reason:
+        texts = [HeldOut(batches, most).texts() for batches in (own, theirs)]
+        differing = [name for name in names[0] if texts[0][name].digest != texts[1][name].digest]
+        if differing:
+            reason = f"the held-out text of {', '.join(differing)} in {own.folder} and {theirs.folder} differs"
+    if reason:
+        raise ConfigError(
+            f"{run.path} and {other.path} cannot be compared token by token: {reason}; train both on the same prepared data, or "
+            "compare losses of one text by `evaluate MODEL --input FILE`"
+        )
+
+
+def why_incomparable(run: StoredModel, other: StoredModel) -> str:
+    """Return why held-out losses of two runs are incomparable (tokenizer, sequence length); "" if they may be comparable."""
+    if run.tokenizer.hash != other.tokenizer.hash:
+        return "their tokenizers differ"
+    lengths = [r.config.model.seq_length for r in (run, other)]
+    return "" if lengths[0] == lengths[1] else f"model.seq_length is {lengths[0]} and {lengths[1]}"
+
+
+def _rows(mine: Losses, theirs: Losses) -> DomainFigures:
+    return {
+        name: loss.figures() | {"against": theirs[name].figures(), "difference": loss.minus(theirs[name]).figures()}
+        for name, loss in mine.items()
+    }
+
+
+def _mean(name: str, pairs: list[tuple[Losses, Losses]]) -> dict[str, float | None]:
+    """Return the mean difference of a domain over pairs, with both of its standard errors."""
+    differences = [mine[name].minus(theirs[name]) for mine, theirs in pairs]
+    over_pairs = Difference(mean_of([d.nats.mean for d in differences]), mean_of([d.bits.mean for d in differences]))
+    gap_U = np.mean([mine[name].nats_U - theirs[name].nats_U for mine, theirs in pairs], axis=0)
+    over_text = dataclasses.replace(pairs[0][0][name], nats_U=gap_U)
+    return over_pairs.figures() | {
+        "se_of_text": finite_or_none(over_text.nats_per_token.error),
+        "bits_per_byte_se_of_text": finite_or_none(over_text.bits_per_byte.error),
+        "pairs": len(pairs),
+    }
+
+
+def format_differences(comparison: dict[str, Any]) -> str:
+    """Format the table of `pangu-sigma evaluate --against`. A negative difference means that the run is better than the other."""
+    pairs, means = comparison["pairs"], comparison["mean"]
+    width = max(8, *(len(pair[key]) for pair in pairs for key in ("run", "against")))
+    heads = [f"{head:>9}" for head in ("loss", "against", "nats", "±", "bits/byte", "±", "unigram")]
+    lines = [f"{'domain':12} {'run':{width}} {'against':{width}} {' '.join(heads)}   held-out; ± over samples"]
+    for name, mean in means.items():
+        for pair in pairs:
+            row = pair["domains"][name]
+            values = [row["loss"], row["against"]["loss"], *row["difference"].values(), row["unigram"]]
+            cells = [format_number(v, 9, d) for v, d in zip(values, (3, 3, 4, 4, 4, 4, 3), strict=True)]
+            cells[:2] = ["not finite" if v is None else cell for v, cell in zip(values[:2], cells, strict=False)]
+            lines.append(f"{name:12} {pair['run']:{width}} {pair['against']:{width}} {' '.join(cells)}")
+        if len(pairs) > 1:
+            over_pairs = [mean["nats_per_token"], mean["se"], mean["bits_per_byte"], mean["bits_per_byte_se"]]
+            lines.append(_mean_line(name, f"mean of {len(pairs)}, ± over pairs", width, over_pairs))
+            of_text = [None, mean["se_of_text"], None, mean["bits_per_byte_se_of_text"]]
+            lines.append(_mean_line(name, "its ± over samples", width, of_text))
+    return "\n".join(lines)
+
+
+def _mean_line(name: str, title: str, width: int, values: list[float | None]) -> str:
+    cells = [" " * 9 if value is None else format_number(value, 9, 4) for value in (None, None, *values)]
+    return f"{name:12} {title:{2 * width + 1}} {' '.join(cells)}".rstrip()

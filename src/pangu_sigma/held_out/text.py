@@ -1,0 +1,68 @@
+"""Text to measure a model on that is not prepared: `evaluate --input`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pangu_sigma.bars import Bar
+from pangu_sigma.config import Config
+from pangu_sigma.config_file import Override, changed, key_of
+from pangu_sigma.domains import Domains, domains_of
+from pangu_sigma.errors import DataError, argument, without_effect
+from pangu_sigma.text.documents import Document, Rejected
+from pangu_sigma.text.inputs import input_units, read_unit
+from pangu_sigma.text.layout import Layout
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 3
+"""Maximum number of lines that cannot be used that the log shows."""
+
+_OF_RECORDS = ("text_key", "domain_of", "reader")
+"""Keys of section `data` that say how records are read."""
+
+
+def read_documents(
+    config: Config, files: Sequence[Path], domain: str | None, overrides: Sequence[Override] = ()
+) -> list[Document]:
+    """Read the documents of files or folders, as `prepare-data` does with section `data` of a model's configuration.
+
+    domain: domain of all records; None: each says its own. overrides: of the keys that say how records are read; other keys are
+    warned of. If no record has the text key of the model's configuration, the key `text` is read, with a warning. Lines that
+    cannot be used are left out with a warning. Raises ConfigError as `Layout.of`, DataError if no line can be used, and as
+    `input_units`.
+    """
+    for key in map(key_of, overrides):
+        if key.split(".")[:2] not in [["data", name] for name in _OF_RECORDS]:
+            known = ", ".join(f"data.{name}" for name in _OF_RECORDS)
+            without_effect(f"{argument('--set', 'overrides')} {key}", f"the text is read by {known}")
+    layout, domains = Layout.of(changed(config, overrides)), domains_of(config)
+    if domain is not None:
+        layout = replace(layout, domain_of={"*": domains.named(domain).name})
+    documents, rejected = _read(files, layout, domains)
+    if not documents and not overrides and layout.text_key != "text" and layout.reader is None:
+        documents, others = _read(files, replace(layout, text_key="text"), domains)
+        if documents:
+            logger.warning("no record has the key %s of the run's text; the key text is read", layout.text_key)
+            rejected = others
+    if rejected:
+        shown = "\n".join(str(line) for line in rejected[:_SHOWN])
+        logger.warning("%d lines cannot be used, and are left out of the loss; the first:\n%s", len(rejected), shown)
+    if not documents:
+        named = ", ".join(map(str, files))
+        label = next((each for each in rejected if each.detail.startswith("no key 'domain'")), None)
+        fix = f"; say with {argument('--domain')} which domain reads them" if label else ""
+        raise DataError(f"{named}: no line can be used" + (f"; the first: {rejected[0]}{fix}" if rejected else ""))
+    return documents
+
+
+def _read(files: Sequence[Path], layout: Layout, domains: Domains) -> tuple[list[Document], list[Rejected]]:
+    """Return the documents of files or folders, and the lines that cannot be used."""
+    documents, rejected = list[Document](), list[Rejected]()
+    for unit in Bar(input_units(files, 64 << 20), desc="reading", unit="part"):
+        for item in read_unit(unit, layout, domains):
+            (documents if isinstance(item, Document) else rejected).append(item)  # type: ignore[arg-type]
+    return documents, rejected

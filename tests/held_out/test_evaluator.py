@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from experiments.chaos.runs import digests
+from experiments.tiny import tiny_config
+from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.held_out.evaluator import EvaluationStep, Evaluator
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+
+def test_evaluation_changes_nothing_and_leaves_dropout_on_for_training(trainer):
+    """The step may be compiled after an evaluation: it must find its network in training."""
+    before = digests(trainer.save())
+    evaluator = trainer.evaluator()
+    first, second = evaluator.losses(), evaluator.losses()
+    assert first.keys() == {"zh", "en", "code"}
+    for name, loss in first.items():
+        assert (loss.nats_U == second[name].nats_U).all(), "dropout is off"
+    assert trainer.network.training
+    assert digests(trainer.save()) == before
+
+
+def test_held_out_loss_is_a_mean_over_all_its_tokens(tiny_data, trainer):
+    """Batches of any size give it: the last one, which is filled up, weighs what it holds. So do they for every sample."""
+    losses = []
+    for size in (4, 10):
+        options = trainer.config.train.model_dump() | {"batch_size": size}
+        config = tiny_config(tiny_data, train=options, model=trainer.config.model.model_dump())
+        run = trainer.run
+        batches = BatchLoader(config, tiny_data, run.tokenizer, run.table, "held_out")
+        forward = EvaluationStep(trainer.network, trainer.store)
+        losses.append(Evaluator(batches, 40, forward, trainer.network).losses())
+        assert any(n % size for n in batches.samples.counts), "one batch should be filled up"
+    for name, loss in losses[0].items():
+        other = losses[1][name]
+        np.testing.assert_allclose(loss.nats_U, other.nats_U, rtol=1e-5)
+        assert (loss.tokens_U == other.tokens_U).all()
+        assert (loss.bytes_U == other.bytes_U).all()
+        assert (loss.unigram, loss.digest) == (other.unigram, other.digest)
