@@ -19,8 +19,7 @@ import numpy as np
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from pangu_sigma.checkpoint.lazy import AnyArray, LazyArray
-from pangu_sigma.checkpoint.mapped_file import map_file
+from pangu_sigma.checkpoint.lazy import AnyArray, LazyArray, map_file
 from pangu_sigma.sealed import DamagedFile
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32"}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.mapped_file import map_file, release_pages
+from pangu_sigma.checkpoint.lazy import map_file, release_pages
 from pangu_sigma.foreign.dense_model import LayoutError
 from pangu_sigma.foreign.pickles import Storage, load_pickle
 

@@ -26,8 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.mapped_file import release_pages
+from pangu_sigma.checkpoint.lazy import LazyArray, release_pages
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS, WEIGHTS
 from pangu_sigma.config import Config
