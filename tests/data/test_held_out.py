@@ -74,7 +74,12 @@ def test_any_number_of_samples_is_spread_evenly(count, most):
     assert abs(ends[0] - ends[1]) <= 1, "as much text is left out before the first as behind the last"
 
 
-def test_the_digest_tells_other_samples_another_tokenizer_and_other_units_apart(folder, tokenizer):
+def test_the_digest_tells_other_samples_other_pieces_and_other_units_apart(folder, tokenizer):
+    def read_as(pieces: list[str], **others) -> dict[str, str]:
+        other = SimpleNamespace(**vars(tokenizer) | others | {"vocabulary": SimpleNamespace(pieces=pieces)})
+        return HeldOut(open_batches(config_of(), folder, other, "held_out"), 8).digests()
+
+    pieces = tokenizer.vocabulary.pieces
     batches = open_batches(config_of(blocks=2, batch=4), folder, tokenizer, "held_out")
     first = HeldOut(batches, 8).digests()
     assert first == HeldOut(open_batches(config_of(batch=8), folder, tokenizer, "held_out"), 8).digests()
@@ -82,11 +87,10 @@ def test_the_digest_tells_other_samples_another_tokenizer_and_other_units_apart(
     for other in (
         HeldOut(batches, 9).digests(),
         HeldOut(batches, 8).digests(4),
-        HeldOut(
-            open_batches(config_of(), folder, SimpleNamespace(**vars(tokenizer) | {"hash": "other"}), "held_out"), 8
-        ).digests(),
+        read_as([f"another {piece}" for piece in pieces]),
     ):
         assert all(first[name] != other[name] for name in first)
+    assert first == read_as([*pieces, "a piece that no sample has"], hash="other"), "a vocabulary may grow"
 
 
 @pytest.mark.parametrize("form", ["of_domain", "like_training"])

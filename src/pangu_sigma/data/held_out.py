@@ -68,12 +68,16 @@ class HeldOut:
         return [-(-wanted // size) for wanted in self._wanted]
 
     def digests(self, size: int = 1) -> dict[str, str]:
-        """Return one hash per domain of samples, tokenizer and unit size: losses are comparable if the hashes are equal."""
-        digests_by_domain = {}
+        """Return one hash per domain of the ids of its samples, their pieces, and the unit size: losses are comparable if they are
+        equal. A vocabulary with more pieces, or a slot with more rows, changes no hash."""
+        pieces, digests_by_domain = self._batches.tokenizer.vocabulary.pieces, {}
         for domain in self._batches.domains:
-            digest = xxhash.xxh3_64(f"{self._batches.tokenizer.hash} {domain.slot} {size}".encode())
+            digest, used_V = xxhash.xxh3_64(str(size).encode()), np.zeros(len(pieces), bool)
             for number in self.numbers(domain.index).tolist():
-                digest.update(self._batches.samples.read(domain.index, number).tobytes())
+                ids_S1 = self._batches.samples.read(domain.index, number)
+                digest.update(ids_S1.tobytes())
+                used_V[ids_S1] = True
+            digest.update("\0".join(pieces[token] for token in np.flatnonzero(used_V)).encode())
             digests_by_domain[domain.name] = digest.hexdigest()
         return digests_by_domain
 

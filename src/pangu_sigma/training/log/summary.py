@@ -194,7 +194,7 @@ def evaluation_of(newest: Checkpoint | None, evaluations: list[dict[str, Any]]) 
 
 
 def why_incomparable(run: StoredModel, other: StoredModel) -> str:
-    """Return why held-out losses of two runs are incomparable (tokenizer, sequence length); "" if they may be comparable."""
+    """Return why the held-out samples of two runs may differ (tokenizer, sequence length); "" if it is due to the text."""
     if run.tokenizer.hash != other.tokenizer.hash:
         return "their tokenizers differ"
     lengths = [r.config.model.seq_length for r in (run, other)]
