@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2308,
-    "checkpoint": 1104,
+    "checkpoint": 1071,
     "convert": 902,
-    "data": 3227,
+    "data": 3230,
     "ecss": 377,
-    "evaluate": 978,
+    "evaluate": 982,
     "finetune": 498,
     "foreign": 1112,
     "generate": 1666,
