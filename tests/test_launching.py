@@ -12,7 +12,7 @@ from helpers.small_clusters import by_hand
 
 from experiments.chaos.launched import free_port
 from experiments.tiny import SAVED_AT, STEPS
-from pangu_sigma.checkpoint.root import checkpoints
+from pangu_sigma.checkpoint.format import checkpoints
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest

@@ -69,8 +69,12 @@ Measure = Callable[[Sequence[Path]], dict[Path, Losses]]
 
 
 def measure_all(runs: Sequence[Path]) -> dict[Path, Losses]:
-    """The losses of runs on all held-out tokens, by their newest checkpoints. Raises as `measure_together`."""
-    return measure_together(runs, all=True)
+    """The losses of runs on all held-out tokens, by their newest checkpoints. Raises as `measure_together`, and ConfigError if the
+    runs have not the same tokens in all domains."""
+    losses, left_out = measure_together(runs, all=True)
+    if left_out:
+        raise ConfigError(f"runs of variants must have the same domains and text; {left_out}")
+    return losses
 
 
 def last_logged(runs: Sequence[Path]) -> dict[Path, Losses]:

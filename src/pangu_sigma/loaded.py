@@ -53,8 +53,9 @@ def evaluate(
 
     The result is {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}, in nats per token; se is the standard error
     over samples, unigram the loss of a unigram model on the same tokens. With `against` it has "pairs", with the losses of both
-    runs and their differences, paired by sample, and the "mean" over the pairs. A loss that is not finite is None, and logged.
-    Raises UserError if the text is missing, or if the runs differ in text or tokenizer.
+    runs and their differences, paired by sample, the "mean" over the pairs, and "left_out", which says why domains were not
+    compared. A loss that is not finite is None, and logged. Raises UserError if the text is missing, or if no domain has the same
+    tokens in all runs.
 
     Args:
         model: a run, an exported model or a Hugging Face style folder, which is evaluated on its run's text; several runs with
@@ -71,6 +72,7 @@ def evaluate(
     Examples:
         pangu-sigma evaluate runs/sigma_tiny --all-samples
         pangu-sigma evaluate runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all-samples
+        pangu-sigma evaluate runs/extended --against runs/sigma_tiny
         pangu-sigma evaluate runs/sigma_tiny --input mine.jsonl --domain en
     """
     from pangu_sigma.held_out.losses import format_losses

@@ -17,12 +17,12 @@ from helpers.threads import on_ranks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pangu_sigma.checkpoint import checkpoint as checkpoint_module
 from pangu_sigma.checkpoint import format as format_module
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError, DamagedCheckpoint, Identity, UnhealthyState
+from pangu_sigma.checkpoint.format import CheckpointError, DamagedCheckpoint, Identity, UnhealthyState, checkpoints
 from pangu_sigma.checkpoint.not_finite import NotFinite
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
-from pangu_sigma.checkpoint.root import checkpoints
 from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.sealed import fingerprint, sealed
 
@@ -143,6 +143,12 @@ def test_a_folder_that_was_copied_half_is_told_with_its_sizes_and_passed_over_wi
         caplog.clear()
         assert_is(newest_checkpoint(tmp_path, verified=verified), 100)
         assert f"{file}: bytes is {size - 3}, {size} was written" in caplog.text
+
+
+def test_no_array_is_mapped_for_the_step_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path, 100)
+    monkeypatch.setattr(checkpoint_module, "map_arrays", lambda file: pytest.fail(f"{file} is mapped"))
+    assert newest_checkpoint(tmp_path, verified=False).step == 100
 
 
 def test_fallback_passes_over_every_damaged_one_and_then_gives_up(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -334,7 +340,7 @@ def test_a_checkpoint_that_lacks_the_part_of_a_rank_is_passed_over(tmp_path: Pat
     lacking = f"{folder}: w1 of shard experts_layer_0 lacks 6 values: the file of a rank is missing"
     for verified in (True, False):
         with pytest.raises(DamagedCheckpoint, match=lacking):
-            load_checkpoint(folder, verified=verified)
+            _ = load_checkpoint(folder, verified=verified).files
     loaded = newest_checkpoint(tmp_path)
     assert_is(loaded, 100)
     assert [lacking in message for message in loaded.passed_over] == [True]

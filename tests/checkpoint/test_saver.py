@@ -17,9 +17,8 @@ from experiments.chaos.launched import eventually
 from pangu_sigma.checkpoint import saver
 from pangu_sigma.checkpoint import saver as saving
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint, newest_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState
+from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState, checkpoints, keep_only
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
-from pangu_sigma.checkpoint.root import checkpoints, keep_only
 from pangu_sigma.checkpoint.saver import Saver, bytes_of
 
 IDENTITY = Identity("vocabulary", "routing", {}, "data")

@@ -5,7 +5,7 @@ import pytest
 
 from pangu_sigma.checkpoint.checkpoint import whole_array
 from pangu_sigma.checkpoint.format import CheckpointError
-from pangu_sigma.checkpoint.mapped_file import release_pages
+from pangu_sigma.checkpoint.lazy import release_pages
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, write_arrays
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.checkpoint.mapped_file import map_file
+from pangu_sigma.checkpoint.lazy import map_file
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign import file_tensors as module
 from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped, npy_source, plain_name

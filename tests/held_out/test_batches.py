@@ -76,11 +76,16 @@ def test_any_number_of_samples_is_spread_evenly(count, most):
 
 
 def digests(batches: BatchLoader, most: int = 8, size: int = 1) -> dict[str, str]:
-    batches.frequencies = lambda: np.ones((3, VOCABULARY), int)  # type: ignore[method-assign]
-    return {name: text.digest for name, text in HeldOut(batches, most).texts(size).items()}
+    return HeldOut(batches, most).digests(size)
 
 
-def test_the_digest_tells_other_samples_another_tokenizer_and_other_units_apart(folder, tokenizer):
+def test_the_digest_tells_other_samples_other_pieces_and_other_units_apart(folder, tokenizer):
+    def read_as(pieces: list[str], **others) -> dict[str, str]:
+        vocabulary = SimpleNamespace(pieces=pieces)
+        other = SimpleNamespace(**vars(tokenizer) | others | {"vocabulary": vocabulary})
+        return digests(open_batches(config_of(), folder, other, "held_out"))
+
+    pieces = tokenizer.vocabulary.pieces
     batches = open_batches(config_of(blocks=2, batch=4), folder, tokenizer, "held_out")
     first = digests(batches)
     assert first == digests(open_batches(config_of(batch=8), folder, tokenizer, "held_out"))
@@ -88,9 +93,10 @@ def test_the_digest_tells_other_samples_another_tokenizer_and_other_units_apart(
     for other in (
         digests(batches, 9),
         digests(batches, 8, 4),
-        digests(open_batches(config_of(), folder, SimpleNamespace(**vars(tokenizer) | {"hash": "other"}), "held_out")),
+        read_as([f"another {piece}" for piece in pieces]),
     ):
         assert all(first[name] != other[name] for name in first)
+    assert first == read_as([*pieces, "a piece that no sample has"], hash="other"), "a vocabulary may grow"
 
 
 @pytest.mark.parametrize("form", ["of_domain", "like_training"])

@@ -81,7 +81,7 @@ def test_over_pairs_the_mean_has_an_error_of_its_own(tiny_run, earlier, monkeypa
     monkeypatch.setattr(compare, "open_model", lambda path, kind: SimpleNamespace(path=path, config=None))
     monkeypatch.setattr(compare, "held_out_batches", lambda run, like: run)
     monkeypatch.setattr(compare, "samples_read", lambda run, batches, all: 50)
-    monkeypatch.setattr(compare, "_check_same_text", lambda *arguments: None)
+    monkeypatch.setattr(compare, "left_out", lambda *arguments: {})
     monkeypatch.setattr(compare, "measure", lambda run, batches, most: losses[str(run.path)])
     paths = [Path(name) for name in names]
     found = compare_runs(paths[:3], paths[3:])
@@ -103,27 +103,42 @@ def test_over_pairs_the_mean_has_an_error_of_its_own(tiny_run, earlier, monkeypa
     assert len({len(line.rstrip()) for line in lines[1:4]}) == 1
 
 
-def test_runs_with_other_held_out_text_or_another_tokenizer_are_refused(tiny_run, earlier):
+def test_domains_without_the_same_tokens_are_left_out_with_the_reason_and_runs_without_any_are_refused(
+    tiny_run, earlier
+):
     run, batches = open_model(tiny_run, "run"), compare.held_out_batches(open_model(tiny_run, "run"))
-    compare._check_same_text(run, run, batches, batches, 8)
 
-    def refuse(match: str, other: Any = run, theirs: Any = batches) -> None:
-        with pytest.raises(ConfigError, match=f"cannot be compared token by token: {match}.*the same prepared data"):
-            compare._check_same_text(run, other, batches, theirs, 8)
+    def apart(other: Any = run, **changed: Any) -> dict[str, str]:
+        """What is left out if batches of the other run have these attributes."""
+        theirs = compare.held_out_batches(run)
+        vars(theirs).update(changed)
+        return compare.left_out([run, other], [batches, theirs], 8)
 
-    tokenizer = SimpleNamespace(hash="another")
-    refuse("their tokenizers differ", SimpleNamespace(path="b", tokenizer=tokenizer, config=run.config))
-    model = SimpleNamespace(seq_length=16)
-    config = SimpleNamespace(model=model)
-    refuse("model.seq_length is 32 and 16", SimpleNamespace(path="b", tokenizer=run.tokenizer, config=config))
-    theirs = compare.held_out_batches(run)
-    theirs.samples.counts[1] -= 1
-    refuse("the held-out text of en in .* differs", theirs=theirs)
+    assert apart() == {}
+    counts = [count - (number == 1) for number, count in enumerate(batches.samples.counts)]
+    fewer = SimpleNamespace(counts=counts, read=batches.samples.read)
+    differs = f"its held-out text in {batches.folder} and {batches.folder} differs"
+    assert apart(samples=fewer) == {"en": differs}
+    assert apart(domains=list(batches.domains)[:2]) == {"code": f"{tiny_run} has no such domain"}
+
+    def refuse(why: str, **other: Any) -> None:
+        vocabulary = SimpleNamespace(pieces=[f"another {piece}" for piece in run.tokenizer.vocabulary.pieces])
+        theirs = SimpleNamespace(path="b", **{"tokenizer": run.tokenizer, "config": run.config} | other)
+        refused = f"{tiny_run}, b cannot be compared token by token: zh, en, code: {why}.*the same prepared data"
+        with pytest.raises(ConfigError, match=refused):
+            apart(theirs, tokenizer=SimpleNamespace(vocabulary=vocabulary))
+
+    refuse("their tokenizers differ", tokenizer=SimpleNamespace(hash="another"))
+    refuse("model.seq_length is 32 and 16", config=SimpleNamespace(model=SimpleNamespace(seq_length=16)))
+    refuse(differs)
     with pytest.raises(ConfigError, match="1 runs against 2; against takes as many as there are runs"):
         compare_runs([tiny_run], [tiny_run, earlier])
 
 
 def test_a_loss_that_is_not_finite_is_said_and_its_differences_are_dashes():
     row = {"loss": None, "unigram": 7.0, "against": {"loss": 6.0}, "difference": dict.fromkeys(("a", "b", "c", "d"))}
-    text = format_differences({"pairs": [{"run": "a", "against": "b", "domains": {"zh": row}}], "mean": {"zh": {}}})
-    assert text.splitlines()[1].split() == ["zh", "a", "b", "not", "finite", "6.000", "–", "–", "–", "–", "7.000"]
+    pairs = [{"run": "a", "against": "b", "domains": {"zh": row}}]
+    why = {"en": "b has no such domain", "law": "b has no such domain", "code": "their tokenizers differ"}
+    text = format_differences({"pairs": pairs, "mean": {"zh": {}}, "left_out": why}).splitlines()
+    assert text[1].split() == ["zh", "a", "b", "not", "finite", "6.000", "–", "–", "–", "–", "7.000"]
+    assert text[2:] == ["not compared: en, law: b has no such domain", "not compared: code: their tokenizers differ"]

@@ -103,7 +103,7 @@ def tokenizer() -> SimpleNamespace:
         row_of=both,
         slot_rows=both,
         hash="numbered",
-        vocabulary=SimpleNamespace(surfaces=surfaces),
+        vocabulary=SimpleNamespace(surfaces=surfaces, pieces=[str(number) for number in range(len(surfaces))]),
     )
 
 

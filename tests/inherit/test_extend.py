@@ -19,6 +19,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
+from pangu_sigma.held_out.compare import compare_runs, format_differences
 from pangu_sigma.inherit import child, extend
 from pangu_sigma.inherit.equality import compare
 from pangu_sigma.inherit.extend import check_extension, extend_run, extended_tables, plan_extension
@@ -81,6 +82,22 @@ def test_all_domains_answer_as_before_and_the_new_one_as_the_named_bit_for_bit(e
     assert receipt["domains"]["law"] == "new, with experts and routing of domain zh"
     assert receipt["domains"]["en"] == "as it was"
     assert sum(receipt["parameters"].values()) == open_model(extended, "run").config.num_params().total
+
+
+def test_an_extended_run_is_compared_with_its_parent_in_the_domains_that_both_have(tiny_run, extended):
+    """Though its vocabulary, slots and batches are larger: the held-out ids are the same, and so, at step 0, are the losses."""
+    before, after = open_model(tiny_run, "run"), open_model(extended, "run")
+    assert before.tokenizer.hash != after.tokenizer.hash
+    for pair in ([extended], [tiny_run]), ([tiny_run], [extended]):
+        found = compare_runs(*pair, all=True)
+        assert found["mean"].keys() == found["pairs"][0]["domains"].keys() == {"zh", "en", "code"}
+        for row in found["pairs"][0]["domains"].values():
+            assert row["samples"] > 1
+            assert row["held_out"] == row["against"]["held_out"]
+            assert row["difference"]["nats_per_token"] == pytest.approx(0, abs=1e-6)
+            assert row["difference"]["se"] == pytest.approx(0, abs=1e-6)
+        assert found["left_out"] == {"law": f"{tiny_run} has no such domain"}
+        assert format_differences(found).splitlines()[-1] == f"not compared: law: {tiny_run} has no such domain"
 
 
 def test_to_extract_what_was_extended_gives_the_run_back(tiny_run, extended, tmp_path):

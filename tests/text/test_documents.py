@@ -90,7 +90,9 @@ def test_bad_lines_are_rejected_with_their_place(tmp_path, domains, bad, reason,
 @given(st.lists(st.binary(max_size=30), max_size=5))
 def test_any_bytes_are_either_documents_or_rejected(tmp_path_factory, domains, chunks):
     path = tmp_path_factory.mktemp("bytes") / "a.jsonl"
-    path.write_bytes(b"\n".join([GOOD, *chunks]))  # a good line first: the first bytes of a file may name another format
+    path.write_bytes(
+        b"\n".join([GOOD, *chunks])
+    )  # a good line first: the first bytes of a file may name another format
     first, *others = read_whole(path, domains)
     assert isinstance(first, Document)
     for item in others:

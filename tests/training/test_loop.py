@@ -23,8 +23,7 @@ from experiments.chaos.saves_behind import same_saves
 from experiments.tiny import SAVED_AT, STEPS, tiny_config
 from pangu_sigma.checkpoint import saver as saving
 from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
-from pangu_sigma.checkpoint.root import checkpoints
+from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState, checkpoints
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError

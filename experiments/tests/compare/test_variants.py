@@ -73,7 +73,7 @@ def measured(monkeypatch) -> dict[str, object]:
             found[run] = {
                 name: HeldOutLoss(nats_U, np.full(20, 100), np.full(20, 300), 7.0, name) for name in ("zh", "en")
             }
-        return found
+        return found, {}
 
     monkeypatch.setattr(variants, "measure_together", measure)
     return asked

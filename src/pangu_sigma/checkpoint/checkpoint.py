@@ -1,9 +1,4 @@
-"""Reader of checkpoints: every byte is verified, and a damaged checkpoint is refused. The promises are in README.md.
-
-    <root>/step_00000400/<shard>.safetensors …  arrays
-                         state.json             step, identity of the run, counters, random state, data cursor
-                         seal.json              size and content hash of those files, its own hash
-    <root>/unhealthy_00000500/                  a state with values that are not finite; kept for inspection, never loaded
+"""Reader of checkpoints: every byte is verified, and a damaged checkpoint is refused. Promises and files are in README.md.
 
 A shard is a named group of arrays: the dense parameters, the experts of a layer. A shard that several ranks write has one file per
 rank, `<shard>.<rank>.safetensors`, whose metadata say which part of the whole array each array is (parts.py).
@@ -14,8 +9,8 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +22,12 @@ from pangu_sigma.checkpoint.format import (
     CheckpointError,
     DamagedCheckpoint,
     Identity,
+    checkpoints,
     read_facts,
 )
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.not_finite import find_not_finite
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part, decode_parts
-from pangu_sigma.checkpoint.root import checkpoints
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
 from pangu_sigma.errors import argument
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
@@ -41,19 +36,27 @@ from pangu_sigma.sealed import DamagedFile, verify
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoint:
-    """Checkpoint on the disk, with verified files and memory-mapped arrays; writing to an array changes memory only.
-
-    passed_over: messages on newer checkpoints that are damaged.
-    """
+    """Checkpoint on the disk. names: files of arrays. passed_over: messages on newer checkpoints that are damaged."""
 
     path: Path
     step: int
     state: dict[str, Any]
     identity: Identity
-    files: Files
+    names: list[str]
     passed_over: tuple[str, ...] = ()
+
+    @cached_property
+    def files(self) -> Files:
+        """Arrays, which are mapped when they are first asked for; writing to an array changes memory only. Raises DamagedCheckpoint
+        for files that are not what a save writes, and if a part of an array is in none of them."""
+        try:
+            files = {Path(name).stem: _read_arrays(self.path / name) for name in self.names}
+            _check_whole(self.path, files)
+        except (DamagedFile, ValueError, OSError) as error:
+            raise DamagedCheckpoint(f"{error}; {ANOTHER}") from error
+        return files
 
     def saved(self, shard: str) -> dict[str, list[SavedArray]]:
         """Return the saved parts of each array of a shard, by the array's name."""
@@ -77,7 +80,7 @@ def load_checkpoint(
 
     expected: identity of the run to resume; another vocabulary or routing hash is refused. Configurations and data may differ.
     ranks: every rank calls this function, verifies some of the files, and loads the same checkpoint.
-    verified: False to compare sizes and no hashes, which reads headers only.
+    verified: False to compare sizes and no hashes, and to read no arrays before they are asked for.
     Raises DamagedCheckpoint on all ranks for damage, CheckpointError if the identity is not the expected one.
     """
     try:
@@ -89,13 +92,11 @@ def load_checkpoint(
         raise DamagedCheckpoint(str(error)) from error
     if expected is not None:
         _refuse_other(path, facts.identity, expected)
-    try:
-        files = {Path(name).stem: _read_arrays(path / name) for name in recorded if name.endswith(".safetensors")}
-        _check_whole(path, files)
-    except (DamagedFile, ValueError, OSError) as error:
-        # the file has its hash, and is not what a save writes
-        raise DamagedCheckpoint(f"{error}; {ANOTHER}") from error
-    return Checkpoint(path, facts.step, facts.state, facts.identity, files)
+    arrays = [name for name in recorded if name.endswith(".safetensors")]
+    found = Checkpoint(path, facts.step, facts.state, facts.identity, arrays)
+    if verified:
+        _ = found.files
+    return found
 
 
 def newest_checkpoint(
@@ -115,7 +116,8 @@ def newest_checkpoint(
             continue
         for problem in problems:
             logger.warning("%s; %s is used in its place", problem, path.name)
-        return replace(found, passed_over=tuple(problems))
+        found.passed_over = tuple(problems)
+        return found
     if not problems:
         return None
     fix = f"name another run, or train this one anew: pangu-sigma train {root.parent} --start-over"

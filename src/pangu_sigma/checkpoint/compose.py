@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,78 +11,61 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS, WEIGHTS, Files, SavedArray
 from pangu_sigma.config import Config
 from pangu_sigma.model.arrays import FIRST_ROW_SCALE, ROW_ARRAYS, dense_shapes, row_scale_shapes, stored_shapes
-from pangu_sigma.ranks.layout import share_of
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
-"""find(shard, name, shape) returns the array of that name and shape; None for Adam state and loss scale of a new run, and for rows
-if no token met one. The shape of the keys of rows, whose number only the model knows, is asked for as ()."""
+"""find(shard, name, shape) returns the array of that name and shape; None for what begins as in a new run, and for rows if no token
+met one. The number of rows is 0 in the shape of their keys, because only the model knows it."""
 
 
-def saved_arrays(config: Config) -> set[tuple[str, str]]:
-    """Return (shard, name) of each array of a checkpoint. Pure Python."""
-    arrays = {(OPTIMIZER, "step"), (LOSS_SCALE, "value"), (LOSS_SCALE, "good_steps")}
-    for name in dense_shapes(config):
-        arrays |= {(WEIGHTS, name), (OPTIMIZER, f"{name}.moment"), (OPTIMIZER, f"{name}.variance")}
-    for key in stored_shapes(config):
+class Expected(NamedTuple):
+    """Array that a checkpoint holds. first: its value in a new run; None for a weight, which must be found."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    first: float | None = 0
+
+
+def saved_arrays(config: Config) -> dict[tuple[str, str], Expected]:
+    """Return the arrays of a checkpoint by (shard, name). Rows have the length 0, and their keys come first. Pure Python."""
+    of_experts = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # NumPy has no bfloat16: its bits
+    arrays = {
+        (OPTIMIZER, "step"): Expected((1,), "int32"),
+        (LOSS_SCALE, "value"): Expected((), "float32", config.train.first_loss_scale),
+        (LOSS_SCALE, "good_steps"): Expected((), "int32"),
+    }
+    scales = row_scale_shapes(config.model.layers)
+    for name, shape in dense_shapes(config).items():
+        arrays[WEIGHTS, name] = Expected(shape, "float32", FIRST_ROW_SCALE if name in scales else None)
+        arrays |= {(OPTIMIZER, f"{name}.{kind}"): Expected(shape, "float32") for kind in ("moment", "variance")}
+    for key, shape in stored_shapes(config).items():
         _, segment, name = key.split(".")
-        arrays |= {(f"{EXPERTS}{segment}", n) for n in (name, f"{name}.moment", f"{name}.variance", "step")}
-    entries = range(len(config.model.rows))
-    return arrays | {(f"{ROWS}{entry}", name) for entry in entries for name in ("keys", *ROW_ARRAYS)}
+        shard = f"{EXPERTS}{segment}"
+        arrays[shard, name] = Expected(shape, "float32", None)
+        arrays |= {(shard, f"{name}.{kind}"): Expected(shape, of_experts) for kind in ("moment", "variance")}
+        arrays[shard, "step"] = Expected(shape[:1], "int32")
+    for e, entry in enumerate(config.model.rows):
+        arrays[f"{ROWS}{e}", "keys"] = Expected((0,), "int64")
+        for name in ROW_ARRAYS:
+            values = Expected((0, entry.width), "float32", None if name == "weight" else 0)
+            arrays[f"{ROWS}{e}", name] = Expected((0,), "int32") if name == "step" else values
+    return arrays
 
 
 def compose(config: Config, find: Find) -> Files:
     """Return the files of a checkpoint of `config` in one process, with the names, shapes and dtypes that training saves.
 
     find: function from (shard, name, shape) to the array, or to None for what is to be as in a new run: see `Find`.
+    Raises KeyError for a weight that is not found, or has another shape.
     """
-    from pangu_sigma.ecss.store import segment_arrays
-
-    config = config.on_one_rank()
-    dense, scales = dense_shapes(config), row_scale_shapes(config.model.layers)
-    files: Files = {
-        WEIGHTS: {name: SavedArray.whole(_weight(find, name, shape, name in scales)) for name, shape in dense.items()}
-    }
-    for segment in share_of(config, 0).routed:
-        shard = f"{EXPERTS}{segment.number}"
-        files[shard] = {}
-        for spec in segment_arrays(config, segment):
-            found = find(shard, spec.name, spec.shape)
-            if found is None and spec.kind == "weight":
-                raise KeyError(f"{shard}: {spec.name}")
-            files[shard][spec.name] = SavedArray.whole(found or LazyArray.zeros(spec.shape, spec.dtype))
-    for e, entry in enumerate(config.model.rows):
-        files[f"{ROWS}{e}"] = _rows(find, f"{ROWS}{e}", entry.width)
-    state = {f"{name}.{kind}": shape for kind in ("moment", "variance") for name, shape in dense.items()}
-    files[OPTIMIZER] = {
-        name: SavedArray.whole(find(OPTIMIZER, name, shape) or LazyArray.zeros(shape, "float32"))
-        for name, shape in state.items()
-    }
-    files[OPTIMIZER]["step"] = SavedArray.whole(find(OPTIMIZER, "step", (1,)) or LazyArray.zeros((1,), "int32"))
-    initial = LazyArray.of(np.array(config.train.first_loss_scale, np.float32))
-    files[LOSS_SCALE] = {
-        "value": SavedArray.whole(find(LOSS_SCALE, "value", ()) or initial),
-        "good_steps": SavedArray.whole(find(LOSS_SCALE, "good_steps", ()) or LazyArray.zeros((), "int32")),
-    }
-    return files
-
-
-def _rows(find: Find, shard: str, width: int) -> dict[str, SavedArray]:
-    keys = find(shard, "keys", ()) or LazyArray.zeros((0,), "int64")
-    arrays = {"keys": keys}
-    for name in ROW_ARRAYS:
-        shape, dtype = (keys.shape, "int32") if name == "step" else ((*keys.shape, width), "float32")
+    files: Files = {}
+    for (shard, name), (shape, dtype, first) in saved_arrays(config).items():
+        keys = files.setdefault(shard, {}).get("keys")
+        if keys is not None:
+            shape = (*keys.values.shape, *shape[1:])
         found = find(shard, name, shape)
-        if found is None and name == "weight" and keys.size:
-            raise KeyError(f"{shard}: {name}")
-        arrays[name] = found or LazyArray.zeros(shape, dtype)
-    return {name: SavedArray.whole(array) for name, array in arrays.items()}
-
-
-def _weight(find: Find, name: str, shape: tuple[int, ...], scale: bool) -> LazyArray:
-    """Return a dense weight. scale: True for a scale of rows, which begins anew where there is none."""
-    found = find(WEIGHTS, name, shape)
-    if found is None and scale:
-        return LazyArray.of(np.full(shape, FIRST_ROW_SCALE, np.float32))
-    if found is None or found.shape != shape:
-        raise KeyError(f"{WEIGHTS}: {name} of shape {shape}")
-    return found
+        if first is None and 0 not in shape and (found is None or found.shape != shape):
+            raise KeyError(f"{shard}: {name} of shape {shape}")
+        if found is None:
+            found = LazyArray.of(np.full(shape, first, dtype)) if first else LazyArray.zeros(shape, dtype)
+        files[shard][name] = SavedArray.whole(found)
+    return files

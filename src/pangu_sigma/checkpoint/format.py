@@ -1,9 +1,15 @@
-"""Format of a checkpoint: names of its files, what is said of it, and errors."""
+"""Folders of checkpoints: names of files, what a checkpoint says of itself, errors; and a run's folder of checkpoints (root).
+
+A checkpoint's folder is renamed to its name only when it is complete, and the newest by name is the newest.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
+import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +17,10 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter
 
 from pangu_sigma.checkpoint.not_finite import NotFinite, describe
-from pangu_sigma.errors import UserError
-from pangu_sigma.sealed import ITS_VERSION, SEAL, DamagedFile, read_seal, verify
+from pangu_sigma.errors import UserError, in_words
+from pangu_sigma.sealed import ITS_VERSION, SEAL, UNFINISHED, DamagedFile, read_seal, verify
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 3
 """Format version of a checkpoint; others are refused."""
@@ -114,3 +122,68 @@ def read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
     if named and int(named[1]) != facts.step:
         raise DamagedCheckpoint(f"{file}: is of step {facts.step}, which its folder's name does not say; {ANOTHER}")
     return facts, files
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Return the folders of a root's checkpoints, newest first, damaged ones included; none if the root is not there.
+
+    Raises CheckpointError when the root cannot be read, or has checkpoints of an older format.
+    """
+    try:
+        names = {path.name for path in root.iterdir()}
+    except OSError as error:
+        if not root.exists():
+            return []
+        raise CheckpointError(in_words(error, root, "name the folder of an earlier run")) from error
+    if "LATEST" in names:
+        raise CheckpointError(f"{root} {OF_FORMAT_2}")
+    return sorted((root / name for name in names if CHECKPOINT_NAME.fullmatch(name)), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step_"))
+
+
+def keep_only(root: Path, step: int) -> None:
+    """Remove all checkpoints but that of a step. Raises CheckpointError, and removes nothing, if that one is not there."""
+    if not (kept := root / f"step_{step:08d}").exists():
+        raise CheckpointError(
+            f"{root}: {kept.name} is to be kept and is not there, so nothing was removed; take it from a copy, or train again in "
+            "another folder"
+        )
+    prune(root, 0, [step])
+
+
+def prune(root: Path, keep: int, spared: Collection[int] = ()) -> None:
+    """Remove all but the `keep` newest checkpoints and those of the steps `spared`, and all leftovers. A failure is only logged."""
+    for old in [path for path in checkpoints(root) if step_of(path) not in spared][keep:]:
+        try:
+            set_aside_for_removal(old)
+        except OSError as error:
+            logger.warning("cannot remove old checkpoint %s: %s; remove it by hand to free its space", old, error)
+    remove_leftovers(root)
+
+
+def set_aside_for_removal(checkpoint: Path) -> None:
+    """Rename a checkpoint for `remove_leftovers`: a crash in the middle of its removal leaves no folder that looks damaged."""
+    if checkpoint.exists():
+        checkpoint.rename(checkpoint.with_name(f"{UNFINISHED}pruned-{checkpoint.name}"))
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove the files of interrupted saves and of pruned checkpoints; no process may save then. A failure is logged, not raised.
+
+    A link in their place would receive the next save of that name: it is removed, and what it points to is left alone.
+    """
+    for path in root.glob(f"{UNFINISHED}*"):
+        try:
+            if path.is_symlink():
+                logger.warning("removing the link %s to %s, where checkpoints are written", path, path.readlink())
+                path.unlink()
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
+            logger.warning("cannot remove %s, left by an interrupted save: %s; remove it by hand", path, error)

@@ -1,17 +1,55 @@
-"""Lazy arrays of a checkpoint: values are computed while they are written or read, because a checkpoint may be larger than memory.
-
-Savers and loaders accept a `LazyArray` wherever they accept a NumPy array.
+"""Arrays that are not in memory, because a checkpoint may be larger: mapped files, and lazy arrays, whose values are computed while
+they are written or read. Savers and loaders accept a `LazyArray` wherever they accept a NumPy array.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
+import resource
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
-from pangu_sigma.checkpoint.mapped_file import release_pages
+_MAP_NORESERVE = 0x4000
+"""Flag of Linux for a map that may be larger than the memory."""
+
+
+def map_file(path: Path) -> np.ndarray:
+    """Map the bytes of a file, uint8; writing to them changes memory and never the file. Raises OSError."""
+    _allow_many_files()
+    with open(path, "rb") as stream:
+        if not path.stat().st_size:  # which cannot be mapped
+            return np.empty(0, np.uint8)
+        flags, access = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        return np.frombuffer(mmap.mmap(stream.fileno(), 0, flags, access), np.uint8)
+
+
+@cache
+def _allow_many_files() -> None:
+    """Raise the limit of open files once: a model of dozens of layers and ranks has more files than the usual 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def release_pages(values: np.ndarray) -> None:
+    """Release the memory of an array of a mapped file; the next access reads the file again.
+
+    Values written to the array may be lost. Pages that the array shares with its neighbours in the file stay in memory.
+    """
+    whole = values
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    file = getattr(whole.base, "obj", None)
+    if isinstance(file, mmap.mmap):
+        start = np.byte_bounds(whole)[0]
+        first, end = (at - start for at in np.byte_bounds(values))
+        first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > first:
+            file.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 @dataclass(frozen=True)
@@ -61,24 +99,13 @@ class LazyArray:
     @classmethod
     def of(cls, values: np.ndarray, origin: str = "") -> LazyArray:
         """Wrap an existing array as a lazy one; the memory of a mapped array is released after each read."""
-
-        def content() -> Iterator[np.ndarray]:
-            yield values
-            release_pages(values)
-
-        return cls(values.shape, values.dtype, content, origin, row=values.__getitem__)
+        return cls(values.shape, values.dtype, lambda: _released(lambda: values), origin, row=values.__getitem__)
 
     def part(self, number: int, origin: str) -> LazyArray:
         """Return a row of the first axis as a lazy array, whose memory is released after each read."""
         row = self.row
         assert row is not None
-
-        def content() -> Iterator[np.ndarray]:
-            values = row(number)
-            yield values
-            release_pages(values)
-
-        return LazyArray(self.shape[1:], self.dtype, content, origin)
+        return LazyArray(self.shape[1:], self.dtype, lambda: _released(lambda: row(number)), origin)
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], dtype: np.dtype | str) -> LazyArray:
@@ -90,6 +117,13 @@ class LazyArray:
                 yield chunk[: min(_ZEROS, left - first)]
 
         return cls(shape, np.dtype(dtype), content, "zeros", holes=True)
+
+
+def _released(read: Callable[[], np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the values that `read` returns, and release their memory when the caller asks for more."""
+    values = read()
+    yield values
+    release_pages(values)
 
 
 _ZEROS = 1 << 20

@@ -9,8 +9,7 @@ from typing import Annotated, Any, NamedTuple, cast
 import numpy as np
 from pydantic import Field, TypeAdapter
 
-from pangu_sigma.checkpoint.lazy import AnyArray
-from pangu_sigma.checkpoint.mapped_file import release_pages
+from pangu_sigma.checkpoint.lazy import AnyArray, release_pages
 from pangu_sigma.sealed import DamagedFile
 
 WEIGHTS = "dense"

@@ -19,12 +19,12 @@ import numpy as np
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from pangu_sigma.checkpoint.lazy import AnyArray, LazyArray
-from pangu_sigma.checkpoint.mapped_file import map_file
+from pangu_sigma.checkpoint.lazy import AnyArray, LazyArray, map_file
 from pangu_sigma.sealed import DamagedFile
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32"}
 _DTYPES |= {"U16": "uint16", "U8": "uint8", "BOOL": "bool"}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _CHUNK = 64 << 20
 """Number of bytes written between two calls of `after_chunk`."""
 _MOST_AXES, _MOST_VALUES = 32, 1 << 59
@@ -44,12 +44,19 @@ def write_arrays(
     after_chunk: called after each array, and after every 64 MiB of a large array, to release memory.
     seen: called for each chunk with the array's name, the position of the first value in the flattened array, and the values.
     """
-    text, extents = _header({name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata)
+    widest_first = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    at = 0
+    for name, array in widest_first:
+        offsets = [at, at := at + array.nbytes]
+        header[name] = {"dtype": _NAMES[array.dtype.name], "shape": list(array.shape), "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 64 + 56)  # arrays begin at a multiple of 64, which the processor likes
+    text = len(text).to_bytes(8, "little") + text
     digest, size = xxhash.xxh3_128(text), len(text)
     with open(path, "wb") as stream:
         stream.write(text)
-        for name in extents:
-            array = arrays[name]
+        for name, array in widest_first:
             holes = isinstance(array, LazyArray) and array.holes
             for first, values in chunks(array):
                 content = values.view(np.uint8).data
@@ -78,23 +85,6 @@ def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
         position += len(flat)
     if position != array.size:
         raise ValueError(f"{getattr(array, 'origin', 'array')}: {position} of {array.size} values")
-
-
-def _header(
-    arrays: dict[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, str] | None
-) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """Return the header of a file, and (offset, bytes) of each array after it, in the order of the file."""
-    names = {dtype: name for name, dtype in _DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    extents, at = {}, 0
-    for name, (dtype, shape) in sorted(arrays.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
-        size = math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": names[dtype.name], "shape": list(shape), "data_offsets": [at, at + size]}
-        extents[name] = (at, size)
-        at += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 64 + 56)  # arrays begin at a multiple of 64, which the processor likes
-    return len(text).to_bytes(8, "little") + text, extents
 
 
 def metadata_of(path: Path) -> dict[str, str]:

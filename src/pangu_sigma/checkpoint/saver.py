@@ -3,6 +3,7 @@
 All ranks write their files under another name. Each rank but 0 leaves a note there with the hashes of its files; rank 0 waits for
 the notes, seals the folder and renames it, which makes the checkpoint. The threads use NumPy and files only: MindSpore is not
 called from two threads, and collectives run in the main threads, when a save begins and before the next one.
+A checkpoint that training waits for is written by the same threads, from the arrays themselves.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,21 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from pangu_sigma.checkpoint.checkpoint import way_on
-from pangu_sigma.checkpoint.format import PARTS, STATE, UNHEALTHY, CheckpointError, Facts, Identity, UnhealthyState
+from pangu_sigma.checkpoint.format import (
+    PARTS,
+    STATE,
+    UNHEALTHY,
+    CheckpointError,
+    Facts,
+    Identity,
+    UnhealthyState,
+    prune,
+    remove_leftovers,
+    set_aside_for_removal,
+)
 from pangu_sigma.checkpoint.lazy import AnyArray
 from pangu_sigma.checkpoint.not_finite import NotFinite, Watch
 from pangu_sigma.checkpoint.parts import Files, SavedArray, encode_parts
-from pangu_sigma.checkpoint.root import prune, remove_leftovers, set_aside_for_removal
 from pangu_sigma.checkpoint.safetensors_file import chunks, write_arrays
 from pangu_sigma.host_memory import available_memory
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
@@ -60,12 +70,13 @@ _WRITTEN = TypeAdapter(Written)
 
 @dataclass
 class _Save:
-    """A save that has begun. own: what this rank has written. given_up: set when no further note is to be waited for."""
+    """A save that has begun. given_up: set when no further note is to be waited for. written, finished: what its threads do."""
 
     target: Path
     facts: Facts
-    own: Written = field(default_factory=Written)
     given_up: threading.Event = field(default_factory=threading.Event)
+    written: Future[Written] = field(default_factory=Future)
+    finished: Future[list[NotFinite]] = field(default_factory=Future)
 
     @property
     def folder(self) -> Path:
@@ -107,11 +118,12 @@ def save_checkpoint(
 
 @dataclass
 class Saver:
-    """Saver of a run's checkpoints. All ranks call the same methods in the same order. Leaving the context manager ends the thread.
+    """Saver of a run's checkpoints. All ranks call the same methods in the same order. Leaving the context manager ends its
+    threads.
 
-    behind: True to write in a thread; False to write in `begin`. after_chunk: as in `save_checkpoint`. spared: steps whose
-    checkpoints are kept, however many newer ones there are.
-    Raises the errors of `save_checkpoint`, on all ranks; an error of the thread is raised by the call that completes the save.
+    behind: True to go on while a thread writes a copy; False to wait for it. after_chunk: as in `save_checkpoint`. spared: steps
+    whose checkpoints are kept, however many newer ones there are.
+    Raises the errors of `save_checkpoint`, on all ranks; an error of a thread is raised by the call that completes the save.
     """
 
     root: Path
@@ -124,31 +136,27 @@ class Saver:
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, "checkpoint")
-        self._pending: tuple[_Save, Future[None], Future[list[NotFinite]]] | None = None
-        self._cleaning: Future[None] | None = None
+        self._pending: _Save | None = None
         self._copy: Files = {}
         self._warned = False
 
     @property
     def failed(self) -> bool:
-        """True if the thread of this rank has met what `wait` will raise on all ranks."""
-        return self._pending is not None and any(
-            done.exception() or done.result() for done in self._pending[1:] if done.done()
-        )
+        """True if the threads of this rank have met what `wait` will raise on all ranks."""
+        done = self._pending is not None and self._pending.finished.done() and self._pending.finished
+        return bool(done and (done.exception() or done.result()))
 
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
         """Write a checkpoint at once, and return its folder. A pending checkpoint is completed first."""
         self.wait()
-        save = self._begin(step, state)
-        self._complete(save, partial(self._write, save, files, self.after_chunk), partial(self._finish, save))
-        if self.ranks.first:
-            remove_leftovers(self.root)
+        save = self._start(step, files, state, self.after_chunk)
+        self.wait()
         return save.target
 
     def begin(self, step: int, files: Files, state: dict[str, Any]) -> None:
         """Copy the arrays of a checkpoint, and write the copy in a thread. A pending checkpoint is completed first.
 
-        Writes at once if the saver has no thread, or if memory has no room for the copy, which is logged once.
+        Writes at once if `behind` is False, or if memory has no room for the copy, which is logged once.
         """
         self.wait()
         if not self.behind or self.ranks.any(not self._has_room(files)):
@@ -156,18 +164,22 @@ class Saver:
             return
         with self.ranks.fail_together("copying the state for a checkpoint"):
             self._take(files)
-        save = self._begin(step, state)
-        written = self._threads.submit(self._write, save, self._copy, lambda: None)
-        self._pending = save, written, self._threads.submit(self._finish, save, written)
+        self._start(step, self._copy, state, lambda: None)
 
     def wait(self) -> None:
-        """Wait until all ranks have written the pending checkpoint, if there is one, and complete it."""
-        if self._pending is None:
+        """Wait until all ranks have written the pending checkpoint, if there is one, and rank 0 has completed it."""
+        save, self._pending = self._pending, None
+        if save is None:
             return
-        (save, written, finished), self._pending = self._pending, None
-        self._complete(save, written.result, finished.result)
-        if self.ranks.first:
-            self._cleaning = self._threads.submit(remove_leftovers, self.root)
+        with self._refused(save):
+            with self.ranks.fail_together("writing a checkpoint"):
+                save.written.result()
+            with self.ranks.fail_together("completing a checkpoint"):
+                found = save.finished.result()
+        told = self.ranks.texts(_WRITTEN.dump_json(Written({}, found)).decode())[0]
+        if found := _WRITTEN.validate_json(told).not_finite:
+            way, kept = way_on(self.root, self.ranks), save.unhealthy if save.unhealthy.exists() else None
+            raise UnhealthyState(save.facts.step, found, self.identity.config, kept, way)
 
     def __enter__(self) -> Saver:
         return self
@@ -178,7 +190,7 @@ class Saver:
             if error is None or self.ranks.world == 1:
                 self.wait()
             elif self._pending is not None:
-                self._pending[0].given_up.set()
+                self._pending.given_up.set()
         except (CheckpointError, UnhealthyState) as problem:
             if error is None:
                 raise
@@ -186,10 +198,8 @@ class Saver:
         finally:
             self._threads.shutdown()
 
-    def _begin(self, step: int, state: dict[str, Any]) -> _Save:
-        """Make the folder in which all ranks write. What an interrupted save has left is removed."""
-        if self._cleaning is not None:
-            self._cleaning.result()
+    def _start(self, step: int, files: Files, state: dict[str, Any], after_chunk: Callable[[], None]) -> _Save:
+        """Make the folder in which all ranks write, and start the threads. What an interrupted save has left is removed."""
         save = _Save(self.root / f"step_{step:08d}", Facts(step, self.identity, state))
         try:
             as_json(state)
@@ -202,32 +212,36 @@ class Saver:
                     sync(self.root.parent)
                 remove_leftovers(self.root)
                 save.folder.mkdir()
+        save.written = self._threads.submit(self._write, save, files, after_chunk)
+        save.finished = self._threads.submit(self._finish, save)
+        self._pending = save
         return save
 
-    def _write(self, save: _Save, files: Files, after_chunk: Callable[[], None]) -> None:
+    def _write(self, save: _Save, files: Files, after_chunk: Callable[[], None]) -> Written:
         """Write the files of this rank and flush them to the disk, then the note for rank 0. Raises OSError."""
+        own = Written()
         for name, arrays in files.items():
             file, watch = save.folder / f"{name}.safetensors", Watch(name, arrays)
             parts = {name: array.part for name, array in arrays.items() if not array.is_whole}
             metadata = {PARTS: encode_parts(parts)} if parts else None
             values = {name: array.values for name, array in arrays.items()}
-            save.own.files[file.name] = write_arrays(file, values, after_chunk, metadata, watch.see)
-            save.own.not_finite.extend(watch.found)
+            own.files[file.name] = write_arrays(file, values, after_chunk, metadata, watch.see)
+            own.not_finite.extend(watch.found)
         if not self.ranks.first:
-            for name in save.own.files:
+            for name in own.files:
                 sync(save.folder / name)
-            write_atomically(save.note(self.ranks.rank), _WRITTEN.dump_json(save.own))
+            write_atomically(save.note(self.ranks.rank), _WRITTEN.dump_json(own))
+        return own
 
-    def _finish(self, save: _Save, written: Future[None] | None = None) -> list[NotFinite]:
+    def _finish(self, save: _Save) -> list[NotFinite]:
         """On rank 0, seal the folder when all ranks have written, rename it and prune; or put it aside if a value is not finite.
 
-        written: what to wait for first. Returns the arrays of all ranks with values that are not finite. Raises OSError, RankError.
+        Returns the arrays of all ranks with values that are not finite. Raises OSError, RankError.
         """
-        if written is not None:
-            written.result()
+        own = save.written.result()
         if not self.ranks.first:
             return []
-        reports = [save.own, *self._notes(save)]
+        reports = [own, *self._notes(save)]
         if found := [each for report in reports for each in report.not_finite]:
             _put_aside(save, found)
             return found
@@ -240,37 +254,23 @@ class Saver:
         prune(self.root, self.keep, self.spared)
         return []
 
-    def _notes(self, save: _Save) -> list[Written]:
-        """Wait for the notes of the other ranks, by name: a shared file system may show an old list. Removes and returns them."""
-        notes: dict[int, Written] = {}
-        end = time.monotonic() + NOTE_SECONDS
-        while missing := [rank for rank in range(1, self.ranks.world) if rank not in notes]:
-            for rank in missing:
-                with suppress(FileNotFoundError):
-                    notes[rank] = _WRITTEN.validate_json(save.note(rank).read_bytes())
-            if len(notes) < self.ranks.world - 1 and (save.given_up.wait(_PAUSE) or time.monotonic() > end):
-                late = ", ".join(str(rank) for rank in missing if rank not in notes)
-                raise RankError(
-                    f"rank {late} has not said within {NOTE_SECONDS:g} s that its files are written; its log says why, unless "
-                    f"{self.root} is not one folder that all ranks see"
-                )
-        for rank in notes:
-            save.note(rank).unlink()
-        return list(notes.values())
-
-    def _complete(self, save: _Save, write: Callable[[], None], finish: Callable[[], list[NotFinite]]) -> None:
-        """Call `write` on all ranks, then `finish` on rank 0, or wait for the threads that do. Raises on all ranks or on none."""
-        with self._refused(save):
-            with self.ranks.fail_together("writing a checkpoint"):
-                write()
-            with self.ranks.fail_together("completing a checkpoint"):
-                found = finish()
-        if self.ranks.world > 1:
-            text = self.ranks.texts(_WRITTEN.dump_json(Written({}, found)).decode())[0]
-            found = _WRITTEN.validate_json(text).not_finite
-        if found:
-            way, kept = way_on(self.root, self.ranks), save.unhealthy if save.unhealthy.exists() else None
-            raise UnhealthyState(save.facts.step, found, self.identity.config, kept, way)
+    def _notes(self, save: _Save) -> Iterator[Written]:
+        """Yield the notes of the other ranks, and remove them. A note is waited for by its name: a shared file system may show an
+        old list."""
+        waiting, end = list(range(1, self.ranks.world)), time.monotonic() + NOTE_SECONDS
+        while waiting:
+            try:
+                yield _WRITTEN.validate_json((note := save.note(waiting[0])).read_bytes())
+            except FileNotFoundError as error:
+                if save.given_up.wait(_PAUSE) or time.monotonic() > end:
+                    late = ", ".join(str(rank) for rank in waiting if not save.note(rank).exists())
+                    raise RankError(
+                        f"rank {late} has not said within {NOTE_SECONDS:g} s that its files are written; its log says why, unless "
+                        f"{self.root} is not one folder that all ranks see"
+                    ) from error
+            else:
+                waiting.pop(0)
+                note.unlink()
 
     @contextmanager
     def _refused(self, save: _Save) -> Iterator[None]:
@@ -290,17 +290,12 @@ class Saver:
         last, self._copy, pairs = self._copy, {}, []
         for file, arrays in files.items():
             for name, (part, values) in arrays.items():
-                copy = last.get(file, {}).pop(name, None)
-                if (
-                    copy is None
-                    or (copy.part, copy.values.dtype) != (part, values.dtype)
-                    or copy.values.shape != values.shape
-                ):
-                    copy = SavedArray(part, np.empty(values.shape, values.dtype))
-                self._copy.setdefault(file, {})[name] = copy
-                pairs.append((copy.values, values))
-        for _ in self._threads.map(lambda pair: _copy_values(*pair), pairs):
-            pass
+                had, kind = last.get(file, {}).pop(name, None), (part, values.shape, values.dtype)
+                if had is None or (had.part, had.values.shape, had.values.dtype) != kind:
+                    had = SavedArray(part, np.empty(values.shape, values.dtype))
+                self._copy.setdefault(file, {})[name] = had
+                pairs.append((had.values, values))
+        list(self._threads.map(_copy_values, *zip(*pairs, strict=True)))
 
     def _has_room(self, files: Files) -> bool:
         needed, there = bytes_of(files) - bytes_of(self._copy), available_memory(swap=False)

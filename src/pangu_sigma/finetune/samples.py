@@ -19,7 +19,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from pangu_sigma.bars import Bar
-from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.prepare.quarantine import Quarantine, format_reasons
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
@@ -140,6 +140,22 @@ class TaskFile:
 
     sequences: TaskSamples
     facts: dict[str, Any]
+
+
+def read_task_files(
+    train_file: Path, dev_file: Path | None, config: Config, tokenizer: Tokenizer, quarantine: Quarantine
+) -> tuple[TaskFile, TaskFile | None]:
+    """Read the training samples and the dev set. Raises DataError, and ConfigError if they are the same."""
+    training = read_task_file(train_file, "--train-file", config, tokenizer, quarantine)
+    if dev_file is None:
+        return training, None
+    dev = read_task_file(dev_file, "--dev-file", config, tokenizer, quarantine)
+    if dev.sequences.hash == training.sequences.hash:
+        raise ConfigError(
+            f"{argument('--dev-file')} {dev_file} is the {argument('--train-file')}: its loss says nothing about new text; "
+            "give other lines, or leave it out"
+        )
+    return training, dev
 
 
 def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer, quarantine: Quarantine) -> TaskFile:

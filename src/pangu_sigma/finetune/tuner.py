@@ -14,7 +14,8 @@ from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.held_out.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.held_out.losses import HeldOutLoss, finite_or_none
 from pangu_sigma.stored.run import StoredRun
-from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.health import UnhealthyRun
+from pangu_sigma.training.loop import Trainer, train_to_end
 from pangu_sigma.training.start import StartOptions
 
 
@@ -103,3 +104,22 @@ def mean_loss(losses: dict[str, HeldOutLoss]) -> float:
     """Return the mean loss over the tokens of all domains, in nats per token."""
     nats = sum(float(loss.nats_U.sum()) for loss in losses.values())
     return nats / sum(float(loss.tokens_U.sum()) for loss in losses.values())
+
+
+def tune(run: StoredRun, training: TaskSamples, dev: TaskSamples | None) -> dict[str, Any] | None:
+    """Train to the end, and return steps, best state and losses; None if SIGTERM came before. Raises UnhealthyRun if the best state
+    has no finite loss."""
+    tuner = Tuner(run, training, dev)
+    train_to_end(tuner)
+    tuner.ranks.leave()
+    if not tuner.finished:
+        return None
+    best = tuner.best
+    if best.loss is None:
+        raise UnhealthyRun(
+            f"{run.path}: the loss of the {'training samples' if dev is None else 'dev set'} is not finite after step {best.step}: "
+            "the tuning diverged, and there is no better state to keep; remove the folder, lower train.optimizer.peak_lr="
+            f"{run.config.train.optimizer.peak_lr:g} and tune again, with --dev-file to keep the best state"
+        )
+    losses = {"before": best.before, "after": best.loss}
+    return {"steps": tuner.progress.step, "best": asdict(best), "losses": losses}

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pangu_sigma.checkpoint.changes import change_text, changed_keys, refuse_changes
+from pangu_sigma.checkpoint.format import keep_only
 from pangu_sigma.checkpoint.model_files import write_config
-from pangu_sigma.checkpoint.root import keep_only
 from pangu_sigma.checkpoint.run_folder import one_writer, refuse_idle_changes
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_file
+from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_files
 from pangu_sigma.finetune.task import learned, read_task
 from pangu_sigma.held_out.compare import compare_runs
 from pangu_sigma.held_out.losses import format_number
@@ -36,10 +36,8 @@ from pangu_sigma.sealed import sealed, write_atomically
 from pangu_sigma.stored.model import TUNING_RESULT, read_lineage, read_tuning_result
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.stored.run import StoredRun
-from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.training.finished import draw_report
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
-from pangu_sigma.training.health import UnhealthyRun
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +79,7 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
         check_absent(into)
     check_training_fits(first)
     with Quarantine(into.with_name(f".{into.name}.{QUARANTINE}"), kept=False) as quarantine:
-        training, dev = _read_files(asked, first, parent.tokenizer, quarantine)
+        training, dev = read_task_files(asked.train_file, asked.dev_file, first, parent.tokenizer, quarantine)
         counts = training.sequences.counts
         named = [domain.name for domain, count in zip(first.domains, counts, strict=True) if count]
         config = task.config(parent.config, named, sum(counts))
@@ -98,42 +96,28 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
             _take_up(run, config, parent.path.absolute())
         logger.info("%s", learns_text(learned(config)))
         run.config = config
-        result = read_tuning_result(into)
-        known = result or _train(run, training, dev)
-        if known is None:
+        if (done := read_tuning_result(into)) is not None:
+            keep_only(run.checkpoints, done["best"]["step"])
+            return done
+        from pangu_sigma.finetune.tuner import tune  # which loads MindSpore
+
+        tuned = tune(run, training.sequences, None if dev is None else dev.sequences)
+        if tuned is None:
             return None
-        keep_only(run.checkpoints, known["best"]["step"])
-        if result is None:
-            result = {
-                "parent": str(parent.path.absolute()),
-                "task": config.tuning.task,
-                **learned(config),
-                "train_file": training.facts,
-                "dev_file": None if dev is None else dev.facts,
-                **known,
-                "metric": config.tuning.metric,
-                "forgetting": measure_forgetting(into, parent.path),
-            }
-            write_atomically(into / TUNING_RESULT, sealed(result, record=True))
-            draw_report(into)
+        keep_only(run.checkpoints, tuned["best"]["step"])
+        result = {
+            "parent": str(parent.path.absolute()),
+            "task": config.tuning.task,
+            **learned(config),
+            "train_file": training.facts,
+            "dev_file": None if dev is None else dev.facts,
+            **tuned,
+            "metric": config.tuning.metric,
+            "forgetting": measure_forgetting(into, parent.path),
+        }
+        write_atomically(into / TUNING_RESULT, sealed(result, record=True))
+        draw_report(into)
     return result
-
-
-def _read_files(
-    asked: TuningRequest, config: Config, tokenizer: Tokenizer, quarantine: Quarantine
-) -> tuple[TaskFile, TaskFile | None]:
-    """Read the training samples and the dev set. Raises DataError, and ConfigError if they are the same."""
-    options = (("--train-file", asked.train_file), ("--dev-file", asked.dev_file))
-    found = [
-        read_task_file(file, option, config, tokenizer, quarantine) for option, file in options if file is not None
-    ]
-    training, dev = found[0], found[1] if len(found) > 1 else None
-    if dev is not None and dev.sequences.hash == training.sequences.hash:
-        raise ConfigError(
-            f"{argument('--dev-file')} {asked.dev_file} is the {argument('--train-file')}: its loss says nothing about new text; "
-            "give other lines, or leave it out"
-        )
-    return training, dev
 
 
 def _take_up(run: StoredRun, config: Config, path: Path) -> None:
@@ -160,28 +144,6 @@ def _take_up(run: StoredRun, config: Config, path: Path) -> None:
     if changes:
         logger.info("%s", "\n".join(map(change_text, changes)))
         write_config(into, config, "run")
-
-
-def _train(run: StoredRun, training: TaskFile, dev: TaskFile | None) -> dict[str, Any] | None:
-    """Train to the end, and return steps, best state and losses; None if SIGTERM came before. Raises UnhealthyRun if the best state
-    has no finite loss."""
-    from pangu_sigma.finetune.tuner import Tuner
-    from pangu_sigma.training.loop import train_to_end
-
-    tuner = Tuner(run, training.sequences, None if dev is None else dev.sequences)
-    train_to_end(tuner)
-    tuner.ranks.leave()
-    if not tuner.finished:
-        return None
-    best = tuner.best
-    if best.loss is None:
-        raise UnhealthyRun(
-            f"{run.path}: the loss of the {'training samples' if dev is None else 'dev set'} is not finite after step {best.step}: "
-            "the tuning diverged, and there is no better state to keep; remove the folder, lower train.optimizer.peak_lr="
-            f"{run.config.train.optimizer.peak_lr:g} and tune again, with --dev-file to keep the best state"
-        )
-    losses = {"before": best.before, "after": best.loss}
-    return {"steps": tuner.progress.step, "best": asdict(best), "losses": losses}
 
 
 def _begin(

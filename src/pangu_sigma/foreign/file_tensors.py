@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.mapped_file import release_pages
+from pangu_sigma.checkpoint.lazy import LazyArray, release_pages
 from pangu_sigma.errors import LayoutError
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.mapped_file import map_file
+from pangu_sigma.checkpoint.lazy import map_file
 from pangu_sigma.checkpoint.safetensors_file import array_extents
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_model import Activation, DenseModel, Facts, Unused, dense_model_of

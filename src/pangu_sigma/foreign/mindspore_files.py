@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pangu_sigma.checkpoint.mapped_file import map_file
+from pangu_sigma.checkpoint.lazy import map_file
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.file_tensors import KINDS, FileTensor, Joined, mapped
 from pangu_sigma.foreign.protobuf import OF_BYTES, field_at, numbers

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.mapped_file import map_file, release_pages
+from pangu_sigma.checkpoint.lazy import map_file, release_pages
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.file_tensors import FileTensor
 from pangu_sigma.foreign.pickles import OpaqueObject, Storage, load_pickle

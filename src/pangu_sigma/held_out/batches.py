@@ -36,8 +36,9 @@ class HeldOutBatch:
 
 @dataclass(frozen=True)
 class HeldOutText:
-    """Held-out text of a domain. digest: hash of samples, tokenizer and unit size: losses are comparable if it is equal. units_U3:
-    of each unit the number of predicted tokens, their bytes, and their unigram loss in nats."""
+    """Held-out text of a domain. digest: hash of the ids of its samples, their pieces, and the unit size. Losses are comparable if
+    it is equal; a vocabulary with more pieces, or a slot with more rows, does not change it. units_U3: of each unit the number of
+    predicted tokens, their bytes, and their unigram loss in nats."""
 
     digest: str
     units_U3: np.ndarray
@@ -75,20 +76,31 @@ class HeldOut:
         """Return the number of units (samples or blocks with one loss) of each domain. size: number of samples of a unit."""
         return [-(-wanted // size) for wanted in self._wanted]
 
+    def digests(self, size: int = 1) -> dict[str, str]:
+        """Return the hash of each domain's text, of units of `size` samples (HeldOutText.digest)."""
+        pieces, digests_by_domain = self._batches.tokenizer.vocabulary.pieces, {}
+        for domain in self._batches.domains:
+            digest, used_V = xxhash.xxh3_64(str(size).encode()), np.zeros(len(pieces), bool)
+            for number in self.numbers(domain.index).tolist():
+                ids_S1 = self._batches.samples.read(domain.index, number)
+                digest.update(ids_S1.tobytes())
+                used_V[ids_S1] = True
+            digest.update("\0".join(pieces[token] for token in np.flatnonzero(used_V)).encode())
+            digests_by_domain[domain.name] = digest.hexdigest()
+        return digests_by_domain
+
     def texts(self, size: int = 1) -> dict[str, HeldOutText]:
         """Return the text of each domain, of units of `size` samples. Raises DataError for damaged token counts."""
         samples, tokenizer, texts = self._batches.samples, self._batches.tokenizer, {}
-        bytes_V, counts_DV = bytes_of_ids(tokenizer), self._batches.frequencies()
+        bytes_V, counts_DV, digests = bytes_of_ids(tokenizer), self._batches.frequencies(), self.digests(size)
         for domain, counts_V in zip(self._batches.domains, counts_DV, strict=True):
-            digest, units = xxhash.xxh3_64(f"{tokenizer.hash} {domain.slot} {size}".encode()), []
-            unigram_V = unigram_nats(counts_V, tokenizer.slot_rows[domain.slot])
+            unigram_V, units = unigram_nats(counts_V, tokenizer.slot_rows[domain.slot]), []
             for number in self.numbers(domain.index).tolist():
                 ids = samples.read(domain.index, number)
-                digest.update(ids.tobytes())
                 predicted = ids[1:][counted(ids, tokenizer) & samples.counted(domain.index, number)]
                 units.append((len(predicted), bytes_V[predicted].sum(), unigram_V[predicted].sum()))
             units_U3 = np.add.reduceat(np.reshape(units, (-1, 3)), np.arange(0, len(units), size))
-            texts[domain.name] = HeldOutText(digest.hexdigest(), units_U3)
+            texts[domain.name] = HeldOutText(digests[domain.name], units_U3)
         return texts
 
     def domain_batches(self, domain: int) -> list[HeldOutBatch]:

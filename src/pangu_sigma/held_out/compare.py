@@ -31,27 +31,31 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
     """Compare the losses of each of `runs` with its counterpart in `others` on the same held-out tokens.
 
     all: True to read all held-out samples, False for as many as the training of the first run evaluates.
-    Returns {"pairs": [{"run", "against", "domains"}, …], "mean"}. Each domain of a pair has the metrics of `evaluate_run`, those of
-    the other run as "against", and `Difference.figures` as "difference". "mean" has, by domain, the mean difference of all pairs,
-    its standard error over pairs (None for a single pair), and its standard error over samples of text.
-    Raises ConfigError if the numbers of runs differ, or if a run has another tokenizer or other held-out text than the first.
+    Returns {"pairs": [{"run", "against", "domains"}, …], "mean", "left_out"}. Each domain of a pair has the metrics of
+    `evaluate_run`, those of the other run as "against", and `Difference.figures` as "difference". "mean" has, by domain, the mean
+    difference of all pairs, its standard error over pairs (None for a single pair), and its standard error over samples of text.
+    "left_out" says of each domain without the same held-out tokens in all runs why it has none.
+    Raises ConfigError if the numbers of runs differ, or if no domain has the same held-out tokens in all runs.
     """
     if len(runs) != len(others):
         raise ConfigError(
             f"{len(runs)} runs against {len(others)}; {argument('--against')} takes as many as there are runs"
         )
-    return differences_of(measure_together([*runs, *others], all), runs, others)
+    losses, left_out = measure_together([*runs, *others], all)
+    return {**differences_of(losses, runs, others), "left_out": left_out}
 
 
-def measure_together(runs: Sequence[Path], all: bool = False) -> dict[Path, Losses]:
-    """Measure the losses of each run on the same held-out tokens, in batches as in the first run, so that equal weights have equal
-    losses bit for bit. Arguments and errors as in `compare_runs`."""
+def measure_together(runs: Sequence[Path], all: bool = False) -> tuple[dict[Path, Losses], dict[str, str]]:
+    """Measure the losses of each run on the held-out tokens that all have, in batches as in the first run, so that equal weights
+    have equal losses bit for bit. Returns them, and what `left_out` returns. Arguments and errors as in `compare_runs`."""
     opened, first = {path: open_model(path, "run") for path in runs}, runs[0]
     batches = {path: held_out_batches(run, opened[first].config) for path, run in opened.items()}
     most = samples_read(opened[first], batches[first], all)
-    for path in opened:
-        _check_same_text(opened[first], opened[path], batches[first], batches[path], most)
-    return {path: measure(run, batches[path], most) for path, run in opened.items()}
+    apart = left_out(list(opened.values()), list(batches.values()), most)
+    measured = {path: measure(run, batches[path], most) for path, run in opened.items()}
+    return {
+        path: {name: loss for name, loss in of.items() if name not in apart} for path, of in measured.items()
+    }, apart
 
 
 def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
@@ -66,26 +70,34 @@ def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: 
     }
 
 
-def _check_same_text(run: StoredModel, other: StoredModel, own: BatchLoader, theirs: BatchLoader, most: int) -> None:
-    """Raise ConfigError unless two runs have the same domains and the same held-out samples, in the same tokens."""
-    reason = why_incomparable(run, other)
-    names = [[domain.name for domain in batches.domains] for batches in (own, theirs)]
-    if not reason and names[0] != names[1]:
-        reason = f"their domains are {', '.join(names[0])} and {', '.join(names[1])}"
-    if not reason:
-        texts = [HeldOut(batches, most).texts() for batches in (own, theirs)]
-        differing = [name for name in names[0] if texts[0][name].digest != texts[1][name].digest]
-        if differing:
-            reason = f"the held-out text of {', '.join(differing)} in {own.folder} and {theirs.folder} differs"
-    if reason:
+def left_out(runs: Sequence[StoredModel], batches: Sequence[BatchLoader], most: int) -> dict[str, str]:
+    """Return the domains that have not the same held-out samples, in the same tokens, in all runs, each with the reason.
+
+    An extended run has the tokens of its parent in old domains, though vocabulary and slots grew. Raises ConfigError if no domain
+    is left.
+    """
+    digests, apart = [HeldOut(each, most).digests() for each in batches], dict[str, str]()
+    for name in dict.fromkeys(name for each in digests for name in each):
+        for run, theirs, found in zip(runs, batches, digests, strict=True):
+            if found.get(name) != digests[0].get(name):
+                lacking = next((run.path for run, each in zip(runs, digests, strict=True) if name not in each), None)
+                differs = f"its held-out text in {batches[0].folder} and {theirs.folder} differs"
+                apart[name] = f"{lacking} has no such domain" if lacking else why_incomparable(runs[0], run) or differs
+    if digests[0].keys() <= apart.keys():
         raise ConfigError(
-            f"{run.path} and {other.path} cannot be compared token by token: {reason}; train both on the same prepared data, or "
-            "compare losses of one text by `evaluate MODEL --input FILE`"
+            f"{', '.join(str(run.path) for run in runs)} cannot be compared token by token: {'; '.join(_reasons(apart))}; train "
+            "them on the same prepared data, or compare losses of one text by `evaluate MODEL --input FILE`"
         )
+    return apart
+
+
+def _reasons(apart: Mapping[str, str]) -> list[str]:
+    """Format what `left_out` returned, with the domains of one reason together."""
+    return [f"{', '.join(n for n, w in apart.items() if w == why)}: {why}" for why in dict.fromkeys(apart.values())]
 
 
 def why_incomparable(run: StoredModel, other: StoredModel) -> str:
-    """Return why held-out losses of two runs are incomparable (tokenizer, sequence length); "" if they may be comparable."""
+    """Return why the held-out samples of two runs may differ (tokenizer, sequence length); "" if it is due to the text."""
     if run.tokenizer.hash != other.tokenizer.hash:
         return "their tokenizers differ"
     lengths = [r.config.model.seq_length for r in (run, other)]
@@ -130,7 +142,7 @@ def format_differences(comparison: dict[str, Any]) -> str:
             lines.append(_mean_line(name, f"mean of {len(pairs)}, ± over pairs", width, over_pairs))
             of_text = [None, mean["se_of_text"], None, mean["bits_per_byte_se_of_text"]]
             lines.append(_mean_line(name, "its ± over samples", width, of_text))
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"not compared: {reason}" for reason in _reasons(comparison["left_out"]))])
 
 
 def _mean_line(name: str, title: str, width: int, values: list[float | None]) -> str:

@@ -26,15 +26,14 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.mapped_file import release_pages
+from pangu_sigma.checkpoint.lazy import LazyArray, release_pages
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS, WEIGHTS
 from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.inherit.equality import compare
-from pangu_sigma.inherit.parent import rows_of_tokens
+from pangu_sigma.inherit.parent import looked_up, table_rows
 from pangu_sigma.inherit.receipt import SHARED, Receipt, ReceiptKind, SlotReceipt, receipt_of
 from pangu_sigma.model.arrays import ffn_shapes
 from pangu_sigma.rre.table import RoutingTable
@@ -42,6 +41,7 @@ from pangu_sigma.sections import ModelConfig
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.vocabulary import parent_ids
 from pangu_sigma.training.first_checkpoint import write_step_0
 
 _FFN = ffn_shapes(1, 1)
@@ -115,8 +115,10 @@ class Child:
         firsts = [old.named(sources[each.name]).first_expert if each.name in sources else -size for each in domains]
         own_K = np.maximum(np.add.outer(firsts, np.arange(size)).reshape(-1), -1)
         warm_K = np.repeat([sources.get(each.name) == each.name for each in domains], size)
+        known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
         slots = [
-            _slot_of_run(parent, tokenizer, number, name, slots_of) for number, name in enumerate(domains.slot_names)
+            _slot_of_run(parent, name, ids_R, looked_up(known_V, ids_R), slots_of)
+            for name, ids_R in zip(domains.slot_names, tokenizer.slot_rows, strict=True)
         ]
         child = cls(kind, parent, config, tokenizer, table, slots, own_K, warm_K, sources=sources)
         for name, source in sources.items():
@@ -234,19 +236,21 @@ class Child:
         return LazyArray((rows, *found.shape[1:]), found.dtype, content, name)
 
 
-def _slot_of_run(parent: StoredModel, tokenizer: Tokenizer, number: int, name: str, slots_of: str | None) -> SlotRows:
+def _slot_of_run(
+    parent: StoredModel, name: str, ids_R: np.ndarray, its_R: np.ndarray, slots_of: str | None
+) -> SlotRows:
     """Return the rows of a slot: of the parent's slot of that name, else of the slot of its domain `slots_of` by token, else none.
-    tokenizer, number: of the child, and of the slot there."""
-    old, ids_R = domains_of(parent.config), tokenizer.slot_rows[number]
+    ids_R, its_R: token of each row of the slot, by the ids of the child and of the parent."""
+    old = domains_of(parent.config)
     own = name in old.slot_names
     if not own and slots_of is None:
         return SlotRows(name, "", ids_R, np.full_like(ids_R, -1), warm=False)
     slot = old.slot_names.index(name) if own else old.named(slots_of or "").slot
-    rows_R = rows_of_tokens(parent, slot, tokenizer.vocabulary, ids_R)
+    rows_R = table_rows(parent.tokenizer, slot, its_R)
     if own:  # rows without a token keep their values, too
-        its_R = parent.tokenizer.slot_rows[slot]
-        unused = np.flatnonzero((ids_R[: len(its_R)] < 0) & (its_R < 0))
-        rows_R[unused] = slot * len(its_R) + unused
+        had_R = parent.tokenizer.slot_rows[slot]
+        unused = np.flatnonzero((ids_R[: len(had_R)] < 0) & (had_R < 0))
+        rows_R[unused] = slot * len(had_R) + unused
     return SlotRows(name, old.slot_names[slot], ids_R, rows_R, own)
 
 

@@ -18,13 +18,14 @@ from pangu_sigma.data.samples import open_samples
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.child import Child, SlotRows, ffn_source, new_run_from
-from pangu_sigma.inherit.parent import lost_pieces, parent_slot, rows_of_tokens, slot_names
+from pangu_sigma.inherit.parent import looked_up, lost_pieces, parent_slot, slot_names, table_rows
 from pangu_sigma.inherit.receipt import Receipt, count_by_origin
 from pangu_sigma.model.arrays import FIRST_ROW_SCALE, dense_shapes, stored_shapes
 from pangu_sigma.results import aligned
 from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.vocabulary import parent_ids
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -104,11 +105,12 @@ def inherited_slots(parent: StoredModel, config: Config, tokenizer: Tokenizer, d
     tokens are ever copied.) Raises ConfigError for a slot that the parent lacks.
     """
     slots, names, domains = [], slot_names(parent), domains_of(config)
+    known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
     for slot, name in enumerate(domains.slot_names):
         source, ids_R = parent_slot(name, names), tokenizer.slot_rows[slot]
-        rows_R = rows_of_tokens(parent, source, tokenizer.vocabulary, ids_R)
-        lost = lost_pieces(parent, source, tokenizer.vocabulary, ids_R[ids_R >= 0], domains.languages(slot))
-        slots.append(SlotRows(name, names[source], ids_R, rows_R, lost=lost))
+        its_R = looked_up(known_V, ids_R)
+        lost = lost_pieces(parent, source, its_R, domains.languages(slot))
+        slots.append(SlotRows(name, names[source], ids_R, table_rows(parent.tokenizer, source, its_R), lost=lost))
     problems = [
         f"slot {slot.name}: {len(slot.lost):,} tokens of the parent's slot {slot.parent_slot} ("
         f"{', '.join(map(repr, slot.lost[:5]))}) have no row"

@@ -20,7 +20,6 @@ from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.text.vocabulary import Vocabulary, parent_ids
 
 PUBLISHED = """\
 a parent is a dense run of this project (`pangu-sigma train alpha_2_6b`, or sigma_tiny with model.rre_layers=0), a folder that
@@ -54,20 +53,12 @@ def slot_names(parent: StoredModel) -> list[str]:
     return ["alpha"] if parent.kind == "alpha" else domains_of(parent.config).slot_names
 
 
-def rows_of_tokens(parent: StoredModel, slot: int, vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
-    """Return the row of a parent's whole word table for each of the child's token ids, in the parent's slot `slot`; -1: none."""
-    return table_rows(parent.tokenizer, slot, looked_up(parent_ids(parent.tokenizer.vocabulary, vocabulary), ids))
-
-
-def lost_pieces(
-    parent: StoredModel, slot: int, vocabulary: Vocabulary, ids: np.ndarray, languages: set[str]
-) -> list[str]:
+def lost_pieces(parent: StoredModel, slot: int, ids: np.ndarray, languages: set[str]) -> list[str]:
     """Return the pieces that have a row in slot `slot` of the parent and none in a slot of the child, although text in a language
-    of both slots can contain them. vocabulary: the child's. ids: tokens with a row in the child's slot. languages: of its text."""
+    of both slots can contain them. ids: the parent's ids of tokens with a row in the child's slot. languages: of its text."""
     its, there = parent.tokenizer.vocabulary, set(parent.tokenizer.slot_rows[slot].tolist())
     both = languages & ({"zh", "mixed"} if parent.kind == "alpha" else domains_of(parent.config).languages(slot))
-    kept = set(parent_ids(its, vocabulary)[ids].tolist())
-    return [its.pieces[token] for token in sorted((there & its.producible(both)) - kept)]
+    return [its.pieces[token] for token in sorted((there & its.producible(both)) - set(ids.tolist()))]
 
 
 def open_parent(path: Path, heads: int | None = None, activation: Activation | None = None) -> StoredModel:

@@ -96,7 +96,7 @@ def _inspect(path: Path, verify: bool) -> FileInspection:
         found.notes.append("counted by its configuration")
     if isinstance(model, StoredRun):
         needed = saved_arrays(model.config)
-        if lacking := sorted(needed - {(shard, name) for shard, name, *_ in listed}):
+        if lacking := sorted(needed.keys() - {(shard, name) for shard, name, *_ in listed}):
             shard, name = lacking[0]
             raise DamagedCheckpoint(
                 f"{path}: the checkpoint of step {model.step} lacks {len(lacking)} of {len(needed)} arrays, which a run with its "

@@ -16,8 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from ascend_ops.few_rows import Matrix, StoredPrecision
-from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.mapped_file import map_file
+from pangu_sigma.checkpoint.lazy import LazyArray, map_file
 from pangu_sigma.checkpoint.parts import EXPERTS, WEIGHTS
 from pangu_sigma.foreign.protobuf import Field, message, numbers
 from pangu_sigma.model.arrays import dense_shapes, stored_shapes

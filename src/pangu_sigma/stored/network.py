@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mindspore as ms
 
-from pangu_sigma.checkpoint.mapped_file import release_pages
+from pangu_sigma.checkpoint.lazy import release_pages
 from pangu_sigma.checkpoint.parts import WEIGHTS
 from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.ecss.store import ExpertStore, build

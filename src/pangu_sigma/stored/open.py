@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
 
-from pangu_sigma.checkpoint.format import STATE
+from pangu_sigma.checkpoint.format import STATE, checkpoints
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, recorded_kind
-from pangu_sigma.checkpoint.root import checkpoints
 from pangu_sigma.checkpoint.run_folder import CHECKPOINTS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.foreign.dense_files import is_dense_model

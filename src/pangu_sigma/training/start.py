@@ -15,6 +15,7 @@ from pangu_sigma.checkpoint.changes import (
     rule_of,
 )
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, newest_checkpoint
+from pangu_sigma.checkpoint.format import checkpoints
 from pangu_sigma.checkpoint.model_files import (
     ROUTING_FILE,
     TOKENIZER_FOLDER,
@@ -22,7 +23,6 @@ from pangu_sigma.checkpoint.model_files import (
     write_config,
     write_model_files,
 )
-from pangu_sigma.checkpoint.root import checkpoints
 from pangu_sigma.checkpoint.run_folder import (
     CHECKPOINTS,
     checkpoint_at,

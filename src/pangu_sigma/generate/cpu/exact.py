@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from ascend_ops.activation import activation_oracle
-from pangu_sigma.checkpoint.mapped_file import release_pages
+from pangu_sigma.checkpoint.lazy import release_pages
 from pangu_sigma.generate.cpu.network import LAYER_NORM_EPSILON, Operators, hidden_states
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.sections import ModelConfig

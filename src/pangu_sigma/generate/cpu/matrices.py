@@ -6,7 +6,7 @@ import numpy as np
 
 from ascend_ops.few_rows import FfnWeights, Matrix, Precision
 from ascend_ops.large_pages import LargePages
-from pangu_sigma.checkpoint.mapped_file import release_pages
+from pangu_sigma.checkpoint.lazy import release_pages
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.stored.export import StoredExport
 
