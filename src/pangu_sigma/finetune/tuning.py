@@ -31,6 +31,7 @@ from pangu_sigma.inherit.child import Child, new_run_from
 from pangu_sigma.inherit.receipt import WARM
 from pangu_sigma.ranks.layout import axes_text
 from pangu_sigma.ranks.ranks import is_rank
+from pangu_sigma.results import aligned
 from pangu_sigma.sealed import sealed, write_atomically
 from pangu_sigma.stored.model import TUNING_RESULT, read_lineage, read_tuning_result
 from pangu_sigma.stored.open import kind_of, open_model
@@ -39,7 +40,7 @@ from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.training.finished import draw_report
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
 from pangu_sigma.training.health import UnhealthyRun
-from pangu_sigma.training.log.losses import format_number
+from pangu_sigma.training.log.losses import format_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def learns_text(result: dict[str, Any]) -> str:
 
 def format_result(result: dict[str, Any]) -> str:
     """Format a fine-tuning result as the tables that `pangu-sigma finetune` prints."""
-    best, dev, losses = result["best"], result["dev_file"], [format_number(v, 0, 4) for v in result["losses"].values()]
+    best, dev, losses = result["best"], result["dev_file"], format_numbers(result["losses"].values(), [4] * 2)
     of, which = ("dev set", "at its best") if dev else ("training samples", "at the end (no --dev-file)")
     lines = [format_file(facts) for facts in (result["train_file"], dev) if facts]
     lines += [
@@ -255,14 +256,13 @@ def format_forgetting(found: dict[str, Any]) -> str:
     """Format what `measure_forgetting` returned as a table of each domain's held-out loss before and after fine-tuning."""
     if "skipped" in found:
         return f"forgetting was not measured: {found['skipped']}"
-    heads = " ".join(f"{head:>9}" for head in ("before", "after", "change", "±"))
-    lines = [f"{'domain':12} {heads}   held-out text of the parent, nats per token"]
+    rows, lost = [["domain", "before", "after", "change", "±"]], list[str]()
     for name, own in found["domains"].items():
         before, after, change = own["before"]["loss"], own["after"]["loss"], own["difference"]["nats_per_token"]
-        cells = [format_number(v, 9, 4) for v in (before, after, change, own["difference"]["se"])]
+        cells = format_numbers([before, after, change, own["difference"]["se"]], [4] * 4)
         if change == 0:
             cells[2] = "exactly 0"
-        lines.append(f"{name:12} {' '.join(cells)}")
+        rows.append([name, *cells])
         if after is None and before is not None:
-            lines.append(f"  {name} is lost: its loss is not finite any more; lower train.optimizer.peak_lr")
-    return "\n".join(lines)
+            lost.append(f"{name} is lost: its loss is not finite any more; lower train.optimizer.peak_lr")
+    return "\n".join([*aligned(rows, "<>", "held-out text of the parent, nats per token"), *lost])

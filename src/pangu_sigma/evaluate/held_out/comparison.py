@@ -26,9 +26,10 @@ from pangu_sigma.evaluate.held_out.run import (
     measure,
     samples_read,
 )
+from pangu_sigma.results import aligned
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.training.log.losses import Difference, HeldOutLoss, finite_or_none, format_number, mean_of
+from pangu_sigma.training.log.losses import Difference, HeldOutLoss, finite_or_none, format_numbers, mean_of
 from pangu_sigma.training.log.summary import why_incomparable
 
 Losses = dict[str, HeldOutLoss]
@@ -115,24 +116,19 @@ def _mean(name: str, pairs: list[tuple[Losses, Losses]]) -> dict[str, float | No
 def format_differences(comparison: dict[str, Any]) -> str:
     """Format the table of `pangu-sigma evaluate --against`. A negative difference means that the run is better than the other."""
     pairs, means = comparison["pairs"], comparison["mean"]
-    width = max(8, *(len(pair[key]) for pair in pairs for key in ("run", "against")))
-    heads = [f"{head:>9}" for head in ("loss", "against", "nats", "±", "bits/byte", "±", "unigram")]
-    lines = [f"{'domain':12} {'run':{width}} {'against':{width}} {' '.join(heads)}   held-out; ± over samples"]
+    rows = [["domain", "run", "against", "loss", "against", "nats", "±", "bits/byte", "±", "unigram"]]
     for name, mean in means.items():
         for pair in pairs:
             row = pair["domains"][name]
             values = [row["loss"], row["against"]["loss"], *row["difference"].values(), row["unigram"]]
-            cells = [format_number(v, 9, d) for v, d in zip(values, (3, 3, 4, 4, 4, 4, 3), strict=True)]
+            cells = format_numbers(values, (3, 3, 4, 4, 4, 4, 3))
             cells[:2] = ["not finite" if v is None else cell for v, cell in zip(values[:2], cells, strict=False)]
-            lines.append(f"{name:12} {pair['run']:{width}} {pair['against']:{width}} {' '.join(cells)}")
+            rows.append([name, pair["run"], pair["against"], *cells])
         if len(pairs) > 1:
-            over_pairs = [mean["nats_per_token"], mean["se"], mean["bits_per_byte"], mean["bits_per_byte_se"]]
-            lines.append(_mean_line(name, f"mean of {len(pairs)}, ± over pairs", width, over_pairs))
-            of_text = [None, mean["se_of_text"], None, mean["bits_per_byte_se_of_text"]]
-            lines.append(_mean_line(name, "its ± over samples", width, of_text))
-    return "\n".join(lines)
-
-
-def _mean_line(name: str, title: str, width: int, values: list[float | None]) -> str:
-    cells = [" " * 9 if value is None else format_number(value, 9, 4) for value in (None, None, *values)]
-    return f"{name:12} {title:{2 * width + 1}} {' '.join(cells)}".rstrip()
+            over_pairs = format_numbers(
+                [mean[key] for key in ("nats_per_token", "se", "bits_per_byte", "bits_per_byte_se")], [4] * 4
+            )
+            of_nats, of_bits = format_numbers([mean["se_of_text"], mean["bits_per_byte_se_of_text"]], [4] * 2)
+            rows.append([name, f"mean of {len(pairs)}, ± over pairs", "", "", "", *over_pairs, ""])
+            rows.append([name, "its ± over samples", "", "", "", "", of_nats, "", of_bits, ""])
+    return "\n".join(aligned(rows, "<<<>", "held-out; ± over samples"))

@@ -16,7 +16,7 @@ from pangu_sigma.foreign.dense_files import is_dense_model
 from pangu_sigma.results import aligned
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import KIND_NAMES, kind_of, open_model
-from pangu_sigma.training.log.losses import HeldOutLoss, finite_or_none, format_number
+from pangu_sigma.training.log.losses import HeldOutLoss, finite_or_none, format_numbers
 
 DomainFigures = dict[str, dict[str, Any]]
 """Held-out metrics by domain, as values for JSON."""
@@ -85,8 +85,7 @@ def format_losses(losses: Mapping[str, Mapping[str, Any]], unit: str = "held-out
     rows = [["domain", "loss", "±", "perplexity", "unigram", "bits/byte", "tokens", "samples"]]
     for name, d in losses.items():
         figures = [d["loss"], d["se"], d["perplexity"], d["unigram"], d["bits_per_byte"]]
-        cells = [format_number(value, 1, digits) for value, digits in zip(figures, (3, 3, 2, 3, 3), strict=True)]
+        cells = format_numbers(figures, (3, 3, 2, 3, 3))
         cells[:1] = ["not finite"] if d["loss"] is None else cells[:1]
         rows.append([name, *cells, f"{d['tokens']:,}", f"{d['samples']:,}"])
-    head, *lines = aligned(rows, "<>")
-    return "\n".join([f"{head}   {unit}", *lines])
+    return "\n".join(aligned(rows, "<>", unit))

@@ -14,9 +14,10 @@ import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.data.held_out import samples_of_evaluation
+from pangu_sigma.results import aligned
 from pangu_sigma.stored.model import StoredModel, read_lineage, read_tuning_result
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.training.log.losses import format_table, losses_of
+from pangu_sigma.training.log.losses import format_numbers, losses_of
 from pangu_sigma.training.log.metrics import (
     FILE,
     LAST,
@@ -104,10 +105,11 @@ def _over_run(steps: Mapping[str, Any], name: str) -> float | None:
 
 def format_summary(summary: dict[str, Any]) -> str:
     """Format a summary as the table that `pangu-sigma report` prints."""
-    heads = ("before", 8, 3), ("after", 8, 3), ("±", 8, 3), ("unigram", 8, 3), ("bits/byte", 9, 3), ("epochs", 7, 2)
     keys = ("loss_before", "loss_after", "se", "unigram", "bits_per_byte", "epochs")
-    rows = {name: [domain[key] for key in keys] for name, domain in summary["domains"].items()}
-    lines = format_table(heads, rows, f"{summary['losses']}, nats per token")
+    rows = [["domain", "before", "after", "±", "unigram", "bits/byte", "epochs"]]
+    for name, domain in summary["domains"].items():
+        rows.append([name, *format_numbers([domain[key] for key in keys], (3, 3, 3, 3, 3, 2))])
+    lines = aligned(rows, "<>", f"{summary['losses']}, nats per token")
     if not summary["same_samples"]:
         lines.append("before       is of other held-out samples: the run was begun on other data")
     if summary["evaluated_at"] not in (None, summary["checkpoint_step"]):
@@ -220,15 +222,20 @@ def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
 
     other: summary of the second run, with `loss_differences` under "differences".
     """
-    rows, width = {}, max(8, len(summary["run"]), len(other["run"]))
+    rows = [["domain", summary["run"], other["run"], "first − second", "±", "unigram"]]
     for name, domain in summary["domains"].items():
         theirs, difference = other["domains"].get(name, {}).get("loss_after"), other["differences"][name]
-        rows[name] = [domain["loss_after"], theirs, *map(difference.get, ("nats_per_token", "se")), domain["unigram"]]
-    names = (summary["run"], width, 3), (other["run"], width, 3)
-    heads = *names, ("first − second", 14, 3), ("±", 8, 3), ("unigram", 8, 3)
-    lines = format_table(heads, rows, f"{summary['losses']}, nats per token")
+        values = [
+            domain["loss_after"],
+            theirs,
+            difference.get("nats_per_token"),
+            difference.get("se"),
+            domain["unigram"],
+        ]
+        rows.append([name, *format_numbers(values, [3] * 5)])
     for key, title in (("steps", "steps"), ("tokens_per_second", "tokens/s")):
-        lines.append(f"{title:12} {summary.get(key) or 0:{width},.0f} {other.get(key) or 0:{width},.0f}")
+        rows.append([title, *(f"{run.get(key) or 0:,.0f}" for run in (summary, other)), "", "", ""])
+    lines = aligned(rows, "<>", f"{summary['losses']}, nats per token")
     reasons: dict[str, list[str]] = {}
     for name, values in other["differences"].items():
         if "none" in values:
