@@ -185,7 +185,7 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
             lambda: ps.train(model.config, none, start_over="no"),
             "start_over='no' is not allowed: it must be true or false",
         ),
-        (lambda: ps.train(model.config, none, lock=None), "lock=None is not allowed: it must be true or false"),
+        (lambda: ps.train(model.config, none, profile=None), "profile=None is not allowed: it must be true or false"),
         (lambda: ps.evaluate(model, all_samples="no"), "all_samples='no' is not allowed: it must be true or false"),
         (lambda: model.evaluate(all_samples="no"), "all_samples='no' is not allowed: it must be true or false"),
         (lambda: ps.prepare_data(model.config, check="no"), "check='no' is not allowed: it must be true or false"),

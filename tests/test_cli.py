@@ -29,7 +29,6 @@ from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, checked
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.cli import EXIT_STATUSES, main
 from pangu_sigma.config_file import load_config
-from pangu_sigma.errors import exit_status
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.lock import folder_lock
 from pangu_sigma.results import Result
@@ -453,23 +452,6 @@ def test_ctrl_c_and_a_reader_that_is_gone_end_without_a_traceback(file):
     )
     done = subprocess.run([sys.executable, "-c", code, "inspect", str(file)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
-
-
-def test_ctrl_c_that_a_half_imported_extension_swallows_is_an_interrupt(capsys):
-    def command() -> int:
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        except KeyboardInterrupt as error:
-            raise ImportError("initialization failed") from error
-        return 0
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a process that has not imported MindSpore
-    try:
-        assert exit_status(command) == 130
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert capsys.readouterr().err == "interrupted\n"
 
 
 def trained(folder: Path, stopped: bool) -> Callable[..., Any]:

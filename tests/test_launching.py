@@ -27,8 +27,8 @@ def test_every_rank_trains_with_the_users_file_folder_and_settings():
         "a b.yaml", "--output", "runs/a", "--device", "ascend", "--set", "train.steps=3", "--set", "seed=1",
     ]  # fmt: skip
     assert "--device" not in training_command(Path("a.yaml"), Path("runs/a"), [])
-    run = training_command(Path("runs/a"), Path("runs/a"), allow_data_change=True, lock=False)
-    assert run[4:] == ["runs/a", "--allow-data-change", "--no-lock"]
+    run = training_command(Path("runs/a"), Path("runs/a"), allow_data_change=True)
+    assert run[4:] == ["runs/a", "--allow-data-change"]
 
 
 def test_a_launch_starts_over_once_and_its_ranks_never_do(tiny_run, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,6 @@ still need too much. `npu/plan/` counts NPU memory.
 
 from __future__ import annotations
 
-import itertools
 import math
 import mmap
 import re
@@ -114,29 +113,23 @@ def check_rows_fit(config: Config, folder: Path) -> None:
         )
 
 
-_GROUPS = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
-"""Names of the limit, of the use and of the file cache in memory.stat, for cgroup 2 and 1."""
-
-
 def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
     """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of the limits
-    of this process's cgroup and of its ancestors. None if the system does not say. swap: False to leave out swap."""
+    of this process's cgroup (version 2) and of its ancestors. None if the system does not say. swap: False to leave out swap."""
     kib = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
     if "MemAvailable" not in kib:
         return None
     left = [1024 * (int(kib["MemAvailable"]) + (int(kib.get("SwapFree", 0)) if swap else 0))]
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        own = root / "sys/fs/cgroup" / controllers / path.strip("/")
-        # in a container the path may be that of the host, and the group itself is above it
-        for folder, (limit, usage, cache) in itertools.product((own, *own.parents), _GROUPS):
-            most, used = _read(folder / limit).strip(), _read(folder / usage).strip()
-            if most.isdigit() and used.isdigit():  # "max" is no limit
-                match = re.search(rf"^{cache} (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
-                left.append(max(0, int(most) - int(used) + int(match[1] if match else 0)))
+    named = re.search(r"^0::/(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
+    group = root / "sys/fs/cgroup" / (named[1] if named else "")
+    for folder in (
+        group,
+        *group.parents,
+    ):  # in a container the path may be the host's, and the group itself is above it
+        most, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
+        if most.isdigit() and used.isdigit():  # "max" is no limit
+            cache = re.search(r"^inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+            left.append(max(0, int(most) - int(used) + int(cache[1] if cache else 0)))
     return min(left)
 
 

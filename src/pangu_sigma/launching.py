@@ -40,7 +40,6 @@ def launch(
     start_over: bool = False,
     from_step: int | None = None,
     allow_data_change: bool = False,
-    lock: bool = True,
     processes: AtLeastOne | None = None,
     nodes: AtLeastOne = 1,
     node_rank: int | None = None,
@@ -64,7 +63,6 @@ def launch(
         start_over: move the folder's contents aside, and begin at step 0.
         from_step: step of an older checkpoint to go on from; those of later steps are moved aside.
         allow_data_change: resume although the training text differs from the checkpoint's.
-        lock: False (--no-lock) to write without a lock, for file systems that have none.
         processes: number of processes that you expect; another one is refused.
         nodes: number of nodes.
         node_rank: number of this node, 0 … nodes - 1; node 0 has the master address.
@@ -102,7 +100,7 @@ def launch(
                     f"{argument(name)} is missing: with {argument('--nodes')} {nodes} each is told its rank and where node 0 is"
                 )
     job = ranks_launch.Job(
-        command=training_command(Path(config), folder, changes, device, allow_data_change, lock),
+        command=training_command(Path(config), folder, changes, device, allow_data_change),
         logs=folder / "logs",
         ranks=made.parallel.ranks,
         nodes=nodes,
@@ -122,11 +120,11 @@ def launch(
     refuse_link(job.logs)
     if not job.devices:
         check_training_fits(made, job.local)
-    for change in check_start(folder, made, StartOptions(start_over, allow_data_change, lock, from_step)):
+    for change in check_start(folder, made, StartOptions(start_over, allow_data_change, from_step)):
         logger.info("%s", change)
     ranks_launch.check_ports(job)
     if (start_over or from_step is not None) and job.node == 0:
-        with one_writer(folder, lock):  # before ranks start, so that a restart after a failure resumes
+        with one_writer(folder):  # before ranks start, so that a restart after a failure resumes
             move_aside(folder) if from_step is None else go_back(folder, from_step)
     return ranks_launch.launch(replace(job, facts=training_facts(made)) if nodes > 1 else job)
 
@@ -137,7 +135,6 @@ def training_command(
     overrides: Sequence[str] = (),
     device: Literal["cpu", "ascend"] = "cpu",
     allow_data_change: bool = False,
-    lock: bool = True,
 ) -> list[str]:
     """Return the command that every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint.
 
@@ -149,7 +146,6 @@ def training_command(
         *([] if device == "cpu" else ["--device", device]),
         *(text for change in overrides for text in ("--set", change)),
         *(["--allow-data-change"] if allow_data_change else []),
-        *([] if lock else ["--no-lock"]),
         *(["--quiet"] if Bar.quiet else []),
     ]
 

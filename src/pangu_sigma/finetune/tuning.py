@@ -60,12 +60,11 @@ class TuningRequest:
     overrides: Sequence[Override] = ()
 
 
-def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True) -> dict[str, Any] | None:
+def finetune_run(path: Path, asked: TuningRequest, into: Path) -> dict[str, Any] | None:
     """Fine-tune the run in `path` on a task, in the run folder `into`; the same call resumes a stopped run.
 
-    lock: False to write even if the file system has no locks. Returns the result that `format_result` formats; None if SIGTERM
-    stopped the run. A finished run is not trained again. Raises ConfigError, DataError and CheckpointError for errors that the user
-    can fix, and UnhealthyRun if training fails.
+    Returns the result that `format_result` formats; None if SIGTERM stopped the run. A finished run is not trained again. Raises
+    ConfigError, DataError and CheckpointError for errors that the user can fix, and UnhealthyRun if training fails.
     """
     parent, task = open_model(path, "run"), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
     if into.resolve() == path.resolve():
@@ -93,7 +92,7 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
                 (fresh / TUNING_FOLDER).mkdir()
                 if quarantine.counts:
                     quarantine.copy_to(fresh / TUNING_FOLDER / QUARANTINE)
-    with one_writer(into, lock):
+    with one_writer(into):
         run = StoredRun(into, text_hash=data_hash)
         if not begins:
             _take_up(run, config, parent.path.absolute())
