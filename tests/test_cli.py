@@ -249,7 +249,7 @@ def test_report_compares_with_several_runs(tiny_run, tmp_path, capsys):
     assert found[1]["differences"]["en"]["se"] == 0.0
     assert (other / "report" / "report.html").stat().st_mtime_ns == drawn, "the page of another run stays as it is"
     text = prints(capsys, "report", tiny_run, "--against", other, tiny_run)
-    assert text.count("first − second") == 2
+    assert text.count("held-out; ± over samples") == 2
     assert text.splitlines()[-1] == f"report       {tiny_run / 'report' / 'report.html'}"
 
 

@@ -122,22 +122,6 @@ def test_rows_count_as_far_as_a_run_can_meet_them(tmp_path: Path, monkeypatch: p
         check_rows_fit(config(1 << 29, 10**9, "file"), tmp_path)
 
 
-def test_partial_sums_count_where_the_mean_expert_has_few_rows(tmp_path: Path):
-    """One partial result for each 256 units of the FFN: 300 units are two."""
-
-    def activations(batch_size: int, **model: int) -> int:
-        sections = {"model": {"seq_length": 128} | model, "train": {"batch_size": batch_size}}
-        return next(
-            need.nbytes for need in training_needs(tiny_config(tmp_path, **sections)) if need.name == "activations"
-        )
-
-    # 16 and 32 units are one slice each, so both batches keep equally much; 300 units are two slices
-    active = tiny_config(tmp_path).active_experts
-    tokens_H = active * 128 * tiny_config(tmp_path).model.hidden * 4
-    assert activations(active, ffn=300) - activations(active, ffn=16) == tokens_H
-    assert activations(2 * active, ffn=300) == activations(2 * active, ffn=16)
-
-
 def test_training_asks_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pangu_sigma.host_memory.available_memory", lambda root: np.iinfo(np.int64).max // (1 << 50))
     with pytest.raises(ConfigError, match=r"training tiny needs at least .* GiB are free here"):

@@ -319,13 +319,15 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
         if others:
             without_effect(argument("--against"), f"it compares runs, and {run} is prepared data")
         return Result(*report_prepared(run))
+    from pangu_sigma.evaluate.held_out.comparison import compare_logs
     from pangu_sigma.training.log.report import write_report
-    from pangu_sigma.training.log.summary import format_comparison, format_summary, loss_differences, summarise
+    from pangu_sigma.training.log.summary import format_summary, summarise
 
     summary, *summaries = (summarise(each) for each in (run, *others))  # says what is no run, before it is drawn
-    for each, other in zip(summaries, others, strict=True):
-        each["differences"] = loss_differences(run, other)
-    tables = "\n\n".join(format_comparison(summary, other) for other in summaries)
+    compared = [compare_logs(run, other) for other in others]
+    for each, (differences, _) in zip(summaries, compared, strict=True):
+        each["differences"] = differences
+    tables = "\n\n".join(table for _, table in compared)
     page = write_report(run, others, tables)
     if not others:
         text = format_summary(summary)
@@ -415,7 +417,8 @@ def inherit(
         pangu-sigma inherit runs/alpha_tiny sigma_tiny -o runs/inherited
         pangu-sigma inherit pangu-alpha_2.6B mine.yaml --dry-run
     """
-    made, folder = _new_run(config, output, overrides)
+    made = loaded(config, overrides)
+    folder = Path(output or f"runs/{made.name}")
     if not dry_run:
         check_folder_writable(folder, "--output")
     from pangu_sigma.inherit import from_alpha
@@ -428,12 +431,6 @@ def inherit(
         if not dry_run:
             return from_alpha.inherit(parent, made, folder, moments, drop_rows)
         return Results(*from_alpha.mapped(parent, made, moments, drop_rows))
-
-
-def _new_run(config: AnyConfig, output: AnyPath | None, overrides: Overrides) -> tuple[Config, Path]:
-    """Return the configuration, which may be named by a run folder, and the folder of a new run of it."""
-    made = loaded(config, overrides)
-    return made, Path(output or f"runs/{made.name}")
 
 
 @checked
@@ -464,7 +461,8 @@ def extend(
         pangu-sigma extend runs/sigma_tiny more.yaml -o runs/more --from-domain zh
         pangu-sigma extend runs/sigma_tiny more.yaml -o runs/more --from-scratch
     """
-    made, folder = _new_run(config, output, overrides)
+    made = loaded(config, overrides)
+    folder = Path(output or f"runs/{made.name}")
     check_folder_writable(folder, "--output")
     from pangu_sigma.inherit.extend import extend_run
 

@@ -7,7 +7,6 @@ still need too much. `npu/plan/` counts NPU memory.
 
 from __future__ import annotations
 
-import math
 import mmap
 import re
 import shutil
@@ -21,11 +20,6 @@ _FLOAT32 = 4
 _INT16 = 2
 _ALPHA_PIECES = 40_000
 """Minimum size of a vocabulary, PanGu-α's pieces; a routing table has one entry for each."""
-
-
-_FEW_ROWS, _SLICE = 128, 256
-"""An expert with at most so many rows keeps one partial result for each slice of its FFN units (ascend_ops/cpu/grouped_ffn.cc). A
-batch is taken to be of such experts if its mean expert is one."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +69,8 @@ def training_needs(config: Config) -> list[Need]:
     scores = sequences * m.heads * m.seq_length**2
     # the input of each layer, the scores of one of them, the logits: tensors kept of the others are not counted
     activations = m.layers * tokens * m.hidden + scores + tokens * m.slot_rows
-    few = tokens <= _FEW_ROWS * max((config.active_of(kind) for kind in m.kinds), default=0)
-    partials = tokens * m.hidden * math.ceil(m.segment_ffn / _SLICE) if few else 0
     smaller = "model.experts_per_domain, model.rre_layers, model.ffn or model.hidden"
-    kept, dense = (activations + partials) * _FLOAT32, (count.dense + count.embeddings) * 4 * _FLOAT32
+    dense = (count.dense + count.embeddings) * 4 * _FLOAT32
     rows = row_bytes(config) if ecss.store == "host" else 0
     return [
         Need("experts and their Adam state", stored, f"lower {smaller}, or set ecss.store=file"),
@@ -86,7 +78,11 @@ def training_needs(config: Config) -> list[Need]:
         Need("gradients of the step before, for the worker", worker, "set ecss.update=step"),
         Need("gradients of the active experts", gradients, f"lower {smaller}, or data.domains_per_step"),
         Need("dense parameters, gradients and Adam state", dense, "lower model.hidden, model.ffn or model.slot_rows"),
-        Need("activations", kept, "lower train.batch_size, with more train.accumulation, or model.seq_length"),
+        Need(
+            "activations",
+            activations * _FLOAT32,
+            "lower train.batch_size, with more train.accumulation, or model.seq_length",
+        ),
         Need("routing tables", _table_bytes(config), "lower model.rre_layers or the number of domains"),
     ]
 

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.edited import edit_evaluations
 
 from experiments.tiny import SAVED_AT
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.config import ConfigError
 from pangu_sigma.evaluate.held_out import comparison
-from pangu_sigma.evaluate.held_out.comparison import compare_runs, format_differences
+from pangu_sigma.evaluate.held_out.comparison import compare_logs, compare_runs, format_differences
 from pangu_sigma.evaluate.held_out.run import evaluate_run
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.training.log.losses import HeldOutLoss
+from pangu_sigma.training.log.losses import HeldOutLoss, losses_of
+from pangu_sigma.training.log.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -127,3 +129,62 @@ def test_a_loss_that_is_not_finite_is_said_and_its_differences_are_dashes():
     row = {"loss": None, "unigram": 7.0, "against": {"loss": 6.0}, "difference": dict.fromkeys(("a", "b", "c", "d"))}
     text = format_differences({"pairs": [{"run": "a", "against": "b", "domains": {"zh": row}}], "mean": {"zh": {}}})
     assert text.splitlines()[1].split() == ["zh", "a", "b", "not", "finite", "6.000", "–", "–", "–", "–", "7.000"]
+
+
+def lose_more(line: dict) -> None:
+    """Half a nat more a token in the samples with an even number, and 1.5 in the others."""
+    for name, units in line["per_sample"].items():
+        pairs = zip(units["nats"], units["tokens"], strict=True)
+        units["nats"] = [nats + (0.5 + number % 2) * tokens for number, (nats, tokens) in enumerate(pairs)]
+        line["per_domain_loss"][name] = sum(units["nats"]) / sum(units["tokens"])
+
+
+def test_a_difference_is_paired_where_both_logs_have_the_samples(tiny_run, tmp_path):
+    worse = edit_evaluations(tiny_run, tmp_path / "worse", lose_more)
+    found, text = compare_logs(tiny_run, worse)
+    for name, loss in losses_of([line for line in read_metrics(tiny_run) if line["kind"] == "evaluation"][-1]).items():
+        gap_U = -(0.5 + np.arange(len(loss.tokens_U)) % 2)
+        mean = np.average(gap_U, weights=loss.tokens_U)
+        residuals_U = loss.tokens_U * (gap_U - mean)
+        n, total = len(gap_U), loss.tokens_U.sum()
+        assert found[name]["nats_per_token"] == pytest.approx(mean, abs=1e-5)
+        assert found[name]["se"] == pytest.approx(math.sqrt(n / (n - 1) * (residuals_U**2).sum()) / total, rel=1e-3)
+        assert found[name]["bits_per_byte"] == pytest.approx(mean * total / loss.bytes_U.sum() / math.log(2), rel=1e-4)
+    for name in ("zh", "en", "code"):
+        cells = next(line for line in text.splitlines() if line.startswith(name)).split()
+        assert float(cells[5]) == pytest.approx(found[name]["nats_per_token"], abs=1e-4)
+        assert float(cells[6]) == pytest.approx(found[name]["se"], abs=1e-4)
+    assert "no difference" not in text
+
+
+def test_a_difference_that_cannot_be_paired_says_what_measures_it(tiny_run, tmp_path):
+    run = edit_evaluations(
+        tiny_run, tmp_path / "run", lambda line: line.update(held_out=dict.fromkeys(line["held_out"], "0"))
+    )
+    found, text = compare_logs(tiny_run, run)
+    assert found == {}, "no number"
+    assert "no difference for zh, en, code: the logs have no losses of the same samples" in text
+    assert f"pangu-sigma evaluate {tiny_run} --against {run} measures both" in text
+
+
+def test_a_domain_that_one_run_lacks_is_what_is_said(tiny_run, tmp_path):
+    def without_zh(line: dict) -> None:
+        for values in line.values():
+            if isinstance(values, dict):
+                values.pop("zh", None)
+
+    run = edit_evaluations(tiny_run, tmp_path / "run", without_zh)
+    for one, other in ((tiny_run, run), (run, tiny_run)):
+        found, text = compare_logs(one, other)
+        assert found.keys() == {"en", "code"} and found["en"]["nats_per_token"] == 0.0
+        assert text.splitlines()[-1].startswith("no difference for zh: ")
+
+
+def test_a_logged_loss_that_is_not_finite_has_no_difference(tiny_run, tmp_path):
+    def diverge(line: dict) -> None:
+        line["per_sample"]["zh"]["nats"] = [None] * len(line["per_sample"]["zh"]["nats"])
+
+    found, text = compare_logs(tiny_run, edit_evaluations(tiny_run, tmp_path / "run", diverge))
+    assert (found["zh"]["nats_per_token"], found["en"]["nats_per_token"]) == (None, 0.0)
+    zh = next(line for line in text.splitlines() if line.startswith("zh"))
+    assert zh.split()[4:10] == ["not", "finite", *["–"] * 4]

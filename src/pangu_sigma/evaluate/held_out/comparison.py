@@ -30,7 +30,7 @@ from pangu_sigma.results import aligned
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.log.losses import Difference, HeldOutLoss, finite_or_none, format_numbers, mean_of
-from pangu_sigma.training.log.summary import why_incomparable
+from pangu_sigma.training.log.summary import logged_losses
 
 Losses = dict[str, HeldOutLoss]
 
@@ -63,8 +63,9 @@ def measure_together(runs: Sequence[Path], all: bool = False) -> dict[Path, Loss
 
 
 def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
-    """Return the result of `compare_runs` for losses from `measure_together`. runs and others have the same length."""
-    pairs = [(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
+    """Return the result of `compare_runs` for losses by run. runs and others have the same length. A domain without losses of the
+    same samples is left out."""
+    pairs = [_paired(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
     return {
         "pairs": [
             {"run": str(run), "against": str(other), "domains": _rows(*pair)}
@@ -74,13 +75,36 @@ def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: 
     }
 
 
+def compare_logs(run: Path, other: Path) -> tuple[dict[str, Any], str]:
+    """Return the difference of what two runs logged at their newest checkpoints, by domain, and the table of their losses."""
+    losses = {path: logged_losses(path) for path in (run, other)}
+    compared = differences_of(losses, [run], [other])
+    (pair,), text = compared["pairs"], format_differences(compared)
+    differences = {name: row["difference"] for name, row in pair["domains"].items()}
+    if left_out := [name for name in dict.fromkeys([*losses[run], *losses[other]]) if name not in differences]:
+        text += (
+            f"\nno difference for {', '.join(left_out)}: the logs have no losses of the same samples; pangu-sigma evaluate {run} "
+            f"--against {other} measures both, or says why not"
+        )
+    return differences, text
+
+
+def _paired(mine: Losses, theirs: Losses) -> tuple[Losses, Losses]:
+    names = [name for name, loss in mine.items() if name in theirs and loss.digest == theirs[name].digest]
+    return {name: mine[name] for name in names}, {name: theirs[name] for name in names}
+
+
 def _check_same_text(run: StoredModel, other: StoredModel, own: BatchLoader, theirs: BatchLoader, most: int) -> None:
     """Raise ConfigError unless two runs have the same domains and the same held-out samples, in the same tokens."""
-    reason = why_incomparable(run, other)
+    reason, lengths = "", [each.config.model.seq_length for each in (run, other)]
     names = [[domain.name for domain in batches.domains] for batches in (own, theirs)]
-    if not reason and names[0] != names[1]:
+    if run.tokenizer.hash != other.tokenizer.hash:
+        reason = "their tokenizers differ"
+    elif lengths[0] != lengths[1]:
+        reason = f"model.seq_length is {lengths[0]} and {lengths[1]}"
+    elif names[0] != names[1]:
         reason = f"their domains are {', '.join(names[0])} and {', '.join(names[1])}"
-    if not reason:
+    else:
         digests = [HeldOut(batches, most).digests() for batches in (own, theirs)]
         differing = [name for name in names[0] if digests[0][name] != digests[1][name]]
         if differing:
@@ -114,7 +138,8 @@ def _mean(name: str, pairs: list[tuple[Losses, Losses]]) -> dict[str, float | No
 
 
 def format_differences(comparison: dict[str, Any]) -> str:
-    """Format the table of `pangu-sigma evaluate --against`. A negative difference means that the run is better than the other."""
+    """Format the table of `evaluate --against` and `report --against`. A negative difference means that the run is better than
+    the other."""
     pairs, means = comparison["pairs"], comparison["mean"]
     rows = [["domain", "run", "against", "loss", "against", "nats", "±", "bits/byte", "±", "unigram"]]
     for name, mean in means.items():

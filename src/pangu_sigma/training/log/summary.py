@@ -1,7 +1,4 @@
-"""Summary of a run, and comparison of two, from their metrics.jsonl.
-
-A difference is always the first run minus the second, and only of losses on the same samples.
-"""
+"""Summary of a run from its metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -13,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
-from pangu_sigma.data.held_out import samples_of_evaluation
 from pangu_sigma.results import aligned
-from pangu_sigma.stored.model import StoredModel, read_lineage, read_tuning_result
+from pangu_sigma.stored.model import read_lineage, read_tuning_result
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.training.log.losses import format_numbers, losses_of
+from pangu_sigma.training.log.losses import HeldOutLoss, format_numbers, losses_of
 from pangu_sigma.training.log.metrics import (
     FILE,
     LAST,
@@ -169,75 +165,13 @@ def read_tuning(folder: Path) -> dict[str, Any] | None:
     return {key: lineage.get(key) for key in ("parent", "parent_step", "options")} | (read_tuning_result(folder) or {})
 
 
-def loss_differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
-    """Return the held-out losses of the run in `path` minus those of `other`, by domain of either; negative: `path` is better.
-
-    A domain has nats_per_token, se, bits_per_byte and bits_per_byte_se, of differences that are paired by sample. If domain,
-    samples or tokenizer are not common to both runs, it has `none`, the reason, instead.
-    """
-    runs = [open_model(run, "run") for run in (path, other)]
-    logged = [evaluation_of(run.newest, lines_by_kind(run.path)["evaluation"]) for run in runs]
-    mine, theirs = (losses_of(line or {"per_sample": {}}) for line in logged)
-    result: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys([*mine, *theirs]):
-        if name not in mine or name not in theirs:
-            result[name] = {"none": f"{path if name not in mine else other} has no held-out loss of it"}
-        elif mine[name].digest != theirs[name].digest:
-            result[name] = {"none": _why_unpaired(*runs)}
-        else:
-            result[name] = mine[name].minus(theirs[name]).figures()
-    return result
+def logged_losses(path: Path) -> dict[str, HeldOutLoss]:
+    """Return the held-out loss of each domain that a run logged at its newest checkpoint, or else last."""
+    logged = evaluation_of(open_model(path, "run").newest, lines_by_kind(path)["evaluation"])
+    return losses_of(logged or {"per_sample": {}})
 
 
 def evaluation_of(newest: Checkpoint | None, evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return, of the `evaluation` lines of a run, the one of its newest checkpoint, or else the last one; None without any."""
     last = evaluations[-1] if evaluations else None
     return next((line for line in evaluations if newest and line["step"] == newest.step), last)
-
-
-def why_incomparable(run: StoredModel, other: StoredModel) -> str:
-    """Return why held-out losses of two runs are incomparable (tokenizer, sequence length); "" if they may be comparable."""
-    if run.tokenizer.hash != other.tokenizer.hash:
-        return "their tokenizers differ"
-    lengths = [r.config.model.seq_length for r in (run, other)]
-    return "" if lengths[0] == lengths[1] else f"model.seq_length is {lengths[0]} and {lengths[1]}"
-
-
-def _why_unpaired(run: StoredModel, other: StoredModel) -> str:
-    """Return why the logs of two runs have losses of different samples of a domain, and what to do."""
-    again = f"pangu-sigma evaluate {run.path} --against {other.path} measures both on the same tokens"
-    if reason := why_incomparable(run, other):
-        return f"{reason}, so the samples are not the same"
-    tuned = [each.path for each in (run, other) if each.config.finetune is not None]
-    if tuned:
-        return f"the losses of {' and '.join(map(str, tuned))} are of a task's answers; {again}"
-    counts = [samples_of_evaluation(each.config) for each in (run, other)]
-    if counts[0] != counts[1]:
-        return f"train.eval_batches · train.batch_size is {counts[0]} and {counts[1]} samples; {again}"
-    return "the held-out text differs, or one evaluated blocks of samples, on Ascend, and the other single ones"
-
-
-def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
-    """Format a table of the held-out losses of two runs side by side, and of the first minus the second (negative: it is better).
-
-    other: summary of the second run, with `loss_differences` under "differences".
-    """
-    rows = [["domain", summary["run"], other["run"], "first − second", "±", "unigram"]]
-    for name, domain in summary["domains"].items():
-        theirs, difference = other["domains"].get(name, {}).get("loss_after"), other["differences"][name]
-        values = [
-            domain["loss_after"],
-            theirs,
-            difference.get("nats_per_token"),
-            difference.get("se"),
-            domain["unigram"],
-        ]
-        rows.append([name, *format_numbers(values, [3] * 5)])
-    for key, title in (("steps", "steps"), ("tokens_per_second", "tokens/s")):
-        rows.append([title, *(f"{run.get(key) or 0:,.0f}" for run in (summary, other)), "", "", ""])
-    lines = aligned(rows, "<>", f"{summary['losses']}, nats per token")
-    reasons: dict[str, list[str]] = {}
-    for name, values in other["differences"].items():
-        if "none" in values:
-            reasons.setdefault(values["none"], []).append(name)
-    return "\n".join([*lines, *(f"no difference for {', '.join(names)}: {why}" for why, names in reasons.items())])
