@@ -10,22 +10,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pangu_sigma.arguments import AnyPath, AtLeastOne, Overrides, checked, overrides_of, resolve_run
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import override, read_tree
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.errors import argument
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.npu.communicators import check_layout
-from pangu_sigma.npu.host.access import Host
 from pangu_sigma.npu.host.devices import devices_of
-from pangu_sigma.npu.host.environment import chip_in_environment, chip_of_host
 from pangu_sigma.ranks import launch as ranks_launch
 from pangu_sigma.ranks.layout import axes_text
-from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_folder_writable, refuse_link
 
 logger = logging.getLogger(__name__)
@@ -88,8 +84,6 @@ def launch(
         each if isinstance(each, str) else f"{each[0]}={json.dumps(each[1], ensure_ascii=False)}"
         for each in overrides_of(overrides)
     ]
-    if device == "ascend":
-        changes = with_known_chip(Path(config), changes)
     made, folder = resolve_run(config, output, changes)
     check_ranks(made, processes)
     (check_layout if device == "ascend" else check_cpu)(made)
@@ -148,26 +142,6 @@ def training_command(
         *(["--allow-data-change"] if allow_data_change else []),
         *(["--quiet"] if Bar.quiet else []),
     ]
-
-
-def with_known_chip(config: Path, overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with parallel.chip added: from PANGU_SIGMA_CHIP, else from npu-smi if the configuration names no chip.
-    An override that names a chip stays. A run folder names a chip. Raises ConfigError for an invalid configuration."""
-    if _names_a_chip(override({}, overrides)):
-        return [*overrides]
-    host = Host()
-    chosen = chip_in_environment(host.environment)
-    if chosen is None and not config.is_dir() and not _names_a_chip(read_tree(config_path(config))):
-        chosen = chip_of_host(host)
-    if chosen is None:
-        return [*overrides]
-    logger.info("chip %s, said by %s", chosen.name, chosen.by)
-    return [*overrides, f"parallel.chip={chosen.name}"]
-
-
-def _names_a_chip(tree: dict[str, Any]) -> bool:
-    parallel = tree.get("parallel")
-    return isinstance(parallel, dict) and "chip" in parallel
 
 
 def check_ranks(config: Config, processes: int | None) -> None:
