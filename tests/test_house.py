@@ -18,12 +18,12 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2308,
+    ".": 2234,
     "checkpoint": 1104,
     "convert": 902,
     "data": 3227,
     "ecss": 377,
-    "evaluate": 978,
+    "evaluate": 992,
     "finetune": 498,
     "foreign": 1112,
     "generate": 1666,
@@ -38,7 +38,7 @@ BUDGETS = {
     "serve": 1067,
     "stored": 726,
     "text": 994,
-    "training": 1625,
+    "training": 1572,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""
