@@ -53,8 +53,8 @@ _Prompt = TypeVar("_Prompt", str, list[str])
 TextOrIds = SkipValidation[str | Sequence[int]]
 
 
-def _model(value: Any) -> Model:
-    return value if isinstance(value, Model) else Model(one_path(value))
+def _model(value: Any) -> Model | Path:
+    return value if isinstance(value, Model) else one_path(value)
 
 
 AnyModel = Annotated["Model | str | os.PathLike[str]", PlainValidator(_model)]
@@ -110,7 +110,8 @@ def evaluate(
         if all_samples or others:
             named = f"{argument('--against')} or {argument('--all-samples')}"
             without_effect(named, "it is about held-out text, and this is other text")
-        return _evaluate_other_text(models[0], files, text, domain, changes)
+        one = models[0] if isinstance(models[0], Model) else Model(models[0])
+        return _evaluate_other_text(one, files, text, domain, changes)
     if domain is not None or changes:
         named = f"{argument('--domain')} or {argument('--set', 'overrides')}"
         without_effect(named, f"held-out text is prepared, and only records of {argument('--input')} are read by them")
@@ -229,7 +230,7 @@ def generate(
     given = locals()
     sampling = {field.name: given[field.name] for field in fields(Sampling)}  # each is a parameter
     asked, domains = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], texts(domain)
-    opened = _model(model) if weights is None else Model(model, weights)
+    opened = model if isinstance(model, Model) and weights is None else Model(model, weights)
     if prompt == () and not asked:
         raise ConfigError(f"name what to continue with {argument('--prompt')} or {argument('--prompts')}")
     if not domains:
