@@ -238,7 +238,6 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
     ("call", "message"),
     [
         (lambda: ps.launch("sigma_tiny", nodes=2), "^node_rank is missing: with nodes 2 each is told its rank"),
-        (lambda: ps.launch("sigma_tiny", processes=3), "^processes 3 is not what the parallel section lays out"),
         (lambda: ps.launch("sigma_tiny", max_restarts=-1), "^max_restarts -1 is not allowed: 0 to 1000000$"),
         (lambda: ps.launch("sigma_tiny", master_port=80), "^master_port 80 is not allowed: 1024 to 65534$"),
         (lambda: ps.serve("nix", port=99_999_999), "^port 99999999 is not allowed"),

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 from helpers.prepared import change_vocabulary
-from helpers.small_clusters import by_hand
 
 from experiments.chaos.launched import free_port
 from experiments.tiny import SAVED_AT, STEPS
 from pangu_sigma.checkpoint.root import checkpoints
 from pangu_sigma.cli import main
-from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest
-from pangu_sigma.launching import check_ranks, training_command
+from pangu_sigma.launching import training_command
 from pangu_sigma.ranks.launch import Job
 
 
@@ -106,10 +104,3 @@ def test_what_may_change_is_said_and_launched(tiny_run, tmp_path, monkeypatch, c
 
 def contents(run: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-
-
-def test_another_number_of_processes_than_is_laid_out_is_refused():
-    check_ranks(by_hand(), 4)
-    check_ranks(by_hand(), None)
-    with pytest.raises(ConfigError, match=r"^processes 8 is not what the parallel section lays out: .* is 4 ranks"):
-        check_ranks(by_hand(), 8)

@@ -21,7 +21,6 @@ from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.host.devices import devices_of
 from pangu_sigma.ranks import launch as ranks_launch
-from pangu_sigma.ranks.layout import axes_text
 from pangu_sigma.writable import check_folder_writable, refuse_link
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,6 @@ def launch(
     start_over: bool = False,
     from_step: int | None = None,
     allow_data_change: bool = False,
-    processes: AtLeastOne | None = None,
     nodes: AtLeastOne = 1,
     node_rank: int | None = None,
     master_address: str | None = None,
@@ -48,7 +46,7 @@ def launch(
     dry_run: bool = False,
     overrides: Overrides = (),
 ) -> int | str:
-    """Train on many processes, NPUs or nodes, watch them, and return the exit status.
+    """Train on the processes that section `parallel` lays out, on NPUs or nodes, watch them, and return the exit status.
 
     Raises LaunchError, ConfigError and DataError for errors that are found before processes start.
 
@@ -59,7 +57,6 @@ def launch(
         start_over: move the folder's contents aside, and begin at step 0.
         from_step: step of an older checkpoint to go on from; those of later steps are moved aside.
         allow_data_change: resume although the training text differs from the checkpoint's.
-        processes: number of processes that you expect; another one is refused.
         nodes: number of nodes.
         node_rank: number of this node, 0 … nodes - 1; node 0 has the master address.
         master_address: address of node 0 that all nodes can reach.
@@ -72,7 +69,7 @@ def launch(
         overrides: keys of the configuration to change, such as train.steps=10, as texts KEY=VALUE.
 
     Examples:
-        pangu-sigma launch sigma_tiny --processes 2 --set parallel.data=2
+        pangu-sigma launch sigma_tiny --set parallel.data=2
         pangu-sigma launch sigma_1t --device ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --max-restarts 3
         pangu-sigma launch sigma_1t --device ascend --chip 910b --nodes 64 --dry-run
     """
@@ -85,7 +82,6 @@ def launch(
         for each in overrides_of(overrides)
     ]
     made, folder = resolve_run(config, output, changes)
-    check_ranks(made, processes)
     (check_layout if device == "ascend" else check_cpu)(made)
     if nodes > 1 and not dry_run:
         for name, value in (("--node-rank", node_rank), ("--master-address", master_address)):
@@ -142,16 +138,6 @@ def training_command(
         *(["--allow-data-change"] if allow_data_change else []),
         *(["--quiet"] if Bar.quiet else []),
     ]
-
-
-def check_ranks(config: Config, processes: int | None) -> None:
-    """Raise ConfigError if the configuration has another number of ranks than `processes`, which the user expects."""
-    p = config.parallel
-    if processes not in (None, p.ranks):
-        raise ConfigError(
-            f"{argument('--processes')} {processes} is not what the parallel section lays out: {axes_text(p)} is {p.ranks} ranks; "
-            "change one of them, for example parallel.data"
-        )
 
 
 def training_facts(config: Config) -> dict[str, str]:
