@@ -18,7 +18,7 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2234,
+    ".": 2208,
     "checkpoint": 1104,
     "convert": 902,
     "data": 3227,
