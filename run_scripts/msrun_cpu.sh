@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train on several processes of this machine, on the CPU. As many as the configuration's parallel section lays out.
 #
-#   bash run_scripts/msrun_cpu.sh CONFIG [--output FOLDER] [--processes N] [--set KEY=VALUE …] [--max-restarts N] [--dry-run] …
-#   bash run_scripts/msrun_cpu.sh sigma_tiny -o runs/two --processes 2 --set parallel.data=2
+#   bash run_scripts/msrun_cpu.sh CONFIG [--output FOLDER] [--set KEY=VALUE …] [--max-restarts N] [--dry-run] …
+#   bash run_scripts/msrun_cpu.sh sigma_tiny -o runs/two --set parallel.data=2
 #
 # CONFIG is a YAML file or the name of a shipped configuration. Paths are relative to the folder where you start it.
 # Prints what rank 0 prints; all ranks write to FOLDER/logs. Ctrl-C, or SIGTERM, lets them save. All options: pangu-sigma launch --help

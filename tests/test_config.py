@@ -118,8 +118,8 @@ def test_dump_reads_back_equal_with_every_default_filled_in(tmp_path: Path):
 
 def test_derived_numbers():
     config = parse_config(tree())
-    assert (config.slots, config.experts, config.active_experts, config.model.layers) == (2, 9, 6, 2)
-    assert parse_config(tree(**{"ecss.enabled": False})).active_experts == 9
+    assert (config.slots, config.experts, config.active_of("own"), config.model.layers) == (2, 9, 6, 2)
+    assert parse_config(tree(**{"ecss.enabled": False})).active_of("own") == 9
     segments = {"model.segments": ["own", "common"], "model.common_experts": 2, "model.ffn": 64, "model.rre_layers": 2}
     assert parse_config(tree(**segments)).reachable_experts([2, 0, 2]) == [[0, 1, 2, 6, 7, 8], [0, 1]] * 2
 

@@ -18,8 +18,8 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2309,
-    "checkpoint": 1104,
+    ".": 2209,
+    "checkpoint": 1071,
     "convert": 675,
     "data": 3134,
     "ecss": 377,
@@ -27,7 +27,7 @@ BUDGETS = {
     "finetune": 501,
     "foreign": 1097,
     "generate": 1666,
-    "held_out": 415,
+    "held_out": 422,
     "inherit": 874,
     "inspection": 328,
     "mindformers_adapter": 371,
@@ -39,7 +39,7 @@ BUDGETS = {
     "serve": 1067,
     "stored": 726,
     "text": 986,
-    "training": 1463,
+    "training": 1430,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 from helpers.prepared import change_vocabulary
-from helpers.small_clusters import by_hand
 
 from experiments.chaos.launched import free_port
 from experiments.tiny import SAVED_AT, STEPS
 from pangu_sigma.checkpoint.format import checkpoints
 from pangu_sigma.cli import main
-from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest
-from pangu_sigma.launching import check_ranks, training_command
+from pangu_sigma.launching import training_command
 from pangu_sigma.ranks.launch import Job
 
 
@@ -27,8 +25,8 @@ def test_every_rank_trains_with_the_users_file_folder_and_settings():
         "a b.yaml", "--output", "runs/a", "--device", "ascend", "--set", "train.steps=3", "--set", "seed=1",
     ]  # fmt: skip
     assert "--device" not in training_command(Path("a.yaml"), Path("runs/a"), [])
-    run = training_command(Path("runs/a"), Path("runs/a"), allow_data_change=True, lock=False)
-    assert run[4:] == ["runs/a", "--allow-data-change", "--no-lock"]
+    run = training_command(Path("runs/a"), Path("runs/a"), allow_data_change=True)
+    assert run[4:] == ["runs/a", "--allow-data-change"]
 
 
 def test_a_launch_starts_over_once_and_its_ranks_never_do(tiny_run, tmp_path, monkeypatch, capsys):
@@ -106,10 +104,3 @@ def test_what_may_change_is_said_and_launched(tiny_run, tmp_path, monkeypatch, c
 
 def contents(run: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-
-
-def test_another_number_of_processes_than_is_laid_out_is_refused():
-    check_ranks(by_hand(), 4)
-    check_ranks(by_hand(), None)
-    with pytest.raises(ConfigError, match=r"^processes 8 is not what the parallel section lays out: .* is 4 ranks"):
-        check_ranks(by_hand(), 8)

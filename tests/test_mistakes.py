@@ -63,7 +63,7 @@ MISTAKES = {
     "train RUN -o other": "RUN is a run, which goes on where it is: leave --output other out",
     "train EXPORT": "EXPORT",
     "train full": "full is not a run folder: it has no configuration.json; pass a configuration",
-    "launch sigma_tiny --processes 3": "--processes 3",
+    "launch sigma_tiny --processes 3": "Unknown option: --processes",
     "launch sigma_tiny --nodes 2": "--node-rank",
     "launch sigma_tiny --set parallel.tensor=2 --set data.path=DATA": "parallel.tensor=2 needs Ascend",
     "launch RUN --set model.hidden=96": "model.hidden",

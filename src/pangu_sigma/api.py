@@ -129,7 +129,6 @@ def train(
     start_over: bool = False,
     from_step: int | None = None,
     allow_data_change: bool = False,
-    lock: bool = True,
     profile: bool = False,
     on_step: Callable[[Any], object] | None = None,
     overrides: Overrides = (),
@@ -148,7 +147,6 @@ def train(
         start_over: move the folder's contents aside, and begin at step 0.
         from_step: step of an older checkpoint to go on from; those of later steps are moved aside.
         allow_data_change: resume although the training text differs from the checkpoint's.
-        lock: False (--no-lock) to write without a lock, for file systems that have none; a second writer is then not detected.
         profile: write a timeline of five steps to profile/trace.json of the run folder.
         on_step: function that is called with each step's metrics, a dictionary (`step`, `loss`, `loss/en`, `learning_rate`, …:
             training/log/metrics.py); if it returns True, the training stops after this step, saved, and the next
@@ -172,11 +170,11 @@ def train(
     check_folder_writable(folder, "--output")
     if made.ecss.path is not None:
         check_folder_writable(Path(made.ecss.path), "ecss.path")
-    options = StartOptions(start_over, allow_data_change, lock, from_step)
+    options = StartOptions(start_over, allow_data_change, from_step)
     if not is_rank():  # whose launcher has checked it
         check_start(folder, made, options)
         if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
-            with folder_lock(folder, lock):
+            with folder_lock(folder):
                 pass
         from pangu_sigma.training.finished import take_up_finished
 
@@ -322,12 +320,13 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
             without_effect(argument("--against"), f"it compares runs, and {run} is prepared data")
         return Result(*report_prepared(run))
     from pangu_sigma.training.log.report import write_report
-    from pangu_sigma.training.log.summary import format_comparison, format_summary, loss_differences, summarise
+    from pangu_sigma.training.log.summary import compare_logs, format_summary, summarise
 
     summary, *summaries = (summarise(each) for each in (run, *others))  # says what is no run, before it is drawn
-    for each, other in zip(summaries, others, strict=True):
-        each["differences"] = loss_differences(run, other)
-    tables = "\n\n".join(format_comparison(summary, other) for other in summaries)
+    compared = [compare_logs(run, other) for other in others]
+    for each, (differences, _) in zip(summaries, compared, strict=True):
+        each["differences"] = differences
+    tables = "\n\n".join(table for _, table in compared)
     page = write_report(run, others, tables)
     if not others:
         text = format_summary(summary)
@@ -350,7 +349,6 @@ def finetune(
     learn: Literal["all", "experts", "experts+slot"] | None = None,
     domain: str | None = None,
     overrides: Overrides = (),
-    lock: bool = True,
 ) -> Model:
     """Fine-tune a trained run on a task, and return the tuned model in its best state; the same call resumes a stopped run.
 
@@ -366,7 +364,6 @@ def finetune(
         learn: parameters that are trained, by default the task's.
         domain: domain of lines that name none, by default the task's.
         overrides: keys to change, such as finetune.epochs=1.
-        lock: False (--no-lock) to write without a lock, as in `train`.
 
     Examples:
         pangu-sigma finetune runs/sigma_tiny --task qa --train-file train.jsonl --dev-file dev.jsonl -o runs/qa
@@ -379,7 +376,7 @@ def finetune(
     dev = None if dev_file is None else Path(dev_file)
     request = TuningRequest(Path(task), Path(train_file), dev, learn, domain, overrides_of(overrides))
     with mindspore_lock:
-        result = finetune_run(Path(model), request, folder, lock)
+        result = finetune_run(Path(model), request, folder)
     return Model(
         folder, outcome=None if result is None else Result(result, format_result(result)), stopped=result is None
     )
@@ -419,7 +416,8 @@ def inherit(
         pangu-sigma inherit runs/alpha_tiny sigma_tiny -o runs/inherited
         pangu-sigma inherit pangu-alpha_2.6B mine.yaml --dry-run
     """
-    made, folder = _new_run(config, output, overrides)
+    made = loaded(config, overrides)
+    folder = Path(output or f"runs/{made.name}")
     if not dry_run:
         check_folder_writable(folder, "--output")
     from pangu_sigma.inherit import from_alpha
@@ -432,12 +430,6 @@ def inherit(
         if not dry_run:
             return from_alpha.inherit(parent, made, folder, moments, drop_rows)
         return Results(*from_alpha.mapped(parent, made, moments, drop_rows))
-
-
-def _new_run(config: AnyConfig, output: AnyPath | None, overrides: Overrides) -> tuple[Config, Path]:
-    """Return the configuration, which may be named by a run folder, and the folder of a new run of it."""
-    made = loaded(config, overrides)
-    return made, Path(output or f"runs/{made.name}")
 
 
 @checked
@@ -468,7 +460,8 @@ def extend(
         pangu-sigma extend runs/sigma_tiny more.yaml -o runs/more --from-domain zh
         pangu-sigma extend runs/sigma_tiny more.yaml -o runs/more --from-scratch
     """
-    made, folder = _new_run(config, output, overrides)
+    made = loaded(config, overrides)
+    folder = Path(output or f"runs/{made.name}")
     check_folder_writable(folder, "--output")
     from pangu_sigma.inherit.extend import extend_run
 

@@ -26,7 +26,8 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def _path(value: Any) -> Path:
+def one_path(value: Any) -> Path:
+    """Return a path. Raises ValueError for other types and blank text."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value).strip():
         raise ValueError("a path, as text or pathlib.Path, not blank")
     return Path(value)
@@ -39,7 +40,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _several(value: Any, one: Callable[[Any], _R]) -> list[_R]:
+def several(value: Any, one: Callable[[Any], _R]) -> list[_R]:
     """Return one value or several as a list, each as `one` returns it."""
     single = isinstance(value, str | bytes | Mapping | os.PathLike) or not isinstance(value, Iterable)
     return [one(each) for each in ([value] if single else value)]
@@ -47,12 +48,12 @@ def _several(value: Any, one: Callable[[Any], _R]) -> list[_R]:
 
 def paths(value: Paths) -> list[Path]:
     """Return one path or several as a list. Raises ValueError for other types and blank text."""
-    return _several(value, _path)
+    return several(value, one_path)
 
 
 def texts(value: Texts) -> list[str]:
     """Return one text or several as a list. Raises ValueError for other types, ConfigError for bad Unicode."""
-    return _several(value, _text)
+    return several(value, _text)
 
 
 def overrides_of(value: Overrides) -> list[Override]:
@@ -63,15 +64,16 @@ def overrides_of(value: Overrides) -> list[Override]:
             return each
         raise ValueError('values by key path, such as {"train.steps": 100}')
 
-    return _several(value.items() if isinstance(value, Mapping) else value, one)
+    return several(value.items() if isinstance(value, Mapping) else value, one)
 
 
-AnyPath = Annotated[str | os.PathLike[str], PlainValidator(_path)]
+AnyPath = Annotated[str | os.PathLike[str], PlainValidator(one_path)]
 Paths = Annotated[str | os.PathLike[str] | Iterable[str | os.PathLike[str]], PlainValidator(paths)]
 Text = Annotated[str, PlainValidator(_text)]
 Texts = Annotated[str | Iterable[str], PlainValidator(texts)]
 AnyConfig = Annotated[
-    Config | str | os.PathLike[str], PlainValidator(lambda value: value if isinstance(value, Config) else _path(value))
+    Config | str | os.PathLike[str],
+    PlainValidator(lambda value: value if isinstance(value, Config) else one_path(value)),
 ]
 """A configuration, or what `load_config` takes."""
 Overrides = Annotated[Mapping[str, Any] | Iterable[Override], PlainValidator(overrides_of)]

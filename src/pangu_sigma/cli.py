@@ -46,7 +46,6 @@ SPELLED = {
     "overrides": Parameter(name="--set", metavar="KEY=VALUE"),
     "limits": Parameter(name="--set", metavar="KEY=VALUE"),
     "against": Parameter(consume_multiple=True),
-    "lock": Parameter(negative="--no-lock"),
     **dict.fromkeys(("json", "prompts"), Parameter(allow_leading_hyphen=True)),  # - is a value of them
 }
 """Options that are spelled in another way than their parameters: `--set KEY=VALUE` may be repeated."""

@@ -281,14 +281,11 @@ class Config(Section):
         own = (m.expert_params(s) for s, kind in enumerate(m.segments) if kind == "own")
         return m.rre_layers * m.experts_per_domain * sum(own)
 
-    @property
-    def active_experts(self) -> int:
-        """A, maximum number of experts of one own segment of an RRE layer that a step can activate."""
-        return self.experts if not self.ecss.enabled else self.data.domains_per_step * self.model.experts_per_domain
-
     def active_of(self, kind: Segment) -> int:
         """Return A, the maximum number of experts of one segment of this kind that a step can activate."""
-        return self.active_experts if kind == "own" else self.model.common_experts
+        if kind == "common":
+            return self.model.common_experts
+        return self.data.domains_per_step * self.model.experts_per_domain if self.ecss.enabled else self.experts
 
     @property
     def active_expert_params(self) -> int:

@@ -269,8 +269,6 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:
     """Return the keys that the section at `location` declares."""
-    section: Any = Config
-    for key in location:
-        if not isinstance(key, int):
-            section = _section(section.model_fields[key].annotation)
-    return list(section.model_fields)
+    within = "".join(f"{0 if isinstance(key, int) else key}." for key in location)
+    keys = [path.removeprefix(within) for path in _paths(Config) if path.startswith(within)]
+    return [key for key in keys if "." not in key]

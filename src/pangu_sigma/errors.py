@@ -9,12 +9,8 @@ import errno
 import logging
 import os
 import select
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 from ascend_ops.errors import UserError
 
@@ -105,8 +101,7 @@ def exit_status(command: Callable[[], int]) -> int:
     global _on_command_line
     _on_command_line = True
     try:
-        with _interrupts_kept():
-            status = command()
+        status = command()
         sys.stdout.flush()  # here, where a reader that is gone can still be noticed
         return status
     except UserError as error:
@@ -131,31 +126,6 @@ def exit_status(command: Callable[[], int]) -> int:
         return _say("interrupted", INTERRUPTED)
     finally:
         _on_command_line = False
-
-
-@contextmanager
-def _interrupts_kept() -> Iterator[None]:
-    """Raise KeyboardInterrupt, after Ctrl-C in a `with` block, in place of any other error: a C extension that is being imported
-    then fails with an ImportError, an AttributeError or whatever it meets."""
-    before, interrupted = signal.getsignal(signal.SIGINT), threading.Event()
-    # only the main thread has signals, and a shell's background jobs ignore this one
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
-        yield
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        interrupted.set()
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    except Exception as error:
-        if interrupted.is_set():
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _reader_is_gone() -> bool:

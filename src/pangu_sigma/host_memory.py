@@ -7,8 +7,6 @@ still need too much. `npu/plan/` counts NPU memory.
 
 from __future__ import annotations
 
-import itertools
-import math
 import mmap
 import re
 import shutil
@@ -22,11 +20,6 @@ _FLOAT32 = 4
 _INT16 = 2
 _ALPHA_PIECES = 40_000
 """Minimum size of a vocabulary, PanGu-α's pieces; a routing table has one entry for each."""
-
-
-_FEW_ROWS, _SLICE = 128, 256
-"""An expert with at most so many rows keeps one partial result for each slice of its FFN units (ascend_ops/cpu/grouped_ffn.cc). A
-batch is taken to be of such experts if its mean expert is one."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +69,8 @@ def training_needs(config: Config) -> list[Need]:
     scores = sequences * m.heads * m.seq_length**2
     # the input of each layer, the scores of one of them, the logits: tensors kept of the others are not counted
     activations = m.layers * tokens * m.hidden + scores + tokens * m.slot_rows
-    few = tokens <= _FEW_ROWS * max((config.active_of(kind) for kind in m.kinds), default=0)
-    partials = tokens * m.hidden * math.ceil(m.segment_ffn / _SLICE) if few else 0
     smaller = "model.experts_per_domain, model.rre_layers, model.ffn or model.hidden"
-    kept, dense = (activations + partials) * _FLOAT32, (count.dense + count.embeddings) * 4 * _FLOAT32
+    dense = (count.dense + count.embeddings) * 4 * _FLOAT32
     rows = row_bytes(config) if ecss.store == "host" else 0
     return [
         Need("experts and their Adam state", stored, f"lower {smaller}, or set ecss.store=file"),
@@ -87,7 +78,11 @@ def training_needs(config: Config) -> list[Need]:
         Need("gradients of the step before, for the worker", worker, "set ecss.update=step"),
         Need("gradients of the active experts", gradients, f"lower {smaller}, or data.domains_per_step"),
         Need("dense parameters, gradients and Adam state", dense, "lower model.hidden, model.ffn or model.slot_rows"),
-        Need("activations", kept, "lower train.batch_size, with more train.accumulation, or model.seq_length"),
+        Need(
+            "activations",
+            activations * _FLOAT32,
+            "lower train.batch_size, with more train.accumulation, or model.seq_length",
+        ),
         Need("routing tables", _table_bytes(config), "lower model.rre_layers or the number of domains"),
     ]
 
@@ -114,29 +109,23 @@ def check_rows_fit(config: Config, folder: Path) -> None:
         )
 
 
-_GROUPS = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
-"""Names of the limit, of the use and of the file cache in memory.stat, for cgroup 2 and 1."""
-
-
 def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
     """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of the limits
-    of this process's cgroup and of its ancestors. None if the system does not say. swap: False to leave out swap."""
+    of this process's cgroup (version 2) and of its ancestors. None if the system does not say. swap: False to leave out swap."""
     kib = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
     if "MemAvailable" not in kib:
         return None
     left = [1024 * (int(kib["MemAvailable"]) + (int(kib.get("SwapFree", 0)) if swap else 0))]
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        own = root / "sys/fs/cgroup" / controllers / path.strip("/")
-        # in a container the path may be that of the host, and the group itself is above it
-        for folder, (limit, usage, cache) in itertools.product((own, *own.parents), _GROUPS):
-            most, used = _read(folder / limit).strip(), _read(folder / usage).strip()
-            if most.isdigit() and used.isdigit():  # "max" is no limit
-                match = re.search(rf"^{cache} (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
-                left.append(max(0, int(most) - int(used) + int(match[1] if match else 0)))
+    named = re.search(r"^0::/(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
+    group = root / "sys/fs/cgroup" / (named[1] if named else "")
+    for folder in (
+        group,
+        *group.parents,
+    ):  # in a container the path may be the host's, and the group itself is above it
+        most, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
+        if most.isdigit() and used.isdigit():  # "max" is no limit
+            cache = re.search(r"^inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+            left.append(max(0, int(most) - int(used) + int(cache[1] if cache else 0)))
     return min(left)
 
 

@@ -10,22 +10,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pangu_sigma.arguments import AnyPath, AtLeastOne, Overrides, checked, overrides_of, resolve_run
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import override, read_tree
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.errors import argument
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.npu.communicators import check_layout
-from pangu_sigma.npu.host.access import Host
 from pangu_sigma.npu.host.devices import devices_of
-from pangu_sigma.npu.host.environment import chip_in_environment, chip_of_host
 from pangu_sigma.ranks import launch as ranks_launch
-from pangu_sigma.ranks.layout import axes_text
-from pangu_sigma.shipped import config_path
 from pangu_sigma.writable import check_folder_writable, refuse_link
 
 logger = logging.getLogger(__name__)
@@ -40,8 +35,6 @@ def launch(
     start_over: bool = False,
     from_step: int | None = None,
     allow_data_change: bool = False,
-    lock: bool = True,
-    processes: AtLeastOne | None = None,
     nodes: AtLeastOne = 1,
     node_rank: int | None = None,
     master_address: str | None = None,
@@ -53,7 +46,7 @@ def launch(
     dry_run: bool = False,
     overrides: Overrides = (),
 ) -> int | str:
-    """Train on many processes, NPUs or nodes, watch them, and return the exit status.
+    """Train on the processes that section `parallel` lays out, on NPUs or nodes, watch them, and return the exit status.
 
     Raises LaunchError, ConfigError and DataError for errors that are found before processes start.
 
@@ -64,8 +57,6 @@ def launch(
         start_over: move the folder's contents aside, and begin at step 0.
         from_step: step of an older checkpoint to go on from; those of later steps are moved aside.
         allow_data_change: resume although the training text differs from the checkpoint's.
-        lock: False (--no-lock) to write without a lock, for file systems that have none.
-        processes: number of processes that you expect; another one is refused.
         nodes: number of nodes.
         node_rank: number of this node, 0 … nodes - 1; node 0 has the master address.
         master_address: address of node 0 that all nodes can reach.
@@ -78,7 +69,7 @@ def launch(
         overrides: keys of the configuration to change, such as train.steps=10, as texts KEY=VALUE.
 
     Examples:
-        pangu-sigma launch sigma_tiny --processes 2 --set parallel.data=2
+        pangu-sigma launch sigma_tiny --set parallel.data=2
         pangu-sigma launch sigma_1t --device ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --max-restarts 3
         pangu-sigma launch sigma_1t --device ascend --chip 910b --nodes 64 --dry-run
     """
@@ -90,10 +81,7 @@ def launch(
         each if isinstance(each, str) else f"{each[0]}={json.dumps(each[1], ensure_ascii=False)}"
         for each in overrides_of(overrides)
     ]
-    if device == "ascend":
-        changes = with_known_chip(Path(config), changes)
     made, folder = resolve_run(config, output, changes)
-    check_ranks(made, processes)
     (check_layout if device == "ascend" else check_cpu)(made)
     if nodes > 1 and not dry_run:
         for name, value in (("--node-rank", node_rank), ("--master-address", master_address)):
@@ -102,7 +90,7 @@ def launch(
                     f"{argument(name)} is missing: with {argument('--nodes')} {nodes} each is told its rank and where node 0 is"
                 )
     job = ranks_launch.Job(
-        command=training_command(Path(config), folder, changes, device, allow_data_change, lock),
+        command=training_command(Path(config), folder, changes, device, allow_data_change),
         logs=folder / "logs",
         ranks=made.parallel.ranks,
         nodes=nodes,
@@ -122,11 +110,11 @@ def launch(
     refuse_link(job.logs)
     if not job.devices:
         check_training_fits(made, job.local)
-    for change in check_start(folder, made, StartOptions(start_over, allow_data_change, lock, from_step)):
+    for change in check_start(folder, made, StartOptions(start_over, allow_data_change, from_step)):
         logger.info("%s", change)
     ranks_launch.check_ports(job)
     if (start_over or from_step is not None) and job.node == 0:
-        with one_writer(folder, lock):  # before ranks start, so that a restart after a failure resumes
+        with one_writer(folder):  # before ranks start, so that a restart after a failure resumes
             move_aside(folder) if from_step is None else go_back(folder, from_step)
     return ranks_launch.launch(replace(job, facts=training_facts(made)) if nodes > 1 else job)
 
@@ -137,7 +125,6 @@ def training_command(
     overrides: Sequence[str] = (),
     device: Literal["cpu", "ascend"] = "cpu",
     allow_data_change: bool = False,
-    lock: bool = True,
 ) -> list[str]:
     """Return the command that every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint.
 
@@ -149,39 +136,8 @@ def training_command(
         *([] if device == "cpu" else ["--device", device]),
         *(text for change in overrides for text in ("--set", change)),
         *(["--allow-data-change"] if allow_data_change else []),
-        *([] if lock else ["--no-lock"]),
         *(["--quiet"] if Bar.quiet else []),
     ]
-
-
-def with_known_chip(config: Path, overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with parallel.chip added: from PANGU_SIGMA_CHIP, else from npu-smi if the configuration names no chip.
-    An override that names a chip stays. A run folder names a chip. Raises ConfigError for an invalid configuration."""
-    if _names_a_chip(override({}, overrides)):
-        return [*overrides]
-    host = Host()
-    chosen = chip_in_environment(host.environment)
-    if chosen is None and not config.is_dir() and not _names_a_chip(read_tree(config_path(config))):
-        chosen = chip_of_host(host)
-    if chosen is None:
-        return [*overrides]
-    logger.info("chip %s, said by %s", chosen.name, chosen.by)
-    return [*overrides, f"parallel.chip={chosen.name}"]
-
-
-def _names_a_chip(tree: dict[str, Any]) -> bool:
-    parallel = tree.get("parallel")
-    return isinstance(parallel, dict) and "chip" in parallel
-
-
-def check_ranks(config: Config, processes: int | None) -> None:
-    """Raise ConfigError if the configuration has another number of ranks than `processes`, which the user expects."""
-    p = config.parallel
-    if processes not in (None, p.ranks):
-        raise ConfigError(
-            f"{argument('--processes')} {processes} is not what the parallel section lays out: {axes_text(p)} is {p.ranks} ranks; "
-            "change one of them, for example parallel.data"
-        )
 
 
 def training_facts(config: Config) -> dict[str, str]:

@@ -6,18 +6,32 @@ Shape suffixes in docstrings: T tokens of a text, R rows of a slot, L layers, H 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import SkipValidation
+from pydantic import PlainValidator, SkipValidation
 
 from ascend_ops.few_rows import Precision, StoredPrecision
-from pangu_sigma.arguments import AnyPath, Overrides, Paths, Text, Texts, checked, overrides_of, paths, texts
+from pangu_sigma.arguments import (
+    AnyPath,
+    Overrides,
+    Paths,
+    Text,
+    Texts,
+    checked,
+    one_path,
+    overrides_of,
+    paths,
+    several,
+    texts,
+)
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import Override
 from pangu_sigma.device import mindspore_lock
 from pangu_sigma.errors import argument, keyword, without_effect
 from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
@@ -39,14 +53,26 @@ _Prompt = TypeVar("_Prompt", str, list[str])
 TextOrIds = SkipValidation[str | Sequence[int]]
 
 
+def _model(value: Any) -> Model | Path:
+    return value if isinstance(value, Model) else one_path(value)
+
+
+AnyModel = Annotated["Model | str | os.PathLike[str]", PlainValidator(_model)]
+Models = Annotated[
+    "Model | str | os.PathLike[str] | Iterable[Model | str | os.PathLike[str]]",
+    PlainValidator(lambda value: several(value, _model)),
+]
+
+
 @checked
 def evaluate(
-    model: Paths,
+    model: Models,
     against: Paths = (),
     all_samples: bool = False,
     *,
     input: Paths = (),
-    domain: str | None = None,
+    text: Text | None = None,
+    domain: Text | None = None,
     overrides: Overrides = (),
 ) -> Result:
     """Measure the held-out loss of each domain, or of other text, or compare models on the same tokens.
@@ -65,7 +91,8 @@ def evaluate(
         input: any other text, files or folders of documents as in `prepare_data`. Documents are read as held-out text is, one
             after another in samples of model.seq_length tokens; all tokens of a document but the first are predicted, and its
             <eot>. Lines that cannot be used are left out with a warning. "unigram" is None: no training text is read.
-        domain: domain of all records of `input`; by default they say it.
+        text: or a text, as one document of `domain`.
+        domain: domain of `text`, or of all records of `input`; by default records say it.
         overrides: keys of section `data` that say how records of `input` are read, such as data.text_key=body; by default as the
             run's text, or else from the key "text". A reader that a run recorded is not executed.
 
@@ -77,29 +104,58 @@ def evaluate(
     """
     from pangu_sigma.held_out.losses import format_losses
 
-    models, others, files, changes = paths(model), paths(against), paths(input), overrides_of(overrides)
-    if (files or not others) and len(models) != 1:
+    models, others, files, changes = several(model, _model), paths(against), paths(input), overrides_of(overrides)
+    other_text = bool(files) or text is not None
+    if (other_text or not others) and len(models) != 1:
         raise ConfigError(
             f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
         )
-    if files:
-        measured = Model(models[0]).evaluate
-        return measured(None, domain, input=files, against=others, all_samples=all_samples, overrides=changes)
+    if other_text:
+        if all_samples or others:
+            named = f"{argument('--against')} or {argument('--all-samples')}"
+            without_effect(named, "it is about held-out text, and this is other text")
+        one = models[0] if isinstance(models[0], Model) else Model(models[0])
+        return _evaluate_other_text(one, files, text, domain, changes)
     if domain is not None or changes:
         named = f"{argument('--domain')} or {argument('--set', 'overrides')}"
         without_effect(named, f"held-out text is prepared, and only records of {argument('--input')} are read by them")
+    folders = [Path(each) for each in models]
     with mindspore_lock:
         if others:
             from pangu_sigma.held_out.compare import compare_runs, format_differences
 
-            comparison = compare_runs(models, others, all_samples)
+            comparison = compare_runs(folders, others, all_samples)
             rows = [each["domains"] for each in comparison["pairs"]]
             theirs = [{name: figures["against"] for name, figures in row.items()} for row in rows]
             return _measured(comparison, format_differences(comparison), [*rows, *theirs])
         from pangu_sigma.held_out.run import evaluate_run
 
-        losses = evaluate_run(models[0], all_samples)
+        losses = evaluate_run(folders[0], all_samples)
     return _measured(losses, format_losses(losses), [losses])
+
+
+def _evaluate_other_text(
+    model: Model, files: list[Path], text: str | None, domain: str | None, overrides: list[Override]
+) -> Result:
+    """Measure the loss of a text, or of the documents of files."""
+    from pangu_sigma.held_out.decoded import measure_documents
+    from pangu_sigma.held_out.losses import format_losses
+    from pangu_sigma.held_out.text import read_documents
+    from pangu_sigma.text.documents import Document
+
+    if text is None:
+        documents = read_documents(model.config, files, domain, overrides)
+    elif files or domain is None:
+        raise ConfigError(
+            f"{argument('--text')}: give it a domain, {argument('--domain')}=…, and no input; the name of a file is "
+            f"{argument('--input')}=…"
+        )
+    else:
+        if overrides:
+            without_effect(argument("--set", "overrides"), "they say how records of input are read")
+        documents = [Document(model.domains.named(domain).name, text, "text")]
+    losses = {name: loss.figures() for name, loss in measure_documents(model.engine, documents).items()}
+    return _measured(losses, format_losses(losses, "nats per token"), [losses])
 
 
 def _measured(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, Any]]) -> Result:
@@ -131,12 +187,14 @@ def load(model: AnyPath, weights: Precision | None = None, *, routing: AnyPath |
 
 @checked
 def generate(
-    model: AnyPath,
-    *,
-    domain: Texts = (),
+    model: AnyModel,
     prompt: Texts = (),
-    prompts: AnyPath | None = None,
+    domain: Texts = (),
     max_new_tokens: int = 64,
+    seed: int = 0,
+    stop: Texts = (),
+    *,
+    prompts: AnyPath | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -144,18 +202,22 @@ def generate(
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
-    stop: Texts = (),
-    seed: int = 0,
     weights: Precision | None = None,
 ) -> Results:
-    """Continue prompts with a trained model, as `Model.answers`.
+    """Continue prompts with a trained model.
+
+    Returns `generate.text.Generated` for each prompt: text, ids and whether it has ended. Prompts are computed as a batch. Text
+    also ends at model.seq_length. Raises UserError if logits are not finite.
 
     Args:
         model: a run, export, Hugging Face style folder, or files of PanGu-α.
-        domain: domain to answer: one for all prompts, or one for each, in order.
         prompt: texts to continue.
-        prompts: file with a prompt a line; - is standard input.
+        domain: domain to answer: one for all prompts, or one for each, in order.
         max_new_tokens: maximum number of new tokens.
+        seed: random seed; the same seed draws the same tokens for a prompt in any list, and further copies of it draw with the
+            next seeds.
+        stop: end the text before one of these strings.
+        prompts: file with a prompt a line; - is standard input.
         temperature: sampling temperature; 0 is greedy.
         top_k: draw from this many most likely tokens; 0: from all.
         top_p: draw from the fewest tokens with this total probability.
@@ -163,8 +225,6 @@ def generate(
         repetition_penalty: above 1: make tokens of prompt and answer less likely.
         presence_penalty: subtract from the logit of tokens in the answer.
         frequency_penalty: the same, once for each occurrence.
-        stop: end the text before one of these strings.
-        seed: random seed; the same seed draws the same tokens.
         weights: precision of matrices in memory, by default float32 for a run, the stored one for an export.
 
     Examples:
@@ -174,13 +234,31 @@ def generate(
     """
     given = locals()
     sampling = {field.name: given[field.name] for field in fields(Sampling)}  # each is a parameter
-    asked, opened = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], Model(model, weights)
-    if not asked:
+    asked, domains = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], texts(domain)
+    opened = model if isinstance(model, Model) and weights is None else Model(model, weights)
+    if prompt == () and not asked:
         raise ConfigError(f"name what to continue with {argument('--prompt')} or {argument('--prompts')}")
-    if not domain:
+    if not domains:
         known = ", ".join(each.name for each in opened.domains)
         raise ConfigError(f"say with {argument('--domain')} which domain answers; the model has {known}")
-    return opened.answers(asked, texts(domain), max_new_tokens, seed, texts(stop), **sampling)
+    if len(domains) == 1:
+        domains *= len(asked)
+    if len(domains) != len(asked):
+        raise ConfigError(
+            f"{argument('--domain')} has {len(domains)} names for {len(asked)} prompts; give one for all, or one for each"
+        )
+    check_request(max_new_tokens, seed)
+    options = _sampling(sampling, seed)
+    from pangu_sigma.generate import text
+
+    pairs = list(zip(domains, asked, strict=True))
+    answers = text.generate(opened.engine, pairs, max_new_tokens, options, seed, texts(stop))
+    length = opened.config.model.seq_length
+    if cut := sum(not each.finished and len(each.ids) >= length for each in answers):
+        logger.warning(
+            "%d of %d answers end because prompt and answer have model.seq_length=%d", cut, len(answers), length
+        )
+    return Results(answers, "\n".join(f"[{each.domain}] {each.prompt}|{each.text}" for each in answers))
 
 
 def _lines(file: Path) -> list[str]:
@@ -272,10 +350,13 @@ class Model:
     path: its folder, absolute. outcome: result of the training or fine-tuning; None for a loaded model, and if it was `stopped`.
     """
 
+    answers = generate
+    export = export
+
     def __init__(
         self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None, stopped: bool = False
     ):
-        self.path, self._weights = paths(path)[0].absolute(), weights
+        self.path, self._weights = Path(path).absolute(), weights
         self.outcome, self.stopped = outcome, stopped
         self._without: Ablation | None = None
 
@@ -319,56 +400,11 @@ class Model:
         """Tokenizer of the model, from text to token ids and back."""
         return self.engine.decoder.tokenizer
 
-    def generate(
-        self,
-        prompt: _Prompt,
-        domain: str | list[str],
-        max_new_tokens: int = 64,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        **sampling: float,
-    ) -> _Prompt:
-        """Generate the continuation of a prompt, without the prompt; for a list of prompts, a list, computed as a batch.
-
-        domain: domain whose experts and vocabulary answer; for a list of prompts, one name for all or a list of names.
-        max_new_tokens: maximum number of new tokens; generation also ends at the end of the text, and at model.seq_length. seed:
-        the same seed draws the same tokens for a prompt in any list; further copies of it draw with the next seeds. stop: strings;
-        a continuation ends before the first. sampling: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
-        frequency_penalty, as in `generate.sampling.Sampling`; by default greedy. Raises UserError if logits are not finite.
-        """
-        texts = [answer.text for answer in self.answers(prompt, domain, max_new_tokens, seed, stop, **sampling)]
+    def generate(self, prompt: _Prompt, domain: str | list[str], *more: Any, **options: Any) -> _Prompt:
+        """Generate the continuation of a prompt, without the prompt; for a list of prompts, a list. Further arguments are those of
+        `answers`, such as max_new_tokens=64 and temperature=0.8; by default greedy."""
+        texts = [answer.text for answer in self.answers(prompt, domain, *more, **options)]
         return texts[0] if isinstance(prompt, str) else texts
-
-    @checked
-    def answers(
-        self,
-        prompt: Texts,
-        domain: Texts,
-        max_new_tokens: int = 64,
-        seed: int = 0,
-        stop: Texts = (),
-        **sampling: float,
-    ) -> Results:
-        """Generate as `generate` does, and return `generate.text.Generated` for each prompt: text, ids and whether it has ended."""
-        prompts, domains = texts(prompt), texts(domain)
-        if len(domains) == 1:
-            domains *= len(prompts)
-        if len(domains) != len(prompts):
-            raise ConfigError(
-                f"{argument('--domain')} has {len(domains)} names for {len(prompts)} prompts; give one for all, or one for each"
-            )
-        check_request(max_new_tokens, seed)
-        options = _sampling(sampling, seed)
-        from pangu_sigma.generate.text import generate
-
-        pairs = list(zip(domains, prompts, strict=True))
-        answers = generate(self.engine, pairs, max_new_tokens, options, seed, texts(stop))
-        length = self.config.model.seq_length
-        if cut := sum(not each.finished and len(each.ids) >= length for each in answers):
-            logger.warning(
-                "%d of %d answers end because prompt and answer have model.seq_length=%d", cut, len(answers), length
-            )
-        return Results(answers, "\n".join(f"[{each.domain}] {each.prompt}|{each.text}" for each in answers))
 
     @checked
     def stream(
@@ -466,49 +502,9 @@ class Model:
 
         return score(self.engine, text, self._domain(domain))
 
-    @checked
-    def evaluate(
-        self,
-        text: Text | None = None,
-        domain: Text | None = None,
-        *,
-        input: Paths = (),
-        against: Paths = (),
-        all_samples: bool = False,
-        overrides: Overrides = (),
-    ) -> Result:
-        """Measure the loss as the function `evaluate` does, on held-out text or `input`; or that of a text, read by `domain`."""
-        files, changes = paths(input), overrides_of(overrides)
-        if text is None and not files:
-            return evaluate(self, against, all_samples, domain=domain, overrides=changes)
-        if text is not None and (files or domain is None):
-            raise ConfigError("text: give it a domain, domain=…, and no input; the name of a file is input=…")
-        if all_samples or against:
-            named = f"{argument('--against')} or {argument('--all-samples')}"
-            without_effect(named, "it is about held-out text, and this is other text")
-        if text is not None and changes:
-            without_effect("overrides", "they say how records of input are read")
-        from pangu_sigma.held_out.decoded import measure_documents
-        from pangu_sigma.held_out.losses import format_losses
-        from pangu_sigma.held_out.text import read_documents
-        from pangu_sigma.text.documents import Document
-
-        if text is None:
-            documents = read_documents(self.config, files, domain, changes)
-        else:
-            documents = [Document(self._domain(domain or "").name, text, "text")]
-        losses = {name: loss.figures() for name, loss in measure_documents(self.engine, documents).items()}
-        return _measured(losses, format_losses(losses, "nats per token"), [losses])
-
-    @checked
-    def export(
-        self,
-        output: AnyPath,
-        format: Literal["mindir", "hf", "run"] = "mindir",
-        weights: StoredPrecision = "float32",
-    ) -> Path:
-        """Write the model to `output` in another format, as the function `export` does, and return its path."""
-        return export(self, output, format=format, weights=weights)
+    def evaluate(self, text: str | None = None, domain: str | None = None, **options: Any) -> Result:
+        """Measure the loss as the function `evaluate` does, on held-out text, `input`, or a text, which `domain` reads."""
+        return evaluate(self, text=text, domain=domain, **options)
 
     def _domain(self, name: str) -> Domain:
         return self.domains.named(name)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,14 +14,8 @@ import numpy as np
 from pangu_sigma.arguments import AnyPath, checked
 from pangu_sigma.chips import Chip
 from pangu_sigma.errors import argument, without_effect
-from pangu_sigma.host_memory import available_memory
 from pangu_sigma.results import Check, Results, aligned
 
-_GIB = 1 << 30
-_MEMORY_GIB = 4.0
-"""GiB of memory that sigma_tiny and MindSpore's compiler need."""
-_DISK_GIB = 2.0
-"""GiB of disk space that the prepared data and checkpoints of sigma_tiny need."""
 _TOLERANCE = 1e-4
 
 
@@ -65,7 +56,7 @@ def run_checks(devices: CheckMaker) -> list[Check]:
 
     devices: checks of the machine's NPUs (npu/host/checks.py).
     """
-    checks: list[CheckMaker] = [_python, _requirements, _compiler, _kernels, _cores, _memory, _disk, devices]
+    checks: list[CheckMaker] = [_requirements, _compiler, _kernels, devices]
     return [result for check in checks for result in _results(check)]
 
 
@@ -87,11 +78,6 @@ def format_checks(checks: list[Check]) -> str:
     failed = sum(not check.ok for check in checks)
     end = f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
     return "\n".join([*aligned(rows, "<"), end])
-
-
-def _python() -> Check:
-    fix = "make the venv with Python 3.11: PYTHON=python3.11"
-    return Check("python", sys.version_info[:2] == (3, 11), platform.python_version(), fix)
 
 
 def _requirements() -> Iterator[Check]:
@@ -145,21 +131,3 @@ def _kernel_error() -> float:
     tensors = (Tensor(value.astype(np.float32)) for value in (x, w1, b1, w2, b2))
     result = GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()
     return float(np.abs(result - grouped_ffn_oracle(x, w1, b1, w2, b2, offsets)).max())
-
-
-def _cores() -> Check:
-    return Check("CPU cores", True, f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
-
-
-def _memory() -> Check:
-    available = available_memory()
-    if available is None:
-        return Check("free memory", True, "not known on this system")
-    fix = f"close other programs; the smallest model needs {_MEMORY_GIB:g} GiB"
-    return Check("free memory", available >= _MEMORY_GIB * _GIB, f"{available / _GIB:.1f} GiB", fix)
-
-
-def _disk() -> Check:
-    free = shutil.disk_usage(Path.cwd()).free / _GIB
-    fix = f"free space on this disk, or run from another one; data and checkpoints need {_DISK_GIB:g} GiB"
-    return Check("free disk", free >= _DISK_GIB, f"{free:.1f} GiB here", fix)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 
-def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], sides: str, unit: str = "") -> list[str]:
     """Return rows of a table as lines with aligned columns. sides: < (left) or > (right) of each column; the last holds for the
-    rest."""
+    rest. unit: what stands behind the heads."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = sides.ljust(len(widths), sides[-1])
-    return ["  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in rows]
+    head, *lines = ("  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in rows)
+    return [f"{head}   {unit}" if unit else head, *lines]
 
 
 class _Printed:

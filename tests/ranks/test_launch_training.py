@@ -19,8 +19,7 @@ from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port
 from experiments.tiny import STEPS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.cli import main
-from pangu_sigma.config import ConfigError
-from pangu_sigma.launching import check_ranks, training_facts
+from pangu_sigma.launching import training_facts
 
 COMMAND = [sys.executable, "-m", "pangu_sigma", "launch"]
 
@@ -120,18 +119,9 @@ def differences(one: dict[str, str], other: dict[str, str]) -> set[str]:
     return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
 
 
-def test_another_number_of_processes_than_laid_out_is_refused(tiny_data):
-    config = tiny_config(tiny_data, parallel={"data": 2})
-    check_ranks(config, 2)
-    check_ranks(config, None)
-    with pytest.raises(ConfigError, match=r"^processes 4 .* groups=1 · expert=1 · data=2 · tensor=1 is 2 ranks"):
-        check_ranks(config, 4)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--processes", "8"], "--processes 8 is not what the parallel section lays out"),
         (["--nodes", "2", "--set", "parallel.data=2"], "--node-rank is missing"),
         (["--nodes", "2", "--node-rank", "0", "--set", "parallel.data=2"], "--master-address is missing"),
         (

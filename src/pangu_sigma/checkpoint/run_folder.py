@@ -87,18 +87,17 @@ def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int, done:
 
 
 @contextmanager
-def one_writer(path: Path, required: bool = True, ranks: Ranks = SINGLE_PROCESS) -> Iterator[None]:
+def one_writer(path: Path, ranks: Ranks = SINGLE_PROCESS) -> Iterator[None]:
     """Hold the write lock of a run folder in a `with` statement. A missing folder is created. Rank 0 takes the lock for all ranks.
 
-    required: False to go on where the file system has no locks. Raises LockError, ConfigError if the folder cannot be created,
-    and NotWritable for a link in the place of what a run writes in it.
+    Raises LockError, ConfigError if the folder cannot be created, and NotWritable for a link in the place of what a run writes.
     """
     with ExitStack() as held:
         with ranks.fail_together(f"locking {path}"), name_unwritable(path):
             if ranks.first:
                 for name in _WRITTEN:
                     refuse_link(path / name)
-                held.enter_context(folder_lock(path, required))
+                held.enter_context(folder_lock(path))
         yield
 
 

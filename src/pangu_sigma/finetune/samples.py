@@ -25,6 +25,7 @@ from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.finetune.task_batches import EncodedSample, TaskSamples
 from pangu_sigma.generate.chat_template import ChatTemplate, Messages, Role, without_oldest
+from pangu_sigma.results import aligned
 from pangu_sigma.sealed import fingerprint
 from pangu_sigma.text.documents import (
     Rejected,
@@ -213,8 +214,9 @@ _COUNTS = ("lines", "samples", "cut", "sequences", "tokens", "counted")
 
 def format_file(facts: dict[str, Any]) -> str:
     """Format a file's `facts` as a table: counts of each domain, and the reasons of samples left out and of skipped lines."""
-    rows = [f"{'domain':12} {' '.join(f'{head:>10}' for head in _COUNTS)}   {facts['path']}"]
-    for name, own in facts["domains"].items():
-        rows.append(f"{name:12} {' '.join(f'{own[key]:10,}' for key in _COUNTS)}")
-        rows += [f"  left out: {count:,} × {reason}" for reason, count in own["left_out"].items()]
-    return "\n".join([*rows, *([format_reasons(facts["skipped"], facts["examples"])] if facts["skipped"] else [])])
+    domains = facts["domains"].items()
+    rows = [["domain", *_COUNTS], *([name, *(f"{own[key]:,}" for key in _COUNTS)] for name, own in domains)]
+    lines = aligned(rows, "<>", facts["path"])
+    for name, own in domains:
+        lines += [f"{name}, left out: {count:,} × {reason}" for reason, count in own["left_out"].items()]
+    return "\n".join([*lines, *([format_reasons(facts["skipped"], facts["examples"])] if facts["skipped"] else [])])

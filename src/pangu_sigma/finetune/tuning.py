@@ -26,12 +26,13 @@ from pangu_sigma.errors import DataError, argument
 from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_files
 from pangu_sigma.finetune.task import learned, read_task
 from pangu_sigma.held_out.compare import compare_runs
-from pangu_sigma.held_out.losses import format_number
+from pangu_sigma.held_out.losses import format_numbers
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.inherit.child import Child, new_run_from
 from pangu_sigma.inherit.receipt import WARM
 from pangu_sigma.ranks.layout import axes_text
 from pangu_sigma.ranks.ranks import is_rank
+from pangu_sigma.results import aligned
 from pangu_sigma.sealed import sealed, write_atomically
 from pangu_sigma.stored.model import TUNING_RESULT, read_lineage, read_tuning_result
 from pangu_sigma.stored.open import kind_of, open_model
@@ -57,12 +58,11 @@ class TuningRequest:
     overrides: Sequence[Override] = ()
 
 
-def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True) -> dict[str, Any] | None:
+def finetune_run(path: Path, asked: TuningRequest, into: Path) -> dict[str, Any] | None:
     """Fine-tune the run in `path` on a task, in the run folder `into`; the same call resumes a stopped run.
 
-    lock: False to write even if the file system has no locks. Returns the result that `format_result` formats; None if SIGTERM
-    stopped the run. A finished run is not trained again. Raises ConfigError, DataError and CheckpointError for errors that the user
-    can fix, and UnhealthyRun if training fails.
+    Returns the result that `format_result` formats; None if SIGTERM stopped the run. A finished run is not trained again. Raises
+    ConfigError, DataError and CheckpointError for errors that the user can fix, and UnhealthyRun if training fails.
     """
     parent, task = open_model(path, "run"), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
     if into.resolve() == path.resolve():
@@ -90,7 +90,7 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path, lock: bool = True
                 (fresh / TUNING_FOLDER).mkdir()
                 if quarantine.counts:
                     quarantine.copy_to(fresh / TUNING_FOLDER / QUARANTINE)
-    with one_writer(into, lock):
+    with one_writer(into):
         run = StoredRun(into, text_hash=data_hash)
         if not begins:
             _take_up(run, config, parent.path.absolute())
@@ -174,7 +174,7 @@ def learns_text(result: dict[str, Any]) -> str:
 
 def format_result(result: dict[str, Any]) -> str:
     """Format a fine-tuning result as the tables that `pangu-sigma finetune` prints."""
-    best, dev, losses = result["best"], result["dev_file"], [format_number(v, 0, 4) for v in result["losses"].values()]
+    best, dev, losses = result["best"], result["dev_file"], format_numbers(result["losses"].values(), [4] * 2)
     of, which = ("dev set", "at its best") if dev else ("training samples", "at the end (no --dev-file)")
     lines = [format_file(facts) for facts in (result["train_file"], dev) if facts]
     lines += [
@@ -217,14 +217,13 @@ def format_forgetting(found: dict[str, Any]) -> str:
     """Format what `measure_forgetting` returned as a table of each domain's held-out loss before and after fine-tuning."""
     if "skipped" in found:
         return f"forgetting was not measured: {found['skipped']}"
-    heads = " ".join(f"{head:>9}" for head in ("before", "after", "change", "±"))
-    lines = [f"{'domain':12} {heads}   held-out text of the parent, nats per token"]
+    rows, lost = [["domain", "before", "after", "change", "±"]], list[str]()
     for name, own in found["domains"].items():
         before, after, change = own["before"]["loss"], own["after"]["loss"], own["difference"]["nats_per_token"]
-        cells = [format_number(v, 9, 4) for v in (before, after, change, own["difference"]["se"])]
+        cells = format_numbers([before, after, change, own["difference"]["se"]], [4] * 4)
         if change == 0:
             cells[2] = "exactly 0"
-        lines.append(f"{name:12} {' '.join(cells)}")
+        rows.append([name, *cells])
         if after is None and before is not None:
-            lines.append(f"  {name} is lost: its loss is not finite any more; lower train.optimizer.peak_lr")
-    return "\n".join(lines)
+            lost.append(f"{name} is lost: its loss is not finite any more; lower train.optimizer.peak_lr")
+    return "\n".join([*aligned(rows, "<>", "held-out text of the parent, nats per token"), *lost])

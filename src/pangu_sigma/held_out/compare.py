@@ -19,8 +19,9 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.errors import argument
 from pangu_sigma.held_out.batches import HeldOut
-from pangu_sigma.held_out.losses import Difference, DomainFigures, HeldOutLoss, finite_or_none, format_number, mean_of
+from pangu_sigma.held_out.losses import Difference, DomainFigures, HeldOutLoss, finite_or_none, format_numbers, mean_of
 from pangu_sigma.held_out.run import held_out_batches, measure, samples_read
+from pangu_sigma.results import aligned
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 
@@ -59,8 +60,9 @@ def measure_together(runs: Sequence[Path], all: bool = False) -> tuple[dict[Path
 
 
 def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
-    """Return the result of `compare_runs` for losses from `measure_together`. runs and others have the same length."""
-    pairs = [(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
+    """Return the result of `compare_runs` for losses by run. runs and others have the same length. A domain without losses of the
+    same samples is left out."""
+    pairs = [_paired(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
     return {
         "pairs": [
             {"run": str(run), "against": str(other), "domains": _rows(*pair)}
@@ -68,6 +70,11 @@ def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: 
         ],
         "mean": {name: _mean(name, pairs) for name in pairs[0][0]},
     }
+
+
+def _paired(mine: Losses, theirs: Losses) -> tuple[Losses, Losses]:
+    names = [name for name, loss in mine.items() if name in theirs and loss.digest == theirs[name].digest]
+    return {name: mine[name] for name in names}, {name: theirs[name] for name in names}
 
 
 def left_out(runs: Sequence[StoredModel], batches: Sequence[BatchLoader], most: int) -> dict[str, str]:
@@ -82,7 +89,7 @@ def left_out(runs: Sequence[StoredModel], batches: Sequence[BatchLoader], most: 
             if found.get(name) != digests[0].get(name):
                 lacking = next((run.path for run, each in zip(runs, digests, strict=True) if name not in each), None)
                 differs = f"its held-out text in {batches[0].folder} and {theirs.folder} differs"
-                apart[name] = f"{lacking} has no such domain" if lacking else why_incomparable(runs[0], run) or differs
+                apart[name] = f"{lacking} has no such domain" if lacking else _why_incomparable(runs[0], run) or differs
     if digests[0].keys() <= apart.keys():
         raise ConfigError(
             f"{', '.join(str(run.path) for run in runs)} cannot be compared token by token: {'; '.join(_reasons(apart))}; train "
@@ -96,7 +103,7 @@ def _reasons(apart: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(n for n, w in apart.items() if w == why)}: {why}" for why in dict.fromkeys(apart.values())]
 
 
-def why_incomparable(run: StoredModel, other: StoredModel) -> str:
+def _why_incomparable(run: StoredModel, other: StoredModel) -> str:
     """Return why the held-out samples of two runs may differ (tokenizer, sequence length); "" if it is due to the text."""
     if run.tokenizer.hash != other.tokenizer.hash:
         return "their tokenizers differ"
@@ -125,26 +132,23 @@ def _mean(name: str, pairs: list[tuple[Losses, Losses]]) -> dict[str, float | No
 
 
 def format_differences(comparison: dict[str, Any]) -> str:
-    """Format the table of `pangu-sigma evaluate --against`. A negative difference means that the run is better than the other."""
+    """Format the table of `evaluate --against` and `report --against`. A negative difference means that the run is better than
+    the other."""
     pairs, means = comparison["pairs"], comparison["mean"]
-    width = max(8, *(len(pair[key]) for pair in pairs for key in ("run", "against")))
-    heads = [f"{head:>9}" for head in ("loss", "against", "nats", "±", "bits/byte", "±", "unigram")]
-    lines = [f"{'domain':12} {'run':{width}} {'against':{width}} {' '.join(heads)}   held-out; ± over samples"]
+    rows = [["domain", "run", "against", "loss", "against", "nats", "±", "bits/byte", "±", "unigram"]]
     for name, mean in means.items():
         for pair in pairs:
             row = pair["domains"][name]
             values = [row["loss"], row["against"]["loss"], *row["difference"].values(), row["unigram"]]
-            cells = [format_number(v, 9, d) for v, d in zip(values, (3, 3, 4, 4, 4, 4, 3), strict=True)]
+            cells = format_numbers(values, (3, 3, 4, 4, 4, 4, 3))
             cells[:2] = ["not finite" if v is None else cell for v, cell in zip(values[:2], cells, strict=False)]
-            lines.append(f"{name:12} {pair['run']:{width}} {pair['against']:{width}} {' '.join(cells)}")
+            rows.append([name, pair["run"], pair["against"], *cells])
         if len(pairs) > 1:
-            over_pairs = [mean["nats_per_token"], mean["se"], mean["bits_per_byte"], mean["bits_per_byte_se"]]
-            lines.append(_mean_line(name, f"mean of {len(pairs)}, ± over pairs", width, over_pairs))
-            of_text = [None, mean["se_of_text"], None, mean["bits_per_byte_se_of_text"]]
-            lines.append(_mean_line(name, "its ± over samples", width, of_text))
-    return "\n".join([*lines, *(f"not compared: {reason}" for reason in _reasons(comparison["left_out"]))])
-
-
-def _mean_line(name: str, title: str, width: int, values: list[float | None]) -> str:
-    cells = [" " * 9 if value is None else format_number(value, 9, 4) for value in (None, None, *values)]
-    return f"{name:12} {title:{2 * width + 1}} {' '.join(cells)}".rstrip()
+            over_pairs = format_numbers(
+                [mean[key] for key in ("nats_per_token", "se", "bits_per_byte", "bits_per_byte_se")], [4] * 4
+            )
+            of_nats, of_bits = format_numbers([mean["se_of_text"], mean["bits_per_byte_se_of_text"]], [4] * 2)
+            rows.append([name, f"mean of {len(pairs)}, ± over pairs", "", "", "", *over_pairs, ""])
+            rows.append([name, "its ± over samples", "", "", "", "", of_nats, "", of_bits, ""])
+    table = aligned(rows, "<<<>", "held-out; ± over samples")
+    return "\n".join([*table, *(f"not compared: {reason}" for reason in _reasons(comparison["left_out"]))])

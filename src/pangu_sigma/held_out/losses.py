@@ -14,7 +14,7 @@ Shape suffix: U units, which are samples, or blocks of samples on Ascend.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -152,19 +152,13 @@ def finite_or_none(value: float) -> float | None:
 
 
 def format_number(value: float | None, width: int, digits: int = 3) -> str:
-    """Format a number for a table; – if it is None or not finite. What rounds to zero has no sign."""
+    """Format a number for a table; – if it is None or not finite. Negative numbers that round to zero have no minus sign."""
     return f"{'–':>{width}}" if value is None or not math.isfinite(value) else f"{value:z{width},.{digits}f}"
 
 
-def format_table(
-    heads: Sequence[tuple[str, int, int]], rows: Mapping[str, Sequence[float | None]], unit: str
-) -> list[str]:
-    """Format numbers by domain as lines of a table. heads: name, width, decimals of each column. unit: what follows the heads."""
-    lines = [" ".join([f"{'domain':12}", *(f"{head:>{width}}" for head, width, _ in heads)]) + f"   {unit}"]
-    for name, values in rows.items():
-        cells = [format_number(value, *shape) for value, (_, *shape) in zip(values, heads, strict=True)]
-        lines.append(" ".join([f"{name:12}", *cells]))
-    return lines
+def format_numbers(values: Iterable[float | None], digits: Iterable[int]) -> list[str]:
+    """Format numbers as cells of a table, each with its number of decimals."""
+    return [format_number(value, 0, decimals) for value, decimals in zip(values, digits, strict=True)]
 
 
 def format_losses(losses: Mapping[str, Mapping[str, Any]], unit: str = "held-out, nats per token") -> str:
@@ -172,8 +166,7 @@ def format_losses(losses: Mapping[str, Mapping[str, Any]], unit: str = "held-out
     rows = [["domain", "loss", "±", "perplexity", "unigram", "bits/byte", "tokens", "samples"]]
     for name, d in losses.items():
         figures = [d["loss"], d["se"], d["perplexity"], d["unigram"], d["bits_per_byte"]]
-        cells = [format_number(value, 1, digits) for value, digits in zip(figures, (3, 3, 2, 3, 3), strict=True)]
+        cells = format_numbers(figures, (3, 3, 2, 3, 3))
         cells[:1] = ["not finite"] if d["loss"] is None else cells[:1]
         rows.append([name, *cells, f"{d['tokens']:,}", f"{d['samples']:,}"])
-    head, *lines = aligned(rows, "<>")
-    return "\n".join([f"{head}   {unit}", *lines])
+    return "\n".join(aligned(rows, "<>", unit))

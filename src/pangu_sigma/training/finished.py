@@ -48,7 +48,7 @@ def take_up_finished(folder: Path, config: Config, asked: StartOptions) -> bool:
     except CheckpointError:
         return False  # training says what is damaged, and goes on from the checkpoint before it
     step, options, names = checkpoint.step, config.train, [each.name for each in config.domains]
-    with one_writer(folder, asked.lock):
+    with one_writer(folder):
         logger.info("nothing to do: %s is at step %d of %d; raise train.steps to train on", folder, step, options.steps)
         run = start_run(folder, config, options=asked)
         remove_leftovers(run.checkpoints)

@@ -257,7 +257,7 @@ def train(
     ranks = backend.connect(config)
     with ranks.fail_together(f"reading {config.data.path}"):
         read_prepared_tokenizer(config)  # without prepared data no run folder is left behind
-    with one_writer(folder, asked.lock, ranks):
+    with one_writer(folder, ranks):
         return train_to_end(kind(config, folder, backend, asked, ranks), profile, on_step)
 
 

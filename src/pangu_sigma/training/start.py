@@ -52,13 +52,12 @@ class StartOptions:
     """Options of the start of a run, besides its configuration.
 
     start_over: True to move the folder's contents aside and begin at step 0. allow_data_change: True to resume although the text
-    differs from the checkpoint's. lock: False to write also where the file system has no locks. from_step: step of the checkpoint
-    to go on from, if it is not to be the newest; those of later steps are set aside.
+    differs from the checkpoint's. from_step: step of the checkpoint to go on from, if it is not to be the newest; those of later
+    steps are set aside.
     """
 
     start_over: bool = False
     allow_data_change: bool = False
-    lock: bool = True
     from_step: int | None = None
 
 

@@ -244,7 +244,7 @@ def test_a_run_folder_that_is_not_there_or_cannot_be_locked_is_named(tmp_path, m
     monkeypatch.setattr(fcntl, "flock", no_locks)
     (check,) = failed(machine.host, run=shared(machine))
     assert "(nfs4): No locks available" in check.found
-    assert "--no-lock" in check.fix
+    assert "whose file system has locks" in check.fix
     assert list((tmp_path / "shared runs").iterdir()) == [], "nothing stays behind"
 
 

@@ -1,4 +1,4 @@
-"""The summary says what the log says; two runs differ by the first minus the second, by sample, or there is a reason."""
+"""The summary says what the log says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.edited import edit_config, edit_evaluations
+from helpers.edited import edit_evaluations
 from helpers.losses import held_out_losses
 
 from experiments.tiny import STEPS
@@ -17,15 +17,13 @@ from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.held_out.losses import losses_of
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.training.log import summary
 from pangu_sigma.training.log.metrics import FILE, read_metrics
 from pangu_sigma.training.log.summary import (
+    compare_logs,
     evaluation_of,
-    format_comparison,
     format_divergence,
     format_rows,
     format_summary,
-    loss_differences,
     summarise,
 )
 
@@ -80,9 +78,6 @@ def test_a_run_whose_losses_are_not_finite_has_a_summary_all_the_same(tiny_run, 
     text = format_summary(summarise(run))
     zh = next(line for line in text.splitlines() if line.startswith("zh"))
     assert zh.split()[:4] == ["zh", "–", "–", "–"]
-    other = summarise(run) | {"differences": loss_differences(tiny_run, run)}
-    zh = next(line for line in format_comparison(summarise(tiny_run), other).splitlines() if line.startswith("zh"))
-    assert zh.split()[2:5] == ["–", "–", "–"]
 
 
 def test_before_and_after_of_other_samples_are_said_to_be(tiny_run, tmp_path):
@@ -127,82 +122,6 @@ def test_a_loss_that_ends_above_that_of_step_0_in_all_domains_is_a_divergence():
         assert format_divergence(fine, 1) == ""
 
 
-def lose_more(line: dict) -> None:
-    """Half a nat more a token in the samples with an even number, and 1.5 in the others."""
-    for name, units in line["per_sample"].items():
-        pairs = zip(units["nats"], units["tokens"], strict=True)
-        units["nats"] = [nats + (0.5 + number % 2) * tokens for number, (nats, tokens) in enumerate(pairs)]
-        line["per_domain_loss"][name] = sum(units["nats"]) / sum(units["tokens"])
-
-
-def test_a_difference_is_paired_where_both_logs_have_the_samples(tiny_run, tmp_path):
-    worse = edit_evaluations(tiny_run, tmp_path / "worse", lose_more)
-    found = loss_differences(tiny_run, worse)
-    for name, loss in losses_of([line for line in read_metrics(tiny_run) if line["kind"] == "evaluation"][-1]).items():
-        gap_U = -(0.5 + np.arange(len(loss.tokens_U)) % 2)
-        mean = np.average(gap_U, weights=loss.tokens_U)
-        residuals_U = loss.tokens_U * (gap_U - mean)
-        n, total = len(gap_U), loss.tokens_U.sum()
-        assert found[name]["nats_per_token"] == pytest.approx(mean, abs=1e-5)
-        assert found[name]["se"] == pytest.approx(math.sqrt(n / (n - 1) * (residuals_U**2).sum()) / total, rel=1e-3)
-        assert found[name]["bits_per_byte"] == pytest.approx(mean * total / loss.bytes_U.sum() / math.log(2), rel=1e-4)
-        assert "none" not in found[name]
-    text = format_comparison(summarise(tiny_run), summarise(worse) | {"differences": found})
-    for name in ("zh", "en", "code"):
-        cells = next(line for line in text.splitlines() if line.startswith(name)).split()
-        assert float(cells[3]) == pytest.approx(found[name]["nats_per_token"], abs=1e-3)
-        assert float(cells[4]) == pytest.approx(found[name]["se"], abs=1e-3)
-    assert "no difference" not in text
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({'"eval_batches": 2': '"eval_batches": 3'}, "train.eval_batches · train.batch_size is 8 and 12 samples"),
-        ({'"seq_length": 32': '"seq_length": 16'}, "model.seq_length is 32 and 16, so the samples are not the same"),
-        ({'"name": "tiny"': '"name": "other"'}, "the held-out text differs"),
-    ],
-    ids=str,
-)
-def test_a_difference_that_cannot_be_paired_says_why(tiny_run, tmp_path, changes, reason):
-    def other_text(line: dict) -> None:
-        line["held_out"] = dict.fromkeys(line["held_out"], "0")
-
-    run = edit_evaluations(tiny_run, tmp_path / "run", other_text)
-    edit_config(run, changes)
-    found = loss_differences(tiny_run, run)
-    for values in found.values():
-        assert [*values] == ["none"], "no number"
-        assert reason in values["none"]
-    text = format_comparison(summarise(tiny_run), summarise(run) | {"differences": found})
-    assert f"no difference for zh, en, code: {found['zh']['none']}" in text
-
-
-def test_two_tokenizers_have_no_difference(tiny_run, tmp_path, monkeypatch):
-    run = edit_evaluations(
-        tiny_run, tmp_path / "run", lambda line: line.update(held_out=dict.fromkeys(line["held_out"], "0"))
-    )
-    monkeypatch.setattr(summary, "why_incomparable", lambda run, other: "their tokenizers differ")
-    found = loss_differences(tiny_run, run)
-    assert found.keys() == {"zh", "en", "code"}
-    assert {values["none"] for values in found.values()} == {"their tokenizers differ, so the samples are not the same"}
-
-
-def test_a_domain_that_one_run_lacks_is_what_is_said(tiny_run, tmp_path):
-    def without_zh(line: dict) -> None:
-        for values in line.values():
-            if isinstance(values, dict):
-                values.pop("zh", None)
-
-    run = edit_evaluations(tiny_run, tmp_path / "run", without_zh)
-    for one, other in ((tiny_run, run), (run, tiny_run)):
-        found = loss_differences(one, other)
-        assert found["zh"] == {"none": f"{run} has no held-out loss of it"}
-        assert found["en"]["nats_per_token"] == 0.0
-    text = format_comparison(summarise(run), summarise(tiny_run) | {"differences": found})
-    assert text.splitlines()[-1] == f"no difference for zh: {run} has no held-out loss of it"
-
-
 def test_the_difference_is_of_the_checkpoints_that_are_there(tiny_run, tmp_path):
     """A tuned run keeps its best checkpoint, after which the log goes on."""
     lines = [{"step": step} for step in (0, 2, STEPS, STEPS + 5)]
@@ -217,3 +136,62 @@ def test_a_damaged_checkpoint_is_told_once(tiny_run, tmp_path, caplog):
     (open_model(run, "run").newest.path / "seal.json").write_text("{}")
     summarise(run)
     assert caplog.text.count("is used in its place") == 1
+
+
+def lose_more(line: dict) -> None:
+    """Half a nat more a token in the samples with an even number, and 1.5 in the others."""
+    for name, units in line["per_sample"].items():
+        pairs = zip(units["nats"], units["tokens"], strict=True)
+        units["nats"] = [nats + (0.5 + number % 2) * tokens for number, (nats, tokens) in enumerate(pairs)]
+        line["per_domain_loss"][name] = sum(units["nats"]) / sum(units["tokens"])
+
+
+def test_a_difference_is_paired_where_both_logs_have_the_samples(tiny_run, tmp_path):
+    worse = edit_evaluations(tiny_run, tmp_path / "worse", lose_more)
+    found, text = compare_logs(tiny_run, worse)
+    for name, loss in losses_of([line for line in read_metrics(tiny_run) if line["kind"] == "evaluation"][-1]).items():
+        gap_U = -(0.5 + np.arange(len(loss.tokens_U)) % 2)
+        mean = np.average(gap_U, weights=loss.tokens_U)
+        residuals_U = loss.tokens_U * (gap_U - mean)
+        n, total = len(gap_U), loss.tokens_U.sum()
+        assert found[name]["nats_per_token"] == pytest.approx(mean, abs=1e-5)
+        assert found[name]["se"] == pytest.approx(math.sqrt(n / (n - 1) * (residuals_U**2).sum()) / total, rel=1e-3)
+        assert found[name]["bits_per_byte"] == pytest.approx(mean * total / loss.bytes_U.sum() / math.log(2), rel=1e-4)
+    for name in ("zh", "en", "code"):
+        cells = next(line for line in text.splitlines() if line.startswith(name)).split()
+        assert float(cells[5]) == pytest.approx(found[name]["nats_per_token"], abs=1e-4)
+        assert float(cells[6]) == pytest.approx(found[name]["se"], abs=1e-4)
+    assert "not compared" not in text
+
+
+def test_a_difference_that_cannot_be_paired_says_what_measures_it(tiny_run, tmp_path):
+    run = edit_evaluations(
+        tiny_run, tmp_path / "run", lambda line: line.update(held_out=dict.fromkeys(line["held_out"], "0"))
+    )
+    found, text = compare_logs(tiny_run, run)
+    assert found == {}, "no number"
+    assert "not compared: zh, en, code: the logs have no losses of the same samples" in text
+    assert f"pangu-sigma evaluate {tiny_run} --against {run} measures both" in text
+
+
+def test_a_domain_that_one_run_lacks_is_what_is_said(tiny_run, tmp_path):
+    def without_zh(line: dict) -> None:
+        for values in line.values():
+            if isinstance(values, dict):
+                values.pop("zh", None)
+
+    run = edit_evaluations(tiny_run, tmp_path / "run", without_zh)
+    for one, other in ((tiny_run, run), (run, tiny_run)):
+        found, text = compare_logs(one, other)
+        assert found.keys() == {"en", "code"} and found["en"]["nats_per_token"] == 0.0
+        assert text.splitlines()[-1].startswith("not compared: zh: ")
+
+
+def test_a_logged_loss_that_is_not_finite_has_no_difference(tiny_run, tmp_path):
+    def diverge(line: dict) -> None:
+        line["per_sample"]["zh"]["nats"] = [None] * len(line["per_sample"]["zh"]["nats"])
+
+    found, text = compare_logs(tiny_run, edit_evaluations(tiny_run, tmp_path / "run", diverge))
+    assert (found["zh"]["nats_per_token"], found["en"]["nats_per_token"]) == (None, 0.0)
+    zh = next(line for line in text.splitlines() if line.startswith("zh"))
+    assert zh.split()[4:10] == ["not", "finite", *["–"] * 4]

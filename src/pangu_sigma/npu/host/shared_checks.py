@@ -51,7 +51,7 @@ def run_folder(host: Host, folder: Path) -> Check:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor_") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        fix = "use a folder that this user may write and whose file system has locks, or take care of writers yourself: --no-lock"
+        fix = "use a folder that this user may write and whose file system has locks"
         return failed(f"{folder} ({kind}): {error.strerror}", fix)
     if not _SHARED.search(kind):
         return failed(

@@ -190,7 +190,7 @@ def make_plan(config: Config, devices: int) -> Plan:
     layouts = fastest_layouts(config, devices)
     planned = laid_out(config, devices, layouts)
     chip, stages = chip_of(planned), range(planned.parallel.stages)
-    idle = planned.model.rre_layers > 0 and planned.experts > planned.active_experts
+    idle = planned.model.rre_layers > 0 and planned.experts > planned.active_of("own")
     return Plan(
         config=planned,
         suggested=planned is not config,

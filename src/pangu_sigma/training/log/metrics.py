@@ -47,7 +47,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class EmptyLogError(ConfigError):
     """Raised if a run has no logged steps or losses that can be read: it has just begun, or a crash lost the lines."""
 
 
-class MetricsLog:
+class MetricsLog(AbstractContextManager["MetricsLog"]):
     """Writer of a run's metrics log, as a context manager, so that the files are complete however the run ends."""
 
     def __init__(
@@ -134,9 +134,6 @@ class MetricsLog:
             begins = {} if identity is None else {"config": identity.config, "data": identity.data_hash}
             line = {"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total, **begins}
             self._lines.write(sealed_line(line))
-
-    def __enter__(self) -> MetricsLog:
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
@@ -237,16 +234,13 @@ class MetricsLog:
             logger.warning("%s: %s; %s", self._folder, why, told)
 
 
-class NoLog:
+class NoLog(AbstractContextManager["NoLog"]):
     """Metrics log that writes nothing, for the ranks other than 0: rank 0 has the same numbers."""
 
-    def __enter__(self) -> NoLog:
-        return self
-
-    def _ignore(self, *_: object, **__: object) -> None:
+    def __exit__(self, *_: object, **__: object) -> None:
         """Write nothing."""
 
-    __exit__ = record = evaluation = changed = write = flush = _ignore
+    record = evaluation = changed = write = flush = __exit__
 
 
 def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def write_report(run_folder: Path, others: Sequence[Path] = (), compared: str = 
     """Write the page `report/report.html` in `run_folder`, with the figures of losses, numbers and expert load.
 
     others: folders of further runs, shown in the same figures and in further tables; nothing is written to these folders.
-    compared: tables of the run's losses beside theirs, `format_comparison`.
+    compared: tables of the run's losses beside theirs, as `report` prints them.
     Returns the path of the page, which needs no other file. A figure without data is left out (a model without RRE layers has no
     expert load). The page is written atomically, and replaces an earlier one.
     Raises FileNotFoundError if a run has no metrics.jsonl, EmptyLogError if the log has no step, OSError for errors of the disk.

@@ -1,7 +1,4 @@
-"""Summary of a run, and comparison of two, from their metrics.jsonl.
-
-A difference is always the first run minus the second, and only of losses on the same samples.
-"""
+"""Summary of a run from its metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint
-from pangu_sigma.held_out.batches import samples_of_evaluation
-from pangu_sigma.held_out.compare import why_incomparable
-from pangu_sigma.held_out.losses import format_table, losses_of
-from pangu_sigma.stored.model import StoredModel, read_lineage, read_tuning_result
+from pangu_sigma.held_out.compare import differences_of, format_differences
+from pangu_sigma.held_out.losses import HeldOutLoss, format_numbers, losses_of
+from pangu_sigma.results import aligned
+from pangu_sigma.stored.model import read_lineage, read_tuning_result
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.log.metrics import (
     FILE,
@@ -105,10 +102,11 @@ def _over_run(steps: Mapping[str, Any], name: str) -> float | None:
 
 def format_summary(summary: dict[str, Any]) -> str:
     """Format a summary as the table that `pangu-sigma report` prints."""
-    heads = ("before", 8, 3), ("after", 8, 3), ("±", 8, 3), ("unigram", 8, 3), ("bits/byte", 9, 3), ("epochs", 7, 2)
     keys = ("loss_before", "loss_after", "se", "unigram", "bits_per_byte", "epochs")
-    rows = {name: [domain[key] for key in keys] for name, domain in summary["domains"].items()}
-    lines = format_table(heads, rows, f"{summary['losses']}, nats per token")
+    rows = [["domain", "before", "after", "±", "unigram", "bits/byte", "epochs"]]
+    for name, domain in summary["domains"].items():
+        rows.append([name, *format_numbers([domain[key] for key in keys], (3, 3, 3, 3, 3, 2))])
+    lines = aligned(rows, "<>", f"{summary['losses']}, nats per token")
     if not summary["same_samples"]:
         lines.append("before       is of other held-out samples: the run was begun on other data")
     if summary["evaluated_at"] not in (None, summary["checkpoint_step"]):
@@ -168,24 +166,10 @@ def read_tuning(folder: Path) -> dict[str, Any] | None:
     return {key: lineage.get(key) for key in ("parent", "parent_step", "options")} | (read_tuning_result(folder) or {})
 
 
-def loss_differences(path: Path, other: Path) -> dict[str, dict[str, Any]]:
-    """Return the held-out losses of the run in `path` minus those of `other`, by domain of either; negative: `path` is better.
-
-    A domain has nats_per_token, se, bits_per_byte and bits_per_byte_se, of differences that are paired by sample. If domain,
-    samples or tokenizer are not common to both runs, it has `none`, the reason, instead.
-    """
-    runs = [open_model(run, "run") for run in (path, other)]
-    logged = [evaluation_of(run.newest, lines_by_kind(run.path)["evaluation"]) for run in runs]
-    mine, theirs = (losses_of(line or {"per_sample": {}}) for line in logged)
-    result: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys([*mine, *theirs]):
-        if name not in mine or name not in theirs:
-            result[name] = {"none": f"{path if name not in mine else other} has no held-out loss of it"}
-        elif mine[name].digest != theirs[name].digest:
-            result[name] = {"none": _why_unpaired(*runs)}
-        else:
-            result[name] = mine[name].minus(theirs[name]).figures()
-    return result
+def logged_losses(path: Path) -> dict[str, HeldOutLoss]:
+    """Return the held-out loss of each domain that a run logged at its newest checkpoint, or else last."""
+    logged = evaluation_of(open_model(path, "run").newest, lines_by_kind(path)["evaluation"])
+    return losses_of(logged or {"per_sample": {}})
 
 
 def evaluation_of(newest: Checkpoint | None, evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -194,36 +178,13 @@ def evaluation_of(newest: Checkpoint | None, evaluations: list[dict[str, Any]]) 
     return next((line for line in evaluations if newest and line["step"] == newest.step), last)
 
 
-def _why_unpaired(run: StoredModel, other: StoredModel) -> str:
-    """Return why the logs of two runs have losses of different samples of a domain, and what to do."""
-    again = f"pangu-sigma evaluate {run.path} --against {other.path} measures both on the same tokens"
-    if reason := why_incomparable(run, other):
-        return f"{reason}, so the samples are not the same"
-    tuned = [each.path for each in (run, other) if each.config.finetune is not None]
-    if tuned:
-        return f"the losses of {' and '.join(map(str, tuned))} are of a task's answers; {again}"
-    counts = [samples_of_evaluation(each.config) for each in (run, other)]
-    if counts[0] != counts[1]:
-        return f"train.eval_batches · train.batch_size is {counts[0]} and {counts[1]} samples; {again}"
-    return "the held-out text differs, or one evaluated blocks of samples, on Ascend, and the other single ones"
-
-
-def format_comparison(summary: dict[str, Any], other: dict[str, Any]) -> str:
-    """Format a table of the held-out losses of two runs side by side, and of the first minus the second (negative: it is better).
-
-    other: summary of the second run, with `loss_differences` under "differences".
-    """
-    rows, width = {}, max(8, len(summary["run"]), len(other["run"]))
-    for name, domain in summary["domains"].items():
-        theirs, difference = other["domains"].get(name, {}).get("loss_after"), other["differences"][name]
-        rows[name] = [domain["loss_after"], theirs, *map(difference.get, ("nats_per_token", "se")), domain["unigram"]]
-    names = (summary["run"], width, 3), (other["run"], width, 3)
-    heads = *names, ("first − second", 14, 3), ("±", 8, 3), ("unigram", 8, 3)
-    lines = format_table(heads, rows, f"{summary['losses']}, nats per token")
-    for key, title in (("steps", "steps"), ("tokens_per_second", "tokens/s")):
-        lines.append(f"{title:12} {summary.get(key) or 0:{width},.0f} {other.get(key) or 0:{width},.0f}")
-    reasons: dict[str, list[str]] = {}
-    for name, values in other["differences"].items():
-        if "none" in values:
-            reasons.setdefault(values["none"], []).append(name)
-    return "\n".join([*lines, *(f"no difference for {', '.join(names)}: {why}" for why, names in reasons.items())])
+def compare_logs(run: Path, other: Path) -> tuple[dict[str, Any], str]:
+    """Return the difference of what two runs logged at their newest checkpoints, by domain, and the table of their losses."""
+    losses = {path: logged_losses(path) for path in (run, other)}
+    compared = differences_of(losses, [run], [other])
+    differences = {name: row["difference"] for name, row in compared["pairs"][0]["domains"].items()}
+    again = f"pangu-sigma evaluate {run} --against {other} measures both, or says why not"
+    why = f"the logs have no losses of the same samples; {again}"
+    names = dict.fromkeys([*losses[run], *losses[other]])
+    apart = {name: why for name in names if name not in differences}
+    return differences, format_differences(compared | {"left_out": apart})

@@ -14,7 +14,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def profiler_activities(target: str) -> list[ProfilerActivity]:
     return [ProfilerActivity.CPU, *([ProfilerActivity.NPU] if target == "Ascend" else [])]
 
 
-class Timeline:
+class Timeline(AbstractContextManager["Timeline"]):
     """Profiler timeline of a few steps after this process's first. It is a context manager, so that it ends with a shorter run."""
 
     def __init__(self, run: Path | None = None, start: int = 0):
@@ -49,9 +49,6 @@ class Timeline:
         self._events: list[dict[str, Any]] = []
         self._profiler: Any = None
         self._begun = math.inf  # in seconds since 1970, as long as the profiler runs
-
-    def __enter__(self) -> Timeline:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._end()

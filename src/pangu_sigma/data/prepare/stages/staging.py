@@ -52,7 +52,7 @@ def staged(key: str, output: Path) -> Iterator[Stage]:
         for path in (folder, stage.folder):
             if path.exists():
                 check_own(path, path.stat(), folder)
-        with folder_lock(folder, required=False):
+        with folder_lock(folder):
             _remove_others(stage)
             try:
                 yield stage
@@ -95,7 +95,7 @@ def give_back(output: Path) -> None:
     if old is None or output.exists():
         return
     _refuse_links(folder)
-    with folder_lock(folder, required=False):
+    with folder_lock(folder):
         try:
             old.rename(output)
         except OSError as error:
