@@ -18,17 +18,17 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2308,
+    ".": 2305,
     "checkpoint": 1104,
-    "convert": 902,
-    "data": 3227,
+    "convert": 903,
+    "data": 3090,
     "ecss": 377,
     "evaluate": 978,
     "finetune": 498,
     "foreign": 1112,
     "generate": 1666,
-    "inherit": 874,
-    "inspection": 328,
+    "inherit": 868,
+    "inspection": 325,
     "mindformers_adapter": 371,
     "model": 373,
     "npu": 2865,
@@ -37,8 +37,8 @@ BUDGETS = {
     "rre": 405,
     "serve": 1067,
     "stored": 726,
-    "text": 994,
-    "training": 1625,
+    "text": 997,
+    "training": 1630,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

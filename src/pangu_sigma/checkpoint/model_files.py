@@ -31,7 +31,7 @@ from pangu_sigma.sealed import (
     unsealed,
     write_atomically,
 )
-from pangu_sigma.text.tokenizer import Tokenizer, copy_tokenizer
+from pangu_sigma.text.tokenizer import Tokenizer
 
 FILES_FORMAT = 3
 """Format version of these files; others are refused."""
@@ -40,15 +40,15 @@ ROUTING_FILE = "routing.npz"
 TOKENIZER_FOLDER = "tokenizer"
 
 
-def write_model_files(folder: Path, config: Config, tokenizer: Path, table: RoutingTable) -> None:
+def write_model_files(folder: Path, config: Config, tokenizer: Tokenizer, table: RoutingTable) -> None:
     """Write configuration, tokenizer and routing tables of a run folder; configuration.json comes last: then it is complete.
 
-    tokenizer: folder of a saved tokenizer, which is copied. Raises OSError.
+    Raises OSError.
     """
     fresh = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
     for left in (fresh, folder / TOKENIZER_FOLDER):
         shutil.rmtree(left, ignore_errors=True)
-    copy_tokenizer(tokenizer, fresh)
+    tokenizer.save(fresh)
     commit(fresh, folder / TOKENIZER_FOLDER)
     table.save(folder / ROUTING_FILE)
     seal_model_files(folder, {})
