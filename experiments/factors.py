@@ -27,7 +27,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.mixture import Mixture
-from pangu_sigma.data.prepared import PreparedData, read_frequencies
+from pangu_sigma.data.prepared import data_of
 from pangu_sigma.npu.plan.plan import laid_out
 from pangu_sigma.npu.rows import dispatch_layout, even_rows_received, tokens_of_rank
 from pangu_sigma.ranks.layout import active_in_group
@@ -135,8 +135,7 @@ def _frequencies(config: Config) -> tuple[np.ndarray, str]:
     folder = Path(config.data.path)
     if not folder.exists():
         return (1e9 / (np.arange(config.model.slot_rows) + 3.7))[None], _LAW
-    counts = PreparedData(folder).frequencies()
-    return read_frequencies(folder, len(config.domains), counts.shape[1]), f"the prepared data in {folder}"
+    return data_of(config).frequencies(), f"the prepared data in {folder}"
 
 
 def main() -> None:

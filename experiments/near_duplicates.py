@@ -32,7 +32,7 @@ from pangu_sigma.data.packaged.packages import archives_of, download, packaged_d
 from pangu_sigma.data.prepare.cleaning.near_duplicates import GRAM_WORDS, near_duplicates, signature
 from pangu_sigma.data.prepare.cleaning.shingles import shingles
 from pangu_sigma.data.prepare.prepare import Options, prepare
-from pangu_sigma.data.prepared import SPLITS, PreparedData
+from pangu_sigma.data.prepared import SPLITS, PreparedData, data_of
 from pangu_sigma.domains import domains_of
 from pangu_sigma.shipped import config_path
 from pangu_sigma.text.documents import Document
@@ -160,7 +160,7 @@ def hold_out(folder: Path, corpus: Path, threshold: float | None) -> dict[str, i
     changes += [("domains", domains), ("data.domains_per_step", 1), ("data.domain_sets", 1)]
     config = load_config(config_path("sigma_tiny"), changes)
     prepare(config, sorted(corpus.glob("*.jsonl")), folder / "prepared", Options())
-    data = PreparedData(folder / "prepared")
+    data = data_of(config)
     tokenizer, every = (
         data.tokenizer(),
         [each for file in sorted(corpus.glob("*.jsonl")) for each in documents_of(file)],
@@ -184,9 +184,9 @@ def _contents(data: PreparedData, domain: str, size: int) -> list[set[bytes]]:
     """Ids of the documents of both splits of a domain. size: of the vocabulary."""
     found = []
     for split in SPLITS:
-        files = data.tokens(domain, split, size).shards
-        ids = (np.split(file.read(0, file.tokens), np.cumsum(file.lengths)[:-1]) for file in files)
-        found.append({each.tobytes() for some in ids for each in some})
+        tokens = data.tokens(domain, split, size)
+        ids = np.split(tokens.read(0, tokens.tokens), np.cumsum(tokens.lengths)[:-1])
+        found.append({each.tobytes() for each in ids})
     return found
 
 

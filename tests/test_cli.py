@@ -361,7 +361,10 @@ def test_prepare_data_reads_the_users_text(file, capsys, tmp_path):
     assert main(["prepare-data", str(file), "--check", *options, str(text)]) == 0
     assert "shift" in capsys.readouterr().out and not (tmp_path / "none").exists()
     assert main(["prepare-data", str(file), *options, str(text)]) == 0
-    assert json.loads((tmp_path / "none" / "manifest.json").read_text())["domains"]["en"]["train"]["documents"] == 18
+    assert (
+        json.loads((tmp_path / "none" / "en" / "manifest.json").read_text())["domains"]["en"]["train"]["documents"]
+        == 18
+    )
     text.write_text(json.dumps(lines[0]))
     capsys.readouterr()
     assert main(["prepare-data", str(file), "--check", *options, str(text)]) == 1

@@ -71,7 +71,8 @@ def run(graph_mode, tmp_path_factory) -> SimpleNamespace:
     config, folder, rng = toy_config(**paper_form()), tmp_path_factory.mktemp("text"), np.random.default_rng(0)
     for domain in config.domains:
         frequent_first = [np.minimum(rng.geometric(0.3, rng.integers(1, 13)), VOCABULARY - 1) for _ in range(100)]
-        write_tokens(folder / f"{domain.name}.train", [[*ids.tolist(), example.EOT] for ids in frequent_first])
+        (folder / domain.name).mkdir()
+        write_tokens(folder / domain.name / "train", [[*ids.tolist(), example.EOT] for ids in frequent_first])
     row_of = np.tile(np.arange(VOCABULARY, dtype=np.int32), (2, 1))  # in the example a token's id is its row
     tokenizer = SimpleNamespace(size=VOCABULARY, eot=example.EOT, pad=-1, row_of=row_of)
     table = toy_table(config)

@@ -18,18 +18,18 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2209,
+    ".": 2206,
     "checkpoint": 1071,
     "convert": 675,
-    "data": 3134,
+    "data": 2997,
     "ecss": 377,
     "evaluate": 776,
     "finetune": 501,
     "foreign": 1097,
     "generate": 1666,
     "held_out": 422,
-    "inherit": 874,
-    "inspection": 328,
+    "inherit": 868,
+    "inspection": 325,
     "mindformers_adapter": 371,
     "model": 373,
     "npu": 2865,
@@ -38,8 +38,8 @@ BUDGETS = {
     "rre": 405,
     "serve": 1067,
     "stored": 726,
-    "text": 986,
-    "training": 1430,
+    "text": 989,
+    "training": 1435,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -76,7 +76,7 @@ def test_what_a_run_does_not_go_with_is_refused_before_ranks_start(
     monkeypatch.setattr("pangu_sigma.ranks.launch.launch", lambda job: pytest.fail("ranks were started"))
     run, data = shutil.copytree(tiny_run, tmp_path / "run"), shutil.copytree(tiny_data, tmp_path / "data")
     if changed == "vocabulary":
-        change_vocabulary(data / "tokenizer")
+        change_vocabulary(data)
     if changed == "text":
         monkeypatch.setattr(Manifest, "content_hash", property(lambda _: "b" * 32))
     before = contents(run)

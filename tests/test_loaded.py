@@ -17,7 +17,7 @@ import pytest
 
 import pangu_sigma as ps
 from pangu_sigma.checkpoint.model_files import write_config
-from pangu_sigma.data.token_files import TokenFile
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.held_out.text import read_documents
 from pangu_sigma.sealed import check_folder, seal_folder
@@ -275,7 +275,8 @@ def test_the_held_out_text_as_any_text_has_the_loss_that_training_measured(one, 
     """But for rows without a token, which have a probability in training, so that its loss is a little higher."""
     measured = one.evaluate(all_samples=True)
     for domain in one.domains:
-        file, length = TokenFile(tiny_data / f"{domain.name}.held_out"), one.config.model.seq_length
+        file = PreparedData(tiny_data).tokens(domain.name, "held_out", one.tokenizer.size)
+        length = one.config.model.seq_length
         nats, _ = loss_by_hand(one, file.read(0, 2 * length + 1).tolist(), domain.name)
         for mine, theirs in zip(nats, measured[domain.name]["per_sample"]["nats"], strict=False):
             assert theirs - 0.005 * theirs < mine < theirs + 1e-3

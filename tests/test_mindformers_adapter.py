@@ -27,6 +27,7 @@ from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config, read_tree
 from pangu_sigma.data.order import Cursor
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import domains_of
 from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.mindformers_adapter import register
@@ -383,8 +384,9 @@ def test_the_tokenizer_of_a_yaml_is_the_projects(tiny_data, tmp_path):
     from mindformers.models import build_tokenizer
 
     tree = tiny_yaml(tiny_data, tmp_path, STEPS)["model"]["model_config"]
-    ours, domains = Tokenizer.load(tiny_data / "tokenizer"), domains_of(tiny_config(tiny_data))
-    section = {"type": "PanGuSigmaTokenizer", "tokenizer_dir": str(tiny_data / "tokenizer"), "model_config": tree}
+    ours, domains = PreparedData(tiny_data).tokenizer(), domains_of(tiny_config(tiny_data))
+    ours.save(tmp_path / "tokenizer")
+    section = {"type": "PanGuSigmaTokenizer", "tokenizer_dir": str(tmp_path / "tokenizer"), "model_config": tree}
     for name, text in {
         "en": "the old cat, <eot> sees  a tree.",
         "zh": "今天 天气不错。<pad>",

@@ -113,7 +113,7 @@ def _read_export(whole: Path) -> str | None:
 def _read_data(whole: Path) -> str | None:
     """Opens the prepared data, and reads every sample of both splits once and the lengths of documents, which reports need."""
     config, prepared = load_config(whole / "config.yaml"), PreparedData(whole / "data")
-    tokenizer = prepared.tokenizer()
+    tokenizer, _ = prepared.tokenizer(), prepared.frequencies()
     table = open_model(whole / "run", "run").table
     for split in ("train", "held_out"):
         samples = BatchLoader(config, whole / "data", tokenizer, table, split).samples
@@ -121,8 +121,7 @@ def _read_data(whole: Path) -> str | None:
             for number in range(count):
                 samples.read(position, number)
         for domain in prepared.manifest.domains:
-            for file in prepared.tokens(domain, split, tokenizer.size).shards:
-                _ = file.lengths
+            _ = prepared.tokens(domain, split, tokenizer.size).lengths
     return None
 
 
@@ -147,5 +146,5 @@ def _is_read(kind: str, path: Path) -> bool:
     """True for the files that a reader of this kind of folder needs; the others say nothing to it."""
     if kind == "run":
         return path.parts[0] in ("configuration.json", "tokenizer", "routing.npz", "seal.json")
-    unread = {"data": ("quarantine.jsonl", "frequencies.npy"), "export": ("README.md",)}
+    unread = {"data": ("quarantine.jsonl",), "export": ("README.md",)}
     return path.name not in unread.get(kind, ())

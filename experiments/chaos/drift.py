@@ -66,13 +66,13 @@ def _data(tree: dict, number: int, folder: Path) -> None:
     text.write_text((old.parent / "text.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
     shutil.copytree(old, folder / "prepared")
     from pangu_sigma.data.indexed import write_tokens
-    from pangu_sigma.data.token_files import TokenFile
+    from pangu_sigma.data.prepared import PreparedData
 
-    prefix = folder / "prepared" / f"{('zh', 'en', 'code')[number % 3]}.train"
-    tokens = TokenFile(prefix)
+    name = ("zh", "en", "code")[number % 3]
+    tokens = PreparedData(folder / "prepared").tokens(name, "train", 1 << 31)
     ids = tokens.read(0, tokens.tokens).tolist()
     ids[number], ids[number + 1] = ids[number + 1], ids[number]
-    write_tokens(prefix, [ids])
+    write_tokens(folder / "prepared" / name / "train", [ids])
     tree["data"]["path"] = str(folder / "prepared")
 
 

@@ -41,7 +41,7 @@ from experiments.compare.variants import (
 )
 from experiments.small import SMALL, Changes, drawn, evaluated, schedule, tiny
 from pangu_sigma.config import Config
-from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.prepared import data_of
 from pangu_sigma.held_out.losses import format_number
 from pangu_sigma.training.log.metrics import read_metrics
 
@@ -203,7 +203,7 @@ def format_costs(variants: Mapping[str, Any]) -> str:
 def format_passes(config: Config) -> str:
     """A line that says how often a run reads the text of each domain. Raises DataError if there is no prepared text."""
     tokens = config.train.steps * config.step_tokens
-    counts_D = PreparedData(Path(config.data.path)).frequencies().sum(axis=1)
+    counts_D = data_of(config).frequencies().sum(axis=1)
     passes = [
         f"{domain.name} {tokens / len(counts_D) / count:.3f}"
         for domain, count in zip(config.domains, counts_D.tolist(), strict=True)

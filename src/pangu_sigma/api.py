@@ -64,7 +64,7 @@ def prepare_data(
     config: AnyConfig,
     input: Paths = (),
     check: bool = False,
-    extend: AnyPath | None = None,
+    extend: bool = False,
     *,
     workers: AtLeastOne | None = None,
     ray: str | None = None,
@@ -82,8 +82,7 @@ def prepare_data(
             Records are {"text": …, "domain": …} unless section `data` says otherwise. By default text from ordinary software
             packages.
         check: only examine the text, print the table and all problems, and write nothing but the text from packages.
-        extend: folder of prepared data with other domains of the configuration: their token files and vocabulary are kept,
-            and only the text of the domains that it lacks is prepared.
+        extend: prepare only the domains that data.path lacks, and add their folders to it; what is there stays as it is.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.
         ray: address of a Ray cluster that does the work, for several machines, or "auto" for the cluster of this machine.
         overrides: keys of the configuration to change, such as train.steps=10.
@@ -91,7 +90,7 @@ def prepare_data(
     Examples:
         pangu-sigma prepare-data sigma_tiny
         pangu-sigma prepare-data sigma_tiny --input mine.jsonl --set data.path=data/mine
-        pangu-sigma prepare-data five.yaml --input law.jsonl --extend data/prepared --set data.path=data/five
+        pangu-sigma prepare-data five.yaml --input law.jsonl --extend
     """
     from pangu_sigma.data.packaged.packages import packaged_files
     from pangu_sigma.data.prepare import extended
@@ -99,23 +98,20 @@ def prepare_data(
     from pangu_sigma.data.prepare.overview import format_overview
 
     made, files, options = loaded(config, overrides), paths(input), preparation.Options(workers, ray)
-    old, output = None if extend is None else Path(extend), Path(made.data.path)
+    output = Path(made.data.path)
     if not files:
-        domains = domains_of(made) if old is None else extended.added_domains(made, old)
+        domains = extended.added_domains(made) if extend else domains_of(made)
         sources = packaged_files(domains, output.parent / "packages", made.data.max_mib_per_domain)
         files, options = [*sources], replace(options, sources=sources)
     if check:
-        manifest, problems = (
-            preparation.preview(made, files, options)
-            if old is None
-            else extended.preview_extension(made, files, old, options)
-        )
+        preview = extended.preview_extension if extend else preparation.preview
+        manifest, problems = preview(made, files, options)
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
     manifest = (
-        preparation.prepare(made, files, output, options)
-        if old is None
-        else extended.prepare_extension(made, files, old, output, options)
+        extended.prepare_extension(made, files, options)
+        if extend
+        else preparation.prepare(made, files, output, options)
     )
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
@@ -312,7 +308,8 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
         pangu-sigma report runs/sigma_tiny --against runs/short
         pangu-sigma report data/prepared
     """
-    from pangu_sigma.inspection.prepared_report import is_prepared, report_prepared
+    from pangu_sigma.data.prepared import is_prepared
+    from pangu_sigma.inspection.prepared_report import report_prepared
 
     run, others = Path(model), paths(against)
     if is_prepared(run):

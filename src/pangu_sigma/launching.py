@@ -15,7 +15,7 @@ from typing import Literal
 from pangu_sigma.arguments import AnyPath, AtLeastOne, Overrides, checked, overrides_of, resolve_run
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.prepared import PreparedData, data_of
 from pangu_sigma.errors import argument
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.npu.communicators import check_layout
@@ -149,19 +149,19 @@ def training_facts(config: Config) -> dict[str, str]:
     tokenizer = read_prepared_tokenizer(config)
     facts = {key: str(value) for key, value in leaves(config.model_dump(mode="json")).items()}
     facts |= {name: importlib.metadata.version(name) for name in ("pangu-sigma", "mindspore", "numpy")}
-    data = Path(config.data.path)
     return facts | {
         "vocabulary": tokenizer.hash[:16],
         "routing tables": drawn_tables(config, tokenizer).hash[:16],
-        "prepared data": _data_hash(data)[:16],
+        "prepared data": _data_hash(data_of(config))[:16],
     }
 
 
-def _data_hash(data: Path) -> str:
-    """Return a SHA-256 over the manifest's content hash, the training text's token counts, and names and sizes of token files,
-    which differs for a truncated copy too."""
-    digest = hashlib.sha256((data / "frequencies.npy").read_bytes())
-    digest.update(load_manifest(data).content_hash.encode())
-    for file in sorted([*data.glob("*.bin"), *data.glob("*.idx")]):
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+def _data_hash(data: PreparedData) -> str:
+    """Return a SHA-256 over the content hash of the data, the training text's token counts, and paths and sizes of the files, which
+    differs for a truncated copy too."""
+    digest = hashlib.sha256(data.frequencies().tobytes())
+    digest.update(data.manifest.content_hash.encode())
+    for name, record in data.manifest.domains.items():
+        for file in record.files:
+            digest.update(f"{name}/{file} {(data.folder / name / file).stat().st_size}\n".encode())
     return digest.hexdigest()

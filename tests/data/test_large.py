@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
+from helpers.manifests import manifest
 
-from pangu_sigma.data.indexed import CHUNK_BYTES
-from pangu_sigma.data.manifest import FileRecord, Manifest
 from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.token_files import CHUNK_BYTES
 
 DOMAINS, SHARDS = 40, 8
 SHARD_TOKENS = 300_000_000_000 // (DOMAINS * SHARDS) + 777
@@ -23,9 +23,10 @@ MARKED = 4
 """Shard of domain d0 that ends, and whose successor begins, with other ids than 0."""
 
 
-def _shard(prefix: Path, tokens: int, first: list[int], last: list[int]) -> dict[str, FileRecord]:
-    """Write a shard of zeros, but for its first and last ids, and the hashes of its chunks; return their records."""
+def _shard(prefix: Path, tokens: int, first: list[int], last: list[int]) -> bytes:
+    """Write a shard of zeros, but for its first and last ids, and an empty index; return the hashes of its chunks."""
     size = 4 * tokens
+    prefix.with_name(f"{prefix.name}.idx").touch()
     with prefix.with_name(f"{prefix.name}.bin").open("wb") as file:
         file.truncate(size)
         file.write(np.array(first, "<i4").tobytes())
@@ -34,25 +35,24 @@ def _shard(prefix: Path, tokens: int, first: list[int], last: list[int]) -> dict
     chunks, rest = divmod(size, CHUNK_BYTES)
     begin = np.array(first, "<i4").tobytes().ljust(CHUNK_BYTES, b"\0")
     end = np.array(last, "<i4").tobytes().rjust(rest, b"\0")
-    middle = xxhash.xxh3_128_digest(bytes(CHUNK_BYTES))
-    hashes = xxhash.xxh3_128_digest(begin) + middle * (chunks - 1) + xxhash.xxh3_128_digest(end)
-    prefix.with_name(f"{prefix.name}.hashes").write_bytes(hashes)
-    return {
-        f"{prefix.name}.bin": FileRecord(bytes=size, xxh3_128=""),
-        f"{prefix.name}.idx": FileRecord(bytes=0, xxh3_128=""),
-        f"{prefix.name}.hashes": FileRecord(bytes=len(hashes), xxh3_128=xxhash.xxh3_128_hexdigest(hashes)),
-    }
+    middle = xxhash.xxh3_64_digest(bytes(CHUNK_BYTES))
+    return xxhash.xxh3_64_digest(begin) + middle * (chunks - 1) + xxhash.xxh3_64_digest(end)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    folder, files = tmp_path_factory.mktemp("corpus"), {}
+    folder = tmp_path_factory.mktemp("corpus")
     for domain in range(DOMAINS):
+        name, hashes = f"d{domain}", b""
+        (folder / name).mkdir()
         for shard in range(SHARDS):
             first, last = ([4, 5, 6], [1, 2, 3]) if domain == 0 else ([], [])
-            files |= _shard(folder / f"d{domain}.train.{shard:05d}", SHARD_TOKENS, first, last)
-    empty: dict[str, Any] = {"domains": {}, "quarantined": {}, "config": {}}
-    Manifest(fingerprint="", vocabulary_hash="", vocabulary_size=0, files=files, **empty).save(folder)
+            hashes += _shard(folder / name / f"train.{shard:05d}", SHARD_TOKENS, first, last)
+        (folder / name / "hashes").write_bytes(hashes)
+        files = {path.name: path.stat().st_size for path in (folder / name).glob("train.*")}
+        changes = {"files": files, "hashes": xxhash.xxh3_128_hexdigest(hashes)}
+        record, config = manifest().domains["zh"].model_copy(update=changes), {"domains": [[name]], "slot_rows": 1}
+        manifest().model_copy(update={"domains": {name: record}, "config": config}).save(folder)
     return folder
 
 

@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "a folder of pictures": (lambda h: [(h / f"{i}.png").touch() for i in range(9)] and h, "0.png, .* and 4 more"),
     "a file of another kind": (written("a.txt", lambda: b"a"), r"ends in \.txt"),
     "prepared data": (
-        changed(lambda h: h, touch("frequencies.npy")),
+        changed(lambda h: (h / "zh").mkdir() or (h / "tokenizer").mkdir() or h, touch("zh/manifest.json")),
         "is in no layout that is read: prepared data; give",
     ),
     # MindSpore, one file

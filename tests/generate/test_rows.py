@@ -11,7 +11,7 @@ from helpers.toy_weights import NumberedRows, ToyWeights
 from experiments.tiny import TINY_ROWS, tiny_config
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.data.prepared import drawn_tables
+from pangu_sigma.data.prepared import PreparedData, drawn_tables
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Chunk
@@ -27,7 +27,7 @@ def config(tiny_data) -> Config:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_data) -> Tokenizer:
-    return Tokenizer.load(tiny_data / "tokenizer")
+    return PreparedData(tiny_data).tokenizer()
 
 
 @pytest.fixture(scope="module")

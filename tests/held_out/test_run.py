@@ -15,7 +15,7 @@ from helpers.prepared import change_vocabulary
 
 from experiments.tiny import STEPS
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.token_files import TokenFile
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.generate.decoder import Chunk
@@ -41,7 +41,7 @@ def everything(graph_mode, tiny_run) -> dict[str, dict[str, Any]]:
 
 def held_out_ids(tiny_data: Path, name: str, length: int) -> np.ndarray:
     """The tokens of all samples, and the one that the last of them predicts."""
-    file = TokenFile(tiny_data / f"{name}.held_out")
+    file = PreparedData(tiny_data).tokens(name, "held_out", 1 << 31)
     return file.read(0, (file.tokens - 1) // length * length + 1)
 
 
@@ -61,7 +61,7 @@ def test_it_gives_the_losses_of_the_end_of_training_with_all_that_was_logged(tin
 
 def test_all_counts_every_held_out_token_once_and_unigram_and_bytes_are_of_those(everything, tiny_run, tiny_data):
     run = open_model(tiny_run, "run")
-    frequencies_DV, length = np.load(tiny_data / "frequencies.npy"), run.config.model.seq_length
+    frequencies_DV, length = PreparedData(tiny_data).frequencies(), run.config.model.seq_length
     for domain in domains_of(run.config):
         ids, found = held_out_ids(tiny_data, domain.name, length), everything[domain.name]
         predicted = ids[1:][ids[:-1] != run.tokenizer.eot]  # what follows the end of a document is not predicted
@@ -118,7 +118,7 @@ def test_text_that_was_prepared_again_with_another_vocabulary_is_refused(tiny_ru
     run, data = shutil.copytree(tiny_run, tmp_path / "run"), shutil.copytree(tiny_data, tmp_path / "data")
     edit_config(run, {str(open_model(run, "run").config.data.path): str(data)})
     assert evaluate_run(run) == evaluate_run(tiny_run)
-    change_vocabulary(data / "tokenizer")
+    change_vocabulary(data)
     for refused in (lambda: evaluate_run(run), lambda: compare_runs([tiny_run], [run])):
         with pytest.raises(
             ConfigError, match=r"data was prepared with another vocabulary than .*run has.*prepare-data"

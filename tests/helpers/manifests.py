@@ -25,11 +25,11 @@ def manifest(
         left_out_bytes=24 * MIB, overlap=overlap(), near_duplicates=0,
     )  # fmt: skip
     config = {
-        "domains": [["zh"], ["en"]], "max_mib_per_domain": limit, "inputs": inputs or [],
+        "domains": [["zh"], ["en"]], "slot_rows": 600, "max_mib_per_domain": limit, "inputs": inputs or [],
         "boilerplate_documents": 10, "max_boilerplate": 0.5, "max_held_out_tokens": 1_000,
     }  # fmt: skip
     domains = {"en": record, "zh": record.model_copy(update=changes)}
     return Manifest(
-        fingerprint="", vocabulary_hash="", vocabulary_size=1, domains=domains, quarantined=quarantined or {}, config=config,
+        fingerprint="", models={}, vocabulary_size=1, domains=domains, quarantined=quarantined or {}, config=config,
         examples={"not JSON": "a.jsonl:3: what"},
     )  # fmt: skip

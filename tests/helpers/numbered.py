@@ -85,8 +85,9 @@ def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tokens")
     for name, samples, first in zip("abc", SAMPLES, FIRST, strict=True):
         text = list(range(first, first + samples * LENGTH + 3))
+        (path / name).mkdir()
         for split in ("train", "held_out"):
-            write_tokens(path / f"{name}.{split}", [text[:50], text[50:]])
+            write_tokens(path / name / split, [text[:50], text[50:]])
     return seal(path)
 
 
@@ -110,6 +111,7 @@ def tokenizer() -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def four(folder, tmp_path_factory) -> Path:
     copy = shutil.copytree(folder, tmp_path_factory.mktemp("four") / "tokens")
+    (copy / "d").mkdir()
     for split in ("train", "held_out"):
-        write_tokens(copy / f"d.{split}", [list(range(10, 10 + 25 * LENGTH))])
+        write_tokens(copy / "d" / split, [list(range(10, 10 + 25 * LENGTH))])
     return seal(copy)

@@ -6,40 +6,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from helpers.manifests import manifest
 
-from pangu_sigma.data.indexed import index_of, read_lengths
-from pangu_sigma.data.manifest import Manifest, load_manifest
-from pangu_sigma.data.prepared import file_records
-from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.data.indexed import index_of, lengths_of
+from pangu_sigma.data.manifest import domains_in, read_manifest
+from pangu_sigma.data.prepared import ROWS_NAME
+from pangu_sigma.data.token_files import write_hashes
 
 
 def seal(folder: Path) -> Path:
-    """Give loose token files a manifest, which says no more than their hashes."""
-    nothing: dict[str, Any] = {"domains": {}, "quarantined": {}, "config": {}}
-    empty = Manifest(fingerprint="", vocabulary_hash="", vocabulary_size=0, **nothing)
-    empty.model_copy(update={"files": file_records(folder)}).save(folder)
+    """Give folders of loose token files manifests, of which no more is true than the hashes."""
+    for path in folder.iterdir():
+        record = manifest().domains["zh"].model_copy(update=_files(path))
+        config = {"domains": [[path.name, "text", "en", "slot"]], "slot_rows": 1}
+        manifest().model_copy(update={"domains": {path.name: record}, "config": config}).save(folder)
     return folder
 
 
 def reseal(folder: Path, **changes: Any) -> None:
-    """Make the files of a folder, as they are now, its content. changes: fields of the manifest."""
-    manifest = load_manifest(folder).model_copy(update=changes)
-    manifest.model_copy(update={"files": file_records(folder)}).save(folder)
+    """Make the files of all domains, as they are now, their content. changes: fields of their manifests."""
+    for name in domains_in(folder):
+        old = read_manifest(folder / name)
+        record = old.domains[name].model_copy(update=_files(folder / name))
+        old.model_copy(update={"domains": {name: record}, **changes}).save(folder)
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    return dict(zip(("files", "hashes"), write_hashes(folder), strict=True))
 
 
 def exchange_lengths(index: Path) -> None:
     """Give the first document of an `.idx` a token less and the second one more: an index that follows from its lengths."""
-    lengths = read_lengths(index)
+    lengths = lengths_of(index.read_bytes()).copy()
     lengths[:2] += np.array([-1, 1], "<i4")
-    index.unlink()  # it may be a hard link
     index.write_bytes(index_of(lengths))
 
 
 def change_vocabulary(folder: Path) -> None:
-    """Give two tokens of a tokenizer folder each other's row; the data around it are then those of this vocabulary."""
-    models = [(folder / f"{name}.model").read_bytes() for name in ("pangu_alpha", "english")]
-    rows = Tokenizer.load(folder).slot_rows.copy()
-    rows[0, [10, 11]] = rows[0, [11, 10]]
-    other = Tokenizer(*models, rows)
-    other.save(folder)
-    reseal(folder.parent, vocabulary_hash=other.hash)
+    """Give two tokens of prepared data each other's row: the data are then those of this vocabulary."""
+    for name in domains_in(folder):
+        rows_R = np.load(folder / name / ROWS_NAME)
+        rows_R[[10, 11]] = rows_R[[11, 10]]
+        np.save(folder / name / ROWS_NAME, rows_R)
+    reseal(folder)

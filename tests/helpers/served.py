@@ -22,7 +22,7 @@ from helpers.toy_weights import ToyWeights
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import Config
-from pangu_sigma.data.prepared import drawn_tables
+from pangu_sigma.data.prepared import PreparedData, drawn_tables
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Chunk
@@ -42,7 +42,7 @@ EOT_EVERY = 37
 @cache
 def tokenizer_in(prepared: Path) -> Tokenizer:
     """The tokenizer of prepared data, loaded once."""
-    return Tokenizer.load(prepared / "tokenizer")
+    return PreparedData(prepared).tokenizer()
 
 
 class DrawnDecoder:

@@ -13,6 +13,7 @@ from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.generate.decoder import Chunk
@@ -141,8 +142,7 @@ def test_it_trains_on_from_exactly_the_loss_that_the_parent_had(tiny_run, extrac
     path = shutil.copytree(extracted, tmp_path / "run")
     config = open_model(path, "run").config
     train_config = config.train.model_copy(update={"steps": 1, "eval_interval": 1})
-    data = config.data.model_copy(update={"path": str(path / "data")})
-    trainer = train(config.model_copy(update={"train": train_config, "data": data}), path)
+    trainer = train(config.model_copy(update={"train": train_config}), path)
     assert trainer.progress.step == 1
     first, last = evaluations(path)[0], evaluations(tiny_run)[-1]
     assert (first["step"], last["step"]) == (0, 30)
@@ -204,9 +204,11 @@ def test_without_its_text_it_is_made_all_the_same_and_said(tiny_run, tiny_data, 
     receipt = extract_domains(run, tmp_path / "without", ["zh"])
     assert receipt.agreement["zh"].exact == 0.0
     assert "cannot be trained; to have it, name the text with data" in caplog.text
-    assert not (tmp_path / "without" / "data").exists()
+    assert open_model(tmp_path / "without", "run").data_hash is None
     extract_domains(run, tmp_path / "with", ["zh"], data=tiny_data)
-    assert (tmp_path / "with" / "data" / "zh.train.bin").exists()
+    extracted = open_model(tmp_path / "with", "run")
+    assert extracted.config.data.path == str(tiny_data)
+    assert extracted.data_hash == load_manifest(tiny_data, ["zh"]).content_hash
     with pytest.raises(DataError, match="is not the prepared text of"):
         extract_domains(run, tmp_path / "other", ["zh"], data=tmp_path)
 

@@ -12,13 +12,12 @@ import pangu_sigma as ps
 from pangu_sigma.cli import main
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare.overview import format_overview
-from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.prepared import PreparedData, is_prepared
 from pangu_sigma.errors import DataError
 from pangu_sigma.inspection.prepared_report import (
     EXPERTS,
     draw_prepared,
     expected_load,
-    is_prepared,
     measure_prepared,
 )
 from pangu_sigma.rre.table import draw_tables
@@ -38,7 +37,7 @@ def read(tiny_data):
     for name in data.manifest.domains:
         found[name] = {}
         for split in ("train", "held_out"):
-            (file,) = data.tokens(name, split, size).shards
+            file = data.tokens(name, split, size)
             ends = np.cumsum(file.lengths)
             found[name][split] = [
                 file.read(int(end - length), int(length)).tolist()
@@ -97,7 +96,7 @@ def test_a_domain_without_tokens_is_even():
 def test_an_index_whose_lengths_are_others_is_refused(tiny_data, tmp_path):
     """Two lengths and the position between them: as many tokens, so nothing but the hash tells."""
     data = shutil.copytree(tiny_data, tmp_path / "data")
-    index = data / "zh.train.idx"
+    index = data / "zh" / "train.idx"
     content = bytearray(index.read_bytes())
     documents = load_manifest(data).domains["zh"].train.documents
     lengths = np.frombuffer(content, np.int32, documents, offset=34)
@@ -107,7 +106,7 @@ def test_an_index_whose_lengths_are_others_is_refused(tiny_data, tmp_path):
     lengths[:2] = lengths[1::-1].copy()
     begins[1] = lengths[0] * width
     index.write_bytes(content)
-    with pytest.raises(DataError, match=r"zh\.train\.idx"):
+    with pytest.raises(DataError, match=r"zh/train\.idx: bytes 0 … \d+ are not what"):
         measure_prepared(PreparedData(data))
 
 
@@ -115,11 +114,11 @@ def test_a_damaged_file_is_refused_and_other_folders_are_no_prepared_data(tiny_d
     assert is_prepared(tiny_data)
     assert not is_prepared(tmp_path)
     data = shutil.copytree(tiny_data, tmp_path / "data")
-    file = data / "frequencies.npy"
+    file = data / "en" / "frequencies.npy"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"frequencies\.npy: "):
+    with pytest.raises(DataError, match=r"en/frequencies\.npy: "):
         measure_prepared(PreparedData(data))
 
 

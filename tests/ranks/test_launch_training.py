@@ -108,11 +108,11 @@ def test_facts_follow_vocabulary_tables_and_data(tiny_data, tmp_path):
         "routing tables",
     }
     short = shutil.copytree(tiny_data, tmp_path / "short")
-    os.truncate(short / "en.train.bin", 100)
+    os.truncate(short / "en" / "train.bin", 100)
     assert differences(facts, training_facts(tiny_config(short))) == {"data.path", "prepared data"}
     other = shutil.copytree(tiny_data, tmp_path / "other")
-    change_vocabulary(other / "tokenizer")
-    assert differences(facts, training_facts(tiny_config(other))) == {"data.path", "vocabulary"}
+    change_vocabulary(other)
+    assert differences(facts, training_facts(tiny_config(other))) == {"data.path", "vocabulary", "prepared data"}
 
 
 def differences(one: dict[str, str], other: dict[str, str]) -> set[str]:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import yaml
 from helpers.edited import stopped_at
-from helpers.prepared import reseal
 
 from experiments.chaos.rank_processes import CRASHES_AT_EXIT, MAIN, RankProcesses
 from experiments.chaos.runs import whole
@@ -22,7 +21,7 @@ from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.state import EXPERTS
 from pangu_sigma.cli import main
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.manifest import read_manifest
 from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
 from pangu_sigma.stored.open import open_model
@@ -45,12 +44,11 @@ MORE_LAYOUTS = [{"groups": 2}, {"data": 2, "expert": 2}, {"groups": 2, "data": 2
 def four_domains(tiny_data, tmp_path_factory) -> Path:
     """The tiny data with a fourth domain, whose text is that of the second."""
     folder = shutil.copytree(tiny_data, tmp_path_factory.mktemp("four") / "prepared")
-    for file in list(folder.glob("en.*")):
-        shutil.copy(file, folder / file.name.replace("en.", "more.", 1))
-    frequencies_DV = np.load(folder / "frequencies.npy")
-    np.save(folder / "frequencies.npy", frequencies_DV[[0, 1, 2, 1]])
-    domains = load_manifest(folder).domains
-    reseal(folder, domains={**domains, "more": domains["en"]})
+    shutil.copytree(folder / "en", folder / "more")
+    en = read_manifest(folder / "en")
+    settings = [["more", *en.settings("en")[1:]]]
+    changes = {"domains": {"more": en.domains["en"]}, "config": en.config | {"domains": settings}}
+    en.model_copy(update=changes).save(folder)
     return folder
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from helpers.served import LENGTH, DrawnDecoder
 
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.serve.limits import Limits
@@ -16,7 +17,6 @@ from pangu_sigma.serve.refusals import ApiError
 from pangu_sigma.serve.schemas import CompletionRequest
 from pangu_sigma.serve.served import Served
 from pangu_sigma.text import tokenizer
-from pangu_sigma.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_domain_is_a_model(served):
 def test_ready_means_warm(tiny_data, monkeypatch):
     """After the warm-up nothing is loaded any more, whatever domain is asked, and each has answered."""
     decoder = DrawnDecoder(tiny_data)
-    decoder.tokenizer = Tokenizer.load(tiny_data / "tokenizer")
+    decoder.tokenizer = PreparedData(tiny_data).tokenizer()
     served = Served(Engine(decoder))
     served.warm_up()
     assert decoder.read_ids >= len(served.domains)

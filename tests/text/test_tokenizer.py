@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.prepare.prepare import prepare
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Document
@@ -278,7 +279,7 @@ def test_prepared_text_comes_back_whole(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     config = tiny_config(slot_rows=600)
     manifest = prepare(config, [tmp_path / "a.jsonl"], tmp_path / "out")
-    tokenizer = Tokenizer.load(tmp_path / "out/tokenizer")
+    tokenizer = PreparedData(tmp_path / "out").tokenizer()
     zh = domains_of(config).named("zh")
     assert tokenizer.row_of[zh.slot, FIRST_BYTE] >= 0
     assert tokenizer.decode(tokenizer.encode(texts["zh"], zh)) == texts["zh"]

@@ -16,11 +16,11 @@ from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Manifest, load_manifest
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.errors import DataError
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sealed import DamagedFile, add_to_seal, sealed, unsealed
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.training.start import StartOptions, check_start, start_run
 
 
@@ -41,7 +41,7 @@ def test_what_was_created_is_opened(tiny_data, tmp_path):
     assert opened.config == created.config == config
     assert created.text_hash == load_manifest(tiny_data).content_hash is not None
     assert opened.identity == replace(created.identity, data_hash=None), "a reader has no data"
-    assert opened.tokenizer.hash == Tokenizer.load(tiny_data / "tokenizer").hash
+    assert opened.tokenizer.hash == PreparedData(tiny_data).tokenizer().hash
     assert opened.table.hash == created.table.hash
     assert opened.table.first_NDV.shape == (2, 3, opened.tokenizer.size)
 
@@ -88,10 +88,10 @@ def test_the_same_tables_continue_a_folder_and_others_do_not(tiny_data, tmp_path
 
 def test_data_prepared_for_other_slots_is_refused(tiny_data, tmp_path):
     model = tiny_config(tiny_data).model.model_dump() | {"slot_rows": 700}
-    with pytest.raises(
-        ConfigError, match=r"has 2 slots of 640 rows, this configuration has 2 of 700; run prepare-data"
-    ):
-        start_run(tmp_path / "run", tiny_config(tiny_data, model=model))
+    config = tiny_config(tiny_data, model=model)
+    for call in (lambda: start_run(tmp_path / "run", config), lambda: check_start(tmp_path / "run", config)):
+        with pytest.raises(ConfigError, match=r"has slots of 640 rows, .* has model\.slot_rows=700; run prepare-data"):
+            call()
     assert not (tmp_path / "run").exists()
 
 
@@ -104,7 +104,7 @@ def test_missing_data_says_to_prepare(tmp_path):
 def test_balanced_tables_are_made_from_the_frequencies_of_the_text(tiny_data, tmp_path):
     config = tiny_config(tiny_data, routing={"table": "balanced"})
     table = start_run(tmp_path / "run", config).table
-    frequencies = np.load(tiny_data / "frequencies.npy")
+    frequencies = PreparedData(tiny_data).frequencies()
     expected = draw_tables(config.routing, 2, 3, frequencies.shape[1], 2, frequencies)
     assert table.hash == expected.hash
     assert table.hash != draw_tables(tiny_config(tiny_data).routing, 2, 3, frequencies.shape[1], 2, None).hash
@@ -197,7 +197,8 @@ def test_a_run_keeps_its_tables_whatever_the_data_say_now(tiny_data, tmp_path):
     config = tiny_config(data, routing={"table": "balanced"})
     before = start_run(tmp_path / "run", config).table.hash
     saved(tmp_path / "run")
-    np.save(data / "frequencies.npy", np.load(data / "frequencies.npy")[:, ::-1])
+    for file in data.glob("*/frequencies.npy"):
+        np.save(file, np.load(file)[::-1])
     reseal(data)
     assert start_run(tmp_path / "run", config, options=StartOptions(allow_data_change=True)).table.hash == before
 
@@ -208,7 +209,7 @@ def test_a_run_keeps_its_tables_whatever_the_data_say_now(tiny_data, tmp_path):
     [
         (["configuration.json", "model.mindir", "tokenizer/vocabulary.json"], "is an exported model, not a run folder"),
         (["config.json", "seal.json", "tokenizer/vocabulary.json"], "is a Hugging Face style folder, not a run folder"),
-        (["manifest.json", "frequencies.npy", "tokenizer/vocabulary.json"], "is prepared data, not a run folder"),
+        (["zh/manifest.json", "zh/frequencies.npy", "tokenizer/english.model"], "is prepared data, not a run folder"),
         (["LOCK", "report/mine.txt", "tokenizer/mine.model"], "is a folder with report, not a run folder"),
         (["tokenizer/mine.model", "logs/mine.txt"], "is a folder with tokenizer, not a run folder"),
         (["kernel/config.yaml", "other/config.yaml"], "is a folder with kernel, other, not a run folder"),

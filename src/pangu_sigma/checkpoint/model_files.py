@@ -21,7 +21,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import ITS_VERSION, DamagedFile, check_folder, seal_folder, sealed, unsealed, write_atomically
-from pangu_sigma.text.tokenizer import Tokenizer, copy_tokenizer
+from pangu_sigma.text.tokenizer import Tokenizer
 
 FILES_FORMAT = 3
 """Format version of these files; others are refused."""
@@ -30,13 +30,13 @@ ROUTING_FILE = "routing.npz"
 TOKENIZER_FOLDER = "tokenizer"
 
 
-def write_model_files(folder: Path, config: Config, tokenizer: Path, table: RoutingTable) -> None:
+def write_model_files(folder: Path, config: Config, tokenizer: Tokenizer, table: RoutingTable) -> None:
     """Write configuration, tokenizer and routing tables of a run folder; configuration.json comes last: then it is complete.
 
-    tokenizer: folder of a saved tokenizer, which is copied. Raises OSError.
+    Raises OSError.
     """
     shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)  # of an interrupted start
-    copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+    tokenizer.save(folder / TOKENIZER_FOLDER)
     table.save(folder / ROUTING_FILE)
     seal_model_files(folder, {})
     write_config(folder, config, "run")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
+from pangu_sigma.checkpoint.model_files import write_model_files
 from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.hf_folder import write_hf_folder
@@ -44,7 +44,7 @@ def write_run(model: StoredModel, folder: Path) -> Path:
     """
     config = model.config.model_copy(update={"finetune": None})  # it can be trained again
     with unfinished_folder(folder) as path:
-        write_model_files(path, config, model.path / TOKENIZER_FOLDER, model.table)
+        write_model_files(path, config, model.tokenizer, model.table)
         write_step_0(StoredRun(path), compose(config, lambda shard, name, shape: model.array(shard, name)))
         receipt = {
             "kind": "export",

@@ -22,7 +22,7 @@ import xxhash
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor, SampleOrder
-from pangu_sigma.data.prepared import read_frequencies
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.data.samples import Samples, open_samples
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.step_arrays import StepArrays, draws_of
@@ -219,8 +219,8 @@ class BatchLoader:
         return np.flatnonzero(taker_B == data_rank_of(self.config, self.rank))
 
     def frequencies(self) -> np.ndarray:
-        """Return the token counts [D, V] of the training text. Raises DataError if they are damaged or of another shape."""
-        return read_frequencies(self.folder, len(self.domains), self.tokenizer.size)
+        """Return the token counts [D, V] of the training text. Raises DataError if they are damaged."""
+        return PreparedData(self.folder, [domain.name for domain in self.domains]).frequencies()
 
     def _open(self, folder: Path, split: str) -> Samples:
         return open_samples(self.config, folder, split, self.tokenizer.size)

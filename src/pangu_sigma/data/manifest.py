@@ -1,10 +1,14 @@
-"""Manifest of a prepared data folder, manifest.json: sources, statistics of each domain, and size and hash of every other file.
+"""Manifest of prepared data: sources, statistics and files of its domains, and how they were prepared.
 
-The manifest contains a hash of itself.
+Each domain is a folder with a sealed manifest.json of its own, so that a domain is added to others as that folder.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,11 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pangu_sigma.errors import DataError
-from pangu_sigma.sealed import DamagedFile, as_json, sealed, unsealed, write_atomically
+from pangu_sigma.sealed import DamagedFile, sealed, unsealed, write_atomically
 
 MANIFEST_FILE = "manifest.json"
-DATA_FORMAT = 5
-"""Format version of a prepared data folder; others are refused. Version 0.1.0 wrote 4, with counts of private data."""
-
-EXTENDS = "extends"
-"""Key of a manifest's `config`: fingerprint and content hash of the folder that was extended (`prepare-data --extend`)."""
+DATA_FORMAT = 6
+"""Format version of a domain's folder; others are refused. Up to 5 one folder held the files of all domains, and one manifest."""
 
 _FIX = "the folder is damaged, run prepare-data again"
 
@@ -81,6 +82,8 @@ class DomainRecord(_Record):
     held-out token: loss of a unigram model with the training counts plus ½ for every row of the slot.
     shift, shift_deviation: how much this loss is above that of as much text drawn at random from the domain, and the standard
     deviation of such draws, in nats.
+    files: size in bytes of every other file of the domain's folder, by name, but for `hashes`. hashes: hash of the file `hashes`,
+    which has the hashes of all chunks of these files.
     offered: number of documents read. Each is kept or counted in one of: duplicates (exact copies), near_duplicates (of an earlier
     document of any domain), too_long (one document longer than data.max_mib_per_domain), over_limit (left out because other
     documents fill that limit).
@@ -103,6 +106,8 @@ class DomainRecord(_Record):
     left_out_bytes: int
     overlap: OverlapRecord
     near_duplicates: int
+    files: dict[str, int] = {}
+    hashes: str = ""
 
 
 class NearDuplicatesRecord(_Record):
@@ -118,6 +123,12 @@ class NearDuplicatesRecord(_Record):
     lost: dict[str, int]
     examples: list[tuple[str, str]]
 
+    def __add__(self, other: NearDuplicatesRecord) -> NearDuplicatesRecord:
+        """Return the record of both searches, each in text of its own."""
+        lost = dict(Counter(self.lost) + Counter(other.lost))
+        sums = {key: getattr(self, key) + getattr(other, key) for key in ("pairs", "passed_over", "groups", "examples")}
+        return NearDuplicatesRecord(lost=lost, **sums)
+
 
 class FileRecord(_Record):
     """Size and content hash of a file in the manifest."""
@@ -127,56 +138,110 @@ class FileRecord(_Record):
 
 
 class Manifest(_Record):
-    """Manifest of a prepared data folder.
+    """Manifest of prepared data: of one domain, as its folder has it, or of several.
 
-    config: settings, inputs and versions that decide the content of the folder. fingerprint: sha256 of `config`.
+    config: settings, inputs and versions that decide the content. fingerprint: sha256 of `config`.
+    models: size and hash of the tokenizer's models, by name. vocabulary_size: number of their token ids V.
     quarantined: number of unusable lines, by reason. examples: file, offset and detail of the first unusable line, by reason.
-    near_duplicates: None if they were not searched.
-    files: size and hash of every other file of the folder, by relative path.
+    near_duplicates: None if they were not searched. These three tell of all text that was prepared together.
     """
 
     fingerprint: str
-    vocabulary_hash: str
+    models: dict[str, FileRecord]
     vocabulary_size: int
     domains: dict[str, DomainRecord]
     quarantined: dict[str, int]
     config: dict[str, Any]
     format: int = DATA_FORMAT
     examples: dict[str, str] = {}
-    files: dict[str, FileRecord] = {}
     near_duplicates: NearDuplicatesRecord | None = None
 
     @property
     def content_hash(self) -> str:
-        """Hash of the data: over the hashes of the token files and of the file of token counts."""
-        content = {
-            name: record.xxh3_128
-            for name, record in self.files.items()
-            if name.endswith((".bin", ".idx")) or name == "frequencies.npy"
-        }
-        return xxhash.xxh3_128_hexdigest(as_json(content))
+        """Hash of the data of the domains, in their order."""
+        return xxhash.xxh3_128_hexdigest(" ".join(record.hashes for record in self.domains.values()).encode())
+
+    def settings(self, name: str) -> list[Any]:
+        """Return the settings that a domain was prepared with, which begin with its name, format, language and slot."""
+        named: dict[str, list[Any]] = {values[0]: values for values in self.config["domains"]}
+        return named[name]
 
     def save(self, folder: Path) -> None:
-        """Write manifest.json, with its own hash, into a folder. Raises OSError."""
-        write_atomically(folder / MANIFEST_FILE, sealed(self.model_dump(mode="json")))
+        """Write manifest.json, with its own hash, into the folder of each domain below `folder`. Raises OSError."""
+        for name, record in self.domains.items():
+            own = self.model_copy(update={"domains": {name: record}})
+            write_atomically(folder / name / MANIFEST_FILE, sealed(own.model_dump(mode="json")))
 
 
-def load_manifest(path: Path) -> Manifest:
-    """Load the manifest of a prepared data folder. Raises DataError if it is missing, damaged or of another format."""
-    file = path / MANIFEST_FILE
+def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:
+    """Load the manifest of some domains of prepared data, in the order of `names`, or of all of them.
+
+    Counts of what was not prepared together are added; `config` is the first domain's, but for the settings of domains.
+    Raises DataError if a manifest is missing, damaged or of another format, or if the domains have no common token ids.
+    """
+    refuse_older(path)
+    if not (names := domains_in(path) if names is None else names):
+        raise DataError(
+            f"{path}: no folder in it has a {MANIFEST_FILE}; run prepare-data first, or set data.path to that"
+        )
+    each = {name: read_manifest(path / name) for name in names}
+    first = each[names[0]]
+    for name, manifest in each.items():
+        if manifest.models != first.models:
+            raise DataError(f"{path / name}: its token ids are not those of {path / names[0]}; prepare both together")
+    preparations = {manifest.fingerprint: manifest for manifest in each.values()}.values()
+    near = [manifest.near_duplicates for manifest in preparations if manifest.near_duplicates is not None]
+    rows = max(manifest.config.get("slot_rows", 0) for manifest in preparations)
+    return first.model_copy(
+        update={
+            "domains": {name: manifest.domains[name] for name, manifest in each.items()},
+            "config": first.config | {"domains": [each[name].settings(name) for name in names], "slot_rows": rows},
+            "quarantined": dict(sum((Counter(manifest.quarantined) for manifest in preparations), Counter[str]())),
+            "examples": {reason: text for manifest in preparations for reason, text in manifest.examples.items()},
+            "near_duplicates": reduce(add, near) if near else None,
+        }
+    )
+
+
+def domains_in(path: Path) -> list[str]:
+    """Return the names of the domains of prepared data, those that were prepared together in their order. Raises DataError."""
+    there = sorted(file.parent.name for file in path.glob(f"*/{MANIFEST_FILE}"))
+    ordered = (values[0] for name in there for values in read_manifest(path / name).config["domains"])
+    return [name for name in dict.fromkeys(ordered) if name in there]
+
+
+def refuse_older(path: Path) -> None:
+    """Raise DataError for prepared data of an older format, which had one manifest for all domains."""
+    if (path / MANIFEST_FILE).exists():
+        raise DataError(
+            f"{path / MANIFEST_FILE}: data of format 5 or older, this version reads {DATA_FORMAT}; prepare the text again, with "
+            "another data.path, or remove the folder before. Version 0.1.0 reads format 5 up to commit 677a3e74, and formats 3 "
+            "and 4 up to commit ab9cf900"
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest in the folder of a domain. Raises DataError if it is missing, damaged or of another format."""
+    file = folder / MANIFEST_FILE
     if not file.exists():
         raise DataError(f"{file}: No such file or directory; run prepare-data first, or set data.path to that")
     try:
         tree = unsealed(file, _FIX)
         if tree.get("format") != DATA_FORMAT:
             raise DataError(
-                f"{file}: data format {tree.get('format')}, this version reads {DATA_FORMAT}; run prepare-data again. Version "
-                "0.1.0 (commit ab9cf900) reads formats 3 and 4"
+                f"{file}: data format {tree.get('format')}, this version reads {DATA_FORMAT}; run prepare-data again"
             )
-        return Manifest.model_validate(tree)
+        manifest = Manifest.model_validate(tree)
     except DamagedFile as error:
         raise DataError(str(error)) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "content"
         raise DataError(f"{file}: damaged: {where}: {first['msg']}; run prepare-data again") from error
+    if [*manifest.domains] != [folder.name]:
+        raise DataError(f"{file}: is that of domain {', '.join(manifest.domains)}; give the folder its name back")
+    try:
+        manifest.settings(folder.name)
+    except (LookupError, TypeError) as error:
+        raise DataError(f"{file}: damaged: config has no settings of {folder.name}; run prepare-data again") from error
+    return manifest

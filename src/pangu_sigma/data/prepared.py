@@ -1,14 +1,19 @@
-"""Reader of a prepared data folder. What is read is verified against the hashes of the manifest; an error names the file.
+"""Reader of prepared data. What is read is verified against the hashes that the manifest of its domain seals; errors name the file.
 
-Small files are verified when they are opened, token files as they are read (`token_files.TokenFile`): an `.idx` whole, and of each
-`.bin` the folder has the hashes of its chunks, in a file beside it, which is read with the first of them.
+    <domain>/train.{bin,idx} held_out.{bin,idx}    token files; shards of them if they are large (indexed.py)
+    <domain>/frequencies.npy rows.npy              int64 [V] counts of the training tokens, int32 token ids of its slot's rows
+    <domain>/hashes manifest.json                  hashes of the chunks of these files (token_files.py), and the seal
+    tokenizer/                                     models of the token ids, which all domains share
+    quarantine.jsonl                               input lines that could not be used
+
+A configuration names the domains, and nothing is read of others.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Collection
-from functools import cached_property, partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +22,19 @@ import xxhash
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.indexed import hashes_of_file, token_shards
-from pangu_sigma.data.manifest import MANIFEST_FILE, FileRecord, load_manifest
-from pangu_sigma.data.token_files import Opener, TokenFile, Tokens, opener
-from pangu_sigma.errors import DataError
+from pangu_sigma.data.indexed import token_shards
+from pangu_sigma.data.manifest import MANIFEST_FILE, load_manifest
+from pangu_sigma.data.token_files import HASH_BYTES, HASHES_NAME, Tokens, VerifiedFile, chunks_of
+from pangu_sigma.errors import DataError, in_words
 from pangu_sigma.rre.table import RoutingTable, draw_tables
-from pangu_sigma.sealed import DamagedFile, fingerprint, verify
-from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.sealed import DamagedFile, verify
+from pangu_sigma.text.tokenizer import MODELS, Tokenizer
 
-TOKENIZER_NAME, FREQUENCIES_NAME, QUARANTINE_NAME = "tokenizer", "frequencies.npy", "quarantine.jsonl"
-"""Names of files and folders in a prepared data folder."""
+TOKENIZER_NAME, QUARANTINE_NAME = "tokenizer", "quarantine.jsonl"
+"""Names in the folder of prepared data."""
+FREQUENCIES_NAME, ROWS_NAME = "frequencies.npy", "rows.npy"
+"""Names in the folder of a domain."""
 SPLITS = ("train", "held_out")
-HASHES_ENDING = ".hashes"
-"""End of the name of the file with the hashes of a `.bin`'s chunks: `zh.train.hashes` of `zh.train.bin`."""
 
 _FIX = "the prepared data is damaged or is of another preparation, run prepare-data again"
 
@@ -49,147 +54,154 @@ _KEYS = {
     "near_duplicates": "data",
 }
 """Keys that decide how text is prepared → their section."""
-_DOMAIN_KEYS = ("name", "format", "language", "slot", "held_out", "max_overlap", "min_held_out_tokens")
-"""Such keys of a domain, in the order of the manifest."""
+DOMAIN_KEYS = ("name", "format", "language", "slot", "held_out", "max_overlap", "min_held_out_tokens")
+"""Such keys of a domain, in the order of the manifest (`Manifest.settings`)."""
 
 
 class PreparedData:
-    """Prepared data folder, written by `prepare-data`, with its `manifest`.
+    """Some domains of prepared data, which `prepare-data` wrote. manifest: that of these domains."""
 
-    Raises DataError for a manifest that is missing, damaged or of another format.
-    """
+    def __init__(self, folder: Path, names: Sequence[str] | None = None) -> None:
+        """names: domains, in this order; None: all that are there.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = load_manifest(folder)
-
-    def require_domains(self, config: Config) -> None:
-        """Raise ConfigError if a domain of a configuration has no tokens here."""
-        names, files = [domain.name for domain in config.domains], self.manifest.files
-        if not all(token_shards(f"{name}.train", files) for name in names):
-            there = dict.fromkeys(name.partition(".")[0] for name in files if ".train." in name)
+        Raises ConfigError for a domain that is not there, DataError for a manifest that is missing, damaged or of another format.
+        """
+        there = sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST_FILE}"))
+        if there and not all((folder / name).is_dir() for name in names or ()):
             raise ConfigError(
-                f"data.path={self.folder} holds domains {', '.join(there)}, this configuration has {', '.join(names)}; set "
-                "data.path to data of these domains, or run prepare-data with this configuration and another data.path"
+                f"data.path={folder} holds domains {', '.join(there)}, this configuration has {', '.join(names or ())}; set "
+                "data.path to data of these domains, or run prepare-data with this configuration, with --extend to add those that "
+                "are missing, or with another data.path"
             )
+        self.folder, self.manifest = folder, load_manifest(folder, names)
+        self._hashes = "", b""  # of one domain at a time: its files have copies of theirs
+
+    def file(self, domain: str, name: str) -> VerifiedFile:
+        """Open a file of a domain's folder. Raises DataError if it is missing, or has another size than was written."""
+        path, files = self.folder / domain / name, self.manifest.domains[domain].files
+        if name not in files:
+            raise DataError(f"{path}: is not among the files of {MANIFEST_FILE}; run prepare-data again")
+        first = sum(chunks_of(size) for other, size in files.items() if other < name)
+        end = first + chunks_of(files[name])
+        return VerifiedFile(path, files[name], self._hashes_of(domain)[HASH_BYTES * first : HASH_BYTES * end])
+
+    def _hashes_of(self, domain: str) -> bytes:
+        """Return the hashes of the chunks of all files of a domain, in the order of their names. Raises DataError for damage."""
+        if domain != self._hashes[0]:
+            path = self.folder / domain / HASHES_NAME
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise DataError(in_words(error, path, "run prepare-data again")) from error
+            if xxhash.xxh3_128_hexdigest(content) != self.manifest.domains[domain].hashes:
+                raise DataError(f"{path}: its content hash is not what was written; {_FIX}")
+            self._hashes = domain, content
+        return self._hashes[1]
 
     def tokens(self, domain: str, split: str, vocabulary: int) -> Tokens:
-        """Open the tokens of a domain and split. vocabulary: number of ids V; reading a chunk with another id raises DataError.
+        """Open the tokens of a domain and split. vocabulary: number of ids V; reading another id raises DataError.
 
-        Raises DataError if a `.bin` is missing or has another size than was written. Its content is verified as it is read.
+        Raises DataError if a file is missing or has another size than was written. Its content is verified as it is read.
         """
-        name = f"{domain}.{split}"
-        shards = token_shards(name, self.manifest.files) or [name]  # which is then missed by name
-        return Tokens([self._token_file(shard, vocabulary) for shard in shards])
-
-    def _token_file(self, shard: str, vocabulary: int) -> TokenFile:
-        return TokenFile(
-            self.folder / shard,
-            vocabulary,
-            self._record(f"{shard}.bin").bytes,
-            partial(self._chunk_hashes, shard),
-            opened=self._opened,
-            index_hash=self._record(f"{shard}.idx").xxh3_128,
-        )
-
-    @cached_property
-    def _opened(self) -> Opener:
-        return opener()
-
-    def _chunk_hashes(self, shard: str) -> bytes:
-        """Return the hashes of the chunks of a shard, end to end. Raises DataError if their file is damaged."""
-        self.verify(f"{shard}{HASHES_ENDING}")
-        return (self.folder / f"{shard}{HASHES_ENDING}").read_bytes()
+        shards = token_shards(split, self.manifest.domains[domain].files) or [split]  # which is then missed by name
+        files = [(self.file(domain, f"{shard}.bin"), self.file(domain, f"{shard}.idx")) for shard in shards]
+        return Tokens(files, vocabulary)
 
     def frequencies(self) -> np.ndarray:
         """Return the count of every token id in the training text of each domain, [D, V] int64. Raises DataError for damage."""
-        file = self.folder / FREQUENCIES_NAME
-        self.verify(FREQUENCIES_NAME)
-        try:
-            return np.load(file)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{file}: cannot be read: {error}; run prepare-data again") from error
+        return np.stack([self._array(domain, FREQUENCIES_NAME) for domain in self.manifest.domains])
 
-    def tokenizer(self) -> Tokenizer:
-        """Load the tokenizer that encoded the text. Raises DataError if a file of it differs from the manifest."""
-        folder = self.folder / TOKENIZER_NAME
-        for name in self.manifest.files:
-            if name.startswith(f"{TOKENIZER_NAME}/"):
-                self.verify(name)
-        tokenizer = Tokenizer.load(folder)
-        if tokenizer.hash != self.manifest.vocabulary_hash:
-            raise DataError(
-                f"{folder}: its hash is {tokenizer.hash[:12]}…, {MANIFEST_FILE} says {self.manifest.vocabulary_hash[:12]}…; {_FIX}"
-            )
-        return tokenizer
+    def tokenizer(self, config: Config | None = None) -> Tokenizer:
+        """Return the tokenizer that encoded the text, with the slots of a configuration; None: with those of the preparation.
 
-    def verify(self, name: str) -> None:
-        """Check size and hash of the file `name` against the manifest. Raises DataError if they differ."""
-        recorded = self._record(name)
+        A slot has the rows that its domains were prepared with: the longest list, of which the others are the beginning. Raises
+        ConfigError if they do not go together or are more than `model.slot_rows`, DataError for a damaged file.
+        """
+        slots = {name: record.slot for name, record in self.manifest.domains.items()}
+        most = self.manifest.config["slot_rows"]
+        if config is not None:
+            slots, most = {domain.name: domain.slot for domain in config.domains}, config.model.slot_rows
+        rows: dict[str, np.ndarray] = {}
+        for name, slot in slots.items():
+            own_R = self.rows(name)
+            had_R = rows.setdefault(slot, own_R)
+            if len(own_R) > most or (own_R[: len(had_R)] != had_R[: len(own_R)]).any():
+                raise ConfigError(
+                    f"data.path={self.folder}: domain {name} was prepared with {len(own_R)} rows, which do not fit slot {slot} "
+                    f"of model.slot_rows={most}, or its other domains; raise it, or run prepare-data with this configuration"
+                )
+            rows[slot] = max(had_R, own_R, key=len)
+        padded = [np.pad(ids_R, (0, most - len(ids_R)), constant_values=-1) for ids_R in rows.values()]
+        alpha, english = (self._model(name) for name in MODELS)
+        return Tokenizer(alpha, english, np.stack(padded))
+
+    def rows(self, domain: str) -> np.ndarray:
+        """Return the token id of each row that a domain was prepared with in its slot, int32. Raises DataError for damage."""
+        return self._array(domain, ROWS_NAME)
+
+    def _array(self, domain: str, name: str) -> np.ndarray:
+        values: np.ndarray = np.load(io.BytesIO(self.file(domain, name).read()))
+        return values
+
+    def _model(self, name: str) -> bytes:
+        """Return the content of a model of the tokenizer. Raises DataError if it is not what was written."""
+        file = self.folder / TOKENIZER_NAME / name
         try:
-            verify(self.folder / name, {"bytes": recorded.bytes, "xxh3_128": recorded.xxh3_128}, _FIX)
+            verify(file, self.manifest.models[name].model_dump(), _FIX)
         except DamagedFile as error:
             raise DataError(str(error)) from error
+        return file.read_bytes()
 
     def verify_all(self) -> None:
-        """Check size and hash of every file against the manifest, which must have all tokens that it counts. Raises DataError if
-        they differ."""
-        files = self.manifest.files
-        for name, domain in self.manifest.domains.items():
-            for split, counts in (("train", domain.train), ("held_out", domain.held_out)):
-                tokens = sum(files[f"{each}.bin"].bytes for each in token_shards(f"{name}.{split}", files)) // 4
-                if tokens != counts.tokens:
+        """Read and verify all files, which must have all tokens that were counted. Raises DataError if they differ."""
+        for name, record in self.manifest.domains.items():
+            for split, counts in zip(SPLITS, (record.train, record.held_out), strict=True):
+                if (tokens := self.tokens(name, split, 1 << 31).tokens) != counts.tokens:
                     raise DataError(
-                        f"{self.folder}: the files of {name}.{split} have {tokens:,} tokens, {counts.tokens:,} were counted; {_FIX}"
+                        f"{self.folder / name}: the files of {split} have {tokens:,} tokens, {counts.tokens:,} were counted; {_FIX}"
                     )
-        for name in self.manifest.files:
-            self.verify(name)
-
-    def _record(self, name: str) -> FileRecord:
-        if name not in self.manifest.files:
-            raise DataError(
-                f"{self.folder / name}: is not among the files of {MANIFEST_FILE}; run prepare-data again with this configuration"
-            )
-        return self.manifest.files[name]
+            for file in Bar(record.files, desc=f"verifying {name}", unit="file"):
+                self.file(name, file).check()
+        self.tokenizer()
 
 
 def preparation_settings(config: Config) -> dict[str, Any]:
     """Return the values of the keys that decide how text is prepared, as the manifest records them."""
     return {
-        "domains": [[getattr(domain, key) for key in _DOMAIN_KEYS] for domain in config.domains],
+        "domains": [[getattr(domain, key) for key in DOMAIN_KEYS] for domain in config.domains],
         **{key: getattr(config, section).model_dump()[key] for key, section in _KEYS.items()},
     }
 
 
 def unlike_prepared(config: Config) -> list[str]:
-    """Return a sentence for each such key whose value differs from that which the data of a configuration were prepared with."""
-    there, here = load_manifest(Path(config.data.path)).config, preparation_settings(config)
-    pairs = [(f"{section}.{key}", here[key], there.get(key, here[key])) for key, section in _KEYS.items()]
-    domains = {values[0]: values for values in there.get("domains", here["domains"])}
-    pairs.append(("domains", [values[0] for values in here["domains"]], [*domains]))
+    """Return a sentence for each such key whose value differs from what the data of a configuration were prepared with."""
+    here, path = preparation_settings(config), Path(config.data.path)
+    found: list[tuple[str, Any, Any]] = []
     for number, values in enumerate(here["domains"]):
-        names = [f"domains.{number}.{key}" for key in _DOMAIN_KEYS]
-        pairs += zip(names, values, domains.get(values[0], values), strict=True)
-    return [
-        f"{key}={_text(value)}: {config.data.path} was prepared with {_text(prepared)}; run prepare-data again to use it"
-        for key, value, prepared in pairs
+        there = load_manifest(path, [values[0]])
+        found += [(f"{section}.{key}", here[key], there.config.get(key, here[key])) for key, section in _KEYS.items()]
+        found += zip((f"domains.{number}.{key}" for key in DOMAIN_KEYS), values, there.settings(values[0]), strict=True)
+    sentences = [
+        f"{key}={_text(value)}: {path} was prepared with {_text(prepared)}; run prepare-data again to use it"
+        for key, value, prepared in found
         if value != prepared
     ]
+    return list(dict.fromkeys(sentences))
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def read_frequencies(folder: Path, domains: int, vocabulary: int) -> np.ndarray:
-    """Return the token counts [D, V] of the training text of a prepared data folder. Raises DataError for another shape."""
-    counts = PreparedData(folder).frequencies()
-    if counts.shape != (domains, vocabulary):
-        raise DataError(
-            f"{folder / FREQUENCIES_NAME}: has the shape {counts.shape}, {domains} domains and {vocabulary} ids need "
-            f"{(domains, vocabulary)}; run prepare-data with this configuration"
-        )
-    return counts
+def is_prepared(path: Path) -> bool:
+    """Return True for a folder that `prepare-data` wrote, of this format or an older one."""
+    own = (path / TOKENIZER_NAME).is_dir() and any(path.glob(f"*/{MANIFEST_FILE}"))
+    return own or (path / FREQUENCIES_NAME).is_file()
+
+
+def data_of(config: Config) -> PreparedData:
+    """Open the domains of a configuration. Raises as `PreparedData`."""
+    return PreparedData(Path(config.data.path), [domain.name for domain in config.domains])
 
 
 def unigram_nats(counts_V: np.ndarray, slot_R: np.ndarray) -> np.ndarray:
@@ -208,8 +220,7 @@ def unigram_nats(counts_V: np.ndarray, slot_R: np.ndarray) -> np.ndarray:
 def read_prepared_tokenizer(config: Config) -> Tokenizer:
     """Load the tokenizer of a configuration's prepared data.
 
-    Raises ConfigError if a domain is missing or the tokenizer was made for other embedding slots, DataError if the data is
-    missing or damaged.
+    Raises ConfigError if a domain is missing or was prepared with rows that do not fit, DataError for missing or damaged data.
     """
     prepared = Path(config.data.path)
     if not prepared.exists():
@@ -217,16 +228,23 @@ def read_prepared_tokenizer(config: Config) -> Tokenizer:
         raise DataError(
             f"data.path={config.data.path} is not there{began}; run prepare-data first, or, if it was moved, set data.path"
         )
-    data = PreparedData(prepared)
-    data.require_domains(config)
-    tokenizer = data.tokenizer()
-    if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
+    return data_of(config).tokenizer(config)
+
+
+def refuse_spare_rows(config: Config) -> None:
+    """Raise ConfigError if a new run would have slots of more rows than its text was prepared with."""
+    if config.model.slot_rows > (rows := data_of(config).manifest.config["slot_rows"]):
         raise ConfigError(
-            f"data.path={config.data.path}: its tokenizer has {tokenizer.slot_rows.shape[0]} slots of "
-            f"{tokenizer.slot_rows.shape[1]} rows, this configuration has {config.slots} of {config.model.slot_rows}; "
-            "run prepare-data with this configuration"
+            f"data.path={config.data.path} has slots of {rows} rows, this configuration has model.slot_rows="
+            f"{config.model.slot_rows}; run prepare-data with this configuration"
         )
-    return tokenizer
+
+
+def encodes(tokenizer: Tokenizer, prepared: Tokenizer) -> bool:
+    """Return True if a run's tokenizer has the ids of prepared text, and its rows in the same places; it may have more rows."""
+    own, its = tokenizer.slot_rows, prepared.slot_rows
+    same_ids = tokenizer.vocabulary.pieces == prepared.vocabulary.pieces
+    return same_ids and own.shape == its.shape and bool(((its < 0) | (its == own)).all())
 
 
 def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
@@ -237,31 +255,8 @@ def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
         len(config.domains),
         tokenizer.size,
         config.model.experts_per_domain,
-        PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None,
+        data_of(config).frequencies() if config.routing.table == "balanced" else None,
         config.model.segments,
         config.model.common_experts,
         config.model.rows,
     )
-
-
-def file_records(folder: Path, known: Collection[str] = ()) -> dict[str, FileRecord]:
-    """Return size and hash of every file below a folder, by relative path; the manifest is left out. Raises OSError.
-
-    The hashes of each `.bin`'s chunks are written to a file beside it, over an earlier one. Each file is read once.
-    known: relative paths of files to leave out, whose records are known.
-    """
-    records = {}
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
-    names = [file.relative_to(folder).as_posix() for file in files if file.suffix != HASHES_ENDING]
-    for name in Bar([name for name in names if name not in known], desc="hashing", unit="file"):
-        file = folder / name
-        if file.suffix != ".bin":
-            records[name] = FileRecord(**fingerprint(file))
-            continue
-        whole, chunks = hashes_of_file(file)
-        records[name] = FileRecord(bytes=file.stat().st_size, xxh3_128=whole)
-        file.with_suffix(HASHES_ENDING).write_bytes(chunks)
-        records[name.removesuffix(".bin") + HASHES_ENDING] = FileRecord(
-            bytes=len(chunks), xxh3_128=xxhash.xxh3_128_hexdigest(chunks)
-        )
-    return records

@@ -17,7 +17,7 @@ from pangu_sigma.errors import DataError
 
 
 class TokenSource(Protocol):
-    """Interface of a domain's tokens that are read by position, such as a `TokenFile`. tokens: number of tokens."""
+    """Interface of a domain's tokens that are read by position, such as `Tokens`. tokens: number of tokens."""
 
     tokens: int
 
@@ -62,6 +62,5 @@ def open_samples(config: Config, folder: Path, split: str, vocabulary: int) -> S
     Raises ConfigError for a domain that is not there, DataError for a missing or damaged file, and for a domain with fewer tokens
     than one sample.
     """
-    prepared = PreparedData(folder)
-    prepared.require_domains(config)
+    prepared = PreparedData(folder, [domain.name for domain in config.domains])
     return Samples(config, [prepared.tokens(domain.name, split, vocabulary) for domain in config.domains], split)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pangu_sigma.checkpoint.safetensors_file import metadata_of
-from pangu_sigma.data.prepared import FREQUENCIES_NAME
+from pangu_sigma.data.prepared import is_prepared
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.foreign.huggingface_layout import is_huggingface, open_huggingface
@@ -48,7 +48,7 @@ def _listed() -> str:
 
 def contents(path: Path, but: Collection[str] = ()) -> str:
     """Describe the contents of a path that is no model for a message. but: names in a folder that are not told."""
-    if (path / FREQUENCIES_NAME).exists():
+    if is_prepared(path):
         return "prepared data"
     if path.suffix in (".yaml", ".yml"):
         return "a configuration; MODEL comes first, CONFIG second"

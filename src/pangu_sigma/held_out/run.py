@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.prepared import encodes, read_prepared_tokenizer
 from pangu_sigma.device import use_cpu
 from pangu_sigma.foreign.dense_files import is_dense_model
 from pangu_sigma.generate.text import open_engine
@@ -42,10 +42,10 @@ def held_out_batches(run: StoredModel, like: Config | None = None) -> BatchLoade
     Raises DataError if the prepared text is missing, ConfigError if it was prepared again with another vocabulary.
     """
     folder = Path(run.config.data.path)
-    manifest = PreparedData(folder).manifest
-    if manifest.vocabulary_hash != run.tokenizer.hash:
+    prepared = read_prepared_tokenizer(run.config)
+    if not encodes(run.tokenizer, prepared):
         raise ConfigError(
-            f"data.path={folder} was prepared with another vocabulary than {run.path} has (hash {manifest.vocabulary_hash[:12]}…, "
+            f"data.path={folder} was prepared with another vocabulary than {run.path} has (hash {prepared.hash[:12]}…, "
             f"not {run.tokenizer.hash[:12]}…): its token ids mean other text; put back the data that the run was trained on, or "
             f"prepare them there again as they were: pangu-sigma prepare-data {run.path}, with the same --input"
         )

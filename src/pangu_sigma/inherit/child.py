@@ -17,7 +17,6 @@ Shape suffixes: K experts of an own segment, R rows of a slot, U rows of an entr
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +26,7 @@ import numpy as np
 
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray, release_pages
-from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER, write_model_files
+from pangu_sigma.checkpoint.model_files import write_model_files
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS, WEIGHTS
 from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor
@@ -282,9 +281,7 @@ def new_run_from(
     drawn. cursor: position in the text, None for its beginning. Raises OSError, and CheckpointError for values that are not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        child.tokenizer.save(Path(temporary) / TOKENIZER_FOLDER)
-        write_model_files(folder, child.config, Path(temporary) / TOKENIZER_FOLDER, child.table)
+    write_model_files(folder, child.config, child.tokenizer, child.table)
     run = StoredRun(folder, text_hash=data_hash)
     write_step_0(run, compose(child.config, child.find), cursor)
     tuned = child.kind == "finetune"  # it is a copy in all, and nobody waits for a comparison

@@ -125,7 +125,7 @@ def _largest(one: np.ndarray, other: np.ndarray) -> float:
 
 def _held_out(run: StoredModel, domain: Domain, data: Path) -> np.ndarray:
     """Return the first held-out tokens of a domain, int64: enough for COMPARED_TEXTS texts. data: folder of prepared text."""
-    prepared = PreparedData(data).tokens(domain.name, "held_out", run.tokenizer.size)
+    prepared = PreparedData(data, [domain.name]).tokens(domain.name, "held_out", run.tokenizer.size)
     return prepared.read(0, min(prepared.tokens, COMPARED_TEXTS * COMPARED_TOKENS)).astype(np.int64)
 
 

@@ -21,9 +21,9 @@ import xxhash
 
 from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import EXTENDS, Manifest, load_manifest
+from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.order import Cursor
-from pangu_sigma.data.prepared import PreparedData, read_prepared_tokenizer
+from pangu_sigma.data.prepared import data_of, read_prepared_tokenizer, refuse_spare_rows
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
@@ -120,11 +120,10 @@ def extend_run(path: Path, config: Config, folder: Path, source: str | None = No
     child = plan_extension(parent, config, source, scratch)
     text = Path(child.config.data.path)
     open_samples(child.config, text, "train", child.tokenizer.size)
-    manifest = load_manifest(text)
-    cursor, position = text_cursor(parent, child.config, manifest)
+    cursor, position = text_cursor(parent, child.config)
     child.notes.append(position)
     with unfinished_folder(folder) as fresh:
-        return new_run_from(child, fresh, manifest.content_hash, text, cursor)
+        return new_run_from(child, fresh, data_of(child.config).manifest.content_hash, text, cursor)
 
 
 def _check_source(old: Config, new: Config, source: str | None, scratch: bool) -> None:
@@ -144,9 +143,10 @@ def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
     """Load the tokenizer of the text prepared for a configuration. path: path of the run, for messages."""
     try:
         tokenizer = read_prepared_tokenizer(config)
+        refuse_spare_rows(config)
     except (DataError, ConfigError) as error:
         raise type(error)(f"{error}\n{_keep_ids(path)}") from error
-    prepared = load_manifest(Path(config.data.path)).config["domains"]
+    prepared = data_of(config).manifest.config["domains"]
     cut_as = [[d.name, d.format, d.language, d.slot] for d in config.domains]  # what is held out of them may differ
     if [each[:4] for each in prepared] != cut_as:
         names, wanted = (", ".join(each) for each in ([d[0] for d in prepared], [d.name for d in config.domains]))
@@ -160,7 +160,7 @@ def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
 def _keep_ids(path: Path) -> str:
     return (
         f"to keep the tokens of the run and their rows: pangu-sigma prepare-data CONFIG --set vocabulary.keep={path}, or, to "
-        "prepare only text of new domains, --extend with the run's data.path"
+        "prepare only text of new domains, --extend with the run's data.path as data.path"
     )
 
 
@@ -192,7 +192,7 @@ def extended_tables(
     known_V: the parent's id of each token, -1 for a new token, whose entries are drawn. origins: domain → domain of the parent.
     """
     old, experts = parent.table, config.model.experts_per_domain
-    frequencies_DV = PreparedData(Path(config.data.path)).frequencies() if config.routing.table == "balanced" else None
+    frequencies_DV = data_of(config).frequencies() if config.routing.table == "balanced" else None
     layers, size, segments = config.model.rre_layers, tokenizer.size, config.model.segments
     first_NDV = np.empty((len(config.model.routed), len(config.domains), size), np.int16)
     spread_DV = np.empty((len(config.domains), size), np.int16)
@@ -242,22 +242,21 @@ def _notes(parent: StoredModel, config: Config, tokenizer: Tokenizer, all_copied
     return notes
 
 
-def text_cursor(parent: StoredRun, config: Config, text: Manifest) -> tuple[Cursor, str]:
-    """Return the position at which an extended run begins, and a note about it for the receipt. text: manifest of the run's text.
+def text_cursor(parent: StoredRun, config: Config) -> tuple[Cursor, str]:
+    """Return the position at which an extended run begins in the text of its configuration, and a note about it for the receipt.
 
-    The samples that `parent` has taken of its domains are not taken again if their token files are the same, which the manifest of
-    data that were prepared with `--extend` says, and if their order is: it follows from the seed, `data.shuffle` and a domain's
-    place in the list.
+    The samples that `parent` has taken of its domains are not taken again if the files of these domains are the same, and if their
+    order is: it follows from the seed, `data.shuffle` and a domain's place in the list.
     """
-    begin, extends = Cursor([0] * len(config.domains)), text.config.get(EXTENDS)
-    same_text = (text.content_hash, extends["content_hash"] if isinstance(extends, dict) else None)
-    if parent.data_hash is None or parent.data_hash not in same_text:
-        return begin, (
-            "all text is read from its beginning: only text that was prepared with `prepare-data --extend` is known to be the run's"
+    begin, before = Cursor([0] * len(config.domains)), [domain.name for domain in parent.config.domains]
+    if parent.data_hash != load_manifest(Path(config.data.path), before).content_hash:
+        return (
+            begin,
+            "all text is read from its beginning: it is not that of the run, which `prepare-data --extend` would keep",
         )
     if parent.config.seed != config.seed:
         return begin, "all text is read from its beginning: with another seed its order is another"
-    before, names = ([domain.name for domain in each.domains] for each in (parent.config, config))
+    names = [domain.name for domain in config.domains]
     kept = [name for had, name in zip(before, names, strict=False) if had == name]
     moved = [name for name in names if name in before and name not in kept]
     counts = dict(zip(before, parent.checkpoint.state["cursor"]["taken"], strict=True))

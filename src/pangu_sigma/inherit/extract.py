@@ -17,8 +17,7 @@ from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert.mindir import export_mindir, verify_export
-from pangu_sigma.data.prepare.subset import write_subset
-from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.prepared import data_of, encodes
 from pangu_sigma.domains import chosen_domains, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.child import Child, new_run_from
@@ -30,12 +29,9 @@ from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folde
 
 logger = logging.getLogger(__name__)
 
-DATA_FOLDER = "data"
-"""Name of the prepared data folder inside of an extracted run."""
-
 
 def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
-    """Return `config` changed for a run that has the domains `kept` only. data: folder of its text.
+    """Return `config` changed for a run that has the domains `kept` only. data: folder of prepared text with them.
 
     Keys that fewer domains do not allow are lowered as little as possible, which is logged. Experts in files go into the new run.
     """
@@ -68,7 +64,7 @@ def _fitting(tree: dict[str, Any], config: Config, domains: int) -> Config:
 
 
 def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Child:
-    """Plan a run with the domains `kept` of `parent`, without reading tensors. data: folder of the new run's text."""
+    """Plan a run with the domains `kept` of `parent`, without reading tensors. data: folder of prepared text with them."""
     old, whole = domains_of(parent.config), parent.table
     config = extracted_config(parent.config, kept, data)
     tokenizer = parent.tokenizer.of_slots([old.slot_names.index(name) for name in domains_of(config).slot_names])
@@ -90,15 +86,17 @@ def extract_domains(
     """Write `output`, atomically, as a run of some domains of the run in `path`; `train` resumes from its step 0 with Adam state.
 
     The receipt compares the logits of both runs for held-out text.
-    kept, dropped: names of domains; give one of the two. data: prepared text of the run, by default data.path of the run; without
-    it the new run cannot be trained, which is logged. export: True to write an exported model (MindIR) instead of a run, whose
-    greedy tokens are compared with the run's. Raises ConfigError, CheckpointError and DataError.
+    kept, dropped: names of domains; give one of the two. data: prepared text with these domains, by default that of the run; it is
+    the new run's data.path. Where it is missing, the new run cannot be trained, which is logged. export: True to write an exported
+    model (MindIR) instead of a run, whose greedy tokens are compared with the run's.
+    Raises ConfigError, CheckpointError and DataError.
     """
     check_absent(output)
     parent = open_model(path, "run")
     names = chosen_domains(parent.config, kept, dropped)
-    child = plan_extraction(parent, names, Path(parent.config.data.path) if export else output / DATA_FOLDER)
-    text = _own_text(parent, data)
+    child = plan_extraction(parent, names, data or Path(parent.config.data.path))
+    data_hash = _text_hash(child, data)
+    text = None if data_hash is None else Path(child.config.data.path)
     with unfinished_folder(output) as fresh:
         if export:
             run = fresh.parent / "run"
@@ -109,28 +107,23 @@ def extract_domains(
             receipt.save(fresh)
             return receipt
         child.notes.insert(0, WARM)
-        data_hash, own = None, None
-        if text is not None:
-            own = fresh / DATA_FOLDER
-            domains = [each.name for each in parent.config.domains]
-            data_hash = write_subset(text, own, domains, names, child.tokenizer).content_hash
-        return new_run_from(child, fresh, data_hash, own)
+        return new_run_from(child, fresh, data_hash, text)
 
 
-def _own_text(parent: StoredModel, data: Path | None) -> Path | None:
-    """Return the folder of a run's prepared text; None, with a warning, if it is missing. data: folder given by the user."""
-    folder = data or Path(parent.config.data.path)
+def _text_hash(child: Child, data: Path | None) -> str | None:
+    """Return the content hash of a child's prepared text; None, with a warning, if it is missing. data: given by the user."""
     try:
-        if PreparedData(folder).tokenizer().hash == parent.tokenizer.hash:
-            return folder
-        problem = f"{folder} was prepared with another tokenizer"
-    except DataError as error:
+        prepared = data_of(child.config)
+        if encodes(child.tokenizer, prepared.tokenizer(child.config)):
+            return prepared.manifest.content_hash
+        problem = f"{prepared.folder} was prepared with another tokenizer"
+    except (DataError, ConfigError) as error:
         problem = str(error)
     if data is not None:
-        raise DataError(f"{argument('--data')} {data}: is not the prepared text of {parent.path}: {problem}")
+        raise DataError(f"{argument('--data')} {data}: is not the prepared text of {child.parent.path}: {problem}")
     logger.warning(
         "the text of %s is not at hand (%s): logits are compared on tokens that are drawn, and a run without text cannot be "
-        "trained; to have it, name the text with %s and extract again",
-        *(parent.path, problem, argument("--data")),
+        "trained; to have it, name the text with %s and extract again, or set data.path",
+        *(child.parent.path, problem, argument("--data")),
     )
     return None

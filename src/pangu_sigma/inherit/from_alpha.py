@@ -12,8 +12,7 @@ import numpy as np
 from pangu_sigma.checkpoint.changes import absolute_paths
 from pangu_sigma.checkpoint.parts import OPTIMIZER
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer, unlike_prepared
+from pangu_sigma.data.prepared import data_of, drawn_tables, read_prepared_tokenizer, refuse_spare_rows, unlike_prepared
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
@@ -39,6 +38,7 @@ def plan_inheritance(parent: StoredModel, config: Config, moments: bool = False,
     """
     config = fitted(parent, config, moments)
     tokenizer, notes, domains = read_prepared_tokenizer(config), _notes(parent, config, moments), domains_of(config)
+    refuse_spare_rows(config)
     for remark in unlike_prepared(config):
         logger.warning("%s", remark)
     if isinstance(parent, StoredAlpha):
@@ -67,7 +67,7 @@ def inherit(
     text = Path(child.config.data.path)
     open_samples(child.config, text, "train", child.tokenizer.size)  # too little text is refused before any work
     with unfinished_folder(folder) as fresh:
-        return new_run_from(child, fresh, load_manifest(text).content_hash, text)
+        return new_run_from(child, fresh, data_of(child.config).manifest.content_hash, text)
 
 
 def fitted(parent: StoredModel, config: Config, moments: bool) -> Config:

@@ -1,4 +1,4 @@
-"""Report of a prepared data folder: a table, and a picture of each domain's tokens and of the load to expect of its experts.
+"""Report of prepared data: a table, and a picture of each domain's tokens and of the load to expect of its experts.
 
 Of the token files only the indices are read: everything about tokens follows from their counts in the training text. All files that
 are read are verified.
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.data.prepare.overview import format_overview
-from pangu_sigma.data.prepared import FREQUENCIES_NAME, SPLITS, PreparedData
+from pangu_sigma.data.prepared import SPLITS, PreparedData
 from pangu_sigma.errors import DataError
 from pangu_sigma.results import aligned
 from pangu_sigma.rre.table import draw_tables, shares_of_experts
@@ -41,11 +41,6 @@ _COLUMNS = {
     "load": "{load[random]:.2f} / {load[balanced]:.2f}",
 }
 """Title of each column of the table → how a domain's numbers are shown in it."""
-
-
-def is_prepared(path: Path) -> bool:
-    """Return True if a path is a folder that `prepare-data` or `extract` wrote."""
-    return (path / FREQUENCIES_NAME).is_file()
 
 
 def report_prepared(folder: Path) -> tuple[dict[str, Any], str]:
@@ -77,8 +72,7 @@ def measure_prepared(data: PreparedData) -> dict[str, Any]:
     domains: dict[str, dict[str, Any]] = {}
     for (name, _, language, *_), counts_V in Bar(rows, desc="measuring", unit="domain"):
         record = data.manifest.domains[name]
-        files = [file for split in SPLITS for file in data.tokens(name, split, tokenizer.size).shards]
-        lengths = np.concatenate([file.lengths for file in files])
+        lengths = np.concatenate([data.tokens(name, split, tokenizer.size).lengths for split in SPLITS])
         tokens = record.train.tokens + record.held_out.tokens
         domains[name] = {
             "language": language,

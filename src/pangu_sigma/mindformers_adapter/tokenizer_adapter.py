@@ -23,7 +23,7 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
     """
 
     def __init__(self, tokenizer_dir: str, model_config: dict[str, Any], domain: str, **keys: Any):
-        """tokenizer_dir: tokenizer folder of prepared data or of a run. model_config: that section of the YAML.
+        """tokenizer_dir: tokenizer folder of a run. model_config: that section of the YAML.
         domain: name of the text's domain.
         Raises DataError for a damaged folder, ConfigError for an unknown domain.
         """

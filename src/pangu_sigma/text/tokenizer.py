@@ -40,7 +40,9 @@ from pangu_sigma.text.vocabulary import (
 SegmentedText = tuple[tuple[str, tuple[Run, ...]], ...]
 """Segments of a document after word segmentation: for each segment, a pair of its language (or "") and its runs of text."""
 
-FILES = ("pangu_alpha.model", "english.model", "vocabulary.json")
+MODELS = ("pangu_alpha.model", "english.model")
+"""Files with the SentencePiece models of a tokenizer."""
+FILES = (*MODELS, "vocabulary.json")
 """Files of a tokenizer's folder."""
 
 _META_BYTES = np.array([FIRST_BYTE + value for value in META.encode()], np.int32)
@@ -147,11 +149,15 @@ class Tokenizer:
         surfaces = self.vocabulary.surfaces
         return b"".join(surfaces[i] for i in ids).decode("utf-8", errors="replace")
 
+    def save_models(self, folder: Path) -> None:
+        """Write both SentencePiece models, which decide the ids, to a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, model in zip(MODELS, (self._alpha, self._english), strict=True):
+            (folder / name).write_bytes(model)
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer to a folder: both SentencePiece models and vocabulary.json."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, model in zip(FILES, (self._alpha, self._english), strict=False):
-            (folder / name).write_bytes(model)
+        self.save_models(folder)
         content = {
             "format": _FORMAT,
             "hash": self.hash,

@@ -33,8 +33,14 @@ from pangu_sigma.checkpoint.run_folder import (
     start_over,
 )
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepared import drawn_tables, read_prepared_tokenizer, unlike_prepared
+from pangu_sigma.data.prepared import (
+    data_of,
+    drawn_tables,
+    encodes,
+    read_prepared_tokenizer,
+    refuse_spare_rows,
+    unlike_prepared,
+)
 from pangu_sigma.errors import argument
 from pangu_sigma.foreign.dense_files import contents
 from pangu_sigma.lock import LOCK
@@ -79,7 +85,7 @@ def start_run(
     """
     given, config = config, absolute_paths(config)
     with ranks.fail_together(f"reading {config.data.path}"):
-        prepared, data_hash = read_prepared_tokenizer(given), load_manifest(Path(given.data.path)).content_hash
+        prepared, data_hash = read_prepared_tokenizer(given), data_of(given).manifest.content_hash
     for remark in unlike_prepared(given) if ranks.first else ():
         logger.warning("%s", remark)
     sections = {key: json.dumps(value) for key, value in given.model_dump(mode="json").items()}
@@ -88,12 +94,13 @@ def start_run(
         resumed = ranks.first and _resume(path, config, prepared, data_hash, options)
     if not ranks.any(resumed):
         with ranks.fail_together("drawing the routing tables"):
+            refuse_spare_rows(config)
             table = drawn_tables(config, prepared)
         ranks.agree({"routing table": table.hash})
         with ranks.fail_together(f"writing {path}"), name_unwritable(path):
             if ranks.first:
                 path.mkdir(parents=True, exist_ok=True)
-                write_model_files(path, config, Path(config.data.path) / TOKENIZER_FOLDER, table)
+                write_model_files(path, config, prepared, table)
     with ranks.fail_together(f"reading {path}"):
         run = StoredRun(path, text_hash=data_hash)
         run.config, _ = config, (run.tokenizer, run.table)
@@ -119,18 +126,21 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     """
     refuse_tuned(path, config)
     refuse_foreign(path)
-    prepared, data_hash = read_prepared_tokenizer(config), load_manifest(Path(config.data.path)).content_hash
+    prepared, data_hash = read_prepared_tokenizer(config), data_of(config).manifest.content_hash
     if options.start_over and options.from_step is not None:
         raise ConfigError(
             f"{argument('--start-over')} and {argument('--from-step')} are two ways to begin; choose one of them"
         )
     if options.start_over:
+        refuse_spare_rows(config)
         return []
     step, root = options.from_step, path / CHECKPOINTS
     saved = newest_checkpoint(root, verified=False) if step is None else checkpoint_at(path, step)
-    if saved is not None:
-        _ = (run := StoredRun(path)).tokenizer, run.table  # their damage is told before anything is changed
-    return [] if saved is None else _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
+    if saved is None:
+        refuse_spare_rows(config)
+        return []
+    _ = (run := StoredRun(path)).tokenizer, run.table  # their damage is told before anything is changed
+    return _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
 
 
 def refuse_tuned(path: Path, config: Config) -> None:
@@ -195,7 +205,7 @@ def _compare(
     whys = [rule_of(change[0]).why for change in changes]
     texts = [change_text(change) + (f" ({why})" if why else "") for change, why in zip(changes, whys, strict=True)]
     identity = saved.identity
-    if prepared.hash != identity.vocabulary_hash:
+    if prepared.hash != identity.vocabulary_hash and not encodes(StoredRun(path).tokenizer, prepared):
         raise ConfigError(
             f"{path} holds a run with another vocabulary than data.path={config.data.path}: its token ids mean other text; set "
             f"data.path back, choose another folder with {argument('--output')}, or add {argument('--start-over')}"

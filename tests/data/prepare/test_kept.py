@@ -13,6 +13,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.prepare import prepare
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import domains_of
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -36,11 +37,11 @@ def test_english_pieces_and_rows_of_a_run_are_kept_whatever_the_text(tiny_run, o
     for rows in (640, 700):
         config = tiny_config(tmp_path / str(rows), vocabulary={"keep": str(tiny_run)}, model={"slot_rows": rows})
         prepare(config, [other_text], tmp_path / str(rows))
-        found = Tokenizer.load(tmp_path / str(rows) / "tokenizer")
+        found = PreparedData(tmp_path / str(rows)).tokenizer()
         assert found.vocabulary.pieces == run.vocabulary.pieces
         np.testing.assert_array_equal(found.slot_rows[:, :640], run.slot_rows)
     assert found.row_of[0, found.vocabulary.character_ids["龙"]] >= 640
-    manifest = json.loads((tmp_path / "640" / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((tmp_path / "640" / "en" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["config"]["kept"] == [run.hash, ["zh", "en"]]
 
 

@@ -17,7 +17,7 @@ def test_the_table_says_what_became_of_the_text_in_the_order_of_the_configuratio
 
 
 def written(previewed: Manifest) -> Manifest:
-    return previewed.model_copy(update={"files": {"quarantine.jsonl": FileRecord(bytes=0, xxh3_128="")}})
+    return previewed.model_copy(update={"models": {"english.model": FileRecord(bytes=0, xxh3_128="")}})
 
 
 def test_text_that_is_left_out_is_said_with_the_key():

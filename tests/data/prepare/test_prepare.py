@@ -21,10 +21,8 @@ from pangu_sigma.data.prepare import reading, segmenting
 from pangu_sigma.data.prepare.prepare import _checked_before_reading, prepare
 from pangu_sigma.data.prepare.stages.stage import StageError
 from pangu_sigma.data.prepared import PreparedData
-from pangu_sigma.data.token_files import TokenFile
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.text.tokenizer import Tokenizer
 
 CHINESE = ["中国人民的希望。", "这本书很好，推荐给大家。", "今天天气不错，我们去公园。", "新年讲话", "他说：“你好。”"]
 
@@ -53,18 +51,17 @@ def prepared(text, tmp_path_factory) -> Path:
 
 def test_the_folder_holds_what_the_manifest_says(prepared, config):
     manifest = load_manifest(prepared)
-    tokenizer = Tokenizer.load(prepared / "tokenizer")
-    frequencies = np.load(prepared / "frequencies.npy")
-    assert (manifest.vocabulary_hash, manifest.vocabulary_size) == (tokenizer.hash, tokenizer.size)
+    tokenizer, frequencies = PreparedData(prepared).tokenizer(), PreparedData(prepared).frequencies()
+    assert manifest.vocabulary_size == tokenizer.size
     assert frequencies.shape == (4, tokenizer.size)
     assert tokenizer.slot_rows.shape == (3, config.model.slot_rows)
     for domain in domains_of(config):
         record = manifest.domains[domain.name]
         assert (record.train.documents, record.held_out.documents) == (8, 2)
         for split, counts in (("train", record.train), ("held_out", record.held_out)):
-            file = TokenFile(prepared / f"{domain.name}.{split}", tokenizer.size)
+            file = PreparedData(prepared).tokens(domain.name, split, tokenizer.size)
             assert (file.tokens, len(file.lengths)) == (counts.tokens, counts.documents)
-        tokens = TokenFile(prepared / f"{domain.name}.train").read(0, record.train.tokens)
+        tokens = PreparedData(prepared).tokens(domain.name, "train", tokenizer.size).read(0, record.train.tokens)
         assert (np.bincount(tokens, minlength=tokenizer.size) == frequencies[domain.index]).all()
         assert 0 < record.unigram_entropy < math.log(2 * tokenizer.size)
         assert [source.name for source in record.sources] == ["a.jsonl"]
@@ -72,11 +69,11 @@ def test_the_folder_holds_what_the_manifest_says(prepared, config):
 
 
 def test_every_document_comes_back_from_the_files(prepared, text):
-    tokenizer = Tokenizer.load(prepared / "tokenizer")
+    tokenizer = PreparedData(prepared).tokenizer()
     texts = {json.loads(line)["text"] for line in text.read_text().splitlines() if '"code"' in line}
     found = []
     for split in ("train", "held_out"):
-        file = TokenFile(prepared / f"code.{split}")
+        file = PreparedData(prepared).tokens("code", split, tokenizer.size)
         ends = np.cumsum(file.lengths)
         found += [tokenizer.decode(file.read(int(e - n), int(n))) for n, e in zip(file.lengths, ends, strict=True)]
     assert sorted(found) == sorted(texts)
@@ -113,10 +110,10 @@ def test_running_again_does_nothing_and_gives_the_same_elsewhere(prepared, text,
 def test_slots_smaller_than_the_vocabulary_hold_all_that_is_written(text, tmp_path):
     config = tiny_config(slot_rows=600)
     manifest = prepare(config, [text], tmp_path / "out")
-    tokenizer = Tokenizer.load(tmp_path / "out/tokenizer")
+    tokenizer = PreparedData(tmp_path / "out").tokenizer()
     assert tokenizer.slot_rows.shape == (3, 600)
     for domain in domains_of(config):
-        file = TokenFile(tmp_path / "out" / f"{domain.name}.train")
+        file = PreparedData(tmp_path / "out").tokens(domain.name, "train", tokenizer.size)
         assert (tokenizer.row_of[domain.slot][file.read(0, file.tokens)] >= 0).all()
     assert manifest.domains["zh"].train.unknown == 0
 
@@ -139,8 +136,8 @@ def test_prepared_data_of_another_collection_are_not_replaced(text, prepared, tm
     tree["domains"][0]["name"] = "pod"
     other = parse_config(tree)
     said = (
-        f"data.path={out} holds domains bilingual, code, en, zh, this configuration has pod, en, bilingual, code; choose another "
-        "data.path, or remove the folder"
+        f"data.path={out} holds domains bilingual, code, en, zh, this configuration has pod, en, bilingual, code; add extend to "
+        "prepare the text of those that are missing, choose another data.path, or remove the folder"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
         prepare(other, [text], out)
@@ -185,20 +182,22 @@ def test_token_files_that_changed_in_an_unfinished_stage_are_not_sealed(text, tm
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killing:
-        killing.setattr("pangu_sigma.data.prepare.prepare.file_records", killed)
+        killing.setattr("pangu_sigma.data.prepare.prepare.fingerprint", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(config, [text], tmp_path / "out")
     (stage,) = (path for path in (tmp_path / ".out.stage").iterdir() if path.is_dir())
-    for name in ("en.train.bin", "en.held_out.idx"):
+    for name in ("en/train.bin", "en/held_out.idx"):
         whole = (stage / "output" / name).read_bytes()
         (stage / "output" / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         with pytest.raises(
-            StageError, match=rf"output/{name}: is not what was written, .*; remove .*\.out\.stage and call"
+            StageError, match=rf"output/{name}: bytes 0 … \d+ are not what .*: damaged; remove .*\.out\.stage and call"
         ):
             prepare(config, [text], tmp_path / "out")
         (stage / "output" / name).write_bytes(whole)
     (stage / "output").rename(tmp_path / "aside")
-    with pytest.raises(StageError, match=r"output/bilingual\.held_out\.bin: is not what was written"):
+    with pytest.raises(
+        StageError, match=r"output/zh/.*manifest\.json: is missing, damaged; remove .*\.out\.stage and call"
+    ):
         prepare(config, [text], tmp_path / "out")
     shutil.copytree(tmp_path / "aside", stage / "output", dirs_exist_ok=True)
     prepare(config, [text], tmp_path / "out")
@@ -211,7 +210,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_old_result(text, prepared, tmp_
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.np.save", full)
+    monkeypatch.setattr("pangu_sigma.data.prepare.writing.np.save", full)
     with pytest.raises(DataError, match=r"cannot write .*out: No space left on device"):
         prepare(limited(config, 3.0), [text], tmp_path / "out")
     assert load_manifest(tmp_path / "out") == load_manifest(prepared)
@@ -225,13 +224,13 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(text, tmp_path, con
         prepare(config, [text], tmp_path / "file" / "out")
 
 
-NAMES = ["en.train.bin", "zh.held_out.idx", "tokenizer/english.model", "frequencies.npy", "quarantine.jsonl"]
+NAMES = ["en/train.bin", "zh/held_out.idx", "tokenizer/english.model", "en/rows.npy", "zh/hashes", "quarantine.jsonl"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_result_with_a_lost_or_changed_file_is_made_again(text, prepared, tmp_path, config, name):
     shutil.copytree(prepared, tmp_path / "out")
-    if name == "en.train.bin":
+    if name == "en/train.bin":
         (tmp_path / "out" / name).write_bytes(bytes((tmp_path / "out" / name).stat().st_size))
     else:
         (tmp_path / "out" / name).unlink()
@@ -251,7 +250,7 @@ def test_files_of_the_user_in_a_prepared_folder_are_not_deleted(text, prepared, 
     folder = shutil.copytree(prepared, tmp_path / "data")
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     mine = Path(shutil.copy(text, folder / name))
-    where = "runs and 2 more" if name.startswith("runs") else name
+    where = "runs/x and 1 more" if name.startswith("runs") else name
     with pytest.raises(DataError, match=rf"also has {where}, which prepare-data did not write; move it, or choose"):
         prepare(config, [text], folder)
     assert mine.read_bytes() == text.read_bytes()
@@ -354,7 +353,11 @@ def test_check_finds_what_is_prepared(text, prepared, tmp_path, config):
     )
     assert found.ok and found["problems"] == []
     written = load_manifest(prepared).model_dump(mode="json")
-    assert {key: found[key] for key in written if key != "files"} == {k: written[k] for k in written if k != "files"}
+    for manifest in (found, written):
+        for record in (manifest, *manifest["domains"].values()):
+            for key in ("models", "files", "hashes"):
+                record.pop(key, None)  # a preview has none
+    assert {key: found[key] for key in written} == written
 
 
 @pytest.mark.parametrize(
@@ -372,12 +375,13 @@ def test_held_out_keys_of_one_domain_leave_the_others_untouched(tmp_path, own):
     for folder, keys in zip(folders, ({}, own), strict=True):
         prepare(strict(en=keys), [path], folder)
     changed = {
-        file.name
-        for file in folders[0].rglob("*.*")
-        if file.read_bytes() != (folders[1] / file.relative_to(folders[0])).read_bytes()
+        file.relative_to(folders[0]).as_posix()
+        for file in folders[0].rglob("*")
+        if file.is_file() and file.read_bytes() != (folders[1] / file.relative_to(folders[0])).read_bytes()
     }
-    ours = {f"en.{split}.{kind}" for split in ("train", "held_out") for kind in ("bin", "idx", "hashes")}
-    assert changed == ours | {"frequencies.npy", "manifest.json"}
+    ours = {f"en/{split}.{kind}" for split in ("train", "held_out") for kind in ("bin", "idx")}
+    manifests = {f"{name}/manifest.json" for name in ("zh", "en", "bilingual", "code")}
+    assert changed == ours | manifests | {"en/frequencies.npy", "en/hashes"}
 
 
 def test_held_out_tokens_of_a_domain_are_capped_and_it_is_said(text, tmp_path, caplog):
@@ -394,7 +398,7 @@ def test_held_out_tokens_of_a_domain_are_capped_and_it_is_said(text, tmp_path, c
 
 def test_damaged_manifests_are_refused_by_the_reader_and_replaced_by_prepare(text, tmp_path, config):
     manifest = prepare(config, [text], tmp_path / "out")
-    (tmp_path / "out/manifest.json").write_text("{")
+    (tmp_path / "out/zh/manifest.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
         load_manifest(tmp_path / "out")
     assert prepare(config, [text], tmp_path / "out") == manifest
@@ -404,7 +408,9 @@ def test_damaged_manifests_are_refused_by_the_reader_and_replaced_by_prepare(tex
 
 def test_every_file_of_the_folder_is_in_the_manifest(prepared):
     files = {path.relative_to(prepared).as_posix() for path in prepared.rglob("*") if path.is_file()}
-    assert load_manifest(prepared).files.keys() == files - {"manifest.json"}
+    listed = {f"{name}/{file}" for name, record in load_manifest(prepared).domains.items() for file in record.files}
+    listed |= {f"{name}/{file}" for name in load_manifest(prepared).domains for file in ("manifest.json", "hashes")}
+    assert files == {*listed, "quarantine.jsonl", "tokenizer/pangu_alpha.model", "tokenizer/english.model"}
     PreparedData(prepared).verify_all()
 
 

@@ -11,11 +11,10 @@ from mindspore import Tensor
 
 from experiments.tiny import TINY_ROWS, tiny_config
 from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.data.prepared import drawn_tables
+from pangu_sigma.data.prepared import PreparedData, drawn_tables
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.graph.rows import GraphRows
 from pangu_sigma.generate.rows import MetRows
-from pangu_sigma.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 DOCUMENTS = 1_000
@@ -23,7 +22,7 @@ DOCUMENTS = 1_000
 
 def test_keys_of_a_thousand_documents_are_equal_in_loader_decoder_and_graph(tiny_data):
     config = tiny_config(tiny_data, model={"rows": TINY_ROWS}, train={"batch_size": 2})
-    tokenizer, rng, length = Tokenizer.load(tiny_data / "tokenizer"), np.random.default_rng(3), config.model.seq_length
+    tokenizer, rng, length = PreparedData(tiny_data).tokenizer(), np.random.default_rng(3), config.model.seq_length
     table, weights = drawn_tables(config, tokenizer), NumberedRows(config)
     loader, domains = BatchLoader(config, Path(config.data.path), tokenizer, table), domains_of(config)
     ends = np.cumsum([entry.width for entry in config.model.rows]) - 1

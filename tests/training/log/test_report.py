@@ -159,7 +159,7 @@ def with_what_happened(folder: Path) -> Path:
     )  # fmt: skip
     prepared = {"domains": [["zh"]]}
     Manifest(
-        fingerprint="", vocabulary_hash="", vocabulary_size=1, domains={"zh": record}, quarantined={}, config=prepared
+        fingerprint="", models={}, vocabulary_size=1, domains={"zh": record}, quarantined={}, config=prepared
     ).save(folder)
     return folder
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KeptVocabulary:
-    """Vocabulary that a preparation keeps: tokenizer and domains of the earlier run in the folder `run`."""
+    """Vocabulary that a preparation keeps: tokenizer and domains of the run or the prepared data in the folder `run`."""
 
     run: Path
     tokenizer: Tokenizer

@@ -95,7 +95,9 @@ def warnings_of(manifest: Manifest) -> list[str]:
                 "or check that the domain's language is that of its text"
             )
         sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
-    if manifest.quarantined and manifest.files:  # without files no folder is written, and the table has the reasons
+    if (
+        manifest.quarantined and manifest.models
+    ):  # a preview has none, no folder is written, and the table has the reasons
         sentences.append(
             f"{sum(manifest.quarantined.values()):,} lines of {argument('--input')} are unusable; quarantine.jsonl of the folder "
             "says why"

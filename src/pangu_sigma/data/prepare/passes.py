@@ -88,13 +88,15 @@ class Passes:
     def _rows(self, blocks: Sequence[Block]) -> np.ndarray:
         """Choose the token id of each row of every slot, int32 [slots, R]."""
         domains, rows, whole = self.work.domains, self.work.config.model.slot_rows, whole_tokenizer(self.work)
+        slots = range(len(domains.slot_names))
+        kept = [self.kept.ids(whole.vocabulary, domains, slot) if self.kept else [] for slot in slots]
         if whole.size <= rows:
-            return np.pad(whole.slot_rows, ((0, 0), (0, rows - whole.size)), constant_values=-1)
-        counts = summed(self._map("count", count_block, _items(blocks)), len(domains.slot_names), whole.size)
-        chosen = []
-        for slot in range(len(counts)):
-            ids = self.kept.ids(whole.vocabulary, domains, slot) if self.kept else []
-            chosen.append(choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows, ids))
+            every = [[*dict.fromkeys([*ids, *range(whole.size)])] for ids in kept]
+            return np.pad(np.array(every, np.int32), ((0, 0), (0, rows - whole.size)), constant_values=-1)
+        counts = summed(self._map("count", count_block, _items(blocks)), len(slots), whole.size)
+        chosen = [
+            choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows, kept[slot]) for slot in slots
+        ]
         return np.stack(chosen)
 
     def encode(self, blocks: Sequence[Block]) -> UnitResults:

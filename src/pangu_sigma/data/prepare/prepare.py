@@ -4,10 +4,8 @@
 
 Pieces and rows are chosen from documents that cannot be held out; the ids of the others decide which are (held_out/overlap.py).
 
-The passes (passes.py) write into a stage beside `output`; its folder `output` gets the name when it is complete:
-
-    <domain>.train.{bin,idx}  <domain>.held_out.{bin,idx}  frequencies.npy (int64 [D, V], training tokens)
-    tokenizer/  quarantine.jsonl  manifest.json (with the hashes of all of them)
+The passes (passes.py) write into a stage beside `output`; its folder `output`, whose files `prepared.py` names, gets the name when
+it is complete.
 
 Lines that cannot be used are written to `<output>.quarantine.jsonl` once all are read; the file stays there if the preparation
 fails.
@@ -28,10 +26,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, Source, load_manifest
+from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, Source, load_manifest, refuse_older
 from pangu_sigma.data.prepare.blocks import Work, block_size
 from pangu_sigma.data.prepare.input_files import InputFile, hash_file, sha256_of
 from pangu_sigma.data.prepare.kept import KeptVocabulary
@@ -44,31 +40,25 @@ from pangu_sigma.data.prepare.stages.executors import executor_of
 from pangu_sigma.data.prepare.stages.stage import Executor, Stage, StageError
 from pangu_sigma.data.prepare.stages.staging import give_back, replace_folder, staged
 from pangu_sigma.data.prepare.writing import WrittenDomain
-from pangu_sigma.data.prepared import (
-    FREQUENCIES_NAME,
-    QUARANTINE_NAME,
-    TOKENIZER_NAME,
-    PreparedData,
-    file_records,
-    preparation_settings,
-)
+from pangu_sigma.data.prepared import QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, preparation_settings
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
+from pangu_sigma.sealed import fingerprint
 from pangu_sigma.text.inputs import input_files, input_units
 from pangu_sigma.text.layout import Layout
-from pangu_sigma.text.tokenizer import Tokenizer, tag_language
+from pangu_sigma.text.tokenizer import MODELS, Tokenizer, tag_language
 
 logger = logging.getLogger(__name__)
 
 _WRITTEN = re.compile(
-    r"manifest\.json|frequencies\.npy|quarantine\.jsonl|tokenizer(/(pangu_alpha\.model|english\.model|vocabulary\.json))?|"
-    r"[a-z0-9_]+\.(train|held_out)(\.\d{5,})?\.(bin|idx|hashes)"
+    r"quarantine\.jsonl|tokenizer(/(pangu_alpha|english)\.model)?|"
+    r"[a-z0-9_]+(/(manifest\.json|hashes|(frequencies|rows)\.npy|(train|held_out)(\.\d{5,})?\.(bin|idx)))?"
 )
 """Names of all that a preparation writes into its folder; a folder with anything else is not replaced."""
 _LOOK = "`prepare-data --check` prints what there is of every domain, and writes nothing"
-_FORMAT = 5
+_FORMAT = 6
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-_STAGE_FORMAT = 7
+_STAGE_FORMAT = 8
 """Version of the stage: raise it when its files change."""
 
 
@@ -103,8 +93,8 @@ def prepare(
     inputs = _checked_before_reading(config, inputs, output)
     kept = kept or KeptVocabulary.of(config)
     give_back(output)
-    existing = _existing(output)
-    if refused := _other_domains(config, output, existing):
+    existing = _existing(config, output)
+    if existing is None and (refused := _other_domains(config, output)):
         raise ConfigError(refused)
     with (
         closing(_executor(config, inputs, options)) as executor,
@@ -127,8 +117,8 @@ def preview(
         raise ConfigError(f"{argument('--check')} has no files that other machines see; leave {argument('--ray')} out")
     output = Path(config.data.path)
     inputs = _checked_before_reading(config, inputs, output)
-    existing, kept = _existing(output), kept or KeptVocabulary.of(config)
-    refused = _other_domains(config, output, existing)
+    existing, kept = _existing(config, output), kept or KeptVocabulary.of(config)
+    refused = _other_domains(config, output)
     with tempfile.TemporaryDirectory() as folder, closing(_executor(config, inputs, options)) as executor:
         stage = Stage(Path(folder))
         existing = None if refused else existing
@@ -140,6 +130,10 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
     """Return the files of `inputs`. Raises ConfigError or DataError for what can be known before anything is read."""
     for domain in domains_of(config):
         tag_language("", "", domain)  # refuses a code domain that has no tag
+        if domain.name == TOKENIZER_NAME:
+            raise ConfigError(
+                f"domains: prepared data has a folder {TOKENIZER_NAME} of its own; give the domain another name"
+            )
     layout = Layout.of(config)
     for path in inputs:
         if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
@@ -173,13 +167,15 @@ def _prepare(
     sources: Mapping[Path, list[Source]],
 ) -> tuple[Manifest, list[str]]:
     """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is.
-    existing: manifest of what the folder has. sources: as in `Options`."""
+    existing: manifest of its domains that the folder has. sources: as in `Options`."""
     items = [(path, sources.get(path)) for path in inputs]
     files = list[InputFile](stage.map(executor, "hash", hash_file, items))
     decisive = _decisive(config, [[str(file.path), file.sha256] for file in files], kept)
-    if writes and existing and existing.fingerprint == _fingerprint(decisive) and _intact(output):
+    if writes and existing and _holds(config, output, _fingerprint(decisive)):
         logger.info("%s already holds this data; nothing to do", output)
         manifest, problems = existing, list[str]()
+    elif writes and (refused := _other_domains(config, output)):
+        raise ConfigError(refused)
     else:
         _say_replaced(output, existing, decisive)
         with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl") if writes else None) as quarantine:
@@ -215,7 +211,7 @@ def _do_all(
     written = passes.write(encoded, held_out)
     manifest = Manifest(
         fingerprint=_fingerprint(decisive),
-        vocabulary_hash=tokenizer.hash,
+        models={},
         vocabulary_size=tokenizer.size,
         domains={
             domain.name: _record(domain, domains, tokenizer, counts[n], sources[n], written[n])
@@ -229,25 +225,17 @@ def _do_all(
     if preview:
         return manifest, problems
     folder = passes.work.stage.path("output")
-    tokenizer.save(folder / TOKENIZER_NAME)
-    np.save(folder / FREQUENCIES_NAME, np.stack([each.splits["train"].counts_V for each in written]))
-    quarantine.copy_to(folder / QUARANTINE_NAME)
-    files_there = file_records(folder)
-    _check_written(folder, files_there, written)
-    manifest = manifest.model_copy(update={"files": files_there})
+    tokenizer.save_models(folder / TOKENIZER_NAME)
+    models = {name: FileRecord(**fingerprint(folder / TOKENIZER_NAME / name)) for name in MODELS}
+    manifest = manifest.model_copy(update={"models": models})
     manifest.save(folder)
+    quarantine.copy_to(folder / QUARANTINE_NAME)
+    try:
+        PreparedData(folder).verify_all()  # a machine may have lost power since they were written
+    except DataError as error:
+        raise StageError(f"{error}: damaged; remove {folder.parent.parent} and call again") from error
     replace_folder(folder, output)
     return manifest, problems
-
-
-def _check_written(folder: Path, files: dict[str, FileRecord], written: list[WrittenDomain]) -> None:
-    """Raise StageError unless the token files of a stage are those that were written: a machine may have lost power since."""
-    wrote = {name: xxh3 for each in written for split in each.splits.values() for name, xxh3 in split.hashes.items()}
-    found = {name: record.xxh3_128 for name, record in files.items() if name.endswith((".bin", ".idx"))}
-    if changed := sorted(wrote.items() ^ found.items()):
-        raise StageError(
-            f"{folder / changed[0][0]}: is not what was written, damaged; remove {folder.parent.parent} and call again"
-        )
 
 
 def _read(passes: Passes, files: list[InputFile], quarantine: Quarantine) -> tuple[list[Read], list[list[Source]]]:
@@ -292,11 +280,15 @@ def _stage_key(config: Config, inputs: list[Path], kept: KeptVocabulary | None) 
     return _fingerprint({"stage": _STAGE_FORMAT, **_decisive(config, stamps, kept)})[:16]
 
 
-def _existing(output: Path) -> Manifest | None:
-    """Return the manifest in `output`, or None if it is absent or damaged. Raises DataError if anything else is in there."""
+def _existing(config: Config, output: Path) -> Manifest | None:
+    """Return the manifest of a configuration's domains in `output`, or None if one is absent or damaged.
+
+    Raises DataError if anything but prepared data is in there.
+    """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
-    if not (output / "manifest.json").is_file():
+    refuse_older(output)
+    if not any(output.glob("*/manifest.json")):
         raise DataError(f"{output} exists and is not prepared data (no manifest.json); choose another or remove it")
     found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*"))
     if foreign := [name for name in found if not _WRITTEN.fullmatch(name)]:
@@ -305,38 +297,46 @@ def _existing(output: Path) -> Manifest | None:
             f"data.path={output} also has {foreign[0]}{more}, which prepare-data did not write; move it, or choose another "
             "data.path"
         )
+    names = [domain.name for domain in config.domains]
+    if not all((output / name).is_dir() for name in names):
+        return None
     try:
-        return load_manifest(output)
+        return load_manifest(output, names)
     except DataError as error:
         logger.warning("%s; it will be replaced", error)
         return None
 
 
-def _other_domains(config: Config, output: Path, existing: Manifest | None) -> str:
+def _other_domains(config: Config, output: Path) -> str:
     """Return why the data in `output` is not replaced: it has other domains, so it is another collection; "" if it has not."""
     names = [domain.name for domain in config.domains]
-    if existing is None or existing.domains.keys() == set(names):
+    there = sorted(path.name for path in output.glob("*/") if path.name != TOKENIZER_NAME)
+    if not there or there == sorted(names):
         return ""
+    add = f"add {argument('--extend')} to prepare the text of those that are missing, " if {*names} - {*there} else ""
     return (
-        f"data.path={output} holds domains {', '.join(existing.domains)}, this configuration has {', '.join(names)}; choose "
-        "another data.path, or remove the folder"
+        f"data.path={output} holds domains {', '.join(there)}, this configuration has {', '.join(names)}; {add}choose another "
+        "data.path, or remove the folder"
     )
 
 
 def _say_replaced(output: Path, existing: Manifest | None, decisive: dict[str, Any]) -> None:
     """Log a warning with what differs, if the data in `output` were prepared otherwise."""
-    if existing is None or existing.fingerprint == _fingerprint(decisive):
-        return
-    keys = sorted(key for key in decisive | existing.config if decisive.get(key) != existing.config.get(key))
-    logger.warning(
-        "%s holds data that were prepared otherwise (%s); prepare-data replaces them", output, ", ".join(keys)
-    )
+    there = {} if existing is None else existing.config
+    if keys := sorted(key for key in there and decisive | there if decisive.get(key) != there.get(key)):
+        logger.warning(
+            "%s holds data that were prepared otherwise (%s); prepare-data replaces them", output, ", ".join(keys)
+        )
 
 
-def _intact(output: Path) -> bool:
-    """Return True if every file agrees with the manifest."""
+def _holds(config: Config, output: Path, wanted: str) -> bool:
+    """Return True if `output` has the domains of a configuration as a preparation would write them, and every file is whole."""
+    names = [domain.name for domain in config.domains]
+    there = [load_manifest(output, [name]).fingerprint for name in names]
+    if {*there} != {wanted} or not (output / QUARANTINE_NAME).exists():
+        return False
     try:
-        PreparedData(output).verify_all()
+        PreparedData(output, names).verify_all()
     except DataError as error:
         logger.warning("%s; it will be replaced", error)
         return False
@@ -371,11 +371,13 @@ def _record(
         slot=domains.slot_names[domain.slot],
         rows=int((tokenizer.slot_rows[domain.slot] >= 0).sum()),
         **counted,
-        train=written.splits["train"].record,
-        held_out=written.splits["held_out"].record,
+        train=written.splits["train"],
+        held_out=written.splits["held_out"],
         unigram_entropy=loss,
         shift=shift,
         shift_deviation=deviation,
         sources=sources,
         overlap=written.overlap,
+        files=written.files,
+        hashes=written.hashes,
     )

@@ -1,13 +1,15 @@
-"""Pass `write`: token ids of all blocks → the token files of a domain, and their statistics.
+"""Pass `write`: token ids of all blocks → the folder of a domain but its manifest, and statistics.
 
 Shape suffixes: V vocabulary, N documents.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +20,8 @@ from pangu_sigma.data.prepare.encoding import Encoded, final_tokenizer, ids_of
 from pangu_sigma.data.prepare.held_out.holding_out import HeldOutDocuments
 from pangu_sigma.data.prepare.held_out.shift import find_shift
 from pangu_sigma.data.prepare.stages.stage import UnitResults
-from pangu_sigma.data.prepared import SPLITS
+from pangu_sigma.data.prepared import FREQUENCIES_NAME, ROWS_NAME, SPLITS
+from pangu_sigma.data.token_files import write_hashes
 from pangu_sigma.text.vocabulary import UNK
 
 
@@ -32,11 +35,10 @@ class WriteItem:
 
 
 class SplitStatistics:
-    """Statistics of a split. counts_V: number of each token id. hashes: those of its token files, as `write_tokens` gives them."""
+    """Statistics of a split. counts_V: number of each token id."""
 
     def __init__(self, vocabulary: int) -> None:
         self.counts_V = np.zeros(vocabulary, np.int64)
-        self.hashes: dict[str, str] = {}
         self._documents = self._bytes = self._folded = 0
 
     def add(self, documents_N: np.ndarray, ids: list[np.ndarray]) -> None:
@@ -61,30 +63,41 @@ class SplitStatistics:
 @dataclass(frozen=True)
 class WrittenDomain:
     """Statistics of a domain's splits; unigram loss of the held-out text, its shift, and the shift's deviation (`held_out_shift`);
-    and its overlap."""
+    its overlap; and sizes of its files and the hash of `hashes` (`write_hashes`)."""
 
-    splits: dict[str, SplitStatistics]
+    splits: dict[str, SplitCounts]
     shift: tuple[float, float, float]
     overlap: OverlapRecord
+    files: dict[str, int]
+    hashes: str
 
 
 def write_domain(work: Work, name: str, item: WriteItem) -> WrittenDomain:
-    """Write the token files of a domain into the folder `output` of the stage, unless the work is a preview."""
-    splits = {split: _write_split(work, item, split) for split in SPLITS}
-    counts = (splits[split].counts_V for split in SPLITS)
-    shift = find_shift(work, item.encoded, item.domain, *counts)
-    return WrittenDomain(splits, shift, item.held_out.choice.overlap)
+    """Write the folder of a domain, but its manifest, into `output` of the stage; in a preview count alone."""
+    domain, tokenizer = work.domains[item.domain], final_tokenizer(work)
+    folder = None if work.preview else work.stage.path(f"output/{domain.name}")
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        folder.mkdir(parents=True)
+    splits = {split: _write_split(work, item, split, folder, tokenizer.size) for split in SPLITS}
+    files, hashes = dict[str, int](), ""
+    if folder:
+        rows_R = tokenizer.slot_rows[domain.slot]
+        np.save(folder / ROWS_NAME, rows_R[rows_R >= 0])
+        np.save(folder / FREQUENCIES_NAME, splits["train"].counts_V)
+        files, hashes = write_hashes(folder)
+    shift = find_shift(work, item.encoded, item.domain, *(splits[split].counts_V for split in SPLITS))
+    records = {split: statistics.record for split, statistics in splits.items()}
+    return WrittenDomain(records, shift, item.held_out.choice.overlap, files, hashes)
 
 
-def _write_split(work: Work, item: WriteItem, split: str) -> SplitStatistics:
-    written = SplitStatistics(final_tokenizer(work).size)
+def _write_split(work: Work, item: WriteItem, split: str, folder: Path | None, vocabulary: int) -> SplitStatistics:
+    written = SplitStatistics(vocabulary)
     documents = _documents(work, item, split, written)
-    if work.preview:
+    if folder is None:
         deque(documents, maxlen=0)
     else:
-        prefix = work.stage.path(f"output/{work.domains[item.domain].name}.{split}")
-        prefix.parent.mkdir(exist_ok=True)
-        written.hashes = write_tokens(prefix, documents)
+        write_tokens(folder / split, documents)
     return written
 
 

@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -255,7 +256,8 @@ def _read(folder: Path, name: str) -> RunLog:
     with suppress(OSError, ValueError, LookupError, TypeError):
         config = leaves(json.loads((folder / CONFIG_FILE).read_bytes())["config"])
     with suppress(DataError, LookupError):
-        data = "" if tuning else format_overview(load_manifest(folder / config["data.path"]))
+        names = [value for key, value in config.items() if re.fullmatch(r"domains\.\d+\.name", key)]
+        data = "" if tuning else format_overview(load_manifest(folder / config["data.path"], names))
     with suppress(OSError, ValueError):
         benchmarks = json.loads((folder / BENCHMARKS).read_text(encoding="utf-8"))
     return RunLog(name, lines, config, tuning, data, benchmarks)

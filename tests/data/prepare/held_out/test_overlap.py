@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pangu_sigma.data.manifest import OverlapRecord, load_manifest
 from pangu_sigma.data.prepare.held_out.overlap import WINDOW, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
 from pangu_sigma.data.prepare.prepare import prepare
-from pangu_sigma.data.token_files import TokenFile
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.errors import DataError
 
 EOT = 9
@@ -263,8 +263,8 @@ def write_repeating(path: Path, order: random.Random) -> None:
     path.write_text("".join(lines))
 
 
-def documents_of(folder: Path, split: str) -> list[list[int]]:
-    file = TokenFile(folder / split)
+def documents_of(folder: Path, name: str, split: str) -> list[list[int]]:
+    file = PreparedData(folder).tokens(name, split, 1 << 31)
     ends = np.cumsum(file.lengths)
     return [file.read(int(end - size), int(size)).tolist() for size, end in zip(file.lengths, ends, strict=True)]
 
@@ -280,7 +280,7 @@ def test_what_was_written_repeats_at_most_what_the_manifest_says_whatever_the_or
         records = load_manifest(folder).domains
         for name in NAMES:
             record = records[name].overlap
-            train, ours = (documents_of(folder, f"{name}.{split}") for split in ("train", "held_out"))
+            train, ours = (documents_of(folder, name, split) for split in ("train", "held_out"))
             seen = {window for document in train for window in windows(document)}
             own = [window for document in ours for window in windows(document)]
             found = sum(

@@ -80,7 +80,7 @@ def test_a_stage_that_others_could_have_made_is_refused(tmp_path, make, said, wh
         raise AssertionError("it was opened")
 
 
-@pytest.mark.parametrize("which", ["", "key", "other", "key/read", "key/read/000000", "key/output/en.train.bin"])
+@pytest.mark.parametrize("which", ["", "key", "other", "key/read", "key/read/000000", "key/output/en/train.bin"])
 def test_a_link_in_a_stage_is_refused_and_what_it_names_stays(tmp_path, which):
     (tmp_path / "mine/key").mkdir(parents=True)
     (tmp_path / "mine/file").write_text("mine")
