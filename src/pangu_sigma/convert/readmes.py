@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pangu_sigma.data.manifest import Manifest, load_manifest
+from pangu_sigma.config import ConfigError
+from pangu_sigma.data.manifest import Manifest
+from pangu_sigma.data.prepared import data_of, encodes
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.stored.model import StoredModel
@@ -79,9 +81,10 @@ def _code(value: object) -> str:
 def _manifest(model: StoredModel) -> Manifest | str:
     """Return the manifest of the model's prepared data, or the reason why there is none."""
     try:
-        manifest = load_manifest(Path(model.config.data.path))
-    except DataError:
-        return "the prepared data is not there, or is damaged"
-    if manifest.vocabulary_hash != model.tokenizer.hash or model.data_hash not in (None, manifest.content_hash):
+        data = data_of(model.config)
+        its = encodes(model.tokenizer, data.tokenizer(model.config))
+    except (DataError, ConfigError):
+        return "the prepared data is not there, or is damaged, or lacks a domain"
+    if not its or model.data_hash not in (None, data.manifest.content_hash):
         return "the prepared data at hand is not what the model was trained on"
-    return manifest
+    return data.manifest
