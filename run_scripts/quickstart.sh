@@ -14,8 +14,8 @@ echo "== text of four domains"
 pangu-sigma prepare-data $config
 echo "== training"
 pangu-sigma train $config -o $run >/dev/null
-echo "== held-out loss of the newest checkpoint"
-pangu-sigma evaluate $run
+echo "== held-out loss of the newest checkpoint, and a passage of each domain"
+pangu-sigma evaluate $run --passages 1
 echo "== one sample per domain"
 rm -f $run/samples.json
 pangu-sigma generate $run "${prompts[@]}" --max-new-tokens 40 "${sampling[@]}" --json $run/samples.json

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -73,6 +73,7 @@ def evaluate(
     input: Paths = (),
     text: Text | None = None,
     domain: Text | None = None,
+    passages: int = 0,
     overrides: Overrides = (),
 ) -> Result:
     """Measure the held-out loss of each domain, or of other text, or compare models on the same tokens.
@@ -93,11 +94,13 @@ def evaluate(
             <eot>. Lines that cannot be used are left out with a warning. "unigram" is None: no training text is read.
         text: or a text, as one document of `domain`.
         domain: domain of `text`, or of all records of `input`; by default records say it.
+        passages: also continue this many passages of held-out text of each domain, and print how they go on and how the model
+            goes on; in the result by domain under "passages".
         overrides: keys of section `data` that say how records of `input` are read, such as data.text_key=body; by default as the
             run's text, or else from the key "text". A reader that a run recorded is not executed.
 
     Examples:
-        pangu-sigma evaluate runs/sigma_tiny --all-samples
+        pangu-sigma evaluate runs/sigma_tiny --passages 1
         pangu-sigma evaluate runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all-samples
         pangu-sigma evaluate runs/extended --against runs/sigma_tiny
         pangu-sigma evaluate runs/sigma_tiny --input mine.jsonl --domain en
@@ -111,17 +114,18 @@ def evaluate(
             f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
         )
     if other_text:
-        if all_samples or others:
-            named = f"{argument('--against')} or {argument('--all-samples')}"
-            without_effect(named, "it is about held-out text, and this is other text")
-        one = models[0] if isinstance(models[0], Model) else Model(models[0])
-        return _evaluate_other_text(one, files, text, domain, changes)
+        if all_samples or others or passages:
+            named = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
+            without_effect(named, "they are about held-out text, and this is other text")
+        return _evaluate_other_text(_loaded(models[0]), files, text, domain, changes)
     if domain is not None or changes:
         named = f"{argument('--domain')} or {argument('--set', 'overrides')}"
         without_effect(named, f"held-out text is prepared, and only records of {argument('--input')} are read by them")
     folders = [Path(each) for each in models]
     with mindspore_lock:
         if others:
+            if passages:
+                without_effect(argument("--passages"), "runs are compared by their losses")
             from pangu_sigma.held_out.compare import compare_runs, format_differences
 
             comparison = compare_runs(folders, others, all_samples)
@@ -131,7 +135,19 @@ def evaluate(
         from pangu_sigma.held_out.run import evaluate_run
 
         losses = evaluate_run(folders[0], all_samples)
-    return _measured(losses, format_losses(losses), [losses])
+    table = format_losses(losses)
+    if passages:
+        from pangu_sigma.held_out.passages import format_passages, passages_of
+
+        found = passages_of(_loaded(models[0]).engine, passages)
+        for name, figures in losses.items():
+            figures["passages"] = [asdict(passage) for passage in found if passage.domain == name]
+        table += f"\n\n{format_passages(found)}"
+    return _measured(losses, table, [losses])
+
+
+def _loaded(model: Model | Path) -> Model:
+    return model if isinstance(model, Model) else Model(model)
 
 
 def _evaluate_other_text(
