@@ -15,7 +15,6 @@ from typing import Literal
 from pangu_sigma.arguments import AnyPath, AtLeastOne, Overrides, checked, overrides_of, resolve_run
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.prepared import PreparedData, data_of
 from pangu_sigma.errors import argument
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.npu.communicators import check_layout
@@ -152,13 +151,16 @@ def training_facts(config: Config) -> dict[str, str]:
     return facts | {
         "vocabulary": tokenizer.hash[:16],
         "routing tables": drawn_tables(config, tokenizer).hash[:16],
-        "prepared data": _data_hash(data_of(config))[:16],
+        "prepared data": _data_hash(config)[:16],
     }
 
 
-def _data_hash(data: PreparedData) -> str:
+def _data_hash(config: Config) -> str:
     """Return a SHA-256 over the content hash of the data, the training text's token counts, and paths and sizes of the files, which
     differs for a truncated copy too."""
+    from pangu_sigma.data.prepared import data_of
+
+    data = data_of(config)
     digest = hashlib.sha256(data.frequencies().tobytes())
     digest.update(data.manifest.content_hash.encode())
     for name, record in data.manifest.domains.items():

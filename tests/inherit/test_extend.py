@@ -260,10 +260,13 @@ def test_fresh_domains_are_drawn_and_tables_depend_on_the_name_alone(tiny_run, l
     assert (w1 == planned.find("experts_layer_0", "w1", (8, 32, 24)).read()).all()
     domains = [*law_config.domains[1:], law_config.domains[0]]
     last = law_config.model_copy(update={"domains": domains})
+    moved = plan_extension(parent, last, scratch=True).table
+    assert (moved.first_NDV == planned.table.first_NDV[:, [1, 2, 3, 0]]).all(), "the order of folders does not matter"
+    other = [law_config.domains[0].model_copy(update={"language": "en"}), *law_config.domains[1:]]
     with pytest.raises(
-        ConfigError, match="was prepared for law, zh, en, code, the configuration has zh, en, code, law"
+        ConfigError, match=r"domains: law: data\.path=.* was prepared with another format, language or slot"
     ):
-        plan_extension(parent, last, scratch=True)
+        plan_extension(parent, law_config.model_copy(update={"domains": other}), scratch=True)
     same = {each.name: each.name for each in parent.config.domains}
     table = extended_tables(parent, last, planned.tokenizer, np.arange(planned.tokenizer.size), same)
     assert (table.first_NDV[:, 3] == planned.table.first_NDV[:, 0]).all()

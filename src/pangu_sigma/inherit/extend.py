@@ -146,13 +146,12 @@ def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
         refuse_spare_rows(config)
     except (DataError, ConfigError) as error:
         raise type(error)(f"{error}\n{_keep_ids(path)}") from error
-    prepared = data_of(config).manifest.config["domains"]
-    cut_as = [[d.name, d.format, d.language, d.slot] for d in config.domains]  # what is held out of them may differ
-    if [each[:4] for each in prepared] != cut_as:
-        names, wanted = (", ".join(each) for each in ([d[0] for d in prepared], [d.name for d in config.domains]))
+    prepared = data_of(config).manifest  # what is held out may differ
+    cut_as = {domain.name: [domain.format, domain.language, domain.slot] for domain in config.domains}
+    if others := [name for name, settings in cut_as.items() if prepared.settings(name)[1:4] != settings]:
         raise ConfigError(
-            f"domains: data.path={config.data.path} was prepared for {names}, the configuration has {wanted}, or they differ in "
-            f"format, language or slot; prepare its own text\n{_keep_ids(path)}"
+            f"domains: {', '.join(others)}: data.path={config.data.path} was prepared with another format, language or slot; "
+            f"prepare its own text\n{_keep_ids(path)}"
         )
     return tokenizer
 
