@@ -57,7 +57,7 @@ def _continued(engine: Engine, domain: Domain, ids: list[int]) -> Passage:
         ]
     )
     decode = engine.decoder.tokenizer.decode
-    nats = [-float(np.mean([token.logprob for token in part])) for part in (scored.prompt[1:], answer.tokens)]
+    nats = [-float(np.mean([token.logprob or 0.0 for token in part])) for part in (scored.prompt[1:], answer.tokens)]
     return Passage(domain.name, decode(prompt), decode(truth), nats[0], answer.text, nats[1])
 
 
