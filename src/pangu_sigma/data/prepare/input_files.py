@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from pangu_sigma.data.manifest import Source
 from pangu_sigma.errors import DataError, argument
@@ -15,13 +18,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InputFile:
-    """Input file, with its hash, size and modification time. sources: those of its text, for the manifest."""
+    """Input file, with its hash, size and modification time."""
 
     path: Path
     sha256: str
     size: int
     changed: int
-    sources: list[Source]
+
+    @property
+    def source(self) -> Source:
+        """Source of the text of a file of which nothing else is known."""
+        return Source(name=self.path.name, version="", licence="the user's", sha256=self.sha256)
 
     def check_unchanged(self) -> None:
         """Raise DataError if the file has changed since it was hashed."""
@@ -35,17 +42,15 @@ class InputFile:
             )
 
 
-def hash_file(name: str, item: tuple[Path, list[Source] | None]) -> InputFile:
-    """Hash a file, with its sources; None: it is the user's. Raises DataError if it cannot be read."""
-    path, sources = item
+def hash_file(number: int, path: Path) -> Iterator[pa.Table]:
+    """Hash a file: yield the values of its `InputFile`. Raises DataError if it cannot be read."""
     status = path.stat()
     logger.info("hashing %s (%.1f MiB)", path, status.st_size / (1 << 20))
     try:
         sha256 = sha256_of(path)
     except OSError as error:
         raise DataError(f"{argument('--input')} {path}: {error.strerror}; check the path") from error
-    own = Source(name=path.name, version="", licence="the user's", sha256=sha256)
-    return InputFile(path, sha256, status.st_size, status.st_mtime_ns, sources or [own])
+    yield pa.table({"sha256": [sha256], "size": [status.st_size], "changed": [status.st_mtime_ns]})
 
 
 def sha256_of(path: Path) -> str:
