@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from pangu_sigma.text.normalisation import VANISHING
@@ -47,19 +46,22 @@ def runs_of(text: str, language: str) -> tuple[Run, ...]:
     and Chinese punctuation, with digits, blanks and marks between them. Latin words, even single ones inside a Chinese sentence,
     are English runs: there a word is a token or two, in PanGu-α one token a letter.
     """
-    runs = (_chinese(some) if chinese else (Run(False, some),) for chinese, some in _stretches(text, language))
-    return tuple(itertools.chain.from_iterable(runs))
+    if not text:
+        return ()
+    if language == "zh":
+        return _chinese(text)
+    if language != "mixed":
+        return (Run(False, text),)
+    stretches = _CHINESE_RUN.split(text)  # every other one is Chinese
+    parts = (_chinese(some) if i % 2 else (Run(False, some),) for i, some in enumerate(stretches) if some)
+    return tuple(itertools.chain.from_iterable(parts))
 
 
 def english_runs(text: str, language: str) -> list[str]:
-    """Return the runs of `runs_of` for the English model alone, without cutting Chinese into words."""
-    return [some for chinese, some in _stretches(text, language) if not chinese]
-
-
-def _stretches(text: str, language: str) -> Iterator[tuple[bool, str]]:
-    """Return stretches of text, every other one in Chinese, each with True if it is in Chinese."""
-    parts = _CHINESE_RUN.split(text) if language == "mixed" else ["", text] if language == "zh" else [text]
-    return ((i % 2 == 1, some) for i, some in enumerate(parts) if some)
+    """Return the text of the English runs alone, without cutting Chinese into words."""
+    if language == "zh":
+        return []
+    return [some for some in (_CHINESE_RUN.split(text)[::2] if language == "mixed" else [text]) if some]
 
 
 def _chinese(text: str) -> tuple[Run, ...]:

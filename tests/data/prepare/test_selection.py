@@ -35,7 +35,7 @@ def selected(
         work = Work(config, Stage(Path(folder)), 1, limit)
         work.stage.path("select").mkdir()
         database.register("documents", _table(rows))
-        select(work, database)
+        select(work, [Block(0, n) for n in range(len(blocks))], database)
         found = work.stage.read("select/documents").to_pylist()
         selection = Selection.of(work, [Block(0, n) for n in range(len(blocks))])
     ranked = sorted((row["rank"], texts[row["document"]]) for row in found if row["rank"] is not None)

@@ -31,6 +31,11 @@ class Block:
         """Number of the block: that of its documents, without the bits of the row."""
         return self.unit << GROUP_BITS | self.group
 
+    @property
+    def first(self) -> int:
+        """Number of its first document."""
+        return self.number << ROW_BITS
+
 
 @dataclass(frozen=True)
 class Work:

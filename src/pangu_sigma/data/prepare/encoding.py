@@ -7,13 +7,14 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pangu_sigma.data.prepare.blocks import ROW_BITS, Block, Work
+from pangu_sigma.data.prepare.blocks import Block, Work
 from pangu_sigma.data.prepare.stages.stage import numbered
 from pangu_sigma.domains import Domain
 from pangu_sigma.text.documents import Segments
@@ -54,23 +55,33 @@ class SampleItem:
     steps: tuple[int, ...]
 
 
-def kept_documents(work: Work, block: Block, *more: str) -> Iterator[tuple[Domain, int | None, Segments, Any]]:
-    """Yield the kept documents of a block, in order: domain, rank as a candidate for the held-out set, text, and columns `more`."""
-    number, first = pc.field("document"), block.number << ROW_BITS
-    chosen = work.stage.rows(
-        "select/documents", (number >= first) & (number < first + (1 << ROW_BITS)), ["document", "rank"]
-    )
-    columns = ["document", "domain", "languages", "texts", *more]
-    every = work.stage.read(f"read/{numbered(block.unit)}", block.group, columns)
-    kept = every.filter(pc.is_in(every["document"], chosen["document"])).append_column("rank", chosen["rank"])
-    for batch in kept.to_batches(_BATCH):
+def _kept(work: Work, number: int, block: Block, *columns: str) -> pa.Table:
+    """Return columns of the kept documents of a block, in order, and their ranks as candidates. number: among all blocks."""
+    chosen = work.stage.read("select/documents", number)
+    every = work.stage.read(f"read/{numbered(block.unit)}", block.group, ["document", *columns])
+    return every.filter(pc.is_in(every["document"], chosen["document"])).append_column("rank", chosen["rank"])
+
+
+def kept_documents(
+    work: Work, number: int, block: Block, *more: str
+) -> Iterator[tuple[Domain, int | None, Segments, Any]]:
+    """Yield the kept documents of a block, in order: domain, rank as a candidate for the held-out set, text, and columns `more`.
+
+    number: of the block among all.
+    """
+    for batch in _kept(work, number, block, "domain", "languages", "texts", *more).to_batches(_BATCH):
         lengths = pc.list_value_length(batch["texts"]).to_pylist()
-        languages, texts = (iter(batch[name].flatten().to_pylist()) for name in ("languages", "texts"))
+        pairs = zip(*(_strings(batch[name].flatten()) for name in ("languages", "texts")), strict=True)
         others = zip(*(batch[name].to_pylist() for name in ("document", *more)), strict=True)
         facts = zip(batch["domain"].to_pylist(), batch["rank"].to_pylist(), lengths, others, strict=True)
         for domain, rank, length, values in facts:
-            segments = tuple((next(languages), next(texts)) for _ in range(length))
-            yield work.domains[domain], rank, segments, values
+            yield work.domains[domain], rank, tuple(islice(pairs, length)), values
+
+
+def _strings(column: pa.Array) -> list[str]:
+    """Return strings as `to_pylist` does, which takes twice as long."""
+    strings: list[str] = column.to_numpy(zero_copy_only=False).tolist()
+    return strings
 
 
 def sample_steps(total: np.ndarray, pieces: int) -> tuple[int, ...]:
@@ -84,15 +95,19 @@ def sample_steps(total: np.ndarray, pieces: int) -> tuple[int, ...]:
 
 def sample_block(work: Work, number: int, item: SampleItem) -> Iterator[pa.Table]:
     """Return the text of a block that pieces are learned from: of each domain every so many-th English run."""
-    taken, seen = list[tuple[int, str]](), list(item.before)
-    for domain, rank, segments, (_, runs) in kept_documents(work, item.block, "runs"):
-        n, step = domain.index, item.steps[domain.index]
-        if rank is None and runs:
-            if -seen[n] % step < runs:
-                texts = [run for _, text in segments for run in english_runs(text, domain.language)]
-                taken += [(n, run) for run in texts[-seen[n] % step :: step]]
-            seen[n] += runs
-    yield pa.Table.from_pylist([{"domain": n, "text": text} for n, text in taken], SAMPLED)
+    kept = _kept(work, number, item.block, "domain", "runs", "texts")
+    certain = kept.filter(pc.and_(pc.is_null(kept["rank"]), pc.greater(kept["runs"], 0)))
+    taken, seen = list[dict[str, Any]](), list(item.before)
+    for row, n, runs in zip(
+        range(len(certain)), *(certain[name].to_pylist() for name in ("domain", "runs")), strict=True
+    ):
+        if (first := -seen[n] % item.steps[n]) < runs:
+            texts = [
+                run for text in certain["texts"][row].as_py() for run in english_runs(text, work.domains[n].language)
+            ]
+            taken += [{"domain": n, "text": run} for run in texts[first :: item.steps[n]]]
+        seen[n] += runs
+    yield pa.Table.from_pylist(taken, SAMPLED)
 
 
 @functools.lru_cache(maxsize=1)
@@ -117,7 +132,7 @@ def final_tokenizer(work: Work) -> Tokenizer:
 def count_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
     """Count the pieces of a block's documents that are certain to be trained on: for each slot, ids and their counts."""
     tokenizer, found = whole_tokenizer(work), defaultdict[int, list[np.ndarray]](list)
-    for domain, rank, segments, _ in kept_documents(work, item):
+    for domain, rank, segments, _ in kept_documents(work, number, item):
         if rank is None:
             found[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
     for slot in range(len(work.domains.slot_names)):
@@ -138,7 +153,7 @@ def encode_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
     """Encode the kept documents of a block."""
     tokenizer = final_tokenizer(work)
     found = [list[tuple[Any, ...]]() for _ in range(2 * len(work.domains))]
-    for domain, rank, segments, (document, hold, size) in kept_documents(work, item, "hold", "bytes"):
+    for domain, rank, segments, (document, hold, size) in kept_documents(work, number, item, "hold", "bytes"):
         runs = segment(segments, domain)
         ids, folded = tokenizer.sample_runs(runs, domain), tokenizer.changed_by_normalisation(runs)
         group = candidates_of(domain.index) if rank is not None else others_of(domain.index)

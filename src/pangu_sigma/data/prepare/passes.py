@@ -57,7 +57,7 @@ class Passes:
 
     def __init__(self, work: Work, executor: Executor, kept: KeptVocabulary | None, decisive: dict[str, Any]) -> None:
         self.work, self._executor, self._kept, self.decisive = work, executor, kept, decisive
-        self._begun = list[str]()
+        self._begun = ["hash"]  # by the caller, because what it hashes is decisive
         self._key = ""
 
     def begin(self, name: str, *settings: Any) -> None:
@@ -81,7 +81,7 @@ class Passes:
         decisive = self.decisive
         domains = [[domain.name, domain.format, domain.language] for domain in self.work.domains]
         text = [decisive[key] for key in ("inputs", "text_key", "domain_of", "reader", "reader_sha256", "versions")]
-        self.begin("read", self.work.size, domains, text, self.work.config.data.near_duplicates)
+        self.begin("read", self.work.size, domains, text, self.work.config.data.near_duplicates is not None)
         self._map("read", read, units)
         groups = (self.work.stage.groups(f"read/{numbered(unit)}") - 1 for unit in range(len(units)))
         return [Block(unit, group) for unit, count in enumerate(groups) for group in range(count)]
@@ -94,7 +94,7 @@ class Passes:
         if not work.stage.path("select/counts").exists():
             with work.stage.database(data.memory_gib / 2, self._executor.workers) as database:
                 database.register("documents", work.stage.results("read"))
-                select(work, database)
+                select(work, blocks, database)
         return Selection.of(work, blocks)
 
     def build_tokenizer(self, blocks: Sequence[Block], selection: Selection) -> Tokenizer:

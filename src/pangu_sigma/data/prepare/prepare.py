@@ -31,7 +31,7 @@ import numpy as np
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, OverlapRecord, Source, load_manifest
 from pangu_sigma.data.prepare.blocks import UNIT_BITS, Block, Work, block_size
-from pangu_sigma.data.prepare.input_files import InputFile, hash_file, sha256_of
+from pangu_sigma.data.prepare.input_files import Stamp, hash_file, refuse_changes, sha256_of, stamps_of
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.overview import warnings_of
 from pangu_sigma.data.prepare.passes import Passes, key_of
@@ -143,33 +143,27 @@ def _prepare(
     problems = [refused] if (refused := _other_domains(config, output, existing)) else []
     if refused and writes:
         raise ConfigError(refused)
-    size = sum(path.stat().st_size for path in inputs)
+    stamps = stamps_of(inputs)
+    size, mib = sum(stamp[1] for stamp in stamps), config.data.max_mib_per_domain
     with (
         closing(executor_of(options.workers, options.ray, config.data.memory_gib, size)) as executor,
         staged(output, writes) as stage,
         closing(executor),  # no process writes into the stage any more when it is removed
     ):
-        stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs]
         stage.begin("hash", key_of([_STAGE_FORMAT, stamps]), [])
-        hashed = stage.map(executor, "hash", hash_file, inputs)
-        files = [
-            InputFile(path, **row) for path, table in zip(inputs, hashed, strict=True) for row in table.to_pylist()
-        ]
-        decisive = _decisive(config, [[str(file.path), file.sha256] for file in files], kept)
+        hashes = [table["sha256"][0].as_py() for table in stage.map(executor, "hash", hash_file, inputs)]
+        decisive = _decisive(config, [[str(path), sha256] for path, sha256 in zip(inputs, hashes, strict=True)], kept)
         if writes and existing and existing.fingerprint == key_of(decisive) and _intact(output):
             logger.info("%s already holds this data; nothing to do", output)
             manifest = existing
         else:
             _say_replaced(output, None if refused else existing, decisive)
+            stage = replace(stage, preparation=key_of(decisive))
+            work = Work(config, stage, block_size(size), None if mib is None else int(mib * (1 << 20)))
+            passes = Passes(work, executor, kept, decisive)
             with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl") if writes else None) as quarantine:
-                mib = config.data.max_mib_per_domain
-                limit, stage = (
-                    None if mib is None else int(mib * (1 << 20)),
-                    replace(stage, preparation=key_of(decisive)),
-                )
-                work = Work(config, stage, block_size(sum(file.size for file in files)), limit)
-                passes = Passes(work, executor, kept, decisive)
-                manifest, more = _do_all(passes, files, output if writes else None, options.sources, quarantine)
+                blocks, sources = _read(passes, stamps, options.sources, quarantine)
+                manifest, more = _do_all(passes, blocks, sources, output if writes else None, quarantine)
                 problems += more
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
@@ -177,18 +171,13 @@ def _prepare(
 
 
 def _do_all(
-    passes: Passes,
-    files: list[InputFile],
-    output: Path | None,
-    known: Mapping[Path, list[Source]],
-    quarantine: Quarantine,
+    passes: Passes, blocks: list[Block], sources: list[list[Source]], output: Path | None, quarantine: Quarantine
 ) -> tuple[Manifest, list[str]]:
-    """Do all passes, and return the manifest and the problems of domains; without problems write `output`.
+    """Do all passes after `read`, and return the manifest and the problems of domains; without problems write `output`.
 
-    output: None for a preview, which has no problem that ends it. known: sources of files.
+    sources: of each domain. output: None for a preview, which has no problem that ends it.
     """
     domains = passes.work.domains
-    blocks, sources = _read(passes, files, known, quarantine)
     selection = passes.select(blocks)
     counts = selection.domains
     few = {n: _too_few(domain, counts[n]) for n, domain in enumerate(domains) if counts[n].kept < 2}
@@ -232,20 +221,16 @@ def _do_all(
     np.save(folder / FREQUENCIES_NAME, np.array([row["counts"] for row in written], np.int64))
     quarantine.copy_to(folder / QUARANTINE_NAME)
     files_there = file_records(folder)
-    _check_written(
-        folder, files_there, {name: xxh3 for row in written for name, xxh3 in json.loads(row["hashes"]).items()}
-    )
+    _check_written(folder, files_there, [json.loads(row["hashes"]) for row in written])
     manifest = manifest.model_copy(update={"files": files_there})
     manifest.save(folder)
     replace_folder(folder, output)
     return manifest, problems
 
 
-def _check_written(folder: Path, files: dict[str, FileRecord], wrote: dict[str, str]) -> None:
-    """Raise StageError unless the token files of a stage are those that were written: a machine may have lost power since.
-
-    wrote: hash of each of them.
-    """
+def _check_written(folder: Path, files: dict[str, FileRecord], hashes: list[dict[str, str]]) -> None:
+    """Raise StageError unless the token files of a stage are those that were written: a machine may have lost power since."""
+    wrote = {name: xxh3 for of_domain in hashes for name, xxh3 in of_domain.items()}
     found = {name: record.xxh3_128 for name, record in files.items() if name.endswith((".bin", ".idx"))}
     if changed := sorted(wrote.items() ^ found.items()):
         stage = folder.parent.parent
@@ -253,26 +238,27 @@ def _check_written(folder: Path, files: dict[str, FileRecord], wrote: dict[str, 
 
 
 def _read(
-    passes: Passes, files: list[InputFile], known: Mapping[Path, list[Source]], quarantine: Quarantine
+    passes: Passes, stamps: list[Stamp], known: Mapping[Path, list[Source]], quarantine: Quarantine
 ) -> tuple[list[Block], list[list[Source]]]:
-    """Read all text. Return the blocks, and the sources of each domain."""
-    work, units = passes.work, input_units([file.path for file in files], passes.work.size)
+    """Read all text. Return the blocks, and the sources of each domain. stamps: of the input files. known: sources of files."""
+    work, files = passes.work, [Path(path) for path, *_ in stamps]
+    units = input_units(files, work.size)
     blocks = passes.read(units)
-    for file in files:
-        file.check_unchanged()
+    refuse_changes(files, stamps)
     with work.stage.database(work.config.data.memory_gib / 2) as database:
         database.register("rows", work.stage.results("read"))
         columns = ", ".join(f'"{name}"' for name in QUARANTINED)
         rejected = f"SELECT {columns} FROM rows WHERE domain IS NULL ORDER BY document"
         quarantine_lines((row for table in tables_of(database, rejected) for row in rows_of(table)), units, quarantine)
-        there = (
+        of_units = (
             f"SELECT DISTINCT document >> {UNIT_BITS} AS unit, domain FROM rows WHERE domain IS NOT NULL ORDER BY ALL"
         )
-        pairs = {(units[unit].path, domain) for unit, domain in database.execute(there).fetchall()}
-    numbers = range(len(passes.work.domains))
-    return blocks, [
-        [s for f in files if (f.path, n) in pairs for s in known.get(f.path) or [f.source]] for n in numbers
-    ]
+        there = {(units[unit].path, domain) for unit, domain in database.execute(of_units).fetchall()}
+    sources = {
+        path: known.get(path) or [Source(name=path.name, version="", licence="the user's", sha256=sha256)]
+        for path, (_, sha256) in zip(files, passes.decisive["inputs"], strict=True)
+    }
+    return blocks, [[s for f in files if (f, domain.index) in there for s in sources[f]] for domain in work.domains]
 
 
 def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | None) -> dict[str, Any]:

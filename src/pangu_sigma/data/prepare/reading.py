@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pangu_sigma.data.prepare.blocks import GROUP_BITS, ROW_BITS, UNIT_BITS, Work
-from pangu_sigma.data.prepare.cleaning.near_duplicates import Bands, band_hashes, bands_of, signature
+from pangu_sigma.data.prepare.cleaning.near_duplicates import signature
 from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.domains import Domain
 from pangu_sigma.text.documents import Document, Rejected
@@ -32,7 +32,6 @@ ROWS = pa.schema(
         "runs": pa.int32(),
         "characters": pa.int64(),
         "signature": pa.list_(pa.uint32()),
-        "bands": pa.list_(pa.uint64()),
         "line": pa.int64(),
         "offset": pa.int64(),
         "reason": pa.string(),
@@ -43,7 +42,7 @@ ROWS = pa.schema(
 domain and a reason, whose `line` is the number of its lines.
 
 languages, texts: the document's segments. bytes: of UTF-8. keep, hold: first 128 bits of the hashes that decide whether it is kept
-and held out. runs, characters: number of its English runs, and of their characters. signature, bands: what near-duplicates are
+and held out. runs, characters: number of its English runs, and of their characters. signature: what near-duplicates are
 searched by, or null. line, offset, reason, detail: as in `Rejected`.
 """
 QUARANTINED = ("document", "line", "offset", "reason", "detail")
@@ -63,8 +62,7 @@ def read(work: Work, number: int, unit: InputUnit) -> Iterator[pa.Table]:
     def row(*values: Any) -> tuple[Any, ...]:
         return (number << GROUP_BITS | group) << ROW_BITS | len(rows), *values
 
-    threshold = work.config.data.near_duplicates
-    bands = None if threshold is None else bands_of(threshold)
+    signed = work.config.data.near_duplicates is not None
     for item in items_of_unit():
         if isinstance(item, Rejected):
             detail = item.detail.encode(
@@ -72,7 +70,7 @@ def read(work: Work, number: int, unit: InputUnit) -> Iterator[pa.Table]:
             ).decode()  # names of files may hold bytes that are no text
             rows.append(row(*[None] * (_OF_A_LINE - 1), item.line, item.offset, item.reason, detail))
         else:
-            rows.append(row(*_facts(item, work.domains.named(item.domain), bands)))
+            rows.append(row(*_facts(item, work.domains.named(item.domain), signed)))
             size += rows[-1][ROWS.get_field_index("bytes")]
         size += _ROW_BYTES
         if size >= work.size:
@@ -89,9 +87,8 @@ def _table(rows: list[tuple[Any, ...]]) -> pa.Table:
     return pa.table([pa.array(column, kind) for column, kind in zip(columns, ROWS.types, strict=True)], schema=ROWS)
 
 
-def _facts(document: Document, domain: Domain, bands: Bands | None) -> tuple[Any, ...]:
-    """Return the values of a document's row after its number. bands: of its signature; None for none."""
-    values = None if bands is None else signature(document)
+def _facts(document: Document, domain: Domain, signed: bool) -> tuple[Any, ...]:
+    """Return the values of a document's row after its number. signed: True for its signature, to search near-duplicates by."""
     languages, texts = zip(*document.segments, strict=True)
     runs = [run for text in texts for run in english_runs(text, domain.language)]
     return (
@@ -103,8 +100,7 @@ def _facts(document: Document, domain: Domain, bands: Bands | None) -> tuple[Any
         content_hash("hold out", document)[:16],
         len(runs),
         sum(map(len, runs)),
-        values,
-        None if bands is None or values is None else band_hashes(values, bands),
+        signature(document) if signed else None,
         *[None] * 4,
     )
 

@@ -18,7 +18,6 @@ from duckdb import DuckDBPyConnection
 from pangu_sigma.data.manifest import NearDuplicatesRecord
 from pangu_sigma.data.prepare.blocks import ROW_BITS, Block, Work
 from pangu_sigma.data.prepare.cleaning.near_duplicates import bands_of, near_duplicates
-from pangu_sigma.data.prepare.stages.stage import tables_of
 
 CANDIDATES_PER_DOCUMENT = 5
 """Number of candidates for each held-out document: of the packaged code only a quarter repeat nothing. Candidates do not contribute
@@ -109,12 +108,12 @@ class Kept:
     kept: int = 0
 
 
-def select(work: Work, database: DuckDBPyConnection) -> None:
+def select(work: Work, blocks: Sequence[Block], database: DuckDBPyConnection) -> None:
     """Select the documents to keep and the candidates of each domain, and write files of the pass `select`.
 
-    documents: number, domain and rank (null: no candidate) of each document that is kept, in order. blocks: number of documents and
-    candidates of each block and domain, and of English runs and their characters in other documents. counts: those of `Kept`.
-    database: with the table `documents`, rows of `reading.ROWS`.
+    documents: number and rank (null: no candidate) of each document that is kept, in order, a row group for each block. blocks:
+    number of documents and candidates of each block and domain, and of English runs and their characters in other documents.
+    counts: those of `Kept`. database: with the table `documents`, rows of `reading.ROWS`.
     """
     near = _near_duplicates(work, database)
     limit = {"limit": _NO_LIMIT if work.limit is None else work.limit}
@@ -126,9 +125,9 @@ def select(work: Work, database: DuckDBPyConnection) -> None:
     database.executemany("INSERT INTO most VALUES (?, ?)", most or [(0, 0)])
     size = CANDIDATES_PER_DOCUMENT * _BYTES_PER_TOKEN * work.config.data.max_held_out_tokens
     database.execute(_CHOSEN, {"bytes": size, "least": CANDIDATES_PER_DOCUMENT})
-    work.stage.write(
-        "select/documents", tables_of(database, "SELECT document, domain, rank FROM chosen ORDER BY document")
-    )
+    of_block = "SELECT document, rank FROM chosen WHERE document BETWEEN $first AND $last ORDER BY document"
+    spans = [{"first": block.first, "last": block.first + (1 << ROW_BITS) - 1} for block in blocks or [Block(0, 0)]]
+    work.stage.write("select/documents", (database.sql(of_block, params=span).to_arrow_table() for span in spans))
     work.stage.write("select/blocks", [database.sql(_BLOCKS, params={"row_bits": ROW_BITS}).to_arrow_table()])
     work.stage.write("select/near", [pa.Table.from_pylist([{"near": near and near.model_dump_json()}])])
     work.stage.write("select/counts", [counts])

@@ -22,7 +22,6 @@ from pangu_sigma.data.prepare.cleaning.near_duplicates import (
     GRAM_WORDS,
     PERMUTATIONS,
     NearDuplicates,
-    band_hashes,
     bands_of,
     near_duplicates,
     signature,
@@ -74,16 +73,14 @@ def changed(language: str, words: list[str], similarity: float, seed: int) -> Do
 
 def search(signatures: np.ndarray, threshold: float, memory: str = "1GB") -> NearDuplicates:
     """Find the near-duplicates among documents of these signatures."""
-    bands = bands_of(threshold, signatures.shape[1])
     documents = {
         "document": np.arange(len(signatures)) * 7,
         "domain": np.zeros(len(signatures), np.int16),
         "signature": pa.array([*signatures], pa.list_(pa.uint32())),
-        "bands": pa.array([band_hashes(each, bands) for each in signatures], pa.list_(pa.uint64())),
     }
     with duckdb.connect(config={"memory_limit": memory, "threads": 1}) as database:
         database.register("documents", pa.table(documents))
-        found = near_duplicates(database, bands)
+        found = near_duplicates(database, bands_of(threshold, signatures.shape[1]))
     return replace(found, dropped=found.dropped // 7, first=found.first // 7)
 
 

@@ -1,6 +1,6 @@
 """Near-duplicates: documents that have most of their word n-grams in common, found by MinHash (Broder 1997) with datasketch.
 
-    document → signature [P] → hashes of bands → pairs of one hash → pairs of enough equal values → groups → first of each stays
+    document → signature [P] → bands → pairs of an equal band → pairs of enough equal values → groups → first of each stays
 
 Values of two signatures are equal as often as the Jaccard similarity of their sets of n-grams. A signature is cut into bands; only
 documents with an equal band are compared. They are near-duplicates from so many equal values on that a pair at the threshold is
@@ -11,7 +11,7 @@ Groups are connected by pairs. Of each group the first document in the order of 
 another domain are lost by the domain that comes later. The result depends on the signatures and their order alone. Memory: the
 database's, and 24 bytes for a document with a band in common with another.
 
-Shape suffixes: P values of a signature, B bands, R documents with a band in common with another, K pairs.
+Shape suffixes: P values of a signature, R documents with a band in common with another, K pairs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-from pangu_sigma.data.prepare.cleaning.shingles import mixed, shingles
+from pangu_sigma.data.prepare.cleaning.shingles import shingles
 from pangu_sigma.data.prepare.stages.stage import tables_of
 from pangu_sigma.text.documents import Document
 
@@ -46,31 +46,31 @@ _DEVIATIONS = 2
 """Standard deviations of the estimate by which a pair may stay below the threshold."""
 _NEIGHBOURS = 64
 """Documents of one band that are compared with each one, besides the first: it bounds the work for templates of millions."""
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 _SHARED = """
     CREATE TEMP TABLE shared AS
-    SELECT band, hash, document, row_number() OVER (PARTITION BY band, hash ORDER BY document) AS place FROM (
-        SELECT document, unnest(bands) AS hash, generate_subscripts(bands, 1) AS band FROM documents WHERE domain IS NOT NULL
-    ) QUALIFY count(*) OVER (PARTITION BY band, hash) > 1 ORDER BY band, hash, document
+    SELECT band, part, document, row_number() OVER (PARTITION BY band, part ORDER BY document) AS place FROM (
+        SELECT document, band, signature[band * $rows + 1 : (band + 1) * $rows] AS part FROM documents, range($number) bands(band)
+        WHERE domain IS NOT NULL
+    ) QUALIFY count(*) OVER (PARTITION BY band, part) > 1 ORDER BY band, part, document
 """
-"""Documents with a band in common with others. place: from 1, among the documents of the band and hash."""
+"""Documents with a band in common with others. place: from 1, among the documents whose band has these values."""
 _SIZES = (
-    "SELECT size, count(*) FROM (SELECT count(*) AS size FROM shared GROUP BY band, hash) GROUP BY size ORDER BY size"
+    "SELECT size, count(*) FROM (SELECT count(*) AS size FROM shared GROUP BY band, part) GROUP BY size ORDER BY size"
 )
 _FIRST = """
-    SELECT DISTINCT first.document AS a, other.document AS b FROM shared first JOIN shared other USING (band, hash)
+    SELECT DISTINCT first.document AS a, other.document AS b FROM shared first JOIN shared other USING (band, part)
     WHERE first.place = 1 AND other.place > 1
 """
 """Pairs of the first document of a band with each other one."""
 _NEXT = f"""
     WITH open AS (
-        SELECT band, hash, document, place, root FROM shared JOIN roots USING (document)
-        QUALIFY min(root) OVER (PARTITION BY band, hash) <> max(root) OVER (PARTITION BY band, hash)
+        SELECT band, part, document, place, root FROM shared JOIN roots USING (document)
+        QUALIFY min(root) OVER (PARTITION BY band, part) <> max(root) OVER (PARTITION BY band, part)
     )
     SELECT DISTINCT one.document AS a, other.document AS b
     FROM (SELECT *, unnest(range(1, {_NEIGHBOURS} + 1)) AS distance FROM open WHERE place > 1) one
-    JOIN open other ON one.band = other.band AND one.hash = other.hash AND other.place = one.place + one.distance
+    JOIN open other ON one.band = other.band AND one.part = other.part AND other.place = one.place + one.distance
     WHERE one.root <> other.root
 """
 """Pairs of the other documents with the next ones, unless what is known connects them."""
@@ -138,22 +138,13 @@ def bands_of(threshold: float, permutations: int = PERMUTATIONS) -> Bands:
     return Bands(permutations // rows, rows, math.ceil(permutations * (threshold - _DEVIATIONS * deviation)))
 
 
-def band_hashes(values_P: np.ndarray, bands: Bands) -> np.ndarray:
-    """Return the hash of each band of a signature, uint64 [B]."""
-    values_BR = values_P[: bands.number * bands.rows].reshape(bands.number, bands.rows)
-    hashes_B = np.zeros(bands.number, np.uint64)
-    for column_B in values_BR.T:
-        hashes_B = mixed(hashes_B + column_B + _FACTOR)
-    return hashes_B
-
-
 def near_duplicates(database: DuckDBPyConnection, bands: Bands) -> NearDuplicates:
     """Find the near-duplicates among documents.
 
-    database: with the table `documents`: document (number in the order of the input), domain (null: no document), signature (list
-    of its values) and bands (list of the hashes of its bands).
+    database: with the table `documents`: document (number in the order of the input), domain (null: no document) and signature,
+    the list of its values.
     """
-    database.execute(_SHARED)
+    database.execute(_SHARED, {"number": bands.number, "rows": bands.rows})
     pairs = passed_over = 0
     for size, count in database.execute(_SIZES).fetchall():
         over = max(size - 2 - _NEIGHBOURS, 0) * max(size - 1 - _NEIGHBOURS, 0) // 2

@@ -97,7 +97,7 @@ def choose(work: Work, number: int, item: ChooseItem) -> Iterator[pa.Table]:
     candidates = _candidates(work.stage, item.domain, item.candidates)
     finder = _finder(work.stage, item.domain, item.candidates)
     choice = choose_held_out(ids_of(candidates), finder, others, demand, f"domains.{item.domain}")
-    taken = candidates.take(choice.numbers).sort_by("document")
+    taken = candidates.take(pa.array(choice.numbers, pa.int64())).sort_by("document")
     yield pa.table(
         {
             "documents": pa.array([taken["document"].to_pylist()], pa.list_(pa.int64())),

@@ -38,7 +38,12 @@ UnitTask = Callable[[int, Any], object]
 
 _KEY = "key"
 """File of a pass: of what its results are."""
-_WRITING: dict[str, Any] = {"compression": "lz4", "use_dictionary": False, "write_page_checksum": True}
+_WRITING: dict[str, Any] = {
+    "compression": "none",
+    "use_dictionary": False,
+    "write_page_checksum": True,
+    "write_statistics": ["document"],
+}
 _READING = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
@@ -112,11 +117,6 @@ class Stage:
             if group is None:
                 return file.read(columns, use_threads=False)
             return file.read_row_group(group, columns, use_threads=False)
-
-    def rows(self, name: str, where: ds.Expression, columns: list[str]) -> pa.Table:
-        """Read the rows of a file for which an expression is true. Raises OSError and StageError."""
-        with self._checked(self.path(name)):
-            return ds.dataset(self.path(name), format=_READING).to_table(columns, where, use_threads=False)
 
     def groups(self, name: str) -> int:
         """Return the number of row groups of a file. Raises OSError and StageError."""
