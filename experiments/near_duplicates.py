@@ -148,13 +148,13 @@ def search(folder: Path, signatures: Path, threshold: float, memory: int) -> dic
     """Find the near-duplicates; returns what was counted, and saves which document stays for each."""
     begun, count = time.process_time(), 0
     with Stage(folder).database(memory / (1 << 30)) as database:
-        database.execute("CREATE TABLE documents (document BIGINT, domain SMALLINT, signature UINTEGER[])")
+        database.execute("CREATE TABLE documents (document BIGINT, domain SMALLINT, signature BLOB)")
         for file in sorted(signatures.glob("*.npy")):
             values = np.load(file)
             columns = {
                 "document": np.arange(count, count + len(values)),
                 "domain": np.zeros(len(values), np.int16),
-                "signature": pa.array([*values], pa.list_(pa.uint32())),
+                "signature": pa.array([each.tobytes() for each in values], pa.binary()),
             }
             database.register("some", pa.table(columns))
             database.execute("INSERT INTO documents SELECT * FROM some")

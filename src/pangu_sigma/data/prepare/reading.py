@@ -31,7 +31,7 @@ ROWS = pa.schema(
         "hold": pa.binary(16),
         "runs": pa.int32(),
         "characters": pa.int64(),
-        "signature": pa.list_(pa.uint32()),
+        "signature": pa.binary(),
         "line": pa.int64(),
         "offset": pa.int64(),
         "reason": pa.string(),
@@ -42,8 +42,8 @@ ROWS = pa.schema(
 domain and a reason, whose `line` is the number of its lines.
 
 languages, texts: the document's segments. bytes: of UTF-8. keep, hold: first 128 bits of the hashes that decide whether it is kept
-and held out. runs, characters: number of its English runs, and of their characters. signature: what near-duplicates are
-searched by, or null. line, offset, reason, detail: as in `Rejected`.
+and held out. runs, characters: number of its English runs, and of their characters. signature: bytes of the values that
+near-duplicates are searched by, or null. line, offset, reason, detail: as in `Rejected`.
 """
 QUARANTINED = ("document", "line", "offset", "reason", "detail")
 """Columns of a line that cannot be used."""
@@ -100,7 +100,7 @@ def _facts(document: Document, domain: Domain, signed: bool) -> tuple[Any, ...]:
         content_hash("hold out", document)[:16],
         len(runs),
         sum(map(len, runs)),
-        signature(document) if signed else None,
+        signature(document).tobytes() if signed else None,
         *[None] * 4,
     )
 

@@ -76,7 +76,7 @@ def search(signatures: np.ndarray, threshold: float, memory: str = "1GB") -> Nea
     documents = {
         "document": np.arange(len(signatures)) * 7,
         "domain": np.zeros(len(signatures), np.int16),
-        "signature": pa.array([*signatures], pa.list_(pa.uint32())),
+        "signature": pa.array([each.tobytes() for each in signatures], pa.binary()),
     }
     with duckdb.connect(config={"memory_limit": memory, "threads": 1}) as database:
         database.register("documents", pa.table(documents))

@@ -50,7 +50,7 @@ _NEIGHBOURS = 64
 _SHARED = """
     CREATE TEMP TABLE shared AS
     SELECT band, part, document, row_number() OVER (PARTITION BY band, part ORDER BY document) AS place FROM (
-        SELECT document, band, signature[band * $rows + 1 : (band + 1) * $rows] AS part FROM documents, range($number) bands(band)
+        SELECT document, band, signature[band * $size + 1 : (band + 1) * $size] AS part FROM documents, range($number) bands(band)
         WHERE domain IS NOT NULL
     ) QUALIFY count(*) OVER (PARTITION BY band, part) > 1 ORDER BY band, part, document
 """
@@ -142,9 +142,9 @@ def near_duplicates(database: DuckDBPyConnection, bands: Bands) -> NearDuplicate
     """Find the near-duplicates among documents.
 
     database: with the table `documents`: document (number in the order of the input), domain (null: no document) and signature,
-    the list of its values.
+    the bytes of its values.
     """
-    database.execute(_SHARED, {"number": bands.number, "rows": bands.rows})
+    database.execute(_SHARED, {"number": bands.number, "size": 4 * bands.rows})
     pairs = passed_over = 0
     for size, count in database.execute(_SIZES).fetchall():
         over = max(size - 2 - _NEIGHBOURS, 0) * max(size - 1 - _NEIGHBOURS, 0) // 2
@@ -158,7 +158,7 @@ def near_duplicates(database: DuckDBPyConnection, bands: Bands) -> NearDuplicate
         database.register("roots", pa.table({"document": document_R, "root": roots_R}))
         database.execute(f"CREATE OR REPLACE TEMP TABLE pairs AS {statement} ORDER BY a, b")
         for table in tables_of(database, _VALUES):
-            one, other = (table[name].combine_chunks().flatten().to_numpy() for name in ("one", "other"))
+            one, other = (np.frombuffer(b"".join(table[name].to_pylist()), np.uint32) for name in ("one", "other"))
             equal_KP = (one == other).reshape(table.num_rows, len(one) // max(1, table.num_rows))
             near_K = np.count_nonzero(equal_KP, axis=1) >= bands.equal
             _connect(first_R, *(np.searchsorted(document_R, table[name].to_numpy()[near_K]) for name in "ab"))
