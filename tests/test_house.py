@@ -21,7 +21,7 @@ BUDGETS = {
     ".": 2308,
     "checkpoint": 1104,
     "convert": 902,
-    "data": 3227,
+    "data": 3043,
     "ecss": 377,
     "evaluate": 978,
     "finetune": 498,
@@ -37,7 +37,7 @@ BUDGETS = {
     "rre": 405,
     "serve": 1067,
     "stored": 726,
-    "text": 994,
+    "text": 998,
     "training": 1625,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

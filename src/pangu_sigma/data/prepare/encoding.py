@@ -159,10 +159,10 @@ def encode_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
         group = candidates_of(domain.index) if rank is not None else others_of(domain.index)
         found[group].append((document, domain.index, rank, hold, size, folded, len(ids), ids))
     for rows in found:
-        *facts, ids = zip(*rows, strict=True) if rows else [()] * len(ENCODED)
+        *facts, every = zip(*rows, strict=True) if rows else [()] * len(ENCODED)
         columns = [pa.array(values, kind) for values, kind in zip(facts, ENCODED.types, strict=False)]
         ends = np.cumsum([0, *facts[-1]], dtype=np.int32)
-        flat = np.concatenate([np.empty(0, np.int32), *ids])
+        flat = np.concatenate([np.empty(0, np.int32), *every])
         yield pa.table([*columns, pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))], schema=ENCODED)
 
 

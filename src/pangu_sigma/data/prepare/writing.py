@@ -49,10 +49,11 @@ def write_domain(work: Work, number: int, item: WriteItem) -> Iterator[pa.Table]
         prefix = work.stage.path(f"write/output/{domain.name}.{split}")
         prefix.parent.mkdir(exist_ok=True)
         hashes |= write_tokens(prefix, written.documents(split))
-    counts = [written.counts[split] for split in SPLITS]
-    loss, shift, deviation = held_out_shift(*counts, written.samples_SV, tokenizer.slot_rows[domain.slot])
+    train_V, held_out_V = (written.counts[split] for split in SPLITS)
+    slot_R = tokenizer.slot_rows[domain.slot]
+    loss, shift, deviation = held_out_shift(train_V, held_out_V, written.samples_SV, slot_R)
     splits = {split: written.record(split) for split in SPLITS}
-    values = {"splits": json.dumps(splits), "hashes": json.dumps(hashes), "counts": counts[0]}
+    values = {"splits": json.dumps(splits), "hashes": json.dumps(hashes), "counts": train_V}
     yield pa.Table.from_pylist([values | {"loss": loss, "shift": shift, "deviation": deviation}])
 
 

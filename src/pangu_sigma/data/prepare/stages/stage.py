@@ -131,9 +131,12 @@ class Stage:
     @contextmanager
     def database(self, memory_gib: float, threads: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
         """Open an empty database in memory, which goes on in files of the stage where memory ends. Raises StageError."""
-        limit = f"{int(memory_gib * 1024)}MiB"
-        settings = {"memory_limit": limit, "threads": threads, "temp_directory": str(self.path("sql"))}
-        settings["max_temp_directory_size"] = f"{shutil.disk_usage(self.folder).free >> 20}MiB"
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "threads": threads,
+            "memory_limit": f"{int(memory_gib * 1024)}MiB",
+            "temp_directory": str(self.path("sql")),
+            "max_temp_directory_size": f"{shutil.disk_usage(self.folder).free >> 20}MiB",
+        }
         try:
             with self._checked(self.folder), duckdb.connect(config=settings) as database:
                 yield database
