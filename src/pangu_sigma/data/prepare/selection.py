@@ -80,11 +80,7 @@ _LOST = """
     SELECT lost.domain, kept.domain, count(*) FROM found JOIN documents lost USING (document)
     JOIN documents kept ON kept.document = found.first GROUP BY lost.domain, kept.domain ORDER BY lost.domain, kept.domain
 """
-_EXAMPLES = """
-    WITH pairs AS (SELECT first, min(document) AS other FROM found GROUP BY first ORDER BY other LIMIT 3)
-    SELECT one.texts, two.texts FROM pairs JOIN documents one ON one.document = first JOIN documents two ON two.document = other
-    ORDER BY other
-"""
+_EXAMPLES = "SELECT first, min(document) AS other FROM found GROUP BY first ORDER BY other LIMIT 3"
 
 
 @dataclass(frozen=True)
@@ -147,11 +143,13 @@ def _near_duplicates(work: Work, database: DuckDBPyConnection) -> NearDuplicates
         passed_over=found.passed_over,
         groups=found.groups,
         lost={f"{names[a]} to {names[b]}": count for a, b, count in database.execute(_LOST).fetchall()},
-        examples=[(_shown(one), _shown(other)) for one, other in database.execute(_EXAMPLES).fetchall()],
+        examples=[(_shown(database, a), _shown(database, b)) for a, b in database.execute(_EXAMPLES).fetchall()],
     )
 
 
-def _shown(texts: list[str]) -> str:
+def _shown(database: DuckDBPyConnection, document: int) -> str:
+    """Return the beginning of the text of a document."""
+    ((texts,),) = database.execute("SELECT texts FROM documents WHERE document = ?", [document]).fetchall()
     text = "\n".join(texts)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 

@@ -49,10 +49,12 @@ _NEIGHBOURS = 64
 
 _SHARED = """
     CREATE TEMP TABLE shared AS
-    SELECT band, part, document, row_number() OVER (PARTITION BY band, part ORDER BY document) AS place FROM (
+    WITH cut AS (
         SELECT document, band, signature[band * $size + 1 : (band + 1) * $size] AS part FROM documents, range($number) bands(band)
         WHERE domain IS NOT NULL
-    ) QUALIFY count(*) OVER (PARTITION BY band, part) > 1 ORDER BY band, part, document
+    ), several AS (SELECT band, part FROM cut GROUP BY band, part HAVING count(*) > 1)
+    SELECT band, part, document, row_number() OVER (PARTITION BY band, part ORDER BY document) AS place
+    FROM cut JOIN several USING (band, part) ORDER BY band, part, document
 """
 """Documents with a band in common with others. place: from 1, among the documents whose band has these values."""
 _SIZES = (
