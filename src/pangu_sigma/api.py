@@ -81,7 +81,8 @@ def prepare_data(
         input: files, or folders of files: JSON lines (*.jsonl), JSON arrays (*.json), each also *.gz or *.zst, and Parquet.
             Records are {"text": …, "domain": …} unless section `data` says otherwise. By default text from ordinary software
             packages.
-        check: only examine the text, print the table and all problems, and write nothing but the text from packages.
+        check: only examine the text, and print the table and all problems. Nothing is written but the text from packages, and a
+            hidden stage beside data.path with which the next call goes on.
         extend: folder of prepared data with other domains of the configuration: their token files and vocabulary are kept,
             and only the text of the domains that it lacks is prepared.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.

@@ -321,7 +321,7 @@ def test_problems_of_all_domains_are_one_message_each_with_a_remedy_that_works(t
     assert [line.split(":")[0] for line in lines[:-1]] == ["domain en", "domain bilingual", "domain code"]
     wanted = 'name text of it with input, such as lines {"domain": "bilingual", "text": …}, or mend what makes lines unusable'
     assert lines[1].endswith(wanted)
-    assert lines[-1] == "`prepare-data --check` prints what there is of every domain, and writes nothing"
+    assert lines[-1] == "`prepare-data --check` prints what there is of every domain, and replaces nothing"
     assert not (tmp_path / "out").exists()
     with path.open("a") as file:
         for i in range(20):
@@ -444,7 +444,7 @@ def test_problems_are_said_once_and_their_cause_first(tmp_path, config, caplog):
     said = f"{caplog.text}{refused.value}"
     assert [said.count(text) for text in ("domain zh: 0 usable", "30 × unknown domain")] == [1, 1]
     assert said.index("unknown domain") < said.index("domain zh")
-    assert said.endswith("`prepare-data --check` prints what there is of every domain, and writes nothing")
+    assert said.endswith("`prepare-data --check` prints what there is of every domain, and replaces nothing")
     place = f"first {path}:1 (byte 0): domain 'chinese'; text is prepared for zh, en"
     assert place in str(refused.value) and str(tmp_path / "out.quarantine.jsonl") in str(refused.value)
     assert len((tmp_path / "out.quarantine.jsonl").read_text().splitlines()) == 30

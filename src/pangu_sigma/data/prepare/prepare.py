@@ -62,7 +62,7 @@ _WRITTEN = re.compile(
     r"[a-z0-9_]+\.(train|held_out)(\.\d{5,})?\.(bin|idx|hashes)"
 )
 """Names of all that a preparation writes into its folder; a folder with anything else is not replaced."""
-_LOOK = "`prepare-data --check` prints what there is of every domain, and writes nothing"
+_LOOK = "`prepare-data --check` prints what there is of every domain, and replaces nothing"
 _FORMAT = 5
 """Version in the fingerprint: raise it when the same text would give a different folder."""
 _STAGE_FORMAT = 8
