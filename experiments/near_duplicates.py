@@ -156,8 +156,8 @@ def search(folder: Path, signatures: Path, threshold: float, memory: int) -> dic
                 "domain": np.zeros(len(values), np.int16),
                 "signature": pa.array([each.tobytes() for each in values], pa.binary()),
             }
-            database.register("some", pa.table(columns))
-            database.execute("INSERT INTO documents SELECT * FROM some")
+            database.register("block", pa.table(columns))
+            database.execute("INSERT INTO documents SELECT * FROM block")
             count += len(values)
         found = near_duplicates(database, bands_of(threshold))
     first_N = np.arange(count)

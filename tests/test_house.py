@@ -21,7 +21,7 @@ BUDGETS = {
     ".": 2308,
     "checkpoint": 1104,
     "convert": 902,
-    "data": 3046,
+    "data": 3047,
     "ecss": 377,
     "evaluate": 978,
     "finetune": 498,

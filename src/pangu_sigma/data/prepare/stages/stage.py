@@ -47,6 +47,7 @@ _WRITING: dict[str, Any] = {
 _READING = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
+_NO_DAMAGE = (duckdb.OutOfMemoryException, duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
 _ROWS = 1 << 16
 """Rows of a table that a statement returns at a time."""
 
@@ -150,7 +151,7 @@ class Stage:
         try:
             yield
         except (pa.ArrowException, OSError, duckdb.Error) as error:
-            if of_the_system(error) or isinstance(error, duckdb.OutOfMemoryException):
+            if of_the_system(error) or isinstance(error, _NO_DAMAGE):
                 raise
             raise StageError(f"{path}: damaged ({error}); remove {self.folder} and call again") from error
 
