@@ -26,12 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.packaged.packages import archives_of, download, packaged_documents
-from pangu_sigma.data.prepare.cleaning.near_duplicates import GRAM_WORDS, near_duplicates, signature
+from pangu_sigma.data.prepare.cleaning.near_duplicates import (
+    GRAM_WORDS,
+    bands_of,
+    near_duplicates,
+    signature,
+)
 from pangu_sigma.data.prepare.cleaning.shingles import shingles
 from pangu_sigma.data.prepare.prepare import Options, prepare
+from pangu_sigma.data.prepare.stages.stage import Stage
 from pangu_sigma.data.prepared import SPLITS, PreparedData, data_of
 from pangu_sigma.domains import domains_of
 from pangu_sigma.shipped import config_path
@@ -139,10 +146,25 @@ def make_signatures(folder: Path, corpus: Path) -> dict[str, float]:
 
 def search(folder: Path, signatures: Path, threshold: float, memory: int) -> dict[str, Any]:
     """Find the near-duplicates; returns what was counted, and saves which document stays for each."""
-    begun = time.process_time()
-    found = near_duplicates(sorted(signatures.glob("*.npy")), threshold, folder, memory)
+    begun, count = time.process_time(), 0
+    with Stage(folder).database(memory / (1 << 30)) as database:
+        database.execute("CREATE TABLE documents (document BIGINT, domain SMALLINT, signature BLOB)")
+        for file in sorted(signatures.glob("*.npy")):
+            values = np.load(file)
+            columns = {
+                "document": np.arange(count, count + len(values)),
+                "domain": np.zeros(len(values), np.int16),
+                "signature": pa.array([each.tobytes() for each in values], pa.binary()),
+            }
+            database.register("block", pa.table(columns))
+            database.execute("INSERT INTO documents SELECT * FROM block")
+            count += len(values)
+        found = near_duplicates(database, bands_of(threshold))
+    first_N = np.arange(count)
+    first_N[found.dropped] = found.first
+    np.save(folder / "first.npy", first_N)
     return {
-        "documents": len(found.first_N),
+        "documents": count,
         "pairs": found.pairs,
         "passed over": found.passed_over,
         "groups": found.groups,
@@ -269,7 +291,7 @@ def main() -> None:
         print(
             f"{where:<28}: {counts['held out']:,}, near-duplicate trained on: {counts['near-duplicate trained on']:,}"
         )
-    for name, value in (found | judge(corpus, np.memmap(searched / "first", np.int64, "r"))).items():
+    for name, value in (found | judge(corpus, np.load(searched / "first.npy"))).items():
         print(f"{name:<28} {value if isinstance(value, str) else format(value, ',.6g')}")
 
 

@@ -21,7 +21,7 @@ BUDGETS = {
     ".": 2217,
     "checkpoint": 1071,
     "convert": 676,
-    "data": 2997,
+    "data": 2810,
     "ecss": 377,
     "evaluate": 776,
     "finetune": 501,
@@ -38,7 +38,7 @@ BUDGETS = {
     "rre": 405,
     "serve": 1067,
     "stored": 726,
-    "text": 989,
+    "text": 993,
     "training": 1435,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

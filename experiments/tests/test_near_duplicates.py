@@ -56,8 +56,8 @@ def test_what_is_planted_is_found_and_counted(pool, tmp_path):
         (corpus / f"{block}.jsonl").write_text("\n".join(map(json.dumps, some)), "utf-8")
     measured = make_signatures(signatures, corpus)
     assert sum(measured[f"{language} bytes"] for language in LANGUAGES) == sum(len(each["text"]) for each in every)
-    assert search(tmp_path / "search", signatures, 0.8, 1 << 20)["documents"] == len(every)
-    said = judge(corpus, np.memmap(tmp_path / "search" / "first", np.int64, "r"))
+    assert search(tmp_path / "search", signatures, 0.8, 64 << 20)["documents"] == len(every)
+    said = judge(corpus, np.load(tmp_path / "search" / "first.npy"))
     assert said["precision"].startswith("1.00000: 0 of ")
     assert [said[f"found of {language} at 100%"].split()[0] for language in LANGUAGES] == ["1.0000"] * 2
     assert all(np.array([said["unrelated pairs"].split()[-1]], float) < 0.3)

@@ -81,7 +81,8 @@ def prepare_data(
         input: files, or folders of files: JSON lines (*.jsonl), JSON arrays (*.json), each also *.gz or *.zst, and Parquet.
             Records are {"text": …, "domain": …} unless section `data` says otherwise. By default text from ordinary software
             packages.
-        check: only examine the text, print the table and all problems, and write nothing but the text from packages.
+        check: only examine the text, and print the table and all problems. Nothing is written but the text from packages, and a
+            hidden stage beside data.path with which the next call goes on.
         extend: prepare only the domains that data.path lacks, and add their folders to it; what is there stays as it is.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.
         ray: address of a Ray cluster that does the work, for several machines, or "auto" for the cluster of this machine.

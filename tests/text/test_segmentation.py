@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.text.segmentation import Run, is_chinese, runs_of
+from pangu_sigma.text.segmentation import Run, english_runs, is_chinese, runs_of
 
 
 def plain(runs: tuple[Run, ...]) -> list[tuple[bool, str]]:
@@ -19,6 +19,11 @@ def test_one_run_where_the_language_is_known():
     assert plain(runs_of("你好 world\n", "zh")) == [(True, "你好 world\n")]
     assert runs_of("你好 world\n", "python") == (Run(False, "你好 world\n"),)
     assert runs_of("", "zh") == runs_of("", "mixed") == ()
+
+
+@given(st.text("ab 中文，▂\n1"), st.sampled_from(["zh", "en", "mixed"]))
+def test_english_runs_are_those_of_all_runs(text, language):
+    assert english_runs(text, language) == [run.text for run in runs_of(text, language) if not run.alpha]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,13 @@ def runs_of(text: str, language: str) -> tuple[Run, ...]:
     return tuple(itertools.chain.from_iterable(parts))
 
 
+def english_runs(text: str, language: str) -> list[str]:
+    """Return the text of the English runs alone, without cutting Chinese into words."""
+    if language == "zh":
+        return []
+    return [some for some in (_CHINESE_RUN.split(text)[::2] if language == "mixed" else [text]) if some]
+
+
 def _chinese(text: str) -> tuple[Run, ...]:
     """Make runs for PanGu-α. Vanishing characters are runs of their own: jieba takes each for a word, so no other id changes."""
     stretches = VANISHING.split(text)  # every other one vanishes

@@ -17,7 +17,7 @@ import pangu_sigma as ps
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepare import reading, segmenting
+from pangu_sigma.data.prepare import encoding, reading
 from pangu_sigma.data.prepare.prepare import _checked_before_reading, prepare
 from pangu_sigma.data.prepare.stages.stage import StageError
 from pangu_sigma.data.prepared import PreparedData
@@ -163,13 +163,15 @@ def test_data_that_are_replaced_are_said_once_with_what_differs(text, prepared, 
     assert "replaces" not in caplog.text
 
 
-def test_a_failure_leaves_nothing_behind_but_the_quarantine(text, prepared, tmp_path, config, monkeypatch, caplog):
+def test_a_failure_leaves_nothing_behind_but_the_quarantine_and_the_stage(
+    text, prepared, tmp_path, config, monkeypatch, caplog
+):
     with monkeypatch.context() as failing:
         failing.setattr("pangu_sigma.data.prepare.writing.write_tokens", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(config, [text], tmp_path / "out")
     kept = tmp_path / "out.quarantine.jsonl"
-    assert list(tmp_path.iterdir()) == [kept]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.stage", kept.name]
     assert kept.read_bytes() == (prepared / "quarantine.jsonl").read_bytes()
     assert f"2 × unknown domain, first {text}:" in caplog.text
     assert str(kept) in caplog.text
@@ -185,7 +187,7 @@ def test_token_files_that_changed_in_an_unfinished_stage_are_not_sealed(text, tm
         killing.setattr("pangu_sigma.data.prepare.prepare.fingerprint", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(config, [text], tmp_path / "out")
-    (stage,) = (path for path in (tmp_path / ".out.stage").iterdir() if path.is_dir())
+    stage = tmp_path / ".out.stage/write"
     for name in ("en/train.bin", "en/held_out.idx"):
         whole = (stage / "output" / name).read_bytes()
         (stage / "output" / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -266,7 +268,7 @@ def test_an_input_that_would_be_replaced_is_refused(text, prepared, tmp_path, co
 
 
 def test_too_few_documents_of_every_domain_are_told_before_words_are_cut(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(segmenting, "segment", lambda *_: pytest.fail("text was cut"))
+    monkeypatch.setattr(encoding, "segment", lambda *_: pytest.fail("text was cut"))
     path = tmp_path / "a.jsonl"
     path.write_text('{"domain": "zh", "text": "你好"}\n')
     with pytest.raises(DataError, match=r"(?s)domain zh: 1 usable documents; .*domain en: 0 usable documents; "):
@@ -318,7 +320,7 @@ def test_problems_of_all_domains_are_one_message_each_with_a_remedy_that_works(t
     assert [line.split(":")[0] for line in lines[:-1]] == ["domain en", "domain bilingual", "domain code"]
     wanted = 'name text of it with input, such as lines {"domain": "bilingual", "text": …}, or mend what makes lines unusable'
     assert lines[1].endswith(wanted)
-    assert lines[-1] == "`prepare-data --check` prints what there is of every domain, and writes nothing"
+    assert lines[-1] == "`prepare-data --check` prints what there is of every domain, and replaces nothing"
     assert not (tmp_path / "out").exists()
     with path.open("a") as file:
         for i in range(20):
@@ -331,7 +333,7 @@ def test_problems_of_all_domains_are_one_message_each_with_a_remedy_that_works(t
     assert done["zh"].overlap.passed_over == 0 < done["zh"].overlap.boilerplate_windows
 
 
-def test_check_prints_the_table_and_the_problems_and_writes_nothing(tmp_path, monkeypatch):
+def test_check_prints_the_table_and_the_problems_and_writes_nothing_but_a_stage(tmp_path, monkeypatch):
     path = real_collections(tmp_path / "a.jsonl")
     with path.open("a") as file:
         file.write("{\n")
@@ -339,7 +341,10 @@ def test_check_prints_the_table_and_the_problems_and_writes_nothing(tmp_path, mo
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     config = strict()
     found = ps.prepare_data(config, path, check=True)
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    stage = tmp_path / "data/.prepared.stage"
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if not p.is_relative_to(stage.parent)}
+    assert after == before
+    assert list(stage.parent.iterdir()) == [stage]
     assert [problem.split(":")[0] for problem in found["problems"]] == ["domain en", "domain bilingual", "domain code"]
     assert not found.ok and found["quarantined"] == {"not JSON": 1}
     lines = str(found).splitlines()
@@ -347,9 +352,26 @@ def test_check_prints_the_table_and_the_problems_and_writes_nothing(tmp_path, mo
     assert lines[-3:] == found["problems"]
 
 
+def test_passes_that_a_change_does_not_touch_are_kept_after_a_refusal_and_a_check(text, tmp_path, config, monkeypatch):
+    out, refused = tmp_path / "out", with_data(config, min_held_out_tokens=10**6, path=str(tmp_path / "out"))
+    with pytest.raises(DataError, match="min_held_out_tokens=1,000,000 are wanted"):
+        prepare(refused, [text], out)
+    monkeypatch.setattr(encoding, "segment", lambda *_: pytest.fail("text was cut again"))
+    found = ps.prepare_data(with_data(refused, min_held_out_tokens=1), text, check=True)
+    assert found.ok
+    monkeypatch.setattr("pangu_sigma.data.prepare.writing.write_tokens", lambda *_: pytest.fail("it was written again"))
+    done = prepare(with_data(refused, min_held_out_tokens=1), [text], out)
+    assert done.model_dump(mode="json") | {"problems": [], "files": {}} == found
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(pytest.fail.Exception, match="cut again"):
+        prepare(with_data(refused, held_out=0.3), [text], out)
+
+
 def test_check_finds_what_is_prepared(text, prepared, tmp_path, config):
     found = ps.prepare_data(
-        config.model_copy(update={"data": config.data.model_copy(update={"path": "x"})}), text, check=True
+        config.model_copy(update={"data": config.data.model_copy(update={"path": str(tmp_path / "x")})}),
+        text,
+        check=True,
     )
     assert found.ok and found["problems"] == []
     written = load_manifest(prepared).model_dump(mode="json")
@@ -428,7 +450,7 @@ def test_problems_are_said_once_and_their_cause_first(tmp_path, config, caplog):
     said = f"{caplog.text}{refused.value}"
     assert [said.count(text) for text in ("domain zh: 0 usable", "30 × unknown domain")] == [1, 1]
     assert said.index("unknown domain") < said.index("domain zh")
-    assert said.endswith("`prepare-data --check` prints what there is of every domain, and writes nothing")
+    assert said.endswith("`prepare-data --check` prints what there is of every domain, and replaces nothing")
     place = f"first {path}:1 (byte 0): domain 'chinese'; text is prepared for zh, en"
     assert place in str(refused.value) and str(tmp_path / "out.quarantine.jsonl") in str(refused.value)
     assert len((tmp_path / "out.quarantine.jsonl").read_text().splitlines()) == 30

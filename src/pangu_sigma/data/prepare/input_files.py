@@ -1,51 +1,45 @@
-"""Input files, with their hashes; pass `hash`."""
+"""Pass `hash`: input files → their hashes; and whether a file has changed since."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pangu_sigma.data.manifest import Source
+import pyarrow as pa
+
 from pangu_sigma.errors import DataError, argument
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class InputFile:
-    """Input file, with its hash, size and modification time. sources: those of its text, for the manifest."""
-
-    path: Path
-    sha256: str
-    size: int
-    changed: int
-    sources: list[Source]
-
-    def check_unchanged(self) -> None:
-        """Raise DataError if the file has changed since it was hashed."""
-        try:
-            status = self.path.stat()
-        except OSError as error:
-            raise DataError(f"{argument('--input')} {self.path}: {error.strerror}; check the path") from error
-        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed):
-            raise DataError(
-                f"{argument('--input')} {self.path}: was changed while it was read; call prepare-data when it is complete"
-            )
+Stamp = tuple[str, int, int]
+"""Path, size and modification time of a file."""
 
 
-def hash_file(name: str, item: tuple[Path, list[Source] | None]) -> InputFile:
-    """Hash a file, with its sources; None: it is the user's. Raises DataError if it cannot be read."""
-    path, sources = item
-    status = path.stat()
-    logger.info("hashing %s (%.1f MiB)", path, status.st_size / (1 << 20))
+def stamps_of(files: Sequence[Path]) -> list[Stamp]:
+    """Return the stamps of input files. Raises DataError for a file that cannot be read."""
     try:
-        sha256 = sha256_of(path)
+        return [(str(path), (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
+    except OSError as error:
+        raise DataError(f"{argument('--input')} {error.filename}: {error.strerror}; check the path") from error
+
+
+def refuse_changes(files: Sequence[Path], stamps: Sequence[Stamp]) -> None:
+    """Raise DataError if a file has other stamps than those before it was read."""
+    for path, *_ in sorted({*stamps_of(files)} - {*stamps}):
+        raise DataError(
+            f"{argument('--input')} {path}: was changed while it was read; call prepare-data when it is complete"
+        )
+
+
+def hash_file(number: int, path: Path) -> Iterator[pa.Table]:
+    """Hash a file. Raises DataError if it cannot be read."""
+    logger.info("hashing %s (%.1f MiB)", path, path.stat().st_size / (1 << 20))
+    try:
+        yield pa.table({"sha256": [sha256_of(path)]})
     except OSError as error:
         raise DataError(f"{argument('--input')} {path}: {error.strerror}; check the path") from error
-    own = Source(name=path.name, version="", licence="the user's", sha256=sha256)
-    return InputFile(path, sha256, status.st_size, status.st_mtime_ns, sources or [own])
 
 
 def sha256_of(path: Path) -> str:

@@ -1,40 +1,43 @@
 """Series of passes of a preparation, each a map of a function over units, with the small sums between them.
 
-    hash → read: input → blocks of documents → [select] → segment: → runs of words → sample: → text → [English pieces]
-    → count: → counts of pieces → [rows of slots] → encode: → ids → windows, overlap, choose: → held-out documents → write: → files
+    hash → read: input → blocks of documents → [select] → sample: → text → [English pieces] → count: → counts of pieces
+    → [rows of slots] → encode: → ids → overlap, choose: → held-out documents → write: → files
 
-What stands in brackets is done by the caller's process, from results of the pass before, and kept in the stage like them. Memory is
-bounded: a process has a frame of text as objects, the ids of a block, the windows of one domain's candidates, or a part of the
-indexes at a time.
+What stands in brackets is done by the caller's process, and kept in the stage like the results. Memory is bounded: a process has a
+block of text, its ids, the windows of one domain's candidates, or a database of bounded memory at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pangu_sigma.data.prepare.blocks import Block, Work
-from pangu_sigma.data.prepare.encoding import count_block, encode_block, final_tokenizer, summed, whole_tokenizer
-from pangu_sigma.data.prepare.held_out.holding_out import (
-    DomainItem,
-    HeldOutDocuments,
-    choose,
-    count_overlap,
-    find_windows,
-    overlap_items,
+from pangu_sigma.data.prepare.encoding import (
+    SAMPLED,
+    SampleItem,
+    count_block,
+    encode_block,
+    final_tokenizer,
+    sample_block,
+    sample_steps,
+    summed,
+    whole_tokenizer,
 )
+from pangu_sigma.data.prepare.held_out.holding_out import ChooseItem, choose, count_overlap, overlap_items
 from pangu_sigma.data.prepare.kept import KeptVocabulary
-from pangu_sigma.data.prepare.reading import Read, read
-from pangu_sigma.data.prepare.segmenting import BlockItem, sample_block, sample_items, segment_block
+from pangu_sigma.data.prepare.reading import read
 from pangu_sigma.data.prepare.selection import Selection, select
-from pangu_sigma.data.prepare.stages.stage import Executor, UnitResults
-from pangu_sigma.data.prepare.writing import WriteItem, WrittenDomain, write_domain
+from pangu_sigma.data.prepare.stages.stage import Executor, numbered
+from pangu_sigma.data.prepare.writing import WriteItem, write_domain
 from pangu_sigma.text.inputs import InputUnit
 from pangu_sigma.text.sentencepieces import read_english, train_english
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -43,44 +46,77 @@ from pangu_sigma.text.vocabulary import choose_rows
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+def key_of(settings: Any) -> str:
+    """Return the hash of settings that JSON can hold."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
 class Passes:
-    """Passes of one preparation. kept: vocabulary that it keeps."""
+    """Passes of one preparation, in the order in which they are called. kept: vocabulary that it keeps. decisive: settings and text
+    that decide its result."""
 
-    work: Work
-    executor: Executor
-    kept: KeptVocabulary | None
+    def __init__(self, work: Work, executor: Executor, kept: KeptVocabulary | None, decisive: dict[str, Any]) -> None:
+        self.work, self._executor, self._kept, self.decisive = work, executor, kept, decisive
+        self._begun = ["hash"]  # by the caller, because what it hashes is decisive
+        self._key = ""
 
-    def _map(self, name: str, function: Callable[[Work, str, Any], Any], items: Sequence[Any]) -> UnitResults:
-        return self.work.stage.map(self.executor, name, partial(function, self.work), items)
+    def begin(self, name: str, *settings: Any) -> None:
+        """Begin a pass, whose results are those of the passes before it and of these settings."""
+        self._key = key_of([self._key, name, settings])
+        self.work.stage.begin(name, self._key, self._begun)
+        self._begun.append(name)
 
-    def read(self, units: Sequence[InputUnit]) -> list[Read]:
-        """Read the units of the input."""
-        return list(self._map("read", read, units))
+    def _map(self, name: str, function: Callable[..., Iterator[pa.Table]], items: Sequence[Any]) -> Iterator[pa.Table]:
+        return self.work.stage.map(self._executor, name, partial(function, self.work), items)
+
+    def _once(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """Return the bytes of a file, which `make` makes if it is not there yet."""
+        if not self.work.stage.path(name).exists():
+            self.work.stage.write(name, [pa.table({"bytes": [make()]})])
+        made: bytes = self.work.stage.read(name)["bytes"][0].as_py()
+        return made
+
+    def read(self, units: Sequence[InputUnit]) -> list[Block]:
+        """Read the units of the input into blocks."""
+        decisive = self.decisive
+        domains = [[domain.name, domain.format, domain.language] for domain in self.work.domains]
+        text = [decisive[key] for key in ("inputs", "text_key", "domain_of", "reader", "reader_sha256", "versions")]
+        self.begin("read", self.work.size, domains, text, self.work.config.data.near_duplicates is not None)
+        self._map("read", read, units)
+        groups = (self.work.stage.groups(f"read/{numbered(unit)}") - 1 for unit in range(len(units)))
+        return [Block(unit, group) for unit, count in enumerate(groups) for group in range(count)]
 
     def select(self, blocks: Sequence[Block]) -> Selection:
         """Select the documents to keep, and the candidates for the held-out set."""
-        return self.work.stage.once("selection", lambda: select(self.work, blocks))
+        work, data = self.work, self.work.config.data
+        own = [work.config.data_of(domain.index).held_out for domain in work.domains]
+        self.begin("select", work.limit, data.near_duplicates, data.max_held_out_tokens, data.held_out, own)
+        if not work.stage.path("select/counts").exists():
+            with work.stage.database(data.memory_gib / 2, self._executor.workers) as database:
+                database.register("documents", work.stage.results("read"))
+                select(work, blocks, database)
+        return Selection.of(work, blocks)
 
-    def segment(self, blocks: Sequence[Block]) -> UnitResults:
-        """Segment the kept documents into runs of words, and return the counts of English runs of each block."""
-        english = self._map("segment", segment_block, _items(blocks))
-        self.work.stage.discard("read", ".documents")
-        return english
-
-    def build_tokenizer(self, blocks: Sequence[Block], english: UnitResults) -> Tokenizer:
+    def build_tokenizer(self, blocks: Sequence[Block], selection: Selection) -> Tokenizer:
         """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot."""
-        stage, vocabulary = self.work.stage, self.work.config.vocabulary
-        model = vocabulary.english_model or (self.kept and self.kept.english_model)
-        stage.once("english", lambda: read_english(Path(model)) if model else self._english(blocks, english))
-        stage.once("rows", lambda: self._rows(blocks))
+        config, decisive = self.work.config, self.decisive
+        model = config.vocabulary.english_model or (self._kept and self._kept.english_model)
+        self.begin("sample", *(decisive[key] for key in ("english_pieces", "english_model", "kept")))
+        self._once("sample/english", lambda: read_english(Path(model)) if model else self._english(blocks, selection))
+        self.begin("count", config.model.slot_rows, [domain.slot for domain in self.work.domains])
+        self._once("count/rows", lambda: self._rows(blocks).tobytes())
         return final_tokenizer(self.work)
 
-    def _english(self, blocks: Sequence[Block], english: UnitResults) -> bytes:
+    def _english(self, blocks: Sequence[Block], selection: Selection) -> bytes:
         """Learn the English pieces, and return their model."""
-        pieces = self.work.config.vocabulary.english_pieces
-        samples = list(self._map("sample", sample_block, sample_items(blocks, english, pieces)))
-        text = [run for domain in self.work.domains for each in samples for run in each[domain.index]]
+        pieces, english_BD2 = self.work.config.vocabulary.english_pieces, selection.english_BD2
+        steps = sample_steps(english_BD2.sum(axis=0), pieces)
+        before_BD = np.cumsum(english_BD2[:, :, 0], axis=0) - english_BD2[:, :, 0]
+        items = [
+            SampleItem(block, tuple(before), steps) for block, before in zip(blocks, before_BD.tolist(), strict=True)
+        ]
+        samples = pa.concat_tables([SAMPLED.empty_table(), *self._map("sample", sample_block, items)])
+        text: list[str] = samples.sort_by("domain")["text"].to_pylist()
         mib = sum(map(len, text)) / (1 << 20)
         logger.info("building the vocabulary: learning %s English pieces from %.1f MiB of text", f"{pieces:,}", mib)
         return train_english(text, pieces)
@@ -89,37 +125,47 @@ class Passes:
         """Choose the token id of each row of every slot, int32 [slots, R]."""
         domains, rows, whole = self.work.domains, self.work.config.model.slot_rows, whole_tokenizer(self.work)
         slots = range(len(domains.slot_names))
-        kept = [self.kept.ids(whole.vocabulary, domains, slot) if self.kept else [] for slot in slots]
+        kept = [self._kept.ids(whole.vocabulary, domains, slot) if self._kept else [] for slot in slots]
         if whole.size <= rows:
             every = [[*dict.fromkeys([*ids, *range(whole.size)])] for ids in kept]
             return np.pad(np.array(every, np.int32), ((0, 0), (0, rows - whole.size)), constant_values=-1)
-        counts = summed(self._map("count", count_block, _items(blocks)), len(slots), whole.size)
+        counts = summed(self._map("count", count_block, blocks), len(slots), whole.size)
         chosen = [
             choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows, kept[slot]) for slot in slots
         ]
         return np.stack(chosen)
 
-    def encode(self, blocks: Sequence[Block]) -> UnitResults:
+    def encode(self, blocks: Sequence[Block]) -> None:
         """Encode the kept documents."""
-        encoded = self._map("encode", encode_block, _items(blocks))
-        self.work.stage.discard("read", ".runs")
-        return encoded
+        self.begin("encode")
+        self._map("encode", encode_block, blocks)
 
-    def hold_out(self, encoded: UnitResults, more_text: Sequence[str]) -> list[HeldOutDocuments]:
-        """Choose the documents to hold out of each domain. more_text: advice on how to have more text of each, for problems."""
-        domains = range(len(self.work.domains))
-        self._map("windows", find_windows, [DomainItem(domain, encoded) for domain in domains])
-        items = overlap_items(encoded, len(domains))
+    def hold_out(self, selection: Selection, more_text: Sequence[str]) -> list[dict[str, Any]]:
+        """Choose the documents to hold out of each domain. more_text: advice on how to have more text of each, for problems.
+
+        Return rows of `choose`.
+        """
+        self.begin("overlap")
+        items = overlap_items(selection)
         ends = np.cumsum([0, *map(len, items)]).tolist()
-        overlap = self._map("overlap", count_overlap, [item for some in items for item in some])
-        wanted = [DomainItem(d, encoded, overlap, ends[d], ends[d + 1], more_text[d]) for d in domains]
-        return list(self._map("choose", choose, wanted))
+        self._map("overlap", count_overlap, [item for some in items for item in some])
+        self.begin("choose", self.decisive)
+        wanted = [
+            ChooseItem(n, _numbers(selection.candidates_BD, n), range(*ends[n : n + 2]), counts.kept, more_text[n])
+            for n, counts in enumerate(selection.domains)
+        ]
+        return [row for table in self._map("choose", choose, wanted) for row in table.to_pylist()]
 
-    def write(self, encoded: UnitResults, held_out: Sequence[HeldOutDocuments]) -> list[WrittenDomain]:
-        """Write the token files of all domains."""
-        items = [WriteItem(domain, encoded, each) for domain, each in enumerate(held_out)]
-        return list(self._map("write", write_domain, items))
+    def write(self, selection: Selection, held_out: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write the token files of all domains, and return rows of `write_domain`."""
+        self.begin("write")
+        items = [
+            WriteItem(n, _numbers(selection.documents_BD, n), choice["documents"], choice["tokens"])
+            for n, choice in enumerate(held_out)
+        ]
+        return [row for table in self._map("write", write_domain, items) for row in table.to_pylist()]
 
 
-def _items(blocks: Sequence[Block]) -> list[BlockItem]:
-    return [BlockItem(number, block) for number, block in enumerate(blocks)]
+def _numbers(counts_BD: np.ndarray, domain: int) -> tuple[int, ...]:
+    """Return the numbers of the blocks that have some of a domain."""
+    return tuple(np.flatnonzero(counts_BD[:, domain]).tolist())

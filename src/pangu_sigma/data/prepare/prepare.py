@@ -1,11 +1,11 @@
 """Preparation of training data (`prepare-data`): it reads text and writes the folder that `train` reads.
 
-    documents → kept → runs (words, once) → English pieces → counts → rows of slots → ids → train | held out → files
+    documents → kept → English pieces → counts → rows of slots → ids → train | held out → files
 
 Pieces and rows are chosen from documents that cannot be held out; the ids of the others decide which are (held_out/overlap.py).
 
-The passes (passes.py) write into a stage beside `output`; its folder `output`, whose files `prepared.py` names, gets the name when
-it is complete.
+The passes (passes.py) write into a stage beside `output`; its folder `write/output`, whose files `prepared.py` names, gets the name
+when it is complete.
 
 Lines that cannot be used are written to `<output>.quarantine.jsonl` once all are read; the file stays there if the preparation
 fails.
@@ -13,40 +13,45 @@ fails.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
 import re
-import tempfile
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, Source, load_manifest, refuse_older
-from pangu_sigma.data.prepare.blocks import Work, block_size
-from pangu_sigma.data.prepare.input_files import InputFile, hash_file, sha256_of
+from pangu_sigma.data.manifest import (
+    DomainRecord,
+    FileRecord,
+    Manifest,
+    OverlapRecord,
+    Source,
+    load_manifest,
+    refuse_older,
+)
+from pangu_sigma.data.prepare.blocks import UNIT_BITS, Block, Work, block_size
+from pangu_sigma.data.prepare.input_files import Stamp, hash_file, refuse_changes, sha256_of, stamps_of
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.overview import warnings_of
-from pangu_sigma.data.prepare.passes import Passes
+from pangu_sigma.data.prepare.passes import Passes, key_of
 from pangu_sigma.data.prepare.quarantine import Quarantine
-from pangu_sigma.data.prepare.reading import Read, quarantine_lines
+from pangu_sigma.data.prepare.reading import QUARANTINED, quarantine_lines
 from pangu_sigma.data.prepare.selection import Kept
 from pangu_sigma.data.prepare.stages.executors import executor_of
-from pangu_sigma.data.prepare.stages.stage import Executor, Stage, StageError
+from pangu_sigma.data.prepare.stages.stage import StageError, rows_of, tables_of
 from pangu_sigma.data.prepare.stages.staging import give_back, replace_folder, staged
-from pangu_sigma.data.prepare.writing import WrittenDomain
 from pangu_sigma.data.prepared import QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, preparation_settings
-from pangu_sigma.domains import Domain, Domains, domains_of
+from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.sealed import fingerprint
 from pangu_sigma.text.inputs import input_files, input_units
 from pangu_sigma.text.layout import Layout
-from pangu_sigma.text.tokenizer import MODELS, Tokenizer, tag_language
+from pangu_sigma.text.tokenizer import MODELS, tag_language
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +60,10 @@ _WRITTEN = re.compile(
     r"[a-z0-9_]+(/(manifest\.json|hashes|(frequencies|rows)\.npy|(train|held_out)(\.\d{5,})?\.(bin|idx)))?"
 )
 """Names of all that a preparation writes into its folder; a folder with anything else is not replaced."""
-_LOOK = "`prepare-data --check` prints what there is of every domain, and writes nothing"
+_LOOK = "`prepare-data --check` prints what there is of every domain, and replaces nothing"
 _FORMAT = 6
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-_STAGE_FORMAT = 8
+_STAGE_FORMAT = 9
 """Version of the stage: raise it when its files change."""
 
 
@@ -87,43 +92,23 @@ def prepare(
     """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
 
     inputs: files, and folders of files. A folder that holds this very result already is left alone, an
-    older result of the same domains is replaced. A preparation that was killed goes on where it was. kept: vocabulary to keep in
-    place of that of `vocabulary.keep`. Raises ConfigError or DataError for what the user can fix.
+    older result of the same domains is replaced. A preparation that was killed or refused, or a preview, goes on where it was, as
+    far as settings and text are the same. kept: vocabulary to keep in place of that of `vocabulary.keep`. Raises ConfigError or
+    DataError for what the user can fix.
     """
-    inputs = _checked_before_reading(config, inputs, output)
-    kept = kept or KeptVocabulary.of(config)
-    give_back(output)
-    existing = _existing(config, output)
-    if existing is None and (refused := _other_domains(config, output)):
-        raise ConfigError(refused)
-    with (
-        closing(_executor(config, inputs, options)) as executor,
-        staged(_stage_key(config, inputs, kept), output) as stage,
-        closing(executor),  # no process writes into the stage any more when it is removed
-    ):
-        return _prepare(config, inputs, output, True, existing, kept, stage, executor, options.sources)[0]
+    return _prepare(config, inputs, output, options, kept, writes=True)[0]
 
 
 def preview(
     config: Config, inputs: list[Path], options: Options = ONE_PROCESS, kept: KeptVocabulary | None = None
 ) -> tuple[Manifest, list[str]]:
-    """Examine text as `prepare` does and write nothing, but files for the time being where Python has temporary ones.
+    """Examine text as `prepare` does and write nothing but a stage, with which `prepare` goes on.
 
     Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
     one of data.path if that holds other domains. kept: as in `prepare`. Raises ConfigError or DataError for what leaves nothing to
     examine.
     """
-    if options.ray is not None:
-        raise ConfigError(f"{argument('--check')} has no files that other machines see; leave {argument('--ray')} out")
-    output = Path(config.data.path)
-    inputs = _checked_before_reading(config, inputs, output)
-    existing, kept = _existing(config, output), kept or KeptVocabulary.of(config)
-    refused = _other_domains(config, output)
-    with tempfile.TemporaryDirectory() as folder, closing(_executor(config, inputs, options)) as executor:
-        stage = Stage(Path(folder))
-        existing = None if refused else existing
-        manifest, problems = _prepare(config, inputs, output, False, existing, kept, stage, executor, options.sources)
-    return manifest, [refused, *problems] if refused else problems
+    return _prepare(config, inputs, Path(config.data.path), options, kept, writes=False)
 
 
 def _checked_before_reading(config: Config, inputs: list[Path], output: Path) -> list[Path]:
@@ -150,81 +135,94 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
     return files
 
 
-def _executor(config: Config, inputs: list[Path], options: Options) -> Executor:
-    size = sum(path.stat().st_size for path in inputs)
-    return executor_of(options.workers, options.ray, config.data.memory_gib, size)
-
-
 def _prepare(
-    config: Config,
-    inputs: list[Path],
-    output: Path,
-    writes: bool,
-    existing: Manifest | None,
-    kept: KeptVocabulary | None,
-    stage: Stage,
-    executor: Executor,
-    sources: Mapping[Path, list[Source]],
+    config: Config, inputs: list[Path], output: Path, options: Options, kept: KeptVocabulary | None, writes: bool
 ) -> tuple[Manifest, list[str]]:
-    """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is.
-    existing: manifest of its domains that the folder has. sources: as in `Options`."""
-    items = [(path, sources.get(path)) for path in inputs]
-    files = list[InputFile](stage.map(executor, "hash", hash_file, items))
-    decisive = _decisive(config, [[str(file.path), file.sha256] for file in files], kept)
-    if writes and existing and _holds(config, output, _fingerprint(decisive)):
-        logger.info("%s already holds this data; nothing to do", output)
-        manifest, problems = existing, list[str]()
-    elif writes and (refused := _other_domains(config, output)):
+    """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is."""
+    inputs, kept = _checked_before_reading(config, inputs, output), kept or KeptVocabulary.of(config)
+    give_back(output)
+    existing, refused = _existing(config, output), _other_domains(config, output)
+    if refused and writes and existing is None:
         raise ConfigError(refused)
-    else:
-        _say_replaced(output, existing, decisive)
-        with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl") if writes else None) as quarantine:
-            mib, size = config.data.max_mib_per_domain, block_size(sum(file.size for file in files))
-            work = Work(config, stage, size, None if mib is None else int(mib * (1 << 20)), not writes)
-            manifest, problems = _do_all(Passes(work, executor, kept), files, output, quarantine, decisive)
+    problems = [refused] if refused else []
+    stamps = stamps_of(inputs)
+    size, mib = sum(stamp[1] for stamp in stamps), config.data.max_mib_per_domain
+    with (
+        closing(executor_of(options.workers, options.ray, config.data.memory_gib, size)) as executor,
+        staged(output, writes) as stage,
+        closing(executor),  # no process writes into the stage any more when it is removed
+    ):
+        stage.begin("hash", key_of([_STAGE_FORMAT, stamps]), [])
+        hashes = [table["sha256"][0].as_py() for table in stage.map(executor, "hash", hash_file, inputs)]
+        decisive = _decisive(config, [[str(path), sha256] for path, sha256 in zip(inputs, hashes, strict=True)], kept)
+        if writes and existing and _holds(config, output, key_of(decisive)):
+            logger.info("%s already holds this data; nothing to do", output)
+            manifest = existing
+        elif writes and refused:
+            raise ConfigError(refused)
+        else:
+            _say_replaced(output, None if refused else existing, decisive)
+            stage = replace(stage, preparation=key_of(decisive))
+            work = Work(config, stage, block_size(size), None if mib is None else int(mib * (1 << 20)))
+            passes = Passes(work, executor, kept, decisive)
+            with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl") if writes else None) as quarantine:
+                blocks, sources = _read(passes, stamps, options.sources, quarantine)
+                manifest, more = _do_all(passes, blocks, sources, output if writes else None, quarantine)
+                problems += more
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
     return manifest, problems
 
 
 def _do_all(
-    passes: Passes, files: list[InputFile], output: Path, quarantine: Quarantine, decisive: dict[str, Any]
+    passes: Passes, blocks: list[Block], sources: list[list[Source]], output: Path | None, quarantine: Quarantine
 ) -> tuple[Manifest, list[str]]:
-    """Do all passes, and return the manifest and the problems of domains; without problems write `output`, but not in a preview."""
-    domains, preview = passes.work.domains, passes.work.preview
-    results, sources = _read(passes, files, quarantine)
-    blocks = [block for result in results for block in result.blocks]
+    """Do all passes after `read`, and return the manifest and the problems of domains; without problems write `output`.
+
+    sources: of each domain. output: None for a preview, which has no problem that ends it.
+    """
+    domains = passes.work.domains
     selection = passes.select(blocks)
     counts = selection.domains
     few = {n: _too_few(domain, counts[n]) for n, domain in enumerate(domains) if counts[n].kept < 2}
-    if not preview and len(few) == len(domains):
+    if output and len(few) == len(domains):
         raise DataError("\n".join([*few.values(), _LOOK]))
-    english = passes.segment(blocks)
-    tokenizer = passes.build_tokenizer(blocks, english)
-    encoded = passes.encode(blocks)
-    held_out = passes.hold_out(encoded, [_more_text(domain, counts[domain.index]) for domain in domains])
-    short = {n: each.choice.shortage for n, each in enumerate(held_out) if each.choice.shortage}
-    texts = {n: f"domain {domains[n].name}: {shortage}" for n, shortage in short.items()} | few
-    problems = [text for _, text in sorted(texts.items())]
-    if problems and not preview:
+    tokenizer = passes.build_tokenizer(blocks, selection)
+    passes.encode(blocks)
+    held_out = passes.hold_out(selection, [_more_text(domain, counts[domain.index]) for domain in domains])
+    short = {n: f"domain {domains[n].name}: {row['shortage']}" for n, row in enumerate(held_out) if row["shortage"]}
+    problems = [text for _, text in sorted((short | few).items())]
+    if problems and output:
         raise DataError("\n".join([*problems, _LOOK]))
-    written = passes.write(encoded, held_out)
+    written = passes.write(selection, held_out)
     manifest = Manifest(
-        fingerprint=_fingerprint(decisive),
+        fingerprint=key_of(passes.decisive),
         models={},
         vocabulary_size=tokenizer.size,
         domains={
-            domain.name: _record(domain, domains, tokenizer, counts[n], sources[n], written[n])
+            domain.name: DomainRecord(
+                slot=domains.slot_names[domain.slot],
+                rows=int((tokenizer.slot_rows[domain.slot] >= 0).sum()),
+                **{name: count for name, count in vars(counts[n]).items() if name in DomainRecord.model_fields},
+                **json.loads(written[n]["splits"]),
+                unigram_entropy=written[n]["loss"],
+                shift=written[n]["shift"],
+                shift_deviation=written[n]["deviation"],
+                sources=sources[n],
+                overlap=OverlapRecord.model_validate_json(held_out[n]["overlap"]),
+                files=json.loads(written[n]["files"]),
+                hashes=written[n]["hashes"],
+            )
             for n, domain in enumerate(domains)
         },
         quarantined=dict(quarantine.counts),
         examples=quarantine.examples,
-        config=decisive,
+        config=passes.decisive,
         near_duplicates=selection.near,
     )
-    if preview:
+    if output is None:
         return manifest, problems
-    folder = passes.work.stage.path("output")
+    folder = passes.work.stage.path("write/output")
     tokenizer.save_models(folder / TOKENIZER_NAME)
     models = {name: FileRecord(**fingerprint(folder / TOKENIZER_NAME / name)) for name in MODELS}
     manifest = manifest.model_copy(update={"models": models})
@@ -238,22 +236,28 @@ def _do_all(
     return manifest, problems
 
 
-def _read(passes: Passes, files: list[InputFile], quarantine: Quarantine) -> tuple[list[Read], list[list[Source]]]:
-    """Read all text. Return the result of each unit, and the sources of each domain."""
-    units = input_units([file.path for file in files], passes.work.size)
-    results = passes.read(units)
-    for file in files:
-        file.check_unchanged()
-    quarantine_lines(passes.work.stage, results, units, quarantine)
-    of_file = dict[Path, set[int]]()
-    for unit, result in zip(units, results, strict=True):
-        of_file.setdefault(unit.path, set()).update(result.domains)
-    numbers = range(len(passes.work.domains))
-    return results, [[s for each in files if n in of_file.get(each.path, ()) for s in each.sources] for n in numbers]
-
-
-def _fingerprint(decisive: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+def _read(
+    passes: Passes, stamps: list[Stamp], known: Mapping[Path, list[Source]], quarantine: Quarantine
+) -> tuple[list[Block], list[list[Source]]]:
+    """Read all text. Return the blocks, and the sources of each domain. stamps: of the input files. known: sources of files."""
+    work, files = passes.work, [Path(path) for path, *_ in stamps]
+    units = input_units(files, work.size)
+    blocks = passes.read(units)
+    refuse_changes(files, stamps)
+    with work.stage.database(work.config.data.memory_gib / 2) as database:
+        database.register("rows", work.stage.results("read"))
+        columns = ", ".join(f'"{name}"' for name in QUARANTINED)
+        rejected = f"SELECT {columns} FROM rows WHERE domain IS NULL ORDER BY document"
+        quarantine_lines((row for table in tables_of(database, rejected) for row in rows_of(table)), units, quarantine)
+        of_units = (
+            f"SELECT DISTINCT document >> {UNIT_BITS} AS unit, domain FROM rows WHERE domain IS NOT NULL ORDER BY ALL"
+        )
+        there = {(units[unit].path, domain) for unit, domain in database.execute(of_units).fetchall()}
+    sources = {
+        path: known.get(path) or [Source(name=path.name, version="", licence="the user's", sha256=sha256)]
+        for path, (_, sha256) in zip(files, passes.decisive["inputs"], strict=True)
+    }
+    return blocks, [[s for f in files if (f, domain.index) in there for s in sources[f]] for domain in work.domains]
 
 
 def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | None) -> dict[str, Any]:
@@ -272,12 +276,6 @@ def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | No
         "inputs": inputs,
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }
-
-
-def _stage_key(config: Config, inputs: list[Path], kept: KeptVocabulary | None) -> str:
-    """Return the name of the stage of a preparation: the text is told by size and time of its files, before they are read."""
-    stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs]
-    return _fingerprint({"stage": _STAGE_FORMAT, **_decisive(config, stamps, kept)})[:16]
 
 
 def _existing(config: Config, output: Path) -> Manifest | None:
@@ -359,25 +357,3 @@ def _more_text(domain: Domain, counts: Kept) -> str:
         return f'pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
     limit, left_out = (size / (1 << 20) for size in (counts.limit, counts.left_out_bytes))
     return f"raise data.max_mib_per_domain={limit:.3g}, which left {left_out:.3g} MiB out"
-
-
-def _record(
-    domain: Domain, domains: Domains, tokenizer: Tokenizer, counts: Kept, sources: list[Source], written: WrittenDomain
-) -> DomainRecord:
-    """Return the record of a domain for the manifest."""
-    loss, shift, deviation = written.shift
-    counted = {name: count for name, count in vars(counts).items() if name in DomainRecord.model_fields}
-    return DomainRecord(
-        slot=domains.slot_names[domain.slot],
-        rows=int((tokenizer.slot_rows[domain.slot] >= 0).sum()),
-        **counted,
-        train=written.splits["train"],
-        held_out=written.splits["held_out"],
-        unigram_entropy=loss,
-        shift=shift,
-        shift_deviation=deviation,
-        sources=sources,
-        overlap=written.overlap,
-        files=written.files,
-        hashes=written.hashes,
-    )

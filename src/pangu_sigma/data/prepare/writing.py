@@ -1,119 +1,109 @@
 """Pass `write`: token ids of all blocks → the folder of a domain but its manifest, and statistics.
 
-Shape suffixes: V vocabulary, N documents.
+Shape suffixes: V vocabulary, S random samples.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pangu_sigma.data.indexed import write_tokens
-from pangu_sigma.data.manifest import OverlapRecord, SplitCounts
 from pangu_sigma.data.prepare.blocks import Work
-from pangu_sigma.data.prepare.encoding import Encoded, final_tokenizer, ids_of
-from pangu_sigma.data.prepare.held_out.holding_out import HeldOutDocuments
-from pangu_sigma.data.prepare.held_out.shift import find_shift
-from pangu_sigma.data.prepare.stages.stage import UnitResults
+from pangu_sigma.data.prepare.encoding import candidates_of, final_tokenizer, ids_of, others_of
+from pangu_sigma.data.prepare.held_out.shift import draw_samples, held_out_shift
+from pangu_sigma.data.prepare.stages.stage import numbered, rows_of, tables_of
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, ROWS_NAME, SPLITS
 from pangu_sigma.data.token_files import write_hashes
 from pangu_sigma.text.vocabulary import UNK
 
+_SAMPLING_GIB = 0.25
+"""Memory of a worker's database, which orders a domain's documents by hash."""
+
 
 @dataclass(frozen=True)
 class WriteItem:
-    """Domain by its index. encoded: results of the pass `encode`. held_out: the domain's held-out documents."""
+    """Domain, the numbers of the blocks with documents of it, and the documents to hold out, with their tokens."""
 
     domain: int
-    encoded: UnitResults
-    held_out: HeldOutDocuments
+    blocks: tuple[int, ...]
+    held_out: list[int]
+    tokens: int
 
 
-class SplitStatistics:
-    """Statistics of a split. counts_V: number of each token id."""
+def write_domain(work: Work, number: int, item: WriteItem) -> Iterator[pa.Table]:
+    """Write the folder of a domain, but its manifest, into `write/output` of the stage.
 
-    def __init__(self, vocabulary: int) -> None:
-        self.counts_V = np.zeros(vocabulary, np.int64)
-        self._documents = self._bytes = self._folded = 0
-
-    def add(self, documents_N: np.ndarray, ids: list[np.ndarray]) -> None:
-        """Add documents, DOCUMENT, with their token ids."""
-        self._documents += len(documents_N)
-        self._bytes += int(documents_N["bytes"].sum(dtype=np.int64))
-        self._folded += int(documents_N["folded"].sum(dtype=np.int64))
-        self.counts_V += np.bincount(np.concatenate(ids), minlength=len(self.counts_V))
-
-    @property
-    def record(self) -> SplitCounts:
-        """Statistics for the manifest."""
-        return SplitCounts(
-            documents=self._documents,
-            tokens=int(self.counts_V.sum()),
-            bytes=self._bytes,
-            unknown=int(self.counts_V[UNK]),
-            folded=self._folded,
-        )
+    Yield a row. splits: as JSON, statistics for the manifest by split. files, hashes: as JSON the sizes of the files, and the hash
+    of `hashes` (`write_hashes`). loss, shift, deviation: of the held-out text (`held_out_shift`).
+    """
+    tokenizer, domain = final_tokenizer(work), work.domains[item.domain]
+    written, folder = _Written(work, item, tokenizer.size), work.stage.path(f"write/output/{domain.name}")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir(parents=True)
+    for split in SPLITS:
+        write_tokens(folder / split, written.documents(split))
+    train_V, held_out_V = (written.counts[split] for split in SPLITS)
+    slot_R = tokenizer.slot_rows[domain.slot]
+    np.save(folder / ROWS_NAME, slot_R[slot_R >= 0])
+    np.save(folder / FREQUENCIES_NAME, train_V)
+    files, hashes = write_hashes(folder)
+    loss, shift, deviation = held_out_shift(train_V, held_out_V, written.samples_SV, slot_R)
+    splits = {split: written.record(split) for split in SPLITS}
+    values = {"splits": json.dumps(splits), "files": json.dumps(files), "hashes": hashes}
+    yield pa.Table.from_pylist([values | {"loss": loss, "shift": shift, "deviation": deviation}])
 
 
-@dataclass(frozen=True)
-class WrittenDomain:
-    """Statistics of a domain's splits; unigram loss of the held-out text, its shift, and the shift's deviation (`held_out_shift`);
-    its overlap; and sizes of its files and the hash of `hashes` (`write_hashes`)."""
+class _Written:
+    """What is written of a domain. counts: number of each token id, by split, int64 [V]. samples_SV: those of random samples."""
 
-    splits: dict[str, SplitCounts]
-    shift: tuple[float, float, float]
-    overlap: OverlapRecord
-    files: dict[str, int]
-    hashes: str
+    def __init__(self, work: Work, item: WriteItem, vocabulary: int) -> None:
+        self._work, self._item = work, item
+        self.counts = {split: np.zeros(vocabulary, np.int64) for split in SPLITS}
+        self._sums = {split: Counter[str]() for split in SPLITS}
+        samples = self._samples()
+        self._sample_of = {number: n for n, sample in enumerate(samples) for number in sample}
+        self.samples_SV = np.zeros((len(samples), vocabulary), np.int64)
 
+    def _samples(self) -> list[list[int]]:
+        with self._work.stage.database(_SAMPLING_GIB) as database:
+            database.register("encoded", self._work.stage.results("encode"))
+            order = f"SELECT document, tokens FROM encoded WHERE domain = {self._item.domain} ORDER BY hold, document"
+            rows = (row for table in tables_of(database, order) for row in rows_of(table))
+            return draw_samples(rows, self._item.tokens)
 
-def write_domain(work: Work, name: str, item: WriteItem) -> WrittenDomain:
-    """Write the folder of a domain, but its manifest, into `output` of the stage; in a preview count alone."""
-    domain, tokenizer = work.domains[item.domain], final_tokenizer(work)
-    folder = None if work.preview else work.stage.path(f"output/{domain.name}")
-    if folder:
-        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-        folder.mkdir(parents=True)
-    splits = {split: _write_split(work, item, split, folder, tokenizer.size) for split in SPLITS}
-    files, hashes = dict[str, int](), ""
-    if folder:
-        rows_R = tokenizer.slot_rows[domain.slot]
-        np.save(folder / ROWS_NAME, rows_R[rows_R >= 0])
-        np.save(folder / FREQUENCIES_NAME, splits["train"].counts_V)
-        files, hashes = write_hashes(folder)
-    shift = find_shift(work, item.encoded, item.domain, *(splits[split].counts_V for split in SPLITS))
-    records = {split: statistics.record for split, statistics in splits.items()}
-    return WrittenDomain(records, shift, item.held_out.choice.overlap, files, hashes)
+    def documents(self, split: str) -> Iterator[np.ndarray]:
+        """Yield the token ids of each document of a split in order, and count them."""
+        groups = [candidates_of(self._item.domain), others_of(self._item.domain)][: 1 if split == "held_out" else 2]
+        held_out = pa.array(self._item.held_out, pa.int64())
+        for number in self._item.blocks:
+            table = pa.concat_tables([self._work.stage.read(f"encode/{numbered(number)}", group) for group in groups])
+            is_held_out = pc.is_in(table["document"], held_out)
+            chosen = table.filter(is_held_out if split == "held_out" else pc.invert(is_held_out)).sort_by("document")
+            if chosen.num_rows:
+                ids = ids_of(chosen)
+                self._count(split, chosen, ids)
+                yield from ids
 
+    def _count(self, split: str, table: pa.Table, ids: list[np.ndarray]) -> None:
+        self._sums[split]["documents"] += table.num_rows
+        for name in ("bytes", "folded"):
+            self._sums[split][name] += pc.sum(table[name]).as_py()
+        vocabulary = len(self.counts[split])
+        self.counts[split] += np.bincount(np.concatenate(ids), minlength=vocabulary)
+        for number, some in zip(table["document"].to_pylist(), ids, strict=True):
+            if (sample := self._sample_of.get(number)) is not None:
+                np.add.at(self.samples_SV[sample], some, 1)
 
-def _write_split(work: Work, item: WriteItem, split: str, folder: Path | None, vocabulary: int) -> SplitStatistics:
-    written = SplitStatistics(vocabulary)
-    documents = _documents(work, item, split, written)
-    if folder is None:
-        deque(documents, maxlen=0)
-    else:
-        write_tokens(folder / split, documents)
-    return written
-
-
-def _documents(work: Work, item: WriteItem, split: str, written: SplitStatistics) -> Iterator[np.ndarray]:
-    """Yield the token ids of each document of a split in order, and count them."""
-    encoded: Encoded
-    for encoded in item.encoded:
-        documents_N = encoded.documents[item.domain]
-        held_out_N = np.isin(documents_N["at"], item.held_out.at_N)
-        if split == "held_out":  # few documents of many blocks
-            chosen_N = documents_N[held_out_N]
-            ids = [ids_of(work.stage, encoded.name, document) for document in chosen_N]
-        else:
-            chosen_N = documents_N[~held_out_N]
-            every = encoded.ids(work.stage, item.domain)
-            ids = [some for some, held in zip(every, held_out_N, strict=True) if not held]
-        if ids:
-            written.add(chosen_N, ids)
-        yield from ids
+    def record(self, split: str) -> dict[str, int]:
+        """Return the statistics of a split for the manifest."""
+        counts_V, sums = self.counts[split], self._sums[split]
+        counted = {name: sums[name] for name in ("documents", "bytes", "folded")}
+        return counted | {"tokens": int(counts_V.sum()), "unknown": int(counts_V[UNK])}

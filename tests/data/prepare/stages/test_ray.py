@@ -62,7 +62,7 @@ def test_of_three_nodes_one_is_lost_and_the_result_is_the_same(cluster, texts, e
     alive = list[int]()
 
     def lose() -> None:
-        wait_for(lambda: any(tmp_path.glob(f".out.stage/*/{when}")))
+        wait_for(lambda: any(tmp_path.glob(f".out.stage/{when}")))
         cluster.remove_node(lost, allow_graceful=False)
         wait_for(lambda: sum(node["Alive"] for node in ray.nodes()) == 2)
         alive.append(2)
@@ -80,7 +80,7 @@ def test_of_three_nodes_one_is_lost_and_the_result_is_the_same(cluster, texts, e
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_error_of_the_text_is_that_of_one_process_and_no_stage_is_left(cluster, texts, tmp_path):  # noqa: F811
+def test_an_error_of_the_text_is_that_of_one_process(cluster, texts, tmp_path):  # noqa: F811
     damaged = tmp_path / "c.jsonl.gz"
     content = bytearray(gzip.compress(b'{"domain": "en", "text": "some words"}\n' * 9, 0))
     content[60] ^= 1
@@ -90,7 +90,6 @@ def test_an_error_of_the_text_is_that_of_one_process_and_no_stage_is_left(cluste
         with pytest.raises(DataError, match="the gzip stream is damaged") as failed:
             prepare(limited(), [*texts, damaged], tmp_path / "out", options)
         said.append(str(failed.value).replace(str(tmp_path), ""))
-        assert [path.name for path in tmp_path.iterdir() if path != damaged and path.suffix != ".jsonl"] == []
     assert said[0] == said[1]
 
 
@@ -122,13 +121,13 @@ module.prepare(limited(), [Path(name) for name in sys.argv[3:]], Path(sys.argv[1
 def test_after_ctrl_c_one_process_goes_on(cluster, texts, expected, tmp_path):  # noqa: F811
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "out"), cluster.address, *map(str, texts)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    wait_for(lambda: any(tmp_path.glob(".out.stage/*/read/00000[3-9]")))
+    wait_for(lambda: any(tmp_path.glob(".out.stage/read/00000[3-9]")))
     process.send_signal(signal.SIGINT)
     begin = time.monotonic()
     _, said = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT and time.monotonic() - begin < 40, said
     assert "KeyboardInterrupt" in said and "usage" not in said.lower()
-    done = len([*tmp_path.glob(".out.stage/*/read/??????")])
+    done = len([*tmp_path.glob(".out.stage/read/??????")])
     assert done >= 3, "the stage stays"
     prepare(limited(), texts, tmp_path / "out")
     assert prints(tmp_path / "out") == expected

@@ -4,154 +4,160 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pangu_sigma.data.prepare.stages.executors import LocalProcesses
-from pangu_sigma.data.prepare.stages.stage import Stage, StageError, read_frame, read_frames, write_frame
+from pangu_sigma.data.prepare.stages.stage import Stage, StageError, rows_of, tables_of
 from pangu_sigma.data.prepare.stages.staging import give_back, staged
 
 
-def test_values_come_back_in_order_and_from_their_offsets(tmp_path):
+def table(*values: int) -> pa.Table:
+    return pa.table({"value": pa.array(values, pa.int64())})
+
+
+def test_tables_come_back_in_order_and_each_as_a_row_group(tmp_path):
     stage = Stage(tmp_path)
-    with stage.writing("a/b") as file:
-        offsets = [write_frame(file, value) for value in ("one", [2], None)]
-    assert list(read_frames(tmp_path / "a/b")) == ["one", [2], None]
-    with (tmp_path / "a/b").open("rb") as file:
-        assert [read_frame(file, offset) for offset in reversed(offsets)] == [None, [2], "one"]
+    stage.write("a", iter([table(1, 2), table(), table(3)]))
+    assert (stage.groups("a"), stage.read("a")) == (3, table(1, 2, 3))
+    assert [stage.read("a", group).num_rows for group in range(3)] == [2, 0, 1]
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: bytes(len(data)), lambda data: data[:-1], lambda data: data[:5], lambda data: b""]
+    "damage",
+    [
+        lambda data: bytes(len(data)),
+        lambda data: data[:-1],
+        lambda data: data[:5],
+        lambda data: b"",
+        lambda data: data[:1_000] + bytes(100) + data[1_100:],
+    ],
 )
 def test_a_file_that_was_not_written_to_the_disk_is_noticed(tmp_path, damage):
     stage = Stage(tmp_path)
-    stage.save("read/a", "value" * 100)
-    path = tmp_path / "read/a"
+    (tmp_path / "read").mkdir()
+    stage.write("read/000000", [table(*range(1_000_000, 1_005_000))])
+    path = tmp_path / "read/000000"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(StageError, match="damaged"):
-        stage.load("read/a")
+    with pytest.raises(StageError, match=rf"^{path}: damaged \(.*; remove {tmp_path} and call again"):
+        stage.read("read/000000")
+    with pytest.raises(StageError, match="damaged"), stage.database(0.1) as database:
+        database.register("rows", stage.results("read"))
+        list(tables_of(database, "SELECT sum(value) FROM rows"))
 
 
-class Harm:
-    """A pickle of it makes a file when it is read."""
-
-    def __init__(self, file: Path):
-        self.file = file
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.file,)
-
-
-def others_write(path: Path) -> None:
-    path.chmod(path.stat().st_mode | stat.S_IWGRP)
-
-
-def of_somebody(path: Path) -> None:
-    if os.geteuid():
-        pytest.skip("makes a file somebody else's")
-    os.chown(path, 65000, -1)
+def test_a_database_goes_on_in_files_where_memory_ends_and_says_what_to_raise_where_the_disk_does(tmp_path):
+    with Stage(tmp_path).database(0.05) as database:
+        database.execute(
+            "CREATE TEMP TABLE t AS SELECT range AS n, hash(range) AS h FROM range(6_000_000) ORDER BY h, n"
+        )
+        found = [row for table in tables_of(database, "SELECT count(*), min(n) FROM t") for row in rows_of(table)]
+        assert found == [(6_000_000, 0)]
+    with (
+        pytest.raises(StageError, match=r"raise data\.memory_gib=0\.05, or free the disk"),
+        Stage(tmp_path).database(0.05) as database,
+    ):
+        database.execute("SET max_temp_directory_size = '1MB'")
+        database.execute(
+            "CREATE TEMP TABLE t AS SELECT range AS n, hash(range) AS h FROM range(6_000_000) ORDER BY h, n"
+        )
 
 
-OTHERS = pytest.mark.parametrize(
-    ("make", "said"),
-    [(others_write, r"others can write it \("), (of_somebody, "belongs to user 65000, and you are")],
-)
+def test_a_pass_is_begun_anew_with_all_after_it_if_its_settings_changed(tmp_path):
+    stage = Stage(tmp_path)
+    for number, name in enumerate("abc"):
+        stage.begin(name, "1", "abc"[:number])
+        stage.write(f"{name}/000000", [table(1)])
+    stage.begin("a", "1", "")
+    assert stage.path("a/000000").exists()
+    stage.begin("b", "2", "a")
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "a",
+        "a/000000",
+        "a/key",
+        "b",
+        "b/key",
+    ]
 
 
-@OTHERS
-def test_a_file_that_others_could_have_written_is_not_unpickled(tmp_path, make, said):
-    stage, harm = Stage(tmp_path / "key"), Harm(tmp_path / "executed")
-    stage.save("hash/000000", harm)
-    make(stage.path("hash/000000"))
-    with pytest.raises(StageError, match=rf"hash/000000: {said}.*: remove {stage.folder} and call again"):
-        stage.load("hash/000000")
-    assert not harm.file.exists()
-
-
-@OTHERS
-@pytest.mark.parametrize("which", [".out.stage", ".out.stage/key"])
-def test_a_stage_that_others_could_have_made_is_refused(tmp_path, make, said, which):
-    (tmp_path / ".out.stage/key").mkdir(parents=True)
-    make(tmp_path / which)
-    refused = pytest.raises(StageError, match=rf"{which}: {said}.*remove {tmp_path}/\.out\.stage and")
-    with refused, staged("key", tmp_path / "out"):
-        raise AssertionError("it was opened")
-
-
-@pytest.mark.parametrize("which", ["", "key", "other", "key/read", "key/read/000000", "key/output/en/train.bin"])
+@pytest.mark.parametrize("which", ["", "read", "read/000000", "write/output/en/train.bin"])
 def test_a_link_in_a_stage_is_refused_and_what_it_names_stays(tmp_path, which):
-    (tmp_path / "mine/key").mkdir(parents=True)
+    (tmp_path / "mine/read").mkdir(parents=True)
     (tmp_path / "mine/file").write_text("mine")
     link = tmp_path / ".out.stage" / which
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(tmp_path / "mine")
     refused = pytest.raises(StageError, match=rf"^{link}: is a link, .*; remove {tmp_path}/\.out\.stage and call again")
-    with refused, staged("key", tmp_path / "out"):
+    with refused, staged(tmp_path / "out", removed=True):
         raise AssertionError("it was opened")
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["file", "key"]
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["file", "read"]
 
 
 def test_a_linked_stage_gives_back_nothing(tmp_path):
-    (tmp_path / "mine/key/replaced").mkdir(parents=True)
+    (tmp_path / "mine/write/replaced").mkdir(parents=True)
     (tmp_path / ".out.stage").symlink_to("mine")
     with pytest.raises(StageError, match=r"out\.stage: is a link"):
         give_back(tmp_path / "out")
-    assert (tmp_path / "mine/key/replaced").is_dir()
+    assert (tmp_path / "mine/write/replaced").is_dir()
 
 
 def test_a_missing_file_of_a_stage_is_named_with_the_way_on(tmp_path):
-    missing = tmp_path / ".out.stage/key/encode/000000"
+    missing = tmp_path / ".out.stage/encode/000000"
     with (
         pytest.raises(
             StageError, match=rf"^{missing}: is missing, damaged; remove {tmp_path}/\.out\.stage and call again"
         ),
-        staged("key", tmp_path / "out") as stage,
+        staged(tmp_path / "out", removed=True) as stage,
     ):
-        stage.load("encode/000000")
+        stage.read("encode/000000")
 
 
-def test_a_stage_is_the_users_alone_whatever_the_umask(tmp_path):
+def test_a_stage_is_the_users_alone_whatever_the_umask_and_stays_unless_all_is_done(tmp_path, caplog):
     before = os.umask(0)
+    caplog.set_level("INFO")
     try:
-        with staged("key", tmp_path / "out") as stage:
-            assert stage.once("hash/000000", lambda: 1) == 1
+        with staged(tmp_path / "out", removed=False):
             assert stat.filemode((tmp_path / ".out.stage").stat().st_mode) == "drwx------"
     finally:
         os.umask(before)
-
-
-def test_a_file_gets_its_name_when_it_is_complete(tmp_path):
-    stage = Stage(tmp_path)
-    with pytest.raises(ZeroDivisionError), stage.writing("a") as file:
-        file.write(b"half")
+    assert caplog.messages == [
+        f"what is done stays in {tmp_path}/.out.stage for the same command; remove it if there will be none"
+    ]
+    with pytest.raises(ZeroDivisionError), staged(tmp_path / "out", removed=True):
         _ = 1 / 0
+    assert (tmp_path / ".out.stage").exists() and len(caplog.messages) == 2
+    with staged(tmp_path / "out", removed=True):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_value_is_made_once(tmp_path):
-    stage, made = Stage(tmp_path), list[int]()
-    assert [stage.once("a", lambda: made.append(1) or len(made)) for _ in range(2)] == [1, 1]
-    assert made == [1]
+def test_a_file_gets_its_name_when_it_is_complete(tmp_path):
+    def half() -> Iterator[pa.Table]:
+        yield table(1)
+        _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        Stage(tmp_path).write("a", half())
+    assert list(tmp_path.iterdir()) == []
 
 
-def double(name: str, item: int) -> tuple[str, int]:
+def double(number: int, item: int) -> Iterator[pa.Table]:
     if item < 0:
         raise ValueError(item)
     with Path(os.environ["DONE"]).open("a") as file:
         file.write(f"{item}\n")
-    return name, 2 * item
+    yield table(number, 2 * item)
 
 
-def test_a_pass_goes_on_with_the_units_that_have_no_result(tmp_path, monkeypatch, caplog):
+def test_a_pass_goes_on_with_the_units_that_have_no_result(tmp_path, monkeypatch):
     monkeypatch.setenv("DONE", str(tmp_path / "done"))
     stage = Stage(tmp_path / "stage")
+    stage.begin("p", "", [])
     with pytest.raises(ValueError, match="-3"):
         stage.map(LocalProcesses(), "p", double, [1, 2, -3, 4])
-    caplog.set_level("INFO")
     results = stage.map(LocalProcesses(), "p", double, [1, 2, 3, 4])
-    assert "p: 2 of 4 units are done already" in caplog.text
     assert (tmp_path / "done").read_text().split() == ["1", "2", "3", "4"]
-    assert list(results) == [(f"p/{number:06}", 2 * number + 2) for number in range(4)]
-    assert results[3] == ("p/000003", 8) and len(results) == 4
+    assert list(results) == [table(number, 2 * number + 2) for number in range(4)]

@@ -1,9 +1,7 @@
-"""Passes `windows`, `overlap` and `choose`: candidates of each domain → which of them are held out.
+"""Passes `overlap` and `choose`: candidates of each domain → which of them are held out.
 
 A domain's candidates are in memory, with their windows of tokens, and of the other documents the number in which each window
 occurs, a sum over blocks.
-
-Shape suffix: N documents.
 """
 
 from __future__ import annotations
@@ -11,109 +9,81 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
 
 import numpy as np
+import pyarrow as pa
 
 from pangu_sigma.data.prepare.blocks import Work
-from pangu_sigma.data.prepare.encoding import Encoded, ids_of
-from pangu_sigma.data.prepare.held_out.overlap import Finder, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
-from pangu_sigma.data.prepare.selection import Selection
-from pangu_sigma.data.prepare.stages.stage import Stage, UnitResults
+from pangu_sigma.data.prepare.encoding import ENCODED, candidates_of, ids_of, others_of
+from pangu_sigma.data.prepare.held_out.overlap import Finder, HeldOutSize, choose_held_out, finder_of
+from pangu_sigma.data.prepare.selection import Selection, wanted
+from pangu_sigma.data.prepare.stages.stage import Stage, numbered
 
 _PARTS = 64
 """Number of parts, at most, in which the overlap of a domain is counted: one process adds them up, and all cores have enough."""
 
 
 @dataclass(frozen=True)
-class DomainItem:
-    """Domain by its index. encoded: results of the pass `encode`. overlap: those of `overlap`, of this domain from `first` on to
-    `end`. more_text: advice on how to have more text of it."""
-
-    domain: int
-    encoded: UnitResults
-    overlap: UnitResults | None = None
-    first: int = 0
-    end: int = 0
-    more_text: str = ""
-
-
-@dataclass(frozen=True)
 class OverlapItem:
-    """Domain, and the numbers of some blocks that have documents of it."""
+    """Domain, the numbers of the blocks with candidates of it, and of some with other documents of it."""
 
     domain: int
-    numbers: Sequence[int]
-    encoded: UnitResults
+    candidates: tuple[int, ...]
+    others: Sequence[int]
 
 
 @dataclass(frozen=True)
-class HeldOutDocuments:
-    """Documents to hold out of a domain: their positions among the documents of all blocks, ascending, and how they were chosen."""
+class ChooseItem:
+    """Domain, the numbers of the blocks with candidates of it, and of the results of `overlap` for it. documents: number of its
+    documents. more_text: advice on how to have more text of it."""
 
-    at_N: np.ndarray
-    choice: HeldOutChoice
-
-
-def _candidates(work: Work, item: DomainItem) -> list[np.ndarray]:
-    """Return the token ids of a domain's candidates, first choice first."""
-    selection: Selection = work.stage.load("selection")
-    at_N = selection.candidates[item.domain].at_N
-    block_N = selection.blocks_of(at_N)
-    found = dict[int, np.ndarray]()
-    for number in np.unique(block_N).tolist():
-        encoded: Encoded = item.encoded[number]
-        documents = encoded.documents[item.domain]
-        for document in documents[np.isin(documents["at"], at_N)]:
-            found[int(document["at"])] = ids_of(work.stage, encoded.name, document)
-    return [found[at] for at in at_N.tolist()]
+    domain: int
+    candidates: tuple[int, ...]
+    overlap: range
+    documents: int
+    more_text: str
 
 
-def find_windows(work: Work, name: str, item: DomainItem) -> None:
-    """Write the windows of a domain's candidates, for the pass `overlap`."""
-    finder = finder_of(_candidates(work, item))
-    work.stage.save(f"windows/of.{item.domain}", (finder.hashes_U, finder.lengths))
+def overlap_items(selection: Selection) -> list[list[OverlapItem]]:
+    """Return the items of the pass `overlap` of each domain, without blocks that have only candidates."""
+    others_BD = selection.documents_BD - selection.candidates_BD
+    at_once = max(1, -(-len(others_BD) // _PARTS))
+    items = []
+    for domain, (candidates_B, others_B) in enumerate(zip(selection.candidates_BD.T, others_BD.T, strict=True)):
+        candidates, others = tuple(np.flatnonzero(candidates_B).tolist()), np.flatnonzero(others_B).tolist()
+        items.append([OverlapItem(domain, candidates, others[n : n + at_once]) for n in range(0, len(others), at_once)])
+    return items
+
+
+def _candidates(stage: Stage, domain: int, blocks: Sequence[int]) -> pa.Table:
+    """Return the candidates of a domain, first choice first."""
+    names = (f"encode/{numbered(number)}" for number in blocks)
+    columns = ["document", "rank", "tokens", "ids"]
+    tables = [stage.read(name, candidates_of(domain), columns) for name in names]
+    empty = pa.schema([ENCODED.field(name) for name in columns]).empty_table()
+    return pa.concat_tables([empty, *tables]).sort_by("rank")
 
 
 @functools.lru_cache(maxsize=1)
-def _finder(stage: Stage, domain: int) -> Finder:
-    """Load the windows of a domain; they may be large, and items come domain by domain."""
-    return Finder(*stage.load(f"windows/of.{domain}"))
+def _finder(stage: Stage, domain: int, blocks: tuple[int, ...]) -> Finder:
+    """Return the search for the windows of a domain's candidates; they may be many, and items come domain by domain."""
+    return finder_of(ids_of(_candidates(stage, domain, blocks)))
 
 
-def overlap_items(encoded: UnitResults, domains: int) -> list[list[OverlapItem]]:
-    """Return the items of the pass `overlap` of each domain."""
-    numbers: list[list[int]] = [[] for _ in range(domains)]
-    for number, block in enumerate(encoded):
-        for domain, documents in enumerate(block.documents):
-            if len(documents):
-                numbers[domain].append(number)
-    at_once = -(-len(encoded) // _PARTS)
-    return [
-        [OverlapItem(domain, some[n : n + at_once], encoded) for n in range(0, len(some), at_once)]
-        for domain, some in enumerate(numbers)
-    ]
-
-
-def count_overlap(work: Work, name: str, item: OverlapItem) -> tuple[np.ndarray, np.ndarray]:
+def count_overlap(work: Work, number: int, item: OverlapItem) -> Iterator[pa.Table]:
     """Count in how many of some blocks' documents of a domain that are no candidates each window occurs, as `Finder.count`."""
-    candidates_N = work.stage.load("selection").candidates[item.domain].at_N
-
-    def others() -> Iterator[np.ndarray]:
-        for number in item.numbers:
-            encoded: Encoded = item.encoded[number]
-            is_other = ~np.isin(encoded.documents[item.domain]["at"], candidates_N)
-            yield from compress(encoded.ids(work.stage, item.domain), is_other)
-
-    return _finder(work.stage, item.domain).count(others())
+    names = (f"encode/{numbered(block)}" for block in item.others)
+    tables = (work.stage.read(name, others_of(item.domain), ["tokens", "ids"]) for name in names)
+    others = (ids for table in tables for ids in ids_of(table))
+    windows, counts = _finder(work.stage, item.domain, item.candidates).count(others)
+    yield pa.table({"window": windows, "count": counts})
 
 
-def choose(work: Work, name: str, item: DomainItem) -> HeldOutDocuments:
-    """Choose the documents of a domain to hold out."""
-    candidates = work.stage.load("selection").candidates[item.domain]
+def choose(work: Work, number: int, item: ChooseItem) -> Iterator[pa.Table]:
+    """Choose the documents of a domain to hold out: their numbers, ascending, their tokens, and how they were chosen."""
     data = work.config.data_of(item.domain)
     demand = HeldOutSize(
-        documents=candidates.wanted,
+        documents=wanted(item.documents, data.held_out),
         tokens=data.min_held_out_tokens,
         most=data.max_held_out_tokens,
         sample=work.config.model.seq_length + 1,
@@ -122,8 +92,17 @@ def choose(work: Work, name: str, item: DomainItem) -> HeldOutDocuments:
         max_boilerplate=data.max_boilerplate,
         more=item.more_text,
     )
-    assert item.overlap is not None, "the pass `overlap` comes first"
-    others = map(item.overlap.__getitem__, range(item.first, item.end))
-    finder = _finder(work.stage, item.domain)
-    choice = choose_held_out(_candidates(work, item), finder, others, demand, f"domains.{item.domain}")
-    return HeldOutDocuments(np.sort(candidates.at_N[choice.numbers]), choice)
+    tables = (work.stage.read(f"overlap/{numbered(part)}") for part in item.overlap)
+    others = ((table["window"].to_numpy(), table["count"].to_numpy()) for table in tables)
+    candidates = _candidates(work.stage, item.domain, item.candidates)
+    finder = _finder(work.stage, item.domain, item.candidates)
+    choice = choose_held_out(ids_of(candidates), finder, others, demand, f"domains.{item.domain}")
+    taken = candidates.take(pa.array(choice.numbers, pa.int64())).sort_by("document")
+    yield pa.table(
+        {
+            "documents": pa.array([taken["document"].to_pylist()], pa.list_(pa.int64())),
+            "tokens": [sum(taken["tokens"].to_pylist())],
+            "overlap": [choice.overlap.model_dump_json()],
+            "shortage": [choice.shortage],
+        }
+    )

@@ -135,6 +135,9 @@ class Finder:
         self._shift = np.uint64(64 - bits)
         counts = np.bincount((hashes_U >> self._shift).astype(np.int64), minlength=1 << bits)
         self._begins = np.append(0, np.cumsum(counts)).astype(np.int32)
+        self._finer = self._shift - np.uint64(2)  # four bytes a window tell of most others that they are not there
+        self._there = np.zeros(1 << bits + 2, bool)
+        self._there[(hashes_U >> self._finer).astype(np.int64)] = True
 
     def find(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Find the windows in some documents. Yields pairs of a document's number and a window that occurs in it, each once."""
@@ -149,8 +152,9 @@ class Finder:
 
     def search(self, hashes_T: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield positions in hashes_T, and the number of the window that each equals; windows of nothing are left out."""
-        bucket_T = (hashes_T >> self._shift).astype(np.int64)
-        at, end, starts = self._begins[bucket_T], self._begins[bucket_T + 1], np.arange(len(hashes_T))
+        starts = np.flatnonzero(self._there[(hashes_T >> self._finer).astype(np.int64)])
+        bucket = (hashes_T[starts] >> self._shift).astype(np.int64)
+        at, end = self._begins[bucket], self._begins[bucket + 1]
         while len(starts):
             left = at < end
             at, end, starts = at[left], end[left], starts[left]

@@ -98,6 +98,7 @@ class Ray:
         except ImportError as error:
             raise ConfigError(f"{argument('--ray')}: Ray is not installed; run: pip install ray==2.60.0") from error
         self._ray = ray
+        self.workers = len(os.sched_getaffinity(0))  # of this machine, for what the caller's process does
         self._own = not ray.is_initialized()
         if self._own:
             try:

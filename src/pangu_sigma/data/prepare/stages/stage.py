@@ -1,51 +1,65 @@
 """Stage of a preparation: the folder beside its output with all that is between text and token files.
 
 A preparation is a series of *passes*, each a map of a function over *units* (pieces of the input, blocks of documents, domains).
-The result of a unit is a file of the stage, written under another name and renamed, after the unit's other files. A unit with a
-result is not done again, so a killed preparation goes on where it was.
+The function yields tables of one schema. They are the row groups of a Parquet file, the unit's result, which is written under
+another name and renamed. A unit with a result is not done again, so a killed preparation goes on where it was. A pass whose
+settings or whose input changed is done anew, with all passes after it; the passes before it are kept.
 
-Files are sequences of *frames*: length and checksum of a pickle, and the pickle. The checksum tells what a machine that lost
-power did not write: files are not flushed one by one, which would take longer than the work on them. Reading a pickle executes
-what is in it, so files that others can write are refused: `check_own`.
+Every page of a file has a checksum, which tells what a machine that lost power did not write: files are not flushed one by one,
+which would take longer than the work on them.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import pickle
+import shutil
 import socket
-import stat
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, Protocol
 
-import xxhash
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.garbage import gc_disabled
 
 logger = logging.getLogger(__name__)
 
-_Value = TypeVar("_Value")
-
-_HEAD = struct.Struct("<QQ")
-"""Length of a pickle, and its xxh3_64."""
-
 UnitTask = Callable[[int, Any], object]
 """Function of a pass: takes the number of a unit and the unit."""
 
+_KEY = "key"
+"""File of a pass: of what its results are."""
+_WRITING: dict[str, Any] = {
+    "compression": "none",
+    "use_dictionary": False,
+    "write_page_checksum": True,
+    "write_statistics": ["document"],
+}
+_READING = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+_NO_DAMAGE = (duckdb.OutOfMemoryException, duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
+_ROWS = 1 << 16
+"""Rows of a table that a statement returns at a time."""
+
 
 class StageError(UserError, RuntimeError):
-    """Error of the stage or of its workers; the text is not to blame, so that the stage stays."""
+    """Error of the stage or of its workers; the text is not to blame."""
 
 
 class Executor(Protocol):
-    """Executor of the units of a pass."""
+    """Executor of the units of a pass. workers: number of units that it does at a time in this process's machine."""
+
+    workers: int
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
         """Call a task for the units, pairs of number and unit, that have no result. name, total: the pass, and all its units.
@@ -57,141 +71,126 @@ class Executor(Protocol):
         """End what was started."""
 
 
-def write_frame(file: BinaryIO, value: Any) -> int:
-    """Append a value to a file of frames, and return the frame's offset. Raises OSError."""
-    offset, data = file.tell(), pickle.dumps(value, protocol=5)
-    file.write(_HEAD.pack(len(data), xxhash.xxh3_64_intdigest(data)))
-    file.write(data)
-    return offset
-
-
-def check_own(path: Path, status: os.stat_result, remove: Path) -> None:
-    """Raise StageError for a file or folder of another user, root included, or that others can write. remove: part of the fix."""
-    if status.st_uid != os.geteuid():
-        whose = f"belongs to user {status.st_uid}, and you are {os.geteuid()}"
-    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        whose = f"others can write it ({stat.filemode(status.st_mode)})"
-    else:
-        return
-    raise StageError(
-        f"{path}: {whose}; reading a stage executes what is in it: remove {remove} and call again, or choose another data.path"
-    )
-
-
-def read_frame(file: BinaryIO, offset: int | None = None) -> Any:
-    """Read the value at an offset of a file of frames, by default the next one. Raises OSError and StageError."""
-    path = Path(file.name)
-    check_own(path, os.fstat(file.fileno()), path.parent.parent)
-    if offset is not None:
-        file.seek(offset)
-    try:
-        length, checksum = _HEAD.unpack(file.read(_HEAD.size))
-        data = file.read(length)
-    except (struct.error, OverflowError, MemoryError):
-        data, checksum = b"", None
-    if xxhash.xxh3_64_intdigest(data) != checksum:
-        raise StageError(f"{path}: damaged; remove {path.parent.parent} and call again")
-    return pickle.loads(data)
-
-
-def read_frames(path: Path) -> Iterator[Any]:
-    """Yield the values of a file of frames. Raises OSError and StageError."""
-    with path.open("rb") as file:
-        while file.peek(1):
-            yield read_frame(file)
-
-
 @dataclass(frozen=True)
 class Stage:
-    """Stage in a folder. Names are paths below it."""
+    """Stage in a folder. Names are paths below it. preparation: fingerprint of its preparation, for what is cached of files."""
 
     folder: Path
+    preparation: str = ""
 
     def path(self, name: str) -> Path:
         """Return the path of a file."""
         return self.folder / name
 
-    @contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Open a file for writing; it gets its name if the block succeeds. Raises OSError."""
-        path = self.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def begin(self, name: str, key: str, before: Sequence[str]) -> None:
+        """Begin a pass: remove what is there of it, and of all passes but those before it, unless it has this key."""
+        file = self.path(f"{name}/{_KEY}")
+        if file.exists() and file.read_text() == key:
+            return
+        if file.exists():
+            logger.info("%s: is of other text or settings; done anew", name)
+        for folder in self.folder.glob("*/"):
+            if folder.name not in before:
+                shutil.rmtree(folder)
+        file.parent.mkdir(parents=True)
+        file.write_text(key)
+
+    def write(self, name: str, tables: Iterable[pa.Table]) -> None:
+        """Write tables, one or more, as row groups of a file, which gets its name when it is complete. Raises OSError."""
+        path, all_of_them = self.path(name), iter(tables)
         # several processes may write the same file, and the killed one may not be dead yet
         fresh = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
         try:
-            with open(fresh, "wb", opener=partial(os.open, mode=0o600)) as file:  # whatever the umask says
-                yield file
+            first = next(all_of_them)
+            with fresh.open("wb") as file, pq.ParquetWriter(file, first.schema, **_WRITING) as writer:
+                for table in chain([first], all_of_them):
+                    writer.write_table(table, max(1, table.num_rows))
             fresh.replace(path)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
 
-    def save(self, name: str, value: Any) -> None:
-        """Write a value, which can be pickled, to a file. Raises OSError."""
-        with self.writing(name) as file:
-            write_frame(file, value)
+    def read(self, name: str, group: int | None = None, columns: list[str] | None = None) -> pa.Table:
+        """Read a file, or one row group of it. Raises OSError and StageError."""
+        path = self.path(name)
+        with self._checked(path), path.open("rb") as stream:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            if group is None:
+                return file.read(columns, use_threads=False)
+            return file.read_row_group(group, columns, use_threads=False)
 
-    def load(self, name: str) -> Any:
-        """Read a value that `save` wrote. Raises OSError and StageError."""
-        with self.path(name).open("rb") as file:
-            return read_frame(file)
+    def groups(self, name: str) -> int:
+        """Return the number of row groups of a file. Raises OSError and StageError."""
+        with self._checked(self.path(name)):
+            return int(pq.read_metadata(self.path(name)).num_row_groups)
 
-    def once(self, name: str, make: Callable[[], _Value]) -> _Value:
-        """Return the value of a file, which `make` makes if it is not there yet."""
-        if not self.path(name).exists():
-            self.save(name, make())
-        value: _Value = self.load(name)
-        return value
+    def results(self, name: str) -> ds.Dataset:
+        """Return the results of a pass as one table, for a database."""
+        files = sorted(path for path in self.path(name).iterdir() if path.name[0].isdigit())
+        return ds.dataset([*map(str, files)], format=_READING)
+
+    @contextmanager
+    def database(self, memory_gib: float, threads: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Open an empty database in memory, which goes on in files of the stage where memory ends. Raises StageError."""
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "threads": threads,
+            "memory_limit": f"{int(memory_gib * 1024)}MiB",
+            "temp_directory": str(self.path("sql")),
+            "max_temp_directory_size": f"{shutil.disk_usage(self.folder).free >> 20}MiB",
+        }
+        try:
+            with self._checked(self.folder), duckdb.connect(config=settings) as database:
+                yield database
+        except duckdb.OutOfMemoryException as error:
+            raise StageError(
+                f"{self.folder}: {error}; raise data.memory_gib={memory_gib:g}, or free the disk"
+            ) from error
+
+    @contextmanager
+    def _checked(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, duckdb.Error) as error:
+            if of_the_system(error) or isinstance(error, _NO_DAMAGE):
+                raise
+            raise StageError(f"{path}: damaged ({error}); remove {self.folder} and call again") from error
 
     def map(
-        self, executor: Executor, name: str, function: Callable[[str, Any], Any], items: Sequence[Any]
-    ) -> UnitResults:
-        """Do one pass: call `function` for every item without a result, and return the results in the order of the items.
+        self, executor: Executor, name: str, function: Callable[[int, Any], Iterator[pa.Table]], items: Sequence[Any]
+    ) -> Iterator[pa.Table]:
+        """Do one pass that was begun: call `function` for every item without a result. Return the results in the items' order.
 
-        name: of the pass, and of the folder of its results. function: takes the name for the unit's files, and the item; it must
-        be picklable, and its result a function of the item alone.
+        name: of the pass, and of the folder of its results. function: takes the number of the item, and the item; it must be
+        picklable, and its tables a function of the item alone.
         """
-        results = UnitResults(self, name, len(items))
-        there = {path.name for path in self.path(name).glob("*")}
-        missing = [number for number in range(len(items)) if _number(number) not in there]
-        if items and len(missing) < len(items):
-            logger.info("%s: %d of %d units are done already", name, len(items) - len(missing), len(items))
+        there = {path.name for path in self.path(name).iterdir()}
+        missing = [number for number in range(len(items)) if numbered(number) not in there]
         executor.run(partial(_unit, self, name, function), [(n, items[n]) for n in missing], name, len(items))
-        return results
-
-    def discard(self, name: str, suffix: str) -> None:
-        """Remove the files of a pass with this suffix: nothing needs them any more."""
-        for file in self.path(name).glob(f"*{suffix}"):
-            file.unlink(missing_ok=True)
+        return (self.read(f"{name}/{numbered(number)}") for number in range(len(items)))
 
 
-@dataclass(frozen=True)
-class UnitResults(Sequence[Any]):
-    """Results of the units of a pass, read from the stage when they are asked for."""
-
-    stage: Stage
-    name: str
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, number: Any) -> Any:
-        if not 0 <= number < self.size:
-            raise IndexError(number)
-        return self.stage.load(f"{self.name}/{_number(number)}")
+def tables_of(database: duckdb.DuckDBPyConnection, statement: str) -> Iterator[pa.Table]:
+    """Yield the rows that a statement returns as tables, one at least."""
+    reader = database.sql(statement).to_arrow_reader(_ROWS)
+    yield reader.schema.empty_table()
+    yield from (pa.Table.from_batches([batch]) for batch in reader)
 
 
-def _number(number: int) -> str:
+def rows_of(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a table."""
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)
+
+
+def numbered(number: int) -> str:
+    """Return the name of the result of a unit."""
     return f"{number:06}"
 
 
-def _unit(stage: Stage, name: str, function: Callable[[str, Any], Any], number: int, item: Any) -> None:
+def _unit(stage: Stage, name: str, function: Callable[[int, Any], Iterator[pa.Table]], number: int, item: Any) -> None:
     """Do one unit of a pass, and write its result. Raises StageError if the system fails to read what is to be read."""
-    own = f"{name}/{_number(number)}"
     try:
         with gc_disabled():  # millions of objects, hardly a cycle: looking for cycles took a sixth of the time
-            stage.save(own, function(own, item))
+            stage.write(f"{name}/{numbered(number)}", function(number, item))
     except DataError as error:
         # said here: between processes an error has no cause
         if of_the_system(error.__cause__):

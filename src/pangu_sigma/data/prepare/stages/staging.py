@@ -9,10 +9,9 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
-from pangu_sigma.data.prepare.stages.stage import Stage, StageError, check_own, of_the_system
+from pangu_sigma.data.prepare.stages.stage import Stage, StageError
 from pangu_sigma.errors import DataError
 from pangu_sigma.lock import folder_lock
 from pangu_sigma.sealed import sync
@@ -29,7 +28,7 @@ def _folder_of(output: Path) -> Path:
 
 def _refuse_links(folder: Path) -> None:
     """Raise StageError for a link in the place of a folder of stages, or in it: what it names would be read, written or removed."""
-    for path in chain([folder], folder.rglob("*")):
+    for path in (folder, *folder.rglob("*")):
         if path.is_symlink() and path.name != _REPLACED:  # data.path may be a link, which is replaced as such
             raise StageError(
                 f"{path}: is a link, and a stage has none; remove {folder} and call again, or choose another data.path"
@@ -37,45 +36,34 @@ def _refuse_links(folder: Path) -> None:
 
 
 @contextmanager
-def staged(key: str, output: Path) -> Iterator[Stage]:
-    """Make the stage of a preparation of `output`, or find it there; it is removed after the block.
+def staged(output: Path, removed: bool) -> Iterator[Stage]:
+    """Make the stage of a preparation of `output`, or find it there; it is removed after the block if `removed`.
 
-    It stays if the process is killed or interrupted, and if the system or a worker fails. Stages of other text or settings are
-    removed before. Raises DataError for errors of the file system, LockError if another process works on the stage, and StageError
-    for a stage that is not this user's alone, has a link, or lacks a file. key: of the text and the settings, a name of a folder.
+    It stays if the block fails, in whatever way: the next preparation keeps the passes whose text and settings are the same. Raises
+    DataError for errors of the file system, LockError if another process works on the stage, and StageError for a stage that has a
+    link, or lacks a file.
     """
     folder = _folder_of(output)
-    stage = Stage(folder / key)
     _refuse_links(folder)
+    there = f"what is done stays in {folder} for the same command; remove it if there will be none"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in (folder, stage.folder):
-            if path.exists():
-                check_own(path, path.stat(), folder)
         with folder_lock(folder):
-            _remove_others(stage)
-            try:
-                yield stage
-            except Exception as error:
-                if not isinstance(error, OSError | StageError) and not of_the_system(error.__cause__):
-                    _remove(folder)
-                raise
-            _remove(folder)
+            yield Stage(folder)
+            if removed:
+                _remove(folder)
+            else:
+                logger.info("%s", there)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and stage.folder in Path(error.filename or "").parents:
+        if isinstance(error, FileNotFoundError) and folder in Path(error.filename or "").parents:
             raise StageError(f"{error.filename}: is missing, damaged; remove {folder} and call again") from error
-        there = f"; what is done stays in {folder} for the same command" if stage.folder.exists() else ""
+        stays = f"; {there}" if folder.exists() else ""
         raise DataError(
-            f"cannot write {output}: {error.strerror or error}; nothing was changed there{there}"
+            f"cannot write {output}: {error.strerror or error}; nothing was changed there{stays}"
         ) from error
-
-
-def _remove_others(stage: Stage) -> None:
-    """Remove the stages of preparations of other text or settings beside this one."""
-    for other in stage.folder.parent.iterdir():
-        if other.is_dir() and other != stage.folder:
-            logger.warning("%s: is the stage of another preparation, of other text or settings; removed", other)
-            shutil.rmtree(other)
+    except Exception:
+        logger.info("%s", there)
+        raise
 
 
 def _remove(folder: Path) -> None:
