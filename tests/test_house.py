@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2308,
-    "checkpoint": 1071,
+    "checkpoint": 1074,
     "convert": 902,
     "data": 3230,
     "ecss": 377,
