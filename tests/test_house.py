@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2217,
-    "checkpoint": 1071,
+    "checkpoint": 1074,
     "convert": 676,
     "data": 2810,
     "ecss": 377,

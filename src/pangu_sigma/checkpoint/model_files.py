@@ -20,7 +20,17 @@ from typing import Any
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.rre.table import RoutingTable
-from pangu_sigma.sealed import ITS_VERSION, DamagedFile, check_folder, seal_folder, sealed, unsealed, write_atomically
+from pangu_sigma.sealed import (
+    ITS_VERSION,
+    UNFINISHED,
+    DamagedFile,
+    check_folder,
+    commit,
+    seal_folder,
+    sealed,
+    unsealed,
+    write_atomically,
+)
 from pangu_sigma.text.tokenizer import Tokenizer
 
 FILES_FORMAT = 3
@@ -35,8 +45,11 @@ def write_model_files(folder: Path, config: Config, tokenizer: Tokenizer, table:
 
     Raises OSError.
     """
-    shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)  # of an interrupted start
-    tokenizer.save(folder / TOKENIZER_FOLDER)
+    fresh = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
+    for left in (fresh, folder / TOKENIZER_FOLDER):
+        shutil.rmtree(left, ignore_errors=True)
+    tokenizer.save(fresh)
+    commit(fresh, folder / TOKENIZER_FOLDER)
     table.save(folder / ROUTING_FILE)
     seal_model_files(folder, {})
     write_config(folder, config, "run")
