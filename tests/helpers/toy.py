@@ -82,7 +82,7 @@ def toy_batches(config: Config, folder: Path, documents: int = 60) -> BatchLoade
     """Batches over text that is written to `folder`."""
     rng = np.random.default_rng(0)
     for domain in domains_of(config):
-        (folder / domain.name).mkdir()
+        (folder / domain.name).mkdir(exist_ok=True)
         write_tokens(folder / domain.name / "train", random_documents(rng, documents))
     return BatchLoader(config, seal(folder), toy_tokenizer(config.slots), toy_table(config))  # type: ignore[arg-type]
 

@@ -361,7 +361,7 @@ def test_passes_that_a_change_does_not_touch_are_kept_after_a_refusal_and_a_chec
     assert found.ok
     monkeypatch.setattr("pangu_sigma.data.prepare.writing.write_tokens", lambda *_: pytest.fail("it was written again"))
     done = prepare(with_data(refused, min_held_out_tokens=1), [text], out)
-    assert done.model_dump(mode="json") | {"problems": [], "files": {}} == found
+    assert done.model_dump(mode="json") | {"problems": [], "models": {}} == found
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(pytest.fail.Exception, match="cut again"):
         prepare(with_data(refused, held_out=0.3), [text], out)
