@@ -316,7 +316,10 @@ def test_what_has_no_effect_on_a_measure_is_warned_of(one, tmp_path, caplog):
     (tmp_path / "mine.jsonl").write_text('{"text": "the cat", "domain": "en"}\n')
     alone = one.evaluate(input=tmp_path / "mine.jsonl")
     assert caplog.messages == []
-    of_input, of_text = "domain or overrides has no effect: held-out text", "against or all_samples has no effect"
+    of_input, of_text = (
+        "domain or overrides has no effect: held-out text",
+        "against, all_samples, passages has no effect",
+    )
     for call, message in (
         (lambda: one.evaluate("the", "en", all_samples=True), of_text),
         (lambda: ps.evaluate(one, one, input=tmp_path / "mine.jsonl"), of_text),

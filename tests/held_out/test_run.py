@@ -109,7 +109,9 @@ def test_a_run_whose_text_is_gone_says_how_to_get_it_back(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     data = open_model(run, "run").config.data.path
     edit_config(run, {str(data): str(tmp_path / "gone")})
-    with pytest.raises(DataError, match=r"gone.*prepare-data first, or set data\.path to that$"):
+    with pytest.raises(
+        DataError, match=r"gone is not there; run prepare-data first, or, if it was moved, set data\.path$"
+    ):
         evaluate_run(run)
 
 

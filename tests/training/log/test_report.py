@@ -146,7 +146,10 @@ def with_what_happened(folder: Path) -> Path:
     ]
     with (folder / "metrics.jsonl").open("a") as file:
         file.writelines(map(sealed_line, lines))
-    write_recorded(folder, {"name": "mine", "data": {"path": str(folder)}, "train": {"batch_size": 8}})
+    domains = [{"name": "zh"}]
+    write_recorded(
+        folder, {"name": "mine", "data": {"path": str(folder)}, "domains": domains, "train": {"batch_size": 8}}
+    )
     split = SplitCounts(documents=10, tokens=1000, bytes=5000, unknown=10, folded=0)
     overlap = OverlapRecord(
         window=13, windows=9, share=0.002, wanted=1, passed_over=0, passed_over_tokens=0,
@@ -158,6 +161,7 @@ def with_what_happened(folder: Path) -> Path:
         near_duplicates=0,
     )  # fmt: skip
     prepared = {"domains": [["zh"]]}
+    (folder / "zh").mkdir(exist_ok=True)
     Manifest(
         fingerprint="", models={}, vocabulary_size=1, domains={"zh": record}, quarantined={}, config=prepared
     ).save(folder)
