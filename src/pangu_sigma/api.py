@@ -443,8 +443,8 @@ def extend(
     """Add domains, slots or English pieces to a trained run, in a new run; old domains answer as before, bit for bit.
 
     Old domains keep their Adam moments; `train` resumes from step 0. Give one origin of the new domains. The text of the
-    configuration must be prepared before, with vocabulary.keep set to `model`, so that tokens keep their ids and rows. Returns
-    the record of the weights' origin, saved as lineage.json.
+    configuration must be prepared before, by `prepare-data --extend` in the run's data.path, or all of it with vocabulary.keep
+    set to `model`, so that tokens keep their ids and rows. Returns the record of the weights' origin, saved as lineage.json.
 
     Args:
         model: the trained run.
@@ -486,8 +486,8 @@ def extract(
         output: new folder of the run or export; it must not exist.
         keep: names of the domains to keep.
         drop: or names of the domains to remove.
-        format: "run" writes a run folder with its text, from which `train` resumes at step 0 with its Adam moments; "mindir"
-            writes an exported model.
+        format: "run" writes a run folder, which reads its text where the model's is, and from which `train` resumes at step 0 with
+            its Adam moments; "mindir" writes an exported model.
         data: folder of the run's prepared text if it has moved from data.path.
 
     Examples:

@@ -107,7 +107,7 @@ def added_domains(config: Config) -> list[Domain]:
 
 
 def preview_extension(config: Config, inputs: list[Path], options: Options = ONE_PROCESS) -> tuple[Manifest, list[str]]:
-    """Examine text of the domains that data.path lacks, as `preview` does, and write nothing."""
+    """Examine text of the domains that data.path lacks, as `preview` does, and write nothing but a stage."""
     extension = _Extension.of(config)
     with _keys_of(config, extension.added):
         manifest, problems = preview(extension.added, inputs, options, extension.kept)
