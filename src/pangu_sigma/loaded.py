@@ -109,6 +109,7 @@ def evaluate(
 
     models, others, files, changes = several(model, _model), paths(against), paths(input), overrides_of(overrides)
     other_text = bool(files) or text is not None
+    check_count("passages", passages)
     if (other_text or not others) and len(models) != 1:
         raise ConfigError(
             f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"

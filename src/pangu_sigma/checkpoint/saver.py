@@ -171,11 +171,15 @@ class Saver:
         save, self._pending = self._pending, None
         if save is None:
             return
-        with self._refused(save):
-            with self.ranks.fail_together("writing a checkpoint"):
-                save.written.result()
-            with self.ranks.fail_together("completing a checkpoint"):
-                found = save.finished.result()
+        try:
+            with self._refused(save):
+                with self.ranks.fail_together("writing a checkpoint"):
+                    save.written.result()
+                with self.ranks.fail_together("completing a checkpoint"):
+                    found = save.finished.result()
+        except BaseException:  # Ctrl-C too: rank 0 takes the notes that are there
+            save.given_up.set()
+            raise
         told = self.ranks.texts(_WRITTEN.dump_json(Written({}, found)).decode())[0]
         if found := _WRITTEN.validate_json(told).not_finite:
             way, kept = way_on(self.root, self.ranks), save.unhealthy if save.unhealthy.exists() else None

@@ -16,7 +16,7 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
 
 READ, CONTINUED = 64, 24
-"""Tokens of a passage that the model reads, and tokens that follow."""
+"""Tokens of a passage that the model reads, and tokens that follow; fewer for a shorter model.seq_length."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,23 @@ def passages_of(engine: Engine, count: int) -> list[Passage]:
     Raises DataError if the prepared text of the model is missing or damaged.
     """
     config, tokenizer = engine.decoder.config, engine.decoder.tokenizer
-    data, found = data_of(config), []
+    data, found, most = data_of(config), [], min(READ + CONTINUED, config.model.seq_length)
     for domain in domains_of(config):
         tokens = data.tokens(domain.name, "held_out", tokenizer.size)
         ids_T = tokens.read(0, tokens.tokens)
         documents = np.split(ids_T, np.flatnonzero(ids_T == tokenizer.eot) + 1)
-        long = [document for document in documents if len(document) > READ + CONTINUED]
-        found += [_continued(engine, domain, document[: READ + CONTINUED].tolist()) for document in long[:count]]
+        long = [document for document in documents if len(document) > most]
+        found += [_continued(engine, domain, document[:most].tolist()) for document in long[:count]]
     return found
 
 
 def _continued(engine: Engine, domain: Domain, ids: list[int]) -> Passage:
-    prompt, truth = ids[:READ], ids[READ:]
+    read = len(ids) * READ // (READ + CONTINUED)
+    prompt, truth = ids[:read], ids[read:]
     scored, answer = engine.complete(
         [
-            Request(domain, tuple(ids), max_new_tokens=0, prompt_logprobs=0, scored_from=READ),
-            Request(domain, tuple(prompt), CONTINUED, logprobs=0),
+            Request(domain, tuple(ids), max_new_tokens=0, prompt_logprobs=0, scored_from=read),
+            Request(domain, tuple(prompt), len(truth), logprobs=0),
         ]
     )
     decode = engine.decoder.tokenizer.decode
@@ -63,7 +64,7 @@ def _continued(engine: Engine, domain: Domain, ids: list[int]) -> Passage:
 
 def format_passages(found: Sequence[Passage]) -> str:
     """Format passages: the end of what was read, and both continuations with their losses."""
-    lines = [f"held-out text after {READ} tokens, and the model's most likely continuation; nats a token"]
+    lines = ["held-out text, how it goes on, and the model's most likely continuation; nats a token"]
     for passage in found:
         lines.append(f"{passage.domain:12} … {passage.prompt[-60:]!r}")
         lines += [

@@ -115,7 +115,7 @@ def test_near_duplicates_of_the_new_text_are_in_the_manifest(data, text):
     assert prepare_extension(config, [text]).near_duplicates is not None
 
 
-@pytest.mark.parametrize("place", ["_append", "sync"])
+@pytest.mark.parametrize("place", ["_append", "rename", "sync"])
 def test_after_a_kill_the_same_call_goes_on(data, text, monkeypatch, place):
     config, added = extending(data), data.parent / ".data.added"
     quarantine = (data / "quarantine.jsonl").read_bytes()
@@ -123,8 +123,12 @@ def test_after_a_kill_the_same_call_goes_on(data, text, monkeypatch, place):
     def killed(*unused):
         raise KeyboardInterrupt
 
+    rename = Path.rename
     with monkeypatch.context() as patch:
-        patch.setattr(extended, place, killed)
+        if place == "rename":
+            patch.setattr(Path, place, lambda path, to: killed() if path.parent == added else rename(path, to))
+        else:
+            patch.setattr(extended, place, killed)
         with pytest.raises(KeyboardInterrupt):
             prepare_extension(config, [text])
     if place == "_append":
@@ -132,9 +136,18 @@ def test_after_a_kill_the_same_call_goes_on(data, text, monkeypatch, place):
         prepare_extension(config, [text])
         assert (data / "law" / "train.bin").stat().st_ino == made
     assert len((data / "quarantine.jsonl").read_bytes().splitlines()) == len(quarantine.splitlines()) + 360
-    data_of(config).verify_all()
     with pytest.raises(ConfigError, match=r"data\.path=.*data has all domains of the configuration; leave extend out"):
         prepare_extension(config, [text])
+    data_of(config).verify_all()
+    assert not added.exists()
+
+
+def test_what_an_extension_by_other_domains_left_is_removed_with_a_warning(data, text, caplog):
+    added = data.parent / ".data.added"
+    (added / "med").mkdir(parents=True)
+    (added / "quarantine.jsonl").touch()
+    assert "law" in prepare_extension(extending(data), [text]).domains
+    assert f"{added}: is of an extension by med that did not end; removed" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class _Extension:
             for n, (name, form, language, slot, *_) in enumerate(data.manifest.config["domains"])
         ]
         kept = _WholeVocabulary(path, data.tokenizer(), Domains(domains, slots))
-        own = config.data.model_copy(update={"path": str(path.with_name(f".{path.name}.added")), "phases": []})
+        own = config.data.model_copy(update={"path": str(_added_of(path)), "phases": []})
         old = [domain.name for domain in config.domains if domain not in new]
         return cls(old, kept, config.model_copy(update={"domains": new, "data": own}))
 
@@ -120,25 +120,41 @@ def prepare_extension(config: Config, inputs: list[Path], options: Options = ONE
     inputs: text of the new domains; lines of old domains are quarantined, because their text is not read. After a kill, the same
     call goes on. Raises ConfigError for a configuration that changes old domains, DataError for damage.
     """
-    extension, path = _Extension.of(config), Path(config.data.path)
+    path = Path(config.data.path)
+    if (added := _added_of(path)).exists() and not (added / QUARANTINE_NAME).exists():
+        _move(added, path)  # what a killed call had begun to move
+    extension = _Extension.of(config)
     names = [domain.name for domain in extension.added.domains]
+    if others := {folder.name for folder in added.glob("*/")} - {TOKENIZER_NAME, *names}:
+        logger.warning("%s: is of an extension by %s that did not end; removed", added, ", ".join(sorted(others)))
+        shutil.rmtree(added)
     logger.info("preparing %s; %s in %s stay as they are", ", ".join(names), ", ".join(extension.old), path)
-    added = Path(extension.added.data.path)
     with _keys_of(config, extension.added):
         prepare(extension.added, inputs, added, options, extension.kept)
     if load_manifest(added).models != load_manifest(path).models:
         raise DataError(f"{added}: its token ids are not those of {path}; prepare the text of all domains")
+    _move(added, path)
+    return load_manifest(path, [domain.name for domain in config.domains])
+
+
+def _added_of(path: Path) -> Path:
+    """Return the folder in which the new domains of an extension of `path` are prepared."""
+    return path.with_name(f".{path.name}.added")
+
+
+def _move(added: Path, path: Path) -> None:
+    """Move the folders of new domains to the old ones. Without its quarantine `added` is being moved; the next call ends it."""
     try:
-        _append(added / QUARANTINE_NAME, path / QUARANTINE_NAME)
-        (added / QUARANTINE_NAME).unlink()
-        shutil.rmtree(added / TOKENIZER_NAME)
-        for name in names:
-            (added / name).rename(path / name)
+        if (lines := added / QUARANTINE_NAME).exists():
+            _append(lines, path / QUARANTINE_NAME)
+            lines.unlink()
+        shutil.rmtree(added / TOKENIZER_NAME, ignore_errors=True)
+        for folder in sorted(added.iterdir()):
+            folder.rename(path / folder.name)
         sync(path)
         added.rmdir()
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}; call again when it can be written") from error
-    return load_manifest(path, [domain.name for domain in config.domains])
 
 
 def _append(lines: Path, file: Path) -> None:

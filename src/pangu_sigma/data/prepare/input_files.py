@@ -35,8 +35,8 @@ def refuse_changes(files: Sequence[Path], stamps: Sequence[Stamp]) -> None:
 
 def hash_file(number: int, path: Path) -> Iterator[pa.Table]:
     """Hash a file. Raises DataError if it cannot be read."""
-    logger.info("hashing %s (%.1f MiB)", path, path.stat().st_size / (1 << 20))
     try:
+        logger.info("hashing %s (%.1f MiB)", path, path.stat().st_size / (1 << 20))
         yield pa.table({"sha256": [sha256_of(path)]})
     except OSError as error:
         raise DataError(f"{argument('--input')} {path}: {error.strerror}; check the path") from error

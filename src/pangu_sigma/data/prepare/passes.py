@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ class Passes:
         decisive = self.decisive
         domains = [[domain.name, domain.format, domain.language] for domain in self.work.domains]
         text = [decisive[key] for key in ("inputs", "text_key", "domain_of", "reader", "reader_sha256", "versions")]
-        self.begin("read", self.work.size, domains, text, self.work.config.data.near_duplicates is not None)
+        near = self.work.config.data.near_duplicates is not None and [version(n) for n in ("datasketch", "xxhash")]
+        self.begin("read", self.work.size, domains, text, near)
         self._map("read", read, units)
         groups = (self.work.stage.groups(f"read/{numbered(unit)}") - 1 for unit in range(len(units)))
         return [Block(unit, group) for unit, count in enumerate(groups) for group in range(count)]
@@ -103,7 +105,8 @@ class Passes:
         model = config.vocabulary.english_model or (self._kept and self._kept.english_model)
         self.begin("sample", *(decisive[key] for key in ("english_pieces", "english_model", "kept")))
         self._once("sample/english", lambda: read_english(Path(model)) if model else self._english(blocks, selection))
-        self.begin("count", config.model.slot_rows, [domain.slot for domain in self.work.domains])
+        names = [self.work.domains.slot_names[domain.slot] for domain in self.work.domains]
+        self.begin("count", config.model.slot_rows, names)
         self._once("count/rows", lambda: self._rows(blocks).tobytes())
         return final_tokenizer(self.work)
 
@@ -149,7 +152,7 @@ class Passes:
         items = overlap_items(selection)
         ends = np.cumsum([0, *map(len, items)]).tolist()
         self._map("overlap", count_overlap, [item for some in items for item in some])
-        self.begin("choose", self.decisive)
+        self.begin("choose", self.decisive, self.work.config.model.seq_length)
         wanted = [
             ChooseItem(n, _numbers(selection.candidates_BD, n), range(*ends[n : n + 2]), counts.kept, more_text[n])
             for n, counts in enumerate(selection.domains)

@@ -56,7 +56,7 @@ from pangu_sigma.text.tokenizer import MODELS, tag_language
 logger = logging.getLogger(__name__)
 
 _WRITTEN = re.compile(
-    r"quarantine\.jsonl|tokenizer(/(pangu_alpha|english)\.model)?|"
+    r"(\.unfinished-)?quarantine\.jsonl|tokenizer(/(pangu_alpha|english)\.model)?|"
     r"[a-z0-9_]+(/(manifest\.json|hashes|(frequencies|rows)\.npy|(train|held_out)(\.\d{5,})?\.(bin|idx)))?"
 )
 """Names of all that a preparation writes into its folder; a folder with anything else is not replaced."""
@@ -319,11 +319,18 @@ def _other_domains(config: Config, output: Path) -> str:
 
 
 def _say_replaced(output: Path, existing: Manifest | None, decisive: dict[str, Any]) -> None:
-    """Log a warning with what differs, if the data in `output` were prepared otherwise."""
-    there = {} if existing is None else existing.config
-    if keys := sorted(key for key in there and decisive | there if decisive.get(key) != there.get(key)):
+    """Log a warning with what differs, if the data in `output` were prepared otherwise, as a whole or a domain of them."""
+    if existing is None:
+        return
+    keys = {key for key in decisive | existing.config if decisive.get(key) != existing.config.get(key)}
+    for name in existing.domains:
+        there = load_manifest(output, [name]).config
+        keys |= {key for key in there if key not in ("domains", "slot_rows") and decisive.get(key) != there[key]}
+    if keys:
         logger.warning(
-            "%s holds data that were prepared otherwise (%s); prepare-data replaces them", output, ", ".join(keys)
+            "%s holds data that were prepared otherwise (%s); prepare-data replaces them",
+            output,
+            ", ".join(sorted(keys)),
         )
 
 

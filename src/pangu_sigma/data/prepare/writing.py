@@ -73,6 +73,8 @@ class _Written:
         self.samples_SV = np.zeros((len(samples), vocabulary), np.int64)
 
     def _samples(self) -> list[list[int]]:
+        if not self._item.tokens:
+            return []  # nothing is held out; there may be no text at all
         with self._work.stage.database(_SAMPLING_GIB) as database:
             database.register("encoded", self._work.stage.results("encode"))
             order = f"SELECT document, tokens FROM encoded WHERE domain = {self._item.domain} ORDER BY hold, document"

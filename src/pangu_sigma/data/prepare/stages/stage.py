@@ -135,7 +135,7 @@ class Stage:
         settings: dict[str, str | bool | int | float | list[str]] = {
             "threads": threads,
             "memory_limit": f"{int(memory_gib * 1024)}MiB",
-            "temp_directory": str(self.path("sql")),
+            "temp_directory": str(self.path(f"sql.{socket.gethostname()}.{os.getpid()}")),
             "max_temp_directory_size": f"{shutil.disk_usage(self.folder).free >> 20}MiB",
         }
         try:
