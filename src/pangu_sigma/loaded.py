@@ -102,7 +102,6 @@ def evaluate(
     Examples:
         pangu-sigma evaluate runs/sigma_tiny --passages 1
         pangu-sigma evaluate runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all-samples
-        pangu-sigma evaluate runs/extended --against runs/sigma_tiny
         pangu-sigma evaluate runs/sigma_tiny --input mine.jsonl --domain en
     """
     from pangu_sigma.held_out.losses import format_losses

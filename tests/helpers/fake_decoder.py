@@ -31,6 +31,7 @@ class FakeDecoder:
         lanes: int = 4,
         seq_length: int = 24,
         logits: Callable[[Domain, Sequence[int]], np.ndarray] | None = None,
+        surfaces: Sequence[bytes] = SURFACES,
     ):
         """logits: of the ids that follow a text, [V]; by default drawn by its hash."""
         self.lanes = lanes
@@ -38,7 +39,7 @@ class FakeDecoder:
         domains = [{"name": "up", "slot": "a"}, {"name": "reversed", "slot": "b"}]
         self.config = parse_config({"name": "fake", "model": sizes, "domains": domains})
         self.up, self.reversed = domains_of(self.config)
-        self.tokenizer: Any = _tokenizer()
+        self.tokenizer: Any = _tokenizer(surfaces)
         self._logits = logits or self._drawn
         self.texts: dict[int, tuple[Domain, list[int]]] = {}
         self.asked: list[int] = []
@@ -84,17 +85,17 @@ class FakeDecoder:
         return np.array([np.array(ids) + positions, np.array(ids) + domain.index])
 
 
-def _tokenizer() -> SimpleNamespace:
-    ids = np.arange(len(SURFACES))
+def _tokenizer(surfaces: Sequence[bytes]) -> SimpleNamespace:
+    ids = np.arange(len(surfaces))
     slot_rows = np.stack([[*ids, -1], [-1, *ids[::-1]]]).astype(np.int32)
     found = SimpleNamespace(
         eot=EOT,
-        size=len(SURFACES),
+        size=len(surfaces),
         slot_rows=slot_rows,
-        row_of=np.stack([ids, len(SURFACES) - ids]).astype(np.int32),
-        vocabulary=SimpleNamespace(surfaces=list(SURFACES)),
-        prompt=lambda text, domain: [list(SURFACES).index(letter.encode()) for letter in text],
-        decode=lambda some: b"".join(SURFACES[i] for i in some).decode("utf-8", errors="replace"),
+        row_of=np.stack([ids, len(surfaces) - ids]).astype(np.int32),
+        vocabulary=SimpleNamespace(surfaces=list(surfaces)),
+        prompt=lambda text, domain: [list(surfaces).index(letter.encode()) for letter in text],
+        decode=lambda some: b"".join(surfaces[i] for i in some).decode("utf-8", errors="replace"),
     )
     found.rows = lambda ids, domain: Tokenizer.rows(found, ids, domain)
     return found

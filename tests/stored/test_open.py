@@ -258,7 +258,6 @@ ALLOWED = {
     "checkpoint/checkpoint.py": "one checkpoint among those of a run",
     "checkpoint/format.py": "checkpoints of an older form are refused",
     "foreign/huggingface_layout.py": "layouts of others",
-    "data/prepare/prepare.py": "prepared text, which is no model",
     "training/start.py": "training starts a run, and takes it up again",
     "training/finished.py": "a run at its last step is taken up if its newest checkpoint is whole",
     "training/progress.py": "training goes on from the newest checkpoint",
