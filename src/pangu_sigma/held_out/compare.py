@@ -60,9 +60,8 @@ def measure_together(runs: Sequence[Path], all: bool = False) -> tuple[dict[Path
 
 
 def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
-    """Return the result of `compare_runs` for losses by run. runs and others have the same length. A domain without losses of the
-    same samples is left out."""
-    pairs = [_paired(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
+    """Return the result of `compare_runs` for losses by run, all of the same domains and samples. runs, others: equally many."""
+    pairs = [(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
     return {
         "pairs": [
             {"run": str(run), "against": str(other), "domains": _rows(*pair)}
@@ -70,11 +69,6 @@ def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: 
         ],
         "mean": {name: _mean(name, pairs) for name in pairs[0][0]},
     }
-
-
-def _paired(mine: Losses, theirs: Losses) -> tuple[Losses, Losses]:
-    names = [name for name, loss in mine.items() if name in theirs and loss.digest == theirs[name].digest]
-    return {name: mine[name] for name in names}, {name: theirs[name] for name in names}
 
 
 def left_out(runs: Sequence[StoredModel], batches: Sequence[BatchLoader], most: int) -> dict[str, str]:

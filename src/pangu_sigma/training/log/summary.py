@@ -180,11 +180,11 @@ def evaluation_of(newest: Checkpoint | None, evaluations: list[dict[str, Any]]) 
 
 def compare_logs(run: Path, other: Path) -> tuple[dict[str, Any], str]:
     """Return the difference of what two runs logged at their newest checkpoints, by domain, and the table of their losses."""
-    losses = {path: logged_losses(path) for path in (run, other)}
-    compared = differences_of(losses, [run], [other])
-    differences = {name: row["difference"] for name, row in compared["pairs"][0]["domains"].items()}
+    mine, theirs = logged_losses(run), logged_losses(other)
     again = f"pangu-sigma evaluate {run} --against {other} measures both, or says why not"
     why = f"the logs have no losses of the same samples; {again}"
-    names = dict.fromkeys([*losses[run], *losses[other]])
-    apart = {name: why for name in names if name not in differences}
-    return differences, format_differences(compared | {"left_out": apart})
+    same = [name for name, loss in mine.items() if name in theirs and loss.digest == theirs[name].digest]
+    losses = {path: {name: of[name] for name in same} for path, of in ((run, mine), (other, theirs))}
+    compared = differences_of(losses, [run], [other]) | {"left_out": {n: why for n in mine | theirs if n not in same}}
+    differences = {name: row["difference"] for name, row in compared["pairs"][0]["domains"].items()}
+    return differences, format_differences(compared)
