@@ -166,7 +166,6 @@ def search(folder: Path, signatures: Path, threshold: float, memory: int) -> dic
     return {
         "documents": count,
         "pairs": found.pairs,
-        "passed over": found.passed_over,
         "groups": found.groups,
         "seconds": time.process_time() - begun,
     }

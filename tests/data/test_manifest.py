@@ -41,7 +41,7 @@ def test_each_domain_has_its_own_and_they_are_read_as_one(manifest: Manifest, tm
 
 
 def test_what_is_said_of_two_preparations_is_added_up(manifest: Manifest, tmp_path: Path):
-    near = NearDuplicatesRecord(pairs=3, passed_over=1, groups=2, lost={"en": 2}, examples=[("a", "b")])
+    near = NearDuplicatesRecord(pairs=3, groups=2, lost={"en": 2}, examples=[("a", "b")])
     manifest = manifest.model_copy(update={"quarantined": {"not JSON": 2}, "near_duplicates": near})
     save(manifest, tmp_path)
     changes = {
@@ -62,9 +62,7 @@ def test_what_is_said_of_two_preparations_is_added_up(manifest: Manifest, tmp_pa
     assert both.quarantined == {"not JSON": 3, "empty text": 4}
     assert both.examples == {"not JSON": "a.jsonl:3: what", "empty text": "b.jsonl:1"}
     assert both.config == manifest.config | {"domains": [["zh"], ["en"], ["law"]], "slot_rows": 700}
-    assert both.near_duplicates == NearDuplicatesRecord(
-        pairs=6, passed_over=2, groups=4, lost={"en": 4}, examples=[("a", "b")] * 2
-    )
+    assert both.near_duplicates == NearDuplicatesRecord(pairs=6, groups=4, lost={"en": 4}, examples=[("a", "b")] * 2)
     assert load_manifest(tmp_path, ["law"]).quarantined == law.quarantined
 
 

@@ -185,9 +185,10 @@ def test_a_file_that_changes_while_it_is_open_is_verified_again(copy):
 
 
 def test_a_manifest_of_another_format_is_refused(copy):
-    reseal(copy, format=7)
+    reseal(copy, format=8)
     with pytest.raises(
-        DataError, match=r"en/manifest\.json: data format 7, this version reads 6; run prepare-data again"
+        DataError,
+        match=r"en/manifest\.json: data format 8, this version reads 7; remove the folder and run prepare-data again",
     ):
         PreparedData(copy, ["en"])
 
@@ -198,7 +199,7 @@ def test_a_folder_of_an_older_format_is_refused_with_the_version_that_reads_it(t
     for name in ("manifest.json", "frequencies.npy", "zh.train.bin", "tokenizer/english.model"):
         (old / name).parent.mkdir(parents=True, exist_ok=True)
         (old / name).write_text("{}")
-    said = r"old/manifest\.json: data of format 5 or older, this version reads 6; prepare the text again, .*commit 677a3e74"
+    said = r"old/manifest\.json: data of format 5 or older, this version reads 7; prepare the text again, .*commit 677a3e74"
     assert is_prepared(old)
     with pytest.raises(DataError, match=said):
         PreparedData(old)

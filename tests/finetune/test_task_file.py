@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from helpers.tasks import TASK, pairs, write_lines
 
 from experiments.tiny import tiny_config
-from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.errors import DataError
 from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_file
 from pangu_sigma.stored.open import open_model
@@ -19,10 +16,7 @@ def read(tiny_run, tiny_data, tmp_path):
     def reading(*lines: object, **options: object) -> TaskFile:
         run, path = open_model(tiny_run, "run"), write_lines(tmp_path / "a.jsonl", lines)
         config = tiny_config(tiny_data, finetune=TASK["finetune"] | options, chat=TASK["chat"])
-        with Quarantine(tmp_path / "quarantine.jsonl") as quarantine:
-            found = read_task_file(path, "--train-file", config, run.tokenizer, quarantine)
-            quarantine.copy_to(tmp_path / "kept.jsonl")
-        return found
+        return read_task_file(path, "--train-file", config, run.tokenizer)
 
     return reading
 
@@ -43,9 +37,8 @@ def test_every_line_is_accounted_for_by_domain(read, tmp_path):
     assert english["counted"] + other["counted"] == sum(sample.counted for sample in samples)
     assert english["sequences"] == found.sequences.counts[1] < 7
     assert facts["skipped"] == {"not JSON": 2, "wrong keys": 1}
-    kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["reason"] for line in kept] == ["not JSON", "wrong keys", "not JSON"]
-    assert kept[0]["offset"] == (tmp_path / "a.jsonl").read_bytes().index(b"no json")
+    assert [line.reason for line in found.refused] == ["not JSON", "wrong keys", "not JSON"]
+    assert found.refused[0].offset == (tmp_path / "a.jsonl").read_bytes().index(b"no json")
     table = format_file(facts)
     assert "3 lines are unusable and quarantined:\n  2 × not JSON, first " in table
     assert "left out: 1 × prompt and answer are too long" in table
@@ -56,13 +49,12 @@ def test_a_file_without_a_sample_that_can_be_used_is_refused(read, tmp_path):
         DataError, match=r"(?s)1 line is unusable.*\ntrain_file .*a\.jsonl: has no sample that can be used"
     ):
         read("nothing")
-    assert (tmp_path / "quarantine.jsonl").exists(), "the bad lines are kept for looking at"
     with pytest.raises(
         DataError, match=r"no sample that can be used: 1 × the answer is too long; model\.seq_length is 32"
     ):
         read({"prompt": "a", "response": "the cat " * 40})
     with pytest.raises(DataError, match=r"train_file .*none\.jsonl: cannot be read"):
-        read_task_file(tmp_path / "none.jsonl", "--train-file", None, None, None)
+        read_task_file(tmp_path / "none.jsonl", "--train-file", None, None)
 
 
 def test_the_hash_is_that_of_the_samples(read):

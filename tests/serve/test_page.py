@@ -154,7 +154,7 @@ def shown(page: Page, article: int = 0) -> list[tuple[str, list[int]]]:
         .evaluate(
             """(answer) => [...answer.querySelectorAll(".token")].map((token) => [
             token.querySelector(".word").textContent,
-            [...token.querySelectorAll(".expert")].map((mark) => Number(mark.textContent))])"""
+            [...token.querySelectorAll(".expert")].map((mark) => Number(mark.textContent.replace("c", "")))])"""
         )
     )
 
@@ -291,12 +291,13 @@ def test_common_experts_look_otherwise_than_own_ones(opened, tiny_data):
         assert {len(experts) for experts in of_tokens} == {4}
         marks = page.locator(".token").first.locator(".expert")
         expect(marks).to_have_class([re.compile("^expert( first)?$"), re.compile("^expert common$")] * 2)
+        expect(marks).to_have_text([re.compile(kind) for kind in (r"^\d+$", r"^c\d$") * 2])
         expect(page.locator("article").first.locator(".load dt")).to_have_text(
             [f"RRE layer {n}, segment {s}" for n in (1, 2) for s in ("1 (own)", "2 (common)")]
         )
         page.locator(".token").first.hover()
         expect(page.locator(".detail .experts li").nth(3)).to_have_text(
-            f"RRE layer 2, segment 2 (common): expert {of_tokens[0][3]}"
+            f"RRE layer 2, segment 2 (common): expert c{of_tokens[0][3]}"
         )
         expect(page.locator(".token").first).to_have_attribute(
             "aria-label", re.compile(r"experts \d+, common \d, \d+, common")

@@ -19,10 +19,10 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import DamagedFile, sealed, unsealed, write_atomically
 
 MANIFEST_FILE = "manifest.json"
-DATA_FORMAT = 6
+DATA_FORMAT = 7
 """Format version of a domain's folder; others are refused. Up to 5 one folder held the files of all domains, and one manifest."""
 
-_FIX = "the folder is damaged, run prepare-data again"
+_FIX = "remove the folder and run prepare-data again"
 
 
 class _Record(BaseModel):
@@ -111,14 +111,12 @@ class DomainRecord(_Record):
 
 
 class NearDuplicatesRecord(_Record):
-    """Search for near-duplicates. pairs: pairs of documents that were compared. passed_over: pairs that were not, of texts that
-    very many documents share. groups: groups of near-duplicates, of which one document stays. lost: documents dropped, by the
-    domain that lost them "to" the one whose document stays. examples: pairs of the document that stays and one that was dropped,
-    shortened.
+    """Search for near-duplicates. pairs: number of pairs that were compared. groups: groups of near-duplicates, of which one
+    document stays. lost: documents dropped, by the domain that lost them "to" the one whose document stays. examples: pairs of the
+    document that stays and one that was dropped, shortened.
     """
 
     pairs: int
-    passed_over: int
     groups: int
     lost: dict[str, int]
     examples: list[tuple[str, str]]
@@ -126,7 +124,7 @@ class NearDuplicatesRecord(_Record):
     def __add__(self, other: NearDuplicatesRecord) -> NearDuplicatesRecord:
         """Return the record of both searches, each in text of its own."""
         lost = dict(Counter(self.lost) + Counter(other.lost))
-        sums = {key: getattr(self, key) + getattr(other, key) for key in ("pairs", "passed_over", "groups", "examples")}
+        sums = {key: getattr(self, key) + getattr(other, key) for key in ("pairs", "groups", "examples")}
         return NearDuplicatesRecord(lost=lost, **sums)
 
 
@@ -226,22 +224,20 @@ def read_manifest(folder: Path) -> Manifest:
     if not file.exists():
         raise DataError(f"{file}: No such file or directory; run prepare-data first, or set data.path to that")
     try:
-        tree = unsealed(file, _FIX)
+        tree = unsealed(file, f"the folder is damaged, {_FIX}")
         if tree.get("format") != DATA_FORMAT:
-            raise DataError(
-                f"{file}: data format {tree.get('format')}, this version reads {DATA_FORMAT}; run prepare-data again"
-            )
+            raise DataError(f"{file}: data format {tree.get('format')}, this version reads {DATA_FORMAT}; {_FIX}")
         manifest = Manifest.model_validate(tree)
     except DamagedFile as error:
         raise DataError(str(error)) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "content"
-        raise DataError(f"{file}: damaged: {where}: {first['msg']}; run prepare-data again") from error
+        raise DataError(f"{file}: damaged: {where}: {first['msg']}; {_FIX}") from error
     if [*manifest.domains] != [folder.name]:
         raise DataError(f"{file}: is that of domain {', '.join(manifest.domains)}; give the folder its name back")
     try:
         manifest.settings(folder.name)
     except (LookupError, TypeError) as error:
-        raise DataError(f"{file}: damaged: config has no settings of {folder.name}; run prepare-data again") from error
+        raise DataError(f"{file}: damaged: config has no settings of {folder.name}; {_FIX}") from error
     return manifest

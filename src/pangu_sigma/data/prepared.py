@@ -36,7 +36,7 @@ FREQUENCIES_NAME, ROWS_NAME = "frequencies.npy", "rows.npy"
 """Names in the folder of a domain."""
 SPLITS = ("train", "held_out")
 
-_FIX = "the prepared data is damaged or is of another preparation, run prepare-data again"
+_FIX = "the prepared data is damaged or is of another preparation; remove the folder and run prepare-data again"
 
 
 _KEYS = {
@@ -80,7 +80,9 @@ class PreparedData:
         """Open a file of a domain's folder. Raises DataError if it is missing, or has another size than was written."""
         path, files = self.folder / domain / name, self.manifest.domains[domain].files
         if name not in files:
-            raise DataError(f"{path}: is not among the files of {MANIFEST_FILE}; run prepare-data again")
+            raise DataError(
+                f"{path}: is not among the files of {MANIFEST_FILE}; remove the folder and run prepare-data again"
+            )
         first = sum(chunks_of(size) for other, size in files.items() if other < name)
         end = first + chunks_of(files[name])
         return VerifiedFile(path, files[name], self._hashes_of(domain)[HASH_BYTES * first : HASH_BYTES * end])
@@ -92,7 +94,7 @@ class PreparedData:
             try:
                 content = path.read_bytes()
             except OSError as error:
-                raise DataError(in_words(error, path, "run prepare-data again")) from error
+                raise DataError(in_words(error, path, "remove the folder and run prepare-data again")) from error
             if xxhash.xxh3_128_hexdigest(content) != self.manifest.domains[domain].hashes:
                 raise DataError(f"{path}: its content hash is not what was written; {_FIX}")
             self._hashes = domain, content

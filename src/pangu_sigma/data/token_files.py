@@ -26,7 +26,7 @@ smaller ones take more than 75 MB of memory."""
 HASHES_NAME = "hashes"
 HASH_BYTES = 8
 """Bytes of a chunk's hash, xxh3_64."""
-_FIX = "the file was cut short or altered; run prepare-data again"
+_FIX = "the file was cut short or altered; remove the folder and run prepare-data again"
 
 
 def chunks_of(size: int) -> int:
@@ -60,7 +60,7 @@ class VerifiedFile:
         try:
             there = path.stat().st_size
         except OSError as error:
-            raise DataError(in_words(error, path, "run prepare-data again")) from error
+            raise DataError(in_words(error, path, "remove the folder and run prepare-data again")) from error
         if there != size:
             raise DataError(
                 f"{path}: has {there} bytes, {size} were written; first difference at byte {min(there, size)}; {_FIX}"

@@ -20,7 +20,7 @@ import numpy as np
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.prepare.quarantine import Quarantine, format_reasons
+from pangu_sigma.data.prepare.quarantine import format_reasons
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.finetune.task_batches import EncodedSample, TaskSamples
@@ -137,20 +137,21 @@ class SampleEncoder:
 @dataclass
 class TaskFile:
     """Contents of a fine-tuning task's file. sequences: its samples, packed. facts: path, hashes, and counts of each domain's lines
-    and samples, as values for JSON. A line gives one sample for each of its answers."""
+    and samples, as values for JSON. A line gives one sample for each of its answers. refused: lines that cannot be used."""
 
     sequences: TaskSamples
     facts: dict[str, Any]
+    refused: list[Rejected]
 
 
 def read_task_files(
-    train_file: Path, dev_file: Path | None, config: Config, tokenizer: Tokenizer, quarantine: Quarantine
+    train_file: Path, dev_file: Path | None, config: Config, tokenizer: Tokenizer
 ) -> tuple[TaskFile, TaskFile | None]:
     """Read the training samples and the dev set. Raises DataError, and ConfigError if they are the same."""
-    training = read_task_file(train_file, "--train-file", config, tokenizer, quarantine)
+    training = read_task_file(train_file, "--train-file", config, tokenizer)
     if dev_file is None:
         return training, None
-    dev = read_task_file(dev_file, "--dev-file", config, tokenizer, quarantine)
+    dev = read_task_file(dev_file, "--dev-file", config, tokenizer)
     if dev.sequences.hash == training.sequences.hash:
         raise ConfigError(
             f"{argument('--dev-file')} {dev_file} is the {argument('--train-file')}: its loss says nothing about new text; "
@@ -159,24 +160,23 @@ def read_task_files(
     return training, dev
 
 
-def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer, quarantine: Quarantine) -> TaskFile:
+def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer) -> TaskFile:
     """Read a fine-tuning file of prompts and responses, or of messages.
 
-    option: command-line option that names the file, for messages. quarantine: receives unusable lines. Raises DataError for a file
-    that cannot be read, or has no usable sample.
+    option: command-line option that names the file, for messages. Raises DataError for a file that cannot be read, or has no usable
+    sample.
     """
     check_input(path, option)
     domains, usual, encoder = domains_of(config), config.tuning.domain, SampleEncoder(tokenizer, config)
     samples: list[list[EncodedSample]] = [[] for _ in domains]
-    accounts, refused = dict[str, dict[str, Any]](), Quarantine(None)
+    accounts, refused = dict[str, dict[str, Any]](), list[Rejected]()
     with Bar(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
         lines = lines_between(
             path, 0, None, lambda line, at: parse_conversation(line, domains, usual), bar.update, option
         )
         for item in lines:
             if isinstance(item, Rejected):
-                quarantine.add(item)
-                refused.add(item)
+                refused.append(item)
                 continue
             own = accounts.setdefault(item.domain, {**dict.fromkeys(_COUNTS, 0), "left_out": {}})
             own["lines"] += 1
@@ -189,11 +189,14 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
                 samples[domains.named(item.domain).index].append(sample)
                 counted = {"samples": 1, "cut": sample.cut, "tokens": len(sample.ids_T), "counted": sample.counted}
                 own.update({key: own[key] + more for key, more in counted.items()})
+    counts = dict(Counter(line.reason for line in refused))
+    examples = {line.reason: str(line) for line in reversed(refused)}
     if not any(samples):
         left_out = sum((Counter(own["left_out"]) for own in accounts.values()), Counter[str]())
         why = "; ".join(f"{count:,} × {reason}" for reason, count in left_out.items())
         raise DataError(
-            f"{argument(option)} {path}: has no sample that can be used"
+            (f"{format_reasons(counts, examples)}\n" if refused else "")
+            + f"{argument(option)} {path}: has no sample that can be used"
             + (f": {why}; model.seq_length is {config.model.seq_length}" if why else "")
         )
     sequences = TaskSamples(config, samples, tokenizer)
@@ -205,7 +208,7 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
         "samples": sequences.hash,
         "domains": accounts,
     }
-    return TaskFile(sequences, {**facts, "skipped": dict(refused.counts), "examples": refused.examples})
+    return TaskFile(sequences, {**facts, "skipped": counts, "examples": examples}, refused)
 
 
 _COUNTS = ("lines", "samples", "cut", "sequences", "tokens", "counted")

@@ -21,7 +21,7 @@ from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.checkpoint.run_folder import one_writer, refuse_idle_changes
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
-from pangu_sigma.data.prepare.quarantine import Quarantine
+from pangu_sigma.data.prepare.quarantine import write_quarantine
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_files
 from pangu_sigma.finetune.task import learned, read_task
@@ -78,18 +78,17 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path) -> dict[str, Any]
     if begins:
         check_absent(into)
     check_training_fits(first)
-    with Quarantine(into.with_name(f".{into.name}.{QUARANTINE}"), kept=False) as quarantine:
-        training, dev = read_task_files(asked.train_file, asked.dev_file, first, parent.tokenizer, quarantine)
-        counts = training.sequences.counts
-        named = [domain.name for domain, count in zip(first.domains, counts, strict=True) if count]
-        config = task.config(parent.config, named, sum(counts))
-        data_hash = training.sequences.hash + ("" if dev is None else dev.sequences.hash)
-        if begins:
-            with unfinished_folder(into) as fresh:
-                _begin(parent, config, training, dev, fresh, data_hash)
-                (fresh / TUNING_FOLDER).mkdir()
-                if quarantine.counts:
-                    quarantine.copy_to(fresh / TUNING_FOLDER / QUARANTINE)
+    training, dev = read_task_files(asked.train_file, asked.dev_file, first, parent.tokenizer)
+    counts = training.sequences.counts
+    named = [domain.name for domain, count in zip(first.domains, counts, strict=True) if count]
+    config = task.config(parent.config, named, sum(counts))
+    data_hash = training.sequences.hash + ("" if dev is None else dev.sequences.hash)
+    if begins:
+        with unfinished_folder(into) as fresh:
+            _begin(parent, config, training, dev, fresh, data_hash)
+            (fresh / TUNING_FOLDER).mkdir()
+            if refused := [line for file in (training, dev) if file for line in file.refused]:
+                write_quarantine(fresh / TUNING_FOLDER / QUARANTINE, refused)
     with one_writer(into):
         run = StoredRun(into, text_hash=data_hash)
         if not begins:

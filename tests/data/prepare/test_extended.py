@@ -115,39 +115,24 @@ def test_near_duplicates_of_the_new_text_are_in_the_manifest(data, text):
     assert prepare_extension(config, [text]).near_duplicates is not None
 
 
-@pytest.mark.parametrize("place", ["_append", "rename", "sync"])
+@pytest.mark.parametrize("place", ["write_atomically", "commit"])
 def test_after_a_kill_the_same_call_goes_on(data, text, monkeypatch, place):
-    config, added = extending(data), data.parent / ".data.added"
-    quarantine = (data / "quarantine.jsonl").read_bytes()
+    config, quarantine = extending(data), (data / "quarantine.jsonl").read_bytes()
 
     def killed(*unused):
         raise KeyboardInterrupt
 
-    rename = Path.rename
-    with monkeypatch.context() as patch:
-        if place == "rename":
-            patch.setattr(Path, place, lambda path, to: killed() if path.parent == added else rename(path, to))
-        else:
-            patch.setattr(extended, place, killed)
-        with pytest.raises(KeyboardInterrupt):
-            prepare_extension(config, [text])
-    if place == "_append":
-        made = (added / "law" / "train.bin").stat().st_ino
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"pangu_sigma.data.prepare.prepare.{place}", killed)
         prepare_extension(config, [text])
-        assert (data / "law" / "train.bin").stat().st_ino == made
+    assert not (data / "law").exists()
+    monkeypatch.setattr("pangu_sigma.data.prepare.encoding.segment", lambda *_: pytest.fail("text was cut again"))
+    prepare_extension(config, [text])
     assert len((data / "quarantine.jsonl").read_bytes().splitlines()) == len(quarantine.splitlines()) + 360
     with pytest.raises(ConfigError, match=r"data\.path=.*data has all domains of the configuration; leave extend out"):
         prepare_extension(config, [text])
     data_of(config).verify_all()
-    assert not added.exists()
-
-
-def test_what_an_extension_by_other_domains_left_is_removed_with_a_warning(data, text, caplog):
-    added = data.parent / ".data.added"
-    (added / "med").mkdir(parents=True)
-    (added / "quarantine.jsonl").touch()
-    assert "law" in prepare_extension(extending(data), [text]).domains
-    assert f"{added}: is of an extension by med that did not end; removed" in caplog.text
+    assert [path.name for path in data.parent.iterdir()] == ["data"]
 
 
 @pytest.mark.parametrize(
@@ -176,15 +161,15 @@ def test_a_domain_may_be_left_out_of_the_configuration(data, text):
     assert [*load_manifest(data).domains] == [*OLD, "law"]
 
 
-def test_problems_of_new_text_name_keys_of_the_whole_configuration(data, text, tmp_path):
+def test_problems_of_new_text_name_the_domain(data, text, tmp_path):
     tree = law_tree(data)
     tree["domains"] = [*tree["domains"][1:], tree["domains"][0]]
     tree["data"]["min_held_out_tokens"] = 1_000_000
     tree["data"]["max_held_out_tokens"] = 2_000_000
-    with pytest.raises(DataError, match=r"domain law: .* set domains\.3\.min_held_out_tokens="):
+    with pytest.raises(DataError, match=r"domain law: .* set min_held_out_tokens=\d+ in the domain's entry"):
         prepare_extension(parse_config(tree), [text])
     _, [problem] = extended.preview_extension(parse_config(tree), [text])
-    assert "domains.3.min_held_out_tokens=" in problem
+    assert problem.startswith("domain law: ")
     for path in (text.parent, tmp_path / "nix"):
         tree["data"]["path"] = str(path)
         with pytest.raises(

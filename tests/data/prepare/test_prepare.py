@@ -23,6 +23,7 @@ from pangu_sigma.data.prepare.stages.stage import StageError
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
+from pangu_sigma.writable import NotWritable
 
 CHINESE = ["中国人民的希望。", "这本书很好，推荐给大家。", "今天天气不错，我们去公园。", "新年讲话", "他说：“你好。”"]
 
@@ -118,11 +119,18 @@ def test_slots_smaller_than_the_vocabulary_hold_all_that_is_written(text, tmp_pa
     assert manifest.domains["zh"].train.unknown == 0
 
 
-def test_another_configuration_replaces_the_old_result(text, tmp_path):
+def test_data_of_another_configuration_are_not_replaced(text, tmp_path):
     first = prepare(tiny_config(), [text], tmp_path / "out")
-    second = prepare(tiny_config(slot_rows=600), [text], tmp_path / "out")
-    assert first.fingerprint != second.fingerprint
-    assert load_manifest(tmp_path / "out") == second
+    said = r"out holds data that were prepared otherwise \(slot_rows\), which prepare-data does not replace; choose another"
+    with pytest.raises(ConfigError, match=said):
+        prepare(tiny_config(slot_rows=600), [text], tmp_path / "out")
+    assert load_manifest(tmp_path / "out") == first
+
+
+def test_a_link_to_nothing_is_not_followed(text, tmp_path):
+    (tmp_path / "out").symlink_to("elsewhere")
+    with pytest.raises(NotWritable, match=r"out is a link"):
+        prepare(tiny_config(), [text], tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -146,35 +154,21 @@ def test_prepared_data_of_another_collection_are_not_replaced(text, prepared, tm
     assert found["problems"][0] == said and not found.ok
 
 
-def test_data_that_are_replaced_are_said_once_with_what_differs(text, prepared, tmp_path, config, caplog):
+def test_a_check_says_what_was_prepared_otherwise(text, prepared, tmp_path, config):
     out = shutil.copytree(prepared, tmp_path / "out")
-    changed = with_data(config, path=str(out), held_out=0.3)
-    for call in (lambda: ps.prepare_data(changed, text, check=True), lambda: prepare(changed, [text], out)):
-        caplog.clear()
-        call()
-        assert (
-            caplog.messages.count(
-                f"{out} holds data that were prepared otherwise (held_out); prepare-data replaces them"
-            )
-            == 1
-        )
-    caplog.clear()
-    prepare(changed, [text], out)
-    assert "replaces" not in caplog.text
+    found = ps.prepare_data(with_data(config, path=str(out), held_out=0.3), text, check=True)
+    assert not found.ok and "prepared otherwise (held_out)" in found["problems"][0]
 
 
-def test_a_failure_leaves_nothing_behind_but_the_quarantine_and_the_stage(
-    text, prepared, tmp_path, config, monkeypatch, caplog
+def test_a_failure_leaves_nothing_behind_but_the_stage_with_the_quarantine(
+    text, prepared, tmp_path, config, monkeypatch
 ):
     with monkeypatch.context() as failing:
         failing.setattr("pangu_sigma.data.prepare.writing.write_tokens", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(config, [text], tmp_path / "out")
-    kept = tmp_path / "out.quarantine.jsonl"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.stage", kept.name]
-    assert kept.read_bytes() == (prepared / "quarantine.jsonl").read_bytes()
-    assert f"2 × unknown domain, first {text}:" in caplog.text
-    assert str(kept) in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == [".out.stage"]
+    assert (tmp_path / ".out.stage/quarantine.jsonl").read_bytes() == (prepared / "quarantine.jsonl").read_bytes()
     prepare(config, [text], tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "its lines are in the folder now"
 
@@ -206,17 +200,14 @@ def test_token_files_that_changed_in_an_unfinished_stage_are_not_sealed(text, tm
     PreparedData(tmp_path / "out").verify_all()
 
 
-def test_a_full_disk_is_one_error_and_leaves_the_old_result(text, prepared, tmp_path, config, monkeypatch):
-    shutil.copytree(prepared, tmp_path / "out")
-
+def test_a_full_disk_is_one_error_and_leaves_no_half_of_a_folder(text, tmp_path, config, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pangu_sigma.data.prepare.writing.np.save", full)
     with pytest.raises(DataError, match=r"cannot write .*out: No space left on device"):
         prepare(limited(config, 3.0), [text], tmp_path / "out")
-    assert load_manifest(tmp_path / "out") == load_manifest(prepared)
-    PreparedData(tmp_path / "out").verify_all()
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_cannot_be_is_refused_before_any_work(text, tmp_path, config, monkeypatch):
@@ -226,18 +217,18 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(text, tmp_path, con
         prepare(config, [text], tmp_path / "file" / "out")
 
 
-NAMES = ["en/train.bin", "zh/held_out.idx", "tokenizer/english.model", "en/rows.npy", "zh/hashes", "quarantine.jsonl"]
+NAMES = ["en/train.bin", "zh/held_out.idx", "tokenizer/english.model", "en/rows.npy", "zh/hashes"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_result_with_a_lost_or_changed_file_is_made_again(text, prepared, tmp_path, config, name):
+def test_a_lost_or_changed_file_of_the_result_is_named(text, prepared, tmp_path, config, name):
     shutil.copytree(prepared, tmp_path / "out")
     if name == "en/train.bin":
         (tmp_path / "out" / name).write_bytes(bytes((tmp_path / "out" / name).stat().st_size))
     else:
         (tmp_path / "out" / name).unlink()
-    prepare(config, [text], tmp_path / "out")
-    assert (tmp_path / "out" / name).read_bytes() == (prepared / name).read_bytes()
+    with pytest.raises(DataError, match=rf"out/{name}: .*remove the folder and run prepare-data again"):
+        prepare(config, [text], tmp_path / "out")
 
 
 def test_folders_of_others_are_left_alone(text, tmp_path, config):
@@ -245,26 +236,6 @@ def test_folders_of_others_are_left_alone(text, tmp_path, config):
     with pytest.raises(DataError, match="is not prepared data"):
         prepare(config, [text], tmp_path)
     assert (tmp_path / "precious.txt").exists()
-
-
-@pytest.mark.parametrize("name", ["mine.jsonl", "runs/x/config.yaml", "tokenizer/mine.model"])
-def test_files_of_the_user_in_a_prepared_folder_are_not_deleted(text, prepared, tmp_path, config, name):
-    folder = shutil.copytree(prepared, tmp_path / "data")
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    mine = Path(shutil.copy(text, folder / name))
-    where = "runs/x and 1 more" if name.startswith("runs") else name
-    with pytest.raises(DataError, match=rf"also has {where}, which prepare-data did not write; move it, or choose"):
-        prepare(config, [text], folder)
-    assert mine.read_bytes() == text.read_bytes()
-
-
-@pytest.mark.parametrize("name", ["data/quarantine.jsonl", "data.quarantine.jsonl"])
-def test_an_input_that_would_be_replaced_is_refused(text, prepared, tmp_path, config, name):
-    shutil.copytree(prepared, tmp_path / "data")
-    mine = Path(shutil.copy(text, tmp_path / name))
-    with pytest.raises(DataError, match="prepare-data replaces files of this name; rename it"):
-        prepare(config, [mine], tmp_path / "data")
-    assert mine.read_bytes() == text.read_bytes()
 
 
 def test_too_few_documents_of_every_domain_are_told_before_words_are_cut(tmp_path, config, monkeypatch):
@@ -326,7 +297,7 @@ def test_problems_of_all_domains_are_one_message_each_with_a_remedy_that_works(t
         for i in range(20):
             file.write(json.dumps({"domain": "bilingual", "text": {"zh": f"你好 {i}", "en": f"hello {i}"}}) + "\n")
             file.write(json.dumps({"domain": "code", "text": f"y = {i}\n" * 9}) + "\n")
-    assert "raise domains.1.max_overlap or data.max_boilerplate, up to 1; or" in lines[0]
+    assert "raise its max_overlap or data.max_boilerplate, up to 1; or" in lines[0]
     own = {name: {"min_held_out_tokens": 8, "max_overlap": 1.0} for name in ("bilingual", "code")}
     done = prepare(strict(en={"max_overlap": 1.0}, **own), [path], tmp_path / "out").domains
     assert done["en"].held_out.tokens >= 40
@@ -363,6 +334,7 @@ def test_passes_that_a_change_does_not_touch_are_kept_after_a_refusal_and_a_chec
     done = prepare(with_data(refused, min_held_out_tokens=1), [text], out)
     assert done.model_dump(mode="json") | {"problems": [], "models": {}} == found
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    shutil.rmtree(out)
     with pytest.raises(pytest.fail.Exception, match="cut again"):
         prepare(with_data(refused, held_out=0.3), [text], out)
 
@@ -418,12 +390,12 @@ def test_held_out_tokens_of_a_domain_are_capped_and_it_is_said(text, tmp_path, c
     )
 
 
-def test_damaged_manifests_are_refused_by_the_reader_and_replaced_by_prepare(text, tmp_path, config):
-    manifest = prepare(config, [text], tmp_path / "out")
+def test_damaged_manifests_are_refused(text, tmp_path, config):
+    prepare(config, [text], tmp_path / "out")
     (tmp_path / "out/zh/manifest.json").write_text("{")
-    with pytest.raises(DataError, match="damaged"):
-        load_manifest(tmp_path / "out")
-    assert prepare(config, [text], tmp_path / "out") == manifest
+    for opened in (load_manifest, lambda out: prepare(config, [text], out)):
+        with pytest.raises(DataError, match="damaged, remove the folder and run prepare-data again"):
+            opened(tmp_path / "out")
     with pytest.raises(DataError, match="run prepare-data first"):
         load_manifest(tmp_path)
 
@@ -436,10 +408,13 @@ def test_every_file_of_the_folder_is_in_the_manifest(prepared):
     PreparedData(prepared).verify_all()
 
 
-def test_data_of_another_format_is_replaced(text, prepared, tmp_path, config):
+def test_data_of_another_format_are_refused(text, prepared, tmp_path, config):
     other = shutil.copytree(prepared, tmp_path / "out")
     reseal(other, format=1)
-    assert prepare(config, [text], other) == load_manifest(other) == load_manifest(prepared)
+    with pytest.raises(
+        DataError, match="data format 1, this version reads 7; remove the folder and run prepare-data again"
+    ):
+        prepare(config, [text], other)
 
 
 def test_problems_are_said_once_and_their_cause_first(tmp_path, config, caplog):
@@ -452,8 +427,8 @@ def test_problems_are_said_once_and_their_cause_first(tmp_path, config, caplog):
     assert said.index("unknown domain") < said.index("domain zh")
     assert said.endswith("`prepare-data --check` prints what there is of every domain, and replaces nothing")
     place = f"first {path}:1 (byte 0): domain 'chinese'; text is prepared for zh, en"
-    assert place in str(refused.value) and str(tmp_path / "out.quarantine.jsonl") in str(refused.value)
-    assert len((tmp_path / "out.quarantine.jsonl").read_text().splitlines()) == 30
+    assert place in str(refused.value) and str(tmp_path / ".out.stage/quarantine.jsonl") in str(refused.value)
+    assert len((tmp_path / ".out.stage/quarantine.jsonl").read_text().splitlines()) == 30
 
 
 def limited(config: Config, mib: float | None) -> Config:
@@ -469,11 +444,11 @@ def test_the_users_text_has_no_limit_unless_asked_and_what_is_left_out_is_said(t
     assert (whole.offered, whole.too_long, whole.over_limit, whole.left_out_bytes) == (21, 0, 0, 0)
     assert whole.train.bytes + whole.held_out.bytes == whole.offered_bytes > 1 << 17
     assert "left out" not in caplog.text
-    cut = prepare(limited(config, 0.1), [path], tmp_path / "out").domains["en"]
+    cut = prepare(limited(config, 0.1), [path], tmp_path / "cut").domains["en"]
     assert (cut.offered, cut.too_long, cut.over_limit, cut.left_out_bytes) == (21, 1, 0, 1 << 17)
     assert "en: 0.1 of 0.1 MiB were left out by data.max_mib_per_domain=0.1; raise it" in caplog.text
     caplog.clear()
-    prepare(limited(config, 0.1), [path], tmp_path / "out")
+    prepare(limited(config, 0.1), [path], tmp_path / "cut")
     assert "en: 0.1 of 0.1 MiB were left out" in caplog.text, "also when there is nothing to do"
 
 

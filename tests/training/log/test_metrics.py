@@ -235,6 +235,15 @@ def test_a_resumed_run_does_not_know_the_time_left_before_its_second_step(tmp_pa
         assert not log._progress.postfix.endswith("? left")
 
 
+def test_the_progress_line_has_the_loss_of_counting_words_once_it_is_known(tmp_path: Path):
+    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
+        record(log, 1, {"loss/zh": 5.0})
+        assert log._progress.postfix.startswith("loss zh 5.000")
+        log.evaluation(1, held_out(zh=5.0))
+        record(log, 2, {"loss/zh": 4.5})
+        assert log._progress.postfix.startswith("loss (of counting words) zh 4.500 (4.00)")
+
+
 def test_the_log_says_how_many_steps_its_means_leave_out_and_the_progress_line_what_is_not_finite_now(tmp_path: Path):
     """A mean over what is left looks healthy; nothing else may."""
     nan = float("nan")

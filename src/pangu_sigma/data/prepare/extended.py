@@ -8,10 +8,6 @@ domain is compared with its own domain only, as in any preparation.
 from __future__ import annotations
 
 import logging
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +15,9 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.prepare import ONE_PROCESS, Options, prepare, preview
-from pangu_sigma.data.prepared import QUARANTINE_NAME, TOKENIZER_NAME, PreparedData
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.sealed import sync, write_atomically
 from pangu_sigma.text.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -42,9 +37,7 @@ class _WholeVocabulary(KeptVocabulary):
 @dataclass(frozen=True)
 class _Extension:
     """What a configuration adds to the domains in its data.path. old: names of its domains that are there. kept: their vocabulary.
-
-    added: the configuration of the new domains alone, whose text goes to a folder of its own first.
-    """
+    added: the configuration of the new domains alone."""
 
     old: list[str]
     kept: KeptVocabulary
@@ -68,7 +61,7 @@ class _Extension:
             for n, (name, form, language, slot, *_) in enumerate(data.manifest.config["domains"])
         ]
         kept = _WholeVocabulary(path, data.tokenizer(), Domains(domains, slots))
-        own = config.data.model_copy(update={"path": str(_added_of(path)), "phases": []})
+        own = config.data.model_copy(update={"phases": []})
         old = [domain.name for domain in config.domains if domain not in new]
         return cls(old, kept, config.model_copy(update={"domains": new, "data": own}))
 
@@ -109,9 +102,7 @@ def added_domains(config: Config) -> list[Domain]:
 def preview_extension(config: Config, inputs: list[Path], options: Options = ONE_PROCESS) -> tuple[Manifest, list[str]]:
     """Examine text of the domains that data.path lacks, as `preview` does, and write nothing but a stage."""
     extension = _Extension.of(config)
-    with _keys_of(config, extension.added):
-        manifest, problems = preview(extension.added, inputs, options, extension.kept)
-    return manifest, [_renumbered(problem, config, extension.added) for problem in problems]
+    return preview(extension.added, inputs, options, extension.kept, extends=True)
 
 
 def prepare_extension(config: Config, inputs: list[Path], options: Options = ONE_PROCESS) -> Manifest:
@@ -120,60 +111,8 @@ def prepare_extension(config: Config, inputs: list[Path], options: Options = ONE
     inputs: text of the new domains; lines of old domains are quarantined, because their text is not read. After a kill, the same
     call goes on. Raises ConfigError for a configuration that changes old domains, DataError for damage.
     """
-    path = Path(config.data.path)
-    if (added := _added_of(path)).exists() and not (added / QUARANTINE_NAME).exists():
-        _move(added, path)  # what a killed call had begun to move
-    extension = _Extension.of(config)
+    extension, path = _Extension.of(config), Path(config.data.path)
     names = [domain.name for domain in extension.added.domains]
-    if others := {folder.name for folder in added.glob("*/")} - {TOKENIZER_NAME, *names}:
-        logger.warning("%s: is of an extension by %s that did not end; removed", added, ", ".join(sorted(others)))
-        shutil.rmtree(added)
     logger.info("preparing %s; %s in %s stay as they are", ", ".join(names), ", ".join(extension.old), path)
-    with _keys_of(config, extension.added):
-        prepare(extension.added, inputs, added, options, extension.kept)
-    if load_manifest(added).models != load_manifest(path).models:
-        raise DataError(f"{added}: its token ids are not those of {path}; prepare the text of all domains")
-    _move(added, path)
+    prepare(extension.added, inputs, path, options, extension.kept, extends=True)
     return load_manifest(path, [domain.name for domain in config.domains])
-
-
-def _added_of(path: Path) -> Path:
-    """Return the folder in which the new domains of an extension of `path` are prepared."""
-    return path.with_name(f".{path.name}.added")
-
-
-def _move(added: Path, path: Path) -> None:
-    """Move the folders of new domains to the old ones. Without its quarantine `added` is being moved; the next call ends it."""
-    try:
-        if (lines := added / QUARANTINE_NAME).exists():
-            _append(lines, path / QUARANTINE_NAME)
-            lines.unlink()
-        shutil.rmtree(added / TOKENIZER_NAME, ignore_errors=True)
-        for folder in sorted(added.iterdir()):
-            folder.rename(path / folder.name)
-        sync(path)
-        added.rmdir()
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}; call again when it can be written") from error
-
-
-def _append(lines: Path, file: Path) -> None:
-    """Append the quarantined lines of new text to those of the old, unless a killed call has done so. Raises OSError."""
-    new, old = lines.read_bytes(), file.read_bytes() if file.exists() else b""
-    if not old.endswith(new):
-        write_atomically(file, old + new)
-
-
-@contextmanager
-def _keys_of(config: Config, added: Config) -> Iterator[None]:
-    """Let errors of a `with` block name the keys of the whole configuration."""
-    try:
-        yield
-    except (ConfigError, DataError) as error:
-        raise type(error)(_renumbered(str(error), config, added)) from error
-
-
-def _renumbered(message: str, config: Config, added: Config) -> str:
-    """Return a message about the added domains alone with the numbers that they have in the whole configuration."""
-    numbers = {str(n): config.domains.index(domain) for n, domain in enumerate(added.domains)}
-    return re.sub(r"\bdomains\.(\d+)\.", lambda found: f"domains.{numbers[found[1]]}.", message)

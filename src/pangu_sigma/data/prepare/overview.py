@@ -68,12 +68,8 @@ def format_overview(manifest: Manifest) -> str:
 
 def _near(near: NearDuplicatesRecord) -> str:
     lost = ", ".join(f"{count:,} of {domains}" for domains, count in near.lost.items())
-    passed_over = f"; {near.passed_over:,} pairs of texts that very many documents share were not compared"
     left_out = f"; lost, exact copies among them: {lost}" if lost else ""
-    return (
-        f"near-duplicates: {near.groups:,} groups, one document of each stays{left_out}"
-        f"{passed_over if near.passed_over else ''}"
-    )
+    return f"near-duplicates: {near.groups:,} groups, one document of each stays{left_out}"
 
 
 def warnings_of(manifest: Manifest) -> list[str]:

@@ -4,11 +4,9 @@
 
 Pieces and rows are chosen from documents that cannot be held out; the ids of the others decide which are (held_out/overlap.py).
 
-The passes (passes.py) write into a stage beside `output`; its folder `write/output`, whose files `prepared.py` names, gets the name
-when it is complete.
-
-Lines that cannot be used are written to `<output>.quarantine.jsonl` once all are read; the file stays there if the preparation
-fails.
+The passes (passes.py) write into a stage beside `output`. Its folder `write/output`, whose files `prepared.py` names, gets the
+name `output` when it is complete; of an extension each domain's folder is moved there. Nothing that is there is ever replaced.
+Lines that cannot be used are in the folder, and in the stage if the preparation fails.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import re
+import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -32,6 +30,7 @@ from pangu_sigma.data.manifest import (
     OverlapRecord,
     Source,
     load_manifest,
+    read_manifest,
     refuse_older,
 )
 from pangu_sigma.data.prepare.blocks import UNIT_BITS, Block, Work, block_size
@@ -39,31 +38,27 @@ from pangu_sigma.data.prepare.input_files import Stamp, hash_file, refuse_change
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.overview import warnings_of
 from pangu_sigma.data.prepare.passes import Passes, key_of
-from pangu_sigma.data.prepare.quarantine import Quarantine
-from pangu_sigma.data.prepare.reading import QUARANTINED, quarantine_lines
+from pangu_sigma.data.prepare.quarantine import Quarantine, write_quarantine
+from pangu_sigma.data.prepare.reading import QUARANTINED, unusable
 from pangu_sigma.data.prepare.selection import Kept
 from pangu_sigma.data.prepare.stages.executors import executor_of
 from pangu_sigma.data.prepare.stages.stage import StageError, rows_of, tables_of
-from pangu_sigma.data.prepare.stages.staging import give_back, replace_folder, staged
+from pangu_sigma.data.prepare.stages.staging import staged
 from pangu_sigma.data.prepared import QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, preparation_settings
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.sealed import fingerprint
+from pangu_sigma.sealed import commit, fingerprint, write_atomically
 from pangu_sigma.text.inputs import input_files, input_units
 from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.tokenizer import MODELS, tag_language
+from pangu_sigma.writable import refuse_link
 
 logger = logging.getLogger(__name__)
 
-_WRITTEN = re.compile(
-    r"(\.unfinished-)?quarantine\.jsonl|tokenizer(/(pangu_alpha|english)\.model)?|"
-    r"[a-z0-9_]+(/(manifest\.json|hashes|(frequencies|rows)\.npy|(train|held_out)(\.\d{5,})?\.(bin|idx)))?"
-)
-"""Names of all that a preparation writes into its folder; a folder with anything else is not replaced."""
 _LOOK = "`prepare-data --check` prints what there is of every domain, and replaces nothing"
-_FORMAT = 6
+_FORMAT = 7
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-_STAGE_FORMAT = 9
+_STAGE_FORMAT = 10
 """Version of the stage: raise it when its files change."""
 
 
@@ -88,27 +83,32 @@ def prepare(
     output: Path,
     options: Options = ONE_PROCESS,
     kept: KeptVocabulary | None = None,
+    extends: bool = False,
 ) -> Manifest:
     """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
 
-    inputs: files, and folders of files. A folder that holds this very result already is left alone, an
-    older result of the same domains is replaced. A preparation that was killed or refused, or a preview, goes on where it was, as
-    far as settings and text are the same. kept: vocabulary to keep in place of that of `vocabulary.keep`. Raises ConfigError or
+    inputs: files, and folders of files. A folder that holds this very result is left alone, one with other contents is an error. A
+    preparation that was killed or refused, or a preview, goes on where it was, as far as settings and text are the same. kept:
+    vocabulary to keep in place of `vocabulary.keep`. extends: True to add the domains to those in `output`. Raises ConfigError or
     DataError for what the user can fix.
     """
-    return _prepare(config, inputs, output, options, kept, writes=True)[0]
+    return _prepare(config, inputs, output, options, kept, extends, writes=True)[0]
 
 
 def preview(
-    config: Config, inputs: list[Path], options: Options = ONE_PROCESS, kept: KeptVocabulary | None = None
+    config: Config,
+    inputs: list[Path],
+    options: Options = ONE_PROCESS,
+    kept: KeptVocabulary | None = None,
+    extends: bool = False,
 ) -> tuple[Manifest, list[str]]:
     """Examine text as `prepare` does and write nothing but a stage, with which `prepare` goes on.
 
     Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
-    one of data.path if that holds other domains. kept: as in `prepare`. Raises ConfigError or DataError for what leaves nothing to
-    examine.
+    problem of a data.path that holds other data. kept, extends: as in `prepare`. Raises ConfigError or DataError for what leaves
+    nothing to examine.
     """
-    return _prepare(config, inputs, Path(config.data.path), options, kept, writes=False)
+    return _prepare(config, inputs, Path(config.data.path), options, kept, extends, writes=False)
 
 
 def _checked_before_reading(config: Config, inputs: list[Path], output: Path) -> list[Path]:
@@ -127,24 +127,25 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
                 "another data.path"
             )
     files = input_files(inputs)
-    for path in files:
-        if f".{path.name}".endswith(f".{QUARANTINE_NAME}"):
-            raise DataError(f"{argument('--input')} {path}: prepare-data replaces files of this name; rename it")
     for glob in layout.idle_rules(files):
         logger.warning("data.domain_of: %r matches no file of %s, so this rule does nothing", glob, argument("--input"))
     return files
 
 
 def _prepare(
-    config: Config, inputs: list[Path], output: Path, options: Options, kept: KeptVocabulary | None, writes: bool
+    config: Config,
+    inputs: list[Path],
+    output: Path,
+    options: Options,
+    kept: KeptVocabulary | None,
+    extends: bool,
+    writes: bool,
 ) -> tuple[Manifest, list[str]]:
     """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is."""
     inputs, kept = _checked_before_reading(config, inputs, output), kept or KeptVocabulary.of(config)
-    give_back(output)
-    existing, refused = _existing(config, output), _other_domains(config, output)
-    if refused and writes and existing is None:
+    there, refused = ([], "") if extends else (_existing(config, output), _other_domains(config, output))
+    if refused and writes and not there:
         raise ConfigError(refused)
-    problems = [refused] if refused else []
     stamps = stamps_of(inputs)
     size, mib = sum(stamp[1] for stamp in stamps), config.data.max_mib_per_domain
     with (
@@ -155,45 +156,48 @@ def _prepare(
         stage.begin("hash", key_of([_STAGE_FORMAT, stamps]), [])
         hashes = [table["sha256"][0].as_py() for table in stage.map(executor, "hash", hash_file, inputs)]
         decisive = _decisive(config, [[str(path), sha256] for path, sha256 in zip(inputs, hashes, strict=True)], kept)
-        if writes and existing and _holds(config, output, key_of(decisive)):
+        if writes and {manifest.fingerprint for manifest in there} == {key_of(decisive)}:
+            data = PreparedData(output, [domain.name for domain in config.domains])
+            data.verify_all()
             logger.info("%s already holds this data; nothing to do", output)
-            manifest = existing
-        elif writes and refused:
-            raise ConfigError(refused)
+            manifest, problems = data.manifest, list[str]()
         else:
-            _say_replaced(output, None if refused else existing, decisive)
+            problems = [problem for problem in (refused or _otherwise(output, there, decisive),) if problem]
+            if problems and writes:
+                raise ConfigError(*problems)
             stage = replace(stage, preparation=key_of(decisive))
             work = Work(config, stage, block_size(size), None if mib is None else int(mib * (1 << 20)))
             passes = Passes(work, executor, kept, decisive)
-            with Quarantine(output.with_name(f"{output.name}.quarantine.jsonl") if writes else None) as quarantine:
-                blocks, sources = _read(passes, stamps, options.sources, quarantine)
-                manifest, more = _do_all(passes, blocks, sources, output if writes else None, quarantine)
-                problems += more
+            blocks, sources, quarantine = _read(passes, stamps, options.sources)
+            manifest, more = _do_all(passes, blocks, sources, quarantine, writes)
+            problems += more
+            if writes:
+                _put(manifest, stage.path("write/output"), output, extends)
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
     return manifest, problems
 
 
 def _do_all(
-    passes: Passes, blocks: list[Block], sources: list[list[Source]], output: Path | None, quarantine: Quarantine
+    passes: Passes, blocks: list[Block], sources: list[list[Source]], quarantine: Quarantine, writes: bool
 ) -> tuple[Manifest, list[str]]:
-    """Do all passes after `read`, and return the manifest and the problems of domains; without problems write `output`.
+    """Do all passes after `read`, and return the manifest and the problems of domains. sources: of each domain.
 
-    sources: of each domain. output: None for a preview, which has no problem that ends it.
+    writes: True to complete the folder `write/output` of the stage, and to raise DataError for problems; False for a preview.
     """
     domains = passes.work.domains
     selection = passes.select(blocks)
     counts = selection.domains
     few = {n: _too_few(domain, counts[n]) for n, domain in enumerate(domains) if counts[n].kept < 2}
-    if output and len(few) == len(domains):
-        raise DataError("\n".join([*few.values(), _LOOK]))
+    if writes and len(few) == len(domains):
+        raise DataError("\n".join([*quarantine.said(), *few.values(), _LOOK]))
     tokenizer = passes.build_tokenizer(blocks, selection)
     passes.encode(blocks)
     held_out = passes.hold_out(selection, [_more_text(domain, counts[domain.index]) for domain in domains])
     short = {n: f"domain {domains[n].name}: {row['shortage']}" for n, row in enumerate(held_out) if row["shortage"]}
     problems = [text for _, text in sorted((short | few).items())]
-    if problems and output:
-        raise DataError("\n".join([*problems, _LOOK]))
+    if problems and writes:
+        raise DataError("\n".join([*quarantine.said(), *problems, _LOOK]))
     written = passes.write(selection, held_out)
     manifest = Manifest(
         fingerprint=key_of(passes.decisive),
@@ -215,31 +219,47 @@ def _do_all(
             )
             for n, domain in enumerate(domains)
         },
-        quarantined=dict(quarantine.counts),
+        quarantined=quarantine.counts,
         examples=quarantine.examples,
         config=passes.decisive,
         near_duplicates=selection.near,
     )
-    if output is None:
+    if not writes:
         return manifest, problems
     folder = passes.work.stage.path("write/output")
     tokenizer.save_models(folder / TOKENIZER_NAME)
     models = {name: FileRecord(**fingerprint(folder / TOKENIZER_NAME / name)) for name in MODELS}
     manifest = manifest.model_copy(update={"models": models})
     manifest.save(folder)
-    quarantine.copy_to(folder / QUARANTINE_NAME)
-    try:
-        PreparedData(folder).verify_all()  # a machine may have lost power since they were written
-    except DataError as error:
-        raise StageError(f"{error}: damaged; remove {folder.parent.parent} and call again") from error
-    replace_folder(folder, output)
+    shutil.copyfile(quarantine.file, folder / QUARANTINE_NAME)
     return manifest, problems
 
 
+def _put(manifest: Manifest, fresh: Path, output: Path, extends: bool) -> None:
+    """Give a complete folder the name `output`; of an extension move the domains' folders there. Raises OSError, StageError, and
+    DataError for an extension with other token ids."""
+    try:
+        PreparedData(fresh).verify_all()  # a machine may have lost power since they were written
+    except DataError as error:
+        raise StageError(f"{error}: damaged; remove {fresh.parent.parent} and call again") from error
+    if not extends:
+        commit(fresh, output)
+        return
+    if manifest.models != load_manifest(output).models:
+        raise DataError(f"{fresh}: its token ids are not those of {output}; prepare the text of all domains")
+    lines, file = (fresh / QUARANTINE_NAME).read_bytes(), output / QUARANTINE_NAME
+    before = file.read_bytes() if file.exists() else b""
+    if not before.endswith(lines):  # as after a kill
+        write_atomically(file, before + lines)
+    for name in manifest.domains:
+        commit(fresh / name, output / name)
+
+
 def _read(
-    passes: Passes, stamps: list[Stamp], known: Mapping[Path, list[Source]], quarantine: Quarantine
-) -> tuple[list[Block], list[list[Source]]]:
-    """Read all text. Return the blocks, and the sources of each domain. stamps: of the input files. known: sources of files."""
+    passes: Passes, stamps: list[Stamp], known: Mapping[Path, list[Source]]
+) -> tuple[list[Block], list[list[Source]], Quarantine]:
+    """Read all text. Return the blocks, the sources of each domain, and the unusable lines. stamps: of the input files. known:
+    sources of files."""
     work, files = passes.work, [Path(path) for path, *_ in stamps]
     units = input_units(files, work.size)
     blocks = passes.read(units)
@@ -248,7 +268,8 @@ def _read(
         database.register("rows", work.stage.results("read"))
         columns = ", ".join(f'"{name}"' for name in QUARANTINED)
         rejected = f"SELECT {columns} FROM rows WHERE domain IS NULL ORDER BY document"
-        quarantine_lines((row for table in tables_of(database, rejected) for row in rows_of(table)), units, quarantine)
+        rows = (row for table in tables_of(database, rejected) for row in rows_of(table))
+        quarantine = write_quarantine(work.stage.path(QUARANTINE_NAME), unusable(rows, units))
         of_units = (
             f"SELECT DISTINCT document >> {UNIT_BITS} AS unit, domain FROM rows WHERE domain IS NOT NULL ORDER BY ALL"
         )
@@ -257,7 +278,8 @@ def _read(
         path: known.get(path) or [Source(name=path.name, version="", licence="the user's", sha256=sha256)]
         for path, (_, sha256) in zip(files, passes.decisive["inputs"], strict=True)
     }
-    return blocks, [[s for f in files if (f, domain.index) in there for s in sources[f]] for domain in work.domains]
+    of_domains = [[s for f in files if (f, domain.index) in there for s in sources[f]] for domain in work.domains]
+    return blocks, of_domains, quarantine
 
 
 def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | None) -> dict[str, Any]:
@@ -278,31 +300,19 @@ def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | No
     }
 
 
-def _existing(config: Config, output: Path) -> Manifest | None:
-    """Return the manifest of a configuration's domains in `output`, or None if one is absent or damaged.
+def _existing(config: Config, output: Path) -> list[Manifest]:
+    """Return the manifests of a configuration's domains in `output`; none if one of them is not there.
 
-    Raises DataError if anything but prepared data is in there.
+    Raises DataError if a manifest is damaged, or if what is there is not prepared data, and NotWritable for a link to nothing.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return None
+        refuse_link(output)
+        return []
     refuse_older(output)
     if not any(output.glob("*/manifest.json")):
         raise DataError(f"{output} exists and is not prepared data (no manifest.json); choose another or remove it")
-    found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*"))
-    if foreign := [name for name in found if not _WRITTEN.fullmatch(name)]:
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        raise DataError(
-            f"data.path={output} also has {foreign[0]}{more}, which prepare-data did not write; move it, or choose another "
-            "data.path"
-        )
-    names = [domain.name for domain in config.domains]
-    if not all((output / name).is_dir() for name in names):
-        return None
-    try:
-        return load_manifest(output, names)
-    except DataError as error:
-        logger.warning("%s; it will be replaced", error)
-        return None
+    folders = [output / domain.name for domain in config.domains]
+    return [read_manifest(folder) for folder in folders] if all(folder.is_dir() for folder in folders) else []
 
 
 def _other_domains(config: Config, output: Path) -> str:
@@ -318,34 +328,13 @@ def _other_domains(config: Config, output: Path) -> str:
     )
 
 
-def _say_replaced(output: Path, existing: Manifest | None, decisive: dict[str, Any]) -> None:
-    """Log a warning with what differs, if the data in `output` were prepared otherwise, as a whole or a domain of them."""
-    if existing is None:
-        return
-    keys = {key for key in decisive | existing.config if decisive.get(key) != existing.config.get(key)}
-    for name in existing.domains:
-        there = load_manifest(output, [name]).config
-        keys |= {key for key in there if key not in ("domains", "slot_rows") and decisive.get(key) != there[key]}
-    if keys:
-        logger.warning(
-            "%s holds data that were prepared otherwise (%s); prepare-data replaces them",
-            output,
-            ", ".join(sorted(keys)),
-        )
-
-
-def _holds(config: Config, output: Path, wanted: str) -> bool:
-    """Return True if `output` has the domains of a configuration as a preparation would write them, and every file is whole."""
-    names = [domain.name for domain in config.domains]
-    there = [load_manifest(output, [name]).fingerprint for name in names]
-    if {*there} != {wanted} or not (output / QUARANTINE_NAME).exists():
-        return False
-    try:
-        PreparedData(output, names).verify_all()
-    except DataError as error:
-        logger.warning("%s; it will be replaced", error)
-        return False
-    return True
+def _otherwise(output: Path, there: list[Manifest], decisive: dict[str, Any]) -> str:
+    """Return why the data in `output` are not replaced: with what they were prepared otherwise; "" if there are none."""
+    keys = {key for each in there for key in decisive | each.config if decisive.get(key) != each.config.get(key)}
+    return (
+        f"data.path={output} holds data that were prepared otherwise ({', '.join(sorted(keys))}), which prepare-data does not "
+        "replace; choose another data.path, or remove the folder"
+    ) * bool(there)
 
 
 def _too_few(domain: Domain, counts: Kept) -> str:

@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from pangu_sigma.data.prepare.blocks import GROUP_BITS, ROW_BITS, UNIT_BITS, Work
 from pangu_sigma.data.prepare.cleaning.near_duplicates import signature
-from pangu_sigma.data.prepare.quarantine import Quarantine
 from pangu_sigma.domains import Domain
 from pangu_sigma.text.documents import Document, Rejected
 from pangu_sigma.text.inputs import InputUnit, read_unit
@@ -114,8 +113,8 @@ def content_hash(purpose: str, document: Document) -> bytes:
     return digest.digest()
 
 
-def quarantine_lines(rows: Iterator[tuple[Any, ...]], units: Sequence[InputUnit], into: Quarantine) -> None:
-    """Add the unusable lines of all units to the quarantine, with their numbers in the file.
+def unusable(rows: Iterator[tuple[Any, ...]], units: Sequence[InputUnit]) -> Iterator[Rejected]:
+    """Yield the unusable lines of all units, with their numbers in the file.
 
     rows: columns QUARANTINED of all rows without a domain, in order.
     """
@@ -126,4 +125,4 @@ def quarantine_lines(rows: Iterator[tuple[Any, ...]], units: Sequence[InputUnit]
             is_last = number + 1 == len(units) or units[number + 1].begin == 0
             before = 0 if is_last else before + line
         else:
-            into.add(Rejected(str(units[number].path), line and line + before, offset, reason, detail))
+            yield Rejected(str(units[number].path), line and line + before, offset, reason, detail)

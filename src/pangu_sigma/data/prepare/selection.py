@@ -140,7 +140,6 @@ def _near_duplicates(work: Work, database: DuckDBPyConnection) -> NearDuplicates
     names = [domain.name for domain in work.domains]
     return NearDuplicatesRecord(
         pairs=found.pairs,
-        passed_over=found.passed_over,
         groups=found.groups,
         lost={f"{names[a]} to {names[b]}": count for a, b, count in database.execute(_LOST).fetchall()},
         examples=[(_shown(database, a), _shown(database, b)) for a, b in database.execute(_EXAMPLES).fetchall()],

@@ -117,7 +117,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._samples, self._load_NK, self._last_step = "", np.array(0), resumed_step
         self._begun, self._first_step = 0.0, 0
         """When the first step ended, and its number; since then the speed is measured."""
-        self._losses, self._counts = dict[str, float](), Counter[str]()
+        self._losses, self._unigram, self._counts = dict[str, float](), dict[str, float](), Counter[str]()
         self._progress = Bar(
             total=steps_total,
             initial=resumed_step,
@@ -164,6 +164,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
 
     def evaluation(self, step: int, losses: dict[str, HeldOutLoss]) -> None:
         """Log the held-out loss of each domain after `step`."""
+        self._unigram = {name: loss.unigram for name, loss in losses.items() if math.isfinite(loss.unigram)}
         self.write(**evaluation_line(step, losses))
         self.flush()
 
@@ -202,7 +203,9 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._losses |= losses
         # With many domains the line has room only for those of this step.
         shown = self._losses if len(self._losses) <= _DOMAINS_SHOWN else losses
-        parts = ["loss " + " ".join(f"{name} {loss:.3f}" for name, loss in shown.items())]
+        words = {name: f" ({self._unigram[name]:.2f})" for name in shown.keys() & self._unigram.keys()}
+        told = "loss (of counting words)" if words else "loss"
+        parts = [" ".join([told, *(f"{name} {loss:.3f}{words.get(name, '')}" for name, loss in shown.items())])]
         self._counts.update({name: int(metrics[name]) for name in ("dropped", "skipped")})
         numbers = metrics | over_steps(self._pending) | self._counts
         parts += [text.format(numbers[name]) for name, text in _SHOWN.items() if numbers.get(name)]

@@ -73,15 +73,13 @@ def size(
     return HeldOutSize(documents, tokens, most, 5, limit, boilerplate, max_boilerplate, more)
 
 
-def chosen(
-    documents: list[np.ndarray], candidates: list[int], demand: HeldOutSize, prefix: str = "domains.0"
-) -> HeldOutChoice:
+def chosen(documents: list[np.ndarray], candidates: list[int], demand: HeldOutSize) -> HeldOutChoice:
     """The choice, with numbers of documents; the other documents come in two parts."""
     first = [documents[number] for number in candidates]
     others = [documents[number] for number in range(len(documents)) if number not in candidates]
     finder = finder_of(first)
     counts = [finder.count(others[part::2]) for part in range(2)]
-    choice = choose_held_out(first, finder, counts, demand, prefix)
+    choice = choose_held_out(first, finder, counts, demand)
     return replace(choice, numbers=sorted(candidates[number] for number in choice.numbers))
 
 
@@ -164,7 +162,7 @@ def test_more_documents_are_held_out_until_there_are_tokens_enough():
     assert shortage == (
         "1,000 tokens can be held out, min_held_out_tokens=1,001 are wanted; of the 10 documents that may be held out, 0 have "
         "more than max_overlap=0.01 of their windows of 13 tokens in other documents, or are mostly boilerplate; set "
-        "domains.0.min_held_out_tokens=1000; or raise domains.0.max_overlap or data.max_boilerplate, up to 1; or pass more --input "
+        "min_held_out_tokens=1000 in the domain's entry; or raise its max_overlap or data.max_boilerplate, up to 1; or pass more --input "
         "text of this domain"
     )
 
@@ -219,7 +217,7 @@ def test_a_document_that_is_mostly_boilerplate_is_passed_over():
     assert numbers == [0, 1, 2, 3, 4], "the limit itself is allowed"
     shortage = chosen(documents, candidates, size(5, tokens=301, boilerplate=10, max_boilerplate=0.5)).shortage
     assert "or are mostly boilerplate" in shortage
-    assert "; or raise domains.0.max_overlap or data.max_boilerplate, up to 1; or " in shortage
+    assert "; or raise its max_overlap or data.max_boilerplate, up to 1; or " in shortage
 
 
 def test_held_out_tokens_are_capped_also_by_documents_that_are_too_long():
@@ -236,14 +234,17 @@ def test_a_shortage_tells_remedies_that_work():
     documents = with_footer(30, footer=30, common=12)
     candidates = list(range(13))
     demand = size(2, tokens=300)
-    shortage = chosen(documents, candidates, demand, "domains.3").shortage
+    shortage = chosen(documents, candidates, demand).shortage
     assert shortage.startswith(
         "100 tokens can be held out, min_held_out_tokens=300 are wanted; of the 13 documents that"
     )
-    assert "; set domains.3.min_held_out_tokens=100; or raise domains.3.max_overlap or data.max_boilerplate" in shortage
+    assert (
+        "; set min_held_out_tokens=100 in the domain's entry; or raise its max_overlap or data.max_boilerplate"
+        in shortage
+    )
     assert choose(documents, candidates, replace(demand, tokens=100))[0] == [12]
     assert len(choose(documents, candidates, replace(demand, limit=1.0))[0]) == 3
-    shortage = chosen(documents, candidates, replace(demand, sample=101), "domains.3").shortage
+    shortage = chosen(documents, candidates, replace(demand, sample=101)).shortage
     assert "min_held_out_tokens=100" not in shortage, "training needs a sample"
 
 

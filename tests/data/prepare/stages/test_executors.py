@@ -246,24 +246,6 @@ def test_an_error_does_not_wait_for_the_units_of_other_processes():
     assert time.monotonic() - begin < 60
 
 
-def test_the_folder_that_was_being_replaced_is_there_after_a_kill(texts, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    prepare(limited(), texts, out)
-    before, other = prints(out), tiny_config(slot_rows=700)
-
-    def killed(fresh, output):
-        output.rename(fresh.with_name("replaced"))
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
-        killing.setattr(prepare_module, "replace_folder", killed)
-        prepare(other, texts, out)
-    assert not out.exists()
-    prepare(limited(), texts, out)
-    assert prints(out) == before
-    assert not (tmp_path / ".out.stage").exists()
-
-
 def test_input_that_disappears_while_it_is_read_is_named_and_what_is_done_stays(texts, tmp_path, monkeypatch):
     path = tmp_path / "c.jsonl"
     path.write_text(texts[0].read_text())

@@ -96,7 +96,7 @@ def choose(work: Work, number: int, item: ChooseItem) -> Iterator[pa.Table]:
     others = ((table["window"].to_numpy(), table["count"].to_numpy()) for table in tables)
     candidates = _candidates(work.stage, item.domain, item.candidates)
     finder = _finder(work.stage, item.domain, item.candidates)
-    choice = choose_held_out(ids_of(candidates), finder, others, demand, f"domains.{item.domain}")
+    choice = choose_held_out(ids_of(candidates), finder, others, demand)
     taken = candidates.take(pa.array(choice.numbers, pa.int64())).sort_by("document")
     yield pa.table(
         {

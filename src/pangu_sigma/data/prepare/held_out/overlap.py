@@ -64,14 +64,12 @@ def choose_held_out(
     finder: Finder,
     others: Iterable[tuple[np.ndarray, np.ndarray]],
     demand: HeldOutSize,
-    prefix: str,
 ) -> HeldOutChoice:
     """Choose the documents to hold out of a domain.
 
     Candidates within the overlap limit are taken in order until documents and tokens suffice; too few documents are accepted.
     candidates: token ids of each, its <eot> last, first choice first. finder: what `finder_of` returns of them. others: what its
-    `count` returns of all other documents of the domain, in parts. prefix: key path of the domain's own values, for
-    `shortage`.
+    `count` returns of all other documents of the domain, in parts.
     """
     windows = _Windows(candidates, finder, others, demand.boilerplate)
     sizes_C = np.array([len(ids) for ids in candidates], np.int64)
@@ -92,7 +90,7 @@ def choose_held_out(
         boilerplate_windows=int(windows.boilerplate_U.sum()),
     )
     short = sizes_C[taken].sum() < demand.tokens
-    return HeldOutChoice(sorted(taken), record, _shortage(sizes_C, overlaps_C, demand, prefix) if short else "")
+    return HeldOutChoice(sorted(taken), record, _shortage(sizes_C, overlaps_C, demand) if short else "")
 
 
 def _taken(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> list[int]:
@@ -108,7 +106,7 @@ def _taken(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> 
     return taken
 
 
-def _shortage(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize, prefix: str) -> str:
+def _shortage(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> str:
     """Return why candidates have too few tokens, and the keys to change."""
     tokens = int(sizes_C[_taken(sizes_C, overlaps_C, demand)].sum())
     text = (
@@ -118,8 +116,8 @@ def _shortage(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize, 
     )
     if too_long := (sizes_C > demand.most).sum():
         text += f"; {too_long:,} of them longer than data.max_held_out_tokens={demand.most:,}; raise it"
-    lower = f"set {prefix}.min_held_out_tokens={tokens}; or " if tokens >= demand.sample else ""
-    return f"{text}; {lower}raise {prefix}.max_overlap or data.max_boilerplate, up to 1; or {demand.more}"
+    lower = f"set min_held_out_tokens={tokens} in the domain's entry; or " if tokens >= demand.sample else ""
+    return f"{text}; {lower}raise its max_overlap or data.max_boilerplate, up to 1; or {demand.more}"
 
 
 class Finder:

@@ -169,9 +169,11 @@ class Stage:
         return (self.read(f"{name}/{numbered(number)}") for number in range(len(items)))
 
 
-def tables_of(database: duckdb.DuckDBPyConnection, statement: str) -> Iterator[pa.Table]:
+def tables_of(
+    database: duckdb.DuckDBPyConnection, statement: str, parameters: dict[str, Any] | None = None
+) -> Iterator[pa.Table]:
     """Yield the rows that a statement returns as tables, one at least."""
-    reader = database.sql(statement).to_arrow_reader(_ROWS)
+    reader = database.sql(statement, params=parameters).to_arrow_reader(_ROWS)
     yield reader.schema.empty_table()
     yield from (pa.Table.from_batches([batch]) for batch in reader)
 
