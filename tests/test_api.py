@@ -334,7 +334,7 @@ def test_the_lines_of_the_readme_run_outside_the_main_thread(tmp_path, monkeypat
     folder.mkdir()
     monkeypatch.chdir(folder)
     lines = readme_lines()
-    assert 'ps.load_config("sigma_tiny", {"train.steps": 100, "data.path": "data/mine"})' in lines
+    assert 'ps.load_config("sigma_tiny", {"train.steps": 100, "data.path": "data/python"})' in lines
     lines = lines.replace('"train.steps": 100', '"train.steps": 6')
     assert "\nps.prepare_data(config) " in lines
     lines = lines.replace("ps.prepare_data(config)", "ps.prepare_data(config, input=['../mine.jsonl'])")
