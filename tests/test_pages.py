@@ -315,6 +315,17 @@ def test_the_front_page_is_short():
     assert [line for line in lines if len(line) > 160] == []
 
 
+@pytest.mark.parametrize(
+    ("page", "chinese"), [("README.md", "README.zh-CN.md"), ("docs/how_to/cluster.md", "docs/zh/cluster.md")]
+)
+def test_a_chinese_page_has_the_commands_and_numbers_of_the_english_one(page, chinese):
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in (page, chinese)]
+    blocks = [re.findall(r"^```\w*\n.*?^```$", text, re.MULTILINE | re.DOTALL) for text in texts]
+    assert blocks[0] == blocks[1] != []
+    numbers = [set(re.findall(r"\d+\.\d\d+|\d+,\d{3}", text)) for text in texts]
+    assert numbers[0] == numbers[1]
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     """It needs the extra `docs`, which run_scripts/docs.sh installs."""
